@@ -3,7 +3,9 @@
 Source of every choice: Chen et al., "Generative Pretraining from Pixels" (2020), and the authors' released code.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 _HOME = {
@@ -26,3 +28,14 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(f"igpt_model.{_HOME[name]}"), name)
     globals()[name] = value
     return value
+
+
+class _Package(ModuleType):
+    """Keeps `igpt_model.train` the function, also after somebody has imported the submodule of the same name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
