@@ -22,7 +22,9 @@ def hash_arrays(arrays: Mapping[str, Any]) -> str:
 
 def hash_json(value: Any) -> str:
     """Hash a JSON value in canonical form (sorted keys, no spaces)."""
-    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
+    return xxhash.xxh3_128_hexdigest(
+        json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    )
 
 
 def hash_file(path: str | Path) -> str:

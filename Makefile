@@ -1,0 +1,53 @@
+# make demo   from a fresh clone to a depth curve      make test   the test suite
+# make check  lint, format, types                      make docs   the documentation, strictly
+# make bench  the CPU benchmarks (minutes)             make setup  only the environment
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+DEMO   ?= demo
+
+.PHONY: setup demo demo-pretrained test test-slow check docs bench clean
+
+setup: $(VENV)/.dev-installed
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "probekit needs Python 3.11 to 3.13; this is " + sys.version.split()[0] + ": run make with PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and alone: its pin then decides the build, whatever another package would ask for
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install -q -c constraints.txt torch
+	$(PIP) install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.dev-installed: $(VENV)/.installed
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/probekit demo --out $(DEMO)
+
+demo-pretrained: $(VENV)/.installed
+	$(BIN)/probekit demo --pretrained --out $(DEMO)-pretrained
+
+# one thread a worker: two workers with two threads each would fight over two cores
+test: $(VENV)/.dev-installed
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-slow: $(VENV)/.dev-installed
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.dev-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.dev-installed
+	$(BIN)/mkdocs build --strict -q
+
+bench: $(VENV)/.dev-installed
+	for script in benchmarks/*_speed.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,174 @@
+"""The house stays as drawn: arrows between rooms, lazy imports, short files, documented public names."""
+
+import ast
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("igpt_model", "probekit", "analyses")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+OWN_FILES = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
+
+# a module imports only from the rooms listed for it (longest prefix wins); everything may import errors
+ARROWS = {
+    "igpt_model": {"igpt_model"},
+    "analyses": {"analyses", "probekit", "igpt_model"},
+    "probekit": {"probekit", "igpt_model.errors"},
+    "probekit.datasets": {"probekit.datasets", "probekit.errors", "igpt_model.hashing", "igpt_model.atomic"},
+    "probekit.encoders": {"probekit.encoders", "probekit.errors", "igpt_model.hashing", "igpt_model.atomic"},
+    "probekit.encoders.igpt": {"probekit.encoders", "probekit.errors", "igpt_model"},
+    # Hugging Face's ImageGPT is an iGPT: it is converted and run as one
+    "probekit.encoders.hf": {"probekit.encoders", "probekit.errors", "igpt_model"},
+    "probekit.features": {
+        "probekit.features",
+        "probekit.encoders",
+        "probekit.datasets",
+        "probekit.ranks",
+        "probekit.errors",
+        "igpt_model.hashing",
+        "igpt_model.atomic",
+    },
+    "probekit.probes": {
+        "probekit.probes",
+        "probekit.ranks",
+        "probekit.errors",
+        "igpt_model.hashing",
+        "igpt_model.atomic",
+    },
+    "probekit.results": {"probekit.results", "probekit.errors", "igpt_model.hashing", "igpt_model.atomic"},
+    "probekit.reports": {
+        "probekit.reports",
+        "probekit.results",
+        "probekit.errors",
+        "igpt_model.hashing",
+        "igpt_model.atomic",
+    },
+    "probekit.cli": {"probekit", "igpt_model"},
+}
+LAZY = {"matplotlib", "cuml", "transformers", "timm", "tensorboard", "torch.utils.tensorboard", "hdf5plugin"}
+FORBIDDEN_NAMES = {"utils.py", "common.py", "helpers.py", "base.py", "misc.py"}
+
+
+def module_name(path: Path) -> str:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path, only_at_import: bool = False) -> set[str]:
+    """Modules that `path` imports; with `only_at_import`, leave out those inside functions and TYPE_CHECKING."""
+    tree = ast.parse(path.read_text())
+    package = module_name(path) if path.name == "__init__.py" else module_name(path).rpartition(".")[0]
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if only_at_import and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            return
+        if only_at_import and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            names = [f"{module}.{alias.name}" for alias in node.names]
+            is_module = [(ROOT / Path(*name.split("."))).with_suffix(".py").exists() for name in names]
+            found.update(name if known else module for name, known in zip(names, is_module, strict=True))
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(tree)
+    return found
+
+
+def within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def allowed_for(module: str) -> set[str]:
+    return ARROWS[max((room for room in ARROWS if within(module, room)), key=len)]
+
+
+def test_the_arrow_check_sees_a_wrong_arrow(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    wrong = tmp_path / "probekit" / "probes" / "solver.py"
+    wrong.parent.mkdir(parents=True)
+    wrong.write_text("def f():\n    from ..features import store\n    import h5py\n")
+    assert imports(wrong) == {"probekit.features", "h5py"}
+    assert not any(within("probekit.features", room) for room in allowed_for("probekit.probes.solver"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_arrows(path):
+    module = module_name(path)
+    own = {name for name in imports(path) if any(within(name, package) for package in PACKAGES)}
+    wrong = {name for name in own if not any(within(name, room) for room in allowed_for(module))}
+    assert not wrong, f"{module} may not import {sorted(wrong)}; it may import {sorted(allowed_for(module))}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_heavy_packages_are_imported_where_they_are_used(path):
+    heavy = {name for name in imports(path, only_at_import=True) if any(within(name, lazy) for lazy in LAZY)}
+    assert not heavy, (
+        f"{module_name(path)} imports {sorted(heavy)} at module level; import inside the function that needs it"
+    )
+
+
+def test_only_the_feature_room_knows_hdf5():
+    users = {module_name(path) for path in SOURCES if "h5py" in imports(path)}
+    assert users, "nobody imports h5py: this check has lost its subject"
+    assert all(within(user, "probekit.features") for user in users), users
+
+
+def test_igpt_model_needs_four_packages_only():
+    third_party = set()
+    for path in (ROOT / "igpt_model").rglob("*.py"):
+        third_party |= {name.partition(".")[0] for name in imports(path, only_at_import=True)}
+    third_party -= {"igpt_model", *sys.stdlib_module_names}
+    assert third_party <= {"torch", "numpy", "PIL", "safetensors", "xxhash", "filelock"}, third_party
+
+
+@pytest.mark.parametrize("command", ["import probekit", "import probekit.cli.main"])
+def test_importing_is_light(command):
+    heavy = ["torch", "matplotlib", "transformers", "cuml", "timm", "tensorboard", "sklearn", "pandas"]
+    code = f"import sys; {command}; print([m for m in {heavy} if m in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert printed.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", OWN_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_are_short_and_named_for_what_they_hold(path):
+    lines = len(path.read_text().splitlines())
+    assert lines <= 400, f"{path.relative_to(ROOT)} has {lines} lines: split it along its parts"
+    assert path.name not in FORBIDDEN_NAMES, f"{path.name} says nothing about what it holds"
+
+
+@pytest.mark.parametrize("package", ["igpt_model", "probekit"])
+def test_public_names_resolve_and_are_documented(package):
+    module = import_module(package)
+    for name in module.__all__:
+        value = getattr(module, name)
+        assert name == "__version__" or (value.__doc__ or "").strip(), f"{package}.{name} has no docstring"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_public_functions_are_documented(path):
+    tree = ast.parse(path.read_text())
+    bare = [
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
+        and not ast.get_docstring(node)
+    ]
+    assert not bare, f"{module_name(path)}: without a docstring: {bare}"
+    assert ast.get_docstring(tree), f"{module_name(path)} has no docstring that says what it is for"
+
+
+def test_functions_are_not_hidden_by_submodules_of_the_same_name():
+    code = "import importlib; importlib.import_module('probekit.sweep'); from probekit import sweep; print(callable(sweep))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert printed.strip() == "True"
