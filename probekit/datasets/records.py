@@ -1,0 +1,205 @@
+"""Dataset and Split: labelled images that are decoded when they are asked for.
+
+Shape legend: N rows of a split; H, W image sides; images are HWC uint8 RGB.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from igpt_model.hashing import hash_arrays
+from probekit.datasets.images import Images, hash_image
+from probekit.datasets.splits import stratified_holdout, stratified_subset
+from probekit.errors import UserError
+
+HASH_BLOCK = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Labelled images of one split; picklable, so that workers can decode.
+
+    Parameters
+    ----------
+    source : Images
+        Where the pixels come from.
+    labels : int64 (N,)
+    row_ids : int64 (N,)
+        Position of each row in the published source: what a paired test or a mask seed refers to.
+    source_rows : int64 (N,)
+        Position of each row in `source`.
+    """
+
+    source: Images
+    labels: np.ndarray
+    row_ids: np.ndarray
+    source_rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @classmethod
+    def of(cls, source: Images, labels: Any, row_ids: Any = None) -> "Split":
+        """All rows of `source`, in its order.
+
+        Raises
+        ------
+        UserError
+            Images and labels differ in number, or the labels are not whole numbers from 0 up.
+        """
+        labels = np.asarray(labels)
+        if labels.ndim != 1 or labels.dtype.kind not in "iu" or (labels.size and labels.min() < 0):
+            raise UserError(
+                f"Labels of shape {labels.shape} and type {labels.dtype} were given, "
+                "but one whole number from 0 up is needed for each image."
+            )
+        if len(source) != len(labels):
+            raise UserError(f"There are {len(source)} images but {len(labels)} labels; give one label an image.")
+        rows = np.arange(len(labels))
+        ids = rows if row_ids is None else np.asarray(row_ids, dtype=np.int64)
+        return cls(source, labels.astype(np.int64), ids, rows)
+
+    def images(self, start: int, stop: int) -> list[np.ndarray]:
+        """Images `start` to `stop` (exclusive), each HWC uint8 RGB."""
+        return self.source.read(self.source_rows[start:stop])
+
+    def read(self, indices: Any) -> list[np.ndarray]:
+        """Images at the given positions of this split, each HWC uint8 RGB."""
+        return self.source.read(self.source_rows[np.asarray(indices, dtype=np.int64)])
+
+    def take(self, indices: Any) -> "Split":
+        """The rows at `indices`, in that order; nothing is decoded."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        taken = Split(self.source, self.labels[chosen], self.row_ids[chosen], self.source_rows[chosen])
+        if "image_hashes" in self.__dict__:
+            taken.__dict__["image_hashes"] = self.image_hashes[chosen]
+        return taken
+
+    def limit(self, size: int | None, seed: int = 0) -> "Split":
+        """At most `size` rows, classes in proportion, seeded (`--limit`); all rows when `size` is None."""
+        return self if size is None or size >= len(self) else self.take(stratified_subset(self.labels, size, seed))
+
+    @cached_property
+    def image_hashes(self) -> np.ndarray:
+        """uint64 (N,): xxh3_64 of each decoded image's shape and pixels; decodes every image once."""
+        hashes = np.empty(len(self), dtype=np.uint64)
+        for start in range(0, len(self), HASH_BLOCK):
+            block = [hash_image(image) for image in self.images(start, start + HASH_BLOCK)]
+            hashes[start : start + len(block)] = block
+        return hashes
+
+    @cached_property
+    def id(self) -> str:
+        """Hash of labels, row ids and image hashes."""
+        return hash_arrays({"labels": self.labels, "row_ids": self.row_ids, "image_hashes": self.image_hashes})
+
+
+class Splits(Mapping[str, Split]):
+    """Splits by name, each made when first asked for: nobody reads the test images by accident."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Split]]) -> None:
+        self._makers = dict(makers)
+        self._made: dict[str, Split] = {}
+
+    def __getitem__(self, name: str) -> Split:
+        if name not in self._makers:
+            raise UserError(f"There is no split {name!r}; this data set has {', '.join(self._makers)}.")
+        if name not in self._made:
+            self._made[name] = self._makers[name]()
+        return self._made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A labelled image data set with the splits train, val and test.
+
+    Parameters
+    ----------
+    name : str
+    classes : tuple of str
+        Name of each label.
+    provenance : dict
+        JSON: name, source, split rule, checksums, options.
+    splits : Mapping of Split
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    provenance: dict[str, Any]
+    splits: Mapping[str, Split] = field(repr=False)
+
+
+def build(
+    name: str,
+    classes: tuple[str, ...],
+    provenance: dict[str, Any],
+    pool: Callable[[], Split],
+    test: Callable[[], Split] | None,
+    val: Callable[[], Split] | None = None,
+    *,
+    split_seed: int = 0,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+) -> Dataset:
+    """A Dataset from a training pool and, where the source has them, its own val and test parts.
+
+    Without `val`, a stratified `val_fraction` of the pool is held out; without `test`, first a stratified
+    `test_fraction` of the pool. The rule used is written into the provenance.
+
+    Raises
+    ------
+    UserError
+        From the split itself, when it is read: the training labels are of fewer than two classes.
+    """
+    cache: dict[str, Split] = {}
+
+    def whole() -> Split:
+        if "whole" not in cache:
+            rows = pool()
+            found = np.unique(rows.labels)
+            if len(found) < 2:
+                raise UserError(
+                    f"The training labels of {name} are of {len(found)} class, but a probe needs at least two classes."
+                )
+            if len(classes) <= found[-1]:
+                raise UserError(f"{name} has the label {found[-1]}, but only {len(classes)} classes are named.")
+            cache["whole"] = rows
+        return cache["whole"]
+
+    def without_test() -> tuple[Split, Split | None]:
+        if test is not None:
+            return whole(), None
+        kept, held = stratified_holdout(whole().labels, test_fraction, split_seed)
+        return whole().take(kept), whole().take(held)
+
+    def part(index: int) -> Split:
+        rows = without_test()[0]
+        if val is not None:
+            return rows if index == 0 else val()
+        return rows.take(stratified_holdout(rows.labels, val_fraction, split_seed)[index])
+
+    def held_test() -> Split:
+        rows = test() if test is not None else without_test()[1]
+        assert rows is not None
+        return rows
+
+    rule = {
+        "test": "the source's own" if test is not None else f"stratified {test_fraction:g} of the rows",
+        "val": "the source's own" if val is not None else f"stratified {val_fraction:g} of the training rows",
+        "seed": split_seed,
+        "function": "probekit.datasets.splits.stratified_holdout",
+    }
+    makers = {"train": lambda: part(0), "val": lambda: part(1), "test": held_test}
+    return Dataset(name, tuple(classes), {"name": name, **provenance, "split_rule": rule}, Splits(makers))

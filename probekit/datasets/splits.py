@@ -1,0 +1,102 @@
+"""The one rule by which rows are split: stratified, seeded, and the same on every machine and NumPy version.
+
+Shape legend: N rows.
+"""
+
+import numpy as np
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def random_bits(seed: int, ids_N: np.ndarray) -> np.ndarray:
+    """64 random bits for each (seed, id), by the SplitMix64 mixer.
+
+    A written-down integer function, because the streams of `numpy.random.Generator` may change between releases and a
+    split must not.
+
+    Parameters
+    ----------
+    seed : int
+    ids_N : array of int (N,)
+
+    Returns
+    -------
+    uint64 (N,)
+
+    References
+    ----------
+    Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+    """
+
+    def mix(z: np.ndarray) -> np.ndarray:
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+    with np.errstate(over="ignore"):
+        start = mix(np.array([seed % (1 << 64)], dtype=np.uint64) + _GOLDEN)
+        return mix(start + (np.asarray(ids_N).astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+
+
+def stratified_holdout(labels: np.ndarray, fraction: float = 0.1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Split rows into a kept and a held-out part with the same class proportions.
+
+    `round(fraction * N)` rows are held out, dealt to the classes by largest remainder (ties: the lower label); a class
+    with two rows or more gives at least one and keeps at least one. Inside a class the rows with the smallest
+    `random_bits(seed, row)` go.
+
+    Parameters
+    ----------
+    labels : int (N,)
+    fraction : float
+        Between 0 and 1.
+    seed : int
+
+    Returns
+    -------
+    kept, held_out : int64 (N_kept,), (N_held,)
+        Row positions, ascending.
+
+    Raises
+    ------
+    ValueError
+        `fraction` is not strictly between 0 and 1.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction is {fraction}, but a held-out part needs a number between 0 and 1.")
+    labels = np.asarray(labels)
+    _, class_N, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    quota = round(fraction * len(labels)) * sizes / max(len(labels), 1)
+    counts = np.floor(quota).astype(np.int64)
+    left = round(fraction * len(labels)) - int(counts.sum())
+    # rounding first: 0.1 * 90 in binary must not outrank an exact remainder
+    counts[np.argsort(-np.round(quota - counts, 9), kind="stable")[:left]] += 1
+    counts = np.clip(counts, np.where(sizes >= 2, 1, 0), sizes - 1)
+    bits = random_bits(seed, np.arange(len(labels)))
+    order = np.lexsort((bits, class_N))
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    rank_in_class = np.empty(len(labels), dtype=np.int64)
+    rank_in_class[order] = np.arange(len(labels)) - np.repeat(starts, sizes)
+    held = rank_in_class < counts[class_N]
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def stratified_subset(labels: np.ndarray, size: int, seed: int = 0) -> np.ndarray:
+    """At most `size` row positions (ascending), with the classes in proportion: what `--limit` keeps.
+
+    A class may drop out only when `size` is smaller than the number of classes.
+    """
+    labels = np.asarray(labels)
+    if size >= len(labels):
+        return np.arange(len(labels))
+    if size < 1:
+        raise ValueError(f"A subset of {size} rows was asked for, but at least 1 row is needed.")
+    _, class_N = np.unique(labels, return_inverse=True)
+    bits = random_bits(seed, np.arange(len(labels)))
+    order = np.lexsort((bits, class_N))
+    sizes = np.bincount(class_N)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    place_in_class = np.empty(len(labels))
+    place_in_class[order] = (np.arange(len(labels)) - np.repeat(starts, sizes) + 0.5) / np.repeat(sizes, sizes)
+    # every class's rows spread evenly over (0, 1): the `size` first of the merged order are proportional
+    return np.sort(np.lexsort((bits, place_in_class))[:size])
