@@ -1,0 +1,101 @@
+"""What an iGPT is: its sizes, the published presets, exact parameter and operation counts.
+
+Letters: B images, T positions, D width (`n_embd`), V palette colours, L blocks (`n_layer`).
+"""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from .errors import UserError
+
+# Table in section 3.3 of the paper; heads of S, M and L from the released sampling commands. The heads of XL were never
+# published: 24 (head width 128, as M) is ours.
+PRESETS: dict[str, dict[str, int]] = {
+    "tiny": {"n_layer": 10, "n_embd": 48, "n_head": 4},
+    "S": {"n_layer": 24, "n_embd": 512, "n_head": 8},
+    "M": {"n_layer": 36, "n_embd": 1024, "n_head": 8},
+    "L": {"n_layer": 48, "n_embd": 1536, "n_head": 16},
+    "XL": {"n_layer": 60, "n_embd": 3072, "n_head": 24},
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and kind of an iGPT.
+
+    Parameters
+    ----------
+    n_layer, n_embd, n_head : int
+        Blocks, width, attention heads; the width is a multiple of the heads.
+    vocab_size : int
+        Colours of the palette (the paper: 512, nine bits).
+    n_positions : int
+        Pixels of an image, rows x columns (the paper: 32 x 32 = 1,024).
+    causal : bool
+        True: autoregressive, with a start token. False: BERT, with masked inputs.
+    bias : bool
+        Biases on the linear layers. iGPT has none; only Hugging Face weights with nonzero biases need them.
+    mask_prob : float
+        BERT only: the chance that a position is masked (appendix A of the paper).
+    """
+
+    n_layer: int = 10
+    n_embd: int = 48
+    n_head: int = 4
+    vocab_size: int = 512
+    n_positions: int = 1024
+    causal: bool = True
+    bias: bool = False
+    mask_prob: float = 0.15
+
+    def __post_init__(self) -> None:
+        for name in ("n_layer", "n_embd", "n_head", "vocab_size", "n_positions"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} = {getattr(self, name)}, but it must be at least 1.")
+        if self.n_embd % self.n_head:
+            raise UserError(
+                f"n_embd = {self.n_embd} is no multiple of n_head = {self.n_head}: choose sizes that divide evenly."
+            )
+        if not 0 < self.mask_prob <= 1:
+            raise UserError(f"mask_prob = {self.mask_prob}, but it must lie in (0, 1]; the paper uses 0.15.")
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> "ModelConfig":
+        """Return the sizes called `name`: tiny, S, M, L or XL, with other fields as in `overrides`."""
+        if name not in PRESETS:
+            raise UserError(f"There is no model {name!r}: choose one of {', '.join(PRESETS)}.")
+        return cls.from_dict({**PRESETS[name], **overrides})
+
+    @property
+    def n_params(self) -> int:
+        """Number of trained parameters, the position table of `n_positions` rows included."""
+        d = self.n_embd
+        block = 12 * d * d + 2 * d + (9 * d if self.bias else 0)
+        start = d if self.causal else 0
+        return self.n_layer * block + 2 * self.vocab_size * d + self.n_positions * d + start + d
+
+    @property
+    def flops_per_image(self) -> int:
+        """Floating point operations of one image's forward pass: matrix products and full (not halved) attention.
+
+        A training step costs three times as much an image.
+        """
+        t, d = self.n_positions, self.n_embd
+        matmul = 2 * t * (12 * self.n_layer * d * d + self.vocab_size * d)
+        attention = 4 * t * t * d * self.n_layer
+        return matmul + attention
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary that JSON can hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
+        """Build from `to_dict`'s result; an unknown field is refused."""
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise UserError(
+                f"The model configuration holds {', '.join(unknown)}, which this version does not know: "
+                f"it knows {', '.join(field.name for field in fields(cls))}."
+            )
+        return cls(**values)

@@ -1,0 +1,62 @@
+"""What "layer k" is, and its pooled representation: the one home of that convention.
+
+Letters: B images, T positions, D width.
+
+Layer k (0 the embedding, L the last block) is the residual stream after k blocks, passed through the norm that reads it
+next (`ln_1` of block k; `ln_f` after the last block), averaged over positions: L + 1 candidates (paper, sections 2.2 to
+2.4 and the authors' blog). `norm=False` leaves the norm out.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .config import ModelConfig
+from .errors import UserError
+from .model import IGPT, NORM_EPS
+
+
+def layer_names(config: ModelConfig) -> tuple[str, ...]:
+    """Return the names of the L + 1 layers, shallow to deep: "00", "01", ..."""
+    return tuple(f"{k:02d}" for k in range(config.n_layer + 1))
+
+
+def pool(model: IGPT, k: int, h_BTD: Tensor, norm: bool = True) -> Tensor:
+    """Return layer k's feature (B, D), in float32, of its raw residual state `h_BTD`; differentiable.
+
+    The mean over positions of h / rms(h) * g is a weighted sum of h's rows, so no normalised copy of (B, T, D) is made.
+    """
+    h_BTD = h_BTD.float()
+    if not norm:
+        return h_BTD.mean(1)
+    g = (model.blocks[k].ln_1 if k < model.L else model.ln_f).g.float()
+    n_positions, width = h_BTD.shape[1:]
+    mean_square_BT = torch.linalg.vector_norm(h_BTD, dim=-1).square() / width
+    weight_BT = torch.rsqrt(mean_square_BT + NORM_EPS) / n_positions
+    return torch.bmm(weight_BT[:, None], h_BTD)[:, 0] * g
+
+
+@torch.no_grad()
+def encode(
+    model: IGPT, tokens_BT: Tensor | np.ndarray, norm: bool = True, mask_BT: Tensor | np.ndarray | None = None
+) -> list[Tensor]:
+    """Return the pooled representation of images at every depth: L + 1 tensors (B, D), float32, on the model's device.
+
+    Parameters
+    ----------
+    model : IGPT
+        There is no dropout, so training mode and evaluation mode are the same.
+    tokens_BT : integers (B, T)
+        Palette indices in raster order; for an autoregressive model the start token is put in front and the last pixel
+        dropped, as in training.
+    norm : bool
+        Apply the norm that reads the state next. False keeps the raw residual stream.
+    mask_BT : bool (B, T), optional
+        BERT only: hidden positions; the paper probes BERT on masked inputs (`objectives.draw_masks`).
+    """
+    device = model.wte.weight.device
+    tokens_BT = torch.as_tensor(tokens_BT, device=device)
+    if tokens_BT.ndim != 2:
+        raise UserError(f"Tokens of shape {tuple(tokens_BT.shape)} were given, but (images, pixels) is expected.")
+    mask_BT = None if mask_BT is None else torch.as_tensor(mask_BT, device=device)
+    return [pool(model, k, h_BTD, norm) for k, h_BTD in enumerate(model.hidden_states(tokens_BT, mask_BT))]

@@ -1,0 +1,87 @@
+"""The two pre-training losses, in nats per predicted pixel, and the seeded masks of BERT.
+
+Letters: B images, T positions, D width, M masked positions of a batch.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from .errors import UserError
+from .model import IGPT
+
+
+def autoregressive_loss(model: IGPT, tokens_BT: Tensor) -> Tensor:
+    """Return the mean negative log-likelihood of every pixel given those before it (paper, section 2.1)."""
+    logits_BTV = model(tokens_BT)
+    return F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.long().flatten())
+
+
+def bert_loss(model: IGPT, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Return the negative log-likelihood of the masked pixels: the mean over an image's masked ones, then over images.
+
+    Only masked positions pass the output matrix.
+    """
+    h_MD = model.last_state(tokens_BT, mask_BT)[mask_BT]
+    nll_M = F.cross_entropy(model.logits(h_MD), tokens_BT[mask_BT].long(), reduction="none")
+    share_B1 = 1 / (mask_BT.sum(1, keepdim=True).clamp(min=1) * len(mask_BT))
+    return (nll_M * share_B1.expand_as(mask_BT)[mask_BT]).sum()
+
+
+def loss(model: IGPT, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+    """Return the loss of the model's own objective; a BERT model needs `mask_BT`."""
+    if model.config.causal:
+        return autoregressive_loss(model, tokens_BT)
+    if mask_BT is None:
+        raise UserError("A BERT model was given no mask: draw one with igpt_model.objectives.draw_masks.")
+    return bert_loss(model, tokens_BT, mask_BT)
+
+
+def draw_masks(keys_B: ArrayLike, n_positions: int, prob: float, seed: int) -> Tensor:
+    """Draw a mask a row: each position hidden with probability `prob` on its own, at least one position hidden.
+
+    Parameters
+    ----------
+    keys_B : integers (B,) or (B, K)
+        What a row's mask depends on beside the seed: its row id, or (step, index) while training. Neither the other
+        rows nor the order of calls matter.
+    n_positions : int
+    prob : float
+    seed : int
+
+    Returns
+    -------
+    bool tensor (B, n_positions)
+        A row that comes out empty is drawn again, so the law is the independent one given that it is not empty.
+    """
+    if not 0 < prob <= 1 or n_positions < 1:
+        raise UserError(
+            f"Masks of {n_positions} positions at probability {prob} cannot be drawn: take T >= 1, 0 < p <= 1."
+        )
+    keys_BK = np.asarray(keys_B, dtype=np.int64).view(np.uint64)
+    if keys_BK.ndim == 1:
+        keys_BK = keys_BK[:, None]
+    state_B = np.full(len(keys_BK), seed % 2**64, dtype=np.uint64)
+    for key_B in keys_BK.T:
+        state_B = _scramble(_scramble(state_B) ^ key_B)
+    mask_BT = np.zeros((len(keys_BK), n_positions), dtype=bool)
+    empty = np.arange(len(keys_BK))
+    while len(empty):
+        state_B = _scramble(state_B)
+        bits = _scramble(state_B[empty, None] + np.arange(1, n_positions + 1, dtype=np.uint64) * _GOLDEN)
+        mask_BT[empty] = (bits >> np.uint64(11)) < np.uint64(prob * 2**53)
+        empty = empty[~mask_BT[empty].any(1)]
+    return torch.from_numpy(mask_BT)
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _scramble(x: np.ndarray) -> np.ndarray:
+    # one step of SplitMix64 (Steele, Lea, Flood 2014): a bijection of 64 bits, so distinct keys stay distinct
+    x = x + _GOLDEN
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
