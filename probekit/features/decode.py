@@ -1,0 +1,73 @@
+"""Decoded, prepared and hashed batches of images, made in this process or ahead of time in worker processes."""
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from probekit.datasets.images import hash_image
+from probekit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One block of a split: images uint8 (B, H, W, C), row_ids int64 (B,), image_hashes uint64 (B,)."""
+
+    split: str
+    block: int
+    images: np.ndarray
+    row_ids: np.ndarray
+    image_hashes: np.ndarray
+
+
+class _Batches(Dataset[Any]):
+    """Batch number i of a list of row ranges; a user error is returned, so that it keeps its type across processes."""
+
+    def __init__(self, parts: Mapping[str, Any], prepare: Callable, ranges: Sequence[tuple[str, int, slice]]):
+        self.parts, self.prepare, self.ranges = parts, prepare, ranges
+
+    def __len__(self) -> int:
+        return len(self.ranges)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor] | UserError:
+        split, _, rows = self.ranges[index]
+        try:
+            images = self.parts[split].images(rows.start, rows.stop)
+            prepared = np.stack([self.prepare(image) for image in images])
+        except UserError as error:
+            return error
+        hashes = np.array([hash_image(image) for image in images], dtype=np.uint64)
+        # tensors travel between processes through shared memory, arrays through a pipe
+        return torch.from_numpy(prepared), torch.from_numpy(hashes.view(np.int64))
+
+
+def prepared_batches(
+    parts: Mapping[str, Any], prepare: Callable, ranges: Sequence[tuple[str, int, slice]], workers: int
+) -> Generator[Batch]:
+    """The batches of `ranges` in order; with workers, at most two batches a worker are ready ahead of time.
+
+    Workers are forked by this call, not by the first `next`, so that the caller may start threads afterwards.
+    """
+    batches = _Batches(parts, prepare, ranges)
+    made: Iterator[Any] = (batches[index] for index in range(len(batches)))
+    if workers > 0:
+        loader = DataLoader(batches, batch_size=None, collate_fn=_as_it_is, num_workers=workers, prefetch_factor=2)
+        made = iter(loader)
+    return _batches(made, parts, ranges)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _batches(
+    made: Iterator[Any], parts: Mapping[str, Any], ranges: Sequence[tuple[str, int, slice]]
+) -> Generator[Batch]:
+    for (split, block, rows), item in zip(ranges, made, strict=True):
+        if isinstance(item, UserError):
+            raise item
+        images, hashes = item
+        yield Batch(split, block, images.numpy(), parts[split].row_ids[rows], hashes.numpy().view(np.uint64))

@@ -1,0 +1,193 @@
+"""The streaming loop: images in, the pooled features of every layer out, one pass, resumable at every block.
+
+N rows of a split, B rows of a block (one batch), H, W, C an image.
+"""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from probekit.errors import UserError
+from probekit.features import store
+from probekit.features.decode import Batch, prepared_batches
+from probekit.features.provenance import refuse_other, versions
+from probekit.features.store import FeatureStore, Header, file_layer_names
+from probekit.features.writer import FeatureWriter, create_skeleton, write_lock
+
+BATCH_SIZE = 128
+Progress = Callable[[int, int], Any]
+
+
+def extract(
+    encoder: Any,
+    data: Any,
+    out: str | Path,
+    splits: Sequence[str] | None = None,
+    batch_size: int | None = None,
+    workers: int = 0,
+    dtype: str = "float32",
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> FeatureStore:
+    """Write every layer's pooled features of a data set to one feature file, and open it.
+
+    Killed at any moment and called again with the same arguments it goes on where it was; the data end identical to
+    those of an undisturbed run. A complete file of the same provenance is only opened.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        `layers`, `widths`, `provenance`, `prepare(image_HWC)` and `encoder(images_BHWC, row_ids_B)`.
+    data : Dataset
+        `classes`, `provenance` and `splits`.
+    out : path of the HDF5 file
+    splits : names of the splits to extract, all when None
+    batch_size : rows a batch; None takes the file's when it is resumed, else 128
+    workers : processes that decode and prepare images; 0 does it in this process
+    dtype : "float32" or "float16", how features are stored
+    limit : at most this many rows of each split, classes in proportion
+    progress : called with (rows done, rows in all) after every batch
+
+    Raises
+    ------
+    UserError
+        The file there has another provenance (the message says what differs), another process writes it, the disk is
+        full, an image cannot be decoded, or a feature is not finite.
+    """
+    path = Path(out)
+    if dtype not in store.DTYPES:
+        raise UserError(f"Features cannot be stored as {dtype!r}; choose {' or '.join(store.DTYPES)}.")
+    parts = {name: data.splits[name] for name in (splits or data.splits)}
+    if limit is not None:
+        parts = {name: part.limit(limit) for name, part in parts.items()}
+    parts = {name: part for name, part in parts.items() if len(part)}
+    with write_lock(path):
+        header = declare(encoder, data, parts, batch_size, dtype, limit)
+        if path.exists():
+            header = _resume(path, header, parts, batch_size)
+        else:
+            labels = {name: part.labels for name, part in parts.items()}
+            row_ids = {name: part.row_ids for name, part in parts.items()}
+            create_skeleton(path, header, labels, row_ids, data.classes)
+        with FeatureWriter(path) as writer:
+            _fill(writer, encoder, parts, workers, progress)
+            writer.finish()
+    return FeatureStore(path)
+
+
+def declare(
+    encoder: Any, data: Any, parts: dict[str, Any], batch_size: int | None, dtype: str, limit: int | None
+) -> Header:
+    """The header of the file that `extract` is asked for."""
+    if not parts:
+        raise UserError("There are no rows to extract; ask for a split that holds images.")
+    dataset = {**data.provenance, "name": data.name, "limit": limit}
+    return Header(
+        encoder=dict(encoder.provenance),
+        dataset=dataset,
+        dtype=dtype,
+        layers=file_layer_names(encoder.layers),
+        layer_names=tuple(encoder.layers),
+        widths=tuple(int(width) for width in encoder.widths),
+        splits={name: len(part) for name, part in parts.items()},
+        batch_size=batch_size or BATCH_SIZE,
+        threads=torch.get_num_threads(),
+        versions=versions(),
+    )
+
+
+def _resume(path: Path, asked: Header, parts: dict[str, Any], batch_size: int | None) -> Header:
+    """The header on disk, after making sure that it is the file asked for, down to labels and row ids."""
+    with store.open_hdf5(path) as file:
+        there = store.read_header(file)
+        reused = {**vars(asked), "threads": there.threads, "batch_size": batch_size or there.batch_size}
+        refuse_other(path, there, Header(**reused))
+        for name, part in parts.items():
+            for column in ("labels", "row_ids"):
+                if not np.array_equal(file[store.column_path(name, column)][()], getattr(part, column)):
+                    raise UserError(
+                        f"{path} was begun with other {column} of split {name} than the data set has now: "
+                        "choose another --out or delete the file."
+                    )
+    return there
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with the thread count the file was begun with: the bits of a matrix product depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fill(writer: FeatureWriter, encoder: Any, parts: dict[str, Any], workers: int, progress: Progress | None) -> None:
+    header, todo = writer.header, writer.todo()
+    total = sum(header.splits.values())
+    done = total - sum(len(range(total)[header.rows(split, block)]) for split, block in todo)
+    if progress:
+        progress(done, total)
+    if not todo:
+        return
+    ranges = [(split, block, header.rows(split, block)) for split, block in todo]
+    batches = prepared_batches(parts, encoder.prepare, ranges, workers)
+    with _threads(header.threads), _Overlapped(writer) as sink, contextlib.closing(batches), torch.inference_mode():
+        for batch in batches:
+            features = encoder(batch.images, batch.row_ids)
+            sink.put(batch, features)
+            done += len(batch.row_ids)
+            if progress:
+                progress(done, total)
+
+
+class _Overlapped:
+    """A thread that copies features to the host and writes them while the next batch is computed.
+
+    At most two batches wait, so memory stays bounded; an error in the thread is raised at the next `put` or at the end.
+    """
+
+    def __init__(self, writer: FeatureWriter):
+        self._writer = writer
+        self._waiting: queue.Queue[tuple[Batch, list[torch.Tensor]] | None] = queue.Queue(maxsize=2)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="probekit-writer", daemon=True)
+
+    def put(self, batch: Batch, features: list[torch.Tensor]) -> None:
+        self._raise()
+        self._waiting.put((batch, features))
+
+    def _work(self) -> None:
+        while (item := self._waiting.get()) is not None:
+            if self._error is not None:
+                continue
+            batch, features = item
+            try:
+                arrays = [torch.as_tensor(f).to("cpu", torch.float32).numpy() for f in features]
+                self._writer.write(batch.split, batch.block, batch.image_hashes, arrays)
+            except BaseException as error:
+                self._error = error
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def __enter__(self) -> "_Overlapped":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._waiting.put(None)
+        self._thread.join()
+        if self._error is None:
+            # what was computed before an interruption is kept too
+            self._writer.commit()
+        if kind is None:
+            self._raise()

@@ -1,0 +1,67 @@
+"""What made a file, and what differs when somebody asks for another one under the same name."""
+
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+
+from probekit.errors import UserError
+from probekit.features.store import Header
+
+SHOWN = 5
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the bits of a feature depend on."""
+    return {
+        "probekit": import_module("probekit").__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "h5py": h5py.__version__,
+    }
+
+
+def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+    """Each place where two JSON values differ, as "name: old there, new asked for"."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in [*old, *(key for key in new if key not in old)]:
+            yield from differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
+    elif isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
+        for index, (a, b) in enumerate(zip(old, new, strict=True)):
+            yield from differences(a, b, f"{name}[{index}]")
+    elif _listed(old) != _listed(new):
+        yield f"{name}: {_short(old)} there, {_short(new)} asked for"
+
+
+def _listed(value: Any) -> Any:
+    """JSON knows no tuples: they come back as lists."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def refuse_other(path: Path, there: Header, asked: Header) -> None:
+    """Raise unless the file on disk is the one that is asked for; the message says what differs."""
+    found = list(differences(_comparable(there), _comparable(asked)))
+    if found:
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        raise UserError(
+            f"{path} holds other features ({'; '.join(found[:SHOWN])}{more}): choose another --out or delete the file."
+        )
+
+
+def _comparable(header: Header) -> dict[str, Any]:
+    fields = asdict(header)
+    # of the versions only torch's changes the bits of a feature
+    fields["versions"] = {"torch": header.versions.get("torch")}
+    return fields

@@ -1,0 +1,227 @@
+"""Writing a feature file so that no kill, crash or full disk loses what was complete.
+
+The skeleton (every dataset allocated, every attribute at its final size, labels and an empty ledger in place) is built
+in a temporary file, fsynced and renamed. From then on only raw bytes change, at offsets that never move: the blocks,
+fsync, their ledger rows, fsync. HDF5 metadata are touched once more, to set `id` and `complete`.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import filelock
+import h5py
+import numpy as np
+
+from probekit.errors import UserError
+from probekit.features import store
+from probekit.features.store import Header
+
+COMMIT_BYTES = 32 << 20
+COMMIT_SECONDS = 1.0
+
+
+@contextlib.contextmanager
+def write_lock(path: Path) -> Iterator[None]:
+    """Hold the right to write `path`; a second writer is refused at once. A killed process loses the lock by itself."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path.parent / f".{path.name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise UserError(f"{path} is being written by another process; wait for it, or choose another --out.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def full_disk_as_sentence(path: Path) -> Iterator[None]:
+    """Turn the system's "no space left" into what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(
+                f"The disk (or quota) of {path.parent} is full while writing {path.name}; "
+                "every finished block is kept: free some space and run the same command again."
+            ) from None
+        raise
+
+
+def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -> h5py.h5d.DatasetID:
+    """A contiguous dataset whose place in the file is fixed now; its bytes are never filled by HDF5."""
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_layout(h5py.h5d.CONTIGUOUS)
+    plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    plan.set_obj_track_times(False)
+    links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    links.set_create_intermediate_group(True)
+    kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
+    return h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(shape), plan, lcpl=links)
+
+
+def create_skeleton(
+    path: Path,
+    header: Header,
+    labels: Mapping[str, np.ndarray],
+    row_ids: Mapping[str, np.ndarray],
+    classes: Sequence[str] = (),
+) -> None:
+    """Build the whole file but its features, under a temporary name, then rename it into place (the lock is held)."""
+    need = sum(n * header.bytes_per_row for n in header.splits.values())
+    free = shutil.disk_usage(path.parent).free
+    if need > free:
+        raise UserError(
+            f"{path.name} needs {need / 1e9:.2f} GB and {path.parent} has {free / 1e9:.2f} GB free: "
+            "free some space, choose another --out, or store --dtype float16."
+        )
+    partial = path.parent / f".{path.name}.partial"
+    partial.unlink(missing_ok=True)
+    with full_disk_as_sentence(path):
+        with h5py.File(partial, "w", locking=False) as file:
+            store.write_header(file, header)
+            if classes:
+                names = [name.encode() for name in classes]
+                kind = h5py.string_dtype("utf-8", max(1, *map(len, names)))
+                file.create_dataset("classes", data=np.array(names, dtype=kind), track_times=False)
+            for split, n in header.splits.items():
+                for column, kind in store.ROW_COLUMNS.items():
+                    _allocate(file, store.column_path(split, column), (n,), kind)
+                file[store.column_path(split, "labels")][...] = labels[split]
+                file[store.column_path(split, "row_ids")][...] = row_ids[split]
+                file[store.column_path(split, "image_hashes")][...] = 0
+                shape = (header.n_blocks(split), len(header.layers) + 2)
+                _allocate(file, store.ledger_path(split), shape, np.uint64)
+                file[store.ledger_path(split)][...] = 0
+                for layer, width in zip(header.layers, header.widths, strict=True):
+                    _allocate(file, store.layer_path(split, layer), (n, width), header.dtype)
+        _sync(partial)
+        os.replace(partial, path)
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class FeatureWriter:
+    """Writes the blocks of a skeleton; blocks already sealed in the ledger are not asked for again.
+
+    Attributes
+    ----------
+    header : Header
+    done : dict of split to bool array (n_blocks,), updated when a block is durable
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        with store.open_hdf5(path) as file:
+            self.header = store.read_header(file)
+            self.complete = bool(file.attrs["complete"])
+            self._offsets: dict[str, int] = {}
+            self._ledgers: dict[str, np.ndarray] = {}
+            self._columns: dict[str, dict[str, np.ndarray]] = {}
+            for split in self.header.splits:
+                names = [store.layer_path(split, layer) for layer in self.header.layers]
+                for name in [*names, store.column_path(split, "image_hashes"), store.ledger_path(split)]:
+                    self._offsets[name] = file[name].id.get_offset()
+                self._ledgers[split] = file[store.ledger_path(split)][()]
+                self._columns[split] = {c: file[store.column_path(split, c)][()] for c in store.ROW_COLUMNS}
+        self.done = {split: store.done_blocks(ledger) for split, ledger in self._ledgers.items()}
+        self._descriptor = os.open(path, os.O_RDWR)
+        self._pending: list[tuple[str, int]] = []
+        self._pending_bytes = 0
+        self._committed_at = time.monotonic()
+
+    def todo(self) -> list[tuple[str, int]]:
+        """(split, block) of every block that is not durable yet, in file order."""
+        return [(split, int(block)) for split, done in self.done.items() for block in np.flatnonzero(~done)]
+
+    def write(self, split: str, block: int, image_hashes: np.ndarray, features: Sequence[np.ndarray]) -> None:
+        """Write one block: image_hashes uint64 (B,), one (B, D) array a layer; durable after the next commit."""
+        rows = self.header.rows(split, block)
+        columns = self._columns[split]
+        columns["image_hashes"][rows] = image_hashes
+        sums = np.empty(len(features) + 2, dtype=np.uint64)
+        with full_disk_as_sentence(self.path):
+            self._put(store.column_path(split, "image_hashes"), rows.start, columns["image_hashes"][rows])
+            for index, (layer, X) in enumerate(zip(self.header.layers, features, strict=True)):
+                stored = self._checked(split, rows, index, X)
+                self._put(store.layer_path(split, layer), rows.start, stored)
+                sums[index + 1] = store.checksum(stored)
+                self._pending_bytes += stored.nbytes
+        sums[0] = store.checksum(np.concatenate([columns[c][rows].view(np.uint64) for c in store.ROW_COLUMNS]))
+        sums[-1] = store.seal(block, sums[:-1])
+        self._ledgers[split][block] = sums
+        self._pending.append((split, block))
+        if self._pending_bytes >= COMMIT_BYTES or time.monotonic() - self._committed_at >= COMMIT_SECONDS:
+            self.commit()
+
+    def _checked(self, split: str, rows: slice, index: int, X: np.ndarray) -> np.ndarray:
+        layer, width = self.header.layers[index], self.header.widths[index]
+        shape = (rows.stop - rows.start, width)
+        if X.shape != shape:
+            raise UserError(f"The encoder gave layer {layer} the shape {X.shape} where {shape} was expected.")
+        with np.errstate(over="ignore"):
+            stored = np.ascontiguousarray(X, dtype=self.header.dtype)
+        if not np.isfinite(stored).all():
+            bad = rows.start + int(np.flatnonzero(~np.isfinite(stored).all(axis=1))[0])
+            hint = (
+                "; it overflows float16: store float32" if np.isfinite(X).all() else ": check the encoder and its input"
+            )
+            raise UserError(f"Layer {layer} is not finite at row {bad} of {split}{hint}.")
+        return stored
+
+    def _put(self, name: str, first_row: int, rows: np.ndarray) -> None:
+        position = self._offsets[name] + first_row * rows[:1].nbytes
+        view = rows.data.cast("B")
+        while view:
+            written = os.pwrite(self._descriptor, view, position)
+            view, position = view[written:], position + written
+
+    def commit(self) -> None:
+        """Make every block written so far durable: fsync the data, then write and fsync their ledger rows."""
+        if not self._pending:
+            return
+        with full_disk_as_sentence(self.path):
+            os.fsync(self._descriptor)
+            for split, block in self._pending:
+                self._put(store.ledger_path(split), block, self._ledgers[split][block : block + 1])
+            os.fsync(self._descriptor)
+        for split, block in self._pending:
+            self.done[split][block] = True
+        self._pending, self._pending_bytes, self._committed_at = [], 0, time.monotonic()
+
+    def finish(self) -> None:
+        """Set the file's id and mark it complete, once every block is durable."""
+        self.commit()
+        if self.todo():
+            raise RuntimeError(f"{self.path}: {len(self.todo())} blocks are still to be written.")
+        if self.complete:
+            return
+        identity = store.file_id(self.header, self._ledgers)
+        with full_disk_as_sentence(self.path):
+            with store.open_hdf5(self.path, "r+") as file:
+                file.attrs.modify("id", np.array(identity.encode(), dtype=h5py.string_dtype("utf-8", 32)))
+                file.attrs.modify("complete", 1)
+                file.flush()
+            os.fsync(self._descriptor)
+        self.complete = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)

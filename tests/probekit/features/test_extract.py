@@ -1,0 +1,110 @@
+"""One pass, every layer, exactly what the encoder gives; interrupted runs end with the same file."""
+
+import h5py
+import numpy as np
+import pytest
+from feature_fakes import LinearEncoder, dataset
+
+from probekit.errors import UserError
+from probekit.features.extract import extract
+from probekit.features.store import FeatureStore
+
+
+def content(path):
+    with h5py.File(path) as file:
+        found = {}
+        file.visititems(lambda name, item: found.update({name: item[()].tobytes()}) if hasattr(item, "shape") else None)
+        return found, dict(file.attrs)
+
+
+def test_the_file_holds_what_the_encoder_gives(tmp_path):
+    data, encoder = dataset(), LinearEncoder()
+    store = extract(encoder, data, tmp_path / "f.h5", batch_size=8)
+    assert store.layers == ("00_blocks.0", "01_blocks.1", "02_blocks.2")
+    assert store.widths == (5, 7, 3)
+    assert store.splits == ("train", "test")
+    assert store.encoder == encoder.provenance
+    for name, split in data.splits.items():
+        for k, expected in enumerate(encoder.expected(split)):
+            X, y = store.read(name, k)
+            assert X.dtype == np.float32
+            # a product over eight rows may round otherwise than one over all
+            np.testing.assert_allclose(X, expected, rtol=1e-6, atol=1e-6)
+            np.testing.assert_array_equal(y, split.labels)
+        np.testing.assert_array_equal(store.row_ids(name), split.row_ids)
+        np.testing.assert_array_equal(store.image_hashes(name), split.image_hashes)
+
+
+def test_five_lines_of_plain_h5py_read_the_same(tmp_path):
+    store = extract(LinearEncoder(), dataset(), tmp_path / "f.h5")
+    with h5py.File(tmp_path / "f.h5") as file:
+        X = file["train/layers/01_blocks.1"][()]
+        y = file["train/labels"][()]
+        assert file.attrs["complete"] == 1
+        assert list(file["classes"].asstr()) == ["a", "b", "c"]
+    np.testing.assert_array_equal(X, store.read("train", 1)[0])
+    np.testing.assert_array_equal(y, store.labels("train"))
+
+
+@pytest.mark.parametrize("fail_after", [0, 1, 4, 7, 9])
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_file(tmp_path, fail_after):
+    data = dataset()
+    extract(LinearEncoder(), data, tmp_path / "whole.h5", batch_size=8)
+    with pytest.raises(KeyboardInterrupt):
+        extract(LinearEncoder(fail_after=fail_after), data, tmp_path / "f.h5", batch_size=8)
+    with pytest.raises(UserError, match=f"incomplete: {fail_after} of 10 blocks"):
+        FeatureStore.open(tmp_path / "f.h5")
+    again = LinearEncoder()
+    extract(again, data, tmp_path / "f.h5")
+    assert again.calls == 10 - fail_after
+    whole, resumed = content(tmp_path / "whole.h5"), content(tmp_path / "f.h5")
+    assert whole == resumed
+
+
+def test_a_complete_file_is_not_computed_again(tmp_path):
+    first = extract(LinearEncoder(), dataset(), tmp_path / "f.h5")
+    again = LinearEncoder(fail_after=0)
+    assert extract(again, dataset(), tmp_path / "f.h5").id == first.id
+
+
+def test_workers_give_the_same_file(tmp_path):
+    one = extract(LinearEncoder(), dataset(), tmp_path / "one.h5", batch_size=8)
+    two = extract(LinearEncoder(), dataset(), tmp_path / "two.h5", batch_size=8, workers=2)
+    assert one.id == two.id
+
+
+def test_progress_counts_rows(tmp_path):
+    seen = []
+    extract(LinearEncoder(), dataset(), tmp_path / "f.h5", batch_size=40, progress=lambda *at: seen.append(at))
+    assert seen == [(0, 73), (40, 73), (50, 73), (73, 73)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"encoder": LinearEncoder(provenance={"name": "linear", "weights_hash": "xyz"})},
+            "encoder.weights_hash: 'abc'",
+        ),
+        ({"data": dataset(seed=1)}, "dataset.seed: 0 there, 1"),
+        ({"dtype": "float16"}, "dtype: 'float32' there"),
+        ({"batch_size": 16}, "batch_size: 8 there, 16"),
+        ({"limit": 20}, "dataset.limit"),
+        ({"splits": ["train"]}, "splits.test: 23 there, None"),
+    ],
+)
+def test_other_arguments_on_the_same_file_are_refused(tmp_path, change, message):
+    arguments = {"encoder": LinearEncoder(), "data": dataset(), "out": tmp_path / "f.h5", "batch_size": 8}
+    extract(**arguments)
+    with pytest.raises(UserError, match=message):
+        extract(**{**arguments, **change})
+
+
+def test_nan_features_name_layer_and_row(tmp_path):
+    with pytest.raises(UserError, match=r"01_blocks.1 is not finite at row 21 of train"):
+        extract(LinearEncoder(nan_at_row=21), dataset(), tmp_path / "f.h5", batch_size=8)
+
+
+def test_limit_takes_as_many_rows(tmp_path):
+    store = extract(LinearEncoder(), dataset(), tmp_path / "f.h5", limit=20)
+    assert [len(store.labels(split)) for split in store.splits] == [20, 20]
