@@ -19,6 +19,8 @@ ARROWS = {
     "analyses": {"analyses", "probekit", "igpt_model"},
     "probekit": {"probekit"},
     "probekit.datasets": {"probekit.datasets"},
+    # the released token arrays are turned back into images by the palette's own scaling
+    "probekit.datasets.openai_tokens": {"probekit.datasets", "igpt_model.palette"},
     "probekit.encoders": {"probekit.encoders"},
     "probekit.encoders.igpt": {"probekit.encoders", "igpt_model"},
     # Hugging Face's ImageGPT is an iGPT: it is converted and run as one
@@ -41,7 +43,7 @@ ARROWS = {
     },
     "probekit.cli": {"probekit", "igpt_model"},
 }
-FOUNDATION = {"igpt_model.errors", "igpt_model.hashing", "igpt_model.atomic", "probekit.errors"}
+FOUNDATION = {"igpt_model.errors", "igpt_model.hashing", "igpt_model.atomic", "probekit.errors", "probekit.named"}
 LAZY = {"matplotlib", "cuml", "transformers", "timm", "tensorboard", "torch.utils.tensorboard", "hdf5plugin"}
 FORBIDDEN_NAMES = {"utils.py", "common.py", "helpers.py", "base.py", "misc.py"}
 

@@ -1,13 +1,17 @@
 """What `load_dataset` knows by name, and how it tells names, paths and arrays apart."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from probekit.datasets import folder
+from probekit.datasets.arrays import load_npz, load_objects
 from probekit.datasets.records import Dataset
 from probekit.errors import UserError
+from probekit.named import import_object
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,18 @@ ENTRIES = (
         "digits:load_wandering",
         False,
     ),
+    Entry(
+        "folder",
+        "any labelled images: SPLIT/CLASS/NAME or CLASS/NAME in a folder or zip",
+        "yours; root=FOLDER, FILE.zip or 'FOLDER/NAME-*.zip'",
+        "folder:load",
+    ),
+    Entry(
+        "npz",
+        "train_images, train_labels, test_images, ... in one .npz file",
+        "yours; root=FILE.npz",
+        "arrays:load_npz",
+    ),
 )
 
 
@@ -47,26 +63,55 @@ def list_datasets() -> list[Entry]:
 
 
 def load_dataset(source: Any, root: str | Path | None = None, **options: Any) -> Dataset:
-    """Load a labelled image data set by name.
+    """Load a labelled image data set.
 
     Parameters
     ----------
-    source : str
-        A name of `list_datasets()`.
+    source : str, path, tuple, dict or torch Dataset
+        A name of `list_datasets()`; the path of an image folder, zip archive (or quoted glob of archives) or .npz;
+        `package.module:function`, a function that returns any of these; `(images, labels)`, a torch Dataset, or a
+        dict of them by split.
     root : path, optional
-        Folder (or file) where the data set lies, for those that are not embedded.
+        Folder (or file) where a data set known by name lies, for those that are not embedded.
     **options
-        Passed to the data set's own loader.
+        Passed to the loader, for example `split_seed`.
+
+    Returns
+    -------
+    Dataset
 
     Raises
     ------
     UserError
-        The name is not known; the message lists the known ones.
+        The name is not known (the message lists the known ones), or the source cannot be read.
     """
+    if isinstance(source, Dataset):
+        return source
+    if not isinstance(source, str | Path):
+        return load_objects(source, **options)
+    text = str(source)
     for entry in ENTRIES:
-        if entry.name == source:
+        if entry.name == text:
             module, function = entry.loader.split(":")
             load: Callable[..., Dataset] = getattr(import_module(f"probekit.datasets.{module}"), function)
-            return load(entry.name, **({"root": root} if entry.needs_root else {}), **options)
+            return load(entry.name, **_with_root(entry, root), **options)
+    path = os.path.expanduser(text)
+    if folder.looks_like(path):
+        return folder.load("folder", path, **options)
+    if path.endswith(".npz") and Path(path).exists():
+        return load_npz("npz", path, **options)
+    if ":" in text and not Path(path).exists():
+        value = import_object(text)
+        return load_dataset(value(**options) if callable(value) else value)
     known = ", ".join(entry.name for entry in ENTRIES)
-    raise UserError(f"The data set {source!r} is not known; known are {known}.")
+    raise UserError(
+        f"The data set {text!r} is neither a known name, nor an image folder, .zip or .npz that exists; known are {known}."
+    )
+
+
+def _with_root(entry: Entry, root: str | Path | None) -> dict[str, Any]:
+    if entry.needs_root:
+        return {"root": root}
+    if root is not None:
+        raise UserError(f"{entry.name} is embedded and takes no root, but root={root} was given; leave it out.")
+    return {}

@@ -4,7 +4,7 @@ Wandering digits are a task where raw pixels fail and a representation can show 
 quantised to four grey levels, lies at one of 25 places on a black 12x12 canvas.
 
 Row ids: `digits`: the digit's number in scikit-learn's order. Wandering: `25 * digit + place`, place = 5 * row + column
-of the upper left corner, so that both wandering data sets number the same picture alike, and `row_id // 25` is the digit.
+of the upper left corner, so both wandering data sets number the same picture alike, and `row_id // 25` is the digit.
 """
 
 import numpy as np

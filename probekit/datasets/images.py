@@ -28,7 +28,7 @@ class Images(Protocol):
 
 
 def hash_image(image_HWC: np.ndarray) -> int:
-    """xxh3_64 of an image's shape and pixels: equal pictures have equal numbers, whatever format they were stored in."""
+    """xxh3_64 of an image's shape and pixels: equal pictures have equal numbers, whatever their format."""
     image_HWC = np.ascontiguousarray(image_HWC)
     seed = (image_HWC.shape[0] << 32) ^ image_HWC.shape[1]
     return xxhash.xxh3_64_intdigest(image_HWC.data, seed=seed)
