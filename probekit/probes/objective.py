@@ -1,0 +1,78 @@
+"""The objective and its conventions: the only place that knows how `C` relates to the l2 of the mean loss.
+
+scikit-learn minimises  1/2 ||W||^2 + C * sum_i s_i ce_i ; inside probekit the same problem, divided by C * sum_i s_i, is
+    mean_s ce + l2/2 ||W||^2     with     l2 = 1 / (C * sum_i s_i),
+the intercept free in both. K >= 3 classes: softmax with K coefficient rows; K = 2: sigmoid with one row (R = 1).
+
+Shapes: N rows, D features, K classes, R coefficient rows (1 if K = 2 else K).
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, logsumexp, softmax
+
+Array = NDArray[np.float64]
+
+
+def C_to_l2(C: ArrayLike, total_weight: float) -> Array:
+    """The l2 of the mean loss that equals scikit-learn's `C` on rows whose weights sum to `total_weight`."""
+    return 1.0 / (np.asarray(C, np.float64) * total_weight)
+
+
+def l2_to_C(l2: ArrayLike, total_weight: float) -> Array:
+    """The inverse of `C_to_l2` (it is its own form)."""
+    return 1.0 / (np.asarray(l2, np.float64) * total_weight)
+
+
+def n_rows_of_coefficients(n_classes: int) -> int:
+    """R: one coefficient row for two classes (sigmoid), one a class for more (softmax)."""
+    return 1 if n_classes == 2 else n_classes
+
+
+def logits(X: ArrayLike, coef: Array, intercept: Array) -> Array:
+    """Linear scores (N, R) of one probe, in float64."""
+    return np.asarray(X, np.float64) @ np.asarray(coef, np.float64).T + np.asarray(intercept, np.float64)
+
+
+def probabilities(scores: Array) -> Array:
+    """Class probabilities (..., N, K) from scores (..., N, R)."""
+    if scores.shape[-1] == 1:
+        positive = expit(scores)
+        return np.concatenate([1.0 - positive, positive], axis=-1)
+    return np.asarray(softmax(scores, axis=-1))
+
+
+def log_probabilities(scores: Array) -> Array:
+    """Logarithms of `probabilities`, accurate where those underflow."""
+    if scores.shape[-1] == 1:
+        return np.concatenate([-np.logaddexp(0.0, scores), -np.logaddexp(0.0, -scores)], axis=-1)
+    return np.asarray(scores - logsumexp(scores, axis=-1, keepdims=True))
+
+
+def loss_and_gradient(
+    X: ArrayLike, y: ArrayLike, coef: Array, intercept: Array, l2: float, sample_weight: ArrayLike | None = None
+) -> tuple[float, Array, Array]:
+    """Mean loss + l2/2 ||W||^2 and its gradient, in plain float64 NumPy: the definition everything else is tested by.
+
+    Parameters
+    ----------
+    X : (N, D) array
+    y : (N,) integers in [0, K)
+    coef, intercept : (R, D) and (R,) arrays
+    l2 : penalty of the mean loss (see `C_to_l2`)
+    sample_weight : (N,) non-negative weights, None for ones
+
+    Returns
+    -------
+    value, gradient of coef (R, D), gradient of intercept (R,)
+    """
+    X = np.asarray(X, np.float64)
+    y = np.asarray(y)
+    weights = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    weights = weights / weights.sum()
+    log_proba = log_probabilities(logits(X, coef, intercept))
+    residual = np.exp(log_proba)
+    residual[np.arange(len(y)), y] -= 1.0
+    residual = (residual if coef.shape[0] > 1 else residual[:, 1:]) * weights[:, None]
+    value = -float(weights @ log_proba[np.arange(len(y)), y]) + 0.5 * l2 * float(np.sum(np.square(coef)))
+    return value, residual.T @ X + l2 * coef, residual.sum(axis=0)

@@ -1,0 +1,142 @@
+"""`fit_path`: one certified probe a penalty, all penalties at once."""
+
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.exceptions import ConvergenceWarning
+
+from probekit.errors import UserError
+from probekit.probes import objective
+from probekit.probes.backends import fit_backend
+from probekit.probes.inputs import read_inputs
+
+if TYPE_CHECKING:
+    from probekit.probes.linear_probe import LinearProbe
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ProbePath:
+    """Probes along a path of penalties.
+
+    Attributes
+    ----------
+    Cs, l2s : (n_C,) penalties, scikit-learn's and the mean loss's (see `probes.objective`)
+    classes : (K,) labels in column order
+    coef, intercept : (n_C, R, D) and (n_C, R), R = 1 if K = 2 else K, on the features as given (standardising folded back)
+    converged : (n_C,) bool
+    certificates : arrays (n_C,): loss, grad_max, grad_rel, gap_bound, decrement_gap, intercept_residual, n_iter, stop_reason
+    backend, solver_version : who solved it
+    """
+
+    Cs: Array
+    l2s: Array
+    classes: NDArray[Any]
+    coef: Array
+    intercept: Array
+    converged: NDArray[np.bool_]
+    certificates: dict[str, NDArray[Any]] = field(repr=False)
+    backend: str = "torch"
+    solver_version: str = ""
+    plan: str = ""
+
+    def __len__(self) -> int:
+        return len(self.Cs)
+
+    def decision_function(self, X: ArrayLike) -> Array:
+        """Scores (n_C, N, R)."""
+        features = np.asarray(X, np.float64)
+        n_C, R, D = self.coef.shape
+        flat = features @ self.coef.reshape(n_C * R, D).T
+        return flat.reshape(len(features), n_C, R).transpose(1, 0, 2) + self.intercept[:, None]
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """Labels (n_C, N)."""
+        scores = self.decision_function(X)
+        index = (scores[..., 0] > 0).astype(int) if scores.shape[-1] == 1 else scores.argmax(axis=-1)
+        return self.classes[index]
+
+    def predict_proba(self, X: ArrayLike) -> Array:
+        """Class probabilities (n_C, N, K)."""
+        return objective.probabilities(self.decision_function(X))
+
+    def accuracy(self, X: ArrayLike, y: ArrayLike) -> Array:
+        """Share of rows classified correctly (n_C,)."""
+        return np.asarray((self.predict(X) == np.asarray(y)).mean(axis=1))
+
+    def log_loss(self, X: ArrayLike, y: ArrayLike) -> Array:
+        """Mean cross-entropy in nats (n_C,); every label must be one of `classes`."""
+        index = np.searchsorted(self.classes, np.asarray(y))
+        if not np.array_equal(self.classes[np.minimum(index, len(self.classes) - 1)], np.asarray(y)):
+            raise UserError("log_loss was given labels the path was not fitted on; drop those rows first.")
+        log_proba = objective.log_probabilities(self.decision_function(X))
+        return np.asarray(-log_proba[:, np.arange(len(index)), index].mean(axis=1))
+
+    def probe(self, index: int) -> "LinearProbe":
+        """The fitted estimator of penalty number `index`."""
+        from probekit.probes.linear_probe import LinearProbe
+
+        return LinearProbe.from_path(self, index)
+
+
+def fit_path(
+    X: Any,
+    y: ArrayLike,
+    Cs: ArrayLike,
+    *,
+    sample_weight: ArrayLike | None = None,
+    standardize: bool = False,
+    tol: float = 1e-4,
+    max_iter: int = 2000,
+    backend: str = "torch",
+    device: str = "cpu",
+    dtype: str | None = None,
+    fit_intercept: bool = True,
+) -> ProbePath:
+    """Fit l2-regularised multinomial logistic regression for every penalty of a path.
+
+    Parameters
+    ----------
+    X : (N, D) array, tensor, or row-sliceable source with `.shape` (an HDF5 dataset) of features
+    y : (N,) labels of at least two classes
+    Cs : (n_C,) positive inverse penalties, scikit-learn's convention
+    sample_weight : (N,) non-negative weights, None for ones
+    standardize : scale each feature by its weighted mean and deviation first; the penalty acts on the scaled weights
+    tol : estimated relative objective gap a converged fit may have
+    max_iter : iterations allowed to one penalty
+    backend : "torch", "sklearn" (the oracle) or "cuml"
+    device : torch device of the torch backend
+    dtype : "float32" or "float64" arithmetic of the solver; None follows X. Certificates are float64 always
+    fit_intercept : False fixes the intercept at zero
+
+    Returns
+    -------
+    ProbePath
+        Unconverged fits are marked and warned about (`sklearn.exceptions.ConvergenceWarning`).
+
+    Raises
+    ------
+    UserError
+        X or y cannot be fitted: shapes differ, values are not finite, one class only, a C that is not positive.
+    """
+    inputs = read_inputs(X, y, Cs, sample_weight, standardize, device, dtype)
+    l2s = objective.C_to_l2(inputs.Cs, inputs.total_weight)
+    fitted = fit_backend(backend, inputs, l2s, tol=tol, max_iter=max_iter, fit_intercept=fit_intercept)
+    coef, intercept = inputs.unscale(fitted.theta[..., :-1], fitted.theta[..., -1])
+    path = ProbePath(
+        Cs=inputs.Cs, l2s=l2s, classes=inputs.classes, coef=coef, intercept=intercept, converged=fitted.converged,
+        certificates=fitted.certificates, backend=backend, solver_version=fitted.solver_version, plan=fitted.plan,
+    )  # fmt: skip
+    if not path.converged.all():
+        worst = ", ".join(f"{C:.3g}" for C in path.Cs[~path.converged][:5])
+        warnings.warn(
+            f"{int((~path.converged).sum())} of {len(path)} fits did not converge to tol={tol:g} (C = {worst}); they are marked in "
+            "`converged`: raise max_iter or tol, or use dtype='float64'.",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+    return path
