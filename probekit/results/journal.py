@@ -1,0 +1,149 @@
+"""The journal: finished work, one JSON line each, shared by any number of processes.
+
+Two locks, both the operating system's (flock), which lets go of a lock when its holder dies:
+`FILE.lock` around each append, and `.claims/KEY` for as long as a worker computes KEY.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from probekit.errors import UserError
+from probekit.results.records import parse_lines
+
+
+class Journal:
+    """An append-only file of JSON lines, each with a `key`; a key is written once.
+
+    Parameters
+    ----------
+    path : path of the .jsonl file; its folder is made when missing
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(f"{self.path}.lock")
+            with self._lock:
+                pass
+        except OSError as error:
+            raise UserError(
+                f"{self.path.parent} cannot be written ({error.strerror}): choose another output folder."
+            ) from None
+        self._claims = self.path.parent / ".claims" / self.path.stem
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All whole lines, oldest first."""
+        return parse_lines(self.path.read_bytes()) if self.path.exists() else []
+
+    def keys(self) -> set[str]:
+        """Keys of all finished work."""
+        return {line["key"] for line in self.lines()}
+
+    def append(self, line: Mapping[str, Any]) -> bool:
+        """Add one line durably; False (and nothing written) when its key is there already.
+
+        A torn last line (the writer was killed, or the power failed) is cut first. The new line goes out in one write
+        and is synced before this returns.
+        """
+        payload = json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        with self._lock:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                content = _read_all(descriptor)
+                end = whole_length(content)
+                if line["key"] in {known["key"] for known in parse_lines(content[:end])}:
+                    return False
+                os.ftruncate(descriptor, end)
+                os.lseek(descriptor, end, os.SEEK_SET)
+                written = os.write(descriptor, payload)
+                if written != len(payload):
+                    os.ftruncate(descriptor, end)
+                    raise OSError(f"{self.path}: {written} of {len(payload)} bytes were written; is the disk full?")
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        return True
+
+    @contextmanager
+    def claim(self, key: str) -> Iterator[bool]:
+        """Hold `key` while computing it: True when it is ours to do, False when done or claimed by a living process.
+
+        The claim of a process that died is free again at once.
+        """
+        self._claims.mkdir(parents=True, exist_ok=True)
+        file = self._claims / key
+        lock = FileLock(file, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            yield False
+            return
+        try:
+            # another worker may have finished the key between our reading of the journal and this lock
+            yield key not in self.keys()
+        finally:
+            if key in self.keys():
+                # safe while we hold it: whoever still has the unlinked file locked finds the key done
+                file.unlink(missing_ok=True)
+            lock.release()
+
+
+def whole_length(content: bytes) -> int:
+    """Length of the part of a journal that ends with a whole, readable line."""
+    end = content.rfind(b"\n") + 1
+    while end:
+        start = content.rfind(b"\n", 0, end - 1) + 1
+        try:
+            json.loads(content[start:end])
+            return end
+        except ValueError:
+            end = start
+    return 0
+
+
+def _read_all(descriptor: int) -> bytes:
+    blocks = []
+    while block := os.read(descriptor, 1 << 20):
+        blocks.append(block)
+    return b"".join(blocks)
+
+
+def share_work(
+    journal: Journal,
+    keys: Sequence[str],
+    work: Callable[[str], Mapping[str, Any]],
+    progress: Callable[[int, int], None] | None = None,
+    poll_seconds: float = 0.2,
+) -> None:
+    """Have every key of `keys` in the journal when this returns, whoever of several processes did the work.
+
+    Parameters
+    ----------
+    work : computes the line of one key; called for the keys that no other living process holds
+    progress : called with (keys done, all keys) whenever the first changes
+    """
+    wanted, shown = set(keys), -1
+    while True:
+        done = journal.keys() & wanted
+        if progress and len(done) != shown:
+            shown = len(done)
+            progress(shown, len(keys))
+        if done == wanted:
+            return
+        worked = False
+        for key in [k for k in keys if k not in done]:
+            with journal.claim(key) as ours:
+                if ours:
+                    journal.append(work(key))
+                    worked = True
+                    break
+        if not worked:
+            sleep(poll_seconds)

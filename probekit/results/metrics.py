@@ -1,0 +1,144 @@
+"""Scores of a classifier on test rows, their intervals, and paired tests.
+
+N rows, K classes, B bootstrap draws, S series of per-row values that share the rows.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.special import bdtrc, ndtri
+
+from probekit.errors import UserError
+
+
+def top_k_accuracy(log_proba_NK: np.ndarray, y_N: np.ndarray, k: int = 1) -> float:
+    """Share of rows whose class index `y_N` is among the k most probable; a tie counts against the row.
+
+    Counting ties against keeps a constant prediction from scoring 1.
+    """
+    own = log_proba_NK[np.arange(len(y_N)), y_N]
+    not_worse = (log_proba_NK >= own[:, None]).sum(1)
+    return float((not_worse <= k).mean())
+
+
+def mean_per_class_accuracy(correct_N: np.ndarray, y_N: np.ndarray) -> float:
+    """Accuracy of each class of `y_N`, averaged over the classes."""
+    classes, index = np.unique(y_N, return_inverse=True)
+    hits = np.bincount(index, weights=np.asarray(correct_N, float), minlength=len(classes))
+    return float((hits / np.bincount(index)).mean())
+
+
+def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion.
+
+    References
+    ----------
+    Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise UserError(
+            f"{successes} successes of {n} rows were given, but 0 to n successes of at least one row are needed."
+        )
+    z = float(ndtri(0.5 + level / 2))
+    p, z2n = successes / n, z * z / n
+    centre = (p + z2n / 2) / (1 + z2n)
+    half = z / (1 + z2n) * np.sqrt(p * (1 - p) / n + z2n / (4 * n))
+    # exactly 0 and 1 at the ends, where rounding would leave 1e-17
+    low = 0.0 if successes == 0 else float(centre - half)
+    return low, 1.0 if successes == n else float(centre + half)
+
+
+def bootstrap_means(values_NS: np.ndarray, n_draws: int = 2000, seed: int = 0) -> np.ndarray:
+    """Means of `n_draws` resamples of the rows, the same rows for all series: (B, S) float64.
+
+    Rows with equal values are drawn together, as counts of a multinomial: the same distribution as row by row, at the cost
+    of the number of distinct rows (3 for a difference of correct/false).
+    """
+    values_NS = np.asarray(values_NS, float)
+    patterns_US, counts_U = np.unique(values_NS, axis=0, return_counts=True)
+    n, rng = len(values_NS), np.random.default_rng(seed)
+    means_BS = np.empty((n_draws, values_NS.shape[1]))
+    block = max(1, (1 << 22) // len(patterns_US))
+    for start in range(0, n_draws, block):
+        draws_BU = rng.multinomial(n, counts_U / n, size=min(block, n_draws - start))
+        means_BS[start : start + len(draws_BU)] = draws_BU @ patterns_US / n
+    return means_BS
+
+
+def bootstrap_interval(
+    a_N: np.ndarray, b_N: np.ndarray | None = None, level: float = 0.95, n_draws: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of mean(a), or of mean(a) - mean(b) with the rows of a and b drawn as pairs."""
+    difference_N = np.asarray(a_N, float) - (0.0 if b_N is None else np.asarray(b_N, float))
+    means_B = bootstrap_means(difference_N[:, None], n_draws, seed)[:, 0]
+    low, high = np.quantile(means_B, [0.5 - level / 2, 0.5 + level / 2])
+    return float(low), float(high)
+
+
+def bootstrap_statistic(
+    statistic: Callable[[np.ndarray], float], n_rows: int, level: float = 0.95, n_draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of any statistic of row indices (say, a difference of mean-per-class accuracies)."""
+    rng = np.random.default_rng(seed)
+    draws_B = [statistic(rng.integers(n_rows, size=n_rows)) for _ in range(n_draws)]
+    low, high = np.quantile(draws_B, [0.5 - level / 2, 0.5 + level / 2])
+    return float(low), float(high)
+
+
+def bootstrap_runs(
+    differences: list[np.ndarray], level: float = 0.95, n_draws: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Interval of a mean difference over several pre-training runs: runs are drawn, then the rows of each drawn run.
+
+    Parameters
+    ----------
+    differences : one array of per-row differences for each run
+
+    Notes
+    -----
+    A percentile interval over few runs is too narrow: drawing R runs with replacement shrinks the variance between runs
+    by (R - 1) / R, so deviations from the mean are widened by sqrt(R / (R - 1)).
+    """
+    n_runs = len(differences)
+    if n_runs < 2:
+        raise UserError(f"{n_runs} run was given, but an interval over runs needs at least 2.")
+    rng = np.random.default_rng(seed)
+    row_means_RB = np.stack(
+        [bootstrap_means(d[:, None], n_draws, seed + 1 + r)[:, 0] for r, d in enumerate(differences)]
+    )
+    run_means_R = np.array([np.mean(d) for d in differences])
+    runs_BR = rng.integers(n_runs, size=(n_draws, n_runs))
+    centre = run_means_R.mean()
+    between_B = (run_means_R[runs_BR].mean(1) - centre) * np.sqrt(n_runs / (n_runs - 1))
+    # a run drawn twice brings its row noise twice: independent noise per slot would understate it
+    within_B = (row_means_RB - run_means_R[:, None])[runs_BR.T, np.arange(n_draws)].mean(0)
+    low, high = np.quantile(centre + between_B + within_B, [0.5 - level / 2, 0.5 + level / 2])
+    return float(low), float(high)
+
+
+def mcnemar_exact(a_correct_N: np.ndarray, b_correct_N: np.ndarray, alternative: str = "two-sided") -> float:
+    """p-value of McNemar's exact test that a and b are right equally often, on the same rows.
+
+    Only rows on which they differ count: under the null each is won by either with probability 1/2.
+
+    Parameters
+    ----------
+    a_correct_N, b_correct_N : bool (N,)
+    alternative : "two-sided", or "greater" (a is right more often)
+
+    References
+    ----------
+    McNemar, Psychometrika 1947; exact form: `scipy.stats.binomtest(only_a, only_a + only_b, 1/2)`.
+    """
+    a, b = np.asarray(a_correct_N, bool), np.asarray(b_correct_N, bool)
+    if a.shape != b.shape:
+        raise UserError(
+            f"A paired test was given {a.size} and {b.size} rows, but both must be predictions of the same rows."
+        )
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    n = only_a + only_b
+    if alternative == "greater":
+        return float(bdtrc(only_a - 1, n, 0.5)) if n else 1.0
+    if alternative != "two-sided":
+        raise ValueError(f"alternative is {alternative!r}; expected 'two-sided' or 'greater'.")
+    return min(1.0, 2 * float(bdtrc(max(only_a, only_b) - 1, n, 0.5))) if n else 1.0

@@ -1,0 +1,116 @@
+"""The journal under torn lines, dead workers and several processes."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from probekit.errors import UserError
+from probekit.results.journal import Journal, share_work, whole_length
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def test_append_once_per_key(tmp_path):
+    journal = Journal(tmp_path / "new" / "results.jsonl")
+    assert journal.append({"key": "a", "value": 1})
+    assert not journal.append({"key": "a", "value": 2})
+    assert journal.lines() == [{"key": "a", "value": 1}]
+
+
+@pytest.mark.parametrize("cut", range(1, 20))
+def test_a_torn_last_line_is_cut_wherever_it_broke(tmp_path, cut):
+    path = tmp_path / "results.jsonl"
+    journal = Journal(path)
+    journal.append({"key": "a", "x": 1})
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"key": "b", "x": 22}\n'[:cut])
+    assert journal.keys() == {"a"}
+    assert journal.append({"key": "c"})
+    assert path.read_bytes() == whole + b'{"key": "c"}\n'
+
+
+def test_zeros_left_by_a_power_cut_are_cut_too(tmp_path):
+    path = tmp_path / "results.jsonl"
+    Journal(path).append({"key": "a"})
+    path.write_bytes(path.read_bytes() + b"\0" * 100)
+    assert Journal(path).keys() == {"a"}
+    Journal(path).append({"key": "b"})
+    assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["a", "b"]
+
+
+def test_damage_inside_is_refused_not_cut(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(b'{"key": "a"}\n{"ke\n{"key": "c"}\n')
+    with pytest.raises(UserError, match="Line 2"):
+        Journal(path).lines()
+    assert whole_length(b'{"a": 1}\n{"b"') == 9
+
+
+def test_nan_never_enters_the_journal(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        Journal(tmp_path / "r.jsonl").append({"key": "a", "x": float("nan")})
+
+
+def test_unwritable_folder_is_the_users_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        Journal(tmp_path / "file" / "results.jsonl")
+
+
+def test_a_claim_excludes_and_ends_when_done(tmp_path):
+    journal, other = Journal(tmp_path / "r.jsonl"), Journal(tmp_path / "r.jsonl")
+    with journal.claim("a") as ours:
+        assert ours
+        with other.claim("a") as theirs:
+            assert not theirs
+        journal.append({"key": "a"})
+    with other.claim("a") as again:
+        assert not again
+    assert not any((tmp_path / ".claims").rglob("a"))
+
+
+def _work(path, log, delay, keys):
+    journal = Journal(path)
+
+    def work(key):
+        with open(log, "a") as file:
+            file.write(f"{key}\n")
+        time.sleep(delay)
+        return {"key": key, "worker": os.getpid()}
+
+    share_work(journal, keys, work, poll_seconds=0.02)
+
+
+def test_two_workers_share_and_repeat_nothing(tmp_path):
+    keys = [f"k{i}" for i in range(12)]
+    workers = [SPAWN.Process(target=_work, args=(tmp_path / "r.jsonl", tmp_path / "log", 0.1, keys)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    lines = Journal(tmp_path / "r.jsonl").lines()
+    assert sorted((tmp_path / "log").read_text().split()) == sorted(keys)
+    assert sorted(line["key"] for line in lines) == sorted(keys)
+    assert len({line["worker"] for line in lines}) == 2
+
+
+def test_the_claim_of_a_killed_worker_is_taken_over(tmp_path):
+    path, log = tmp_path / "r.jsonl", tmp_path / "log"
+    worker = SPAWN.Process(target=_work, args=(path, log, 600, ["a"]))
+    worker.start()
+    deadline = time.time() + 60
+    while not log.exists() and time.time() < deadline:
+        time.sleep(0.02)
+    with Journal(path).claim("a") as ours:
+        assert not ours  # it lives
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join(60)
+    seen = []
+    share_work(Journal(path), ["a"], lambda key: {"key": key}, progress=lambda done, total: seen.append((done, total)))
+    assert Journal(path).keys() == {"a"}
+    assert seen == [(0, 1), (1, 1)]

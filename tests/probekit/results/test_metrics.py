@@ -1,0 +1,97 @@
+"""Scores, intervals and paired tests against scipy, closed forms and brute force."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+
+from probekit.errors import UserError
+from probekit.results.metrics import (
+    bootstrap_interval,
+    bootstrap_means,
+    bootstrap_runs,
+    bootstrap_statistic,
+    mcnemar_exact,
+    mean_per_class_accuracy,
+    top_k_accuracy,
+    wilson_interval,
+)
+
+
+@given(
+    st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.9, 0.95, 0.99])
+)
+def test_wilson_is_scipys(count, level):
+    expected = stats.binomtest(*count).proportion_ci(level, method="wilson")
+    np.testing.assert_allclose(wilson_interval(*count, level), (expected.low, expected.high), atol=1e-12)
+
+
+def test_wilson_refuses_impossible_counts():
+    with pytest.raises(UserError, match="11 successes of 10 rows"):
+        wilson_interval(11, 10)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=200))
+def test_mcnemar_is_the_binomial_test_of_the_discordant_rows(pairs):
+    a, b = np.array(pairs).T
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    for alternative in ("two-sided", "greater"):
+        n = only_a + only_b
+        expected = stats.binomtest(only_a, n, 0.5, alternative=alternative).pvalue if n else 1.0
+        assert mcnemar_exact(a, b, alternative) == pytest.approx(expected, rel=1e-9)
+
+
+def test_mcnemar_refuses_unpaired_rows():
+    with pytest.raises(UserError, match="3 and 2 rows"):
+        mcnemar_exact(np.ones(3, bool), np.ones(2, bool))
+
+
+def test_accuracies_are_scikit_learns():
+    rng = np.random.default_rng(0)
+    y, scores = rng.integers(0, 8, 300), rng.normal(size=(300, 8))
+    for k in (1, 5):
+        assert top_k_accuracy(scores, y, k) == pytest.approx(top_k_accuracy_score(y, scores, k=k))
+    predicted = scores.argmax(1)
+    assert mean_per_class_accuracy(predicted == y, y) == pytest.approx(balanced_accuracy_score(y, predicted))
+
+
+def test_a_constant_prediction_earns_nothing_from_ties():
+    assert top_k_accuracy(np.zeros((4, 6)), np.arange(4), k=5) == 0.0
+
+
+def test_bootstrap_means_have_the_moments_of_row_by_row_resampling():
+    rng = np.random.default_rng(1)
+    values = rng.integers(-1, 2, size=(200, 3)).astype(float)
+    values[:, 2] = values[:, 0]
+    draws = bootstrap_means(values, n_draws=20_000, seed=2)
+    np.testing.assert_allclose(draws.mean(0), values.mean(0), atol=2e-3)
+    np.testing.assert_allclose(np.cov(draws.T), np.cov(values.T, bias=True) / 200, atol=1e-4)
+    np.testing.assert_array_equal(draws[:, 0], draws[:, 2])  # rows are drawn as a whole
+
+
+def test_bootstrap_interval_of_a_difference_is_scipys():
+    rng = np.random.default_rng(3)
+    a, b = rng.random(400) < 0.7, rng.random(400) < 0.6
+    reference = stats.bootstrap(
+        (a.astype(float), b.astype(float)), lambda x, y, axis: x.mean(axis) - y.mean(axis), paired=True,
+        n_resamples=5000, method="percentile", rng=np.random.default_rng(4),
+    ).confidence_interval  # fmt: skip
+    np.testing.assert_allclose(bootstrap_interval(a, b), (reference.low, reference.high), atol=0.004)
+    single = bootstrap_statistic(lambda rows: float(a[rows].mean()), 400, n_draws=4000)
+    np.testing.assert_allclose(single, bootstrap_interval(a), atol=0.004)
+
+
+def test_interval_over_runs_is_wider_than_over_rows_and_covers():
+    rng, covered = np.random.default_rng(5), 0
+    for trial in range(60):
+        effects = rng.normal(0.03, 0.02, size=6)
+        runs = [rng.normal(effect, 0.3, size=500) for effect in effects]
+        low, high = bootstrap_runs(runs, n_draws=1000, seed=trial)
+        covered += low < 0.03 < high
+    pooled_low, pooled_high = bootstrap_interval(np.concatenate(runs))
+    assert high - low > pooled_high - pooled_low
+    assert covered >= 50  # 95 % nominal; the percentile interval over 6 runs keeps about 90 %
+    with pytest.raises(UserError, match="at least 2"):
+        bootstrap_runs(runs[:1])
