@@ -1,0 +1,73 @@
+"""Which images form a step's batch, and what is random about it: functions of the seed and the step, with no state.
+
+Nothing has to be saved to resume, no global generator is read, and ranks that share a batch agree on it.
+Letters in shapes: N images, B batch, P pixels a side, T = P*P tokens.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from .images import ImageTransform
+
+_ORDER, _AUGMENT = 1, 2  # streams of randomness under one seed
+
+
+@lru_cache(maxsize=2)
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the order (N,) in which an epoch visits n images: a permutation of (seed, epoch)."""
+    order = np.random.default_rng([seed, _ORDER, epoch]).permutation(n)
+    order.setflags(write=False)
+    return order
+
+
+def batch_indices(n: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Return the images (B,) of one step.
+
+    Epochs follow one another without a gap: a batch may begin in one and end in the next, every image comes exactly
+    once an epoch, and n may be smaller than the batch.
+    """
+    position, end = step * batch_size, (step + 1) * batch_size
+    parts = []
+    while position < end:
+        epoch, offset = divmod(position, n)
+        part = epoch_order(n, seed, epoch)[offset : offset + end - position]
+        parts.append(part)
+        position += len(part)
+    return np.concatenate(parts)
+
+
+def token_batch(
+    tokens_NT: np.ndarray, transform: ImageTransform, batch_size: int, seed: int, step: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tokens of one step, augmented on the token grid, and the images they come from.
+
+    Moving pixels and encoding them commute, so that the pictures are encoded once.
+
+    Returns
+    -------
+    tokens : int64 array (B, T)
+    indices : int64 array (B,)
+    """
+    indices = batch_indices(len(tokens_NT), batch_size, seed, step)
+    tokens = tokens_NT[indices]
+    if transform.augment:
+        side = transform.resolution
+        rng = np.random.default_rng([seed, _AUGMENT, step])
+        tokens = transform.augment_batch(tokens.reshape(-1, side, side), rng).reshape(tokens.shape)
+    return tokens.astype(np.int64), indices
+
+
+def mask_keys(batch_size: int, step: int) -> np.ndarray:
+    """Return the keys (B, 2) from which a step's BERT masks are drawn: (step, place in the batch)."""
+    return np.stack([np.full(batch_size, step, np.int64), np.arange(batch_size, dtype=np.int64)], 1)
+
+
+def encode_all(images: Any, palette: Any, chunk: int = 4096) -> np.ndarray:
+    """Encode every prepared picture once: uint16 tokens (N, T), 2 bytes a token.
+
+    `images` is anything with a length that gives uint8 (B, P, P, 3) for an array of indices.
+    """
+    parts = [palette.encode(images[np.arange(s, min(s + chunk, len(images)))]) for s in range(0, len(images), chunk)]
+    return np.concatenate(parts)

@@ -1,0 +1,235 @@
+"""Checkpoints: a folder each, whole or absent, with everything that features and resuming need, and no pickle.
+
+    weights.safetensors  config.json  palette.safetensors  transform.json  trainer.safetensors  trainer.json  manifest.json
+
+The manifest is written last and holds every file's hash, so that damage is found rather than loaded.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from .atomic import replace_folder
+from .config import ModelConfig
+from .errors import UserError
+from .hashing import hash_arrays, hash_file
+from .images import ImageTransform
+from .model import IGPT
+from .palette import Palette
+
+FORMAT = 1
+_TRAINER = ("trainer.safetensors", "trainer.json")  # may be absent: older kept checkpoints lose them to save disk
+
+
+@dataclass
+class Checkpoint:
+    """A trained model with what it was trained on."""
+
+    model: IGPT
+    config: ModelConfig
+    palette: Palette
+    transform: ImageTransform
+    step: int
+    weights_hash: str
+    provenance: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint whose files are missing or are not those that were written."""
+
+
+def checkpoint_path(run_dir: str | Path, step: int) -> Path:
+    """Return the folder of a step's checkpoint: `run_dir/checkpoints/0000060`."""
+    return Path(run_dir) / "checkpoints" / f"{step:07d}"
+
+
+def save_checkpoint(
+    folder: str | Path,
+    model: IGPT,
+    palette: Palette,
+    transform: ImageTransform,
+    step: int,
+    trainer_state: tuple[Mapping[str, torch.Tensor], Mapping[str, Any]] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a checkpoint into a hidden folder beside `folder`, then rename it into place.
+
+    Parameters
+    ----------
+    trainer_state : (tensors, JSON values), optional
+        What resuming needs beyond the weights.
+    provenance : mapping, optional
+        JSON values that say where the model comes from: data, training settings, versions.
+
+    Raises
+    ------
+    FileExistsError
+        `folder` is there already.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already and checkpoints are never overwritten.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    partial.chmod(0o755)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    about = {
+        "format": FORMAT,
+        "step": step,
+        "model": model.config.to_dict(),
+        "weights_hash": hash_arrays(weights),
+        "palette_hash": palette.hash,
+        "n_colours": len(palette),
+        "provenance": dict(provenance or {}),
+    }
+    save_file(weights, partial / "weights.safetensors")
+    palette.save(partial / "palette.safetensors")
+    _write_json(partial / "config.json", about)
+    _write_json(partial / "transform.json", transform.to_dict())
+    if trainer_state is not None:
+        tensors, values = trainer_state
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial / _TRAINER[0])
+        _write_json(partial / _TRAINER[1], dict(values))
+    _write_json(partial / "manifest.json", {file.name: hash_file(file) for file in sorted(partial.iterdir())})
+    replace_folder(partial, folder)
+    return folder
+
+
+def check_checkpoint(folder: str | Path) -> None:
+    """Compare every file with the manifest.
+
+    Raises
+    ------
+    DamagedCheckpoint
+        A file is missing, cut short or altered; the message names it.
+    """
+    folder = Path(folder)
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        for name, expected in manifest.items():
+            if name in _TRAINER and not (folder / name).exists():
+                continue
+            if hash_file(folder / name) != expected:
+                raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: {name} is not the file that was written.")
+    except (OSError, json.JSONDecodeError, AttributeError) as error:
+        raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: {error}.") from error
+
+
+def list_checkpoints(run_dir: str | Path) -> list[Path]:
+    """Return the run's checkpoint folders, oldest first, damaged ones included."""
+    folders = (Path(run_dir) / "checkpoints").glob("[0-9]*")
+    return sorted((f for f in folders if f.name.isdigit() and f.is_dir()), key=lambda f: int(f.name))
+
+
+def latest_checkpoint(run_dir: str | Path, step: int | None = None) -> Path:
+    """Return the newest checkpoint of a run, or that of `step`, checked against its manifest.
+
+    Raises
+    ------
+    UserError
+        There is no run, no checkpoint or none of that step.
+    DamagedCheckpoint
+        It is damaged; the message names the last good one. Nothing falls back silently to older weights.
+    """
+    found = list_checkpoints(run_dir)
+    if not found:
+        raise UserError(f"{run_dir} holds no checkpoints; give the folder of a run made by `probekit train`.")
+    if step is not None:
+        by_step = {int(folder.name): folder for folder in found}
+        if step not in by_step:
+            steps = ", ".join(map(str, by_step))
+            raise UserError(f"{run_dir} has no checkpoint of step {step}; it has those of steps {steps}.")
+        chosen = by_step[step]
+    else:
+        chosen = found[-1]
+    try:
+        check_checkpoint(chosen)
+    except DamagedCheckpoint as error:
+        good = next((int(f.name) for f in reversed(found) if f != chosen and is_good(f)), None)
+        hint = "no other one is good" if good is None else f"the last good one is of step {good} (RUN@{good})"
+        raise DamagedCheckpoint(f"{str(error).rstrip('.')}; {hint}.") from error
+    return chosen
+
+
+def is_good(folder: Path) -> bool:
+    """Say whether a checkpoint agrees with its manifest."""
+    try:
+        check_checkpoint(folder)
+    except DamagedCheckpoint:
+        return False
+    return True
+
+
+def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
+    """Load a checkpoint's model (in evaluation mode), palette and transform.
+
+    `folder` is a checkpoint, or a run, of which the newest is taken.
+
+    Raises
+    ------
+    UserError
+        Nothing there, damaged, written by a newer version, or its palette is not the one it was trained with.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file() or (folder / "checkpoints").is_dir():
+        folder = latest_checkpoint(folder)
+    else:
+        check_checkpoint(folder)
+    about = json.loads((folder / "config.json").read_text())
+    if about.get("format") != FORMAT:
+        raise UserError(f"{folder} has checkpoint format {about.get('format')}; this version reads {FORMAT}.")
+    palette = Palette.load(folder / "palette.safetensors")
+    if palette.hash != about["palette_hash"]:
+        raise UserError(f"The palette in {folder} is not the one its model was trained with; restore the original file.")
+    config = ModelConfig.from_dict(about["model"])
+    model = IGPT(config)
+    model.load_state_dict(load_file(folder / "weights.safetensors"))
+    model.to(device).eval()
+    transform = ImageTransform.from_dict(json.loads((folder / "transform.json").read_text()))
+    provenance = {**about["provenance"], "weights_hash": about["weights_hash"], "palette_hash": about["palette_hash"]}
+    return Checkpoint(
+        model, config, palette, transform, about["step"], about["weights_hash"], provenance, folder
+    )
+
+
+def load_trainer_state(folder: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the (tensors, JSON values) that `save_checkpoint` was given."""
+    folder = Path(folder)
+    if not all((folder / name).is_file() for name in _TRAINER):
+        raise UserError(f"{folder} holds no trainer state, so that training cannot go on from it.")
+    return load_file(folder / _TRAINER[0]), json.loads((folder / _TRAINER[1]).read_text())
+
+
+def prune_checkpoints(run_dir: str | Path, keep_last: int, keep: set[int]) -> list[Path]:
+    """Remove what is neither among the newest `keep_last` nor of a step in `keep`; return what was removed.
+
+    Older kept checkpoints lose their optimiser state (twice the weights), which only resuming needs. Leftovers of
+    writes that were killed go too.
+    """
+    folders = list_checkpoints(run_dir)
+    for partial in (Path(run_dir) / "checkpoints").glob(".*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
+    removed = []
+    for folder in folders[: -max(1, keep_last)]:
+        if int(folder.name) in keep:
+            for name in _TRAINER:
+                (folder / name).unlink(missing_ok=True)
+            continue
+        # renamed first, so that a kill halfway leaves no damaged checkpoint behind
+        doomed = folder.with_name(f".{folder.name}.doomed.partial")
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+        removed.append(folder)
+    return removed
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

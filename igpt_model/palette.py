@@ -1,0 +1,229 @@
+"""The palette: RGB pixels to tokens and back. The only place that knows how pixels are scaled.
+
+Pixels live in [-1, 1] (`x / 127.5 - 1`); a pixel's token is its nearest centre by squared distance, as in the released
+code (FACTS trap 8). Letters in shapes: B images, P pixels a side, T = P*P tokens, V colours, N pixels.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .atomic import write_bytes
+from .errors import UserError
+from .hashing import hash_arrays
+from .kmeans import weighted_kmeans
+
+_SAMPLE = 1 << 18  # pixels that k-means sees; more changed CIFAR-10's inertia in the fourth digit only
+_EDGE = 8  # the table of all 2^24 colours is filled in cubes of 8 x 8 x 8, those that pictures touch
+
+
+def to_unit(colours: np.ndarray) -> np.ndarray:
+    """Scale uint8 colours to [-1, 1], in float64."""
+    return np.asarray(colours, np.float64) / 127.5 - 1.0
+
+
+class Palette:
+    """V colours; encodes pictures to tokens exactly and decodes tokens to pictures.
+
+    Parameters
+    ----------
+    centres_V3 : array (V, 3)
+        The colours, RGB in [-1, 1], kept as float32. V may be 1 to 65,536.
+    """
+
+    def __init__(self, centres_V3: Any) -> None:
+        centres = np.array(centres_V3, np.float32)
+        if centres.ndim != 2 or centres.shape[1] != 3 or not 1 <= len(centres) <= 1 << 16:
+            raise UserError(f"A palette needs centres of shape (V, 3) with 1 <= V <= 65536, not {centres.shape}.")
+        if not np.isfinite(centres).all() or np.abs(centres).max() > 1.001:
+            raise UserError("Palette centres must be finite and within [-1, 1]: scale RGB values by x / 127.5 - 1.")
+        centres.setflags(write=False)
+        self.centres_V3 = centres
+        self._table: np.ndarray | None = None
+        self._filled: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.centres_V3)
+
+    def __repr__(self) -> str:
+        return f"Palette({len(self)} colours, {self.hash[:8]})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Palette) and self.hash == other.hash
+
+    def __hash__(self) -> int:
+        return hash(self.hash)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # the table is 32 MB and rebuilt on demand: workers get the centres alone
+        return {"centres_V3": self.centres_V3, "_table": None, "_filled": None}
+
+    @property
+    def hash(self) -> str:
+        """Identity of the palette: 32 hexadecimal digits over the centres."""
+        return hash_arrays({"centres": self.centres_V3})
+
+    @classmethod
+    def fit(cls, images: Any, n_colours: int, seed: int = 0, sample: int = _SAMPLE) -> "Palette":
+        """Cluster pixels by seeded k-means (k-means++ start, Lloyd iterations).
+
+        Pictures with at most `n_colours` distinct colours get exactly those (fewer than `n_colours` are topped up with
+        unused copies of the last colour, which no pixel is ever given, so that the palette's size is as asked).
+
+        Parameters
+        ----------
+        images : uint8 array (N, H, W, 3) or a list of (H, W, 3)
+        n_colours : int
+            Number of colours V; 512 is the paper's 9 bits.
+        sample : int
+            Pixels drawn, without replacement, when there are more. The paper does not say what it used.
+
+        Returns
+        -------
+        Palette
+            Colours sorted from dark to bright.
+        """
+        if not 1 <= n_colours <= 1 << 16:
+            raise UserError(f"A palette of {n_colours} colours was asked for; give a number from 1 to 65536.")
+        packed, counts = _count_colours(images, n_colours, seed, sample)
+        colours = np.stack([packed >> 16, (packed >> 8) & 255, packed & 255], 1).astype(np.uint8)
+        if len(colours) <= n_colours:
+            centres = np.concatenate([colours, np.repeat(colours[-1:], n_colours - len(colours), 0)])
+            centres_V3 = to_unit(centres)
+        else:
+            centres_V3 = weighted_kmeans(to_unit(colours), counts, n_colours, np.random.default_rng([seed, 512]))
+        order = np.argsort(centres_V3.sum(1), kind="stable")
+        return cls(centres_V3[order])
+
+    @classmethod
+    def rgb_grid(cls, n: int) -> "Palette":
+        """Return a fixed palette of n colours, evenly spread: for models that have seen no pictures.
+
+        The n colours are those of a Weyl sequence with irrational steps over the RGB cube, but cubes of whole numbers (8, 27, 64, 512,
+        ...) give the regular grid.
+        """
+        side = round(n ** (1 / 3))
+        if side**3 == n:
+            axis = np.linspace(-1, 1, side) if side > 1 else np.zeros(1)
+            return cls(np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3))
+        golden = 1.2207440846057596  # the root of x^4 = x + 1: the three-dimensional golden ratio
+        steps = golden ** -np.arange(1.0, 4.0)
+        return cls(2 * ((0.5 + np.arange(n)[:, None] * steps) % 1.0) - 1)
+
+    def encode(self, images_BHW3: Any) -> np.ndarray:
+        """Give each pixel the index of its nearest colour; ties go to the lowest index.
+
+        Distances are float64 sums of squares in [-1, 1] space, looked up in a table over all 2^24 colours that is
+        filled as colours turn up, so that the answer never depends on the batch.
+
+        Parameters
+        ----------
+        images_BHW3 : uint8 array (B, H, W, 3)
+
+        Returns
+        -------
+        uint16 array (B, H*W), raster order
+        """
+        images = np.asarray(images_BHW3)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            raise UserError(f"Pictures must be uint8 (B, H, W, 3), not {images.dtype} {images.shape}.")
+        if self._table is None or self._filled is None:
+            self._table = np.empty(1 << 24, np.uint16)
+            self._filled = np.zeros(1 << 15, bool)
+        tokens = np.empty((len(images), images.shape[1] * images.shape[2]), np.uint16)
+        rows = max(1, (1 << 20) // max(1, tokens.shape[1]))
+        for start in range(0, len(images), rows):
+            address = _address(images[start : start + rows].reshape(-1, 3))
+            touched = np.flatnonzero(np.bincount(address >> 9, minlength=1 << 15))
+            for cube in touched[~self._filled[touched]]:
+                self._fill(int(cube))
+            tokens[start : start + rows] = self._table[address].reshape(-1, tokens.shape[1])
+        return tokens
+
+    def _fill(self, cube: int) -> None:
+        assert self._table is not None and self._filled is not None
+        centres = self.centres_V3.astype(np.float64)
+        corner = np.array([cube >> 10, (cube >> 5) & 31, cube & 31]) * _EDGE
+        low, high = to_unit(corner), to_unit(corner + _EDGE - 1)
+        # a centre farther from the nearest point of the cube than another is from its farthest point can never win
+        nearest = (np.maximum(0, np.maximum(low - centres, centres - high)) ** 2).sum(1)
+        farthest = (np.maximum(np.abs(low - centres), np.abs(high - centres)) ** 2).sum(1)
+        candidates = np.flatnonzero(nearest <= farthest.min() + 1e-9)
+        axis = to_unit(corner[:, None] + np.arange(_EDGE))
+        r, g, b = ((axis[c][:, None] - centres[candidates, c]) ** 2 for c in range(3))
+        distance = (r[:, None, None] + g[None, :, None]) + b[None, None]
+        self._table[cube << 9 : (cube + 1) << 9] = candidates[distance.argmin(-1)].ravel()
+        self._filled[cube] = True
+
+    def decode(self, tokens_BT: Any, resolution: int | None = None) -> np.ndarray:
+        """Turn tokens into pictures: `rint(127.5 * (c + 1))` of each token's colour.
+
+        Parameters
+        ----------
+        tokens_BT : integer array or tensor (B, T)
+        resolution : int, optional
+            Pixels a side; the square root of T if not given.
+
+        Returns
+        -------
+        uint8 array (B, P, P, 3)
+        """
+        tokens = np.asarray(tokens_BT)
+        side = resolution or round(tokens.shape[1] ** 0.5)
+        if side * side != tokens.shape[1]:
+            raise UserError(f"{tokens.shape[1]} tokens do not make a square picture of {side} pixels a side.")
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(self):
+            raise UserError(f"Tokens run from {tokens.min()} to {tokens.max()}; this palette has {len(self)} colours.")
+        colours = np.clip(np.rint(127.5 * (self.centres_V3.astype(np.float64) + 1)), 0, 255).astype(np.uint8)
+        return colours[tokens].reshape(len(tokens), side, side, 3)
+
+    def save(self, path: str | Path) -> None:
+        """Write the centres as a safetensors file, atomically."""
+        from safetensors.numpy import save
+
+        write_bytes(path, save({"centres": self.centres_V3}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Palette":
+        """Read a palette written by `save`."""
+        from safetensors.numpy import load_file
+
+        if not Path(path).is_file():
+            raise UserError(f"There is no palette at {path}.")
+        try:
+            return cls(load_file(path)["centres"])
+        except Exception as error:
+            raise UserError(f"{path} is not a palette in safetensors format ({error}).") from error
+
+
+def _address(pixels_N3: np.ndarray) -> np.ndarray:
+    """Place of each colour in the table: the cube in the high 15 bits, the colour within it in the low 9."""
+    value = np.arange(256, dtype=np.int32)
+    high, low = value >> 3, value & 7
+    places = [(high << (19 - 5 * c)) | (low << (6 - 3 * c)) for c in range(3)]
+    return places[0][pixels_N3[:, 0]] + places[1][pixels_N3[:, 1]] + places[2][pixels_N3[:, 2]]
+
+
+def _count_colours(images: Any, n_colours: int, seed: int, sample: int) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct colours (packed RGB) and how often each occurs: in all pictures if they are few, else in the sample."""
+    rng = np.random.default_rng([seed, 511])
+    pictures = [images] if isinstance(images, np.ndarray) else list(images)
+    if not pictures or any(np.asarray(p).dtype != np.uint8 or np.asarray(p).shape[-1] != 3 for p in pictures):
+        raise UserError("A palette is fitted to uint8 RGB pictures, at least one of them.")
+    seen = np.zeros(1 << 24, bool)
+    packed_parts = []
+    for picture in pictures:
+        pixels = np.asarray(picture).reshape(-1, 3).astype(np.int32)
+        packed = (pixels[:, 0] << 16) | (pixels[:, 1] << 8) | pixels[:, 2]
+        seen[packed] = True
+        packed_parts.append(packed)
+    packed = np.concatenate(packed_parts)
+    if len(packed) == 0:
+        raise UserError("A palette is fitted to uint8 RGB pictures, at least one of them.")
+    if seen.sum() > n_colours and len(packed) > sample:
+        packed = packed[rng.choice(len(packed), sample, replace=False, shuffle=False)]
+        if len(np.unique(packed)) <= n_colours:  # rare colours left out of the sample: cluster all of them instead
+            packed = np.concatenate(packed_parts)
+    colours, counts = np.unique(packed, return_counts=True)
+    return colours, counts.astype(np.float64)
