@@ -68,8 +68,8 @@ def to_rgb(image: Any, name: str) -> np.ndarray:
         array = array[..., None]
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3):
         raise UserError(
-            f"{name} has shape {tuple(np.shape(image))} and type {array.dtype}, but a PIL image, a uint8 array (H, W, 3) or "
-            "a uint8 tensor (3, H, W) is needed: leave out transforms that make floats."
+            f"{name} has shape {tuple(np.shape(image))} and type {array.dtype}, but a PIL image, a uint8 array "
+            "(H, W, 3) or a uint8 tensor (3, H, W) is needed: leave out transforms that make floats."
         )
     return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
 

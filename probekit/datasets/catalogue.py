@@ -105,7 +105,7 @@ def load_dataset(source: Any, root: str | Path | None = None, **options: Any) ->
         return load_dataset(value(**options) if callable(value) else value)
     known = ", ".join(entry.name for entry in ENTRIES)
     raise UserError(
-        f"The data set {text!r} is neither a known name, nor an image folder, .zip or .npz that exists; known are {known}."
+        f"The data set {text!r} is no known name and no folder, .zip or .npz that exists; known are {known}."
     )
 
 

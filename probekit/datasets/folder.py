@@ -2,7 +2,7 @@
 
 Splits are called train (or training), val (valid, validation), test (testing). Without a split level all images are one
 pool. A folder with train and val but no test is taken as ImageNet is reported: val is the test split, and a new val is
-held out of train. Rows are sorted by class name, then file name; the row id is the place in that order within the split.
+held out of train. Rows are sorted by class name, then file name; the row id is the place in that order in the split.
 """
 
 import fnmatch

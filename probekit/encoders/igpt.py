@@ -1,0 +1,209 @@
+"""iGPT as an encoder: a run's checkpoint, the same model with fresh weights, or an untrained preset.
+
+Letters: B images, P pixels a side, T = P * P tokens.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from igpt_model.checkpoint import latest_checkpoint, load_checkpoint
+from igpt_model.config import PRESETS, ModelConfig
+from igpt_model.features import layer_names, pool
+from igpt_model.hashing import hash_arrays
+from igpt_model.images import ImageTransform
+from igpt_model.model import IGPT
+from igpt_model.objectives import draw_masks
+from igpt_model.palette import Palette
+from probekit.encoders.device import compute
+from probekit.encoders.protocol import select_layers
+from probekit.errors import UserError
+
+
+class IGPTEncoder:
+    """Pooled features of an iGPT's layers; what "layer k" is lies in `igpt_model.features`.
+
+    Parameters
+    ----------
+    model : IGPT
+    palette : Palette
+    transform : ImageTransform
+        The preparation of images the model was trained with; its augmentation is not applied.
+    name : str
+        Short label in tables and curves.
+    norm : bool
+        Apply the norm that reads a layer next; False keeps the raw residual stream.
+    layers : str or sequence of str, optional
+        Names or globs of the layers to keep; nothing deeper than the deepest one is computed.
+    masked : bool
+        BERT only: feed masked inputs, as in training and as the paper probes them; masks depend on (seed, row id).
+    seed : int
+        Of those masks.
+    provenance : dict, optional
+        Entries to add.
+    """
+
+    def __init__(
+        self,
+        model: IGPT,
+        palette: Palette,
+        transform: ImageTransform,
+        name: str = "igpt",
+        norm: bool = True,
+        layers: str | Sequence[str] | None = None,
+        masked: bool = True,
+        seed: int = 0,
+        device: str = "cpu",
+        dtype: str = "float32",
+        provenance: dict[str, Any] | None = None,
+    ) -> None:
+        config = model.config
+        if len(palette) != config.vocab_size:
+            raise UserError(
+                f"The palette has {len(palette)} colours but the model {config.vocab_size}; use the model's own."
+            )
+        if transform.resolution**2 != config.n_positions:
+            raise UserError(
+                f"Images of {transform.resolution} x {transform.resolution} pixels do not fill the model's "
+                f"{config.n_positions} positions; give the resolution it was built for."
+            )
+        self._compute = compute(device, dtype)
+        self.model = model.to(self._compute.device).eval()
+        self.palette, self.norm, self.seed = palette, norm, seed
+        self.masked = masked and not config.causal
+        self.prepare = ImageTransform(transform.resolution, transform.resize)
+        names = layer_names(config)
+        self._chosen = select_layers(names, layers)
+        self.layers = tuple(names[k] for k in self._chosen)
+        self.widths = (config.n_embd,) * len(self.layers)
+        self.provenance: dict[str, Any] = {
+            "name": name,
+            "kind": "igpt",
+            "weights_hash": hash_arrays(model.state_dict()),
+            "config": config.to_dict(),
+            "pooling": "mean over positions, in float32",
+            "norm": "the norm that reads the state next (ln_1 of the following block, ln_f at the end)"
+            if norm
+            else "none",
+            "input": _input_rule(config.causal, self.masked, config.mask_prob, seed),
+            "resolution": transform.resolution,
+            "preparation": {"resize": transform.resize, "crop": "centre square, then resize"},
+            "palette_hash": palette.hash,
+            **self._compute.to_dict(),
+            **(provenance or {}),
+        }
+
+    @torch.no_grad()
+    def __call__(self, images_BHWC: np.ndarray, row_ids_B: np.ndarray) -> list[torch.Tensor]:
+        """One (B, n_embd) float32 tensor a layer, from uint8 (B, P, P, 3)."""
+        tokens_BT = torch.as_tensor(self.palette.encode(images_BHWC).astype(np.int64), device=self._compute.device)
+        mask_BT = None
+        if self.masked:
+            mask_BT = draw_masks(row_ids_B, tokens_BT.shape[1], self.model.config.mask_prob, self.seed)
+            mask_BT = mask_BT.to(self._compute.device)
+        wanted, pooled = set(self._chosen), []
+        with self._compute.context():
+            for k, h_BTD in enumerate(self.model.hidden_states(tokens_BT, mask_BT)):
+                if k in wanted:
+                    pooled.append(pool(self.model, k, h_BTD, self.norm).float())
+                if len(pooled) == len(wanted):
+                    break
+        return pooled
+
+
+def _input_rule(causal: bool, masked: bool, mask_prob: float, seed: int) -> str:
+    if causal:
+        return "start vector, then all pixels but the last"
+    return f"pixels masked with probability {mask_prob:g} from (seed {seed}, row id)" if masked else "all pixels"
+
+
+def load_run(
+    run: str,
+    norm: bool = True,
+    layers: str | Sequence[str] | None = None,
+    masked: bool = True,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> IGPTEncoder:
+    """`igpt:RUN`, the newest checkpoint of a run folder; `igpt:RUN@STEP`, that step; or a checkpoint folder itself.
+
+    Raises
+    ------
+    UserError
+        Nothing is there, or the checkpoint is damaged or has another palette than it was trained with.
+    """
+    checkpoint = load_checkpoint(checkpoint_folder(run))
+    extra = {
+        "checkpoint": str(checkpoint.path or run),
+        "step": checkpoint.step,
+        "weights_hash": checkpoint.weights_hash,
+        "training": checkpoint.provenance,
+    }
+    return IGPTEncoder(
+        checkpoint.model,
+        checkpoint.palette,
+        checkpoint.transform,
+        "igpt",
+        norm,
+        layers,
+        masked,
+        seed,
+        device,
+        dtype,
+        extra,
+    )
+
+
+def checkpoint_folder(run: str) -> Path:
+    """The checkpoint folder that RUN or RUN@STEP means."""
+    folder, at, step = run.rpartition("@")
+    if at and step.isdigit() and not Path(run).exists():
+        return latest_checkpoint(folder, int(step))
+    if not Path(run).is_dir():
+        raise UserError(f"There is no run folder {run!r}; give the folder that `probekit train` wrote.")
+    return Path(run) if (Path(run) / "weights.safetensors").exists() else latest_checkpoint(run)
+
+
+def load_random(
+    source: str,
+    resolution: int | None = None,
+    n_colours: int = 512,
+    weights_seed: int = 0,
+    norm: bool = True,
+    layers: str | Sequence[str] | None = None,
+    masked: bool = True,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> IGPTEncoder:
+    """`random:PRESET`, an untrained iGPT with a fixed RGB-grid palette, or `random:RUN`, a run's config and palette.
+
+    Parameters
+    ----------
+    resolution, n_colours : int
+        For a preset: pixels a side (32 if None) and colours of the palette. A run brings its own.
+    weights_seed : int
+        Of the weights. The training run's own seed is not used again: its model started from those very weights.
+    """
+    about: dict[str, Any] = {"weights_seed": weights_seed}
+    if source in PRESETS:
+        side = resolution or 32
+        config = ModelConfig.preset(source, n_positions=side * side, vocab_size=n_colours)
+        palette, transform = Palette.rgb_grid(n_colours), ImageTransform(side)
+        about["of"] = f"preset {source}, RGB-grid palette"
+    elif Path(source.rpartition("@")[0] or source).is_dir() or Path(source).is_dir():
+        if resolution is not None:
+            raise UserError(f"A resolution was given with random:{source}, but the run brings its own; leave it out.")
+        checkpoint = load_checkpoint(checkpoint_folder(source))
+        config, palette, transform = checkpoint.config, checkpoint.palette, checkpoint.transform
+        about["of"] = f"config and palette of {source}"
+        if hash_arrays(IGPT(config, weights_seed).state_dict()) == checkpoint.weights_hash:
+            about["note"] = "these are the run's own initial weights"
+    else:
+        raise UserError(f"random:{source} is neither a preset ({', '.join(PRESETS)}) nor a run folder.")
+    model = IGPT(config, seed=weights_seed)
+    return IGPTEncoder(model, palette, transform, "random", norm, layers, masked, seed, device, dtype, about)

@@ -1,0 +1,103 @@
+"""`load_encoder`: from a written name, or a module in hand, to an encoder."""
+
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from probekit.encoders.protocol import Encoder
+from probekit.errors import UserError
+
+ENTRY_POINTS = "probekit.encoders"
+# scheme -> module:function, the text after the colon is the first argument
+SCHEMES = {
+    "igpt": "igpt:load_run",
+    "hf": "hf:load_hf",
+    "timm": "timm_models:load_timm",
+    "torch": "hooks:load_function",
+    "random": "igpt:load_random",
+    "random:hf": "hf:load_random_hf",
+    "random:timm": "timm_models:load_random_timm",
+    "pixels": "pixels:PixelEncoder",
+    "histogram": "pixels:HistogramEncoder",
+}
+FORMS = (
+    "igpt:RUN, igpt:RUN@STEP, hf:FOLDER_OR_NAME, timm:NAME, torch:package.module:function, pixels, histogram, "
+    "random:PRESET, random:RUN, random:hf:NAME, random:timm:NAME"
+)
+
+
+def load_encoder(spec: Any, name: str | None = None, **options: Any) -> Encoder:
+    """Make an encoder.
+
+    Parameters
+    ----------
+    spec : str, torch.nn.Module or Encoder
+        `igpt:RUN[@STEP]`, `hf:FOLDER_OR_NAME`, `timm:NAME`, `torch:package.module:function`, `pixels[:SIDE]`,
+        `histogram[:SIDE]`, `random:PRESET`, `random:RUN`, `random:hf:NAME`, `random:timm:NAME`, or a scheme that an
+        installed package adds through the entry-point group `probekit.encoders`. A module needs `layers=`.
+    name : str, optional
+        Label in tables and curves instead of the encoder's own.
+    **options
+        As the encoder takes them (layers, pool, device, dtype, ...); those that are None count as not given.
+
+    Returns
+    -------
+    Encoder
+
+    Raises
+    ------
+    UserError
+        The form is not known, an option is not one of that encoder, or the model cannot be loaded.
+    """
+    options = {key: value for key, value in options.items() if value is not None}
+    encoder = _load(spec, options)
+    if name is not None:
+        encoder.provenance["name"] = name
+    return encoder
+
+
+def _load(spec: Any, options: dict[str, Any]) -> Encoder:
+    if not isinstance(spec, str):
+        if hasattr(spec, "state_dict"):
+            return _call("torch module", _function("hooks:ModuleEncoder"), [spec], options)
+        if all(hasattr(spec, part) for part in ("layers", "widths", "provenance", "prepare")):
+            return spec
+        raise UserError(f"A {type(spec).__name__} is no encoder; give a name ({FORMS}) or a torch module.")
+    scheme, colon, rest = spec.partition(":")
+    if scheme == "random" and rest.partition(":")[0] in ("hf", "timm"):
+        inner, colon, rest = rest.partition(":")
+        scheme = f"random:{inner}"
+    if scheme in ("pixels", "histogram"):
+        if colon:
+            if not rest.isdigit():
+                raise UserError(f"{spec!r}: after {scheme}: come the pixels a side, for example {scheme}:32.")
+            options["resolution"] = int(rest)
+        return _call(spec, _function(SCHEMES[scheme]), [], options)
+    if scheme in SCHEMES:
+        if not rest:
+            raise UserError(f"{spec!r} is not complete; write {FORMS}.")
+        options.pop("data", None)
+        return _call(spec, _function(SCHEMES[scheme]), [rest], options)
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name == scheme:
+            options.pop("data", None)
+            return _call(spec, point.load(), [rest], options)
+    added = "".join(f", {point.name}:..." for point in entry_points(group=ENTRY_POINTS))
+    raise UserError(f"The encoder {spec!r} is not known; write {FORMS}{added}.")
+
+
+def _function(place: str) -> Callable[..., Encoder]:
+    module, name = place.split(":")
+    return getattr(import_module(f"probekit.encoders.{module}"), name)
+
+
+def _call(spec: str, function: Callable[..., Encoder], arguments: list[Any], options: dict[str, Any]) -> Encoder:
+    parameters = inspect.signature(function).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    strange = [key for key in options if key not in parameters]
+    if strange and not takes_all:
+        known = ", ".join(list(parameters)[len(arguments) :])
+        raise UserError(f"{spec} takes no option {', '.join(strange)}; it takes {known}.")
+    return function(*arguments, **options)

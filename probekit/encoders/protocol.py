@@ -1,0 +1,67 @@
+"""What an encoder is: images in, the pooled features of every layer out.
+
+Letters: B images, H and W sides, C channels.
+"""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from probekit.errors import UserError
+
+
+class Encoder(Protocol):
+    """A frozen representation with several layers, always in evaluation mode.
+
+    Attributes
+    ----------
+    layers : tuple of str
+        Names, shallow to deep.
+    widths : tuple of int
+        Columns of each layer's features; they may differ.
+    provenance : dict
+        JSON: name, weights hash, config, pooling, norm, resolution, palette hash, and what was decided on the way.
+    """
+
+    layers: tuple[str, ...]
+    widths: tuple[int, ...]
+    provenance: dict[str, Any]
+
+    def prepare(self, image_HWC: np.ndarray) -> np.ndarray:
+        """One image at the encoder's fixed size, uint8; picklable, so that workers can run it."""
+        ...
+
+    def __call__(self, images_BHWC: np.ndarray, row_ids_B: np.ndarray) -> list[torch.Tensor]:
+        """One (B, width) float32 tensor a layer; what is random depends on (seed, row id) only."""
+        ...
+
+
+def select_layers(names: Sequence[str], wanted: str | Sequence[str] | None) -> list[int]:
+    """Positions of the layers that `wanted` names, in depth order.
+
+    Parameters
+    ----------
+    names : sequence of str
+        All layers, shallow to deep.
+    wanted : str or sequence of str, optional
+        Names or globs ("block*", "0[0-3]"), in one string parted by commas or in a sequence; None: all.
+
+    Raises
+    ------
+    UserError
+        One of them matches no layer.
+    """
+    if wanted is None:
+        return list(range(len(names)))
+    patterns = [p.strip() for p in wanted.split(",")] if isinstance(wanted, str) else [str(p) for p in wanted]
+    chosen: set[int] = set()
+    for pattern in patterns:
+        found = {i for i, name in enumerate(names) if name == pattern or fnmatchcase(name, pattern)}
+        if not found:
+            shown = ", ".join(names[:30]) + (", ..." if len(names) > 30 else "")
+            raise UserError(f"No layer matches {pattern!r}; there are {shown}.")
+        chosen |= found
+    return sorted(chosen)

@@ -1,0 +1,125 @@
+"""Names, options, baselines, devices."""
+
+import importlib.metadata
+
+import numpy as np
+import pytest
+import torch
+
+from probekit.datasets import load_dataset
+from probekit.encoders import Preparation, load_encoder
+from probekit.encoders.device import compute
+from probekit.encoders.preparation import Normalisation, triple
+from probekit.encoders.protocol import select_layers
+from probekit.errors import UserError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (4, 5, 5, 3), dtype=np.uint8)
+ROWS = np.arange(4)
+
+
+def test_pixels_are_the_pixels():
+    encoder = load_encoder("pixels:5")
+    assert np.array_equal(encoder.prepare(IMAGES[0]), IMAGES[0])
+    (found,) = encoder(IMAGES, ROWS)
+    np.testing.assert_allclose(found.numpy(), IMAGES.reshape(4, -1) / 255, rtol=1e-6)
+    assert encoder.widths == (75,)
+
+
+def test_pixels_take_their_side_from_the_data():
+    assert load_encoder("pixels", data=load_dataset("wandering-digits")).provenance["resolution"] == 12
+    with pytest.raises(UserError, match="needs a resolution"):
+        load_encoder("pixels")
+
+
+def test_histogram_counts_colours():
+    encoder = load_encoder("histogram:5", bins=4)
+    (found,) = encoder(IMAGES, ROWS)
+    expected = np.zeros((4, 4, 4, 4))
+    for b in range(4):
+        for r, g, blue in IMAGES[b].reshape(-1, 3) // 64:
+            expected[b, r, g, blue] += 1 / 25
+    np.testing.assert_allclose(found.numpy(), expected.reshape(4, -1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "words"),
+    [
+        ("igtp:run", {}, "not known; write igpt:RUN"),
+        ("igpt:", {}, "not complete"),
+        ("pixels:big", {}, "pixels a side"),
+        ("pixels:8", {"pool": "cls"}, "takes no option pool"),
+        (3, {}, "int is no encoder"),
+        ("random:tiny", {"layers": "block*"}, "No layer matches"),
+        ("pixels:8", {"device": "cuda:99"}, "cannot be used"),
+    ],
+)
+def test_errors_are_one_sentence(spec, options, words):
+    with pytest.raises(UserError, match=words):
+        load_encoder(spec, **options)
+
+
+def test_name_can_be_given_and_none_is_not_an_option():
+    encoder = load_encoder("pixels:8", name="raw", layers=None, pool=None)
+    assert encoder.provenance["name"] == "raw"
+    assert load_encoder(encoder) is encoder
+
+
+def test_entry_points_add_encoders(monkeypatch):
+    point = importlib.metadata.EntryPoint("mine", "probekit.encoders.pixels:PixelEncoder", "probekit.encoders")
+    monkeypatch.setattr("probekit.encoders.loading.entry_points", lambda group: [point])
+    # the text after the colon arrives as the first argument
+    assert load_encoder("mine:7").provenance["resolution"] == 7
+
+
+def test_layer_choice():
+    names = ["embed", "block.0", "block.1", "block.10", "norm"]
+    assert select_layers(names, None) == [0, 1, 2, 3, 4]
+    assert select_layers(names, "norm, block.?") == [1, 2, 4]
+    assert select_layers(names, ["block.*"]) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("preparation", "shape"),
+    [
+        (Preparation((6, 6)), (6, 6)),
+        (Preparation((6, 4), resize=8), (6, 4)),
+        (Preparation((6, 6), resize=(6, 9)), (6, 6)),
+        (Preparation((30, 30), interpolation="bicubic"), (30, 30)),
+    ],
+)
+def test_preparation_always_gives_one_size(preparation, shape):
+    rng = np.random.default_rng(0)
+    for h, w in ((5, 5), (17, 40), (40, 17), (31, 30)):
+        out = preparation(rng.integers(0, 256, (h, w, 3), dtype=np.uint8))
+        assert out.shape == (*shape, 3)
+        assert out.dtype == np.uint8
+
+
+def test_preparation_crops_the_centre_and_leaves_right_sizes_alone():
+    image = np.random.default_rng(2).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    assert np.array_equal(Preparation((8, 8))(image), image[:, 2:10])
+    assert np.array_equal(Preparation((4, 4), resize=8)(image), image[2:6, 4:8])
+    with pytest.raises(UserError, match="cannot be cropped"):
+        Preparation((9, 9), resize=8)
+
+
+def test_normalisation_by_hand():
+    n = Normalisation((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
+    out = n(IMAGES, torch.device("cpu"))
+    expected = (IMAGES[2, 3, 1] / 255 - np.array([0.5, 0.4, 0.3])) / np.array([0.1, 0.2, 0.3])
+    np.testing.assert_allclose(out[2, :, 3, 1].numpy(), expected, rtol=1e-5)
+    assert triple("0.5") == (0.5, 0.5, 0.5)
+    assert triple("1,2,3") == (1, 2, 3)
+    with pytest.raises(UserError, match="one number or three"):
+        triple("1,2")
+
+
+def test_unknown_dtype_is_refused_and_low_precision_stays_close():
+    with pytest.raises(UserError, match="int8"):
+        compute("cpu", "int8")
+    images = np.random.default_rng(1).integers(0, 256, (4, 6, 6, 3), dtype=np.uint8)
+    exact = load_encoder("random:tiny", resolution=6)(images, ROWS)
+    low = load_encoder("random:tiny", resolution=6, dtype="bfloat16")(images, ROWS)
+    assert low[-1].dtype == torch.float32
+    error = (low[-1] - exact[-1]).norm() / exact[-1].norm()
+    assert 0 < error < 0.05
