@@ -1,0 +1,115 @@
+"""`probekit`: the command that finds the verb, runs it and turns what went wrong into one sentence and an exit code.
+
+Exit codes: 0 done; 2 the user's input; 1 our fault; 130 interrupted, with what was finished saved.
+"""
+
+import difflib
+import errno
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError, Group, Parameter
+from rich.console import Console
+
+from probekit import __version__
+from probekit.errors import UserError
+
+MAKE = Group.create_ordered("One command")
+MODEL = Group.create_ordered("Models")
+MEASURE = Group.create_ordered("Features and probes")
+SHOW = Group.create_ordered("Results")
+LOOK = Group.create_ordered("Before and after")
+
+# Verbs are named here with their one line of help, so that `probekit --help` need not import torch.
+VERBS: dict[str, tuple[Group, str]] = {
+    "train": (MODEL, "Train an iGPT on a data set and write a run folder."),
+}
+
+app = App(
+    name="probekit",
+    version=f"probekit {__version__}",
+    default_parameter=Parameter(negative_iterable=()),
+    help="From images to the depth curve of any visual encoder, with certified linear probes.",
+    help_epilogue="Every verb: `probekit VERB --help`. `--debug` shows the traceback of an error. The same command, run again, goes on.",
+)
+for _verb, (_group, _help) in VERBS.items():
+    app.command(f"probekit.cli.{_verb}:{_verb}", name=_verb, help=_help, group=_group)
+
+# what a user can put right: the folder, the rights, the disk
+_USERS_OS_ERRORS = {
+    errno.ENOENT: "it does not exist",
+    errno.EACCES: "this user may not read or write there",
+    errno.EPERM: "this user may not read or write there",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.ENOTDIR: "a part of that path is a file, not a folder",
+    errno.EISDIR: "it is a folder, not a file",
+    errno.EEXIST: "it exists already",
+    errno.ENAMETOOLONG: "the name is too long",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : the arguments after the program's name; None takes them from the process.
+
+    Returns
+    -------
+    The exit code: 0, 1, 2 or 130.
+    """
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in tokens
+    tokens = [token for token in tokens if token != "--debug"]
+    warnings.showwarning = _show_warning
+    if tokens and not tokens[0].startswith("-") and tokens[0] not in VERBS:
+        near = difflib.get_close_matches(tokens[0], VERBS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the verbs are {', '.join(VERBS)}."
+        return _say(f"there is no verb {tokens[0]!r}; {hint}", 2)
+    try:
+        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except KeyboardInterrupt:
+        return _say("interrupted; what was finished is saved, and the same command goes on from there.", 130)
+    except (UserError, CycloptsError, OSError, SystemExit, Exception) as error:
+        if isinstance(error, SystemExit):
+            return error.code if isinstance(error.code, int) else int(error.code is not None)
+        if debug:
+            traceback.print_exc()
+        sentence = users_sentence(error)
+        if sentence is not None:
+            return _say(sentence, 2)
+        if not debug:
+            traceback.print_exc()
+        return _say(
+            f"this is an error of probekit's own ({type(error).__name__}); please report it with the lines above.", 1
+        )
+    return 0
+
+
+def users_sentence(error: BaseException) -> str | None:
+    """One sentence for an error that the user can put right, or None for an error of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, CycloptsError):
+        return f"{' '.join(str(error).split())} See `probekit --help`."
+    if isinstance(error, OSError) and error.errno in _USERS_OS_ERRORS:
+        where = f"{error.filename}" if error.filename else "a file or folder"
+        return f"cannot use {where}: {_USERS_OS_ERRORS[error.errno]}."
+    if isinstance(error, FileNotFoundError | FileExistsError | PermissionError):
+        return str(error)
+    return None
+
+
+def _say(sentence: str, code: int) -> int:
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    console.print(f"probekit: {sentence}", style="red" if code != 130 else None)
+    return code
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    sys.stderr.write(f"warning: {' '.join(str(message).split())}\n")

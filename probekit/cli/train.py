@@ -1,0 +1,107 @@
+"""`probekit train`: a data set in, a run folder out; shows progress and writes TensorBoard events from train()'s records."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from cyclopts import Parameter
+
+from igpt_model.images import ImageTransform
+from igpt_model.train_config import TrainConfig
+from probekit.cli.progress import progress
+from probekit.datasets import Dataset, Split, load_dataset
+
+PREPARE_BLOCK = 512
+
+
+def train(
+    dataset: str,
+    /,
+    *,
+    out: Path,
+    root: Path | None = None,
+    limit: int | None = None,
+    tensorboard: bool = True,
+    config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008  (frozen)
+) -> None:
+    """Train an iGPT on a data set and write a run folder. The same command run again after a kill goes on.
+
+    Parameters
+    ----------
+    dataset
+        A name of `probekit datasets`, a folder of images, or an archive.
+    out
+        The run folder.
+    root
+        Where the data set lies, for those that are not embedded.
+    limit
+        Use at most this many images of each split, classes in proportion.
+    tensorboard
+        Write TensorBoard events beside metrics.jsonl.
+    """
+    from rich.console import Console
+
+    data = load_dataset(dataset, root=root)
+    run_training(config, data, out, limit=limit, tensorboard=tensorboard)
+    Console().print(
+        f"trained: {out} (next: probekit extract igpt:{out} {dataset} --out {out / 'features.h5'})", soft_wrap=True
+    )
+
+
+def run_training(
+    config: TrainConfig, data: Dataset, out: Path, *, limit: int | None = None, tensorboard: bool = True
+) -> None:
+    """Train on `data`'s train split, watch its val split, show progress; resumes what lies at `out`."""
+    from igpt_model import train as train_model
+
+    transform = config.transform
+    train_images = prepared_images(data.splits["train"].limit(limit), transform, "prepare train")
+    val_images = prepared_images(data.splits["val"].limit(limit), transform, "prepare val")
+    provenance = {**data.provenance, "limit": limit}
+    records = train_model(config, train_images, val_images, out, data_provenance=provenance)
+    with tensorboard_writer(out, tensorboard) as write, progress("train", "steps") as show:
+        for record in records:
+            write(record)
+            if record["kind"] == "step":
+                show(record["step"], config.steps, f"loss {record['loss']:.4f}")
+
+
+def prepared_images(split: Split, transform: ImageTransform, what: str) -> np.ndarray:
+    """All of a split's images at the model's resolution: uint8 (N, P, P, 3)."""
+    side = transform.resolution
+    prepared = np.empty((len(split), side, side, 3), dtype=np.uint8)
+    with progress(what, "images") as show:
+        for start in range(0, len(split), PREPARE_BLOCK):
+            stop = min(start + PREPARE_BLOCK, len(split))
+            prepared[start:stop] = [transform(image) for image in split.images(start, stop)]
+            show(stop, len(split))
+    return prepared
+
+
+@contextmanager
+def tensorboard_writer(out: Path, wanted: bool = True) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that turns one of train()'s records into TensorBoard scalars in `out`/tensorboard."""
+    if not wanted:
+        yield lambda record: None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer: Any = None
+
+    def write(record: dict[str, Any]) -> None:
+        nonlocal writer
+        if writer is None:
+            # events after the step that a resumed run starts from belong to work that was lost
+            writer = SummaryWriter(str(out / "tensorboard"), purge_step=int(record.get("step", 0)) + 1)
+        if record["kind"] in ("step", "eval"):
+            for name, value in record.items():
+                if isinstance(value, int | float) and name not in ("step", "kind"):
+                    writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+
+    try:
+        yield write
+    finally:
+        if writer is not None:
+            writer.close()

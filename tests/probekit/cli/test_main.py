@@ -1,0 +1,92 @@
+"""The command itself: help, unknown verbs, exit codes, one sentence for the user's errors."""
+
+import errno
+import subprocess
+import sys
+import time
+import warnings
+from importlib import import_module
+
+import pytest
+
+from probekit.cli import main as main_module
+from probekit.cli.main import VERBS, main, users_sentence
+from probekit.errors import UserError
+
+
+def test_help_names_every_verb(capsys):
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f" {verb} " in printed for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_a_sentence_for_each_flag(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    assert f"probekit {verb}" in capsys.readouterr().out
+    assert callable(getattr(import_module(f"probekit.cli.{verb}"), verb))
+
+
+def test_help_is_quick_and_needs_no_torch():
+    code = "import sys; from probekit.cli.main import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 0
+    assert time.perf_counter() - start < 5  # about 0.5 s alone; the tests share their cores
+
+
+def test_an_unknown_verb_gets_a_suggestion(capsys):
+    assert main(["trian"]) == 2
+    assert "did you mean 'train'?" in capsys.readouterr().err
+
+
+def test_an_unknown_flag_is_the_users_error(capsys):
+    assert main(["train", "digits", "--out", "x", "--no-such-flag", "3"]) == 2
+    printed = capsys.readouterr().err
+    assert "--no-such-flag" in printed
+    assert "Traceback" not in printed
+
+
+def raising(error):
+    def app(*_, **__):
+        raise error
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (UserError("C was -1, but must be positive."), 2, "C was -1, but must be positive."),
+        (KeyboardInterrupt(), 130, "goes on"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 2, "cannot use /x/y: the disk is full."),
+        (PermissionError(errno.EACCES, "denied", "/x"), 2, "/x"),
+        (FileNotFoundError("runs/x holds no checkpoint; train first."), 2, "holds no checkpoint"),
+        (KeyError("ours"), 1, "error of probekit's own"),
+        (OSError(errno.EIO, "Input/output error", "/x"), 1, "error of probekit's own"),
+    ],
+)
+def test_exit_codes(error, code, words, monkeypatch, capsys):
+    monkeypatch.setattr(main_module, "app", raising(error))
+    assert main(["train"]) == code
+    printed = capsys.readouterr().err
+    assert words in printed
+    assert ("Traceback" in printed) == (code == 1)
+
+
+def test_debug_shows_the_traceback(monkeypatch, capsys):
+    monkeypatch.setattr(main_module, "app", raising(UserError("no.")))
+    assert main(["train", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_other_errors_are_not_the_users():
+    assert users_sentence(RuntimeError("x")) is None
+
+
+def test_warnings_are_one_line_without_a_source_line(monkeypatch, capsys):
+    monkeypatch.setattr(main_module, "app", lambda *_, **__: warnings.warn("3 fits\n did not converge", stacklevel=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["train"]) == 0
+    assert capsys.readouterr().err == "warning: 3 fits did not converge\n"
