@@ -25,6 +25,10 @@ LOOK = Group.create_ordered("Before and after")
 # Verbs are named here with their one line of help, so that `probekit --help` need not import torch.
 VERBS: dict[str, tuple[Group, str]] = {
     "train": (MODEL, "Train an iGPT on a data set and write a run folder."),
+    "extract": (MEASURE, "Write every layer's pooled features of a data set to one file."),
+    "compress": (LOOK, "Rewrite a feature file in compressed chunks."),
+    "verify": (LOOK, "Check a feature file for damage and doubtful contents."),
+    "inspect": (LOOK, "Show what a feature file holds, layer by layer."),
 }
 
 app = App(
@@ -32,7 +36,10 @@ app = App(
     version=f"probekit {__version__}",
     default_parameter=Parameter(negative_iterable=()),
     help="From images to the depth curve of any visual encoder, with certified linear probes.",
-    help_epilogue="Every verb: `probekit VERB --help`. `--debug` shows the traceback of an error. The same command, run again, goes on.",
+    help_epilogue=(
+        "Every verb: `probekit VERB --help`. `--debug` shows the traceback of an error. "
+        "The same command, run again after an interruption, goes on."
+    ),
 )
 for _verb, (_group, _help) in VERBS.items():
     app.command(f"probekit.cli.{_verb}:{_verb}", name=_verb, help=_help, group=_group)

@@ -61,7 +61,7 @@ def _bar(what: str, unit: str) -> Iterator[Show]:
 @contextmanager
 def _lines(what: str, unit: str, seconds: float) -> Iterator[Show]:
     rate = _Rate()
-    last_time, last_line = -float("inf"), ""
+    last_time, last_line = time.monotonic(), ""
 
     def show(done: int, total: int, note: str = "") -> None:
         nonlocal last_time, last_line

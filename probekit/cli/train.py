@@ -1,4 +1,4 @@
-"""`probekit train`: a data set in, a run folder out; shows progress and writes TensorBoard events from train()'s records."""
+"""`probekit train`: a data set in, a run folder out; turns train()'s records into progress and TensorBoard events."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from igpt_model.images import ImageTransform
 from igpt_model.train_config import TrainConfig
+from probekit.cli.console import say
 from probekit.cli.progress import progress
 from probekit.datasets import Dataset, Split, load_dataset
 
@@ -41,13 +42,9 @@ def train(
     tensorboard
         Write TensorBoard events beside metrics.jsonl.
     """
-    from rich.console import Console
-
     data = load_dataset(dataset, root=root)
     run_training(config, data, out, limit=limit, tensorboard=tensorboard)
-    Console().print(
-        f"trained: {out} (next: probekit extract igpt:{out} {dataset} --out {out / 'features.h5'})", soft_wrap=True
-    )
+    say(f"trained: {out} (next: probekit extract igpt:{out} {dataset} --out {out / 'features.h5'})")
 
 
 def run_training(
@@ -60,12 +57,27 @@ def run_training(
     train_images = prepared_images(data.splits["train"].limit(limit), transform, "prepare train")
     val_images = prepared_images(data.splits["val"].limit(limit), transform, "prepare val")
     provenance = {**data.provenance, "limit": limit}
+    val_loss: float | None = None
     records = train_model(config, train_images, val_images, out, data_provenance=provenance)
     with tensorboard_writer(out, tensorboard) as write, progress("train", "steps") as show:
         for record in records:
             write(record)
-            if record["kind"] == "step":
-                show(record["step"], config.steps, f"loss {record['loss']:.4f}")
+            if record["kind"] == "start":
+                say(_start_line(record))
+                show(record["step"], config.steps)
+            elif record["kind"] == "damaged":
+                say(f"passed over a damaged checkpoint, now {record['path']}: {record['reason']}", "yellow")
+            elif record["kind"] == "step":
+                words = f"loss {record['loss']:.4f}"
+                show(record["step"], config.steps, f"{words}, val {val_loss:.4f}" if val_loss is not None else words)
+            elif record["kind"] == "eval":
+                val_loss = record["val_loss"]
+
+
+def _start_line(record: dict[str, Any]) -> str:
+    sizes = f"{record['n_params']:,} parameters, {record['n_train']:,} training images"
+    changed = "".join(f"; {name} is now {value}" for name, value in record["changed"].items())
+    return f"going on from step {record['step']}: {sizes}{changed}" if record["resumed"] else f"training: {sizes}"
 
 
 def prepared_images(split: Split, transform: ImageTransform, what: str) -> np.ndarray:

@@ -18,12 +18,11 @@ def test_plain_lines_now_and_then(monkeypatch, capsys):
     clock = Clock()
     monkeypatch.setattr(module, "time", clock)
     with progress("train", "steps", seconds_between_lines=10) as show:
-        for step in range(0, 41):
+        for step in range(41):
             show(step, 40, f"loss {step}")
             clock.now += 1
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "train: 0/40 steps, loss 0",
         "train: 10/40 steps, 1 steps/s, 30 s left, loss 10",
         "train: 20/40 steps, 1 steps/s, 20 s left, loss 20",
         "train: 30/40 steps, 1 steps/s, 10 s left, loss 30",

@@ -1,0 +1,23 @@
+"""What a verb says when it is done: plain lines on stdout, never wrapped, nothing in them taken for markup."""
+
+from typing import Any
+
+
+def say(text: Any, style: str | None = None) -> None:
+    """Print a line, or a rich table, on stdout."""
+    from rich.console import Console
+
+    Console(highlight=False, markup=False, soft_wrap=isinstance(text, str)).print(text, style=style)
+
+
+def table(frame: Any) -> Any:
+    """A pandas frame as a rich table: text to the left, numbers to the right, floats to four digits."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD)
+    for name, column in frame.items():
+        made.add_column(str(name).replace("_", " "), justify="right" if column.dtype.kind in "fiu" else "left")
+    for row in frame.itertuples(index=False):
+        made.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
+    return made

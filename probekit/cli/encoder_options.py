@@ -1,0 +1,32 @@
+"""The flags that describe an encoder, spelled alike in every verb that loads one."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+def _flag(help: str) -> Any:
+    return field(default=None, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """Options of `probekit.load_encoder`; those not given are left to the encoder, those it does not take are refused."""
+
+    layers: tuple[str, ...] | None = _flag("Only the layers of these names or globs, for example 'blocks.*'.")
+    norm: bool | None = _flag("Pass each layer through the norm that reads it next (iGPT); --no-norm keeps it raw.")
+    pool: str | None = _flag("How the positions of a layer become one vector: mean, cls or both.")
+    resolution: int | None = _flag("Pixels a side, for encoders that leave it open.")
+    resize: int | None = _flag("Length of an image's shorter side before the crop.")
+    crop: int | None = _flag("Side of the centre crop.")
+    interpolation: str | None = _flag("Pillow kernel of the resize.")
+    mean: tuple[float, float, float] | None = _flag("Per-channel mean that is subtracted.")
+    std: tuple[float, float, float] | None = _flag("Per-channel deviation that is divided by.")
+    weights: str | None = _flag("Weights file (.safetensors, or .pt read with weights_only).")
+    state_key: str | None = _flag("Key under which the weights file holds the state dict.")
+    strip_prefix: str | None = _flag("Prefix to take off the weights' names.")
+    device: str | None = _flag("Where the encoder runs: cpu, cuda, cuda:1.")
+    dtype: str | None = _flag("Precision of the encoder's arithmetic: float32 or bfloat16.")
+
+    def given(self) -> dict[str, Any]:
+        """The options that were given."""
+        return {name: value for name, value in asdict(self).items() if value is not None}

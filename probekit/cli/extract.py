@@ -1,0 +1,73 @@
+"""`probekit extract`: every layer's pooled features of a data set into one feature file."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from probekit.cli.console import say
+from probekit.cli.encoder_options import EncoderOptions
+from probekit.cli.progress import progress
+
+
+def extract(
+    encoder: str,
+    dataset: str,
+    /,
+    *,
+    out: Path,
+    root: Path | None = None,
+    splits: tuple[str, ...] | None = None,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    workers: int = 0,
+    store: Literal["float32", "float16"] = "float32",
+    options: Annotated[EncoderOptions, Parameter(name="*")] = EncoderOptions(),  # noqa: B008  (frozen)
+) -> None:
+    """Write every layer's pooled features of a data set to one feature file. Run again after a kill it goes on.
+
+    Parameters
+    ----------
+    encoder
+        igpt:RUN, igpt:RUN@STEP, hf:NAME, timm:NAME, torch:package.module:function, pixels, histogram, random:PRESET,
+        random:RUN.
+    dataset
+        A name of `probekit datasets`, a folder of images, or an archive.
+    out
+        The feature file (HDF5).
+    root
+        Where the data set lies, for those that are not embedded.
+    splits
+        Splits to extract, for example --splits train --splits test; all unless given.
+    limit
+        At most this many images of each split, classes in proportion.
+    batch_size
+        Images a batch; 128, or what the file was begun with.
+    workers
+        Processes that decode and prepare images; 0: this one does.
+    store
+        How features are stored.
+    """
+    from probekit import load_dataset, load_encoder
+    from probekit import extract as extract_features
+
+    data = load_dataset(dataset, root=root)
+    loaded = load_encoder(encoder, data=data, **options.given())
+    with progress("extract", "images") as show:
+        features = extract_features(
+            loaded,
+            data,
+            out,
+            splits=splits,
+            batch_size=batch_size,
+            workers=workers,
+            dtype=store,
+            limit=limit,
+            progress=show,
+        )
+    widths = sorted(set(features.widths))
+    rows = ", ".join(f"{split} {len(features.labels(split)):,}" for split in features.splits)
+    say(
+        f"{out}: {len(features.layers)} layers of width {', '.join(map(str, widths))}, rows {rows} "
+        f"(next: probekit sweep {out})"
+    )

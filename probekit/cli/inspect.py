@@ -1,0 +1,31 @@
+"""`probekit inspect`: shapes, norms and effective rank of every layer, and how alike the layers are; needs no labels."""
+
+from pathlib import Path
+
+from probekit.cli.console import say, table
+
+
+def inspect(file: Path, /, *, split: str | None = None, picture: Path | None = None) -> None:
+    """Show what a feature file holds, layer by layer.
+
+    Parameters
+    ----------
+    file
+        The feature file.
+    split
+        Whose rows to look at; the first split unless given.
+    picture
+        Write a picture of the layers' similarity (linear CKA) to this SVG, PNG or PDF file.
+    """
+    from probekit import FeatureStore
+    from probekit.features.inspect import cka, plot_cka
+    from probekit.features.inspect import inspect as inspect_features
+
+    store = FeatureStore.open(file)
+    name = store.encoder.get("name", "unnamed encoder")
+    say(f"{file}: {name} on {store.dataset.get('name', 'unnamed data')}, {store.dtype}")
+    say("rows: " + ", ".join(f"{part} {len(store.labels(part)):,}" for part in store.splits))
+    say(table(inspect_features(store, split)))
+    if picture is not None:
+        plot_cka(cka(store, split), store.layers).figure.savefig(picture)
+        say(f"wrote {picture}")
