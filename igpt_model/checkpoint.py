@@ -1,6 +1,7 @@
 """Checkpoints: a folder each, whole or absent, with everything that features and resuming need, and no pickle.
 
-    weights.safetensors  config.json  palette.safetensors  transform.json  trainer.safetensors  trainer.json  manifest.json
+    weights.safetensors  config.json  palette.safetensors  transform.json  manifest.json
+    trainer.safetensors  trainer.json    (what resuming needs)
 
 The manifest is written last and holds every file's hash, so that damage is found rather than loaded.
 """
@@ -42,7 +43,7 @@ class Checkpoint:
     path: Path | None = None
 
 
-class DamagedCheckpoint(UserError):
+class DamagedCheckpoint(UserError):  # noqa: N818 (it names a state, as FileNotFound does)
     """A checkpoint whose files are missing or are not those that were written."""
 
 
@@ -188,16 +189,16 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> C
         raise UserError(f"{folder} has checkpoint format {about.get('format')}; this version reads {FORMAT}.")
     palette = Palette.load(folder / "palette.safetensors")
     if palette.hash != about["palette_hash"]:
-        raise UserError(f"The palette in {folder} is not the one its model was trained with; restore the original file.")
+        raise UserError(
+            f"The palette in {folder} is not the one its model was trained with; restore the original file."
+        )
     config = ModelConfig.from_dict(about["model"])
     model = IGPT(config)
     model.load_state_dict(load_file(folder / "weights.safetensors"))
     model.to(device).eval()
     transform = ImageTransform.from_dict(json.loads((folder / "transform.json").read_text()))
     provenance = {**about["provenance"], "weights_hash": about["weights_hash"], "palette_hash": about["palette_hash"]}
-    return Checkpoint(
-        model, config, palette, transform, about["step"], about["weights_hash"], provenance, folder
-    )
+    return Checkpoint(model, config, palette, transform, about["step"], about["weights_hash"], provenance, folder)
 
 
 def load_trainer_state(folder: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

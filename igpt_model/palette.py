@@ -100,8 +100,8 @@ class Palette:
     def rgb_grid(cls, n: int) -> "Palette":
         """Return a fixed palette of n colours, evenly spread: for models that have seen no pictures.
 
-        The n colours are those of a Weyl sequence with irrational steps over the RGB cube, but cubes of whole numbers (8, 27, 64, 512,
-        ...) give the regular grid.
+        Cubes of whole numbers (8, 27, 64, 512, ...) give the regular grid; other n a Weyl sequence with irrational
+        steps.
         """
         side = round(n ** (1 / 3))
         if side**3 == n:
@@ -142,7 +142,8 @@ class Palette:
         return tokens
 
     def _fill(self, cube: int) -> None:
-        assert self._table is not None and self._filled is not None
+        assert self._table is not None
+        assert self._filled is not None
         centres = self.centres_V3.astype(np.float64)
         corner = np.array([cube >> 10, (cube >> 5) & 31, cube & 31]) * _EDGE
         low, high = to_unit(corner), to_unit(corner + _EDGE - 1)

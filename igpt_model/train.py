@@ -1,7 +1,9 @@
 """Pre-training as a generator: it updates, and yields what happened; whoever loops over it shows, plots or stops.
 
 Everything random comes from (seed, step): a killed run, started again with the same settings, ends with the same bits
-on the same kind of machine and number of threads. Letters in shapes: N images, B batch, P pixels a side, T = P*P tokens.
+on the same kind of machine and number of threads.
+
+Letters in shapes: N images, B batch, P pixels a side, T = P*P tokens.
 """
 
 import math
@@ -44,7 +46,7 @@ _PALETTE_IMAGES = 50_000  # pictures, evenly spaced, whose pixels the palette is
 _PATIENCE = 5  # records in a row for which a spiking loss is watched
 
 
-class TrainingDiverged(UserError):
+class TrainingDiverged(UserError):  # noqa: N818 (it names what happened, as StopIteration does)
     """The loss became infinite or NaN, or rose and stayed high; the last good checkpoint is still there."""
 
 
@@ -144,7 +146,8 @@ class _Run:
             self.palette = palette or Palette.fit(_some(train_images), config.n_colours, config.seed)
         if len(self.palette) != config.n_colours:
             raise UserError(
-                f"The palette has {len(self.palette)} colours and the model {config.n_colours}; give n_colours={len(self.palette)}."
+                f"The palette has {len(self.palette)} colours and the model {config.n_colours}; "
+                f"give n_colours={len(self.palette)}."
             )
         self.train_tokens = encode_all(train_images, self.palette)
         self.val_tokens = encode_all(_First(val_images, config.eval_images), self.palette)
@@ -216,9 +219,7 @@ class _Run:
     def update(self) -> None:
         """One step of the optimiser: forward, backward, clip, AdamW."""
         config = self.config
-        tokens, _ = token_batch(
-            self.train_tokens, config.transform, config.batch_size, config.seed, self.step
-        )
+        tokens, _ = token_batch(self.train_tokens, config.transform, config.batch_size, config.seed, self.step)
         masks = None
         if not self.model.config.causal:
             masks = objectives.draw_masks(
@@ -274,7 +275,9 @@ class _Run:
         good = next((int(f.name) for f in reversed(list_checkpoints(self.out))), None)
         advice = f"the last good checkpoint is of step {good}; start again in another folder with a lower lr"
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingDiverged(f"The loss or its gradient is not finite at step {self.step} (loss {loss}): {advice}.")
+            raise TrainingDiverged(
+                f"The loss or its gradient is not finite at step {self.step} (loss {loss}): {advice}."
+            )
         self.first = self.first or loss
         self.lowest = min(self.lowest, loss)
         limit = self.lowest + self.config.spike * (self.first - self.lowest)
@@ -282,7 +285,7 @@ class _Run:
         self.bad_records = self.bad_records + 1 if risen else 0
         if self.bad_records >= _PATIENCE or (self.bad_records and self.step >= self.config.steps):
             raise TrainingDiverged(
-                f"The loss was {self.lowest:.3f} at best and is {loss:.3f} at step {self.step}, and stays high: {advice}."
+                f"The loss was {self.lowest:.3f} at best, is {loss:.3f} at step {self.step} and stays high: {advice}."
             )
 
     def evaluation(self) -> dict[str, Any]:
@@ -294,7 +297,9 @@ class _Run:
     def save(self) -> dict[str, Any]:
         """Write a checkpoint and remove those no longer kept; return the checkpoint record."""
         if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
-            raise TrainingDiverged(f"The weights are not finite at step {self.step}; the last checkpoint is still good.")
+            raise TrainingDiverged(
+                f"The weights are not finite at step {self.step}; the last checkpoint is still good."
+            )
         folder = checkpoint_path(self.out, self.step)
         record = {"kind": "checkpoint", "step": self.step, "path": str(folder.relative_to(self.out))}
         self.log(record)

@@ -26,7 +26,9 @@ class TrainConfig:
     n_layer: int | None = option(None, "Number of blocks, instead of the preset's.")
     n_embd: int | None = option(None, "Width of the residual stream, instead of the preset's.")
     n_head: int | None = option(None, "Attention heads, instead of the preset's.")
-    objective: str = option("autoregressive", "What is predicted: autoregressive (the next pixel) or bert (hidden ones).")
+    objective: str = option(
+        "autoregressive", "What is predicted: autoregressive (the next pixel) or bert (hidden ones)."
+    )
     mask_prob: float = option(0.15, "For bert: the probability that a pixel is hidden.")
     resolution: int = option(32, "Pixels a side that the model sees; it reads resolution^2 tokens.")
     resize: str = option("bilinear", "Pillow kernel that brings pictures to the resolution.")
@@ -50,7 +52,9 @@ class TrainConfig:
     eval_images: int = option(1024, "Validation pictures that are used, from the first on.")
     checkpoint_every: int = option(250, "Updates between checkpoints.")
     keep_last: int = option(3, "Newest checkpoints that are kept with their optimiser state.")
-    keep_at: tuple[int, ...] | None = option(None, "Steps whose checkpoints are kept for good; powers of two from 64 on.")
+    keep_at: tuple[int, ...] | None = option(
+        None, "Steps whose checkpoints are kept for good; powers of two from 64 on."
+    )
     spike: float = option(0.5, "Stop when the loss gives back this share of its progress for 5 records; 0: never.")
 
     def __post_init__(self) -> None:
