@@ -1,0 +1,327 @@
+"""Hugging Face vision models: every hidden state, pooled as it arises.
+
+Which submodule makes `hidden_states[k]` is found, not assumed: the model runs once with all hidden states, and each is
+matched with the submodule that returned that very tensor. ImageGPT is converted to an iGPT and run as one: its own
+processor leaves out the start token. Letters: B images, k layers.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from igpt_model.images import ImageTransform
+from igpt_model.palette import Palette
+from probekit.encoders.hooks import ModuleEncoder, preparation
+from probekit.encoders.igpt import IGPTEncoder
+from probekit.encoders.pooling import first_tensor
+from probekit.encoders.preparation import KERNELS, Preparation, pair
+from probekit.encoders.protocol import Encoder
+from probekit.encoders.weights import load_weights
+from probekit.errors import UserError
+
+# Pillow's numbers for its kernels, which processor files store
+RESAMPLE = dict(enumerate(("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")))
+assert set(RESAMPLE.values()) == set(KERNELS)
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError("hf: needs transformers; install it with: pip install 'igpt-probekit[hf]'.") from error
+    return transformers
+
+
+def load_hf(
+    name: str,
+    weights: str | None = None,
+    state_key: str | None = None,
+    strip_prefix: str | None = None,
+    revision: str | None = None,
+    **options: Any,
+) -> Encoder:
+    """`hf:FOLDER_OR_NAME`: a local folder, or a model of the hub (downloaded by transformers).
+
+    Parameters
+    ----------
+    name : str
+    weights, state_key, strip_prefix : optional
+        A weights file to put over the model's own.
+    revision : str, optional
+        Commit or tag on the hub.
+    **options
+        As `HFEncoder` takes them: layers, pool, resolution, mean, std, device, dtype and others.
+
+    Raises
+    ------
+    UserError
+        Nothing is there, it is no vision model, or its weights are incomplete.
+    """
+    transformers = _transformers()
+    config, processor = _config(name, revision)
+    kind = transformers.ImageGPTForCausalImageModeling if config.model_type == "imagegpt" else transformers.AutoModel
+    try:
+        model, info = kind.from_pretrained(
+            name, config=config, revision=revision, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:
+        raise UserError(f"hf:{name} cannot be loaded ({_first_line(error)}); check the folder or name.") from error
+    missing = sorted(key for key in info["missing_keys"] if not _unread(key))
+    if missing and weights is None:
+        shown = ", ".join(missing[:4]) + (" and more" if len(missing) > 4 else "")
+        raise UserError(f"hf:{name} lacks weights ({shown}); they would be random: give a complete checkpoint.")
+    if weights is not None:
+        load_weights(model, weights, state_key, strip_prefix)
+    about = {"name": Path(name.rstrip("/")).name, "source": name, "revision": getattr(config, "_commit_hash", None)}
+    return _encoder(model, processor, about, options)
+
+
+def load_random_hf(name: str, weights_seed: int = 0, **options: Any) -> Encoder:
+    """`random:hf:NAME`: the architecture of a folder or name with fresh weights."""
+    transformers = _transformers()
+    config, processor = _config(name, None)
+    kind = transformers.ImageGPTForCausalImageModeling if config.model_type == "imagegpt" else transformers.AutoModel
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(weights_seed)
+        model = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
+    return _encoder(model, processor, {"name": "random", "source": name, "weights_seed": weights_seed}, options)
+
+
+def _config(name: str, revision: str | None) -> tuple[Any, dict[str, Any]]:
+    transformers = _transformers()
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, revision=revision)
+    except Exception as error:
+        raise UserError(
+            f"hf:{name} is neither a folder with a config.json nor a model that can be fetched ({_first_line(error)})."
+        ) from error
+    try:
+        processor, _ = transformers.image_processing_utils.ImageProcessingMixin.get_image_processor_dict(
+            name, revision=revision
+        )
+    except Exception:
+        processor = {}
+    return config, processor
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _unread(key: str) -> bool:
+    """Weights that no hidden state depends on: poolers, heads, mask tokens."""
+    return any(part in key.split(".") for part in ("pooler", "head", "mask_token", "lm_head", "logit_scale"))
+
+
+def _encoder(model: Any, processor: Mapping[str, Any], about: dict[str, Any], options: dict[str, Any]) -> Encoder:
+    if model.config.model_type == "imagegpt":
+        return from_imagegpt(model, processor, about, **options)
+    return HFEncoder(model, processor, about, **options)
+
+
+class HFEncoder(ModuleEncoder):
+    """A transformers vision model.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Of CLIP-like pairs the vision part is taken.
+    processor : mapping
+        Its preprocessor_config.json; may be empty where resolution, mean and std are given.
+    about : dict
+        Entries for the provenance.
+    layers : str or sequence of str, optional
+        None: every hidden state (0 is the embedding) and, if it is another tensor, the last one after the final norm.
+        Otherwise names or globs of submodules, also inside stages ("encoder.layers.*.blocks.*").
+    pool : str
+        "mean" over patches (special tokens left out), "cls", or "both".
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Mapping[str, Any],
+        about: dict[str, Any],
+        layers: str | Sequence[str] | None = None,
+        pool: str = "mean",
+        resolution: int | None = None,
+        resize: Any = None,
+        crop: Any = None,
+        interpolation: str | None = None,
+        mean: Any = None,
+        std: Any = None,
+        prefix_tokens: int | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+    ) -> None:
+        if hasattr(model, "vision_model") and hasattr(model, "text_model"):
+            model = model.vision_model
+        model.eval()
+        prepare = preparation(resolution, resize, crop, interpolation, _preparation(processor, model.config))
+        mean = processor.get("image_mean") if mean is None else mean
+        std = processor.get("image_std") if std is None else std
+        if prepare is None or mean is None or std is None:
+            raise UserError(
+                f"hf:{about.get('source')} has no preprocessor_config.json that says how images are prepared; "
+                "give resolution, mean and std (--resolution --mean --std)."
+            )
+        forward, input_rule = _forward(model, prepare.crop)
+        states = find_hidden_states(model, forward, prepare.crop)
+        super().__init__(
+            model,
+            list(states) if layers is None else layers,
+            pool,
+            prepare,
+            mean=mean,
+            std=std,
+            prefix_tokens=prefix_tokens,
+            device=device,
+            dtype=dtype,
+            forward=forward,
+            provenance={
+                "kind": "hf",
+                "config": model.config.to_dict(),
+                "norm": "raw hidden states; a layer marked 'after the final norm' is that",
+                "hidden_states": {name: states[name] for name in self._named(model, layers, states)},
+                "input": input_rule,
+                **about,
+            },
+        )
+
+    @staticmethod
+    def _named(model: Any, layers: Any, states: Mapping[str, str]) -> list[str]:
+        from probekit.encoders.hooks import match_modules
+
+        return list(states) if layers is None else [n for n in match_modules(model, layers) if n in states]
+
+
+def find_hidden_states(model: Any, forward: Any, sides: tuple[int, int]) -> dict[str, str]:
+    """Which submodule makes which hidden state: {submodule: "hidden_states[k]"}, shallow to deep.
+
+    Raises
+    ------
+    UserError
+        The model gives no hidden states, or one of them is made by no submodule.
+    """
+    made: dict[int, list[str]] = {}
+    alive = []
+
+    def note(name: str) -> Any:
+        def hook(_: Any, __: Any, output: Any) -> None:
+            try:
+                tensor = first_tensor(output, name)
+            except UserError:
+                return
+            alive.append(tensor)  # an id is free to be used again once its object is gone
+            made.setdefault(id(tensor), []).append(name)
+
+        return hook
+
+    handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
+    try:
+        device = next(model.parameters()).device
+        with torch.no_grad():
+            output = forward(model, torch.zeros(1, 3, *sides, device=device), output_hidden_states=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    states = getattr(output, "hidden_states", None)
+    if not states:
+        raise UserError(f"{type(model).__name__} gives no hidden states; name submodules through torch: instead.")
+    found: dict[str, str] = {}
+    for k, state in enumerate(states):
+        names = made.get(id(state))
+        if not names:
+            raise UserError(
+                f"hidden_states[{k}] of {type(model).__name__} is made by no submodule; name layers through torch:."
+            )
+        # of several that return the same tensor, the numbered block says most; else the outermost, which ends last
+        block = [name for name in names if name.rpartition(".")[2].isdigit()]
+        found[min(block, key=len) if block else names[-1]] = f"hidden_states[{k}]"
+    last = getattr(output, "last_hidden_state", None)
+    if last is not None and id(last) in made and last is not states[-1] and not torch.equal(last, states[-1]):
+        found[made[id(last)][-1]] = "last_hidden_state, after the final norm"
+    return found
+
+
+def _forward(model: Any, sides: tuple[int, int]) -> tuple[Any, str]:
+    """How to call the model: without masking (MAE), with interpolated positions where the size is another one."""
+    image_size = getattr(model.config, "image_size", None)
+    other_size = image_size is not None and pair(image_size) != tuple(sides) and hasattr(model.config, "patch_size")
+    extra: dict[str, Any] = {"interpolate_pos_encoding": True} if other_size else {}
+    masks = hasattr(model.config, "mask_ratio")
+    rule = f"images of {sides[0]} x {sides[1]}" + (", positions interpolated" if other_size else "")
+    if masks:
+        model.config.mask_ratio = 0.0
+        rule += ", no patch masked, patches in raster order"
+
+    def forward(module: Any, x: torch.Tensor, **more: Any) -> Any:
+        if masks:
+            patch = pair(model.config.patch_size)
+            count = (x.shape[2] // patch[0]) * (x.shape[3] // patch[1])
+            # MAE orders patches by this noise: rising noise keeps them as they are
+            more["noise"] = torch.arange(count, device=x.device, dtype=torch.float32).expand(len(x), -1)
+        return module(pixel_values=x, **extra, **more)
+
+    return forward, rule
+
+
+def _preparation(processor: Mapping[str, Any], config: Any) -> Preparation | None:
+    """What a preprocessor_config.json says, as a Preparation; None if it says nothing of use."""
+    if not processor:
+        return None
+    size = processor.get("size", getattr(config, "image_size", None))
+    kernel = RESAMPLE.get(processor.get("resample", 2), "bilinear")
+    crop_size = processor.get("crop_size") if processor.get("do_center_crop", "crop_size" in processor) else None
+    crop = _sides(crop_size) if crop_size is not None else None
+    if not processor.get("do_resize", True):
+        size = None
+    if isinstance(size, Mapping) and "shortest_edge" in size:
+        edge = int(size["shortest_edge"])
+        if crop is None and "crop_pct" in processor and edge < 384:
+            # ConvNeXt's processor: resize to edge / crop_pct, then crop
+            return Preparation((edge, edge), int(edge / processor["crop_pct"]), kernel)
+        return Preparation(crop or (edge, edge), edge, kernel)
+    if size is None:
+        return Preparation(crop, None, kernel) if crop else None
+    return Preparation(crop or _sides(size), _sides(size), kernel)
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    return (int(size["height"]), int(size["width"])) if isinstance(size, Mapping) else pair(size)
+
+
+def from_imagegpt(
+    model: Any,
+    processor: Mapping[str, Any],
+    about: dict[str, Any],
+    layers: str | Sequence[str] | None = None,
+    norm: bool = True,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> IGPTEncoder:
+    """A Hugging Face ImageGPT as an iGPT: start token in front, every layer through the norm that reads it."""
+    from igpt_model.convert import from_huggingface
+
+    clusters = processor.get("clusters")
+    if clusters is None:
+        raise UserError(f"hf:{about.get('source')} has no colour clusters in preprocessor_config.json; add that file.")
+    igpt = from_huggingface(model)
+    side = round(igpt.config.n_positions**0.5)
+    kernel = RESAMPLE.get(processor.get("resample", 2), "bilinear")
+    provenance = {"kind": "hf", "converted": "to igpt_model.IGPT", **about}
+    palette = Palette(np.array(clusters, dtype=np.float32))
+    return IGPTEncoder(
+        igpt,
+        palette,
+        ImageTransform(side, kernel),
+        about["name"],
+        norm,
+        layers,
+        device=device,
+        dtype=dtype,
+        provenance=provenance,
+    )

@@ -1,0 +1,209 @@
+"""What a module's output is (tokens, a feature map, a vector) and how it becomes one row an image.
+
+Nothing is guessed silently: the batch axis is found by running two batch sizes; the channel axis of a map by what has
+the image's proportions, or by running a wider image; the special tokens by what is left over from the image's grid.
+Each decision is recorded, and what stays open is an error.
+
+Letters: B images, T positions, D width, C channels, H and W sides of a map.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from probekit.errors import UserError
+
+POOLS = ("mean", "cls", "both")
+SPECIAL = (
+    "cls_token",
+    "class_token",
+    "class_embedding",
+    "dist_token",
+    "distillation_token",
+    "register_tokens",
+    "reg_token",
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one layer's output is read.
+
+    Parameters
+    ----------
+    axes : str
+        "BD", "BTD", "TBD", "BCHW" or "BHWC".
+    prefix_tokens : int
+        Special tokens (CLS, registers) in front of the patches; 0 for maps.
+    positions : int
+        Positions that the mean runs over.
+    width : int
+        Columns after pooling.
+    pool : str
+        "mean", "cls" or "both" (CLS, then mean).
+    """
+
+    axes: str
+    prefix_tokens: int
+    positions: int
+    width: int
+    pool: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+    def __call__(self, output: torch.Tensor) -> torch.Tensor:
+        """Pool one output to (B, width) float32."""
+        h = output.float()
+        if self.axes == "BD":
+            return h
+        if self.axes == "BCHW":
+            return h.mean((2, 3))
+        if self.axes == "BHWC":
+            return h.mean((1, 2))
+        h_BTD = h.transpose(0, 1) if self.axes == "TBD" else h
+        if self.pool == "cls":
+            return h_BTD[:, 0]
+        mean_BD = h_BTD[:, self.prefix_tokens :].mean(1)
+        return torch.cat([h_BTD[:, 0], mean_BD], 1) if self.pool == "both" else mean_BD
+
+
+def first_tensor(output: Any, module: str) -> torch.Tensor:
+    """The tensor of a module's output: itself, or the first of a tuple, list or mapping.
+
+    Raises
+    ------
+    UserError
+        There is none.
+    """
+    if isinstance(output, torch.Tensor):
+        return output
+    parts = list(output.values()) if isinstance(output, Mapping) else output
+    for part in parts if isinstance(parts, list | tuple) else []:
+        if isinstance(part, torch.Tensor):
+            return part
+    raise UserError(f"The module {module} returns {type(output).__name__} without a tensor; choose another layer.")
+
+
+def count_special_tokens(module: torch.nn.Module) -> int:
+    """CLS, distillation and register tokens, counted from the parameters that hold them."""
+    count = 0
+    for name, parameter in module.named_parameters():
+        if name.rpartition(".")[2] in SPECIAL:
+            count += max(1, parameter.numel() // parameter.shape[-1])
+    return count
+
+
+def _is_grid(n: int, sides: tuple[int, int]) -> bool:
+    """Whether n positions are the image's area cut into squares of some size (rounded either way)."""
+    for s in range(1, max(sides) + 1):
+        low = (sides[0] // s) * (sides[1] // s)
+        high = -(-sides[0] // s) * -(-sides[1] // s)
+        if n in (low, high):
+            return True
+    return False
+
+
+def decide(
+    name: str,
+    shape: tuple[int, ...],
+    other: tuple[int, ...],
+    sides: tuple[int, int],
+    special_tokens: int,
+    pool: str = "mean",
+    axes: str | None = None,
+    prefix_tokens: int | None = None,
+    wide: tuple[int, ...] | None = None,
+) -> Layout:
+    """Decide how to read a layer.
+
+    Parameters
+    ----------
+    name : str
+        The layer, for messages.
+    shape, other : tuple of int
+        Its output's shape for a batch of 2 and a batch of 3.
+    sides : (int, int)
+        Height and width of the input image.
+    special_tokens : int
+        How many the model's parameters suggest.
+    pool : str
+    axes, prefix_tokens : optional
+        What the user says instead.
+    wide : tuple of int, optional
+        Its output's shape for 2 images of twice the width, where that could be run.
+
+    Raises
+    ------
+    UserError
+        The shapes leave the question open, or `pool` does not fit.
+    """
+    if pool not in POOLS:
+        raise UserError(f"The pooling {pool!r} is not known; choose {', '.join(POOLS)}.")
+    if len(shape) != len(other) or [i for i in range(len(shape)) if shape[i] != other[i]] not in ([0], [1]):
+        raise UserError(
+            f"Layer {name} has the shapes {shape} and {other} for 2 and 3 images: no axis counts the images."
+        )
+    batch = 0 if shape[0] == 2 and other[0] == 3 else 1
+    if axes is None:
+        axes = _axes(name, shape, batch, sides, wide)
+    if sorted(axes) not in (sorted("BD"), sorted("BTD"), sorted("BCHW")) or len(axes) != len(shape):
+        raise UserError(
+            f"The axes {axes!r} do not fit layer {name} of shape {shape}; choose BD, BTD, TBD, BCHW or BHWC."
+        )
+    if axes in ("BD", "BCHW", "BHWC"):
+        if pool != "mean":
+            kind = "one vector an image" if axes == "BD" else "a feature map"
+            raise UserError(f"Layer {name} is {kind} and has no CLS token; take pool=mean.")
+        width = shape[axes.index("D" if axes == "BD" else "C")]
+        return Layout(axes, 0, 1 if axes == "BD" else shape[axes.index("H")] * shape[axes.index("W")], width, pool)
+    positions, width = shape[axes.index("T")], shape[axes.index("D")]
+    prefix = _prefix(name, positions, sides, special_tokens) if prefix_tokens is None else prefix_tokens
+    if not 0 <= prefix < positions:
+        raise UserError(f"Layer {name} has {positions} positions, which cannot begin with {prefix} special tokens.")
+    if pool != "mean" and prefix == 0:
+        raise UserError(f"Layer {name} has no CLS token; take pool=mean (or say prefix_tokens=1 if the first one is).")
+    return Layout(axes, prefix, positions - prefix, width * (2 if pool == "both" else 1), pool)
+
+
+def _axes(name: str, shape: tuple[int, ...], batch: int, sides: tuple[int, int], wide: tuple[int, ...] | None) -> str:
+    if len(shape) == 2 and batch == 0:
+        return "BD"
+    if len(shape) == 3:
+        return "BTD" if batch == 0 else "TBD"
+    if len(shape) == 4 and batch == 0:
+        if seen := map_axes(shape, sides):
+            return seen
+        if wide is not None and len(wide) == 4:
+            changed = [i for i in range(4) if wide[i] != shape[i]]
+            if changed in ([2], [3]):
+                return "BHWC" if changed == [2] else "BCHW"
+        raise UserError(f"Layer {name} has shape {shape}, any axis could be the channels; say axes=BCHW or axes=BHWC.")
+    raise UserError(f"Layer {name} has shape {shape}, which is no vector, token sequence or map; choose another layer.")
+
+
+def map_axes(shape: tuple[int, ...], sides: tuple[int, int]) -> str | None:
+    """Where the channels of a map are, if only one pair of its axes has the proportions of the image."""
+    first, last = (_proportional(shape[i], shape[i + 1], sides) for i in (1, 2))
+    return None if first == last else "BHWC" if first else "BCHW"
+
+
+def _proportional(height: int, width: int, sides: tuple[int, int]) -> bool:
+    for s in range(1, max(sides) + 1):
+        heights, widths = ((side // s, -(-side // s)) for side in sides)
+        if height in heights and width in widths:
+            return True
+    return False
+
+
+def _prefix(name: str, positions: int, sides: tuple[int, int], special_tokens: int) -> int:
+    for prefix in dict.fromkeys((special_tokens, 0)):
+        if positions > prefix and _is_grid(positions - prefix, sides):
+            return prefix
+    raise UserError(
+        f"Layer {name} has {positions} positions, which is no grid of a {sides[0]} x {sides[1]} image "
+        f"with {special_tokens} or no special tokens in front; say prefix_tokens=."
+    )

@@ -1,0 +1,219 @@
+"""Hugging Face encoders against a plain forward pass with all hidden states; tiny random models, no download."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from probekit.encoders import load_encoder
+from probekit.errors import UserError
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 16,
+    "patch_size": 4,
+}
+STAGES = {"image_size": 32, "patch_size": 2, "embed_dim": 8, "depths": [1, 2], "num_heads": [2, 2], "window_size": 4}
+CONFIGS = {
+    "vit": (transformers.ViTConfig, SIZES, 1),
+    "dinov2": (transformers.Dinov2Config, SIZES, 1),
+    "registers": (transformers.Dinov2WithRegistersConfig, {**SIZES, "num_register_tokens": 4}, 5),
+    "deit": (transformers.DeiTConfig, SIZES, 2),
+    "beit": (transformers.BeitConfig, SIZES, 1),
+    "clip-vision": (transformers.CLIPVisionConfig, SIZES, 1),
+    "siglip": (transformers.SiglipVisionConfig, SIZES, 0),
+    "mae": (transformers.ViTMAEConfig, {**SIZES, "hidden_dropout_prob": 0.5}, 1),
+    "swin": (transformers.SwinConfig, STAGES, 0),
+    "convnext": (
+        transformers.ConvNextConfig,
+        {"hidden_sizes": [8, 16], "depths": [1, 2], "num_stages": 2, "image_size": 32},
+        0,
+    ),
+    "resnet": (
+        transformers.ResNetConfig,
+        {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+        0,
+    ),
+}
+MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
+ROWS = np.arange(3)
+
+
+def save(folder, model, side, **processor):
+    model.save_pretrained(folder)
+    settings = {"image_mean": MEAN, "image_std": STD, "size": {"height": side, "width": side}, "resample": 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps({**settings, **processor}))
+    return folder
+
+
+def tiny(tmp_path, kind):
+    make, values, prefix = CONFIGS[kind]
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_config(make(**values))
+    with torch.no_grad():  # LayerScale and zero-initialised tokens would hide errors
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    side = values.get("image_size", 32)
+    return save(tmp_path / kind, model, side), model.eval(), side, prefix
+
+
+def pictures(side):
+    return np.random.default_rng(1).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
+
+
+def plain_states(model, images, kind):
+    x = (torch.tensor(images).permute(0, 3, 1, 2) / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(
+        3, 1, 1
+    )
+    more = {}
+    if kind == "mae":
+        model.config.mask_ratio = 0.0
+        more["noise"] = torch.arange(16.0).expand(3, -1)
+    with torch.no_grad():
+        out = model(pixel_values=x, output_hidden_states=True, **more)
+    return out.hidden_states, out.last_hidden_state
+
+
+def pooled(h, prefix, pool="mean"):
+    if h.ndim == 4:
+        return h.mean((2, 3))
+    mean = h[:, prefix:].mean(1)
+    return {"mean": mean, "cls": h[:, 0], "both": torch.cat([h[:, 0], mean], 1)}[pool]
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_every_hidden_state_equals_a_plain_forward_pass(tmp_path, kind):
+    folder, model, side, prefix = tiny(tmp_path, kind)
+    images = pictures(side)
+    states, last = plain_states(model, images, kind)
+    encoder = load_encoder(f"hf:{folder}")
+    found = encoder(images, ROWS)
+    for k, h in enumerate(states):
+        torch.testing.assert_close(found[k], pooled(h, prefix), rtol=1e-4, atol=1e-5)
+    if len(found) > len(states):
+        assert len(found) == len(states) + 1
+        torch.testing.assert_close(found[-1], pooled(last, prefix), rtol=1e-4, atol=1e-5)
+        assert "final norm" in encoder.provenance["hidden_states"][encoder.layers[-1]]
+    assert [f.shape[1] for f in found] == list(encoder.widths)
+    json.dumps(encoder.provenance)
+    if prefix:
+        both = load_encoder(f"hf:{folder}", pool="both")(images, ROWS)
+        torch.testing.assert_close(both[2], pooled(states[2], prefix, "both"), rtol=1e-4, atol=1e-5)
+    else:
+        with pytest.raises(UserError, match="no CLS token"):
+            load_encoder(f"hf:{folder}", pool="cls")
+
+
+def test_blocks_inside_stages_by_glob(tmp_path):
+    folder, model, side, _ = tiny(tmp_path, "swin")
+    images = pictures(side)
+    encoder = load_encoder(f"hf:{folder}", layers="encoder.layers.*.blocks.*")
+    assert len(encoder.layers) == 3
+    states, _ = plain_states(model, images, "swin")
+    torch.testing.assert_close(encoder(images, ROWS)[-1], states[-1].mean(1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_clip_pair_gives_its_vision_part(tmp_path):
+    text = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 9}
+    config = transformers.CLIPConfig(vision_config=SIZES, text_config={**text, "eos_token_id": 2, "bos_token_id": 1})
+    model = transformers.CLIPModel(config).eval()
+    encoder = load_encoder(f"hf:{save(tmp_path / 'clip', model, 16)}", pool="cls")
+    images = pictures(16)
+    states, _ = plain_states(model.vision_model, images, "clip")
+    torch.testing.assert_close(encoder(images, ROWS)[3], states[3][:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_another_resolution_interpolates_positions_and_says_so(tmp_path):
+    folder, _, _, _ = tiny(tmp_path, "vit")
+    encoder = load_encoder(f"hf:{folder}", resolution=24)
+    assert encoder.provenance["decisions"]["layers.0"]["positions"] == 36
+    assert "interpolated" in encoder.provenance["input"]
+
+
+def test_random_weights_are_seeded_and_leave_global_state_alone(tmp_path):
+    folder, _, _, _ = tiny(tmp_path, "vit")
+    before = torch.random.get_rng_state()
+    a, b, c = (load_encoder(f"random:hf:{folder}", weights_seed=s) for s in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    hashes = [e.provenance["weights_hash"] for e in (a, b, c)]
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert a.provenance["name"] == "random"
+
+
+def test_missing_weights_are_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder, _, _, _ = tiny(tmp_path, "vit")
+    state = load_file(folder / "model.safetensors")
+    key = next(k for k in state if "layers.1" in k or "layer.1." in k)
+    save_file({k: v for k, v in state.items() if k != key}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="lacks weights"):
+        load_encoder(f"hf:{folder}")
+
+
+def test_errors_are_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="neither a folder"):
+        load_encoder(f"hf:{tmp_path}/nothing")
+    folder, _, _, _ = tiny(tmp_path, "vit")
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match="resolution, mean and std"):
+        load_encoder(f"hf:{folder}")
+    assert load_encoder(f"hf:{folder}", resolution=16, mean=0.5, std=0.5).provenance["resolution"] == [16, 16]
+
+
+def test_processor_settings_become_a_preparation():
+    from probekit.encoders.hf import _preparation
+
+    clip = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}, "resample": 3}
+    assert _preparation(clip, None).to_dict() == {"resize": 224, "crop": [224, 224], "interpolation": "bicubic"}
+    dino = {**clip, "size": {"shortest_edge": 256}}
+    assert _preparation(dino, None).resize == 256
+    vit = {"size": {"height": 224, "width": 224}, "resample": 2}
+    assert _preparation(vit, None).resize == (224, 224)
+    convnext = {"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 3}
+    assert _preparation(convnext, None).resize == 256
+
+
+@pytest.fixture
+def imagegpt(tmp_path):
+    sizes = {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 36, "vocab_size": 9}
+    torch.manual_seed(0)
+    model = transformers.ImageGPTForCausalImageModeling(transformers.ImageGPTConfig(**sizes)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "bias" not in name:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    clusters = np.random.default_rng(0).uniform(-1, 1, (8, 3)).tolist()
+    return save(tmp_path / "imagegpt", model, 6, clusters=clusters, resample=2), model, np.array(clusters)
+
+
+def test_imagegpt_gets_its_start_token_and_every_layer_its_norm(imagegpt):
+    folder, model, clusters = imagegpt
+    images = pictures(6)
+    encoder = load_encoder(f"hf:{folder}")
+    scaled = images.reshape(3, 36, 1, 3) / 127.5 - 1
+    tokens = torch.tensor(((scaled - clusters) ** 2).sum(-1).argmin(-1))
+    shifted = torch.cat([torch.full((3, 1), 8), tokens[:, :-1]], 1)
+    with torch.no_grad():
+        states = model.transformer(shifted, output_hidden_states=True).hidden_states
+        norms = [block.ln_1 for block in model.transformer.h]
+        expected = [norm(h).mean(1) for norm, h in zip(norms, states[:-1], strict=True)] + [states[-1].mean(1)]
+    for a, b in zip(encoder(images, ROWS), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert encoder.provenance["kind"] == "hf"
+    assert encoder.provenance["name"] == "imagegpt"
+    json.dumps(encoder.provenance)
+    assert len(load_encoder(f"random:hf:{folder}")(images, ROWS)) == 4
+
+
+def test_imagegpt_without_its_palette_is_refused(imagegpt):
+    folder = imagegpt[0]
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match="clusters"):
+        load_encoder(f"hf:{folder}")
