@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from probekit.errors import UserError
-from probekit.features import store
+from probekit.features import layout
+from probekit.features.layout import Header, file_layer_names
 from probekit.features.provenance import refuse_other, versions
-from probekit.features.store import Header, file_layer_names
 from probekit.features.writer import FeatureWriter, create_skeleton, write_lock
 
 ROWS_A_BLOCK = 4096
@@ -109,8 +109,8 @@ def _header(
                 raise UserError(
                     f"Layer {name} of {split} has {len(X)} rows and {len(labels[split])} labels; expected as many."
                 )
-    if dtype not in store.DTYPES:
-        raise UserError(f"Features cannot be stored as {dtype!r}; choose {' or '.join(store.DTYPES)}.")
+    if dtype not in layout.DTYPES:
+        raise UserError(f"Features cannot be stored as {dtype!r}; choose {' or '.join(layout.DTYPES)}.")
     return Header(
         encoder=dict(encoder),
         dataset=dict(dataset),
@@ -131,15 +131,15 @@ def _refuse_other_contents(
     layers: Mapping[str, Mapping[str, np.ndarray]],
     labels: Mapping[str, np.ndarray],
 ) -> None:
-    with store.open_hdf5(path) as file:
-        refuse_other(path, store.read_header(file), header)
+    with layout.open_hdf5(path) as file:
+        refuse_other(path, layout.read_header(file), header)
         for split, y in labels.items():
-            same = np.array_equal(file[store.column_path(split, "labels")][()], y)
-            done = store.done_blocks(file[store.ledger_path(split)][()])
+            same = np.array_equal(file[layout.column_path(split, "labels")][()], y)
+            done = layout.done_blocks(file[layout.ledger_path(split)][()])
             for block in np.flatnonzero(done) if same else []:
                 rows = header.rows(split, int(block))
                 for name, X in zip(header.layers, layers[split].values(), strict=True):
-                    there = file[store.layer_path(split, name)][rows]
+                    there = file[layout.layer_path(split, name)][rows]
                     same = same and np.array_equal(there, X[rows].astype(header.dtype))
             if not same:
                 raise UserError(f"{path} holds other features of {split}: choose another --out or delete the file.")

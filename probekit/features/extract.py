@@ -7,6 +7,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ import numpy as np
 import torch
 
 from probekit.errors import UserError
-from probekit.features import store
+from probekit.features import layout
 from probekit.features.decode import Batch, prepared_batches
+from probekit.features.layout import Header, file_layer_names
 from probekit.features.provenance import refuse_other, versions
-from probekit.features.store import FeatureStore, Header, file_layer_names
+from probekit.features.shards import join, shard_path, share
+from probekit.features.store import FeatureStore
 from probekit.features.writer import FeatureWriter, create_skeleton, write_lock
+from probekit.ranks import Ranks, barrier, current
 
 BATCH_SIZE = 128
 Progress = Callable[[int, int], Any]
@@ -34,6 +38,7 @@ def extract(
     dtype: str = "float32",
     limit: int | None = None,
     progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> FeatureStore:
     """Write every layer's pooled features of a data set to one feature file, and open it.
 
@@ -53,6 +58,8 @@ def extract(
     dtype : "float32" or "float16", how features are stored
     limit : at most this many rows of each split, classes in proportion
     progress : called with (rows done, rows in all) after every batch
+    ranks : this process among several that share the work (torchrun's when None): each writes the shard of its rows,
+        and rank 0 joins them by virtual datasets
 
     Raises
     ------
@@ -61,24 +68,50 @@ def extract(
         full, an image cannot be decoded, or a feature is not finite.
     """
     path = Path(out)
-    if dtype not in store.DTYPES:
-        raise UserError(f"Features cannot be stored as {dtype!r}; choose {' or '.join(store.DTYPES)}.")
+    if dtype not in layout.DTYPES:
+        raise UserError(f"Features cannot be stored as {dtype!r}; choose {' or '.join(layout.DTYPES)}.")
     parts = {name: data.splits[name] for name in (splits or data.splits)}
     if limit is not None:
         parts = {name: part.limit(limit) for name, part in parts.items()}
     parts = {name: part for name, part in parts.items() if len(part)}
-    with write_lock(path):
+    ranks = ranks or current()
+    if ranks.world == 1:
         header = declare(encoder, data, parts, batch_size, dtype, limit)
+        _write(path, header, encoder, parts, data.classes, batch_size, workers, progress)
+        return FeatureStore(path)
+    whole = declare(encoder, data, parts, batch_size, dtype, limit)
+    own, first = share(parts, whole.batch_size, ranks)
+    if own:
+        shard = {"rank": ranks.rank, "world": ranks.world, "splits": whole.splits, "first": first}
+        header = replace(whole, splits={name: len(part) for name, part in own.items()}, shard=shard)
+        _write(shard_path(path, ranks), header, encoder, own, data.classes, batch_size, workers, progress)
+    barrier(ranks)
+    if ranks.rank == 0:
+        join(path, ranks)
+    barrier(ranks)
+    return FeatureStore(path)
+
+
+def _write(
+    path: Path,
+    header: Header,
+    encoder: Any,
+    parts: dict[str, Any],
+    classes: Sequence[str],
+    batch_size: int | None,
+    workers: int,
+    progress: Progress | None,
+) -> None:
+    with write_lock(path):
         if path.exists():
-            header = _resume(path, header, parts, batch_size)
+            _check_resumable(path, header, parts, batch_size)
         else:
             labels = {name: part.labels for name, part in parts.items()}
             row_ids = {name: part.row_ids for name, part in parts.items()}
-            create_skeleton(path, header, labels, row_ids, data.classes)
+            create_skeleton(path, header, labels, row_ids, classes)
         with FeatureWriter(path) as writer:
             _fill(writer, encoder, parts, workers, progress)
             writer.finish()
-    return FeatureStore(path)
 
 
 def declare(
@@ -102,20 +135,19 @@ def declare(
     )
 
 
-def _resume(path: Path, asked: Header, parts: dict[str, Any], batch_size: int | None) -> Header:
-    """The header on disk, after making sure that it is the file asked for, down to labels and row ids."""
-    with store.open_hdf5(path) as file:
-        there = store.read_header(file)
+def _check_resumable(path: Path, asked: Header, parts: dict[str, Any], batch_size: int | None) -> None:
+    """Refuse unless the file on disk is the one asked for, down to labels and row ids."""
+    with layout.open_hdf5(path) as file:
+        there = layout.read_header(file)
         reused = {**vars(asked), "threads": there.threads, "batch_size": batch_size or there.batch_size}
         refuse_other(path, there, Header(**reused))
         for name, part in parts.items():
             for column in ("labels", "row_ids"):
-                if not np.array_equal(file[store.column_path(name, column)][()], getattr(part, column)):
+                if not np.array_equal(file[layout.column_path(name, column)][()], getattr(part, column)):
                     raise UserError(
                         f"{path} was begun with other {column} of split {name} than the data set has now: "
                         "choose another --out or delete the file."
                     )
-    return there
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from probekit.errors import UserError
-from probekit.features.store import Header
+from probekit.features.layout import Header
 
 SHOWN = 5
 

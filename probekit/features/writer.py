@@ -19,8 +19,8 @@ import h5py
 import numpy as np
 
 from probekit.errors import UserError
-from probekit.features import store
-from probekit.features.store import Header
+from probekit.features import layout
+from probekit.features.layout import Header
 
 COMMIT_BYTES = 32 << 20
 COMMIT_SECONDS = 1.0
@@ -46,8 +46,11 @@ def full_disk_as_sentence(path: Path) -> Iterator[None]:
     """Turn the system's "no space left" into what to do about it."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except (OSError, RuntimeError) as error:
+        # HDF5 reports what the system said only inside its own message
+        full = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+        said = str(error)
+        if getattr(error, "errno", None) in full or any(f"errno = {code}," in said for code in full):
             raise UserError(
                 f"The disk (or quota) of {path.parent} is full while writing {path.name}; "
                 "every finished block is kept: free some space and run the same command again."
@@ -86,29 +89,39 @@ def create_skeleton(
     partial = path.parent / f".{path.name}.partial"
     partial.unlink(missing_ok=True)
     with full_disk_as_sentence(path):
+        _try_to_write(partial)
         with h5py.File(partial, "w", locking=False) as file:
-            store.write_header(file, header)
+            layout.write_header(file, header)
             if classes:
                 names = [name.encode() for name in classes]
                 kind = h5py.string_dtype("utf-8", max(1, *map(len, names)))
                 file.create_dataset("classes", data=np.array(names, dtype=kind), track_times=False)
             for split, n in header.splits.items():
-                for column, kind in store.ROW_COLUMNS.items():
-                    _allocate(file, store.column_path(split, column), (n,), kind)
-                file[store.column_path(split, "labels")][...] = labels[split]
-                file[store.column_path(split, "row_ids")][...] = row_ids[split]
-                file[store.column_path(split, "image_hashes")][...] = 0
+                for column, kind in layout.ROW_COLUMNS.items():
+                    _allocate(file, layout.column_path(split, column), (n,), kind)
+                file[layout.column_path(split, "labels")][...] = labels[split]
+                file[layout.column_path(split, "row_ids")][...] = row_ids[split]
+                file[layout.column_path(split, "image_hashes")][...] = 0
                 shape = (header.n_blocks(split), len(header.layers) + 2)
-                _allocate(file, store.ledger_path(split), shape, np.uint64)
-                file[store.ledger_path(split)][...] = 0
+                _allocate(file, layout.ledger_path(split), shape, np.uint64)
+                file[layout.ledger_path(split)][...] = 0
                 for layer, width in zip(header.layers, header.widths, strict=True):
-                    _allocate(file, store.layer_path(split, layer), (n, width), header.dtype)
-        _sync(partial)
+                    _allocate(file, layout.layer_path(split, layer), (n, width), header.dtype)
+        sync(partial)
         os.replace(partial, path)
-        _sync(path.parent)
+        sync(path.parent)
 
 
-def _sync(path: Path) -> None:
+def _try_to_write(partial: Path) -> None:
+    """Meet a full disk or quota here: inside HDF5 it would end in a screen of secondary errors."""
+    with open(partial, "wb") as file:
+        file.write(bytes(1 << 18))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -127,19 +140,19 @@ class FeatureWriter:
 
     def __init__(self, path: Path):
         self.path = path
-        with store.open_hdf5(path) as file:
-            self.header = store.read_header(file)
+        with layout.open_hdf5(path) as file:
+            self.header = layout.read_header(file)
             self.complete = bool(file.attrs["complete"])
             self._offsets: dict[str, int] = {}
             self._ledgers: dict[str, np.ndarray] = {}
             self._columns: dict[str, dict[str, np.ndarray]] = {}
             for split in self.header.splits:
-                names = [store.layer_path(split, layer) for layer in self.header.layers]
-                for name in [*names, store.column_path(split, "image_hashes"), store.ledger_path(split)]:
+                names = [layout.layer_path(split, layer) for layer in self.header.layers]
+                for name in [*names, layout.column_path(split, "image_hashes"), layout.ledger_path(split)]:
                     self._offsets[name] = file[name].id.get_offset()
-                self._ledgers[split] = file[store.ledger_path(split)][()]
-                self._columns[split] = {c: file[store.column_path(split, c)][()] for c in store.ROW_COLUMNS}
-        self.done = {split: store.done_blocks(ledger) for split, ledger in self._ledgers.items()}
+                self._ledgers[split] = file[layout.ledger_path(split)][()]
+                self._columns[split] = {c: file[layout.column_path(split, c)][()] for c in layout.ROW_COLUMNS}
+        self.done = {split: layout.done_blocks(ledger) for split, ledger in self._ledgers.items()}
         self._descriptor = os.open(path, os.O_RDWR)
         self._pending: list[tuple[str, int]] = []
         self._pending_bytes = 0
@@ -156,14 +169,14 @@ class FeatureWriter:
         columns["image_hashes"][rows] = image_hashes
         sums = np.empty(len(features) + 2, dtype=np.uint64)
         with full_disk_as_sentence(self.path):
-            self._put(store.column_path(split, "image_hashes"), rows.start, columns["image_hashes"][rows])
+            self._put(layout.column_path(split, "image_hashes"), rows.start, columns["image_hashes"][rows])
             for index, (layer, X) in enumerate(zip(self.header.layers, features, strict=True)):
                 stored = self._checked(split, rows, index, X)
-                self._put(store.layer_path(split, layer), rows.start, stored)
-                sums[index + 1] = store.checksum(stored)
+                self._put(layout.layer_path(split, layer), rows.start, stored)
+                sums[index + 1] = layout.checksum(stored)
                 self._pending_bytes += stored.nbytes
-        sums[0] = store.checksum(np.concatenate([columns[c][rows].view(np.uint64) for c in store.ROW_COLUMNS]))
-        sums[-1] = store.seal(block, sums[:-1])
+        sums[0] = layout.checksum(np.concatenate([columns[c][rows].view(np.uint64) for c in layout.ROW_COLUMNS]))
+        sums[-1] = layout.seal(block, sums[:-1])
         self._ledgers[split][block] = sums
         self._pending.append((split, block))
         if self._pending_bytes >= COMMIT_BYTES or time.monotonic() - self._committed_at >= COMMIT_SECONDS:
@@ -198,7 +211,7 @@ class FeatureWriter:
         with full_disk_as_sentence(self.path):
             os.fsync(self._descriptor)
             for split, block in self._pending:
-                self._put(store.ledger_path(split), block, self._ledgers[split][block : block + 1])
+                self._put(layout.ledger_path(split), block, self._ledgers[split][block : block + 1])
             os.fsync(self._descriptor)
         for split, block in self._pending:
             self.done[split][block] = True
@@ -211,12 +224,13 @@ class FeatureWriter:
             raise RuntimeError(f"{self.path}: {len(self.todo())} blocks are still to be written.")
         if self.complete:
             return
-        identity = store.file_id(self.header, self._ledgers)
+        identity = layout.file_id(self.header, self._ledgers)
         with full_disk_as_sentence(self.path):
-            with store.open_hdf5(self.path, "r+") as file:
-                file.attrs.modify("id", np.array(identity.encode(), dtype=h5py.string_dtype("utf-8", 32)))
-                file.attrs.modify("complete", 1)
-                file.flush()
+            with layout.open_hdf5(self.path, "r+") as file:
+                layout.set_id(file, identity)
+                # one attribute a flush: were both dirty at once, a kill could leave `complete` without the id
+                os.fsync(self._descriptor)
+                layout.set_complete(file)
             os.fsync(self._descriptor)
         self.complete = True
 

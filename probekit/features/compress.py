@@ -1,0 +1,88 @@
+"""Smaller feature files: a rewrite of a complete file in compressed chunks, checked, then renamed over the original."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from probekit.errors import UserError
+from probekit.features import layout
+from probekit.features.store import FeatureStore
+from probekit.features.verify import verify
+from probekit.features.writer import full_disk_as_sentence, sync, write_lock
+
+CHUNK_BYTES = 1 << 20
+METHODS = ("gzip", "lzf", "zstd", "blosc2")
+
+
+def compress(
+    path: str | Path, method: str = "gzip", level: int | None = None, out: str | Path | None = None
+) -> FeatureStore:
+    """Rewrite a complete feature file, or a parent with its shards, in compressed chunks of whole rows.
+
+    Features, id and checksums stay the same: only the storage changes. The result is verified before it is renamed.
+
+    Parameters
+    ----------
+    method : "gzip" and "lzf" are read by h5py alone; "zstd" and "blosc2" need `pip install hdf5plugin` on both sides
+    level : 1 (fast) to 9 (small) for gzip, 1 to 22 for zstd, 0 to 9 for blosc2
+    out : where to write; over the original when None
+
+    Raises
+    ------
+    UserError
+        The file is incomplete, the method is unknown or not installed, or the disk is full; the original is untouched.
+    """
+    store = FeatureStore(path)
+    target = Path(out) if out is not None else store.path
+    options = _options(method, level)
+    partial = target.parent / f".{target.name}.partial"
+    with write_lock(target), full_disk_as_sentence(target):
+        if target != store.path and target.exists():
+            raise UserError(f"{target} exists already; choose another name or delete it.")
+        partial.unlink(missing_ok=True)
+        try:
+            with layout.open_hdf5(store.path) as source, h5py.File(partial, "w", locking=False) as file:
+                layout.write_header(file, store.header)
+                if "classes" in source:
+                    source.copy("classes", file)
+                for split in store.splits:
+                    _copy_split(store, split, source, file, options)
+                layout.set_id(file, store.id)
+                layout.set_complete(file)
+            report = verify(partial)
+            if not report.ok:
+                raise UserError(f"The compressed copy of {store.path} failed verification: {report.errors[0]}")
+            sync(partial)
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+        sync(target.parent)
+    return FeatureStore(target)
+
+
+def _options(method: str, level: int | None) -> dict[str, Any]:
+    if method not in METHODS:
+        raise UserError(f"There is no compression {method!r}; choose one of {', '.join(METHODS)}.")
+    if method == "gzip":
+        return {"compression": "gzip", "compression_opts": 4 if level is None else level, "shuffle": True}
+    if method == "lzf":
+        return {"compression": "lzf", "shuffle": True}
+    try:
+        import hdf5plugin
+    except ImportError:
+        raise UserError(f"Compression {method} needs hdf5plugin: run `pip install hdf5plugin`, or use gzip.") from None
+    if method == "zstd":
+        return {"compression": hdf5plugin.Zstd(clevel=3 if level is None else level), "shuffle": True}
+    return {"compression": hdf5plugin.Blosc2(cname="zstd", clevel=5 if level is None else level)}
+
+
+def _copy_split(store: FeatureStore, split: str, source: h5py.File, file: h5py.File, options: dict[str, Any]) -> None:
+    for name in [*(layout.column_path(split, c) for c in layout.ROW_COLUMNS), layout.ledger_path(split)]:
+        file.create_dataset(name, data=source[name][()], track_times=False)
+    for layer, width in zip(store.layers, store.widths, strict=True):
+        X = store.stored(split, layer)
+        rows = max(1, min(len(X), CHUNK_BYTES // max(1, width * X.dtype.itemsize)))
+        name = layout.layer_path(split, layer)
+        file.create_dataset(name, data=X, chunks=(rows, width), track_times=False, **options)

@@ -1,0 +1,134 @@
+"""One file from several: each rank writes a shard, the parent joins them by HDF5 virtual datasets.
+
+HDF5 returns zeros, silently, where a virtual dataset's source is missing; so the parent stores each shard's name, id
+and row ranges, and `FeatureStore` checks them before every read.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from probekit.errors import UserError
+from probekit.features import layout
+from probekit.features.layout import Header
+from probekit.features.store import FeatureStore
+from probekit.features.writer import full_disk_as_sentence, sync, write_lock
+from probekit.ranks import Ranks, deal_range
+
+
+def shard_path(path: Path, ranks: Ranks) -> Path:
+    """The file that a rank writes: features.h5 -> features.shard-00001-of-00004.h5."""
+    return path.with_name(f"{path.stem}.shard-{ranks.rank:05d}-of-{ranks.world:05d}{path.suffix}")
+
+
+def share(parts: Mapping[str, Any], batch_size: int, ranks: Ranks) -> tuple[dict[str, Any], dict[str, int]]:
+    """The rows of a rank, in whole batches of the undivided run, so that its features have the same bits.
+
+    Returns
+    -------
+    parts : the rank's part of each split it has rows of
+    first : the first row of each of these parts
+    """
+    own, first = {}, {}
+    for name, part in parts.items():
+        blocks = deal_range(-(-len(part) // batch_size), ranks)
+        if len(blocks):
+            rows = np.arange(blocks.start * batch_size, min(blocks.stop * batch_size, len(part)))
+            own[name], first[name] = part.take(rows), int(rows[0])
+    return own, first
+
+
+def join(path: str | Path, ranks_or_world: Ranks | int) -> FeatureStore:
+    """Write the parent file of complete shards, and open it; the shards stay where they are and are needed for reading.
+
+    Raises
+    ------
+    UserError
+        A shard is missing or incomplete (it is named), or shards do not cover the rows of a split once each.
+    """
+    path = Path(path)
+    world = ranks_or_world.world if isinstance(ranks_or_world, Ranks) else ranks_or_world
+    found = [shard_path(path, Ranks(rank, world)) for rank in range(world)]
+    # a rank to which no block was dealt writes no file; coverage is checked below
+    shards = [FeatureStore(shard) for shard in found if shard.exists()]
+    if not shards:
+        raise UserError(
+            f"There is no shard of {path}; expected {found[0].name} and its like: run the extraction first."
+        )
+    header = _whole_header(path, shards, found)
+    partial = path.parent / f".{path.name}.partial"
+    with write_lock(path), full_disk_as_sentence(path):
+        partial.unlink(missing_ok=True)
+        with h5py.File(partial, "w", locking=False) as file:
+            layout.write_header(file, header, [_entry(shard) for shard in shards])
+            ledgers = {split: _join_split(file, header, split, shards) for split in header.splits}
+            with layout.open_hdf5(shards[0].path) as first:
+                if "classes" in first:
+                    first.copy("classes", file)
+            layout.set_id(file, layout.file_id(header, ledgers))
+            layout.set_complete(file)
+        sync(partial)
+        os.replace(partial, path)
+        sync(path.parent)
+    return FeatureStore(path)
+
+
+def _entry(shard: FeatureStore) -> dict[str, Any]:
+    return {"file": shard.path.name, "id": shard.id, "first": _place(shard, "first"), "rows": shard.header.splits}
+
+
+def _place(shard: FeatureStore, key: str) -> dict[str, int]:
+    """`splits` (rows of the whole) or `first` (first row of this shard), by split."""
+    if shard.header.shard is None:
+        raise UserError(f"{shard.path} is a whole feature file, no shard; only shards are joined.")
+    return shard.header.shard[key]
+
+
+def _whole_header(path: Path, shards: list[FeatureStore], found: list[Path]) -> Header:
+    whole = _place(shards[0], "splits")
+    header = dataclasses.replace(shards[0].header, splits=whole, shard=None)
+    for shard in shards:
+        if dataclasses.replace(shard.header, splits=whole, shard=None) != header:
+            raise UserError(
+                f"{shard.path.name} was made with other settings than {shards[0].path.name}; extract it again."
+            )
+    for split, n in whole.items():
+        ranges = sorted((_place(s, "first")[split], s.header.splits[split]) for s in shards if split in s.splits)
+        at = 0
+        for first, rows in ranges:
+            if first != at:
+                break
+            at += rows
+        if at != n:
+            missing = [shard.name for shard in found if not shard.exists()]
+            raise UserError(
+                f"Rows {at} on of {split} are in no shard of {path.name} (missing: {', '.join(missing) or 'none'}); "
+                "run the same `probekit extract` again."
+            )
+    return header
+
+
+def _join_split(file: h5py.File, header: Header, split: str, shards: list[FeatureStore]) -> np.ndarray:
+    having = [shard for shard in shards if split in shard.splits]
+    having.sort(key=lambda shard: _place(shard, "first")[split])
+    n = header.splits[split]
+    for column, kind in layout.ROW_COLUMNS.items():
+        joined = np.concatenate([shard.column(split, column) for shard in having])
+        file.create_dataset(layout.column_path(split, column), data=joined.astype(kind), track_times=False)
+    ledger = np.concatenate([shard.ledger(split) for shard in having])
+    for block, row in enumerate(ledger):
+        row[-1] = layout.seal(block, row[:-1])
+    file.create_dataset(layout.ledger_path(split), data=ledger, track_times=False)
+    for layer, width in zip(header.layers, header.widths, strict=True):
+        joined = h5py.VirtualLayout(shape=(n, width), dtype=header.dtype)
+        for shard in having:
+            first, rows = _place(shard, "first")[split], shard.header.splits[split]
+            source = h5py.VirtualSource(shard.path.name, layout.layer_path(split, layer), shape=(rows, width))
+            joined[first : first + rows] = source
+        file.create_virtual_dataset(layout.layer_path(split, layer), joined)
+    return ledger

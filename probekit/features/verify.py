@@ -1,0 +1,176 @@
+"""Reading a feature file with suspicion: every byte of every block against its checksum, and the file against its data.
+
+Errors mean that the file must not be used; warnings are what its owner should know.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from probekit.errors import UserError
+from probekit.features import layout
+from probekit.features.layout import Header
+from probekit.features.provenance import differences
+from probekit.features.store import FeatureStore
+
+READ_BYTES = 64 << 20
+
+
+@dataclass
+class VerifyReport:
+    """What was found: `errors` (the file must not be used) and `warnings`, each a sentence."""
+
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """No errors."""
+        return not self.errors
+
+
+def verify(path: str | Path, data: Any = None) -> VerifyReport:
+    """Check a feature file, a parent of shards, or an unfinished file.
+
+    Parameters
+    ----------
+    path : the feature file
+    data : Dataset, optional; labels, row ids, image hashes and provenance are then compared with it
+
+    Raises
+    ------
+    UserError
+        There is no such file. Everything else that is wrong is in the report.
+    """
+    path = Path(path)
+    report = VerifyReport()
+    if not path.is_file():
+        raise UserError(f"Feature file {path} does not exist; give the path of a file made by `probekit extract`.")
+    try:
+        with layout.open_hdf5(path) as file:
+            header = layout.read_header(file)
+            _check_identity(file, header, report)
+            if layout.attribute(file, "shards"):
+                _check_shards(path, report)
+            else:
+                for split in header.splits:
+                    _check_split(file, header, split, report)
+            if report.ok:
+                _look_for_leaks(file, header, report)
+                if data is not None:
+                    _compare_with(file, header, data, report)
+    except (UserError, OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        # damaged metadata make HDF5 fail in many ways; all of them are findings
+        report.errors.append(str(error) if isinstance(error, UserError) else f"{path} is damaged: {error}.")
+    return report
+
+
+def _check_identity(file: h5py.File, header: Header, report: VerifyReport) -> None:
+    ledgers = {split: file[layout.ledger_path(split)][()] for split in header.splits}
+    for split, ledger in ledgers.items():
+        missing = np.flatnonzero(~layout.done_blocks(ledger))
+        if len(missing):
+            report.errors.append(
+                f"{len(missing)} of {len(ledger)} blocks of {split} are missing or unsealed, the first from row "
+                f"{header.rows(split, int(missing[0])).start} on."
+            )
+    if file.attrs["complete"] != 1:
+        report.errors.append("The file is not marked complete; run the same `probekit extract` again to finish it.")
+    elif layout.file_id(header, ledgers) != layout.attribute(file, "id"):
+        report.errors.append("The id does not match provenance and checksums: one of them was altered after writing.")
+
+
+def _check_shards(path: Path, report: VerifyReport) -> None:
+    store = FeatureStore(path)
+    for shard, _ in store.shards():
+        found = verify(shard.path)
+        report.errors += [f"{shard.path.name}: {text}" for text in found.errors]
+        report.warnings += [f"{shard.path.name}: {text}" for text in found.warnings]
+    for split in store.splits:
+        X = store.read(split, -1)[0]
+        with layout.open_hdf5(path) as file:
+            if not np.array_equal(file[layout.layer_path(split, store.layers[-1])][()].astype(np.float32), X):
+                report.errors.append(
+                    f"The virtual datasets of {split} do not show what the shards hold; join them again."
+                )
+
+
+def _check_split(file: h5py.File, header: Header, split: str, report: VerifyReport) -> None:
+    ledger = file[layout.ledger_path(split)][()]
+    done = layout.done_blocks(ledger)
+    columns = [file[layout.column_path(split, name)][()].view(np.uint64) for name in layout.ROW_COLUMNS]
+    for sealed in np.flatnonzero(done):
+        rows, block = header.rows(split, int(sealed)), int(sealed)
+        if layout.checksum(np.concatenate([column[rows] for column in columns])) != ledger[block, 0]:
+            report.errors.append(f"Labels, row ids or image hashes of {split}, {_named(rows)}, fail their checksum.")
+    for index, layer in enumerate(header.layers):
+        lowest: np.ndarray | None = None
+        highest: np.ndarray | None = None
+        for rows, first_block, X in _blocks(file, header, split, layer):
+            for block in range(first_block, first_block + -(-len(X) // header.batch_size)):
+                own = header.rows(split, block)
+                part = X[own.start - rows.start : own.stop - rows.start]
+                if not done[block]:
+                    continue
+                if layout.checksum(part) != ledger[block, index + 1]:
+                    report.errors.append(f"Layer {layer} of {split}, {_named(own)}, fails its checksum.")
+                elif not np.isfinite(part).all():
+                    report.errors.append(f"Layer {layer} of {split}, {_named(own)}, holds values that are not finite.")
+            low, high = X.min(axis=0), X.max(axis=0)
+            lowest = low if lowest is None else np.minimum(lowest, low)
+            highest = high if highest is None else np.maximum(highest, high)
+        if lowest is not None and highest is not None and header.splits[split] > 1:
+            constant = int((lowest == highest).sum())
+            if constant:
+                report.warnings.append(f"Layer {layer} of {split} has {constant} constant of {len(lowest)} columns.")
+    for a, b in combinations(range(len(header.layers)), 2):
+        if np.array_equal(ledger[:, a + 1], ledger[:, b + 1]):
+            report.warnings.append(f"Layers {header.layers[a]} and {header.layers[b]} of {split} are equal.")
+
+
+def _blocks(file: h5py.File, header: Header, split: str, layer: str) -> Iterator[tuple[slice, int, np.ndarray]]:
+    """Runs of whole blocks of about READ_BYTES: their rows, the first block's number, the features."""
+    name, n = layout.layer_path(split, layer), header.splits[split]
+    block_bytes = header.batch_size * file[name].shape[1] * file[name].dtype.itemsize
+    step = max(1, READ_BYTES // max(1, block_bytes)) * header.batch_size
+    for start in range(0, n, step):
+        rows = slice(start, min(start + step, n))
+        yield rows, start // header.batch_size, layout.read_rows(file, name, rows)
+
+
+def _named(rows: slice) -> str:
+    return f"rows {rows.start} to {rows.stop - 1}"
+
+
+def _look_for_leaks(file: h5py.File, header: Header, report: VerifyReport) -> None:
+    hashes = {split: file[layout.column_path(split, "image_hashes")][()] for split in header.splits}
+    for a, b in combinations(hashes, 2):
+        shared = np.isin(hashes[b], hashes[a][hashes[a] != 0])
+        if shared.any():
+            ids = file[layout.column_path(b, "row_ids")][()][shared][:3]
+            report.warnings.append(
+                f"{int(shared.sum())} images of {b} are in {a} too, to the pixel (row ids {', '.join(map(str, ids))}"
+                f"{', ...' if shared.sum() > 3 else ''})."
+            )
+
+
+def _compare_with(file: h5py.File, header: Header, data: Any, report: VerifyReport) -> None:
+    for text in differences({k: header.dataset.get(k) for k in data.provenance}, data.provenance, "dataset"):
+        report.errors.append(f"The file was made from other data: {text}.")
+    for split in header.splits:
+        part = data.splits[split].limit(header.dataset.get("limit"))
+        for column in layout.ROW_COLUMNS:
+            there, now = file[layout.column_path(split, column)][()], getattr(part, column)
+            if len(there) != len(now):
+                report.errors.append(f"Split {split} has {len(there)} rows here and {len(now)} in the data.")
+                break
+            if not np.array_equal(there, now):
+                first = int(np.flatnonzero(there != now)[0])
+                report.errors.append(
+                    f"The {column} of {split} differ from the data's from row {first} on: wrong order?"
+                )

@@ -1,0 +1,54 @@
+"""Who does what when several processes work together: rows, layers and files dealt to ranks."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's number among `world` processes."""
+
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world:
+            raise ValueError(f"Rank {self.rank} of {self.world} processes does not exist; ranks count from 0.")
+
+
+def current() -> Ranks:
+    """The rank of torch.distributed where it is initialised, else torchrun's RANK and WORLD_SIZE, else the only one."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        return Ranks(dist.get_rank(), dist.get_world_size())
+    return Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def barrier(ranks: Ranks) -> None:
+    """Wait until every rank has come here; under torchrun a gloo group is started when there is none yet."""
+    import torch.distributed as dist
+
+    if ranks.world == 1:
+        return
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    dist.barrier()
+
+
+def deal_range(count: int, ranks: Ranks) -> range:
+    """A contiguous share of range(count); the shares of all ranks are disjoint, cover it and differ by at most one.
+
+    >>> [list(deal_range(5, Ranks(rank, 2))) for rank in range(2)]
+    [[0, 1], [2, 3, 4]]
+    """
+    return range(count * ranks.rank // ranks.world, count * (ranks.rank + 1) // ranks.world)
+
+
+def deal(items: Sequence[Item], ranks: Ranks) -> list[Item]:
+    """Every `world`-th item, so that neighbours of like cost (layers of growing width) go to different ranks."""
+    return list(items[ranks.rank :: ranks.world])

@@ -1,0 +1,62 @@
+"""A compressed file holds the same features under the same id, in fewer bytes, or the original stays."""
+
+import os
+
+import numpy as np
+import pytest
+
+from probekit.errors import UserError
+from probekit.features.compress import compress
+from probekit.features.store import FeatureStore
+from probekit.features.verify import verify
+
+
+@pytest.fixture
+def store(tmp_path):
+    rng = np.random.default_rng(0)
+    X = np.repeat(rng.normal(size=(50, 16)), 40, axis=0).astype(np.float32)
+    return FeatureStore.from_arrays(tmp_path / "f.h5", {"train": ([X, X + 1], rng.integers(0, 2, 2000))}, classes=["a"])
+
+
+@pytest.mark.parametrize("method", ["gzip", "lzf", "zstd", "blosc2"])
+def test_the_same_features_in_fewer_bytes(store, method):
+    if method in ("zstd", "blosc2"):
+        pytest.importorskip("hdf5plugin", reason="hdf5plugin is not installed")
+    X, y = store.read("train", 1)
+    size = os.path.getsize(store.path)
+    smaller = compress(store.path, method)
+    assert smaller.path == store.path
+    assert smaller.id == store.id
+    assert smaller.classes == ("a",)
+    assert os.path.getsize(smaller.path) < size / 2
+    np.testing.assert_array_equal(smaller.read("train", 1)[0], X)
+    np.testing.assert_array_equal(smaller.labels("train"), y)
+    assert verify(smaller.path).errors == []
+
+
+def test_a_flipped_byte_of_a_compressed_chunk_is_found(store):
+    import h5py
+
+    compress(store.path)
+    with h5py.File(store.path) as file:
+        place = file["train/layers/01"].id.get_chunk_info(0)
+    with open(store.path, "r+b") as file:
+        file.seek(place.byte_offset + place.size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 8]))
+    assert verify(store.path).errors
+
+
+def test_a_failure_leaves_the_original(store, monkeypatch):
+    before = store.path.read_bytes()
+    monkeypatch.setattr("probekit.features.compress.verify", lambda path: type("R", (), {"ok": False, "errors": ["x"]}))
+    with pytest.raises(UserError, match="failed verification"):
+        compress(store.path)
+    assert store.path.read_bytes() == before
+    assert not list(store.path.parent.glob("*.partial"))
+
+
+def test_an_unknown_method_is_refused(store):
+    with pytest.raises(UserError, match="choose one of gzip"):
+        compress(store.path, "rar")

@@ -1,0 +1,128 @@
+"""Reading: exact values, layers by three names, and one sentence for every file that cannot be used."""
+
+import os
+import pickle
+
+import h5py
+import numpy as np
+import pytest
+from feature_fakes import LinearEncoder, dataset
+
+from probekit.errors import UserError
+from probekit.features.extract import extract
+from probekit.features.layout import file_layer_names
+from probekit.features.store import FeatureStore
+
+
+@pytest.fixture
+def arrays():
+    rng = np.random.default_rng(0)
+    made = {}
+    for split, n in (("train", 30), ("test", 11)):
+        layers = {"stem": rng.normal(size=(n, 4)), "head": rng.normal(size=(n, 6))}
+        made[split] = ({name: X.astype(np.float32) for name, X in layers.items()}, rng.integers(0, 2, n))
+    return made
+
+
+def test_arrays_come_back(tmp_path, arrays):
+    store = FeatureStore.from_arrays(tmp_path / "f.h5", arrays, encoder={"name": "mine"}, dataset={"name": "d"})
+    assert store.layers == ("00_stem", "01_head")
+    assert store.encoder == {"name": "mine"}
+    for split, (layers, y) in arrays.items():
+        for index, (name, X) in enumerate(layers.items()):
+            for way in (index, name, f"{index:02d}_{name}", index - 2):
+                np.testing.assert_array_equal(store.read(split, way)[0], X)
+        np.testing.assert_array_equal(store.labels(split), y)
+        both, _ = store.read_many(split, ["head", "stem"])
+        np.testing.assert_array_equal(both, np.hstack([layers["head"], layers["stem"]]))
+    assert list(store.row_ids("test")) == list(range(30, 41))
+
+
+def test_float16_is_rounded_once(tmp_path, arrays):
+    store = FeatureStore.from_arrays(tmp_path / "f.h5", arrays, dtype="float16")
+    X, _ = store.read("train", "stem")
+    assert X.dtype == np.float32
+    np.testing.assert_array_equal(X, arrays["train"][0]["stem"].astype(np.float16).astype(np.float32))
+
+
+def test_float16_overflow_is_refused(tmp_path):
+    with pytest.raises(UserError, match="overflows float16: store float32"):
+        FeatureStore.from_arrays(tmp_path / "f.h5", {"train": (np.full((3, 2), 1e6), [0, 1, 0])}, dtype="float16")
+
+
+def test_the_same_arrays_again_are_the_same_file_and_others_are_refused(tmp_path, arrays):
+    first = FeatureStore.from_arrays(tmp_path / "f.h5", arrays)
+    assert FeatureStore.from_arrays(tmp_path / "f.h5", arrays).id == first.id
+    arrays["train"][0]["stem"][0, 0] += 1
+    with pytest.raises(UserError, match="other features of train"):
+        FeatureStore.from_arrays(tmp_path / "f.h5", arrays)
+    assert FeatureStore.from_arrays(tmp_path / "g.h5", arrays).id != first.id
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({"train": (np.zeros((3, 2)), [0, 1])}, "3 rows and 2 labels"),
+        ({"train": (np.zeros((3, 2)), [0.5, 1, 0])}, "one integer a row"),
+        ({"train": (np.zeros(3), [0, 1, 0])}, r"shape \(rows, width\)"),
+        ({"train": (np.zeros((2, 2)), [0, 1]), "test": (np.zeros((2, 3)), [0, 1])}, "other layers or widths"),
+        ({"train": (np.array([[np.nan, 0]]), [0])}, "not finite at row 0"),
+        ({}, "no rows"),
+    ],
+)
+def test_arrays_that_do_not_fit(tmp_path, splits, message):
+    with pytest.raises(UserError, match=message):
+        FeatureStore.from_arrays(tmp_path / "f.h5", splits)
+
+
+def test_layer_names_sort_from_shallow_to_deep():
+    names = [f"blocks.{k}" for k in range(12)]
+    assert sorted(file_layer_names(names)) == list(file_layer_names(names))
+    assert file_layer_names(["00", "01"]) == ("00", "01")
+    assert file_layer_names(["01", "00"]) == ("00_01", "01_00")
+    assert file_layer_names(["a/b"]) == ("00_a.b",)
+    many = file_layer_names([str(k) for k in range(101)])
+    assert sorted(many) == list(many)
+
+
+def test_unknown_layer_and_split_list_what_there_is(tmp_path, arrays):
+    store = FeatureStore.from_arrays(tmp_path / "f.h5", arrays)
+    with pytest.raises(UserError, match="no layer 'tail'; it has 00_stem, 01_head"):
+        store.read("train", "tail")
+    with pytest.raises(UserError, match="no split 'val'; it has train, test"):
+        store.read("val", 0)
+
+
+def test_a_truncated_file_is_one_sentence(tmp_path):
+    path = tmp_path / "f.h5"
+    extract(LinearEncoder(), dataset(), path)
+    for size in (os.path.getsize(path) - 1, 3000, 100, 0):
+        os.truncate(path, size)
+        with pytest.raises(UserError, match=r"cut short|no HDF5 file|cannot be opened"):
+            FeatureStore.open(path)
+
+
+def test_foreign_and_absent_files(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        FeatureStore.open(tmp_path / "none.h5")
+    (tmp_path / "text.h5").write_text("no")
+    with pytest.raises(UserError, match="no HDF5 file"):
+        FeatureStore.open(tmp_path / "text.h5")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = 1
+    with pytest.raises(UserError, match="no feature file"):
+        FeatureStore.open(tmp_path / "other.h5")
+
+
+def test_a_newer_version_is_refused(tmp_path, arrays):
+    FeatureStore.from_arrays(tmp_path / "f.h5", arrays)
+    with h5py.File(tmp_path / "f.h5", "r+") as file:
+        file.attrs.modify("version", 2)
+    with pytest.raises(UserError, match="version 2, but this probekit reads up to version 1"):
+        FeatureStore.open(tmp_path / "f.h5")
+
+
+def test_a_store_travels_to_other_processes(tmp_path, arrays):
+    store = FeatureStore.from_arrays(tmp_path / "f.h5", arrays)
+    with pickle.loads(pickle.dumps(store)) as copy:
+        np.testing.assert_array_equal(copy.read("test", 0)[0], store.read("test", 0)[0])
