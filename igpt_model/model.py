@@ -7,7 +7,7 @@ root-mean-square norm with a gain and nothing else; no linear layer has a bias; 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -133,6 +133,22 @@ class IGPT(nn.Module):
         self.head = Linear(config.n_embd, config.vocab_size, bias=False)
         if not self.wte.weight.is_meta:
             self._draw_weights(torch.Generator().manual_seed(seed))
+
+    @classmethod
+    def from_state(cls, config: ModelConfig, state: Mapping[str, Tensor], source: str = "The state") -> "IGPT":
+        """Build a model of these weights, copied to float32, without drawing any of its own first."""
+        with torch.device("meta"):
+            model = cls(config)
+        expected = {name: value.shape for name, value in model.state_dict().items()}
+        wrong = sorted(set(expected) ^ set(state)) or [name for name in expected if expected[name] != state[name].shape]
+        if wrong:
+            raise UserError(f"{source} does not fit {config}: look at {', '.join(wrong[:6])}.")
+        copied = {
+            name: torch.empty(value.shape, dtype=torch.float32, device=value.device).copy_(value)
+            for name, value in state.items()
+        }
+        model.load_state_dict(copied, assign=True)
+        return model
 
     @property
     def L(self) -> int:
