@@ -1,0 +1,92 @@
+"""Convergence for people: which fits finished, where the work was, which chosen fits are in doubt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from probekit.reports.panels import Panel, Series, is_sound
+from probekit.reports.tables import fit_words, records_of
+
+LEFT, TOP, WIDTH = 34, 4, 640  # of the map, in its own units
+
+
+def fit_sentence(panel: Panel) -> str:
+    """How many fits there were and how many are certified."""
+    records = [record for series in panel.series for record in records_of(series)]
+    path = np.concatenate([np.asarray(record.converged, dtype=bool) for record in records])
+    refits = np.array([bool(record.refit["converged"]) for record in records])
+    edge = sum(record.at_grid_edge for record in records)
+    tolerance = records[0].protocol.get("tol")
+    meaning = f" to a relative objective gap of {tolerance:g}" if isinstance(tolerance, float) else ""
+    sentence = (
+        f"Of {len(path):,} fits along the penalty paths {path.sum():,} are certified converged{meaning}; "
+        f"of {len(refits)} refits at the chosen C, {refits.sum()}."
+    )
+    if edge:
+        sentence += f" In {edge} of them C lies at the end of its grid, so a better one may lie beyond."
+    return sentence
+
+
+def fit_map(series: Series) -> dict[str, Any]:
+    """Cells of the map layers x penalties: place, darkness by log iterations, converged, chosen."""
+    iterations = [np.maximum(np.asarray(record.n_iter, dtype=float), 1) for record in series.records]
+    least, most = min(own.min() for own in iterations), max(own.max() for own in iterations)
+    longest = max(len(own) for own in iterations)
+    size = min((WIDTH - LEFT) / longest, 22.0)
+    tall = min(max(size, 11.0), 16.0)
+    rows = []
+    for place, (record, own) in enumerate(zip(series.records, iterations, strict=True)):
+        share = np.log(own / least) / max(np.log(most / least), 1e-9)
+        cells = [
+            {
+                "x": round(LEFT + number * size, 1),
+                "opacity": round(0.12 + 0.88 * float(share[number]), 2),
+                "converged": bool(record.converged[number]),
+                "chosen": number == record.chosen_index,
+            }
+            for number in range(len(own))
+        ]
+        extent = {"least": int(own.min()), "most": int(own.max())}
+        rows.append({"layer": int(series.depths[place]), "y": round(TOP + place * tall, 1), "cells": cells, **extent})
+    exponents = np.log10(series.records[0].Cs)
+    step = max(1, round(len(exponents) / 8))
+    return {
+        "label": series.label,
+        "width": round(LEFT + longest * size + 4),
+        "height": round(TOP + len(rows) * tall + 18),
+        "left": LEFT,
+        "size": round(size, 2),
+        "tall": round(tall, 2),
+        "rows": rows,
+        "failures": sum(not cell["converged"] for row in rows for cell in row["cells"]),
+        "least": int(least),
+        "most": int(most),
+        "ticks": [
+            {"x": round(LEFT + (number + 0.45) * size, 1), "text": f"{exponents[number]:.2g}"}
+            for number in range(0, len(exponents), step)
+        ],
+    }
+
+
+def doubtful_fits(panel: Panel) -> list[dict[str, Any]]:
+    """The chosen fits that are not converged or whose C lies at the end of the grid."""
+    return [
+        {
+            "series": series.label,
+            "layer": "+".join(record.layers),
+            "C": record.chosen_C,
+            "n_iter": record.refit["n_iter"],
+            "gap": _scientific(record.refit.get("gap")),
+            "grad": _scientific(record.refit.get("grad_rel")),
+            "why": fit_words(record),
+        }
+        for series in panel.series
+        for record in records_of(series)
+        if not is_sound(record)
+    ]
+
+
+def _scientific(value: float | None) -> str:
+    return "" if value is None else f"{value:.1e}"

@@ -1,0 +1,315 @@
+"""The page: one file that explains itself and loads nothing.
+
+`page.html.jinja` holds the words and the look; here records become what it shows.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from probekit.reports.fit_map import doubtful_fits, fit_map, fit_sentence
+from probekit.reports.inline_svg import inline_svg
+from probekit.reports.panels import Joined, Panel, Series, is_sound, margin
+from probekit.reports.plots import depth_figure, looks_of, path_figure, short_range
+from probekit.reports.published import comparison_frame, printed_comparison
+from probekit.reports.style import CSS_NAME, DARK, style
+from probekit.reports.tables import fit_words
+from probekit.results.records import Record
+
+SAMPLE_PICTURES = ("samples*.png", "samples/*.png")
+MOST_SAMPLES = 3
+MOST_SAMPLE_BYTES = 4_000_000
+
+
+def render_page(panels: Sequence[Panel], sources: Sequence[Path], files: Mapping[str, Sequence[Path]]) -> str:
+    """The report as HTML.
+
+    Parameters
+    ----------
+    panels
+        From `build_panels`.
+    sources
+        The results that were read; sample pictures and `config.json` are looked for beside them.
+    files
+        Files of the report by the panel's slug, to be linked.
+
+    Returns
+    -------
+    str
+        A whole page without a single network request: pictures, type and style are inside, scripts there are none.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("probekit.reports", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["minus"] = lambda text: str(text).replace("-", "\N{MINUS SIGN}")
+    environment.filters["p_value"] = p_value
+    return environment.get_template("page.html.jinja").render(
+        title=_title(panels),
+        colours=[(name, light, DARK[light]) for light, name in CSS_NAME.items()],
+        panels=[_panel(panel, f"p{number}", files.get(panel.slug, ())) for number, panel in enumerate(panels)],
+        samples=list(_samples(sources)),
+        sources=[str(source) for source in sources],
+        command=shlex.join(["probekit", "report", *map(str, sources)]),
+        version=_version(),
+    )
+
+
+def p_value(p: float) -> str:
+    """A p-value in print: two digits, never a bare zero."""
+    return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
+
+
+def _title(panels: Sequence[Panel]) -> str:
+    names = list(dict.fromkeys(series.label for panel in panels for series in panel.models))
+    datasets = list(dict.fromkeys(panel.title for panel in panels))
+    return f"Linear probes by depth: {', '.join(names) or 'controls'} on {', '.join(datasets)}"
+
+
+def _version() -> str:
+    try:
+        return version("igpt-probekit")
+    except PackageNotFoundError:
+        from probekit import __version__
+
+        return __version__
+
+
+def _panel(panel: Panel, prefix: str, files: Sequence[Path]) -> dict[str, Any]:
+    layered = [series for series in panel.models if not series.is_flat]
+    low = min(float(series.low.min()) for series in panel.series)
+    high = max([float(series.high.max()) for series in panel.series] + [j.high for s in panel.series for j in s.joined])
+    return {
+        "id": prefix,
+        "title": panel.title,
+        "protocol": panel.protocol,
+        "models": [_model(series) for series in panel.models],
+        "curve_wide": _curve(panel, f"{prefix}w", narrow=False),
+        "curve_narrow": _curve(panel, f"{prefix}n", narrow=True),
+        "has_band": any(series.band_low is not None for series in layered),
+        "files": [os.path.basename(path) for path in files],
+        "scale": f"{low:.0f} to {high:.0f} %",
+        "tables": [_table(series, low, high) for series in panel.series],
+        "joined": [_joined_row(series, joined) for series in panel.series for joined in series.joined],
+        "controls": list(_controls(panel)),
+        "fit_sentence": fit_sentence(panel),
+        "maps": [fit_map(series) for series in layered],
+        "doubtful": doubtful_fits(panel),
+        "paths": [_paths(panel, series, f"{prefix}c{number}") for number, series in enumerate(layered)],
+        "published": _published(panel),
+        "provenance": _provenance(panel),
+        "documents": _documents(panel),
+    }
+
+
+def _model(series: Series) -> dict[str, Any]:
+    record = series.records[series.peak]
+    facts = [
+        (
+            "Test accuracy, best layer",
+            f"{series.top1[series.peak]:.1f} %",
+            _bounds(series.low, series.high, series.peak),
+        )
+    ]
+    sentences: list[str] = []
+    warnings: tuple[str, ...] = ()
+    if series.verdict is not None:
+        found = series.verdict
+        sentences, warnings = found.sentences(), found.warnings
+        gain = f"{100 * found.gain_low:+.1f} to {100 * found.gain_high:+.1f}, paired 95 %; p = {p_value(found.p_fall)}"
+        facts += [
+            ("Best layer, chosen on held-out rows", f"{found.peak_depth} of {found.last_depth}", _tied(series)),
+            ("Points above the last layer", f"{100 * found.gain:+.1f}", gain.replace("= <", "<")),
+        ]
+    else:
+        sentences = [
+            f"{series.label}: the best layer, chosen on held-out training rows, is layer {series.depths[series.peak]}, with "
+            f"test accuracy {series.top1[series.peak]:.1f} %."
+        ]
+        if not series.is_flat:
+            sentences.append("Without the per-row predictions (folder probes/) nothing can be said about a fall.")
+    best = next((joined for joined in series.joined if joined.chosen), None)
+    if best is not None:
+        facts.append(
+            (f"{short_range(best.depths)} joined", f"{best.top1:.1f} %", f"{best.low:.1f} to {best.high:.1f}, 95 %")
+        )
+    facts.append(("Test rows", f"{record.metrics['n_test']:,}", f"{len(record.dataset.get('classes', []))} classes"))
+    return {"sentences": sentences, "warnings": warnings, "facts": facts}
+
+
+def _bounds(low: Any, high: Any, place: int) -> str:
+    return f"{low[place]:.1f} to {high[place]:.1f}, 95 %"
+
+
+def _tied(series: Series) -> str:
+    others = [int(depth) for depth in series.depths[series.tied] if depth != series.depths[series.peak]]
+    return f"not significantly worse: {short_range(others)}" if others else "all others significantly worse"
+
+
+def _curve(panel: Panel, prefix: str, narrow: bool) -> Markup:
+    tooltips: dict[str, str] = {}
+    for number, series in enumerate(panel.series):
+        for place, (depth, record) in enumerate(zip(series.depths, series.records, strict=True)):
+            text = (
+                f"{series.label}, layer {depth}: {series.top1[place]:.1f} % [{series.low[place]:.1f}, "
+                f"{series.high[place]:.1f}], C = {record.chosen_C:.3g}, {fit_words(record)}"
+            )
+            tooltips[f"pt-{number}-{place}"] = text
+            tooltips[f"diff-{number}-{place}"] = f"{text}; {series.minus_last[place]:+.1f} points above the last layer"
+        for joined in series.joined:
+            tooltips[f"join-{number}-{joined.record.key[:8]}"] = (
+                f"{series.label}, layers {short_range(joined.depths)} joined: {joined.top1:.1f} % "
+                f"[{joined.low:.1f}, {joined.high:.1f}], {fit_words(joined.record)}"
+            )
+    best = "; ".join(f"{s.label} is best at layer {s.depths[s.peak]} with {s.top1[s.peak]:.1f} %" for s in panel.models)
+    label = f"Depth curve on {panel.title}: test accuracy by layer. {best}. All points are in the table below."
+    with style(prefix, text_as_paths=False):
+        return Markup(inline_svg(depth_figure(panel, narrow), prefix, label, tooltips))
+
+
+def _table(series: Series, low: float, high: float) -> dict[str, Any]:
+    def across(value: float) -> float:
+        return 100 * (value - low) / max(high - low, 1e-9)
+
+    rows = []
+    for place, record in enumerate(series.records):
+        has_band = series.band_low is not None and series.band_high is not None
+        rows.append(
+            {
+                **_row(record),
+                "layer": f"{series.depths[place]}",
+                "best": place == series.peak and not series.is_flat,
+                "top1": series.top1[place],
+                "low": series.low[place],
+                "high": series.high[place],
+                "left": across(series.low[place]),
+                "span": across(series.high[place]) - across(series.low[place]),
+                "middle": across(series.top1[place]),
+                "reference": place == len(series.records) - 1,
+                "above": series.minus_last[place],
+                "above_low": series.band_low[place] if has_band else None,  # type: ignore[index]
+                "above_high": series.band_high[place] if has_band else None,  # type: ignore[index]
+            }
+        )
+    best = series.peak
+    return {
+        "label": series.label,
+        "role": series.role,
+        "open": series.role == "model" or series.is_flat,
+        "layered": not series.is_flat,
+        "rows": rows,
+        "summary": ""
+        if series.is_flat
+        else f"best layer {series.depths[best]} of {series.depths[-1]}: {series.top1[best]:.1f} %",
+    }
+
+
+def _row(record: Record) -> dict[str, Any]:
+    return {
+        "width": record.width,
+        "val": 100 * record.val_accuracy[record.chosen_index],
+        "C": record.chosen_C,
+        "fit": fit_words(record),
+        "sound": is_sound(record),
+        "key": record.key,
+    }
+
+
+def _joined_row(series: Series, joined: Joined) -> dict[str, Any]:
+    return {
+        **_row(joined.record),
+        "series": series.label,
+        "layers": short_range(joined.depths) if len(joined.depths) > 3 else ", ".join(map(str, joined.depths)),
+        "best": joined.chosen and len(series.joined) > 1,
+        "top1": joined.top1,
+        "low": joined.low,
+        "high": joined.high,
+        "margin": margin(joined.record, series.records[series.peak]),
+    }
+
+
+def _controls(panel: Panel) -> Any:
+    for model in panel.models:
+        for control in panel.series:
+            found = (
+                margin(model.records[model.peak], control.records[control.peak]) if control.role != "model" else None
+            )
+            if found is not None:
+                numbers = {name: getattr(control, name)[control.peak] for name in ("top1", "low", "high")}
+                yield {"model": model.label, "control": control.label, "margin": found, **numbers}
+
+
+def _paths(panel: Panel, series: Series, prefix: str) -> dict[str, Any]:
+    color = looks_of(panel)[series.label]["color"]
+    label = f"Held-out accuracy of {series.label} along the penalty path, one frame a layer"
+    drawn = {}
+    for name, narrow in (("wide", False), ("narrow", True)):
+        with style(prefix + name, text_as_paths=False):
+            drawn[name] = Markup(inline_svg(path_figure(series, color, narrow), prefix + name[0], label))
+    return {"label": series.label, **drawn}
+
+
+def _published(panel: Panel) -> dict[str, Any] | None:
+    frame = comparison_frame([panel])
+    if (frame["flag"] == "ours").all():
+        return None
+    printed = printed_comparison(frame).drop(columns="Data set")
+    rows = [
+        {"ours": flag == "ours", "cells": list(zip(printed.columns, row, strict=True))}
+        for flag, row in zip(frame["flag"], printed.itertuples(index=False), strict=True)
+    ]
+    return {"columns": list(printed.columns), "rows": rows}
+
+
+def _provenance(panel: Panel) -> list[tuple[str, str]]:
+    records = [record for series in panel.series for record in series.records]
+    first = records[0]
+    lines = [
+        ("Protocol", f"{panel.protocol}, hash {panel.protocol_hash}"),
+        ("Choice of C and of layers", {"val": "held-out 10 % of train"}.get(first.selection, first.selection)),
+        ("Split", ", ".join(dict.fromkeys(record.identity.split_hash for record in records))),
+    ]
+    for series in panel.series:
+        own = series.records[0]
+        weights = own.encoder.get("weights_hash") or own.encoder.get("weights") or ""
+        parts = [f"features {own.identity.feature_id}", own.feature_file, f"weights {weights}" if weights else ""]
+        lines.append((series.label, ", ".join(part for part in parts if part)))
+    solvers = dict.fromkeys(
+        f"{r.identity.backend} {r.identity.solver_version}, {r.identity.dtype}, seed {r.seed}" for r in records
+    )
+    versions = dict.fromkeys(f"{name} {number}" for record in records for name, number in record.versions.items())
+    dates = sorted(record.created for record in records if record.created)
+    lines += [("Solver", "; ".join(solvers)), ("Versions", ", ".join(versions))]
+    lines += (
+        [("Fitted", f"{dates[0]} to {dates[-1]}, {sum(r.seconds for r in records):.0f} s of fits")] if dates else []
+    )
+    return lines
+
+
+def _documents(panel: Panel) -> list[tuple[str, str]]:
+    def text(value: object) -> str:
+        return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+
+    first = panel.series[0].records[0]
+    documents = [("Protocol, every setting", text(first.protocol)), ("Data set", text(first.dataset))]
+    return documents + [(f"Encoder: {series.label}", text(series.records[0].encoder)) for series in panel.series]
+
+
+def _samples(sources: Sequence[Path]) -> Any:
+    pictures: list[Path] = []
+    for source in sources:
+        folder = source if source.is_dir() else source.parent
+        pictures += [path for pattern in SAMPLE_PICTURES for path in sorted(folder.glob(pattern))]
+    for path in pictures[-MOST_SAMPLES:]:
+        if path.stat().st_size <= MOST_SAMPLE_BYTES:
+            yield path.name, "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

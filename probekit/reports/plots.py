@@ -1,0 +1,342 @@
+"""The depth curve and its companions as matplotlib figures. Nothing here computes statistics: `panels` brings them.
+
+Legend: accuracies in percent, differences in percentage points.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from probekit.reports.style import FLAT, INK, MODEL_MARKERS, MODELS, PAPER, QUIET, RANDOM, RULE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from probekit.reports.panels import Joined, Panel, Series
+
+Looks = dict[str, dict[str, Any]]
+
+
+def depth_figure(panel: Panel, narrow: bool = False) -> Figure:
+    """Accuracy by layer over its difference to the last layer.
+
+    Parameters
+    ----------
+    panel
+        Series measured on one data set under one protocol.
+    narrow
+        True draws for a telephone's width.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Upper axes: test accuracy with pointwise Wilson bars; flat baselines as a line with a band; joined layers as
+        diamonds in their own columns; the layer chosen on validation rows ringed. Lower axes: accuracy minus the
+        last layer's, with its simultaneous 95 % band. Hollow markers: not converged, or C at the end of its grid.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.0, 5.7) if narrow else (7.4, 5.4))
+    inches = figure.get_size_inches()[1]
+    margins = {"left": 0.1, "right": 0.8} if narrow else {"left": 0.06, "right": 0.87}
+    below = (1.32 if narrow else 1.02) / inches
+    upper, lower = figure.subplots(
+        2,
+        1,
+        sharex=True,
+        height_ratios=(2.2, 1),
+        gridspec_kw={**margins, "top": 0.945, "bottom": below, "hspace": 0.22},
+    )
+    looks = looks_of(panel)
+    slots = _slots(panel, narrow)
+    draw_accuracy(upper, panel, looks, slots, narrow)
+    draw_difference(lower, panel, looks, narrow)
+    _layer_axis(lower, panel, slots)
+    _key(figure, panel, narrow)
+    return figure
+
+
+def looks_of(panel: Panel) -> Looks:
+    """Colour, marker and line style of each series, by its label."""
+    looks: Looks = {}
+    models = 0
+    controls = 0
+    for series in panel.series:
+        if series.role == "model":
+            look = {"color": MODELS[models % len(MODELS)][0], "marker": MODEL_MARKERS[models % len(MODEL_MARKERS)]}
+            looks[series.label] = {**look, "linestyle": "-", "linewidth": 1.8, "markersize": 5.0}
+            models += 1
+        elif series.role == "random":
+            look = {"color": RANDOM[0], "marker": "v", "linestyle": "--", "linewidth": 1.2}
+            looks[series.label] = {**look, "markersize": 3.6}
+        else:
+            style = ("-.", ":", (0, (5, 1, 1, 1, 1, 1)))[controls % 3]
+            looks[series.label] = {
+                "color": FLAT[0],
+                "marker": "s",
+                "linestyle": style,
+                "linewidth": 1.4,
+                "markersize": 4,
+            }
+            controls += 1
+    return looks
+
+
+def draw_accuracy(
+    axes: Axes, panel: Panel, looks: Looks, slots: Sequence[tuple[float, int, Joined]] = (), narrow: bool = False
+) -> None:
+    """Fill the upper axes; `slots` gives each concatenation an abscissa right of the last layer."""
+    ends = []
+    for number, series in reversed(list(enumerate(panel.series))):
+        look = looks[series.label]
+        if series.is_flat:
+            axes.axhspan(series.low[0], series.high[0], color=look["color"], alpha=0.13, linewidth=0)
+            line = axes.axhline(series.top1[0], **{k: look[k] for k in ("color", "linestyle", "linewidth")})
+            line.set_gid(f"pt-{number}-0")
+            ends.append((series.top1[0], series.label, look["color"]))
+            continue
+        for values in series.other_seeds:
+            axes.plot(series.depths, values, color=look["color"], linewidth=0.7, alpha=0.5, zorder=2)
+        axes.vlines(series.depths, series.low, series.high, color=look["color"], linewidth=1.0, alpha=0.55)
+        _curve(axes, series, series.top1, look, f"pt-{number}")
+        ends.append((series.top1[-1], series.label, look["color"]))
+    for x, number, joined in slots:
+        _joined(axes, x, joined, looks[panel.series[number].label]["color"], f"join-{number}-{joined.record.key[:8]}")
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low - 0.03 * (high - low), 0), high + 0.09 * (high - low))
+    for place, series in enumerate(panel.models):
+        if not series.is_flat:
+            _peak(axes, series, looks[series.label], place, named=len(panel.models) == 1)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}" if value <= 100 else "")
+    axes.set_title("Test accuracy of linear probes, %")
+    if not narrow:
+        _remark(axes, "bars: 95 % Wilson intervals, pointwise")
+    _end_labels(axes, ends)
+
+
+def draw_difference(axes: Axes, panel: Panel, looks: Looks, narrow: bool = False) -> None:
+    """Fill the lower axes: what each layer is worth above the last one, with the simultaneous band.
+
+    The axis is cut below, so that the shallow layers, far under the last one, do not flatten what matters.
+    """
+    axes.axhline(0, color=QUIET, linewidth=0.9)
+    tops, bottoms = [1.0], [-1.0]
+    for number, series in reversed(list(enumerate(panel.series))):
+        if series.role != "model" or series.is_flat:
+            continue
+        look = looks[series.label]
+        low, high = series.minus_last, series.minus_last
+        if series.band_low is not None and series.band_high is not None:
+            low, high = series.band_low, series.band_high
+            axes.fill_between(series.depths, low, high, color=look["color"], alpha=0.2, linewidth=0)
+        _curve(axes, series, series.minus_last, look, f"diff-{number}")
+        axes.axvline(series.depths[series.peak], color=look["color"], linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
+        tops.append(float(high.max()))
+        bottoms.append(float(low.min()))
+    top = 1.12 * max(tops)
+    axes.set_ylim(max(1.12 * min(bottoms), -2 * max(top, 2)), top)
+    axes.set_title("Points above the last layer")
+    if not narrow:
+        _remark(axes, "band: 95 %, simultaneous over the layers")
+
+
+def _curve(axes: Axes, series: Series, values: np.ndarray, look: dict[str, Any], gid: str) -> None:
+    axes.plot(
+        series.depths, values, color=look["color"], linestyle=look["linestyle"], linewidth=look["linewidth"], zorder=3
+    )
+    for index, (depth, value) in enumerate(zip(series.depths, values, strict=True)):
+        sound = series.sound[index]
+        axes.plot(
+            depth,
+            value,
+            marker=look["marker"],
+            markersize=look["markersize"] + (0 if sound else 0.8),
+            color=look["color"],
+            markerfacecolor=look["color"] if sound else PAPER,
+            markeredgewidth=1.4,
+            zorder=4,
+            gid=f"{gid}-{index}",
+        )
+
+
+def _peak(axes: Axes, series: Series, look: dict[str, Any], place: int, named: bool) -> None:
+    """Ring the chosen layer and underline the layers that are not significantly below it."""
+    x, y = series.depths[series.peak], series.top1[series.peak]
+    axes.axvline(x, color=look["color"], linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
+    axes.plot(x, y, "o", markersize=11.5, markerfacecolor="none", color=look["color"], markeredgewidth=1.3, zorder=5)
+    below = axes.get_xaxis_transform()
+    for depth in series.depths[series.tied] if series.tied is not None else ():
+        height = 0.012 + 0.024 * place
+        axes.plot(
+            (depth - 0.42, depth + 0.42), (height, height), color=look["color"], linewidth=3.2, transform=below,
+            solid_capstyle="butt", zorder=2,
+        )  # fmt: skip
+    if named:
+        left = x > (series.depths[0] + series.depths[-1]) / 2
+        axes.annotate(
+            f"layer {x}: {y:.1f} %", (x, 1.0), xycoords=below, xytext=(-5 if left else 5, -2),
+            textcoords="offset points", ha="right" if left else "left", va="top", color=INK, fontweight="bold",
+        )  # fmt: skip
+
+
+def _slots(panel: Panel, narrow: bool, most: int = 4) -> list[tuple[float, int, Joined]]:
+    """Abscissae for concatenations, right of the last layer: (x, number of the series, concatenation)."""
+    own = [
+        (number, joined)
+        for number, series in enumerate(panel.series)
+        for joined in sorted(series.joined, key=lambda joined: len(joined.depths))
+    ]
+    if len(own) > (2 if narrow else most):
+        own = [(number, joined) for number, joined in own if joined.chosen]
+    last = _last_layer(panel)
+    step = max(last, 4) * (0.14 if narrow else 0.075)
+    return [(last + step * (1.1 + place), number, joined) for place, (number, joined) in enumerate(own[:most])]
+
+
+def _last_layer(panel: Panel) -> int:
+    return max((int(series.depths[-1]) for series in panel.series), default=1)
+
+
+def _joined(axes: Axes, x: float, joined: Joined, color: str, gid: str) -> None:
+    axes.vlines(x, joined.low, joined.high, color=color, linewidth=1.0, alpha=0.55)
+    axes.plot(
+        x, joined.top1, marker="D", markersize=6.5 if joined.chosen else 5, color=color, markeredgewidth=1.4,
+        markerfacecolor=color if joined.sound else PAPER, zorder=5, gid=gid,
+    )  # fmt: skip
+
+
+def short_range(depths: Sequence[int]) -> str:
+    """`6-8` for neighbours, `2,6,9` for a few others, `7 layers` for many."""
+    ordered = sorted(depths)
+    if len(ordered) > 1 and ordered == list(range(ordered[0], ordered[-1] + 1)):
+        return f"{ordered[0]}\N{EN DASH}{ordered[-1]}"
+    return ",".join(map(str, ordered)) if len(ordered) <= 3 else f"{len(ordered)} layers"
+
+
+def _layer_axis(axes: Axes, panel: Panel, slots: Sequence[tuple[float, int, Joined]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    last = max(_last_layer(panel), 1)
+    margin = 0.45 + 0.012 * last
+    axes.set_xlim(-margin, (slots[-1][0] if slots else last) + margin)
+    layers = [int(tick) for tick in MaxNLocator(nbins=12, integer=True).tick_values(0, last) if 0 <= tick <= last]
+    axes.set_xticks(
+        [*layers, *(x for x, _, _ in slots)],
+        [*map(str, layers), *(short_range(joined.depths) for _, _, joined in slots)],
+    )
+    below = axes.get_xaxis_transform()
+    size = {"fontsize": 8.5, "color": QUIET, "va": "top", "textcoords": "offset points", "xycoords": below}
+    axes.annotate("layer (0: the embedding)", (last / 2, 0), xytext=(0, -17), ha="center", **size)
+    if slots:
+        axes.annotate("joined", ((slots[0][0] + slots[-1][0]) / 2, 0), xytext=(0, -17), ha="center", **size)
+        for upper in axes.figure.axes:
+            upper.axvline((last + slots[0][0]) / 2, color=RULE, linewidth=0.7, zorder=0)
+
+
+def _remark(axes: Axes, text: str) -> None:
+    axes.text(1.0, 1.02, text, transform=axes.transAxes, ha="right", va="bottom", color=QUIET, fontsize=7.5)
+
+
+def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
+    """Names at the right end of the lines, pushed apart where they would touch."""
+    low, high = axes.get_ylim()
+    height = axes.figure.get_size_inches()[1] * axes.get_position().height * 72
+    line_height = (high - low) * 11.5 / height
+    top = -np.inf  # of the label placed last
+    for value, label, colour in sorted(ends, key=lambda end: end[0]):
+        wrapped = "\n".join(textwrap.wrap(label, 11))
+        half = line_height * (wrapped.count("\n") + 1) / 2
+        centre = max(value, top + half)
+        top = centre + half
+        axes.annotate(
+            wrapped, (1.0, centre), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
+            va="center", color=colour, fontsize=8.5, fontweight="bold", linespacing=1.05, annotation_clip=False,
+        )  # fmt: skip
+
+
+def _key(figure: Figure, panel: Panel, narrow: bool) -> None:
+    """What the marks mean, below the axes; only marks that occur."""
+    from matplotlib.lines import Line2D
+
+    models = [series for series in panel.models if not series.is_flat]
+    layered = [series for series in panel.series if not series.is_flat]
+    blank = {"linestyle": "", "color": INK}
+    entries = []
+    if models:
+        ring = Line2D([], [], marker="o", markersize=8.5, markerfacecolor="none", **blank)
+        entries.append((ring, "best layer, chosen on held-out training rows"))
+    if any(series.tied is not None for series in models):
+        entries.append((Line2D([], [], color=INK, linewidth=3.2), "not significantly below the best"))
+    if any(series.joined for series in models):
+        entries.append((Line2D([], [], marker="D", markersize=5, **blank), "one probe on several layers joined"))
+    if any(not series.sound.all() for series in layered):
+        hollow = Line2D([], [], marker="o", markersize=5.5, markerfacecolor=PAPER, **blank)
+        entries.append((hollow, "hollow: not converged, or C at the end of its grid"))
+    if any(len(series.other_seeds) for series in layered):
+        entries.append((Line2D([], [], color=INK, linewidth=0.7), "redrawn splits (other seeds)"))
+    if entries:
+        handles, labels = zip(*entries, strict=True)
+        figure.legend(
+            handles, labels, loc="lower left", bbox_to_anchor=(0.025, 0.005), ncols=1 if narrow else 2,
+            labelcolor=QUIET, handlelength=1.6, handletextpad=0.7, columnspacing=2.4, labelspacing=0.4,
+        )  # fmt: skip
+
+
+def path_figure(series: Series, color: str = MODELS[0][0], narrow: bool = False, most: int = 16) -> Figure:
+    """Validation accuracy along the penalty path, one small axes a layer, all layers faint behind each.
+
+    Parameters
+    ----------
+    series
+        One model's layers.
+    color
+        Of the layer in front.
+    narrow
+        Two columns instead of four.
+    most
+        With more layers than this, an even choice of them that keeps the first, the best and the last.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    shown = _even_choice(len(series.depths), most, keep=series.peak)
+    columns = 2 if narrow else 4
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(4.0 if narrow else 7.4, 1.25 * rows + 0.5))
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    bottom = 0.42 / (1.25 * rows + 0.5)
+    figure.subplots_adjust(
+        left=0.08 if not narrow else 0.13, right=0.985, top=1 - bottom / 2, bottom=bottom, hspace=0.5, wspace=0.12
+    )
+    paths = [(np.log10(record.Cs), 100 * np.asarray(record.val_accuracy)) for record in series.records]
+    for axes in grid.flat[len(shown) :]:
+        axes.set_axis_off()
+    for position, (axes, index) in enumerate(zip(grid.flat, shown, strict=False)):
+        record = series.records[index]
+        for log_C, val in paths:
+            axes.plot(log_C, val, color=RULE, linewidth=0.8, zorder=1)
+        log_C, val = paths[index]
+        converged = np.asarray(record.converged, dtype=bool)
+        axes.plot(log_C, val, color=color, linewidth=1.5, zorder=3)
+        axes.plot(log_C[~converged], val[~converged], "o", color=color, markerfacecolor=PAPER, markersize=3.5, zorder=4)
+        chosen = record.chosen_index
+        axes.plot(log_C[chosen], val[chosen], "o", color=color, markersize=5.5, zorder=5)
+        axes.set_title(f"layer {series.depths[index]}" + (" (best)" if index == series.peak else ""), fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+        if len(shown) - position <= columns:
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel("log10 C", fontsize=7.5)
+    return figure
+
+
+def _even_choice(count: int, most: int, keep: int) -> list[int]:
+    if count <= most:
+        return list(range(count))
+    chosen = sorted({*np.linspace(0, count - 1, most - 1).round().astype(int).tolist(), keep})
+    return chosen[:most]

@@ -1,0 +1,175 @@
+"""Tables of results in Markdown, LaTeX and CSV; every row carries the key of the record it was read from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from igpt_model import atomic
+from probekit.errors import UserError
+from probekit.reports.panels import Panel, Series, is_sound
+from probekit.results.records import Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KEY_LENGTH = 10  # characters of a record's key in print; CSV files carry it whole
+
+
+def require_one_protocol(records: Sequence[Record], mix_protocols: bool = False) -> None:
+    """Refuse records made under different protocols, whose numbers cannot be compared, unless asked to take them.
+
+    Raises
+    ------
+    UserError
+        Two protocols among the records and `mix_protocols` is False.
+    """
+    found = {record.identity.protocol_hash: record.protocol["name"] for record in records}
+    if len(found) > 1 and not mix_protocols:
+        listed = ", ".join(f"{name} ({key[:6]})" for key, name in found.items())
+        raise UserError(
+            f"these records follow different protocols: {listed}; give one of them, or ask to mix protocols"
+        )
+
+
+def layer_frame(panels: Sequence[Panel], mix_protocols: bool = False) -> pd.DataFrame:
+    """One row a probe: layers, then joined layers, of every series. Accuracies are fractions.
+
+    Parameters
+    ----------
+    panels
+        From `build_panels`.
+    mix_protocols
+        Allow rows of different protocols in one table.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Numeric, tidy; columns as in `table.csv`.
+    """
+    import pandas as pd
+
+    everything = [record for panel in panels for series in panel.series for record in records_of(series)]
+    require_one_protocol(everything, mix_protocols)
+    rows = []
+    for panel in panels:
+        for series in panel.series:
+            for index, record in enumerate(series.records):
+                rows.append(_row(panel, series, record, str(series.depths[index]), index))
+            for joined in series.joined:
+                layers = "+".join(map(str, joined.depths))
+                rows.append(_row(panel, series, joined.record, layers, None, joined.chosen))
+    return pd.DataFrame(rows)
+
+
+def records_of(series: Series) -> list[Record]:
+    """Every record that a series shows."""
+    return [*series.records, *(joined.record for joined in series.joined)]
+
+
+def _row(
+    panel: Panel, series: Series, record: Record, layers: str, index: int | None, chosen: bool = False
+) -> dict[str, object]:
+    metrics = record.metrics
+    has_band = index is not None and series.band_low is not None and series.band_high is not None
+    return {
+        "dataset": panel.dataset,
+        "protocol": panel.protocol,
+        "series": series.label,
+        "layers": layers,
+        "width": record.width,
+        "chosen_on_val": chosen if index is None else index == series.peak and not series.is_flat,
+        "val_accuracy": record.val_accuracy[record.chosen_index],
+        "test_accuracy": metrics["top1"],
+        "low": metrics["top1_low"],
+        "high": metrics["top1_high"],
+        "mean_per_class": metrics["mean_per_class"],
+        "top5": metrics["top5"] if metrics["top5"] is not None else np.nan,
+        "log_loss": metrics["log_loss"],
+        "n_test": metrics["n_test"],
+        "minus_last": np.nan if index is None or series.is_flat else series.minus_last[index] / 100,
+        "minus_last_low": series.band_low[index] / 100 if has_band else np.nan,  # type: ignore[index]
+        "minus_last_high": series.band_high[index] / 100 if has_band else np.nan,  # type: ignore[index]
+        "C": record.chosen_C,
+        "converged": record.is_converged,
+        "at_grid_edge": bool(record.at_grid_edge),
+        "n_iter": record.refit["n_iter"],
+        "gap": record.refit["gap"],
+        "seed": record.seed,
+        "protocol_hash": panel.protocol_hash,
+        "record": record.key,
+    }
+
+
+def printed_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    """The columns and the rounding that people read, from `layer_frame`."""
+    import pandas as pd
+
+    # the last layer of a series is what the others are compared with
+    reference = (frame["minus_last"] == 0) & (frame["minus_last_low"] == 0) & (frame["minus_last_high"] == 0)
+    above_last = _interval(frame["minus_last"], frame["minus_last_low"], frame["minus_last_high"], signed=True)
+    return pd.DataFrame(
+        {
+            "Series": frame["series"],
+            "Layer": frame["layers"] + frame["chosen_on_val"].map({True: " (best on val)", False: ""}),
+            "Val %": _percent(frame["val_accuracy"]),
+            "Test % [95 % interval]": _interval(frame["test_accuracy"], frame["low"], frame["high"]),
+            "Points above last layer [simultaneous]": above_last.where(frame["minus_last"].notna(), "").mask(
+                reference, "(reference)"
+            ),
+            "C": frame["C"].map("{:.3g}".format),
+            "Converged": [
+                ("yes" if good else "NO") + (", C at grid end" if edge else "")
+                for good, edge in zip(frame["converged"], frame["at_grid_edge"], strict=True)
+            ],
+            "Protocol": frame["protocol"],
+            "Record": frame["record"].str[:KEY_LENGTH],
+        }
+    )
+
+
+def _percent(values: pd.Series, signed: bool = False) -> pd.Series:
+    return values.map(lambda value: f"{100 * value:{'+' if signed else ''}.1f}")
+
+
+def _interval(value: pd.Series, low: pd.Series, high: pd.Series, signed: bool = False) -> pd.Series:
+    bounds = " [" + _percent(low, signed) + ", " + _percent(high, signed) + "]"
+    return _percent(value, signed) + bounds.where(low.notna(), "")
+
+
+def write_table(frame: pd.DataFrame, printed: pd.DataFrame, stem: Path, caption: str) -> list[Path]:
+    """Write `stem.csv` (all columns, full precision), `stem.md` and `stem.tex` (booktabs).
+
+    Returns
+    -------
+    list of Path
+        The three files.
+    """
+    files = [stem.with_name(stem.name + suffix) for suffix in (".csv", ".md", ".tex")]
+    atomic.write_text(files[0], frame.to_csv(index=False, lineterminator="\n"))
+    atomic.write_text(files[1], f"{caption}\n\n{printed.to_markdown(index=False, disable_numparse=True)}\n")
+    atomic.write_text(files[2], _latex(printed, caption))
+    return files
+
+
+def _latex(printed: pd.DataFrame, caption: str) -> str:
+    escaped = printed.rename(columns=_escape).map(lambda cell: _escape(str(cell)))
+    return escaped.to_latex(index=False, escape=False, caption=_escape(caption), position="t")
+
+
+def _escape(text: str) -> str:
+    for plain in "&%$#_{}":
+        text = text.replace(plain, "\\" + plain)
+    return text
+
+
+def fit_words(record: Record) -> str:
+    """How the fits behind a record ended, in a few words."""
+    if is_sound(record):
+        return "converged"
+    if record.is_converged:
+        return "C at the end of its grid"
+    return f"not converged ({record.refit.get('stop_reason', 'unknown')})"
