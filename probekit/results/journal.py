@@ -1,7 +1,7 @@
 """The journal: finished work, one JSON line each, shared by any number of processes.
 
 Two locks, both the operating system's (flock), which lets go of a lock when its holder dies:
-`FILE.lock` around each append, and `.claims/KEY` for as long as a worker computes KEY.
+`.claims/NAME.lock` around each append, and `.claims/NAME/KEY` for as long as a worker computes KEY.
 """
 
 import json
@@ -29,15 +29,15 @@ class Journal:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(f"{self.path}.lock")
+            self._claims = self.path.parent / ".claims" / self.path.stem
+            self._claims.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(f"{self._claims}.lock")
             with self._lock:
                 pass
         except OSError as error:
             raise UserError(
                 f"{self.path.parent} cannot be written ({error.strerror}): choose another output folder."
             ) from None
-        self._claims = self.path.parent / ".claims" / self.path.stem
 
     def lines(self) -> list[dict[str, Any]]:
         """All whole lines, oldest first."""
@@ -78,7 +78,6 @@ class Journal:
 
         The claim of a process that died is free again at once.
         """
-        self._claims.mkdir(parents=True, exist_ok=True)
         file = self._claims / key
         lock = FileLock(file, timeout=0)
         try:

@@ -51,7 +51,7 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float,
 def bootstrap_means(values_NS: np.ndarray, n_draws: int = 2000, seed: int = 0) -> np.ndarray:
     """Means of `n_draws` resamples of the rows, the same rows for all series: (B, S) float64.
 
-    Rows with equal values are drawn together, as counts of a multinomial: the same distribution as row by row, at the cost
+    Rows with equal values are drawn together, as counts of a multinomial: the same distribution, at the cost
     of the number of distinct rows (3 for a difference of correct/false).
     """
     values_NS = np.asarray(values_NS, float)

@@ -87,7 +87,7 @@ def test_interval_over_runs_is_wider_than_over_rows_and_covers():
     rng, covered = np.random.default_rng(5), 0
     for trial in range(60):
         effects = rng.normal(0.03, 0.02, size=6)
-        runs = [rng.normal(effect, 0.3, size=500) for effect in effects]
+        runs = [(rng.random(500) < 0.3 + effect) - 0.3 for effect in effects]
         low, high = bootstrap_runs(runs, n_draws=1000, seed=trial)
         covered += low < 0.03 < high
     pooled_low, pooled_high = bootstrap_interval(np.concatenate(runs))

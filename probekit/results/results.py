@@ -1,0 +1,137 @@
+"""`Results`: all records of one or several results files, as tables, curves, verdicts and comparisons."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probekit.errors import UserError
+from probekit.results.curve import Curve, Verdict, choose_layer, depth_curves, verdict
+from probekit.results.records import Record, read_records
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+    from probekit.results.compare import Comparison
+
+
+class Results:
+    """Records of finished probes.
+
+    Parameters
+    ----------
+    paths : one or several results files or folders; a path that holds no records yet raises `UserError`
+    """
+
+    def __init__(self, *paths: str | Path):
+        self.paths = tuple(Path(path) for path in paths)
+        self.records: list[Record] = [record for path in self.paths for record in read_records(path)]
+
+    @classmethod
+    def from_records(cls, records: Iterable[Record]) -> "Results":
+        """Some records only, for instance those of one dataset."""
+        results = cls()
+        results.records = list(records)
+        return results
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records)
+
+    @property
+    def series(self) -> list[str]:
+        """Names of the series, in the order in which they first appear."""
+        return list(dict.fromkeys(record.series for record in self.records))
+
+    def of(self, series: str | None = None, kind: str | None = None, seed: int | None = 0) -> list[Record]:
+        """Records of a series (None: the only one), a kind and a seed (None: all)."""
+        if series is None:
+            if len(self.series) != 1:
+                raise UserError(f"There are {len(self.series)} series ({', '.join(self.series)}): name one.")
+            series = self.series[0]
+        if series not in self.series:
+            raise UserError(f"There is no series {series!r}; there are {', '.join(self.series)}.")
+        return [
+            r for r in self.records
+            if r.series == series and kind in (None, r.kind) and seed in (None, r.seed) and r.train_rows is None
+        ]  # fmt: skip
+
+    def best(self, series: str | None = None) -> Record:
+        """The layer chosen on held-out rows; never the one that tests best."""
+        layers = sorted(self.of(series, "layer"), key=lambda r: r.depth or 0)
+        if not layers:
+            raise UserError(f"Series {series!r} has no single layer; run `probekit sweep` first.")
+        return layers[choose_layer(layers)]
+
+    def concats(self, series: str | None = None) -> list[Record]:
+        """Records of joined layers."""
+        return self.of(series, "concat")
+
+    def curves(self) -> dict[str, Curve]:
+        """The depth curve of every series that has single layers."""
+        return depth_curves(self.records)
+
+    def verdict(self, series: str | None = None) -> Verdict:
+        """Whether accuracy of a series rises and then falls with depth."""
+        (curve,) = depth_curves(self.of(series, "layer", seed=None)).values()
+        return verdict(curve)
+
+    def compare(self, a: str, b: str) -> "Comparison":
+        """Paired comparison of the best layers of two series."""
+        from probekit.results.compare import compare
+
+        return compare(self.best(a), self.best(b))
+
+    def frame(self) -> "pd.DataFrame":
+        """One row a record: what it is, how it was chosen, how it tests, and whether to trust it."""
+        import pandas as pd
+
+        return pd.DataFrame([_row(record) for record in self.records], columns=list(_COLUMNS))
+
+    def plot_depth(self, ax: Any = None) -> "Axes":
+        """Draw accuracy over depth, one line a series, with pointwise Wilson 95 % bars.
+
+        The layer chosen on held-out rows is ringed; a fit that is not certified is crossed. A series of one layer (raw
+        pixels) becomes a dashed level.
+        """
+        import matplotlib.pyplot as plt
+
+        axes: Axes = ax if ax is not None else plt.subplots(figsize=(6, 4))[1]
+        for name, curve in self.curves().items():
+            if len(curve.depths) == 1:
+                axes.axhline(curve.accuracy[0], linestyle="--", color="0.5", label=name)
+                continue
+            errors = [curve.accuracy - curve.low, curve.high - curve.accuracy]
+            bars = axes.errorbar(curve.depths, curve.accuracy, yerr=errors, marker="o", markersize=3, label=name)
+            colour = bars.lines[0].get_color()
+            ring: dict[str, Any] = {"facecolors": "none", "edgecolors": colour, "s": 90, "zorder": 3}
+            axes.scatter(curve.depths[curve.peak], curve.accuracy[curve.peak], **ring)
+            doubtful = ~curve.converged
+            axes.scatter(curve.depths[doubtful], curve.accuracy[doubtful], marker="x", color="black", zorder=4)
+        axes.set_xlabel("layer (0 is the embedding)")
+        axes.set_ylabel("test accuracy of a linear probe")
+        axes.legend()
+        return axes
+
+    def __repr__(self) -> str:
+        where = ", ".join(str(path) for path in self.paths) or "records"
+        return f"Results({where}: {len(self)} records, series {', '.join(self.series)})"
+
+
+_COLUMNS = (
+    "series", "dataset", "kind", "layers", "depth", "width", "seed", "train_rows", "protocol", "selection", "C",
+    "val_accuracy", "top1", "low", "high", "top5", "mean_per_class", "log_loss", "train_accuracy", "n_test",
+    "converged", "at_grid_edge", "seconds", "key",
+)  # fmt: skip
+
+
+def _row(r: Record) -> dict[str, Any]:
+    values = (
+        r.series, r.dataset.get("name"), r.kind, "+".join(r.layers), r.depth, r.width, r.seed, r.train_rows,
+        r.protocol["name"], r.selection, r.chosen_C, r.selection_score[0], r.accuracy, r.metrics["top1_low"],
+        r.metrics["top1_high"], r.metrics["top5"], r.metrics["mean_per_class"], r.metrics["log_loss"], r.train_accuracy,
+        r.metrics["n_test"], r.is_converged, r.at_grid_edge, r.seconds, r.key,
+    )  # fmt: skip
+    return dict(zip(_COLUMNS, values, strict=True))

@@ -1,0 +1,107 @@
+"""`sweep`: probe every layer of a feature file under a protocol; one record a layer and seed."""
+
+import fnmatch
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sklearn.exceptions import ConvergenceWarning
+
+from probekit.choice import Solver
+from probekit.desk import Desk, Job, Progress
+from probekit.errors import UserError
+from probekit.results.records import Record, read_records
+from probekit.results.results import Results
+
+
+def sweep(
+    store: Any,
+    results_dir: str | Path | None = None,
+    protocol: Any = "igpt",
+    Cs: Any = None,
+    layers: str | Sequence[str | int] | None = None,
+    series: str | None = None,
+    seeds: int | Sequence[int] = 1,
+    train_rows: int | None = None,
+    backend: str = "torch",
+    device: str = "cpu",
+    dtype: str = "float32",
+    progress: Progress | None = None,
+) -> Results:
+    """Probe every layer: choose C on held-out training rows, refit, then test, and journal one record each.
+
+    The same call again goes on where it was stopped; several processes may run it at once on the same folder.
+
+    Parameters
+    ----------
+    store : FeatureStore, or the path of a feature file
+    results_dir : folder of results.jsonl and probes/; None for the folder of the feature file
+    protocol : name or `Protocol`
+    Cs : penalties in place of the protocol's (scikit-learn's C)
+    layers : None for all, names, indices, or a glob such as "0*"
+    series : name of the curve in tables; None for the encoder's name
+    seeds : a count n for seeds 0 to n-1, or the seeds. Seed 0 is the stored split; the others redraw the val split and
+        resample the training rows
+    train_rows : use only so many labelled rows (train and val together), drawn by class and seed
+    backend, device, dtype : of the solver
+    progress : called with (probes done, probes in all)
+
+    Returns
+    -------
+    Results
+        All records of the folder.
+
+    Raises
+    ------
+    UserError
+        Unusable features, labels, layers or penalties, or a folder whose series of this name was made otherwise.
+    """
+    desk = Desk(store, results_dir, protocol, Cs, series, Solver(backend, device, dtype))
+    jobs = [Job((layer,), seed, train_rows) for seed in seed_list(seeds) for layer in choose_names(desk.store, layers)]
+    desk.run(jobs, progress)
+    keys = {desk.identity(job).key for job in jobs}
+    warn_unconverged([r for r in read_records(desk.out) if r.key in keys])
+    return Results(desk.out)
+
+
+def choose_names(store: Any, layers: str | Sequence[str | int] | None) -> list[str]:
+    """Layer names, shallow to deep, from None (all), a glob, names or indices; an unknown one raises `UserError`."""
+    if layers is None:
+        return list(store.layers)
+    known = f"{getattr(store, 'path', 'the feature file')} has {', '.join(store.layers)}"
+    if isinstance(layers, str):
+        matched = [name for name in store.layers if fnmatch.fnmatchcase(name, layers)]
+        if not matched:
+            raise UserError(f"No layer matches {layers!r}: {known}.")
+        return matched
+    found = set()
+    for layer in layers:
+        if isinstance(layer, int) and -len(store.layers) <= layer < len(store.layers):
+            found.add(store.layers[layer])
+        elif layer in store.layers:
+            found.add(layer)
+        elif hasattr(store, "layer"):
+            found.add(store.layer(layer))
+        else:
+            raise UserError(f"There is no layer {layer!r}: {known}.")
+    return [name for name in store.layers if name in found]
+
+
+def seed_list(seeds: int | Sequence[int]) -> list[int]:
+    """0 to n-1 for a count n, else the seeds themselves."""
+    listed = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    if not listed or min(listed) < 0:
+        raise UserError(f"seeds is {seeds}, but a count of at least 1 or a list of seeds from 0 up is needed.")
+    return listed
+
+
+def warn_unconverged(records: Sequence[Record]) -> None:
+    """One `ConvergenceWarning` that names the records whose chosen fit or refit is not certified."""
+    doubtful = [f"{'+'.join(r.layers)} (seed {r.seed})" for r in records if not r.is_converged]
+    if doubtful:
+        warnings.warn(
+            f"Not certified converged: {', '.join(doubtful)}; tables mark them: raise max_iter or use float64.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
