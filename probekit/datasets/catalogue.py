@@ -26,6 +26,7 @@ class Entry:
 
 
 EMBEDDED = "embedded (scikit-learn)"
+IMAGENET = "image-net.org/download-images.php, with an account"
 ENTRIES = (
     Entry("digits", "1,797 handwritten digits, 8x8, 10 classes", EMBEDDED, "digits:load_centred", False),
     Entry(
@@ -41,6 +42,23 @@ ENTRIES = (
         EMBEDDED,
         "digits:load_wandering",
         False,
+    ),
+    Entry(
+        "fashion-mnist",
+        "60,000 + 10,000 grey pictures of clothes, 28x28, 10 classes",
+        "probekit datasets fetch, or Debian's package dataset-fashion-mnist",
+        "idx:load",
+    ),
+    Entry("cifar10", "50,000 + 10,000 photographs, 32x32, 10 classes", "probekit datasets fetch", "cifar:load"),
+    Entry("cifar100", "50,000 + 10,000 photographs, 32x32, 100 classes", "probekit datasets fetch", "cifar:load"),
+    Entry("stl10", "5,000 + 8,000 photographs, 96x96, 10 classes", "probekit datasets fetch", "stl10:load"),
+    Entry("imagenet32", "ImageNet at 32x32, 1,000 classes", IMAGENET, "imagenet_small:load"),
+    Entry("imagenet64", "ImageNet at 64x64, 1,000 classes", IMAGENET, "imagenet_small:load"),
+    Entry(
+        "openai-tokens",
+        "the token arrays released with iGPT (CIFAR-10, ImageNet) as 32x32 pictures",
+        "probekit datasets fetch (CIFAR-10)",
+        "openai_tokens:load",
     ),
     Entry(
         "folder",

@@ -1,0 +1,158 @@
+"""Download published data sets: resumable, checked, and renamed into place only when whole."""
+
+import os
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+from igpt_model.atomic import write_text
+from probekit.datasets.cifar import ARCHIVES as CIFAR
+from probekit.datasets.idx import MD5 as FASHION
+from probekit.datasets.openai_tokens import BASE as OPENAI
+from probekit.datasets.sources import md5_of
+from probekit.datasets.stl10 import ARCHIVE as STL10
+from probekit.errors import UserError
+
+BLOCK = 1 << 20
+TIMEOUT_S = 60
+Progress = Callable[[str, int, int | None], None]  # file name, bytes so far, bytes in all
+
+
+@dataclass(frozen=True)
+class Remote:
+    """One file to fetch, with its published md5 where there is one."""
+
+    url: str
+    name: str
+    md5: str | None = None
+
+
+TORONTO = "https://www.cs.toronto.edu/~kriz/"
+ZALANDO = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+REMOTES: dict[str, tuple[Remote, ...]] = {
+    **{name: (Remote(TORONTO + pair[0].name, pair[0].name, pair[0].md5),) for name, pair in CIFAR.items()},
+    "stl10": (Remote("http://ai.stanford.edu/~acoates/stl10/" + STL10.name, STL10.name, STL10.md5),),
+    "fashion-mnist": tuple(Remote(f"{ZALANDO}{stem}.gz", f"{stem}.gz", md5s[0]) for stem, md5s in FASHION.items()),
+    # no checksums were published for these
+    "openai-tokens": (
+        Remote(f"{OPENAI}color-clusters/kmeans_centers.npy", "kmeans_centers.npy"),
+        *(
+            Remote(f"{OPENAI}datasets/cifar10_{split}{kind}.npy", f"cifar10_{split}{kind}.npy")
+            for split in ("tr", "va", "te")
+            for kind in "XY"
+        ),
+    ),
+}
+
+
+def fetch(name: str, root: str | Path, progress: Progress | None = None) -> list[Path]:
+    """Download a data set's files into `root`; what is there and right already is left alone.
+
+    Parameters
+    ----------
+    name : str
+        One of `REMOTES`.
+    root : path
+        Made if it is not there.
+    progress : callable, optional
+        Called with (file name, bytes so far, bytes in all or None).
+
+    Returns
+    -------
+    list of Path
+        The files.
+
+    Raises
+    ------
+    UserError
+        The data set cannot be fetched, the download failed (the part stays and the next call goes on from it), or the
+        file is not the published one.
+    """
+    if name not in REMOTES:
+        raise UserError(
+            f"{name} cannot be fetched; {', '.join(REMOTES)} can; `probekit datasets` says where others lie."
+        )
+    return [download(remote, Path(root).expanduser() / remote.name, progress) for remote in REMOTES[name]]
+
+
+def download(remote: Remote, target: Path, progress: Progress | None = None) -> Path:
+    """Download one file, going on from `target`.partial if that is there.
+
+    Raises
+    ------
+    UserError
+        As `fetch` says.
+    """
+    if target.is_file():
+        if remote.md5 is None or md5_of(target) == remote.md5:
+            return target
+        raise UserError(f"{target} is there but is not the published file; move it away and fetch again.")
+    partial = target.with_name(target.name + ".partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _receive(remote, partial, progress)
+    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
+        why = getattr(error, "reason", None) or error
+        raise UserError(f"{remote.url} could not be fetched ({why}); the next try goes on where it stopped.") from error
+    except OSError as error:
+        raise UserError(f"{target} could not be written ({error.strerror or error}); choose another --root.") from error
+    if remote.md5 is not None and (found := md5_of(partial)) != remote.md5:
+        _etag(partial).unlink(missing_ok=True)
+        partial.unlink()
+        raise UserError(f"{remote.url} gave a file with md5 {found} instead of {remote.md5}; fetch it again.")
+    os.replace(partial, target)
+    _etag(partial).unlink(missing_ok=True)
+    return target
+
+
+def _etag(partial: Path) -> Path:
+    return partial.with_name(partial.name + ".etag")
+
+
+def _receive(remote: Remote, partial: Path, progress: Progress | None) -> None:
+    start = partial.stat().st_size if partial.is_file() else 0
+    version = _etag(partial).read_text() if _etag(partial).is_file() else None
+    if start and not version and not remote.md5:
+        start = 0  # nothing would notice that the two parts are of different versions
+    request = urllib.request.Request(remote.url, headers={"User-Agent": "igpt-probekit"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+        if version:
+            request.add_header("If-Range", version)
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not start:
+            raise
+        # nothing is left to send: the part is whole, or of another version, which its checksum tells
+        if error.headers.get("Content-Range") == f"bytes */{start}":
+            return None
+        partial.unlink()
+        return _receive(remote, partial, progress)
+    with response:
+        if response.status != 206:
+            start = 0  # the server sends the whole file
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        if response.headers.get("ETag"):
+            write_text(_etag(partial), response.headers["ETag"])
+        if total is not None and shutil.disk_usage(partial.parent).free < total - start:
+            raise UserError(
+                f"{partial.parent} has too little room for {remote.name} ({total - start} bytes are to come)."
+            )
+        with open(partial, "ab" if start else "wb") as file:
+            done = start
+            while block := response.read(BLOCK):
+                file.write(block)
+                done += len(block)
+                if progress:
+                    progress(remote.name, done, total)
+            file.flush()
+            os.fsync(file.fileno())
+    if total is not None and done != total:
+        raise ConnectionError(f"the connection ended after {done} of {total} bytes")
+    return None

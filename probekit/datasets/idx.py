@@ -1,0 +1,109 @@
+"""Fashion-MNIST from its four idx files, gzipped or not.
+
+idx: two zero bytes, a type code (8: unsigned byte), the number of axes, each axis as a big-endian uint32, the values.
+Row ids: the position in the file.
+"""
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probekit.datasets.images import ArrayImages
+from probekit.datasets.records import Dataset, Split, build
+from probekit.datasets.sources import md5_of
+from probekit.errors import UserError
+
+SOURCE = "H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST, 2017"
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+# md5 of the published .gz, and of the one in Debian's package dataset-fashion-mnist, which is packed anew
+MD5 = {
+    "train-images-idx3-ubyte": ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", "cf8536b0aa1a6ac5fa3f23001093305c"),
+    "train-labels-idx1-ubyte": ("25c81989df183df01b3e8a0aad5dffbe", "10bea18fdb374794d4bb42e356e600c9"),
+    "t10k-images-idx3-ubyte": ("bef4ecab320f06d8554ea6380940ec79", "f78720b4224f21cce2f2ccf2d7a94c9a"),
+    "t10k-labels-idx1-ubyte": ("bb300cfdad3c16e7a12a480ee83cd310", "0d30e22e447f3c33dab9ed536400ac01"),
+}
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """One idx file of unsigned bytes.
+
+    Raises
+    ------
+    UserError
+        It is cut short or of another kind.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be unpacked ({error}); download it again.") from error
+    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
+        raise UserError(f"{path} is no idx file of unsigned bytes; download it again.")
+    axes = content[3]
+    shape = tuple(int(n) for n in np.frombuffer(content, dtype=">u4", count=axes, offset=4))
+    values = np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * axes)
+    if values.size != int(np.prod(shape)):
+        raise UserError(f"{path} holds {values.size} values where its head promises {shape}; download it again.")
+    return values.reshape(shape)
+
+
+def load(name: str, root: str | Path | None = None, verify: bool = True, split_seed: int = 0) -> Dataset:
+    """Read Fashion-MNIST.
+
+    Parameters
+    ----------
+    root : path, optional
+        Folder of the four files (.gz or not); None: Debian's package dataset-fashion-mnist, if it is installed.
+    verify : bool
+        Compare the md5 of .gz files with the published ones.
+    split_seed : int
+        Of the validation split, a stratified tenth of the training images.
+    """
+    if root is None and not DEBIAN.is_dir():
+        raise UserError(
+            f"{name} needs its place; give root=FOLDER (on the command line --root), or fetch it with "
+            f"`probekit datasets fetch {name} --root FOLDER`."
+        )
+    place = DEBIAN if root is None else Path(root).expanduser()
+    paths = {stem: _find(place, stem, name) for stem in MD5}
+    checksums: dict[str, Any] = {}
+    for stem, path in paths.items():
+        checksums[path.name] = md5_of(path)
+        if verify and path.suffix == ".gz" and checksums[path.name] not in MD5[stem]:
+            raise UserError(
+                f"{path} has md5 {checksums[path.name]}, but the published file has {MD5[stem][0]}; download it again "
+                "(verify=False takes it as it is)."
+            )
+
+    def part(images: str, labels: str) -> Split:
+        return Split.of(ArrayImages(read_idx(paths[images])), read_idx(paths[labels]))
+
+    return build(
+        name,
+        CLASSES,
+        {"source": SOURCE, "path": str(place), "md5": checksums},
+        lambda: part("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+        lambda: part("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+        split_seed=split_seed,
+    )
+
+
+def _find(place: Path, stem: str, name: str) -> Path:
+    for path in (place / f"{stem}.gz", place / stem):
+        if path.is_file():
+            return path
+    raise UserError(f"{place} lacks {stem}.gz; fetch it with `probekit datasets fetch {name} --root {place}`.")

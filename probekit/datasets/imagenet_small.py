@@ -1,0 +1,89 @@
+"""Downsampled ImageNet (32 x 32 or 64 x 64) from the official pickles: train_data_batch_1 to 10, and val_data.
+
+The official validation images are the test split, as the iGPT paper uses them; val is held out of train. Labels keep
+the files' own numbering, 1 to 1,000 (not the usual alphabetical one), shifted to start at 0. Row ids: the position in
+the ten batches one after the other. Letters: N images, P pixels a side.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from igpt_model.hashing import hash_json
+from probekit.datasets.records import Dataset, Split, build
+from probekit.datasets.restricted_pickle import loads
+from probekit.errors import UserError
+
+SOURCE = "P. Chrabaszcz, I. Loshchilov, F. Hutter, A Downsampled Variant of ImageNet as an Alternative to CIFAR, 2017"
+WHERE = "https://image-net.org/download-images.php (needs an account)"
+N_BATCHES = 10
+
+
+@dataclass(frozen=True, eq=False)
+class PlanarImages:
+    """Images as planar rows (N, 3 * P * P), red then green then blue, in several chunks; never joined in memory."""
+
+    chunks: tuple[np.ndarray, ...]
+    side: int
+
+    def __len__(self) -> int:
+        return sum(map(len, self.chunks))
+
+    def read(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The images at `rows`, each HWC uint8 RGB."""
+        starts = np.cumsum([0, *map(len, self.chunks)])
+        images = []
+        for row in rows:
+            chunk = int(np.searchsorted(starts, row, side="right")) - 1
+            plane = self.chunks[chunk][row - starts[chunk]].reshape(3, self.side, self.side)
+            images.append(np.ascontiguousarray(plane.transpose(1, 2, 0)))
+        return images
+
+
+def load(
+    name: str, root: str | Path | None = None, batches: Sequence[int] | None = None, split_seed: int = 0
+) -> Dataset:
+    """Read imagenet32 or imagenet64.
+
+    Parameters
+    ----------
+    root : path
+        Folder of the extracted files.
+    batches : sequence of int, optional
+        Training batches to read, 1 to 10; None: all. Each is a tenth of the 1.28 million images and held in memory:
+        0.4 GB at 32 x 32, 1.6 GB at 64 x 64.
+    split_seed : int
+        Of the validation split, a stratified tenth of the training images.
+    """
+    side = int(name.removeprefix("imagenet"))
+    if root is None:
+        raise UserError(f"{name} needs its place; give root=FOLDER (--root); it comes from {WHERE}.")
+    place = Path(root).expanduser()
+    numbers = list(range(1, N_BATCHES + 1)) if batches is None else [int(b) for b in batches]
+    names = [f"train_data_batch_{i}" for i in numbers]
+    missing = [part for part in [*names, "val_data"] if not (place / part).is_file()]
+    if missing or not names:
+        raise UserError(f"{place} lacks {', '.join(missing) or 'any batch'}; extract what comes from {WHERE} there.")
+
+    def read(parts: list[str]) -> Split:
+        pairs = [_batch(place / part, side) for part in parts]
+        return Split.of(PlanarImages(tuple(p[0] for p in pairs), side), np.concatenate([p[1] for p in pairs]))
+
+    sizes = {part: (place / part).stat().st_size for part in [*names, "val_data"]}
+    provenance = {"source": SOURCE, "path": str(place), "files": sizes, "listing_hash": hash_json(sizes)}
+    classes = tuple(str(k + 1) for k in range(1000))
+    return build(name, classes, provenance, lambda: read(names), lambda: read(["val_data"]), split_seed=split_seed)
+
+
+def _batch(path: Path, side: int) -> tuple[np.ndarray, np.ndarray]:
+    value = loads(path.read_bytes(), str(path))
+    data = value.get("data") if isinstance(value, dict) else None
+    width = 3 * side * side
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (width,):
+        raise UserError(f"{path} holds no images of {side} x {side}: data (N, {width}) uint8 is expected.")
+    labels = np.asarray(value.get("labels", []), dtype=np.int64)
+    if len(labels) != len(data) or labels.min(initial=1) < 1 or labels.max(initial=1) > 1000:
+        raise UserError(f"{path} holds {len(labels)} labels for {len(data)} images; each should be 1 to 1000.")
+    return data, labels - 1

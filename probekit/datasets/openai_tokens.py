@@ -1,0 +1,105 @@
+"""The token arrays released with iGPT: {imagenet,cifar10}_{tr,va,te}{X,Y}.npy and kmeans_centers.npy.
+
+X: palette indices (N, 1024) in raster order; Y: one-hot labels (N, K); centres (512, 3) in [-1, 1]. Tokens are turned
+into the RGB pictures of their palette colours, so that any encoder can read them; the palette that made them gives the
+same tokens back. Row ids: the position in the array. Letters: N images, T tokens, K classes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from igpt_model.hashing import hash_json
+from igpt_model.palette import Palette
+from probekit.datasets.records import Dataset, Split, build
+from probekit.errors import UserError
+
+SOURCE = "OpenAI, image-gpt, released data (2020): tokens of centre-cropped 32 x 32 images, for evaluation"
+BASE = "https://openaipublic.blob.core.windows.net/image-gpt/"
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@dataclass(frozen=True, eq=False)
+class TokenImages:
+    """Pictures made from tokens when read."""
+
+    tokens: np.ndarray
+    palette: Palette
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def read(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The images at `rows`, each HWC uint8 RGB."""
+        return list(self.palette.decode(np.asarray(self.tokens[rows])))
+
+
+def load(name: str, root: str | Path | None = None, part: str = "cifar10", split_seed: int = 0) -> Dataset:
+    """Read the released token arrays.
+
+    Parameters
+    ----------
+    root : path
+        Folder of the .npy files, the palette's kmeans_centers.npy among them.
+    part : str
+        "cifar10" or "imagenet".
+    split_seed : int
+        Of the validation split where there is no va file.
+    """
+    if part not in ("cifar10", "imagenet"):
+        raise UserError(f"part={part!r} was given, but the released arrays are cifar10 and imagenet.")
+    if root is None:
+        raise UserError(f"{name} needs its place; give root=FOLDER (--root); it comes from {BASE}.")
+    place = Path(root).expanduser()
+    palette = Palette(_array(place / "kmeans_centers.npy"))
+    n_classes = 10 if part == "cifar10" else 1000
+
+    def read(split: str) -> Split:
+        tokens = _array(place / f"{part}_{split}X.npy")
+        if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or round(tokens.shape[1] ** 0.5) ** 2 != tokens.shape[1]:
+            raise UserError(
+                f"{part}_{split}X.npy holds {tokens.dtype} {tokens.shape}, not the tokens of square images."
+            )
+        return Split.of(
+            TokenImages(tokens, palette), _labels(_array(place / f"{part}_{split}Y.npy"), f"{part}_{split}Y")
+        )
+
+    files = sorted(place.glob(f"{part}_*.npy"))
+    sizes = {file.name: file.stat().st_size for file in files}
+    provenance = {
+        "source": SOURCE,
+        "path": str(place),
+        "part": part,
+        "palette_hash": palette.hash,
+        "files": sizes,
+        "listing_hash": hash_json(sizes),
+    }
+    classes = CIFAR10_CLASSES if part == "cifar10" else tuple(str(k) for k in range(n_classes))
+    has_val = (place / f"{part}_vaX.npy").is_file()
+    return build(
+        f"{name}-{part}",
+        classes,
+        provenance,
+        lambda: read("tr"),
+        lambda: read("te"),
+        (lambda: read("va")) if has_val else None,
+        split_seed=split_seed,
+    )
+
+
+def _array(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise UserError(f"There is no {path}; fetch it from {BASE}.")
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:
+        raise UserError(f"{path} is no plain .npy array ({error}); download it again.") from error
+
+
+def _labels(values: np.ndarray, name: str) -> np.ndarray:
+    if values.ndim == 1:
+        return np.asarray(values).astype(np.int64)
+    if values.ndim != 2 or not np.array_equal(np.asarray(values).astype(bool).sum(1), np.ones(len(values))):
+        raise UserError(f"{name} of shape {values.shape} is not one-hot; download it again.")
+    return np.asarray(values).argmax(1)

@@ -1,0 +1,130 @@
+"""Find a published data set's files under a root: in an extracted folder, or inside the official archive."""
+
+import hashlib
+import tarfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from igpt_model.hashing import hash_file
+from probekit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A published archive: its file name, md5, and the folder inside."""
+
+    name: str
+    md5: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a data set's files are.
+
+    Parameters
+    ----------
+    place : Path
+        The extracted folder, or the archive.
+    archive : Archive, optional
+        None for a folder.
+    """
+
+    place: Path
+    archive: Archive | None
+
+    def read(self, *names: str) -> list[bytes]:
+        """Contents of the named files.
+
+        Raises
+        ------
+        UserError
+            One is not there, or the archive is damaged.
+        """
+        if self.archive is None:
+            missing = [name for name in names if not (self.place / name).is_file()]
+            if missing:
+                raise UserError(f"{self.place} lacks {', '.join(missing)}; extract the official archive again.")
+            return [(self.place / name).read_bytes() for name in names]
+        try:
+            with tarfile.open(self.place, "r:*") as tar:
+                found: dict[str, bytes] = {}
+                for member in tar:  # one pass: a compressed archive cannot be jumped in
+                    name = member.name.rpartition("/")[2]
+                    if name in names and name not in found and member.isfile():
+                        content = tar.extractfile(member)
+                        assert content is not None
+                        found[name] = content.read()
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{self.place} is not a whole archive ({error}); download it again.") from error
+        missing = [name for name in names if name not in found]
+        if missing:
+            raise UserError(f"{self.place} lacks {', '.join(missing)}; download the official archive again.")
+        return [found[name] for name in names]
+
+    def provenance(self, *names: str, verify: bool = True) -> dict[str, Any]:
+        """Path and checksums; an archive's md5 is compared with the published one.
+
+        Raises
+        ------
+        UserError
+            It is another archive than the published one (unless `verify` is off).
+        """
+        if self.archive is None:
+            hashes = {name: hash_file(self.place / name) for name in names if (self.place / name).is_file()}
+            return {"path": str(self.place), "checksums": hashes}
+        md5 = md5_of(self.place)
+        if verify and md5 != self.archive.md5:
+            raise UserError(
+                f"{self.place} has md5 {md5}, but the published archive has {self.archive.md5}; download it again "
+                "(verify=False takes it as it is)."
+            )
+        return {"path": str(self.place), "md5": md5, "official": md5 == self.archive.md5}
+
+
+def md5_of(path: str | Path) -> str:
+    """The md5 of a file: what the publishers of old data sets give."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def locate(
+    name: str, root: str | Path | None, archives: Sequence[Archive], markers: Sequence[str], where: str
+) -> tuple[Files, str]:
+    """The files under `root`, and which of the markers was found there.
+
+    Parameters
+    ----------
+    name : str
+        Of the data set, for messages.
+    root : path
+        The extracted folder, a folder that holds it or an archive, or the archive itself.
+    archives, markers : sequence
+        In step: a file that tells that this archive's content lies here.
+    where : str
+        Where to get the data set.
+
+    Raises
+    ------
+    UserError
+        Nothing of the kind is there.
+    """
+    if root is None:
+        raise UserError(f"{name} needs its place; give root=FOLDER (--root); it comes from {where}.")
+    root = Path(root).expanduser()
+    for archive, marker in zip(archives, markers, strict=True):
+        for folder in (root, root / archive.folder):
+            if (folder / marker).is_file():
+                return Files(folder, None), marker
+    for archive, marker in zip(archives, markers, strict=True):
+        for path in (root, root / archive.name):
+            if path.name == archive.name and path.is_file():
+                return Files(path, archive), marker
+    names = " or ".join(archive.name for archive in archives)
+    raise UserError(f"{root} holds neither {names} nor its extracted files; get it from {where}.")
