@@ -119,6 +119,11 @@ def open_hdf5(path: str | Path, mode: str = "r") -> h5py.File:
         return h5py.File(path, mode, locking=False)
     except OSError as error:
         reason = str(error)
+        if "locking flag" in reason:
+            # this process has it open by plain h5py already, with locks
+            return h5py.File(path, mode)
+        if mode != "r":
+            raise
         if "truncated" in reason:
             raise UserError(
                 f"{path} was cut short ({os.path.getsize(path):,} bytes are left): copy or extract it again."

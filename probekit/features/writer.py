@@ -47,15 +47,22 @@ def full_disk_as_sentence(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # HDF5 reports what the system said only inside its own message
-        full = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-        said = str(error)
-        if getattr(error, "errno", None) in full or any(f"errno = {code}," in said for code in full):
+        if _is_full(error):
             raise UserError(
                 f"The disk (or quota) of {path.parent} is full while writing {path.name}; "
                 "every finished block is kept: free some space and run the same command again."
             ) from None
         raise
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it followed on, says so; HDF5 repeats the system only inside its own message."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    while error is not None:
+        if getattr(error, "errno", None) in codes or any(f"errno = {code}," in str(error) for code in codes):
+            return True
+        error = error.__context__
+    return False
 
 
 def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -> h5py.h5d.DatasetID:

@@ -75,10 +75,9 @@ def main(folder, mode, every, kills):
     base, report = Path(folder), Path(folder) / "report.txt"
     (base / "whole").mkdir()
     begun = time.monotonic()
-    whole = run(base / "whole", SlowEncoder()).path.read_bytes()
+    whole = run(base / "whole", SlowEncoder()).path
+    whole = content(whole)
     duration = time.monotonic() - begun
-    shutil.copytree(base / "whole", base / "count")
-    shutil.rmtree(base / "count")
     (base / "count").mkdir()
     child(base / "count", -1, 0, report)
     calls = int(report.read_text().split()[1])
@@ -92,7 +91,7 @@ def main(folder, mode, every, kills):
         if mode == "moments":
             killed_after(work, rng.uniform(0, duration))
         elif mode == "chain":
-            while os.WIFSIGNALED(child(work, rng.randint(1, 12 + k % 20), 1, report)):
+            while os.WIFSIGNALED(child(work, rng.randint(1, 80), 1, report)):
                 out["tried"] += 1
         else:
             status = child(work, k, MODES[mode], report)
@@ -106,6 +105,13 @@ def main(folder, mode, every, kills):
     sys.stdout.write(json.dumps(out))
 
 
+def content(path):
+    """The bytes of a file, but for HDF5's flag "open for writing", which a kill leaves and every reader ignores."""
+    found = bytearray(path.read_bytes())
+    found[20] = 0
+    return bytes(found)
+
+
 def check(work, k, whole, out):
     """After the crash the file is absent, or opens or says how far it got; resumed, it equals the undisturbed one."""
     path = work / "f.h5"
@@ -117,7 +123,7 @@ def check(work, k, whole, out):
                 out["unreadable"].append([k, str(error)])
     try:
         run(work)
-        if path.read_bytes() != whole or not verify(path).ok:
+        if content(path) != whole or not verify(path).ok:
             out["unlike"].append(k)
     except Exception as error:
         out["unreadable"].append([k, repr(error)])

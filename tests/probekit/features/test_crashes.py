@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,14 @@ def shim(tmp_path_factory):
     return target
 
 
+@pytest.fixture
+def folder():
+    """A folder in memory where there is one: the kill points are the same, and an fsync costs nothing."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as made:
+        yield made
+
+
 def crash(shim, folder, *arguments):
     paths = os.pathsep.join([str(ROOT), str(HERE)])
     environment = {**os.environ, "LD_PRELOAD": str(shim), "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
@@ -42,31 +51,31 @@ def assert_resumed(out, at_least):
     assert out["unlike"] == []
 
 
-def test_some_kill_points(shim, tmp_path):
-    out = crash(shim, tmp_path, "kill", 5)
-    assert_resumed(out, 10)
+def test_some_kill_points(shim, folder):
+    out = crash(shim, folder, "kill", 8)
+    assert_resumed(out, 9)
     assert out["messages"] == []
 
 
-def test_a_full_disk_is_one_sentence_and_loses_nothing(shim, tmp_path):
-    out = crash(shim, tmp_path, "full", 7)
+def test_a_full_disk_is_one_sentence_and_loses_nothing(shim, folder):
+    out = crash(shim, folder, "full", 10)
     assert_resumed(out, 8)
     unlike = [m for m in out["messages"] if "is full while writing f.h5" not in m and not m.startswith("calls")]
     assert unlike == []
-    assert sum("is full" in message for message in out["messages"]) > 5
+    assert sum("is full" in message for message in out["messages"]) > 4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["kill", "half", "full"])
-def test_every_single_call(shim, tmp_path, mode):
-    assert_resumed(crash(shim, tmp_path, mode, 1), 60)
+def test_every_single_call(shim, folder, mode):
+    assert_resumed(crash(shim, folder, mode, 1), 60)
 
 
 @pytest.mark.slow
-def test_fifty_random_moments(shim, tmp_path):
-    assert_resumed(crash(shim, tmp_path, "moments", 1, 50), 50)
+def test_fifty_random_moments(shim, folder):
+    assert_resumed(crash(shim, folder, "moments", 1, 50), 50)
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_while_resuming(shim, tmp_path):
-    assert_resumed(crash(shim, tmp_path, "chain", 4), 60)
+def test_killed_again_and_again_while_resuming(shim, folder):
+    assert_resumed(crash(shim, folder, "chain", 2), 60)

@@ -1,0 +1,116 @@
+"""Features and labels from files of NumPy and PyTorch: .npy, .npz, .pt.
+
+Nothing is unpickled: NumPy loads with allow_pickle=False, PyTorch with weights_only=True.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from igpt_model.hashing import hash_file
+from probekit.errors import UserError
+from probekit.features.store import FeatureStore
+
+LABEL_KEYS = ("labels", "label", "y", "targets", "target")
+
+
+def import_features(
+    files: Mapping[str, str | Path],
+    out: str | Path,
+    labels: Mapping[str, str | Path] | None = None,
+    encoder: str | None = None,
+    dataset: str | None = None,
+    dtype: str = "float32",
+) -> FeatureStore:
+    """Make a feature file from one file a split.
+
+    Parameters
+    ----------
+    files : {"train": path, "test": path, ...}
+        .npy: one layer (N, D). .npz, or a .pt dictionary: one layer a two-dimensional entry, in the order of the file,
+        and the labels under labels, y or targets. A .pt tensor or list of tensors: one layer each.
+    out : the feature file to write
+    labels : one .npy, .npz or .pt file a split, where the features' own file has none
+    encoder, dataset : names for tables and curves; the file names when None
+
+    Raises
+    ------
+    UserError
+        A file is absent, damaged, of another kind, needs unpickling, or has no labels.
+    """
+    if not files:
+        raise UserError(
+            "No feature file was given to import; give one a split, as in --train train.npz --test test.npz."
+        )
+    splits, hashes = {}, {}
+    for split, path in files.items():
+        layers, y = _layers_and_labels(Path(path), _load(Path(path)))
+        if labels and split in labels:
+            y = _labels_alone(Path(labels[split]))
+        if y is None:
+            raise UserError(f"{path} holds no labels ({', '.join(LABEL_KEYS)}); give them as a file of their own.")
+        splits[split] = (layers, y)
+        hashes[split] = hash_file(path)
+    first = Path(next(iter(files.values())))
+    return FeatureStore.from_arrays(
+        out,
+        splits,
+        encoder={"name": encoder or first.stem, "imported_from": hashes},
+        dataset={"name": dataset or first.stem},
+        dtype=dtype,
+    )
+
+
+def _load(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give a .npy, .npz or .pt file.")
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, allow_pickle=False)
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        if path.suffix in (".pt", ".pth"):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{path} cannot be read as plain arrays ({reason}); save tensors or arrays only, without Python objects."
+        ) from None
+    raise UserError(f"{path} ends in {path.suffix or 'nothing'}; expected .npy, .npz or .pt.")
+
+
+def _array(value: Any) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        # NumPy has no bfloat16
+        value = value.float() if value.is_floating_point() else value
+        return value.numpy()
+    return np.asarray(value)
+
+
+def _layers_and_labels(path: Path, content: Any) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    labels = None
+    if isinstance(content, Mapping):
+        named = {str(name): _array(value) for name, value in content.items()}
+        found = [name for name in LABEL_KEYS if name in named]
+        labels = named.pop(found[0]) if found else None
+    elif isinstance(content, list | tuple):
+        named = {f"{index:02d}": _array(value) for index, value in enumerate(content)}
+    else:
+        named = {"00": _array(content)}
+    layers = {name: X for name, X in named.items() if X.ndim == 2}
+    if not layers:
+        shapes = ", ".join(f"{name} {X.shape}" for name, X in named.items())
+        raise UserError(f"{path} holds no two-dimensional features (rows, width); it holds {shapes or 'nothing'}.")
+    return layers, labels
+
+
+def _labels_alone(path: Path) -> np.ndarray:
+    content = _load(path)
+    if isinstance(content, Mapping):
+        found = [content[name] for name in LABEL_KEYS if name in content] or list(content.values())
+        content = found[0] if found else np.empty(0)
+    return _array(content)

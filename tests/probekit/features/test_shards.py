@@ -1,0 +1,95 @@
+"""Shards of several ranks read as one file, the same as an undivided run, and a missing shard is named."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from feature_fakes import LinearEncoder, dataset
+
+from probekit.errors import UserError
+from probekit.features.extract import extract
+from probekit.features.shards import join, shard_path
+from probekit.features.store import FeatureStore
+from probekit.features.verify import verify
+from probekit.ranks import Ranks
+
+HERE = Path(__file__).parent
+
+
+def shards(path, world, monkeypatch, skip=()):
+    """Each rank's part, written one after the other, and not joined."""
+    monkeypatch.setattr("probekit.features.extract.barrier", lambda ranks: None)
+    monkeypatch.setattr("probekit.features.extract.join", lambda path, ranks: None)
+    for rank in range(world):
+        if rank in skip:
+            continue
+        try:
+            extract(LinearEncoder(), dataset(), path, batch_size=8, ranks=Ranks(rank, world))
+        except UserError as error:
+            assert "does not exist" in str(error)  # noqa: PT017  nothing is joined yet
+
+
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_joined_shards_equal_an_undivided_run(tmp_path, monkeypatch, world):
+    whole = extract(LinearEncoder(), dataset(), tmp_path / "whole.h5", batch_size=8)
+    shards(tmp_path / "f.h5", world, monkeypatch)
+    parent = join(tmp_path / "f.h5", world)
+    assert parent.id == whole.id
+    with h5py.File(tmp_path / "f.h5") as file:
+        for split in whole.splits:
+            for layer in whole.layers:
+                X, y = whole.read(split, layer)
+                np.testing.assert_array_equal(parent.read(split, layer)[0], X)
+                np.testing.assert_array_equal(file[f"{split}/layers/{layer}"][()], X)
+            np.testing.assert_array_equal(parent.labels(split), y)
+            np.testing.assert_array_equal(parent.row_ids(split), whole.row_ids(split))
+    assert verify(tmp_path / "f.h5", dataset()).errors == []
+
+
+def test_a_shard_that_was_never_written_is_named(tmp_path, monkeypatch):
+    shards(tmp_path / "f.h5", 3, monkeypatch, skip=[1])
+    with pytest.raises(UserError, match=r"missing: f.shard-00001-of-00003.h5"):
+        join(tmp_path / "f.h5", 3)
+
+
+def test_a_vanished_foreign_or_damaged_shard_is_found_before_reading(tmp_path, monkeypatch):
+    path = tmp_path / "f.h5"
+    shards(path, 2, monkeypatch)
+    parent = join(path, 2)
+    first, second = (shard_path(path, Ranks(rank, 2)) for rank in range(2))
+    content = second.read_bytes()
+    second.unlink()
+    with pytest.raises(UserError, match=r"needs its shard .*00001-of-00002.h5, which is missing"):
+        parent.read("train", 0)
+    assert verify(path).errors
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(UserError, match="is not the shard that"):
+        parent.read("train", 0)
+    with h5py.File(first) as file:
+        place = file["train/layers/00_blocks.0"].id.get_offset()
+    second.write_bytes(content)
+    damaged = bytearray(first.read_bytes())
+    damaged[place + 5] ^= 4
+    first.write_bytes(damaged)
+    assert verify(path).errors == [f"{first.name}: Layer 00_blocks.0 of train, rows 0 to 7, fails its checksum."]
+
+
+def test_two_processes_with_the_environment_of_torchrun(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    common["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[2]), str(HERE)])
+    command = [sys.executable, str(HERE / "shard_worker.py"), str(tmp_path / "f.h5")]
+    ranks = [subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank)}) for rank in range(2)]
+    assert [rank.wait(timeout=200) for rank in ranks] == [0, 0]
+    parent = FeatureStore.open(tmp_path / "f.h5")
+    assert len(parent.shards()) == 2
+    expected = LinearEncoder().expected(dataset().splits["train"])
+    for k, X in enumerate(expected):
+        np.testing.assert_allclose(parent.read("train", k)[0], X, rtol=1e-6, atol=1e-6)
