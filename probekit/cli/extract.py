@@ -48,8 +48,8 @@ def extract(
     store
         How features are stored.
     """
-    from probekit import load_dataset, load_encoder
     from probekit import extract as extract_features
+    from probekit import load_dataset, load_encoder
 
     data = load_dataset(dataset, root=root)
     loaded = load_encoder(encoder, data=data, **options.given())

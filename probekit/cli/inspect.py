@@ -1,4 +1,4 @@
-"""`probekit inspect`: shapes, norms and effective rank of every layer, and how alike the layers are; needs no labels."""
+"""`probekit inspect`: shapes, norms and effective rank of every layer, and how alike the layers are, without labels."""
 
 from pathlib import Path
 

@@ -24,8 +24,11 @@ LOOK = Group.create_ordered("Before and after")
 
 # Verbs are named here with their one line of help, so that `probekit --help` need not import torch.
 VERBS: dict[str, tuple[Group, str]] = {
+    "demo": (MAKE, "From nothing to a depth curve: minutes on two CPU cores."),
     "train": (MODEL, "Train an iGPT on a data set and write a run folder."),
     "extract": (MEASURE, "Write every layer's pooled features of a data set to one file."),
+    "sweep": (MEASURE, "Probe every layer of a feature file over a path of penalties."),
+    "report": (SHOW, "Write depth curves, tables and an HTML page."),
     "compress": (LOOK, "Rewrite a feature file in compressed chunks."),
     "verify": (LOOK, "Check a feature file for damage and doubtful contents."),
     "inspect": (LOOK, "Show what a feature file holds, layer by layer."),

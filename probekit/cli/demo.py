@@ -1,0 +1,175 @@
+"""`probekit demo`: from nothing to a depth curve in minutes; every stage goes on where an earlier, killed run stopped."""
+
+import json
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from igpt_model import atomic
+from igpt_model.train_config import TrainConfig
+from probekit.cli.console import say
+from probekit.cli.progress import progress
+from probekit.errors import UserError
+
+PRETRAINED = "wandering-digits"
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class DemoRecipe:
+    """What the demo trains; the defaults take about three and a half minutes on two CPU cores."""
+
+    steps: int = _option(900, "Number of updates.")
+    batch_size: int = _option(64, "Pictures an update.")
+    n_layer: int = _option(10, "Number of blocks.")
+    n_embd: int = _option(48, "Width of the residual stream.")
+    lr: float = _option(0.003, "Peak learning rate.")
+    seed: int = _option(0, "Seed of weights, order and splits of the training run.")
+    limit: int | None = _option(None, "Use at most this many images of each split (for a quick look).")
+
+    def train_config(self) -> TrainConfig:
+        """The training run: wandering digits fit 12 x 12 pixels and four grey levels without loss."""
+        return TrainConfig(
+            n_layer=self.n_layer,
+            n_embd=self.n_embd,
+            n_head=4,
+            resolution=12,
+            n_colours=4,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            warmup_steps=min(100, self.steps // 5),
+            seed=self.seed,
+            eval_every=300,
+            eval_images=512,
+            checkpoint_every=50,
+            keep_last=2,
+            keep_at=(),
+        )
+
+
+def demo(
+    *,
+    out: Path = Path("demo"),
+    pretrained: bool = False,
+    recipe: Annotated[DemoRecipe, Parameter(name="*", group="Recipe")] = DemoRecipe(),
+) -> None:
+    """Train a tiny iGPT on wandering digits, probe every layer, and draw the depth curve: minutes on two CPU cores.
+
+    Raw pixels and the same network with random weights are probed on the same axes. The same command run again after
+    a kill goes on and ends with the same results.
+
+    Parameters
+    ----------
+    out
+        Folder for everything: config, checkpoints, features, results, report.
+    pretrained
+        Start from the checkpoint in the package instead of training: under a minute.
+    """
+    seconds: dict[str, float] = {}
+    _open(out, {"pretrained": pretrained, "limit": recipe.limit} if pretrained else asdict(recipe))
+    start = perf_counter()
+    if pretrained:
+        use_pretrained(out)
+    else:
+        _train(out, recipe)
+    seconds["train"], start = perf_counter() - start, perf_counter()
+    _extract(out, recipe)
+    seconds["extract"], start = perf_counter() - start, perf_counter()
+    _probe(out)
+    seconds["probe"], start = perf_counter() - start, perf_counter()
+    page = _report(out)
+    seconds["report"] = perf_counter() - start
+    say(f"\ntime: {', '.join(f'{name} {value:.0f} s' for name, value in seconds.items())}")
+    say(f"page: {page.resolve()}")
+
+
+ENCODERS = {"features.h5": "igpt:{out}", "features-pixels.h5": "pixels", "features-random.h5": "random:{out}"}
+
+
+def _train(out: Path, recipe: DemoRecipe) -> None:
+    from probekit.cli.train import run_training
+    from probekit.datasets import load_dataset
+
+    run_training(recipe.train_config(), load_dataset("wandering-digits-25"), out, limit=recipe.limit, tensorboard=False)
+
+
+def _extract(out: Path, recipe: DemoRecipe) -> None:
+    from probekit import extract, load_dataset, load_encoder
+
+    data = load_dataset("wandering-digits")
+    with progress("extract", "images") as show:
+        for file, spec in ENCODERS.items():
+            encoder = load_encoder(spec.format(out=out), data=data)
+            extract(encoder, data, out / file, limit=recipe.limit, progress=show)
+
+
+def _probe(out: Path) -> None:
+    from probekit import concat, sweep
+
+    for file in ENCODERS:
+        with progress(f"probe {file.removesuffix('.h5')}", "probes") as show:
+            sweep(out / file, out, progress=show)
+    with progress("join layers", "probes") as show:
+        concat(out / "features.h5", out, progress=show)
+
+
+def _report(out: Path) -> Path:
+    from probekit.cli.sweep import show_curves
+    from probekit.reports import write_report
+
+    page = write_report(out, out / "report")
+    show_curves(out)
+    return page
+
+
+def _open(out: Path, settings: dict[str, Any]) -> None:
+    """Write what this demo is, or refuse a folder that holds another one."""
+    path = out / "demo.json"
+    if path.exists():
+        there = json.loads(path.read_text())
+        different = [name for name in {**there, **settings} if there.get(name) != settings.get(name)]
+        if different:
+            listed = "; ".join(f"{name}: {there.get(name)} there, {settings.get(name)} here" for name in different)
+            raise UserError(f"{out} holds another demo ({listed}); give another --out, or delete that folder.")
+    elif out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty and holds no demo; give another --out.")
+    else:
+        atomic.write_json(path, settings)
+
+
+def pretrained_files() -> Any:
+    """The run folder that ships in the package, as an importlib Traversable; a `UserError` where there is none."""
+    folder = files("probekit") / "pretrained" / PRETRAINED
+    if not (folder / "checkpoints").is_dir():
+        raise UserError("This installation has no checkpoint for --pretrained; leave it out, and the demo trains one.")
+    return folder
+
+
+def use_pretrained(out: Path) -> None:
+    """Copy the package's run folder to `out`: the checkpoint appears whole or not at all."""
+    source = pretrained_files()
+    for checkpoint in (source / "checkpoints").iterdir():
+        target = out / "checkpoints" / checkpoint.name
+        if target.exists():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{checkpoint.name}.", suffix=".partial", dir=target.parent))
+        for file in checkpoint.iterdir():
+            (partial / file.name).write_bytes(file.read_bytes())
+        partial.chmod(0o755)
+        atomic.replace_folder(partial, target)
+    for leftover in (out / "checkpoints").glob(".*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for name in ("config.json", "metrics.jsonl"):
+        if (source / name).is_file():
+            atomic.write_bytes(out / name, (source / name).read_bytes())

@@ -1,0 +1,27 @@
+"""`probekit report`: depth curve, tables and one self-contained HTML page from records."""
+
+from pathlib import Path
+
+from probekit.cli.console import say
+from probekit.errors import UserError
+
+
+def report(*results: Path, out: Path | None = None) -> None:
+    """Write depth curves, tables and an HTML page from one or more results folders.
+
+    Parameters
+    ----------
+    results
+        Folders with a results.jsonl, or such files; several are read as one.
+    out
+        Folder of the report; `report` in the first results folder unless given.
+    """
+    from probekit.cli.sweep import show_curves
+    from probekit.reports import write_report
+
+    if not results:
+        raise UserError("No results were given; name the folder (or several) that `probekit sweep` wrote into.")
+    first = results[0] if results[0].is_dir() else results[0].parent
+    page = write_report(results, first / "report" if out is None else out)
+    show_curves(first)
+    say(f"page: {page}")

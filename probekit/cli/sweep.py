@@ -1,0 +1,94 @@
+"""`probekit sweep`: probe every layer of a feature file over the protocol's penalties."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from probekit.cli.console import say
+from probekit.cli.progress import progress
+
+Penalties = Annotated[tuple[float, ...] | None, Parameter(name="--Cs")]
+
+
+def sweep(
+    features: Path,
+    /,
+    *,
+    out: Path | None = None,
+    protocol: str = "igpt",
+    Cs: Penalties = None,
+    layers: tuple[str, ...] | None = None,
+    series: str | None = None,
+    seeds: int = 1,
+    train_rows: int | None = None,
+    backend: Literal["torch", "sklearn", "cuml"] = "torch",
+    device: str = "cpu",
+    dtype: Literal["float32", "float64"] = "float32",
+) -> None:
+    """Probe every layer and append a record each to results.jsonl. Resumes; several processes may share the work.
+
+    Parameters
+    ----------
+    features
+        The feature file.
+    out
+        Folder of results.jsonl and probes/; that of the feature file unless given.
+    protocol
+        igpt, dinov2-45, clip-coarse-fine, kornblith or sgd-imagenet.
+    Cs
+        Penalties in place of the protocol's, as scikit-learn's C: --Cs 0.01 --Cs 1.
+    layers
+        Names or globs of layers: --layers 04 --layers '0*'; all unless given.
+    series
+        Name of the curve in figures and tables; the encoder's name unless given.
+    seeds
+        How often: seed 0 is the stored split, the others redraw the val split and resample training rows.
+    train_rows
+        Use only so many labelled rows, drawn by class.
+    backend
+        Who solves; every solution is certified by our own objective.
+    device
+        Where the solver runs: cpu, cuda, cuda:1.
+    dtype
+        Precision of the solver.
+    """
+    from probekit import FeatureStore
+    from probekit import sweep as sweep_layers
+
+    store = FeatureStore.open(features)
+    with progress("sweep", "probes") as show:
+        results = sweep_layers(
+            store,
+            features.parent if out is None else out,
+            protocol,
+            Cs=Cs,
+            layers=None if layers is None else matching(store.layers, layers),
+            series=series,
+            seeds=seeds,
+            train_rows=train_rows,
+            backend=backend,
+            device=device,
+            dtype=dtype,
+            progress=show,
+        )
+    show_curves(results.path.parent)
+    say(f"records: {results.path} (next: probekit concat {features}, probekit report {results.path.parent})")
+
+
+def matching(names: tuple[str, ...], wanted: tuple[str, ...]) -> list[str]:
+    """The names that equal or match one of the patterns, in order; a pattern without a match stays as it is."""
+    from fnmatch import fnmatchcase
+
+    kept = {name for name in names if any(fnmatchcase(name, pattern) for pattern in wanted)}
+    strangers = [p for p in wanted if not any(fnmatchcase(name, p) for name in names)]
+    return [*(name for name in names if name in kept), *strangers]
+
+
+def show_curves(folder: Path) -> None:
+    """Draw the depth curves of a results folder in the terminal, each with its two sentences."""
+    from probekit.reports.panels import build_panels, collect_records
+    from probekit.reports.terminal import print_panel
+
+    for panel in build_panels(collect_records(folder)):
+        print_panel(panel)
