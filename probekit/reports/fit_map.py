@@ -8,6 +8,7 @@ import numpy as np
 
 from probekit.reports.panels import Panel, Series, is_sound
 from probekit.reports.tables import fit_words, records_of
+from probekit.results.records import Record
 
 LEFT, TOP, WIDTH = 34, 4, 640  # of the map, in its own units
 
@@ -80,7 +81,7 @@ def doubtful_fits(panel: Panel) -> list[dict[str, Any]]:
             "n_iter": record.refit["n_iter"],
             "gap": _scientific(record.refit.get("gap")),
             "grad": _scientific(record.refit.get("grad_rel")),
-            "why": fit_words(record),
+            "why": _why(record),
         }
         for series in panel.series
         for record in records_of(series)
@@ -90,3 +91,10 @@ def doubtful_fits(panel: Panel) -> list[dict[str, Any]]:
 
 def _scientific(value: float | None) -> str:
     return "" if value is None else f"{value:.1e}"
+
+
+def _why(record: Record) -> str:
+    if record.is_converged:
+        return fit_words(record)
+    where = "refit" if record.converged[record.chosen_index] else "path"
+    return f"not converged ({where}; stopped by {record.refit.get('stop_reason', 'unknown')})"

@@ -114,13 +114,7 @@ def _panel(panel: Panel, prefix: str, files: Sequence[Path]) -> dict[str, Any]:
 
 def _model(series: Series) -> dict[str, Any]:
     record = series.records[series.peak]
-    facts = [
-        (
-            "Test accuracy, best layer",
-            f"{series.top1[series.peak]:.1f} %",
-            _bounds(series.low, series.high, series.peak),
-        )
-    ]
+    facts = [("Test accuracy, best layer", f"{series.top1[series.peak]:.1f} %", _bounds(series, record))]
     sentences: list[str] = []
     warnings: tuple[str, ...] = ()
     if series.verdict is not None:
@@ -133,8 +127,8 @@ def _model(series: Series) -> dict[str, Any]:
         ]
     else:
         sentences = [
-            f"{series.label}: the best layer, chosen on held-out training rows, is layer {series.depths[series.peak]}, with "
-            f"test accuracy {series.top1[series.peak]:.1f} %."
+            f"{series.label}: the best layer, chosen on held-out training rows, is layer {series.depths[series.peak]}, "
+            f"with test accuracy {series.top1[series.peak]:.1f} %."
         ]
         if not series.is_flat:
             sentences.append("Without the per-row predictions (folder probes/) nothing can be said about a fall.")
@@ -143,12 +137,12 @@ def _model(series: Series) -> dict[str, Any]:
         facts.append(
             (f"{short_range(best.depths)} joined", f"{best.top1:.1f} %", f"{best.low:.1f} to {best.high:.1f}, 95 %")
         )
-    facts.append(("Test rows", f"{record.metrics['n_test']:,}", f"{len(record.dataset.get('classes', []))} classes"))
     return {"sentences": sentences, "warnings": warnings, "facts": facts}
 
 
-def _bounds(low: Any, high: Any, place: int) -> str:
-    return f"{low[place]:.1f} to {high[place]:.1f}, 95 %"
+def _bounds(series: Series, record: Record) -> str:
+    rows = f"{record.metrics['n_test']:,} test rows"
+    return f"{series.low[series.peak]:.1f} to {series.high[series.peak]:.1f}, 95 %, {rows}"
 
 
 def _tied(series: Series) -> str:

@@ -25,8 +25,8 @@ FORMATS = ("svg", "png", "pdf")
 def write_report(results: str | Path | Iterable[str | Path], out: str | Path = "report") -> Path:
     """Write `index.html`, `depth_curve.{svg,png,pdf,csv}`, `table.{md,csv,tex}` and `comparison.{md,csv,tex}`.
 
-    With several data sets, protocols or sizes of the training set, each has its own files, `depth_curve-NAME.svg` and so
-    on, since their numbers do not belong on one axis or into one table; the page shows them one below the other.
+    With several data sets, protocols or sizes of the training set, each has its own files (`depth_curve-NAME.svg` and
+    so on), since their numbers do not belong on one axis or into one table; the page shows them one below the other.
 
     Parameters
     ----------
@@ -97,8 +97,9 @@ def save_figure(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) ->
 def _write_tables(panel: Panel, out: Path, suffix: str) -> list[Path]:
     frame = layer_frame([panel])
     caption = (
-        f"Linear probes on {panel.title}, protocol {panel.protocol} ({panel.protocol_hash[:6]}). C and layers are chosen on "
-        "held-out training rows; intervals are Wilson's, pointwise; differences to the last layer have a simultaneous band."
+        f"Linear probes on {panel.title}, protocol {panel.protocol} ({panel.protocol_hash[:6]}). "
+        "C and layers are chosen on held-out training rows; intervals are Wilson's, pointwise; differences to the last "
+        "layer have a simultaneous 95 % band."
     )
     written = write_table(frame, printed_frame(frame), out / f"table{suffix}", caption)
     compared = comparison_frame([panel])

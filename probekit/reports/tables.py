@@ -172,4 +172,4 @@ def fit_words(record: Record) -> str:
         return "converged"
     if record.is_converged:
         return "C at the end of its grid"
-    return f"not converged ({record.refit.get('stop_reason', 'unknown')})"
+    return "not converged"

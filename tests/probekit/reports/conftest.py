@@ -1,12 +1,14 @@
-"""A results folder as a sweep leaves it: trained model, random weights, pixels, joined layers; made up, but consistent."""
+"""A results folder as a sweep leaves it, made up but consistent: model, random weights, pixels, joined layers."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 
 from igpt_model.hashing import hash_json
+from probekit.reports.panels import build_panels, collect_records
 from probekit.results.rows import RowPredictions, save_probe
 
 TRAINED = (0.295, 0.389, 0.514, 0.606, 0.634, 0.728, 0.733, 0.746, 0.773, 0.752, 0.705)
@@ -109,26 +111,30 @@ def make_record(folder, series, layers, accuracy, rng, shared, labels, *, kind="
     return record
 
 
-def fill_run(folder, *, unconverged=(3,), series="igpt", trained=TRAINED, **changes):
+def fill_run(folder, *, unconverged=(3,), series="igpt", trained=TRAINED, n_test=N_TEST, probes=True, **changes):
     """Write a whole run into `folder`; returns it. `unconverged`: depths of the model whose refit did not converge."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(3)
-    labels = rng.integers(0, N_CLASSES, N_TEST)
-    shared = rng.standard_normal(N_TEST)
-    common = (rng, shared, labels)
+    labels = rng.integers(0, N_CLASSES, n_test)
+    shared = rng.standard_normal(n_test)
+
+    def add(name, layers, accuracy, **own):
+        make_record(folder, name, layers, accuracy, rng, shared, labels, **(changes | own))
+
     for depth, accuracy in enumerate(trained):
-        own = dict(changes, refit_converged=depth not in unconverged)
-        make_record(folder, series, [f"{depth:02d}"], accuracy, *common, depth=depth, n_layers=len(trained), **own)
+        found = {"refit_converged": depth not in unconverged, "n_layers": len(trained)}
+        add(series, [f"{depth:02d}"], accuracy, depth=depth, **found)
     for depth, accuracy in enumerate(RANDOM):
-        make_record(folder, "random", [f"{depth:02d}"], accuracy, *common, depth=depth, n_layers=len(RANDOM), **changes)
-    make_record(folder, "pixels", ["00"], PIXELS[0], *common, depth=0, n_layers=1, **changes)
+        add("random", [f"{depth:02d}"], accuracy, depth=depth, n_layers=len(RANDOM))
+    add("pixels", ["00"], PIXELS[0], depth=0, n_layers=1)
     for layers, accuracy in (
         (["07", "08"], 0.784),
         (["06", "07", "08"], 0.792),
         (["06", "07", "08", "09", "10"], 0.789),
     ):
-        own = dict(changes, n_layers=len(trained))
-        make_record(folder, series, layers, accuracy, *common, kind="concat", **own)
+        add(series, layers, accuracy, kind="concat", n_layers=len(trained))
+    if not probes:
+        shutil.rmtree(folder / "probes")
     return folder
 
 
@@ -136,3 +142,16 @@ def fill_run(folder, *, unconverged=(3,), series="igpt", trained=TRAINED, **chan
 def run_folder(tmp_path_factory):
     """Results of one made-up run, read only."""
     return fill_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="session")
+def panel(run_folder):
+    """The only panel of `run_folder`."""
+    (only,) = build_panels(collect_records(run_folder))
+    return only
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """A function that writes another run, different as asked, and returns its folder."""
+    return lambda **changes: fill_run(tmp_path / f"run{len(list(tmp_path.iterdir()))}", **changes)

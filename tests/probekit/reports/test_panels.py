@@ -1,0 +1,98 @@
+"""Records become panels: what shares axes, what is a control, what is compared with what."""
+
+import numpy as np
+import pytest
+
+from probekit.errors import UserError
+from probekit.reports.panels import build_panels, collect_records, margin, role_of
+from probekit.reports.published import comparison_frame
+from probekit.reports.tables import layer_frame
+
+
+def test_series_are_ordered_model_control_baseline(panel):
+    assert [series.role for series in panel.series] == ["model", "random", "flat"]
+    assert [series.label for series in panel.series] == ["igpt", "random weights", "raw pixels"]
+    assert panel.series[2].is_flat
+    assert [role_of(series.records[0]) for series in panel.series] == ["model", "random", "flat"]
+
+
+def test_points_are_the_records_in_percent(panel):
+    series = panel.models[0]
+    for place, record in enumerate(series.records):
+        assert series.top1[place] == pytest.approx(100 * record.metrics["top1"])
+        assert series.low[place] == pytest.approx(100 * record.metrics["top1_low"])
+        assert record.depth == series.depths[place]
+    assert series.minus_last[-1] == 0
+    assert (series.band_low <= series.minus_last).all()
+    assert (series.minus_last <= series.band_high).all()
+
+
+def test_the_peak_is_chosen_on_held_out_rows_not_on_test(panel):
+    series = panel.models[0]
+    val = [record.val_accuracy[record.chosen_index] for record in series.records]
+    assert series.sound[series.peak]
+    assert val[series.peak] == max(v for v, sound in zip(val, series.sound, strict=True) if sound)
+
+
+def test_an_unconverged_refit_is_not_sound(panel):
+    assert np.flatnonzero(~panel.models[0].sound).tolist() == [3]
+
+
+def test_one_concatenation_is_marked_as_chosen_on_val(panel):
+    joined = panel.models[0].joined
+    assert len(joined) == 3
+    (chosen,) = [j for j in joined if j.chosen]
+    assert chosen.record.selection_score == max(j.record.selection_score for j in joined)
+    assert chosen.depths == tuple(int(name) for name in chosen.record.layers)
+
+
+def test_the_margin_is_the_difference_of_accuracies(panel):
+    best, pixels = panel.models[0].records[panel.models[0].peak], panel.series[2].records[0]
+    found = margin(best, pixels)
+    assert found.gain == pytest.approx(100 * (best.accuracy - pixels.accuracy))
+    assert found.low < found.gain < found.high
+    assert found.p < 1e-6
+
+
+def test_different_rows_or_missing_files_give_no_margin(panel, make_run):
+    other = build_panels(collect_records(make_run(n_test=400)))[0]
+    best = panel.models[0].records[0]
+    assert margin(best, other.models[0].records[0]) is None
+    without = make_run(probes=False)
+    assert margin(best, build_panels(collect_records(without))[0].models[0].records[0]) is None
+
+
+def test_without_predictions_there_is_a_curve_but_no_verdict(make_run):
+    (panel,) = build_panels(collect_records(make_run(probes=False)))
+    series = panel.models[0]
+    assert series.verdict is None
+    assert series.band_low is None
+    assert series.minus_last == pytest.approx(series.top1 - series.top1[-1])
+
+
+def test_two_protocols_never_share_a_panel_nor_a_table(run_folder, make_run):
+    other = make_run(protocol_hash="0123456789")
+    panels = build_panels(collect_records([run_folder, other]))
+    assert [panel.protocol_hash for panel in panels] == ["9f2c71d0aa", "0123456789"]
+    for frame_of in (layer_frame, comparison_frame):
+        with pytest.raises(UserError, match="different protocols"):
+            frame_of(panels)
+        assert len(frame_of(panels, mix_protocols=True)) == 2 * len(frame_of(panels[:1]))
+
+
+def test_two_runs_of_one_name_are_told_apart(run_folder, make_run):
+    other = make_run(feature_id="ffff00001111")
+    (panel,) = build_panels(collect_records([run_folder, other]))
+    assert [series.label for series in panel.models] == ["igpt (feat-i)", "igpt (ffff00)"]
+
+
+def test_the_same_results_twice_count_once(run_folder):
+    assert len(collect_records([run_folder, run_folder / "results.jsonl"])) == 26
+
+
+def test_no_results_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"results\.jsonl"):
+        collect_records(tmp_path)
+    (tmp_path / "results.jsonl").write_text("")
+    with pytest.raises(UserError, match="probekit sweep"):
+        collect_records(tmp_path)
