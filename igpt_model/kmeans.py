@@ -5,7 +5,8 @@ Letters in shapes: N points, K centres, D dimensions.
 
 import numpy as np
 
-_CHUNK = 1 << 14
+_CHUNK = 1 << 9  # points whose distances to all centres stay in the cache
+_START = 1 << 15  # points that the start is chosen from: its cost is points x centres x tries
 
 
 def weighted_kmeans(
@@ -20,7 +21,10 @@ def weighted_kmeans(
     -------
     float64 array (n_clusters, D)
     """
-    centres = _plus_plus(points_ND, weights_N, n_clusters, rng)
+    start = np.arange(len(points_ND))
+    if len(start) > max(_START, 8 * n_clusters):
+        start = rng.choice(len(start), max(_START, 8 * n_clusters), replace=False)
+    centres = _plus_plus(points_ND[start], weights_N[start], n_clusters, rng)
     last = np.inf
     for _ in range(max_iter):
         labels, distance = assign(points_ND, centres)
@@ -42,13 +46,16 @@ def assign(points_ND: np.ndarray, centres_KD: np.ndarray) -> tuple[np.ndarray, n
     """Return the nearest centre of each point (N,) and the squared distance to it (N,)."""
     labels = np.empty(len(points_ND), np.int64)
     distance = np.empty(len(points_ND))
-    offset = (centres_KD**2).sum(1).astype(np.float32)
-    transposed = np.ascontiguousarray(-2 * centres_KD.T, np.float32)
-    for start in range(0, len(points_ND), _CHUNK):
-        part = points_ND[start : start + _CHUNK]
-        nearest = (part.astype(np.float32) @ transposed + offset).argmin(1)
-        labels[start : start + _CHUNK] = nearest
-        distance[start : start + _CHUNK] = ((part - centres_KD[nearest]) ** 2).sum(1)
+    # |x - c|^2 without |x|^2, as one product with a column of ones appended to the points
+    factors = np.concatenate([-2 * centres_KD.T, (centres_KD**2).sum(1)[None]]).astype(np.float32)
+    points = np.concatenate([points_ND, np.ones((len(points_ND), 1))], 1).astype(np.float32)
+    scores = np.empty((_CHUNK, len(centres_KD)), np.float32)
+    for start in range(0, len(points), _CHUNK):
+        part = points[start : start + _CHUNK]
+        np.matmul(part, factors, out=scores[: len(part)]).argmin(1, out=labels[start : start + len(part)])
+    for start in range(0, len(points), 1 << 14):
+        rows = slice(start, start + (1 << 14))
+        distance[rows] = ((points_ND[rows] - centres_KD[labels[rows]]) ** 2).sum(1)
     return labels, distance
 
 

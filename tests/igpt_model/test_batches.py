@@ -1,0 +1,57 @@
+import random
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from igpt_model import ImageTransform, Palette
+from igpt_model.batches import batch_indices, encode_all, epoch_order, mask_keys, token_batch
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 25), st.integers(0, 100))
+def test_every_image_once_an_epoch(n, batch_size, seed):
+    steps = -(-3 * n // batch_size)
+    stream = np.concatenate([batch_indices(n, batch_size, seed, step) for step in range(steps)])
+    assert len(stream) == steps * batch_size
+    for epoch in range(3):
+        visited = stream[epoch * n : (epoch + 1) * n]
+        assert sorted(visited.tolist()) == list(range(n))
+        assert np.array_equal(visited, epoch_order(n, seed, epoch))
+
+
+def test_order_depends_on_seed_and_epoch():
+    assert not np.array_equal(epoch_order(50, 0, 0), epoch_order(50, 1, 0))
+    assert not np.array_equal(epoch_order(50, 0, 0), epoch_order(50, 0, 1))
+
+
+def test_a_batch_needs_no_history_and_no_global_generator():
+    tokens = np.random.default_rng(0).integers(0, 9, (30, 16)).astype(np.uint16)
+    transform = ImageTransform(4, augment=("flip", "pad_crop:1"))
+    first = [token_batch(tokens, transform, 7, 3, step)[0] for step in range(6)]
+    random.seed(5)
+    np.random.seed(5)  # noqa: NPY002 (what is shown is that it does not matter)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    for step in (5, 2, 4):
+        assert np.array_equal(token_batch(tokens, transform, 7, 3, step)[0], first[step])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_tokens_are_those_of_the_indices():
+    tokens = np.arange(40).reshape(10, 4).astype(np.uint16)
+    batch, indices = token_batch(tokens, ImageTransform(2), 6, 0, 1)
+    assert batch.dtype == np.int64
+    assert np.array_equal(batch, tokens[indices])
+
+
+def test_mask_keys_never_repeat():
+    keys = np.concatenate([mask_keys(8, step) for step in range(5)])
+    assert len({tuple(key) for key in keys.tolist()}) == 40
+
+
+def test_encode_all_reads_lazy_images_in_chunks():
+    images = np.random.default_rng(0).integers(0, 256, (10, 3, 3, 3), dtype=np.uint8)
+    palette = Palette.rgb_grid(10)
+    assert np.array_equal(encode_all(images, palette, chunk=4), palette.encode(images))
