@@ -80,9 +80,7 @@ def _version() -> str:
     try:
         return version("igpt-probekit")
     except PackageNotFoundError:
-        from probekit import __version__
-
-        return __version__
+        return "(not installed)"
 
 
 def _panel(panel: Panel, prefix: str, files: Sequence[Path]) -> dict[str, Any]:

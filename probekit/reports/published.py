@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from probekit.reports.panels import Panel
 from probekit.reports.plots import short_range
@@ -64,8 +64,10 @@ def comparison_frame(panels: Sequence[Panel], task: str = "linear_probe", mix_pr
     import pandas as pd
 
     require_one_protocol([r for p in panels for series in p.series for r in records_of(series)], mix_protocols)
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
+    theirs: Any
     for panel in panels:
+        theirs = published(task, panel.dataset).itertuples()
         name = {"dataset": panel.title, "protocol": panel.protocol, "flag": "ours"}
         for series in panel.series:
             last = len(series.depths) - 1
@@ -114,7 +116,7 @@ def comparison_frame(panels: Sequence[Panel], task: str = "linear_probe", mix_pr
                 "flag": row.flag,
                 "note": row.note if isinstance(row.note, str) else "",
             }
-            for row in published(task, panel.dataset).itertuples()
+            for row in theirs
         ]
     columns = [
         "dataset",

@@ -1,0 +1,48 @@
+"""Are several layers together better than the best one (the paper joins five: 68.7 -> 72.0 on ImageNet)?
+
+    python -m analyses.concat_layers RESULTS...
+
+One row a joined set: its accuracy, and how far it lies above the best single layer on the same test rows.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from probekit.reports import build_panels, collect_records
+from probekit.reports.panels import Panel, margin
+from probekit.reports.plots import short_range
+
+
+def lines(panel: Panel) -> list[str]:
+    """One sentence a joined set of layers."""
+    found = []
+    for series in panel.series:
+        best = series.records[series.peak]
+        for joined in series.joined:
+            paired = margin(joined.record, best)
+            gain = "no paired test: per-row predictions are missing"
+            if paired:
+                interval = f"[{paired.low:+.1f}, {paired.high:+.1f}]"
+                gain = (
+                    f"{paired.gain:+.1f} {interval} points above layer {series.depths[series.peak]}, p = {paired.p:.2g}"
+                )
+            found.append(
+                f"{series.label} on {panel.title}, layers {short_range(joined.depths)}: {joined.top1:.1f} % "
+                f"[{joined.low:.1f}, {joined.high:.1f}], {gain}{' (chosen on held-out rows)' if joined.chosen else ''}"
+                f"{'' if joined.sound else ' (not converged, or C at the end of its grid)'}"
+            )
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read results and print every joined set."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="+", type=Path)
+    options = parser.parse_args(arguments)
+    found = [line for panel in build_panels(collect_records(options.results)) for line in lines(panel)]
+    print("\n".join(found) or "These results join no layers: run `probekit concat` first.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Where in the network are the features best (the paper's figure 2)?
+
+    python -m analyses.depth_curve RESULTS... [--out FOLDER]
+
+Prints the curve and its two sentences for each data set and protocol; with --out also writes the pictures and points.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from probekit.reports import build_panels, collect_records, print_panel
+from probekit.reports.report import write_curve
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read results, print every panel, write the pictures where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+    for panel in build_panels(collect_records(options.results)):
+        print_panel(panel)
+        if options.out:
+            options.out.mkdir(parents=True, exist_ok=True)
+            for file in write_curve(panel, options.out / f"depth_curve-{panel.slug}"):
+                print(file)
+
+
+if __name__ == "__main__":
+    main()
