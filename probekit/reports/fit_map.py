@@ -37,7 +37,7 @@ def fit_map(series: Series) -> dict[str, Any]:
     longest = max(len(own) for own in iterations)
     size = min((WIDTH - LEFT) / longest, 22.0)
     tall = min(max(size, 11.0), 16.0)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for place, (record, own) in enumerate(zip(series.records, iterations, strict=True)):
         share = np.log(own / least) / max(np.log(most / least), 1e-9)
         cells = [

@@ -68,7 +68,10 @@ def looks_of(panel: Panel) -> Looks:
     controls = 0
     for series in panel.series:
         if series.role == "model":
-            look = {"color": MODELS[models % len(MODELS)][0], "marker": MODEL_MARKERS[models % len(MODEL_MARKERS)]}
+            look: dict[str, Any] = {
+                "color": MODELS[models % len(MODELS)][0],
+                "marker": MODEL_MARKERS[models % len(MODEL_MARKERS)],
+            }
             looks[series.label] = {**look, "linestyle": "-", "linewidth": 1.8, "markersize": 5.0}
             models += 1
         elif series.role == "random":
@@ -230,7 +233,13 @@ def _layer_axis(axes: Axes, panel: Panel, slots: Sequence[tuple[float, int, Join
         [*map(str, layers), *(short_range(joined.depths) for _, _, joined in slots)],
     )
     below = axes.get_xaxis_transform()
-    size = {"fontsize": 8.5, "color": QUIET, "va": "top", "textcoords": "offset points", "xycoords": below}
+    size: dict[str, Any] = {
+        "fontsize": 8.5,
+        "color": QUIET,
+        "va": "top",
+        "textcoords": "offset points",
+        "xycoords": below,
+    }
     axes.annotate("layer (0: the embedding)", (last / 2, 0), xytext=(0, -17), ha="center", **size)
     if slots:
         axes.annotate("joined", ((slots[0][0] + slots[-1][0]) / 2, 0), xytext=(0, -17), ha="center", **size)
@@ -245,7 +254,8 @@ def _remark(axes: Axes, text: str) -> None:
 def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     """Names at the right end of the lines, pushed apart where they would touch."""
     low, high = axes.get_ylim()
-    height = axes.figure.get_size_inches()[1] * axes.get_position().height * 72
+    figure: Any = axes.figure
+    height = figure.get_size_inches()[1] * axes.get_position().height * 72
     line_height = (high - low) * 11.5 / height
     top = -np.inf  # of the label placed last
     for value, label, colour in sorted(ends, key=lambda end: end[0]):
@@ -265,7 +275,7 @@ def _key(figure: Figure, panel: Panel, narrow: bool) -> None:
 
     models = [series for series in panel.models if not series.is_flat]
     layered = [series for series in panel.series if not series.is_flat]
-    blank = {"linestyle": "", "color": INK}
+    blank: dict[str, Any] = {"linestyle": "", "color": INK}
     entries = []
     if models:
         ring = Line2D([], [], marker="o", markersize=8.5, markerfacecolor="none", **blank)

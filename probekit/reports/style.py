@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # Okabe and Ito's colour-blind safe hues (https://jfly.uni-koeln.de/color/), some darkened to reach 3:1 on white;
 # beside each, the shade that reaches 3:1 on the dark page. Marker shape and line style tell series apart, too.
@@ -23,7 +24,7 @@ DARK = {INK: "#e6edf3", QUIET: "#9aa4af", RULE: "#363c44", PAPER: "#0f1419"} | d
 CSS_NAME = {light: f"--c{number}" for number, light in enumerate(DARK)}
 MODEL_MARKERS = ("o", "s", "^", "v", "P", "X")
 
-SETTINGS = {
+SETTINGS: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,

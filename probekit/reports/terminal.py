@@ -76,9 +76,9 @@ def _canvas(panel: Panel, width: int, height: int) -> list[Text]:
             cells[row(series.top1[0])] = [("╌", colour)] * columns
             continue
         for depth, bottom, top in zip(series.depths, series.low, series.high, strict=True):
-            for line in range(row(top), row(bottom) + 1):
-                if series.role == "model" and cells[line][column(depth)][0] in " ╌":
-                    cells[line][column(depth)] = ("│", f"{colour} dim")
+            for level in range(row(top), row(bottom) + 1):
+                if series.role == "model" and cells[level][column(depth)][0] in " ╌":
+                    cells[level][column(depth)] = ("│", f"{colour} dim")
     for series in reversed(panel.series):
         mark, colour = _look(panel, series)
         for place, (depth, value) in enumerate(zip(series.depths, series.top1, strict=True)):
