@@ -94,11 +94,11 @@ def test_torch_dataset_equals_arrays():
 
 def test_own_function_by_name(tmp_path, monkeypatch):
     code = "import numpy as np\ndef make():\n    return np.zeros((9, 4, 4), np.uint8), np.arange(9) % 3\n"
-    (tmp_path / "my_pictures.py").write_text(code)
+    (tmp_path / "pictures_made_here.py").write_text(code)
     monkeypatch.chdir(tmp_path)
-    assert load_dataset("my_pictures:make").classes == ("0", "1", "2")
+    assert load_dataset("pictures_made_here:make").classes == ("0", "1", "2")
     with pytest.raises(UserError, match="no 'nothing'"):
-        load_dataset("my_pictures:nothing")
+        load_dataset("pictures_made_here:nothing")
     with pytest.raises(UserError, match="no module 'no_such_module'"):
         load_dataset("no_such_module:make")
 
