@@ -1,0 +1,106 @@
+"""Images of one split that nearly repeat an image of another, which exact hashes miss.
+
+N and M rows of two splits, P pixels a row after shrinking.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from probekit.features.store import FeatureStore
+
+SIDE = 16
+BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class NearDuplicates:
+    """Pairs of rows, nearest first: `queries` and `matches` int64 (pairs,) are row positions, `distances` float32.
+
+    Distances: root mean squares of grey levels between 0 and 1 in pixel space, one minus the cosine in feature space.
+    """
+
+    query_split: str
+    match_split: str
+    space: str
+    queries: np.ndarray
+    matches: np.ndarray
+    distances: np.ndarray
+
+
+def nearest(X: np.ndarray, Z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each row of X (N, P) the nearest row of Z (M, P): index int64 (N,) and Euclidean distance float64 (N,)."""
+    found, distances = np.empty(len(X), np.int64), np.empty(len(X))
+    # centring first: the expanded square cancels badly far from the origin
+    centre = Z.mean(axis=0, dtype=np.float64).astype(np.float32)
+    X, Z = X.astype(np.float32) - centre, Z.astype(np.float32) - centre
+    squares = (Z**2).sum(axis=1)
+    for start in range(0, len(X), BLOCK):
+        rows = slice(start, min(start + BLOCK, len(X)))
+        found[rows] = (squares - 2 * X[rows] @ Z.T).argmin(axis=1)
+        # the winner's distance is recomputed by subtraction, exact for equal rows
+        distances[rows] = np.linalg.norm(X[rows].astype(np.float64) - Z[found[rows]], axis=1)
+    return found, distances
+
+
+def near_duplicates_in_pixels(
+    data: Any, query: str = "test", match: str = "train", threshold: float = 0.02
+) -> NearDuplicates:
+    """Rows of `query` whose shrunken image lies within `threshold` of an image of `match`."""
+    X, Z = (_shrunken(data.splits[split]) for split in (query, match))
+    matches, distances = nearest(X, Z)
+    return _within(query, match, "pixels", matches, distances / np.sqrt(X.shape[1]), threshold)
+
+
+def near_duplicates_in_features(
+    store: FeatureStore, layer: str | int, query: str = "test", match: str = "train", threshold: float = 0.01
+) -> NearDuplicates:
+    """Rows of `query` whose features in `layer` have a cosine above 1 - `threshold` with a row of `match`."""
+    X, Z = (_unit(store.read(split, layer)[0]) for split in (query, match))
+    matches, distances = nearest(X, Z)
+    # between unit vectors the squared distance is twice one minus the cosine
+    return _within(query, match, f"features of {store.layer(layer)}", matches, distances**2 / 2, threshold)
+
+
+def _within(
+    query: str, match: str, space: str, matches: np.ndarray, distances: np.ndarray, threshold: float
+) -> NearDuplicates:
+    queries = np.flatnonzero(distances <= threshold)
+    queries = queries[np.argsort(distances[queries], kind="stable")]
+    return NearDuplicates(query, match, space, queries, matches[queries], distances[queries].astype(np.float32))
+
+
+def _unit(X: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(X, axis=1, keepdims=True)
+    return X / np.where(norms > 0, norms, 1)
+
+
+def _shrunken(split: Any) -> np.ndarray:
+    """Grey pictures of SIDE x SIDE between 0 and 1, float32 (N, P)."""
+    from PIL import Image
+
+    rows = np.empty((len(split), SIDE * SIDE), dtype=np.float32)
+    for start in range(0, len(split), BLOCK):
+        for index, image in enumerate(split.images(start, start + BLOCK), start=start):
+            small = Image.fromarray(image).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
+            rows[index] = np.asarray(small, dtype=np.float32).ravel() / 255
+    return rows
+
+
+def plot_pairs(data: Any, found: NearDuplicates, shown: int = 12) -> Any:
+    """Draw the nearest pairs, one column a pair, the query above; returns the matplotlib Figure."""
+    import matplotlib.pyplot as plt
+
+    count = max(1, min(shown, len(found.queries)))
+    figure, axes = plt.subplots(2, count, figsize=(1.1 * count, 2.6), squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    for column in range(min(count, len(found.queries))):
+        for row, (split, index) in enumerate(
+            ((found.query_split, found.queries[column]), (found.match_split, found.matches[column]))
+        ):
+            axes[row, column].imshow(data.splits[split].images(int(index), int(index) + 1)[0])
+        axes[0, column].set_title(f"{found.distances[column]:.3f}", fontsize=8)
+    figure.suptitle(f"{len(found.queries)} of {found.query_split} near {found.match_split} ({found.space})", fontsize=9)
+    return figure
