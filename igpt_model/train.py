@@ -116,7 +116,8 @@ class _Run:
         self.model = IGPT(config.model_config, seed=config.seed).to(device)
         self.optimizer = make_optimizer(self.model, config.lr, config.betas, config.weight_decay)
         self.step = 0
-        self.lowest, self.first, self.bad_records = math.inf, 0.0, 0
+        self.lowest, self.bad_records = math.inf, 0
+        self.first = math.log(config.n_colours)  # the output matrix starts at zero: every colour is as likely
         self.losses: list[Tensor] = []  # since the last record, on the device: no waiting for it every step
         self.norms: list[Tensor] = []
 
@@ -141,7 +142,7 @@ class _Run:
             self.palette, self.step = loaded.palette, loaded.step
             self.model.load_state_dict(loaded.model.state_dict())
             restore_optimizer(self.model, self.optimizer, tensors)
-            self.lowest, self.first, self.bad_records = state["lowest"], state["first"], state["bad_records"]
+            self.lowest, self.bad_records = state["lowest"], state["bad_records"]
         else:
             self.palette = palette or Palette.fit(_some(train_images), config.n_colours, config.seed)
         if len(self.palette) != config.n_colours:
@@ -278,10 +279,11 @@ class _Run:
             raise TrainingDiverged(
                 f"The loss or its gradient is not finite at step {self.step} (loss {loss}): {advice}."
             )
-        self.first = self.first or loss
         self.lowest = min(self.lowest, loss)
         limit = self.lowest + self.config.spike * (self.first - self.lowest)
-        risen = self.config.spike > 0 and self.first - self.lowest > 0.05 and loss > limit
+        # early on, before there is progress to lose, worse than guessing by half counts
+        learned = self.first - self.lowest > 0.05
+        risen = self.config.spike > 0 and loss > (limit if learned else 1.5 * self.first)
         self.bad_records = self.bad_records + 1 if risen else 0
         if self.bad_records >= _PATIENCE or (self.bad_records and self.step >= self.config.steps):
             raise TrainingDiverged(
@@ -304,7 +306,7 @@ class _Run:
         record = {"kind": "checkpoint", "step": self.step, "path": str(folder.relative_to(self.out))}
         self.log(record)
         self.metrics.sync()
-        values = {"lowest": self.lowest, "first": self.first, "bad_records": self.bad_records}
+        values = {"lowest": self.lowest, "bad_records": self.bad_records}
         if not folder.exists():
             state = (
                 optimizer_tensors(self.model, self.optimizer),

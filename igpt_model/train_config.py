@@ -68,6 +68,9 @@ class TrainConfig:
         for name in ("steps", "batch_size", "log_every", "eval_every", "eval_images", "checkpoint_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; give at least 1.")
+        for name in ("seed", "warmup_steps", "clip", "weight_decay", "micro_batch", "threads", "spike"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name} is {getattr(self, name)}; give 0 or more.")
         if not self.lr > 0:
             raise UserError(f"lr is {self.lr}; give a learning rate above 0.")
         _ = self.transform, self.model_config  # their own checks, now rather than later

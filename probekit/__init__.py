@@ -18,7 +18,6 @@ _HOME = {
     "sweep": "sweep",
     "concat": "concat",
     "compare": "results.compare",
-    "study": "study",
     "Results": "results.results",
     "UserError": "errors",
 }

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from probekit.errors import UserError
 from probekit.results.curve import Curve, Verdict, choose_layer, depth_curves, verdict
-from probekit.results.records import Record, read_records
+from probekit.results.records import Record, read_records, results_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +26,13 @@ class Results:
     def __init__(self, *paths: str | Path):
         self.paths = tuple(Path(path) for path in paths)
         self.records: list[Record] = [record for path in self.paths for record in read_records(path)]
+
+    @property
+    def path(self) -> Path:
+        """The (first) results file."""
+        if not self.paths:
+            raise UserError("These results were made from records in memory and have no file.")
+        return results_path(self.paths[0])
 
     @classmethod
     def from_records(cls, records: Iterable[Record]) -> "Results":

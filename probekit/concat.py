@@ -1,0 +1,142 @@
+"""`concat`: probes of joined layers: the window around the best layer, and a greedy choice under a budget of columns.
+
+Every choice is made on held-out training rows; the test split is read when all joined sets are chosen.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from probekit.choice import Solver, choose_C
+from probekit.desk import Desk, Job, Progress
+from probekit.errors import UserError
+from probekit.probes.concat import greedy, windows
+from probekit.results.curve import choose_layer
+from probekit.results.journal import Journal, share_work
+from probekit.results.records import read_records
+from probekit.results.results import Results
+from probekit.sweep import sweep, warn_unconverged
+
+SEARCH_PENALTIES = 9  # of the grid, evenly spaced: a greedy step compares layers, the final probe gets the whole grid
+
+
+def concat(
+    store: Any,
+    results_dir: str | Path | None = None,
+    protocol: Any = "igpt",
+    Cs: Any = None,
+    window: int | Sequence[int] = 5,
+    greedy_width: int | None = None,
+    series: str | None = None,
+    backend: str = "torch",
+    device: str = "cpu",
+    dtype: str = "float32",
+    progress: Progress | None = None,
+) -> Results:
+    """Probe joined layers: windows around the best single layer, and the greedy choice.
+
+    Single layers that have not been swept yet are swept first. The same call again goes on where it was stopped.
+
+    Parameters
+    ----------
+    store : FeatureStore, or the path of a feature file
+    results_dir, protocol, Cs, series, backend, device, dtype : as in `sweep`, and the same as its
+    window : number of neighbouring layers joined around the best one (the paper's is five), or several such numbers
+    greedy_width : budget of columns of the greedy choice; None for as many as the widest window has, 0 for none
+    progress : called with (sets of layers examined, sets known so far)
+
+    Returns
+    -------
+    Results
+        All records of the folder. Records of kind "concat" say in `candidates` how their layers were found and how many
+        sets were tried for it.
+
+    Raises
+    ------
+    UserError
+        As `sweep`, and when the budget is below the narrowest layer or the encoder has one layer only.
+    """
+    solver = Solver(backend, device, dtype)
+    desk = Desk(store, results_dir, protocol, Cs, series, solver)
+    n_layers = len(desk.store.layers)
+    if n_layers < 2:
+        raise UserError(f"Series {desk.series!r} has one layer only, so there is nothing to join.")
+    settings = {"protocol": protocol, "Cs": Cs, "series": series, "backend": backend, "device": device, "dtype": dtype}
+    sweep(desk.store, desk.out, **settings)
+    keys = {desk.identity(Job((layer,))).key for layer in desk.store.layers}
+    singles = sorted((r for r in read_records(desk.out) if r.key in keys), key=lambda r: r.depth or 0)
+    best = choose_layer(singles)
+    sizes = [window] if isinstance(window, int) else list(window)
+    found: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+    for size in sizes:
+        indices = windows(n_layers, best, size)
+        rule = f"window of {len(indices)} around layer {desk.store.layers[best]}"
+        found.setdefault(indices, []).append({"rule": rule, "tried": n_layers})
+    widest = max(sum(desk.store.widths[i] for i in indices) for indices in found)
+    if greedy_width != 0:
+        budget = widest if greedy_width is None else greedy_width
+        indices, how = search(desk, budget, progress)
+        found.setdefault(indices, []).append(how)
+    jobs = [
+        Job(tuple(desk.store.layers[i] for i in indices), kind="concat", candidates={"found_by": how})
+        for indices, how in found.items()
+        if len(indices) > 1
+    ]
+    desk.run(jobs, None)
+    done = {desk.identity(job).key for job in jobs}
+    warn_unconverged([r for r in read_records(desk.out) if r.key in done])
+    return Results(desk.out)
+
+
+def search(desk: Desk, budget: int, progress: Progress | None = None) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """Greedy forward choice of layers within `budget` columns, by held-out score on a thinned grid of C.
+
+    Every set examined is journalled in candidates.jsonl, so a killed search goes on, and workers share it.
+
+    Returns
+    -------
+    layers : tuple of int
+    how : {"rule", "tried", "steps": [{"layers", "val_accuracy", "columns"}]}
+    """
+    grid = desk.protocol.Cs
+    step = max(1, -(-(len(grid) - 1) // (SEARCH_PENALTIES - 1)))
+    thin = desk.protocol.with_(Cs=grid[::step], refine=0)
+    scout = Desk(desk.store, desk.out, thin, None, desk.series, desk.solver)
+    journal = Journal(desk.out / "candidates.jsonl")
+    scores: dict[tuple[int, ...], dict[str, Any]] = {}
+
+    def score(indices: tuple[int, ...]) -> float:
+        job = Job(tuple(desk.store.layers[i] for i in indices), kind="concat")
+        key = scout.identity(job).key
+
+        def examine(_: str) -> dict[str, Any]:
+            start = perf_counter()
+            choice = choose_C(scout.training_features(job), scout.rows(job), thin, scout.solver)
+            facts = {"score": choice.score, "val_accuracy": float(choice.accuracy[choice.index])}
+            facts |= {"C": choice.C, "converged": bool(choice.converged[choice.index])}
+            return {"key": key, "layers": job.layers, **facts, "seconds": round(perf_counter() - start, 3)}
+
+        share_work(journal, [key], examine)
+        scores[indices] = next(line for line in journal.lines() if line["key"] == key)
+        if progress:
+            progress(len(scores), _most_sets(desk.store.widths, budget))
+        return float(scores[indices]["score"])
+
+    steps = greedy(desk.store.widths, score, max_width=budget)
+    layers = steps[-1][0]
+    told = [
+        {
+            "layers": [desk.store.layers[i] for i in indices],
+            "val_accuracy": scores[indices]["val_accuracy"],
+            "columns": sum(desk.store.widths[i] for i in indices),
+        }
+        for indices, _ in steps
+    ]
+    return layers, {"rule": f"greedy within {budget} columns", "tried": len(scores), "steps": told}
+
+
+def _most_sets(widths: Sequence[int], budget: int) -> int:
+    """How many sets a greedy search examines at most: each step tries all layers that are left."""
+    steps = min(len(widths), max(1, budget // min(widths)))
+    return sum(len(widths) - taken for taken in range(steps))
