@@ -16,7 +16,7 @@ def hash_arrays(arrays: Mapping[str, Any]) -> str:
         value = arrays[name]
         array = np.ascontiguousarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
         digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
-        digest.update(memoryview(array).cast("B") if array.size else b"")
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 

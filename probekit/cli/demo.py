@@ -1,4 +1,4 @@
-"""`probekit demo`: from nothing to a depth curve in minutes; every stage goes on where an earlier, killed run stopped."""
+"""`probekit demo`: from nothing to a depth curve in minutes; each stage goes on where a killed run stopped."""
 
 import json
 import shutil
@@ -114,7 +114,8 @@ def _extract(out: Path, recipe: DemoRecipe) -> None:
 
 
 def _probe(out: Path) -> None:
-    from probekit import concat, sweep
+    from probekit.concat import concat
+    from probekit.sweep import sweep
 
     for file in ENCODERS:
         with progress(f"probe {file.removesuffix('.h5')}", "probes") as show:

@@ -10,7 +10,7 @@ def _flag(help: str) -> Any:
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """Options of `load_encoder`: one not given is left to the encoder, one that the encoder does not take is refused."""
+    """Options of `load_encoder`: one not given is left to the encoder, one it does not take is refused."""
 
     layers: tuple[str, ...] | None = _flag("Only the layers of these names or globs, for example 'blocks.*'.")
     norm: bool | None = _flag("Pass each layer through the norm that reads it next (iGPT); --no-norm keeps it raw.")

@@ -54,7 +54,7 @@ def sweep(
         Precision of the solver.
     """
     from probekit import FeatureStore
-    from probekit import sweep as sweep_layers
+    from probekit.sweep import sweep as sweep_layers
 
     store = FeatureStore.open(features)
     with progress("sweep", "probes") as show:

@@ -51,7 +51,7 @@ def run_training(
     config: TrainConfig, data: Dataset, out: Path, *, limit: int | None = None, tensorboard: bool = True
 ) -> None:
     """Train on `data`'s train split, watch its val split, show progress; resumes what lies at `out`."""
-    from igpt_model import train as train_model
+    from igpt_model.train import train as train_model
 
     transform = config.transform
     train_images = prepared_images(data.splits["train"].limit(limit), transform, "prepare train")
