@@ -7,8 +7,6 @@ Letters in shapes: N images, B batch, P pixels a side, T = P*P tokens.
 """
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -33,6 +31,7 @@ from .checkpoint import (
 )
 from .errors import UserError
 from .hashing import hash_arrays
+from .interrupts import interrupts_deferred
 from .model import IGPT
 from .optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer
 from .palette import Palette
@@ -184,7 +183,7 @@ class _Run:
         clock, counted = time.perf_counter(), 0
         try:
             while self.step < config.steps:
-                with _interrupts_deferred() as interrupted:
+                with interrupts_deferred() as interrupted:
                     self.update()
                 counted += 1
                 pausing = bool(interrupted) or (stop is not None and stop())
@@ -386,17 +385,3 @@ def _threads(n: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _interrupts_deferred() -> Iterator[list[int]]:
-    """Collect Ctrl-C while the weights are between two states; outside the main thread there are none to collect."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -15,7 +15,7 @@ from tests.probekit.feature_doubles import MemoryStore
 def results(tmp_path_factory):
     out = tmp_path_factory.mktemp("two")
     sweep(MemoryStore(strength=(0.0, 1.5)), out, Cs=[0.1], series="a")
-    return sweep(MemoryStore(strength=(0.3,), id="other"), out, Cs=[0.1], series="b")
+    return sweep(MemoryStore(strength=(0.3, 0.0), id="other"), out, Cs=[0.1], series="b", layers=["00"])
 
 
 def test_series_are_compared_on_shared_rows(results):
