@@ -1,0 +1,69 @@
+"""`probekit concat`: probes of joined layers, a window round the best one and a greedy choice."""
+
+from pathlib import Path
+from typing import Literal
+
+from probekit.cli.console import say
+from probekit.cli.progress import progress
+from probekit.cli.sweep import Penalties, show_curves
+
+
+def concat(
+    features: Path,
+    /,
+    *,
+    out: Path | None = None,
+    protocol: str = "igpt",
+    Cs: Penalties = None,
+    window: int = 5,
+    greedy_width: int | None = None,
+    series: str | None = None,
+    backend: Literal["torch", "sklearn", "cuml"] = "torch",
+    device: str = "cpu",
+    dtype: Literal["float32", "float64"] = "float32",
+) -> None:
+    """Probe joined layers; single layers that are missing are swept first. Run again after a kill it goes on.
+
+    Parameters
+    ----------
+    features
+        The feature file.
+    out
+        Folder of results.jsonl and probes/; that of the feature file unless given.
+    protocol
+        The protocol of the sweep.
+    Cs
+        Penalties in place of the protocol's, as scikit-learn's C: --Cs 0.01 --Cs 1.
+    window
+        Neighbouring layers joined round the best one; the paper joins five.
+    greedy_width
+        Columns that the greedy choice may use; as many as the window has unless given, 0 for no greedy choice.
+    series
+        Name of the curve; the encoder's name unless given.
+    backend
+        Who solves.
+    device
+        Where the solver runs.
+    dtype
+        Precision of the solver.
+    """
+    from probekit.concat import concat as join_layers
+
+    folder = features.parent if out is None else out
+    with progress("join layers", "probes") as show:
+        results = join_layers(
+            features,
+            folder,
+            protocol,
+            Cs=Cs,
+            window=window,
+            greedy_width=greedy_width,
+            series=series,
+            backend=backend,
+            device=device,
+            dtype=dtype,
+            progress=show,
+        )
+    show_curves(folder)
+    for record in results.concats(series):
+        say(f"{record.series} layers {' '.join(record.layers)} joined: test accuracy {record.accuracy:.1%}")
