@@ -21,6 +21,7 @@ def extract(
     limit: int | None = None,
     batch_size: int | None = None,
     workers: int = 0,
+    skip_corrupt: bool = False,
     store: Literal["float32", "float16"] = "float32",
     options: Annotated[EncoderOptions, Parameter(name="*")] = EncoderOptions(),  # noqa: B008  (frozen)
 ) -> None:
@@ -45,14 +46,21 @@ def extract(
         Images a batch; 128, or what the file was begun with.
     workers
         Processes that decode and prepare images; 0: this one does.
+    skip_corrupt
+        Leave out image files that cannot be decoded; they are listed here and in the file. Without it, the first
+        one is an error.
     store
         How features are stored.
     """
     from probekit import extract as extract_features
     from probekit import load_dataset, load_encoder
+    from probekit.datasets.corrupt import skipped_lines
+    from probekit.encoders.decisions import decision_lines
 
-    data = load_dataset(dataset, root=root)
+    data = load_dataset(dataset, root=root, skip_corrupt=skip_corrupt)
     loaded = load_encoder(encoder, data=data, **options.given())
+    for line in decision_lines(loaded):
+        say(line)
     with progress("extract", "images") as show:
         features = extract_features(
             loaded,
@@ -65,6 +73,8 @@ def extract(
             limit=limit,
             progress=show,
         )
+    for line in skipped_lines(features.dataset):
+        say(line, "yellow")
     widths = sorted(set(features.widths))
     rows = ", ".join(f"{split} {len(features.labels(split)):,}" for split in features.splits)
     say(

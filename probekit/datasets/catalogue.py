@@ -92,7 +92,8 @@ def load_dataset(source: Any, root: str | Path | None = None, **options: Any) ->
     root : path, optional
         Folder (or file) where a data set known by name lies, for those that are not embedded.
     **options
-        Passed to the loader, for example `split_seed`.
+        Passed to the loader, for example `split_seed`, or `skip_corrupt=True` to leave out image files that cannot be
+        decoded (they are listed in the provenance).
 
     Returns
     -------
@@ -105,6 +106,10 @@ def load_dataset(source: Any, root: str | Path | None = None, **options: Any) ->
     """
     if isinstance(source, Dataset):
         return source
+    if not options.get("skip_corrupt", True):
+        options.pop("skip_corrupt")
+    if "skip_corrupt" in options and not folder.looks_like(os.path.expanduser(str(root or source))):
+        raise UserError(f"skip_corrupt is for folders and archives of image files, and {source} is neither.")
     if not isinstance(source, str | Path):
         return load_objects(source, **options)
     text = str(source)

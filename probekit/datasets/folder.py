@@ -9,14 +9,16 @@ import fnmatch
 import glob
 import os
 import zipfile
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
-from igpt_model.hashing import hash_json
-from probekit.datasets.images import FileImages, Images, ZipImages
+from probekit.datasets.corrupt import without_corrupt
+from probekit.datasets.images import FileImages, Images, PackedNames, ZipImages
 from probekit.datasets.records import Dataset, Split, build
 from probekit.errors import UserError
 
@@ -28,44 +30,93 @@ SPLIT_NAMES = {
 }
 LAYOUT = "SPLIT/CLASS/NAME.png or CLASS/NAME.png (png, jpg, webp, bmp, gif, ppm, tif)"
 
-Member = tuple[str, str]  # class, path inside the folder or archive
+THREADS = 8
 
 
-def _files(folder: Path, prefix: str = "") -> Iterator[tuple[str, int]]:
-    for entry in os.scandir(folder):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from _files(folder / entry.name, f"{prefix}{entry.name}/")
-        elif entry.name.lower().endswith(SUFFIXES):
-            yield prefix + entry.name, entry.stat().st_size
+@dataclass(frozen=True)
+class Part:
+    """The images of one split in one folder or archive: the names of its classes, and the class of each row."""
+
+    images: Images
+    classes: tuple[str, ...]
+    labels: np.ndarray
 
 
-def _members(archive: Path) -> Iterator[tuple[str, int]]:
+def _scan(place: tuple[str, str]) -> tuple[list[tuple[str, int]], list[tuple[str, str]]]:
+    """Image files (path inside the whole, size) and folders of one folder."""
+    folder, prefix = place
+    files, folders = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                folders.append((entry.path, f"{prefix}{entry.name}/"))
+            elif entry.name.lower().endswith(SUFFIXES):
+                files.append((prefix + entry.name, entry.stat().st_size))
+    return files, folders
+
+
+def _files(folder: Path) -> list[tuple[str, int]]:
+    """Every image file with its size, unsorted; folders are read by threads, since network disks answer slowly."""
+    found: list[tuple[str, int]] = []
+    level = [(str(folder), "")]
+    with ThreadPoolExecutor(THREADS) as pool:
+        while level:
+            deeper = []
+            for files, folders in pool.map(_scan, level):
+                found += files
+                deeper += folders
+            level = deeper
+    return found
+
+
+def _members(archive: Path) -> list[tuple[str, int]]:
+    found = []
     try:
         with zipfile.ZipFile(archive) as opened:
             for info in opened.infolist():
                 hidden = any(part.startswith((".", "__MACOSX")) for part in info.filename.split("/"))
                 if info.filename.lower().endswith(SUFFIXES) and not hidden:
-                    yield info.filename, info.CRC
+                    found.append((info.filename, info.CRC))
     except (zipfile.BadZipFile, OSError) as error:
         raise UserError(f"{archive} is not a whole zip archive ({error}); copy or download it again.") from error
+    return found
 
 
-def _by_split(names: list[str], where: str) -> dict[str, list[Member]]:
-    """Sort paths into splits ("" when there is no split level) and classes."""
-    parts = [name.split("/") for name in names]
-    while parts and min(map(len, parts)) >= 3 and len({p[0] for p in parts}) == 1 and parts[0][0] not in SPLIT_NAMES:
-        parts = [p[1:] for p in parts]  # one wrapping folder round everything
-    tops = {p[0] for p in parts}
+def _wrapping(names: list[str]) -> int:
+    """How many folders are wrapped round everything, above splits and classes."""
+    depth = 0
+    while names:
+        tops = {name.split("/", depth + 1)[depth] for name in names}
+        if len(tops) > 1 or tops & set(SPLIT_NAMES) or min(name.count("/") for name in names) < depth + 2:
+            break
+        depth += 1
+    return depth
+
+
+def _by_split(names: list[str], where: str) -> dict[str, tuple[tuple[str, ...], np.ndarray, list[str]]]:
+    """Classes, label and path of each row, by split ("" when there is no split level), sorted by class, then path."""
+    level = _wrapping(names)
+    tops = {name.split("/", level + 1)[level] for name in names}
     has_splits = bool(tops) and all(top.lower() in SPLIT_NAMES for top in tops)
-    found: dict[str, list[Member]] = {}
-    for name, p in zip(names, parts, strict=True):
-        inner = p[1:] if has_splits else p
-        if len(inner) < 2:
+    # one string a class, shared by its rows: a million names are kept once, not several times
+    members: dict[str, list[tuple[str, str]]] = {}
+    shared: dict[str, str] = {}
+    for name in names:
+        inner = name.split("/", level + 2 + has_splits)[level:]
+        if len(inner) < 2 + has_splits:
             raise UserError(f"{where}: {name} lies in no class folder; expected {LAYOUT}.")
-        found.setdefault(SPLIT_NAMES[p[0].lower()] if has_splits else "", []).append((inner[0], name))
-    return {split: sorted(members) for split, members in found.items()}
+        split, label = (SPLIT_NAMES[inner[0].lower()] if has_splits else ""), inner[int(has_splits)]
+        members.setdefault(split, []).append((shared.setdefault(label, label), name))
+    found = {}
+    for split, rows in members.items():
+        rows.sort()
+        classes = tuple(sorted({label for label, _ in rows}))
+        index = {label: k for k, label in enumerate(classes)}
+        labels = np.fromiter((index[label] for label, _ in rows), np.int64, len(rows))
+        found[split] = (classes, labels, [name for _, name in rows])
+    return found
 
 
 def _archives(path: str) -> list[Path] | None:
@@ -74,28 +125,35 @@ def _archives(path: str) -> list[Path] | None:
         return sorted(Path(p) for p in glob.glob(path)) or None
     if path.lower().endswith(".zip"):
         return [Path(path)]
-    zips = sorted(p for p in Path(path).iterdir() if p.suffix.lower() == ".zip" and not p.name.startswith("."))
-    has_folders = any(p.is_dir() and not p.name.startswith(".") for p in Path(path).iterdir())
-    return zips if zips and not has_folders else None
+    zips, has_folders = [], False
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):
+                has_folders = has_folders or entry.is_dir()
+                if entry.name.lower().endswith(".zip"):
+                    zips.append(Path(entry.path))
+    return sorted(zips) if zips and not has_folders else None
 
 
-def _sources(path: str) -> tuple[dict[str, list[tuple[Images, Member]]], str]:
+def _sources(path: str) -> tuple[dict[str, Part], str]:
+    """The part of each split, and a hash over all names and sizes (or, in archives, checksums)."""
     archives = _archives(path)
-    listing: list[Any] = []
-    splits: dict[str, list[tuple[Images, Member]]] = {}
+    listing = xxhash.xxh3_128()
+    splits: dict[str, Part] = {}
     for place in archives if archives is not None else [Path(path)]:
         found = sorted(_members(place) if archives is not None else _files(place))
-        listing.append(found)
-        for split, members in _by_split([name for name, _ in found], str(place)).items():
-            names = tuple(name for _, name in members)
-            images = ZipImages(str(place), names) if archives is not None else FileImages(str(place), names)
+        for name, size in found:
+            listing.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
+        for split, (classes, labels, names) in _by_split([name for name, _ in found], str(place)).items():
+            packed = PackedNames(names)
+            images = ZipImages(str(place), packed) if archives is not None else FileImages(str(place), packed)
             if split in splits:
                 raise UserError(
                     f"{path}: the {split or 'unsplit'} part is in more than one archive, the second is {place.name}; "
                     "name the archives of one data set, for example 'FOLDER/cifar10-*.zip'."
                 )
-            splits[split] = [(images, member) for member in members]
-    return splits, hash_json(listing)
+            splits[split] = Part(images, classes, labels)
+    return splits, listing.hexdigest()
 
 
 def _name_of(path: str) -> str:
@@ -114,8 +172,8 @@ def load(name: str, root: str | Path | None = None, skip_corrupt: bool = False, 
     root : path
         A folder, a .zip, a quoted glob of zips ('data/cifar10-*.zip'), or a folder of zips.
     skip_corrupt : bool
-        Decode every image now, leave out those that fail, and list them in the provenance. Off: a corrupt image is an
-        error that names it, when it is read.
+        Decode every image of a split when it is first asked for, leave out those that fail, and enter their row ids
+        and names in the provenance. Off: a corrupt image is an error that names it, when it is read.
     split_seed : int
         Seed of held-out parts.
 
@@ -130,7 +188,7 @@ def load(name: str, root: str | Path | None = None, skip_corrupt: bool = False, 
     if not any(sign in path for sign in "*?[") and not Path(path).exists():
         raise UserError(f"{path} does not exist; give a folder or zip archive laid out as {LAYOUT}.")
     splits, listing_hash = _sources(path)
-    if not any(splits.values()):
+    if not splits:
         raise UserError(f"{path} holds no images; expected {LAYOUT}.")
     if "" in splits:
         if len(splits) > 1:
@@ -141,17 +199,17 @@ def load(name: str, root: str | Path | None = None, skip_corrupt: bool = False, 
     val_is_test = "val" in splits and "test" not in splits
     if val_is_test:
         splits["test"] = splits.pop("val")
-    classes = tuple(sorted({member[0] for _, member in splits["train"]}))
-    skipped: list[str] = []
+    classes = splits["train"].classes
+    skipped: dict[str, Any] = {}
 
     def part(split: str) -> Split:
-        images = splits[split][0][0]
-        index = {c: k for k, c in enumerate(classes)}
-        strange = {member[0] for _, member in splits[split]} - set(classes)
+        found = splits[split]
+        strange = set(found.classes) - set(classes)
         if strange:
             raise UserError(f"{path}: the {split} part has classes that train lacks ({', '.join(sorted(strange))}).")
-        rows = Split.of(images, np.array([index[member[0]] for _, member in splits[split]], dtype=np.int64))
-        return rows.take(_whole(rows, images, skipped)) if skip_corrupt else rows
+        index = np.array([classes.index(label) for label in found.classes], dtype=np.int64)
+        rows = Split.of(found.images, index[found.labels])
+        return without_corrupt(rows, split, skipped) if skip_corrupt else rows
 
     provenance = {
         "source": "image folder",
@@ -169,17 +227,6 @@ def load(name: str, root: str | Path | None = None, skip_corrupt: bool = False, 
         (lambda: part("val")) if "val" in splits else None,
         split_seed=split_seed,
     )
-
-
-def _whole(rows: Split, images: Any, skipped: list[str]) -> list[int]:
-    good = []
-    for i in range(len(rows)):
-        try:
-            images.read(rows.source_rows[i : i + 1])
-            good.append(i)
-        except UserError:
-            skipped.append(images.names[i])
-    return good
 
 
 def looks_like(path: str) -> bool:

@@ -6,6 +6,7 @@ Shape legend: N images, H and W sides; every reader returns HWC uint8 RGB (grey 
 import io
 import os
 import zipfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,7 +47,32 @@ def decode(content: bytes, name: str) -> np.ndarray:
         with Image.open(io.BytesIO(content)) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name} is not an image that can be decoded ({error}); repair it or leave it out.") from error
+        raise UserError(
+            f"{name} is not an image that can be decoded ({error}); repair it, or leave out what is corrupt with "
+            "--skip-corrupt."
+        ) from error
+
+
+class PackedNames(Sequence[str]):
+    """Many file names in two arrays: about their own length in memory, and shared by forked workers.
+
+    A million Python strings take several times that, and reference counting copies their pages into every worker.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        self._text = b"".join(encoded)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = range(len(self))[index]
+        start = self._ends[row - 1] if row else 0
+        return self._text[start : self._ends[row]].decode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +107,7 @@ class FileImages:
     """Image files of a folder, decoded when read."""
 
     root: str
-    names: tuple[str, ...]
+    names: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -106,7 +132,7 @@ class ZipImages:
     """Image members of a zip archive, decoded when read; each process opens the archive for itself."""
 
     archive: str
-    names: tuple[str, ...]
+    names: Sequence[str]
     _opened: tuple[int, Any] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:

@@ -11,6 +11,9 @@ from torch.utils.data import DataLoader, Dataset
 from probekit.datasets.images import hash_image
 from probekit.errors import UserError
 
+AT_ONCE = 8
+"""Images of full size that a process holds decoded at a time: a photograph may take 50 MB."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -34,12 +37,25 @@ class _Batches(Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor] | UserError:
         split, _, rows = self.ranges[index]
-        try:
-            images = self.parts[split].images(rows.start, rows.stop)
-            prepared = np.stack([self.prepare(image) for image in images])
-        except UserError as error:
-            return error
-        hashes = np.array([hash_image(image) for image in images], dtype=np.uint64)
+        count = rows.stop - rows.start
+        prepared: np.ndarray | None = None
+        hashes = np.empty(count, dtype=np.uint64)
+        for first in range(0, count, AT_ONCE):
+            last = min(first + AT_ONCE, count)
+            try:
+                images = self.parts[split].images(rows.start + first, rows.start + last)
+                made = [np.asarray(self.prepare(image)) for image in images]
+            except UserError as error:
+                return error
+            if prepared is None:
+                prepared = np.empty((count, *made[0].shape), made[0].dtype)
+            for place, (image, ready) in enumerate(zip(images, made, strict=True), start=first):
+                if ready.shape != prepared.shape[1:]:
+                    return UserError(
+                        f"prepare gave the shapes {prepared.shape[1:]} and {ready.shape}; all must have one size."
+                    )
+                prepared[place] = ready
+                hashes[place] = hash_image(image)
         # tensors travel between processes through shared memory, arrays through a pipe
         return torch.from_numpy(prepared), torch.from_numpy(hashes.view(np.int64))
 

@@ -1,6 +1,9 @@
 """Image folders and zips, of every layout, against the arrays they were written from."""
 
+import json
 import pickle
+import shutil
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -8,6 +11,8 @@ import pytest
 from PIL import Image
 
 from probekit.datasets import load_dataset
+from probekit.datasets.corrupt import skipped_lines
+from probekit.datasets.images import PackedNames
 from probekit.errors import UserError
 
 
@@ -121,7 +126,59 @@ def test_corrupt_images_are_named_or_skipped_when_asked(tree):
         _ = load_dataset(tree[0]).splits["train"].image_hashes
     data = load_dataset(tree[0], skip_corrupt=True)
     assert len(data.splits["train"]) + len(data.splits["val"]) == 39
-    assert data.provenance["skipped"] == ["train/dog/07.png"]
+    assert data.provenance["skipped"] == {"train": {"count": 1, "row_ids": [27], "names": ["train/dog/07.png"]}}
+    assert skipped_lines(data.provenance) == ["1 corrupt image(s) of train left out: train/dog/07.png"]
+    kept = np.concatenate([data.splits["train"].row_ids, data.splits["val"].row_ids])
+    assert sorted(kept) == [row for row in range(40) if row != 27]
+    assert len(data.splits["train"].image_hashes) == 35
+    json.dumps(data.provenance)
+
+
+def test_corrupt_members_of_a_zip_are_skipped_when_asked(tree, tmp_path):
+    (tree[0] / "test" / "dog" / "01.png").write_bytes((tree[0] / "test" / "dog" / "00.png").read_bytes()[:40])
+    zipped(tree[0], tmp_path / "pets.zip")
+    data = load_dataset(tmp_path / "pets.zip", skip_corrupt=True)
+    assert list(data.splits["test"].row_ids) == [0, 1, 2, 3, 5]
+    assert data.provenance["skipped"]["test"]["row_ids"] == [4]
+
+
+def test_a_part_that_is_corrupt_throughout_is_not_skipped(tree):
+    for path in (tree[0] / "test").rglob("*.png"):
+        path.write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"6 of the 6 images of test cannot be decoded, the first is test/cat/00.png"):
+        _ = load_dataset(tree[0], skip_corrupt=True).splits["test"]
+
+
+def test_a_folder_that_vanishes_names_the_missing_file(tree):
+    split = load_dataset(tree[0]).splits["test"]
+    shutil.rmtree(tree[0])
+    with pytest.raises(UserError, match=r"test/cat/00.png was listed but cannot be read"):
+        split.images(0, 1)
+
+
+def test_packed_names_are_a_sequence_of_text():
+    names = ["a/b.png", "", "ä/ö.jpg", "x"]
+    packed = PackedNames(names)
+    assert list(packed) == names
+    assert packed[-1] == "x"
+    assert packed[1:3] == names[1:3]
+    assert list(pickle.loads(pickle.dumps(packed))) == names
+    with pytest.raises(IndexError):
+        _ = packed[4]
+
+
+def test_listing_many_files_takes_little_memory(tmp_path):
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for i in range(2000):
+            (tmp_path / label / f"ILSVRC2012_{i:08d}.JPEG").touch()
+    tracemalloc.start()
+    data = load_dataset(tmp_path)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(data.splits["train"]) == 2880
+    assert kept / 4000 < 150
+    assert peak / 4000 < 700
 
 
 def test_bad_places_are_one_sentence(tree, tmp_path):

@@ -1,0 +1,71 @@
+"""Which image files cannot be decoded: found before anything is computed, named, and left out when that is asked for.
+
+N rows of a split.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from probekit.datasets.records import Split
+from probekit.errors import UserError
+
+BLOCK = 1024
+THREADS = 8
+NAMES_KEPT = 100
+MOST = 5000
+
+Progress = Callable[[int, int], Any]
+
+
+def corrupt_rows(rows: Split, progress: Progress | None = None) -> np.ndarray:
+    """Positions, int64, of the rows whose image cannot be decoded; every image is decoded once, by several threads."""
+
+    def fails(row: int) -> bool:
+        try:
+            rows.images(row, row + 1)
+        except UserError:
+            return True
+        return False
+
+    found: list[int] = []
+    with ThreadPoolExecutor(THREADS) as pool:
+        for start in range(0, len(rows), BLOCK):
+            block = range(start, min(start + BLOCK, len(rows)))
+            found += [row for row, failed in zip(block, pool.map(fails, block), strict=True) if failed]
+            if progress:
+                progress(block.stop, len(rows))
+    return np.array(found, dtype=np.int64)
+
+
+def without_corrupt(rows: Split, part: str, skipped: dict[str, Any], progress: Progress | None = None) -> Split:
+    """The rows that decode; what was left out is entered in `skipped` under `part`, as row ids and names.
+
+    Raises
+    ------
+    UserError
+        More than MOST images are corrupt: that is no blemish but another problem.
+    """
+    bad = corrupt_rows(rows, progress)
+    if not len(bad):
+        return rows
+    names = getattr(rows.source, "names", None)
+    found = [names[row] if names is not None else f"row {row}" for row in rows.source_rows[bad[:NAMES_KEPT]]]
+    if len(bad) > MOST or len(bad) == len(rows):
+        raise UserError(
+            f"{len(bad):,} of the {len(rows):,} images of {part} cannot be decoded, the first is {found[0]}; "
+            f"at most {MOST:,} are skipped: copy or download the data again."
+        )
+    skipped[part] = {"count": len(bad), "row_ids": rows.row_ids[bad].tolist(), "names": found}
+    return rows.take(np.setdiff1d(np.arange(len(rows)), bad))
+
+
+def skipped_lines(provenance: dict[str, Any]) -> list[str]:
+    """What was left out of a data set, one sentence for each part, for printing; empty when nothing was."""
+    lines = []
+    for part, entry in (provenance.get("skipped") or {}).items():
+        shown = ", ".join(entry["names"][:5]) + (", ..." if entry["count"] > 5 else "")
+        lines.append(f"{entry['count']} corrupt image(s) of {part} left out: {shown}")
+    return lines

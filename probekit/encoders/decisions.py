@@ -1,0 +1,55 @@
+"""What an encoder decided on the way (which axis is what, special tokens, pooling), as lines to print."""
+
+from itertools import groupby
+from typing import Any
+
+AXES = {
+    "BD": "vectors",
+    "BTD": "token sequences (batch first)",
+    "TBD": "token sequences (batch second)",
+    "BCHW": "feature maps (channels first)",
+    "BHWC": "feature maps (channels last)",
+}
+
+
+def decision_lines(encoder: Any) -> list[str]:
+    """One line for each run of layers that are read alike, then the norm; the same facts are in the provenance.
+
+    Parameters
+    ----------
+    encoder : an encoder, or its provenance
+    """
+    provenance = encoder if isinstance(encoder, dict) else encoder.provenance
+    decisions = provenance.get("decisions") or {}
+    lines = []
+    for decision, names in _runs(decisions):
+        name = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)} layers)"
+        lines.append(f"{name}: {_sentence(decision)}")
+    if not decisions and provenance.get("pooling"):
+        lines.append(f"pooling: {provenance['pooling']}")
+    for key in ("norm", "input", "normalisation"):
+        if isinstance(provenance.get(key), str):
+            lines.append(f"{key}: {provenance[key]}")
+    return lines
+
+
+def _runs(decisions: dict[str, dict[str, Any]]) -> list[tuple[dict[str, Any], list[str]]]:
+    return [
+        (decisions[members[0]], members)
+        for _, group in groupby(decisions, key=lambda name: sorted(decisions[name].items()))
+        if (members := list(group))
+    ]
+
+
+def _sentence(decision: dict[str, Any]) -> str:
+    prefix, positions = decision["prefix_tokens"], decision["positions"]
+    kind = AXES[decision["axes"]]
+    if decision["axes"] == "BD":
+        return f"{kind} of width {decision['width']}, taken as they are"
+    special = f" after {prefix} special token{'s' * (prefix > 1)}" if prefix else ""
+    how = {
+        "mean": f"mean over {positions} positions{special}",
+        "cls": "the first (CLS) token",
+        "both": f"the first (CLS) token beside the mean over {positions} positions{special}",
+    }[decision["pool"]]
+    return f"{kind}, {how}, width {decision['width']}"
