@@ -82,7 +82,10 @@ def _copy_split(store: FeatureStore, split: str, source: h5py.File, file: h5py.F
     for name in [*(layout.column_path(split, c) for c in layout.ROW_COLUMNS), layout.ledger_path(split)]:
         file.create_dataset(name, data=source[name][()], track_times=False)
     for layer, width in zip(store.layers, store.widths, strict=True):
-        X = store.stored(split, layer)
-        rows = max(1, min(len(X), CHUNK_BYTES // max(1, width * X.dtype.itemsize)))
+        n, itemsize = store.header.splits[split], 2 if store.dtype == "float16" else 4
+        rows = max(1, min(n, CHUNK_BYTES // max(1, width * itemsize)))
         name = layout.layer_path(split, layer)
-        file.create_dataset(name, data=X, chunks=(rows, width), track_times=False, **options)
+        made = file.create_dataset(name, (n, width), store.dtype, chunks=(rows, width), track_times=False, **options)
+        # a chunk at a time: a layer may be larger than memory
+        for start in range(0, n, rows):
+            made[start : start + rows] = store.stored(split, layer, slice(start, start + rows))

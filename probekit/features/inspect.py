@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas
 
 ROWS = 4096
+PIECE = 65536
 
 
 def inspect(path: str | Path | FeatureStore, split: str | None = None, rows: int = ROWS) -> "pandas.DataFrame":
@@ -92,7 +93,13 @@ def plot_cka(similar: np.ndarray, layers: tuple[str, ...], ax: Any = None) -> An
 
 def _layers(store: FeatureStore, split: str | None, rows: int) -> Any:
     name = split or store.splits[0]
-    n = len(store.labels(name))
+    n = store.header.splits[store.named_split(name)]
     chosen = np.unique(np.linspace(0, n - 1, min(n, rows)).astype(np.int64))
     for layer in store.layers:
-        yield layer, store.read(name, layer)[0][chosen].astype(np.float64)
+        # read in pieces: a layer may be larger than memory
+        starts = range(0, n, PIECE)
+        kept = [
+            store.stored(name, layer, slice(at, at + PIECE))[chosen[(chosen >= at) & (chosen < at + PIECE)] - at]
+            for at in starts
+        ]
+        yield layer, np.concatenate(kept).astype(np.float64)

@@ -126,7 +126,8 @@ def open_hdf5(path: str | Path, mode: str = "r") -> h5py.File:
             raise
         if "truncated" in reason:
             raise UserError(
-                f"{path} was cut short ({os.path.getsize(path):,} bytes are left): copy or extract it again."
+                f"{path} was cut short ({os.path.getsize(path):,} bytes are left): "
+                "restore a copy, or delete it and extract again."
             ) from None
         if "signature" in reason:
             raise UserError(f"{path} is no HDF5 file; expected a feature file made by `probekit extract`.") from None
@@ -138,13 +139,27 @@ def read_rows(file: h5py.File, name: str, rows: slice = slice(None)) -> np.ndarr
     dataset = file[name]
     start, stop, _ = rows.indices(len(dataset))
     X = np.empty((stop - start, *dataset.shape[1:]), dtype=dataset.dtype)
+    _load_filters(file, dataset)
     try:
-        dataset.read_direct(X, np.s_[start:stop])
+        if len(X):
+            dataset.read_direct(X, np.s_[start:stop])
     except OSError as error:
-        if "filter" in str(error) and "plugin" in str(error).lower():
-            raise UserError(f"{file.filename} is compressed by a plugin: run `pip install hdf5plugin`.") from None
         raise UserError(f"{file.filename} cannot be read at {name} ({error}): copy or extract it again.") from None
     return X
+
+
+def _load_filters(file: h5py.File, dataset: h5py.Dataset) -> None:
+    """Register hdf5plugin's filters, where a dataset needs one that HDF5 itself lacks."""
+    plan = dataset.id.get_create_plist()
+    filters = [plan.get_filter(number)[0] for number in range(plan.get_nfilters())]
+    if all(h5py.h5z.filter_avail(code) for code in filters):
+        return
+    try:
+        import hdf5plugin  # noqa: F401  registers them on import
+    except ImportError:
+        raise UserError(
+            f"{file.filename} is compressed by a plugin of HDF5 that is not installed: run `pip install hdf5plugin`."
+        ) from None
 
 
 def write_header(file: h5py.File, header: Header, shards: Sequence[Mapping[str, Any]] | None = None) -> None:

@@ -97,7 +97,7 @@ class FeatureStore:
         raise UserError(f"{self.path} has no layer {layer!r}; it has {', '.join(self.layers)}.")
 
     def read(self, split: str, layer: str | int) -> tuple[np.ndarray, np.ndarray]:
-        """One layer of one split.
+        """One layer of one split, read in one piece into the array that is returned.
 
         Returns
         -------
@@ -110,7 +110,7 @@ class FeatureStore:
         """Several layers side by side, in the given order: X float32 (N, sum of D), y int64 (N,)."""
         names = [self.layer(layer) for layer in layers]
         widths = [self.widths[self.layers.index(name)] for name in names]
-        X = np.empty((self.header.splits[self._split(split)], sum(widths)), dtype=np.float32)
+        X = np.empty((self.header.splits[self.named_split(split)], sum(widths)), dtype=np.float32)
         column = 0
         for name, width in zip(names, widths, strict=True):
             X[:, column : column + width] = self.stored(split, name)
@@ -134,7 +134,8 @@ class FeatureStore:
         # by name: the arrow from features to sweep is the reader's convenience, not a dependency
         return import_module("probekit").sweep(self, results_dir or self.path.parent, **options)
 
-    def _split(self, split: str) -> str:
+    def named_split(self, split: str) -> str:
+        """The name itself; `UserError` where there is no such split."""
         if split not in self.header.splits:
             raise UserError(f"{self.path} has no split {split!r}; it has {', '.join(self.splits)}.")
         return split
@@ -142,12 +143,12 @@ class FeatureStore:
     def column(self, split: str, column: str) -> np.ndarray:
         """`labels`, `row_ids` or `image_hashes` of a split."""
         with layout.open_hdf5(self.path) as file:
-            return file[layout.column_path(self._split(split), column)][()]
+            return file[layout.column_path(self.named_split(split), column)][()]
 
     def ledger(self, split: str) -> np.ndarray:
         """The checksums of a split's blocks, uint64 (n_blocks, L + 2)."""
         with layout.open_hdf5(self.path) as file:
-            return file[layout.ledger_path(self._split(split))][()]
+            return file[layout.ledger_path(self.named_split(split))][()]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -174,16 +175,20 @@ class FeatureStore:
             found.append((shard, entry["first"]))
         return found
 
-    def stored(self, split: str, layer: str | int) -> np.ndarray:
-        """One layer of one split in the type it is stored as, (N, D)."""
+    def stored(self, split: str, layer: str | int, rows: slice = slice(None)) -> np.ndarray:
+        """Rows of one layer of one split in the type they are stored as, (N, D)."""
         name = self.layer(layer)
         if not self._shards:
             with layout.open_hdf5(self.path) as file:
-                return layout.read_rows(file, layout.layer_path(self._split(split), name))
-        X = np.empty((self.header.splits[self._split(split)], self.widths[self.layers.index(name)]), dtype=self.dtype)
+                return layout.read_rows(file, layout.layer_path(self.named_split(split), name), rows)
+        start, stop, _ = rows.indices(self.header.splits[self.named_split(split)])
+        X = np.empty((max(0, stop - start), self.widths[self.layers.index(name)]), dtype=self.dtype)
         for shard, first in self.shards():
             if split in first:
-                X[first[split] : first[split] + shard.header.splits[split]] = shard.stored(split, name)
+                begin, end = first[split], first[split] + shard.header.splits[split]
+                low, high = max(start, begin), min(stop, end)
+                if low < high:
+                    X[low - start : high - start] = shard.stored(split, name, slice(low - begin, high - begin))
         return X
 
     def __enter__(self) -> Self:

@@ -215,6 +215,7 @@ class FeatureWriter:
         """Make every block written so far durable: fsync the data, then write and fsync their ledger rows."""
         if not self._pending:
             return
+        self._still_there()
         with full_disk_as_sentence(self.path):
             os.fsync(self._descriptor)
             for split, block in self._pending:
@@ -224,9 +225,22 @@ class FeatureWriter:
             self.done[split][block] = True
         self._pending, self._pending_bytes, self._committed_at = [], 0, time.monotonic()
 
+    def _still_there(self) -> None:
+        """Refuse to go on writing into a file that nobody can open any more, or beside one put in its place."""
+        try:
+            named = os.stat(self.path)
+        except OSError:
+            named = None
+        if named is None or not os.path.samestat(named, os.fstat(self._descriptor)):
+            raise UserError(
+                f"{self.path} was moved, deleted or replaced while it was being written; "
+                "put it back, or run the same command again to start over."
+            )
+
     def finish(self) -> None:
         """Set the file's id and mark it complete, once every block is durable."""
         self.commit()
+        self._still_there()
         if self.todo():
             raise RuntimeError(f"{self.path}: {len(self.todo())} blocks are still to be written.")
         if self.complete:

@@ -1,6 +1,9 @@
 """A compressed file holds the same features under the same id, in fewer bytes, or the original stays."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,3 +63,24 @@ def test_a_failure_leaves_the_original(store, monkeypatch):
 def test_an_unknown_method_is_refused(store):
     with pytest.raises(UserError, match="choose one of gzip"):
         compress(store.path, "rar")
+
+
+def test_a_plugin_filter_is_read_by_a_fresh_process(store):
+    pytest.importorskip("hdf5plugin", reason="hdf5plugin is not installed")
+    smaller = compress(store.path, "zstd")
+    code = (
+        f"from probekit import FeatureStore; print(FeatureStore.open({str(smaller.path)!r}).read('train', 1)[0].sum())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert float(printed.stdout) == pytest.approx(float(smaller.read("train", 1)[0].sum()))
+
+
+def test_a_missing_plugin_is_one_sentence(store, monkeypatch):
+    compress(store.path)
+    monkeypatch.setitem(sys.modules, "hdf5plugin", None)
+    monkeypatch.setattr("probekit.features.layout.h5py.h5z.filter_avail", lambda code: False)
+    with pytest.raises(UserError, match="run `pip install hdf5plugin`"):
+        FeatureStore.open(store.path).read("train", 0)
+    monkeypatch.undo()
+    assert FeatureStore.open(store.path).read("train", 0)[0].shape == (2000, 16)
