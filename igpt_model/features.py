@@ -7,10 +7,13 @@ next (`ln_1` of block k; `ln_f` after the last block), averaged over positions: 
 2.4 and the authors' blog). `norm=False` leaves the norm out.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from . import inference
 from .config import ModelConfig
 from .errors import UserError
 from .model import IGPT, NORM_EPS
@@ -38,7 +41,11 @@ def pool(model: IGPT, k: int, h_BTD: Tensor, norm: bool = True) -> Tensor:
 
 @torch.no_grad()
 def encode(
-    model: IGPT, tokens_BT: Tensor | np.ndarray, norm: bool = True, mask_BT: Tensor | np.ndarray | None = None
+    model: IGPT,
+    tokens_BT: Tensor | np.ndarray,
+    norm: bool = True,
+    mask_BT: Tensor | np.ndarray | None = None,
+    layers: Sequence[int] | None = None,
 ) -> list[Tensor]:
     """Return the pooled representation of images at every depth: L + 1 tensors (B, D), float32, on the model's device.
 
@@ -53,10 +60,37 @@ def encode(
         Apply the norm that reads the state next. False keeps the raw residual stream.
     mask_BT : bool (B, T), optional
         BERT only: hidden positions; the paper probes BERT on masked inputs (`objectives.draw_masks`).
+    layers : indices k, optional
+        Only these, shallow to deep; nothing deeper than the last of them is computed.
     """
     device = model.wte.weight.device
     tokens_BT = torch.as_tensor(tokens_BT, device=device)
     if tokens_BT.ndim != 2:
         raise UserError(f"Tokens of shape {tuple(tokens_BT.shape)} were given, but (images, pixels) is expected.")
     mask_BT = None if mask_BT is None else torch.as_tensor(mask_BT, device=device)
-    return [pool(model, k, h_BTD, norm) for k, h_BTD in enumerate(model.hidden_states(tokens_BT, mask_BT))]
+    wanted = range(model.L + 1) if layers is None else sorted(layers)
+    if inference.fits(model):
+        return _encode_in_pieces(model, tokens_BT, norm, mask_BT, wanted)
+    # the range comes first: it ends before a block deeper than the last wanted state is run
+    states = zip(range(wanted[-1] + 1), model.hidden_states(tokens_BT, mask_BT), strict=False)
+    return [pool(model, k, h_BTD, norm) for k, h_BTD in states if k in wanted]
+
+
+def _encode_in_pieces(
+    model: IGPT, tokens_BT: Tensor, norm: bool, mask_BT: Tensor | None, wanted: Sequence[int]
+) -> list[Tensor]:
+    """`encode` on a CPU: a few images at a time through buffers that stay in the cache."""
+    n_images, n_positions = tokens_BT.shape
+    pooled = {k: torch.empty(n_images, model.config.n_embd) for k in wanted}
+    work: inference.Workspace | None = None
+    size = inference.piece_size(model, n_positions)
+    for start in range(0, n_images, size):
+        rows = slice(start, min(start + size, n_images))
+        if work is None or work.n_images != rows.stop - start:
+            work = inference.Workspace(model, rows.stop - start, n_positions)
+        mask = None if mask_BT is None else mask_BT[rows]
+        pairs = inference.states_in_place(model, tokens_BT[rows], mask, work)
+        for k, (h_MTD, n_MTD) in zip(range(wanted[-1] + 1), pairs, strict=False):
+            if k in pooled:
+                torch.mean(n_MTD if norm else h_MTD, 1, out=pooled[k][rows])
+    return list(pooled.values())

@@ -12,7 +12,7 @@ import torch
 
 from igpt_model.checkpoint import latest_checkpoint, load_checkpoint
 from igpt_model.config import PRESETS, ModelConfig
-from igpt_model.features import layer_names, pool
+from igpt_model.features import encode, layer_names
 from igpt_model.hashing import hash_arrays
 from igpt_model.images import ImageTransform
 from igpt_model.model import IGPT
@@ -104,14 +104,8 @@ class IGPTEncoder:
         if self.masked:
             mask_BT = draw_masks(row_ids_B, tokens_BT.shape[1], self.model.config.mask_prob, self.seed)
             mask_BT = mask_BT.to(self._compute.device)
-        wanted, pooled = set(self._chosen), []
         with self._compute.context():
-            for k, h_BTD in enumerate(self.model.hidden_states(tokens_BT, mask_BT)):
-                if k in wanted:
-                    pooled.append(pool(self.model, k, h_BTD, self.norm).float())
-                if len(pooled) == len(wanted):
-                    break
-        return pooled
+            return [X.float() for X in encode(self.model, tokens_BT, self.norm, mask_BT, self._chosen)]
 
 
 def _input_rule(causal: bool, masked: bool, mask_prob: float, seed: int) -> str:

@@ -1,0 +1,86 @@
+"""The CPU's path through reused buffers gives what a plain forward pass in float64 gives, for every kind of model."""
+
+import copy
+
+import pytest
+import torch
+
+from igpt_model import IGPT, ModelConfig, encode, inference
+from igpt_model.features import pool
+
+
+def model_of(**sizes):
+    config = ModelConfig(**{"n_layer": 3, "n_embd": 24, "n_head": 3, "vocab_size": 7, "n_positions": 100, **sizes})
+    model = IGPT(config, seed=1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+    return model
+
+
+def plain(model, tokens, norm=True, mask=None):
+    """Layer by layer in float64, by the model's own blocks."""
+    exact = copy.deepcopy(model).double()
+    states = list(exact.hidden_states(tokens, mask))
+    norms = [block.ln_1 for block in exact.blocks] + [exact.ln_f]
+    return [(read(h) if norm else h).mean(1) for read, h in zip(norms, states, strict=True)]
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("n_positions", [1, 9, 64, 65, 100])
+@pytest.mark.parametrize("kind", [{}, {"bias": True}, {"causal": False}, {"n_head": 1}])
+def test_every_layer_equals_a_plain_pass_in_double_precision(kind, n_positions, norm):
+    model = model_of(n_positions=n_positions, **kind)
+    tokens = torch.randint(0, 7, (5, n_positions), generator=torch.Generator().manual_seed(3))
+    mask = None if model.config.causal else torch.rand(5, n_positions) < 0.3
+    with torch.no_grad():
+        assert inference.fits(model)
+        expected = plain(model, tokens, norm, mask)
+    found = encode(model, tokens, norm, mask)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
+
+
+def test_pieces_of_the_batch_do_not_mix(monkeypatch):
+    model = model_of()
+    tokens = torch.randint(0, 7, (7, 100))
+    together = encode(model, tokens)
+    monkeypatch.setattr(inference, "PIECE", 2 * 100 * 24)
+    assert inference.piece_size(model, 100) == 2
+    for a, b in zip(encode(model, tokens), together, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_deeper_than_the_layers_asked_for_is_run(monkeypatch):
+    model, tokens = model_of(), torch.randint(0, 7, (3, 100))
+    whole = encode(model, tokens)
+    monkeypatch.setattr(model.blocks[2].attn.c_attn, "weight", None)
+    for k, found in zip((0, 2), encode(model, tokens, layers=[2, 0]), strict=True):
+        assert torch.equal(found, whole[k])
+
+
+def test_other_formats_and_training_take_the_plain_path():
+    model = model_of()
+    assert not inference.fits(model)
+    with torch.no_grad():
+        assert inference.fits(model)
+        assert not inference.fits(copy.deepcopy(model).double())
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not inference.fits(model)
+
+
+def test_autocast_and_layers_on_the_plain_path():
+    model, tokens = model_of(), torch.randint(0, 7, (3, 100))
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = encode(model, tokens, layers=[1])
+    assert len(rough) == 1
+    torch.testing.assert_close(rough[0], encode(model, tokens)[1], rtol=0.05, atol=0.05)
+
+
+def test_the_model_is_left_as_it_was():
+    model, tokens = model_of(bias=True), torch.randint(0, 7, (3, 100))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    first = encode(model, tokens)
+    assert all(torch.equal(a, b) for a, b in zip(first, encode(model, tokens), strict=True))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    torch.testing.assert_close(first[0], pool(model, 0, model.embed(tokens)), rtol=1e-5, atol=1e-6)
