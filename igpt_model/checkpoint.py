@@ -3,7 +3,9 @@
     weights.safetensors  config.json  palette.safetensors  transform.json  manifest.json
     trainer.safetensors  trainer.json    (what resuming needs)
 
-The manifest is written last and holds every file's hash, so that damage is found rather than loaded.
+A run that splits its model among ranks writes folders `weights/` and `trainer/` of shards instead of the two large
+files; `load_checkpoint` reads either. The manifest is written last and holds every file's hash, so that damage is found
+rather than loaded.
 """
 
 import json
@@ -19,14 +21,15 @@ from safetensors.torch import load_file, save_file
 
 from .atomic import replace_folder
 from .config import ModelConfig
+from .distributed import Ranks
 from .errors import UserError
 from .hashing import hash_arrays, hash_file
 from .images import ImageTransform
 from .model import IGPT
 from .palette import Palette
+from .shards import read_shards, write_shards
 
 FORMAT = 1
-_TRAINER = ("trainer.safetensors", "trainer.json")  # may be absent: older kept checkpoints lose them to save disk
 
 
 @dataclass
@@ -60,6 +63,7 @@ def save_checkpoint(
     step: int,
     trainer_state: tuple[Mapping[str, torch.Tensor], Mapping[str, Any]] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    ranks: Ranks | None = None,
 ) -> Path:
     """Write a checkpoint into a hidden folder beside `folder`, then rename it into place.
 
@@ -69,39 +73,64 @@ def save_checkpoint(
         What resuming needs beyond the weights.
     provenance : mapping, optional
         JSON values that say where the model comes from: data, training settings, versions.
+    ranks : Ranks, optional
+        The processes that train together: all must call. With "fsdp" each writes its shards.
 
     Raises
     ------
     FileExistsError
         `folder` is there already.
     """
+    ranks = ranks or Ranks("none", 0, 1, torch.device("cpu"))
     folder = Path(folder)
+    partial = ranks.once(lambda: _begin(folder))
+    about = {
+        "format": FORMAT,
+        "step": step,
+        "model": model.config.to_dict(),
+        "weights_hash": None,  # of shards: known once they are read
+        "palette_hash": palette.hash,
+        "n_colours": len(palette),
+        "provenance": dict(provenance or {}),
+    }
+    if ranks.parallel == "fsdp":
+        write_shards(partial / "weights", model.state_dict())
+        if trainer_state is not None:
+            write_shards(partial / "trainer", trainer_state[0])
+    elif ranks.first:
+        weights = _on_cpu(model.state_dict())
+        about["weights_hash"] = hash_arrays(weights)
+        save_file(weights, partial / "weights.safetensors")
+        if trainer_state is not None:
+            save_file(_on_cpu(trainer_state[0]), partial / "trainer.safetensors")
+    if ranks.first:
+        palette.save(partial / "palette.safetensors")
+        _write_json(partial / "config.json", about)
+        _write_json(partial / "transform.json", transform.to_dict())
+        if trainer_state is not None:
+            _write_json(partial / "trainer.json", dict(trainer_state[1]))
+    ranks.gather(None)  # all files are there
+    files = sorted(file for file in partial.rglob("*") if file.is_file())
+    hashes = {str(f.relative_to(partial)): hash_file(f) for f in files[ranks.rank :: ranks.size]}
+    manifest = {name: value for part in ranks.gather(hashes) for name, value in part.items()}
+    if ranks.first:
+        _write_json(partial / "manifest.json", manifest)
+        replace_folder(partial, folder)
+    ranks.gather(None)  # the checkpoint is there before any rank goes on
+    return folder
+
+
+def _begin(folder: Path) -> Path:
     if folder.exists():
         raise FileExistsError(f"{folder} exists already and checkpoints are never overwritten.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     partial.chmod(0o755)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    about = {
-        "format": FORMAT,
-        "step": step,
-        "model": model.config.to_dict(),
-        "weights_hash": hash_arrays(weights),
-        "palette_hash": palette.hash,
-        "n_colours": len(palette),
-        "provenance": dict(provenance or {}),
-    }
-    save_file(weights, partial / "weights.safetensors")
-    palette.save(partial / "palette.safetensors")
-    _write_json(partial / "config.json", about)
-    _write_json(partial / "transform.json", transform.to_dict())
-    if trainer_state is not None:
-        tensors, values = trainer_state
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial / _TRAINER[0])
-        _write_json(partial / _TRAINER[1], dict(values))
-    _write_json(partial / "manifest.json", {file.name: hash_file(file) for file in sorted(partial.iterdir())})
-    replace_folder(partial, folder)
-    return folder
+    return partial
+
+
+def _on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def check_checkpoint(folder: str | Path) -> None:
@@ -116,8 +145,8 @@ def check_checkpoint(folder: str | Path) -> None:
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         for name, expected in manifest.items():
-            if name in _TRAINER and not (folder / name).exists():
-                continue
+            if name.startswith("trainer") and not (folder / name).exists():
+                continue  # older kept checkpoints lose them to save disk
             if hash_file(folder / name) != expected:
                 raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: {name} is not the file that was written.")
     except (OSError, json.JSONDecodeError, AttributeError) as error:
@@ -169,10 +198,11 @@ def is_good(folder: Path) -> bool:
     return True
 
 
-def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
+def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu", weights: bool = True) -> Checkpoint:
     """Load a checkpoint's model (in evaluation mode), palette and transform.
 
-    `folder` is a checkpoint, or a run, of which the newest is taken.
+    `folder` is a checkpoint, or a run, of which the newest is taken. With `weights=False` the model lies on the meta
+    device, for who fills it otherwise.
 
     Raises
     ------
@@ -193,20 +223,48 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> C
             f"The palette in {folder} is not the one its model was trained with; restore the original file."
         )
     config = ModelConfig.from_dict(about["model"])
-    model = IGPT(config)
-    model.load_state_dict(load_file(folder / "weights.safetensors"))
-    model.to(device).eval()
+    weights_hash = about["weights_hash"]
+    if weights:
+        state = read_weights(folder)
+        weights_hash = weights_hash or hash_arrays(state)
+        model = IGPT.from_state(config, state, str(folder)).to(device).eval()
+    else:
+        with torch.device("meta"):
+            model = IGPT(config)
     transform = ImageTransform.from_dict(json.loads((folder / "transform.json").read_text()))
-    provenance = {**about["provenance"], "weights_hash": about["weights_hash"], "palette_hash": about["palette_hash"]}
-    return Checkpoint(model, config, palette, transform, about["step"], about["weights_hash"], provenance, folder)
+    provenance = {**about["provenance"], "weights_hash": weights_hash, "palette_hash": about["palette_hash"]}
+    return Checkpoint(model, config, palette, transform, about["step"], weights_hash, provenance, folder)
 
 
-def load_trainer_state(folder: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return the (tensors, JSON values) that `save_checkpoint` was given."""
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Return a checkpoint's whole weights, whether they lie in one file or in shards."""
+    return (
+        read_shards(folder / "weights") if (folder / "weights").is_dir() else load_file(folder / "weights.safetensors")
+    )
+
+
+def load_trainer_state(folder: str | Path, tensors: bool = True) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the (tensors, JSON values) that `save_checkpoint` was given, the tensors whole, or none of them."""
     folder = Path(folder)
-    if not all((folder / name).is_file() for name in _TRAINER):
+    shards, file = folder / "trainer", folder / "trainer.safetensors"
+    if not (shards.is_dir() or file.is_file()) or not (folder / "trainer.json").is_file():
         raise UserError(f"{folder} holds no trainer state, so that training cannot go on from it.")
-    return load_file(folder / _TRAINER[0]), json.loads((folder / _TRAINER[1]).read_text())
+    state = {} if not tensors else read_shards(shards) if shards.is_dir() else load_file(file)
+    return state, json.loads((folder / "trainer.json").read_text())
+
+
+def consolidate(source: str | Path, target: str | Path) -> Path:
+    """Write a checkpoint (or a run's newest) of shards as a new one with one weights file; the optimiser is left out.
+
+    Returns
+    -------
+    Path
+        `target`, which must not be there yet.
+    """
+    loaded = load_checkpoint(source)
+    return save_checkpoint(
+        target, loaded.model, loaded.palette, loaded.transform, loaded.step, provenance=loaded.provenance
+    )
 
 
 def prune_checkpoints(run_dir: str | Path, keep_last: int, keep: set[int]) -> list[Path]:
@@ -221,8 +279,9 @@ def prune_checkpoints(run_dir: str | Path, keep_last: int, keep: set[int]) -> li
     removed = []
     for folder in folders[: -max(1, keep_last)]:
         if int(folder.name) in keep:
-            for name in _TRAINER:
+            for name in ("trainer.safetensors", "trainer.json"):
                 (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(folder / "trainer", ignore_errors=True)
             continue
         # renamed first, so that a kill halfway leaves no damaged checkpoint behind
         doomed = folder.with_name(f".{folder.name}.doomed.partial")

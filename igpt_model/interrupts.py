@@ -7,14 +7,18 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def interrupts_deferred() -> Iterator[list[int]]:
-    """Collect Ctrl-C while the weights are between two states; outside the main thread there are none to collect."""
+def interrupts_deferred(*signals: int) -> Iterator[list[int]]:
+    """Collect these signals (Ctrl-C is SIGINT) while the weights are between two states.
+
+    Outside the main thread there are none to collect.
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    before = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+    before = {number: signal.signal(number, lambda n, frame: received.append(n)) for number in signals}
     try:
         yield received
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

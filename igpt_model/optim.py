@@ -51,10 +51,33 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Put the tensors of `optimizer_tensors` back."""
+    """Put the tensors of `optimizer_tensors` back, whole ones also where the parameters are split among ranks."""
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():
         owner, _, key = name.rpartition("/")
         parameter = parameters[owner]
         # fused and capturable AdamW keep `step` where the parameter lives; the moments have its layout
-        optimizer.state[parameter][key] = tensor.clone().to(parameter.device)
+        optimizer.state[parameter][key] = (
+            like(parameter, tensor) if tensor.ndim else tensor.clone().to(parameter.device)
+        )
+
+
+def start_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Give every parameter AdamW's state before a first update, to be filled in place; return it as tensors by name."""
+    for parameter in model.parameters():
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer_tensors(model, optimizer)
+
+
+def like(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy of a whole tensor where, and split as, the parameter is."""
+    if hasattr(parameter, "placements"):
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(parameter, DTensor)
+        return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return tensor.clone().to(parameter.device)

@@ -35,8 +35,10 @@ class TrainConfig:
     n_colours: int = option(512, "Colours in the palette (512 is the paper's 9 bits).")
     augment: tuple[str, ...] = option((), "Random changes to training pictures: flip, pad_crop:4.")
     steps: int = option(1000, "Number of updates.")
-    batch_size: int = option(128, "Pictures an update.")
-    micro_batch: int = option(0, "Pictures a forward pass; gradients add up to the batch. 0: the whole batch.")
+    batch_size: int = option(128, "Pictures an update, over all ranks.")
+    micro_batch: int = option(
+        0, "Pictures a forward pass, on each rank; gradients add up to the batch. 0: all at once."
+    )
     lr: float = option(0.003, "Peak learning rate; the paper lowers it by 3 until training is stable.")
     warmup_steps: int = option(100, "Updates over which the learning rate rises to its peak.")
     schedule: str = option("cosine", "After warm-up: cosine (to 0) or constant.")
@@ -45,6 +47,11 @@ class TrainConfig:
     clip: float = option(1.0, "Largest norm of the gradient; 0: no clipping.")
     seed: int = option(0, "Seed of weights, palette, order, augmentation and masks.")
     dtype: str = option("float32", "float32, or bfloat16 for autocast with float32 master weights.")
+    parallel: str = option("none", "Processes started by torchrun: none, ddp (a copy each) or fsdp (a part each).")
+    checkpoint_blocks: bool = option(
+        False, "Compute each block again in the backward pass: less memory, a third more work."
+    )
+    compile: bool = option(False, "Compile each block (torch.compile); worth its minute on a GPU.")
     device: str = option("cpu", "Where to train: cpu, cuda, cuda:1.")
     threads: int = option(0, "CPU threads; 0: PyTorch's choice. Exact resuming needs the same number.")
     log_every: int = option(10, "Updates between records of the training loss.")
@@ -64,6 +71,7 @@ class TrainConfig:
             object.__setattr__(self, "keep_at", tuple(sorted(self.keep_at)))
         _choose("objective", self.objective, ("autoregressive", "bert"))
         _choose("schedule", self.schedule, ("cosine", "constant"))
+        _choose("parallel", self.parallel, ("none", "ddp", "fsdp"))
         _choose("dtype", self.dtype, ("float32", "bfloat16"))
         for name in ("steps", "batch_size", "log_every", "eval_every", "eval_images", "checkpoint_every", "keep_last"):
             if getattr(self, name) < 1:

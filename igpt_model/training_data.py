@@ -1,0 +1,70 @@
+"""The pictures of a run as tokens: checked, encoded once, and known by their hash.
+
+Letters in shapes: N images, P pixels a side, T = P*P tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .batches import encode_all
+from .errors import UserError
+from .hashing import hash_arrays
+from .palette import Palette
+from .train_config import TrainConfig
+
+PALETTE_IMAGES = 50_000
+"""Pictures, evenly spaced, whose pixels the palette is fitted to."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Tokens uint16 (N, T) of both splits, and the hash of them."""
+
+    train: np.ndarray
+    val: np.ndarray
+    hash: str
+
+
+def encode_data(config: TrainConfig, train_images: Any, val_images: Any, palette: Palette) -> TrainingData:
+    """Encode all training pictures and the validation pictures that are used."""
+    if len(palette) != config.n_colours:
+        raise UserError(
+            f"The palette has {len(palette)} colours and the model {config.n_colours}; give n_colours={len(palette)}."
+        )
+    train = encode_all(train_images, palette)
+    val = encode_all(_First(val_images, config.eval_images), palette)
+    return TrainingData(train, val, hash_arrays({"train": train, "val": val}))
+
+
+def fit_palette(config: TrainConfig, train_images: Any) -> Palette:
+    """Fit the palette to at most `PALETTE_IMAGES` training pictures, evenly spaced."""
+    n = len(train_images)
+    chosen = np.unique(np.linspace(0, n - 1, min(n, PALETTE_IMAGES)).astype(np.int64))
+    return Palette.fit(train_images[chosen], config.n_colours, config.seed)
+
+
+def check_images(name: str, images: Any, resolution: int) -> None:
+    """Refuse pictures that are none, or not uint8 (P, P, 3)."""
+    if len(images) == 0:
+        raise UserError(f"There are no {name} pictures; give at least one.")
+    first = np.asarray(images[np.arange(1)])
+    if first.dtype != np.uint8 or first.shape[1:] != (resolution, resolution, 3):
+        raise UserError(
+            f"The {name} pictures are {first.dtype} {first.shape[1:]}, but uint8 {(resolution, resolution, 3)} was "
+            "expected; prepare them with config.transform."
+        )
+
+
+class _First:
+    """The first n pictures of a lazy sequence."""
+
+    def __init__(self, images: Any, n: int) -> None:
+        self.images, self.n = images, min(n, len(images))
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: np.ndarray) -> np.ndarray:
+        return self.images[index]
