@@ -15,8 +15,10 @@ from .hashing import hash_arrays
 from .kmeans import weighted_kmeans
 
 _SAMPLE = 1 << 17  # pixels that k-means sees; on CIFAR-10 twice or half as many change the error by 1 %, as a seed does
-_EDGE = 8  # the table of all 2^24 colours is filled in cubes of 8 x 8 x 8, those that pictures touch
-_REGION = 32  # and the colours that may be nearest are first narrowed down for cubes of 32 x 32 x 32
+_EDGE = 16  # the table of all 2^24 colours is filled in cubes of 16 x 16 x 16, those that pictures touch
+_REGION = 64  # and the colours that may be nearest are first narrowed down for cubes of 64 x 64 x 64
+_UNKNOWN = 65535  # in the table: not filled yet; also the last index of the largest palette there is
+_AT_ONCE = 1 << 16  # pixels whose addresses stay in the cache between being made and being looked up
 
 
 def to_unit(colours: np.ndarray) -> np.ndarray:
@@ -131,32 +133,47 @@ class Palette:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise UserError(f"Pictures must be uint8 (B, H, W, 3), not {images.dtype} {images.shape}.")
         if self._table is None or self._filled is None:
-            self._table = np.empty(1 << 24, np.uint16)
-            self._filled = np.zeros(1 << 15, bool)
+            self._table = np.full((256, 256, 256), _UNKNOWN, np.uint16)
+            self._filled = np.zeros((256 // _EDGE,) * 3, bool)
         tokens = np.empty((len(images), images.shape[1] * images.shape[2]), np.uint16)
-        rows = max(1, (1 << 20) // max(1, tokens.shape[1]))
-        for start in range(0, len(images), rows):
-            address = _address(images[start : start + rows].reshape(-1, 3))
-            touched = np.flatnonzero(np.bincount(address >> 9, minlength=1 << 15))
-            for cube in touched[~self._filled[touched]]:
-                self._fill(int(cube))
-            tokens[start : start + rows] = self._table[address].reshape(-1, tokens.shape[1])
+        flat, pixels_N3 = tokens.reshape(-1), np.ascontiguousarray(images).reshape(-1, 3)
+        table = self._table.reshape(-1)
+        for start in range(0, len(flat), _AT_ONCE):
+            address = _address(pixels_N3[start : start + _AT_ONCE])
+            found = flat[start : start + _AT_ONCE]
+            table.take(address, out=found, mode="clip")
+            if found.max() == _UNKNOWN:
+                unknown = np.flatnonzero(found == _UNKNOWN)
+                self._fill(address[unknown])
+                found[unknown] = table[address[unknown]]
         return tokens
 
-    def _fill(self, cube: int) -> None:
+    def _fill(self, address: np.ndarray) -> None:
+        """Fill the cubes that hold these colours."""
         assert self._table is not None
         assert self._filled is not None
-        corner = np.array([cube >> 10, (cube >> 5) & 31, cube & 31]) * _EDGE
-        region = tuple((corner // _REGION).tolist())
-        if region not in self._candidates:
-            everyone = np.arange(len(self)), np.ascontiguousarray(self.centres_V3.T, np.float64)
-            self._candidates[region] = _possible(*everyone, np.array(region) * _REGION, _REGION)
-        index, centres_3V = _possible(*self._candidates[region], corner, _EDGE)
-        axis = to_unit(corner[:, None] + np.arange(_EDGE))
-        r, g, b = (axis[:, None, :] - centres_3V[:, :, None]) ** 2
-        distance = (r[:, :, None, None] + g[:, None, :, None]) + b[:, None, None, :]
-        self._table[cube << 9 : (cube + 1) << 9] = index[distance.argmin(0)].ravel()
-        self._filled[cube] = True
+        touched = np.zeros_like(self._filled)
+        touched[(address >> 16) // _EDGE, ((address >> 8) & 255) // _EDGE, (address & 255) // _EDGE] = True
+        nearest, tokens = np.empty((_EDGE,) * 3), np.empty((_EDGE,) * 3, np.uint16)
+        for blue, green, red in np.argwhere(touched & ~self._filled).tolist():
+            corner = np.array([red, green, blue]) * _EDGE
+            region = tuple((corner // _REGION).tolist())
+            if region not in self._candidates:
+                everyone = np.arange(len(self)), np.ascontiguousarray(self.centres_V3.T, np.float64)
+                self._candidates[region] = _possible(*everyone, np.array(region) * _REGION, _REGION)
+            index, centres_3V = _possible(*self._candidates[region], corner, _EDGE)
+            axis = to_unit(corner[:, None] + np.arange(_EDGE))
+            r, g, b = (axis[:, None, :] - centres_3V[:, :, None]) ** 2
+            red_and_green = r[:, None, :] + g[:, :, None]
+            nearest.fill(np.inf)
+            for token, b_B, rg_GR in zip(index, b, red_and_green, strict=True):
+                distance = rg_GR + b_B[:, None, None]
+                # strictly nearer: a tie stays with the lower index
+                np.copyto(tokens, token, where=distance < nearest, casting="unsafe")
+                np.minimum(nearest, distance, out=nearest)
+            places = tuple(slice(at * _EDGE, (at + 1) * _EDGE) for at in (blue, green, red))
+            self._table[places] = tokens
+            self._filled[blue, green, red] = True
 
     def decode(self, tokens_BT: Any, resolution: int | None = None) -> np.ndarray:
         """Turn tokens into pictures: `rint(127.5 * (c + 1))` of each token's colour.
@@ -215,11 +232,19 @@ def _possible(
 
 
 def _address(pixels_N3: np.ndarray) -> np.ndarray:
-    """Place of each colour in the table: the cube in the high 15 bits, the colour within it in the low 9."""
-    value = np.arange(256, dtype=np.int32)
-    high, low = value >> 3, value & 7
-    places = [(high << (19 - 5 * c)) | (low << (6 - 3 * c)) for c in range(3)]
-    return places[0][pixels_N3[:, 0]] + places[1][pixels_N3[:, 1]] + places[2][pixels_N3[:, 2]]
+    """Place of each colour in the table, int64: red in the low byte, then green, then blue, as they lie in memory."""
+    whole = len(pixels_N3) // 4 * 4
+    address = np.empty(len(pixels_N3), np.int64)
+    # four pixels are three words of four bytes, and words are taken apart faster than bytes are put together
+    a, b, c = pixels_N3[:whole].reshape(-1).view("<u4").reshape(-1, 3).T
+    four = address[:whole].reshape(-1, 4)
+    four[:, 0] = a & 0xFFFFFF
+    four[:, 1] = (a >> 24) | ((b & 0xFFFF) << 8)
+    four[:, 2] = (b >> 16) | ((c & 0xFF) << 16)
+    four[:, 3] = c >> 8
+    red, green, blue = pixels_N3[whole:].astype(np.int64).T
+    address[whole:] = red | (green << 8) | (blue << 16)
+    return address
 
 
 def _count_colours(images: Any, n_colours: int, seed: int, sample: int) -> tuple[np.ndarray, np.ndarray]:

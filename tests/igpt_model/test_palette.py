@@ -46,6 +46,24 @@ def test_every_colour_of_a_slab_of_the_table():
         assert np.array_equal(palette.encode(part)[0], brute_force(palette.centres_V3, part.reshape(-1, 3)))
 
 
+@pytest.mark.parametrize("n_pixels", [1, 2, 3, 5, 1023, 70001])
+def test_any_number_of_pixels_and_any_memory_order(n_pixels):
+    palette = Palette(np.random.default_rng(0).uniform(-1, 1, (40, 3)))
+    pixels = np.random.default_rng(1).integers(0, 256, (1, n_pixels, 1, 3), dtype=np.uint8)
+    expected = brute_force(palette.centres_V3, pixels.reshape(-1, 3))
+    assert np.array_equal(palette.encode(pixels)[0], expected)
+    assert np.array_equal(palette.encode(pixels[:, ::-1])[0], expected[::-1])
+    assert np.array_equal(palette.encode(np.asfortranarray(pixels))[0], expected)
+
+
+def test_the_largest_palette_uses_every_index():
+    r, g, b = np.meshgrid(np.arange(64) * 4, np.arange(32) * 8, np.arange(32) * 8, indexing="ij")
+    colours = np.stack([r, g, b], -1).reshape(-1, 3)
+    palette = Palette(to_unit(colours))
+    last = colours[-300:].astype(np.uint8)[None, None]
+    assert np.array_equal(palette.encode(last)[0], np.arange(65536 - 300, 65536))
+
+
 def test_ties_go_to_the_lowest_index():
     palette = Palette(to_unit(np.array([[10, 0, 0], [0, 0, 0], [0, 0, 0]])))
     assert palette.encode(np.zeros((1, 1, 1, 3), np.uint8)).tolist() == [[1]]
