@@ -1,12 +1,24 @@
 """`probekit verify`: look for damage, wrong order, altered provenance and doubtful contents in a feature file."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from probekit.cli.console import say
 from probekit.errors import UserError
 
 
-def verify(file: Path, /, *, data: str | None = None, root: Path | None = None) -> None:
+def verify(
+    file: Path,
+    /,
+    *,
+    data: str | None = None,
+    root: Path | None = None,
+    near_duplicates: bool = False,
+    layer: str | None = None,
+    threshold: float | None = None,
+    picture: Path | None = None,
+) -> None:
     """Check a feature file; errors exit 2, warnings exit 0.
 
     Parameters
@@ -17,11 +29,22 @@ def verify(file: Path, /, *, data: str | None = None, root: Path | None = None) 
         A data set to compare labels, row ids, image hashes and provenance with.
     root
         Where that data set lies, if it is not embedded.
+    near_duplicates
+        Also look for test images that nearly repeat a training image: in pixels with --data, else in features.
+        Reports then give accuracy with and without them.
+    layer
+        The layer of that search in features; the middle one unless given.
+    threshold
+        How near is near: in pixels the root mean square difference of grey levels from 0 to 1 (0.02), in features a
+        share of the median distance (0.1).
+    picture
+        Draw the nearest pairs to this SVG, PNG or PDF file (needs --data).
     """
     from probekit import load_dataset
     from probekit.features.verify import verify as verify_file
 
-    report = verify_file(file, None if data is None else load_dataset(data, root=root))
+    loaded = None if data is None else load_dataset(data, root=root)
+    report = verify_file(file, loaded)
     for warning in report.warnings:
         say(f"warning: {warning}", "yellow")
     for error in report.errors:
@@ -29,3 +52,38 @@ def verify(file: Path, /, *, data: str | None = None, root: Path | None = None) 
     if report.errors:
         raise UserError(f"{file} has {len(report.errors)} error(s), listed above; extract it again or restore a copy.")
     say(f"{file} is sound: {len(report.warnings)} warning(s).")
+    if near_duplicates:
+        look_for_near_duplicates(file, loaded, layer, threshold, picture)
+
+
+def look_for_near_duplicates(
+    file: Path, data: Any, layer: str | None, threshold: float | None, picture: Path | None
+) -> None:
+    """Find, count and draw near-duplicates of test images in train, and leave their row ids beside the file."""
+    from probekit import FeatureStore
+    from probekit.features.duplicates import near_duplicates_in_features, near_duplicates_in_pixels, plot_pairs
+    from probekit.results.left_out import RowSet, row_set_path
+
+    store = FeatureStore.open(file)
+    if picture is not None and data is None:
+        raise UserError("A picture of near-duplicates needs the images; give --data.")
+    given: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
+    if data is not None and layer is None:
+        limit = store.dataset.get("limit")
+        data = replace(data, splits={name: data.splits[name].limit(limit) for name in store.splits})
+        found = near_duplicates_in_pixels(data, **given)
+    else:
+        found = near_duplicates_in_features(store, len(store.layers) // 2 if layer is None else layer, **given)
+    ids, matched = store.row_ids(found.query_split)[found.queries], store.row_ids(found.match_split)[found.matches]
+    pairs = list(zip(ids.tolist(), matched.tolist(), found.distances.tolist(), strict=True))
+    how = {"space": found.space, **given, "feature_id": store.id, "match": found.match_split, "pairs": pairs}
+    rows = RowSet("near-duplicates", store.dataset.get("name", ""), found.query_split, tuple(sorted(ids.tolist())), how)
+    rows.save(row_set_path(file))
+    total = len(store.labels(found.query_split))
+    say(
+        f"{len(ids)} of {total:,} {found.query_split} images ({100 * len(ids) / total:.2g} %) are near one of "
+        f"{found.match_split} ({found.space}); row ids: {row_set_path(file)}"
+    )
+    if picture is not None:
+        plot_pairs(data, found).savefig(picture)
+        say(f"wrote {picture}")

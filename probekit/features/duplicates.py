@@ -12,6 +12,7 @@ from probekit.features.store import FeatureStore
 
 SIDE = 16
 BLOCK = 1024
+MATCHES_AT_ONCE = 65536
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class NearDuplicates:
     """Pairs of rows, nearest first: `queries` and `matches` int64 (pairs,) are row positions, `distances` float32.
 
     Distances: root mean squares of grey levels between 0 and 1 in pixel space, one minus the cosine in feature space.
+    What is found is near, and worth a look (`plot_pairs`); whether it is a repeat only a look can tell.
     """
 
     query_split: str
@@ -38,9 +40,17 @@ def nearest(X: np.ndarray, Z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     squares = (Z**2).sum(axis=1)
     for start in range(0, len(X), BLOCK):
         rows = slice(start, min(start + BLOCK, len(X)))
-        found[rows] = (squares - 2 * X[rows] @ Z.T).argmin(axis=1)
+        best, best_at = np.full(rows.stop - start, np.inf, np.float32), np.zeros(rows.stop - start, np.int64)
+        for first in range(0, len(Z), MATCHES_AT_ONCE):
+            part = slice(first, first + MATCHES_AT_ONCE)
+            distance = squares[part] - 2 * X[rows] @ Z[part].T
+            at = distance.argmin(axis=1)
+            lowest = distance[np.arange(len(at)), at]
+            closer = lowest < best
+            best[closer], best_at[closer] = lowest[closer], first + at[closer]
+        found[rows] = best_at
         # the winner's distance is recomputed by subtraction, exact for equal rows
-        distances[rows] = np.linalg.norm(X[rows].astype(np.float64) - Z[found[rows]], axis=1)
+        distances[rows] = np.linalg.norm(X[rows].astype(np.float64) - Z[best_at], axis=1)
     return found, distances
 
 
@@ -54,13 +64,22 @@ def near_duplicates_in_pixels(
 
 
 def near_duplicates_in_features(
-    store: FeatureStore, layer: str | int, query: str = "test", match: str = "train", threshold: float = 0.01
+    store: FeatureStore, layer: str | int, query: str = "test", match: str = "train", threshold: float = 0.1
 ) -> NearDuplicates:
-    """Rows of `query` whose features in `layer` have a cosine above 1 - `threshold` with a row of `match`."""
-    X, Z = (_unit(store.read(split, layer)[0]) for split in (query, match))
+    """Rows of `query` far nearer to a row of `match` than is usual, in the standardised features of `layer`.
+
+    Distances are one minus the cosine; `threshold` is a share of their median, because what is near differs from
+    encoder to encoder.
+    """
+    X, Z = (store.read(split, layer)[0] for split in (query, match))
+    # without this the mean, which all rows share, would make all of them alike
+    centre, scale = Z.mean(axis=0, dtype=np.float64), Z.std(axis=0, dtype=np.float64)
+    X, Z = (_unit((part - centre) / np.where(scale > 0, scale, 1)) for part in (X, Z))
     matches, distances = nearest(X, Z)
     # between unit vectors the squared distance is twice one minus the cosine
-    return _within(query, match, f"features of {store.layer(layer)}", matches, distances**2 / 2, threshold)
+    cosine = distances**2 / 2
+    space = f"features of {store.layer(layer)}"
+    return _within(query, match, space, matches, cosine, threshold * float(np.median(cosine)))
 
 
 def _within(

@@ -1,6 +1,7 @@
 """Near repeats that exact hashes miss are found, with the right partner; strangers are not."""
 
 import numpy as np
+import pytest
 from feature_fakes import dataset
 
 from probekit.datasets.images import ArrayImages
@@ -12,6 +13,7 @@ from probekit.features.duplicates import (
     plot_pairs,
 )
 from probekit.features.store import FeatureStore
+from probekit.results.left_out import RowSet, row_set_path
 
 
 def test_nearest_equals_the_plain_double_loop():
@@ -23,6 +25,16 @@ def test_nearest_equals_the_plain_double_loop():
     np.testing.assert_array_equal(found, plain.argmin(axis=1))
     np.testing.assert_allclose(distances, plain.min(axis=1), atol=1e-4)
     assert distances[3] == 0
+
+
+def test_many_matches_are_compared_in_parts(monkeypatch):
+    rng = np.random.default_rng(0)
+    X, Z = rng.normal(size=(30, 4)), rng.normal(size=(70, 4))
+    whole = nearest(X, Z)
+    monkeypatch.setattr("probekit.features.duplicates.MATCHES_AT_ONCE", 11)
+    parts = nearest(X, Z)
+    np.testing.assert_array_equal(whole[0], parts[0])
+    np.testing.assert_array_equal(whole[1], parts[1])
 
 
 def with_repeats():
@@ -48,9 +60,33 @@ def test_planted_repeats_in_pixel_space_and_their_picture():
 
 def test_planted_repeats_in_feature_space(tmp_path):
     rng = np.random.default_rng(0)
-    X, Z = rng.normal(size=(30, 8)), rng.normal(size=(10, 8))
-    Z[6] = 2 * X[21] + 1e-3
-    splits = {"train": (X, rng.integers(0, 2, 30)), "test": (Z, rng.integers(0, 2, 10))}
+    # a common part, as pooled features have, makes the cosine of any two rows nearly one
+    X, Z = rng.normal(size=(300, 8)) + 50, rng.normal(size=(100, 8)) + 50
+    Z[6] = X[21] + 1e-3
+    splits = {"train": (X, rng.integers(0, 2, 300)), "test": (Z, rng.integers(0, 2, 100))}
     found = near_duplicates_in_features(FeatureStore.from_arrays(tmp_path / "f.h5", splits), 0)
-    assert list(found.queries) == [6]
-    assert list(found.matches) == [21]
+    assert found.queries[0] == 6
+    assert found.matches[0] == 21
+    assert len(found.queries) < 10
+
+
+def test_the_verb_leaves_row_ids_beside_the_file_and_draws(tmp_path, capsys):
+    from probekit.cli.main import main
+
+    file = tmp_path / "f.h5"
+    assert main(["extract", "pixels", "wandering-digits", "--out", str(file), "--limit", "300"]) == 0
+    assert main(["verify", str(file), "--near-duplicates", "--threshold", "0.5"]) == 0
+    by_features = RowSet.load(row_set_path(file))
+    assert "features of 00_pixels" in by_features.how["space"]
+    pixels = [*("verify", str(file), "--data", "wandering-digits"), *("--picture", str(tmp_path / "pairs.svg"))]
+    assert main([*pixels, "--near-duplicates", "--threshold", "0.15"]) == 0
+    by_pixels = RowSet.load(row_set_path(file))
+    assert (tmp_path / "pairs.svg").stat().st_size > 1000
+    store = FeatureStore.open(file)
+    assert set(by_pixels.row_ids) <= set(store.row_ids("test").tolist())
+    assert f"{len(by_pixels.row_ids)} of 300 test images" in capsys.readouterr().out
+    row, match, distance = by_pixels.how["pairs"][0]
+    one = store.read("test", 0)[0][store.row_ids("test") == row]
+    other = store.read("train", 0)[0][store.row_ids("train") == match]
+    # pictures are 12 x 12, grey: shrinking to 16 x 16 hardly changes them
+    assert np.sqrt(((one - other) ** 2).mean()) == pytest.approx(distance, abs=0.05)
