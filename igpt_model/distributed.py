@@ -4,6 +4,7 @@ Every batch is the same whatever the number of ranks: rank r of R takes the r-th
 whole model on each rank; "fsdp" (FSDP2, `fully_shard`) splits weights, gradients and optimiser state among them.
 """
 
+import atexit
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -106,14 +107,8 @@ def find_ranks(parallel: str, device: torch.device) -> Ranks:
         # gloo besides NCCL: objects and checkpoints' plans are exchanged between the processors
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend)
+        atexit.register(dist.destroy_process_group)  # left open between runs: it cannot be opened twice
     return Ranks(parallel, dist.get_rank(), dist.get_world_size(), device)
-
-
-def leave_ranks(ranks: Ranks) -> None:
-    """Wait for the others, then close the connection, so that none is cut off early."""
-    if ranks.parallel != "none" and dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
 
 
 def share_model(objective: nn.Module, model: IGPT, ranks: Ranks) -> nn.Module:

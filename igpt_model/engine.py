@@ -104,6 +104,8 @@ class Engine:
         objective = self.objective if self.ranks.parallel == "fsdp" else self.plain
         with self.autocast():
             total = _summed_loss(objective, self.model, tokens_NT, self.config.batch_size, self.config.seed, self.ranks)
+        if self.ranks.parallel == "fsdp":  # without a backward pass the outer parameters would stay gathered
+            self.objective.reshard()  # type: ignore[operator]
         return float(self.ranks.sum(total)) / len(tokens_NT)
 
     def restore(self, folder: Path) -> None:

@@ -29,7 +29,7 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .devices import cpu_threads, find_device
-from .distributed import Ranks, find_ranks, leave_ranks
+from .distributed import Ranks, find_ranks
 from .divergence import LossWatch, TrainingDiverged
 from .engine import Engine, evaluate
 from .errors import UserError
@@ -104,7 +104,6 @@ def train(
         run = _Run(config, Path(out), ranks, data_provenance)
         yield from run.open(train_images, val_images, palette, changed)
         yield from run.loop(stop)
-    leave_ranks(ranks)
 
 
 class _Run:

@@ -1,7 +1,8 @@
 """`probekit train`: a data set in, a run folder out; turns train()'s records into progress and TensorBoard events."""
 
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,14 +59,17 @@ def run_training(
     val_images = prepared_images(data.splits["val"].limit(limit), transform, "prepare val")
     provenance = {**data.provenance, "limit": limit}
     val_loss: float | None = None
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts one speaks
     records = train_model(config, train_images, val_images, out, data_provenance=provenance)
-    with tensorboard_writer(out, tensorboard) as write, progress("train", "steps") as show:
+    shown = progress("train", "steps") if first else nullcontext(lambda *numbers: None)
+    with tensorboard_writer(out, tensorboard and first) as write, shown as show:
         for record in records:
             write(record)
             if record["kind"] == "start":
-                say(_start_line(record))
+                if first:
+                    say(_start_line(record))
                 show(record["step"], config.steps)
-            elif record["kind"] == "damaged":
+            elif record["kind"] == "damaged" and first:
                 say(f"passed over a damaged checkpoint, now {record['path']}: {record['reason']}", "yellow")
             elif record["kind"] == "step":
                 words = f"loss {record['loss']:.4f}"
