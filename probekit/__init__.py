@@ -17,6 +17,7 @@ _HOME = {
     "extract": "features.extract",
     "sweep": "sweep",
     "concat": "concat",
+    "study": "study",
     "compare": "results.compare",
     "Results": "results.results",
     "UserError": "errors",

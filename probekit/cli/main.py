@@ -25,6 +25,7 @@ LOOK = Group.create_ordered("Before and after")
 # Verbs are named here with their one line of help, so that `probekit --help` need not import torch.
 VERBS: dict[str, tuple[Group, str]] = {
     "demo": (MAKE, "From nothing to a depth curve: minutes on two CPU cores."),
+    "study": (MAKE, "Encoders on data sets: extract, sweep, join layers, controls, report."),
     "train": (MODEL, "Train an iGPT on a data set and write a run folder."),
     "extract": (MEASURE, "Write every layer's pooled features of a data set to one file."),
     "sample": (MODEL, "Draw pictures from a trained iGPT."),
@@ -33,6 +34,7 @@ VERBS: dict[str, tuple[Group, str]] = {
     "concat": (MEASURE, "Probe joined layers."),
     "report": (SHOW, "Write depth curves, tables and an HTML page."),
     "compare": (SHOW, "Compare two results on the test rows they share."),
+    "plan": (LOOK, "Say what time, memory and disk train, extract and sweep will take."),
     "datasets": (LOOK, "List the data sets known by name, or fetch one."),
     "compress": (LOOK, "Rewrite a feature file in compressed chunks."),
     "verify": (LOOK, "Check a feature file for damage and doubtful contents."),
