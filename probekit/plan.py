@@ -1,11 +1,20 @@
 """Disk, memory and time before anything starts: arithmetic from sizes, and a short calibration for the rates."""
 
+import os
+import tempfile
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from probekit.sweep import sweep
+
 ROW_BYTES = 24  # label, row id and image hash
+RECORD_BYTES = 12_000  # a line of results.jsonl and one of choices.jsonl, 45 penalties each
 
 
 @dataclass(frozen=True)
@@ -36,8 +45,36 @@ def matmul_rate(size: int = 1024, seconds: float = 0.5, device: str = "cpu") -> 
     return 2 * size**3 / best
 
 
+def process_bytes() -> int:
+    """Resident memory of this process: what any step needs beside its own arrays (Python, PyTorch, libraries)."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def write_rate(folder: str | Path | None = None, megabytes: int = 32) -> float:
+    """Bytes a second that a folder's disk takes, flushed to it; the system's temporary folder when None."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        content = os.urandom(1 << 20)
+        begun = time.perf_counter()
+        for _ in range(megabytes):
+            file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        return megabytes * (1 << 20) / (time.perf_counter() - begun)
+
+
 def plan_extract(
-    encoder: Any, data: Any, batch_size: int = 128, dtype: str = "float32", seconds: float = 3.0
+    encoder: Any,
+    data: Any,
+    batch_size: int = 128,
+    dtype: str = "float32",
+    seconds: float = 3.0,
+    rows: int | None = None,
+    folder: str | Path | None = None,
+    ranks: int = 1,
 ) -> Estimate:
     """Estimate an extraction from a few real batches: decoding, preparing and the encoder's forward pass.
 
@@ -45,61 +82,114 @@ def plan_extract(
     ----------
     encoder : Encoder
     data : Dataset
-    seconds : how long to calibrate at most, after one batch to warm up
+    seconds : how long to calibrate at most, after what warms up
+    rows : images in all, where `data` is only a sample of them
+    folder : where the feature file will lie, None: not counted
+    ranks : processes that share the rows
     """
-    import numpy as np
     import torch
 
     splits: Mapping[str, Any] = data.splits
-    rows = sum(len(splits[name]) for name in splits)
+    total = rows or sum(len(splits[name]) for name in splits)
     part = splits[next(iter(splits))]
-    size = min(batch_size, len(part))
+
+    def batch(first: int, size: int) -> tuple[float, int]:
+        """Seconds of a batch from row `first` on, and bytes of its prepared images."""
+        begun = time.perf_counter()
+        images = np.stack([encoder.prepare(image) for image in part.images(first, first + size)])
+        with torch.inference_mode():
+            for feature in encoder(images, part.row_ids[first : first + size]):
+                feature.cpu()
+        return time.perf_counter() - begun, images.nbytes
+
+    before = process_bytes()
+    batch(0, 1)
+    size, most = 1, min(batch_size, len(part))
+    took, image_bytes = batch(0, 1)
+    while size < most and 4 * took < seconds / 2:
+        size = min(4 * size, most)
+        took, _ = batch(0, size)
+    # tables fill and caches warm up over the first batch, which a whole run hardly notices
+    batch(0, size)
     times: list[float] = []
     until = time.perf_counter() + seconds
-    images = None
     while len(times) < 2 or time.perf_counter() < until:
-        begun = time.perf_counter()
-        images = np.stack([encoder.prepare(image) for image in part.images(0, size)])
-        with torch.inference_mode():
-            for feature in encoder(images, part.row_ids[:size]):
-                feature.cpu()
-        times.append(time.perf_counter() - begun)
-    steady = sorted(times[1:])[(len(times) - 1) // 2]
-    disk = feature_bytes(rows, encoder.widths, dtype)
+        first = (len(times) * size * 7) % max(1, len(part) - size + 1)
+        times.append(batch(first, size)[0])
+    per_row = float(np.median(times)) / size
+    disk = feature_bytes(total, encoder.widths, dtype)
     # at most two batches of features wait for the writer beside the one being computed
-    memory = 3 * feature_bytes(size, encoder.widths) + 3 * (0 if images is None else images.nbytes)
-    return Estimate("extract", disk, memory, steady * rows / size)
+    memory = 3 * feature_bytes(batch_size, encoder.widths) + 3 * image_bytes * batch_size
+    memory += max(0, process_bytes() - before) * batch_size // size
+    writing = disk / write_rate(folder) if folder is not None else 0.0
+    # a thread writes while the next batch is computed
+    return Estimate("extract", disk, memory, max(per_row * total, writing) / ranks)
 
 
-def plan_train(
-    flops_per_image: int, n_params: int, steps: int, batch_size: int, rate: float, checkpoints: int = 5
-) -> Estimate:
-    """Estimate training: a step costs three forward passes; weights, gradients and two moments in float32 are kept.
+def plan_sweep(store: Any, seconds: float = 10.0, layers: Sequence[str] | None = None, **options: Any) -> Estimate:
+    """Estimate a sweep by really probing a few layers of a feature file, on as many rows as the time allows.
 
     Parameters
     ----------
-    flops_per_image : of one forward pass (`ModelConfig.flops_per_image`)
-    rate : FLOP/s that the device reaches (`matmul_rate`, times the devices used)
-    checkpoints : how many are kept on disk, each with weights and two moments
-
-    Notes
-    -----
-    Activations are not counted in the memory.
+    store : FeatureStore
+    seconds : about how long to calibrate; small files are probed whole
+    layers : that will be swept, all when None
+    **options : of `probekit.sweep.sweep`: protocol, Cs, backend, device, dtype
     """
-    return Estimate(
-        "train", checkpoints * 12 * n_params, 16 * n_params, 3 * flops_per_image * batch_size * steps / rate
-    )
+
+    names = list(layers or store.layers)
+    # shallow, middle and deep layers cost differently
+    tried = list(dict.fromkeys(names[len(names) * share // 6] for share in (1, 3, 5)))
+    available = sum(len(store.labels(split)) for split in store.splits if split != "test")
+    widths = dict(zip(store.layers, store.widths, strict=True))
+
+    def probe(layer: str, rows: int) -> float:
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            begun = time.perf_counter()
+            sweep(store, folder, layers=[layer], train_rows=None if rows >= available else rows, **options)
+            return time.perf_counter() - begun
+
+    rows = min(available, 1000)
+    probe(tried[0], min(rows, 300))
+    until = time.perf_counter() + seconds
+    took = probe(tried[0], rows)
+    while rows < available and time.perf_counter() + 4 * took * len(tried) < until:
+        rows = min(available, 4 * rows)
+        took = probe(tried[0], rows)
+    costs = [took, *(probe(layer, rows) for layer in tried[1:] if time.perf_counter() < until)]
+    each = float(np.mean([cost / widths[layer] for cost, layer in zip(costs, tried, strict=False)]))
+    total = each * sum(widths[name] for name in names) * available / rows
+    classes = int(max(store.labels(split).max() for split in store.splits)) + 1
+    test = len(store.labels("test")) if "test" in store.splits else 0
+    outputs = 1 if classes == 2 else classes
+    # a probe file: the coefficients, then id, label, prediction and probabilities of every test row; a record beside it
+    disk = sum(4 * (widths[name] + 1) * outputs + test * (24 + 4 * classes) + RECORD_BYTES for name in names)
+    widest = max(widths[name] for name in names)
+    memory = (available + test) * widest * 4 * 3
+    return Estimate("sweep", disk, memory, total)
 
 
-def plan_sweep(
-    rows: int, widths: Sequence[int], n_classes: int, n_penalties: int, rate: float, iterations: int = 100
-) -> Estimate:
-    """Estimate a sweep: each iteration of each penalty multiplies by the features twice, over every layer.
+def sweep_operations(rows: int, widths: Sequence[int], n_classes: int, n_penalties: int, iterations: int = 100) -> int:
+    """Operations of a sweep: each iteration of each penalty multiplies by the features twice, over every layer.
 
     `iterations` is the mean over penalties; weak penalties need several hundred, strong ones under ten.
     """
     outputs = 1 if n_classes == 2 else n_classes
-    flops = sum(4 * rows * width * outputs for width in widths) * n_penalties * iterations
-    disk = sum(4 * width * outputs for width in widths)
-    memory = rows * (max(widths) * 8 + n_penalties * outputs * 4)
-    return Estimate("sweep", disk, memory, flops / rate)
+    return sum(4 * rows * width * outputs for width in widths) * n_penalties * iterations
+
+
+def made_up_features(path: str | Path, rows: int, width: int, n_classes: int, n_layers: int = 1, seed: int = 0) -> Any:
+    """A feature file for planning where there is none yet: classes in overlapping clouds, variances falling as 1/k."""
+
+    from probekit.features.store import FeatureStore
+
+    rng = np.random.default_rng(seed)
+    scale = 1 / np.sqrt(np.arange(1, width + 1))
+    centres = 0.7 * rng.standard_normal((n_classes, width)) * scale
+    splits = {}
+    for split, n in (("train", rows), ("test", max(n_classes, rows // 5))):
+        y = np.arange(n) % n_classes
+        X = centres[y] + rng.standard_normal((n, width)) * scale
+        splits[split] = ([X.astype(np.float32)] * n_layers, y)
+    return FeatureStore.from_arrays(path, splits, encoder={"name": "made up"}, dataset={"name": "made up"})

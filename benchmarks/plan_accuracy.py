@@ -1,0 +1,133 @@
+"""Plans against what then really happens: `python benchmarks/plan_accuracy.py [--steps 60]`.
+
+Trains a tiny iGPT on wandering digits, extracts its features and sweeps them, each in a process of its own, after
+`probekit.plan` has said what that will take. Rows (planned, real, and planned over real; goal 0.75 to 1.25) go to
+benchmarks/results/plan_accuracy.csv.
+"""
+
+import argparse
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from rows import record
+
+from igpt_model.cost import training_cost
+from igpt_model.train import train
+from igpt_model.train_config import TrainConfig
+from probekit import extract, load_dataset, load_encoder, sweep
+from probekit.features.store import FeatureStore
+from probekit.plan import plan_extract, plan_sweep, process_bytes
+
+MODEL = {"model": "tiny", "n_head": 3, "resolution": 12, "n_colours": 8, "batch_size": 32}
+
+
+def settings(steps):
+    """A short run with evaluations and checkpoints in it."""
+    return TrainConfig(**MODEL, steps=steps, eval_every=max(1, steps // 2), checkpoint_every=max(1, steps // 2))
+
+
+def pictures(config, split):
+    """A split's pictures, prepared."""
+    return np.stack([config.transform(image) for image in split.images(0, len(split))])
+
+
+def size_of(folder):
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
+def run_train(folder, steps):
+    """Really train; the clock starts when the pictures are encoded."""
+    data, config = load_dataset("wandering-digits"), settings(steps)
+    parts = [pictures(config, data.splits[name]) for name in ("train", "val")]
+    records = train(config, *parts, Path(folder) / "run")
+    next(records)
+    begun = time.perf_counter()
+    for _ in records:
+        pass
+    return time.perf_counter() - begun, size_of(Path(folder) / "run" / "checkpoints")
+
+
+def run_extract(folder, steps):
+    """Really extract."""
+    encoder, data = load_encoder(f"igpt:{folder}/run"), load_dataset("wandering-digits")
+    len(data.splits["train"])
+    begun = time.perf_counter()
+    extract(encoder, data, Path(folder) / "f.h5")
+    return time.perf_counter() - begun, os.path.getsize(Path(folder) / "f.h5")
+
+
+def run_sweep(folder, steps):
+    """Really sweep."""
+    begun = time.perf_counter()
+    sweep(Path(folder) / "f.h5", Path(folder) / "results")
+    return time.perf_counter() - begun, size_of(Path(folder) / "results")
+
+
+def plan_of_train(folder, steps):
+    """The plan for the same."""
+    config = settings(steps)
+    base = process_bytes()
+    cost = training_cost(config, val_images=len(load_dataset("wandering-digits").splits["val"]), seconds=6)
+    return cost.seconds, base + cost.memory, cost.disk
+
+
+def plan_of_extract(folder, steps):
+    """The plan for the same."""
+    encoder, data = load_encoder(f"igpt:{folder}/run"), load_dataset("wandering-digits")
+    base = process_bytes()
+    planned = plan_extract(encoder, data, seconds=4, folder=folder)
+    return planned.seconds, base + planned.memory, planned.disk
+
+
+def plan_of_sweep(folder, steps):
+    """The plan for the same."""
+    base = process_bytes()
+    planned = plan_sweep(FeatureStore.open(Path(folder) / "f.h5"), seconds=20)
+    return planned.seconds, base + planned.memory, planned.disk
+
+
+def in_a_process(action, *arguments):
+    """What a function returns in a new process, and the most memory that this process had."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measured, (action, *arguments))
+
+
+def _measured(action, *arguments):
+    return action(*arguments), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measures(steps):
+    """Planned, real and their ratio, for seconds, memory and disk of each step."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, planning, running in (
+            ("train", plan_of_train, run_train),
+            ("extract", plan_of_extract, run_extract),
+            ("sweep", plan_of_sweep, run_sweep),
+        ):
+            (seconds, memory, disk), _ = in_a_process(planning, folder, steps)
+            (real_seconds, real_disk), real_memory = in_a_process(running, folder, steps)
+            for what, planned, real in (
+                ("seconds", seconds, real_seconds),
+                ("memory, MB", memory / 1e6, real_memory / 1e6),
+                ("disk, MB", disk / 1e6, real_disk / 1e6),
+            ):
+                yield f"{name}: planned {what}", planned
+                yield f"{name}: real {what}", real
+                yield f"{name}: planned over real {what} (goal 0.75 to 1.25)", planned / real
+
+
+def main():
+    """Measure, print, and append the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=60)
+    record("plan_accuracy", measures(parser.parse_args().steps))
+
+
+if __name__ == "__main__":
+    main()

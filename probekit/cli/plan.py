@@ -1,0 +1,138 @@
+"""`probekit plan`: time, memory and disk of training, extraction and sweep, from a short calibration on the spot."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from igpt_model.train_config import TrainConfig
+from probekit.cli.console import say
+from probekit.plan import Estimate
+
+
+def plan(
+    *,
+    dataset: str | None = None,
+    root: Path | None = None,
+    encoder: str | None = None,
+    features: Path | None = None,
+    rows: int = 50_000,
+    test_rows: int = 10_000,
+    classes: int = 10,
+    protocol: str = "igpt",
+    ranks: int = 1,
+    seconds: float = 15.0,
+    config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008  (frozen)
+) -> None:
+    """Say what train, extract and sweep will take on this machine, before anything is started.
+
+    Parameters
+    ----------
+    dataset
+        Plan for this data set; else for --rows made-up pictures.
+    root
+        Where the data set lies, if it is not embedded.
+    encoder
+        Plan the extraction of this encoder; else of the iGPT that the flags describe.
+    features
+        Plan the sweep of this feature file; else of made-up features of the encoder's widths.
+    rows
+        Training and validation pictures together, where no data set is given.
+    test_rows
+        Test pictures, where no data set is given.
+    classes
+        Classes, where no data set is given.
+    protocol
+        Of the sweep.
+    ranks
+        Processes (one a GPU) that share training and extraction; what they exchange is not counted.
+    seconds
+        About how long to calibrate each step.
+    """
+    from igpt_model.cost import training_cost
+    from probekit import FeatureStore, load_dataset
+    from probekit.plan import made_up_features, plan_sweep, process_bytes
+
+    base = process_bytes()
+    data = None if dataset is None else load_dataset(dataset, root=root)
+    if data is not None:
+        counts = {name: len(data.splits[name]) for name in data.splits}
+        test_rows, classes = counts.get("test", 0), len(data.classes)
+        rows = sum(counts.values()) - test_rows
+    cost = training_cost(config, val_images=rows // 10, ranks=ranks, seconds=seconds / 3)
+    trained = config.steps * config.batch_size / max(1, rows)
+    note = f"{config.steps:,} steps of {cost.step:.3g} s, {trained:.3g} passes over the pictures"
+    estimates = [(Estimate("train", cost.disk, cost.memory, cost.seconds), note)]
+    if cost.scaled_from:
+        estimates[0] = (estimates[0][0], f"{note}; scaled up from {cost.scaled_from}")
+    extraction, note, widths = _extraction(encoder, config, data, rows + test_rows, classes, seconds / 3, ranks)
+    estimates.append((extraction, note))
+    if features is not None:
+        estimates.append((plan_sweep(FeatureStore.open(features), seconds, protocol=protocol), "this feature file"))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            sampled = min(rows, 4000)
+            store = made_up_features(Path(folder) / "f.h5", sampled, max(widths), classes)
+            one = plan_sweep(store, seconds, protocol=protocol)
+        times = sum(widths) / max(widths)
+        memory = one.memory * (rows + test_rows) // (sampled + max(classes, sampled // 5))
+        disk = round(one.disk * times) + len(widths) * test_rows * (24 + 4 * classes)
+        whole = Estimate("sweep", disk, memory, one.seconds * times * rows / sampled)
+        estimates.append((whole, "made-up features: what real ones take depends on them"))
+    for estimate, text in estimates:
+        say(
+            f"{estimate.step}: {_time(estimate.seconds)}, {_size(base + estimate.memory)} of memory"
+            f"{' a rank' if ranks > 1 and estimate.step != 'sweep' else ''}, {_size(estimate.disk)} on disk ({text})"
+        )
+
+
+def _extraction(
+    spec: str | None, config: TrainConfig, data: Any, rows: int, classes: int, seconds: float, ranks: int
+) -> tuple[Estimate, str, list[int]]:
+    """The estimate, a remark, and the widths of the encoder's layers."""
+    from probekit import load_dataset
+    from probekit.plan import plan_extract
+
+    made = _encoder(spec, config, data)
+    sample = data or load_dataset(_pictures(config, min(rows, 512), classes))
+    estimate = plan_extract(made, sample, seconds=seconds, rows=rows, ranks=ranks)
+    return estimate, f"{rows:,} images, {len(made.layers)} layers", list(made.widths)
+
+
+def _encoder(spec: str | None, config: TrainConfig, data: Any) -> Any:
+    from igpt_model.config import ModelConfig
+    from igpt_model.model import IGPT
+    from igpt_model.palette import Palette
+    from probekit import load_encoder
+    from probekit.encoders.igpt import IGPTEncoder
+
+    if spec is not None:
+        return load_encoder(spec, data=data)
+    model: ModelConfig = config.model_config
+    palette, device = Palette.rgb_grid(config.n_colours), config.device
+    return IGPTEncoder(IGPT(model), palette, config.transform, device=device, dtype=config.dtype)
+
+
+def _pictures(config: TrainConfig, count: int, classes: int) -> Any:
+    """Made-up pictures, smooth as photographs are, and labels."""
+    import numpy as np
+
+    rng, side = np.random.default_rng(0), max(config.resolution, 8)
+    coarse = rng.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    pictures = coarse.repeat(-(-side // 4), 1).repeat(-(-side // 4), 2)[:, :side, :side]
+    return np.ascontiguousarray(pictures), np.arange(count) % classes
+
+
+def _time(seconds: float) -> str:
+    for size, name in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds:.3g} seconds"
+
+
+def _size(count: float) -> str:
+    for size, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if count >= size:
+            return f"{count / size:.3g} {name}"
+    return f"{count / 1e3:.3g} kB"
