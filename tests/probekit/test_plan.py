@@ -30,58 +30,49 @@ def test_planned_bytes_are_those_of_a_real_file(tmp_path, dtype):
     assert os.path.getsize(tmp_path / "f.h5") == pytest.approx(feature_bytes(5000, [40, 24], dtype), rel=0.02)
 
 
-def test_extraction_time_scales_with_the_rows():
-    class Sleeper:
-        widths = (4,)
+class Clock:
+    """A clock that only the encoder moves: 0.01 s a call and 0.001 s an image."""
 
-        def prepare(self, image):
-            return image
+    widths = (4,)
+    now = 0.0
 
-        def __call__(self, images, row_ids):
-            time.sleep(0.02)
-            return [torch.zeros(len(images), 4)]
+    def prepare(self, image):
+        return image
 
-    class Part:
-        row_ids = np.arange(1000)
-
-        def __len__(self):
-            return 1000
-
-        def images(self, start, stop):
-            return [np.zeros((2, 2, 3), np.uint8)] * (stop - start)
-
-    plan = plan_extract(Sleeper(), SimpleNamespace(splits={"train": Part()}), batch_size=100, seconds=0.2)
-    assert 0.2 <= plan.seconds < 0.6
-    assert plan.disk == 1000 * (16 + 24)
+    def __call__(self, images, row_ids):
+        self.now += 0.01 + 0.001 * len(images)
+        return [torch.zeros(len(images), 4)]
 
 
-def test_ranks_share_an_extraction_and_a_sample_stands_for_all_rows():
-    class Quick:
-        widths = (4,)
+class Part:
+    """Blank pictures."""
 
-        def prepare(self, image):
-            return image
+    row_ids = np.arange(1000)
 
-        def __call__(self, images, row_ids):
-            time.sleep(0.01)
-            return [torch.zeros(len(images), 4)]
+    def __len__(self):
+        return 1000
 
-    class Part:
-        row_ids = np.arange(100)
+    def images(self, start, stop):
+        return [np.zeros((2, 2, 3), np.uint8)] * (stop - start)
 
-        def __len__(self):
-            return 100
 
-        def images(self, start, stop):
-            return [np.zeros((2, 2, 3), np.uint8)] * (stop - start)
+@pytest.mark.parametrize(("rows", "ranks"), [(None, 1), (50_000, 1), (50_000, 8)])
+def test_extraction_is_planned_from_batches_of_the_real_size(monkeypatch, rows, ranks):
+    encoder = Clock()
+    monkeypatch.setattr("probekit.plan.time.perf_counter", lambda: encoder.now)
+    data = SimpleNamespace(splits={"train": Part()})
+    plan = plan_extract(encoder, data, batch_size=100, seconds=3.0, rows=rows, ranks=ranks)
+    # a batch of 100 takes 0.11 s
+    assert plan.seconds == pytest.approx((rows or 1000) / 100 * 0.11 / ranks)
+    assert plan.disk == (rows or 1000) * (16 + 24)
 
-    sample = SimpleNamespace(splits={"train": Part()})
-    whole = plan_extract(Quick(), sample, batch_size=100, seconds=0.1, rows=10_000)
-    assert whole.disk == 10_000 * (16 + 24)
-    # 100 batches that sleep 0.01 s each; a busy machine may add to that
-    assert 0.9 < whole.seconds < 10
-    shared = plan_extract(Quick(), sample, batch_size=100, seconds=0.1, rows=10_000, ranks=4)
-    assert 0.2 < shared.seconds < 2.5
+
+def test_a_slow_encoder_is_planned_from_small_batches(monkeypatch):
+    encoder = Clock()
+    monkeypatch.setattr("probekit.plan.time.perf_counter", lambda: encoder.now)
+    data = SimpleNamespace(splits={"train": Part()})
+    plan = plan_extract(encoder, data, batch_size=1000, seconds=0.12)
+    assert plan.seconds == pytest.approx(1000 / 16 * 0.026)
 
 
 @pytest.mark.slow
