@@ -131,7 +131,7 @@ def measure(size, rounds, clock, device, dtype, compiled):
     multiply, operations = product(device, dtype)
     actions = [lambda: update(tokens), lambda: hf(tokens), lambda: small(tokens), from_data, multiply]
     seconds = turns(actions, rounds, clock, device)
-    mine, theirs, floor, fed, mm = np.median(seconds, 0)
+    mine, theirs, floor, _, _ = np.median(seconds, 0)
     rate = operations / seconds[:, 4].min()
     yield f"{size.name}: ours, tokens/s", tokens.size / mine
     yield f"{size.name}: HF ImageGPT, tokens/s", tokens.size / theirs
