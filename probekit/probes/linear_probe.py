@@ -2,13 +2,15 @@
 
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
@@ -39,14 +41,18 @@ class _Probe(ClassifierMixin, BaseEstimator):
             self.n_features_in_ = X.shape[1]  # fit_path checks the rest where the tensor lives
             y = y.detach().cpu().numpy() if isinstance(y, torch.Tensor) else np.asarray(y)
         else:
-            X, y = (v.detach().numpy() if isinstance(v, torch.Tensor) else v for v in (X, y))
+            X, y = _host(X), _host(y)
             X, y = validate_data(self, X, y, dtype=[np.float64, np.float32, np.float16], ensure_min_samples=2)
         check_classification_targets(y)
         if isinstance(X, torch.Tensor):
             weights = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
         else:
             weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        return X, y, weights * compute_sample_weight(self.class_weight, y)  # type: ignore[attr-defined]
+        return X, y, weights * _class_weights(self.class_weight, y, weights)  # type: ignore[attr-defined]
+
+    def _path(self, X: Any, y: Any, Cs: Any, weights: Array) -> ProbePath:
+        with _read_only_is_fine():
+            return fit_path(X, y, Cs, sample_weight=weights, **self._settings())
 
     def _take(self, path: ProbePath, index: int) -> None:
         self.classes_ = path.classes
@@ -63,8 +69,7 @@ class _Probe(ClassifierMixin, BaseEstimator):
     def decision_function(self, X: Any) -> Array:
         """Scores (N, K), or (N,) for two classes: positive means the second class."""
         check_is_fitted(self)
-        X = X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else X
-        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32, np.float16])
+        X = validate_data(self, _host(X), reset=False, dtype=[np.float64, np.float32, np.float16])
         scores = objective.logits(X, self.coef_, self.intercept_)
         return scores[:, 0] if scores.shape[1] == 1 else scores
 
@@ -125,7 +130,7 @@ class LinearProbe(_Probe):
     def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
         """Fit on features (N, D) and labels (N,)."""
         X, y, weights = self._read(X, y, sample_weight)
-        self._take(fit_path(X, y, [self.C], sample_weight=weights, **self._settings()), 0)
+        self._take(self._path(X, y, [self.C], weights), 0)
         return self
 
     @classmethod
@@ -140,15 +145,18 @@ class LinearProbe(_Probe):
         """Write parameters, weights and certificate as one safetensors file, whole or not at all."""
         check_is_fitted(self)
         arrays = {"coef": np.ascontiguousarray(self.coef_), "intercept": np.ascontiguousarray(self.intercept_)}
+        params = self.get_params()
+        if isinstance(self.class_weight, dict):  # JSON would turn its keys into text
+            params["class_weight"] = [[_plain(label), float(weight)] for label, weight in self.class_weight.items()]
         facts = {
-            "params": self.get_params(),
+            "params": params,
             "certificate": self.certificate_,
             "converged": self.converged_,
             "solver_version": self.solver_version_,
             "classes": self.classes_.tolist(),
             "classes_dtype": self.classes_.dtype.str if self.classes_.dtype.kind != "O" else "O",
         }
-        metadata = {"format": "probekit.probe", "version": "1", "probe": json.dumps(facts)}
+        metadata = {"format": "probekit.probe", "version": "1", "probe": json.dumps(facts, default=_plain)}
         write_bytes(path, save(arrays, metadata=metadata))
 
     @classmethod
@@ -160,12 +168,18 @@ class LinearProbe(_Probe):
         UserError
             The file is not a probe written by `save`.
         """
-        with safe_open(str(path), framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != "probekit.probe":
-                raise UserError(f"{path} is not a probe file; give one written by LinearProbe.save.")
-            coef, intercept = file.get_tensor("coef"), file.get_tensor("intercept")
+        stranger = UserError(f"{path} is not a probe file; give one written by LinearProbe.save.")
+        try:
+            with safe_open(str(path), framework="numpy") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != "probekit.probe":
+                    raise stranger
+                coef, intercept = file.get_tensor("coef"), file.get_tensor("intercept")
+        except SafetensorError:
+            raise stranger from None
         facts = json.loads(metadata["probe"])
+        if isinstance(facts["params"]["class_weight"], list):
+            facts["params"]["class_weight"] = dict(facts["params"]["class_weight"])
         probe = cls(**facts["params"])
         probe.coef_, probe.intercept_ = coef, intercept
         probe.classes_ = np.array(facts["classes"], dtype=np.dtype(facts["classes_dtype"]))
@@ -232,7 +246,7 @@ class LinearProbeCV(_Probe):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the choice below heeds it
             for train, held in self._splitter(y).split(np.zeros(len(y)), y):
-                path = fit_path(X[train], y[train], Cs, sample_weight=weights[train], **self._settings())
+                path = self._path(X[train], y[train], Cs, weights[train])
                 known = np.isin(y[held], path.classes)  # a rare class may be missing from a fold
                 rows = held[known]
                 accuracies.append(np.average(path.predict(X[held]) == y[held], axis=1, weights=_safe(weights[held])))
@@ -243,7 +257,7 @@ class LinearProbeCV(_Probe):
         self.C_ = float(Cs[self.index_])
         self.at_grid_edge_ = len(Cs) > 1 and self.index_ in (0, len(Cs) - 1)
         self.Cs_ = Cs
-        self._take(fit_path(X, y, [self.C_], sample_weight=weights, **self._settings()), 0)
+        self._take(self._path(X, y, [self.C_], weights), 0)
         return self
 
     def _splitter(self, y: NDArray[Any]) -> Any:
@@ -286,6 +300,36 @@ def choose(accuracy: Array, log_loss: Array, Cs: Array, converged: NDArray[np.bo
     candidates = np.flatnonzero(converged) if converged.any() else np.arange(len(Cs))
     order = np.lexsort((Cs[candidates], log_loss[candidates], -accuracy[candidates]))
     return int(candidates[order[0]])
+
+
+def _host(values: Any) -> Any:
+    """A tensor as an array (bfloat16, which NumPy lacks, as float32); anything else as it is."""
+    if not isinstance(values, torch.Tensor):
+        return values
+    values = values.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+
+
+def _class_weights(class_weight: Any, y: NDArray[Any], weights: Array) -> Array:
+    """Weight of each row's class (N,); "balanced" counts rows by their sample weights, as scikit-learn >= 1.8 does."""
+    if class_weight != "balanced":
+        return np.asarray(compute_sample_weight(class_weight, y))
+    _, column = np.unique(y, return_inverse=True)
+    totals = np.bincount(column, weights)
+    return (weights.sum() / (len(totals) * np.maximum(totals, np.finfo(float).tiny)))[column]
+
+
+@contextmanager
+def _read_only_is_fine() -> Iterator[None]:
+    """No warning about a read-only array (a memory map): the solver never writes to what it is given."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        yield
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy scalar as JSON's own kind."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _safe(weights: Array) -> Array:
