@@ -1,11 +1,12 @@
 """Each analysis prints what the records of a made-up run say."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
 
-from analyses import comparison, concat_layers, depth_curve
+from analyses import comparison, concat_layers, depth_curve, training_log
 from probekit.results.records import read_records
 
 
@@ -41,3 +42,20 @@ def test_comparison_sets_the_paper_beside_ours(results, capsys):
     printed = capsys.readouterr().out
     assert "| 96.3 " in printed
     assert "toy (ours)" in printed
+
+
+def test_training_log(tmp_path, capsys):
+    records = [
+        {"kind": "eval", "step": 0, "val_loss": 2.0},
+        {"kind": "checkpoint", "step": 0, "path": "checkpoints/0000000"},
+        {"kind": "step", "step": 10, "loss": 1.5, "lr": 0.1, "grad_norm": 1.0, "tokens_per_s": 7},
+        {"kind": "step", "step": 20, "loss": 1.25, "lr": 0.1, "grad_norm": 1.0, "tokens_per_s": 7},
+        {"kind": "eval", "step": 20, "val_loss": 1.375},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    training_log.main([str(tmp_path), "--out", str(tmp_path / "out"), "--mark", "20"])
+    assert (tmp_path / "out" / "training.csv").read_text().splitlines() == [
+        "step,loss,val_loss,lr,grad_norm", "0,,2.0,,", "10,1.5,,0.1,1.0", "20,1.25,1.375,0.1,1.0",
+    ]  # fmt: skip
+    assert "training.svg" in capsys.readouterr().out
+    assert (tmp_path / "out" / "training.svg").read_text().count("<svg") == 1
