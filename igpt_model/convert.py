@@ -19,13 +19,20 @@ from .config import ModelConfig
 from .errors import UserError
 from .images import ImageTransform
 from .model import IGPT
-from .openai_weights import from_openai
+from .openai_weights import from_openai, from_openai_checkpoint
 from .palette import Palette
 
 if TYPE_CHECKING:
     from transformers import ImageGPTForCausalImageModeling
 
-__all__ = ["from_huggingface", "from_openai", "from_pretrained_folder", "to_huggingface", "to_pretrained_folder"]
+__all__ = [
+    "from_huggingface",
+    "from_openai",
+    "from_openai_checkpoint",
+    "from_pretrained_folder",
+    "to_huggingface",
+    "to_pretrained_folder",
+]
 
 # our names of a block's linear layers are Hugging Face's as well
 _LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")

@@ -1,4 +1,4 @@
-"""OpenAI's released TensorFlow variables -> IGPT.
+"""OpenAI's released TensorFlow checkpoints and variables -> IGPT.
 
 Names and shapes are those of the released code (scope `model/`); D width, H heads, E = D / H, V colours:
 `wpe [T, D]`, `wte [V, D]`, `wtet [V, D]`, `sos [D]`, `ln_f/g [D]`, and per block `attn/{q,k,v,c}_proj [H, E, D]`,
@@ -6,13 +6,21 @@ Names and shapes are those of the released code (scope `model/`); D width, H hea
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from .config import ModelConfig
 from .errors import UserError
+from .images import ImageTransform
 from .model import IGPT
+from .palette import Palette
+from .tensor_bundle import bundle_prefix, read_bundle
+
+PUBLISHED_LOSSES = {(24, 512): 2.0895, (36, 1024): 2.0614, (48, 1536): 2.0466}
+"""Nats a pixel on the ImageNet test arrays at 32 x 32, by (n_layer, n_embd): the released autoregressive models after
+1,000,000 steps (the README of github.com/openai/image-gpt)."""
 
 # what a training checkpoint holds beside the weights; the class head `clf` of fine-tuned ones is no part of the model
 _NOT_WEIGHTS = ("adam", "global_step", "clf/", "beta1_power", "beta2_power")
@@ -67,3 +75,55 @@ def from_openai(variables: Mapping[str, np.ndarray], n_head: int | None = None, 
             state[f"h.{i}.{norm}.g"] = found[f"h{i}/{norm}/g"]
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()}
     return IGPT.from_state(config, tensors, "The variables")
+
+
+def from_openai_checkpoint(
+    path: str | Path, palette_file: str | Path | None = None, causal: bool = True
+) -> tuple[IGPT, Palette | None, ImageTransform]:
+    """Read a TensorFlow checkpoint as OpenAI released them, without TensorFlow; every tensor's checksum is checked.
+
+    Parameters
+    ----------
+    path : the checkpoint's prefix (`.../model.ckpt-1000000`), its `.index`, or the folder it is alone in
+    palette_file : `kmeans_centers.npy`, (V, 3) in [-1, 1]; looked for beside the checkpoint if not given
+    causal : False for the BERT checkpoints
+
+    Returns
+    -------
+    model, palette (None if there is none), transform
+        Pictures at the model's resolution; the kernel of OpenAI's arrays is not published, and bilinear is ours.
+    """
+    prefix = bundle_prefix(path)
+    variables = read_bundle(prefix, lambda name: not any(word in name.lower() for word in _NOT_WEIGHTS))
+    try:
+        model = from_openai(variables, causal=causal)
+    except UserError as error:
+        raise UserError(f"{prefix}: {error}") from error
+    file = Path(palette_file) if palette_file is not None else prefix.with_name("kmeans_centers.npy")
+    absent = palette_file is None and not file.is_file()
+    palette = None if absent else _read_palette(file, model.config.vocab_size)
+    side = round(model.config.n_positions**0.5)
+    if side**2 != model.config.n_positions:
+        raise UserError(f"{prefix} has {model.config.n_positions} positions, which are no square of pixels.")
+    return model, palette, ImageTransform(side)
+
+
+def _read_palette(file: Path, n_colours: int) -> Palette:
+    try:
+        centres = np.load(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is no array of colours ({error}); give OpenAI's kmeans_centers.npy.") from error
+    if centres.shape != (n_colours, 3):
+        raise UserError(f"{file} has shape {centres.shape}; the model knows {n_colours} colours, ({n_colours}, 3).")
+    return Palette(centres)
+
+
+def what_to_expect(config: ModelConfig) -> str:
+    """Return a sentence with the published test loss of a model of this size."""
+    published = PUBLISHED_LOSSES.get((config.n_layer, config.n_embd)) if config.causal else None
+    if published is None:
+        return "no test loss is published for a model of this size and objective"
+    return (
+        f"published test loss after 1,000,000 steps: {published} nats a pixel ({published / np.log(2):.4f} bits) "
+        "on OpenAI's ImageNet test arrays"
+    )

@@ -1,41 +1,65 @@
-"""`probekit convert`: a run's checkpoint to Hugging Face's format, or such a folder to a checkpoint."""
+"""`probekit convert`: weights from OpenAI or Hugging Face to a run folder, and from a run to Hugging Face's format."""
 
 from pathlib import Path
 
+from igpt_model.images import ImageTransform
+from igpt_model.model import IGPT
+from igpt_model.palette import Palette
 from probekit.cli.console import say
 from probekit.errors import UserError
 
 
-def convert(source: str, target: Path, /) -> None:
-    """Convert weights: a Hugging Face ImageGPT folder becomes a run folder, a run becomes a Hugging Face folder.
+def convert(source: str, target: Path, /, *, palette: Path | None = None, bert: bool = False) -> None:
+    """Convert weights: OpenAI's or Hugging Face's become a run folder, a run becomes a Hugging Face folder.
 
     Parameters
     ----------
     source
-        A run (RUN or RUN@STEP), or a folder written by save_pretrained.
+        A run (RUN or RUN@STEP), a folder written by save_pretrained, or a TensorFlow checkpoint of OpenAI's
+        (its prefix model.ckpt-1000000, its .index file, or the folder it is alone in).
     target
         A new folder.
+    palette
+        For a TensorFlow checkpoint: kmeans_centers.npy, if it is not beside it.
+    bert
+        For a TensorFlow checkpoint: it is one of the BERT models.
     """
-    from igpt_model.checkpoint import load_checkpoint, save_checkpoint
-    from igpt_model.convert import from_pretrained_folder, to_pretrained_folder
+    from igpt_model.checkpoint import load_checkpoint
+    from igpt_model.convert import from_openai_checkpoint, from_pretrained_folder, to_pretrained_folder
+    from igpt_model.openai_weights import what_to_expect
     from probekit.encoders.igpt import checkpoint_folder
 
     folder = Path(source)
-    if (folder / "config.json").is_file() and any(
+    if folder.suffix == ".index" or Path(f"{source}.index").is_file() or next(folder.glob("*.index"), None):
+        model, colours, transform = from_openai_checkpoint(folder, palette, causal=not bert)
+        written = _write_run(target, source, model, colours, transform, "kmeans_centers.npy: give --palette FILE")
+        c = model.config
+        say(
+            f"{c.n_layer} blocks of width {c.n_embd}, {c.n_head} heads, {c.n_params:,} parameters; every tensor's "
+            f"checksum agrees; {what_to_expect(c)}"
+        )
+    elif (folder / "config.json").is_file() and any(
         next(folder.glob(pattern), None) for pattern in ("model*.safetensors", "pytorch_model*.bin")
     ):
-        model, palette, transform = from_pretrained_folder(folder)
-        if palette is None or transform is None:
-            raise UserError(
-                f"{folder} has no colour clusters (preprocessor_config.json), which pictures need: add that file."
-            )
-        if target.exists():
-            raise UserError(f"{target} exists already: give a new folder.")
-        written = save_checkpoint(
-            target / "checkpoints" / "0000000", model, palette, transform, 0, provenance={"source": str(folder)}
-        )
-        say(f"{written} (next: probekit extract igpt:{target} DATASET --out features.h5)")
+        model, colours, maybe = from_pretrained_folder(folder)
+        written = _write_run(target, source, model, colours, maybe, "preprocessor_config.json: add that file")
+    else:
+        checkpoint = load_checkpoint(checkpoint_folder(source))
+        to_pretrained_folder(target, checkpoint.model, checkpoint.palette, checkpoint.transform)
+        say(f"{target}: step {checkpoint.step} for Hugging Face's from_pretrained")
         return
-    checkpoint = load_checkpoint(checkpoint_folder(source))
-    to_pretrained_folder(target, checkpoint.model, checkpoint.palette, checkpoint.transform)
-    say(f"{target}: step {checkpoint.step} for Hugging Face's from_pretrained")
+    say(f"{written} (next: probekit extract igpt:{target} DATASET --out features.h5)")
+
+
+def _write_run(
+    target: Path, source: str, model: IGPT, palette: Palette | None, transform: ImageTransform | None, where: str
+) -> Path:
+    """Write a run folder with one checkpoint, of step 0."""
+    from igpt_model.checkpoint import save_checkpoint
+
+    if palette is None or transform is None:
+        raise UserError(f"{source} comes without colour clusters, which pictures need ({where}).")
+    if target.exists():
+        raise UserError(f"{target} exists already: give a new folder.")
+    folder = target / "checkpoints" / "0000000"
+    return save_checkpoint(folder, model, palette, transform, 0, provenance={"source": source})
