@@ -30,6 +30,7 @@ from .palette import Palette
 from .shards import read_shards, write_shards
 
 FORMAT = 1
+HEAD_FILE = "classifier.safetensors"  # beside the weights, where the model was fine-tuned
 
 
 @dataclass
@@ -64,6 +65,7 @@ def save_checkpoint(
     trainer_state: tuple[Mapping[str, torch.Tensor], Mapping[str, Any]] | None = None,
     provenance: Mapping[str, Any] | None = None,
     ranks: Ranks | None = None,
+    head: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write a checkpoint into a hidden folder beside `folder`, then rename it into place.
 
@@ -75,6 +77,8 @@ def save_checkpoint(
         JSON values that say where the model comes from: data, training settings, versions.
     ranks : Ranks, optional
         The processes that train together: all must call. With "fsdp" each writes its shards.
+    head : tensors by name, optional
+        What fine-tuning put on top of the model.
 
     Raises
     ------
@@ -105,6 +109,8 @@ def save_checkpoint(
             save_file(_on_cpu(trainer_state[0]), partial / "trainer.safetensors")
     if ranks.first:
         palette.save(partial / "palette.safetensors")
+        if head is not None:
+            save_file(_on_cpu(head), partial / HEAD_FILE)
         _write_json(partial / "config.json", about)
         _write_json(partial / "transform.json", transform.to_dict())
         if trainer_state is not None:

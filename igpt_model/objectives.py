@@ -15,8 +15,7 @@ from .model import IGPT
 
 def autoregressive_loss(model: IGPT, tokens_BT: Tensor) -> Tensor:
     """Return the mean negative log-likelihood of every pixel given those before it (paper, section 2.1)."""
-    logits_BTV = model(tokens_BT)
-    return F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.long().flatten())
+    return loss_of_state(model, model.last_state(tokens_BT), tokens_BT)
 
 
 def bert_loss(model: IGPT, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -24,8 +23,14 @@ def bert_loss(model: IGPT, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
 
     Only masked positions pass the output matrix.
     """
-    h_MD = model.last_state(tokens_BT, mask_BT)[mask_BT]
-    nll_M = F.cross_entropy(model.logits(h_MD), tokens_BT[mask_BT].long(), reduction="none")
+    return loss_of_state(model, model.last_state(tokens_BT, mask_BT), tokens_BT, mask_BT)
+
+
+def loss_of_state(model: IGPT, h_BTD: Tensor, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+    """Return the loss of the model's own objective from its last residual state, for who needs that state as well."""
+    if mask_BT is None:
+        return F.cross_entropy(model.logits(h_BTD).flatten(0, 1), tokens_BT.long().flatten())
+    nll_M = F.cross_entropy(model.logits(h_BTD[mask_BT]), tokens_BT[mask_BT].long(), reduction="none")
     share_B1 = 1 / (mask_BT.sum(1, keepdim=True).clamp(min=1) * len(mask_BT))
     return (nll_M * share_B1.expand_as(mask_BT)[mask_BT]).sum()
 

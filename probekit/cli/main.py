@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[Group, str]] = {
     "demo": (MAKE, "From nothing to a depth curve: minutes on two CPU cores."),
     "study": (MAKE, "Encoders on data sets: extract, sweep, join layers, controls, report."),
     "train": (MODEL, "Train an iGPT on a data set and write a run folder."),
+    "finetune": (MODEL, "Train a pre-trained iGPT with a linear head on labelled pictures."),
     "extract": (MEASURE, "Write every layer's pooled features of a data set to one file."),
     "sample": (MODEL, "Draw pictures from a trained iGPT."),
     "convert": (MODEL, "Weights to and from Hugging Face's format."),

@@ -1,0 +1,188 @@
+"""An iGPT with a linear head on the pooled state of a layer: what fine-tuning trains (paper, section 2.4).
+
+Letters: B images of a batch, N images, T positions, D width, K classes, M masks, P pixels a side.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from .checkpoint import HEAD_FILE, list_checkpoints, load_checkpoint
+from .config import ModelConfig
+from .errors import UserError
+from .features import pool
+from .images import ImageTransform
+from .model import IGPT, Linear
+from .objectives import draw_masks, loss_of_state
+from .palette import Palette
+from .voting import modal_vote
+
+
+class Classifier(nn.Module):
+    """A linear head, without bias and from zero as in the released code, on the pooled state of layer k.
+
+    Parameters
+    ----------
+    igpt : IGPT
+    n_classes : int
+    layer : int
+        k as in `igpt_model.features`: 0 the embedding, L the last block; -1 is L.
+    """
+
+    def __init__(self, igpt: IGPT, n_classes: int, layer: int = -1) -> None:
+        super().__init__()
+        if not -1 <= layer <= igpt.L:
+            raise UserError(f"layer is {layer}, but this model has layers 0 to {igpt.L}; -1 is the last one.")
+        if n_classes < 2:
+            raise UserError(f"There are {n_classes} classes, but a classifier needs at least two.")
+        self.igpt, self.layer = igpt, igpt.L if layer == -1 else layer
+        self.clf = Linear(igpt.config.n_embd, n_classes, bias=False)
+        nn.init.zeros_(self.clf.weight)
+
+    def forward(self, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+        """Return the class logits (B, K) in float32; nothing deeper than the head's layer is computed."""
+        return self.run(tokens_BT, mask_BT, to_the_end=False)[0]
+
+    def run(self, tokens_BT: Tensor, mask_BT: Tensor | None, to_the_end: bool) -> tuple[Tensor, Tensor]:
+        """Return the class logits and the deepest state computed: that of the last block with `to_the_end`."""
+        last = self.igpt.L if to_the_end else self.layer
+        # the range comes first: it ends before a block deeper than the last wanted state is run
+        for k, h_BTD in zip(range(last + 1), self.igpt.hidden_states(tokens_BT, mask_BT), strict=False):
+            if k == self.layer:
+                logits_BK = self.clf(pool(self.igpt, k, h_BTD)).float()
+        return logits_BK, h_BTD
+
+    def losses(
+        self, tokens_BT: Tensor, labels_B: Tensor, mask_BT: Tensor | None = None, generative: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return L_clf (mean nats an image) and L_gen (the model's own objective, or None) from one forward pass."""
+        logits_BK, h_BTD = self.run(tokens_BT, mask_BT, generative)
+        own = loss_of_state(self.igpt, h_BTD, tokens_BT, mask_BT) if generative else None
+        return F.cross_entropy(logits_BK, labels_B), own
+
+
+@torch.no_grad()
+def predict_proba(
+    classifier: Classifier,
+    tokens_NT: np.ndarray,
+    row_ids_N: np.ndarray | None = None,
+    n_masks: int = 1,
+    seed: int = 0,
+    batch_size: int = 128,
+) -> np.ndarray:
+    """Return class probabilities, float32 (M, N, K), once for every mask.
+
+    Parameters
+    ----------
+    tokens_NT : integers (N, T)
+    row_ids_N : integers (N,), optional
+        BERT only: masks depend on (seed, row id) alone; 0 to N-1 unless given.
+    n_masks : int
+        BERT only: independent masks an image (the paper: 5). An autoregressive model gives M = 1.
+    """
+    if n_masks < 1:
+        raise UserError(f"n_masks is {n_masks}; give at least 1.")
+    config, device = classifier.igpt.config, classifier.clf.weight.device
+    rows = np.arange(len(tokens_NT)) if row_ids_N is None else np.asarray(row_ids_N)
+    proba = np.empty((1 if config.causal else n_masks, len(tokens_NT), len(classifier.clf.weight)), np.float32)
+    for start in range(0, len(tokens_NT), batch_size):
+        part = slice(start, start + batch_size)
+        tokens = torch.from_numpy(np.asarray(tokens_NT[part]).astype(np.int64)).to(device)
+        for m in range(len(proba)):
+            mask = None
+            if not config.causal:
+                mask = draw_masks(rows[part], tokens.shape[1], config.mask_prob, seed + m).to(device)
+            proba[m, part] = classifier(tokens, mask).softmax(-1).cpu().numpy()
+    return proba
+
+
+def predict(classifier: Classifier, tokens_NT: np.ndarray, row_ids_N: np.ndarray | None = None, **options: Any) -> Any:
+    """Return the class of every image, int64 (N,): the likeliest; with several masks the modal one among them.
+
+    Options are those of `predict_proba`.
+    """
+    rows = np.arange(len(tokens_NT)) if row_ids_N is None else np.asarray(row_ids_N)
+    proba = predict_proba(classifier, tokens_NT, rows, **options)
+    return modal_vote(proba.argmax(-1), rows, options.get("seed", 0))
+
+
+def at_resolution(model: IGPT, resolution: int) -> IGPT:
+    """Return a copy of the model for pictures of another size: its table of positions is resized as a picture is.
+
+    Position t belongs to pixel t (for an autoregressive model: to the pixel that is predicted there): the table is
+    a grid of P x P vectors; it is interpolated linearly. The paper pre-trains anew at each resolution: this is ours.
+    """
+    config = ModelConfig.from_dict({**model.config.to_dict(), "n_positions": resolution**2})
+    state = dict(model.state_dict())
+    side = round(model.config.n_positions**0.5)
+    if side**2 != model.config.n_positions:
+        raise UserError(f"The model has {model.config.n_positions} positions, no square, so it cannot be resized.")
+    if side != resolution:
+        grid_DPP = state["wpe.weight"].T.reshape(1, -1, side, side)
+        resized = F.interpolate(grid_DPP, size=(resolution, resolution), mode="bilinear", antialias=True)
+        state["wpe.weight"] = resized.flatten(2)[0].T.contiguous()
+    return IGPT.from_state(config, state)
+
+
+@dataclass
+class FineTuned:
+    """A fine-tuned classifier with all that a prediction needs."""
+
+    classifier: Classifier
+    palette: Palette
+    transform: ImageTransform
+    classes: tuple[str, ...]
+    step: int
+    val_accuracy: float
+    provenance: dict[str, Any]
+
+    def predict_proba(self, images: Sequence[np.ndarray], **options: Any) -> np.ndarray:
+        """Return class probabilities (N, K) of pictures of any size, the mean over masks; see `predict_proba`."""
+        prepared = np.stack([self.transform(image) for image in images])
+        return predict_proba(self.classifier, self.palette.encode(prepared), **options).mean(0)
+
+
+def load_classifier(run_dir: str | Path, device: str | torch.device = "cpu") -> FineTuned:
+    """Load the checkpoint of a fine-tuning run that did best on validation (of equals the earliest).
+
+    Raises
+    ------
+    UserError
+        The folder holds no fine-tuning run.
+    """
+    best: tuple[float, Path] | None = None
+    for folder in list_checkpoints(run_dir):
+        accuracy = read_accuracy(folder)
+        if accuracy is not None and (best is None or accuracy > best[0]):
+            best = (accuracy, folder)
+    if best is None:
+        raise UserError(f"{run_dir} holds no fine-tuned classifier; make one with `probekit finetune`.")
+    loaded = load_checkpoint(best[1], device)
+    about = loaded.provenance["finetune"]
+    classifier = Classifier(loaded.model, len(about["classes"]), about["layer"])
+    classifier.clf.weight = nn.Parameter(load_file(best[1] / HEAD_FILE)["clf.weight"])
+    plain = ImageTransform(loaded.transform.resolution, loaded.transform.resize)
+    return FineTuned(
+        classifier.to(device).eval(),
+        loaded.palette,
+        plain,
+        tuple(about["classes"]),
+        loaded.step,
+        best[0],
+        loaded.provenance,
+    )
+
+
+def read_accuracy(checkpoint: Path) -> float | None:
+    """Return the validation accuracy that is written in a fine-tuning checkpoint, or None where there is none."""
+    import json
+
+    about = json.loads((checkpoint / "config.json").read_text())["provenance"].get("finetune") or {}
+    return about.get("val_accuracy")

@@ -1,0 +1,129 @@
+"""`probekit finetune`: a pre-trained run and a labelled data set in, a classifier out, tested once at the end."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from cyclopts import Parameter
+
+from igpt_model import atomic
+from igpt_model.finetune_config import FinetuneConfig
+from probekit.cli.console import say
+from probekit.cli.progress import progress
+from probekit.cli.train import prepared_images, tensorboard_writer
+from probekit.datasets import Dataset, load_dataset
+
+TEST_FILE = "test.json"
+PREDICTIONS_FILE = "test_predictions.safetensors"
+
+
+def finetune(
+    run: str,
+    dataset: str,
+    /,
+    *,
+    out: Path,
+    root: Path | None = None,
+    limit: int | None = None,
+    test: bool = True,
+    tensorboard: bool = True,
+    config: Annotated[FinetuneConfig, Parameter(name="*")] = FinetuneConfig(),  # noqa: B008  (frozen)
+) -> None:
+    """Train a pre-trained iGPT with a linear head on labelled pictures. Run again after a kill it goes on.
+
+    Parameters
+    ----------
+    run
+        The pre-trained run: a run folder, RUN@STEP, or a checkpoint folder.
+    dataset
+        A name of `probekit datasets`, a folder of images, or an archive.
+    out
+        The run folder of the classifier; features are extracted from it as igpt:OUT.
+    root
+        Where the data set lies, for those that are not embedded.
+    limit
+        Use at most this many images of each split, classes in proportion.
+    test
+        Measure the best checkpoint on the test split at the end, once.
+    tensorboard
+        Write TensorBoard events beside metrics.jsonl.
+    """
+    data = load_dataset(dataset, root=root)
+    run_finetuning(config, run, data, out, limit=limit, tensorboard=tensorboard)
+    if test:
+        found = measure_on_test(config, data, out, limit=limit)
+        interval = f"[{100 * found['top1_low']:.1f}, {100 * found['top1_high']:.1f}]"
+        say(f"test accuracy of step {found['step']}: {100 * found['top1']:.1f} % {interval}, {found['n_test']:,} rows")
+    say(f"fine-tuned: {out}")
+
+
+def run_finetuning(
+    config: FinetuneConfig, run: str, data: Dataset, out: Path, *, limit: int | None = None, tensorboard: bool = True
+) -> dict[str, Any]:
+    """Fine-tune on `data`'s train split, stop by its val split, show progress; return the last record."""
+    from igpt_model.checkpoint import load_checkpoint
+    from igpt_model.finetune import Labelled
+    from igpt_model.finetune import finetune as fine_tune
+    from probekit.encoders.igpt import checkpoint_folder
+
+    source = load_checkpoint(checkpoint_folder(run))
+    transform = config.transform(source.transform)
+    parts = []
+    for name in ("train", "val"):
+        split = data.splits[name].limit(limit)
+        parts.append(Labelled(prepared_images(split, transform, f"prepare {name}"), split.labels))
+    provenance = {**data.provenance, "limit": limit}
+    record: dict[str, Any] = {}
+    words = ""
+    with tensorboard_writer(out, tensorboard) as write, progress("fine-tune", "steps") as show:
+        for record in fine_tune(config, source, parts[0], parts[1], data.classes, out, provenance):
+            write(record)
+            if record["kind"] == "start":
+                again = f"going on from step {record['step']}" if record["resumed"] else "fine-tuning"
+                say(
+                    f"{again}: {record['n_params']:,} parameters, {record['n_train']:,} images, layer {record['layer']}"
+                )
+                show(record["step"], config.steps)
+            elif record["kind"] == "step":
+                show(record["step"], config.steps, f"loss {record['loss']:.4f}{words}")
+            elif record["kind"] == "eval":
+                words = f", val {100 * record['val_accuracy']:.1f} % (best {100 * record['best_accuracy']:.1f} %)"
+            elif record["kind"] == "end" and record["reason"] == "patience":
+                say(f"stopped at step {record['step']}: no better than step {record['best_step']} for a while")
+    return record
+
+
+def measure_on_test(config: FinetuneConfig, data: Dataset, out: Path, *, limit: int | None = None) -> dict[str, Any]:
+    """Measure the best checkpoint on the test split; write `test.json` and the predictions of every row."""
+    from igpt_model.classifier import load_classifier, predict_proba
+    from igpt_model.voting import modal_vote
+    from probekit.results.metrics import wilson_interval
+    from probekit.results.rows import RowPredictions, save_probe
+
+    tuned = load_classifier(out, config.device)
+    split = data.splits["test"].limit(limit)
+    tokens = tuned.palette.encode(prepared_images(split, tuned.transform, "prepare test"))
+    proba_MNK = predict_proba(tuned.classifier, tokens, split.row_ids, config.eval_masks, config.seed)
+    predicted = modal_vote(proba_MNK.argmax(-1), split.row_ids, config.seed)
+    right = int((predicted == split.labels).sum())
+    low, high = wilson_interval(right, len(split))
+    kinds = np.arange(len(tuned.classes))
+    log_proba = np.log(np.maximum(proba_MNK.mean(0), 1e-30)).astype(np.float32)
+    rows = RowPredictions(split.row_ids, split.labels, predicted, log_proba, kinds)
+    weight = tuned.classifier.clf.weight.detach().cpu().numpy()
+    save_probe(out / PREDICTIONS_FILE, kinds, weight, np.zeros(len(weight)), rows)
+    found = {
+        "step": tuned.step,
+        "val_accuracy": tuned.val_accuracy,
+        "top1": right / len(split),
+        "top1_low": low,
+        "top1_high": high,
+        "n_test": len(split),
+        "n_masks": len(proba_MNK),
+        "dataset": data.name,
+        "limit": limit,
+        "finetune": config.to_dict(),
+        "source": tuned.provenance["finetune"]["source"],
+    }
+    atomic.write_json(out / TEST_FILE, found)
+    return found
