@@ -96,7 +96,8 @@ class Engine:
         """bfloat16 where asked for; the weights and the losses stay float32."""
         if self.config.dtype == "float32":
             return nullcontext()
-        return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16)
+        # each matrix is cast once a pass: a cache of the casts would only keep them, of all blocks, until its end
+        return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16, cache_enabled=False)
 
     def evaluate(self, tokens_NT: np.ndarray) -> float:
         """Return the mean loss over images, in nats a token."""
