@@ -47,7 +47,7 @@ class Plan:
     limit: int | None
     seeds: int | Sequence[int]
     backend: str
-    dtype: str
+    dtype: str | None
 
     def open(self, out: Path) -> None:
         """Write study.json, or refuse a folder that holds another study, naming what differs."""
@@ -89,7 +89,7 @@ def study(
     workers: int = 0,
     backend: str = "torch",
     device: str = "cpu",
-    dtype: str = "auto",
+    dtype: str | None = None,
     progress: Progress | None = None,
 ) -> Results:
     """Measure encoders on data sets: every layer's features, probes of single and joined layers, controls, a report.
@@ -110,7 +110,7 @@ def study(
     root : where data sets that are not embedded lie
     batch_size, workers : of the extraction
     device : of the encoders and of the solver
-    dtype : of the solver
+    dtype : of the solver; None leaves it to `sweep`
     progress : called with (what is being done, what is counted, how many are done, how many there are)
 
     Returns
@@ -143,7 +143,7 @@ def study(
     )
     plan.open(out)
     say = progress or (lambda *_: None)
-    solving: dict[str, Any] = {"backend": backend, "device": device, "dtype": dtype}
+    solving: dict[str, Any] = {"backend": backend, "device": device} | ({"dtype": dtype} if dtype else {})
     for data, folder in places:
         here = {name: encoder for name, (_, encoder) in series.items()}
         if controls:

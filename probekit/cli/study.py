@@ -30,7 +30,7 @@ def study(
     workers: int = 0,
     backend: Literal["torch", "sklearn", "cuml"] = "torch",
     device: str = "cpu",
-    dtype: Literal["auto", "float32", "float64"] = "auto",
+    dtype: Literal["float32", "float64"] | None = None,
 ) -> None:
     """Extract, sweep, join layers, probe the controls and write the report. Run again after a kill it goes on.
 
@@ -68,7 +68,7 @@ def study(
     device
         Where encoders and solver run: cpu, cuda, cuda:1.
     dtype
-        Precision of the solver; auto is float64 where it costs nothing.
+        Precision of the solver; that of `probekit sweep` unless given.
     """
     from probekit.study import study as run_study
 
