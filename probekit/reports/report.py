@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from igpt_model import atomic
 from probekit.errors import UserError
 from probekit.reports.html import render_page
+from probekit.reports.left_out import write_left_out
 from probekit.reports.panels import Panel, build_panels, collect_records
 from probekit.reports.plots import depth_figure
 from probekit.reports.published import comparison_frame, printed_comparison
@@ -24,6 +25,9 @@ FORMATS = ("svg", "png", "pdf")
 
 def write_report(results: str | Path | Iterable[str | Path], out: str | Path = "report") -> Path:
     """Write `index.html`, `depth_curve.{svg,png,pdf,csv}`, `table.{md,csv,tex}` and `comparison.{md,csv,tex}`.
+
+    Where `probekit verify --near-duplicates` has left a row set beside a feature file, also
+    `without_near_duplicates.{md,csv,tex}`.
 
     With several data sets, protocols or sizes of the training set, each has its own files (`depth_curve-NAME.svg` and
     so on), since their numbers do not belong on one axis or into one table; the page shows them one below the other.
@@ -107,4 +111,5 @@ def _write_tables(panel: Panel, out: Path, suffix: str) -> list[Path]:
         f"Ours beside published numbers on {panel.title}. Published rows follow their authors' protocols and models; "
         "S2 marks a secondary source, D a number derived from printed ones."
     )
-    return written + write_table(compared, printed_comparison(compared), out / f"comparison{suffix}", caption)
+    written += write_table(compared, printed_comparison(compared), out / f"comparison{suffix}", caption)
+    return written + write_left_out(panel, out, suffix)
