@@ -4,14 +4,16 @@ Nothing has to be saved to resume, no global generator is read, and ranks that s
 Letters in shapes: N images, B batch, P pixels a side, T = P*P tokens.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from .images import ImageTransform
+from .errors import UserError
+from .images import ImageTransform, SourceImages
 
-_ORDER, _AUGMENT = 1, 2  # streams of randomness under one seed
+_ORDER, _AUGMENT, _CROP = 1, 2, 4  # streams of randomness under one seed (3: igpt_model.voting)
 
 
 @lru_cache(maxsize=2)
@@ -38,12 +40,54 @@ def batch_indices(n: int, batch_size: int, seed: int, step: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
+@dataclass(frozen=True)
+class CroppedTokens:
+    """Training pictures that are cropped and encoded anew at every step; stands where an array of tokens does.
+
+    Attributes
+    ----------
+    images : SourceImages
+    palette : Palette
+    """
+
+    images: SourceImages
+    palette: Any
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, T)."""
+        return len(self.images), self.images.transform.resolution**2
+
+    def batch(self, indices: np.ndarray, seed: int, step: int) -> np.ndarray:
+        """Return uint16 tokens (B, T) of random squares, drawn from (seed, step)."""
+        rng = np.random.default_rng([seed, _CROP, step])
+        return self.palette.encode(self.images.crops(indices, rng))
+
+
+def training_tokens(images: Any, palette: Any, transform: ImageTransform, encoded_NT: np.ndarray) -> Any:
+    """Return what `token_batch` takes: the encoded pictures, or `CroppedTokens` where the transform crops sources."""
+    if transform.source_crop is None:
+        return encoded_NT
+    if not isinstance(images, SourceImages):
+        raise UserError(
+            f"{transform.augment[0]} reads pictures before they are prepared; give igpt_model.images.SourceImages."
+        )
+    return CroppedTokens(images, palette)
+
+
 def token_batch(
-    tokens_NT: np.ndarray, transform: ImageTransform, batch_size: int, seed: int, step: int
+    tokens_NT: Any, transform: ImageTransform, batch_size: int, seed: int, step: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the tokens of one step, augmented on the token grid, and the images they come from.
 
-    Moving pixels and encoding them commute, so that the pictures are encoded once.
+    Moving pixels and encoding them commute, so that the pictures are encoded once; resizing them does not.
+
+    Parameters
+    ----------
+    tokens_NT : uint16 array (N, T) or CroppedTokens
 
     Returns
     -------
@@ -51,7 +95,7 @@ def token_batch(
     indices : int64 array (B,)
     """
     indices = batch_indices(len(tokens_NT), batch_size, seed, step)
-    tokens = tokens_NT[indices]
+    tokens = tokens_NT.batch(indices, seed, step) if isinstance(tokens_NT, CroppedTokens) else tokens_NT[indices]
     if transform.augment:
         side = transform.resolution
         rng = np.random.default_rng([seed, _AUGMENT, step])

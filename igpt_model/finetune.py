@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .batches import encode_all, mask_keys, token_batch
+from .batches import encode_all, mask_keys, token_batch, training_tokens
 from .checkpoint import (
     HEAD_FILE,
     Checkpoint,
@@ -146,9 +146,10 @@ class _Run:
         self.classifier = Classifier(igpt, len(books["classes"]), config.layer).to(self.device).train()
         self.optimizer = make_optimizer(igpt, config.lr, config.betas, config.weight_decay)
         self.optimizer.add_param_group({"params": [self.classifier.clf.weight], "weight_decay": 0.0})
-        self.train_tokens, self.val_tokens = (encode_all(part.images, self.palette) for part in (train, val))
+        encoded, self.val_tokens = (encode_all(part.images, self.palette) for part in (train, val))
+        self.train_tokens = training_tokens(train.images, self.palette, self.transform, encoded)
         self.train_labels, self.val_labels = (np.asarray(part.labels, np.int64) for part in (train, val))
-        arrays = {"train": self.train_tokens, "val": self.val_tokens, "y": self.train_labels, "v": self.val_labels}
+        arrays = {"train": encoded, "val": self.val_tokens, "y": self.train_labels, "v": self.val_labels}
         self.data_hash = hash_arrays(arrays)
         self.about = {"config": books["finetune"], **{k: v for k, v in books.items() if k != "finetune"}}
         self.about["layer"] = self.classifier.layer

@@ -20,7 +20,9 @@ class FinetuneConfig:
     gen_weight: float = option(1.0, "Weight of the pre-training loss beside that of the classes; 0: classes alone.")
     from_scratch: bool = option(False, "Start from fresh weights: the control without pre-training.")
     resolution: int = option(0, "Pixels a side; another one resizes the table of positions. 0: as in pre-training.")
-    augment: tuple[str, ...] = option((), "Random changes to training pictures, for CIFAR pad_crop:4 and flip.")
+    augment: tuple[str, ...] = option(
+        (), "Random changes to training pictures, as for train; for CIFAR pad_crop:4 and flip."
+    )
     steps: int = option(1000, "Most updates.")
     batch_size: int = option(128, "Pictures an update.")
     micro_batch: int = option(0, "Pictures a forward pass; gradients add up to the batch. 0: all at once.")

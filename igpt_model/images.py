@@ -3,7 +3,7 @@
 Letters in shapes: B images, P pixels a side.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,10 @@ class ImageTransform:
     resize : str
         One of `KERNELS`. The paper does not name its kernel; Hugging Face's processor uses bilinear.
     augment : tuple of str
-        For training only: "flip" (left to right, half of the time) and "pad_crop:4" (reflect 4 pixels on each side,
-        crop back at a random place: the paper's CIFAR fine-tuning).
+        For training only, in this order: "resize_crop:256:384:224" (shorter side to a random length from 256 to 384,
+        a random square of 224, down to P: the paper's ImageNet; needs `SourceImages`), "flip" (left to right, half of
+        the time) and "pad_crop:4" (reflect 4 pixels on each side, crop back at a random place: the paper's CIFAR
+        fine-tuning).
     """
 
     resolution: int
@@ -43,6 +45,16 @@ class ImageTransform:
             raise UserError(f"Unknown resize kernel {self.resize!r}; choose one of {', '.join(KERNELS)}.")
         for name in self.augment:
             self._check(name)
+        if any(name.startswith("resize_crop") for name in self.augment[1:]):
+            raise UserError("resize_crop reads the picture before it is prepared, so it must come first, and once.")
+
+    @property
+    def source_crop(self) -> tuple[int, int, int] | None:
+        """LOW, HIGH and SIDE of "resize_crop:LOW:HIGH:SIDE", or None."""
+        if not self.augment or not self.augment[0].startswith("resize_crop:"):
+            return None
+        low, high, side = map(int, self.augment[0].split(":")[1:])
+        return low, high, side
 
     def _check(self, name: str) -> None:
         kind, _, amount = name.partition(":")
@@ -50,19 +62,19 @@ class ImageTransform:
             return
         if kind == "pad_crop" and amount.isdigit() and 0 < int(amount) < self.resolution:
             return
+        lengths = amount.split(":")
+        if kind == "resize_crop" and len(lengths) == 3 and all(part.isdigit() for part in lengths):
+            low, high, side = map(int, lengths)
+            if 0 < side <= low <= high:
+                return
         raise UserError(
-            f"Unknown augmentation {name!r}; choose 'flip' or 'pad_crop:N' with N from 1 to {self.resolution - 1}."
+            f"Unknown augmentation {name!r}; choose 'flip', 'pad_crop:N' with N from 1 to {self.resolution - 1}, or "
+            "'resize_crop:LOW:HIGH:SIDE' with SIDE <= LOW <= HIGH, such as resize_crop:256:384:224."
         )
 
     def __call__(self, image_HWC: np.ndarray) -> np.ndarray:
         """Return the picture as uint8 (P, P, 3). Grey pictures (H, W) or (H, W, 1) become RGB."""
-        image = np.asarray(image_HWC)
-        if image.ndim == 2:
-            image = image[:, :, None]
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
-            raise UserError(f"A picture must be uint8 (H, W, 3) or (H, W), not {image.dtype} {image.shape}.")
-        if image.shape[2] == 1:
-            image = np.repeat(image, 3, axis=2)
+        image = _as_rgb(image_HWC)
         height, width = image.shape[:2]
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
@@ -72,6 +84,29 @@ class ImageTransform:
         kernel = Image.Resampling[self.resize.upper()]
         size = (self.resolution, self.resolution)
         return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size, kernel))
+
+    def random_crop(self, image_HWC: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """Return uint8 (P, P, 3) of a random square, as "resize_crop" says.
+
+        Enlarging or shrinking the whole picture first and cropping then is taken together with the last step: the
+        square's place in the source is resampled once.
+
+        Parameters
+        ----------
+        draws : float (3,) in [0, 1)
+            Length of the shorter side, place from the top, place from the left.
+        """
+        assert self.source_crop is not None
+        low, high, side = self.source_crop
+        image = _as_rgb(image_HWC)
+        height, width = image.shape[:2]
+        length = low + int(draws[0] * (high - low + 1))
+        crop = min(height, width) * side / length
+        top, left = draws[1] * (height - crop), draws[2] * (width - crop)
+        # rounding must not push the box over the edge
+        box = (left, top, min(left + crop, width), min(top + crop, height))
+        size, kernel = (self.resolution, self.resolution), Image.Resampling[self.resize.upper()]
+        return np.asarray(Image.fromarray(image).resize(size, kernel, box=box))
 
     def augment_batch(self, images_BPP: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Change each picture of a batch at random.
@@ -86,7 +121,7 @@ class ImageTransform:
                 flips = rng.random(len(batch)) < 0.5
                 batch = batch.copy()
                 batch[flips] = batch[flips, :, ::-1]
-            else:
+            elif kind == "pad_crop":
                 pad = int(amount)
                 down, right = rng.integers(0, 2 * pad + 1, (2, len(batch)))
                 rows = _reflected(down, pad, batch.shape[1])
@@ -102,6 +137,48 @@ class ImageTransform:
     def from_dict(cls, values: Mapping[str, Any]) -> "ImageTransform":
         """Rebuild from `to_dict`."""
         return cls(int(values["resolution"]), values["resize"], tuple(values["augment"]))
+
+
+@dataclass(frozen=True)
+class SourceImages:
+    """Pictures of any size, prepared when asked for: what "resize_crop" needs, since it reads them anew at every step.
+
+    Indexing gives them prepared as for evaluation, like an array of prepared pictures.
+
+    Attributes
+    ----------
+    read : callable
+        Gives the pictures, HWC uint8, at an array of indices.
+    n : int
+    transform : ImageTransform
+    """
+
+    read: Callable[[np.ndarray], Sequence[np.ndarray]]
+    n: int
+    transform: ImageTransform
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: np.ndarray) -> np.ndarray:
+        return np.stack([self.transform(image) for image in self.read(np.asarray(index))])
+
+    def crops(self, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return random squares (B, P, P, 3); what is drawn depends on `rng` and the number of indices alone."""
+        draws_B3 = rng.random((len(index), 3))
+        pairs = zip(self.read(np.asarray(index)), draws_B3, strict=True)
+        return np.stack([self.transform.random_crop(image, draws) for image, draws in pairs])
+
+
+def _as_rgb(image_HWC: np.ndarray) -> np.ndarray:
+    image = np.asarray(image_HWC)
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
+        raise UserError(f"A picture must be uint8 (H, W, 3) or (H, W), not {image.dtype} {image.shape}.")
+    if image.shape[2] == 1:
+        image = np.repeat(image, 3, axis=2)
+    return image
 
 
 def _reflected(offset_B: np.ndarray, pad: int, side: int) -> np.ndarray:

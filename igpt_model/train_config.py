@@ -33,7 +33,9 @@ class TrainConfig:
     resolution: int = option(32, "Pixels a side that the model sees; it reads resolution^2 tokens.")
     resize: str = option("bilinear", "Pillow kernel that brings pictures to the resolution.")
     n_colours: int = option(512, "Colours in the palette (512 is the paper's 9 bits).")
-    augment: tuple[str, ...] = option((), "Random changes to training pictures: flip, pad_crop:4.")
+    augment: tuple[str, ...] = option(
+        (), "Random changes to training pictures: resize_crop:256:384:224, flip, pad_crop:4."
+    )
     steps: int = option(1000, "Number of updates.")
     batch_size: int = option(128, "Pictures an update, over all ranks.")
     micro_batch: int = option(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .batches import encode_all
+from .batches import encode_all, training_tokens
 from .errors import UserError
 from .hashing import hash_arrays
 from .palette import Palette
@@ -20,9 +20,9 @@ PALETTE_IMAGES = 50_000
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Tokens uint16 (N, T) of both splits, and the hash of them."""
+    """Tokens uint16 (N, T) of both splits, or of the training split what draws them, and the hash of them."""
 
-    train: np.ndarray
+    train: Any
     val: np.ndarray
     hash: str
 
@@ -35,7 +35,8 @@ def encode_data(config: TrainConfig, train_images: Any, val_images: Any, palette
         )
     train = encode_all(train_images, palette)
     val = encode_all(_First(val_images, config.eval_images), palette)
-    return TrainingData(train, val, hash_arrays({"train": train, "val": val}))
+    found = hash_arrays({"train": train, "val": val})
+    return TrainingData(training_tokens(train_images, palette, config.transform, train), val, found)
 
 
 def fit_palette(config: TrainConfig, train_images: Any) -> Palette:

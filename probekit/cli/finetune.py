@@ -10,7 +10,7 @@ from igpt_model import atomic
 from igpt_model.finetune_config import FinetuneConfig
 from probekit.cli.console import say
 from probekit.cli.progress import progress
-from probekit.cli.train import prepared_images, tensorboard_writer
+from probekit.cli.train import prepared_images, tensorboard_writer, training_images
 from probekit.datasets import Dataset, load_dataset
 
 TEST_FILE = "test.json"
@@ -71,7 +71,9 @@ def run_finetuning(
     parts = []
     for name in ("train", "val"):
         split = data.splits[name].limit(limit)
-        parts.append(Labelled(prepared_images(split, transform, f"prepare {name}"), split.labels))
+        training = name == "train"
+        images = training_images(split, transform) if training else prepared_images(split, transform, "prepare val")
+        parts.append(Labelled(images, split.labels))
     provenance = {**data.provenance, "limit": limit}
     record: dict[str, Any] = {}
     words = ""

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 from cyclopts import Parameter
 
-from igpt_model.images import ImageTransform
+from igpt_model.images import ImageTransform, SourceImages
 from igpt_model.train_config import TrainConfig
 from probekit.cli.console import say
 from probekit.cli.progress import progress
@@ -55,7 +55,7 @@ def run_training(
     from igpt_model.train import train as train_model
 
     transform = config.transform
-    train_images = prepared_images(data.splits["train"].limit(limit), transform, "prepare train")
+    train_images = training_images(data.splits["train"].limit(limit), transform)
     val_images = prepared_images(data.splits["val"].limit(limit), transform, "prepare val")
     provenance = {**data.provenance, "limit": limit}
     val_loss: float | None = None
@@ -82,6 +82,13 @@ def _start_line(record: dict[str, Any]) -> str:
     sizes = f"{record['n_params']:,} parameters, {record['n_train']:,} training images"
     changed = "".join(f"; {name} is now {value}" for name, value in record["changed"].items())
     return f"going on from step {record['step']}: {sizes}{changed}" if record["resumed"] else f"training: {sizes}"
+
+
+def training_images(split: Split, transform: ImageTransform) -> np.ndarray | SourceImages:
+    """A split's images prepared, or as they are where the augmentation resizes them anew at every step."""
+    if transform.source_crop is not None:
+        return SourceImages(split.read, len(split), transform)
+    return prepared_images(split, transform, "prepare train")
 
 
 def prepared_images(split: Split, transform: ImageTransform, what: str) -> np.ndarray:

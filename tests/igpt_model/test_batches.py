@@ -1,12 +1,15 @@
 import random
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igpt_model import ImageTransform, Palette
-from igpt_model.batches import batch_indices, encode_all, epoch_order, mask_keys, token_batch
+from igpt_model.batches import batch_indices, encode_all, epoch_order, mask_keys, token_batch, training_tokens
+from igpt_model.errors import UserError
+from igpt_model.images import SourceImages
 
 
 @settings(max_examples=50, deadline=None)
@@ -55,3 +58,23 @@ def test_encode_all_reads_lazy_images_in_chunks():
     images = np.random.default_rng(0).integers(0, 256, (10, 3, 3, 3), dtype=np.uint8)
     palette = Palette.rgb_grid(10)
     assert np.array_equal(encode_all(images, palette, chunk=4), palette.encode(images))
+
+
+def test_cropped_batches_are_functions_of_seed_and_step():
+    pictures = np.random.default_rng(0).integers(0, 256, (9, 12, 15, 3), dtype=np.uint8)
+    palette, transform = Palette.rgb_grid(10), ImageTransform(4, augment=("resize_crop:8:12:6", "flip"))
+    sources = SourceImages(lambda index: list(pictures[index]), 9, transform)
+    encoded = encode_all(sources, palette)
+    drawn = training_tokens(sources, palette, transform, encoded)
+    assert (len(drawn), drawn.shape) == (9, encoded.shape)
+    first, indices = token_batch(drawn, transform, 5, 3, 2)
+    assert np.array_equal(indices, batch_indices(9, 5, 3, 2))
+    assert (first.shape, first.dtype) == ((5, 16), np.int64)
+    token_batch(drawn, transform, 5, 3, 7)
+    assert np.array_equal(token_batch(drawn, transform, 5, 3, 2)[0], first)
+    # the next epoch shows the same pictures otherwise
+    assert not np.array_equal(token_batch(drawn, transform, 9, 3, 0)[0][np.argsort(batch_indices(9, 9, 3, 0))], encoded)
+    with pytest.raises(UserError, match="SourceImages"):
+        training_tokens(pictures, palette, transform, encoded)
+    plain = ImageTransform(4, augment=("flip",))
+    assert training_tokens(pictures, palette, plain, encoded) is encoded

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from igpt_model import ImageTransform, Palette, UserError
+from igpt_model.images import SourceImages
 
 
 def random_image(height, width, seed=0):
@@ -87,7 +88,10 @@ def test_dict_and_pickle_round_trips():
 
 
 @pytest.mark.parametrize(
-    "arguments", [(0,), (8, "cubic"), (8, "box", ("rotate",)), (8, "box", ("pad_crop:8",)), (8, "box", ("flip:2",))]
+    "arguments",
+    [(0,), (8, "cubic"), (8, "box", ("rotate",)), (8, "box", ("pad_crop:8",)), (8, "box", ("flip:2",))]
+    + [(8, "box", (f"resize_crop:{lengths}",)) for lengths in ("256:384", "384:256:224", "256:384:300", "a:b:c")]
+    + [(8, "box", ("flip", "resize_crop:256:384:224"))],
 )
 def test_bad_settings_are_refused(arguments):
     with pytest.raises(UserError):
@@ -98,3 +102,40 @@ def test_bad_settings_are_refused(arguments):
 def test_bad_pictures_are_refused(image):
     with pytest.raises(UserError, match="uint8"):
         ImageTransform(4)(image)
+
+
+CROP = "resize_crop:256:384:224"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.tuples(*[st.floats(0, 1, exclude_max=True)] * 3), st.sampled_from([(240, 200), (160, 160), (90, 250)]))
+def test_a_random_crop_is_the_square_that_resizing_then_cropping_would_take(draws, shape):
+    # each pixel holds its own place, so that the result tells the square it came from
+    height, width = shape
+    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    image = np.stack([rows, columns, rows * 0], -1).astype(np.uint8)
+    found = ImageTransform(4, "box", (CROP,)).random_crop(image, np.array(draws)).astype(float)
+    length = 256 + int(draws[0] * 129)
+    assert 256 <= length <= 384
+    scale = length / min(shape)  # of the enlarged picture, in which a square of 224 is cut at a random place
+    top, left = draws[1] * (height * scale - 224) / scale, draws[2] * (width * scale - 224) / scale
+    cells = (np.arange(4) + 0.5) * 224 / scale / 4 - 0.5
+    assert np.abs(found[:, :, 0] - (top + cells)[:, None]).max() <= 1.6
+    assert np.abs(found[:, :, 1] - (left + cells)).max() <= 1.6
+
+
+def test_the_largest_square_is_the_whole_picture():
+    image = random_image(24, 24)
+    transform = ImageTransform(8, augment=("resize_crop:9:9:9",))
+    assert np.array_equal(transform.random_crop(image, np.array([0.3, 0.9, 0.1])), ImageTransform(8)(image))
+
+
+def test_sources_are_prepared_on_reading_and_cropped_from_the_generator():
+    pictures = [random_image(20 + i, 30, i) for i in range(6)]
+    transform = ImageTransform(8, augment=(CROP, "flip"))
+    sources = SourceImages(lambda index: [pictures[i] for i in index], 6, transform)
+    assert np.array_equal(sources[np.array([4, 1])], np.stack([transform(pictures[4]), transform(pictures[1])]))
+    index = np.array([5, 0, 5])
+    one, two = (sources.crops(index, np.random.default_rng(7)) for _ in range(2))
+    assert np.array_equal(one, two)
+    assert not np.array_equal(one[0], one[2])
