@@ -1,3 +1,5 @@
+import functools
+import importlib
 import json
 import os
 import signal
@@ -318,3 +320,60 @@ def test_the_config_survives_json_and_every_field_has_help():
 
 def test_checkpoint_path_is_the_documented_one(tmp_path):
     assert checkpoint_path(tmp_path, 60) == tmp_path / "checkpoints" / "0000060"
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing below the test may catch it and go on."""
+
+
+@pytest.mark.parametrize("stage", ["save_file", "hash_file", "replace_folder", "after", "prune_checkpoints"])
+@pytest.mark.parametrize("step", [7, *(pytest.param(step, marks=pytest.mark.slow) for step in (0, 30))])
+def test_killed_at_every_stage_of_saving(tmp_path, monkeypatch, stage, step):
+    import igpt_model.checkpoint as module
+    from igpt_model.train import _Run
+
+    run(tmp_path / "undisturbed")
+
+    def dies(real, *arguments, **named):
+        if stage == "after":
+            real(*arguments, **named)
+        raise Killed
+
+    owner = importlib.import_module("igpt_model.train") if stage == "prune_checkpoints" else module
+    name = "replace_folder" if stage == "after" else stage
+    save = _Run.save
+
+    def save_until(self):
+        if self.step == step:
+            monkeypatch.setattr(owner, name, functools.partial(dies, getattr(owner, name)))
+        return save(self)
+
+    monkeypatch.setattr(_Run, "save", save_until)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed")
+    monkeypatch.undo()
+    records = run(tmp_path / "killed")
+    assert not of_kind(records, "damaged")  # what was not finished never had a checkpoint's name
+    assert weights_hash(tmp_path / "killed") == weights_hash(tmp_path / "undisturbed")
+    assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
+
+
+def test_ctrl_c_between_two_updates_saves_as_well(tmp_path, monkeypatch):
+    from igpt_model.engine import Engine
+
+    run(tmp_path / "undisturbed")
+    real, calls = Engine.evaluate, []
+
+    def interrupted(self, tokens):
+        calls.append(None)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, tokens)
+
+    monkeypatch.setattr(Engine, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped")
+    monkeypatch.undo()
+    assert latest_checkpoint(tmp_path / "stopped").name == "0000010"
+    run(tmp_path / "stopped")
+    assert weights_hash(tmp_path / "stopped") == weights_hash(tmp_path / "undisturbed")
