@@ -18,6 +18,8 @@ ARROWS = {
     "igpt_model": {"igpt_model"},
     "analyses": {"analyses", "probekit", "igpt_model"},
     "probekit": {"probekit"},
+    # BERT's several masks vote in one way, for probes as for fine-tuned classifiers
+    "probekit.ensemble": {"probekit", "igpt_model.voting"},
     "probekit.datasets": {"probekit.datasets"},
     # the released token arrays are turned back into images by the palette's own scaling
     "probekit.datasets.openai_tokens": {"probekit.datasets", "igpt_model.palette"},

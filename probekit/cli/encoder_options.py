@@ -14,6 +14,8 @@ class EncoderOptions:
 
     layers: tuple[str, ...] | None = _flag("Only the layers of these names or globs, for example 'blocks.*'.")
     norm: bool | None = _flag("Pass each layer through the norm that reads it next (iGPT); --no-norm keeps it raw.")
+    masked: bool | None = _flag("BERT: hide pixels as in training, as the paper probes it; --no-masked shows all.")
+    seed: int | None = _flag("BERT: seed of the masks, which depend on it and on the row alone.")
     pool: str | None = _flag("How the positions of a layer become one vector: mean, cls or both.")
     resolution: int | None = _flag("Pixels a side, for encoders that leave it open.")
     resize: int | None = _flag("Length of an image's shorter side before the crop.")
