@@ -64,8 +64,7 @@ def depth_figure(panel: Panel, narrow: bool = False) -> Figure:
 def looks_of(panel: Panel) -> Looks:
     """Colour, marker and line style of each series, by its label."""
     looks: Looks = {}
-    models = 0
-    controls = 0
+    models = randoms = controls = 0
     for series in panel.series:
         if series.role == "model":
             look: dict[str, Any] = {
@@ -75,8 +74,14 @@ def looks_of(panel: Panel) -> Looks:
             looks[series.label] = {**look, "linestyle": "-", "linewidth": 1.8, "markersize": 5.0}
             models += 1
         elif series.role == "random":
-            look = {"color": RANDOM[0], "marker": "v", "linestyle": "--", "linewidth": 1.2}
-            looks[series.label] = {**look, "markersize": 3.6}
+            looks[series.label] = {
+                "color": RANDOM[0],
+                "marker": ("v", "^", "D", "s")[randoms % 4],
+                "linestyle": ("--", ":", "-.", (0, (5, 1, 1, 1)))[randoms % 4],
+                "linewidth": 1.2,
+                "markersize": 3.6,
+            }
+            randoms += 1
         else:
             style = ("-.", ":", (0, (5, 1, 1, 1, 1, 1)))[controls % 3]
             looks[series.label] = {
@@ -257,16 +262,29 @@ def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     figure: Any = axes.figure
     height = figure.get_size_inches()[1] * axes.get_position().height * 72
     line_height = (high - low) * 11.5 / height
-    top = -np.inf  # of the label placed last
-    for value, label, colour in sorted(ends, key=lambda end: end[0]):
-        wrapped = "\n".join(textwrap.wrap(label, 11))
-        half = line_height * (wrapped.count("\n") + 1) / 2
-        centre = max(value, top + half)
-        top = centre + half
+    ends = sorted(ends, key=lambda end: end[0])
+    wrapped = ["\n".join(textwrap.wrap(label, 11)) for _, label, _ in ends]
+    heights = [line_height * (text.count("\n") + 1) for text in wrapped]
+    for centre, text, (_, _, colour) in zip(spread([end[0] for end in ends], heights), wrapped, ends, strict=True):
         axes.annotate(
-            wrapped, (1.0, centre), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
+            text, (1.0, centre), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
             va="center", color=colour, fontsize=8.5, fontweight="bold", linespacing=1.05, annotation_clip=False,
         )  # fmt: skip
+
+
+def spread(centres: Sequence[float], heights: Sequence[float]) -> list[float]:
+    """Ascending `centres` moved apart, as little as possible in squares, until boxes of `heights` do not overlap."""
+    # offset of a box's centre from the bottom of a stack of all boxes; less it, the centres must only not descend
+    offsets = np.cumsum(heights) - np.asarray(heights) / 2
+    groups: list[tuple[float, int]] = []  # (mean, size): pool adjacent violators
+    for wish in np.asarray(centres, dtype=float) - offsets:
+        mean, size = float(wish), 1
+        while groups and groups[-1][0] > mean:
+            below_mean, below_size = groups.pop()
+            mean = (mean * size + below_mean * below_size) / (size + below_size)
+            size += below_size
+        groups.append((mean, size))
+    return [float(x) for x in np.repeat([g[0] for g in groups], [g[1] for g in groups]) + offsets]
 
 
 def _key(figure: Figure, panel: Panel, narrow: bool) -> None:

@@ -1,11 +1,15 @@
 """Figures are read back: the numbers they show are the records' numbers, and the bytes do not depend on the day."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.isotonic import IsotonicRegression
 
-from probekit.reports.plots import depth_figure, path_figure, short_range
+from probekit.reports.plots import depth_figure, looks_of, path_figure, short_range, spread
 from probekit.reports.report import save_figure
 from probekit.reports.style import DARK, MODELS, PAPER, style
 
@@ -151,3 +155,23 @@ def test_colours_stand_out_from_paper_in_both_themes(light):
 )
 def test_short_range(depths, words):
     assert short_range(depths) == words
+
+
+@given(st.lists(st.tuples(st.floats(0, 100), st.sampled_from([2.0, 4.0])), min_size=1, max_size=8))
+def test_labels_do_not_overlap_and_move_as_little_as_they_can(boxes):
+    boxes = sorted(boxes)
+    wishes, heights = np.array([b[0] for b in boxes]), np.array([b[1] for b in boxes])
+    placed = np.array(spread(wishes, heights))
+    gaps = np.diff(placed) - (heights[:-1] + heights[1:]) / 2
+    assert (gaps > -1e-9).all()
+    stacked = np.cumsum(heights) - heights / 2
+    nearest = IsotonicRegression().fit_transform(np.arange(len(wishes)), wishes - stacked) + stacked
+    assert placed == pytest.approx(nearest)
+
+
+def test_two_random_networks_look_different(panel):
+    random = next(series for series in panel.series if series.role == "random")
+    looks = looks_of(replace(panel, series=(*panel.series, replace(random, label="random b"))))
+    first, second = looks[random.label], looks["random b"]
+    assert first["marker"] != second["marker"]
+    assert first["linestyle"] != second["linestyle"]
