@@ -35,8 +35,8 @@ def verify(
     layer
         The layer of that search in features; the middle one unless given.
     threshold
-        How near is near: in pixels the root mean square difference of grey levels from 0 to 1 (0.02), in features a
-        share of the median distance (0.1).
+        How near is near: in pixels one minus the correlation of shrunken grey pictures (0.04), in features a share of
+        the median distance (0.1).
     picture
         Draw the nearest pairs to this SVG, PNG or PDF file (needs --data).
     """
