@@ -113,7 +113,7 @@ def test_an_absent_cuml_is_refused_in_one_sentence(monkeypatch):
 
 
 def test_what_is_asked_of_cuml(monkeypatch):
-    """A stand-in with cuML's interface that solves by scikit-learn: the penalty, weights and answer go through whole."""
+    """A stand-in with its interface, solving by scikit-learn: penalty, weights and answer go through whole."""
     asked = []
 
     class LookAlike(LogisticRegression):
