@@ -216,6 +216,9 @@ class ModuleEncoder:
 
     @torch.no_grad()
     def _run(self, images: np.ndarray) -> None:
+        # somebody who shares the module may have trained it meanwhile
+        if self.module.training:
+            self.module.eval()
         device = self._compute.device
         x = self._normalise(images, device) if self._scales else torch.as_tensor(images, device=device)
         with self._compute.context():

@@ -19,20 +19,22 @@ SIZES = {
     "image_size": 16,
     "patch_size": 4,
 }
+# dropout that any training mode would show
+DROP = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
 STAGES = {"image_size": 32, "patch_size": 2, "embed_dim": 8, "depths": [1, 2], "num_heads": [2, 2], "window_size": 4}
 CONFIGS = {
-    "vit": (transformers.ViTConfig, SIZES, 1),
-    "dinov2": (transformers.Dinov2Config, SIZES, 1),
+    "vit": (transformers.ViTConfig, {**SIZES, **DROP}, 1),
+    "dinov2": (transformers.Dinov2Config, {**SIZES, **DROP, "drop_path_rate": 0.5}, 1),
     "registers": (transformers.Dinov2WithRegistersConfig, {**SIZES, "num_register_tokens": 4}, 5),
-    "deit": (transformers.DeiTConfig, SIZES, 2),
-    "beit": (transformers.BeitConfig, SIZES, 1),
-    "clip-vision": (transformers.CLIPVisionConfig, SIZES, 1),
-    "siglip": (transformers.SiglipVisionConfig, SIZES, 0),
-    "mae": (transformers.ViTMAEConfig, {**SIZES, "hidden_dropout_prob": 0.5}, 1),
-    "swin": (transformers.SwinConfig, STAGES, 0),
+    "deit": (transformers.DeiTConfig, {**SIZES, **DROP}, 2),
+    "beit": (transformers.BeitConfig, {**SIZES, **DROP, "drop_path_rate": 0.5}, 1),
+    "clip-vision": (transformers.CLIPVisionConfig, {**SIZES, "attention_dropout": 0.5}, 1),
+    "siglip": (transformers.SiglipVisionConfig, {**SIZES, "attention_dropout": 0.5}, 0),
+    "mae": (transformers.ViTMAEConfig, {**SIZES, **DROP}, 1),
+    "swin": (transformers.SwinConfig, {**STAGES, **DROP, "drop_path_rate": 0.5}, 0),
     "convnext": (
         transformers.ConvNextConfig,
-        {"hidden_sizes": [8, 16], "depths": [1, 2], "num_stages": 2, "image_size": 32},
+        {"hidden_sizes": [8, 16], "depths": [1, 2], "num_stages": 2, "image_size": 32, "drop_path_rate": 0.5},
         0,
     ),
     "resnet": (

@@ -233,3 +233,11 @@ def test_weights_files(tmp_path):
         read_state(tmp_path / "dots.pt", "model")
     with pytest.raises(UserError, match="--state-key"):
         read_state(tmp_path / "dots.pt")
+
+
+def test_a_module_that_is_trained_meanwhile_is_evaluated_again():
+    m = net()
+    encoder = load_encoder(m, layers="blocks.1", resolution=8)
+    before = encoder(IMAGES, ROWS)[0]
+    m.train()
+    assert torch.equal(encoder(IMAGES, ROWS)[0], before)

@@ -11,6 +11,7 @@ import pytest
 from feature_fakes import LinearEncoder, dataset
 from PIL import Image
 
+from probekit.cli.main import main
 from probekit.datasets import load_dataset
 from probekit.errors import UserError
 from probekit.features.extract import extract
@@ -114,3 +115,28 @@ def test_an_empty_or_foreign_file_is_refused_and_stays(tmp_path):
         with pytest.raises(UserError, match=r"no HDF5 file|cut short|cannot be opened"):
             extract(LinearEncoder(), dataset(), path)
         assert path.read_bytes() == content
+
+
+def test_corrupt_images_are_skipped_only_with_the_flag_and_recorded(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "pets" / label).mkdir(parents=True)
+        for i in range(20):
+            pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pets" / label / f"{i:02d}.png")
+    for name in ("cat/05.png", "dog/19.png"):
+        (tmp_path / "pets" / name).write_bytes(b"\x89PNG cut short")
+    command = ["extract", "pixels:4", str(tmp_path / "pets"), "--out", str(tmp_path / "f.h5")]
+    assert main(command) == 2
+    assert "--skip-corrupt" in capsys.readouterr().err
+    (tmp_path / "f.h5").unlink()
+    assert main([*command, "--skip-corrupt"]) == 0
+    assert "2 corrupt image(s) of train left out: cat/05.png, dog/19.png" in capsys.readouterr().out
+    store = FeatureStore.open(tmp_path / "f.h5")
+    assert store.dataset["skipped"]["train"]["row_ids"] == [5, 39]
+    ids = np.concatenate([store.row_ids(split) for split in store.splits])
+    assert sorted(ids) == [row for row in range(40) if row not in (5, 39)]
+    assert main([*command, "--skip-corrupt"]) == 0
+    assert verify(store.path, load_dataset(tmp_path / "pets", skip_corrupt=True)).errors == []
+    assert main(["extract", "pixels:4", "digits", "--out", str(tmp_path / "g.h5"), "--skip-corrupt"]) == 2
+    assert "folders and archives" in capsys.readouterr().err
