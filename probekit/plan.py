@@ -32,11 +32,13 @@ def feature_bytes(rows: int, widths: Sequence[int], dtype: str = "float32") -> i
     return rows * (sum(widths) * (2 if dtype == "float16" else 4) + ROW_BYTES)
 
 
-def matmul_rate(size: int = 1024, seconds: float = 0.5, device: str = "cpu") -> float:
-    """This machine's float32 matrix-product rate in FLOP/s: the best of as many products as fit in `seconds`."""
+def matmul_rate(size: int = 1024, seconds: float = 0.5, device: str = "cpu", dtype: str = "float32") -> float:
+    """This machine's matrix-product rate in FLOP/s: the best of as many products as fit in `seconds`."""
     import torch
 
-    a = torch.rand(size, size, device=device)
+    if device != "cpu":
+        size *= 8  # what keeps a GPU busy
+    a = torch.rand(size, size, device=device).to(getattr(torch, dtype))
     best, until = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < until:
         begun = time.perf_counter()

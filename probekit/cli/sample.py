@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+from igpt_model.images import ImageTransform
 from probekit.cli.console import say
+from probekit.datasets import load_dataset
+from probekit.errors import UserError
 
 
 def sample(
@@ -15,17 +18,22 @@ def sample(
     top_k: int | None = None,
     seed: int = 0,
     scale: int = 4,
+    complete: str | None = None,
+    each: int = 4,
+    keep: float = 0.5,
+    root: Path | None = None,
+    device: str = "cpu",
 ) -> None:
-    """Draw pictures from an autoregressive run and write them side by side.
+    """Draw pictures from an autoregressive run, or complete given ones, and write them side by side.
 
     Parameters
     ----------
     run
         A run folder, RUN@STEP, or a checkpoint folder.
     out
-        The PNG file.
+        The PNG file; one named samples*.png in a run or results folder is shown by its report.
     n
-        How many pictures.
+        How many pictures; with --complete, how many are completed.
     temperature
         1 draws from the model as it is, 0 takes the likeliest colour every time.
     top_k
@@ -34,29 +42,45 @@ def sample(
         The same seed gives the same pictures.
     scale
         Side of a pixel in the PNG.
+    complete
+        A data set, the lower part of whose validation pictures is drawn anew.
+    each
+        Completions of each picture.
+    keep
+        Share of each picture, from the top, that is given.
+    root
+        Where that data set lies, if it is not embedded.
+    device
+        cpu, cuda, cuda:1.
     """
-    import io
-
     import numpy as np
-    from PIL import Image
 
     from igpt_model import atomic
     from igpt_model.checkpoint import load_checkpoint
     from igpt_model.sample import sample as draw
+    from probekit.cli.pictures import picture_grid, png_bytes
     from probekit.encoders.igpt import checkpoint_folder
 
-    checkpoint = load_checkpoint(checkpoint_folder(run))
-    tokens = draw(checkpoint.model, n, temperature, top_k, seed)
-    images_NPP3 = checkpoint.palette.decode(tokens.numpy())
-    columns = int(np.ceil(np.sqrt(n)))
-    rows, side = -(-n // columns), images_NPP3.shape[1]
-    # one pixel of white between the pictures
-    grid = np.full((rows * (side + 1) - 1, columns * (side + 1) - 1, 3), 255, dtype=np.uint8)
-    for index, image in enumerate(images_NPP3):
-        top, left = (index // columns) * (side + 1), (index % columns) * (side + 1)
-        grid[top : top + side, left : left + side] = image
-    grid = grid.repeat(scale, axis=0).repeat(scale, axis=1)
-    buffer = io.BytesIO()
-    Image.fromarray(grid).save(buffer, format="PNG")
-    atomic.write_bytes(out, buffer.getvalue())
-    say(f"{n} pictures of step {checkpoint.step}: {out}")
+    checkpoint = load_checkpoint(checkpoint_folder(run), device)
+    if complete is None:
+        tokens = draw(checkpoint.model, n, temperature, top_k, seed)
+        grid = picture_grid(checkpoint.palette.decode(tokens.cpu().numpy()), scale=scale)
+        atomic.write_bytes(out, png_bytes(grid))
+        say(f"{n} pictures of step {checkpoint.step}: {out}")
+        return
+    side = checkpoint.transform.resolution
+    given = round(keep * side) * side
+    if not 0 < given < side * side:
+        raise UserError(f"keep is {keep}, but a share between 0 and 1 that is at least a row of pixels is needed.")
+    plain = ImageTransform(side, checkpoint.transform.resize)
+    pictures = load_dataset(complete, root=root).splits["val"].limit(n)
+    tokens_NT = checkpoint.palette.encode(np.stack([plain(image) for image in pictures.images(0, len(pictures))]))
+    prefixes = np.repeat(tokens_NT[:, :given].astype(np.int64), each, 0)
+    drawn = draw(checkpoint.model, len(prefixes), temperature, top_k, seed, prefixes).cpu().numpy()
+    original = checkpoint.palette.decode(tokens_NT)
+    hidden = original.copy()
+    hidden.reshape(len(hidden), side * side, 3)[:, given:] = 127
+    completed = checkpoint.palette.decode(drawn).reshape(len(original), each, side, side, 3)
+    rows = np.concatenate([hidden[:, None], completed, original[:, None]], 1)
+    atomic.write_bytes(out, png_bytes(picture_grid(rows.reshape(-1, side, side, 3), each + 2, scale)))
+    say(f"{len(original)} pictures of {complete}: what was given, {each} completions, the original: {out}")

@@ -12,7 +12,8 @@ from cyclopts import Parameter
 from igpt_model.images import ImageTransform, SourceImages
 from igpt_model.train_config import TrainConfig
 from probekit.cli.console import say
-from probekit.cli.progress import progress
+from probekit.cli.progress import Show, progress
+from probekit.cli.watch import DepthWatch, WatchConfig, emergence, probe_line, read_probes, share_of_peak
 from probekit.datasets import Dataset, Split, load_dataset
 
 PREPARE_BLOCK = 512
@@ -27,6 +28,7 @@ def train(
     limit: int | None = None,
     tensorboard: bool = True,
     config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008  (frozen)
+    watch: Annotated[WatchConfig, Parameter(name="*", group="Watching")] = WatchConfig(),  # noqa: B008
 ) -> None:
     """Train an iGPT on a data set and write a run folder. The same command run again after a kill goes on.
 
@@ -44,38 +46,78 @@ def train(
         Write TensorBoard events beside metrics.jsonl.
     """
     data = load_dataset(dataset, root=root)
-    run_training(config, data, out, limit=limit, tensorboard=tensorboard)
+    run_training(config, data, out, limit=limit, tensorboard=tensorboard, watch=watch)
     say(f"trained: {out} (next: probekit extract igpt:{out} {dataset} --out {out / 'features.h5'})")
 
 
 def run_training(
-    config: TrainConfig, data: Dataset, out: Path, *, limit: int | None = None, tensorboard: bool = True
+    config: TrainConfig,
+    data: Dataset,
+    out: Path,
+    *,
+    limit: int | None = None,
+    tensorboard: bool = True,
+    watch: WatchConfig = WatchConfig(),  # noqa: B008  (frozen)
 ) -> None:
     """Train on `data`'s train split, watch its val split, show progress; resumes what lies at `out`."""
     from igpt_model.train import train as train_model
 
-    transform = config.transform
-    train_images = training_images(data.splits["train"].limit(limit), transform)
+    transform, split = config.transform, data.splits["train"].limit(limit)
+    train_images = training_images(split, transform)
     val_images = prepared_images(data.splits["val"].limit(limit), transform, "prepare val")
     provenance = {**data.provenance, "limit": limit}
-    val_loss: float | None = None
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts one speaks
     records = train_model(config, train_images, val_images, out, data_provenance=provenance)
+    looks = DepthWatch(watch, split, out, config.steps, config.device)
     shown = progress("train", "steps") if first else nullcontext(lambda *numbers: None)
     with tensorboard_writer(out, tensorboard and first) as write, shown as show:
+        speak = _Speaker(config, show) if first else None
         for record in records:
             write(record)
-            if record["kind"] == "start":
-                if first:
-                    say(_start_line(record))
-                show(record["step"], config.steps)
-            elif record["kind"] == "damaged" and first:
-                say(f"passed over a damaged checkpoint, now {record['path']}: {record['reason']}", "yellow")
-            elif record["kind"] == "step":
-                words = f"loss {record['loss']:.4f}"
-                show(record["step"], config.steps, f"{words}, val {val_loss:.4f}" if val_loss is not None else words)
-            elif record["kind"] == "eval":
-                val_loss = record["val_loss"]
+            if speak is None:
+                continue
+            speak(record)
+            for seen in looks.look(record):
+                write(seen)
+                speak(seen)
+    if first and watch.probe_every:
+        say("\n".join(emergence(read_probes(out))))
+
+
+class _Speaker:
+    """Says what a record says, on the terminal."""
+
+    def __init__(self, config: TrainConfig, show: Show) -> None:
+        self.config, self.show = config, show
+        self.val_loss: float | None = None
+        self.share: Callable[[float], float] | None = None
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        kind, config = record["kind"], self.config
+        if kind == "start":
+            say(_start_line(record))
+            model = config.model_config
+            if record["step"] < config.steps:
+                self.share = share_of_peak(
+                    model.flops_per_image, model.n_positions, config.dtype, config.device, record["ranks"]
+                )
+            self.show(record["step"], config.steps)
+        elif kind == "damaged":
+            say(f"passed over a damaged checkpoint, now {record['path']}: {record['reason']}", "yellow")
+        elif kind == "step":
+            words = [f"loss {record['loss']:.4f}"]
+            if self.val_loss is not None:
+                words.append(f"val {self.val_loss:.4f}")
+            words.append(f"{record['tokens_per_s']:,.0f} tokens/s")
+            if self.share is not None:
+                words.append(f"{100 * self.share(record['tokens_per_s']):.0f} % of the matrix rate")
+            self.show(record["step"], config.steps, ", ".join(words))
+        elif kind == "eval":
+            self.val_loss = record["val_loss"]
+        elif kind == "probe":
+            say(probe_line(record))
+        elif kind == "samples":
+            say(f"samples: {record['path']}")
 
 
 def _start_line(record: dict[str, Any]) -> str:
@@ -122,6 +164,13 @@ def tensorboard_writer(out: Path, wanted: bool = True) -> Iterator[Callable[[dic
             for name, value in record.items():
                 if isinstance(value, int | float) and name not in ("step", "kind"):
                     writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+        elif record["kind"] == "probe":
+            scalars = {f"layer_{k:02d}": value for k, value in enumerate(record["accuracy"])}
+            scalars |= {"peak_layer": record["peak"], "last": record["accuracy"][-1], "best": max(record["accuracy"])}
+            for name, value in scalars.items():
+                writer.add_scalar(f"probe/{name}", value, record["step"])
+        elif record["kind"] == "samples":
+            writer.add_image("samples", record["image"], record["step"], dataformats="HWC")
 
     try:
         yield write

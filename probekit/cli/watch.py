@@ -1,0 +1,183 @@
+"""Looking into a run while it trains: a cheap depth curve and sample pictures at checkpoints.
+
+Letters: N images, T tokens, L + 1 layers.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from igpt_model import atomic
+from probekit.cli.pictures import picture_grid, png_bytes
+from probekit.datasets import Split
+from probekit.errors import UserError
+
+C = 0.01
+"""The one penalty of the watching probes, on standardised features: to see a curve's shape, not to report figures."""
+HELD_OUT = 0.25
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """What is looked at while a model trains; it changes nothing in the training itself."""
+
+    probe_every: int = _option(0, "Probe every layer at checkpoints of these steps' multiples; 0: never.")
+    probe_images: int = _option(2000, "Training pictures for those probes, a quarter of them held out to measure on.")
+    sample_every: int = _option(0, "Draw pictures at checkpoints of these steps' multiples; 0: never.")
+    sample_images: int = _option(16, "How many.")
+
+    def __post_init__(self) -> None:
+        for name, least in (("probe_every", 0), ("probe_images", 20), ("sample_every", 0), ("sample_images", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}; give at least {least}.")
+
+
+class DepthWatch:
+    """Probes and samples of a run's checkpoints as they are written.
+
+    Parameters
+    ----------
+    config : WatchConfig
+    train : Split
+        Rows for the probes are taken from it; validation and test rows stay unread.
+    out : the run folder
+    steps : the last step, which is always looked at
+    device : where features are computed
+    """
+
+    def __init__(self, config: WatchConfig, train: Split, out: Path, steps: int, device: str = "cpu") -> None:
+        self.config, self.train, self.out, self.steps, self.device = config, train, out, steps, device
+        self.tokens: tuple[str, np.ndarray] | None = None  # by palette hash
+        self.rows = train.limit(config.probe_images) if config.probe_every else train
+
+    def due(self, every: int, step: int) -> bool:
+        """Whether a checkpoint of this step is looked at."""
+        return every > 0 and (step % every == 0 or step == self.steps)
+
+    def look(self, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield the records that one of train()'s records gives rise to: "probe", "samples", or none.
+
+        After a kill between a checkpoint and its probe, the probe is made when the run goes on.
+        """
+        if record["kind"] == "start" and record["resumed"]:
+            done = {r["step"] for r in read_probes(self.out)}
+            folder = self.out / "checkpoints" / f"{record['step']:07d}"
+            if self.due(self.config.probe_every, record["step"]) and record["step"] not in done:
+                yield self.probe(folder, record["step"])
+        if record["kind"] == "checkpoint":
+            folder = self.out / record["path"]
+            if self.due(self.config.probe_every, record["step"]):
+                yield self.probe(folder, record["step"])
+            if self.due(self.config.sample_every, record["step"]):
+                yield from self.sample(folder, record["step"])
+
+    def probe(self, folder: Path, step: int) -> dict[str, Any]:
+        """Fit one probe a layer of a checkpoint; append the record to metrics.jsonl and return it."""
+        from igpt_model.checkpoint import load_checkpoint
+        from igpt_model.objectives import draw_masks
+        from probekit.datasets.splits import stratified_holdout
+
+        loaded = load_checkpoint(folder, self.device)
+        if self.tokens is None or self.tokens[0] != loaded.palette.hash:
+            prepared = [loaded.transform(image) for image in self.rows.images(0, len(self.rows))]
+            self.tokens = loaded.palette.hash, loaded.palette.encode(np.stack(prepared))
+        masks = None
+        if not loaded.config.causal:
+            masks = draw_masks(self.rows.row_ids, loaded.config.n_positions, loaded.config.mask_prob, 0)
+        kept, held = stratified_holdout(self.rows.labels, HELD_OUT, 0)
+        accuracy = layer_accuracies(loaded.model, self.tokens[1], self.rows.labels, masks, kept, held)
+        record = {
+            "kind": "probe",
+            "step": step,
+            "accuracy": accuracy,
+            "peak": int(np.argmax(accuracy)),
+            "n_fit": len(kept),
+            "n_held_out": len(held),
+            "C": C,
+        }
+        with open(self.out / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(record) + "\n")
+        return record
+
+    def sample(self, folder: Path, step: int) -> Iterator[dict[str, Any]]:
+        """Draw pictures from an autoregressive checkpoint into samples/STEP.png."""
+        from igpt_model.checkpoint import load_checkpoint
+        from igpt_model.sample import sample
+
+        loaded = load_checkpoint(folder, self.device)
+        if loaded.config.causal:
+            tokens = sample(loaded.model, self.config.sample_images).cpu().numpy()
+            grid = picture_grid(loaded.palette.decode(tokens))
+            path = self.out / "samples" / f"{step:07d}.png"
+            path.parent.mkdir(exist_ok=True)
+            atomic.write_bytes(path, png_bytes(grid))
+            yield {"kind": "samples", "step": step, "path": str(path), "image": grid}
+
+
+def layer_accuracies(
+    model: Any, tokens_NT: np.ndarray, labels_N: np.ndarray, masks_NT: Any, kept: np.ndarray, held: np.ndarray
+) -> list[float]:
+    """Accuracy on the rows `held` of a probe a layer that was fitted on the rows `kept`: L + 1 values."""
+    from igpt_model.features import encode
+    from probekit.probes.path import fit_path
+
+    parts = []
+    for start in range(0, len(tokens_NT), 128):
+        rows = slice(start, start + 128)
+        mask = None if masks_NT is None else masks_NT[rows]
+        parts.append([X.cpu().numpy() for X in encode(model, tokens_NT[rows].astype(np.int64), mask_BT=mask)])
+    accuracies = []
+    for layer in zip(*parts, strict=True):
+        X = np.concatenate(layer)
+        path = fit_path(X[kept], labels_N[kept], [C], standardize=True, tol=1e-2)
+        accuracies.append(float((path.predict(X[held])[0] == labels_N[held]).mean()))
+    return accuracies
+
+
+def read_probes(out: Path) -> list[dict[str, Any]]:
+    """The probe records of a run, by step; of a step that was probed twice the later one."""
+    from igpt_model.runlog import read_metrics
+
+    found = {r["step"]: r for r in read_metrics(out / "metrics.jsonl") if r["kind"] == "probe"}
+    return [found[step] for step in sorted(found)]
+
+
+def probe_line(record: dict[str, Any], low: float | None = None, high: float | None = None) -> str:
+    """One line a probe: the curve as bars (layer 0 to the left, between `low` and `high`), its peak, the last layer."""
+    accuracy: Sequence[float] = record["accuracy"]
+    low, high = min(accuracy) if low is None else low, max(accuracy) if high is None else high
+    bars = "".join(BARS[round((value - low) / max(high - low, 1e-9) * (len(BARS) - 1))] for value in accuracy)
+    peak, last = record["peak"], len(accuracy) - 1
+    best = f"best layer {peak:2d} of {last}: {100 * accuracy[peak]:5.1f} %, last {100 * accuracy[-1]:5.1f} %"
+    return f"step {record['step']:>7}  {bars}  {best}"
+
+
+def emergence(records: Sequence[dict[str, Any]], most: int = 16) -> list[str]:
+    """The curves of a run one below the other on one scale, the newest last: how the peak emerges."""
+    values = [value for record in records for value in record["accuracy"]]
+    if not values:
+        return []
+    chosen = np.unique(np.linspace(0, len(records) - 1, min(most, len(records))).round().astype(int))
+    head = (
+        f"probes while training, held-out rows of the training split, bars from {100 * min(values):.0f} to "
+        f"{100 * max(values):.0f} %:"
+    )
+    return [head, *(probe_line(records[i], min(values), max(values)) for i in chosen)]
+
+
+def share_of_peak(flops_per_image: int, n_tokens: int, dtype: str, device: str, ranks: int) -> Callable[[float], float]:
+    """Measure the matrix rate now; return what turns tokens a second of training into a share of it."""
+    from probekit.plan import matmul_rate
+
+    rate = matmul_rate(device=device, dtype=dtype) * ranks
+    # backward is twice the forward pass
+    return lambda tokens_per_s: 3 * flops_per_image * tokens_per_s / n_tokens / rate
