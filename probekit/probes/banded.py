@@ -1,0 +1,80 @@
+"""Banded penalties: joined layers with a penalty for each layer's columns.
+
+`1/2 sum_g ||W_g||^2 / gamma_g^2 + C sum_i ce_i` is the plain problem on columns multiplied by gamma_g, so every solver
+here solves it exactly; only the gammas must be searched for, on held-out rows.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from probekit.errors import UserError
+from probekit.probes.path import ProbePath, fit_path
+
+Array = NDArray[np.float64]
+
+
+def spread(gammas: Sequence[float], widths: Sequence[int]) -> Array:
+    """The factor of every column (sum of widths,) from the factor of every band."""
+    if len(gammas) != len(widths) or min(gammas) < 0:
+        raise UserError(f"{len(widths)} bands need as many factors of at least 0, but got {list(gammas)}.")
+    return np.repeat(np.asarray(gammas, np.float64), widths)
+
+
+def fit_banded(
+    X: Any, y: ArrayLike, Cs: ArrayLike, widths: Sequence[int], gammas: Sequence[float], **options: Any
+) -> ProbePath:
+    """Probes with penalty 1/(2 gamma_g^2) on band g, in scikit-learn's convention: band g has C_g = C gamma_g^2.
+
+    Parameters
+    ----------
+    X : (N, sum of widths) features, band after band; standardise them beforehand (columns scaled here must stay so)
+    y, Cs, options : as in `fit_path`
+    widths, gammas : columns of each band, and its factor; 0 leaves a band out
+
+    Returns
+    -------
+    ProbePath
+        coef on the columns as given. Certificates are of the scaled problem, which has the same objective.
+    """
+    if options.get("standardize"):
+        raise UserError("fit_banded cannot standardise, which would undo the bands; standardise X first.")
+    factors = spread(gammas, widths)
+    path = fit_path(np.asarray(X) * factors.astype(np.asarray(X).dtype), y, Cs, **options)
+    path.coef[...] *= factors
+    return path
+
+
+def search_gammas(
+    n_bands: int, score: Callable[[tuple[float, ...]], float], factors: Sequence[float] = (4.0, 2.0)
+) -> list[tuple[tuple[float, ...], float]]:
+    """Coordinate search for the bands' factors by a held-out score: each band stronger or weaker, coarse steps, then fine.
+
+    Parameters
+    ----------
+    score : held-out score of the gammas, never the test split's; it may choose C anew each time
+    factors : step sizes; with each, bands are gone through until none gains
+
+    Returns
+    -------
+    list of (gammas, score)
+        The equal start and every step that gained.
+    """
+    gammas = (1.0,) * n_bands
+    steps = [(gammas, score(gammas))]
+    for factor in factors:
+        gained = True
+        while gained:
+            gained = False
+            for band in range(n_bands):
+                for change in (factor, 1 / factor):
+                    trial = tuple(g * change if i == band else g for i, g in enumerate(steps[-1][0]))
+                    if max(trial) / min(trial) > 2**10:  # a band that far below is as good as left out
+                        continue
+                    if (value := score(trial)) > steps[-1][1]:
+                        steps.append((trial, value))
+                        gained = True
+                        break
+    return steps
