@@ -55,7 +55,7 @@ from igpt_model import TrainConfig, train
 for job in json.loads(sys.argv[2]):
     config = TrainConfig(**job["settings"])
     updates = iter([False] * job.get("pause", 10**6) + [True] * 10**6)
-    for record in train(config, pictures(), pictures(21, 1), job["out"], {"name": "bars"}, stop=updates.__next__):
+    for record in train(config, pictures(), pictures(17, 1), job["out"], {"name": "bars"}, stop=updates.__next__):
         pass
 """
 
@@ -82,9 +82,9 @@ def job(out, pause=10**6, **changes):
     return {"out": str(out), "settings": {**SETTINGS, **changes}, "pause": pause}
 
 
-def alone(out, **changes):
+def alone(out, stop=None, **changes):
     config = TrainConfig(**{**SETTINGS, **changes})
-    return list(train(config, pictures(), pictures(21, 1), out, {"name": "bars"}))
+    return list(train(config, pictures(), pictures(17, 1), out, {"name": "bars"}, stop=stop))
 
 
 def losses(out):
@@ -106,7 +106,11 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("ranks")
     alone(root / "one")
     alone(root / "one-bert", objective="bert", mask_prob=0.4)
+    for way in ("ddp", "fsdp"):
+        alone(root / f"one-then-{way}", stop=iter([False] * 3 + [True]).__next__)
     ways = [
+        job(root / "one-then-ddp", parallel="ddp"),
+        job(root / "one-then-fsdp", parallel="fsdp"),
         job(root / "ddp", parallel="ddp"),
         job(root / "fsdp", parallel="fsdp"),
         job(root / "fsdp-parts", parallel="fsdp", micro_batch=2, checkpoint_blocks=True),
@@ -144,15 +148,10 @@ def test_begun_by_two_ranks_ended_by_one(runs, half):
     assert close(weights(runs / half), weights(runs / "one"))
 
 
-def test_begun_by_one_rank_ended_by_two(runs, tmp_path):
-    config = TrainConfig(**SETTINGS)
-    for way in ("ddp", "fsdp"):
-        updates = iter([False] * 3 + [True] * 9)
-        list(train(config, pictures(), pictures(21, 1), tmp_path / way, {"name": "bars"}, stop=updates.__next__))
-    launch([job(tmp_path / way, parallel=way) for way in ("ddp", "fsdp")])
-    for way in ("ddp", "fsdp"):
-        assert load_checkpoint(latest_checkpoint(tmp_path / way)).step == 8
-        assert close(weights(tmp_path / way), weights(runs / "one"))
+@pytest.mark.parametrize("way", ["one-then-ddp", "one-then-fsdp"])
+def test_begun_by_one_rank_ended_by_two(runs, way):
+    assert load_checkpoint(latest_checkpoint(runs / way)).step == 8
+    assert close(weights(runs / way), weights(runs / "one"))
 
 
 def test_resumed_shards_end_with_the_same_bits(runs):
