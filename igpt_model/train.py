@@ -6,39 +6,20 @@ on the same kind of machine and number of threads.
 Letters in shapes: N images, B batch, P pixels a side, T = P*P tokens.
 """
 
-import signal
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from . import objectives
-from .batches import mask_keys, token_batch
-from .checkpoint import (
-    DamagedCheckpoint,
-    check_checkpoint,
-    checkpoint_path,
-    list_checkpoints,
-    load_checkpoint,
-    load_trainer_state,
-    prune_checkpoints,
-    save_checkpoint,
-)
 from .devices import cpu_threads, find_device
-from .distributed import Ranks, find_ranks
-from .divergence import LossWatch, TrainingDiverged
-from .engine import Engine, evaluate
+from .distributed import find_ranks
+from .divergence import TrainingDiverged
+from .engine import evaluate
 from .errors import UserError
-from .interrupts import interrupts_deferred
-from .optim import learning_rate, optimizer_tensors
 from .palette import Palette
-from .runlog import MetricsLog, open_run
+from .run import Run
+from .runlog import open_run
 from .train_config import TrainConfig
-from .training_data import check_images, encode_data, fit_palette
+from .training_data import check_images
 
 __all__ = ["TrainConfig", "TrainingDiverged", "evaluate", "train"]
 
@@ -101,199 +82,6 @@ def train(
     books = {"train": settings, "model": config.model_config.to_dict(), "data": data, "palette": shared}
     changed = ranks.once(lambda: open_run(out, books, free=[f"train.{name}" for name in _FREE]))
     with cpu_threads(config.threads):
-        run = _Run(config, Path(out), ranks, data_provenance)
+        run = Run(config, Path(out), ranks, data_provenance)
         yield from run.open(train_images, val_images, palette, changed)
         yield from run.loop(stop)
-
-
-class _Run:
-    """The state of a run between updates."""
-
-    def __init__(self, config: TrainConfig, out: Path, ranks: Ranks, provenance: dict[str, Any]) -> None:
-        self.config, self.out, self.ranks = config, out, ranks
-        self.provenance = {"train": config.to_dict(), "data": provenance, "torch": torch.__version__}
-        self.engine = Engine(config, ranks)
-        self.watch = LossWatch(config.n_colours, config.spike)
-        self.step = 0
-        self.losses: list[Tensor] = []  # since the last record, on the device: no waiting for it every step
-        self.norms: list[Tensor] = []
-
-    def open(
-        self, train_images: Any, val_images: Any, palette: Palette | None, changed: dict[str, Any]
-    ) -> Iterator[dict[str, Any]]:
-        """Restore the newest good checkpoint, or start; encode the pictures."""
-        config, ranks = self.config, self.ranks
-        folder, damaged = ranks.once(lambda: _newest_good(self.out))
-        yield from damaged
-        if folder is not None:
-            loaded = load_checkpoint(folder, weights=False)
-            self.palette, self.step = loaded.palette, loaded.step
-            self.engine.restore(folder)
-            state = load_trainer_state(folder, tensors=False)[1]
-            self.watch.lowest, self.watch.bad_records = state["lowest"], state["bad_records"]
-        else:
-            self.palette = ranks.once(lambda: palette or fit_palette(config, train_images))
-        self.data = encode_data(config, train_images, val_images, self.palette)
-        if folder is not None and state["data_hash"] != self.data.hash:
-            raise UserError(
-                f"The pictures are not those that the run in {self.out} was started with, although their number and "
-                "name agree; give the same data or another --out."
-            )
-        self.provenance["data_hash"] = self.data.hash
-        path = self.out / "metrics.jsonl"
-        self.metrics = MetricsLog(path, None if folder is None else self.step) if ranks.first else None
-        yield {
-            "kind": "start",
-            "step": self.step,
-            "steps": config.steps,
-            "resumed": folder is not None,
-            "changed": changed,
-            "n_params": self.engine.model.config.n_params,
-            "n_train": len(self.data.train),
-            "n_val": len(self.data.val),
-            "tokens_per_step": config.batch_size * self.data.train.shape[1],
-            "threads": torch.get_num_threads(),
-            "ranks": ranks.size,
-            "palette_hash": self.palette.hash,
-            "data_hash": self.data.hash,
-        }
-        if folder is None:
-            yield self.log(self.evaluation())
-            yield self.save()
-
-    def loop(self, stop: Callable[[], bool] | None) -> Iterator[dict[str, Any]]:
-        """Update until the end, yielding records."""
-        if self.ranks.size == 1:
-            yield from self.updates(stop)
-            return
-        # torchrun and Slurm end their processes by SIGTERM; ranks must stop at the same update
-        with interrupts_deferred(signal.SIGINT, signal.SIGTERM) as interrupted:
-            yield from self.updates(lambda: bool(interrupted) or (stop is not None and stop()))
-
-    def updates(self, stop: Callable[[], bool] | None) -> Iterator[dict[str, Any]]:
-        """Update until the end or until `stop` says so, which all ranks then do."""
-        config, several = self.config, self.ranks.size > 1
-        clock, counted, wanted = time.perf_counter(), 0, False
-        try:
-            while self.step < config.steps:
-                with nullcontext() if several else interrupts_deferred(signal.SIGINT) as interrupted:
-                    self.update()
-                counted += 1
-                recording = config.saves(self.step) or self.step % config.log_every == 0
-                wanted = wanted or bool(interrupted) or (stop is not None and stop())
-                # ranks agree when they exchange losses anyway: asking at every update would have them wait
-                pausing = wanted if not several else recording and self.ranks.any(wanted)
-                saving = config.saves(self.step) or pausing
-                if recording or pausing:
-                    yield self.log(self.record(counted, clock))
-                    clock, counted = time.perf_counter(), 0
-                if self.step % config.eval_every == 0 or self.step == config.steps:
-                    yield self.log(self.evaluation())
-                    clock = time.perf_counter()
-                if saving and self.watch.sound:
-                    yield self.save()
-                    clock = time.perf_counter()
-                if interrupted:
-                    raise KeyboardInterrupt
-                if pausing and self.step < config.steps:
-                    yield {"kind": "paused", "step": self.step}
-                    return
-            yield {"kind": "end", "step": self.step}
-        except (GeneratorExit, KeyboardInterrupt):
-            # the loop over the records was left, or Ctrl-C came between two updates: the weights are whole, so keep
-            # them; several ranks cannot know that the others left as well
-            if not several:
-                if self.losses:
-                    self.log(self.record(0, clock))
-                if self.watch.sound and not checkpoint_path(self.out, self.step).exists():
-                    self.save()
-            raise
-        finally:
-            if self.metrics is not None:
-                self.metrics.close()
-
-    def update(self) -> None:
-        """Draw the step's batch and masks and update the weights."""
-        config = self.config
-        tokens, _ = token_batch(self.data.train, config.transform, config.batch_size, config.seed, self.step)
-        masks = None
-        if not config.model_config.causal:
-            keys = mask_keys(config.batch_size, self.step)
-            masks = objectives.draw_masks(keys, tokens.shape[1], config.mask_prob, config.seed)
-        loss, norm = self.engine.update(tokens, masks, self.rate(self.step))
-        self.losses.append(loss)
-        self.norms.append(norm)
-        self.step += 1
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate of update number `step`."""
-        config = self.config
-        return learning_rate(step, config.lr, config.warmup_steps, config.steps, config.schedule)
-
-    def record(self, updates: int, since: float) -> dict[str, Any]:
-        """Return the step record since the last one, after looking at whether training is still sound."""
-        loss = self.ranks.sum(torch.stack(self.losses).mean()).item()
-        norm = torch.stack(self.norms).max().item()
-        self.losses, self.norms = [], []
-        good = next((int(f.name) for f in reversed(list_checkpoints(self.out))), None)
-        self.watch.look(self.step, loss, norm, self.step >= self.config.steps, good)
-        tokens = updates * self.config.batch_size * self.data.train.shape[1]
-        return {
-            "kind": "step",
-            "step": self.step,
-            "loss": loss,
-            "grad_norm": norm,
-            "lr": self.rate(self.step - 1),
-            "tokens_per_s": tokens / (time.perf_counter() - since),
-        }
-
-    def evaluation(self) -> dict[str, Any]:
-        """Return the eval record."""
-        return {"kind": "eval", "step": self.step, "val_loss": self.engine.evaluate(self.data.val)}
-
-    def save(self) -> dict[str, Any]:
-        """Write a checkpoint and remove those no longer kept; return the checkpoint record."""
-        if not self.engine.finite():
-            raise TrainingDiverged(
-                f"The weights are not finite at step {self.step}; the last checkpoint is still good."
-            )
-        folder = checkpoint_path(self.out, self.step)
-        record = {"kind": "checkpoint", "step": self.step, "path": str(folder.relative_to(self.out))}
-        self.log(record)
-        if self.metrics is not None:
-            self.metrics.sync()
-        values = {"lowest": self.watch.lowest, "bad_records": self.watch.bad_records}
-        if not self.ranks.once(folder.exists):
-            state = (
-                optimizer_tensors(self.engine.model, self.engine.optimizer),
-                {**values, "data_hash": self.data.hash, "threads": torch.get_num_threads(), "ranks": self.ranks.size},
-            )
-            transform = self.config.transform
-            save_checkpoint(
-                folder, self.engine.model, self.palette, transform, self.step, state, self.provenance, self.ranks
-            )
-        if self.ranks.first:
-            kept = {int(f.name) for f in list_checkpoints(self.out) if self.config.keeps(int(f.name))}
-            prune_checkpoints(self.out, self.config.keep_last, kept)
-        return record
-
-    def log(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Append a record to metrics.jsonl (rank 0) and return it."""
-        if self.metrics is not None:
-            self.metrics.append(record)
-        return record
-
-
-def _newest_good(out: Path) -> tuple[Path | None, list[dict[str, Any]]]:
-    """Return the newest checkpoint that is whole; damaged newer ones are renamed, and told in records."""
-    told = []
-    for candidate in reversed(list_checkpoints(out)):
-        try:
-            check_checkpoint(candidate)
-        except DamagedCheckpoint as error:
-            aside = candidate.with_name(f"damaged-{candidate.name}-{time.time_ns()}")
-            candidate.rename(aside)
-            told.append({"kind": "damaged", "step": int(candidate.name), "path": str(aside), "reason": str(error)})
-            continue
-        return candidate, told
-    return None, told

@@ -1,5 +1,4 @@
 import functools
-import importlib
 import json
 import os
 import signal
@@ -330,7 +329,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("step", [7, *(pytest.param(step, marks=pytest.mark.slow) for step in (0, 30))])
 def test_killed_at_every_stage_of_saving(tmp_path, monkeypatch, stage, step):
     import igpt_model.checkpoint as module
-    from igpt_model.train import _Run
+    import igpt_model.run as run_module
 
     run(tmp_path / "undisturbed")
 
@@ -339,16 +338,16 @@ def test_killed_at_every_stage_of_saving(tmp_path, monkeypatch, stage, step):
             real(*arguments, **named)
         raise Killed
 
-    owner = importlib.import_module("igpt_model.train") if stage == "prune_checkpoints" else module
+    owner = run_module if stage == "prune_checkpoints" else module
     name = "replace_folder" if stage == "after" else stage
-    save = _Run.save
+    save = run_module.Run.save
 
     def save_until(self):
         if self.step == step:
             monkeypatch.setattr(owner, name, functools.partial(dies, getattr(owner, name)))
         return save(self)
 
-    monkeypatch.setattr(_Run, "save", save_until)
+    monkeypatch.setattr(run_module.Run, "save", save_until)
     with pytest.raises(Killed):
         run(tmp_path / "killed")
     monkeypatch.undo()
