@@ -51,7 +51,9 @@ class TrainingCost:
     scaled_from: str
 
 
-def training_cost(config: TrainConfig, val_images: int = 0, ranks: int = 1, seconds: float = 4.0) -> TrainingCost:
+def training_cost(
+    config: TrainConfig, val_images: int = 0, ranks: int = 1, seconds: float = 4.0, rate: float | None = None
+) -> TrainingCost:
     """Time a few updates of a run's settings and count what the run consists of.
 
     Parameters
@@ -60,12 +62,19 @@ def training_cost(config: TrainConfig, val_images: int = 0, ranks: int = 1, seco
     val_images : validation pictures that the data set has
     ranks : processes that would share the work; exchanging gradients is not counted
     seconds : about how long to measure
+    rate : FLOP/s that each rank will reach, for machines that are not this one: updates are then counted, not timed
     """
+    if rate is not None:
+        config = replace(config, device="cpu", compile=False)
     with cpu_threads(config.threads):
         images = math.ceil(config.batch_size / ranks)
         micro = min(config.micro_batch or images, images)
         whole = config.model_config.flops_per_image * 3 * images / _rough_rate(config)
-        if 3 * whole <= seconds:
+        if rate is not None:
+            step = 3 * config.model_config.flops_per_image * images / rate
+            step *= 4 / 3 if config.checkpoint_blocks else 1
+            memory, note, depth = int(_activations(config) * micro), f"{rate / 1e12:g} TFLOP/s a rank", 1
+        elif 3 * whole <= seconds:
             timed = _Shallow(config, images, seconds)
             step, memory, note = timed.update, timed.activations * micro, ""
             depth = config.model_config.n_layer
@@ -119,9 +128,12 @@ def _seconds(action: Callable[[], object], device: torch.device, at_least: float
 
 
 class _Shallow:
-    """An engine that is really run: seconds of an update and of its optimiser step, activation bytes of an image."""
+    """An engine that is really run: seconds of an update and of its optimiser step, activation bytes of an image.
 
-    def __init__(self, config: TrainConfig, images: int, seconds: float) -> None:
+    `seconds` None: nothing is timed.
+    """
+
+    def __init__(self, config: TrainConfig, images: int, seconds: float | None) -> None:
         device = find_device(config.device)
         config = replace(config, batch_size=images, micro_batch=min(config.micro_batch, images), parallel="none")
         engine = Engine(config, Ranks("none", 0, 1, device))
@@ -145,6 +157,8 @@ class _Shallow:
         saved = sum(size for place, size in kept.items() if place not in weights)
         self.activations = saved + saved // max(1, model.n_layer)
         del loss
+        if seconds is None:
+            return
         self.update = _seconds(lambda: engine.update(tokens, masks, 0.0), device, seconds)
         for parameter in engine.parameters:
             parameter.grad = torch.zeros_like(parameter)
@@ -162,16 +176,30 @@ def _scaled(config: TrainConfig, images: int, micro: int, seconds: float) -> tup
     per_image = [(shallow.update - shallow.optimizer) / few for shallow in (one, two)]
     optimizer = one.optimizer + depth * max(0.0, two.optimizer - one.optimizer)
     update = images * (per_image[0] + depth * max(0.0, per_image[1] - per_image[0])) + optimizer
+    activations = _extrapolated(one, two, model.n_layer)
+    return update, int(activations * micro), f"1 and 2 of {model.n_layer} blocks, {few} of {images} images"
+
+
+def _activations(config: TrainConfig) -> float:
+    """Activation bytes of an image, from one and two blocks."""
+    model = config.model_config
+    sizes: dict[str, Any] = {"n_embd": model.n_embd, "n_head": model.n_head}
+    one, two = (_Shallow(replace(config, n_layer=depth, **sizes), 1, None) for depth in (1, 2))
+    return _extrapolated(one, two, model.n_layer)
+
+
+def _extrapolated(one: _Shallow, two: _Shallow, n_layer: int) -> float:
     # the allowance for a block in the making is in each figure once: twice the first, once and a half the second
     saved_one, saved_two = one.activations / 2, two.activations / 1.5
-    activations = saved_one + (depth + 1) * (saved_two - saved_one)
-    return update, int(activations * micro), f"1 and 2 of {model.n_layer} blocks, {few} of {images} images"
+    return saved_one + n_layer * (saved_two - saved_one)
 
 
 def _save_seconds(config: TrainConfig, depth: int) -> tuple[float, int]:
     """Seconds to save a checkpoint, from one of a model of `depth` blocks; bytes in it that are not its tensors."""
     model = config.model_config
-    sizes: dict[str, Any] = {"n_layer": depth, "n_embd": model.n_embd, "n_head": model.n_head}
+    # bytes a second are the same for all: what is written here need not be gigabytes
+    narrow = {"n_embd": 512, "n_head": 8} if depth < model.n_layer and model.n_embd > 512 else {}
+    sizes: dict[str, Any] = {"n_layer": depth, "n_embd": model.n_embd, "n_head": model.n_head, **narrow}
     cpu = torch.device("cpu")
     engine = Engine(replace(config, device="cpu", parallel="none", dtype="float32", **sizes), Ranks("none", 0, 1, cpu))
     for parameter in engine.parameters:

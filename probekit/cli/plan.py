@@ -1,6 +1,7 @@
 """`probekit plan`: time, memory and disk of training, extraction and sweep, from a short calibration on the spot."""
 
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,8 @@ from cyclopts import Parameter
 from igpt_model.train_config import TrainConfig
 from probekit.cli.console import say
 from probekit.plan import Estimate
+
+LARGE = 200_000_000  # parameters of a model that is not built whole for a calibration
 
 
 def plan(
@@ -23,6 +26,7 @@ def plan(
     protocol: str = "igpt",
     ranks: int = 1,
     seconds: float = 15.0,
+    rate: float | None = None,
     config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008  (frozen)
 ) -> None:
     """Say what train, extract and sweep will take on this machine, before anything is started.
@@ -49,37 +53,32 @@ def plan(
         Processes (one a GPU) that share training and extraction; what they exchange is not counted.
     seconds
         About how long to calibrate each step.
+    rate
+        TFLOP/s that each rank will reach, for machines that are not this one: nothing is timed then.
     """
     from igpt_model.cost import training_cost
     from probekit import FeatureStore, load_dataset
-    from probekit.plan import made_up_features, plan_sweep, process_bytes
+    from probekit.plan import plan_sweep, process_bytes
 
-    base = process_bytes()
+    base, speed = process_bytes(), None if rate is None else rate * 1e12
     data = None if dataset is None else load_dataset(dataset, root=root)
     if data is not None:
         counts = {name: len(data.splits[name]) for name in data.splits}
         test_rows, classes = counts.get("test", 0), len(data.classes)
         rows = sum(counts.values()) - test_rows
-    cost = training_cost(config, val_images=rows // 10, ranks=ranks, seconds=seconds / 3)
+    cost = training_cost(config, val_images=rows // 10, ranks=ranks, seconds=seconds / 3, rate=speed)
     trained = config.steps * config.batch_size / max(1, rows)
     note = f"{config.steps:,} steps of {cost.step:.3g} s, {trained:.3g} passes over the pictures"
     estimates = [(Estimate("train", cost.disk, cost.memory, cost.seconds), note)]
     if cost.scaled_from:
-        estimates[0] = (estimates[0][0], f"{note}; scaled up from {cost.scaled_from}")
-    extraction, note, widths = _extraction(encoder, config, data, rows + test_rows, classes, seconds / 3, ranks)
+        estimates[0] = (estimates[0][0], f"{note}; from {cost.scaled_from}")
+    share = Share(rows + test_rows, classes, seconds / 3, ranks, speed)
+    extraction, note, widths = _extraction(encoder, config, data, share)
     estimates.append((extraction, note))
     if features is not None:
         estimates.append((plan_sweep(FeatureStore.open(features), seconds, protocol=protocol), "this feature file"))
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            sampled = min(rows, 4000)
-            store = made_up_features(Path(folder) / "f.h5", sampled, max(widths), classes)
-            one = plan_sweep(store, seconds, protocol=protocol)
-        times = sum(widths) / max(widths)
-        memory = one.memory * (rows + test_rows) // (sampled + max(classes, sampled // 5))
-        disk = round(one.disk * times) + len(widths) * test_rows * (24 + 4 * classes)
-        whole = Estimate("sweep", disk, memory, one.seconds * times * rows / sampled)
-        estimates.append((whole, "made-up features: what real ones take depends on them"))
+        estimates.append(_sweep(widths, rows, test_rows, classes, protocol, seconds, speed))
     for estimate, text in estimates:
         say(
             f"{estimate.step}: {_time(estimate.seconds)}, {_size(base + estimate.memory)} of memory"
@@ -87,17 +86,62 @@ def plan(
         )
 
 
-def _extraction(
-    spec: str | None, config: TrainConfig, data: Any, rows: int, classes: int, seconds: float, ranks: int
-) -> tuple[Estimate, str, list[int]]:
+def _sweep(
+    widths: list[int], rows: int, test_rows: int, classes: int, protocol: str, seconds: float, speed: float | None
+) -> tuple[Estimate, str]:
+    """The estimate from made-up features, or from counted operations, and a remark."""
+    from probekit.plan import made_up_features, plan_sweep, sweep_operations
+
+    disk = len(widths) * test_rows * (24 + 4 * classes) + 4 * sum(widths) * classes
+    memory = (rows + test_rows) * max(widths) * 4 * 3
+    if speed is not None:
+        operations = sweep_operations(rows, widths, classes, 45)
+        return Estimate("sweep", disk, memory, operations / speed), "45 penalties, 100 iterations each"
+    with tempfile.TemporaryDirectory() as folder:
+        sampled = min(rows, 4000)
+        one = plan_sweep(
+            made_up_features(Path(folder) / "f.h5", sampled, max(widths), classes), seconds, protocol=protocol
+        )
+    took = one.seconds * sum(widths) / max(widths) * rows / sampled
+    return Estimate("sweep", disk, memory, took), "made-up features: what real ones take depends on them"
+
+
+@dataclass(frozen=True)
+class Share:
+    """What there is to extract, and by whom: `speed` is FLOP/s of a rank, None where it is measured here."""
+
+    rows: int
+    classes: int
+    seconds: float
+    ranks: int
+    speed: float | None
+
+
+def _extraction(spec: str | None, config: TrainConfig, data: Any, share: Share) -> tuple[Estimate, str, list[int]]:
     """The estimate, a remark, and the widths of the encoder's layers."""
     from probekit import load_dataset
-    from probekit.plan import plan_extract
+    from probekit.plan import feature_bytes, plan_extract
 
+    model = config.model_config
+    widths, note = [model.n_embd] * (model.n_layer + 1), f"{share.rows:,} images, {model.n_layer + 1} layers"
+    if spec is None and share.speed is not None:
+        memory = 4 * model.n_params + 3 * feature_bytes(128, widths)
+        took = share.rows * model.flops_per_image / share.speed / share.ranks
+        return Estimate("extract", feature_bytes(share.rows, widths), memory, took), note, widths
+
+    def planned(encoder: Any) -> Estimate:
+        sample = data or load_dataset(_pictures(config, min(share.rows, 512), share.classes))
+        return plan_extract(encoder, sample, seconds=share.seconds, rows=share.rows, ranks=share.ranks)
+
+    if spec is None and model.n_params > LARGE:
+        sizes: dict[str, Any] = {"n_embd": model.n_embd, "n_head": model.n_head}
+        one, two = (planned(_encoder(None, replace(config, n_layer=depth, **sizes), data)) for depth in (1, 2))
+        took = one.seconds + (model.n_layer - 1) * max(0.0, two.seconds - one.seconds)
+        memory = two.memory + 4 * model.n_params
+        whole = Estimate("extract", feature_bytes(share.rows, widths), memory, took)
+        return whole, f"{note}; from 1 and 2 of {model.n_layer} blocks", widths
     made = _encoder(spec, config, data)
-    sample = data or load_dataset(_pictures(config, min(rows, 512), classes))
-    estimate = plan_extract(made, sample, seconds=seconds, rows=rows, ranks=ranks)
-    return estimate, f"{rows:,} images, {len(made.layers)} layers", list(made.widths)
+    return planned(made), f"{share.rows:,} images, {len(made.layers)} layers", list(made.widths)
 
 
 def _encoder(spec: str | None, config: TrainConfig, data: Any) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from igpt_model.config import ModelConfig
 from probekit.cli.main import main
 from probekit.features.store import FeatureStore
 from probekit.plan import (
@@ -123,4 +124,17 @@ def test_a_model_for_many_gpus_is_planned_without_building_it(capsys, monkeypatc
     assert main(["plan", *flags.split(), "--rows", "1281167", "--seconds", "0.5"]) == 0
     line = capsys.readouterr().out.splitlines()[0]
     assert "a rank" in line
-    assert "scaled up from 1 and 2 of 40 blocks" in line
+    assert "from 1 and 2 of 40 blocks" in line
+
+
+def test_machines_that_are_not_here_are_planned_from_their_rate(capsys):
+    flags = "--model L --resolution 8 --batch-size 128 --ranks 8 --parallel fsdp --steps 1000 --rate 100 --classes 1000"
+    assert main(["plan", *flags.split(), "--rows", "1281167", "--test-rows", "50000"]) == 0
+    train, extract, probe = capsys.readouterr().out.splitlines()
+    model = ModelConfig.preset("L", n_positions=64)
+    step = 3 * model.flops_per_image * 128 / 8 / 1e14
+    assert f"1,000 steps of {step:.3g} s" in train
+    seconds = 1_331_167 * model.flops_per_image / 1e14 / 8
+    assert f"{seconds / 60:.1f} minutes" in extract or f"{seconds:.3g} seconds" in extract
+    assert f"{feature_bytes(1_331_167, [1536] * 49) / 1e9:.3g} GB on disk" in extract
+    assert "100 iterations" in probe
