@@ -1,4 +1,4 @@
-"""A million rows through extract, verify and inspect: flat memory, linear time: `python benchmarks/million_rows.py`.
+"""A million rows through extract, verify and inspect; 100,000 files listed: `python benchmarks/million_rows.py`.
 
 A fake encoder of four layers of 16 and blank-cheap pictures (8 x 8, made from the row number) leave only our own work:
 preparing, hashing, queueing, writing, checksums, the ledger. Each size runs in a process of its own; memory is its
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from rows import record
 
+from probekit.datasets import load_dataset
 from probekit.datasets.records import Dataset, Split
 from probekit.features.extract import extract
 from probekit.features.inspect import inspect
@@ -106,12 +107,40 @@ def measures(sizes, workers):
     yield "bytes of memory per further row", (much - little) * 2**20 / (large - small)
 
 
+def listing(count):
+    """Seconds and memory to list a folder of `count` (empty) image files in a hundred classes."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
+        for label in range(100):
+            place = Path(folder) / "train" / f"n{label:08d}"
+            place.mkdir(parents=True)
+            for number in range(count // 100):
+                (place / f"n{label:08d}_{number:05d}.JPEG").touch()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        begun = time.perf_counter()
+        data = load_dataset(folder)
+        took = time.perf_counter() - begun
+        found = sum(len(data.splits[name]) for name in data.splits)
+        assert found == count // 100 * 100, f"{found} files were listed"
+        return took, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def listed(files):
+    """How long a folder of many files takes to list, in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        took, grown = pool.apply(listing, (files,))
+    yield f"{files:,} files: listing, files/s", files / took
+    yield f"{files:,} files: memory that listing added, MB", grown
+
+
 def main():
     """Measure, print, and append the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 300_000, 1_000_000])
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--files", type=int, default=100_000)
     arguments = parser.parse_args()
+    record("million_rows", listed(arguments.files))
     record("million_rows", measures(arguments.sizes, arguments.workers))
 
 
