@@ -12,6 +12,7 @@ from pathlib import Path
 from probekit.reports import build_panels, collect_records
 from probekit.reports.panels import Panel, margin
 from probekit.reports.plots import short_range
+from probekit.reports.tables import fit_words
 
 
 def lines(panel: Panel) -> list[str]:
@@ -30,7 +31,7 @@ def lines(panel: Panel) -> list[str]:
             found.append(
                 f"{series.label} on {panel.title}, layers {short_range(joined.depths)}: {joined.top1:.1f} % "
                 f"[{joined.low:.1f}, {joined.high:.1f}], {gain}{' (chosen on held-out rows)' if joined.chosen else ''}"
-                f"{'' if joined.sound else ' (not converged, or C at the end of its grid)'}"
+                f"{'' if joined.sound else f' ({fit_words(joined.record)})'}"
             )
     return found
 

@@ -217,11 +217,18 @@ def _row(record: Record) -> dict[str, Any]:
     }
 
 
+def _all_layers(joined: Joined) -> str:
+    """`6-8` for more than three neighbours, else each layer: a table has room for what the picture only counts."""
+    each = ", ".join(map(str, joined.depths))
+    named = short_range(joined.depths)
+    return named if len(joined.depths) > 3 and "layers" not in named else each
+
+
 def _joined_row(series: Series, joined: Joined) -> dict[str, Any]:
     return {
         **_row(joined.record),
         "series": series.label,
-        "layers": short_range(joined.depths) if len(joined.depths) > 3 else ", ".join(map(str, joined.depths)),
+        "layers": _all_layers(joined),
         "best": joined.chosen and len(series.joined) > 1,
         "top1": joined.top1,
         "low": joined.low,

@@ -202,7 +202,9 @@ def _slots(panel: Panel, narrow: bool, most: int = 4) -> list[tuple[float, int, 
     if len(own) > (2 if narrow else most):
         own = [(number, joined) for number, joined in own if joined.chosen]
     last = _last_layer(panel)
-    step = max(last, 4) * (0.14 if narrow else 0.075)
+    # room for the longest name below the axis
+    letters = max([5, *(len(short_range(joined.depths)) for _, joined in own)])
+    step = max(last, 4) * (0.14 if narrow else 0.075) * letters / 5
     return [(last + step * (1.1 + place), number, joined) for place, (number, joined) in enumerate(own[:most])]
 
 
@@ -302,7 +304,7 @@ def _key(figure: Figure, panel: Panel, narrow: bool) -> None:
         entries.append((Line2D([], [], color=INK, linewidth=3.2), "not significantly below the best"))
     if any(series.joined for series in models):
         entries.append((Line2D([], [], marker="D", markersize=5, **blank), "one probe on several layers joined"))
-    if any(not series.sound.all() for series in layered):
+    if any(not series.sound.all() or any(not j.sound for j in series.joined) for series in layered):
         hollow = Line2D([], [], marker="o", markersize=5.5, markerfacecolor=PAPER, **blank)
         entries.append((hollow, "hollow: not converged, or C at the end of its grid"))
     if any(len(series.other_seeds) for series in layered):

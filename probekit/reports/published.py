@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from probekit.reports.panels import Panel
 from probekit.reports.plots import short_range
-from probekit.reports.tables import KEY_LENGTH, records_of, require_one_protocol
+from probekit.reports.tables import KEY_LENGTH, fit_words, records_of, require_one_protocol
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,7 +84,7 @@ def comparison_frame(panels: Sequence[Panel], task: str = "linear_probe", mix_pr
                         "low": series.low[place],
                         "high": series.high[place],
                         "source": f"record {record.key[:KEY_LENGTH]}",
-                        "note": "" if series.sound[place] else "not converged, or C at the end of its grid",
+                        "note": "" if series.sound[place] else fit_words(record),
                     }
                 )
             rows += [
@@ -97,7 +97,7 @@ def comparison_frame(panels: Sequence[Panel], task: str = "linear_probe", mix_pr
                     "low": joined.low,
                     "high": joined.high,
                     "source": f"record {joined.record.key[:KEY_LENGTH]}",
-                    "note": "" if joined.sound else "not converged, or C at the end of its grid",
+                    "note": "" if joined.sound else fit_words(joined.record),
                 }
                 for joined in series.joined
                 if joined.chosen
