@@ -77,8 +77,8 @@ class Engine:
         total = torch.zeros((), device=ranks.device)
         for start in range(mine.start, mine.stop, micro):
             rows = slice(start, min(start + micro, mine.stop))
-            tokens = torch.from_numpy(tokens_BT[rows]).to(ranks.device, non_blocking=True)
-            mask = None if masks_BT is None else masks_BT[rows].to(ranks.device, non_blocking=True)
+            tokens = self.sent(torch.from_numpy(tokens_BT[rows]))
+            mask = None if masks_BT is None else self.sent(masks_BT[rows])
             with sum_later(self.objective, ranks, later=rows.stop < mine.stop):
                 with self.autocast():
                     loss = self.objective(tokens, mask) * (len(tokens) / len(tokens_BT))
@@ -91,6 +91,12 @@ class Engine:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return total, whole(norm.detach())
+
+    def sent(self, tensor: Tensor) -> Tensor:
+        """Return a tensor on the device; from pinned memory the copy does not wait for what the GPU is at."""
+        if self.ranks.device.type == "cuda":
+            return tensor.pin_memory().to(self.ranks.device, non_blocking=True)
+        return tensor.to(self.ranks.device)
 
     def autocast(self) -> Any:
         """bfloat16 where asked for; the weights and the losses stay float32."""

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +30,7 @@ from .errors import UserError
 from .interrupts import interrupts_deferred
 from .optim import learning_rate, optimizer_tensors
 from .palette import Palette
+from .prefetch import DrawnAhead
 from .runlog import MetricsLog
 from .train_config import TrainConfig
 from .training_data import encode_data, fit_palette
@@ -68,6 +70,7 @@ class Run:
                 "name agree; give the same data or another --out."
             )
         self.provenance["data_hash"] = self.data.hash
+        self.batches = DrawnAhead(self.draw, config.steps, ahead=ranks.device.type == "cuda")
         path = self.out / "metrics.jsonl"
         self.metrics = MetricsLog(path, None if folder is None else self.step) if ranks.first else None
         yield {
@@ -137,21 +140,25 @@ class Run:
                     self.save()
             raise
         finally:
+            self.batches.close()
             if self.metrics is not None:
                 self.metrics.close()
 
     def update(self) -> None:
-        """Draw the step's batch and masks and update the weights."""
-        config = self.config
-        tokens, _ = token_batch(self.data.train, config.transform, config.batch_size, config.seed, self.step)
-        masks = None
-        if not config.model_config.causal:
-            keys = mask_keys(config.batch_size, self.step)
-            masks = objectives.draw_masks(keys, tokens.shape[1], config.mask_prob, config.seed)
-        loss, norm = self.engine.update(tokens, masks, self.rate(self.step))
+        """Take the step's batch and update the weights."""
+        loss, norm = self.engine.update(*self.batches(self.step), self.rate(self.step))
         self.losses.append(loss)
         self.norms.append(norm)
         self.step += 1
+
+    def draw(self, step: int) -> tuple[np.ndarray, Tensor | None]:
+        """Return the tokens (B, T) of a step and, for BERT, its masks."""
+        config = self.config
+        tokens, _ = token_batch(self.data.train, config.transform, config.batch_size, config.seed, step)
+        if config.model_config.causal:
+            return tokens, None
+        keys = mask_keys(config.batch_size, step)
+        return tokens, objectives.draw_masks(keys, tokens.shape[1], config.mask_prob, config.seed)
 
     def rate(self, step: int) -> float:
         """Return the learning rate of update number `step`."""

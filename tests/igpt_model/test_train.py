@@ -376,3 +376,13 @@ def test_ctrl_c_between_two_updates_saves_as_well(tmp_path, monkeypatch):
     assert latest_checkpoint(tmp_path / "stopped").name == "0000010"
     run(tmp_path / "stopped")
     assert weights_hash(tmp_path / "stopped") == weights_hash(tmp_path / "undisturbed")
+
+
+def test_drawing_ahead_changes_no_bit(tmp_path, monkeypatch):
+    from igpt_model.prefetch import DrawnAhead
+
+    settings = {"objective": "bert", "augment": ("flip", "pad_crop:1")}
+    run(tmp_path / "drawn", **settings)
+    monkeypatch.setattr("igpt_model.run.DrawnAhead", lambda draw, steps, ahead: DrawnAhead(draw, steps, True))
+    run(tmp_path / "ahead", **settings)
+    assert weights_hash(tmp_path / "ahead") == weights_hash(tmp_path / "drawn")
