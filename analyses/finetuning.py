@@ -1,0 +1,91 @@
+"""What does fine-tuning add to the probe, pre-training to fine-tuning, and each choice (the paper's section 4.4)?
+
+    python -m analyses.finetuning RUNS... [--results RESULTS...]
+
+RUNS are folders of `probekit finetune`. The first is the reference: the others, such as `--from-scratch` or another
+`--layer`, are compared with it on the same test rows; with --results also the best probe, and published rows.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from probekit.cli.finetune import PREDICTIONS_FILE, TEST_FILE
+from probekit.errors import UserError
+from probekit.reports import build_panels, collect_records
+from probekit.reports.published import published
+from probekit.results.metrics import bootstrap_interval, mcnemar_exact, wilson_interval
+from probekit.results.rows import load_probe, row_predictions
+
+
+class Tested(NamedTuple):
+    """A classifier on test rows."""
+
+    name: str
+    row_ids: np.ndarray
+    correct: np.ndarray
+    dataset: str
+
+
+def read_run(folder: Path) -> Tested:
+    """What a folder of `probekit finetune` says about the test rows."""
+    if not (folder / TEST_FILE).is_file():
+        raise UserError(f"{folder} has no {TEST_FILE}: run `probekit finetune` to its end, without --no-test.")
+    about: dict[str, Any] = json.loads((folder / TEST_FILE).read_text())
+    rows, settings = load_probe(folder / PREDICTIONS_FILE), about["finetune"]
+    words = ["from scratch" if settings["from_scratch"] else "pre-trained"]
+    words.append("last layer" if settings["layer"] == -1 else f"layer {settings['layer']}")
+    words.append(f"L_gen x {settings['gen_weight']:g}")
+    right = rows["test_predictions"] == rows["test_labels"]
+    return Tested(f"{folder.name} ({', '.join(words)})", rows["test_row_ids"], right, about["dataset"])
+
+
+def best_probes(results: Sequence[Path]) -> list[Tested]:
+    """The best layer, chosen on held-out rows, of every model in the results."""
+    found = []
+    for panel in build_panels(collect_records(results)) if results else []:
+        for series in panel.models:
+            rows = row_predictions(series.records[series.peak])
+            name = f"probe of {series.label}, layer {series.depths[series.peak]}"
+            found.append(Tested(name, rows.row_ids, rows.correct, panel.dataset))
+    return found
+
+
+def lines(tested: Sequence[Tested]) -> list[str]:
+    """One line a classifier, each against the first."""
+    found, first = [], tested[0]
+    for one in tested:
+        low, high = wilson_interval(int(one.correct.sum()), len(one.correct))
+        words = f"{100 * one.correct.mean():5.1f} % [{100 * low:.1f}, {100 * high:.1f}]  {one.name} on {one.dataset}"
+        if one is not first and np.array_equal(one.row_ids, first.row_ids) and one.dataset == first.dataset:
+            gain = 100 * (one.correct.mean() - first.correct.mean())
+            lower, upper = bootstrap_interval(one.correct, first.correct)
+            p = mcnemar_exact(one.correct, first.correct)
+            words += f": {gain:+.1f} [{100 * lower:+.1f}, {100 * upper:+.1f}] points against the first, p = {p:.2g}"
+        elif one is not first:
+            words += ": other test rows than the first, no paired test"
+        found.append(words)
+    for dataset in dict.fromkeys(one.dataset for one in tested):
+        for task in ("finetune", "from_scratch"):
+            for row in published(task, dataset).itertuples():
+                found.append(
+                    f"{row.value:5.1f} % as published: {row.method} on {dataset} ({row.source}, {row.version})"
+                )
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read fine-tuned runs and print them beside one another."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--results", nargs="*", type=Path, default=[])
+    options = parser.parse_args(arguments)
+    print("\n".join(lines([*map(read_run, options.runs), *best_probes(options.results)])))
+
+
+if __name__ == "__main__":
+    main()
