@@ -16,6 +16,8 @@ _HOME = {
     "encode": "features",
     "train": "train",
     "TrainConfig": "train",
+    "finetune": "finetune",
+    "FinetuneConfig": "finetune",
     "UserError": "errors",
 }
 __all__ = [*_HOME]

@@ -64,3 +64,15 @@ def test_other_encoders_masks_or_rows_are_refused(fitted, tmp_path):
         mask_ensemble(record, [folder / "0-0.h5"])
     with pytest.raises(UserError, match="same masks"):
         mask_ensemble(record, [others[0], others[0]])
+
+
+def test_the_analysis_prints_what_the_ensemble_says(fitted, capsys):
+    from analyses import ar_vs_bert
+
+    folder, _, _, others = fitted
+    ar_vs_bert.main([str(folder), "--masks", *map(str, others)])
+    peak = max((r for r in read_records(folder)), key=lambda r: r.selection_score)
+    found = mask_ensemble(peak, others)
+    printed = capsys.readouterr().out
+    assert f"igpt, 5 masks: {100 * found.accuracy:.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}]" in printed
+    assert ", ".join(f"{100 * value:.1f}" for value in found.single) in printed
