@@ -23,11 +23,11 @@ _BLOCK = 1 << 24  # scores held at once while a path is judged
 
 @dataclass(frozen=True)
 class Solver:
-    """What computes the fits: backend, device ("cpu", "cuda"), dtype of its arithmetic."""
+    """What computes the fits: backend, device ("cpu", "cuda"), dtype of its arithmetic ("auto": see `fit_path`)."""
 
     backend: str = "torch"
     device: str = "cpu"
-    dtype: str = "float32"
+    dtype: str = "auto"
 
     @property
     def version(self) -> str:
@@ -41,7 +41,7 @@ class Solver:
             return fit_path(
                 X, y, Cs, sample_weight=None if (weights == 1).all() else weights, standardize=protocol.standardize,
                 tol=protocol.tol, max_iter=protocol.max_iter, backend=self.backend, device=self.device,
-                dtype=self.dtype,
+                dtype=None if self.dtype == "auto" else self.dtype,
             )  # fmt: skip
 
 
@@ -55,8 +55,12 @@ def _version(backend: str, device: str) -> str:
 def settle_protocol(protocol: str | Protocol, Cs: Any = None) -> Protocol:
     """A protocol by name or value, with `Cs` put in its place, sorted; refuses what a sweep cannot run."""
     settled = get_protocol(protocol)
-    if settled.solver != "path":
-        raise UserError(f"Protocol {settled.name} trains by SGD and has no penalty path; sweep with igpt or another.")
+    if settled.solver == "sgd":
+        if Cs is not None:
+            raise UserError(
+                f"Protocol {settled.name} trains by SGD with its own learning rates; Cs do not apply to it."
+            )
+        return settled
     if Cs is not None:
         settled = settled.with_(Cs=np.unique(np.atleast_1d(np.asarray(Cs, np.float64))))
     bad = [C for C in settled.Cs if not (np.isfinite(C) and C > 0)]

@@ -31,7 +31,9 @@ def concat(
     series: str | None = None,
     backend: str = "torch",
     device: str = "cpu",
-    dtype: str = "float32",
+    dtype: str = "auto",
+    banded: bool = False,
+    mix: bool = False,
     progress: Progress | None = None,
 ) -> Results:
     """Probe joined layers: windows around the best single layer, and the greedy choice.
@@ -44,6 +46,8 @@ def concat(
     results_dir, protocol, Cs, series, backend, device, dtype : as in `sweep`, and the same as its
     window : number of neighbouring layers joined around the best one (the paper's is five), or several such numbers
     greedy_width : budget of columns of the greedy choice; None for as many as the widest window has, 0 for none
+    banded : also probe the windows with one penalty a layer (`probes.banded`)
+    mix : also probe a learned softmax mix of the windows' layers (`probes.layer_mix`)
     progress : called with (sets of layers examined, sets known so far)
 
     Returns
@@ -60,6 +64,8 @@ def concat(
     solver = Solver(backend, device, dtype)
     desk = Desk(store, results_dir, protocol, Cs, series, solver)
     n_layers = len(desk.store.layers)
+    if desk.protocol.solver == "sgd":
+        raise UserError(f"Protocol {desk.protocol.name} trains by SGD, which joins no layers; use igpt or another.")
     if n_layers < 2:
         raise UserError(f"Series {desk.series!r} has one layer only, so there is nothing to join.")
     settings = {"protocol": protocol, "Cs": Cs, "series": series, "backend": backend, "device": device, "dtype": dtype}
@@ -73,6 +79,7 @@ def concat(
         indices = windows(n_layers, best, size)
         rule = f"window of {len(indices)} around layer {desk.store.layers[best]}"
         found.setdefault(indices, []).append({"rule": rule, "tried": n_layers})
+    windowed = [indices for indices in found if len(indices) > 1]
     widest = max(sum(desk.store.widths[i] for i in indices) for indices in found)
     if greedy_width != 0:
         budget = widest if greedy_width is None else greedy_width
@@ -83,6 +90,16 @@ def concat(
         for indices, how in found.items()
         if len(indices) > 1
     ]
+    for method in [name for name, wanted in (("banded", banded), ("mix", mix)) if wanted]:
+        jobs += [
+            Job(
+                tuple(desk.store.layers[i] for i in indices),
+                kind=method,
+                method=method,
+                candidates={"found_by": found[indices]},
+            )
+            for indices in windowed
+        ]
     desk.run(jobs, None)
     done = {desk.identity(job).key for job in jobs}
     warn_unconverged([r for r in read_records(desk.out) if r.key in done])

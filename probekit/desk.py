@@ -17,27 +17,32 @@ from typing import Any
 
 import numpy as np
 
-from probekit.choice import Solver, choose_C, refit, settle_protocol
+from probekit.choice import Solver, settle_protocol
 from probekit.errors import UserError
+from probekit.methods import METHODS, Fit
+from probekit.probes.neighbours import knn_proba
 from probekit.probes.objective import log_probabilities, logits
+from probekit.probes.rank import rankme
 from probekit.results.journal import Journal, share_work
 from probekit.results.metrics import mean_per_class_accuracy, top_k_accuracy, wilson_interval
 from probekit.results.records import RESULTS_NAME, SCHEMA, Identity
 from probekit.results.rows import RowPredictions, load_probe, save_probe
 from probekit.training_rows import TrainingRows, training_rows
 
+SGD_VERSION = "sgd-1"
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One probe to be made: which layers, which draw of the training rows."""
+    """One probe to be made: which layers, which draw of the training rows, which of `probekit.methods`."""
 
     layers: tuple[str, ...]
     seed: int = 0
     train_rows: int | None = None
     kind: str = "layer"
     candidates: dict[str, Any] | None = None
+    method: str = ""
 
 
 class Desk:
@@ -72,6 +77,11 @@ class Desk:
     def results(self) -> Journal:
         return Journal(self.out / RESULTS_NAME)
 
+    @property
+    def solver_version(self) -> str:
+        """Of whatever makes the protocol's probes."""
+        return SGD_VERSION if self.protocol.solver == "sgd" else self.solver.version
+
     def rows(self, job: Job) -> TrainingRows:
         """The job's training rows (kept: all layers share them)."""
         which = (job.seed, job.train_rows)
@@ -91,7 +101,8 @@ class Desk:
             seed=job.seed,
             dtype=self.solver.dtype,
             backend=self.solver.backend,
-            solver_version=self.solver.version,
+            solver_version=self.solver_version,
+            method=job.method,
         )
 
     def run(self, jobs: Sequence[Job], progress: Progress | None = None) -> None:
@@ -111,7 +122,7 @@ class Desk:
             "feature file": self.store.id,
             "dtype": self.solver.dtype,
             "backend": self.solver.backend,
-            "solver": self.solver.version,
+            "solver": self.solver_version,
         }
         mine |= {f"protocol {k}": v for k, v in self.protocol.resolved().items() if k not in ("name", "source")}
         for line in [*self.results.lines(), *self.choices.lines()]:
@@ -159,18 +170,26 @@ class Desk:
     def choose(self, job: Job) -> dict[str, Any]:
         """Choose C, refit, write the probe; returns the line of choices.jsonl: the record without test metrics."""
         start = perf_counter()
-        identity, rows, X = self.identity(job), self.rows(job), self.training_features(job)
-        choice = choose_C(X, rows, self.protocol, self.solver)
-        final = refit(X, rows, choice, self.protocol, self.solver)
+        X = self.training_features(job)
+        widths = [self.store.widths[self.store.layers.index(layer)] for layer in job.layers]
+        fit = METHODS[job.method](X, widths, self.rows(job), self.protocol, self.solver)
+        return self.line(job, fit, X, start)
+
+    def line(self, job: Job, fit: Fit, X: np.ndarray, start: float) -> dict[str, Any]:
+        """Write a fitted probe of features X (n, D), begun at `start`; returns its line of choices.jsonl."""
+        identity, choice = self.identity(job), fit.choice
         probe_file = f"probes/{identity.key}.safetensors"
-        save_probe(self.out / probe_file, final.path.classes, final.path.coef[0], final.path.intercept[0])
+        save_probe(self.out / probe_file, fit.classes, fit.coef, fit.intercept)
+        candidates = job.candidates or ({"found_by": []} if fit.found else None)
+        if candidates and fit.found:
+            candidates = candidates | {"found_by": [*candidates["found_by"], fit.found]}
         return {
             "schema": SCHEMA,
             "key": identity.key,
             "identity": identity.to_dict(),
             "kind": job.kind,
             "series": self.series,
-            "depth": self.store.layers.index(job.layers[0]) if job.kind == "layer" else None,
+            "depth": self.store.layers.index(job.layers[0]) if len(job.layers) == 1 else None,
             "n_layers": len(self.store.layers),
             "width": X.shape[1],
             "encoder": dict(self.store.encoder),
@@ -178,7 +197,7 @@ class Desk:
             "protocol": self.protocol.resolved(),
             "feature_file": self._feature_file(),
             "Cs": choice.Cs.tolist(),
-            "l2s": final.l2s.tolist(),
+            "l2s": fit.l2s.tolist(),
             "val_accuracy": choice.accuracy.tolist(),
             "val_log_loss": choice.log_loss.tolist(),
             "n_iter": choice.n_iter.astype(int).tolist(),
@@ -189,11 +208,12 @@ class Desk:
             "chosen_index": choice.index,
             "chosen_C": choice.C,
             "at_grid_edge": choice.at_grid_edge,
-            "refit": final.certificate,
-            "train_accuracy": final.train_accuracy,
+            "refit": fit.certificate,
+            "train_accuracy": fit.train_accuracy,
             "probe_file": probe_file,
             "train_rows": job.train_rows,
-            "candidates": job.candidates,
+            "candidates": candidates,
+            "rankme": rankme(X) if job.kind == "layer" else None,
             "seconds": round(perf_counter() - start, 3),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": _versions(),
@@ -211,7 +231,10 @@ class Desk:
         if not np.array_equal(classes[columns], y):
             strange = y[classes[columns] != y][0]
             raise UserError(f"The test split holds label {strange}, which no training row has: split the rows anew.")
-        log_proba = log_probabilities(logits(X, probe["coef"], probe["intercept"]))
+        if line["kind"] == "knn":
+            log_proba = self._neighbours(line, X)
+        else:
+            log_proba = log_probabilities(logits(X, probe["coef"], probe["intercept"]))
         predicted = log_proba.argmax(axis=1)
         rows = RowPredictions(self.store.row_ids("test"), y, classes[predicted], log_proba, classes)
         save_probe(path, classes, probe["coef"], probe["intercept"], rows)
@@ -226,6 +249,14 @@ class Desk:
             "top1_high": high,
         }
         return line | {"metrics": metrics, "seconds": round(line["seconds"] + perf_counter() - start, 3)}
+
+    def _neighbours(self, line: dict[str, Any], X: np.ndarray) -> np.ndarray:
+        """Logarithms of the votes for test features (N, K); neighbours have no coefficients, they read train again."""
+        job = Job(tuple(line["identity"]["layers"]), line["identity"]["seed"], line["train_rows"])
+        rows = self.rows(job)
+        columns = np.unique(rows.y, return_inverse=True)[1]
+        votes = knn_proba(self.training_features(job), columns, X, [int(line["chosen_C"])], sample_weight=rows.weights)
+        return np.log(np.maximum(votes[0], 1e-12))
 
     def _feature_file(self) -> str:
         path = getattr(self.store, "path", None)

@@ -3,6 +3,7 @@
 import fnmatch
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ def sweep(
     train_rows: int | None = None,
     backend: str = "torch",
     device: str = "cpu",
-    dtype: str = "float32",
+    dtype: str = "auto",
+    checks: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Results:
     """Probe every layer: choose C on held-out training rows, refit, then test, and journal one record each.
@@ -44,8 +46,9 @@ def sweep(
     seeds : a count n for seeds 0 to n-1, or the seeds. Seed 0 is the stored split; the others redraw the val split and
         resample the training rows
     train_rows : use only so many labelled rows (train and val together), drawn by class and seed
-    backend, device, dtype : of the solver
-    progress : called with (probes done, probes in all)
+    backend, device, dtype : of the solver ("auto": float64 where it costs nothing, see `fit_path`)
+    checks : "knn", "ridge" or both: cheap probes of every layer beside the protocol's, as records of that kind
+    progress : called with (probes done, probes in all); steps of an SGD protocol
 
     Returns
     -------
@@ -59,7 +62,16 @@ def sweep(
     """
     desk = Desk(store, results_dir, protocol, Cs, series, Solver(backend, device, dtype))
     jobs = [Job((layer,), seed, train_rows) for seed in seed_list(seeds) for layer in choose_names(desk.store, layers)]
-    desk.run(jobs, progress)
+    strange = set(checks) - {"knn", "ridge"}
+    if strange or (checks and desk.protocol.solver == "sgd"):
+        raise UserError(f"checks may be knn and ridge, of an exact protocol, but {', '.join(checks)} was given.")
+    if desk.protocol.solver == "sgd":
+        from probekit.sgd_sweep import run_sgd
+
+        run_sgd(desk, jobs, progress)
+        return Results(desk.out)
+    further = [replace(job, kind=check, method=check) for check in dict.fromkeys(checks) for job in jobs]
+    desk.run([*jobs, *further], progress)
     keys = {desk.identity(job).key for job in jobs}
     warn_unconverged([r for r in read_records(desk.out) if r.key in keys])
     return Results(desk.out)

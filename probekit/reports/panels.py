@@ -22,6 +22,10 @@ ROLES = ("model", "random", "flat")
 NAMES = {"random": "random weights", "pixels": "raw pixels", "histogram": "colour histogram"}
 
 
+JOINED = ("concat", "banded", "mix")  # kinds of records that read several layers
+CHECKS = ("knn", "ridge")  # and of those beside a layer's own probe
+
+
 class Joined(NamedTuple):
     """One classifier on several layers; percent. `chosen`: the best of its series on held-out rows."""
 
@@ -53,7 +57,8 @@ class Series:
     curve, verdict : from `probekit.results`; no verdict without per-row files or for a flat series
     minus_last, band_low, band_high : against the last layer, simultaneous 95 % band (None without per-row files)
     tied : bool, layers not significantly below the best (None without per-row files)
-    joined : concatenations
+    joined : joined layers: plain, with a penalty a layer ("banded"), or mixed ("mix")
+    checks : nearest neighbours and ridge of single layers
     other_seeds : (seeds - 1, n) accuracies of redrawn splits
     """
 
@@ -67,6 +72,7 @@ class Series:
     tied: np.ndarray | None
     joined: tuple[Joined, ...]
     other_seeds: np.ndarray
+    checks: tuple[Record, ...] = ()
 
     @property
     def records(self) -> tuple[Record, ...]:
@@ -209,11 +215,12 @@ def build_series(records: list[Record], label: str) -> Series:
         tied=tied,
         joined=_joined(records, curve),
         other_seeds=_other_seeds(records, curve),
+        checks=_checks(records, curve),
     )
 
 
 def _joined(records: list[Record], curve: Curve) -> tuple[Joined, ...]:
-    own = [r for r in records if r.kind == "concat" and r.seed == curve.records[0].seed]
+    own = [r for r in records if r.kind in JOINED and r.seed == curve.records[0].seed]
     best = max(own, key=lambda r: (r.is_converged, *r.selection_score), default=None)
     return tuple(
         Joined(
@@ -227,6 +234,11 @@ def _joined(records: list[Record], curve: Curve) -> tuple[Joined, ...]:
         )
         for r in own
     )
+
+
+def _checks(records: list[Record], curve: Curve) -> tuple[Record, ...]:
+    own = [r for r in records if r.kind in CHECKS and r.seed == curve.records[0].seed]
+    return tuple(sorted(own, key=lambda r: (r.kind, r.depth or 0)))
 
 
 def layer_depth(name: str, curve: Curve) -> int:

@@ -62,12 +62,17 @@ def layer_frame(panels: Sequence[Panel], mix_protocols: bool = False) -> pd.Data
             for joined in series.joined:
                 layers = "+".join(map(str, joined.depths))
                 rows.append(_row(panel, series, joined.record, layers, None, joined.chosen))
+            for check in series.checks:
+                rows.append(_row(panel, series, check, str(check.depth), None))
     return pd.DataFrame(rows)
 
 
 def records_of(series: Series) -> list[Record]:
-    """Every record that a series shows."""
+    """Every record that a series shows in its figures; its checks are in the tables only."""
     return [*series.records, *(joined.record for joined in series.joined)]
+
+
+_PROBES = {"layer": "linear", "concat": "linear"}
 
 
 def _row(
@@ -80,6 +85,7 @@ def _row(
         "protocol": panel.protocol,
         "series": series.label,
         "layers": layers,
+        "probe": _PROBES.get(record.kind, record.kind),
         "width": record.width,
         "chosen_on_val": chosen if index is None else index == series.peak and not series.is_flat,
         "val_accuracy": record.val_accuracy[record.chosen_index],
@@ -94,10 +100,12 @@ def _row(
         "minus_last_low": series.band_low[index] / 100 if has_band else np.nan,  # type: ignore[index]
         "minus_last_high": series.band_high[index] / 100 if has_band else np.nan,  # type: ignore[index]
         "C": record.chosen_C,
+        "tuned": "k" if record.kind == "knn" else "lr" if record.protocol.get("solver") == "sgd" else "C",
         "converged": record.is_converged,
         "at_grid_edge": bool(record.at_grid_edge),
         "n_iter": record.refit["n_iter"],
-        "gap": record.refit["gap"],
+        "gap": np.nan if record.refit["gap"] is None else record.refit["gap"],
+        "rankme": np.nan if record.rankme is None else record.rankme,
         "seed": record.seed,
         "protocol_hash": panel.protocol_hash,
         "record": record.key,
@@ -114,21 +122,35 @@ def printed_frame(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "Series": frame["series"],
-            "Layer": frame["layers"] + frame["chosen_on_val"].map({True: " (best on val)", False: ""}),
+            "Layer": frame["layers"]
+            + _kind(frame["probe"])
+            + frame["chosen_on_val"].map({True: " (best on val)", False: ""}),
             "Val %": _percent(frame["val_accuracy"]),
             "Test % [95 % interval]": _interval(frame["test_accuracy"], frame["low"], frame["high"]),
             "Points above last layer [simultaneous]": above_last.where(frame["minus_last"].notna(), "").mask(
                 reference, "(reference)"
             ),
-            "C": frame["C"].map("{:.3g}".format),
-            "Converged": [
-                ("yes" if good else "NO") + (", C at grid end" if edge else "")
-                for good, edge in zip(frame["converged"], frame["at_grid_edge"], strict=True)
+            "C": [
+                f"{value:.3g}" if tuned == "C" else f"k = {value:.0f}" if tuned == "k" else f"lr {value:.3g}"
+                for value, tuned in zip(frame["C"], frame["tuned"], strict=True)
             ],
+            "Converged": [
+                ("yes" if good else "by schedule" if tuned == "lr" else "NO") + (", C at grid end" if edge else "")
+                for good, edge, tuned in zip(frame["converged"], frame["at_grid_edge"], frame["tuned"], strict=True)
+            ],
+            **({"RankMe": frame["rankme"].map(_one_decimal)} if frame["rankme"].notna().any() else {}),
             "Protocol": frame["protocol"],
             "Record": frame["record"].str[:KEY_LENGTH],
         }
     )
+
+
+def _kind(probes: pd.Series) -> pd.Series:
+    return probes.map(lambda probe: "" if probe == "linear" else f", {probe}")
+
+
+def _one_decimal(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.1f}"
 
 
 def _percent(values: pd.Series, signed: bool = False) -> pd.Series:

@@ -29,6 +29,7 @@ class Identity:
     subset_hash : the training rows used and how often each counts
     seed : 0 is the stored split; other seeds redraw it
     dtype, backend, solver_version : what computed it
+    method : "" for the linear probe of the protocol, else "banded", "mix", "ridge" or "knn"
     """
 
     feature_id: str
@@ -40,6 +41,7 @@ class Identity:
     dtype: str
     backend: str
     solver_version: str
+    method: str = ""
 
     @property
     def key(self) -> str:
@@ -47,7 +49,10 @@ class Identity:
         return hash_json(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)} | {"layers": list(self.layers)}
+        named = {f.name: getattr(self, f.name) for f in fields(self)} | {"layers": list(self.layers)}
+        if not self.method:
+            del named["method"]  # records from before there were methods keep their keys
+        return named
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "Identity":
@@ -61,12 +66,13 @@ class Record:
     Attributes
     ----------
     identity : what was computed; `key` is its hash
-    kind : "layer" or "concat"
+    kind : "layer" or "concat"; "banded" or "mix" of joined layers; "ridge" or "knn", checks of a single layer
     series : which curve the record belongs to ("igpt", "pixels", ...)
-    depth : index of the layer, None for a concatenation
+    depth : index of the layer, None for joined ones
     n_layers : number of layers of the feature file
     width : number of feature columns D
-    Cs, l2s, val_accuracy, val_log_loss, n_iter, converged, grad_rel, gap : lists of n_C, from the choice of C;
+    Cs : the grid: penalties; learning rates of an SGD protocol, numbers of neighbours of "knn"
+    l2s, val_accuracy, val_log_loss, n_iter, converged, grad_rel, gap : lists of n_C, from the choice of C;
         with cross-validation the worst over the folds (certificates) or pooled over the folds (accuracy, log-loss)
     selection : "val" or "cv5"
     chosen_index, chosen_C : the penalty chosen; never by the test split
@@ -77,7 +83,8 @@ class Record:
         top1_high (Wilson, 95 %)
     probe_file : coefficients and per-row test predictions, relative to the results file
     train_rows : size of the training subset that was asked for, None for all rows
-    candidates : concatenations only: how many were tried and how each did on held-out rows
+    rankme : effective rank of the layer's training features (`probes.rank`), None where it was not computed
+    candidates : how joined layers, bands, mixes or checks were found; how many were tried, how each did held out
     feature_file : relative to the results file where possible
     folder : where the results file lies; not stored
     """
@@ -110,6 +117,7 @@ class Record:
     probe_file: str
     train_rows: int | None = None
     candidates: dict[str, Any] | None = None
+    rankme: float | None = None
     seconds: float = 0.0
     created: str = ""
     versions: dict[str, str] = field(default_factory=dict)

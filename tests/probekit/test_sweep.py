@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
-import probekit.desk
+import probekit.methods
 from probekit.errors import UserError
 from probekit.features.store import FeatureStore
 from probekit.probes import get_protocol
@@ -96,7 +96,7 @@ def test_frame_best_and_seeds(tmp_path):
 def test_again_repeats_nothing(tmp_path, monkeypatch):
     first = sweep(MemoryStore(), tmp_path, Cs=CS)
     before = (tmp_path / "results.jsonl").read_bytes()
-    monkeypatch.setattr(probekit.desk, "choose_C", None)  # any fit would fail
+    monkeypatch.setattr(probekit.methods, "choose_C", None)  # any fit would fail
     seen = []
     again = sweep(MemoryStore(), tmp_path, Cs=CS, progress=lambda done, total: seen.append((done, total)))
     assert (tmp_path / "results.jsonl").read_bytes() == before
@@ -105,7 +105,7 @@ def test_again_repeats_nothing(tmp_path, monkeypatch):
 
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    real, calls = probekit.desk.choose_C, []
+    real, calls = probekit.methods.choose_C, []
 
     def dies_at_third(*arguments):
         calls.append(1)
@@ -113,7 +113,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(probekit.desk, "choose_C", dies_at_third)
+    monkeypatch.setattr(probekit.methods, "choose_C", dies_at_third)
     with pytest.raises(KeyboardInterrupt):
         sweep(MemoryStore(), tmp_path, Cs=CS)
     results = sweep(MemoryStore(), tmp_path, Cs=CS)
@@ -123,7 +123,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
 
 def _slow_sweep(out, log, delay):
-    real = probekit.desk.choose_C
+    real = probekit.methods.choose_C
 
     def logged(X, *arguments):
         with open(log, "a") as file:
@@ -131,7 +131,7 @@ def _slow_sweep(out, log, delay):
         time.sleep(delay)
         return real(X, *arguments)
 
-    probekit.desk.choose_C = logged
+    probekit.methods.choose_C = logged
     sweep(MemoryStore(strength=(0.0, 1.0, 1.5, 0.5)), out, Cs=CS)
 
 
@@ -153,7 +153,8 @@ def test_a_killed_worker_is_replaced_and_two_share_the_rest(tmp_path, monkeypatc
     log.unlink()
     worker = SPAWN.Process(target=_slow_sweep, args=(out, log, 0.2))
     worker.start()
-    monkeypatch.setattr(probekit.desk, "choose_C", probekit.desk.choose_C)  # put back what _slow_sweep replaces here
+    # put back afterwards what _slow_sweep replaces here
+    monkeypatch.setattr(probekit.methods, "choose_C", probekit.methods.choose_C)
     _wait_for(log.exists)
     _slow_sweep(out, log, 0.2)
     worker.join(240)
@@ -167,7 +168,7 @@ def test_other_settings_on_the_same_output_are_refused(tmp_path):
     sweep(MemoryStore(), tmp_path, Cs=CS, layers=["00"])
     with pytest.raises(UserError, match=r"protocol Cs: 4 values 0.001 to 1 there, 3 values 0.001 to 0.1 here"):
         sweep(MemoryStore(), tmp_path, Cs=CS[:-1])
-    with pytest.raises(UserError, match="dtype: float32 there, float64 here"):
+    with pytest.raises(UserError, match="dtype: auto there, float64 here"):
         sweep(MemoryStore(), tmp_path, Cs=CS, dtype="float64")
     with pytest.raises(UserError, match="feature file: memory there, other here"):
         sweep(MemoryStore(id="other"), tmp_path, Cs=CS)
@@ -183,7 +184,8 @@ def test_other_settings_on_the_same_output_are_refused(tmp_path):
         ({"Cs": [-1.0]}, "positive"),
         ({"Cs": [float("nan")]}, "positive"),
         ({"protocol": "nobody"}, "nobody"),
-        ({"protocol": "sgd-imagenet"}, "SGD"),
+        ({"protocol": "sgd-imagenet"}, "Cs do not apply"),
+        ({"checks": ["forest"]}, "knn and ridge"),
         ({"seeds": 0}, "at least 1"),
         ({"train_rows": 10_000}, "10000 training rows"),
         ({"backend": "cuml"}, "cuML"),
@@ -216,7 +218,7 @@ def test_an_edge_choice_is_flagged_and_an_unconverged_one_warned_about(tmp_path)
     results = sweep(MemoryStore(), tmp_path / "edge", Cs=[1e-6, 1e-5], layers=["01"])
     assert results.records[0].at_grid_edge
     assert any("end of its grid" in w for w in results.verdict().warnings)
-    hopeless = get_protocol("igpt").with_(max_iter=1, tol=1e-12)
+    hopeless = get_protocol("igpt").with_(max_iter=1, tol=1e-30)
     with pytest.warns(UserWarning, match="Not certified converged: 01"):
         results = sweep(MemoryStore(), tmp_path / "hard", protocol=hopeless, Cs=[1e3, 1e4], layers=["01"])
     assert not results.frame()["converged"].any()

@@ -1,0 +1,121 @@
+"""Sweeping with SGD: every layer and learning rate in one pass over the training rows, then one record a layer.
+
+N training rows, G learning rates, K classes.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter, sleep
+from typing import Any
+
+import numpy as np
+
+from igpt_model.hashing import hash_json
+from probekit.choice import Choice
+from probekit.desk import Desk, Job, Progress
+from probekit.errors import UserError
+from probekit.methods import Fit
+from probekit.probes.objective import log_probabilities, loss_and_gradient
+from probekit.probes.sgd import SGDConfig, SGDGrid, array_batches, train_sgd
+from probekit.results.journal import share_work
+from probekit.training_rows import TrainingRows
+
+
+def run_sgd(desk: Desk, jobs: Sequence[Job], progress: Progress | None = None) -> None:
+    """Have a record of every job in results.jsonl. One worker trains a seed's layers, others wait for it.
+
+    Training is saved every thousand steps in `sgd/` of the results folder and goes on from there after a kill.
+    """
+    desk.refuse_other_work()
+    if desk.protocol.standardize or desk.protocol.refit != "train":
+        raise UserError(
+            "SGD protocols neither standardise nor refit: give one with standardize=False and refit='train'."
+        )
+    by_key = {desk.identity(job).key: job for job in jobs}
+    for draw in dict.fromkeys((job.seed, job.train_rows) for job in jobs):
+        own = {key: job for key, job in by_key.items() if (job.seed, job.train_rows) == draw}
+        group = hash_json(sorted(own))
+        while set(own) - set(desk.choices.keys()):
+            with desk.choices.claim(group) as ours:
+                missing = sorted(set(own) - set(desk.choices.keys()))
+                if ours and missing:
+                    _train(desk, own, missing, desk.out / "sgd" / f"{group}.safetensors", progress)
+            if not ours:
+                sleep(0.2)
+    done = desk.results.keys()
+    share_work(desk.results, [key for key in by_key if key not in done], desk.test)
+
+
+def _train(desk: Desk, jobs: dict[str, Job], missing: list[str], state: Path, progress: Progress | None) -> None:
+    start = perf_counter()
+    config = desk.protocol.sgd or SGDConfig()
+    first = next(iter(jobs.values()))
+    rows = desk.rows(first)
+    selection = rows.selection("val")
+    ((fitted, held),) = rows.rounds(selection)
+    classes, columns = np.unique(rows.y, return_inverse=True)
+    layers = [desk.training_features(job) for job in jobs.values()]
+    drawn = np.repeat(fitted, rows.weights[fitted].astype(int))  # a row that the bootstrap drew twice is there twice
+    batches, n_steps = array_batches([X[drawn] for X in layers], columns[drawn], config)
+    state.parent.mkdir(parents=True, exist_ok=True)
+    widths = [X.shape[1] for X in layers]
+    grid = train_sgd(
+        batches, widths, len(classes), n_steps, config, state=state, device=desk.solver.device, progress=progress
+    )
+    seconds = (perf_counter() - start) / len(jobs)
+    for layer, (key, job) in enumerate(jobs.items()):
+        if key in missing:
+            fit = _choose(grid, layer, layers[layer], rows, (fitted, held), classes, config)
+            desk.choices.append(desk.line(job, fit, layers[layer], perf_counter() - seconds))
+    state.unlink(missing_ok=True)
+
+
+def _choose(
+    grid: SGDGrid,
+    layer: int,
+    X: np.ndarray,
+    rows: TrainingRows,
+    split: tuple[np.ndarray, np.ndarray],
+    classes: np.ndarray,
+    config: SGDConfig,
+) -> Fit:
+    fitted, held = split
+    columns = np.searchsorted(classes, rows.y)
+    scores = grid.scores(layer, X[held])
+    sane = np.isfinite(scores).all(axis=(1, 2))  # a rate that is too large ends in overflow
+    log_proba = log_probabilities(np.where(sane[:, None, None], scores, 0.0))
+    weights, total = rows.weights[held], rows.weights[held].sum()
+    accuracy = np.where(sane, (log_proba.argmax(axis=2) == columns[held]) @ weights / total, 0.0)
+    losses = -log_proba[:, np.arange(len(held)), columns[held]] @ weights / total
+    n_rates = len(config.learning_rates)
+    unknown: Any = np.full(n_rates, None)
+    choice = Choice(
+        Cs=np.array(config.learning_rates), accuracy=accuracy, log_loss=np.where(sane, losses, 1e9),
+        n_iter=np.full(n_rates, grid.step), grad_rel=unknown, gap=unknown, converged=np.zeros(n_rates, bool),
+        selection="val", at_grid_edge=False,
+    )  # fmt: skip
+    choice = Choice(**{**vars(choice), "at_grid_edge": n_rates > 1 and choice.C in _ends(config.learning_rates)})
+    coef = grid.coef[layer][choice.index].cpu().double().numpy()
+    intercept = grid.intercept[layer][choice.index].cpu().double().numpy()
+    if len(classes) == 2:
+        coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
+    at = [(coef, intercept), (0 * coef, 0 * intercept)]
+    sizes = []
+    for weight, bias in at:
+        _, of_coef, of_intercept = loss_and_gradient(
+            X[fitted], columns[fitted], weight, bias, config.weight_decay, rows.weights[fitted]
+        )
+        sizes.append(max(np.abs(of_coef).max(), np.abs(of_intercept).max()))
+    certificate = {
+        "converged": False, "n_iter": grid.step, "grad_rel": float(sizes[0] / max(sizes[1], 1e-300)), "gap": None,
+        "stop_reason": "end of the schedule",
+    }  # fmt: skip
+    score = np.asarray(X[fitted], np.float64) @ coef.T + intercept
+    said = (score[:, 0] > 0).astype(int) if len(classes) == 2 else score.argmax(axis=1)
+    right = float((said == columns[fitted]) @ rows.weights[fitted] / rows.weights[fitted].sum())
+    found = {"rule": f"momentum SGD, learning rate {choice.C:g}", "learning_rate": choice.C}
+    return Fit(classes, coef, intercept, choice, certificate, right, np.full(n_rates, config.weight_decay), found)
+
+
+def _ends(rates: Sequence[float]) -> tuple[float, float]:
+    return min(rates), max(rates)
