@@ -7,6 +7,7 @@ Letters: N images, B batch, P pixels a side, T = P * P tokens, K classes.
 
 import math
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from .checkpoint import (
     HEAD_FILE,
     Checkpoint,
     checkpoint_path,
+    is_good,
     list_checkpoints,
     load_checkpoint,
     load_trainer_state,
@@ -84,8 +86,8 @@ def finetune(
         Prepared by `config.transform(source.transform)`.
     classes : K names
     out : path
-        Gets `config.json`, `metrics.jsonl` and `checkpoints/`: the best on validation and the newest, both readable as
-        any run's (`igpt:OUT`), with the head beside the weights (`classifier.load_classifier`).
+        Gets `config.json`, `metrics.jsonl` and `checkpoints/`: the best on validation and the two newest, readable
+        as any run's (`igpt:OUT`), with the head beside the weights (`classifier.load_classifier`).
     data_provenance : mapping, optional
         JSON values that name the data.
     stop : callable, optional
@@ -94,8 +96,9 @@ def finetune(
     Yields
     ------
     dict
-        "start"; "step": loss, clf_loss, gen_loss (absent with weight 0), means since the last record;
-        "eval": val_loss (of the classes), val_accuracy, best_accuracy, best_step; "paused"; "end": best_step,
+        "damaged": a checkpoint that was passed over. "start". "step": loss, clf_loss, gen_loss (absent with weight 0),
+        means since the last record.
+        "eval": val_loss (of the classes), val_accuracy, best_accuracy, best_step. "paused". "end": best_step,
         best_accuracy, reason ("steps" or "patience").
 
     Raises
@@ -119,6 +122,7 @@ def finetune(
     changed = open_run(out, books, _FREE)
     with cpu_threads(config.threads):
         run = _Run(config, loaded, train, val, books, Path(out))
+        yield from run.damaged
         yield run.start(changed)
         yield from run.updates(stop)
 
@@ -155,25 +159,33 @@ class _Run:
         self.about["layer"] = self.classifier.layer
         self.step, self.best_step, self.best_accuracy, self.stale = 0, 0, -1.0, 0
         self.sums: list[Tensor] = []  # (clf_loss, gen_loss, norm) of the updates since the last record
+        self.damaged: list[dict[str, Any]] = []
         self.resumed = self.restore()
         self.metrics = MetricsLog(out / "metrics.jsonl", self.step if self.resumed else None)
 
     def restore(self) -> bool:
-        """Go on from the newest checkpoint, if there is one."""
-        folders = list_checkpoints(self.out)
-        if not folders:
+        """Go on from the newest good checkpoint, if there is one; damaged ones are renamed and told."""
+        folder = None
+        for candidate in reversed(list_checkpoints(self.out)):
+            if not is_good(candidate):
+                aside = candidate.with_name(f"damaged-{candidate.name}-{time.time_ns()}")
+                candidate.rename(aside)
+                self.damaged.append({"kind": "damaged", "step": int(candidate.name), "path": str(aside)})
+            elif (candidate / "trainer.json").is_file():
+                folder = candidate
+                break
+        if folder is None:
             return False
-        load_checkpoint(folders[-1], weights=False)  # checks every file against the manifest
-        tensors, state = load_trainer_state(folders[-1])
+        tensors, state = load_trainer_state(folder)
         if state["data_hash"] != self.data_hash:
             raise UserError(
                 f"The pictures or labels are not those that the run in {self.out} was started with; give the same ones "
                 "or another --out."
             )
-        self.classifier.igpt.load_state_dict(read_weights(folders[-1]))
-        self.classifier.load_state_dict(load_file(folders[-1] / HEAD_FILE), strict=False)
+        self.classifier.igpt.load_state_dict(read_weights(folder))
+        self.classifier.load_state_dict(load_file(folder / HEAD_FILE), strict=False)
         restore_optimizer(self.classifier, self.optimizer, tensors)
-        self.step = int(folders[-1].name)
+        self.step = int(folder.name)
         self.best_step, self.best_accuracy, self.stale = state["best_step"], state["best_accuracy"], state["stale"]
         return True
 
@@ -317,8 +329,11 @@ class _Run:
         """Write a checkpoint; keep it and the best one."""
         self.metrics.sync()
         state = {"best_step": self.best_step, "best_accuracy": self.best_accuracy, "stale": self.stale}
+        folder = checkpoint_path(self.out, self.step)
+        if folder.exists():  # the best one, when later ones were lost: what would be written has the same weights
+            return
         save_checkpoint(
-            checkpoint_path(self.out, self.step),
+            folder,
             self.classifier.igpt,
             self.palette,
             self.transform,
@@ -327,7 +342,7 @@ class _Run:
             {"finetune": {**self.about, "val_accuracy": accuracy}, "torch": torch.__version__},
             head={"clf.weight": self.classifier.clf.weight},
         )
-        prune_checkpoints(self.out, 1, {self.best_step})
+        prune_checkpoints(self.out, 2, {self.best_step})
 
     def log(self, record: dict[str, Any]) -> dict[str, Any]:
         """Append a record to metrics.jsonl and return it."""

@@ -86,6 +86,8 @@ def run_finetuning(
                     f"{again}: {record['n_params']:,} parameters, {record['n_train']:,} images, layer {record['layer']}"
                 )
                 show(record["step"], config.steps)
+            elif record["kind"] == "damaged":
+                say(f"passed over a damaged checkpoint, now {record['path']}", "yellow")
             elif record["kind"] == "step":
                 show(record["step"], config.steps, f"loss {record['loss']:.4f}{words}")
             elif record["kind"] == "eval":

@@ -1,3 +1,4 @@
+import importlib
 import json
 
 import numpy as np
@@ -145,11 +146,57 @@ def test_left_in_the_middle_it_goes_on(tmp_path):
     assert run(tmp_path / "left")[-1] == whole[-1]
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing below the test catches it and goes on."""
+
+
+@pytest.mark.parametrize("at", [5, 17])
+@pytest.mark.parametrize("stage", ["update", "save_checkpoint", "prune_checkpoints"])
+def test_killed_at_any_stage_it_ends_with_the_same_bits(tmp_path, monkeypatch, stage, at):
+    module = importlib.import_module("igpt_model.finetune")
+    whole = run(tmp_path / "whole")
+
+    def dies(real, *arguments, **named):
+        owner = arguments[0] if stage == "update" else None
+        done = owner.step if owner else max([0, *(int(f.name) for f in list_checkpoints(tmp_path / "killed"))])
+        if done >= at - (5 if stage == "save_checkpoint" else 0):
+            raise Killed
+        return real(*arguments, **named)
+
+    owner = module._Run if stage == "update" else module
+    real = getattr(owner, stage)
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, stage, lambda *arguments, **named: dies(real, *arguments, **named))
+        killed = pytest.raises(Killed)
+        with killed:
+            run(tmp_path / "killed")
+    assert run(tmp_path / "killed")[-1] == whole[-1]
+    one, two = (load_classifier(tmp_path / name).classifier for name in ("whole", "killed"))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert read_metrics(tmp_path / "whole" / "metrics.jsonl") == read_metrics(tmp_path / "killed" / "metrics.jsonl")
+
+
+def test_damaged_checkpoints_are_set_aside_aloud(tmp_path):
+    whole = run(tmp_path / "whole")
+    run(tmp_path / "hurt")
+    newest, before = reversed(list_checkpoints(tmp_path / "hurt")[-2:])
+    (newest / "weights.safetensors").write_bytes(b"")
+    records = run(tmp_path / "hurt")
+    assert [r["kind"] for r in records[:2]] == ["damaged", "start"]
+    assert records[1]["step"] == int(before.name)
+    assert records[-1] == whole[-1]
+    # nothing left to go on from but the best one, which has lost its optimiser state
+    for folder in list_checkpoints(tmp_path / "hurt"):
+        if (folder / "trainer.json").exists():
+            (folder / "weights.safetensors").write_bytes(b"")
+    assert run(tmp_path / "hurt")[-1] == whole[-1]
+
+
 def test_patience_ends_the_run_and_the_best_checkpoint_stays(tmp_path):
     records = run(tmp_path, lr=1e-9, patience=2, steps=100)
     assert records[-1]["reason"] == "patience"
     assert (records[-1]["best_step"], records[-1]["step"]) == (5, 15)
-    assert [int(f.name) for f in list_checkpoints(tmp_path)] == [5, 15]
+    assert [int(f.name) for f in list_checkpoints(tmp_path)] == [5, 10, 15]
     assert load_classifier(tmp_path).step == 5
     assert [r["kind"] for r in run(tmp_path, lr=1e-9, patience=2, steps=100)] == ["start", "end"]
 
