@@ -19,12 +19,11 @@ from .devices import cpu_threads, find_device
 from .distributed import Ranks
 from .engine import Engine
 from .images import ImageTransform
+from .memory import rank_memory
 from .optim import optimizer_tensors
 from .palette import Palette
 from .train_config import TrainConfig
 
-STATE_BYTES = 16
-"""Of each parameter: the weight, its gradient and Adam's two moments, in float32."""
 CHECKPOINT_BYTES = 12
 KEPT_BYTES = 4
 
@@ -73,18 +72,15 @@ def training_cost(
         if rate is not None:
             step = 3 * config.model_config.flops_per_image * images / rate
             step *= 4 / 3 if config.checkpoint_blocks else 1
-            memory, note, depth = int(_activations(config) * micro), f"{rate / 1e12:g} TFLOP/s a rank", 1
+            note, depth = f"{rate / 1e12:g} TFLOP/s a rank", 1
         elif 3 * whole <= seconds:
-            timed = _Shallow(config, images, seconds)
-            step, memory, note = timed.update, timed.activations * micro, ""
+            step, note = _Shallow(config, images, seconds).update, ""
             depth = config.model_config.n_layer
         else:
-            step, memory, note = _scaled(config, images, micro, seconds)
+            step, note = _scaled(config, images, micro, seconds)
             depth = 1
         one_save, books = _save_seconds(config, depth)
-    state = STATE_BYTES * config.model_config.n_params
-    if config.parallel == "fsdp":
-        state //= ranks
+    held = rank_memory(config.model_config, micro, ranks, config.parallel, config.dtype, config.checkpoint_blocks)
     seen = min(config.eval_images, val_images) / ranks
     # a forward pass is a third of an update's work
     evaluation = step / images / 3 * seen
@@ -100,7 +96,7 @@ def training_cost(
         evaluation=evaluation,
         checkpoint=one_save,
         seconds=config.steps * step + evaluations * evaluation + len(saved) * one_save,
-        memory=state + memory,
+        memory=held.total,
         disk=files,
         scaled_from=note,
     )
@@ -128,12 +124,9 @@ def _seconds(action: Callable[[], object], device: torch.device, at_least: float
 
 
 class _Shallow:
-    """An engine that is really run: seconds of an update and of its optimiser step, activation bytes of an image.
+    """An engine that is really run: seconds of an update and of its optimiser step."""
 
-    `seconds` None: nothing is timed.
-    """
-
-    def __init__(self, config: TrainConfig, images: int, seconds: float | None) -> None:
+    def __init__(self, config: TrainConfig, images: int, seconds: float) -> None:
         device = find_device(config.device)
         config = replace(config, batch_size=images, micro_batch=min(config.micro_batch, images), parallel="none")
         engine = Engine(config, Ranks("none", 0, 1, device))
@@ -142,31 +135,14 @@ class _Shallow:
         tokens = rng.integers(0, model.vocab_size, (images, model.n_positions))
         hidden = rng.random((images, model.n_positions)) < model.mask_prob
         masks = None if model.causal else torch.from_numpy(hidden)
-        kept: dict[int, int] = {}
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        one = torch.from_numpy(tokens[:1]).to(device)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), engine.autocast():
-            loss = engine.objective(one, None if masks is None else masks[:1].to(device))
-        weights = {parameter.untyped_storage().data_ptr() for parameter in engine.parameters}
-        # a block's worth on top: gradients of what is saved, while they are made
-        saved = sum(size for place, size in kept.items() if place not in weights)
-        self.activations = saved + saved // max(1, model.n_layer)
-        del loss
-        if seconds is None:
-            return
         self.update = _seconds(lambda: engine.update(tokens, masks, 0.0), device, seconds)
         for parameter in engine.parameters:
             parameter.grad = torch.zeros_like(parameter)
         self.optimizer = _seconds(engine.optimizer.step, device, 0.0)
 
 
-def _scaled(config: TrainConfig, images: int, micro: int, seconds: float) -> tuple[float, int, str]:
-    """Update seconds and activation bytes of the whole model, from one and two blocks and few images."""
+def _scaled(config: TrainConfig, images: int, micro: int, seconds: float) -> tuple[float, str]:
+    """Update seconds of the whole model, from one and two blocks and few images."""
     model = config.model_config
     block = 3 * (model.flops_per_image / model.n_layer) / _rough_rate(config)
     few = max(1, min(images, micro, int(seconds / 12 / block)))
@@ -176,22 +152,7 @@ def _scaled(config: TrainConfig, images: int, micro: int, seconds: float) -> tup
     per_image = [(shallow.update - shallow.optimizer) / few for shallow in (one, two)]
     optimizer = one.optimizer + depth * max(0.0, two.optimizer - one.optimizer)
     update = images * (per_image[0] + depth * max(0.0, per_image[1] - per_image[0])) + optimizer
-    activations = _extrapolated(one, two, model.n_layer)
-    return update, int(activations * micro), f"1 and 2 of {model.n_layer} blocks, {few} of {images} images"
-
-
-def _activations(config: TrainConfig) -> float:
-    """Activation bytes of an image, from one and two blocks."""
-    model = config.model_config
-    sizes: dict[str, Any] = {"n_embd": model.n_embd, "n_head": model.n_head}
-    one, two = (_Shallow(replace(config, n_layer=depth, **sizes), 1, None) for depth in (1, 2))
-    return _extrapolated(one, two, model.n_layer)
-
-
-def _extrapolated(one: _Shallow, two: _Shallow, n_layer: int) -> float:
-    # the allowance for a block in the making is in each figure once: twice the first, once and a half the second
-    saved_one, saved_two = one.activations / 2, two.activations / 1.5
-    return saved_one + n_layer * (saved_two - saved_one)
+    return update, f"1 and 2 of {model.n_layer} blocks, {few} of {images} images"
 
 
 def _save_seconds(config: TrainConfig, depth: int) -> tuple[float, int]:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from igpt_model import cost
-from igpt_model.cost import STATE_BYTES, training_cost
+from igpt_model.cost import training_cost
+from igpt_model.memory import rank_memory
 from igpt_model.train import train
 from igpt_model.train_config import TrainConfig
 
@@ -47,15 +48,11 @@ def test_a_run_takes_about_what_was_planned(tmp_path):
     assert planned.scaled_from == ""
 
 
-def test_activations_are_those_that_autograd_keeps():
-    config = TrainConfig(**SMALL)
-    n = config.model_config.n_params
-    one, two = (training_cost(TrainConfig(**{**SMALL, "batch_size": b}), seconds=0.1) for b in (8, 16))
-    assert one.memory - STATE_BYTES * n == pytest.approx((two.memory - STATE_BYTES * n) / 2, rel=1e-6)
-    tokens = 8 * config.model_config.n_positions
-    # the residual stream and its norm, queries, keys, values, mixed heads and the MLP's hidden layer: 10 to 25 widths
-    per_block = (one.memory - STATE_BYTES * n) / tokens / 4 / config.model_config.n_embd / (3 + 1)
-    assert 10 < per_block < 25
+def test_memory_is_that_of_the_arithmetic_for_what_a_rank_has_in_flight():
+    config = TrainConfig(**SMALL, micro_batch=4, parallel="fsdp")
+    planned = training_cost(config, ranks=2, rate=1e12)
+    assert planned.memory == rank_memory(config.model_config, 4, 2, "fsdp").total
+    assert training_cost(config, ranks=8, rate=1e12).memory == rank_memory(config.model_config, 2, 8, "fsdp").total
 
 
 def test_micro_batches_and_shards_take_less_memory():
@@ -63,7 +60,8 @@ def test_micro_batches_and_shards_take_less_memory():
     assert training_cost(TrainConfig(**SMALL, micro_batch=4), seconds=0.1).memory < whole.memory / 2
     shared = training_cost(TrainConfig(**SMALL, parallel="fsdp"), ranks=4, seconds=0.1)
     n = TrainConfig(**SMALL).model_config.n_params
-    assert whole.memory - shared.memory > 0.7 * STATE_BYTES * n
+    state = rank_memory(TrainConfig(**SMALL).model_config, 4, 4, "fsdp")
+    assert whole.memory - shared.memory > 0.7 * 16 * n - state.gathered
     assert shared.seconds < whole.seconds
 
 
@@ -75,7 +73,7 @@ def test_a_model_scaled_up_from_two_blocks_costs_what_it_costs_whole(monkeypatch
     monkeypatch.setattr(cost, "_rough_rate", lambda config: 120 * config.model_config.flops_per_image / 0.6)
     scaled = training_cost(config, seconds=0.6)
     assert scaled.scaled_from == "1 and 2 of 6 blocks, 16 of 16 images"
-    assert scaled.memory == pytest.approx(whole.memory, rel=0.15)
+    assert scaled.memory == whole.memory
     assert scaled.step / whole.step == pytest.approx(1, abs=0.9)
 
 
