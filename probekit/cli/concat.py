@@ -20,7 +20,9 @@ def concat(
     series: str | None = None,
     backend: Literal["torch", "sklearn", "cuml"] = "torch",
     device: str = "cpu",
-    dtype: Literal["float32", "float64"] = "float32",
+    dtype: Literal["auto", "float32", "float64"] = "auto",
+    banded: bool = False,
+    mix: bool = False,
 ) -> None:
     """Probe joined layers; single layers that are missing are swept first. Run again after a kill it goes on.
 
@@ -45,7 +47,11 @@ def concat(
     device
         Where the solver runs.
     dtype
-        Precision of the solver.
+        Precision of the solver; auto is float64 where that costs nothing.
+    banded
+        Probe the window with one penalty a layer as well.
+    mix
+        Probe a learned softmax mix of the window's layers as well.
     """
     from probekit.concat import concat as join_layers
 
@@ -62,8 +68,12 @@ def concat(
             backend=backend,
             device=device,
             dtype=dtype,
+            banded=banded,
+            mix=mix,
             progress=show,
         )
     show_curves(folder)
-    for record in results.concats(series):
-        say(f"{record.series} layers {' '.join(record.layers)} joined: test accuracy {record.accuracy:.1%}")
+    joined = [record for kind in ("concat", "banded", "mix") for record in results.of(series, kind)]
+    for record in joined:
+        how = "joined" if record.kind == "concat" else record.kind
+        say(f"{record.series} layers {' '.join(record.layers)} {how}: test accuracy {record.accuracy:.1%}")

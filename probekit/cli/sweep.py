@@ -24,7 +24,8 @@ def sweep(
     train_rows: int | None = None,
     backend: Literal["torch", "sklearn", "cuml"] = "torch",
     device: str = "cpu",
-    dtype: Literal["float32", "float64"] = "float32",
+    dtype: Literal["auto", "float32", "float64"] = "auto",
+    checks: tuple[Literal["knn", "ridge"], ...] = (),
 ) -> None:
     """Probe every layer and append a record each to results.jsonl. Resumes; several processes may share the work.
 
@@ -51,7 +52,9 @@ def sweep(
     device
         Where the solver runs: cpu, cuda, cuda:1.
     dtype
-        Precision of the solver.
+        Precision of the solver; auto is float64 where that costs nothing.
+    checks
+        Cheap probes of every layer beside the protocol's: --checks knn --checks ridge.
     """
     from probekit import FeatureStore
     from probekit.sweep import sweep as sweep_layers
@@ -70,6 +73,7 @@ def sweep(
             backend=backend,
             device=device,
             dtype=dtype,
+            checks=checks,
             progress=show,
         )
     show_curves(results.path.parent)

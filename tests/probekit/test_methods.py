@@ -90,32 +90,33 @@ def test_two_classes_and_seeds_take_the_checks(tmp_path):
 
 
 def test_bands_and_mixes_are_joined_records(tmp_path):
-    store = MemoryStore(strength=(0.0, 1.5, 0.8))
-    results = concat(store, tmp_path, Cs=CS, window=3, greedy_width=0, banded=True, mix=True)
+    store = MemoryStore(strength=(0.0, 1.5), n_train=60)
+    Cs, protocol = [0.01, 1.0], get_protocol("igpt").with_(selection="val")
+    results = concat(store, tmp_path, protocol=protocol, Cs=Cs, window=2, greedy_width=0, banded=True, mix=True)
     (banded,) = [r for r in results if r.kind == "banded"]
     (mix,) = [r for r in results if r.kind == "mix"]
     (plain,) = results.concats()
-    assert banded.layers == mix.layers == plain.layers == ("00", "01", "02")
+    assert banded.layers == mix.layers == plain.layers == ("00", "01")
     assert len({banded.key, mix.key, plain.key}) == 3
     rule, how = banded.candidates["found_by"]
-    assert rule["rule"].startswith("window of 3")
+    assert rule["rule"].startswith("window of 2")
     assert banded.selection_score[0] >= plain.selection_score[0] - 0.02
     X = np.concatenate([training(store, layer)[0] for layer in store.layers], axis=1)
     y = training(store, "00")[1]
     scaler = StandardScaler().fit(X)
-    exact = fit_banded(scaler.transform(X), y, [banded.chosen_C], (4, 4, 4), how["gammas"], tol=1e-10)
+    exact = fit_banded(scaler.transform(X), y, [banded.chosen_C], (4, 4), how["gammas"], tol=1e-10)
     test = scaler.transform(np.concatenate([store.X["test"][layer] for layer in store.layers], axis=1))
     np.testing.assert_allclose(np.exp(row_predictions(banded).log_proba), exact.predict_proba(test)[0], atol=2e-3)
     weights = np.array(mix.candidates["found_by"][-1]["weights"])
     assert weights.sum() == pytest.approx(1)
     assert weights.argmax() == 1
     coef = load_probe(tmp_path / mix.probe_file)["coef"] * scaler.scale_
-    blocks = np.split(coef, 3, axis=1)
+    blocks = np.split(coef, 2, axis=1)
     np.testing.assert_allclose(blocks[0] * weights[1], blocks[1] * weights[0], atol=1e-5)
     frame = layer_frame(build_panels(results))
     assert {"banded", "mix", "linear"} == set(frame["probe"])
     before = (tmp_path / "results.jsonl").read_bytes()
-    concat(store, tmp_path, Cs=CS, window=3, greedy_width=0, banded=True, mix=True)
+    concat(store, tmp_path, protocol=protocol, Cs=Cs, window=2, greedy_width=0, banded=True, mix=True)
     assert (tmp_path / "results.jsonl").read_bytes() == before
 
 
