@@ -80,6 +80,8 @@ def training_cost(
             step, note = _scaled(config, images, micro, seconds)
             depth = 1
         one_save, books = _save_seconds(config, depth)
+        if config.parallel == "fsdp":  # each rank writes and hashes its part
+            one_save /= ranks
     held = rank_memory(config.model_config, micro, ranks, config.parallel, config.dtype, config.checkpoint_blocks)
     seen = min(config.eval_images, val_images) / ranks
     # a forward pass is a third of an update's work
