@@ -276,3 +276,12 @@ def test_bfloat16_keeps_float32_weights(tmp_path):
 def test_metrics_are_json_and_equal_the_records(tmp_path):
     records = [r for r in run(tmp_path) if r["kind"] in ("step", "eval")]
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == records
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_on_a_gpu(tmp_path, dtype):
+    records = run(tmp_path, pretrained(causal=False), device="cuda", dtype=dtype, steps=60, eval_masks=2, patience=0)
+    assert records[-1]["best_accuracy"] > 0.8
+    tuned = load_classifier(tmp_path, "cuda")
+    assert tuned.predict_proba(list(pictures().images), n_masks=2).shape == (30, 3)
