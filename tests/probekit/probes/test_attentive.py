@@ -1,0 +1,64 @@
+"""The attentive probe sees what pooling hides, is its formula, and repeats itself."""
+
+import numpy as np
+import pytest
+import torch
+
+from probekit.errors import UserError
+from probekit.probes import LinearProbe
+from probekit.probes.attentive import AttentivePool, fit_attentive
+
+
+def needle(n, seed):
+    """One token in eight carries the class, marked in column 0; the others carry its opposite: the mean says nothing."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 2, n)
+    tokens = 0.3 * rng.normal(size=(n, 8, 6)).astype(np.float32)
+    place, sign = rng.integers(0, 8, n), (2.0 * y - 1)[:, None]
+    tokens[:, :, 1] -= sign / 7
+    tokens[np.arange(n), place, 0] += 3
+    tokens[np.arange(n), place, 1] += (sign + sign / 7)[:, 0]
+    return tokens, np.array(["no", "yes"])[y]
+
+
+def test_it_finds_the_token_that_a_mean_hides():
+    tokens, y = needle(400, 0)
+    held, held_y = needle(300, 1)
+    attentive = fit_attentive(tokens, y, n_heads=2, epochs=40, batch_size=50, learning_rate=1e-2)
+    linear = LinearProbe().fit(tokens.mean(axis=1), y)
+    assert (attentive.predict(held) == held_y).mean() > 0.9
+    assert linear.score(held.mean(axis=1), held_y) < 0.65
+
+
+def test_the_forward_pass_is_the_formula():
+    torch.manual_seed(0)
+    module = AttentivePool(6, 2, 3).eval()
+    torch.nn.init.normal_(module.query)
+    tokens = torch.randn(4, 5, 6)
+    key, value = tokens @ module.key.weight.T, tokens @ module.value.weight.T
+    out = torch.zeros(4, 6)
+    for head in range(2):
+        columns = slice(3 * head, 3 * head + 3)
+        weights = torch.softmax(key[:, :, columns] @ module.query[head] / 3**0.5, dim=1)
+        out[:, columns] = (weights[..., None] * value[:, :, columns]).sum(dim=1)
+    expected = out @ module.head.weight.T + module.head.bias
+    torch.testing.assert_close(module(tokens), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_bits_whatever_the_global_state():
+    tokens, y = needle(60, 0)
+    first = fit_attentive(tokens, y, n_heads=3, epochs=2, batch_size=16).decision_function(tokens)
+    torch.manual_seed(5)
+    np.testing.assert_array_equal(
+        fit_attentive(tokens, y, n_heads=3, epochs=2, batch_size=16).decision_function(tokens), first
+    )
+    other = fit_attentive(tokens, y, n_heads=3, epochs=2, batch_size=16, seed=1).decision_function(tokens)
+    assert np.abs(other - first).max() > 1e-6
+
+
+def test_refusals():
+    tokens, y = needle(20, 0)
+    with pytest.raises(UserError, match="with a label each"):
+        fit_attentive(tokens.mean(axis=1), y)
+    with pytest.raises(UserError, match="4 heads do not divide 6"):
+        fit_attentive(tokens, y, n_heads=4)
