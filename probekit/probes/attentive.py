@@ -1,4 +1,4 @@
-"""The attentive probe: a learned query attends over a picture's tokens, a linear head reads what it gathers (AIM's evaluation).
+"""The attentive probe (AIM's): a learned query attends over a picture's tokens, a linear head reads what it gathers.
 
 For tokens, arrays (N, T, D): feature files hold pooled features, so this is a function on arrays, not a verb.
 N pictures, T tokens, D features, H heads, K classes.

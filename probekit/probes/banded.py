@@ -50,7 +50,7 @@ def fit_banded(
 def search_gammas(
     n_bands: int, score: Callable[[tuple[float, ...]], float], factors: Sequence[float] = (4.0, 2.0)
 ) -> list[tuple[tuple[float, ...], float]]:
-    """Coordinate search for the bands' factors by a held-out score: each band stronger or weaker, coarse steps, then fine.
+    """Search for the bands' factors by a held-out score, a band at a time: stronger or weaker, coarse steps, then fine.
 
     Parameters
     ----------

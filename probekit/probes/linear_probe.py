@@ -193,8 +193,8 @@ class LinearProbe(_Probe):
 class LinearProbeCV(_Probe):
     """A probe whose C is chosen on held-out rows, then refitted on all rows with the same C.
 
-    Highest mean held-out accuracy wins; ties go to the lower mean log-loss, then to the smaller C. Fits that did not converge are not
-    chosen while a converged one is left.
+    Highest mean held-out accuracy wins; ties go to the lower mean log-loss, then to the smaller C. Fits that did not
+    converge are not chosen while a converged one is left.
 
     Parameters
     ----------
@@ -296,7 +296,7 @@ class LinearProbeCV(_Probe):
 
 
 def choose(accuracy: Array, log_loss: Array, Cs: Array, converged: NDArray[np.bool_]) -> int:
-    """Index of the best penalty: accuracy, then log-loss, then the smaller C; unconverged fits only if there is nothing else."""
+    """Index of the best penalty: accuracy, then log-loss, then the smaller C; unconverged fits only for want of others."""
     candidates = np.flatnonzero(converged) if converged.any() else np.arange(len(Cs))
     order = np.lexsort((Cs[candidates], log_loss[candidates], -accuracy[candidates]))
     return int(candidates[order[0]])

@@ -1,6 +1,6 @@
 """The objective and its conventions: the only place that knows how `C` relates to the l2 of the mean loss.
 
-scikit-learn minimises  1/2 ||W||^2 + C * sum_i s_i ce_i ; inside probekit the same problem, divided by C * sum_i s_i, is
+scikit-learn minimises  1/2 ||W||^2 + C * sum_i s_i ce_i ; inside probekit the same, divided by C * sum_i s_i, is
     mean_s ce + l2/2 ||W||^2     with     l2 = 1 / (C * sum_i s_i),
 the intercept free in both. K >= 3 classes: softmax with K coefficient rows; K = 2: sigmoid with one row (R = 1).
 

@@ -34,7 +34,7 @@ class Protocol:
     selection : "auto" (5-fold cross-validation below 20,000 training rows, else "val"), "val" or "cv5"
     refit : "train+val" or "train": the rows of the final fit, with the chosen C kept
     refine : halvings of the grid's spacing around the best C after the coarse grid (CLIP, linear_eval), 0 for none
-    solver : "path" (exact) or "sgd" (`probes.sgd`; then `sgd` says how it trains, and learning rates take the place of Cs)
+    solver : "path" (exact) or "sgd" (`probes.sgd`; then `sgd` says how, and learning rates take the place of Cs)
     normalize : scale each row to unit length first (CLIP_benchmark's habit; off in all named ones but where stated)
     source : where the protocol comes from
     """
@@ -87,7 +87,7 @@ def kornblith_lambda_to_C(lambdas: Any, n_classes: int = 3) -> np.ndarray:
 
 
 def mean_l2_to_C(l2: Any, n_rows: float) -> np.ndarray:
-    """elk, and torch's SGD with `weight_decay` on W alone: lambda/2 ||W||^2 on the mean loss, so C = 1/(n_rows lambda)."""
+    """elk, and SGD with `weight_decay` on W alone: lambda/2 ||W||^2 on the mean loss, so C = 1/(n_rows lambda)."""
     return 1.0 / (np.asarray(l2, np.float64) * n_rows)
 
 
@@ -97,7 +97,7 @@ def cyanure_lambda_to_C(lambdas: Any) -> np.ndarray:
 
 
 def refine_grid(Cs: Any, best: int, step: int) -> tuple[float, ...]:
-    """The two penalties half-way (in log C) between the best one and its neighbours, after `step` halvings of the grid's spacing."""
+    """The two penalties beside the best one, at the grid's spacing in log C halved `step` times."""
     log_Cs = np.log(np.asarray(Cs, np.float64))
     spacing = (log_Cs[-1] - log_Cs[0]) / (len(log_Cs) - 1) / 2**step
     return tuple(float(value) for value in np.exp([log_Cs[best] - spacing, log_Cs[best] + spacing]))
@@ -141,7 +141,7 @@ PROTOCOLS: dict[str, Protocol] = {
             refit="train",
             solver="sgd",
             sgd=SGDConfig(),
-            source="iGPT paper (momentum 0.9, learning rates 30, 10, 3, ..., cosine); one pass for all, as DINOv2 linear.py",
+            source="iGPT paper (momentum 0.9, learning rates 30, 10, 3, ..., cosine); one pass, as DINOv2 linear.py",
         ),
     )
 }

@@ -10,7 +10,7 @@ from probekit.probes.attentive import AttentivePool, fit_attentive
 
 
 def needle(n, seed):
-    """One token in eight carries the class, marked in column 0; the others carry its opposite: the mean says nothing."""
+    """One token in eight carries the class, marked in column 0; the others carry its opposite: their mean is void."""
     rng = np.random.default_rng(seed)
     y = rng.integers(0, 2, n)
     tokens = 0.3 * rng.normal(size=(n, 8, 6)).astype(np.float32)
