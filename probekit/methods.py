@@ -96,7 +96,15 @@ def fit_mix(X: np.ndarray, widths: Sequence[int], rows: TrainingRows, protocol: 
     for fitted, held in rows.rounds(selection):
         total += rows.weights[held].sum()
         for i, C in enumerate(Cs):
-            mix = fit_layer_mix(layers(fitted), rows.y[fitted], C, rows.weights[fitted], tol=protocol.tol)
+            mix = fit_layer_mix(
+                layers(fitted),
+                rows.y[fitted],
+                C,
+                rows.weights[fitted],
+                tol=protocol.tol,
+                backend=solver.backend,
+                device=solver.device,
+            )
             mixed = np.einsum("l,lnd->nd", mix.weights, np.stack(layers(held)))
             correct, loss = judge(mix.path, mixed, rows.y[held], rows.weights[held])
             figures["accuracy"][i] += correct[0]
@@ -108,7 +116,15 @@ def fit_mix(X: np.ndarray, widths: Sequence[int], rows: TrainingRows, protocol: 
     figures["log_loss"] /= total
     choice = _choice(Cs, figures, converged, selection)
     use = _final_rows(rows, protocol)
-    mix = fit_layer_mix(layers(use), rows.y[use], choice.C, rows.weights[use], tol=protocol.tol)
+    mix = fit_layer_mix(
+        layers(use),
+        rows.y[use],
+        choice.C,
+        rows.weights[use],
+        tol=protocol.tol,
+        backend=solver.backend,
+        device=solver.device,
+    )
     mixed = np.einsum("l,lnd->nd", mix.weights, np.stack(layers(use)))
     correct, _ = judge(mix.path, mixed, rows.y[use], rows.weights[use])
     coef, c = mix.joined_coef() / scale, mix.path.certificates

@@ -296,7 +296,7 @@ class LinearProbeCV(_Probe):
 
 
 def choose(accuracy: Array, log_loss: Array, Cs: Array, converged: NDArray[np.bool_]) -> int:
-    """Index of the best penalty: accuracy, then log-loss, then the smaller C; unconverged fits only for want of others."""
+    """Index of the best penalty: accuracy, then log-loss, then the smaller C; unconverged ones for want of others."""
     candidates = np.flatnonzero(converged) if converged.any() else np.arange(len(Cs))
     order = np.lexsort((Cs[candidates], log_loss[candidates], -accuracy[candidates]))
     return int(candidates[order[0]])

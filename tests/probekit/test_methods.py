@@ -1,6 +1,8 @@
 """Bands, mixes, checks and SGD as records: chosen on training rows, tested like the rest, resumed, and in the table."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -152,6 +154,24 @@ def test_a_killed_sgd_sweep_goes_on_and_ends_the_same(tmp_path):
     assert seen[0] == 21
     undisturbed = sweep(MemoryStore(), tmp_path / "b", protocol=SMALL_SGD)
     assert [json.dumps(r.metrics) for r in resumed] == [json.dumps(r.metrics) for r in undisturbed]
+
+
+def test_two_workers_train_one_grid(tmp_path, monkeypatch):
+    import probekit.sgd_sweep as module
+
+    real, calls = module.train_sgd, []
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        time.sleep(0.3)  # long enough for the other to arrive
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(module, "train_sgd", counted)
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: len(sweep(MemoryStore(), tmp_path, protocol=SMALL_SGD)), range(2)))
+    assert both == [3, 3]
+    assert len(calls) == 1
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 3
 
 
 def test_sgd_refusals(tmp_path):
