@@ -139,7 +139,8 @@ class Panel:
     def slug(self) -> str:
         """A file name's part that tells panels apart."""
         rows = f"-{self.train_rows}" if self.train_rows else ""
-        return "".join(c if c.isalnum() or c in "-_." else "-" for c in f"{self.dataset}-{self.protocol}{rows}")
+        name = f"{self.dataset}-{self.protocol}{rows}"
+        return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-")
 
 
 def is_sound(record: Record) -> bool:
