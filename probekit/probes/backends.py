@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from probekit.errors import UserError
-from probekit.probes.certificate import Certificate, certify
+from probekit.probes.certificate import Certificate
 from probekit.probes.inputs import Inputs
-from probekit.probes.solver import SOLVER_VERSION, solve
+from probekit.probes.solver import SOLVER_VERSION, certify, solve
 
 Array = NDArray[np.float64]
 
@@ -55,15 +55,14 @@ def _torch(inputs: Inputs, l2s: Array, tol: float, max_iter: int, fit_intercept:
 
 def _host_rows(inputs: Inputs) -> tuple[Array, NDArray[np.int64], Array]:
     rows = inputs.rows
-    X = torch.cat([block for block, _, _ in rows.blocks(4096)]).cpu().numpy()
+    X = torch.cat([block[:, :-1] for block, _, _ in rows.blocks(8192)]).cpu().numpy()
     return X, rows.y.cpu().numpy(), rows.weights.cpu().numpy()
 
 
 def _external(inputs: Inputs, l2s: Array, tol: float, fits: list[tuple[Array, Array, int]], version: str) -> Fitted:
-    theta = torch.stack([torch.from_numpy(np.column_stack([coef, intercept])) for coef, intercept, _ in fits]).to(
-        inputs.rows.device
-    )
-    certificate = certify(inputs.rows, theta, torch.from_numpy(l2s).to(theta.device), lambda gradient, _: gradient)
+    stacked = np.stack([np.column_stack([coef, intercept]) for coef, intercept, _ in fits])
+    device = inputs.rows.device
+    certificate = certify(inputs.rows, torch.from_numpy(stacked).to(device), torch.from_numpy(l2s).to(device))
     reasons = ["converged" if ok else "backend stopped" for ok in certificate.converged(tol).tolist()]
     return _fitted(certificate, tol, [n for _, _, n in fits], reasons, version)
 

@@ -1,37 +1,36 @@
-"""The proof each fit carries, measured in float64 on the rows themselves, whichever solver or backend produced the answer.
+"""The proof each fit carries, measured in float64 on the rows themselves, whichever backend produced the answer.
 
-1. The unpenalised intercept is solved exactly (Newton in R numbers) and its residual stored: only then is the gap bound true.
-2. `grad_max` = max|g| of the mean-loss objective; `grad_rel` = the same over its value at W = 0 with the best intercept.
+1. The unpenalised intercept is solved exactly (Newton in R numbers) and its residual stored; only then is 3 true.
+2. `grad_max` is max|g| of the mean-loss objective, `grad_rel` the same over its value at W = 0 with the best intercept.
 3. `gap_bound` = ||g_W||^2 / (2 l2): rigorous, loose for tiny l2.
-4. `decrement_gap` = 1/2 g' H^-1 g relative to the objective: the Newton-decrement estimate of the relative gap, by conjugate gradients.
-Converged: decrement_gap <= tol and grad_rel <= 1e-2. The zero probe has grad_rel = 1, so it can only pass where the data give no gradient at all.
+4. `decrement_gap` = 1/2 g' H^-1 g over the objective: the Newton-decrement estimate of the relative gap, by conjugate
+   gradients (`probes.newton`).
+
+Converged: decrement_gap <= tol and grad_rel <= 1e-2. The zero probe has grad_rel = 1, so it passes only where the data
+give no gradient at all.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from probekit.probes.passes import (
-    covariance_of,
-    evaluate,
-    hessian_products,
-    scores,
-    softmax_and_loss_,
-    subtract_labels_,
-)
+from probekit.probes.coordinates import Coordinates
+from probekit.probes.newton import Measured
+from probekit.probes.passes import MeanLoss, covariance_of, softmax_
 from probekit.probes.rows import Rows, sum_over_ranks
 
 GRADIENT_RATIO = 1e-2
 INTERCEPT_RESIDUAL = 1e-12
-Precondition = Callable[[Tensor, Tensor], Tensor]
+INTERCEPT_GAIN = 1e-12  # of the loss
+INTERCEPT_STEPS = 40
+KEEP_BYTES = 1 << 27  # float64 logits kept between the intercept's Newton steps
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """Arrays over P probes; `theta` (P, R, D+1) float64 is the certified answer, its intercept solved exactly."""
+    """Figures (P,) of P probes and the certified theta (P, R, D+1), in float64."""
 
     theta: Tensor
     loss: Tensor
@@ -42,125 +41,118 @@ class Certificate:
     intercept_residual: Tensor
 
     def converged(self, tol: float) -> Tensor:
-        """The one definition of a converged fit."""
+        """The one definition of a converged fit (P,)."""
         return (self.decrement_gap <= tol) & ((self.grad_rel <= GRADIENT_RATIO) | (self.grad_max <= 1e-14))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The figures as NumPy arrays (P,)."""
-        names = ("loss", "grad_max", "grad_rel", "gap_bound", "decrement_gap", "intercept_residual")
-        return {name: getattr(self, name).cpu().numpy() for name in names}
+        return {f.name: getattr(self, f.name).cpu().numpy() for f in fields(self) if f.name != "theta"}
+
+    def replaced(self, index: Tensor, new: "Certificate") -> "Certificate":
+        """A copy with the entries at `index` taken from `new`."""
+        values = {f.name: getattr(self, f.name).clone() for f in fields(self)}
+        for name, value in values.items():
+            value[index] = getattr(new, name)
+        return Certificate(**values)
 
 
-def solve_intercept(rows: Rows, theta: Tensor, max_iter: int = 30) -> tuple[Tensor, Tensor]:
-    """Newton on the intercepts alone, coefficients held; returns theta and the residual max|g_b| (P,)."""
-    theta = theta.clone()
-    P, R, _ = theta.shape
-    if not rows.intercept:
-        return theta, torch.zeros(P, dtype=theta.dtype, device=theta.device)
-    for _ in range(max_iter):
-        gradient = torch.zeros(P, R, dtype=theta.dtype, device=theta.device)
-        covariance = torch.zeros(P, R, R, dtype=theta.dtype, device=theta.device)
-        for X, y, weights in rows.blocks():
-            p, _ = softmax_and_loss_(scores(theta, X), y)
-            covariance += covariance_of(p, weights)
-            gradient += subtract_labels_(p, y) @ weights
-        sum_over_ranks(gradient, covariance)
-        residual = gradient.abs().amax(dim=1)
-        if bool((residual <= INTERCEPT_RESIDUAL).all()):
-            break
-        step = (torch.linalg.pinv(covariance, hermitian=True) @ gradient[..., None])[..., 0]
-        # a full step of a nearly separated fit can overshoot; four logits at a time never does
-        theta[..., -1] -= step * (4 / step.abs().amax(dim=1, keepdim=True).clamp_min(4))
-    return theta, residual
-
-
-def gradient_at_zero(rows: Rows) -> tuple[float, Tensor]:
-    """max|g_W| at W = 0 with the best intercept, and that intercept (R,)."""
-    R = 1 if rows.n_classes == 2 else rows.n_classes
-    theta = torch.zeros(1, R, rows.width + 1, dtype=torch.float64, device=rows.device)
-    theta[0, :, -1] = prior_intercept(rows)
-    zero = torch.zeros(1, dtype=torch.float64, device=rows.device)
-    gradient = evaluate(replace(rows, dtype=torch.float64), theta, zero).gradient
-    return float(gradient[..., :-1].abs().max()), theta[0, :, -1]
+def summarise(
+    where: Coordinates, measured: Measured, l2: Tensor, decrement: Tensor, grad_at_zero: float
+) -> Certificate:
+    """The certificate, in original coordinates, of probes measured in the solver's; `decrement` (P,) is g' H^-1 g."""
+    g = where.gradient_to_original(measured.gradient)
+    grad_max = torch.maximum(g.abs().amax(dim=(1, 2)), measured.gradient[..., -1].abs().amax(dim=1))
+    return Certificate(
+        theta=where.to_original(measured.theta),
+        loss=measured.loss,
+        grad_max=grad_max,
+        grad_rel=grad_max / max(grad_at_zero, 1e-300),
+        gap_bound=g.square().sum(dim=(1, 2)) / (2 * l2),
+        decrement_gap=0.5 * decrement / measured.loss.clamp_min(1e-300),
+        intercept_residual=measured.intercept_residual,
+    )
 
 
 def prior_intercept(rows: Rows) -> Tensor:
-    """The exact intercept of the zero probe: centred log class frequencies (R,)."""
+    """The exact intercept of the zero probe (R,): log class frequencies, centred (log odds for two classes)."""
     if not rows.intercept:
-        return torch.zeros(1 if rows.n_classes == 2 else rows.n_classes, dtype=torch.float64, device=rows.device)
+        return torch.zeros(rows.n_coef_rows, dtype=torch.float64, device=rows.device)
     share = torch.zeros(rows.n_classes, dtype=torch.float64, device=rows.device).index_add_(0, rows.y, rows.weights)
     sum_over_ranks(share)
-    log_share = share.clamp_min(1e-300).log()
+    log_share = share.clamp_min(1e-8).log()
     return (log_share[1:] - log_share[:1]) if rows.n_classes == 2 else log_share - log_share.mean()
 
 
-def newton_decrement(
-    rows: Rows,
-    theta: Tensor,
-    l2: Tensor,
-    gradient: Tensor,
-    precondition: Precondition,
-    max_iter: int = 200,
-    rtol: float = 0.05,
-) -> Tensor:
-    """g' H^-1 g (P,) by preconditioned conjugate gradients, which approach it from below.
+def gradient_at_zero(where: Coordinates, exact: MeanLoss) -> float:
+    """max|g_W| at W = 0 with the best intercept, in original coordinates."""
+    rows = exact.rows
+    theta = torch.zeros(1, rows.n_coef_rows, rows.width + 1, dtype=torch.float64, device=rows.device)
+    theta[0, :, -1] = prior_intercept(rows)
+    gradient = exact.evaluate(theta, torch.zeros(1, dtype=torch.float64, device=rows.device)).gradient
+    return float(where.gradient_to_original(gradient).abs().max())
 
-    Each problem stops when its last five increments together add less than `rtol` of the sum.
+
+def measure(exact: MeanLoss, theta: Tensor, l2: Tensor, solve_intercept: bool = True) -> Measured:
+    """Loss and gradient of P probes in float64, their intercepts solved exactly first if asked."""
+    theta = theta.double().clone()
+    residual = torch.zeros(len(theta), dtype=torch.float64, device=theta.device)
+    if solve_intercept and exact.rows.intercept:
+        group = max(KEEP_BYTES // (8 * theta.shape[1] * len(exact.rows)), 1)
+        for part in torch.arange(len(theta), device=theta.device).split(group):
+            some = theta[part]
+            residual[part] = _solve_intercepts(exact, some)
+            theta[part] = some
+    here = exact.evaluate(theta, l2)
+    return Measured(theta, here.gradient, here.loss, residual)
+
+
+def _solve_intercepts(exact: MeanLoss, theta: Tensor) -> Tensor:
+    """Newton on the intercepts of theta (P, R, D+1), in place, coefficients held; returns the residual max|g_b| (P,).
+
+    A fit is done at a residual of 1e-12, or where what is left to gain is lost in the rounding of the loss: the
+    intercept of a class that is never in doubt has a gradient and a curvature of almost nothing.
     """
-    dtype = rows.dtype
-    total = torch.zeros(len(theta), dtype=torch.float64, device=theta.device)
-    index = torch.arange(len(theta), device=theta.device)
-    scale = gradient.abs().amax(dim=(1, 2)).clamp_min(1e-300)
-    r = gradient / scale[:, None, None]
-    z = precondition(r.to(dtype), index).double()
-    rz = (r * z).sum(dim=(1, 2))
-    d = z
-    recent: list[Tensor] = []
-    for _ in range(max_iter):
-        Hd = hessian_products(rows, theta[index].to(dtype), l2[index], d.to(dtype)).double()
-        curvature = (d * Hd).sum(dim=(1, 2))
-        good = (curvature > 0) & (rz > 0)
-        step = torch.where(good, rz / curvature.clamp_min(1e-300), 0.0)
-        total[index] += step * rz * scale[index].square()
-        recent = [*recent[-4:], step * rz * scale[index].square()]
-        r = r - step[:, None, None] * Hd
-        z = precondition(r.to(dtype), index).double()
-        new_rz = (r * z).sum(dim=(1, 2))
-        d = z + (new_rz / rz.clamp_min(1e-300))[:, None, None] * d
-        rz = new_rz
-        last = torch.stack(recent).sum(dim=0)
-        more = good & ((last > rtol * total[index]) if len(recent) == 5 else (rz > 1e-10))
-        if not bool(more.any()):
+    P, R, _ = theta.shape
+    rows = exact.rows
+    residual = torch.zeros(P, dtype=torch.float64, device=theta.device)
+    linear = None
+    if 8 * P * R * len(rows) <= KEEP_BYTES:  # logits without their intercept
+        linear = torch.cat([(theta[..., :-1] @ X[:, :-1].T) for X, _, _ in rows.blocks(2048)], dim=2)
+    index = torch.arange(P, device=theta.device)
+    for _ in range(INTERCEPT_STEPS):
+        loss, gradient, covariance = _intercept_terms(exact, theta[index], linear)
+        step = (torch.linalg.pinv(covariance, hermitian=True) @ gradient[..., None])[..., 0]
+        residual[index] = gradient.abs().amax(dim=1)
+        left_to_gain = (step * gradient).sum(dim=1)
+        todo = (residual[index] > INTERCEPT_RESIDUAL) & (left_to_gain > INTERCEPT_GAIN * loss)
+        if not bool(todo.any()):
             break
-        index, r, d, rz = index[more], r[more], d[more], rz[more]
-        recent = [value[more] for value in recent]
-    return total
+        index, step = index[todo], step[todo]
+        linear = None if linear is None else linear[todo]
+        # a full step of a nearly separated fit can overshoot; four logits at a time never does
+        theta[index, :, -1] -= step * (4 / step.abs().amax(dim=1, keepdim=True).clamp_min(4))
+    return residual
 
 
-def certify(
-    rows: Rows, theta: Tensor, l2: Tensor, precondition: Precondition, cg_rows: Rows | None = None
-) -> Certificate:
-    """Certify P probes: `theta` (P, R, D+1) in the coordinates of `rows`, measured in float64.
-
-    `cg_rows` may hold the same rows in float32: the decrement's Hessian products need no more.
-    """
-    exact = replace(rows, dtype=torch.float64)
-    at_zero, _ = gradient_at_zero(exact)
-    parts = []
-    for p in range(len(theta)):  # one probe at a time keeps the float64 logits small
-        one, residual = solve_intercept(exact, theta[p : p + 1].double())
-        parts.append((one, residual, evaluate(exact, one, l2[p : p + 1])))
-    solved = torch.cat([part[0] for part in parts])
-    loss = torch.cat([part[2].loss for part in parts])
-    gradient = torch.cat([part[2].gradient for part in parts])
-    grad_max = gradient.abs().amax(dim=(1, 2))
-    decrement = newton_decrement(cg_rows or exact, solved, l2, gradient, precondition)
-    return Certificate(
-        solved,
-        loss,
-        grad_max,
-        grad_max / max(at_zero, 1e-300),
-        gradient[..., :-1].square().sum(dim=(1, 2)) / (2 * l2),
-        0.5 * decrement / loss.clamp_min(1e-300),
-        torch.cat([part[1] for part in parts]),
-    )
+def _intercept_terms(exact: MeanLoss, theta: Tensor, linear: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean loss (P,) without penalty, its gradient (P, R) and Hessian (P, R, R) with respect to the intercepts."""
+    P, R, columns = theta.shape
+    rows = exact.rows
+    loss = torch.zeros(P, dtype=torch.float64, device=theta.device)
+    gradient = torch.zeros(P, R, dtype=torch.float64, device=theta.device)
+    covariance = torch.zeros(P, R, R, dtype=torch.float64, device=theta.device)
+    if linear is None:
+        for _, weights, z in exact.logits(theta):
+            loss += softmax_(z) @ weights
+            gradient += z @ weights
+            covariance += covariance_of(z, weights)
+    else:
+        for start in range(0, len(rows), 2048):
+            z = linear[:, :, start : start + 2048] + theta[..., -1:]
+            weights = rows.weights[start : start + 2048]
+            loss += softmax_(z) @ weights
+            gradient += z @ weights
+            covariance += covariance_of(z, weights)
+    sum_over_ranks(loss, gradient, covariance)
+    loss -= (theta * exact.label_sums).sum(dim=(1, 2))
+    return loss, gradient - exact.label_sums[:, -1], covariance

@@ -10,7 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from probekit.errors import UserError
-from probekit.probes.rows import Rows, sum_over_ranks
+from probekit.probes.rows import Rows, mean_and_deviation
+
+SMALL = 1 << 20  # entries of X up to which float64 costs next to nothing, and spares float32's rounding floor
 
 
 @dataclass(frozen=True)
@@ -66,26 +68,10 @@ def read_inputs(
     _require_finite(rows)
     mean = scale = None
     if standardize:
-        mean_t, scale_t = moments(rows)
+        mean_t, scale_t = mean_and_deviation(rows)
         rows = replace(rows, shift=mean_t, scale=scale_t)
         mean, scale = mean_t.cpu().numpy(), scale_t.cpu().numpy()
     return Inputs(rows, penalties, classes, float(weights.sum()), mean, scale)
-
-
-def moments(rows: Rows) -> tuple[Tensor, Tensor]:
-    """Weighted mean and deviation (D,) in float64; a constant column gets scale 1."""
-    mean = torch.zeros(rows.width, dtype=torch.float64, device=rows.device)
-    square = torch.zeros_like(mean)
-    for X, _, weights in rows.blocks(4096):
-        mean += weights @ X.double()
-    sum_over_ranks(mean)
-    for X, _, weights in rows.blocks(4096):
-        square += weights @ (X.double() - mean).square()
-    sum_over_ranks(square)
-    deviation = square.sqrt()
-    # below the rounding of the stored numbers a spread is no spread
-    constant = deviation <= 10 * torch.finfo(rows.dtype).eps * mean.abs().clamp_min(1e-30)
-    return mean, torch.where(constant, torch.ones_like(deviation), deviation)
 
 
 def _numpy(values: Any) -> Any:
@@ -109,13 +95,21 @@ def _source(X: Any, dtype: str | None) -> tuple[Any, torch.dtype]:
             X = X.astype(np.float64 if wide else np.float32)
     if dtype not in (None, "float32", "float64"):
         raise UserError(f"dtype must be 'float32', 'float64' or None, but got {dtype!r}.")
-    chosen = {"float32": torch.float32, "float64": torch.float64, None: torch.float64 if wide else torch.float32}[dtype]
+    exact = wide or X.shape[0] * X.shape[1] <= SMALL
+    chosen = {"float32": torch.float32, "float64": torch.float64, None: torch.float64 if exact else torch.float32}[
+        dtype
+    ]
     return X, chosen
 
 
 def _require_finite(rows: Rows) -> None:
-    for start in range(0, len(rows), 4096):
-        block = rows.features(start, min(start + 4096, len(rows)))
-        if not bool(torch.isfinite(block).all()):
-            bad = int((~torch.isfinite(block)).any(dim=1).nonzero()[0]) + start
-            raise UserError(f"X holds NaN or infinity in row {bad}; drop or repair such rows before probing.")
+    start = 0
+    for block, _, _ in rows.blocks(8192):
+        # a sum is finite only if every term is, or nearly always: the exact look is for the suspects
+        if not bool(torch.isfinite(block.sum())):
+            bad = (~torch.isfinite(block)).any(dim=1).nonzero()
+            if len(bad):
+                raise UserError(
+                    f"X holds NaN or infinity in row {start + int(bad[0])}; drop or repair such rows first."
+                )
+        start += len(block)

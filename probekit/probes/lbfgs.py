@@ -1,7 +1,7 @@
-"""Preconditioned L-BFGS on many independent problems at once: the matrix-free method, for any width and number of classes.
+"""Preconditioned L-BFGS on many independent problems at once.
 
-Every array has a leading axis over the P problems; one that has converged leaves the batch, so late iterations only pay for the
-weak penalties that still need them.
+Every array has a leading axis over the P problems; one that has finished leaves the batch, so late iterations only pay
+for the penalties that still need them.
 """
 
 from collections.abc import Callable
@@ -14,16 +14,16 @@ from probekit.probes.passes import Evaluation
 
 Objective = Callable[[Tensor, Tensor], Evaluation]  # (theta of some problems, their indices) -> evaluation
 Preconditioner = Callable[[Tensor, Tensor], Tensor]  # (gradients, indices) -> preconditioned gradients
-Finished = Callable[
-    [Tensor, Tensor, Tensor, Tensor], Tensor
-]  # (loss, gradient, preconditioned gradient, indices) -> bool
+Watcher = Callable[[int, Tensor, Tensor], None]  # (iteration, theta of the active problems, their indices)
 
 SUFFICIENT_DECREASE = 1e-4
+MEMORY = 10
+PATIENCE = 40  # iterations without a fifth off the estimated gap: rounding, not distance, is what is left
 
 
 @dataclass
 class Outcome:
-    """Parameters (P, R, D+1), iterations (P,), finished (P,) bool, stalled (P,) bool (the line search found no descent)."""
+    """theta (P, R, D+1), n_iter (P,) objective evaluations, finished (P,) bool, stalled (P,) bool (no descent found)."""
 
     theta: Tensor
     n_iter: Tensor
@@ -31,44 +31,45 @@ class Outcome:
     stalled: Tensor
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    # products of float32 vectors are summed in float64: near the optimum their sign decides
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products (P,) of P pairs, summed in float64: near an optimum their sign decides."""
     return (a.double() * b.double()).sum(dim=(-2, -1))
 
 
 class _History:
-    """The last `size` (step, gradient change) pairs of each problem; an unusable pair is stored with weight zero."""
+    """The last few (step, gradient change) pairs of each problem; an unusable pair is stored with weight zero."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self) -> None:
         self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def append(self, step: Tensor, change: Tensor) -> None:
-        curvature = _dot(step, change)
-        usable = curvature > 1e-12 * _dot(step, step).sqrt() * _dot(change, change).sqrt()
-        rho = torch.where(usable, 1 / curvature.clamp_min(1e-300), torch.zeros_like(curvature))
-        self.pairs = [*self.pairs[-(self.size - 1) :], (step, change, rho)]
+        curvature = dot(step, change)
+        usable = curvature > 1e-12 * dot(step, step).sqrt() * dot(change, change).sqrt()
+        rho = torch.where(usable, 1 / curvature.clamp_min(1e-300), 0.0)
+        self.pairs = [*self.pairs[-(MEMORY - 1) :], (step, change, rho)]
 
     def keep(self, mask: Tensor) -> None:
         self.pairs = [(s[mask], y[mask], r[mask]) for s, y, r in self.pairs]
 
     def direction(self, gradient: Tensor, precondition: Callable[[Tensor], Tensor]) -> Tensor:
-        """-H gradient by the two-loop recursion around the preconditioner, scaled to the newest pair."""
+        """-H gradient by the two-loop recursion around the preconditioner, scaled by the newest pair."""
         q = gradient.clone()
         alphas: list[Tensor] = []
         for step, change, rho in reversed(self.pairs):
-            alpha = rho * _dot(step, q)
+            alpha = rho * dot(step, q)
             q -= alpha.to(q.dtype)[:, None, None] * change
             alphas.append(alpha)
-        q = precondition(q)
         if self.pairs:
             _, change, rho = self.pairs[-1]
-            scale = torch.where(
-                rho > 0, 1 / (rho * _dot(change, precondition(change))).clamp_min(1e-300), torch.ones_like(rho)
-            )
-            q *= scale.to(q.dtype)[:, None, None]
+            # both products in one call: a dense factor costs as much for one vector as for two
+            both = precondition(torch.cat([q, change]))
+            q, scaled_change = both[: len(q)], both[len(q) :]
+            curvature = (rho * dot(change, scaled_change)).clamp_min(1e-300)
+            q = q * torch.where(rho > 0, 1 / curvature, 1.0).to(q.dtype)[:, None, None]
+        else:
+            q = precondition(q)
         for (step, change, rho), alpha in zip(self.pairs, reversed(alphas), strict=True):
-            beta = rho * _dot(change, q)
+            beta = rho * dot(change, q)
             q += (alpha - beta).to(q.dtype)[:, None, None] * step
         return -q
 
@@ -77,66 +78,88 @@ def minimise(
     objective: Objective,
     theta: Tensor,
     precondition: Preconditioner,
-    finished: Finished,
+    goal: Callable[[Tensor], Tensor],
     max_iter: int,
-    memory: int = 10,
-    on_iteration: Callable[[int, Tensor, Tensor], None] | None = None,
+    watch: Watcher | None = None,
 ) -> Outcome:
-    """Minimise P problems from `theta` (P, R, D+1) until `finished` says so, the line search stalls or `max_iter` is reached."""
-    n_problems = len(theta)
-    device = theta.device
-    outcome = Outcome(
-        theta.clone(),
-        torch.zeros(n_problems, dtype=torch.int64, device=device),
-        torch.zeros(n_problems, dtype=torch.bool, device=device),
-        torch.zeros(n_problems, dtype=torch.bool, device=device),
-    )
+    """Minimise P problems from theta (P, R, D+1).
+
+    A problem is finished when g' M g / 2, the preconditioner's estimate of its gap, is at most goal(loss); it stalls
+    when the line search finds no descent or that estimate no longer falls.
+    """
+    n_problems, device = len(theta), theta.device
     index = torch.arange(n_problems, device=device)
-    history = _History(memory)
+    none = torch.zeros(n_problems, dtype=torch.bool, device=device)
+    outcome = Outcome(theta.clone(), torch.zeros(n_problems, dtype=torch.int64, device=device), none, none.clone())
+    history = _History()
+    best = torch.full((n_problems,), float("inf"), dtype=torch.float64, device=device)
+    best_at = torch.zeros(n_problems, dtype=torch.int64, device=device)
     here = objective(theta, index)
-    for iteration in range(max_iter + 1):
+    for iteration in range(1, max_iter + 2):
         loss, gradient = here.loss, here.gradient
-        done = finished(loss, gradient, precondition(gradient, index), index)
+        active = index
+
+        def preconditioned(vectors: Tensor, active: Tensor = active) -> Tensor:
+            return precondition(vectors, active.repeat(len(vectors) // len(active)))
+
+        gap = 0.5 * dot(gradient, preconditioned(gradient))
+        better = gap < 0.8 * best[index]
+        best[index] = torch.where(better, gap, best[index])
+        best_at[index] = torch.where(better, iteration, best_at[index])
+        done = gap <= goal(loss)
+        outcome.stalled[index] |= iteration - best_at[index] > PATIENCE
         leave = done | outcome.stalled[index]
-        outcome.theta[index], outcome.n_iter[index] = theta, iteration
-        outcome.finished[index] = done
-        if iteration == max_iter or bool(leave.all()):
+        outcome.theta[index], outcome.n_iter[index], outcome.finished[index] = theta, iteration, done
+        if iteration > max_iter or bool(leave.all()):
             break
         if bool(leave.any()):
-            index, theta, loss, gradient = index[~leave], theta[~leave], loss[~leave], gradient[~leave]
-            history.keep(~leave)
-        direction = history.direction(gradient, lambda g: precondition(g, index))
-        slope = _dot(direction, gradient)
+            stay = ~leave
+            index, theta, loss, gradient = index[stay], theta[stay], loss[stay], gradient[stay]
+            history.keep(stay)
+            active = index
+
+        def remaining(vectors: Tensor, active: Tensor = active) -> Tensor:
+            return precondition(vectors, active.repeat(len(vectors) // len(active)))
+
+        direction = history.direction(gradient, remaining)
+        slope = dot(direction, gradient)
         uphill = slope >= 0
         if bool(uphill.any()):
-            direction[uphill] = -precondition(gradient, index)[uphill]
-            slope = _dot(direction, gradient)
-        step, here, ok = _line_search(objective, theta, direction, loss, slope, index)
+            direction[uphill] = -remaining(gradient)[uphill]
+            slope = dot(direction, gradient)
+        step, here, ok = _line_search(objective, theta, direction, loss, slope, gradient, index)
         outcome.stalled[index] = ~ok
         moved = step.to(theta.dtype)[:, None, None] * direction
         history.append(moved, here.gradient - gradient)
         theta = theta + moved
-        if on_iteration is not None:
-            on_iteration(iteration + 1, theta, index)
+        if watch is not None:
+            watch(iteration, theta, index)
     return outcome
 
 
 def _line_search(
-    objective: Objective, theta: Tensor, direction: Tensor, loss: Tensor, slope: Tensor, index: Tensor, tries: int = 12
+    objective: Objective,
+    theta: Tensor,
+    direction: Tensor,
+    loss: Tensor,
+    slope: Tensor,
+    start_gradient: Tensor,
+    index: Tensor,
+    tries: int = 12,
 ) -> tuple[Tensor, Evaluation, Tensor]:
-    """Backtrack each problem by itself from the unit step; a loss equal up to rounding counts if the slope has flattened."""
+    """Backtrack each problem by itself from the unit step.
+
+    Near the optimum the change of the loss drowns in rounding; there a step counts if the slope has flattened
+    (Hager and Zhang's approximate Wolfe condition, SIAM J. Optim. 16, 2005).
+    """
     step = torch.ones_like(loss)
     here = objective(theta + direction, index)
-    new_loss, gradient = here.loss.clone(), here.gradient.clone()
-    noise = (1e-7 if theta.dtype == torch.float32 else 1e-14) * loss.abs()
+    new_loss, gradient = here.loss, here.gradient
+    noise = (1e-6 if theta.dtype == torch.float32 else 1e-13) * loss.abs()
     ok = torch.zeros_like(loss, dtype=torch.bool)
     for attempt in range(tries):
-        new_slope = _dot(gradient, direction)
-        flat = (
-            (new_loss <= loss + noise)
-            & (new_slope <= (2 * SUFFICIENT_DECREASE - 1) * slope)
-            & (new_slope >= 0.9 * slope)
-        )
+        new_slope = dot(gradient, direction)
+        flat = (new_loss <= loss + noise) & (new_slope <= (2 * SUFFICIENT_DECREASE - 1) * slope)
         ok = (new_loss <= loss + SUFFICIENT_DECREASE * step * slope) | flat
         if bool(ok.all()) or attempt == tries - 1:
             break
@@ -148,5 +171,6 @@ def _line_search(
         trial = objective(theta[again] + step[again].to(theta.dtype)[:, None, None] * direction[again], index[again])
         new_loss[again], gradient[again] = trial.loss, trial.gradient
     # a problem whose search failed stays where it was
-    step = torch.where(ok, step, torch.zeros_like(step))
-    return step, Evaluation(new_loss, gradient, None), ok
+    step = torch.where(ok, step, 0.0)
+    new_loss, gradient = torch.where(ok, new_loss, loss), torch.where(ok[:, None, None], gradient, start_gradient)
+    return step, Evaluation(new_loss, gradient), ok

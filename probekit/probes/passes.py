@@ -1,113 +1,151 @@
-"""One pass over the rows for many probes at once: losses, gradients, mean softmax covariances, Hessian products.
+"""One pass over the rows for many probes at once: losses, gradients, Hessian products, mean softmax covariances.
 
-The logits of P probes with R coefficient rows are one matrix product (P*R, D) x (D, n), class-major, taken in row blocks that stay in cache.
-Parameters are theta (P, R, D+1): the last column is the intercept, which no penalty touches.
+The logits of P probes with R coefficient rows are one product (P*R, D+1) x (D+1, n), class-major, in row blocks small
+enough to stay in cache. The labels enter only through M = sum_i w_i onehot(y_i) x_i', computed once, since
+    mean loss = sum_i w_i logsumexp(theta x_i) - <theta, M>     and     gradient = sum_i w_i p_i x_i' - M .
+Two classes: logsumexp is softplus, p the sigmoid, M the sum over rows of the second class.
+
+Shapes: P probes, R coefficient rows, D features, n rows of a block. theta (P, R, D+1), the intercept last.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from probekit.probes.rows import Rows, sum_over_ranks
+from probekit.probes.rows import STREAM_ROWS, Rows, sum_over_ranks
+
+BLOCK_ELEMENTS = 1 << 18  # logits of a block: about 1 MiB, and enough for two threads to share
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one pass returns: loss (P,) float64, gradient (P, R, D+1), mean softmax covariance (P, R, R) or None."""
+    """What one pass returns: loss (P,) float64 and gradient (P, R, D+1), both with the penalty."""
 
     loss: Tensor
     gradient: Tensor
-    covariance: Tensor | None
 
 
-def scores(theta: Tensor, X: Tensor) -> Tensor:
-    """Class-major logits (P, R, n)."""
-    P, R, columns = theta.shape
-    flat = theta.reshape(P * R, columns)
-    return torch.addmm(flat[:, -1:], flat[:, :-1], X.T).view(P, R, len(X))
+@dataclass
+class MeanLoss:
+    """The mean loss of the rows as a function of theta, with its reusable buffers.
+
+    Attributes
+    ----------
+    rows : the data; weights over all ranks sum to 1
+    """
+
+    rows: Rows
+    _label_sums: Tensor | None = None
+    _buffer: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @property
+    def label_sums(self) -> Tensor:
+        """M (R, D+1) float64: weighted sums of the rows of each class (of the second class only, if K = 2)."""
+        if self._label_sums is None:
+            rows = self.rows
+            sums = torch.zeros(rows.n_classes, rows.width + 1, dtype=torch.float64, device=rows.device)
+            for X, y, weights in rows.blocks(STREAM_ROWS):
+                sums.index_add_(0, y, X.double() * weights[:, None])
+            sum_over_ranks(sums)
+            self._label_sums = sums[1:] if rows.n_classes == 2 else sums
+        return self._label_sums
+
+    def logits(self, theta: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Blocks (X, weights in the working dtype, logits (P, R, n)) of probes theta; the logits' buffer is reused."""
+        P, R, columns = theta.shape
+        return self._blocks(theta.reshape(P * R, columns), P)
+
+    def _blocks(self, flat: Tensor, P: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Blocks (X, weights in the working dtype, logits (P, R, n)); the logits' buffer is reused."""
+        PR = len(flat)
+        step = max(BLOCK_ELEMENTS // PR, 128)
+        step = max(-(-len(self.rows) // -(-len(self.rows) // step)), 1)  # blocks of equal size
+        if self._buffer.numel() < PR * step:
+            self._buffer = torch.empty(PR * step, dtype=flat.dtype, device=flat.device)
+        for X, _, weights in self.rows.blocks(step):
+            z = self._buffer[: PR * len(X)].view(PR, len(X))
+            torch.mm(flat, X.T, out=z)
+            yield X, weights.to(flat.dtype), z.view(P, PR // P, len(X))
+
+    def evaluate(self, theta: Tensor, l2: Tensor) -> Evaluation:
+        """Losses and gradients of P probes at theta with penalties l2 (P,) float64."""
+        P, R, columns = theta.shape
+        flat = theta.reshape(P * R, columns)
+        loss = torch.zeros(P, dtype=torch.float64, device=theta.device)
+        gradient = torch.zeros_like(flat)
+        for X, weights, z in self._blocks(flat, P):
+            loss += (softmax_(z) @ weights).double()
+            gradient.addmm_(z.mul_(weights).view(P * R, len(X)), X)
+        sum_over_ranks(loss, gradient)
+        exact, M = theta.double(), self.label_sums
+        loss += 0.5 * l2 * exact[..., :-1].square().sum(dim=(1, 2)) - (exact * M).sum(dim=(1, 2))
+        gradient = gradient.view(P, R, columns) - M.to(theta.dtype)
+        gradient[..., :-1] += (l2[:, None, None] * exact[..., :-1]).to(theta.dtype)
+        return Evaluation(loss, gradient)
+
+    def covariance(self, theta: Tensor) -> Tensor:
+        """Weighted mean softmax covariance diag(p) - p p' of each probe (P, R, R) float64."""
+        P, R, _ = theta.shape
+        covariance = torch.zeros(P, R, R, dtype=torch.float64, device=theta.device)
+        for _, weights, z in self.logits(theta):
+            softmax_(z)
+            covariance += covariance_of(z, weights)
+        sum_over_ranks(covariance)
+        return covariance
+
+    def probabilities(self, theta: Tensor) -> Tensor:
+        """Probabilities of every row (P, R, N)."""
+        P, R, _ = theta.shape
+        out, start = torch.empty(P, R, len(self.rows), dtype=theta.dtype, device=theta.device), 0
+        for X, _, z in self.logits(theta):
+            softmax_(z)
+            out[:, :, start : start + len(X)] = z
+            start += len(X)
+        return out
+
+    def hessian_products(
+        self, theta: Tensor, l2: Tensor, direction: Tensor, probabilities: Tensor | None = None
+    ) -> Tensor:
+        """Hessian at theta times direction (P, R, D+1); probabilities (P, R, N) save one of three products."""
+        P, R, columns = theta.shape
+        flat, start = direction.reshape(P * R, columns), 0
+        product = torch.zeros_like(flat)
+        at = theta.reshape(P * R, columns)
+        for X, weights, v in self._blocks(flat, P):
+            if probabilities is None:
+                p = torch.mm(at, X.T).view(P, R, len(X))
+                softmax_(p)
+            else:
+                p = probabilities[:, :, start : start + len(X)]
+            start += len(X)
+            if R == 1:
+                v.mul_(p).mul_(1 - p)
+            else:
+                v.sub_((p * v).sum(dim=1, keepdim=True)).mul_(p)
+            product.addmm_(v.mul_(weights).view(P * R, len(X)), X)
+        sum_over_ranks(product)
+        product = product.view(P, R, columns)
+        product[..., :-1] += l2.to(theta.dtype)[:, None, None] * direction[..., :-1]
+        return product
 
 
-def softmax_and_loss_(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn logits (P, R, n) into probabilities in place; also the cross-entropy of each row (P, n)."""
-    P, R, n = z.shape
-    if R == 1:
-        sign = (1 - 2 * y).to(z.dtype)
-        loss = torch.nn.functional.softplus(z[:, 0] * sign)
-        return z.sigmoid_(), loss
-    z.sub_(z.amax(dim=1, keepdim=True))
-    own = z.gather(1, y.view(1, 1, n).expand(P, 1, n))[:, 0]
-    total = z.exp_().sum(dim=1)
-    z.div_(total[:, None])
-    return z, total.log_().sub_(own)
-
-
-def subtract_labels_(p: Tensor, y: Tensor) -> Tensor:
-    """Probabilities minus one-hot labels, in place."""
-    if p.shape[1] == 1:
-        return p.sub_(y.to(p.dtype))
-    index = y.view(1, 1, -1).expand(p.shape[0], 1, len(y))
-    return p.scatter_add_(1, index, torch.full_like(index, -1, dtype=p.dtype))
+def softmax_(z: Tensor) -> Tensor:
+    """Logits (P, R, n) into probabilities, in place; returns logsumexp (P, n) (softplus, if R = 1)."""
+    if z.shape[1] == 1:
+        log_total = torch.nn.functional.softplus(z[:, 0])
+        z.sigmoid_()
+        return log_total
+    top = z.amax(dim=1, keepdim=True)
+    total = z.sub_(top).exp_().sum(dim=1, keepdim=True)
+    z.mul_(1 / total)
+    return total.log_().add_(top)[:, 0]
 
 
 def covariance_of(p: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum over rows of diag(p) - p p' (P, R, R); for the sigmoid, of p (1 - p)."""
+    """Weighted sum over rows of diag(p) - p p' (P, R, R); p (1 - p) for the sigmoid."""
     weighted = p * weights
     if p.shape[1] == 1:
         return (weighted * (1 - p)).sum(dim=2, keepdim=True)
     return torch.diag_embed(weighted.sum(dim=2)) - weighted @ p.transpose(1, 2)
-
-
-def evaluate(rows: Rows, theta: Tensor, l2: Tensor, with_covariance: bool = False) -> Evaluation:
-    """Losses and gradients of P probes in one pass.
-
-    Parameters
-    ----------
-    rows : the data, weights summing to 1
-    theta : (P, R, D+1) parameters in `rows.dtype`
-    l2 : (P,) float64 penalties of the mean loss
-    with_covariance : also return the weighted mean softmax covariance, the class factor of the Kronecker preconditioner
-    """
-    P, R, columns = theta.shape
-    loss = torch.zeros(P, dtype=torch.float64, device=theta.device)
-    gradient = torch.zeros(P * R, columns, dtype=theta.dtype, device=theta.device)
-    covariance = torch.zeros(P, R, R, dtype=torch.float64, device=theta.device) if with_covariance else None
-    for X, y, weights in rows.blocks():
-        w = weights.to(theta.dtype)
-        p, losses = softmax_and_loss_(scores(theta, X), y)
-        loss += losses.to(torch.float64) @ weights
-        if covariance is not None:
-            covariance += covariance_of(p, w)
-        residual = subtract_labels_(p, y).mul_(w).view(P * R, len(X))
-        gradient[:, :-1].addmm_(residual, X)
-        gradient[:, -1] += residual.sum(dim=1)
-    sum_over_ranks(loss, gradient, *([] if covariance is None else [covariance]))
-    coef = theta[..., :-1].to(torch.float64)
-    loss += 0.5 * l2 * coef.square().sum(dim=(1, 2))
-    gradient = gradient.view(P, R, columns)
-    gradient[..., :-1] += (l2[:, None, None] * coef).to(theta.dtype)
-    if not rows.intercept:
-        gradient[..., -1] = 0
-    return Evaluation(loss, gradient, covariance)
-
-
-def hessian_products(rows: Rows, theta: Tensor, l2: Tensor, direction: Tensor) -> Tensor:
-    """Hessian at theta times direction, both (P, R, D+1)."""
-    P, R, columns = theta.shape
-    product = torch.zeros(P * R, columns, dtype=theta.dtype, device=theta.device)
-    for X, y, weights in rows.blocks():
-        p, _ = softmax_and_loss_(scores(theta, X), y)
-        v = scores(direction, X)
-        if R == 1:
-            v = v * p * (1 - p)
-        else:
-            v = p * (v - (p * v).sum(dim=1, keepdim=True))
-        v = v.mul_(weights.to(v.dtype)).view(P * R, len(X))
-        product[:, :-1].addmm_(v, X)
-        product[:, -1] += v.sum(dim=1)
-    sum_over_ranks(product)
-    product = product.view(P, R, columns)
-    product[..., :-1] += l2.to(theta.dtype)[:, None, None] * direction[..., :-1]
-    if not rows.intercept:
-        product[..., -1] = 0
-    return product

@@ -110,7 +110,8 @@ def fit_path(
     max_iter : iterations allowed to one penalty
     backend : "torch", "sklearn" (the oracle) or "cuml"
     device : torch device of the torch backend
-    dtype : "float32" or "float64" arithmetic of the solver; None follows X. Certificates are float64 always
+    dtype : "float32" or "float64" arithmetic of the solver; None takes float64 for float64 features and for small X (up
+        to 2^20 entries, where it costs next to nothing), else float32. Certificates are float64 always
     fit_intercept : False fixes the intercept at zero
 
     Returns

@@ -1,10 +1,12 @@
 """Rows of features as the solvers see them: blocks of (X, y, weights), wherever X lives.
 
-X may be an array in memory or anything with `.shape` and row slices (an HDF5 dataset, a memmap); a block is cast, shifted, scaled
-and projected as it is read, so the solver's coordinates never need a second copy on disk.
+X may be an array in memory or anything with `.shape` and row slices (an HDF5 dataset, a memmap). A block is cast,
+shifted, scaled and projected as it is read, so no second copy is needed on disk, and gets a last column of ones: the
+intercept is then one more coefficient, which no penalty touches.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = 1 << 19  # a block of rows and its logits should stay in the second-level cache of a core
+STREAM_ROWS = 8192  # rows read at a time from a source outside memory
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class Rows:
     dtype, device : of the blocks handed out
     shift, scale : (D,) float64 tensors or None; a block is (X - shift) / scale
     projection : (D, r) tensor or None; then multiplied by it
-    block_rows : rows in a block
-    intercept : False holds every intercept at zero
+    intercept : False makes the last column zeros, which holds every intercept at zero
+    ready : X is the solver's own tensor, transformed and with its last column; blocks are views of it
     """
 
     X: Any
@@ -41,54 +43,79 @@ class Rows:
     shift: Tensor | None = None
     scale: Tensor | None = None
     projection: Tensor | None = None
-    block_rows: int = 1024
     intercept: bool = True
+    ready: bool = False
 
     def __len__(self) -> int:
         return len(self.y)
 
     @property
     def width(self) -> int:
-        """Number of columns of the blocks handed out."""
-        return int(self.projection.shape[1] if self.projection is not None else self.X.shape[1])
+        """Columns of a block without the last one."""
+        if self.projection is not None:
+            return int(self.projection.shape[1])
+        return int(self.X.shape[1]) - int(self.ready)
 
     @property
-    def in_memory(self) -> bool:
-        """Whether X is already the solver's own tensor, so that blocks are views."""
-        return isinstance(self.X, Tensor) and self.X.dtype == self.dtype and self.X.device == self.device
+    def n_coef_rows(self) -> int:
+        """R: one coefficient row for two classes, K for more."""
+        return 1 if self.n_classes == 2 else self.n_classes
 
-    def features(self, start: int, stop: int) -> Tensor:
-        """Rows start..stop as an (n, width) tensor in solver coordinates."""
+    def read(self, start: int, stop: int) -> Tensor:
+        """Rows start..stop in solver coordinates, (n, width + 1)."""
         raw = self.X[start:stop]
+        if self.ready:
+            return raw.to(self.dtype)
         block = raw if isinstance(raw, Tensor) else torch.from_numpy(np.ascontiguousarray(raw))
-        if self.shift is None and self.scale is None and self.projection is None:
-            return block.to(self.device, self.dtype)
-        # the shift is subtracted in float64: a large mean over a small spread would cancel in float32
-        block = block.to(self.device, torch.float64)
-        if self.shift is not None:
-            block = block - self.shift
-        if self.scale is not None:
-            block = block / self.scale
-        if self.projection is not None:
-            return block.to(self.dtype) @ self.projection.to(self.dtype)
-        return block.to(self.dtype)
+        if self.shift is None and self.scale is None:
+            block = block.to(self.device, self.dtype)
+        else:
+            # the shift is subtracted in float64: a large mean over a small spread would cancel in float32
+            block = block.to(self.device, torch.float64)
+            if self.shift is not None:
+                block = block - self.shift
+            if self.scale is not None:
+                block = block / self.scale
+            block = block.to(self.dtype)
+        out = torch.empty(len(block), self.width + 1, dtype=self.dtype, device=self.device)
+        if self.projection is None:
+            out[:, :-1] = block
+        else:
+            torch.mm(block, self.projection.to(self.dtype), out=out[:, :-1])
+        out[:, -1] = 1.0 if self.intercept else 0.0
+        return out
 
-    def blocks(self, block_rows: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield (X (n, width), y (n,), weights (n,) float64) over all rows in order."""
-        step = block_rows or self.block_rows
-        for start in range(0, len(self), step):
-            stop = min(start + step, len(self))
-            yield self.features(start, stop), self.y[start:stop], self.weights[start:stop]
+    def blocks(self, block_rows: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield (X (n, width + 1), y (n,), weights (n,) float64) over all rows in order."""
+        if self.ready:
+            for start in range(0, len(self), block_rows):
+                stop = min(start + block_rows, len(self))
+                yield self.read(start, stop), self.y[start:stop], self.weights[start:stop]
+            return
+        for start, chunk in self._read_ahead():
+            for inner in range(0, len(chunk), block_rows):
+                part = chunk[inner : inner + block_rows]
+                rows = slice(start + inner, start + inner + len(part))
+                yield part, self.y[rows], self.weights[rows]
+
+    def _read_ahead(self) -> Iterator[tuple[int, Tensor]]:
+        """Chunks of the source, the next one being read while the caller works on this one."""
+        starts = range(0, len(self), STREAM_ROWS)
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            waiting = reader.submit(self.read, 0, min(STREAM_ROWS, len(self)))
+            for start in starts:
+                chunk = waiting.result()
+                after = start + STREAM_ROWS
+                if after < len(self):
+                    waiting = reader.submit(self.read, after, min(after + STREAM_ROWS, len(self)))
+                yield start, chunk
 
     def materialise(self) -> "Rows":
-        """The same rows with the transformed X held in memory."""
-        X = torch.cat([block for block, _, _ in self.blocks(max(self.block_rows, 4096))])
-        return replace(self, X=X, shift=None, scale=None, projection=None)
-
-    def take(self, index: Tensor) -> "Rows":
-        """A subset of rows held in memory (weights renormalised)."""
-        weights = self.weights[index]
-        return replace(self, X=self.X[index], y=self.y[index], weights=weights / weights.sum())
+        """The same rows, transformed and held in memory."""
+        X = torch.empty(len(self), self.width + 1, dtype=self.dtype, device=self.device)
+        for start, chunk in self._read_ahead():
+            X[start : start + len(chunk)] = chunk
+        return replace(self, X=X, shift=None, scale=None, projection=None, ready=True)
 
 
 def sum_over_ranks(*tensors: Tensor) -> None:
@@ -96,3 +123,20 @@ def sum_over_ranks(*tensors: Tensor) -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         for tensor in tensors:
             torch.distributed.all_reduce(tensor)
+
+
+def mean_and_deviation(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Weighted mean and deviation (D,) in float64; a constant column gets deviation 1."""
+    exact = replace(rows, dtype=torch.float64)
+    mean = torch.zeros(rows.width, dtype=torch.float64, device=rows.device)
+    square = torch.zeros_like(mean)
+    for X, _, weights in exact.blocks(STREAM_ROWS):
+        mean += weights @ X[:, :-1]
+    sum_over_ranks(mean)
+    for X, _, weights in exact.blocks(STREAM_ROWS):
+        square += weights @ (X[:, :-1] - mean).square_()
+    sum_over_ranks(square)
+    deviation = square.sqrt()
+    # below the rounding of the stored numbers a spread is no spread
+    constant = deviation <= 10 * torch.finfo(rows.dtype).eps * mean.abs().clamp_min(1e-30)
+    return mean, torch.where(constant, torch.ones_like(deviation), deviation)

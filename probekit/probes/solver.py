@@ -1,125 +1,193 @@
-"""From labelled rows and penalties to certified probes: coordinates, preconditioner, method, certificate.
+"""From labelled rows and penalties to certified probes: coordinates, nodes, interpolation, certificate, refinement."""
 
-The solver works in the eigenbasis of the centred, weighted X'X (or of a thin QR factor when D > N: an exact reduction, since the l2
-penalty does not see rotations). There the Kronecker preconditioner, mean softmax covariance x X'X, is diagonal.
-"""
-
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from probekit.probes.certificate import Certificate, certify, prior_intercept
-from probekit.probes.lbfgs import minimise
-from probekit.probes.passes import covariance_of, evaluate
-from probekit.probes.rows import Rows, sum_over_ranks
+from probekit.probes.certificate import Certificate, gradient_at_zero, measure, prior_intercept, summarise
+from probekit.probes.coordinates import Coordinates, eigenbasis
+from probekit.probes.homotopy import choose_nodes, follow, lagrange
+from probekit.probes.lbfgs import Outcome, minimise
+from probekit.probes.newton import Measured, newton
+from probekit.probes.passes import Evaluation, MeanLoss, covariance_of
+from probekit.probes.plan import Plan, make_plan
+from probekit.probes.preconditioners import DenseFactor, Kronecker, factorise, pair_sampled_hessian
+from probekit.probes.rows import Rows
 
-SOLVER_VERSION = "1"
-REFRESH_AT = (3, 8, 20, 50, 120, 300, 800)  # iterations at which the class factor of the preconditioner is renewed
+SOLVER_VERSION = "2"
+REFRESH_AT = (3, 8, 20, 50, 120, 300, 800)  # iterations at which the Kronecker class factor is renewed
+STRONG = 1e-3  # an l2 above this share of the largest eigenvalue of X'X is easy for the Kronecker preconditioner
+FACTOR_REACH = 40.0  # a factor serves penalties down to this part of its own
+NODE_TOL = 1e-2  # a node's target, as a share of tol: interpolation repeats the nodes' errors
+NODE_ROUNDS = 3  # new factors for one node
+NODE_PRODUCTS = 40  # conjugate gradients that need more want a better factor
+REFINE_ROUNDS = 12
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Certified probes in the coordinates of the rows given, and how each fit ended."""
+    """Certified probes in the coordinates of the rows given; passes over the rows spent on each; why each ended."""
 
     certificate: Certificate
     n_iter: Tensor
     stop_reason: list[str]
+    plan: Plan
 
 
-def weighted_mean(rows: Rows) -> Tensor:
-    """Weighted mean (D,) of the rows in float64."""
-    mean = torch.zeros(rows.width, dtype=torch.float64, device=rows.device)
-    for X, _, weights in rows.blocks(4096):
-        mean += weights @ X.double()
-    sum_over_ranks(mean)
-    return mean
+class PathSolver:
+    """The state of one path being solved: penalties sorted from weak to strong, theta in solver coordinates."""
+
+    def __init__(self, rows: Rows, l2: Tensor, tol: float, max_iter: int) -> None:
+        self.l2, self.tol, self.max_iter = l2, tol, max_iter
+        self.plan = make_plan(rows, len(l2))
+        self.where: Coordinates = eigenbasis(rows, in_memory=self.plan.in_memory)
+        self.loss, self.exact = MeanLoss(self.where.rows), MeanLoss(self.where.exact)
+        self.R, self.columns = rows.n_coef_rows, self.where.rows.width + 1
+        prior = prior_intercept(rows)
+        self.theta = torch.zeros(len(l2), self.R, self.columns, dtype=torch.float64, device=rows.device)
+        self.theta[..., -1] = prior
+        self.n_iter = torch.zeros(len(l2), dtype=torch.int64, device=rows.device)
+        p = prior.softmax(dim=0) if self.R > 1 else prior.sigmoid()
+        at_prior = covariance_of(p[None, :, None], torch.ones(1, dtype=torch.float64, device=rows.device))
+        self.kronecker = Kronecker(at_prior, self.where.eigenvalues, l2, rows.dtype)
+        self.factors: list[DenseFactor] = []
+        self.factor_of = torch.full((len(l2),), -1, dtype=torch.int64, device=rows.device)
+
+    # ---- preconditioning: each problem by the nearest dense factor there is, or by its own Kronecker product
+    def precondition(self, gradient: Tensor, index: Tensor) -> Tensor:
+        if not self.factors:
+            return self.kronecker(gradient, index)
+        out = torch.empty_like(gradient)
+        mine = self.factor_of[index]
+        for name in mine.unique().tolist():
+            chosen = mine == name
+            part = gradient[chosen]
+            out[chosen] = self.kronecker(part, index[chosen]) if name < 0 else self.factors[name](part)
+        return out
+
+    def minimise(self, index: Tensor, start: Tensor, max_iter: int, target: float) -> Outcome:
+        """L-BFGS on the problems at `index`, Kronecker factors being renewed on the way."""
+
+        def objective(theta: Tensor, i: Tensor) -> Evaluation:
+            return self.loss.evaluate(theta, self.l2[index[i]])
+
+        def renew(iteration: int, theta: Tensor, i: Tensor) -> None:
+            mine = self.factor_of[index[i]] < 0
+            if iteration in REFRESH_AT and bool(mine.any()):
+                self.kronecker.update(self.loss.covariance(theta[mine]), index[i][mine])
+
+        outcome = minimise(
+            objective,
+            start.to(self.loss.rows.dtype),
+            lambda gradient, i: self.precondition(gradient, index[i]),
+            lambda loss: target * self.tol * loss,
+            max_iter=max_iter,
+            watch=renew,
+        )
+        self.theta[index] = outcome.theta.double()
+        self.n_iter[index] += outcome.n_iter
+        return outcome
+
+    # ---- the nodes
+    def solve_nodes(self, nodes: list[int]) -> None:
+        """Solve the nodes: strong penalties in one batch, weak ones along the path if a dense factor is affordable."""
+        every = torch.tensor(nodes, device=self.l2.device)
+        if not self.plan.dense:
+            self.minimise(every, self.theta[every], self.max_iter, NODE_TOL)
+            return
+        strong = self.l2[every] >= STRONG * self.where.eigenvalues.max()
+        strong[-1] = True
+        batch = every[strong]
+        outcome = self.minimise(batch, self.theta[batch], min(30, self.max_iter), NODE_TOL)
+        finished = batch[outcome.finished].tolist()
+        partial = {node: self.theta[node] for node in batch[~outcome.finished].tolist()}
+        order = sorted(set(nodes) - set(finished), reverse=True)
+        follow(
+            self.l2.log(),
+            order,
+            {node: self.theta[node] for node in finished},
+            lambda node, start: self._solve_weak(node, partial.get(node, start)),
+        )
+
+    def _solve_weak(self, node: int, start: Tensor | None) -> Tensor:
+        start = self.theta[node] if start is None else start
+        l2 = float(self.l2[node])
+        if not self.factors or l2 < self.factors[-1].l2 / FACTOR_REACH:
+            self._add_factor(start, l2)
+        index = torch.tensor([node], device=self.l2.device)
+        for attempt in range(NODE_ROUNDS):
+            self.factor_of[node] = len(self.factors) - 1
+            refined = newton(
+                self.loss,
+                lambda theta, i: measure(self.exact, theta, self.l2[index[i]], solve_intercept=False),
+                start[None],
+                self.l2[index],
+                lambda vectors, i: self.precondition(vectors, index[i]),
+                lambda measured, gain: 0.5 * gain <= NODE_TOL * self.tol * measured.loss,
+                max_products=NODE_PRODUCTS,
+            )
+            start = refined.measured.theta[0]
+            self.n_iter[node] += int(refined.products) + 1
+            slow = int(refined.products) >= 2 * NODE_PRODUCTS
+            if not slow or attempt + 1 == NODE_ROUNDS or int(self.n_iter[node]) >= self.max_iter:
+                break
+            self._add_factor(start, l2)
+        self.theta[node] = start
+        return start
+
+    def _add_factor(self, theta: Tensor, l2: float) -> None:
+        hessian = pair_sampled_hessian(self.loss, theta.to(self.loss.rows.dtype))
+        self.factors.append(factorise(hessian, l2, self.R, self.columns))
+
+    # ---- everything else
+    def interpolate(self, nodes: list[int]) -> None:
+        """Predict the penalties between the nodes and choose the preconditioners that will judge and refine them."""
+        log_l2 = self.l2.log()
+        rest = [i for i in range(len(self.l2)) if i not in nodes]
+        if self.factors:
+            log_factors = torch.tensor([factor.l2 for factor in self.factors], dtype=torch.float64).log()
+            weak = torch.tensor(rest, dtype=torch.int64, device=self.l2.device)
+            for i in weak[self.l2[weak] < STRONG * self.where.eigenvalues.max()].tolist():
+                self.factor_of[i] = int((log_factors - log_l2[i].cpu()).abs().argmin())
+        if not rest:
+            return
+        index = torch.tensor(rest, device=self.l2.device)
+        every = torch.tensor(nodes, device=self.l2.device)
+        self.theta[index] = lagrange(log_l2[index], log_l2[every], self.theta[every])
+        if not self.plan.dense:
+            self.minimise(index, self.theta[index], self.max_iter, 0.1)
+
+    def renew_kronecker(self) -> None:
+        """Set the class factors to the probes as they are."""
+        every = torch.arange(len(self.l2), device=self.l2.device)
+        self.kronecker.update(self.loss.covariance(self.theta.to(self.loss.rows.dtype)), every)
+
+    def certified(self) -> tuple[Certificate, Tensor]:
+        """Certify every fit in float64; those above tol get Newton steps until they pass, stall or run out of rounds."""
+        at_zero = gradient_at_zero(self.where, self.exact)
+        index = torch.arange(len(self.l2), device=self.l2.device)
+
+        def good_enough(measured: Measured, decrement: Tensor) -> Tensor:
+            l2 = torch.ones_like(decrement)  # only the gap bound reads it
+            return summarise(self.where, measured, l2, decrement, at_zero).converged(self.tol)
+
+        refined = newton(
+            self.loss,
+            lambda theta, i: measure(self.exact, theta, self.l2[i]),
+            self.theta,
+            self.l2,
+            self.precondition,
+            good_enough,
+            max_rounds=REFINE_ROUNDS if self.max_iter else 0,
+        )
+        certificate = summarise(self.where, refined.measured, self.l2, refined.decrement, at_zero)
+        self.n_iter += refined.products + 1
+        return certificate, refined.stalled
 
 
-def second_moment(rows: Rows) -> Tensor:
-    """Weighted X'X (D, D) of the rows, accumulated in float64."""
-    moment = torch.zeros(rows.width, rows.width, dtype=torch.float64, device=rows.device)
-    for X, _, weights in rows.blocks(4096):
-        X = X.double()
-        moment += X.T @ (X * weights[:, None])
-    sum_over_ranks(moment)
-    return moment
-
-
-@dataclass(frozen=True)
-class Coordinates:
-    """Rows in solver coordinates and the way back: coef = theta_W projection', intercept moved by the shift."""
-
-    rows: Rows
-    shift: Tensor
-    projection: Tensor
-    eigenvalues: Tensor
-
-    def back(self, theta: Tensor) -> Tensor:
-        """Solver parameters (P, R, r+1) as parameters of the original rows (P, R, D+1), float64."""
-        coef = theta[..., :-1].double() @ self.projection.T
-        return torch.cat([coef, theta[..., -1:].double() - (coef @ self.shift)[..., None]], dim=-1)
-
-    def forth(self, theta: Tensor) -> Tensor:
-        """The inverse of `back` on vectors in the row space of X: original parameters or gradients to solver ones."""
-        intercept = theta[..., -1:] + (theta[..., :-1] @ self.shift)[..., None]
-        return torch.cat([theta[..., :-1] @ self.projection, intercept], dim=-1)
-
-    def gradient_forth(self, gradient: Tensor) -> Tensor:
-        """A gradient in the original parameters, as one in the solver's."""
-        centred = gradient[..., :-1] - gradient[..., -1:] * self.shift
-        return torch.cat([centred @ self.projection, gradient[..., -1:]], dim=-1)
-
-
-def eigenbasis(rows: Rows) -> Coordinates:
-    """Centre the rows and rotate them to the eigenbasis of X'X, reduced to N columns if D > N."""
-    shift = weighted_mean(rows) if rows.intercept else torch.zeros(rows.width, dtype=torch.float64, device=rows.device)
-    exact = replace(rows, dtype=torch.float64)
-    centred = replace(
-        rows, shift=shift if rows.shift is None else rows.shift + shift * (1 if rows.scale is None else rows.scale)
-    )
-    reduction = None
-    if rows.width > len(rows):
-        X = torch.cat([block for block, _, _ in exact.blocks()]) - shift
-        reduction, _ = torch.linalg.qr(X.T)
-        centred = replace(centred, projection=reduction)
-    values, vectors = torch.linalg.eigh(second_moment(replace(centred, dtype=torch.float64)))
-    projection = vectors if reduction is None else reduction @ vectors
-    rotated = replace(centred, projection=projection)
-    return Coordinates(rotated.materialise(), shift, projection, values.clamp_min(0))
-
-
-class Kronecker:
-    """Preconditioner (A x Lambda + l2)^-1 for each problem: A the mean softmax covariance, Lambda the eigenvalues of X'X."""
-
-    def __init__(self, covariance: Tensor, eigenvalues: Tensor, l2: Tensor, dtype: torch.dtype) -> None:
-        self.eigenvalues, self.l2, self.dtype = eigenvalues, l2, dtype
-        P, R = len(l2), covariance.shape[-1]
-        self.basis = torch.empty(P, R, R, dtype=dtype, device=l2.device)
-        self.inverse = torch.empty(P, R, len(eigenvalues) + 1, dtype=dtype, device=l2.device)
-        self.update(covariance.expand(P, R, R), torch.arange(P, device=l2.device))
-
-    def update(self, covariance: Tensor, index: Tensor) -> None:
-        """Renew the class factor (p, R, R) of some problems."""
-        values, basis = torch.linalg.eigh(covariance)
-        values = values.clamp_min(0)
-        self.basis[index] = basis.to(self.dtype)
-        curvature = values[..., None] * self.eigenvalues + self.l2[index, None, None]
-        self.inverse[index, :, :-1] = (1 / curvature).to(self.dtype)
-        # the direction that adds a constant to every intercept has no curvature: never move along it
-        flat = values > 1e-10 * values.amax(dim=1, keepdim=True)
-        self.inverse[index, :, -1] = torch.where(flat, 1 / values.clamp_min(1e-300), 0.0).to(self.dtype)
-
-    def __call__(self, gradient: Tensor, index: Tensor) -> Tensor:
-        basis = self.basis[index]
-        return basis @ (self.inverse[index] * (basis.transpose(1, 2) @ gradient))
-
-
-def mean_covariance(rows: Rows, theta: Tensor) -> Tensor:
-    """Weighted mean softmax covariance (P, R, R) at theta."""
-    return evaluate(  # type: ignore[return-value]
-        rows, theta, torch.zeros(len(theta), dtype=torch.float64, device=theta.device), with_covariance=True
-    ).covariance
+def _select(certificate: Certificate, index: Tensor) -> Certificate:
+    return Certificate(*(getattr(certificate, field.name)[index] for field in fields(certificate)))
 
 
 def solve(rows: Rows, l2: Tensor, tol: float = 1e-4, max_iter: int = 2000) -> Solution:
@@ -128,90 +196,28 @@ def solve(rows: Rows, l2: Tensor, tol: float = 1e-4, max_iter: int = 2000) -> So
     Parameters
     ----------
     rows : data in the coordinates the penalty acts on (standardised, if at all), weights summing to 1
-    l2 : (P,) float64 penalties of the mean loss
+    l2 : (P,) float64 penalties of the mean loss, in any order
     tol : estimated relative objective gap at which a fit counts as converged
-    max_iter : iterations a problem may take
+    max_iter : passes over the rows that one penalty may take
     """
-    P = len(l2)
-    where = eigenbasis(rows)
-    R = 1 if rows.n_classes == 2 else rows.n_classes
-    theta = torch.zeros(P, R, where.rows.width + 1, dtype=rows.dtype, device=rows.device)
-    prior = prior_intercept(rows)
-    theta[..., -1] = prior.to(rows.dtype)
-    probability = (prior.softmax(dim=0) if R > 1 else prior.sigmoid())[None, :, None]
-    kronecker = Kronecker(
-        covariance_of(probability, torch.ones(1, dtype=torch.float64, device=rows.device)),
-        where.eigenvalues,
-        l2,
-        rows.dtype,
-    )
-    zero = evaluate(where.rows, theta[:1], l2[:1]).gradient[..., :-1].abs().max().double()
-
-    def objective(theta: Tensor, index: Tensor):
-        return evaluate(where.rows, theta, l2[index])
-
-    def refresh(iteration: int, theta: Tensor, index: Tensor) -> None:
-        if iteration in REFRESH_AT:
-            kronecker.update(mean_covariance(where.rows, theta), index)
-
-    def finisher(target: float):
-        def finished(loss: Tensor, gradient: Tensor, preconditioned: Tensor, index: Tensor) -> Tensor:
-            estimate = 0.5 * (gradient.double() * preconditioned.double()).sum(dim=(1, 2))
-            return (estimate <= target * loss) & (gradient.abs().amax(dim=(1, 2)).double() <= 5e-3 * zero)
-
-        return finished
-
-    n_iter = torch.zeros(P, dtype=torch.int64, device=rows.device)
-    todo = torch.arange(P, device=rows.device)
-    certificate: Certificate | None = None
-    stalled = torch.zeros(P, dtype=torch.bool, device=rows.device)
-    target = 0.2 * tol
-    for _ in range(
-        5
-    ):  # the preconditioner's own estimate of the gap is rough: certify, then go on where it was too kind
-        local = _Subset(kronecker, todo)
-        outcome = minimise(
-            lambda t, i: objective(t, todo[i]), theta[todo], local, lambda a, b, c, i: finisher(target)(a, b, c, todo[i]),
-            max_iter=max(max_iter - int(n_iter.max()), 1), on_iteration=lambda k, t, i: refresh(k, t, todo[i]),
-        )  # fmt: skip
-        theta[todo], stalled[todo] = outcome.theta, outcome.stalled
-        n_iter[todo] += outcome.n_iter
-        fresh = certify(rows, where.back(theta[todo]), l2[todo], _Original(where, local))
-        certificate = fresh if certificate is None else _merge(certificate, fresh, todo)
-        bad = ~certificate.converged(tol)
-        todo = (bad & ~stalled & (n_iter < max_iter)).nonzero()[:, 0]
-        if not len(todo):
-            break
-        target *= 0.1
-    assert certificate is not None
-    good = certificate.converged(tol)
+    sorted_l2, place = l2.unique(return_inverse=True)
+    solver = PathSolver(rows, sorted_l2, tol, max_iter)
+    nodes = choose_nodes(sorted_l2.log())
+    solver.solve_nodes(nodes)
+    solver.interpolate(nodes)
+    solver.renew_kronecker()
+    certificate, stalled = solver.certified()
+    good = certificate.converged(tol).tolist()
     reasons = [
-        "converged" if ok else ("stalled" if s else "max_iter")
-        for ok, s in zip(good.tolist(), stalled.tolist(), strict=True)
+        "converged" if ok else "stalled" if s else "max_iter" for ok, s in zip(good, stalled.tolist(), strict=True)
     ]
-    return Solution(certificate, n_iter, reasons)
+    certificate = _select(certificate, place)
+    return Solution(certificate, solver.n_iter[place], [reasons[i] for i in place.tolist()], solver.plan)
 
 
-class _Subset:
-    def __init__(self, precondition: Kronecker, index: Tensor) -> None:
-        self.precondition, self.index = precondition, index
-
-    def __call__(self, gradient: Tensor, index: Tensor) -> Tensor:
-        return self.precondition(gradient, self.index[index])
-
-
-class _Original:
-    """A preconditioner of solver coordinates applied to gradients in the original ones."""
-
-    def __init__(self, where: Coordinates, precondition: _Subset) -> None:
-        self.where, self.precondition = where, precondition
-
-    def __call__(self, gradient: Tensor, index: Tensor) -> Tensor:
-        inner = self.where.gradient_forth(gradient.double())
-        return self.where.back(self.precondition(inner.to(self.precondition.precondition.dtype), index))
-
-
-def _merge(old: Certificate, new: Certificate, index: Tensor) -> Certificate:
-    for name in old.__dataclass_fields__:
-        getattr(old, name)[index] = getattr(new, name)
-    return old
+def certify(rows: Rows, theta: Tensor, l2: Tensor) -> Certificate:
+    """Certify probes made elsewhere: theta (P, R, D+1) on the given rows; only the intercepts are solved anew."""
+    solver = PathSolver(rows, l2, tol=0.0, max_iter=0)
+    solver.theta = solver.where.to_solver(theta)
+    solver.renew_kronecker()
+    return solver.certified()[0]

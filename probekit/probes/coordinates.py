@@ -1,0 +1,86 @@
+"""Solver coordinates: centred rows in the eigenbasis of X'X, reduced to rank when D > N.
+
+The l2 penalty does not see rotations, so this changes nothing but the conditioning: in these coordinates the Kronecker
+preconditioner (mean softmax covariance x X'X) is diagonal. With more features than rows a thin QR of X' first brings
+the problem to N columns, exactly: the optimum lies in the row space.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from probekit.probes.rows import STREAM_ROWS, Rows, sum_over_ranks
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Rows in solver coordinates z = (x - shift) projection, and the ways between both.
+
+    Attributes
+    ----------
+    rows : in solver coordinates and the working precision, in memory or streamed
+    exact : the same in float64
+    shift (D,), projection (D, r) : float64
+    eigenvalues (r,) : of the weighted, centred X'X
+    """
+
+    rows: Rows
+    exact: Rows
+    shift: Tensor
+    projection: Tensor
+    eigenvalues: Tensor
+
+    def to_original(self, theta: Tensor) -> Tensor:
+        """Solver parameters (P, R, r+1) as parameters of the original rows (P, R, D+1), float64."""
+        coef = theta[..., :-1].double() @ self.projection.T
+        return torch.cat([coef, theta[..., -1:].double() - (coef @ self.shift)[..., None]], dim=-1)
+
+    def to_solver(self, theta: Tensor) -> Tensor:
+        """The inverse, for coefficients in the row space; float64."""
+        theta = theta.double()
+        intercept = theta[..., -1:] + (theta[..., :-1] @ self.shift)[..., None]
+        return torch.cat([theta[..., :-1] @ self.projection, intercept], dim=-1)
+
+    def gradient_to_original(self, gradient: Tensor) -> Tensor:
+        """A gradient with respect to the solver's parameters as one with respect to the original coefficients."""
+        return gradient[..., :-1] @ self.projection.T + gradient[..., -1:] * self.shift
+
+
+def eigenbasis(rows: Rows, in_memory: bool = True) -> Coordinates:
+    """Find the coordinates; `in_memory` holds the rotated rows, otherwise they are rotated as they are streamed."""
+    D = rows.width
+    exact = replace(rows, dtype=torch.float64)
+    shift = torch.zeros(D, dtype=torch.float64, device=rows.device)
+    if rows.intercept:
+        for X, _, weights in exact.blocks(STREAM_ROWS):
+            shift += weights @ X[:, :-1]
+        sum_over_ranks(shift)
+    # the transformation of a block is (x - shift) / scale: a shift of scaled features moves by shift * scale
+    raw_shift = shift if rows.scale is None else shift * rows.scale
+    exact = replace(exact, shift=raw_shift if rows.shift is None else rows.shift + raw_shift)
+    reduction = None
+    if D > len(rows) and not torch.distributed.is_initialized():
+        reduction, _ = torch.linalg.qr(torch.cat([X[:, :-1] for X, _, _ in exact.blocks(STREAM_ROWS)]).T)
+        exact = replace(exact, projection=reduction)
+    if in_memory:
+        exact = exact.materialise()
+    r = exact.width
+    # any orthonormal basis is exact, so the moment may be summed in the working precision
+    moment = torch.zeros(r, r, dtype=torch.float64, device=rows.device)
+    for X, _, weights in exact.blocks(STREAM_ROWS):
+        features = X[:, :-1].to(rows.dtype)
+        moment += (features.T @ (features * weights.to(rows.dtype)[:, None])).double()
+    sum_over_ranks(moment)
+    values, vectors = torch.linalg.eigh(moment)
+    projection = vectors if reduction is None else reduction @ vectors
+    if in_memory:
+        X = exact.X
+        for start in range(0, len(X), STREAM_ROWS):
+            block = X[start : start + STREAM_ROWS, :-1]
+            block.copy_(block @ vectors)
+        working = exact if rows.dtype == torch.float64 else replace(exact, X=X.to(rows.dtype), dtype=rows.dtype)
+    else:
+        exact = replace(exact, projection=projection)
+        working = replace(exact, dtype=rows.dtype)
+    return Coordinates(working, exact, shift, projection, values.clamp_min(0))

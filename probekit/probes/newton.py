@@ -1,0 +1,198 @@
+"""Damped Newton steps by preconditioned conjugate gradients, for many problems at once.
+
+Gradients and losses are measured in float64, the Hessian products in the working precision: as in iterative
+refinement, a step needs only a few correct digits, so float32's rounding floor is never met.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from probekit.probes.lbfgs import Preconditioner, dot
+from probekit.probes.passes import MeanLoss
+
+KEEP_BYTES = 1 << 28  # probabilities kept between products, which saves one matrix product of three
+HALVINGS = 10
+ROUNDING = 1e-13  # of the loss: a change below it is none
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Probes and what was measured at them in float64: theta, gradient (P, R, D+1), loss, intercept_residual (P,)."""
+
+    theta: Tensor
+    gradient: Tensor
+    loss: Tensor
+    intercept_residual: Tensor
+
+    def put(self, index: Tensor, new: "Measured") -> None:
+        """Overwrite the entries at `index`."""
+        for field in fields(self):
+            getattr(self, field.name)[index] = getattr(new, field.name)
+
+    def take(self, index: Tensor) -> "Measured":
+        """The entries at `index`."""
+        return Measured(*(getattr(self, field.name)[index] for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Refined:
+    """Where Newton ended: measured, decrement (P,) = g' H^-1 g, products (P,) Hessian products, stalled (P,) bool."""
+
+    measured: Measured
+    decrement: Tensor
+    products: Tensor
+    stalled: Tensor
+
+
+def newton(loss, measure, theta, l2, precondition, good_enough, max_rounds=12, max_products=300, rtol=0.05):  # type: ignore[no-untyped-def]
+    """Step until `good_enough` holds for every problem, the loss no longer falls, or the rounds are used up.
+
+    Parameters
+    ----------
+    loss : MeanLoss in the working precision, for Hessian products
+    measure : (theta (p, R, D+1) float64, indices (p,)) -> Measured
+    theta : (P, R, D+1) starts
+    l2 : (P,) penalties
+    precondition : (vectors, indices) -> approximate inverse Hessian times them
+    good_enough : (Measured, decrement (p,)) -> (p,) bool
+    max_rounds : Newton steps at most; the last round only measures
+    max_products, rtol : of each round's conjugate gradients, see `solve_newton_system`
+
+    Returns
+    -------
+    Refined
+    """
+    index = torch.arange(len(theta), device=theta.device)
+    here = measure(theta.double(), index)
+    decrement = torch.zeros(len(theta), dtype=torch.float64, device=theta.device)
+    products = torch.zeros(len(theta), dtype=torch.int64, device=theta.device)
+    stalled = torch.zeros(len(theta), dtype=torch.bool, device=theta.device)
+    for round_ in range(max_rounds + 1):
+        now = here.take(index)
+        step, gain, spent = solve_newton_system(
+            loss, now.theta, l2[index], now.gradient, precondition, index, max_products, rtol
+        )
+        decrement[index], products[index] = gain, products[index] + spent
+        todo = ~good_enough(now, gain)
+        if round_ == max_rounds or not bool(todo.any()):
+            break
+        index, step, gain, now = index[todo], step[todo], gain[todo], now.take(todo)
+        moved, ok = _descend(measure, now, step, gain, index)
+        here.put(index, moved)
+        stalled[index] = ~ok
+        index = index[ok]
+        if not len(index):
+            break
+    return Refined(here, decrement, products, stalled)
+
+
+def _descend(measure, now: Measured, step: Tensor, gain: Tensor, index: Tensor) -> tuple[Measured, Tensor]:  # type: ignore[no-untyped-def]
+    """Halve each problem's step until its loss falls; one that finds no descent stays where it was (ok False)."""
+    length = torch.ones(len(index), dtype=torch.float64, device=step.device)
+    result, ok = now.take(slice(None)), torch.zeros(len(index), dtype=torch.bool, device=step.device)  # type: ignore[arg-type]
+    result = Measured(*(getattr(result, field.name).clone() for field in fields(Measured)))
+    for _ in range(HALVINGS):
+        open_ = (~ok).nonzero()[:, 0]
+        trial = measure(now.theta[open_] - length[open_, None, None] * step[open_], index[open_])
+        # where the whole step is worth less than the loss's rounding, nothing can be asked but not to rise
+        wanted = now.loss[open_] - 1e-4 * length[open_] * gain[open_] + ROUNDING * now.loss[open_].abs()
+        better = trial.loss <= wanted
+        result.put(open_[better], trial.take(better))
+        ok[open_[better]] = True
+        if bool(ok.all()):
+            break
+        length[~ok] *= 0.5
+    return result, ok
+
+
+def solve_newton_system(
+    loss: MeanLoss,
+    theta: Tensor,
+    l2: Tensor,
+    gradient: Tensor,
+    precondition: Preconditioner,
+    names: Tensor,
+    max_products: int,
+    rtol: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Solve H step = gradient for P problems, called `names` by the preconditioner.
+
+    The sum of the steps' gains approaches the decrement g' H^-1 g from below; a problem stops when the estimated rest
+    of that series is less than `rtol` of its sum.
+
+    Returns
+    -------
+    step (P, R, D+1) in float64, decrement (P,), products used (P,)
+    """
+    P, R, _ = theta.shape
+    bytes_each = R * len(loss.rows) * torch.finfo(loss.rows.dtype).bits // 8
+    group = max(int(KEEP_BYTES // bytes_each), 1)
+    keep = bytes_each <= KEEP_BYTES
+    parts = [
+        _conjugate_gradients(loss, theta[s], l2[s], gradient[s], precondition, names[s], max_products, rtol, keep)
+        for s in torch.arange(P, device=theta.device).split(group)
+    ]
+    step, decrement, products = (torch.cat([part[i] for part in parts]) for i in range(3))
+    return step, decrement, products
+
+
+def _conjugate_gradients(
+    loss: MeanLoss,
+    theta: Tensor,
+    l2: Tensor,
+    gradient: Tensor,
+    precondition: Preconditioner,
+    names: Tensor,
+    max_products: int,
+    rtol: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    P = len(theta)
+    dtype, device = loss.rows.dtype, theta.device
+    step = torch.zeros_like(gradient, dtype=torch.float64)
+    decrement = torch.zeros(P, dtype=torch.float64, device=device)
+    products = torch.zeros(P, dtype=torch.int64, device=device)
+    # float32 directions of a gradient that may be 1e-12: scale it to one
+    scale = gradient.abs().amax(dim=(1, 2)).clamp_min(1e-300)
+    at = theta.to(dtype)
+    probabilities = loss.probabilities(at) if keep else None
+    index = torch.arange(P, device=device)
+    r = (gradient / scale[:, None, None]).to(dtype)
+    z = precondition(r, names)
+    rz = dot(r, z)
+    d = z
+    gains: list[Tensor] = []
+    for _ in range(max_products):
+        Hd = loss.hessian_products(at, l2[index], d, probabilities)
+        curvature = dot(d, Hd)
+        good = (curvature > 0) & (rz > 0)
+        alpha = torch.where(good, rz / curvature.clamp_min(1e-300), 0.0)
+        step[index] += (alpha * scale[index])[:, None, None] * d.double()
+        gain = alpha * rz
+        decrement[index] += gain * scale[index].square()
+        products[index] += 1
+        gains = [*gains[-3:], gain]
+        r = r - alpha.to(dtype)[:, None, None] * Hd
+        z = precondition(r, names[index])
+        new_rz = dot(r, z)
+        d = z + (new_rz / rz.clamp_min(1e-300)).to(dtype)[:, None, None] * d
+        rz = new_rz
+        more = good & (_rest(gains, rz) > rtol * decrement[index] / scale[index].square())
+        if not bool(more.any()):
+            break
+        if not bool(more.all()):
+            index, r, d, rz, at = index[more], r[more], d[more], rz[more], at[more]
+            gains = [value[more] for value in gains]
+            probabilities = None if probabilities is None else probabilities[more]
+    return step, decrement, products
+
+
+def _rest(gains: list[Tensor], rz: Tensor) -> Tensor:
+    """Estimate of all gains to come: a geometric series through the last ones, at least the preconditioner's own."""
+    if len(gains) < 2:
+        # with a good preconditioner r' M r is what is left to gain
+        return rz
+    ratio = (gains[-1] / gains[0].clamp_min(1e-300)).pow(1 / (len(gains) - 1)).clamp(0.0, 0.95)
+    return torch.maximum(gains[-1] * ratio / (1 - ratio), rz)
