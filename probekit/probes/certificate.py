@@ -136,7 +136,7 @@ def _solve_intercepts(exact: MeanLoss, theta: Tensor) -> Tensor:
 
 def _intercept_terms(exact: MeanLoss, theta: Tensor, linear: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Mean loss (P,) without penalty, its gradient (P, R) and Hessian (P, R, R) with respect to the intercepts."""
-    P, R, columns = theta.shape
+    P, R, _ = theta.shape
     rows = exact.rows
     loss = torch.zeros(P, dtype=torch.float64, device=theta.device)
     gradient = torch.zeros(P, R, dtype=torch.float64, device=theta.device)

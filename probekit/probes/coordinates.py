@@ -60,7 +60,7 @@ def eigenbasis(rows: Rows, in_memory: bool = True) -> Coordinates:
     raw_shift = shift if rows.scale is None else shift * rows.scale
     exact = replace(exact, shift=raw_shift if rows.shift is None else rows.shift + raw_shift)
     reduction = None
-    if D > len(rows) and not torch.distributed.is_initialized():
+    if len(rows) < D and not torch.distributed.is_initialized():
         reduction, _ = torch.linalg.qr(torch.cat([X[:, :-1] for X, _, _ in exact.blocks(STREAM_ROWS)]).T)
         exact = replace(exact, projection=reduction)
     if in_memory:

@@ -107,7 +107,7 @@ def fit_path(
     sample_weight : (N,) non-negative weights, None for ones
     standardize : scale each feature by its weighted mean and deviation first; the penalty acts on the scaled weights
     tol : estimated relative objective gap a converged fit may have
-    max_iter : iterations allowed to one penalty
+    max_iter : iterations of the search for one penalty; the Newton steps that certify it have limits of their own
     backend : "torch", "sklearn" (the oracle) or "cuml"
     device : torch device of the torch backend
     dtype : "float32" or "float64" arithmetic of the solver; None takes float64 for float64 features and for small X (up

@@ -166,7 +166,6 @@ class PathSolver:
     def certified(self) -> tuple[Certificate, Tensor]:
         """Certify every fit in float64; those above tol get Newton steps until they pass, stall or run out of rounds."""
         at_zero = gradient_at_zero(self.where, self.exact)
-        index = torch.arange(len(self.l2), device=self.l2.device)
 
         def good_enough(measured: Measured, decrement: Tensor) -> Tensor:
             l2 = torch.ones_like(decrement)  # only the gap bound reads it
@@ -198,7 +197,7 @@ def solve(rows: Rows, l2: Tensor, tol: float = 1e-4, max_iter: int = 2000) -> So
     rows : data in the coordinates the penalty acts on (standardised, if at all), weights summing to 1
     l2 : (P,) float64 penalties of the mean loss, in any order
     tol : estimated relative objective gap at which a fit counts as converged
-    max_iter : passes over the rows that one penalty may take
+    max_iter : passes over the rows that the search for one penalty may take; the Newton steps that certify it have limits of their own
     """
     sorted_l2, place = l2.unique(return_inverse=True)
     solver = PathSolver(rows, sorted_l2, tol, max_iter)
