@@ -2,7 +2,8 @@
 
 The l2 penalty does not see rotations, so this changes nothing but the conditioning: in these coordinates the Kronecker
 preconditioner (mean softmax covariance x X'X) is diagonal. With more features than rows a thin QR of X' first brings
-the problem to N columns, exactly: the optimum lies in the row space.
+the problem to N columns, exactly: the optimum lies in the row space. Columns that depend on others (grey pixels in
+RGB, dead units) leave in the same way.
 """
 
 from dataclasses import dataclass, replace
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor
 
 from probekit.probes.rows import STREAM_ROWS, Rows, sum_over_ranks
+
+NEARLY_NULL = 1e-10  # an eigenvalue of X'X below this share of the largest asks for a closer look at the rank
+NULL = 1e-13  # a singular value of X below this share of the largest is rounding
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,17 @@ class Coordinates:
         return gradient[..., :-1] @ self.projection.T + gradient[..., -1:] * self.shift
 
 
+def row_space(X: Tensor) -> Tensor:
+    """Orthonormal basis (r, rank) of the rows of X (N, r).
+
+    Directions along which no row moves hold no coefficient at the optimum, so leaving them out changes nothing. They
+    are judged by singular values of a triangular factor, accurate to rounding; eigenvalues of X'X are only to its root.
+    """
+    triangle = torch.linalg.qr(X, mode="r")[1]
+    _, scales, basis = torch.linalg.svd(triangle, full_matrices=False)
+    return basis[: max(int((scales > NULL * scales[0]).sum()), 1)].T.contiguous()
+
+
 def eigenbasis(rows: Rows, in_memory: bool = True) -> Coordinates:
     """Find the coordinates; `in_memory` holds the rotated rows, otherwise they are rotated as they are streamed."""
     D = rows.width
@@ -73,12 +88,19 @@ def eigenbasis(rows: Rows, in_memory: bool = True) -> Coordinates:
         moment += (features.T @ (features * weights.to(rows.dtype)[:, None])).double()
     sum_over_ranks(moment)
     values, vectors = torch.linalg.eigh(moment)
+    if in_memory and float(values[0]) < NEARLY_NULL * float(values[-1]) and not torch.distributed.is_initialized():
+        space = row_space(exact.X[:, :-1])
+        values, vectors = torch.linalg.eigh(space.T @ moment @ space)
+        vectors = space @ vectors
     projection = vectors if reduction is None else reduction @ vectors
     if in_memory:
         X = exact.X
         for start in range(0, len(X), STREAM_ROWS):
-            block = X[start : start + STREAM_ROWS, :-1]
-            block.copy_(block @ vectors)
+            block = X[start : start + STREAM_ROWS]
+            turned = block[:, :-1] @ vectors
+            block[:, -1 - turned.shape[1] : -1].copy_(turned)
+        if vectors.shape[1] < r:
+            exact = replace(exact, X=X[:, -1 - vectors.shape[1] :].contiguous())
         working = exact if rows.dtype == torch.float64 else replace(exact, X=X.to(rows.dtype), dtype=rows.dtype)
     else:
         exact = replace(exact, projection=projection)

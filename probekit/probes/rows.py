@@ -66,7 +66,7 @@ class Rows:
         raw = self.X[start:stop]
         if self.ready:
             return raw.to(self.dtype)
-        block = raw if isinstance(raw, Tensor) else torch.from_numpy(np.ascontiguousarray(raw))
+        block = raw if isinstance(raw, Tensor) else torch.from_numpy(np.require(raw, requirements=["C", "W"]))
         if self.shift is None and self.scale is None:
             block = block.to(self.device, self.dtype)
         else:
