@@ -8,15 +8,18 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from probekit.choice import Solver, choose_C
+import numpy as np
+
+from probekit.choice import Choice, Solver, choose_C
+from probekit.crew import crew
 from probekit.desk import Desk, Job, Progress
 from probekit.errors import UserError
 from probekit.probes.concat import greedy, windows
 from probekit.results.curve import choose_layer
 from probekit.results.journal import Journal, share_work
-from probekit.results.records import read_records
+from probekit.results.records import Record, read_records
 from probekit.results.results import Results
-from probekit.sweep import sweep, warn_unconverged
+from probekit.sweep import path_for_crew, sweep, warn_unconverged
 
 SEARCH_PENALTIES = 9  # of the grid, evenly spaced: a greedy step compares layers, the final probe gets the whole grid
 
@@ -34,6 +37,7 @@ def concat(
     dtype: str = "auto",
     banded: bool = False,
     mix: bool = False,
+    workers: int = 1,
     progress: Progress | None = None,
 ) -> Results:
     """Probe joined layers: windows around the best single layer, and the greedy choice.
@@ -48,6 +52,7 @@ def concat(
     greedy_width : budget of columns of the greedy choice; None for as many as the widest window has, 0 for none
     banded : also probe the windows with one penalty a layer (`probes.banded`)
     mix : also probe a learned softmax mix of the windows' layers (`probes.layer_mix`)
+    workers : as in `sweep`
     progress : called with (sets of layers examined, sets known so far)
 
     Returns
@@ -69,6 +74,25 @@ def concat(
     if n_layers < 2:
         raise UserError(f"Series {desk.series!r} has one layer only, so there is nothing to join.")
     settings = {"protocol": protocol, "Cs": Cs, "series": series, "backend": backend, "device": device, "dtype": dtype}
+    again = {"window": window, "greedy_width": greedy_width, "banded": banded, "mix": mix}
+    with crew(workers, concat, path_for_crew(desk.store, workers), desk.out, **settings, **again):
+        jobs = _join(desk, settings, window, greedy_width, banded, mix, progress)
+    done = {desk.identity(job).key for job in jobs}
+    warn_unconverged([r for r in read_records(desk.out) if r.key in done])
+    return Results(desk.out)
+
+
+def _join(
+    desk: Desk,
+    settings: dict[str, Any],
+    window: int | Sequence[int],
+    greedy_width: int | None,
+    banded: bool,
+    mix: bool,
+    progress: Progress | None,
+) -> list[Job]:
+    """Sweep what is missing, find the sets of layers, probe them; returns the jobs done."""
+    n_layers = len(desk.store.layers)
     sweep(desk.store, desk.out, **settings)
     keys = {desk.identity(Job((layer,))).key for layer in desk.store.layers}
     singles = sorted((r for r in read_records(desk.out) if r.key in keys), key=lambda r: r.depth or 0)
@@ -83,7 +107,7 @@ def concat(
     widest = max(sum(desk.store.widths[i] for i in indices) for indices in found)
     if greedy_width != 0:
         budget = widest if greedy_width is None else greedy_width
-        indices, how = search(desk, budget, progress)
+        indices, how = search(desk, budget, singles, progress)
         found.setdefault(indices, []).append(how)
     jobs = [
         Job(tuple(desk.store.layers[i] for i in indices), kind="concat", candidates={"found_by": how})
@@ -101,15 +125,16 @@ def concat(
             for indices in windowed
         ]
     desk.run(jobs, None)
-    done = {desk.identity(job).key for job in jobs}
-    warn_unconverged([r for r in read_records(desk.out) if r.key in done])
-    return Results(desk.out)
+    return jobs
 
 
-def search(desk: Desk, budget: int, progress: Progress | None = None) -> tuple[tuple[int, ...], dict[str, Any]]:
+def search(
+    desk: Desk, budget: int, singles: Sequence[Record], progress: Progress | None = None
+) -> tuple[tuple[int, ...], dict[str, Any]]:
     """Greedy forward choice of layers within `budget` columns, by held-out score on a thinned grid of C.
 
-    Every set examined is journalled in candidates.jsonl, so a killed search goes on, and workers share it.
+    Every set examined is journalled in candidates.jsonl, so a killed search goes on, and workers share it. Single
+    layers were judged by the sweep: their records `singles` have the scores.
 
     Returns
     -------
@@ -122,23 +147,26 @@ def search(desk: Desk, budget: int, progress: Progress | None = None) -> tuple[t
     scout = Desk(desk.store, desk.out, thin, None, desk.series, desk.solver)
     journal = Journal(desk.out / "candidates.jsonl")
     scores: dict[tuple[int, ...], dict[str, Any]] = {}
+    for record in singles:
+        scores[(desk.store.layers.index(record.layers[0]),)] = _score_of(record, thin.Cs)
 
-    def score(indices: tuple[int, ...]) -> float:
-        job = Job(tuple(desk.store.layers[i] for i in indices), kind="concat")
-        key = scout.identity(job).key
+    def score(sets: list[tuple[int, ...]]) -> list[float]:
+        new = [indices for indices in sets if indices not in scores]
+        jobs = [Job(tuple(desk.store.layers[i] for i in indices), kind="concat") for indices in new]
+        by_key = {scout.identity(job).key: job for job in jobs}
 
-        def examine(_: str) -> dict[str, Any]:
-            start = perf_counter()
+        def examine(key: str) -> dict[str, Any]:
+            start, job = perf_counter(), by_key[key]
             choice = choose_C(scout.training_features(job), scout.rows(job), thin, scout.solver)
             facts = {"score": choice.score, "val_accuracy": float(choice.accuracy[choice.index])}
             facts |= {"C": choice.C, "converged": bool(choice.converged[choice.index])}
             return {"key": key, "layers": job.layers, **facts, "seconds": round(perf_counter() - start, 3)}
 
-        share_work(journal, [key], examine)
-        scores[indices] = next(line for line in journal.lines() if line["key"] == key)
-        if progress:
-            progress(len(scores), _most_sets(desk.store.widths, budget))
-        return float(scores[indices]["score"])
+        examined, most = len(scores), _most_sets(desk.store.widths, budget)
+        share_work(journal, list(by_key), examine, (lambda n, _: progress(examined + n, most)) if progress else None)
+        found = {line["key"]: line for line in journal.lines()}
+        scores.update(zip(new, (found[key] for key in by_key), strict=True))
+        return [float(scores[indices]["score"]) for indices in sets]
 
     steps = greedy(desk.store.widths, score, max_width=budget)
     layers = steps[-1][0]
@@ -151,6 +179,17 @@ def search(desk: Desk, budget: int, progress: Progress | None = None) -> tuple[t
         for indices, _ in steps
     ]
     return layers, {"rule": f"greedy within {budget} columns", "tried": len(scores), "steps": told}
+
+
+def _score_of(record: Record, Cs: Sequence[float]) -> dict[str, Any]:
+    """What the sweep's held-out scores say when only the penalties `Cs` are looked at."""
+    columns = {"accuracy": record.val_accuracy, "log_loss": record.val_log_loss, "converged": record.converged}
+    all_Cs = np.asarray(record.Cs)
+    among = np.isclose(all_Cs[:, None], np.asarray(Cs), rtol=1e-9).any(axis=1)
+    zeros = {name: np.zeros(among.sum()) for name in ("n_iter", "grad_rel", "gap")}
+    kept = {name: np.asarray(values)[among] for name, values in columns.items()}
+    choice = Choice(Cs=all_Cs[among], **kept, **zeros, selection=record.selection, at_grid_edge=False)
+    return {"score": choice.score, "val_accuracy": float(choice.accuracy[choice.index])}
 
 
 def _most_sets(widths: Sequence[int], budget: int) -> int:

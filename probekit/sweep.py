@@ -10,6 +10,7 @@ from typing import Any
 from sklearn.exceptions import ConvergenceWarning
 
 from probekit.choice import Solver
+from probekit.crew import crew
 from probekit.desk import Desk, Job, Progress
 from probekit.errors import UserError
 from probekit.results.records import Record, read_records
@@ -29,6 +30,7 @@ def sweep(
     device: str = "cpu",
     dtype: str = "auto",
     checks: Sequence[str] = (),
+    workers: int = 1,
     progress: Progress | None = None,
 ) -> Results:
     """Probe every layer: choose C on held-out training rows, refit, then test, and journal one record each.
@@ -48,6 +50,8 @@ def sweep(
     train_rows : use only so many labelled rows (train and val together), drawn by class and seed
     backend, device, dtype : of the solver ("auto": float64 where it costs nothing, see `fit_path`)
     checks : "knn", "ridge" or both: cheap probes of every layer beside the protocol's, as records of that kind
+    workers : processes that share the work, the cores being shared out among them; for a feature file on disk. Small
+        fits (thousands of rows, hundreds of columns) gain by it, large ones fill all cores as they are
     progress : called with (probes done, probes in all); steps of an SGD protocol
 
     Returns
@@ -66,15 +70,28 @@ def sweep(
     if strange or (checks and desk.protocol.solver == "sgd"):
         raise UserError(f"checks may be knn and ridge, of an exact protocol, but {', '.join(checks)} was given.")
     if desk.protocol.solver == "sgd":
+        if workers != 1:
+            raise UserError(f"workers is {workers}, but SGD trains all layers in one pass: leave workers out.")
         from probekit.sgd_sweep import run_sgd
 
         run_sgd(desk, jobs, progress)
         return Results(desk.out)
     further = [replace(job, kind=check, method=check) for check in dict.fromkeys(checks) for job in jobs]
-    desk.run([*jobs, *further], progress)
+    again = {"Cs": Cs, "layers": layers, "series": series, "seeds": seeds, "train_rows": train_rows, "checks": checks}
+    again |= {"backend": backend, "device": device, "dtype": dtype}
+    with crew(workers, sweep, path_for_crew(desk.store, workers), desk.out, protocol, **again):
+        desk.run([*jobs, *further], progress)
     keys = {desk.identity(job).key for job in jobs}
     warn_unconverged([r for r in read_records(desk.out) if r.key in keys])
     return Results(desk.out)
+
+
+def path_for_crew(store: Any, workers: int) -> Path | None:
+    """Where other processes find the features; in memory they cannot, which raises `UserError` if any are wanted."""
+    path = getattr(store, "path", None)
+    if workers > 1 and (path is None or not Path(path).is_file()):
+        raise UserError(f"workers is {workers}, but these features are in no file that another process could open.")
+    return None if path is None else Path(path)
 
 
 def choose_names(store: Any, layers: str | Sequence[str | int] | None) -> list[str]:

@@ -23,6 +23,7 @@ def concat(
     dtype: Literal["auto", "float32", "float64"] = "auto",
     banded: bool = False,
     mix: bool = False,
+    workers: int = 1,
 ) -> None:
     """Probe joined layers; single layers that are missing are swept first. Run again after a kill it goes on.
 
@@ -52,6 +53,8 @@ def concat(
         Probe the window with one penalty a layer as well.
     mix
         Probe a learned softmax mix of the window's layers as well.
+    workers
+        Processes that share the work and the cores: small fits gain by one a core, large ones fill all cores alone.
     """
     from probekit.concat import concat as join_layers
 
@@ -70,6 +73,7 @@ def concat(
             dtype=dtype,
             banded=banded,
             mix=mix,
+            workers=workers,
             progress=show,
         )
     show_curves(folder)

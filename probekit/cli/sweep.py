@@ -26,6 +26,7 @@ def sweep(
     device: str = "cpu",
     dtype: Literal["auto", "float32", "float64"] = "auto",
     checks: tuple[Literal["knn", "ridge"], ...] = (),
+    workers: int = 1,
 ) -> None:
     """Probe every layer and append a record each to results.jsonl. Resumes; several processes may share the work.
 
@@ -55,6 +56,8 @@ def sweep(
         Precision of the solver; auto is float64 where that costs nothing.
     checks
         Cheap probes of every layer beside the protocol's: --checks knn --checks ridge.
+    workers
+        Processes that share the work and the cores: small fits gain by one a core, large ones fill all cores alone.
     """
     from probekit import FeatureStore
     from probekit.sweep import sweep as sweep_layers
@@ -74,6 +77,7 @@ def sweep(
             device=device,
             dtype=dtype,
             checks=checks,
+            workers=workers,
             progress=show,
         )
     show_curves(results.path.parent)

@@ -24,7 +24,7 @@ def windows(n_layers: int, centre: int, width: int = 5) -> tuple[int, ...]:
 
 def greedy(
     widths: Sequence[int],
-    score: Callable[[tuple[int, ...]], float],
+    score: Callable[[list[tuple[int, ...]]], list[float]],
     max_width: int | None = None,
     start: tuple[int, ...] = (),
     min_gain: float = 0.0,
@@ -34,7 +34,7 @@ def greedy(
     Parameters
     ----------
     widths : columns of each layer
-    score : held-out score of a sorted tuple of layers; never the test split's
+    score : held-out scores of sorted tuples of layers, all that a step compares at once; never the test split's
     max_width : columns allowed together, None for no limit
     start : layers to begin with
     min_gain : least gain that keeps the search going
@@ -45,7 +45,7 @@ def greedy(
         Every step taken, the first being the best single layer (or `start`); ties go to the shallower layer.
     """
     chosen = tuple(sorted(start))
-    steps: list[tuple[tuple[int, ...], float]] = [(chosen, score(chosen))] if chosen else []
+    steps: list[tuple[tuple[int, ...], float]] = [(chosen, score([chosen])[0])] if chosen else []
     while True:
         used = sum(widths[layer] for layer in chosen)
         candidates = [
@@ -55,7 +55,8 @@ def greedy(
         ]
         if not candidates:
             break
-        scored = {layer: score(tuple(sorted((*chosen, layer)))) for layer in candidates}
+        scores = score([tuple(sorted((*chosen, layer))) for layer in candidates])
+        scored = dict(zip(candidates, scores, strict=True))
         best = max(candidates, key=lambda layer: (scored[layer], -layer))
         if steps and scored[best] <= steps[-1][1] + min_gain:
             break

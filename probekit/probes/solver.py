@@ -1,5 +1,7 @@
 """From labelled rows and penalties to certified probes: coordinates, nodes, interpolation, certificate, refinement."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 import torch
@@ -23,6 +25,7 @@ NODE_TOL = 1e-2  # a node's target, as a share of tol: interpolation repeats the
 NODE_ROUNDS = 3  # new factors for one node
 NODE_PRODUCTS = 40  # conjugate gradients that need more want a better factor
 REFINE_ROUNDS = 12
+ONE_THREAD_ENTRIES = 1 << 19  # X of fewer entries is solved by one thread
 
 
 @dataclass(frozen=True)
@@ -199,6 +202,25 @@ def solve(rows: Rows, l2: Tensor, tol: float = 1e-4, max_iter: int = 2000) -> So
     tol : estimated relative objective gap at which a fit counts as converged
     max_iter : passes over the rows that the search for one penalty may take; the Newton steps that certify it have limits of their own
     """
+    with _threads_for(rows):
+        return _solve(rows, l2, tol, max_iter)
+
+
+@contextmanager
+def _threads_for(rows: Rows) -> Iterator[None]:
+    """One thread for small problems: waking the others for tens of microseconds of work costs more than it gives."""
+    threads = torch.get_num_threads()
+    few = threads > 1 and rows.device.type == "cpu" and len(rows) * (rows.width + 1) <= ONE_THREAD_ENTRIES
+    if few:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if few:
+            torch.set_num_threads(threads)
+
+
+def _solve(rows: Rows, l2: Tensor, tol: float, max_iter: int) -> Solution:
     sorted_l2, place = l2.unique(return_inverse=True)
     solver = PathSolver(rows, sorted_l2, tol, max_iter)
     nodes = choose_nodes(sorted_l2.log())
