@@ -5,9 +5,9 @@ same shape where it is absent: the row says which), float32 for both. scikit-lea
 max_iter=1000, tol=1e-4)` for each penalty; ours fits all, certified to a relative gap of 1e-5. Every objective is then
 computed in float64 by one function; the row `objective excess` is the largest (ours - theirs) / theirs.
 
-Cases: `fashion` 10,000 x 256; `large` 50,000 x 512 and `classes` 20,000 x 768 with 100 classes, where the peer fits only
-some of the penalties, evenly spread, and its time is scaled (the row says so); `scaling`, ours alone: slopes in n, d, K
-and penalties. Rows go to benchmarks/results/path_speed*.csv. `--toy` shrinks every case to seconds.
+Cases: `fashion` 10,000 x 256; `large` 50,000 x 512 and `classes` 20,000 x 768 with 100 classes, where the peer fits
+only some of the penalties, evenly spread, and its time is scaled (the row says so); `scaling`, ours alone: slopes in n,
+d, K and penalties. Rows go to benchmarks/results/path_speed*.csv. `--toy` shrinks every case to seconds.
 """
 
 import argparse

@@ -1,0 +1,49 @@
+"""`probekit predict`: a stored probe on image files."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from probekit.cli.console import say
+from probekit.cli.encoder_options import EncoderOptions
+
+
+def predict(
+    probe: Path,
+    images: tuple[Path, ...],
+    /,
+    *,
+    encoder: str,
+    out: Path | None = None,
+    batch_size: int = 128,
+    options: Annotated[EncoderOptions, Parameter(name="*")] = EncoderOptions(),  # noqa: B008  (frozen)
+) -> None:
+    """Class and probability of each image file, by a probe that a sweep or concatenation has stored.
+
+    Parameters
+    ----------
+    probe
+        RESULTS/probes/KEY.safetensors; results.jsonl beside that folder says what the probe reads.
+    images
+        Image files, or folders of them.
+    encoder
+        The encoder of the probe's features, as `probekit extract` takes it; other weights are refused.
+    out
+        CSV file to write; printed unless given.
+    batch_size
+        Images a batch.
+    """
+    from igpt_model import atomic
+    from probekit import load_encoder
+    from probekit.predict import find_record
+    from probekit.predict import predict as predict_images
+
+    find_record(probe)  # a wrong path is told before a model is loaded
+    frame = predict_images(probe, images, load_encoder(encoder, **options.given()), batch_size)
+    text = frame.to_csv(index=False, float_format="%.4f", lineterminator="\n")
+    if out is None:
+        say(text.rstrip())
+    else:
+        atomic.write_text(out, text)
+        say(f"{out}: {len(frame):,} predictions")
