@@ -129,7 +129,7 @@ def choose_C(X: np.ndarray, rows: TrainingRows, protocol: Protocol, solver: Solv
     rounds = rows.rounds(selection)
     grid = np.asarray(protocol.Cs)
     tried = _try(X, rows, rounds, grid, protocol, solver)
-    for step in range(1, protocol.refine + 1):
+    for step in range(1, protocol.refine + 1 if len(grid) > 1 else 1):  # one penalty has no spacing to halve
         best = tried[choose(tried["accuracy"], tried["log_loss"], tried["Cs"], tried["converged"])]["Cs"]
         # the protocol's grid moved so that it starts at the best C: its spacing is what refine_grid halves
         fresh = [C for C in refine_grid(grid * (best / grid[0]), 0, step) if not np.isclose(C, tried["Cs"]).any()]

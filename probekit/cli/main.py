@@ -33,8 +33,12 @@ VERBS: dict[str, tuple[Group, str]] = {
     "convert": (MODEL, "Weights to and from Hugging Face's format."),
     "sweep": (MEASURE, "Probe every layer of a feature file over a path of penalties."),
     "concat": (MEASURE, "Probe joined layers."),
+    "import": (MEASURE, "Make a feature file from arrays that somebody else made."),
+    "predict": (MEASURE, "Classify pictures with a stored probe."),
     "report": (SHOW, "Write depth curves, tables and an HTML page."),
     "compare": (SHOW, "Compare two results on the test rows they share."),
+    "plot": (SHOW, "Draw one figure to a file."),
+    "table": (SHOW, "Write one table to a file."),
     "plan": (LOOK, "Say what time, memory and disk train, extract and sweep will take."),
     "datasets": (LOOK, "List the data sets known by name, or fetch one."),
     "compress": (LOOK, "Rewrite a feature file in compressed chunks."),
@@ -52,8 +56,9 @@ app = App(
         "The same command, run again after an interruption, goes on."
     ),
 )
+FUNCTIONS = {"import": "import_features:import_"}  # a word of the language can name no module
 for _verb, (_group, _help) in VERBS.items():
-    app.command(f"probekit.cli.{_verb}:{_verb}", name=_verb, help=_help, group=_group)
+    app.command(f"probekit.cli.{FUNCTIONS.get(_verb, f'{_verb}:{_verb}')}", name=_verb, help=_help, group=_group)
 
 # what a user can put right: the folder, the rights, the disk
 _USERS_OS_ERRORS = {

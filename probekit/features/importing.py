@@ -1,4 +1,4 @@
-"""Features and labels from files of NumPy and PyTorch: .npy, .npz, .pt.
+"""Features and labels from files of NumPy and PyTorch, or of text: .npy, .npz, .pt, .csv.
 
 Nothing is unpickled: NumPy loads with allow_pickle=False, PyTorch with weights_only=True.
 """
@@ -31,9 +31,10 @@ def import_features(
     ----------
     files : {"train": path, "test": path, ...}
         .npy: one layer (N, D). .npz, or a .pt dictionary: one layer a two-dimensional entry, in the order of the file,
-        and the labels under labels, y or targets. A .pt tensor or list of tensors: one layer each.
+        and the labels under labels, y or targets. A .pt tensor or list of tensors: one layer each. .csv with a head
+        line: one layer; the column label, y or target holds the labels.
     out : the feature file to write
-    labels : one .npy, .npz or .pt file a split, where the features' own file has none
+    labels : one such file a split, where the features' own file has none
     encoder, dataset : names for tables and curves; the file names when None
 
     Raises
@@ -66,7 +67,7 @@ def import_features(
 
 def _load(path: Path) -> Any:
     if not path.is_file():
-        raise UserError(f"{path} does not exist; give a .npy, .npz or .pt file.")
+        raise UserError(f"{path} does not exist; give a .npy, .npz, .pt or .csv file.")
     try:
         if path.suffix == ".npy":
             return np.load(path, allow_pickle=False)
@@ -75,12 +76,25 @@ def _load(path: Path) -> Any:
                 return {name: archive[name] for name in archive.files}
         if path.suffix in (".pt", ".pth"):
             return torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".csv":
+            return _read_csv(path)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{path} cannot be read as plain arrays ({reason}); save tensors or arrays only, without Python objects."
         ) from None
-    raise UserError(f"{path} ends in {path.suffix or 'nothing'}; expected .npy, .npz or .pt.")
+    raise UserError(f"{path} ends in {path.suffix or 'nothing'}; expected .npy, .npz, .pt or .csv.")
+
+
+def _read_csv(path: Path) -> dict[str, np.ndarray]:
+    """The columns of numbers as one layer float32 (N, D), and the column of labels, if there is one."""
+    import pandas as pd
+
+    frame = pd.read_csv(path)
+    named = [column for column in frame.columns if str(column).strip().lower() in LABEL_KEYS]
+    X = frame.drop(columns=named)
+    content = {"00": X.to_numpy(np.float32)} if X.shape[1] else {}
+    return content | ({"labels": frame[named[0]].to_numpy()} if named else {})
 
 
 def _array(value: Any) -> np.ndarray:

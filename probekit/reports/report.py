@@ -98,18 +98,22 @@ def save_figure(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) ->
     return written
 
 
-def _write_tables(panel: Panel, out: Path, suffix: str) -> list[Path]:
-    frame = layer_frame([panel])
-    caption = (
-        f"Linear probes on {panel.title}, protocol {panel.protocol} ({panel.protocol_hash[:6]}). "
+def captions(panel: Panel) -> dict[str, str]:
+    """What stands over the tables "layers" and "comparison" of a panel."""
+    return {
+        "layers": f"Linear probes on {panel.title}, protocol {panel.protocol} ({panel.protocol_hash[:6]}). "
         "C and layers are chosen on held-out training rows; intervals are Wilson's, pointwise; differences to the last "
-        "layer have a simultaneous 95 % band."
-    )
-    written = write_table(frame, printed_frame(frame), out / f"table{suffix}", caption)
+        "layer have a simultaneous 95 % band.",
+        "comparison": f"Ours beside published numbers on {panel.title}. Published rows follow their authors' protocols "
+        "and models; S2 marks a secondary source, D a number derived from printed ones.",
+    }
+
+
+def _write_tables(panel: Panel, out: Path, suffix: str) -> list[Path]:
+    caption = captions(panel)
+    frame = layer_frame([panel])
+    written = write_table(frame, printed_frame(frame), out / f"table{suffix}", caption["layers"])
     compared = comparison_frame([panel])
-    caption = (
-        f"Ours beside published numbers on {panel.title}. Published rows follow their authors' protocols and models; "
-        "S2 marks a secondary source, D a number derived from printed ones."
-    )
-    written += write_table(compared, printed_comparison(compared), out / f"comparison{suffix}", caption)
+    printed = printed_comparison(compared)
+    written += write_table(compared, printed, out / f"comparison{suffix}", caption["comparison"])
     return written + write_left_out(panel, out, suffix)

@@ -170,11 +170,20 @@ def write_table(frame: pd.DataFrame, printed: pd.DataFrame, stem: Path, caption:
     list of Path
         The three files.
     """
-    files = [stem.with_name(stem.name + suffix) for suffix in (".csv", ".md", ".tex")]
-    atomic.write_text(files[0], frame.to_csv(index=False, lineterminator="\n"))
-    atomic.write_text(files[1], f"{caption}\n\n{printed.to_markdown(index=False, disable_numparse=True)}\n")
-    atomic.write_text(files[2], _latex(printed, caption))
+    files = []
+    for form in ("csv", "md", "tex"):
+        files.append(stem.with_name(f"{stem.name}.{form}"))
+        atomic.write_text(files[-1], table_text(frame, printed, form, caption))
     return files
+
+
+def table_text(frame: pd.DataFrame, printed: pd.DataFrame, form: str, caption: str) -> str:
+    """A table as "csv" (of `frame`, full precision), "md" or "tex" (of `printed`, with the caption)."""
+    if form == "csv":
+        return frame.to_csv(index=False, lineterminator="\n")
+    if form == "md":
+        return f"{caption}\n\n{printed.to_markdown(index=False, disable_numparse=True)}\n"
+    return _latex(printed, caption)
 
 
 def _latex(printed: pd.DataFrame, caption: str) -> str:

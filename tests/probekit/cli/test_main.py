@@ -10,7 +10,7 @@ from importlib import import_module
 import pytest
 
 from probekit.cli import main as main_module
-from probekit.cli.main import VERBS, main, users_sentence
+from probekit.cli.main import FUNCTIONS, VERBS, main, users_sentence
 from probekit.errors import UserError
 
 
@@ -24,7 +24,8 @@ def test_help_names_every_verb(capsys):
 def test_every_verb_has_help_with_a_sentence_for_each_flag(verb, capsys):
     assert main([verb, "--help"]) == 0
     assert f"probekit {verb}" in capsys.readouterr().out
-    assert callable(getattr(import_module(f"probekit.cli.{verb}"), verb))
+    module, _, function = FUNCTIONS.get(verb, f"{verb}:{verb}").partition(":")
+    assert callable(getattr(import_module(f"probekit.cli.{module}"), function))
 
 
 def test_help_is_quick_and_needs_no_torch():

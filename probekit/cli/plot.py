@@ -1,0 +1,106 @@
+"""`probekit plot`: one figure to one file, from records."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from probekit.cli.console import say
+from probekit.errors import UserError
+
+if TYPE_CHECKING:
+    from probekit.reports.panels import Panel
+
+FORMATS = ("svg", "png", "pdf")
+
+
+def plot(
+    *results: Path,
+    out: Path,
+    kind: Literal["depth", "path"] = "depth",
+    dataset: str | None = None,
+    protocol: str | None = None,
+    train_rows: int | None = None,
+    series: str | None = None,
+    narrow: bool = False,
+) -> None:
+    """Draw one figure of a results folder to a file: the depth curve, or accuracy over the penalties.
+
+    Parameters
+    ----------
+    results
+        Folders with a results.jsonl, or such files; several are read as one.
+    out
+        The file; its ending says the format: .svg, .png or .pdf.
+    kind
+        depth: accuracy by layer with intervals. path: one series' layers over the grid of C.
+    dataset
+        Which data set, where the results hold several.
+    protocol
+        Which protocol, where they hold several.
+    train_rows
+        Which size of the training set, where they hold several; 0 is all rows.
+    series
+        For kind path: which series; the first trained model unless given.
+    narrow
+        Draw for a telephone's width.
+    """
+    from probekit.reports.plots import depth_figure, path_figure
+    from probekit.reports.report import save_figure
+    from probekit.reports.style import style
+
+    form = check_ending(out, FORMATS)
+    panel = one_panel(results, dataset, protocol, train_rows)
+    with style():
+        if kind == "depth":
+            figure = depth_figure(panel, narrow)
+        else:
+            named = {one.label: one for one in panel.series}
+            wanted = series or (panel.models or panel.series)[0].label
+            if wanted not in named:
+                raise UserError(f"There is no series {wanted!r}; there are {', '.join(named)}.")
+            figure = path_figure(named[wanted], narrow=narrow)
+        save_figure(figure, out.with_suffix(""), (form,))
+    say(f"wrote {out}")
+
+
+def check_ending(out: Path, formats: Sequence[str]) -> str:
+    """The format that a file's ending asks for; a `UserError` if it is none of `formats`. Makes the file's folder."""
+    form = out.suffix.removeprefix(".")
+    if form not in formats:
+        endings = f"{', '.join('.' + name for name in formats[:-1])} or .{formats[-1]}"
+        raise UserError(f"{out} ends in {out.suffix or 'nothing'}; give --out a name that ends in {endings}.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return form
+
+
+def one_panel(
+    results: Sequence[Path], dataset: str | None = None, protocol: str | None = None, train_rows: int | None = None
+) -> "Panel":
+    """The only panel of some results that fits what was asked for; `train_rows` 0 asks for all rows.
+
+    Raises
+    ------
+    UserError
+        No results were given, no panel fits, or several do; the message lists them.
+    """
+    from probekit.reports.panels import build_panels, collect_records
+
+    if not results:
+        raise UserError("No results were given; name the folder (or several) that `probekit sweep` wrote into.")
+    panels = build_panels(collect_records(list(results)))
+    if not panels:
+        raise UserError("The results hold no probe of a single layer: run `probekit sweep`.")
+    fitting = [
+        panel
+        for panel in panels
+        if dataset in (None, panel.dataset)
+        and protocol in (None, panel.protocol)
+        and (train_rows is None or (train_rows or None) == panel.train_rows)
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    listed = "; ".join(
+        f"--dataset {panel.dataset} --protocol {panel.protocol} --train-rows {panel.train_rows or 0}"
+        for panel in fitting or panels
+    )
+    raise UserError(f"{'Several sets of probes fit' if fitting else 'No probes fit'}; choose one of: {listed}.")

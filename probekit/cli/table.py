@@ -1,0 +1,51 @@
+"""`probekit table`: one table to one file, from records."""
+
+from pathlib import Path
+from typing import Literal
+
+from probekit.cli.console import say
+from probekit.cli.plot import check_ending, one_panel
+
+FORMATS = ("md", "csv", "tex")
+
+
+def table(
+    *results: Path,
+    out: Path,
+    kind: Literal["layers", "comparison"] = "layers",
+    dataset: str | None = None,
+    protocol: str | None = None,
+    train_rows: int | None = None,
+) -> None:
+    """Write one table of a results folder to a file: every layer, or ours beside published numbers.
+
+    Parameters
+    ----------
+    results
+        Folders with a results.jsonl, or such files; several are read as one.
+    out
+        The file; its ending says the format: .md, .csv (all columns, full precision) or .tex (booktabs).
+    kind
+        layers: one row a probe. comparison: the best of ours beside published rows on the same data set.
+    dataset
+        Which data set, where the results hold several.
+    protocol
+        Which protocol, where they hold several.
+    train_rows
+        Which size of the training set, where they hold several; 0 is all rows.
+    """
+    from igpt_model import atomic
+    from probekit.reports.published import comparison_frame, printed_comparison
+    from probekit.reports.report import captions
+    from probekit.reports.tables import layer_frame, printed_frame, table_text
+
+    form = check_ending(out, FORMATS)
+    panel = one_panel(results, dataset, protocol, train_rows)
+    if kind == "layers":
+        frame = layer_frame([panel])
+        printed = printed_frame(frame)
+    else:
+        frame = comparison_frame([panel])
+        printed = printed_comparison(frame)
+    atomic.write_text(out, table_text(frame, printed, form, captions(panel)[kind]))
+    say(f"wrote {out}: {len(frame)} rows")
