@@ -1,4 +1,4 @@
-"""Who solves it: `torch` (this package), `sklearn` (the oracle), `cuml` (an extra). Our own objective certifies every answer."""
+"""Who solves it: `torch` (this package), `sklearn` (the oracle), `cuml` (an extra); our objective certifies all."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -106,7 +106,8 @@ def _cuml(inputs: Inputs, l2s: Array, tol: float, max_iter: int, fit_intercept: 
         from cuml.linear_model import LogisticRegression
     except ImportError as error:
         raise UserError(
-            "backend 'cuml' needs RAPIDS cuML, which is not installed; `pip install igpt-probekit[cuml-cu12]`, or use backend='torch'."
+            "backend 'cuml' needs RAPIDS cuML, which is not installed; `pip install igpt-probekit[cuml-cu12]`, "
+            "or use backend='torch'."
         ) from error
     X, y, weights = _host_rows(inputs)
     fits = []

@@ -32,10 +32,9 @@ def lagrange(at: Tensor, log_nodes: Tensor, theta_nodes: Tensor, degree: int = D
     for x in at:
         near = (log_nodes - x).abs().argsort()[:count].sort().values
         points = log_nodes[near]
-        weights = torch.stack([
-            torch.prod((x - torch.cat([points[:i], points[i + 1 :]])) / (points[i] - torch.cat([points[:i], points[i + 1 :]])))
-            for i in range(count)
-        ])  # fmt: skip
+        apart = points[:, None] - points
+        ratios = (x - points) / apart.fill_diagonal_(1.0)
+        weights = ratios.fill_diagonal_(1.0).prod(dim=1)
         out.append(torch.tensordot(weights.to(theta_nodes.dtype), theta_nodes[near], dims=1))
     return torch.stack(out)
 

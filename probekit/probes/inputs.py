@@ -17,7 +17,7 @@ SMALL = 1 << 20  # entries of X up to which float64 costs next to nothing, and s
 
 @dataclass(frozen=True)
 class Inputs:
-    """Checked inputs: rows whose X the penalty acts on (standardised on the fly if asked), and the bookkeeping around them."""
+    """Checked inputs: rows whose X the penalty acts on (standardised on the fly if asked), and what belongs to them."""
 
     rows: Rows
     Cs: NDArray[np.float64]
@@ -62,7 +62,9 @@ def read_inputs(
         raise UserError(f"y holds one class only ({classes[present][0]!r}); a probe needs at least two.")
     where = torch.device(device)
     rows = Rows(
-        X=source, y=torch.from_numpy(index.astype(np.int64)).to(where), weights=torch.from_numpy(weights / weights.sum()).to(where),
+        X=source,
+        y=torch.from_numpy(index.astype(np.int64)).to(where),
+        weights=torch.from_numpy(weights / weights.sum()).to(where),
         n_classes=len(classes), dtype=solver_dtype, device=where,
     )  # fmt: skip
     _require_finite(rows)

@@ -23,7 +23,7 @@ PATIENCE = 40  # iterations without a fifth off the estimated gap: rounding, not
 
 @dataclass
 class Outcome:
-    """theta (P, R, D+1), n_iter (P,) objective evaluations, finished (P,) bool, stalled (P,) bool (no descent found)."""
+    """theta (P, R, D+1), n_iter (P,) objective evaluations, finished (P,) bool, stalled (P,) bool (no descent)."""
 
     theta: Tensor
     n_iter: Tensor

@@ -27,9 +27,10 @@ class ProbePath:
     ----------
     Cs, l2s : (n_C,) penalties, scikit-learn's and the mean loss's (see `probes.objective`)
     classes : (K,) labels in column order
-    coef, intercept : (n_C, R, D) and (n_C, R), R = 1 if K = 2 else K, on the features as given (standardising folded back)
+    coef, intercept : (n_C, R, D) and (n_C, R), R = 1 if K = 2 else K, of the features as given
     converged : (n_C,) bool
-    certificates : arrays (n_C,): loss, grad_max, grad_rel, gap_bound, decrement_gap, intercept_residual, n_iter, stop_reason
+    certificates : arrays (n_C,): loss, grad_max, grad_rel, gap_bound, decrement_gap, intercept_residual, n_iter,
+        stop_reason
     backend, solver_version : who solved it
     """
 
@@ -135,8 +136,8 @@ def fit_path(
     if not path.converged.all():
         worst = ", ".join(f"{C:.3g}" for C in path.Cs[~path.converged][:5])
         warnings.warn(
-            f"{int((~path.converged).sum())} of {len(path)} fits did not converge to tol={tol:g} (C = {worst}); they are marked in "
-            "`converged`: raise max_iter or tol, or use dtype='float64'.",
+            f"{int((~path.converged).sum())} of {len(path)} fits did not converge to tol={tol:g} (C = {worst}); "
+            "they are marked in `converged`: raise max_iter or tol, or use dtype='float64'.",
             ConvergenceWarning,
             stacklevel=2,
         )

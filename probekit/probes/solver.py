@@ -167,7 +167,7 @@ class PathSolver:
         self.kronecker.update(self.loss.covariance(self.theta.to(self.loss.rows.dtype)), every)
 
     def certified(self) -> tuple[Certificate, Tensor]:
-        """Certify every fit in float64; those above tol get Newton steps until they pass, stall or run out of rounds."""
+        """Certify every fit in float64; those above tol get Newton steps until they pass or stall."""
         at_zero = gradient_at_zero(self.where, self.exact)
 
         def good_enough(measured: Measured, decrement: Tensor) -> Tensor:
@@ -200,7 +200,8 @@ def solve(rows: Rows, l2: Tensor, tol: float = 1e-4, max_iter: int = 2000) -> So
     rows : data in the coordinates the penalty acts on (standardised, if at all), weights summing to 1
     l2 : (P,) float64 penalties of the mean loss, in any order
     tol : estimated relative objective gap at which a fit counts as converged
-    max_iter : passes over the rows that the search for one penalty may take; the Newton steps that certify it have limits of their own
+    max_iter : passes over the rows that the search for one penalty may take; the certifying Newton steps have limits of
+        their own
     """
     with _threads_for(rows):
         return _solve(rows, l2, tol, max_iter)
