@@ -49,7 +49,12 @@ def _torch(inputs: Inputs, l2s: Array, tol: float, max_iter: int, fit_intercept:
     rows = replace(inputs.rows, intercept=fit_intercept)
     solution = solve(rows, torch.from_numpy(l2s).to(rows.device), tol=tol, max_iter=max_iter)
     return _fitted(
-        solution.certificate, tol, solution.n_iter.cpu().numpy(), solution.stop_reason, f"torch-{SOLVER_VERSION}"
+        solution.certificate,
+        tol,
+        solution.n_iter.cpu().numpy(),
+        solution.stop_reason,
+        f"torch-{SOLVER_VERSION}",
+        str(solution.plan),
     )
 
 

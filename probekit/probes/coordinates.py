@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from probekit.probes.rows import STREAM_ROWS, Rows, sum_over_ranks
+from probekit.probes.rows import STREAM_ROWS, Rows, are_dealt, sum_over_ranks
 
 NEARLY_NULL = 1e-10  # an eigenvalue of X'X below this share of the largest asks for a closer look at the rank
 NULL = 1e-13  # a singular value of X below this share of the largest is rounding
@@ -75,7 +75,7 @@ def eigenbasis(rows: Rows, in_memory: bool = True) -> Coordinates:
     raw_shift = shift if rows.scale is None else shift * rows.scale
     exact = replace(exact, shift=raw_shift if rows.shift is None else rows.shift + raw_shift)
     reduction = None
-    if len(rows) < D and not torch.distributed.is_initialized():
+    if len(rows) < D and not are_dealt():
         reduction, _ = torch.linalg.qr(torch.cat([X[:, :-1] for X, _, _ in exact.blocks(STREAM_ROWS)]).T)
         exact = replace(exact, projection=reduction)
     if in_memory:
@@ -88,7 +88,7 @@ def eigenbasis(rows: Rows, in_memory: bool = True) -> Coordinates:
         moment += (features.T @ (features * weights.to(rows.dtype)[:, None])).double()
     sum_over_ranks(moment)
     values, vectors = torch.linalg.eigh(moment)
-    if in_memory and float(values[0]) < NEARLY_NULL * float(values[-1]) and not torch.distributed.is_initialized():
+    if in_memory and float(values[0]) < NEARLY_NULL * float(values[-1]) and not are_dealt():
         space = row_space(exact.X[:, :-1])
         values, vectors = torch.linalg.eigh(space.T @ moment @ space)
         vectors = space @ vectors

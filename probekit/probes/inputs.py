@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from probekit.errors import UserError
-from probekit.probes.rows import Rows, mean_and_deviation
+from probekit.probes.rows import Rows, are_dealt, mean_and_deviation
 
 SMALL = 1 << 20  # entries of X up to which float64 costs next to nothing, and spares float32's rounding floor
 
@@ -57,14 +57,18 @@ def read_inputs(
     if weights.shape != labels.shape or not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() <= 0:
         raise UserError("sample_weight must be one finite non-negative number a row, not all zero.")
     classes, index = np.unique(labels, return_inverse=True)
-    present = np.bincount(index, weights, minlength=len(classes)) > 0
+    mass = np.bincount(index, weights, minlength=len(classes))
+    if are_dealt():
+        classes, mass, solver_dtype = _over_ranks(classes, mass, solver_dtype)
+        index = np.searchsorted(classes, labels)
+    total, present = float(mass.sum()), mass > 0
     if present.sum() < 2:
         raise UserError(f"y holds one class only ({classes[present][0]!r}); a probe needs at least two.")
     where = torch.device(device)
     rows = Rows(
         X=source,
         y=torch.from_numpy(index.astype(np.int64)).to(where),
-        weights=torch.from_numpy(weights / weights.sum()).to(where),
+        weights=torch.from_numpy(weights / total).to(where),
         n_classes=len(classes), dtype=solver_dtype, device=where,
     )  # fmt: skip
     _require_finite(rows)
@@ -73,7 +77,20 @@ def read_inputs(
         mean_t, scale_t = mean_and_deviation(rows)
         rows = replace(rows, shift=mean_t, scale=scale_t)
         mean, scale = mean_t.cpu().numpy(), scale_t.cpu().numpy()
-    return Inputs(rows, penalties, classes, float(weights.sum()), mean, scale)
+    return Inputs(rows, penalties, classes, total, mean, scale)
+
+
+def _over_ranks(
+    classes: NDArray[Any], mass: NDArray[np.float64], dtype: torch.dtype
+) -> tuple[NDArray[Any], NDArray[np.float64], torch.dtype]:
+    """Classes of all ranks' rows, the weight of each, and the widest precision that any rank chose."""
+    told: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(told, (classes, mass, dtype))
+    union = np.unique(np.concatenate([theirs for theirs, _, _ in told]))
+    total = np.zeros(len(union))
+    for theirs, weight, _ in told:
+        total[np.searchsorted(union, theirs)] += weight
+    return union, total, max((kind for _, _, kind in told), key=lambda kind: torch.finfo(kind).bits)
 
 
 def _numpy(values: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from probekit.probes.lbfgs import Preconditioner, dot
 from probekit.probes.passes import MeanLoss
+from probekit.probes.rows import largest_share
 
 KEEP_BYTES = 1 << 28  # probabilities kept between products, which saves one matrix product of three
 HALVINGS = 10
@@ -127,7 +128,7 @@ def solve_newton_system(
     step (P, R, D+1) in float64, decrement (P,), products used (P,)
     """
     P, R, _ = theta.shape
-    bytes_each = R * len(loss.rows) * torch.finfo(loss.rows.dtype).bits // 8
+    bytes_each = R * largest_share(loss.rows) * torch.finfo(loss.rows.dtype).bits // 8
     group = max(int(KEEP_BYTES // bytes_each), 1)
     keep = bytes_each <= KEEP_BYTES
     parts = [

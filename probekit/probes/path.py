@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import ConvergenceWarning
 
@@ -12,6 +13,7 @@ from probekit.errors import UserError
 from probekit.probes import objective
 from probekit.probes.backends import fit_backend
 from probekit.probes.inputs import read_inputs
+from probekit.probes.rows import rows_dealt_to_ranks
 
 if TYPE_CHECKING:
     from probekit.probes.linear_probe import LinearProbe
@@ -97,6 +99,7 @@ def fit_path(
     device: str = "cpu",
     dtype: str | None = None,
     fit_intercept: bool = True,
+    rows_dealt: bool = False,
 ) -> ProbePath:
     """Fit l2-regularised multinomial logistic regression for every penalty of a path.
 
@@ -114,6 +117,8 @@ def fit_path(
     dtype : "float32" or "float64" arithmetic of the solver; None takes float64 for float64 features and for small X (up
         to 2^20 entries, where it costs next to nothing), else float32. Certificates are float64 always
     fit_intercept : False fixes the intercept at zero
+    rows_dealt : X and y are this rank's share of the rows of a torch.distributed run; every rank must call, and gets the
+        same answer. False: the rows given are all, also where torch.distributed is running
 
     Returns
     -------
@@ -125,9 +130,14 @@ def fit_path(
     UserError
         X or y cannot be fitted: shapes differ, values are not finite, one class only, a C that is not positive.
     """
-    inputs = read_inputs(X, y, Cs, sample_weight, standardize, device, dtype)
-    l2s = objective.C_to_l2(inputs.Cs, inputs.total_weight)
-    fitted = fit_backend(backend, inputs, l2s, tol=tol, max_iter=max_iter, fit_intercept=fit_intercept)
+    if rows_dealt and (backend != "torch" or not torch.distributed.is_initialized()):
+        raise UserError(
+            "rows_dealt needs the torch backend and a running torch.distributed group; start with torchrun."
+        )
+    with rows_dealt_to_ranks(rows_dealt):
+        inputs = read_inputs(X, y, Cs, sample_weight, standardize, device, dtype)
+        l2s = objective.C_to_l2(inputs.Cs, inputs.total_weight)
+        fitted = fit_backend(backend, inputs, l2s, tol=tol, max_iter=max_iter, fit_intercept=fit_intercept)
     coef, intercept = inputs.unscale(fitted.theta[..., :-1], fitted.theta[..., -1])
     path = ProbePath(
         Cs=inputs.Cs, l2s=l2s, classes=inputs.classes, coef=coef, intercept=intercept, converged=fitted.converged,

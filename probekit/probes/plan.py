@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from probekit.probes.rows import Rows
+from probekit.probes.rows import Rows, are_dealt
 
 DENSE_COLUMNS = {"cpu": 6000, "cuda": 20000}  # largest Hessian worth a Cholesky factor: seconds, at most
 SHARE = 0.6  # of the free memory that the solver may take
@@ -39,9 +39,14 @@ def free_memory(device: torch.device) -> int:
 def make_plan(rows: Rows, n_penalties: int, free: int | None = None) -> Plan:
     """Decide how to solve `n_penalties` on these rows with `free` bytes (measured, if None)."""
     free = free_memory(rows.device) if free is None else free
+    if are_dealt():
+        # every rank must choose the same method: the one with the least memory decides
+        least = torch.tensor(float(free), dtype=torch.float64, device=rows.device)
+        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+        free = int(least)
     size = torch.finfo(rows.dtype).bits // 8
     N, D, R = len(rows), rows.width, rows.n_coef_rows
-    r = min(N, D)
+    r = D if are_dealt() else min(N, D)
     X = 2 * N * (r + 1) * size
     problem = R * (r + 1)
     vectors = 30 * n_penalties * problem * size  # theta, gradients and the L-BFGS pairs
@@ -54,7 +59,7 @@ def make_plan(rows: Rows, n_penalties: int, free: int | None = None) -> Plan:
     needed += X if in_memory else 0
     sentence = (
         f"{N} rows x {D} features, {rows.n_classes} classes, {n_penalties} penalties: "
-        + (f"rows reduced exactly to {r} columns; " if D > N else "")
+        + (f"rows reduced exactly to {r} columns; " if r < D else "")
         + ("X in memory" if in_memory else "X streamed in row blocks")
         + ", "
         + (

@@ -7,6 +7,8 @@ intercept is then one more coefficient, which no penalty touches.
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -118,11 +120,40 @@ class Rows:
         return replace(self, X=X, shift=None, scale=None, projection=None, ready=True)
 
 
+_DEALT: ContextVar[bool] = ContextVar("rows are dealt to ranks", default=False)
+
+
+@contextmanager
+def rows_dealt_to_ranks(dealt: bool) -> Iterator[None]:
+    """While the body runs, this process's rows are one rank's share, if `dealt`; else they are all there are.
+
+    Said, not guessed from torch.distributed: ranks that share a journal each fit a layer of their own.
+    """
+    token = _DEALT.set(dealt)
+    try:
+        yield
+    finally:
+        _DEALT.reset(token)
+
+
+def are_dealt() -> bool:
+    """Whether the rows at hand are one rank's share."""
+    return _DEALT.get()
+
+
 def sum_over_ranks(*tensors: Tensor) -> None:
-    """Add each tensor over the ranks of a torch.distributed run, in place; does nothing outside of one."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    """Add each tensor over the ranks, in place, where rows are dealt to them; does nothing elsewhere."""
+    if are_dealt():
         for tensor in tensors:
             torch.distributed.all_reduce(tensor)
+
+
+def largest_share(rows: Rows) -> int:
+    """Rows of the rank that has most: what all ranks may decide by."""
+    most = torch.tensor(len(rows), device=rows.device)
+    if are_dealt():
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return int(most)
 
 
 def mean_and_deviation(rows: Rows) -> tuple[Tensor, Tensor]:
