@@ -1,6 +1,24 @@
 """What a verb says when it is done: plain lines on stdout, never wrapped, nothing in them taken for markup."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
+
+
+def speaks() -> bool:
+    """Whether this process is the one that talks: under torchrun rank 0 alone (`probekit.ranks` would import torch)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """Within it, what another rank than 0 prints on stdout goes nowhere."""
+    if speaks():
+        yield
+    else:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            yield
 
 
 def say(text: Any, style: str | None = None) -> None:

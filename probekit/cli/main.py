@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 the user's input; 1 our fault; 130 interrupted, with what 
 
 import difflib
 import errno
+import os
 import sys
 import traceback
 import warnings
@@ -14,6 +15,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from rich.console import Console
 
 from probekit import __version__
+from probekit.cli.console import one_voice, speaks
 from probekit.errors import UserError
 
 MAKE = Group.create_ordered("One command")
@@ -95,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}?" if near else f"the verbs are {', '.join(VERBS)}."
         return _say(f"there is no verb {tokens[0]!r}; {hint}", 2)
     try:
-        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        with one_voice():
+            app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except KeyboardInterrupt:
         return _say("interrupted; what was finished is saved, and the same command goes on from there.", 130)
     except (UserError, CycloptsError, OSError, SystemExit, Exception) as error:
@@ -130,9 +133,12 @@ def users_sentence(error: BaseException) -> str | None:
 
 def _say(sentence: str, code: int) -> int:
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    console.print(f"probekit: {sentence}", style="red" if code != 130 else None)
+    who = "probekit" if speaks() else f"probekit, rank {os.environ['RANK']}"
+    console.print(f"{who}: {sentence}", style="red" if code != 130 else None)
     return code
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    if not speaks():
+        return
     sys.stderr.write(f"warning: {' '.join(str(message).split())}\n")

@@ -94,7 +94,7 @@ def one_panel(
         panel
         for panel in panels
         if dataset in (None, panel.dataset)
-        and protocol in (None, panel.protocol)
+        and protocol in (None, panel.protocol, panel.protocol.rstrip("*"))  # the star says that its Cs were changed
         and (train_rows is None or (train_rows or None) == panel.train_rows)
     ]
     if len(fitting) == 1:

@@ -9,6 +9,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from probekit.cli.console import speaks
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -20,7 +22,7 @@ class Show(Protocol):
 
 @contextmanager
 def progress(what: str, unit: str, seconds_between_lines: float = SECONDS_BETWEEN_LINES) -> Iterator[Show]:
-    """Show progress on stderr until the block ends.
+    """Show progress on stderr until the block ends; under torchrun rank 0 alone does.
 
     Parameters
     ----------
@@ -28,7 +30,9 @@ def progress(what: str, unit: str, seconds_between_lines: float = SECONDS_BETWEE
     unit : what is counted, for example "steps".
     seconds_between_lines : how often a line is printed where there is no terminal.
     """
-    if sys.stderr.isatty():
+    if not speaks():
+        yield lambda done, total, note="": None
+    elif sys.stderr.isatty():
         with _bar(what, unit) as show:
             yield show
     else:

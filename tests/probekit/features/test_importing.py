@@ -73,9 +73,9 @@ def test_what_is_missing_is_said(tmp_path, arrays):
         import_features({"train": tmp_path / "x.npy"}, tmp_path / "f.h5")
     with pytest.raises(UserError, match="does not exist"):
         import_features({"train": tmp_path / "z.npy"}, tmp_path / "f.h5")
-    (tmp_path / "x.csv").write_text("1")
-    with pytest.raises(UserError, match=r"expected .npy, .npz or .pt"):
-        import_features({"train": tmp_path / "x.csv"}, tmp_path / "f.h5")
+    (tmp_path / "x.txt").write_text("1")
+    with pytest.raises(UserError, match=r"expected .npy, .npz, .pt or .csv"):
+        import_features({"train": tmp_path / "x.txt"}, tmp_path / "f.h5")
     np.save(tmp_path / "flat.npy", Y)
     with pytest.raises(UserError, match="no two-dimensional features"):
         import_features({"train": tmp_path / "flat.npy"}, tmp_path / "f.h5")

@@ -1,0 +1,191 @@
+"""Bad input ends with exit code 2 and one sentence on stderr that names it; no traceback, nothing else."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from probekit.cli import demo
+from probekit.cli.main import main
+from probekit.features.store import FeatureStore
+
+PROGRESS = re.compile(r"[a-z -]+: \d+/\d+ \w+")  # what a long verb says while it still works
+
+
+@pytest.fixture
+def features(tmp_path):
+    """A feature file of three layers and three classes."""
+    return make_features(tmp_path / "f.h5")
+
+
+def make_features(path, classes=3):
+    rng = np.random.default_rng(0)
+    splits = {}
+    for split, n in (("train", 60), ("val", 15), ("test", 30)):
+        y = np.arange(n) % classes
+        splits[split] = ([rng.normal(size=(n, 4)).astype(np.float32) + np.eye(4)[y] for _ in range(3)], y)
+    FeatureStore.from_arrays(path, splits, encoder={"name": "made"}, dataset={"name": "noise"})
+    return path
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder whose palette is another one than its checkpoint was trained with."""
+    shutil.copytree(demo.pretrained_files(), tmp_path / "run")
+    palette = next((tmp_path / "run").glob("checkpoints/*/palette.safetensors"))
+    save_file({name: -values for name, values in load_file(palette).items()}, palette)
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run a command line that must be refused in one sentence that holds all of `words`."""
+
+    def check(*arguments, words):
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 2
+        one_sentence(capsys.readouterr().err, words)
+
+    return check
+
+
+def one_sentence(error, words):
+    lines = [line for line in error.splitlines() if not PROGRESS.match(line)]
+    assert len(lines) == 1, error
+    assert lines[0].startswith("probekit: ")
+    assert lines[0].rstrip().endswith((".", "?"))
+    missing = [word for word in words if word not in lines[0]]
+    assert not missing, lines[0]
+
+
+@pytest.mark.parametrize("verb", ["extract", "train", "finetune", "study", "verify", "sample", "plan"])
+def test_unknown_dataset(verb, tmp_path, features, refused):
+    shutil.copytree(demo.pretrained_files(), tmp_path / "run")
+    name, run = "wandering-digit", tmp_path / "run"
+    arguments = {
+        "extract": ["pixels", name, "--out", tmp_path / "new.h5"],
+        "train": [name, "--out", tmp_path / "new"],
+        "finetune": [run, name, "--out", tmp_path / "new"],
+        "study": ["pixels", "--on", name, "--out", tmp_path / "new"],
+        "verify": [features, "--data", name],
+        "sample": [run, "--complete", name, "--out", tmp_path / "a.png"],
+        "plan": ["--dataset", name],
+    }
+    refused(verb, *arguments[verb], words=[name, "wandering-digits", "cifar10"])
+
+
+def test_unknown_dataset_to_fetch(tmp_path, refused):
+    refused("datasets", "fetch", "cifar11", "--root", tmp_path, words=["cifar11", "cifar10"])
+
+
+def test_unknown_layer(tmp_path, features, refused):
+    refused("sweep", features, "--layers", "77", words=["77", "00, 01, 02"])
+    new = tmp_path / "new.h5"
+    refused("extract", "random:tiny", "digits", "--layers", "77", "--out", new, words=["77", "00, 01"])
+    assert not new.exists()
+
+
+@pytest.mark.parametrize("verb", ["sweep", "concat", "verify", "inspect", "compress"])
+def test_truncated_feature_file(verb, features, refused):
+    content = features.read_bytes()
+    features.write_bytes(content[: len(content) // 2])
+    refused(verb, features, words=["f.h5"])
+
+
+def test_a_file_that_is_no_feature_file(tmp_path, refused):
+    (tmp_path / "f.h5").write_text("no features")
+    refused("sweep", tmp_path / "f.h5", words=["f.h5"])
+    refused("sweep", tmp_path / "absent.h5", words=["absent.h5"])
+
+
+@pytest.mark.parametrize("verb", ["extract", "sample", "finetune", "convert"])
+def test_checkpoint_of_another_palette(verb, run, tmp_path, refused):
+    arguments = {
+        "extract": [f"igpt:{run}", "wandering-digits", "--out", tmp_path / "new.h5"],
+        "sample": [run, "--out", tmp_path / "a.png"],
+        "finetune": [run, "wandering-digits", "--out", tmp_path / "new"],
+        "convert": [run, tmp_path / "hf"],
+    }
+    refused(verb, *arguments[verb], words=["palette"])
+
+
+def test_labels_of_one_class(tmp_path, refused):
+    file = make_features(tmp_path / "f.h5", classes=1)
+    refused("sweep", file, words=["class"])
+    refused("concat", file, words=["class"])
+
+
+def test_a_folder_of_one_class(tmp_path, refused):
+    (tmp_path / "pictures" / "cat").mkdir(parents=True)
+    for index in range(12):
+        Image.new("RGB", (8, 8), (index, 0, 0)).save(tmp_path / "pictures" / "cat" / f"{index}.png")
+    refused("study", "pixels", "--on", tmp_path / "pictures", "--out", tmp_path / "study", words=["class"])
+
+
+def test_nan_features(tmp_path, features, refused):
+    with h5py.File(features, "r+") as file:
+        file["train/layers/01"][3, 2] = np.nan
+    refused("sweep", features, "--Cs", "1", words=["NaN", "01"])
+    X = np.ones((6, 2))
+    X[4, 1] = np.nan
+    np.savez(tmp_path / "train.npz", a=X, labels=np.arange(6) % 2)
+    refused("import", "--train", tmp_path / "train.npz", "--out", tmp_path / "new.h5", words=["finite", "train"])
+
+
+@pytest.mark.parametrize("C", ["0", "-1", "nan", "inf"])
+@pytest.mark.parametrize("verb", ["sweep", "concat"])
+def test_a_penalty_that_is_not_positive(verb, C, features, refused):
+    refused(verb, features, f"--Cs={C}", words=["positive"])
+
+
+def test_a_penalty_that_is_no_number(features, refused):
+    refused("sweep", features, "--Cs", "small", words=["small"])
+
+
+# a path below a file fails for root too, and so does /proc
+@pytest.mark.parametrize("where", ["file", "proc"])
+@pytest.mark.parametrize("verb", ["extract", "demo", "sweep", "train", "study", "report", "plot", "import", "sample"])
+def test_output_that_cannot_be_written(verb, where, tmp_path, features, refused):
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "x" if where == "file" else Path("/proc/probekit-test/x")
+    if verb in ("report", "plot"):
+        assert main(["sweep", str(features), "--protocol", "dinov2-45", "--Cs", "0.01", "--Cs", "1"]) == 0
+    if verb == "sample":
+        shutil.copytree(demo.pretrained_files(), tmp_path / "run")
+    np.savez(tmp_path / "train.npz", a=np.eye(6), labels=np.arange(6) % 2)
+    arguments = {
+        "extract": ["pixels", "digits", "--limit", 20, "--out", out.with_suffix(".h5")],
+        "demo": ["--out", out, "--limit", 20],
+        "sweep": [features, "--Cs", 1, "--out", out],
+        "train": ["digits", "--resolution", 8, "--n-colours", 4, "--steps", 1, "--limit", 20, "--out", out],
+        "study": ["pixels", "--on", "digits", "--limit", 20, "--out", out],
+        "report": [tmp_path, "--out", out],
+        "plot": [tmp_path, "--out", out.with_suffix(".svg")],
+        "import": ["--train", tmp_path / "train.npz", "--out", out.with_suffix(".h5")],
+        "sample": [tmp_path / "run", "--n", 1, "--out", out.with_suffix(".png")],
+    }
+    refused(verb, *arguments[verb], words=["file" if where == "file" else "/proc"])
+
+
+def test_a_demo_folder_of_another_recipe(tmp_path, refused):
+    (tmp_path / "demo.json").write_text(json.dumps({"steps": 3}))
+    refused("demo", "--out", tmp_path, "--steps", "4", words=["steps: 3 there, 4 here"])
+
+
+def test_as_a_process_of_its_own(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "probekit", "extract", "pixels", "wandering-digit", "--out", tmp_path / "f.h5"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    one_sentence(done.stderr, ["wandering-digit", "cifar10"])
