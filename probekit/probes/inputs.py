@@ -57,7 +57,7 @@ def read_inputs(
     if weights.shape != labels.shape or not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() <= 0:
         raise UserError("sample_weight must be one finite non-negative number a row, not all zero.")
     classes, index = np.unique(labels, return_inverse=True)
-    mass = np.bincount(index, weights, minlength=len(classes))
+    mass: NDArray[np.float64] = np.bincount(index, weights, minlength=len(classes)).astype(np.float64)
     if are_dealt():
         classes, mass, solver_dtype = _over_ranks(classes, mass, solver_dtype)
         index = np.searchsorted(classes, labels)

@@ -117,8 +117,8 @@ def fit_path(
     dtype : "float32" or "float64" arithmetic of the solver; None takes float64 for float64 features and for small X (up
         to 2^20 entries, where it costs next to nothing), else float32. Certificates are float64 always
     fit_intercept : False fixes the intercept at zero
-    rows_dealt : X and y are this rank's share of the rows of a torch.distributed run; every rank must call, and gets the
-        same answer. False: the rows given are all, also where torch.distributed is running
+    rows_dealt : X and y are this rank's share of the rows of a torch.distributed run; every rank must
+        call, and gets the same answer. False: the rows given are all, also where torch.distributed is running
 
     Returns
     -------
