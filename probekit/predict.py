@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from probekit.datasets.images import decode
 from probekit.encoders.protocol import Encoder
 from probekit.errors import UserError
-from probekit.features.layout import file_layer_names
+from probekit.features.provenance import differences
+from probekit.features.store import FeatureStore
 from probekit.probes.objective import log_probabilities, logits
 from probekit.results.records import RESULTS_NAME, Record, read_records
 from probekit.results.rows import load_probe
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
-HASHES = ("weights_hash", "palette_hash")
+# what may differ between the encoder that made the features and the one that goes on with them
+MAY_DIFFER = {"name", "device", "dtype", "checkpoint", "step", "training", "function", "note", "of"}
 
 
 def find_record(probe: str | Path) -> Record:
@@ -31,6 +33,44 @@ def find_record(probe: str | Path) -> Record:
     if not found:
         raise UserError(f"{journal} holds no record of {path.name}, so its encoder and layers are not known.")
     return found[0]
+
+
+def encoder_of(record: Record) -> tuple[str, dict[str, Any]]:
+    """What to give `load_encoder` for a record's encoder: the name and the options that its provenance tells.
+
+    Raises
+    ------
+    UserError
+        The provenance does not lead back to the encoder: one of Hugging Face's, timm's, random weights, or a run that
+        was moved.
+    """
+    about = record.encoder
+    if about.get("kind") in ("pixels", "histogram"):
+        return f"{about['kind']}:{about['resolution']}", {}
+    checkpoint = Path(about.get("checkpoint", ""))
+    if about.get("kind") == "igpt" and "checkpoint" in about and checkpoint.is_dir():
+        options = {"norm": about["norm"] != "none"}
+        return f"igpt:{checkpoint}", options | ({"masked": False} if about["input"] == "all pixels" else {})
+    raise UserError(
+        f"The record of this probe does not say where its encoder ({about.get('name', 'unnamed')}) lies now; give it "
+        "with --encoder, as in `probekit extract`."
+    )
+
+
+def class_names(record: Record) -> tuple[str, ...]:
+    """Names of the labels, from the feature file of the record where it still lies there; else none."""
+    if record.folder is None or not (record.folder / record.feature_file).is_file():
+        return ()
+    return FeatureStore.open(record.folder / record.feature_file).classes
+
+
+def layer_place(layer: str, layers: Sequence[str]) -> int:
+    """Which of an encoder's layers a feature file calls `layer`: by its name, or by what follows the number there."""
+    plain = [name.replace("/", ".") for name in layers]
+    for name in (layer, layer.partition("_")[2]):
+        if name in plain:
+            return plain.index(name)
+    raise UserError(f"The encoder has no layer {layer}, which the probe reads; it has {', '.join(layers)}.")
 
 
 def list_images(paths: Sequence[str | Path]) -> list[Path]:
@@ -55,12 +95,13 @@ def predict(probe: str | Path, images: Sequence[str | Path], encoder: Encoder, b
     ----------
     probe : file of a probe that a sweep or concatenation made, in its results folder
     images : image files or folders
-    encoder : the one whose features the probe was fitted on; its weights' hash is compared with the record's
+    encoder : the one whose features the probe was fitted on; its provenance is compared with the record's
 
     Returns
     -------
     DataFrame
-        image, class (the label's number as in the data set), probability.
+        image, class (the label's number as in the data set), name (its name; left out where none is known),
+        probability.
 
     Raises
     ------
@@ -72,15 +113,11 @@ def predict(probe: str | Path, images: Sequence[str | Path], encoder: Encoder, b
     record, files = find_record(probe), list_images(images)
     if record.kind not in ("layer", "concat"):
         raise UserError(f"{probe} is a {record.kind} probe; only plain linear probes of layers can predict.")
-    for name in HASHES:
-        theirs, ours = record.encoder.get(name), encoder.provenance.get(name)
-        if theirs and theirs != ours:
-            raise UserError(f"The probe was fitted on an encoder of {name} {theirs}, but this one has {ours}.")
-    names = file_layer_names(encoder.layers)
-    missing = [layer for layer in record.layers if layer not in names]
-    if missing:
-        raise UserError(f"The encoder has no layer {missing[0]}, which the probe reads; it has {', '.join(names)}.")
-    columns = [names.index(layer) for layer in record.layers]
+    known = {key: value for key, value in record.encoder.items() if key not in MAY_DIFFER}
+    other = list(differences(known, {key: encoder.provenance.get(key) for key in known}))
+    if other:
+        raise UserError(f"The probe was fitted on the features of another encoder ({'; '.join(other[:3])}).")
+    columns = [layer_place(layer, encoder.layers) for layer in record.layers]
     arrays = load_probe(probe)
     classes, best, probability = arrays["classes"], [], []
     for start in range(0, len(files), batch_size):
@@ -95,4 +132,7 @@ def predict(probe: str | Path, images: Sequence[str | Path], encoder: Encoder, b
         probability.append(np.exp(log_proba.max(axis=1)))
     label = classes[np.concatenate(best)]
     frame = pd.DataFrame({"image": [str(path) for path in files], "class": label})
+    named = class_names(record)
+    if named:
+        frame["name"] = [named[k] for k in label]
     return frame.assign(probability=np.concatenate(probability))

@@ -14,7 +14,7 @@ def predict(
     images: tuple[Path, ...],
     /,
     *,
-    encoder: str,
+    encoder: str | None = None,
     out: Path | None = None,
     batch_size: int = 128,
     options: Annotated[EncoderOptions, Parameter(name="*")] = EncoderOptions(),  # noqa: B008  (frozen)
@@ -28,7 +28,8 @@ def predict(
     images
         Image files, or folders of them.
     encoder
-        The encoder of the probe's features, as `probekit extract` takes it; other weights are refused.
+        The encoder of the probe's features, as `probekit extract` takes it; the record's own unless given. One with
+        other weights, palette, norm or preparation than the probe was fitted with is refused.
     out
         CSV file to write; printed unless given.
     batch_size
@@ -36,11 +37,12 @@ def predict(
     """
     from igpt_model import atomic
     from probekit import load_encoder
-    from probekit.predict import find_record
+    from probekit.predict import encoder_of, find_record
     from probekit.predict import predict as predict_images
 
-    find_record(probe)  # a wrong path is told before a model is loaded
-    frame = predict_images(probe, images, load_encoder(encoder, **options.given()), batch_size)
+    record = find_record(probe)  # a wrong path is told before a model is loaded
+    spec, settings = (encoder, {}) if encoder is not None else encoder_of(record)
+    frame = predict_images(probe, images, load_encoder(spec, **(settings | options.given())), batch_size)
     text = frame.to_csv(index=False, float_format="%.4f", lineterminator="\n")
     if out is None:
         say(text.rstrip())

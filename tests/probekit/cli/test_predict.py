@@ -5,8 +5,10 @@ import json
 
 import numpy as np
 from PIL import Image
+from safetensors.numpy import load_file
 
 from probekit import extract, load_dataset, load_encoder
+from probekit.cli import demo
 from probekit.cli.main import main
 
 
@@ -22,8 +24,6 @@ def test_predictions_are_those_of_the_sweep(tmp_path, capsys):
         Image.fromarray(data.splits["test"].images(row, row + 1)[0]).save(folder / f"{place:02d}.png")
     probe, out = tmp_path / record["probe_file"], tmp_path / "out.csv"
     assert main(["predict", str(probe), str(folder), "--encoder", "pixels:8", "--out", str(out)]) == 0
-    from safetensors.numpy import load_file
-
     expected = load_file(probe)["test_predictions"][:20]
     with open(out) as file:
         told = list(csv.DictReader(file))
@@ -35,4 +35,30 @@ def test_predictions_are_those_of_the_sweep(tmp_path, capsys):
     assert main(["predict", str(probe), str(folder), "--encoder", "histogram:8"]) == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
-    assert "has no layer" in error
+    assert "features of another encoder (kind: 'pixels' there" in error
+
+
+def test_a_probe_of_joined_layers_finds_its_own_encoder(tmp_path, capsys):
+    run = demo.pretrained_files()
+    common = ["--protocol", "dinov2-45", "--Cs", "0.001", "--Cs", "0.01"]
+    file, layers = tmp_path / "features.h5", ["--layers", "0[34]", "--limit", "40"]
+    assert main(["extract", f"igpt:{run}", "wandering-digits", *layers, "--no-norm", "--out", str(file)]) == 0
+    assert main(["concat", str(file), *common, "--window", "2", "--greedy-width", "0"]) == 0
+    records = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    (joined,) = [record for record in records if record["kind"] == "concat"]
+    probe, split = tmp_path / joined["probe_file"], load_dataset("wandering-digits").splits["test"].limit(40)
+    words = []
+    for index, image in enumerate(split.images(0, 6)):
+        words.append(str(tmp_path / f"{index}.png"))
+        Image.fromarray(image).save(words[-1])
+    assert main(["predict", str(probe), *words, "--out", str(tmp_path / "new" / "out.csv")]) == 0
+    told = list(csv.DictReader((tmp_path / "new" / "out.csv").open()))
+    assert [int(row["class"]) for row in told] == load_file(probe)["test_predictions"][:6].tolist()
+    assert [row["name"] for row in told] == [row["class"] for row in told]
+    assert [row["image"] for row in told] == words
+    capsys.readouterr()
+    assert main(["predict", str(probe), words[0], "--encoder", f"igpt:{run}"]) == 2  # normed layers
+    assert "norm: 'none' there" in capsys.readouterr().err
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    assert main(["predict", str(probe), words[0]]) == 2
+    assert "0.png is not an image" in capsys.readouterr().err
