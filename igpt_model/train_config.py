@@ -58,7 +58,7 @@ class TrainConfig:
     threads: int = option(0, "CPU threads; 0: PyTorch's choice. Exact resuming needs the same number.")
     log_every: int = option(10, "Updates between records of the training loss.")
     eval_every: int = option(250, "Updates between validation losses.")
-    eval_images: int = option(1024, "Validation pictures that are used, from the first on.")
+    eval_images: int = option(1024, "Validation pictures that are used, evenly spaced.")
     checkpoint_every: int = option(250, "Updates between checkpoints.")
     keep_last: int = option(3, "Newest checkpoints that are kept with their optimiser state.")
     keep_at: tuple[int, ...] | None = option(

@@ -34,7 +34,7 @@ def encode_data(config: TrainConfig, train_images: Any, val_images: Any, palette
             f"The palette has {len(palette)} colours and the model {config.n_colours}; give n_colours={len(palette)}."
         )
     train = encode_all(train_images, palette)
-    val = encode_all(_First(val_images, config.eval_images), palette)
+    val = encode_all(_Spaced(val_images, config.eval_images), palette)
     found = hash_arrays({"train": train, "val": val})
     return TrainingData(training_tokens(train_images, palette, config.transform, train), val, found)
 
@@ -42,8 +42,7 @@ def encode_data(config: TrainConfig, train_images: Any, val_images: Any, palette
 def fit_palette(config: TrainConfig, train_images: Any) -> Palette:
     """Fit the palette to at most `PALETTE_IMAGES` training pictures, evenly spaced."""
     n = len(train_images)
-    chosen = np.unique(np.linspace(0, n - 1, min(n, PALETTE_IMAGES)).astype(np.int64))
-    return Palette.fit(train_images[chosen], config.n_colours, config.seed)
+    return Palette.fit(train_images[evenly_spaced(n, PALETTE_IMAGES)], config.n_colours, config.seed)
 
 
 def check_images(name: str, images: Any, resolution: int) -> None:
@@ -58,14 +57,19 @@ def check_images(name: str, images: Any, resolution: int) -> None:
         )
 
 
-class _First:
-    """The first n pictures of a lazy sequence."""
+class _Spaced:
+    """At most n pictures of a lazy sequence, evenly spaced: rows sorted by class would begin with one class."""
 
     def __init__(self, images: Any, n: int) -> None:
-        self.images, self.n = images, min(n, len(images))
+        self.images, self.chosen = images, evenly_spaced(len(images), n)
 
     def __len__(self) -> int:
-        return self.n
+        return len(self.chosen)
 
     def __getitem__(self, index: np.ndarray) -> np.ndarray:
-        return self.images[index]
+        return self.images[self.chosen[index]]
+
+
+def evenly_spaced(n: int, count: int) -> np.ndarray:
+    """At most `count` of the places 0 to n-1, ends included, int64."""
+    return np.unique(np.linspace(0, n - 1, min(n, count)).astype(np.int64))

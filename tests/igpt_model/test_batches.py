@@ -6,10 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igpt_model import ImageTransform, Palette
+from igpt_model import ImageTransform, Palette, TrainConfig
 from igpt_model.batches import batch_indices, encode_all, epoch_order, mask_keys, token_batch, training_tokens
 from igpt_model.errors import UserError
 from igpt_model.images import SourceImages
+from igpt_model.training_data import encode_data, fit_palette
 
 
 @settings(max_examples=50, deadline=None)
@@ -78,3 +79,12 @@ def test_cropped_batches_are_functions_of_seed_and_step():
         training_tokens(pictures, palette, transform, encoded)
     plain = ImageTransform(4, augment=("flip",))
     assert training_tokens(pictures, palette, plain, encoded) is encoded
+
+
+def test_validation_pictures_are_taken_from_all_of_the_split():
+    # rows sorted by class: four classes of a colour each
+    images = np.repeat(np.array([0, 80, 160, 240], np.uint8), 25)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    config = TrainConfig(n_layer=1, n_embd=8, n_head=1, resolution=2, n_colours=4, eval_images=8)
+    data = encode_data(config, images, images, fit_palette(config, images))
+    assert data.val.shape == (8, 4)
+    assert sorted(np.bincount(data.val[:, 0], minlength=4)) == [2, 2, 2, 2]
