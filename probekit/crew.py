@@ -7,6 +7,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Thread
 from typing import Any
 
 import torch
@@ -62,6 +63,14 @@ def crew(workers: int, work: Callable[..., Any], *args: Any, **settings: Any) ->
             helper.join()
 
 
+def _end_with_the_caller() -> None:
+    """A caller killed outright cannot end its helpers: they see to it themselves."""
+    caller = multiprocessing.parent_process()
+    if caller is not None:
+        caller.join()
+        os._exit(1)
+
+
 def _help(threads: int, work: Callable[..., Any], args: tuple[Any, ...], settings: dict[str, Any]) -> None:
     """Work silently: what goes wrong here goes wrong in the caller's process too, which tells it."""
     import signal
@@ -69,6 +78,7 @@ def _help(threads: int, work: Callable[..., Any], args: tuple[Any, ...], setting
     import warnings
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller is interrupted too, and ends its helpers
+    Thread(target=_end_with_the_caller, daemon=True).start()
     torch.set_num_threads(threads)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

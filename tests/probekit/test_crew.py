@@ -1,5 +1,12 @@
 """Helpers of a sweep: the same records as one process makes, and refusals in one sentence."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -43,6 +50,32 @@ def test_features_in_no_file_cannot_be_shared(tmp_path):
 
     with pytest.raises(UserError, match="in no file that another process could open"):
         sweep(MemoryStore(), tmp_path, Cs=CS, workers=2)
+
+
+CALLER = """
+import os, signal, sys, time
+from probekit.crew import crew
+from tests.probekit.crew_work import wait
+if __name__ == "__main__":
+    with crew(2, wait, sys.argv[1]):
+        while not os.path.exists(sys.argv[1]):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_helper_ends_when_its_caller_is_killed(tmp_path):
+    told, script = tmp_path / "pid", tmp_path / "caller.py"
+    script.write_text(CALLER)
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, script, told], env={**os.environ, "PYTHONPATH": str(root)}, timeout=100)
+    pid = int(told.read_text())
+    for _ in range(200):
+        if not Path(f"/proc/{pid}").exists() or "State:\tZ" in Path(f"/proc/{pid}/status").read_text():
+            return
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    pytest.fail("the helper outlived its caller by 20 seconds")
 
 
 def test_no_worker_at_all_is_refused():
