@@ -159,7 +159,7 @@ def _open(out: Path, settings: dict[str, Any]) -> None:
         if different:
             listed = "; ".join(f"{name}: {there.get(name)} there, {settings.get(name)} here" for name in different)
             raise UserError(f"{out} holds another demo ({listed}); give another --out, or delete that folder.")
-    elif out.is_dir() and any(out.iterdir()):
+    elif out.is_dir() and any(not file.name.startswith(".demo.json.") for file in out.iterdir()):
         raise UserError(f"{out} is not empty and holds no demo; give another --out.")
     else:
         atomic.write_json(path, settings)
