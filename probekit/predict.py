@@ -13,6 +13,7 @@ from probekit.features.provenance import differences
 from probekit.features.store import FeatureStore
 from probekit.probes.objective import log_probabilities, logits
 from probekit.results.records import RESULTS_NAME, Record, read_records
+from probekit.results.results import Results
 from probekit.results.rows import load_probe
 
 if TYPE_CHECKING:
@@ -23,11 +24,24 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".gif", ".ti
 MAY_DIFFER = {"name", "device", "dtype", "checkpoint", "step", "training", "function", "note", "of"}
 
 
-def find_record(probe: str | Path) -> Record:
-    """The record of a probe file (`RESULTS/probes/KEY.safetensors`); a `UserError` where there is none."""
+def find_record(probe: str | Path, series: str | None = None) -> Record:
+    """The record of a probe.
+
+    Parameters
+    ----------
+    probe : RESULTS/probes/KEY.safetensors; or a results folder: its best single layer, chosen on held-out rows
+    series : which series of a results folder, where it holds several
+
+    Raises
+    ------
+    UserError
+        There is no such probe, or no record of it.
+    """
     path = Path(probe)
+    if path.is_dir():
+        return Results(path).best(series)
     if not path.is_file():
-        raise UserError(f"There is no probe file {path}; give one of RESULTS/probes/*.safetensors.")
+        raise UserError(f"There is no probe file {path}; give one of RESULTS/probes/*.safetensors, or RESULTS.")
     journal = path.parent.parent / RESULTS_NAME
     found = [record for record in read_records(journal) if record.key == path.stem] if journal.is_file() else []
     if not found:
@@ -88,12 +102,12 @@ def list_images(paths: Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def predict(probe: str | Path, images: Sequence[str | Path], encoder: Encoder, batch_size: int = 128) -> "pd.DataFrame":
+def predict(record: Record, images: Sequence[str | Path], encoder: Encoder, batch_size: int = 128) -> "pd.DataFrame":
     """Class and probability of each image file.
 
     Parameters
     ----------
-    probe : file of a probe that a sweep or concatenation made, in its results folder
+    record : of a probe that a sweep or concatenation made (see `find_record`)
     images : image files or folders
     encoder : the one whose features the probe was fitted on; its provenance is compared with the record's
 
@@ -106,19 +120,19 @@ def predict(probe: str | Path, images: Sequence[str | Path], encoder: Encoder, b
     Raises
     ------
     UserError
-        The probe has no record, the encoder is another one, or an image cannot be decoded.
+        The encoder is another one, or an image cannot be decoded.
     """
     import pandas as pd
 
-    record, files = find_record(probe), list_images(images)
+    files = list_images(images)
     if record.kind not in ("layer", "concat"):
-        raise UserError(f"{probe} is a {record.kind} probe; only plain linear probes of layers can predict.")
+        raise UserError(f"{record.key} is a {record.kind} probe; only plain linear probes of layers can predict.")
     known = {key: value for key, value in record.encoder.items() if key not in MAY_DIFFER}
     other = list(differences(known, {key: encoder.provenance.get(key) for key in known}))
     if other:
         raise UserError(f"The probe was fitted on the features of another encoder ({'; '.join(other[:3])}).")
     columns = [layer_place(layer, encoder.layers) for layer in record.layers]
-    arrays = load_probe(probe)
+    arrays = load_probe((record.folder or Path()) / record.probe_file)
     classes, best, probability = arrays["classes"], [], []
     for start in range(0, len(files), batch_size):
         part = files[start : start + batch_size]

@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 the user's input; 1 our fault; 130 interrupted, with what 
 
 import difflib
 import errno
+import inspect
 import os
 import sys
 import traceback
@@ -97,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}?" if near else f"the verbs are {', '.join(VERBS)}."
         return _say(f"there is no verb {tokens[0]!r}; {hint}", 2)
     try:
+        if tokens[1:] and tokens[0] in VERBS and {"--help", "-h"} & set(tokens):
+            whole_help(tokens[0])
         with one_voice():
             app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except KeyboardInterrupt:
@@ -115,6 +118,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"this is an error of probekit's own ({type(error).__name__}); please report it with the lines above.", 1
         )
     return 0
+
+
+def whole_help(verb: str) -> None:
+    """Let `probekit VERB --help` say all that the verb's docstring says, and not only its line of `probekit --help`."""
+    command = app[verb]
+    command.help = (inspect.getdoc(command.default_command) or command.help).split("\nParameters\n")[0].strip()
 
 
 def users_sentence(error: BaseException) -> str | None:

@@ -14,6 +14,7 @@ def predict(
     images: tuple[Path, ...],
     /,
     *,
+    series: str | None = None,
     encoder: str | None = None,
     out: Path | None = None,
     batch_size: int = 128,
@@ -24,9 +25,12 @@ def predict(
     Parameters
     ----------
     probe
-        RESULTS/probes/KEY.safetensors; results.jsonl beside that folder says what the probe reads.
+        RESULTS/probes/KEY.safetensors; results.jsonl beside that folder says what the probe reads. Or RESULTS, for the
+        layer chosen on held-out rows.
     images
         Image files, or folders of them.
+    series
+        With RESULTS: which series, where there are several.
     encoder
         The encoder of the probe's features, as `probekit extract` takes it; the record's own unless given. One with
         other weights, palette, norm or preparation than the probe was fitted with is refused.
@@ -40,9 +44,9 @@ def predict(
     from probekit.predict import encoder_of, find_record
     from probekit.predict import predict as predict_images
 
-    record = find_record(probe)  # a wrong path is told before a model is loaded
+    record = find_record(probe, series)  # a wrong path is told before a model is loaded
     spec, settings = (encoder, {}) if encoder is not None else encoder_of(record)
-    frame = predict_images(probe, images, load_encoder(spec, **(settings | options.given())), batch_size)
+    frame = predict_images(record, images, load_encoder(spec, **(settings | options.given())), batch_size)
     text = frame.to_csv(index=False, float_format="%.4f", lineterminator="\n")
     if out is None:
         say(text.rstrip())

@@ -29,7 +29,12 @@ def test_predictions_are_those_of_the_sweep(tmp_path, capsys):
         told = list(csv.DictReader(file))
     assert [int(row["class"]) for row in told] == expected.tolist()
     assert all(0.1 < float(row["probability"]) <= 1 for row in told)
+    best = tmp_path / "best.csv"
+    assert main(["predict", str(tmp_path), str(folder), "--out", str(best)]) == 0  # the only layer is the best
+    assert best.read_text() == out.read_text()
     capsys.readouterr()
+    assert main(["predict", str(tmp_path), str(folder), "--series", "igpt"]) == 2
+    assert "no series 'igpt'" in capsys.readouterr().err
     assert main(["predict", str(tmp_path / "none.safetensors"), str(folder), "--encoder", "pixels:8"]) == 2
     assert main(["predict", str(probe), str(tmp_path / "nowhere"), "--encoder", "pixels:8"]) == 2
     assert main(["predict", str(probe), str(folder), "--encoder", "histogram:8"]) == 2

@@ -1,0 +1,20 @@
+"""docs/reference/cli.md is what the commands say of themselves."""
+
+from pathlib import Path
+
+from probekit.cli.main import VERBS
+from probekit.cli.reference import reference
+
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "cli.md"
+
+
+def test_the_page_is_up_to_date():
+    assert PAGE.read_text() == reference(), "run `python -m probekit.cli.reference`"
+
+
+def test_every_verb_and_its_flags_are_on_the_page():
+    page = PAGE.read_text()
+    assert all(f"## probekit {verb}\n" in page for verb in VERBS)
+    assert all(flag in page for flag in ("--greedy-width INT", "--near-duplicates", "--parallel", "--no-masked"))
+    assert "#### " not in page
+    assert "[`" not in page
