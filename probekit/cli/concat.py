@@ -56,6 +56,7 @@ def concat(
     workers
         Processes that share the work and the cores: small fits gain by one a core, large ones fill all cores alone.
     """
+    from probekit import FeatureStore
     from probekit.concat import concat as join_layers
 
     folder = features.parent if out is None else out
@@ -77,7 +78,8 @@ def concat(
             progress=show,
         )
     show_curves(folder)
-    joined = [record for kind in ("concat", "banded", "mix") for record in results.of(series, kind)]
+    name = series or str(FeatureStore.open(features).encoder.get("name", "encoder"))  # as the records are named
+    joined = [record for kind in ("concat", "banded", "mix") for record in results.of(name, kind)]
     for record in joined:
         how = "joined" if record.kind == "concat" else record.kind
         say(f"{record.series} layers {' '.join(record.layers)} {how}: test accuracy {record.accuracy:.1%}")
