@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+# elsewhere for a trial, or on a machine from which only one folder comes back
+RESULTS = Path(os.environ.get("PROBEKIT_BENCHMARK_RESULTS") or Path(__file__).parent / "results")
 
 
 def processor():
@@ -24,6 +25,8 @@ def circumstances(device="cpu"):
     """What a figure depends on beside the code."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    # a copy of the tree without its history is told the commit
+    commit = commit or os.environ.get("PROBEKIT_COMMIT", "")
     name = torch.cuda.get_device_name() if device == "cuda" else f"{processor()} x{os.cpu_count()}"
     return {
         "date": time.strftime("%Y-%m-%d %H:%M"),
@@ -37,9 +40,12 @@ def circumstances(device="cpu"):
 
 
 def record(name, measures, device="cpu"):
-    """Print measures, an iterable of (what, value), and append them to results/NAME.csv as they come."""
-    RESULTS.mkdir(exist_ok=True)
+    """Print measures, an iterable of (what, value), and append them to results/NAME.csv as they come.
+
+    NAME may hold folders ("gpu/check"). The environment variable PROBEKIT_BENCHMARK_RESULTS puts results elsewhere.
+    """
     target = RESULTS / f"{name}.csv"
+    target.parent.mkdir(parents=True, exist_ok=True)
     around = circumstances(device)
     for what, value in measures:
         row = {**around, "load": f"{os.getloadavg()[0]:.1f}", "measure": what, "value": f"{value:.4g}"}
