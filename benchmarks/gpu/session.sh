@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# A half hour of one GPU in five calls of less than ten minutes, in order of worth: session.sh CALL, CALL from 1 to 5.
+# Each call runs in the checkout's root on the machine, with .gpu and .whl (pack.sh) beside it; what comes back lies under
+# $OUT (at most 8 files of 16 MiB). State is kept in $STATE while the machine is held, so the calls follow one another
+# without a pause; call 2 goes on where call 1 stopped. Minutes and their arithmetic: docs/how-to/gpu.md.
+#   1  check; train, first part        2  train to the end, extract, sweep, concat, report
+#   3  path_speed, extract_speed       4  train_speed, objectives
+#   5  the trained weights in bfloat16, in pieces: PART=1, then PART=2 (only if somebody wants them)
+# DRY=1 prints the commands instead; TOY=1 runs everything tiny on the CPU, with DEVICE=cpu.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+CALL=${1:?which call, 1 to 5}
+OUT=${OUT:?a folder for what comes back}
+STATE=${STATE:-/tmp/probekit-gpu}
+DEVICE=${DEVICE:-cuda}
+PYTHON=${PYTHON:-python3}
+TOY=${TOY:+--toy} # empty, or the flag
+mkdir -p "$OUT" "$STATE"
+
+export PYTHONUNBUFFERED=1 PROBEKIT_BENCHMARK_RESULTS=$OUT
+export PYTHONPATH=$PWD:$STATE/site${PYTHONPATH:+:$PYTHONPATH}
+[ -f .gpu/COMMIT ] && export PROBEKIT_COMMIT=$(cat .gpu/COMMIT)
+# compiled kernels stay with the state: the second call does not compile again
+export TORCHINDUCTOR_CACHE_DIR=$STATE/inductor TRITON_CACHE_DIR=$STATE/triton
+failed=0
+
+# step SECONDS COMMAND...: one step within its time; what fails does not stop the rest
+step() {
+    local limit=$1 begun=$SECONDS rc=0
+    shift
+    if [ -n "${DRY:-}" ]; then
+        echo "$limit s: $*"
+        return
+    fi
+    echo "=== $*"
+    timeout -k 10 "$limit" "$@" || rc=$?
+    echo "=== exit $rc after $((SECONDS - begun)) s"
+    # 3: training paused, as it should
+    [ $rc = 0 ] || [ $rc = 3 ] || failed=1
+    return $rc
+}
+
+here() { step "$1" "$PYTHON" "benchmarks/gpu/$2" --device "$DEVICE" $TOY "${@:3}"; }
+
+cifar() { here "$1" train_cifar10.py --data .gpu/cifar10-512 --out "$STATE/cifar10" --minutes "${MINUTES:-8}" "${@:2}"; }
+
+call() {
+    if [ ! -d "$STATE/site" ] && compgen -G ".whl/*.whl" >/dev/null && [ -z "${DRY:-}" ]; then
+        "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$STATE/site" .whl/*.whl
+    fi
+    [ "$DEVICE" = cuda ] && [ -z "${DRY:-}" ] && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+    case $CALL in
+    1)
+        # what differs from the CPU makes the rest worthless
+        here 110 check.py && cifar 470 train --stop-after 430
+        ;;
+    2)
+        cifar 230 train --stop-after 200 || exit 1
+        cifar 100 extract && cifar 110 sweep && cifar 80 concat
+        cifar 50 report && step 10 tar czf "$OUT/cifar10.tar.gz" -C "$STATE/cifar10" keep
+        ;;
+    3)
+        here 330 path_speed.py
+        here 240 extract_speed.py
+        ;;
+    4)
+        here 240 train_speed.py
+        here 330 objectives.py
+        ;;
+    5)
+        step 60 "$PYTHON" benchmarks/gpu/weights.py "$STATE/cifar10/run" --part "${PART:-1}" --into "$OUT"
+        ;;
+    *)
+        echo "call $CALL: give 1 to 5"
+        failed=1
+        ;;
+    esac
+    exit $failed
+}
+
+# a pipe, so that the log is whole before the script ends
+call 2>&1 | tee "$OUT/log-$CALL.txt"
+exit "${PIPESTATUS[0]}"
