@@ -1,0 +1,266 @@
+"""Whole penalty paths on a GPU: `python benchmarks/gpu/path_speed.py [PART ...] [--minutes M] [--features FILE]`.
+
+Parts, in order of worth:
+- layers: 25 layers x 45 penalties (l2 of the mean loss from 1e-6 to 10) of 50,000 x 512, 10 classes. Ours, certified to
+  a relative gap of 1e-5, against a cold-started `torch.optim.LBFGS` for each penalty: float32, strong Wolfe, history
+  10, at most 1,000 iterations, PyTorch's own tolerances, and stopped as soon as its objective is within 1e-5 of ours,
+  whichever comes first. It fits some layers and penalties, evenly spread, and its time is scaled (the row says so).
+- imagenet: one layer of 1,536 columns and 1,000 classes, 45 penalties, on ever more rows up to 1,281,167, as long as
+  the next size should end within `--minutes`; the slope over rows, and what all rows would take.
+- cuml: cuML's LogisticRegression (tol 1e-4, 1,000 iterations) on one layer, where it is installed.
+
+Objectives are computed in float64 by one function. Features are made on the device: K class centres and spherical noise
+in 256 dimensions whose deviations fall as j^-1/2, times a random matrix of the layer, rectified; all from a seed.
+`--features FILE` takes a feature file's layers instead, standardised. Rows go to benchmarks/results/gpu/path_speed.csv.
+"""
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from parts import command_line, read, run, timed
+from path_speed import PENALTIES, TOL
+
+from probekit import FeatureStore
+from probekit.probes import fit_path
+
+PARTS = ("layers", "imagenet", "cuml")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is solved: layers x penalties of n x d, K classes; layers that the peer fits, and every which penalty."""
+
+    layers: int = 25
+    n: int = 50_000
+    d: int = 512
+    K: int = 10
+    peer_layers: int = 2
+    every: int = 5
+    max_iter: int = 1000
+    rows: tuple = (20_018, 80_073, 320_292, 1_281_167)
+    columns: int = 1536
+    classes: int = 1000
+    penalties: tuple = tuple(PENALTIES)
+
+
+TOY = Sizes(3, 1500, 24, 10, 1, 4, 200, (400, 800, 1600), 24, 12, tuple(np.logspace(1, -5, 9)))
+
+
+def made_up(n, d, K, device, seed=0, layer=0, inner=256):
+    """X (n, d) float32 and y (n,) on the device: rectified random projections of classes that overlap."""
+    generator = torch.Generator(device=device).manual_seed(seed)
+    draw = partial(torch.randn, generator=generator, device=device)
+    y = torch.randint(K, (n,), generator=generator, device=device)
+    y[:K] = torch.arange(K, device=device)  # no class is empty
+    deviations = torch.arange(1, inner + 1, device=device).float() ** -0.5
+    inputs = (0.7 * draw(K, inner)[y] + draw(n, inner)) * (deviations / deviations.square().sum().sqrt())
+    generator.manual_seed(1000 + 1000 * seed + layer)
+    return torch.mm(inputs, draw(inner, d)).add_(0.2 * draw(d)).relu_(), y
+
+
+def layers_of(sizes, device, features):
+    """Yield X, y of each layer, on the device."""
+    if features is None:
+        for layer in range(sizes.layers):
+            yield made_up(sizes.n, sizes.d, sizes.K, device, layer=layer)
+        return
+    with FeatureStore.open(features) as store:
+        for name in store.layers[: sizes.layers]:
+            X, y = (torch.from_numpy(values[: sizes.n]).to(device) for values in store.read("train", name))
+            yield (X - X.mean(0)) / X.std(0).clamp_min(1e-6), y
+
+
+@torch.no_grad()
+def objective(X, y, coef, intercept, l2):
+    """Mean cross-entropy plus l2 / 2 |coef|^2 in float64, for classes 0 to K - 1."""
+    coef, intercept = (torch.as_tensor(values).to(X.device, torch.float64) for values in (coef, intercept))
+    total = 0.0
+    for rows in torch.arange(len(X), device=X.device).split(1 << 16):
+        z = X[rows].double() @ coef.T + intercept
+        total += float(torch.nn.functional.cross_entropy(z, y[rows], reduction="sum"))
+    return total / len(X) + 0.5 * l2 * float(coef.square().sum())
+
+
+class ReachedError(Exception):
+    """The peer is as good as ours: stop its clock."""
+
+
+def cold_lbfgs(X, y, K, l2, goal, max_iter):
+    """Coefficients, intercepts, evaluations of one fit from zero, and whether it came to `goal`."""
+    W = torch.zeros(K, X.shape[1], device=X.device, requires_grad=True)
+    b = torch.zeros(K, device=X.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([W, b], max_iter=max_iter, history_size=10, line_search_fn="strong_wolfe")
+    evaluations = 0
+
+    def closure():
+        nonlocal evaluations
+        evaluations += 1
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(torch.addmm(b, X, W.T), y) + 0.5 * l2 * W.square().sum()
+        loss.backward()
+        if loss.item() <= goal:
+            raise ReachedError
+        return loss
+
+    try:
+        optimizer.step(closure)
+    except ReachedError:
+        return W.detach(), b.detach(), evaluations, True
+    return W.detach(), b.detach(), evaluations, False
+
+
+def solve(X, y, penalties, device):
+    """Our whole path: seconds and the path."""
+    Cs = 1 / (len(X) * np.asarray(penalties))
+    return timed(lambda: fit_path(X, y, Cs, tol=TOL, device=device), device)
+
+
+def layers(sizes, device, features):
+    """Rows of all layers, ours and the peer."""
+    penalties = np.asarray(sizes.penalties)
+    tried = set(np.linspace(0, sizes.layers - 1, sizes.peer_layers + 2).astype(int)[1:-1].tolist())
+    picked = range(sizes.every // 2, len(penalties), sizes.every)
+    warm = made_up(2000, 64, sizes.K, device)
+    solve(*warm, penalties[:: sizes.every], device)  # first calls load libraries
+    cold_lbfgs(*warm, sizes.K, 0.1, 0.0, 3)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    ours, certified, gaps = [], [], []
+    theirs, evaluations, reached, excess = 0.0, [], [], []
+    count = 0
+    for layer, (X, y) in enumerate(layers_of(sizes, device, features)):
+        n, d, K = *X.shape, int(y.max()) + 1
+        took, path = solve(X, y, penalties, device)
+        ours.append(took)
+        certified.append(path.converged.mean())
+        gaps.append(path.certificates["decrement_gap"].max())
+        if layer not in tried:
+            continue
+        count += 1
+        for i in picked:
+            own = objective(X, y, path.coef[i], path.intercept[i], penalties[i])
+            goal = own * (1 + TOL)
+            took, (W, b, calls, ok) = timed(partial(cold_lbfgs, X, y, K, penalties[i], goal, sizes.max_iter), device)
+            theirs += took
+            evaluations.append(calls)
+            reached.append(ok)
+            peer = objective(X, y, W, b, penalties[i])
+            excess.append((own - peer) / peer)
+        if layer == min(tried):
+            accuracy = (
+                (X.double() @ torch.as_tensor(path.coef[-1]).to(X.device).T)
+                .add_(torch.as_tensor(path.intercept[-1]).to(X.device))
+                .argmax(1)
+                .eq(y)
+                .double()
+                .mean()
+            )
+            yield "training accuracy at the weakest penalty, first layer of the peer's", float(accuracy)
+    source = "made-up features" if features is None else Path(features).name
+    what = f"{len(ours)} layers of {n}x{d}, {K} classes, {len(penalties)} penalties, {source}:"
+    yield f"{what} ours, s (goal 20 for 25 layers)", sum(ours)
+    yield f"{what} ours, s of the slowest layer", max(ours)
+    yield f"{what} ours, share of fits certified", np.mean(certified)
+    yield f"{what} ours, largest relative gap", max(gaps)
+    if device == "cuda":
+        yield f"{what} ours and the peer, largest memory, GiB", torch.cuda.max_memory_allocated() / 2**30
+    share = count * len(picked) / (len(ours) * len(penalties))
+    note = f" ({count} layers x {len(picked)} penalties, scaled by {1 / share:.4g})"
+    yield f"{what} torch.optim.LBFGS, s{note}", theirs / share
+    yield f"{what} torch.optim.LBFGS, evaluations a fit", np.mean(evaluations)
+    yield f"{what} torch.optim.LBFGS, share that came within 1e-5 of ours", np.mean(reached)
+    yield f"{what} objective excess, largest (ours - theirs) / theirs", max(excess)
+    yield f"{what} ratio (goal 10){note}", theirs / share / sum(ours)
+
+
+def imagenet(sizes, device, minutes):
+    """Rows of one wide layer over growing numbers of rows, within about so many minutes."""
+    spent, counts, seconds = 0.0, [], []
+    for n in sizes.rows:
+        if len(seconds) > 1:
+            slope = max(np.polyfit(np.log(counts[-2:]), np.log(seconds[-2:]), 1)[0], 1.0)
+            following = seconds[-1] * (n / counts[-1]) ** slope
+            if spent + following > 60 * minutes:
+                yield f"{n} rows are left out: expected s", following
+                break
+        X, y = made_up(n, sizes.columns, sizes.classes, device)
+        what = f"{n}x{sizes.columns}, {sizes.classes} classes, {len(sizes.penalties)} penalties:"
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        took, path = solve(X, y, sizes.penalties, device)
+        spent += took
+        counts.append(n)
+        seconds.append(took)
+        yield f"{what} ours, s (goal 600 at 1,281,167 rows)", took
+        yield f"{what} share of fits certified", path.converged.mean()
+        yield f"{what} largest relative gap", path.certificates["decrement_gap"].max()
+        yield f"{what} passes a penalty, mean", path.certificates["n_iter"].mean()
+        if device == "cuda":
+            yield f"{what} largest memory, GiB", torch.cuda.max_memory_allocated() / 2**30
+        print(f"    {path.plan}", flush=True)
+        if spent > 60 * minutes:
+            break
+    if len(seconds) > 1:
+        slope = np.polyfit(np.log(counts[-2:]), np.log(seconds[-2:]), 1)[0]
+        yield "slope of log seconds over log rows, last two sizes", slope
+        full = sizes.rows[-1]
+        note = "measured" if counts[-1] == full else f"by that slope from {counts[-1]} rows"
+        yield f"{full} rows, s ({note}; goal 600)", seconds[-1] * (full / counts[-1]) ** slope
+
+
+def cuml(sizes, device, features):
+    """Rows of cuML on the first layer."""
+    try:
+        from cuml.linear_model import LogisticRegression
+    except ImportError:
+        yield "cuML is installed (0: not, so nothing is measured)", 0
+        return
+    import cupy
+
+    yield "cuML is installed (0: not, so nothing is measured)", 1
+    penalties = np.asarray(sizes.penalties)
+    X, y = next(layers_of(sizes, device, features))
+    solve(X, y, penalties, device)
+    ours, path = solve(X, y, penalties, device)
+    theirs, excess = 0.0, []
+    on_gpu = cupy.asarray(X), cupy.asarray(y.float())
+    picked = range(sizes.every // 2, len(penalties), sizes.every)
+    LogisticRegression(C=1.0, max_iter=2).fit(*on_gpu)
+    for i in picked:
+        model = LogisticRegression(C=1 / (len(X) * penalties[i]), tol=1e-4, max_iter=1000, output_type="numpy")
+        theirs += timed(partial(model.fit, *on_gpu), device)[0]
+        peer = objective(X, y, model.coef_, model.intercept_, penalties[i])
+        own = objective(X, y, path.coef[i], path.intercept[i], penalties[i])
+        excess.append((own - peer) / peer)
+    scale = len(penalties) / len(picked)
+    what = f"one layer of {X.shape[0]}x{X.shape[1]}:"
+    yield f"{what} ours, s", ours
+    yield f"{what} cuML, s ({len(picked)} penalties, scaled by {scale:.3g})", theirs * scale
+    yield f"{what} objective excess, largest (ours - theirs) / theirs", max(excess)
+    yield f"{what} ratio (goal 10)", theirs * scale / ours
+
+
+def main():
+    """Measure the parts."""
+    parser = command_line(__doc__, PARTS)
+    parser.add_argument("--minutes", type=float, default=3.0, help="of solving, for imagenet")
+    parser.add_argument("--features", type=Path, help="a feature file whose layers are taken")
+    given = read(parser, PARTS)
+    sizes = TOY if given.toy else Sizes()
+    work = {
+        "layers": partial(layers, sizes, given.device, given.features),
+        "imagenet": partial(imagenet, sizes, given.device, given.minutes),
+        "cuml": partial(cuml, sizes, given.device, given.features),
+    }
+    return run("gpu/path_speed", work, given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
