@@ -157,7 +157,7 @@ def search(
 
         def examine(key: str) -> dict[str, Any]:
             start, job = perf_counter(), by_key[key]
-            choice = choose_C(scout.training_features(job), scout.rows(job), thin, scout.solver)
+            choice = choose_C(scout.training_features(job, or_stored=True), scout.rows(job), thin, scout.solver)
             facts = {"score": choice.score, "val_accuracy": float(choice.accuracy[choice.index])}
             facts |= {"C": choice.C, "converged": bool(choice.converged[choice.index])}
             return {"key": key, "layers": job.layers, **facts, "seconds": round(perf_counter() - start, 3)}

@@ -27,9 +27,10 @@ from probekit.results.journal import Journal, share_work
 from probekit.results.metrics import mean_per_class_accuracy, top_k_accuracy, wilson_interval
 from probekit.results.records import RESULTS_NAME, SCHEMA, Identity
 from probekit.results.rows import RowPredictions, load_probe, save_probe
+from probekit.stored_rows import BLOCK_ROWS, StoredRows, fits
 from probekit.training_rows import TrainingRows, training_rows
 
-SGD_VERSION = "sgd-1"
+SGD_VERSION = "sgd-2"
 Progress = Callable[[int, int], None]
 
 
@@ -149,33 +150,56 @@ class Desk:
     def read(self, split: str, layers: Sequence[str]) -> np.ndarray:
         """Features of a split (N, D), finite, rows at unit length if the protocol says so; without a test label."""
         X = self.store.read(split, layers[0])[0] if len(layers) == 1 else self.store.read_many(split, layers)[0]
+        return self._sound(X, split, layers)
+
+    def read_some(self, split: str, layers: Sequence[str], start: int, stop: int) -> np.ndarray:
+        """The same of rows start to stop alone, the others left in the file."""
+        parts = [self.store.stored(split, layer, slice(start, stop)) for layer in layers]
+        X = (parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)).astype(np.float32, copy=False)
+        return self._sound(X, split, layers, start)
+
+    def _sound(self, X: np.ndarray, split: str, layers: Sequence[str], first: int = 0) -> np.ndarray:
         if not np.isfinite(X.sum(dtype=np.float64)):
             bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
             if len(bad):
                 raise UserError(
                     f"Layer {'+'.join(layers)} holds NaN or infinity in {len(bad)} rows of {split} "
-                    f"(first: row {bad[0]}): extract the features again, in float32."
+                    f"(first: row {first + bad[0]}): extract the features again, in float32."
                 )
         if self.protocol.normalize:
             X = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
         return X
 
-    def training_features(self, job: Job) -> np.ndarray:
-        """Features of the job's training rows (n, D)."""
-        parts = [self.read(split, job.layers) for split in ("train", "val") if split in self.store.splits]
-        joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    def width(self, layers: Sequence[str]) -> int:
+        """Columns of layers side by side."""
+        return sum(self.store.widths[self.store.layers.index(layer)] for layer in layers)
+
+    def training_features(self, job: Job, or_stored: bool = False) -> Any:
+        """Features of the job's training rows (n, D); with `or_stored`, left in the file where memory is too small."""
         positions = self.rows(job).positions
+        splits = tuple((s, len(self.store.labels(s))) for s in ("train", "val") if s in self.store.splits)
+        if hasattr(self.store, "stored") and not fits(sum(n for _, n in splits), self.width(job.layers)):
+            left = self.stored_features(job)
+            return left if or_stored and not fits(*left.shape) else np.asarray(left)
+        parts = [self.read(split, job.layers) for split, _ in splits]
+        joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return joined if len(positions) == len(joined) else joined[positions]
+
+    def stored_features(self, job: Job) -> StoredRows:
+        """The same, left in the file."""
+        splits = tuple((s, len(self.store.labels(s))) for s in ("train", "val") if s in self.store.splits)
+        positions, width = self.rows(job).positions, self.width(job.layers)
+        return StoredRows(lambda s, start, stop: self.read_some(s, job.layers, start, stop), splits, positions, width)
 
     def choose(self, job: Job) -> dict[str, Any]:
         """Choose C, refit, write the probe; returns the line of choices.jsonl: the record without test metrics."""
         start = perf_counter()
-        X = self.training_features(job)
+        X = self.training_features(job, or_stored=not job.method)
         widths = [self.store.widths[self.store.layers.index(layer)] for layer in job.layers]
         fit = METHODS[job.method](X, widths, self.rows(job), self.protocol, self.solver)
         return self.line(job, fit, X, start)
 
-    def line(self, job: Job, fit: Fit, X: np.ndarray, start: float) -> dict[str, Any]:
+    def line(self, job: Job, fit: Fit, X: Any, start: float) -> dict[str, Any]:
         """Write a fitted probe of features X (n, D), begun at `start`; returns its line of choices.jsonl."""
         identity, choice = self.identity(job), fit.choice
         probe_file = f"probes/{identity.key}.safetensors"
@@ -225,16 +249,20 @@ class Desk:
         line = next(line for line in self.choices.lines() if line["key"] == key)
         path = self.out / line["probe_file"]
         probe = load_probe(path)
-        X, y = self.read("test", line["identity"]["layers"]), self.store.labels("test")
+        y, layers = self.store.labels("test"), line["identity"]["layers"]
         classes = probe["classes"]
         columns = np.minimum(np.searchsorted(classes, y), len(classes) - 1)
         if not np.array_equal(classes[columns], y):
             strange = y[classes[columns] != y][0]
             raise UserError(f"The test split holds label {strange}, which no training row has: split the rows anew.")
         if line["kind"] == "knn":
-            log_proba = self._neighbours(line, X)
+            log_proba = self._neighbours(line, self.read("test", layers))
+        elif hasattr(self.store, "stored") and not fits(len(y), self.width(layers)):
+            blocks = (self.read_some("test", layers, at, at + BLOCK_ROWS) for at in range(0, len(y), BLOCK_ROWS))
+            scores = np.concatenate([logits(X, probe["coef"], probe["intercept"]) for X in blocks])
+            log_proba = log_probabilities(scores)
         else:
-            log_proba = log_probabilities(logits(X, probe["coef"], probe["intercept"]))
+            log_proba = log_probabilities(logits(self.read("test", layers), probe["coef"], probe["intercept"]))
         predicted = log_proba.argmax(axis=1)
         rows = RowPredictions(self.store.row_ids("test"), y, classes[predicted], log_proba, classes)
         save_probe(path, classes, probe["coef"], probe["intercept"], rows)

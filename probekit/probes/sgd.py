@@ -94,7 +94,7 @@ def train_sgd(
     Parameters
     ----------
     batches : called with a step, gives the batches from that step on: (X of every layer, y). Whatever augments (images
-        encoded afresh, features jittered) does so here; `array_batches` makes one from arrays
+        encoded afresh, features jittered) does so here; `sgd_batches.array_batches` makes one from arrays or files
     widths : D_l of every layer
     n_classes : K; labels are 0 to K-1
     n_steps : length of the schedule
@@ -160,34 +160,6 @@ def _step(grid: SGDGrid, batch: Batch, rates_G1: Tensor, config: SGDConfig) -> N
         grid.intercept_momentum[layer].mul_(config.momentum).add_(residual.sum(dim=0).view_as(intercept))
         coef -= rates_G1[..., None] * grid.coef_momentum[layer]
         intercept -= rates_G1 * grid.intercept_momentum[layer]
-
-
-def array_batches(
-    layers: Sequence[Any],
-    y: np.ndarray,
-    config: SGDConfig,
-    augment: Callable[[list[np.ndarray], np.ndarray, np.random.Generator], list[np.ndarray]] | None = None,
-) -> tuple[Callable[[int], Iterator[Batch]], int]:
-    """Shuffled batches of arrays (N, D_l), and how many there are in `config.epochs`.
-
-    Each epoch has its own order, from (seed, epoch); `augment(X of every layer, y, rng)` gets a generator made from
-    (seed, step), so a resumed run sees what an undisturbed one does. The incomplete batch at an epoch's end is dropped.
-    """
-    size = min(config.batch_size, len(y))
-    per_epoch = len(y) // size
-
-    def batches(start: int) -> Iterator[Batch]:
-        for epoch in range(start // per_epoch, config.epochs):
-            order = np.random.default_rng([config.seed, epoch]).permutation(len(y))
-            for index in range(start % per_epoch if epoch == start // per_epoch else 0, per_epoch):
-                rows = np.sort(order[index * size : (index + 1) * size])  # sorted: kinder to memory maps
-                features = [np.asarray(X[rows], np.float32) for X in layers]
-                if augment is not None:
-                    rng = np.random.default_rng([config.seed, 1, epoch * per_epoch + index])
-                    features = augment(features, y[rows], rng)
-                yield features, y[rows]
-
-    return batches, per_epoch * config.epochs
 
 
 _PARTS = ("coef", "intercept", "coef_momentum", "intercept_momentum")

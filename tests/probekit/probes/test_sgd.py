@@ -8,7 +8,8 @@ from torch.nn import functional
 from probekit.errors import UserError
 from probekit.probes import fit_path
 from probekit.probes.protocols import mean_l2_to_C
-from probekit.probes.sgd import SGDConfig, array_batches, train_sgd
+from probekit.probes.sgd import SGDConfig, train_sgd
+from probekit.probes.sgd_batches import array_batches
 
 CONFIG = SGDConfig(learning_rates=(1.0, 0.1, 0.01), epochs=3, batch_size=16, momentum=0.9, weight_decay=0.01)
 

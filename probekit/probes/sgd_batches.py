@@ -1,0 +1,133 @@
+"""Shuffled batches for SGD, from arrays in memory or from a file that is larger than memory, in one and the same order.
+
+Rows read one by one from a file cost a thousand times what a sequential read does, so rows are shuffled in two steps:
+blocks of neighbouring rows in random order, a buffer of many blocks at a time, then all rows within a buffer. What fits
+one buffer is shuffled outright. The order depends on (seed, epoch) and the shapes only, never on the machine's memory.
+
+N rows, D_l columns of layer l, B rows of a batch.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from probekit.probes.sgd import Batch, SGDConfig
+
+BUFFER_BYTES = 1 << 30  # of float32 rows of all layers; with read-ahead two buffers are held
+BLOCKS = 64  # to a buffer
+
+Augment = Callable[[list[np.ndarray], np.ndarray, np.random.Generator], list[np.ndarray]]
+
+
+def array_batches(
+    layers: Sequence[Any], y: np.ndarray, config: SGDConfig, augment: Augment | None = None
+) -> tuple[Callable[[int], Iterator[Batch]], int]:
+    """Batches for `train_sgd`, and how many there are in `config.epochs`.
+
+    Each epoch has its own order, from (seed, epoch); `augment(X of every layer, y, rng)` gets a generator made from
+    (seed, step), so a resumed run sees what an undisturbed one does. The incomplete batch at an epoch's end is dropped.
+
+    Parameters
+    ----------
+    layers : one (N, D_l) a layer: arrays, or anything with a shape and row slices (an HDF5 dataset); the latter are
+        read a buffer at a time, the next one while this one is used, and give the same batches
+    y : (N,) class indices
+    config : epochs, batch_size, seed
+    augment : what changes features between reading and training
+
+    Returns
+    -------
+    batches, n_steps
+    """
+    size = min(config.batch_size, len(y))
+    per_epoch = len(y) // size
+    buffer = buffer_rows([X.shape[1] for X in layers])
+    in_memory = all(isinstance(X, np.ndarray) for X in layers)
+
+    def batches(start: int) -> Iterator[Batch]:
+        for epoch in range(start // per_epoch, config.epochs):
+            first = start % per_epoch if epoch == start // per_epoch else 0
+            order = epoch_order(len(y), buffer, config.seed, epoch)[: per_epoch * size]
+            source: Iterator[tuple[np.ndarray, list[np.ndarray]]]
+            if in_memory:
+                chosen = (np.sort(order[at * size : (at + 1) * size]) for at in range(first, per_epoch))
+                source = ((rows, [np.asarray(X[rows], np.float32) for X in layers]) for rows in chosen)
+            else:
+                source = _streamed(layers, order, size, buffer, first)
+            for index, (rows, features) in enumerate(source, first):
+                if augment is not None:
+                    rng = np.random.default_rng([config.seed, 1, epoch * per_epoch + index])
+                    features = augment(features, y[rows], rng)
+                yield features, y[rows]
+
+    return batches, per_epoch * config.epochs
+
+
+def buffer_rows(widths: Sequence[int]) -> int:
+    """Rows of a buffer that holds all layers, a multiple of `BLOCKS`."""
+    return max(BUFFER_BYTES // (4 * sum(widths) * BLOCKS), 1) * BLOCKS
+
+
+def epoch_order(n: int, buffer: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of the rows in an epoch (n,): outright random up to `buffer` rows, else in two steps."""
+    rng = np.random.default_rng([seed, epoch])
+    if n <= buffer:
+        return rng.permutation(n)
+    block = buffer // BLOCKS
+    starts = rng.permutation(np.arange(0, n, block))
+    order = np.concatenate([np.arange(start, min(start + block, n)) for start in starts])
+    for start in range(0, n, buffer):
+        rng.shuffle(order[start : start + buffer])
+    return order
+
+
+def _streamed(
+    layers: Sequence[Any], order: np.ndarray, size: int, buffer: int, first: int
+) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """Batches of `size` rows of `order` from number `first` on, each (rows ascending, features of every layer).
+
+    A batch that lies across two buffers takes its rows from both.
+    """
+    starts = range(first * size // buffer * buffer, len(order), buffer)
+    rest: tuple[np.ndarray, list[np.ndarray]] | None = None
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        waiting = reader.submit(_read, layers, order[starts[0] : starts[0] + buffer]) if len(starts) else None
+        for start in starts:
+            assert waiting is not None
+            read = waiting.result()
+            if start + buffer < len(order):
+                waiting = reader.submit(_read, layers, order[start + buffer : start + 2 * buffer])
+            mine = order[start : start + buffer]
+            at = first * size - start if start == starts[0] else 0  # a resumed epoch begins within a buffer
+            while at < len(mine):
+                taken = mine[at : at + size - (0 if rest is None else len(rest[0]))]
+                at += len(taken)
+                rows, features = taken, _take(read, taken)
+                if rest is not None:
+                    rows = np.concatenate([rest[0], rows])
+                    features = [np.concatenate(pair) for pair in zip(rest[1], features, strict=True)]
+                rest = (rows, features) if len(rows) < size else None
+                if rest is not None:
+                    break
+                ascending = np.argsort(rows)  # as rows in memory are taken
+                yield rows[ascending], [X[ascending] for X in features]
+
+
+def _read(layers: Sequence[Any], rows: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The given rows of every layer in ascending order, neighbours in one read each: (rows, features)."""
+    rows = np.sort(rows)
+    runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+    held = [np.empty((len(rows), X.shape[1]), np.float32) for X in layers]
+    at = 0
+    for run in runs:
+        for X, into in zip(layers, held, strict=True):
+            into[at : at + len(run)] = X[int(run[0]) : int(run[-1]) + 1]
+        at += len(run)
+    return rows, held
+
+
+def _take(read: tuple[np.ndarray, list[np.ndarray]], rows: np.ndarray) -> list[np.ndarray]:
+    places = np.searchsorted(read[0], rows)
+    return [X[places] for X in read[1]]
