@@ -34,9 +34,10 @@ def pool(model: IGPT, k: int, h_BTD: Tensor, norm: bool = True) -> Tensor:
         return h_BTD.mean(1)
     g = (model.blocks[k].ln_1 if k < model.L else model.ln_f).g.float()
     n_positions, width = h_BTD.shape[1:]
-    mean_square_BT = torch.linalg.vector_norm(h_BTD, dim=-1).square() / width
-    weight_BT = torch.rsqrt(mean_square_BT + NORM_EPS) / n_positions
-    return torch.bmm(weight_BT[:, None], h_BTD)[:, 0] * g
+    with torch.autocast(h_BTD.device.type, enabled=False):  # which would run the product, that is the sum, in bfloat16
+        mean_square_BT = torch.linalg.vector_norm(h_BTD, dim=-1).square() / width
+        weight_BT = torch.rsqrt(mean_square_BT + NORM_EPS) / n_positions
+        return torch.bmm(weight_BT[:, None], h_BTD)[:, 0] * g
 
 
 @torch.no_grad()

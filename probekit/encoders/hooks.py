@@ -220,7 +220,7 @@ class ModuleEncoder:
         if self.module.training:
             self.module.eval()
         device = self._compute.device
-        x = self._normalise(images, device) if self._scales else torch.as_tensor(images, device=device)
+        x = self._normalise(images, device) if self._scales else self._compute.send(images)
         with self._compute.context():
             self._forward(self.module, x)
 

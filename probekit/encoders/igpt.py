@@ -42,6 +42,8 @@ class IGPTEncoder:
         BERT only: feed masked inputs, as in training and as the paper probes them; masks depend on (seed, row id).
     seed : int
         Of those masks.
+    compile : bool
+        Compile each block (torch.compile): worth its minute for many images on a GPU; the last digits differ.
     provenance : dict, optional
         Entries to add.
     """
@@ -58,6 +60,7 @@ class IGPTEncoder:
         seed: int = 0,
         device: str = "cpu",
         dtype: str = "float32",
+        compile: bool = False,
         provenance: dict[str, Any] | None = None,
     ) -> None:
         config = model.config
@@ -72,6 +75,9 @@ class IGPTEncoder:
             )
         self._compute = compute(device, dtype)
         self.model = model.to(self._compute.device).eval()
+        if compile:
+            for block in self.model.blocks:
+                block.compile()
         self.palette, self.norm, self.seed = palette, norm, seed
         self.masked = masked and not config.causal
         self.prepare = ImageTransform(transform.resolution, transform.resize)
@@ -93,17 +99,18 @@ class IGPTEncoder:
             "preparation": {"resize": transform.resize, "crop": "centre square, then resize"},
             "palette_hash": palette.hash,
             **self._compute.to_dict(),
+            **({"compiled": True} if compile else {}),
             **(provenance or {}),
         }
 
     @torch.no_grad()
     def __call__(self, images_BHWC: np.ndarray, row_ids_B: np.ndarray) -> list[torch.Tensor]:
         """One (B, n_embd) float32 tensor a layer, from uint8 (B, P, P, 3)."""
-        tokens_BT = torch.as_tensor(self.palette.encode(images_BHWC).astype(np.int64), device=self._compute.device)
+        tokens_BT = self._compute.send(self.palette.encode(images_BHWC).astype(np.int64))
         mask_BT = None
         if self.masked:
             mask_BT = draw_masks(row_ids_B, tokens_BT.shape[1], self.model.config.mask_prob, self.seed)
-            mask_BT = mask_BT.to(self._compute.device)
+            mask_BT = self._compute.send(mask_BT)
         with self._compute.context():
             return [X.float() for X in encode(self.model, tokens_BT, self.norm, mask_BT, self._chosen)]
 
@@ -122,6 +129,7 @@ def load_run(
     seed: int = 0,
     device: str = "cpu",
     dtype: str = "float32",
+    compile: bool = False,
 ) -> IGPTEncoder:
     """`igpt:RUN`, the newest checkpoint of a run folder; `igpt:RUN@STEP`, that step; or a checkpoint folder itself.
 
@@ -148,6 +156,7 @@ def load_run(
         seed,
         device,
         dtype,
+        compile,
         extra,
     )
 
@@ -173,6 +182,7 @@ def load_random(
     seed: int = 0,
     device: str = "cpu",
     dtype: str = "float32",
+    compile: bool = False,
 ) -> IGPTEncoder:
     """`random:PRESET`, an untrained iGPT with a fixed RGB-grid palette, or `random:RUN`, a run's config and palette.
 
@@ -200,4 +210,4 @@ def load_random(
     else:
         raise UserError(f"random:{source} is neither a preset ({', '.join(PRESETS)}) nor a run folder.")
     model = IGPT(config, seed=weights_seed)
-    return IGPTEncoder(model, palette, transform, "random", norm, layers, masked, seed, device, dtype, about)
+    return IGPTEncoder(model, palette, transform, "random", norm, layers, masked, seed, device, dtype, compile, about)

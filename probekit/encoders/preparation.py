@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from probekit.encoders.device import send
 from probekit.errors import UserError
 
 KERNELS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
@@ -81,8 +82,8 @@ class Normalisation:
 
     def __call__(self, images_BHWC: np.ndarray, device: torch.device) -> torch.Tensor:
         """uint8 (B, H, W, 3) as float32 (B, 3, H, W) on `device`."""
-        x = torch.as_tensor(images_BHWC, device=device).permute(0, 3, 1, 2).contiguous().float() / 255
-        mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (self.mean, self.std))
+        x = send(images_BHWC, device).permute(0, 3, 1, 2).contiguous().float() / 255
+        mean, std = (send(torch.tensor(values), device).view(1, 3, 1, 1) for values in (self.mean, self.std))
         return (x - mean) / std
 
     def to_dict(self) -> dict[str, Any]:

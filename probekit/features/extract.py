@@ -21,6 +21,7 @@ from probekit.features.layout import Header, file_layer_names
 from probekit.features.provenance import refuse_other, versions
 from probekit.features.shards import join, shard_path, share
 from probekit.features.store import FeatureStore
+from probekit.features.transfer import Transfer
 from probekit.features.writer import FeatureWriter, create_skeleton, write_lock
 from probekit.ranks import Ranks, barrier, current
 
@@ -181,29 +182,28 @@ def _fill(writer: FeatureWriter, encoder: Any, parts: dict[str, Any], workers: i
 
 
 class _Overlapped:
-    """A thread that copies features to the host and writes them while the next batch is computed.
+    """A thread that takes features to the host and writes them while the next batch is computed.
 
     At most two batches wait, so memory stays bounded; an error in the thread is raised at the next `put` or at the end.
     """
 
     def __init__(self, writer: FeatureWriter):
         self._writer = writer
-        self._waiting: queue.Queue[tuple[Batch, list[torch.Tensor]] | None] = queue.Queue(maxsize=2)
+        self._waiting: queue.Queue[tuple[Batch, Transfer] | None] = queue.Queue(maxsize=2)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="probekit-writer", daemon=True)
 
     def put(self, batch: Batch, features: list[torch.Tensor]) -> None:
         self._raise()
-        self._waiting.put((batch, features))
+        self._waiting.put((batch, Transfer(features)))
 
     def _work(self) -> None:
         while (item := self._waiting.get()) is not None:
             if self._error is not None:
                 continue
-            batch, features = item
+            batch, transfer = item
             try:
-                arrays = [torch.as_tensor(f).to("cpu", torch.float32).numpy() for f in features]
-                self._writer.write(batch.split, batch.block, batch.image_hashes, arrays)
+                self._writer.write(batch.split, batch.block, batch.image_hashes, transfer.arrays())
             except BaseException as error:
                 self._error = error
 

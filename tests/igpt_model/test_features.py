@@ -107,6 +107,14 @@ def test_pooling_sums_in_float32_also_for_bfloat16_states(model):
     torch.testing.assert_close(pool(model, 0, h, norm=False), torch.full((1, 24), 1 + 2**-7))
 
 
+@pytest.mark.parametrize("norm", [True, False])
+def test_pooling_stays_in_float32_under_autocast(model, norm):
+    h = torch.randn(2, 64, 24, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = pool(model, 1, h, norm)
+    assert torch.equal(found, pool(model, 1, h, norm))
+
+
 def test_names_sort_as_the_layers_do():
     names = layer_names(ModelConfig(n_layer=12))
     assert names[:2] + names[-1:] == ("00", "01", "12")

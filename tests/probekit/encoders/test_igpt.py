@@ -109,3 +109,24 @@ def test_errors_are_one_sentence(tmp_path):
         load_encoder(f"igpt:{tmp_path / 'nothing'}")
     with pytest.raises(UserError, match="neither a preset"):
         load_encoder("random:huge")
+
+
+def test_compiled_blocks_are_asked_for_and_written_down(tmp_path, monkeypatch):
+    run, _, _ = run_folder(tmp_path)
+    asked = []
+    monkeypatch.setattr("igpt_model.model.Block.compile", lambda block: asked.append(block))
+    assert "compiled" not in load_encoder(f"igpt:{run}").provenance
+    assert not asked
+    compiled = load_encoder(f"igpt:{run}", compile=True)
+    assert compiled.provenance["compiled"] is True
+    assert asked == compiled.model.blocks
+    assert load_encoder(f"random:{run}", compile=True).provenance["compiled"] is True
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_features_to_rounding(tmp_path):
+    run, _, _ = run_folder(tmp_path)
+    how = {"dtype": "bfloat16"}  # on a CPU, float32 takes a path of its own
+    plain, compiled = load_encoder(f"igpt:{run}", **how), load_encoder(f"igpt:{run}", compile=True, **how)
+    for a, b in zip(plain(IMAGES, ROWS), compiled(IMAGES, ROWS), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=1e-3)
