@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from .atomic import write_bytes
 from .errors import UserError
@@ -18,7 +19,7 @@ _SAMPLE = 1 << 17  # pixels that k-means sees; on CIFAR-10 twice or half as many
 _EDGE = 16  # the table of all 2^24 colours is filled in cubes of 16 x 16 x 16, those that pictures touch
 _REGION = 64  # and the colours that may be nearest are first narrowed down for cubes of 64 x 64 x 64
 _UNKNOWN = 65535  # in the table: not filled yet; also the last index of the largest palette there is
-_AT_ONCE = 1 << 16  # pixels whose addresses stay in the cache between being made and being looked up
+_AT_ONCE = 1 << 18  # pixels between whose addresses and look-ups nothing else passes through the cache
 
 
 def to_unit(colours: np.ndarray) -> np.ndarray:
@@ -137,11 +138,13 @@ class Palette:
             self._filled = np.zeros((256 // _EDGE,) * 3, bool)
         tokens = np.empty((len(images), images.shape[1] * images.shape[2]), np.uint16)
         flat, pixels_N3 = tokens.reshape(-1), np.ascontiguousarray(images).reshape(-1, 3)
-        table = self._table.reshape(-1)
+        table, places = self._table.reshape(-1), np.empty(min(_AT_ONCE, len(flat)), np.int32)
+        # torch reads with 32-bit addresses, which NumPy would first widen; it knows these bits only as signed
+        signed = torch.from_numpy(table.view(np.int16))
         for start in range(0, len(flat), _AT_ONCE):
-            address = _address(pixels_N3[start : start + _AT_ONCE])
             found = flat[start : start + _AT_ONCE]
-            table.take(address, out=found, mode="clip")
+            address = _address(pixels_N3[start : start + _AT_ONCE], places[: len(found)])
+            torch.index_select(signed, 0, torch.from_numpy(address), out=torch.from_numpy(found.view(np.int16)))
             if found.max() == _UNKNOWN:
                 unknown = np.flatnonzero(found == _UNKNOWN)
                 self._fill(address[unknown])
@@ -231,18 +234,17 @@ def _possible(
     return index_V[keep], centres_3V[:, keep]
 
 
-def _address(pixels_N3: np.ndarray) -> np.ndarray:
-    """Place of each colour in the table, int64: red in the low byte, then green, then blue, as they lie in memory."""
+def _address(pixels_N3: np.ndarray, address: np.ndarray) -> np.ndarray:
+    """Fill `address`, int32 (N,), with each colour's place in the table: red in the low byte, then green, then blue."""
     whole = len(pixels_N3) // 4 * 4
-    address = np.empty(len(pixels_N3), np.int64)
     # four pixels are three words of four bytes, and words are taken apart faster than bytes are put together
     a, b, c = pixels_N3[:whole].reshape(-1).view("<u4").reshape(-1, 3).T
-    four = address[:whole].reshape(-1, 4)
-    four[:, 0] = a & 0xFFFFFF
-    four[:, 1] = (a >> 24) | ((b & 0xFFFF) << 8)
-    four[:, 2] = (b >> 16) | ((c & 0xFF) << 16)
-    four[:, 3] = c >> 8
-    red, green, blue = pixels_N3[whole:].astype(np.int64).T
+    first, second, third, fourth = address[:whole].view(np.uint32).reshape(-1, 4).T
+    np.bitwise_and(a, 0xFFFFFF, out=first)
+    np.bitwise_or(a >> 24, (b & 0xFFFF) << 8, out=second)
+    np.bitwise_or(b >> 16, (c & 0xFF) << 16, out=third)
+    np.right_shift(c, 8, out=fourth)
+    red, green, blue = pixels_N3[whole:].astype(np.int32).T
     address[whole:] = red | (green << 8) | (blue << 16)
     return address
 
