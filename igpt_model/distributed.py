@@ -111,15 +111,18 @@ def find_ranks(parallel: str, device: torch.device) -> Ranks:
     return Ranks(parallel, dist.get_rank(), dist.get_world_size(), device)
 
 
-def share_model(objective: nn.Module, model: IGPT, ranks: Ranks) -> nn.Module:
+def share_model(objective: nn.Module, model: IGPT, ranks: Ranks, some_unused: bool = False) -> nn.Module:
     """Return `objective` (a module around `model` that gives the loss) as this run's ranks compute it.
 
     "fsdp" changes `model` in place: its parameters become DTensors, split by rows, gathered a block at a time.
+    `some_unused` says that not every parameter has a part in the loss, for which "ddp" must look at each pass.
     """
     if ranks.parallel == "ddp":
         objective.to(ranks.device)
         ids = [ranks.device.index] if ranks.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(objective, device_ids=ids, gradient_as_bucket_view=True)
+        return nn.parallel.DistributedDataParallel(
+            objective, device_ids=ids, gradient_as_bucket_view=True, find_unused_parameters=some_unused
+        )
     if ranks.parallel == "fsdp":
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard

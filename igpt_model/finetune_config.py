@@ -5,7 +5,7 @@ from typing import Any
 
 from .errors import UserError
 from .images import ImageTransform
-from .train_config import option
+from .train_config import choose, option
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,10 @@ class FinetuneConfig:
         (), "Random changes to training pictures, as for train; for CIFAR pad_crop:4 and flip."
     )
     steps: int = option(1000, "Most updates.")
-    batch_size: int = option(128, "Pictures an update.")
-    micro_batch: int = option(0, "Pictures a forward pass; gradients add up to the batch. 0: all at once.")
+    batch_size: int = option(128, "Pictures an update, over all ranks.")
+    micro_batch: int = option(
+        0, "Pictures a forward pass, on each rank; gradients add up to the batch. 0: all at once."
+    )
     lr: float = option(0.0003, "Learning rate, constant after warm-up; the paper's is about a tenth of pre-training's.")
     warmup_steps: int = option(0, "Updates over which the learning rate rises.")
     betas: tuple[float, float] = option((0.9, 0.95), "Adam's betas.")
@@ -37,14 +39,15 @@ class FinetuneConfig:
     log_every: int = option(10, "Updates between records of the training loss.")
     seed: int = option(0, "Seed of order, augmentation and masks, and of fresh weights.")
     dtype: str = option("float32", "float32, or bfloat16 for autocast with float32 master weights.")
+    parallel: str = option("none", "Processes started by torchrun: none, or ddp (a copy of the model each).")
     device: str = option("cpu", "Where to train: cpu, cuda, cuda:1.")
     threads: int = option(0, "CPU threads; 0: PyTorch's choice. Exact resuming needs the same number.")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "augment", tuple(self.augment))
         object.__setattr__(self, "betas", tuple(self.betas))
-        if self.dtype not in ("float32", "bfloat16"):
-            raise UserError(f"dtype is {self.dtype!r}; choose float32 or bfloat16.")
+        choose("dtype", self.dtype, ("float32", "bfloat16"))
+        choose("parallel", self.parallel, ("none", "ddp"))
         for name in ("steps", "batch_size", "eval_every", "eval_masks", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; give at least 1.")

@@ -71,10 +71,10 @@ class TrainConfig:
         object.__setattr__(self, "betas", tuple(self.betas))
         if self.keep_at is not None:
             object.__setattr__(self, "keep_at", tuple(sorted(self.keep_at)))
-        _choose("objective", self.objective, ("autoregressive", "bert"))
-        _choose("schedule", self.schedule, ("cosine", "constant"))
-        _choose("parallel", self.parallel, ("none", "ddp", "fsdp"))
-        _choose("dtype", self.dtype, ("float32", "bfloat16"))
+        choose("objective", self.objective, ("autoregressive", "bert"))
+        choose("schedule", self.schedule, ("cosine", "constant"))
+        choose("parallel", self.parallel, ("none", "ddp", "fsdp"))
+        choose("dtype", self.dtype, ("float32", "bfloat16"))
         for name in ("steps", "batch_size", "log_every", "eval_every", "eval_images", "checkpoint_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; give at least 1.")
@@ -127,6 +127,7 @@ class TrainConfig:
         return cls(**values)
 
 
-def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:
+def choose(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is none of the choices."""
     if value not in choices:
         raise UserError(f"{name} is {value!r}; choose {' or '.join(choices)}.")

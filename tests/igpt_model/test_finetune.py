@@ -153,7 +153,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("at", [5, 17])
 @pytest.mark.parametrize("stage", ["update", "save_checkpoint", "prune_checkpoints"])
 def test_killed_at_any_stage_it_ends_with_the_same_bits(tmp_path, monkeypatch, stage, at):
-    module = importlib.import_module("igpt_model.finetune")
+    module = importlib.import_module("igpt_model.finetune_run")
     whole = run(tmp_path / "whole")
 
     def dies(real, *arguments, **named):
@@ -163,7 +163,7 @@ def test_killed_at_any_stage_it_ends_with_the_same_bits(tmp_path, monkeypatch, s
             raise Killed
         return real(*arguments, **named)
 
-    owner = module._Run if stage == "update" else module
+    owner = module.FinetuneRun if stage == "update" else module
     real = getattr(owner, stage)
     with monkeypatch.context() as patched:
         patched.setattr(owner, stage, lambda *arguments, **named: dies(real, *arguments, **named))
