@@ -32,16 +32,20 @@ def formats(device):
     yield "bfloat16 arithmetic, float16 storage", "bfloat16", "float16", False
 
 
-def measures(run, dataset, device, n_layers):
-    """For each format and layer: distance of features, accuracy, and rows answered otherwise than by float32."""
-    data = load_dataset(dataset)
+def measures(run, dataset, device, n_layers, limit=None):
+    """For each format and layer: distance of features, accuracy, and rows answered otherwise than by float32.
+
+    `dataset` is a name or a Dataset; of each split at most `limit` rows are taken.
+    """
+    data = dataset if hasattr(dataset, "splits") else load_dataset(dataset)
     reference = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, arithmetic, storage, tf32 in formats(device):
-            torch.backends.cuda.matmul.allow_tf32 = tf32
             encoder = load_encoder(f"igpt:{run}", device=device, dtype=arithmetic)
             own = Path(folder) / name.replace(" ", "-").replace(",", "")
-            store = extract(encoder, data, own / "f.h5", dtype=storage)
+            torch.backends.cuda.matmul.allow_tf32 = tf32
+            store = extract(encoder, data, own / "f.h5", dtype=storage, limit=limit)
+            torch.backends.cuda.matmul.allow_tf32 = False  # the probes themselves are solved alike
             chosen = [store.layers[k] for k in np.linspace(0, len(store.layers) - 1, n_layers + 1).astype(int)[1:]]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

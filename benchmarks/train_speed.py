@@ -106,9 +106,9 @@ def turns(actions, rounds, clock, device):
     return seconds
 
 
-def product(device, dtype):
-    """A large matrix product: the rate that the machine reaches; with its operations."""
-    n = 8192 if device == "cuda" else 2048
+def product(device, dtype, n=None):
+    """A large matrix product, n on a side: the rate that the machine reaches; with its operations."""
+    n = n or (8192 if device == "cuda" else 2048)
     kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     a, b = (torch.randn(n, n, device=device).to(kind) for _ in range(2))
     out = torch.empty_like(a)
