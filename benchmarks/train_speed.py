@@ -115,8 +115,8 @@ def product(device, dtype, n=None):
     return lambda: torch.mm(a, b, out=out), 2 * n**3
 
 
-def measure(size, rounds, clock, device, dtype, compiled):
-    """Rates and ratios of one size."""
+def measure(size, rounds, clock, device, dtype, compiled, product_side=None):
+    """Rates and ratios of one size; the matrix rate from a product of `product_side`."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, size.colours, (size.batch, size.side**2))
     many = rng.integers(0, size.colours, (5_000, size.side**2)).astype(np.uint16)
@@ -128,7 +128,7 @@ def measure(size, rounds, clock, device, dtype, compiled):
         update(token_batch(many, config.transform, size.batch, 0, next(numbers))[0])
 
     hf, small = hugging_face(size, device, dtype), minimal(size, device, dtype)
-    multiply, operations = product(device, dtype)
+    multiply, operations = product(device, dtype, product_side)
     actions = [lambda: update(tokens), lambda: hf(tokens), lambda: small(tokens), from_data, multiply]
     seconds = turns(actions, rounds, clock, device)
     mine, theirs, floor, _, _ = np.median(seconds, 0)

@@ -166,10 +166,10 @@ def main():
     given = read(parser, PARTS)
     toy, device, size = given.toy, given.device, TOY if given.toy else S
     compiled = given.compile == "yes" or (given.compile is None and device == "cuda")
-    rounds, clock = 2 if toy else 7, time.perf_counter
+    rounds, side, clock = 2 if toy else 7, 256 if toy else None, time.perf_counter
     work = {
-        "ratio": partial(measure, size, rounds, clock, device, "bfloat16", False),
-        "compiled": partial(measure, size, rounds, clock, device, "bfloat16", compiled),
+        "ratio": partial(measure, size, rounds, clock, device, "bfloat16", False, side),
+        "compiled": partial(measure, size, rounds, clock, device, "bfloat16", compiled, side),
         "batches": partial(batches, toy, device, compiled),
         "L": partial(large, toy, device),
         "plan": partial(plan, toy, device),
