@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from rows import record
 
-from igpt_model.cost import training_cost
+from igpt_model.cost import load_training, training_cost
 from igpt_model.train import train
 from igpt_model.train_config import TrainConfig
 from probekit import extract, load_dataset, load_encoder, sweep
@@ -72,6 +72,7 @@ def run_sweep(folder, steps):
 def plan_of_train(folder, steps):
     """The plan for the same."""
     config = settings(steps)
+    load_training()
     base = process_bytes()
     cost = training_cost(config, val_images=len(load_dataset("wandering-digits").splits["val"]), seconds=6)
     return cost.seconds, base + cost.memory, cost.disk

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from probekit.attention import attentive_log_proba, attentive_part, fit_attention, token_widths
 from probekit.choice import Solver, settle_protocol
 from probekit.errors import UserError
 from probekit.methods import METHODS, Fit
@@ -108,7 +109,7 @@ class Desk:
 
     def run(self, jobs: Sequence[Job], progress: Progress | None = None) -> None:
         """Have a record of every job in results.jsonl: every choice first, then the tests; other workers share in."""
-        self.refuse_other_work()
+        self.refuse_other_work(any(job.method == "attentive" for job in jobs))
         by_key = {self.identity(job).key: job for job in jobs}
         done = self.results.keys()
         open_keys = [key for key in by_key if key not in done]
@@ -117,8 +118,11 @@ class Desk:
         share_work(self.choices, open_keys, lambda key: self.choose(by_key[key]), shown)
         share_work(self.results, open_keys, lambda key: self.test(key))
 
-    def refuse_other_work(self) -> None:
-        """Refuse a folder whose series of the same name was made otherwise, naming what differs."""
+    def refuse_other_work(self, attentive: bool = False) -> None:
+        """Refuse a folder whose series of the same name was made otherwise, naming what differs.
+
+        Attentive probes read a file of their own, all tokens of some layers, and are compared among themselves.
+        """
         mine: dict[str, Any] = {
             "feature file": self.store.id,
             "dtype": self.solver.dtype,
@@ -127,7 +131,7 @@ class Desk:
         }
         mine |= {f"protocol {k}": v for k, v in self.protocol.resolved().items() if k not in ("name", "source")}
         for line in [*self.results.lines(), *self.choices.lines()]:
-            if line.get("series") != self.series:
+            if line.get("series") != self.series or (line["kind"] == "attentive") != attentive:
                 continue
             identity = line["identity"]
             theirs: dict[str, Any] = {
@@ -170,6 +174,11 @@ class Desk:
             X = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
         return X
 
+    def depth(self, layer: str) -> int:
+        """Index of a layer in its file; a file that holds some of the encoder's layers may say where they stand."""
+        index = self.store.layers.index(layer)
+        return int(self.store.encoder.get("depths", range(len(self.store.layers)))[index])
+
     def width(self, layers: Sequence[str]) -> int:
         """Columns of layers side by side."""
         return sum(self.store.widths[self.store.layers.index(layer)] for layer in layers)
@@ -196,14 +205,17 @@ class Desk:
         start = perf_counter()
         X = self.training_features(job, or_stored=not job.method)
         widths = [self.store.widths[self.store.layers.index(layer)] for layer in job.layers]
-        fit = METHODS[job.method](X, widths, self.rows(job), self.protocol, self.solver)
+        if job.method == "attentive":
+            widths = token_widths(self.store.encoder, X.shape[1])
+        method = fit_attention if job.method == "attentive" else METHODS[job.method]
+        fit = method(X, widths, self.rows(job), self.protocol, self.solver)
         return self.line(job, fit, X, start)
 
     def line(self, job: Job, fit: Fit, X: Any, start: float) -> dict[str, Any]:
         """Write a fitted probe of features X (n, D), begun at `start`; returns its line of choices.jsonl."""
         identity, choice = self.identity(job), fit.choice
         probe_file = f"probes/{identity.key}.safetensors"
-        save_probe(self.out / probe_file, fit.classes, fit.coef, fit.intercept)
+        save_probe(self.out / probe_file, fit.classes, fit.coef, fit.intercept, further=fit.further)
         candidates = job.candidates or ({"found_by": []} if fit.found else None)
         if candidates and fit.found:
             candidates = candidates | {"found_by": [*candidates["found_by"], fit.found]}
@@ -213,7 +225,7 @@ class Desk:
             "identity": identity.to_dict(),
             "kind": job.kind,
             "series": self.series,
-            "depth": self.store.layers.index(job.layers[0]) if len(job.layers) == 1 else None,
+            "depth": self.depth(job.layers[0]) if len(job.layers) == 1 else None,
             "n_layers": len(self.store.layers),
             "width": X.shape[1],
             "encoder": dict(self.store.encoder),
@@ -257,6 +269,8 @@ class Desk:
             raise UserError(f"The test split holds label {strange}, which no training row has: split the rows anew.")
         if line["kind"] == "knn":
             log_proba = self._neighbours(line, self.read("test", layers))
+        elif line["kind"] == "attentive":
+            log_proba = attentive_log_proba(probe, self.read("test", layers), self.solver.device)
         elif hasattr(self.store, "stored") and not fits(len(y), self.width(layers)):
             blocks = (self.read_some("test", layers, at, at + BLOCK_ROWS) for at in range(0, len(y), BLOCK_ROWS))
             scores = np.concatenate([logits(X, probe["coef"], probe["intercept"]) for X in blocks])
@@ -265,7 +279,7 @@ class Desk:
             log_proba = log_probabilities(logits(self.read("test", layers), probe["coef"], probe["intercept"]))
         predicted = log_proba.argmax(axis=1)
         rows = RowPredictions(self.store.row_ids("test"), y, classes[predicted], log_proba, classes)
-        save_probe(path, classes, probe["coef"], probe["intercept"], rows)
+        save_probe(path, classes, probe["coef"], probe["intercept"], rows, attentive_part(probe))
         low, high = wilson_interval(int(rows.correct.sum()), len(y))
         metrics = {
             "top1": float(rows.correct.mean()),

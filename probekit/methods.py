@@ -30,6 +30,7 @@ class Fit:
     ----------
     classes (K,); coef (R, D) and intercept (R,) on the columns as read (neighbours have no columns)
     choice, l2s : held-out figures and penalties of the grid; certificate : of the final fit; found : how it was found
+    further : arrays of a probe that is more than coefficients, for its file
     """
 
     classes: np.ndarray
@@ -40,6 +41,7 @@ class Fit:
     train_accuracy: float
     l2s: np.ndarray
     found: dict[str, Any] | None = field(default=None)
+    further: dict[str, np.ndarray] | None = field(default=None)
 
 
 Method = Callable[[np.ndarray, Sequence[int], TrainingRows, Protocol, Solver], Fit]

@@ -46,6 +46,8 @@ def find_record(probe: str | Path, series: str | None = None) -> Record:
     found = [record for record in read_records(journal) if record.key == path.stem] if journal.is_file() else []
     if not found:
         raise UserError(f"{journal} holds no record of {path.name}, so its encoder and layers are not known.")
+    if found[0].kind in ("knn", "attentive"):
+        raise UserError(f"{path.name} is a {found[0].kind} probe, but predict reads linear ones: give a linear probe.")
     return found[0]
 
 

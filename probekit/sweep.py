@@ -9,6 +9,7 @@ from typing import Any
 
 from sklearn.exceptions import ConvergenceWarning
 
+from probekit.attention import token_widths
 from probekit.choice import Solver
 from probekit.crew import crew
 from probekit.desk import Desk, Job, Progress
@@ -30,6 +31,7 @@ def sweep(
     device: str = "cpu",
     dtype: str = "auto",
     checks: Sequence[str] = (),
+    probe: str = "linear",
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Results:
@@ -50,6 +52,7 @@ def sweep(
     train_rows : use only so many labelled rows (train and val together), drawn by class and seed
     backend, device, dtype : of the solver ("auto": float64 where it costs nothing, see `fit_path`)
     checks : "knn", "ridge" or both: cheap probes of every layer beside the protocol's, as records of that kind
+    probe : "attentive": AIM's in place of the linear one, on a file of all tokens (encoders `tokens:...`)
     workers : processes that share the work, the cores being shared out among them; for a feature file on disk. Small
         fits (thousands of rows, hundreds of columns) gain by it, large ones fill all cores as they are
     progress : called with (probes done, probes in all); steps of an SGD protocol
@@ -66,6 +69,12 @@ def sweep(
     """
     desk = Desk(store, results_dir, protocol, Cs, series, Solver(backend, device, dtype))
     jobs = [Job((layer,), seed, train_rows) for seed in seed_list(seeds) for layer in choose_names(desk.store, layers)]
+    if probe not in ("linear", "attentive") or (probe == "attentive" and (checks or desk.protocol.solver == "sgd")):
+        raise UserError(f"probe may be linear, or attentive without checks or SGD, but {probe} was given.")
+    if probe == "attentive":
+        for job in jobs:
+            token_widths(desk.store.encoder, desk.width(job.layers))
+        jobs = [replace(job, kind=probe, method=probe) for job in jobs]
     strange = set(checks) - {"knn", "ridge"}
     if strange or (checks and desk.protocol.solver == "sgd"):
         raise UserError(f"checks may be knn and ridge, of an exact protocol, but {', '.join(checks)} was given.")
@@ -77,12 +86,21 @@ def sweep(
         run_sgd(desk, jobs, progress)
         return Results(desk.out)
     further = [replace(job, kind=check, method=check) for check in dict.fromkeys(checks) for job in jobs]
-    again = {"Cs": Cs, "layers": layers, "series": series, "seeds": seeds, "train_rows": train_rows, "checks": checks}
+    again = {
+        "Cs": Cs,
+        "layers": layers,
+        "series": series,
+        "seeds": seeds,
+        "train_rows": train_rows,
+        "checks": checks,
+        "probe": probe,
+    }
     again |= {"backend": backend, "device": device, "dtype": dtype}
     with crew(workers, sweep, path_for_crew(desk.store, workers), desk.out, protocol, **again):
         desk.run([*jobs, *further], progress)
     keys = {desk.identity(job).key for job in jobs}
-    warn_unconverged([r for r in read_records(desk.out) if r.key in keys])
+    if probe == "linear":
+        warn_unconverged([r for r in read_records(desk.out) if r.key in keys])
     return Results(desk.out)
 
 

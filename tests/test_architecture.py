@@ -25,6 +25,7 @@ ARROWS = {
     "probekit.datasets.openai_tokens": {"probekit.datasets", "igpt_model.palette"},
     "probekit.encoders": {"probekit.encoders"},
     "probekit.encoders.igpt": {"probekit.encoders", "igpt_model"},
+    "probekit.encoders.tokens": {"probekit.encoders", "igpt_model"},
     # Hugging Face's ImageGPT is an iGPT: it is converted and run as one
     "probekit.encoders.hf": {"probekit.encoders", "igpt_model"},
     "probekit.features": {"probekit.features", "probekit.encoders", "probekit.datasets", "probekit.ranks"},

@@ -8,7 +8,8 @@ judge the CPU's float32, so that the script itself is tried without a GPU; `--sp
 What is allowed, and why (u = 6e-8 is float32's rounding, 4e-3 bfloat16's, 5e-4 TF32's):
 - float32 features, relative to float64: 1e-5. A few dozen dependent sums of random signs leave 1e-7 to 1e-6; TF32 in
   the matrix products leaves 3e-4, so switching it on unasked is seen.
-- bfloat16 features: 2e-2, and more than 1e-4, or bfloat16 was not used.
+- bfloat16 features: 2e-2, and more than 1e-4 above layer 00, or bfloat16 was not used (layer 00, embeddings and their
+  mean, stays in float32 and has its bound).
 - training losses, the largest relative difference over all updates: float32 1e-4, bfloat16 2e-2. Adam divides by the
   root of the squared gradient, which magnifies rounding where gradients are small: hence ten times the features'.
 - path coefficients, solved in float64 to a relative gap of 1e-9, against scikit-learn's: 1e-3 relative, and never
@@ -93,7 +94,7 @@ def losses(size, device, images, val_images, folder, spoil):
         found = noisy([line["loss"] for line in told if line["kind"] == "step"], spoil == "losses")
         far = np.abs(found - reference) / reference
         yield Row(f"training, {dtype}: loss of {steps} updates, largest relative difference", far.max(), most, least)
-    yield Row("training: float64's loss, last update to the first", reference[-1] / reference[0], 0.9)
+    yield Row("training: float64's loss, last update to the first", reference[-1] / reference[0], 0.97)
 
 
 @torch.no_grad()
@@ -115,7 +116,8 @@ def features(run, device, images, spoil):
         encoder = load_encoder(f"igpt:{run}", device=device, dtype=dtype)
         for name, X, exact in zip(encoder.layers, encoder(images, np.arange(len(images))), reference, strict=True):
             X = noisy(X.cpu().numpy(), spoil == "features")
-            yield Row(f"features, {dtype}, layer {name}: relative distance", distance(X, exact), most, least)
+            bounds = (1e-5, 0.0) if name == "00" else (most, least)  # embeddings stay in float32 in both
+            yield Row(f"features, {dtype}, layer {name}: relative distance", distance(X, exact), *bounds)
 
 
 def distance(X, exact):

@@ -56,11 +56,13 @@ def plan(
     rate
         TFLOP/s that each rank will reach, for machines that are not this one: nothing is timed then.
     """
-    from igpt_model.cost import training_cost
+    from igpt_model.cost import load_training, training_cost
     from probekit import FeatureStore, load_dataset
     from probekit.plan import plan_sweep, process_bytes
 
     base, speed = process_bytes(), None if rate is None else rate * 1e12
+    load_training()
+    training_base = process_bytes() - base
     data = None if dataset is None else load_dataset(dataset, root=root)
     if data is not None:
         counts = {name: len(data.splits[name]) for name in data.splits}
@@ -69,7 +71,7 @@ def plan(
     cost = training_cost(config, val_images=rows // 10, ranks=ranks, seconds=seconds / 3, rate=speed)
     trained = config.steps * config.batch_size / max(1, rows)
     note = f"{config.steps:,} steps of {cost.step:.3g} s, {trained:.3g} passes over the pictures"
-    estimates = [(Estimate("train", cost.disk, cost.memory, cost.seconds), note)]
+    estimates = [(Estimate("train", cost.disk, training_base + cost.memory, cost.seconds), note)]
     if cost.scaled_from:
         estimates[0] = (estimates[0][0], f"{note}; from {cost.scaled_from}")
     share = Share(rows + test_rows, classes, seconds / 3, ranks, speed)

@@ -26,6 +26,7 @@ def sweep(
     device: str = "cpu",
     dtype: Literal["auto", "float32", "float64"] = "auto",
     checks: tuple[Literal["knn", "ridge"], ...] = (),
+    probe: Literal["linear", "attentive"] = "linear",
     workers: int = 1,
 ) -> None:
     """Probe every layer and append a record each to results.jsonl. Resumes; several processes may share the work.
@@ -56,6 +57,8 @@ def sweep(
         Precision of the solver; auto is float64 where that costs nothing.
     checks
         Cheap probes of every layer beside the protocol's: --checks knn --checks ridge.
+    probe
+        attentive: AIM's probe in place of the linear one, on a file extracted from tokens:igpt:RUN.
     workers
         Processes that share the work and the cores: small fits gain by one a core, large ones fill all cores alone.
     """
@@ -77,6 +80,7 @@ def sweep(
             device=device,
             dtype=dtype,
             checks=checks,
+            probe=probe,
             workers=workers,
             progress=show,
         )

@@ -17,6 +17,7 @@ SCHEMES = {
     "timm": "timm_models:load_timm",
     "torch": "hooks:load_function",
     "random": "igpt:load_random",
+    "tokens": "tokens:load_tokens",
     "random:hf": "hf:load_random_hf",
     "random:timm": "timm_models:load_random_timm",
     "pixels": "pixels:PixelEncoder",
@@ -24,7 +25,7 @@ SCHEMES = {
 }
 FORMS = (
     "igpt:RUN, igpt:RUN@STEP, hf:FOLDER_OR_NAME, timm:NAME, torch:package.module:function, pixels, histogram, "
-    "random:PRESET, random:RUN, random:hf:NAME, random:timm:NAME"
+    "random:PRESET, random:RUN, random:hf:NAME, random:timm:NAME, tokens:igpt:RUN"
 )
 
 

@@ -23,7 +23,7 @@ NAMES = {"random": "random weights", "pixels": "raw pixels", "histogram": "colou
 
 
 JOINED = ("concat", "banded", "mix")  # kinds of records that read several layers
-CHECKS = ("knn", "ridge")  # and of those beside a layer's own probe
+CHECKS = ("knn", "ridge", "attentive")  # and of those beside a layer's own probe
 
 
 class Joined(NamedTuple):
@@ -184,6 +184,7 @@ def build_panels(records: Iterable[Record]) -> list[Panel]:
         by_file: dict[tuple[str, str], list[Record]] = {}
         for record in members:
             by_file.setdefault((record.series, record.identity.feature_id), []).append(record)
+        by_file = _attentive_beside_linear(by_file)
         names = [name for name, _ in by_file]
         lines = []
         for (name, feature_id), own in by_file.items():
@@ -194,6 +195,19 @@ def build_panels(records: Iterable[Record]) -> list[Panel]:
         if lines:
             panels.append(Panel(dataset, members[0].protocol["name"], protocol_hash, train_rows, tuple(lines)))
     return panels
+
+
+def _attentive_beside_linear(by_file: dict[tuple[str, str], list[Record]]) -> dict[tuple[str, str], list[Record]]:
+    """Attentive probes, which read a file of all tokens, put with the curve of the same series and weights."""
+    hosts = {key: list(own) for key, own in by_file.items() if any(r.kind != "attentive" for r in own)}
+    for (name, feature_id), own in by_file.items():
+        if (name, feature_id) in hosts:
+            continue
+        weights = own[0].encoder.get("weights_hash")
+        for (series, _), curve in hosts.items():
+            if series == name and curve[0].encoder.get("weights_hash") == weights:
+                curve.extend(own)
+    return hosts
 
 
 def build_series(records: list[Record], label: str) -> Series:

@@ -100,7 +100,11 @@ def _row(
         "minus_last_low": series.band_low[index] / 100 if has_band else np.nan,  # type: ignore[index]
         "minus_last_high": series.band_high[index] / 100 if has_band else np.nan,  # type: ignore[index]
         "C": record.chosen_C,
-        "tuned": "k" if record.kind == "knn" else "lr" if record.protocol.get("solver") == "sgd" else "C",
+        "tuned": "k"
+        if record.kind == "knn"
+        else "lr"
+        if record.kind == "attentive" or record.protocol.get("solver") == "sgd"
+        else "C",
         "converged": record.is_converged,
         "at_grid_edge": bool(record.at_grid_edge),
         "n_iter": record.refit["n_iter"],

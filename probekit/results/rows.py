@@ -3,6 +3,7 @@
 R coefficient rows (1 for two classes, else K), D features, N test rows, K classes.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,9 +45,10 @@ def save_probe(
     coef_RD: np.ndarray,
     intercept_R: np.ndarray,
     rows: RowPredictions | None = None,
+    further: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Write a probe, and with `rows` what it predicts, atomically."""
-    tensors = {"classes": classes.astype(np.int64), "coef": coef_RD, "intercept": intercept_R}
+    """Write a probe, with `rows` what it predicts, and `further` arrays of its own, atomically."""
+    tensors = {"classes": classes.astype(np.int64), "coef": coef_RD, "intercept": intercept_R, **(further or {})}
     if rows is not None:
         tensors |= {
             "test_row_ids": rows.row_ids.astype(np.int64),

@@ -1,0 +1,243 @@
+"""The scripts for a GPU, at toy size on the CPU: what they measure, that they resume, and that a check can fail."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+GPU = ROOT / "benchmarks" / "gpu"
+SPOILT = ("losses", "features", "path", "sweep")
+
+
+def start(results, script, *arguments, code=0):
+    """Run a script as a user would; its output."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PROBEKIT_BENCHMARK_RESULTS": str(results)}
+    environment["OMP_NUM_THREADS"] = "1"
+    command = [sys.executable, str(GPU / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=results.parent)
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return {row["measure"]: float(row["value"]) for row in csv.DictReader(file)}
+
+
+def test_the_check_passes_on_the_cpu_and_measures_every_layer(tmp_path):
+    said = start(tmp_path / "results", "check.py", "--device", "cpu", "--toy")
+    found = rows(tmp_path / "results" / "gpu" / "check.csv")
+    assert f"{len(found)} of {len(found)} within their bounds on cpu" in said
+    for layer in ("00", "01", "02", "03"):
+        assert 0 < found[f"features, float32, layer {layer}: relative distance"] < 1e-5
+        assert (found[f"features, bfloat16, layer {layer}: relative distance"] > 1e-4) == (layer != "00")
+        assert f"sweep, layer {layer}: test rows answered otherwise" in found
+    # the reference is no copy: two orders of summing never agree to the last bit everywhere
+    assert found["training, float32: loss of 12 updates, largest relative difference"] > 0
+    assert found["path, float64: coefficients, largest relative distance"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", SPOILT)
+def test_the_check_fails_when_a_part_is_off_by_the_rounding_of_tf32(tmp_path, part):
+    said = start(tmp_path / "results", "check.py", "--device", "cpu", "--toy", "--spoil", part, code=1)
+    far = [line for line in said.splitlines() if line.startswith("FAR")]
+    what = {"losses": "training, float32", "features": "features, float32"}.get(part, part)
+    assert far
+    assert all(what in line for line in far)
+
+
+def cifar(tmp_path, *arguments, code=0):
+    where = ["--device", "cpu", "--toy", "--out", tmp_path / "run", "--archives", tmp_path / "none"]
+    return start(tmp_path / "results", "train_cifar10.py", *where, *arguments, code=code)
+
+
+@pytest.mark.slow
+def test_the_whole_of_train_cifar10_and_a_second_call_that_repeats_nothing(tmp_path):
+    cifar(tmp_path)
+    run, keep = tmp_path / "run", tmp_path / "run" / "keep"
+    names = (
+        "depth_curve.svg",
+        "table.csv",
+        "training.csv",
+        "training.svg",
+        "records.jsonl",
+        "samples.png",
+        "plan.json",
+    )
+    assert all((keep / name).stat().st_size > 0 for name in names)
+
+    # updates, warm-up and the end of the cosine come from the measured rate
+    plan = json.loads((run / "plan.json").read_text())
+    log = [json.loads(line) for line in (run / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert max(line["step"] for line in log) == plan["steps"]
+    assert min(line["lr"] for line in log if line["kind"] == "step") == pytest.approx(
+        0, abs=0.05 * plan["config"]["lr"]
+    )
+    measured = plan["measured"]
+    spent = (
+        plan["steps"] * measured["s_per_update"] + 21 * measured["s_per_evaluation"] + 5 * measured["s_per_checkpoint"]
+    )
+    assert plan["steps"] == 10 or spent <= 60 * plan["minutes"]
+
+    # five layers of two networks, the pixels, windows of five and three
+    records = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    kinds = [(r["series"], r["kind"], len(r["identity"]["layers"])) for r in records]
+    assert kinds.count(("igpt", "layer", 1)) == kinds.count(("random", "layer", 1)) == 5
+    assert kinds.count(("pixels", "layer", 1)) == 1
+    assert sorted(kind for kind in kinds if kind[1] == "concat") == [
+        ("igpt", "concat", 3),
+        ("igpt", "concat", 5),
+        ("random", "concat", 5),
+    ]
+    assert all("Cs" not in json.loads(line) for line in (keep / "records.jsonl").read_text().splitlines())
+
+    tests = json.loads((keep / "tests.json").read_text())
+    peak = next(r for r in records if r["series"] == "igpt" and r["depth"] == tests["primary"]["peak"])
+    assert tests["primary"]["accuracy"] == pytest.approx(peak["metrics"]["top1"])
+    assert all(test["p_holm"] >= test["p"] for test in tests["secondary"].values())
+    found = rows(tmp_path / "results" / "gpu" / "train_cifar10_toy.csv")
+    assert found["training: updates"] == plan["steps"]
+    assert found["depth curve: accuracy"] == pytest.approx(peak["metrics"]["top1"], abs=1e-3)
+
+    before = {path: path.stat().st_mtime_ns for path in [*run.rglob("*.h5"), *run.rglob("*.safetensors")]}
+    again = cifar(tmp_path, "train", "extract", "sweep", "concat")
+    assert "val loss" not in again
+    assert {path: path.stat().st_mtime_ns for path in [*run.rglob("*.h5"), *run.rglob("*.safetensors")]} == before
+    assert (run / "results.jsonl").read_text().count("\n") == len(records)
+
+
+@pytest.mark.slow
+def test_training_pauses_and_goes_on_by_the_same_plan(tmp_path):
+    paused = cifar(tmp_path, "train", "extract", "--stop-after", "0", code=3)
+    assert "--- extract" not in paused
+    plan = (tmp_path / "run" / "plan.json").read_text()
+    assert "end: update" in cifar(tmp_path, "train")
+    assert (tmp_path / "run" / "plan.json").read_text() == plan
+    started = [json.loads(line) for line in (tmp_path / "run" / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in started if line["kind"] == "eval"][-1] == json.loads(plan)["steps"]
+
+    for part in (1, 2):
+        start(
+            tmp_path / "results",
+            "weights.py",
+            tmp_path / "run" / "run",
+            "--into",
+            tmp_path,
+            "--piece",
+            "20000",
+            "--part",
+            part,
+        )
+    pieces = sorted(path for path in tmp_path.glob("weights.*") if path.suffix[1:].isdigit())
+    whole = tmp_path / "whole.safetensors"
+    whole.write_bytes(b"".join(path.read_bytes() for path in pieces))
+    checkpoint = sorted((tmp_path / "run" / "run" / "checkpoints").iterdir())[-1]
+    for name, value in load_file(checkpoint / "weights.safetensors").items():
+        assert torch.equal(load_file(whole)[name], value.to(torch.bfloat16))
+
+
+@pytest.fixture
+def modules(monkeypatch):
+    """Import from benchmarks/gpu."""
+    monkeypatch.syspath_prepend(str(GPU))
+    monkeypatch.syspath_prepend(str(GPU.parent))
+
+
+def test_packed_tokens_come_back_as_the_same_tokens_labels_and_rows(tmp_path, modules):
+    from cifar10_tokens import load, pack
+    from pictures import photographs
+
+    from igpt_model import Palette
+    from probekit import load_dataset
+
+    data = load_dataset({"train": photographs(60, 8), "test": photographs(20, 8, seed=1)}, name="photographs")
+    pack(data, tmp_path / "packed", side=8, n_colours=32)
+    back, palette = load(tmp_path / "packed")
+    assert len(palette) == 32
+    for name, split in data.splits.items():
+        assert np.array_equal(back.splits[name].labels, split.labels)
+        assert np.array_equal(back.splits[name].row_ids, split.row_ids)
+        original, returned = (np.stack(part.images(0, len(split))) for part in (split, back.splits[name]))
+        assert np.array_equal(palette.encode(original), palette.encode(returned))
+        # each pixel is its nearest colour, found by brute force
+        colours = palette.decode(np.arange(32)[:, None], resolution=1).reshape(32, 3).astype(float)
+        far = ((original.reshape(-1, 1, 3) - colours) ** 2).sum(-1)
+        assert np.array_equal(
+            ((returned.reshape(-1, 3) - original.reshape(-1, 3).astype(float)) ** 2).sum(-1), far.min(1)
+        )
+    assert isinstance(palette, Palette)
+
+
+def test_a_run_that_diverges_is_moved_aside_and_trained_anew_with_a_third_of_the_rate(tmp_path, modules, monkeypatch):
+    import timed_training
+
+    from igpt_model import Palette, TrainConfig
+
+    calls = []
+
+    def scripted(config, *_, **__):
+        calls.append(config)
+        (tmp_path / "run").mkdir(exist_ok=True)
+        yield {"kind": "step", "step": 40, "tokens_per_s": 1.0}
+        if len(calls) == 1:
+            raise timed_training.TrainingDiverged("spike")
+        yield {"kind": "end", "step": config.steps}
+
+    monkeypatch.setattr(timed_training, "train", scripted)
+    measured = {"s_per_update": 0.3, "s_per_evaluation": 0.1, "s_per_checkpoint": 0.1}
+    monkeypatch.setattr(timed_training, "measure", lambda *_: measured)
+    pictures = np.zeros((4, 4, 4, 3), np.uint8)
+    config = TrainConfig(resolution=4, n_colours=8, lr=0.003)
+    done = timed_training.train_within(config, (pictures, pictures, Palette.rgb_grid(8)), tmp_path, 1.0, 8)
+    steps = timed_training.planned_steps(measured, 1.0)
+    assert steps * 0.3 + 2.1 + 0.5 <= 60 * 0.97 < (steps + 1) * 0.3 + 2.1 + 0.5
+    assert [c.steps for c in calls] == [steps, steps - 40]
+    assert calls[1].lr == pytest.approx(0.001)
+    assert done["done"]
+    assert done["diverged"] == [{"lr": 0.003, "step": 40}]
+    assert (tmp_path / "run-diverged-0").is_dir()
+
+
+def test_holm_against_statsmodels_rule(modules):
+    from planned_tests import holm
+
+    tests = {"a": {"p": 0.01}, "b": {"p": 0.04}, "c": {"p": 0.03}}
+    holm(tests)
+    assert [tests[name]["p_holm"] for name in "abc"] == pytest.approx([0.03, 0.06, 0.06])
+
+
+def shell(script, *arguments, **environment):
+    variables = {**os.environ, **{name: str(value) for name, value in environment.items()}}
+    return subprocess.run(
+        ["bash", str(GPU / script), *arguments], capture_output=True, text=True, env=variables, cwd=ROOT
+    )
+
+
+def test_the_calls_of_a_session_end_within_ten_minutes(tmp_path):
+    for call in "12345":
+        done = shell("session.sh", call, OUT=tmp_path, STATE=tmp_path / "state", DRY=1)
+        assert done.returncode == 0, done.stderr
+        lines = [line for line in done.stdout.splitlines() if " s: " in line]
+        assert 0 < sum(int(line.split(" s: ")[0]) for line in lines) <= 590
+        scripts = [word for line in lines for word in line.split() if word.startswith("benchmarks/")]
+        assert scripts
+    assert shell("session.sh", "6", OUT=tmp_path, STATE=tmp_path / "state").returncode == 1
+
+
+@pytest.mark.slow
+def test_two_calls_of_a_session_at_toy_size(tmp_path):
+    where = {"OUT": tmp_path / "out", "STATE": tmp_path / "state", "TOY": 1, "DEVICE": "cpu", "PYTHON": sys.executable}
+    for call in "12":
+        done = shell("session.sh", call, **where)
+        assert done.returncode == 0, done.stdout[-3000:]
+    assert (tmp_path / "out" / "cifar10.tar.gz").stat().st_size > 10_000
+    assert (tmp_path / "out" / "gpu" / "check.csv").exists()
