@@ -19,7 +19,7 @@ from torch import Tensor
 from probekit.probes.coordinates import Coordinates
 from probekit.probes.newton import Measured
 from probekit.probes.passes import MeanLoss, covariance_of, softmax_
-from probekit.probes.rows import Rows, sum_over_ranks
+from probekit.probes.rows import STREAM_ROWS, Rows, sum_over_ranks
 
 GRADIENT_RATIO = 1e-2
 INTERCEPT_RESIDUAL = 1e-12
@@ -117,7 +117,12 @@ def _solve_intercepts(exact: MeanLoss, theta: Tensor) -> Tensor:
     residual = torch.zeros(P, dtype=torch.float64, device=theta.device)
     linear = None
     if 8 * P * R * len(rows) <= KEEP_BYTES:  # logits without their intercept
-        linear = torch.cat([(theta[..., :-1] @ X[:, :-1].T) for X, _, _ in rows.blocks(2048)], dim=2)
+        coef, start = theta[..., :-1].reshape(P * R, -1), 0
+        linear = torch.empty(P * R, len(rows), dtype=torch.float64, device=theta.device)
+        for X, _, _ in rows.blocks(STREAM_ROWS):
+            torch.mm(coef, X[:, :-1].T, out=linear[:, start : start + len(X)])
+            start += len(X)
+        linear = linear.view(P, R, -1)
     index = torch.arange(P, device=theta.device)
     for _ in range(INTERCEPT_STEPS):
         loss, gradient, covariance = _intercept_terms(exact, theta[index], linear)
@@ -127,8 +132,9 @@ def _solve_intercepts(exact: MeanLoss, theta: Tensor) -> Tensor:
         todo = (residual[index] > INTERCEPT_RESIDUAL) & (left_to_gain > INTERCEPT_GAIN * loss)
         if not bool(todo.any()):
             break
-        index, step = index[todo], step[todo]
-        linear = None if linear is None else linear[todo]
+        if not bool(todo.all()):
+            index, step = index[todo], step[todo]
+            linear = None if linear is None else linear[todo]
         # a full step of a nearly separated fit can overshoot; four logits at a time never does
         theta[index, :, -1] -= step * (4 / step.abs().amax(dim=1, keepdim=True).clamp_min(4))
     return residual

@@ -100,8 +100,8 @@ def eigenbasis(rows: Rows, in_memory: bool = True) -> Coordinates:
             turned = block[:, :-1] @ vectors
             block[:, -1 - turned.shape[1] : -1].copy_(turned)
         if vectors.shape[1] < r:
-            exact = replace(exact, X=X[:, -1 - vectors.shape[1] :].contiguous())
-        working = exact if rows.dtype == torch.float64 else replace(exact, X=X.to(rows.dtype), dtype=rows.dtype)
+            exact = replace(exact, X=X[:, -1 - vectors.shape[1] :])
+        working = exact if rows.dtype == torch.float64 else replace(exact, X=exact.X.to(rows.dtype), dtype=rows.dtype)
     else:
         exact = replace(exact, projection=projection)
         working = replace(exact, dtype=rows.dtype)

@@ -15,6 +15,7 @@ from probekit.probes.rows import largest_share
 
 KEEP_BYTES = 1 << 28  # probabilities kept between products, which saves one matrix product of three
 HALVINGS = 10
+RTOL = 0.05  # of the decrement: what conjugate gradients may leave out
 ROUNDING = 1e-13  # of the loss: a change below it is none
 
 
@@ -47,7 +48,7 @@ class Refined:
     stalled: Tensor
 
 
-def newton(loss, measure, theta, l2, precondition, good_enough, max_rounds=12, max_products=300, rtol=0.05):  # type: ignore[no-untyped-def]
+def newton(loss, measure, theta, l2, precondition, good_enough, negligible, max_rounds=12, max_products=300):  # type: ignore[no-untyped-def]
     """Step until `good_enough` holds for every problem, the loss no longer falls, or the rounds are used up.
 
     Parameters
@@ -58,8 +59,9 @@ def newton(loss, measure, theta, l2, precondition, good_enough, max_rounds=12, m
     l2 : (P,) penalties
     precondition : (vectors, indices) -> approximate inverse Hessian times them
     good_enough : (Measured, decrement (p,)) -> (p,) bool
+    negligible : Measured -> (p,) part of the decrement that a step need not find
     max_rounds : Newton steps at most; the last round only measures
-    max_products, rtol : of each round's conjugate gradients, see `solve_newton_system`
+    max_products : of each round's conjugate gradients, see `solve_newton_system`
 
     Returns
     -------
@@ -72,11 +74,12 @@ def newton(loss, measure, theta, l2, precondition, good_enough, max_rounds=12, m
     stalled = torch.zeros(len(theta), dtype=torch.bool, device=theta.device)
     for round_ in range(max_rounds + 1):
         now = here.take(index)
-        step, gain, spent = solve_newton_system(
-            loss, now.theta, l2[index], now.gradient, precondition, index, max_products, rtol
+        step, gain, rest, spent = solve_newton_system(
+            loss, now.theta, l2[index], now.gradient, precondition, index, max_products, negligible(now)
         )
-        decrement[index], products[index] = gain, products[index] + spent
-        todo = ~good_enough(now, gain)
+        # what the step left out counts too: the certificate errs on the safe side
+        decrement[index], products[index] = gain + rest, products[index] + spent
+        todo = ~good_enough(now, gain + rest)
         if round_ == max_rounds or not bool(todo.any()):
             break
         index, step, gain, now = index[todo], step[todo], gain[todo], now.take(todo)
@@ -116,27 +119,29 @@ def solve_newton_system(
     precondition: Preconditioner,
     names: Tensor,
     max_products: int,
-    rtol: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    negligible: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Solve H step = gradient for P problems, called `names` by the preconditioner.
 
     The sum of the steps' gains approaches the decrement g' H^-1 g from below; a problem stops when the estimated rest
-    of that series is less than `rtol` of its sum.
+    of that series is less than `RTOL` of its sum, or `negligible` (P,).
 
     Returns
     -------
-    step (P, R, D+1) in float64, decrement (P,), products used (P,)
+    step (P, R, D+1) in float64, gain (P,), estimated rest of the decrement (P,), products used (P,)
     """
     P, R, _ = theta.shape
     bytes_each = R * largest_share(loss.rows) * torch.finfo(loss.rows.dtype).bits // 8
     group = max(int(KEEP_BYTES // bytes_each), 1)
     keep = bytes_each <= KEEP_BYTES
     parts = [
-        _conjugate_gradients(loss, theta[s], l2[s], gradient[s], precondition, names[s], max_products, rtol, keep)
+        _conjugate_gradients(
+            loss, theta[s], l2[s], gradient[s], precondition, names[s], max_products, negligible[s], keep
+        )
         for s in torch.arange(P, device=theta.device).split(group)
     ]
-    step, decrement, products = (torch.cat([part[i] for part in parts]) for i in range(3))
-    return step, decrement, products
+    step, gain, rest, products = (torch.cat([part[i] for part in parts]) for i in range(4))
+    return step, gain, rest, products
 
 
 def _conjugate_gradients(
@@ -147,16 +152,18 @@ def _conjugate_gradients(
     precondition: Preconditioner,
     names: Tensor,
     max_products: int,
-    rtol: float,
+    negligible: Tensor,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     P = len(theta)
     dtype, device = loss.rows.dtype, theta.device
     step = torch.zeros_like(gradient, dtype=torch.float64)
-    decrement = torch.zeros(P, dtype=torch.float64, device=device)
+    total = torch.zeros(P, dtype=torch.float64, device=device)
+    rest = torch.zeros_like(total)
     products = torch.zeros(P, dtype=torch.int64, device=device)
     # float32 directions of a gradient that may be 1e-12: scale it to one
     scale = gradient.abs().amax(dim=(1, 2)).clamp_min(1e-300)
+    enough = negligible / scale.square()
     at = theta.to(dtype)
     probabilities = loss.probabilities(at) if keep else None
     index = torch.arange(P, device=device)
@@ -172,7 +179,7 @@ def _conjugate_gradients(
         alpha = torch.where(good, rz / curvature.clamp_min(1e-300), 0.0)
         step[index] += (alpha * scale[index])[:, None, None] * d.double()
         gain = alpha * rz
-        decrement[index] += gain * scale[index].square()
+        total[index] += gain
         products[index] += 1
         gains = [*gains[-3:], gain]
         r = r - alpha.to(dtype)[:, None, None] * Hd
@@ -180,14 +187,16 @@ def _conjugate_gradients(
         new_rz = dot(r, z)
         d = z + (new_rz / rz.clamp_min(1e-300)).to(dtype)[:, None, None] * d
         rz = new_rz
-        more = good & (_rest(gains, rz) > rtol * decrement[index] / scale[index].square())
+        left = _rest(gains, rz)
+        rest[index] = left
+        more = good & (left > torch.maximum(RTOL * total[index], enough[index]))
         if not bool(more.any()):
             break
         if not bool(more.all()):
             index, r, d, rz, at = index[more], r[more], d[more], rz[more], at[more]
             gains = [value[more] for value in gains]
             probabilities = None if probabilities is None else probabilities[more]
-    return step, decrement, products
+    return step, total * scale.square(), rest * scale.square(), products
 
 
 def _rest(gains: list[Tensor], rz: Tensor) -> Tensor:

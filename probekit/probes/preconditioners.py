@@ -103,8 +103,8 @@ def pair_sampled_hessian(loss: MeanLoss, theta: Tensor, seed: int = 0) -> Tensor
         kept = torch.maximum(mass_of_rows[pair, row], threshold[pair, 0]).sqrt_()
         ends = torch.bincount(pair, minlength=len(first)).cumsum(0).tolist()
         for j, (start, stop) in enumerate(zip([0, *ends], ends, strict=False)):
-            A = X[row[start:stop]].mul_(kept[start:stop, None])
-            moments[j].addmm_(A.T, A)
+            A = X.T.index_select(1, row[start:stop]).mul_(kept[start:stop])
+            moments[j].addmm_(A, A.T)
     sum_over_ranks(moments)
     q = edges.shape[1]
     outer = (edges[:, :, None] * edges[:, None, :]).reshape(len(edges), q * q)

@@ -113,8 +113,8 @@ class Rows:
                 yield start, chunk
 
     def materialise(self) -> "Rows":
-        """The same rows, transformed and held in memory."""
-        X = torch.empty(len(self), self.width + 1, dtype=self.dtype, device=self.device)
+        """The same rows, transformed and held in memory column after column: products run over long rows of X'."""
+        X = torch.empty(self.width + 1, len(self), dtype=self.dtype, device=self.device).T
         for start, chunk in self._read_ahead():
             X[start : start + len(chunk)] = chunk
         return replace(self, X=X, shift=None, scale=None, projection=None, ready=True)

@@ -22,6 +22,7 @@ REFRESH_AT = (3, 8, 20, 50, 120, 300, 800)  # iterations at which the Kronecker 
 STRONG = 1e-3  # an l2 above this share of the largest eigenvalue of X'X is easy for the Kronecker preconditioner
 FACTOR_REACH = 40.0  # a factor serves penalties down to this part of its own
 NODE_TOL = 1e-2  # a node's target, as a share of tol: interpolation repeats the nodes' errors
+CLEARLY = 0.2  # of tol: what the certifying steps need not resolve
 NODE_ROUNDS = 3  # new factors for one node
 NODE_PRODUCTS = 40  # conjugate gradients that need more want a better factor
 REFINE_ROUNDS = 12
@@ -127,7 +128,8 @@ class PathSolver:
                 start[None],
                 self.l2[index],
                 lambda vectors, i: self.precondition(vectors, index[i]),
-                lambda measured, gain: 0.5 * gain <= NODE_TOL * self.tol * measured.loss,
+                lambda measured, decrement: decrement <= 2 * NODE_TOL * self.tol * measured.loss,
+                lambda measured: 2 * NODE_TOL * self.tol * measured.loss,
                 max_products=NODE_PRODUCTS,
             )
             start = refined.measured.theta[0]
@@ -181,6 +183,7 @@ class PathSolver:
             self.l2,
             self.precondition,
             good_enough,
+            lambda measured: 2 * CLEARLY * self.tol * measured.loss,
             max_rounds=REFINE_ROUNDS if self.max_iter else 0,
         )
         certificate = summarise(self.where, refined.measured, self.l2, refined.decrement, at_zero)

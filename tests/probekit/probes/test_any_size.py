@@ -51,6 +51,19 @@ def test_dependent_columns_leave_and_change_nothing():
     assert eigenbasis(rows).rows.width == 12
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_dependent_columns_in_float32(seed):
+    X, y = problem(seed=seed)
+    repeated = np.hstack([X, X[:, :5], X[:, 3:9]]).astype(np.float32)
+    quick = fit_path(repeated, y, CS, dtype="float32")
+    exact = fit_path(repeated.astype(np.float64), y, CS, tol=1e-10)
+    assert quick.converged.all()
+    # a relative gap of 1e-4 in the objective (the default tol) leaves sqrt(2 gap f / l2) in the coefficients
+    l2, loss = quick.l2s, np.log(4)
+    far = np.linalg.norm(quick.coef - exact.coef, axis=(1, 2))
+    assert (far <= np.sqrt(2 * 1e-4 * loss / l2)).all()
+
+
 def test_streamed_rows_have_the_answer_of_rows_in_memory(tmp_path, monkeypatch):
     X, y = problem()
     with h5py.File(tmp_path / "x.h5", "w") as file:
