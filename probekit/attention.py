@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from probekit.choice import Choice, Solver
+from probekit.device import usable_device
 from probekit.errors import UserError
 from probekit.methods import Fit
 from probekit.probes.attentive import AttentivePool, AttentiveProbe, fit_attentive
@@ -94,5 +95,7 @@ def attentive_log_proba(probe: dict[str, np.ndarray], X: np.ndarray, device: str
     width, heads = state["key.weight"].shape[0], state["query"].shape[0]
     module = AttentivePool(width, heads, len(state["head.bias"]))
     module.load_state_dict(state)
-    said = AttentiveProbe(module.to(device).eval(), probe["classes"]).decision_function(X.reshape(len(X), -1, width))
+    said = AttentiveProbe(module.to(usable_device(device)).eval(), probe["classes"]).decision_function(
+        X.reshape(len(X), -1, width)
+    )
     return log_probabilities(said)

@@ -46,7 +46,14 @@ ARROWS = {
     },
     "probekit.cli": {"probekit", "igpt_model"},
 }
-FOUNDATION = {"igpt_model.errors", "igpt_model.hashing", "igpt_model.atomic", "probekit.errors", "probekit.named"}
+FOUNDATION = {
+    "igpt_model.errors",
+    "igpt_model.hashing",
+    "igpt_model.atomic",
+    "probekit.device",
+    "probekit.errors",
+    "probekit.named",
+}
 LAZY = {"matplotlib", "cuml", "transformers", "timm", "tensorboard", "torch.utils.tensorboard", "hdf5plugin"}
 FORBIDDEN_NAMES = {"utils.py", "common.py", "helpers.py", "base.py", "misc.py"}
 

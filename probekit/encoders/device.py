@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from probekit.device import usable_device
 from probekit.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -58,12 +59,4 @@ def compute(device: str | torch.device = "cpu", dtype: str = "float32") -> Compu
     """
     if dtype not in DTYPES:
         raise UserError(f"The dtype {dtype!r} is not known; choose {', '.join(DTYPES)}.")
-    if str(device) == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        why = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"The device {device!s} cannot be used ({why}); choose cpu, or cuda where a GPU is.") from error
-    return Compute(chosen, dtype)
+    return Compute(usable_device(device), dtype)

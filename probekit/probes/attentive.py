@@ -12,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from probekit.device import usable_device
 from probekit.errors import UserError
 from probekit.probes.sgd import cosine
 
@@ -115,7 +116,8 @@ def fit_attentive(
                 parameter.zero_()
             else:
                 parameter.normal_(0.0, shape[2] ** -0.5, generator=generator)
-    module.to(device).train()
+    where = usable_device(device)
+    module.to(where).train()
     optimiser = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=weight_decay)
     size = min(batch_size, len(labels))
     n_steps, step = epochs * (len(labels) // size), 0
@@ -124,11 +126,11 @@ def fit_attentive(
         order = np.random.default_rng([seed, epoch]).permutation(len(labels))
         for start in range(0, len(labels) - size + 1, size):
             rows = np.sort(order[start : start + size])
-            batch = torch.from_numpy(np.ascontiguousarray(source[rows], np.float32)).to(device)
+            batch = torch.from_numpy(np.ascontiguousarray(source[rows], np.float32)).to(where)
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate * cosine(step, n_steps)
             optimiser.zero_grad()
-            nn.functional.cross_entropy(module(batch), torch.from_numpy(columns[rows]).to(device)).backward()
+            nn.functional.cross_entropy(module(batch), torch.from_numpy(columns[rows]).to(where)).backward()
             optimiser.step()
             step += 1
     return AttentiveProbe(module.eval(), classes)

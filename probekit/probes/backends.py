@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from probekit.errors import UserError
 from probekit.probes.certificate import Certificate
 from probekit.probes.inputs import Inputs
+from probekit.probes.plan import penalties_at_once
+from probekit.probes.rows import Rows
 from probekit.probes.solver import SOLVER_VERSION, certify, solve
 
 Array = NDArray[np.float64]
@@ -47,6 +49,25 @@ def _fitted(
 
 def _torch(inputs: Inputs, l2s: Array, tol: float, max_iter: int, fit_intercept: bool) -> Fitted:
     rows = replace(inputs.rows, intercept=fit_intercept)
+    # neighbouring penalties stay together: each is found from the ones beside it
+    n_parts = -(-len(l2s) // penalties_at_once(rows, len(l2s)))
+    parts = np.array_split(np.argsort(l2s), n_parts)
+    fitted = [_solved(rows, l2s[part], tol, max_iter) for part in parts]
+    if n_parts == 1:
+        plan = fitted[0].plan
+    else:
+        plan = f"{len(l2s)} penalties in {n_parts} parts, for want of memory; {fitted[0].plan}"
+    place = np.argsort(np.concatenate(parts))
+    return Fitted(
+        np.concatenate([part.theta for part in fitted])[place],
+        np.concatenate([part.converged for part in fitted])[place],
+        {name: np.concatenate([part.certificates[name] for part in fitted])[place] for name in fitted[0].certificates},
+        fitted[0].solver_version,
+        plan,
+    )
+
+
+def _solved(rows: Rows, l2s: Array, tol: float, max_iter: int) -> Fitted:
     solution = solve(rows, torch.from_numpy(l2s).to(rows.device), tol=tol, max_iter=max_iter)
     return _fitted(
         solution.certificate,

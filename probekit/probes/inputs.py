@@ -9,6 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from probekit.device import usable_device
 from probekit.errors import UserError
 from probekit.probes.rows import Rows, are_dealt, mean_and_deviation
 
@@ -46,6 +47,7 @@ def read_inputs(
     dtype: str | None,
 ) -> Inputs:
     """Check everything once, before any work."""
+    where = usable_device(device)
     penalties = np.atleast_1d(np.asarray(Cs, np.float64))
     if penalties.ndim != 1 or not len(penalties) or not (np.isfinite(penalties).all() and (penalties > 0).all()):
         raise UserError(f"Cs must be positive finite numbers, but got {Cs!r}; give for example np.logspace(-6, 5, 45).")
@@ -64,7 +66,6 @@ def read_inputs(
     total, present = float(mass.sum()), mass > 0
     if present.sum() < 2:
         raise UserError(f"y holds one class only ({classes[present][0]!r}); a probe needs at least two.")
-    where = torch.device(device)
     rows = Rows(
         X=source,
         y=torch.from_numpy(index.astype(np.int64)).to(where),

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from igpt_model.atomic import write_bytes
 from igpt_model.hashing import hash_json
+from probekit.device import usable_device
 from probekit.errors import UserError
 
 Batch = tuple[Sequence[Any], Any]  # X (B, D_l) of every layer, y (B,) class indices
@@ -58,11 +59,12 @@ class SGDGrid:
     step: int = 0
 
     @classmethod
-    def zeros(cls, widths: Sequence[int], n_classes: int, n_rates: int, device: str = "cpu") -> "SGDGrid":
+    def zeros(
+        cls, widths: Sequence[int], n_classes: int, n_rates: int, device: str | torch.device = "cpu"
+    ) -> "SGDGrid":
         """All heads at zero (the problem is convex: no random start is needed)."""
-        where = torch.device(device)
-        matrices, more = ([torch.zeros(n_rates, n_classes, width, device=where) for width in widths] for _ in range(2))
-        vectors, others = ([torch.zeros(n_rates, n_classes, device=where) for _ in widths] for _ in range(2))
+        matrices, more = ([torch.zeros(n_rates, n_classes, width, device=device) for width in widths] for _ in range(2))
+        vectors, others = ([torch.zeros(n_rates, n_classes, device=device) for _ in widths] for _ in range(2))
         return cls(matrices, vectors, more, others)
 
     def scores(self, layer: int, X: Any) -> np.ndarray:
@@ -116,9 +118,10 @@ def train_sgd(
     """
     identity = {"config": asdict(config), "widths": list(widths), "n_classes": n_classes, "n_steps": n_steps}
     run = hash_json(json.loads(json.dumps(identity)))
-    grid = _load(Path(state), run, device) if state is not None and Path(state).exists() else None
-    grid = grid or SGDGrid.zeros(widths, n_classes, len(config.learning_rates), device)
-    rates = torch.tensor(config.learning_rates, dtype=torch.float32, device=device)[:, None]
+    where = usable_device(device)
+    grid = _load(Path(state), run, where) if state is not None and Path(state).exists() else None
+    grid = grid or SGDGrid.zeros(widths, n_classes, len(config.learning_rates), where)
+    rates = torch.tensor(config.learning_rates, dtype=torch.float32, device=where)[:, None]
     source = batches(grid.step) if grid.step < n_steps else iter(())
     try:
         while grid.step < n_steps:
@@ -174,8 +177,8 @@ def _save(grid: SGDGrid, path: Path, run: str) -> None:
     write_bytes(path, save(tensors, metadata={"format": "probekit.sgd", "run": run, "step": str(grid.step)}))
 
 
-def _load(path: Path, run: str, device: str) -> SGDGrid:
-    with safe_open(str(path), framework="pt", device=device) as file:
+def _load(path: Path, run: str, device: torch.device) -> SGDGrid:
+    with safe_open(str(path), framework="pt", device=str(device)) as file:
         metadata = file.metadata() or {}
         if metadata.get("run") != run:
             raise UserError(f"{path} holds the state of another SGD run: use the same settings, or remove it.")
