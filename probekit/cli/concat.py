@@ -82,4 +82,4 @@ def concat(
     joined = [record for kind in ("concat", "banded", "mix") for record in results.of(name, kind)]
     for record in joined:
         how = "joined" if record.kind == "concat" else record.kind
-        say(f"{record.series} layers {' '.join(record.layers)} {how}: test accuracy {record.accuracy:.1%}")
+        say(f"{record.series} layers {' '.join(record.layers)} {how}: test accuracy {100 * record.accuracy:.1f} %")

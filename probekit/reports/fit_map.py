@@ -21,10 +21,16 @@ def fit_sentence(panel: Panel) -> str:
     edge = sum(record.at_grid_edge for record in records)
     tolerance = records[0].protocol.get("tol")
     meaning = f" to a relative objective gap of {tolerance:g}" if isinstance(tolerance, float) else ""
-    sentence = (
-        f"Of {len(path):,} fits along the penalty paths {path.sum():,} are certified converged{meaning}; "
-        f"of {len(refits)} refits at the chosen C, {refits.sum()}."
-    )
+    if path.all() and refits.all():
+        sentence = (
+            f"All {len(path):,} fits along the penalty paths and all {len(refits)} refits at the chosen C "
+            f"are certified converged{meaning}."
+        )
+    else:
+        sentence = (
+            f"{path.sum():,} of {len(path):,} fits along the penalty paths and {refits.sum()} of {len(refits)} refits "
+            f"at the chosen C are certified converged{meaning}."
+        )
     if edge:
         sentence += f" In {edge} of them C lies at the end of its grid, so a better one may lie beyond."
     return sentence
@@ -51,8 +57,6 @@ def fit_map(series: Series) -> dict[str, Any]:
         ]
         extent = {"least": int(own.min()), "most": int(own.max())}
         rows.append({"layer": int(series.depths[place]), "y": round(TOP + place * tall, 1), "cells": cells, **extent})
-    exponents = np.log10(series.records[0].Cs)
-    step = max(1, round(len(exponents) / 8))
     return {
         "label": series.label,
         "width": round(LEFT + longest * size + 4),
@@ -65,10 +69,20 @@ def fit_map(series: Series) -> dict[str, Any]:
         "least": int(least),
         "most": int(most),
         "ticks": [
-            {"x": round(LEFT + (number + 0.45) * size, 1), "text": f"{exponents[number]:.2g}"}
-            for number in range(0, len(exponents), step)
+            {"x": round(LEFT + (place + 0.5) * size - 1, 1), "text": text}
+            for place, text in _ticks(np.log10(series.records[0].Cs))
         ],
     }
+
+
+def _ticks(exponents: np.ndarray, most: int = 8) -> list[tuple[float, str]]:
+    """Places (in cells) and names of whole powers of ten along a grid; its ends where it spans less than two."""
+    whole = np.arange(np.ceil(exponents.min() - 1e-9), exponents.max() + 1e-9)
+    if len(whole) < 2 or (np.diff(exponents) <= 0).any():
+        return [(place, f"{exponents[place]:.2g}") for place in dict.fromkeys((0, len(exponents) - 1))]
+    kept = whole[:: -(-len(whole) // most)]
+    places = np.interp(kept, exponents, np.arange(len(exponents)))
+    return [(float(place), str(int(power))) for place, power in zip(places, kept, strict=True)]
 
 
 def doubtful_fits(panel: Panel) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import base64
 import json
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from probekit.results.records import Record
 SAMPLE_PICTURES = ("samples*.png", "samples/*.png")
 MOST_SAMPLES = 3
 MOST_SAMPLE_BYTES = 4_000_000
+CHOSEN_BY = {"val": "the held-out rows of the val split", "cv5": "five-fold cross-validation on train and val"}
 
 
 def render_page(panels: Sequence[Panel], sources: Sequence[Path], files: Mapping[str, Sequence[Path]]) -> str:
@@ -58,7 +59,7 @@ def render_page(panels: Sequence[Panel], sources: Sequence[Path], files: Mapping
         title=_title(panels),
         colours=[(name, light, DARK[light]) for light, name in CSS_NAME.items()],
         panels=[_panel(panel, f"p{number}", files.get(panel.slug, ())) for number, panel in enumerate(panels)],
-        samples=list(_samples(sources)),
+        samples=list(_samples([*sources, *_runs(panels)])),
         sources=[str(source) for source in sources],
         command=shlex.join(["probekit", "report", *map(str, sources)]),
         version=_version(),
@@ -91,7 +92,7 @@ def _panel(panel: Panel, prefix: str, files: Sequence[Path]) -> dict[str, Any]:
         "id": prefix,
         "title": panel.title,
         "protocol": panel.protocol,
-        "models": [_model(series) for series in panel.models],
+        "models": [_model(panel, series) for series in panel.models],
         "curve_wide": _curve(panel, f"{prefix}w", narrow=False),
         "curve_narrow": _curve(panel, f"{prefix}n", narrow=True),
         "has_band": any(series.band_low is not None for series in layered),
@@ -110,7 +111,7 @@ def _panel(panel: Panel, prefix: str, files: Sequence[Path]) -> dict[str, Any]:
     }
 
 
-def _model(series: Series) -> dict[str, Any]:
+def _model(panel: Panel, series: Series) -> dict[str, Any]:
     record = series.records[series.peak]
     facts = [("Test accuracy, best layer", f"{series.top1[series.peak]:.1f} %", _bounds(series, record))]
     sentences: list[str] = []
@@ -118,11 +119,8 @@ def _model(series: Series) -> dict[str, Any]:
     if series.verdict is not None:
         found = series.verdict
         sentences, warnings = found.sentences(), found.warnings
-        gain = f"{100 * found.gain_low:+.1f} to {100 * found.gain_high:+.1f}, paired 95 %; p = {p_value(found.p_fall)}"
-        facts += [
-            ("Best layer, chosen on held-out rows", f"{found.peak_depth} of {found.last_depth}", _tied(series)),
-            ("Points above the last layer", f"{100 * found.gain:+.1f}", gain.replace("= <", "<")),
-        ]
+        facts.append(("Best layer", f"{found.peak_depth} of {found.last_depth}", _tied(series)))
+        facts += _points_above(panel, series)
     else:
         sentences = [
             f"{series.label}: the best layer, chosen on held-out training rows, is layer {series.depths[series.peak]}, "
@@ -139,8 +137,23 @@ def _model(series: Series) -> dict[str, Any]:
 
 
 def _bounds(series: Series, record: Record) -> str:
-    rows = f"{record.metrics['n_test']:,} test rows"
+    rows = f"{record.metrics['n_test']:,} rows"
     return f"{series.low[series.peak]:.1f} to {series.high[series.peak]:.1f}, 95 %, {rows}"
+
+
+def _points_above(panel: Panel, series: Series) -> list[tuple[str, str, str]]:
+    """The gain over the last layer; where that layer itself is the best, the gain over the strongest control."""
+    found = series.verdict
+    if found is not None and series.peak != len(series.depths) - 1:
+        interval = f"{100 * found.gain_low:+.1f} to {100 * found.gain_high:+.1f}, paired 95 %"
+        tested = f"p = {p_value(found.p_fall)}".replace("= <", "<").replace(" ", "\N{NO-BREAK SPACE}")
+        return [(f"Points above {series.curve.reference}", f"{100 * found.gain:+.1f}", f"{interval}; {tested}")]
+    controls = [row for row in _controls(panel) if row["model"] == series.label]
+    if not controls:
+        return []
+    best = max(controls, key=lambda row: row["top1"])
+    interval = f"{best['margin'].low:+.1f} to {best['margin'].high:+.1f}, paired 95 %"
+    return [(f"Points above {best['control']}", f"{best['margin'].gain:+.1f}", interval)]
 
 
 def _tied(series: Series) -> str:
@@ -157,7 +170,9 @@ def _curve(panel: Panel, prefix: str, narrow: bool) -> Markup:
                 f"{series.high[place]:.1f}], C = {record.chosen_C:.3g}, {fit_words(record)}"
             )
             tooltips[f"pt-{number}-{place}"] = text
-            tooltips[f"diff-{number}-{place}"] = f"{text}; {series.minus_last[place]:+.1f} points above the last layer"
+            tooltips[f"diff-{number}-{place}"] = (
+                f"{text}; {series.minus_last[place]:+.1f} points above {series.curve.reference}"
+            )
         for joined in series.joined:
             tooltips[f"join-{number}-{joined.record.key[:8]}"] = (
                 f"{series.label}, layers {short_range(joined.depths)} joined: {joined.top1:.1f} % "
@@ -199,6 +214,7 @@ def _table(series: Series, low: float, high: float) -> dict[str, Any]:
         "role": series.role,
         "open": series.role == "model" or series.is_flat,
         "layered": not series.is_flat,
+        "reference": series.curve.reference.removeprefix("the "),
         "rows": rows,
         "summary": ""
         if series.is_flat
@@ -274,8 +290,8 @@ def _provenance(panel: Panel) -> list[tuple[str, str]]:
     records = [record for series in panel.series for record in series.records]
     first = records[0]
     lines = [
-        ("Protocol", f"{panel.protocol}, hash {panel.protocol_hash}"),
-        ("Choice of C and of layers", {"val": "held-out 10 % of train"}.get(first.selection, first.selection)),
+        ("Protocol", f"{_protocol_words(panel.protocol, first)}, hash {panel.protocol_hash}"),
+        ("Choice of C and of layers", CHOSEN_BY.get(first.selection, first.selection)),
         ("Split", ", ".join(dict.fromkeys(record.identity.split_hash for record in records))),
     ]
     for series in panel.series:
@@ -284,15 +300,29 @@ def _provenance(panel: Panel) -> list[tuple[str, str]]:
         parts = [f"features {own.identity.feature_id}", own.feature_file, f"weights {weights}" if weights else ""]
         lines.append((series.label, ", ".join(part for part in parts if part)))
     solvers = dict.fromkeys(
-        f"{r.identity.backend} {r.identity.solver_version}, {r.identity.dtype}, seed {r.seed}" for r in records
+        f"{r.identity.backend}, version {r.identity.solver_version}, dtype {r.identity.dtype}, seed {r.seed}"
+        for r in records
     )
     versions = dict.fromkeys(f"{name} {number}" for record in records for name, number in record.versions.items())
     dates = sorted(record.created for record in records if record.created)
     lines += [("Solver", "; ".join(solvers)), ("Versions", ", ".join(versions))]
     lines += (
-        [("Fitted", f"{dates[0]} to {dates[-1]}, {sum(r.seconds for r in records):.0f} s of fits")] if dates else []
+        [("Fitted", f"{_date(dates[0])} to {_date(dates[-1])}, {sum(r.seconds for r in records):.0f} s of fits")]
+        if dates
+        else []
     )
     return lines
+
+
+def _protocol_words(name: str, record: Record) -> str:
+    """The protocol's name; the star of one whose penalties were changed is said in words."""
+    grid = f"{len(record.Cs)} penalties, C from {min(record.Cs):.3g} to {max(record.Cs):.3g}"
+    return f"{name.rstrip('*')} with {grid} instead of its own" if name.endswith("*") else name
+
+
+def _date(created: str) -> str:
+    """`2026-11-24T22:54:49+00:00` without seconds, as people write it."""
+    return created[:16].replace("T", " ") + (" UTC" if created.endswith("+00:00") else "")
 
 
 def _documents(panel: Panel) -> list[tuple[str, str]]:
@@ -304,11 +334,19 @@ def _documents(panel: Panel) -> list[tuple[str, str]]:
     return documents + [(f"Encoder: {series.label}", text(series.records[0].encoder)) for series in panel.series]
 
 
-def _samples(sources: Sequence[Path]) -> Any:
-    pictures: list[Path] = []
-    for source in sources:
-        folder = source if source.is_dir() else source.parent
-        pictures += [path for pattern in SAMPLE_PICTURES for path in sorted(folder.glob(pattern))]
-    for path in pictures[-MOST_SAMPLES:]:
-        if path.stat().st_size <= MOST_SAMPLE_BYTES:
-            yield path.name, "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+def _runs(panels: Sequence[Panel]) -> Iterator[Path]:
+    """The folders of the training runs whose checkpoints were probed, where they still are."""
+    for record in (record for panel in panels for series in panel.models for record in series.records[:1]):
+        checkpoint = Path(record.encoder.get("checkpoint") or "")
+        if checkpoint.parent.name == "checkpoints" and checkpoint.is_dir():
+            yield checkpoint.parents[1]
+
+
+def _samples(sources: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """Name and content of pictures drawn from models: of each folder the last few, by hand and while it trained."""
+    folders = [(source if source.is_dir() else source.parent).resolve() for source in sources]
+    for folder in dict.fromkeys(folders):
+        for path in [path for pattern in SAMPLE_PICTURES for path in sorted(folder.glob(pattern))[-MOST_SAMPLES:]]:
+            if path.stat().st_size <= MOST_SAMPLE_BYTES:
+                name = str(path.relative_to(folder.parent))
+                yield name, "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -148,7 +148,8 @@ def draw_difference(axes: Axes, panel: Panel, looks: Looks, narrow: bool = False
         bottoms.append(float(low.min()))
     top = 1.12 * max(tops)
     axes.set_ylim(max(1.12 * min(bottoms), -2 * max(top, 2)), top)
-    axes.set_title("Points above the last layer")
+    references = {series.curve.reference for series in panel.models if not series.is_flat}
+    axes.set_title(f"Points above {references.pop() if len(references) == 1 else 'the deepest layer probed'}")
     if not narrow:
         _remark(axes, "band: 95 %, simultaneous over the layers")
 
@@ -189,6 +190,7 @@ def _peak(axes: Axes, series: Series, look: dict[str, Any], place: int, named: b
         axes.annotate(
             f"layer {x}: {y:.1f} %", (x, 1.0), xycoords=below, xytext=(-5 if left else 5, -2),
             textcoords="offset points", ha="right" if left else "left", va="top", color=INK, fontweight="bold",
+            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6},  # a grid line would strike the words through
         )  # fmt: skip
 
 
@@ -204,7 +206,7 @@ def _slots(panel: Panel, narrow: bool, most: int = 4) -> list[tuple[float, int, 
     last = _last_layer(panel)
     # room for the longest name below the axis
     letters = max([5, *(len(short_range(joined.depths)) for _, joined in own)])
-    step = max(last, 4) * (0.14 if narrow else 0.075) * letters / 5
+    step = max(last, 4) * (0.19 if narrow else 0.08) * letters / 5
     return [(last + step * (1.1 + place), number, joined) for place, (number, joined) in enumerate(own[:most])]
 
 
@@ -303,7 +305,9 @@ def _key(figure: Figure, panel: Panel, narrow: bool) -> None:
     if any(series.tied is not None for series in models):
         entries.append((Line2D([], [], color=INK, linewidth=3.2), "not significantly below the best"))
     if any(series.joined for series in models):
-        entries.append((Line2D([], [], marker="D", markersize=5, **blank), "one probe on several layers joined"))
+        several = any(len(series.joined) > 1 for series in models)
+        label = "layers joined; large: best on held-out rows" if several else "one probe on several layers joined"
+        entries.append((Line2D([], [], marker="D", markersize=5, **blank), label))
     if any(not series.sound.all() or any(not j.sound for j in series.joined) for series in layered):
         hollow = Line2D([], [], marker="o", markersize=5.5, markerfacecolor=PAPER, **blank)
         entries.append((hollow, "hollow: not converged, or C at the end of its grid"))

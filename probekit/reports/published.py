@@ -73,7 +73,10 @@ def comparison_frame(panels: Sequence[Panel], task: str = "linear_probe", mix_pr
             last = len(series.depths) - 1
             for place in dict.fromkeys([series.peak, last]):
                 record = series.records[place]
-                which = {series.peak: "best layer (on val)", last: "last layer"}[place] if last else ""
+                names = {series.peak: ["best layer (on val)"]} if last else {}
+                if last and series.curve.reference == "the last layer":
+                    names[last] = [*names.get(last, []), "last layer"]
+                which = ", ".join(names.get(place, []))
                 rows.append(
                     {
                         **name,

@@ -44,8 +44,8 @@ class Comparison:
         """The comparison in one sentence."""
         points = f"{100 * self.difference:+.1f} points (95 % interval {100 * self.low:+.1f} to {100 * self.high:+.1f})"
         return (
-            f"{self.a} has {self.accuracy_a:.1%} and {self.b} {self.accuracy_b:.1%} on {self.n:,} shared test rows: "
-            f"{points}, exact McNemar p = {self.p:.2g}."
+            f"{self.a} has {100 * self.accuracy_a:.1f} % and {self.b} {100 * self.accuracy_b:.1f} % "
+            f"on {self.n:,} shared test rows: {points}, exact McNemar p = {self.p:.2g}."
         )
 
 

@@ -54,6 +54,21 @@ class Curve:
         """Position of the layer chosen on held-out rows."""
         return choose_layer(self.records)
 
+    @property
+    def last_depth(self) -> int:
+        """Depth of the encoder's last layer, probed or not; a file of some layers only says where they stand."""
+        return int(self.records[0].encoder.get("last_depth", self.records[0].n_layers - 1))
+
+    @property
+    def unprobed_ends(self) -> tuple[int, ...]:
+        """Which of the encoder's first and last depth have no probe: without them nothing is said of rise and fall."""
+        return tuple(depth for depth in dict.fromkeys((0, self.last_depth)) if depth not in self.depths)
+
+    @property
+    def reference(self) -> str:
+        """What the others are compared with: the last layer, or the deepest one probed by its number."""
+        return f"layer {self.depths[-1]}" if self.last_depth in self.unprobed_ends else "the last layer"
+
     def minus_last(self, level: float = 0.95, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Accuracy minus the last layer's, and its simultaneous band: difference, low, high, each (n,)."""
         correct = self.rows()
@@ -165,10 +180,12 @@ class Verdict:
 
     Attributes
     ----------
-    shape : "rises then falls", "no fall" (the chosen layer is the last), or "inconclusive"
+    shape : "rises then falls", "no fall" (the chosen layer is the last), or "inconclusive"; always inconclusive where
+        the encoder's first or last layer was not probed
     p : max of p_rise and p_fall; 1 when the chosen layer is the first or the last
-    p_rise, p_fall : one-sided exact McNemar tests, chosen layer against the first and against the last
-    gain, gain_low, gain_high : chosen layer minus last layer on test, paired bootstrap 95 %
+    p_rise, p_fall : one-sided exact McNemar tests, chosen layer against the first and against the last probed
+    gain, gain_low, gain_high : chosen layer minus the last probed on test, paired bootstrap 95 %
+    last_depth, reference, unprobed_ends : as in `Curve`
     not_below : names of the layers not significantly below the chosen one
     warnings : one sentence for each doubt (unconverged fits, C at the end of its grid)
     """
@@ -179,6 +196,8 @@ class Verdict:
     peak_depth: int
     peak_layer: str
     last_depth: int
+    reference: str
+    unprobed_ends: tuple[int, ...]
     accuracy: float
     low: float
     high: float
@@ -199,14 +218,22 @@ class Verdict:
         """The two sentences that matter: the best layer with its accuracy, and the gain over the last layer."""
         where = f"layer {self.peak_depth} of {self.last_depth}"
         best = (
-            f"{self.series} on {self.dataset}: the best layer, chosen on held-out training rows, is {where}, "
-            f"with test accuracy {self.accuracy:.1%} (95 % interval {self.low:.1%} to {self.high:.1%})."
+            f"{self.series} on {self.dataset}: the best layer, chosen on held-out training rows, is {where}, with test "
+            f"accuracy {100 * self.accuracy:.1f} % (95 % interval {100 * self.low:.1f} to {100 * self.high:.1f})."
         )
         if self.shape == "no fall":
             return [best, "The best layer is the last one, so accuracy does not fall towards the output."]
         interval = f"(95 % interval {100 * self.gain_low:+.1f} to {100 * self.gain_high:+.1f})"
         gain = f"{100 * self.gain:+.1f} points {interval}"
-        if self.falls:
+        if self.unprobed_ends:
+            named = " and ".join(f"layer {depth}" for depth in self.unprobed_ends)
+            were = "were" if len(self.unprobed_ends) > 1 else "was"
+            unknown = f"{named} {were} not probed, so whether accuracy rises and then falls is not known."
+            if self.reference == f"layer {self.peak_depth}":
+                second = f"It is the deepest layer probed: {unknown}"
+            else:
+                second = f"Its gain over {self.reference} is {gain}: {unknown}"
+        elif self.falls:
             second = f"It beats the last layer by {gain}: accuracy rises, then falls (p = {_p_text(self.p)})."
         else:
             doubt = f"whether accuracy rises and then falls is inconclusive (p = {_p_text(self.p)})"
@@ -233,6 +260,8 @@ def verdict(curve: Curve, seed: int = 0) -> Verdict:
     p = max(p_rise, p_fall)
     falls = p < ALPHA and gain_low > LEAST_FALL
     shape = "no fall" if peak == last else "rises then falls" if falls else "inconclusive"
+    if curve.unprobed_ends:
+        shape = "inconclusive"
     kept = curve.not_below_best(seed=seed)
     return Verdict(
         shape=shape,
@@ -240,7 +269,9 @@ def verdict(curve: Curve, seed: int = 0) -> Verdict:
         dataset=curve.dataset,
         peak_depth=int(curve.depths[peak]),
         peak_layer=curve.layers[peak],
-        last_depth=int(curve.depths[last]),
+        last_depth=curve.last_depth,
+        reference=curve.reference,
+        unprobed_ends=curve.unprobed_ends,
         accuracy=float(curve.accuracy[peak]),
         low=float(curve.low[peak]),
         high=float(curve.high[peak]),

@@ -178,7 +178,7 @@ def results_path(path: str | Path) -> Path:
     return path / RESULTS_NAME if path.is_dir() or not path.suffix else path
 
 
-def parse_lines(content: bytes) -> list[dict[str, Any]]:
+def parse_lines(content: bytes, name: str | Path = RESULTS_NAME) -> list[dict[str, Any]]:
     """The JSON lines of a journal; a last line that a kill or power cut has torn is left out."""
     lines = content.split(b"\n")
     parsed = []
@@ -189,8 +189,13 @@ def parse_lines(content: bytes) -> list[dict[str, Any]]:
             parsed.append(json.loads(line))
         except ValueError:
             if any(rest.strip(b"\0 \r") for rest in lines[number + 1 :]):
+                if not parsed:
+                    raise UserError(
+                        f"{name} is no results file (its first line is no JSON): "
+                        f"give a folder that holds {RESULTS_NAME}."
+                    ) from None
                 raise UserError(
-                    f"Line {number + 1} of the results is no JSON, and lines follow it: remove or repair it."
+                    f"Line {number + 1} of {name} is no JSON, and lines follow it: remove or repair it."
                 ) from None
     return parsed
 
@@ -206,7 +211,7 @@ def read_records(path: str | Path) -> list[Record]:
     file = results_path(path)
     if not file.is_file():
         raise UserError(f"{path} holds no {RESULTS_NAME}; make it with `probekit sweep`.")
-    return [Record.from_dict(line, file.parent) for line in parse_lines(file.read_bytes())]
+    return [Record.from_dict(line, file.parent) for line in parse_lines(file.read_bytes(), file)]
 
 
 def select_records(records: Iterable[Record], **wanted: Any) -> list[Record]:

@@ -106,6 +106,12 @@ def test_a_file_that_is_no_feature_file(tmp_path, refused):
     refused("sweep", tmp_path / "absent.h5", words=["absent.h5"])
 
 
+@pytest.mark.parametrize("verb", ["report", "plot", "compare"])
+def test_a_file_that_is_no_results_file(verb, features, tmp_path, refused):
+    arguments = {"report": [features], "plot": [features, "--out", tmp_path / "a.svg"], "compare": [features, features]}
+    refused(verb, *arguments[verb], words=["f.h5", "results.jsonl"])
+
+
 @pytest.mark.parametrize("verb", ["extract", "sample", "finetune", "convert"])
 def test_checkpoint_of_another_palette(verb, run, tmp_path, refused):
     arguments = {

@@ -1,18 +1,25 @@
 """The whole report: files, tables that can be traced, a page that needs nobody."""
 
+import base64
 import html.parser
 import re
 import shutil
 import subprocess
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from probekit.errors import UserError
 from probekit.reports import write_report
-from probekit.reports.html import p_value
+from probekit.reports.fit_map import _ticks
+from probekit.reports.html import _model, p_value
+from probekit.reports.panels import build_panels, collect_records
+from probekit.reports.plots import depth_figure
+from probekit.reports.published import comparison_frame
 from probekit.results.records import read_records
 
+RISING = (0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.72, 0.74, 0.76, 0.8)
 VOID = {"meta", "img", "br", "link", "input", "hr", "col"}
 
 
@@ -150,7 +157,27 @@ def test_samples_are_embedded(make_run, tmp_path):
     run = make_run()
     Image.new("RGB", (8, 8), "red").save(run / "samples.png")
     page = write_report(run, tmp_path / "report").read_text()
-    assert 'src="data:image/png;base64,' in page
+    assert page.count('src="data:image/png;base64,') == 1
+
+
+def test_samples_of_the_runs_behind_the_records_are_embedded(make_run, tmp_path):
+    from PIL import Image
+
+    trained = tmp_path / "trained"
+    checkpoint = trained / "checkpoints" / "0000004"
+    for folder in (checkpoint, trained / "samples"):
+        folder.mkdir(parents=True)
+    for step in range(5):
+        Image.new("RGB", (8, 8), (step, 0, 0)).save(trained / "samples" / f"{step:07d}.png")
+    encoder = {"name": "igpt", "weights_hash": "w", "checkpoint": str(checkpoint)}
+    run = make_run(encoder=encoder)
+    page = write_report(run, tmp_path / "report").read_text()
+    shown = re.findall(r"<figcaption>(trained/samples/\d+\.png)", page)
+    assert shown == [f"trained/samples/{step:07d}.png" for step in (2, 3, 4)]  # the newest three, each once
+    content = base64.b64encode((trained / "samples" / "0000004.png").read_bytes()).decode()
+    assert content in page
+    checkpoint.rmdir()  # the run was moved away: a page without its pictures
+    assert 'src="data:image/png' not in write_report(run, tmp_path / "again").read_text()
 
 
 @pytest.mark.parametrize(("p", "text"), [(0.0, "< 0.0001"), (0.04321, "0.043"), (1.0, "1")])
@@ -181,3 +208,47 @@ def test_the_page_renders(report, tmp_path):
     colours = {colour for _, colour in image.getcolors(1 << 24)}
     assert (0, 114, 178) in colours, "the curve's blue is not on the page"
     assert (255, 255, 255) in colours
+
+
+def facts_of(panel):
+    """The large figures above the curve: what, value."""
+    return {name: value for name, value, _ in _model(panel, panel.models[0])["facts"]}
+
+
+def test_a_best_layer_that_is_the_last_is_measured_against_the_strongest_control(make_run, panel):
+    assert facts_of(panel)["Points above the last layer"] == f"{100 * panel.models[0].verdict.gain:+.1f}"
+    (rising,) = build_panels(collect_records(make_run(trained=RISING, unconverged=())))
+    model, random, pixels = rising.series
+    assert model.verdict.shape == "no fall"
+    assert pixels.top1[0] > random.top1[random.peak]
+    facts = facts_of(rising)
+    assert facts["Points above raw pixels"] == f"{model.top1[-1] - pixels.top1[0]:+.1f}"
+    assert not any("last layer" in name for name in facts)
+
+
+def test_a_sweep_that_left_out_the_last_layers_never_speaks_of_them(make_run):
+    (part,) = build_panels(collect_records(make_run(trained=RISING[:9], encoder={"name": "igpt", "last_depth": 10})))
+    said = _model(part, part.models[0])
+    assert "layer 10 was not probed" in said["sentences"][1]
+    assert "8 of 10" in dict(facts_of(part)).values()
+    assert "Points above layer 8" in [axes.get_title() for axes in depth_figure(part).axes]
+    ours = comparison_frame([part]).query("method == 'igpt' and source.str.startswith('record')")
+    assert "8, best layer (on val)" in set(ours["layers"])
+    assert not ours["layers"].str.contains("last").any()
+
+
+@pytest.mark.parametrize(
+    ("Cs", "named"),
+    [
+        (np.logspace(-6, 5, 45), {0: "-6", 4 * 4.0: "-2", 4 * 10.0: "4"}),
+        ([0.5, 0.02, 3.0], {0: "-0.3", 2: "0.48"}),  # no ascending grid: its ends
+        ([2.0], {0: "0.3"}),
+        ([0.1, 0.3, 1.0], {0: "-1", 2: "0"}),
+        ([0.1**0.5, 10**0.5, 10.0**1.5], {0.5: "0", 1.5: "1"}),
+    ],
+)
+def test_the_map_of_fits_names_whole_powers_of_ten_at_their_cells(Cs, named):
+    ticks = _ticks(np.log10(Cs))
+    assert len(ticks) <= 8
+    found = {round(place, 6): text for place, text in ticks}
+    assert {place: found.get(place) for place in named} == named

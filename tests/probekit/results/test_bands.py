@@ -16,13 +16,16 @@ def outcomes(rng, accuracies, n):
     return u < np.asarray(accuracies)
 
 
-def curve_of(correct, val):
+def curve_of(correct, val, depths=None, last_depth=None):
     """A curve from per-row outcomes; `val` are the held-out accuracies that choose the peak."""
-    records = tuple(SimpleNamespace(is_converged=True, selection_score=(v, 0.0)) for v in val)
     n_layers, nothing = len(val), np.zeros(len(val))
+    encoder = {} if last_depth is None else {"last_depth": last_depth}
+    about = {"is_converged": True, "n_layers": n_layers, "encoder": encoder}
+    records = tuple(SimpleNamespace(selection_score=(v, 0.0), **about) for v in val)
+    depths = np.arange(n_layers) if depths is None else np.array(depths)
     return Curve(
-        series="s", dataset="d", records=records, depths=np.arange(n_layers),
-        layers=tuple(f"{k:02d}" for k in range(n_layers)), widths=nothing, val_accuracy=np.asarray(val),
+        series="s", dataset="d", records=records, depths=depths,
+        layers=tuple(f"{k:02d}" for k in depths), widths=nothing, val_accuracy=np.asarray(val),
         accuracy=correct.mean(0), low=nothing, high=nothing, spread=nothing, converged=np.ones(n_layers, bool),
         at_grid_edge=np.zeros(n_layers, bool), correct=correct,
     )  # fmt: skip
@@ -104,3 +107,32 @@ def test_a_significant_trifle_is_no_fall():
     found = verdict(curve_of(correct, [0.5, 1.0, 0.997]))
     assert found.p < 1e-6
     assert found.shape == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("depths", "last_depth", "told"),
+    [
+        ([0, 1, 2], 5, "Its gain over layer 2 is +2"),
+        ([0, 3, 5], 5, "It beats the last layer by +2"),
+        ([1, 3, 5], 5, "Its gain over the last layer is +2"),
+        ([2, 3, 4], 5, "layer 0 and layer 5 were not probed"),
+    ],
+)
+def test_without_the_first_and_the_last_layer_nothing_is_said_of_rise_and_fall(depths, last_depth, told):
+    correct = outcomes(np.random.default_rng(0), [0.4, 0.8, 0.6], 2000)
+    found = verdict(curve_of(correct, [0.4, 0.8, 0.6], depths, last_depth))
+    missing = {0, last_depth} - set(depths)
+    assert found.falls == (not missing)
+    assert set(found.unprobed_ends) == missing
+    best, second = found.sentences()
+    assert f"layer {depths[1]} of 5" in best
+    assert told in second
+    assert ("is not known" in second) == bool(missing)
+    assert all(f"layer {depth}" in second for depth in missing)
+
+
+def test_a_best_layer_that_is_only_the_deepest_probed_is_not_called_the_last():
+    correct = outcomes(np.random.default_rng(0), [0.4, 0.6, 0.8], 500)
+    found = verdict(curve_of(correct, [0.4, 0.6, 0.8], [0, 1, 2], 5))
+    assert found.shape == "inconclusive"
+    assert found.sentences()[1].startswith("It is the deepest layer probed: layer 5 was not probed")
