@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from rows import record
 from sklearn.datasets import load_sample_images
+from train_speed import product
 
 from igpt_model import IGPT, ImageTransform, ModelConfig, Palette, encode
 from probekit.datasets import load_dataset
@@ -46,24 +47,29 @@ def body_flops(config):
     return config.flops_per_image - 2 * config.n_positions * config.vocab_size * config.n_embd
 
 
-def forward(rounds, clock, images=32):
-    """Ours, Hugging Face's eager model with all hidden states pooled, and a 4096^3 matrix product, in turn."""
+def hugging_face(config, device):
+    """Pooled hidden states of Hugging Face's eager model, float32, as a function of tokens."""
     from transformers import ImageGPTConfig, ImageGPTModel
 
-    model = IGPT(CONFIG).eval()
-    sizes = {"vocab_size": 513, "n_positions": 256, "n_embd": 256, "n_layer": 12, "n_head": 8}
-    peer = ImageGPTModel(ImageGPTConfig(**sizes, attn_implementation="eager")).eval()
-    tokens = torch.randint(0, 512, (images, 256))
-    a, b, out = (torch.rand(4096, 4096) for _ in range(3))
+    about = {"vocab_size": config.vocab_size + 1, "n_positions": config.n_positions, "n_embd": config.n_embd}
+    about |= {"n_layer": config.n_layer, "n_head": config.n_head, "attn_implementation": "eager", "use_cache": False}
+    model = ImageGPTModel(ImageGPTConfig(**about)).to(device).eval()
 
     @torch.no_grad()
-    def theirs():
-        states = peer(input_ids=tokens, output_hidden_states=True).hidden_states
-        return [state.mean(dim=1) for state in states]
+    def pooled(tokens):
+        return [state.mean(dim=1) for state in model(input_ids=tokens, output_hidden_states=True).hidden_states]
 
-    actions = [lambda: encode(model, tokens), theirs, lambda: torch.mm(a, b, out=out)]
+    return pooled
+
+
+def forward(rounds, clock, images=32):
+    """Ours, Hugging Face's eager model with all hidden states pooled, and a 4096^3 matrix product, in turn."""
+    model, theirs = IGPT(CONFIG).eval(), hugging_face(CONFIG, "cpu")
+    tokens = torch.randint(0, 512, (images, 256))
+    multiply, operations = product("cpu", "float32", 4096)
+    actions = [lambda: encode(model, tokens), lambda: theirs(tokens), multiply]
     ours_s, theirs_s, product_s = take_turns(actions, max(5, rounds), clock)
-    rate = 2 * 4096**3 / product_s
+    rate = operations / product_s
     yield "matmul rate, GFLOP/s", rate / 1e9
     yield "ours, images/s", images / ours_s
     yield "HF eager with hidden states, images/s", images / theirs_s

@@ -49,7 +49,7 @@ def measures(run, dataset, device, n_layers, limit=None):
             chosen = [store.layers[k] for k in np.linspace(0, len(store.layers) - 1, n_layers + 1).astype(int)[1:]]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                results = sweep(store, own, layers=chosen)
+                results = sweep(store, own, layers=chosen, device=device)
             for found in results:
                 layer, rows = found.layers[0], row_predictions(found)
                 X = store.read("test", layer)[0]

@@ -23,10 +23,11 @@ def processor():
 
 def circumstances(device="cpu"):
     """What a figure depends on beside the code."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    # a copy of the tree without its history is told the commit
-    commit = commit or os.environ.get("PROBEKIT_COMMIT", "")
+    # a copy of the tree without its history, or a machine without git, is told the commit
+    commit = os.environ.get("PROBEKIT_COMMIT", "")
+    if not commit:
+        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     name = torch.cuda.get_device_name() if device == "cuda" else f"{processor()} x{os.cpu_count()}"
     return {
         "date": time.strftime("%Y-%m-%d %H:%M"),

@@ -1,9 +1,10 @@
-"""The whole road on a device against references: `python benchmarks/gpu/check.py --device cuda [--toy]`.
+"""The whole road on a device against references: `python benchmarks/gpu/check.py [PART ...] --device cuda [--toy]`.
 
-Training, features, penalty paths and a sweep run on the device; each is held against a reference on the CPU in float64
-by other code, and the script exits 1 when one is farther off than it may be. With `--device cpu` the same references
-judge the CPU's float32, so that the script itself is tried without a GPU; `--spoil PART` adds noise of TF32's size
-(1e-3) to one part of what the device answered, which must make it fail. Rows go to benchmarks/results/gpu/check.csv.
+Training (which the others need), features, penalty paths and a sweep run on the device; each is held against a
+reference on the CPU in float64 by other code, and the script exits 1 when one is farther off than it may be. With
+`--device cpu` the same references judge the CPU's float32, so that the script itself is tried without a GPU;
+`--spoil PART` adds noise of TF32's size (1e-3) to one part of what the device answered, which must make it fail. Rows
+go to benchmarks/results/gpu/check.csv.
 
 What is allowed, and why (u = 6e-8 is float32's rounding, 4e-3 bfloat16's, 5e-4 TF32's):
 - float32 features, relative to float64: 1e-5. A few dozen dependent sums of random signs leave 1e-7 to 1e-6; TF32 in
@@ -28,6 +29,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from path_speed import objective
 from pictures import photographs
 from rows import record
 
@@ -41,7 +43,7 @@ from igpt_model.optim import learning_rate
 from probekit import extract, fit_path, load_dataset, load_encoder, sweep
 from probekit.results.rows import row_predictions
 
-SPOILT = ("losses", "features", "path", "sweep")
+PARTS = ("losses", "features", "path", "sweep")
 NOISE = 1e-3
 
 
@@ -125,12 +127,6 @@ def distance(X, exact):
     return np.linalg.norm(X - exact) / np.linalg.norm(exact)
 
 
-def objective(X, y, coef, intercept, l2):
-    """Mean cross-entropy plus l2 / 2 |coef|^2, float64."""
-    z = X.astype(np.float64) @ coef.T + intercept
-    return float((np.logaddexp.reduce(z, 1) - z[np.arange(len(y)), y]).mean() + 0.5 * l2 * (coef**2).sum())
-
-
 def path(X, y, device, spoil):
     """Yield how far the coefficients and objectives of a path are from scikit-learn's, float64."""
     Cs = np.logspace(-4, 0, 9)
@@ -168,18 +164,23 @@ def swept(store, device, folder, spoil):
         yield Row(f"sweep, layer {mine.layers[0]}: test rows answered otherwise", share, 0.02)
 
 
-def road(size, device, spoil, n_train, n_test, folder):
-    """Yield every comparison."""
+def road(parts, size, device, spoil, n_train, n_test, folder):
+    """Yield every comparison of the parts."""
     side = size[2]
     (train_images, train_y), (test_images, test_y) = photographs(n_train, side), photographs(n_test, side, seed=1)
     yield from losses(size, device, train_images, test_images, folder, spoil)
     run = folder / "float32"
-    yield from features(run, device, test_images[:64], spoil)
+    if "features" in parts:
+        yield from features(run, device, test_images[:64], spoil)
+    if not {"path", "sweep"} & set(parts):
+        return
     data = load_dataset({"train": (train_images, train_y), "test": (test_images, test_y)}, name="photographs")
     encoder = load_encoder(f"igpt:{run}", device=device)
     with extract(encoder, data, folder / "features.h5") as store:
-        yield from path(*store.read("train", store.layers[-1]), device, spoil)
-        yield from swept(store, device, folder, spoil)
+        if "path" in parts:
+            yield from path(*store.read("train", store.layers[-1]), device, spoil)
+        if "sweep" in parts:
+            yield from swept(store, device, folder, spoil)
 
 
 def main():
@@ -187,15 +188,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     parser.add_argument("--toy", action="store_true", help="seconds on one CPU core")
-    parser.add_argument("--spoil", choices=SPOILT, help="add noise of TF32's size to this part: it must then fail")
+    parser.add_argument("parts", nargs="*", default=PARTS, help=f"of {', '.join(PARTS)}; all when none is named")
+    parser.add_argument("--spoil", choices=PARTS, help="add noise of TF32's size to this part: it must then fail")
     given = parser.parse_args()
+    if strange := sorted(set(given.parts) - set(PARTS)):
+        parser.error(f"unknown parts {', '.join(strange)}; choose among {', '.join(PARTS)}")
     # blocks, width, pixels a side, colours, updates
     size, n_train, n_test = ((3, 32, 8, 16, 12), 300, 200) if given.toy else ((4, 128, 16, 256, 30), 1500, 500)
     found = []
 
     def measures():
         with tempfile.TemporaryDirectory() as folder:
-            for row in road(size, given.device, given.spoil, n_train, n_test, Path(folder)):
+            for row in road(given.parts, size, given.device, given.spoil, n_train, n_test, Path(folder)):
                 found.append(row)
                 yield row.what, row.value
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import number_formats
 from cifar10_tokens import load
-from extract_speed import body_flops
+from extract_speed import body_flops, hugging_face
 from overlap import Spans, Watched, shares, traced, watched
 from parts import command_line, read, run, timed
 from pictures import photographs
@@ -66,21 +66,6 @@ def ours(config, device, compiled):
     return IGPTEncoder(IGPT(config), palette, ImageTransform(side), device=device, dtype="bfloat16", compile=compiled)
 
 
-def hugging_face(config, device):
-    """Pooled hidden states of the eager model, float32, as a function of tokens."""
-    from transformers import ImageGPTConfig, ImageGPTModel
-
-    about = {"vocab_size": config.vocab_size + 1, "n_positions": config.n_positions, "n_embd": config.n_embd}
-    about |= {"n_layer": config.n_layer, "n_head": config.n_head, "attn_implementation": "eager", "use_cache": False}
-    model = ImageGPTModel(ImageGPTConfig(**about)).to(device).eval()
-
-    @torch.no_grad()
-    def pooled(tokens):
-        return [state.mean(dim=1) for state in model(input_ids=tokens, output_hidden_states=True).hidden_states]
-
-    return pooled
-
-
 def forward(toy, device, compiled_too):
     """Rows of the bare forward pass."""
     config, batches, peer_batch, _, seconds = sizes(toy)
@@ -92,6 +77,7 @@ def forward(toy, device, compiled_too):
         model = ours(config, device, compiled).model
         for batch in batches if not (toy and compiled) else batches[:1]:
             tokens = torch.randint(0, config.vocab_size, (batch, config.n_positions), device=device)
+            torch.compiler.reset()  # a second size would be compiled for sizes that vary
 
             def features(model=model, tokens=tokens):
                 with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
@@ -191,7 +177,8 @@ def formats(toy, device, weights, packed):
             weights or number_formats.SHIPPED, "wandering-digits", device, n_layers, limit
         )
         return
-    yield from number_formats.measures(weights, load(packed)[0], device, n_layers, limit or 20_000)
+    # float32 takes 15 times as long as bfloat16: few pictures
+    yield from number_formats.measures(weights, load(packed)[0], device, n_layers, limit or 3_000)
 
 
 def main():

@@ -6,20 +6,23 @@
 #   1  check; train, first part        2  train to the end, extract, sweep, concat, report
 #   3  path_speed, extract_speed       4  train_speed, objectives
 #   5  the trained weights in bfloat16, in pieces: PART=1, then PART=2 (only if somebody wants them)
-# DRY=1 prints the commands instead; TOY=1 runs everything tiny on the CPU, with DEVICE=cpu.
+# A call made again measures only what has no row yet. GO_ON=1 trains although the check found something off;
+# COMPILE=no measures without torch.compile. DRY=1 prints the commands; TOY=1 DEVICE=cpu runs all tiny on the CPU.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 CALL=${1:?which call, 1 to 5}
 OUT=${OUT:?a folder for what comes back}
 STATE=${STATE:-/tmp/probekit-gpu}
+DATA=${DATA:-.gpu/cifar10-512}
 DEVICE=${DEVICE:-cuda}
 PYTHON=${PYTHON:-python3}
 TOY=${TOY:+--toy} # empty, or the flag
-mkdir -p "$OUT" "$STATE"
+mkdir -p "$OUT/gpu" "$STATE/gpu"
 
 export PYTHONUNBUFFERED=1 PROBEKIT_BENCHMARK_RESULTS=$OUT
 export PYTHONPATH=$PWD:$STATE/site${PYTHONPATH:+:$PYTHONPATH}
 [ -f .gpu/COMMIT ] && export PROBEKIT_COMMIT=$(cat .gpu/COMMIT)
+unset TORCH_ALLOW_TF32_CUBLAS_OVERRIDE # set in some images: float32 is to mean float32
 # compiled kernels stay with the state: the second call does not compile again
 export TORCHINDUCTOR_CACHE_DIR=$STATE/inductor TRITON_CACHE_DIR=$STATE/triton
 failed=0
@@ -40,32 +43,37 @@ step() {
     return $rc
 }
 
+speed() { here "$1" "$2" ${COMPILE:+--compile "$COMPILE"} "${@:3}"; }
+
 here() { step "$1" "$PYTHON" "benchmarks/gpu/$2" --device "$DEVICE" $TOY "${@:3}"; }
 
-cifar() { here "$1" train_cifar10.py --data .gpu/cifar10-512 --out "$STATE/cifar10" --minutes "${MINUTES:-8}" "${@:2}"; }
+cifar() { here "$1" train_cifar10.py --data "$DATA" --out "$STATE/cifar10" --minutes "${MINUTES:-7.5}" "${@:2}"; }
 
 call() {
     if [ ! -d "$STATE/site" ] && compgen -G ".whl/*.whl" >/dev/null && [ -z "${DRY:-}" ]; then
         "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$STATE/site" .whl/*.whl
     fi
     [ "$DEVICE" = cuda ] && [ -z "${DRY:-}" ] && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+    # the folder that comes back is empty at first: rows of earlier calls say what is finished
+    [ "$CALL" = 5 ] || cp "$STATE"/gpu/*.csv "$OUT/gpu/" 2>/dev/null
     case $CALL in
     1)
-        # what differs from the CPU makes the rest worthless
-        here 110 check.py && cifar 470 train --stop-after 430
+        # what differs from the CPU makes the rest worthless, unless somebody has looked at it
+        { here 110 check.py || [ -n "${GO_ON:-}" ]; } && cifar 470 train --stop-after 430
         ;;
     2)
-        cifar 230 train --stop-after 200 || exit 1
-        cifar 100 extract && cifar 110 sweep && cifar 80 concat
-        cifar 50 report && step 10 tar czf "$OUT/cifar10.tar.gz" -C "$STATE/cifar10" keep
+        cifar 180 train --stop-after 150 && cifar 150 extract && cifar 110 sweep && cifar 80 concat && cifar 50 report &&
+            step 10 tar czf "$OUT/cifar10.tar.gz" -C "$STATE/cifar10" keep
         ;;
     3)
-        here 330 path_speed.py
-        here 240 extract_speed.py
+        here 320 path_speed.py
+        local trained=()
+        [ -f "$STATE/cifar10/run/config.json" ] && [ -z "$TOY" ] && trained=(--run "$STATE/cifar10/run" --data "$DATA")
+        speed 265 extract_speed.py "${trained[@]}"
         ;;
     4)
-        here 240 train_speed.py
-        here 330 objectives.py
+        speed 255 train_speed.py
+        here 330 objectives.py --data "$DATA" --out "$STATE/objectives"
         ;;
     5)
         step 60 "$PYTHON" benchmarks/gpu/weights.py "$STATE/cifar10/run" --part "${PART:-1}" --into "$OUT"
@@ -75,6 +83,7 @@ call() {
         failed=1
         ;;
     esac
+    cp "$OUT"/gpu/*.csv "$STATE/gpu/" 2>/dev/null
     exit $failed
 }
 

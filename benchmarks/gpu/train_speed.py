@@ -64,6 +64,7 @@ def alone(config, steps):
     if config.device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+    torch.compiler.reset()  # a second size would be compiled for sizes that vary
     engine = Engine(config, Ranks("none", 0, 1, torch.device(config.device)))
     model = config.model_config
     tokens = np.random.default_rng(0).integers(0, model.vocab_size, (config.batch_size, model.n_positions))

@@ -32,27 +32,35 @@ def rows(path):
         return {row["measure"]: float(row["value"]) for row in csv.DictReader(file)}
 
 
-def test_the_check_passes_on_the_cpu_and_measures_every_layer(tmp_path):
-    said = start(tmp_path / "results", "check.py", "--device", "cpu", "--toy")
+def test_the_check_of_training_and_features_passes_on_the_cpu(tmp_path):
+    said = start(tmp_path / "results", "check.py", "losses", "features", "--device", "cpu", "--toy")
     found = rows(tmp_path / "results" / "gpu" / "check.csv")
     assert f"{len(found)} of {len(found)} within their bounds on cpu" in said
     for layer in ("00", "01", "02", "03"):
         assert 0 < found[f"features, float32, layer {layer}: relative distance"] < 1e-5
         assert (found[f"features, bfloat16, layer {layer}: relative distance"] > 1e-4) == (layer != "00")
-        assert f"sweep, layer {layer}: test rows answered otherwise" in found
     # the reference is no copy: two orders of summing never agree to the last bit everywhere
     assert found["training, float32: loss of 12 updates, largest relative difference"] > 0
+
+
+@pytest.mark.slow
+def test_the_check_of_paths_and_sweeps_passes_on_the_cpu(tmp_path):
+    said = start(tmp_path / "results", "check.py", "path", "sweep", "--device", "cpu", "--toy")
+    found = rows(tmp_path / "results" / "gpu" / "check.csv")
+    assert f"{len(found)} of {len(found)} within their bounds on cpu" in said
+    assert sum(measure.startswith("sweep, layer") for measure in found) == 4
     assert found["path, float64: coefficients, largest relative distance"] > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", SPOILT)
 def test_the_check_fails_when_a_part_is_off_by_the_rounding_of_tf32(tmp_path, part):
-    said = start(tmp_path / "results", "check.py", "--device", "cpu", "--toy", "--spoil", part, code=1)
+    said = start(tmp_path / "results", "check.py", part, "--device", "cpu", "--toy", "--spoil", part, code=1)
     far = [line for line in said.splitlines() if line.startswith("FAR")]
     what = {"losses": "training, float32", "features": "features, float32"}.get(part, part)
-    assert far
-    assert all(what in line for line in far)
+    assert any(what in line for line in far)
+    # bfloat16's features of layer 00 are float32's and have their bound
+    assert all(what in line or (part == "features" and "layer 00" in line) for line in far)
 
 
 def cifar(tmp_path, *arguments, code=0):
@@ -233,11 +241,44 @@ def test_the_calls_of_a_session_end_within_ten_minutes(tmp_path):
     assert shell("session.sh", "6", OUT=tmp_path, STATE=tmp_path / "state").returncode == 1
 
 
+def test_a_call_goes_on_after_what_fails_and_keeps_the_rows_of_earlier_calls(tmp_path):
+    """With a stand-in for Python: the check fails, path_speed writes a row and fails, the others say their names."""
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\ncase $1 in\n"
+        "*/check.py) exit 1;;\n"
+        '*/gpu/path_speed.py) echo row >> "$PROBEKIT_BENCHMARK_RESULTS/gpu/path_speed.csv"; exit 1;;\n'
+        'esac\necho "ran $*"\n'
+    )
+    python.chmod(0o755)
+    where = {"STATE": tmp_path / "state", "DEVICE": "cpu", "PYTHON": python}
+
+    def call(number, **more):
+        out = tmp_path / f"out-{len(list(tmp_path.glob('out-*')))}"
+        done = shell("session.sh", number, OUT=out, **where, **more)
+        assert (out / f"log-{number}.txt").read_text() == done.stdout
+        return out, done
+
+    _, done = call("1")
+    assert done.returncode == 1
+    assert "train_cifar10" not in done.stdout
+    assert "ran benchmarks/gpu/train_cifar10.py" in call("1", GO_ON=1)[1].stdout
+    assert "ran benchmarks/gpu/extract_speed.py --device cpu --compile no" in call("3", COMPILE="no")[1].stdout
+    out, done = call("4")
+    assert done.returncode == 0, done.stdout
+    assert (out / "gpu" / "path_speed.csv").read_text() == "row\n"
+    # no more files than come back, and only two folders deep
+    assert len([path for path in out.rglob("*") if path.is_file()]) <= 8
+
+
 @pytest.mark.slow
-def test_two_calls_of_a_session_at_toy_size(tmp_path):
-    where = {"OUT": tmp_path / "out", "STATE": tmp_path / "state", "TOY": 1, "DEVICE": "cpu", "PYTHON": sys.executable}
-    for call in "12":
-        done = shell("session.sh", call, **where)
+@pytest.mark.timeout(1800)
+def test_the_calls_of_a_session_at_toy_size(tmp_path):
+    where = {"STATE": tmp_path / "state", "TOY": 1, "DEVICE": "cpu", "PYTHON": sys.executable}
+    for call in "12345":
+        done = shell("session.sh", call, OUT=tmp_path / call, **where)
         assert done.returncode == 0, done.stdout[-3000:]
-    assert (tmp_path / "out" / "cifar10.tar.gz").stat().st_size > 10_000
-    assert (tmp_path / "out" / "gpu" / "check.csv").exists()
+        assert len([path for path in (tmp_path / call).rglob("*") if path.is_file()]) <= 8
+    assert (tmp_path / "2" / "cifar10.tar.gz").stat().st_size > 10_000
+    assert (tmp_path / "1" / "gpu" / "check.csv").exists()
+    assert (tmp_path / "5" / "weights.00").exists()

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def modules():
         spec.loader.exec_module(module)
         return module
 
-    yield {name: load(name) for name in ("path_speed", "overlap")}
+    yield {name: load(name) for name in ("path_speed", "overlap", "parts", "train_speed", "objectives")}
     sys.path[:] = before
 
 
@@ -84,25 +85,69 @@ def test_the_wide_layer_grows_and_says_its_slope(paths):
     assert all(the(found, f"{n}x24", "share of fits certified") == 1 for n in (400, 800, 1600))
 
 
-def test_finished_parts_are_skipped_until_asked_for_again(paths):
-    results, _, _ = paths
-    said = start(results, "path_speed.py", "cuml", "imagenet")
-    assert said.count("finished before") == 2
-    assert "slope" not in said
-    assert "cuML is installed" in start(results, "path_speed.py", "cuml", "--again")
-
-
-@pytest.mark.parametrize("script", ["path_speed.py", "extract_speed.py", "train_speed.py", "objectives.py"])
-def test_refusals_are_one_sentence(script, tmp_path):
-    said = start(tmp_path / "results", script, "nothing", code=2)
-    assert "unknown parts nothing; choose among" in said.splitlines()[-1]
-
-
-def test_a_gpu_that_is_not_there_is_refused(tmp_path):
-    if torch.cuda.is_available():
+@pytest.mark.parametrize(
+    ("told", "answer"),
+    [(["nothing", "--device", "cpu"], "unknown parts nothing; choose among layers, cuml"),
+     (["--device", "cuda"], "PyTorch sees no CUDA device")],
+)  # fmt: skip
+def test_refusals_are_one_sentence(modules, told, answer, monkeypatch, capsys):
+    if told[-1] == "cuda" and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    said = start(tmp_path / "results", "path_speed.py", "--device", "cuda", code=2)
-    assert "PyTorch sees no CUDA device" in said.splitlines()[-1]
+    monkeypatch.setattr(sys, "argv", ["path_speed.py", *told])
+    parts = ("layers", "cuml")
+    with pytest.raises(SystemExit) as stopped:
+        modules["parts"].read(modules["parts"].command_line("", parts), parts)
+    assert stopped.value.code == 2
+    assert answer in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_part_that_fails_does_not_cost_the_next_one_and_a_finished_one_is_skipped(
+    modules, monkeypatch, tmp_path, capsys
+):
+    parts = modules["parts"]
+    monkeypatch.setattr(parts, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys.modules["rows"], "RESULTS", tmp_path)
+
+    def broken():
+        yield "before", 1.0
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(sys, "argv", ["x", "--device", "cpu"])
+    given = parts.read(parts.command_line("", ("one", "two")), ("one", "two"))
+    assert parts.run("x", {"one": broken, "two": lambda: [("after", 2.0)]}, given) == 1
+    assert "out of memory" in capsys.readouterr().err
+    found = rows(tmp_path / "x.csv")
+    assert found["one: before"] == 1
+    assert found["two: after"] == 2
+    assert "two: finished, s" in found
+    assert "one: finished, s" not in found
+    calls = []
+    again = {"one": lambda: calls.append("one") or [], "two": lambda: calls.append("two") or []}
+    assert parts.run("x", again, given) == 0
+    assert calls == ["one"]
+    assert parts.run("x", again, Namespace(**{**vars(given), "again": True})) == 0
+    assert calls == ["one", "one", "two"]
+
+
+def test_updates_of_ours_alone(modules):
+    script = modules["train_speed"]
+    found = dict(script.figures("L", script.config_l(True, "cpu"), 1, 1e9))
+    # 3 blocks x 32 on 64 tokens of 16 colours, 4 pictures: products of 24 D^2 a token, attention of 4 T D, output 2 V D
+    flops = 3 * 4 * 64 * (3 * (24 * 32**2 + 4 * 64 * 32) + 2 * 16 * 32)
+    assert found["L: share of the measured matrix rate (goal 0.5)"] == pytest.approx(
+        flops / 1e9 * found["L: tokens/s"] / (4 * 64)
+    )
+
+
+def test_the_four_networks_differ_in_what_is_asked(modules):
+    script, given = modules["objectives"], Namespace(toy=False, seed=0, device="cpu")
+    configs = {name: script.config_of(name, given, 32, 512) for name in ("ar", "bert", "half", "quarter")}
+    assert configs["bert"].objective == "bert"
+    assert {config.objective for name, config in configs.items() if name != "bert"} == {"autoregressive"}
+    assert [config.n_embd for config in configs.values()] == [256, 256, 128, 64]
+    # a start vector is all that BERT lacks
+    assert configs["ar"].model_config.n_params - configs["bert"].model_config.n_params == 256
+    assert len({(c.batch_size, c.seed, c.lr, c.n_layer, c.augment) for c in configs.values()}) == 1
 
 
 def test_one_objective_for_both_solvers(modules):
@@ -176,9 +221,9 @@ def test_a_trace_gets_the_spans_on_its_own_clock(modules):
     }  # fmt: skip
 
 
-def test_extraction_forward_writing_and_trace(tmp_path):
+def test_extraction_forward(tmp_path):
     results = tmp_path / "results"
-    start(results, "extract_speed.py", "forward", "writing", "trace")
+    start(results, "extract_speed.py", "forward")
     found = rows(results / "gpu" / "extract_speed_toy.csv")
     best = the(found, "best: images/s")
     plain = [the(found, f"plain, batch {batch}", "bfloat16", "images/s") for batch in (4, 8)]
@@ -187,6 +232,13 @@ def test_extraction_forward_writing_and_trace(tmp_path):
     whole, halved = the(found, "best: share", "(goal"), the(found, "causal attention counted")
     # 2 layers x 32 on 64 tokens: 12 D^2 against 2 T D of attention, or half of it
     assert halved / whole == pytest.approx((12 * 32 + 64) / (12 * 32 + 2 * 64), rel=5e-3)
+
+
+@pytest.mark.slow
+def test_extraction_writing_and_trace(tmp_path):
+    results = tmp_path / "results"
+    start(results, "extract_speed.py", "writing", "trace")
+    found = rows(results / "gpu" / "extract_speed_toy.csv")
     assert all(
         the(found, "batch 4, 24 pictures", f"{name}, images/s") > 0 for name in ("no file", "float32", "float16")
     )
@@ -228,6 +280,7 @@ def test_plans_are_held_against_what_happens(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_objectives_and_sizes_on_the_same_pictures_and_a_second_call_that_trains_nothing(tmp_path):
     where = ["--out", tmp_path / "runs", "--archives", tmp_path / "none"]
     start(tmp_path / "results", "objectives.py", *where)
