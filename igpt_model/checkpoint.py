@@ -11,6 +11,7 @@ rather than loaded.
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -202,6 +203,25 @@ def is_good(folder: Path) -> bool:
     except DamagedCheckpoint:
         return False
     return True
+
+
+def newest_good(run_dir: str | Path) -> tuple[Path | None, list[dict[str, Any]]]:
+    """Return the newest whole checkpoint that training can go on from, and a record for each one that is damaged.
+
+    Damaged ones are renamed; those without the optimiser's state are passed over.
+    """
+    told = []
+    for candidate in reversed(list_checkpoints(run_dir)):
+        try:
+            check_checkpoint(candidate)
+        except DamagedCheckpoint as error:
+            aside = candidate.with_name(f"damaged-{candidate.name}-{time.time_ns()}")
+            candidate.rename(aside)
+            told.append({"kind": "damaged", "step": int(candidate.name), "path": str(aside), "reason": str(error)})
+            continue
+        if (candidate / "trainer.json").is_file():
+            return candidate, told
+    return None, told
 
 
 def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu", weights: bool = True) -> Checkpoint:

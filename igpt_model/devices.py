@@ -1,5 +1,8 @@
-"""Where a computation runs: the named device, refused when it is not there, and the number of CPU threads."""
+"""Where a computation runs: the named device, the number of CPU threads, the compiler; refused when not there."""
 
+import os
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,3 +32,21 @@ def cpu_threads(n: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Refuse torch.compile where the compiler that it will call is missing; PyTorch would say so in the first update.
+
+    PyTorch takes `CXX`, or else g++ (clang++ on macOS, cl on Windows), for a CPU; Triton takes `CC`, or else gcc or
+    clang, for a GPU's launchers.
+    """
+    if device.type == "cuda":
+        variable, usual = "CC", ["gcc", "clang"]
+    else:
+        variable, usual = "CXX", [{"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")]
+    names = [os.environ[variable]] if os.environ.get(variable) else usual
+    if not any(shutil.which(name) for name in names):
+        raise UserError(
+            f"compile was asked for, which needs the compiler {' or '.join(names)}, but there is none; install it, "
+            f"name another one in {variable}, or leave --compile out."
+        )

@@ -5,7 +5,6 @@ Letters: N images, T tokens, K classes, M masks.
 
 import math
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,9 +20,9 @@ from .checkpoint import (
     HEAD_FILE,
     Checkpoint,
     checkpoint_path,
-    is_good,
     list_checkpoints,
     load_trainer_state,
+    newest_good,
     prune_checkpoints,
     read_weights,
     save_checkpoint,
@@ -80,7 +79,7 @@ class FinetuneRun:
         self.about["layer"] = self.classifier.layer
         self.step, self.best_step, self.best_accuracy, self.stale = 0, 0, -1.0, 0
         self.sums: list[Tensor] = []  # (L_clf, L_gen, norm) of the updates since the last record
-        folder, self.damaged = ranks.once(lambda: _newest_good(out))
+        folder, self.damaged = ranks.once(lambda: newest_good(out))
         self.resumed = folder is not None
         if folder is not None:
             self.restore(folder)
@@ -189,9 +188,10 @@ class FinetuneRun:
         self.sums = []
         clf_loss, gen_loss, norm = [*self.ranks.sum(means[:2]).tolist(), means[2].item()]
         if not all(map(math.isfinite, (clf_loss, gen_loss, norm))):
+            good = next((int(f.name) for f in reversed(list_checkpoints(self.out))), None)
             raise TrainingDiverged(
-                f"The loss or its gradient is not finite at step {self.step}: the checkpoints are still good; start "
-                "again in another folder with a lower lr."
+                f"The loss or its gradient is not finite at step {self.step}: the last good checkpoint is of step "
+                f"{good}; start again in another folder with a lower lr."
             )
         loss = clf_loss + self.config.gen_weight * gen_loss
         parts = {"clf_loss": clf_loss} | ({"gen_loss": gen_loss} if self.config.gen_weight else {})
@@ -255,16 +255,3 @@ class FinetuneRun:
         if self.metrics is not None:
             self.metrics.append(record)
         return record
-
-
-def _newest_good(out: Path) -> tuple[Path | None, list[dict[str, Any]]]:
-    """Return the newest good checkpoint that a run can go on from; damaged ones are renamed, and told in records."""
-    told = []
-    for candidate in reversed(list_checkpoints(out)):
-        if not is_good(candidate):
-            aside = candidate.with_name(f"damaged-{candidate.name}-{time.time_ns()}")
-            candidate.rename(aside)
-            told.append({"kind": "damaged", "step": int(candidate.name), "path": str(aside)})
-        elif (candidate / "trainer.json").is_file():
-            return candidate, told
-    return None, told

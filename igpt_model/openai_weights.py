@@ -101,21 +101,16 @@ def from_openai_checkpoint(
         raise UserError(f"{prefix}: {error}") from error
     file = Path(palette_file) if palette_file is not None else prefix.with_name("kmeans_centers.npy")
     absent = palette_file is None and not file.is_file()
-    palette = None if absent else _read_palette(file, model.config.vocab_size)
+    palette = None if absent else Palette.load(file)
+    if palette is not None and len(palette) != model.config.vocab_size:
+        raise UserError(
+            f"{file} has {len(palette)} colours, but the model knows {model.config.vocab_size} colours; give OpenAI's "
+            "kmeans_centers.npy."
+        )
     side = round(model.config.n_positions**0.5)
     if side**2 != model.config.n_positions:
         raise UserError(f"{prefix} has {model.config.n_positions} positions, which are no square of pixels.")
     return model, palette, ImageTransform(side)
-
-
-def _read_palette(file: Path, n_colours: int) -> Palette:
-    try:
-        centres = np.load(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} is no array of colours ({error}); give OpenAI's kmeans_centers.npy.") from error
-    if centres.shape != (n_colours, 3):
-        raise UserError(f"{file} has shape {centres.shape}; the model knows {n_colours} colours, ({n_colours}, 3).")
-    return Palette(centres)
 
 
 def what_to_expect(config: ModelConfig) -> str:

@@ -208,15 +208,16 @@ class Palette:
 
     @classmethod
     def load(cls, path: str | Path) -> "Palette":
-        """Read a palette written by `save`."""
+        """Read a palette written by `save`, or a `.npy` file of centres (V, 3) in [-1, 1] such as OpenAI's."""
         from safetensors.numpy import load_file
 
         if not Path(path).is_file():
             raise UserError(f"There is no palette at {path}.")
         try:
-            return cls(load_file(path)["centres"])
+            centres = np.load(path, allow_pickle=False) if Path(path).suffix == ".npy" else load_file(path)["centres"]
         except Exception as error:
-            raise UserError(f"{path} is not a palette in safetensors format ({error}).") from error
+            raise UserError(f"{path} is not a palette in safetensors or npy format ({error}).") from error
+        return cls(centres)
 
 
 def _possible(

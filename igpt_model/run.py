@@ -14,12 +14,11 @@ from torch import Tensor
 from . import objectives
 from .batches import mask_keys, token_batch
 from .checkpoint import (
-    DamagedCheckpoint,
-    check_checkpoint,
     checkpoint_path,
     list_checkpoints,
     load_checkpoint,
     load_trainer_state,
+    newest_good,
     prune_checkpoints,
     save_checkpoint,
 )
@@ -53,7 +52,7 @@ class Run:
     ) -> Iterator[dict[str, Any]]:
         """Restore the newest good checkpoint, or start; encode the pictures."""
         config, ranks = self.config, self.ranks
-        folder, damaged = ranks.once(lambda: _newest_good(self.out))
+        folder, damaged = ranks.once(lambda: newest_good(self.out))
         yield from damaged
         if folder is not None:
             loaded = load_checkpoint(folder, weights=False)
@@ -217,18 +216,3 @@ class Run:
         if self.metrics is not None:
             self.metrics.append(record)
         return record
-
-
-def _newest_good(out: Path) -> tuple[Path | None, list[dict[str, Any]]]:
-    """Return the newest checkpoint that is whole; damaged newer ones are renamed, and told in records."""
-    told = []
-    for candidate in reversed(list_checkpoints(out)):
-        try:
-            check_checkpoint(candidate)
-        except DamagedCheckpoint as error:
-            aside = candidate.with_name(f"damaged-{candidate.name}-{time.time_ns()}")
-            candidate.rename(aside)
-            told.append({"kind": "damaged", "step": int(candidate.name), "path": str(aside), "reason": str(error)})
-            continue
-        return candidate, told
-    return None, told

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .devices import cpu_threads, find_device
+from .devices import check_compiler, cpu_threads, find_device
 from .distributed import find_ranks
 from .divergence import TrainingDiverged
 from .engine import evaluate
@@ -76,6 +76,12 @@ def train(
     ranks = find_ranks(config.parallel, find_device(config.device))
     if config.batch_size % ranks.size:
         raise UserError(f"batch_size is {config.batch_size}, which {ranks.size} ranks cannot share evenly; change it.")
+    if config.compile:
+        check_compiler(ranks.device)
+    if palette is not None and len(palette) != config.n_colours:
+        raise UserError(
+            f"The palette has {len(palette)} colours and the model {config.n_colours}; give n_colours={len(palette)}."
+        )
     settings = config.to_dict()
     data = {"train_images": len(train_images), "val_images": len(val_images), "provenance": data_provenance}
     shared = None if palette is None else palette.hash

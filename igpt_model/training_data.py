@@ -29,10 +29,6 @@ class TrainingData:
 
 def encode_data(config: TrainConfig, train_images: Any, val_images: Any, palette: Palette) -> TrainingData:
     """Encode all training pictures and the validation pictures that are used."""
-    if len(palette) != config.n_colours:
-        raise UserError(
-            f"The palette has {len(palette)} colours and the model {config.n_colours}; give n_colours={len(palette)}."
-        )
     train = encode_all(train_images, palette)
     val = encode_all(_Spaced(val_images, config.eval_images), palette)
     found = hash_arrays({"train": train, "val": val})

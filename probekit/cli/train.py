@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from cyclopts import Parameter
@@ -16,6 +16,9 @@ from probekit.cli.progress import Show, progress
 from probekit.cli.watch import DepthWatch, WatchConfig, emergence, probe_line, read_probes, share_of_peak
 from probekit.datasets import Dataset, Split, load_dataset
 
+if TYPE_CHECKING:
+    from igpt_model.palette import Palette
+
 PREPARE_BLOCK = 512
 
 
@@ -26,6 +29,7 @@ def train(
     out: Path,
     root: Path | None = None,
     limit: int | None = None,
+    palette: str | None = None,
     tensorboard: bool = True,
     config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008  (frozen)
     watch: Annotated[WatchConfig, Parameter(name="*", group="Watching")] = WatchConfig(),  # noqa: B008
@@ -42,11 +46,15 @@ def train(
         Where the data set lies, for those that are not embedded.
     limit
         Use at most this many images of each split, classes in proportion.
+    palette
+        Colours to share instead of clustering this data set's: those of a run (RUN or RUN@STEP), a
+        palette.safetensors, or OpenAI's kmeans_centers.npy. --n-colours must be their number.
     tensorboard
         Write TensorBoard events beside metrics.jsonl.
     """
     data = load_dataset(dataset, root=root)
-    run_training(config, data, out, limit=limit, tensorboard=tensorboard, watch=watch)
+    colours = None if palette is None else shared_palette(palette)
+    run_training(config, data, out, limit=limit, palette=colours, tensorboard=tensorboard, watch=watch)
     say(f"trained: {out} (next: probekit extract igpt:{out} {dataset} --out {out / 'features.h5'})")
 
 
@@ -56,6 +64,7 @@ def run_training(
     out: Path,
     *,
     limit: int | None = None,
+    palette: "Palette | None" = None,
     tensorboard: bool = True,
     watch: WatchConfig = WatchConfig(),  # noqa: B008  (frozen)
 ) -> None:
@@ -67,7 +76,7 @@ def run_training(
     val_images = prepared_images(data.splits["val"].limit(limit), transform, "prepare val")
     provenance = {**data.provenance, "limit": limit}
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts one speaks
-    records = train_model(config, train_images, val_images, out, data_provenance=provenance)
+    records = train_model(config, train_images, val_images, out, data_provenance=provenance, palette=palette)
     looks = DepthWatch(watch, split, out, config.steps, config.device)
     shown = progress("train", "steps") if first else nullcontext(lambda *numbers: None)
     with tensorboard_writer(out, tensorboard and first) as write, shown as show:
@@ -82,6 +91,15 @@ def run_training(
                 speak(seen)
     if first and watch.probe_every:
         say("\n".join(emergence(read_probes(out))))
+
+
+def shared_palette(source: str) -> "Palette":
+    """Read the palette of a file, or of a run's checkpoint."""
+    from igpt_model.palette import Palette
+    from probekit.encoders.igpt import checkpoint_folder
+
+    file = Path(source)
+    return Palette.load(file if file.is_file() else checkpoint_folder(source) / "palette.safetensors")
 
 
 class _Speaker:

@@ -66,19 +66,24 @@ class DepthWatch:
     def look(self, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the records that one of train()'s records gives rise to: "probe", "samples", or none.
 
-        After a kill between a checkpoint and its probe, the probe is made when the run goes on.
+        What a kill lost between a checkpoint and its probe or pictures is made when the run goes on.
         """
-        if record["kind"] == "start" and record["resumed"]:
-            done = {r["step"] for r in read_probes(self.out)}
-            folder = self.out / "checkpoints" / f"{record['step']:07d}"
-            if self.due(self.config.probe_every, record["step"]) and record["step"] not in done:
-                yield self.probe(folder, record["step"])
-        if record["kind"] == "checkpoint":
-            folder = self.out / record["path"]
-            if self.due(self.config.probe_every, record["step"]):
-                yield self.probe(folder, record["step"])
-            if self.due(self.config.sample_every, record["step"]):
-                yield from self.sample(folder, record["step"])
+        if record["kind"] != "checkpoint" and not (record["kind"] == "start" and record["resumed"]):
+            return
+        from igpt_model.checkpoint import checkpoint_path
+
+        step, again = record["step"], record["kind"] == "start"
+        folder = checkpoint_path(self.out, step)
+        probed = again and step in {r["step"] for r in read_probes(self.out)}
+        if self.due(self.config.probe_every, step) and not probed:
+            yield self.probe(folder, step)
+        drawn = again and self.picture(step).exists()
+        if self.due(self.config.sample_every, step) and not drawn:
+            yield from self.sample(folder, step)
+
+    def picture(self, step: int) -> Path:
+        """Where the pictures drawn from a checkpoint lie."""
+        return self.out / "samples" / f"{step:07d}.png"
 
     def probe(self, folder: Path, step: int) -> dict[str, Any]:
         """Fit one probe a layer of a checkpoint; append the record to metrics.jsonl and return it."""
@@ -117,7 +122,7 @@ class DepthWatch:
         if loaded.config.causal:
             tokens = sample(loaded.model, self.config.sample_images).cpu().numpy()
             grid = picture_grid(loaded.palette.decode(tokens))
-            path = self.out / "samples" / f"{step:07d}.png"
+            path = self.picture(step)
             path.parent.mkdir(exist_ok=True)
             atomic.write_bytes(path, png_bytes(grid))
             yield {"kind": "samples", "step": step, "path": str(path), "image": grid}

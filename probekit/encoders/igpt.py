@@ -12,6 +12,7 @@ import torch
 
 from igpt_model.checkpoint import latest_checkpoint, load_checkpoint
 from igpt_model.config import PRESETS, ModelConfig
+from igpt_model.devices import check_compiler
 from igpt_model.features import encode, layer_names
 from igpt_model.hashing import hash_arrays
 from igpt_model.images import ImageTransform
@@ -76,6 +77,7 @@ class IGPTEncoder:
         self._compute = compute(device, dtype)
         self.model = model.to(self._compute.device).eval()
         if compile:
+            check_compiler(self._compute.device)
             for block in self.model.blocks:
                 block.compile()
         self.palette, self.norm, self.seed = palette, norm, seed
@@ -100,6 +102,8 @@ class IGPTEncoder:
             "palette_hash": palette.hash,
             **self._compute.to_dict(),
             **({"compiled": True} if compile else {}),
+            # some layers only: where they stand in the network, so that no curve calls the third of them layer 2
+            **({"depths": self._chosen, "last_depth": len(names) - 1} if len(self._chosen) < len(names) else {}),
             **(provenance or {}),
         }
 

@@ -1,5 +1,6 @@
 import importlib
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from igpt_model import ImageTransform, Palette, UserError
 from igpt_model.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from igpt_model.classifier import Classifier, at_resolution, load_classifier, predict, predict_proba
 from igpt_model.config import ModelConfig
+from igpt_model.divergence import TrainingDiverged
 from igpt_model.features import encode
 from igpt_model.finetune import FinetuneConfig, Labelled, finetune
 from igpt_model.hashing import hash_arrays
@@ -276,6 +278,42 @@ def test_bfloat16_keeps_float32_weights(tmp_path):
 def test_metrics_are_json_and_equal_the_records(tmp_path):
     records = [r for r in run(tmp_path) if r["kind"] in ("step", "eval")]
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == records
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_good_checkpoints(tmp_path, monkeypatch):
+    whole = run(tmp_path / "whole")
+    real, calls = Classifier.losses, []
+
+    def poisoned(self, *arguments):
+        calls.append(None)
+        clf, own = real(self, *arguments)
+        return clf * (float("nan") if len(calls) > 12 else 1.0), own
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Classifier, "losses", poisoned)
+        with pytest.raises(TrainingDiverged, match=r"not finite at step 15: the last good checkpoint is of step 10; "):
+            run(tmp_path / "stopped")
+    assert [int(f.name) for f in list_checkpoints(tmp_path / "stopped")][-1] == 10
+    assert run(tmp_path / "stopped")[-1] == whole[-1]
+
+
+def test_ctrl_c_between_two_updates_saves(tmp_path, monkeypatch):
+    from igpt_model.finetune_run import FinetuneRun
+
+    whole = run(tmp_path / "whole")
+    real = FinetuneRun.update
+
+    def interrupted(self):
+        real(self)
+        if self.step == 7:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FinetuneRun, "update", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "stopped")
+    assert list_checkpoints(tmp_path / "stopped")[-1].name == "0000007"
+    assert run(tmp_path / "stopped")[-1] == whole[-1]
 
 
 @pytest.mark.gpu

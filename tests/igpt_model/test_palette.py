@@ -122,6 +122,8 @@ def test_save_load_pickle(tmp_path):
     palette.encode(np.zeros((1, 2, 2, 3), np.uint8))
     palette.save(tmp_path / "palette.safetensors")
     assert Palette.load(tmp_path / "palette.safetensors").hash == palette.hash
+    np.save(tmp_path / "centres.npy", palette.centres_V3)
+    assert Palette.load(tmp_path / "centres.npy").hash == palette.hash
     assert len(pickle.dumps(palette)) < 1000
     (tmp_path / "palette.safetensors").write_bytes(b"not a palette")
     with pytest.raises(UserError, match="not a palette"):

@@ -1,6 +1,7 @@
 """Probes and samples while training: against a probe fitted here, after kills, and on the terminal."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -82,6 +83,35 @@ def test_samples_and_tensorboard(run):
     peaks = [event.value for event in found.Scalars("probe/peak_layer")]
     assert peaks == [record["peak"] for record in read_probes(run)]
     assert len(found.Images("samples")) == 2
+
+
+def test_pictures_lost_in_a_kill_are_drawn_when_the_run_goes_on(run, tmp_path):
+    folder = tmp_path / "killed"
+    shutil.copytree(run, folder)
+    (folder / "samples" / "0000006.png").unlink()
+    assert train(folder, *WATCH) == 0
+    again = (folder / "samples" / "0000006.png").read_bytes()
+    assert again == (run / "samples" / "0000006.png").read_bytes()
+
+
+def test_a_palette_is_shared_by_runs_and_files(run, tmp_path, capsys):
+    def share(name, palette, *more):
+        short = ["--steps", "1", "--limit", "100", "--batch-size", "8", "--no-tensorboard", *more]
+        return main(
+            ["train", "wandering-digits", "--out", str(tmp_path / name), *SIZES, "--palette", str(palette), *short]
+        )
+
+    centres = load_checkpoint(run).palette.centres_V3
+    np.save(tmp_path / "reversed.npy", centres[::-1])
+    for name, source, expected in (("a", f"{run}@4", centres), ("b", tmp_path / "reversed.npy", centres[::-1])):
+        assert share(name, source) == 0
+        assert np.array_equal(load_checkpoint(tmp_path / name).palette.centres_V3, expected)
+    np.save(tmp_path / "five.npy", np.zeros((5, 3)))
+    assert share("c", tmp_path / "five.npy") == 2
+    assert "The palette has 5 colours and the model 4" in capsys.readouterr().err
+    assert share("c", tmp_path / "none") == 2
+    assert "no run folder" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
 
 
 def test_lines_on_the_terminal(run, capsys):
