@@ -92,8 +92,10 @@ def gradient_at_zero(where: Coordinates, exact: MeanLoss) -> float:
     return float(where.gradient_to_original(gradient).abs().max())
 
 
-def measure(exact: MeanLoss, theta: Tensor, l2: Tensor, solve_intercept: bool = True) -> Measured:
-    """Loss and gradient of P probes in float64, their intercepts solved exactly first if asked."""
+def measure(
+    exact: MeanLoss, theta: Tensor, l2: Tensor, solve_intercept: bool = True, keep: torch.dtype | None = None
+) -> Measured:
+    """Loss and gradient of P probes in float64, their intercepts solved exactly first; `keep` is the type of kept probabilities."""
     theta = theta.double().clone()
     residual = torch.zeros(len(theta), dtype=torch.float64, device=theta.device)
     if solve_intercept and exact.rows.intercept:
@@ -102,8 +104,8 @@ def measure(exact: MeanLoss, theta: Tensor, l2: Tensor, solve_intercept: bool = 
             some = theta[part]
             residual[part] = _solve_intercepts(exact, some)
             theta[part] = some
-    here = exact.evaluate(theta, l2)
-    return Measured(theta, here.gradient, here.loss, residual)
+    here = exact.evaluate(theta, l2, keep)
+    return Measured(theta, here.gradient, here.loss, residual, here.probabilities)
 
 
 def _solve_intercepts(exact: MeanLoss, theta: Tensor) -> Tensor:

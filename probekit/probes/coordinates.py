@@ -96,9 +96,9 @@ def eigenbasis(rows: Rows, in_memory: bool = True) -> Coordinates:
     if in_memory:
         X = exact.X
         for start in range(0, len(X), STREAM_ROWS):
-            block = X[start : start + STREAM_ROWS]
-            turned = block[:, :-1] @ vectors
-            block[:, -1 - turned.shape[1] : -1].copy_(turned)
+            block = X[start : start + STREAM_ROWS].T
+            turned = vectors.T @ block[:-1]
+            block[-1 - len(turned) : -1].copy_(turned)
         if vectors.shape[1] < r:
             exact = replace(exact, X=X[:, -1 - vectors.shape[1] :])
         working = exact if rows.dtype == torch.float64 else replace(exact, X=exact.X.to(rows.dtype), dtype=rows.dtype)

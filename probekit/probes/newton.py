@@ -21,21 +21,28 @@ ROUNDING = 1e-13  # of the loss: a change below it is none
 
 @dataclass(frozen=True)
 class Measured:
-    """Probes and what was measured at them in float64: theta, gradient (P, R, D+1), loss, intercept_residual (P,)."""
+    """Probes and what was measured at them in float64: theta, gradient (P, R, D+1), loss, intercept_residual (P,).
+
+    Probabilities (P, R, N), where kept, spare the Newton system a pass of its own.
+    """
 
     theta: Tensor
     gradient: Tensor
     loss: Tensor
     intercept_residual: Tensor
+    probabilities: Tensor | None = None
 
     def put(self, index: Tensor, new: "Measured") -> None:
         """Overwrite the entries at `index`."""
         for field in fields(self):
-            getattr(self, field.name)[index] = getattr(new, field.name)
+            mine = getattr(self, field.name)
+            if mine is not None:
+                mine[index] = getattr(new, field.name)
 
     def take(self, index: Tensor) -> "Measured":
-        """The entries at `index`."""
-        return Measured(*(getattr(self, field.name)[index] for field in fields(self)))
+        """A copy of the entries at `index`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Measured(**{name: None if value is None else value[index] for name, value in values.items()})
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ def newton(loss, measure, theta, l2, precondition, good_enough, negligible, max_
     for round_ in range(max_rounds + 1):
         now = here.take(index)
         step, gain, rest, spent = solve_newton_system(
-            loss, now.theta, l2[index], now.gradient, precondition, index, max_products, negligible(now)
+            loss, now, l2[index], precondition, index, max_products, negligible(now)
         )
         # what the step left out counts too: the certificate errs on the safe side
         decrement[index], products[index] = gain + rest, products[index] + spent
@@ -95,8 +102,8 @@ def newton(loss, measure, theta, l2, precondition, good_enough, negligible, max_
 def _descend(measure, now: Measured, step: Tensor, gain: Tensor, index: Tensor) -> tuple[Measured, Tensor]:  # type: ignore[no-untyped-def]
     """Halve each problem's step until its loss falls; one that finds no descent stays where it was (ok False)."""
     length = torch.ones(len(index), dtype=torch.float64, device=step.device)
-    result, ok = now.take(slice(None)), torch.zeros(len(index), dtype=torch.bool, device=step.device)  # type: ignore[arg-type]
-    result = Measured(*(getattr(result, field.name).clone() for field in fields(Measured)))
+    result = now.take(torch.arange(len(index), device=step.device))
+    ok = torch.zeros(len(index), dtype=torch.bool, device=step.device)
     for _ in range(HALVINGS):
         open_ = (~ok).nonzero()[:, 0]
         trial = measure(now.theta[open_] - length[open_, None, None] * step[open_], index[open_])
@@ -113,15 +120,14 @@ def _descend(measure, now: Measured, step: Tensor, gain: Tensor, index: Tensor) 
 
 def solve_newton_system(
     loss: MeanLoss,
-    theta: Tensor,
+    at: Measured,
     l2: Tensor,
-    gradient: Tensor,
     precondition: Preconditioner,
     names: Tensor,
     max_products: int,
     negligible: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Solve H step = gradient for P problems, called `names` by the preconditioner.
+    """Solve H step = gradient for the P problems measured, called `names` by the preconditioner.
 
     The sum of the steps' gains approaches the decrement g' H^-1 g from below; a problem stops when the estimated rest
     of that series is less than `RTOL` of its sum, or `negligible` (P,).
@@ -130,33 +136,38 @@ def solve_newton_system(
     -------
     step (P, R, D+1) in float64, gain (P,), estimated rest of the decrement (P,), products used (P,)
     """
-    P, R, _ = theta.shape
-    bytes_each = R * largest_share(loss.rows) * torch.finfo(loss.rows.dtype).bits // 8
-    group = max(int(KEEP_BYTES // bytes_each), 1)
-    keep = bytes_each <= KEEP_BYTES
+    P, R, _ = at.theta.shape
+    group = max(int(KEEP_BYTES // _bytes_of_probabilities(loss, R)), 1)
+    keep = may_keep(loss, R)
     parts = [
-        _conjugate_gradients(
-            loss, theta[s], l2[s], gradient[s], precondition, names[s], max_products, negligible[s], keep
-        )
-        for s in torch.arange(P, device=theta.device).split(group)
+        _conjugate_gradients(loss, at.take(s), l2[s], precondition, names[s], max_products, negligible[s], keep)
+        for s in torch.arange(P, device=l2.device).split(group)
     ]
     step, gain, rest, products = (torch.cat([part[i] for part in parts]) for i in range(4))
     return step, gain, rest, products
 
 
+def may_keep(loss: MeanLoss, R: int) -> bool:
+    """Whether the probabilities of one probe are small enough to be kept."""
+    return _bytes_of_probabilities(loss, R) <= KEEP_BYTES
+
+
+def _bytes_of_probabilities(loss: MeanLoss, R: int) -> int:
+    return R * largest_share(loss.rows) * torch.finfo(loss.rows.dtype).bits // 8
+
+
 def _conjugate_gradients(
     loss: MeanLoss,
-    theta: Tensor,
+    here: Measured,
     l2: Tensor,
-    gradient: Tensor,
     precondition: Preconditioner,
     names: Tensor,
     max_products: int,
     negligible: Tensor,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    P = len(theta)
-    dtype, device = loss.rows.dtype, theta.device
+    P, gradient = len(l2), here.gradient
+    dtype, device = loss.rows.dtype, l2.device
     step = torch.zeros_like(gradient, dtype=torch.float64)
     total = torch.zeros(P, dtype=torch.float64, device=device)
     rest = torch.zeros_like(total)
@@ -164,8 +175,9 @@ def _conjugate_gradients(
     # float32 directions of a gradient that may be 1e-12: scale it to one
     scale = gradient.abs().amax(dim=(1, 2)).clamp_min(1e-300)
     enough = negligible / scale.square()
-    at = theta.to(dtype)
-    probabilities = loss.probabilities(at) if keep else None
+    at, probabilities = here.theta.to(dtype), here.probabilities
+    if probabilities is None and keep:
+        probabilities = loss.probabilities(at)
     index = torch.arange(P, device=device)
     r = (gradient / scale[:, None, None]).to(dtype)
     z = precondition(r, names)

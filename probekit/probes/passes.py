@@ -23,10 +23,11 @@ BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 26}
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one pass returns: loss (P,) float64 and gradient (P, R, D+1), both with the penalty."""
+    """What one pass returns: loss (P,) float64 and gradient (P, R, D+1) with the penalty; (P, R, N) probabilities if kept."""
 
     loss: Tensor
     gradient: Tensor
+    probabilities: Tensor | None = None
 
 
 @dataclass
@@ -71,21 +72,25 @@ class MeanLoss:
             torch.mm(flat, X.T, out=z)
             yield X, weights.to(flat.dtype), z.view(P, PR // P, len(X))
 
-    def evaluate(self, theta: Tensor, l2: Tensor) -> Evaluation:
-        """Losses and gradients of P probes at theta with penalties l2 (P,) float64."""
+    def evaluate(self, theta: Tensor, l2: Tensor, keep: torch.dtype | None = None) -> Evaluation:
+        """Losses and gradients of P probes at theta with penalties l2 (P,) float64; `keep` is the type of kept probabilities."""
         P, R, columns = theta.shape
-        flat = theta.reshape(P * R, columns)
+        flat, start = theta.reshape(P * R, columns), 0
+        kept = torch.empty(P, R, len(self.rows), dtype=keep, device=theta.device) if keep else None
         loss = torch.zeros(P, dtype=torch.float64, device=theta.device)
         gradient = torch.zeros_like(flat)
         for X, weights, z in self._blocks(flat, P):
             loss += (softmax_(z) @ weights).double()
+            if kept is not None:
+                kept[:, :, start : start + len(X)] = z
+                start += len(X)
             gradient.addmm_(z.mul_(weights).view(P * R, len(X)), X)
         sum_over_ranks(loss, gradient)
         exact, M = theta.double(), self.label_sums
         loss += 0.5 * l2 * exact[..., :-1].square().sum(dim=(1, 2)) - (exact * M).sum(dim=(1, 2))
         gradient = gradient.view(P, R, columns) - M.to(theta.dtype)
         gradient[..., :-1] += (l2[:, None, None] * exact[..., :-1]).to(theta.dtype)
-        return Evaluation(loss, gradient)
+        return Evaluation(loss, gradient, kept)
 
     def covariance(self, theta: Tensor) -> Tensor:
         """Weighted mean softmax covariance diag(p) - p p' of each probe (P, R, R) float64."""

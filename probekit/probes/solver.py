@@ -11,7 +11,7 @@ from probekit.probes.certificate import Certificate, gradient_at_zero, measure, 
 from probekit.probes.coordinates import Coordinates, eigenbasis
 from probekit.probes.homotopy import choose_nodes, follow, lagrange
 from probekit.probes.lbfgs import Outcome, minimise
-from probekit.probes.newton import Measured, newton
+from probekit.probes.newton import Measured, may_keep, newton
 from probekit.probes.passes import Evaluation, MeanLoss, covariance_of
 from probekit.probes.plan import Plan, make_plan
 from probekit.probes.preconditioners import DenseFactor, Kronecker, factorise, pair_sampled_hessian
@@ -120,11 +120,12 @@ class PathSolver:
         if not self.factors or l2 < self.factors[-1].l2 / FACTOR_REACH:
             self._add_factor(start, l2)
         index = torch.tensor([node], device=self.l2.device)
+        keep = self.loss.rows.dtype if may_keep(self.loss, self.R) else None
         for attempt in range(NODE_ROUNDS):
             self.factor_of[node] = len(self.factors) - 1
             refined = newton(
                 self.loss,
-                lambda theta, i: measure(self.exact, theta, self.l2[index[i]], solve_intercept=False),
+                lambda theta, i: measure(self.exact, theta, self.l2[index[i]], solve_intercept=False, keep=keep),
                 start[None],
                 self.l2[index],
                 lambda vectors, i: self.precondition(vectors, index[i]),
