@@ -151,33 +151,23 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(run_folder, tmp_path):
         write_report(run_folder, tmp_path / "file" / "report")
 
 
-def test_samples_are_embedded(make_run, tmp_path):
+def test_samples_beside_the_results_and_of_the_probed_runs_are_embedded(make_run, tmp_path):
     from PIL import Image
 
-    run = make_run()
-    Image.new("RGB", (8, 8), "red").save(run / "samples.png")
-    page = write_report(run, tmp_path / "report").read_text()
-    assert page.count('src="data:image/png;base64,') == 1
-
-
-def test_samples_of_the_runs_behind_the_records_are_embedded(make_run, tmp_path):
-    from PIL import Image
-
-    trained = tmp_path / "trained"
+    trained, moved = tmp_path / "trained", tmp_path / "moved" / "checkpoints" / "0000004"
     checkpoint = trained / "checkpoints" / "0000004"
     for folder in (checkpoint, trained / "samples"):
         folder.mkdir(parents=True)
     for step in range(5):
         Image.new("RGB", (8, 8), (step, 0, 0)).save(trained / "samples" / f"{step:07d}.png")
-    encoder = {"name": "igpt", "weights_hash": "w", "checkpoint": str(checkpoint)}
-    run = make_run(encoder=encoder)
-    page = write_report(run, tmp_path / "report").read_text()
-    shown = re.findall(r"<figcaption>(trained/samples/\d+\.png)", page)
-    assert shown == [f"trained/samples/{step:07d}.png" for step in (2, 3, 4)]  # the newest three, each once
-    content = base64.b64encode((trained / "samples" / "0000004.png").read_bytes()).decode()
-    assert content in page
-    checkpoint.rmdir()  # the run was moved away: a page without its pictures
-    assert 'src="data:image/png' not in write_report(run, tmp_path / "again").read_text()
+    run = make_run(encoder={"name": "igpt", "weights_hash": "w", "checkpoint": str(checkpoint)})
+    gone = make_run(series="other", encoder={"name": "other", "weights_hash": "v", "checkpoint": str(moved)})
+    Image.new("RGB", (8, 8), "red").save(run / "samples.png")
+    page = write_report([run, gone], tmp_path / "report").read_text()
+    shown = re.findall(r'src="data:image/png;base64,([^"]+)"><figcaption>([^<]+)', page)
+    newest = [trained / "samples" / f"{step:07d}.png" for step in (2, 3, 4)]
+    assert [name for _, name in shown] == [f"{run.name}/samples.png", *(f"trained/samples/{p.name}" for p in newest)]
+    assert base64.b64decode(shown[-1][0]) == newest[-1].read_bytes()
 
 
 @pytest.mark.parametrize(("p", "text"), [(0.0, "< 0.0001"), (0.04321, "0.043"), (1.0, "1")])
