@@ -41,8 +41,8 @@ class Measured:
 
     def take(self, index: Tensor) -> "Measured":
         """A copy of the entries at `index`."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Measured(**{name: None if value is None else value[index] for name, value in values.items()})
+        kept = None if self.probabilities is None else self.probabilities[index]
+        return Measured(self.theta[index], self.gradient[index], self.loss[index], self.intercept_residual[index], kept)
 
 
 @dataclass(frozen=True)
