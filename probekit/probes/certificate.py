@@ -95,7 +95,7 @@ def gradient_at_zero(where: Coordinates, exact: MeanLoss) -> float:
 def measure(
     exact: MeanLoss, theta: Tensor, l2: Tensor, solve_intercept: bool = True, keep: torch.dtype | None = None
 ) -> Measured:
-    """Loss and gradient of P probes in float64, their intercepts solved first if asked; `keep`: see `MeanLoss.evaluate`."""
+    """Loss and gradient of P probes in float64, intercepts solved first if asked; `keep`: see `MeanLoss.evaluate`."""
     theta = theta.double().clone()
     residual = torch.zeros(len(theta), dtype=torch.float64, device=theta.device)
     if solve_intercept and exact.rows.intercept:

@@ -23,7 +23,7 @@ BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 26}
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Of one pass: loss (P,) float64 and gradient (P, R, D+1), both with the penalty; probabilities (P, R, N) or None."""
+    """Of one pass: loss (P,) float64, gradient (P, R, D+1), both with the penalty; probabilities (P, R, N) or None."""
 
     loss: Tensor
     gradient: Tensor
@@ -73,7 +73,7 @@ class MeanLoss:
             yield X, weights.to(flat.dtype), z.view(P, PR // P, len(X))
 
     def evaluate(self, theta: Tensor, l2: Tensor, keep: torch.dtype | None = None) -> Evaluation:
-        """Losses and gradients of P probes at theta with penalties l2 (P,) float64; `keep`: dtype of probabilities to return."""
+        """Losses and gradients of P probes at theta; l2 (P,) float64; `keep` is the dtype of probabilities to return."""
         P, R, columns = theta.shape
         flat, start = theta.reshape(P * R, columns), 0
         kept = torch.empty(P, R, len(self.rows), dtype=keep, device=theta.device) if keep else None

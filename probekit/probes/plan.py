@@ -65,9 +65,9 @@ def penalties_at_once(rows: Rows, n_penalties: int, free: int | None = None) -> 
     room = beside_X if beside_X >= one * min(n_penalties, LEAST_GROUP) else budget
     if room < one:
         raise UserError(
-            f"One probe of {rows.width} features and {rows.n_classes} classes takes {one / 2**30:.2f} GiB to solve, but "
-            f"{budget / 2**30:.2f} GiB may be used on {rows.device}: take a device with more memory, fewer columns, or SGD "
-            "(protocol sgd-imagenet)."
+            f"One probe of {rows.width} features and {rows.n_classes} classes takes {one / 2**30:.2f} GiB to solve, "
+            f"but {budget / 2**30:.2f} GiB may be used on {rows.device}: take a device with more memory, fewer "
+            "columns, or SGD (protocol sgd-imagenet)."
         )
     return min(n_penalties, room // one)
 
