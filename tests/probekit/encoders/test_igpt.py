@@ -52,6 +52,8 @@ def test_step_layers_and_raw_stream(tmp_path):
     expected = encode(model, palette.encode(IMAGES), norm=False)
     found = early(IMAGES, ROWS)
     assert early.layers == ("01", "02")
+    assert (early.provenance["depths"], early.provenance["last_depth"]) == ([1, 2], 3)
+    assert "depths" not in load_encoder(f"igpt:{run}").provenance
     torch.testing.assert_close(found[0], expected[1])
     torch.testing.assert_close(found[1], expected[2])
     with pytest.raises(UserError, match="9"):
