@@ -73,7 +73,7 @@ class MeanLoss:
             yield X, weights.to(flat.dtype), z.view(P, PR // P, len(X))
 
     def evaluate(self, theta: Tensor, l2: Tensor, keep: torch.dtype | None = None) -> Evaluation:
-        """Losses and gradients of P probes at theta; l2 (P,) float64; `keep` is the dtype of probabilities to return."""
+        """Losses and gradients of P probes at theta; l2 (P,) float64; `keep` is the dtype of kept probabilities."""
         P, R, columns = theta.shape
         flat, start = theta.reshape(P * R, columns), 0
         kept = torch.empty(P, R, len(self.rows), dtype=keep, device=theta.device) if keep else None
