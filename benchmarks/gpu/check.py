@@ -84,7 +84,7 @@ def losses(size, device, images, val_images, folder, spoil):
     """Train in float32 and bfloat16 on the device; yield how far the losses are from float64's."""
     n_layer, n_embd, side, colours, steps = size
     about = {"n_layer": n_layer, "n_embd": n_embd, "n_head": 4, "resolution": side, "n_colours": colours}
-    about |= {"augment": ("flip", "pad_crop:2"), "batch_size": 32, "lr": 1e-3, "warmup_steps": 5, "steps": steps}
+    about |= {"augment": ("flip", "pad_crop:2"), "batch_size": 16, "lr": 1e-3, "warmup_steps": 5, "steps": steps}
     about |= {"log_every": 1, "eval_every": steps, "checkpoint_every": steps, "eval_images": 64}
     reference = None
     for dtype, most, least in (("float32", 1e-4, 0.0), ("bfloat16", 2e-2, 1e-7)):
@@ -194,7 +194,7 @@ def main():
     if strange := sorted(set(given.parts) - set(PARTS)):
         parser.error(f"unknown parts {', '.join(strange)}; choose among {', '.join(PARTS)}")
     # blocks, width, pixels a side, colours, updates
-    size, n_train, n_test = ((3, 32, 8, 16, 12), 300, 200) if given.toy else ((4, 128, 16, 256, 30), 1500, 500)
+    size, n_train, n_test = ((3, 32, 8, 16, 12), 300, 200) if given.toy else ((4, 128, 16, 256, 20), 1000, 500)
     found = []
 
     def measures():

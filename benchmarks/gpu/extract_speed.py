@@ -77,7 +77,6 @@ def forward(toy, device, compiled_too):
         model = ours(config, device, compiled).model
         for batch in batches if not (toy and compiled) else batches[:1]:
             tokens = torch.randint(0, config.vocab_size, (batch, config.n_positions), device=device)
-            torch.compiler.reset()  # a second size would be compiled for sizes that vary
 
             def features(model=model, tokens=tokens):
                 with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
@@ -178,7 +177,7 @@ def formats(toy, device, weights, packed):
         )
         return
     # float32 takes 15 times as long as bfloat16: few pictures
-    yield from number_formats.measures(weights, load(packed)[0], device, n_layers, limit or 3_000)
+    yield from number_formats.measures(weights, load(packed)[0], device, n_layers, limit or 2_000)
 
 
 def main():

@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -87,7 +86,6 @@ class Work:
         if not place.exists():
             seconds = {}
             for name, config in self.configs.items():
-                torch.compiler.reset()  # so that each network is compiled for its own sizes
                 with tempfile.TemporaryDirectory(dir=self.out) as folder:
                     seconds[name] = measure(config, self.pictures, Path(folder) / "run", 8 if self.given.toy else 24)
             whole = sum(found["s_per_update"] for found in seconds.values())
@@ -101,7 +99,6 @@ def network(name, work):
     config = spread(work.configs[name], work.steps)
     # a twentieth of so few updates each: evaluations and checkpoints would cost more than the updates
     config = replace(config, eval_every=max(1, work.steps // 4), checkpoint_every=work.steps)
-    torch.compiler.reset()
     losses = [told["val_loss"] for told in train(config, *work.pictures[:2], work.out / name, palette=work.pictures[2])
               if told["kind"] == "eval"]  # fmt: skip
     yield "parameters", config.model_config.n_params

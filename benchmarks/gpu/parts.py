@@ -36,6 +36,12 @@ def read(parser, parts):
         find_device(given.device)
     except UserError as error:
         parser.error(str(error))
+    if given.device == "cuda":
+        # every size compiled as if it were the only one: a second one would be compiled for sizes that vary, a ninth
+        # not at all
+        from torch._dynamo import config
+
+        config.automatic_dynamic_shapes, config.recompile_limit = False, 64
     given.parts = given.parts or list(parts)
     return given
 

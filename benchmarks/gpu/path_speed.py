@@ -45,7 +45,7 @@ class Sizes:
     peer_layers: int = 2
     every: int = 5
     max_iter: int = 1000
-    rows: tuple = (20_018, 80_073, 320_292, 1_281_167)
+    rows: tuple = (5_005, 20_018, 80_073, 320_292, 1_281_167)
     columns: int = 1536
     classes: int = 1000
     penalties: tuple = tuple(PENALTIES)
@@ -195,8 +195,8 @@ def imagenet(sizes, device, minutes):
     """Rows of one wide layer over growing numbers of rows, within about so many minutes."""
     spent, counts, seconds = 0.0, [], []
     for n in sizes.rows:
-        if len(seconds) > 1:
-            slope = max(np.polyfit(np.log(counts[-2:]), np.log(seconds[-2:]), 1)[0], 1.0)
+        if seconds:
+            slope = max(np.polyfit(np.log(counts[-2:]), np.log(seconds[-2:]), 1)[0], 1.0) if len(seconds) > 1 else 1.0
             following = seconds[-1] * (n / counts[-1]) ** slope
             if spent + following > 60 * minutes:
                 yield f"{n} rows are left out: expected s", following

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A half hour of one GPU in five calls of less than ten minutes, in order of worth: session.sh CALL, CALL from 1 to 5.
-# Each call runs in the checkout's root on the machine, with .gpu and .whl (pack.sh) beside it; what comes back lies under
-# $OUT (at most 8 files of 16 MiB). State is kept in $STATE while the machine is held, so the calls follow one another
+# Each call runs in the checkout's root on the machine, with .gpu (pack.sh) in it; what comes back lies under $OUT (at
+# most 8 files of 16 MiB). State is kept in $STATE while the machine is held, so the calls follow one another
 # without a pause; call 2 goes on where call 1 stopped. Minutes and their arithmetic: docs/how-to/gpu.md.
 #   1  check; train, first part        2  train to the end, extract, sweep, concat, report
 #   3  path_speed, extract_speed       4  train_speed, objectives
@@ -20,7 +20,7 @@ TOY=${TOY:+--toy} # empty, or the flag
 mkdir -p "$OUT/gpu" "$STATE/gpu"
 
 export PYTHONUNBUFFERED=1 PROBEKIT_BENCHMARK_RESULTS=$OUT
-export PYTHONPATH=$PWD:$STATE/site${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 [ -f .gpu/COMMIT ] && export PROBEKIT_COMMIT=$(cat .gpu/COMMIT)
 unset TORCH_ALLOW_TF32_CUBLAS_OVERRIDE # set in some images: float32 is to mean float32
 # compiled kernels stay with the state: the second call does not compile again
@@ -31,6 +31,7 @@ failed=0
 step() {
     local limit=$1 begun=$SECONDS rc=0
     shift
+    [ -z "$TOY" ] || limit=$((6 * limit)) # whatever CPU it is tried on
     if [ -n "${DRY:-}" ]; then
         echo "$limit s: $*"
         return
@@ -47,12 +48,9 @@ speed() { here "$1" "$2" ${COMPILE:+--compile "$COMPILE"} "${@:3}"; }
 
 here() { step "$1" "$PYTHON" "benchmarks/gpu/$2" --device "$DEVICE" $TOY "${@:3}"; }
 
-cifar() { here "$1" train_cifar10.py --data "$DATA" --out "$STATE/cifar10" --minutes "${MINUTES:-7.5}" "${@:2}"; }
+cifar() { here "$1" train_cifar10.py --data "$DATA" --out "$STATE/cifar10" --minutes "${MINUTES:-8}" "${@:2}"; }
 
 call() {
-    if [ ! -d "$STATE/site" ] && compgen -G ".whl/*.whl" >/dev/null && [ -z "${DRY:-}" ]; then
-        "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$STATE/site" .whl/*.whl
-    fi
     [ "$DEVICE" = cuda ] && [ -z "${DRY:-}" ] && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
     # the folder that comes back is empty at first: rows of earlier calls say what is finished
     [ "$CALL" = 5 ] || cp "$STATE"/gpu/*.csv "$OUT/gpu/" 2>/dev/null
@@ -62,7 +60,7 @@ call() {
         { here 110 check.py || [ -n "${GO_ON:-}" ]; } && cifar 470 train --stop-after 430
         ;;
     2)
-        cifar 180 train --stop-after 150 && cifar 150 extract && cifar 110 sweep && cifar 80 concat && cifar 50 report &&
+        cifar 200 train --stop-after 180 && cifar 130 extract && cifar 110 sweep && cifar 80 concat && cifar 50 report &&
             step 10 tar czf "$OUT/cifar10.tar.gz" -C "$STATE/cifar10" keep
         ;;
     3)
@@ -73,7 +71,7 @@ call() {
         ;;
     4)
         speed 255 train_speed.py
-        here 330 objectives.py --data "$DATA" --out "$STATE/objectives"
+        here 330 objectives.py --data "$DATA" --out "$STATE/objectives" --minutes 1.5
         ;;
     5)
         step 60 "$PYTHON" benchmarks/gpu/weights.py "$STATE/cifar10/run" --part "${PART:-1}" --into "$OUT"

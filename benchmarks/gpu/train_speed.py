@@ -64,7 +64,6 @@ def alone(config, steps):
     if config.device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    torch.compiler.reset()  # a second size would be compiled for sizes that vary
     engine = Engine(config, Ranks("none", 0, 1, torch.device(config.device)))
     model = config.model_config
     tokens = np.random.default_rng(0).integers(0, model.vocab_size, (config.batch_size, model.n_positions))
@@ -147,17 +146,21 @@ def planned_and_real_features(toy, device):
 
 def plan(toy, device):
     """Rows of plans against what happened, each in a process of its own."""
-    found = []
     for name, config in (("iGPT-S", config_s(toy, device, 4 if toy else 32)), ("iGPT-L", config_l(toy, device))):
         seconds, memory = in_a_process(planned_training, config)
         real_seconds, real_memory = in_a_process(alone, config, 2 if toy else 5)
-        found.append((f"{name}, s an update", seconds, real_seconds))
+        yield from against(f"{name}, s an update", seconds, real_seconds)
         if real_memory:
-            found.append((f"{name}, memory, GiB", memory / 2**30, real_memory / 2**30))
-    for what, planned, real in [*found, *in_a_process(planned_and_real_features, toy, device)]:
-        yield f"{what}: planned", planned
-        yield f"{what}: real", real
-        yield f"{what}: planned over real (goal 0.75 to 1.25)", planned / real
+            yield from against(f"{name}, memory, GiB", memory / 2**30, real_memory / 2**30)
+    for found in in_a_process(planned_and_real_features, toy, device):
+        yield from against(*found)
+
+
+def against(what, planned, real):
+    """Rows of one plan."""
+    yield f"{what}: planned", planned
+    yield f"{what}: real", real
+    yield f"{what}: planned over real (goal 0.75 to 1.25)", planned / real
 
 
 def main():
