@@ -8,7 +8,7 @@ RUNS are folders of `probekit finetune`. The first is the reference: the others,
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,12 +36,17 @@ def read_run(folder: Path) -> Tested:
     if not (folder / TEST_FILE).is_file():
         raise UserError(f"{folder} has no {TEST_FILE}: run `probekit finetune` to its end, without --no-test.")
     about: dict[str, Any] = json.loads((folder / TEST_FILE).read_text())
-    rows, settings = load_probe(folder / PREDICTIONS_FILE), about["finetune"]
+    rows = load_probe(folder / PREDICTIONS_FILE)
+    right = rows["test_predictions"] == rows["test_labels"]
+    return Tested(f"{folder.name} ({arm(about['finetune'])})", rows["test_row_ids"], right, about["dataset"])
+
+
+def arm(settings: Mapping[str, Any]) -> str:
+    """What is compared, in words, from a run's settings; runs with other seeds or rates are of the same arm."""
     words = ["from scratch" if settings["from_scratch"] else "pre-trained"]
     words.append("last layer" if settings["layer"] == -1 else f"layer {settings['layer']}")
     words.append(f"L_gen x {settings['gen_weight']:g}")
-    right = rows["test_predictions"] == rows["test_labels"]
-    return Tested(f"{folder.name} ({', '.join(words)})", rows["test_row_ids"], right, about["dataset"])
+    return ", ".join(words)
 
 
 def best_probes(results: Sequence[Path]) -> list[Tested]:
