@@ -128,6 +128,30 @@ def test_only_the_feature_room_knows_hdf5():
     assert all(within(user, "probekit.features") for user in users), users
 
 
+def test_only_the_objective_knows_how_C_relates_to_l2():
+    """DESIGN, section 1: a quotient 1 / (C * n) or 1 / (l2 * n) is written nowhere else."""
+    found = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and isinstance(node.right, ast.BinOp):
+                product = {part.id for part in ast.walk(node.right) if isinstance(part, ast.Name)}
+                one = isinstance(node.left, ast.Constant) and node.left.value == 1
+                if one and isinstance(node.right.op, ast.Mult) and product & {"C", "Cs", "l2", "l2s"}:
+                    found.add(module_name(path))
+    assert found == {"probekit.probes.objective"}
+
+
+def test_only_the_palette_knows_the_scale_of_pixels():
+    """DESIGN, section 1: x / 127.5 - 1 and its inverse have one home."""
+    found = {
+        module_name(path)
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value == 127.5
+    }
+    assert found == {"igpt_model.palette"}
+
+
 def test_igpt_model_needs_four_packages_only():
     third_party = set()
     for path in (ROOT / "igpt_model").rglob("*.py"):

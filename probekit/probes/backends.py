@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from probekit.errors import UserError
 from probekit.probes.certificate import Certificate
 from probekit.probes.inputs import Inputs
+from probekit.probes.objective import l2_to_C
 from probekit.probes.plan import penalties_at_once
 from probekit.probes.rows import Rows
 from probekit.probes.solver import SOLVER_VERSION, certify, solve
@@ -105,7 +106,7 @@ def _sklearn(inputs: Inputs, l2s: Array, tol: float, max_iter: int, fit_intercep
     for l2 in l2s:
         # tol here is a gradient, ours is a relative gap: the oracle gets one tight enough to certify
         model = LogisticRegression(
-            C=1 / (l2 * len(y)), tol=min(1e-4, tol) * 1e-3, max_iter=max_iter, fit_intercept=fit_intercept
+            C=float(l2_to_C(l2, len(y))), tol=min(1e-4, tol) * 1e-3, max_iter=max_iter, fit_intercept=fit_intercept
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the certificate judges
@@ -139,7 +140,7 @@ def _cuml(inputs: Inputs, l2s: Array, tol: float, max_iter: int, fit_intercept: 
     fits = []
     for l2 in l2s:
         model = LogisticRegression(
-            C=1 / (l2 * len(y)),
+            C=float(l2_to_C(l2, len(y))),
             tol=min(1e-4, tol) * 1e-3,
             max_iter=max_iter,
             fit_intercept=fit_intercept,

@@ -18,6 +18,7 @@ import numpy as np
 
 from igpt_model.hashing import hash_json
 from probekit.errors import UserError
+from probekit.probes.objective import l2_to_C
 from probekit.probes.sgd import SGDConfig
 
 
@@ -88,7 +89,7 @@ def kornblith_lambda_to_C(lambdas: Any, n_classes: int = 3) -> np.ndarray:
 
 def mean_l2_to_C(l2: Any, n_rows: float) -> np.ndarray:
     """elk, and SGD with `weight_decay` on W alone: lambda/2 ||W||^2 on the mean loss, so C = 1/(n_rows lambda)."""
-    return 1.0 / (np.asarray(l2, np.float64) * n_rows)
+    return l2_to_C(l2, n_rows)
 
 
 def cyanure_lambda_to_C(lambdas: Any) -> np.ndarray:
