@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from probekit.choice import Choice, Solver
+from probekit.choice import Choice, Solver, final_rows, grid_ends
 from probekit.device import usable_device
 from probekit.errors import UserError
 from probekit.methods import Fit
@@ -61,15 +61,13 @@ def fit_attention(X: np.ndarray, widths: Sequence[int], rows: TrainingRows, prot
         log_proba = log_probabilities(train(fitted, rate).decision_function(tokens[held]))
         accuracy.append(float((log_proba.argmax(axis=1) == columns[held]) @ weights / weights.sum()))
         losses.append(float(-log_proba[np.arange(len(held)), columns[held]] @ weights / weights.sum()))
-    n_rates, unknown = len(LEARNING_RATES), np.full(len(LEARNING_RATES), None)
+    unknown = np.full(len(LEARNING_RATES), None)
     n_steps = SETTINGS["epochs"] * max(len(fitted) // SETTINGS["batch_size"], 1)
-    choice = Choice(
-        Cs=np.array(LEARNING_RATES), accuracy=np.array(accuracy), log_loss=np.array(losses),
-        n_iter=np.full(n_rates, n_steps), grad_rel=unknown, gap=unknown, converged=np.zeros(n_rates, bool),
-        selection="val", at_grid_edge=False,
+    choice = Choice.from_figures(
+        np.array(LEARNING_RATES), accuracy, losses, "val", grid_ends=grid_ends(LEARNING_RATES), grad_rel=unknown,
+        gap=unknown, n_iter=np.full(len(LEARNING_RATES), n_steps), converged=np.zeros(len(LEARNING_RATES), bool),
     )  # fmt: skip
-    choice = Choice(**{**vars(choice), "at_grid_edge": choice.index in (0, n_rates - 1)})
-    use = np.flatnonzero(~rows.is_val) if protocol.refit == "train" else np.arange(len(rows.y))
+    use = final_rows(rows, protocol)
     probe = train(use, choice.C)
     right = probe.predict(tokens[use]) == rows.y[use]
     certificate = {
@@ -78,7 +76,7 @@ def fit_attention(X: np.ndarray, widths: Sequence[int], rows: TrainingRows, prot
     found = {"rule": "attentive probe", "learning_rate": choice.C, "n_heads": heads, "tokens": len(widths), **SETTINGS}
     share = float(right @ rows.weights[use] / rows.weights[use].sum())
     further = {PREFIX + name: value.cpu().numpy() for name, value in probe.module.state_dict().items()}
-    zero = np.zeros(n_rates)
+    zero = np.zeros(len(LEARNING_RATES))
     return Fit(
         classes, np.zeros((len(classes), 0)), np.zeros(len(classes)), choice, certificate, share, zero, found, further
     )

@@ -10,18 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from probekit.choice import Choice, Solver, choose_C
+from probekit.choice import Choice, choose_C, make_solver
 from probekit.crew import crew
 from probekit.desk import Desk, Job, Progress
 from probekit.errors import UserError
+from probekit.methods import thin
 from probekit.probes.concat import greedy, windows
 from probekit.results.curve import choose_layer
-from probekit.results.journal import Journal, share_work
+from probekit.results.journal import Journal
 from probekit.results.records import Record, read_records
 from probekit.results.results import Results
 from probekit.sweep import path_for_crew, sweep, warn_unconverged
-
-SEARCH_PENALTIES = 9  # of the grid, evenly spaced: a greedy step compares layers, the final probe gets the whole grid
 
 
 def concat(
@@ -38,6 +37,7 @@ def concat(
     banded: bool = False,
     mix: bool = False,
     workers: int = 1,
+    parallel: str = "layers",
     progress: Progress | None = None,
 ) -> Results:
     """Probe joined layers: windows around the best single layer, and the greedy choice.
@@ -52,7 +52,7 @@ def concat(
     greedy_width : budget of columns of the greedy choice; None for as many as the widest window has, 0 for none
     banded : also probe the windows with one penalty a layer (`probes.banded`)
     mix : also probe a learned softmax mix of the windows' layers (`probes.layer_mix`)
-    workers : as in `sweep`
+    workers, parallel : as in `sweep`
     progress : called with (sets of layers examined, sets known so far)
 
     Returns
@@ -66,14 +66,16 @@ def concat(
     UserError
         As `sweep`, and when the budget is below the narrowest layer or the encoder has one layer only.
     """
-    solver = Solver(backend, device, dtype)
-    desk = Desk(store, results_dir, protocol, Cs, series, solver)
+    if parallel == "rows" and (banded or mix or workers != 1):
+        raise UserError("parallel is rows, which is for plain joined layers: leave banded, mix and workers out.")
+    desk = Desk(store, results_dir, protocol, Cs, series, make_solver(backend, device, dtype, parallel))
     n_layers = len(desk.store.layers)
     if desk.protocol.solver == "sgd":
         raise UserError(f"Protocol {desk.protocol.name} trains by SGD, which joins no layers; use igpt or another.")
     if n_layers < 2:
         raise UserError(f"Series {desk.series!r} has one layer only, so there is nothing to join.")
     settings = {"protocol": protocol, "Cs": Cs, "series": series, "backend": backend, "device": device, "dtype": dtype}
+    settings["parallel"] = parallel
     again = {"window": window, "greedy_width": greedy_width, "banded": banded, "mix": mix}
     with crew(workers, concat, path_for_crew(desk.store, workers), desk.out, **settings, **again):
         jobs = _join(desk, settings, window, greedy_width, banded, mix, progress)
@@ -141,14 +143,14 @@ def search(
     layers : tuple of int
     how : {"rule", "tried", "steps": [{"layers", "val_accuracy", "columns"}]}
     """
-    grid = desk.protocol.Cs
-    step = max(1, -(-(len(grid) - 1) // (SEARCH_PENALTIES - 1)))
-    thin = desk.protocol.with_(Cs=grid[::step], refine=0)
-    scout = Desk(desk.store, desk.out, thin, None, desk.series, desk.solver)
+    # a step compares layers on few penalties; the final probe gets the whole grid
+    scout = Desk(
+        desk.store, desk.out, desk.protocol.with_(Cs=thin(desk.protocol.Cs), refine=0), None, desk.series, desk.solver
+    )
     journal = Journal(desk.out / "candidates.jsonl")
     scores: dict[tuple[int, ...], dict[str, Any]] = {}
     for record in singles:
-        scores[(desk.store.layers.index(record.layers[0]),)] = _score_of(record, thin.Cs)
+        scores[(desk.store.layers.index(record.layers[0]),)] = _score_of(record, scout.protocol.Cs)
 
     def score(sets: list[tuple[int, ...]]) -> list[float]:
         new = [indices for indices in sets if indices not in scores]
@@ -157,13 +159,15 @@ def search(
 
         def examine(key: str) -> dict[str, Any]:
             start, job = perf_counter(), by_key[key]
-            choice = choose_C(scout.training_features(job, or_stored=True), scout.rows(job), thin, scout.solver)
+            X = scout.training_features(job, or_stored=True)
+            choice = choose_C(X, scout.rows(job), scout.protocol, scout.solver)
             facts = {"score": choice.score, "val_accuracy": float(choice.accuracy[choice.index])}
             facts |= {"C": choice.C, "converged": bool(choice.converged[choice.index])}
             return {"key": key, "layers": job.layers, **facts, "seconds": round(perf_counter() - start, 3)}
 
         examined, most = len(scores), _most_sets(desk.store.widths, budget)
-        share_work(journal, list(by_key), examine, (lambda n, _: progress(examined + n, most)) if progress else None)
+        shown = (lambda done: progress(examined + len(done), most)) if progress else None
+        scout.share(journal, list(by_key), examine, shown)
         found = {line["key"]: line for line in journal.lines()}
         scores.update(zip(new, (found[key] for key in by_key), strict=True))
         return [float(scores[indices]["score"]) for indices in sets]
@@ -183,12 +187,10 @@ def search(
 
 def _score_of(record: Record, Cs: Sequence[float]) -> dict[str, Any]:
     """What the sweep's held-out scores say when only the penalties `Cs` are looked at."""
-    columns = {"accuracy": record.val_accuracy, "log_loss": record.val_log_loss, "converged": record.converged}
-    all_Cs = np.asarray(record.Cs)
-    among = np.isclose(all_Cs[:, None], np.asarray(Cs), rtol=1e-9).any(axis=1)
-    zeros = {name: np.zeros(among.sum()) for name in ("n_iter", "grad_rel", "gap")}
-    kept = {name: np.asarray(values)[among] for name, values in columns.items()}
-    choice = Choice(Cs=all_Cs[among], **kept, **zeros, selection=record.selection, at_grid_edge=False)
+    among = np.isclose(np.asarray(record.Cs)[:, None], np.asarray(Cs), rtol=1e-9).any(axis=1)
+    columns = (record.Cs, record.val_accuracy, record.val_log_loss, record.converged)
+    kept, accuracy, loss, converged = (np.asarray(values)[among] for values in columns)
+    choice = Choice.from_figures(kept, accuracy, loss, record.selection, converged=converged)
     return {"score": choice.score, "val_accuracy": float(choice.accuracy[choice.index])}
 
 

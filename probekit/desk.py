@@ -7,7 +7,7 @@ Work on a key has two phases. `choose`: read train and val, choose C, refit, wri
 import os
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -17,22 +17,23 @@ from typing import Any
 
 import numpy as np
 
-from probekit.attention import attentive_log_proba, attentive_part, fit_attention, token_widths
+from probekit.attention import LEARNING_RATES, attentive_log_proba, attentive_part, fit_attention, token_widths
 from probekit.choice import Solver, settle_protocol
 from probekit.errors import UserError
-from probekit.methods import METHODS, Fit
-from probekit.probes.neighbours import knn_proba
+from probekit.methods import METHODS, Fit, thin
+from probekit.probes.neighbours import KS, knn_proba
 from probekit.probes.objective import log_probabilities, logits
 from probekit.probes.rank import rankme
+from probekit.ranks import current, from_first
 from probekit.results.journal import Journal, share_work
 from probekit.results.metrics import mean_per_class_accuracy, top_k_accuracy, wilson_interval
 from probekit.results.records import RESULTS_NAME, SCHEMA, Identity
 from probekit.results.rows import RowPredictions, load_probe, save_probe
 from probekit.stored_rows import BLOCK_ROWS, StoredRows, fits
+from probekit.tally import Progress, Tally
 from probekit.training_rows import TrainingRows, training_rows
 
 SGD_VERSION = "sgd-2"
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Desk:
         self.series = series or str(store.encoder.get("name", "encoder"))
         self.solver = solver
         self._rows: dict[tuple[int, int | None], TrainingRows] = {}
+        self._rounds: dict[tuple[int, int | None], int] = {}
 
     @cached_property
     def choices(self) -> Journal:
@@ -113,10 +115,51 @@ class Desk:
         by_key = {self.identity(job).key: job for job in jobs}
         done = self.results.keys()
         open_keys = [key for key in by_key if key not in done]
-        finished = len(by_key) - len(open_keys)
-        shown = (lambda n, _: progress(finished + n, len(by_key))) if progress else None
-        share_work(self.choices, open_keys, lambda key: self.choose(by_key[key]), shown)
-        share_work(self.results, open_keys, lambda key: self.test(key))
+        solver, finish = self.solver, None
+        if progress:
+            tally = Tally({key: self.n_fits(job) for key, job in by_key.items()}, by_key.keys() & done, progress)
+            self.solver, finish = replace(solver, told=tally.count), tally.finish
+        try:
+            self.share(self.choices, open_keys, lambda key: self.choose(by_key[key]), finish)
+        finally:
+            self.solver = solver
+        if self.leads:
+            share_work(self.results, open_keys, self.test)
+        if self.solver.rows_dealt:
+            from_first(None)  # the others wait for the tests
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes: where rows are dealt to ranks, only the first."""
+        return not self.solver.rows_dealt or current().rank == 0
+
+    def share(
+        self,
+        journal: Journal,
+        keys: Sequence[str],
+        work: Callable[[str], dict[str, Any]],
+        progress: Callable[[set[str]], None] | None = None,
+    ) -> None:
+        """`share_work`; where rows are dealt to ranks, all work at each key together, and the first has the journal."""
+        if not self.solver.rows_dealt:
+            share_work(journal, keys, work, progress)
+        elif self.leads:
+            share_work(journal, keys, lambda key: work(from_first(key)), progress)
+            from_first(None)
+        else:
+            while (key := from_first(None)) is not None:
+                work(key)
+
+    def n_fits(self, job: Job) -> int:
+        """Fits that a job takes, for progress: penalties times rounds and a refit; of searched bands, the last path."""
+        if job.method == "attentive":
+            return len(LEARNING_RATES) + 1
+        rows = self.rows(job)
+        which = (job.seed, job.train_rows)
+        if which not in self._rounds:
+            self._rounds[which] = len(rows.rounds(rows.selection(self.protocol.selection)))
+        grid = {"knn": len(KS), "mix": len(thin(self.protocol.Cs))}
+        return self._rounds[which] * grid.get(job.method, len(self.protocol.Cs) + 2 * self.protocol.refine) + 1
 
     def refuse_other_work(self, attentive: bool = False) -> None:
         """Refuse a folder whose series of the same name was made otherwise, naming what differs.
@@ -187,9 +230,18 @@ class Desk:
         """Features of the job's training rows (n, D); with `or_stored`, left in the file where memory is too small."""
         positions = self.rows(job).positions
         splits = tuple((s, len(self.store.labels(s))) for s in ("train", "val") if s in self.store.splits)
-        if hasattr(self.store, "stored") and not fits(sum(n for _, n in splits), self.width(job.layers)):
+        dealt = or_stored and self.solver.rows_dealt  # then each rank reads its share alone
+        whole = sum(n for _, n in splits)
+        if hasattr(self.store, "stored") and (dealt or not fits(whole, self.width(job.layers))):
             left = self.stored_features(job)
-            return left if or_stored and not fits(*left.shape) else np.asarray(left)
+            if or_stored and (dealt or not fits(*left.shape)):
+                return left
+            if not fits(*left.shape):
+                raise UserError(
+                    f"{len(left):,} rows of layer {'+'.join(job.layers)} with {left.shape[1]:,} columns do not fit in "
+                    f"memory, as {job.method or self.protocol.name} needs them: leave that out, or set train_rows."
+                )
+            return np.asarray(left)
         parts = [self.read(split, job.layers) for split, _ in splits]
         joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return joined if len(positions) == len(joined) else joined[positions]
@@ -215,7 +267,8 @@ class Desk:
         """Write a fitted probe of features X (n, D), begun at `start`; returns its line of choices.jsonl."""
         identity, choice = self.identity(job), fit.choice
         probe_file = f"probes/{identity.key}.safetensors"
-        save_probe(self.out / probe_file, fit.classes, fit.coef, fit.intercept, further=fit.further)
+        if self.leads:
+            save_probe(self.out / probe_file, fit.classes, fit.coef, fit.intercept, further=fit.further)
         candidates = job.candidates or ({"found_by": []} if fit.found else None)
         if candidates and fit.found:
             candidates = candidates | {"found_by": [*candidates["found_by"], fit.found]}
@@ -249,7 +302,8 @@ class Desk:
             "probe_file": probe_file,
             "train_rows": job.train_rows,
             "candidates": candidates,
-            "rankme": rankme(X) if job.kind == "layer" else None,
+            "rankme": rankme(X) if job.kind == "layer" and self.leads else None,
+            "plan": choice.plan.partition("; about")[0],  # how much was free at the time is no part of a result
             "seconds": round(perf_counter() - start, 3),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": _versions(),

@@ -10,8 +10,7 @@ from probekit.errors import UserError
 def usable_device(device: str | torch.device) -> torch.device:
     """The torch device of that name.
 
-    "auto" is a CUDA device where there is one. A bare "cuda" is, of the processes that torchrun starts on a machine, each
-    one's own GPU (LOCAL_RANK).
+    "auto" is a CUDA device where there is one. A bare "cuda" is each process's own GPU (LOCAL_RANK) under torchrun.
 
     Raises
     ------

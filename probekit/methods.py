@@ -4,22 +4,23 @@ Arrays in, a `Fit` out, chosen on the same held-out training rows as everything 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from scipy.special import log_softmax
 
-from probekit.choice import Choice, Solver, choose_C, judge, refit
+from probekit.choice import Choice, Solver, certificate_of, choose_C, final_rows, grid_ends, judge, refit
 from probekit.errors import UserError
 from probekit.probes.banded import search_gammas, spread
-from probekit.probes.layer_mix import fit_layer_mix
+from probekit.probes.layer_mix import LayerMix, fit_layer_mix
 from probekit.probes.neighbours import KS, knn_proba
-from probekit.probes.objective import C_to_l2
+from probekit.probes.objective import C_to_l2, log_probabilities
 from probekit.probes.protocols import Protocol
 from probekit.probes.ridge import fit_ridge
 from probekit.training_rows import TrainingRows
 
-SEARCH_PENALTIES = 9  # of the grid, evenly spaced, while gammas or mixes are compared
+SEARCH_PENALTIES = 9  # of the grid, evenly spaced, while gammas, mixes or sets of layers are compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +51,8 @@ Method = Callable[[np.ndarray, Sequence[int], TrainingRows, Protocol, Solver], F
 def fit_linear(X: np.ndarray, widths: Sequence[int], rows: TrainingRows, protocol: Protocol, solver: Solver) -> Fit:
     """The plain path: C chosen on held-out rows, then refitted."""
     choice = choose_C(X, rows, protocol, solver)
-    final = refit(X, rows, choice, protocol, solver)
-    path = final.path
-    return Fit(
-        path.classes, path.coef[0], path.intercept[0], choice, final.certificate, final.train_accuracy, final.l2s
-    )
+    path, accuracy, l2s = refit(X, rows, choice, protocol, solver)
+    return Fit(path.classes, path.coef[0], path.intercept[0], choice, certificate_of(path), accuracy, l2s)
 
 
 def fit_bands(X: np.ndarray, widths: Sequence[int], rows: TrainingRows, protocol: Protocol, solver: Solver) -> Fit:
@@ -64,7 +62,7 @@ def fit_bands(X: np.ndarray, widths: Sequence[int], rows: TrainingRows, protocol
     """
     Z, shift, scale = _standardised(X, rows, protocol)
     plain = protocol.with_(standardize=False)
-    scout = plain.with_(Cs=_thin(protocol.Cs), refine=0)
+    scout = plain.with_(Cs=thin(protocol.Cs), refine=0)
 
     def scaled(gammas: Sequence[float]) -> np.ndarray:
         return Z * spread(gammas, widths).astype(Z.dtype)
@@ -79,7 +77,7 @@ def fit_bands(X: np.ndarray, widths: Sequence[int], rows: TrainingRows, protocol
         "C_by_layer": [fit.choice.C * gamma**2 for gamma in gammas],
         "steps": [{"gammas": list(g), "score": value} for g, value in steps],
     }
-    return _replaced(fit, coef, fit.intercept - coef @ shift, found)
+    return replace(fit, coef=coef, intercept=fit.intercept - coef @ shift, found=found)
 
 
 def fit_mix(X: np.ndarray, widths: Sequence[int], rows: TrainingRows, protocol: Protocol, solver: Solver) -> Fit:
@@ -87,74 +85,47 @@ def fit_mix(X: np.ndarray, widths: Sequence[int], rows: TrainingRows, protocol: 
     if len(set(widths)) != 1:
         raise UserError(f"A mix needs layers of one width, but they have {', '.join(map(str, widths))} columns.")
     Z, shift, scale = _standardised(X, rows, protocol)
-    Cs = np.array(_thin(protocol.Cs))
-    selection, total = rows.selection(protocol.selection), 0.0
-    figures = {name: np.zeros(len(Cs)) for name in ("accuracy", "log_loss", "n_iter", "grad_rel", "gap")}
-    converged = np.ones(len(Cs), bool)
+    Cs = np.array(thin(protocol.Cs))
+    settings: dict[str, Any] = {"tol": protocol.tol, "backend": solver.backend, "device": solver.device}
 
-    def layers(which: np.ndarray) -> list[np.ndarray]:
-        return np.split(Z[which], len(widths), axis=1)
+    def learned(which: np.ndarray, C: float) -> LayerMix:
+        return fit_layer_mix(np.split(Z[which], len(widths), axis=1), rows.y[which], C, rows.weights[which], **settings)
 
-    for fitted, held in rows.rounds(selection):
-        total += rows.weights[held].sum()
-        for i, C in enumerate(Cs):
-            mix = fit_layer_mix(
-                layers(fitted),
-                rows.y[fitted],
-                C,
-                rows.weights[fitted],
-                tol=protocol.tol,
-                backend=solver.backend,
-                device=solver.device,
-            )
-            mixed = np.einsum("l,lnd->nd", mix.weights, np.stack(layers(held)))
-            correct, loss = judge(mix.path, mixed, rows.y[held], rows.weights[held])
-            figures["accuracy"][i] += correct[0]
-            figures["log_loss"][i] += loss[0]
-            converged[i] &= mix.path.converged[0]
-            for name, source in (("n_iter", "n_iter"), ("grad_rel", "grad_rel"), ("gap", "decrement_gap")):
-                figures[name][i] = max(figures[name][i], mix.path.certificates[source][0])
-    figures["accuracy"] /= total
-    figures["log_loss"] /= total
-    choice = _choice(Cs, figures, converged, selection)
-    use = _final_rows(rows, protocol)
-    mix = fit_layer_mix(
-        layers(use),
-        rows.y[use],
-        choice.C,
-        rows.weights[use],
-        tol=protocol.tol,
-        backend=solver.backend,
-        device=solver.device,
-    )
-    mixed = np.einsum("l,lnd->nd", mix.weights, np.stack(layers(use)))
-    correct, _ = judge(mix.path, mixed, rows.y[use], rows.weights[use])
-    coef, c = mix.joined_coef() / scale, mix.path.certificates
-    certificate = {
-        "converged": bool(mix.path.converged[0]), "n_iter": int(c["n_iter"][0]), "grad_rel": float(c["grad_rel"][0]),
-        "gap": float(c["decrement_gap"][0]), "stop_reason": str(c["stop_reason"][0]), "mix_gradient": mix.mix_gradient,
-    }  # fmt: skip
-    found = {"rule": "softmax mix of layers", "weights": mix.weights.tolist()}
+    def mixed(mix: LayerMix, which: np.ndarray) -> np.ndarray:
+        return np.einsum("l,lnd->nd", mix.weights, np.stack(np.split(Z[which], len(widths), axis=1)))
+
+    def said(fitted: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+        mixes = [learned(fitted, C) for C in Cs]
+        scores = np.stack([mix.path.decision_function(mixed(mix, held))[0] for mix in mixes])
+        certificates = [certificate_of(mix.path) for mix in mixes]
+        facts = {name: np.array([c[name] for c in certificates]) for name in ("converged", "n_iter", "grad_rel", "gap")}
+        return log_probabilities(scores), facts
+
+    choice = _choose(Cs, rows, protocol, said)
+    use = final_rows(rows, protocol)
+    mix = learned(use, choice.C)
     weight = float(rows.weights[use].sum())
+    accuracy = float(judge(mix.path, mixed(mix, use), rows.y[use], rows.weights[use])[0][0] / weight)
+    coef = mix.joined_coef() / scale
+    found = {"rule": "softmax mix of layers", "weights": mix.weights.tolist()}
+    certificate = certificate_of(mix.path) | {"mix_gradient": mix.mix_gradient}
     intercept = mix.path.intercept[0] - coef @ shift
-    return Fit(
-        mix.path.classes, coef, intercept, choice, certificate, float(correct[0] / weight), C_to_l2(Cs, weight), found
-    )
+    return Fit(mix.path.classes, coef, intercept, choice, certificate, accuracy, C_to_l2(Cs, weight), found)
 
 
 def fit_by_ridge(X: np.ndarray, widths: Sequence[int], rows: TrainingRows, protocol: Protocol, solver: Solver) -> Fit:
     """Ridge to one-hot targets over the protocol's Cs, all from one decomposition a round. Exact by construction."""
     Z, shift, scale = _standardised(X, rows, protocol)
     classes, columns = np.unique(rows.y, return_inverse=True)
-    Cs, selection = np.array(protocol.Cs), rows.selection(protocol.selection)
-    figures, total = {name: np.zeros(len(Cs)) for name in ("accuracy", "log_loss", "n_iter", "grad_rel", "gap")}, 0.0
-    for fitted, held in rows.rounds(selection):
+    Cs = np.array(protocol.Cs)
+
+    def said(fitted: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         coef, intercept = fit_ridge(Z[fitted], columns[fitted], Cs, rows.weights[fitted])
         scores = np.einsum("nd,ckd->cnk", Z[held].astype(np.float64), coef, optimize=True) + intercept[:, None]
-        _tally(figures, scores - _logsumexp(scores), columns[held], rows.weights[held])
-        total += rows.weights[held].sum()
-    choice = _choice(Cs, _shares(figures, total), np.ones(len(Cs), bool), selection)
-    use = _final_rows(rows, protocol)
+        return log_softmax(scores, axis=-1), {}
+
+    choice = _choose(Cs, rows, protocol, said)
+    use = final_rows(rows, protocol)
     coef, intercept = fit_ridge(Z[use], columns[use], [choice.C], rows.weights[use])
     right = (Z[use] @ coef[0].T + intercept[0]).argmax(axis=1) == columns[use]
     raw, weight = coef[0] / scale, float(rows.weights[use].sum())
@@ -169,14 +140,14 @@ def fit_by_ridge(X: np.ndarray, widths: Sequence[int], rows: TrainingRows, proto
 def fit_neighbours(X: np.ndarray, widths: Sequence[int], rows: TrainingRows, protocol: Protocol, solver: Solver) -> Fit:
     """k nearest neighbours; the number of neighbours takes the place of C in the record."""
     classes, columns = np.unique(rows.y, return_inverse=True)
-    ks, selection = np.array(KS, float), rows.selection(protocol.selection)
-    figures, total = {name: np.zeros(len(ks)) for name in ("accuracy", "log_loss", "n_iter", "grad_rel", "gap")}, 0.0
-    for fitted, held in rows.rounds(selection):
+    ks = np.array(KS, float)
+
+    def said(fitted: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         proba = knn_proba(X[fitted], columns[fitted], X[held], KS, sample_weight=rows.weights[fitted])
-        _tally(figures, np.log(np.maximum(proba, 1e-12)), columns[held], rows.weights[held])
-        total += rows.weights[held].sum()
-    choice = _choice(ks, _shares(figures, total), np.ones(len(ks), bool), selection)
-    choice = Choice(**{**vars(choice), "at_grid_edge": False})  # numbers of neighbours need no wider grid
+        return np.log(np.maximum(proba, 1e-12)), {}
+
+    # numbers of neighbours need no wider grid
+    choice = replace(_choose(ks, rows, protocol, said), grid_ends=None)
     rule = {"rule": f"{int(choice.C)} nearest neighbours", "k": int(choice.C)}
     accuracy = float(choice.accuracy[choice.index])  # a row is its own nearest neighbour, so the held-out figure it is
     return Fit(classes, np.zeros((len(classes), 0)), np.zeros(len(classes)), choice, _EXACT, accuracy, 0 * ks, rule)
@@ -189,12 +160,35 @@ METHODS: dict[str, Method] = {
 _EXACT = {"converged": True, "n_iter": 0, "grad_rel": 0.0, "gap": 0.0, "stop_reason": "closed form"}
 
 
-def _thin(Cs: Sequence[float]) -> list[float]:
+def thin(Cs: Sequence[float]) -> list[float]:
+    """About `SEARCH_PENALTIES` of a grid, evenly spaced, its first among them."""
     return list(Cs[:: max(1, -(-(len(Cs) - 1) // (SEARCH_PENALTIES - 1)))])
 
 
-def _final_rows(rows: TrainingRows, protocol: Protocol) -> np.ndarray:
-    return ~rows.is_val if protocol.refit == "train" else np.ones(len(rows.y), bool)
+def _choose(
+    grid: np.ndarray,
+    rows: TrainingRows,
+    protocol: Protocol,
+    said: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, dict[str, Any]]],
+) -> Choice:
+    """Choose of a grid by what `said(rows to fit, rows held out)` gives in every round.
+
+    That is, for every value of the grid, logarithms of class probabilities (n_C, held, K) and what certifies the fits.
+    """
+    selection = rows.selection(protocol.selection)
+    columns = np.unique(rows.y, return_inverse=True)[1]
+    correct, loss, total = np.zeros(len(grid)), np.zeros(len(grid)), 0.0
+    worst: dict[str, Any] = {}
+    for fitted, held in rows.rounds(selection):
+        log_proba, facts = said(fitted, held)
+        y, weights = columns[held], rows.weights[held]
+        correct += (log_proba.argmax(axis=2) == y) @ weights
+        loss -= log_proba[:, np.arange(len(y)), y] @ weights
+        total += weights.sum()
+        for name, values in facts.items():
+            together = np.logical_and if name == "converged" else np.maximum
+            worst[name] = together(worst.get(name, values), values)
+    return Choice.from_figures(grid, correct / total, loss / total, selection, grid_ends=grid_ends(grid), **worst)
 
 
 def _standardised(X: np.ndarray, rows: TrainingRows, protocol: Protocol) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -206,27 +200,3 @@ def _standardised(X: np.ndarray, rows: TrainingRows, protocol: Protocol) -> tupl
     deviation = np.sqrt(np.maximum(share @ np.square(X - mean), 0.0))
     scale = np.where(deviation > 1e-12 * np.maximum(np.abs(mean), 1e-30), deviation, 1.0)
     return ((X - mean) / scale).astype(np.float32), mean, scale
-
-
-def _tally(figures: dict[str, np.ndarray], log_proba: np.ndarray, columns: np.ndarray, weights: np.ndarray) -> None:
-    figures["accuracy"] += (log_proba.argmax(axis=2) == columns) @ weights
-    figures["log_loss"] -= log_proba[:, np.arange(len(columns)), columns] @ weights
-
-
-def _shares(figures: dict[str, np.ndarray], total: float) -> dict[str, np.ndarray]:
-    return figures | {name: figures[name] / total for name in ("accuracy", "log_loss")}
-
-
-def _choice(Cs: np.ndarray, figures: dict[str, np.ndarray], converged: np.ndarray, selection: str) -> Choice:
-    choice = Choice(Cs=Cs, **figures, converged=converged, selection=selection, at_grid_edge=False)
-    edge = len(Cs) > 1 and choice.index in (0, len(Cs) - 1)
-    return Choice(**{**vars(choice), "at_grid_edge": edge})
-
-
-def _logsumexp(scores: np.ndarray) -> np.ndarray:
-    top = scores.max(axis=-1, keepdims=True)
-    return np.asarray(top + np.log(np.exp(scores - top).sum(axis=-1, keepdims=True)))
-
-
-def _replaced(fit: Fit, coef: np.ndarray, intercept: np.ndarray, found: dict[str, Any]) -> Fit:
-    return Fit(**{**vars(fit), "coef": coef, "intercept": intercept, "found": found})

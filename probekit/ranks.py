@@ -1,9 +1,12 @@
 """Who does what when several processes work together: rows, layers and files dealt to ranks."""
 
+import atexit
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
 
 Item = TypeVar("Item")
 
@@ -29,15 +32,48 @@ def current() -> Ranks:
     return Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
+def start_group(device: str = "cpu") -> None:
+    """Join the processes that torchrun started in a torch.distributed group, if they are in none yet."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
+        atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def barrier(ranks: Ranks) -> None:
     """Wait until every rank has come here; under torchrun a gloo group is started when there is none yet."""
     import torch.distributed as dist
 
     if ranks.world == 1:
         return
-    if not dist.is_initialized():
-        dist.init_process_group("gloo")
+    start_group()
     dist.barrier()
+
+
+def from_first(value: Any) -> Any:
+    """Rank 0's value, on every rank; all must call."""
+    import torch.distributed as dist
+
+    told = [value]
+    dist.broadcast_object_list(told)
+    return told[0]
+
+
+def sum_over_ranks(values: np.ndarray) -> np.ndarray:
+    """The sum of the ranks' arrays, on every rank; all must call."""
+    import torch.distributed as dist
+
+    told: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, values)
+    return np.sum(told, axis=0)
 
 
 def deal_range(count: int, ranks: Ranks) -> range:

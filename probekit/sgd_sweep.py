@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from igpt_model.hashing import hash_json
-from probekit.choice import Choice
+from probekit.choice import Choice, grid_ends
 from probekit.desk import Desk, Job, Progress
 from probekit.errors import UserError
 from probekit.methods import Fit
@@ -91,12 +91,10 @@ def _choose(
     accuracy, losses = _judge(grid, layer, X[held], columns[held], rows.weights[held])
     n_rates = len(config.learning_rates)
     unknown: Any = np.full(n_rates, None)
-    choice = Choice(
-        Cs=np.array(config.learning_rates), accuracy=accuracy, log_loss=losses,
+    choice = Choice.from_figures(
+        np.array(config.learning_rates), accuracy, losses, "val", grid_ends=grid_ends(config.learning_rates),
         n_iter=np.full(n_rates, grid.step), grad_rel=unknown, gap=unknown, converged=np.zeros(n_rates, bool),
-        selection="val", at_grid_edge=False,
     )  # fmt: skip
-    choice = Choice(**{**vars(choice), "at_grid_edge": n_rates > 1 and choice.C in _ends(config.learning_rates)})
     coef = grid.coef[layer][choice.index].cpu().double().numpy()
     intercept = grid.intercept[layer][choice.index].cpu().double().numpy()
     if len(classes) == 2:
@@ -154,7 +152,3 @@ def _blocks(X: Any, size: int = BLOCK_ROWS) -> Iterator[tuple[int, np.ndarray]]:
     """(first row, rows) of X, read or viewed a block at a time."""
     size = min(size, BLOCK_ROWS)
     return ((start, X[start : start + size]) for start in range(0, len(X), size))
-
-
-def _ends(rates: Sequence[float]) -> tuple[float, float]:
-    return min(rates), max(rates)

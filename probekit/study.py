@@ -156,7 +156,7 @@ def study(
             for name, encoder in here.items()
         }  # fmt: skip
         for name, store in stores.items():
-            show = _stage(say, f"probe {name}", "probes")
+            show = _stage(say, f"probe {name}", "fits")
             sweep(store, folder, settled, series=name, seeds=seeds, progress=show, **solving)
         for name in series:
             _join(stores[name], folder, settled, window, greedy_width, name, say, solving)

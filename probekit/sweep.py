@@ -10,7 +10,7 @@ from typing import Any
 from sklearn.exceptions import ConvergenceWarning
 
 from probekit.attention import token_widths
-from probekit.choice import Solver
+from probekit.choice import make_solver
 from probekit.crew import crew
 from probekit.desk import Desk, Job, Progress
 from probekit.errors import UserError
@@ -33,6 +33,7 @@ def sweep(
     checks: Sequence[str] = (),
     probe: str = "linear",
     workers: int = 1,
+    parallel: str = "layers",
     progress: Progress | None = None,
 ) -> Results:
     """Probe every layer: choose C on held-out training rows, refit, then test, and journal one record each.
@@ -55,7 +56,9 @@ def sweep(
     probe : "attentive": AIM's in place of the linear one, on a file of all tokens (encoders `tokens:...`)
     workers : processes that share the work, the cores being shared out among them; for a feature file on disk. Small
         fits (thousands of rows, hundreds of columns) gain by it, large ones fill all cores as they are
-    progress : called with (probes done, probes in all); steps of an SGD protocol
+    parallel : under torchrun, what the processes share: "layers" (each fits others, by the journal), or "rows": all
+        work at one layer, each holding its share of the rows and adding up gradients, for layers too large for one
+    progress : called with (fits done, fits in all); steps of an SGD protocol
 
     Returns
     -------
@@ -67,7 +70,9 @@ def sweep(
     UserError
         Unusable features, labels, layers or penalties, or a folder whose series of this name was made otherwise.
     """
-    desk = Desk(store, results_dir, protocol, Cs, series, Solver(backend, device, dtype))
+    if parallel == "rows" and (probe != "linear" or checks or workers != 1):
+        raise UserError("parallel is rows, which is for linear probes alone: leave probe, checks and workers out.")
+    desk = Desk(store, results_dir, protocol, Cs, series, make_solver(backend, device, dtype, parallel))
     jobs = [Job((layer,), seed, train_rows) for seed in seed_list(seeds) for layer in choose_names(desk.store, layers)]
     if probe not in ("linear", "attentive") or (probe == "attentive" and (checks or desk.protocol.solver == "sgd")):
         raise UserError(f"probe may be linear, or attentive without checks or SGD, but {probe} was given.")
@@ -79,8 +84,9 @@ def sweep(
     if strange or (checks and desk.protocol.solver == "sgd"):
         raise UserError(f"checks may be knn and ridge, of an exact protocol, but {', '.join(checks)} was given.")
     if desk.protocol.solver == "sgd":
-        if workers != 1:
-            raise UserError(f"workers is {workers}, but SGD trains all layers in one pass: leave workers out.")
+        if workers != 1 or parallel == "rows":
+            given = f"workers is {workers}" if workers != 1 else "parallel is rows"
+            raise UserError(f"{given}, but SGD trains all layers in one pass in one process: leave that out.")
         from probekit.sgd_sweep import run_sgd
 
         run_sgd(desk, jobs, progress)

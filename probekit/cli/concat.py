@@ -24,6 +24,7 @@ def concat(
     banded: bool = False,
     mix: bool = False,
     workers: int = 1,
+    parallel: Literal["layers", "rows"] = "layers",
 ) -> None:
     """Probe joined layers; single layers that are missing are swept first. Run again after a kill it goes on.
 
@@ -55,12 +56,14 @@ def concat(
         Probe a learned softmax mix of the window's layers as well.
     workers
         Processes that share the work and the cores: small fits gain by one a core, large ones fill all cores alone.
+    parallel
+        What processes started by torchrun share: layers (each fits others), or rows of one layer too large for one.
     """
     from probekit import FeatureStore
     from probekit.concat import concat as join_layers
 
     folder = features.parent if out is None else out
-    with progress("join layers", "probes") as show:
+    with progress("join layers", "sets of layers") as show:
         results = join_layers(
             features,
             folder,
@@ -75,6 +78,7 @@ def concat(
             banded=banded,
             mix=mix,
             workers=workers,
+            parallel=parallel,
             progress=show,
         )
     show_curves(folder)

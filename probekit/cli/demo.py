@@ -134,7 +134,7 @@ def _probe(out: Path, shown: bool = True) -> None:
 
     # a helper begins at the other end, so that none waits while the last fit of a file is finished
     for file in ENCODERS if shown else reversed(ENCODERS):
-        with told(f"probe {file.removesuffix('.h5')}", "probes") as show:
+        with told(f"probe {file.removesuffix('.h5')}", "fits") as show:
             sweep(out / file, out, Cs=Cs, layers=LAYERS.get(file), progress=show)
     columns = GREEDY_LAYERS * max(FeatureStore.open(out / "features.h5").widths)
     with told("join layers", "sets of layers") as show:

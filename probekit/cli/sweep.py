@@ -1,12 +1,15 @@
 """`probekit sweep`: probe every layer of a feature file over the protocol's penalties."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from probekit.cli.console import say
 from probekit.cli.progress import progress
+
+if TYPE_CHECKING:
+    from probekit import Results
 
 Penalties = Annotated[tuple[float, ...] | None, Parameter(name="--Cs")]
 
@@ -28,6 +31,7 @@ def sweep(
     checks: tuple[Literal["knn", "ridge"], ...] = (),
     probe: Literal["linear", "attentive"] = "linear",
     workers: int = 1,
+    parallel: Literal["layers", "rows"] = "layers",
 ) -> None:
     """Probe every layer and append a record each to results.jsonl. Resumes; several processes may share the work.
 
@@ -61,12 +65,14 @@ def sweep(
         attentive: AIM's probe in place of the linear one, on a file extracted from tokens:igpt:RUN.
     workers
         Processes that share the work and the cores: small fits gain by one a core, large ones fill all cores alone.
+    parallel
+        What processes started by torchrun share: layers (each fits others), or rows of one layer too large for one.
     """
     from probekit import FeatureStore
     from probekit.sweep import sweep as sweep_layers
 
     store = FeatureStore.open(features)
-    with progress("sweep", "probes") as show:
+    with progress("sweep", "fits") as show:
         results = sweep_layers(
             store,
             features.parent if out is None else out,
@@ -82,9 +88,11 @@ def sweep(
             checks=checks,
             probe=probe,
             workers=workers,
+            parallel=parallel,
             progress=show,
         )
     show_curves(results.path.parent)
+    say_plans(results)
     say(f"records: {results.path} (next: probekit concat {features}, probekit report {results.path.parent})")
 
 
@@ -95,6 +103,12 @@ def matching(names: tuple[str, ...], wanted: tuple[str, ...]) -> list[str]:
     kept = {name for name in names if any(fnmatchcase(name, pattern) for pattern in wanted)}
     strangers = [p for p in wanted if not any(fnmatchcase(name, p) for name in names)]
     return [*(name for name in names if name in kept), *strangers]
+
+
+def say_plans(results: "Results") -> None:
+    """How the solver went about the grids: one sentence for each way it chose."""
+    for plan in dict.fromkeys(record.plan for record in results if record.plan):
+        say(f"plan: {plan}")
 
 
 def show_curves(folder: Path) -> None:

@@ -49,10 +49,9 @@ def knn_proba(
         near = np.take_along_axis(near, np.argsort(-np.take_along_axis(similarity, near, 1), axis=1), 1)
         found = np.take_along_axis(similarity, near, 1).astype(np.float64)
         votes = np.exp((found - found[:, :1]) / temperature) * weights[near]
-        rows = np.arange(len(found))
+        rows = start + np.arange(len(found))[:, None]
         for column, k in enumerate(ks):
-            for rank in range(min(k, most)):
-                np.add.at(proba[column], (start + rows, labels[near[:, rank]]), votes[:, rank])
+            np.add.at(proba[column], (rows, labels[near[:, :k]]), votes[:, :k])
     return proba / np.maximum(proba.sum(axis=2, keepdims=True), 1e-300)
 
 

@@ -1,6 +1,7 @@
 """`fit_path`: one certified probe a penalty, all penalties at once."""
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
+BLOCK_SCORES = 1 << 24  # held at once while a path is judged
+
 
 @dataclass(frozen=True)
 class ProbePath:
@@ -33,7 +36,7 @@ class ProbePath:
     converged : (n_C,) bool
     certificates : arrays (n_C,): loss, grad_max, grad_rel, gap_bound, decrement_gap, intercept_residual, n_iter,
         stop_reason
-    backend, solver_version : who solved it
+    backend, solver_version : who solved it; plan : how it went about it, in a sentence
     """
 
     Cs: Array
@@ -50,34 +53,44 @@ class ProbePath:
     def __len__(self) -> int:
         return len(self.Cs)
 
-    def decision_function(self, X: ArrayLike) -> Array:
+    def decision_function(self, X: Any) -> Array:
         """Scores (n_C, N, R)."""
-        features = np.asarray(X, np.float64)
+        features = np.asarray(X.detach().cpu() if isinstance(X, torch.Tensor) else X, np.float64)
         n_C, R, D = self.coef.shape
         flat = features @ self.coef.reshape(n_C * R, D).T
         return flat.reshape(len(features), n_C, R).transpose(1, 0, 2) + self.intercept[:, None]
 
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Labels (n_C, N)."""
-        scores = self.decision_function(X)
-        index = (scores[..., 0] > 0).astype(int) if scores.shape[-1] == 1 else scores.argmax(axis=-1)
-        return self.classes[index]
+    def blocks(self, X: Any) -> Iterator[tuple[slice, Array]]:
+        """Slices of the rows, each with its scores (n_C, n, R): a thousand classes need no more memory than ten."""
+        n_C, R, _ = self.coef.shape
+        step = max(1, BLOCK_SCORES // (n_C * max(R, 2)))
+        for start in range(0, len(X), step):
+            rows = slice(start, min(start + step, len(X)))
+            yield rows, self.decision_function(X[rows])
 
-    def predict_proba(self, X: ArrayLike) -> Array:
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Labels (n_C, N)."""
+        index = [(s[..., 0] > 0).astype(int) if s.shape[-1] == 1 else s.argmax(axis=-1) for _, s in self.blocks(X)]
+        return self.classes[np.concatenate(index, axis=1)]
+
+    def predict_proba(self, X: Any) -> Array:
         """Class probabilities (n_C, N, K)."""
         return objective.probabilities(self.decision_function(X))
 
-    def accuracy(self, X: ArrayLike, y: ArrayLike) -> Array:
+    def accuracy(self, X: Any, y: ArrayLike) -> Array:
         """Share of rows classified correctly (n_C,)."""
         return np.asarray((self.predict(X) == np.asarray(y)).mean(axis=1))
 
-    def log_loss(self, X: ArrayLike, y: ArrayLike) -> Array:
+    def log_loss(self, X: Any, y: ArrayLike) -> Array:
         """Mean cross-entropy in nats (n_C,); every label must be one of `classes`."""
         index = np.searchsorted(self.classes, np.asarray(y))
         if not np.array_equal(self.classes[np.minimum(index, len(self.classes) - 1)], np.asarray(y)):
             raise UserError("log_loss was given labels the path was not fitted on; drop those rows first.")
-        log_proba = objective.log_probabilities(self.decision_function(X))
-        return np.asarray(-log_proba[:, np.arange(len(index)), index].mean(axis=1))
+        total = np.zeros(len(self))
+        for rows, scores in self.blocks(X):
+            log_proba = objective.log_probabilities(scores)
+            total -= log_proba[:, np.arange(log_proba.shape[1]), index[rows]].sum(axis=1)
+        return total / len(index)
 
     def probe(self, index: int) -> "LinearProbe":
         """The fitted estimator of penalty number `index`."""

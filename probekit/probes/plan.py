@@ -16,9 +16,18 @@ LEAST_GROUP = 8  # penalties side by side that make holding X in memory worth so
 
 @dataclass(frozen=True)
 class Plan:
-    """dense: pair-sampled Hessian factors for weak penalties, else Kronecker only; in_memory: X held, else streamed."""
+    """How a path is solved.
 
-    dense: bool
+    Attributes
+    ----------
+    factor : of the Hessian at weak penalties: of all "pairs" of classes, of each class's diagonal block ("classes"), or
+        None, Kronecker products only
+    in_memory : X held, else streamed
+    bytes_needed : estimate
+    sentence : the same in words
+    """
+
+    factor: str | None
     in_memory: bool
     bytes_needed: int
     sentence: str
@@ -80,11 +89,18 @@ def make_plan(rows: Rows, n_penalties: int, free: int | None = None) -> Plan:
     X = _held_bytes(rows, N)
     vectors = VECTORS * n_penalties * R * (r + 1) * size
     hessian_columns = max(R - 1, 1) * (r + 1)
-    factors = 5 * hessian_columns**2 * size
     budget = int(SHARE * free)
-    dense = hessian_columns <= DENSE_COLUMNS.get(rows.device.type, 6000) and vectors + factors <= budget
+    most = DENSE_COLUMNS.get(rows.device.type, 6000)
+    # a path keeps up to three factors or so, while one more is being made
+    choices = {
+        "pairs": (hessian_columns, 5 * hessian_columns**2 * size),
+        "classes": (r + 1, 5 * R * (r + 1) ** 2 * size),
+    }
+    fits = [name for name, (columns, taken) in choices.items() if columns <= most and vectors + taken <= budget]
+    factor = fits[0] if fits else None
+    taken = choices[factor][1] if factor else 0
     basis = 8 * (4 * D * r if r < D else 3 * r * r)  # float64, while the columns are found that the solver works with
-    needed = max(vectors + (factors if dense else 0), basis)
+    needed = max(vectors + taken, basis)
     in_memory = needed + X <= budget
     needed += X if in_memory else 0
     sentence = (
@@ -92,14 +108,14 @@ def make_plan(rows: Rows, n_penalties: int, free: int | None = None) -> Plan:
         + (f"rows reduced exactly to {r} columns; " if r < D else "")
         + ("X in memory" if in_memory else "X streamed in row blocks")
         + ", "
-        + (
-            f"path following with pair-sampled Hessians of {hessian_columns} columns"
-            if dense
-            else "batched L-BFGS with Kronecker preconditioners"
-        )
+        + {
+            "pairs": f"path following with pair-sampled Hessians of {hessian_columns} columns",
+            "classes": f"path following with a sampled Hessian block of {r + 1} columns for each class",
+            None: "batched L-BFGS with Kronecker preconditioners",
+        }[factor]
         + f"; about {needed / 2**30:.2f} GiB of {free / 2**30:.1f} GiB free."
     )
-    return Plan(dense, in_memory, needed, sentence)
+    return Plan(factor, in_memory, needed, sentence)
 
 
 def _bytes(rows: Rows) -> int:

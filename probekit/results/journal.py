@@ -119,7 +119,7 @@ def share_work(
     journal: Journal,
     keys: Sequence[str],
     work: Callable[[str], Mapping[str, Any]],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[set[str]], None] | None = None,
     poll_seconds: float = 0.2,
 ) -> None:
     """Have every key of `keys` in the journal when this returns, whoever of several processes did the work.
@@ -127,14 +127,15 @@ def share_work(
     Parameters
     ----------
     work : computes the line of one key; called for the keys that no other living process holds
-    progress : called with (keys done, all keys) whenever the first changes
+    progress : called with the keys that are done, whenever they have changed
     """
-    wanted, shown = set(keys), -1
+    wanted: set[str] = set(keys)
+    shown: set[str] | None = None
     while True:
         done = journal.keys() & wanted
-        if progress and len(done) != shown:
-            shown = len(done)
-            progress(shown, len(keys))
+        if progress and done != shown:
+            shown = done
+            progress(done)
         if done == wanted:
             return
         worked = False

@@ -84,6 +84,7 @@ class Record:
     probe_file : coefficients and per-row test predictions, relative to the results file
     train_rows : size of the training subset that was asked for, None for all rows
     rankme : effective rank of the layer's training features (`probes.rank`), None where it was not computed
+    plan : how the solver went about the grid, in a sentence; empty for other probes
     candidates : how joined layers, bands, mixes or checks were found; how many were tried, how each did held out
     feature_file : relative to the results file where possible
     folder : where the results file lies; not stored
@@ -118,6 +119,7 @@ class Record:
     train_rows: int | None = None
     candidates: dict[str, Any] | None = None
     rankme: float | None = None
+    plan: str = ""
     seconds: float = 0.0
     created: str = ""
     versions: dict[str, str] = field(default_factory=dict)

@@ -101,7 +101,7 @@ def test_again_repeats_nothing(tmp_path, monkeypatch):
     again = sweep(MemoryStore(), tmp_path, Cs=CS, progress=lambda done, total: seen.append((done, total)))
     assert (tmp_path / "results.jsonl").read_bytes() == before
     assert [r.key for r in again] == [r.key for r in first]
-    assert seen == [(3, 3)]
+    assert seen == [(63, 63)]  # three layers of 4 penalties x 5 folds and a refit
 
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch):
@@ -218,7 +218,7 @@ def test_an_edge_choice_is_flagged_and_an_unconverged_one_warned_about(tmp_path)
     results = sweep(MemoryStore(), tmp_path / "edge", Cs=[1e-6, 1e-5], layers=["01"])
     assert results.records[0].at_grid_edge
     assert any("end of its grid" in w for w in results.verdict().warnings)
-    hopeless = get_protocol("igpt").with_(max_iter=1, tol=1e-30)
+    hopeless = get_protocol("igpt").with_(max_iter=1, tol=1e-300)
     with pytest.warns(UserWarning, match="Not certified converged: 01"):
         results = sweep(MemoryStore(), tmp_path / "hard", protocol=hopeless, Cs=[1e3, 1e4], layers=["01"])
     assert not results.frame()["converged"].any()
@@ -250,3 +250,16 @@ def test_the_real_feature_file(tmp_path):
     results = sweep(tmp_path / "features.h5", Cs=CS)
     assert results.records[0].feature_file == "features.h5"
     assert results.best().layers == (store.layers[1],)
+
+
+def test_layers_of_a_file_that_holds_some_stand_where_they_stand_in_the_network(tmp_path):
+    memory = MemoryStore()
+    kept = memory.layers[:2]
+    splits = {s: ([memory.X[s][layer] for layer in kept], memory.y[s]) for s in memory.splits}
+    encoder = {"name": "toy", "depths": [0, 5], "last_depth": 10}
+    FeatureStore.from_arrays(tmp_path / "features.h5", splits, encoder=encoder, dataset={"name": "blobs"})
+    results = sweep(tmp_path / "features.h5", Cs=CS)
+    assert [record.depth for record in results.records] == [0, 5]
+    best, second = results.verdict("toy").sentences()
+    assert "of 10" in best
+    assert "layer 10 was not probed" in second

@@ -1,4 +1,4 @@
-"""Too little memory: the path is solved in parts, with the answer of the whole, or one sentence says what is missing."""
+"""Too little memory: a path is solved in parts, with the answer of the whole, or one sentence says what is missing."""
 
 import numpy as np
 import pytest
