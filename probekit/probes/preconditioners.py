@@ -1,13 +1,15 @@
-"""Two approximations of the Hessian: Kronecker (any size) and pair-sampled (exact structure, sampled rows).
+"""Three approximations of the Hessian: Kronecker (any size), one sampled block a class, all pairs of classes sampled.
 
 The Hessian of the mean loss is a graph Laplacian over classes,
     H = sum_{k<l} (e_k - e_l)(e_k - e_l)' x  sum_i w_i p_ik p_il x_i x_i'  + l2 I ,
 so each pair of classes needs only rows that hesitate between those two. Sampling rows pair by pair with probability
 proportional to p_ik p_il (a row heavier than the threshold is kept with its own weight) keeps H's structure at weak
 penalties, where a common subset of rows loses it: about 1.5 rows a column and pair leave two or three conjugate
-gradient steps. Sources: none that we know of for the pairwise sampling; Bohning (1992) for the Kronecker bound.
+gradient steps. Where all pairs are too many, the diagonal blocks sum_i w_i p_ik (1 - p_ik) x_i x_i' alone are sampled
+alike. Sources: none that we know of for the sampling; Bohning (1992) for the Kronecker bound.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +18,8 @@ from torch import Tensor
 from probekit.probes.passes import MeanLoss, softmax_
 from probekit.probes.rows import STREAM_ROWS, sum_over_ranks
 
-ROWS_PER_COLUMN = 1.5
+ROWS_PER_COLUMN = 1.5  # of a pair of classes
+BLOCK_ROWS_PER_COLUMN = 3.0  # of a class
 
 
 class Kronecker:
@@ -69,6 +72,28 @@ class DenseFactor:
         return self.basis @ solved.reshape(p, -1, columns)
 
 
+@dataclass(frozen=True)
+class BlockFactor:
+    """Cholesky factors of an approximate Hessian's diagonal blocks: what classes have in common is left out.
+
+    Attributes
+    ----------
+    factors : (R, D+1, D+1) lower triangles, one a class
+    l2 : penalty they were factored at
+    """
+
+    factors: Tensor
+    l2: float
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        half = torch.linalg.solve_triangular(self.factors, gradient.permute(1, 2, 0), upper=False)
+        solved = torch.linalg.solve_triangular(self.factors.mT, half, upper=True).permute(2, 0, 1)
+        if len(self.factors) == 1:
+            return solved
+        # adding the same to every class changes no probability: never move along it
+        return solved - solved.mean(dim=1, keepdim=True)
+
+
 def class_basis(R: int, like: Tensor) -> Tensor:
     """Orthonormal (R, R-1) basis of the vectors that sum to zero; (1, 1) for the sigmoid."""
     if R == 1:
@@ -77,51 +102,81 @@ def class_basis(R: int, like: Tensor) -> Tensor:
     return torch.linalg.qr(torch.cat([torch.ones_like(eye[:, :1]), eye[:, :-1]], dim=1))[0][:, 1:].to(like.dtype)
 
 
-def pair_sampled_hessian(loss: MeanLoss, theta: Tensor, seed: int = 0) -> Tensor:
+def dense_factor(loss: MeanLoss, theta: Tensor, l2: float) -> DenseFactor:
+    """Factor of the pair-sampled Hessian at one theta (R, D+1)."""
+    hessian = pair_sampled_hessian(loss, theta)
+    return DenseFactor(_cholesky(hessian, l2, theta.shape[1]), class_basis(len(theta), theta), l2)
+
+
+def block_factor(loss: MeanLoss, theta: Tensor, l2: float) -> BlockFactor:
+    """Factors of the class-sampled diagonal blocks at one theta (R, D+1)."""
+    return BlockFactor(_cholesky(class_sampled_blocks(loss, theta), l2, theta.shape[1]), l2)
+
+
+def pair_sampled_hessian(loss: MeanLoss, theta: Tensor) -> Tensor:
     """Approximate Hessian of the mean loss (no penalty) at one theta (R, D+1), in `class_basis`: (q(D+1), q(D+1))."""
-    rows, R, columns = loss.rows, *theta.shape
-    basis = class_basis(R, theta)
-    covariance = loss.covariance(theta[None])[0]
+    R, columns = theta.shape
     if R == 1:
-        first = second = torch.zeros(1, dtype=torch.int64, device=theta.device)
-        mass, edges = covariance[0], basis
-    else:
-        first, second = torch.triu_indices(R, R, offset=1, device=theta.device)
-        mass, edges = -covariance[first, second], basis[first] - basis[second]
-    threshold = (mass.clamp_min(1e-300) / (ROWS_PER_COLUMN * columns)).to(theta.dtype)[:, None]
-    generator = torch.Generator(device=theta.device).manual_seed(seed)
-    moments = torch.zeros(len(first), columns, columns, dtype=theta.dtype, device=theta.device)
-    for X, _, weights in rows.blocks(
-        max(STREAM_ROWS, len(rows) if rows.ready and len(first) * len(rows) < 1 << 25 else 0)
-    ):
-        p = torch.mm(theta, X.T)[None]
-        softmax_(p)
-        other = 1 - p[0] if R == 1 else p[0]
-        mass_of_rows = p[0][first] * other[second] * weights.to(p.dtype)
-        draw = torch.rand(mass_of_rows.shape, dtype=p.dtype, device=p.device, generator=generator)
-        pair, row = (draw * threshold < mass_of_rows).nonzero(as_tuple=True)
-        kept = torch.maximum(mass_of_rows[pair, row], threshold[pair, 0]).sqrt_()
-        ends = torch.bincount(pair, minlength=len(first)).cumsum(0).tolist()
-        for j, (start, stop) in enumerate(zip([0, *ends], ends, strict=False)):
-            A = X.T.index_select(1, row[start:stop]).mul_(kept[start:stop])
-            moments[j].addmm_(A, A.T)
-    sum_over_ranks(moments)
+        hessian: Tensor = class_sampled_blocks(loss, theta, ROWS_PER_COLUMN)[0]
+        return hessian
+    basis = class_basis(R, theta)
+    first, second = torch.triu_indices(R, R, offset=1, device=theta.device)
+    mass, edges = -loss.covariance(theta[None])[0][first, second], basis[first] - basis[second]
+    moments = _sampled_moments(loss, theta, lambda p: p[first] * p[second], mass, ROWS_PER_COLUMN)
     q = edges.shape[1]
     outer = (edges[:, :, None] * edges[:, None, :]).reshape(len(edges), q * q)
     hessian = (outer.T @ moments.reshape(len(edges), -1)).view(q, q, columns, columns)
     return hessian.permute(0, 2, 1, 3).reshape(q * columns, q * columns)
 
 
-def factorise(hessian: Tensor, l2: float, R: int, columns: int) -> DenseFactor:
-    """Cholesky factor of hessian + l2 I (intercepts excepted), with as much more on the diagonal as rounding asks."""
-    diagonal = hessian.diagonal().view(-1, columns)
-    extra = torch.full_like(diagonal, l2)
-    extra[:, -1] = torch.where(diagonal[:, -1] > 0, 1e-6 * diagonal[:, -1], 1.0)
+def class_sampled_blocks(loss: MeanLoss, theta: Tensor, rows_per_column: float = BLOCK_ROWS_PER_COLUMN) -> Tensor:
+    """Approximate diagonal blocks of the Hessian of the mean loss (no penalty) at one theta (R, D+1): (R, D+1, D+1)."""
+    mass = loss.covariance(theta[None])[0].diagonal()
+    return _sampled_moments(loss, theta, lambda p: p * (1 - p), mass, rows_per_column)
+
+
+def _sampled_moments(
+    loss: MeanLoss, theta: Tensor, share: Callable[[Tensor], Tensor], mass: Tensor, rows_per_column: float
+) -> Tensor:
+    """Estimates (J, D+1, D+1) of sum_i w_i share_j(p_i) x_i x_i' for J shares of the probabilities (R, n) of rows.
+
+    A row stands in moment j with probability w_i share_ij / threshold_j, then with the weight threshold_j; `mass` (J,)
+    is the sum of its weights, of which the threshold is so small a part that `rows_per_column` rows a column are kept.
+    """
+    rows, columns = loss.rows, theta.shape[1]
+    threshold = (mass.clamp_min(1e-300) / (rows_per_column * columns)).to(theta.dtype)[:, None]
+    generator = torch.Generator(device=theta.device).manual_seed(0)
+    moments = torch.zeros(len(mass), columns, columns, dtype=theta.dtype, device=theta.device)
+    at_once = len(rows) if rows.ready and len(mass) * len(rows) < 1 << 25 else 0
+    for X, _, weights in rows.blocks(max(STREAM_ROWS, at_once)):
+        p = torch.mm(theta, X.T)[None]
+        softmax_(p)
+        mass_of_rows = share(p[0]).mul_(weights.to(p.dtype))
+        draw = torch.rand(mass_of_rows.shape, dtype=p.dtype, device=p.device, generator=generator)
+        moment, row = (draw * threshold < mass_of_rows).nonzero(as_tuple=True)
+        kept = torch.maximum(mass_of_rows[moment, row], threshold[moment, 0]).sqrt_()
+        ends = torch.bincount(moment, minlength=len(mass)).cumsum(0).tolist()
+        for j, (start, stop) in enumerate(zip([0, *ends], ends, strict=False)):
+            A = X.T.index_select(1, row[start:stop]).mul_(kept[start:stop])
+            moments[j].addmm_(A, A.T)
+    sum_over_ranks(moments)
+    return moments
+
+
+def _cholesky(hessian: Tensor, l2: float, columns: int) -> Tensor:
+    """Factors of (hessian + l2 I) (..., M, M), intercepts excepted, with as much on the diagonal as rounding asks.
+
+    Every `columns`-th column of M belongs to an intercept.
+    """
+    diagonal = hessian.diagonal(dim1=-2, dim2=-1)
+    parts = diagonal.reshape(-1, columns)
+    extra = torch.full_like(parts, l2)
+    extra[:, -1] = torch.where(parts[:, -1] > 0, 1e-6 * parts[:, -1], 1.0)
     for _ in range(20):
         shifted = hessian.clone()
-        shifted.diagonal().add_(extra.flatten())
+        shifted.diagonal(dim1=-2, dim2=-1).add_(extra.view_as(diagonal))
         factor, failed = torch.linalg.cholesky_ex(shifted)
-        if not bool(failed):
+        if not bool(failed.any()):
             break
-        extra = extra * 4 + 1e-7 * diagonal.mean()
-    return DenseFactor(factor, class_basis(R, hessian), l2)
+        extra = extra * 4 + 1e-7 * parts.mean()
+    return factor

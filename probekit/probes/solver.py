@@ -14,7 +14,7 @@ from probekit.probes.lbfgs import Outcome, minimise
 from probekit.probes.newton import Measured, may_keep, newton
 from probekit.probes.passes import Evaluation, MeanLoss, covariance_of
 from probekit.probes.plan import Plan, make_plan
-from probekit.probes.preconditioners import DenseFactor, Kronecker, factorise, pair_sampled_hessian
+from probekit.probes.preconditioners import BlockFactor, DenseFactor, Kronecker, block_factor, dense_factor
 from probekit.probes.rows import Rows
 
 SOLVER_VERSION = "2"
@@ -55,10 +55,10 @@ class PathSolver:
         p = prior.softmax(dim=0) if self.R > 1 else prior.sigmoid()
         at_prior = covariance_of(p[None, :, None], torch.ones(1, dtype=torch.float64, device=rows.device))
         self.kronecker = Kronecker(at_prior, self.where.eigenvalues, l2, rows.dtype)
-        self.factors: list[DenseFactor] = []
+        self.factors: list[DenseFactor | BlockFactor] = []
         self.factor_of = torch.full((len(l2),), -1, dtype=torch.int64, device=rows.device)
 
-    # ---- preconditioning: each problem by the nearest dense factor there is, or by its own Kronecker product
+    # ---- preconditioning: each problem by the nearest factor there is, or by its own Kronecker product
     def precondition(self, gradient: Tensor, index: Tensor) -> Tensor:
         if not self.factors:
             return self.kronecker(gradient, index)
@@ -95,9 +95,9 @@ class PathSolver:
 
     # ---- the nodes
     def solve_nodes(self, nodes: list[int]) -> None:
-        """Solve the nodes: strong penalties in one batch, weak ones along the path if a dense factor is affordable."""
+        """Solve the nodes: strong penalties in one batch, weak ones along the path if a factor is affordable."""
         every = torch.tensor(nodes, device=self.l2.device)
-        if not self.plan.dense:
+        if self.plan.factor is None:
             self.minimise(every, self.theta[every], self.max_iter, NODE_TOL)
             return
         strong = self.l2[every] >= STRONG * self.where.eigenvalues.max()
@@ -143,8 +143,8 @@ class PathSolver:
         return start
 
     def _add_factor(self, theta: Tensor, l2: float) -> None:
-        hessian = pair_sampled_hessian(self.loss, theta.to(self.loss.rows.dtype))
-        self.factors.append(factorise(hessian, l2, self.R, self.columns))
+        make = dense_factor if self.plan.factor == "pairs" else block_factor
+        self.factors.append(make(self.loss, theta.to(self.loss.rows.dtype), l2))
 
     # ---- everything else
     def interpolate(self, nodes: list[int]) -> None:
@@ -161,7 +161,7 @@ class PathSolver:
         index = torch.tensor(rest, device=self.l2.device)
         every = torch.tensor(nodes, device=self.l2.device)
         self.theta[index] = lagrange(log_l2[index], log_l2[every], self.theta[every])
-        if not self.plan.dense:
+        if self.plan.factor is None:
             self.minimise(index, self.theta[index], self.max_iter, 0.1)
 
     def renew_kronecker(self) -> None:

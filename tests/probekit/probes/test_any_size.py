@@ -64,6 +64,19 @@ def test_dependent_columns_in_float32(seed):
     assert (far <= np.sqrt(2 * 1e-4 * loss / l2)).all()
 
 
+@pytest.mark.parametrize("K", [2, 4, 30])
+def test_every_preconditioner_leads_to_the_same_probes(K, monkeypatch):
+    X, y = problem(n=300, k=K)
+    found = {}
+    for factor, columns in [("pair-sampled", 10**6), ("for each class", 13), ("Kronecker", 1)]:
+        monkeypatch.setattr(plan, "DENSE_COLUMNS", {"cpu": columns})
+        found[factor] = fit(X, y)
+        # one class's block is all there is where two classes share one row of coefficients
+        assert factor in found[factor].plan or (K == 2 and factor == "for each class")
+    for path in found.values():
+        np.testing.assert_allclose(path.coef, found["Kronecker"].coef, **CLOSE)
+
+
 def test_streamed_rows_have_the_answer_of_rows_in_memory(tmp_path, monkeypatch):
     X, y = problem()
     with h5py.File(tmp_path / "x.h5", "w") as file:
