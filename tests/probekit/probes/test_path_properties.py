@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from probekit.probes import fit_path
 from probekit.probes.objective import C_to_l2, loss_and_gradient
+from probekit.probes.rows import Rows
+from probekit.probes.solver import certify
 
 CS = (0.01, 1.0)
 TIGHT = {"tol": 1e-10, "dtype": "float64"}
@@ -124,6 +127,22 @@ def test_an_untouched_zero_probe_never_passes_as_converged(backend, scale):
             assert path.certificates["loss"][i] <= truth.certificates["loss"][i] * (1 + 2e-4)
             assert path.certificates["grad_rel"][i] <= 1e-2
     assert truth.converged.all()
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_the_certificate_refuses_zero_itself(n_classes, scale):
+    """Zero weights handed in as they are, at every penalty: even with the loosest tolerance no certificate is given."""
+    rng = np.random.default_rng(1)
+    y = np.arange(200) % n_classes
+    X = torch.from_numpy(scale * (rng.normal(size=(200, 5)) + np.eye(5)[y]))
+    weights = torch.full((200,), 1 / 200, dtype=torch.float64)
+    rows = Rows(X, torch.from_numpy(y), weights, n_classes, torch.float64, torch.device("cpu"))
+    l2 = torch.logspace(-6, 6, 5, dtype=torch.float64) * scale**2
+    zero = torch.zeros(5, 1 if n_classes == 2 else n_classes, 6, dtype=torch.float64)
+    certificate = certify(rows, zero, l2)
+    np.testing.assert_allclose(certificate.grad_rel, 1.0, rtol=1e-6)
+    assert not certificate.converged(tol=1.0).any()
 
 
 def test_zero_is_the_answer_only_where_it_is():
