@@ -65,16 +65,16 @@ for _verb, (_group, _help) in VERBS.items():
 
 # what a user can put right: the folder, the rights, the disk
 _USERS_OS_ERRORS = {
-    errno.ENOENT: "it does not exist",
-    errno.EACCES: "this user may not read or write there",
-    errno.EPERM: "this user may not read or write there",
-    errno.EROFS: "the file system is read-only",
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.ENOTDIR: "a part of that path is a file, not a folder",
-    errno.EISDIR: "it is a folder, not a file",
-    errno.EEXIST: "it exists already",
-    errno.ENAMETOOLONG: "the name is too long",
+    errno.ENOENT: "it does not exist; check the path",
+    errno.EACCES: "this user may not read or write there; give another place, or change its rights",
+    errno.EPERM: "this user may not read or write there; give another place, or change its rights",
+    errno.EROFS: "the file system is read-only; give another place",
+    errno.ENOSPC: "the disk is full; free some space, and the same command goes on",
+    errno.EDQUOT: "the disk quota is used up; free some space, and the same command goes on",
+    errno.ENOTDIR: "a part of that path is a file, not a folder; give another path",
+    errno.EISDIR: "it is a folder, not a file; give a file",
+    errno.EEXIST: "it exists already; give another name",
+    errno.ENAMETOOLONG: "the name is too long; give a shorter one",
 }
 
 

@@ -54,16 +54,22 @@ def write_arrays(
         first += len(y)
     header = _header(layers, labels, encoder, dataset, dtype, batch_size)
     with write_lock(path):
-        if path.exists():
+        begun = path.exists()
+        if begun:
             _refuse_other_contents(path, header, layers, labels)
         else:
             create_skeleton(path, header, labels, ids, classes)
-        with FeatureWriter(path) as writer:
-            for split, block in writer.todo():
-                rows = header.rows(split, block)
-                hashes = np.asarray((image_hashes or {}).get(split, np.zeros(len(labels[split]))), dtype=np.uint64)
-                writer.write(split, block, hashes[rows], [X[rows] for X in layers[split].values()])
-            writer.finish()
+        try:
+            with FeatureWriter(path) as writer:
+                for split, block in writer.todo():
+                    rows = header.rows(split, block)
+                    hashes = np.asarray((image_hashes or {}).get(split, np.zeros(len(labels[split]))), dtype=np.uint64)
+                    writer.write(split, block, hashes[rows], [X[rows] for X in layers[split].values()])
+                writer.finish()
+        except UserError:
+            if not begun:
+                path.unlink()  # refused features leave no file in the way of the corrected ones
+            raise
 
 
 def _layers(features: Any) -> dict[str, np.ndarray]:

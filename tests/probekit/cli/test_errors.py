@@ -143,7 +143,10 @@ def test_nan_features(tmp_path, features, refused):
     X = np.ones((6, 2))
     X[4, 1] = np.nan
     np.savez(tmp_path / "train.npz", a=X, labels=np.arange(6) % 2)
-    refused("import", "--train", tmp_path / "train.npz", "--out", tmp_path / "new.h5", words=["finite", "train"])
+    new = ["import", "--train", tmp_path / "train.npz", "--out", tmp_path / "new.h5"]
+    refused(*new, words=["finite", "train"])
+    np.savez(tmp_path / "train.npz", a=np.ones((6, 2)), labels=np.arange(6) % 2)
+    assert main([str(word) for word in new]) == 0  # corrected, the same command is not held up by what was refused
 
 
 @pytest.mark.parametrize("C", ["0", "-1", "nan", "inf"])
