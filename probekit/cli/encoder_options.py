@@ -17,6 +17,8 @@ class EncoderOptions:
     masked: bool | None = _flag("BERT: hide pixels as in training, as the paper probes it; --no-masked shows all.")
     seed: int | None = _flag("BERT: seed of the masks, which depend on it and on the row alone.")
     pool: str | None = _flag("How the positions of a layer become one vector: mean, cls or both.")
+    axes: str | None = _flag("Torch modules: what an output's axes are, where shapes leave it open; BCHW, BHWC, BTD.")
+    prefix_tokens: int | None = _flag("Special tokens in front of the patches, where the parameters do not tell.")
     resolution: int | None = _flag("Pixels a side, for encoders that leave it open.")
     resize: int | None = _flag("Length of an image's shorter side before the crop.")
     crop: int | None = _flag("Side of the centre crop.")

@@ -9,9 +9,11 @@ from cyclopts import Parameter
 
 from igpt_model.train_config import TrainConfig
 from probekit.cli.console import say
+from probekit.errors import UserError
 from probekit.plan import Estimate
 
 LARGE = 200_000_000  # parameters of a model that is not built whole for a calibration
+FEW_CLASSES = 20  # of which made-up features are probed where there are more
 
 
 def plan(
@@ -60,6 +62,10 @@ def plan(
     from probekit import FeatureStore, load_dataset
     from probekit.plan import plan_sweep, process_bytes
 
+    given = {"rows": rows, "test-rows": test_rows, "classes": classes, "ranks": ranks, "seconds": seconds, "rate": rate}
+    for name, number in given.items():
+        if number is not None and number <= 0:
+            raise UserError(f"--{name} {number} was given; expected a number above 0.")
     base, speed = process_bytes(), None if rate is None else rate * 1e12
     load_training()
     training_base = process_bytes() - base
@@ -100,12 +106,12 @@ def _sweep(
         operations = sweep_operations(rows, widths, classes, 45)
         return Estimate("sweep", disk, memory, operations / speed), "45 penalties, 100 iterations each"
     with tempfile.TemporaryDirectory() as folder:
-        sampled = min(rows, 4000)
-        one = plan_sweep(
-            made_up_features(Path(folder) / "f.h5", sampled, max(widths), classes), seconds, protocol=protocol
-        )
-    took = one.seconds * sum(widths) / max(widths) * rows / sampled
-    return Estimate("sweep", disk, memory, took), "made-up features: what real ones take depends on them"
+        sampled, few = min(rows, 4000), min(classes, FEW_CLASSES)
+        one = plan_sweep(made_up_features(Path(folder) / "f.h5", sampled, max(widths), few), seconds, protocol=protocol)
+    # each penalty's iterations multiply the features by one column a class
+    took = one.seconds * sum(widths) / max(widths) * rows / sampled * classes / few
+    scaled = f", from {few} of {classes:,} classes" if few < classes else ""
+    return Estimate("sweep", disk, memory, took), f"made-up features{scaled}: what real ones take depends on them"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import xxhash
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from probekit.errors import UserError
 
@@ -47,8 +47,10 @@ def decode(content: bytes, name: str) -> np.ndarray:
         with Image.open(io.BytesIO(content)) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        # Pillow's own words would name a buffer in memory, not the file
+        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(
-            f"{name} is not an image that can be decoded ({error}); repair it, or leave out what is corrupt with "
+            f"{name} is not an image that can be decoded ({reason}); repair it, or leave out what is corrupt with "
             "--skip-corrupt."
         ) from error
 

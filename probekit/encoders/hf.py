@@ -1,11 +1,13 @@
 """Hugging Face vision models: every hidden state, pooled as it arises.
 
 Which submodule makes `hidden_states[k]` is found, not assumed: the model runs once with all hidden states, and each is
-matched with the submodule that returned that very tensor. ImageGPT is converted to an iGPT and run as one: its own
+matched with the submodule that returned that very tensor. Of models in stages, whose hidden states are those between
+stages, the blocks inside are layers too. ImageGPT is converted to an iGPT and run as one: its own
 processor leaves out the start token. Letters: B images, k layers.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 
 from igpt_model.images import ImageTransform
 from igpt_model.palette import Palette
-from probekit.encoders.hooks import ModuleEncoder, preparation
+from probekit.encoders.hooks import ModuleEncoder, failure_as_sentence, match_modules, preparation
 from probekit.encoders.igpt import IGPTEncoder
 from probekit.encoders.pooling import first_tensor
 from probekit.encoders.preparation import KERNELS, Preparation, pair
@@ -22,6 +24,9 @@ from probekit.encoders.protocol import Encoder
 from probekit.encoders.weights import load_weights
 from probekit.errors import UserError
 
+AFTER_NORM = "last_hidden_state, after the final norm"
+# what transformers calls the blocks inside a stage
+BLOCKS = ("blocks", "layers")
 # Pillow's numbers for its kernels, which processor files store
 RESAMPLE = dict(enumerate(("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")))
 assert set(RESAMPLE.values()) == set(KERNELS)
@@ -134,8 +139,8 @@ class HFEncoder(ModuleEncoder):
     about : dict
         Entries for the provenance.
     layers : str or sequence of str, optional
-        None: every hidden state (0 is the embedding) and, if it is another tensor, the last one after the final norm.
-        Otherwise names or globs of submodules, also inside stages ("encoder.layers.*.blocks.*").
+        None: every hidden state (0 is the embedding), the blocks inside stages and, if it is another tensor, the last
+        state after the final norm. Otherwise names or globs of submodules ("encoder.layers.*.blocks.*").
     pool : str
         "mean" over patches (special tokens left out), "cls", or "both".
     """
@@ -170,6 +175,7 @@ class HFEncoder(ModuleEncoder):
             )
         forward, input_rule = _forward(model, prepare.crop)
         states = find_hidden_states(model, forward, prepare.crop)
+        named = {name: states[name] for name in self._named(model, layers, states)}
         super().__init__(
             model,
             list(states) if layers is None else layers,
@@ -184,8 +190,8 @@ class HFEncoder(ModuleEncoder):
             provenance={
                 "kind": "hf",
                 "config": model.config.to_dict(),
-                "norm": "raw hidden states; a layer marked 'after the final norm' is that",
-                "hidden_states": {name: states[name] for name in self._named(model, layers, states)},
+                "norm": _norm_state(named),
+                "hidden_states": named,
                 "input": input_rule,
                 **about,
             },
@@ -193,41 +199,41 @@ class HFEncoder(ModuleEncoder):
 
     @staticmethod
     def _named(model: Any, layers: Any, states: Mapping[str, str]) -> list[str]:
-        from probekit.encoders.hooks import match_modules
-
         return list(states) if layers is None else [n for n in match_modules(model, layers) if n in states]
 
 
 def find_hidden_states(model: Any, forward: Any, sides: tuple[int, int]) -> dict[str, str]:
-    """Which submodule makes which hidden state: {submodule: "hidden_states[k]"}, shallow to deep.
+    """Which submodule makes which hidden state: {submodule: "hidden_states[k]"}, and the blocks inside stages.
 
     Raises
     ------
     UserError
         The model gives no hidden states, or one of them is made by no submodule.
     """
-    made: dict[int, list[str]] = {}
-    alive = []
+    # kept alive here: an id is free to be used again once its object is gone
+    outputs: list[tuple[str, torch.Tensor]] = []
 
     def note(name: str) -> Any:
         def hook(_: Any, __: Any, output: Any) -> None:
-            try:
-                tensor = first_tensor(output, name)
-            except UserError:
-                return
-            alive.append(tensor)  # an id is free to be used again once its object is gone
-            made.setdefault(id(tensor), []).append(name)
+            with suppress(UserError):
+                outputs.append((name, first_tensor(output, name)))
 
         return hook
 
-    handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
+    # an identity hands on what another submodule made
+    makers = {n: m for n, m in model.named_modules() if n and not isinstance(m, torch.nn.Identity)}
+    handles = [module.register_forward_hook(note(name)) for name, module in makers.items()]
+    # no blank image: without biases all states of one would be zero, and the last one equal to its norm
+    image = torch.rand((1, 3, *sides), generator=torch.Generator().manual_seed(0))
     try:
-        device = next(model.parameters()).device
-        with torch.no_grad():
-            output = forward(model, torch.zeros(1, 3, *sides, device=device), output_hidden_states=True)
+        with torch.no_grad(), failure_as_sentence(model, sides):
+            output = forward(model, image.to(next(model.parameters()).device), output_hidden_states=True)
     finally:
         for handle in handles:
             handle.remove()
+    made: dict[int, list[str]] = {}
+    for name, tensor in outputs:
+        made.setdefault(id(tensor), []).append(name)
     states = getattr(output, "hidden_states", None)
     if not states:
         raise UserError(f"{type(model).__name__} gives no hidden states; name submodules through torch: instead.")
@@ -243,8 +249,19 @@ def find_hidden_states(model: Any, forward: Any, sides: tuple[int, int]) -> dict
         found[min(block, key=len) if block else names[-1]] = f"hidden_states[{k}]"
     last = getattr(output, "last_hidden_state", None)
     if last is not None and id(last) in made and last is not states[-1] and not torch.equal(last, states[-1]):
-        found[made[id(last)][-1]] = "last_hidden_state, after the final norm"
+        found[made[id(last)][-1]] = AFTER_NORM
+    stages, between = dict(found), {id(state) for state in states}
+    for name, tensor in outputs:
+        stage, _, number = name.rpartition(".")
+        stage, _, kind = stage.rpartition(".")
+        if stage in stages and kind in BLOCKS and number.isdigit() and id(tensor) not in between:
+            found[name] = f"a block inside {stages[stage]}"
     return found
+
+
+def _norm_state(states: Mapping[str, str]) -> str:
+    normed = [name for name, state in states.items() if state == AFTER_NORM]
+    return "raw hidden states" + (f", but {normed[0]} is the last one after the final norm" if normed else "")
 
 
 def _forward(model: Any, sides: tuple[int, int]) -> tuple[Any, str]:

@@ -3,7 +3,7 @@
 No hidden state is kept: a hook holds on to the pooled (B, width) rows only. Letters: B images, H and W sides.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from typing import Any
@@ -52,6 +52,21 @@ def match_modules(module: torch.nn.Module, wanted: str | Sequence[str]) -> list[
 def _shown(names: Sequence[str], most: int = 30) -> str:
     shallow = sorted(names, key=lambda name: name.count("."))[:most]
     return ", ".join(name for name in names if name in set(shallow)) + (", ..." if len(names) > most else "")
+
+
+@contextmanager
+def failure_as_sentence(module: torch.nn.Module, sides: tuple[int, int]) -> Iterator[None]:
+    """Turn whatever a model raises at its first forward pass into what to do about it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0].rstrip(".")
+        raise UserError(
+            f"{type(module).__name__} fails on pictures of {sides[0]} x {sides[1]} ({type(error).__name__}: {reason}); "
+            "give the size that it takes (--resolution), or the call that it needs (forward= in Python)."
+        ) from error
 
 
 def preparation(
@@ -158,7 +173,8 @@ class ModuleEncoder:
                 f"prepare gave {example.dtype} {example.shape}, but uint8 (H, W, 3) or float (3, H, W) is needed."
             )
         self._sides = example.shape[:2] if self._scales else example.shape[1:]
-        shapes = [self._shapes(names, np.stack([example] * size)) for size in (2, 3)]
+        with failure_as_sentence(self.module, self._sides):
+            shapes = [self._shapes(names, np.stack([example] * size)) for size in (2, 3)]
         idle = [name for name in names if name not in shapes[0]]
         if idle:
             raise UserError(f"The submodule {idle[0]} takes no part in the forward pass; choose other layers.")

@@ -192,6 +192,8 @@ def map_axes(shape: tuple[int, ...], sides: tuple[int, int]) -> str | None:
 
 
 def _proportional(height: int, width: int, sides: tuple[int, int]) -> bool:
+    if sides[0] == sides[1] and height == width:
+        return True
     for s in range(1, max(sides) + 1):
         heights, widths = ((side // s, -(-side // s)) for side in sides)
         if height in heights and width in widths:

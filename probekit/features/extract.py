@@ -71,6 +71,9 @@ def extract(
     path = Path(out)
     if dtype not in layout.DTYPES:
         raise UserError(f"Features cannot be stored as {dtype!r}; choose {' or '.join(layout.DTYPES)}.")
+    for option, number, least in (("batch_size", batch_size, 1), ("limit", limit, 1), ("workers", workers, 0)):
+        if number is not None and number < least:
+            raise UserError(f"{option} is {number}; expected at least {least}.")
     parts = {name: data.splits[name] for name in (splits or data.splits)}
     if limit is not None:
         parts = {name: part.limit(limit) for name, part in parts.items()}

@@ -1,7 +1,8 @@
 """What made a file, and what differs when somebody asks for another one under the same name."""
 
+import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -29,20 +30,20 @@ def versions() -> dict[str, str]:
 
 
 def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
-    """Each place where two JSON values differ, as "name: old there, new asked for"."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
+    """Each place where two values differ once both are JSON, as "name: old there, new asked for"."""
+    # a file gives lists back for tuples, and text for keys that were numbers
+    return _differences(json.loads(json.dumps(old)), json.loads(json.dumps(new)), name)
+
+
+def _differences(old: Any, new: Any, name: str) -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
-            yield from differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
-    elif isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
+            yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for index, (a, b) in enumerate(zip(old, new, strict=True)):
-            yield from differences(a, b, f"{name}[{index}]")
-    elif _listed(old) != _listed(new):
+            yield from _differences(a, b, f"{name}[{index}]")
+    elif old != new:
         yield f"{name}: {_short(old)} there, {_short(new)} asked for"
-
-
-def _listed(value: Any) -> Any:
-    """JSON knows no tuples: they come back as lists."""
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _short(value: Any) -> str:

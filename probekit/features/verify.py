@@ -19,6 +19,8 @@ from probekit.features.provenance import differences
 from probekit.features.store import FeatureStore
 
 READ_BYTES = 64 << 20
+# damaged metadata make HDF5 fail in many ways; all of them are findings
+DAMAGE = (UserError, OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError)
 
 
 @dataclass
@@ -55,19 +57,29 @@ def verify(path: str | Path, data: Any = None) -> VerifyReport:
         with layout.open_hdf5(path) as file:
             header = layout.read_header(file)
             _check_identity(file, header, report)
+            for split in header.splits:
+                _check_row_columns(file, header, split, report)
             if layout.attribute(file, "shards"):
                 _check_shards(path, report)
             else:
                 for split in header.splits:
-                    _check_split(file, header, split, report)
+                    _check_layers(file, header, split, report)
             if report.ok:
                 _look_for_leaks(file, header, report)
                 if data is not None:
                     _compare_with(file, header, data, report)
-    except (UserError, OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
-        # damaged metadata make HDF5 fail in many ways; all of them are findings
+    except DAMAGE as error:
         report.errors.append(str(error) if isinstance(error, UserError) else f"{path} is damaged: {error}.")
     return report
+
+
+def left_out_corrupt(path: str | Path) -> bool:
+    """Whether a feature file, finished or not, was made without images that could not be decoded."""
+    try:
+        with layout.open_hdf5(path) as file:
+            return bool(layout.read_header(file).dataset.get("skipped"))
+    except DAMAGE:
+        return False  # `verify` says what is wrong with the file
 
 
 def _check_identity(file: h5py.File, header: Header, report: VerifyReport) -> None:
@@ -101,14 +113,19 @@ def _check_shards(path: Path, report: VerifyReport) -> None:
                     break
 
 
-def _check_split(file: h5py.File, header: Header, split: str, report: VerifyReport) -> None:
+def _check_row_columns(file: h5py.File, header: Header, split: str, report: VerifyReport) -> None:
+    """Labels, row ids and image hashes; a parent holds its own, block by block those of its shards."""
     ledger = file[layout.ledger_path(split)][()]
-    done = layout.done_blocks(ledger)
     columns = [file[layout.column_path(split, name)][()].view(np.uint64) for name in layout.ROW_COLUMNS]
-    for sealed in np.flatnonzero(done):
-        rows, block = header.rows(split, int(sealed)), int(sealed)
+    for block in map(int, np.flatnonzero(layout.done_blocks(ledger))):
+        rows = header.rows(split, block)
         if layout.checksum(np.concatenate([column[rows] for column in columns])) != ledger[block, 0]:
             report.errors.append(f"Labels, row ids or image hashes of {split}, {_named(rows)}, fail their checksum.")
+
+
+def _check_layers(file: h5py.File, header: Header, split: str, report: VerifyReport) -> None:
+    ledger = file[layout.ledger_path(split)][()]
+    done = layout.done_blocks(ledger)
     for index, layer in enumerate(header.layers):
         lowest: np.ndarray | None = None
         highest: np.ndarray | None = None
@@ -125,12 +142,13 @@ def _check_split(file: h5py.File, header: Header, split: str, report: VerifyRepo
             low, high = X.min(axis=0), X.max(axis=0)
             lowest = low if lowest is None else np.minimum(lowest, low)
             highest = high if highest is None else np.maximum(highest, high)
-        if lowest is not None and highest is not None and header.splits[split] > 1:
+        # rows that were never written would look constant, and their layers equal
+        if lowest is not None and highest is not None and header.splits[split] > 1 and done.all():
             constant = int((lowest == highest).sum())
             if constant:
                 report.warnings.append(f"Layer {layer} of {split} has {constant} constant of {len(lowest)} columns.")
     for a, b in combinations(range(len(header.layers)), 2):
-        if np.array_equal(ledger[:, a + 1], ledger[:, b + 1]):
+        if done.all() and np.array_equal(ledger[:, a + 1], ledger[:, b + 1]):
             report.warnings.append(f"Layers {header.layers[a]} and {header.layers[b]} of {split} are equal.")
 
 

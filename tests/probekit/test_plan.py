@@ -127,6 +127,30 @@ def test_a_model_for_many_gpus_is_planned_without_building_it(capsys, monkeypatc
     assert "from 1 and 2 of 40 blocks" in line
 
 
+def test_a_thousand_classes_are_planned_from_twenty(capsys, monkeypatch):
+    tried = []
+
+    def probed(store, *_, **__):
+        tried.append(len(np.unique(store.labels("train"))))
+        return Estimate("sweep", 0, 0, 2.0)
+
+    monkeypatch.setattr("probekit.plan.plan_sweep", probed)
+    monkeypatch.setattr("probekit.cli.plan._extraction", lambda *_: (Estimate("extract", 1, 1, 1.0), "not here", [4]))
+    flags = "--n-layer 1 --n-embd 8 --n-head 2 --resolution 4 --n-colours 8 --steps 10 --batch-size 4 --seconds 0.3"
+    assert main(["plan", *flags.split(), "--rows", "8000", "--test-rows", "50", "--classes", "1000"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert tried == [20]
+    # 2 seconds for 4,000 rows of 20 classes; twice the rows and fifty times the classes
+    assert line.startswith("sweep: 3.3 minutes")
+    assert "20 of 1,000 classes" in line
+
+
+@pytest.mark.parametrize("flag", ["--rows", "--test-rows", "--classes", "--ranks", "--seconds", "--rate"])
+def test_numbers_that_make_no_sense_are_one_sentence(capsys, flag):
+    assert main(["plan", flag, "0"]) == 2
+    assert f"{flag} 0" in capsys.readouterr().err
+
+
 def test_machines_that_are_not_here_are_planned_from_their_rate(capsys):
     flags = "--model L --resolution 8 --batch-size 128 --ranks 8 --parallel fsdp --steps 1000 --rate 100 --classes 1000"
     assert main(["plan", *flags.split(), "--rows", "1281167", "--test-rows", "50000"]) == 0

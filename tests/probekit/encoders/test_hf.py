@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from probekit import extract, load_dataset
 from probekit.encoders import load_encoder
 from probekit.errors import UserError
 
@@ -43,6 +44,8 @@ CONFIGS = {
         0,
     ),
 }
+# models with a norm behind the last block, whose result is a layer of its own
+NORMED = ("vit", "dinov2", "registers", "deit", "siglip", "mae", "swin")
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
 ROWS = np.arange(3)
 
@@ -96,20 +99,67 @@ def test_every_hidden_state_equals_a_plain_forward_pass(tmp_path, kind):
     states, last = plain_states(model, images, kind)
     encoder = load_encoder(f"hf:{folder}")
     found = encoder(images, ROWS)
+    named = dict(zip((encoder.provenance["hidden_states"][layer] for layer in encoder.layers), found, strict=True))
     for k, h in enumerate(states):
-        torch.testing.assert_close(found[k], pooled(h, prefix), rtol=1e-4, atol=1e-5)
-    if len(found) > len(states):
-        assert len(found) == len(states) + 1
+        torch.testing.assert_close(named[f"hidden_states[{k}]"], pooled(h, prefix), rtol=1e-4, atol=1e-5)
+    if kind in NORMED:
         torch.testing.assert_close(found[-1], pooled(last, prefix), rtol=1e-4, atol=1e-5)
-        assert "final norm" in encoder.provenance["hidden_states"][encoder.layers[-1]]
+        assert f"{encoder.layers[-1]} is the last one after the final norm" in encoder.provenance["norm"]
+    blocks = [name for name, state in encoder.provenance["hidden_states"].items() if "a block inside" in state]
+    assert len(found) == len(states) + (kind in NORMED) + len(blocks)
     assert [f.shape[1] for f in found] == list(encoder.widths)
     json.dumps(encoder.provenance)
     if prefix:
         both = load_encoder(f"hf:{folder}", pool="both")(images, ROWS)
         torch.testing.assert_close(both[2], pooled(states[2], prefix, "both"), rtol=1e-4, atol=1e-5)
+        assert blocks == []
     else:
         with pytest.raises(UserError, match="no CLS token"):
             load_encoder(f"hf:{folder}", pool="cls")
+
+
+def test_every_block_of_a_convnext_equals_the_blocks_called_one_by_one(tmp_path):
+    folder, model, side, _ = tiny(tmp_path, "convnext")
+    images = pictures(side)
+    x = (torch.tensor(images).permute(0, 3, 1, 2) / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(
+        3, 1, 1
+    )
+    expected = []
+    with torch.no_grad():
+        h = model.embeddings(x)
+        expected.append(h)
+        for stage in model.encoder.stages:
+            for layer in stage.downsampling_layer:
+                h = layer(h)
+            for layer in stage.layers:
+                h = layer(h)
+                expected.append(h)
+    # the last block of a stage is its hidden state: 1 + 2 blocks behind the embedding
+    for found, h in zip(load_encoder(f"hf:{folder}")(images, ROWS), expected, strict=True):
+        torch.testing.assert_close(found, h.mean((2, 3)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["vit", "mae", "swin", "resnet"])
+def test_random_weights_have_the_layers_of_the_trained_ones(tmp_path, kind):
+    folder, _, _, _ = tiny(tmp_path, kind)
+    trained = load_encoder(f"hf:{folder}")
+    assert load_encoder(f"random:hf:{folder}").layers == trained.layers
+    assert not any(isinstance(trained.module.get_submodule(name), torch.nn.Identity) for name in trained.layers)
+
+
+def test_an_extraction_goes_on_although_json_turns_numbers_into_text(tmp_path):
+    folder, _, _, _ = tiny(tmp_path, "vit")
+    assert 0 in load_encoder(f"hf:{folder}").provenance["config"]["id2label"]
+    data = (np.zeros((6, 4, 4, 3), np.uint8), np.arange(6) % 2)
+    first, again = (extract(load_encoder(f"hf:{folder}"), load_dataset(data), tmp_path / "f.h5") for _ in range(2))
+    assert again.id == first.id
+
+
+def test_a_model_that_wants_more_than_pictures_is_one_sentence(tmp_path):
+    config = transformers.Siglip2VisionConfig(**{k: v for k, v in SIZES.items() if k != "image_size"})
+    folder = save(tmp_path / "siglip2", transformers.Siglip2VisionModel(config), 16)
+    with pytest.raises(UserError, match=r"Siglip2VisionModel fails on pictures of 16 x 16 \(TypeError: .*missing"):
+        load_encoder(f"hf:{folder}")
 
 
 def test_blocks_inside_stages_by_glob(tmp_path):

@@ -144,6 +144,9 @@ def test_decisions_by_table():
     assert decide("x", (2, 196, 9), (3, 196, 9), (224, 224), 0).positions == 196
     assert decide("x", (2, 8, 4, 6), (3, 8, 4, 6), (32, 48), 0).axes == "BCHW"
     assert decide("x", (2, 4, 6, 17), (3, 4, 6, 17), (32, 48), 0).axes == "BHWC"
+    # a square picture stays square, also where no stride explains the side
+    assert decide("x", (2, 8, 10, 10), (3, 8, 10, 10), (12, 12), 0).axes == "BCHW"
+    assert decide("x", (2, 10, 10, 8), (3, 10, 10, 8), (12, 12), 0).axes == "BHWC"
     assert decide("x", (70, 2, 9), (70, 3, 9), **grid, prefix_tokens=6).to_dict()["axes"] == "TBD"
     for shape, other, words in (
         ((2, 70, 9), (3, 70, 9), "no grid"),
@@ -174,6 +177,10 @@ def test_special_tokens_are_counted_from_parameters():
         ({"layers": "idle", "resolution": 8}, "takes no part"),
         ({"layers": "stem", "resolution": 8, "pool": "max"}, "'max' is not known"),
         ({"layers": "stem", "resolution": 8, "prepare": float_prepare}, "both given"),
+        (
+            {"layers": "stem", "resolution": 8, "forward": lambda m, x: m(x, x)},
+            r"fails on pictures of 8 x 8 \(TypeError",
+        ),
     ],
 )
 def test_errors_are_one_sentence(options, words):

@@ -100,6 +100,13 @@ def test_other_arguments_on_the_same_file_are_refused(tmp_path, change, message)
         extract(**{**arguments, **change})
 
 
+@pytest.mark.parametrize("option", [{"batch_size": 0}, {"limit": 0}, {"workers": -1}])
+def test_numbers_that_make_no_sense_are_refused(tmp_path, option):
+    with pytest.raises(UserError, match="expected at least"):
+        extract(LinearEncoder(), dataset(), tmp_path / "f.h5", **option)
+    assert not any(tmp_path.iterdir())
+
+
 def test_nan_features_name_layer_and_row(tmp_path):
     with pytest.raises(UserError, match=r"01_blocks.1 is not finite at row 21 of train"):
         extract(LinearEncoder(nan_at_row=21), dataset(), tmp_path / "f.h5", batch_size=8)

@@ -128,7 +128,9 @@ def test_corrupt_images_are_skipped_only_with_the_flag_and_recorded(tmp_path, ca
         (tmp_path / "pets" / name).write_bytes(b"\x89PNG cut short")
     command = ["extract", "pixels:4", str(tmp_path / "pets"), "--out", str(tmp_path / "f.h5")]
     assert main(command) == 2
-    assert "--skip-corrupt" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "of no known format" in error
+    assert "--skip-corrupt" in error
     (tmp_path / "f.h5").unlink()
     assert main([*command, "--skip-corrupt"]) == 0
     assert "2 corrupt image(s) of train left out: cat/05.png, dog/19.png" in capsys.readouterr().out
@@ -138,5 +140,9 @@ def test_corrupt_images_are_skipped_only_with_the_flag_and_recorded(tmp_path, ca
     assert sorted(ids) == [row for row in range(40) if row not in (5, 39)]
     assert main([*command, "--skip-corrupt"]) == 0
     assert verify(store.path, load_dataset(tmp_path / "pets", skip_corrupt=True)).errors == []
+    # the verb knows from the file that images were left out
+    capsys.readouterr()
+    assert main(["verify", str(store.path), "--data", str(tmp_path / "pets")]) == 0
+    assert "is sound" in capsys.readouterr().out
     assert main(["extract", "pixels:4", "digits", "--out", str(tmp_path / "g.h5"), "--skip-corrupt"]) == 2
     assert "folders and archives" in capsys.readouterr().err

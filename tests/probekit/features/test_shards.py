@@ -79,6 +79,19 @@ def test_a_vanished_foreign_or_damaged_shard_is_found_before_reading(tmp_path, m
     assert verify(path).errors == [f"{first.name}: Layer 00_blocks.0 of train, rows 0 to 7, fails its checksum."]
 
 
+@pytest.mark.parametrize("column", ["labels", "row_ids", "image_hashes"])
+def test_a_flipped_byte_of_the_parents_own_columns_is_found(tmp_path, monkeypatch, column):
+    path = tmp_path / "f.h5"
+    shards(path, 2, monkeypatch)
+    join(path, 2)
+    with h5py.File(path) as file:
+        place = file[f"train/{column}"].id.get_offset()
+    damaged = bytearray(path.read_bytes())
+    damaged[place + 8 * 30 + 1] ^= 4
+    path.write_bytes(damaged)
+    assert verify(path).errors == ["Labels, row ids or image hashes of train, rows 24 to 31, fail their checksum."]
+
+
 def test_two_processes_with_the_environment_of_torchrun(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

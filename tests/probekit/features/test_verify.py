@@ -56,6 +56,13 @@ def test_a_failed_checksum_names_layer_and_rows(sound, tmp_path):
     assert verify(tmp_path / "f.h5").errors == ["Layer 01_blocks.1 of train, rows 16 to 23, fails its checksum."]
 
 
+def test_rows_that_were_never_written_are_called_neither_constant_nor_equal(tmp_path):
+    out = tmp_path / "f.h5"
+    with pytest.raises(KeyboardInterrupt):
+        extract(LinearEncoder(fail_after=0), dataset(), out, batch_size=8)
+    assert verify(out).warnings == []
+
+
 def test_altered_provenance_is_an_error(sound, tmp_path):
     (tmp_path / "f.h5").write_bytes(sound[1])
     with h5py.File(tmp_path / "f.h5", "r+") as file:
