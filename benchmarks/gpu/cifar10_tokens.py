@@ -2,7 +2,7 @@
 
 The lossless archives weigh 115 MB, and 64 MiB travel to the machine with the GPU. What the network sees is less than
 the picture: a token of 9 bits a pixel. So the palette is fitted here (512 colours, training rows only), every picture
-encoded, and the tokens of 10,000 pictures at a time are compressed by xz: about 33 MB in all. On the other side `load`
+encoded, and the tokens of 10,000 pictures at a time are compressed by xz: about 40 MB in all. On the other side `load`
 gives back a Dataset of palette pictures, with the labels, row ids and splits of the archives. Three things follow:
 - The palette's colours are rounded to whole RGB values, so that a palette picture's tokens are its own tokens again.
 - Flips and shifts only move pixels, so training on palette pictures is training on the pictures.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a machine with a GPU and no network needs beside the checkout: the folder .gpu/, which git ignores, with CIFAR-10
-# as tokens (cifar10_tokens.py, about 33 MB) and the commit. The scripts import only what such a machine has: PyTorch,
+# as tokens (cifar10_tokens.py, about 40 MB) and the commit. The scripts import only what such a machine has: PyTorch,
 # transformers, scikit-learn, h5py, pandas, matplotlib, ...; not the command line's packages.
 # Run from the checkout's root: benchmarks/gpu/pack.sh [--no-data]. What is there is not made again. Exit 1 above 64 MiB.
 set -euo pipefail
