@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
 # what may differ between the encoder that made the features and the one that goes on with them
 MAY_DIFFER = {"name", "device", "dtype", "checkpoint", "step", "training", "function", "note", "of"}
+MAY_DIFFER |= {"depths", "last_depth"}  # which of its layers were kept: those of the probe are looked up by name
 
 
 def find_record(probe: str | Path, series: str | None = None) -> Record:

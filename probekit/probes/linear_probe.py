@@ -201,7 +201,7 @@ class LinearProbeCV(_Probe):
     Cs : penalties to choose from
     cv : int (stratified folds), fraction in (0, 1) (one stratified hold-out) or a scikit-learn splitter
     random_state : seed of folds and hold-out
-    The others are `LinearProbe`'s.
+    standardize, tol, max_iter, class_weight, backend, device, dtype, fit_intercept : see `LinearProbe`
 
     Attributes
     ----------

@@ -39,8 +39,8 @@ def test_the_check_of_training_and_features_passes_on_the_cpu(tmp_path):
     for layer in ("00", "01", "02", "03"):
         assert 0 < found[f"features, float32, layer {layer}: relative distance"] < 1e-5
         assert (found[f"features, bfloat16, layer {layer}: relative distance"] > 1e-4) == (layer != "00")
-    # the reference is no copy: two orders of summing never agree to the last bit everywhere
-    assert found["training, float32: loss of 12 updates, largest relative difference"] > 0
+    # losses are rounded to float32, so float32's may equal the reference's to the last bit; bfloat16's can't
+    assert found["training, bfloat16: loss of 12 updates, largest relative difference"] > 1e-6
 
 
 @pytest.mark.slow
