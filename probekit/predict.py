@@ -9,6 +9,7 @@ import numpy as np
 from probekit.datasets.images import decode
 from probekit.encoders.protocol import Encoder
 from probekit.errors import UserError
+from probekit.features.layout import content
 from probekit.features.provenance import differences
 from probekit.features.store import FeatureStore
 from probekit.probes.objective import log_probabilities, logits
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
 # what may differ between the encoder that made the features and the one that goes on with them
-MAY_DIFFER = {"name", "device", "dtype", "checkpoint", "step", "training", "function", "note", "of"}
+MAY_DIFFER = {"name", "device", "dtype", "step", "training", "function", "note"}  # and where it lies
 MAY_DIFFER |= {"depths", "last_depth"}  # which of its layers were kept: those of the probe are looked up by name
 
 
@@ -130,8 +131,9 @@ def predict(record: Record, images: Sequence[str | Path], encoder: Encoder, batc
     files = list_images(images)
     if record.kind not in ("layer", "concat"):
         raise UserError(f"{record.key} is a {record.kind} probe; only plain linear probes of layers can predict.")
-    known = {key: value for key, value in record.encoder.items() if key not in MAY_DIFFER}
-    other = list(differences(known, {key: encoder.provenance.get(key) for key in known}))
+    known = {key: value for key, value in content(record.encoder).items() if key not in MAY_DIFFER}
+    given = content(encoder.provenance)
+    other = list(differences(known, {key: given.get(key) for key in known}))
     if other:
         raise UserError(f"The probe was fitted on the features of another encoder ({'; '.join(other[:3])}).")
     columns = [layer_place(layer, encoder.layers) for layer in record.layers]

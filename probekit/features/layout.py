@@ -21,6 +21,8 @@ FORMAT = "probekit.features"
 VERSION = 1
 DTYPES = ("float32", "float16")
 ROW_COLUMNS = {"labels": np.int64, "row_ids": np.int64, "image_hashes": np.uint64}
+PLACES = {"path", "checkpoint", "source", "of", "_name_or_path"}
+"""Entries of a provenance that say where something lay or came from; hashes beside them say what it was."""
 _JSON_ATTRIBUTES = ("encoder", "dataset", "layer_names", "splits", "versions", "shard", "shards")
 
 
@@ -105,10 +107,23 @@ def done_blocks(ledger: np.ndarray) -> np.ndarray:
     return np.array([int(row[-1]) == seal(block, row[:-1]) for block, row in enumerate(ledger)], dtype=bool)
 
 
-def file_id(header: Header, ledgers: Mapping[str, np.ndarray]) -> str:
-    """The identity of a complete file: everything it declares and the checksum of every block."""
+def content(provenance: Any) -> Any:
+    """A provenance without its `PLACES`, at any depth: two runs in folders of other names have the same."""
+    if isinstance(provenance, dict):
+        return {key: content(value) for key, value in provenance.items() if key not in PLACES}
+    return [content(value) for value in provenance] if isinstance(provenance, list | tuple) else provenance
+
+
+def file_id(header: Header, ledgers: Mapping[str, np.ndarray], places: bool = False) -> str:
+    """The identity of a complete file: everything it declares but `PLACES`, and the checksum of every block.
+
+    With `places`, the id by which older files of this version go: it hashes the paths too.
+    """
+    declared = asdict(header)
+    if not places:
+        declared |= {name: content(declared[name]) for name in ("encoder", "dataset")}
     checksums = {split: xxhash.xxh3_128_hexdigest(ledger.tobytes()) for split, ledger in ledgers.items()}
-    return hash_json({"header": asdict(header), "checksums": checksums})
+    return hash_json({"header": declared, "checksums": checksums})
 
 
 def open_hdf5(path: str | Path, mode: str = "r") -> h5py.File:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from probekit.errors import UserError
-from probekit.features.layout import Header
+from probekit.features.layout import Header, content
 
 SHOWN = 5
 
@@ -65,4 +65,7 @@ def _comparable(header: Header) -> dict[str, Any]:
     fields = asdict(header)
     # of the versions only torch's changes the bits of a feature
     fields["versions"] = {"torch": header.versions.get("torch")}
+    # weights are known by their hash wherever they lie; a data set's listing alone does not tell one from another
+    if "weights_hash" in header.encoder:
+        fields["encoder"] = content(header.encoder)
     return fields

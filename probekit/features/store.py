@@ -22,7 +22,7 @@ class FeatureStore:
     layers : tuple of str, shallow to deep
     widths : tuple of int, the width D of each layer
     splits : tuple of str
-    id : str, the identity of data and provenance together
+    id : str, the identity of data and provenance together, paths left out
     encoder, dataset : dict, the provenance of both
     dtype : "float32" or "float16", as stored
     """

@@ -22,7 +22,7 @@ class Identity:
 
     Attributes
     ----------
-    feature_id : the feature file (data, encoder and their provenance)
+    feature_id : the feature file (data, encoder and their provenance, but not where they lie)
     layers : names of the layers read, in the order of their columns
     protocol_hash : the protocol with every default spelled out, the grid of C included
     split_hash : row ids of train, val and test

@@ -16,7 +16,7 @@ from typing import Any
 from probekit.cli import demo
 from probekit.cli.main import main
 
-TINY = "demo --steps 4 --batch-size 4 --n-layer 1 --n-embd 12 --limit 30 --out demo"
+TINY = "demo --steps 4 --batch-size 4 --n-layer 1 --n-embd 12 --limit 30 --out {out}"
 
 
 def path_of(argument: Any) -> str:
@@ -46,7 +46,7 @@ def one_run(folder: str, kill: tuple[str, int] | None) -> int:
         for name in ("fsync", "replace", "rename"):
             setattr(os, name, deadly(getattr(os, name), kill[0], left))
     with open(log, "w") as file, redirect_stdout(file):
-        return main(TINY.split())
+        return main(TINY.format(out=os.path.basename(folder)).split())  # the name of the folder decides nothing
 
 
 def tell(status: int) -> None:

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from probekit import FeatureStore
+from probekit.features.layout import content
 
 DRIVER = Path(__file__).with_name("demo_driver.py")
 DIFFERS = ("seconds", "created")  # in a record: when it was made
@@ -35,11 +36,11 @@ def drive(whole, runs):
 
 
 def outcome(folder):
-    """All that a demo leaves which does not tell the time: by name, comparable with ==."""
-    demo, found = folder / "demo", {}
+    """All that a demo leaves which does not tell the time or the name of its folder: by name, comparable with ==."""
+    demo, found = folder / folder.name, {}
     for line in (demo / "results.jsonl").read_text().splitlines():
         record = json.loads(line)
-        found["record", record["key"]] = {name: value for name, value in record.items() if name not in DIFFERS}
+        found["record", record["key"]] = content({k: v for k, v in record.items() if k not in DIFFERS})
         arrays = load_file(demo / record["probe_file"])
         found["probe", record["key"]] = {name: (value.shape, value.tobytes()) for name, value in arrays.items()}
     for weights in demo.glob("checkpoints/*/weights.safetensors"):

@@ -67,6 +67,23 @@ def test_a_complete_file_is_not_computed_again(tmp_path):
     assert extract(again, dataset(), tmp_path / "f.h5").id == first.id
 
 
+def test_an_encoder_that_was_moved_goes_on_with_its_file_but_moved_data_are_not_trusted(tmp_path):
+    encoder, data = LinearEncoder(), dataset()
+    encoder.provenance["checkpoint"] = "old/run"
+    data.provenance["path"] = "old/images"
+    first = extract(encoder, data, tmp_path / "f.h5")
+    encoder.provenance["checkpoint"] = "new/run"
+    assert extract(encoder, data, tmp_path / "f.h5").id == first.id
+    data.provenance["path"] = "new/images"
+    with pytest.raises(UserError, match=r"dataset\.path: 'old/images' there, 'new/images' asked for"):
+        extract(encoder, data, tmp_path / "f.h5")
+    del encoder.provenance["weights_hash"]
+    unknown = extract(encoder, data, tmp_path / "g.h5")
+    encoder.provenance["checkpoint"] = "old/run"
+    with pytest.raises(UserError, match=r"encoder.checkpoint"):
+        extract(encoder, data, unknown.path)
+
+
 def test_workers_give_the_same_file(tmp_path):
     one = extract(LinearEncoder(), dataset(), tmp_path / "one.h5", batch_size=8)
     two = extract(LinearEncoder(), dataset(), tmp_path / "two.h5", batch_size=8, workers=2)
