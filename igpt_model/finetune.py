@@ -72,9 +72,9 @@ def finetune(
     ------
     dict
         The same ones on every rank, of which the first writes the run folder. "damaged": a checkpoint that was passed
-        over. "start". "step": loss, clf_loss, gen_loss (absent with weight 0), means since the last record. "eval":
-        val_loss (of the classes), val_accuracy, best_accuracy, best_step. "paused". "end": best_step, best_accuracy,
-        reason ("steps" or "patience").
+        over. "start". "step": loss, clf_loss, gen_loss (absent with weight 0), means since the last record, and
+        tokens_per_s. "eval": val_loss (of the classes), val_accuracy, best_accuracy, best_step. "paused". "end":
+        best_step, best_accuracy, reason ("steps" or "patience").
 
     Raises
     ------

@@ -5,6 +5,7 @@ Letters: N images, T tokens, K classes, M masks.
 
 import math
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -134,10 +135,12 @@ class FinetuneRun:
     def updates(self, stop: Callable[[], bool] | None) -> Iterator[dict[str, Any]]:
         """Update until the end, until patience is over or until `stop` says so, which all ranks then do."""
         config, several, wanted = self.config, self.ranks.size > 1, False
+        clock, counted = time.perf_counter(), 0
         try:
             while self.reason is None:
                 with nullcontext() if several else interrupts_deferred(signal.SIGINT) as interrupted:
                     self.update()
+                counted += 1
                 evaluating = self.step % config.eval_every == 0 or self.step == config.steps
                 recording = self.step % config.log_every == 0 or evaluating
                 wanted = wanted or bool(interrupted) or (stop is not None and stop())
@@ -145,11 +148,13 @@ class FinetuneRun:
                 pausing = wanted if not several else recording and self.ranks.any(wanted)
                 # what was summed up since the last record is not saved, so a checkpoint needs one
                 if recording or pausing:
-                    yield self.log(self.record())
+                    yield self.log(self.record(counted, clock))
                 if evaluating:
                     yield self.evaluate()
                 elif pausing:
                     self.save(None)
+                if recording:  # always before an evaluation, so that its time is not counted
+                    clock, counted = time.perf_counter(), 0
                 if interrupted:
                     raise KeyboardInterrupt
                 if pausing and self.reason is None:
@@ -182,8 +187,8 @@ class FinetuneRun:
         """Return the learning rate of update number `step`: no cosine when fine-tuning (paper, appendix)."""
         return learning_rate(step, self.config.lr, self.config.warmup_steps, self.config.steps, "constant")
 
-    def record(self) -> dict[str, Any]:
-        """Return the step record since the last one."""
+    def record(self, updates: int, since: float) -> dict[str, Any]:
+        """Return the step record since the last one, so many updates and a time ago."""
         means = torch.stack(self.sums).mean(0)
         self.sums = []
         clf_loss, gen_loss, norm = [*self.ranks.sum(means[:2]).tolist(), means[2].item()]
@@ -194,6 +199,7 @@ class FinetuneRun:
                 f"{good}; start again in another folder with a lower lr."
             )
         loss = clf_loss + self.config.gen_weight * gen_loss
+        tokens = updates * self.config.batch_size * self.train_tokens.shape[1]
         parts = {"clf_loss": clf_loss} | ({"gen_loss": gen_loss} if self.config.gen_weight else {})
         return {
             "kind": "step",
@@ -202,6 +208,7 @@ class FinetuneRun:
             **parts,
             "grad_norm": norm,
             "lr": self.rate(self.step - 1),
+            "tokens_per_s": tokens / (time.perf_counter() - since),
         }
 
     def evaluate(self) -> dict[str, Any]:

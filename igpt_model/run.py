@@ -109,7 +109,9 @@ class Run:
                 with nullcontext() if several else interrupts_deferred(signal.SIGINT) as interrupted:
                     self.update()
                 counted += 1
-                recording = config.saves(self.step) or self.step % config.log_every == 0
+                evaluating = self.step % config.eval_every == 0 or self.step == config.steps
+                # also before an evaluation or a checkpoint, so that their time is not in tokens a second
+                recording = config.saves(self.step) or evaluating or self.step % config.log_every == 0
                 wanted = wanted or bool(interrupted) or (stop is not None and stop())
                 # ranks agree when they exchange losses anyway: asking at every update would have them wait
                 pausing = wanted if not several else recording and self.ranks.any(wanted)
@@ -117,7 +119,7 @@ class Run:
                 if recording or pausing:
                     yield self.log(self.record(counted, clock))
                     clock, counted = time.perf_counter(), 0
-                if self.step % config.eval_every == 0 or self.step == config.steps:
+                if evaluating:
                     yield self.log(self.evaluation())
                     clock = time.perf_counter()
                 if saving and self.watch.sound:

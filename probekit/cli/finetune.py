@@ -89,7 +89,8 @@ def run_finetuning(
             elif record["kind"] == "damaged":
                 say(f"passed over a damaged checkpoint, now {record['path']}", "yellow")
             elif record["kind"] == "step":
-                show(record["step"], config.steps, f"loss {record['loss']:.4f}{words}")
+                speed = f"{record['tokens_per_s']:,.0f} tokens/s"
+                show(record["step"], config.steps, f"loss {record['loss']:.4f}{words}, {speed}")
             elif record["kind"] == "eval":
                 words = f", val {100 * record['val_accuracy']:.1f} % (best {100 * record['best_accuracy']:.1f} %)"
             elif record["kind"] == "end" and record["reason"] == "patience":

@@ -175,7 +175,10 @@ def test_killed_at_any_stage_it_ends_with_the_same_bits(tmp_path, monkeypatch, s
     assert run(tmp_path / "killed")[-1] == whole[-1]
     one, two = (load_classifier(tmp_path / name).classifier for name in ("whole", "killed"))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
-    assert read_metrics(tmp_path / "whole" / "metrics.jsonl") == read_metrics(tmp_path / "killed" / "metrics.jsonl")
+    books = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed")]
+    assert [{**record, "tokens_per_s": 0} for record in books[0]] == [
+        {**record, "tokens_per_s": 0} for record in books[1]
+    ]
 
 
 def test_damaged_checkpoints_are_set_aside_aloud(tmp_path):
