@@ -1,6 +1,6 @@
 """Label-free looks at a feature file: norms, effective rank, dead columns, similarity of layers.
 
-N rows, D width, L layers.
+N rows, n of them looked at, D width, L layers.
 """
 
 from pathlib import Path
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     import pandas
 
 ROWS = 4096
-PIECE = 65536
+PIECE = 1 << 26
+"""Bytes of a layer read at a time."""
+TILES = 1 << 28
+"""Bytes of the Gram matrices' tiles that are held at a time."""
 
 
 def inspect(path: str | Path | FeatureStore, split: str | None = None, rows: int = ROWS) -> "pandas.DataFrame":
@@ -31,7 +34,9 @@ def inspect(path: str | Path | FeatureStore, split: str | None = None, rows: int
 
     store = path if isinstance(path, FeatureStore) else FeatureStore(path)
     lines = []
-    for layer, X in _layers(store, split, rows):
+    name, chosen = _rows(store, split, rows)
+    for layer in store.layers:
+        X = _read(store, name, layer, chosen)
         norms = np.linalg.norm(X, axis=1)
         lines.append(
             {
@@ -59,22 +64,35 @@ def effective_rank(X: np.ndarray) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def linear_cka(X: np.ndarray, Z: np.ndarray) -> float:
-    """Linear centred kernel alignment of X (N, D) and Z (N, E), between 0 and 1 (Kornblith et al. 2019, section 3)."""
-    X, Z = X - X.mean(axis=0), Z - Z.mean(axis=0)
-    cross = np.linalg.norm(X.T @ Z) ** 2
-    scale = np.linalg.norm(X.T @ X) * np.linalg.norm(Z.T @ Z)
-    return float(cross / scale) if scale > 0 else 0.0
-
-
 def cka(path: str | Path | FeatureStore, split: str | None = None, rows: int = ROWS) -> np.ndarray:
-    """Linear CKA of every pair of layers, (L, L), symmetric with ones on the diagonal."""
+    """Linear centred kernel alignment of every pair of layers, (L, L), symmetric with ones on the diagonal.
+
+    From inner products of the layers' centred Gram matrices (n, n) over n evenly spaced rows (Kornblith et al. 2019,
+    section 3). They are added up tile by tile, all layers' tiles together taking `TILES` bytes, so memory does not grow
+    with the number of layers; each layer is read once for its mean and once for every tile along a side. A constant
+    layer is like no other: 0.
+    """
     store = path if isinstance(path, FeatureStore) else FeatureStore(path)
-    layers = [X for _, X in _layers(store, split, rows)]
-    similar = np.eye(len(layers))
-    for a in range(len(layers)):
-        for b in range(a):
-            similar[a, b] = similar[b, a] = linear_cka(layers[a], layers[b])
+    name, chosen = _rows(store, split, rows)
+    means = [_mean(_read(store, name, layer, chosen)) for layer in store.layers]
+    side = max(1, int((TILES / 8 / len(means)) ** 0.5))
+    blocks = [chosen[at : at + side] for at in range(0, len(chosen), side)]
+    products = np.zeros((len(means), len(means)))
+    for i, down in enumerate(blocks):
+        for across in blocks[: i + 1]:
+            tiles = np.empty((len(means), len(down), len(across)))
+            for layer, mean, tile in zip(store.layers, means, tiles, strict=True):
+                X = _read(store, name, layer, down) - mean
+                Z = X if across is down else _read(store, name, layer, across) - mean
+                np.matmul(X, Z.T, out=tile)
+            flat = tiles.reshape(len(means), -1)
+            # a Gram matrix is symmetric: a tile off the diagonal stands for its mirror image too
+            products += (1 if across is down else 2) * (flat @ flat.T)
+            del tiles, flat
+    norms = np.sqrt(np.diag(products))
+    scale = np.outer(norms, norms)
+    similar = np.divide(products, scale, out=np.zeros_like(products), where=scale > 0)
+    np.fill_diagonal(similar, 1)
     return similar
 
 
@@ -91,15 +109,26 @@ def plot_cka(similar: np.ndarray, layers: tuple[str, ...], ax: Any = None) -> An
     return ax
 
 
-def _layers(store: FeatureStore, split: str | None, rows: int) -> Any:
+def _rows(store: FeatureStore, split: str | None, rows: int) -> tuple[str, np.ndarray]:
+    """The split (the first one when None) and evenly spaced rows of it, int64, at most `rows`."""
     name = split or store.splits[0]
     n = store.header.splits[store.named_split(name)]
-    chosen = np.unique(np.linspace(0, n - 1, min(n, rows)).astype(np.int64))
-    for layer in store.layers:
-        # read in pieces: a layer may be larger than memory
-        starts = range(0, n, PIECE)
-        kept = [
-            store.stored(name, layer, slice(at, at + PIECE))[chosen[(chosen >= at) & (chosen < at + PIECE)] - at]
-            for at in starts
-        ]
-        yield layer, np.concatenate(kept).astype(np.float64)
+    return name, np.unique(np.linspace(0, n - 1, min(n, rows)).astype(np.int64))
+
+
+def _mean(X: np.ndarray) -> np.ndarray:
+    """The mean of X (n, D) over rows, (D,); of a constant column exactly that constant, so that it is centred to 0."""
+    return X[0] + (X - X[0]).mean(axis=0)
+
+
+def _read(store: FeatureStore, split: str, layer: str, rows: np.ndarray) -> np.ndarray:
+    """Ascending rows of a layer, float64 (n, D)."""
+    width = store.widths[store.layers.index(layer)]
+    X = np.empty((len(rows), width))
+    # what lies between the rows is read too, in pieces: a layer may be larger than memory
+    step = max(1, PIECE // (4 * width))
+    for at in range(int(rows[0]), int(rows[-1]) + 1, step):
+        first, last = np.searchsorted(rows, (at, at + step))
+        if first < last:
+            X[first:last] = store.stored(split, layer, slice(at, int(rows[last - 1]) + 1))[rows[first:last] - at]
+    return X
