@@ -19,7 +19,7 @@ from torch import Tensor
 from probekit.probes.coordinates import Coordinates
 from probekit.probes.newton import Measured
 from probekit.probes.passes import MeanLoss, covariance_of, softmax_
-from probekit.probes.rows import STREAM_ROWS, Rows, sum_over_ranks
+from probekit.probes.rows import Rows, sum_over_ranks
 
 GRADIENT_RATIO = 1e-2
 INTERCEPT_RESIDUAL = 1e-12
@@ -98,33 +98,30 @@ def measure(
     """Loss and gradient of P probes in float64, intercepts solved first if asked; `keep`: see `MeanLoss.evaluate`."""
     theta = theta.double().clone()
     residual = torch.zeros(len(theta), dtype=torch.float64, device=theta.device)
-    if solve_intercept and exact.rows.intercept:
-        group = max(KEEP_BYTES // (8 * theta.shape[1] * len(exact.rows)), 1)
-        for part in torch.arange(len(theta), device=theta.device).split(group):
-            some = theta[part]
-            residual[part] = _solve_intercepts(exact, some)
-            theta[part] = some
-    here = exact.evaluate(theta, l2, keep)
-    return Measured(theta, here.gradient, here.loss, residual, here.probabilities)
+    if not solve_intercept or not exact.rows.intercept:
+        here = exact.evaluate(theta, l2, keep)
+        return Measured(theta, here.gradient, here.loss, residual, here.probabilities)
+    bytes_each = 8 * theta.shape[1] * len(exact.rows)
+    parts = []
+    for part in torch.arange(len(theta), device=theta.device).split(max(KEEP_BYTES // bytes_each, 1)):
+        some = theta[part]
+        linear = exact.linear(some) if bytes_each <= KEEP_BYTES else None
+        residual = _solve_intercepts(exact, some, linear)
+        here = exact.evaluate(some, l2[part], keep, linear)
+        parts.append(Measured(some, here.gradient, here.loss, residual, here.probabilities))
+    return Measured.joined(parts)
 
 
-def _solve_intercepts(exact: MeanLoss, theta: Tensor) -> Tensor:
+def _solve_intercepts(exact: MeanLoss, theta: Tensor, linear: Tensor | None) -> Tensor:
     """Newton on the intercepts of theta (P, R, D+1), in place, coefficients held; returns the residual max|g_b| (P,).
+
+    `linear` holds the logits (P, R, N) without intercepts; if None they are computed again at each step.
 
     A fit is done at a residual of 1e-12, or where what is left to gain is lost in the rounding of the loss: the
     intercept of a class that is never in doubt has a gradient and a curvature of almost nothing.
     """
-    P, R, _ = theta.shape
-    rows = exact.rows
+    P = len(theta)
     residual = torch.zeros(P, dtype=torch.float64, device=theta.device)
-    linear = None
-    if 8 * P * R * len(rows) <= KEEP_BYTES:  # logits without their intercept
-        coef, start = theta[..., :-1].reshape(P * R, -1), 0
-        linear = torch.empty(P * R, len(rows), dtype=torch.float64, device=theta.device)
-        for X, _, _ in rows.blocks(STREAM_ROWS):
-            torch.mm(coef, X[:, :-1].T, out=linear[:, start : start + len(X)])
-            start += len(X)
-        linear = linear.view(P, R, -1)
     index = torch.arange(P, device=theta.device)
     for _ in range(INTERCEPT_STEPS):
         loss, gradient, covariance = _intercept_terms(exact, theta[index], linear)

@@ -44,6 +44,18 @@ class Measured:
         kept = None if self.probabilities is None else self.probabilities[index]
         return Measured(self.theta[index], self.gradient[index], self.loss[index], self.intercept_residual[index], kept)
 
+    @staticmethod
+    def joined(parts: "list[Measured]") -> "Measured":
+        """Parts measured one after the other as one."""
+        kept = [part.probabilities for part in parts if part.probabilities is not None]
+        return Measured(
+            torch.cat([part.theta for part in parts]),
+            torch.cat([part.gradient for part in parts]),
+            torch.cat([part.loss for part in parts]),
+            torch.cat([part.intercept_residual for part in parts]),
+            torch.cat(kept) if kept else None,
+        )
+
 
 @dataclass(frozen=True)
 class Refined:

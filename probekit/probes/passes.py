@@ -60,26 +60,45 @@ class MeanLoss:
         P, R, columns = theta.shape
         return self._blocks(theta.reshape(P * R, columns), P)
 
-    def _blocks(self, flat: Tensor, P: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def linear(self, theta: Tensor) -> Tensor:
+        """Logits (P, R, N) of every row without their intercepts."""
+        P, R, columns = theta.shape
+        coef, start = theta[..., :-1].reshape(P * R, columns - 1), 0
+        out = torch.empty(P * R, len(self.rows), dtype=theta.dtype, device=theta.device)
+        for X, _, _ in self.rows.blocks(STREAM_ROWS):
+            torch.mm(coef, X[:, :-1].T, out=out[:, start : start + len(X)])
+            start += len(X)
+        return out.view(P, R, -1)
+
+    def _blocks(self, flat: Tensor, P: int, linear: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Blocks (X, weights in the working dtype, logits (P, R, n)); the logits' buffer is reused."""
-        PR = len(flat)
+        PR, start = len(flat), 0
         step = max(BLOCK_ELEMENTS.get(flat.device.type, 1 << 18) // PR, 128)
         step = max(-(-len(self.rows) // -(-len(self.rows) // step)), 1)  # blocks of equal size
         if self._buffer.numel() < PR * step:
             self._buffer = torch.empty(PR * step, dtype=flat.dtype, device=flat.device)
         for X, _, weights in self.rows.blocks(step):
             z = self._buffer[: PR * len(X)].view(PR, len(X))
-            torch.mm(flat, X.T, out=z)
+            if linear is None:
+                torch.mm(flat, X.T, out=z)
+            else:
+                torch.add(linear.view(PR, -1)[:, start : start + len(X)], flat[:, -1:], out=z)
+            start += len(X)
             yield X, weights.to(flat.dtype), z.view(P, PR // P, len(X))
 
-    def evaluate(self, theta: Tensor, l2: Tensor, keep: torch.dtype | None = None) -> Evaluation:
-        """Losses and gradients of P probes at theta; l2 (P,) float64; `keep` is the dtype of kept probabilities."""
+    def evaluate(
+        self, theta: Tensor, l2: Tensor, keep: torch.dtype | None = None, linear: Tensor | None = None
+    ) -> Evaluation:
+        """Losses and gradients of P probes at theta with penalties l2 (P,) float64.
+
+        `keep` is the dtype of kept probabilities; `linear`, the logits without intercepts, saves a product.
+        """
         P, R, columns = theta.shape
         flat, start = theta.reshape(P * R, columns), 0
         kept = torch.empty(P, R, len(self.rows), dtype=keep, device=theta.device) if keep else None
         loss = torch.zeros(P, dtype=torch.float64, device=theta.device)
         gradient = torch.zeros_like(flat)
-        for X, weights, z in self._blocks(flat, P):
+        for X, weights, z in self._blocks(flat, P, linear):
             loss += (softmax_(z) @ weights).double()
             if kept is not None:
                 kept[:, :, start : start + len(X)] = z

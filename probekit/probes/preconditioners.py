@@ -19,7 +19,7 @@ from probekit.probes.passes import MeanLoss, softmax_
 from probekit.probes.rows import STREAM_ROWS, sum_over_ranks
 
 ROWS_PER_COLUMN = 1.5  # of a pair of classes
-BLOCK_ROWS_PER_COLUMN = 3.0  # of a class
+BLOCK_ROWS_PER_COLUMN = 2.0  # of a class
 
 
 class Kronecker:

@@ -165,9 +165,10 @@ class PathSolver:
             self.minimise(index, self.theta[index], self.max_iter, 0.1)
 
     def renew_kronecker(self) -> None:
-        """Set the class factors to the probes as they are."""
-        every = torch.arange(len(self.l2), device=self.l2.device)
-        self.kronecker.update(self.loss.covariance(self.theta.to(self.loss.rows.dtype)), every)
+        """Set the class factors to the probes as they are, where no factor of the Hessian takes their place."""
+        index = (self.factor_of < 0).nonzero()[:, 0]
+        if len(index):
+            self.kronecker.update(self.loss.covariance(self.theta[index].to(self.loss.rows.dtype)), index)
 
     def certified(self) -> tuple[Certificate, Tensor]:
         """Certify every fit in float64; those above tol get Newton steps until they pass or stall."""
