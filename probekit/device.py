@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from probekit.errors import UserError
+from probekit.errors import UserError, first_line
 
 
 def usable_device(device: str | torch.device) -> torch.device:
@@ -26,6 +26,7 @@ def usable_device(device: str | torch.device) -> torch.device:
         chosen = torch.device(name)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        why = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"The device {device!s} cannot be used ({why}); choose cpu, or cuda where a GPU is.") from error
+        raise UserError(
+            f"The device {device!s} cannot be used ({first_line(error)}); choose cpu, or cuda where a GPU is."
+        ) from error
     return chosen

@@ -22,7 +22,7 @@ from probekit.encoders.pooling import first_tensor
 from probekit.encoders.preparation import KERNELS, Preparation, pair
 from probekit.encoders.protocol import Encoder
 from probekit.encoders.weights import load_weights
-from probekit.errors import UserError
+from probekit.errors import UserError, first_line
 
 AFTER_NORM = "last_hidden_state, after the final norm"
 # what transformers calls the blocks inside a stage
@@ -73,7 +73,7 @@ def load_hf(
             name, config=config, revision=revision, dtype=torch.float32, output_loading_info=True
         )
     except Exception as error:
-        raise UserError(f"hf:{name} cannot be loaded ({_first_line(error)}); check the folder or name.") from error
+        raise UserError(f"hf:{name} cannot be loaded ({first_line(error)}); check the folder or name.") from error
     missing = sorted(key for key in info["missing_keys"] if not _unread(key))
     if missing and weights is None:
         shown = ", ".join(missing[:4]) + (" and more" if len(missing) > 4 else "")
@@ -101,7 +101,7 @@ def _config(name: str, revision: str | None) -> tuple[Any, dict[str, Any]]:
         config = transformers.AutoConfig.from_pretrained(name, revision=revision)
     except Exception as error:
         raise UserError(
-            f"hf:{name} is neither a folder with a config.json nor a model that can be fetched ({_first_line(error)})."
+            f"hf:{name} is neither a folder with a config.json nor a model that can be fetched ({first_line(error)})."
         ) from error
     try:
         processor, _ = transformers.image_processing_utils.ImageProcessingMixin.get_image_processor_dict(
@@ -110,10 +110,6 @@ def _config(name: str, revision: str | None) -> tuple[Any, dict[str, Any]]:
     except Exception:
         processor = {}
     return config, processor
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _unread(key: str) -> bool:

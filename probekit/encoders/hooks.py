@@ -15,7 +15,7 @@ from probekit.encoders.device import compute
 from probekit.encoders.pooling import Layout, count_special_tokens, decide, first_tensor, map_axes
 from probekit.encoders.preparation import Normalisation, Preparation, pair, triple
 from probekit.encoders.weights import hash_weights, load_weights
-from probekit.errors import UserError
+from probekit.errors import UserError, first_line
 from probekit.named import import_object
 
 Forward = Callable[[torch.nn.Module, torch.Tensor], Any]
@@ -62,10 +62,10 @@ def failure_as_sentence(module: torch.nn.Module, sides: tuple[int, int]) -> Iter
     except UserError:
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0].rstrip(".")
         raise UserError(
-            f"{type(module).__name__} fails on pictures of {sides[0]} x {sides[1]} ({type(error).__name__}: {reason}); "
-            "give the size that it takes (--resolution), or the call that it needs (forward= in Python)."
+            f"{type(module).__name__} fails on pictures of {sides[0]} x {sides[1]} ({type(error).__name__}: "
+            f"{first_line(error)}); give the size that it takes (--resolution), "
+            "or the call that it needs (forward= in Python)."
         ) from error
 
 

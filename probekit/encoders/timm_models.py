@@ -12,7 +12,7 @@ import torch
 from probekit.encoders.hooks import ModuleEncoder, preparation
 from probekit.encoders.preparation import KERNELS, Preparation
 from probekit.encoders.weights import load_weights
-from probekit.errors import UserError
+from probekit.errors import UserError, first_line
 
 
 def load_timm(
@@ -60,8 +60,9 @@ def _create(name: str, pretrained: bool) -> Any:
     try:
         return timm.create_model(name, pretrained=pretrained)
     except Exception as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UserError(f"timm:{name} cannot be made ({why}); `timm.list_models()` lists the names.") from error
+        raise UserError(
+            f"timm:{name} cannot be made ({first_line(error)}); `timm.list_models()` lists the names."
+        ) from error
 
 
 def from_timm(

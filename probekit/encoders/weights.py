@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from igpt_model.hashing import hash_arrays
-from probekit.errors import UserError
+from probekit.errors import UserError, first_line
 
 SHOWN = 4
 
@@ -48,9 +48,8 @@ def read_state(path: str | Path, state_key: str | None = None) -> dict[str, torc
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        why = str(error).splitlines()[0].rstrip(".")
         raise UserError(
-            f"{path} is no weights file that can be read safely ({why}); save a plain state_dict."
+            f"{path} is no weights file that can be read safely ({first_line(error)}); save a plain state_dict."
         ) from error
     remaining = state_key
     while remaining:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from igpt_model.hashing import hash_file
-from probekit.errors import UserError
+from probekit.errors import UserError, first_line
 from probekit.features.store import FeatureStore
 
 LABEL_KEYS = ("labels", "label", "y", "targets", "target")
@@ -79,9 +79,9 @@ def _load(path: Path) -> Any:
         if path.suffix == ".csv":
             return _read_csv(path)
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{path} cannot be read as plain arrays ({reason}); save tensors or arrays only, without Python objects."
+            f"{path} cannot be read as plain arrays ({first_line(error)}); "
+            "save tensors or arrays only, without Python objects."
         ) from None
     raise UserError(f"{path} ends in {path.suffix or 'nothing'}; expected .npy, .npz, .pt or .csv.")
 

@@ -6,7 +6,7 @@ import torch
 
 import probekit.device
 from probekit.device import usable_device
-from probekit.errors import UserError
+from probekit.errors import UserError, first_line
 from probekit.probes import LinearProbe, fit_path
 from probekit.probes.attentive import fit_attentive
 from probekit.probes.sgd import SGDConfig, train_sgd
@@ -39,3 +39,8 @@ def test_each_rank_takes_its_own_gpu(monkeypatch):
     assert usable_device("cuda") == torch.device("cuda:3")
     assert usable_device("cuda:1") == torch.device("cuda:1")  # said is said
     assert usable_device("cpu") == torch.device("cpu")
+
+
+def test_of_an_error_the_first_line_is_quoted_or_its_name():
+    assert first_line(RuntimeError("\nno such GPU.\nTrace: ...")) == "no such GPU"
+    assert first_line(AssertionError()) == "AssertionError"
