@@ -8,8 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from .config import ModelConfig
 from .errors import UserError
 from .model import IGPT
+
+CACHE_BYTES = 2 << 30
+"""Cache that any machine is thought to have room for, see `images_at_once`."""
+
+_DRAWS = 5  # a stream of randomness of its own under one seed
 
 
 class Cache:
@@ -43,6 +49,17 @@ def advance(model: IGPT, inputs_NSD: Tensor, cache: Cache) -> Tensor:
     return model.logits(h_NSD[:, -1])
 
 
+def images_at_once(config: ModelConfig) -> int:
+    """Return how many images are drawn together: as many as have a cache of 2 GiB, or of the weights' bytes if more.
+
+    A cache no larger than the weights at most doubles the memory that the model takes anyway. More images at once gain
+    little by then: a pixel reads all the weights once and each image's cache, so that an image's time, where reading
+    bounds it, is at most twice that of endlessly many at once.
+    """
+    image = 4 * 2 * config.n_layer * config.n_positions * config.n_embd
+    return max(1, max(CACHE_BYTES, 4 * config.n_params) // image)
+
+
 @torch.no_grad()
 def sample(
     model: IGPT,
@@ -51,6 +68,7 @@ def sample(
     top_k: int | None = None,
     seed: int = 0,
     prefix_tokens: Tensor | np.ndarray | None = None,
+    at_once: int | None = None,
 ) -> Tensor:
     """Draw `n` images from an autoregressive model, or complete given upper parts.
 
@@ -63,9 +81,12 @@ def sample(
     top_k : int, optional
         Draw among the k likeliest colours only (all of those equal to the k-th).
     seed : int
-        The same seed, model and `n` give the same images on the same device.
+        0 or more. Image i depends on the model, its prefix, the seed and i alone, up to float rounding of the logits:
+        where the two likeliest draws are that near to each other, a pixel has the other colour and later ones follow.
     prefix_tokens : integers (P,) or (n, P), optional
         The first P pixels, in raster order: one for all images, or one an image.
+    at_once : int, optional
+        Images drawn together, which bounds memory; `images_at_once` if not given.
 
     Returns
     -------
@@ -74,10 +95,13 @@ def sample(
     config, device = model.config, model.wte.weight.device
     if not config.causal:
         raise UserError("A BERT model cannot draw images pixel by pixel: sample from an autoregressive model.")
-    if n < 1 or not temperature >= 0 or (top_k is not None and top_k < 1):
+    if n < 1 or not temperature >= 0 or seed < 0 or (top_k is not None and top_k < 1):
         raise UserError(
-            f"n = {n}, temperature = {temperature}, top_k = {top_k}: give n >= 1, temperature >= 0, top_k >= 1."
+            f"n = {n}, temperature = {temperature}, top_k = {top_k}, seed = {seed}: give n >= 1, temperature >= 0, "
+            "top_k >= 1, seed >= 0."
         )
+    if at_once is not None and at_once < 1:
+        raise UserError(f"at_once = {at_once}: give at least one image.")
     tokens_NT = torch.zeros(n, config.n_positions, dtype=torch.long, device=device)
     n_given = 0
     if prefix_tokens is not None:
@@ -91,21 +115,45 @@ def sample(
         if prefix.numel() and not 0 <= int(prefix.min()) <= int(prefix.max()) < config.vocab_size:
             raise UserError(f"The prefix holds colours outside 0 to {config.vocab_size - 1}.")
         tokens_NT[:, :n_given] = prefix
-    generator = torch.Generator(device=device).manual_seed(seed)
-    cache = Cache(model, n, config.n_positions)
-    # `embed` puts the start vector in front and drops the last pixel it is given, so one more than the prefix goes in
-    inputs_NSD = model.embed(tokens_NT[:, : n_given + 1])
-    for t in range(n_given, config.n_positions):
-        tokens_NT[:, t] = _draw(advance(model, inputs_NSD, cache), temperature, top_k, generator)
-        if t + 1 < config.n_positions:
-            inputs_NSD = (model.wte(tokens_NT[:, t]) + model.wpe.weight[t + 1])[:, None]
+    size = at_once or images_at_once(config)
+    for start in range(0, n, size):
+        part_NT = tokens_NT[start : start + size]
+        streams = [np.random.default_rng([seed, _DRAWS, start + i]) for i in range(len(part_NT))]
+        _fill(model, part_NT, n_given, streams, temperature, top_k)
     return tokens_NT
 
 
-def _draw(logits_NV: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> Tensor:
+def _fill(
+    model: IGPT,
+    tokens_NT: Tensor,
+    n_given: int,
+    streams: list[np.random.Generator],
+    temperature: float,
+    top_k: int | None,
+) -> None:
+    """Draw the pixels after the given ones, in place; each image has its own stream of randomness."""
+    cache = Cache(model, *tokens_NT.shape)
+    # `embed` puts the start vector in front and drops the last pixel it is given, so one more than the prefix goes in
+    inputs_NSD = model.embed(tokens_NT[:, : n_given + 1])
+    for t in range(n_given, tokens_NT.shape[1]):
+        logits_NV = advance(model, inputs_NSD, cache)
+        tokens_NT[:, t] = _draw(logits_NV, temperature, top_k, streams)
+        if t + 1 < tokens_NT.shape[1]:
+            inputs_NSD = (model.wte(tokens_NT[:, t]) + model.wpe.weight[t + 1])[:, None]
+        elif logits_NV.isnan().any():  # the last pixel sees all others, so it is NaN if any was
+            raise UserError("The model's logits are not numbers: its weights are damaged; take another checkpoint.")
+
+
+def _draw(logits_NV: Tensor, temperature: float, top_k: int | None, streams: list[np.random.Generator]) -> Tensor:
+    """Draw a colour an image by the Gumbel-max rule.
+
+    Rounding of the logits changes a draw only where the two best colours are that near to each other; inverting the
+    cumulated probabilities would have as many borders as colours.
+    """
     if temperature == 0:
         return logits_NV.argmax(-1)
     if top_k is not None and top_k < logits_NV.shape[-1]:
         kth_N1 = logits_NV.topk(top_k, dim=-1).values[:, -1:]
         logits_NV = logits_NV.masked_fill(logits_NV < kth_N1, -torch.inf)
-    return torch.multinomial((logits_NV / temperature).softmax(-1), 1, generator=generator)[:, 0]
+    noise_NV = torch.from_numpy(np.stack([stream.gumbel(size=logits_NV.shape[-1]) for stream in streams]))
+    return (logits_NV / temperature + noise_NV.to(logits_NV)).argmax(-1)

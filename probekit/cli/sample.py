@@ -33,13 +33,13 @@ def sample(
     out
         The PNG file; one named samples*.png in a run or results folder is shown by its report.
     n
-        How many pictures; with --complete, how many are completed.
+        How many pictures; with --complete, how many are completed. They are drawn in parts that fit in memory.
     temperature
         1 draws from the model as it is, 0 takes the likeliest colour every time.
     top_k
         Draw among the k likeliest colours only.
     seed
-        The same seed gives the same pictures.
+        The same seed gives the same pictures, whatever their number.
     scale
         Side of a pixel in the PNG.
     complete

@@ -3,10 +3,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from igpt_model import sample as module
 from igpt_model.config import ModelConfig
 from igpt_model.errors import UserError
 from igpt_model.model import IGPT
-from igpt_model.sample import Cache, advance, sample
+from igpt_model.sample import Cache, advance, images_at_once, sample
 
 
 @pytest.fixture
@@ -75,6 +76,31 @@ def test_the_seed_decides_and_global_state_does_not(model):
     assert one.dtype == torch.int64
 
 
+@pytest.mark.parametrize("given", [None, np.array([[0, 1, 2]] * 3 + [[6, 5, 4]] * 4)])
+def test_parts_give_the_same_pictures(model, monkeypatch, given):
+    sizes = []
+    monkeypatch.setattr(module, "Cache", lambda model, n, n_positions: sizes.append(n) or Cache(model, n, n_positions))
+    whole = sample(model, 7, 0.9, seed=8, prefix_tokens=given)
+    for at_once in (1, 2, 3, 6, 50):
+        assert torch.equal(sample(model, 7, 0.9, seed=8, prefix_tokens=given, at_once=at_once), whole)
+    assert sizes == [7] + [1] * 7 + [2, 2, 2, 1] + [3, 3, 1] + [6, 1] + [7]
+    assert len({tuple(row) for row in whole.tolist()}) == 7  # parts do not repeat each other's draws
+    if given is None:
+        assert torch.equal(sample(model, 3, 0.9, seed=8), whole[:3])
+
+
+def test_a_part_fits_and_one_more_image_does_not():
+    for name, bound in (("S", 2 << 30), ("L", None)):
+        config = ModelConfig.preset(name)
+        with torch.device("meta"):
+            model = IGPT(config)
+            cache = Cache(model, images_at_once(config), config.n_positions)
+        held = sum(tensor.nbytes for tensor in (cache.keys, cache.values))
+        bound = bound or sum(p.nbytes for p in model.parameters())
+        assert held <= bound < held + held // images_at_once(config)
+    assert images_at_once(ModelConfig.preset("S", n_positions=10**7)) == 1
+
+
 def test_completions_keep_what_was_given(model):
     upper = np.random.default_rng(0).integers(0, 7, (3, 6)).astype(np.uint16)
     tokens = sample(model, 3, seed=1, prefix_tokens=upper)
@@ -118,6 +144,8 @@ def test_late_pixels_cost_what_early_ones_do_but_for_attention():
         ({"n": 1, "temperature": -1.0}, "temperature = -1.0"),
         ({"n": 1, "temperature": float("nan")}, "temperature = nan"),
         ({"n": 1, "top_k": 0}, "top_k = 0"),
+        ({"n": 1, "seed": -1}, "seed = -1"),
+        ({"n": 1, "at_once": 0}, "at_once = 0"),
         ({"n": 2, "prefix_tokens": [[0, 1]]}, "prefix of shape"),
         ({"n": 1, "prefix_tokens": [0] * 13}, "prefix of shape"),
         ({"n": 1, "prefix_tokens": [7]}, "outside 0 to 6"),
@@ -126,6 +154,12 @@ def test_late_pixels_cost_what_early_ones_do_but_for_attention():
 def test_unusable_requests_are_refused_in_words(model, arguments, message):
     with pytest.raises(UserError, match=message):
         sample(model, **arguments)
+
+
+def test_weights_that_are_not_numbers_are_refused(model):
+    model.blocks[2].mlp.c_fc.weight.data[0, 0] = torch.nan
+    with pytest.raises(UserError, match="not numbers"):
+        sample(model, 2)
 
 
 def test_a_bert_model_cannot_draw():
