@@ -17,7 +17,7 @@ from probekit.probes.plan import Plan, make_plan
 from probekit.probes.preconditioners import BlockFactor, DenseFactor, Kronecker, block_factor, dense_factor
 from probekit.probes.rows import Rows
 
-SOLVER_VERSION = "2"
+SOLVER_VERSION = "3"
 REFRESH_AT = (3, 8, 20, 50, 120, 300, 800)  # iterations at which the Kronecker class factor is renewed
 STRONG = 1e-3  # an l2 above this share of the largest eigenvalue of X'X is easy for the Kronecker preconditioner
 FACTOR_REACH = 40.0  # a factor serves penalties down to this part of its own
