@@ -23,6 +23,7 @@ from probekit.probes.rows import Rows, sum_over_ranks
 
 GRADIENT_RATIO = 1e-2
 INTERCEPT_RESIDUAL = 1e-12
+ROUGH_RESIDUAL = 1e-6  # what float32 can tell from nothing
 INTERCEPT_GAIN = 1e-12  # of the loss
 INTERCEPT_STEPS = 40
 KEEP_BYTES = 1 << 27  # float64 logits kept between the intercept's Newton steps
@@ -99,25 +100,31 @@ def measure(
     theta = theta.double().clone()
     residual = torch.zeros(len(theta), dtype=torch.float64, device=theta.device)
     if not solve_intercept or not exact.rows.intercept:
-        here = exact.evaluate(theta, l2, keep)
-        return Measured(theta, here.gradient, here.loss, residual, here.probabilities)
+        here = exact.evaluate(theta.to(exact.rows.dtype), l2, keep)
+        return Measured(theta, here.gradient.double(), here.loss, residual, here.probabilities)
     bytes_each = 8 * theta.shape[1] * len(exact.rows)
     parts = []
     for part in torch.arange(len(theta), device=theta.device).split(max(KEEP_BYTES // bytes_each, 1)):
         some = theta[part]
         linear = exact.linear(some) if bytes_each <= KEEP_BYTES else None
+        if linear is not None:
+            # float32 exponentials come first, at a fraction of the cost: float64 then has but the last digits to find
+            _solve_intercepts(exact, some, linear.float(), ROUGH_RESIDUAL)
         residual = _solve_intercepts(exact, some, linear)
         here = exact.evaluate(some, l2[part], keep, linear)
         parts.append(Measured(some, here.gradient, here.loss, residual, here.probabilities))
     return Measured.joined(parts)
 
 
-def _solve_intercepts(exact: MeanLoss, theta: Tensor, linear: Tensor | None) -> Tensor:
+def _solve_intercepts(
+    exact: MeanLoss, theta: Tensor, linear: Tensor | None, enough: float = INTERCEPT_RESIDUAL
+) -> Tensor:
     """Newton on the intercepts of theta (P, R, D+1), in place, coefficients held; returns the residual max|g_b| (P,).
 
-    `linear` holds the logits (P, R, N) without intercepts; if None they are computed again at each step.
+    `linear` holds the logits (P, R, N) without intercepts, in the precision to work in; if None they are computed again
+    at each step, in float64.
 
-    A fit is done at a residual of 1e-12, or where what is left to gain is lost in the rounding of the loss: the
+    A fit is done at a residual of `enough`, or where what is left to gain is lost in the rounding of the loss: the
     intercept of a class that is never in doubt has a gradient and a curvature of almost nothing.
     """
     P = len(theta)
@@ -128,7 +135,7 @@ def _solve_intercepts(exact: MeanLoss, theta: Tensor, linear: Tensor | None) -> 
         step = (torch.linalg.pinv(covariance, hermitian=True) @ gradient[..., None])[..., 0]
         residual[index] = gradient.abs().amax(dim=1)
         left_to_gain = (step * gradient).sum(dim=1)
-        todo = (residual[index] > INTERCEPT_RESIDUAL) & (left_to_gain > INTERCEPT_GAIN * loss)
+        todo = (residual[index] > enough) & (left_to_gain > INTERCEPT_GAIN * loss)
         if not bool(todo.any()):
             break
         if not bool(todo.all()):
@@ -153,8 +160,8 @@ def _intercept_terms(exact: MeanLoss, theta: Tensor, linear: Tensor | None) -> t
             covariance += covariance_of(z, weights)
     else:
         for start in range(0, len(rows), 2048):
-            z = linear[:, :, start : start + 2048] + theta[..., -1:]
-            weights = rows.weights[start : start + 2048]
+            z = linear[:, :, start : start + 2048] + theta[..., -1:].to(linear.dtype)
+            weights = rows.weights[start : start + 2048].to(linear.dtype)
             loss += softmax_(z) @ weights
             gradient += z @ weights
             covariance += covariance_of(z, weights)

@@ -15,6 +15,7 @@ from probekit.probes.rows import largest_share
 
 KEEP_BYTES = 1 << 28  # probabilities kept between products, which saves one matrix product of three
 HALVINGS = 10
+SIDE_BY_SIDE = 640  # coefficient rows in one product: wider is no faster, and blocks of rows grow short
 RTOL = 0.05  # of the decrement: what conjugate gradients may leave out
 ROUNDING = 1e-13  # of the loss: a change below it is none
 
@@ -67,7 +68,9 @@ class Refined:
     stalled: Tensor
 
 
-def newton(loss, measure, theta, l2, precondition, good_enough, negligible, max_rounds=12, max_products=300):  # type: ignore[no-untyped-def]
+def newton(  # type: ignore[no-untyped-def]
+    loss, measure, theta, l2, precondition, good_enough, negligible, max_rounds=12, max_products=300, rounding=ROUNDING
+):
     """Step until `good_enough` holds for every problem, the loss no longer falls, or the rounds are used up.
 
     Parameters
@@ -81,6 +84,7 @@ def newton(loss, measure, theta, l2, precondition, good_enough, negligible, max_
     negligible : Measured -> (p,) part of the decrement that a step need not find
     max_rounds : Newton steps at most; the last round only measures
     max_products : of each round's conjugate gradients, see `solve_newton_system`
+    rounding : part of the loss that `measure` cannot tell from nothing
 
     Returns
     -------
@@ -102,7 +106,7 @@ def newton(loss, measure, theta, l2, precondition, good_enough, negligible, max_
         if round_ == max_rounds or not bool(todo.any()):
             break
         index, step, gain, now = index[todo], step[todo], gain[todo], now.take(todo)
-        moved, ok = _descend(measure, now, step, gain, index)
+        moved, ok = _descend(measure, now, step, gain, index, rounding)
         here.put(index, moved)
         stalled[index] = ~ok
         index = index[ok]
@@ -111,7 +115,9 @@ def newton(loss, measure, theta, l2, precondition, good_enough, negligible, max_
     return Refined(here, decrement, products, stalled)
 
 
-def _descend(measure, now: Measured, step: Tensor, gain: Tensor, index: Tensor) -> tuple[Measured, Tensor]:  # type: ignore[no-untyped-def]
+def _descend(  # type: ignore[no-untyped-def]
+    measure, now: Measured, step: Tensor, gain: Tensor, index: Tensor, rounding: float
+) -> tuple[Measured, Tensor]:
     """Halve each problem's step until its loss falls; one that finds no descent stays where it was (ok False)."""
     length = torch.ones(len(index), dtype=torch.float64, device=step.device)
     result = now.take(torch.arange(len(index), device=step.device))
@@ -120,7 +126,7 @@ def _descend(measure, now: Measured, step: Tensor, gain: Tensor, index: Tensor) 
         open_ = (~ok).nonzero()[:, 0]
         trial = measure(now.theta[open_] - length[open_, None, None] * step[open_], index[open_])
         # where the whole step is worth less than the loss's rounding, nothing can be asked but not to rise
-        wanted = now.loss[open_] - 1e-4 * length[open_] * gain[open_] + ROUNDING * now.loss[open_].abs()
+        wanted = now.loss[open_] - 1e-4 * length[open_] * gain[open_] + rounding * now.loss[open_].abs()
         better = trial.loss <= wanted
         result.put(open_[better], trial.take(better))
         ok[open_[better]] = True
@@ -149,7 +155,7 @@ def solve_newton_system(
     step (P, R, D+1) in float64, gain (P,), estimated rest of the decrement (P,), products used (P,)
     """
     P, R, _ = at.theta.shape
-    group = max(int(KEEP_BYTES // _bytes_of_probabilities(loss, R)), 1)
+    group = max(min(int(KEEP_BYTES // _bytes_of_probabilities(loss, R)), SIDE_BY_SIDE // R), 1)
     keep = may_keep(loss, R)
     parts = [
         _conjugate_gradients(loss, at.take(s), l2[s], precondition, names[s], max_products, negligible[s], keep)
@@ -159,9 +165,9 @@ def solve_newton_system(
     return step, gain, rest, products
 
 
-def may_keep(loss: MeanLoss, R: int) -> bool:
-    """Whether the probabilities of one probe are small enough to be kept."""
-    return _bytes_of_probabilities(loss, R) <= KEEP_BYTES
+def may_keep(loss: MeanLoss, R: int, P: int = 1) -> bool:
+    """Whether the probabilities of P probes are small enough to be kept."""
+    return P * _bytes_of_probabilities(loss, R) <= KEEP_BYTES
 
 
 def _bytes_of_probabilities(loss: MeanLoss, R: int) -> int:

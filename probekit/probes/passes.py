@@ -99,7 +99,8 @@ class MeanLoss:
         loss = torch.zeros(P, dtype=torch.float64, device=theta.device)
         gradient = torch.zeros_like(flat)
         for X, weights, z in self._blocks(flat, P, linear):
-            loss += (softmax_(z) @ weights).double()
+            # the sum is a small difference from the labels' part: float64, for a K-th of the work
+            loss += softmax_(z).double() @ weights.double()
             if kept is not None:
                 kept[:, :, start : start + len(X)] = z
                 start += len(X)

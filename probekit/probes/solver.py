@@ -15,17 +15,22 @@ from probekit.probes.newton import Measured, may_keep, newton
 from probekit.probes.passes import Evaluation, MeanLoss, covariance_of
 from probekit.probes.plan import Plan, make_plan
 from probekit.probes.preconditioners import BlockFactor, DenseFactor, Kronecker, block_factor, dense_factor
-from probekit.probes.rows import Rows
+from probekit.probes.rows import Rows, largest_share, sum_over_ranks
 
-SOLVER_VERSION = "3"
+SOLVER_VERSION = "4"
 REFRESH_AT = (3, 8, 20, 50, 120, 300, 800)  # iterations at which the Kronecker class factor is renewed
 STRONG = 1e-3  # an l2 above this share of the largest eigenvalue of X'X is easy for the Kronecker preconditioner
+ABOVE = 5.0  # a factor serves penalties up to so many times its own
 FACTOR_REACH = 40.0  # a factor serves penalties down to this part of its own
-NODE_TOL = 1e-2  # a node's target, as a share of tol: interpolation repeats the nodes' errors
+ROUGH = 1e-3  # of the loss: how far a node is solved before all nodes are finished side by side
+NODE_TOL = 0.1  # a node's target, as a share of tol: interpolation repeats the nodes' errors
+TO_ROUNDING = 1e-14  # the same of a few penalties of a small problem: one stated otherwise then gets an equal answer
+FEW_NODES = 3
 CLEARLY = 0.2  # of tol: what the certifying steps need not resolve
 NODE_ROUNDS = 3  # new factors for one node
 NODE_PRODUCTS = 40  # conjugate gradients that need more want a better factor
-REFINE_ROUNDS = 12
+ROUNDING = {torch.float64: 1e-13, torch.float32: 1e-6}  # of the loss, as a pass in this precision measures it
+MAX_ROUNDS = 12  # Newton steps
 ONE_THREAD_ENTRIES = 1 << 19  # X of fewer entries is solved by one thread
 
 
@@ -103,44 +108,60 @@ class PathSolver:
         strong = self.l2[every] >= STRONG * self.where.eigenvalues.max()
         strong[-1] = True
         batch = every[strong]
-        outcome = self.minimise(batch, self.theta[batch], min(30, self.max_iter), NODE_TOL)
-        finished = batch[outcome.finished].tolist()
-        partial = {node: self.theta[node] for node in batch[~outcome.finished].tolist()}
-        order = sorted(set(nodes) - set(finished), reverse=True)
+        self._descend(batch, self.theta[batch], self.loss, ROUGH)
         follow(
             self.l2.log(),
-            order,
-            {node: self.theta[node] for node in finished},
-            lambda node, start: self._solve_weak(node, partial.get(node, start)),
+            every[~strong].flip(0).tolist(),
+            {node: self.theta[node] for node in batch.tolist()},
+            self._solve_weak,
         )
+        self._assign_factors()
+        small = len(nodes) <= FEW_NODES and self.loss.rows.dtype == torch.float64 and few_entries(self.loss.rows)
+        self._descend(every, self.theta[every], self.exact, TO_ROUNDING if small else NODE_TOL * self.tol)
 
     def _solve_weak(self, node: int, start: Tensor | None) -> Tensor:
+        """A node to ROUGH, from its neighbours' extrapolation, by the factor at hand or a new one."""
         start = self.theta[node] if start is None else start
-        l2 = float(self.l2[node])
+        l2, index = float(self.l2[node]), torch.tensor([node], device=self.l2.device)
         if not self.factors or l2 < self.factors[-1].l2 / FACTOR_REACH:
             self._add_factor(start, l2)
-        index = torch.tensor([node], device=self.l2.device)
-        keep = self.loss.rows.dtype if may_keep(self.loss, self.R) else None
         for attempt in range(NODE_ROUNDS):
             self.factor_of[node] = len(self.factors) - 1
-            refined = newton(
-                self.loss,
-                lambda theta, i: measure(self.exact, theta, self.l2[index[i]], solve_intercept=False, keep=keep),
-                start[None],
-                self.l2[index],
-                lambda vectors, i: self.precondition(vectors, index[i]),
-                lambda measured, decrement: decrement <= 2 * NODE_TOL * self.tol * measured.loss,
-                lambda measured: 2 * NODE_TOL * self.tol * measured.loss,
-                max_products=NODE_PRODUCTS,
-            )
-            start = refined.measured.theta[0]
-            self.n_iter[node] += int(refined.products) + 1
-            slow = int(refined.products) >= 2 * NODE_PRODUCTS
-            if not slow or attempt + 1 == NODE_ROUNDS or int(self.n_iter[node]) >= self.max_iter:
+            spent = int(self.n_iter[node])
+            self._descend(index, start[None], self.loss, ROUGH, NODE_PRODUCTS)
+            start, after = self.theta[node], int(self.n_iter[node])
+            if after - spent < 2 * NODE_PRODUCTS or attempt + 1 == NODE_ROUNDS or after >= self.max_iter:
                 break
             self._add_factor(start, l2)
-        self.theta[node] = start
         return start
+
+    def _descend(self, index: Tensor, start: Tensor, loss: MeanLoss, gap: float, max_products: int = 300) -> None:
+        """Newton steps for the problems at `index`, side by side, until their gaps, as `loss` measures them, are `gap`.
+
+        Those without a factor have their Kronecker products renewed at each point that is measured.
+        """
+        dtype = self.loss.rows.dtype
+        keep = dtype if may_keep(self.loss, self.R, len(index)) else None
+
+        def measured(theta: Tensor, i: Tensor) -> Measured:
+            here = measure(loss, theta, self.l2[index[i]], solve_intercept=False, keep=keep)
+            self._renew_kronecker(index[i], theta, here.probabilities)
+            return here
+
+        refined = newton(
+            self.loss,
+            measured,
+            start,
+            self.l2[index],
+            lambda vectors, i: self.precondition(vectors, index[i]),
+            lambda here, decrement: decrement <= 2 * gap * here.loss,
+            lambda here: 2 * gap * here.loss,
+            max_rounds=min(MAX_ROUNDS, self.max_iter),
+            max_products=max(min(max_products, self.max_iter), 1),
+            rounding=ROUNDING[loss.rows.dtype],
+        )
+        self.theta[index] = refined.measured.theta
+        self.n_iter[index] += refined.products + 1
 
     def _add_factor(self, theta: Tensor, l2: float) -> None:
         make = dense_factor if self.plan.factor == "pairs" else block_factor
@@ -151,24 +172,43 @@ class PathSolver:
         """Predict the penalties between the nodes and choose the preconditioners that will judge and refine them."""
         log_l2 = self.l2.log()
         rest = [i for i in range(len(self.l2)) if i not in nodes]
-        if self.factors:
-            log_factors = torch.tensor([factor.l2 for factor in self.factors], dtype=torch.float64).log()
-            weak = torch.tensor(rest, dtype=torch.int64, device=self.l2.device)
-            for i in weak[self.l2[weak] < STRONG * self.where.eigenvalues.max()].tolist():
-                self.factor_of[i] = int((log_factors - log_l2[i].cpu()).abs().argmin())
+        self._assign_factors()
         if not rest:
             return
         index = torch.tensor(rest, device=self.l2.device)
         every = torch.tensor(nodes, device=self.l2.device)
-        self.theta[index] = lagrange(log_l2[index], log_l2[every], self.theta[every])
+        # where probabilities hardly move, theta is b / (curvature + l2): without that factor it is flatter, and so are
+        # the errors of a polynomial
+        scale = self.l2[:, None, None] + self.where.eigenvalues / max(self.R, 2)
+        scale = torch.nn.functional.pad(scale, (0, 1), value=1.0)
+        self.theta[index] = lagrange(log_l2[index], log_l2[every], self.theta[every] * scale[every]) / scale[index]
         if self.plan.factor is None:
             self.minimise(index, self.theta[index], self.max_iter, 0.1)
 
+    def _assign_factors(self) -> None:
+        """Let the nearest factor serve each penalty that is weak, or little stronger than the strongest factor's."""
+        if not self.factors:
+            return
+        own = torch.tensor([factor.l2 for factor in self.factors], dtype=torch.float64, device=self.l2.device)
+        nearest = (self.l2.log()[:, None] - own.log()).abs().argmin(dim=1)
+        weak = self.l2 < max(STRONG * float(self.where.eigenvalues.max()), ABOVE * float(own.max()))
+        self.factor_of = torch.where(weak, nearest, -1)
+
+    def _renew_kronecker(self, index: Tensor, theta: Tensor, probabilities: Tensor | None = None) -> None:
+        """Set the class factors of problems to their probes, where no factor of the Hessian takes their place."""
+        mine = self.factor_of[index] < 0
+        if not bool(mine.any()):
+            return
+        if probabilities is None:
+            covariance = self.loss.covariance(theta[mine].to(self.loss.rows.dtype))
+        else:
+            covariance = covariance_of(probabilities[mine], self.loss.rows.weights.to(probabilities.dtype)).double()
+            sum_over_ranks(covariance)
+        self.kronecker.update(covariance, index[mine])
+
     def renew_kronecker(self) -> None:
-        """Set the class factors to the probes as they are, where no factor of the Hessian takes their place."""
-        index = (self.factor_of < 0).nonzero()[:, 0]
-        if len(index):
-            self.kronecker.update(self.loss.covariance(self.theta[index].to(self.loss.rows.dtype)), index)
+        """The same for all problems at the probes as they are."""
+        self._renew_kronecker(torch.arange(len(self.l2), device=self.l2.device), self.theta)
 
     def certified(self) -> tuple[Certificate, Tensor]:
         """Certify every fit in float64; those above tol get Newton steps until they pass or stall."""
@@ -186,7 +226,7 @@ class PathSolver:
             self.precondition,
             good_enough,
             lambda measured: 2 * CLEARLY * self.tol * measured.loss,
-            max_rounds=REFINE_ROUNDS if self.max_iter else 0,
+            max_rounds=MAX_ROUNDS if self.max_iter else 0,
         )
         certificate = summarise(self.where, refined.measured, self.l2, refined.decrement, at_zero)
         self.n_iter += refined.products + 1
@@ -212,11 +252,16 @@ def solve(rows: Rows, l2: Tensor, tol: float = 1e-4, max_iter: int = 2000) -> So
         return _solve(rows, l2, tol, max_iter)
 
 
+def few_entries(rows: Rows) -> bool:
+    """Whether these rows are so few that a pass takes microseconds."""
+    return largest_share(rows) * (rows.width + 1) <= ONE_THREAD_ENTRIES
+
+
 @contextmanager
 def _threads_for(rows: Rows) -> Iterator[None]:
     """One thread for small problems: waking the others for tens of microseconds of work costs more than it gives."""
     threads = torch.get_num_threads()
-    few = threads > 1 and rows.device.type == "cpu" and len(rows) * (rows.width + 1) <= ONE_THREAD_ENTRIES
+    few = threads > 1 and rows.device.type == "cpu" and few_entries(rows)
     if few:
         torch.set_num_threads(1)
     try:
