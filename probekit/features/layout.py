@@ -169,7 +169,7 @@ def read_rows(file: h5py.File, name: str, rows: slice = slice(None)) -> np.ndarr
 
 def _read_bytes(path: str, offset: int, into: np.ndarray) -> None:
     """Fill an array with the bytes of a file from `offset` on: HDF5's own reading of a long dataset is slower."""
-    left = memoryview(into.reshape(-1).view(np.uint8))
+    left = into.reshape(-1).view(np.uint8).data
     with open(path, "rb", buffering=0) as file:
         file.seek(offset)
         while len(left):
