@@ -163,7 +163,7 @@ def reading(rounds, megabytes=192):
                     at += file.readinto(view[at:])
 
         layer_s, plain_s = float("inf"), float("inf")
-        for _ in range(2 * rounds):
+        for _ in range(4 * rounds):
             layer_s = min(layer_s, cold(lambda: store.read("train", 1))())
             plain_s = min(plain_s, cold(plain)())
     yield "reading: one layer, MB/s", X.nbytes / layer_s / 1e6

@@ -80,18 +80,16 @@ def encode(
 def _encode_in_pieces(
     model: IGPT, tokens_BT: Tensor, norm: bool, mask_BT: Tensor | None, wanted: Sequence[int]
 ) -> list[Tensor]:
-    """`encode` on a CPU: a few images at a time through buffers that stay in the cache."""
+    """`encode` on a CPU: a few images at a time, through buffers that stay in the cache."""
     n_images, n_positions = tokens_BT.shape
     pooled = {k: torch.empty(n_images, model.config.n_embd) for k in wanted}
-    work: inference.Workspace | None = None
-    size = inference.piece_size(model, n_positions)
-    for start in range(0, n_images, size):
-        rows = slice(start, min(start + size, n_images))
-        if work is None or work.n_images != rows.stop - start:
-            work = inference.Workspace(model, rows.stop - start, n_positions)
+
+    def fill(rows: slice, work: inference.Workspace) -> None:
         mask = None if mask_BT is None else mask_BT[rows]
         pairs = inference.states_in_place(model, tokens_BT[rows], mask, work)
         for k, (h_MTD, n_MTD) in zip(range(wanted[-1] + 1), pairs, strict=False):
             if k in pooled:
                 torch.mean(n_MTD if norm else h_MTD, 1, out=pooled[k][rows])
+
+    inference.for_each_piece(model, n_images, n_positions, fill)
     return list(pooled.values())

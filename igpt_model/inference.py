@@ -3,21 +3,24 @@
 Letters: M images of a piece, T positions, D width, H heads, E head width, N = M * T rows, R query rows of a strip.
 
 What the plain pass loses there is memory: each operation allocates its result, and the pages of a large one are mapped
-anew every time. Here a few images at a time go through buffers that stay in the cache and are used again; the residual
-is added by the matrix product itself; so is the slope of the activation; and of causal attention only the keys that a
-strip of queries may see are computed.
+anew every time. Here a few images at a time go through buffers that stay in the cache and are used again; each thread
+takes its own images, so that none waits for another at every operation; the activation is computed by the matrix
+product itself; and of causal attention only the keys that a strip of queries may see are computed.
 """
 
-from collections.abc import Iterator
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .model import GELU_SLOPE, IGPT, NORM_EPS, Linear, RMSNorm
+from .model import GELU_SLOPE, IGPT, NORM_EPS
 
 PIECE = 1 << 18
-"""Numbers of the residual stream that are worked on at a time: with the four times as many of the MLP, 5 MB."""
+"""Numbers of the residual stream that a thread works on at a time: with the four times as many of the MLP, 5 MB."""
 STRIP = 64
 
 
@@ -32,9 +35,40 @@ def fits(model: IGPT) -> bool:
     )
 
 
-def piece_size(model: IGPT, n_positions: int) -> int:
-    """How many images go through the blocks together; it depends on the model alone, never on the batch."""
-    return max(1, PIECE // (n_positions * model.config.n_embd))
+def pieces(model: IGPT, n_images: int, n_positions: int) -> list[slice]:
+    """The images that go through the blocks together, almost equally many in each piece.
+
+    Pieces depend on the model and the batch, never on the number of threads; their number is even, for two threads.
+    """
+    most = max(1, PIECE // (n_positions * model.config.n_embd))
+    count = -(-n_images // most)
+    count = min(n_images, count + count % 2)
+    edges = [n_images * i // count for i in range(count + 1)] if count else []
+    return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
+
+
+def for_each_piece(model: IGPT, n_images: int, n_positions: int, action: Callable[[slice, "Workspace"], None]) -> None:
+    """Call `action` with every piece, on as many threads as PyTorch uses, each computing with one.
+
+    The bits of the result are those of one thread, however many there are.
+    """
+    todo = pieces(model, n_images, n_positions)
+    mine = threading.local()
+
+    @torch.inference_mode()
+    def run(rows: slice) -> None:
+        size = rows.stop - rows.start
+        if getattr(mine, "work", None) is None or mine.work.n_images != size:
+            mine.work = Workspace(model, size, n_positions)
+        action(rows, mine.work)
+
+    n_threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(n_threads, "igpt", torch.set_num_threads, (1,)) as threads:
+            list(threads.map(run, todo))
+    finally:
+        # PyTorch keeps the number for each thread, but threads that have not asked yet are given the last one set
+        torch.set_num_threads(n_threads)
 
 
 class Workspace:
@@ -45,19 +79,17 @@ class Workspace:
         self.n_images, self.n_positions, self.n_head = n_images, n_positions, c.n_head
         self.width = c.n_embd // c.n_head
         rows, batch = n_images * n_positions, n_images * c.n_head
-        self.qkv_ND = torch.empty(rows, 3 * c.n_embd)
         self.heads_3BTE = torch.empty(3, batch, n_positions, self.width)
         self.mixed = torch.empty(batch * STRIP * self.width)
         self.mixed_ND = torch.empty(rows, c.n_embd)
         self.normed_ND = torch.empty(rows, c.n_embd)
-        self.hidden_N4D = torch.empty(rows, 4 * c.n_embd)
         self.scores = torch.empty(batch * STRIP * n_positions)
         self.future_RR = torch.full((STRIP, STRIP), float("-inf")).triu(1) if c.causal else None
 
-    def attend(self) -> Tensor:
-        """Attention of `qkv_ND`, (N, D)."""
+    def attend(self, qkv_N3D: Tensor) -> Tensor:
+        """Attention, (N, D)."""
         m, t, h, e = self.n_images, self.n_positions, self.n_head, self.width
-        self.heads_3BTE.view(3, m, h, t, e).copy_(self.qkv_ND.view(m, t, 3, h, e).permute(2, 0, 3, 1, 4))
+        self.heads_3BTE.view(3, m, h, t, e).copy_(qkv_N3D.view(m, t, 3, h, e).permute(2, 0, 3, 1, 4))
         q, k, v = self.heads_3BTE
         mixed_MTHE = self.mixed_ND.view(m, t, h, e)
         for start in range(0, t, STRIP):
@@ -73,11 +105,11 @@ class Workspace:
             mixed_MTHE[:, start:stop].copy_(mixed.view(m, h, stop - start, e).transpose(1, 2))
         return self.mixed_ND
 
-    def normalise(self, norm: RMSNorm, h_ND: Tensor) -> Tensor:
-        """`norm(h)`, in a buffer."""
+    def normalise(self, h_ND: Tensor, gain_D: Tensor) -> Tensor:
+        """h / rms(h) * gain, in a buffer."""
         scale_N1 = torch.linalg.vector_norm(h_ND, dim=1, keepdim=True).square_()
         scale_N1.div_(h_ND.shape[1]).add_(NORM_EPS).rsqrt_()
-        return torch.mul(h_ND, scale_N1, out=self.normed_ND).mul_(norm.g)
+        return torch.mul(h_ND, scale_N1, out=self.normed_ND).mul_(gain_D)
 
 
 def states_in_place(
@@ -90,24 +122,28 @@ def states_in_place(
     h_MTD = model.embed(tokens_MT, mask_MT).contiguous()
     h_ND = h_MTD.view(-1, h_MTD.shape[-1])
     for block in model.blocks:
-        normed_ND = work.normalise(block.ln_1, h_ND)
+        attn, mlp = block.attn, block.mlp
+        normed_ND = work.normalise(h_ND, block.ln_1.g)
         yield h_MTD, normed_ND.view_as(h_MTD)
-        _product(block.attn.c_attn, normed_ND, work.qkv_ND)
-        _add_product(block.attn.c_proj, work.attend(), h_ND)
-        # x sigmoid(s x) = silu(s x) / s, the slope s taken into the two products
-        _product(block.mlp.c_fc, work.normalise(block.ln_2, h_ND), work.hidden_N4D, GELU_SLOPE)
-        _add_product(block.mlp.c_proj, F.silu(work.hidden_N4D, inplace=True), h_ND, 1 / GELU_SLOPE)
-    yield h_MTD, work.normalise(model.ln_f, h_ND).view_as(h_MTD)
+        mixed_ND = work.attend(_product(normed_ND, attn.c_attn.weight, attn.c_attn.bias))
+        h_ND += _product(mixed_ND, attn.c_proj.weight, attn.c_proj.bias)
+        # x sigmoid(s x) = silu(s x) / s, the slope s taken into the gain before and the sum after
+        normed_ND, bias = work.normalise(h_ND, block.ln_2.g * GELU_SLOPE), mlp.c_fc.bias
+        hidden_N4D = _product(normed_ND, mlp.c_fc.weight, None if bias is None else bias * GELU_SLOPE, silu=True)
+        h_ND.add_(_product(hidden_N4D, mlp.c_proj.weight), alpha=1 / GELU_SLOPE)
+        if mlp.c_proj.bias is not None:
+            h_ND += mlp.c_proj.bias
+    yield h_MTD, work.normalise(h_ND, model.ln_f.g).view_as(h_MTD)
 
 
-def _product(layer: Linear, x_ND: Tensor, out: Tensor, scale: float = 1.0) -> None:
-    """out = scale * (x W' + b)."""
-    bias = out if layer.bias is None else layer.bias
-    torch.addmm(bias, x_ND, layer.weight.t(), beta=0 if layer.bias is None else scale, alpha=scale, out=out)
+def has_onednn() -> bool:
+    """Whether this PyTorch has oneDNN's linear layer, which it keeps for compiled models."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def _add_product(layer: Linear, x_ND: Tensor, out: Tensor, scale: float = 1.0) -> None:
-    """out += scale * x W' + b."""
-    out.addmm_(x_ND, layer.weight.t(), alpha=scale)
-    if layer.bias is not None:
-        out += layer.bias
+def _product(x_ND: Tensor, weight: Tensor, bias: Tensor | None = None, silu: bool = False) -> Tensor:
+    """x W' + b, or silu of it: by oneDNN, which at these sizes is faster than the BLAS behind `F.linear`."""
+    if has_onednn():
+        return torch.ops.mkldnn._linear_pointwise(x_ND, weight, bias, "swish" if silu else "none", [], "")
+    y = F.linear(x_ND, weight, bias)
+    return F.silu(y, inplace=True) if silu else y

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from .atomic import write_bytes
 from .errors import UserError
@@ -19,7 +18,7 @@ _SAMPLE = 1 << 17  # pixels that k-means sees; on CIFAR-10 twice or half as many
 _EDGE = 16  # the table of all 2^24 colours is filled in cubes of 16 x 16 x 16, those that pictures touch
 _REGION = 64  # and the colours that may be nearest are first narrowed down for cubes of 64 x 64 x 64
 _UNKNOWN = 65535  # in the table: not filled yet; also the last index of the largest palette there is
-_AT_ONCE = 1 << 18  # pixels between whose addresses and look-ups nothing else passes through the cache
+_AT_ONCE = 1 << 17  # pixels between whose addresses and look-ups nothing else passes through the cache
 
 
 def to_unit(colours: np.ndarray) -> np.ndarray:
@@ -138,13 +137,12 @@ class Palette:
             self._filled = np.zeros((256 // _EDGE,) * 3, bool)
         tokens = np.empty((len(images), images.shape[1] * images.shape[2]), np.uint16)
         flat, pixels_N3 = tokens.reshape(-1), np.ascontiguousarray(images).reshape(-1, 3)
-        table, places = self._table.reshape(-1), np.empty(min(_AT_ONCE, len(flat)), np.int32)
-        # torch reads with 32-bit addresses, which NumPy would first widen; it knows these bits only as signed
-        signed = torch.from_numpy(table.view(np.int16))
+        table, places = self._table.reshape(-1), np.empty(min(_AT_ONCE, len(flat)), np.intp)
         for start in range(0, len(flat), _AT_ONCE):
             found = flat[start : start + _AT_ONCE]
             address = _address(pixels_N3[start : start + _AT_ONCE], places[: len(found)])
-            torch.index_select(signed, 0, torch.from_numpy(address), out=torch.from_numpy(found.view(np.int16)))
+            # no address is out of range; "wrap" spares NumPy the copy it makes to be able to refuse one
+            np.take(table, address, out=found, mode="wrap")
             if found.max() == _UNKNOWN:
                 unknown = np.flatnonzero(found == _UNKNOWN)
                 self._fill(address[unknown])
@@ -236,17 +234,13 @@ def _possible(
 
 
 def _address(pixels_N3: np.ndarray, address: np.ndarray) -> np.ndarray:
-    """Fill `address`, int32 (N,), with each colour's place in the table: red in the low byte, then green, then blue."""
-    whole = len(pixels_N3) // 4 * 4
-    # four pixels are three words of four bytes, and words are taken apart faster than bytes are put together
-    a, b, c = pixels_N3[:whole].reshape(-1).view("<u4").reshape(-1, 3).T
-    first, second, third, fourth = address[:whole].view(np.uint32).reshape(-1, 4).T
-    np.bitwise_and(a, 0xFFFFFF, out=first)
-    np.bitwise_or(a >> 24, (b & 0xFFFF) << 8, out=second)
-    np.bitwise_or(b >> 16, (c & 0xFF) << 16, out=third)
-    np.right_shift(c, 8, out=fourth)
-    red, green, blue = pixels_N3[whole:].astype(np.int32).T
-    address[whole:] = red | (green << 8) | (blue << 16)
+    """Fill `address`, intp (N,), with each colour's place in the table: red in the low byte, then green, then blue."""
+    before_last = address[:-1]
+    # the four bytes from a pixel's red on, whose highest is the next pixel's red
+    before_last[:] = np.ndarray(len(before_last), "<u4", np.ascontiguousarray(pixels_N3), strides=(3,))
+    before_last &= 0xFFFFFF
+    red, green, blue = pixels_N3[-1].tolist()
+    address[-1] = red | (green << 8) | (blue << 16)
     return address
 
 

@@ -35,7 +35,10 @@ def table(frame: Any) -> Any:
 
     made = Table(box=box.SIMPLE_HEAD)
     for name, column in frame.items():
-        made.add_column(str(name).replace("_", " "), justify="right" if column.dtype.kind in "fiu" else "left")
+        words = str(name).split("_")
+        numbers = column.dtype.kind in "fiu"
+        # in a narrow terminal a heading is broken between words, never cut within one
+        made.add_column(" ".join(words), justify="right" if numbers else "left", min_width=max(map(len, words)))
     for row in frame.itertuples(index=False):
         made.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
     return made

@@ -235,14 +235,16 @@ def find_hidden_states(model: Any, forward: Any, sides: tuple[int, int]) -> dict
         raise UserError(f"{type(model).__name__} gives no hidden states; name submodules through torch: instead.")
     found: dict[str, str] = {}
     for k, state in enumerate(states):
-        names = made.get(id(state))
+        names = made.get(id(state)) or _reordered(outputs, state)
         if not names:
             raise UserError(
                 f"hidden_states[{k}] of {type(model).__name__} is made by no submodule; name layers through torch:."
             )
         # of several that return the same tensor, the numbered block says most; else the outermost, which ends last
         block = [name for name in names if name.rpartition(".")[2].isdigit()]
-        found[min(block, key=len) if block else names[-1]] = f"hidden_states[{k}]"
+        found[min(block, key=len) if block else names[-1]] = f"hidden_states[{k}]" + (
+            "" if id(state) in made else ", whose positions are in another order"
+        )
     last = getattr(output, "last_hidden_state", None)
     if last is not None and id(last) in made and last is not states[-1] and not torch.equal(last, states[-1]):
         found[made[id(last)][-1]] = AFTER_NORM
@@ -255,6 +257,22 @@ def find_hidden_states(model: Any, forward: Any, sides: tuple[int, int]) -> dict
     return found
 
 
+def _reordered(outputs: Sequence[tuple[str, torch.Tensor]], state: torch.Tensor) -> list[str]:
+    """The submodules whose output has exactly this state's positions in another order, as Hiera's embedding.
+
+    Their mean is the same; a token in front there could not be told, but neither could it in the state.
+    """
+
+    def positions(h: torch.Tensor) -> torch.Tensor:
+        return torch.unique(h.flatten(0, -2), dim=0)
+
+    return [
+        name
+        for name, h in outputs
+        if h.ndim == 3 and h.shape == state.shape and torch.equal(positions(h), positions(state))
+    ]
+
+
 def _norm_state(states: Mapping[str, str]) -> str:
     normed = [name for name, state in states.items() if state == AFTER_NORM]
     return "raw hidden states" + (f", but {normed[0]} is the last one after the final norm" if normed else "")
@@ -265,7 +283,8 @@ def _forward(model: Any, sides: tuple[int, int]) -> tuple[Any, str]:
     image_size = getattr(model.config, "image_size", None)
     other_size = image_size is not None and pair(image_size) != tuple(sides) and hasattr(model.config, "patch_size")
     extra: dict[str, Any] = {"interpolate_pos_encoding": True} if other_size else {}
-    masks = hasattr(model.config, "mask_ratio")
+    # Hiera has the setting too, but its encoder masks only where it is being trained
+    masks = hasattr(model.config, "mask_ratio") and all(getattr(part, "is_mae", True) for part in model.modules())
     rule = f"images of {sides[0]} x {sides[1]}" + (", positions interpolated" if other_size else "")
     if masks:
         model.config.mask_ratio = 0.0

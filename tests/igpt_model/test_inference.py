@@ -46,9 +46,53 @@ def test_pieces_of_the_batch_do_not_mix(monkeypatch):
     tokens = torch.randint(0, 7, (7, 100))
     together = encode(model, tokens)
     monkeypatch.setattr(inference, "PIECE", 2 * 100 * 24)
-    assert inference.piece_size(model, 100) == 2
+    assert inference.pieces(model, 7, 100) == [slice(0, 1), slice(1, 3), slice(3, 5), slice(5, 7)]
     for a, b in zip(encode(model, tokens), together, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("most", [1, 3, 100])
+@pytest.mark.parametrize("n_images", [0, 1, 2, 7, 128])
+def test_pieces_cover_the_batch_once_and_none_is_too_large(monkeypatch, n_images, most):
+    monkeypatch.setattr(inference, "PIECE", most * 100 * 24)
+    pieces = inference.pieces(model_of(), n_images, 100)
+    assert [i for piece in pieces for i in range(piece.start, piece.stop)] == list(range(n_images))
+    sizes = [piece.stop - piece.start for piece in pieces]
+    assert not sizes or (1 <= min(sizes) >= max(sizes) - 1 and max(sizes) <= most)
+
+
+def test_threads_change_no_bit_and_their_number_is_left_as_it_was(monkeypatch):
+    model, tokens = model_of(), torch.randint(0, 7, (9, 100))
+    monkeypatch.setattr(inference, "PIECE", 2 * 100 * 24)
+    before, found = torch.get_num_threads(), []
+    try:
+        for n_threads in (1, 2, 5):
+            torch.set_num_threads(n_threads)
+            found.append(encode(model, tokens))
+            assert torch.get_num_threads() == n_threads
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_an_error_in_a_thread_is_raised():
+    model, tokens = model_of(), torch.randint(0, 7, (9, 100))
+    tokens[4, 5] = 7
+    with pytest.raises(IndexError):
+        encode(model, tokens)
+
+
+def test_without_onednn_the_numbers_are_the_same(monkeypatch):
+    model, tokens = model_of(bias=True), torch.randint(0, 7, (5, 100))
+    expected = encode(model, tokens)
+    monkeypatch.setattr(inference, "has_onednn", lambda: False)
+    for a, b in zip(encode(model, tokens), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_no_images_give_no_rows():
+    assert [f.shape for f in encode(model_of(), torch.zeros(0, 100, dtype=torch.long))] == [(0, 24)] * 4
 
 
 def test_nothing_deeper_than_the_layers_asked_for_is_run(monkeypatch):

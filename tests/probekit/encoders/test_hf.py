@@ -33,6 +33,23 @@ CONFIGS = {
     "siglip": (transformers.SiglipVisionConfig, {**SIZES, "attention_dropout": 0.5}, 0),
     "mae": (transformers.ViTMAEConfig, {**SIZES, **DROP}, 1),
     "swin": (transformers.SwinConfig, {**STAGES, **DROP, "drop_path_rate": 0.5}, 0),
+    "hiera": (
+        transformers.HieraConfig,
+        {
+            "image_size": [32, 32],
+            "patch_size": [7, 7],
+            "patch_stride": [4, 4],
+            "patch_padding": [3, 3],
+            "embed_dim": 8,
+            "depths": [1, 2],
+            "num_heads": [1, 2],
+            "num_query_pool": 1,
+            "masked_unit_size": [4, 4],
+            "masked_unit_attention": [True, False],
+            "drop_path_rate": 0.5,
+        },
+        0,
+    ),
     "convnext": (
         transformers.ConvNextConfig,
         {"hidden_sizes": [8, 16], "depths": [1, 2], "num_stages": 2, "image_size": 32, "drop_path_rate": 0.5},
@@ -64,7 +81,7 @@ def tiny(tmp_path, kind):
     with torch.no_grad():  # LayerScale and zero-initialised tokens would hide errors
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    side = values.get("image_size", 32)
+    side = np.max(values.get("image_size", 32)).item()
     return save(tmp_path / kind, model, side), model.eval(), side, prefix
 
 
@@ -99,7 +116,8 @@ def test_every_hidden_state_equals_a_plain_forward_pass(tmp_path, kind):
     states, last = plain_states(model, images, kind)
     encoder = load_encoder(f"hf:{folder}")
     found = encoder(images, ROWS)
-    named = dict(zip((encoder.provenance["hidden_states"][layer] for layer in encoder.layers), found, strict=True))
+    makers = encoder.provenance["hidden_states"]
+    named = dict(zip((makers[layer].partition(",")[0] for layer in encoder.layers), found, strict=True))
     for k, h in enumerate(states):
         torch.testing.assert_close(named[f"hidden_states[{k}]"], pooled(h, prefix), rtol=1e-4, atol=1e-5)
     if kind in NORMED:
@@ -116,6 +134,19 @@ def test_every_hidden_state_equals_a_plain_forward_pass(tmp_path, kind):
     else:
         with pytest.raises(UserError, match="no CLS token"):
             load_encoder(f"hf:{folder}", pool="cls")
+
+
+def test_a_state_that_is_a_submodules_output_in_another_order_is_found_and_said(tmp_path):
+    encoder = load_encoder(f"hf:{tiny(tmp_path, 'hiera')[0]}")
+    makers = encoder.provenance["hidden_states"]
+    assert [makers[layer] for layer in encoder.layers] == [
+        "hidden_states[0], whose positions are in another order",
+        "hidden_states[1]",
+        "a block inside hidden_states[2]",
+        "hidden_states[2]",
+    ]
+    assert "masked" not in encoder.provenance["input"]
+    assert [encoder.provenance["decisions"][layer]["positions"] for layer in encoder.layers] == [64, 64, 16, 16]
 
 
 def test_every_block_of_a_convnext_equals_the_blocks_called_one_by_one(tmp_path):

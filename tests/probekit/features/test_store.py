@@ -9,6 +9,7 @@ import pytest
 from feature_fakes import LinearEncoder, dataset
 
 from probekit.errors import UserError
+from probekit.features import layout
 from probekit.features.extract import extract
 from probekit.features.layout import file_layer_names
 from probekit.features.store import FeatureStore
@@ -83,6 +84,27 @@ def test_layer_names_sort_from_shallow_to_deep():
     assert file_layer_names(["a/b"]) == ("00_a.b",)
     many = file_layer_names([str(k) for k in range(101)])
     assert sorted(many) == list(many)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("rows", [slice(None), slice(3, 8), slice(5, 5), slice(-2, None)])
+def test_rows_are_those_that_plain_h5py_reads(tmp_path, arrays, dtype, rows):
+    store = FeatureStore.from_arrays(tmp_path / "f.h5", arrays, dtype=dtype)
+    for layer in store.layers:
+        with h5py.File(store.path) as file:
+            expected = file[f"train/layers/{layer}"][rows]
+        found = store.stored("train", layer, rows)
+        assert found.dtype == expected.dtype == dtype
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_one_sentence(tmp_path, arrays):
+    store = FeatureStore.from_arrays(tmp_path / "f.h5", arrays)
+    with layout.open_hdf5(store.path) as file:
+        name = layout.layer_path("train", store.layers[0])
+        os.truncate(store.path, file[name].id.get_offset() + 4)
+        with pytest.raises(UserError, match=r"cannot be read at .*bytes too early"):
+            layout.read_rows(file, name)
 
 
 def test_unknown_layer_and_split_list_what_there_is(tmp_path, arrays):
