@@ -1,56 +1,97 @@
 """Are autoregressive features better than BERT's, by depth and at their best (the paper: yes, by 1 to 6 points)?
 
-    python -m analyses.ar_vs_bert RESULTS... [--masks FEATURES...]
+    python -m analyses.ar_vs_bert RESULTS... [--masks FEATURES...] [--out FOLDER]
 
-RESULTS hold both models' sweeps on the same data. --masks are the BERT model's feature files under other masks
-(`probekit extract --seed 1 --splits test`): what the modal vote over all masks adds is printed as well.
+RESULTS hold both models' sweeps on the same data. As many runs of each, with other seeds, are paired in their order and
+taken together: intervals draw runs, then rows. --masks are the BERT models' feature files under other masks
+(`probekit extract --seed 1 --splits test`): what the modal vote adds is printed as well. --out gets ar_vs_bert.svg and
+.csv, both objectives by depth and their difference.
 """
 
 import argparse
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
+from analyses import over_runs
+from analyses.ar_vs_bert_figure import write_figure
 from probekit.ensemble import mask_ensemble
+from probekit.features.store import FeatureStore
 from probekit.reports import build_panels, collect_records
 from probekit.reports.panels import Panel, Series, margin
+from probekit.results.rows import row_predictions
 
 
-def objective(series: Series) -> str | None:
-    """ "AR", "BERT", or None for what is no trained iGPT."""
-    config = series.records[0].encoder.get("config") or {}
-    if series.role != "model" or "causal" not in config:
-        return None
-    return "AR" if config["causal"] else "BERT"
+def runs_of(panel: Panel, objective: str) -> list[Series]:
+    """The trained iGPTs of this panel with objective "AR" or "BERT", in order of appearance."""
+    causal = {"AR": True, "BERT": False}[objective]
+    return [s for s in panel.models if (s.records[0].encoder.get("config") or {}).get("causal") is causal]
 
 
 def lines(panel: Panel, masks: Sequence[Path] = ()) -> list[str]:
     """What every pair of an autoregressive and a BERT model of this panel says."""
-    ours = [series for series in panel.series if objective(series) == "AR"]
+    ours, berts = runs_of(panel, "AR"), runs_of(panel, "BERT")
+    several = len(ours) == len(berts) > 1
     found = []
-    for bert in (series for series in panel.series if objective(series) == "BERT"):
-        for ar in ours:
-            paired = margin(ar.records[ar.peak], bert.records[bert.peak])
-            gain = "no paired test"
-            if paired:
-                gain = f"{paired.gain:+.1f} [{paired.low:+.1f}, {paired.high:+.1f}] points, p = {paired.p:.2g}"
-            found.append(
-                f"{panel.title}: {ar.label} (AR) at its best layer {ar.depths[ar.peak]} has {ar.top1[ar.peak]:.1f} %, "
-                f"{bert.label} (BERT) at layer {bert.depths[bert.peak]} {bert.top1[bert.peak]:.1f} %: {gain}"
-            )
-            if np.array_equal(ar.depths, bert.depths):
-                below = int((bert.top1 < ar.top1).sum())
-                found.append(f"  BERT lies below at {below} of {len(ar.depths)} layers")
-        if masks:
-            ensemble = mask_ensemble(bert.records[bert.peak], masks)
-            found.append(
-                f"  {bert.label}, {len(ensemble.single)} masks: {100 * ensemble.accuracy:.1f} % "
-                f"[{100 * ensemble.low:.1f}, {100 * ensemble.high:.1f}], {100 * ensemble.gain:+.1f} "
-                f"[{100 * ensemble.gain_low:+.1f}, {100 * ensemble.gain_high:+.1f}] points above one mask, "
-                f"p = {ensemble.p:.2g} (single masks: {', '.join(f'{100 * value:.1f}' for value in ensemble.single)})"
-            )
+    for ar, bert in zip(ours, berts, strict=True) if several else product(ours, berts):
+        paired = margin(ar.records[ar.peak], bert.records[bert.peak])
+        words = "no paired test"
+        if paired:
+            words = f"{paired.gain:+.1f} [{paired.low:+.1f}, {paired.high:+.1f}] points, p = {paired.p:.2g}"
+        found.append(
+            f"{panel.title}: {ar.label} (AR) at its best layer {ar.depths[ar.peak]} has {ar.top1[ar.peak]:.1f} %, "
+            f"{bert.label} (BERT) at layer {bert.depths[bert.peak]} {bert.top1[bert.peak]:.1f} %: {words}"
+        )
+        if np.array_equal(ar.depths, bert.depths):
+            below = int((bert.top1 < ar.top1).sum())
+            found.append(f"  BERT lies below at {below} of {len(ar.depths)} layers")
+        different = unmatched(ar, bert)
+        if different:
+            found.append(f"  not matched: {', '.join(different)}")
+    if several:
+        best = [[s.curve.rows()[:, s.peak] for s in runs] for runs in (ours, berts)]
+        found.append(f"{panel.title}, {len(ours)} runs of each at their best layers: {_words(over_runs.gain(*best))}")
+    return found + _votes(berts, masks)
+
+
+def unmatched(ar: Series, bert: Series) -> list[str]:
+    """In which sizes, or in the number of updates, two models differ, in words."""
+    said = []
+    for series in (ar, bert):
+        encoder = series.records[0].encoder
+        config = {k: v for k, v in encoder["config"].items() if k not in ("causal", "mask_prob")}
+        said.append({**config, "step": encoder.get("step")})
+    return [f"{k} {said[0].get(k)} and {said[1].get(k)}" for k in said[0] if said[0].get(k) != said[1].get(k)]
+
+
+def _votes(berts: Sequence[Series], masks: Sequence[Path]) -> list[str]:
+    found, voted, alone = [], [], []
+    stores = [FeatureStore.open(path) for path in masks]
+    for bert in berts:
+        record = bert.records[bert.peak]
+        # with one model a file of another is an error; with several each has its own files
+        own = [s for s in stores if len(berts) == 1 or s.encoder["weights_hash"] == record.encoder["weights_hash"]]
+        if not own:
+            continue
+        ensemble, rows = mask_ensemble(record, own), row_predictions(record)
+        voted.append(ensemble.predictions == rows.labels)
+        alone.append(rows.correct)
+        found.append(
+            f"  {bert.label}, {len(ensemble.single)} masks: {100 * ensemble.accuracy:.1f} % "
+            f"[{100 * ensemble.low:.1f}, {100 * ensemble.high:.1f}], {100 * ensemble.gain:+.1f} "
+            f"[{100 * ensemble.gain_low:+.1f}, {100 * ensemble.gain_high:+.1f}] points above one mask, "
+            f"p = {ensemble.p:.2g} (single masks: {', '.join(f'{100 * value:.1f}' for value in ensemble.single)})"
+        )
+    if len(voted) > 1:
+        found.append(f"  the vote over one mask, {len(voted)} runs: {_words(over_runs.gain(voted, alone))}")
     return found
+
+
+def _words(together: over_runs.Together) -> str:
+    each = ", ".join(f"{value:+.1f}" for value in together.each)
+    return f"{together.mean:+.1f} [{together.low:+.1f}, {together.high:+.1f}] points ({each})"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -58,9 +99,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="+", type=Path)
     parser.add_argument("--masks", nargs="*", type=Path, default=())
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    found = [line for panel in build_panels(collect_records(options.results)) for line in lines(panel, options.masks)]
+    panels = build_panels(collect_records(options.results))
+    found = [line for panel in panels for line in lines(panel, options.masks)]
     print("\n".join(found) or "These results do not hold an autoregressive and a BERT model on the same data.")
+    both = [panel for panel in panels if runs_of(panel, "AR") and runs_of(panel, "BERT")]
+    for panel in both if options.out else []:
+        runs = runs_of(panel, "AR"), runs_of(panel, "BERT")
+        name = "ar_vs_bert" if len(both) == 1 else f"ar_vs_bert-{panel.slug}"
+        for path in write_figure(*runs, [s for s in panel.series if s.role == "random"], options.out / name):
+            print(path)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python -m analyses.finetuning RUNS... [--results RESULTS...]
 
 RUNS are folders of `probekit finetune`. The first is the reference: the others, such as `--from-scratch` or another
-`--layer`, are compared with it on the same test rows; with --results also the best probe, and published rows.
+`--layer`, are compared with it on the same test rows; with --results also the best probe, and published rows. Runs that
+differ in their seed alone are also taken together, and paired with the first's by seed: intervals draw runs, then rows.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from analyses import over_runs
 from probekit.cli.finetune import PREDICTIONS_FILE, TEST_FILE
 from probekit.errors import UserError
 from probekit.reports import build_panels, collect_records
@@ -29,6 +31,8 @@ class Tested(NamedTuple):
     row_ids: np.ndarray
     correct: np.ndarray
     dataset: str
+    arm: str = ""
+    seed: int = 0
 
 
 def read_run(folder: Path) -> Tested:
@@ -38,7 +42,8 @@ def read_run(folder: Path) -> Tested:
     about: dict[str, Any] = json.loads((folder / TEST_FILE).read_text())
     rows = load_probe(folder / PREDICTIONS_FILE)
     right = rows["test_predictions"] == rows["test_labels"]
-    return Tested(f"{folder.name} ({arm(about['finetune'])})", rows["test_row_ids"], right, about["dataset"])
+    compared, seed = arm(about["finetune"]), about["finetune"].get("seed", 0)
+    return Tested(f"{folder.name} ({compared})", rows["test_row_ids"], right, about["dataset"], compared, seed)
 
 
 def arm(settings: Mapping[str, Any]) -> str:
@@ -83,13 +88,34 @@ def lines(tested: Sequence[Tested]) -> list[str]:
     return found
 
 
+def seeds_together(tested: Sequence[Tested]) -> list[str]:
+    """One line an arm of several seeds on the first's test rows, each against the first arm with the same seeds."""
+    arms: dict[str, dict[int, np.ndarray]] = {}
+    for one in tested:
+        if np.array_equal(one.row_ids, tested[0].row_ids) and one.dataset == tested[0].dataset:
+            arms.setdefault(one.arm, {})[one.seed] = one.correct
+    found, first = [], arms[tested[0].arm]
+    for name, runs in arms.items():
+        if len(runs) < 2:
+            continue
+        own = over_runs.accuracy(list(runs.values()))
+        words = f"{own.mean:5.1f} % [{own.low:.1f}, {own.high:.1f}], sd {own.spread:.1f}, {len(runs)} seeds: {name}"
+        shared = sorted(runs.keys() & first.keys())
+        if runs is not first and len(shared) > 1:
+            gain = over_runs.gain([runs[seed] for seed in shared], [first[seed] for seed in shared])
+            words += f": {gain.mean:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}] points against the first"
+        found.append(words)
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read fine-tuned runs and print them beside one another."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--results", nargs="*", type=Path, default=[])
     options = parser.parse_args(arguments)
-    print("\n".join(lines([*map(read_run, options.runs), *best_probes(options.results)])))
+    runs = [read_run(folder) for folder in options.runs]
+    print("\n".join([*lines([*runs, *best_probes(options.results)]), *seeds_together(runs)]))
 
 
 if __name__ == "__main__":

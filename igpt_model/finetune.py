@@ -18,6 +18,7 @@ from .distributed import find_ranks
 from .errors import UserError
 from .finetune_config import FinetuneConfig
 from .finetune_run import FinetuneRun
+from .loop import records
 from .runlog import open_run
 from .training_data import check_images
 
@@ -103,7 +104,7 @@ def finetune(
         run = FinetuneRun(config, loaded, pictures, held_out, books, Path(out), ranks)
         yield from run.damaged
         yield run.start(changed)
-        yield from run.loop(stop)
+        yield from records(run, stop)
 
 
 def _check_labels(name: str, part: Labelled, n_classes: int) -> None:

@@ -4,10 +4,7 @@ Letters: N images, T tokens, K classes, M masks.
 """
 
 import math
-import signal
-import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +30,6 @@ from .divergence import TrainingDiverged
 from .errors import UserError
 from .finetune_config import FinetuneConfig
 from .hashing import hash_arrays
-from .interrupts import interrupts_deferred
 from .objectives import draw_masks
 from .optim import learning_rate, optimizer_tensors, restore_optimizer
 from .runlog import MetricsLog
@@ -73,6 +69,7 @@ class FinetuneRun:
         self.classifier = self.tuner.classifier
         encoded, self.val_tokens = (encode_all(images, self.palette) for images, _ in (train, val))
         self.train_tokens = training_tokens(train[0], self.palette, self.transform, encoded)
+        self.tokens_per_step = config.batch_size * self.train_tokens.shape[1]
         self.train_labels, self.val_labels = (np.asarray(labels, np.int64) for _, labels in (train, val))
         arrays = {"train": encoded, "val": self.val_tokens, "y": self.train_labels, "v": self.val_labels}
         self.data_hash = hash_arrays(arrays)
@@ -123,54 +120,20 @@ class FinetuneRun:
             return "patience"
         return "steps" if self.step >= self.config.steps else None
 
-    def loop(self, stop: Callable[[], bool] | None) -> Iterator[dict[str, Any]]:
-        """Update until the end, yielding records."""
-        if self.ranks.size == 1:
-            yield from self.updates(stop)
-            return
-        # torchrun and Slurm end their processes by SIGTERM; ranks must stop at the same update
-        with interrupts_deferred(signal.SIGINT, signal.SIGTERM) as interrupted:
-            yield from self.updates(lambda: bool(interrupted) or (stop is not None and stop()))
+    @property
+    def over(self) -> bool:
+        """Whether there is a reason to end."""
+        return self.reason is not None
 
-    def updates(self, stop: Callable[[], bool] | None) -> Iterator[dict[str, Any]]:
-        """Update until the end, until patience is over or until `stop` says so, which all ranks then do."""
-        config, several, wanted = self.config, self.ranks.size > 1, False
-        clock, counted = time.perf_counter(), 0
-        try:
-            while self.reason is None:
-                with nullcontext() if several else interrupts_deferred(signal.SIGINT) as interrupted:
-                    self.update()
-                counted += 1
-                evaluating = self.step % config.eval_every == 0 or self.step == config.steps
-                recording = self.step % config.log_every == 0 or evaluating
-                wanted = wanted or bool(interrupted) or (stop is not None and stop())
-                # ranks agree when they exchange losses anyway: asking at every update would have them wait
-                pausing = wanted if not several else recording and self.ranks.any(wanted)
-                # what was summed up since the last record is not saved, so a checkpoint needs one
-                if recording or pausing:
-                    yield self.log(self.record(counted, clock))
-                if evaluating:
-                    yield self.evaluate()
-                elif pausing:
-                    self.save(None)
-                if recording:  # always before an evaluation, so that its time is not counted
-                    clock, counted = time.perf_counter(), 0
-                if interrupted:
-                    raise KeyboardInterrupt
-                if pausing and self.reason is None:
-                    yield {"kind": "paused", "step": self.step}
-                    return
-            best = {"best_step": self.best_step, "best_accuracy": self.best_accuracy}
-            yield {"kind": "end", "step": self.step, **best, "reason": self.reason}
-        except (GeneratorExit, KeyboardInterrupt):
-            # the weights are whole, so keep them; but a step whose evaluation is owed is better done again, and
-            # several ranks cannot know that the others left as well
-            if not several and self.step % config.eval_every and not checkpoint_path(self.out, self.step).exists():
-                self.save(None)
-            raise
-        finally:
-            if self.metrics is not None:
-                self.metrics.close()
+    @property
+    def evaluating(self) -> bool:
+        """Whether the validation pictures are due."""
+        return self.step % self.config.eval_every == 0 or self.step == self.config.steps
+
+    @property
+    def recording(self) -> bool:
+        """Whether a step record is due."""
+        return self.step % self.config.log_every == 0 or self.evaluating
 
     def update(self) -> None:
         """Draw the step's batch and masks, and change the weights."""
@@ -187,8 +150,8 @@ class FinetuneRun:
         """Return the learning rate of update number `step`: no cosine when fine-tuning (paper, appendix)."""
         return learning_rate(step, self.config.lr, self.config.warmup_steps, self.config.steps, "constant")
 
-    def record(self, updates: int, since: float) -> dict[str, Any]:
-        """Return the step record since the last one, so many updates and a time ago."""
+    def losses(self) -> dict[str, Any]:
+        """Return the losses, means since the last record, and the norm."""
         means = torch.stack(self.sums).mean(0)
         self.sums = []
         clf_loss, gen_loss, norm = [*self.ranks.sum(means[:2]).tolist(), means[2].item()]
@@ -198,18 +161,25 @@ class FinetuneRun:
                 f"The loss or its gradient is not finite at step {self.step}: the last good checkpoint is of step "
                 f"{good}; start again in another folder with a lower lr."
             )
-        loss = clf_loss + self.config.gen_weight * gen_loss
-        tokens = updates * self.config.batch_size * self.train_tokens.shape[1]
         parts = {"clf_loss": clf_loss} | ({"gen_loss": gen_loss} if self.config.gen_weight else {})
-        return {
-            "kind": "step",
-            "step": self.step,
-            "loss": loss,
-            **parts,
-            "grad_norm": norm,
-            "lr": self.rate(self.step - 1),
-            "tokens_per_s": tokens / (time.perf_counter() - since),
-        }
+        return {"loss": clf_loss + self.config.gen_weight * gen_loss, **parts, "grad_norm": norm}
+
+    def look(self, pausing: bool) -> Iterator[dict[str, Any]]:
+        """Validate where that is due, which saves as well; save a run that pauses."""
+        if self.evaluating:
+            yield self.evaluate()
+        elif pausing:
+            self.save(None)
+
+    def rescue(self) -> None:
+        """Save, unless an evaluation is owed: that step is better done again."""
+        if self.step % self.config.eval_every and not checkpoint_path(self.out, self.step).exists():
+            self.save(None)
+
+    def end(self) -> dict[str, Any]:
+        """Return the end record."""
+        best = {"best_step": self.best_step, "best_accuracy": self.best_accuracy}
+        return {"kind": "end", "step": self.step, **best, "reason": self.reason}
 
     def evaluate(self) -> dict[str, Any]:
         """Measure on the validation pictures, save the checkpoint that this is about, and return the eval record."""
@@ -262,3 +232,8 @@ class FinetuneRun:
         if self.metrics is not None:
             self.metrics.append(record)
         return record
+
+    def close(self) -> None:
+        """Close the log."""
+        if self.metrics is not None:
+            self.metrics.close()

@@ -1,9 +1,6 @@
 """A run between its first update and its last: restored, updated, watched, saved; what `train` does step by step."""
 
-import signal
-import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,7 @@ from .distributed import Ranks
 from .divergence import LossWatch, TrainingDiverged
 from .engine import Engine
 from .errors import UserError
-from .interrupts import interrupts_deferred
+from .loop import step_record
 from .optim import learning_rate, optimizer_tensors
 from .palette import Palette
 from .prefetch import DrawnAhead
@@ -44,7 +41,8 @@ class Run:
         self.engine = Engine(config, ranks)
         self.watch = LossWatch(config.n_colours, config.spike)
         self.step = 0
-        self.losses: list[Tensor] = []  # since the last record, on the device: no waiting for it every step
+        # since the last record, on the device (no waiting for it every step): this rank's share of the loss, the norm
+        self.shares: list[Tensor] = []
         self.norms: list[Tensor] = []
 
     def open(
@@ -69,6 +67,7 @@ class Run:
                 "name agree; give the same data or another --out."
             )
         self.provenance["data_hash"] = self.data.hash
+        self.tokens_per_step = config.batch_size * self.data.train.shape[1]
         self.batches = DrawnAhead(self.draw, config.steps, ahead=ranks.device.type == "cuda")
         path = self.out / "metrics.jsonl"
         self.metrics = MetricsLog(path, None if folder is None else self.step) if ranks.first else None
@@ -81,7 +80,7 @@ class Run:
             "n_params": self.engine.model.config.n_params,
             "n_train": len(self.data.train),
             "n_val": len(self.data.val),
-            "tokens_per_step": config.batch_size * self.data.train.shape[1],
+            "tokens_per_step": self.tokens_per_step,
             "threads": torch.get_num_threads(),
             "ranks": ranks.size,
             "palette_hash": self.palette.hash,
@@ -91,64 +90,25 @@ class Run:
             yield self.log(self.evaluation())
             yield self.save()
 
-    def loop(self, stop: Callable[[], bool] | None) -> Iterator[dict[str, Any]]:
-        """Update until the end, yielding records."""
-        if self.ranks.size == 1:
-            yield from self.updates(stop)
-            return
-        # torchrun and Slurm end their processes by SIGTERM; ranks must stop at the same update
-        with interrupts_deferred(signal.SIGINT, signal.SIGTERM) as interrupted:
-            yield from self.updates(lambda: bool(interrupted) or (stop is not None and stop()))
+    @property
+    def over(self) -> bool:
+        """Whether all updates are done."""
+        return self.step >= self.config.steps
 
-    def updates(self, stop: Callable[[], bool] | None) -> Iterator[dict[str, Any]]:
-        """Update until the end or until `stop` says so, which all ranks then do."""
-        config, several = self.config, self.ranks.size > 1
-        clock, counted, wanted = time.perf_counter(), 0, False
-        try:
-            while self.step < config.steps:
-                with nullcontext() if several else interrupts_deferred(signal.SIGINT) as interrupted:
-                    self.update()
-                counted += 1
-                evaluating = self.step % config.eval_every == 0 or self.step == config.steps
-                # also before an evaluation or a checkpoint, so that their time is not in tokens a second
-                recording = config.saves(self.step) or evaluating or self.step % config.log_every == 0
-                wanted = wanted or bool(interrupted) or (stop is not None and stop())
-                # ranks agree when they exchange losses anyway: asking at every update would have them wait
-                pausing = wanted if not several else recording and self.ranks.any(wanted)
-                saving = config.saves(self.step) or pausing
-                if recording or pausing:
-                    yield self.log(self.record(counted, clock))
-                    clock, counted = time.perf_counter(), 0
-                if evaluating:
-                    yield self.log(self.evaluation())
-                    clock = time.perf_counter()
-                if saving and self.watch.sound:
-                    yield self.save()
-                    clock = time.perf_counter()
-                if interrupted:
-                    raise KeyboardInterrupt
-                if pausing and self.step < config.steps:
-                    yield {"kind": "paused", "step": self.step}
-                    return
-            yield {"kind": "end", "step": self.step}
-        except (GeneratorExit, KeyboardInterrupt):
-            # the loop over the records was left, or Ctrl-C came between two updates: the weights are whole, so keep
-            # them; several ranks cannot know that the others left as well
-            if not several:
-                if self.losses:
-                    self.log(self.record(0, clock))
-                if self.watch.sound and not checkpoint_path(self.out, self.step).exists():
-                    self.save()
-            raise
-        finally:
-            self.batches.close()
-            if self.metrics is not None:
-                self.metrics.close()
+    @property
+    def evaluating(self) -> bool:
+        """Whether the validation loss is due."""
+        return self.step % self.config.eval_every == 0 or self.over
+
+    @property
+    def recording(self) -> bool:
+        """Whether a step record is due."""
+        return self.config.saves(self.step) or self.evaluating or self.step % self.config.log_every == 0
 
     def update(self) -> None:
         """Take the step's batch and update the weights."""
         loss, norm = self.engine.update(*self.batches(self.step), self.rate(self.step))
-        self.losses.append(loss)
+        self.shares.append(loss)
         self.norms.append(norm)
         self.step += 1
 
@@ -166,22 +126,32 @@ class Run:
         config = self.config
         return learning_rate(step, config.lr, config.warmup_steps, config.steps, config.schedule)
 
-    def record(self, updates: int, since: float) -> dict[str, Any]:
-        """Return the step record since the last one, after looking at whether training is still sound."""
-        loss = self.ranks.sum(torch.stack(self.losses).mean()).item()
+    def losses(self) -> dict[str, Any]:
+        """Return loss and norm since the last record, after looking at whether training is still sound."""
+        loss = self.ranks.sum(torch.stack(self.shares).mean()).item()
         norm = torch.stack(self.norms).max().item()
-        self.losses, self.norms = [], []
+        self.shares, self.norms = [], []
         good = next((int(f.name) for f in reversed(list_checkpoints(self.out))), None)
-        self.watch.look(self.step, loss, norm, self.step >= self.config.steps, good)
-        tokens = updates * self.config.batch_size * self.data.train.shape[1]
-        return {
-            "kind": "step",
-            "step": self.step,
-            "loss": loss,
-            "grad_norm": norm,
-            "lr": self.rate(self.step - 1),
-            "tokens_per_s": tokens / (time.perf_counter() - since),
-        }
+        self.watch.look(self.step, loss, norm, self.over, good)
+        return {"loss": loss, "grad_norm": norm}
+
+    def look(self, pausing: bool) -> Iterator[dict[str, Any]]:
+        """Evaluate and save where that is due; weights of a loss that has risen are not kept."""
+        if self.evaluating:
+            yield self.log(self.evaluation())
+        if (self.config.saves(self.step) or pausing) and self.watch.sound:
+            yield self.save()
+
+    def rescue(self) -> None:
+        """Save; what was summed up since the last record is not in a checkpoint, so it is written down first."""
+        if self.shares:
+            self.log(step_record(self, 0, 1.0))
+        if self.watch.sound and not checkpoint_path(self.out, self.step).exists():
+            self.save()
+
+    def end(self) -> dict[str, Any]:
+        """Return the end record."""
+        return {"kind": "end", "step": self.step}
 
     def evaluation(self) -> dict[str, Any]:
         """Return the eval record."""
@@ -218,3 +188,9 @@ class Run:
         if self.metrics is not None:
             self.metrics.append(record)
         return record
+
+    def close(self) -> None:
+        """End the thread that draws ahead; close the log."""
+        self.batches.close()
+        if self.metrics is not None:
+            self.metrics.close()

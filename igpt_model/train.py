@@ -15,6 +15,7 @@ from .distributed import find_ranks
 from .divergence import TrainingDiverged
 from .engine import evaluate
 from .errors import UserError
+from .loop import records
 from .palette import Palette
 from .run import Run
 from .runlog import open_run
@@ -90,4 +91,4 @@ def train(
     with cpu_threads(config.threads):
         run = Run(config, Path(out), ranks, data_provenance)
         yield from run.open(train_images, val_images, palette, changed)
-        yield from run.loop(stop)
+        yield from records(run, stop)

@@ -5,12 +5,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analyses import ar_vs_bert, finetuning, loss_vs_probe, low_data, resolution, scale
 from igpt_model.config import ModelConfig
+from probekit.results.metrics import bootstrap_runs
 from probekit.results.records import read_records
-from probekit.results.rows import RowPredictions, save_probe
+from probekit.results.rows import RowPredictions, row_predictions, save_probe
 
 SMALL = {"n_layer": 10, "n_embd": 48, "n_head": 4, "vocab_size": 4, "n_positions": 144}
 
@@ -70,6 +72,49 @@ def test_ar_vs_bert_without_a_pair_says_so(tmp_path, capsys):
     model(tmp_path, "ar", [0.3, 0.8], encoder())
     ar_vs_bert.main([str(tmp_path)])
     assert "do not hold" in capsys.readouterr().out
+
+
+def test_ar_vs_bert_takes_several_runs_together(tmp_path, capsys):
+    for seed in (0, 1, 2):
+        model(tmp_path, f"ar {seed}", [0.3, 0.7 + 0.05 * seed, 0.6], encoder())
+        model(tmp_path, f"bert {seed}", [0.3, 0.6, 0.4], {**encoder(causal=False), "step": 7})
+    ar_vs_bert.main([str(tmp_path), "--out", str(tmp_path / "out")])
+    printed = capsys.readouterr().out.splitlines()
+    right = {}
+    for record in read_records(tmp_path):
+        right[record.series, record.depth] = row_predictions(record).correct
+    gains = [right[f"ar {seed}", 1] * 1.0 - right[f"bert {seed}", 1] for seed in (0, 1, 2)]
+    low, high = bootstrap_runs(gains)
+    mean = 100 * np.mean(gains)
+    each = ", ".join(f"{100 * gain.mean():+.1f}" for gain in gains)
+    together = next(line for line in printed if "3 runs of each" in line)
+    assert together.endswith(f": {mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] points ({each})")
+    assert sum("(AR) at its best layer" in line for line in printed) == 3  # the i-th with the i-th, not nine
+    assert sum(line == "  not matched: step None and 7" for line in printed) == 3
+    frame = pd.read_csv(tmp_path / "out" / "ar_vs_bert.csv").set_index(["objective", "depth"])
+    at = frame.loc["AR", 2]
+    assert at["mean"] == pytest.approx(100 * np.mean([right[f"ar {seed}", 2].mean() for seed in (0, 1, 2)]), abs=1e-3)
+    assert at.run_1 == pytest.approx(100 * right["ar 1", 2].mean(), abs=1e-3)
+    assert frame.loc["AR - BERT", 1]["mean"] == pytest.approx(mean, abs=1e-3)
+    assert (tmp_path / "out" / "ar_vs_bert.svg").read_text().count("<svg") == 1
+
+
+def test_ar_vs_bert_draws_one_run_of_each_without_a_difference(tmp_path):
+    model(tmp_path, "ar", [0.3, 0.8, 0.6], encoder())
+    model(tmp_path, "bert", [0.4, 0.7, 0.5], encoder(causal=False))
+    ar_vs_bert.main([str(tmp_path), "--out", str(tmp_path / "out")])
+    frame = pd.read_csv(tmp_path / "out" / "ar_vs_bert.csv")
+    assert frame.objective.unique().tolist() == ["AR", "BERT"]
+    record = next(r for r in read_records(tmp_path) if (r.series, r.depth) == ("ar", 1))
+    shown = frame[(frame.objective == "AR") & (frame.depth == 1)].iloc[0]
+    assert shown.low == pytest.approx(100 * record.metrics["top1_low"], abs=1e-3)  # Wilson's
+
+
+def test_models_of_different_depth_have_no_picture(tmp_path):
+    model(tmp_path, "ar", [0.3, 0.8, 0.6], encoder())
+    model(tmp_path, "bert", [0.4, 0.7], encoder(causal=False))
+    with pytest.raises(ValueError, match="different numbers of layers"):
+        ar_vs_bert.main([str(tmp_path), "--out", str(tmp_path / "out")])
 
 
 def test_scale_sorts_by_parameters_and_compares_neighbours(tmp_path, capsys):
@@ -164,6 +209,24 @@ def test_finetuning_compares_with_the_first_on_the_same_rows(tmp_path, capsys):
     assert "p = 1.8e-12" in second  # 40 rows for the first, none for the second: 2 / 2^40
     assert "probe of igpt, layer 1 on wandering-digits: other test rows" in probe
     assert any("99.0 % as published: iGPT-L on cifar10" in line for line in published)
+
+
+def test_finetuning_takes_seeds_together(tmp_path, capsys):
+    arms = {"a": (0.8, 0.7, 0.75), "b": (0.6, 0.65, 0.4)}
+    runs = [
+        tuned(tmp_path / f"{name}{seed}", accuracy, seed=seed, gen_weight=1.0 if name == "a" else 0.0)
+        for name, accuracies in arms.items()
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    finetuning.main(runs)
+    printed = [line for line in capsys.readouterr().out.splitlines() if "3 seeds" in line]
+    rows = {name: [np.arange(200) < 200 * accuracy for accuracy in accuracies] for name, accuracies in arms.items()}
+    low, high = bootstrap_runs(rows["a"])
+    assert printed[0] == (
+        f" 75.0 % [{100 * low:.1f}, {100 * high:.1f}], sd 5.0, 3 seeds: pre-trained, last layer, L_gen x 1"
+    )
+    low, high = bootstrap_runs([1.0 * b - a for a, b in zip(rows["a"], rows["b"], strict=True)])
+    assert printed[1].endswith(f"L_gen x 0: -20.0 [{100 * low:+.1f}, {100 * high:+.1f}] points against the first")
 
 
 def test_an_unfinished_run_is_refused(tmp_path):

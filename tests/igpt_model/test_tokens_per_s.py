@@ -1,10 +1,11 @@
 """Tokens a second that training and fine-tuning report, by a clock that this test moves."""
 
-import importlib
-
 import pytest
 
+from igpt_model import loop
 from igpt_model.finetune import FinetuneConfig, finetune
+from igpt_model.finetune_run import FinetuneRun
+from igpt_model.run import Run
 from igpt_model.train import train
 from igpt_model.train_config import TrainConfig
 from tests.igpt_model.test_finetune import CLASSES, pictures, pretrained
@@ -47,9 +48,9 @@ def speeds(records, clock):
     ("log_every", "eval_every", "checkpoint_every"), [(2, 4, 6), (4, 3, 5), (10, 5, 12), (1, 1, 1)]
 )
 def test_training_counts_updates_and_nothing_else(tmp_path, monkeypatch, log_every, eval_every, checkpoint_every):
-    clock, module = Clock(), importlib.import_module("igpt_model.run")
-    monkeypatch.setattr(module, "time", clock)
-    slowed(monkeypatch, clock, module.Run, update=UPDATE, evaluation=EVALUATION, save=SAVING)
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    slowed(monkeypatch, clock, Run, update=UPDATE, evaluation=EVALUATION, save=SAVING)
     every = {"log_every": log_every, "eval_every": eval_every, "checkpoint_every": checkpoint_every}
     sizes = {"n_layer": 1, "n_embd": 8, "n_head": 2, "n_colours": 4, "resolution": 5}
     config = TrainConfig(steps=12, batch_size=8, threads=1, **sizes, **every)
@@ -60,9 +61,9 @@ def test_training_counts_updates_and_nothing_else(tmp_path, monkeypatch, log_eve
 
 @pytest.mark.parametrize(("log_every", "eval_every"), [(2, 4), (4, 3), (10, 5), (1, 1)])
 def test_fine_tuning_counts_updates_and_nothing_else(tmp_path, monkeypatch, log_every, eval_every):
-    clock, module = Clock(), importlib.import_module("igpt_model.finetune_run")
-    monkeypatch.setattr(module, "time", clock)
-    slowed(monkeypatch, clock, module.FinetuneRun, update=UPDATE, evaluate=EVALUATION)
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    slowed(monkeypatch, clock, FinetuneRun, update=UPDATE, evaluate=EVALUATION)
     config = FinetuneConfig(steps=12, batch_size=8, threads=1, patience=0, log_every=log_every, eval_every=eval_every)
     records = finetune(config, pretrained(), pictures(), pictures(12, 1), CLASSES, tmp_path)
     found = speeds(records, clock)
