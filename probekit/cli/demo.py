@@ -91,7 +91,7 @@ def demo(
     out
         Folder for everything: config, checkpoints, features, results, report.
     pretrained
-        Start from the checkpoint in the package instead of training: under a minute.
+        Start from the checkpoint in the package instead of training: under a minute; of the recipe only --limit counts.
     """
     seconds: dict[str, float] = {}
     recipe.check(pretrained)  # before anything is written: a refused recipe leaves no folder behind
