@@ -18,6 +18,8 @@ PRESETS: dict[str, dict[str, int]] = {
     "XL": {"n_layer": 60, "n_embd": 3072, "n_head": 24},
 }
 
+MAX_COLOURS = 65_536  # tokens are uint16
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -56,6 +58,8 @@ class ModelConfig:
             raise UserError(
                 f"n_embd = {self.n_embd} is no multiple of n_head = {self.n_head}: choose sizes that divide evenly."
             )
+        if self.vocab_size > MAX_COLOURS:
+            raise UserError(f"vocab_size = {self.vocab_size}, but a palette has at most {MAX_COLOURS:,} colours.")
         if not 0 < self.mask_prob <= 1:
             raise UserError(f"mask_prob = {self.mask_prob}, but it must lie in (0, 1]; the paper uses 0.15.")
 

@@ -19,6 +19,10 @@ def find_device(name: str) -> torch.device:
         raise UserError(f"Unknown device {name!r}; choose cpu, cuda or cuda:N.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"Device {name!r} was asked for, but PyTorch sees no CUDA device; use --device cpu.")
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise UserError(f"Device {name!r} was asked for, but there are {torch.cuda.device_count()}, counted from 0.")
+    if device.type == "meta":
+        raise UserError(f"Device {name!r} computes nothing; choose cpu, cuda or cuda:N.")
     return device
 
 

@@ -89,7 +89,8 @@ def find_ranks(parallel: str, device: torch.device) -> Ranks:
     Raises
     ------
     UserError
-        Several processes without `parallel`, which would write over one another, or `parallel` without torchrun.
+        Several processes without `parallel`, which would write over one another, `parallel` without torchrun, or "fsdp"
+        on a CPU with a PyTorch (2.6) whose FSDP2 cannot.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if parallel == "none":
@@ -100,6 +101,8 @@ def find_ranks(parallel: str, device: torch.device) -> Ranks:
         raise UserError(
             f"parallel is {parallel}, but this process was not started by torchrun; start it with torchrun."
         )
+    if parallel == "fsdp" and device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+        raise UserError(f"PyTorch {torch.__version__} cannot shard a model on a CPU; choose ddp, or a newer PyTorch.")
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)

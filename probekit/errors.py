@@ -2,7 +2,14 @@
 
 from igpt_model.errors import UserError
 
-__all__ = ["UserError", "first_line"]
+__all__ = ["UserError", "check_at_least", "first_line"]
+
+
+def check_at_least(**numbers: tuple[int | None, int]) -> None:
+    """Refuse, by its name, a number that lies below its least one: `check_at_least(limit=(limit, 1))`; None passes."""
+    for name, (number, least) in numbers.items():
+        if number is not None and number < least:
+            raise UserError(f"{name} is {number}; expected at least {least}.")
 
 
 def first_line(error: BaseException) -> str:

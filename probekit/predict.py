@@ -8,7 +8,7 @@ import numpy as np
 
 from probekit.datasets.images import decode
 from probekit.encoders.protocol import Encoder
-from probekit.errors import UserError
+from probekit.errors import UserError, check_at_least
 from probekit.features.layout import content
 from probekit.features.provenance import differences
 from probekit.features.store import FeatureStore
@@ -128,6 +128,7 @@ def predict(record: Record, images: Sequence[str | Path], encoder: Encoder, batc
     """
     import pandas as pd
 
+    check_at_least(batch_size=(batch_size, 1))
     files = list_images(images)
     if record.kind not in ("layer", "concat"):
         raise UserError(f"{record.key} is a {record.kind} probe; only plain linear probes of layers can predict.")

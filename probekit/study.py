@@ -16,12 +16,12 @@ from probekit.choice import settle_protocol
 from probekit.concat import concat
 from probekit.controls import control_encoders, load_as
 from probekit.datasets import Dataset, load_dataset
-from probekit.errors import UserError
+from probekit.errors import UserError, check_at_least
 from probekit.features.extract import extract
 from probekit.features.store import FeatureStore
 from probekit.reports import write_report
 from probekit.results.results import Results
-from probekit.sweep import sweep
+from probekit.sweep import seed_list, sweep
 
 SETTINGS_NAME = "study.json"
 Progress = Callable[[str, str, int, int], Any]
@@ -124,6 +124,10 @@ def study(
         Names that are equal, another study in `out`, or whatever `extract`, `sweep` or `concat` refuse.
     """
     out = Path(out)
+    check_at_least(limit=(limit, 1), batch_size=(batch_size, 1), workers=(workers, 0), greedy_width=(greedy_width, 0))
+    seed_list(seeds)
+    if isinstance(window, int):
+        check_at_least(window=(window, 0))
     specs = _named(encoders)
     loaded = [data if isinstance(data, Dataset) else load_dataset(data, root=root) for data in _listed(datasets)]
     series = _by_name([(spec, load_as(spec, name, device, loaded[0])) for name, spec in specs])

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from time import perf_counter
@@ -18,7 +18,7 @@ from igpt_model.train_config import TrainConfig
 from probekit.cli.console import say
 from probekit.cli.progress import progress
 from probekit.crew import crew
-from probekit.errors import UserError
+from probekit.errors import UserError, check_at_least
 
 PRETRAINED = "wandering-digits"
 LAYERS = {"features-random.h5": "*[02468]"}  # a control that changes little from layer to layer
@@ -63,6 +63,17 @@ class DemoRecipe:
             keep_at=(),
         )
 
+    def check(self, pretrained: bool) -> None:
+        """Refuse sizes that cannot be, and flags that would change nothing, as a `UserError`."""
+        _ = self.train_config()
+        check_at_least(limit=(self.limit, 1))
+        idle = [f"--{one.name.replace('_', '-')}" for one in fields(self) if getattr(self, one.name) != one.default]
+        if pretrained and set(idle) - {"--limit"}:
+            raise UserError(
+                f"{', '.join(sorted(set(idle) - {'--limit'}))} would change nothing: --pretrained trains no network; "
+                "leave one or the other out."
+            )
+
 
 def demo(
     *,
@@ -80,9 +91,10 @@ def demo(
     out
         Folder for everything: config, checkpoints, features, results, report.
     pretrained
-        Start from the checkpoint in the package instead of training: under a minute.
+        Start from the checkpoint in the package instead of training: under a minute; of the recipe only --limit counts.
     """
     seconds: dict[str, float] = {}
+    recipe.check(pretrained)  # before anything is written: a refused recipe leaves no folder behind
     _open(out, {"pretrained": pretrained, "limit": recipe.limit} if pretrained else asdict(recipe))
     start = perf_counter()
     if pretrained:

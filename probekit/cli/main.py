@@ -7,6 +7,7 @@ import difflib
 import errno
 import inspect
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -132,12 +133,19 @@ def users_sentence(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, CycloptsError):
         return f"{' '.join(str(error).split())} See `probekit --help`."
-    if isinstance(error, OSError) and error.errno in _USERS_OS_ERRORS:
-        where = f"{error.filename}" if error.filename else "a file or folder"
-        return f"cannot use {where}: {_USERS_OS_ERRORS[error.errno]}."
+    number = error.errno if isinstance(error, OSError) else _number_inside(error)
+    if number in _USERS_OS_ERRORS:
+        name = getattr(error, "filename", None)
+        return f"cannot use {name}: {_USERS_OS_ERRORS[number]}." if name else f"{_USERS_OS_ERRORS[number]}."
     if isinstance(error, FileNotFoundError | FileExistsError | PermissionError):
         return str(error)
     return None
+
+
+def _number_inside(error: BaseException) -> int | None:
+    """The system's error number that safetensors writes into its message: "... (os error 28)"."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def _say(sentence: str, code: int) -> int:

@@ -61,11 +61,16 @@ def plan(
     from igpt_model.cost import load_training, training_cost
     from probekit import FeatureStore, load_dataset
     from probekit.plan import plan_sweep, process_bytes
+    from probekit.probes import get_protocol
 
     given = {"rows": rows, "test-rows": test_rows, "classes": classes, "ranks": ranks, "seconds": seconds, "rate": rate}
     for name, number in given.items():
         if number is not None and number <= 0:
             raise UserError(f"--{name} {number} was given; expected a number above 0.")
+    if classes < 2:
+        raise UserError(f"--classes {classes} was given; a probe needs at least 2.")
+    stored = None if features is None else FeatureStore.open(features)  # a wrong path is told before anything is timed
+    get_protocol(protocol)
     base, speed = process_bytes(), None if rate is None else rate * 1e12
     load_training()
     training_base = process_bytes() - base
@@ -83,8 +88,8 @@ def plan(
     share = Share(rows + test_rows, classes, seconds / 3, ranks, speed)
     extraction, note, widths = _extraction(encoder, config, data, share)
     estimates.append((extraction, note))
-    if features is not None:
-        estimates.append((plan_sweep(FeatureStore.open(features), seconds, protocol=protocol), "this feature file"))
+    if stored is not None:
+        estimates.append((plan_sweep(stored, seconds, protocol=protocol), "this feature file"))
     else:
         estimates.append(_sweep(widths, rows, test_rows, classes, protocol, seconds, speed))
     for estimate, text in estimates:

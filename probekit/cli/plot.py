@@ -67,8 +67,10 @@ def check_ending(out: Path, formats: Sequence[str]) -> str:
     """The format that a file's ending asks for; a `UserError` if it is none of `formats`. Makes the file's folder."""
     form = out.suffix.removeprefix(".")
     if form not in formats:
-        endings = f"{', '.join('.' + name for name in formats[:-1])} or .{formats[-1]}"
+        endings = " or ".join(filter(None, [", ".join(f".{name}" for name in formats[:-1]), f".{formats[-1]}"]))
         raise UserError(f"{out} ends in {out.suffix or 'nothing'}; give --out a name that ends in {endings}.")
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; give --out the name of a file.")
     out.parent.mkdir(parents=True, exist_ok=True)
     return form
 

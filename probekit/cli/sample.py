@@ -4,8 +4,9 @@ from pathlib import Path
 
 from igpt_model.images import ImageTransform
 from probekit.cli.console import say
+from probekit.cli.plot import check_ending
 from probekit.datasets import load_dataset
-from probekit.errors import UserError
+from probekit.errors import UserError, check_at_least
 
 
 def sample(
@@ -57,11 +58,16 @@ def sample(
 
     from igpt_model import atomic
     from igpt_model.checkpoint import load_checkpoint
+    from igpt_model.devices import find_device
     from igpt_model.sample import sample as draw
     from probekit.cli.pictures import picture_grid, png_bytes
     from probekit.encoders.igpt import checkpoint_folder
 
-    checkpoint = load_checkpoint(checkpoint_folder(run), device)
+    check_ending(out, ("png",))
+    check_at_least(n=(n, 1), scale=(scale, 1), each=(each, 1))
+    if not 0 < keep < 1:
+        raise UserError(f"keep is {keep}; expected a share between 0 and 1.")
+    checkpoint = load_checkpoint(checkpoint_folder(run), find_device(device))
     if complete is None:
         tokens = draw(checkpoint.model, n, temperature, top_k, seed)
         grid = picture_grid(checkpoint.palette.decode(tokens.cpu().numpy()), scale=scale)
@@ -71,7 +77,7 @@ def sample(
     side = checkpoint.transform.resolution
     given = round(keep * side) * side
     if not 0 < given < side * side:
-        raise UserError(f"keep is {keep}, but a share between 0 and 1 that is at least a row of pixels is needed.")
+        raise UserError(f"keep is {keep}, which leaves no row of {side} pixels to give, or none to draw.")
     plain = ImageTransform(side, checkpoint.transform.resize)
     pictures = load_dataset(complete, root=root).splits["val"].limit(n)
     tokens_NT = checkpoint.palette.encode(np.stack([plain(image) for image in pictures.images(0, len(pictures))]))

@@ -50,8 +50,8 @@ def decode(content: bytes, name: str) -> np.ndarray:
         # Pillow's own words would name a buffer in memory, not the file
         reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(
-            f"{name} is not an image that can be decoded ({reason}); repair it, or leave out what is corrupt with "
-            "--skip-corrupt."
+            f"{name} is not an image that can be decoded ({reason}); repair or remove it (`probekit extract` "
+            "leaves out what is corrupt with --skip-corrupt)."
         ) from error
 
 

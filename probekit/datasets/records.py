@@ -13,7 +13,7 @@ import numpy as np
 from igpt_model.hashing import hash_arrays
 from probekit.datasets.images import Images, hash_image
 from probekit.datasets.splits import stratified_holdout, stratified_subset
-from probekit.errors import UserError
+from probekit.errors import UserError, check_at_least
 
 HASH_BLOCK = 1024
 
@@ -80,6 +80,7 @@ class Split:
 
     def limit(self, size: int | None, seed: int = 0) -> "Split":
         """At most `size` rows, classes in proportion, seeded (`--limit`); all rows when `size` is None."""
+        check_at_least(limit=(size, 1))
         return self if size is None or size >= len(self) else self.take(stratified_subset(self.labels, size, seed))
 
     @cached_property

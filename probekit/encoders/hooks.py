@@ -270,7 +270,14 @@ def load_function(
         As `ModuleEncoder` takes them; `layers` is needed.
     """
     made = import_object(spec)
-    made = made() if callable(made) and not isinstance(made, torch.nn.Module) else made
+    if callable(made) and not isinstance(made, torch.nn.Module):
+        try:
+            made = made()
+        except Exception as error:  # whatever the user's own code raises
+            raise UserError(
+                f"{spec}, called without arguments, failed ({type(error).__name__}: {first_line(error)}); a function "
+                "that returns a torch module, or (module, prepare), is needed (--debug shows where it failed)."
+            ) from error
     module, prepare = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(module, torch.nn.Module):
         raise UserError(f"{spec} returned {type(made).__name__}, but a torch module, or (module, prepare), is needed.")

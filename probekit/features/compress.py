@@ -13,7 +13,7 @@ from probekit.features.verify import verify
 from probekit.features.writer import full_disk_as_sentence, sync, write_lock
 
 CHUNK_BYTES = 1 << 20
-METHODS = ("gzip", "lzf", "zstd", "blosc2")
+LEVELS = {"gzip": (1, 9), "lzf": (0, -1), "zstd": (1, 22), "blosc2": (0, 9)}
 
 
 def compress(
@@ -63,8 +63,13 @@ def compress(
 
 
 def _options(method: str, level: int | None) -> dict[str, Any]:
-    if method not in METHODS:
-        raise UserError(f"There is no compression {method!r}; choose one of {', '.join(METHODS)}.")
+    if method not in LEVELS:
+        raise UserError(f"There is no compression {method!r}; choose one of {', '.join(LEVELS)}.")
+    lowest, highest = LEVELS[method]
+    if level is not None and not lowest <= level <= highest:
+        raise UserError(
+            f"level is {level}, but {method} takes {f'{lowest} to {highest}' if highest > 0 else 'none: leave it out'}."
+        )
     if method == "gzip":
         return {"compression": "gzip", "compression_opts": 4 if level is None else level, "shuffle": True}
     if method == "lzf":

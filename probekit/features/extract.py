@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from probekit.errors import UserError
+from probekit.errors import UserError, check_at_least
 from probekit.features import layout
 from probekit.features.decode import Batch, prepared_batches
 from probekit.features.layout import Header, file_layer_names
@@ -71,9 +71,7 @@ def extract(
     path = Path(out)
     if dtype not in layout.DTYPES:
         raise UserError(f"Features cannot be stored as {dtype!r}; choose {' or '.join(layout.DTYPES)}.")
-    for option, number, least in (("batch_size", batch_size, 1), ("limit", limit, 1), ("workers", workers, 0)):
-        if number is not None and number < least:
-            raise UserError(f"{option} is {number}; expected at least {least}.")
+    check_at_least(batch_size=(batch_size, 1), limit=(limit, 1), workers=(workers, 0))
     parts = {name: data.splits[name] for name in (splits or data.splits)}
     if limit is not None:
         parts = {name: part.limit(limit) for name, part in parts.items()}

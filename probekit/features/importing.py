@@ -67,7 +67,7 @@ def import_features(
 
 def _load(path: Path) -> Any:
     if not path.is_file():
-        raise UserError(f"{path} does not exist; give a .npy, .npz, .pt or .csv file.")
+        raise UserError(f"There is no file {path}; give a .npy, .npz, .pt or .csv file.")
     try:
         if path.suffix == ".npy":
             return np.load(path, allow_pickle=False)

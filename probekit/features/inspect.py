@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from probekit.errors import UserError
 from probekit.features.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -131,4 +132,6 @@ def _read(store: FeatureStore, split: str, layer: str, rows: np.ndarray) -> np.n
         first, last = np.searchsorted(rows, (at, at + step))
         if first < last:
             X[first:last] = store.stored(split, layer, slice(at, int(rows[last - 1]) + 1))[rows[first:last] - at]
+    if not np.isfinite(X).all():
+        raise UserError(f"Layer {layer} of {store.path} holds NaN or infinity in {split}; `probekit verify` lists all.")
     return X

@@ -128,6 +128,8 @@ def file_id(header: Header, ledgers: Mapping[str, np.ndarray], places: bool = Fa
 
 def open_hdf5(path: str | Path, mode: str = "r") -> h5py.File:
     """Open without HDF5's own lock (ours is in writer.py); a missing or damaged file is one clear sentence."""
+    if Path(path).is_dir():
+        raise UserError(f"{path} is a folder, but a feature file is needed, such as {Path(path) / 'features.h5'}.")
     if not Path(path).is_file():
         raise UserError(f"Feature file {path} does not exist; make it with `probekit extract` or `probekit import`.")
     try:

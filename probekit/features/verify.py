@@ -52,7 +52,7 @@ def verify(path: str | Path, data: Any = None) -> VerifyReport:
     path = Path(path)
     report = VerifyReport()
     if not path.is_file():
-        raise UserError(f"Feature file {path} does not exist; give the path of a file made by `probekit extract`.")
+        raise UserError(f"There is no feature file {path}; give the path of a file made by `probekit extract`.")
     try:
         with layout.open_hdf5(path) as file:
             header = layout.read_header(file)

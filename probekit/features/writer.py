@@ -90,8 +90,8 @@ def create_skeleton(
     free = shutil.disk_usage(path.parent).free
     if need > free:
         raise UserError(
-            f"{path.name} needs {need / 1e9:.2f} GB and {path.parent} has {free / 1e9:.2f} GB free: "
-            "free some space, choose another --out, or store --dtype float16."
+            f"{path.name} needs {need / 1e6:,.1f} MB and {path.parent} has {free / 1e6:,.1f} MB free: "
+            "free some space, choose another --out, or store float16 (--store float16)."
         )
     partial = path.parent / f".{path.name}.partial"
     partial.unlink(missing_ok=True)

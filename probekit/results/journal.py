@@ -40,8 +40,8 @@ class Journal:
             ) from None
 
     def lines(self) -> list[dict[str, Any]]:
-        """All whole lines, oldest first."""
-        return parse_lines(self.path.read_bytes()) if self.path.exists() else []
+        """All whole lines, oldest first; a `UserError` if the file is none of ours."""
+        return _keyed(self.path.read_bytes(), self.path) if self.path.exists() else []
 
     def keys(self) -> set[str]:
         """Keys of all finished work."""
@@ -58,8 +58,9 @@ class Journal:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 content = _read_all(descriptor)
+                known = _keyed(content, self.path)
                 end = whole_length(content)
-                if line["key"] in {known["key"] for known in parse_lines(content[:end])}:
+                if line["key"] in {before["key"] for before in known}:
                     return False
                 os.ftruncate(descriptor, end)
                 os.lseek(descriptor, end, os.SEEK_SET)
@@ -93,6 +94,15 @@ class Journal:
                 # safe while we hold it: whoever still has the unlinked file locked finds the key done
                 file.unlink(missing_ok=True)
             lock.release()
+
+
+def _keyed(content: bytes, path: Path) -> list[dict[str, Any]]:
+    lines = parse_lines(content, path)
+    # a torn line of ours begins as a whole one and may be cut; a stranger's file may not
+    ours = content.lstrip(b"\0 \r\n")[:1] in (b"", b"{")
+    if ours and all(isinstance(line, dict) and "key" in line for line in lines):
+        return lines
+    raise UserError(f"{path} holds lines that are no records of probekit's: choose another output folder.")
 
 
 def whole_length(content: bytes) -> int:

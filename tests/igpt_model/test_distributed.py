@@ -193,6 +193,13 @@ def test_the_rows_of_a_batch_are_shared_without_gap_or_overlap():
         assert max(p.stop - p.start for p in parts) - min(p.stop - p.start for p in parts) <= 1
 
 
+def test_a_pytorch_that_cannot_shard_on_a_cpu_is_told_before_any_work(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(torch.cpu, "Stream", type("Stream", (), {}))  # torch 2.6's has no record_event
+    with pytest.raises(UserError, match=r"cannot shard a model on a CPU; choose ddp"):
+        find_ranks("fsdp", torch.device("cpu"))
+
+
 def test_wrong_starts_are_refused(monkeypatch):
     cpu = torch.device("cpu")
     with pytest.raises(UserError, match="not started by torchrun"):

@@ -11,10 +11,11 @@ import h5py
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from probekit.cli import demo
-from probekit.cli.main import main
+from probekit.cli.main import main, users_sentence
 from probekit.features.store import FeatureStore
 
 PROGRESS = re.compile(r"[a-z -]+: \d+/\d+ \w+")  # what a long verb says while it still works
@@ -157,6 +158,107 @@ def test_a_penalty_that_is_not_positive(verb, C, features, refused):
 
 def test_a_penalty_that_is_no_number(features, refused):
     refused("sweep", features, "--Cs", "small", words=["small"])
+
+
+@pytest.fixture
+def good_run(tmp_path):
+    """The package's own run folder."""
+    shutil.copytree(demo.pretrained_files(), tmp_path / "good")
+    return tmp_path / "good"
+
+
+SAMPLE = "sample {run} --out {new}.png"
+STUDY = "study pixels --on digits --out {new}"
+TRAIN = "train digits --out {new}"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("demo --steps 0 --out {new}", ["steps is 0"]),
+        ("demo --limit 0 --out {new}", ["limit is 0"]),
+        ("demo --n-layer 0 --out {new}", ["n_layer = 0"]),
+        ("demo --pretrained --steps 5 --out {new}", ["--steps", "--pretrained trains no network"]),
+        (f"{TRAIN} --limit 0", ["limit is 0"]),
+        (f"{TRAIN} --n-colours 100000", ["100000", "65,536"]),
+        ("finetune {run} wandering-digits --limit 0 --out {new}", ["limit is 0"]),
+        (f"{STUDY} --limit 0", ["limit is 0"]),
+        (f"{STUDY} --window -1", ["window is -1"]),
+        (f"{STUDY} --seeds 0", ["seeds is 0"]),
+        (f"{STUDY} --greedy-width -1", ["greedy_width is -1"]),
+        (f"{SAMPLE} --n 0", ["n is 0"]),
+        (f"{SAMPLE} --scale 0", ["scale is 0"]),
+        (f"{SAMPLE} --complete wandering-digits --each 0", ["each is 0"]),
+        (f"{SAMPLE} --keep nan", ["keep is nan"]),
+        (f"{SAMPLE} --complete wandering-digits --keep 0.01", ["keep is 0.01", "12 pixels"]),
+        ("compress {features} --level 99 --out {new}", ["level is 99", "gzip", "1 to 9"]),
+        ("compress {features} --method lzf --level 2 --out {new}", ["level is 2", "lzf"]),
+        ("plan --classes 1", ["--classes 1", "at least 2"]),
+    ],
+)
+def test_a_size_that_cannot_be_leaves_nothing_behind(line, words, tmp_path, features, good_run, refused):
+    new = tmp_path / "new"
+    refused(*line.format(new=new, run=good_run, features=features).split(), words=words)
+    assert not new.exists()
+    assert not new.with_suffix(".png").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("extract pixels digits --out {folder}", ["is a folder", "features.h5"]),
+        ("sweep {folder}", ["is a folder", "features.h5"]),
+        ("verify {folder}", ["no feature file"]),
+        ("plot {folder} --out {folder}", ["ends in nothing", ".svg, .png or .pdf"]),
+        ("sample {run} --out {folder}", ["ends in nothing; give --out a name that ends in .png."]),
+        ("sample {run} --out {folder}.png", ["is a folder"]),
+        ("plan --features {folder}", ["is a folder"]),
+    ],
+)
+def test_a_folder_where_a_file_is_wanted(line, words, tmp_path, good_run, refused):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.png").mkdir()
+    refused(*line.format(folder=tmp_path / "folder", run=good_run).split(), words=words)
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda:63", "nonsense"])
+@pytest.mark.parametrize("verb", ["extract", "sample", "sweep", "train"])
+def test_a_device_that_is_not_there(verb, device, tmp_path, features, good_run, refused):
+    arguments = {
+        "extract": [f"igpt:{good_run}", "wandering-digits", "--limit", 20, "--out", tmp_path / "new.h5"],
+        "sample": [good_run, "--n", 1, "--out", tmp_path / "a.png"],
+        "sweep": [features, "--Cs", 1],
+        "train": ["digits", "--resolution", 8, "--n-colours", 4, "--steps", 1, "--limit", 20, "--out", tmp_path / "t"],
+    }
+    refused(verb, *arguments[verb], "--device", device, words=[device, "cpu"])
+
+
+def test_a_function_that_is_no_maker_of_modules(tmp_path, refused):
+    command = ["extract", "torch:os.path:join", "digits", "--out", tmp_path / "new.h5"]
+    refused(*command, words=["os.path:join", "TypeError", "--debug"])
+
+
+def test_an_infinite_feature_cannot_be_inspected(features, refused):
+    with h5py.File(features, "r+") as file:
+        file["train/layers/01"][3, 2] = np.inf
+    refused("inspect", features, words=["Layer 01", "infinity", "probekit verify"])
+
+
+def test_no_batch_to_predict(tmp_path, features, refused):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    assert main(["extract", "pixels", "digits", "--limit", "60", "--out", str(tmp_path / "p.h5")]) == 0
+    assert (
+        main(["sweep", str(tmp_path / "p.h5"), "--protocol", "dinov2-45", "--Cs", "0.1", "--out", str(tmp_path)]) == 0
+    )
+    refused("predict", tmp_path, tmp_path / "a.png", "--batch-size", 0, words=["batch_size is 0"])
+
+
+def test_a_full_disk_is_told_whoever_met_it():
+    """safetensors has an error class of its own; the number inside is the system's."""
+    error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert "disk is full" in users_sentence(error)
+    assert "disk is full" in users_sentence(OSError(28, "No space left on device"))
+    assert users_sentence(RuntimeError("no number")) is None
 
 
 # a path below a file fails for root too, and so does /proc

@@ -71,7 +71,7 @@ def test_what_is_missing_is_said(tmp_path, arrays):
     np.save(tmp_path / "x.npy", arrays["conv"])
     with pytest.raises(UserError, match="holds no labels"):
         import_features({"train": tmp_path / "x.npy"}, tmp_path / "f.h5")
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="There is no file"):
         import_features({"train": tmp_path / "z.npy"}, tmp_path / "f.h5")
     (tmp_path / "x.txt").write_text("1")
     with pytest.raises(UserError, match=r"expected .npy, .npz, .pt or .csv"):

@@ -50,6 +50,17 @@ def test_damage_inside_is_refused_not_cut(tmp_path):
     assert whole_length(b'{"a": 1}\n{"b"') == 9
 
 
+@pytest.mark.parametrize("content", [b"notes of mine\n", b'{"loss": 1.5}\n', b"[1, 2]\n"])
+def test_a_file_of_something_else_is_refused_and_left_as_it_is(tmp_path, content):
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"results.jsonl holds lines that are no records"):
+        Journal(path).keys()
+    with pytest.raises(UserError, match=r"results.jsonl holds lines that are no records"):
+        Journal(path).append({"key": "a"})
+    assert path.read_bytes() == content
+
+
 def test_nan_never_enters_the_journal(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         Journal(tmp_path / "r.jsonl").append({"key": "a", "x": float("nan")})
