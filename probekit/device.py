@@ -24,7 +24,9 @@ def usable_device(device: str | torch.device) -> torch.device:
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         chosen = torch.device(name)
-        torch.empty(1, device=chosen).item()  # "meta" has no values to give
+        torch.empty(1, device=chosen)
+        if chosen.type == "meta":
+            raise NotImplementedError("its tensors hold no values")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
             f"The device {device!s} cannot be used ({first_line(error)}); choose cpu, or cuda where a GPU is."

@@ -121,16 +121,16 @@ import sys
 sys.path.insert(0, sys.argv[2])
 from test_train import TINY, pictures
 from igpt_model import TrainConfig, train
-config = TrainConfig(**{**TINY, "steps": 120, "checkpoint_every": 5, "objective": "bert", "augment": ("flip",)})
+config = TrainConfig(**{**TINY, "steps": int(sys.argv[3]), "checkpoint_every": 5, "objective": "bert", "augment": ("flip",)})
 for record in train(config, pictures(), pictures(20, 1), sys.argv[1], {"name": "bars"}):
     print(record["kind"], record["step"], flush=True)
 """
 
 
-def start(out):
+def start(out, steps=120):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     here = os.path.dirname(__file__)
-    command = [sys.executable, "-c", SCRIPT, str(out), here]
+    command = [sys.executable, "-c", SCRIPT, str(out), here, str(steps)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
@@ -168,7 +168,7 @@ def test_killed_at_random_it_ends_with_the_same_bits(tmp_path, at_most):
 
 
 def test_ctrl_c_saves_first(tmp_path):
-    process = start(tmp_path)
+    process = start(tmp_path, steps=100_000)  # not over before the signal comes, however busy the machine
     for line in iter(process.stdout.readline, ""):
         if line.startswith("step"):
             break
