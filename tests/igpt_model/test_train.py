@@ -121,7 +121,8 @@ import sys
 sys.path.insert(0, sys.argv[2])
 from test_train import TINY, pictures
 from igpt_model import TrainConfig, train
-config = TrainConfig(**{**TINY, "steps": int(sys.argv[3]), "checkpoint_every": 5, "objective": "bert", "augment": ("flip",)})
+changed = {"steps": int(sys.argv[3]), "checkpoint_every": 5, "objective": "bert", "augment": ("flip",)}
+config = TrainConfig(**{**TINY, **changed})
 for record in train(config, pictures(), pictures(20, 1), sys.argv[1], {"name": "bars"}):
     print(record["kind"], record["step"], flush=True)
 """
