@@ -30,7 +30,6 @@ def loss_of_state(model: IGPT, h_BTD: Tensor, tokens_BT: Tensor, mask_BT: Tensor
     """Return the loss of the model's own objective from its last residual state, for who needs that state as well."""
     if mask_BT is None:
         return F.cross_entropy(model.logits(h_BTD).flatten(0, 1), tokens_BT.long().flatten())
-    # to int64 first: torch 2.6 cannot index uint16
     # int64 before the mask: torch 2.6 cannot index uint16
     nll_M = F.cross_entropy(model.logits(h_BTD[mask_BT]), tokens_BT.long()[mask_BT], reduction="none")
     share_B1 = 1 / (mask_BT.sum(1, keepdim=True).clamp(min=1) * len(mask_BT))
