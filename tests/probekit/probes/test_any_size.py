@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from probekit.errors import UserError
-from probekit.probes import fit_path, plan
+from probekit.probes import fit_path, newton, plan, solver
 from probekit.probes.coordinates import eigenbasis
 from probekit.probes.rows import Rows
 
@@ -75,6 +75,22 @@ def test_every_preconditioner_leads_to_the_same_probes(K, monkeypatch):
         assert factor in found[factor].plan or (K == 2 and factor == "for each class")
     for path in found.values():
         np.testing.assert_allclose(path.coef, found["Kronecker"].coef, **CLOSE)
+
+
+@pytest.mark.parametrize("columns", [10**6, 13])
+def test_nodes_too_wide_to_go_side_by_side_lead_to_the_same_probes(columns, monkeypatch):
+    X, y = problem(n=300)
+    Cs = np.logspace(-4, 4, 17)
+    monkeypatch.setattr(plan, "DENSE_COLUMNS", {"cpu": columns})
+    together = fit_path(X, y, Cs, tol=1e-10, dtype="float64")
+    for module in (solver, newton):
+        monkeypatch.setattr(module, "SIDE_BY_SIDE", 8)  # two probes of four classes
+    alone = fit_path(X, y, Cs, tol=1e-10, dtype="float64")
+    assert together.converged.all()
+    assert alone.converged.all()
+    # gaps of tol leave sqrt(2 tol loss / l2) in the coefficients, each
+    far = np.linalg.norm(alone.coef - together.coef, axis=(1, 2))
+    assert (far <= 2 * np.sqrt(2e-10 * np.log(4) / alone.l2s)).all()
 
 
 def test_streamed_rows_have_the_answer_of_rows_in_memory(tmp_path, monkeypatch):
