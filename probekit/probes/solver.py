@@ -9,7 +9,7 @@ from torch import Tensor
 
 from probekit.probes.certificate import Certificate, gradient_at_zero, measure, prior_intercept, summarise
 from probekit.probes.coordinates import Coordinates, eigenbasis
-from probekit.probes.homotopy import choose_nodes, follow, lagrange
+from probekit.probes.homotopy import CLOSE_RATIO, choose_nodes, follow, lagrange
 from probekit.probes.lbfgs import Outcome, minimise
 from probekit.probes.newton import SIDE_BY_SIDE, Measured, may_keep, newton
 from probekit.probes.passes import Evaluation, MeanLoss, covariance_of
@@ -53,6 +53,7 @@ class PathSolver:
         self.plan = make_plan(rows, len(l2))
         self.where: Coordinates = eigenbasis(rows, in_memory=self.plan.in_memory)
         self.loss, self.exact = MeanLoss(self.where.rows), MeanLoss(self.where.exact)
+        self.nodes: list[int] = []
         self.follow_to = self.loss, ROUGH
         self.R, self.columns = rows.n_coef_rows, self.where.rows.width + 1
         prior = prior_intercept(rows)
@@ -101,22 +102,24 @@ class PathSolver:
         return outcome
 
     # ---- the nodes
-    def solve_nodes(self, nodes: list[int]) -> None:
+    def solve_nodes(self) -> None:
         """Solve the nodes: strong penalties in one batch, weak ones along the path if a factor is affordable.
 
         Nodes that fit side by side in one product are followed roughly and finished together; wider ones, which gain
         nothing from company, to the end at once: the next then starts nearer.
         """
-        every = torch.tensor(nodes, device=self.l2.device)
+        self.nodes = choose_nodes(self.l2.log())
+        together = self.plan.factor is None or len(self.nodes) * self.R <= SIDE_BY_SIDE
+        if not together:
+            self.nodes = choose_nodes(self.l2.log(), CLOSE_RATIO)
+            self.follow_to = self.exact, NODE_TOL_ALONE * self.tol
+        every = torch.tensor(self.nodes, device=self.l2.device)
         if self.plan.factor is None:
             self.minimise(every, self.theta[every], self.max_iter, NODE_TOL)
             return
         strong = self.l2[every] >= STRONG * self.where.eigenvalues.max()
         strong[-1] = True
         batch = every[strong]
-        together = len(nodes) * self.R <= SIDE_BY_SIDE
-        if not together:
-            self.follow_to = self.exact, NODE_TOL_ALONE * self.tol
         self._descend(batch, self.theta[batch], *self.follow_to)
         follow(
             self.l2.log(),
@@ -127,7 +130,7 @@ class PathSolver:
         if not together:
             return
         self._assign_factors()
-        small = len(nodes) <= FEW_NODES and self.loss.rows.dtype == torch.float64 and few_entries(self.loss.rows)
+        small = len(self.nodes) <= FEW_NODES and self.loss.rows.dtype == torch.float64 and few_entries(self.loss.rows)
         self._descend(every, self.theta[every], self.exact, TO_ROUNDING if small else NODE_TOL * self.tol)
 
     def _solve_weak(self, node: int, start: Tensor | None) -> Tensor:
@@ -179,15 +182,15 @@ class PathSolver:
         self.factors.append(make(self.loss, theta.to(self.loss.rows.dtype), l2))
 
     # ---- everything else
-    def interpolate(self, nodes: list[int]) -> None:
+    def interpolate(self) -> None:
         """Predict the penalties between the nodes and choose the preconditioners that will judge and refine them."""
         log_l2 = self.l2.log()
-        rest = [i for i in range(len(self.l2)) if i not in nodes]
+        rest = [i for i in range(len(self.l2)) if i not in self.nodes]
         self._assign_factors()
         if not rest:
             return
         index = torch.tensor(rest, device=self.l2.device)
-        every = torch.tensor(nodes, device=self.l2.device)
+        every = torch.tensor(self.nodes, device=self.l2.device)
         # where probabilities hardly move, theta is b / (curvature + l2): without that factor it is flatter, and so are
         # the errors of a polynomial
         scale = self.l2[:, None, None] + self.where.eigenvalues / max(self.R, 2)
@@ -290,9 +293,8 @@ def _threads_for(rows: Rows) -> Iterator[None]:
 def _solve(rows: Rows, l2: Tensor, tol: float, max_iter: int) -> Solution:
     sorted_l2, place = l2.unique(return_inverse=True)
     solver = PathSolver(rows, sorted_l2, tol, max_iter)
-    nodes = choose_nodes(sorted_l2.log())
-    solver.solve_nodes(nodes)
-    solver.interpolate(nodes)
+    solver.solve_nodes()
+    solver.interpolate()
     solver.renew_kronecker()
     certificate, stalled = solver.certified()
     good = certificate.converged(tol).tolist()
