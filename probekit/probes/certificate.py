@@ -57,13 +57,6 @@ class Certificate:
         """Certificates of some probes and of others as one."""
         return Certificate(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Certificate)))
 
-    def replaced(self, index: Tensor, new: "Certificate") -> "Certificate":
-        """A copy with the entries at `index` taken from `new`."""
-        values = {f.name: getattr(self, f.name).clone() for f in fields(self)}
-        for name, value in values.items():
-            value[index] = getattr(new, name)
-        return Certificate(**values)
-
 
 def summarise(
     where: Coordinates, measured: Measured, l2: Tensor, decrement: Tensor, grad_at_zero: float
@@ -115,11 +108,11 @@ def measure(
     for part in torch.arange(len(theta), device=theta.device).split(max(KEEP_BYTES // bytes_each, 1)):
         some = theta[part]
         linear = exact.linear(some) if bytes_each <= KEEP_BYTES else None
-        curvature = None
+        inverse = None
         if linear is not None:
             # float32 exponentials come first, at a fraction of the cost: float64 then has but the last digits to find
-            _, curvature = _solve_intercepts(exact, some, linear.float(), ROUGH_RESIDUAL)
-        residual, _ = _solve_intercepts(exact, some, linear, curvature=curvature)
+            _, inverse = _solve_intercepts(exact, some, linear.float(), ROUGH_RESIDUAL)
+        residual, _ = _solve_intercepts(exact, some, linear, inverse=inverse)
         here = exact.evaluate(some, l2[part], keep, linear)
         parts.append(Measured(some, here.gradient, here.loss, residual, here.probabilities))
     return Measured.joined(parts)
@@ -130,7 +123,7 @@ def _solve_intercepts(
     theta: Tensor,
     linear: Tensor | None,
     enough: float = INTERCEPT_RESIDUAL,
-    curvature: Tensor | None = None,
+    inverse: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Newton on the intercepts of theta (P, R, D+1), in place, coefficients held.
 
@@ -138,7 +131,7 @@ def _solve_intercepts(
     ----------
     linear : the logits (P, R, N) without intercepts, in the precision to work in; if None they are computed again at
         each step, in float64
-    curvature : (P, R, R) pseudo-inverse Hessians at nearly these intercepts; used for `CHORD_STEPS` steps in place of
+    inverse : (P, R, R) pseudo-inverse Hessians at nearly these intercepts; used for `CHORD_STEPS` steps in place of
         new ones, which cost more than the gradients do
 
     Returns
@@ -150,11 +143,12 @@ def _solve_intercepts(
     """
     P, R, _ = theta.shape
     residual = torch.zeros(P, dtype=torch.float64, device=theta.device)
-    inverse = torch.zeros(P, R, R, dtype=torch.float64, device=theta.device) if curvature is None else curvature.clone()
+    chords = 0 if inverse is None else CHORD_STEPS
+    if inverse is None:
+        inverse = torch.zeros(P, R, R, dtype=torch.float64, device=theta.device)
     index = torch.arange(P, device=theta.device)
     for step_ in range(INTERCEPT_STEPS):
-        chord = curvature is not None and step_ < CHORD_STEPS
-        loss, gradient, covariance = _intercept_terms(exact, theta[index], linear, not chord)
+        loss, gradient, covariance = _intercept_terms(exact, theta[index], linear, with_covariance=step_ >= chords)
         if covariance is not None:
             inverse[index] = torch.linalg.pinv(covariance, hermitian=True)
         step = (inverse[index] @ gradient[..., None])[..., 0]

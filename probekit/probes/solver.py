@@ -109,14 +109,15 @@ class PathSolver:
         nothing from company, to the end at once: the next then starts nearer.
         """
         self.nodes = choose_nodes(self.l2.log())
-        together = self.plan.factor is None or len(self.nodes) * self.R <= SIDE_BY_SIDE
+        if self.plan.factor is None:
+            every = torch.tensor(self.nodes, device=self.l2.device)
+            self.minimise(every, self.theta[every], self.max_iter, NODE_TOL)
+            return
+        together = len(self.nodes) * self.R <= SIDE_BY_SIDE
         if not together:
             self.nodes = choose_nodes(self.l2.log(), CLOSE_RATIO)
             self.follow_to = self.exact, NODE_TOL_ALONE * self.tol
         every = torch.tensor(self.nodes, device=self.l2.device)
-        if self.plan.factor is None:
-            self.minimise(every, self.theta[every], self.max_iter, NODE_TOL)
-            return
         strong = self.l2[every] >= STRONG * self.where.eigenvalues.max()
         strong[-1] = True
         batch = every[strong]
@@ -154,8 +155,7 @@ class PathSolver:
 
         Those without a factor have their Kronecker products renewed at each point that is measured.
         """
-        dtype = self.loss.rows.dtype
-        keep = dtype if may_keep(self.loss, self.R, len(index)) else None
+        keep = self._kept(len(index))
 
         def measured(theta: Tensor, i: Tensor) -> Measured:
             here = measure(loss, theta, self.l2[index[i]], solve_intercept=False, keep=keep)
@@ -176,6 +176,10 @@ class PathSolver:
         )
         self.theta[index] = refined.measured.theta
         self.n_iter[index] += refined.products + 1
+
+    def _kept(self, n_problems: int) -> torch.dtype | None:
+        """The dtype of probabilities that a measurement of so many problems keeps for the Newton systems; or none."""
+        return self.loss.rows.dtype if may_keep(self.loss, self.R, n_problems) else None
 
     def _add_factor(self, theta: Tensor, l2: float) -> None:
         make = dense_factor if self.plan.factor == "pairs" else block_factor
@@ -232,7 +236,7 @@ class PathSolver:
         return Certificate.joined([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
     def _certified(self, index: Tensor, at_zero: float) -> tuple[Certificate, Tensor]:
-        keep = self.loss.rows.dtype if may_keep(self.loss, self.R, len(index)) else None
+        keep = self._kept(len(index))
 
         def good_enough(measured: Measured, decrement: Tensor) -> Tensor:
             l2 = torch.ones_like(decrement)  # only the gap bound reads it
