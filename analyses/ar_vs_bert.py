@@ -17,11 +17,11 @@ import numpy as np
 
 from analyses import over_runs
 from analyses.ar_vs_bert_figure import write_figure
-from probekit.ensemble import mask_ensemble
+from probekit.evaluate.mask_voting import mask_ensemble
 from probekit.features.store import FeatureStore
 from probekit.reports import build_panels, collect_records
 from probekit.reports.panels import Panel, Series, margin
-from probekit.results.rows import row_predictions
+from probekit.results.predictions import row_predictions
 
 
 def runs_of(panel: Panel, objective: str) -> list[Series]:

@@ -8,10 +8,10 @@ import numpy as np
 
 from analyses import over_runs
 from igpt_model import atomic
-from probekit.errors import UserError
 from probekit.reports.panels import Series
 from probekit.reports.report import save_figure
 from probekit.reports.style import MODEL_MARKERS, MODELS, QUIET, RANDOM, style
+from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd

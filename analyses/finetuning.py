@@ -17,11 +17,11 @@ import numpy as np
 
 from analyses import over_runs
 from probekit.cli.finetune import PREDICTIONS_FILE, TEST_FILE
-from probekit.errors import UserError
 from probekit.reports import build_panels, collect_records
 from probekit.reports.published import published
 from probekit.results.metrics import bootstrap_interval, mcnemar_exact, wilson_interval
-from probekit.results.rows import load_probe, row_predictions
+from probekit.results.predictions import load_probe, row_predictions
+from probekit.runtime.errors import UserError
 
 
 class Tested(NamedTuple):

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from analyses.finetuning import arm
 from igpt_model import atomic
-from igpt_model.runlog import read_metrics
-from probekit.errors import UserError
+from igpt_model.training.run_log import read_metrics
 from probekit.reports.report import save_figure
 from probekit.reports.style import MODEL_MARKERS, MODELS, style
+from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from igpt_model.runlog import read_metrics
+from igpt_model.training.run_log import read_metrics
 from probekit.cli.watch import read_probes
 from probekit.reports import build_panels, collect_records
 from probekit.reports.panels import Panel

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igpt_model import atomic
-from probekit.errors import UserError
 from probekit.reports.report import save_figure
 from probekit.reports.style import INK, MODELS, QUIET, style
+from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,7 +17,7 @@ from rows import record
 
 import probekit
 from probekit import extract, load_dataset, load_encoder, sweep
-from probekit.results.rows import row_predictions
+from probekit.results.predictions import row_predictions
 
 SHIPPED = Path(probekit.__file__).parent / "pretrained" / "wandering-digits"
 

@@ -21,8 +21,8 @@ from rows import record
 from sklearn.linear_model import LogisticRegression
 
 from probekit import load_dataset
-from probekit.errors import UserError
 from probekit.probes import fit_path
+from probekit.runtime.errors import UserError
 
 TOL = 1e-5  # of ours: the relative objective gap that the comparison allows
 PENALTIES = np.logspace(1, -6, 45)  # l2 of the mean loss

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from rows import record
 
-from igpt_model.cost import load_training, training_cost
-from igpt_model.train import train
-from igpt_model.train_config import TrainConfig
+from igpt_model.training.config import TrainConfig
+from igpt_model.training.cost import load_training, training_cost
+from igpt_model.training.pretrain import train
 from probekit import extract, load_dataset, load_encoder, sweep
+from probekit.evaluate.plan import plan_extract, plan_sweep, process_bytes
 from probekit.features.store import FeatureStore
-from probekit.plan import plan_extract, plan_sweep, process_bytes
 
 MODEL = {"model": "tiny", "n_head": 3, "resolution": 12, "n_colours": 8, "batch_size": 32}
 

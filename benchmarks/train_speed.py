@@ -17,9 +17,9 @@ from minimal_gpt import MinimalGPT
 from rows import record
 
 from igpt_model import TrainConfig
-from igpt_model.batches import token_batch
-from igpt_model.distributed import Ranks
-from igpt_model.engine import Engine
+from igpt_model.training.batches import token_batch
+from igpt_model.training.distributed import Ranks
+from igpt_model.training.engine import Engine
 
 
 @dataclass(frozen=True)

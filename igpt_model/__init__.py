@@ -3,9 +3,7 @@
 Source of every choice: Chen et al., "Generative Pretraining from Pixels" (2020), and the authors' released code.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 _HOME = {
@@ -14,10 +12,10 @@ _HOME = {
     "Palette": "palette",
     "ImageTransform": "images",
     "encode": "features",
-    "train": "train",
-    "TrainConfig": "train",
-    "finetune": "finetune",
-    "FinetuneConfig": "finetune",
+    "train": "training.pretrain",
+    "TrainConfig": "training.config",
+    "finetune": "training.finetune",
+    "FinetuneConfig": "training.finetune_config",
     "UserError": "errors",
 }
 __all__ = [*_HOME]
@@ -32,12 +30,5 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-class _Package(ModuleType):
-    """Keeps `igpt_model.train` the function, also after somebody has imported the submodule of the same name."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -14,15 +14,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from .checkpoint import HEAD_FILE, list_checkpoints, load_checkpoint
-from .config import ModelConfig
-from .errors import UserError
-from .features import pool
-from .images import ImageTransform
-from .model import IGPT, Linear
-from .objectives import draw_masks, loss_of_state
-from .palette import Palette
-from .voting import modal_vote
+from igpt_model.config import ModelConfig
+from igpt_model.errors import UserError
+from igpt_model.features import pool
+from igpt_model.images import ImageTransform
+from igpt_model.model import IGPT, Linear
+from igpt_model.objectives import draw_masks, loss_of_state
+from igpt_model.palette import Palette
+from igpt_model.training.checkpoint import HEAD_FILE, list_checkpoints, load_checkpoint
+from igpt_model.voting import modal_vote
 
 
 class Classifier(nn.Module):

@@ -6,7 +6,7 @@ Letters: B images, T positions, D width (`n_embd`), V palette colours, L blocks 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from .errors import UserError
+from igpt_model.errors import UserError
 
 # Table in section 3.3 of the paper; heads of S, M and L from the released sampling commands. The heads of XL were never
 # published: 24 (head width 128, as M) is ours.

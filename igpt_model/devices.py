@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from .errors import UserError
+from igpt_model.errors import UserError
 
 
 def find_device(name: str) -> torch.device:

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import inference
-from .config import ModelConfig
-from .errors import UserError
-from .model import IGPT, NORM_EPS
+from igpt_model import inference
+from igpt_model.config import ModelConfig
+from igpt_model.errors import UserError
+from igpt_model.model import IGPT, NORM_EPS
 
 
 def layer_names(config: ModelConfig) -> tuple[str, ...]:

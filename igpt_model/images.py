@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .errors import UserError
+from igpt_model.errors import UserError
 
 KERNELS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 """Pillow's resize kernels. All but `nearest` average over the source pixels when they shrink a picture."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .model import GELU_SLOPE, IGPT, NORM_EPS
+from igpt_model.model import GELU_SLOPE, IGPT, NORM_EPS
 
 PIECE = 1 << 18
 """Numbers of the residual stream that a thread works on at a time: with the four times as many of the MLP, 5 MB."""

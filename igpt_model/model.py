@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
-from .config import ModelConfig
-from .errors import UserError
+from igpt_model.config import ModelConfig
+from igpt_model.errors import UserError
 
 NORM_EPS = 1e-5
 GELU_SLOPE = 1.702

@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .errors import UserError
-from .model import IGPT
+from igpt_model.errors import UserError
+from igpt_model.model import IGPT
 
 
 def autoregressive_loss(model: IGPT, tokens_BT: Tensor) -> Tensor:

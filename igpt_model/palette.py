@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from .atomic import write_bytes
-from .errors import UserError
-from .hashing import hash_arrays
-from .kmeans import weighted_kmeans
+from igpt_model.atomic import write_bytes
+from igpt_model.errors import UserError
+from igpt_model.hashing import hash_arrays
+from igpt_model.kmeans import weighted_kmeans
 
 _SAMPLE = 1 << 17  # pixels that k-means sees; on CIFAR-10 twice or half as many change the error by 1 %, as a seed does
 _EDGE = 16  # the table of all 2^24 colours is filled in cubes of 16 x 16 x 16, those that pictures touch

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .config import ModelConfig
-from .errors import UserError
-from .model import IGPT
+from igpt_model.config import ModelConfig
+from igpt_model.errors import UserError
+from igpt_model.model import IGPT
 
 CACHE_BYTES = 2 << 30
 """Cache that any machine is thought to have room for, see `images_at_once`."""

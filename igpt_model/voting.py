@@ -6,7 +6,7 @@ Letters: M masks, N images, K classes.
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .errors import UserError
+from igpt_model.errors import UserError
 
 _TIES = 3  # a stream of randomness of its own under one seed
 

@@ -18,42 +18,49 @@ ARROWS = {
     "igpt_model": {"igpt_model"},
     "analyses": {"analyses", "probekit", "igpt_model"},
     "probekit": {"probekit"},
-    # BERT's several masks vote in one way, for probes as for fine-tuned classifiers
-    "probekit.ensemble": {"probekit", "igpt_model.voting"},
-    "probekit.datasets": {"probekit.datasets"},
+    "probekit.runtime": {"probekit.runtime"},
+    "probekit.datasets": {"probekit.datasets", "probekit.runtime"},
     # the released token arrays are turned back into images by the palette's own scaling
-    "probekit.datasets.openai_tokens": {"probekit.datasets", "igpt_model.palette"},
-    "probekit.encoders": {"probekit.encoders"},
-    "probekit.encoders.igpt": {"probekit.encoders", "igpt_model"},
-    "probekit.encoders.tokens": {"probekit.encoders", "igpt_model"},
+    "probekit.datasets.openai_tokens": {"probekit.datasets", "probekit.runtime", "igpt_model.palette"},
+    "probekit.encoders": {"probekit.encoders", "probekit.runtime"},
+    "probekit.encoders.igpt": {"probekit.encoders", "probekit.runtime", "igpt_model"},
+    "probekit.encoders.tokens": {"probekit.encoders", "probekit.runtime", "igpt_model"},
     # Hugging Face's ImageGPT is an iGPT: it is converted and run as one
-    "probekit.encoders.hf": {"probekit.encoders", "igpt_model"},
-    "probekit.features": {"probekit.features", "probekit.encoders", "probekit.datasets", "probekit.ranks"},
-    "probekit.probes": {
+    "probekit.encoders.hf": {"probekit.encoders", "probekit.runtime", "igpt_model"},
+    "probekit.features": {"probekit.features", "probekit.encoders", "probekit.datasets", "probekit.runtime"},
+    "probekit.solver": {"probekit.solver", "probekit.runtime"},
+    "probekit.selection": {"probekit.selection", "probekit.solver", "probekit.runtime"},
+    "probekit.probes": {"probekit.probes", "probekit.selection", "probekit.solver", "probekit.runtime"},
+    "probekit.results": {"probekit.results", "probekit.runtime"},
+    "probekit.reports": {"probekit.reports", "probekit.results", "probekit.runtime"},
+    "probekit.evaluate": {
+        "probekit.evaluate",
+        "probekit.features",
+        "probekit.encoders",
+        "probekit.datasets",
+        "probekit.selection",
         "probekit.probes",
-        "probekit.ranks",
-        "probekit.errors",
-        "igpt_model.hashing",
-        "igpt_model.atomic",
-    },
-    "probekit.results": {"probekit.results"},
-    "probekit.reports": {
-        "probekit.reports",
+        "probekit.solver",
         "probekit.results",
-        "probekit.errors",
-        "igpt_model.hashing",
-        "igpt_model.atomic",
+        "probekit.runtime",
     },
+    # masked predictions of BERT are combined in one way, for probes as for fine-tuned classifiers
+    "probekit.evaluate.mask_voting": {"probekit", "igpt_model.voting"},
     "probekit.cli": {"probekit", "igpt_model"},
 }
-FOUNDATION = {
-    "igpt_model.errors",
-    "igpt_model.hashing",
-    "igpt_model.atomic",
-    "probekit.device",
-    "probekit.errors",
-    "probekit.named",
+# arrows that the probe protocol is to turn; none may be added
+PENDING = {
+    ("probekit.evaluate.study", "probekit.reports"),
+    ("probekit.features.lazy_features", "probekit.selection"),
+    ("probekit.features.lazy_features", "probekit.solver"),
+    ("probekit.features.lazy_features", "probekit.probes"),
+    ("probekit.selection.choose_C", "probekit.probes"),
+    ("probekit.selection.choose_C", "probekit.results"),
+    ("probekit.selection.folds", "probekit.datasets.splits"),
+    ("probekit.selection.protocol", "probekit.probes.sgd"),
+    ("probekit.solver.path", "probekit.probes.linear"),
 }
+FOUNDATION = {"igpt_model.errors", "igpt_model.hashing", "igpt_model.atomic"}
 LAZY = {"matplotlib", "cuml", "transformers", "timm", "tensorboard", "torch.utils.tensorboard", "hdf5plugin"}
 FORBIDDEN_NAMES = {"utils.py", "common.py", "helpers.py", "base.py", "misc.py"}
 
@@ -94,7 +101,8 @@ def within(name: str, prefix: str) -> bool:
 
 
 def allowed_for(module: str) -> set[str]:
-    return ARROWS[max((room for room in ARROWS if within(module, room)), key=len)] | FOUNDATION
+    pending = {target for source, target in PENDING if source == module}
+    return ARROWS[max((room for room in ARROWS if within(module, room)), key=len)] | FOUNDATION | pending
 
 
 def test_the_arrow_check_sees_a_wrong_arrow(tmp_path, monkeypatch):
@@ -103,7 +111,7 @@ def test_the_arrow_check_sees_a_wrong_arrow(tmp_path, monkeypatch):
     wrong.parent.mkdir(parents=True)
     wrong.write_text("def f():\n    from ..features import store\n    import h5py\n")
     assert imports(wrong) == {"probekit.features", "h5py"}
-    assert not any(within("probekit.features", room) for room in allowed_for("probekit.probes.solver"))
+    assert not any(within("probekit.features", room) for room in allowed_for("probekit.solver.solve"))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
@@ -138,7 +146,7 @@ def test_only_the_objective_knows_how_C_relates_to_l2():
                 one = isinstance(node.left, ast.Constant) and node.left.value == 1
                 if one and isinstance(node.right.op, ast.Mult) and product & {"C", "Cs", "l2", "l2s"}:
                     found.add(module_name(path))
-    assert found == {"probekit.probes.objective"}
+    assert found == {"probekit.solver.objective"}
 
 
 def test_only_the_palette_knows_the_scale_of_pixels():
@@ -199,7 +207,8 @@ def test_public_functions_are_documented(path):
 
 def test_functions_are_not_hidden_by_submodules_of_the_same_name():
     code = (
-        "import importlib; importlib.import_module('probekit.sweep'); import probekit; print(callable(probekit.sweep))"
+        "import importlib; importlib.import_module('probekit.evaluate.sweep'); import probekit; "
+        "print(callable(probekit.sweep))"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert printed.strip() == "True"

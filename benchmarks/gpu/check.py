@@ -34,14 +34,14 @@ from pictures import photographs
 from rows import record
 
 from igpt_model import TrainConfig, train
-from igpt_model.batches import encode_all, token_batch
-from igpt_model.checkpoint import latest_checkpoint, load_checkpoint
-from igpt_model.distributed import Ranks
-from igpt_model.engine import Engine
 from igpt_model.model import NORM_EPS
-from igpt_model.optim import learning_rate
+from igpt_model.training.batches import encode_all, token_batch
+from igpt_model.training.checkpoint import latest_checkpoint, load_checkpoint
+from igpt_model.training.distributed import Ranks
+from igpt_model.training.engine import Engine
+from igpt_model.training.optim import learning_rate
 from probekit import extract, fit_path, load_dataset, load_encoder, sweep
-from probekit.results.rows import row_predictions
+from probekit.results.predictions import row_predictions
 
 PARTS = ("losses", "features", "path", "sweep")
 NOISE = 1e-3

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from igpt_model import TrainConfig, atomic, train
-from igpt_model.train import TrainingDiverged
+from igpt_model.training.pretrain import TrainingDiverged
 
 EVALUATIONS, CHECKPOINTS = 20, 4
 SHARE = 0.97  # of the minutes that are planned for: rates vary

@@ -36,8 +36,8 @@ from timed_training import train_within
 
 from analyses import training_log
 from igpt_model import TrainConfig, atomic
-from igpt_model.checkpoint import latest_checkpoint, load_checkpoint
 from igpt_model.sample import sample
+from igpt_model.training.checkpoint import latest_checkpoint, load_checkpoint
 from probekit import Results, concat, extract, load_dataset, load_encoder, sweep
 from probekit.datasets import Dataset
 from probekit.reports import write_report

@@ -31,12 +31,12 @@ from pictures import photographs
 from train_speed import Size, measure, product
 
 from igpt_model import IGPT, ImageTransform, Palette, TrainConfig
-from igpt_model.cost import training_cost
-from igpt_model.distributed import Ranks
-from igpt_model.engine import Engine
+from igpt_model.training.cost import training_cost
+from igpt_model.training.distributed import Ranks
+from igpt_model.training.engine import Engine
 from probekit import extract, load_dataset, sweep
 from probekit.encoders.igpt import IGPTEncoder
-from probekit.plan import plan_extract, plan_sweep
+from probekit.evaluate.plan import plan_extract, plan_sweep
 
 PARTS = ("ratio", "compiled", "batches", "L", "plan")
 S = Size("iGPT-S, 1024 tokens, bf16", 24, 512, 8, 32, 512, 16)

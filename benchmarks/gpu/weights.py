@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from igpt_model.checkpoint import latest_checkpoint, read_weights
+from igpt_model.training.checkpoint import latest_checkpoint, read_weights
 
 PIECE = 15 << 20
 PIECES = 4  # a call

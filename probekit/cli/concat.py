@@ -60,7 +60,7 @@ def concat(
         What processes started by torchrun share: layers (each fits others), or rows of one layer too large for one.
     """
     from probekit import FeatureStore
-    from probekit.concat import concat as join_layers
+    from probekit.evaluate.concat import concat as join_layers
 
     folder = features.parent if out is None else out
     with progress("join layers", "sets of layers") as show:

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def speaks() -> bool:
-    """Whether this process is the one that talks: under torchrun rank 0 alone (`probekit.ranks` would import torch)."""
+    """Whether this process may print: under torchrun rank 0 alone (`probekit.runtime.ranks` would import torch)."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -6,7 +6,7 @@ from igpt_model.images import ImageTransform
 from igpt_model.model import IGPT
 from igpt_model.palette import Palette
 from probekit.cli.console import say
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 
 def convert(source: str, target: Path, /, *, palette: Path | None = None, bert: bool = False) -> None:
@@ -24,9 +24,9 @@ def convert(source: str, target: Path, /, *, palette: Path | None = None, bert: 
     bert
         For a TensorFlow checkpoint: it is one of the BERT models.
     """
-    from igpt_model.checkpoint import load_checkpoint
-    from igpt_model.convert import from_openai_checkpoint, from_pretrained_folder, to_pretrained_folder
-    from igpt_model.openai_weights import what_to_expect
+    from igpt_model.convert.huggingface import from_openai_checkpoint, from_pretrained_folder, to_pretrained_folder
+    from igpt_model.convert.openai import what_to_expect
+    from igpt_model.training.checkpoint import load_checkpoint
     from probekit.encoders.igpt import checkpoint_folder
 
     folder = Path(source)
@@ -55,7 +55,7 @@ def _write_run(
     target: Path, source: str, model: IGPT, palette: Palette | None, transform: ImageTransform | None, where: str
 ) -> Path:
     """Write a run folder with one checkpoint, of step 0."""
-    from igpt_model.checkpoint import save_checkpoint
+    from igpt_model.training.checkpoint import save_checkpoint
 
     if palette is None or transform is None:
         raise UserError(f"{source} comes without colour clusters, which pictures need ({where}).")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from probekit.cli.console import say
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 
 def datasets(action: str | None = None, name: str | None = None, /, *, root: Path | None = None) -> None:

@@ -14,11 +14,11 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from igpt_model import atomic
-from igpt_model.train_config import TrainConfig
+from igpt_model.training.config import TrainConfig
 from probekit.cli.console import say
 from probekit.cli.progress import progress
-from probekit.crew import crew
-from probekit.errors import UserError, check_at_least
+from probekit.runtime.errors import UserError, check_at_least
+from probekit.runtime.workers import crew
 
 PRETRAINED = "wandering-digits"
 LAYERS = {"features-random.h5": "*[02468]"}  # a control that changes little from layer to layer
@@ -134,10 +134,10 @@ def _extract(out: Path, recipe: DemoRecipe) -> None:
 
 
 def _probe(out: Path, shown: bool = True) -> None:
-    from probekit.concat import concat
+    from probekit.evaluate.concat import concat
+    from probekit.evaluate.sweep import sweep
     from probekit.features.store import FeatureStore
     from probekit.probes import get_protocol
-    from probekit.sweep import sweep
 
     Cs = [C for C in get_protocol("igpt").Cs if C <= LARGEST_C]
 

@@ -7,7 +7,7 @@ import numpy as np
 from cyclopts import Parameter
 
 from igpt_model import atomic
-from igpt_model.finetune_config import FinetuneConfig
+from igpt_model.training.finetune_config import FinetuneConfig
 from probekit.cli.console import say, speaks
 from probekit.cli.progress import progress
 from probekit.cli.train import prepared_images, tensorboard_writer, training_images
@@ -61,9 +61,9 @@ def run_finetuning(
     config: FinetuneConfig, run: str, data: Dataset, out: Path, *, limit: int | None = None, tensorboard: bool = True
 ) -> dict[str, Any]:
     """Fine-tune on `data`'s train split, stop by its val split, show progress; return the last record."""
-    from igpt_model.checkpoint import load_checkpoint
-    from igpt_model.finetune import Labelled
-    from igpt_model.finetune import finetune as fine_tune
+    from igpt_model.training.checkpoint import load_checkpoint
+    from igpt_model.training.finetune import Labelled
+    from igpt_model.training.finetune import finetune as fine_tune
     from probekit.encoders.igpt import checkpoint_folder
 
     source = load_checkpoint(checkpoint_folder(run))
@@ -103,7 +103,7 @@ def measure_on_test(config: FinetuneConfig, data: Dataset, out: Path, *, limit: 
     from igpt_model.classifier import load_classifier, predict_proba
     from igpt_model.voting import modal_vote
     from probekit.results.metrics import wilson_interval
-    from probekit.results.rows import RowPredictions, save_probe
+    from probekit.results.predictions import RowPredictions, save_probe
 
     tuned = load_classifier(out, config.device)
     split = data.splits["test"].limit(limit)

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from probekit import __version__
 from probekit.cli.console import one_voice, speaks
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 MAKE = Group.create_ordered("One command")
 MODEL = Group.create_ordered("Models")

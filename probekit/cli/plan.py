@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from igpt_model.train_config import TrainConfig
+from igpt_model.training.config import TrainConfig
 from probekit.cli.console import say
-from probekit.errors import UserError
-from probekit.plan import Estimate
+from probekit.evaluate.plan import Estimate
+from probekit.runtime.errors import UserError
 
 LARGE = 200_000_000  # parameters of a model that is not built whole for a calibration
 FEW_CLASSES = 20  # of which made-up features are probed where there are more
@@ -58,9 +58,9 @@ def plan(
     rate
         TFLOP/s that each rank will reach, for machines that are not this one: nothing is timed then.
     """
-    from igpt_model.cost import load_training, training_cost
+    from igpt_model.training.cost import load_training, training_cost
     from probekit import FeatureStore, load_dataset
-    from probekit.plan import plan_sweep, process_bytes
+    from probekit.evaluate.plan import plan_sweep, process_bytes
     from probekit.probes import get_protocol
 
     given = {"rows": rows, "test-rows": test_rows, "classes": classes, "ranks": ranks, "seconds": seconds, "rate": rate}
@@ -103,7 +103,7 @@ def _sweep(
     widths: list[int], rows: int, test_rows: int, classes: int, protocol: str, seconds: float, speed: float | None
 ) -> tuple[Estimate, str]:
     """The estimate from made-up features, or from counted operations, and a remark."""
-    from probekit.plan import made_up_features, plan_sweep, sweep_operations
+    from probekit.evaluate.plan import made_up_features, plan_sweep, sweep_operations
 
     disk = len(widths) * test_rows * (24 + 4 * classes) + 4 * sum(widths) * classes
     memory = (rows + test_rows) * max(widths) * 4 * 3
@@ -133,7 +133,7 @@ class Share:
 def _extraction(spec: str | None, config: TrainConfig, data: Any, share: Share) -> tuple[Estimate, str, list[int]]:
     """The estimate, a remark, and the widths of the encoder's layers."""
     from probekit import load_dataset
-    from probekit.plan import feature_bytes, plan_extract
+    from probekit.evaluate.plan import feature_bytes, plan_extract
 
     model = config.model_config
     widths, note = [model.n_embd] * (model.n_layer + 1), f"{share.rows:,} images, {model.n_layer + 1} layers"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from probekit.cli.console import say
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from probekit.reports.panels import Panel

@@ -41,8 +41,8 @@ def predict(
     """
     from igpt_model import atomic
     from probekit import load_encoder
-    from probekit.predict import encoder_of, find_record
-    from probekit.predict import predict as predict_images
+    from probekit.evaluate.predict import encoder_of, find_record
+    from probekit.evaluate.predict import predict as predict_images
 
     record = find_record(probe, series)  # a wrong path is told before a model is loaded
     spec, settings = (encoder, {}) if encoder is not None else encoder_of(record)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from probekit.cli.console import say
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 
 def report(*results: Path, out: Path | None = None) -> None:

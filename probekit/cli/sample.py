@@ -6,7 +6,7 @@ from igpt_model.images import ImageTransform
 from probekit.cli.console import say
 from probekit.cli.plot import check_ending
 from probekit.datasets import load_dataset
-from probekit.errors import UserError, check_at_least
+from probekit.runtime.errors import UserError, check_at_least
 
 
 def sample(
@@ -57,9 +57,9 @@ def sample(
     import numpy as np
 
     from igpt_model import atomic
-    from igpt_model.checkpoint import load_checkpoint
     from igpt_model.devices import find_device
     from igpt_model.sample import sample as draw
+    from igpt_model.training.checkpoint import load_checkpoint
     from probekit.cli.pictures import picture_grid, png_bytes
     from probekit.encoders.igpt import checkpoint_folder
 

@@ -10,8 +10,8 @@ from cyclopts import Parameter
 from probekit.cli.console import say
 from probekit.cli.progress import progress
 from probekit.cli.sweep import Penalties, show_curves
-from probekit.errors import UserError
-from probekit.study import Progress
+from probekit.evaluate.study import Progress
+from probekit.runtime.errors import UserError
 
 
 def study(
@@ -70,7 +70,7 @@ def study(
     dtype
         Precision of the solver; that of `probekit sweep` unless given.
     """
-    from probekit.study import study as run_study
+    from probekit.evaluate.study import study as run_study
 
     if not encoders:
         raise UserError("No encoder was given; write for example: probekit study igpt:RUN --on cifar10 --out study.")

@@ -69,7 +69,7 @@ def sweep(
         What processes started by torchrun share: layers (each fits others), or rows of one layer too large for one.
     """
     from probekit import FeatureStore
-    from probekit.sweep import sweep as sweep_layers
+    from probekit.evaluate.sweep import sweep as sweep_layers
 
     store = FeatureStore.open(features)
     with progress("sweep", "fits") as show:

@@ -10,7 +10,7 @@ import numpy as np
 from cyclopts import Parameter
 
 from igpt_model.images import ImageTransform, SourceImages
-from igpt_model.train_config import TrainConfig
+from igpt_model.training.config import TrainConfig
 from probekit.cli.console import say
 from probekit.cli.progress import Show, progress
 from probekit.cli.watch import DepthWatch, WatchConfig, emergence, probe_line, read_probes, share_of_peak
@@ -69,7 +69,7 @@ def run_training(
     watch: WatchConfig = WatchConfig(),  # noqa: B008  (frozen)
 ) -> None:
     """Train on `data`'s train split, watch its val split, show progress; resumes what lies at `out`."""
-    from igpt_model.train import train as train_model
+    from igpt_model.training.pretrain import train as train_model
 
     transform, split = config.transform, data.splits["train"].limit(limit)
     train_images = training_images(split, transform)

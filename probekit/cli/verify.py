@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from probekit.cli.console import say
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 
 def verify(
@@ -66,7 +66,7 @@ def look_for_near_duplicates(
     """Find, count and draw near-duplicates of test images in train, and leave their row ids beside the file."""
     from probekit import FeatureStore
     from probekit.features.duplicates import near_duplicates_in_features, near_duplicates_in_pixels, plot_pairs
-    from probekit.results.left_out import RowSet, row_set_path
+    from probekit.results.subset_metrics import RowSet, row_set_path
 
     store = FeatureStore.open(file)
     if picture is not None and data is None:

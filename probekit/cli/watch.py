@@ -14,7 +14,7 @@ import numpy as np
 from igpt_model import atomic
 from probekit.cli.pictures import picture_grid, png_bytes
 from probekit.datasets import Split
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 C = 0.01
 """The one penalty of the watching probes, on standardised features: to see a curve's shape, not to report figures."""
@@ -70,7 +70,7 @@ class DepthWatch:
         """
         if record["kind"] != "checkpoint" and not (record["kind"] == "start" and record["resumed"]):
             return
-        from igpt_model.checkpoint import checkpoint_path
+        from igpt_model.training.checkpoint import checkpoint_path
 
         step, again = record["step"], record["kind"] == "start"
         folder = checkpoint_path(self.out, step)
@@ -87,8 +87,8 @@ class DepthWatch:
 
     def probe(self, folder: Path, step: int) -> dict[str, Any]:
         """Fit one probe a layer of a checkpoint; append the record to metrics.jsonl and return it."""
-        from igpt_model.checkpoint import load_checkpoint
         from igpt_model.objectives import draw_masks
+        from igpt_model.training.checkpoint import load_checkpoint
         from probekit.datasets.splits import stratified_holdout
 
         loaded = load_checkpoint(folder, self.device)
@@ -115,8 +115,8 @@ class DepthWatch:
 
     def sample(self, folder: Path, step: int) -> Iterator[dict[str, Any]]:
         """Draw pictures from an autoregressive checkpoint into samples/STEP.png."""
-        from igpt_model.checkpoint import load_checkpoint
         from igpt_model.sample import sample
+        from igpt_model.training.checkpoint import load_checkpoint
 
         loaded = load_checkpoint(folder, self.device)
         if loaded.config.causal:
@@ -133,7 +133,7 @@ def layer_accuracies(
 ) -> list[float]:
     """Accuracy on the rows `held` of a probe a layer that was fitted on the rows `kept`: L + 1 values."""
     from igpt_model.features import encode
-    from probekit.probes.path import fit_path
+    from probekit.solver.path import fit_path
 
     parts = []
     for start in range(0, len(tokens_NT), 128):
@@ -150,7 +150,7 @@ def layer_accuracies(
 
 def read_probes(out: Path) -> list[dict[str, Any]]:
     """The probe records of a run, by step; of a step that was probed twice the later one."""
-    from igpt_model.runlog import read_metrics
+    from igpt_model.training.run_log import read_metrics
 
     found = {r["step"]: r for r in read_metrics(out / "metrics.jsonl") if r["kind"] == "probe"}
     return [found[step] for step in sorted(found)]
@@ -181,7 +181,7 @@ def emergence(records: Sequence[dict[str, Any]], most: int = 16) -> list[str]:
 
 def share_of_peak(flops_per_image: int, n_tokens: int, dtype: str, device: str, ranks: int) -> Callable[[float], float]:
     """Measure the matrix rate now; return what turns tokens a second of training into a share of it."""
-    from probekit.plan import matmul_rate
+    from probekit.evaluate.plan import matmul_rate
 
     rate = matmul_rate(device=device, dtype=dtype) * ranks
     # backward is twice the forward pass

@@ -13,7 +13,7 @@ import numpy as np
 from igpt_model.hashing import hash_file
 from probekit.datasets.images import ArrayImages, Images
 from probekit.datasets.records import Dataset, Split, build
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 SPELLINGS = {
     "train": (("train_images", "train_labels"), ("x_train", "y_train"), ("images", "labels"), ("x", "y")),

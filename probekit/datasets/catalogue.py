@@ -10,8 +10,8 @@ from typing import Any
 from probekit.datasets import folder
 from probekit.datasets.arrays import load_npz, load_objects
 from probekit.datasets.records import Dataset
-from probekit.errors import UserError
-from probekit.named import import_object
+from probekit.runtime.errors import UserError
+from probekit.runtime.imports import import_object
 
 
 @dataclass(frozen=True)

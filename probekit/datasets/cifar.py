@@ -12,7 +12,7 @@ from probekit.datasets.images import ArrayImages
 from probekit.datasets.records import Dataset, Split, build
 from probekit.datasets.restricted_pickle import loads
 from probekit.datasets.sources import Archive, Files, locate
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 SOURCE = "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
 WHERE = "https://www.cs.toronto.edu/~kriz/cifar.html"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from probekit.datasets.records import Split
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 BLOCK = 1024
 THREADS = 8

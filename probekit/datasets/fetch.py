@@ -15,7 +15,7 @@ from probekit.datasets.idx import MD5 as FASHION
 from probekit.datasets.openai_tokens import BASE as OPENAI
 from probekit.datasets.sources import md5_of
 from probekit.datasets.stl10 import ARCHIVE as STL10
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 BLOCK = 1 << 20
 TIMEOUT_S = 60

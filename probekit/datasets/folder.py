@@ -20,7 +20,7 @@ import xxhash
 from probekit.datasets.corrupt import without_corrupt
 from probekit.datasets.images import FileImages, Images, PackedNames, ZipImages
 from probekit.datasets.records import Dataset, Split, build
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
 SPLIT_NAMES = {

@@ -14,7 +14,7 @@ import numpy as np
 from probekit.datasets.images import ArrayImages
 from probekit.datasets.records import Dataset, Split, build
 from probekit.datasets.sources import md5_of
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 SOURCE = "H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST, 2017"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")

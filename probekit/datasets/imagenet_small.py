@@ -14,7 +14,7 @@ import numpy as np
 from igpt_model.hashing import hash_json
 from probekit.datasets.records import Dataset, Split, build
 from probekit.datasets.restricted_pickle import loads
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 SOURCE = "P. Chrabaszcz, I. Loshchilov, F. Hutter, A Downsampled Variant of ImageNet as an Alternative to CIFAR, 2017"
 WHERE = "https://image-net.org/download-images.php (needs an account)"

@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 from PIL import Image, UnidentifiedImageError
 
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 
 class Images(Protocol):

@@ -13,7 +13,7 @@ import numpy as np
 from igpt_model.hashing import hash_json
 from igpt_model.palette import Palette
 from probekit.datasets.records import Dataset, Split, build
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 SOURCE = "OpenAI, image-gpt, released data (2020): tokens of centre-cropped 32 x 32 images, for evaluation"
 BASE = "https://openaipublic.blob.core.windows.net/image-gpt/"

@@ -13,7 +13,7 @@ import numpy as np
 from igpt_model.hashing import hash_arrays
 from probekit.datasets.images import Images, hash_image
 from probekit.datasets.splits import stratified_holdout, stratified_subset
-from probekit.errors import UserError, check_at_least
+from probekit.runtime.errors import UserError, check_at_least
 
 HASH_BLOCK = 1024
 

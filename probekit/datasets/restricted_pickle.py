@@ -7,7 +7,7 @@ import io
 import pickle
 from typing import Any
 
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 _ARRAY_NAMES = ("_reconstruct", "scalar", "_frombuffer")
 ALLOWED = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from igpt_model.hashing import hash_file
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

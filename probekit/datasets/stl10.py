@@ -7,7 +7,7 @@ import numpy as np
 from probekit.datasets.images import ArrayImages
 from probekit.datasets.records import Dataset, Split, build
 from probekit.datasets.sources import Archive, locate
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 SOURCE = "A. Coates, H. Lee, A. Ng, An Analysis of Single Layer Networks in Unsupervised Feature Learning, AISTATS 2011"
 WHERE = "https://cs.stanford.edu/~acoates/stl10/"

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from probekit.device import usable_device
-from probekit.errors import UserError
+from probekit.runtime.device import usable_device
+from probekit.runtime.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -22,7 +22,7 @@ from probekit.encoders.pooling import first_tensor
 from probekit.encoders.preparation import KERNELS, Preparation, pair
 from probekit.encoders.protocol import Encoder
 from probekit.encoders.weights import load_weights
-from probekit.errors import UserError, first_line
+from probekit.runtime.errors import UserError, first_line
 
 AFTER_NORM = "last_hidden_state, after the final norm"
 # what transformers calls the blocks inside a stage
@@ -336,7 +336,7 @@ def from_imagegpt(
     dtype: str = "float32",
 ) -> IGPTEncoder:
     """A Hugging Face ImageGPT as an iGPT: start token in front, every layer through the norm that reads it."""
-    from igpt_model.convert import from_huggingface
+    from igpt_model.convert.huggingface import from_huggingface
 
     clusters = processor.get("clusters")
     if clusters is None:

@@ -15,8 +15,8 @@ from probekit.encoders.device import compute
 from probekit.encoders.pooling import Layout, count_special_tokens, decide, first_tensor, map_axes
 from probekit.encoders.preparation import Normalisation, Preparation, pair, triple
 from probekit.encoders.weights import hash_weights, load_weights
-from probekit.errors import UserError, first_line
-from probekit.named import import_object
+from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.imports import import_object
 
 Forward = Callable[[torch.nn.Module, torch.Tensor], Any]
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from igpt_model.checkpoint import latest_checkpoint, load_checkpoint
 from igpt_model.config import PRESETS, ModelConfig
 from igpt_model.devices import check_compiler
 from igpt_model.features import encode, layer_names
@@ -19,9 +18,10 @@ from igpt_model.images import ImageTransform
 from igpt_model.model import IGPT
 from igpt_model.objectives import draw_masks
 from igpt_model.palette import Palette
+from igpt_model.training.checkpoint import latest_checkpoint, load_checkpoint
 from probekit.encoders.device import compute
 from probekit.encoders.protocol import select_layers
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 
 class IGPTEncoder:

@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from probekit.encoders.protocol import Encoder
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 ENTRY_POINTS = "probekit.encoders"
 # scheme -> module:function, the text after the colon is the first argument

@@ -10,7 +10,7 @@ import torch
 
 from probekit.encoders.device import compute
 from probekit.encoders.preparation import Preparation
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 
 def resolution_of(what: str, resolution: int | None, data: Any) -> int:

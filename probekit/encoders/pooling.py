@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 POOLS = ("mean", "cls", "both")
 SPECIAL = (

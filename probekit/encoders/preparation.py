@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from probekit.encoders.device import send
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 KERNELS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 
 class Encoder(Protocol):

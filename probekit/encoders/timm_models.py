@@ -12,7 +12,7 @@ import torch
 from probekit.encoders.hooks import ModuleEncoder, preparation
 from probekit.encoders.preparation import KERNELS, Preparation
 from probekit.encoders.weights import load_weights
-from probekit.errors import UserError, first_line
+from probekit.runtime.errors import UserError, first_line
 
 
 def load_timm(

@@ -13,7 +13,7 @@ import torch
 from igpt_model.features import pool
 from igpt_model.objectives import draw_masks
 from probekit.encoders.igpt import IGPTEncoder, load_random, load_run
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 
 class TokenEncoder:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from igpt_model.hashing import hash_arrays
-from probekit.errors import UserError, first_line
+from probekit.runtime.errors import UserError, first_line
 
 SHOWN = 4
 

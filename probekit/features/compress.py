@@ -6,11 +6,11 @@ from typing import Any
 
 import h5py
 
-from probekit.errors import UserError
-from probekit.features import layout
+from probekit.features import format as layout
 from probekit.features.store import FeatureStore
 from probekit.features.verify import verify
 from probekit.features.writer import full_disk_as_sentence, sync, write_lock
+from probekit.runtime.errors import UserError
 
 CHUNK_BYTES = 1 << 20
 LEVELS = {"gzip": (1, 9), "lzf": (0, -1), "zstd": (1, 22), "blosc2": (0, 9)}

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from probekit.datasets.images import hash_image
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 AT_ONCE = 8
 """Images of full size that a process holds decoded at a time: a photograph may take 50 MB."""

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from probekit.errors import UserError, check_at_least
-from probekit.features import layout
+from probekit.features import format as layout
 from probekit.features.decode import Batch, prepared_batches
-from probekit.features.layout import Header, file_layer_names
+from probekit.features.format import Header, file_layer_names
 from probekit.features.provenance import refuse_other, versions
 from probekit.features.shards import join, shard_path, share
 from probekit.features.store import FeatureStore
 from probekit.features.transfer import Transfer
 from probekit.features.writer import FeatureWriter, create_skeleton, write_lock
-from probekit.ranks import Ranks, barrier, current
+from probekit.runtime.errors import UserError, check_at_least
+from probekit.runtime.ranks import Ranks, barrier, current
 
 BATCH_SIZE = 128
 Progress = Callable[[int, int], Any]

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from igpt_model.hashing import hash_file
-from probekit.errors import UserError, first_line
 from probekit.features.store import FeatureStore
+from probekit.runtime.errors import UserError, first_line
 
 LABEL_KEYS = ("labels", "label", "y", "targets", "target")
 

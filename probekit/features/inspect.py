@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from probekit.errors import UserError
 from probekit.features.store import FeatureStore
+from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import pandas

@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 import torch
 
-from probekit.errors import UserError
-from probekit.features.layout import Header, content
+from probekit.features.format import Header, content
+from probekit.runtime.errors import UserError
 
 SHOWN = 5
 

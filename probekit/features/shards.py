@@ -13,12 +13,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from probekit.errors import UserError
-from probekit.features import layout
-from probekit.features.layout import Header
+from probekit.features import format as layout
+from probekit.features.format import Header
 from probekit.features.store import FeatureStore
 from probekit.features.writer import full_disk_as_sentence, sync, write_lock
-from probekit.ranks import Ranks, deal_range
+from probekit.runtime.errors import UserError
+from probekit.runtime.ranks import Ranks, deal_range
 
 
 def shard_path(path: Path, ranks: Ranks) -> Path:

@@ -10,8 +10,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from probekit.errors import UserError
-from probekit.features import layout
+from probekit.features import format as layout
+from probekit.runtime.errors import UserError
 
 
 class FeatureStore:
@@ -56,8 +56,8 @@ class FeatureStore:
         dataset: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> "FeatureStore":
-        """Write features that somebody else made: see `probekit.features.arrays.write_arrays`."""
-        from probekit.features.arrays import write_arrays
+        """Write features that somebody else made: see `probekit.features.memory_store.write_arrays`."""
+        from probekit.features.memory_store import write_arrays
 
         write_arrays(path, splits, encoder or {}, dataset or {}, **options)
         return cls(path)

@@ -12,11 +12,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from probekit.errors import UserError
-from probekit.features import layout
-from probekit.features.layout import Header
+from probekit.features import format as layout
+from probekit.features.format import Header
 from probekit.features.provenance import differences
 from probekit.features.store import FeatureStore
+from probekit.runtime.errors import UserError
 
 READ_BYTES = 64 << 20
 # damaged metadata make HDF5 fail in many ways; all of them are findings

@@ -18,9 +18,9 @@ import filelock
 import h5py
 import numpy as np
 
-from probekit.errors import UserError
-from probekit.features import layout
-from probekit.features.layout import Header
+from probekit.features import format as layout
+from probekit.features.format import Header
+from probekit.runtime.errors import UserError
 
 COMMIT_BYTES = 32 << 20
 COMMIT_SECONDS = 1.0

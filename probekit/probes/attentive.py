@@ -12,9 +12,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from probekit.device import usable_device
-from probekit.errors import UserError
 from probekit.probes.sgd import cosine
+from probekit.runtime.device import usable_device
+from probekit.runtime.errors import UserError
 
 
 class AttentivePool(nn.Module):

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from probekit.errors import UserError
-from probekit.probes.path import ProbePath, fit_path
+from probekit.runtime.errors import UserError
+from probekit.solver.path import ProbePath, fit_path
 
 Array = NDArray[np.float64]
 

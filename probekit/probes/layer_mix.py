@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from probekit.errors import UserError
-from probekit.probes.objective import C_to_l2
-from probekit.probes.path import ProbePath, fit_path
+from probekit.runtime.errors import UserError
+from probekit.solver.objective import C_to_l2
+from probekit.solver.path import ProbePath, fit_path
 
 Array = NDArray[np.float64]
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from igpt_model.atomic import write_bytes
 from igpt_model.hashing import hash_json
-from probekit.device import usable_device
-from probekit.errors import UserError
+from probekit.runtime.device import usable_device
+from probekit.runtime.errors import UserError
 
 Batch = tuple[Sequence[Any], Any]  # X (B, D_l) of every layer, y (B,) class indices
 

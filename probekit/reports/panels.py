@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from probekit.errors import UserError
 from probekit.results.curve import Curve, Verdict, depth_curve, verdict
 from probekit.results.metrics import bootstrap_interval, mcnemar_exact
+from probekit.results.predictions import row_predictions
 from probekit.results.records import Record, read_records
-from probekit.results.rows import row_predictions
+from probekit.runtime.errors import UserError
 
 ROLES = ("model", "random", "flat")
 NAMES = {"random": "random weights", "pixels": "raw pixels", "histogram": "colour histogram"}

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igpt_model import atomic
-from probekit.errors import UserError
 from probekit.reports.html import render_page
-from probekit.reports.left_out import write_left_out
 from probekit.reports.panels import Panel, build_panels, collect_records
 from probekit.reports.plots import depth_figure
 from probekit.reports.published import comparison_frame, printed_comparison
 from probekit.reports.style import style
+from probekit.reports.subset_table import write_left_out
 from probekit.reports.tables import layer_frame, printed_frame, write_table
+from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

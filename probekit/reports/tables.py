@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from igpt_model import atomic
-from probekit.errors import UserError
 from probekit.reports.panels import Panel, Series, is_sound
 from probekit.results.records import Record
+from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd

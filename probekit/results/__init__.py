@@ -9,8 +9,8 @@ from probekit.results.metrics import (
     top_k_accuracy,
     wilson_interval,
 )
+from probekit.results.predictions import RowPredictions, load_probe, row_predictions, save_probe
 from probekit.results.records import Identity, Record, read_records, results_path, select_records
-from probekit.results.rows import RowPredictions, load_probe, row_predictions, save_probe
 
 __all__ = [
     "Curve",

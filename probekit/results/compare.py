@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from probekit.errors import UserError
 from probekit.results.metrics import bootstrap_interval, bootstrap_runs, mcnemar_exact
+from probekit.results.predictions import row_predictions
 from probekit.results.records import Record
 from probekit.results.results import Results
-from probekit.results.rows import row_predictions
+from probekit.runtime.errors import UserError
 
 Side = Record | Results | str | Path
 

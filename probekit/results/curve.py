@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from probekit.errors import UserError
-from probekit.results.bands import not_below, simultaneous_band
 from probekit.results.metrics import bootstrap_interval, mcnemar_exact, wilson_interval
+from probekit.results.predictions import row_predictions
 from probekit.results.records import Record
-from probekit.results.rows import row_predictions
+from probekit.results.simultaneous_bands import not_below, simultaneous_band
+from probekit.runtime.errors import UserError
 
 ALPHA = 0.05
 LEAST_FALL = 0.005  # a fall must be shown to exceed half a point: a significant trifle is no fall

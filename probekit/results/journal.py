@@ -14,8 +14,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from probekit.errors import UserError
 from probekit.results.records import parse_lines
+from probekit.runtime.errors import UserError
 
 
 class Journal:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import bdtrc, ndtri
 
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 
 def top_k_accuracy(log_proba_NK: np.ndarray, y_N: np.ndarray, k: int = 1) -> float:

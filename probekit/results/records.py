@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from igpt_model.hashing import hash_json
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 SCHEMA = 1
 RESULTS_NAME = "results.jsonl"

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probekit.errors import UserError
 from probekit.results.curve import Curve, Verdict, choose_layer, depth_curves, verdict
 from probekit.results.records import Record, read_records, results_path
+from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd

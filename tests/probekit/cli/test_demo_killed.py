@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from probekit import FeatureStore
-from probekit.features.layout import content
+from probekit.features.format import content
 
 DRIVER = Path(__file__).with_name("demo_driver.py")
 DIFFERS = ("seconds", "created")  # in a record: when it was made

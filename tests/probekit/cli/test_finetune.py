@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from probekit.cli.main import main
-from probekit.results.rows import load_probe
+from probekit.results.predictions import load_probe
 
 SIZES = ["--n-layer", "1", "--n-embd", "16", "--n-head", "2", "--resolution", "12", "--n-colours", "4"]
 

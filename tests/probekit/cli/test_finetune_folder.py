@@ -9,7 +9,7 @@ from PIL import Image
 
 from igpt_model.classifier import load_classifier
 from probekit.cli.main import main
-from probekit.results.rows import load_probe
+from probekit.results.predictions import load_probe
 
 SIZES = ["--n-layer", "1", "--n-embd", "16", "--n-head", "2", "--resolution", "6", "--n-colours", "4"]
 QUICK = ["--batch-size", "8", "--no-tensorboard"]

@@ -10,7 +10,7 @@ import pytest
 
 from probekit.cli import main as main_module
 from probekit.cli.main import FUNCTIONS, VERBS, main, users_sentence
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 
 def test_help_names_every_verb(capsys):

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from igpt_model.runlog import read_metrics
+from igpt_model.training.run_log import read_metrics
 from probekit import plan
 from probekit.cli.main import main
 

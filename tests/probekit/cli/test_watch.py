@@ -10,9 +10,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from igpt_model import sample as sampling
-from igpt_model.checkpoint import load_checkpoint
 from igpt_model.features import encode
-from igpt_model.runlog import read_metrics
+from igpt_model.training.checkpoint import load_checkpoint
+from igpt_model.training.run_log import read_metrics
 from probekit.cli.main import main
 from probekit.cli.pictures import picture_grid
 from probekit.cli.watch import C, emergence, layer_accuracies, probe_line, read_probes

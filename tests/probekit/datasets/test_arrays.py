@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from probekit.datasets import load_dataset
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (50, 5, 7, 3), dtype=np.uint8)

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from probekit.datasets import load_dataset
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 
 def pixels(split):

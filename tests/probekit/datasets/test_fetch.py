@@ -8,7 +8,7 @@ import pytest
 
 from probekit.datasets import fetch as fetching
 from probekit.datasets.fetch import Remote, download, fetch
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 CONTENT = bytes(range(256)) * 20000
 MD5 = hashlib.md5(CONTENT).hexdigest()

@@ -13,7 +13,7 @@ from PIL import Image
 from probekit.datasets import load_dataset
 from probekit.datasets.corrupt import skipped_lines
 from probekit.datasets.images import PackedNames
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 
 def picture(seed, side=6):

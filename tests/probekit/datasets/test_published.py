@@ -13,7 +13,7 @@ from igpt_model.palette import Palette
 from probekit.datasets import list_datasets, load_dataset
 from probekit.datasets.idx import DEBIAN
 from probekit.datasets.restricted_pickle import loads
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 RNG = np.random.default_rng(0)
 

@@ -8,7 +8,7 @@ import torch
 
 from probekit import extract, load_dataset
 from probekit.encoders import load_encoder
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 

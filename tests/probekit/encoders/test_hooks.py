@@ -11,7 +11,7 @@ from torch import nn
 from probekit.encoders import Preparation, load_encoder
 from probekit.encoders.pooling import count_special_tokens, decide, first_tensor
 from probekit.encoders.weights import load_weights, read_state
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
 ROWS = np.arange(4)

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from igpt_model.checkpoint import save_checkpoint
 from igpt_model.config import ModelConfig
 from igpt_model.features import encode
 from igpt_model.images import ImageTransform
 from igpt_model.model import IGPT
 from igpt_model.objectives import draw_masks
 from igpt_model.palette import Palette
+from igpt_model.training.checkpoint import save_checkpoint
 from probekit.encoders import load_encoder
 from probekit.encoders.igpt import IGPTEncoder
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 6, 6, 3), dtype=np.uint8)
 ROWS = np.array([4, 8, 15, 16, 23])

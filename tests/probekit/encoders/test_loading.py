@@ -11,7 +11,7 @@ from probekit.encoders import Preparation, load_encoder
 from probekit.encoders.device import compute
 from probekit.encoders.preparation import Normalisation, triple
 from probekit.encoders.protocol import select_layers
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 5, 5, 3), dtype=np.uint8)
 ROWS = np.arange(4)

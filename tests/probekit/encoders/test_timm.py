@@ -10,7 +10,7 @@ from torch import nn
 
 from probekit.encoders import load_encoder
 from probekit.encoders.timm_models import _preparation
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 
 ROWS = np.arange(2)
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from feature_fakes import LinearEncoder, dataset
 
-from probekit.errors import UserError
 from probekit.features import writer
 from probekit.features.extract import extract
 from probekit.features.store import FeatureStore
 from probekit.features.verify import verify
+from probekit.runtime.errors import UserError
 
 SHIM = ctypes.CDLL(None)
 MODES = {"count": 0, "kill": 1, "half": 2, "full": 3, "chain": 1}

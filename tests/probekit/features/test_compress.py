@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from probekit.errors import UserError
 from probekit.features.compress import compress
 from probekit.features.store import FeatureStore
 from probekit.features.verify import verify
+from probekit.runtime.errors import UserError
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_a_plugin_filter_is_read_by_a_fresh_process(store):
 def test_a_missing_plugin_is_one_sentence(store, monkeypatch):
     compress(store.path)
     monkeypatch.setitem(sys.modules, "hdf5plugin", None)
-    monkeypatch.setattr("probekit.features.layout.h5py.h5z.filter_avail", lambda code: False)
+    monkeypatch.setattr("probekit.features.format.h5py.h5z.filter_avail", lambda code: False)
     with pytest.raises(UserError, match="run `pip install hdf5plugin`"):
         FeatureStore.open(store.path).read("train", 0)
     monkeypatch.undo()

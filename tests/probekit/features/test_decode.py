@@ -9,8 +9,8 @@ from PIL import Image
 from probekit.datasets import load_dataset
 from probekit.datasets.images import hash_image
 from probekit.datasets.records import Split
-from probekit.errors import UserError
 from probekit.features.decode import AT_ONCE, prepared_batches
+from probekit.runtime.errors import UserError
 
 
 class Large:

@@ -13,7 +13,7 @@ from probekit.features.duplicates import (
     plot_pairs,
 )
 from probekit.features.store import FeatureStore
-from probekit.results.left_out import RowSet, row_set_path
+from probekit.results.subset_metrics import RowSet, row_set_path
 
 
 def test_nearest_equals_the_plain_double_loop():

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from feature_fakes import LinearEncoder, dataset
 
-from probekit.errors import UserError
 from probekit.features.extract import extract
 from probekit.features.store import FeatureStore
+from probekit.runtime.errors import UserError
 
 
 def content(path):

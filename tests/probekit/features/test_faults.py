@@ -13,10 +13,10 @@ from PIL import Image
 
 from probekit.cli.main import main
 from probekit.datasets import load_dataset
-from probekit.errors import UserError
 from probekit.features.extract import extract
 from probekit.features.store import FeatureStore
 from probekit.features.verify import verify
+from probekit.runtime.errors import UserError
 
 HERE = Path(__file__).parent
 WIDE = (512, 512)
@@ -25,7 +25,7 @@ UNDER_A_LIMIT = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 from feature_fakes import LinearEncoder, dataset
-from probekit.errors import UserError
+from probekit.runtime.errors import UserError
 from probekit.features.extract import extract
 try:
     extract(LinearEncoder(widths=(512, 512)), dataset(train=400), sys.argv[1])

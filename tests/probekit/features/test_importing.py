@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from probekit.errors import UserError
 from probekit.features.importing import import_features
+from probekit.runtime.errors import UserError
 
 
 @pytest.fixture

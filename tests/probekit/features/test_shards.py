@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from feature_fakes import LinearEncoder, dataset
 
-from probekit.errors import UserError
 from probekit.features.extract import extract
 from probekit.features.shards import join, shard_path
 from probekit.features.store import FeatureStore
 from probekit.features.verify import verify
-from probekit.ranks import Ranks
+from probekit.runtime.errors import UserError
+from probekit.runtime.ranks import Ranks
 
 HERE = Path(__file__).parent
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from feature_fakes import LinearEncoder, dataset
 
-from probekit.errors import UserError
-from probekit.features import layout
+from probekit.features import format as layout
 from probekit.features.extract import extract
-from probekit.features.layout import file_layer_names
+from probekit.features.format import file_layer_names
 from probekit.features.store import FeatureStore
+from probekit.runtime.errors import UserError
 
 
 @pytest.fixture

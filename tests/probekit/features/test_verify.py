@@ -9,7 +9,7 @@ from feature_fakes import LinearEncoder, dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probekit.features import layout
+from probekit.features import format as layout
 from probekit.features.extract import extract
 from probekit.features.store import FeatureStore
 from probekit.features.verify import verify

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 from feature_fakes import LinearEncoder, dataset
 
-from probekit.errors import UserError
 from probekit.features.extract import extract
 from probekit.features.writer import write_lock
+from probekit.runtime.errors import UserError
 
 
 def test_a_second_writer_is_refused_at_once(tmp_path):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from probekit.errors import UserError
 from probekit.probes import LinearProbe
 from probekit.probes.attentive import AttentivePool, fit_attentive
+from probekit.runtime.errors import UserError
 
 
 def needle(n, seed):

@@ -7,14 +7,14 @@ from scipy.special import log_softmax, softmax
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
-from probekit.errors import UserError
 from probekit.probes import fit_path
 from probekit.probes.banded import fit_banded, search_gammas
+from probekit.probes.knn import knn_proba
 from probekit.probes.layer_mix import fit_layer_mix
-from probekit.probes.neighbours import knn_proba
-from probekit.probes.objective import loss_and_gradient
-from probekit.probes.rank import rankme
+from probekit.probes.rankme import rankme
 from probekit.probes.ridge import fit_ridge
+from probekit.runtime.errors import UserError
+from probekit.solver.objective import loss_and_gradient
 
 
 @pytest.fixture(scope="module")

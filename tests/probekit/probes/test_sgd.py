@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from probekit.errors import UserError
 from probekit.probes import fit_path
-from probekit.probes.protocols import mean_l2_to_C
 from probekit.probes.sgd import SGDConfig, train_sgd
 from probekit.probes.sgd_batches import array_batches
+from probekit.runtime.errors import UserError
+from probekit.selection.protocol import mean_l2_to_C
 
 CONFIG = SGDConfig(learning_rates=(1.0, 0.1, 0.01), epochs=3, batch_size=16, momentum=0.9, weight_decay=0.01)
 

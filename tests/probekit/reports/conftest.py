@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 
 from igpt_model.hashing import hash_json
 from probekit.reports.panels import build_panels, collect_records
-from probekit.results.rows import RowPredictions, save_probe
+from probekit.results.predictions import RowPredictions, save_probe
 
 TRAINED = (0.295, 0.389, 0.514, 0.606, 0.634, 0.728, 0.733, 0.746, 0.773, 0.752, 0.705)
 RANDOM = (0.295, 0.31, 0.33, 0.34, 0.345, 0.35, 0.345, 0.34, 0.335, 0.33, 0.33)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from probekit.errors import UserError
 from probekit.reports.panels import build_panels, collect_records, margin, role_of
 from probekit.reports.published import comparison_frame
 from probekit.reports.tables import layer_frame
+from probekit.runtime.errors import UserError
 
 
 def test_series_are_ordered_model_control_baseline(panel):

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from probekit.errors import UserError
 from probekit.reports import write_report
 from probekit.reports.fit_map import _ticks
 from probekit.reports.html import _model, p_value
@@ -18,6 +17,7 @@ from probekit.reports.panels import build_panels, collect_records
 from probekit.reports.plots import depth_figure
 from probekit.reports.published import comparison_frame
 from probekit.results.records import read_records
+from probekit.runtime.errors import UserError
 
 RISING = (0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.72, 0.74, 0.76, 0.8)
 VOID = {"meta", "img", "br", "link", "input", "hr", "col"}

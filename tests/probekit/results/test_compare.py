@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from probekit.errors import UserError
+from probekit.evaluate.sweep import sweep
 from probekit.results.compare import compare, compare_runs
 from probekit.results.metrics import mcnemar_exact
-from probekit.results.rows import row_predictions
-from probekit.sweep import sweep
+from probekit.results.predictions import row_predictions
+from probekit.runtime.errors import UserError
 from tests.probekit.feature_doubles import MemoryStore
 
 

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from probekit.errors import UserError
 from probekit.results.journal import Journal, share_work, whole_length
+from probekit.runtime.errors import UserError
 
 SPAWN = multiprocessing.get_context("spawn")
 

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
-from probekit.errors import UserError
 from probekit.results.metrics import (
     bootstrap_interval,
     bootstrap_means,
@@ -18,6 +17,7 @@ from probekit.results.metrics import (
     top_k_accuracy,
     wilson_interval,
 )
+from probekit.runtime.errors import UserError
 
 
 @given(

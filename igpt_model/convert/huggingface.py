@@ -1,0 +1,235 @@
+"""Weights in and out: Hugging Face's ImageGPT (models and folders), OpenAI's released TensorFlow variables.
+
+Hugging Face keeps the start vector as the last row of `wte` (V + 1 rows for V colours), linear weights as (in, out),
+and bias slots that are zero in the published weights.
+"""
+
+import json
+import pickle
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from igpt_model.atomic import replace_folder, write_json
+from igpt_model.config import ModelConfig
+from igpt_model.convert.openai import from_openai, from_openai_checkpoint
+from igpt_model.errors import UserError
+from igpt_model.images import ImageTransform
+from igpt_model.model import IGPT
+from igpt_model.palette import Palette
+
+if TYPE_CHECKING:
+    from transformers import ImageGPTForCausalImageModeling
+
+__all__ = [
+    "from_huggingface",
+    "from_openai",
+    "from_openai_checkpoint",
+    "from_pretrained_folder",
+    "to_huggingface",
+    "to_pretrained_folder",
+]
+
+# our names of a block's linear layers are Hugging Face's as well
+_LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+# settings of a Hugging Face configuration that would make it another function than iGPT
+_FIXED = {
+    "activation_function": "quick_gelu",
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+}
+
+
+def from_huggingface(hf_model: Any) -> IGPT:
+    """Return the IGPT with the weights of a Hugging Face ImageGPT model, in float32 and with memory of its own.
+
+    Parameters
+    ----------
+    hf_model : transformers.ImageGPTForCausalImageModeling, ImageGPTModel or ImageGPTForImageClassification
+        The last two have no output matrix: it stays zero, and only features can be taken.
+
+    Raises
+    ------
+    UserError
+        The model computes something else than iGPT (another activation, say).
+    """
+    return _from_state(hf_model.state_dict(), hf_model.config.to_dict(), type(hf_model).__name__)
+
+
+def to_huggingface(model: IGPT) -> "ImageGPTForCausalImageModeling":
+    """Return the same model as a `transformers.ImageGPTForCausalImageModeling` in evaluation mode.
+
+    Hugging Face's features and loss differ from training's unless the start token (id V) is put in front of the pixels.
+    """
+    from transformers import ImageGPTConfig, ImageGPTForCausalImageModeling
+
+    config = model.config
+    if not config.causal:
+        raise UserError("Hugging Face's ImageGPT is autoregressive only, so a BERT model cannot be written as one.")
+    hf_config = ImageGPTConfig(
+        vocab_size=config.vocab_size + 1,
+        n_positions=config.n_positions,
+        n_embd=config.n_embd,
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
+    ours = {name: value.detach().float().cpu() for name, value in model.state_dict().items()}
+    state = {
+        "transformer.wte.weight": torch.cat([ours["wte.weight"], ours["sos"][None]]),
+        "transformer.wpe.weight": ours["wpe.weight"],
+        "transformer.ln_f.weight": ours["ln_f.g"],
+        "lm_head.weight": ours["head.weight"],
+    }
+    for i in range(config.n_layer):
+        for norm in ("ln_1", "ln_2"):
+            state[f"transformer.h.{i}.{norm}.weight"] = ours[f"h.{i}.{norm}.g"]
+        for layer in _LINEAR:
+            weight = ours[f"h.{i}.{layer}.weight"]
+            state[f"transformer.h.{i}.{layer}.weight"] = weight.T
+            state[f"transformer.h.{i}.{layer}.bias"] = ours.get(f"h.{i}.{layer}.bias", torch.zeros(len(weight)))
+    with torch.random.fork_rng(devices=[]):  # Hugging Face draws weights that are overwritten at once
+        hf_model = ImageGPTForCausalImageModeling(hf_config)
+    hf_model.load_state_dict(state)
+    return hf_model.eval()
+
+
+def from_pretrained_folder(path: str | Path) -> tuple[IGPT, Palette | None, ImageTransform | None]:
+    """Read a folder as Hugging Face's `save_pretrained` writes it, without transformers.
+
+    Reads `config.json`, the weights (`model.safetensors` or `pytorch_model.bin`, whole or in shards; the latter without
+    unpickling code) and, if there, the colour clusters and resize kernel of `preprocessor_config.json`.
+
+    Returns
+    -------
+    model : IGPT
+    palette : Palette or None
+    transform : ImageTransform or None
+        At the model's own resolution, whatever the processor's default.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} holds no config.json: give a folder written by Hugging Face's save_pretrained.")
+    config = json.loads((folder / "config.json").read_text())
+    model = _from_state(_read_weights(folder), config, str(folder))
+    processor_file = folder / "preprocessor_config.json"
+    if not processor_file.is_file():
+        return model, None, None
+    processor = json.loads(processor_file.read_text())
+    clusters = processor.get("clusters")
+    palette = None if clusters is None else Palette(clusters)
+    if palette is not None and len(palette) != model.config.vocab_size:
+        raise UserError(
+            f"{processor_file} has {len(palette)} colour clusters, but the model knows {model.config.vocab_size}."
+        )
+    side = round(model.config.n_positions**0.5)
+    if side**2 != model.config.n_positions:
+        return model, palette, None
+    from PIL import Image
+
+    return model, palette, ImageTransform(side, Image.Resampling(processor.get("resample", 2)).name.lower())
+
+
+def to_pretrained_folder(
+    path: str | Path, model: IGPT, palette: Palette | None = None, transform: ImageTransform | None = None
+) -> None:
+    """Write a new folder for Hugging Face's `from_pretrained` and our `from_pretrained_folder`."""
+    from PIL import Image
+
+    target = Path(path)
+    if target.exists():
+        raise UserError(f"{target} exists already: give a new folder.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
+        partial = Path(temporary) / "model"
+        to_huggingface(model).save_pretrained(partial)
+        if palette is not None:
+            side = transform.resolution if transform else round(model.config.n_positions**0.5)
+            kernel = Image.Resampling[transform.resize.upper() if transform else "BILINEAR"]
+            processor = {
+                "image_processor_type": "ImageGPTImageProcessor",
+                "clusters": palette.centres_V3.tolist(),
+                "do_color_quantize": True,
+                "do_normalize": True,
+                "do_resize": True,
+                "resample": int(kernel),
+                "size": {"height": side, "width": side},
+            }
+            write_json(partial / "preprocessor_config.json", processor)
+        replace_folder(partial, target)
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        shards = [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            shards = sorted({folder / shard for shard in json.loads(index.read_text())["weight_map"].values()})
+        if not all(shard.is_file() for shard in shards):
+            continue
+        state: dict[str, Tensor] = {}
+        for shard in shards:
+            safe = shard.suffix == ".safetensors"
+            try:
+                state |= load_file(shard) if safe else torch.load(shard, map_location="cpu", weights_only=True)
+            except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+                raise UserError(
+                    f"{shard} is damaged or holds more than tensors, so that it is not opened: fetch it again."
+                ) from error
+        return state
+    raise UserError(f"{folder} holds neither model.safetensors nor pytorch_model.bin (nor all of their shards).")
+
+
+def _from_state(hf_state: Mapping[str, Tensor], hf_config: Mapping[str, Any], source: str) -> IGPT:
+    for name, needed in _FIXED.items():
+        if hf_config.get(name, needed) != needed:
+            raise UserError(
+                f"{source} has {name} = {hf_config[name]!r}, but iGPT needs {needed!r}: it is another model."
+            )
+    state = {name.removeprefix("transformer."): value for name, value in hf_state.items()}
+    # score: a classification head; the others: causal masks that old releases kept beside the weights
+    dropped = (".attn.bias", ".attn.masked_bias")
+    state = {
+        name: value for name, value in state.items() if not name.startswith("score.") and not name.endswith(dropped)
+    }
+    n_layer = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("h.")), default=-1)
+    expected = {"wte.weight", "wpe.weight", "ln_f.weight"}
+    for i in range(n_layer):
+        expected |= {f"h.{i}.{norm}.weight" for norm in ("ln_1", "ln_2")}
+        expected |= {f"h.{i}.{layer}.{part}" for layer in _LINEAR for part in ("weight", "bias")}
+    wrong = sorted(expected ^ (set(state) - {"lm_head.weight"}))
+    if wrong or not n_layer:
+        raise UserError(f"{source} is no Hugging Face ImageGPT model: missing or unknown are {', '.join(wrong[:6])}.")
+
+    rows, width = state["wte.weight"].shape
+    biased = any(bool(value.any()) for name, value in state.items() if name.endswith(".bias"))
+    config = ModelConfig(
+        n_layer, width, int(hf_config["n_head"]), rows - 1, len(state["wpe.weight"]), causal=True, bias=biased
+    )
+    head = state.get("lm_head.weight", torch.zeros(rows - 1, width))
+    ours = {
+        "wte.weight": state["wte.weight"][:-1],
+        "sos": state["wte.weight"][-1],
+        "wpe.weight": state["wpe.weight"],
+        "ln_f.g": state["ln_f.weight"],
+        "head.weight": head,
+    }
+    for i in range(n_layer):
+        for norm in ("ln_1", "ln_2"):
+            ours[f"h.{i}.{norm}.g"] = state[f"h.{i}.{norm}.weight"]
+        for layer in _LINEAR:
+            ours[f"h.{i}.{layer}.weight"] = state[f"h.{i}.{layer}.weight"].T
+            if biased:
+                ours[f"h.{i}.{layer}.bias"] = state[f"h.{i}.{layer}.bias"]
+    return IGPT.from_state(config, ours, source)

@@ -1,0 +1,124 @@
+"""OpenAI's released TensorFlow checkpoints and variables -> IGPT.
+
+Names and shapes are those of the released code (scope `model/`); D width, H heads, E = D / H, V colours:
+`wpe [T, D]`, `wte [V, D]`, `wtet [V, D]`, `sos [D]`, `ln_f/g [D]`, and per block `attn/{q,k,v,c}_proj [H, E, D]`,
+`mlp/c_fc/w [D, 4D]`, `mlp/c_proj/w [4D, D]`, `ln_1/g`, `ln_2/g`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from igpt_model.config import ModelConfig
+from igpt_model.convert.tensor_bundle import bundle_prefix, read_bundle
+from igpt_model.errors import UserError
+from igpt_model.images import ImageTransform
+from igpt_model.model import IGPT
+from igpt_model.palette import Palette
+
+PUBLISHED_LOSSES = {(24, 512): 2.0895, (36, 1024): 2.0614, (48, 1536): 2.0466}
+"""Nats a pixel on the ImageNet test arrays at 32 x 32, by (n_layer, n_embd): the released autoregressive models after
+1,000,000 steps (the README of github.com/openai/image-gpt)."""
+
+# what a training checkpoint holds beside the weights; the class head `clf` of fine-tuned ones is no part of the model
+_NOT_WEIGHTS = ("adam", "global_step", "clf/", "beta1_power", "beta2_power")
+
+
+def from_openai(variables: Mapping[str, np.ndarray], n_head: int | None = None, causal: bool = True) -> IGPT:
+    """Build the IGPT that computes what the released code computes with these variables.
+
+    Parameters
+    ----------
+    variables : dict of arrays
+        By TensorFlow name, with or without `model/` in front and `:0` behind; optimizer slots are left out.
+    n_head : int, optional
+        Checked against the variables, which say it themselves.
+    causal : bool
+        False for the BERT checkpoints, whose variables have the same names.
+    """
+    found = {name.removeprefix("model/").removesuffix(":0"): np.asarray(value) for name, value in variables.items()}
+    found = {name: value for name, value in found.items() if not any(word in name.lower() for word in _NOT_WEIGHTS)}
+    n_layer = 1 + max(
+        (int(name[1:].split("/")[0]) for name in found if name[0] == "h" and name[1:2].isdigit()), default=-1
+    )
+    expected = {"wpe", "wte", "wtet", "ln_f/g"} | ({"sos"} if causal else set())
+    for i in range(n_layer):
+        expected |= {f"h{i}/attn/{part}_proj" for part in "qkvc"}
+        expected |= {f"h{i}/{name}" for name in ("ln_1/g", "ln_2/g", "mlp/c_fc/w", "mlp/c_proj/w")}
+    wrong = sorted(expected ^ (set(found) - ({"sos"} - expected)))
+    if wrong or not n_layer:
+        raise UserError(f"These are no variables of OpenAI's iGPT: missing or unknown are {', '.join(wrong[:6])}.")
+    heads = found["h0/attn/q_proj"].shape[0]
+    if n_head not in (None, heads):
+        raise UserError(f"n_head = {n_head} was asked for, but the variables have {heads} heads.")
+    (n_positions, d), n_colours = found["wpe"].shape, len(found["wte"])
+    config = ModelConfig(n_layer, d, heads, n_colours, n_positions, causal)
+
+    state = {
+        "wte.weight": found["wte"],
+        "wpe.weight": found["wpe"],
+        "ln_f.g": found["ln_f/g"],
+        "head.weight": found["wtet"],
+    }
+    if causal:
+        state["sos"] = found["sos"].reshape(d)
+    for i in range(n_layer):
+        attn, mlp = f"h{i}/attn", f"h{i}/mlp"
+        # rows (h, e) are outputs of q, k and v (`bsf,hef->bhse`), but inputs of the last projection (`bhse,hef->bsf`)
+        state[f"h.{i}.attn.c_attn.weight"] = np.concatenate([found[f"{attn}/{x}_proj"].reshape(d, d) for x in "qkv"])
+        state[f"h.{i}.attn.c_proj.weight"] = found[f"{attn}/c_proj"].reshape(d, d).T
+        state[f"h.{i}.mlp.c_fc.weight"] = found[f"{mlp}/c_fc/w"].reshape(d, 4 * d).T
+        state[f"h.{i}.mlp.c_proj.weight"] = found[f"{mlp}/c_proj/w"].reshape(4 * d, d).T
+        for norm in ("ln_1", "ln_2"):
+            state[f"h.{i}.{norm}.g"] = found[f"h{i}/{norm}/g"]
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()}
+    return IGPT.from_state(config, tensors, "The variables")
+
+
+def from_openai_checkpoint(
+    path: str | Path, palette_file: str | Path | None = None, causal: bool = True
+) -> tuple[IGPT, Palette | None, ImageTransform]:
+    """Read a TensorFlow checkpoint as OpenAI released them, without TensorFlow; every tensor's checksum is checked.
+
+    Parameters
+    ----------
+    path : the checkpoint's prefix (`.../model.ckpt-1000000`), its `.index`, or the folder it is alone in
+    palette_file : `kmeans_centers.npy`, (V, 3) in [-1, 1]; looked for beside the checkpoint if not given
+    causal : False for the BERT checkpoints
+
+    Returns
+    -------
+    model, palette (None if there is none), transform
+        Pictures at the model's resolution; the kernel of OpenAI's arrays is not published, and bilinear is ours.
+    """
+    prefix = bundle_prefix(path)
+    variables = read_bundle(prefix, lambda name: not any(word in name.lower() for word in _NOT_WEIGHTS))
+    try:
+        model = from_openai(variables, causal=causal)
+    except UserError as error:
+        raise UserError(f"{prefix}: {error}") from error
+    file = Path(palette_file) if palette_file is not None else prefix.with_name("kmeans_centers.npy")
+    absent = palette_file is None and not file.is_file()
+    palette = None if absent else Palette.load(file)
+    if palette is not None and len(palette) != model.config.vocab_size:
+        raise UserError(
+            f"{file} has {len(palette)} colours, but the model knows {model.config.vocab_size} colours; give OpenAI's "
+            "kmeans_centers.npy."
+        )
+    side = round(model.config.n_positions**0.5)
+    if side**2 != model.config.n_positions:
+        raise UserError(f"{prefix} has {model.config.n_positions} positions, which are no square of pixels.")
+    return model, palette, ImageTransform(side)
+
+
+def what_to_expect(config: ModelConfig) -> str:
+    """Return a sentence with the published test loss of a model of this size."""
+    published = PUBLISHED_LOSSES.get((config.n_layer, config.n_embd)) if config.causal else None
+    if published is None:
+        return "no test loss is published for a model of this size and objective"
+    return (
+        f"published test loss after 1,000,000 steps: {published} nats a pixel ({published / np.log(2):.4f} bits) "
+        "on OpenAI's ImageNet test arrays"
+    )

@@ -1,0 +1,117 @@
+"""Which images form a step's batch, and what is random about it: functions of the seed and the step, with no state.
+
+Nothing has to be saved to resume, no global generator is read, and ranks that share a batch agree on it.
+Letters in shapes: N images, B batch, P pixels a side, T = P*P tokens.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from igpt_model.errors import UserError
+from igpt_model.images import ImageTransform, SourceImages
+
+_ORDER, _AUGMENT, _CROP = 1, 2, 4  # streams of randomness under one seed (3: igpt_model.voting)
+
+
+@lru_cache(maxsize=2)
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the order (N,) in which an epoch visits n images: a permutation of (seed, epoch)."""
+    order = np.random.default_rng([seed, _ORDER, epoch]).permutation(n)
+    order.setflags(write=False)
+    return order
+
+
+def batch_indices(n: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Return the images (B,) of one step.
+
+    Epochs follow one another without a gap: a batch may begin in one and end in the next, every image comes exactly
+    once an epoch, and n may be smaller than the batch.
+    """
+    position, end = step * batch_size, (step + 1) * batch_size
+    parts = []
+    while position < end:
+        epoch, offset = divmod(position, n)
+        part = epoch_order(n, seed, epoch)[offset : offset + end - position]
+        parts.append(part)
+        position += len(part)
+    return np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class CroppedTokens:
+    """Training pictures that are cropped and encoded anew at every step; stands where an array of tokens does.
+
+    Attributes
+    ----------
+    images : SourceImages
+    palette : Palette
+    """
+
+    images: SourceImages
+    palette: Any
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, T)."""
+        return len(self.images), self.images.transform.resolution**2
+
+    def batch(self, indices: np.ndarray, seed: int, step: int) -> np.ndarray:
+        """Return uint16 tokens (B, T) of random squares, drawn from (seed, step)."""
+        rng = np.random.default_rng([seed, _CROP, step])
+        return self.palette.encode(self.images.crops(indices, rng))
+
+
+def training_tokens(images: Any, palette: Any, transform: ImageTransform, encoded_NT: np.ndarray) -> Any:
+    """Return what `token_batch` takes: the encoded pictures, or `CroppedTokens` where the transform crops sources."""
+    if transform.source_crop is None:
+        return encoded_NT
+    if not isinstance(images, SourceImages):
+        raise UserError(
+            f"{transform.augment[0]} reads pictures before they are prepared; give igpt_model.images.SourceImages."
+        )
+    return CroppedTokens(images, palette)
+
+
+def token_batch(
+    tokens_NT: Any, transform: ImageTransform, batch_size: int, seed: int, step: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tokens of one step, augmented on the token grid, and the images they come from.
+
+    Moving pixels and encoding them commute, so that the pictures are encoded once; resizing them does not.
+
+    Parameters
+    ----------
+    tokens_NT : uint16 array (N, T) or CroppedTokens
+
+    Returns
+    -------
+    tokens : int64 array (B, T)
+    indices : int64 array (B,)
+    """
+    indices = batch_indices(len(tokens_NT), batch_size, seed, step)
+    tokens = tokens_NT.batch(indices, seed, step) if isinstance(tokens_NT, CroppedTokens) else tokens_NT[indices]
+    if transform.augment:
+        side = transform.resolution
+        rng = np.random.default_rng([seed, _AUGMENT, step])
+        tokens = transform.augment_batch(tokens.reshape(-1, side, side), rng).reshape(tokens.shape)
+    return tokens.astype(np.int64), indices
+
+
+def mask_keys(batch_size: int, step: int) -> np.ndarray:
+    """Return the keys (B, 2) from which a step's BERT masks are drawn: (step, place in the batch)."""
+    return np.stack([np.full(batch_size, step, np.int64), np.arange(batch_size, dtype=np.int64)], 1)
+
+
+def encode_all(images: Any, palette: Any, chunk: int = 4096) -> np.ndarray:
+    """Encode every prepared picture once: uint16 tokens (N, T), 2 bytes a token.
+
+    `images` is anything with a length that gives uint8 (B, P, P, 3) for an array of indices.
+    """
+    parts = [palette.encode(images[np.arange(s, min(s + chunk, len(images)))]) for s in range(0, len(images), chunk)]
+    return np.concatenate(parts)

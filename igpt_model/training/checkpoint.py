@@ -1,0 +1,321 @@
+"""Checkpoints: a folder each, whole or absent, with everything that features and resuming need, and no pickle.
+
+    weights.safetensors  config.json  palette.safetensors  transform.json  manifest.json
+    trainer.safetensors  trainer.json    (what resuming needs)
+
+A run that splits its model among ranks writes folders `weights/` and `trainer/` of shards instead of the two large
+files; `load_checkpoint` reads either. The manifest is written last and holds every file's hash, so that damage is found
+rather than loaded.
+"""
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from igpt_model.atomic import replace_folder
+from igpt_model.config import ModelConfig
+from igpt_model.errors import UserError
+from igpt_model.hashing import hash_arrays, hash_file
+from igpt_model.images import ImageTransform
+from igpt_model.model import IGPT
+from igpt_model.palette import Palette
+from igpt_model.training.checkpoint_shards import read_shards, write_shards
+from igpt_model.training.distributed import Ranks
+
+FORMAT = 1
+HEAD_FILE = "classifier.safetensors"  # beside the weights, where the model was fine-tuned
+
+
+@dataclass
+class Checkpoint:
+    """A trained model with what it was trained on."""
+
+    model: IGPT
+    config: ModelConfig
+    palette: Palette
+    transform: ImageTransform
+    step: int
+    weights_hash: str
+    provenance: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+
+
+class DamagedCheckpoint(UserError):  # noqa: N818 (it names a state, as FileNotFound does)
+    """A checkpoint whose files are missing or are not those that were written."""
+
+
+def checkpoint_path(run_dir: str | Path, step: int) -> Path:
+    """Return the folder of a step's checkpoint: `run_dir/checkpoints/0000060`."""
+    return Path(run_dir) / "checkpoints" / f"{step:07d}"
+
+
+def save_checkpoint(
+    folder: str | Path,
+    model: IGPT,
+    palette: Palette,
+    transform: ImageTransform,
+    step: int,
+    trainer_state: tuple[Mapping[str, torch.Tensor], Mapping[str, Any]] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    ranks: Ranks | None = None,
+    head: Mapping[str, torch.Tensor] | None = None,
+) -> Path:
+    """Write a checkpoint into a hidden folder beside `folder`, then rename it into place.
+
+    Parameters
+    ----------
+    trainer_state : (tensors, JSON values), optional
+        What resuming needs beyond the weights.
+    provenance : mapping, optional
+        JSON values that say where the model comes from: data, training settings, versions.
+    ranks : Ranks, optional
+        The processes that train together: all must call. With "fsdp" each writes its shards.
+    head : tensors by name, optional
+        What fine-tuning put on top of the model.
+
+    Raises
+    ------
+    FileExistsError
+        `folder` is there already.
+    """
+    ranks = ranks or Ranks("none", 0, 1, torch.device("cpu"))
+    folder = Path(folder)
+    partial = ranks.once(lambda: _begin(folder))
+    about = {
+        "format": FORMAT,
+        "step": step,
+        "model": model.config.to_dict(),
+        "weights_hash": None,  # of shards: known once they are read
+        "palette_hash": palette.hash,
+        "n_colours": len(palette),
+        "provenance": dict(provenance or {}),
+    }
+    if ranks.parallel == "fsdp":
+        write_shards(partial / "weights", model.state_dict())
+        if trainer_state is not None:
+            write_shards(partial / "trainer", trainer_state[0])
+    elif ranks.first:
+        weights = _on_cpu(model.state_dict())
+        about["weights_hash"] = hash_arrays(weights)
+        save_file(weights, partial / "weights.safetensors")
+        if trainer_state is not None:
+            save_file(_on_cpu(trainer_state[0]), partial / "trainer.safetensors")
+    if ranks.first:
+        palette.save(partial / "palette.safetensors")
+        if head is not None:
+            save_file(_on_cpu(head), partial / HEAD_FILE)
+        _write_json(partial / "config.json", about)
+        _write_json(partial / "transform.json", transform.to_dict())
+        if trainer_state is not None:
+            _write_json(partial / "trainer.json", dict(trainer_state[1]))
+    ranks.gather(None)  # all files are there
+    files = sorted(file for file in partial.rglob("*") if file.is_file())
+    hashes = {str(f.relative_to(partial)): hash_file(f) for f in files[ranks.rank :: ranks.size]}
+    manifest = {name: value for part in ranks.gather(hashes) for name, value in part.items()}
+    if ranks.first:
+        _write_json(partial / "manifest.json", manifest)
+        replace_folder(partial, folder)
+    ranks.gather(None)  # the checkpoint is there before any rank goes on
+    return folder
+
+
+def _begin(folder: Path) -> Path:
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already and checkpoints are never overwritten.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    partial.chmod(0o755)
+    return partial
+
+
+def _on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def check_checkpoint(folder: str | Path) -> None:
+    """Compare every file with the manifest.
+
+    Raises
+    ------
+    DamagedCheckpoint
+        A file is missing, cut short or altered; the message names it.
+    """
+    folder = Path(folder)
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        for name, expected in manifest.items():
+            if name.startswith("trainer") and not (folder / name).exists():
+                continue  # older kept checkpoints lose them to save disk
+            if hash_file(folder / name) != expected:
+                raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: {name} is not the file that was written.")
+    except (OSError, json.JSONDecodeError, AttributeError) as error:
+        raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: {error}.") from error
+
+
+def list_checkpoints(run_dir: str | Path) -> list[Path]:
+    """Return the run's checkpoint folders, oldest first, damaged ones included."""
+    folders = (Path(run_dir) / "checkpoints").glob("[0-9]*")
+    return sorted((f for f in folders if f.name.isdigit() and f.is_dir()), key=lambda f: int(f.name))
+
+
+def latest_checkpoint(run_dir: str | Path, step: int | None = None) -> Path:
+    """Return the newest checkpoint of a run, or that of `step`, checked against its manifest.
+
+    Raises
+    ------
+    UserError
+        There is no run, no checkpoint or none of that step.
+    DamagedCheckpoint
+        It is damaged; the message names the last good one. Nothing falls back silently to older weights.
+    """
+    found = list_checkpoints(run_dir)
+    if not found:
+        raise UserError(f"{run_dir} holds no checkpoints; give the folder of a run made by `probekit train`.")
+    if step is not None:
+        by_step = {int(folder.name): folder for folder in found}
+        if step not in by_step:
+            steps = ", ".join(map(str, by_step))
+            raise UserError(f"{run_dir} has no checkpoint of step {step}; it has those of steps {steps}.")
+        chosen = by_step[step]
+    else:
+        chosen = found[-1]
+    try:
+        check_checkpoint(chosen)
+    except DamagedCheckpoint as error:
+        good = next((int(f.name) for f in reversed(found) if f != chosen and is_good(f)), None)
+        hint = "no other one is good" if good is None else f"the last good one is of step {good} (RUN@{good})"
+        raise DamagedCheckpoint(f"{str(error).rstrip('.')}; {hint}.") from error
+    return chosen
+
+
+def is_good(folder: Path) -> bool:
+    """Say whether a checkpoint agrees with its manifest."""
+    try:
+        check_checkpoint(folder)
+    except DamagedCheckpoint:
+        return False
+    return True
+
+
+def newest_good(run_dir: str | Path) -> tuple[Path | None, list[dict[str, Any]]]:
+    """Return the newest whole checkpoint that training can go on from, and a record for each one that is damaged.
+
+    Damaged ones are renamed; those without the optimiser's state are passed over.
+    """
+    told = []
+    for candidate in reversed(list_checkpoints(run_dir)):
+        try:
+            check_checkpoint(candidate)
+        except DamagedCheckpoint as error:
+            aside = candidate.with_name(f"damaged-{candidate.name}-{time.time_ns()}")
+            candidate.rename(aside)
+            told.append({"kind": "damaged", "step": int(candidate.name), "path": str(aside), "reason": str(error)})
+            continue
+        if (candidate / "trainer.json").is_file():
+            return candidate, told
+    return None, told
+
+
+def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu", weights: bool = True) -> Checkpoint:
+    """Load a checkpoint's model (in evaluation mode), palette and transform.
+
+    `folder` is a checkpoint, or a run, of which the newest is taken. With `weights=False` the model lies on the meta
+    device, for who fills it otherwise.
+
+    Raises
+    ------
+    UserError
+        Nothing there, damaged, written by a newer version, or its palette is not the one it was trained with.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file() or (folder / "checkpoints").is_dir():
+        folder = latest_checkpoint(folder)
+    else:
+        check_checkpoint(folder)
+    about = json.loads((folder / "config.json").read_text())
+    if about.get("format") != FORMAT:
+        raise UserError(f"{folder} has checkpoint format {about.get('format')}; this version reads {FORMAT}.")
+    palette = Palette.load(folder / "palette.safetensors")
+    if palette.hash != about["palette_hash"]:
+        raise UserError(
+            f"The palette in {folder} is not the one its model was trained with; restore the original file."
+        )
+    config = ModelConfig.from_dict(about["model"])
+    weights_hash = about["weights_hash"]
+    if weights:
+        state = read_weights(folder)
+        weights_hash = weights_hash or hash_arrays(state)
+        model = IGPT.from_state(config, state, str(folder)).to(device).eval()
+    else:
+        with torch.device("meta"):
+            model = IGPT(config)
+    transform = ImageTransform.from_dict(json.loads((folder / "transform.json").read_text()))
+    provenance = {**about["provenance"], "weights_hash": weights_hash, "palette_hash": about["palette_hash"]}
+    return Checkpoint(model, config, palette, transform, about["step"], weights_hash, provenance, folder)
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Return a checkpoint's whole weights, whether they lie in one file or in shards."""
+    return (
+        read_shards(folder / "weights") if (folder / "weights").is_dir() else load_file(folder / "weights.safetensors")
+    )
+
+
+def load_trainer_state(folder: str | Path, tensors: bool = True) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the (tensors, JSON values) that `save_checkpoint` was given, the tensors whole, or none of them."""
+    folder = Path(folder)
+    shards, file = folder / "trainer", folder / "trainer.safetensors"
+    if not (shards.is_dir() or file.is_file()) or not (folder / "trainer.json").is_file():
+        raise UserError(f"{folder} holds no trainer state, so that training cannot go on from it.")
+    state = {} if not tensors else read_shards(shards) if shards.is_dir() else load_file(file)
+    return state, json.loads((folder / "trainer.json").read_text())
+
+
+def consolidate(source: str | Path, target: str | Path) -> Path:
+    """Write a checkpoint (or a run's newest) of shards as a new one with one weights file; the optimiser is left out.
+
+    Returns
+    -------
+    Path
+        `target`, which must not be there yet.
+    """
+    loaded = load_checkpoint(source)
+    return save_checkpoint(
+        target, loaded.model, loaded.palette, loaded.transform, loaded.step, provenance=loaded.provenance
+    )
+
+
+def prune_checkpoints(run_dir: str | Path, keep_last: int, keep: set[int]) -> list[Path]:
+    """Remove what is neither among the newest `keep_last` nor of a step in `keep`; return what was removed.
+
+    Older kept checkpoints lose their optimiser state (twice the weights), which only resuming needs. Leftovers of
+    writes that were killed go too.
+    """
+    folders = list_checkpoints(run_dir)
+    for partial in (Path(run_dir) / "checkpoints").glob(".*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
+    removed = []
+    for folder in folders[: -max(1, keep_last)]:
+        if int(folder.name) in keep:
+            for name in ("trainer.safetensors", "trainer.json"):
+                (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(folder / "trainer", ignore_errors=True)
+            continue
+        # renamed first, so that a kill halfway leaves no damaged checkpoint behind
+        doomed = folder.with_name(f".{folder.name}.doomed.partial")
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+        removed.append(folder)
+    return removed
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

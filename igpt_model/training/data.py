@@ -1,0 +1,71 @@
+"""The pictures of a run as tokens: checked, encoded once, and known by their hash.
+
+Letters in shapes: N images, P pixels a side, T = P*P tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from igpt_model.errors import UserError
+from igpt_model.hashing import hash_arrays
+from igpt_model.palette import Palette
+from igpt_model.training.batches import encode_all, training_tokens
+from igpt_model.training.config import TrainConfig
+
+PALETTE_IMAGES = 50_000
+"""Pictures, evenly spaced, whose pixels the palette is fitted to."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Tokens uint16 (N, T) of both splits, or of the training split what draws them, and the hash of them."""
+
+    train: Any
+    val: np.ndarray
+    hash: str
+
+
+def encode_data(config: TrainConfig, train_images: Any, val_images: Any, palette: Palette) -> TrainingData:
+    """Encode all training pictures and the validation pictures that are used."""
+    train = encode_all(train_images, palette)
+    val = encode_all(_Spaced(val_images, config.eval_images), palette)
+    found = hash_arrays({"train": train, "val": val})
+    return TrainingData(training_tokens(train_images, palette, config.transform, train), val, found)
+
+
+def fit_palette(config: TrainConfig, train_images: Any) -> Palette:
+    """Fit the palette to at most `PALETTE_IMAGES` training pictures, evenly spaced."""
+    n = len(train_images)
+    return Palette.fit(train_images[evenly_spaced(n, PALETTE_IMAGES)], config.n_colours, config.seed)
+
+
+def check_images(name: str, images: Any, resolution: int) -> None:
+    """Refuse pictures that are none, or not uint8 (P, P, 3)."""
+    if len(images) == 0:
+        raise UserError(f"There are no {name} pictures; give at least one.")
+    first = np.asarray(images[np.arange(1)])
+    if first.dtype != np.uint8 or first.shape[1:] != (resolution, resolution, 3):
+        raise UserError(
+            f"The {name} pictures are {first.dtype} {first.shape[1:]}, but uint8 {(resolution, resolution, 3)} was "
+            "expected; prepare them with config.transform."
+        )
+
+
+class _Spaced:
+    """At most n pictures of a lazy sequence, evenly spaced: rows sorted by class would begin with one class."""
+
+    def __init__(self, images: Any, n: int) -> None:
+        self.images, self.chosen = images, evenly_spaced(len(images), n)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: np.ndarray) -> np.ndarray:
+        return self.images[self.chosen[index]]
+
+
+def evenly_spaced(n: int, count: int) -> np.ndarray:
+    """At most `count` of the places 0 to n-1, ends included, int64."""
+    return np.unique(np.linspace(0, n - 1, min(n, count)).astype(np.int64))

@@ -1,0 +1,1 @@
+"""Run probe jobs over feature files: sweeps, concatenated layers, studies, baselines, predictions."""

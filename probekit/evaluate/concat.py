@@ -1,0 +1,200 @@
+"""`concat`: probes of joined layers: the window around the best layer, and a greedy choice under a budget of columns.
+
+Every choice is made on held-out training rows; the test split is read when all joined sets are chosen.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from probekit.evaluate.runner import Desk, Job, Progress
+from probekit.evaluate.sweep import path_for_crew, sweep, warn_unconverged
+from probekit.probes.probe import thin
+from probekit.results.curve import choose_layer
+from probekit.results.journal import Journal
+from probekit.results.records import Record, read_records
+from probekit.results.results import Results
+from probekit.runtime.errors import UserError
+from probekit.runtime.workers import crew
+from probekit.selection.choose_C import Choice, choose_C, make_solver
+from probekit.selection.layers import greedy, windows
+
+
+def concat(
+    store: Any,
+    results_dir: str | Path | None = None,
+    protocol: Any = "igpt",
+    Cs: Any = None,
+    window: int | Sequence[int] = 5,
+    greedy_width: int | None = None,
+    series: str | None = None,
+    backend: str = "torch",
+    device: str = "cpu",
+    dtype: str = "auto",
+    banded: bool = False,
+    mix: bool = False,
+    workers: int = 1,
+    parallel: str = "layers",
+    progress: Progress | None = None,
+) -> Results:
+    """Probe joined layers: windows around the best single layer, and the greedy choice.
+
+    Single layers that have not been swept yet are swept first. The same call again goes on where it was stopped.
+
+    Parameters
+    ----------
+    store : FeatureStore, or the path of a feature file
+    results_dir, protocol, Cs, series, backend, device, dtype : as in `sweep`, and the same as its
+    window : number of neighbouring layers joined around the best one (the paper's is five), or several such numbers
+    greedy_width : budget of columns of the greedy choice; None for as many as the widest window has, 0 for none
+    banded : also probe the windows with one penalty a layer (`probes.banded`)
+    mix : also probe a learned softmax mix of the windows' layers (`probes.layer_mix`)
+    workers, parallel : as in `sweep`
+    progress : called with (sets of layers examined, sets known so far)
+
+    Returns
+    -------
+    Results
+        All records of the folder. Records of kind "concat" say in `candidates` how their layers were found and how many
+        sets were tried for it.
+
+    Raises
+    ------
+    UserError
+        As `sweep`, and when the budget is below the narrowest layer or the encoder has one layer only.
+    """
+    if parallel == "rows" and (banded or mix or workers != 1):
+        raise UserError("parallel is rows, which is for plain joined layers: leave banded, mix and workers out.")
+    desk = Desk(store, results_dir, protocol, Cs, series, make_solver(backend, device, dtype, parallel))
+    n_layers = len(desk.store.layers)
+    if desk.protocol.solver == "sgd":
+        raise UserError(f"Protocol {desk.protocol.name} trains by SGD, which joins no layers; use igpt or another.")
+    if n_layers < 2:
+        raise UserError(f"Series {desk.series!r} has one layer only, so there is nothing to join.")
+    settings = {"protocol": protocol, "Cs": Cs, "series": series, "backend": backend, "device": device, "dtype": dtype}
+    settings["parallel"] = parallel
+    again = {"window": window, "greedy_width": greedy_width, "banded": banded, "mix": mix}
+    with crew(workers, concat, path_for_crew(desk.store, workers), desk.out, **settings, **again):
+        jobs = _join(desk, settings, window, greedy_width, banded, mix, progress)
+    done = {desk.identity(job).key for job in jobs}
+    warn_unconverged([r for r in read_records(desk.out) if r.key in done])
+    return Results(desk.out)
+
+
+def _join(
+    desk: Desk,
+    settings: dict[str, Any],
+    window: int | Sequence[int],
+    greedy_width: int | None,
+    banded: bool,
+    mix: bool,
+    progress: Progress | None,
+) -> list[Job]:
+    """Sweep what is missing, find the sets of layers, probe them; returns the jobs done."""
+    n_layers = len(desk.store.layers)
+    sweep(desk.store, desk.out, **settings)
+    keys = {desk.identity(Job((layer,))).key for layer in desk.store.layers}
+    singles = sorted((r for r in read_records(desk.out) if r.key in keys), key=lambda r: r.depth or 0)
+    best = choose_layer(singles)
+    sizes = [window] if isinstance(window, int) else list(window)
+    found: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+    for size in sizes:
+        indices = windows(n_layers, best, size)
+        rule = f"window of {len(indices)} around layer {desk.store.layers[best]}"
+        found.setdefault(indices, []).append({"rule": rule, "tried": n_layers})
+    windowed = [indices for indices in found if len(indices) > 1]
+    widest = max(sum(desk.store.widths[i] for i in indices) for indices in found)
+    if greedy_width != 0:
+        budget = widest if greedy_width is None else greedy_width
+        indices, how = search(desk, budget, singles, progress)
+        found.setdefault(indices, []).append(how)
+    jobs = [
+        Job(tuple(desk.store.layers[i] for i in indices), kind="concat", candidates={"found_by": how})
+        for indices, how in found.items()
+        if len(indices) > 1
+    ]
+    for method in [name for name, wanted in (("banded", banded), ("mix", mix)) if wanted]:
+        jobs += [
+            Job(
+                tuple(desk.store.layers[i] for i in indices),
+                kind=method,
+                method=method,
+                candidates={"found_by": found[indices]},
+            )
+            for indices in windowed
+        ]
+    desk.run(jobs, None)
+    return jobs
+
+
+def search(
+    desk: Desk, budget: int, singles: Sequence[Record], progress: Progress | None = None
+) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """Greedy forward choice of layers within `budget` columns, by held-out score on a thinned grid of C.
+
+    Every set examined is journalled in candidates.jsonl, so a killed search goes on, and workers share it. Single
+    layers were judged by the sweep: their records `singles` have the scores.
+
+    Returns
+    -------
+    layers : tuple of int
+    how : {"rule", "tried", "steps": [{"layers", "val_accuracy", "columns"}]}
+    """
+    # a step compares layers on few penalties; the final probe gets the whole grid
+    scout = Desk(
+        desk.store, desk.out, desk.protocol.with_(Cs=thin(desk.protocol.Cs), refine=0), None, desk.series, desk.solver
+    )
+    journal = Journal(desk.out / "candidates.jsonl")
+    scores: dict[tuple[int, ...], dict[str, Any]] = {}
+    for record in singles:
+        scores[(desk.store.layers.index(record.layers[0]),)] = _score_of(record, scout.protocol.Cs)
+
+    def score(sets: list[tuple[int, ...]]) -> list[float]:
+        new = [indices for indices in sets if indices not in scores]
+        jobs = [Job(tuple(desk.store.layers[i] for i in indices), kind="concat") for indices in new]
+        by_key = {scout.identity(job).key: job for job in jobs}
+
+        def examine(key: str) -> dict[str, Any]:
+            start, job = perf_counter(), by_key[key]
+            X = scout.training_features(job, or_stored=True)
+            choice = choose_C(X, scout.rows(job), scout.protocol, scout.solver)
+            facts = {"score": choice.score, "val_accuracy": float(choice.accuracy[choice.index])}
+            facts |= {"C": choice.C, "converged": bool(choice.converged[choice.index])}
+            return {"key": key, "layers": job.layers, **facts, "seconds": round(perf_counter() - start, 3)}
+
+        examined, most = len(scores), _most_sets(desk.store.widths, budget)
+        shown = (lambda done: progress(examined + len(done), most)) if progress else None
+        scout.share(journal, list(by_key), examine, shown)
+        found = {line["key"]: line for line in journal.lines()}
+        scores.update(zip(new, (found[key] for key in by_key), strict=True))
+        return [float(scores[indices]["score"]) for indices in sets]
+
+    steps = greedy(desk.store.widths, score, max_width=budget)
+    layers = steps[-1][0]
+    told = [
+        {
+            "layers": [desk.store.layers[i] for i in indices],
+            "val_accuracy": scores[indices]["val_accuracy"],
+            "columns": sum(desk.store.widths[i] for i in indices),
+        }
+        for indices, _ in steps
+    ]
+    return layers, {"rule": f"greedy within {budget} columns", "tried": len(scores), "steps": told}
+
+
+def _score_of(record: Record, Cs: Sequence[float]) -> dict[str, Any]:
+    """What the sweep's held-out scores say when only the penalties `Cs` are looked at."""
+    among = np.isclose(np.asarray(record.Cs)[:, None], np.asarray(Cs), rtol=1e-9).any(axis=1)
+    columns = (record.Cs, record.val_accuracy, record.val_log_loss, record.converged)
+    kept, accuracy, loss, converged = (np.asarray(values)[among] for values in columns)
+    choice = Choice.from_figures(kept, accuracy, loss, record.selection, converged=converged)
+    return {"score": choice.score, "val_accuracy": float(choice.accuracy[choice.index])}
+
+
+def _most_sets(widths: Sequence[int], budget: int) -> int:
+    """How many sets a greedy search examines at most: each step tries all layers that are left."""
+    steps = min(len(widths), max(1, budget // min(widths)))
+    return sum(len(widths) - taken for taken in range(steps))

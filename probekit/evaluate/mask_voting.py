@@ -1,0 +1,105 @@
+"""A probe's prediction from several masks of the same test images: the modal class (paper, appendix A, BERT models).
+
+The probe was fitted on features under one mask an image; here it reads feature files of the same encoder with other
+mask seeds.
+
+M masks, N test rows, D features, K classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from igpt_model.voting import modal_vote
+from probekit.features.store import FeatureStore
+from probekit.results.metrics import bootstrap_interval, mcnemar_exact, wilson_interval
+from probekit.results.predictions import load_probe, row_predictions
+from probekit.results.records import Record
+from probekit.runtime.errors import UserError
+from probekit.solver.objective import log_probabilities, logits
+
+# what may differ between the files: which pixels were hidden, and where the features were computed
+_FREE = ("input", "device", "dtype", "precision", "checkpoint")
+
+
+@dataclass(frozen=True)
+class MaskEnsemble:
+    """What the masks say alone and together, as shares of the test rows.
+
+    Attributes
+    ----------
+    single : (M,) accuracy under each mask, the record's own first
+    accuracy, low, high : of the modal prediction, with Wilson's 95 % interval
+    gain, gain_low, gain_high, p : of the ensemble over the record's own mask: paired bootstrap, exact McNemar test
+    predictions : int64 (N,)
+    """
+
+    single: np.ndarray
+    accuracy: float
+    low: float
+    high: float
+    gain: float
+    gain_low: float
+    gain_high: float
+    p: float
+    predictions: np.ndarray
+
+
+def mask_ensemble(record: Record, stores: Sequence[FeatureStore | str | Path], seed: int = 0) -> MaskEnsemble:
+    """Predict the test rows of a record once a mask and let the majority decide; ties fall by (seed, row id).
+
+    Parameters
+    ----------
+    record : read from disk, with its probe file
+        Its own mask is the first one.
+    stores : feature files of the same encoder and data, each extracted with another `--seed`; the test split suffices
+
+    Raises
+    ------
+    UserError
+        A file is of another encoder or of other test rows, or has the mask of one before it.
+    """
+    own = row_predictions(record)
+    assert record.folder is not None
+    probe = load_probe(record.folder / record.probe_file)
+    predicted, inputs = [own.predictions], [record.encoder.get("input")]
+    for store in stores:
+        opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
+        _check_same(record, opened, own.row_ids, inputs)
+        inputs.append(opened.encoder.get("input"))
+        X_ND, _ = opened.read_many("test", record.layers)
+        log_proba_NK = log_probabilities(logits(X_ND, probe["coef"], probe["intercept"]))
+        predicted.append(probe["classes"][log_proba_NK.argmax(1)])
+    predicted_MN = np.stack(predicted)
+    voted = modal_vote(predicted_MN, own.row_ids, seed)
+    right = voted == own.labels
+    gain_low, gain_high = bootstrap_interval(right, own.correct, seed=seed)
+    return MaskEnsemble(
+        (predicted_MN == own.labels).mean(1),
+        float(right.mean()),
+        *wilson_interval(int(right.sum()), len(right)),
+        float(right.mean() - own.correct.mean()),
+        gain_low,
+        gain_high,
+        mcnemar_exact(right, own.correct),
+        voted,
+    )
+
+
+def _check_same(record: Record, store: FeatureStore, row_ids_N: np.ndarray, inputs: list[Any]) -> None:
+    ours, theirs = record.encoder, store.encoder
+    different = [k for k in sorted({*ours, *theirs}) if k not in _FREE and ours.get(k) != theirs.get(k)]
+    if different:
+        raise UserError(
+            f"{store.path} is not of the probe's encoder: {', '.join(different)} differ; extract it "
+            "again with another --seed only."
+        )
+    if store.encoder.get("input") in inputs:
+        raise UserError(
+            f"{store.path} has the same masks as another one ({inputs[-1]}); extract it with another --seed."
+        )
+    if not np.array_equal(store.row_ids("test"), row_ids_N):
+        raise UserError(f"{store.path} has other test rows than the record; extract the same data set and --limit.")

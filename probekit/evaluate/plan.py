@@ -1,0 +1,197 @@
+"""Disk, memory and time before anything starts: arithmetic from sizes, and a short calibration for the rates."""
+
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probekit.evaluate.sweep import sweep
+
+ROW_BYTES = 24  # label, row id and image hash
+RECORD_BYTES = 12_000  # a line of results.jsonl and one of choices.jsonl, 45 penalties each
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a step will take: bytes on disk, bytes of memory, seconds."""
+
+    step: str
+    disk: int
+    memory: int
+    seconds: float
+
+
+def feature_bytes(rows: int, widths: Sequence[int], dtype: str = "float32") -> int:
+    """Bytes of a feature file's rows: every layer, labels, row ids and hashes."""
+    return rows * (sum(widths) * (2 if dtype == "float16" else 4) + ROW_BYTES)
+
+
+def matmul_rate(size: int = 1024, seconds: float = 0.5, device: str = "cpu", dtype: str = "float32") -> float:
+    """This machine's matrix-product rate in FLOP/s: the best of as many products as fit in `seconds`."""
+    import torch
+
+    if device != "cpu":
+        size *= 8  # what keeps a GPU busy
+    a = torch.rand(size, size, device=device).to(getattr(torch, dtype))
+    best, until = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        begun = time.perf_counter()
+        (a @ a)[0, 0].item()  # reading a number waits for the device
+        best = min(best, time.perf_counter() - begun)
+    return 2 * size**3 / best
+
+
+def process_bytes() -> int:
+    """Resident memory of this process: what any step needs beside its own arrays (Python, PyTorch, libraries)."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def write_rate(folder: str | Path | None = None, megabytes: int = 32) -> float:
+    """Bytes a second that a folder's disk takes, flushed to it; the system's temporary folder when None."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        content = os.urandom(1 << 20)
+        begun = time.perf_counter()
+        for _ in range(megabytes):
+            file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        return megabytes * (1 << 20) / (time.perf_counter() - begun)
+
+
+def plan_extract(
+    encoder: Any,
+    data: Any,
+    batch_size: int = 128,
+    dtype: str = "float32",
+    seconds: float = 3.0,
+    rows: int | None = None,
+    folder: str | Path | None = None,
+    ranks: int = 1,
+) -> Estimate:
+    """Estimate an extraction from a few real batches: decoding, preparing and the encoder's forward pass.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    data : Dataset
+    seconds : how long to calibrate at most, after what warms up
+    rows : images in all, where `data` is only a sample of them
+    folder : where the feature file will lie, None: not counted
+    ranks : processes that share the rows
+    """
+    import torch
+
+    splits: Mapping[str, Any] = data.splits
+    total = rows or sum(len(splits[name]) for name in splits)
+    part = splits[next(iter(splits))]
+
+    def batch(first: int, size: int) -> tuple[float, int]:
+        """Seconds of a batch from row `first` on, and bytes of its prepared images."""
+        begun = time.perf_counter()
+        images = np.stack([encoder.prepare(image) for image in part.images(first, first + size)])
+        with torch.inference_mode():
+            for feature in encoder(images, part.row_ids[first : first + size]):
+                feature.cpu()
+        return time.perf_counter() - begun, images.nbytes
+
+    before = process_bytes()
+    batch(0, 1)
+    size, most = 1, min(batch_size, len(part))
+    took, image_bytes = batch(0, 1)
+    while size < most and 4 * took < seconds / 2:
+        size = min(4 * size, most)
+        took, _ = batch(0, size)
+    # tables fill and caches warm up over the first batch, which a whole run hardly notices
+    batch(0, size)
+    times: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(times) < 2 or time.perf_counter() < until:
+        first = (len(times) * size * 7) % max(1, len(part) - size + 1)
+        times.append(batch(first, size)[0])
+    per_row = float(np.median(times)) / size
+    disk = feature_bytes(total, encoder.widths, dtype)
+    # at most two batches of features wait for the writer beside the one being computed
+    memory = 3 * feature_bytes(batch_size, encoder.widths) + 3 * image_bytes * batch_size
+    memory += max(0, process_bytes() - before) * batch_size // size
+    writing = disk / write_rate(folder) if folder is not None else 0.0
+    # a thread writes while the next batch is computed
+    return Estimate("extract", disk, memory, max(per_row * total, writing) / ranks)
+
+
+def plan_sweep(store: Any, seconds: float = 10.0, layers: Sequence[str] | None = None, **options: Any) -> Estimate:
+    """Estimate a sweep by really probing a few layers of a feature file, on as many rows as the time allows.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    seconds : about how long to calibrate; small files are probed whole
+    layers : that will be swept, all when None
+    **options : of `probekit.evaluate.sweep.sweep`: protocol, Cs, backend, device, dtype
+    """
+
+    names = list(layers or store.layers)
+    # shallow, middle and deep layers cost differently
+    tried = list(dict.fromkeys(names[len(names) * share // 6] for share in (1, 3, 5)))
+    available = sum(len(store.labels(split)) for split in store.splits if split != "test")
+    widths = dict(zip(store.layers, store.widths, strict=True))
+
+    def probe(layer: str, rows: int) -> float:
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            begun = time.perf_counter()
+            sweep(store, folder, layers=[layer], train_rows=None if rows >= available else rows, **options)
+            return time.perf_counter() - begun
+
+    rows = min(available, 1000)
+    probe(tried[0], min(rows, 300))
+    until = time.perf_counter() + seconds
+    took = probe(tried[0], rows)
+    while rows < available and time.perf_counter() + 4 * took * len(tried) < until:
+        rows = min(available, 4 * rows)
+        took = probe(tried[0], rows)
+    costs = [took, *(probe(layer, rows) for layer in tried[1:] if time.perf_counter() < until)]
+    each = float(np.mean([cost / widths[layer] for cost, layer in zip(costs, tried, strict=False)]))
+    total = each * sum(widths[name] for name in names) * available / rows
+    classes = int(max(store.labels(split).max() for split in store.splits)) + 1
+    test = len(store.labels("test")) if "test" in store.splits else 0
+    outputs = 1 if classes == 2 else classes
+    # a probe file: the coefficients, then id, label, prediction and probabilities of every test row; a record beside it
+    disk = sum(4 * (widths[name] + 1) * outputs + test * (24 + 4 * classes) + RECORD_BYTES for name in names)
+    widest = max(widths[name] for name in names)
+    memory = (available + test) * widest * 4 * 3
+    return Estimate("sweep", disk, memory, total)
+
+
+def sweep_operations(rows: int, widths: Sequence[int], n_classes: int, n_penalties: int, iterations: int = 100) -> int:
+    """Operations of a sweep: each iteration of each penalty multiplies by the features twice, over every layer.
+
+    `iterations` is the mean over penalties; weak penalties need several hundred, strong ones under ten.
+    """
+    outputs = 1 if n_classes == 2 else n_classes
+    return sum(4 * rows * width * outputs for width in widths) * n_penalties * iterations
+
+
+def made_up_features(path: str | Path, rows: int, width: int, n_classes: int, n_layers: int = 1, seed: int = 0) -> Any:
+    """A feature file for planning where there is none yet: classes in overlapping clouds, variances falling as 1/k."""
+
+    from probekit.features.store import FeatureStore
+
+    rng = np.random.default_rng(seed)
+    scale = 1 / np.sqrt(np.arange(1, width + 1))
+    centres = 0.7 * rng.standard_normal((n_classes, width)) * scale
+    splits = {}
+    for split, n in (("train", rows), ("test", max(n_classes, rows // 5))):
+        y = np.arange(n) % n_classes
+        X = centres[y] + rng.standard_normal((n, width)) * scale
+        splits[split] = ([X.astype(np.float32)] * n_layers, y)
+    return FeatureStore.from_arrays(path, splits, encoder={"name": "made up"}, dataset={"name": "made up"})

@@ -1,0 +1,158 @@
+"""Predictions of a stored probe on new images: the probe's record says which layers of which encoder it reads."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from probekit.datasets.images import decode
+from probekit.encoders.protocol import Encoder
+from probekit.features.format import content
+from probekit.features.provenance import differences
+from probekit.features.store import FeatureStore
+from probekit.results.predictions import load_probe
+from probekit.results.records import RESULTS_NAME, Record, read_records
+from probekit.results.results import Results
+from probekit.runtime.errors import UserError, check_at_least
+from probekit.solver.objective import log_probabilities, logits
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
+# what may differ between the encoder that made the features and the one that goes on with them
+MAY_DIFFER = {"name", "device", "dtype", "step", "training", "function", "note"}  # and where it lies
+MAY_DIFFER |= {"depths", "last_depth"}  # which of its layers were kept: those of the probe are looked up by name
+
+
+def find_record(probe: str | Path, series: str | None = None) -> Record:
+    """The record of a probe.
+
+    Parameters
+    ----------
+    probe : RESULTS/probes/KEY.safetensors; or a results folder: its best single layer, chosen on held-out rows
+    series : which series of a results folder, where it holds several
+
+    Raises
+    ------
+    UserError
+        There is no such probe, or no record of it.
+    """
+    path = Path(probe)
+    if path.is_dir():
+        return Results(path).best(series)
+    if not path.is_file():
+        raise UserError(f"There is no probe file {path}; give one of RESULTS/probes/*.safetensors, or RESULTS.")
+    journal = path.parent.parent / RESULTS_NAME
+    found = [record for record in read_records(journal) if record.key == path.stem] if journal.is_file() else []
+    if not found:
+        raise UserError(f"{journal} holds no record of {path.name}, so its encoder and layers are not known.")
+    if found[0].kind in ("knn", "attentive"):
+        raise UserError(f"{path.name} is a {found[0].kind} probe, but predict reads linear ones: give a linear probe.")
+    return found[0]
+
+
+def encoder_of(record: Record) -> tuple[str, dict[str, Any]]:
+    """What to give `load_encoder` for a record's encoder: the name and the options that its provenance tells.
+
+    Raises
+    ------
+    UserError
+        The provenance does not lead back to the encoder: one of Hugging Face's, timm's, random weights, or a run that
+        was moved.
+    """
+    about = record.encoder
+    if about.get("kind") in ("pixels", "histogram"):
+        return f"{about['kind']}:{about['resolution']}", {}
+    checkpoint = Path(about.get("checkpoint", ""))
+    if about.get("kind") == "igpt" and "checkpoint" in about and checkpoint.is_dir():
+        options = {"norm": about["norm"] != "none"}
+        return f"igpt:{checkpoint}", options | ({"masked": False} if about["input"] == "all pixels" else {})
+    raise UserError(
+        f"The record of this probe does not say where its encoder ({about.get('name', 'unnamed')}) lies now; give it "
+        "with --encoder, as in `probekit extract`."
+    )
+
+
+def class_names(record: Record) -> tuple[str, ...]:
+    """Names of the labels, from the feature file of the record where it still lies there; else none."""
+    if record.folder is None or not (record.folder / record.feature_file).is_file():
+        return ()
+    return FeatureStore.open(record.folder / record.feature_file).classes
+
+
+def layer_place(layer: str, layers: Sequence[str]) -> int:
+    """Which of an encoder's layers a feature file calls `layer`: by its name, or by what follows the number there."""
+    plain = [name.replace("/", ".") for name in layers]
+    for name in (layer, layer.partition("_")[2]):
+        if name in plain:
+            return plain.index(name)
+    raise UserError(f"The encoder has no layer {layer}, which the probe reads; it has {', '.join(layers)}.")
+
+
+def list_images(paths: Sequence[str | Path]) -> list[Path]:
+    """Image files from files and folders (searched through), in order; a `UserError` where there are none."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f"{path} does not exist; give image files or folders.")
+    if not found:
+        raise UserError(f"No image file ({', '.join(IMAGE_SUFFIXES)}) lies in {', '.join(map(str, paths))}.")
+    return found
+
+
+def predict(record: Record, images: Sequence[str | Path], encoder: Encoder, batch_size: int = 128) -> "pd.DataFrame":
+    """Class and probability of each image file.
+
+    Parameters
+    ----------
+    record : of a probe that a sweep or concatenation made (see `find_record`)
+    images : image files or folders
+    encoder : the one whose features the probe was fitted on; its provenance is compared with the record's
+
+    Returns
+    -------
+    DataFrame
+        image, class (the label's number as in the data set), name (its name; left out where none is known),
+        probability.
+
+    Raises
+    ------
+    UserError
+        The encoder is another one, or an image cannot be decoded.
+    """
+    import pandas as pd
+
+    check_at_least(batch_size=(batch_size, 1))
+    files = list_images(images)
+    if record.kind not in ("layer", "concat"):
+        raise UserError(f"{record.key} is a {record.kind} probe; only plain linear probes of layers can predict.")
+    known = {key: value for key, value in content(record.encoder).items() if key not in MAY_DIFFER}
+    given = content(encoder.provenance)
+    other = list(differences(known, {key: given.get(key) for key in known}))
+    if other:
+        raise UserError(f"The probe was fitted on the features of another encoder ({'; '.join(other[:3])}).")
+    columns = [layer_place(layer, encoder.layers) for layer in record.layers]
+    arrays = load_probe((record.folder or Path()) / record.probe_file)
+    classes, best, probability = arrays["classes"], [], []
+    for start in range(0, len(files), batch_size):
+        part = files[start : start + batch_size]
+        prepared = np.stack([encoder.prepare(decode(path.read_bytes(), str(path))) for path in part])
+        features = encoder(prepared, np.arange(start, start + len(part)))
+        X = np.concatenate([features[i].float().cpu().numpy() for i in columns], axis=1)
+        if record.protocol.get("normalize"):
+            X = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
+        log_proba = log_probabilities(logits(X, arrays["coef"], arrays["intercept"]))
+        best.append(log_proba.argmax(axis=1))
+        probability.append(np.exp(log_proba.max(axis=1)))
+    label = classes[np.concatenate(best)]
+    frame = pd.DataFrame({"image": [str(path) for path in files], "class": label})
+    named = class_names(record)
+    if named:
+        frame["name"] = [named[k] for k in label]
+    return frame.assign(probability=np.concatenate(probability))

@@ -1,0 +1,255 @@
+"""`study`: extract, sweep, join layers, probe the controls, report: several encoders on several data sets, resumable.
+
+Files: `out/study.json` (what the study is), `features/SERIES.h5`, `results.jsonl`, `probes/` and `report/`; of several
+data sets each has a folder of its own, and the report covers them all.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from igpt_model import atomic
+from probekit.datasets import Dataset, load_dataset
+from probekit.evaluate.baselines import control_encoders, load_as
+from probekit.evaluate.concat import concat
+from probekit.evaluate.sweep import seed_list, sweep
+from probekit.features.extract import extract
+from probekit.features.store import FeatureStore
+from probekit.reports import write_report
+from probekit.results.results import Results
+from probekit.runtime.errors import UserError, check_at_least
+from probekit.selection.choose_C import settle_protocol
+
+SETTINGS_NAME = "study.json"
+Progress = Callable[[str, str, int, int], Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study holds fixed: the same plan on the same folder goes on, another one is refused.
+
+    Attributes
+    ----------
+    encoders, datasets : name -> how it was asked for
+    protocol : resolved, with the penalties in their place
+    window, greedy_width, controls, limit, seeds, backend, dtype : as in `study`
+    """
+
+    encoders: Mapping[str, str]
+    datasets: Mapping[str, str]
+    protocol: Mapping[str, Any]
+    window: int | Sequence[int]
+    greedy_width: int | None
+    controls: bool
+    limit: int | None
+    seeds: int | Sequence[int]
+    backend: str
+    dtype: str | None
+
+    def open(self, out: Path) -> None:
+        """Write study.json, or refuse a folder that holds another study, naming what differs."""
+        path = out / SETTINGS_NAME
+        mine = json.loads(json.dumps(vars(self)))
+        if not path.exists():
+            try:
+                atomic.write_json(path, mine)
+            except OSError as error:
+                raise UserError(f"{out} cannot be written ({error.strerror}): choose another --out.") from None
+            return
+        try:
+            there = json.loads(path.read_text())
+        except ValueError:
+            raise UserError(f"{path} is damaged: delete it, and the same command goes on.") from None
+        differing = [
+            f"{name}: {_short(old)} there, {_short(new)} here"
+            for name in mine
+            for old, new in [_apart(there.get(name), mine[name])]
+            if old != new
+        ]
+        if differing:
+            raise UserError(f"{out} holds another study ({'; '.join(differing)}): choose another --out.")
+
+
+def study(
+    encoders: Any,
+    datasets: Any,
+    out: str | Path,
+    protocol: Any = "igpt",
+    Cs: Any = None,
+    window: int | Sequence[int] = 5,
+    greedy_width: int | None = None,
+    controls: bool = True,
+    limit: int | None = None,
+    seeds: int | Sequence[int] = 1,
+    root: str | Path | None = None,
+    batch_size: int | None = None,
+    workers: int = 0,
+    backend: str = "torch",
+    device: str = "cpu",
+    dtype: str | None = None,
+    progress: Progress | None = None,
+) -> Results:
+    """Measure encoders on data sets: every layer's features, probes of single and joined layers, controls, a report.
+
+    The same call again goes on where it was stopped; when everything is there nothing is computed, and the report is
+    drawn again. Raw pixels and the same architectures with random weights stand on the same axes.
+
+    Parameters
+    ----------
+    encoders : a spec of `load_encoder`, an `Encoder`, several of either, or a mapping name -> spec or `Encoder`
+        "NAME=SPEC" names a series too; otherwise it has the encoder's own name. Names must differ.
+    datasets : a name or path for `load_dataset`, a `Dataset`, or several of either
+    out : folder for everything; one that holds another study is refused
+    protocol, Cs, seeds, backend : see `sweep`
+    window, greedy_width : see `concat`; window 0 joins nothing. Controls are not joined
+    controls : probe raw pixels, and `random:...` of each encoder whose spec has such a form (igpt, hf, timm)
+    limit : at most this many images of each split, classes in proportion
+    root : where data sets that are not embedded lie
+    batch_size, workers : of the extraction
+    device : of the encoders and of the solver
+    dtype : of the solver; None leaves it to `sweep`
+    progress : called with (what is being done, what is counted, how many are done, how many there are)
+
+    Returns
+    -------
+    Results
+        All records, of all data sets. The page is `out/report/index.html`.
+
+    Raises
+    ------
+    UserError
+        Names that are equal, another study in `out`, or whatever `extract`, `sweep` or `concat` refuse.
+    """
+    out = Path(out)
+    check_at_least(limit=(limit, 1), batch_size=(batch_size, 1), workers=(workers, 0), greedy_width=(greedy_width, 0))
+    seed_list(seeds)
+    if isinstance(window, int):
+        check_at_least(window=(window, 0))
+    specs = _named(encoders)
+    loaded = [data if isinstance(data, Dataset) else load_dataset(data, root=root) for data in _listed(datasets)]
+    series = _by_name([(spec, load_as(spec, name, device, loaded[0])) for name, spec in specs])
+    places = _places(loaded, out)
+    settled = settle_protocol(protocol, Cs)
+    plan = Plan(
+        {name: _described(spec, encoder) for name, (spec, encoder) in series.items()},
+        {data.name: str(data.provenance.get("path", data.name)) for data in loaded},
+        settled.resolved(),
+        window,
+        greedy_width,
+        controls,
+        limit,
+        seeds,
+        backend,
+        dtype,
+    )
+    plan.open(out)
+    say = progress or (lambda *_: None)
+    solving: dict[str, Any] = {"backend": backend, "device": device} | ({"dtype": dtype} if dtype else {})
+    for data, folder in places:
+        here = {name: encoder for name, (_, encoder) in series.items()}
+        if controls:
+            here |= control_encoders(series, data, device)
+        stores = {
+            name: extract(
+                encoder, data, _feature_file(folder, name), batch_size=batch_size, workers=workers, limit=limit,
+                progress=_stage(say, f"extract {name}", "images"),
+            )
+            for name, encoder in here.items()
+        }  # fmt: skip
+        for name, store in stores.items():
+            show = _stage(say, f"probe {name}", "fits")
+            sweep(store, folder, settled, series=name, seeds=seeds, progress=show, **solving)
+        for name in series:
+            _join(stores[name], folder, settled, window, greedy_width, name, say, solving)
+    folders = [folder for _, folder in places]
+    write_report(folders, out / "report")
+    return Results(*folders)
+
+
+def _join(
+    store: FeatureStore, folder: Path, protocol: Any, window: Any, greedy_width: int | None, name: str, say: Progress,
+    solving: dict[str, Any],
+) -> None:  # fmt: skip
+    if len(store.layers) < 2 or not window:
+        return
+    show = _stage(say, f"join layers of {name}", "sets of layers")
+    concat(store, folder, protocol, window=window, greedy_width=greedy_width, series=name, progress=show, **solving)
+
+
+def _stage(say: Progress, what: str, unit: str) -> Callable[[int, int], Any]:
+    return lambda done, total: say(what, unit, done, total)
+
+
+def _by_name(loaded: Sequence[tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+    """name -> (spec, encoder), of (spec, encoder) pairs."""
+    names = [str(encoder.provenance["name"]) for _, encoder in loaded]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"Two encoders are called {name!r}: name them apart, as in 'first={_written(loaded[0])}'.")
+    return dict(zip(names, loaded, strict=True))
+
+
+def _written(pair: tuple[Any, Any]) -> str:
+    return pair[0] if isinstance(pair[0], str) else "ENCODER"
+
+
+def _described(spec: Any, encoder: Any) -> str:
+    return spec if isinstance(spec, str) else f"{type(encoder).__name__} {encoder.provenance.get('weights_hash')}"
+
+
+def _places(datasets: Sequence[Dataset], out: Path) -> list[tuple[Dataset, Path]]:
+    """Where each data set's features and results lie: in `out` when it is the only one."""
+    if len(datasets) == 1:
+        return [(datasets[0], out)]
+    slugs = [_slug(data.name) for data in datasets]
+    for slug in slugs:
+        if slugs.count(slug) > 1 or slug == "report":
+            raise UserError(f"Data set name {slug!r} cannot have a folder of its own: give the data sets other names.")
+    return [(data, out / slug) for data, slug in zip(datasets, slugs, strict=True)]
+
+
+def _feature_file(folder: Path, series: str) -> Path:
+    path = folder / "features" / f"{_slug(series)}.h5"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+
+
+def _listed(given: Any) -> list[Any]:
+    # a tuple of arrays is one data set
+    several = isinstance(given, list) or (isinstance(given, tuple) and all(not hasattr(x, "shape") for x in given))
+    items = list(given) if several else [given]
+    if not items:
+        raise UserError("A study needs at least one encoder and one data set; name them.")
+    return items
+
+
+def _named(encoders: Any) -> list[tuple[str | None, Any]]:
+    """Pairs of the name asked for (None: the encoder's own) and the spec."""
+    if isinstance(encoders, Mapping):
+        return [(str(name), spec) for name, spec in encoders.items()]
+    pairs: list[tuple[str | None, Any]] = []
+    for spec in _listed(encoders):
+        # a name has no colon and no slash, so that "igpt:runs/a=b" stays a path
+        match = re.fullmatch(r"([\w .@+-]+)=(.+)", spec) if isinstance(spec, str) else None
+        pairs.append((match[1], match[2]) if match else (None, spec))
+    return pairs
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _apart(old: Any, new: Any) -> tuple[Any, Any]:
+    """Of two mappings only the entries that differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        return {n: old[n] for n in names if n in old}, {n: new[n] for n in names if n in new}
+    return old, new

@@ -1,0 +1,160 @@
+"""`sweep`: probe every layer of a feature file under a protocol; one record a layer and seed."""
+
+import fnmatch
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sklearn.exceptions import ConvergenceWarning
+
+from probekit.evaluate.runner import Desk, Job, Progress
+from probekit.probes.attentive_probe import token_widths
+from probekit.results.records import Record, read_records
+from probekit.results.results import Results
+from probekit.runtime.errors import UserError
+from probekit.runtime.workers import crew
+from probekit.selection.choose_C import make_solver
+
+
+def sweep(
+    store: Any,
+    results_dir: str | Path | None = None,
+    protocol: Any = "igpt",
+    Cs: Any = None,
+    layers: str | Sequence[str | int] | None = None,
+    series: str | None = None,
+    seeds: int | Sequence[int] = 1,
+    train_rows: int | None = None,
+    backend: str = "torch",
+    device: str = "cpu",
+    dtype: str = "auto",
+    checks: Sequence[str] = (),
+    probe: str = "linear",
+    workers: int = 1,
+    parallel: str = "layers",
+    progress: Progress | None = None,
+) -> Results:
+    """Probe every layer: choose C on held-out training rows, refit, then test, and journal one record each.
+
+    The same call again goes on where it was stopped; several processes may run it at once on the same folder.
+
+    Parameters
+    ----------
+    store : FeatureStore, or the path of a feature file
+    results_dir : folder of results.jsonl and probes/; None for the folder of the feature file
+    protocol : name or `Protocol`
+    Cs : penalties in place of the protocol's (scikit-learn's C)
+    layers : None for all, names, indices, or a glob such as "0*"
+    series : name of the curve in tables; None for the encoder's name
+    seeds : a count n for seeds 0 to n-1, or the seeds. Seed 0 is the stored split; the others redraw the val split and
+        resample the training rows
+    train_rows : use only so many labelled rows (train and val together), drawn by class and seed
+    backend, device, dtype : of the solver ("auto": float64 where it costs nothing, see `fit_path`)
+    checks : "knn", "ridge" or both: cheap probes of every layer beside the protocol's, as records of that kind
+    probe : "attentive": AIM's in place of the linear one, on a file of all tokens (encoders `tokens:...`)
+    workers : processes that share the work, the cores being shared out among them; for a feature file on disk. Small
+        fits (thousands of rows, hundreds of columns) gain by it, large ones fill all cores as they are
+    parallel : under torchrun, what the processes share: "layers" (each fits others, by the journal), or "rows": all
+        work at one layer, each holding its share of the rows and adding up gradients, for layers too large for one
+    progress : called with (fits done, fits in all); steps of an SGD protocol
+
+    Returns
+    -------
+    Results
+        All records of the folder.
+
+    Raises
+    ------
+    UserError
+        Unusable features, labels, layers or penalties, or a folder whose series of this name was made otherwise.
+    """
+    if parallel == "rows" and (probe != "linear" or checks or workers != 1):
+        raise UserError("parallel is rows, which is for linear probes alone: leave probe, checks and workers out.")
+    desk = Desk(store, results_dir, protocol, Cs, series, make_solver(backend, device, dtype, parallel))
+    jobs = [Job((layer,), seed, train_rows) for seed in seed_list(seeds) for layer in choose_names(desk.store, layers)]
+    if probe not in ("linear", "attentive") or (probe == "attentive" and (checks or desk.protocol.solver == "sgd")):
+        raise UserError(f"probe may be linear, or attentive without checks or SGD, but {probe} was given.")
+    if probe == "attentive":
+        for job in jobs:
+            token_widths(desk.store.encoder, desk.width(job.layers))
+        jobs = [replace(job, kind=probe, method=probe) for job in jobs]
+    strange = set(checks) - {"knn", "ridge"}
+    if strange or (checks and desk.protocol.solver == "sgd"):
+        raise UserError(f"checks may be knn and ridge, of an exact protocol, but {', '.join(checks)} was given.")
+    if desk.protocol.solver == "sgd":
+        if workers != 1 or parallel == "rows":
+            given = f"workers is {workers}" if workers != 1 else "parallel is rows"
+            raise UserError(f"{given}, but SGD trains all layers in one pass in one process: leave that out.")
+        from probekit.evaluate.sgd_sweep import run_sgd
+
+        run_sgd(desk, jobs, progress)
+        return Results(desk.out)
+    further = [replace(job, kind=check, method=check) for check in dict.fromkeys(checks) for job in jobs]
+    again = {
+        "Cs": Cs,
+        "layers": layers,
+        "series": series,
+        "seeds": seeds,
+        "train_rows": train_rows,
+        "checks": checks,
+        "probe": probe,
+    }
+    again |= {"backend": backend, "device": device, "dtype": dtype}
+    with crew(workers, sweep, path_for_crew(desk.store, workers), desk.out, protocol, **again):
+        desk.run([*jobs, *further], progress)
+    keys = {desk.identity(job).key for job in jobs}
+    if probe == "linear":
+        warn_unconverged([r for r in read_records(desk.out) if r.key in keys])
+    return Results(desk.out)
+
+
+def path_for_crew(store: Any, workers: int) -> Path | None:
+    """Where other processes find the features; in memory they cannot, which raises `UserError` if any are wanted."""
+    path = getattr(store, "path", None)
+    if workers > 1 and (path is None or not Path(path).is_file()):
+        raise UserError(f"workers is {workers}, but these features are in no file that another process could open.")
+    return None if path is None else Path(path)
+
+
+def choose_names(store: Any, layers: str | Sequence[str | int] | None) -> list[str]:
+    """Layer names, shallow to deep, from None (all), a glob, names or indices; an unknown one raises `UserError`."""
+    if layers is None:
+        return list(store.layers)
+    known = f"{getattr(store, 'path', 'the feature file')} has {', '.join(store.layers)}"
+    if isinstance(layers, str):
+        matched = [name for name in store.layers if fnmatch.fnmatchcase(name, layers)]
+        if not matched:
+            raise UserError(f"No layer matches {layers!r}: {known}.")
+        return matched
+    found = set()
+    for layer in layers:
+        if isinstance(layer, int) and -len(store.layers) <= layer < len(store.layers):
+            found.add(store.layers[layer])
+        elif layer in store.layers:
+            found.add(layer)
+        elif hasattr(store, "layer"):
+            found.add(store.layer(layer))
+        else:
+            raise UserError(f"There is no layer {layer!r}: {known}.")
+    return [name for name in store.layers if name in found]
+
+
+def seed_list(seeds: int | Sequence[int]) -> list[int]:
+    """0 to n-1 for a count n, else the seeds themselves."""
+    listed = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    if not listed or min(listed) < 0:
+        raise UserError(f"seeds is {seeds}, but a count of at least 1 or a list of seeds from 0 up is needed.")
+    return listed
+
+
+def warn_unconverged(records: Sequence[Record]) -> None:
+    """One `ConvergenceWarning` that names the records whose chosen fit or refit is not certified."""
+    doubtful = [f"{'+'.join(r.layers)} (seed {r.seed})" for r in records if not r.is_converged]
+    if doubtful:
+        warnings.warn(
+            f"Not certified converged: {', '.join(doubtful)}; tables mark them: raise max_iter or use float64.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,151 @@
+"""Features that somebody else made: arrays in memory, or files of NumPy and PyTorch.
+
+N rows of a split, D width of a layer.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probekit.features import format as layout
+from probekit.features.format import Header, file_layer_names
+from probekit.features.provenance import refuse_other, versions
+from probekit.features.writer import FeatureWriter, create_skeleton, write_lock
+from probekit.runtime.errors import UserError
+
+ROWS_A_BLOCK = 4096
+
+
+def write_arrays(
+    path: str | Path,
+    splits: Mapping[str, tuple[Any, Any]],
+    encoder: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    row_ids: Mapping[str, Any] | None = None,
+    image_hashes: Mapping[str, Any] | None = None,
+    classes: Sequence[str] = (),
+    dtype: str = "float32",
+    batch_size: int = ROWS_A_BLOCK,
+) -> None:
+    """Write a feature file from arrays.
+
+    Parameters
+    ----------
+    splits : {"train": (features, y), ...}
+        Features are a dict of layer name to (N, D), a list of (N, D), shallow to deep, or one (N, D); y is (N,) int.
+    row_ids, image_hashes : per split, where known; row ids are counted from 0 through all splits when not given
+
+    Raises
+    ------
+    UserError
+        Lengths or layers that do not agree, labels that are not integers, features that are not finite, or a file that
+        is there already and holds something else.
+    """
+    path = Path(path)
+    layers, labels = {}, {}
+    for split, (features, y) in splits.items():
+        layers[split] = _layers(features)
+        labels[split] = _labels(split, y)
+    ids, first = {}, 0
+    for split, y in labels.items():
+        ids[split] = np.asarray((row_ids or {}).get(split, np.arange(first, first + len(y))), dtype=np.int64)
+        first += len(y)
+    header = _header(layers, labels, encoder, dataset, dtype, batch_size)
+    with write_lock(path):
+        begun = path.exists()
+        if begun:
+            _refuse_other_contents(path, header, layers, labels)
+        else:
+            create_skeleton(path, header, labels, ids, classes)
+        try:
+            with FeatureWriter(path) as writer:
+                for split, block in writer.todo():
+                    rows = header.rows(split, block)
+                    hashes = np.asarray((image_hashes or {}).get(split, np.zeros(len(labels[split]))), dtype=np.uint64)
+                    writer.write(split, block, hashes[rows], [X[rows] for X in layers[split].values()])
+                writer.finish()
+        except UserError:
+            if not begun:
+                path.unlink()  # refused features leave no file in the way of the corrected ones
+            raise
+
+
+def _layers(features: Any) -> dict[str, np.ndarray]:
+    if isinstance(features, Mapping):
+        named = dict(features)
+    elif isinstance(features, list | tuple):
+        named = {f"{index:02d}": X for index, X in enumerate(features)}
+    else:
+        named = {"00": features}
+    arrays = {name: np.asarray(X) for name, X in named.items()}
+    for name, X in arrays.items():
+        if X.ndim != 2 or X.dtype.kind not in "fiu":
+            raise UserError(
+                f"Layer {name} has shape {X.shape} and type {X.dtype}; expected numbers of shape (rows, width)."
+            )
+    return arrays
+
+
+def _labels(split: str, y: Any) -> np.ndarray:
+    y = np.asarray(y)
+    if y.ndim != 1 or y.dtype.kind not in "iu":
+        raise UserError(f"Labels of {split} have shape {y.shape} and type {y.dtype}; expected one integer a row.")
+    return y.astype(np.int64)
+
+
+def _header(
+    layers: Mapping[str, Mapping[str, np.ndarray]],
+    labels: Mapping[str, np.ndarray],
+    encoder: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    dtype: str,
+    batch_size: int,
+) -> Header:
+    if not layers or not all(len(y) for y in labels.values()):
+        raise UserError("There are no rows to write; give at least one split with rows.")
+    first = next(iter(layers))
+    widths = {name: X.shape[1] for name, X in layers[first].items()}
+    for split, arrays in layers.items():
+        if {name: X.shape[1] for name, X in arrays.items()} != widths:
+            raise UserError(f"Split {split} has other layers or widths than split {first}; give every split the same.")
+        for name, X in arrays.items():
+            if len(X) != len(labels[split]):
+                raise UserError(
+                    f"Layer {name} of {split} has {len(X)} rows and {len(labels[split])} labels; expected as many."
+                )
+    if dtype not in layout.DTYPES:
+        raise UserError(f"Features cannot be stored as {dtype!r}; choose {' or '.join(layout.DTYPES)}.")
+    return Header(
+        encoder=dict(encoder),
+        dataset=dict(dataset),
+        dtype=dtype,
+        layers=file_layer_names(list(widths)),
+        layer_names=tuple(widths),
+        widths=tuple(widths.values()),
+        splits={split: len(y) for split, y in labels.items()},
+        batch_size=batch_size,
+        threads=1,
+        versions=versions(),
+    )
+
+
+def _refuse_other_contents(
+    path: Path,
+    header: Header,
+    layers: Mapping[str, Mapping[str, np.ndarray]],
+    labels: Mapping[str, np.ndarray],
+) -> None:
+    with layout.open_hdf5(path) as file:
+        refuse_other(path, layout.read_header(file), header)
+        for split, y in labels.items():
+            same = np.array_equal(file[layout.column_path(split, "labels")][()], y)
+            done = layout.done_blocks(file[layout.ledger_path(split)][()])
+            for block in np.flatnonzero(done) if same else []:
+                rows = header.rows(split, int(block))
+                for name, X in zip(header.layers, layers[split].values(), strict=True):
+                    there = file[layout.layer_path(split, name)][rows]
+                    same = same and np.array_equal(there, X[rows].astype(header.dtype))
+            if not same:
+                raise UserError(f"{path} holds other features of {split}: choose another --out or delete the file.")

@@ -1,0 +1,145 @@
+"""Accuracy with and without some test rows: those that nearly repeat a training image, for instance.
+
+A row set is a small JSON file beside a feature file; nothing is fitted again, only scored on fewer rows.
+N test rows, K classes.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from igpt_model.atomic import write_json
+from probekit.results.metrics import mean_per_class_accuracy, top_k_accuracy, wilson_interval
+from probekit.results.predictions import row_predictions
+from probekit.results.records import Record
+from probekit.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = "probekit.rows"
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """Some rows of a split, by their ids in the source.
+
+    Parameters
+    ----------
+    name : what they are, "near-duplicates" for instance
+    dataset : name of the data set
+    split : the split they are of
+    row_ids : their ids, ascending
+    how : how they were found, JSON
+    """
+
+    name: str
+    dataset: str
+    split: str
+    row_ids: tuple[int, ...]
+    how: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> None:
+        """Write the set as JSON, atomically."""
+        write_json(Path(path), {"format": FORMAT, **asdict(self)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "RowSet":
+        """Read a set written by `save`."""
+        try:
+            value = json.loads(Path(path).read_text())
+            if value.pop("format") != FORMAT:
+                raise ValueError("another format")
+            return cls(**{**value, "row_ids": tuple(int(row) for row in value["row_ids"])})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path} is no row set ({error}); make it with `probekit verify --near-duplicates`."
+            ) from None
+
+
+def row_set_path(feature_file: str | Path, name: str = "near-duplicates") -> Path:
+    """Where the set of a feature file lies: features.h5 -> features.near-duplicates.json."""
+    return Path(feature_file).with_suffix(f".{name}.json")
+
+
+def row_set_of(record: Record, name: str = "near-duplicates") -> RowSet | None:
+    """The set beside a record's feature file, where there is one of its data set."""
+    if record.folder is None or not record.feature_file:
+        return None
+    path = row_set_path(record.folder / record.feature_file, name)
+    if not path.is_file():
+        return None
+    rows = RowSet.load(path)
+    return rows if rows.dataset == record.dataset.get("name") else None
+
+
+def metrics_without(record: Record, row_ids: Iterable[int]) -> dict[str, Any]:
+    """A record's test metrics over the rows that are not among `row_ids`, named as in `record.metrics`.
+
+    Raises
+    ------
+    UserError
+        No row would be left.
+    """
+    rows = row_predictions(record)
+    keep = ~np.isin(rows.row_ids, np.fromiter(row_ids, np.int64))
+    if not keep.any():
+        raise UserError(f"Leaving out these rows leaves none of the {len(keep)} test rows of {record.series}.")
+    correct, labels, log_proba = rows.correct[keep], rows.labels[keep], rows.log_proba[keep].astype(np.float64)
+    # a class that the probe never saw has no column: such rows are wrong, and of probability 0
+    known = np.isin(labels, rows.classes)
+    column = np.searchsorted(rows.classes, labels)[known]
+    low, high = wilson_interval(int(correct.sum()), len(correct))
+    own = np.full(len(labels), -np.inf)
+    own[known] = log_proba[known, column]
+    top5 = None
+    if log_proba.shape[1] > 5:
+        top5 = top_k_accuracy(log_proba[known], column, 5) * float(known.mean()) if known.any() else 0.0
+    return {
+        "top1": float(correct.mean()),
+        "top1_low": low,
+        "top1_high": high,
+        "top5": top5,
+        "mean_per_class": mean_per_class_accuracy(correct, labels),
+        "log_loss": float(-own.mean()),
+        "n_test": int(keep.sum()),
+        "n_left_out": int((~keep).sum()),
+    }
+
+
+def with_and_without(records: Iterable[Record], rows: RowSet | None = None) -> "pd.DataFrame":
+    """One line a record: accuracy over all test rows, and without a row set (None: the one beside its feature file).
+
+    Records without a set, or whose test rows hold none of it, are left out of the table.
+    """
+    import pandas as pd
+
+    lines = []
+    for record in records:
+        found = rows if rows is not None else row_set_of(record)
+        if found is None or found.split != "test":
+            continue
+        less = metrics_without(record, found.row_ids)
+        if not less["n_left_out"]:
+            continue
+        lines.append(
+            {
+                "series": record.series,
+                "dataset": record.dataset.get("name"),
+                "layers": "+".join(record.layers),
+                "seed": record.seed,
+                "left out": found.name,
+                "n_left_out": less["n_left_out"],
+                "top1": record.accuracy,
+                "top1_without": less["top1"],
+                "difference": less["top1"] - record.accuracy,
+                "low": less["top1_low"],
+                "high": less["top1_high"],
+                "key": record.key,
+            }
+        )
+    return pd.DataFrame(lines)

@@ -1,0 +1,1 @@
+"""What every part of probekit needs from the machine: errors, devices, ranks, workers, progress, imports."""

@@ -1,0 +1,34 @@
+"""Where things are computed: a device by its name, tried out before any work."""
+
+import os
+
+import torch
+
+from probekit.runtime.errors import UserError, first_line
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The torch device of that name.
+
+    "auto" is a CUDA device where there is one. A bare "cuda" is each process's own GPU (LOCAL_RANK) under torchrun.
+
+    Raises
+    ------
+    UserError
+        The device is not there: nothing falls back silently.
+    """
+    name = str(device)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    try:
+        chosen = torch.device(name)
+        torch.empty(1, device=chosen)
+        if chosen.type == "meta":
+            raise NotImplementedError("its tensors hold no values")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"The device {device!s} cannot be used ({first_line(error)}); choose cpu, or cuda where a GPU is."
+        ) from error
+    return chosen

@@ -1,0 +1,37 @@
+"""Find a Python object by its written name, `package.module:name`."""
+
+import importlib
+import os
+import sys
+from typing import Any
+
+from probekit.runtime.errors import UserError
+
+
+def import_object(spec: str) -> Any:
+    """The object that `package.module:name` names; modules in the current folder are found too.
+
+    Raises
+    ------
+    UserError
+        The text is not of that form, the module cannot be found, or it has no such name. An error inside the user's
+        module itself is passed on as it is: its traceback is what the user needs.
+    """
+    module_name, _, name = spec.partition(":")
+    if not (module_name and name and all(part.isidentifier() for part in [*module_name.split("."), *name.split(".")])):
+        raise UserError(f"{spec!r} does not name a Python object; write package.module:name.")
+    # the console script, unlike `python -m`, does not look in the current folder
+    sys.path.insert(0, os.getcwd())
+    try:
+        value = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise UserError(f"There is no module {error.name!r} (from {spec!r}); install it or check the name.") from None
+    finally:
+        sys.path.remove(os.getcwd())
+    for part in name.split("."):
+        if not hasattr(value, part):
+            raise UserError(f"{module_name} has no {name!r} (from {spec!r}); check the name.")
+        value = getattr(value, part)
+    return value

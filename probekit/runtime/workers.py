@@ -1,0 +1,88 @@
+"""More processes at the same work: small fits leave a processor's other cores idle, and a journal can be shared.
+
+A helper runs the caller's own call again, with one worker, in a new process; the journal hands each key to one of them.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Thread
+from typing import Any
+
+import torch
+
+from probekit.runtime.errors import UserError
+
+
+@contextmanager
+def crew(workers: int, work: Callable[..., Any], *args: Any, **settings: Any) -> Iterator[None]:
+    """While the body runs, `workers` - 1 other processes run `work(*args, **settings)`; the cores are shared out.
+
+    The body must do the same work under the same journal: a helper that dies costs time, not results.
+
+    Parameters
+    ----------
+    workers : processes in all, this one included; 1 starts none
+    work : a function that another process can import
+
+    Raises
+    ------
+    UserError
+        `workers` is below 1.
+    """
+    if workers < 1:
+        raise UserError(f"workers is {workers}, but at least 1 is needed.")
+    if workers == 1:
+        yield
+        return
+    threads = torch.get_num_threads()
+    each = max(threads // workers, 1)
+    # a fresh interpreter: a fork would inherit the thread pools of torch and HDF5's locks
+    context = multiprocessing.get_context("spawn")
+    helpers = [
+        context.Process(target=_help, args=(each, work, args, settings), daemon=True) for _ in range(workers - 1)
+    ]
+    inherited = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(each)
+    try:
+        for helper in helpers:
+            helper.start()
+    finally:
+        if inherited is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = inherited
+    torch.set_num_threads(each)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        for helper in helpers:
+            helper.terminate()
+            helper.join()
+
+
+def _end_with_the_caller() -> None:
+    """A caller killed outright cannot end its helpers: they see to it themselves."""
+    caller = multiprocessing.parent_process()
+    if caller is not None:
+        caller.join()
+        os._exit(1)
+
+
+def _help(threads: int, work: Callable[..., Any], args: tuple[Any, ...], settings: dict[str, Any]) -> None:
+    """Work silently: what goes wrong here goes wrong in the caller's process too, which tells it."""
+    import signal
+    import sys
+    import warnings
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller is interrupted too, and ends its helpers
+    Thread(target=_end_with_the_caller, daemon=True).start()
+    torch.set_num_threads(threads)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            work(*args, **settings)
+        except Exception:
+            sys.exit(1)

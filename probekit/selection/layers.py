@@ -1,0 +1,67 @@
+"""Which layers to join: windows around a centre and greedy choice. Index logic only; the caller reads the features."""
+
+from collections.abc import Callable, Sequence
+
+from probekit.runtime.errors import UserError
+
+
+def windows(n_layers: int, centre: int, width: int = 5) -> tuple[int, ...]:
+    """The `width` consecutive layers around `centre`, moved inwards at the ends (the paper's five, section 4.3).
+
+    Raises
+    ------
+    UserError
+        The centre is not a layer, or no window of that width exists.
+    """
+    if not 0 <= centre < n_layers:
+        raise UserError(f"layer {centre} was asked for but there are {n_layers} layers (0 to {n_layers - 1}).")
+    if width < 1:
+        raise UserError(f"a window must hold at least one layer, but width {width} was given.")
+    width = min(width, n_layers)
+    start = min(max(centre - width // 2, 0), n_layers - width)
+    return tuple(range(start, start + width))
+
+
+def greedy(
+    widths: Sequence[int],
+    score: Callable[[list[tuple[int, ...]]], list[float]],
+    max_width: int | None = None,
+    start: tuple[int, ...] = (),
+    min_gain: float = 0.0,
+) -> list[tuple[tuple[int, ...], float]]:
+    """Add the layer that raises a held-out score most, until the budget of columns is spent or no layer gains.
+
+    Parameters
+    ----------
+    widths : columns of each layer
+    score : held-out scores of sorted tuples of layers, all that a step compares at once; never the test split's
+    max_width : columns allowed together, None for no limit
+    start : layers to begin with
+    min_gain : least gain that keeps the search going
+
+    Returns
+    -------
+    list of (layers, score)
+        Every step taken, the first being the best single layer (or `start`); ties go to the shallower layer.
+    """
+    chosen = tuple(sorted(start))
+    steps: list[tuple[tuple[int, ...], float]] = [(chosen, score([chosen])[0])] if chosen else []
+    while True:
+        used = sum(widths[layer] for layer in chosen)
+        candidates = [
+            layer
+            for layer in range(len(widths))
+            if layer not in chosen and (max_width is None or used + widths[layer] <= max_width)
+        ]
+        if not candidates:
+            break
+        scores = score([tuple(sorted((*chosen, layer))) for layer in candidates])
+        scored = dict(zip(candidates, scores, strict=True))
+        best = max(candidates, key=lambda layer: (scored[layer], -layer))
+        if steps and scored[best] <= steps[-1][1] + min_gain:
+            break
+        chosen = tuple(sorted((*chosen, best)))
+        steps.append((chosen, scored[best]))
+    if not steps:
+        raise UserError(f"no layer fits a budget of {max_width} columns (the narrowest has {min(widths)}); raise it.")
+    return steps

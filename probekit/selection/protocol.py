@@ -1,0 +1,163 @@
+"""Named probing protocols, each with the penalty convention of its source, resolved to scikit-learn's C.
+
+The conversions, with N the sum of the sample weights and C in `1/2 ||W||^2 + C sum_i ce_i`:
+
+| source | its objective | C |
+|---|---|---|
+| scikit-learn, CLIP, DINOv2 | 1/2 W^2 + C sum ce; CLIP reports lambda = 1/C | C |
+| google-research/linear_eval | lambda W^2 + sum ce | 1/(2 lambda); two classes: 1/lambda |
+| elk, torch SGD's weight decay on W | lambda/2 W^2 + mean ce | 1/(N lambda) |
+| cyanure | lambda/(2 N) W^2 + mean ce, as PEERS.md reads it (lambda/N) | 1/lambda |
+| UNI, NeuroX | the norm of W, not squared | none: another objective |
+"""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from igpt_model.hashing import hash_json
+from probekit.probes.sgd import SGDConfig
+from probekit.runtime.errors import UserError
+from probekit.solver.objective import l2_to_C
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a layer is probed, whole.
+
+    Attributes
+    ----------
+    name : of the protocol
+    Cs : penalties in scikit-learn's convention (the coarse grid, if `refine` > 0)
+    standardize : scale features by training mean and deviation
+    tol, max_iter : of the solver
+    selection : "auto" (5-fold cross-validation below 20,000 training rows, else "val"), "val" or "cv5"
+    refit : "train+val" or "train": the rows of the final fit, with the chosen C kept
+    refine : halvings of the grid's spacing around the best C after the coarse grid (CLIP, linear_eval), 0 for none
+    solver : "path" (exact) or "sgd" (`probes.sgd`; then `sgd` says how, and learning rates take the place of Cs)
+    normalize : scale each row to unit length first (CLIP_benchmark's habit; off in all named ones but where stated)
+    source : where the protocol comes from
+    """
+
+    name: str
+    Cs: tuple[float, ...]
+    standardize: bool = False
+    tol: float = 1e-4
+    max_iter: int = 2000
+    selection: str = "auto"
+    refit: str = "train+val"
+    refine: int = 0
+    solver: str = "path"
+    normalize: bool = False
+    source: str = ""
+    sgd: SGDConfig | None = None
+
+    def resolved(self) -> dict[str, Any]:
+        """The protocol as JSON: what a record stores and `hash` identifies."""
+        resolved = asdict(self) | {"Cs": [float(C) for C in self.Cs]}
+        if self.sgd is None:
+            del resolved["sgd"]  # exact protocols keep the identity they had before SGD was one of them
+        else:
+            resolved["sgd"]["learning_rates"] = list(self.sgd.learning_rates)
+        return resolved
+
+    @property
+    def hash(self) -> str:
+        """Identity of everything that changes a number; neither name nor source does."""
+        return hash_json({key: value for key, value in self.resolved().items() if key not in ("name", "source")})
+
+    def with_(self, **changes: Any) -> "Protocol":
+        """A changed copy; unless renamed, the name says that it was changed."""
+        if "Cs" in changes:
+            changes["Cs"] = tuple(float(C) for C in changes["Cs"])
+        return replace(self, **({"name": f"{self.name}*"} | changes))
+
+
+def clip_lambda_to_C(lambdas: Any) -> np.ndarray:
+    """CLIP reports lambda = 1/C of scikit-learn's lbfgs (paper, appendix A.3)."""
+    return 1.0 / np.asarray(lambdas, np.float64)
+
+
+def kornblith_lambda_to_C(lambdas: Any, n_classes: int = 3) -> np.ndarray:
+    """linear_eval penalises lambda ||W||^2 (no half) on the summed loss, so C = 1/(2 lambda).
+
+    For two classes it keeps two rows of weights, which end as -w/2 and w/2 of the one sigmoid row w, so C = 1/lambda.
+    """
+    return (1.0 if n_classes == 2 else 0.5) / np.asarray(lambdas, np.float64)
+
+
+def mean_l2_to_C(l2: Any, n_rows: float) -> np.ndarray:
+    """elk, and SGD with `weight_decay` on W alone: lambda/2 ||W||^2 on the mean loss, so C = 1/(n_rows lambda)."""
+    return l2_to_C(l2, n_rows)
+
+
+def cyanure_lambda_to_C(lambdas: Any) -> np.ndarray:
+    """lambda/n on the mean loss, with a half: the summed loss has lambda/2 ||W||^2, so C = 1/lambda."""
+    return 1.0 / np.asarray(lambdas, np.float64)
+
+
+def refine_grid(Cs: Any, best: int, step: int) -> tuple[float, ...]:
+    """The two penalties beside the best one, at the grid's spacing in log C halved `step` times."""
+    log_Cs = np.log(np.asarray(Cs, np.float64))
+    spacing = (log_Cs[-1] - log_Cs[0]) / (len(log_Cs) - 1) / 2**step
+    return tuple(float(value) for value in np.exp([log_Cs[best] - spacing, log_Cs[best] + spacing]))
+
+
+def _grid(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(value) for value in np.sort(values))
+
+
+_DECADES = np.logspace(-6, 6, 7)  # CLIP's and linear_eval's coarse lambdas
+
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol("igpt", _grid(np.logspace(-6, 5, 45)), standardize=True, source="probekit: DESIGN section 5"),
+        Protocol(
+            "dinov2-45",
+            _grid(np.logspace(-6, 5, 45)),
+            selection="val",
+            source="facebookresearch/dinov2 log_regression.py",
+        ),
+        Protocol(
+            "clip-coarse-fine",
+            _grid(clip_lambda_to_C(_DECADES)),
+            selection="val",
+            refine=4,
+            source="CLIP paper, appendix A.3: lambda 1e-6 to 1e6, then 8 steps a decade",
+        ),
+        Protocol(
+            "kornblith",
+            _grid(kornblith_lambda_to_C(_DECADES)),
+            selection="val",
+            refine=4,
+            max_iter=1000,
+            source="google-research/linear_eval: 7 coarse lambdas, 4 halvings",
+        ),
+        Protocol(
+            "sgd-imagenet",
+            (),
+            selection="val",
+            refit="train",
+            solver="sgd",
+            sgd=SGDConfig(),
+            source="iGPT paper (momentum 0.9, learning rates 30, 10, 3, ..., cosine); one pass, as DINOv2 linear.py",
+        ),
+    )
+}
+
+
+def get_protocol(protocol: "str | Protocol") -> Protocol:
+    """A protocol by name, or the one given.
+
+    Raises
+    ------
+    UserError
+        No protocol has that name.
+    """
+    if isinstance(protocol, Protocol):
+        return protocol
+    if protocol not in PROTOCOLS:
+        raise UserError(f"protocol {protocol!r} is not known; choose one of {', '.join(PROTOCOLS)}.")
+    return PROTOCOLS[protocol]

@@ -1,0 +1,1 @@
+"""Penalty paths of multinomial logistic regression with certificates."""

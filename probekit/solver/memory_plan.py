@@ -1,0 +1,132 @@
+"""Choosing the method from the shapes and the free memory, in words a user can read."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from probekit.runtime.errors import UserError
+from probekit.solver.data import Rows, are_dealt, largest_share
+
+DENSE_COLUMNS = {"cpu": 6000, "cuda": 20000}  # largest Hessian worth a Cholesky factor: seconds, at most
+SHARE = 0.6  # of the free memory that the solver may take
+VECTORS = 30  # of the size of one probe, that one penalty takes: theta, gradients and the L-BFGS pairs
+LEAST_GROUP = 8  # penalties side by side that make holding X in memory worth solving the path in parts
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a path is solved.
+
+    Attributes
+    ----------
+    factor : of the Hessian at weak penalties: of all "pairs" of classes, of each class's diagonal block ("classes"), or
+        None, Kronecker products only
+    in_memory : X held, else streamed
+    bytes_needed : estimate
+    sentence : the same in words
+    """
+
+    factor: str | None
+    in_memory: bool
+    bytes_needed: int
+    sentence: str
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes free on a CUDA device or on the host."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
+
+
+def agreed_memory(rows: Rows, free: int | None = None) -> int:
+    """Free bytes (measured, if None); where rows are dealt, of the rank with least: all must choose the same method."""
+    free = free_memory(rows.device) if free is None else free
+    if are_dealt():
+        least = torch.tensor(float(free), dtype=torch.float64, device=rows.device)
+        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+        free = int(least)
+    return free
+
+
+def penalties_at_once(rows: Rows, n_penalties: int, free: int | None = None) -> int:
+    """How many penalties may be solved side by side: all, or fewer where memory is small.
+
+    X stays in memory if that leaves room for a few penalties; each pass over a file costs more than solving in parts.
+
+    Raises
+    ------
+    UserError
+        Not even one penalty fits.
+    """
+    budget = int(SHARE * agreed_memory(rows, free))
+    one = VECTORS * rows.n_coef_rows * (_columns(rows) + 1) * _bytes(rows)
+    beside_X = budget - _held_bytes(rows, largest_share(rows))
+    room = beside_X if beside_X >= one * min(n_penalties, LEAST_GROUP) else budget
+    if room < one:
+        raise UserError(
+            f"One probe of {rows.width} features and {rows.n_classes} classes takes {one / 2**30:.2f} GiB to solve, "
+            f"but {budget / 2**30:.2f} GiB may be used on {rows.device}: take a device with more memory, fewer "
+            "columns, or SGD (protocol sgd-imagenet)."
+        )
+    return min(n_penalties, room // one)
+
+
+def make_plan(rows: Rows, n_penalties: int, free: int | None = None) -> Plan:
+    """Decide how to solve `n_penalties` on these rows with `free` bytes (measured, if None)."""
+    free = agreed_memory(rows, free)
+    size = _bytes(rows)
+    N, D, R, r = len(rows), rows.width, rows.n_coef_rows, _columns(rows)
+    X = _held_bytes(rows, N)
+    vectors = VECTORS * n_penalties * R * (r + 1) * size
+    hessian_columns = max(R - 1, 1) * (r + 1)
+    budget = int(SHARE * free)
+    most = DENSE_COLUMNS.get(rows.device.type, 6000)
+    # a path keeps up to three factors or so, while one more is being made
+    choices = {
+        "pairs": (hessian_columns, 5 * hessian_columns**2 * size),
+        "classes": (r + 1, 5 * R * (r + 1) ** 2 * size),
+    }
+    fits = [name for name, (columns, taken) in choices.items() if columns <= most and vectors + taken <= budget]
+    factor = fits[0] if fits else None
+    taken = choices[factor][1] if factor else 0
+    basis = 8 * (4 * D * r if r < D else 3 * r * r)  # float64, while the columns are found that the solver works with
+    needed = max(vectors + taken, basis)
+    in_memory = needed + X <= budget
+    needed += X if in_memory else 0
+    sentence = (
+        f"{N} rows x {D} features, {rows.n_classes} classes, {n_penalties} penalties: "
+        + (f"rows reduced exactly to {r} columns; " if r < D else "")
+        + ("X in memory" if in_memory else "X streamed in row blocks")
+        + ", "
+        + {
+            "pairs": f"path following with pair-sampled Hessians of {hessian_columns} columns",
+            "classes": f"path following with a sampled Hessian block of {r + 1} columns for each class",
+            None: "batched L-BFGS with Kronecker preconditioners",
+        }[factor]
+        + f"; about {needed / 2**30:.2f} GiB of {free / 2**30:.1f} GiB free."
+    )
+    return Plan(factor, in_memory, needed, sentence)
+
+
+def _bytes(rows: Rows) -> int:
+    return torch.finfo(rows.dtype).bits // 8
+
+
+def _columns(rows: Rows) -> int:
+    """Columns that the solver works with: at most as many as there are rows."""
+    return rows.width if are_dealt() else min(len(rows), rows.width)
+
+
+def _held_bytes(rows: Rows, count: int) -> int:
+    """`count` rows held in memory, and once more while they are rotated."""
+    return 2 * count * (_columns(rows) + 1) * _bytes(rows)

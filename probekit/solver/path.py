@@ -1,0 +1,167 @@
+"""`fit_path`: one certified probe a penalty, all penalties at once."""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.exceptions import ConvergenceWarning
+
+from probekit.runtime.errors import UserError
+from probekit.solver import objective
+from probekit.solver.backends import fit_backend
+from probekit.solver.data import rows_dealt_to_ranks
+from probekit.solver.inputs import read_inputs
+
+if TYPE_CHECKING:
+    from probekit.probes.linear import LinearProbe
+
+Array = NDArray[np.float64]
+
+BLOCK_SCORES = 1 << 24  # held at once while a path is judged
+
+
+@dataclass(frozen=True)
+class ProbePath:
+    """Probes along a path of penalties.
+
+    Attributes
+    ----------
+    Cs, l2s : (n_C,) penalties, scikit-learn's and the mean loss's (see `probes.objective`)
+    classes : (K,) labels in column order
+    coef, intercept : (n_C, R, D) and (n_C, R), R = 1 if K = 2 else K, of the features as given
+    converged : (n_C,) bool
+    certificates : arrays (n_C,): loss, grad_max, grad_rel, gap_bound, decrement_gap, intercept_residual, n_iter,
+        stop_reason
+    backend, solver_version : who solved it; plan : how it went about it, in a sentence
+    """
+
+    Cs: Array
+    l2s: Array
+    classes: NDArray[Any]
+    coef: Array
+    intercept: Array
+    converged: NDArray[np.bool_]
+    certificates: dict[str, NDArray[Any]] = field(repr=False)
+    backend: str = "torch"
+    solver_version: str = ""
+    plan: str = ""
+
+    def __len__(self) -> int:
+        return len(self.Cs)
+
+    def decision_function(self, X: Any) -> Array:
+        """Scores (n_C, N, R)."""
+        features = np.asarray(X.detach().cpu() if isinstance(X, torch.Tensor) else X, np.float64)
+        n_C, R, D = self.coef.shape
+        flat = features @ self.coef.reshape(n_C * R, D).T
+        return flat.reshape(len(features), n_C, R).transpose(1, 0, 2) + self.intercept[:, None]
+
+    def blocks(self, X: Any) -> Iterator[tuple[slice, Array]]:
+        """Slices of the rows, each with its scores (n_C, n, R): a thousand classes need no more memory than ten."""
+        n_C, R, _ = self.coef.shape
+        step = max(1, BLOCK_SCORES // (n_C * max(R, 2)))
+        for start in range(0, len(X), step):
+            rows = slice(start, min(start + step, len(X)))
+            yield rows, self.decision_function(X[rows])
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Labels (n_C, N)."""
+        index = [(s[..., 0] > 0).astype(int) if s.shape[-1] == 1 else s.argmax(axis=-1) for _, s in self.blocks(X)]
+        return self.classes[np.concatenate(index, axis=1)]
+
+    def predict_proba(self, X: Any) -> Array:
+        """Class probabilities (n_C, N, K)."""
+        return objective.probabilities(self.decision_function(X))
+
+    def accuracy(self, X: Any, y: ArrayLike) -> Array:
+        """Share of rows classified correctly (n_C,)."""
+        return np.asarray((self.predict(X) == np.asarray(y)).mean(axis=1))
+
+    def log_loss(self, X: Any, y: ArrayLike) -> Array:
+        """Mean cross-entropy in nats (n_C,); every label must be one of `classes`."""
+        index = np.searchsorted(self.classes, np.asarray(y))
+        if not np.array_equal(self.classes[np.minimum(index, len(self.classes) - 1)], np.asarray(y)):
+            raise UserError("log_loss was given labels the path was not fitted on; drop those rows first.")
+        total = np.zeros(len(self))
+        for rows, scores in self.blocks(X):
+            log_proba = objective.log_probabilities(scores)
+            total -= log_proba[:, np.arange(log_proba.shape[1]), index[rows]].sum(axis=1)
+        return total / len(index)
+
+    def probe(self, index: int) -> "LinearProbe":
+        """The fitted estimator of penalty number `index`."""
+        from probekit.probes.linear import LinearProbe
+
+        return LinearProbe.from_path(self, index)
+
+
+def fit_path(
+    X: Any,
+    y: ArrayLike,
+    Cs: ArrayLike,
+    *,
+    sample_weight: ArrayLike | None = None,
+    standardize: bool = False,
+    tol: float = 1e-4,
+    max_iter: int = 2000,
+    backend: str = "torch",
+    device: str = "cpu",
+    dtype: str | None = None,
+    fit_intercept: bool = True,
+    rows_dealt: bool = False,
+) -> ProbePath:
+    """Fit l2-regularised multinomial logistic regression for every penalty of a path.
+
+    Parameters
+    ----------
+    X : (N, D) array, tensor, or row-sliceable source with `.shape` (an HDF5 dataset) of features
+    y : (N,) labels of at least two classes
+    Cs : (n_C,) positive inverse penalties, scikit-learn's convention
+    sample_weight : (N,) non-negative weights, None for ones
+    standardize : scale each feature by its weighted mean and deviation first; the penalty acts on the scaled weights
+    tol : estimated relative objective gap a converged fit may have
+    max_iter : iterations of the search for one penalty; the Newton steps that certify it have limits of their own
+    backend : "torch", "sklearn" (the oracle) or "cuml"
+    device : torch device of the torch backend
+    dtype : "float32" or "float64" arithmetic of the solver; None takes float64 for float64 features and for small X (up
+        to 2^20 entries, where it costs next to nothing), else float32. Certificates are float64 always
+    fit_intercept : False fixes the intercept at zero
+    rows_dealt : X and y are this rank's share of the rows of a torch.distributed run; every rank must
+        call, and gets the same answer. False: the rows given are all, also where torch.distributed is running
+
+    Returns
+    -------
+    ProbePath
+        Unconverged fits are marked and warned about (`sklearn.exceptions.ConvergenceWarning`).
+
+    Raises
+    ------
+    UserError
+        X or y cannot be fitted: shapes differ, values are not finite, one class only, a C that is not positive.
+    """
+    if rows_dealt and (backend != "torch" or not torch.distributed.is_initialized()):
+        raise UserError(
+            "rows_dealt needs the torch backend and a running torch.distributed group; start with torchrun."
+        )
+    with rows_dealt_to_ranks(rows_dealt):
+        inputs = read_inputs(X, y, Cs, sample_weight, standardize, device, dtype)
+        l2s = objective.C_to_l2(inputs.Cs, inputs.total_weight)
+        fitted = fit_backend(backend, inputs, l2s, tol=tol, max_iter=max_iter, fit_intercept=fit_intercept)
+    coef, intercept = inputs.unscale(fitted.theta[..., :-1], fitted.theta[..., -1])
+    path = ProbePath(
+        Cs=inputs.Cs, l2s=l2s, classes=inputs.classes, coef=coef, intercept=intercept, converged=fitted.converged,
+        certificates=fitted.certificates, backend=backend, solver_version=fitted.solver_version, plan=fitted.plan,
+    )  # fmt: skip
+    if not path.converged.all():
+        worst = ", ".join(f"{C:.3g}" for C in path.Cs[~path.converged][:5])
+        warnings.warn(
+            f"{int((~path.converged).sum())} of {len(path)} fits did not converge to tol={tol:g} (C = {worst}); "
+            "they are marked in `converged`: raise max_iter or tol, or use dtype='float64'.",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+    return path

@@ -1,0 +1,389 @@
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from igpt_model import ImageTransform, Palette, TrainConfig, UserError, train
+from igpt_model.training.checkpoint import checkpoint_path, latest_checkpoint, list_checkpoints, load_checkpoint
+from igpt_model.training.pretrain import TrainingDiverged, evaluate
+from igpt_model.training.run_log import read_metrics
+
+TINY = {
+    "n_layer": 2,
+    "n_embd": 16,
+    "n_head": 2,
+    "resolution": 5,
+    "n_colours": 4,
+    "steps": 30,
+    "batch_size": 8,
+    "lr": 0.01,
+    "warmup_steps": 4,
+    "log_every": 3,
+    "eval_every": 10,
+    "checkpoint_every": 7,
+    "threads": 1,
+}
+
+
+def pictures(n=60, seed=0, side=5):
+    """Bars of two of four greys: something a tiny model learns in a few steps."""
+    rng = np.random.default_rng(seed)
+    greys = np.array([0, 85, 170, 255], np.uint8)
+    images = np.zeros((n, side, side, 3), np.uint8)
+    for image in images:
+        image[:] = greys[rng.integers(4)]
+        image[:, rng.integers(side)] = greys[rng.integers(4)]
+    return images
+
+
+def run(out, config=None, **changes):
+    config = config or TrainConfig(**{**TINY, **changes})
+    return list(train(config, pictures(), pictures(20, seed=1), out, {"name": "bars"}))
+
+
+def of_kind(records, kind):
+    return [record for record in records if record["kind"] == kind]
+
+
+def weights_hash(out):
+    return load_checkpoint(latest_checkpoint(out)).weights_hash
+
+
+def test_the_loss_falls_and_the_records_say_so(tmp_path):
+    records = run(tmp_path, steps=60)
+    start, steps, evals = records[0], of_kind(records, "step"), of_kind(records, "eval")
+    assert (start["kind"], start["resumed"], start["n_train"], start["tokens_per_step"]) == ("start", False, 60, 200)
+    assert evals[0]["step"] == 0
+    assert evals[0]["val_loss"] == pytest.approx(np.log(4), abs=1e-5)  # the output matrix starts at zero
+    assert evals[-1]["val_loss"] < 0.7
+    assert steps[-1]["loss"] < 0.5 * steps[0]["loss"]
+    assert records[-1] == {"kind": "end", "step": 60}
+    assert [r for r in records if r["kind"] in ("step", "eval", "checkpoint")] == read_metrics(
+        tmp_path / "metrics.jsonl"
+    )
+
+
+def test_the_checkpoint_holds_what_was_trained(tmp_path):
+    records = run(tmp_path)
+    loaded = load_checkpoint(latest_checkpoint(tmp_path))
+    assert loaded.step == 30
+    assert loaded.transform == ImageTransform(5)
+    assert loaded.provenance["data"] == {"name": "bars"}
+    assert loaded.provenance["train"]["lr"] == 0.01
+    assert records[0]["palette_hash"] == loaded.palette.hash
+    tokens = loaded.palette.encode(pictures(20, seed=1))
+    assert evaluate(loaded.model, tokens, 8) == pytest.approx(of_kind(records, "eval")[-1]["val_loss"], abs=1e-6)
+
+
+def test_an_evaluation_is_the_mean_over_images_whatever_the_batch(tmp_path):
+    run(tmp_path, steps=10)
+    loaded = load_checkpoint(latest_checkpoint(tmp_path))
+    tokens = loaded.palette.encode(pictures(20, seed=1))
+    one = evaluate(loaded.model, tokens, 1)
+    assert evaluate(loaded.model, tokens, 7) == pytest.approx(one, abs=1e-6)
+
+
+CHANGES = {
+    "autoregressive": {},
+    "bert augmented": {"objective": "bert", "augment": ("flip", "pad_crop:1"), "mask_prob": 0.4},
+    "clipped decay": {"clip": 0.2, "weight_decay": 0.01, "micro_batch": 3, "schedule": "constant"},
+}
+
+
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
+def test_paused_anywhere_it_ends_with_the_same_bits(tmp_path, changes):
+    config = TrainConfig(**{**TINY, **changes})
+    run(tmp_path / "undisturbed", config)
+    for _ in range(9):
+        updates = iter([False] * 3 + [True] * 99)
+        records = list(
+            train(config, pictures(), pictures(20, 1), tmp_path / "paused", {"name": "bars"}, stop=updates.__next__)
+        )
+    assert records[-1]["kind"] == "end"
+    assert weights_hash(tmp_path / "paused") == weights_hash(tmp_path / "undisturbed")
+
+
+def test_the_seed_matters(tmp_path):
+    run(tmp_path / "a", steps=5)
+    run(tmp_path / "b", steps=5, seed=1)
+    assert weights_hash(tmp_path / "a") != weights_hash(tmp_path / "b")
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from test_train import TINY, pictures
+from igpt_model import TrainConfig, train
+changed = {"steps": int(sys.argv[3]), "checkpoint_every": 5, "objective": "bert", "augment": ("flip",)}
+config = TrainConfig(**{**TINY, **changed})
+for record in train(config, pictures(), pictures(20, 1), sys.argv[1], {"name": "bars"}):
+    print(record["kind"], record["step"], flush=True)
+"""
+
+
+def start(out, steps=120):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    here = os.path.dirname(__file__)
+    command = [sys.executable, "-c", SCRIPT, str(out), here, str(steps)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("at_most", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_it_ends_with_the_same_bits(tmp_path, at_most):
+    undisturbed = start(tmp_path / "undisturbed")
+    assert undisturbed.wait(120) == 0
+    undisturbed.stdout.close()
+    rng = np.random.default_rng(0)
+    kills = 0
+    for attempt in range(at_most + 1):
+        process = start(tmp_path / "killed")
+        lines = iter(process.stdout.readline, "")
+        # from the first record on, some records later and at no particular moment after that one
+        for _record in range(rng.integers(1, 45) if attempt < at_most else 10**6):
+            if not next(lines, ""):
+                break
+        else:
+            time.sleep(rng.uniform(0, 0.02))
+            process.send_signal(signal.SIGKILL)
+        code = process.wait(60)
+        process.stdout.close()
+        if code == 0:
+            break
+        kills += 1
+    assert kills >= 2
+    assert code == 0
+    assert weights_hash(tmp_path / "killed") == weights_hash(tmp_path / "undisturbed")
+    same = ("kind", "step", "loss", "val_loss", "lr", "grad_norm", "path")
+    one, two = (
+        [{k: r[k] for k in same if k in r} for r in read_metrics(tmp_path / name / "metrics.jsonl")]
+        for name in ("undisturbed", "killed")
+    )
+    assert one == two
+
+
+def test_ctrl_c_saves_first(tmp_path):
+    process = start(tmp_path, steps=100_000)  # not over before the signal comes, however busy the machine
+    for line in iter(process.stdout.readline, ""):
+        if line.startswith("step"):
+            break
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert latest_checkpoint(tmp_path).name > "0000000"
+    shown = int(line.split()[1])
+    assert int(latest_checkpoint(tmp_path).name) >= shown
+
+
+def test_leaving_the_loop_saves(tmp_path):
+    records = train(TrainConfig(**TINY), pictures(), pictures(20, 1), tmp_path)
+    for record in records:
+        if record["kind"] == "step":
+            break
+    records.close()
+    assert int(latest_checkpoint(tmp_path).name) == record["step"] == 3
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    run(tmp_path)
+    before = weights_hash(tmp_path)
+    again = run(tmp_path)
+    assert [r["kind"] for r in again] == ["start", "end"]
+    assert again[0]["resumed"]
+    assert weights_hash(tmp_path) == before
+
+
+def test_other_settings_or_data_are_refused_by_name(tmp_path):
+    run(tmp_path, steps=5)
+    with pytest.raises(UserError, match=r"train\.lr is 0\.01 there and 0\.02 here"):
+        run(tmp_path, steps=5, lr=0.02)
+    config = TrainConfig(**{**TINY, "steps": 5})
+    with pytest.raises(UserError, match=r"data\.provenance\.name is 'bars' there and 'noise' here"):
+        list(train(config, pictures(), pictures(20, 1), tmp_path, {"name": "noise"}))
+    with pytest.raises(UserError, match=r"data\.train_images is 60 there and 59 here"):
+        list(train(config, pictures()[:59], pictures(20, 1), tmp_path, {"name": "bars"}))
+    with pytest.raises(UserError, match="pictures are not those"):
+        list(train(config, pictures(seed=3), pictures(20, 1), tmp_path, {"name": "bars"}))
+    with pytest.raises(UserError, match="palette"):
+        list(train(config, pictures(), pictures(20, 1), tmp_path, {"name": "bars"}, palette=Palette.rgb_grid(4)))
+    changed = run(tmp_path, steps=5, keep_last=1)[0]["changed"]
+    assert changed == {"train.keep_last": 1}
+
+
+def test_a_damaged_newest_checkpoint_is_set_aside_aloud(tmp_path):
+    run(tmp_path / "whole")
+    run(tmp_path / "hurt")
+    newest = latest_checkpoint(tmp_path / "hurt")
+    (newest / "weights.safetensors").write_bytes(b"")
+    records = run(tmp_path / "hurt")
+    assert records[0]["kind"] == "damaged"
+    assert "weights.safetensors" in records[0]["reason"]
+    assert records[1]["step"] == 28
+    assert weights_hash(tmp_path / "hurt") == weights_hash(tmp_path / "whole")
+
+
+def test_which_checkpoints_stay(tmp_path):
+    run(tmp_path, steps=140, keep_last=2, checkpoint_every=20)
+    assert [int(f.name) for f in list_checkpoints(tmp_path)] == [0, 64, 128, 140]
+    run(tmp_path / "chosen", steps=30, keep_last=1, keep_at=(14, 5))
+    assert [int(f.name) for f in list_checkpoints(tmp_path / "chosen")] == [0, 5, 14, 30]
+
+
+def test_a_high_learning_rate_stops_with_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(TrainingDiverged, match=r"last good checkpoint is of step \d+; .*lower lr"):
+        run(tmp_path, steps=400, lr=30.0, warmup_steps=60, clip=0.0)
+    loaded = load_checkpoint(latest_checkpoint(tmp_path))
+    assert loaded.step < 400
+    assert all(bool(torch.isfinite(p).all()) for p in loaded.model.parameters())
+    assert evaluate(loaded.model, loaded.palette.encode(pictures(20, 1))) < 2 * np.log(4)
+
+
+def test_nan_weights_are_never_saved(tmp_path, monkeypatch):
+    from igpt_model import objectives
+
+    real, calls = objectives.loss, []
+
+    def poisoned(*arguments):
+        calls.append(None)
+        return real(*arguments) * (float("nan") if len(calls) > 25 else 1.0)
+
+    monkeypatch.setattr(objectives, "loss", poisoned)
+    with pytest.raises(TrainingDiverged, match="not finite"):
+        run(tmp_path)
+    loaded = load_checkpoint(latest_checkpoint(tmp_path))
+    assert all(bool(torch.isfinite(p).all()) for p in loaded.model.parameters())
+
+
+def test_micro_batches_give_the_same_losses(tmp_path):
+    whole, parts = run(tmp_path / "a"), run(tmp_path / "b", micro_batch=3)
+    ours = [[r["loss"] for r in of_kind(records, "step")] for records in (whole, parts)]
+    assert np.allclose(*ours, rtol=1e-4)
+
+
+def test_bfloat16_learns_with_float32_weights(tmp_path):
+    records = run(tmp_path, dtype="bfloat16", steps=40)
+    assert of_kind(records, "eval")[-1]["val_loss"] < 0.9
+    loaded = load_checkpoint(latest_checkpoint(tmp_path))
+    assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
+
+
+def test_a_shared_palette_is_used(tmp_path):
+    palette = Palette.fit(pictures(), 4, seed=9)
+    config = TrainConfig(**{**TINY, "steps": 3})
+    list(train(config, pictures(), pictures(20, 1), tmp_path, palette=palette))
+    assert load_checkpoint(latest_checkpoint(tmp_path)).palette == palette
+    with pytest.raises(UserError, match="5 colours and the model 4"):
+        list(train(config, pictures(), pictures(20, 1), tmp_path / "b", palette=Palette.rgb_grid(5)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"steps": 0}, {"lr": 0.0}, {"objective": "mlm"}, {"dtype": "half"}, {"n_head": 3}, {"resize": "cubic"}),
+        *({"augment": ("turn",)}, {"schedule": "linear"}, {"seed": -1}, {"model": "huge"}, {"clip": -1.0}),
+    ],
+)
+def test_bad_settings_are_refused(change):
+    with pytest.raises(UserError):
+        TrainConfig(**{**TINY, **change})
+
+
+def test_bad_pictures_and_devices_are_refused(tmp_path):
+    config = TrainConfig(**TINY)
+    with pytest.raises(UserError, match=r"prepare them with config\.transform"):
+        list(train(config, pictures(side=6), pictures(20, 1), tmp_path))
+    with pytest.raises(UserError, match="no validation pictures"):
+        list(train(config, pictures(), pictures(0), tmp_path))
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="no CUDA device"):
+            run(tmp_path, device="cuda")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be used"):
+        run(tmp_path / "file")
+
+
+def test_the_config_survives_json_and_every_field_has_help():
+    from dataclasses import fields
+
+    config = TrainConfig(**TINY, keep_at=(64, 32), augment=("flip",))
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert all(field.metadata["help"] for field in fields(TrainConfig))
+    with pytest.raises(UserError, match="stepz"):
+        TrainConfig.from_dict({"stepz": 3})
+
+
+def test_checkpoint_path_is_the_documented_one(tmp_path):
+    assert checkpoint_path(tmp_path, 60) == tmp_path / "checkpoints" / "0000060"
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing below the test may catch it and go on."""
+
+
+@pytest.mark.parametrize("stage", ["save_file", "hash_file", "replace_folder", "after", "prune_checkpoints"])
+@pytest.mark.parametrize("step", [7, *(pytest.param(step, marks=pytest.mark.slow) for step in (0, 30))])
+def test_killed_at_every_stage_of_saving(tmp_path, monkeypatch, stage, step):
+    import igpt_model.training.checkpoint as module
+    import igpt_model.training.run as run_module
+
+    run(tmp_path / "undisturbed")
+
+    def dies(real, *arguments, **named):
+        if stage == "after":
+            real(*arguments, **named)
+        raise Killed
+
+    owner = run_module if stage == "prune_checkpoints" else module
+    name = "replace_folder" if stage == "after" else stage
+    save = run_module.Run.save
+
+    def save_until(self):
+        if self.step == step:
+            monkeypatch.setattr(owner, name, functools.partial(dies, getattr(owner, name)))
+        return save(self)
+
+    monkeypatch.setattr(run_module.Run, "save", save_until)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed")
+    monkeypatch.undo()
+    records = run(tmp_path / "killed")
+    assert not of_kind(records, "damaged")  # what was not finished never had a checkpoint's name
+    assert weights_hash(tmp_path / "killed") == weights_hash(tmp_path / "undisturbed")
+    assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
+
+
+def test_ctrl_c_between_two_updates_saves_as_well(tmp_path, monkeypatch):
+    from igpt_model.training.engine import Engine
+
+    run(tmp_path / "undisturbed")
+    real, calls = Engine.evaluate, []
+
+    def interrupted(self, tokens):
+        calls.append(None)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, tokens)
+
+    monkeypatch.setattr(Engine, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped")
+    monkeypatch.undo()
+    assert latest_checkpoint(tmp_path / "stopped").name == "0000010"
+    run(tmp_path / "stopped")
+    assert weights_hash(tmp_path / "stopped") == weights_hash(tmp_path / "undisturbed")
+
+
+def test_drawing_ahead_changes_no_bit(tmp_path, monkeypatch):
+    from igpt_model.training.prefetch import DrawnAhead
+
+    settings = {"objective": "bert", "augment": ("flip", "pad_crop:1")}
+    run(tmp_path / "drawn", **settings)
+    monkeypatch.setattr("igpt_model.training.run.DrawnAhead", lambda draw, steps, ahead: DrawnAhead(draw, steps, True))
+    run(tmp_path / "ahead", **settings)
+    assert weights_hash(tmp_path / "ahead") == weights_hash(tmp_path / "drawn")

@@ -1,0 +1,265 @@
+"""The sweep: what it chooses, that test rows take no part, and that it survives kills, copies and bad input."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
+from sklearn.preprocessing import StandardScaler
+
+import probekit.probes.probe
+from probekit.evaluate.sweep import sweep
+from probekit.features.store import FeatureStore
+from probekit.probes import get_protocol
+from probekit.results.journal import Journal
+from probekit.results.predictions import row_predictions
+from probekit.runtime.errors import UserError
+from tests.probekit.feature_doubles import MemoryStore, SealedStore
+
+CS = np.logspace(-3, 0, 4)
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def test_choice_and_metrics_are_scikit_learns(tmp_path):
+    store = MemoryStore()
+    tight = get_protocol("igpt").with_(tol=1e-10)
+    results = sweep(store, tmp_path, protocol=tight, Cs=CS, dtype="float64")
+    X = np.concatenate([store.X["train"]["01"], store.X["val"]["01"]]).astype(float)
+    y = np.concatenate([store.y["train"], store.y["val"]])
+    correct = np.zeros(len(CS))
+    for fit, held in StratifiedKFold(5, shuffle=True, random_state=0).split(X, y):
+        scaler = StandardScaler().fit(X[fit])  # inside the fold
+        for i, C in enumerate(CS):
+            model = LogisticRegression(C=C, tol=1e-10, max_iter=5000).fit(scaler.transform(X[fit]), y[fit])
+            correct[i] += (model.predict(scaler.transform(X[held])) == y[held]).sum()
+    record = next(r for r in results if r.layers == ("01",))
+    np.testing.assert_allclose(record.val_accuracy, correct / len(y))
+    assert record.selection == "cv5"
+    scaler = StandardScaler().fit(X)
+    model = LogisticRegression(C=record.chosen_C, tol=1e-10, max_iter=5000).fit(scaler.transform(X), y)
+    rows = row_predictions(record)
+    expected = model.predict_log_proba(scaler.transform(store.X["test"]["01"].astype(float)))
+    np.testing.assert_allclose(rows.log_proba, expected, atol=1e-4)
+    assert record.metrics["top1"] == (model.predict(scaler.transform(store.X["test"]["01"])) == store.y["test"]).mean()
+    np.testing.assert_allclose(record.l2s, 1 / (CS * len(y)))
+
+
+def test_a_large_training_split_is_chosen_on_val(tmp_path, monkeypatch):
+    monkeypatch.setattr("probekit.selection.folds.CV_BELOW", 100)
+    store = MemoryStore()
+    record = sweep(store, tmp_path, Cs=[0.1], dtype="float64", layers=["01"]).records[0]
+    scaler = StandardScaler().fit(store.X["train"]["01"])
+    model = LogisticRegression(C=0.1, tol=1e-10).fit(scaler.transform(store.X["train"]["01"]), store.y["train"])
+    assert record.selection == "val"
+    assert record.val_accuracy == [model.score(scaler.transform(store.X["val"]["01"]), store.y["val"])]
+
+
+def test_test_rows_are_read_once_and_after_all_choices(tmp_path):
+    store = SealedStore()
+    chosen = Journal(tmp_path / "choices.jsonl")
+    store.opened = lambda: len(chosen.lines()) == 2 * len(store.layers)
+    results = sweep(store, tmp_path, Cs=CS, seeds=2)
+    assert len(results) == 6
+
+
+def test_permuted_test_labels_change_nothing_but_metrics(tmp_path):
+    kept = []
+    for name in ("as_is", "permuted"):
+        store = MemoryStore()
+        if name == "permuted":
+            store.y["test"] = np.random.default_rng(1).permutation(store.y["test"])
+        lines = [r.to_dict() for r in sweep(store, tmp_path / name, Cs=CS)]
+        for line in lines:
+            for varies in ("metrics", "seconds", "created", "feature_file"):
+                line.pop(varies)
+        kept.append(lines)
+    assert kept[0] == kept[1]
+
+
+def test_frame_best_and_seeds(tmp_path):
+    results = sweep(MemoryStore(), tmp_path, Cs=CS, seeds=3, series="mine")
+    frame = results.frame()
+    assert len(frame) == 9
+    assert set(frame["series"]) == {"mine"}
+    assert frame.groupby("layers")["key"].nunique().eq(3).all()
+    assert results.best().layers == ("01",)
+    curve = results.curves()["mine"]
+    spread = frame[(frame.layers == "02") & (frame.seed > 0)]["top1"].std()
+    assert curve.spread[2] == pytest.approx(spread)
+
+
+def test_again_repeats_nothing(tmp_path, monkeypatch):
+    first = sweep(MemoryStore(), tmp_path, Cs=CS)
+    before = (tmp_path / "results.jsonl").read_bytes()
+    monkeypatch.setattr(probekit.probes.probe, "choose_C", None)  # any fit would fail
+    seen = []
+    again = sweep(MemoryStore(), tmp_path, Cs=CS, progress=lambda done, total: seen.append((done, total)))
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+    assert [r.key for r in again] == [r.key for r in first]
+    assert seen == [(63, 63)]  # three layers of 4 penalties x 5 folds and a refit
+
+
+def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    real, calls = probekit.probes.probe.choose_C, []
+
+    def dies_at_third(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(probekit.probes.probe, "choose_C", dies_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(MemoryStore(), tmp_path, Cs=CS)
+    results = sweep(MemoryStore(), tmp_path, Cs=CS)
+    assert len(calls) == 4
+    undisturbed = sweep(MemoryStore(), tmp_path / "other", Cs=CS)
+    assert [r.metrics for r in results] == [r.metrics for r in undisturbed]
+
+
+def _slow_sweep(out, log, delay):
+    real = probekit.probes.probe.choose_C
+
+    def logged(X, *arguments):
+        with open(log, "a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(delay)
+        return real(X, *arguments)
+
+    probekit.probes.probe.choose_C = logged
+    sweep(MemoryStore(strength=(0.0, 1.0, 1.5, 0.5)), out, Cs=CS)
+
+
+def _wait_for(condition):
+    deadline = time.time() + 240
+    while not condition():
+        assert time.time() < deadline
+        time.sleep(0.02)
+
+
+def test_a_killed_worker_is_replaced_and_two_share_the_rest(tmp_path, monkeypatch):
+    log, out = tmp_path / "log", tmp_path / "out"
+    victim = SPAWN.Process(target=_slow_sweep, args=(out, log, 0.5))
+    victim.start()
+    _wait_for(lambda: (out / "choices.jsonl").exists() and len(Journal(out / "choices.jsonl").lines()) >= 1)
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.join()
+    before = len(Journal(out / "choices.jsonl").lines())
+    log.unlink()
+    worker = SPAWN.Process(target=_slow_sweep, args=(out, log, 0.2))
+    worker.start()
+    # put back afterwards what _slow_sweep replaces here
+    monkeypatch.setattr(probekit.probes.probe, "choose_C", probekit.probes.probe.choose_C)
+    _wait_for(log.exists)
+    _slow_sweep(out, log, 0.2)
+    worker.join(240)
+    assert worker.exitcode == 0
+    assert len(log.read_text().split()) == 4 - before  # nothing chosen before was repeated, nothing done twice
+    lines = Journal(out / "results.jsonl").lines()
+    assert len({line["key"] for line in lines}) == len(lines) == 4
+
+
+def test_other_settings_on_the_same_output_are_refused(tmp_path):
+    sweep(MemoryStore(), tmp_path, Cs=CS, layers=["00"])
+    with pytest.raises(UserError, match=r"protocol Cs: 4 values 0.001 to 1 there, 3 values 0.001 to 0.1 here"):
+        sweep(MemoryStore(), tmp_path, Cs=CS[:-1])
+    with pytest.raises(UserError, match="dtype: auto there, float64 here"):
+        sweep(MemoryStore(), tmp_path, Cs=CS, dtype="float64")
+    with pytest.raises(UserError, match="feature file: memory there, other here"):
+        sweep(MemoryStore(id="other"), tmp_path, Cs=CS)
+    assert len(sweep(MemoryStore(id="other"), tmp_path, Cs=CS, series="second", layers=[0])) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": ["07"]}, "no layer '07'"),
+        ({"layers": "9*"}, r"No layer matches '9\*'"),
+        ({"Cs": [1.0, 0.0]}, "C must be a positive number, but 0.0 was given"),
+        ({"Cs": [-1.0]}, "positive"),
+        ({"Cs": [float("nan")]}, "positive"),
+        ({"protocol": "nobody"}, "nobody"),
+        ({"protocol": "sgd-imagenet"}, "Cs do not apply"),
+        ({"checks": ["forest"]}, "knn and ridge"),
+        ({"seeds": 0}, "at least 1"),
+        ({"train_rows": 10_000}, "10000 training rows"),
+        ({"backend": "cuml"}, "cuML"),
+        ({"backend": "nobody"}, "nobody"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(tmp_path, options, message):
+    with pytest.raises(UserError, match=message) as refused:
+        sweep(MemoryStore(), tmp_path, **{"Cs": [1.0], **options})
+    assert "\n" not in str(refused.value)
+
+
+def test_bad_data_is_one_sentence(tmp_path):
+    store = MemoryStore()
+    store.X["train"]["01"][7, 2] = np.nan
+    with pytest.raises(UserError, match=r"Layer 01 holds NaN or infinity in 1 rows of train \(first: row 7\)"):
+        sweep(store, tmp_path / "nan", Cs=[1.0])
+    store = MemoryStore()
+    for split in ("train", "val"):
+        store.y[split][:] = 4
+    with pytest.raises(UserError, match="all 4"):
+        sweep(store, tmp_path / "one", Cs=[1.0])
+    store = MemoryStore()
+    store.y["test"][3] = 9
+    with pytest.raises(UserError, match="label 9"):
+        sweep(store, tmp_path / "strange", Cs=[1.0])
+
+
+def test_an_edge_choice_is_flagged_and_an_unconverged_one_warned_about(tmp_path):
+    results = sweep(MemoryStore(), tmp_path / "edge", Cs=[1e-6, 1e-5], layers=["01"])
+    assert results.records[0].at_grid_edge
+    assert any("end of its grid" in w for w in results.verdict().warnings)
+    hopeless = get_protocol("igpt").with_(max_iter=1, tol=1e-300)
+    with pytest.warns(UserWarning, match="Not certified converged: 01"):
+        results = sweep(MemoryStore(), tmp_path / "hard", protocol=hopeless, Cs=[1e3, 1e4], layers=["01"])
+    assert not results.frame()["converged"].any()
+
+
+def test_coarse_fine_refines_around_the_best(tmp_path):
+    record = sweep(MemoryStore(), tmp_path, protocol="clip-coarse-fine", layers=["01"]).records[0]
+    assert record.selection == "val"
+    assert len(record.Cs) == 7 + 2 * 4
+    assert record.Cs == sorted(record.Cs)
+    ratios = np.diff(np.log10(record.Cs))
+    assert ratios.min() == pytest.approx(1 / 8)  # eight steps a decade, CLIP's finest
+
+
+def test_few_training_rows(tmp_path):
+    results = sweep(MemoryStore(), tmp_path, Cs=CS, train_rows=30, seeds=2, layers=["01"])
+    assert [r.train_rows for r in results] == [30, 30]
+    assert len({r.identity.subset_hash for r in results}) == 2
+    sweep(MemoryStore(), tmp_path, Cs=CS, layers=["01"])
+    assert len(json.loads((tmp_path / "results.jsonl").read_text().splitlines()[-1])["l2s"]) == 4
+
+
+def test_the_real_feature_file(tmp_path):
+    memory = MemoryStore()
+    splits = {s: ([memory.X[s][layer] for layer in memory.layers], memory.y[s]) for s in memory.splits}
+    store = FeatureStore.from_arrays(
+        tmp_path / "features.h5", splits, encoder={"name": "toy"}, dataset={"name": "blobs"}
+    )
+    results = sweep(tmp_path / "features.h5", Cs=CS)
+    assert results.records[0].feature_file == "features.h5"
+    assert results.best().layers == (store.layers[1],)
+
+
+def test_layers_of_a_file_that_holds_some_stand_where_they_stand_in_the_network(tmp_path):
+    memory = MemoryStore()
+    kept = memory.layers[:2]
+    splits = {s: ([memory.X[s][layer] for layer in kept], memory.y[s]) for s in memory.splits}
+    encoder = {"name": "toy", "depths": [0, 5], "last_depth": 10}
+    FeatureStore.from_arrays(tmp_path / "features.h5", splits, encoder=encoder, dataset={"name": "blobs"})
+    results = sweep(tmp_path / "features.h5", Cs=CS)
+    assert [record.depth for record in results.records] == [0, 5]
+    best, second = results.verdict("toy").sentences()
+    assert "of 10" in best
+    assert "layer 10 was not probed" in second

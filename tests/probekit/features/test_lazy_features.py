@@ -1,0 +1,122 @@
+"""Features left in their file, because memory is too small, give the results of features in memory."""
+
+import numpy as np
+import pytest
+
+from probekit import FeatureStore
+from probekit.evaluate.concat import concat
+from probekit.evaluate.sweep import sweep
+from probekit.features.lazy_features import StoredRows, fits
+from probekit.probes import get_protocol
+from probekit.probes.sgd import SGDConfig
+from probekit.results.predictions import load_probe, row_predictions
+from probekit.runtime.errors import UserError
+from tests.probekit.feature_doubles import MemoryStore
+
+CS = np.logspace(-3, 0, 4)
+
+
+@pytest.fixture
+def store(tmp_path):
+    source = MemoryStore(n_train=90)
+    splits = {s: ([source.X[s][name] for name in source.layers], source.y[s]) for s in source.splits}
+    return FeatureStore.from_arrays(tmp_path / "features.h5", splits, encoder={"name": "toy"}, dataset={"name": "b"})
+
+
+@pytest.fixture
+def no_memory(monkeypatch):
+    monkeypatch.setattr("probekit.evaluate.runner.fits", lambda rows, width: False)
+    monkeypatch.setattr("probekit.evaluate.sgd_sweep.fits", lambda rows, width: False)
+    monkeypatch.setattr("probekit.evaluate.runner.BLOCK_ROWS", 32)
+    monkeypatch.setattr("probekit.evaluate.sgd_sweep.BLOCK_ROWS", 32)
+
+
+def forbid(monkeypatch):
+    """From here on no layer may be read whole."""
+    monkeypatch.setattr(FeatureStore, "read", None)
+    monkeypatch.setattr(FeatureStore, "read_many", None)
+
+
+def test_slices_and_choices_are_numpys():
+    rng = np.random.default_rng(0)
+    X, asked = rng.normal(size=(30, 4)).astype(np.float32), []
+
+    def read(split, start, stop):
+        asked.append((split, start, stop))
+        return (X[:20] if split == "train" else X[20:])[start:stop]
+
+    positions = np.sort(rng.choice(30, 17, replace=False))
+    rows = StoredRows(read, (("train", 20), ("val", 10)), positions, 4)
+    assert rows.shape == (17, 4)
+    assert not asked
+    for which in (slice(0, 5), slice(3, 17), slice(16, 40), slice(5, 5)):
+        np.testing.assert_array_equal(rows[which], X[positions][which])
+    mask, repeated = rng.random(17) < 0.5, np.array([1, 1, 4, 9, 16])
+    for chosen in (mask, repeated):
+        asked.clear()
+        view = rows[chosen]
+        assert not asked
+        np.testing.assert_array_equal(np.asarray(view), X[positions][chosen])
+    assert fits(10, 10)
+    assert not fits(10**9, 10**6)
+
+
+@pytest.mark.parametrize("options", [{}, {"seeds": [1]}, {"train_rows": 60}])
+def test_a_sweep_without_memory_has_the_same_results(store, tmp_path, no_memory, monkeypatch, options):
+    with monkeypatch.context() as rich:
+        rich.setattr("probekit.evaluate.runner.fits", lambda rows, width: True)
+        expected = sweep(store, tmp_path / "held", Cs=CS, **options)
+    forbid(monkeypatch)
+    results = sweep(store, tmp_path / "streamed", Cs=CS, **options)
+    for ours, theirs in zip(results, expected, strict=True):
+        assert ours.key == theirs.key
+        np.testing.assert_allclose(ours.val_accuracy, theirs.val_accuracy)
+        np.testing.assert_allclose(
+            load_probe(tmp_path / "streamed" / ours.probe_file)["coef"],
+            load_probe(tmp_path / "held" / theirs.probe_file)["coef"],
+            atol=1e-5,
+        )
+        np.testing.assert_allclose(row_predictions(ours).log_proba, row_predictions(theirs).log_proba, atol=1e-5)
+        assert ours.rankme == pytest.approx(theirs.rankme)
+
+
+def test_joined_layers_too(store, tmp_path, no_memory, monkeypatch):
+    with monkeypatch.context() as rich:
+        rich.setattr("probekit.evaluate.runner.fits", lambda rows, width: True)
+        expected = concat(store, tmp_path / "held", Cs=CS[::3], window=2)
+    forbid(monkeypatch)
+    results = concat(store, tmp_path / "streamed", Cs=CS[::3], window=2)
+    assert [r.metrics["top1"] for r in results] == [r.metrics["top1"] for r in expected]
+
+
+@pytest.mark.parametrize("seeds", [1, [1]])
+def test_sgd_streams_to_the_same_bits(store, tmp_path, no_memory, monkeypatch, seeds):
+    small = get_protocol("sgd-imagenet").with_(sgd=SGDConfig(learning_rates=(1.0, 0.1), epochs=3, batch_size=16))
+    monkeypatch.setattr("probekit.probes.sgd_batches.BUFFER_BYTES", 4 * 12 * 64)  # of 64 rows
+    with monkeypatch.context() as rich:
+        for module in ("probekit.evaluate.runner", "probekit.evaluate.sgd_sweep"):
+            rich.setattr(f"{module}.fits", lambda rows, width: True)
+        expected = sweep(store, tmp_path / "held", protocol=small, seeds=seeds)
+    forbid(monkeypatch)
+    results = sweep(store, tmp_path / "streamed", protocol=small, seeds=seeds)
+    for ours, theirs in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(
+            load_probe(tmp_path / "streamed" / ours.probe_file)["coef"],
+            load_probe(tmp_path / "held" / theirs.probe_file)["coef"],
+        )
+        assert ours.metrics["top1"] == theirs.metrics["top1"]
+        assert ours.refit["grad_rel"] == pytest.approx(theirs.refit["grad_rel"], rel=1e-6)
+
+
+def test_a_bad_row_in_a_file_is_named(store, tmp_path, no_memory, monkeypatch):
+    real = FeatureStore.stored
+
+    def broken(self, split, layer, rows=slice(None)):
+        X = real(self, split, layer, rows)
+        if (split, layer) == ("train", store.layers[1]) and rows.start <= 40 < rows.stop:
+            X[40 - rows.start, 2] = np.nan
+        return X
+
+    monkeypatch.setattr(FeatureStore, "stored", broken)
+    with pytest.raises(UserError, match=r"Layer 01.* holds NaN or infinity in 1 rows of train \(first: row 40\)"):
+        sweep(store, tmp_path, Cs=CS)

@@ -1,0 +1,160 @@
+"""The estimators are scikit-learn citizens: its own checks, its own answers, its own habits of saving."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from probekit.probes import LinearProbe, LinearProbeCV, fit_path
+from probekit.runtime.errors import UserError
+
+
+@parametrize_with_checks([LinearProbe(), LinearProbeCV(Cs=(0.1, 1.0), cv=2)])
+def test_scikit_learns_own_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 90)
+    X = rng.normal(size=(90, 5)) + np.eye(5)[y] * 1.5
+    return X, y, rng.integers(0, 4, 90).astype(float)
+
+
+def test_sample_weights_are_scikit_learns(rows):
+    X, y, weights = rows
+    ours = LinearProbe(0.3, tol=1e-12).fit(X, y, weights)
+    oracle = LogisticRegression(C=0.3, tol=1e-10, max_iter=5000).fit(X, y, weights)
+    np.testing.assert_allclose(ours.coef_, oracle.coef_, atol=1e-5)
+    np.testing.assert_allclose(ours.intercept_, oracle.intercept_ - oracle.intercept_.mean(), atol=1e-5)
+
+
+@pytest.mark.parametrize("class_weight", ["balanced", {0: 3.0, 1: 1.0, 2: 0.5}])
+def test_class_weights_are_scikit_learns(rows, class_weight):
+    X, y, weights = rows
+    for sample_weight in (None, weights):
+        ours = LinearProbe(0.3, class_weight=class_weight, tol=1e-12).fit(X, y, sample_weight)
+        oracle = LogisticRegression(C=0.3, class_weight=class_weight, tol=1e-10, max_iter=5000)
+        np.testing.assert_allclose(ours.coef_, oracle.fit(X, y, sample_weight).coef_, atol=1e-5)
+
+
+def test_two_classes_are_scikit_learns_sigmoid(rows):
+    X, y, _ = rows
+    X, names = X[y < 2], np.array(["cat", "dog"])[y[y < 2]]
+    ours = LinearProbe(2.0, tol=1e-12).fit(X, names)
+    oracle = LogisticRegression(C=2.0, tol=1e-10, max_iter=5000).fit(X, names)
+    assert ours.coef_.shape == oracle.coef_.shape == (1, 5)
+    assert ours.decision_function(X).shape == (len(X),)
+    np.testing.assert_allclose(ours.coef_, oracle.coef_, atol=1e-5)
+    np.testing.assert_allclose(ours.predict_proba(X), oracle.predict_proba(X), atol=1e-5)
+    np.testing.assert_allclose(ours.predict_log_proba(X), oracle.predict_log_proba(X), atol=1e-4)
+    np.testing.assert_array_equal(ours.predict(X), oracle.predict(X))
+
+
+@pytest.mark.parametrize("bits", [16, 32, 64])
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_every_kind_of_input_gives_one_answer(rows, kind, bits, n_classes):
+    X, y = rows[0][rows[1] < n_classes], rows[1][rows[1] < n_classes]
+    X = X.astype(np.float16)  # so that every width holds the same numbers
+    expected = LinearProbe(tol=1e-12).fit(X.astype(np.float64), y)
+    given = X.astype(f"float{bits}")
+    labels = y
+    if kind == "torch":
+        given, labels = torch.from_numpy(given), torch.from_numpy(y)
+    probe = LinearProbe(tol=1e-8).fit(given, labels)
+    np.testing.assert_allclose(probe.coef_, expected.coef_, atol=1e-3)
+    np.testing.assert_allclose(probe.predict_proba(given), expected.predict_proba(X), atol=1e-3)
+    assert probe.score(given, labels) == expected.score(X, y)
+    assert probe.certificate_["grad_rel"] < 1e-2
+    chosen = LinearProbeCV(Cs=(0.1, 1.0), cv=2).fit(given, labels)
+    assert chosen.converged_
+    assert chosen.C_ in (0.1, 1.0)
+
+
+@pytest.mark.gpu
+def test_a_tensor_on_a_gpu_stays_there(rows):
+    X, y, _ = rows
+    probe = LinearProbe(device="cuda").fit(torch.from_numpy(X).cuda(), torch.from_numpy(y).cuda())
+    np.testing.assert_allclose(probe.coef_, LinearProbe(tol=1e-10).fit(X, y).coef_, atol=1e-2)
+
+
+def test_pickled_and_saved_probes_say_the_same(rows, tmp_path):
+    X, y, _ = rows
+    for labels in (y, np.array(["ab", "c", "def"])[y], np.array(["ab", "c", "def"], dtype=object)[y]):
+        probe = LinearProbe(0.5, standardize=True).fit(X, labels)
+        (tmp_path / "probe.safetensors").unlink(missing_ok=True)
+        probe.save(tmp_path / "probe.safetensors")
+        for again in (pickle.loads(pickle.dumps(probe)), LinearProbe.load(tmp_path / "probe.safetensors")):
+            np.testing.assert_array_equal(again.predict_proba(X), probe.predict_proba(X))
+            np.testing.assert_array_equal(again.predict(X), probe.predict(X))
+            assert again.get_params() == probe.get_params()
+            assert again.certificate_ == probe.certificate_
+            assert again.converged_ is probe.converged_
+    chosen = LinearProbeCV(Cs=(0.1, 1.0), cv=3).fit(X, y)
+    chosen.save(tmp_path / "cv.safetensors")
+    np.testing.assert_array_equal(LinearProbe.load(tmp_path / "cv.safetensors").coef_, chosen.coef_)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(chosen)).coef_, chosen.coef_)
+
+
+def test_numpy_parameters_and_class_weights_survive_saving(rows, tmp_path):
+    X, y, _ = rows
+    probe = LinearProbe(np.float64(0.5), class_weight={0: 2.0, 1: 1.0, 2: np.float32(0.5)}).fit(X, y)
+    probe.save(tmp_path / "probe.safetensors")
+    again = LinearProbe.load(tmp_path / "probe.safetensors")
+    assert again.class_weight == {0: 2.0, 1: 1.0, 2: 0.5}
+    np.testing.assert_allclose(again.fit(X, y).coef_, probe.coef_, atol=1e-7)
+
+
+def test_a_file_that_is_no_probe_is_refused(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"not a probe")
+    with pytest.raises(UserError, match="not a probe file"):
+        LinearProbe.load(tmp_path / "x.safetensors")
+    with pytest.raises(FileNotFoundError):
+        LinearProbe.load(tmp_path / "absent.safetensors")
+
+
+def test_pipelines_grid_searches_and_clones_take_it(rows):
+    X, y, _ = rows
+    search = GridSearchCV(make_pipeline(StandardScaler(), LinearProbe()), {"linearprobe__C": [0.01, 1.0]}, cv=3)
+    assert search.fit(X, y).best_score_ > 0.6
+    assert clone(LinearProbe(7.0, standardize=True)).get_params() == LinearProbe(7.0, standardize=True).get_params()
+
+
+@pytest.mark.parametrize("cv", [4, KFold(3)])
+def test_the_choice_of_C_is_a_plain_loops(rows, cv):
+    X, y, weights = rows
+    Cs = np.logspace(-3, 1, 5)
+    chosen = LinearProbeCV(Cs=Cs, cv=cv, tol=1e-6).fit(X, y, weights)
+    means = np.zeros(5)
+    for train, held in chosen._splitter(y).split(X, y):
+        for i, C in enumerate(Cs):
+            model = LogisticRegression(C=C, tol=1e-9, max_iter=5000).fit(X[train], y[train], weights[train])
+            means[i] += model.score(X[held], y[held], weights[held])
+    np.testing.assert_allclose(chosen.accuracies_.sum(axis=0), means)
+    assert chosen.C_ in Cs[means == means.max()]
+    np.testing.assert_allclose(chosen.coef_, LinearProbe(chosen.C_, tol=1e-6).fit(X, y, weights).coef_)
+
+
+def test_a_fraction_holds_out_one_stratified_part(rows):
+    X, y, _ = rows
+    chosen = LinearProbeCV(Cs=[0.1, 1.0], cv=0.2, random_state=3).fit(X, y)
+    assert chosen.accuracies_.shape == (1, 2)
+    assert chosen.at_grid_edge_
+
+
+def test_what_fit_path_and_the_estimator_say_is_the_same(rows):
+    X, y, _ = rows
+    path = fit_path(X, y, [0.1, 2.0])
+    probe = path.probe(1)
+    np.testing.assert_array_equal(probe.coef_, path.coef[1])
+    np.testing.assert_array_equal(probe.predict(X), path.predict(X)[1])
+    assert probe.C == 2.0

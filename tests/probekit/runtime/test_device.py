@@ -1,0 +1,47 @@
+"""A device that is not there is refused in one sentence, wherever a user may name one; ranks take a GPU each."""
+
+import numpy as np
+import pytest
+import torch
+
+import probekit.runtime.device
+from probekit.probes import LinearProbe, fit_path
+from probekit.probes.attentive import fit_attentive
+from probekit.probes.sgd import SGDConfig, train_sgd
+from probekit.runtime.device import usable_device
+from probekit.runtime.errors import UserError, first_line
+
+X, Y = np.random.default_rng(0).normal(size=(12, 4)), np.arange(12) % 2
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+@pytest.mark.parametrize(
+    "fit",
+    [
+        lambda device: fit_path(X, Y, [1.0], device=device),
+        lambda device: LinearProbe(device=device).fit(X, Y),
+        lambda device: fit_attentive(X[:, None], Y, n_heads=1, device=device),
+        lambda device: train_sgd(lambda start: iter(()), (4,), 2, 1, SGDConfig(), device=device),
+    ],
+    ids=["path", "estimator", "attentive", "sgd"],
+)
+def test_an_absent_device_is_refused(fit, device):
+    with pytest.raises(UserError, match=rf"The device {device} cannot be used .*; choose cpu") as refused:
+        fit(device)
+    assert "\n" not in str(refused.value)
+
+
+def test_each_rank_takes_its_own_gpu(monkeypatch):
+    # as if the GPUs were there
+    monkeypatch.setattr(probekit.runtime.device.torch, "empty", lambda size, device: device)
+    assert usable_device("cuda") == torch.device("cuda")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert usable_device("cuda") == torch.device("cuda:3")
+    assert usable_device("cuda:1") == torch.device("cuda:1")  # said is said
+    assert usable_device("cpu") == torch.device("cpu")
+
+
+def test_of_an_error_the_first_line_is_quoted_or_its_name():
+    assert first_line(RuntimeError("\nno such GPU.\nTrace: ...")) == "no such GPU"
+    assert first_line(AssertionError()) == "AssertionError"

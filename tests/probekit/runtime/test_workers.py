@@ -1,0 +1,83 @@
+"""Helpers of a sweep: the same records as one process makes, and refusals in one sentence."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from probekit.evaluate.sweep import sweep
+from probekit.features.store import FeatureStore
+from probekit.runtime.errors import UserError
+from probekit.runtime.workers import crew
+
+CS = [0.01, 0.1, 1.0, 10.0]
+
+
+def stored(path):
+    rng = np.random.default_rng(0)
+    labels = {split: rng.integers(0, 3, n) for split, n in (("train", 120), ("test", 60))}
+    centres = rng.normal(size=(3, 6))
+    data = {
+        split: (
+            {f"{k:02d}": (centres[y] * k / 3 + rng.normal(size=(len(y), 6))).astype(np.float32) for k in range(4)},
+            y,
+        )
+        for split, y in labels.items()
+    }
+    FeatureStore.from_arrays(path, data, encoder={"name": "made"}, dataset={"name": "made"})
+    return path
+
+
+def numbers(results):
+    return [(r.layers, r.chosen_C, tuple(r.val_accuracy), r.accuracy, r.seed) for r in results]
+
+
+def test_two_workers_write_the_records_that_one_writes(tmp_path):
+    features = stored(tmp_path / "features.h5")
+    alone = sweep(features, tmp_path / "alone", Cs=CS)
+    together = sweep(features, tmp_path / "together", Cs=CS, workers=2)
+    assert sorted(numbers(together)) == sorted(numbers(alone))
+    assert len(numbers(together)) == 4
+
+
+def test_features_in_no_file_cannot_be_shared(tmp_path):
+    from tests.probekit.feature_doubles import MemoryStore
+
+    with pytest.raises(UserError, match="in no file that another process could open"):
+        sweep(MemoryStore(), tmp_path, Cs=CS, workers=2)
+
+
+CALLER = """
+import os, signal, sys, time
+from probekit.runtime.workers import crew
+from tests.probekit.crew_work import wait
+if __name__ == "__main__":
+    with crew(2, wait, sys.argv[1]):
+        while not os.path.exists(sys.argv[1]):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_helper_ends_when_its_caller_is_killed(tmp_path):
+    told, script = tmp_path / "pid", tmp_path / "caller.py"
+    script.write_text(CALLER)
+    root = Path(__file__).parents[3]
+    subprocess.run([sys.executable, script, told], env={**os.environ, "PYTHONPATH": str(root)}, timeout=100)
+    pid = int(told.read_text())
+    for _ in range(200):
+        if not Path(f"/proc/{pid}").exists() or "State:\tZ" in Path(f"/proc/{pid}/status").read_text():
+            return
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    pytest.fail("the helper outlived its caller by 20 seconds")
+
+
+def test_no_worker_at_all_is_refused():
+    with pytest.raises(UserError, match="at least 1"), crew(0, print):
+        pass
