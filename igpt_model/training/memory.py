@@ -1,8 +1,8 @@
 """Memory of a rank and days of a training run by arithmetic alone: for models too large to be tried.
 
 Letters: B images of a rank that are in flight (its micro-batch), T positions, D width, H heads, V colours, L blocks.
-What is counted was measured on the code as it is (`tests/igpt_model/training/test_memory.py`); the memory allocator's waste,
-CUDA's own workspace (1 GB or so) and NCCL's buffers come on top.
+What is counted was measured on this code (`tests/igpt_model/training/test_memory.py`); allocator waste, CUDA's
+own workspace (1 GB or so) and NCCL's buffers come on top.
 """
 
 from dataclasses import dataclass

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from igpt_model.training.run_log import read_metrics
-from probekit import plan
 from probekit.cli.main import main
+from probekit.evaluate import plan
 
 L, D, T, V = 3, 16, 36, 4
 SIZES = ["--n-layer", str(L), "--n-embd", str(D), "--n-head", "2", "--resolution", "6", "--n-colours", str(V)]
