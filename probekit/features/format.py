@@ -1,4 +1,4 @@
-"""The feature file: HDF5, version 1 (docs/feature-file.md). This module alone knows its paths and attributes.
+"""The feature file: HDF5, version 1 (docs/reference/feature-file.md). This module alone knows its paths and attributes.
 
 N rows of a split, D width of a layer, B rows of a block (one batch), L layers.
 """
