@@ -61,7 +61,17 @@ PENDING = {
     ("probekit.solver.path", "probekit.probes.linear"),
 }
 FOUNDATION = {f"igpt_model.{name}" for name in ("errors", "hashing", "atomic", "checked_json", "locks", "ranges")}
-LAZY = {"matplotlib", "cuml", "transformers", "timm", "tensorboard", "torch.utils.tensorboard", "hdf5plugin"}
+LAZY = {
+    "matplotlib",
+    "cuml",
+    "datasets",
+    "pyarrow",
+    "transformers",
+    "timm",
+    "tensorboard",
+    "torch.utils.tensorboard",
+    "hdf5plugin",
+}
 FORBIDDEN_NAMES = {"utils.py", "common.py", "helpers.py", "base.py", "misc.py"}
 
 
