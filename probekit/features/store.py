@@ -87,6 +87,11 @@ class FeatureStore:
         return tuple(self.header.splits)
 
     @property
+    def tests(self) -> tuple[str, ...]:
+        """The splits that probes are tested on: "test", then the further test sets."""
+        return tuple(split for split in self.splits if split not in ("train", "val"))
+
+    @property
     def encoder(self) -> dict[str, Any]:
         return self.header.encoder
 
