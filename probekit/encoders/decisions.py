@@ -27,9 +27,17 @@ def decision_lines(encoder: Any) -> list[str]:
         lines.append(f"{name}: {_sentence(decision)}")
     if not decisions and provenance.get("pooling"):
         lines.append(f"pooling: {provenance['pooling']}")
-    for key in ("norm", "input", "normalisation"):
+    for key in ("norm", "input", "pictures", "normalisation"):
         if isinstance(provenance.get(key), str):
             lines.append(f"{key}: {provenance[key]}")
+    for key, what in (
+        ("weights_missing", "not in the file, read by no layer"),
+        ("weights_unused", "in the file, not used"),
+    ):
+        if names := provenance.get(key):
+            lines.append(
+                f"weights {what}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
+            )
     return lines
 
 
