@@ -1,6 +1,6 @@
 """A small autoregressive model of Fashion-MNIST that somebody else trained, as a torch module for `probekit extract`.
 
-    probekit extract torch:analyses.public_igpt:build fashion-mnist --layers embed 'gpt.layers.?' gpt.ln_f \
+    probekit extract torch:analyses.public_igpt:build fashion-mnist --layers embed --layers 'gpt.layers.?' --layers gpt.ln_f \
         --weights igpt-xxs-fashion-mnist.safetensors --out features.h5      # build_random: fresh weights, no --weights
 
 The weights are the tensors of `models/fashion_mnist_gen.ckpt` of https://github.com/teddykoker/image-gpt (Apache-2.0).
