@@ -41,13 +41,13 @@ def verify(
         Draw the nearest pairs to this SVG, PNG or PDF file (needs --data).
     """
     from probekit import load_dataset
-    from probekit.features.verify import left_out_corrupt
+    from probekit.features.verify import skipped_corrupt
     from probekit.features.verify import verify as verify_file
 
     loaded = None
     if data is not None:
         # rows that were left out when the file was made are left out of what it is compared with
-        loaded = load_dataset(data, root=root, skip_corrupt=left_out_corrupt(file))
+        loaded = load_dataset(data, root=root, skip_corrupt=skipped_corrupt(file))
     report = verify_file(file, loaded)
     for warning in report.warnings:
         say(f"warning: {warning}", "yellow")
