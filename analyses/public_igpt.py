@@ -1,7 +1,9 @@
 """A small autoregressive model of Fashion-MNIST that somebody else trained, as a torch module for `probekit extract`.
 
-    probekit extract torch:analyses.public_igpt:build fashion-mnist --layers embed --layers 'gpt.layers.?' --layers gpt.ln_f \
-        --weights igpt-xxs-fashion-mnist.safetensors --out features.h5      # build_random: fresh weights, no --weights
+    probekit extract torch:analyses.public_igpt:build fashion-mnist --weights igpt-xxs-fashion-mnist.safetensors \
+        --layers embed --layers 'gpt.layers.?' --layers gpt.ln_f --out features.h5
+
+`build_random` is the same network with fresh weights (no --weights).
 
 The weights are the tensors of `models/fashion_mnist_gen.ckpt` of https://github.com/teddykoker/image-gpt (Apache-2.0).
 Unlike iGPT it has LayerNorm with mean and bias, biases in every linear layer, exact GELU, and a residual that starts
