@@ -60,8 +60,18 @@ PENDING = {
     ("probekit.selection.protocol", "probekit.probes.sgd"),
     ("probekit.solver.path", "probekit.probes.linear"),
 }
-FOUNDATION = {"igpt_model.errors", "igpt_model.hashing", "igpt_model.atomic"}
-LAZY = {"matplotlib", "cuml", "transformers", "timm", "tensorboard", "torch.utils.tensorboard", "hdf5plugin"}
+FOUNDATION = {f"igpt_model.{name}" for name in ("errors", "hashing", "atomic", "checked_json", "locks", "ranges")}
+LAZY = {
+    "matplotlib",
+    "cuml",
+    "datasets",
+    "pyarrow",
+    "transformers",
+    "timm",
+    "tensorboard",
+    "torch.utils.tensorboard",
+    "hdf5plugin",
+}
 FORBIDDEN_NAMES = {"utils.py", "common.py", "helpers.py", "base.py", "misc.py"}
 
 

@@ -13,7 +13,7 @@ from igpt_model.images import ImageTransform, SourceImages
 from igpt_model.training.config import TrainConfig
 from probekit.cli.console import say
 from probekit.cli.progress import Show, progress
-from probekit.cli.watch import DepthWatch, WatchConfig, emergence, probe_line, read_probes, share_of_peak
+from probekit.cli.watch import DepthWatch, WatchConfig, curve_history, probe_line, read_probes, share_of_peak
 from probekit.datasets import Dataset, Split, load_dataset
 
 if TYPE_CHECKING:
@@ -86,11 +86,11 @@ def run_training(
             if speak is None:
                 continue
             speak(record)
-            for seen in looks.look(record):
+            for seen in looks.probe_checkpoint(record):
                 write(seen)
                 speak(seen)
     if first and watch.probe_every:
-        say("\n".join(emergence(read_probes(out))))
+        say("\n".join(curve_history(read_probes(out))))
 
 
 def shared_palette(source: str) -> "Palette":
