@@ -34,9 +34,10 @@ def decision_lines(encoder: Any) -> list[str]:
         ("weights_missing", "not in the file, read by no layer"),
         ("weights_unused", "in the file, not used"),
     ):
-        if names := provenance.get(key):
+        keys = list(provenance.get(key) or [])
+        if keys:
             lines.append(
-                f"weights {what}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
+                f"weights {what}: {', '.join(keys[:4])}{f' and {len(keys) - 4} more' if len(keys) > 4 else ''}"
             )
     return lines
 

@@ -240,7 +240,7 @@ def _understood(processor: Any) -> set[str]:
     """Names of the settings that a processor's class reads."""
     keys = set(getattr(getattr(processor, "valid_kwargs", None), "__annotations__", {}))
     for kind in type(processor).__mro__[:-1]:
-        keys |= set(inspect.signature(kind.__init__).parameters)
+        keys |= set(inspect.signature(kind).parameters)
     return keys
 
 

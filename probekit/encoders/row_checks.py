@@ -5,7 +5,6 @@ with its neighbours (batch statistics) or with their number (squeeze) is refused
 """
 
 import random
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -131,23 +130,19 @@ def settle_unloaded(encoder: Any, examples: np.ndarray, loaded: Loaded) -> None:
         raise UserError(_needed(loaded, fixed))
     before = encoder._pooled(examples[:2])
     kept = [value.clone() for value in poison]
-    _fill(poison, lambda value: value.fill_(float("nan")))
+    with torch.no_grad():
+        for value in poison:
+            value.fill_(float("nan"))
     try:
         after = encoder._pooled(examples[:2])
         same = all(torch.equal(before[name], after[name]) for name in before)
     except Exception:  # NaN may well break a computation that reads it
         same = False
-    if not same:
+    with torch.no_grad():
         for value, old in zip(poison, kept, strict=True):
-            _fill([value], lambda v, old=old: v.copy_(old))
+            value.copy_(torch.zeros_like(old) if same else old)
+    if not same:
         raise UserError(_needed(loaded, list(state)))
-    _fill(poison, lambda value: value.zero_())
-
-
-@torch.no_grad()
-def _fill(values: list[torch.Tensor], change: Callable[[torch.Tensor], Any]) -> None:
-    for value in values:
-        change(value)
 
 
 def _needed(loaded: Loaded, names: list[str]) -> str:
