@@ -146,6 +146,17 @@ def test_only_the_feature_room_knows_hdf5():
     assert all(within(user, "probekit.features") for user in users), users
 
 
+def test_only_the_json_reader_parses_json():
+    """Whatever is read is limited, UTF-8 and checked in `igpt_model.checked_json`."""
+    found = {
+        module_name(path)
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in ("load", "loads") and ast.unparse(node.value) == "json"
+    }
+    assert found == {"igpt_model.checked_json"}
+
+
 def test_only_the_objective_knows_how_C_relates_to_l2():
     """DESIGN, section 1: a quotient 1 / (C * n) or 1 / (l2 * n) is written nowhere else."""
     found = set()
