@@ -174,7 +174,7 @@ def scikit_learns() -> types.ModuleType:
             arguments,
             id=f"{name}-{number}",
             marks=[pytest.mark.xfail(reason="equal to 1e-6 only", strict=False)] if name in NEARLY else [],
-        )  # fmt: skip
+        )
         for name, (solvers, runs) in RUN.items()
         for number, arguments in enumerate(runs)
     ],
