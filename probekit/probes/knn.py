@@ -5,7 +5,7 @@ N training rows, M queries, D features, K classes, n_k neighbourhood sizes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -47,7 +47,7 @@ class FittedKNN(FittedProbe):
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], read_rows: ReadRows, device: str = "cpu") -> Self:
-        named = {name: arrays[name] for name in ("classes", "positions", "columns", "weights")}
+        named: dict[str, Any] = {name: arrays[name] for name in ("classes", "positions", "columns", "weights")}
         return cls(k=int(arrays["k"][0]), train=read_rows(arrays["positions"]), **named)
 
 

@@ -16,6 +16,7 @@ from probekit.selection.choose_C import Selection
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol
 from probekit.selection.settings import FitSettings
+from probekit.solver.inputs import standardizer
 from probekit.solver.objective import log_probabilities, logits
 
 PROBES: dict[str, type["Probe"]] = {}
@@ -153,8 +154,5 @@ def standardized(X: np.ndarray, split: TrainingRows, protocol: Protocol) -> tupl
     """
     if not protocol.standardize:
         return X, np.zeros(X.shape[1]), np.ones(X.shape[1])
-    share = split.weights / split.weights.sum()
-    mean = share @ X.astype(np.float64)
-    deviation = np.sqrt(np.maximum(share @ np.square(X - mean), 0.0))
-    scale = np.where(deviation > 1e-12 * np.maximum(np.abs(mean), 1e-30), deviation, 1.0)
+    mean, scale = standardizer(X, split.weights)
     return ((X - mean) / scale).astype(np.float32), mean, scale
