@@ -86,7 +86,7 @@ def sweep(
             device=device,
             dtype=dtype,
             checks=checks,
-            probe=probe,
+            probe=None if probe == "linear" else probe,
             workers=workers,
             parallel=parallel,
             progress=show,
