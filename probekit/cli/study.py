@@ -27,6 +27,8 @@ def study(
     controls: bool = True,
     limit: int | None = None,
     seeds: int = 1,
+    test: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
+    checks: Annotated[tuple[Literal["knn", "ridge", "class-mean"], ...], Parameter(consume_multiple=True)] = (),
     root: Path | None = None,
     batch_size: int | None = None,
     workers: int = 0,
@@ -60,6 +62,11 @@ def study(
         At most this many images of each split, classes in proportion.
     seeds
         How often: seed 0 is the stored split, the others redraw the val split and resample training rows.
+    test
+        A further test set, repeatable: --test fog=CIFAR-10-C#corruption=fog. The same probes are tested on it; it has
+        no part in any choice. Its curves and verdicts stand beside those of the data set's own test rows.
+    checks
+        Other kinds of probes on every layer, each a curve beside the protocol's: --checks knn --checks class-mean.
     root
         Where the data sets lie, for those that are not embedded.
     batch_size
@@ -99,6 +106,8 @@ def study(
                 backend=backend,
                 device=device,
                 dtype=dtype,
+                tests=list(test),
+                checks=checks,
                 progress=show,
             )
         curves = [curve for folder in results.paths for curve in Results(folder).curves().values()]

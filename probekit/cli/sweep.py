@@ -11,6 +11,8 @@ from probekit.cli.progress import progress
 if TYPE_CHECKING:
     from probekit import Results
 
+DRAWS = 5
+"""Draws of a few labelled rows, unless --seeds says how many."""
 Penalties = Annotated[tuple[float, ...] | None, Parameter(name="--Cs")]
 
 
@@ -23,13 +25,14 @@ def sweep(
     Cs: Penalties = None,
     layers: tuple[str, ...] | None = None,
     series: str | None = None,
-    seeds: int = 1,
+    seeds: int | None = None,
     train_rows: int | None = None,
+    per_class: int | None = None,
     backend: Literal["torch", "sklearn", "cuml"] = "torch",
     device: str = "cpu",
     dtype: Literal["auto", "float32", "float64"] = "auto",
-    checks: tuple[Literal["knn", "ridge"], ...] = (),
-    probe: Literal["linear", "attentive"] = "linear",
+    checks: tuple[Literal["knn", "ridge", "class-mean"], ...] = (),
+    probe: Literal["linear", "knn", "ridge", "class-mean", "attentive"] = "linear",
     workers: int = 1,
     parallel: Literal["layers", "rows"] = "layers",
 ) -> None:
@@ -50,9 +53,12 @@ def sweep(
     series
         Name of the curve in figures and tables; the encoder's name unless given.
     seeds
-        How often: seed 0 is the stored split, the others redraw the val split and resample training rows.
+        How often, once unless given: seed 0 is the stored split, the others redraw the val split and resample training
+        rows. With --per-class or --train-rows each draws rows of its own.
     train_rows
         Use only so many labelled rows, drawn by class.
+    per_class
+        Use only so many labelled rows of each class (few-shot); --seeds says how many draws, five unless given.
     backend
         Who solves; every solution is certified by our own objective.
     device
@@ -60,9 +66,9 @@ def sweep(
     dtype
         Precision of the solver; auto is float64 where that costs nothing.
     checks
-        Cheap probes of every layer beside the protocol's: --checks knn --checks ridge.
+        Other kinds of probes on every layer beside the protocol's: --checks knn --checks ridge --checks class-mean.
     probe
-        attentive: AIM's probe in place of the linear one, on a file extracted from tokens:igpt:RUN.
+        Kind of probe in place of the protocol's own; attentive (AIM's) reads a file extracted from tokens:igpt:RUN.
     workers
         Processes that share the work and the cores: small fits gain by one a core, large ones fill all cores alone.
     parallel
@@ -80,8 +86,9 @@ def sweep(
             Cs=Cs,
             layers=None if layers is None else matching(store.layers, layers),
             series=series,
-            seeds=seeds,
+            seeds=seeds or (DRAWS if per_class else 1),
             train_rows=train_rows,
+            per_class=per_class,
             backend=backend,
             device=device,
             dtype=dtype,

@@ -44,12 +44,13 @@ class Job:
     seed: int = 0
     train_rows: int | None = None
     probe: str = ""
+    per_class: int | None = None
     found_by: tuple[Mapping[str, Any], ...] = ()
 
     @property
-    def draw(self) -> tuple[int, int | None]:
+    def draw(self) -> tuple[int, int | None, int | None]:
         """What the training rows depend on."""
-        return self.seed, self.train_rows
+        return self.seed, self.train_rows, self.per_class
 
 
 class Runner:
@@ -80,7 +81,7 @@ class Runner:
         self.protocol = resolve_protocol(protocol, Cs)
         self.series = series or str(self.store.encoder.get("name", "encoder"))
         self.settings = settings
-        self._rows: dict[tuple[int, int | None], TrainingRows] = {}
+        self._rows: dict[tuple[int, int | None, int | None], TrainingRows] = {}
 
     @cached_property
     def choices(self) -> Journal:
@@ -278,7 +279,8 @@ class Runner:
             "refit": dict(fitted.certificate),
             "train_accuracy": fitted.train_accuracy,
             "probe_file": probe_file,
-            "train_rows": job.train_rows,
+            "train_rows": len(self.rows(job).y) if job.per_class else job.train_rows,
+            "per_class": job.per_class,
             "candidates": {"found_by": found_by} if found_by else None,
             "rankme": rankme(X) if kind == "layer" and self.is_rank0 else None,
             "seconds": round(seconds, 3),

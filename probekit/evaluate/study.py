@@ -7,13 +7,14 @@ data sets each has a folder of its own, and the report covers them all.
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from igpt_model import atomic
 from igpt_model.checked_json import as_json, read_json
 from probekit.datasets import Dataset, load_dataset
+from probekit.datasets.shifted import with_tests, written_tests
 from probekit.evaluate.baselines import control_encoders, load_as
 from probekit.evaluate.concat import concat
 from probekit.evaluate.sweep import seed_list, sweep
@@ -36,7 +37,8 @@ class Plan:
     ----------
     encoders, datasets : name -> how it was asked for
     protocol : resolved, with the penalties in their place
-    window, greedy_width, controls, limit, seeds, backend, dtype : as in `study`
+    window, greedy_width, controls, limit, seeds, backend, dtype, checks : as in `study`
+    tests : further test sets, name -> how it was asked for
     """
 
     encoders: Mapping[str, str]
@@ -49,6 +51,8 @@ class Plan:
     seeds: int | Sequence[int]
     backend: str
     dtype: str | None
+    tests: Mapping[str, str] = field(default_factory=dict)
+    checks: Sequence[str] = ()
 
     def open(self, out: Path) -> None:
         """Write study.json, or refuse a folder that holds another study, naming what differs."""
@@ -68,7 +72,7 @@ class Plan:
             f"{name}: {_short(old)} there, {_short(new)} here"
             for name in mine
             for old, new in [_apart(there.get(name), mine[name])]
-            if old != new
+            if old != new and (old or new or name not in ("tests", "checks"))  # studies from before these have none
         ]
         if differing:
             raise UserError(f"{out} holds another study ({'; '.join(differing)}): choose another --out.")
@@ -91,6 +95,8 @@ def study(
     backend: str = "torch",
     device: str = "cpu",
     dtype: str | None = None,
+    tests: Any = None,
+    checks: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Results:
     """Measure encoders on data sets: every layer's features, probes of single and joined layers, controls, a report.
@@ -112,6 +118,9 @@ def study(
     batch_size, workers : of the extraction
     device : of the encoders and of the solver
     dtype : of the solver; None leaves it to `sweep`
+    tests : further test sets, a mapping name -> data set, or "NAME=DATASET" texts; each has its curves and verdicts by
+        the same probes, which are chosen without it (`probekit.datasets.shifted.with_tests`)
+    checks : other kinds of probes on every layer: "knn", "ridge", "class-mean"; each is a curve beside the protocol's
     progress : called with (what is being done, what is counted, how many are done, how many there are)
 
     Returns
@@ -131,6 +140,14 @@ def study(
         check_at_least(window=(window, 0))
     specs = _named(encoders)
     loaded = [data if isinstance(data, Dataset) else load_dataset(data, root=root) for data in _listed(datasets)]
+    further, maps = tests, {}
+    if tests and not isinstance(tests, Mapping):
+        further, maps = written_tests([tests] if isinstance(tests, str) else tests, root)
+    further = {
+        name: data if isinstance(data, Dataset) else load_dataset(data) for name, data in (further or {}).items()
+    }
+    if further:
+        loaded = [with_tests(data, further, maps) for data in loaded]
     series = _by_name([(spec, load_as(spec, name, device, loaded[0])) for name, spec in specs])
     places = _places(loaded, out)
     settled = resolve_protocol(protocol, Cs)
@@ -145,6 +162,8 @@ def study(
         seeds,
         backend,
         dtype,
+        {name: str(data.provenance.get("path", data.name)) for name, data in further.items()},
+        tuple(checks),
     )
     plan.open(out)
     say = progress or (lambda *_: None)
@@ -162,7 +181,7 @@ def study(
         }  # fmt: skip
         for name, store in stores.items():
             show = _stage(say, f"probe {name}", "fits")
-            sweep(store, folder, settled, series=name, seeds=seeds, progress=show, **solving)
+            sweep(store, folder, settled, series=name, seeds=seeds, checks=checks, progress=show, **solving)
         for name in series:
             _join(stores[name], folder, settled, window, greedy_width, name, say, solving)
     folders = [folder for _, folder in places]

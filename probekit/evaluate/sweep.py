@@ -28,6 +28,7 @@ def sweep(
     series: str | None = None,
     seeds: int | Sequence[int] = 1,
     train_rows: int | None = None,
+    per_class: int | None = None,
     backend: str = "torch",
     device: str = "cpu",
     dtype: str = "auto",
@@ -52,6 +53,7 @@ def sweep(
     seeds : a count n for seeds 0 to n-1, or the seeds. Seed 0 is the stored split; the others redraw the val split and
         resample the training rows
     train_rows : use only so many labelled rows (train and val together), drawn by class and seed
+    per_class : use only so many labelled rows of each class (few-shot), drawn anew by each seed; not with `train_rows`
     backend, device, dtype : of the solver ("auto": float64 where it costs nothing, see `fit_path`)
     checks : kinds of cheap probes of every layer beside the protocol's: knn, ridge, or another that reads a layer
     probe : kind in place of the protocol's own (None); "attentive", AIM's, needs a file of all tokens (encoders
@@ -72,6 +74,8 @@ def sweep(
     UserError
         Unusable features, labels, layers or penalties, or a folder whose series of this name was made otherwise.
     """
+    if per_class is not None and train_rows is not None:
+        raise UserError(f"per_class is {per_class} and train_rows is {train_rows}: give one of the two.")
     settings = make_settings(backend, device, dtype, parallel)
     runner = Runner(store, results_dir, protocol, Cs, series, settings)
     own = runner.protocol.probe
@@ -79,7 +83,7 @@ def sweep(
     check_kinds(kinds, ("layer", "tokens"), runner)
     names, draws = choose_names(runner.store, layers), seed_list(seeds)
     jobs = [
-        Job((layer,), seed, train_rows, "" if kind == own else kind)
+        Job((layer,), seed, train_rows, "" if kind == own else kind, per_class)
         for kind in kinds
         for seed in draws
         for layer in names
@@ -98,6 +102,7 @@ def sweep(
         "series": series,
         "seeds": seeds,
         "train_rows": train_rows,
+        "per_class": per_class,
         "checks": checks,
         "probe": probe,
     }

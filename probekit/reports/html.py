@@ -55,7 +55,7 @@ def render_page(panels: Sequence[Panel], sources: Sequence[Path], files: Mapping
         loader=PackageLoader("probekit.reports", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["minus"] = lambda text: str(text).replace("-", "\N{MINUS SIGN}")
-    environment.filters["p_value"] = lambda p: p_value(p).removeprefix("= ")
+    environment.filters["p_value"] = p_value
     return environment.get_template("page.html.jinja").render(
         title=_title(panels),
         colours=[(name, light, DARK[light]) for light, name in CSS_NAME.items()],

@@ -16,6 +16,7 @@ from probekit.results.simultaneous_bands import not_below, simultaneous_band
 from probekit.runtime.errors import UserError
 
 ALPHA = 0.05
+LEAST_P = 1e-4  # smaller ones are not told apart in print
 LEAST_FALL = 0.005  # a fall must be shown to exceed half a point: a significant trifle is no fall
 
 
@@ -310,12 +311,12 @@ class Verdict:
     def p_words(self) -> str:
         """The verdict's one p-value and its test."""
         test = "exact McNemar tests" if self.n_seeds == 1 else "exact sign tests over rows"
-        return f"p {p_value(self.p)}, {test}"
+        return f"p {'' if self.p < LEAST_P else '= '}{p_value(self.p)}, {test}"
 
 
 def p_value(p: float) -> str:
-    """A p-value in print, with its sign: two digits, never a bare zero."""
-    return f"= {p:.2g}" if p >= 1e-4 else "< 0.0001"
+    """A p-value in print: two digits, never a bare zero."""
+    return f"{p:.2g}" if p >= LEAST_P else f"< {LEAST_P:.4f}"
 
 
 def verdict(curve: Curve, seed: int = 0) -> Verdict:
@@ -389,10 +390,11 @@ def layer_words(curve: Curve, place: int) -> str:
 
 def _warnings(curve: Curve) -> tuple[str, ...]:
     found = []
-    if not curve.converged.all():
-        found.append(f"Not certified converged: layers {', '.join(np.array(curve.layers)[~curve.converged])}.")
-    if curve.at_grid_edge.any():
-        found.append(
-            f"C was chosen at the end of its grid: layers {', '.join(np.array(curve.layers)[curve.at_grid_edge])}."
-        )
+    for words, which in (
+        ("Not certified converged", ~curve.converged),
+        ("C was chosen at the end of its grid", curve.at_grid_edge),
+    ):
+        if which.any():
+            layers = "all layers" if which.all() else f"layers {', '.join(np.array(curve.layers)[which])}"
+            found.append(f"{words}: {layers}.")
     return tuple(found)

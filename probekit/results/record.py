@@ -90,6 +90,7 @@ class Record:
     tests : the same on further test sets, by name
     probe_file : coefficients and per-row test predictions, relative to the results file
     train_rows : size of the training subset that was asked for, None for all rows
+    per_class : rows of each class in it, where it was drawn so (few-shot)
     rankme : effective rank of the layer's training features (`probes.rank`), None where it was not computed
     plan : how the solver went about the grid, in a sentence; empty for other probes
     candidates : how layers, bands, mixes or checks were found; how many were tried, how each did held out
@@ -129,6 +130,7 @@ class Record:
     reads: str = "layer"
     tunes: str = "C"
     train_rows: int | None = None
+    per_class: int | None = None
     candidates: dict[str, Any] | None = None
     rankme: float | None = None
     plan: str = ""

@@ -65,6 +65,7 @@ CHOICE = {
     "train_accuracy": _SHARE,
     "probe_file": Text(),
     "train_rows?": (Int(1), None),
+    "per_class?": (Int(1), None),
     "candidates?": (None, {"found_by?": [{"rule": str}]}),
     "rankme?": (float, None),
     "plan?": Text(10_000),
