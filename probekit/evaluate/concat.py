@@ -76,7 +76,7 @@ def concat(
         raise UserError(
             f"Protocol {runner.protocol.name} trains by SGD, which cannot concatenate layers; use igpt or another."
         )
-    check_kinds(probes, ("layers",), runner)
+    check_kinds(probes, ("layers",), runner.protocol)
     if len(runner.store.layers) < 2:
         raise UserError(f"Series {runner.series!r} has one layer only, so there is nothing to concatenate.")
     settings = {"protocol": protocol, "Cs": Cs, "series": series, "backend": backend, "device": device, "dtype": dtype}

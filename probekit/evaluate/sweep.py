@@ -16,6 +16,7 @@ from probekit.results.results import Results
 from probekit.runtime.errors import UserError
 from probekit.runtime.progress import Progress
 from probekit.runtime.workers import worker_processes
+from probekit.selection.protocol import resolve_protocol
 from probekit.selection.settings import make_settings
 
 
@@ -72,11 +73,15 @@ def sweep(
     UserError
         Unusable features, labels, layers or penalties, or a folder whose series of this name was made otherwise.
     """
-    settings = make_settings(backend, device, dtype, parallel)
-    runner = Runner(store, results_dir, protocol, Cs, series, settings)
-    own = runner.protocol.probe
+    resolved = resolve_protocol(protocol, Cs)
+    own = resolved.probe
     kinds = list(dict.fromkeys([probe or own, *checks]))
-    check_kinds(kinds, ("layer", "tokens"), runner)
+    check_kinds(kinds, ("layer", "tokens"), resolved)
+    if parallel == "rows" and (workers != 1 or not all(PROBES[kind].shards for kind in kinds)):
+        raise UserError("parallel='rows' supports linear probes only; remove probe, checks and workers.")
+    if workers != 1 and PROBES[own].fits_together:
+        raise UserError(f"workers is {workers}, but {own} trains all layers in one process: leave workers out.")
+    runner = Runner(store, results_dir, resolved, None, series, make_settings(backend, device, dtype, parallel))
     names, draws = choose_names(runner.store, layers), seed_list(seeds)
     jobs = [
         Job((layer,), seed, train_rows, "" if kind == own else kind)
@@ -86,12 +91,6 @@ def sweep(
     ]
     for job in jobs:
         runner.widths(job)  # refuses pooled features for a probe that reads tokens
-    if workers != 1 and PROBES[own].fits_together:
-        raise UserError(
-            f"workers is {workers}, but {own} trains all layers in one pass in one process: leave that out."
-        )
-    if parallel == "rows" and (workers != 1 or not all(PROBES[kind].shards for kind in kinds)):
-        raise UserError("parallel='rows' supports linear probes only; remove probe, checks and workers.")
     again = {
         "Cs": Cs,
         "layers": layers,
@@ -109,15 +108,14 @@ def sweep(
     return Results(runner.out)
 
 
-def check_kinds(kinds: Sequence[str], reads: Sequence[str], runner: Runner) -> None:
+def check_kinds(kinds: Sequence[str], reads: Sequence[str], protocol: Protocol) -> None:
     """Refuse kinds of probes that are unknown, read what a call does not offer, or do not go with the protocol."""
-    own = runner.protocol.probe
     for kind in kinds:
         if kind not in PROBES or PROBES[kind].reads not in reads:
             known = sorted(k for k, probe in PROBES.items() if probe.reads in reads and not probe.fits_together)
             raise UserError(f"There is no probe {kind!r} of {' or '.join(reads)}: choose of {', '.join(known)}.")
-        PROBES[kind]().check(runner.protocol)
-    if len(kinds) > 1 and (PROBES[own].fits_together or len({PROBES[kind].reads for kind in kinds}) > 1):
+        PROBES[kind]().check(protocol)
+    if len(kinds) > 1 and (PROBES[protocol.probe].fits_together or len({PROBES[kind].reads for kind in kinds}) > 1):
         raise UserError(
             f"{', '.join(kinds)} cannot be probed in one call: checks go with an exact protocol and pooled features."
         )
