@@ -58,8 +58,9 @@ def extract(
     """
     from probekit import extract as extract_features
     from probekit import load_dataset, load_encoder
+    from probekit.datasets.catalogue import written_tests
     from probekit.datasets.corrupt import skipped_lines
-    from probekit.datasets.shifted import with_tests, written_tests
+    from probekit.datasets.shifted import with_tests
     from probekit.encoders.decisions import decision_lines
 
     data = load_dataset(dataset, root=root, skip_corrupt=skip_corrupt)

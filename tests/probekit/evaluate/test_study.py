@@ -48,7 +48,7 @@ def encoder():
 @pytest.fixture
 def no_report(monkeypatch):
     """Drawing costs seconds; what the report holds has its own tests."""
-    monkeypatch.setattr(sys.modules["probekit.evaluate.study"], "write_report", lambda *_: None)
+    monkeypatch.setattr(Results, "report", lambda *_: None)
 
 
 def snapshot(folder):
