@@ -9,7 +9,7 @@ from probekit.cli.console import say
 from probekit.runtime.errors import UserError
 
 
-def convert(source: str, target: Path, /, *, palette: Path | None = None, bert: bool = False) -> None:
+def convert(source: str, target: Path, *, palette: Path | None = None, bert: bool = False) -> None:
     """Convert weights: OpenAI's or Hugging Face's become a run folder, a run becomes a Hugging Face folder.
 
     Parameters

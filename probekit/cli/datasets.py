@@ -6,7 +6,7 @@ from probekit.cli.console import say
 from probekit.runtime.errors import UserError
 
 
-def datasets(action: str | None = None, name: str | None = None, /, *, root: Path | None = None) -> None:
+def datasets(action: str | None = None, name: str | None = None, *, root: Path | None = None) -> None:
     """List the data sets known by name, or download one: probekit datasets fetch NAME --root FOLDER.
 
     Parameters

@@ -9,9 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
-
-from cyclopts import Parameter
+from typing import Any
 
 from igpt_model import atomic
 from igpt_model.training.config import TrainConfig
@@ -79,7 +77,7 @@ def demo(
     *,
     out: Path = Path("demo"),
     pretrained: bool = False,
-    recipe: Annotated[DemoRecipe, Parameter(name="*", group="Recipe")] = DemoRecipe(),
+    recipe: DemoRecipe = DemoRecipe(),
 ) -> None:
     """Train a tiny iGPT on wandering digits, probe every layer, and draw the depth curve: minutes on two CPU cores.
 

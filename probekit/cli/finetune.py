@@ -1,10 +1,9 @@
 """`probekit finetune`: a pre-trained run and a labelled data set in, a classifier out, tested once at the end."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from cyclopts import Parameter
 
 from igpt_model import atomic
 from igpt_model.training.finetune_config import FinetuneConfig
@@ -20,14 +19,13 @@ PREDICTIONS_FILE = "test_predictions.safetensors"
 def finetune(
     run: str,
     dataset: str,
-    /,
     *,
     out: Path,
     root: Path | None = None,
     limit: int | None = None,
     test: bool = True,
     tensorboard: bool = True,
-    config: Annotated[FinetuneConfig, Parameter(name="*")] = FinetuneConfig(),  # noqa: B008  (frozen)
+    config: FinetuneConfig = FinetuneConfig(),  # noqa: B008  (frozen)
 ) -> None:
     """Train a pre-trained iGPT with a linear head on labelled pictures. Run again after a kill it goes on.
 

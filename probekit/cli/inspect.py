@@ -5,7 +5,7 @@ from pathlib import Path
 from probekit.cli.console import say, table
 
 
-def inspect(file: Path, /, *, split: str | None = None, picture: Path | None = None) -> None:
+def inspect(file: Path, *, split: str | None = None, picture: Path | None = None) -> None:
     """Show what a feature file holds, layer by layer.
 
     Parameters

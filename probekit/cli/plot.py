@@ -14,7 +14,7 @@ FORMATS = ("svg", "png", "pdf")
 
 
 def plot(
-    *results: Path,
+    results: list[Path],
     out: Path,
     kind: Literal["depth", "path"] = "depth",
     dataset: str | None = None,

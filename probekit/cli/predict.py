@@ -1,9 +1,6 @@
 """`probekit predict`: a stored probe on image files."""
 
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from probekit.cli.console import say
 from probekit.cli.encoder_options import EncoderOptions
@@ -12,13 +9,12 @@ from probekit.cli.encoder_options import EncoderOptions
 def predict(
     probe: Path,
     images: tuple[Path, ...],
-    /,
     *,
     series: str | None = None,
     encoder: str | None = None,
     out: Path | None = None,
     batch_size: int = 128,
-    options: Annotated[EncoderOptions, Parameter(name="*")] = EncoderOptions(),  # noqa: B008  (frozen)
+    options: EncoderOptions = EncoderOptions(),  # noqa: B008  (frozen)
 ) -> None:
     """Class and probability of each image file, by a probe that a sweep or concatenation has stored.
 

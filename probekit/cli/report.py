@@ -6,7 +6,7 @@ from probekit.cli.console import say
 from probekit.runtime.errors import UserError
 
 
-def report(*results: Path, out: Path | None = None) -> None:
+def report(results: list[Path], out: Path | None = None) -> None:
     """Write depth curves, tables and an HTML page from one or more results folders.
 
     Parameters

@@ -11,7 +11,6 @@ from probekit.runtime.errors import UserError, check_at_least
 
 def sample(
     run: str,
-    /,
     *,
     out: Path,
     n: int = 16,

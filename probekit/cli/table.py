@@ -10,7 +10,7 @@ FORMATS = ("md", "csv", "tex")
 
 
 def table(
-    *results: Path,
+    results: list[Path],
     out: Path,
     kind: Literal["layers", "comparison"] = "layers",
     dataset: str | None = None,

@@ -4,10 +4,9 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from cyclopts import Parameter
 
 from igpt_model.images import ImageTransform, SourceImages
 from igpt_model.training.config import TrainConfig
@@ -24,15 +23,14 @@ PREPARE_BLOCK = 512
 
 def train(
     dataset: str,
-    /,
     *,
     out: Path,
     root: Path | None = None,
     limit: int | None = None,
     palette: str | None = None,
     tensorboard: bool = True,
-    config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008  (frozen)
-    watch: Annotated[WatchConfig, Parameter(name="*", group="Watching")] = WatchConfig(),  # noqa: B008
+    config: TrainConfig = TrainConfig(),  # noqa: B008  (frozen)
+    watch: WatchConfig = WatchConfig(),  # noqa: B008
 ) -> None:
     """Train an iGPT on a data set and write a run folder. The same command run again after a kill goes on.
 

@@ -10,7 +10,6 @@ from probekit.runtime.errors import UserError
 
 def verify(
     file: Path,
-    /,
     *,
     data: str | None = None,
     root: Path | None = None,
