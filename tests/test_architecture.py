@@ -61,7 +61,17 @@ PENDING = {
     ("probekit.solver.path", "probekit.probes.linear"),
 }
 FOUNDATION = {"igpt_model.errors", "igpt_model.hashing", "igpt_model.atomic"}
-LAZY = {"matplotlib", "cuml", "transformers", "timm", "tensorboard", "torch.utils.tensorboard", "hdf5plugin"}
+LAZY = {
+    "matplotlib",
+    "cuml",
+    "datasets",
+    "pyarrow",
+    "transformers",
+    "timm",
+    "tensorboard",
+    "torch.utils.tensorboard",
+    "hdf5plugin",
+}
 FORBIDDEN_NAMES = {"utils.py", "common.py", "helpers.py", "base.py", "misc.py"}
 
 
