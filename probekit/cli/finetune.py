@@ -7,7 +7,7 @@ import numpy as np
 
 from igpt_model import atomic
 from igpt_model.training.finetune_config import FinetuneConfig
-from probekit.cli.console import say, speaks
+from probekit.cli.console import is_rank0, note, say
 from probekit.cli.progress import progress
 from probekit.cli.train import prepared_images, tensorboard_writer, training_images
 from probekit.datasets import Dataset, load_dataset
@@ -48,7 +48,7 @@ def finetune(
     """
     data = load_dataset(dataset, root=root)
     run_finetuning(config, run, data, out, limit=limit, tensorboard=tensorboard)
-    if test and speaks():  # of the processes that torchrun starts one measures
+    if test and is_rank0():  # of the processes that torchrun starts one measures
         found = measure_on_test(config, data, out, limit=limit)
         interval = f"[{100 * found['top1_low']:.1f}, {100 * found['top1_high']:.1f}]"
         say(f"test accuracy of step {found['step']}: {100 * found['top1']:.1f} % {interval}, {found['n_test']:,} rows")
@@ -75,7 +75,7 @@ def run_finetuning(
     provenance = {**data.provenance, "limit": limit}
     record: dict[str, Any] = {}
     words = ""
-    with tensorboard_writer(out, tensorboard and speaks()) as write, progress("fine-tune", "steps") as show:
+    with tensorboard_writer(out, tensorboard and is_rank0()) as write, progress("fine-tune", "steps") as show:
         for record in fine_tune(config, source, parts[0], parts[1], data.classes, out, provenance):
             write(record)
             if record["kind"] == "start":

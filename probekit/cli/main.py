@@ -43,7 +43,10 @@ VERBS: dict[str, Verb] = {
     "sample": Verb(MODEL, "Draw images from a trained iGPT.", "probekit.cli.sample:sample"),
     "convert": Verb(MODEL, "Convert weights from and to Hugging Face's format.", "probekit.cli.convert:convert"),
     "extract": Verb(
-        MEASURE, "Write every layer's pooled features of a data set to one file.", "probekit.cli.extract:extract"
+        MEASURE,
+        "Write every layer's pooled features of a data set to one file.",
+        "probekit.cli.extract:extract",
+        unit="images",
     ),
     "sweep": Verb(
         MEASURE,
@@ -68,7 +71,7 @@ VERBS: dict[str, Verb] = {
     "plot": Verb(SHOW, "Draw one figure to a file.", "probekit.cli.plot:plot", {"results": "*"}),
     "table": Verb(SHOW, "Write one table to a file.", "probekit.cli.table:table", {"results": "*"}),
     "plan": Verb(LOOK, "Estimate time, memory and disk of train, extract and sweep.", "probekit.cli.plan:plan"),
-    "datasets": Verb(LOOK, "List the data sets known by name, or fetch one.", "probekit.cli.datasets:datasets"),
+    "datasets": Verb(LOOK, "List the data sets known by name, or fetch one.", "probekit.cli.datasets:datasets", {"action": "?", "name": "?"}),
     "compress": Verb(LOOK, "Rewrite a feature file in compressed chunks.", "probekit.features.compress:compress"),
     "verify": Verb(LOOK, "Check a feature file for damage and doubtful contents.", "probekit.cli.verify:verify"),
     "inspect": Verb(LOOK, "Show what a feature file holds, layer by layer.", "probekit.cli.inspect:inspect"),
@@ -112,8 +115,8 @@ _USERS_OS_ERRORS = {
     errno.EACCES: "permission denied; give another path, or change the permissions",
     errno.EPERM: "permission denied; give another path, or change the permissions",
     errno.EROFS: "the file system is read-only; give another path",
-    errno.ENOSPC: "the disk is full; free some space, and run the same command again",
-    errno.EDQUOT: "the disk quota is used up; free some space, and run the same command again",
+    errno.ENOSPC: "the disk is full; free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
     errno.ENOTDIR: "a part of that path is a file, not a folder; give another path",
     errno.EISDIR: "it is a folder, not a file; give a file",
     errno.EEXIST: "it exists already; give another name",
@@ -139,17 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.showwarning = _show_warning
     console.settle(quiet=bool({"-q", "--quiet"} & set(words)))
     try:
-        if words and not words[0].startswith("-"):
-            if words[0] not in VERBS:
-                near = difflib.get_close_matches(words[0], VERBS, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"the verbs are {', '.join(VERBS)}."
-                raise UserError(f"there is no verb {words[0]!r}; {hint}")
-            if {"--help", "-h"} & set(words):
-                whole_help(words[0])
-            else:
-                words = prepared(app, words)
-        with console.only_rank0_prints():
-            app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        dispatch(words)
     except KeyboardInterrupt:
         return _report(_interrupted(), 130)
     except SystemExit as error:
@@ -170,6 +163,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def dispatch(words: list[str]) -> None:
+    """Find the verb and run it."""
+    if words and not words[0].startswith("-"):
+        if words[0] not in VERBS:
+            near = difflib.get_close_matches(words[0], VERBS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the verbs are {', '.join(VERBS)}."
+            raise UserError(f"there is no verb {words[0]!r}; {hint}")
+        if {"--help", "-h"} & set(words):
+            whole_help(words[0])
+        else:
+            words = prepared(app, words)
+    with console.only_rank0_prints():
+        app(words, exit_on_error=False, print_error=False, result_action="return_value")
+
+
 def whole_help(verb: str) -> None:
     """Let `probekit VERB --help` show the verb's docstring, and not only its line of `probekit --help`."""
     command = app[verb]
@@ -178,8 +186,8 @@ def whole_help(verb: str) -> None:
 
 
 def _interrupted() -> str:
-    done = console.reached()
-    return f"interrupted{f' at {done}' if done else ''}; finished work is saved, and the same command continues from there."
+    done = f" at {console.reached()}" if console.reached() else ""
+    return f"interrupted{done}; finished work is saved, and the same command continues from there."
 
 
 def users_sentence(error: BaseException) -> str | None:

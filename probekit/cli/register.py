@@ -1,8 +1,8 @@
 """Commands from functions: the signature gives arguments and flags, the numpydoc docstring gives their help.
 
-Parameters without a default become arguments, the others flags; `out` is always a flag, and `progress` is supplied here.
-A public function's signature is read from its source: help and errors of usage then need not wait for torch. A function
-of `probekit.cli` with `**settings` takes the flags of the public function named in its `INHERITS` over into its own.
+Parameters without a default become arguments, the others flags; `out` is always a flag; `progress` is supplied here.
+A public function's signature is read from its source, so that help and errors of usage need not wait for torch. A
+function of `probekit.cli` with `**settings` also takes the flags of the public function named in its `INHERITS`.
 """
 
 import ast
@@ -45,7 +45,7 @@ class Verb:
     ----------
     group, help : where and how `probekit --help` lists it
     function : "package.module:function"
-    rename : parameter -> flag, or "*" for an argument that takes several values
+    rename : parameter -> flag, "*" for an argument that takes several values, or "?" for one that may be absent
     unit : what its progress counts; "" where the function names its stages itself
     """
 
@@ -136,8 +136,8 @@ def command_type(hint: Any) -> Any:
     if get_origin(hint) in (Union, types.UnionType):
         parts = [part for part in map(command_type, get_args(hint)) if part not in (None, type(None))]
         several = [part for part in parts if get_origin(part) is tuple]
-        # a count or a name stands before a list of counts; of a name and a path the path is checked first
-        order = [int, *several, float, bool, Path, str]
+        # "a number or a list of them" is the number; "a name or a list of them" is the list; a path is more than text
+        order = [Path, str, int, float, bool] if not several else several if int not in parts else [int]
         best = next((part for part in order if part in parts), parts[0] if parts else None)
         optional = type(None) in get_args(hint)
         return None if best is None else best | None if optional else best
@@ -170,6 +170,10 @@ def _flag(name: str, hint: Any, default: Any, help: str, spelled: Any = None, gr
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, how])
 
 
+def _dashed(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 @cache
 def _group(name: str | None) -> Group | None:
     return None if name is None else Group(name, sort_key=GROUPS.index(name) + 1)
@@ -185,8 +189,9 @@ def _parameters(
         if is_dataclass(one.default):
             hints = get_type_hints(type(one.default))
             for each in fields(one.default):
-                about, group = each.metadata.get("help", ""), each.metadata.get("group")
-                yield _flag(each.name, hints[each.name], getattr(one.default, each.name), about, None, _group(group))
+                about, group = each.metadata.get("help", ""), _group(each.metadata.get("group"))
+                default = getattr(one.default, each.name)
+                yield _flag(each.name, hints[each.name], default, about, _dashed(each.name), group)
             continue
         hint = command_type(one.annotation)
         if name in PROVIDED or one.kind is kind.VAR_KEYWORD or hint is None:
@@ -195,10 +200,10 @@ def _parameters(
             several = kind.VAR_POSITIONAL
             item = get_args(hint)[0] if get_origin(hint) is tuple else hint
             yield kind(name, several, annotation=Annotated[item, Parameter(help=help)])
-        elif one.default is kind.empty and name != "out" and spelled is None:
-            yield kind(name, kind.POSITIONAL_ONLY, annotation=Annotated[hint, Parameter(help=help)])
+        elif spelled == "?" or (one.default is kind.empty and name != "out" and spelled is None):
+            yield one.replace(kind=kind.POSITIONAL_ONLY, annotation=Annotated[hint, Parameter(help=help)])
         else:
-            yield _flag(name, hint, one.default, help, spelled)
+            yield _flag(name, hint, one.default, help, spelled or _dashed(name))
 
 
 def command(verb: str, entry: Verb) -> Callable[..., None]:
@@ -222,11 +227,15 @@ def command(verb: str, entry: Verb) -> Callable[..., None]:
         rows += _parameters({n: p for n, p in theirs.parameters.items() if n not in taken}, described(doc)[1], {})
     common = [
         inspect.Parameter(
-            flag, inspect.Parameter.KEYWORD_ONLY, default=False,
-            annotation=Annotated[bool, Parameter(name=spelled, help=help, negative=(), group=EVERY_VERB, show_default=False)],
+            flag,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=False,
+            annotation=Annotated[
+                bool, Parameter(name=spelled, help=help, negative=(), group=EVERY_VERB, show_default=False)
+            ],
         )
         for flag, (spelled, help) in COMMON.items()
-    ]  # fmt: skip
+    ]
     common.append(_flag("config_file", Path | None, None, CONFIG, "--config", EVERY_VERB))
     order = [inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.KEYWORD_ONLY]
     rows = sorted([*rows, *common], key=lambda row: (order.index(row.kind), row.default is not row.empty))

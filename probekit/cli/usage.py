@@ -141,12 +141,8 @@ def _missing(app: App, words: Sequence[str]) -> list[str]:
             if one is None or one.tokens or one.name in names:
                 return names
             names.append(one.name)
-            flag = one.field_info.is_keyword
-            tried = (
-                [*tried, one.name, "1"]
-                if flag
-                else [tried[0], *_positional(tried[1:]), "1", *tried[1 + len(_positional(tried[1:])) :]]
-            )
+            at = 1 + len(_positional(tried[1:]))
+            tried[at:at] = [one.name, "1"] if one.field_info.is_keyword else ["1"]
         except CycloptsError:
             return names
         else:

@@ -139,25 +139,13 @@ def path_for_crew(store: Any, workers: int) -> Path | None:
 
 
 def choose_names(store: Any, layers: str | Sequence[str | int] | None) -> list[str]:
-    """Layer names, shallow to deep, from None (all), a glob, names or indices; an unknown one raises `UserError`."""
+    """Layer names, shallow to deep, from None (all), names, globs or indices; an unknown one raises `UserError`."""
     if layers is None:
         return list(store.layers)
-    known = f"{getattr(store, 'path', 'the feature file')} has {', '.join(store.layers)}"
-    if isinstance(layers, str):
-        matched = [name for name in store.layers if fnmatch.fnmatchcase(name, layers)]
-        if not matched:
-            raise UserError(f"No layer matches {layers!r}: {known}.")
-        return matched
     found = set()
-    for layer in layers:
-        if isinstance(layer, int) and -len(store.layers) <= layer < len(store.layers):
-            found.add(store.layers[layer])
-        elif layer in store.layers:
-            found.add(layer)
-        elif hasattr(store, "layer"):
-            found.add(store.layer(layer))
-        else:
-            raise UserError(f"There is no layer {layer!r}: {known}.")
+    for layer in [layers] if isinstance(layers, str) else layers:
+        matched = [name for name in store.layers if fnmatch.fnmatchcase(name, layer)] if isinstance(layer, str) else []
+        found |= set(matched or [store.layer(layer)])
     return [name for name in store.layers if name in found]
 
 
