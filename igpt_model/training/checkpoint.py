@@ -210,18 +210,18 @@ def newest_good(run_dir: str | Path) -> tuple[Path | None, list[dict[str, Any]]]
 
     Damaged ones are renamed; those without the optimiser's state are passed over.
     """
-    told = []
+    events = []
     for candidate in reversed(list_checkpoints(run_dir)):
         try:
             check_checkpoint(candidate)
         except DamagedCheckpoint as error:
             aside = candidate.with_name(f"damaged-{candidate.name}-{time.time_ns()}")
             candidate.rename(aside)
-            told.append({"kind": "damaged", "step": int(candidate.name), "path": str(aside), "reason": str(error)})
+            events.append({"kind": "damaged", "step": int(candidate.name), "path": str(aside), "reason": str(error)})
             continue
         if (candidate / "trainer.json").is_file():
-            return candidate, told
-    return None, told
+            return candidate, events
+    return None, events
 
 
 def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu", weights: bool = True) -> Checkpoint:

@@ -8,7 +8,6 @@ from igpt_model.config import ModelConfig
 from igpt_model.errors import UserError
 from igpt_model.images import ImageTransform
 
-
 MODEL, DATA, OPTIMISATION = "Model", "Data", "Optimisation"
 LOGS, HARDWARE = "Checkpoints and logs", "Hardware"
 
@@ -86,7 +85,9 @@ class TrainConfig:
         if self.keep_at is not None:
             object.__setattr__(self, "keep_at", tuple(sorted(self.keep_at)))
         positive = ("steps", "batch_size", "log_every", "eval_every", "eval_images", "checkpoint_every", "keep_last")
-        check_settings(self, positive, ("seed", "warmup_steps", "clip", "weight_decay", "micro_batch", "threads", "spike"))
+        check_settings(
+            self, positive, ("seed", "warmup_steps", "clip", "weight_decay", "micro_batch", "threads", "spike")
+        )
         _ = self.transform, self.model_config  # their own checks, now rather than later
 
     @property

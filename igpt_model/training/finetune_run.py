@@ -46,7 +46,7 @@ class FinetuneRun:
     loaded : Checkpoint
         The pre-trained model.
     train, val : (images, labels)
-    books : dict
+    run_config : dict
         What `config.json` of the run says.
     out : Path
     ranks : Ranks
@@ -59,13 +59,13 @@ class FinetuneRun:
         loaded: Checkpoint,
         train: tuple[Any, np.ndarray],
         val: tuple[Any, np.ndarray],
-        books: dict[str, Any],
+        run_config: dict[str, Any],
         out: Path,
         ranks: Ranks,
     ) -> None:
         self.config, self.out, self.ranks, self.palette = config, out, ranks, loaded.palette
         self.transform = config.transform(loaded.transform)
-        self.tuner = Tuner(config, loaded.model, self.transform.resolution, len(books["classes"]), ranks)
+        self.tuner = Tuner(config, loaded.model, self.transform.resolution, len(run_config["classes"]), ranks)
         self.classifier = self.tuner.classifier
         encoded, self.val_tokens = (encode_all(images, self.palette) for images, _ in (train, val))
         self.train_tokens = training_tokens(train[0], self.palette, self.transform, encoded)
@@ -73,7 +73,7 @@ class FinetuneRun:
         self.train_labels, self.val_labels = (np.asarray(labels, np.int64) for _, labels in (train, val))
         arrays = {"train": encoded, "val": self.val_tokens, "y": self.train_labels, "v": self.val_labels}
         self.data_hash = hash_arrays(arrays)
-        self.about = {"config": books["finetune"], **{k: v for k, v in books.items() if k != "finetune"}}
+        self.about = {"config": run_config["finetune"], **{k: v for k, v in run_config.items() if k != "finetune"}}
         self.about["layer"] = self.classifier.layer
         self.step, self.best_step, self.best_accuracy, self.stale = 0, 0, -1.0, 0
         self.sums: list[Tensor] = []  # (L_clf, L_gen, norm) of the updates since the last record
@@ -164,7 +164,7 @@ class FinetuneRun:
         parts = {"clf_loss": clf_loss} | ({"gen_loss": gen_loss} if self.config.gen_weight else {})
         return {"loss": clf_loss + self.config.gen_weight * gen_loss, **parts, "grad_norm": norm}
 
-    def look(self, pausing: bool) -> Iterator[dict[str, Any]]:
+    def evaluate_and_save(self, pausing: bool) -> Iterator[dict[str, Any]]:
         """Validate where that is due, which saves as well; save a run that pauses."""
         if self.evaluating:
             yield self.evaluate()

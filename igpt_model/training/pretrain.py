@@ -86,8 +86,8 @@ def train(
     settings = config.to_dict()
     data = {"train_images": len(train_images), "val_images": len(val_images), "provenance": data_provenance}
     shared = None if palette is None else palette.hash
-    books = {"train": settings, "model": config.model_config.to_dict(), "data": data, "palette": shared}
-    changed = ranks.once(lambda: open_run(out, books, free=[f"train.{name}" for name in _FREE]))
+    run_config = {"train": settings, "model": config.model_config.to_dict(), "data": data, "palette": shared}
+    changed = ranks.once(lambda: open_run(out, run_config, free=[f"train.{name}" for name in _FREE]))
     with cpu_threads(config.threads):
         run = Run(config, Path(out), ranks, data_provenance)
         yield from run.open(train_images, val_images, palette, changed)

@@ -132,21 +132,21 @@ class Run:
         norm = torch.stack(self.norms).max().item()
         self.shares, self.norms = [], []
         good = next((int(f.name) for f in reversed(list_checkpoints(self.out))), None)
-        self.watch.look(self.step, loss, norm, self.over, good)
+        self.watch.check(self.step, loss, norm, self.over, good)
         return {"loss": loss, "grad_norm": norm}
 
-    def look(self, pausing: bool) -> Iterator[dict[str, Any]]:
+    def evaluate_and_save(self, pausing: bool) -> Iterator[dict[str, Any]]:
         """Evaluate and save where that is due; weights of a loss that has risen are not kept."""
         if self.evaluating:
             yield self.log(self.evaluation())
-        if (self.config.saves(self.step) or pausing) and self.watch.sound:
+        if (self.config.saves(self.step) or pausing) and self.watch.reliable:
             yield self.save()
 
     def rescue(self) -> None:
         """Save; what was summed up since the last record is not in a checkpoint, so it is written down first."""
         if self.shares:
             self.log(step_record(self, 0, 1.0))
-        if self.watch.sound and not checkpoint_path(self.out, self.step).exists():
+        if self.watch.reliable and not checkpoint_path(self.out, self.step).exists():
             self.save()
 
     def end(self) -> dict[str, Any]:

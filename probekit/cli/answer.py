@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def present(answer: Any) -> None:
-    """Print what a verb returned. A dict is for --json alone: the verb has printed its text itself."""
+    """Print what a verb returned. A dict or list is for --json alone: the verb has printed its text itself."""
     # by name, so that no type has to be imported to be asked for
     kind = next((name for name in (base.__name__ for base in type(answer).__mro__) if name in _TYPES), None)
     if wants_json() and answer is not None:
         value = _TYPES[kind][1](answer) if kind else _plain(answer)
-        print(json.dumps(value, indent=2, default=_plain))  # noqa: T201
+        print(json.dumps(value, indent=2, default=_plain), flush=True)  # noqa: T201
     elif kind:
         _TYPES[kind][0](answer)
     elif isinstance(answer, Path):

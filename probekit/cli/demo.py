@@ -13,10 +13,10 @@ from typing import Any
 
 from igpt_model import atomic
 from igpt_model.training.config import TrainConfig
-from probekit.cli.console import say
+from probekit.cli.console import note
 from probekit.cli.progress import progress
 from probekit.runtime.errors import UserError, check_at_least
-from probekit.runtime.workers import crew
+from probekit.runtime.workers import worker_processes
 
 PRETRAINED = "wandering-digits"
 LAYERS = {"features-random.h5": "*[02468]"}  # a control that changes little from layer to layer
@@ -78,7 +78,7 @@ def demo(
     out: Path = Path("demo"),
     pretrained: bool = False,
     recipe: DemoRecipe = DemoRecipe(),
-) -> None:
+) -> dict[str, Any]:
     """Train a tiny iGPT on wandering digits, probe every layer, and draw the depth curve: minutes on two CPU cores.
 
     Raw pixels and the same network with random weights are probed on the same axes. The same command run again after
@@ -102,13 +102,14 @@ def demo(
     seconds["train"], start = perf_counter() - start, perf_counter()
     _extract(out, recipe)
     seconds["extract"], start = perf_counter() - start, perf_counter()
-    with crew(min(len(os.sched_getaffinity(0)), MOST_WORKERS), _probe, out, shown=False):
+    with worker_processes(min(len(os.sched_getaffinity(0)), MOST_WORKERS), _probe, out, shown=False):
         _probe(out)
     seconds["probe"], start = perf_counter() - start, perf_counter()
     page = _report(out)
     seconds["report"] = perf_counter() - start
-    say(f"\ntime: {', '.join(f'{name} {value:.0f} s' for name, value in seconds.items())}")
-    say(f"page: {page.resolve()}")
+    note(f"time: {', '.join(f'{name} {value:.0f} s' for name, value in seconds.items())}")
+    note(f"report: {page.resolve()}")
+    return {"out": str(out), "report": str(page.resolve()), "seconds": seconds}
 
 
 ENCODERS = {"features.h5": "igpt:{out}", "features-pixels.h5": "pixels", "features-random.h5": "random:{out}"}
@@ -139,20 +140,20 @@ def _probe(out: Path, shown: bool = True) -> None:
 
     Cs = [C for C in get_protocol("igpt").Cs if C <= LARGEST_C]
 
-    def told(what: str, unit: str) -> AbstractContextManager[Any]:
+    def stage(what: str, unit: str) -> AbstractContextManager[Any]:
         return progress(what, unit) if shown else nullcontext()
 
     # a helper begins at the other end, so that none waits while the last fit of a file is finished
     for file in ENCODERS if shown else reversed(ENCODERS):
-        with told(f"probe {file.removesuffix('.h5')}", "fits") as show:
+        with stage(f"probe {file.removesuffix('.h5')}", "fits") as show:
             sweep(out / file, out, Cs=Cs, layers=LAYERS.get(file), progress=show)
     columns = GREEDY_LAYERS * max(FeatureStore.open(out / "features.h5").widths)
-    with told("join layers", "sets of layers") as show:
+    with stage("join layers", "sets of layers") as show:
         concat(out / "features.h5", out, Cs=Cs, greedy_width=columns, progress=show)
 
 
 def _report(out: Path) -> Path:
-    from probekit.cli.sweep import show_curves
+    from probekit.cli.answer import show_curves
     from probekit.reports import write_report
 
     page = write_report(out, out / "report")

@@ -71,7 +71,12 @@ VERBS: dict[str, Verb] = {
     "plot": Verb(SHOW, "Draw one figure to a file.", "probekit.cli.plot:plot", {"results": "*"}),
     "table": Verb(SHOW, "Write one table to a file.", "probekit.cli.table:table", {"results": "*"}),
     "plan": Verb(LOOK, "Estimate time, memory and disk of train, extract and sweep.", "probekit.cli.plan:plan"),
-    "datasets": Verb(LOOK, "List the data sets known by name, or fetch one.", "probekit.cli.datasets:datasets", {"action": "?", "name": "?"}),
+    "datasets": Verb(
+        LOOK,
+        "List the data sets known by name, or fetch one.",
+        "probekit.cli.datasets:datasets",
+        {"action": "?", "name": "?"},
+    ),
     "compress": Verb(LOOK, "Rewrite a feature file in compressed chunks.", "probekit.features.compress:compress"),
     "verify": Verb(LOOK, "Check a feature file for damage and doubtful contents.", "probekit.cli.verify:verify"),
     "inspect": Verb(LOOK, "Show what a feature file holds, layer by layer.", "probekit.cli.inspect:inspect"),

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from probekit.cli.console import say
 from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ def plot(
     train_rows: int | None = None,
     series: str | None = None,
     narrow: bool = False,
-) -> None:
+) -> Path:
     """Draw one figure of a results folder to a file: the depth curve, or accuracy over the penalties.
 
     Parameters
@@ -60,7 +59,7 @@ def plot(
                 raise UserError(f"There is no series {wanted!r}; there are {', '.join(named)}.")
             figure = path_figure(named[wanted], narrow=narrow)
         save_figure(figure, out.with_suffix(""), (form,))
-    say(f"wrote {out}")
+    return out
 
 
 def check_ending(out: Path, formats: Sequence[str]) -> str:

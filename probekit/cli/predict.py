@@ -1,6 +1,7 @@
 """`probekit predict`: a stored probe on image files."""
 
 from pathlib import Path
+from typing import Any
 
 from probekit.cli.console import say
 from probekit.cli.encoder_options import EncoderOptions
@@ -15,7 +16,7 @@ def predict(
     out: Path | None = None,
     batch_size: int = 128,
     options: EncoderOptions = EncoderOptions(),  # noqa: B008  (frozen)
-) -> None:
+) -> list[dict[str, Any]]:
     """Class and probability of each image file, by a probe that a sweep or concatenation has stored.
 
     Parameters
@@ -49,3 +50,4 @@ def predict(
     else:
         atomic.write_text(out, text)
         say(f"{out}: {len(frame):,} predictions")
+    return frame.to_dict("records")

@@ -1,7 +1,7 @@
 """`probekit table`: one table to one file, from records."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from probekit.cli.console import say
 from probekit.cli.plot import check_ending, one_panel
@@ -16,7 +16,7 @@ def table(
     dataset: str | None = None,
     protocol: str | None = None,
     train_rows: int | None = None,
-) -> None:
+) -> dict[str, Any]:
     """Write one table of a results folder to a file: every layer, or ours beside published numbers.
 
     Parameters
@@ -49,3 +49,4 @@ def table(
         printed = printed_comparison(frame)
     atomic.write_text(out, table_text(frame, printed, form, captions(panel)[kind]))
     say(f"wrote {out}: {len(frame)} rows")
+    return {"table": str(out), "rows": len(frame)}

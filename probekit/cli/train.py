@@ -1,8 +1,7 @@
 """`probekit train`: a data set in, a run folder out; turns train()'s records into progress and TensorBoard events."""
 
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +9,9 @@ import numpy as np
 
 from igpt_model.images import ImageTransform, SourceImages
 from igpt_model.training.config import TrainConfig
-from probekit.cli.console import say
+from probekit.cli.console import is_rank0, note, say
 from probekit.cli.progress import Show, progress
-from probekit.cli.watch import DepthWatch, WatchConfig, emergence, probe_line, read_probes, share_of_peak
+from probekit.cli.watch import DepthWatch, WatchConfig, curve_history, probe_line, read_probes, share_of_peak
 from probekit.datasets import Dataset, Split, load_dataset
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ PREPARE_BLOCK = 512
 
 def train(
     dataset: str,
-    *,
     out: Path,
     root: Path | None = None,
     limit: int | None = None,
@@ -31,29 +29,31 @@ def train(
     tensorboard: bool = True,
     config: TrainConfig = TrainConfig(),  # noqa: B008  (frozen)
     watch: WatchConfig = WatchConfig(),  # noqa: B008
-) -> None:
-    """Train an iGPT on a data set and write a run folder. The same command run again after a kill goes on.
+) -> dict[str, Any]:
+    """Train an iGPT on a data set and write a run folder. Resumable.
 
     Parameters
     ----------
-    dataset
+    dataset : str
         A name of `probekit datasets`, a folder of images, or an archive.
-    out
+    out : Path
         The run folder.
-    root
-        Where the data set lies, for those that are not embedded.
-    limit
+    root : Path
+        Folder of the data set, for those that are not embedded.
+    limit : int
         Use at most this many images of each split, classes in proportion.
-    palette
-        Colours to share instead of clustering this data set's: those of a run (RUN or RUN@STEP), a
-        palette.safetensors, or OpenAI's kmeans_centers.npy. --n-colours must be their number.
-    tensorboard
+    palette : str
+        Palette to use instead of clustering this data set's colours: that of a run (RUN or RUN@STEP), a
+        palette.safetensors, or OpenAI's kmeans_centers.npy. --n-colours must be its size.
+    tensorboard : bool
         Write TensorBoard events beside metrics.jsonl.
     """
     data = load_dataset(dataset, root=root)
     colours = None if palette is None else shared_palette(palette)
-    run_training(config, data, out, limit=limit, palette=colours, tensorboard=tensorboard, watch=watch)
-    say(f"trained: {out} (next: probekit extract igpt:{out} {dataset} --out {out / 'features.h5'})")
+    last = run_training(config, data, out, limit=limit, palette=colours, tensorboard=tensorboard, watch=watch)
+    say(f"{out}: step {last['step']}" + (f", validation loss {last['val_loss']:.4f}" if "val_loss" in last else ""))
+    note(f"next: probekit extract igpt:{out} {dataset} --out {out / 'features.h5'}")
+    return {"run": str(out), **last}
 
 
 def run_training(
@@ -65,30 +65,37 @@ def run_training(
     palette: "Palette | None" = None,
     tensorboard: bool = True,
     watch: WatchConfig = WatchConfig(),  # noqa: B008  (frozen)
-) -> None:
-    """Train on `data`'s train split, watch its val split, show progress; resumes what lies at `out`."""
+) -> dict[str, Any]:
+    """Train on `data`'s train split, evaluate on its val split, show progress; resumes the run in `out`.
+
+    Returns
+    -------
+    dict
+        The last step and, where it was evaluated in this call, its validation loss.
+    """
     from igpt_model.training.pretrain import train as train_model
 
     transform, split = config.transform, data.splits["train"].limit(limit)
     train_images = training_images(split, transform)
     val_images = prepared_images(data.splits["val"].limit(limit), transform, "prepare val")
     provenance = {**data.provenance, "limit": limit}
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts one speaks
     records = train_model(config, train_images, val_images, out, data_provenance=provenance, palette=palette)
     looks = DepthWatch(watch, split, out, config.steps, config.device)
-    shown = progress("train", "steps") if first else nullcontext(lambda *numbers: None)
-    with tensorboard_writer(out, tensorboard and first) as write, shown as show:
-        speak = _Speaker(config, show) if first else None
+    last: dict[str, Any] = {}
+    with tensorboard_writer(out, tensorboard and is_rank0()) as write, progress("train", "steps") as show:
+        print_record = _Printer(config, show)
         for record in records:
+            last |= {name: record[name] for name in ("step", "val_loss") if name in record}
             write(record)
-            if speak is None:
+            if not is_rank0():  # the other processes of torchrun only train
                 continue
-            speak(record)
-            for seen in looks.look(record):
+            print_record(record)
+            for seen in looks.probe_checkpoint(record):
                 write(seen)
-                speak(seen)
-    if first and watch.probe_every:
-        say("\n".join(emergence(read_probes(out))))
+                print_record(seen)
+    if is_rank0() and watch.probe_every:
+        say("\n".join(curve_history(read_probes(out))))
+    return last
 
 
 def shared_palette(source: str) -> "Palette":
@@ -100,8 +107,8 @@ def shared_palette(source: str) -> "Palette":
     return Palette.load(file if file.is_file() else checkpoint_folder(source) / "palette.safetensors")
 
 
-class _Speaker:
-    """Says what a record says, on the terminal."""
+class _Printer:
+    """Prints the records of a run as progress and remarks."""
 
     def __init__(self, config: TrainConfig, show: Show) -> None:
         self.config, self.show = config, show
@@ -111,7 +118,7 @@ class _Speaker:
     def __call__(self, record: dict[str, Any]) -> None:
         kind, config = record["kind"], self.config
         if kind == "start":
-            say(_start_line(record))
+            note(_start_line(record))
             model = config.model_config
             if record["step"] < config.steps:
                 self.share = share_of_peak(
@@ -119,7 +126,7 @@ class _Speaker:
                 )
             self.show(record["step"], config.steps)
         elif kind == "damaged":
-            say(f"passed over a damaged checkpoint, now {record['path']}: {record['reason']}", "yellow")
+            note(f"skipped a damaged checkpoint, now {record['path']}: {record['reason']}", "yellow")
         elif kind == "step":
             words = [f"loss {record['loss']:.4f}"]
             if self.val_loss is not None:
@@ -131,15 +138,15 @@ class _Speaker:
         elif kind == "eval":
             self.val_loss = record["val_loss"]
         elif kind == "probe":
-            say(probe_line(record))
+            note(probe_line(record))
         elif kind == "samples":
-            say(f"samples: {record['path']}")
+            note(f"samples: {record['path']}")
 
 
 def _start_line(record: dict[str, Any]) -> str:
     sizes = f"{record['n_params']:,} parameters, {record['n_train']:,} training images"
     changed = "".join(f"; {name} is now {value}" for name, value in record["changed"].items())
-    return f"going on from step {record['step']}: {sizes}{changed}" if record["resumed"] else f"training: {sizes}"
+    return f"resuming from step {record['step']}: {sizes}{changed}" if record["resumed"] else f"training: {sizes}"
 
 
 def training_images(split: Split, transform: ImageTransform) -> np.ndarray | SourceImages:

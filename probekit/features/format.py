@@ -97,14 +97,14 @@ def checksum(array: np.ndarray) -> int:
     return xxhash.xxh3_64_intdigest(np.ascontiguousarray(array).data.cast("B"))
 
 
-def seal(block: int, checksums: np.ndarray) -> int:
+def row_checksum(block: int, checksums: np.ndarray) -> int:
     """The done flag of a block: a hash of its ledger row, so that a torn ledger row counts as not done."""
     return xxhash.xxh3_64_intdigest(np.asarray(checksums, np.uint64).tobytes(), seed=block + 1) | 1
 
 
 def done_blocks(ledger: np.ndarray) -> np.ndarray:
     """Which blocks of a ledger (n_blocks, L + 2) are sealed, as booleans."""
-    return np.array([int(row[-1]) == seal(block, row[:-1]) for block, row in enumerate(ledger)], dtype=bool)
+    return np.array([int(row[-1]) == row_checksum(block, row[:-1]) for block, row in enumerate(ledger)], dtype=bool)
 
 
 def content(provenance: Any) -> Any:

@@ -73,7 +73,7 @@ def verify(path: str | Path, data: Any = None) -> VerifyReport:
     return report
 
 
-def left_out_corrupt(path: str | Path) -> bool:
+def skipped_corrupt(path: str | Path) -> bool:
     """Whether a feature file, finished or not, was made without images that could not be decoded."""
     try:
         with layout.open_hdf5(path) as file:

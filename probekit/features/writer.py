@@ -183,7 +183,7 @@ class FeatureWriter:
                 sums[index + 1] = layout.checksum(stored)
                 self._pending_bytes += stored.nbytes
         sums[0] = layout.checksum(np.concatenate([columns[c][rows].view(np.uint64) for c in layout.ROW_COLUMNS]))
-        sums[-1] = layout.seal(block, sums[:-1])
+        sums[-1] = layout.row_checksum(block, sums[:-1])
         self._ledgers[split][block] = sums
         self._pending.append((split, block))
         if self._pending_bytes >= COMMIT_BYTES or time.monotonic() - self._committed_at >= COMMIT_SECONDS:

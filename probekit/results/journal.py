@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from probekit.results.records import parse_lines
+from probekit.results.record import parse_lines
 from probekit.runtime.errors import UserError
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from igpt_model.atomic import write_bytes
-from probekit.results.records import Record
+from probekit.results.record import Record
 from probekit.runtime.errors import UserError
 
 
@@ -45,10 +45,10 @@ def save_probe(
     coef_RD: np.ndarray,
     intercept_R: np.ndarray,
     rows: RowPredictions | None = None,
-    further: Mapping[str, np.ndarray] | None = None,
+    extra_arrays: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Write a probe, with `rows` what it predicts, and `further` arrays of its own, atomically."""
-    tensors = {"classes": classes.astype(np.int64), "coef": coef_RD, "intercept": intercept_R, **(further or {})}
+    """Write a probe, with `rows` what it predicts, and `extra_arrays` arrays of its own, atomically."""
+    tensors = {"classes": classes.astype(np.int64), "coef": coef_RD, "intercept": intercept_R, **(extra_arrays or {})}
     if rows is not None:
         tensors |= {
             "test_row_ids": rows.row_ids.astype(np.int64),

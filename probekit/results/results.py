@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probekit.results.curve import Curve, Verdict, choose_layer, depth_curves, verdict
-from probekit.results.records import Record, read_records, results_path
+from probekit.results.record import Record, read_records, results_path
 from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:

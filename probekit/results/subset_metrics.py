@@ -15,7 +15,7 @@ import numpy as np
 from igpt_model.atomic import write_json
 from probekit.results.metrics import mean_per_class_accuracy, top_k_accuracy, wilson_interval
 from probekit.results.predictions import row_predictions
-from probekit.results.records import Record
+from probekit.results.record import Record
 from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def metrics_without(record: Record, row_ids: Iterable[int]) -> dict[str, Any]:
         "mean_per_class": mean_per_class_accuracy(correct, labels),
         "log_loss": float(-own.mean()),
         "n_test": int(keep.sum()),
-        "n_left_out": int((~keep).sum()),
+        "n_excluded": int((~keep).sum()),
     }
 
 
@@ -124,7 +124,7 @@ def with_and_without(records: Iterable[Record], rows: RowSet | None = None) -> "
         if found is None or found.split != "test":
             continue
         less = metrics_without(record, found.row_ids)
-        if not less["n_left_out"]:
+        if not less["n_excluded"]:
             continue
         lines.append(
             {
@@ -133,7 +133,7 @@ def with_and_without(records: Iterable[Record], rows: RowSet | None = None) -> "
                 "layers": "+".join(record.layers),
                 "seed": record.seed,
                 "left out": found.name,
-                "n_left_out": less["n_left_out"],
+                "n_excluded": less["n_excluded"],
                 "top1": record.accuracy,
                 "top1_without": less["top1"],
                 "difference": less["top1"] - record.accuracy,

@@ -138,7 +138,7 @@ def test_nan_with_a_right_checksum_is_an_error(tmp_path):
         X[2, 1] = np.nan
         ledger = file["train/ledger"][()]
         ledger[0, 1] = layout.checksum(X[()])
-        ledger[0, -1] = layout.seal(0, ledger[0, :-1])
+        ledger[0, -1] = layout.row_checksum(0, ledger[0, :-1])
         file["train/ledger"][...] = ledger
         layout.set_id(file, layout.file_id(header, {"train": ledger}))
     assert verify(tmp_path / "f.h5").errors == ["Layer 00 of train, rows 0 to 3, holds values that are not finite."]
