@@ -27,6 +27,8 @@ MEASURE = Group.create_ordered("Features and probes")
 SHOW = Group.create_ordered("Results")
 LOOK = Group.create_ordered("Before and after")
 
+_FETCH = {"action": "?", "name": "?"}
+
 # Verbs are listed with their one line of help, so that `probekit --help` need not import torch.
 VERBS: dict[str, Verb] = {
     "demo": Verb(MAKE, "From nothing to a depth curve: minutes on two CPU cores.", "probekit.cli.demo:demo"),

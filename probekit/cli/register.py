@@ -25,14 +25,13 @@ from probekit.cli.answer import present
 from probekit.cli.progress import progress
 
 SCALARS = (int, float, bool, Path, str)
-PROVIDED = ("progress", "ranks")
 EVERY_VERB = Group("Every verb", sort_key=1000)
 GROUPS = ("Model", "Data", "Optimisation", "Checkpoints and logs", "Hardware", "Watching", "Encoder", "Recipe")
 COMMON = {
-    "json": ("--json", "Print the answer as JSON on stdout, and nothing else there."),
+    "json": (("--json",), "Print the answer as JSON on stdout, and nothing else there."),
     "quiet": (("--quiet", "-q"), "No progress and no remarks on stderr."),
     "verbose": (("--verbose", "-v"), "Also print how the solver and the encoder went about it."),
-    "debug": ("--debug", "Show the traceback of an error."),
+    "debug": (("--debug",), "Show the traceback of an error."),
 }
 CONFIG = "YAML or JSON file with arguments and flags of this verb, or what an earlier run wrote; the command line wins."
 
@@ -194,7 +193,7 @@ def _parameters(
                 yield _flag(each.name, hints[each.name], default, about, _dashed(each.name), group)
             continue
         hint = command_type(one.annotation)
-        if name in PROVIDED or one.kind is kind.VAR_KEYWORD or hint is None:
+        if one.kind is kind.VAR_KEYWORD or hint is None:
             continue
         if one.kind is kind.VAR_POSITIONAL or spelled == "*":
             several = kind.VAR_POSITIONAL
@@ -224,7 +223,8 @@ def command(verb: str, entry: Verb) -> Callable[..., None]:
     if parent:
         theirs, doc = read_signature(parent)
         taken = {row.name for row in rows} | set(own)
-        rows += _parameters({n: p for n, p in theirs.parameters.items() if n not in taken}, described(doc)[1], {})
+        more = {n: p for n, p in theirs.parameters.items() if n not in taken and p.default is not p.empty}
+        rows += _parameters(more, described(doc)[1], {})
     common = [
         inspect.Parameter(
             flag,
