@@ -60,7 +60,7 @@ PENDING = {
     ("probekit.selection.protocol", "probekit.probes.sgd"),
     ("probekit.solver.path", "probekit.probes.linear"),
 }
-FOUNDATION = {"igpt_model.errors", "igpt_model.hashing", "igpt_model.atomic"}
+FOUNDATION = {f"igpt_model.{name}" for name in ("errors", "hashing", "atomic", "checked_json", "locks", "ranges")}
 LAZY = {
     "matplotlib",
     "cuml",

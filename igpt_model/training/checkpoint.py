@@ -9,6 +9,7 @@ rather than loaded.
 """
 
 import json
+import re
 import shutil
 import tempfile
 import time
@@ -18,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from igpt_model.atomic import replace_folder
+from igpt_model.checked_json import Int, Text, read_json
 from igpt_model.config import ModelConfig
 from igpt_model.errors import UserError
 from igpt_model.hashing import hash_arrays, hash_file
@@ -31,6 +34,16 @@ from igpt_model.training.checkpoint_shards import read_shards, write_shards
 from igpt_model.training.distributed import Ranks
 
 FORMAT = 1
+_HASH = Text(32)
+_ABOUT = {
+    "format": Int(0),
+    "step": Int(0),
+    "model": dict,
+    "weights_hash": (_HASH, None),  # of shards: known once they are read
+    "palette_hash": _HASH,
+    "provenance": dict,
+}
+_NEEDED = ("config.json", "palette.safetensors", "transform.json")
 HEAD_FILE = "classifier.safetensors"  # beside the weights, where the model was fine-tuned
 
 
@@ -141,29 +154,72 @@ def _on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def check_checkpoint(folder: str | Path) -> None:
-    """Compare every file with the manifest.
+    """Compare every file with the manifest, and the manifest with what a checkpoint needs; read its JSON files.
 
     Raises
     ------
     DamagedCheckpoint
-        A file is missing, cut short or altered; the message names it.
+        A file is missing, cut short, altered or not as it must be; the message names it.
     """
     folder = Path(folder)
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = read_json(folder / "manifest.json", {str: _HASH})
+        _check_listed(folder, manifest)
         for name, expected in manifest.items():
             if name.startswith("trainer") and not (folder / name).exists():
                 continue  # older kept checkpoints lose them to save disk
             if hash_file(folder / name) != expected:
                 raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: {name} is not the file that was written.")
-    except (OSError, json.JSONDecodeError, AttributeError) as error:
-        raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: {error}.") from error
+        about = read_about(folder)
+        if about["format"] == FORMAT:  # else `load_checkpoint` says that another version is needed
+            _check_tensors(folder, ModelConfig.from_dict(about["model"]))
+        ImageTransform.from_dict(read_json(folder / "transform.json"))
+    except DamagedCheckpoint:
+        raise
+    except (OSError, UserError) as error:
+        raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: {str(error).rstrip('.')}.") from error
+
+
+def _check_listed(folder: Path, manifest: Mapping[str, str]) -> None:
+    """Refuse a manifest that lists a file elsewhere, or leaves out one that is read."""
+    for name in manifest:
+        if not re.fullmatch(r"(weights/|trainer/)?[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+            raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: its manifest lists {name!r}, outside it.")
+    for name in _NEEDED:
+        if name not in manifest:
+            raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: its manifest does not list {name}.")
+    if "weights.safetensors" not in manifest and not any(name.startswith("weights/") for name in manifest):
+        raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: its manifest lists no weights.")
+    present = [file for file in folder.rglob("*") if file.suffix in (".safetensors", ".json") and not file.is_dir()]
+    for name in sorted(str(file.relative_to(folder)) for file in present):
+        if name not in manifest and name != "manifest.json":
+            raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: its manifest does not list {name}.")
+
+
+def _check_tensors(folder: Path, config: ModelConfig) -> None:
+    """Refuse tensor files whose headers cannot be read, or weights that are not those of the configured model."""
+    for file in folder.glob("*.safetensors"):
+        try:
+            with safe_open(str(file), framework="pt") as opened:
+                shapes = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: {file.name} ({error}).") from error
+        if file.name == "weights.safetensors":
+            with torch.device("meta"):
+                expected = {name: list(value.shape) for name, value in IGPT(config).state_dict().items()}
+            if shapes != expected:
+                raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: its weights do not fit its config.json.")
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """Return a checkpoint's `config.json`: format, step, model, hashes and provenance."""
+    return read_json(folder / "config.json", _ABOUT)
 
 
 def list_checkpoints(run_dir: str | Path) -> list[Path]:
     """Return the run's checkpoint folders, oldest first, damaged ones included."""
     folders = (Path(run_dir) / "checkpoints").glob("[0-9]*")
-    return sorted((f for f in folders if f.name.isdigit() and f.is_dir()), key=lambda f: int(f.name))
+    return sorted((f for f in folders if re.fullmatch("[0-9]{1,15}", f.name) and f.is_dir()), key=lambda f: int(f.name))
 
 
 def latest_checkpoint(run_dir: str | Path, step: int | None = None) -> Path:
@@ -240,9 +296,9 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu", weig
         folder = latest_checkpoint(folder)
     else:
         check_checkpoint(folder)
-    about = json.loads((folder / "config.json").read_text())
-    if about.get("format") != FORMAT:
-        raise UserError(f"{folder} has checkpoint format {about.get('format')}; this version reads {FORMAT}.")
+    about = read_about(folder)
+    if about["format"] != FORMAT:
+        raise UserError(f"{folder} has checkpoint format {about['format']}; this version reads {FORMAT}.")
     palette = Palette.load(folder / "palette.safetensors")
     if palette.hash != about["palette_hash"]:
         raise UserError(
@@ -251,32 +307,60 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu", weig
     config = ModelConfig.from_dict(about["model"])
     weights_hash = about["weights_hash"]
     if weights:
-        state = read_weights(folder)
+        state = read_weights(folder, about)
         weights_hash = weights_hash or hash_arrays(state)
         model = IGPT.from_state(config, state, str(folder)).to(device).eval()
     else:
         with torch.device("meta"):
             model = IGPT(config)
-    transform = ImageTransform.from_dict(json.loads((folder / "transform.json").read_text()))
+    transform = ImageTransform.from_dict(read_json(folder / "transform.json"))
     provenance = {**about["provenance"], "weights_hash": weights_hash, "palette_hash": about["palette_hash"]}
     return Checkpoint(model, config, palette, transform, about["step"], weights_hash, provenance, folder)
 
 
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Return a checkpoint's whole weights, whether they lie in one file or in shards."""
-    return (
-        read_shards(folder / "weights") if (folder / "weights").is_dir() else load_file(folder / "weights.safetensors")
-    )
+def read_weights(folder: Path, about: Mapping[str, Any] | None = None) -> dict[str, torch.Tensor]:
+    """Return a checkpoint's whole weights, whether they are in one file or in shards.
+
+    Raises
+    ------
+    DamagedCheckpoint
+        They cannot be read, or are not those that `config.json` names.
+    """
+    if (folder / "weights").is_dir():
+        try:
+            state = read_shards(folder / "weights")
+        except UserError:
+            raise
+        except Exception as error:  # torch.distributed.checkpoint has no error class of its own for damaged files
+            raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: weights cannot be read ({error}).") from error
+    else:
+        state = read_tensors(folder / "weights.safetensors")
+    expected = (about or read_about(folder))["weights_hash"]
+    if expected is not None and hash_arrays(state) != expected:
+        raise DamagedCheckpoint(
+            f"The checkpoint {folder} is damaged: its weights are not those that config.json names."
+        )
+    return state
 
 
-def load_trainer_state(folder: str | Path, tensors: bool = True) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a checkpoint's safetensors file; `DamagedCheckpoint` where it cannot be read."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DamagedCheckpoint(f"The checkpoint file {path} cannot be read ({error}).") from error
+
+
+def load_trainer_state(
+    folder: str | Path, tensors: bool = True, schema: Any = dict
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the (tensors, JSON values) that `save_checkpoint` was given, the tensors whole, or none of them."""
     folder = Path(folder)
     shards, file = folder / "trainer", folder / "trainer.safetensors"
     if not (shards.is_dir() or file.is_file()) or not (folder / "trainer.json").is_file():
         raise UserError(f"{folder} holds no trainer state, so that training cannot go on from it.")
-    state = {} if not tensors else read_shards(shards) if shards.is_dir() else load_file(file)
-    return state, json.loads((folder / "trainer.json").read_text())
+    state = {} if not tensors else read_shards(shards) if shards.is_dir() else read_tensors(file)
+    return state, read_json(folder / "trainer.json", schema)
 
 
 def consolidate(source: str | Path, target: str | Path) -> Path:

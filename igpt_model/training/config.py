@@ -1,20 +1,16 @@
 """The settings of a training run: the one source of the command line's flags, their defaults and their help."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
-from igpt_model.config import ModelConfig
+from igpt_model.config import MAX_COLOURS, ModelConfig
 from igpt_model.errors import UserError
-from igpt_model.images import ImageTransform
+from igpt_model.images import MAX_RESOLUTION, ImageTransform
+from igpt_model.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SEED, Range, check_settings, option
 
 MODEL, DATA, OPTIMISATION = "Model", "Data", "Optimisation"
 LOGS, HARDWARE = "Checkpoints and logs", "Hardware"
-
-
-def option(default: Any, help: str, group: str | None = None) -> Any:
-    """Return a dataclass field with its default, and the help text and group that the command line shows."""
-    return field(default=default, metadata={"help": help, "group": group})
 
 
 @dataclass(frozen=True)
@@ -26,35 +22,46 @@ class TrainConfig:
     """
 
     model: Literal["tiny", "S", "M", "L", "XL"] = option("tiny", "Preset of the transformer.", MODEL)
-    n_layer: int | None = option(None, "Number of blocks, instead of the preset's.", MODEL)
-    n_embd: int | None = option(None, "Width of the residual stream, instead of the preset's.", MODEL)
-    n_head: int | None = option(None, "Attention heads, instead of the preset's.", MODEL)
+    n_layer: int | None = option(None, "Number of blocks, instead of the preset's.", MODEL, Range(1, 1000))
+    n_embd: int | None = option(None, "Width of the residual stream, instead of the preset's.", MODEL, Range(1, 65_536))
+    n_head: int | None = option(None, "Attention heads, instead of the preset's.", MODEL, Range(1, 65_536))
     objective: Literal["autoregressive", "bert"] = option(
         "autoregressive", "Predict the next pixel (autoregressive) or masked pixels (bert).", MODEL
     )
-    mask_prob: float = option(0.15, "Probability that a pixel is masked (bert).", MODEL)
-    resolution: int = option(32, "Side of the images in pixels; the model reads resolution^2 tokens.", DATA)
+    mask_prob: float = option(0.15, "Probability that a pixel is masked (bert).", MODEL, Range(0, 1, above=True))
+    resolution: int = option(
+        32, "Side of the images in pixels; the model reads resolution^2 tokens.", DATA, Range(1, MAX_RESOLUTION)
+    )
     resize: str = option("bilinear", "Pillow filter that resizes images to the resolution.", DATA)
-    n_colours: int = option(512, "Colours in the palette (512 is the paper's 9 bits).", DATA)
+    n_colours: int = option(512, "Colours in the palette (512 is the paper's 9 bits).", DATA, Range(1, MAX_COLOURS))
     augment: tuple[str, ...] = option(
         (), "Random augmentation of training images: resize_crop:256:384:224, flip, pad_crop:4.", DATA
     )
-    steps: int = option(1000, "Number of updates.", OPTIMISATION)
-    batch_size: int = option(128, "Images per update, over all ranks.", OPTIMISATION)
+    steps: int = option(1000, "Number of updates.", OPTIMISATION, COUNT)
+    batch_size: int = option(128, "Images per update, over all ranks.", OPTIMISATION, COUNT)
     micro_batch: int = option(
-        0, "Images per forward pass on each rank; gradients are accumulated over the batch. 0: all at once.", HARDWARE
+        0,
+        "Images per forward pass on each rank; gradients are accumulated over the batch. 0: all at once.",
+        HARDWARE,
+        COUNT_OR_NONE,
     )
-    lr: float = option(0.003, "Peak learning rate; the paper lowers it by 3 until training is stable.", OPTIMISATION)
-    warmup_steps: int = option(100, "Updates over which the learning rate rises to its peak.", OPTIMISATION)
+    lr: float = option(
+        0.003, "Peak learning rate; the paper lowers it by 3 until training is stable.", OPTIMISATION, POSITIVE
+    )
+    warmup_steps: int = option(
+        100, "Updates over which the learning rate rises to its peak.", OPTIMISATION, COUNT_OR_NONE
+    )
     schedule: Literal["cosine", "constant"] = option(
         "cosine", "Learning rate after the warm-up; cosine ends at 0.", OPTIMISATION
     )
     betas: tuple[float, float] = option(
-        (0.9, 0.95), "Adam's betas; a second of 0.999 causes loss spikes.", OPTIMISATION
+        (0.9, 0.95), "Adam's betas; a second of 0.999 causes loss spikes.", OPTIMISATION, Range(0, 1, below=True)
     )
-    weight_decay: float = option(0.0, "AdamW's decay of the blocks' matrices; the paper uses none.", OPTIMISATION)
-    clip: float = option(1.0, "Largest norm of the gradient; 0: no clipping.", OPTIMISATION)
-    seed: int = option(0, "Seed of weights, palette, order, augmentation and masks.", OPTIMISATION)
+    weight_decay: float = option(
+        0.0, "AdamW's decay of the blocks' matrices; the paper uses none.", OPTIMISATION, NOT_NEGATIVE
+    )
+    clip: float = option(1.0, "Largest norm of the gradient; 0: no clipping.", OPTIMISATION, NOT_NEGATIVE)
+    seed: int = option(0, "Seed of weights, palette, order, augmentation and masks.", OPTIMISATION, SEED)
     dtype: Literal["float32", "bfloat16"] = option(
         "float32", "Precision of the forward pass; bfloat16 is autocast with float32 master weights.", HARDWARE
     )
@@ -66,17 +73,22 @@ class TrainConfig:
     )
     compile: bool = option(False, "Compile each block (torch.compile), which takes about a minute.", HARDWARE)
     device: str = option("cpu", "Device: cpu, cuda, cuda:1.", HARDWARE)
-    threads: int = option(0, "CPU threads; 0: PyTorch's choice. Exact resuming needs the same number.", HARDWARE)
-    log_every: int = option(10, "Updates between records of the training loss.", LOGS)
-    eval_every: int = option(250, "Updates between validation losses.", LOGS)
-    eval_images: int = option(1024, "Validation images used, evenly spaced.", LOGS)
-    checkpoint_every: int = option(250, "Updates between checkpoints.", LOGS)
-    keep_last: int = option(3, "Newest checkpoints that are kept with their optimiser state.", LOGS)
+    threads: int = option(
+        0, "CPU threads; 0: PyTorch's choice. Exact resuming needs the same number.", HARDWARE, Range(0, 1024)
+    )
+    log_every: int = option(10, "Updates between records of the training loss.", LOGS, COUNT)
+    eval_every: int = option(250, "Updates between validation losses.", LOGS, COUNT)
+    eval_images: int = option(1024, "Validation images used, evenly spaced.", LOGS, COUNT)
+    checkpoint_every: int = option(250, "Updates between checkpoints.", LOGS, COUNT)
+    keep_last: int = option(3, "Newest checkpoints that are kept with their optimiser state.", LOGS, COUNT)
     keep_at: tuple[int, ...] | None = option(
-        None, "Steps whose checkpoints are kept for good; by default powers of two from 64 on.", LOGS
+        None, "Steps whose checkpoints are kept for good; by default powers of two from 64 on.", LOGS, COUNT_OR_NONE
     )
     spike: float = option(
-        0.5, "Stop when the loss has risen by this share of its total decrease for 5 records; 0: never.", LOGS
+        0.5,
+        "Stop when the loss has risen by this share of its total decrease for 5 records; 0: never.",
+        LOGS,
+        NOT_NEGATIVE,
     )
 
     def __post_init__(self) -> None:
@@ -84,10 +96,7 @@ class TrainConfig:
         object.__setattr__(self, "betas", tuple(self.betas))
         if self.keep_at is not None:
             object.__setattr__(self, "keep_at", tuple(sorted(self.keep_at)))
-        positive = ("steps", "batch_size", "log_every", "eval_every", "eval_images", "checkpoint_every", "keep_last")
-        check_settings(
-            self, positive, ("seed", "warmup_steps", "clip", "weight_decay", "micro_batch", "threads", "spike")
-        )
+        check_settings(self)
         _ = self.transform, self.model_config  # their own checks, now rather than later
 
     @property
@@ -130,24 +139,3 @@ class TrainConfig:
         if unknown:
             raise UserError(f"Unknown training settings {', '.join(unknown)}; known are {', '.join(sorted(known))}.")
         return cls(**values)
-
-
-def check_settings(config: Any, positive: Sequence[str], not_negative: Sequence[str]) -> None:
-    """Check the values of a frozen dataclass: closed lists by their types, numbers by their least values.
-
-    Raises
-    ------
-    UserError
-        A value is out of range; the message names it.
-    """
-    for name, hint in get_type_hints(type(config)).items():
-        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
-            raise UserError(f"{name} is {getattr(config, name)!r}; choose {' or '.join(get_args(hint))}.")
-    for name in positive:
-        if getattr(config, name) < 1:
-            raise UserError(f"{name} is {getattr(config, name)}; give at least 1.")
-    for name in not_negative:
-        if not getattr(config, name) >= 0:
-            raise UserError(f"{name} is {getattr(config, name)}; give 0 or more.")
-    if not config.lr > 0:
-        raise UserError(f"lr is {config.lr}; give a learning rate above 0.")

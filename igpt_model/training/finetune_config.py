@@ -3,8 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from igpt_model.images import ImageTransform
-from igpt_model.training.config import DATA, HARDWARE, LOGS, MODEL, OPTIMISATION, check_settings, option
+from igpt_model.images import MAX_RESOLUTION, ImageTransform
+from igpt_model.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SEED, Range, check_settings, option
+from igpt_model.training.config import DATA, HARDWARE, LOGS, MODEL, OPTIMISATION
 
 
 @dataclass(frozen=True)
@@ -15,36 +16,57 @@ class FinetuneConfig:
     gives no counts.
     """
 
-    layer: int = option(-1, "Layer whose pooled state the head reads: 0 the embedding, -1 the last.", MODEL)
-    gen_weight: float = option(1.0, "Weight of the pre-training loss beside the classification loss.", OPTIMISATION)
+    layer: int = option(
+        -1, "Layer whose pooled state the head reads: 0 the embedding, -1 the last.", MODEL, Range(-1, 1000)
+    )
+    gen_weight: float = option(
+        1.0, "Weight of the pre-training loss beside the classification loss.", OPTIMISATION, NOT_NEGATIVE
+    )
     from_scratch: bool = option(False, "Start from fresh weights: the control without pre-training.", MODEL)
     resolution: int = option(
-        0, "Side of the images in pixels; another one resizes the position embedding. 0: as in pre-training.", DATA
+        0,
+        "Side of the images in pixels; another one resizes the position embedding. 0: as in pre-training.",
+        DATA,
+        Range(0, MAX_RESOLUTION),
     )
     augment: tuple[str, ...] = option(
         (), "Random augmentation of training images, as for train; for CIFAR pad_crop:4 and flip.", DATA
     )
-    steps: int = option(1000, "Largest number of updates.", OPTIMISATION)
-    batch_size: int = option(128, "Images per update, over all ranks.", OPTIMISATION)
+    steps: int = option(1000, "Largest number of updates.", OPTIMISATION, COUNT)
+    batch_size: int = option(128, "Images per update, over all ranks.", OPTIMISATION, COUNT)
     micro_batch: int = option(
-        0, "Images per forward pass on each rank; gradients are accumulated over the batch. 0: all at once.", HARDWARE
+        0,
+        "Images per forward pass on each rank; gradients are accumulated over the batch. 0: all at once.",
+        HARDWARE,
+        COUNT_OR_NONE,
     )
     lr: float = option(
-        0.0003, "Learning rate, constant after the warm-up; the paper's is a tenth of pre-training's.", OPTIMISATION
+        0.0003,
+        "Learning rate, constant after the warm-up; the paper's is a tenth of pre-training's.",
+        OPTIMISATION,
+        POSITIVE,
     )
-    warmup_steps: int = option(0, "Updates over which the learning rate rises.", OPTIMISATION)
-    betas: tuple[float, float] = option((0.9, 0.95), "Adam's betas.", OPTIMISATION)
-    weight_decay: float = option(0.0, "AdamW's decay of the blocks' matrices; the paper uses none.", OPTIMISATION)
-    clip: float = option(1.0, "Largest norm of the gradient; 0: no clipping.", OPTIMISATION)
+    warmup_steps: int = option(0, "Updates over which the learning rate rises.", OPTIMISATION, COUNT_OR_NONE)
+    betas: tuple[float, float] = option((0.9, 0.95), "Adam's betas.", OPTIMISATION, Range(0, 1, below=True))
+    weight_decay: float = option(
+        0.0, "AdamW's decay of the blocks' matrices; the paper uses none.", OPTIMISATION, NOT_NEGATIVE
+    )
+    clip: float = option(1.0, "Largest norm of the gradient; 0: no clipping.", OPTIMISATION, NOT_NEGATIVE)
     patience: int = option(
-        5, "Stop after this many evaluations without a better validation accuracy; 0: never.", OPTIMISATION
+        5,
+        "Stop after this many evaluations without a better validation accuracy; 0: never.",
+        OPTIMISATION,
+        COUNT_OR_NONE,
     )
-    eval_every: int = option(100, "Updates between evaluations, each of which writes a checkpoint.", LOGS)
+    eval_every: int = option(100, "Updates between evaluations, each of which writes a checkpoint.", LOGS, COUNT)
     eval_masks: int = option(
-        1, "Masks per image at evaluation, whose modal class is the prediction (bert; the paper: 5).", LOGS
+        1,
+        "Masks per image at evaluation, whose modal class is the prediction (bert; the paper: 5).",
+        LOGS,
+        Range(1, 10_000),
     )
-    log_every: int = option(10, "Updates between records of the training loss.", LOGS)
-    seed: int = option(0, "Seed of order, augmentation and masks, and of fresh weights.", OPTIMISATION)
+    log_every: int = option(10, "Updates between records of the training loss.", LOGS, COUNT)
+    seed: int = option(0, "Seed of order, augmentation and masks, and of fresh weights.", OPTIMISATION, SEED)
     dtype: Literal["float32", "bfloat16"] = option(
         "float32", "Precision of the forward pass; bfloat16 is autocast with float32 master weights.", HARDWARE
     )
@@ -52,13 +74,14 @@ class FinetuneConfig:
         "none", "Processes started by torchrun: ddp (a copy of the model each).", HARDWARE
     )
     device: str = option("cpu", "Device: cpu, cuda, cuda:1.", HARDWARE)
-    threads: int = option(0, "CPU threads; 0: PyTorch's choice. Exact resuming needs the same number.", HARDWARE)
+    threads: int = option(
+        0, "CPU threads; 0: PyTorch's choice. Exact resuming needs the same number.", HARDWARE, Range(0, 1024)
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "augment", tuple(self.augment))
         object.__setattr__(self, "betas", tuple(self.betas))
-        not_negative = ("gen_weight", "resolution", "micro_batch", "warmup_steps", "weight_decay", "clip", "patience")
-        check_settings(self, ("steps", "batch_size", "eval_every", "eval_masks", "log_every"), (*not_negative, "seed"))
+        check_settings(self)
 
     def transform(self, trained: ImageTransform) -> ImageTransform:
         """How images are prepared: as in pre-training, at this run's resolution, with this run's augmentation."""

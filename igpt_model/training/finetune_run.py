@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from igpt_model.checked_json import Int, Real
 from igpt_model.errors import UserError
 from igpt_model.hashing import hash_arrays
 from igpt_model.objectives import draw_masks
@@ -25,6 +25,7 @@ from igpt_model.training.checkpoint import (
     load_trainer_state,
     newest_good,
     prune_checkpoints,
+    read_tensors,
     read_weights,
     save_checkpoint,
 )
@@ -35,6 +36,8 @@ from igpt_model.training.optim import learning_rate, optimizer_tensors, restore_
 from igpt_model.training.run_log import MetricsLog
 from igpt_model.training.tuner import Tuner
 from igpt_model.voting import modal_vote
+
+_TRAINER = {"best_step": Int(0), "best_accuracy": Real(-1, 1), "stale": Int(0), "data_hash": str}
 
 
 class FinetuneRun:
@@ -86,14 +89,14 @@ class FinetuneRun:
 
     def restore(self, folder: Path) -> None:
         """Go on from a checkpoint."""
-        tensors, state = load_trainer_state(folder)
+        tensors, state = load_trainer_state(folder, schema=_TRAINER)
         if state["data_hash"] != self.data_hash:
             raise UserError(
                 f"The pictures or labels are not those that the run in {self.out} was started with; give the same ones "
                 "or another --out."
             )
         self.classifier.igpt.load_state_dict(read_weights(folder))
-        self.classifier.load_state_dict(load_file(folder / HEAD_FILE), strict=False)
+        self.classifier.load_state_dict(read_tensors(folder / HEAD_FILE), strict=False)
         restore_optimizer(self.classifier, self.tuner.optimizer, tensors)
         self.step = int(folder.name)
         self.best_step, self.best_accuracy, self.stale = state["best_step"], state["best_accuracy"], state["stale"]

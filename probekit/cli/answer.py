@@ -79,8 +79,9 @@ def _json_results(results: "Results") -> dict[str, Any]:
 def _show_features(store: "FeatureStore") -> None:
     from probekit.datasets.corrupt import skipped_lines
 
-    for line in skipped_lines(store.dataset):
-        note(line, "yellow")
+    for origin in (store.dataset, *store.dataset.get("tests", {}).values()):
+        for line in skipped_lines(origin):
+            note(line, "yellow")
     rows = ", ".join(f"{split} {len(store.labels(split)):,}" for split in store.splits)
     widths = ", ".join(map(str, sorted(set(store.widths))))
     say(f"{store.path}: {len(store.layers)} layers of width {widths}, rows {rows}, {store.path.stat().st_size:,} bytes")

@@ -12,7 +12,8 @@ from time import perf_counter
 from typing import Any
 
 from igpt_model import atomic
-from igpt_model.training.config import TrainConfig, option
+from igpt_model.ranges import option
+from igpt_model.training.config import TrainConfig
 from probekit.cli.console import note
 from probekit.cli.progress import progress
 from probekit.runtime.errors import UserError, check_at_least

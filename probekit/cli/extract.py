@@ -14,6 +14,7 @@ def extract(
     dataset: str,
     out: Path,
     root: Path | None = None,
+    test: tuple[str, ...] = (),
     skip_corrupt: bool = False,
     store: Literal["float32", "float16"] = "float32",
     progress: Any = None,
@@ -33,6 +34,9 @@ def extract(
         The feature file (HDF5).
     root : Path
         Folder of the data set, for those that are not embedded.
+    test : tuple of str
+        A further test set as NAME=DATASET, repeatable: --test fog=CIFAR-10-C#corruption=fog --test v2=FOLDER. Its
+        classes are those of the data set, by name or number, or by a map: NAME=DATASET#classes=MAP.csv.
     skip_corrupt : bool
         Leave out image files that cannot be decoded; they are listed here and in the file. Without it, the first one
         is an error.
@@ -41,9 +45,12 @@ def extract(
     """
     from probekit import extract as extract_features
     from probekit import load_dataset, load_encoder
+    from probekit.datasets.shifted import with_tests, written_tests
     from probekit.encoders.decisions import decision_lines
 
     data = load_dataset(dataset, root=root, skip_corrupt=skip_corrupt)
+    if test:
+        data = with_tests(data, *written_tests(test, root, skip_corrupt))
     loaded = load_encoder(encoder, data=data, **options.given())
     for line in decision_lines(loaded):
         detail(line)

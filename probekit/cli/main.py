@@ -35,8 +35,8 @@ VERBS: dict[str, Verb] = {
     "study": Verb(
         MAKE,
         "Encoders on data sets: extract, sweep, concatenate, baselines, report.",
-        "probekit.evaluate.study:study",
-        {"encoders": "*", "datasets": "--on"},
+        "probekit.cli.study:study",
+        {"encoders": "*", "on": "--on"},
     ),
     "train": Verb(MODEL, "Train an iGPT on a data set and write a run folder.", "probekit.cli.train:train"),
     "finetune": Verb(

@@ -11,6 +11,7 @@ from igpt_model.images import ImageTransform, SourceImages
 from igpt_model.training.config import TrainConfig
 from probekit.cli.console import is_rank0, note, say
 from probekit.cli.progress import Show, progress
+from probekit.cli.tracker import Kind, open_tracker, training_scalars
 from probekit.cli.watch import DepthWatch, WatchConfig, curve_history, probe_line, read_probes, share_of_peak
 from probekit.datasets import Dataset, Split, load_dataset
 
@@ -27,6 +28,7 @@ def train(
     limit: int | None = None,
     palette: str | None = None,
     tensorboard: bool = True,
+    tracker: Kind | None = None,
     config: TrainConfig = TrainConfig(),  # noqa: B008  (frozen)
     watch: WatchConfig = WatchConfig(),  # noqa: B008
 ) -> dict[str, Any]:
@@ -47,10 +49,14 @@ def train(
         palette.safetensors, or OpenAI's kmeans_centers.npy. --n-colours must be its size.
     tensorboard : bool
         Write TensorBoard events beside metrics.jsonl.
+    tracker : str
+        Log to this experiment tracker too, where it is installed; its own settings and environment variables hold.
     """
     data = load_dataset(dataset, root=root)
     colours = None if palette is None else shared_palette(palette)
-    last = run_training(config, data, out, limit=limit, palette=colours, tensorboard=tensorboard, watch=watch)
+    last = run_training(
+        config, data, out, limit=limit, palette=colours, tensorboard=tensorboard, tracker=tracker, watch=watch
+    )
     say(f"{out}: step {last['step']}" + (f", validation loss {last['val_loss']:.4f}" if "val_loss" in last else ""))
     note(f"next: probekit extract igpt:{out} {dataset} --out {out / 'features.h5'}")
     return {"run": str(out), **last}
@@ -64,6 +70,7 @@ def run_training(
     limit: int | None = None,
     palette: "Palette | None" = None,
     tensorboard: bool = True,
+    tracker: Kind | None = None,
     watch: WatchConfig = WatchConfig(),  # noqa: B008  (frozen)
 ) -> dict[str, Any]:
     """Train on `data`'s train split, evaluate on its val split, show progress; resumes the run in `out`.
@@ -81,17 +88,21 @@ def run_training(
     provenance = {**data.provenance, "limit": limit}
     records = train_model(config, train_images, val_images, out, data_provenance=provenance, palette=palette)
     looks = DepthWatch(watch, split, out, config.steps, config.device)
+    writes = tensorboard_writer(out, tensorboard and is_rank0())
+    tracked = open_tracker(tracker if is_rank0() else None, out.name, {**vars(config), "data": provenance}, out)
     last: dict[str, Any] = {}
-    with tensorboard_writer(out, tensorboard and is_rank0()) as write, progress("train", "steps") as show:
+    with writes as write, tracked as track, progress("train", "steps") as show:
         print_record = _Printer(config, show)
         for record in records:
             last |= {name: record[name] for name in ("step", "val_loss") if name in record}
             write(record)
+            track.log(training_scalars(record), int(record.get("step", 0)))
             if not is_rank0():  # the other processes of torchrun only train
                 continue
             print_record(record)
             for seen in looks.probe_checkpoint(record):
                 write(seen)
+                track.log(training_scalars(seen), seen["step"])
                 print_record(seen)
     if is_rank0() and watch.probe_every:
         say("\n".join(curve_history(read_probes(out))))
@@ -183,16 +194,9 @@ def tensorboard_writer(out: Path, wanted: bool = True) -> Iterator[Callable[[dic
         if writer is None:
             # events after the step that a resumed run starts from belong to work that was lost
             writer = SummaryWriter(str(out / "tensorboard"), purge_step=int(record.get("step", 0)) + 1)
-        if record["kind"] in ("step", "eval"):
-            for name, value in record.items():
-                if isinstance(value, int | float) and name not in ("step", "kind"):
-                    writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])
-        elif record["kind"] == "probe":
-            scalars = {f"layer_{k:02d}": value for k, value in enumerate(record["accuracy"])}
-            scalars |= {"peak_layer": record["peak"], "last": record["accuracy"][-1], "best": max(record["accuracy"])}
-            for name, value in scalars.items():
-                writer.add_scalar(f"probe/{name}", value, record["step"])
-        elif record["kind"] == "samples":
+        for name, value in training_scalars(record).items():
+            writer.add_scalar(name, value, record["step"])
+        if record["kind"] == "samples":
             writer.add_image("samples", record["image"], record["step"], dataformats="HWC")
 
     try:

@@ -77,7 +77,9 @@ def look_for_near_duplicates(
     given: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
     if data is not None and layer is None:
         limit = store.dataset.get("limit")
-        data = replace(data, splits={name: data.splits[name].limit(limit) for name in store.splits})
+        data = replace(
+            data, splits={name: data.splits[name].limit(limit) for name in store.splits if name in data.splits}
+        )
         found = near_duplicates_in_pixels(data, **given)
     else:
         found = near_duplicates_in_features(store, len(store.layers) // 2 if layer is None else layer, **given)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from igpt_model import atomic
-from igpt_model.training.config import option
+from igpt_model.ranges import option
 from probekit.cli.pictures import picture_grid, png_bytes
 from probekit.datasets import Split
 from probekit.runtime.errors import UserError

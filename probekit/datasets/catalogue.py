@@ -2,13 +2,13 @@
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from probekit.datasets import by_function, csv_list, folder, hub_datasets, parquet, tars
+from probekit.datasets import by_function, csv_list, folder, hub_datasets, npy, parquet, tars
 from probekit.datasets.arrays import load_npz, load_objects
 from probekit.datasets.records import Dataset
 from probekit.runtime.errors import UserError
@@ -89,7 +89,7 @@ ENTRIES = (
 )
 FORMS = (
     "a folder or zip of images (SPLIT/CLASS/NAME)",
-    "FILE.npz",
+    "FILE.npz, FILE.npy or a folder of .npy arrays with labels.npy (CIFAR-10-C)",
     "FILE.csv (path,label[,split])",
     "FILE.parquet or a folder of them",
     "FILE.tar, 'train-{0000..0012}.tar' or a folder of them (webdataset)",
@@ -101,6 +101,7 @@ PATHS: tuple[tuple[str, Any], ...] = (
     ("csv", csv_list),
     ("parquet", parquet),
     ("webdataset", tars),
+    ("npy", npy),
     ("folder", folder),
 )
 
@@ -110,7 +111,9 @@ def list_datasets() -> list[Entry]:
     return list(ENTRIES)
 
 
-def load_dataset(source: Any, root: str | Path | None = None, **options: Any) -> Dataset:
+def load_dataset(
+    source: Any, root: str | Path | None = None, tests: Mapping[str, Any] | None = None, **options: Any
+) -> Dataset:
     """Load a labelled image data set.
 
     Parameters
@@ -122,6 +125,9 @@ def load_dataset(source: Any, root: str | Path | None = None, **options: Any) ->
         follow a path: `birds.parquet#label=species#image=photo`.
     root : path, optional
         Folder (or file) where a data set known by name lies, for those that are not embedded.
+    tests : mapping of name to source, optional
+        Further test sets, each as `source`: other pictures of the same classes, or of some of them. They become splits
+        of these names (`probekit.datasets.shifted.with_tests`).
     **options
         Passed to the loader, for example `split_seed`, or `skip_corrupt=True` to leave out image files that cannot be
         decoded (they are listed in the provenance).
@@ -135,6 +141,11 @@ def load_dataset(source: Any, root: str | Path | None = None, **options: Any) ->
     UserError
         The name is not known (the message lists the known ones), or the source cannot be read.
     """
+    if tests:
+        from probekit.datasets.shifted import with_tests
+
+        further = {name: load_dataset(test) for name, test in tests.items()}
+        return with_tests(load_dataset(source, root, **options), further)
     if isinstance(source, Dataset):
         return source
     if not options.get("skip_corrupt", True):

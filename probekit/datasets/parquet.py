@@ -226,7 +226,7 @@ def load(
         "source": "parquet",
         "path": where,
         "columns": columns,
-        "files": dict(listing),
+        "files": len(files),
         "listing_hash": hash_json([listing, {split: part.labels.tolist() for split, part in parts.items()}]),
     }
     title = Path(where.split("*")[0].rstrip("/")).name.removesuffix(".parquet").rstrip("-_.")

@@ -177,7 +177,7 @@ def load(
     provenance = {
         "source": "webdataset tars",
         "path": str(root),
-        "files": sizes,
+        "files": len(files),
         "listing_hash": hash_json([sizes, listing]),
         "samples_without_image": sum(skipped for _, skipped in found.values()),
     }

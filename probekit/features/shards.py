@@ -70,7 +70,7 @@ def join(path: str | Path, ranks_or_world: Ranks | int) -> FeatureStore:
             with layout.open_hdf5(shards[0].path) as first:
                 if "classes" in first:
                     first.copy("classes", file)
-            layout.set_id(file, layout.file_id(header, ledgers))
+            layout.set_id(file, layout.file_id(header, ledgers, shards[0].classes))
             layout.set_complete(file)
         sync(partial)
         os.replace(partial, path)

@@ -1,0 +1,45 @@
+"""`probekit study`: the library's `study`, with its curves logged to an experiment tracker where one is wanted."""
+
+from pathlib import Path
+from typing import Any
+
+from probekit.cli.console import note
+from probekit.cli.tracker import Kind, curve_scalars, open_tracker
+from probekit.runtime.errors import UserError
+
+INHERITS = {"study": "probekit.evaluate.study:study"}
+
+
+def study(
+    encoders: list[str], on: list[str], out: Path, tracker: Kind | None = None, progress: Any = None, **settings: Any
+) -> Any:
+    """Measure encoders on data sets: features of every layer, probes of single and concatenated layers, a report.
+
+    Raw pixels and the same architectures with random weights are probed for comparison. Resumable.
+
+    Parameters
+    ----------
+    encoders : list of str
+        igpt:RUN, igpt:RUN@STEP, hf:NAME, timm:NAME, torch:package.module:function, pixels, histogram, random:...;
+        NAME=ENCODER names its curve. Names must differ.
+    on : list of str
+        Names of `probekit datasets`, folders of images, or archives.
+    out : Path
+        Folder for features, results and report; one that holds another study is refused.
+    tracker : str
+        Log the curves, with depth as the step, and the report to this experiment tracker, where it is installed.
+    """
+    from probekit.evaluate.study import study as run_study
+    from probekit.results.results import Results
+
+    if not encoders:
+        raise UserError("No encoder was given; write for example: probekit study igpt:RUN --on cifar10 --out study.")
+    shown = {name: settings.get(name) for name in ("protocol", "seeds", "limit")}
+    with open_tracker(tracker, out.name, {"encoders": encoders, "on": on, **shown}, out) as track:
+        results = run_study(encoders, list(on), out, progress=progress, **settings)
+        curves = [curve for folder in results.paths for curve in Results(folder).curves().values()]
+        for depth, values in sorted(curve_scalars(curves).items()):
+            track.log(values, depth)
+        track.file(out / "report" / "index.html")
+    note(f"report: {(out / 'report' / 'index.html').resolve()}")
+    return results
