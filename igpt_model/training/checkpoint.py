@@ -19,31 +19,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from igpt_model.atomic import replace_folder
-from igpt_model.checked_json import Int, Text, read_json
+from igpt_model.checked_json import read_json
 from igpt_model.config import ModelConfig
 from igpt_model.errors import UserError
 from igpt_model.hashing import hash_arrays, hash_file
 from igpt_model.images import ImageTransform
 from igpt_model.model import IGPT
 from igpt_model.palette import Palette
+from igpt_model.training.checkpoint_check import (
+    FORMAT,
+    DamagedCheckpoint,
+    check_checkpoint,
+    is_good,
+    read_about,
+    read_tensors,
+)
 from igpt_model.training.checkpoint_shards import read_shards, write_shards
 from igpt_model.training.distributed import Ranks
 
-FORMAT = 1
-_HASH = Text(32)
-_ABOUT = {
-    "format": Int(0),
-    "step": Int(0),
-    "model": dict,
-    "weights_hash": (_HASH, None),  # of shards: known once they are read
-    "palette_hash": _HASH,
-    "provenance": dict,
-}
-_NEEDED = ("config.json", "palette.safetensors", "transform.json")
 HEAD_FILE = "classifier.safetensors"  # beside the weights, where the model was fine-tuned
 
 
@@ -59,10 +55,6 @@ class Checkpoint:
     weights_hash: str
     provenance: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
-
-
-class DamagedCheckpoint(UserError):  # noqa: N818 (it names a state, as FileNotFound does)
-    """A checkpoint whose files are missing or are not those that were written."""
 
 
 def checkpoint_path(run_dir: str | Path, step: int) -> Path:
@@ -153,69 +145,6 @@ def _on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def check_checkpoint(folder: str | Path) -> None:
-    """Compare every file with the manifest, and the manifest with what a checkpoint needs; read its JSON files.
-
-    Raises
-    ------
-    DamagedCheckpoint
-        A file is missing, cut short, altered or not as it must be; the message names it.
-    """
-    folder = Path(folder)
-    try:
-        manifest = read_json(folder / "manifest.json", {str: _HASH})
-        _check_listed(folder, manifest)
-        for name, expected in manifest.items():
-            if name.startswith("trainer") and not (folder / name).exists():
-                continue  # older kept checkpoints lose them to save disk
-            if hash_file(folder / name) != expected:
-                raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: {name} is not the file that was written.")
-        about = read_about(folder)
-        if about["format"] == FORMAT:  # else `load_checkpoint` says that another version is needed
-            _check_tensors(folder, ModelConfig.from_dict(about["model"]))
-        ImageTransform.from_dict(read_json(folder / "transform.json"))
-    except DamagedCheckpoint:
-        raise
-    except (OSError, UserError) as error:
-        raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: {str(error).rstrip('.')}.") from error
-
-
-def _check_listed(folder: Path, manifest: Mapping[str, str]) -> None:
-    """Refuse a manifest that lists a file elsewhere, or leaves out one that is read."""
-    for name in manifest:
-        if not re.fullmatch(r"(weights/|trainer/)?[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-            raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: its manifest lists {name!r}, outside it.")
-    for name in _NEEDED:
-        if name not in manifest:
-            raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: its manifest does not list {name}.")
-    if "weights.safetensors" not in manifest and not any(name.startswith("weights/") for name in manifest):
-        raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: its manifest lists no weights.")
-    present = [file for file in folder.rglob("*") if file.suffix in (".safetensors", ".json") and not file.is_dir()]
-    for name in sorted(str(file.relative_to(folder)) for file in present):
-        if name not in manifest and name != "manifest.json":
-            raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: its manifest does not list {name}.")
-
-
-def _check_tensors(folder: Path, config: ModelConfig) -> None:
-    """Refuse tensor files whose headers cannot be read, or weights that are not those of the configured model."""
-    for file in folder.glob("*.safetensors"):
-        try:
-            with safe_open(str(file), framework="pt") as opened:
-                shapes = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: {file.name} ({error}).") from error
-        if file.name == "weights.safetensors":
-            with torch.device("meta"):
-                expected = {name: list(value.shape) for name, value in IGPT(config).state_dict().items()}
-            if shapes != expected:
-                raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: its weights do not fit its config.json.")
-
-
-def read_about(folder: Path) -> dict[str, Any]:
-    """Return a checkpoint's `config.json`: format, step, model, hashes and provenance."""
-    return read_json(folder / "config.json", _ABOUT)
-
-
 def list_checkpoints(run_dir: str | Path) -> list[Path]:
     """Return the run's checkpoint folders, oldest first, damaged ones included."""
     folders = (Path(run_dir) / "checkpoints").glob("[0-9]*")
@@ -250,15 +179,6 @@ def latest_checkpoint(run_dir: str | Path, step: int | None = None) -> Path:
         hint = "no other one is good" if good is None else f"the last good one is of step {good} (RUN@{good})"
         raise DamagedCheckpoint(f"{str(error).rstrip('.')}; {hint}.") from error
     return chosen
-
-
-def is_good(folder: Path) -> bool:
-    """Say whether a checkpoint agrees with its manifest."""
-    try:
-        check_checkpoint(folder)
-    except DamagedCheckpoint:
-        return False
-    return True
 
 
 def newest_good(run_dir: str | Path) -> tuple[Path | None, list[dict[str, Any]]]:
@@ -341,14 +261,6 @@ def read_weights(folder: Path, about: Mapping[str, Any] | None = None) -> dict[s
             f"The checkpoint {folder} is damaged: its weights are not those that config.json names."
         )
     return state
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a checkpoint's safetensors file; `DamagedCheckpoint` where it cannot be read."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise DamagedCheckpoint(f"The checkpoint file {path} cannot be read ({error}).") from error
 
 
 def load_trainer_state(

@@ -1,6 +1,5 @@
 """`probekit demo`: from nothing to a depth curve in minutes; each stage goes on where a killed run stopped."""
 
-import json
 import os
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from time import perf_counter
 from typing import Any
 
 from igpt_model import atomic
+from igpt_model.checked_json import read_json
 from igpt_model.ranges import option
 from igpt_model.training.config import TrainConfig
 from probekit.cli.console import note
@@ -163,7 +163,7 @@ def _open(out: Path, settings: dict[str, Any]) -> None:
     """Write what this demo is, or refuse a folder that holds another one."""
     path = out / "demo.json"
     if path.exists():
-        there = json.loads(path.read_text())
+        there = read_json(path, dict)
         different = [name for name in {**there, **settings} if there.get(name) != settings.get(name)]
         if different:
             listed = "; ".join(f"{name}: {there.get(name)} there, {settings.get(name)} here" for name in different)

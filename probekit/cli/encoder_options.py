@@ -28,6 +28,7 @@ class EncoderOptions:
     weights: str | None = _flag("Weights file (.safetensors, or .pt read with weights_only).")
     state_key: str | None = _flag("Key under which the weights file holds the state dict.")
     strip_prefix: str | None = _flag("Prefix to remove from the weights' names.")
+    ignore: tuple[str, ...] | None = _flag("Globs of keys of the weights file to leave out, for example 'projector.*'.")
     device: str | None = _flag("Device of the encoder: cpu, cuda, cuda:1.")
     dtype: Literal["float32", "bfloat16"] | None = _flag("Precision of the encoder.")
 

@@ -28,21 +28,23 @@ def _is_list(hint: Any) -> bool:
 
 
 def _split(words: Sequence[str], lists: Mapping[str, Any]) -> Iterator[str]:
-    """Split the values of list flags at commas; an existing file may have one in its name."""
+    """Split the values of list flags at commas."""
     inside = False
     for word in words:
         flag, equals, value = word.partition("=")
-        if word.startswith("--"):
-            inside = flag in lists and not equals
-            if equals and flag in lists and "," in value and not Path(value).exists():
-                parts = [part for part in value.split(",") if part]
-                yield from [flag, *parts] if parts and not parts[0].startswith("-") else [word]
-                continue
-            yield word
-        elif inside and "," in word and not Path(word).exists():
-            yield from (part for part in word.split(",") if part)
-        else:
-            yield word
+        if not word.startswith("--"):
+            yield from _parts(word) if inside else [word]
+            continue
+        inside = flag in lists and not equals
+        parts = _parts(value) if equals and flag in lists else []
+        yield from [flag, *parts] if len(parts) > 1 and not parts[0].startswith("-") else [word]
+
+
+def _parts(word: str) -> list[str]:
+    """The parts of a value between commas; a path, NAME=TEXT and a data set with options (#) may hold commas."""
+    parts = [part for part in word.split(",") if part]
+    one_text = "=" in word and not all("=" in part for part in parts)
+    return [word] if not parts or one_text or "#" in word or Path(word).exists() else parts
 
 
 def _positional(words: Sequence[str]) -> list[str]:

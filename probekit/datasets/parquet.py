@@ -3,7 +3,6 @@
 Row ids: the position among the rows of the split, its files in the order of their names.
 """
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from igpt_model.checked_json import parse_json
 from igpt_model.hashing import hash_json
 from probekit.datasets.folder import SUFFIXES
 from probekit.datasets.images import FileImages, Images, PackedNames, decode
@@ -132,8 +132,8 @@ def declared_features(schema: Any) -> dict[str, dict[str, Any]]:
     """The features that `datasets` writes into a file's schema, by column; empty for files of other origin."""
     text = (schema.metadata or {}).get(b"huggingface")
     try:
-        found = json.loads(text)["info"]["features"] if text else {}
-    except (ValueError, KeyError, TypeError):
+        found = parse_json(text, "the schema", {"info": {"features": dict}})["info"]["features"] if text else {}
+    except UserError:
         return {}
     return {name: value for name, value in found.items() if isinstance(value, dict)}
 

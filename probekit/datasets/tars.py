@@ -8,7 +8,6 @@ References
 webdataset, "The WebDataset Format" (github.com/webdataset/webdataset).
 """
 
-import json
 import os
 import tarfile
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from igpt_model.checked_json import parse_json
 from igpt_model.hashing import hash_json
 from probekit.datasets.folder import SUFFIXES
 from probekit.datasets.images import decode
@@ -101,7 +101,7 @@ def _samples(file: Path, label: str | None) -> list[_Sample]:
                 elif field == label or (label is None and field in LABEL_FIELDS):
                     sample.label = tar.extractfile(member).read().decode().strip()  # type: ignore[union-attr]
                 elif field == "json" and (label is None or label not in sample.fields):
-                    value = json.loads(tar.extractfile(member).read())  # type: ignore[union-attr]
+                    value = parse_json(tar.extractfile(member).read(), member.name)  # type: ignore[union-attr]
                     if isinstance(value, dict) and (label or "label") in value and sample.label is None:
                         sample.label = value[label or "label"]
                 tar.members = []  # type: ignore[attr-defined]  # it keeps every header; a shard may have a million

@@ -24,6 +24,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from igpt_model.atomic import write_bytes
+from igpt_model.checked_json import Int, Text, open_regular, parse_json
 from probekit.runtime.errors import UserError, first_line
 from probekit.solver import objective
 from probekit.solver.path import ProbePath, fit_path
@@ -100,6 +101,17 @@ class _Probe(ClassifierMixin, BaseEstimator):
         """Logarithms of `predict_proba` (N, K)."""
         scores = self.decision_function(X)
         return objective.log_probabilities(scores.reshape(len(scores), -1))
+
+
+_FACTS = {
+    "params": {"class_weight": (None, str, list, dict)},
+    "classes": list,
+    "feature_names?": ([str], None),
+    "classes_dtype": Text(16),
+    "certificate": {"n_iter": Int(0, 2**31 - 1)},
+    "converged": bool,
+    "solver_version": str,
+}
 
 
 class LinearProbe(_Probe):
@@ -189,19 +201,27 @@ class LinearProbe(_Probe):
         """
         stranger = UserError(f"{path} is not a probe file; give one written by LinearProbe.save.")
         try:
+            with open_regular(path):  # a pipe or a device would be waited for
+                pass
             with safe_open(str(path), framework="numpy") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != "probekit.probe":
                     raise stranger
                 coef, intercept = file.get_tensor("coef"), file.get_tensor("intercept")
-        except SafetensorError:
+        except (SafetensorError, TypeError, AttributeError):
             raise stranger from None
-        facts = json.loads(metadata["probe"])
-        if isinstance(facts["params"]["class_weight"], list):
-            facts["params"]["class_weight"] = dict(facts["params"]["class_weight"])
-        probe = cls(**facts["params"])
+        facts = parse_json(metadata.get("probe", ""), f"The description in {path}", _FACTS)
+        try:
+            if isinstance(facts["params"]["class_weight"], list):
+                facts["params"]["class_weight"] = dict(facts["params"]["class_weight"])
+            probe = cls(**facts["params"])
+            probe.classes_ = np.array(facts["classes"], dtype=np.dtype(facts["classes_dtype"]))
+        except (TypeError, ValueError, OverflowError):
+            raise stranger from None
+        n_rows = 1 if len(probe.classes_) == 2 else len(probe.classes_)
+        if coef.ndim != 2 or coef.shape[0] != n_rows or intercept.shape != (n_rows,):
+            raise stranger
         probe.coef_, probe.intercept_ = coef, intercept
-        probe.classes_ = np.array(facts["classes"], dtype=np.dtype(facts["classes_dtype"]))
         probe.certificate_, probe.converged_ = facts["certificate"], facts["converged"]
         probe.solver_version_ = facts["solver_version"]
         probe.n_iter_ = np.array([probe.certificate_["n_iter"]], dtype=np.int32)

@@ -27,6 +27,7 @@ from probekit.selection.choose_C import (
 )
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol
+from probekit.solver.inputs import standardizer
 from probekit.solver.objective import C_to_l2, log_probabilities
 
 SEARCH_PENALTIES = 9  # of the grid, evenly spaced, while gammas, mixes or sets of layers are compared
@@ -204,8 +205,5 @@ def _standardised(X: np.ndarray, rows: TrainingRows, protocol: Protocol) -> tupl
     """X by the mean and deviation of the training rows (float32), with the two; constant columns keep scale 1."""
     if not protocol.standardize:
         return X, np.zeros(X.shape[1]), np.ones(X.shape[1])
-    share = rows.weights / rows.weights.sum()
-    mean = share @ X.astype(np.float64)
-    deviation = np.sqrt(np.maximum(share @ np.square(X - mean), 0.0))
-    scale = np.where(deviation > 1e-12 * np.maximum(np.abs(mean), 1e-30), deviation, 1.0)
+    mean, scale = standardizer(X, rows.weights)
     return ((X - mean) / scale).astype(np.float32), mean, scale

@@ -3,17 +3,21 @@
 n_C penalties of the path, N test rows, K classes.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from igpt_model.checked_json import parse_json, read_bytes
 from igpt_model.hashing import hash_json
+from probekit.results.schema import check_record
 from probekit.runtime.errors import UserError
 
 SCHEMA = 1
 RESULTS_NAME = "results.jsonl"
+MOST_BYTES = 8 << 30
+"""Largest results file that is read: some millions of records."""
 
 
 @dataclass(frozen=True)
@@ -158,12 +162,12 @@ class Record:
         return {"schema": SCHEMA, "key": self.key, "identity": self.identity.to_dict(), **body}
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any], folder: str | Path | None = None) -> "Record":
-        """Read a line back; an unknown schema or a key that does not fit the identity raises `UserError`."""
-        if value.get("schema") != SCHEMA:
-            raise UserError(
-                f"A record has schema {value.get('schema')!r}, this probekit reads schema {SCHEMA}: upgrade it."
-            )
+    def from_dict(cls, value: Mapping[str, Any], folder: str | Path | None = None, where: str = "A record") -> "Record":
+        """Read a line back; one of another schema, or whose key does not fit the identity, raises `UserError`."""
+        if not isinstance(value, Mapping) or value.get("schema") != SCHEMA:
+            found = value.get("schema") if isinstance(value, Mapping) else "none"
+            raise UserError(f"{where} has schema {found!r}, but this probekit reads schema {SCHEMA}: upgrade it.")
+        check_record(value, where)
         known = {f.name for f in fields(cls)} - {"identity", "folder"}
         body = {name: item for name, item in value.items() if name in known}
         record = cls(identity=Identity.from_dict(value["identity"]), folder=Path(folder) if folder else None, **body)
@@ -176,6 +180,8 @@ class Record:
 
 def results_path(path: str | Path) -> Path:
     """A results file given by itself or by its folder."""
+    if not isinstance(path, str | PathLike):
+        raise TypeError(f"path is a {type(path).__name__}; expected the path of a results file or of its folder.")
     path = Path(path)
     return path / RESULTS_NAME if path.is_dir() or not path.suffix else path
 
@@ -188,17 +194,15 @@ def parse_lines(content: bytes, name: str | Path = RESULTS_NAME) -> list[dict[st
         if not line.strip():
             continue
         try:
-            parsed.append(json.loads(line))
-        except ValueError:
+            parsed.append(parse_json(line, f"Line {number + 1} of {name}"))
+        except UserError as error:
             if any(rest.strip(b"\0 \r") for rest in lines[number + 1 :]):
                 if not parsed:
                     raise UserError(
                         f"{name} is no results file (its first line is no JSON): "
                         f"give a folder that holds {RESULTS_NAME}."
                     ) from None
-                raise UserError(
-                    f"Line {number + 1} of {name} is no JSON, and lines follow it: remove or repair it."
-                ) from None
+                raise UserError(f"{str(error).rstrip('.')}, and lines follow it: remove or repair it.") from None
     return parsed
 
 
@@ -211,9 +215,24 @@ def read_records(path: str | Path) -> list[Record]:
         There is no such file, or a line cannot be read.
     """
     file = results_path(path)
+    if file.exists() and not file.is_file():
+        raise UserError(f"{file} is no regular file; give a folder that holds {RESULTS_NAME}.")
     if not file.is_file():
         raise UserError(f"{path} holds no {RESULTS_NAME}; make it with `probekit sweep`.")
-    return [Record.from_dict(line, file.parent) for line in parse_lines(file.read_bytes(), file)]
+    found: dict[str, tuple[int, Record]] = {}
+    for number, line in enumerate(parse_lines(read_bytes(file, MOST_BYTES), file), start=1):
+        record = Record.from_dict(line, file.parent, f"Record {number} of {file}")
+        first, same = found.setdefault(record.key, (number, record))
+        if _figures(same) != _figures(record):
+            raise UserError(
+                f"Records {first} and {number} of {file} have the same key {record.key} and other figures: remove one."
+            )
+    return [record for _, record in found.values()]
+
+
+def _figures(record: Record) -> dict[str, Any]:
+    """What must agree between two records of one key; when, and how fast, they were made may differ."""
+    return {name: value for name, value in record.to_dict().items() if name not in ("created", "seconds", "versions")}
 
 
 def select_records(records: Iterable[Record], **wanted: Any) -> list[Record]:

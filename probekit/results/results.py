@@ -24,8 +24,8 @@ class Results:
     """
 
     def __init__(self, *paths: str | Path):
+        self.records: list[Record] = [record for path in paths for record in read_records(path)]
         self.paths = tuple(Path(path) for path in paths)
-        self.records: list[Record] = [record for path in self.paths for record in read_records(path)]
 
     @property
     def path(self) -> Path:

@@ -157,17 +157,24 @@ def largest_share(rows: Rows) -> int:
 
 
 def mean_and_deviation(rows: Rows) -> tuple[Tensor, Tensor]:
-    """Weighted mean and deviation (D,) in float64; a constant column gets deviation 1."""
+    """Weighted mean and deviation (D,) in float64; a constant column gets deviation 1.
+
+    Sums are of differences from one row, the heaviest: a constant column then has deviation zero, whatever its value.
+    Whether a spread is one is judged in float64, the precision of these sums, not in the solver's.
+    """
     exact = replace(rows, dtype=torch.float64)
-    mean = torch.zeros(rows.width, dtype=torch.float64, device=rows.device)
-    square = torch.zeros_like(mean)
-    for X, _, weights in exact.blocks(STREAM_ROWS):
+    heaviest = int(rows.weights.argmax())
+    pivot = exact.read(heaviest, heaviest + 1)[0, :-1].contiguous()
+    if are_dealt():
+        torch.distributed.broadcast(pivot, 0)
+    near = replace(exact, shift=pivot)
+    mean, square = torch.zeros_like(pivot), torch.zeros_like(pivot)
+    for X, _, weights in near.blocks(STREAM_ROWS):
         mean += weights @ X[:, :-1]
     sum_over_ranks(mean)
-    for X, _, weights in exact.blocks(STREAM_ROWS):
+    for X, _, weights in near.blocks(STREAM_ROWS):
         square += weights @ (X[:, :-1] - mean).square_()
     sum_over_ranks(square)
-    deviation = square.sqrt()
-    # below the rounding of the stored numbers a spread is no spread
-    constant = deviation <= 10 * torch.finfo(rows.dtype).eps * mean.abs().clamp_min(1e-30)
-    return mean, torch.where(constant, torch.ones_like(deviation), deviation)
+    deviation, mean = square.sqrt(), mean + pivot
+    constant = deviation <= 10 * torch.finfo(torch.float64).eps * mean.abs()
+    return mean, torch.where(constant, 1.0, deviation)

@@ -85,6 +85,19 @@ def read_inputs(
     return Inputs(rows, penalties, classes, total, mean, scale)
 
 
+def standardizer(X: Any, sample_weight: ArrayLike | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weighted mean and scale (D,) of features (N, D), those of `standardize=True`: a constant column has scale 1."""
+    source = read_features(X)
+    weights = torch.from_numpy(read_weights(sample_weight, source.shape[0]))
+    where = source.device if isinstance(source, torch.Tensor) else torch.device("cpu")
+    rows = Rows(
+        X=source, y=torch.zeros(len(weights), dtype=torch.int64, device=where),
+        weights=(weights / weights.sum()).to(where), n_classes=2, dtype=torch.float64, device=where,
+    )  # fmt: skip
+    mean, scale = mean_and_deviation(rows)
+    return mean.cpu().numpy(), scale.cpu().numpy()
+
+
 def _over_ranks(
     classes: NDArray[Any], mass: NDArray[np.float64], dtype: torch.dtype
 ) -> tuple[NDArray[Any], NDArray[np.float64], torch.dtype]:

@@ -50,8 +50,16 @@ def test_a_pair_takes_a_comma_too_and_a_path_keeps_its_own(tmp_path, monkeypatch
     assert parsed("train", "digits", "--out", "r", "--betas=0.8,0.9")["betas"] == (0.8, 0.9)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a,b").mkdir()
-    assert parsed("study", "pixels", "--on", "a,b", "--out", "s")["datasets"] == ("a,b",)
-    assert parsed("study", "pixels", "--on", "a,c", "--out", "s")["datasets"] == ("a", "c")
+    assert parsed("study", "pixels", "--on", "a,b", "--out", "s")["on"] == ("a,b",)
+    assert parsed("study", "pixels", "--on", "a,c", "--out", "s")["on"] == ("a", "c")
+
+
+def test_a_comma_within_one_value_is_left_alone():
+    words = ["plot", "results", "--out", "a.svg", "--labels", "igpt=Ours, small"]
+    assert parsed(*words)["labels"] == ("igpt=Ours, small",)
+    assert parsed(*words[:-1], "igpt=Ours,pixels=Pixels")["labels"] == ("igpt=Ours", "pixels=Pixels")
+    words = ["extract", "pixels", "cifar10", "--out", "f.h5", "--test", "a=set#classes=1,2"]
+    assert parsed(*words)["test"] == ("a=set#classes=1,2",)
 
 
 @pytest.mark.parametrize("suffix", ["json", "yaml"])

@@ -34,7 +34,8 @@ def record(tmp_path):
     return Record(
         identity=identity, kind="layer", series="made up", depth=0, n_layers=1, width=2, encoder={},
         dataset={"name": "toys"}, protocol={"name": "igpt"}, feature_file="f.h5", selection="val", chosen_index=0,
-        chosen_C=1.0, at_grid_edge=False, refit={"converged": True}, train_accuracy=1.0, metrics={"top1": accuracy},
+        chosen_C=1.0, at_grid_edge=False, refit={"converged": True}, train_accuracy=1.0,
+        metrics={"top1": accuracy, "n_test": 60},
         probe_file="probe.safetensors", folder=tmp_path, **empty,
     )  # fmt: skip
 
