@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from igpt_model import atomic
 from probekit.reports.panels import Panel, Series, is_reliable
 from probekit.results.record import Record
 from probekit.runtime.errors import UserError
+from probekit.runtime.escape import csv_cell, latex, markdown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -184,21 +186,27 @@ def write_table(frame: pd.DataFrame, printed: pd.DataFrame, stem: Path, caption:
 def table_text(frame: pd.DataFrame, printed: pd.DataFrame, form: str, caption: str) -> str:
     """A table as "csv" (of `frame`, full precision), "md" or "tex" (of `printed`, with the caption)."""
     if form == "csv":
-        return frame.to_csv(index=False, lineterminator="\n")
+        return csv_text(frame)
     if form == "md":
-        return f"{caption}\n\n{printed.to_markdown(index=False, disable_numparse=True)}\n"
+        cells = printed.rename(columns=_markdown_cell).map(_markdown_cell)
+        return f"{markdown(caption)}\n\n{cells.to_markdown(index=False, disable_numparse=True)}\n"
     return _latex(printed, caption)
 
 
 def _latex(printed: pd.DataFrame, caption: str) -> str:
-    escaped = printed.rename(columns=_escape).map(lambda cell: _escape(str(cell)))
-    return escaped.to_latex(index=False, escape=False, caption=_escape(caption), position="t")
+    escaped = printed.rename(columns=latex).map(latex)
+    return escaped.to_latex(index=False, escape=False, caption=latex(caption), position="t")
 
 
-def _escape(text: str) -> str:
-    for plain in "&%$#_{}":
-        text = text.replace(plain, "\\" + plain)
-    return text
+def csv_text(frame: pd.DataFrame, float_format: str | None = None) -> str:
+    """A frame as CSV, from whose texts a spreadsheet takes no formula."""
+    cells = frame.map(lambda cell: csv_cell(cell) if isinstance(cell, str) else cell)
+    return cells.to_csv(index=False, lineterminator="\n", float_format=float_format)
+
+
+def _markdown_cell(cell: object) -> str:
+    # numbers and their intervals are ours, and stay readable in the file itself
+    return str(cell) if re.fullmatch(r"[-+0-9.,%() \[\]]*", str(cell)) else markdown(cell)
 
 
 def fit_words(record: Record) -> str:
