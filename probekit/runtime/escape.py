@@ -16,6 +16,8 @@ _LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "`": r"\textasciigrave{}",
+    "\N{MINUS SIGN}": r"\textminus{}",
+    "\N{EN DASH}": r"\textendash{}",
     **{plain: f"\\{plain}" for plain in "&%$#_{}"},
 }
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~#&$!])")

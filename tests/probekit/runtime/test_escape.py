@@ -44,8 +44,10 @@ def test_csv_cells_come_back_and_are_no_formulas(names):
 
 def undo_latex(text):
     """A reader of the few commands that may occur: the text that TeX would set."""
-    words = {"textbackslash": "\\", "textasciitilde": "~", "textasciicircum": "^", "textless": "<", "textgreater": ">",
-             "textbar": "|", "textasciigrave": "`"}  # fmt: skip
+    words = {
+        "textbackslash": "\\", "textasciitilde": "~", "textasciicircum": "^", "textless": "<", "textgreater": ">",
+        "textbar": "|", "textasciigrave": "`", "textminus": "\N{MINUS SIGN}", "textendash": "\N{EN DASH}",
+    }  # fmt: skip
     text = re.sub(r"\\(text[a-z]+)\{\}", lambda m: f"\0{ord(words[m[1]]):x};", text)
     text = re.sub(r"\\([&%$#_{}])", lambda m: f"\0{ord(m[1]):x};", text)
     assert not set(text) & set("\\&%$#_~^"), text
