@@ -7,6 +7,8 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
+from probekit.runtime.escape import terminal, visible
+
 
 @dataclass
 class _State:
@@ -78,7 +80,8 @@ def _print(text: Any, style: str | None, stderr: bool) -> None:
     from rich.console import Console
 
     plain = isinstance(text, str)
-    Console(stderr=stderr, highlight=False, markup=False, soft_wrap=plain).print(text, style=style)
+    shown = terminal(text) if plain else text
+    Console(stderr=stderr, highlight=False, markup=False, soft_wrap=plain).print(shown, style=style)
     sys.stdout.flush()
 
 
@@ -89,10 +92,10 @@ def table(frame: Any) -> Any:
 
     made = Table(box=box.SIMPLE_HEAD)
     for name, column in frame.items():
-        words = str(name).split("_")
+        words = visible(name).split("_")
         numbers = column.dtype.kind in "fiu"
         # in a narrow terminal a heading is broken between words, never cut within one
         made.add_column(" ".join(words), justify="right" if numbers else "left", min_width=max(map(len, words)))
     for row in frame.itertuples(index=False):
-        made.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
+        made.add_row(*(f"{value:.4g}" if isinstance(value, float) else visible(value) for value in row))
     return made

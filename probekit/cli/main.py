@@ -7,6 +7,7 @@ import difflib
 import errno
 import os
 import re
+import signal
 import sys
 import traceback
 import warnings
@@ -20,6 +21,7 @@ from probekit.cli import console
 from probekit.cli.register import Verb, command
 from probekit.cli.usage import prepared, usage_sentence
 from probekit.runtime.errors import UserError
+from probekit.runtime.escape import terminal, visible
 
 MAKE = Group.create_ordered("One command")
 MODEL = Group.create_ordered("Models")
@@ -126,6 +128,19 @@ _USERS_OS_ERRORS = {
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
     errno.ENOTDIR: "a part of that path is a file, not a folder; give another path",
     errno.EISDIR: "it is a folder, not a file; give a file",
+    errno.EFBIG: "the file would be larger than this system or `ulimit -f` allows; the same command goes on",
+    errno.ELOOP: "it is a link where a file was expected, or links in a circle; give the path itself",
+    errno.ENXIO: "it is a pipe or a device, not a file; give a file",
+    errno.ENODEV: "it is a pipe or a device, not a file; give a file",
+    errno.ENOTEMPTY: "the folder is not empty; give another name",
+    errno.EBUSY: "it is in use; wait, or give another path",
+    errno.ETXTBSY: "it is in use; wait, or give another path",
+    errno.EMFILE: "too many files are open; raise `ulimit -n`",
+    errno.ENFILE: "too many files are open on this machine; close some programs",
+    errno.EIO: "the disk reports an error; copy what is left to another one",
+    errno.ESTALE: "the network file system has lost it; run the same command again",
+    errno.EAGAIN: "this system refuses another process or thread; raise `ulimit -u` or give fewer --workers",
+    errno.ENOMEM: "there is not enough memory; give smaller sizes or fewer --workers",
     errno.EEXIST: "it exists already; give another name",
     errno.ENAMETOOLONG: "the name is too long; give a shorter one",
 }
@@ -142,16 +157,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit code: 0, 1, 2 or 130.
+        The exit code: 0, 1, 2, 130, or 141 when nobody reads stdout any more.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     warnings.showwarning = _show_warning
     console.settle(quiet=bool({"-q", "--quiet"} & set(words)))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # a terminal that is not UTF-8 must not stop a result from being shown
+            stream.reconfigure(errors="backslashreplace")
     try:
         dispatch(words)
     except KeyboardInterrupt:
         return _report(_interrupted(), 130)
+    except BrokenPipeError:
+        # whoever read stdout has ended (`| head`): nothing can be printed any more, and nothing is at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:
@@ -201,7 +224,9 @@ def users_sentence(error: BaseException) -> str | None:
     """One sentence for an error that the user can correct, or None for an error of ours."""
     if isinstance(error, UserError):
         return str(error)
-    number = error.errno if isinstance(error, OSError) else _number_inside(error)
+    if _out_of_memory(error):
+        return "there is not enough memory for this; give smaller sizes, smaller batches or fewer --workers."
+    number = getattr(error, "errno", None) or _number_inside(error)
     if number in _USERS_OS_ERRORS:
         name = getattr(error, "filename", None)
         return f"cannot use {name}: {_USERS_OS_ERRORS[number]}." if name else f"{_USERS_OS_ERRORS[number]}."
@@ -210,20 +235,28 @@ def users_sentence(error: BaseException) -> str | None:
     return None
 
 
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether NumPy, PyTorch or Python itself could not allocate memory."""
+    words = ("can't allocate memory", "not enough memory", "out of memory", "Unable to allocate")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
 def _number_inside(error: BaseException) -> int | None:
-    """The system's error number that safetensors writes into its message: "... (os error 28)"."""
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
+    """The system's error number inside a message: "(os error 28)" of safetensors, "errno = 28," of HDF5."""
+    found = re.search(r"\(os error (\d+)\)|errno = (\d+),", str(error))
+    return int(found[1] or found[2]) if found else None
 
 
 def _report(sentence: str, code: int) -> int:
     stderr = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     who = "probekit" if console.is_rank0() else f"probekit, rank {os.environ['RANK']}"
-    stderr.print(f"{who}: {sentence}", style="red" if code != 130 else None)
+    stderr.print(terminal(f"{who}: {sentence}"), style="red" if code != 130 else None)
     return code
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     if not console.is_rank0():
         return
-    sys.stderr.write(f"warning: {' '.join(str(message).split())}\n")
+    sys.stderr.write(f"warning: {visible(' '.join(str(message).split()))}\n")
