@@ -14,6 +14,7 @@ from probekit.evaluate.baselines import control_encoders, random_spec
 from probekit.evaluate.study import study
 from probekit.features.store import FeatureStore
 from probekit.results.record import read_records
+from probekit.results.results import Results
 
 CS = [0.01, 1.0]
 RNG = np.random.default_rng(0)
