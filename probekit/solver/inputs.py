@@ -11,7 +11,7 @@ from torch import Tensor
 
 from probekit.runtime.device import usable_device
 from probekit.runtime.errors import UserError
-from probekit.solver.data import Rows, are_dealt, mean_and_deviation
+from probekit.solver.data import WeightedData, mean_and_deviation
 
 SMALL = 1 << 20  # entries of X up to which float64 costs next to nothing, and spares float32's rounding floor
 
@@ -20,7 +20,7 @@ SMALL = 1 << 20  # entries of X up to which float64 costs next to nothing, and s
 class Inputs:
     """Checked inputs: rows whose X the penalty acts on (standardised on the fly if asked), and what belongs to them."""
 
-    rows: Rows
+    rows: WeightedData
     Cs: NDArray[np.float64]
     classes: NDArray[Any]
     total_weight: float
@@ -45,6 +45,7 @@ def read_inputs(
     standardize: bool,
     device: str,
     dtype: str | None,
+    sharded: bool = False,
 ) -> Inputs:
     """Check everything once, before any work."""
     where = usable_device(device)
@@ -60,17 +61,17 @@ def read_inputs(
         raise UserError("sample_weight must be one finite non-negative number a row, not all zero.")
     classes, index = np.unique(labels, return_inverse=True)
     mass: NDArray[np.float64] = np.bincount(index, weights, minlength=len(classes)).astype(np.float64)
-    if are_dealt():
+    if sharded:
         classes, mass, solver_dtype = _over_ranks(classes, mass, solver_dtype)
         index = np.searchsorted(classes, labels)
     total, present = float(mass.sum()), mass > 0
     if present.sum() < 2:
         raise UserError(f"y holds one class only ({classes[present][0]!r}); a probe needs at least two.")
-    rows = Rows(
+    rows = WeightedData(
         X=source,
         y=torch.from_numpy(index.astype(np.int64)).to(where),
         weights=torch.from_numpy(weights / total).to(where),
-        n_classes=len(classes), dtype=solver_dtype, device=where,
+        n_classes=len(classes), dtype=solver_dtype, device=where, sharded=sharded,
     )  # fmt: skip
     _require_finite(rows)
     mean = scale = None
@@ -122,7 +123,7 @@ def _source(X: Any, dtype: str | None) -> tuple[Any, torch.dtype]:
     return X, chosen
 
 
-def _require_finite(rows: Rows) -> None:
+def _require_finite(rows: WeightedData) -> None:
     start = 0
     for block, _, _ in rows.blocks(8192):
         # a sum is finite only if every term is, or nearly always: the exact look is for the suspects
