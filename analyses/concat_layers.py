@@ -31,7 +31,7 @@ def lines(panel: Panel) -> list[str]:
             found.append(
                 f"{series.label} on {panel.title}, layers {short_range(joined.depths)}: {joined.top1:.1f} % "
                 f"[{joined.low:.1f}, {joined.high:.1f}], {gain}{' (chosen on held-out rows)' if joined.chosen else ''}"
-                f"{'' if joined.sound else f' ({fit_words(joined.record)})'}"
+                f"{'' if joined.reliable else f' ({fit_words(joined.record)})'}"
             )
     return found
 

@@ -8,7 +8,6 @@ differ in their seed alone are also taken together, and paired with the first's 
 """
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from analyses import over_runs
+from igpt_model.checked_json import read_json
 from probekit.cli.finetune import PREDICTIONS_FILE, TEST_FILE
 from probekit.reports import build_panels, collect_records
 from probekit.reports.published import published
@@ -35,11 +35,14 @@ class Tested(NamedTuple):
     seed: int = 0
 
 
+_TEST = {"dataset": str, "finetune": {"seed?": int}}
+
+
 def read_run(folder: Path) -> Tested:
     """What a folder of `probekit finetune` says about the test rows."""
     if not (folder / TEST_FILE).is_file():
         raise UserError(f"{folder} has no {TEST_FILE}: run `probekit finetune` to its end, without --no-test.")
-    about: dict[str, Any] = json.loads((folder / TEST_FILE).read_text())
+    about: dict[str, Any] = read_json(folder / TEST_FILE, _TEST)
     rows = load_probe(folder / PREDICTIONS_FILE)
     right = rows["test_predictions"] == rows["test_labels"]
     compared, seed = arm(about["finetune"]), about["finetune"].get("seed", 0)

@@ -8,13 +8,13 @@ seed alone. NAME is "validation" unless given.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analyses.finetuning import arm
 from igpt_model import atomic
+from igpt_model.checked_json import read_json
 from igpt_model.training.run_log import read_metrics
 from probekit.reports.report import save_figure
 from probekit.reports.style import MODEL_MARKERS, MODELS, style
@@ -33,7 +33,7 @@ def finetuning_frame(runs: Sequence[Path]) -> "pd.DataFrame":
     for run in runs:
         if not (run / "metrics.jsonl").is_file():
             raise UserError(f"{run} holds no metrics.jsonl; give folders that `probekit finetune` wrote.")
-        settings = json.loads((run / "config.json").read_text())["finetune"]
+        settings = read_json(run / "config.json", {"finetune": {"lr": float, "seed": int}})["finetune"]
         about = {"run": run.name, "arm": arm(settings), "lr": settings["lr"], "seed": settings["seed"]}
         loss = float("nan")
         for record in read_metrics(run / "metrics.jsonl"):

@@ -15,7 +15,7 @@ from igpt_model.training.run_log import read_metrics
 from probekit.cli.watch import read_probes
 from probekit.reports import build_panels, collect_records
 from probekit.reports.panels import Panel
-from probekit.results.records import RESULTS_NAME, Record
+from probekit.results.record import RESULTS_NAME, Record
 
 
 class Point(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 from probekit.reports import collect_records
 from probekit.reports.published import published
 from probekit.results.curve import choose_layer
-from probekit.results.records import Record
+from probekit.results.record import Record
 
 
 def seed_accuracies(records: Sequence[Record]) -> dict[tuple[str, str, int], list[float]]:

@@ -33,7 +33,8 @@ def accuracy(runs: Sequence[np.ndarray]) -> Together:
     if len(runs) == 1:
         low, high = wilson_interval(int(runs[0].sum()), len(runs[0]))
         return Together(100 * float(runs[0].mean()), 100 * low, 100 * high, (100 * float(runs[0].mean()),))
-    return _together(runs)
+    together = _together(runs)
+    return together._replace(low=max(together.low, 0.0), high=min(together.high, 100.0))
 
 
 def gain(runs: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> Together:

@@ -44,7 +44,7 @@ def ladder(panel: Panel, size: Callable[[Series], Any], shown: Callable[[Any], s
                 f"p = {paired.p:.2g}"
             )
         found.append(
-            ", ".join(words) + ("" if series.sound[place] else " (not converged, or C at the end of its grid)")
+            ", ".join(words) + ("" if series.reliable[place] else " (not converged, or C at the end of its grid)")
         )
     return [panel.title, *found] if found else []
 

@@ -7,12 +7,12 @@ STEP). FILE: a CSV of step and val_loss measured afterwards, in place of the log
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igpt_model import atomic
+from igpt_model.training.run_log import read_metrics
 from probekit.reports.report import save_figure
 from probekit.reports.style import INK, MODELS, QUIET, style
 from probekit.runtime.errors import UserError
@@ -35,8 +35,7 @@ def training_frame(run: Path, val: Path | None = None) -> "pd.DataFrame":
     if not path.is_file():
         raise UserError(f"{run} holds no metrics.jsonl; give the folder that `probekit train` wrote.")
     rows: dict[int, dict[str, float]] = {}
-    for line in path.read_text().splitlines():
-        record = json.loads(line)
+    for record in read_metrics(path):
         if record["kind"] in ("step", "eval"):
             rows.setdefault(record["step"], {}).update({k: record[k] for k in COLUMNS if k in record})
     frame = pd.DataFrame([rows[step] for step in sorted(rows)], columns=list(COLUMNS))

@@ -2,9 +2,15 @@
 
 import json
 import os
-import tempfile
+import stat
+import time
 from pathlib import Path
 from typing import Any
+
+from igpt_model.errors import UserError
+from igpt_model.locks import open_lock_file, try_lock
+
+WAIT_SECONDS = 30.0
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -15,35 +21,77 @@ def _fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write `content` to `path` so that a reader sees the old file or the new one, never a part of it.
+def check_target(path: str | Path) -> None:
+    """Refuse to replace what is no regular file: a link (its target is named), a pipe, a device or a folder.
 
     Raises
     ------
+    UserError
+        `path` is one of these.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(mode):
+        raise UserError(f"{path} is a link to {os.readlink(path)}; give that path itself, or remove the link.")
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise UserError(f"{path} is {kind}, which no file can replace; give another name.")
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write `content` to `path` so that a reader sees the old file or the new one, never a part of it.
+
+    The bytes go to `.NAME.partial` beside it first, under a lock: what a killed writer left there, the next one uses.
+
+    Raises
+    ------
+    UserError
+        `path` is a link, a pipe, a device or a folder.
     OSError
         The folder cannot be written or the disk is full; the old file, if any, is untouched.
     """
     path = Path(path)
+    check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    partial = path.with_name(f".{path.name}.partial")
+    descriptor = _own_partial(partial)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes the file private; results are meant to be read by the user's group as any other file is
-        os.chmod(partial, 0o666 & ~_umask())
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+        try:
+            os.ftruncate(descriptor, 0)
+            left = memoryview(content)
+            while left:
+                left = left[os.write(descriptor, left) :]
+            os.fsync(descriptor)
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    finally:
+        os.close(descriptor)
     _fsync_folder(path.parent)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _own_partial(partial: Path) -> int:
+    """Open and lock the partial file; another writer of the same file is waited for."""
+    until = time.monotonic() + WAIT_SECONDS
+    while True:
+        descriptor = open_lock_file(partial)
+        # whoever held the lock before us may have renamed or removed the file that we opened
+        if try_lock(descriptor) and _is_at(descriptor, partial):
+            return descriptor
+        os.close(descriptor)
+        if time.monotonic() > until:
+            raise UserError(f"{partial} is held by another process that writes the same file; wait for it.")
+        time.sleep(0.01)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from igpt_model.checked_json import Int, Real, mismatch
 from igpt_model.config import ModelConfig
 from igpt_model.errors import UserError
 from igpt_model.features import pool
@@ -21,8 +21,17 @@ from igpt_model.images import ImageTransform
 from igpt_model.model import IGPT, Linear
 from igpt_model.objectives import draw_masks, loss_of_state
 from igpt_model.palette import Palette
-from igpt_model.training.checkpoint import HEAD_FILE, list_checkpoints, load_checkpoint
+from igpt_model.training.checkpoint import (
+    HEAD_FILE,
+    DamagedCheckpoint,
+    list_checkpoints,
+    load_checkpoint,
+    read_about,
+    read_tensors,
+)
 from igpt_model.voting import modal_vote
+
+_FINETUNE = {"classes": [str], "layer": Int(0, 10_000), "val_accuracy": (Real(0, 1), None)}
 
 
 class Classifier(nn.Module):
@@ -167,7 +176,10 @@ def load_classifier(run_dir: str | Path, device: str | torch.device = "cpu") -> 
     loaded = load_checkpoint(best[1], device)
     about = loaded.provenance["finetune"]
     classifier = Classifier(loaded.model, len(about["classes"]), about["layer"])
-    classifier.clf.weight = nn.Parameter(load_file(best[1] / HEAD_FILE)["clf.weight"])
+    weight = read_tensors(best[1] / HEAD_FILE).get("clf.weight")
+    if weight is None or weight.shape != classifier.clf.weight.shape:
+        raise DamagedCheckpoint(f"{best[1] / HEAD_FILE} does not hold a head of {len(about['classes'])} classes.")
+    classifier.clf.weight = nn.Parameter(weight)
     plain = ImageTransform(loaded.transform.resolution, loaded.transform.resize)
     return FineTuned(
         classifier.to(device).eval(),
@@ -182,7 +194,10 @@ def load_classifier(run_dir: str | Path, device: str | torch.device = "cpu") -> 
 
 def read_accuracy(checkpoint: Path) -> float | None:
     """Return the validation accuracy that is written in a fine-tuning checkpoint, or None where there is none."""
-    import json
-
-    about = json.loads((checkpoint / "config.json").read_text())["provenance"].get("finetune") or {}
-    return about.get("val_accuracy")
+    about = read_about(checkpoint)["provenance"].get("finetune")
+    if about is None:
+        return None
+    problem = mismatch(about, _FINETUNE)
+    if problem:
+        raise UserError(f"{checkpoint / 'config.json'} cannot be used: provenance.finetune.{problem}.")
+    return about["val_accuracy"]

@@ -3,10 +3,12 @@
 Letters: B images, T positions, D width (`n_embd`), V palette colours, L blocks (`n_layer`).
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from igpt_model.checked_json import Int, mismatch
 from igpt_model.errors import UserError
+from igpt_model.ranges import Range, check_ranges
 
 # Table in section 3.3 of the paper; heads of S, M and L from the released sampling commands. The heads of XL were never
 # published: 24 (head width 128, as M) is ours.
@@ -19,6 +21,10 @@ PRESETS: dict[str, dict[str, int]] = {
 }
 
 MAX_COLOURS = 65_536  # tokens are uint16
+
+
+def _number(default: int, most: int) -> Any:
+    return field(default=default, metadata={"range": Range(1, most)})
 
 
 @dataclass(frozen=True)
@@ -41,27 +47,21 @@ class ModelConfig:
         BERT only: the chance that a position is masked (appendix A of the paper).
     """
 
-    n_layer: int = 10
-    n_embd: int = 48
-    n_head: int = 4
-    vocab_size: int = 512
-    n_positions: int = 1024
+    n_layer: int = _number(10, 1000)
+    n_embd: int = _number(48, 65_536)
+    n_head: int = _number(4, 65_536)
+    vocab_size: int = _number(512, MAX_COLOURS)
+    n_positions: int = _number(1024, 4096**2)
     causal: bool = True
     bias: bool = False
-    mask_prob: float = 0.15
+    mask_prob: float = field(default=0.15, metadata={"range": Range(0, 1, above=True)})
 
     def __post_init__(self) -> None:
-        for name in ("n_layer", "n_embd", "n_head", "vocab_size", "n_positions"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} = {getattr(self, name)}, but it must be at least 1.")
+        check_ranges(self)
         if self.n_embd % self.n_head:
             raise UserError(
                 f"n_embd = {self.n_embd} is no multiple of n_head = {self.n_head}: choose sizes that divide evenly."
             )
-        if self.vocab_size > MAX_COLOURS:
-            raise UserError(f"vocab_size = {self.vocab_size}, but a palette has at most {MAX_COLOURS:,} colours.")
-        if not 0 < self.mask_prob <= 1:
-            raise UserError(f"mask_prob = {self.mask_prob}, but it must lie in (0, 1]; the paper uses 0.15.")
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "ModelConfig":
@@ -102,4 +102,7 @@ class ModelConfig:
                 f"The model configuration holds {', '.join(unknown)}, which this version does not know: "
                 f"it knows {', '.join(field.name for field in fields(cls))}."
             )
+        problem = mismatch(values, {f"{f.name}?": {int: Int(), bool: bool, float: float}[f.type] for f in fields(cls)})
+        if problem:
+            raise UserError(f"The model configuration cannot be used: {problem}.")
         return cls(**values)

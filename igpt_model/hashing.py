@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from igpt_model.checked_json import open_regular
+
 
 def hash_arrays(arrays: Mapping[str, Any]) -> str:
     """Hash named arrays or tensors: names, dtypes, shapes and bytes, in the order of the names."""
@@ -28,9 +30,9 @@ def hash_json(value: Any) -> str:
 
 
 def hash_file(path: str | Path) -> str:
-    """Hash a file's bytes, read in blocks of 8 MiB."""
+    """Hash a regular file's bytes, read in blocks of 8 MiB."""
     digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 23):
             digest.update(block)
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 Letters in shapes: B images, P pixels a side.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from igpt_model.checked_json import Int, mismatch
 from igpt_model.errors import UserError
 
+MAX_RESOLUTION = 4096  # 17 million tokens a picture
 KERNELS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 """Pillow's resize kernels. All but `nearest` average over the source pixels when they shrink a picture."""
 
@@ -39,8 +42,8 @@ class ImageTransform:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "augment", tuple(self.augment))
-        if self.resolution < 1:
-            raise UserError(f"A resolution of {self.resolution} was given; give at least 1 pixel a side.")
+        if not 1 <= self.resolution <= MAX_RESOLUTION:
+            raise UserError(f"A resolution of {self.resolution} was given; give 1 to {MAX_RESOLUTION:,} pixels a side.")
         if self.resize not in KERNELS:
             raise UserError(f"Unknown resize kernel {self.resize!r}; choose one of {', '.join(KERNELS)}.")
         for name in self.augment:
@@ -60,11 +63,11 @@ class ImageTransform:
         kind, _, amount = name.partition(":")
         if kind == "flip" and not amount:
             return
-        if kind == "pad_crop" and amount.isdigit() and 0 < int(amount) < self.resolution:
+        lengths = [int(part) if re.fullmatch("[0-9]{1,5}", part) else 0 for part in amount.split(":")]
+        if kind == "pad_crop" and len(lengths) == 1 and 0 < lengths[0] < self.resolution:
             return
-        lengths = amount.split(":")
-        if kind == "resize_crop" and len(lengths) == 3 and all(part.isdigit() for part in lengths):
-            low, high, side = map(int, lengths)
+        if kind == "resize_crop" and len(lengths) == 3:
+            low, high, side = lengths
             if 0 < side <= low <= high:
                 return
         raise UserError(
@@ -136,7 +139,10 @@ class ImageTransform:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ImageTransform":
         """Rebuild from `to_dict`."""
-        return cls(int(values["resolution"]), values["resize"], tuple(values["augment"]))
+        problem = mismatch(values, {"resolution": Int(1, MAX_RESOLUTION), "resize": str, "augment": [str]})
+        if problem:
+            raise UserError(f"The image transform cannot be used: {problem}.")
+        return cls(values["resolution"], values["resize"], tuple(values["augment"]))
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,12 @@ class Palette:
     """
 
     def __init__(self, centres_V3: Any) -> None:
-        centres = np.array(centres_V3, np.float32)
+        try:
+            centres = np.array(centres_V3, np.float32)
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"A palette needs centres of shape (V, 3), not a list of other lengths ({error})."
+            ) from None
         if centres.ndim != 2 or centres.shape[1] != 3 or not 1 <= len(centres) <= 1 << 16:
             raise UserError(f"A palette needs centres of shape (V, 3) with 1 <= V <= 65536, not {centres.shape}.")
         if not np.isfinite(centres).all() or np.abs(centres).max() > 1.001:

@@ -60,8 +60,18 @@ PENDING = {
     ("probekit.selection.protocol", "probekit.probes.sgd"),
     ("probekit.solver.path", "probekit.probes.linear"),
 }
-FOUNDATION = {"igpt_model.errors", "igpt_model.hashing", "igpt_model.atomic"}
-LAZY = {"matplotlib", "cuml", "transformers", "timm", "tensorboard", "torch.utils.tensorboard", "hdf5plugin"}
+FOUNDATION = {f"igpt_model.{name}" for name in ("errors", "hashing", "atomic", "checked_json", "locks", "ranges")}
+LAZY = {
+    "matplotlib",
+    "cuml",
+    "datasets",
+    "pyarrow",
+    "transformers",
+    "timm",
+    "tensorboard",
+    "torch.utils.tensorboard",
+    "hdf5plugin",
+}
 FORBIDDEN_NAMES = {"utils.py", "common.py", "helpers.py", "base.py", "misc.py"}
 
 
@@ -134,6 +144,17 @@ def test_only_the_feature_room_knows_hdf5():
     users = {module_name(path) for path in SOURCES if "h5py" in imports(path)}
     assert users, "nobody imports h5py: this check has lost its subject"
     assert all(within(user, "probekit.features") for user in users), users
+
+
+def test_only_the_json_reader_parses_json():
+    """Whatever is read is limited, UTF-8 and checked in `igpt_model.checked_json`."""
+    found = {
+        module_name(path)
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in ("load", "loads") and ast.unparse(node.value) == "json"
+    }
+    assert found == {"igpt_model.checked_json"}
 
 
 def test_only_the_objective_knows_how_C_relates_to_l2():

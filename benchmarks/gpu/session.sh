@@ -2,7 +2,7 @@
 # A half hour of one GPU in five calls of less than ten minutes, in order of worth: session.sh CALL, CALL from 1 to 5.
 # Each call runs in the checkout's root on the machine, with .gpu (pack.sh) in it; what comes back lies under $OUT (at
 # most 8 files of 16 MiB). State is kept in $STATE while the machine is held, so the calls follow one another
-# without a pause; call 2 goes on where call 1 stopped. Minutes and their arithmetic: docs/how-to/gpu.md.
+# without a pause; call 2 goes on where call 1 stopped. Minutes and their arithmetic: docs/guides/gpu.md.
 #   1  check; train, first part        2  train to the end, extract, sweep, concat, report
 #   3  path_speed, extract_speed       4  train_speed, objectives
 #   5  the trained weights in bfloat16, in pieces: PART=1, then PART=2 (only if somebody wants them)

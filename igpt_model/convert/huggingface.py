@@ -4,7 +4,6 @@ Hugging Face keeps the start vector as the last row of `wte` (V + 1 rows for V c
 and bias slots that are zero in the published weights.
 """
 
-import json
 import pickle
 import tempfile
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from igpt_model.atomic import replace_folder, write_json
+from igpt_model.checked_json import Int, Real, Text, read_json
 from igpt_model.config import ModelConfig
 from igpt_model.convert.openai import from_openai, from_openai_checkpoint
 from igpt_model.errors import UserError
@@ -37,6 +37,7 @@ __all__ = [
 # our names of a block's linear layers are Hugging Face's as well
 _LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 # settings of a Hugging Face configuration that would make it another function than iGPT
+_PROCESSOR = {"clusters?": ([[Real(-1.001, 1.001)]], None), "resample?": Int(0, 5)}
 _FIXED = {
     "activation_function": "quick_gelu",
     "layer_norm_epsilon": 1e-5,
@@ -118,12 +119,12 @@ def from_pretrained_folder(path: str | Path) -> tuple[IGPT, Palette | None, Imag
     folder = Path(path)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no config.json: give a folder written by Hugging Face's save_pretrained.")
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json", {"n_head": Int(1, 65_536)})
     model = _from_state(_read_weights(folder), config, str(folder))
     processor_file = folder / "preprocessor_config.json"
     if not processor_file.is_file():
         return model, None, None
-    processor = json.loads(processor_file.read_text())
+    processor = read_json(processor_file, _PROCESSOR)
     clusters = processor.get("clusters")
     palette = None if clusters is None else Palette(clusters)
     if palette is not None and len(palette) != model.config.vocab_size:
@@ -175,7 +176,8 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         shards = [folder / name]
         index = folder / f"{name}.index.json"
         if index.is_file():
-            shards = sorted({folder / shard for shard in json.loads(index.read_text())["weight_map"].values()})
+            listed = read_json(index, {"weight_map": {str: Text(255, file_name=True)}})["weight_map"]
+            shards = sorted({folder / shard for shard in listed.values()})
         if not all(shard.is_file() for shard in shards):
             continue
         state: dict[str, Tensor] = {}

@@ -9,6 +9,7 @@ rather than loaded.
 """
 
 import json
+import re
 import shutil
 import tempfile
 import time
@@ -18,19 +19,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from igpt_model.atomic import replace_folder
+from igpt_model.checked_json import read_json
 from igpt_model.config import ModelConfig
 from igpt_model.errors import UserError
 from igpt_model.hashing import hash_arrays, hash_file
 from igpt_model.images import ImageTransform
 from igpt_model.model import IGPT
 from igpt_model.palette import Palette
+from igpt_model.training.checkpoint_check import (
+    FORMAT,
+    DamagedCheckpoint,
+    check_checkpoint,
+    is_good,
+    read_about,
+    read_tensors,
+)
 from igpt_model.training.checkpoint_shards import read_shards, write_shards
 from igpt_model.training.distributed import Ranks
 
-FORMAT = 1
 HEAD_FILE = "classifier.safetensors"  # beside the weights, where the model was fine-tuned
 
 
@@ -46,10 +55,6 @@ class Checkpoint:
     weights_hash: str
     provenance: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
-
-
-class DamagedCheckpoint(UserError):  # noqa: N818 (it names a state, as FileNotFound does)
-    """A checkpoint whose files are missing or are not those that were written."""
 
 
 def checkpoint_path(run_dir: str | Path, step: int) -> Path:
@@ -140,30 +145,10 @@ def _on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def check_checkpoint(folder: str | Path) -> None:
-    """Compare every file with the manifest.
-
-    Raises
-    ------
-    DamagedCheckpoint
-        A file is missing, cut short or altered; the message names it.
-    """
-    folder = Path(folder)
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        for name, expected in manifest.items():
-            if name.startswith("trainer") and not (folder / name).exists():
-                continue  # older kept checkpoints lose them to save disk
-            if hash_file(folder / name) != expected:
-                raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: {name} is not the file that was written.")
-    except (OSError, json.JSONDecodeError, AttributeError) as error:
-        raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: {error}.") from error
-
-
 def list_checkpoints(run_dir: str | Path) -> list[Path]:
     """Return the run's checkpoint folders, oldest first, damaged ones included."""
     folders = (Path(run_dir) / "checkpoints").glob("[0-9]*")
-    return sorted((f for f in folders if f.name.isdigit() and f.is_dir()), key=lambda f: int(f.name))
+    return sorted((f for f in folders if re.fullmatch("[0-9]{1,15}", f.name) and f.is_dir()), key=lambda f: int(f.name))
 
 
 def latest_checkpoint(run_dir: str | Path, step: int | None = None) -> Path:
@@ -196,32 +181,23 @@ def latest_checkpoint(run_dir: str | Path, step: int | None = None) -> Path:
     return chosen
 
 
-def is_good(folder: Path) -> bool:
-    """Say whether a checkpoint agrees with its manifest."""
-    try:
-        check_checkpoint(folder)
-    except DamagedCheckpoint:
-        return False
-    return True
-
-
 def newest_good(run_dir: str | Path) -> tuple[Path | None, list[dict[str, Any]]]:
     """Return the newest whole checkpoint that training can go on from, and a record for each one that is damaged.
 
     Damaged ones are renamed; those without the optimiser's state are passed over.
     """
-    told = []
+    events = []
     for candidate in reversed(list_checkpoints(run_dir)):
         try:
             check_checkpoint(candidate)
         except DamagedCheckpoint as error:
             aside = candidate.with_name(f"damaged-{candidate.name}-{time.time_ns()}")
             candidate.rename(aside)
-            told.append({"kind": "damaged", "step": int(candidate.name), "path": str(aside), "reason": str(error)})
+            events.append({"kind": "damaged", "step": int(candidate.name), "path": str(aside), "reason": str(error)})
             continue
         if (candidate / "trainer.json").is_file():
-            return candidate, told
-    return None, told
+            return candidate, events
+    return None, events
 
 
 def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu", weights: bool = True) -> Checkpoint:
@@ -240,9 +216,9 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu", weig
         folder = latest_checkpoint(folder)
     else:
         check_checkpoint(folder)
-    about = json.loads((folder / "config.json").read_text())
-    if about.get("format") != FORMAT:
-        raise UserError(f"{folder} has checkpoint format {about.get('format')}; this version reads {FORMAT}.")
+    about = read_about(folder)
+    if about["format"] != FORMAT:
+        raise UserError(f"{folder} has checkpoint format {about['format']}; this version reads {FORMAT}.")
     palette = Palette.load(folder / "palette.safetensors")
     if palette.hash != about["palette_hash"]:
         raise UserError(
@@ -251,32 +227,52 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu", weig
     config = ModelConfig.from_dict(about["model"])
     weights_hash = about["weights_hash"]
     if weights:
-        state = read_weights(folder)
+        state = read_weights(folder, about)
         weights_hash = weights_hash or hash_arrays(state)
         model = IGPT.from_state(config, state, str(folder)).to(device).eval()
     else:
         with torch.device("meta"):
             model = IGPT(config)
-    transform = ImageTransform.from_dict(json.loads((folder / "transform.json").read_text()))
+    transform = ImageTransform.from_dict(read_json(folder / "transform.json"))
     provenance = {**about["provenance"], "weights_hash": weights_hash, "palette_hash": about["palette_hash"]}
     return Checkpoint(model, config, palette, transform, about["step"], weights_hash, provenance, folder)
 
 
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Return a checkpoint's whole weights, whether they lie in one file or in shards."""
-    return (
-        read_shards(folder / "weights") if (folder / "weights").is_dir() else load_file(folder / "weights.safetensors")
-    )
+def read_weights(folder: Path, about: Mapping[str, Any] | None = None) -> dict[str, torch.Tensor]:
+    """Return a checkpoint's whole weights, whether they are in one file or in shards.
+
+    Raises
+    ------
+    DamagedCheckpoint
+        They cannot be read, or are not those that `config.json` names.
+    """
+    if (folder / "weights").is_dir():
+        try:
+            state = read_shards(folder / "weights")
+        except UserError:
+            raise
+        except Exception as error:  # torch.distributed.checkpoint has no error class of its own for damaged files
+            raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: weights cannot be read ({error}).") from error
+    else:
+        state = read_tensors(folder / "weights.safetensors")
+    expected = (about or read_about(folder))["weights_hash"]
+    if expected is not None and hash_arrays(state) != expected:
+        raise DamagedCheckpoint(
+            f"The checkpoint {folder} is damaged: its weights are not those that config.json names."
+        )
+    return state
 
 
-def load_trainer_state(folder: str | Path, tensors: bool = True) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load_trainer_state(
+    folder: str | Path, tensors: bool = True, schema: Any = dict
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the (tensors, JSON values) that `save_checkpoint` was given, the tensors whole, or none of them."""
     folder = Path(folder)
     shards, file = folder / "trainer", folder / "trainer.safetensors"
     if not (shards.is_dir() or file.is_file()) or not (folder / "trainer.json").is_file():
         raise UserError(f"{folder} holds no trainer state, so that training cannot go on from it.")
-    state = {} if not tensors else read_shards(shards) if shards.is_dir() else load_file(file)
-    return state, json.loads((folder / "trainer.json").read_text())
+    state = {} if not tensors else read_shards(shards) if shards.is_dir() else read_tensors(file)
+    return state, read_json(folder / "trainer.json", schema)
 
 
 def consolidate(source: str | Path, target: str | Path) -> Path:

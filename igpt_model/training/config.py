@@ -1,17 +1,13 @@
 """The settings of a training run: the one source of the command line's flags, their defaults and their help."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from igpt_model.config import ModelConfig
+from igpt_model.config import MAX_COLOURS, ModelConfig
 from igpt_model.errors import UserError
-from igpt_model.images import ImageTransform
-
-
-def option(default: Any, help: str) -> Any:
-    """Return a dataclass field with its default and the help text that the command line shows."""
-    return field(default=default, metadata={"help": help})
+from igpt_model.images import MAX_RESOLUTION, ImageTransform
+from igpt_model.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SEED, Range, check_ranges, option
 
 
 @dataclass(frozen=True)
@@ -23,31 +19,35 @@ class TrainConfig:
     """
 
     model: str = option("tiny", "Preset of the transformer: tiny, S, M, L or XL.")
-    n_layer: int | None = option(None, "Number of blocks, instead of the preset's.")
-    n_embd: int | None = option(None, "Width of the residual stream, instead of the preset's.")
-    n_head: int | None = option(None, "Attention heads, instead of the preset's.")
+    n_layer: int | None = option(None, "Number of blocks, instead of the preset's.", Range(1, 1000))
+    n_embd: int | None = option(None, "Width of the residual stream, instead of the preset's.", Range(1, 65_536))
+    n_head: int | None = option(None, "Attention heads, instead of the preset's.", Range(1, 65_536))
     objective: str = option(
         "autoregressive", "What is predicted: autoregressive (the next pixel) or bert (hidden ones)."
     )
-    mask_prob: float = option(0.15, "For bert: the probability that a pixel is hidden.")
-    resolution: int = option(32, "Pixels a side that the model sees; it reads resolution^2 tokens.")
+    mask_prob: float = option(0.15, "For bert: the probability that a pixel is hidden.", Range(0, 1, above=True))
+    resolution: int = option(
+        32, "Pixels a side that the model sees; it reads resolution^2 tokens.", Range(1, MAX_RESOLUTION)
+    )
     resize: str = option("bilinear", "Pillow kernel that brings pictures to the resolution.")
-    n_colours: int = option(512, "Colours in the palette (512 is the paper's 9 bits).")
+    n_colours: int = option(512, "Colours in the palette (512 is the paper's 9 bits).", Range(1, MAX_COLOURS))
     augment: tuple[str, ...] = option(
         (), "Random changes to training pictures: resize_crop:256:384:224, flip, pad_crop:4."
     )
-    steps: int = option(1000, "Number of updates.")
-    batch_size: int = option(128, "Pictures an update, over all ranks.")
+    steps: int = option(1000, "Number of updates.", COUNT)
+    batch_size: int = option(128, "Pictures an update, over all ranks.", COUNT)
     micro_batch: int = option(
-        0, "Pictures a forward pass, on each rank; gradients add up to the batch. 0: all at once."
+        0, "Pictures a forward pass, on each rank; gradients add up to the batch. 0: all at once.", COUNT_OR_NONE
     )
-    lr: float = option(0.003, "Peak learning rate; the paper lowers it by 3 until training is stable.")
-    warmup_steps: int = option(100, "Updates over which the learning rate rises to its peak.")
+    lr: float = option(0.003, "Peak learning rate; the paper lowers it by 3 until training is stable.", POSITIVE)
+    warmup_steps: int = option(100, "Updates over which the learning rate rises to its peak.", COUNT_OR_NONE)
     schedule: str = option("cosine", "After warm-up: cosine (to 0) or constant.")
-    betas: tuple[float, float] = option((0.9, 0.95), "Adam's betas; 0.999 for the second gives loss spikes.")
-    weight_decay: float = option(0.0, "AdamW's decay of the blocks' matrices; the paper uses none.")
-    clip: float = option(1.0, "Largest norm of the gradient; 0: no clipping.")
-    seed: int = option(0, "Seed of weights, palette, order, augmentation and masks.")
+    betas: tuple[float, float] = option(
+        (0.9, 0.95), "Adam's betas; 0.999 for the second gives loss spikes.", Range(0, 1, below=True)
+    )
+    weight_decay: float = option(0.0, "AdamW's decay of the blocks' matrices; the paper uses none.", NOT_NEGATIVE)
+    clip: float = option(1.0, "Largest norm of the gradient; 0: no clipping.", NOT_NEGATIVE)
+    seed: int = option(0, "Seed of weights, palette, order, augmentation and masks.", SEED)
     dtype: str = option("float32", "float32, or bfloat16 for autocast with float32 master weights.")
     parallel: str = option("none", "Processes started by torchrun: none, ddp (a copy each) or fsdp (a part each).")
     checkpoint_blocks: bool = option(
@@ -55,16 +55,18 @@ class TrainConfig:
     )
     compile: bool = option(False, "Compile each block (torch.compile); worth its minute on a GPU.")
     device: str = option("cpu", "Where to train: cpu, cuda, cuda:1.")
-    threads: int = option(0, "CPU threads; 0: PyTorch's choice. Exact resuming needs the same number.")
-    log_every: int = option(10, "Updates between records of the training loss.")
-    eval_every: int = option(250, "Updates between validation losses.")
-    eval_images: int = option(1024, "Validation pictures that are used, evenly spaced.")
-    checkpoint_every: int = option(250, "Updates between checkpoints.")
-    keep_last: int = option(3, "Newest checkpoints that are kept with their optimiser state.")
+    threads: int = option(0, "CPU threads; 0: PyTorch's choice. Exact resuming needs the same number.", Range(0, 1024))
+    log_every: int = option(10, "Updates between records of the training loss.", COUNT)
+    eval_every: int = option(250, "Updates between validation losses.", COUNT)
+    eval_images: int = option(1024, "Validation pictures that are used, evenly spaced.", COUNT)
+    checkpoint_every: int = option(250, "Updates between checkpoints.", COUNT)
+    keep_last: int = option(3, "Newest checkpoints that are kept with their optimiser state.", COUNT)
     keep_at: tuple[int, ...] | None = option(
-        None, "Steps whose checkpoints are kept for good; powers of two from 64 on."
+        None, "Steps whose checkpoints are kept for good; powers of two from 64 on.", COUNT_OR_NONE
     )
-    spike: float = option(0.5, "Stop when the loss gives back this share of its progress for 5 records; 0: never.")
+    spike: float = option(
+        0.5, "Stop when the loss gives back this share of its progress for 5 records; 0: never.", NOT_NEGATIVE
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "augment", tuple(self.augment))
@@ -75,14 +77,7 @@ class TrainConfig:
         choose("schedule", self.schedule, ("cosine", "constant"))
         choose("parallel", self.parallel, ("none", "ddp", "fsdp"))
         choose("dtype", self.dtype, ("float32", "bfloat16"))
-        for name in ("steps", "batch_size", "log_every", "eval_every", "eval_images", "checkpoint_every", "keep_last"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; give at least 1.")
-        for name in ("seed", "warmup_steps", "clip", "weight_decay", "micro_batch", "threads", "spike"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name} is {getattr(self, name)}; give 0 or more.")
-        if not self.lr > 0:
-            raise UserError(f"lr is {self.lr}; give a learning rate above 0.")
+        check_ranges(self)
         _ = self.transform, self.model_config  # their own checks, now rather than later
 
     @property

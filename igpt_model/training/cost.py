@@ -79,7 +79,7 @@ def training_cost(
         else:
             step, note = _scaled(config, images, micro, seconds)
             depth = 1
-        one_save, books = _save_seconds(config, depth)
+        one_save, save_bytes = _save_seconds(config, depth)
         if config.parallel == "fsdp":  # each rank writes and hashes its part
             one_save /= ranks
     held = rank_memory(config.model_config, micro, ranks, config.parallel, config.dtype, config.checkpoint_blocks)
@@ -92,7 +92,7 @@ def training_cost(
     n = config.model_config.n_params
     # older ones that are kept lose their moments; at step 0 there are none yet
     files = sum(CHECKPOINT_BYTES if done else KEPT_BYTES for done in newest) * n
-    files += sum(config.keeps(done) for done in older) * KEPT_BYTES * n + len(newest) * books
+    files += sum(config.keeps(done) for done in older) * KEPT_BYTES * n + len(newest) * save_bytes
     return TrainingCost(
         step=step,
         evaluation=evaluation,

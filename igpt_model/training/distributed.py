@@ -6,8 +6,10 @@ whole model on each rank; "fsdp" (FSDP2, `fully_shard`) splits weights, gradient
 
 import atexit
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from igpt_model.errors import UserError
+from igpt_model.locks import run_lock
 from igpt_model.model import IGPT
 
 PARALLEL = ("none", "ddp", "fsdp")
@@ -81,6 +84,14 @@ class Ranks:
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
+
+
+@contextmanager
+def held_run(out: str | Path, ranks: Ranks) -> Iterator[None]:
+    """Hold the run folder by rank 0 for as long as the ranks write into it; `UserError` on every rank if it is held."""
+    with ExitStack() as stack:
+        ranks.once(lambda: stack.enter_context(run_lock(out)))
+        yield
 
 
 def find_ranks(parallel: str, device: torch.device) -> Ranks:

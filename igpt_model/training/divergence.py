@@ -28,11 +28,11 @@ class LossWatch:
         self.lowest, self.bad_records = math.inf, 0
 
     @property
-    def sound(self) -> bool:
+    def reliable(self) -> bool:
         """Whether weights of this moment count as good ones: a loss that has risen is watched for a while first."""
         return self.bad_records == 0
 
-    def look(self, step: int, loss: float, norm: float, last: bool, good: int | None) -> None:
+    def check(self, step: int, loss: float, norm: float, last: bool, good: int | None) -> None:
         """Take in the loss and the largest gradient norm since the last record.
 
         Parameters

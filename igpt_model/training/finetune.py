@@ -16,7 +16,7 @@ from igpt_model.devices import cpu_threads, find_device
 from igpt_model.errors import UserError
 from igpt_model.training.checkpoint import Checkpoint, load_checkpoint
 from igpt_model.training.data import check_images
-from igpt_model.training.distributed import find_ranks
+from igpt_model.training.distributed import find_ranks, held_run
 from igpt_model.training.finetune_config import FinetuneConfig
 from igpt_model.training.finetune_run import FinetuneRun
 from igpt_model.training.loop import records
@@ -92,16 +92,16 @@ def finetune(
     for name, part in (("training", train), ("validation", val)):
         check_images(name, part.images, transform.resolution)
         _check_labels(name, part, len(classes))
-    books = {
+    run_config = {
         "finetune": config.to_dict(),
         "source": {"weights_hash": loaded.weights_hash, "palette_hash": loaded.palette.hash, "step": loaded.step},
         "classes": list(classes),
         "data": {"train_images": len(train.labels), "val_images": len(val.labels), **dict(data_provenance or {})},
     }
-    changed = ranks.once(lambda: open_run(out, books, _FREE))
-    with cpu_threads(config.threads):
+    with held_run(out, ranks), cpu_threads(config.threads):
+        changed = ranks.once(lambda: open_run(out, run_config, _FREE))
         pictures, held_out = (train.images, train.labels), (val.images, val.labels)
-        run = FinetuneRun(config, loaded, pictures, held_out, books, Path(out), ranks)
+        run = FinetuneRun(config, loaded, pictures, held_out, run_config, Path(out), ranks)
         yield from run.damaged
         yield run.start(changed)
         yield from records(run, stop)

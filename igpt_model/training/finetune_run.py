@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from igpt_model.checked_json import Int, Real
 from igpt_model.errors import UserError
 from igpt_model.hashing import hash_arrays
 from igpt_model.objectives import draw_masks
@@ -25,6 +25,7 @@ from igpt_model.training.checkpoint import (
     load_trainer_state,
     newest_good,
     prune_checkpoints,
+    read_tensors,
     read_weights,
     save_checkpoint,
 )
@@ -36,6 +37,8 @@ from igpt_model.training.run_log import MetricsLog
 from igpt_model.training.tuner import Tuner
 from igpt_model.voting import modal_vote
 
+_TRAINER = {"best_step": Int(0), "best_accuracy": Real(-1, 1), "stale": Int(0), "data_hash": str}
+
 
 class FinetuneRun:
     """The state of a run between updates.
@@ -46,7 +49,7 @@ class FinetuneRun:
     loaded : Checkpoint
         The pre-trained model.
     train, val : (images, labels)
-    books : dict
+    run_config : dict
         What `config.json` of the run says.
     out : Path
     ranks : Ranks
@@ -59,13 +62,13 @@ class FinetuneRun:
         loaded: Checkpoint,
         train: tuple[Any, np.ndarray],
         val: tuple[Any, np.ndarray],
-        books: dict[str, Any],
+        run_config: dict[str, Any],
         out: Path,
         ranks: Ranks,
     ) -> None:
         self.config, self.out, self.ranks, self.palette = config, out, ranks, loaded.palette
         self.transform = config.transform(loaded.transform)
-        self.tuner = Tuner(config, loaded.model, self.transform.resolution, len(books["classes"]), ranks)
+        self.tuner = Tuner(config, loaded.model, self.transform.resolution, len(run_config["classes"]), ranks)
         self.classifier = self.tuner.classifier
         encoded, self.val_tokens = (encode_all(images, self.palette) for images, _ in (train, val))
         self.train_tokens = training_tokens(train[0], self.palette, self.transform, encoded)
@@ -73,7 +76,7 @@ class FinetuneRun:
         self.train_labels, self.val_labels = (np.asarray(labels, np.int64) for _, labels in (train, val))
         arrays = {"train": encoded, "val": self.val_tokens, "y": self.train_labels, "v": self.val_labels}
         self.data_hash = hash_arrays(arrays)
-        self.about = {"config": books["finetune"], **{k: v for k, v in books.items() if k != "finetune"}}
+        self.about = {"config": run_config["finetune"], **{k: v for k, v in run_config.items() if k != "finetune"}}
         self.about["layer"] = self.classifier.layer
         self.step, self.best_step, self.best_accuracy, self.stale = 0, 0, -1.0, 0
         self.sums: list[Tensor] = []  # (L_clf, L_gen, norm) of the updates since the last record
@@ -86,14 +89,14 @@ class FinetuneRun:
 
     def restore(self, folder: Path) -> None:
         """Go on from a checkpoint."""
-        tensors, state = load_trainer_state(folder)
+        tensors, state = load_trainer_state(folder, schema=_TRAINER)
         if state["data_hash"] != self.data_hash:
             raise UserError(
                 f"The pictures or labels are not those that the run in {self.out} was started with; give the same ones "
                 "or another --out."
             )
         self.classifier.igpt.load_state_dict(read_weights(folder))
-        self.classifier.load_state_dict(load_file(folder / HEAD_FILE), strict=False)
+        self.classifier.load_state_dict(read_tensors(folder / HEAD_FILE), strict=False)
         restore_optimizer(self.classifier, self.tuner.optimizer, tensors)
         self.step = int(folder.name)
         self.best_step, self.best_accuracy, self.stale = state["best_step"], state["best_accuracy"], state["stale"]
@@ -164,7 +167,7 @@ class FinetuneRun:
         parts = {"clf_loss": clf_loss} | ({"gen_loss": gen_loss} if self.config.gen_weight else {})
         return {"loss": clf_loss + self.config.gen_weight * gen_loss, **parts, "grad_norm": norm}
 
-    def look(self, pausing: bool) -> Iterator[dict[str, Any]]:
+    def evaluate_and_save(self, pausing: bool) -> Iterator[dict[str, Any]]:
         """Validate where that is due, which saves as well; save a run that pauses."""
         if self.evaluating:
             yield self.evaluate()

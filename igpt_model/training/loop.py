@@ -37,7 +37,7 @@ class Run(Protocol):
     def losses(self) -> Record:
         """Return the losses since the last record and the gradient's norm; raise `TrainingDiverged`."""
 
-    def look(self, pausing: bool) -> Iterator[Record]:
+    def evaluate_and_save(self, pausing: bool) -> Iterator[Record]:
         """Evaluate and save where that is due after this update; a run that pauses is saved."""
 
     def rescue(self) -> None:
@@ -77,7 +77,7 @@ def _records(run: Run, stop: Callable[[], bool] | None) -> Iterator[Record]:
             pausing = wanted if not several else recording and run.ranks.any(wanted)
             if recording or pausing:
                 yield run.log(step_record(run, counted, time.perf_counter() - clock))
-                yield from run.look(pausing)
+                yield from run.evaluate_and_save(pausing)
                 # only now, so that evaluations, checkpoints and whoever reads records are not in tokens a second
                 clock, counted = time.perf_counter(), 0
             if interrupted:

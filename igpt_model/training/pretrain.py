@@ -15,7 +15,7 @@ from igpt_model.errors import UserError
 from igpt_model.palette import Palette
 from igpt_model.training.config import TrainConfig
 from igpt_model.training.data import check_images
-from igpt_model.training.distributed import find_ranks
+from igpt_model.training.distributed import find_ranks, held_run
 from igpt_model.training.divergence import TrainingDiverged
 from igpt_model.training.engine import evaluate
 from igpt_model.training.loop import records
@@ -86,9 +86,9 @@ def train(
     settings = config.to_dict()
     data = {"train_images": len(train_images), "val_images": len(val_images), "provenance": data_provenance}
     shared = None if palette is None else palette.hash
-    books = {"train": settings, "model": config.model_config.to_dict(), "data": data, "palette": shared}
-    changed = ranks.once(lambda: open_run(out, books, free=[f"train.{name}" for name in _FREE]))
-    with cpu_threads(config.threads):
+    run_config = {"train": settings, "model": config.model_config.to_dict(), "data": data, "palette": shared}
+    with held_run(out, ranks), cpu_threads(config.threads):
+        changed = ranks.once(lambda: open_run(out, run_config, free=[f"train.{name}" for name in _FREE]))
         run = Run(config, Path(out), ranks, data_provenance)
         yield from run.open(train_images, val_images, palette, changed)
         yield from records(run, stop)

@@ -1,5 +1,6 @@
 """A run between its first update and its last: restored, updated, watched, saved; what `train` does step by step."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from igpt_model import objectives
+from igpt_model.checked_json import Int
 from igpt_model.errors import UserError
 from igpt_model.palette import Palette
 from igpt_model.training.batches import mask_keys, token_batch
@@ -30,6 +32,8 @@ from igpt_model.training.loop import step_record
 from igpt_model.training.optim import learning_rate, optimizer_tensors
 from igpt_model.training.prefetch import DrawnAhead
 from igpt_model.training.run_log import MetricsLog
+
+_TRAINER = {"lowest": (float, math.inf), "bad_records": Int(0), "data_hash": str}
 
 
 class Run:
@@ -56,7 +60,7 @@ class Run:
             loaded = load_checkpoint(folder, weights=False)
             self.palette, self.step = loaded.palette, loaded.step
             self.engine.restore(folder)
-            state = load_trainer_state(folder, tensors=False)[1]
+            state = load_trainer_state(folder, tensors=False, schema=_TRAINER)[1]
             self.watch.lowest, self.watch.bad_records = state["lowest"], state["bad_records"]
         else:
             self.palette = ranks.once(lambda: palette or fit_palette(config, train_images))
@@ -132,21 +136,21 @@ class Run:
         norm = torch.stack(self.norms).max().item()
         self.shares, self.norms = [], []
         good = next((int(f.name) for f in reversed(list_checkpoints(self.out))), None)
-        self.watch.look(self.step, loss, norm, self.over, good)
+        self.watch.check(self.step, loss, norm, self.over, good)
         return {"loss": loss, "grad_norm": norm}
 
-    def look(self, pausing: bool) -> Iterator[dict[str, Any]]:
+    def evaluate_and_save(self, pausing: bool) -> Iterator[dict[str, Any]]:
         """Evaluate and save where that is due; weights of a loss that has risen are not kept."""
         if self.evaluating:
             yield self.log(self.evaluation())
-        if (self.config.saves(self.step) or pausing) and self.watch.sound:
+        if (self.config.saves(self.step) or pausing) and self.watch.reliable:
             yield self.save()
 
     def rescue(self) -> None:
         """Save; what was summed up since the last record is not in a checkpoint, so it is written down first."""
         if self.shares:
             self.log(step_record(self, 0, 1.0))
-        if self.watch.sound and not checkpoint_path(self.out, self.step).exists():
+        if self.watch.reliable and not checkpoint_path(self.out, self.step).exists():
             self.save()
 
     def end(self) -> dict[str, Any]:

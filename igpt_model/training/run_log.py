@@ -1,4 +1,4 @@
-"""A run folder's own books: `config.json`, which says what the run is, and `metrics.jsonl`, a line a record."""
+"""A run folder's files: `config.json`, which says what the run is, and `metrics.jsonl`, a line a record."""
 
 import json
 import os
@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from igpt_model.atomic import write_json, write_text
+from igpt_model.checked_json import Int, Real, as_json, parse_json, read_bytes, read_json
 from igpt_model.errors import UserError
+
+_RECORD = {"kind": str, "step": Int(0)}
+_MORE = {"eval": {"val_loss": float}, "step": {"loss": float}, "probe": {"accuracy": [Real(0, 1)], "peak": Int(0)}}
 
 
 def open_run(out: str | Path, settings: Mapping[str, Any], free: Iterable[str] = ()) -> dict[str, Any]:
@@ -29,14 +33,12 @@ def open_run(out: str | Path, settings: Mapping[str, Any], free: Iterable[str] =
         `out` can't be written, or holds a run with other settings; the message names those that differ.
     """
     path = Path(out) / "config.json"
-    wanted = json.loads(json.dumps(settings))  # as it will be read back: tuples become lists
+    wanted = as_json(settings)
     try:
-        there = json.loads(path.read_text()) if path.exists() else None
-        if there is None:
+        if not path.exists():
             write_json(path, wanted)
             return {}
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); give another --out or remove it.") from error
+        there = read_json(path, dict)
     except OSError as error:
         raise UserError(f"The run folder {out} cannot be used: {error}; give another --out.") from error
     old, new = _flat(there), _flat(wanted)
@@ -60,9 +62,9 @@ class MetricsLog:
 
     def __init__(self, path: str | Path, step: int | None) -> None:
         self.path = Path(path)
-        records = [] if step is None else [r for r in read_metrics(self.path) if r["step"] <= step]
+        records = [] if step is None else [r for r in read_metrics(self.path, step) if r["step"] <= step]
         text = "".join(json.dumps(record) + "\n" for record in records)
-        if not self.path.exists() or self.path.read_text() != text:
+        if not self.path.exists() or read_bytes(self.path) != text.encode():
             write_text(self.path, text)
         self._file = open(self.path, "a")  # noqa: SIM115 (closed by close(), at the end of the run)
 
@@ -80,14 +82,33 @@ class MetricsLog:
         self._file.close()
 
 
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Return the records of a `metrics.jsonl`; a torn last line is left out."""
-    if not Path(path).exists():
+def read_metrics(path: str | Path, step: int | None = None) -> list[dict[str, Any]]:
+    """Return the records of a `metrics.jsonl`; a torn last line is left out.
+
+    With `step`, damaged lines are left out too where only records of later steps follow, which resuming cuts off.
+
+    Raises
+    ------
+    UserError
+        A line is no record, and records that are needed follow it; the message names the line.
+    """
+    path = Path(path)
+    if not path.exists():
         return []
-    records = []
-    for line in Path(path).read_text().splitlines(keepends=True):
+    records: list[dict[str, Any]] = []
+    problem: UserError | None = None
+    for number, line in enumerate(read_bytes(path).split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"Line {number} of {path}"
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            kind = parse_json(line, where, _RECORD)["kind"]
+            record = parse_json(line, where, _MORE.get(kind))
+        except UserError as error:
+            problem = problem or error
+            continue
+        if problem is None:
+            records.append(record)
+        elif step is None or record["step"] <= step:
+            raise UserError(f"{str(problem).rstrip('.')}; remove or repair that line.")
     return records

@@ -1,6 +1,5 @@
 """`probekit demo`: from nothing to a depth curve in minutes; each stage goes on where a killed run stopped."""
 
-import json
 import os
 import shutil
 import tempfile
@@ -14,11 +13,12 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from igpt_model import atomic
+from igpt_model.checked_json import read_json
 from igpt_model.training.config import TrainConfig
 from probekit.cli.console import say
 from probekit.cli.progress import progress
 from probekit.runtime.errors import UserError, check_at_least
-from probekit.runtime.workers import crew
+from probekit.runtime.workers import worker_processes
 
 PRETRAINED = "wandering-digits"
 LAYERS = {"features-random.h5": "*[02468]"}  # a control that changes little from layer to layer
@@ -104,7 +104,7 @@ def demo(
     seconds["train"], start = perf_counter() - start, perf_counter()
     _extract(out, recipe)
     seconds["extract"], start = perf_counter() - start, perf_counter()
-    with crew(min(len(os.sched_getaffinity(0)), MOST_WORKERS), _probe, out, shown=False):
+    with worker_processes(min(len(os.sched_getaffinity(0)), MOST_WORKERS), _probe, out, shown=False):
         _probe(out)
     seconds["probe"], start = perf_counter() - start, perf_counter()
     page = _report(out)
@@ -141,15 +141,15 @@ def _probe(out: Path, shown: bool = True) -> None:
 
     Cs = [C for C in get_protocol("igpt").Cs if C <= LARGEST_C]
 
-    def told(what: str, unit: str) -> AbstractContextManager[Any]:
+    def stage(what: str, unit: str) -> AbstractContextManager[Any]:
         return progress(what, unit) if shown else nullcontext()
 
     # a helper begins at the other end, so that none waits while the last fit of a file is finished
     for file in ENCODERS if shown else reversed(ENCODERS):
-        with told(f"probe {file.removesuffix('.h5')}", "fits") as show:
+        with stage(f"probe {file.removesuffix('.h5')}", "fits") as show:
             sweep(out / file, out, Cs=Cs, layers=LAYERS.get(file), progress=show)
     columns = GREEDY_LAYERS * max(FeatureStore.open(out / "features.h5").widths)
-    with told("join layers", "sets of layers") as show:
+    with stage("join layers", "sets of layers") as show:
         concat(out / "features.h5", out, Cs=Cs, greedy_width=columns, progress=show)
 
 
@@ -166,7 +166,7 @@ def _open(out: Path, settings: dict[str, Any]) -> None:
     """Write what this demo is, or refuse a folder that holds another one."""
     path = out / "demo.json"
     if path.exists():
-        there = json.loads(path.read_text())
+        there = read_json(path, dict)
         different = [name for name in {**there, **settings} if there.get(name) != settings.get(name)]
         if different:
             listed = "; ".join(f"{name}: {there.get(name)} there, {settings.get(name)} here" for name in different)

@@ -17,6 +17,7 @@ def extract(
     *,
     out: Path,
     root: Path | None = None,
+    test: tuple[str, ...] = (),
     splits: tuple[str, ...] | None = None,
     limit: int | None = None,
     batch_size: int | None = None,
@@ -38,6 +39,9 @@ def extract(
         The feature file (HDF5).
     root
         Where the data set lies, for those that are not embedded.
+    test
+        A further test set, repeatable: --test fog=CIFAR-10-C#corruption=fog --test v2=FOLDER. Its classes are those of
+        the data set, by name or number, or by a map: NAME=DATASET#classes=MAP.csv.
     splits
         Splits to extract, for example --splits train --splits test; all unless given.
     limit
@@ -55,9 +59,12 @@ def extract(
     from probekit import extract as extract_features
     from probekit import load_dataset, load_encoder
     from probekit.datasets.corrupt import skipped_lines
+    from probekit.datasets.shifted import with_tests, written_tests
     from probekit.encoders.decisions import decision_lines
 
     data = load_dataset(dataset, root=root, skip_corrupt=skip_corrupt)
+    if test:
+        data = with_tests(data, *written_tests(test, root, skip_corrupt))
     loaded = load_encoder(encoder, data=data, **options.given())
     for line in decision_lines(loaded):
         say(line)
@@ -73,8 +80,9 @@ def extract(
             limit=limit,
             progress=show,
         )
-    for line in skipped_lines(features.dataset):
-        say(line, "yellow")
+    for origin in (features.dataset, *features.dataset.get("tests", {}).values()):
+        for line in skipped_lines(origin):
+            say(line, "yellow")
     widths = sorted(set(features.widths))
     rows = ", ".join(f"{split} {len(features.labels(split)):,}" for split in features.splits)
     say(

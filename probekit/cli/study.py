@@ -10,7 +10,9 @@ from cyclopts import Parameter
 from probekit.cli.console import say
 from probekit.cli.progress import progress
 from probekit.cli.sweep import Penalties, show_curves
+from probekit.cli.tracker import Kind, curve_scalars, open_tracker
 from probekit.evaluate.study import Progress
+from probekit.results.results import Results
 from probekit.runtime.errors import UserError
 
 
@@ -31,6 +33,7 @@ def study(
     backend: Literal["torch", "sklearn", "cuml"] = "torch",
     device: str = "cpu",
     dtype: Literal["float32", "float64"] | None = None,
+    tracker: Kind | None = None,
 ) -> None:
     """Extract, sweep, join layers, probe the controls and write the report. Run again after a kill it goes on.
 
@@ -69,31 +72,39 @@ def study(
         Where encoders and solver run: cpu, cuda, cuda:1.
     dtype
         Precision of the solver; that of `probekit sweep` unless given.
+    tracker
+        Log the curves, with depth as the step, and the report to this experiment tracker, where it is installed.
     """
     from probekit.evaluate.study import study as run_study
 
     if not encoders:
         raise UserError("No encoder was given; write for example: probekit study igpt:RUN --on cifar10 --out study.")
-    with _stages() as show:
-        results = run_study(
-            list(encoders),
-            list(on),
-            out,
-            protocol,
-            Cs=Cs,
-            window=window,
-            greedy_width=greedy_width,
-            controls=controls,
-            limit=limit,
-            seeds=seeds,
-            root=root,
-            batch_size=batch_size,
-            workers=workers,
-            backend=backend,
-            device=device,
-            dtype=dtype,
-            progress=show,
-        )
+    settings = {"encoders": list(encoders), "on": list(on), "protocol": protocol, "seeds": seeds, "limit": limit}
+    with open_tracker(tracker, out.name, settings, out) as track:
+        with _stages() as show:
+            results = run_study(
+                list(encoders),
+                list(on),
+                out,
+                protocol,
+                Cs=Cs,
+                window=window,
+                greedy_width=greedy_width,
+                controls=controls,
+                limit=limit,
+                seeds=seeds,
+                root=root,
+                batch_size=batch_size,
+                workers=workers,
+                backend=backend,
+                device=device,
+                dtype=dtype,
+                progress=show,
+            )
+        curves = [curve for folder in results.paths for curve in Results(folder).curves().values()]
+        for depth, values in sorted(curve_scalars(curves).items()):
+            track.log(values, depth)
+        track.file(out / "report" / "index.html")
     for folder in results.paths:
         show_curves(folder)
     say(f"page: {(out / 'report' / 'index.html').resolve()}")

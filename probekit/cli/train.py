@@ -13,7 +13,8 @@ from igpt_model.images import ImageTransform, SourceImages
 from igpt_model.training.config import TrainConfig
 from probekit.cli.console import say
 from probekit.cli.progress import Show, progress
-from probekit.cli.watch import DepthWatch, WatchConfig, emergence, probe_line, read_probes, share_of_peak
+from probekit.cli.tracker import Kind, open_tracker, training_scalars
+from probekit.cli.watch import DepthWatch, WatchConfig, curve_history, probe_line, read_probes, share_of_peak
 from probekit.datasets import Dataset, Split, load_dataset
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def train(
     limit: int | None = None,
     palette: str | None = None,
     tensorboard: bool = True,
+    tracker: Kind | None = None,
     config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008  (frozen)
     watch: Annotated[WatchConfig, Parameter(name="*", group="Watching")] = WatchConfig(),  # noqa: B008
 ) -> None:
@@ -51,10 +53,12 @@ def train(
         palette.safetensors, or OpenAI's kmeans_centers.npy. --n-colours must be their number.
     tensorboard
         Write TensorBoard events beside metrics.jsonl.
+    tracker
+        Log to this experiment tracker too, where it is installed; its own settings and environment variables hold.
     """
     data = load_dataset(dataset, root=root)
     colours = None if palette is None else shared_palette(palette)
-    run_training(config, data, out, limit=limit, palette=colours, tensorboard=tensorboard, watch=watch)
+    run_training(config, data, out, limit=limit, palette=colours, tensorboard=tensorboard, tracker=tracker, watch=watch)
     say(f"trained: {out} (next: probekit extract igpt:{out} {dataset} --out {out / 'features.h5'})")
 
 
@@ -66,6 +70,7 @@ def run_training(
     limit: int | None = None,
     palette: "Palette | None" = None,
     tensorboard: bool = True,
+    tracker: Kind | None = None,
     watch: WatchConfig = WatchConfig(),  # noqa: B008  (frozen)
 ) -> None:
     """Train on `data`'s train split, watch its val split, show progress; resumes what lies at `out`."""
@@ -79,18 +84,22 @@ def run_training(
     records = train_model(config, train_images, val_images, out, data_provenance=provenance, palette=palette)
     looks = DepthWatch(watch, split, out, config.steps, config.device)
     shown = progress("train", "steps") if first else nullcontext(lambda *numbers: None)
-    with tensorboard_writer(out, tensorboard and first) as write, shown as show:
+    writes = tensorboard_writer(out, tensorboard and first)
+    tracked = open_tracker(tracker if first else None, out.name, {**vars(config), "data": provenance}, out)
+    with writes as write, tracked as track, shown as show:
         speak = _Speaker(config, show) if first else None
         for record in records:
             write(record)
+            track.log(training_scalars(record), int(record.get("step", 0)))
             if speak is None:
                 continue
             speak(record)
-            for seen in looks.look(record):
+            for seen in looks.probe_checkpoint(record):
                 write(seen)
+                track.log(training_scalars(seen), seen["step"])
                 speak(seen)
     if first and watch.probe_every:
-        say("\n".join(emergence(read_probes(out))))
+        say("\n".join(curve_history(read_probes(out))))
 
 
 def shared_palette(source: str) -> "Palette":
@@ -178,16 +187,9 @@ def tensorboard_writer(out: Path, wanted: bool = True) -> Iterator[Callable[[dic
         if writer is None:
             # events after the step that a resumed run starts from belong to work that was lost
             writer = SummaryWriter(str(out / "tensorboard"), purge_step=int(record.get("step", 0)) + 1)
-        if record["kind"] in ("step", "eval"):
-            for name, value in record.items():
-                if isinstance(value, int | float) and name not in ("step", "kind"):
-                    writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])
-        elif record["kind"] == "probe":
-            scalars = {f"layer_{k:02d}": value for k, value in enumerate(record["accuracy"])}
-            scalars |= {"peak_layer": record["peak"], "last": record["accuracy"][-1], "best": max(record["accuracy"])}
-            for name, value in scalars.items():
-                writer.add_scalar(f"probe/{name}", value, record["step"])
-        elif record["kind"] == "samples":
+        for name, value in training_scalars(record).items():
+            writer.add_scalar(name, value, record["step"])
+        if record["kind"] == "samples":
             writer.add_image("samples", record["image"], record["step"], dataformats="HWC")
 
     try:

@@ -41,13 +41,13 @@ def verify(
         Draw the nearest pairs to this SVG, PNG or PDF file (needs --data).
     """
     from probekit import load_dataset
-    from probekit.features.verify import left_out_corrupt
+    from probekit.features.verify import skipped_corrupt
     from probekit.features.verify import verify as verify_file
 
     loaded = None
     if data is not None:
         # rows that were left out when the file was made are left out of what it is compared with
-        loaded = load_dataset(data, root=root, skip_corrupt=left_out_corrupt(file))
+        loaded = load_dataset(data, root=root, skip_corrupt=skipped_corrupt(file))
     report = verify_file(file, loaded)
     for warning in report.warnings:
         say(f"warning: {warning}", "yellow")
@@ -74,7 +74,9 @@ def look_for_near_duplicates(
     given: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
     if data is not None and layer is None:
         limit = store.dataset.get("limit")
-        data = replace(data, splits={name: data.splits[name].limit(limit) for name in store.splits})
+        data = replace(
+            data, splits={name: data.splits[name].limit(limit) for name in store.splits if name in data.splits}
+        )
         found = near_duplicates_in_pixels(data, **given)
     else:
         found = near_duplicates_in_features(store, len(store.layers) // 2 if layer is None else layer, **given)

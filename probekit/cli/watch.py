@@ -63,7 +63,7 @@ class DepthWatch:
         """Whether a checkpoint of this step is looked at."""
         return every > 0 and (step % every == 0 or step == self.steps)
 
-    def look(self, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def probe_checkpoint(self, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the records that one of train()'s records gives rise to: "probe", "samples", or none.
 
         What a kill lost between a checkpoint and its probe or pictures is made when the run goes on.
@@ -166,7 +166,7 @@ def probe_line(record: dict[str, Any], low: float | None = None, high: float | N
     return f"step {record['step']:>7}  {bars}  {best}"
 
 
-def emergence(records: Sequence[dict[str, Any]], most: int = 16) -> list[str]:
+def curve_history(records: Sequence[dict[str, Any]], most: int = 16) -> list[str]:
     """The curves of a run one below the other on one scale, the newest last: how the peak emerges."""
     values = [value for record in records for value in record["accuracy"]]
     if not values:

@@ -1,13 +1,14 @@
 """What `load_dataset` knows by name, and how it tells names, paths and arrays apart."""
 
+import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from probekit.datasets import folder
+from probekit.datasets import by_function, csv_list, folder, hub_datasets, npy, parquet, tars
 from probekit.datasets.arrays import load_npz, load_objects
 from probekit.datasets.records import Dataset
 from probekit.runtime.errors import UserError
@@ -72,6 +73,36 @@ ENTRIES = (
         "yours; root=FILE.npz",
         "arrays:load_npz",
     ),
+    Entry("csv", "a CSV file that lists images: path,label[,split]", "yours; root=FILE.csv", "csv_list:load"),
+    Entry(
+        "parquet",
+        "parquet files of encoded images, as datasets writes them",
+        "yours; root=FILE.parquet, 'FOLDER/*.parquet' or FOLDER",
+        "parquet:load",
+    ),
+    Entry(
+        "webdataset",
+        "tars in webdataset's layout: KEY.jpg, KEY.cls",
+        "yours; root=FILE.tar, 'train-{0000..0012}.tar' or FOLDER",
+        "tars:load",
+    ),
+)
+FORMS = (
+    "a folder or zip of images (SPLIT/CLASS/NAME)",
+    "FILE.npz, FILE.npy or a folder of .npy arrays with labels.npy (CIFAR-10-C)",
+    "FILE.csv (path,label[,split])",
+    "FILE.parquet or a folder of them",
+    "FILE.tar, 'train-{0000..0012}.tar' or a folder of them (webdataset)",
+    "hf-data:NAME[:CONFIG]",
+    "package.module:function",
+)
+# a file or folder is what the first of these says it is; columns follow a #, as in birds.csv#label=species
+PATHS: tuple[tuple[str, Any], ...] = (
+    ("csv", csv_list),
+    ("parquet", parquet),
+    ("webdataset", tars),
+    ("npy", npy),
+    ("folder", folder),
 )
 
 
@@ -80,17 +111,23 @@ def list_datasets() -> list[Entry]:
     return list(ENTRIES)
 
 
-def load_dataset(source: Any, root: str | Path | None = None, **options: Any) -> Dataset:
+def load_dataset(
+    source: Any, root: str | Path | None = None, tests: Mapping[str, Any] | None = None, **options: Any
+) -> Dataset:
     """Load a labelled image data set.
 
     Parameters
     ----------
     source : str, path, tuple, dict or torch Dataset
-        A name of `list_datasets()`; the path of an image folder, zip archive (or quoted glob of archives) or .npz;
-        `package.module:function`, a function that returns any of these; `(images, labels)`, a torch Dataset, or a
-        dict of them by split.
+        A name of `list_datasets()`; the path of an image folder, zip archive (or quoted glob of archives), .npz, .csv,
+        .parquet or .tar; `hf-data:NAME[:CONFIG]`; `package.module:function`, a function that returns any of these or
+        a class of torchvision's kind; `(images, labels)`, a torch Dataset, or a dict of them by split. Options may
+        follow a path: `birds.parquet#label=species#image=photo`.
     root : path, optional
         Folder (or file) where a data set known by name lies, for those that are not embedded.
+    tests : mapping of name to source, optional
+        Further test sets, each as `source`: other pictures of the same classes, or of some of them. They become splits
+        of these names (`probekit.datasets.shifted.with_tests`).
     **options
         Passed to the loader, for example `split_seed`, or `skip_corrupt=True` to leave out image files that cannot be
         decoded (they are listed in the provenance).
@@ -104,32 +141,69 @@ def load_dataset(source: Any, root: str | Path | None = None, **options: Any) ->
     UserError
         The name is not known (the message lists the known ones), or the source cannot be read.
     """
+    if tests:
+        from probekit.datasets.shifted import with_tests
+
+        further = {name: load_dataset(test) for name, test in tests.items()}
+        return with_tests(load_dataset(source, root, **options), further)
     if isinstance(source, Dataset):
         return source
     if not options.get("skip_corrupt", True):
         options.pop("skip_corrupt")
-    if "skip_corrupt" in options and not folder.looks_like(os.path.expanduser(str(root or source))):
-        raise UserError(f"skip_corrupt is for folders and archives of image files, and {source} is neither.")
     if not isinstance(source, str | Path):
+        _refuse_skipping(source, options)
         return load_objects(source, **options)
-    text = str(source)
+    text, options = _with_written_options(str(source), options)
     for entry in ENTRIES:
         if entry.name == text:
             module, function = entry.loader.split(":")
+            if not any(entry.name == kind for kind, _ in PATHS):
+                # a published name whose root is a folder of image files is read as one
+                _refuse_skipping(root or source, options)
             load: Callable[..., Dataset] = getattr(import_module(f"probekit.datasets.{module}"), function)
-            return load(entry.name, **_with_root(entry, root), **options)
+            return load(entry.name, **_with_root(entry, root), **_taken(load, text, options))
+    if text.startswith(hub_datasets.PREFIX):
+        return hub_datasets.load(text, root, **_taken(hub_datasets.load, text, options))
     path = os.path.expanduser(text)
-    if folder.looks_like(path):
-        return folder.load("folder", path, **options)
+    if hub_datasets.looks_like(path):
+        return hub_datasets.load(hub_datasets.PREFIX + path, root, **_taken(hub_datasets.load, text, options))
+    for kind, module_of_kind in PATHS:
+        if module_of_kind.looks_like(path):
+            return module_of_kind.load(kind, path, **_taken(module_of_kind.load, text, options))
+    _refuse_skipping(source, options)
     if path.endswith(".npz") and Path(path).exists():
         return load_npz("npz", path, **options)
     if ":" in text and not Path(path).exists():
         value = import_object(text)
-        return load_dataset(value(**options) if callable(value) else value)
+        if callable(value):
+            return load_dataset(by_function.call(value, text, root, options))
+        return load_dataset(value, root, **options)
     known = ", ".join(entry.name for entry in ENTRIES)
-    raise UserError(
-        f"The data set {text!r} is no known name and no folder, .zip or .npz that exists; known are {known}."
-    )
+    exists = "is of no form that can be read" if Path(path).exists() else "is no known name and no path that exists"
+    raise UserError(f"The data set {text!r} {exists}; give {'; '.join(FORMS)}; or one of {known}.")
+
+
+def _with_written_options(text: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """`PATH#label=species` as the path and its options; a path that holds a # and exists is itself."""
+    if "#" not in text or Path(os.path.expanduser(text)).exists():
+        return text, options
+    text, *written = text.split("#")
+    pairs = [part.partition("=") for part in written]
+    if not all(key.isidentifier() and sign and value for key, sign, value in pairs):
+        raise UserError(f"{'#'.join([text, *written])!r} has options of another form; write SOURCE#label=COLUMN.")
+    return text, {**options, **{key: value for key, _, value in pairs}}
+
+
+def _taken(load: Callable[..., Dataset], text: str, options: dict[str, Any]) -> dict[str, Any]:
+    strange = [name for name in options if name not in inspect.signature(load).parameters]
+    if strange:
+        raise UserError(f"The data set {text!r} takes no option {', '.join(strange)}; leave that out.")
+    return options
+
+
+def _refuse_skipping(source: Any, options: dict[str, Any]) -> None:
+    if "skip_corrupt" in options and not folder.looks_like(os.path.expanduser(str(source))):
+        raise UserError(f"skip_corrupt is for folders and archives of image files, and {source} is neither.")
 
 
 def _with_root(entry: Entry, root: str | Path | None) -> dict[str, Any]:

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from probekit.evaluate.runner import Desk, Job, Progress
-from probekit.evaluate.sweep import path_for_crew, sweep, warn_unconverged
-from probekit.probes.probe import thin
+from probekit.evaluate.runner import Job, Progress, Runner
+from probekit.evaluate.sweep import path_for_workers, sweep, warn_unconverged
+from probekit.probes.probe import subsample_grid
 from probekit.results.curve import choose_layer
 from probekit.results.journal import Journal
-from probekit.results.records import Record, read_records
+from probekit.results.record import Record, read_records
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError
-from probekit.runtime.workers import crew
+from probekit.runtime.workers import worker_processes
 from probekit.selection.choose_C import Choice, choose_C, make_solver
 from probekit.selection.layers import greedy, windows
 
@@ -68,24 +68,24 @@ def concat(
     """
     if parallel == "rows" and (banded or mix or workers != 1):
         raise UserError("parallel is rows, which is for plain joined layers: leave banded, mix and workers out.")
-    desk = Desk(store, results_dir, protocol, Cs, series, make_solver(backend, device, dtype, parallel))
-    n_layers = len(desk.store.layers)
-    if desk.protocol.solver == "sgd":
-        raise UserError(f"Protocol {desk.protocol.name} trains by SGD, which joins no layers; use igpt or another.")
+    runner = Runner(store, results_dir, protocol, Cs, series, make_solver(backend, device, dtype, parallel))
+    n_layers = len(runner.store.layers)
+    if runner.protocol.solver == "sgd":
+        raise UserError(f"Protocol {runner.protocol.name} trains by SGD, which joins no layers; use igpt or another.")
     if n_layers < 2:
-        raise UserError(f"Series {desk.series!r} has one layer only, so there is nothing to join.")
+        raise UserError(f"Series {runner.series!r} has one layer only, so there is nothing to join.")
     settings = {"protocol": protocol, "Cs": Cs, "series": series, "backend": backend, "device": device, "dtype": dtype}
     settings["parallel"] = parallel
     again = {"window": window, "greedy_width": greedy_width, "banded": banded, "mix": mix}
-    with crew(workers, concat, path_for_crew(desk.store, workers), desk.out, **settings, **again):
-        jobs = _join(desk, settings, window, greedy_width, banded, mix, progress)
-    done = {desk.identity(job).key for job in jobs}
-    warn_unconverged([r for r in read_records(desk.out) if r.key in done])
-    return Results(desk.out)
+    with worker_processes(workers, concat, path_for_workers(runner.store, workers), runner.out, **settings, **again):
+        jobs = _join(runner, settings, window, greedy_width, banded, mix, progress)
+    done = {runner.identity(job).key for job in jobs}
+    warn_unconverged([r for r in read_records(runner.out) if r.key in done])
+    return Results(runner.out)
 
 
 def _join(
-    desk: Desk,
+    runner: Runner,
     settings: dict[str, Any],
     window: int | Sequence[int],
     greedy_width: int | None,
@@ -94,44 +94,44 @@ def _join(
     progress: Progress | None,
 ) -> list[Job]:
     """Sweep what is missing, find the sets of layers, probe them; returns the jobs done."""
-    n_layers = len(desk.store.layers)
-    sweep(desk.store, desk.out, **settings)
-    keys = {desk.identity(Job((layer,))).key for layer in desk.store.layers}
-    singles = sorted((r for r in read_records(desk.out) if r.key in keys), key=lambda r: r.depth or 0)
+    n_layers = len(runner.store.layers)
+    sweep(runner.store, runner.out, **settings)
+    keys = {runner.identity(Job((layer,))).key for layer in runner.store.layers}
+    singles = sorted((r for r in read_records(runner.out) if r.key in keys), key=lambda r: r.depth or 0)
     best = choose_layer(singles)
     sizes = [window] if isinstance(window, int) else list(window)
     found: dict[tuple[int, ...], list[dict[str, Any]]] = {}
     for size in sizes:
         indices = windows(n_layers, best, size)
-        rule = f"window of {len(indices)} around layer {desk.store.layers[best]}"
+        rule = f"window of {len(indices)} around layer {runner.store.layers[best]}"
         found.setdefault(indices, []).append({"rule": rule, "tried": n_layers})
     windowed = [indices for indices in found if len(indices) > 1]
-    widest = max(sum(desk.store.widths[i] for i in indices) for indices in found)
+    widest = max(sum(runner.store.widths[i] for i in indices) for indices in found)
     if greedy_width != 0:
         budget = widest if greedy_width is None else greedy_width
-        indices, how = search(desk, budget, singles, progress)
+        indices, how = search(runner, budget, singles, progress)
         found.setdefault(indices, []).append(how)
     jobs = [
-        Job(tuple(desk.store.layers[i] for i in indices), kind="concat", candidates={"found_by": how})
+        Job(tuple(runner.store.layers[i] for i in indices), kind="concat", candidates={"found_by": how})
         for indices, how in found.items()
         if len(indices) > 1
     ]
     for method in [name for name, wanted in (("banded", banded), ("mix", mix)) if wanted]:
         jobs += [
             Job(
-                tuple(desk.store.layers[i] for i in indices),
+                tuple(runner.store.layers[i] for i in indices),
                 kind=method,
                 method=method,
                 candidates={"found_by": found[indices]},
             )
             for indices in windowed
         ]
-    desk.run(jobs, None)
+    runner.run(jobs, None)
     return jobs
 
 
 def search(
-    desk: Desk, budget: int, singles: Sequence[Record], progress: Progress | None = None
+    runner: Runner, budget: int, singles: Sequence[Record], progress: Progress | None = None
 ) -> tuple[tuple[int, ...], dict[str, Any]]:
     """Greedy forward choice of layers within `budget` columns, by held-out score on a thinned grid of C.
 
@@ -144,17 +144,16 @@ def search(
     how : {"rule", "tried", "steps": [{"layers", "val_accuracy", "columns"}]}
     """
     # a step compares layers on few penalties; the final probe gets the whole grid
-    scout = Desk(
-        desk.store, desk.out, desk.protocol.with_(Cs=thin(desk.protocol.Cs), refine=0), None, desk.series, desk.solver
-    )
-    journal = Journal(desk.out / "candidates.jsonl")
+    coarse = runner.protocol.with_(Cs=subsample_grid(runner.protocol.Cs), refine=0)
+    scout = Runner(runner.store, runner.out, coarse, None, runner.series, runner.solver)
+    journal = Journal(runner.out / "candidates.jsonl")
     scores: dict[tuple[int, ...], dict[str, Any]] = {}
     for record in singles:
-        scores[(desk.store.layers.index(record.layers[0]),)] = _score_of(record, scout.protocol.Cs)
+        scores[(runner.store.layers.index(record.layers[0]),)] = _score_of(record, scout.protocol.Cs)
 
     def score(sets: list[tuple[int, ...]]) -> list[float]:
         new = [indices for indices in sets if indices not in scores]
-        jobs = [Job(tuple(desk.store.layers[i] for i in indices), kind="concat") for indices in new]
+        jobs = [Job(tuple(runner.store.layers[i] for i in indices), kind="concat") for indices in new]
         by_key = {scout.identity(job).key: job for job in jobs}
 
         def examine(key: str) -> dict[str, Any]:
@@ -165,24 +164,24 @@ def search(
             facts |= {"C": choice.C, "converged": bool(choice.converged[choice.index])}
             return {"key": key, "layers": job.layers, **facts, "seconds": round(perf_counter() - start, 3)}
 
-        examined, most = len(scores), _most_sets(desk.store.widths, budget)
+        examined, most = len(scores), _most_sets(runner.store.widths, budget)
         shown = (lambda done: progress(examined + len(done), most)) if progress else None
         scout.share(journal, list(by_key), examine, shown)
         found = {line["key"]: line for line in journal.lines()}
         scores.update(zip(new, (found[key] for key in by_key), strict=True))
         return [float(scores[indices]["score"]) for indices in sets]
 
-    steps = greedy(desk.store.widths, score, max_width=budget)
+    steps = greedy(runner.store.widths, score, max_width=budget)
     layers = steps[-1][0]
-    told = [
+    chosen_steps = [
         {
-            "layers": [desk.store.layers[i] for i in indices],
+            "layers": [runner.store.layers[i] for i in indices],
             "val_accuracy": scores[indices]["val_accuracy"],
-            "columns": sum(desk.store.widths[i] for i in indices),
+            "columns": sum(runner.store.widths[i] for i in indices),
         }
         for indices, _ in steps
     ]
-    return layers, {"rule": f"greedy within {budget} columns", "tried": len(scores), "steps": told}
+    return layers, {"rule": f"greedy within {budget} columns", "tried": len(scores), "steps": chosen_steps}
 
 
 def _score_of(record: Record, Cs: Sequence[float]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from igpt_model.voting import modal_vote
 from probekit.features.store import FeatureStore
 from probekit.results.metrics import bootstrap_interval, mcnemar_exact, wilson_interval
 from probekit.results.predictions import load_probe, row_predictions
-from probekit.results.records import Record
+from probekit.results.record import Record
 from probekit.runtime.errors import UserError
 from probekit.solver.objective import log_probabilities, logits
 

@@ -12,7 +12,7 @@ from probekit.features.format import content
 from probekit.features.provenance import differences
 from probekit.features.store import FeatureStore
 from probekit.results.predictions import load_probe
-from probekit.results.records import RESULTS_NAME, Record, read_records
+from probekit.results.record import RESULTS_NAME, Record, read_records
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError, check_at_least
 from probekit.solver.objective import log_probabilities, logits

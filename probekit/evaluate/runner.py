@@ -1,4 +1,4 @@
-"""The desk where probes are made: one feature file, one protocol, one results folder; sweep and concat both work at it.
+"""Runs probe jobs on one feature file and records their results; `sweep` and `concat` both use it.
 
 Work on a key has two phases. `choose`: read train and val, choose C, refit, write the probe and a choices.jsonl line.
 `test`: read the test split, once, and write the record. Nothing is tested before every key of the call has been chosen.
@@ -26,15 +26,15 @@ from probekit.probes.attentive_probe import (
     token_widths,
 )
 from probekit.probes.knn import KS, knn_proba
-from probekit.probes.probe import METHODS, Fit, thin
+from probekit.probes.probe import METHODS, Fit, subsample_grid
 from probekit.probes.rankme import rankme
 from probekit.results.journal import Journal, share_work
 from probekit.results.metrics import mean_per_class_accuracy, top_k_accuracy, wilson_interval
 from probekit.results.predictions import RowPredictions, load_probe, save_probe
-from probekit.results.records import RESULTS_NAME, SCHEMA, Identity
+from probekit.results.record import RESULTS_NAME, SCHEMA, Identity
 from probekit.runtime.errors import UserError
-from probekit.runtime.progress import Progress, Tally
-from probekit.runtime.ranks import current, from_first
+from probekit.runtime.progress import FitProgress, Progress
+from probekit.runtime.ranks import broadcast, current
 from probekit.selection.choose_C import Solver, settle_protocol
 from probekit.selection.folds import TrainingRows, training_rows
 from probekit.solver.objective import log_probabilities, logits
@@ -54,7 +54,7 @@ class Job:
     method: str = ""
 
 
-class Desk:
+class Runner:
     """State of a sweep or concatenation: the store, where results go, and how probes are fitted.
 
     Parameters
@@ -123,21 +123,23 @@ class Desk:
         open_keys = [key for key in by_key if key not in done]
         solver, finish = self.solver, None
         if progress:
-            tally = Tally({key: self.n_fits(job) for key, job in by_key.items()}, by_key.keys() & done, progress)
-            self.solver, finish = replace(solver, told=tally.count), tally.finish
+            fit_progress = FitProgress(
+                {key: self.n_fits(job) for key, job in by_key.items()}, by_key.keys() & done, progress
+            )
+            self.solver, finish = replace(solver, on_fit=fit_progress.count), fit_progress.finish
         try:
             self.share(self.choices, open_keys, lambda key: self.choose(by_key[key]), finish)
         finally:
             self.solver = solver
-        if self.leads:
+        if self.is_rank0:
             share_work(self.results, open_keys, self.test)
-        if self.solver.rows_dealt:
-            from_first(None)  # the others wait for the tests
+        if self.solver.sharded:
+            broadcast(None)  # the others wait for the tests
 
     @property
-    def leads(self) -> bool:
-        """Whether this process writes: where rows are dealt to ranks, only the first."""
-        return not self.solver.rows_dealt or current().rank == 0
+    def is_rank0(self) -> bool:
+        """Whether this process writes: where rows are sharded over ranks, only rank 0."""
+        return not self.solver.sharded or current().rank == 0
 
     def share(
         self,
@@ -146,14 +148,14 @@ class Desk:
         work: Callable[[str], dict[str, Any]],
         progress: Callable[[set[str]], None] | None = None,
     ) -> None:
-        """`share_work`; where rows are dealt to ranks, all work at each key together, and the first has the journal."""
-        if not self.solver.rows_dealt:
+        """`share_work`; with rows sharded, all ranks work on each key together, and rank 0 has the journal."""
+        if not self.solver.sharded:
             share_work(journal, keys, work, progress)
-        elif self.leads:
-            share_work(journal, keys, lambda key: work(from_first(key)), progress)
-            from_first(None)
+        elif self.is_rank0:
+            share_work(journal, keys, lambda key: work(broadcast(key)), progress)
+            broadcast(None)
         else:
-            while (key := from_first(None)) is not None:
+            while (key := broadcast(None)) is not None:
                 work(key)
 
     def n_fits(self, job: Job) -> int:
@@ -164,7 +166,7 @@ class Desk:
         which = (job.seed, job.train_rows)
         if which not in self._rounds:
             self._rounds[which] = len(rows.rounds(rows.selection(self.protocol.selection)))
-        grid = {"knn": len(KS), "mix": len(thin(self.protocol.Cs))}
+        grid = {"knn": len(KS), "mix": len(subsample_grid(self.protocol.Cs))}
         return self._rounds[which] * grid.get(job.method, len(self.protocol.Cs) + 2 * self.protocol.refine) + 1
 
     def refuse_other_work(self, attentive: bool = False) -> None:
@@ -203,15 +205,15 @@ class Desk:
     def read(self, split: str, layers: Sequence[str]) -> np.ndarray:
         """Features of a split (N, D), finite, rows at unit length if the protocol says so; without a test label."""
         X = self.store.read(split, layers[0])[0] if len(layers) == 1 else self.store.read_many(split, layers)[0]
-        return self._sound(X, split, layers)
+        return self._checked(X, split, layers)
 
     def read_some(self, split: str, layers: Sequence[str], start: int, stop: int) -> np.ndarray:
         """The same of rows start to stop alone, the others left in the file."""
         parts = [self.store.stored(split, layer, slice(start, stop)) for layer in layers]
         X = (parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)).astype(np.float32, copy=False)
-        return self._sound(X, split, layers, start)
+        return self._checked(X, split, layers, start)
 
-    def _sound(self, X: np.ndarray, split: str, layers: Sequence[str], first: int = 0) -> np.ndarray:
+    def _checked(self, X: np.ndarray, split: str, layers: Sequence[str], first: int = 0) -> np.ndarray:
         if not np.isfinite(X.sum(dtype=np.float64)):
             bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
             if len(bad):
@@ -236,11 +238,11 @@ class Desk:
         """Features of the job's training rows (n, D); with `or_stored`, left in the file where memory is too small."""
         positions = self.rows(job).positions
         splits = tuple((s, len(self.store.labels(s))) for s in ("train", "val") if s in self.store.splits)
-        dealt = or_stored and self.solver.rows_dealt  # then each rank reads its share alone
+        sharded = or_stored and self.solver.sharded  # then each rank reads its share alone
         whole = sum(n for _, n in splits)
-        if hasattr(self.store, "stored") and (dealt or not fits(whole, self.width(job.layers))):
+        if hasattr(self.store, "stored") and (sharded or not fits(whole, self.width(job.layers))):
             left = self.stored_features(job)
-            if or_stored and (dealt or not fits(*left.shape)):
+            if or_stored and (sharded or not fits(*left.shape)):
                 return left
             if not fits(*left.shape):
                 raise UserError(
@@ -273,8 +275,8 @@ class Desk:
         """Write a fitted probe of features X (n, D), begun at `start`; returns its line of choices.jsonl."""
         identity, choice = self.identity(job), fit.choice
         probe_file = f"probes/{identity.key}.safetensors"
-        if self.leads:
-            save_probe(self.out / probe_file, fit.classes, fit.coef, fit.intercept, further=fit.further)
+        if self.is_rank0:
+            save_probe(self.out / probe_file, fit.classes, fit.coef, fit.intercept, extra_arrays=fit.extra_arrays)
         candidates = job.candidates or ({"found_by": []} if fit.found else None)
         if candidates and fit.found:
             candidates = candidates | {"found_by": [*candidates["found_by"], fit.found]}
@@ -308,7 +310,7 @@ class Desk:
             "probe_file": probe_file,
             "train_rows": job.train_rows,
             "candidates": candidates,
-            "rankme": rankme(X) if job.kind == "layer" and self.leads else None,
+            "rankme": rankme(X) if job.kind == "layer" and self.is_rank0 else None,
             "plan": choice.plan.partition("; about")[0],  # how much was free at the time is no part of a result
             "seconds": round(perf_counter() - start, 3),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),

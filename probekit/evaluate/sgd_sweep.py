@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from igpt_model.hashing import hash_json
-from probekit.evaluate.runner import Desk, Job, Progress
+from probekit.evaluate.runner import Job, Progress, Runner
 from probekit.features.lazy_features import BLOCK_ROWS, fits
 from probekit.probes.probe import Fit
 from probekit.probes.sgd import SGDConfig, SGDGrid, train_sgd
@@ -22,58 +22,60 @@ from probekit.selection.choose_C import Choice, grid_ends
 from probekit.selection.folds import TrainingRows
 from probekit.solver.objective import log_probabilities, loss_and_gradient
 
-SCORES = 1 << 24  # held at once while heads are judged
+SCORES = 1 << 24  # held at once while heads are scored
 
 
-def run_sgd(desk: Desk, jobs: Sequence[Job], progress: Progress | None = None) -> None:
+def run_sgd(runner: Runner, jobs: Sequence[Job], progress: Progress | None = None) -> None:
     """Have a record of every job in results.jsonl. One worker trains a seed's layers, others wait for it.
 
     Training is saved every thousand steps in `sgd/` of the results folder and goes on from there after a kill. Layers
     that do not fit in memory all together are streamed from their file, in the same order and with the same result.
     """
-    desk.refuse_other_work()
-    if desk.protocol.standardize or desk.protocol.refit != "train":
+    runner.refuse_other_work()
+    if runner.protocol.standardize or runner.protocol.refit != "train":
         raise UserError(
             "SGD protocols neither standardise nor refit: give one with standardize=False and refit='train'."
         )
-    by_key = {desk.identity(job).key: job for job in jobs}
+    by_key = {runner.identity(job).key: job for job in jobs}
     for draw in dict.fromkeys((job.seed, job.train_rows) for job in jobs):
         own = {key: job for key, job in by_key.items() if (job.seed, job.train_rows) == draw}
         group = hash_json(sorted(own))
-        while set(own) - set(desk.choices.keys()):
-            with desk.choices.claim(group) as ours:
-                missing = sorted(set(own) - set(desk.choices.keys()))
+        while set(own) - set(runner.choices.keys()):
+            with runner.choices.claim(group) as ours:
+                missing = sorted(set(own) - set(runner.choices.keys()))
                 if ours and missing:
-                    _train(desk, own, missing, desk.out / "sgd" / f"{group}.safetensors", progress)
+                    _train(runner, own, missing, runner.out / "sgd" / f"{group}.safetensors", progress)
             if not ours:
                 sleep(0.2)
-    done = desk.results.keys()
-    share_work(desk.results, [key for key in by_key if key not in done], desk.test)
+    done = runner.results.keys()
+    share_work(runner.results, [key for key in by_key if key not in done], runner.test)
 
 
-def _train(desk: Desk, jobs: dict[str, Job], missing: list[str], state: Path, progress: Progress | None) -> None:
+def _train(runner: Runner, jobs: dict[str, Job], missing: list[str], state: Path, progress: Progress | None) -> None:
     start = perf_counter()
-    config = desk.protocol.sgd or SGDConfig()
+    config = runner.protocol.sgd or SGDConfig()
     first = next(iter(jobs.values()))
-    rows = desk.rows(first)
+    rows = runner.rows(first)
     selection = rows.selection("val")
     ((fitted, held),) = rows.rounds(selection)
     classes, columns = np.unique(rows.y, return_inverse=True)
-    columns_of_all = sum(desk.width(job.layers) for job in jobs.values())
-    stream = hasattr(desk.store, "stored") and not fits(len(rows.y), columns_of_all)
-    layers: list[Any] = [desk.stored_features(job) if stream else desk.training_features(job) for job in jobs.values()]
+    columns_of_all = sum(runner.width(job.layers) for job in jobs.values())
+    stream = hasattr(runner.store, "stored") and not fits(len(rows.y), columns_of_all)
+    layers: list[Any] = [
+        runner.stored_features(job) if stream else runner.training_features(job) for job in jobs.values()
+    ]
     drawn = np.repeat(fitted, rows.weights[fitted].astype(int))  # a row that the bootstrap drew twice is there twice
     batches, n_steps = array_batches([X[drawn] for X in layers], columns[drawn], config)
     state.parent.mkdir(parents=True, exist_ok=True)
     widths = [X.shape[1] for X in layers]
     grid = train_sgd(
-        batches, widths, len(classes), n_steps, config, state=state, device=desk.solver.device, progress=progress
+        batches, widths, len(classes), n_steps, config, state=state, device=runner.solver.device, progress=progress
     )
     seconds = (perf_counter() - start) / len(jobs)
     for layer, (key, job) in enumerate(jobs.items()):
         if key in missing:
             fit = _choose(grid, layer, layers[layer], rows, (fitted, held), classes, config)
-            desk.choices.append(desk.line(job, fit, layers[layer], perf_counter() - seconds))
+            runner.choices.append(runner.line(job, fit, layers[layer], perf_counter() - seconds))
     state.unlink(missing_ok=True)
 
 
@@ -88,7 +90,7 @@ def _choose(
 ) -> Fit:
     fitted, held = split
     columns = np.searchsorted(classes, rows.y)
-    accuracy, losses = _judge(grid, layer, X[held], columns[held], rows.weights[held])
+    accuracy, losses = _score_heads(grid, layer, X[held], columns[held], rows.weights[held])
     n_rates = len(config.learning_rates)
     unknown: Any = np.full(n_rates, None)
     choice = Choice.from_figures(
@@ -106,13 +108,13 @@ def _choose(
         "converged": False, "n_iter": grid.step, "grad_rel": float(sizes[0] / max(sizes[1], 1e-300)), "gap": None,
         "stop_reason": "end of the schedule",
     }  # fmt: skip
-    said = np.concatenate([_said(block, coef, intercept) for _, block in _blocks(taken)])
-    right = float((said == labels) @ weights / weights.sum())
+    predicted = np.concatenate([_predict_columns(block, coef, intercept) for _, block in _blocks(taken)])
+    right = float((predicted == labels) @ weights / weights.sum())
     found = {"rule": f"momentum SGD, learning rate {choice.C:g}", "learning_rate": choice.C}
     return Fit(classes, coef, intercept, choice, certificate, right, np.full(n_rates, config.weight_decay), found)
 
 
-def _judge(
+def _score_heads(
     grid: SGDGrid, layer: int, X: Any, columns: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Accuracy and mean cross-entropy (G,) of a layer's heads on held-out rows; the worst where one diverged."""
@@ -143,7 +145,7 @@ def _largest_gradient(
     return float(max(np.abs(of_coef).max(), np.abs(of_intercept).max()))
 
 
-def _said(X: np.ndarray, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
+def _predict_columns(X: np.ndarray, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
     score = np.asarray(X, np.float64) @ coef.T + intercept
     return (score[:, 0] > 0).astype(int) if len(intercept) == 1 else score.argmax(axis=1)
 

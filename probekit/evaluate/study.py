@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from igpt_model import atomic
+from igpt_model.checked_json import as_json, read_json
 from probekit.datasets import Dataset, load_dataset
 from probekit.evaluate.baselines import control_encoders, load_as
 from probekit.evaluate.concat import concat
@@ -52,7 +53,7 @@ class Plan:
     def open(self, out: Path) -> None:
         """Write study.json, or refuse a folder that holds another study, naming what differs."""
         path = out / SETTINGS_NAME
-        mine = json.loads(json.dumps(vars(self)))
+        mine = as_json(vars(self))
         if not path.exists():
             try:
                 atomic.write_json(path, mine)
@@ -60,9 +61,9 @@ class Plan:
                 raise UserError(f"{out} cannot be written ({error.strerror}): choose another --out.") from None
             return
         try:
-            there = json.loads(path.read_text())
-        except ValueError:
-            raise UserError(f"{path} is damaged: delete it, and the same command goes on.") from None
+            there = read_json(path, dict)
+        except UserError as error:
+            raise UserError(f"{str(error).rstrip('.')}: delete it, and the same command goes on.") from None
         differing = [
             f"{name}: {_short(old)} there, {_short(new)} here"
             for name in mine

@@ -9,12 +9,12 @@ from typing import Any
 
 from sklearn.exceptions import ConvergenceWarning
 
-from probekit.evaluate.runner import Desk, Job, Progress
+from probekit.evaluate.runner import Job, Progress, Runner
 from probekit.probes.attentive_probe import token_widths
-from probekit.results.records import Record, read_records
+from probekit.results.record import Record, read_records
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError
-from probekit.runtime.workers import crew
+from probekit.runtime.workers import worker_processes
 from probekit.selection.choose_C import make_solver
 
 
@@ -72,26 +72,28 @@ def sweep(
     """
     if parallel == "rows" and (probe != "linear" or checks or workers != 1):
         raise UserError("parallel is rows, which is for linear probes alone: leave probe, checks and workers out.")
-    desk = Desk(store, results_dir, protocol, Cs, series, make_solver(backend, device, dtype, parallel))
-    jobs = [Job((layer,), seed, train_rows) for seed in seed_list(seeds) for layer in choose_names(desk.store, layers)]
-    if probe not in ("linear", "attentive") or (probe == "attentive" and (checks or desk.protocol.solver == "sgd")):
+    runner = Runner(store, results_dir, protocol, Cs, series, make_solver(backend, device, dtype, parallel))
+    jobs = [
+        Job((layer,), seed, train_rows) for seed in seed_list(seeds) for layer in choose_names(runner.store, layers)
+    ]
+    if probe not in ("linear", "attentive") or (probe == "attentive" and (checks or runner.protocol.solver == "sgd")):
         raise UserError(f"probe may be linear, or attentive without checks or SGD, but {probe} was given.")
     if probe == "attentive":
         for job in jobs:
-            token_widths(desk.store.encoder, desk.width(job.layers))
+            token_widths(runner.store.encoder, runner.width(job.layers))
         jobs = [replace(job, kind=probe, method=probe) for job in jobs]
     strange = set(checks) - {"knn", "ridge"}
-    if strange or (checks and desk.protocol.solver == "sgd"):
+    if strange or (checks and runner.protocol.solver == "sgd"):
         raise UserError(f"checks may be knn and ridge, of an exact protocol, but {', '.join(checks)} was given.")
-    if desk.protocol.solver == "sgd":
+    if runner.protocol.solver == "sgd":
         if workers != 1 or parallel == "rows":
             given = f"workers is {workers}" if workers != 1 else "parallel is rows"
             raise UserError(f"{given}, but SGD trains all layers in one pass in one process: leave that out.")
         from probekit.evaluate.sgd_sweep import run_sgd
 
-        run_sgd(desk, jobs, progress)
-        return Results(desk.out)
-    further = [replace(job, kind=check, method=check) for check in dict.fromkeys(checks) for job in jobs]
+        run_sgd(runner, jobs, progress)
+        return Results(runner.out)
+    check_jobs = [replace(job, kind=check, method=check) for check in dict.fromkeys(checks) for job in jobs]
     again = {
         "Cs": Cs,
         "layers": layers,
@@ -102,15 +104,15 @@ def sweep(
         "probe": probe,
     }
     again |= {"backend": backend, "device": device, "dtype": dtype}
-    with crew(workers, sweep, path_for_crew(desk.store, workers), desk.out, protocol, **again):
-        desk.run([*jobs, *further], progress)
-    keys = {desk.identity(job).key for job in jobs}
+    with worker_processes(workers, sweep, path_for_workers(runner.store, workers), runner.out, protocol, **again):
+        runner.run([*jobs, *check_jobs], progress)
+    keys = {runner.identity(job).key for job in jobs}
     if probe == "linear":
-        warn_unconverged([r for r in read_records(desk.out) if r.key in keys])
-    return Results(desk.out)
+        warn_unconverged([r for r in read_records(runner.out) if r.key in keys])
+    return Results(runner.out)
 
 
-def path_for_crew(store: Any, workers: int) -> Path | None:
+def path_for_workers(store: Any, workers: int) -> Path | None:
     """Where other processes find the features; in memory they cannot, which raises `UserError` if any are wanted."""
     path = getattr(store, "path", None)
     if workers > 1 and (path is None or not Path(path).is_file()):

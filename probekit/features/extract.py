@@ -21,6 +21,7 @@ from probekit.features.provenance import refuse_other, versions
 from probekit.features.shards import join, shard_path, share
 from probekit.features.store import FeatureStore
 from probekit.features.transfer import Transfer
+from probekit.features.validate import read_header
 from probekit.features.writer import FeatureWriter, create_skeleton, write_lock
 from probekit.runtime.errors import UserError, check_at_least
 from probekit.runtime.ranks import Ranks, barrier, current
@@ -140,7 +141,7 @@ def declare(
 def _check_resumable(path: Path, asked: Header, parts: dict[str, Any], batch_size: int | None) -> None:
     """Refuse unless the file on disk is the one asked for, down to labels and row ids."""
     with layout.open_hdf5(path) as file:
-        there = layout.read_header(file)
+        there = read_header(file)
         reused = {**vars(asked), "threads": there.threads, "batch_size": batch_size or there.batch_size}
         refuse_other(path, there, Header(**reused))
         for name, part in parts.items():

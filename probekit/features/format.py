@@ -1,4 +1,4 @@
-"""The feature file: HDF5, version 1 (docs/feature-file.md). This module alone knows its paths and attributes.
+"""The feature file: HDF5, version 1 (docs/reference/feature-file.md). This module alone knows its paths and attributes.
 
 N rows of a split, D width of a layer, B rows of a block (one batch), L layers.
 """
@@ -97,14 +97,14 @@ def checksum(array: np.ndarray) -> int:
     return xxhash.xxh3_64_intdigest(np.ascontiguousarray(array).data.cast("B"))
 
 
-def seal(block: int, checksums: np.ndarray) -> int:
+def row_checksum(block: int, checksums: np.ndarray) -> int:
     """The done flag of a block: a hash of its ledger row, so that a torn ledger row counts as not done."""
     return xxhash.xxh3_64_intdigest(np.asarray(checksums, np.uint64).tobytes(), seed=block + 1) | 1
 
 
 def done_blocks(ledger: np.ndarray) -> np.ndarray:
     """Which blocks of a ledger (n_blocks, L + 2) are sealed, as booleans."""
-    return np.array([int(row[-1]) == seal(block, row[:-1]) for block, row in enumerate(ledger)], dtype=bool)
+    return np.array([int(row[-1]) == row_checksum(block, row[:-1]) for block, row in enumerate(ledger)], dtype=bool)
 
 
 def content(provenance: Any) -> Any:
@@ -114,24 +114,29 @@ def content(provenance: Any) -> Any:
     return [content(value) for value in provenance] if isinstance(provenance, list | tuple) else provenance
 
 
-def file_id(header: Header, ledgers: Mapping[str, np.ndarray], places: bool = False) -> str:
-    """The identity of a complete file: everything it declares but `PLACES`, and the checksum of every block.
+def file_id(
+    header: Header, ledgers: Mapping[str, np.ndarray], classes: Sequence[str] = (), places: bool = False
+) -> str:
+    """The identity of a complete file: what it declares but `PLACES`, class names, every block's checksum.
 
-    With `places`, the id by which older files of this version go: it hashes the paths too.
+    Older files of this version have the id without `classes`, or the one with `places`, which hashes the paths too.
     """
     declared = asdict(header)
     if not places:
         declared |= {name: content(declared[name]) for name in ("encoder", "dataset")}
     checksums = {split: xxhash.xxh3_128_hexdigest(ledger.tobytes()) for split, ledger in ledgers.items()}
-    return hash_json({"header": declared, "checksums": checksums})
+    named = {"classes": list(classes)} if classes else {}
+    return hash_json({"header": declared, "checksums": checksums, **named})
 
 
 def open_hdf5(path: str | Path, mode: str = "r") -> h5py.File:
     """Open without HDF5's own lock (ours is in writer.py); a missing or damaged file is one clear sentence."""
     if Path(path).is_dir():
         raise UserError(f"{path} is a folder, but a feature file is needed, such as {Path(path) / 'features.h5'}.")
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise UserError(f"Feature file {path} does not exist; make it with `probekit extract` or `probekit import`.")
+    if not Path(path).is_file():
+        raise UserError(f"{path} is a pipe or a device, but a feature file was expected.")
     try:
         return h5py.File(path, mode, locking=False)
     except OSError as error:
@@ -222,38 +227,3 @@ def set_complete(file: h5py.File) -> None:
     """Set `complete` to 1 in place."""
     file.attrs.modify("complete", 1)
     file.flush()
-
-
-def attribute(file: h5py.File, name: str) -> Any:
-    """A root attribute, JSON decoded; None where there is none."""
-    value = file.attrs.get(name)
-    if isinstance(value, bytes):
-        value = value.decode()
-    return json.loads(value) if name in _JSON_ATTRIBUTES and value is not None else value
-
-
-def read_header(file: h5py.File) -> Header:
-    """The header of an open file; anything that is not a feature file of this version is refused."""
-    if attribute(file, "format") != FORMAT:
-        raise UserError(f"{file.filename} is HDF5 but no feature file (no attribute format = {FORMAT!r}).")
-    if file.attrs["version"] > VERSION:
-        raise UserError(
-            f"{file.filename} is feature file version {file.attrs['version']}, "
-            f"but this probekit reads up to version {VERSION}: upgrade it."
-        )
-    splits = attribute(file, "splits")
-    first = next(iter(splits))
-    layers = tuple(sorted(file[f"{first}/layers"]))
-    return Header(
-        encoder=attribute(file, "encoder"),
-        dataset=attribute(file, "dataset"),
-        dtype=attribute(file, "dtype"),
-        layers=layers,
-        layer_names=tuple(attribute(file, "layer_names")),
-        widths=tuple(int(file[layer_path(first, layer)].shape[1]) for layer in layers),
-        splits=splits,
-        batch_size=int(file.attrs["batch_size"]),
-        threads=int(file.attrs["threads"]),
-        versions=attribute(file, "versions"),
-        shard=attribute(file, "shard"),
-    )

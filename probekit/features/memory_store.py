@@ -12,6 +12,7 @@ import numpy as np
 from probekit.features import format as layout
 from probekit.features.format import Header, file_layer_names
 from probekit.features.provenance import refuse_other, versions
+from probekit.features.validate import read_header
 from probekit.features.writer import FeatureWriter, create_skeleton, write_lock
 from probekit.runtime.errors import UserError
 
@@ -138,7 +139,7 @@ def _refuse_other_contents(
     labels: Mapping[str, np.ndarray],
 ) -> None:
     with layout.open_hdf5(path) as file:
-        refuse_other(path, layout.read_header(file), header)
+        refuse_other(path, read_header(file), header)
         for split, y in labels.items():
             same = np.array_equal(file[layout.column_path(split, "labels")][()], y)
             done = layout.done_blocks(file[layout.ledger_path(split)][()])

@@ -1,6 +1,5 @@
 """What made a file, and what differs when somebody asks for another one under the same name."""
 
-import json
 import platform
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -12,6 +11,7 @@ import h5py
 import numpy as np
 import torch
 
+from igpt_model.checked_json import as_json
 from probekit.features.format import Header, content
 from probekit.runtime.errors import UserError
 
@@ -32,7 +32,7 @@ def versions() -> dict[str, str]:
 def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
     """Each place where two values differ once both are JSON, as "name: old there, new asked for"."""
     # a file gives lists back for tuples, and text for keys that were numbers
-    return _differences(json.loads(json.dumps(old)), json.loads(json.dumps(new)), name)
+    return _differences(as_json(old), as_json(new), name)
 
 
 def _differences(old: Any, new: Any, name: str) -> Iterator[str]:

@@ -18,7 +18,7 @@ from probekit.features.format import Header
 from probekit.features.store import FeatureStore
 from probekit.features.writer import full_disk_as_sentence, sync, write_lock
 from probekit.runtime.errors import UserError
-from probekit.runtime.ranks import Ranks, deal_range
+from probekit.runtime.ranks import Ranks, shard_range
 
 
 def shard_path(path: Path, ranks: Ranks) -> Path:
@@ -36,7 +36,7 @@ def share(parts: Mapping[str, Any], batch_size: int, ranks: Ranks) -> tuple[dict
     """
     own, first = {}, {}
     for name, part in parts.items():
-        blocks = deal_range(-(-len(part) // batch_size), ranks)
+        blocks = shard_range(-(-len(part) // batch_size), ranks)
         if len(blocks):
             rows = np.arange(blocks.start * batch_size, min(blocks.stop * batch_size, len(part)))
             own[name], first[name] = part.take(rows), int(rows[0])
@@ -70,7 +70,7 @@ def join(path: str | Path, ranks_or_world: Ranks | int) -> FeatureStore:
             with layout.open_hdf5(shards[0].path) as first:
                 if "classes" in first:
                     first.copy("classes", file)
-            layout.set_id(file, layout.file_id(header, ledgers))
+            layout.set_id(file, layout.file_id(header, ledgers, shards[0].classes))
             layout.set_complete(file)
         sync(partial)
         os.replace(partial, path)
@@ -122,7 +122,7 @@ def _join_split(file: h5py.File, header: Header, split: str, shards: list[Featur
         file.create_dataset(layout.column_path(split, column), data=joined.astype(kind), track_times=False)
     ledger = np.concatenate([shard.ledger(split) for shard in having])
     for block, row in enumerate(ledger):
-        row[-1] = layout.seal(block, row[:-1])
+        row[-1] = layout.row_checksum(block, row[:-1])
     file.create_dataset(layout.ledger_path(split), data=ledger, track_times=False)
     for layer, width in zip(header.layers, header.widths, strict=True):
         joined = h5py.VirtualLayout(shape=(n, width), dtype=header.dtype)

@@ -3,6 +3,7 @@
 N rows of a split, D width of a layer, L layers.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from probekit.features import format as layout
+from probekit.features.validate import attribute, read_classes, read_header, reading
 from probekit.runtime.errors import UserError
 
 
@@ -28,19 +30,29 @@ class FeatureStore:
     """
 
     def __init__(self, path: str | Path):
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(f"path is a {type(path).__name__}; expected the path of a feature file.")
         self.path = Path(path)
-        with layout.open_hdf5(path) as file:
-            self.header = layout.read_header(file)
-            done = {split: layout.done_blocks(file[layout.ledger_path(split)][()]) for split in self.header.splits}
-            if not file.attrs["complete"]:
-                rows = sum(int(d.sum()) for d in done.values())
-                blocks = sum(len(d) for d in done.values())
+        with reading(path) as file:
+            self.header = read_header(file)
+            ledgers = {split: file[layout.ledger_path(split)][()] for split in self.header.splits}
+            if attribute(file, "complete") != 1:
+                done = [layout.done_blocks(ledger) for ledger in ledgers.values()]
                 raise UserError(
-                    f"{path} is incomplete: {rows} of {blocks} blocks were written; "
-                    "run the same `probekit extract` again to go on."
+                    f"{path} is incomplete: {sum(int(d.sum()) for d in done)} of {sum(map(len, done))} blocks were "
+                    "written; run the same `probekit extract` again to go on."
                 )
-            self.id: str = layout.attribute(file, "id")
-            self._shards: list[dict[str, Any]] = layout.attribute(file, "shards") or []
+            self.id: str = attribute(file, "id")
+            self.classes = read_classes(file)
+            """The names of the labels; empty where nobody gave any."""
+            if self.id not in known_ids(self.header, ledgers, self.classes):
+                raise UserError(
+                    f"{path} was altered after it was written: its id does not match what it declares; "
+                    "`probekit verify` says more."
+                )
+            self._shards: list[dict[str, Any]] = attribute(file, "shards") or []
+        if self._shards:
+            self._check_cover()
 
     @classmethod
     def open(cls, path: str | Path) -> "FeatureStore":
@@ -73,6 +85,11 @@ class FeatureStore:
     @property
     def splits(self) -> tuple[str, ...]:
         return tuple(self.header.splits)
+
+    @property
+    def tests(self) -> tuple[str, ...]:
+        """The splits that probes are tested on: "test", then the further test sets."""
+        return tuple(split for split in self.splits if split not in ("train", "val"))
 
     @property
     def encoder(self) -> dict[str, Any]:
@@ -142,19 +159,13 @@ class FeatureStore:
 
     def column(self, split: str, column: str) -> np.ndarray:
         """`labels`, `row_ids` or `image_hashes` of a split."""
-        with layout.open_hdf5(self.path) as file:
+        with reading(self.path) as file:
             return file[layout.column_path(self.named_split(split), column)][()]
 
     def ledger(self, split: str) -> np.ndarray:
         """The checksums of a split's blocks, uint64 (n_blocks, L + 2)."""
-        with layout.open_hdf5(self.path) as file:
+        with reading(self.path) as file:
             return file[layout.ledger_path(self.named_split(split))][()]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the labels; empty where nobody gave any."""
-        with layout.open_hdf5(self.path) as file:
-            return tuple(file["classes"].asstr()[()]) if "classes" in file else ()
 
     def shards(self) -> list[tuple["FeatureStore", dict[str, int]]]:
         """The shards of a parent file, each with its first row of every split; none for an ordinary file.
@@ -169,7 +180,9 @@ class FeatureStore:
             path = self.path.parent / entry["file"]
             if not path.is_file():
                 raise UserError(f"{self.path} needs its shard {path}, which is missing; put it back or extract again.")
-            shard = FeatureStore(path)
+            if path.name == self.path.name:
+                raise UserError(f"{self.path} names itself as its shard; extract it again.")
+            shard = _Shard(path)
             if shard.id != entry["id"] or shard.header.splits != entry["rows"]:
                 raise UserError(f"{path} is not the shard that {self.path} was joined from; join the shards again.")
             found.append((shard, entry["first"]))
@@ -179,7 +192,7 @@ class FeatureStore:
         """Rows of one layer of one split in the type they are stored as, (N, D)."""
         name = self.layer(layer)
         if not self._shards:
-            with layout.open_hdf5(self.path) as file:
+            with reading(self.path) as file:
                 return layout.read_rows(file, layout.layer_path(self.named_split(split), name), rows)
         start, stop, _ = rows.indices(self.header.splits[self.named_split(split)])
         X = np.empty((max(0, stop - start), self.widths[self.layers.index(name)]), dtype=self.dtype)
@@ -191,6 +204,18 @@ class FeatureStore:
                     X[low - start : high - start] = shard.stored(split, name, slice(low - begin, high - begin))
         return X
 
+    def _check_cover(self) -> None:
+        """Refuse unless the shards hold every row of every split once."""
+        shards = self.shards()
+        for split, n in self.header.splits.items():
+            at = 0
+            for first, rows in sorted((first[split], s.header.splits[split]) for s, first in shards if split in first):
+                at = at + rows if first == at else -1
+            if at != n:
+                raise UserError(f"The shards of {self.path} do not hold every row of {split} once; join them again.")
+            if any((s.layers, s.widths, s.dtype) != (self.layers, self.widths, self.dtype) for s, _ in shards):
+                raise UserError(f"The shards of {self.path} have other layers than it declares; join them again.")
+
     def __enter__(self) -> Self:
         return self
 
@@ -200,3 +225,19 @@ class FeatureStore:
     def __repr__(self) -> str:
         rows = ", ".join(f"{split} {n:,}" for split, n in self.header.splits.items())
         return f"FeatureStore({str(self.path)!r}: {len(self.layers)} layers, {rows} rows, {self.dtype})"
+
+
+class _Shard(FeatureStore):
+    """A shard of a parent file, which has no shards of its own."""
+
+    def _check_cover(self) -> None:
+        raise UserError(f"{self.path} is a parent of shards, but it is named as a shard; extract it again.")
+
+
+def known_ids(header: layout.Header, ledgers: Mapping[str, np.ndarray], classes: Sequence[str]) -> set[str]:
+    """The ids that a sound file may have: the present one, and those that earlier versions wrote."""
+    return {
+        layout.file_id(header, ledgers, classes),
+        layout.file_id(header, ledgers),
+        layout.file_id(header, ledgers, places=True),
+    }

@@ -15,12 +15,11 @@ import numpy as np
 from probekit.features import format as layout
 from probekit.features.format import Header
 from probekit.features.provenance import differences
-from probekit.features.store import FeatureStore
+from probekit.features.store import FeatureStore, known_ids
+from probekit.features.validate import DAMAGE, attribute, read_classes, read_header
 from probekit.runtime.errors import UserError
 
 READ_BYTES = 64 << 20
-# damaged metadata make HDF5 fail in many ways; all of them are findings
-DAMAGE = (UserError, OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError)
 
 
 @dataclass
@@ -55,11 +54,11 @@ def verify(path: str | Path, data: Any = None) -> VerifyReport:
         raise UserError(f"There is no feature file {path}; give the path of a file made by `probekit extract`.")
     try:
         with layout.open_hdf5(path) as file:
-            header = layout.read_header(file)
+            header = read_header(file)
             _check_identity(file, header, report)
             for split in header.splits:
                 _check_row_columns(file, header, split, report)
-            if layout.attribute(file, "shards"):
+            if attribute(file, "shards"):
                 _check_shards(path, report)
             else:
                 for split in header.splits:
@@ -68,17 +67,17 @@ def verify(path: str | Path, data: Any = None) -> VerifyReport:
                 _look_for_leaks(file, header, report)
                 if data is not None:
                     _compare_with(file, header, data, report)
-    except DAMAGE as error:
+    except (UserError, *DAMAGE) as error:
         report.errors.append(str(error) if isinstance(error, UserError) else f"{path} is damaged: {error}.")
     return report
 
 
-def left_out_corrupt(path: str | Path) -> bool:
+def skipped_corrupt(path: str | Path) -> bool:
     """Whether a feature file, finished or not, was made without images that could not be decoded."""
     try:
         with layout.open_hdf5(path) as file:
-            return bool(layout.read_header(file).dataset.get("skipped"))
-    except DAMAGE:
+            return bool(read_header(file).dataset.get("skipped"))
+    except (UserError, *DAMAGE):
         return False  # `verify` says what is wrong with the file
 
 
@@ -91,10 +90,19 @@ def _check_identity(file: h5py.File, header: Header, report: VerifyReport) -> No
                 f"{len(missing)} of {len(ledger)} blocks of {split} are missing or unsealed, the first from row "
                 f"{header.rows(split, int(missing[0])).start} on."
             )
-    if file.attrs["complete"] != 1:
+    classes = read_classes(file)
+    if attribute(file, "complete") != 1:
         report.errors.append("The file is not marked complete; run the same `probekit extract` again to finish it.")
-    elif layout.attribute(file, "id") not in [layout.file_id(header, ledgers, places) for places in (False, True)]:
+    elif attribute(file, "id") not in known_ids(header, ledgers, classes):
         report.errors.append("The id does not match provenance and checksums: one of them was altered after writing.")
+    elif classes and attribute(file, "id") != layout.file_id(header, ledgers, classes):
+        report.warnings.append("An earlier version wrote this file: its class names are under no checksum.")
+    for split in header.splits if classes else ():
+        labels = file[layout.column_path(split, "labels")][()]
+        if labels.min() < 0 or labels.max() >= len(classes):
+            report.warnings.append(
+                f"Labels of {split} run from {labels.min()} to {labels.max()}, beyond {len(classes)} classes."
+            )
 
 
 def _check_shards(path: Path, report: VerifyReport) -> None:
@@ -179,12 +187,14 @@ def _look_for_leaks(file: h5py.File, header: Header, report: VerifyReport) -> No
 
 
 def _compare_with(file: h5py.File, header: Header, data: Any, report: VerifyReport) -> None:
+    # further test sets are compared where the data set was given with them
+    splits = [split for split in header.splits if split in data.splits or split not in header.dataset.get("tests", {})]
     # what was skipped is known once the splits have been made
-    for split in header.splits:
+    for split in splits:
         len(data.splits[split])
     for text in differences({k: header.dataset.get(k) for k in data.provenance}, data.provenance, "dataset"):
         report.errors.append(f"The file was made from other data: {text}.")
-    for split in header.splits:
+    for split in splits:
         part = data.splits[split].limit(header.dataset.get("limit"))
         for column in layout.ROW_COLUMNS:
             there, now = file[layout.column_path(split, column)][()], getattr(part, column)

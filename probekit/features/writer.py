@@ -20,6 +20,7 @@ import numpy as np
 
 from probekit.features import format as layout
 from probekit.features.format import Header
+from probekit.features.validate import attribute, read_classes, read_header
 from probekit.runtime.errors import UserError
 
 COMMIT_BYTES = 32 << 20
@@ -148,8 +149,9 @@ class FeatureWriter:
     def __init__(self, path: Path):
         self.path = path
         with layout.open_hdf5(path) as file:
-            self.header = layout.read_header(file)
-            self.complete = bool(file.attrs["complete"])
+            self.header = read_header(file)
+            self._classes = read_classes(file)
+            self.complete = attribute(file, "complete") == 1
             self._offsets: dict[str, int] = {}
             self._ledgers: dict[str, np.ndarray] = {}
             self._columns: dict[str, dict[str, np.ndarray]] = {}
@@ -157,6 +159,8 @@ class FeatureWriter:
                 names = [layout.layer_path(split, layer) for layer in self.header.layers]
                 for name in [*names, layout.column_path(split, "image_hashes"), layout.ledger_path(split)]:
                     self._offsets[name] = file[name].id.get_offset()
+                    if self._offsets[name] is None:
+                        raise UserError(f"{path} is compressed or joined from shards, so that no rows can be added.")
                 self._ledgers[split] = file[layout.ledger_path(split)][()]
                 self._columns[split] = {c: file[layout.column_path(split, c)][()] for c in layout.ROW_COLUMNS}
         self.done = {split: layout.done_blocks(ledger) for split, ledger in self._ledgers.items()}
@@ -183,7 +187,7 @@ class FeatureWriter:
                 sums[index + 1] = layout.checksum(stored)
                 self._pending_bytes += stored.nbytes
         sums[0] = layout.checksum(np.concatenate([columns[c][rows].view(np.uint64) for c in layout.ROW_COLUMNS]))
-        sums[-1] = layout.seal(block, sums[:-1])
+        sums[-1] = layout.row_checksum(block, sums[:-1])
         self._ledgers[split][block] = sums
         self._pending.append((split, block))
         if self._pending_bytes >= COMMIT_BYTES or time.monotonic() - self._committed_at >= COMMIT_SECONDS:
@@ -245,7 +249,7 @@ class FeatureWriter:
             raise RuntimeError(f"{self.path}: {len(self.todo())} blocks are still to be written.")
         if self.complete:
             return
-        identity = layout.file_id(self.header, self._ledgers)
+        identity = layout.file_id(self.header, self._ledgers, self._classes)
         with full_disk_as_sentence(self.path):
             with layout.open_hdf5(self.path, "r+") as file:
                 layout.set_id(file, identity)

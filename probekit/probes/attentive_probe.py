@@ -75,10 +75,18 @@ def fit_attention(X: np.ndarray, widths: Sequence[int], rows: TrainingRows, prot
     }  # fmt: skip
     found = {"rule": "attentive probe", "learning_rate": choice.C, "n_heads": heads, "tokens": len(widths), **SETTINGS}
     share = float(right @ rows.weights[use] / rows.weights[use].sum())
-    further = {PREFIX + name: value.cpu().numpy() for name, value in probe.module.state_dict().items()}
+    extra_arrays = {PREFIX + name: value.cpu().numpy() for name, value in probe.module.state_dict().items()}
     zero = np.zeros(len(LEARNING_RATES))
     return Fit(
-        classes, np.zeros((len(classes), 0)), np.zeros(len(classes)), choice, certificate, share, zero, found, further
+        classes,
+        np.zeros((len(classes), 0)),
+        np.zeros(len(classes)),
+        choice,
+        certificate,
+        share,
+        zero,
+        found,
+        extra_arrays,
     )
 
 
@@ -93,7 +101,7 @@ def attentive_log_proba(probe: dict[str, np.ndarray], X: np.ndarray, device: str
     width, heads = state["key.weight"].shape[0], state["query"].shape[0]
     module = AttentivePool(width, heads, len(state["head.bias"]))
     module.load_state_dict(state)
-    said = AttentiveProbe(module.to(usable_device(device)).eval(), probe["classes"]).decision_function(
+    scores = AttentiveProbe(module.to(usable_device(device)).eval(), probe["classes"]).decision_function(
         X.reshape(len(X), -1, width)
     )
-    return log_probabilities(said)
+    return log_probabilities(scores)

@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from probekit.runtime.errors import UserError
 from probekit.solver.path import ProbePath, fit_path
+from probekit.solver.validation import check_finite, is_wide, read_features
 
 Array = NDArray[np.float64]
 
@@ -21,6 +23,21 @@ def spread(gammas: Sequence[float], widths: Sequence[int]) -> Array:
     if len(gammas) != len(widths) or min(gammas) < 0:
         raise UserError(f"{len(widths)} bands need as many factors of at least 0, but got {list(gammas)}.")
     return np.repeat(np.asarray(gammas, np.float64), widths)
+
+
+def scale_bands(X: Any, gammas: Sequence[float], widths: Sequence[int]) -> NDArray[np.floating[Any]]:
+    """Columns (N, sum of widths) multiplied by the factors of their bands, in float32 or, where X needs it, float64."""
+    features, factors = read_features(X), spread(gammas, widths)
+    if features.shape[1] != len(factors):
+        raise UserError(f"X has {features.shape[1]} columns, but the bands have {len(factors)}; give their widths.")
+    dtype = np.float64 if is_wide(features) else np.float32
+    with np.errstate(over="ignore"):  # refused below, in a sentence
+        values = features.cpu().double().numpy() if isinstance(features, torch.Tensor) else np.asarray(features[:])
+        scaled = (values * factors).astype(dtype)
+    if not np.isfinite(scaled).all():
+        check_finite(features)
+        raise UserError(f"Features times the factors {list(gammas)} are too large for {dtype.__name__}; scale X first.")
+    return scaled
 
 
 def fit_banded(
@@ -41,9 +58,8 @@ def fit_banded(
     """
     if options.get("standardize"):
         raise UserError("fit_banded cannot standardise, which would undo the bands; standardise X first.")
-    factors = spread(gammas, widths)
-    path = fit_path(np.asarray(X) * factors.astype(np.asarray(X).dtype), y, Cs, **options)
-    path.coef[...] *= factors
+    path = fit_path(scale_bands(X, gammas, widths), y, Cs, **options)
+    path.coef[...] *= spread(gammas, widths)
     return path
 
 

@@ -1,30 +1,51 @@
 """`LinearProbe` and `LinearProbeCV`: the path solver as scikit-learn classifiers, each fit with its certificate."""
 
 import json
+import numbers
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit, check_cv
+from sklearn.exceptions import ConvergenceWarning, DataConversionWarning
+from sklearn.model_selection import (
+    GroupShuffleSplit,
+    StratifiedGroupKFold,
+    StratifiedKFold,
+    StratifiedShuffleSplit,
+    check_cv,
+)
 from sklearn.utils.class_weight import compute_sample_weight
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from igpt_model.atomic import write_bytes
-from probekit.runtime.errors import UserError
+from igpt_model.checked_json import Int, Text, open_regular, parse_json
+from probekit.runtime.errors import UserError, first_line
 from probekit.solver import objective
 from probekit.solver.path import ProbePath, fit_path
+from probekit.solver.validation import (
+    check_finite,
+    label_index,
+    read_features,
+    read_finite,
+    read_labels,
+    read_penalties,
+    read_weights,
+)
 
 Array = NDArray[np.float64]
+Positions = NDArray[np.int64]
+
+FITTED = (
+    "classes_", "coef_", "intercept_", "certificate_", "converged_", "n_iter_", "solver_version_", "n_features_in_",
+    "feature_names_in_",
+)  # fmt: skip
+TIE = 1e-9  # less than one row in a billion is worth, more than means over folds are off by rounding
 
 
 class _Probe(ClassifierMixin, BaseEstimator):
@@ -35,24 +56,16 @@ class _Probe(ClassifierMixin, BaseEstimator):
     intercept_: Array
     certificate_: dict[str, Any]
 
-    def _read(self, X: Any, y: Any, sample_weight: ArrayLike | None) -> tuple[Any, NDArray[Any], Array]:
-        """Checked features, labels and weights (class weights multiplied in)."""
-        if isinstance(X, torch.Tensor) and X.device.type != "cpu":
-            self.n_features_in_ = X.shape[1]  # fit_path checks the rest where the tensor lives
-            y = y.detach().cpu().numpy() if isinstance(y, torch.Tensor) else np.asarray(y)
-        else:
-            X, y = _host(X), _host(y)
-            X, y = validate_data(self, X, y, dtype=[np.float64, np.float32, np.float16], ensure_min_samples=2)
-        check_classification_targets(y)
-        if isinstance(X, torch.Tensor):
-            weights = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
-        else:
-            weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        return X, y, weights * _class_weights(self.class_weight, y, weights)  # type: ignore[attr-defined]
+    def _read(self, X: Any, y: Any, sample_weight: ArrayLike | None) -> tuple[Any, NDArray[Any], Array, Array]:
+        """Checked features, labels, weights, and weights with class weights multiplied in."""
+        features = read_features(X)
+        validate_data(self, X, skip_check_array=True)  # keeps n_features_in_ and feature_names_in_
+        y = read_labels(_column(y), features.shape[0])
+        weights = read_weights(sample_weight, len(y))
+        return features, y, weights, weights * _class_weights(self.class_weight, y, weights)  # type: ignore[attr-defined]
 
     def _path(self, X: Any, y: Any, Cs: Any, weights: Array) -> ProbePath:
-        with _read_only_is_fine():
-            return fit_path(X, y, Cs, sample_weight=weights, **self._settings())
+        return fit_path(X, y, Cs, sample_weight=weights, **self._settings())
 
     def _take(self, path: ProbePath, index: int) -> None:
         self.classes_ = path.classes
@@ -69,8 +82,9 @@ class _Probe(ClassifierMixin, BaseEstimator):
     def decision_function(self, X: Any) -> Array:
         """Scores (N, K), or (N,) for two classes: positive means the second class."""
         check_is_fitted(self)
-        X = validate_data(self, _host(X), reset=False, dtype=[np.float64, np.float32, np.float16])
-        scores = objective.logits(X, self.coef_, self.intercept_)
+        features = read_finite(X)
+        validate_data(self, X, reset=False, skip_check_array=True)
+        scores = objective.logits(features, self.coef_, self.intercept_)
         return scores[:, 0] if scores.shape[1] == 1 else scores
 
     def predict(self, X: Any) -> NDArray[Any]:
@@ -87,6 +101,17 @@ class _Probe(ClassifierMixin, BaseEstimator):
         """Logarithms of `predict_proba` (N, K)."""
         scores = self.decision_function(X)
         return objective.log_probabilities(scores.reshape(len(scores), -1))
+
+
+_FACTS = {
+    "params": {"class_weight": (None, str, list, dict)},
+    "classes": list,
+    "feature_names?": ([str], None),
+    "classes_dtype": Text(16),
+    "certificate": {"n_iter": Int(0, 2**31 - 1)},
+    "converged": bool,
+    "solver_version": str,
+}
 
 
 class LinearProbe(_Probe):
@@ -129,16 +154,21 @@ class LinearProbe(_Probe):
 
     def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
         """Fit on features (N, D) and labels (N,)."""
-        X, y, weights = self._read(X, y, sample_weight)
+        if np.ndim(self.C):
+            raise UserError(f"C must be one positive number, but got {self.C!r}; LinearProbeCV chooses among several.")
+        read_penalties(self.C)
+        X, y, _, weights = self._read(X, y, sample_weight)
         self._take(self._path(X, y, [self.C], weights), 0)
         return self
 
     @classmethod
     def from_path(cls, path: ProbePath, index: int) -> "LinearProbe":
-        """The fitted probe of penalty number `index` of a path."""
-        probe = cls(C=float(path.Cs[index]), backend=path.backend)
+        """The fitted probe of penalty number `index` of a path, with the path's settings."""
+        probe = cls(C=float(path.Cs[index]), backend=path.backend, **path.settings)
         probe._take(path, index)
         probe.n_features_in_ = path.coef.shape[2]
+        if path.feature_names is not None:
+            probe.feature_names_in_ = path.feature_names
         return probe
 
     def save(self, path: str | Path) -> None:
@@ -155,6 +185,7 @@ class LinearProbe(_Probe):
             "solver_version": self.solver_version_,
             "classes": self.classes_.tolist(),
             "classes_dtype": self.classes_.dtype.str if self.classes_.dtype.kind != "O" else "O",
+            "feature_names": list(getattr(self, "feature_names_in_", [])) or None,
         }
         metadata = {"format": "probekit.probe", "version": "1", "probe": json.dumps(facts, default=_plain)}
         write_bytes(path, save(arrays, metadata=metadata))
@@ -170,36 +201,49 @@ class LinearProbe(_Probe):
         """
         stranger = UserError(f"{path} is not a probe file; give one written by LinearProbe.save.")
         try:
+            with open_regular(path):  # a pipe or a device would be waited for
+                pass
             with safe_open(str(path), framework="numpy") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != "probekit.probe":
                     raise stranger
                 coef, intercept = file.get_tensor("coef"), file.get_tensor("intercept")
-        except SafetensorError:
+        except (SafetensorError, TypeError, AttributeError):
             raise stranger from None
-        facts = json.loads(metadata["probe"])
-        if isinstance(facts["params"]["class_weight"], list):
-            facts["params"]["class_weight"] = dict(facts["params"]["class_weight"])
-        probe = cls(**facts["params"])
+        facts = parse_json(metadata.get("probe", ""), f"The description in {path}", _FACTS)
+        try:
+            if isinstance(facts["params"]["class_weight"], list):
+                facts["params"]["class_weight"] = dict(facts["params"]["class_weight"])
+            probe = cls(**facts["params"])
+            probe.classes_ = np.array(facts["classes"], dtype=np.dtype(facts["classes_dtype"]))
+        except (TypeError, ValueError, OverflowError):
+            raise stranger from None
+        n_rows = 1 if len(probe.classes_) == 2 else len(probe.classes_)
+        if coef.ndim != 2 or coef.shape[0] != n_rows or intercept.shape != (n_rows,):
+            raise stranger
         probe.coef_, probe.intercept_ = coef, intercept
-        probe.classes_ = np.array(facts["classes"], dtype=np.dtype(facts["classes_dtype"]))
         probe.certificate_, probe.converged_ = facts["certificate"], facts["converged"]
         probe.solver_version_ = facts["solver_version"]
         probe.n_iter_ = np.array([probe.certificate_["n_iter"]], dtype=np.int32)
         probe.n_features_in_ = coef.shape[1]
+        if facts.get("feature_names") is not None:
+            probe.feature_names_in_ = np.array(facts["feature_names"], dtype=object)
         return probe
 
 
 class LinearProbeCV(_Probe):
     """A probe whose C is chosen on held-out rows, then refitted on all rows with the same C.
 
-    Highest mean held-out accuracy wins; ties go to the lower mean log-loss, then to the smaller C. Fits that did not
-    converge are not chosen while a converged one is left.
+    Highest mean held-out accuracy wins; ties (up to rounding) go to the lower mean log-loss, then to the smaller C.
+    Both are weighted by `sample_weight`: rows of weight zero count as removed, in training and held out. Fits that did
+    not converge are not chosen while a converged one is left.
 
     Parameters
     ----------
-    Cs : penalties to choose from
-    cv : int (stratified folds), fraction in (0, 1) (one stratified hold-out) or a scikit-learn splitter
+    Cs : penalties to choose from; None for np.logspace(-6, 5, 45)
+    cv : int, stratified folds, at most as many as the rarest class has rows; a fraction in (0, 1), one stratified
+        hold-out; a scikit-learn splitter or an iterable of (training, held-out) positions. Folds and hold-out keep
+        groups together where `fit` is given them
     random_state : seed of folds and hold-out
     standardize, tol, max_iter, class_weight, backend, device, dtype, fit_intercept : see `LinearProbe`
 
@@ -236,58 +280,66 @@ class LinearProbeCV(_Probe):
         self.dtype = dtype
         self.fit_intercept = fit_intercept
 
-    def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
-        """Choose C, then fit on features (N, D) and labels (N,)."""
-        X, y, weights = self._read(X, y, sample_weight)
+    def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None) -> Self:
+        """Choose C, then fit on features (N, D) and labels (N,); rows of one group (N,) are held out together."""
+        Cs = self._penalties()
+        X, y, weights, balanced = self._read(X, y, sample_weight)
         if len(np.unique(y)) < 2:
             raise UserError(f"y holds one class only ({y[0]!r}); a probe needs at least two classes.")
-        Cs = np.sort(np.logspace(-6, 5, 45) if self.Cs is None else np.asarray(self.Cs, np.float64))
+        check_finite(X)  # here, where rows have their own numbers, and not within a fold
         accuracies, losses, converged = [], [], np.ones(len(Cs), dtype=bool)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the choice below heeds it
-            for train, held in self._splitter(y).split(np.zeros(len(y)), y):
-                path = self._path(X[train], y[train], Cs, weights[train])
-                known = np.isin(y[held], path.classes)  # a rare class may be missing from a fold
-                rows = held[known]
-                accuracies.append(np.average(path.predict(X[held]) == y[held], axis=1, weights=_safe(weights[held])))
-                losses.append(path.log_loss(X[rows], y[rows]))
+            for train, held in self._rounds(y, weights, groups):
+                path = self._path(X[train], y[train], Cs, balanced[train])
+                accuracy, loss = _held_out(path, X[held], y[held], weights[held])
+                accuracies.append(accuracy)
+                losses.append(loss)
                 converged &= path.converged
         self.accuracies_, self.log_losses_ = np.array(accuracies), np.array(losses)
         self.index_ = choose(self.accuracies_.mean(axis=0), self.log_losses_.mean(axis=0), Cs, converged)
         self.C_ = float(Cs[self.index_])
         self.at_grid_edge_ = len(Cs) > 1 and self.index_ in (0, len(Cs) - 1)
         self.Cs_ = Cs
-        self._take(self._path(X, y, [self.C_], weights), 0)
+        self._take(self._path(X, y, [self.C_], balanced), 0)
         return self
 
-    def _splitter(self, y: NDArray[Any]) -> Any:
-        if isinstance(self.cv, float) and 0 < self.cv < 1:
-            return StratifiedShuffleSplit(n_splits=1, test_size=self.cv, random_state=self.random_state)
-        if isinstance(self.cv, int):
-            folds = min(self.cv, int(np.unique(y, return_counts=True)[1].min()))
-            if folds < 2:
-                raise UserError(
-                    "some class has one row only, so no fold can hold it out; give cv a fraction or a splitter."
-                )
-            return StratifiedKFold(folds, shuffle=True, random_state=self.random_state)
-        return check_cv(self.cv, y, classifier=True)
+    def _penalties(self) -> Array:
+        if self.Cs is None:
+            return np.logspace(-6, 5, 45)
+        if np.ndim(self.Cs) != 1:
+            raise UserError(f"Cs must be a sequence of penalties, but got {self.Cs!r}; give np.logspace(-6, 5, 45).")
+        return np.unique(read_penalties(self.Cs))
+
+    def _rounds(self, y: NDArray[Any], weights: Array, groups: ArrayLike | None) -> list[tuple[Positions, Positions]]:
+        """Positions of the rows to fit and to hold out in each round, those of weight zero left out."""
+        if groups is not None:
+            groups = np.asarray(groups)
+            if groups.shape != y.shape:
+                raise UserError(f"groups has shape {groups.shape} but X has {len(y)} rows; give one group a row.")
+        column = np.unique(y, return_inverse=True)[1]  # splitters refuse labels that are objects
+        splitter = _splitter(self.cv, column, self.random_state, grouped=groups is not None)
+        try:
+            pairs = list(splitter.split(np.zeros(len(y)), column, groups))
+            rounds = [(_positions(train, weights), _positions(held, weights)) for train, held in pairs]
+        except (TypeError, ValueError) as error:
+            raise UserError(f"cv = {self.cv!r} cannot split these rows ({first_line(error)}); give another.") from error
+        rounds = [(train, held) for train, held in rounds if len(held)]
+        if not rounds or any(len(np.unique(y[train])) < 2 for train, _ in rounds):
+            raise UserError(
+                f"cv = {self.cv!r} leaves a round without held-out rows, or without two classes to fit; "
+                "give fewer folds, a fraction or a splitter."
+            )
+        return rounds
 
     @property
     def probe_(self) -> LinearProbe:
         """The refitted probe as a `LinearProbe` (with `save`)."""
         check_is_fitted(self)
         probe = LinearProbe(C=self.C_, class_weight=self.class_weight, **self._settings())
-        for name in (
-            "classes_",
-            "coef_",
-            "intercept_",
-            "certificate_",
-            "converged_",
-            "n_iter_",
-            "solver_version_",
-            "n_features_in_",
-        ):
-            setattr(probe, name, getattr(self, name))
+        for name in FITTED:
+            if hasattr(self, name):
+                setattr(probe, name, getattr(self, name))
         return probe
 
     def save(self, path: str | Path) -> None:
@@ -297,40 +349,95 @@ class LinearProbeCV(_Probe):
 
 def choose(accuracy: Array, log_loss: Array, Cs: Array, converged: NDArray[np.bool_]) -> int:
     """Index of the best penalty: accuracy, then log-loss, then the smaller C; unconverged ones for want of others."""
-    candidates = np.flatnonzero(converged) if converged.any() else np.arange(len(Cs))
-    order = np.lexsort((Cs[candidates], log_loss[candidates], -accuracy[candidates]))
-    return int(candidates[order[0]])
+    best = np.flatnonzero(converged) if converged.any() else np.arange(len(Cs))
+    best = best[accuracy[best] >= accuracy[best].max() - TIE]
+    best = best[log_loss[best] <= log_loss[best].min() * (1 + TIE)]
+    return int(best[Cs[best].argmin()])
 
 
-def _host(values: Any) -> Any:
-    """A tensor as an array (bfloat16, which NumPy lacks, as float32); anything else as it is."""
-    if not isinstance(values, torch.Tensor):
-        return values
-    values = values.detach().cpu()
-    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+def _splitter(cv: Any, y: NDArray[Any], seed: int, grouped: bool) -> Any:
+    """What splits rows with labels y into rounds."""
+    refused = UserError(
+        "cv must be an integer of at least 2 (folds), a fraction between 0 and 1 (held out), a splitter or an iterable "
+        f"of (training, held-out) positions, but got {cv!r}."
+    )
+    cv = 5 if cv is None else cv
+    if isinstance(cv, (bool, np.bool_, str)):
+        raise refused
+    if isinstance(cv, numbers.Integral):
+        if cv < 2:
+            raise refused
+        folds = min(int(cv), int(np.unique(y, return_counts=True)[1].min()))
+        if folds < 2:
+            raise UserError(
+                "some class has one row only, so no fold can hold it out; give cv a fraction or a splitter."
+            )
+        made = StratifiedGroupKFold if grouped else StratifiedKFold
+        return made(folds, shuffle=True, random_state=seed)
+    if isinstance(cv, numbers.Real):
+        if not 0 < float(cv) < 1:
+            raise refused
+        part = GroupShuffleSplit if grouped else StratifiedShuffleSplit
+        return part(n_splits=1, test_size=float(cv), random_state=seed)
+    if not (hasattr(cv, "split") or isinstance(cv, Iterable)):
+        raise refused
+    return check_cv(cv, y, classifier=True)
+
+
+def _positions(part: Any, weights: Array) -> Positions:
+    """Positions, of positions or a mask, of the rows that have a weight."""
+    part, n_rows = np.asarray(part), len(weights)
+    if part.dtype == bool and part.shape == (n_rows,):
+        part = np.flatnonzero(part)
+    if part.ndim != 1 or (len(part) and part.dtype.kind not in "iu"):
+        raise ValueError(f"a part of shape {part.shape} and type {part.dtype} is neither positions nor a mask")
+    if len(part) and not (-n_rows <= part.min() and part.max() < n_rows):
+        raise ValueError(f"position {part.max()} is beyond {n_rows} rows")
+    part = part.astype(np.int64) % n_rows
+    return part[weights[part] > 0]
+
+
+def _held_out(path: ProbePath, X: Any, y: NDArray[Any], weights: Array) -> tuple[Array, Array]:
+    """Weighted accuracy and log-loss (n_C,) on held-out rows; a class that no training row had counts as an error."""
+    correct, loss = np.zeros(len(path)), np.zeros(len(path))
+    columns = label_index(y, path.classes)
+    for rows, scores in path.blocks(X):
+        column, weight = columns[rows], weights[rows]
+        known = column >= 0
+        log_proba = objective.log_probabilities(scores)
+        correct += (log_proba.argmax(axis=-1) == column) @ weight
+        own = np.take_along_axis(log_proba[:, known], column[None, known, None], axis=-1)[..., 0]
+        loss -= own @ weight[known]
+    of_known = weights[columns >= 0].sum()
+    return correct / weights.sum(), loss / of_known if of_known else loss
+
+
+def _column(y: Any) -> Any:
+    """Labels given as one column, flat, with scikit-learn's warning."""
+    if getattr(y, "shape", ())[1:] != (1,) or hasattr(y, "nnz"):
+        return y
+    warnings.warn(
+        "A column-vector y was passed when a 1d array was expected; give y of shape (n_samples,), as y.ravel() is.",
+        DataConversionWarning,
+        stacklevel=4,
+    )
+    return y.reshape(-1) if hasattr(y, "reshape") else np.asarray(y).ravel()
 
 
 def _class_weights(class_weight: Any, y: NDArray[Any], weights: Array) -> Array:
     """Weight of each row's class (N,); "balanced" counts rows by their sample weights, as scikit-learn >= 1.8 does."""
+    if not (class_weight is None or class_weight == "balanced" or isinstance(class_weight, dict)):
+        raise UserError(f"class_weight must be None, 'balanced' or {{label: weight}}, but got {class_weight!r}.")
     if class_weight != "balanced":
-        return np.asarray(compute_sample_weight(class_weight, y))
+        weight = np.asarray(compute_sample_weight(class_weight, y), np.float64)
+        if not np.isfinite(weight).all() or (weight < 0).any():
+            raise UserError(f"class_weight must hold finite non-negative weights, but got {class_weight!r}.")
+        return weight
     _, column = np.unique(y, return_inverse=True)
     totals = np.bincount(column, weights)
     return (weights.sum() / (len(totals) * np.maximum(totals, np.finfo(float).tiny)))[column]
 
 
-@contextmanager
-def _read_only_is_fine() -> Iterator[None]:
-    """No warning about a read-only array (a memory map): the solver never writes to what it is given."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        yield
-
-
 def _plain(value: Any) -> Any:
     """A NumPy scalar as JSON's own kind."""
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _safe(weights: Array) -> Array:
-    return weights if weights.sum() > 0 else np.ones_like(weights)

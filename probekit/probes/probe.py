@@ -15,9 +15,19 @@ from probekit.probes.knn import KS, knn_proba
 from probekit.probes.layer_mix import LayerMix, fit_layer_mix
 from probekit.probes.ridge import fit_ridge
 from probekit.runtime.errors import UserError
-from probekit.selection.choose_C import Choice, Solver, certificate_of, choose_C, final_rows, grid_ends, judge, refit
+from probekit.selection.choose_C import (
+    Choice,
+    Solver,
+    certificate_of,
+    choose_C,
+    final_rows,
+    grid_ends,
+    refit,
+    score_path,
+)
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol
+from probekit.solver.inputs import standardizer
 from probekit.solver.objective import C_to_l2, log_probabilities
 
 SEARCH_PENALTIES = 9  # of the grid, evenly spaced, while gammas, mixes or sets of layers are compared
@@ -31,7 +41,7 @@ class Fit:
     ----------
     classes (K,); coef (R, D) and intercept (R,) on the columns as read (neighbours have no columns)
     choice, l2s : held-out figures and penalties of the grid; certificate : of the final fit; found : how it was found
-    further : arrays of a probe that is more than coefficients, for its file
+    extra_arrays : arrays of a probe that is more than coefficients, for its file
     """
 
     classes: np.ndarray
@@ -42,7 +52,7 @@ class Fit:
     train_accuracy: float
     l2s: np.ndarray
     found: dict[str, Any] | None = field(default=None)
-    further: dict[str, np.ndarray] | None = field(default=None)
+    extra_arrays: dict[str, np.ndarray] | None = field(default=None)
 
 
 Method = Callable[[np.ndarray, Sequence[int], TrainingRows, Protocol, Solver], Fit]
@@ -62,7 +72,7 @@ def fit_bands(X: np.ndarray, widths: Sequence[int], rows: TrainingRows, protocol
     """
     Z, shift, scale = _standardised(X, rows, protocol)
     plain = protocol.with_(standardize=False)
-    scout = plain.with_(Cs=thin(protocol.Cs), refine=0)
+    scout = plain.with_(Cs=subsample_grid(protocol.Cs), refine=0)
 
     def scaled(gammas: Sequence[float]) -> np.ndarray:
         return Z * spread(gammas, widths).astype(Z.dtype)
@@ -85,7 +95,7 @@ def fit_mix(X: np.ndarray, widths: Sequence[int], rows: TrainingRows, protocol: 
     if len(set(widths)) != 1:
         raise UserError(f"A mix needs layers of one width, but they have {', '.join(map(str, widths))} columns.")
     Z, shift, scale = _standardised(X, rows, protocol)
-    Cs = np.array(thin(protocol.Cs))
+    Cs = np.array(subsample_grid(protocol.Cs))
     settings: dict[str, Any] = {"tol": protocol.tol, "backend": solver.backend, "device": solver.device}
 
     def learned(which: np.ndarray, C: float) -> LayerMix:
@@ -94,18 +104,18 @@ def fit_mix(X: np.ndarray, widths: Sequence[int], rows: TrainingRows, protocol: 
     def mixed(mix: LayerMix, which: np.ndarray) -> np.ndarray:
         return np.einsum("l,lnd->nd", mix.weights, np.stack(np.split(Z[which], len(widths), axis=1)))
 
-    def said(fitted: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    def predict_log_proba(fitted: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         mixes = [learned(fitted, C) for C in Cs]
         scores = np.stack([mix.path.decision_function(mixed(mix, held))[0] for mix in mixes])
         certificates = [certificate_of(mix.path) for mix in mixes]
         facts = {name: np.array([c[name] for c in certificates]) for name in ("converged", "n_iter", "grad_rel", "gap")}
         return log_probabilities(scores), facts
 
-    choice = _choose(Cs, rows, protocol, said)
+    choice = _choose(Cs, rows, protocol, predict_log_proba)
     use = final_rows(rows, protocol)
     mix = learned(use, choice.C)
     weight = float(rows.weights[use].sum())
-    accuracy = float(judge(mix.path, mixed(mix, use), rows.y[use], rows.weights[use])[0][0] / weight)
+    accuracy = float(score_path(mix.path, mixed(mix, use), rows.y[use], rows.weights[use])[0][0] / weight)
     coef = mix.joined_coef() / scale
     found = {"rule": "softmax mix of layers", "weights": mix.weights.tolist()}
     certificate = certificate_of(mix.path) | {"mix_gradient": mix.mix_gradient}
@@ -119,12 +129,12 @@ def fit_by_ridge(X: np.ndarray, widths: Sequence[int], rows: TrainingRows, proto
     classes, columns = np.unique(rows.y, return_inverse=True)
     Cs = np.array(protocol.Cs)
 
-    def said(fitted: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    def predict_log_proba(fitted: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         coef, intercept = fit_ridge(Z[fitted], columns[fitted], Cs, rows.weights[fitted])
         scores = np.einsum("nd,ckd->cnk", Z[held].astype(np.float64), coef, optimize=True) + intercept[:, None]
         return log_softmax(scores, axis=-1), {}
 
-    choice = _choose(Cs, rows, protocol, said)
+    choice = _choose(Cs, rows, protocol, predict_log_proba)
     use = final_rows(rows, protocol)
     coef, intercept = fit_ridge(Z[use], columns[use], [choice.C], rows.weights[use])
     right = (Z[use] @ coef[0].T + intercept[0]).argmax(axis=1) == columns[use]
@@ -142,12 +152,12 @@ def fit_neighbours(X: np.ndarray, widths: Sequence[int], rows: TrainingRows, pro
     classes, columns = np.unique(rows.y, return_inverse=True)
     ks = np.array(KS, float)
 
-    def said(fitted: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    def predict_log_proba(fitted: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         proba = knn_proba(X[fitted], columns[fitted], X[held], KS, sample_weight=rows.weights[fitted])
         return np.log(np.maximum(proba, 1e-12)), {}
 
     # numbers of neighbours need no wider grid
-    choice = replace(_choose(ks, rows, protocol, said), grid_ends=None)
+    choice = replace(_choose(ks, rows, protocol, predict_log_proba), grid_ends=None)
     rule = {"rule": f"{int(choice.C)} nearest neighbours", "k": int(choice.C)}
     accuracy = float(choice.accuracy[choice.index])  # a row is its own nearest neighbour, so the held-out figure it is
     return Fit(classes, np.zeros((len(classes), 0)), np.zeros(len(classes)), choice, _EXACT, accuracy, 0 * ks, rule)
@@ -160,7 +170,7 @@ METHODS: dict[str, Method] = {
 _EXACT = {"converged": True, "n_iter": 0, "grad_rel": 0.0, "gap": 0.0, "stop_reason": "closed form"}
 
 
-def thin(Cs: Sequence[float]) -> list[float]:
+def subsample_grid(Cs: Sequence[float]) -> list[float]:
     """About `SEARCH_PENALTIES` of a grid, evenly spaced, its first among them."""
     return list(Cs[:: max(1, -(-(len(Cs) - 1) // (SEARCH_PENALTIES - 1)))])
 
@@ -169,9 +179,9 @@ def _choose(
     grid: np.ndarray,
     rows: TrainingRows,
     protocol: Protocol,
-    said: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, dict[str, Any]]],
+    predict_log_proba: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, dict[str, Any]]],
 ) -> Choice:
-    """Choose of a grid by what `said(rows to fit, rows held out)` gives in every round.
+    """Choose of a grid by what `predict_log_proba(rows to fit, rows held out)` gives in every round.
 
     That is, for every value of the grid, logarithms of class probabilities (n_C, held, K) and what certifies the fits.
     """
@@ -180,7 +190,7 @@ def _choose(
     correct, loss, total = np.zeros(len(grid)), np.zeros(len(grid)), 0.0
     worst: dict[str, Any] = {}
     for fitted, held in rows.rounds(selection):
-        log_proba, facts = said(fitted, held)
+        log_proba, facts = predict_log_proba(fitted, held)
         y, weights = columns[held], rows.weights[held]
         correct += (log_proba.argmax(axis=2) == y) @ weights
         loss -= log_proba[:, np.arange(len(y)), y] @ weights
@@ -195,8 +205,5 @@ def _standardised(X: np.ndarray, rows: TrainingRows, protocol: Protocol) -> tupl
     """X by the mean and deviation of the training rows (float32), with the two; constant columns keep scale 1."""
     if not protocol.standardize:
         return X, np.zeros(X.shape[1]), np.ones(X.shape[1])
-    share = rows.weights / rows.weights.sum()
-    mean = share @ X.astype(np.float64)
-    deviation = np.sqrt(np.maximum(share @ np.square(X - mean), 0.0))
-    scale = np.where(deviation > 1e-12 * np.maximum(np.abs(mean), 1e-30), deviation, 1.0)
+    mean, scale = standardizer(X, rows.weights)
     return ((X - mean) / scale).astype(np.float32), mean, scale

@@ -6,7 +6,6 @@ autograd: the gradient of a linear softmax head is one matrix product, taken for
 B rows of a batch, D_l columns of layer l, G learning rates, K classes (K = 2 keeps two rows here).
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import cos, pi
@@ -20,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from igpt_model.atomic import write_bytes
+from igpt_model.checked_json import as_json
 from igpt_model.hashing import hash_json
 from probekit.runtime.device import usable_device
 from probekit.runtime.errors import UserError
@@ -117,7 +117,7 @@ def train_sgd(
         The saved state belongs to another run, or the batches end early.
     """
     identity = {"config": asdict(config), "widths": list(widths), "n_classes": n_classes, "n_steps": n_steps}
-    run = hash_json(json.loads(json.dumps(identity)))
+    run = hash_json(as_json(identity))
     where = usable_device(device)
     grid = _load(Path(state), run, where) if state is not None and Path(state).exists() else None
     grid = grid or SGDGrid.zeros(widths, n_classes, len(config.learning_rates), where)

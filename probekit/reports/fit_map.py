@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from probekit.reports.panels import Panel, Series, is_sound
+from probekit.reports.panels import Panel, Series, is_reliable
 from probekit.reports.tables import fit_words, records_of
-from probekit.results.records import Record
+from probekit.results.record import Record
 
 LEFT, TOP, WIDTH = 34, 4, 640  # of the map, in its own units
 
@@ -99,7 +99,7 @@ def doubtful_fits(panel: Panel) -> list[dict[str, Any]]:
         }
         for series in panel.series
         for record in records_of(series)
-        if not is_sound(record)
+        if not is_reliable(record)
     ]
 
 

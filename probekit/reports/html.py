@@ -18,12 +18,12 @@ from markupsafe import Markup
 
 from probekit.reports.fit_map import doubtful_fits, fit_map, fit_sentence
 from probekit.reports.inline_svg import inline_svg
-from probekit.reports.panels import Joined, Panel, Series, is_sound, margin
+from probekit.reports.panels import Joined, Panel, Series, is_reliable, margin
 from probekit.reports.plots import depth_figure, looks_of, path_figure, short_range
 from probekit.reports.published import comparison_frame, printed_comparison
 from probekit.reports.style import CSS_NAME, DARK, style
 from probekit.reports.tables import fit_words
-from probekit.results.records import Record
+from probekit.results.record import Record
 
 SAMPLE_PICTURES = ("samples*.png", "samples/*.png")
 MOST_SAMPLES = 3
@@ -157,7 +157,7 @@ def _points_above(panel: Panel, series: Series) -> list[tuple[str, str, str]]:
 
 
 def _tied(series: Series) -> str:
-    others = [int(depth) for depth in series.depths[series.tied] if depth != series.depths[series.peak]]
+    others = [int(depth) for depth in series.depths[series.not_worse] if depth != series.depths[series.peak]]
     return f"not significantly worse: {short_range(others)}" if others else "all others significantly worse"
 
 
@@ -228,7 +228,7 @@ def _row(record: Record) -> dict[str, Any]:
         "val": 100 * record.val_accuracy[record.chosen_index],
         "C": record.chosen_C,
         "fit": fit_words(record),
-        "sound": is_sound(record),
+        "reliable": is_reliable(record),
         "key": record.key,
     }
 

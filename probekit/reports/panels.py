@@ -15,7 +15,7 @@ import numpy as np
 from probekit.results.curve import Curve, Verdict, depth_curve, verdict
 from probekit.results.metrics import bootstrap_interval, mcnemar_exact
 from probekit.results.predictions import row_predictions
-from probekit.results.records import Record, read_records
+from probekit.results.record import Record, read_records
 from probekit.runtime.errors import UserError
 
 ROLES = ("model", "random", "flat")
@@ -33,7 +33,7 @@ class Joined(NamedTuple):
     top1: float
     low: float
     high: float
-    sound: bool
+    reliable: bool
     chosen: bool
     record: Record
 
@@ -56,7 +56,7 @@ class Series:
     label, role : the name in print; "model", "random" (a network without training) or "flat" (no depth)
     curve, verdict : from `probekit.results`; no verdict without per-row files or for a flat series
     minus_last, band_low, band_high : against the last layer, simultaneous 95 % band (None without per-row files)
-    tied : bool, layers not significantly below the best (None without per-row files)
+    not_worse : bool, layers not significantly below the best (None without per-row files)
     joined : joined layers: plain, with a penalty a layer ("banded"), or mixed ("mix")
     checks : nearest neighbours and ridge of single layers
     other_seeds : (seeds - 1, n) accuracies of redrawn splits
@@ -69,7 +69,7 @@ class Series:
     minus_last: np.ndarray
     band_low: np.ndarray | None
     band_high: np.ndarray | None
-    tied: np.ndarray | None
+    not_worse: np.ndarray | None
     joined: tuple[Joined, ...]
     other_seeds: np.ndarray
     checks: tuple[Record, ...] = ()
@@ -105,7 +105,7 @@ class Series:
         return 100 * self.curve.high
 
     @property
-    def sound(self) -> np.ndarray:
+    def reliable(self) -> np.ndarray:
         """Which layers' numbers can be leant on: converged, with C inside its grid."""
         return self.curve.converged & ~self.curve.at_grid_edge
 
@@ -143,7 +143,7 @@ class Panel:
         return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-")
 
 
-def is_sound(record: Record) -> bool:
+def is_reliable(record: Record) -> bool:
     """Whether a record's numbers can be leant on: both fits converged and the chosen C is inside its grid."""
     return record.is_converged and not record.at_grid_edge
 
@@ -215,10 +215,10 @@ def build_series(records: list[Record], label: str) -> Series:
     curve = depth_curve(records, records[0].train_rows)
     role = role_of(curve.records[0])
     paired = curve.correct is not None and len(curve.depths) > 1
-    minus_last = band_low = band_high = tied = None
+    minus_last = band_low = band_high = not_worse = None
     if paired:
         minus_last, band_low, band_high = (100 * values for values in curve.minus_last())
-        tied = curve.not_below_best()
+        not_worse = curve.not_below_best()
     return Series(
         label=label,
         role=role,
@@ -227,7 +227,7 @@ def build_series(records: list[Record], label: str) -> Series:
         minus_last=100 * (curve.accuracy - curve.accuracy[-1]) if minus_last is None else minus_last,
         band_low=band_low,
         band_high=band_high,
-        tied=tied,
+        not_worse=not_worse,
         joined=_joined(records, curve),
         other_seeds=_other_seeds(records, curve),
         checks=_checks(records, curve),
@@ -243,7 +243,7 @@ def _joined(records: list[Record], curve: Curve) -> tuple[Joined, ...]:
             top1=100 * r.accuracy,
             low=100 * r.metrics["top1_low"],
             high=100 * r.metrics["top1_high"],
-            sound=is_sound(r),
+            reliable=is_reliable(r),
             chosen=r is best,
             record=r,
         )

@@ -159,14 +159,14 @@ def _curve(axes: Axes, series: Series, values: np.ndarray, look: dict[str, Any],
         series.depths, values, color=look["color"], linestyle=look["linestyle"], linewidth=look["linewidth"], zorder=3
     )
     for index, (depth, value) in enumerate(zip(series.depths, values, strict=True)):
-        sound = series.sound[index]
+        reliable = series.reliable[index]
         axes.plot(
             depth,
             value,
             marker=look["marker"],
-            markersize=look["markersize"] + (0 if sound else 0.8),
+            markersize=look["markersize"] + (0 if reliable else 0.8),
             color=look["color"],
-            markerfacecolor=look["color"] if sound else PAPER,
+            markerfacecolor=look["color"] if reliable else PAPER,
             markeredgewidth=1.4,
             zorder=4,
             gid=f"{gid}-{index}",
@@ -179,7 +179,7 @@ def _peak(axes: Axes, series: Series, look: dict[str, Any], place: int, named: b
     axes.axvline(x, color=look["color"], linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
     axes.plot(x, y, "o", markersize=11.5, markerfacecolor="none", color=look["color"], markeredgewidth=1.3, zorder=5)
     below = axes.get_xaxis_transform()
-    for depth in series.depths[series.tied] if series.tied is not None else ():
+    for depth in series.depths[series.not_worse] if series.not_worse is not None else ():
         height = 0.012 + 0.024 * place
         axes.plot(
             (depth - 0.42, depth + 0.42), (height, height), color=look["color"], linewidth=3.2, transform=below,
@@ -218,7 +218,7 @@ def _joined(axes: Axes, x: float, joined: Joined, color: str, gid: str) -> None:
     axes.vlines(x, joined.low, joined.high, color=color, linewidth=1.0, alpha=0.55)
     axes.plot(
         x, joined.top1, marker="D", markersize=6.5 if joined.chosen else 5, color=color, markeredgewidth=1.4,
-        markerfacecolor=color if joined.sound else PAPER, zorder=5, gid=gid,
+        markerfacecolor=color if joined.reliable else PAPER, zorder=5, gid=gid,
     )  # fmt: skip
 
 
@@ -302,13 +302,13 @@ def _key(figure: Figure, panel: Panel, narrow: bool) -> None:
     if models:
         ring = Line2D([], [], marker="o", markersize=8.5, markerfacecolor="none", **blank)
         entries.append((ring, "best layer, chosen on held-out training rows"))
-    if any(series.tied is not None for series in models):
+    if any(series.not_worse is not None for series in models):
         entries.append((Line2D([], [], color=INK, linewidth=3.2), "not significantly below the best"))
     if any(series.joined for series in models):
         several = any(len(series.joined) > 1 for series in models)
         label = "layers joined; large: best on held-out rows" if several else "one probe on several layers joined"
         entries.append((Line2D([], [], marker="D", markersize=5, **blank), label))
-    if any(not series.sound.all() or any(not j.sound for j in series.joined) for series in layered):
+    if any(not series.reliable.all() or any(not j.reliable for j in series.joined) for series in layered):
         hollow = Line2D([], [], marker="o", markersize=5.5, markerfacecolor=PAPER, **blank)
         entries.append((hollow, "hollow: not converged, or C at the end of its grid"))
     if any(len(series.other_seeds) for series in layered):

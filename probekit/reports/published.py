@@ -87,7 +87,7 @@ def comparison_frame(panels: Sequence[Panel], task: str = "linear_probe", mix_pr
                         "low": series.low[place],
                         "high": series.high[place],
                         "source": f"record {record.key[:KEY_LENGTH]}",
-                        "note": "" if series.sound[place] else fit_words(record),
+                        "note": "" if series.reliable[place] else fit_words(record),
                     }
                 )
             rows += [
@@ -100,7 +100,7 @@ def comparison_frame(panels: Sequence[Panel], task: str = "linear_probe", mix_pr
                     "low": joined.low,
                     "high": joined.high,
                     "source": f"record {joined.record.key[:KEY_LENGTH]}",
-                    "note": "" if joined.sound else fit_words(joined.record),
+                    "note": "" if joined.reliable else fit_words(joined.record),
                 }
                 for joined in series.joined
                 if joined.chosen

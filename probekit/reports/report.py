@@ -13,7 +13,7 @@ from probekit.reports.panels import Panel, build_panels, collect_records
 from probekit.reports.plots import depth_figure
 from probekit.reports.published import comparison_frame, printed_comparison
 from probekit.reports.style import style
-from probekit.reports.subset_table import write_left_out
+from probekit.reports.subset_table import write_subset_table
 from probekit.reports.tables import layer_frame, printed_frame, write_table
 from probekit.runtime.errors import UserError
 
@@ -116,4 +116,4 @@ def _write_tables(panel: Panel, out: Path, suffix: str) -> list[Path]:
     compared = comparison_frame([panel])
     printed = printed_comparison(compared)
     written += write_table(compared, printed, out / f"comparison{suffix}", caption["comparison"])
-    return written + write_left_out(panel, out, suffix)
+    return written + write_subset_table(panel, out, suffix)

@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def left_out_frame(panels: Sequence[Panel]) -> "pd.DataFrame":
+def subset_frame(panels: Sequence[Panel]) -> "pd.DataFrame":
     """One line a probe whose test rows hold some of the set, full precision; empty where no set was made."""
     return with_and_without(record for panel in panels for series in panel.series for record in records_of(series))
 
 
-def write_left_out(panel: Panel, out: Path, suffix: str) -> list[Path]:
+def write_subset_table(panel: Panel, out: Path, suffix: str) -> list[Path]:
     """Write `without_near_duplicates.{csv,md,tex}`; no file where there is nothing to leave out."""
     import pandas as pd
 
-    frame = left_out_frame([panel])
+    frame = subset_frame([panel])
     if frame.empty:
         return []
     percent = "{:.1f}".format
@@ -30,7 +30,7 @@ def write_left_out(panel: Panel, out: Path, suffix: str) -> list[Path]:
         {
             "Series": frame["series"],
             "Layer": frame["layers"],
-            "Left out": frame["n_left_out"].astype(str),
+            "Left out": frame["n_excluded"].astype(str),
             "All rows %": (100 * frame["top1"]).map(percent),
             "Without % [95 % interval]": (100 * frame["top1_without"]).map(percent) + interval,
             "Difference": (100 * frame["difference"]).map("{:+.2f}".format),

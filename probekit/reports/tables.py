@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from igpt_model import atomic
-from probekit.reports.panels import Panel, Series, is_sound
-from probekit.results.records import Record
+from probekit.reports.panels import Panel, Series, is_reliable
+from probekit.results.record import Record
 from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def _escape(text: str) -> str:
 
 def fit_words(record: Record) -> str:
     """How the fits behind a record ended, in a few words."""
-    if is_sound(record):
+    if is_reliable(record):
         return "converged"
     if record.is_converged:
         return "C at the end of its grid"

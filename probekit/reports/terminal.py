@@ -84,7 +84,7 @@ def _canvas(panel: Panel, width: int, height: int) -> list[Text]:
         for place, (depth, value) in enumerate(zip(series.depths, series.top1, strict=True)):
             if not series.is_flat:
                 chosen = series.role == "model" and place == series.peak
-                shown = mark if series.sound[place] else "○"
+                shown = mark if series.reliable[place] else "○"
                 cells[row(value)][column(depth)] = (shown, f"{colour} reverse bold" if chosen else colour)
 
     lines = []
@@ -122,7 +122,7 @@ def _legend(panel: Panel) -> Text:
         mark, colour = _look(panel, series)
         legend.append(mark * (3 if series.is_flat else 1) + " ", style=colour)
         legend.append(f"{NAMES.get(series.label, series.label)}   ")
-    if any(not series.sound.all() for series in panel.series):
+    if any(not series.reliable.all() for series in panel.series):
         legend.append("○ not converged, or C at the end of its grid   ", style="dim")
     legend.append("│ 95 %, pointwise   reversed: best layer, chosen on held-out rows", style="dim")
     return legend

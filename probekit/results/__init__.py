@@ -10,7 +10,7 @@ from probekit.results.metrics import (
     wilson_interval,
 )
 from probekit.results.predictions import RowPredictions, load_probe, row_predictions, save_probe
-from probekit.results.records import Identity, Record, read_records, results_path, select_records
+from probekit.results.record import Identity, Record, read_records, results_path, select_records
 
 __all__ = [
     "Curve",

@@ -7,7 +7,7 @@ import numpy as np
 
 from probekit.results.metrics import bootstrap_interval, bootstrap_runs, mcnemar_exact
 from probekit.results.predictions import row_predictions
-from probekit.results.records import Record
+from probekit.results.record import Record
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError
 

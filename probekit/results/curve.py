@@ -10,7 +10,7 @@ import numpy as np
 
 from probekit.results.metrics import bootstrap_interval, mcnemar_exact, wilson_interval
 from probekit.results.predictions import row_predictions
-from probekit.results.records import Record
+from probekit.results.record import Record
 from probekit.results.simultaneous_bands import not_below, simultaneous_band
 from probekit.runtime.errors import UserError
 

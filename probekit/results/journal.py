@@ -6,6 +6,7 @@ Two locks, both the operating system's (flock), which lets go of a lock when its
 
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from probekit.results.records import parse_lines
+from igpt_model.checked_json import Text, mismatch, parse_json, read_bytes
+from probekit.results.record import MOST_BYTES, parse_lines
 from probekit.runtime.errors import UserError
+
+_LINE = {"key": Text(64)}
 
 
 class Journal:
@@ -41,7 +45,7 @@ class Journal:
 
     def lines(self) -> list[dict[str, Any]]:
         """All whole lines, oldest first; a `UserError` if the file is none of ours."""
-        return _keyed(self.path.read_bytes(), self.path) if self.path.exists() else []
+        return _keyed(read_bytes(self.path, MOST_BYTES), self.path) if self.path.exists() else []
 
     def keys(self) -> set[str]:
         """Keys of all finished work."""
@@ -55,8 +59,11 @@ class Journal:
         """
         payload = json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         with self._lock:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            # O_NONBLOCK: a pipe in the file's place would be waited for
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
             try:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise UserError(f"{self.path} is no regular file: choose another output folder.")
                 content = _read_all(descriptor)
                 known = _keyed(content, self.path)
                 end = whole_length(content)
@@ -100,7 +107,7 @@ def _keyed(content: bytes, path: Path) -> list[dict[str, Any]]:
     lines = parse_lines(content, path)
     # a torn line of ours begins as a whole one and may be cut; a stranger's file may not
     ours = content.lstrip(b"\0 \r\n")[:1] in (b"", b"{")
-    if ours and all(isinstance(line, dict) and "key" in line for line in lines):
+    if ours and all(mismatch(line, _LINE) is None for line in lines):
         return lines
     raise UserError(f"{path} holds lines that are no records of probekit's: choose another output folder.")
 
@@ -111,9 +118,9 @@ def whole_length(content: bytes) -> int:
     while end:
         start = content.rfind(b"\n", 0, end - 1) + 1
         try:
-            json.loads(content[start:end])
+            parse_json(content[start:end], "the line")
             return end
-        except ValueError:
+        except UserError:
             end = start
     return 0
 

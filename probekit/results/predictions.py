@@ -12,8 +12,16 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from igpt_model.atomic import write_bytes
-from probekit.results.records import Record
+from igpt_model.checked_json import open_regular
+from probekit.results.record import Record
 from probekit.runtime.errors import UserError
+
+_TESTED = {
+    "test_row_ids": (np.int64, False),
+    "test_labels": (np.int64, False),
+    "test_predictions": (np.int64, False),
+    "test_log_proba": (np.float32, True),
+}
 
 
 @dataclass(frozen=True)
@@ -45,10 +53,10 @@ def save_probe(
     coef_RD: np.ndarray,
     intercept_R: np.ndarray,
     rows: RowPredictions | None = None,
-    further: Mapping[str, np.ndarray] | None = None,
+    extra_arrays: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Write a probe, with `rows` what it predicts, and `further` arrays of its own, atomically."""
-    tensors = {"classes": classes.astype(np.int64), "coef": coef_RD, "intercept": intercept_R, **(further or {})}
+    """Write a probe, with `rows` what it predicts, and `extra_arrays` arrays of its own, atomically."""
+    tensors = {"classes": classes.astype(np.int64), "coef": coef_RD, "intercept": intercept_R, **(extra_arrays or {})}
     if rows is not None:
         tensors |= {
             "test_row_ids": rows.row_ids.astype(np.int64),
@@ -62,16 +70,48 @@ def save_probe(
 def load_probe(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays of a probe file: classes, coef, intercept, and test_* where the probe has been tested."""
     try:
-        return load_file(path)
-    except (FileNotFoundError, SafetensorError) as error:
+        with open_regular(path):  # a pipe or a device would be waited for
+            pass
+        arrays = load_file(path)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"Probe file {path} cannot be read ({error}); delete its record's line and run the sweep again."
         ) from None
+    problem = _problem(arrays)
+    if problem:
+        raise UserError(f"Probe file {path} cannot be used: {problem}; delete its record's line and run again.")
+    return arrays
+
+
+def _problem(arrays: Mapping[str, np.ndarray]) -> str | None:
+    """What makes the arrays of a probe file unusable, or None."""
+    classes = arrays.get("classes")
+    if classes is None or classes.dtype != np.int64 or classes.ndim != 1 or len(classes) < 1:
+        return "it holds no classes"
+    tested = [name for name in _TESTED if name in arrays]
+    if tested and len(tested) < len(_TESTED):
+        return f"it holds {', '.join(tested)} and lacks other arrays of its test rows"
+    if not tested:
+        return None
+    n = len(arrays["test_row_ids"]) if arrays["test_row_ids"].ndim else -1
+    for name, (kind, wide) in _TESTED.items():
+        shape = (n, len(classes)) if wide else (n,)
+        if arrays[name].shape != shape or arrays[name].dtype != kind:
+            return f"{name} is {arrays[name].dtype} {arrays[name].shape}, expected {np.dtype(kind)} {shape}"
+    if np.isnan(arrays["test_log_proba"]).any():
+        return "test_log_proba holds NaN"
+    return None
 
 
 def row_predictions(record: Record) -> RowPredictions:
     """The test predictions of a record that was read from disk."""
     if record.folder is None:
         raise UserError("A record made in memory has no per-row predictions; read it with `read_records(path)`.")
-    a = load_probe(record.folder / record.probe_file)
+    path = record.folder / record.probe_file
+    a = load_probe(path)
+    if "test_row_ids" not in a or len(a["test_row_ids"]) != record.metrics["n_test"]:
+        raise UserError(
+            f"Probe file {path} does not hold predictions of the {record.metrics['n_test']:,} test rows that its "
+            "record counts; delete the record's line and run the sweep again."
+        )
     return RowPredictions(a["test_row_ids"], a["test_labels"], a["test_predictions"], a["test_log_proba"], a["classes"])

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probekit.results.curve import Curve, Verdict, choose_layer, depth_curves, verdict
-from probekit.results.records import Record, read_records, results_path
+from probekit.results.record import Record, read_records, results_path
 from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ class Results:
     """
 
     def __init__(self, *paths: str | Path):
+        self.records: list[Record] = [record for path in paths for record in read_records(path)]
         self.paths = tuple(Path(path) for path in paths)
-        self.records: list[Record] = [record for path in self.paths for record in read_records(path)]
 
     @property
     def path(self) -> Path:

@@ -4,7 +4,6 @@ A row set is a small JSON file beside a feature file; nothing is fitted again, o
 N test rows, K classes.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,15 +12,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from igpt_model.atomic import write_json
+from igpt_model.checked_json import Int, Text, read_json
 from probekit.results.metrics import mean_per_class_accuracy, top_k_accuracy, wilson_interval
 from probekit.results.predictions import row_predictions
-from probekit.results.records import Record
+from probekit.results.record import Record
 from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = "probekit.rows"
+
+
+_SCHEMA = {
+    "format": FORMAT,
+    "name": Text(1000),
+    "dataset": Text(1000),
+    "split": Text(200),
+    "row_ids": [Int(-(2**63), 2**63 - 1)],
+    "how?": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -51,14 +61,13 @@ class RowSet:
     def load(cls, path: str | Path) -> "RowSet":
         """Read a set written by `save`."""
         try:
-            value = json.loads(Path(path).read_text())
-            if value.pop("format") != FORMAT:
-                raise ValueError("another format")
-            return cls(**{**value, "row_ids": tuple(int(row) for row in value["row_ids"])})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            value = read_json(path, _SCHEMA)
+        except (OSError, UserError) as error:
             raise UserError(
-                f"{path} is no row set ({error}); make it with `probekit verify --near-duplicates`."
+                f"{path} is no row set ({str(error).rstrip('.')}); make it with `probekit verify --near-duplicates`."
             ) from None
+        rows = tuple(value["row_ids"])
+        return cls(value["name"], value["dataset"], value["split"], rows, value.get("how", {}))
 
 
 def row_set_path(feature_file: str | Path, name: str = "near-duplicates") -> Path:
@@ -107,7 +116,7 @@ def metrics_without(record: Record, row_ids: Iterable[int]) -> dict[str, Any]:
         "mean_per_class": mean_per_class_accuracy(correct, labels),
         "log_loss": float(-own.mean()),
         "n_test": int(keep.sum()),
-        "n_left_out": int((~keep).sum()),
+        "n_excluded": int((~keep).sum()),
     }
 
 
@@ -124,7 +133,7 @@ def with_and_without(records: Iterable[Record], rows: RowSet | None = None) -> "
         if found is None or found.split != "test":
             continue
         less = metrics_without(record, found.row_ids)
-        if not less["n_left_out"]:
+        if not less["n_excluded"]:
             continue
         lines.append(
             {
@@ -133,7 +142,7 @@ def with_and_without(records: Iterable[Record], rows: RowSet | None = None) -> "
                 "layers": "+".join(record.layers),
                 "seed": record.seed,
                 "left out": found.name,
-                "n_left_out": less["n_left_out"],
+                "n_excluded": less["n_excluded"],
                 "top1": record.accuracy,
                 "top1_without": less["top1"],
                 "difference": less["top1"] - record.accuracy,

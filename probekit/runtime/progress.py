@@ -5,7 +5,7 @@ from collections.abc import Callable
 Progress = Callable[[int, int], None]
 
 
-class Tally:
+class FitProgress:
     """Fits done of all that a call asks for: by finished probes, whoever made them, and within the one at hand.
 
     Parameters

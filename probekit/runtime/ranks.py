@@ -1,14 +1,11 @@
-"""Who does what when several processes work together: rows, layers and files dealt to ranks."""
+"""Who does what when several processes work together: rows, layers and files divided among ranks."""
 
 import atexit
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -58,33 +55,28 @@ def barrier(ranks: Ranks) -> None:
     dist.barrier()
 
 
-def from_first(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """Rank 0's value, on every rank; all must call."""
     import torch.distributed as dist
 
-    told = [value]
-    dist.broadcast_object_list(told)
-    return told[0]
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def sum_over_ranks(values: np.ndarray) -> np.ndarray:
     """The sum of the ranks' arrays, on every rank; all must call."""
     import torch.distributed as dist
 
-    told: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(told, values)
-    return np.sum(told, axis=0)
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, values)
+    return np.sum(gathered, axis=0)
 
 
-def deal_range(count: int, ranks: Ranks) -> range:
+def shard_range(count: int, ranks: Ranks) -> range:
     """A contiguous share of range(count); the shares of all ranks are disjoint, cover it and differ by at most one.
 
-    >>> [list(deal_range(5, Ranks(rank, 2))) for rank in range(2)]
+    >>> [list(shard_range(5, Ranks(rank, 2))) for rank in range(2)]
     [[0, 1], [2, 3, 4]]
     """
     return range(count * ranks.rank // ranks.world, count * (ranks.rank + 1) // ranks.world)
-
-
-def deal(items: Sequence[Item], ranks: Ranks) -> list[Item]:
-    """Every `world`-th item, so that neighbours of like cost (layers of growing width) go to different ranks."""
-    return list(items[ranks.rank :: ranks.world])

@@ -16,7 +16,7 @@ from probekit.runtime.errors import UserError
 
 
 @contextmanager
-def crew(workers: int, work: Callable[..., Any], *args: Any, **settings: Any) -> Iterator[None]:
+def worker_processes(workers: int, work: Callable[..., Any], *args: Any, **settings: Any) -> Iterator[None]:
     """While the body runs, `workers` - 1 other processes run `work(*args, **settings)`; the cores are shared out.
 
     The body must do the same work under the same journal: a helper that dies costs time, not results.

@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from probekit.probes import ProbePath, Protocol, fit_path, get_protocol
 from probekit.probes.linear import choose
 from probekit.runtime.errors import UserError
-from probekit.runtime.ranks import current, deal_range, from_first, start_group, sum_over_ranks
+from probekit.runtime.ranks import broadcast, current, shard_range, start_group, sum_over_ranks
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import refine_grid
 from probekit.solver.objective import C_to_l2, log_probabilities
@@ -28,15 +28,15 @@ class Solver:
     Attributes
     ----------
     backend, device : see `fit_path`; dtype : of its arithmetic, "auto" for `fit_path`'s own choice
-    rows_dealt : each rank of a torch.distributed group fits its share of the rows; all call with the same arguments
-    told : called with the number of fits whenever some are done
+    sharded : each rank of a torch.distributed group fits its share of the rows; all call with the same arguments
+    on_fit : called with the number of fits whenever some are done
     """
 
     backend: str = "torch"
     device: str = "cpu"
     dtype: str = "auto"
-    rows_dealt: bool = False
-    told: Callable[[int], None] | None = field(default=None, compare=False)
+    sharded: bool = False
+    on_fit: Callable[[int], None] | None = field(default=None, compare=False)
 
     @property
     def version(self) -> str:
@@ -51,21 +51,21 @@ class Solver:
             path = fit_path(
                 X, y, Cs, sample_weight=None if (weights == 1).all() else weights, standardize=protocol.standardize,
                 tol=protocol.tol, max_iter=protocol.max_iter, backend=self.backend, device=self.device,
-                dtype=None if self.dtype == "auto" else self.dtype, rows_dealt=self.rows_dealt,
+                dtype=None if self.dtype == "auto" else self.dtype, rows_dealt=self.sharded,
             )  # fmt: skip
-        if self.told:
-            self.told(len(path))
+        if self.on_fit:
+            self.on_fit(len(path))
         return path
 
-    def judge(self, path: ProbePath, X: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[Any, Any]:
-        """`judge`, each rank its share of the rows, and the sums of all."""
-        correct, loss = judge(path, *self._share(X, y, weights))
-        return (sum_over_ranks(correct), sum_over_ranks(loss)) if self.rows_dealt else (correct, loss)
+    def score_path(self, path: ProbePath, X: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[Any, Any]:
+        """`score_path`, each rank its share of the rows, and the sums of all."""
+        correct, loss = score_path(path, *self._share(X, y, weights))
+        return (sum_over_ranks(correct), sum_over_ranks(loss)) if self.sharded else (correct, loss)
 
     def _share(self, X: Any, y: np.ndarray, weights: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray]:
-        if not self.rows_dealt:
+        if not self.sharded:
             return X, y, weights
-        mine = np.array(deal_range(len(y), current()))
+        mine = np.array(shard_range(len(y), current()))
         return X[mine], y[mine], weights[mine]
 
 
@@ -87,7 +87,7 @@ def make_solver(backend: str, device: str, dtype: str, parallel: str = "layers")
             "`torchrun --nproc-per-node N --no-python probekit ...`."
         )
     start_group(device)
-    return Solver(backend, device, dtype, rows_dealt=True)
+    return Solver(backend, device, dtype, sharded=True)
 
 
 @lru_cache
@@ -167,7 +167,7 @@ class Choice:
         return float(self.accuracy[self.index] - 1e-7 * min(self.log_loss[self.index], 10.0))
 
 
-def judge(path: ProbePath, X: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def score_path(path: ProbePath, X: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weighted sums over rows of correctness and of cross-entropy (nats): two arrays (n_C,).
 
     Every label must be one of `path.classes`. Rows go through in blocks, so that K = 1,000 needs no more memory.
@@ -183,7 +183,7 @@ def judge(path: ProbePath, X: np.ndarray, y: np.ndarray, weights: np.ndarray) ->
 
 
 def choose_C(X: np.ndarray, rows: TrainingRows, protocol: Protocol, solver: Solver) -> Choice:
-    """Fit the path on every round's rows, judge it on the held-out ones, choose; refine around the best if asked."""
+    """Fit the path on every round's rows, score it on the held-out ones, choose; refine around the best if asked."""
     selection = rows.selection(protocol.selection)
     rounds = rows.rounds(selection)
     grid = np.asarray(protocol.Cs)
@@ -215,7 +215,7 @@ def _try(
     tried["Cs"], tried["converged"], total, plan = Cs, True, 0.0, ""
     for fitted, held in rounds:
         path = solver.fit(X[fitted], rows.y[fitted], Cs, rows.weights[fitted], protocol)
-        correct, loss = solver.judge(path, X[held], rows.y[held], rows.weights[held])
+        correct, loss = solver.score_path(path, X[held], rows.y[held], rows.weights[held])
         tried["accuracy"] += correct
         tried["log_loss"] += loss
         total += rows.weights[held].sum()
@@ -226,7 +226,7 @@ def _try(
     tried["accuracy"] /= total
     tried["log_loss"] /= total
     # ranks that differed in a last bit might choose differently, and wait for one another for ever
-    return (from_first(tried) if solver.rows_dealt else tried), plan
+    return (broadcast(tried) if solver.sharded else tried), plan
 
 
 def certificate_of(path: ProbePath) -> dict[str, Any]:
@@ -258,5 +258,5 @@ def refit(
     use = final_rows(rows, protocol)
     X, y, weights = X[use], rows.y[use], rows.weights[use]
     path = solver.fit(X, y, [choice.C], weights, protocol)
-    correct, _ = solver.judge(path, X, y, weights)
+    correct, _ = solver.score_path(path, X, y, weights)
     return path, float(correct[0] / weights.sum()), C_to_l2(choice.Cs, float(weights.sum()))

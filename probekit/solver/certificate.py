@@ -1,16 +1,17 @@
-"""The proof each fit carries, measured in float64 on the centred rows with all their columns, whoever made the answer.
+"""The proof each fit carries, measured in float64 on the centred rows with all their columns, whoever solved it.
 
-**duality_gap.** The penalised loss is l2-strongly convex in W. With e = ||g_b||_1 / 2 (|g_b|, if R = 1), convexity gives
-    f(theta) - f*  <=  max over t of  ||g_W|| t + e range(b* - b) - l2/2 t^2 ,     t = ||W* - W|| ,
-and no row's logits change by more than sqrt(2) |x| ||W|| between W and zero, so that the optimal intercepts lie within
+**duality_gap.** The penalised loss is l2-strongly convex in W. With t = ||W* - W|| and e = ||g_b||_1 / 2 (|g_b| if
+R = 1), convexity gives
+    f(theta) - f*  <=  max over t of  ||g_W|| t + e range(b* - b) - l2/2 t^2 ,
+and W changes no row's logits by more than sqrt(2) |x| ||W||, so that the optimal intercepts lie within
 range(b*) <= log(1 / q) + sqrt(2) |x| (||W|| + t), q the smallest class share and |x| the longest row. Together
     f(theta) - f*  <=  (||g_W|| + sqrt(2) |x| e)^2 / (2 l2)  +  e (range(b) + log(1 / q) + sqrt(2) |x| ||W||) .
-With the intercepts solved (e at rounding) this is ||g_W||^2 / (2 l2), the duality gap at the probabilities of the point.
-It holds at every theta, however far from the optimum. The rounding of the gradient is added to its norm.
+With the intercepts solved (e at rounding) this is ||g_W||^2 / (2 l2), the duality gap at the point's probabilities. It
+holds at every theta, however far from the optimum. The rounding of the gradient is added to its norm.
 
 **decrement.** Where the gradient cannot be made small enough for that, or may not be changed (another backend's
-answer): an upper bound of half the squared Newton decrement, 1/2 g' H^-1 g, by Cholesky or, from conjugate gradients, the
-part that they found plus ||r_W||^2 / l2 for the residual r that they left. It is exact for a quadratic, so local.
+answer): an upper bound of half the squared Newton decrement, 1/2 g' H^-1 g, by Cholesky or, from conjugate gradients,
+the part that they found plus ||r_W||^2 / l2 for the residual r that they left. It is exact for a quadratic, so local.
 
 Converged: the bound is at most `tol` of the loss, and max|g| at most 1e-2 of its value at W = 0. A probe left at zero
 has a relative gradient of 1, so it passes only where the data give no gradient at all.
@@ -24,12 +25,11 @@ import torch
 from torch import Tensor
 
 from probekit.solver.data import WeightedData
-from probekit.solver.dense import DenseProblem, newton_step
 from probekit.solver.mean_loss import Evaluation, MeanLoss
 
 GRADIENT_RATIO = 1e-2
 NO_WEIGHT = 1e-18  # share by which a class without weight is given its intercept
-KINDS = ("duality_gap", "decrement", "none")
+KINDS = ("duality_gap", "decrement")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Certificate:
 
     Attributes
     ----------
-    gap : the bound over the loss; gap_bound : the duality gap bound itself; kind : number in `KINDS` of the source of gap
+    gap_bound : the duality gap bound
+    gap : the bound that counts, over the loss; kind : its number in `KINDS`
     """
 
     theta: Tensor
@@ -57,7 +58,8 @@ class Certificate:
     def arrays(self) -> dict[str, np.ndarray]:
         """The figures as NumPy arrays (P,)."""
         figures = {f.name: getattr(self, f.name).cpu().numpy() for f in fields(self) if f.name != "theta"}
-        return figures | {"kind": np.array(KINDS)[figures["kind"]]}
+        # decrement_gap is the name that `gap` had in records up to solver version 4
+        return figures | {"kind": np.array(KINDS)[figures["kind"]], "decrement_gap": figures["gap"]}
 
     def put(self, index: Tensor, new: "Certificate") -> None:
         """Overwrite the entries at `index`."""
@@ -96,7 +98,7 @@ class GapBound:
         return (of_W + self.longest * e).square() / (2 * l2) + e * reach + lost
 
     def of_one(self, gradient: np.ndarray, theta: np.ndarray, l2: float) -> float:
-        """The bound of one probe (R, D+1) in NumPy, without the rounding of the gradient; 1e300 above the limit of max|g|."""
+        """The bound of one probe (R, D+1) in NumPy, but for rounding; 1e300 above the limit of max|g|."""
         if np.abs(gradient).max() > self.gradient_limit:
             return 1e300
         b, g_b = theta[:, -1], np.abs(gradient[:, -1])
@@ -122,14 +124,3 @@ def prior_intercept(data: WeightedData) -> Tensor:
         return torch.zeros(data.n_coef_rows, dtype=torch.float64, device=data.device)
     log_share = class_shares(data).clamp_min(NO_WEIGHT).log()
     return (log_share[1:] - log_share[:1]) if data.n_classes == 2 else log_share - log_share.mean()
-
-
-def decrement_bound(exact: MeanLoss, at: Evaluation, l2: Tensor, problem: DenseProblem | None) -> Tensor:
-    """An upper bound (P,) of half the squared Newton decrement; `problem`: the same rows, small enough for Cholesky."""
-    if problem is not None:
-        halves = []
-        for theta, penalty in zip(at.theta.numpy(), l2.tolist(), strict=True):
-            _, gradient, p = problem.evaluate(theta, penalty)
-            halves.append(newton_step(problem.hessian(p, penalty), gradient)[1] / 2)
-        return torch.tensor(halves, dtype=torch.float64)
-    raise NotImplementedError

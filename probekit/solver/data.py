@@ -143,13 +143,15 @@ class WeightedData:
 def mean_and_deviation(data: WeightedData) -> tuple[Tensor, Tensor]:
     """Weighted mean and deviation (D,) in float64; a constant column gets deviation 1.
 
-    Sums are of differences from one row: a constant column then has deviation zero, whatever its value. Whether a
-    spread is one is judged in float64, the precision of these sums, not in the solver's.
+    Sums are of differences from one row, the heaviest: a constant column then has deviation zero, whatever its value.
+    Whether a spread is one is judged in float64, the precision of these sums, not in the solver's.
     """
-    pivot = replace(data, dtype=torch.float64).read(0, 1)[0, :-1]
+    exact = replace(data, dtype=torch.float64)
+    heaviest = int(data.weights.argmax())
+    pivot = exact.read(heaviest, heaviest + 1)[0, :-1].contiguous()
     if data.sharded:
         torch.distributed.broadcast(pivot, 0)
-    near = replace(data, dtype=torch.float64, shift=pivot)
+    near = replace(exact, shift=pivot)
     mean, square = torch.zeros_like(pivot), torch.zeros_like(pivot)
     for X, _, weights in near.blocks(STREAM_ROWS):
         mean += weights @ X[:, :-1]

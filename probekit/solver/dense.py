@@ -1,6 +1,6 @@
-"""Newton's method with the whole Hessian, in NumPy: for problems so small that starting kernels is what costs time.
+"""Newton's method with the whole Hessian, in NumPy: for problems so small that calls cost more than flops.
 
-The Hessian of the mean loss is a graph Laplacian over classes: its off-diagonal blocks are -sum_i w_i p_ik p_il x_i x_i'
+The Hessian of the mean loss is a graph Laplacian over classes: off-diagonal blocks are -sum_i w_i p_ik p_il x_i x_i'
 and each diagonal block is minus the sum of the others in its row, so that nothing cancels where probabilities are
 nearly 0 or 1.
 
@@ -137,6 +137,15 @@ def newton_step(H: Array, gradient: Array) -> tuple[Array, float]:
         more = max(10 * shift, 1e-16 * float(matrix.diagonal().max()), 1e-290)
         matrix.diagonal().add_(more - shift)
         shift = more
+
+
+def decrement_bounds(problem: DenseProblem, theta: Array, l2s: Array) -> list[float]:
+    """Half the squared Newton decrement of probes theta (P, R, c), exact but for rounding."""
+    halves = []
+    for one, l2 in zip(theta, l2s, strict=True):
+        _, gradient, p = problem.evaluate(one, float(l2))
+        halves.append(newton_step(problem.hessian(p, float(l2)), gradient)[1] / 2)
+    return halves
 
 
 Enough = Callable[[float, Array, Array, float], bool]  # (loss, gradient, theta, l2)

@@ -1,7 +1,7 @@
-"""Coordinates of the solver: centred rows, with fewer columns where columns depend on others, and eigenvectors of X'X.
+"""Coordinates of the solver: centred rows, fewer columns where some depend on others, eigenvectors of X'X.
 
 The l2 penalty does not see rotations, so an orthonormal basis of the row space changes nothing: with more features than
-rows a thin QR of X' leaves N columns, and columns that depend on others (grey pixels in RGB, dead units) leave likewise.
+rows a thin QR of X' leaves N columns; columns that depend on others (grey pixels in RGB, dead units) leave likewise.
 Otherwise the columns stay as they are, each with all its digits; eigenvectors serve the preconditioner alone.
 """
 

@@ -1,17 +1,25 @@
 """Reading what the user gave: features, labels, penalties and weights become `Inputs`, or a one-sentence refusal."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from probekit.runtime.device import usable_device
 from probekit.runtime.errors import UserError
 from probekit.solver.data import WeightedData, mean_and_deviation
+from probekit.solver.validation import (
+    FINITE_ROWS,
+    is_wide,
+    read_features,
+    read_labels,
+    read_penalties,
+    read_weights,
+    require_finite,
+    require_strength,
+)
 
 SMALL = 1 << 20  # entries of X up to which float64 costs next to nothing, and spares float32's rounding floor
 
@@ -49,16 +57,11 @@ def read_inputs(
 ) -> Inputs:
     """Check everything once, before any work."""
     where = usable_device(device)
-    penalties = np.atleast_1d(np.asarray(Cs, np.float64))
-    if penalties.ndim != 1 or not len(penalties) or not (np.isfinite(penalties).all() and (penalties > 0).all()):
-        raise UserError(f"Cs must be positive finite numbers, but got {Cs!r}; give for example np.logspace(-6, 5, 45).")
-    source, solver_dtype = _source(X, dtype)
-    labels = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
-    if labels.shape != (source.shape[0],):
-        raise UserError(f"y has shape {labels.shape} but X has {source.shape[0]} rows; give one label a row.")
-    weights = np.ones(len(labels)) if sample_weight is None else np.array(_numpy(sample_weight), np.float64)
-    if weights.shape != labels.shape or not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() <= 0:
-        raise UserError("sample_weight must be one finite non-negative number a row, not all zero.")
+    penalties = read_penalties(Cs)
+    source = read_features(X)
+    solver_dtype = _solver_dtype(source, dtype)
+    labels = read_labels(y, source.shape[0])
+    weights = read_weights(sample_weight, len(labels))
     classes, index = np.unique(labels, return_inverse=True)
     mass: NDArray[np.float64] = np.bincount(index, weights, minlength=len(classes)).astype(np.float64)
     if sharded:
@@ -67,6 +70,7 @@ def read_inputs(
     total, present = float(mass.sum()), mass > 0
     if present.sum() < 2:
         raise UserError(f"y holds one class only ({classes[present][0]!r}); a probe needs at least two.")
+    require_strength(penalties, total)
     rows = WeightedData(
         X=source,
         y=torch.from_numpy(index.astype(np.int64)).to(where),
@@ -82,6 +86,19 @@ def read_inputs(
     return Inputs(rows, penalties, classes, total, mean, scale)
 
 
+def standardizer(X: Any, sample_weight: ArrayLike | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weighted mean and scale (D,) of features (N, D), those of `standardize=True`: a constant column has scale 1."""
+    source = read_features(X)
+    weights = torch.from_numpy(read_weights(sample_weight, source.shape[0]))
+    where = source.device if isinstance(source, torch.Tensor) else torch.device("cpu")
+    rows = WeightedData(
+        X=source, y=torch.zeros(len(weights), dtype=torch.int64, device=where),
+        weights=(weights / weights.sum()).to(where), n_classes=2, dtype=torch.float64, device=where,
+    )  # fmt: skip
+    mean, scale = mean_and_deviation(rows)
+    return mean.cpu().numpy(), scale.cpu().numpy()
+
+
 def _over_ranks(
     classes: NDArray[Any], mass: NDArray[np.float64], dtype: torch.dtype
 ) -> tuple[NDArray[Any], NDArray[np.float64], torch.dtype]:
@@ -95,42 +112,15 @@ def _over_ranks(
     return union, total, max((kind for _, _, kind in told), key=lambda kind: torch.finfo(kind).bits)
 
 
-def _numpy(values: Any) -> Any:
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-
-
-def _source(X: Any, dtype: str | None) -> tuple[Any, torch.dtype]:
-    if isinstance(X, (list, tuple, Sequence)) or not hasattr(X, "shape"):
-        X = np.asarray(X)
-    if len(X.shape) != 2 or 0 in X.shape:
-        raise UserError(f"X has shape {tuple(X.shape)}, expected (rows, features) with at least one of each.")
-    if isinstance(X, Tensor):
-        X = X.detach()
-        wide = X.dtype in (torch.float64, torch.int64, torch.int32)
-    else:
-        kind = np.dtype(X.dtype)
-        if kind.kind not in "fiub":
-            raise UserError(f"X holds {kind} values, expected real numbers.")
-        wide = kind.itemsize > 4 or (kind.kind in "iu" and kind.itemsize > 2)
-        if isinstance(X, np.ndarray) and kind.kind in "iub":
-            X = X.astype(np.float64 if wide else np.float32)
-    if dtype not in (None, "float32", "float64"):
-        raise UserError(f"dtype must be 'float32', 'float64' or None, but got {dtype!r}.")
-    exact = wide or X.shape[0] * X.shape[1] <= SMALL
-    chosen = {"float32": torch.float32, "float64": torch.float64, None: torch.float64 if exact else torch.float32}[
-        dtype
-    ]
-    return X, chosen
+def _solver_dtype(source: Any, dtype: str | None) -> torch.dtype:
+    if dtype is not None:
+        return {"float32": torch.float32, "float64": torch.float64}[dtype]
+    exact = is_wide(source) or source.shape[0] * source.shape[1] <= SMALL
+    return torch.float64 if exact else torch.float32
 
 
 def _require_finite(rows: WeightedData) -> None:
     start = 0
-    for block, _, _ in rows.blocks(8192):
-        # a sum is finite only if every term is, or nearly always: the exact look is for the suspects
-        if not bool(torch.isfinite(block.sum())):
-            bad = (~torch.isfinite(block)).any(dim=1).nonzero()
-            if len(bad):
-                raise UserError(
-                    f"X holds NaN or infinity in row {start + int(bad[0])}; drop or repair such rows first."
-                )
+    for block, _, _ in rows.blocks(FINITE_ROWS):
+        require_finite(block, start)
         start += len(block)

@@ -1,8 +1,8 @@
 """Passes over the rows for many probes at once: losses, gradients, Hessian products, mean softmax covariances.
 
 The mean loss of one probe theta = (W, b) is  sum_i w_i ce(theta x_i, y_i) + l2/2 ||W||^2 , the weights summing to 1.
-Everything is computed from the *residuals* r_i = p_i - onehot(y_i), never as a difference of two large sums: the label's
-own entry is minus the sum of the others. A row that is classified correctly beyond doubt keeps all digits of its small
+Everything is computed from the residuals r_i = p_i - onehot(y_i), never as a difference of two large sums: the label's
+entry is minus the sum of the others. A row that is classified correctly beyond doubt keeps all digits of its small
 loss, gradient and curvature, so near-separable data are measured as accurately as others.
 
 Shapes: P probes, R coefficient rows (1 if K = 2), D features, n rows of a block, theta (P, R, D+1), the intercept last.
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from probekit.solver.data import STREAM_ROWS, WeightedData
+from probekit.solver.memory_plan import free_memory
 
 # logits of a block. CPU: about 1 MiB, which stays in cache and is enough for two threads to share. GPU: kernels are
 # started in microseconds, in which they compute millions: a sixteenth of the free memory, within these bounds
@@ -121,7 +122,7 @@ class MeanLoss:
         gradient = torch.zeros_like(flat)
         for X, y, weights, z, start in self._blocks(flat, P, linear):
             rows = slice(start, start + len(X))
-            losses, missed, p = residuals_(z, y, None if kept is None else kept[:, :, rows])
+            losses, missed, _ = residuals_(z, y, None if kept is None else kept[:, :, rows])
             loss += losses @ weights
             noise += missed @ (weights * self.row_norms[rows])
             gradient.addmm_(z.mul_(weights.to(z.dtype)).view(P * R, len(X)), X)
@@ -173,7 +174,7 @@ class MeanLoss:
                 return
             before[index] = size
             index, gradient = index[todo], gradient[todo]
-            step = torch.linalg.solve(_pinned(hessian[index]), gradient)
+            step = torch.linalg.solve(regular_intercepts(hessian[index]), gradient)
             # a full step of a nearly separated fit can overshoot; four logits at a time never does
             theta[index, :, -1] -= step * (4 / step.abs().amax(dim=1, keepdim=True).clamp_min(4))
             renew = slow[todo]
@@ -262,7 +263,7 @@ def covariance_of(p: Tensor, weights: Tensor) -> Tensor:
     return covariance
 
 
-def _pinned(hessian: Tensor) -> Tensor:
+def regular_intercepts(hessian: Tensor) -> Tensor:
     """Intercept Hessians (P, R, R) made regular: the class with most curvature keeps its intercept.
 
     Adding to one diagonal entry, not to all entries, leaves the digits of classes with next to no curvature.

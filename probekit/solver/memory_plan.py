@@ -50,7 +50,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def agreed_memory(rows: WeightedData, free: int | None = None) -> int:
-    """Free bytes (measured, if None); where rows are sharded, of the rank with least: all must choose the same method."""
+    """Free bytes (measured, if None); if rows are sharded, of the rank with least: all must choose alike."""
     return int(rows.over_ranks(free_memory(rows.device) if free is None else free, "MIN"))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from probekit.solver.certificate import GapBound
-from probekit.solver.mean_loss import Evaluation, MeanLoss
+from probekit.solver.mean_loss import Evaluation, MeanLoss, regular_intercepts
 
 Preconditioner = Callable[[Tensor, Tensor], Tensor]  # (vectors (p, R, D+1), numbers of their problems (p,))
 
@@ -19,6 +19,7 @@ SIDE_BY_SIDE = 640  # coefficient rows in one product: wider is no faster on a C
 RTOL = 0.05  # of r' M r at the start: what conjugate gradients of a step far from the optimum may leave
 STEP_SHARE = 0.1  # of the tolerance: what those of the last step may leave of the gradient bound
 LEAST_FORCING = {torch.float64: 1e-24, torch.float32: 1e-9}  # of r' M r: below, products are rounding
+MOST_PRODUCTS = 5000  # of a decrement bound
 HALVINGS = 25
 ROUNDING = 1e-14  # of the loss: a change below it is none
 SUFFICIENT_DECREASE = 1e-4
@@ -73,7 +74,9 @@ def newton(
         parts.append(run(theta[some], max_rounds))
     if len(parts) == 1:
         return parts[0]
-    at = Evaluation(*(torch.cat([getattr(p.at, name) for p in parts]) for name in ("theta", "gradient", "loss", "noise")))
+    at = Evaluation(
+        *(torch.cat([getattr(p.at, name) for p in parts]) for name in ("theta", "gradient", "loss", "noise"))
+    )
     return Refined(at, *(torch.cat([getattr(p, name) for p in parts]) for name in ("done", "stalled", "products")))
 
 
@@ -156,7 +159,7 @@ class _Newton:
         return result, ok, halving + 1
 
     def _solve(self, at: Evaluation, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Step (P, R, D+1) float64, gain (P,), estimate of what is left of the decrement, products of these problems."""
+        """Step (P, R, D+1) float64, gain (P,), estimate of what is left of the decrement, products (P,)."""
         enough = 2 * self.l2[index] * STEP_SHARE * self.tol * at.loss
         negligible = 2 * self.tol * at.loss if self.estimate else None
         return conjugate_gradients(
@@ -173,6 +176,7 @@ def conjugate_gradients(
     enough: Tensor,
     negligible: Tensor | None,
     max_products: int,
+    least_forcing: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Solve H step = gradient for P problems, called `names` by the preconditioner.
 
@@ -196,6 +200,7 @@ def conjugate_gradients(
     left = r.clone()
     probabilities = at.probabilities
     index = torch.arange(P, device=l2.device)
+    floor = LEAST_FORCING[dtype] if least_forcing is None else least_forcing
     z = precondition(r, names)
     rz = dot(r, z)
     start, d = rz, z
@@ -217,7 +222,7 @@ def conjugate_gradients(
         left[index] = r
         gains = [*gains[-3:], gain]
         rest[index] = still = _rest(gains, rz)
-        forcing = (total[index] * square[index] / at.loss[index]).clamp(LEAST_FORCING[dtype], RTOL)
+        forcing = (total[index] * square[index] / at.loss[index]).clamp(floor, RTOL) if floor else 0.0
         more = good & (rz > forcing * start[index])
         if negligible is None:
             more &= r[..., :-1].double().square().sum(dim=(1, 2)) > enough[index] / square[index]
@@ -230,6 +235,21 @@ def conjugate_gradients(
             gains = [value[more] for value in gains]
             probabilities = None if probabilities is None else probabilities[more]
     return step, total * square, rest * square, products, left.double() * scale[:, None, None]
+
+
+def decrement_bound(loss: MeanLoss, at: Evaluation, l2: Tensor, precondition: Preconditioner, target: Tensor) -> Tensor:
+    """An upper bound (P,) of half the squared Newton decrement, by conjugate gradients in float64.
+
+    They found a part of g' H^-1 g; the residual r that they left has r' H^-1 r at most ||r_W||^2 / l2, and the part of
+    its intercepts, solved for to the first order. They stop when that is a tenth of `target` (P,).
+    """
+    names = torch.arange(len(l2), device=l2.device)
+    _, gain, _, _, left = conjugate_gradients(
+        loss, at, l2, precondition, names, 0.2 * l2 * target, None, MOST_PRODUCTS, least_forcing=0.0
+    )
+    hessian = regular_intercepts(loss.covariance(at.theta))
+    of_b = left[..., -1] * torch.linalg.solve(hessian, left[..., -1])
+    return (gain + left[..., :-1].square().sum(dim=(1, 2)) / l2 + 2 * of_b.sum(dim=1).abs()) / 2
 
 
 def _rest(gains: list[Tensor], rz: Tensor) -> Tensor:

@@ -14,6 +14,15 @@ from probekit.runtime.errors import UserError
 from probekit.solver import objective
 from probekit.solver.backends import fit_backend
 from probekit.solver.inputs import read_inputs
+from probekit.solver.validation import (
+    check_columns,
+    check_settings,
+    column_names,
+    label_index,
+    read_features,
+    read_finite,
+    read_labels,
+)
 
 if TYPE_CHECKING:
     from probekit.probes.linear import LinearProbe
@@ -36,6 +45,7 @@ class ProbePath:
     certificates : arrays (n_C,): gap (relative, what `tol` bounds) and kind, where it comes from ("duality_gap", a
         proof; "decrement", a local bound), loss, grad_max, grad_rel, gap_bound, intercept_residual, n_iter, stop_reason
     backend, solver_version : who solved it; plan : how it went about it, in a sentence
+    settings : the other arguments of `fit_path`; feature_names : (D,) of a data frame's columns, else None
     """
 
     Cs: Array
@@ -48,14 +58,17 @@ class ProbePath:
     backend: str = "torch"
     solver_version: str = ""
     plan: str = ""
+    settings: dict[str, Any] = field(default_factory=dict, repr=False)
+    feature_names: NDArray[Any] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.Cs)
 
     def decision_function(self, X: Any) -> Array:
         """Scores (n_C, N, R)."""
-        features = np.asarray(X.detach().cpu() if isinstance(X, torch.Tensor) else X, np.float64)
         n_C, R, D = self.coef.shape
+        check_columns(X, self.feature_names)
+        features = read_finite(X, width=D)
         flat = features @ self.coef.reshape(n_C * R, D).T
         return flat.reshape(len(features), n_C, R).transpose(1, 0, 2) + self.intercept[:, None]
 
@@ -63,9 +76,11 @@ class ProbePath:
         """Slices of the rows, each with its scores (n_C, n, R): a thousand classes need no more memory than ten."""
         n_C, R, _ = self.coef.shape
         step = max(1, BLOCK_SCORES // (n_C * max(R, 2)))
-        for start in range(0, len(X), step):
-            rows = slice(start, min(start + step, len(X)))
-            yield rows, self.decision_function(X[rows])
+        check_columns(X, self.feature_names)
+        source = read_features(X)
+        for start in range(0, source.shape[0], step):
+            rows = slice(start, min(start + step, source.shape[0]))
+            yield rows, self.decision_function(source[rows])
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Labels (n_C, N)."""
@@ -78,15 +93,18 @@ class ProbePath:
 
     def accuracy(self, X: Any, y: ArrayLike) -> Array:
         """Share of rows classified correctly (n_C,)."""
-        return np.asarray((self.predict(X) == np.asarray(y)).mean(axis=1))
+        predicted = self.predict(X)
+        return np.asarray((predicted == read_labels(y, predicted.shape[1])).mean(axis=1))
 
     def log_loss(self, X: Any, y: ArrayLike) -> Array:
         """Mean cross-entropy in nats (n_C,); every label must be one of `classes`."""
-        index = np.searchsorted(self.classes, np.asarray(y))
-        if not np.array_equal(self.classes[np.minimum(index, len(self.classes) - 1)], np.asarray(y)):
+        check_columns(X, self.feature_names)
+        source = read_features(X)
+        index = label_index(read_labels(y, source.shape[0]), self.classes)
+        if (index < 0).any():
             raise UserError("log_loss was given labels the path was not fitted on; drop those rows first.")
         total = np.zeros(len(self))
-        for rows, scores in self.blocks(X):
+        for rows, scores in self.blocks(source):
             log_proba = objective.log_probabilities(scores)
             total -= log_proba[:, np.arange(log_proba.shape[1]), index[rows]].sum(axis=1)
         return total / len(index)
@@ -142,6 +160,11 @@ def fit_path(
     UserError
         X or y cannot be fitted: shapes differ, values are not finite, one class only, a C that is not positive.
     """
+    settings = {
+        "standardize": standardize, "tol": tol, "max_iter": max_iter, "device": device, "dtype": dtype,
+        "fit_intercept": fit_intercept,
+    }  # fmt: skip
+    check_settings(tol, max_iter, standardize, fit_intercept, dtype)
     if rows_dealt and (backend != "torch" or not torch.distributed.is_initialized()):
         raise UserError(
             "rows_dealt needs the torch backend and a running torch.distributed group; start with torchrun."
@@ -153,6 +176,7 @@ def fit_path(
     path = ProbePath(
         Cs=inputs.Cs, l2s=l2s, classes=inputs.classes, coef=coef, intercept=intercept, converged=fitted.converged,
         certificates=fitted.certificates, backend=backend, solver_version=fitted.solver_version, plan=fitted.plan,
+        settings=settings, feature_names=column_names(X),
     )  # fmt: skip
     if not path.converged.all():
         worst = ", ".join(f"{C:.3g}" for C in path.Cs[~path.converged][:5])

@@ -1,4 +1,4 @@
-"""Accelerators for weak penalties: factors of a Hessian made of sampled rows, for all pairs of classes or class by class.
+"""Accelerators for weak penalties: factors of a Hessian of sampled rows, for all pairs of classes or class by class.
 
 The Hessian of the mean loss is a graph Laplacian over classes,
     H = sum_{k<l} (e_k - e_l)(e_k - e_l)' x  sum_i w_i p_ik p_il x_i x_i'  + l2 I ,
@@ -91,10 +91,8 @@ def pair_factor(loss: MeanLoss, theta: Tensor, l2: float, importance: Tensor) ->
     """Factor of the pair-sampled Hessian at one theta (R, D+1)."""
     theta = theta.to(loss.data.dtype)
     flops = len(loss.data) * theta.numel() ** 2
-    if flops <= EXACT_FLOPS:
-        hessian = exact_hessian(loss, theta)
-    else:
-        hessian = pair_sampled_hessian(loss, theta, importance)
+    exact = flops <= EXACT_FLOPS
+    hessian = exact_hessian(loss, theta) if exact else pair_sampled_hessian(loss, theta, importance)
     return PairFactor(_cholesky(hessian, l2, theta.shape[1]), class_basis(len(theta), theta), l2)
 
 
@@ -112,7 +110,7 @@ def class_inverses(loss: MeanLoss, theta: Tensor, l2: float, importance: Tensor)
 
 
 def exact_hessian(loss: MeanLoss, theta: Tensor) -> Tensor:
-    """Hessian of the mean loss (no penalty) at one theta (R, D+1), in `class_basis`, from all rows: (q(D+1), q(D+1))."""
+    """Hessian of the mean loss (no penalty) at one theta (R, D+1), from all rows, in `class_basis`."""
     R, columns = theta.shape
     total = torch.zeros(R * columns, R * columns, dtype=theta.dtype, device=theta.device)
     for X, y, weights in loss.data.blocks(max(EXACT_BLOCK // (R * columns), 1)):
@@ -142,7 +140,9 @@ def pair_sampled_hessian(loss: MeanLoss, theta: Tensor, importance: Tensor) -> T
     covariance = loss.covariance(theta[None])[0]
     if R == 1:
         every = torch.zeros(1, dtype=torch.int64, device=theta.device)
-        hessian: Tensor = _sampled_moments(loss, theta, _doubt_of(every, 1), covariance[0], importance, ROWS_PER_COLUMN)[0]
+        hessian: Tensor = _sampled_moments(
+            loss, theta, _doubt_of(every, 1), covariance[0], importance, ROWS_PER_COLUMN
+        )[0]
         return hessian
     basis = class_basis(R, theta)
     first, second = torch.triu_indices(R, R, offset=1, device=theta.device)
@@ -189,8 +189,8 @@ def _sampled_moments(
 ) -> Tensor:
     """Estimates (J, D+1, D+1) of sum_i w_i share_j(p_i) x_i x_i' for J shares of the probabilities (R, n) of rows.
 
-    A row is in moment j with probability w_i share_ij importance_i / threshold_j, at most 1, and weighted by the inverse
-    of that; `mass` (J,) is the sum of w_i share_ij, of which the threshold is so small a part that about
+    A row is in moment j with probability w_i share_ij importance_i / threshold_j, at most 1, and weighted by its
+    inverse; `mass` (J,) is the sum of w_i share_ij, of which the threshold is so small a part that about
     `rows_per_column` rows a column are kept.
     """
     data, columns = loss.data, theta.shape[1]

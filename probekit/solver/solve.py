@@ -11,9 +11,9 @@ from torch import Tensor
 from probekit.solver import dense
 from probekit.solver.certificate import (
     GRADIENT_RATIO,
+    KINDS,
     Certificate,
     GapBound,
-    decrement_bound,
     prior_intercept,
 )
 from probekit.solver.continuation import CLOSE_RATIO, choose_nodes, lagrange
@@ -21,7 +21,7 @@ from probekit.solver.data import WeightedData
 from probekit.solver.eigenbasis import Coordinates, find_coordinates
 from probekit.solver.mean_loss import Evaluation, MeanLoss, covariance_of
 from probekit.solver.memory_plan import Plan, make_plan
-from probekit.solver.newton import SIDE_BY_SIDE, Refined, newton
+from probekit.solver.newton import SIDE_BY_SIDE, Refined, decrement_bound, newton
 from probekit.solver.preconditioners import Kronecker
 from probekit.solver.sampled import Factor, class_inverses, pair_factor, row_importance
 
@@ -65,9 +65,18 @@ def solve(data: WeightedData, l2: Tensor, tol: float = 1e-4, max_iter: int = 200
         l2_sorted, place = l2.unique(return_inverse=True)
         solver = PathSolver(data, l2_sorted, tol, max_iter)
         solver.run()
+        open_ = ~solver.certificate.converged(tol)
+        if solver.narrowed and bool(open_.any()) and max_iter > 1:
+            again = PathSolver(
+                data, l2_sorted[open_], tol, max_iter, find_coordinates(data, solver.plan.in_memory, False)
+            )
+            again.run()
+            solver.adopt(open_.nonzero()[:, 0], again)
     converged = solver.certificate.converged(tol)
     reasons = ["converged" if ok else why for ok, why in zip(converged.tolist(), solver.why, strict=True)]
-    return Solution(solver.certificate.take(place), solver.n_iter[place], [reasons[i] for i in place.tolist()], solver.plan)
+    return Solution(
+        solver.certificate.take(place), solver.n_iter[place], [reasons[i] for i in place.tolist()], solver.plan
+    )
 
 
 def certify(data: WeightedData, theta: Tensor, l2: Tensor) -> Certificate:
@@ -108,7 +117,8 @@ class PathSolver:
         self.l2, self.log_l2, self.tol, self.max_iter = l2, l2.log(), tol, max_iter
         self.R = data.n_coef_rows
         small = dense.is_small(len(data), self.R, min(len(data), data.width) + 1)
-        self.dense = small and data.device.type == "cpu" and not data.sharded and coordinates is None
+        self.on_host = data.device.type == "cpu" and not data.sharded
+        self.dense = small and self.on_host
         self.plan = make_plan(data, len(l2))
         if coordinates is None:
             coordinates = find_coordinates(data, self.plan.in_memory or self.dense, eigen=not self.dense)
@@ -123,15 +133,15 @@ class PathSolver:
         self.grad_at_zero = float(self._original_gradient(zero.gradient).abs().max())
         # between bases only norms are kept: a largest entry in one may be as large as the norm in another
         limit = GRADIENT_RATIO * self.grad_at_zero
-        narrowed = coordinates.projection is not None
-        self.bound = GapBound(self.exact, limit / (len(zero.gradient[0].ravel()) ** 0.5 if narrowed else 1.0))
-        self.full_bound = GapBound(MeanLoss(coordinates.full), limit) if narrowed else self.bound
+        self.narrowed = coordinates.projection is not None
+        self.bound = GapBound(self.exact, limit / (zero.gradient.numel() ** 0.5 if self.narrowed else 1.0))
+        self.full_bound = GapBound(MeanLoss(coordinates.full), limit) if self.narrowed else self.bound
         self.n_iter = torch.zeros(len(l2), dtype=torch.int64, device=l2.device)
         self.why = ["max_iter"] * len(l2)
         self.factors: list[Factor] = []
         self.importance: Tensor | None = None
         self.factor_of = torch.full((len(l2),), -1, dtype=torch.int64, device=l2.device)
-        if not self.dense:
+        if len(coordinates.eigenvalues):
             p = prior.softmax(dim=0) if self.R > 1 else prior.sigmoid() * (-prior).sigmoid()
             one = torch.ones(1, dtype=torch.float64, device=l2.device)
             self.kronecker = Kronecker(
@@ -150,6 +160,13 @@ class PathSolver:
             self.certificate = self._finished(every, self._refine(every, self.theta))
         if self.max_iter > 1:
             self._retry()
+
+    def adopt(self, index: Tensor, other: "PathSolver") -> None:
+        """Take the fits at `index` from another solver of these penalties."""
+        self.certificate.put(index, other.certificate)
+        self.n_iter[index] += other.n_iter
+        for i, why in zip(index.tolist(), other.why, strict=True):
+            self.why[i] = why
 
     # ---- evaluation and certificates
     def _original_gradient(self, gradient: Tensor) -> Tensor:
@@ -181,11 +198,18 @@ class PathSolver:
 
     def with_decrements(self, certificate: Certificate, at: Evaluation, index: Tensor) -> Certificate:
         """The same with the decrement bound where that is smaller; `index` are the problems' numbers."""
-        narrow = self.R * (at.theta.shape[2]) <= DENSE_RETRY_COLUMNS
-        problem = self._dense_problem(self.full_bound.exact.data) if narrow else None
-        gaps = decrement_bound(self.full_bound.exact, at, self.l2[index], problem) / at.loss.clamp_min(1e-300)
+        exact, l2 = self.full_bound.exact, self.l2[index]
+        if self.on_host and self.R * at.theta.shape[2] <= DENSE_RETRY_COLUMNS:
+            bounds = torch.tensor(dense.decrement_bounds(self._dense_problem(exact.data), at.theta.numpy(), l2.numpy()))
+        elif self.narrowed:
+            return certificate  # tried again in all columns, see `solve`
+        else:
+            eigen = self.coordinates.eigenvalues, self.coordinates.eigenvectors
+            kronecker = Kronecker(exact.covariance(at.theta), *eigen, l2, torch.float64)
+            bounds = decrement_bound(exact, at, l2, kronecker, max(self.tol, 1e-6) * at.loss)
+        gaps = bounds / at.loss.clamp_min(1e-300)
         better = gaps < certificate.gap
-        certificate.gap[better], certificate.kind[better] = gaps[better], 1
+        certificate.gap[better], certificate.kind[better] = gaps[better], KINDS.index("decrement")
         return certificate
 
     def _finished(self, index: Tensor, refined: Refined) -> Certificate:
@@ -194,8 +218,7 @@ class PathSolver:
         self.n_iter[index] += refined.products
         for i, stalled in zip(index.tolist(), refined.stalled.tolist(), strict=True):
             self.why[i] = "stalled" if stalled else "max_iter"
-        narrowed = self.full_bound is not self.bound
-        at = self._evaluate_full(refined.at.theta, self.l2[index]) if narrowed else refined.at
+        at = self._evaluate_full(refined.at.theta, self.l2[index]) if self.narrowed else refined.at
         return self.summarise(at, index)
 
     # ---- Newton steps
@@ -218,7 +241,7 @@ class PathSolver:
         self, index: Tensor, start: Tensor, tol: float | None = None, estimate: bool = False, products: int = 300
     ) -> Refined:
         """Newton steps for the problems at `index` from `start`."""
-        inner = INNER if self.full_bound is not self.bound else 1.0
+        inner = INNER if self.narrowed else 1.0
         self._renew_kronecker(index, start)
         return newton(
             self.loss, self.bound, start, self.l2[index], lambda v, i: self.precondition(v, index[i]),
@@ -261,7 +284,7 @@ class PathSolver:
             self._advance(every, self.theta[every], NODE_SHARE * self.tol, False)
 
     def _start(self, node: int, solved: list[int]) -> Tensor:
-        """The start of a penalty (R, D+1): extrapolated from its neighbours, or the nearest, whichever has less loss."""
+        """The start of a penalty (R, D+1): extrapolated from its neighbours or the nearest, whichever has less loss."""
         known = sorted(solved, key=lambda other: abs(float(self.log_l2[other] - self.log_l2[node])))[:3]
         nearest = self.theta[known[0]]
         if len(known) == 1:
@@ -330,11 +353,13 @@ class PathSolver:
         self.factors, self.factor_of = [], torch.full_like(self.factor_of, -1)
         for i in open_.flip(0).tolist():
             index = torch.tensor([i], device=self.l2.device)
-            if self.R * self.theta.shape[2] <= DENSE_RETRY_COLUMNS and self.coordinates.exact.ready:
+            if self.on_host and self.R * self.theta.shape[2] <= DENSE_RETRY_COLUMNS:
                 self._follow_dense(index)
                 certificate = self.summarise(self._evaluate_full(self.theta[index], self.l2[index]), index)
             else:
-                certificate = self._finished(index, self._refine(index, self._start(i, self._good()), products=RETRY_PRODUCTS))
+                certificate = self._finished(
+                    index, self._refine(index, self._start(i, self._good()), products=RETRY_PRODUCTS)
+                )
             if not bool(certificate.converged(self.tol)):
                 at = self._evaluate_full(self.theta[index], self.l2[index])
                 certificate = self.with_decrements(certificate, at, index)
@@ -347,9 +372,7 @@ class PathSolver:
     # ---- small problems
     def _dense_problem(self, data: WeightedData) -> dense.DenseProblem:
         X = data.X.numpy() if data.ready else torch.cat([X for X, _, _ in data.blocks(8192)]).numpy()
-        return dense.DenseProblem(
-            np.ascontiguousarray(X), data.y.numpy(), data.weights.numpy(), self.R, data.intercept
-        )
+        return dense.DenseProblem(np.ascontiguousarray(X), data.y.numpy(), data.weights.numpy(), self.R, data.intercept)
 
     def _follow_dense(self, index: Tensor) -> None:
         """Whole Newton steps for the problems at `index`, which are in order from strong to weak, from zero."""

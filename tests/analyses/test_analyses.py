@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from analyses import comparison, concat_layers, depth_curve, training_log
-from probekit.results.records import read_records
+from probekit.results.record import read_records
 
 
 @pytest.fixture(scope="module")

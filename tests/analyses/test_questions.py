@@ -12,7 +12,7 @@ from analyses import ar_vs_bert, finetuning, loss_vs_probe, low_data, resolution
 from igpt_model.config import ModelConfig
 from probekit.results.metrics import bootstrap_runs
 from probekit.results.predictions import RowPredictions, row_predictions, save_probe
-from probekit.results.records import read_records
+from probekit.results.record import read_records
 
 SMALL = {"n_layer": 10, "n_embd": 48, "n_head": 4, "vocab_size": 4, "n_positions": 144}
 

@@ -119,7 +119,7 @@ def test_the_seed_matters(tmp_path):
 SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[2])
-from test_train import TINY, pictures
+from test_pretrain import TINY, pictures
 from igpt_model import TrainConfig, train
 changed = {"steps": int(sys.argv[3]), "checkpoint_every": 5, "objective": "bert", "augment": ("flip",)}
 config = TrainConfig(**{**TINY, **changed})

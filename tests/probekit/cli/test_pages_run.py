@@ -79,13 +79,13 @@ def quick(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_the_tutorial(quick, tmp_path, capsys):
-    page = (ROOT / "docs" / "tutorial.md").read_text()
+    page = (ROOT / "docs" / "start" / "tutorial.md").read_text()
     blocks = [(place, "console", text) for place, text in code(page, "console")]
     blocks += [(place, "python", text) for place, text in code(page, "python")]
     names = {}
     for _, kind, text in sorted(blocks):
         if kind == "python":
-            exec(compile(text, "docs/tutorial.md", "exec"), names)
+            exec(compile(text, "docs/start/tutorial.md", "exec"), names)
         else:
             for line in text.splitlines():
                 run_command(line, capsys)

@@ -15,7 +15,7 @@ from igpt_model.training.checkpoint import load_checkpoint
 from igpt_model.training.run_log import read_metrics
 from probekit.cli.main import main
 from probekit.cli.pictures import picture_grid
-from probekit.cli.watch import C, emergence, layer_accuracies, probe_line, read_probes
+from probekit.cli.watch import C, curve_history, layer_accuracies, probe_line, read_probes
 from probekit.datasets import load_dataset
 from probekit.datasets.splits import stratified_holdout
 
@@ -121,11 +121,11 @@ def test_lines_on_the_terminal(run, capsys):
         for step, curve in ((0, [0.1, 0.1, 0.1]), (8, [0.1, 0.8, 0.45]))
     ]
     assert probe_line(records[1]) == "step       8  ▁█▄  best layer  1 of 2:  80.0 %, last  45.0 %"
-    drawn = emergence(records)
+    drawn = curve_history(records)
     assert "from 10 to 80 %" in drawn[0]
     assert "▁▁▁" in drawn[1]
     assert "▁█▄" in drawn[2]
-    assert emergence([]) == []
+    assert curve_history([]) == []
     assert train(run, *WATCH) == 0
     assert capsys.readouterr().out.count("best layer") == 3
 

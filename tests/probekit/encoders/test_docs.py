@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[3] / "docs"
-PAGES = ["datasets.md", "encoders.md", "how-to/my-own-model.md"]
+PAGES = ["guides/datasets.md", "guides/encoders.md", "guides/my-own-model.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -15,7 +15,7 @@ from probekit.encoders.igpt import IGPTEncoder
 from probekit.evaluate.mask_voting import mask_ensemble
 from probekit.evaluate.sweep import sweep
 from probekit.results.predictions import load_probe
-from probekit.results.records import read_records
+from probekit.results.record import read_records
 from probekit.runtime.errors import UserError
 
 

@@ -1,6 +1,6 @@
 """Each named protocol, swept on a feature file, against a direct computation of its own convention in float64.
 
-The direct computations know the conventions (docs/protocols.md) and nothing of the solver: scikit-learn's
+The direct computations know the conventions (docs/explanation/protocols.md) and nothing of the solver: scikit-learn's
 Newton-Cholesky, for `kornblith` SciPy on linear_eval's own objective, for `sgd-imagenet` a plain loop.
 
 How near the answers must be: at the minimum of a summed softmax loss with a penalty, the objective's gap of any other
@@ -75,7 +75,7 @@ def linear_eval(X, y, C):
     """Minimum of lambda ||W||^2 + summed cross-entropy over K rows of W and free intercepts.
 
     lambda is 1/(2 C). With two classes it is 1/C, the two rows ending at -w/2 and w/2; the named grid, whose C is
-    1/(2 lambda) always, has there twice the lambdas of linear_eval (docs/protocols.md).
+    1/(2 lambda) always, has there twice the lambdas of linear_eval (docs/explanation/protocols.md).
     """
     K, (n, D) = len(np.unique(y)), X.shape
     lam = 1 / C if K == 2 else 1 / (2 * C)

@@ -13,7 +13,7 @@ from probekit.cli.main import main
 from probekit.evaluate.baselines import control_encoders, random_spec
 from probekit.evaluate.study import study
 from probekit.features.store import FeatureStore
-from probekit.results.records import read_records
+from probekit.results.record import read_records
 
 CS = [0.01, 1.0]
 RNG = np.random.default_rng(0)
@@ -89,7 +89,7 @@ def test_the_second_call_computes_nothing(no_report, tmp_path, data, encoder, mo
     monkeypatch.setattr(type(encoder), "__call__", forbidden)
     monkeypatch.setattr("probekit.probes.probe.choose_C", forbidden)
     monkeypatch.setattr(sys.modules["probekit.evaluate.concat"], "choose_C", forbidden)
-    monkeypatch.setattr("probekit.evaluate.runner.Desk.test", forbidden)
+    monkeypatch.setattr("probekit.evaluate.runner.Runner.test", forbidden)
     again = study(encoder, data[0], out, Cs=CS, window=2)
     assert snapshot(out) == before
     assert [r.key for r in again] == [r.key for r in first]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from probekit.features import format as layout
 from probekit.features.extract import extract
 from probekit.features.store import FeatureStore
+from probekit.features.validate import read_header
 from probekit.features.verify import verify
 
 
@@ -133,12 +134,12 @@ def test_warnings_do_not_make_a_file_unusable(tmp_path):
 def test_nan_with_a_right_checksum_is_an_error(tmp_path):
     FeatureStore.from_arrays(tmp_path / "f.h5", {"train": (np.ones((4, 2)), [0, 1, 0, 1])})
     with h5py.File(tmp_path / "f.h5", "r+") as file:
-        header = layout.read_header(file)
+        header = read_header(file)
         X = file["train/layers/00"]
         X[2, 1] = np.nan
         ledger = file["train/ledger"][()]
         ledger[0, 1] = layout.checksum(X[()])
-        ledger[0, -1] = layout.seal(0, ledger[0, :-1])
+        ledger[0, -1] = layout.row_checksum(0, ledger[0, :-1])
         file["train/ledger"][...] = ledger
         layout.set_id(file, layout.file_id(header, {"train": ledger}))
     assert verify(tmp_path / "f.h5").errors == ["Layer 00 of train, rows 0 to 3, holds values that are not finite."]

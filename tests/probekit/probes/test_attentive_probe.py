@@ -18,7 +18,7 @@ from probekit.probes import attentive_probe as attention
 from probekit.reports.panels import build_panels
 from probekit.reports.tables import layer_frame, printed_frame
 from probekit.results.predictions import load_probe, row_predictions
-from probekit.results.records import read_records
+from probekit.results.record import read_records
 from probekit.runtime.errors import UserError
 from tests.probekit.probes.test_attentive import needle
 

@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn.linear_model import Ridge
@@ -47,6 +50,33 @@ def test_bands_are_one_penalty_each(rows):
         fit_banded(X, y, [C], widths, (1.0,))
     with pytest.raises(UserError, match="undo the bands"):
         fit_banded(X, y, [C], widths, gammas, standardize=True)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.sampled_from(["u1", "i1", "i2", ">i4", "u8", "f2", ">f4", "f8", "bool"]),
+    st.sampled_from([0.25, 0.5, 2.0, 3.0]),
+    st.booleans(),
+)
+def test_bands_of_every_dtype_are_those_of_float64(dtype, gamma, as_tensor):
+    """A factor cast to the features' own type would be 0 for 0.5, and products of bytes would wrap."""
+    rng = np.random.default_rng(0)
+    X = (rng.integers(0, 2, (80, 6)) if dtype == "bool" else rng.integers(0, 120, (80, 6))).astype(dtype)
+    y = (X[:, 0] > X[:, 3]).astype(int)
+    given = torch.from_numpy(X.astype(X.dtype.newbyteorder("="))) if as_tensor else X
+    path = fit_banded(given, y, [1e-3], [3, 3], [gamma, 1.0], tol=1e-8)
+    truth = fit_banded(X.astype(np.float64), y, [1e-3], [3, 3], [gamma, 1.0], tol=1e-8)
+    np.testing.assert_allclose(path.coef, truth.coef, rtol=1e-3, atol=1e-6)
+
+
+def test_bands_too_large_or_of_other_widths_are_refused():
+    X, y = np.full((4, 2), 1e30, np.float32), np.array([0, 1, 0, 1])
+    with pytest.raises(UserError, match="too large for float32"):
+        fit_banded(X, y, [1.0], [1, 1], [1e10, 1.0])
+    with pytest.raises(UserError, match="2 columns, but the bands have 3"):
+        fit_banded(X, y, [1.0], [1, 2], [1.0, 1.0])
+    with pytest.raises(UserError, match="row 0"):
+        fit_banded(X * np.nan, y, [1.0], [1, 1], [1.0, 1.0])
 
 
 def test_the_search_for_bands_climbs_to_the_best_and_asks_little():

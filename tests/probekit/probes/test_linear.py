@@ -5,20 +5,39 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import check_sample_weight_equivalence_on_dense_data, parametrize_with_checks
 
 from probekit.probes import LinearProbe, LinearProbeCV, fit_path
+from probekit.probes.linear import choose
 from probekit.runtime.errors import UserError
+
+WEIGHTS = "check_sample_weight_equivalence_on_dense_data"
 
 
 @parametrize_with_checks([LinearProbe(), LinearProbeCV(Cs=(0.1, 1.0), cv=2)])
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
+
+
+@pytest.mark.slow
+@parametrize_with_checks([LinearProbe(standardize=True), LinearProbe(C=100, tol=1e-6), LinearProbeCV()])
+def test_scikit_learns_own_checks_with_other_settings(estimator, check):
+    if type(estimator) is LinearProbeCV and check.func.__name__ == WEIGHTS:
+        pytest.skip("run by test_weights_choose_like_repeated_rows_on_the_default_grid")
+    check(estimator)
+
+
+@pytest.mark.xfail(reason="at C = 1e5 the solver repeats a fit to 2e-6, the check asks 1e-7", strict=False)
+def test_weights_choose_like_repeated_rows_on_the_default_grid():
+    """The suite had checked two penalties only, among which weights hardly ever change the choice."""
+    check_sample_weight_equivalence_on_dense_data("LinearProbeCV", LinearProbeCV())
 
 
 @pytest.fixture(scope="module")
@@ -135,13 +154,50 @@ def test_the_choice_of_C_is_a_plain_loops(rows, cv):
     Cs = np.logspace(-3, 1, 5)
     chosen = LinearProbeCV(Cs=Cs, cv=cv, tol=1e-6).fit(X, y, weights)
     means = np.zeros(5)
-    for train, held in chosen._splitter(y).split(X, y):
+    folds = StratifiedKFold(cv, shuffle=True, random_state=0) if isinstance(cv, int) else cv
+    for train, held in folds.split(X, y):
         for i, C in enumerate(Cs):
             model = LogisticRegression(C=C, tol=1e-9, max_iter=5000).fit(X[train], y[train], weights[train])
             means[i] += model.score(X[held], y[held], weights[held])
     np.testing.assert_allclose(chosen.accuracies_.sum(axis=0), means)
     assert chosen.C_ in Cs[means == means.max()]
     np.testing.assert_allclose(chosen.coef_, LinearProbe(chosen.C_, tol=1e-6).fit(X, y, weights).coef_)
+
+
+def test_rows_of_weight_zero_choose_like_rows_removed():
+    """Rows that are wrong and weigh nothing stand in the held-out part: the log-loss that breaks ties ignores them."""
+    rng = np.random.default_rng(0)
+    X, weights = rng.normal(size=(120, 2)), np.ones(120)
+    y = (X[:, 0] > 0).astype(int)
+    X[:, 0] += np.where(y, 3, -3)
+    X[80:, 0] *= -1
+    weights[80:] = 0
+    train = np.arange(40)
+    with_them = LinearProbeCV([1e-2, 1.0, 1e2], cv=[(train, np.arange(40, 120))]).fit(X, y, sample_weight=weights)
+    without = LinearProbeCV([1e-2, 1.0, 1e2], cv=[(train, np.arange(40, 80))]).fit(X[:80], y[:80])
+    assert with_them.C_ == without.C_ == 100.0
+    np.testing.assert_array_equal(with_them.accuracies_, without.accuracies_)
+    np.testing.assert_allclose(with_them.log_losses_, without.log_losses_, rtol=1e-12)
+
+
+def test_ties_up_to_rounding_go_to_the_log_loss_and_then_to_the_smaller_C():
+    folds = np.array([[0.1, 0.3], [0.2, 0.2], [0.3, 0.1]])  # both 0.2 on average, but 5.6e-17 apart as computed
+    Cs, every = np.array([1.0, 2.0]), np.ones(2, bool)
+    assert folds.mean(axis=0)[0] != folds.mean(axis=0)[1]
+    assert choose(folds.mean(axis=0), np.array([9.0, 1.0]), Cs, every) == 1
+    assert choose(folds.mean(axis=0)[::-1], np.array([1.0, 9.0]), Cs, every) == 0
+    assert choose(folds.mean(axis=0), np.array([1.0, 1.0 - 1e-15]), Cs, every) == 0
+    assert choose(np.array([0.5, 0.5 + 1e-6]), np.array([1.0, 9.0]), Cs, every) == 1  # one row of a million is no tie
+    assert choose(np.array([0.5, 0.6]), np.array([1.0, 1.0]), Cs, np.array([True, False])) == 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 6), min_size=3, max_size=3), st.permutations(range(5)), st.floats(0.5, 2.0))
+def test_the_order_of_folds_and_of_penalties_does_not_choose(counts, order, loss):
+    """Every penalty has the same hits, in another order of folds: all tie, whatever rounding the mean has."""
+    folds = np.stack([np.random.default_rng(i).permutation(counts) for i in range(5)], axis=1) / 7
+    Cs, order = np.arange(1.0, 6.0), np.array(order)
+    assert Cs[order][choose(folds[:, order].mean(axis=0), np.full(5, loss), Cs[order], np.ones(5, bool))] == 1.0
 
 
 def test_a_fraction_holds_out_one_stratified_part(rows):

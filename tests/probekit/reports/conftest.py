@@ -30,7 +30,7 @@ def predictions(rng, labels, shared, accuracy):
 def make_record(folder, series, layers, accuracy, rng, shared, labels, *, kind="layer", depth=None, **changes):
     """Append one record in the contract's schema, with its probe file."""
     identity = {
-        "feature_id": changes.pop("feature_id", f"feat-{series}"),
+        "feature_id": f"{changes.pop('feature_id', 'feat')}-{series}",
         "layers": layers,
         "protocol_hash": changes.pop("protocol_hash", "9f2c71d0aa"),
         "split_hash": changes.pop("split_hash", "77aa01"),

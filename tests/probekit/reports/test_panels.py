@@ -30,12 +30,12 @@ def test_points_are_the_records_in_percent(panel):
 def test_the_peak_is_chosen_on_held_out_rows_not_on_test(panel):
     series = panel.models[0]
     val = [record.val_accuracy[record.chosen_index] for record in series.records]
-    assert series.sound[series.peak]
-    assert val[series.peak] == max(v for v, sound in zip(val, series.sound, strict=True) if sound)
+    assert series.reliable[series.peak]
+    assert val[series.peak] == max(v for v, reliable in zip(val, series.reliable, strict=True) if reliable)
 
 
 def test_an_unconverged_refit_is_not_sound(panel):
-    assert np.flatnonzero(~panel.models[0].sound).tolist() == [3]
+    assert np.flatnonzero(~panel.models[0].reliable).tolist() == [3]
 
 
 def test_one_concatenation_is_marked_as_chosen_on_val(panel):

@@ -16,7 +16,7 @@ from probekit.reports.html import _model, p_value
 from probekit.reports.panels import build_panels, collect_records
 from probekit.reports.plots import depth_figure
 from probekit.reports.published import comparison_frame
-from probekit.results.records import read_records
+from probekit.results.record import read_records
 from probekit.runtime.errors import UserError
 
 RISING = (0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.72, 0.74, 0.76, 0.8)

@@ -7,7 +7,7 @@ import pytest
 
 from probekit.reports import write_report
 from probekit.results.predictions import row_predictions
-from probekit.results.records import read_records
+from probekit.results.record import read_records
 from probekit.results.subset_metrics import RowSet, row_set_path
 
 
@@ -29,7 +29,7 @@ def test_accuracy_with_and_without(run_folder, tmp_path):
     page = write_report(folder, tmp_path / "report")
     frame = pd.read_csv(tmp_path / "report" / "without_near_duplicates.csv").set_index("key")
     line = frame.loc[record.key]
-    assert line["n_left_out"] == 40
+    assert line["n_excluded"] == 40
     assert line["top1_without"] == pytest.approx(rows.correct.sum() / (len(rows.correct) - 40))
     of_the_file = {r.key for r in records if r.feature_file == record.feature_file}
     assert set(frame.index) <= of_the_file

@@ -6,7 +6,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import log_loss
 
 from probekit.results.predictions import RowPredictions, save_probe
-from probekit.results.records import Identity, Record
+from probekit.results.record import Identity, Record
 from probekit.results.subset_metrics import RowSet, metrics_without, row_set_of, row_set_path, with_and_without
 from probekit.runtime.errors import UserError
 
@@ -34,7 +34,8 @@ def record(tmp_path):
     return Record(
         identity=identity, kind="layer", series="made up", depth=0, n_layers=1, width=2, encoder={},
         dataset={"name": "toys"}, protocol={"name": "igpt"}, feature_file="f.h5", selection="val", chosen_index=0,
-        chosen_C=1.0, at_grid_edge=False, refit={"converged": True}, train_accuracy=1.0, metrics={"top1": accuracy},
+        chosen_C=1.0, at_grid_edge=False, refit={"converged": True}, train_accuracy=1.0,
+        metrics={"top1": accuracy, "n_test": 60},
         probe_file="probe.safetensors", folder=tmp_path, **empty,
     )  # fmt: skip
 
@@ -43,7 +44,7 @@ def test_metrics_without_rows_are_those_of_the_other_rows(record):
     left_out = [100, 101, 119, 159, 99999]
     rows = metrics_without(record, left_out)
     keep = ~np.isin(IDS, left_out)
-    assert (rows["n_test"], rows["n_left_out"]) == (56, 4)
+    assert (rows["n_test"], rows["n_excluded"]) == (56, 4)
     from probekit.results.predictions import row_predictions
 
     all_rows = row_predictions(record)
@@ -75,7 +76,7 @@ def test_a_set_beside_the_feature_file_is_found_and_tabled(record, tmp_path):
     rows.save(path)
     assert row_set_of(record) == rows
     (line,) = with_and_without([record]).to_dict("records")
-    assert line["n_left_out"] == 2
+    assert line["n_excluded"] == 2
     assert line["top1_without"] == metrics_without(record, [100, 105])["top1"]
     assert line["difference"] == pytest.approx(line["top1_without"] - record.metrics["top1"])
 

@@ -1,24 +1,17 @@
-"""Dealing: disjoint, complete, even."""
+"""Shards of a range: disjoint, complete, even."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probekit.runtime.ranks import Ranks, current, deal, deal_range
+from probekit.runtime.ranks import Ranks, current, shard_range
 
 
 @given(count=st.integers(0, 200), world=st.integers(1, 17))
 def test_ranges_are_disjoint_complete_and_even(count, world):
-    shares = [deal_range(count, Ranks(rank, world)) for rank in range(world)]
+    shares = [shard_range(count, Ranks(rank, world)) for rank in range(world)]
     assert [number for share in shares for number in share] == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
-@given(count=st.integers(0, 60), world=st.integers(1, 9))
-def test_items_are_dealt_once_each(count, world):
-    hands = [deal(range(count), Ranks(rank, world)) for rank in range(world)]
-    assert sorted(item for hand in hands for item in hand) == list(range(count))
-    assert max(map(len, hands)) - min(map(len, hands)) <= 1
 
 
 def test_the_rank_is_torchruns_or_the_only_one(monkeypatch):

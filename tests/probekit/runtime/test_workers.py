@@ -13,7 +13,7 @@ import pytest
 from probekit.evaluate.sweep import sweep
 from probekit.features.store import FeatureStore
 from probekit.runtime.errors import UserError
-from probekit.runtime.workers import crew
+from probekit.runtime.workers import worker_processes
 
 CS = [0.01, 0.1, 1.0, 10.0]
 
@@ -54,10 +54,10 @@ def test_features_in_no_file_cannot_be_shared(tmp_path):
 
 CALLER = """
 import os, signal, sys, time
-from probekit.runtime.workers import crew
-from tests.probekit.crew_work import wait
+from probekit.runtime.workers import worker_processes
+from tests.probekit.worker_target import wait
 if __name__ == "__main__":
-    with crew(2, wait, sys.argv[1]):
+    with worker_processes(2, wait, sys.argv[1]):
         while not os.path.exists(sys.argv[1]):
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -79,5 +79,5 @@ def test_a_helper_ends_when_its_caller_is_killed(tmp_path):
 
 
 def test_no_worker_at_all_is_refused():
-    with pytest.raises(UserError, match="at least 1"), crew(0, print):
+    with pytest.raises(UserError, match="at least 1"), worker_processes(0, print):
         pass

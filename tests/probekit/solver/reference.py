@@ -1,4 +1,4 @@
-"""An independent solver in float64 NumPy (damped Newton, whole Hessian), and random problems that are hard in known ways."""
+"""An independent solver in float64 NumPy (damped Newton, whole Hessian) and random problems, hard in known ways."""
 
 from dataclasses import dataclass
 
@@ -58,7 +58,7 @@ def optimum(X, y, weights, n_classes, l2, max_steps=400):
     R = 1 if n_classes == 2 else n_classes
     theta = np.zeros((R, X.shape[1] + 1))
     ones = np.column_stack([X, np.ones(len(X))])
-    N, c = ones.shape
+    c = ones.shape[1]
     value, gradient, p = objective(X, y, weights, theta[:, :-1], theta[:, -1], l2)
     for _ in range(max_steps):
         if R == 1:
@@ -99,7 +99,7 @@ def optimum(X, y, weights, n_classes, l2, max_steps=400):
 
 
 def random_problem(seed):
-    """A problem of up to 300 rows and 1,200 coefficients: scales over 12 orders, rare classes, nearly separated rows."""
+    """A problem of up to 300 rows and 1,200 coefficients: scales over 12 orders, rare classes, separated rows."""
     rng = np.random.default_rng(seed)
     N = int(np.exp(rng.uniform(np.log(3), np.log(300))))
     K = int(np.exp(rng.uniform(np.log(2), np.log(min(200, max(N // 2, 2)) + 0.99))))

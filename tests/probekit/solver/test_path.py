@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from probekit.probes import fit_path
 from probekit.runtime.errors import UserError
+from probekit.solver.inputs import standardizer
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +58,37 @@ def test_input_that_cannot_be_fitted_is_refused_in_one_sentence(digits, change, 
     X, y = digits
     with pytest.raises(UserError, match=words):
         fit_path(**({"X": X, "y": y, "Cs": [1.0]} | change))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from(["float32", "float64"]),  # of the solver
+    st.sampled_from(["f4", "f8"]),  # of the features
+    st.sampled_from([1e-4, 1e-2, 1.0, 1e4]),
+    st.sampled_from([0.0, 1.0, 1e3, -1e5]),
+)
+def test_what_is_constant_is_judged_by_the_features_and_not_by_the_solver(dtype, stored, spread, mean):
+    """A column that the stored numbers resolve is a column, however large its mean and coarse the solver."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(120, 3))
+    y = (X[:, 0] + 0.5 * rng.normal(size=120) > 0).astype(int)
+    moved = (X * [spread, 1, 1] + [mean, 0, 0]).astype(stored)
+    moved = np.column_stack([moved, np.full(120, 0.1, stored)])  # a tenth is no binary number: sums of it are rounded
+    path = fit_path(moved, y, [0.1], standardize=True, dtype=dtype, tol=1e-6)
+    exact = moved.astype(np.float64)
+    shift, scale = standardizer(moved)
+    assert scale[3] == 1.0
+    varied = np.ptp(exact[:, 0]) > 0
+    np.testing.assert_allclose(scale[:3], np.where([varied, True, True], exact[:, :3].std(axis=0), 1.0), rtol=1e-6)
+    oracle = LogisticRegression(C=0.1, tol=1e-10, max_iter=5000).fit((exact - shift) / scale, y)
+    # float32 arithmetic certifies gaps of 1e-6 of the loss, which is 1e-3 of a probability at this penalty
+    np.testing.assert_allclose(path.predict_proba(moved)[0], oracle.predict_proba((exact - shift) / scale), atol=2e-3)
+
+
+def test_a_constant_column_has_scale_one_whatever_its_rows_and_weights():
+    for n_rows in (3, 10_000, 300_000):
+        weights = np.random.default_rng(0).uniform(0, 1, n_rows)
+        for value in (0.1, 1e-30, -12345.6789, 1e30):
+            mean, scale = standardizer(np.full((n_rows, 1), value), weights)
+            assert scale[0] == 1.0
+            assert mean[0] == pytest.approx(value, rel=1e-12)

@@ -1,0 +1,225 @@
+"""Reading JSON that somebody else may have written: of a limited size, UTF-8, and checked against a schema.
+
+The only place that calls `json.loads`. A schema is written as plain values::
+
+    {"step": Int(0), "model": dict, "classes": [str], "note?": (str, None)}
+
+A type stands for a value of that type (`float` takes whole numbers too, both finite; `bool` is no number), `Int` and
+`Real` for numbers within bounds, `Text` for a string of limited length, a dict for an object with these keys (a key
+that ends in "?" may be absent, further keys are allowed), `{str: schema}` for an object whose values all agree,
+`[schema]` for a list, and a tuple for alternatives, among them literal values such as None.
+"""
+
+import json
+import math
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from igpt_model.errors import UserError
+
+MAX_BYTES = 256 << 20
+"""Largest JSON file that is read; the largest ones written are of a few MB."""
+_BIGGEST = 1 << 53  # whole numbers beyond are no longer exact in other JSON readers
+
+
+@dataclass(frozen=True)
+class Int:
+    """A whole number within bounds, both included."""
+
+    least: int = -_BIGGEST
+    most: int = _BIGGEST
+
+    def __str__(self) -> str:
+        return f"a whole number from {self.least} to {self.most}"
+
+
+@dataclass(frozen=True)
+class Real:
+    """A finite number within bounds, both included."""
+
+    least: float = -math.inf
+    most: float = math.inf
+
+    def __str__(self) -> str:
+        bounded = math.isfinite(self.least) or math.isfinite(self.most)
+        return f"a finite number from {self.least} to {self.most}" if bounded else "a finite number"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A string of at most `most` characters, none of them NUL; as a `file_name` one without a folder."""
+
+    most: int = 4096
+    file_name: bool = False
+
+    def __str__(self) -> str:
+        return f"a {'file name without a folder' if self.file_name else 'text'} of at most {self.most} characters"
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a regular file for reading; a pipe, a device or a socket is refused at once instead of waited for.
+
+    Raises
+    ------
+    UserError
+        It is no regular file.
+    OSError
+        It does not exist, or may not be read.
+    """
+    # O_NONBLOCK: a pipe without a writer would otherwise wait for one in open() itself
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise UserError(f"{path} is a folder, but a file was expected.")
+        if not stat.S_ISREG(mode):
+            raise UserError(f"{path} is a pipe or a device, but a regular file was expected.")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_bytes(path: str | Path, most: int = MAX_BYTES) -> bytes:
+    """Return the bytes of a regular file of at most `most` bytes; a larger one raises `UserError`."""
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise UserError(f"{path} has {os.path.getsize(path):,} bytes, but at most {most:,} were expected.")
+    return content
+
+
+def read_json(path: str | Path, schema: Any = None, most: int = MAX_BYTES) -> Any:
+    """Read a JSON file.
+
+    Parameters
+    ----------
+    schema : see above; None for any JSON value
+
+    Raises
+    ------
+    UserError
+        Too large, not UTF-8, not JSON, or not as the schema says; the message names the file, the key and what was
+        expected there.
+    OSError
+        The file does not exist, or may not be read.
+    """
+    return parse_json(read_bytes(path, most), path, schema)
+
+
+def parse_json(content: bytes | str, where: str | Path, schema: Any = None) -> Any:
+    """Parse JSON that comes from `where` (a name for messages); see `read_json`."""
+    try:
+        text = content.decode("utf-8") if isinstance(content, bytes) else content
+        value = json.loads(text, object_pairs_hook=_once_each)
+        if "\\u" in text:
+            # half of a surrogate pair parses, but can be written nowhere
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise UserError(f"{where} is nested too deeply to be read as JSON.") from None
+    except UnicodeError as error:
+        raise UserError(f"{where} is not UTF-8 text ({error.reason}): JSON was expected.") from None
+    except ValueError as error:
+        raise UserError(f"{where} is not valid JSON ({error}).") from None
+    if schema is not None:
+        problem = mismatch(value, schema)
+        if problem:
+            raise UserError(f"{where} cannot be used: {problem}.")
+    return value
+
+
+def as_json(value: Any) -> Any:
+    """Return a value as it will be read back: tuples become lists, and keys text."""
+    return json.loads(json.dumps(value))
+
+
+def mismatch(value: Any, schema: Any, key: str = "") -> str | None:
+    """Say where a JSON value departs from a schema, or None where it agrees."""
+    name = key or "the whole"
+    if isinstance(schema, tuple):
+        problems = [mismatch(value, option, key) for option in schema]
+        if None in problems:
+            return None
+        # the alternative of the same kind knows best what is wrong inside
+        inside = [p for p, option in zip(problems, schema, strict=True) if type(value) is type(option)]
+        return next(iter(inside), None) or f"{name} is {_short(value)}, expected {_named(schema)}"
+    if isinstance(schema, dict):
+        if not isinstance(value, dict):
+            return f"{name} is {_short(value)}, expected an object"
+        if set(schema) == {str}:
+            return _first(mismatch(item, schema[str], f"{key}.{_short(k, 40)}") for k, item in value.items())
+        for field, inner in schema.items():
+            given = field.removesuffix("?")
+            if given not in value:
+                if field == given:
+                    return f"{name} has no key {given!r}, expected {_named(inner)} there"
+                continue
+            problem = mismatch(value[given], inner, f"{key}.{given}" if key else given)
+            if problem:
+                return problem
+        return None
+    if isinstance(schema, list):
+        if not isinstance(value, list):
+            return f"{name} is {_short(value)}, expected a list"
+        return _first(mismatch(item, schema[0], f"{key}[{index}]") for index, item in enumerate(value))
+    return None if _agrees(value, schema) else f"{name} is {_short(value)}, expected {_named(schema)}"
+
+
+def _agrees(value: Any, schema: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(schema, Int):
+        return isinstance(value, int) and number and schema.least <= value <= schema.most
+    if isinstance(schema, Real) or schema is float:
+        bounds = schema if isinstance(schema, Real) else Real()
+        # Python compares whole numbers of any size with floats, but isfinite converts them
+        return number and bounds.least <= value <= bounds.most and abs(value) <= 1.8e308
+    if isinstance(schema, Text):
+        good = isinstance(value, str) and len(value) <= schema.most and "\0" not in value
+        return good and (not schema.file_name or is_file_name(value))
+    if schema is int:
+        return isinstance(value, int) and number and abs(value) <= _BIGGEST
+    if isinstance(schema, type):
+        return isinstance(value, schema)
+    return type(value) is type(schema) and value == schema
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name stays in its folder: no separator, no "." or "..", no NUL, of a length that systems take."""
+    return 0 < len(name) <= 255 and name not in (".", "..") and not set(name) & set("/\\\0")
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice[:60]!r} is there twice")
+    return value
+
+
+def _first(problems: Any) -> str | None:
+    return next((problem for problem in problems if problem), None)
+
+
+def _short(value: Any, most: int = 60) -> str:
+    if isinstance(value, int) and abs(value) > _BIGGEST:
+        return "a number of more than 53 bits"
+    text = {dict: "an object", list: "a list"}.get(type(value)) or repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _named(schema: Any) -> str:
+    if isinstance(schema, tuple):
+        return " or ".join(_named(option) for option in schema)
+    if isinstance(schema, dict):
+        return "an object"
+    if isinstance(schema, list):
+        return "a list"
+    plain = {str: "a text", int: str(Int()), float: "a finite number", bool: "true or false", dict: "an object"}
+    plain[list] = "a list"
+    if isinstance(schema, type):
+        return plain[schema]
+    return str(schema) if isinstance(schema, Int | Real | Text) else repr(schema)

@@ -1,0 +1,85 @@
+"""Numbers with bounds: a setting's field or a command's flag says its range once, and every value is checked by it."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from igpt_model.errors import UserError
+
+LARGE = 1_000_000_000
+"""The largest count (steps, pictures, rows) that is taken."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers from `least` to `most`, both included; `above` and `below` leave the end itself out."""
+
+    least: float = -math.inf
+    most: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, value: Any) -> bool:
+        # a comparison with NaN is false, so that NaN is in no range; infinity is in none either
+        low = value > self.least if self.above else value >= self.least
+        high = value < self.most if self.below else value <= self.most
+        return bool(low and high and value not in (math.inf, -math.inf))
+
+    def __str__(self) -> str:
+        if self.most == math.inf:
+            words = f"above {_plain(self.least)}" if self.above else f"of at least {_plain(self.least)}"
+            return "finite" if self.least == -math.inf else words
+        ends = f"from {_plain(self.least)} to {_plain(self.most)}"
+        if self.above and self.below:
+            return f"between {_plain(self.least)} and {_plain(self.most)}"
+        return (
+            ends
+            + (f", above {_plain(self.least)}" if self.above else "")
+            + (f", below {_plain(self.most)}" if self.below else "")
+        )
+
+
+COUNT = Range(1, LARGE)
+COUNT_OR_NONE = Range(0, LARGE)
+"""A count of which 0 means "none" or "the usual"."""
+SEED = Range(0, 2**32 - 1)
+POSITIVE = Range(0, 1e30, above=True)
+NOT_NEGATIVE = Range(0, 1e30)
+SHARE = Range(0, 1)
+WORKERS = Range(0, 1024)
+
+
+def option(default: Any, help: str, allowed: Range | None = None) -> Any:
+    """Return a dataclass field with its default, the help text that the command line shows, and its range."""
+    return field(default=default, metadata={"help": help, "range": allowed})
+
+
+def check_range(name: str, value: Any, allowed: Range) -> None:
+    """Refuse a number, or one of several, that is not in the range; None passes.
+
+    Raises
+    ------
+    UserError
+        It names the setting, the value and the range.
+    """
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        for one in value:
+            check_range(name, one, allowed)
+    elif value is not None and (not isinstance(value, int | float) or value not in allowed):
+        raise UserError(f"{name} is {_plain(value)}; expected a number {allowed}.")
+
+
+def check_ranges(settings: Any) -> None:
+    """Check every field of a dataclass that has a range (see `option`)."""
+    for one in fields(settings):
+        allowed = one.metadata.get("range")
+        if allowed is not None:
+            check_range(one.name, getattr(settings, one.name), allowed)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        # str() itself refuses whole numbers of more than some thousand digits
+        return str(value) if abs(value) < 10**30 else "a number of more than 30 digits"
+    return f"{value:g}" if isinstance(value, float) else repr(value)

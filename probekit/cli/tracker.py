@@ -1,0 +1,144 @@
+"""`--tracker wandb|mlflow`: the scalars of a training run or study in an experiment tracker that is installed.
+
+The tracker's own settings hold (WANDB_MODE=offline, MLFLOW_TRACKING_URI, ...). The id of its run is kept in
+`OUT/tracker.json`, so that a resumed command goes on in the same run.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from igpt_model import atomic
+from probekit.runtime.errors import UserError
+
+Kind = Literal["wandb", "mlflow"]
+PROJECT = "probekit"
+
+
+class Tracker(Protocol):
+    """One run of a tracker."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Scalars at a step."""
+
+    def file(self, path: Path) -> None:
+        """A file beside the scalars."""
+
+    def close(self, failed: bool) -> None:
+        """End the run."""
+
+
+class _Nothing:
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        pass
+
+    def file(self, path: Path) -> None:
+        pass
+
+    def close(self, failed: bool) -> None:
+        pass
+
+
+class _Wandb:
+    def __init__(self, module: Any, name: str, config: dict[str, Any], out: Path, run_id: str | None) -> None:
+        self.module = module
+        self.run = module.init(project=PROJECT, name=name, config=config, dir=str(out), id=run_id, resume="allow")
+        self.id = str(self.run.id)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        if values:
+            self.run.log(dict(values), step=step)
+
+    def file(self, path: Path) -> None:
+        self.run.save(str(path), base_path=str(path.parent), policy="now")
+
+    def close(self, failed: bool) -> None:
+        self.run.finish(exit_code=int(failed))
+
+
+class _Mlflow:
+    def __init__(self, module: Any, name: str, config: dict[str, Any], out: Path, run_id: str | None) -> None:
+        self.module = module
+        module.set_experiment(experiment_name=PROJECT)
+        if run_id is None:
+            self.id = str(module.start_run(run_name=name).info.run_id)
+            module.log_params(params=_flat(config))
+        else:
+            self.id = str(module.start_run(run_id=run_id).info.run_id)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        if values:
+            self.module.log_metrics(metrics=dict(values), step=step)
+
+    def file(self, path: Path) -> None:
+        self.module.log_artifact(local_path=str(path))
+
+    def close(self, failed: bool) -> None:
+        self.module.end_run(status="FAILED" if failed else "FINISHED")
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted names; mlflow takes no others, and 500 characters of each."""
+    found: dict[str, str] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = str(value)[:500]
+    return found
+
+
+@contextmanager
+def open_tracker(kind: Kind | None, name: str, config: Mapping[str, Any], out: Path) -> Iterator[Tracker]:
+    """A run of the tracker for as long as the block lasts; without a kind a tracker that does nothing.
+
+    Raises
+    ------
+    UserError
+        The package is not installed, or `out` was tracked elsewhere.
+    """
+    if kind is None:
+        yield _Nothing()
+        return
+    try:
+        module = import_module(kind)
+    except ModuleNotFoundError:
+        raise UserError(f"--tracker {kind} needs the package {kind}: pip install {kind}.") from None
+    path = out / "tracker.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    if known and known["kind"] != kind:
+        raise UserError(f"{out} is tracked by {known['kind']}: give --tracker {known['kind']}, or delete {path}.")
+    plain = json.loads(json.dumps(dict(config), default=str))
+    out.mkdir(parents=True, exist_ok=True)
+    run: Any = (_Wandb if kind == "wandb" else _Mlflow)(module, name, plain, out, known.get("id"))
+    atomic.write_json(path, {"kind": kind, "id": run.id})
+    try:
+        yield run
+    except BaseException:
+        run.close(failed=True)
+        raise
+    run.close(failed=False)
+
+
+def training_scalars(record: Mapping[str, Any]) -> dict[str, float]:
+    """The scalars of one of train()'s records; none of those that speak of no number."""
+    if record["kind"] in ("step", "eval"):
+        numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
+        return {f"{record['kind']}/{name}": float(value) for name, value in numbers.items()}
+    if record["kind"] == "probe":
+        accuracy = record["accuracy"]
+        layers = {f"probe/layer_{k:02d}": value for k, value in enumerate(accuracy)}
+        return layers | {"probe/peak_layer": record["peak"], "probe/last": accuracy[-1], "probe/best": max(accuracy)}
+    return {}
+
+
+def curve_scalars(curves: Any) -> dict[int, dict[str, float]]:
+    """Depth curves as scalars, depth in place of the step: {depth: {"DATA/SERIES/accuracy": value}}."""
+    found: dict[int, dict[str, float]] = {}
+    for curve in curves:
+        for depth, value in zip(curve.depths, curve.accuracy, strict=True):
+            found.setdefault(int(depth), {})[f"{curve.dataset}/{curve.series}/accuracy"] = float(value)
+    return found

@@ -1,0 +1,293 @@
+"""Parquet files of encoded images, as Hugging Face `datasets` writes them; read by pyarrow alone, a few rows at a time.
+
+Row ids: the position among the rows of the split, its files in the order of their names.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from igpt_model.checked_json import parse_json
+from igpt_model.hashing import hash_json
+from probekit.datasets.folder import SUFFIXES
+from probekit.datasets.images import FileImages, Images, PackedNames, decode
+from probekit.datasets.parts import Part, assemble, by_split, column, expand, split_of
+from probekit.datasets.records import Dataset
+from probekit.runtime.errors import UserError, first_line
+
+BATCH = 64
+"""Rows of encoded images held at a time: pages of a column are read as they are needed, not a row group at once."""
+BUFFER_BYTES = 1 << 20
+LABEL_NAMES = ("label", "labels", "target", "class", "cls")
+
+
+@dataclass(eq=False)
+class ParquetImages:
+    """A column of encoded images in parquet files; rows asked for in ascending order are read once.
+
+    Parameters
+    ----------
+    files : tuple of str
+    column : str
+        Bytes, or a struct with the field `bytes` (Hugging Face's `Image`).
+    group_file, group, group_end : int64 (G,)
+        Of each row group: its file, its number there, and the row after its last.
+    """
+
+    files: tuple[str, ...]
+    column: str
+    group_file: np.ndarray
+    group: np.ndarray
+    group_end: np.ndarray
+    _reader: Any = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return int(self.group_end[-1]) if len(self.group_end) else 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_reader": None}
+
+    def read(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The images at `rows`, each HWC uint8 RGB."""
+        images: list[Any] = [None] * len(rows)
+        for place in np.argsort(rows, kind="stable"):
+            row = int(rows[place])
+            content, name = self._encoded(row)
+            images[place] = decode(content, name)
+        return images
+
+    def _encoded(self, row: int) -> tuple[bytes, str]:
+        number = int(np.searchsorted(self.group_end, row, side="right"))
+        start = int(self.group_end[number - 1]) if number else 0
+        reader = self._reader
+        if reader is None or reader.owner != (os.getpid(), number) or row < reader.first:
+            file = self.files[self.group_file[number]]
+            reader = self._reader = _GroupReader(file, int(self.group[number]), self.column, start, number)
+        value = reader.value(row)
+        name = f"{reader.file}, row {row - start} of row group {int(self.group[number])}"
+        content = value.get("bytes") if isinstance(value, dict) else value
+        return (content, name) if content is not None else _beside(value, reader.file, name)
+
+
+def _beside(value: Any, file: str, name: str) -> tuple[bytes, str]:
+    """The file that a value without bytes names: `to_parquet` leaves local images where they are."""
+    path = Path(file).parent / str((value or {}).get("path"))
+    if not path.is_file():
+        raise UserError(f"{name} holds no encoded image, and its file {path} does not exist; write the images into it.")
+    return path.read_bytes(), str(path)
+
+
+class _GroupReader:
+    """One row group's column, streamed forwards in batches of `BATCH` rows."""
+
+    def __init__(self, file: str, group: int, column: str, first: int, number: int):
+        self.file, self.owner = file, (os.getpid(), number)
+        with _as_sentence(file):
+            opened = _open(file)
+        self._batches: Iterator[Any] = opened.iter_batches(
+            BATCH, row_groups=[group], columns=[column], use_threads=False
+        )
+        self.first, self._values = first, next(self._batches).column(0)
+
+    def value(self, row: int) -> Any:
+        """The value at a row at or after `first`."""
+        with _as_sentence(self.file):
+            while row >= self.first + len(self._values):
+                self.first += len(self._values)
+                self._values = next(self._batches).column(0)
+            return self._values[row - self.first].as_py()
+
+
+class _as_sentence:
+    """Errors of pyarrow in one sentence that names the file."""
+
+    def __init__(self, file: str | Path):
+        self.file = file
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+        if kind is not None and (issubclass(kind, OSError) or kind.__module__.startswith("pyarrow")):
+            raise UserError(f"{self.file} is not a whole parquet file ({first_line(error)}); copy it again.") from None  # type: ignore[arg-type]
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow.parquet as parquet
+    except ModuleNotFoundError:
+        raise UserError("Parquet files need pyarrow: pip install 'igpt-probekit[datasets]'.") from None
+    return parquet
+
+
+def _open(file: str | Path) -> Any:
+    return _pyarrow().ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
+
+
+def declared_features(schema: Any) -> dict[str, dict[str, Any]]:
+    """The features that `datasets` writes into a file's schema, by column; empty for files of other origin."""
+    text = (schema.metadata or {}).get(b"huggingface")
+    try:
+        found = parse_json(text, "the schema", {"info": {"features": dict}})["info"]["features"] if text else {}
+    except UserError:
+        return {}
+    return {name: value for name, value in found.items() if isinstance(value, dict)}
+
+
+def choose_columns(
+    features: dict[str, dict[str, Any]], schema: Any, image: str | None, label: str | None, where: str
+) -> tuple[str, str, list[str] | None]:
+    """The image column, the label column and the class names, from declared features, else from types and names."""
+    import pyarrow.types as kinds
+
+    names = list(schema.names)
+    declared = [n for n in names if features.get(n, {}).get("_type") == "Image"]
+
+    def holds_bytes(kind: Any) -> bool:
+        if kinds.is_struct(kind):
+            return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
+        return kinds.is_binary(kind) or kinds.is_large_binary(kind)
+
+    image = column(
+        image, declared or [n for n in names if holds_bytes(schema.field(n).type)], names, "image", where
+    )  # fmt: skip
+    labels = [
+        n
+        for n in names
+        if n != image
+        and (
+            features.get(n, {}).get("_type") == "ClassLabel"
+            or n.lower() in LABEL_NAMES
+            or n.lower().endswith(("_label", "_labels"))
+        )
+    ]
+    label = column(label, labels, names, "label", where)
+    if kinds.is_list(schema.field(label).type) or kinds.is_large_list(schema.field(label).type):
+        raise UserError(f"{where}: the column {label} holds several labels a row, but a probe needs one class a row.")
+    return image, label, features.get(label, {}).get("names")
+
+
+def label_array(values: Any, where: str) -> np.ndarray:
+    """Labels as int64 (N,), or as text where they are text."""
+    array = np.asarray(values)
+    if array.dtype.kind in "iub":
+        return array.astype(np.int64)
+    if array.dtype.kind in "OU" and all(isinstance(value, str) for value in array.tolist()):
+        return array.astype(str)
+    raise UserError(f"{where}: labels are of type {array.dtype}, but whole numbers or class names are needed.")
+
+
+def load(
+    name: str,
+    root: str | Path | None = None,
+    image: str | None = None,
+    label: str | None = None,
+    skip_corrupt: bool = False,
+    split_seed: int = 0,
+) -> Dataset:
+    """Read parquet files whose rows hold one encoded image and one label.
+
+    Parameters
+    ----------
+    name : str
+        Name of the data set; "parquet" means: call it after the path.
+    root : path
+        A .parquet file, a quoted glob, or a folder of them (to every depth). The word train, val or test in a path
+        says its split.
+    image, label : str, optional
+        Columns. Without them those that `datasets` declared, or the one column of bytes and the one called label.
+    skip_corrupt : bool
+        Leave out images that cannot be decoded, as for folders.
+
+    Raises
+    ------
+    UserError
+        pyarrow is missing, a file is damaged, or none or several columns could be meant.
+    """
+    where = os.path.expanduser(str(root)) if root is not None else ""
+    files = [file for file in expand(where, ".parquet") if file.is_file()] if where else []
+    if not files:
+        raise UserError(f"{root} holds no .parquet file; give root=FILE.parquet, a glob or a folder.")
+    folders = sorted({str(file.parent) for file in files if not split_of(file.parent.name)})
+    if len(folders) > 1:
+        raise UserError(f"{where} holds parquet files in several folders ({', '.join(folders)}): name one of them.")
+    parts: dict[str, Part] = {}
+    classes: list[str] | None = None
+    sizes: dict[str, int] = {}
+    for split, members in by_split(files, where).items():
+        parts[split], classes, columns = _part(members, image, label, where, classes)
+        sizes |= {str(file): file.stat().st_size for file in members}
+    listing = [[Path(file).name, size] for file, size in sorted(sizes.items())]
+    provenance = {
+        "source": "parquet",
+        "path": where,
+        "columns": columns,
+        "files": len(files),
+        "listing_hash": hash_json([listing, {split: part.labels.tolist() for split, part in parts.items()}]),
+    }
+    title = Path(where.split("*")[0].rstrip("/")).name.removesuffix(".parquet").rstrip("-_.")
+    return assemble(
+        (title or "parquet") if name == "parquet" else name, where, parts, provenance, classes, skip_corrupt, split_seed
+    )
+
+
+def _part(
+    files: Sequence[Path], image: str | None, label: str | None, where: str, classes: list[str] | None
+) -> tuple[Part, list[str] | None, dict[str, str]]:
+    labels, group_file, group, sizes = [], [], [], []
+    for number, file in enumerate(files):
+        with _as_sentence(file):
+            opened = _open(file)
+            schema = opened.schema_arrow
+        features = declared_features(schema)
+        image, label, names = choose_columns(features, schema, image, label, where)
+        if classes is not None and names is not None and names != classes:
+            raise UserError(f"{file} names other classes than the files before it; give files of one data set.")
+        classes = names or classes
+        with _as_sentence(file):
+            labels.append(label_array(opened.read([label]).column(0).to_numpy(), str(file)))
+        for k in range(opened.metadata.num_row_groups):
+            if rows := opened.metadata.row_group(k).num_rows:
+                group_file.append(number)
+                group.append(k)
+                sizes.append(rows)
+    assert image is not None
+    assert label is not None
+    kind = schema.field(image).type
+    images: Images
+    if str(kind) in ("string", "large_string"):
+        paths = [str(file.parent / p) for file in files for p in _open(file).read([image]).column(0).to_pylist()]
+        images = FileImages("", PackedNames(paths))
+    else:
+        images = ParquetImages(
+            tuple(map(str, files)), image, np.array(group_file), np.array(group), np.cumsum(sizes, dtype=np.int64)
+        )
+    return Part(images, np.concatenate(labels)), classes, {"image": image, "label": label}
+
+
+def looks_like(path: str) -> bool:
+    """Whether `path` is a .parquet file, a glob of them, or a folder that holds some, at its top or one below."""
+    if Path(path).is_dir():
+        return _holds_parquet(path)
+    return path.endswith(".parquet") and any(file.is_file() for file in expand(path, ".parquet"))
+
+
+def _holds_parquet(folder: str) -> bool:
+    """The first images met decide against it: a folder of a million images is not listed to find out."""
+    with os.scandir(folder) as entries:
+        top = [entry for entry in entries if not entry.name.startswith(".")]
+    if any(entry.name.endswith(".parquet") for entry in top):
+        return True
+    for entry in top:
+        if entry.is_dir():
+            with os.scandir(entry.path) as below:
+                for file in below:
+                    if file.name.endswith(".parquet"):
+                        return True
+                    if file.name.lower().endswith(SUFFIXES):
+                        return False
+    return False

@@ -1,0 +1,149 @@
+"""Further test sets beside a data set's own: the same classes, or some of them, in other pictures.
+
+Shape legend: N rows of a test set, K classes of the data set that probes are trained on.
+"""
+
+import csv
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probekit.datasets.records import Dataset, Split, Splits
+from probekit.runtime.errors import UserError
+
+OWN = ("train", "val", "test")
+
+
+def with_tests(
+    data: Dataset, tests: Mapping[str, Dataset], maps: Mapping[str, Mapping[str, str]] | None = None
+) -> Dataset:
+    """`data` with the rows of other data sets as further splits, labelled by the classes of `data`.
+
+    Of a test set that has its own test part that part is used, of one that is a pool of rows (CIFAR-10-C, ImageNet-V2)
+    all of them. Classes are matched by name. Where one side has only numbers for names (arrays; ImageNet-V2's folders
+    "0" to "999") a number is the label itself.
+
+    Parameters
+    ----------
+    data : Dataset
+    tests : name -> Dataset
+    maps : name -> {class of the test set: class of `data`}, optional
+        For names that differ. Rows of classes that are not in the map are left out, and counted in the provenance.
+
+    Raises
+    ------
+    UserError
+        A name that cannot be a split, or a class that `data` lacks.
+    """
+    makers: dict[str, Any] = {split: (lambda split=split: data.splits[split]) for split in data.splits}
+    described: dict[str, Any] = dict(data.provenance.get("tests", {}))
+    for name, other in tests.items():
+        if name in makers or not re.fullmatch(r"[\w][\w.+-]*", name) or name in OWN:
+            raise UserError(
+                f"A test set cannot be called {name!r}: give each a name of its own, of letters, digits and . + - _, "
+                "as in --test fog=CIFAR-10-C#corruption=fog."
+            )
+        index_K, how = _class_index(data, other, (maps or {}).get(name), name)
+        makers[name] = lambda other=other, index_K=index_K: _relabelled(other, index_K)
+        described[name] = {
+            **other.provenance,
+            "classes_by": how,
+            "labels": sorted({int(k) for k in index_K if k >= 0}),
+            "classes_left_out": int((index_K < 0).sum()),
+            "rows": "test" if _has_own_test(other) else "all",
+        }
+    return replace(data, provenance={**data.provenance, "tests": described}, splits=Splits(makers))
+
+
+def read_class_map(path: str | Path) -> dict[str, str]:
+    """A class map from a CSV file of two columns: class of the test set, class of the training set; no header.
+
+    Raises
+    ------
+    UserError
+        The file is missing, or a line has not two fields.
+    """
+    try:
+        with open(os.path.expanduser(str(path)), newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The class map {path} cannot be read ({error}); give a CSV file of two columns.") from None
+    for number, row in enumerate(rows, start=1):
+        if len(row) != 2:
+            raise UserError(f"Line {number} of {path} has {len(row)} fields; expected TEST_CLASS,TRAINING_CLASS.")
+    return {a.strip(): b.strip() for a, b in rows}
+
+
+def written_tests(texts: Any, root: str | Path | None = None, skip_corrupt: bool = False) -> tuple[dict, dict]:
+    """Test sets and class maps from texts `NAME=DATASET[#classes=MAP.csv]`, for `with_tests`.
+
+    `root` is where data sets known by name lie, as for `load_dataset`.
+    """
+    from probekit.datasets.catalogue import ENTRIES, load_dataset
+
+    tests, maps = {}, {}
+    for text in texts:
+        name, sign, spec = str(text).partition("=")
+        if not (name and sign and spec):
+            raise UserError(f"--test is {text!r}; expected NAME=DATASET, as in --test v2=imagenetv2.")
+        if name in tests:
+            raise UserError(f"Two test sets are called {name!r}: give each a name of its own.")
+        options = re.findall(r"#classes=([^#]*)", spec)
+        if options:
+            maps[name] = read_class_map(options[0])
+            spec = re.sub(r"#classes=[^#]*", "", spec)
+        needs_root = any(entry.name == spec.partition("#")[0] and entry.needs_root for entry in ENTRIES)
+        given: dict[str, Any] = {"skip_corrupt": True} if skip_corrupt and not needs_root else {}
+        tests[name] = load_dataset(spec, root=root if needs_root else None, **given)
+    return tests, maps
+
+
+def _has_own_test(data: Dataset) -> bool:
+    return data.provenance.get("split_rule", {}).get("test") in (None, "the source's own")
+
+
+def _rows(data: Dataset) -> Split:
+    """The rows that a test set tests on, in the order of the source."""
+    if _has_own_test(data):
+        return data.splits["test"]
+    parts = [data.splits[split] for split in OWN]
+    ids = np.concatenate([part.row_ids for part in parts])
+    order = np.argsort(ids, kind="stable")
+    labels, sources = (np.concatenate([getattr(p, c) for p in parts])[order] for c in ("labels", "source_rows"))
+    return Split(parts[0].source, labels, ids[order], sources)
+
+
+def _relabelled(data: Dataset, index_K: np.ndarray) -> Split:
+    rows = _rows(data)
+    rows = rows.take(np.flatnonzero(index_K[rows.labels] >= 0))
+    return replace(rows, labels=index_K[rows.labels])
+
+
+def _class_index(data: Dataset, other: Dataset, mapping: Mapping[str, str] | None, name: str) -> tuple[np.ndarray, str]:
+    """The label in `data` of each class of `other`, int64, -1 for those left out; and how it was found."""
+    place = {label: k for k, label in enumerate(data.classes)}
+    if mapping is not None:
+        unknown = sorted(set(mapping.values()) - set(place))
+        strange = sorted(set(mapping) - set(other.classes))
+        if unknown or strange or not mapping:
+            whose, which = (data.name, unknown) if unknown else (name, strange)
+            raise UserError(f"The class map of {name} speaks of {', '.join(which[:5])}, which is no class of {whose}.")
+        return np.array([place[mapping[c]] if c in mapping else -1 for c in other.classes], np.int64), "map"
+    if all(label in place for label in other.classes):
+        return np.array([place[label] for label in other.classes], np.int64), "name"
+    mine, theirs = (all(c.isdecimal() for c in classes) for classes in (data.classes, other.classes))
+    if theirs and not mine and max(map(int, other.classes)) < len(data.classes):
+        return np.array([int(label) for label in other.classes], np.int64), "number"
+    if mine and not theirs and len(other.classes) == len(data.classes):
+        return np.arange(len(other.classes)), "number"
+    missing = [label for label in other.classes if label not in place]
+    shown = ", ".join(missing[:5]) + (", ..." if missing[5:] else "")
+    raise UserError(
+        f"The test set {name} has classes that {data.name} lacks ({shown}): "
+        "give a class map (#classes=MAP.csv), or name it after --on, for a probe of its own."
+    )

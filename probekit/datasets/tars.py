@@ -1,0 +1,196 @@
+"""Tar files in webdataset's layout: tarfile makes an index of offsets once, then images are read in place.
+
+A sample is the run of members with one key, the path up to the first dot of its last component ("train/0001.jpg" and
+"train/0001.cls" have the key "train/0001"). Row ids: the position of the sample in the shards of its split, in order.
+
+References
+----------
+webdataset, "The WebDataset Format" (github.com/webdataset/webdataset).
+"""
+
+import os
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from igpt_model.checked_json import parse_json
+from igpt_model.hashing import hash_json
+from probekit.datasets.folder import SUFFIXES
+from probekit.datasets.images import decode
+from probekit.datasets.parts import Part, assemble, by_split, expand
+from probekit.datasets.records import Dataset
+from probekit.runtime.errors import UserError
+
+LABEL_FIELDS = ("cls", "cls.txt", "label", "label.txt")
+
+
+@dataclass(frozen=True, eq=False)
+class TarImages:
+    """Image members of uncompressed tars by offset.
+
+    Parameters
+    ----------
+    files : tuple of str
+    shards, offsets, sizes : int64 (N,)
+        Which file, and which of its bytes.
+    """
+
+    files: tuple[str, ...]
+    shards: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def read(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The images at `rows`, each HWC uint8 RGB."""
+        images = []
+        for row in rows:
+            file = self.files[self.shards[row]]
+            try:
+                with open(file, "rb") as opened:
+                    content = os.pread(opened.fileno(), int(self.sizes[row]), int(self.offsets[row]))
+            except OSError as error:
+                raise UserError(f"{file} cannot be read ({error.strerror}); is it still there?") from error
+            images.append(decode(content, f"{file}, sample {row}"))
+        return images
+
+
+def _key(name: str) -> tuple[str, str]:
+    folder, _, last = name.rpartition("/")
+    stem, _, field = last.partition(".")
+    return f"{folder}/{stem}" if folder else stem, field.lower()
+
+
+@dataclass
+class _Sample:
+    """The fields of one sample that matter here."""
+
+    key: str
+    image: tuple[int, int] | None = None
+    label: Any = None
+    fields: tuple[str, ...] = ()
+
+
+def _samples(file: Path, label: str | None) -> list[_Sample]:
+    samples: list[_Sample] = []
+    known: set[str] = set()
+    try:
+        with tarfile.open(file, "r:") as tar:
+            for member in tar:
+                if not member.isfile() or member.name.rpartition("/")[2].startswith("."):
+                    continue
+                key, field = _key(member.name)
+                if not samples or samples[-1].key != key:
+                    if key in known:
+                        raise UserError(f"{file} holds the sample {key} twice, or its members stand apart.")
+                    known.add(key)
+                    samples.append(_Sample(key))
+                sample = samples[-1]
+                sample.fields += (field,)
+                if f".{field}".endswith(SUFFIXES):
+                    if sample.image is not None:
+                        raise UserError(
+                            f"{file}: the sample {key} has more than one image ({', '.join(sample.fields)})."
+                        )
+                    sample.image = (member.offset_data, member.size)
+                elif field == label or (label is None and field in LABEL_FIELDS):
+                    sample.label = tar.extractfile(member).read().decode().strip()  # type: ignore[union-attr]
+                elif field == "json" and (label is None or label not in sample.fields):
+                    value = parse_json(tar.extractfile(member).read(), member.name)  # type: ignore[union-attr]
+                    if isinstance(value, dict) and (label or "label") in value and sample.label is None:
+                        sample.label = value[label or "label"]
+                tar.members = []  # type: ignore[attr-defined]  # it keeps every header; a shard may have a million
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        hint = "decompress it first, or copy it again" if file.suffix in (".gz", ".tgz") else "copy it again"
+        raise UserError(f"{file} is not a whole uncompressed tar file ({error}); {hint}.") from None
+    return samples
+
+
+def _part(files: list[Path], label: str | None) -> tuple[Part, int]:
+    shards, offsets, sizes, labels, skipped = [], [], [], [], 0
+    for number, file in enumerate(files):
+        for sample in _samples(file, label):
+            if sample.image is None:
+                skipped += 1
+                continue
+            if sample.label is None:
+                raise UserError(
+                    f"{file}: the sample {sample.key} has the fields {', '.join(sample.fields)} but no label; expected "
+                    f".cls (or a key of .json): name it, as in {file}#label=FIELD."
+                )
+            shards.append(number)
+            offsets.append(sample.image[0])
+            sizes.append(sample.image[1])
+            labels.append(sample.label)
+    try:
+        values = np.array([int(value) for value in labels], np.int64)
+    except (TypeError, ValueError):
+        values = np.array([str(value) for value in labels])
+    images = TarImages(
+        tuple(map(str, files)), np.array(shards, np.int64), np.array(offsets, np.int64), np.array(sizes, np.int64)
+    )
+    return Part(images, values), skipped
+
+
+def load(
+    name: str,
+    root: str | Path | None = None,
+    label: str | None = None,
+    skip_corrupt: bool = False,
+    split_seed: int = 0,
+) -> Dataset:
+    """Read webdataset shards.
+
+    Parameters
+    ----------
+    name : str
+        Name of the data set; "webdataset" means: call it after the path.
+    root : path
+        A .tar, a quoted glob or brace range ('train-{0000..0012}.tar'), or a folder of tars. The word train, val or
+        test in a file's name says its split.
+    label : str, optional
+        The field that holds the label, or a key of the .json field; `cls` (or the key `label`) without it. Whole
+        numbers are labels as they are, text names a class.
+    skip_corrupt : bool
+        Leave out images that cannot be decoded, as for folders.
+
+    Raises
+    ------
+    UserError
+        A file is no whole uncompressed tar, or a sample has no label or several images.
+    """
+    files = expand(os.path.expanduser(str(root)), ".tar") if root is not None else []
+    missing = [file for file in files if not file.is_file()]
+    if not files or missing:
+        raise UserError(f"{missing[0] if missing else root} does not exist; give root=FILE.tar, a glob or a folder.")
+    found = {split: _part(shards, label) for split, shards in by_split(files, os.path.expanduser(str(root))).items()}
+    sizes = {str(file.name): file.stat().st_size for file in files}
+    listing = {
+        split: [part.images.offsets.tolist(), part.images.sizes.tolist(), part.labels.tolist()]  # type: ignore[attr-defined]
+        for split, (part, _) in found.items()
+    }
+    provenance = {
+        "source": "webdataset tars",
+        "path": str(root),
+        "files": len(files),
+        "listing_hash": hash_json([sizes, listing]),
+        "samples_without_image": sum(skipped for _, skipped in found.values()),
+    }
+    parts = {split: part for split, (part, _) in found.items()}
+    title = Path(str(root).rstrip("/")).name.removesuffix(".tar").split("{")[0].split("*")[0].rstrip("-_.")
+    title = (title or "webdataset") if name == "webdataset" else name
+    return assemble(title, str(root), parts, provenance, None, skip_corrupt, split_seed)
+
+
+def looks_like(path: str) -> bool:
+    """Whether `path` is a .tar, a glob or brace range of them, or a folder whose only data are tars."""
+    if Path(path).is_dir():
+        with os.scandir(path) as entries:
+            names = [entry.name for entry in entries if not entry.name.startswith(".")]
+        return any(name.endswith(".tar") for name in names) and not any(Path(path, name).is_dir() for name in names)
+    return path.endswith(".tar") and all(file.is_file() for file in expand(path, ".tar") or [Path(path)])

@@ -1,0 +1,268 @@
+"""The one way to open a feature file: everything that it declares is checked before anything of it is read.
+
+Types, shapes against the file's size, names, and that nothing but the shards that a parent names is outside the file:
+no external storage, no links, no foreign virtual sources. A file that passes has a fixed depth of groups, so that no
+cycle can be followed, and no array larger than what is stored is ever allocated for its rows.
+"""
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from igpt_model.checked_json import Int, Text, parse_json
+from probekit.features import format as layout
+from probekit.features.format import DTYPES, FORMAT, VERSION, Header
+from probekit.runtime.errors import UserError, first_line
+
+# damaged metadata make HDF5 and h5py fail in many ways
+DAMAGE = (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError, OverflowError)
+MOST_BYTES = 1 << 16
+"""Largest attribute: what HDF5 stores in an object's header."""
+_ROWS = {str: Int(1, 1 << 40)}
+_SCHEMAS = {
+    "encoder": {"name?": (Text(1000), None)},
+    "dataset": {"name?": (Text(1000), None)},
+    "layer_names": [Text(1000)],
+    "splits": _ROWS,
+    "versions": dict,
+    "shard": (None, {"rank": Int(0), "world": Int(1), "splits": _ROWS, "first": {str: Int(0, 1 << 40)}}),
+    "shards": (
+        None,
+        [{"file": Text(255, file_name=True), "id": Text(32), "first": {str: Int(0, 1 << 40)}, "rows": _ROWS}],
+    ),
+}
+# those that HDF5 knows or that `compress` uses: deflate, shuffle, fletcher32, lzf, blosc2, zstd
+_FILTERS = {1, 2, 3, 32000, 32015, 32026}
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[h5py.File]:
+    """Open a feature file that has been checked, to read from it; what fails now says that the file is damaged."""
+    with layout.open_hdf5(path) as file:
+        try:
+            yield file
+        except UserError:
+            raise
+        except DAMAGE as error:
+            raise _damaged(file, error) from error
+
+
+def attribute(file: h5py.File, name: str) -> Any:
+    """A root attribute, JSON decoded and checked; None where there is none."""
+    if name not in file.attrs:
+        return None
+    stored = h5py.h5a.open(file.id, name.encode())
+    if stored.get_storage_size() > MOST_BYTES or stored.shape != ():
+        raise UserError(f"{file.filename} is damaged: its attribute {name} is no single value of at most 64 KiB.")
+    value = file.attrs[name]
+    if isinstance(value, bytes):
+        value = value.decode()
+    if name in _SCHEMAS:
+        if not isinstance(value, str):
+            raise UserError(f"{file.filename} is damaged: its attribute {name} is no text.")
+        return parse_json(value, f"Attribute {name} of {file.filename}", _SCHEMAS[name])
+    if isinstance(value, np.integer):
+        return int(value)
+    if not isinstance(value, str):
+        raise UserError(f"{file.filename} is damaged: its attribute {name} is neither a text nor a whole number.")
+    return value
+
+
+def read_header(file: h5py.File) -> Header:
+    """The header of an open file, after a check of the whole file's structure.
+
+    Raises
+    ------
+    UserError
+        It is no feature file of this version, it is damaged, or it points elsewhere; the message says where.
+    """
+    try:
+        return _header(file)
+    except UserError:
+        raise
+    except RecursionError:
+        raise UserError(f"{file.filename} is damaged: it is nested too deeply.") from None
+    except DAMAGE as error:
+        raise _damaged(file, error) from error
+
+
+def read_classes(file: h5py.File) -> tuple[str, ...]:
+    """The names of the labels; empty where nobody gave any."""
+    if "classes" not in file:
+        return ()
+    names = _dataset(file, "classes")
+    kind = h5py.check_string_dtype(names.dtype)
+    if names.ndim != 1 or kind is None or names.shape[0] > 1 << 24:
+        raise UserError(f"{file.filename} is damaged: classes are no list of names.")
+    _check_storage(file, names, "classes", virtual=frozenset())
+    return tuple(names.asstr()[()])
+
+
+def _header(file: h5py.File) -> Header:
+    if attribute(file, "format") != FORMAT:
+        raise UserError(f"{file.filename} is HDF5 but no feature file (no attribute format = {FORMAT!r}).")
+    version = _number(file, "version", 1, 1 << 31)
+    if version > VERSION:
+        raise UserError(
+            f"{file.filename} is feature file version {version}, "
+            f"but this probekit reads up to version {VERSION}: upgrade it."
+        )
+    values = {name: attribute(file, name) for name in _SCHEMAS}
+    for name, value in values.items():
+        if value is None and name not in ("shard", "shards"):
+            raise UserError(f"{file.filename} is damaged: it has no attribute {name}.")
+    splits: dict[str, int] = values["splits"]
+    if not splits:
+        raise UserError(f"{file.filename} is damaged: it has no split.")
+    for split in splits:
+        if not re.fullmatch(r"[^/\0]{1,200}", split) or split in (".", "..", "classes"):
+            raise UserError(f"{file.filename} is damaged: {split!r} is no name of a split.")
+    if attribute(file, "dtype") not in DTYPES:
+        raise UserError(f"{file.filename} is damaged: its dtype is {attribute(file, 'dtype')!r}.")
+    for name in ("complete", "id"):
+        if attribute(file, name) is None:
+            raise UserError(f"{file.filename} is damaged: it has no attribute {name}.")
+    _check_links(file, "/")
+    layers = tuple(sorted(_names(file, f"{next(iter(splits))}/layers")))
+    if not layers or len(layers) != len(values["layer_names"]):
+        raise UserError(
+            f"{file.filename} is damaged: it has {len(layers)} layers and {len(values['layer_names'])} names of layers."
+        )
+    header = Header(
+        encoder=values["encoder"],
+        dataset=values["dataset"],
+        dtype=attribute(file, "dtype"),
+        layers=layers,
+        layer_names=tuple(values["layer_names"]),
+        widths=tuple(_width(file, layout.layer_path(next(iter(splits)), layer)) for layer in layers),
+        splits=splits,
+        batch_size=_number(file, "batch_size", 1, 1 << 40),
+        threads=_number(file, "threads", 1, 1 << 20),
+        versions=values["versions"],
+        shard=values["shard"],
+    )
+    shards = frozenset(entry["file"] for entry in values["shards"] or ())
+    for split in splits:
+        _check_split(file, header, split, shards)
+    read_classes(file)
+    return header
+
+
+def _check_split(file: h5py.File, header: Header, split: str, shards: frozenset[str]) -> None:
+    n = header.splits[split]
+    if set(_names(file, split)) != {*layout.ROW_COLUMNS, "ledger", "layers"}:
+        raise UserError(f"{file.filename} is damaged: split {split} holds {', '.join(_names(file, split))[:200]}.")
+    if sorted(_names(file, f"{split}/layers")) != list(header.layers):
+        raise UserError(f"{file.filename} is damaged: split {split} has other layers than the first split.")
+    expected: dict[str, tuple[tuple[int, ...], Any]] = {
+        layout.column_path(split, column): ((n,), kind) for column, kind in layout.ROW_COLUMNS.items()
+    }
+    expected[layout.ledger_path(split)] = ((header.n_blocks(split), len(header.layers) + 2), np.uint64)
+    columns = set(expected)
+    for layer, width in zip(header.layers, header.widths, strict=True):
+        expected[layout.layer_path(split, layer)] = ((n, width), header.dtype)
+    for name, (shape, kind) in expected.items():
+        found = _dataset(file, name)
+        if found.shape != shape or found.dtype != np.dtype(kind):
+            raise UserError(
+                f"{file.filename} is damaged: {name} is {found.dtype} {found.shape}, expected {np.dtype(kind)} {shape}."
+            )
+        if name in columns and found.id.get_create_plist().get_layout() != h5py.h5d.CONTIGUOUS:
+            raise UserError(f"{file.filename} is damaged: {name} is not stored in one piece.")
+        _check_storage(file, found, name, shards if name not in columns else frozenset())
+
+
+def _check_storage(file: h5py.File, dataset: h5py.Dataset, name: str, virtual: frozenset[str]) -> None:
+    """Refuse data that are stored elsewhere, or declared but not stored."""
+    plan = dataset.id.get_create_plist()
+    if plan.get_external_count():
+        where = os.fsdecode(plan.get_external(0)[0])
+        raise UserError(f"{file.filename} keeps {name} in another file ({where}), which is not read.")
+    if dataset.is_virtual:
+        _check_virtual(file, dataset, name, virtual)
+        return
+    need, size = math.prod(dataset.shape) * dataset.dtype.itemsize, os.path.getsize(file.filename)
+    if dataset.chunks is None:
+        offset = dataset.id.get_offset()
+        if plan.get_layout() == h5py.h5d.COMPACT and need <= MOST_BYTES:
+            return
+        if offset is None or offset + need > size:
+            raise UserError(
+                f"{file.filename} is damaged: {name} declares {need:,} bytes, which a file of {size:,} does not hold."
+            )
+        return
+    filters = {plan.get_filter(number)[0] for number in range(plan.get_nfilters())}
+    if filters - _FILTERS:
+        raise UserError(f"{file.filename} stores {name} by HDF5 filter {min(filters - _FILTERS)}, which is not read.")
+    n_chunks = math.prod(-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True))
+    fits = all(c <= n for n, c in zip(dataset.shape, dataset.chunks, strict=True))
+    # a chunk takes at least a byte: a number of chunks beyond the file's size need not be counted
+    if not fits or n_chunks > size or dataset.id.get_num_chunks() != n_chunks:
+        raise UserError(f"{file.filename} is damaged: not every chunk of {name} is stored.")
+    if dataset.id.get_storage_size() > size:
+        raise UserError(f"{file.filename} is damaged: the chunks of {name} take more bytes than the file has.")
+
+
+def _check_virtual(file: h5py.File, dataset: h5py.Dataset, name: str, shards: frozenset[str]) -> None:
+    for source in dataset.virtual_sources():
+        if source.file_name not in shards or source.dset_name.lstrip("/") != name:
+            raise UserError(
+                f"{file.filename} takes {name} from {source.dset_name} of {source.file_name}, which is none of its "
+                "shards and is not read."
+            )
+
+
+def _names(file: h5py.File, group: str) -> list[str]:
+    """The members of a group, all of them stored in the file itself."""
+    _check_links(file, group)
+    return list(file[group])
+
+
+def _check_links(file: h5py.File, group: str) -> None:
+    """Refuse a group that is none, that holds links to elsewhere, or that holds too much to be listed."""
+    parent, _, own = group.rstrip("/").rpartition("/")
+    if own and not isinstance(file[parent or "/"].get(own, getlink=True), h5py.HardLink):
+        raise UserError(f"{file.filename} has a link in the place of {group}, which is not followed.")
+    found = file[group]
+    if not isinstance(found, h5py.Group) or len(found) > 100_000:
+        raise UserError(f"{file.filename} is damaged: {group} is no group of a feature file.")
+    for name in found:
+        link = found.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            where = getattr(link, "filename", "") or "the same file"
+            raise UserError(
+                f"{file.filename} has a link in the place of {group.rstrip('/')}/{name} (to {link.path} in {where}), "
+                "which is not followed."
+            )
+
+
+def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    found = file[name]
+    if not isinstance(found, h5py.Dataset):
+        raise UserError(f"{file.filename} is damaged: {name} is no data set.")
+    return found
+
+
+def _width(file: h5py.File, name: str) -> int:
+    shape = _dataset(file, name).shape
+    if shape is None or len(shape) != 2 or not 1 <= shape[1] <= 1 << 24:
+        raise UserError(f"{file.filename} is damaged: {name} has shape {shape}, expected (rows, width).")
+    return int(shape[1])
+
+
+def _number(file: h5py.File, name: str, least: int, most: int) -> int:
+    value = attribute(file, name)
+    if not isinstance(value, int) or not least <= value <= most:
+        raise UserError(f"{file.filename} is damaged: its attribute {name} is {value!r}, expected {least} or more.")
+    return value
+
+
+def _damaged(file: h5py.File, error: BaseException) -> UserError:
+    return UserError(f"{file.filename} is damaged ({first_line(error)}): copy or extract it again.")

@@ -1,0 +1,338 @@
+"""Checks of what the user gives: features, labels, weights, penalties and settings become arrays, or one sentence.
+
+Every public entry (`fit_path`, the estimators, prediction) reads its arguments here, so none accepts what another
+refuses. N rows, D features.
+"""
+
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from probekit.runtime.errors import UserError, first_line
+
+Array = NDArray[np.float64]
+
+NARROW_FLOATS = ("bfloat16", "float8")  # NumPy extension types, which NumPy itself counts as raw bytes
+LARGEST_STRENGTH = 1e100  # of C times the sum of the weights, or of its inverse: squares of both must stay finite
+FINITE_ROWS = 8192  # checked at a time
+
+
+class NotANumberError(UserError, TypeError):
+    """An object among the features that no number can be read from (scikit-learn demands a TypeError)."""
+
+
+class CastRows:
+    """A row-sliceable source whose rows are cast as they are read: numbers that torch cannot read as stored."""
+
+    def __init__(self, source: Any, dtype: type[np.floating[Any]]) -> None:
+        self._source, self.dtype, self.shape = source, np.dtype(dtype), tuple(source.shape)
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, rows: Any) -> NDArray[Any]:
+        return np.asarray(self._source[rows]).astype(self.dtype)
+
+
+def read_features(X: Any) -> Any:
+    """Dense real features (N, D), at least one of each, as an array, a tensor or a source of row slices.
+
+    Parameters
+    ----------
+    X : array, nested sequence, data frame, tensor of any device and width, CUDA array, or anything with `.shape`,
+        `.dtype` and row slices (an HDF5 dataset), which is not read here
+
+    Returns
+    -------
+    array, tensor or source
+        Of a native real dtype that torch reads; integers that float32 cannot hold and numbers in objects as float64.
+    """
+    if isinstance(X, Tensor):
+        return _tensor(X)
+    if _is_sparse(X):
+        raise UserError("X is a sparse matrix, but dense features are expected; convert it with X.toarray().")
+    if hasattr(X, "__cuda_array_interface__"):
+        return _tensor(torch.as_tensor(X))
+    if isinstance(X, np.ma.MaskedArray) and np.ma.getmaskarray(X).any():
+        raise UserError("X is a masked array with masked entries, expected numbers everywhere; fill or drop them.")
+    if isinstance(X, np.ndarray) or not (hasattr(X, "shape") and hasattr(X, "dtype")):
+        X = _as_array(X, "X")
+    _require_table(X)
+    dtype = np.dtype(X.dtype)
+    if dtype.kind == "c":
+        raise UserError(f"Complex data not supported: X holds {dtype} values, expected real numbers.")
+    if dtype.kind == "O":
+        return _from_objects(X)
+    if dtype.name.startswith(NARROW_FLOATS):
+        return _cast(X, np.float32)
+    if dtype.kind not in "fiub":
+        raise UserError(f"X holds {dtype} values, expected real numbers; convert it with X.astype(float).")
+    if dtype.kind in "iub" and isinstance(X, np.ndarray):
+        return X.astype(np.float64 if is_wide(X) else np.float32)
+    if dtype.kind == "f" and dtype.itemsize > 8:
+        return _cast(X, np.float64)
+    if not dtype.isnative:
+        return _cast(X, np.float64 if is_wide(X) else np.float32)
+    return X
+
+
+def column_names(X: Any) -> NDArray[Any] | None:
+    """Names (D,) of a data frame's columns, if all of them are text, as scikit-learn keeps them; else None."""
+    names = getattr(X, "columns", None)
+    if names is None or callable(names) or not all(isinstance(name, str) for name in names):
+        return None
+    return np.asarray(names, dtype=object)
+
+
+def check_columns(X: Any, fitted: NDArray[Any] | None) -> None:
+    """Refuse a data frame whose columns are named otherwise, or ordered otherwise, than those fitted on."""
+    names = column_names(X)
+    if fitted is not None and names is not None and not np.array_equal(names, fitted):
+        raise UserError(
+            f"X has columns {_few(names)}, but the probe was fitted on {_few(fitted)}; give those, in that order."
+        )
+
+
+def label_index(labels: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.int64]:
+    """Position of each label among the classes (N,); -1 for one that is none of them, also for one of another type."""
+    column = {label: index for index, label in enumerate(classes.tolist())}
+    unique, place = np.unique(labels, return_inverse=True)
+    return np.array([column.get(label, -1) for label in unique.tolist()], np.int64)[place]
+
+
+def is_wide(X: Any) -> bool:
+    """Whether float32 may not hold the values of features as `read_features` returns them."""
+    if isinstance(X, Tensor):
+        return X.dtype in (torch.float64, torch.int64, torch.int32, torch.uint32, torch.uint64)
+    dtype = np.dtype(X.dtype)
+    return dtype.itemsize > 4 or (dtype.kind in "iu" and dtype.itemsize > 2)
+
+
+def read_finite(X: Any, width: int | None = None) -> NDArray[np.float64]:
+    """Features (N, D) on the host in float64, all finite; with `width`, of so many columns. For prediction."""
+    X = read_features(X)
+    if width is not None and X.shape[1] != width:
+        raise UserError(f"X has {X.shape[1]} features, but the probe was fitted on {width}; give the same columns.")
+    values = X.cpu().to(torch.float64).numpy() if isinstance(X, Tensor) else np.asarray(X[:], np.float64)
+    check_finite(values)
+    return values
+
+
+def check_finite(X: Any) -> None:
+    """Refuse NaN and infinity in features that `read_features` returned."""
+    for start in range(0, X.shape[0], FINITE_ROWS):
+        block = X[start : start + FINITE_ROWS]
+        require_finite(
+            block if isinstance(block, Tensor) else torch.from_numpy(np.require(block, None, ["C", "W"])), start
+        )
+
+
+def require_finite(block: Tensor, start: int) -> None:
+    """Refuse NaN and infinity in a block of rows, the first of which is row `start` of X."""
+    # a sum is finite only if every term is, or nearly always: the exact look is for the suspects
+    if not bool(torch.isfinite(block.sum())):
+        bad = (~torch.isfinite(block)).any(dim=1).nonzero()
+        if len(bad):
+            width = str(block.dtype).removeprefix("torch.")
+            raise UserError(
+                f"Input X contains NaN, infinity or a value too large for {width} in row {start + int(bad[0])}; "
+                "drop or repair such rows first."
+            )
+
+
+def read_labels(y: Any, n_rows: int) -> NDArray[Any]:
+    """Class labels (N,): integers, booleans, text or whole floats, none of them missing.
+
+    Continuous targets are refused here: each value would become a class of its own.
+    """
+    if y is None:
+        raise UserError("A probe requires y to be passed, but the target y is None; give one class label a row.")
+    if _is_sparse(y):
+        raise UserError("y is a sparse matrix, but one class label a row is expected; convert it with y.toarray().")
+    if isinstance(y, Tensor):
+        y = y.detach().cpu()
+        labels = (y.float() if y.dtype == torch.bfloat16 else y).numpy()
+    else:
+        labels = _as_array(y, "y")
+    if labels.shape != (n_rows,):
+        raise UserError(
+            f"Found input variables with inconsistent numbers of samples: y has shape {labels.shape} but X has "
+            f"{n_rows} rows; give one label a row."
+        )
+    kind = labels.dtype.kind
+    if kind == "f":
+        _require_whole(labels)
+    elif kind == "O":
+        _require_labels(labels)
+    elif kind not in "biuU":
+        raise UserError(f"Unknown label type: y holds {labels.dtype} values, expected integers or text.")
+    return labels if labels.dtype.isnative else labels.astype(labels.dtype.newbyteorder("="))
+
+
+def read_weights(sample_weight: Any, n_rows: int) -> Array:
+    """Weights (N,) float64: finite, not negative, not all zero; None for ones."""
+    if sample_weight is None:
+        return np.ones(n_rows)
+    given = _as_array(_host(sample_weight), "sample_weight")
+    sentence = "sample_weight must be one finite non-negative number a row, not all zero"
+    try:
+        if given.dtype.kind not in "fiubO":
+            raise TypeError
+        weights = np.array(given, np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"{sentence}, but it holds {given.dtype} values.") from None
+    if weights.shape != (n_rows,):
+        raise UserError(f"{sentence}, but it has shape {weights.shape} and X has {n_rows} rows.")
+    wrong = ~np.isfinite(weights) | (weights < 0)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise UserError(f"{sentence}, but row {row} has {weights[row]}.")
+    with np.errstate(over="ignore"):
+        total = weights.sum()
+    if not 0 < total < np.inf:
+        raise UserError(f"{sentence}, but the weights sum to {total}.")
+    return weights
+
+
+def read_penalties(Cs: Any) -> Array:
+    """Inverse penalties (n_C,) float64, positive and finite, in the order given."""
+    sentence = f"Cs must be positive finite numbers, but got {Cs!r}; give for example np.logspace(-6, 5, 45)."
+    try:
+        given = np.atleast_1d(np.asarray(_host(Cs)))
+        if given.dtype.kind not in "fiuO":
+            raise TypeError
+        penalties = given.astype(np.float64)
+    except (TypeError, ValueError):
+        raise UserError(sentence) from None
+    if penalties.ndim != 1 or not len(penalties) or not (np.isfinite(penalties).all() and (penalties > 0).all()):
+        raise UserError(sentence)
+    return penalties
+
+
+def require_strength(Cs: Array, total_weight: float) -> None:
+    """Refuse penalties whose l2, or its inverse, no float64 arithmetic can square."""
+    with np.errstate(over="ignore", under="ignore"):
+        strength = Cs * total_weight
+    wrong = ~((strength >= 1 / LARGEST_STRENGTH) & (strength <= LARGEST_STRENGTH))
+    if wrong.any():
+        raise UserError(
+            f"C = {Cs[wrong.argmax()]:g} with weights that sum to {total_weight:g} is out of range; "
+            f"C times the sum must lie between {1 / LARGEST_STRENGTH:g} and {LARGEST_STRENGTH:g}."
+        )
+
+
+def check_settings(
+    tol: Any, max_iter: Any, standardize: Any = False, fit_intercept: Any = True, dtype: Any = None
+) -> None:
+    """Refuse settings that no fit can mean."""
+    if isinstance(tol, bool) or not isinstance(tol, numbers.Real) or not 0 < float(tol) < np.inf:
+        raise UserError(f"tol must be a positive finite number, but got {tol!r}; give for example 1e-4.")
+    if isinstance(max_iter, bool) or not isinstance(max_iter, numbers.Integral) or max_iter < 1:
+        raise UserError(f"max_iter must be an integer of at least 1, but got {max_iter!r}; give for example 2000.")
+    for name, flag in (("standardize", standardize), ("fit_intercept", fit_intercept)):
+        if not isinstance(flag, (bool, np.bool_)):
+            raise UserError(f"{name} must be True or False, but got {flag!r}.")
+    if dtype not in (None, "float32", "float64"):
+        raise UserError(f"dtype must be 'float32', 'float64' or None, but got {dtype!r}.")
+
+
+def _tensor(X: Tensor) -> Tensor:
+    if X.layout != torch.strided:
+        raise UserError("X is a sparse tensor, but dense features are expected; convert it with X.to_dense().")
+    _require_table(X)
+    if X.is_complex():
+        raise UserError(f"Complex data not supported: X holds {X.dtype} values, expected real numbers.")
+    if X.device.type == "meta":
+        raise UserError("X is a tensor on the device 'meta', which holds no values; give one on cpu or cuda.")
+    return X.detach()
+
+
+def _require_table(X: Any) -> None:
+    shape = tuple(X.shape)
+    if len(shape) != 2:
+        raise UserError(
+            f"X has shape {shape}, expected (rows, features). Reshape your data: X.reshape(-1, 1) if it is one "
+            "feature, X.reshape(1, -1) if it is one row."
+        )
+    for size, unit in zip(shape, ("sample(s)", "feature(s)"), strict=True):
+        if not size:
+            # the second half of the sentence is scikit-learn's, whose estimator checks look for it
+            raise UserError(f"X has 0 {unit} (shape={shape}) while a minimum of 1 is required.")
+
+
+def _as_array(values: Any, name: str) -> NDArray[Any]:
+    if isinstance(values, Sequence) and any(isinstance(value, Tensor) for value in values):
+        values = [_host(value) for value in values]
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, arrays on another device
+        raise UserError(f"{name} cannot be read as an array ({first_line(error)}).") from error
+
+
+def _from_objects(X: Any) -> Array:
+    """Numbers held as Python objects, as a data frame of mixed columns gives them."""
+    values = np.asarray(X[:])
+    text = [value for value in values.ravel() if isinstance(value, (str, bytes))]
+    if text:
+        raise UserError(f"X holds text ({text[0]!r}), expected real numbers; encode or drop such columns.")
+    try:
+        return values.astype(np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise NotANumberError(f"X holds an object that is no number ({first_line(error)}); drop it.") from error
+
+
+def _cast(X: Any, dtype: type[np.floating[Any]]) -> Any:
+    return X.astype(dtype) if isinstance(X, np.ndarray) else CastRows(X, dtype)
+
+
+def _few(names: NDArray[Any]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _is_sparse(values: Any) -> bool:
+    """SciPy's and pydata's sparse containers, known by what they have and dense ones lack."""
+    return hasattr(values, "nnz") and (hasattr(values, "toarray") or hasattr(values, "todense"))
+
+
+def _host(values: Any) -> Any:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    return values
+
+
+def _require_whole(labels: NDArray[Any]) -> None:
+    finite = np.isfinite(labels)
+    if not finite.all():
+        row = int((~finite).argmax())
+        raise UserError(f"Input y contains NaN or infinity: row {row} has {labels[row]}; drop rows without a label.")
+    broken = labels != np.floor(labels)
+    if broken.any():
+        raise UserError(
+            f"Unknown label type: continuous. y holds {labels[int(broken.argmax())]}, expected class labels; "
+            "bin the values first, or give integers or text."
+        )
+
+
+def _require_labels(labels: NDArray[Any]) -> None:
+    """Objects that are all text or all whole numbers: what else there is, is missing or no label."""
+    kinds = {type(value) for value in labels}
+    strange = {kind for kind in kinds if not issubclass(kind, (str, numbers.Integral, np.bool_))}
+    for row, value in enumerate(labels if strange else ()):
+        # NaN differs from itself; pandas' NA and NaT are known by name
+        if (
+            value is None
+            or type(value).__name__ in ("NAType", "NaTType")
+            or (isinstance(value, float) and value != value)
+        ):
+            raise UserError(f"y is missing (NaN, None or NA) in row {row}; drop rows without a label.")
+    if strange and all(issubclass(kind, (numbers.Real, np.bool_)) for kind in kinds):
+        _require_whole(labels.astype(np.float64))
+    elif strange or (kinds & {str, np.str_} and not kinds <= {str, np.str_}):
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise UserError(f"Unknown label type: y holds {names}; give labels of one type, integers or text.")

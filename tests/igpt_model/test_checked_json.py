@@ -1,0 +1,91 @@
+"""The JSON reader: whatever the bytes, a value or one UserError."""
+
+import json
+import os
+from contextlib import suppress
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from igpt_model.checked_json import Int, Real, Text, is_file_name, mismatch, parse_json, read_bytes, read_json
+from igpt_model.errors import UserError
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+SCHEMA = {"step": Int(0, 9), "name?": (Text(5), None), "sizes": [Real(0, 1)], "more?": {str: bool}}
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.binary(max_size=60))
+def test_any_bytes_give_a_value_or_a_user_error(content):
+    with suppress(UserError):
+        parse_json(content, "f.json")
+
+
+@settings(deadline=None, max_examples=300)
+@given(JSON)
+def test_a_value_of_any_shape_agrees_or_is_explained(value):
+    problem = mismatch(value, SCHEMA)
+    assert problem is None or "expected" in problem
+    if problem is None:
+        assert isinstance(value["step"], int)
+        assert 0 <= value["step"] <= 9
+
+
+@settings(deadline=None)
+@given(st.binary(min_size=1, max_size=3), st.integers(0, 40))
+def test_a_changed_file_is_read_or_refused_in_a_sentence(bytes_, at):
+    whole = b'{"step": 3, "name": null, "sizes": [0.5, 1]}'
+    try:
+        value = parse_json(whole[:at] + bytes_ + whole[at + len(bytes_) :], "f.json", SCHEMA)
+    except UserError:
+        return
+    assert mismatch(value, SCHEMA) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff", "not UTF-8"),
+        (b"", "not valid JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"9" * 5000, "not valid JSON"),
+        (b'{"a": 1, "a": 2}', "'a' is there twice"),
+        (b'"\\ud800"', "not UTF-8"),
+        (b"[]", "the whole is a list, expected an object"),
+        (b"{}", "has no key 'step', expected a whole number from 0 to 9 there"),
+        (b'{"step": 10, "sizes": []}', "step is 10, expected a whole number from 0 to 9"),
+        (b'{"step": true, "sizes": []}', "step is True, expected"),
+        (b'{"step": 1, "sizes": [0, NaN]}', r"sizes\[1\] is nan, expected a finite number from 0 to 1"),
+        (b'{"step": 1, "sizes": [0, 1e400]}', r"sizes\[1\] is inf, expected"),
+        (b'{"step": 1, "sizes": [], "name": "longer"}', "name is 'longer', expected a text of at most 5 characters or"),
+        (b'{"step": 1, "sizes": [], "more": {"x": 1}}', r"more\.'x' is 1, expected true or false"),
+    ],
+)
+def test_what_is_wrong_is_named(content, message):
+    with pytest.raises(UserError, match=message):
+        parse_json(content, "f.json", SCHEMA)
+
+
+def test_pipes_folders_and_large_files_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").write_text(json.dumps("x" * 100))
+    for name, message in (
+        ("pipe", "is a pipe or a device"),
+        ("", "is a folder"),
+        ("large", "at most 50 were expected"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_bytes(tmp_path / name, most=50)
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "a\\b", "a\0", "x" * 256])
+def test_names_that_leave_a_folder(name):
+    assert not is_file_name(name)
+    assert is_file_name("f.shard-00000-of-00002.h5")

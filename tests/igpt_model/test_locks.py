@@ -1,0 +1,75 @@
+"""Locks of run folders and partial files: held by one process, free when it is gone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from igpt_model.atomic import check_target, write_bytes
+from igpt_model.errors import UserError
+from igpt_model.locks import RUN_LOCK, run_lock
+
+HOLD = """
+import sys, time
+from igpt_model.locks import run_lock
+with run_lock(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+DIES = (
+    "import os, signal, sys; from igpt_model import atomic\n"
+    "os.fsync = lambda *a: os.kill(os.getpid(), signal.SIGKILL); atomic.write_bytes(sys.argv[1], b'x')"
+)
+
+
+def test_a_second_process_is_told_who_holds_the_run(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(UserError, match=rf"being written by process {holder.pid} on .*, started at 20"),
+            run_lock(tmp_path),
+        ):
+            pass
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    assert json.loads((tmp_path / RUN_LOCK).read_text())["pid"] == holder.pid  # left by the killed process
+    with run_lock(tmp_path):
+        assert json.loads((tmp_path / RUN_LOCK).read_text())["pid"] == os.getpid()
+        with pytest.raises(UserError, match=f"process {os.getpid()} on"), run_lock(tmp_path):
+            pass
+    assert (tmp_path / RUN_LOCK).read_text() == ""
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_lock_that_is_no_file_is_refused(tmp_path, kind):
+    make = {"link": lambda p: p.symlink_to("/etc/passwd"), "pipe": os.mkfifo, "folder": os.mkdir}[kind]
+    make(tmp_path / RUN_LOCK)
+    with pytest.raises(UserError, match="must be a regular file"), run_lock(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_only_regular_files_are_replaced(tmp_path, kind):
+    target = tmp_path / "out.svg"
+    make = {"link": lambda p: p.symlink_to(tmp_path / "other"), "pipe": os.mkfifo, "folder": os.mkdir}[kind]
+    make(target)
+    with pytest.raises(UserError, match=r"out\.svg is a "):
+        check_target(target)
+    with pytest.raises(UserError, match=r"out\.svg is a "):
+        write_bytes(target, b"x")
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_a_killed_writer_left_is_gone_after_the_next(tmp_path):
+    target = tmp_path / "s.png"
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", DIES, str(target)], check=False).returncode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] == [".s.png.partial"]
+    write_bytes(target, b"whole")
+    assert target.read_bytes() == b"whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["s.png"]

@@ -1,0 +1,32 @@
+"""The guides run as they stand: Python blocks and console lines, in order, in an empty folder."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from probekit.cli.main import main
+
+GUIDES = Path(__file__).parents[3] / "docs" / "guides"
+# page -> packages that it needs beyond the ordinary ones
+PAGES = {"data-forms.md": ("pyarrow",)}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_guide_runs(page, tmp_path, monkeypatch, capsys):
+    for package in PAGES[page]:
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    blocks = re.findall(r"^```(python|console)\n(.*?)^```", (GUIDES / page).read_text(), re.S | re.M)
+    assert {kind for kind, _ in blocks} == {"python", "console"}
+    for kind, text in blocks:
+        if kind == "python":
+            exec(compile(text, page, "exec"), names)
+            continue
+        for line in re.sub(r" *\\\n\s*", " ", text).splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                assert words[0] == "probekit", line
+                assert main(words[1:]) == 0, f"{line}\n{capsys.readouterr().err}"
