@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
+from probekit.runtime.escape import terminal, visible
+
 
 def speaks() -> bool:
     """Whether this process may print: under torchrun rank 0 alone (`probekit.runtime.ranks` would import torch)."""
@@ -25,7 +27,8 @@ def say(text: Any, style: str | None = None) -> None:
     """Print a line, or a rich table, on stdout."""
     from rich.console import Console
 
-    Console(highlight=False, markup=False, soft_wrap=isinstance(text, str)).print(text, style=style)
+    shown = terminal(text) if isinstance(text, str) else text
+    Console(highlight=False, markup=False, soft_wrap=isinstance(text, str)).print(shown, style=style)
 
 
 def table(frame: Any) -> Any:
@@ -35,10 +38,10 @@ def table(frame: Any) -> Any:
 
     made = Table(box=box.SIMPLE_HEAD)
     for name, column in frame.items():
-        words = str(name).split("_")
+        words = visible(name).split("_")
         numbers = column.dtype.kind in "fiu"
         # in a narrow terminal a heading is broken between words, never cut within one
         made.add_column(" ".join(words), justify="right" if numbers else "left", min_width=max(map(len, words)))
     for row in frame.itertuples(index=False):
-        made.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
+        made.add_row(*(f"{value:.4g}" if isinstance(value, float) else visible(value) for value in row))
     return made

@@ -8,6 +8,7 @@ import errno
 import inspect
 import os
 import re
+import signal
 import sys
 import traceback
 import warnings
@@ -19,6 +20,7 @@ from rich.console import Console
 from probekit import __version__
 from probekit.cli.console import one_voice, speaks
 from probekit.runtime.errors import UserError
+from probekit.runtime.escape import terminal, visible
 
 MAKE = Group.create_ordered("One command")
 MODEL = Group.create_ordered("Models")
@@ -74,6 +76,19 @@ _USERS_OS_ERRORS = {
     errno.EDQUOT: "the disk quota is used up; free some space, and the same command goes on",
     errno.ENOTDIR: "a part of that path is a file, not a folder; give another path",
     errno.EISDIR: "it is a folder, not a file; give a file",
+    errno.EFBIG: "the file would be larger than this system or `ulimit -f` allows; the same command goes on",
+    errno.ELOOP: "it is a link where a file was expected, or links in a circle; give the path itself",
+    errno.ENXIO: "it is a pipe or a device, not a file; give a file",
+    errno.ENODEV: "it is a pipe or a device, not a file; give a file",
+    errno.ENOTEMPTY: "the folder is not empty; give another name",
+    errno.EBUSY: "it is in use; wait, or give another path",
+    errno.ETXTBSY: "it is in use; wait, or give another path",
+    errno.EMFILE: "too many files are open; raise `ulimit -n`",
+    errno.ENFILE: "too many files are open on this machine; close some programs",
+    errno.EIO: "the disk reports an error; copy what is left to another one",
+    errno.ESTALE: "the network file system has lost it; run the same command again",
+    errno.EAGAIN: "this system refuses another process or thread; raise `ulimit -u` or give fewer --workers",
+    errno.ENOMEM: "there is not enough memory; give smaller sizes or fewer --workers",
     errno.EEXIST: "it exists already; give another name",
     errno.ENAMETOOLONG: "the name is too long; give a shorter one",
 }
@@ -88,12 +103,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    The exit code: 0, 1, 2 or 130.
+    The exit code: 0, 1, 2, 130, or 141 when nobody reads stdout any more.
     """
     tokens = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
     warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # a terminal that is not UTF-8 must not stop a result from being shown
+            stream.reconfigure(errors="backslashreplace")
     if tokens and not tokens[0].startswith("-") and tokens[0] not in VERBS:
         near = difflib.get_close_matches(tokens[0], VERBS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"the verbs are {', '.join(VERBS)}."
@@ -105,6 +124,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except KeyboardInterrupt:
         return _say("interrupted; what was finished is saved, and the same command goes on from there.", 130)
+    except BrokenPipeError:
+        # whoever read stdout has ended (`| head`): nothing can be said any more, and nothing is at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (UserError, CycloptsError, OSError, SystemExit, Exception) as error:
         if isinstance(error, SystemExit):
             return error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -133,7 +156,9 @@ def users_sentence(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, CycloptsError):
         return f"{' '.join(str(error).split())} See `probekit --help`."
-    number = error.errno if isinstance(error, OSError) else _number_inside(error)
+    if _out_of_memory(error):
+        return "there is not enough memory for this; give smaller sizes, smaller batches or fewer --workers."
+    number = getattr(error, "errno", None) or _number_inside(error)
     if number in _USERS_OS_ERRORS:
         name = getattr(error, "filename", None)
         return f"cannot use {name}: {_USERS_OS_ERRORS[number]}." if name else f"{_USERS_OS_ERRORS[number]}."
@@ -142,20 +167,28 @@ def users_sentence(error: BaseException) -> str | None:
     return None
 
 
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether NumPy, PyTorch or Python itself could not allocate memory."""
+    words = ("can't allocate memory", "not enough memory", "out of memory", "Unable to allocate")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
 def _number_inside(error: BaseException) -> int | None:
-    """The system's error number that safetensors writes into its message: "... (os error 28)"."""
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
+    """The system's error number inside a message: "(os error 28)" of safetensors, "errno = 28," of HDF5."""
+    found = re.search(r"\(os error (\d+)\)|errno = (\d+),", str(error))
+    return int(found[1] or found[2]) if found else None
 
 
 def _say(sentence: str, code: int) -> int:
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     who = "probekit" if speaks() else f"probekit, rank {os.environ['RANK']}"
-    console.print(f"{who}: {sentence}", style="red" if code != 130 else None)
+    console.print(terminal(f"{who}: {sentence}"), style="red" if code != 130 else None)
     return code
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     if not speaks():
         return
-    sys.stderr.write(f"warning: {' '.join(str(message).split())}\n")
+    sys.stderr.write(f"warning: {visible(' '.join(str(message).split()))}\n")

@@ -43,11 +43,12 @@ def predict(
     from probekit import load_encoder
     from probekit.evaluate.predict import encoder_of, find_record
     from probekit.evaluate.predict import predict as predict_images
+    from probekit.reports.tables import csv_text
 
     record = find_record(probe, series)  # a wrong path is told before a model is loaded
     spec, settings = (encoder, {}) if encoder is not None else encoder_of(record)
     frame = predict_images(record, images, load_encoder(spec, **(settings | options.given())), batch_size)
-    text = frame.to_csv(index=False, float_format="%.4f", lineterminator="\n")
+    text = csv_text(frame, float_format="%.4f")
     if out is None:
         say(text.rstrip())
     else:

@@ -97,24 +97,35 @@ def _read_csv(path: Path) -> dict[str, np.ndarray]:
     return content | ({"labels": frame[named[0]].to_numpy()} if named else {})
 
 
-def _array(value: Any) -> np.ndarray:
+def _array(value: Any, name: str, path: Path) -> np.ndarray:
+    """A dense array of numbers, or `UserError` that names the entry."""
     if isinstance(value, torch.Tensor):
+        kind = "nested" if value.is_nested else "meta" if value.is_meta else str(value.layout).removeprefix("torch.")
+        if value.is_quantized or value.is_complex() or kind != "strided":
+            kind = "quantized" if value.is_quantized else "complex" if value.is_complex() else kind
+            raise UserError(f"{path} holds {name} as a {kind} tensor, but a dense one of real numbers was expected.")
         # NumPy has no bfloat16
-        value = value.float() if value.is_floating_point() else value
-        return value.numpy()
-    return np.asarray(value)
+        value = value.detach().float() if value.is_floating_point() else value.detach()
+        return value.resolve_neg().numpy()
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path} holds {name}, which is no array ({first_line(error)}).") from None
+    if array.dtype.kind not in "fiub":
+        raise UserError(f"{path} holds {name} of type {array.dtype}, but numbers were expected.")
+    return array
 
 
 def _layers_and_labels(path: Path, content: Any) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     labels = None
     if isinstance(content, Mapping):
-        named = {str(name): _array(value) for name, value in content.items()}
+        named = {str(name): _array(value, str(name), path) for name, value in content.items()}
         found = [name for name in LABEL_KEYS if name in named]
         labels = named.pop(found[0]) if found else None
     elif isinstance(content, list | tuple):
-        named = {f"{index:02d}": _array(value) for index, value in enumerate(content)}
+        named = {f"{index:02d}": _array(value, f"entry {index}", path) for index, value in enumerate(content)}
     else:
-        named = {"00": _array(content)}
+        named = {"00": _array(content, "one array", path)}
     layers = {name: X for name, X in named.items() if X.ndim == 2}
     if not layers:
         shapes = ", ".join(f"{name} {X.shape}" for name, X in named.items())
@@ -127,4 +138,4 @@ def _labels_alone(path: Path) -> np.ndarray:
     if isinstance(content, Mapping):
         found = [content[name] for name in LABEL_KEYS if name in content] or list(content.values())
         content = found[0] if found else np.empty(0)
-    return _array(content)
+    return _array(content, "labels", path)

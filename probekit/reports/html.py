@@ -11,12 +11,13 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from probekit.reports.fit_map import doubtful_fits, fit_map, fit_sentence
+from probekit.reports.fit_map import doubtful_fits, failed_fits, fit_map, fit_sentence
 from probekit.reports.inline_svg import inline_svg
 from probekit.reports.panels import Joined, Panel, Series, is_reliable, margin
 from probekit.reports.plots import depth_figure, looks_of, path_figure, short_range
@@ -24,10 +25,12 @@ from probekit.reports.published import comparison_frame, printed_comparison
 from probekit.reports.style import CSS_NAME, DARK, style
 from probekit.reports.tables import fit_words
 from probekit.results.record import Record
+from probekit.runtime.escape import visible
 
 SAMPLE_PICTURES = ("samples*.png", "samples/*.png")
 MOST_SAMPLES = 3
 MOST_SAMPLE_BYTES = 4_000_000
+MOST_SAMPLE_PIXELS = 16_000_000
 CHOSEN_BY = {"val": "the held-out rows of the val split", "cv5": "five-fold cross-validation on train and val"}
 
 
@@ -104,6 +107,7 @@ def _panel(panel: Panel, prefix: str, files: Sequence[Path]) -> dict[str, Any]:
         "fit_sentence": fit_sentence(panel),
         "maps": [fit_map(series) for series in layered],
         "doubtful": doubtful_fits(panel),
+        "failed": failed_fits(panel),
         "paths": [_paths(panel, series, f"{prefix}c{number}") for number, series in enumerate(layered)],
         "published": _published(panel),
         "provenance": _provenance(panel),
@@ -146,8 +150,7 @@ def _points_above(panel: Panel, series: Series) -> list[tuple[str, str, str]]:
     found = series.verdict
     if found is not None and series.peak != len(series.depths) - 1:
         interval = f"{100 * found.gain_low:+.1f} to {100 * found.gain_high:+.1f}, paired 95 %"
-        tested = f"p = {p_value(found.p_fall)}".replace("= <", "<").replace(" ", "\N{NO-BREAK SPACE}")
-        return [(f"Points above {series.curve.reference}", f"{100 * found.gain:+.1f}", f"{interval}; {tested}")]
+        return [(f"Points above {series.curve.reference}", f"{100 * found.gain:+.1f}", interval)]
     controls = [row for row in _controls(panel) if row["model"] == series.label]
     if not controls:
         return []
@@ -347,6 +350,27 @@ def _samples(sources: Sequence[Path]) -> Iterator[tuple[str, str]]:
     folders = [(source if source.is_dir() else source.parent).resolve() for source in sources]
     for folder in dict.fromkeys(folders):
         for path in [path for pattern in SAMPLE_PICTURES for path in sorted(folder.glob(pattern))[-MOST_SAMPLES:]]:
-            if path.stat().st_size <= MOST_SAMPLE_BYTES:
-                name = str(path.relative_to(folder.parent))
-                yield name, "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+            inside = path.resolve() == folder / path.relative_to(folder)  # no link on the way
+            content = _picture(path) if inside else None
+            if content is not None:
+                name = visible(path.relative_to(folder.parent))
+                yield name, "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def _picture(path: Path) -> bytes | None:
+    """The pixels of a PNG file, encoded again: nothing else of a file, and no file that is none, enters a page."""
+    from PIL import Image
+
+    if not path.is_file() or path.stat().st_size > MOST_SAMPLE_BYTES:
+        return None
+    try:
+        with Image.open(BytesIO(path.read_bytes()), formats=["PNG"]) as image:
+            if image.width * image.height > MOST_SAMPLE_PIXELS:
+                return None
+            pixels = image.convert("RGB")
+    except Exception:  # decoders raise many kinds of errors for damaged files; a page does without the picture
+        return None
+    clean = Image.frombytes("RGB", pixels.size, pixels.tobytes())
+    buffer = BytesIO()
+    clean.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

@@ -140,12 +140,26 @@ class Panel:
         """A file name's part that tells panels apart."""
         rows = f"-{self.train_rows}" if self.train_rows else ""
         name = f"{self.dataset}-{self.protocol}{rows}"
-        return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-")
+        return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[:100].strip("-.")
 
 
 def is_reliable(record: Record) -> bool:
     """Whether a record's numbers can be leant on: both fits converged and the chosen C is inside its grid."""
     return record.is_converged and not record.at_grid_edge
+
+
+def layer_name(record: Record) -> str:
+    """What a network calls a layer ("blocks.3"); "the embedding" for an iGPT's layer 0; "" where there is no name."""
+    number, _, name = record.layers[0].partition("_")
+    if name:
+        return name
+    if not number.isdecimal():
+        return number
+    return (
+        "the embedding"
+        if int(number) == 0 and ("converted" in record.encoder or record.encoder.get("kind") == "igpt")
+        else ""
+    )
 
 
 def role_of(record: Record) -> str:

@@ -2,6 +2,7 @@
 
 import base64
 import html.parser
+import io
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from probekit.reports.html import _model, p_value
 from probekit.reports.panels import build_panels, collect_records
 from probekit.reports.plots import depth_figure
 from probekit.reports.published import comparison_frame
+from probekit.reports.tables import choose_columns, layer_frame, printed_frame
 from probekit.results.record import read_records
 from probekit.runtime.errors import UserError
 
@@ -126,7 +128,23 @@ def test_latex_is_escaped_and_balanced(report):
     assert tex.count(r"\begin{") == tex.count(r"\end{")
     rows = [line for line in tex.splitlines() if line.endswith(r"\\")]
     assert len({len(re.findall(r"(?<!\\)&", row)) for row in rows}) == 1
-    assert not re.search(r"(?<!\\)[%_#]", tex)
+    body = tex.removeprefix("% needs \\usepackage{booktabs}\n")
+    assert not re.search(r"(?<!\\)[%_#]", body)
+    assert len(rows[0].split(" & ")) == 5
+    assert tex.count(r"\label{") == 1
+    assert not re.search(r"(?<![\w-])-\d", body), "a hyphen stands where a minus belongs"
+    (bold,) = [row for row in rows if row.startswith(r"\textbf{igpt}") and "+" not in row.split(" & ")[1]]
+    assert "77.3" in bold
+
+
+def test_columns_of_a_table_are_chosen_by_name_or_its_beginning(panel):
+    frame = layer_frame([panel])
+    printed = printed_frame(frame)
+    chosen = choose_columns(printed, ["layer", "TEST", "Series"], "tex")
+    assert list(chosen.columns) == ["Layer", "Test % [95 % interval]", "Series"]
+    for wrong, words in (("accuracy", "no column"), ("p", "fits")):
+        with pytest.raises(UserError, match=words):
+            choose_columns(printed, [wrong], "md")
 
 
 def test_several_protocols_have_their_own_files_and_sections(run_folder, make_run, tmp_path):
@@ -167,7 +185,8 @@ def test_samples_beside_the_results_and_of_the_probed_runs_are_embedded(make_run
     shown = re.findall(r'src="data:image/png;base64,([^"]+)"><figcaption>([^<]+)', page)
     newest = [trained / "samples" / f"{step:07d}.png" for step in (2, 3, 4)]
     assert [name for _, name in shown] == [f"{run.name}/samples.png", *(f"trained/samples/{p.name}" for p in newest)]
-    assert base64.b64decode(shown[-1][0]) == newest[-1].read_bytes()
+    with Image.open(io.BytesIO(base64.b64decode(shown[-1][0]))) as again:  # decoded and encoded again
+        assert (again.size, again.getpixel((3, 3))) == ((8, 8), (4, 0, 0))
 
 
 @pytest.mark.parametrize(("p", "text"), [(0.0, "< 0.0001"), (0.04321, "0.043"), (1.0, "1")])
@@ -221,7 +240,7 @@ def test_a_sweep_that_left_out_the_last_layers_never_speaks_of_them(make_run):
     said = _model(part, part.models[0])
     assert "layer 10 was not probed" in said["sentences"][1]
     assert "8 of 10" in dict(facts_of(part)).values()
-    assert "Points above layer 8" in [axes.get_title() for axes in depth_figure(part).axes]
+    assert "Points above\nlayer 8" in [axes.get_ylabel() for axes in depth_figure(part).axes]
     ours = comparison_frame([part]).query("method == 'igpt' and source.str.startswith('record')")
     assert "8, best layer (on val)" in set(ours["layers"])
     assert not ours["layers"].str.contains("last").any()
