@@ -88,7 +88,7 @@ class GapBound:
         size = torch.linalg.vector_norm(at.theta[..., :-1], dim=(1, 2))
         b, g_b = at.theta[..., -1], at.gradient[..., -1].abs()
         if R == 1:
-            e, spread, lost = g_b[:, 0], b[:, 0].abs(), 0.0
+            e, spread, lost = g_b[:, 0], b[:, 0].abs(), torch.zeros_like(l2)
         else:
             # a class without weight has its best intercept at minus infinity, and its whole probability to lose
             weighted = self.shares > 0

@@ -80,17 +80,17 @@ class DenseProblem:
         (N, c), R = self.X.shape, self.n_coef_rows
         if R == 1:
             half = self.X * np.sqrt(self.weights * p[:, 0])[:, None]
-            H = (half.T @ half).reshape(1, c, 1, c)
+            blocks = (half.T @ half).reshape(1, c, 1, c)
         else:
             half = ((np.sqrt(self.weights)[:, None] * p)[:, :, None] * self.X[:, None, :]).reshape(N, R * c)
-            H = -(half.T @ half).reshape(R, c, R, c)
+            blocks = -(half.T @ half).reshape(R, c, R, c)
             k = np.arange(R)
-            H[k, :, k, :] = 0.0
-            H[k, :, k, :] = -H.sum(axis=2)
+            blocks[k, :, k, :] = 0.0
+            blocks[k, :, k, :] = -blocks.sum(axis=2)
             # the class with most curvature keeps its intercept: adding the same to all changes no probability
-            most = int(H[k, -1, k, -1].argmax())
-            H[most, -1, most, -1] *= 2
-        H = H.reshape(R * c, R * c)
+            most = int(blocks[k, -1, k, -1].argmax())
+            blocks[most, -1, most, -1] *= 2
+        H: Array = blocks.reshape(R * c, R * c)
         extra = np.full((R, c), l2)
         extra[:, -1] = 1e-280 if self.intercept else 1.0
         H.ravel()[:: R * c + 1] += extra.ravel()

@@ -53,8 +53,11 @@ class Evaluation:
 
     def take(self, index: Tensor) -> "Evaluation":
         """A copy of the entries at `index` (positions or a mask)."""
-        values = (getattr(self, f.name) for f in fields(self))
-        return Evaluation(*(None if value is None else value[index] for value in values))
+        kept = None if self.probabilities is None else self.probabilities[index]
+        return Evaluation(self.theta[index], self.gradient[index], self.loss[index], self.noise[index], kept)
+
+
+Block = tuple[Tensor, Tensor, Tensor, Tensor, int]  # X, y, weights, logits (P, R, n), number of its first row
 
 
 @dataclass
@@ -83,8 +86,8 @@ class MeanLoss:
         """Whether `n_entries` values a row fit in the memory for kept logits or probabilities."""
         return n_entries * self.data.largest_share * torch.finfo(dtype).bits // 8 <= self.keep_bytes
 
-    def _blocks(self, flat: Tensor, P: int, linear: Tensor | None = None) -> Iterator[tuple[Tensor, ...]]:
-        """Blocks (X, y, weights, logits (P, R, n), first row) of the rows; the logits' buffer is reused.
+    def _blocks(self, flat: Tensor, P: int, linear: Tensor | None = None) -> Iterator[Block]:
+        """The rows in blocks, with their logits, whose buffer is reused.
 
         `linear` (P*R, N) are logits without intercepts, which save the product.
         """
