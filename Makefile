@@ -15,6 +15,8 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "probekit needs Python 3.11 to 3.13; this is " + sys.version.split()[0] + ": run make with PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
+# timm for the tests, in a folder of its own and without what it asks for: torchvision's published builds name a CUDA build
+# of torch, and where they cannot load their operators they break the import of transformers (tests/probekit/encoders)
 # torch first and alone: its pin then decides the build, whatever another package would ask for
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install -q -c constraints.txt torch
@@ -23,6 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.dev-installed: $(VENV)/.installed
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	$(PIP) install -q -c constraints.txt --no-deps --upgrade --target $(VENV)/timm-site timm torchvision
 	touch $@
 
 demo: $(VENV)/.installed

@@ -28,6 +28,7 @@ class EncoderOptions:
     weights: str | None = _flag("Weights file (.safetensors, or .pt read with weights_only).")
     state_key: str | None = _flag("Key under which the weights file holds the state dict.")
     strip_prefix: str | None = _flag("Prefix to take off the weights' names.")
+    ignore: tuple[str, ...] | None = _flag("Globs of keys of the weights file to leave out, for example 'projector.*'.")
     device: str | None = _flag("Where the encoder runs: cpu, cuda, cuda:1.")
     dtype: str | None = _flag("Precision of the encoder's arithmetic: float32 or bfloat16.")
 

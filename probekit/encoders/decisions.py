@@ -27,9 +27,18 @@ def decision_lines(encoder: Any) -> list[str]:
         lines.append(f"{name}: {_sentence(decision)}")
     if not decisions and provenance.get("pooling"):
         lines.append(f"pooling: {provenance['pooling']}")
-    for key in ("norm", "input", "normalisation"):
+    for key in ("norm", "input", "pictures", "normalisation"):
         if isinstance(provenance.get(key), str):
             lines.append(f"{key}: {provenance[key]}")
+    for key, what in (
+        ("weights_missing", "not in the file, read by no layer"),
+        ("weights_unused", "in the file, not used"),
+    ):
+        keys = list(provenance.get(key) or [])
+        if keys:
+            lines.append(
+                f"weights {what}: {', '.join(keys[:4])}{f' and {len(keys) - 4} more' if len(keys) > 4 else ''}"
+            )
     return lines
 
 

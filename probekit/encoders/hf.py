@@ -8,35 +8,43 @@ processor leaves out the start token. Letters: B images, k layers.
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from igpt_model.images import ImageTransform
 from igpt_model.palette import Palette
+from probekit.encoders.hf_processor import ProcessorPreparation, load_processor, prepare_with
 from probekit.encoders.hooks import ModuleEncoder, failure_as_sentence, match_modules, preparation
 from probekit.encoders.igpt import IGPTEncoder
 from probekit.encoders.pooling import first_tensor
-from probekit.encoders.preparation import KERNELS, Preparation, pair
+from probekit.encoders.preparation import DescribedPreparation, known_kernel, odd_pictures, odd_results, pair
 from probekit.encoders.protocol import Encoder
-from probekit.encoders.weights import load_weights
+from probekit.encoders.weights import Loaded, load_weights
 from probekit.runtime.errors import UserError, first_line
 
 AFTER_NORM = "last_hidden_state, after the final norm"
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+IMAGE_TOWERS = ("vision_model", "image_model", "vision_tower", "visual")
 # what transformers calls the blocks inside a stage
 BLOCKS = ("blocks", "layers")
-# Pillow's numbers for its kernels, which processor files store
-RESAMPLE = dict(enumerate(("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")))
-assert set(RESAMPLE.values()) == set(KERNELS)
 
 
 def _transformers() -> Any:
     try:
         import transformers
+        import transformers.image_processing_utils
     except ImportError as error:
         raise UserError("hf: needs transformers; install it with: pip install 'igpt-probekit[hf]'.") from error
+    except Exception as error:  # an installed torchvision of another build than torch breaks its import
+        raise UserError(
+            f"hf: transformers cannot be imported ({first_line(error)}); if torchvision is named, install the build "
+            "that belongs to this torch, or remove it."
+        ) from error
     return transformers
 
 
@@ -45,6 +53,7 @@ def load_hf(
     weights: str | None = None,
     state_key: str | None = None,
     strip_prefix: str | None = None,
+    ignore: str | Sequence[str] = (),
     revision: str | None = None,
     **options: Any,
 ) -> Encoder:
@@ -53,7 +62,7 @@ def load_hf(
     Parameters
     ----------
     name : str
-    weights, state_key, strip_prefix : optional
+    weights, state_key, strip_prefix, ignore : optional
         A weights file to put over the model's own.
     revision : str, optional
         Commit or tag on the hub.
@@ -66,7 +75,7 @@ def load_hf(
         Nothing is there, it is no vision model, or its weights are incomplete.
     """
     transformers = _transformers()
-    config, processor = _config(name, revision)
+    config, written = _config(name, revision)
     kind = transformers.ImageGPTForCausalImageModeling if config.model_type == "imagegpt" else transformers.AutoModel
     try:
         model, info = kind.from_pretrained(
@@ -74,53 +83,70 @@ def load_hf(
         )
     except Exception as error:
         raise UserError(f"hf:{name} cannot be loaded ({first_line(error)}); check the folder or name.") from error
-    missing = sorted(key for key in info["missing_keys"] if not _unread(key))
-    if missing and weights is None:
-        shown = ", ".join(missing[:4]) + (" and more" if len(missing) > 4 else "")
-        raise UserError(f"hf:{name} lacks weights ({shown}); they would be random: give a complete checkpoint.")
     if weights is not None:
-        load_weights(model, weights, state_key, strip_prefix)
+        loaded = load_weights(model, weights, state_key, strip_prefix, ignore)
+    else:
+        loaded = Loaded(f"hf:{name}", tuple(sorted(info["missing_keys"])))
     about = {"name": Path(name.rstrip("/")).name, "source": name, "revision": getattr(config, "_commit_hash", None)}
-    return _encoder(model, processor, about, options)
+    return _encoder(model, name, revision, written, about, loaded, options)
 
 
 def load_random_hf(name: str, weights_seed: int = 0, **options: Any) -> Encoder:
     """`random:hf:NAME`: the architecture of a folder or name with fresh weights."""
     transformers = _transformers()
-    config, processor = _config(name, None)
+    config, written = _config(name, None)
     kind = transformers.ImageGPTForCausalImageModeling if config.model_type == "imagegpt" else transformers.AutoModel
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(weights_seed)
         model = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
-    return _encoder(model, processor, {"name": "random", "source": name, "weights_seed": weights_seed}, options)
+    about = {"name": "random", "source": name, "weights_seed": weights_seed}
+    return _encoder(model, name, None, written, about, Loaded(), options)
 
 
 def _config(name: str, revision: str | None) -> tuple[Any, dict[str, Any]]:
+    """A model's configuration, and what its processor file says; nothing where it has none."""
     transformers = _transformers()
     try:
-        config = transformers.AutoConfig.from_pretrained(name, revision=revision)
+        config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except Exception as error:
         raise UserError(
             f"hf:{name} is neither a folder with a config.json nor a model that can be fetched ({first_line(error)})."
         ) from error
+    folder = Path(name)
+    if folder.is_dir() and not any((folder / file).is_file() for file in PROCESSOR_FILES):
+        return config, {}
     try:
-        processor, _ = transformers.image_processing_utils.ImageProcessingMixin.get_image_processor_dict(
+        written, _ = transformers.image_processing_utils.ImageProcessingMixin.get_image_processor_dict(
             name, revision=revision
         )
-    except Exception:
-        processor = {}
-    return config, processor
+    except OSError as error:
+        if folder.is_dir():
+            raise UserError(f"hf:{name}: its preprocessor_config.json cannot be read ({first_line(error)}).") from error
+        written = {}  # the hub has no such file
+    return config, written
 
 
-def _unread(key: str) -> bool:
-    """Weights that no hidden state depends on: poolers, heads, mask tokens."""
-    return any(part in key.split(".") for part in ("pooler", "head", "mask_token", "lm_head", "logit_scale"))
-
-
-def _encoder(model: Any, processor: Mapping[str, Any], about: dict[str, Any], options: dict[str, Any]) -> Encoder:
+def _encoder(
+    model: Any,
+    name: str,
+    revision: str | None,
+    written: Mapping[str, Any],
+    about: dict[str, Any],
+    loaded: Loaded,
+    options: dict[str, Any],
+) -> Encoder:
+    replaced = all(options.get(key) is not None for key in ("resolution", "mean", "std"))
+    try:
+        processor, note = load_processor(_transformers(), name, revision, model.config, written)
+    except UserError as error:
+        if not replaced:
+            raise
+        processor, note = None, f"its own image processor is not used ({str(error).split('; ')[0]})"
+    if note:
+        about["pictures"] = note
     if model.config.model_type == "imagegpt":
         return from_imagegpt(model, processor, about, **options)
-    return HFEncoder(model, processor, about, **options)
+    return HFEncoder(model, processor, about, loaded=loaded, **options)
 
 
 class HFEncoder(ModuleEncoder):
@@ -130,10 +156,12 @@ class HFEncoder(ModuleEncoder):
     ----------
     model : transformers.PreTrainedModel
         Of CLIP-like pairs the vision part is taken.
-    processor : mapping
-        Its preprocessor_config.json; may be empty where resolution, mean and std are given.
+    processor : transformers image processor, optional
+        None where resolution, mean and std are given.
     about : dict
         Entries for the provenance.
+    loaded : Loaded, optional
+        What its checkpoint left out.
     layers : str or sequence of str, optional
         None: every hidden state (0 is the embedding), the blocks inside stages and, if it is another tensor, the last
         state after the final norm. Otherwise names or globs of submodules ("encoder.layers.*.blocks.*").
@@ -144,7 +172,7 @@ class HFEncoder(ModuleEncoder):
     def __init__(
         self,
         model: Any,
-        processor: Mapping[str, Any],
+        processor: Any,
         about: dict[str, Any],
         layers: str | Sequence[str] | None = None,
         pool: str = "mean",
@@ -157,20 +185,30 @@ class HFEncoder(ModuleEncoder):
         prefix_tokens: int | None = None,
         device: str = "cpu",
         dtype: str = "float32",
+        loaded: Loaded | None = None,
     ) -> None:
-        if hasattr(model, "vision_model") and hasattr(model, "text_model"):
-            model = model.vision_model
+        model, loaded = _image_tower(model, loaded or Loaded())
         model.eval()
-        prepare = preparation(resolution, resize, crop, interpolation, _preparation(processor, model.config))
-        mean = processor.get("image_mean") if mean is None else mean
-        std = processor.get("image_std") if std is None else std
-        if prepare is None or mean is None or std is None:
+        whose = f"hf:{about.get('source')}"
+        if processor is not None and interpolation is not None:
+            processor.resample = Image.Resampling[known_kernel(interpolation).upper()]
+        own_kernel = getattr(processor, "resample", None)
+        kernel = None if own_kernel is None else Image.Resampling(int(own_kernel)).name.lower()
+        before = preparation(resolution, resize, crop, interpolation or kernel, None)
+        prepare: DescribedPreparation | None = before
+        if processor is not None:
+            prepare, left = prepare_with(processor, whose, before, mean, std)
+            if left is not None:
+                mean, std = left.mean, left.std
+        if prepare is None or (processor is None and (mean is None or std is None)):
             raise UserError(
-                f"hf:{about.get('source')} has no preprocessor_config.json that says how images are prepared; "
-                "give resolution, mean and std (--resolution --mean --std)."
+                f"{whose} has no preprocessor_config.json that says how images are prepared, and transformers knows no "
+                "image processor for it; give resolution, mean and std (--resolution --mean --std)."
             )
-        forward, input_rule = _forward(model, prepare.crop)
-        states = find_hidden_states(model, forward, prepare.crop)
+        example = np.asarray(prepare(odd_pictures()[0]))
+        sides = example.shape[:2] if example.dtype == np.uint8 else example.shape[1:]
+        forward, input_rule = _forward(model, sides)
+        states = find_hidden_states(model, forward, sides)
         named = {name: states[name] for name in self._named(model, layers, states)}
         super().__init__(
             model,
@@ -183,6 +221,7 @@ class HFEncoder(ModuleEncoder):
             device=device,
             dtype=dtype,
             forward=forward,
+            loaded=loaded,
             provenance={
                 "kind": "hf",
                 "config": model.config.to_dict(),
@@ -196,6 +235,17 @@ class HFEncoder(ModuleEncoder):
     @staticmethod
     def _named(model: Any, layers: Any, states: Mapping[str, str]) -> list[str]:
         return list(states) if layers is None else [n for n in match_modules(model, layers) if n in states]
+
+
+def _image_tower(model: Any, loaded: Loaded) -> tuple[Any, Loaded]:
+    """The part of a pair of image and text model that sees pictures, and what is missing in that part."""
+    text = any(hasattr(model, name) for name in ("text_model", "language_model", "text_projection", "qformer"))
+    tower = next((name for name in IMAGE_TOWERS if hasattr(model, name)), None)
+    if not text or tower is None:
+        return model, loaded
+    prefix = f"{tower}."
+    missing = tuple(key.removeprefix(prefix) for key in loaded.missing if key.startswith(prefix))
+    return getattr(model, tower), replace(loaded, missing=missing)
 
 
 def find_hidden_states(model: Any, forward: Any, sides: tuple[int, int]) -> dict[str, str]:
@@ -301,59 +351,49 @@ def _forward(model: Any, sides: tuple[int, int]) -> tuple[Any, str]:
     return forward, rule
 
 
-def _preparation(processor: Mapping[str, Any], config: Any) -> Preparation | None:
-    """What a preprocessor_config.json says, as a Preparation; None if it says nothing of use."""
-    if not processor:
-        return None
-    size = processor.get("size", getattr(config, "image_size", None))
-    kernel = RESAMPLE.get(processor.get("resample", 2), "bilinear")
-    crop_size = processor.get("crop_size") if processor.get("do_center_crop", "crop_size" in processor) else None
-    crop = _sides(crop_size) if crop_size is not None else None
-    if not processor.get("do_resize", True):
-        size = None
-    if isinstance(size, Mapping) and "shortest_edge" in size:
-        edge = int(size["shortest_edge"])
-        if crop is None and "crop_pct" in processor and edge < 384:
-            # ConvNeXt's processor: resize to edge / crop_pct, then crop
-            return Preparation((edge, edge), int(edge / processor["crop_pct"]), kernel)
-        return Preparation(crop or (edge, edge), edge, kernel)
-    if size is None:
-        return Preparation(crop, None, kernel) if crop else None
-    return Preparation(crop or _sides(size), _sides(size), kernel)
-
-
-def _sides(size: Any) -> tuple[int, int]:
-    return (int(size["height"]), int(size["width"])) if isinstance(size, Mapping) else pair(size)
-
-
 def from_imagegpt(
     model: Any,
-    processor: Mapping[str, Any],
+    processor: Any,
     about: dict[str, Any],
     layers: str | Sequence[str] | None = None,
     norm: bool = True,
     device: str = "cpu",
     dtype: str = "float32",
 ) -> IGPTEncoder:
-    """A Hugging Face ImageGPT as an iGPT: start token in front, every layer through the norm that reads it."""
+    """A Hugging Face ImageGPT as an iGPT: its own processor's picture and colours, start token in front, every layer
+    through the norm that reads it."""
     from igpt_model.convert.huggingface import from_huggingface
 
-    clusters = processor.get("clusters")
+    whose = f"hf:{about.get('source')}"
+    clusters = getattr(processor, "clusters", None)
     if clusters is None:
-        raise UserError(f"hf:{about.get('source')} has no colour clusters in preprocessor_config.json; add that file.")
+        raise UserError(f"{whose} has no colour clusters in preprocessor_config.json; add that file.")
     igpt = from_huggingface(model)
     side = round(igpt.config.n_positions**0.5)
-    kernel = RESAMPLE.get(processor.get("resample", 2), "bilinear")
-    provenance = {"kind": "hf", "converted": "to igpt_model.IGPT", **about}
     palette = Palette(np.array(clusters, dtype=np.float32))
-    return IGPTEncoder(
+    steps_off = dict.fromkeys(("do_rescale", "do_normalize", "do_color_quantize"), False)
+    prepare = ProcessorPreparation(processor, steps_off, None, pixels=True)
+    for picture, pixels in zip(odd_pictures(), odd_results(whose, prepare), strict=True):
+        if pixels.shape[:2] != (side, side):
+            raise UserError(
+                f"{whose}: its processor makes {pixels.shape[:2]} pixels, but the model reads {side} x {side}."
+            )
+        theirs = np.asarray(processor(Image.fromarray(picture), return_tensors="np")["input_ids"]).ravel()
+        # a colour half way between two clusters may fall to either, by the last bit of a distance
+        if np.mean(palette.encode(pixels[None]).ravel() != theirs) > 1e-3:
+            raise UserError(
+                f"{whose}: its processor gives other colours than its clusters in [-1, 1]; correct the file."
+            )
+    encoder = IGPTEncoder(
         igpt,
         palette,
-        ImageTransform(side, kernel),
+        ImageTransform(side),
         about["name"],
         norm,
         layers,
         device=device,
         dtype=dtype,
-        provenance=provenance,
+        provenance={"kind": "hf", "converted": "to igpt_model.IGPT", "preparation": prepare.to_dict(), **about},
     )
+    encoder.prepare = prepare
+    return encoder

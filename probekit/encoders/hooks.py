@@ -4,7 +4,7 @@ No hidden state is kept: a hook holds on to the pooled (B, width) rows only. Let
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,17 +12,37 @@ import numpy as np
 import torch
 
 from probekit.encoders.device import compute
-from probekit.encoders.pooling import Layout, count_special_tokens, decide, first_tensor, map_axes
-from probekit.encoders.preparation import Normalisation, Preparation, pair, triple
-from probekit.encoders.weights import hash_weights, load_weights
+from probekit.encoders.pooling import Layout, count_special_tokens, decide, first_tensor, has_class_token, map_axes
+from probekit.encoders.preparation import (
+    DescribedPreparation,
+    Normalisation,
+    Preparation,
+    odd_pictures,
+    pair,
+    triple,
+)
+from probekit.encoders.row_checks import check_rows, settle_unloaded
+from probekit.encoders.weights import Loaded, hash_weights, load_weights
 from probekit.runtime.errors import UserError, first_line
 from probekit.runtime.imports import import_object
 
 Forward = Callable[[torch.nn.Module, torch.Tensor], Any]
+# torch.compile wraps a module and puts this level into the names of its submodules
+COMPILED = "_orig_mod"
 
 
 def _plain_forward(module: torch.nn.Module, x: torch.Tensor) -> Any:
     return module(x)
+
+
+def submodules(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """Every submodule by its name, without the level that torch.compile adds; the module itself is left out."""
+    named: dict[str, torch.nn.Module] = {}
+    for name, part in module.named_modules():
+        # of a compiled submodule and what it wraps, the inner one is kept: it is named last
+        named[".".join(level for level in name.split(".") if level != COMPILED)] = part
+    named.pop("", None)
+    return named
 
 
 def match_modules(module: torch.nn.Module, wanted: str | Sequence[str]) -> list[str]:
@@ -33,7 +53,7 @@ def match_modules(module: torch.nn.Module, wanted: str | Sequence[str]) -> list[
     UserError
         A name or glob fits none.
     """
-    names = [name for name, _ in module.named_modules() if name]
+    names = list(submodules(module))
     patterns = [p.strip() for p in wanted.split(",")] if isinstance(wanted, str) else list(wanted)
     chosen: dict[str, None] = {}
     for pattern in patterns:
@@ -54,8 +74,14 @@ def _shown(names: Sequence[str], most: int = 30) -> str:
     return ", ".join(name for name in names if name in set(shallow)) + (", ..." if len(names) > most else "")
 
 
+SIZE_ADVICE = "give the size that it takes (--resolution), or the call that it needs (forward= in Python)"
+PREPARE_ADVICE = "let prepare return the size that it takes, or give the call that it needs (forward= in Python)"
+
+
 @contextmanager
-def failure_as_sentence(module: torch.nn.Module, sides: tuple[int, int]) -> Iterator[None]:
+def failure_as_sentence(
+    module: torch.nn.Module, sides: tuple[int, int], advice: str = SIZE_ADVICE, count: str = ""
+) -> Iterator[None]:
     """Turn whatever a model raises at its first forward pass into what to do about it."""
     try:
         yield
@@ -63,10 +89,17 @@ def failure_as_sentence(module: torch.nn.Module, sides: tuple[int, int]) -> Iter
         raise
     except Exception as error:
         raise UserError(
-            f"{type(module).__name__} fails on pictures of {sides[0]} x {sides[1]} ({type(error).__name__}: "
-            f"{first_line(error)}); give the size that it takes (--resolution), "
-            "or the call that it needs (forward= in Python)."
+            f"{type(module).__name__} fails on {count}pictures of {sides[0]} x {sides[1]} ({type(error).__name__}: "
+            f"{first_line(error)}); {advice}."
         ) from error
+
+
+def described(prepare: Callable[..., Any]) -> Any:
+    """A preparation for the provenance: the same in every process, so without an address in memory."""
+    if isinstance(prepare, DescribedPreparation):
+        return prepare.to_dict()
+    kind = prepare if hasattr(prepare, "__qualname__") else type(prepare)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def preparation(
@@ -104,11 +137,23 @@ class ModuleEncoder:
         "BCHW", "BHWC", "BTD", "TBD" or "BD" where the shapes leave it open.
     prefix_tokens : int, optional
         Special tokens in front of the patches, where the parameters do not tell.
+    suggested_prefix : int, optional
+        What the library that made the model says about that; taken for the layers where it leaves a grid.
     forward : callable, optional
         (module, x) -> anything, instead of `module(x)`.
-    names : mapping of module name to layer name, optional
+    data : Dataset, optional
+        Shapes are found on its first training pictures when `prepare` is the user's own function, which may not take
+        every size.
+    loaded : Loaded, optional
+        What a weights file left out: refused if a chosen layer depends on it.
     provenance : dict, optional
         Entries to add.
+
+    Raises
+    ------
+    UserError
+        The shapes leave open what an output is, or a picture's features depend on more than the picture: on chance, on
+        the other pictures of its batch, or on how many there are.
     """
 
     def __init__(
@@ -125,13 +170,17 @@ class ModuleEncoder:
         std: Any = None,
         axes: str | None = None,
         prefix_tokens: int | None = None,
+        suggested_prefix: int | None = None,
         device: str = "cpu",
         dtype: str = "float32",
         forward: Forward = _plain_forward,
+        data: Any = None,
+        loaded: Loaded | None = None,
         provenance: dict[str, Any] | None = None,
     ) -> None:
+        module = module._modules.get(COMPILED) or module
         if layers is None:
-            names = [name for name, _ in module.named_modules() if name]
+            names = list(submodules(module))
             raise UserError(f"A torch module needs layers=, names or globs of its submodules: {_shown(names)}.")
         if prepare is None:
             prepare = preparation(resolution, resize, crop, interpolation, None)
@@ -144,10 +193,18 @@ class ModuleEncoder:
         self._compute = compute(device, dtype)
         self._forward = forward
         self.module = module.to(self._compute.device).eval()
-        self._layouts = self._decide(match_modules(module, layers), pool, axes, prefix_tokens)
+        self._eager = any(COMPILED in part._modules or part._compiled_call_impl for part in module.modules())
+        own_prepare = isinstance(prepare, DescribedPreparation)
+        examples = self._examples(None if own_prepare else data, own_prepare)
+        advice = SIZE_ADVICE if isinstance(prepare, Preparation) else PREPARE_ADVICE
+        names = match_modules(module, layers)
+        self._layouts = self._decide(names, examples, pool, axes, prefix_tokens, suggested_prefix, advice)
         self.layers = tuple(self._layouts)
         self.widths = tuple(layout.width for layout in self._layouts.values())
-        described = prepare.to_dict() if isinstance(prepare, Preparation) else repr(prepare)
+        loaded = loaded or Loaded()
+        check_rows(self, examples)
+        if loaded.missing:
+            settle_unloaded(self, examples, loaded)
         self.provenance: dict[str, Any] = {
             "name": type(module).__name__,
             "kind": "torch",
@@ -156,25 +213,57 @@ class ModuleEncoder:
             "pooling": pool,
             "norm": "the submodule's own output, nothing added",
             "resolution": list(self._sides),
-            "preparation": described,
+            "preparation": described(prepare),
             "normalisation": self._normalise.to_dict() if self._scales else "done by prepare",
             "palette_hash": None,
             "decisions": {name: layout.to_dict() for name, layout in self._layouts.items()},
+            **loaded.to_dict(),
             **self._compute.to_dict(),
             **(provenance or {}),
         }
 
-    def _decide(self, names: list[str], pool: str, axes: str | None, prefix_tokens: int | None) -> dict[str, Layout]:
-        grey = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-        example = np.asarray(self.prepare(grey))
+    def _examples(self, data: Any, own: bool) -> np.ndarray:
+        """Three different prepared pictures, stacked; of the data set where there is one to take them from."""
+        if data is not None:
+            pictures = data.splits["train"].images(0, 3)
+            pictures = (pictures * 3)[:3]
+        elif own:
+            pictures = list(odd_pictures()[:3])
+        else:
+            pictures = list(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8))
+        try:
+            made = [np.asarray(self.prepare(picture)) for picture in pictures]
+        except UserError:
+            raise
+        except Exception as error:  # whatever the user's own code raises
+            noise = "" if data is not None else "; give data=, the data set, so that it is tried on real pictures"
+            raise UserError(
+                f"prepare failed on a picture of {pictures[0].shape[0]} x {pictures[0].shape[1]} "
+                f"({type(error).__name__}: {first_line(error)}){noise}."
+            ) from error
+        example = made[0]
         self._scales = example.dtype == np.uint8
         if example.ndim != 3 or (example.shape[2] if self._scales else example.shape[0]) != 3:
             raise UserError(
                 f"prepare gave {example.dtype} {example.shape}, but uint8 (H, W, 3) or float (3, H, W) is needed."
             )
+        if any(x.shape != example.shape for x in made):
+            raise UserError(f"prepare gave the shapes {made[0].shape} and {made[1].shape}; all must have one size.")
         self._sides = example.shape[:2] if self._scales else example.shape[1:]
-        with failure_as_sentence(self.module, self._sides):
-            shapes = [self._shapes(names, np.stack([example] * size)) for size in (2, 3)]
+        return np.stack(made)
+
+    def _decide(
+        self,
+        names: list[str],
+        examples: np.ndarray,
+        pool: str,
+        axes: str | None,
+        prefix_tokens: int | None,
+        suggested_prefix: int | None,
+        advice: str,
+    ) -> dict[str, Layout]:
+        with failure_as_sentence(self.module, self._sides, advice):
+            shapes = [self._shapes(names, examples[:size]) for size in (2, 3)]
         idle = [name for name in names if name not in shapes[0]]
         if idle:
             raise UserError(f"The submodule {idle[0]} takes no part in the forward pass; choose other layers.")
@@ -182,12 +271,13 @@ class ModuleEncoder:
         if often:
             count = len(shapes[0][often[0]])
             raise UserError(f"The submodule {often[0]} runs {count} times in a forward pass; choose other layers.")
-        special = count_special_tokens(self.module)
+        special = count_special_tokens(self.module) if suggested_prefix is None else suggested_prefix
+        class_token = has_class_token(self.module)
         wide: dict[str, list[tuple[int, ...]]] = {}
         if axes is None and any(len(f[0]) == 4 and not map_axes(f[0], self._sides) for f in shapes[0].values()):
             # any failure means only that this model takes no other width: decide() then asks the user
             with suppress(Exception):
-                wide = self._shapes(names, np.concatenate([np.stack([example] * 2)] * 2, axis=2 if self._scales else 3))
+                wide = self._shapes(names, np.concatenate([examples[:2]] * 2, axis=2 if self._scales else 3))
         # the order in which submodules finish is the depth
         return {
             name: decide(
@@ -200,6 +290,7 @@ class ModuleEncoder:
                 axes,
                 prefix_tokens,
                 wide[name][0] if name in wide else None,
+                class_token,
             )
             for name, found in shapes[0].items()
         }
@@ -218,38 +309,50 @@ class ModuleEncoder:
     @contextmanager
     def _hooked(self, names: Sequence[str], receive: Callable[[str, torch.Tensor], None]) -> Any:
         handles = []
+        parts = submodules(self.module)
         try:
             for name in names:
 
                 def hook(_: Any, __: Any, output: Any, name: str = name) -> None:
                     receive(name, first_tensor(output, name))
 
-                handles.append(self.module.get_submodule(name).register_forward_hook(hook))
+                handles.append(parts[name].register_forward_hook(hook))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
     @torch.no_grad()
-    def _run(self, images: np.ndarray) -> None:
+    def _run(self, images: np.ndarray, context: AbstractContextManager | None = None) -> None:
         # somebody who shares the module may have trained it meanwhile
         if self.module.training:
             self.module.eval()
-        device = self._compute.device
-        x = self._normalise(images, device) if self._scales else self._compute.send(images)
-        with self._compute.context():
+        x = self._normalise(images, self._compute.device)
+        # compiled parts run eagerly: a hook inside them would not be called
+        stance = torch.compiler.set_stance("force_eager") if self._eager else nullcontext()
+        with context or self._compute.context(), stance:
             self._forward(self.module, x)
 
-    def __call__(self, images_BHWC: np.ndarray, row_ids_B: np.ndarray) -> list[torch.Tensor]:
-        """One (B, width) float32 tensor a layer; `row_ids_B` is not used, nothing here is random."""
+    def _pooled(self, images: np.ndarray, context: AbstractContextManager | None = None) -> dict[str, torch.Tensor]:
         pooled: dict[str, torch.Tensor] = {}
 
         def pool(name: str, output: torch.Tensor) -> None:
+            layout = self._layouts[name]
+            if output.ndim != len(layout.axes) or output.shape[layout.axes.index("B")] != len(images):
+                raise UserError(
+                    f"Layer {name} has the shape {tuple(output.shape)} for a batch of {len(images)}: no axis counts "
+                    "the images; name the axes in squeeze(), since the last batch of a data set may be of one."
+                )
             # cloned: a later in-place operation of the model must not reach into a returned row
-            pooled[name] = self._layouts[name](output).clone()
+            pooled[name] = layout(output).clone()
 
-        with self._hooked(self.layers, pool):
-            self._run(images_BHWC)
+        with self._hooked(list(self._layouts), pool):
+            self._run(images, context)
+        return pooled
+
+    def __call__(self, images_BHWC: np.ndarray, row_ids_B: np.ndarray) -> list[torch.Tensor]:
+        """One (B, width) float32 tensor a layer; `row_ids_B` is not used, nothing here is random."""
+        pooled = self._pooled(images_BHWC)
         return [pooled[name] for name in self.layers]
 
 
@@ -258,13 +361,14 @@ def load_function(
     weights: str | None = None,
     state_key: str | None = None,
     strip_prefix: str | None = None,
+    ignore: Sequence[str] = (),
     **options: Any,
 ) -> ModuleEncoder:
     """`torch:package.module:function`: the function returns a module, or (module, prepare).
 
     Parameters
     ----------
-    weights, state_key, strip_prefix : optional
+    weights, state_key, strip_prefix, ignore : optional
         A weights file for the module, see `probekit.encoders.weights.load_weights`.
     **options
         As `ModuleEncoder` takes them; `layers` is needed.
@@ -282,7 +386,7 @@ def load_function(
     if not isinstance(module, torch.nn.Module):
         raise UserError(f"{spec} returned {type(made).__name__}, but a torch module, or (module, prepare), is needed.")
     if weights is not None:
-        load_weights(module, weights, state_key, strip_prefix)
+        options["loaded"] = load_weights(module, weights, state_key, strip_prefix, ignore)
     if prepare is not None:
         options.setdefault("prepare", prepare)
     return ModuleEncoder(module, provenance={"name": spec.rpartition(":")[2], "function": spec}, **options)

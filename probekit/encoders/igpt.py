@@ -3,7 +3,7 @@
 Letters: B images, P pixels a side, T = P * P tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ class IGPTEncoder:
                 block.compile()
         self.palette, self.norm, self.seed = palette, norm, seed
         self.masked = masked and not config.causal
-        self.prepare = ImageTransform(transform.resolution, transform.resize)
+        self.prepare: Callable[[np.ndarray], np.ndarray] = ImageTransform(transform.resolution, transform.resize)
         names = layer_names(config)
         self._chosen = select_layers(names, layers)
         self.layers = tuple(names[k] for k in self._chosen)

@@ -79,7 +79,9 @@ def _load(spec: Any, options: dict[str, Any]) -> Encoder:
     if scheme in SCHEMES:
         if not rest:
             raise UserError(f"{spec!r} is not complete; write {FORMS}.")
-        options.pop("data", None)
+        # a data set gives a size (pixels) or pictures to try a function of the user's on; others bring their own
+        if scheme != "torch":
+            options.pop("data", None)
         return _call(spec, _function(SCHEMES[scheme]), [rest], options)
     for point in entry_points(group=ENTRY_POINTS):
         if point.name == scheme:

@@ -16,10 +16,9 @@ import torch
 from probekit.runtime.errors import UserError
 
 POOLS = ("mean", "cls", "both")
+CLASS = ("cls_token", "class_token", "class_embedding")
 SPECIAL = (
-    "cls_token",
-    "class_token",
-    "class_embedding",
+    *CLASS,
     "dist_token",
     "distillation_token",
     "register_tokens",
@@ -97,6 +96,11 @@ def count_special_tokens(module: torch.nn.Module) -> int:
     return count
 
 
+def has_class_token(module: torch.nn.Module) -> bool:
+    """Whether a parameter of the module holds a class token; registers alone are none."""
+    return any(name.rpartition(".")[2] in CLASS for name, _ in module.named_parameters())
+
+
 def _is_grid(n: int, sides: tuple[int, int]) -> bool:
     """Whether n positions are the image's area cut into squares of some size (rounded either way)."""
     for s in range(1, max(sides) + 1):
@@ -117,6 +121,7 @@ def decide(
     axes: str | None = None,
     prefix_tokens: int | None = None,
     wide: tuple[int, ...] | None = None,
+    class_token: bool = True,
 ) -> Layout:
     """Decide how to read a layer.
 
@@ -129,12 +134,14 @@ def decide(
     sides : (int, int)
         Height and width of the input image.
     special_tokens : int
-        How many the model's parameters suggest.
+        How many the model's parameters, or the library that made it, suggest.
     pool : str
     axes, prefix_tokens : optional
         What the user says instead.
     wide : tuple of int, optional
         Its output's shape for 2 images of twice the width, where that could be run.
+    class_token : bool
+        Whether the model has one at all; the first of its special tokens then is it.
 
     Raises
     ------
@@ -164,7 +171,16 @@ def decide(
     prefix = _prefix(name, positions, sides, special_tokens) if prefix_tokens is None else prefix_tokens
     if not 0 <= prefix < positions:
         raise UserError(f"Layer {name} has {positions} positions, which cannot begin with {prefix} special tokens.")
-    if pool != "mean" and prefix == 0:
+    if prefix_tokens is not None and not _is_grid(positions - prefix, sides):
+        # nothing says that positions must be a grid, but where another number leaves one, this one is a mistake
+        better = [n for n in dict.fromkeys((special_tokens, 0)) if positions > n and _is_grid(positions - n, sides)]
+        if better:
+            raise UserError(
+                f"Layer {name} has {positions} positions: {prefix} special tokens in front leave {positions - prefix}, "
+                f"which is no grid of a {sides[0]} x {sides[1]} image, but {better[0]} would; "
+                f"say prefix_tokens={better[0]}."
+            )
+    if pool != "mean" and (prefix == 0 or (prefix_tokens is None and not class_token)):
         raise UserError(f"Layer {name} has no CLS token; take pool=mean (or say prefix_tokens=1 if the first one is).")
     return Layout(axes, prefix, positions - prefix, width * (2 if pool == "both" else 1), pool)
 

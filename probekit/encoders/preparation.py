@@ -1,10 +1,17 @@
 """Resize, crop and normalise: how an image becomes an encoder's input.
 
+A model's own code (a transformers image processor, timm's transform) prepares its pictures. Where its last step is a
+scale and a shift of each channel, `prepare` stops before it and returns uint8, and `Normalisation` does it for a whole
+batch on the device; else `prepare` returns the finished float32 (3, H, W). `settle` decides which.
+
 Letters: B images, H and W sides.
 """
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,14 +19,36 @@ import torch
 from PIL import Image
 
 from probekit.encoders.device import send
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, first_line
 
 KERNELS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# of (height, width): both orientations, smaller and larger than common inputs, sides that no patch or stride divides
+ODD_SIZES = ((301, 453), (453, 301), (61, 97), (233, 233))
+# float32 carries 6e-8; a scale and a shift in another order cost a few of its last bits, half a grey level 2e-3
+ROUNDING = 2e-6
+
+
+class DescribedPreparation(ABC):
+    """One image HWC uint8 -> uint8 (H, W, 3) or finished float32 (3, H, W), of one size; picklable."""
+
+    @abstractmethod
+    def __call__(self, image_HWC: np.ndarray) -> np.ndarray:
+        """Prepare one image."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, for the provenance."""
+
+
+def known_kernel(name: str) -> str:
+    """The name of one of Pillow's kernels; a `UserError` for another."""
+    if name not in KERNELS:
+        raise UserError(f"The interpolation {name!r} is not known; choose {', '.join(KERNELS)}.")
+    return name
 
 
 @dataclass(frozen=True)
-class Preparation:
+class Preparation(DescribedPreparation):
     """Resize, then centre crop, to one fixed size; picklable.
 
     Parameters
@@ -38,8 +67,7 @@ class Preparation:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        if self.interpolation not in KERNELS:
-            raise UserError(f"The interpolation {self.interpolation!r} is not known; choose {', '.join(KERNELS)}.")
+        known_kernel(self.interpolation)
         resize = self.resize if isinstance(self.resize, tuple) else (self.resize or max(self.crop),) * 2
         if min(self.crop) < 1 or resize[0] < self.crop[0] or resize[1] < self.crop[1]:
             raise UserError(f"An image resized to {self.resize} cannot be cropped to {self.crop}; crop at most that.")
@@ -81,7 +109,9 @@ class Normalisation:
             raise UserError(f"mean {self.mean} and std {self.std} were given; each needs three numbers, std above 0.")
 
     def __call__(self, images_BHWC: np.ndarray, device: torch.device) -> torch.Tensor:
-        """uint8 (B, H, W, 3) as float32 (B, 3, H, W) on `device`."""
+        """uint8 (B, H, W, 3) as float32 (B, 3, H, W) on `device`; finished floats (B, 3, H, W) pass unchanged."""
+        if images_BHWC.dtype != np.uint8:
+            return send(images_BHWC, device)
         x = send(images_BHWC, device).permute(0, 3, 1, 2).contiguous().float() / 255
         mean, std = (send(torch.tensor(values), device).view(1, 3, 1, 1) for values in (self.mean, self.std))
         return (x - mean) / std
@@ -89,6 +119,106 @@ class Normalisation:
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return {"mean": list(self.mean), "std": list(self.std)}
+
+
+@cache
+def odd_pictures() -> tuple[np.ndarray, ...]:
+    """Seeded HWC uint8 pictures of odd sizes, with gradients, edges and noise: what a preparation is compared on."""
+    rng = np.random.default_rng(0)
+    made = []
+    for height, width in ODD_SIZES:
+        y, x = np.mgrid[0:height, 0:width]
+        edges = ((x // 16 + y // 16) % 2) * 255
+        picture = np.stack([y * 255 // height, x * 255 // width, edges], -1)
+        picture[: height // 3] = rng.integers(0, 256, (height // 3, width, 3))
+        made.append(picture.astype(np.uint8))
+    return tuple(made)
+
+
+def settle(
+    whose: str,
+    finished: DescribedPreparation,
+    pixels: DescribedPreparation | None,
+    normalisations: Sequence[Normalisation],
+) -> tuple[DescribedPreparation, Normalisation | None]:
+    """How a model's own preparation is run: as uint8 pixels that a `Normalisation` finishes, or as it is.
+
+    Parameters
+    ----------
+    whose : str
+        The model, for messages.
+    finished : preparation to float (3, H, W)
+        The model's own, whole.
+    pixels : preparation to uint8 (H, W, 3), optional
+        The same without its last scale and shift.
+    normalisations : sequence of Normalisation
+        What that last step may be; the first that agrees with `finished` on all `odd_pictures` is taken.
+
+    Returns
+    -------
+    prepare, normalisation
+        (pixels, one of normalisations), or (finished, None).
+
+    Raises
+    ------
+    UserError
+        The preparation fails, or its pictures differ in size or are no finite (3, H, W).
+    """
+    whole = odd_results(whose, finished)
+    if not all(np.isfinite(x).all() for x in whole):
+        raise UserError(
+            f"{whose} prepares pictures with values that are not finite; give --resolution, --mean and --std."
+        )
+    if pixels is not None:
+        grey: list[np.ndarray] = []
+        with suppress(UserError):  # its steps may not be separable
+            grey = odd_results(whose, pixels)
+        if grey and all(x.dtype == np.uint8 for x in grey):
+            for normalise in normalisations:
+                if all(largest_difference(normalise, g, x) <= 0 for g, x in zip(grey, whole, strict=True)):
+                    return pixels, normalise
+    return finished, None
+
+
+def odd_results(whose: str, prepare: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
+    """What a preparation makes of the `odd_pictures`; a `UserError` where that is not one picture of one size."""
+    made = [_attempt(whose, prepare, picture) for picture in odd_pictures()]
+    shapes = list(dict.fromkeys(x.shape for x in made))
+    if any(
+        len(shape) != 3 or shape[-1 if x.dtype == np.uint8 else 0] != 3 for shape, x in zip(shapes, made, strict=False)
+    ):
+        raise UserError(
+            f"{whose} prepares arrays of shape {shapes[0]}, but one picture of three channels is needed; "
+            "write the call yourself with torch:package.module:function."
+        )
+    if len(shapes) > 1:
+        raise UserError(
+            f"{whose} prepares pictures of different sizes ({shapes[0]} and {shapes[1]}), but one size is needed; "
+            "give --resolution (and --resize, --crop), which takes the place of its own resize and crop."
+        )
+    return made
+
+
+def largest_difference(normalise: Normalisation, pixels_HWC: np.ndarray, finished_CHW: np.ndarray) -> float:
+    """By how much the normalised pixels differ from the finished picture beyond rounding; 0 when they do not."""
+    x = normalise(pixels_HWC[None], torch.device("cpu"))[0].numpy()
+    if x.shape != finished_CHW.shape:
+        return float("inf")
+    # rounding grows with what is subtracted, so each channel's largest value sets its scale
+    scale = ROUNDING * np.maximum(np.abs(finished_CHW).max((1, 2), keepdims=True), 1.0)
+    return float(np.maximum(np.abs(x - finished_CHW) - scale, 0).max())
+
+
+def _attempt(whose: str, prepare: Callable[[np.ndarray], np.ndarray], picture: np.ndarray) -> np.ndarray:
+    try:
+        return np.asarray(prepare(picture))
+    except UserError:
+        raise
+    except Exception as error:  # whatever the other library raises
+        raise UserError(
+            f"{whose} cannot prepare a picture of {picture.shape[0]} x {picture.shape[1]} ({first_line(error)}); "
+            "give --resolution, --mean and --std, which take its place."
+        ) from error
 
 
 def triple(values: float | Sequence[float] | str) -> tuple[float, float, float]:

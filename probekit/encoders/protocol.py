@@ -31,7 +31,7 @@ class Encoder(Protocol):
     provenance: dict[str, Any]
 
     def prepare(self, image_HWC: np.ndarray) -> np.ndarray:
-        """One image at the encoder's fixed size, uint8; picklable, so that workers can run it."""
+        """One image at the encoder's fixed size, uint8 (H, W, 3) or finished float32 (3, H, W); picklable."""
         ...
 
     def __call__(self, images_BHWC: np.ndarray, row_ids_B: np.ndarray) -> list[torch.Tensor]:

@@ -1,18 +1,24 @@
 """timm models: the layers that timm itself lists as features, each pooled as it arises.
 
 timm's `forward_intermediates` returns them all at once; hooks on the same submodules (`feature_info`) give the same
-tensors one at a time. Letters: B images.
+tensors one at a time. Pictures are prepared by timm's own evaluation transform. Letters: B images, H and W sides.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
-from probekit.encoders.hooks import ModuleEncoder, preparation
-from probekit.encoders.preparation import KERNELS, Preparation
-from probekit.encoders.weights import load_weights
+from probekit.encoders.hooks import ModuleEncoder, preparation, submodules
+from probekit.encoders.preparation import DescribedPreparation, Normalisation, known_kernel, settle, triple
+from probekit.encoders.weights import Loaded, load_weights
 from probekit.runtime.errors import UserError, first_line
+
+# the steps with which timm's evaluation transform ends; they are left to `Normalisation`
+LAST_STEPS = (("ToTensor", "MaybeToTensor"), ("Normalize",))
 
 
 def load_timm(
@@ -21,6 +27,7 @@ def load_timm(
     weights: str | None = None,
     state_key: str | None = None,
     strip_prefix: str | None = None,
+    ignore: str | Sequence[str] = (),
     **options: Any,
 ) -> ModuleEncoder:
     """`timm:NAME`, with timm's pretrained weights, or those of a file.
@@ -31,15 +38,14 @@ def load_timm(
         As `timm.create_model` takes it.
     layers : str or sequence of str, optional
         None: the submodules in the model's `feature_info` (each block of a ViT, each stage of a ConvNet).
-    weights, state_key, strip_prefix : optional
+    weights, state_key, strip_prefix, ignore : optional
         A weights file instead of timm's own.
     **options
         As `ModuleEncoder` takes them; size, crop and normalisation come from the model's own data config.
     """
     model = _create(name, pretrained=weights is None)
-    if weights is not None:
-        load_weights(model, weights, state_key, strip_prefix)
-    return from_timm(model, {"name": name, "source": name}, layers, **options)
+    loaded = load_weights(model, weights, state_key, strip_prefix, ignore) if weights is not None else Loaded()
+    return from_timm(model, {"name": name, "source": name}, layers, loaded=loaded, **options)
 
 
 def load_random_timm(
@@ -52,11 +58,22 @@ def load_random_timm(
     return from_timm(model, {"name": "random", "source": name, "weights_seed": weights_seed}, layers, **options)
 
 
-def _create(name: str, pretrained: bool) -> Any:
+def _timm() -> Any:
     try:
         import timm
+        import timm.data
     except ImportError as error:
         raise UserError("timm: needs timm; install it with: pip install 'igpt-probekit[timm]'.") from error
+    except Exception as error:  # a torchvision of another build than torch breaks timm's import
+        raise UserError(
+            f"timm: timm cannot be imported ({first_line(error)}); install the build of torchvision that belongs "
+            "to this torch."
+        ) from error
+    return timm
+
+
+def _create(name: str, pretrained: bool) -> Any:
+    timm = _timm()
     try:
         return timm.create_model(name, pretrained=pretrained)
     except Exception as error:
@@ -85,40 +102,126 @@ def from_timm(
     UserError
         timm lists no features for it and `layers` is None.
     """
-    settings = getattr(model, "pretrained_cfg", None) or {}
+    settings = dict(getattr(model, "pretrained_cfg", None) or {})
     if layers is None:
-        info = getattr(model, "feature_info", None)
-        listed = info if isinstance(info, list) else getattr(info, "info", None)
-        layers = [entry["module"] for entry in listed or [] if entry.get("module")]
-        if not layers:
-            raise UserError(f"timm lists no feature layers for {about['source']}; name submodules with layers=.")
-    if prefix_tokens is None and _has_tokens(model):
-        prefix_tokens = model.num_prefix_tokens
+        layers = _listed_layers(model, about)
+    replaced = not (resolution is resize is crop is None)
+    own = resolve(settings, {} if interpolation is None else {"interpolation": known_kernel(interpolation)})
+    if replaced:
+        kernel = interpolation or own["interpolation"]
+        prepare: DescribedPreparation | None = preparation(resolution, resize, crop, kernel, None)
+        left: Normalisation | None = Normalisation(triple(own["mean"]), triple(own["std"]))
+    else:
+        prepare, left = prepare_with(own, f"timm:{about['source']}")
+    if left is None and not (mean is None and std is None):
+        raise UserError(f"timm:{about['source']}: its transform normalises by itself; leave out --mean and --std.")
+    tokens = model.num_prefix_tokens if isinstance(getattr(model, "num_prefix_tokens", None), int) else None
     return ModuleEncoder(
         model,
         layers,
-        prepare=preparation(resolution, resize, crop, interpolation, _preparation(settings)),
-        mean=mean if mean is not None else settings.get("mean"),
-        std=std if std is not None else settings.get("std"),
+        prepare=prepare,
+        mean=mean if mean is not None or left is None else left.mean,
+        std=std if std is not None or left is None else left.std,
         prefix_tokens=prefix_tokens,
+        suggested_prefix=tokens,
         provenance={"kind": "timm", "config": _plain(settings), **about},
         **options,
     )
 
 
-def _has_tokens(model: Any) -> bool:
-    return isinstance(getattr(model, "num_prefix_tokens", None), int)
+def _listed_layers(model: Any, about: Mapping[str, Any]) -> list[str]:
+    """The submodules that timm lists as features."""
+    info = getattr(model, "feature_info", None)
+    listed = info if isinstance(info, list) else getattr(info, "info", None)
+    layers = [entry["module"] for entry in listed or [] if entry.get("module")]
+    if not layers:
+        raise UserError(f"timm lists no feature layers for {about['source']}; name submodules with layers=.")
+    there = submodules(model)
+    absent = [name for name in layers if name not in there]
+    if not absent:
+        return layers
+    stages = _stages(model, len(layers))
+    if stages is None:
+        names = ", ".join(name for name, _ in model.named_children())
+        raise UserError(
+            f"timm lists the feature layer {absent[0]} for {about['source']}, which the model does not have; name "
+            f"submodules with --layers (it has {names})."
+        )
+    return stages
 
 
-def _preparation(settings: Any) -> Preparation | None:
-    size = settings.get("test_input_size") or settings.get("input_size")
-    if size is None:
-        return None
-    height, width = int(size[1]), int(size[2])
-    kernel = settings.get("interpolation", "bicubic")
-    # timm resizes the shorter side to size / crop_pct (rounded down), then crops the centre
-    resize = int(min(height, width) / (settings.get("test_crop_pct") or settings.get("crop_pct") or 0.875))
-    return Preparation((height, width), max(resize, height, width), kernel if kernel in KERNELS else "bicubic")
+def _stages(model: Any, count: int) -> list[str] | None:
+    """As many numbered submodules of one name as timm lists features: "stages.0" where it writes "layers.0"."""
+    for parent in ("stages", "layers", "blocks"):
+        inside = model._modules.get(parent) or torch.nn.Module()
+        children = [name for name, _ in inside.named_children()]
+        if len(children) == count:
+            return [f"{parent}.{name}" for name in children]
+    return None
+
+
+def resolve(settings: Mapping[str, Any], asked: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A `pretrained_cfg` as timm's data configuration, at the size that timm evaluates it."""
+    size = settings.get("input_size")
+    if size is not None and size[0] != 3:
+        raise UserError(f"The model takes pictures of {size[0]} channel, but RGB is given; write the call with torch:.")
+    timm = _timm()
+    config = timm.data.resolve_data_config(dict(asked or {}), pretrained_cfg=dict(settings), use_test_size=True)
+    return dict(config)
+
+
+@dataclass(frozen=True, eq=False)
+class TimmPreparation(DescribedPreparation):
+    """One picture through timm's evaluation transform.
+
+    Parameters
+    ----------
+    transform : callable
+        PIL image to tensor, or to PIL image where its last steps are left out.
+    config : mapping
+        timm's data configuration, for the provenance.
+    """
+
+    transform: Any
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, image_HWC: np.ndarray) -> np.ndarray:
+        """One image, HWC uint8, as uint8 (H, W, 3), or finished float32 (3, H, W)."""
+        made = self.transform(Image.fromarray(np.ascontiguousarray(image_HWC)))
+        return made.numpy() if isinstance(made, torch.Tensor) else np.array(made)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"transform": "timm.data.create_transform", "settings": _plain(self.config)}
+
+
+def prepare_with(config: Mapping[str, Any], whose: str) -> tuple[DescribedPreparation, Normalisation | None]:
+    """`prepare` and what is left for `Normalisation` (None: nothing), from timm's data configuration.
+
+    Raises
+    ------
+    UserError
+        timm cannot make the transform, or it gives no one size.
+    """
+    timm = _timm()
+    try:
+        transform = timm.data.create_transform(**config, is_training=False)
+    except Exception as error:  # "interpolation: random" and other settings that evaluation does not take
+        raise UserError(
+            f"{whose}: timm cannot make its transform ({type(error).__name__}: {first_line(error)}); "
+            "give --interpolation, or --resolution."
+        ) from error
+    steps = list(transform.transforms)
+    pixels = None
+    if all(type(s).__name__ in names for s, names in zip(steps[-2:], LAST_STEPS, strict=True)):
+        pixels = TimmPreparation(type(transform)(steps[:-2]), config)
+    ends = [Normalisation(triple(config["mean"]), triple(config["std"]))]
+    return settle(whose, TimmPreparation(transform, config), pixels, ends)
+
+
+def _preparation(settings: Mapping[str, Any]) -> DescribedPreparation:
+    """The preparation of a `pretrained_cfg`."""
+    return prepare_with(resolve(settings), "timm")[0]
 
 
 def _plain(settings: Any) -> dict[str, Any]:

@@ -1,101 +1,159 @@
-"""Weights of the user's modules: read from a file without running code, put in place whole, and hashed."""
+"""Weights of the user's modules: put in place, hashed, and what a file leaves out, listed.
 
-from collections.abc import Mapping
+A key of the model that the file lacks (a classifier, of a checkpoint that has none) may stay out where no chosen layer
+depends on it, which the encoder finds out by running (`row_checks.settle_unloaded`).
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from igpt_model.hashing import hash_arrays
-from probekit.runtime.errors import UserError, first_line
+from probekit.encoders.checkpoint_files import read_state
+from probekit.runtime.errors import UserError
 
 SHOWN = 4
+COUNTER = "num_batches_tracked"
+"""A counter of BatchNorm that evaluation never reads; files from before PyTorch 0.4.1 lack it, as torch accepts."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a weights file did not bring.
+
+    Parameters
+    ----------
+    source : str
+        The file or model, for messages.
+    missing : tuple of str
+        Keys of the model that the file lacks, or holds in another shape.
+    unused : tuple of str
+        Keys of the file that the model has no place for: ignored by the user, or of another head than the model's.
+    advice : str
+        What to do where a layer depends on a missing key.
+    """
+
+    source: str = ""
+    missing: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    advice: str = "give a complete checkpoint"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the provenance; empty where nothing was left out."""
+        kept = {"weights_missing": list(self.missing), "weights_unused": list(self.unused)}
+        return {key: value for key, value in kept.items() if value}
 
 
 def hash_weights(module: torch.nn.Module) -> str:
     """Hash of names, dtypes, shapes and values of parameters and buffers."""
     # NumPy has no bfloat16: its bits are hashed instead
     state = {
-        name: value.detach().view(torch.int16) if value.dtype == torch.bfloat16 else value
+        name.replace("_orig_mod.", ""): value.detach().view(torch.int16) if value.dtype == torch.bfloat16 else value
         for name, value in module.state_dict().items()
         if isinstance(value, torch.Tensor)
     }
     return hash_arrays(state)
 
 
-def read_state(path: str | Path, state_key: str | None = None) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors file, or of a torch file read with `weights_only`.
-
-    Parameters
-    ----------
-    path : path
-    state_key : str, optional
-        Where the tensors lie inside nested dictionaries: "model", or "teacher.backbone" for two levels.
-
-    Raises
-    ------
-    UserError
-        There is no such file or key, or the file would need to run pickled code.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"There is no weights file {path}.")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(
-            f"{path} is no weights file that can be read safely ({first_line(error)}); save a plain state_dict."
-        ) from error
-    remaining = state_key
-    while remaining:
-        # a key may itself hold dots: the longest one that is there wins
-        parts = remaining.split(".")
-        heads = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
-        head = next((h for h in heads if isinstance(state, Mapping) and h in state), None)
-        if head is None:
-            keys = ", ".join(list(map(str, state))[:8]) if isinstance(state, Mapping) else "no keys"
-            raise UserError(f"{path} has no {state_key!r}; it holds {keys}: give another --state-key.")
-        state, remaining = state[head], remaining[len(head) + 1 :]
-    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        keys = ", ".join(list(map(str, state))[:8]) if isinstance(state, Mapping) else type(state).__name__
-        raise UserError(f"{path} holds {keys} rather than tensors by name; say where they lie with --state-key.")
-    return dict(state)
-
-
 def load_weights(
-    module: torch.nn.Module, path: str | Path, state_key: str | None = None, strip_prefix: str | None = None
-) -> None:
-    """Load a weights file into `module`; every key must have its place and every place its key.
+    module: torch.nn.Module,
+    path: str | Path,
+    state_key: str | None = None,
+    strip_prefix: str | None = None,
+    ignore: str | Sequence[str] = (),
+) -> Loaded:
+    """Load a weights file into `module`.
 
     Parameters
     ----------
+    module : torch.nn.Module
+    path, state_key : as `read_state` takes them
     strip_prefix : str, optional
         Only keys that begin with it are taken, and it is cut off ("module.", "backbone.").
+    ignore : str or sequence of str
+        Globs of keys of the file to leave out ("fc.*").
+
+    Returns
+    -------
+    Loaded
+        What is missing; whoever runs the module must refuse it if that is read.
 
     Raises
     ------
     UserError
-        Missing or unexpected keys, or other shapes.
+        The file holds keys that the model has no place for, or none that it has.
     """
-    state = read_state(path, state_key)
+    ignored = [ignore] if isinstance(ignore, str) else list(ignore)
+    content = read_state(path, state_key)
+    state = content
     if strip_prefix:
-        state = {key[len(strip_prefix) :]: v for key, v in state.items() if key.startswith(strip_prefix)}
+        state = {key[len(strip_prefix) :]: v for key, v in content.items() if key.startswith(strip_prefix)}
         if not state:
             raise UserError(f"No key of {path} begins with {strip_prefix!r}; give another --strip-prefix.")
-    own = module.state_dict()
-    problems = [
-        *_listed("missing", [key for key in own if key not in state]),
-        *_listed("unexpected", [key for key in state if key not in own]),
-        *_listed("of another shape", [key for key in own if key in state and state[key].shape != own[key].shape]),
-    ]
-    if problems:
-        raise UserError(f"{path} does not fit the model: {'; '.join(problems)}; try --state-key or --strip-prefix.")
-    module.load_state_dict(state)
+    own = {key.replace("_orig_mod.", ""): value for key, value in module.state_dict().items()}
+    left_out = [key for key in state if any(fnmatchcase(key, glob) for glob in ignored)]
+    state = {key: value for key, value in state.items() if key not in left_out}
+    fits = {key for key in own if key in state and state[key].shape == own[key].shape}
+    misshapen = [key for key in own if key in state and key not in fits]
+    missing = [key for key in own if key not in fits and key.rpartition(".")[2] != COUNTER]
+    unexpected = [key for key in state if key not in own]
+    # another head where the model's own is missing: MoCo's fc.0 and fc.2 instead of fc
+    replaced = [key for key in unexpected if _stands_for_missing(key, set(own), set(missing))]
+    strange = [key for key in unexpected if key not in replaced]
+    if strange or not fits:
+        problems = [
+            *_listed("missing", [key for key in missing if key not in misshapen]),
+            *_listed("unexpected", strange),
+            *_listed("of another shape", misshapen),
+        ]
+        advice = _prefix_advice(content, list(own)) or _ignore_advice(strange if fits else [])
+        raise UserError(f"{path} does not fit the model: {'; '.join(problems)}; {advice}.")
+    with torch.no_grad():
+        for key in fits:
+            own[key].copy_(state[key])
+    shapes = f"; of another shape are {', '.join(misshapen[:SHOWN])}" if misshapen else ""
+    advice = _prefix_advice(content, list(own)) or f"give a complete checkpoint, or earlier layers{shapes}"
+    return Loaded(str(path), tuple(missing), tuple(sorted({*left_out, *replaced})), advice)
+
+
+def _stands_for_missing(key: str, own: set[str], missing: set[str]) -> bool:
+    """Whether an unexpected key is inside a submodule of which the file brings nothing else."""
+    levels = key.split(".")
+    for depth in range(len(levels) - 1, 0, -1):
+        prefix = ".".join(levels[:depth]) + "."
+        inside = {name for name in own if name.startswith(prefix)}
+        if inside:
+            return inside <= missing
+    return False
+
+
+def _prefix_advice(content: Mapping[str, Any], own: Sequence[str]) -> str | None:
+    """Which --strip-prefix would make most of the model's keys fit, where one would."""
+    names = set(own)
+    prefixes: Counter[str] = Counter()
+    for key in content:
+        levels = key.split(".")
+        for depth in range(1, len(levels)):
+            if ".".join(levels[depth:]) in names:
+                prefixes[".".join(levels[:depth]) + "."] += 1
+    fitting = sum(key in names for key in content)
+    for prefix, count in prefixes.most_common(1):
+        if count > max(fitting, len(own) // 2):
+            return f"try --strip-prefix {prefix!r}"
+    return None
+
+
+def _ignore_advice(strange: Sequence[str]) -> str:
+    if not strange:
+        return "try --state-key or --strip-prefix"
+    tops = list(dict.fromkeys(key.partition(".")[0] + (".*" if "." in key else "") for key in strange))
+    globs = " ".join(f"'{top}'" for top in tops[:SHOWN])
+    return f"if these are of no layer you want (a projection head), leave them out with --ignore {globs}"
 
 
 def _listed(what: str, keys: list[str]) -> list[str]:

@@ -140,7 +140,7 @@ def require_finite(block: Tensor, start: int) -> None:
         if len(bad):
             width = str(block.dtype).removeprefix("torch.")
             raise UserError(
-                f"X holds NaN, infinity or a value too large for {width} in row {start + int(bad[0])}; "
+                f"Input X contains NaN, infinity or a value too large for {width} in row {start + int(bad[0])}; "
                 "drop or repair such rows first."
             )
 
@@ -160,7 +160,10 @@ def read_labels(y: Any, n_rows: int) -> NDArray[Any]:
     else:
         labels = _as_array(y, "y")
     if labels.shape != (n_rows,):
-        raise UserError(f"y has shape {labels.shape} but X has {n_rows} rows; give one label a row.")
+        raise UserError(
+            f"Found input variables with inconsistent numbers of samples: y has shape {labels.shape} but X has "
+            f"{n_rows} rows; give one label a row."
+        )
     kind = labels.dtype.kind
     if kind == "f":
         _require_whole(labels)

@@ -70,6 +70,7 @@ ROWS = np.arange(3)
 def save(folder, model, side, **processor):
     model.save_pretrained(folder)
     settings = {"image_mean": MEAN, "image_std": STD, "size": {"height": side, "width": side}, "resample": 3}
+    settings["image_processor_type"] = "ViTImageProcessor"
     (folder / "preprocessor_config.json").write_text(json.dumps({**settings, **processor}))
     return folder
 
@@ -191,6 +192,9 @@ def test_a_model_that_wants_more_than_pictures_is_one_sentence(tmp_path):
     folder = save(tmp_path / "siglip2", transformers.Siglip2VisionModel(config), 16)
     with pytest.raises(UserError, match=r"Siglip2VisionModel fails on pictures of 16 x 16 \(TypeError: .*missing"):
         load_encoder(f"hf:{folder}")
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match=r"siglip2 prepares arrays of shape \(1, 256, 768\), but one picture"):
+        load_encoder(f"hf:{folder}")
 
 
 def test_blocks_inside_stages_by_glob(tmp_path):
@@ -236,31 +240,15 @@ def test_missing_weights_are_refused(tmp_path):
     state = load_file(folder / "model.safetensors")
     key = next(k for k in state if "layers.1" in k or "layer.1." in k)
     save_file({k: v for k, v in state.items() if k != key}, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match="lacks weights"):
+    with pytest.raises(UserError, match="lacks weights that the chosen layers depend on"):
         load_encoder(f"hf:{folder}")
+    # what comes before it does not need it
+    assert len(load_encoder(f"hf:{folder}", layers="layers.0").layers) == 1
 
 
 def test_errors_are_one_sentence(tmp_path):
     with pytest.raises(UserError, match="neither a folder"):
         load_encoder(f"hf:{tmp_path}/nothing")
-    folder, _, _, _ = tiny(tmp_path, "vit")
-    (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(UserError, match="resolution, mean and std"):
-        load_encoder(f"hf:{folder}")
-    assert load_encoder(f"hf:{folder}", resolution=16, mean=0.5, std=0.5).provenance["resolution"] == [16, 16]
-
-
-def test_processor_settings_become_a_preparation():
-    from probekit.encoders.hf import _preparation
-
-    clip = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}, "resample": 3}
-    assert _preparation(clip, None).to_dict() == {"resize": 224, "crop": [224, 224], "interpolation": "bicubic"}
-    dino = {**clip, "size": {"shortest_edge": 256}}
-    assert _preparation(dino, None).resize == 256
-    vit = {"size": {"height": 224, "width": 224}, "resample": 2}
-    assert _preparation(vit, None).resize == (224, 224)
-    convnext = {"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 3}
-    assert _preparation(convnext, None).resize == 256
 
 
 @pytest.fixture
@@ -273,7 +261,9 @@ def imagegpt(tmp_path):
             if "bias" not in name:
                 parameter.add_(0.05 * torch.randn_like(parameter))
     clusters = np.random.default_rng(0).uniform(-1, 1, (8, 3)).tolist()
-    return save(tmp_path / "imagegpt", model, 6, clusters=clusters, resample=2), model, np.array(clusters)
+    processor = {"image_processor_type": "ImageGPTImageProcessor", "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    folder = save(tmp_path / "imagegpt", model, 6, clusters=clusters, resample=2, **processor)
+    return folder, model, np.array(clusters)
 
 
 def test_imagegpt_gets_its_start_token_and_every_layer_its_norm(imagegpt):

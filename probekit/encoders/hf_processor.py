@@ -1,0 +1,279 @@
+"""transformers' own image processor as an encoder's `prepare`.
+
+Nothing of it is imitated: the class that the model's files name (its Pillow version, which is the reference) resizes,
+crops, pads and reorders channels. Letters: H and W sides.
+"""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from probekit.encoders.preparation import DescribedPreparation, Normalisation, Preparation, odd_results, settle, triple
+from probekit.runtime.errors import UserError, first_line
+
+# written into processor files, without effect on a picture
+ABOUT = {
+    "auto_map",
+    "feature_extractor_type",
+    "image_processor_class",
+    "image_processor_type",
+    "max_size",
+    "model_input_names",
+    "pad_and_return_pixel_mask",
+    "processor_class",
+    "processor_type",
+    "reduce_labels",
+    "tokenizer_class",
+    "transformers_version",
+    "use_fast",
+}
+# switches of the steps that --resolution, --resize and --crop take the place of
+SIZE_SWITCHES = ("do_resize", "do_center_crop", "do_crop", "do_pad", "do_thumbnail", "do_align_long_axis")
+VALUE_SWITCHES = ("do_rescale", "do_normalize")
+
+
+@dataclass(frozen=True, eq=False)
+class ProcessorPreparation(DescribedPreparation):
+    """One picture through a transformers image processor.
+
+    Parameters
+    ----------
+    processor : transformers image processor
+    switched_off : mapping of str to False
+        Steps of the processor that are left out.
+    before : Preparation, optional
+        The user's own sizes, applied first.
+    pixels : bool
+        uint8 (H, W, 3), where the steps that are left keep it uint8; else float32 (3, H, W).
+    """
+
+    processor: Any
+    switched_off: Mapping[str, Any]
+    before: Preparation | None
+    pixels: bool
+
+    def __call__(self, image_HWC: np.ndarray) -> np.ndarray:
+        """One image, HWC uint8."""
+        if self.before is not None:
+            image_HWC = self.before(image_HWC)
+        picture = Image.fromarray(np.ascontiguousarray(image_HWC))
+        made = self.processor(picture, return_tensors="pt", **self.switched_off)
+        x_CHW = np.asarray(made["pixel_values"])
+        if len(x_CHW) == 1 and x_CHW.ndim == 4:
+            x_CHW = x_CHW[0]
+        if self.pixels and x_CHW.dtype == np.uint8 and x_CHW.ndim == 3:
+            return np.ascontiguousarray(np.moveaxis(x_CHW, 0, -1))
+        return np.ascontiguousarray(x_CHW, np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "processor": type(self.processor).__name__,
+            "settings": plain(self.processor.to_dict()),
+            "switched_off": sorted(self.switched_off),
+            "before": self.before.to_dict() if self.before else None,
+        }
+
+
+def plain(value: Any) -> Any:
+    """A processor's settings as JSON values."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(v) for key, v in value.items()}
+    if isinstance(value, np.ndarray | list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, int | float):
+        return float(value) if isinstance(value, float) else value if isinstance(value, bool) else int(value)
+    return value if value is None or isinstance(value, str) else str(value)
+
+
+def prepare_with(
+    processor: Any, whose: str, before: Preparation | None = None, mean: Any = None, std: Any = None
+) -> tuple[DescribedPreparation, Normalisation | None]:
+    """`prepare` and what is left for `Normalisation` (None: nothing), from a processor and what the user asks instead.
+
+    Parameters
+    ----------
+    processor : transformers image processor
+    whose : str
+        The model, for messages.
+    before : Preparation, optional
+        Takes the place of the processor's own resize, crop and padding.
+    mean, std : optional
+        Take the place of the processor's own; the other of the two, if not given, stays.
+
+    Raises
+    ------
+    UserError
+        The processor gives no one picture of a fixed size, or cannot leave out what the user replaces.
+    """
+    has = {name for name in (*SIZE_SWITCHES, *VALUE_SWITCHES) if getattr(processor, name, None)}
+    sizes_off = {name: False for name in SIZE_SWITCHES if before is not None and name in has}
+    values_off = {name: False for name in VALUE_SWITCHES if name in has}
+    finished = ProcessorPreparation(processor, sizes_off, before, pixels=False)
+    pixels = ProcessorPreparation(processor, sizes_off | values_off, before, pixels=True)
+    own = _normalisations(processor)
+    if mean is None and std is None:
+        prepare, left = settle(whose, finished, pixels, own)
+    else:
+        if odd_results(whose, pixels)[0].dtype != np.uint8:
+            raise UserError(
+                f"{whose}: {type(processor).__name__} computes in float before its last step, so --mean and --std "
+                "cannot take the place of its own; leave them out."
+            )
+        theirs = own[0] if own else Normalisation()
+        left = Normalisation(theirs.mean if mean is None else triple(mean), theirs.std if std is None else triple(std))
+        prepare = pixels
+    if before is not None:
+        given = np.asarray(prepare(np.zeros((*before.crop, 3), np.uint8)))
+        sides = given.shape[:2] if given.dtype == np.uint8 else given.shape[1:]
+        if tuple(sides) != before.crop:
+            raise UserError(
+                f"{whose}: {type(processor).__name__} makes {sides[0]} x {sides[1]} of pictures of {before.crop[0]} x "
+                f"{before.crop[1]} and cannot be told otherwise; leave out --resolution, --resize and --crop."
+            )
+    return prepare, left
+
+
+def _normalisations(processor: Any) -> list[Normalisation]:
+    """What a processor's settings say about values: rescale, then (x - mean) / std; with and without an offset of 1."""
+
+    def of(name: str, default: Any) -> Any:
+        value = getattr(processor, name, None)
+        return default if value is None else value
+
+    factor = float(of("rescale_factor", 1 / 255)) if of("do_rescale", False) else 1.0
+    scaled = bool(of("do_normalize", False))
+    try:
+        mean = np.array(triple(of("image_mean", 0.0) if scaled else 0.0))
+        std = np.array(triple(of("image_std", 1.0) if scaled else 1.0))
+    except UserError:
+        return []
+    if factor <= 0 or (std <= 0).any():
+        return []
+    # 255 * factor is 1 but for the last bit of most files' 0.00392156862745098
+    unit = 1.0 if abs(255 * factor - 1) < 1e-12 else 255 * factor
+    made = [(mean / unit, std / unit), ((mean + 1) / unit, std / unit)]
+    return [Normalisation(triple(m.tolist()), triple(s.tolist())) for m, s in made]
+
+
+def load_processor(
+    transformers: Any, name: str, revision: str | None, config: Any, written: Mapping[str, Any]
+) -> tuple[Any, str | None]:
+    """The image processor of a model, and a sentence where the model's files do not name it.
+
+    Parameters
+    ----------
+    transformers : module
+    name, revision : of the model
+    config : its configuration
+    written : mapping
+        Its preprocessor_config.json; empty when there is none, then the class's defaults at the model's image size.
+
+    Returns
+    -------
+    processor, note
+        (None, None) where transformers knows no processor for the model.
+
+    Raises
+    ------
+    UserError
+        The processor cannot be made, or the file holds keys that it does not understand.
+    """
+    default = _default_class(transformers, config)
+    if not written:
+        if default is None:
+            return None, None
+        processor = _make(default, _at_image_size(default, config), name)
+        note = (
+            f"hf:{name} has no preprocessor_config.json; prepared as {default.__name__} does by default"
+            f"{_size_words(processor)}"
+        )
+        return processor, note
+    pillow = {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(
+            name, revision=revision, config=config, trust_remote_code=False, **pillow
+        )
+    except Exception as error:
+        named = "image_processor_type" in written or "feature_extractor_type" in written or "auto_map" in written
+        if named or default is None:
+            raise UserError(
+                f"hf:{name}: its image processor cannot be made ({first_line(error)}); "
+                "give --resolution, --mean and --std, which take its place."
+            ) from error
+        processor = _make(default, dict(written), name)
+    kind = written.get("image_processor_type") or written.get("feature_extractor_type") or type(processor).__name__
+    if _plain_name(kind) != _plain_name(type(processor).__name__):
+        raise UserError(
+            f"hf:{name}: preprocessor_config.json names {kind}, which this transformers does not have; "
+            "give --resolution, --mean and --std, which take its place."
+        )
+    strange = sorted(key for key, value in written.items() if value and key not in _understood(processor) | ABOUT)
+    if strange:
+        raise UserError(
+            f"hf:{name}: preprocessor_config.json holds {', '.join(strange)}, which {type(processor).__name__} does "
+            "not understand; correct the file, or give --resolution, --mean and --std, which take its place."
+        )
+    return processor, None
+
+
+def _make(kind: Any, settings: dict[str, Any], name: str) -> Any:
+    try:
+        return kind.from_dict(settings)
+    except Exception as error:
+        raise UserError(
+            f"hf:{name}: {kind.__name__} cannot be made ({first_line(error)}); give --resolution, --mean and --std."
+        ) from error
+
+
+def _plain_name(kind: str) -> str:
+    """An image processor's name without what tells its versions apart."""
+    return kind.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+
+
+def _understood(processor: Any) -> set[str]:
+    """Names of the settings that a processor's class reads."""
+    keys = set(getattr(getattr(processor, "valid_kwargs", None), "__annotations__", {}))
+    for kind in type(processor).__mro__[:-1]:
+        keys |= set(inspect.signature(kind).parameters)
+    return keys
+
+
+def _default_class(transformers: Any, config: Any) -> Any:
+    """The processor class, Pillow's first, that transformers has for a configuration or the package that it is in."""
+    auto = import_module("transformers.models.auto.image_processing_auto")
+    package = type(config).__module__.rpartition(".")[0].rpartition(".")[2]
+    names = auto.IMAGE_PROCESSOR_MAPPING_NAMES
+    found = names.get(getattr(config, "model_type", None)) or names.get(package)
+    if found is None:
+        return None
+    listed = [found.get("pil"), found.get("torchvision")] if isinstance(found, Mapping) else list(found)
+    classes = [auto.get_image_processor_class_from_name(name) for name in listed if name]
+    usable = [kind for kind in classes if kind is not None and not getattr(kind, "is_dummy", False)]
+    return usable[0] if usable else None
+
+
+def _at_image_size(kind: Any, config: Any) -> dict[str, Any]:
+    """The class's default sizes, in proportion, so that the picture has the side that the model was built for."""
+    side = getattr(config, "image_size", None)
+    if isinstance(side, list | tuple):
+        side = side[0] if len(set(side)) == 1 else None
+    default = kind()
+    size = plain(dict(getattr(default, "size", None) or {}))
+    crop = plain(dict(getattr(default, "crop_size", None) or {})) if getattr(default, "do_center_crop", False) else {}
+    size, crop = ({k: v for k, v in part.items() if v} for part in (size, crop))
+    if not isinstance(side, int) or not size or not set(size) <= {"height", "width", "shortest_edge"}:
+        return {}
+    now = crop.get("height") or size.get("height") or size["shortest_edge"]
+    scaled = {"size": {key: round(value * side / now) for key, value in size.items()}}
+    return scaled | ({"crop_size": {"height": side, "width": side}} if crop else {})
+
+
+def _size_words(processor: Any) -> str:
+    size = {k: v for k, v in dict(getattr(processor, "size", None) or {}).items() if v}
+    return f", size {size}" if size else ""

@@ -1,0 +1,150 @@
+"""Features belong to the picture alone: tried when an encoder is made, before anything is computed.
+
+Three pictures go through in several batches. A row that changes with the run (dropout that eval() does not switch off),
+with its neighbours (batch statistics) or with their number (squeeze) is refused. Letters: B images.
+"""
+
+import random
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+
+from probekit.encoders.weights import Loaded
+from probekit.runtime.errors import UserError, first_line
+
+# Share of a value's own size by which batches of other sizes may change it. float32 on a CPU: other kernels and another
+# order of sums, 6e-8 a step. Elsewhere (TF32 in cuDNN's convolutions, half precision): 1e-3 a step.
+TOLERANCE, COARSE_TOLERANCE = 1e-3, 3e-2
+# runs of one batch, where random numbers are drawn: rare events must show
+REPEATS = 8
+
+
+def check_rows(encoder: Any, examples: np.ndarray) -> None:
+    """Refuse an encoder whose features of a picture depend on anything but the picture.
+
+    Parameters
+    ----------
+    encoder : ModuleEncoder
+    examples : (3, ...) prepared pictures
+
+    Raises
+    ------
+    UserError
+        Naming the layer, what changed it, and what to look for in the module.
+    """
+    exact = all(p.dtype == torch.float32 for p in encoder.module.parameters() if p.is_floating_point())
+    device = encoder._compute.device
+    tolerance = TOLERANCE if exact and device.type == "cpu" else COARSE_TOLERANCE
+
+    def run(images: np.ndarray) -> dict[str, torch.Tensor]:
+        # the property is the module's, so it is tried in the module's own precision
+        context: AbstractContextManager | None = nullcontext() if exact else None
+        return encoder._pooled(images, context)
+
+    before = _random_state(device)
+    pair = run(examples[:2])
+    drawn = _random_state(device) != before
+    for _ in range(REPEATS if drawn else 1):
+        _compare(encoder, pair, run(examples[:2]), 0.0 if drawn else tolerance, "the same batch is run again", drawn)
+    moved = {name: rows[1:] for name, rows in run(examples[[2, 0, 1]]).items()}
+    _compare(encoder, pair, moved, tolerance, "other pictures are in its batch", drawn)
+    try:
+        alone = run(examples[:1])
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{type(encoder.module).__name__} fails on a batch of one picture ({type(error).__name__}: "
+            f"{first_line(error)}), which the last batch of a data set may be; {_hint(encoder.module, drawn)}."
+        ) from error
+    _compare(
+        encoder, {name: rows[:1] for name, rows in pair.items()}, alone, tolerance, "it is alone in its batch", drawn
+    )
+
+
+def _compare(
+    encoder: Any, a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], tolerance: float, when: str, drawn: bool
+) -> None:
+    for name in a:
+        size = torch.maximum(a[name].abs(), a[name].abs().nanmedian())
+        off = (a[name] - b[name]).abs()
+        # written so that NaN on one side fails; the same on both (NaN, infinities) is the writer's to refuse
+        same = (a[name] == b[name]) | (a[name].isnan() & b[name].isnan())
+        wrong = ~(off <= tolerance * size) & ~same
+        if wrong.any():
+            worst = float((off / size.clamp_min(1e-30))[wrong].max())
+            raise UserError(
+                f"Layer {name} of {type(encoder.module).__name__} has other features for the same picture when {when} "
+                f"(off by {worst:.1g} of their size), but features must depend on the picture alone; "
+                f"{_hint(encoder.module, drawn)}."
+            )
+
+
+def _hint(module: torch.nn.Module, drawn: bool) -> str:
+    training = [name or type(module).__name__ for name, part in module.named_modules() if part.training]
+    if training:
+        return f"{training[0]} stays in training mode after eval(): look for a train() of its own"
+    if drawn:
+        return (
+            "it draws random numbers in evaluation mode: give torch.nn.functional.dropout training=self.training, "
+            "and sampled noise a fixed value"
+        )
+    return (
+        "look for statistics taken over the batch (a norm with track_running_stats=False, a mean over axis 0) and for "
+        "squeeze() without an axis"
+    )
+
+
+def _random_state(device: torch.device) -> tuple[Any, ...]:
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002  (the global state is what a module may draw from)
+    cuda = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
+    return (
+        torch.get_rng_state().numpy().tobytes(),
+        cuda,
+        random.getstate(),
+        numpy_state[1].tobytes(),
+        numpy_state[2:],
+    )
+
+
+def settle_unloaded(encoder: Any, examples: np.ndarray, loaded: Loaded) -> None:
+    """Parameters that no file held may stay only where no chosen layer depends on them; they become 0.
+
+    They are set to NaN: a layer that stays finite and the same does not read them. 0, so that the hash of the weights
+    does not depend on how they were drawn.
+
+    Raises
+    ------
+    UserError
+        A layer depends on one of them, and would be half random.
+    """
+    state: dict[str, torch.Tensor] = {}
+    for name, value in encoder.module.state_dict().items():
+        if name in loaded.missing:
+            state[name] = value
+    poison = [value for value in state.values() if value.is_floating_point() or value.is_complex()]
+    fixed = [name for name, value in state.items() if not (value.is_floating_point() or value.is_complex())]
+    if fixed:
+        raise UserError(_needed(loaded, fixed))
+    before = encoder._pooled(examples[:2])
+    kept = [value.clone() for value in poison]
+    with torch.no_grad():
+        for value in poison:
+            value.fill_(float("nan"))
+    try:
+        after = encoder._pooled(examples[:2])
+        same = all(torch.equal(before[name], after[name]) for name in before)
+    except Exception:  # NaN may well break a computation that reads it
+        same = False
+    with torch.no_grad():
+        for value, old in zip(poison, kept, strict=True):
+            value.copy_(torch.zeros_like(old) if same else old)
+    if not same:
+        raise UserError(_needed(loaded, list(state)))
+
+
+def _needed(loaded: Loaded, names: list[str]) -> str:
+    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return f"{loaded.source} lacks weights that the chosen layers depend on ({shown}; now random); {loaded.advice}."

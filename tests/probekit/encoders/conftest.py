@@ -1,0 +1,34 @@
+"""timm for the tests, without a place for it among the environment's packages.
+
+timm imports torchvision, whose published builds need a CUDA build of torch for their operators; with a CPU torch its
+import fails, and with it transformers' import, which looks for torchvision. `make setup` therefore puts both into a
+folder of their own, and this fixture imports them from there. Only the operators' names are declared: pictures are
+prepared by torchvision's own Python code on Pillow images, which calls none of them.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def timm():
+    try:
+        import timm
+    except Exception:
+        site = Path(sys.prefix) / "timm-site"
+        if not (site / "timm").is_dir():
+            pytest.skip("timm is not installed (make setup puts it into timm-site)")
+        declared = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            declared.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+        sys.path.append(str(site))
+        try:
+            import timm
+            import timm.data
+        finally:
+            sys.path.remove(str(site))
+        timm.declared_operators = declared  # they are undeclared when this object goes
+    return timm
