@@ -5,7 +5,7 @@ Nothing is unpickled: NumPy loads with allow_pickle=False, PyTorch with weights_
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,30 +18,59 @@ LABEL_KEYS = ("labels", "label", "y", "targets", "target")
 
 
 def import_features(
-    files: Mapping[str, str | Path],
     out: str | Path,
-    labels: Mapping[str, str | Path] | None = None,
+    train: str | Path | None = None,
+    val: str | Path | None = None,
+    test: str | Path | None = None,
+    train_labels: str | Path | None = None,
+    val_labels: str | Path | None = None,
+    test_labels: str | Path | None = None,
     encoder: str | None = None,
     dataset: str | None = None,
-    dtype: str = "float32",
+    store: Literal["float32", "float16"] = "float32",
 ) -> FeatureStore:
-    """Make a feature file from one file a split.
+    """Make a feature file from arrays: one .npz, .npy, .pt or .csv file a split. Nothing is unpickled.
+
+    A .npz file or .pt dictionary holds one layer in each two-dimensional entry, shallow to deep, and the labels under
+    labels, y or targets; a .npy file or .pt tensor is one layer; a .csv file with a header is one layer, one row an
+    image, with the labels in a column label, y or target. Weights of a model are not features: `probekit convert`
+    reads those.
 
     Parameters
     ----------
-    files : {"train": path, "test": path, ...}
-        .npy: one layer (N, D). .npz, or a .pt dictionary: one layer a two-dimensional entry, in the order of the file,
-        and the labels under labels, y or targets. A .pt tensor or list of tensors: one layer each. .csv with a head
-        line: one layer; the column label, y or target holds the labels.
-    out : the feature file to write
-    labels : one such file a split, where the features' own file has none
-    encoder, dataset : names for tables and curves; the file names when None
+    out : str or Path
+        The feature file (HDF5).
+    train : str or Path
+        Features of the training split.
+    val : str or Path
+        Features of the validation split, if there is a separate one.
+    test : str or Path
+        Features of the test split.
+    train_labels : str or Path
+        Labels of the training split, where its features' file has none.
+    val_labels : str or Path
+        Labels of the validation split, likewise.
+    test_labels : str or Path
+        Labels of the test split, likewise.
+    encoder : str
+        Name of the encoder, for tables and curves; by default the first file's name.
+    dataset : str
+        Name of the data set; by default the first file's name.
+    store : str
+        Precision of the stored features.
+
+    Returns
+    -------
+    FeatureStore
 
     Raises
     ------
     UserError
         A file is absent, damaged, of another kind, needs unpickling, or has no labels.
     """
+    given = {"train": (train, train_labels), "val": (val, val_labels), "test": (test, test_labels)}
+    files = {split: Path(path) for split, (path, _) in given.items() if path is not None}
+    labels = {split: path for split, (_, path) in given.items() if path is not None}
     if not files:
         raise UserError(
             "No feature file was given to import; give one a split, as in --train train.npz --test test.npz."
@@ -49,7 +78,7 @@ def import_features(
     splits, hashes = {}, {}
     for split, path in files.items():
         layers, y = _layers_and_labels(Path(path), _load(Path(path)))
-        if labels and split in labels:
+        if split in labels:
             y = _labels_alone(Path(labels[split]))
         if y is None:
             raise UserError(f"{path} holds no labels ({', '.join(LABEL_KEYS)}); give them as a file of their own.")
@@ -61,7 +90,7 @@ def import_features(
         splits,
         encoder={"name": encoder or first.stem, "imported_from": hashes},
         dataset={"name": dataset or first.stem},
-        dtype=dtype,
+        dtype=store,
     )
 
 
