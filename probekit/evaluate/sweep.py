@@ -4,7 +4,7 @@ import fnmatch
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sklearn.exceptions import ConvergenceWarning
 
@@ -16,53 +16,77 @@ from probekit.results.results import Results
 from probekit.runtime.errors import UserError
 from probekit.runtime.progress import Progress
 from probekit.runtime.workers import worker_processes
+from probekit.selection.protocol import resolve_protocol
 from probekit.selection.settings import make_settings
+
+DRAWS = 5
+"""Draws of a few labelled rows a class, unless seeds says how many."""
 
 
 def sweep(
     store: Features | str | Path,
     results_dir: str | Path | None = None,
     protocol: str | Protocol = "igpt",
-    Cs: Any = None,
+    Cs: Sequence[float] | None = None,
     layers: str | Sequence[str | int] | None = None,
     series: str | None = None,
-    seeds: int | Sequence[int] = 1,
+    seeds: int | Sequence[int] | None = None,
     train_rows: int | None = None,
     per_class: int | None = None,
-    backend: str = "torch",
+    backend: Literal["torch", "sklearn", "cuml"] = "torch",
     device: str = "cpu",
-    dtype: str = "auto",
+    dtype: Literal["auto", "float32", "float64"] = "auto",
     checks: Sequence[str] = (),
     probe: str | None = None,
     workers: int = 1,
-    parallel: str = "layers",
+    parallel: Literal["layers", "rows"] = "layers",
     progress: Progress | None = None,
 ) -> Results:
-    """Probe every layer: choose C on held-out training rows, refit, then test, and journal one record each.
+    """Probe every layer: choose C on held-out training rows, refit, test once, and append a record each.
 
-    The same call again goes on where it was stopped; several processes may run it at once on the same folder.
+    The same call again resumes after an interruption; several processes may run it at once on the same folder.
 
     Parameters
     ----------
-    store : features, or the path of a feature file
-    results_dir : folder of results.jsonl and probes/; None for the folder of the feature file
-    protocol : name or `Protocol`
-    Cs : penalties in place of the protocol's (scikit-learn's C)
-    layers : None for all, names, indices, or a glob such as "0*"
-    series : name of the curve in tables; None for the encoder's name
-    seeds : a count n for seeds 0 to n-1, or the seeds. Seed 0 is the stored split; the others redraw the val split and
-        resample the training rows
-    train_rows : use only so many labelled rows (train and val together), drawn by class and seed
-    per_class : use only so many labelled rows of each class (few-shot), drawn anew by each seed; not with `train_rows`
-    backend, device, dtype : of the solver ("auto": float64 where it costs nothing, see `fit_path`)
-    checks : kinds of cheap probes of every layer beside the protocol's: knn, ridge, or another that reads a layer
-    probe : kind in place of the protocol's own (None); "attentive", AIM's, needs a file of all tokens (encoders
-        `tokens:...`)
-    workers : processes that share the work, the cores being shared out among them; for a feature file on disk. Small
-        fits (thousands of rows, hundreds of columns) gain by it, large ones fill all cores as they are
-    parallel : under torchrun, what the processes share: "layers" (each fits others, by the journal), or "rows": all
-        work at one layer, each holding its share of the rows and adding up gradients, for layers too large for one
-    progress : called with (fits done, fits in all); steps of an SGD protocol
+    store : FeatureStore, str or Path
+        The feature file.
+    results_dir : str or Path
+        Folder of results.jsonl and probes/; by default that of the feature file.
+    protocol : Protocol or str
+        igpt, dinov2-45, clip-coarse-fine, kornblith or sgd-imagenet.
+    Cs : sequence of float
+        Penalties in place of the protocol's, as scikit-learn's C.
+    layers : str or sequence of str or int
+        Names or globs of layers, for example 04 or '0*'; by default all.
+    series : str
+        Name of the curve in figures and tables; by default the encoder's name.
+    seeds : int or sequence of int
+        Number of repetitions, by default 1: seed 0 is the stored split, the others redraw the validation split and
+        resample the training rows. With per_class or train_rows each seed draws rows of its own; with per_class by
+        default 5.
+    train_rows : int
+        Use only this many labelled rows, train and validation together, drawn by class.
+    per_class : int
+        Use only this many labelled rows of each class (few-shot), drawn anew by each seed. Not with train_rows.
+    backend : str
+        Solver backend. Every solution is checked against our objective.
+    device : str
+        Device of the solver: cpu, cuda, cuda:1.
+    dtype : str
+        Precision of the solver; auto is float64 where that costs nothing.
+    checks : sequence of str
+        Cheap probes of every layer beside the protocol's: knn (nearest neighbours), ridge, or another kind of
+        `probekit.probes.PROBES` that reads a layer.
+    probe : str
+        Kind of probe instead of the protocol's own; attentive, AIM's, needs a file extracted from tokens:igpt:RUN.
+    workers : int
+        Processes that share the work and the cores. One a core helps small fits (thousands of rows, hundreds of
+        columns); a large fit uses all cores by itself.
+    parallel : str
+        What processes started by torchrun share: layers (each fits different ones), or the rows of one layer that is
+        too large for one process.
+    progress : callable
+        Called with (fits done, fits in all); for an SGD protocol with steps.
 
     Returns
     -------
@@ -76,12 +100,19 @@ def sweep(
     """
     if per_class is not None and train_rows is not None:
         raise UserError(f"per_class is {per_class} and train_rows is {train_rows}: give one of the two.")
-    settings = make_settings(backend, device, dtype, parallel)
-    runner = Runner(store, results_dir, protocol, Cs, series, settings)
-    own = runner.protocol.probe
+    resolved = resolve_protocol(protocol, Cs)
+    own = resolved.probe
     kinds = list(dict.fromkeys([probe or own, *checks]))
-    check_kinds(kinds, ("layer", "tokens"), runner)
-    names, draws = choose_names(runner.store, layers), seed_list(seeds)
+    check_kinds(kinds, ("layer", "tokens"), resolved)
+    if parallel == "rows" and (workers != 1 or not all(PROBES[kind].shards for kind in kinds)):
+        raise UserError("parallel='rows' supports linear probes only; remove probe, checks and workers.")
+    if workers != 1 and PROBES[own].fits_together:
+        raise UserError(f"workers is {workers}, but {own} trains all layers in one process: leave workers out.")
+    runner = Runner(store, results_dir, resolved, None, series, make_settings(backend, device, dtype, parallel))
+    names, draws = (
+        choose_names(runner.store, layers),
+        seed_list((DRAWS if per_class else 1) if seeds is None else seeds),
+    )
     jobs = [
         Job((layer,), seed, train_rows, "" if kind == own else kind, per_class)
         for kind in kinds
@@ -90,12 +121,6 @@ def sweep(
     ]
     for job in jobs:
         runner.widths(job)  # refuses pooled features for a probe that reads tokens
-    if workers != 1 and PROBES[own].fits_together:
-        raise UserError(
-            f"workers is {workers}, but {own} trains all layers in one pass in one process: leave that out."
-        )
-    if parallel == "rows" and (workers != 1 or not all(PROBES[kind].shards for kind in kinds)):
-        raise UserError("parallel='rows' supports linear probes only; remove probe, checks and workers.")
     again = {
         "Cs": Cs,
         "layers": layers,
@@ -114,15 +139,14 @@ def sweep(
     return Results(runner.out)
 
 
-def check_kinds(kinds: Sequence[str], reads: Sequence[str], runner: Runner) -> None:
+def check_kinds(kinds: Sequence[str], reads: Sequence[str], protocol: Protocol) -> None:
     """Refuse kinds of probes that are unknown, read what a call does not offer, or do not go with the protocol."""
-    own = runner.protocol.probe
     for kind in kinds:
         if kind not in PROBES or PROBES[kind].reads not in reads:
             known = sorted(k for k, probe in PROBES.items() if probe.reads in reads and not probe.fits_together)
             raise UserError(f"There is no probe {kind!r} of {' or '.join(reads)}: choose of {', '.join(known)}.")
-        PROBES[kind]().check(runner.protocol)
-    if len(kinds) > 1 and (PROBES[own].fits_together or len({PROBES[kind].reads for kind in kinds}) > 1):
+        PROBES[kind]().check(protocol)
+    if len(kinds) > 1 and (PROBES[protocol.probe].fits_together or len({PROBES[kind].reads for kind in kinds}) > 1):
         raise UserError(
             f"{', '.join(kinds)} cannot be probed in one call: checks go with an exact protocol and pooled features."
         )
@@ -136,17 +160,14 @@ def path_for_workers(store: Features, workers: int) -> Path | None:
     return None if path is None else Path(path)
 
 
-def choose_names(store: Features, layers: str | Sequence[str | int] | None) -> list[str]:
-    """Layer names, shallow to deep, from None (all), a glob, names or indices; an unknown one raises `UserError`."""
+def choose_names(store: Any, layers: str | Sequence[str | int] | None) -> list[str]:
+    """Layer names, shallow to deep, from None (all), names, globs or indices; an unknown one raises `UserError`."""
     if layers is None:
         return list(store.layers)
-    known = f"{store.path or 'the features'} has {', '.join(store.layers)}"
-    if isinstance(layers, str):
-        matched = [name for name in store.layers if fnmatch.fnmatchcase(name, layers)]
-        if not matched:
-            raise UserError(f"No layer matches {layers!r}: {known}.")
-        return matched
-    found = {store.layer(layer) for layer in layers}
+    found = set()
+    for layer in [layers] if isinstance(layers, str) else layers:
+        matched = [name for name in store.layers if fnmatch.fnmatchcase(name, layer)] if isinstance(layer, str) else []
+        found |= set(matched or [store.layer(layer)])
     return [name for name in store.layers if name in found]
 
 

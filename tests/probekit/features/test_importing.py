@@ -23,7 +23,7 @@ def test_npz_with_labels(tmp_path, arrays):
     np.savez(tmp_path / "train.npz", **arrays, labels=Y)
     np.savez(tmp_path / "test.npz", **{name: X[:4] for name, X in arrays.items()}, y=Y[:4])
     files = {split: tmp_path / f"{split}.npz" for split in ("train", "test")}
-    store = import_features(files, tmp_path / "f.h5", encoder="net")
+    store = import_features(tmp_path / "f.h5", **files, encoder="net")
     assert store.layers == ("00_conv", "01_head")
     assert store.encoder["name"] == "net"
     np.testing.assert_array_equal(store.read("test", "head")[0], arrays["head"][:4])
@@ -33,7 +33,7 @@ def test_npz_with_labels(tmp_path, arrays):
 def test_npy_with_labels_beside(tmp_path, arrays):
     np.save(tmp_path / "x.npy", arrays["conv"])
     np.save(tmp_path / "y.npy", Y)
-    store = import_features({"train": tmp_path / "x.npy"}, tmp_path / "f.h5", {"train": tmp_path / "y.npy"})
+    store = import_features(tmp_path / "f.h5", train=tmp_path / "x.npy", train_labels=tmp_path / "y.npy")
     np.testing.assert_array_equal(store.read("train", 0)[0], arrays["conv"])
 
 
@@ -48,7 +48,7 @@ def test_pt_of_every_shape(tmp_path, arrays, shape):
     }[shape]
     torch.save(content, tmp_path / "x.pt")
     torch.save(torch.from_numpy(Y), tmp_path / "y.pt")
-    store = import_features({"train": tmp_path / "x.pt"}, tmp_path / "f.h5", {"train": tmp_path / "y.pt"})
+    store = import_features(tmp_path / "f.h5", train=tmp_path / "x.pt", train_labels=tmp_path / "y.pt")
     expected = tensors["conv"].bfloat16().float() if shape == "bfloat16" else tensors["conv"]
     np.testing.assert_array_equal(store.read("train", 0)[0], expected.numpy())
     assert len(store.layers) == (2 if shape in ("list", "dict") else 1)
@@ -63,19 +63,19 @@ def test_a_pickle_is_not_executed(tmp_path):
     for name in ("x.pt", "x.npy"):
         (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
         with pytest.raises(UserError, match="cannot be read as plain arrays"):
-            import_features({"train": tmp_path / name}, tmp_path / "f.h5")
+            import_features(tmp_path / "f.h5", train=tmp_path / name)
     assert not (tmp_path / "exploded").exists()
 
 
 def test_what_is_missing_is_said(tmp_path, arrays):
     np.save(tmp_path / "x.npy", arrays["conv"])
     with pytest.raises(UserError, match="holds no labels"):
-        import_features({"train": tmp_path / "x.npy"}, tmp_path / "f.h5")
+        import_features(tmp_path / "f.h5", train=tmp_path / "x.npy")
     with pytest.raises(UserError, match="There is no file"):
-        import_features({"train": tmp_path / "z.npy"}, tmp_path / "f.h5")
+        import_features(tmp_path / "f.h5", train=tmp_path / "z.npy")
     (tmp_path / "x.txt").write_text("1")
     with pytest.raises(UserError, match=r"expected .npy, .npz, .pt or .csv"):
-        import_features({"train": tmp_path / "x.txt"}, tmp_path / "f.h5")
+        import_features(tmp_path / "f.h5", train=tmp_path / "x.txt")
     np.save(tmp_path / "flat.npy", Y)
     with pytest.raises(UserError, match="no two-dimensional features"):
-        import_features({"train": tmp_path / "flat.npy"}, tmp_path / "f.h5")
+        import_features(tmp_path / "f.h5", train=tmp_path / "flat.npy")
