@@ -166,12 +166,11 @@ def study(
         check_at_least(window=(window, 0))
     specs = _named(encoders)
     loaded = [data if isinstance(data, Dataset) else load_dataset(data, root=root) for data in _listed(datasets)]
-    further, maps = tests, {}
-    if tests and not isinstance(tests, Mapping):
-        further, maps = written_tests([tests] if isinstance(tests, str) else tests, root)
-    further = {
-        name: data if isinstance(data, Dataset) else load_dataset(data) for name, data in (further or {}).items()
-    }
+    maps: dict[str, Any] = {}
+    if isinstance(tests, Mapping):
+        further = {name: data if isinstance(data, Dataset) else load_dataset(data) for name, data in tests.items()}
+    else:
+        further, maps = written_tests(tests or (), root)
     if further:
         loaded = [with_tests(data, further, maps) for data in loaded]
     series = _by_name([(spec, load_as(spec, name, device, loaded[0])) for name, spec in specs])

@@ -41,8 +41,8 @@ class FittedClassMean(FittedProbe):
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], read_rows: ReadRows, device: str = "cpu") -> Self:
-        named = {name: arrays[name] for name in ("classes", "centre", "means")}
-        return cls(scale=float(arrays["scale"][0]), **named)
+        scale = float(arrays["scale"][0])
+        return cls(classes=arrays["classes"], centre=arrays["centre"], means=arrays["means"], scale=scale)
 
 
 class ClassMeanProbe(Probe):

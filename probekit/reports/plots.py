@@ -155,9 +155,9 @@ def draw_accuracy(
             continue
         for values in series.by_seed if series.n_seeds > 1 else ():
             axes.plot(series.depths, values, color=look["color"], linewidth=0.7, alpha=0.5, zorder=2)
-        x = series.depths + shifts[number]
-        _bars(axes, x, series.low, series.high, look)
-        _curve(axes, series, series.top1, look, f"pt-{number}", x)
+        beside = series.depths + shifts[number]
+        _bars(axes, beside, series.low, series.high, look)
+        _curve(axes, series, series.top1, look, f"pt-{number}", beside)
         ends.append((series.top1[-1], series.label, look["color"]))
     for x, number, joined in slots:
         _joined(axes, x, joined, looks[panel.series[number].label]["color"], f"join-{number}-{joined.record.key[:8]}")
