@@ -60,7 +60,9 @@ PENDING = {
     ("probekit.selection.protocol", "probekit.probes.sgd"),
     ("probekit.solver.path", "probekit.probes.linear"),
 }
-FOUNDATION = {f"igpt_model.{name}" for name in ("errors", "hashing", "atomic", "checked_json", "locks", "ranges")}
+FOUNDATION = {
+    f"igpt_model.{name}" for name in ("errors", "hashing", "atomic", "checked_json", "locks", "ranges", "process_group")
+}
 LAZY = {
     "matplotlib",
     "cuml",
