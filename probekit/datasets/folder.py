@@ -8,9 +8,13 @@ held out of train. Rows are sorted by class name, then file name; the row id is 
 import fnmatch
 import glob
 import os
+import unicodedata
+import warnings
 import zipfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +22,23 @@ import numpy as np
 import xxhash
 
 from probekit.datasets.corrupt import without_corrupt
-from probekit.datasets.images import FileImages, Images, PackedNames, ZipImages
+from probekit.datasets.images import Decoding, FileImages, Images, PackedNames, ZipImages
 from probekit.datasets.records import Dataset, Split, build
 from probekit.runtime.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".tif", ".tiff", ".avif", ".jp2", ".tga"),
+)
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-LAYOUT = "SPLIT/CLASS/NAME.png or CLASS/NAME.png (png, jpg, webp, bmp, gif, ppm, tif)"
+LAYOUT = "SPLIT/CLASS/NAME.png or CLASS/NAME.png (png, jpg, webp, bmp, gif, ppm, tif, avif, jp2)"
+# what the standard library's zipfile decompresses: stored, deflate, bzip2, LZMA
+ZIP_METHODS = {0, 8, 12, 14}
+ZIP_NAMES = {9: "Deflate64", 93: "Zstandard", 98: "PPMd", 99: "AES"}
 
 THREADS = 8
 
@@ -42,46 +52,138 @@ class Part:
     labels: np.ndarray
 
 
-def _scan(place: tuple[str, str]) -> tuple[list[tuple[str, int]], list[tuple[str, str]]]:
-    """Image files (path inside the whole, size) and folders of one folder."""
-    folder, prefix = place
-    files, folders = [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                folders.append((entry.path, f"{prefix}{entry.name}/"))
-            elif entry.name.lower().endswith(SUFFIXES):
-                files.append((prefix + entry.name, entry.stat().st_size))
-    return files, folders
+@dataclass
+class Listing:
+    """What a folder or archive holds.
+
+    Parameters
+    ----------
+    files : list of (str, int)
+        Path inside the whole and size (in an archive: checksum) of each image file.
+    left_out : Counter
+        How many other files there are, by suffix.
+    folders : dict of str to Counter
+        Of each folder without an image of its own or deeper: the suffixes of what it holds.
+    names : dict of str to str
+        The archive's own name of a member, where the path is another ("./cat/0.png", "cat\\0.png").
+    """
+
+    files: list[tuple[str, int]] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    folders: dict[str, Counter[str]] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
 
 
-def _files(folder: Path) -> list[tuple[str, int]]:
-    """Every image file with its size, unsorted; folders are read by threads, since network disks answer slowly."""
-    found: list[tuple[str, int]] = []
-    level = [(str(folder), "")]
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower() or "without a suffix"
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+_Place = tuple[str, str, frozenset[tuple[int, int]]]
+
+
+def _scan(place: _Place) -> tuple[list[tuple[str, int]], list[str], list[_Place]]:
+    """Image files (path inside the whole, size), other files, and folders of one folder."""
+    folder, prefix, above = place
+    files, others, folders = [], [], []
+    try:
+        here = os.stat(folder)
+        inside = above | {(here.st_dev, here.st_ino)}
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    target = entry.stat()
+                    if (target.st_dev, target.st_ino) in inside:
+                        raise UserError(f"{entry.path} is a link back to a folder that holds it; remove the link.")
+                    folders.append((entry.path, f"{prefix}{entry.name}/", inside))
+                elif not _is_image(entry.name):
+                    others.append(prefix + entry.name)
+                else:
+                    files.append((prefix + entry.name, entry.stat().st_size))
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} is a link to nothing, or was removed just now; remove the link.") from None
+    except OSError as error:
+        raise UserError(f"{error.filename or folder} cannot be read ({error.strerror}); check its rights.") from None
+    return files, others, folders
+
+
+def _list_folder(folder: Path) -> Listing:
+    """Every file, unsorted; folders are read by threads, since network disks answer slowly."""
+    found = Listing()
+    others: list[str] = []
+    folders: list[str] = []
+    level: list[_Place] = [(str(folder), "", frozenset())]
     with ThreadPoolExecutor(THREADS) as pool:
         while level:
-            deeper = []
-            for files, folders in pool.map(_scan, level):
-                found += files
-                deeper += folders
+            deeper: list[_Place] = []
+            for files, strange, inner in pool.map(_scan, level):
+                found.files += files
+                others += strange
+                deeper += inner
+            folders += [prefix for _, prefix, _ in deeper]
             level = deeper
+    _account(found, others, folders)
     return found
 
 
-def _members(archive: Path) -> list[tuple[str, int]]:
-    found = []
+def _account(found: Listing, others: Iterable[str], folders: Sequence[str]) -> None:
+    """Count what is no image, and find the folders that hold none."""
+    with_images = {name[: name.rfind("/") + 1] for name, _ in found.files}
+    for folder in list(with_images):
+        while folder:
+            folder = folder[: folder.rstrip("/").rfind("/") + 1]
+            with_images.add(folder)
+    found.folders = {folder: Counter() for folder in folders if folder not in with_images}
+    for name in others:
+        found.left_out[_suffix(name)] += 1
+        folder = name[: name.rfind("/") + 1]
+        while folder:
+            if folder in found.folders:
+                found.folders[folder][_suffix(name)] += 1
+            folder = folder[: folder.rstrip("/").rfind("/") + 1]
+
+
+def _list_archive(archive: Path) -> Listing:
+    found = Listing()
+    others, folders = [], []
     try:
         with zipfile.ZipFile(archive) as opened:
             for info in opened.infolist():
-                hidden = any(part.startswith((".", "__MACOSX")) for part in info.filename.split("/"))
-                if info.filename.lower().endswith(SUFFIXES) and not hidden:
-                    found.append((info.filename, info.CRC))
+                # Windows programs write backslashes, others begin with "./"
+                name = "/".join(part for part in info.filename.replace("\\", "/").split("/") if part not in ("", "."))
+                if any(part.startswith((".", "__MACOSX")) for part in name.split("/")):
+                    continue
+                if info.is_dir() or info.filename.endswith("\\"):
+                    folders.append(f"{name}/")
+                elif not _is_image(name):
+                    others.append(name)
+                else:
+                    _check_member(archive, info)
+                    found.files.append((name, info.CRC))
+                    if name != info.filename:
+                        found.names[name] = info.filename
     except (zipfile.BadZipFile, OSError) as error:
         raise UserError(f"{archive} is not a whole zip archive ({error}); copy or download it again.") from error
+    _account(found, others, folders)
     return found
+
+
+def _check_member(archive: Path, info: zipfile.ZipInfo) -> None:
+    if info.flag_bits & 1:
+        raise UserError(
+            f"{archive} is encrypted (the first image: {info.filename}); decrypt it into a plain zip or folder."
+        )
+    if info.compress_type not in ZIP_METHODS:
+        method = ZIP_NAMES.get(info.compress_type, f"method {info.compress_type}")
+        raise UserError(
+            f"{archive} is compressed with {method} (the first image: {info.filename}), which Python does not read; "
+            "unpack it into a folder, or pack it again with Deflate."
+        )
 
 
 def _wrapping(names: list[str]) -> int:
@@ -89,26 +191,58 @@ def _wrapping(names: list[str]) -> int:
     depth = 0
     while names:
         tops = {name.split("/", depth + 1)[depth] for name in names}
-        if len(tops) > 1 or tops & set(SPLIT_NAMES) or min(name.count("/") for name in names) < depth + 2:
+        lower = {top.lower() for top in tops}
+        if len(tops) > 1 or lower & set(SPLIT_NAMES) or min(name.count("/") for name in names) < depth + 2:
             break
         depth += 1
     return depth
 
 
-def _by_split(names: list[str], where: str) -> dict[str, tuple[tuple[str, ...], np.ndarray, list[str]]]:
+def _split_level(names: list[str], level: int, where: str) -> bool:
+    """Whether the folders at `level` are splits; a mixture of splits and others is refused.
+
+    A folder called "train" or "test" that holds images itself is a class (trains beside cars): a split holds folders.
+    """
+    deep: dict[str, bool] = {}
+    for name in names:
+        top, _, rest = name.split("/", level)[level].partition("/")
+        deep[top] = deep.get(top, False) or "/" in rest
+    splits = [top for top in deep if top.lower() in SPLIT_NAMES]
+    if len(splits) == len(deep):
+        return bool(splits)
+    if not any(deep[top] for top in splits):
+        return False
+    others = ", ".join(sorted(set(deep) - set(splits))[:4])
+    raise UserError(
+        f"{where} holds {', '.join(sorted(splits))} and beside them {others}, which is no split: move it away, or give "
+        f"the folder of one split ({where}/{sorted(splits)[-1]}); expected {LAYOUT}."
+    )
+
+
+def _by_split(listing: Listing, where: str) -> dict[str, tuple[tuple[str, ...], np.ndarray, list[str]]]:
     """Classes, label and path of each row, by split ("" when there is no split level), sorted by class, then path."""
+    names = [name for name, _ in listing.files]
     level = _wrapping(names)
-    tops = {name.split("/", level + 1)[level] for name in names}
-    has_splits = bool(tops) and all(top.lower() in SPLIT_NAMES for top in tops)
+    has_splits = _split_level(names, level, where)
     # one string a class, shared by its rows: a million names are kept once, not several times
     members: dict[str, list[tuple[str, str]]] = {}
     shared: dict[str, str] = {}
+    written: dict[str, set[str]] = {}
     for name in names:
         inner = name.split("/", level + 2 + has_splits)[level:]
         if len(inner) < 2 + has_splits:
             raise UserError(f"{where}: {name} lies in no class folder; expected {LAYOUT}.")
-        split, label = (SPLIT_NAMES[inner[0].lower()] if has_splits else ""), inner[int(has_splits)]
-        members.setdefault(split, []).append((shared.setdefault(label, label), name))
+        split = SPLIT_NAMES[inner[0].lower()] if has_splits else ""
+        if has_splits:
+            written.setdefault(split, set()).add(inner[0])
+        # macOS writes accents as two characters, others as one: they name one class
+        label = inner[int(has_splits)]
+        plain = shared.setdefault(label, unicodedata.normalize("NFC", label))
+        members.setdefault(split, []).append((plain, name))
+    for split, folders in written.items():
+        if len(folders) > 1:
+            raise UserError(f"{where} has {' and '.join(sorted(folders))}, which both mean {split}; leave one of them.")
+    _refuse_empty_classes(listing, level, has_splits, where)
     found = {}
     for split, rows in members.items():
         rows.sort()
@@ -119,9 +253,23 @@ def _by_split(names: list[str], where: str) -> dict[str, tuple[tuple[str, ...], 
     return found
 
 
+def _refuse_empty_classes(listing: Listing, level: int, has_splits: bool, where: str) -> None:
+    """A class whose folder holds no image that is read would vanish from the classes without a word."""
+    for folder, suffixes in sorted(listing.folders.items()):
+        parts = folder.rstrip("/").split("/")
+        split = parts[level].lower() if has_splits and len(parts) > level else ""
+        if len(parts) != level + 1 + has_splits or (has_splits and SPLIT_NAMES.get(split) != "train"):
+            continue
+        held = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items())) or "nothing"
+        raise UserError(
+            f"{where}: the folder {folder.rstrip('/')} holds no image that is read ({held}), and its class would vanish; "
+            f"remove it, or convert its files (read are {', '.join(SUFFIXES)})."
+        )
+
+
 def _archives(path: str) -> list[Path] | None:
     """The zip archives that `path` means: one archive, a glob, or a folder that holds nothing but archives."""
-    if any(sign in path for sign in "*?["):
+    if not os.path.exists(path) and any(sign in path for sign in "*?["):
         return sorted(Path(p) for p in glob.glob(path)) or None
     if path.lower().endswith(".zip"):
         return [Path(path)]
@@ -135,25 +283,28 @@ def _archives(path: str) -> list[Path] | None:
     return sorted(zips) if zips and not has_folders else None
 
 
-def _sources(path: str) -> tuple[dict[str, Part], str]:
-    """The part of each split, and a hash over all names and sizes (or, in archives, checksums)."""
+def _sources(path: str, how: Decoding) -> tuple[dict[str, Part], str, Counter[str]]:
+    """The part of each split, a hash over all names and sizes (or, in archives, checksums), and what is no image."""
     archives = _archives(path)
     listing = xxhash.xxh3_128()
     splits: dict[str, Part] = {}
+    left_out: Counter[str] = Counter()
     for place in archives if archives is not None else [Path(path)]:
-        found = sorted(_members(place) if archives is not None else _files(place))
-        for name, size in found:
+        found = _list_archive(place) if archives is not None else _list_folder(place)
+        found.files.sort()
+        left_out += found.left_out
+        for name, size in found.files:
             listing.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
-        for split, (classes, labels, names) in _by_split([name for name, _ in found], str(place)).items():
-            packed = PackedNames(names)
-            images = ZipImages(str(place), packed) if archives is not None else FileImages(str(place), packed)
+        for split, (classes, labels, names) in _by_split(found, str(place)).items():
+            packed = PackedNames([found.names.get(name, name) for name in names] if found.names else names)
+            images = ZipImages(str(place), packed, how) if archives is not None else FileImages(str(place), packed, how)
             if split in splits:
                 raise UserError(
                     f"{path}: the {split or 'unsplit'} part is in more than one archive, the second is {place.name}; "
                     "name the archives of one data set, for example 'FOLDER/cifar10-*.zip'."
                 )
             splits[split] = Part(images, classes, labels)
-    return splits, listing.hexdigest()
+    return splits, listing.hexdigest(), left_out
 
 
 def _name_of(path: str) -> str:
@@ -162,7 +313,14 @@ def _name_of(path: str) -> str:
     return stem.rstrip("-_.") or Path(path).parent.name or "folder"
 
 
-def load(name: str, root: str | Path | None = None, skip_corrupt: bool = False, split_seed: int = 0) -> Dataset:
+def load(
+    name: str,
+    root: str | Path | None = None,
+    skip_corrupt: bool = False,
+    split_seed: int = 0,
+    exif: str = "apply",
+    value_range: tuple[float, float] | None = None,
+) -> Dataset:
     """Read an image folder, a zip archive, or several archives that hold one split each.
 
     Parameters
@@ -176,20 +334,27 @@ def load(name: str, root: str | Path | None = None, skip_corrupt: bool = False, 
         and names in the provenance. Off: a corrupt image is an error that names it, when it is read.
     split_seed : int
         Seed of held-out parts.
+    exif, value_range : see `probekit.datasets.images.Decoding`
 
     Raises
     ------
     UserError
-        Nothing is there, the layout is another one, or a class of test or val is not in train.
+        Nothing is there, the layout is another one, a class folder holds no image, or a class of test or val is not in
+        train.
     """
     if root is None:
         raise UserError("An image folder needs its place; give root=FOLDER (on the command line --root).")
     path = os.path.expanduser(str(root))
     if not any(sign in path for sign in "*?[") and not Path(path).exists():
         raise UserError(f"{path} does not exist; give a folder or zip archive laid out as {LAYOUT}.")
-    splits, listing_hash = _sources(path)
+    how = Decoding(exif, None if value_range is None else (float(value_range[0]), float(value_range[1])))
+    splits, listing_hash, left_out = _sources(path, how)
+    others = ", ".join(f"{count} {suffix}" for suffix, count in sorted(left_out.items()))
     if not splits:
-        raise UserError(f"{path} holds no images; expected {LAYOUT}.")
+        held = f" (it holds {others})" if others else ""
+        raise UserError(f"{path} holds no images{held}; expected {LAYOUT}.")
+    if others:
+        warnings.warn(f"{path}: files that are no images by their suffix are left out: {others}.", stacklevel=2)
     if "" in splits:
         if len(splits) > 1:
             raise UserError(f"{path} mixes archives with and without a split level; expected {LAYOUT}.")
@@ -216,6 +381,8 @@ def load(name: str, root: str | Path | None = None, skip_corrupt: bool = False, 
         "path": path,
         "listing_hash": listing_hash,
         "val_folder_is_test": val_is_test,
+        "left_out": dict(left_out),
+        "decoding": how.to_dict(),
         "skipped": skipped,
     }
     return build(
@@ -231,6 +398,6 @@ def load(name: str, root: str | Path | None = None, skip_corrupt: bool = False, 
 
 def looks_like(path: str) -> bool:
     """Whether `path` is a folder, a zip, or a glob that matches zips."""
-    if any(sign in path for sign in "*?["):
+    if not os.path.exists(path) and any(sign in path for sign in "*?["):
         return bool(fnmatch.filter(glob.glob(path), "*.zip"))
     return Path(path).is_dir() or (path.lower().endswith(".zip") and Path(path).exists())
