@@ -22,8 +22,14 @@ def plot(
     train_rows: int | None = None,
     series: str | None = None,
     narrow: bool = False,
+    width: float | None = None,
+    height: float | None = None,
+    ylim: tuple[float, float] | None = None,
+    labels: tuple[str, ...] = (),
+    title: str | None = None,
+    font_size: float = 9.0,
 ) -> None:
-    """Draw one figure of a results folder to a file: the depth curve, or accuracy over the penalties.
+    """Draw one figure of a results folder to a file, and its points to a CSV file of the same name.
 
     Parameters
     ----------
@@ -43,24 +49,39 @@ def plot(
         For kind path: which series; the first trained model unless given.
     narrow
         Draw for a telephone's width.
+    width
+        In inches: 3.3 is a column of a two-column paper, 5.5 the text width of many.
+    height
+        In inches.
+    ylim
+        Limits of the accuracy axis in percent, two numbers: --ylim 40 80.
+    labels
+        Another name of a series in print: --labels igpt='iGPT-S, CIFAR-10'. The name in the results or in figures.
+    title
+        Over the figure in place of its own; --title "" for none.
+    font_size
+        Points of ordinary type.
     """
+    from igpt_model import atomic
+    from probekit.reports.figure_options import FigureOptions, find_series, read_labels
     from probekit.reports.plots import depth_figure, path_figure
     from probekit.reports.report import save_figure
     from probekit.reports.style import style
+    from probekit.reports.tables import layer_frame, path_frame
 
+    options = FigureOptions(width, height, ylim, read_labels(labels), title, font_size)
     form = check_ending(out, FORMATS)
     panel = one_panel(results, dataset, protocol, train_rows)
-    with style():
+    with style(font_size=font_size):
         if kind == "depth":
-            figure = depth_figure(panel, narrow)
+            figure, points = depth_figure(panel, narrow, options), layer_frame([panel])
         else:
-            named = {one.label: one for one in panel.series}
-            wanted = series or (panel.models or panel.series)[0].label
-            if wanted not in named:
-                raise UserError(f"There is no series {wanted!r}; there are {', '.join(named)}.")
-            figure = path_figure(named[wanted], narrow=narrow)
+            one = find_series(panel, series) if series else (panel.models or list(panel.series))[0]
+            figure, points = path_figure(one, narrow=narrow, options=options), path_frame(one)
         save_figure(figure, out.with_suffix(""), (form,))
-    say(f"wrote {out}")
+    beside = out.with_suffix(".csv")
+    atomic.write_text(beside, points.to_csv(index=False, lineterminator="\n"))
+    say(f"wrote {out} and its points, {beside}")
 
 
 def check_ending(out: Path, formats: Sequence[str]) -> str:

@@ -16,6 +16,8 @@ def table(
     dataset: str | None = None,
     protocol: str | None = None,
     train_rows: int | None = None,
+    columns: tuple[str, ...] | None = None,
+    label: str = "tab:probes",
 ) -> None:
     """Write one table of a results folder to a file: every layer, or ours beside published numbers.
 
@@ -33,11 +35,16 @@ def table(
         Which protocol, where they hold several.
     train_rows
         Which size of the training set, where they hold several; 0 is all rows.
+    columns
+        Which columns, in this order, by name or its beginning: --columns series --columns layer --columns test. All
+        unless given; in .tex five.
+    label
+        What \\ref finds a .tex table by.
     """
     from igpt_model import atomic
     from probekit.reports.published import comparison_frame, printed_comparison
     from probekit.reports.report import captions
-    from probekit.reports.tables import layer_frame, printed_frame, table_text
+    from probekit.reports.tables import choose_columns, layer_frame, printed_frame, table_text
 
     form = check_ending(out, FORMATS)
     panel = one_panel(results, dataset, protocol, train_rows)
@@ -47,5 +54,6 @@ def table(
     else:
         frame = comparison_frame([panel])
         printed = printed_comparison(frame)
-    atomic.write_text(out, table_text(frame, printed, form, captions(panel)[kind]))
+    printed = choose_columns(printed, columns, form)
+    atomic.write_text(out, table_text(frame, printed, form, captions(panel)[kind], label))
     say(f"wrote {out}: {len(frame)} rows")

@@ -37,7 +37,7 @@ def fit_sentence(panel: Panel) -> str:
 
 
 def fit_map(series: Series) -> dict[str, Any]:
-    """Cells of the map layers x penalties: place, darkness by log iterations, converged, chosen."""
+    """Cells of the map layers x penalties: place, opacity by log iterations, converged, chosen."""
     iterations = [np.maximum(np.asarray(record.n_iter, dtype=float), 1) for record in series.records]
     least, most = min(own.min() for own in iterations), max(own.max() for own in iterations)
     longest = max(len(own) for own in iterations)
@@ -83,6 +83,26 @@ def _ticks(exponents: np.ndarray, most: int = 8) -> list[tuple[float, str]]:
     kept = whole[:: -(-len(whole) // most)]
     places = np.interp(kept, exponents, np.arange(len(exponents)))
     return [(float(place), str(int(power))) for place, power in zip(places, kept, strict=True)]
+
+
+def failed_fits(panel: Panel) -> list[dict[str, Any]]:
+    """Fits along the paths that did not converge, one row a layer: which C, and the worst gap of those that tell."""
+    rows = []
+    for series in panel.series:
+        for record in records_of(series):
+            failed = np.flatnonzero(~np.asarray(record.converged, dtype=bool))
+            if len(failed):
+                gaps = [record.gap[k] for k in failed if record.gap[k] is not None]
+                rows.append(
+                    {
+                        "series": series.label,
+                        "layer": "+".join(record.layers),
+                        "Cs": ", ".join(f"{record.Cs[k]:.3g}" for k in failed),
+                        "count": f"{len(failed)} of {len(record.Cs)}",
+                        "gap": _scientific(max(gaps)) if gaps else "",
+                    }
+                )
+    return rows
 
 
 def doubtful_fits(panel: Panel) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from probekit.reports.fit_map import doubtful_fits, fit_map, fit_sentence
+from probekit.reports.fit_map import doubtful_fits, failed_fits, fit_map, fit_sentence
 from probekit.reports.inline_svg import inline_svg
 from probekit.reports.panels import Joined, Panel, Series, is_reliable, margin
 from probekit.reports.plots import depth_figure, looks_of, path_figure, short_range
@@ -104,6 +104,7 @@ def _panel(panel: Panel, prefix: str, files: Sequence[Path]) -> dict[str, Any]:
         "fit_sentence": fit_sentence(panel),
         "maps": [fit_map(series) for series in layered],
         "doubtful": doubtful_fits(panel),
+        "failed": failed_fits(panel),
         "paths": [_paths(panel, series, f"{prefix}c{number}") for number, series in enumerate(layered)],
         "published": _published(panel),
         "provenance": _provenance(panel),
@@ -146,8 +147,7 @@ def _points_above(panel: Panel, series: Series) -> list[tuple[str, str, str]]:
     found = series.verdict
     if found is not None and series.peak != len(series.depths) - 1:
         interval = f"{100 * found.gain_low:+.1f} to {100 * found.gain_high:+.1f}, paired 95 %"
-        tested = f"p = {p_value(found.p_fall)}".replace("= <", "<").replace(" ", "\N{NO-BREAK SPACE}")
-        return [(f"Points above {series.curve.reference}", f"{100 * found.gain:+.1f}", f"{interval}; {tested}")]
+        return [(f"Points above {series.curve.reference}", f"{100 * found.gain:+.1f}", interval)]
     controls = [row for row in _controls(panel) if row["model"] == series.label]
     if not controls:
         return []

@@ -148,6 +148,20 @@ def is_reliable(record: Record) -> bool:
     return record.is_converged and not record.at_grid_edge
 
 
+def layer_name(record: Record) -> str:
+    """What a network calls a layer ("blocks.3"); "the embedding" for an iGPT's layer 0; "" where there is no name."""
+    number, _, name = record.layers[0].partition("_")
+    if name:
+        return name
+    if not number.isdecimal():
+        return number
+    return (
+        "the embedding"
+        if int(number) == 0 and ("converted" in record.encoder or record.encoder.get("kind") == "igpt")
+        else ""
+    )
+
+
 def role_of(record: Record) -> str:
     """Tell a trained model from its controls by the series' name and the number of layers in its file."""
     if record.series.startswith("random"):

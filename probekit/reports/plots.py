@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from probekit.reports.figure_options import FigureOptions, relabelled
 from probekit.reports.style import FLAT, INK, MODEL_MARKERS, MODELS, PAPER, QUIET, RANDOM, RULE
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 Looks = dict[str, dict[str, Any]]
 
 
-def depth_figure(panel: Panel, narrow: bool = False) -> Figure:
+def depth_figure(panel: Panel, narrow: bool = False, options: FigureOptions = FigureOptions()) -> Figure:  # noqa: B008
     """Accuracy by layer over its difference to the last layer.
 
     Parameters
@@ -31,6 +32,8 @@ def depth_figure(panel: Panel, narrow: bool = False) -> Figure:
         Series measured on one data set under one protocol.
     narrow
         True draws for a telephone's width.
+    options
+        Size, limits, names and type; draw under `style(font_size=options.font_size)`.
 
     Returns
     -------
@@ -41,24 +44,48 @@ def depth_figure(panel: Panel, narrow: bool = False) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.0, 5.7) if narrow else (7.4, 5.4))
-    inches = figure.get_size_inches()[1]
-    margins = {"left": 0.1, "right": 0.8} if narrow else {"left": 0.06, "right": 0.87}
-    below = (1.32 if narrow else 1.02) / inches
+    panel, scale = relabelled(panel, options.labels), options.scale
+    width = options.width or (4.0 if narrow else 7.4)
+    narrow = narrow or width / scale < 5.5
+    key = _key_entries(panel)
+    columns = 1 if narrow else 2
+    # margins in inches: what stands in them does not grow with the figure
+    below = scale * (0.56 + 0.17 * -(-len(key) // columns))
+    height = options.height or (4.6 + below if narrow else 4.4 + below)
+    figure = Figure(figsize=(width, height))
     upper, lower = figure.subplots(
         2,
         1,
         sharex=True,
         height_ratios=(2.2, 1),
-        gridspec_kw={**margins, "top": 0.945, "bottom": below, "hspace": 0.22},
+        gridspec_kw={
+            "left": 0.74 * scale / width,
+            "right": 1 - 0.92 * scale / width,
+            "top": 1 - (0.3 if options.title != "" else 0.12) * scale / height,
+            "bottom": below / height,
+            "hspace": 0.22,
+        },
     )
     looks = looks_of(panel)
     slots = _slots(panel, narrow)
-    draw_accuracy(upper, panel, looks, slots, narrow)
+    draw_accuracy(upper, panel, looks, slots, narrow, options)
     draw_difference(lower, panel, looks, narrow)
-    _layer_axis(lower, panel, slots)
-    _key(figure, panel, narrow)
+    _layer_axis(lower, panel, slots, narrow)
+    figure.align_ylabels()
+    if key:
+        handles, labels = zip(*key, strict=True)
+        figure.legend(
+            handles, labels, loc="lower left", bbox_to_anchor=(0.025, 0.005), ncols=columns, labelcolor=QUIET,
+            handlelength=1.6, handletextpad=0.7, columnspacing=2.4, labelspacing=0.4,
+        )  # fmt: skip
     return figure
+
+
+def _points(size: float) -> float:
+    """A size of type in proportion to the figure's ordinary type."""
+    import matplotlib as mpl
+
+    return size * float(mpl.rcParams["font.size"]) / 9.0
 
 
 def looks_of(panel: Panel) -> Looks:
@@ -96,10 +123,16 @@ def looks_of(panel: Panel) -> Looks:
 
 
 def draw_accuracy(
-    axes: Axes, panel: Panel, looks: Looks, slots: Sequence[tuple[float, int, Joined]] = (), narrow: bool = False
+    axes: Axes,
+    panel: Panel,
+    looks: Looks,
+    slots: Sequence[tuple[float, int, Joined]] = (),
+    narrow: bool = False,
+    options: FigureOptions = FigureOptions(),  # noqa: B008  (frozen)
 ) -> None:
     """Fill the upper axes; `slots` gives each concatenation an abscissa right of the last layer."""
     ends = []
+    shifts = _shifts(panel)
     for number, series in reversed(list(enumerate(panel.series))):
         look = looks[series.label]
         if series.is_flat:
@@ -110,19 +143,24 @@ def draw_accuracy(
             continue
         for values in series.other_seeds:
             axes.plot(series.depths, values, color=look["color"], linewidth=0.7, alpha=0.5, zorder=2)
-        axes.vlines(series.depths, series.low, series.high, color=look["color"], linewidth=1.0, alpha=0.55)
-        _curve(axes, series, series.top1, look, f"pt-{number}")
+        x = series.depths + shifts[number]
+        _bars(axes, x, series.low, series.high, look)
+        _curve(axes, series, series.top1, look, f"pt-{number}", x)
         ends.append((series.top1[-1], series.label, look["color"]))
     for x, number, joined in slots:
         _joined(axes, x, joined, looks[panel.series[number].label]["color"], f"join-{number}-{joined.record.key[:8]}")
     low, high = axes.get_ylim()
-    axes.set_ylim(max(low - 0.03 * (high - low), 0), high + 0.09 * (high - low))
+    axes.set_ylim(options.ylim or (max(low - 0.03 * (high - low), 0), high + 0.09 * (high - low)))
     for place, series in enumerate(panel.models):
         if not series.is_flat:
-            _peak(axes, series, looks[series.label], place, named=len(panel.models) == 1)
+            shift = shifts[panel.series.index(series)]
+            _peak(axes, series, looks[series.label], place, len(panel.models) == 1, shift)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}" if value <= 100 else "")
-    axes.set_title("Test accuracy of linear probes, %")
-    if not narrow:
+    axes.set_ylabel("Test accuracy (%)")
+    own = f"Probes of every layer, {panel.title}"
+    wide = 60 if not narrow else 34
+    axes.set_title(textwrap.shorten(own, wide, placeholder=" ...") if options.title is None else options.title)
+    if not narrow and options.title is None and len(own) < 44:
         _remark(axes, "bars: 95 % Wilson intervals, pointwise")
     _end_labels(axes, ends)
 
@@ -149,16 +187,36 @@ def draw_difference(axes: Axes, panel: Panel, looks: Looks, narrow: bool = False
     top = 1.12 * max(tops)
     axes.set_ylim(max(1.12 * min(bottoms), -2 * max(top, 2)), top)
     references = {series.curve.reference for series in panel.models if not series.is_flat}
-    axes.set_title(f"Points above {references.pop() if len(references) == 1 else 'the deepest layer probed'}")
+    reference = references.pop() if len(references) == 1 else "the deepest layer probed"
+    axes.set_ylabel(f"Points above\n{reference}" if not narrow else "Difference\n(points)")
     if not narrow:
         _remark(axes, "band: 95 %, simultaneous over the layers")
 
 
-def _curve(axes: Axes, series: Series, values: np.ndarray, look: dict[str, Any], gid: str) -> None:
-    axes.plot(
-        series.depths, values, color=look["color"], linestyle=look["linestyle"], linewidth=look["linewidth"], zorder=3
-    )
-    for index, (depth, value) in enumerate(zip(series.depths, values, strict=True)):
+def _shifts(panel: Panel) -> list[float]:
+    """Series at one depth stand a little apart, so that no interval hides behind another."""
+    layered = [number for number, series in enumerate(panel.series) if not series.is_flat]
+    step = min(0.12, 0.5 / max(len(layered), 1))
+    places = {number: step * (place - (len(layered) - 1) / 2) for place, number in enumerate(layered)}
+    return [places.get(number, 0.0) for number in range(len(panel.series))]
+
+
+def _bars(axes: Axes, x: Any, low: Any, high: Any, look: dict[str, Any]) -> None:
+    """Intervals over the marks, with ends wider than a mark: an interval smaller than its mark is still seen."""
+    axes.vlines(x, low, high, color=look["color"], linewidth=1.0, zorder=4.5)
+    for end in (low, high):
+        axes.plot(
+            x, end, linestyle="", marker="_", markersize=look["markersize"] + 3.5, markeredgewidth=0.9,
+            color=look["color"], zorder=4.5,
+        )  # fmt: skip
+
+
+def _curve(
+    axes: Axes, series: Series, values: np.ndarray, look: dict[str, Any], gid: str, x: np.ndarray | None = None
+) -> None:
+    x = series.depths if x is None else x
+    axes.plot(x, values, color=look["color"], linestyle=look["linestyle"], linewidth=look["linewidth"], zorder=3)
+    for index, (depth, value) in enumerate(zip(x, values, strict=True)):
         reliable = series.reliable[index]
         axes.plot(
             depth,
@@ -173,11 +231,13 @@ def _curve(axes: Axes, series: Series, values: np.ndarray, look: dict[str, Any],
         )
 
 
-def _peak(axes: Axes, series: Series, look: dict[str, Any], place: int, named: bool) -> None:
+def _peak(axes: Axes, series: Series, look: dict[str, Any], place: int, named: bool, shift: float) -> None:
     """Ring the chosen layer and underline the layers that are not significantly below it."""
     x, y = series.depths[series.peak], series.top1[series.peak]
     axes.axvline(x, color=look["color"], linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
-    axes.plot(x, y, "o", markersize=11.5, markerfacecolor="none", color=look["color"], markeredgewidth=1.3, zorder=5)
+    axes.plot(
+        x + shift, y, "o", markersize=11.5, markerfacecolor="none", color=look["color"], markeredgewidth=1.3, zorder=5
+    )
     below = axes.get_xaxis_transform()
     for depth in series.depths[series.not_worse] if series.not_worse is not None else ():
         height = 0.012 + 0.024 * place
@@ -215,7 +275,7 @@ def _last_layer(panel: Panel) -> int:
 
 
 def _joined(axes: Axes, x: float, joined: Joined, color: str, gid: str) -> None:
-    axes.vlines(x, joined.low, joined.high, color=color, linewidth=1.0, alpha=0.55)
+    _bars(axes, [x], [joined.low], [joined.high], {"color": color, "markersize": 6.5})
     axes.plot(
         x, joined.top1, marker="D", markersize=6.5 if joined.chosen else 5, color=color, markeredgewidth=1.4,
         markerfacecolor=color if joined.reliable else PAPER, zorder=5, gid=gid,
@@ -230,7 +290,7 @@ def short_range(depths: Sequence[int]) -> str:
     return ",".join(map(str, ordered)) if len(ordered) <= 3 else f"{len(ordered)} layers"
 
 
-def _layer_axis(axes: Axes, panel: Panel, slots: Sequence[tuple[float, int, Joined]]) -> None:
+def _layer_axis(axes: Axes, panel: Panel, slots: Sequence[tuple[float, int, Joined]], narrow: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
     last = max(_last_layer(panel), 1)
@@ -243,21 +303,36 @@ def _layer_axis(axes: Axes, panel: Panel, slots: Sequence[tuple[float, int, Join
     )
     below = axes.get_xaxis_transform()
     size: dict[str, Any] = {
-        "fontsize": 8.5,
+        "fontsize": _points(8.5),
         "color": QUIET,
         "va": "top",
         "textcoords": "offset points",
         "xycoords": below,
     }
-    axes.annotate("layer (0: the embedding)", (last / 2, 0), xytext=(0, -17), ha="center", **size)
+    down = (0, -_points(17))
+    axes.annotate(layer_axis_words(panel, 24 if narrow else 44), (last / 2, 0), xytext=down, ha="center", **size)
     if slots:
-        axes.annotate("joined", ((slots[0][0] + slots[-1][0]) / 2, 0), xytext=(0, -17), ha="center", **size)
+        axes.annotate("joined", ((slots[0][0] + slots[-1][0]) / 2, 0), xytext=down, ha="center", **size)
         for upper in axes.figure.axes:
             upper.axvline((last + slots[0][0]) / 2, color=RULE, linewidth=0.7, zorder=0)
 
 
+def layer_axis_words(panel: Panel, most: int = 44) -> str:
+    """Name of the depth axis: what its ends are called in the networks, where all of them call them the same."""
+    from probekit.reports.panels import layer_name
+
+    ends = set()
+    for series in panel.series:
+        if not series.is_flat:
+            first, last = layer_name(series.records[0]), layer_name(series.records[-1])
+            ends.add((f"{series.depths[0]}: {first}" if first else "", f"{series.depths[-1]}: {last}" if last else ""))
+    words = ", ".join(filter(None, ends.pop())) if len(ends) == 1 else ""
+    named = f"layer ({words})" if words else "layer"
+    return named if len(named) <= most else "layer"
+
+
 def _remark(axes: Axes, text: str) -> None:
-    axes.text(1.0, 1.02, text, transform=axes.transAxes, ha="right", va="bottom", color=QUIET, fontsize=7.5)
+    axes.text(1.0, 1.02, text, transform=axes.transAxes, ha="right", va="bottom", color=QUIET, fontsize=_points(7.5))
 
 
 def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
@@ -265,14 +340,15 @@ def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     low, high = axes.get_ylim()
     figure: Any = axes.figure
     height = figure.get_size_inches()[1] * axes.get_position().height * 72
-    line_height = (high - low) * 11.5 / height
+    line_height = (high - low) * _points(11.5) / height
     ends = sorted(ends, key=lambda end: end[0])
     wrapped = ["\n".join(textwrap.wrap(label, 11)) for _, label, _ in ends]
     heights = [line_height * (text.count("\n") + 1) for text in wrapped]
     for centre, text, (_, _, colour) in zip(spread([end[0] for end in ends], heights), wrapped, ends, strict=True):
         axes.annotate(
             text, (1.0, centre), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
-            va="center", color=colour, fontsize=8.5, fontweight="bold", linespacing=1.05, annotation_clip=False,
+            va="center", color=colour, fontsize=_points(8.5), fontweight="bold", linespacing=1.05,
+            annotation_clip=False,
         )  # fmt: skip
 
 
@@ -291,14 +367,14 @@ def spread(centres: Sequence[float], heights: Sequence[float]) -> list[float]:
     return [float(x) for x in np.repeat([g[0] for g in groups], [g[1] for g in groups]) + offsets]
 
 
-def _key(figure: Figure, panel: Panel, narrow: bool) -> None:
-    """What the marks mean, below the axes; only marks that occur."""
+def _key_entries(panel: Panel) -> list[tuple[Any, str]]:
+    """What the marks mean: a handle and its words, only for marks that occur."""
     from matplotlib.lines import Line2D
 
     models = [series for series in panel.models if not series.is_flat]
     layered = [series for series in panel.series if not series.is_flat]
     blank: dict[str, Any] = {"linestyle": "", "color": INK}
-    entries = []
+    entries: list[tuple[Any, str]] = []
     if models:
         ring = Line2D([], [], marker="o", markersize=8.5, markerfacecolor="none", **blank)
         entries.append((ring, "best layer, chosen on held-out training rows"))
@@ -313,15 +389,16 @@ def _key(figure: Figure, panel: Panel, narrow: bool) -> None:
         entries.append((hollow, "hollow: not converged, or C at the end of its grid"))
     if any(len(series.other_seeds) for series in layered):
         entries.append((Line2D([], [], color=INK, linewidth=0.7), "redrawn splits (other seeds)"))
-    if entries:
-        handles, labels = zip(*entries, strict=True)
-        figure.legend(
-            handles, labels, loc="lower left", bbox_to_anchor=(0.025, 0.005), ncols=1 if narrow else 2,
-            labelcolor=QUIET, handlelength=1.6, handletextpad=0.7, columnspacing=2.4, labelspacing=0.4,
-        )  # fmt: skip
+    return entries
 
 
-def path_figure(series: Series, color: str = MODELS[0][0], narrow: bool = False, most: int = 16) -> Figure:
+def path_figure(
+    series: Series,
+    color: str = MODELS[0][0],
+    narrow: bool = False,
+    most: int = 16,
+    options: FigureOptions = FigureOptions(),  # noqa: B008  (frozen)
+) -> Figure:
     """Validation accuracy along the penalty path, one small axes a layer, all layers faint behind each.
 
     Parameters
@@ -332,6 +409,8 @@ def path_figure(series: Series, color: str = MODELS[0][0], narrow: bool = False,
         Of the layer in front.
     narrow
         Two columns instead of four.
+    options
+        Size, limits and title.
     most
         With more layers than this, an even choice of them that keeps the first, the best and the last.
     """
@@ -341,12 +420,19 @@ def path_figure(series: Series, color: str = MODELS[0][0], narrow: bool = False,
     shown = _even_choice(len(series.depths), most, keep=series.peak)
     columns = 2 if narrow else 4
     rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(4.0 if narrow else 7.4, 1.25 * rows + 0.5))
+    width, scale = options.width or (4.0 if narrow else 7.4), options.scale
+    height = options.height or 1.25 * rows + 0.5
+    figure = Figure(figsize=(width, height))
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    bottom = 0.42 / (1.25 * rows + 0.5)
     figure.subplots_adjust(
-        left=0.08 if not narrow else 0.13, right=0.985, top=1 - bottom / 2, bottom=bottom, hspace=0.5, wspace=0.12
-    )
+        left=0.62 * scale / width, right=1 - 0.12 / width, top=1 - (0.5 if options.title else 0.21) * scale / height,
+        bottom=0.42 * scale / height, hspace=0.5, wspace=0.12,
+    )  # fmt: skip
+    figure.supylabel("Held-out accuracy (%)", x=0.1 * scale / width, fontsize=_points(8.5), color=QUIET)
+    if options.title:
+        figure.suptitle(options.title, x=0.62 * scale / width, ha="left", fontsize=_points(9.5), fontweight="bold")
+    if options.ylim:
+        grid.flat[0].set_ylim(options.ylim)
     paths = [(np.log10(record.Cs), 100 * np.asarray(record.val_accuracy)) for record in series.records]
     for axes in grid.flat[len(shown) :]:
         axes.set_axis_off()
@@ -360,12 +446,14 @@ def path_figure(series: Series, color: str = MODELS[0][0], narrow: bool = False,
         axes.plot(log_C[~converged], val[~converged], "o", color=color, markerfacecolor=PAPER, markersize=3.5, zorder=4)
         chosen = record.chosen_index
         axes.plot(log_C[chosen], val[chosen], "o", color=color, markersize=5.5, zorder=5)
-        axes.set_title(f"layer {series.depths[index]}" + (" (best)" if index == series.peak else ""), fontsize=8)
-        axes.tick_params(labelsize=7)
+        axes.set_title(
+            f"layer {series.depths[index]}" + (" (best)" if index == series.peak else ""), fontsize=_points(8)
+        )
+        axes.tick_params(labelsize=_points(7))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
         if len(shown) - position <= columns:
             axes.tick_params(labelbottom=True)
-            axes.set_xlabel("log10 C", fontsize=7.5)
+            axes.set_xlabel("log10 C", fontsize=_points(7.5))
     return figure
 
 

@@ -58,9 +58,11 @@ SETTINGS: Any = {
     "savefig.dpi": 200,
 }
 
+SIZES = ("font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize")
+
 
 @contextmanager
-def style(salt: str = "figure", text_as_paths: bool = True) -> Iterator[None]:
+def style(salt: str = "figure", text_as_paths: bool = True, font_size: float = 9.0) -> Iterator[None]:
     """House settings over matplotlib's defaults (never the user's matplotlibrc): the same picture on every machine.
 
     Parameters
@@ -69,12 +71,16 @@ def style(salt: str = "figure", text_as_paths: bool = True) -> Iterator[None]:
         What the SVG's identifiers are derived from, so that the same figure gives the same bytes.
     text_as_paths
         True for files that travel alone; False for SVG inside a page, which then uses the page's own type.
+    font_size
+        Points of ordinary type; all other sizes are in proportion.
     """
     import matplotlib as mpl
 
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(SETTINGS)
+        for name in SIZES:
+            mpl.rcParams[name] = SETTINGS[name] * font_size / SETTINGS["font.size"]
         mpl.rcParams["svg.hashsalt"] = f"probekit-{salt}"
         mpl.rcParams["svg.fonttype"] = "path" if text_as_paths else "none"
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,6 +66,26 @@ def layer_frame(panels: Sequence[Panel], mix_protocols: bool = False) -> pd.Data
             for check in series.checks:
                 rows.append(_row(panel, series, check, str(check.depth), None))
     return pd.DataFrame(rows)
+
+
+def path_frame(series: Series) -> pd.DataFrame:
+    """The points of a path figure: one row a fit, with held-out accuracy (a fraction), iterations and convergence."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "series": series.label,
+            "depth": int(series.depths[place]),
+            "C": C,
+            "val_accuracy": record.val_accuracy[number],
+            "val_log_loss": record.val_log_loss[number],
+            "n_iter": record.n_iter[number],
+            "converged": record.converged[number],
+            "chosen": number == record.chosen_index,
+        }
+        for place, record in enumerate(series.records)
+        for number, C in enumerate(record.Cs)
+    )
 
 
 def records_of(series: Series) -> list[Record]:
@@ -177,28 +198,94 @@ def write_table(frame: pd.DataFrame, printed: pd.DataFrame, stem: Path, caption:
     files = []
     for form in ("csv", "md", "tex"):
         files.append(stem.with_name(f"{stem.name}.{form}"))
-        atomic.write_text(files[-1], table_text(frame, printed, form, caption))
+        atomic.write_text(files[-1], table_text(frame, choose_columns(printed, None, form), form, caption))
     return files
 
 
-def table_text(frame: pd.DataFrame, printed: pd.DataFrame, form: str, caption: str) -> str:
-    """A table as "csv" (of `frame`, full precision), "md" or "tex" (of `printed`, with the caption)."""
+PAPER_COLUMNS = (
+    *("Series", "Layer", "Val %", "Test % [95 % interval]", "Points above last layer [simultaneous]"),
+    *("Method", "Features", "Accuracy % [95 %]", "Source"),  # of the comparison with published numbers
+)
+"""What a LaTeX table shows unless other columns are asked for: a page is narrower than a screen."""
+
+
+def choose_columns(printed: pd.DataFrame, columns: Sequence[str] | None, form: str) -> pd.DataFrame:
+    """The columns asked for, by name or by the beginning of one in any case; None: all, in LaTeX those for a paper.
+
+    Raises
+    ------
+    UserError
+        A column is not there, or its beginning fits several.
+    """
+    if columns is None:
+        own = [name for name in PAPER_COLUMNS if name in printed.columns]
+        return printed[own] if form == "tex" else printed
+    chosen = []
+    for wanted in columns:
+        exact = [name for name in printed.columns if name.casefold() == wanted.casefold()]
+        found = exact or [name for name in printed.columns if name.casefold().startswith(wanted.casefold())]
+        if len(found) != 1:
+            why = f"fits {', '.join(found)}" if found else "is no column of this table"
+            raise UserError(f"{wanted!r} {why}; the columns are {'; '.join(printed.columns)}.")
+        chosen += found
+    return printed[chosen]
+
+
+def table_text(frame: pd.DataFrame, printed: pd.DataFrame, form: str, caption: str, label: str = "tab:probes") -> str:
+    """A table as "csv" (of `frame`, full precision), "md" or "tex" (of `printed`, with caption and label)."""
     if form == "csv":
         return frame.to_csv(index=False, lineterminator="\n")
     if form == "md":
         return f"{caption}\n\n{printed.to_markdown(index=False, disable_numparse=True)}\n"
-    return _latex(printed, caption)
+    return _latex(frame, printed, caption, label)
 
 
-def _latex(printed: pd.DataFrame, caption: str) -> str:
-    escaped = printed.rename(columns=_escape).map(lambda cell: _escape(str(cell)))
-    return escaped.to_latex(index=False, escape=False, caption=_escape(caption), position="t")
+def _latex(frame: pd.DataFrame, printed: pd.DataFrame, caption: str, label: str) -> str:
+    """booktabs, numbers to the right with a mathematical minus, the chosen layer of each series in bold."""
+    best = frame["chosen_on_val"].tolist() if "chosen_on_val" in frame else [False] * len(printed)
+    rows = []
+    for row, is_best in zip(printed.itertuples(index=False), best, strict=True):
+        cells = [_cell(str(value)) for value in row]
+        rows.append([f"\\textbf{{{cell}}}" if is_best and cell else cell for cell in cells])
+    numbers = [all(_is_number(str(value)) for value in column) for _, column in printed.items()]
+    lines = [
+        "\\begin{table}[t]",
+        "\\centering",
+        f"\\caption{{{_escape(caption)}}}",
+        f"\\label{{{label}}}",
+        f"\\begin{{tabular}}{{{''.join('r' if number else 'l' for number in numbers)}}}",
+        "\\toprule",
+        " & ".join(map(_escape, printed.columns)) + " \\\\",
+        "\\midrule",
+        *(" & ".join(row) + " \\\\" for row in rows),
+        "\\bottomrule",
+        "\\end{tabular}",
+        "\\end{table}",
+    ]
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(lines) + "\n"
+
+
+def _is_number(cell: str) -> bool:
+    return bool(re.fullmatch(r"(\(reference\))?|[+-]?[\d.,]+(e[+-]?\d+)?( \[[^]]*\])?", cell))
+
+
+def _cell(text: str) -> str:
+    """A cell in LaTeX: signs of numbers in mathematics, where a hyphen is a minus; the rest escaped."""
+    return re.sub(r"(?<![\w.-])([+-])(?=[\d.])", lambda sign: f"${sign[1]}$", _escape(text))
+
+
+_LATEX = {
+    **{plain: f"\\{plain}" for plain in "&%$#_{}"},
+    "\\": "\\textbackslash{}",
+    "~": "\\textasciitilde{}",
+    "^": "\\textasciicircum{}",
+    "\N{MINUS SIGN}": "$-$",
+    "\N{EN DASH}": "--",
+}
 
 
 def _escape(text: str) -> str:
-    for plain in "&%$#_{}":
-        text = text.replace(plain, "\\" + plain)
-    return text
+    return "".join(_LATEX.get(character, character) for character in text)
 
 
 def fit_words(record: Record) -> str:

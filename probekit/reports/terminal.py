@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from probekit.reports.panels import NAMES, Panel, Series
@@ -58,9 +59,13 @@ def _canvas(panel: Panel, width: int, height: int) -> list[Text]:
     from rich.text import Text
 
     last = max(int(series.depths[-1]) for series in panel.series) or 1
-    low = min(float(series.low.min()) for series in panel.series)
-    high = max(float(series.high.max()) for series in panel.series)
-    span = max(high - low, 1e-9)
+    ticks, height = round_ticks(
+        min(float(series.low.min()) for series in panel.series),
+        max(float(series.high.max()) for series in panel.series),
+        height,
+    )
+    low, high = min(ticks.values()), max(ticks.values())
+    span = high - low
     columns = max(min(width - 8, 6 * last + 1), last + 1)
     cells = [[(" ", "") for _ in range(columns)] for _ in range(height)]
 
@@ -89,9 +94,7 @@ def _canvas(panel: Panel, width: int, height: int) -> list[Text]:
 
     lines = []
     for number, cell_row in enumerate(cells):
-        labelled = number % 3 == 0 or number == height - 1
-        value = high - number / (height - 1) * span
-        line = Text().append(f"{value:5.1f} ┤" if labelled else "      │", style="dim")
+        line = Text().append(f"{ticks[number]:5g} ┤" if number in ticks else "      │", style="dim")
         for character, colour in cell_row:
             line.append(character, style=colour or None)
         lines.append(line)
@@ -102,7 +105,31 @@ def _canvas(panel: Panel, width: int, height: int) -> list[Text]:
             axis[column(depth) + offset] = digit
     lines.append(Text("      └" + "─" * columns, style="dim"))
     lines.append(Text("       " + "".join(axis).rstrip() + "  layer", style="dim"))
+    for series in panel.models:
+        if not series.is_flat:
+            # colour and reverse video do not survive in a log
+            mark, colour = _look(panel, series)
+            below = " " * column(series.depths[series.peak]) + "↑"
+            words = f" {series.label}" if len(panel.models) > 1 else " best"
+            lines.append(Text().append("       ").append(below + words, style=colour))
     return lines
+
+
+def round_ticks(low: float, high: float, height: int) -> tuple[dict[int, float], int]:
+    """Round numbers for an axis of about `height` rows: {row: value} from the top down, and the rows it takes.
+
+    The values are multiples of 1, 2 or 5 times a power of ten, the same number of rows apart, and enclose both ends.
+    """
+    for exponent in range(-2, 4):
+        for digit in (1, 2, 5):
+            step = digit * 10.0**exponent
+            first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+            intervals = max(last - first, 1)
+            if intervals <= max(height // 3, 1):
+                rows = max((height - 1) // intervals, 1)
+                values = {rows * k: round((first + intervals - k) * step, 6) for k in range(intervals + 1)}
+                return values, rows * intervals + 1
+    raise ValueError(f"no round numbers between {low} and {high}")
 
 
 def _look(panel: Panel, series: Series) -> tuple[str, str]:
@@ -124,5 +151,5 @@ def _legend(panel: Panel) -> Text:
         legend.append(f"{NAMES.get(series.label, series.label)}   ")
     if any(not series.reliable.all() for series in panel.series):
         legend.append("○ not converged, or C at the end of its grid   ", style="dim")
-    legend.append("│ 95 %, pointwise   reversed: best layer, chosen on held-out rows", style="dim")
+    legend.append("│ 95 %, pointwise   ↑ best layer, chosen on held-out rows", style="dim")
     return legend

@@ -73,10 +73,17 @@ def test_one_layer_with_its_labels_beside_or_in_a_column(suffix, arrays, tmp_pat
 
 def test_plot_writes_one_file_of_the_format_asked_for(results, tmp_path):
     assert run("plot", results, "--out", tmp_path / "new" / "curve.v1.svg") == 0
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["curve.v1.svg"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["curve.v1.csv", "curve.v1.svg"]
+    with open(tmp_path / "new" / "curve.v1.csv") as file:
+        drawn = [row for row in csv.DictReader(file) if row["series"] == "theirs"]
+    recorded = [json.loads(line) for line in (results / "results.jsonl").read_text().splitlines()]
+    assert {row["record"] for row in drawn} == {line["key"] for line in recorded}
     assert ET.parse(tmp_path / "new" / "curve.v1.svg").getroot().tag.endswith("svg")
     assert run("plot", results, "--out", tmp_path / "c.pdf", "--kind", "path", "--series", "theirs") == 0
     assert (tmp_path / "c.pdf").read_bytes().startswith(b"%PDF")
+    shape = ["--width", "3.3", "--height", "3", "--ylim", "0", "100", "--title", "", "--font-size", "7"]
+    assert run("plot", results, "--out", tmp_path / "d.png", *shape, "--labels", "Theirs=A's model") == 0
+    assert run("plot", results, "--out", tmp_path / "d.png", "--labels", "nobody=x") == 2
     assert run("plot", results, "--out", tmp_path / "c.png", "--narrow") == 0
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
+from probekit.reports.figure_options import FigureOptions
 from probekit.reports.plots import depth_figure, looks_of, path_figure, short_range, spread
 from probekit.reports.report import save_figure
 from probekit.reports.style import DARK, MODELS, PAPER, style
+from probekit.runtime.errors import UserError
 
 
 def marks(axes, prefix):
@@ -58,6 +60,37 @@ def test_bars_are_the_wilson_limits_and_the_band_is_the_simultaneous_one(figure,
     assert "simultaneous" in words
 
 
+def test_an_interval_is_seen_beside_the_smallest_mark_and_beside_other_series(figure, panel):
+    """Ends of bars are wider than the mark they may lie under, above it, and never at another series' abscissa."""
+    upper = figure.axes[0]
+    ends = [line for line in upper.lines if line.get_marker() == "_"]
+    points = marks(upper, "pt-0-")
+    assert min(end.get_markersize() for end in ends) > max(mark.get_markersize() for mark in points.values())
+    assert min(end.get_zorder() for end in ends) > max(mark.get_zorder() for mark in points.values())
+    first, second = (marks(upper, f"pt-{k}-")[f"pt-{k}-0"].get_xdata()[0] for k in (0, 1))
+    assert 0.05 < abs(first - second) < 0.5
+
+
+def test_limits_names_and_size_are_those_asked_for(panel):
+    options = FigureOptions(width=5, height=4, ylim=(20, 90), labels={"igpt": "ours", "RAW PIXELS": "pixels, 12 x 12"})
+    with style():
+        drawn = depth_figure(panel, options=options)
+    assert tuple(drawn.get_size_inches()) == (5, 4)
+    assert drawn.axes[0].get_ylim() == (20, 90)
+    assert drawn.axes[0].get_ylabel()
+    words = " ".join(text.get_text().replace("\n", " ") for text in drawn.axes[0].texts)
+    assert "ours" in words
+    assert "pixels, 12 x 12" in words
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"width": 0.5}, {"font_size": 100}, {"ylim": (80, 20)}, {"ylim": (0, 101)}, {"labels": {"nobody": "x"}}]
+)
+def test_options_that_cannot_be_drawn_are_refused(panel, wrong):
+    with pytest.raises(UserError), style():
+        depth_figure(panel, options=FigureOptions(**wrong))
+
+
 def test_only_unsound_layers_are_hollow(figure, panel):
     points = marks(figure.axes[0], "pt-0-")
     hollow = {gid for gid, mark in points.items() if mark.get_markerfacecolor() == PAPER}
@@ -81,16 +114,28 @@ def test_the_lower_axis_shows_the_top_of_the_band_whole(figure, panel):
     assert low < 0
 
 
-@pytest.mark.parametrize("narrow", [False, True])
-def test_nothing_is_cut_off_at_the_figure_edge(panel, narrow):
+@pytest.mark.parametrize(
+    ("narrow", "options"),
+    [
+        (False, FigureOptions()),
+        (True, FigureOptions()),
+        (False, FigureOptions(width=3.3, font_size=7, title="", labels={"igpt": "iGPT-S, CIFAR-10"})),
+        (False, FigureOptions(width=5.5, height=3.6, font_size=8, title="A title of some length")),
+        (False, FigureOptions(width=12, font_size=16)),
+    ],
+)
+def test_nothing_is_cut_off_at_the_figure_edge(panel, narrow, options):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    with style():
-        drawn = depth_figure(panel, narrow)
+    with style(font_size=options.font_size):
+        drawn = depth_figure(panel, narrow, options)
         canvas = FigureCanvasAgg(drawn)
         canvas.draw()
     width, height = canvas.get_width_height()
-    artists = [*drawn.legends, *(text for axes in drawn.axes for text in (*axes.texts, axes.title, axes._left_title))]
+    artists = [
+        *drawn.legends,
+        *(text for axes in drawn.axes for text in (*axes.texts, axes._left_title, axes.yaxis.label)),
+    ]
     for artist in artists:
         box = artist.get_window_extent()
         assert box.x0 >= 0, artist

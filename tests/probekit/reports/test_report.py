@@ -16,6 +16,7 @@ from probekit.reports.html import _model, p_value
 from probekit.reports.panels import build_panels, collect_records
 from probekit.reports.plots import depth_figure
 from probekit.reports.published import comparison_frame
+from probekit.reports.tables import choose_columns, layer_frame, printed_frame
 from probekit.results.record import read_records
 from probekit.runtime.errors import UserError
 
@@ -126,7 +127,23 @@ def test_latex_is_escaped_and_balanced(report):
     assert tex.count(r"\begin{") == tex.count(r"\end{")
     rows = [line for line in tex.splitlines() if line.endswith(r"\\")]
     assert len({len(re.findall(r"(?<!\\)&", row)) for row in rows}) == 1
-    assert not re.search(r"(?<!\\)[%_#]", tex)
+    body = tex.removeprefix("% needs \\usepackage{booktabs}\n")
+    assert not re.search(r"(?<!\\)[%_#]", body)
+    assert len(rows[0].split(" & ")) == 5
+    assert tex.count(r"\label{") == 1
+    assert not re.search(r"(?<![\w-])-\d", body), "a hyphen stands where a minus belongs"
+    (bold,) = [row for row in rows if row.startswith(r"\textbf{igpt}") and "+" not in row.split(" & ")[1]]
+    assert "77.3" in bold
+
+
+def test_columns_of_a_table_are_chosen_by_name_or_its_beginning(panel):
+    frame = layer_frame([panel])
+    printed = printed_frame(frame)
+    chosen = choose_columns(printed, ["layer", "TEST", "Series"], "tex")
+    assert list(chosen.columns) == ["Layer", "Test % [95 % interval]", "Series"]
+    for wrong, words in (("accuracy", "no column"), ("p", "fits")):
+        with pytest.raises(UserError, match=words):
+            choose_columns(printed, [wrong], "md")
 
 
 def test_several_protocols_have_their_own_files_and_sections(run_folder, make_run, tmp_path):
@@ -221,7 +238,7 @@ def test_a_sweep_that_left_out_the_last_layers_never_speaks_of_them(make_run):
     said = _model(part, part.models[0])
     assert "layer 10 was not probed" in said["sentences"][1]
     assert "8 of 10" in dict(facts_of(part)).values()
-    assert "Points above layer 8" in [axes.get_title() for axes in depth_figure(part).axes]
+    assert "Points above\nlayer 8" in [axes.get_ylabel() for axes in depth_figure(part).axes]
     ours = comparison_frame([part]).query("method == 'igpt' and source.str.startswith('record')")
     assert "8, best layer (on val)" in set(ours["layers"])
     assert not ours["layers"].str.contains("last").any()

@@ -2,9 +2,12 @@
 
 from io import StringIO
 
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 
-from probekit.reports.terminal import print_panel
+from probekit.reports.terminal import print_panel, round_ticks
 
 
 def printed(panel, width):
@@ -38,6 +41,31 @@ def test_higher_accuracy_stands_higher(panel):
         for b in range(len(by_depth)):
             if series.top1[a] > series.top1[b] + 5:
                 assert by_depth[a] < by_depth[b]
+
+
+@given(st.floats(0, 99), st.floats(0.01, 100), st.integers(6, 40))
+@settings(deadline=None)
+def test_ticks_are_round_evenly_spaced_and_enclose_the_curve(low, span, height):
+    high = min(low + span, 100.0)
+    ticks, rows = round_ticks(low, high, height)
+    places, values = np.array(list(ticks)), np.array(list(ticks.values()))
+    assert rows <= height
+    assert len(set(np.diff(places))) == 1
+    assert places[0] == 0
+    assert places[-1] == rows - 1
+    assert values.min() <= low + 1e-6
+    assert values.max() >= high - 1e-6
+    step = values[0] - values[1]
+    digits = f"{step:.0e}".split("e")[0]
+    assert digits in ("1", "2", "5")
+    assert np.allclose(values / step, np.round(values / step))
+
+
+def test_the_best_layer_is_seen_in_a_log(panel):
+    lines = printed(panel, 90).splitlines()
+    (arrow,) = [line for line in lines if line.lstrip().startswith("↑")]
+    (axis,) = [line for line in lines if line.rstrip().endswith("layer")]
+    assert axis[arrow.index("↑")] == str(panel.models[0].depths[panel.models[0].peak])
 
 
 def test_narrow_terminals_hold_the_picture(panel):
