@@ -23,6 +23,8 @@ def extract(
     batch_size: int | None = None,
     workers: int = 0,
     skip_corrupt: bool = False,
+    exif: Literal["apply", "ignore"] | None = None,
+    value_range: tuple[float, float] | None = None,
     store: Literal["float32", "float16"] = "float32",
     options: Annotated[EncoderOptions, Parameter(name="*")] = EncoderOptions(),  # noqa: B008  (frozen)
 ) -> None:
@@ -53,6 +55,10 @@ def extract(
     skip_corrupt
         Leave out image files that cannot be decoded; they are listed here and in the file. Without it, the first
         one is an error.
+    exif
+        Image files: turn pictures as their EXIF orientation says (apply, unless given) or read them as stored (ignore).
+    value_range
+        Image files of floats or of 16 or 32 bits: what is black and what is white, for example --value-range 0 1.
     store
         How features are stored.
     """
@@ -62,7 +68,9 @@ def extract(
     from probekit.datasets.shifted import with_tests, written_tests
     from probekit.encoders.decisions import decision_lines
 
-    data = load_dataset(dataset, root=root, skip_corrupt=skip_corrupt)
+    decoding = {"exif": exif, "value_range": value_range}
+    given = {name: value for name, value in decoding.items() if value is not None}
+    data = load_dataset(dataset, root=root, skip_corrupt=skip_corrupt, **given)
     if test:
         data = with_tests(data, *written_tests(test, root, skip_corrupt))
     loaded = load_encoder(encoder, data=data, **options.given())

@@ -150,14 +150,14 @@ def _labels_of_items(value: Any) -> np.ndarray:
     transform = getattr(value, "target_transform", None)
     changed = [t for t in np.unique(listed).tolist() if transform is not None and _label_number(transform(t), 0) != t]
     # items are decoded to be asked, so a sample of them is
-    rows = np.unique(np.linspace(0, len(listed) - 1, ITEMS_ASKED).astype(int)) if len(listed) else []
-    pairs = [(int(row), _label_number(image_and_label(value[int(row)], int(row))[1], int(row))) for row in rows]
+    rows = sorted({int(row) for row in np.linspace(0, len(listed) - 1, ITEMS_ASKED)}) if len(listed) else []
+    pairs = [(row, _label_number(image_and_label(value[row], row)[1], row)) for row in rows]
     differ = [(row, label) for row, label in pairs if label != listed[row]]
     if changed or differ:
         row, label = differ[0] if differ else (int(np.argmax(listed == changed[0])), "another")
         raise UserError(
-            f"Item {row} has the label {label}, but .{name} says {listed[row]} there (a target_transform?): give (images, "
-            "labels) as you mean them, or leave the transform out."
+            f"Item {row} has the label {label}, but .{name} says {listed[row]} there (a target_transform?): give "
+            "(images, labels) as you mean them, or leave the transform out."
         )
     return listed
 
@@ -235,6 +235,6 @@ def load_npz(name: str, root: str | Path | None = None, split_seed: int = 0) -> 
     data = load_objects(parts, Path(root).stem if name == "npz" else name, arrays.get("classes"), split_seed)
     unused = [key for key in arrays if key not in used]
     if unused:
-        warnings.warn(f"{root}: arrays of other names are left out: {', '.join(unused)}.", stacklevel=2)
+        warnings.warn(f"{root}: arrays of other names are left out: {', '.join(unused)}.", stacklevel=3)
     data.provenance.update(source="npz file", path=str(root), checksum=hash_file(root), left_out=unused)
     return data

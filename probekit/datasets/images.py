@@ -21,6 +21,7 @@ from probekit.runtime.errors import UserError, first_line
 # Pillow opens grey pictures of 16 bits as I;16 (before release 11, and PGM still, as I); their range is that of 16 bits
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
+ORIENTATION = 0x112  # the EXIF tag
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,17 @@ class Decoding:
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return {"exif": self.exif, "value_range": list(self.value_range) if self.value_range else None}
+
+
+def as_range(value: Sequence[float] | str | None) -> tuple[float, float] | None:
+    """Black and white from two numbers or from text like "0,1"."""
+    if value is None:
+        return None
+    try:
+        low, high = (float(part) for part in (value.split(",") if isinstance(value, str) else value))
+    except (TypeError, ValueError):
+        raise UserError(f"value_range={value!r} was given; give two numbers, black and white, such as 0 1.") from None
+    return low, high
 
 
 class Images(Protocol):
@@ -102,9 +114,16 @@ def pixels_of(image: Image.Image, name: str, how: Decoding) -> np.ndarray:
     UserError
         Its values are floats or 32-bit numbers, whose range is not known.
     """
-    if how.exif == "apply":
-        image = ImageOps.exif_transpose(image)
     sixteen = image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format in SIXTEEN_BIT_FORMATS)
+    turned = image.getexif().get(ORIENTATION, 1)
+    if turned != 1:
+        if image.format == "TIFF":
+            image.load()  # Pillow turns TIFFs while it loads them
+            back = {6: 8, 8: 6}.get(turned, turned) if how.exif == "ignore" else 1
+            image.getexif()[ORIENTATION] = back
+            image = ImageOps.exif_transpose(image)
+        elif how.exif == "apply":
+            image = ImageOps.exif_transpose(image)
     if image.mode not in ("I", "F", *SIXTEEN_BITS):
         return np.asarray(image.convert("RGB"))
     if how.value_range is None and not sixteen:
