@@ -1,9 +1,7 @@
 """`probekit predict`: a stored probe on image files."""
 
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
+from typing import Any
 
 from probekit.cli.console import say
 from probekit.cli.encoder_options import EncoderOptions
@@ -12,14 +10,13 @@ from probekit.cli.encoder_options import EncoderOptions
 def predict(
     probe: Path,
     images: tuple[Path, ...],
-    /,
     *,
     series: str | None = None,
     encoder: str | None = None,
     out: Path | None = None,
     batch_size: int = 128,
-    options: Annotated[EncoderOptions, Parameter(name="*")] = EncoderOptions(),  # noqa: B008  (frozen)
-) -> None:
+    options: EncoderOptions = EncoderOptions(),  # noqa: B008  (frozen)
+) -> list[dict[str, Any]]:
     """Class and probability of each image file, by a probe that a sweep or concatenation has stored.
 
     Parameters
@@ -43,13 +40,15 @@ def predict(
     from probekit import load_encoder
     from probekit.evaluate.predict import encoder_of, find_record
     from probekit.evaluate.predict import predict as predict_images
+    from probekit.reports.tables import csv_text
 
     record = find_record(probe, series)  # a wrong path is told before a model is loaded
     spec, settings = (encoder, {}) if encoder is not None else encoder_of(record)
     frame = predict_images(record, images, load_encoder(spec, **(settings | options.given())), batch_size)
-    text = frame.to_csv(index=False, float_format="%.4f", lineterminator="\n")
+    text = csv_text(frame, float_format="%.4f")
     if out is None:
         say(text.rstrip())
     else:
         atomic.write_text(out, text)
         say(f"{out}: {len(frame):,} predictions")
+    return frame.to_dict("records")

@@ -6,12 +6,13 @@ Every choice is made on held-out training rows; the test split is read when all 
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from probekit.evaluate.runner import Job, Progress, Runner
 from probekit.evaluate.sweep import path_for_workers, sweep, warn_unconverged
+from probekit.features.store import FeatureStore
 from probekit.probes.probe import subsample_grid
 from probekit.results.curve import choose_layer
 from probekit.results.journal import Journal
@@ -21,45 +22,68 @@ from probekit.runtime.errors import UserError
 from probekit.runtime.workers import worker_processes
 from probekit.selection.choose_C import Choice, choose_C, make_solver
 from probekit.selection.layers import greedy, windows
+from probekit.selection.protocol import Protocol
 
 
 def concat(
-    store: Any,
+    store: FeatureStore | str | Path,
     results_dir: str | Path | None = None,
-    protocol: Any = "igpt",
-    Cs: Any = None,
+    protocol: Protocol | str = "igpt",
+    Cs: Sequence[float] | None = None,
     window: int | Sequence[int] = 5,
     greedy_width: int | None = None,
     series: str | None = None,
-    backend: str = "torch",
+    backend: Literal["torch", "sklearn", "cuml"] = "torch",
     device: str = "cpu",
-    dtype: str = "auto",
+    dtype: Literal["auto", "float32", "float64"] = "auto",
     banded: bool = False,
     mix: bool = False,
     workers: int = 1,
-    parallel: str = "layers",
+    parallel: Literal["layers", "rows"] = "layers",
     progress: Progress | None = None,
 ) -> Results:
-    """Probe joined layers: windows around the best single layer, and the greedy choice.
+    """Probe concatenated layers: windows around the best single layer, and a greedy choice.
 
-    Single layers that have not been swept yet are swept first. The same call again goes on where it was stopped.
+    Single layers that have not been swept yet are swept first. The same call again resumes after an interruption.
 
     Parameters
     ----------
-    store : FeatureStore, or the path of a feature file
-    results_dir, protocol, Cs, series, backend, device, dtype : as in `sweep`, and the same as its
-    window : number of neighbouring layers joined around the best one (the paper's is five), or several such numbers
-    greedy_width : budget of columns of the greedy choice; None for as many as the widest window has, 0 for none
-    banded : also probe the windows with one penalty a layer (`probes.banded`)
-    mix : also probe a learned softmax mix of the windows' layers (`probes.layer_mix`)
-    workers, parallel : as in `sweep`
-    progress : called with (sets of layers examined, sets known so far)
+    store : FeatureStore, str or Path
+        The feature file.
+    results_dir : str or Path
+        Folder of results.jsonl and probes/; by default that of the feature file.
+    protocol : Protocol or str
+        The protocol of the sweep.
+    Cs : sequence of float
+        Penalties in place of the protocol's, as scikit-learn's C.
+    window : int or sequence of int
+        Number of neighbouring layers concatenated around the best one (the paper's is 5).
+    greedy_width : int
+        Largest number of columns of the greedy choice; by default that of the widest window, 0 for no greedy choice.
+    series : str
+        Name of the curve; by default the encoder's name.
+    backend : str
+        Solver backend.
+    device : str
+        Device of the solver: cpu, cuda, cuda:1.
+    dtype : str
+        Precision of the solver; auto is float64 where that costs nothing.
+    banded : bool
+        Also probe the windows with one penalty per layer.
+    mix : bool
+        Also probe a learned softmax mix of the windows' layers.
+    workers : int
+        Processes that share the work and the cores, as in `sweep`.
+    parallel : str
+        What processes started by torchrun share: layers, or the rows of one layer, as in `sweep`.
+    progress : callable
+        Called with (sets of layers examined, sets known so far).
 
     Returns
     -------
     Results
-        All records of the folder. Records of kind "concat" say in `candidates` how their layers were found and how many
-        sets were tried for it.
+        All records of the folder. Records of kind "concat" say in `candidates` how their layers were chosen and how
+        many sets were tried.
 
     Raises
     ------

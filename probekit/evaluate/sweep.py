@@ -5,60 +5,80 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sklearn.exceptions import ConvergenceWarning
 
 from probekit.evaluate.runner import Job, Progress, Runner
+from probekit.features.store import FeatureStore
 from probekit.probes.attentive_probe import token_widths
 from probekit.results.record import Record, read_records
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError
 from probekit.runtime.workers import worker_processes
 from probekit.selection.choose_C import make_solver
+from probekit.selection.protocol import Protocol
 
 
 def sweep(
-    store: Any,
+    store: FeatureStore | str | Path,
     results_dir: str | Path | None = None,
-    protocol: Any = "igpt",
-    Cs: Any = None,
+    protocol: Protocol | str = "igpt",
+    Cs: Sequence[float] | None = None,
     layers: str | Sequence[str | int] | None = None,
     series: str | None = None,
     seeds: int | Sequence[int] = 1,
     train_rows: int | None = None,
-    backend: str = "torch",
+    backend: Literal["torch", "sklearn", "cuml"] = "torch",
     device: str = "cpu",
-    dtype: str = "auto",
-    checks: Sequence[str] = (),
-    probe: str = "linear",
+    dtype: Literal["auto", "float32", "float64"] = "auto",
+    checks: Sequence[Literal["knn", "ridge"]] = (),
+    probe: Literal["linear", "attentive"] = "linear",
     workers: int = 1,
-    parallel: str = "layers",
+    parallel: Literal["layers", "rows"] = "layers",
     progress: Progress | None = None,
 ) -> Results:
-    """Probe every layer: choose C on held-out training rows, refit, then test, and journal one record each.
+    """Probe every layer: choose C on held-out training rows, refit, test once, and append a record each.
 
-    The same call again goes on where it was stopped; several processes may run it at once on the same folder.
+    The same call again resumes after an interruption; several processes may run it at once on the same folder.
 
     Parameters
     ----------
-    store : FeatureStore, or the path of a feature file
-    results_dir : folder of results.jsonl and probes/; None for the folder of the feature file
-    protocol : name or `Protocol`
-    Cs : penalties in place of the protocol's (scikit-learn's C)
-    layers : None for all, names, indices, or a glob such as "0*"
-    series : name of the curve in tables; None for the encoder's name
-    seeds : a count n for seeds 0 to n-1, or the seeds. Seed 0 is the stored split; the others redraw the val split and
-        resample the training rows
-    train_rows : use only so many labelled rows (train and val together), drawn by class and seed
-    backend, device, dtype : of the solver ("auto": float64 where it costs nothing, see `fit_path`)
-    checks : "knn", "ridge" or both: cheap probes of every layer beside the protocol's, as records of that kind
-    probe : "attentive": AIM's in place of the linear one, on a file of all tokens (encoders `tokens:...`)
-    workers : processes that share the work, the cores being shared out among them; for a feature file on disk. Small
-        fits (thousands of rows, hundreds of columns) gain by it, large ones fill all cores as they are
-    parallel : under torchrun, what the processes share: "layers" (each fits others, by the journal), or "rows": all
-        work at one layer, each holding its share of the rows and adding up gradients, for layers too large for one
-    progress : called with (fits done, fits in all); steps of an SGD protocol
+    store : FeatureStore, str or Path
+        The feature file.
+    results_dir : str or Path
+        Folder of results.jsonl and probes/; by default that of the feature file.
+    protocol : Protocol or str
+        igpt, dinov2-45, clip-coarse-fine, kornblith or sgd-imagenet.
+    Cs : sequence of float
+        Penalties in place of the protocol's, as scikit-learn's C.
+    layers : str or sequence of str or int
+        Names or globs of layers, for example 04 or '0*'; by default all.
+    series : str
+        Name of the curve in figures and tables; by default the encoder's name.
+    seeds : int or sequence of int
+        Number of repetitions: seed 0 is the stored split, the others redraw the validation split and resample the
+        training rows.
+    train_rows : int
+        Use only this many labelled rows, train and validation together, drawn by class.
+    backend : str
+        Solver backend. Every solution is checked against our objective.
+    device : str
+        Device of the solver: cpu, cuda, cuda:1.
+    dtype : str
+        Precision of the solver; auto is float64 where that costs nothing.
+    checks : sequence of str
+        Cheap probes of every layer beside the protocol's: k nearest neighbours, ridge regression.
+    probe : str
+        attentive: AIM's probe instead of the linear one, on a file extracted from tokens:igpt:RUN.
+    workers : int
+        Processes that share the work and the cores. One a core helps small fits (thousands of rows, hundreds of
+        columns); a large fit uses all cores by itself.
+    parallel : str
+        What processes started by torchrun share: layers (each fits different ones), or the rows of one layer that is
+        too large for one process.
+    progress : callable
+        Called with (fits done, fits in all); for an SGD protocol with steps.
 
     Returns
     -------
@@ -121,25 +141,13 @@ def path_for_workers(store: Any, workers: int) -> Path | None:
 
 
 def choose_names(store: Any, layers: str | Sequence[str | int] | None) -> list[str]:
-    """Layer names, shallow to deep, from None (all), a glob, names or indices; an unknown one raises `UserError`."""
+    """Layer names, shallow to deep, from None (all), names, globs or indices; an unknown one raises `UserError`."""
     if layers is None:
         return list(store.layers)
-    known = f"{getattr(store, 'path', 'the feature file')} has {', '.join(store.layers)}"
-    if isinstance(layers, str):
-        matched = [name for name in store.layers if fnmatch.fnmatchcase(name, layers)]
-        if not matched:
-            raise UserError(f"No layer matches {layers!r}: {known}.")
-        return matched
     found = set()
-    for layer in layers:
-        if isinstance(layer, int) and -len(store.layers) <= layer < len(store.layers):
-            found.add(store.layers[layer])
-        elif layer in store.layers:
-            found.add(layer)
-        elif hasattr(store, "layer"):
-            found.add(store.layer(layer))
-        else:
-            raise UserError(f"There is no layer {layer!r}: {known}.")
+    for layer in [layers] if isinstance(layers, str) else layers:
+        matched = [name for name in store.layers if fnmatch.fnmatchcase(name, layer)] if isinstance(layer, str) else []
+        found |= set(matched or [store.layer(layer)])
     return [name for name in store.layers if name in found]
 
 

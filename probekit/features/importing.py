@@ -6,7 +6,7 @@ Nothing is unpickled: NumPy loads with allow_pickle=False, PyTorch with weights_
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,25 +24,50 @@ TEST_FRACTION = 0.2
 
 
 def import_features(
-    files: Mapping[str, str | Path],
-    out: str | Path,
-    labels: Mapping[str, str | Path] | None = None,
+    out: str | Path | Mapping[str, str | Path],
+    train: str | Path | None = None,
+    val: str | Path | None = None,
+    test: str | Path | None = None,
+    train_labels: str | Path | None = None,
+    val_labels: str | Path | None = None,
+    test_labels: str | Path | None = None,
     encoder: str | None = None,
     dataset: str | None = None,
-    dtype: str = "float32",
+    store: Literal["float32", "float16"] = "float32",
 ) -> FeatureStore:
-    """Make a feature file from one file a split.
+    """Make a feature file from arrays: one .npz, .npy, .pt or .csv file a split. Nothing is unpickled.
+
+    A .npz file or .pt dictionary holds one layer in each two-dimensional entry, shallow to deep, and the labels under
+    labels, y or targets; a .npy file or .pt tensor is one layer; a .csv file with a header is one layer, one row an
+    image, with the labels in a column label, y or target. Weights of a model are not features: `probekit convert`
+    reads those.
 
     Parameters
     ----------
-    files : {"train": path, "test": path, ...}
-        .npy: one layer (N, D). .npz, or a .pt dictionary: one layer a two-dimensional entry, in the order of the file,
-        and the labels under labels, y or targets. A .pt tensor or list of tensors: one layer each. .csv with a head
-        line: one layer; the column label, y or target holds the labels. Without "test", a stratified fifth of the
-        training rows is held out for testing.
-    out : the feature file to write
-    labels : one such file a split, where the features' own file has none
-    encoder, dataset : names for tables and curves; the file names when None
+    out : str or Path
+        The feature file (HDF5). In Python also import_features({"train": path, "test": path}, out).
+    train : str or Path
+        Features of the training split. Without `test`, a stratified fifth of the rows is held out for testing.
+    val : str or Path
+        Features of the validation split, if there is a separate one.
+    test : str or Path
+        Features of the test split.
+    train_labels : str or Path
+        Labels of the training split, where its features' file has none.
+    val_labels : str or Path
+        Labels of the validation split, likewise.
+    test_labels : str or Path
+        Labels of the test split, likewise.
+    encoder : str
+        Name of the encoder, for tables and curves; by default the first file's name.
+    dataset : str
+        Name of the data set; by default the first file's name.
+    store : str
+        Precision of the stored features.
+
+    Returns
+    -------
+    FeatureStore
 
     Raises
     ------
@@ -50,6 +75,15 @@ def import_features(
         A file is absent, damaged, of another kind, needs unpickling, or has no labels or several an image; one file is
         given for two splits; or a column numbers the rows.
     """
+    target: Any = out
+    if isinstance(out, Mapping):
+        # the files by split first, then the file to write
+        target, train, val, test = train, out.get("train"), out.get("val"), out.get("test")
+    if target is None:
+        raise UserError("No feature file to write was given; give out= (--out).")
+    given = {"train": (train, train_labels), "val": (val, val_labels), "test": (test, test_labels)}
+    files = {split: Path(path) for split, (path, _) in given.items() if path is not None}
+    labels = {split: path for split, (_, path) in given.items() if path is not None}
     if not files:
         raise UserError(
             "No feature file was given to import; give one a split, as in --train train.npz --test test.npz."
@@ -59,7 +93,7 @@ def import_features(
     options: dict[str, Any] = {}
     for split, path in files.items():
         layers, y = _layers_and_labels(Path(path), _load(Path(path)))
-        if labels and split in labels:
+        if split in labels:
             y = _labels_alone(Path(labels[split]))
         if y is None:
             raise UserError(f"{path} holds no labels ({', '.join(LABEL_KEYS)}); give them as a file of their own.")
@@ -76,11 +110,11 @@ def import_features(
         rule, options["row_ids"] = _hold_out_test(splits)
     first = Path(next(iter(files.values())))
     return FeatureStore.from_arrays(
-        out,
+        target,
         splits,
         encoder={"name": encoder or first.stem, "imported_from": hashes},
         dataset={"name": dataset or first.stem, **rule},
-        dtype=dtype,
+        dtype=store,
         **options,
     )
 
@@ -156,18 +190,29 @@ def _numbers_the_rows(name: str, values: np.ndarray) -> bool:
     )
 
 
-def _array(value: Any) -> np.ndarray:
+def _array(value: Any, name: str, path: Path) -> np.ndarray:
+    """A dense array of numbers, or `UserError` that names the entry."""
     if isinstance(value, torch.Tensor):
-        # NumPy has no bfloat16, nor gradients
-        value = value.detach().cpu()
-        return (value.float() if value.is_floating_point() else value).numpy()
-    return np.asarray(value)
+        kind = "nested" if value.is_nested else "meta" if value.is_meta else str(value.layout).removeprefix("torch.")
+        if value.is_quantized or value.is_complex() or kind != "strided":
+            kind = "quantized" if value.is_quantized else "complex" if value.is_complex() else kind
+            raise UserError(f"{path} holds {name} as a {kind} tensor, but a dense one of real numbers was expected.")
+        # NumPy has no bfloat16
+        value = value.detach().float() if value.is_floating_point() else value.detach()
+        return value.resolve_neg().numpy()
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path} holds {name}, which is no array ({first_line(error)}).") from None
+    if array.dtype.kind not in "fiub":
+        raise UserError(f"{path} holds {name} of type {array.dtype}, but numbers were expected.")
+    return array
 
 
 def _layers_and_labels(path: Path, content: Any) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     labels = None
     if isinstance(content, Mapping):
-        named = {str(name): _array(value) for name, value in content.items()}
+        named = {str(name): _array(value, str(name), path) for name, value in content.items()}
         found = [name for name in LABEL_KEYS if name in named]
         if len(found) > 1:
             raise UserError(
@@ -175,9 +220,9 @@ def _layers_and_labels(path: Path, content: Any) -> tuple[dict[str, np.ndarray],
             )
         labels = named.pop(found[0]) if found else None
     elif isinstance(content, list | tuple):
-        named = {f"{index:02d}": _array(value) for index, value in enumerate(content)}
+        named = {f"{index:02d}": _array(value, f"entry {index}", path) for index, value in enumerate(content)}
     else:
-        named = {"00": _array(content)}
+        named = {"00": _array(content, "one array", path)}
     layers = {name: X for name, X in named.items() if X.ndim == 2}
     if not layers:
         shapes = ", ".join(f"{name} {X.shape}" for name, X in named.items())
@@ -193,4 +238,4 @@ def _labels_alone(path: Path) -> np.ndarray:
     if isinstance(content, Mapping):
         found = [content[name] for name in LABEL_KEYS if name in content] or list(content.values())
         content = found[0] if found else np.empty(0)
-    return _array(content)
+    return _array(content, "labels", path)

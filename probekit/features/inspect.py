@@ -10,6 +10,7 @@ import numpy as np
 
 from probekit.features.store import FeatureStore
 from probekit.runtime.errors import UserError
+from probekit.runtime.escape import mathtext
 
 if TYPE_CHECKING:
     import pandas
@@ -103,8 +104,9 @@ def plot_cka(similar: np.ndarray, layers: tuple[str, ...], ax: Any = None) -> An
 
     ax = ax or plt.subplots(figsize=(1.5 + 0.28 * len(layers), 1.2 + 0.28 * len(layers)), layout="constrained")[1]
     image = ax.imshow(similar, vmin=0, vmax=1, cmap="magma", origin="lower")
-    ax.set_xticks(range(len(layers)), layers, rotation=90)
-    ax.set_yticks(range(len(layers)), layers)
+    names = [mathtext(layer[:80]) for layer in layers]
+    ax.set_xticks(range(len(layers)), names, rotation=90)
+    ax.set_yticks(range(len(layers)), names)
     ax.set_title("Linear CKA between layers")
     ax.figure.colorbar(image, ax=ax)
     return ax

@@ -14,10 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import filelock
 import h5py
 import numpy as np
 
+from igpt_model.atomic import check_target
+from igpt_model.locks import open_lock_file, try_lock
 from probekit.features import format as layout
 from probekit.features.format import Header
 from probekit.features.validate import attribute, read_classes, read_header
@@ -29,17 +30,24 @@ COMMIT_SECONDS = 1.0
 
 @contextlib.contextmanager
 def write_lock(path: Path) -> Iterator[None]:
-    """Hold the right to write `path`; a second writer is refused at once. A killed process loses the lock by itself."""
+    """Hold the right to write `path`; a second writer is refused at once. A killed process loses the lock by itself.
+
+    Raises
+    ------
+    UserError
+        Another process holds it, or `path` or its lock is no regular file.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, but a feature file is needed, such as {path / 'features.h5'}.")
+    check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path.parent / f".{path.name}.lock", timeout=0)
+    descriptor = open_lock_file(path.parent / f".{path.name}.lock")
     try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise UserError(f"{path} is being written by another process; wait for it, or choose another --out.") from None
-    try:
+        if not try_lock(descriptor):
+            raise UserError(f"{path} is being written by another process; wait for it, or choose another --out.")
         yield
     finally:
-        lock.release()
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

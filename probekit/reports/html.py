@@ -11,6 +11,7 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,12 @@ from probekit.reports.published import comparison_frame, printed_comparison
 from probekit.reports.style import CSS_NAME, DARK, style
 from probekit.reports.tables import fit_words
 from probekit.results.record import Record
+from probekit.runtime.escape import visible
 
 SAMPLE_PICTURES = ("samples*.png", "samples/*.png")
 MOST_SAMPLES = 3
 MOST_SAMPLE_BYTES = 4_000_000
+MOST_SAMPLE_PIXELS = 16_000_000
 CHOSEN_BY = {"val": "the held-out rows of the val split", "cv5": "five-fold cross-validation on train and val"}
 
 
@@ -347,6 +350,27 @@ def _samples(sources: Sequence[Path]) -> Iterator[tuple[str, str]]:
     folders = [(source if source.is_dir() else source.parent).resolve() for source in sources]
     for folder in dict.fromkeys(folders):
         for path in [path for pattern in SAMPLE_PICTURES for path in sorted(folder.glob(pattern))[-MOST_SAMPLES:]]:
-            if path.stat().st_size <= MOST_SAMPLE_BYTES:
-                name = str(path.relative_to(folder.parent))
-                yield name, "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+            inside = path.resolve() == folder / path.relative_to(folder)  # no link on the way
+            content = _picture(path) if inside else None
+            if content is not None:
+                name = visible(path.relative_to(folder.parent))
+                yield name, "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def _picture(path: Path) -> bytes | None:
+    """The pixels of a PNG file, encoded again: nothing else of a file, and no file that is none, enters a page."""
+    from PIL import Image
+
+    if not path.is_file() or path.stat().st_size > MOST_SAMPLE_BYTES:
+        return None
+    try:
+        with Image.open(BytesIO(path.read_bytes()), formats=["PNG"]) as image:
+            if image.width * image.height > MOST_SAMPLE_PIXELS:
+                return None
+            pixels = image.convert("RGB")
+    except Exception:  # decoders raise many kinds of errors for damaged files; a page does without the picture
+        return None
+    clean = Image.frombytes("RGB", pixels.size, pixels.tobytes())
+    buffer = BytesIO()
+    clean.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

@@ -140,7 +140,7 @@ class Panel:
         """A file name's part that tells panels apart."""
         rows = f"-{self.train_rows}" if self.train_rows else ""
         name = f"{self.dataset}-{self.protocol}{rows}"
-        return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-")
+        return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[:100].strip("-.")
 
 
 def is_reliable(record: Record) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 
 from probekit.reports.figure_options import FigureOptions, relabelled
 from probekit.reports.style import FLAT, INK, MODEL_MARKERS, MODELS, PAPER, QUIET, RANDOM, RULE
+from probekit.runtime.escape import mathtext
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from probekit.reports.panels import Joined, Panel, Series
 
 Looks = dict[str, dict[str, Any]]
+MOST_LABEL = 80  # characters of a name in a figure
 
 
 def depth_figure(panel: Panel, narrow: bool = False, options: FigureOptions = FigureOptions()) -> Figure:  # noqa: B008
@@ -342,7 +344,7 @@ def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     height = figure.get_size_inches()[1] * axes.get_position().height * 72
     line_height = (high - low) * _points(11.5) / height
     ends = sorted(ends, key=lambda end: end[0])
-    wrapped = ["\n".join(textwrap.wrap(label, 11)) for _, label, _ in ends]
+    wrapped = ["\n".join(textwrap.wrap(mathtext(label[:MOST_LABEL]), 11)) for _, label, _ in ends]
     heights = [line_height * (text.count("\n") + 1) for text in wrapped]
     for centre, text, (_, _, colour) in zip(spread([end[0] for end in ends], heights), wrapped, ends, strict=True):
         axes.annotate(

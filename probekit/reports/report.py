@@ -14,7 +14,7 @@ from probekit.reports.plots import depth_figure
 from probekit.reports.published import comparison_frame, printed_comparison
 from probekit.reports.style import style
 from probekit.reports.subset_table import write_subset_table
-from probekit.reports.tables import layer_frame, printed_frame, write_table
+from probekit.reports.tables import csv_text, layer_frame, printed_frame, write_table
 from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def write_curve(panel: Panel, stem: Path, formats: Sequence[str] = FORMATS) -> l
         written = save_figure(depth_figure(panel), stem, formats)
     points = stem.with_name(f"{stem.name}.csv")
     frame = layer_frame([panel])
-    atomic.write_text(points, frame.to_csv(index=False, lineterminator="\n"))
+    atomic.write_text(points, csv_text(frame))
     return [*written, points]
 
 

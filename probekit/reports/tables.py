@@ -13,6 +13,7 @@ from igpt_model import atomic
 from probekit.reports.panels import Panel, Series, is_reliable
 from probekit.results.record import Record
 from probekit.runtime.errors import UserError
+from probekit.runtime.escape import csv_cell, latex, markdown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -234,9 +235,10 @@ def choose_columns(printed: pd.DataFrame, columns: Sequence[str] | None, form: s
 def table_text(frame: pd.DataFrame, printed: pd.DataFrame, form: str, caption: str, label: str = "tab:probes") -> str:
     """A table as "csv" (of `frame`, full precision), "md" or "tex" (of `printed`, with caption and label)."""
     if form == "csv":
-        return frame.to_csv(index=False, lineterminator="\n")
+        return csv_text(frame)
     if form == "md":
-        return f"{caption}\n\n{printed.to_markdown(index=False, disable_numparse=True)}\n"
+        cells = printed.rename(columns=_markdown_cell).map(_markdown_cell)
+        return f"{markdown(caption)}\n\n{cells.to_markdown(index=False, disable_numparse=True)}\n"
     return _latex(frame, printed, caption, label)
 
 
@@ -251,11 +253,11 @@ def _latex(frame: pd.DataFrame, printed: pd.DataFrame, caption: str, label: str)
     lines = [
         "\\begin{table}[t]",
         "\\centering",
-        f"\\caption{{{_escape(caption)}}}",
+        f"\\caption{{{latex(caption)}}}",
         f"\\label{{{label}}}",
         f"\\begin{{tabular}}{{{''.join('r' if number else 'l' for number in numbers)}}}",
         "\\toprule",
-        " & ".join(map(_escape, printed.columns)) + " \\\\",
+        " & ".join(map(latex, printed.columns)) + " \\\\",
         "\\midrule",
         *(" & ".join(row) + " \\\\" for row in rows),
         "\\bottomrule",
@@ -271,21 +273,18 @@ def _is_number(cell: str) -> bool:
 
 def _cell(text: str) -> str:
     """A cell in LaTeX: signs of numbers in mathematics, where a hyphen is a minus; the rest escaped."""
-    return re.sub(r"(?<![\w.-])([+-])(?=[\d.])", lambda sign: f"${sign[1]}$", _escape(text))
+    return re.sub(r"(?<![\w.-])([+-])(?=[\d.])", lambda sign: f"${sign[1]}$", latex(text))
 
 
-_LATEX = {
-    **{plain: f"\\{plain}" for plain in "&%$#_{}"},
-    "\\": "\\textbackslash{}",
-    "~": "\\textasciitilde{}",
-    "^": "\\textasciicircum{}",
-    "\N{MINUS SIGN}": "$-$",
-    "\N{EN DASH}": "--",
-}
+def csv_text(frame: pd.DataFrame, float_format: str | None = None) -> str:
+    """A frame as CSV, from whose texts a spreadsheet takes no formula."""
+    cells = frame.map(lambda cell: csv_cell(cell) if isinstance(cell, str) else cell)
+    return cells.to_csv(index=False, lineterminator="\n", float_format=float_format)
 
 
-def _escape(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
+def _markdown_cell(cell: object) -> str:
+    # numbers and their intervals are ours, and stay readable in the file itself
+    return str(cell) if re.fullmatch(r"[-+0-9.,%() \[\]]*", str(cell)) else markdown(cell)
 
 
 def fit_words(record: Record) -> str:

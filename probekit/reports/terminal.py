@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from probekit.reports.panels import NAMES, Panel, Series
+from probekit.runtime.escape import visible
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -44,14 +45,14 @@ def terminal_curve(panel: Panel, width: int = 80, height: int = 16) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    lines: list[Text] = [Text(f"Test accuracy of linear probes on {panel.title}, %", style="bold")]
+    lines: list[Text] = [Text(f"Test accuracy of linear probes on {visible(panel.title)}, %", style="bold")]
     lines += _canvas(panel, width, height)
     lines.append(_legend(panel))
     for series in panel.models:
         if series.verdict is not None:
             best, gain = series.verdict.sentences()
-            lines += [Text(), Text(best, style="bold"), Text(gain)]
-            lines += [Text(warning, style="yellow") for warning in series.verdict.warnings]
+            lines += [Text(), Text(visible(best), style="bold"), Text(visible(gain))]
+            lines += [Text(visible(warning), style="yellow") for warning in series.verdict.warnings]
     return Group(*lines)
 
 
@@ -148,7 +149,7 @@ def _legend(panel: Panel) -> Text:
     for series in panel.series:
         mark, colour = _look(panel, series)
         legend.append(mark * (3 if series.is_flat else 1) + " ", style=colour)
-        legend.append(f"{NAMES.get(series.label, series.label)}   ")
+        legend.append(f"{visible(NAMES.get(series.label, series.label))}   ")
     if any(not series.reliable.all() for series in panel.series):
         legend.append("○ not converged, or C at the end of its grid   ", style="dim")
     legend.append("│ 95 %, pointwise   ↑ best layer, chosen on held-out rows", style="dim")

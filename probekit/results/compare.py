@@ -49,13 +49,28 @@ class Comparison:
         )
 
 
-def compare(a: Side, b: Side, series_a: str | None = None, series_b: str | None = None) -> Comparison:
-    """Paired comparison of two records, or of the best layers (chosen on held-out rows) of two results.
+def compare(
+    a: Record | Results | str | Path,
+    b: Record | Results | str | Path,
+    series_a: str | None = None,
+    series_b: str | None = None,
+) -> Comparison:
+    """Compare two records, or the best layers (chosen on held-out rows) of two results, on the test rows they share.
 
     Parameters
     ----------
-    a, b : Record, Results, or path of a results file or folder
-    series_a, series_b : which series, where a side holds several
+    a : Record, Results, str or Path
+        A results folder or file.
+    b : Record, Results, str or Path
+        Another one, or the same with another series.
+    series_a : str
+        Which series of the first, where it holds several.
+    series_b : str
+        Which series of the second.
+
+    Returns
+    -------
+    Comparison
 
     Raises
     ------

@@ -177,10 +177,10 @@ TRAIN = "train digits --out {new}"
     [
         ("demo --steps 0 --out {new}", ["steps is 0"]),
         ("demo --limit 0 --out {new}", ["limit is 0"]),
-        ("demo --n-layer 0 --out {new}", ["n_layer = 0"]),
+        ("demo --n-layer 0 --out {new}", ["n_layer is 0"]),
         ("demo --pretrained --steps 5 --out {new}", ["--steps", "--pretrained trains no network"]),
         (f"{TRAIN} --limit 0", ["limit is 0"]),
-        (f"{TRAIN} --n-colours 100000", ["100000", "65,536"]),
+        (f"{TRAIN} --n-colours 100000", ["100000", "65536"]),
         ("finetune {run} wandering-digits --limit 0 --out {new}", ["limit is 0"]),
         (f"{STUDY} --limit 0", ["limit is 0"]),
         (f"{STUDY} --window -1", ["window is -1"]),

@@ -17,9 +17,9 @@ TURNED = {
     2: (0, True),
     3: (2, False),
     4: (2, True),
-    5: (3, True),
+    5: (1, True),
     6: (3, False),
-    7: (1, True),
+    7: (3, True),
     8: (1, False),
 }
 

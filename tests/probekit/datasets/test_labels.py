@@ -1,4 +1,4 @@
-"""Labels, classes and splits are the user's: what could be meant in two ways is refused, what is left out is counted."""
+"""Labels, classes and splits are the user's: two possible meanings are refused, what is left out is counted."""
 
 import os
 import unicodedata
@@ -41,7 +41,7 @@ def test_a_folder_without_images_beside_the_splits_is_counted(tmp_path):
     for i in range(4):
         (tmp_path / "annotations" / f"{i}.xml").touch()
     (tmp_path / "README").touch()
-    with pytest.warns(UserWarning, match=r"left out: 1 without a suffix, 4 \.xml"):
+    with pytest.warns(UserWarning, match=r"left out: 4 \.xml, 1 without a suffix"):
         data = load_dataset(tmp_path)
     assert data.classes == ("cat", "dog")
     assert data.provenance["left_out"] == {".xml": 4, "without a suffix": 1}

@@ -1,0 +1,70 @@
+"""Text that comes from files or from the user, put into an output so that it stays text: one function a format.
+
+Names of series, layers, data sets and classes travel into tables, figures, pages and the terminal. (HTML is escaped by
+Jinja's autoescape and by `html.escape`.)
+"""
+
+import re
+import unicodedata
+from typing import Any
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "`": r"\textasciigrave{}",
+    "\N{MINUS SIGN}": r"\textminus{}",
+    "\N{EN DASH}": r"\textendash{}",
+    **{plain: f"\\{plain}" for plain in "&%$#_{}"},
+}
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~#&$!])")
+_FORMULA = ("=", "+", "-", "@")
+
+
+def visible(text: Any) -> str:
+    r"""The text with control characters, line breaks and half surrogates written out: ESC becomes "\x1b".
+
+    Marks that reorder what is displayed (Unicode's bidirectional controls) are written out too.
+    """
+    return "".join(f"\\x{ord(c):02x}" if _hidden(c) else c for c in str(text))
+
+
+def _hidden(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in (
+        "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
+    )
+
+
+def terminal(text: Any) -> str:
+    r"""For a terminal: as `visible`, but lines may break, since they are whole lines of ours."""
+    return "\n".join(visible(line) for line in str(text).split("\n"))
+
+
+def csv_cell(text: Any) -> str:
+    """For a cell of a CSV file: a spreadsheet takes no formula from it.
+
+    An apostrophe is put before text that begins like a formula, which spreadsheets show as that text.
+    """
+    shown = visible(text)
+    return f"'{shown}" if shown.lstrip(" '").startswith(_FORMULA) else shown
+
+
+def latex(text: Any) -> str:
+    """For LaTeX in text mode."""
+    escaped = "".join(_LATEX.get(c, c) for c in visible(text))
+    # two of a kind would become one longer dash, and a cell that begins so an argument of the line break before it
+    escaped = re.sub(r"-(?=-)|[?!](?=\\textasciigrave)|,(?=,)", r"\g<0>{}", escaped)
+    return re.sub(r"^(\s*)([\[*])", r"\1{\2}", escaped)
+
+
+def markdown(text: Any) -> str:
+    """For Markdown, inside a line or a cell of a table."""
+    return _MARKDOWN.sub(r"\\\1", visible(text))
+
+
+def mathtext(text: Any) -> str:
+    """For matplotlib, which reads what stands between two dollar signs as a formula."""
+    return visible(text).replace("$", r"\$")

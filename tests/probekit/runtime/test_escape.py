@@ -1,0 +1,90 @@
+"""Names in outputs: what goes in comes out as text, whatever it is."""
+
+import csv
+import io
+import re
+import unicodedata
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from probekit.runtime import escape
+
+HOSTILE = [
+    r"\input{/etc/passwd}", "=cmd|' /C calc'!A0", "+1", "-2+3", "@SUM(A1)", " =1", "\t=1", "'=1", "a|b", "a\nb", "a\rb",
+    "\x1b]0;title\x07", "\x9b31m", "$x^2$", "$", r"$\frac$", "~^_{}%&#", "<script>alert(1)</script>", "[x](js:1)",
+    "![i](http://h)", "`code`", "**b**", "--", "---", "[cell]", "*star", "\u202egnp", "\ud800", "?`", "\0", "",
+]  # fmt: skip
+NAMES = st.one_of(
+    st.sampled_from(HOSTILE), st.text(max_size=40), st.text("\\$`|*_~^=+-@[]<>#%&{}\x1b\n'\"", max_size=12)
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(NAMES)
+def test_nothing_invisible_is_left(name):
+    shown = escape.visible(name)
+    assert not any(unicodedata.category(c) in ("Cc", "Cs") for c in shown)
+    assert escape.visible(shown) == shown
+    assert shown.encode().decode() == shown
+    assert set(escape.terminal(name)) - {"\n"} <= set(shown) | set("\\x0123456789abcdef")
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(NAMES, min_size=1, max_size=4))
+def test_csv_cells_come_back_and_are_no_formulas(names):
+    frame = pd.DataFrame([[escape.csv_cell(name) for name in names]])
+    (row,) = csv.reader(io.StringIO(frame.to_csv(index=False, header=False)))
+    for cell, name in zip(row, names, strict=True):
+        assert not cell.lstrip().startswith(("=", "+", "-", "@"))
+        assert cell in (escape.visible(name), "'" + escape.visible(name))
+
+
+def undo_latex(text):
+    """A reader of the few commands that may occur: the text that TeX would set."""
+    words = {
+        "textbackslash": "\\", "textasciitilde": "~", "textasciicircum": "^", "textless": "<", "textgreater": ">",
+        "textbar": "|", "textasciigrave": "`", "textminus": "\N{MINUS SIGN}", "textendash": "\N{EN DASH}",
+    }  # fmt: skip
+    text = re.sub(r"\\(text[a-z]+)\{\}", lambda m: f"\0{ord(words[m[1]]):x};", text)
+    text = re.sub(r"\\([&%$#_{}])", lambda m: f"\0{ord(m[1]):x};", text)
+    assert not set(text) & set("\\&%$#_~^"), text
+    text = text.replace("{}", "").replace("{[}", "[").replace("{*}", "*")
+    assert not set(text) & set("{}"), text
+    return re.sub(r"\0([0-9a-f]+);", lambda m: chr(int(m[1], 16)), text)
+
+
+@settings(deadline=None, max_examples=300)
+@given(NAMES)
+def test_latex_holds_no_command_of_the_name(name):
+    written = escape.latex(name)
+    assert undo_latex(written) == escape.visible(name)
+    assert not written.lstrip().startswith(("[", "*"))
+    assert "--" not in written
+
+
+@settings(deadline=None, max_examples=300)
+@given(NAMES)
+def test_markdown_shows_the_name(name):
+    markdown_it = pytest.importorskip("markdown_it")
+    (inline,) = [t for t in markdown_it.MarkdownIt().parse(f"x{escape.markdown(name)}x") if t.type == "inline"]
+    assert all(child.type in ("text", "text_special") for child in inline.children)
+    # CommonMark trims nothing inside a line, and takes no entity apart here since "&" is escaped
+    assert "".join(child.content for child in inline.children) == f"x{escape.visible(name)}x"
+
+
+def test_a_markdown_table_keeps_its_columns():
+    frame = pd.DataFrame({"a": [escape.markdown(name) for name in HOSTILE], "b": "1"})
+    lines = frame.to_markdown(index=False, disable_numparse=True).splitlines()
+    assert len(lines) == len(HOSTILE) + 2
+    assert all(len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) == 3 for line in lines)
+
+
+@settings(deadline=None, max_examples=60)
+@given(NAMES)
+def test_figures_read_no_formula(name):
+    from matplotlib.cbook import is_math_text
+
+    assert not is_math_text(escape.mathtext(name))
