@@ -220,7 +220,7 @@ def _try(
         tried["log_loss"] += loss
         total += rows.weights[held].sum()
         tried["converged"] &= path.converged
-        for name, source in (("n_iter", "n_iter"), ("grad_rel", "grad_rel"), ("gap", "decrement_gap")):
+        for name, source in (("n_iter", "n_iter"), ("grad_rel", "grad_rel"), ("gap", "gap")):
             tried[name] = np.maximum(tried[name], path.certificates[source])
         plan = path.plan
     tried["accuracy"] /= total
@@ -236,7 +236,7 @@ def certificate_of(path: ProbePath) -> dict[str, Any]:
         "converged": bool(path.converged[0]),
         "n_iter": int(c["n_iter"][0]),
         "grad_rel": float(c["grad_rel"][0]),
-        "gap": float(c["decrement_gap"][0]),
+        "gap": float(c["gap"][0]),
         "stop_reason": str(c["stop_reason"][0]),
     }
 
