@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from probekit.runtime.errors import UserError
 from probekit.solver.certificate import Certificate
 from probekit.solver.cuml_backend import fit_cuml
-from probekit.solver.data import Rows
+from probekit.solver.data import WeightedData
 from probekit.solver.inputs import Inputs
 from probekit.solver.memory_plan import penalties_at_once
 from probekit.solver.objective import l2_to_C
@@ -69,7 +69,7 @@ def _torch(inputs: Inputs, l2s: Array, tol: float, max_iter: int, fit_intercept:
     )
 
 
-def _solved(rows: Rows, l2s: Array, tol: float, max_iter: int) -> Fitted:
+def _solved(rows: WeightedData, l2s: Array, tol: float, max_iter: int) -> Fitted:
     solution = solve(rows, torch.from_numpy(l2s).to(rows.device), tol=tol, max_iter=max_iter)
     return _fitted(
         solution.certificate,
