@@ -7,7 +7,7 @@ from typing import Any
 from igpt_model.config import MAX_COLOURS, ModelConfig
 from igpt_model.errors import UserError
 from igpt_model.images import MAX_RESOLUTION, ImageTransform
-from igpt_model.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SEED, Range, check_ranges, option
+from igpt_model.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, RATE, SEED, WEIGHT, Range, check_ranges, option
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class TrainConfig:
     micro_batch: int = option(
         0, "Pictures a forward pass, on each rank; gradients add up to the batch. 0: all at once.", COUNT_OR_NONE
     )
-    lr: float = option(0.003, "Peak learning rate; the paper lowers it by 3 until training is stable.", POSITIVE)
+    lr: float = option(0.003, "Peak learning rate; the paper lowers it by 3 until training is stable.", RATE)
     warmup_steps: int = option(100, "Updates over which the learning rate rises to its peak.", COUNT_OR_NONE)
     schedule: str = option("cosine", "After warm-up: cosine (to 0) or constant.")
     betas: tuple[float, float] = option(
         (0.9, 0.95), "Adam's betas; 0.999 for the second gives loss spikes.", Range(0, 1, below=True)
     )
-    weight_decay: float = option(0.0, "AdamW's decay of the blocks' matrices; the paper uses none.", NOT_NEGATIVE)
+    weight_decay: float = option(0.0, "AdamW's decay of the blocks' matrices; the paper uses none.", WEIGHT)
     clip: float = option(1.0, "Largest norm of the gradient; 0: no clipping.", NOT_NEGATIVE)
     seed: int = option(0, "Seed of weights, palette, order, augmentation and masks.", SEED)
     dtype: str = option("float32", "float32, or bfloat16 for autocast with float32 master weights.")

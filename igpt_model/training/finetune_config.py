@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from igpt_model.images import MAX_RESOLUTION, ImageTransform
-from igpt_model.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SEED, Range, check_ranges, option
+from igpt_model.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, RATE, SEED, WEIGHT, Range, check_ranges, option
 from igpt_model.training.config import choose
 
 
@@ -18,7 +18,7 @@ class FinetuneConfig:
 
     layer: int = option(-1, "Layer whose pooled state the head reads: 0 the embedding, -1 the last.", Range(-1, 1000))
     gen_weight: float = option(
-        1.0, "Weight of the pre-training loss beside that of the classes; 0: classes alone.", NOT_NEGATIVE
+        1.0, "Weight of the pre-training loss beside that of the classes; 0: classes alone.", WEIGHT
     )
     from_scratch: bool = option(False, "Start from fresh weights: the control without pre-training.")
     resolution: int = option(
@@ -33,11 +33,11 @@ class FinetuneConfig:
         0, "Pictures a forward pass, on each rank; gradients add up to the batch. 0: all at once.", COUNT_OR_NONE
     )
     lr: float = option(
-        0.0003, "Learning rate, constant after warm-up; the paper's is about a tenth of pre-training's.", POSITIVE
+        0.0003, "Learning rate, constant after warm-up; the paper's is about a tenth of pre-training's.", RATE
     )
     warmup_steps: int = option(0, "Updates over which the learning rate rises.", COUNT_OR_NONE)
     betas: tuple[float, float] = option((0.9, 0.95), "Adam's betas.", Range(0, 1, below=True))
-    weight_decay: float = option(0.0, "AdamW's decay of the blocks' matrices; the paper uses none.", NOT_NEGATIVE)
+    weight_decay: float = option(0.0, "AdamW's decay of the blocks' matrices; the paper uses none.", WEIGHT)
     clip: float = option(1.0, "Largest norm of the gradient; 0: no clipping.", NOT_NEGATIVE)
     patience: int = option(
         5, "Stop after so many evaluations without a better validation accuracy; 0: never.", COUNT_OR_NONE

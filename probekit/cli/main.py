@@ -19,6 +19,7 @@ from rich.console import Console
 
 from probekit import __version__
 from probekit.cli.console import one_voice, speaks
+from probekit.cli.numbers import check_numbers
 from probekit.runtime.errors import UserError
 from probekit.runtime.escape import terminal, visible
 
@@ -121,7 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if tokens[1:] and tokens[0] in VERBS and {"--help", "-h"} & set(tokens):
             whole_help(tokens[0])
         with one_voice():
-            app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+            command, given, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+            check_numbers(given)
+            command(*given.args, **given.kwargs)
     except KeyboardInterrupt:
         return _say("interrupted; what was finished is saved, and the same command goes on from there.", 130)
     except BrokenPipeError:
