@@ -79,7 +79,7 @@ def _members(archive: Path) -> list[tuple[str, int]]:
                 hidden = any(part.startswith((".", "__MACOSX")) for part in info.filename.split("/"))
                 if info.filename.lower().endswith(SUFFIXES) and not hidden:
                     found.append((info.filename, info.CRC))
-    except (zipfile.BadZipFile, OSError) as error:
+    except Exception as error:  # zipfile raises errors of many kinds for damaged directories
         raise UserError(f"{archive} is not a whole zip archive ({error}); copy or download it again.") from error
     return found
 

@@ -15,7 +15,8 @@ import numpy as np
 import xxhash
 from PIL import Image, UnidentifiedImageError
 
-from probekit.runtime.errors import UserError
+from igpt_model.checked_json import read_bytes
+from probekit.runtime.errors import UserError, first_line
 
 
 class Images(Protocol):
@@ -46,7 +47,7 @@ def decode(content: bytes, name: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(content)) as image:
             return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders raise errors of many kinds for damaged files
         # Pillow's own words would name a buffer in memory, not the file
         reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(
@@ -120,10 +121,10 @@ class FileImages:
         images = []
         for path in paths:
             try:
-                content = path.read_bytes()
-            except OSError as error:
+                content = read_bytes(path)
+            except (OSError, ValueError) as error:
                 raise UserError(
-                    f"{path} was listed but cannot be read ({error.strerror}); is it still there?"
+                    f"{path} was listed but cannot be read ({first_line(error)}); is it still there?"
                 ) from error
             images.append(decode(content, str(path)))
         return images
@@ -156,7 +157,7 @@ class ZipImages:
             name = f"{self.archive}:{self.names[row]}"
             try:
                 content = self._zip().read(self.names[row])
-            except (OSError, zipfile.BadZipFile, KeyError) as error:
+            except Exception as error:  # damaged, encrypted, or packed by a method that zipfile lacks
                 raise UserError(f"{name} cannot be read from the archive ({error}); copy the archive again.") from error
             images.append(decode(content, name))
         return images
