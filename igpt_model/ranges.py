@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from igpt_model.errors import UserError
 
@@ -54,9 +54,23 @@ WEIGHT = Range(0, 1e6)
 WORKERS = Range(0, 1024)
 
 
-def option(default: Any, help: str, allowed: Range | None = None) -> Any:
-    """Return a dataclass field with its default, the help text that the command line shows, and its range."""
-    return field(default=default, metadata={"help": help, "range": allowed})
+def option(default: Any, help: str, group: str | None = None, allowed: Range | None = None) -> Any:
+    """Return a dataclass field with its default, the help text and group that the command line shows, and its range."""
+    return field(default=default, metadata={"help": help, "group": group, "range": allowed})
+
+
+def check_settings(settings: Any) -> None:
+    """Check every field of a dataclass: closed lists by their `Literal` types, numbers by their ranges.
+
+    Raises
+    ------
+    UserError
+        It names the setting, the value and what is allowed.
+    """
+    for name, hint in get_type_hints(type(settings)).items():
+        if get_origin(hint) is Literal and getattr(settings, name) not in get_args(hint):
+            raise UserError(f"{name} is {getattr(settings, name)!r}; choose {' or '.join(get_args(hint))}.")
+    check_ranges(settings)
 
 
 def check_range(name: str, value: Any, allowed: Range) -> None:

@@ -1,67 +1,90 @@
 """The settings of a fine-tuning run: the one source of the command line's flags, their defaults and their help."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from igpt_model.images import MAX_RESOLUTION, ImageTransform
-from igpt_model.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, RATE, SEED, WEIGHT, Range, check_ranges, option
-from igpt_model.training.config import choose
+from igpt_model.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, RATE, SEED, WEIGHT, Range, check_settings, option
+from igpt_model.training.config import DATA, HARDWARE, LOGS, MODEL, OPTIMISATION
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Settings of fine-tuning; the defaults follow the paper where it speaks (FACTS section 5).
+    """Settings of fine-tuning; the defaults are the paper's where it gives them (FACTS section 5).
 
     Ours are the clipping, the number of updates and the patience: the paper stops at the best validation accuracy and
     gives no counts.
     """
 
-    layer: int = option(-1, "Layer whose pooled state the head reads: 0 the embedding, -1 the last.", Range(-1, 1000))
-    gen_weight: float = option(
-        1.0, "Weight of the pre-training loss beside that of the classes; 0: classes alone.", WEIGHT
+    layer: int = option(
+        -1, "Layer whose pooled state the head reads: 0 the embedding, -1 the last.", MODEL, Range(-1, 1000)
     )
-    from_scratch: bool = option(False, "Start from fresh weights: the control without pre-training.")
+    gen_weight: float = option(
+        1.0, "Weight of the pre-training loss beside the classification loss.", OPTIMISATION, WEIGHT
+    )
+    from_scratch: bool = option(False, "Start from fresh weights: the control without pre-training.", MODEL)
     resolution: int = option(
-        0, "Pixels a side; another one resizes the table of positions. 0: as in pre-training.", Range(0, MAX_RESOLUTION)
+        0,
+        "Side of the images in pixels; another one resizes the position embedding. 0: as in pre-training.",
+        DATA,
+        Range(0, MAX_RESOLUTION),
     )
     augment: tuple[str, ...] = option(
-        (), "Random changes to training pictures, as for train; for CIFAR pad_crop:4 and flip."
+        (), "Random augmentation of training images, as for train; for CIFAR pad_crop:4 and flip.", DATA
     )
-    steps: int = option(1000, "Most updates.", COUNT)
-    batch_size: int = option(128, "Pictures an update, over all ranks.", COUNT)
+    steps: int = option(1000, "Largest number of updates.", OPTIMISATION, COUNT)
+    batch_size: int = option(128, "Images per update, over all ranks.", OPTIMISATION, COUNT)
     micro_batch: int = option(
-        0, "Pictures a forward pass, on each rank; gradients add up to the batch. 0: all at once.", COUNT_OR_NONE
+        0,
+        "Images per forward pass on each rank; gradients are accumulated over the batch. 0: all at once.",
+        HARDWARE,
+        COUNT_OR_NONE,
     )
     lr: float = option(
-        0.0003, "Learning rate, constant after warm-up; the paper's is about a tenth of pre-training's.", RATE
+        0.0003,
+        "Learning rate, constant after the warm-up; the paper's is a tenth of pre-training's.",
+        OPTIMISATION,
+        RATE,
     )
-    warmup_steps: int = option(0, "Updates over which the learning rate rises.", COUNT_OR_NONE)
-    betas: tuple[float, float] = option((0.9, 0.95), "Adam's betas.", Range(0, 1, below=True))
-    weight_decay: float = option(0.0, "AdamW's decay of the blocks' matrices; the paper uses none.", WEIGHT)
-    clip: float = option(1.0, "Largest norm of the gradient; 0: no clipping.", NOT_NEGATIVE)
+    warmup_steps: int = option(0, "Updates over which the learning rate rises.", OPTIMISATION, COUNT_OR_NONE)
+    betas: tuple[float, float] = option((0.9, 0.95), "Adam's betas.", OPTIMISATION, Range(0, 1, below=True))
+    weight_decay: float = option(
+        0.0, "AdamW's decay of the blocks' matrices; the paper uses none.", OPTIMISATION, WEIGHT
+    )
+    clip: float = option(1.0, "Largest norm of the gradient; 0: no clipping.", OPTIMISATION, NOT_NEGATIVE)
     patience: int = option(
-        5, "Stop after so many evaluations without a better validation accuracy; 0: never.", COUNT_OR_NONE
+        5,
+        "Stop after this many evaluations without a better validation accuracy; 0: never.",
+        OPTIMISATION,
+        COUNT_OR_NONE,
     )
-    eval_every: int = option(100, "Updates between validations, each of which is a checkpoint.", COUNT)
+    eval_every: int = option(100, "Updates between evaluations, each of which writes a checkpoint.", LOGS, COUNT)
     eval_masks: int = option(
-        1, "BERT: masks an image at validation, whose modal class counts (the paper: 5).", Range(1, 10_000)
+        1,
+        "Masks per image at evaluation, whose modal class is the prediction (bert; the paper: 5).",
+        LOGS,
+        Range(1, 10_000),
     )
-    log_every: int = option(10, "Updates between records of the training loss.", COUNT)
-    seed: int = option(0, "Seed of order, augmentation and masks, and of fresh weights.", SEED)
-    dtype: str = option("float32", "float32, or bfloat16 for autocast with float32 master weights.")
-    parallel: str = option("none", "Processes started by torchrun: none, or ddp (a copy of the model each).")
-    device: str = option("cpu", "Where to train: cpu, cuda, cuda:1.")
-    threads: int = option(0, "CPU threads; 0: PyTorch's choice. Exact resuming needs the same number.", Range(0, 1024))
+    log_every: int = option(10, "Updates between records of the training loss.", LOGS, COUNT)
+    seed: int = option(0, "Seed of order, augmentation and masks, and of fresh weights.", OPTIMISATION, SEED)
+    dtype: Literal["float32", "bfloat16"] = option(
+        "float32", "Precision of the forward pass; bfloat16 is autocast with float32 master weights.", HARDWARE
+    )
+    parallel: Literal["none", "ddp"] = option(
+        "none", "Processes started by torchrun: ddp (a copy of the model each).", HARDWARE
+    )
+    device: str = option("cpu", "Device: cpu, cuda, cuda:1.", HARDWARE)
+    threads: int = option(
+        0, "CPU threads; 0: PyTorch's choice. Exact resuming needs the same number.", HARDWARE, Range(0, 1024)
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "augment", tuple(self.augment))
         object.__setattr__(self, "betas", tuple(self.betas))
-        choose("dtype", self.dtype, ("float32", "bfloat16"))
-        choose("parallel", self.parallel, ("none", "ddp"))
-        check_ranges(self)
+        check_settings(self)
 
     def transform(self, trained: ImageTransform) -> ImageTransform:
-        """How pictures are prepared: as in pre-training, at this run's resolution, with this run's augmentation."""
+        """How images are prepared: as in pre-training, at this run's resolution, with this run's augmentation."""
         return ImageTransform(self.resolution or trained.resolution, trained.resize, self.augment)
 
     def to_dict(self) -> dict[str, Any]:

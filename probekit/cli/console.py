@@ -1,22 +1,57 @@
-"""What a verb says when it is done: plain lines on stdout, never wrapped, nothing in them taken for markup."""
+"""What a verb prints: its answer on stdout; remarks, progress and, with -v, details on stderr."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from typing import Any
 
 from probekit.runtime.escape import terminal, visible
 
 
-def speaks() -> bool:
+@dataclass
+class _State:
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    reached: str = ""
+
+
+_state = _State()
+
+
+def settle(json: bool = False, quiet: bool = False, verbose: bool = False, debug: bool = False) -> None:
+    """Take over the output flags of the command line; `debug` concerns errors, which `main` reports."""
+    _state.json, _state.quiet, _state.verbose, _state.reached = json, quiet, verbose, ""
+
+
+def is_rank0() -> bool:
     """Whether this process may print: under torchrun rank 0 alone (`probekit.runtime.ranks` would import torch)."""
     return os.environ.get("RANK", "0") == "0"
 
 
+def shows_progress() -> bool:
+    """Whether progress is wanted on stderr."""
+    return is_rank0() and not _state.quiet
+
+
+def wants_json() -> bool:
+    """Whether stdout takes one JSON value instead of text."""
+    return _state.json
+
+
+def reached(words: str | None = None) -> str:
+    """How far the work at hand is, for the message after Ctrl-C; with `words`, set it."""
+    if words is not None:
+        _state.reached = words
+    return _state.reached
+
+
 @contextmanager
-def one_voice() -> Iterator[None]:
-    """Within it, what another rank than 0 prints on stdout goes nowhere."""
-    if speaks():
+def only_rank0_prints() -> Iterator[None]:
+    """Within it, what another rank than 0 prints on stdout is discarded."""
+    if is_rank0():
         yield
     else:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
@@ -24,11 +59,30 @@ def one_voice() -> Iterator[None]:
 
 
 def say(text: Any, style: str | None = None) -> None:
-    """Print a line, or a rich table, on stdout."""
+    """Print a line or a rich table of the answer on stdout; with --json nothing."""
+    if not _state.json:
+        _print(text, style, stderr=False)
+
+
+def note(text: str, style: str | None = None) -> None:
+    """Print a remark on stderr, unless -q was given."""
+    if shows_progress():
+        _print(text, style, stderr=True)
+
+
+def detail(text: str) -> None:
+    """Print on stderr with -v only."""
+    if _state.verbose and is_rank0():
+        _print(text, None, stderr=True)
+
+
+def _print(text: Any, style: str | None, stderr: bool) -> None:
     from rich.console import Console
 
-    shown = terminal(text) if isinstance(text, str) else text
-    Console(highlight=False, markup=False, soft_wrap=isinstance(text, str)).print(shown, style=style)
+    plain = isinstance(text, str)
+    shown = terminal(text) if plain else text
+    Console(stderr=stderr, highlight=False, markup=False, soft_wrap=plain).print(shown, style=style)
+    sys.stdout.flush()
 
 
 def table(frame: Any) -> Any:

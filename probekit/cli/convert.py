@@ -1,15 +1,16 @@
 """`probekit convert`: weights from OpenAI or Hugging Face to a run folder, and from a run to Hugging Face's format."""
 
 from pathlib import Path
+from typing import Any
 
 from igpt_model.images import ImageTransform
 from igpt_model.model import IGPT
 from igpt_model.palette import Palette
-from probekit.cli.console import say
+from probekit.cli.console import note, say
 from probekit.runtime.errors import UserError
 
 
-def convert(source: str, target: Path, /, *, palette: Path | None = None, bert: bool = False) -> None:
+def convert(source: str, target: Path, *, palette: Path | None = None, bert: bool = False) -> dict[str, Any]:
     """Convert weights: OpenAI's or Hugging Face's become a run folder, a run becomes a Hugging Face folder.
 
     Parameters
@@ -47,8 +48,10 @@ def convert(source: str, target: Path, /, *, palette: Path | None = None, bert: 
         checkpoint = load_checkpoint(checkpoint_folder(source))
         to_pretrained_folder(target, checkpoint.model, checkpoint.palette, checkpoint.transform)
         say(f"{target}: step {checkpoint.step} for Hugging Face's from_pretrained")
-        return
-    say(f"{written} (next: probekit extract igpt:{target} DATASET --out features.h5)")
+        return {"folder": str(target), "step": checkpoint.step}
+    say(f"wrote {written}")
+    note(f"next: probekit extract igpt:{target} DATASET --out features.h5")
+    return {"run": str(target), "checkpoint": str(written)}
 
 
 def _write_run(

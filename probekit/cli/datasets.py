@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from probekit.cli.console import say
+from probekit.cli.console import say, table
 from probekit.runtime.errors import UserError
 
 
-def datasets(action: str | None = None, name: str | None = None, /, *, root: Path | None = None) -> None:
+def datasets(action: str | None = None, name: str | None = None, *, root: Path | None = None) -> list[dict[str, str]]:
     """List the data sets known by name, or download one: probekit datasets fetch NAME --root FOLDER.
 
     Parameters
@@ -18,24 +18,21 @@ def datasets(action: str | None = None, name: str | None = None, /, *, root: Pat
     root
         The folder to download into.
     """
-    from rich import box
-    from rich.table import Table
-
     from probekit.datasets import list_datasets
 
     if action is None:
-        table = Table(box=box.SIMPLE_HEAD)
-        for column in ("name", "what", "from"):
-            table.add_column(column)
-        for entry in list_datasets():
-            table.add_row(entry.name, entry.note, entry.where)
-        say(table)
-        return
+        import pandas as pd
+
+        rows = [{"name": entry.name, "contents": entry.note, "source": entry.where} for entry in list_datasets()]
+        say(table(pd.DataFrame(rows)))
+        return rows
     if action != "fetch" or name is None or root is None:
         raise UserError(
             "`probekit datasets` lists them; to download one write `probekit datasets fetch NAME --root FOLDER`."
         )
     from probekit.datasets.fetch import fetch
 
-    for path in fetch(name, root):
-        say(f"there: {path}")
+    paths = fetch(name, root)
+    for path in paths:
+        say(str(path))
+    return [{"path": str(path)} for path in paths]

@@ -4,22 +4,22 @@ import os
 import shutil
 import tempfile
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
-
-from cyclopts import Parameter
+from typing import Any
 
 from igpt_model import atomic
 from igpt_model.checked_json import read_json
+from igpt_model.ranges import option
 from igpt_model.training.config import TrainConfig
-from probekit.cli.console import say
+from probekit.cli.console import note
 from probekit.cli.progress import progress
 from probekit.runtime.errors import UserError, check_at_least
 from probekit.runtime.workers import worker_processes
 
+RECIPE = "Recipe"
 PRETRAINED = "wandering-digits"
 LAYERS = {"features-random.h5": "*[02468]"}  # a control that changes little from layer to layer
 LARGEST_C = 5000.0  # of the igpt protocol's grid: weaker penalties cost most, and no demo has chosen more than 600
@@ -27,21 +27,17 @@ GREEDY_LAYERS = 2  # how many layers the demo's greedy choice may join: each fur
 MOST_WORKERS = 4  # a process takes seconds to start, and there are some fifty fits to share
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True)
 class DemoRecipe:
     """What the demo trains: the shipped checkpoint's recipe with fewer steps, about three minutes on two CPU cores."""
 
-    steps: int = _option(800, "Number of updates.")
-    batch_size: int = _option(32, "Pictures an update.")
-    n_layer: int = _option(10, "Number of blocks.")
-    n_embd: int = _option(48, "Width of the residual stream.")
-    lr: float = _option(0.003, "Peak learning rate.")
-    seed: int = _option(0, "Seed of weights, order and splits of the training run.")
-    limit: int | None = _option(None, "Use at most this many images of each split (for a quick look).")
+    steps: int = option(800, "Number of updates.", RECIPE)
+    batch_size: int = option(32, "Images per update.", RECIPE)
+    n_layer: int = option(10, "Number of blocks.", RECIPE)
+    n_embd: int = option(48, "Width of the residual stream.", RECIPE)
+    lr: float = option(0.003, "Peak learning rate.", RECIPE)
+    seed: int = option(0, "Seed of weights, order and splits of the training run.", RECIPE)
+    limit: int | None = option(None, "Use at most this many images of each split (for a quick look).", RECIPE)
 
     def train_config(self) -> TrainConfig:
         """The training run: wandering digits fit 12 x 12 pixels and four grey levels without loss."""
@@ -79,8 +75,8 @@ def demo(
     *,
     out: Path = Path("demo"),
     pretrained: bool = False,
-    recipe: Annotated[DemoRecipe, Parameter(name="*", group="Recipe")] = DemoRecipe(),
-) -> None:
+    recipe: DemoRecipe = DemoRecipe(),
+) -> dict[str, Any]:
     """Train a tiny iGPT on wandering digits, probe every layer, and draw the depth curve: minutes on two CPU cores.
 
     Raw pixels and the same network with random weights are probed on the same axes. The same command run again after
@@ -109,8 +105,9 @@ def demo(
     seconds["probe"], start = perf_counter() - start, perf_counter()
     page = _report(out)
     seconds["report"] = perf_counter() - start
-    say(f"\ntime: {', '.join(f'{name} {value:.0f} s' for name, value in seconds.items())}")
-    say(f"page: {page.resolve()}")
+    note(f"time: {', '.join(f'{name} {value:.0f} s' for name, value in seconds.items())}")
+    note(f"report: {page.resolve()}")
+    return {"out": str(out), "report": str(page.resolve()), "seconds": seconds}
 
 
 ENCODERS = {"features.h5": "igpt:{out}", "features-pixels.h5": "pixels", "features-random.h5": "random:{out}"}
@@ -154,7 +151,7 @@ def _probe(out: Path, shown: bool = True) -> None:
 
 
 def _report(out: Path) -> Path:
-    from probekit.cli.sweep import show_curves
+    from probekit.cli.answer import show_curves
     from probekit.reports import write_report
 
     page = write_report(out, out / "report")

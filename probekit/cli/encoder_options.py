@@ -1,11 +1,11 @@
 """The flags that describe an encoder, spelled alike in every verb that loads one."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 def _flag(help: str) -> Any:
-    return field(default=None, metadata={"help": help})
+    return field(default=None, metadata={"help": help, "group": "Encoder"})
 
 
 @dataclass(frozen=True)
@@ -14,23 +14,23 @@ class EncoderOptions:
 
     layers: tuple[str, ...] | None = _flag("Only the layers of these names or globs, for example 'blocks.*'.")
     norm: bool | None = _flag("Pass each layer through the norm that reads it next (iGPT); --no-norm keeps it raw.")
-    masked: bool | None = _flag("BERT: hide pixels as in training, as the paper probes it; --no-masked shows all.")
+    masked: bool | None = _flag("BERT: mask pixels as in training, as the paper probes it; --no-masked shows all.")
     seed: int | None = _flag("BERT: seed of the masks, which depend on it and on the row alone.")
-    pool: str | None = _flag("How the positions of a layer become one vector: mean, cls or both.")
-    axes: str | None = _flag("Torch modules: what an output's axes are, where shapes leave it open; BCHW, BHWC, BTD.")
-    prefix_tokens: int | None = _flag("Special tokens in front of the patches, where the parameters do not tell.")
-    resolution: int | None = _flag("Pixels a side, for encoders that leave it open.")
+    pool: Literal["mean", "cls", "both"] | None = _flag("Pooling of a layer's positions into one vector.")
+    axes: str | None = _flag("Order of an output's axes, where its shape is ambiguous: BCHW, BHWC, BTD.")
+    prefix_tokens: int | None = _flag("Special tokens before the patches, where the model does not say.")
+    resolution: int | None = _flag("Side of the images in pixels, for encoders that accept several.")
     resize: int | None = _flag("Length of an image's shorter side before the crop.")
     crop: int | None = _flag("Side of the centre crop.")
-    interpolation: str | None = _flag("Pillow kernel of the resize.")
+    interpolation: str | None = _flag("Pillow filter of the resize.")
     mean: tuple[float, float, float] | None = _flag("Per-channel mean that is subtracted.")
     std: tuple[float, float, float] | None = _flag("Per-channel deviation that is divided by.")
     weights: str | None = _flag("Weights file (.safetensors, or .pt read with weights_only).")
     state_key: str | None = _flag("Key under which the weights file holds the state dict.")
-    strip_prefix: str | None = _flag("Prefix to take off the weights' names.")
+    strip_prefix: str | None = _flag("Prefix to remove from the weights' names.")
     ignore: tuple[str, ...] | None = _flag("Globs of keys of the weights file to leave out, for example 'projector.*'.")
-    device: str | None = _flag("Where the encoder runs: cpu, cuda, cuda:1.")
-    dtype: str | None = _flag("Precision of the encoder's arithmetic: float32 or bfloat16.")
+    device: str | None = _flag("Device of the encoder: cpu, cuda, cuda:1.")
+    dtype: Literal["float32", "bfloat16"] | None = _flag("Precision of the encoder.")
 
     def given(self) -> dict[str, Any]:
         """The options that were given."""

@@ -1,14 +1,13 @@
 """`probekit finetune`: a pre-trained run and a labelled data set in, a classifier out, tested once at the end."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from cyclopts import Parameter
 
 from igpt_model import atomic
 from igpt_model.training.finetune_config import FinetuneConfig
-from probekit.cli.console import say, speaks
+from probekit.cli.console import is_rank0, note, say
 from probekit.cli.progress import progress
 from probekit.cli.train import prepared_images, tensorboard_writer, training_images
 from probekit.datasets import Dataset, load_dataset
@@ -20,41 +19,41 @@ PREDICTIONS_FILE = "test_predictions.safetensors"
 def finetune(
     run: str,
     dataset: str,
-    /,
-    *,
     out: Path,
     root: Path | None = None,
     limit: int | None = None,
     test: bool = True,
     tensorboard: bool = True,
-    config: Annotated[FinetuneConfig, Parameter(name="*")] = FinetuneConfig(),  # noqa: B008  (frozen)
-) -> None:
-    """Train a pre-trained iGPT with a linear head on labelled pictures. Run again after a kill it goes on.
+    config: FinetuneConfig = FinetuneConfig(),  # noqa: B008  (frozen)
+) -> dict[str, Any]:
+    """Train a pre-trained iGPT with a linear head on labelled images. Resumable.
 
     Parameters
     ----------
-    run
+    run : str
         The pre-trained run: a run folder, RUN@STEP, or a checkpoint folder.
-    dataset
+    dataset : str
         A name of `probekit datasets`, a folder of images, or an archive.
-    out
+    out : Path
         The run folder of the classifier; features are extracted from it as igpt:OUT.
-    root
-        Where the data set lies, for those that are not embedded.
-    limit
+    root : Path
+        Folder of the data set, for those that are not embedded.
+    limit : int
         Use at most this many images of each split, classes in proportion.
-    test
+    test : bool
         Measure the best checkpoint on the test split at the end, once.
-    tensorboard
+    tensorboard : bool
         Write TensorBoard events beside metrics.jsonl.
     """
     data = load_dataset(dataset, root=root)
-    run_finetuning(config, run, data, out, limit=limit, tensorboard=tensorboard)
-    if test and speaks():  # of the processes that torchrun starts one measures
+    answer = {"run": str(out), **run_finetuning(config, run, data, out, limit=limit, tensorboard=tensorboard)}
+    note(f"fine-tuned: {out}")
+    if test and is_rank0():  # one of the processes that torchrun starts measures
         found = measure_on_test(config, data, out, limit=limit)
         interval = f"[{100 * found['top1_low']:.1f}, {100 * found['top1_high']:.1f}]"
         say(f"test accuracy of step {found['step']}: {100 * found['top1']:.1f} % {interval}, {found['n_test']:,} rows")
-    say(f"fine-tuned: {out}")
+        answer["test"] = found
+    return answer
 
 
 def run_finetuning(
@@ -77,24 +76,24 @@ def run_finetuning(
     provenance = {**data.provenance, "limit": limit}
     record: dict[str, Any] = {}
     words = ""
-    with tensorboard_writer(out, tensorboard and speaks()) as write, progress("fine-tune", "steps") as show:
+    with tensorboard_writer(out, tensorboard and is_rank0()) as write, progress("fine-tune", "steps") as show:
         for record in fine_tune(config, source, parts[0], parts[1], data.classes, out, provenance):
             write(record)
             if record["kind"] == "start":
-                again = f"going on from step {record['step']}" if record["resumed"] else "fine-tuning"
-                say(
+                again = f"resuming from step {record['step']}" if record["resumed"] else "fine-tuning"
+                note(
                     f"{again}: {record['n_params']:,} parameters, {record['n_train']:,} images, layer {record['layer']}"
                 )
                 show(record["step"], config.steps)
             elif record["kind"] == "damaged":
-                say(f"passed over a damaged checkpoint, now {record['path']}", "yellow")
+                note(f"skipped a damaged checkpoint, now {record['path']}", "yellow")
             elif record["kind"] == "step":
                 speed = f"{record['tokens_per_s']:,.0f} tokens/s"
                 show(record["step"], config.steps, f"loss {record['loss']:.4f}{words}, {speed}")
             elif record["kind"] == "eval":
                 words = f", val {100 * record['val_accuracy']:.1f} % (best {100 * record['best_accuracy']:.1f} %)"
             elif record["kind"] == "end" and record["reason"] == "patience":
-                say(f"stopped at step {record['step']}: no better than step {record['best_step']} for a while")
+                note(f"stopped at step {record['step']}: no better than step {record['best_step']} since")
     return record
 
 
@@ -116,7 +115,8 @@ def measure_on_test(config: FinetuneConfig, data: Dataset, out: Path, *, limit: 
     log_proba = np.log(np.maximum(proba_MNK.mean(0), 1e-30)).astype(np.float32)
     rows = RowPredictions(split.row_ids, split.labels, predicted, log_proba, kinds)
     weight = tuned.classifier.clf.weight.detach().cpu().numpy()
-    save_probe(out / PREDICTIONS_FILE, kinds, weight, np.zeros(len(weight)), rows)
+    arrays = {"classes": kinds, "coef": weight, "intercept": np.zeros(len(weight))}
+    save_probe(out / PREDICTIONS_FILE, arrays, rows)
     found = {
         "step": tuned.step,
         "val_accuracy": tuned.val_accuracy,

@@ -1,11 +1,12 @@
 """`probekit inspect`: shapes, norms and effective rank of every layer, and how alike the layers are, without labels."""
 
 from pathlib import Path
+from typing import Any
 
-from probekit.cli.console import say, table
+from probekit.cli.console import note, say
 
 
-def inspect(file: Path, /, *, split: str | None = None, picture: Path | None = None) -> None:
+def inspect(file: Path, *, split: str | None = None, picture: Path | None = None) -> Any:
     """Show what a feature file holds, layer by layer.
 
     Parameters
@@ -25,7 +26,7 @@ def inspect(file: Path, /, *, split: str | None = None, picture: Path | None = N
     name = store.encoder.get("name", "unnamed encoder")
     say(f"{file}: {name} on {store.dataset.get('name', 'unnamed data')}, {store.dtype}")
     say("rows: " + ", ".join(f"{part} {len(store.labels(part)):,}" for part in store.splits))
-    say(table(inspect_features(store, split)))
     if picture is not None:
         plot_cka(cka(store, split), store.layers).figure.savefig(picture)
-        say(f"wrote {picture}")
+        note(f"wrote {picture}")
+    return inspect_features(store, split)

@@ -1,25 +1,26 @@
-"""`probekit`: the command that finds the verb, runs it and turns what went wrong into one sentence and an exit code.
+"""`probekit`: finds the verb, runs it, and turns an error into one sentence and an exit code.
 
 Exit codes: 0 done; 2 the user's input; 1 our fault; 130 interrupted, with what was finished saved.
 """
 
 import difflib
 import errno
-import inspect
 import os
 import re
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group
 from rich.console import Console
 
 from probekit import __version__
-from probekit.cli.console import one_voice, speaks
+from probekit.cli import console
 from probekit.cli.numbers import check_numbers
+from probekit.cli.register import Verb, command
+from probekit.cli.usage import prepared, usage_sentence
 from probekit.runtime.errors import UserError
 from probekit.runtime.escape import terminal, visible
 
@@ -29,52 +30,103 @@ MEASURE = Group.create_ordered("Features and probes")
 SHOW = Group.create_ordered("Results")
 LOOK = Group.create_ordered("Before and after")
 
-# Verbs are named here with their one line of help, so that `probekit --help` need not import torch.
-VERBS: dict[str, tuple[Group, str]] = {
-    "demo": (MAKE, "From nothing to a depth curve: minutes on two CPU cores."),
-    "study": (MAKE, "Encoders on data sets: extract, sweep, join layers, controls, report."),
-    "train": (MODEL, "Train an iGPT on a data set and write a run folder."),
-    "finetune": (MODEL, "Train a pre-trained iGPT with a linear head on labelled pictures."),
-    "extract": (MEASURE, "Write every layer's pooled features of a data set to one file."),
-    "sample": (MODEL, "Draw pictures from a trained iGPT."),
-    "convert": (MODEL, "Weights to and from Hugging Face's format."),
-    "sweep": (MEASURE, "Probe every layer of a feature file over a path of penalties."),
-    "concat": (MEASURE, "Probe joined layers."),
-    "import": (MEASURE, "Make a feature file from arrays that somebody else made."),
-    "predict": (MEASURE, "Classify pictures with a stored probe."),
-    "report": (SHOW, "Write depth curves, tables and an HTML page."),
-    "compare": (SHOW, "Compare two results on the test rows they share."),
-    "plot": (SHOW, "Draw one figure to a file."),
-    "table": (SHOW, "Write one table to a file."),
-    "plan": (LOOK, "Say what time, memory and disk train, extract and sweep will take."),
-    "datasets": (LOOK, "List the data sets known by name, or fetch one."),
-    "compress": (LOOK, "Rewrite a feature file in compressed chunks."),
-    "verify": (LOOK, "Check a feature file for damage and doubtful contents."),
-    "inspect": (LOOK, "Show what a feature file holds, layer by layer."),
+_FETCH = {"action": "?", "name": "?"}
+
+# Verbs are listed with their one line of help, so that `probekit --help` need not import torch.
+VERBS: dict[str, Verb] = {
+    "demo": Verb(MAKE, "From nothing to a depth curve: minutes on two CPU cores.", "probekit.cli.demo:demo"),
+    "study": Verb(
+        MAKE,
+        "Encoders on data sets: extract, sweep, concatenate, baselines, report.",
+        "probekit.cli.study:study",
+        {"encoders": "*", "on": "--on"},
+    ),
+    "train": Verb(MODEL, "Train an iGPT on a data set and write a run folder.", "probekit.cli.train:train"),
+    "finetune": Verb(
+        MODEL, "Train a pre-trained iGPT with a linear head on labelled images.", "probekit.cli.finetune:finetune"
+    ),
+    "sample": Verb(MODEL, "Draw images from a trained iGPT.", "probekit.cli.sample:sample"),
+    "convert": Verb(MODEL, "Convert weights from and to Hugging Face's format.", "probekit.cli.convert:convert"),
+    "extract": Verb(
+        MEASURE,
+        "Write every layer's pooled features of a data set to one file.",
+        "probekit.cli.extract:extract",
+        unit="images",
+    ),
+    "sweep": Verb(
+        MEASURE,
+        "Probe every layer of a feature file over a path of penalties.",
+        "probekit.evaluate.sweep:sweep",
+        {"results_dir": "--out"},
+        unit="fits",
+    ),
+    "concat": Verb(
+        MEASURE,
+        "Probe concatenated layers.",
+        "probekit.evaluate.concat:concat",
+        {"results_dir": "--out"},
+        unit="sets of layers",
+    ),
+    "import": Verb(MEASURE, "Make a feature file from arrays.", "probekit.features.importing:import_features"),
+    "predict": Verb(MEASURE, "Classify images with a stored probe.", "probekit.cli.predict:predict"),
+    "report": Verb(
+        SHOW, "Write depth curves, tables and an HTML page.", "probekit.cli.report:report", {"results": "*"}
+    ),
+    "compare": Verb(SHOW, "Compare two results on the test rows they share.", "probekit.results.compare:compare"),
+    "plot": Verb(SHOW, "Draw one figure to a file.", "probekit.cli.plot:plot", {"results": "*"}),
+    "table": Verb(SHOW, "Write one table to a file.", "probekit.cli.table:table", {"results": "*"}),
+    "plan": Verb(LOOK, "Estimate time, memory and disk of train, extract and sweep.", "probekit.cli.plan:plan"),
+    "datasets": Verb(
+        LOOK,
+        "List the data sets known by name, or fetch one.",
+        "probekit.cli.datasets:datasets",
+        {"action": "?", "name": "?"},
+    ),
+    "compress": Verb(LOOK, "Rewrite a feature file in compressed chunks.", "probekit.features.compress:compress"),
+    "verify": Verb(LOOK, "Check a feature file for damage and doubtful contents.", "probekit.cli.verify:verify"),
+    "inspect": Verb(LOOK, "Show what a feature file holds, layer by layer.", "probekit.cli.inspect:inspect"),
 }
 
 app = App(
     name="probekit",
     version=f"probekit {__version__}",
-    default_parameter=Parameter(negative_iterable=()),
+    suppress_keyboard_interrupt=False,
     help="From images to the depth curve of any visual encoder, with certified linear probes.",
     help_epilogue=(
-        "Every verb: `probekit VERB --help`. `--debug` shows the traceback of an error. "
-        "The same command, run again after an interruption, goes on."
+        "`probekit VERB --help` describes a verb. Run the same command again to resume it after an interruption. "
+        "`probekit --install-completion` sets up completion for bash, zsh and fish."
     ),
 )
-FUNCTIONS = {"import": "import_features:import_"}  # a word of the language can name no module
-for _verb, (_group, _help) in VERBS.items():
-    app.command(f"probekit.cli.{FUNCTIONS.get(_verb, f'{_verb}:{_verb}')}", name=_verb, help=_help, group=_group)
+app.register_install_completion_command()
+
+
+def register(verb: str, entry: Verb) -> None:
+    """Add a verb; its function's module is imported when the verb is used."""
+    VERBS[verb] = entry
+    app.command(f"probekit.cli.main:{_ATTRIBUTE}{verb}", name=verb, help=entry.help, group=entry.group)
+
+
+_ATTRIBUTE = "verb_"
+
+
+def __getattr__(name: str) -> Callable[..., None]:
+    verb = name.removeprefix(_ATTRIBUTE)
+    if not name.startswith(_ATTRIBUTE) or verb not in VERBS:
+        raise AttributeError(name)
+    return command(verb, VERBS[verb])
+
+
+for _verb, _entry in list(VERBS.items()):
+    register(_verb, _entry)
 
 # what a user can put right: the folder, the rights, the disk
 _USERS_OS_ERRORS = {
     errno.ENOENT: "it does not exist; check the path",
-    errno.EACCES: "this user may not read or write there; give another place, or change its rights",
-    errno.EPERM: "this user may not read or write there; give another place, or change its rights",
-    errno.EROFS: "the file system is read-only; give another place",
-    errno.ENOSPC: "the disk is full; free some space, and the same command goes on",
-    errno.EDQUOT: "the disk quota is used up; free some space, and the same command goes on",
+    errno.EACCES: "permission denied; give another path, or change the permissions",
+    errno.EPERM: "permission denied; give another path, or change the permissions",
+    errno.EROFS: "the file system is read-only; give another path",
+    errno.ENOSPC: "the disk is full; free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
     errno.ENOTDIR: "a part of that path is a file, not a folder; give another path",
     errno.EISDIR: "it is a folder, not a file; give a file",
     errno.EFBIG: "the file would be larger than this system or `ulimit -f` allows; the same command goes on",
@@ -100,65 +152,81 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Parameters
     ----------
-    argv : the arguments after the program's name; None takes them from the process.
+    argv : sequence of str, optional
+        The arguments after the program's name; taken from the process by default.
 
     Returns
     -------
-    The exit code: 0, 1, 2, 130, or 141 when nobody reads stdout any more.
+    int
+        The exit code: 0, 1, 2, 130, or 141 when nobody reads stdout any more.
     """
-    tokens = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in tokens
-    tokens = [token for token in tokens if token != "--debug"]
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
     warnings.showwarning = _show_warning
+    console.settle(quiet=bool({"-q", "--quiet"} & set(words)))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             # a terminal that is not UTF-8 must not stop a result from being shown
             stream.reconfigure(errors="backslashreplace")
-    if tokens and not tokens[0].startswith("-") and tokens[0] not in VERBS:
-        near = difflib.get_close_matches(tokens[0], VERBS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the verbs are {', '.join(VERBS)}."
-        return _say(f"there is no verb {tokens[0]!r}; {hint}", 2)
     try:
-        if tokens[1:] and tokens[0] in VERBS and {"--help", "-h"} & set(tokens):
-            whole_help(tokens[0])
-        with one_voice():
-            command, given, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
-            check_numbers(given)
-            command(*given.args, **given.kwargs)
+        dispatch(words)
     except KeyboardInterrupt:
-        return _say("interrupted; what was finished is saved, and the same command goes on from there.", 130)
+        return _report(_interrupted(), 130)
     except BrokenPipeError:
-        # whoever read stdout has ended (`| head`): nothing can be said any more, and nothing is at exit
+        # whoever read stdout has ended (`| head`): nothing can be printed any more, and nothing is at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except (UserError, CycloptsError, OSError, SystemExit, Exception) as error:
-        if isinstance(error, SystemExit):
-            return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except Exception as error:
         if debug:
             traceback.print_exc()
+        if isinstance(error, CycloptsError):
+            return _report(usage_sentence(error, app, words), 2)
         sentence = users_sentence(error)
         if sentence is not None:
-            return _say(sentence, 2)
+            return _report(sentence, 2)
         if not debug:
             traceback.print_exc()
-        return _say(
-            f"this is an error of probekit's own ({type(error).__name__}); please report it with the lines above.", 1
+        return _report(
+            f"this is an error in probekit itself ({type(error).__name__}); please report it with the lines above.", 1
         )
     return 0
 
 
+def dispatch(words: list[str]) -> None:
+    """Find the verb and run it."""
+    if words and not words[0].startswith("-"):
+        if words[0] not in VERBS:
+            near = difflib.get_close_matches(words[0], VERBS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the verbs are {', '.join(VERBS)}."
+            raise UserError(f"there is no verb {words[0]!r}; {hint}")
+        if {"--help", "-h"} & set(words):
+            whole_help(words[0])
+        else:
+            words = prepared(app, words)
+    with console.only_rank0_prints():
+        chosen, given, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+        check_numbers(given)
+        chosen(*given.args, **given.kwargs)
+
+
 def whole_help(verb: str) -> None:
-    """Let `probekit VERB --help` say all that the verb's docstring says, and not only its line of `probekit --help`."""
+    """Let `probekit VERB --help` show the verb's docstring, and not only its line of `probekit --help`."""
     command = app[verb]
-    command.help = (inspect.getdoc(command.default_command) or command.help).split("\nParameters\n")[0].strip()
+    command.help = (command.default_command.__doc__ if command.default_command else None) or command.help
+    command.help_epilogue = ""
+
+
+def _interrupted() -> str:
+    done = f" at {console.reached()}" if console.reached() else ""
+    return f"interrupted{done}; finished work is saved, and the same command continues from there."
 
 
 def users_sentence(error: BaseException) -> str | None:
-    """One sentence for an error that the user can put right, or None for an error of ours."""
+    """One sentence for an error that the user can correct, or None for an error of ours."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, CycloptsError):
-        return f"{' '.join(str(error).split())} See `probekit --help`."
     if _out_of_memory(error):
         return "there is not enough memory for this; give smaller sizes, smaller batches or fewer --workers."
     number = getattr(error, "errno", None) or _number_inside(error)
@@ -184,14 +252,14 @@ def _number_inside(error: BaseException) -> int | None:
     return int(found[1] or found[2]) if found else None
 
 
-def _say(sentence: str, code: int) -> int:
-    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    who = "probekit" if speaks() else f"probekit, rank {os.environ['RANK']}"
-    console.print(terminal(f"{who}: {sentence}"), style="red" if code != 130 else None)
+def _report(sentence: str, code: int) -> int:
+    stderr = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    who = "probekit" if console.is_rank0() else f"probekit, rank {os.environ['RANK']}"
+    stderr.print(terminal(f"{who}: {sentence}"), style="red" if code != 130 else None)
     return code
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    if not speaks():
+    if not console.is_rank0():
         return
     sys.stderr.write(f"warning: {visible(' '.join(str(message).split()))}\n")

@@ -47,6 +47,7 @@ RANGES = {
     "threshold": SHARE,
     "top_k": COUNT,
     "train_rows": COUNT_OR_NONE,
+    "value_range": Range(-1e15, 1e15),
     "width": _INCHES,
     "window": Range(1, 10_000),
     "workers": Range(0, 1024),

@@ -3,9 +3,7 @@
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
-
-from cyclopts import Parameter
+from typing import Any
 
 from igpt_model.training.config import TrainConfig
 from probekit.cli.console import say
@@ -29,7 +27,7 @@ def plan(
     ranks: int = 1,
     seconds: float = 15.0,
     rate: float | None = None,
-    config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008  (frozen)
+    config: TrainConfig = TrainConfig(),  # noqa: B008  (frozen)
 ) -> None:
     """Say what train, extract and sweep will take on this machine, before anything is started.
 

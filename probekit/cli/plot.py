@@ -14,7 +14,7 @@ FORMATS = ("svg", "png", "pdf")
 
 
 def plot(
-    *results: Path,
+    results: list[Path],
     out: Path,
     kind: Literal["depth", "path"] = "depth",
     dataset: str | None = None,
@@ -28,7 +28,7 @@ def plot(
     labels: tuple[str, ...] = (),
     title: str | None = None,
     font_size: float = 9.0,
-) -> None:
+) -> dict[str, str]:
     """Draw one figure of a results folder to a file, and its points to a CSV file of the same name.
 
     Parameters
@@ -82,6 +82,7 @@ def plot(
     beside = out.with_suffix(".csv")
     atomic.write_text(beside, points.to_csv(index=False, lineterminator="\n"))
     say(f"wrote {out} and its points, {beside}")
+    return {"figure": str(out), "points": str(beside)}
 
 
 def check_ending(out: Path, formats: Sequence[str]) -> str:

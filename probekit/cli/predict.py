@@ -1,9 +1,7 @@
 """`probekit predict`: a stored probe on image files."""
 
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
+from typing import Any
 
 from probekit.cli.console import say
 from probekit.cli.encoder_options import EncoderOptions
@@ -12,14 +10,13 @@ from probekit.cli.encoder_options import EncoderOptions
 def predict(
     probe: Path,
     images: tuple[Path, ...],
-    /,
     *,
     series: str | None = None,
     encoder: str | None = None,
     out: Path | None = None,
     batch_size: int = 128,
-    options: Annotated[EncoderOptions, Parameter(name="*")] = EncoderOptions(),  # noqa: B008  (frozen)
-) -> None:
+    options: EncoderOptions = EncoderOptions(),  # noqa: B008  (frozen)
+) -> list[dict[str, Any]]:
     """Class and probability of each image file, by a probe that a sweep or concatenation has stored.
 
     Parameters
@@ -54,3 +51,4 @@ def predict(
     else:
         atomic.write_text(out, text)
         say(f"{out}: {len(frame):,} predictions")
+    return frame.to_dict("records")

@@ -2,42 +2,72 @@
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from probekit.cli.console import speaks
+from probekit.cli.console import reached, shows_progress
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 class Show(Protocol):
-    """Told how much is done, of how much, and a few words on how it goes."""
+    """Called with how much is done, of how much, and a few words on how it goes."""
 
     def __call__(self, done: int, total: int, note: str = "") -> None: ...
 
 
 @contextmanager
-def progress(what: str, unit: str, seconds_between_lines: float = SECONDS_BETWEEN_LINES) -> Iterator[Show]:
-    """Show progress on stderr until the block ends; under torchrun rank 0 alone does.
+def progress(what: str, unit: str, seconds_between_lines: float = SECONDS_BETWEEN_LINES) -> Iterator[Any]:
+    """Show progress on stderr until the block ends; under torchrun rank 0 alone does, and with -q nobody.
 
     Parameters
     ----------
-    what : what is being done, for example "train".
-    unit : what is counted, for example "steps".
-    seconds_between_lines : how often a line is printed where there is no terminal.
+    what : str
+        What is being done, for example "train".
+    unit : str
+        What is counted, for example "steps". "" for work in named stages, each with a bar of its own: the yielded
+        function then takes (stage, unit, done, total).
+    seconds_between_lines : float
+        How often a line is printed where there is no terminal.
     """
-    if not speaks():
-        yield lambda done, total, note="": None
-    elif sys.stderr.isatty():
-        with _bar(what, unit) as show:
-            yield show
+    if not unit:
+        with _stages() as stages:
+            yield stages
+    elif not shows_progress():
+        yield _counted(what, unit, lambda done, total, note="": None)
     else:
-        with _lines(what, unit, seconds_between_lines) as show:
-            yield show
+        shown = _bar(what, unit) if sys.stderr.isatty() else _lines(what, unit, seconds_between_lines)
+        with shown as show:
+            yield _counted(what, unit, show)
+
+
+def _counted(what: str, unit: str, show: Show) -> Show:
+    """Keep how far the work is, which Ctrl-C reports."""
+
+    def counted(done: int, total: int, note: str = "") -> None:
+        reached(f"{what} {done:,} of {total:,} {unit}")
+        show(done, total, note)
+
+    return counted
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[str, str, int, int], None]]:
+    """A progress bar a stage: the next one begins when something else is being done."""
+    with ExitStack() as bars:
+        current: list[tuple[str, Show]] = []
+
+        def show(what: str, unit: str, done: int, total: int) -> None:
+            if not current or current[0][0] != what:
+                bars.close()
+                current[:] = [(what, bars.enter_context(progress(what, unit)))]
+            current[0][1](done, total)
+
+        yield show
 
 
 @contextmanager

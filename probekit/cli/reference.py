@@ -1,16 +1,21 @@
 """The page docs/reference/cli.md, made from the commands themselves: `python -m probekit.cli.reference`."""
 
+import re
 from pathlib import Path
 
 from probekit.cli.main import VERBS, app, whole_help
+from probekit.cli.register import COMMON, CONFIG, EVERY_VERB
 
 HEAD = """# The command line
 
-<!-- made by `python -m probekit.cli.reference`; edit the docstrings in probekit/cli instead -->
+<!-- made by `python -m probekit.cli.reference`; edit the docstrings of the functions instead -->
 
-Exit codes: 0 done; 2 the input cannot be used (one sentence says what was given, what was expected and what to do);
-1 a fault of probekit's own; 130 interrupted, with what was finished saved. `--debug` shows the traceback. Under
-torchrun rank 0 alone prints.
+The answer is printed on stdout, the verdict last; progress, plans and remarks go to stderr. Exit codes: 0 done; 2 the
+input cannot be used (one sentence says what was given, what was expected and what to do); 1 an error in probekit
+itself; 130 interrupted, with finished work saved. Under torchrun rank 0 alone prints. Lists take spaces or commas:
+`--Cs 0.01 1` or `--Cs 0.01,1`. `probekit --install-completion` sets up completion for bash, zsh and fish.
+
+Every verb also takes:
 
 """
 
@@ -21,9 +26,15 @@ def reference() -> str:
         whole_help(verb)
     page = app.generate_docs(output_format="markdown")
     # the program's own title gives way to the page's, and the contents to the page's margin
-    verbs = page[page.index("## probekit ") :]
+    verbs = page[page.index(f"## probekit {next(iter(VERBS))}") :]
+    verbs = re.sub(rf"\*\*{EVERY_VERB.name}\*\*:\n\n(?:\*.*\n|    .*\n)+", "", verbs + "\n")
+    spelled = {
+        " ".join(f"`{name}`" for name in ([flag] if isinstance(flag, str) else flag)): help
+        for flag, help in COMMON.values()
+    }
+    common = "".join(f"* {flags}: {help}\n" for flags, help in [*spelled.items(), ("`--config FILE`", CONFIG)])
     lines = (line.rstrip() for line in verbs.splitlines())
-    return HEAD + "\n".join(lines) + "\n"
+    return HEAD + common + "\n" + re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
 
 
 if __name__ == "__main__":

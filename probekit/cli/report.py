@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from probekit.cli.console import say
+from probekit.cli.answer import show_curves
 from probekit.runtime.errors import UserError
 
 
-def report(*results: Path, out: Path | None = None) -> None:
+def report(results: list[Path], out: Path | None = None) -> Path:
     """Write depth curves, tables and an HTML page from one or more results folders.
 
     Parameters
@@ -16,7 +16,6 @@ def report(*results: Path, out: Path | None = None) -> None:
     out
         Folder of the report; `report` in the first results folder unless given.
     """
-    from probekit.cli.sweep import show_curves
     from probekit.reports import write_report
 
     if not results:
@@ -24,4 +23,4 @@ def report(*results: Path, out: Path | None = None) -> None:
     first = results[0] if results[0].is_dir() else results[0].parent
     page = write_report(results, first / "report" if out is None else out)
     show_curves(first)
-    say(f"page: {page}")
+    return page

@@ -1,6 +1,7 @@
 """`probekit sample`: pictures drawn from a trained iGPT, in one PNG."""
 
 from pathlib import Path
+from typing import Any
 
 from igpt_model.images import ImageTransform
 from probekit.cli.console import say
@@ -11,7 +12,6 @@ from probekit.runtime.errors import UserError, check_at_least
 
 def sample(
     run: str,
-    /,
     *,
     out: Path,
     n: int = 16,
@@ -24,7 +24,7 @@ def sample(
     keep: float = 0.5,
     root: Path | None = None,
     device: str = "cpu",
-) -> None:
+) -> dict[str, Any]:
     """Draw pictures from an autoregressive run, or complete given ones, and write them side by side.
 
     Parameters
@@ -72,8 +72,8 @@ def sample(
         tokens = draw(checkpoint.model, n, temperature, top_k, seed)
         grid = picture_grid(checkpoint.palette.decode(tokens.cpu().numpy()), scale=scale)
         atomic.write_bytes(out, png_bytes(grid))
-        say(f"{n} pictures of step {checkpoint.step}: {out}")
-        return
+        say(f"{out}: {n} images of step {checkpoint.step}")
+        return {"image": str(out), "n": n, "step": checkpoint.step}
     side = checkpoint.transform.resolution
     given = round(keep * side) * side
     if not 0 < given < side * side:
@@ -89,4 +89,5 @@ def sample(
     completed = checkpoint.palette.decode(drawn).reshape(len(original), each, side, side, 3)
     rows = np.concatenate([hidden[:, None], completed, original[:, None]], 1)
     atomic.write_bytes(out, png_bytes(picture_grid(rows.reshape(-1, side, side, 3), each + 2, scale)))
-    say(f"{len(original)} pictures of {complete}: what was given, {each} completions, the original: {out}")
+    say(f"{out}: {len(original)} images of {complete}; left to right the given part, {each} completions, the original")
+    return {"image": str(out), "n": len(original), "step": checkpoint.step}

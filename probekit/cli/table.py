@@ -1,7 +1,7 @@
 """`probekit table`: one table to one file, from records."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from probekit.cli.console import say
 from probekit.cli.plot import check_ending, one_panel
@@ -10,7 +10,7 @@ FORMATS = ("md", "csv", "tex")
 
 
 def table(
-    *results: Path,
+    results: list[Path],
     out: Path,
     kind: Literal["layers", "comparison"] = "layers",
     dataset: str | None = None,
@@ -18,7 +18,7 @@ def table(
     train_rows: int | None = None,
     columns: tuple[str, ...] | None = None,
     label: str = "tab:probes",
-) -> None:
+) -> dict[str, Any]:
     """Write one table of a results folder to a file: every layer, or ours beside published numbers.
 
     Parameters
@@ -57,3 +57,4 @@ def table(
     printed = choose_columns(printed, columns, form)
     atomic.write_text(out, table_text(frame, printed, form, captions(panel)[kind], label))
     say(f"wrote {out}: {len(frame)} rows")
+    return {"table": str(out), "rows": len(frame)}

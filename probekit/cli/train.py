@@ -1,17 +1,15 @@
 """`probekit train`: a data set in, a run folder out; turns train()'s records into progress and TensorBoard events."""
 
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from cyclopts import Parameter
 
 from igpt_model.images import ImageTransform, SourceImages
 from igpt_model.training.config import TrainConfig
-from probekit.cli.console import say
+from probekit.cli.console import is_rank0, note, say
 from probekit.cli.progress import Show, progress
 from probekit.cli.tracker import Kind, open_tracker, training_scalars
 from probekit.cli.watch import DepthWatch, WatchConfig, curve_history, probe_line, read_probes, share_of_peak
@@ -25,41 +23,43 @@ PREPARE_BLOCK = 512
 
 def train(
     dataset: str,
-    /,
-    *,
     out: Path,
     root: Path | None = None,
     limit: int | None = None,
     palette: str | None = None,
     tensorboard: bool = True,
     tracker: Kind | None = None,
-    config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008  (frozen)
-    watch: Annotated[WatchConfig, Parameter(name="*", group="Watching")] = WatchConfig(),  # noqa: B008
-) -> None:
-    """Train an iGPT on a data set and write a run folder. The same command run again after a kill goes on.
+    config: TrainConfig = TrainConfig(),  # noqa: B008  (frozen)
+    watch: WatchConfig = WatchConfig(),  # noqa: B008
+) -> dict[str, Any]:
+    """Train an iGPT on a data set and write a run folder. Resumable.
 
     Parameters
     ----------
-    dataset
+    dataset : str
         A name of `probekit datasets`, a folder of images, or an archive.
-    out
+    out : Path
         The run folder.
-    root
-        Where the data set lies, for those that are not embedded.
-    limit
+    root : Path
+        Folder of the data set, for those that are not embedded.
+    limit : int
         Use at most this many images of each split, classes in proportion.
-    palette
-        Colours to share instead of clustering this data set's: those of a run (RUN or RUN@STEP), a
-        palette.safetensors, or OpenAI's kmeans_centers.npy. --n-colours must be their number.
-    tensorboard
+    palette : str
+        Palette to use instead of clustering this data set's colours: that of a run (RUN or RUN@STEP), a
+        palette.safetensors, or OpenAI's kmeans_centers.npy. --n-colours must be its size.
+    tensorboard : bool
         Write TensorBoard events beside metrics.jsonl.
-    tracker
+    tracker : str
         Log to this experiment tracker too, where it is installed; its own settings and environment variables hold.
     """
     data = load_dataset(dataset, root=root)
     colours = None if palette is None else shared_palette(palette)
-    run_training(config, data, out, limit=limit, palette=colours, tensorboard=tensorboard, tracker=tracker, watch=watch)
-    say(f"trained: {out} (next: probekit extract igpt:{out} {dataset} --out {out / 'features.h5'})")
+    last = run_training(
+        config, data, out, limit=limit, palette=colours, tensorboard=tensorboard, tracker=tracker, watch=watch
+    )
+    say(f"{out}: step {last['step']}" + (f", validation loss {last['val_loss']:.4f}" if "val_loss" in last else ""))
+    note(f"next: probekit extract igpt:{out} {dataset} --out {out / 'features.h5'}")
+    return {"run": str(out), **last}
 
 
 def run_training(
@@ -72,34 +72,41 @@ def run_training(
     tensorboard: bool = True,
     tracker: Kind | None = None,
     watch: WatchConfig = WatchConfig(),  # noqa: B008  (frozen)
-) -> None:
-    """Train on `data`'s train split, watch its val split, show progress; resumes what lies at `out`."""
+) -> dict[str, Any]:
+    """Train on `data`'s train split, evaluate on its val split, show progress; resumes the run in `out`.
+
+    Returns
+    -------
+    dict
+        The last step and, where it was evaluated in this call, its validation loss.
+    """
     from igpt_model.training.pretrain import train as train_model
 
     transform, split = config.transform, data.splits["train"].limit(limit)
     train_images = training_images(split, transform)
     val_images = prepared_images(data.splits["val"].limit(limit), transform, "prepare val")
     provenance = {**data.provenance, "limit": limit}
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts one speaks
     records = train_model(config, train_images, val_images, out, data_provenance=provenance, palette=palette)
     looks = DepthWatch(watch, split, out, config.steps, config.device)
-    shown = progress("train", "steps") if first else nullcontext(lambda *numbers: None)
-    writes = tensorboard_writer(out, tensorboard and first)
-    tracked = open_tracker(tracker if first else None, out.name, {**vars(config), "data": provenance}, out)
-    with writes as write, tracked as track, shown as show:
-        speak = _Speaker(config, show) if first else None
+    writes = tensorboard_writer(out, tensorboard and is_rank0())
+    tracked = open_tracker(tracker if is_rank0() else None, out.name, {**vars(config), "data": provenance}, out)
+    last: dict[str, Any] = {}
+    with writes as write, tracked as track, progress("train", "steps") as show:
+        print_record = _Printer(config, show)
         for record in records:
+            last |= {name: record[name] for name in ("step", "val_loss") if name in record}
             write(record)
             track.log(training_scalars(record), int(record.get("step", 0)))
-            if speak is None:
+            if not is_rank0():  # the other processes of torchrun only train
                 continue
-            speak(record)
+            print_record(record)
             for seen in looks.probe_checkpoint(record):
                 write(seen)
                 track.log(training_scalars(seen), seen["step"])
-                speak(seen)
-    if first and watch.probe_every:
+                print_record(seen)
+    if is_rank0() and watch.probe_every:
         say("\n".join(curve_history(read_probes(out))))
+    return last
 
 
 def shared_palette(source: str) -> "Palette":
@@ -111,8 +118,8 @@ def shared_palette(source: str) -> "Palette":
     return Palette.load(file if file.is_file() else checkpoint_folder(source) / "palette.safetensors")
 
 
-class _Speaker:
-    """Says what a record says, on the terminal."""
+class _Printer:
+    """Prints the records of a run as progress and remarks."""
 
     def __init__(self, config: TrainConfig, show: Show) -> None:
         self.config, self.show = config, show
@@ -122,7 +129,7 @@ class _Speaker:
     def __call__(self, record: dict[str, Any]) -> None:
         kind, config = record["kind"], self.config
         if kind == "start":
-            say(_start_line(record))
+            note(_start_line(record))
             model = config.model_config
             if record["step"] < config.steps:
                 self.share = share_of_peak(
@@ -130,7 +137,7 @@ class _Speaker:
                 )
             self.show(record["step"], config.steps)
         elif kind == "damaged":
-            say(f"passed over a damaged checkpoint, now {record['path']}: {record['reason']}", "yellow")
+            note(f"skipped a damaged checkpoint, now {record['path']}: {record['reason']}", "yellow")
         elif kind == "step":
             words = [f"loss {record['loss']:.4f}"]
             if self.val_loss is not None:
@@ -142,15 +149,15 @@ class _Speaker:
         elif kind == "eval":
             self.val_loss = record["val_loss"]
         elif kind == "probe":
-            say(probe_line(record))
+            note(probe_line(record))
         elif kind == "samples":
-            say(f"samples: {record['path']}")
+            note(f"samples: {record['path']}")
 
 
 def _start_line(record: dict[str, Any]) -> str:
     sizes = f"{record['n_params']:,} parameters, {record['n_train']:,} training images"
     changed = "".join(f"; {name} is now {value}" for name, value in record["changed"].items())
-    return f"going on from step {record['step']}: {sizes}{changed}" if record["resumed"] else f"training: {sizes}"
+    return f"resuming from step {record['step']}: {sizes}{changed}" if record["resumed"] else f"training: {sizes}"
 
 
 def training_images(split: Split, transform: ImageTransform) -> np.ndarray | SourceImages:

@@ -4,13 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from probekit.cli.console import say
+from probekit.cli.answer import present
+from probekit.cli.console import note, say
 from probekit.runtime.errors import UserError
 
 
 def verify(
     file: Path,
-    /,
     *,
     data: str | None = None,
     root: Path | None = None,
@@ -18,7 +18,7 @@ def verify(
     layer: str | None = None,
     threshold: float | None = None,
     picture: Path | None = None,
-) -> None:
+) -> dict[str, Any]:
     """Check a feature file; errors exit 2, warnings exit 0.
 
     Parameters
@@ -53,16 +53,19 @@ def verify(
         say(f"warning: {warning}", "yellow")
     for error in report.errors:
         say(f"error: {error}", "red")
+    found: dict[str, Any] = {"file": str(file), "errors": report.errors, "warnings": report.warnings}
     if report.errors:
+        present(found)
         raise UserError(f"{file} has {len(report.errors)} error(s), listed above; extract it again or restore a copy.")
-    say(f"{file} is sound: {len(report.warnings)} warning(s).")
     if near_duplicates:
-        look_for_near_duplicates(file, loaded, layer, threshold, picture)
+        found["near_duplicates"] = look_for_near_duplicates(file, loaded, layer, threshold, picture)
+    say(f"{file}: no errors, {len(report.warnings)} warning(s).")
+    return found
 
 
 def look_for_near_duplicates(
     file: Path, data: Any, layer: str | None, threshold: float | None, picture: Path | None
-) -> None:
+) -> list[int]:
     """Find, count and draw near-duplicates of test images in train, and leave their row ids beside the file."""
     from probekit import FeatureStore
     from probekit.features.duplicates import near_duplicates_in_features, near_duplicates_in_pixels, plot_pairs
@@ -92,4 +95,5 @@ def look_for_near_duplicates(
     )
     if picture is not None:
         plot_pairs(data, found).savefig(picture)
-        say(f"wrote {picture}")
+        note(f"wrote {picture}")
+    return sorted(ids.tolist())

@@ -5,13 +5,14 @@ Letters: N images, T tokens, L + 1 layers.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from igpt_model import atomic
+from igpt_model.ranges import option
 from probekit.cli.pictures import picture_grid, png_bytes
 from probekit.datasets import Split
 from probekit.runtime.errors import UserError
@@ -19,21 +20,18 @@ from probekit.runtime.errors import UserError
 C = 0.01
 """The one penalty of the watching probes, on standardised features: to see a curve's shape, not to report figures."""
 HELD_OUT = 0.25
+WATCHING = "Watching"
 BARS = "▁▂▃▄▅▆▇█"
-
-
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class WatchConfig:
-    """What is looked at while a model trains; it changes nothing in the training itself."""
+    """Probes and samples of a model while it trains; they change nothing in the training itself."""
 
-    probe_every: int = _option(0, "Probe every layer at checkpoints of these steps' multiples; 0: never.")
-    probe_images: int = _option(2000, "Training pictures for those probes, a quarter of them held out to measure on.")
-    sample_every: int = _option(0, "Draw pictures at checkpoints of these steps' multiples; 0: never.")
-    sample_images: int = _option(16, "How many.")
+    probe_every: int = option(0, "Probe every layer at checkpoints of these steps' multiples; 0: never.", WATCHING)
+    probe_images: int = option(2000, "Training images for those probes; a quarter is held out for testing.", WATCHING)
+    sample_every: int = option(0, "Draw samples at checkpoints of these steps' multiples; 0: never.", WATCHING)
+    sample_images: int = option(16, "Number of samples.", WATCHING)
 
     def __post_init__(self) -> None:
         for name, least in (("probe_every", 0), ("probe_images", 20), ("sample_every", 0), ("sample_images", 1)):

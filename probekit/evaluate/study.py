@@ -9,20 +9,20 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from igpt_model import atomic
 from igpt_model.checked_json import as_json, read_json
 from probekit.datasets import Dataset, load_dataset
+from probekit.encoders.protocol import Encoder
 from probekit.evaluate.baselines import control_encoders, load_as
 from probekit.evaluate.concat import concat
 from probekit.evaluate.sweep import seed_list, sweep
 from probekit.features.extract import extract
 from probekit.features.store import FeatureStore
-from probekit.reports import write_report
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError, check_at_least
-from probekit.selection.choose_C import settle_protocol
+from probekit.selection.protocol import Protocol, resolve_protocol
 
 SETTINGS_NAME = "study.json"
 Progress = Callable[[str, str, int, int], Any]
@@ -75,11 +75,11 @@ class Plan:
 
 
 def study(
-    encoders: Any,
-    datasets: Any,
+    encoders: Encoder | str | Sequence[Encoder | str] | Mapping[str, Encoder | str],
+    datasets: Dataset | str | Sequence[Dataset | str],
     out: str | Path,
-    protocol: Any = "igpt",
-    Cs: Any = None,
+    protocol: Protocol | str = "igpt",
+    Cs: Sequence[float] | None = None,
     window: int | Sequence[int] = 5,
     greedy_width: int | None = None,
     controls: bool = True,
@@ -88,31 +88,54 @@ def study(
     root: str | Path | None = None,
     batch_size: int | None = None,
     workers: int = 0,
-    backend: str = "torch",
+    backend: Literal["torch", "sklearn", "cuml"] = "torch",
     device: str = "cpu",
-    dtype: str | None = None,
+    dtype: Literal["auto", "float32", "float64"] | None = None,
     progress: Progress | None = None,
 ) -> Results:
-    """Measure encoders on data sets: every layer's features, probes of single and joined layers, controls, a report.
+    """Measure encoders on data sets: features of every layer, probes of single and concatenated layers, a report.
 
-    The same call again goes on where it was stopped; when everything is there nothing is computed, and the report is
-    drawn again. Raw pixels and the same architectures with random weights stand on the same axes.
+    Raw pixels and the same architectures with random weights are probed for comparison. The same call again resumes
+    after an interruption; when everything is there, only the report is drawn again.
 
     Parameters
     ----------
-    encoders : a spec of `load_encoder`, an `Encoder`, several of either, or a mapping name -> spec or `Encoder`
-        "NAME=SPEC" names a series too; otherwise it has the encoder's own name. Names must differ.
-    datasets : a name or path for `load_dataset`, a `Dataset`, or several of either
-    out : folder for everything; one that holds another study is refused
-    protocol, Cs, seeds, backend : see `sweep`
-    window, greedy_width : see `concat`; window 0 joins nothing. Controls are not joined
-    controls : probe raw pixels, and `random:...` of each encoder whose spec has such a form (igpt, hf, timm)
-    limit : at most this many images of each split, classes in proportion
-    root : where data sets that are not embedded lie
-    batch_size, workers : of the extraction
-    device : of the encoders and of the solver
-    dtype : of the solver; None leaves it to `sweep`
-    progress : called with (what is being done, what is counted, how many are done, how many there are)
+    encoders : Encoder, str, sequence of them, or mapping from name to them
+        igpt:RUN, igpt:RUN@STEP, hf:NAME, timm:NAME, torch:package.module:function, pixels, histogram, random:...;
+        NAME=ENCODER names its curve. Names must differ.
+    datasets : Dataset, str, or sequence of them
+        Names of `probekit datasets`, folders of images, or archives.
+    out : str or Path
+        Folder for features, results and report; one that holds another study is refused.
+    protocol : Protocol or str
+        igpt, dinov2-45, clip-coarse-fine or kornblith.
+    Cs : sequence of float
+        Penalties in place of the protocol's, as scikit-learn's C.
+    window : int or sequence of int
+        Number of neighbouring layers concatenated around the best one; 0 concatenates none. Controls are not
+        concatenated.
+    greedy_width : int
+        Largest number of columns of the greedy choice; by default that of the widest window, 0 for no greedy choice.
+    controls : bool
+        Also probe raw pixels, and the same architectures with random weights.
+    limit : int
+        At most this many images of each split, classes in proportion.
+    seeds : int or sequence of int
+        Number of repetitions, as in `sweep`.
+    root : str or Path
+        Folder of the data sets, for those that are not embedded.
+    batch_size : int
+        Images per batch; by default 128, or that of the feature file when it is resumed.
+    workers : int
+        Processes that decode and prepare images; 0 does it in this process.
+    backend : str
+        Solver backend. Every solution is checked against our objective.
+    device : str
+        Device of encoders and solver: cpu, cuda, cuda:1.
+    dtype : str
+        Precision of the solver; by default that of `sweep`.
+    progress : callable
+        Called with (stage, unit that is counted, number done, number in all).
 
     Returns
     -------
@@ -133,7 +156,7 @@ def study(
     loaded = [data if isinstance(data, Dataset) else load_dataset(data, root=root) for data in _listed(datasets)]
     series = _by_name([(spec, load_as(spec, name, device, loaded[0])) for name, spec in specs])
     places = _places(loaded, out)
-    settled = settle_protocol(protocol, Cs)
+    settled = resolve_protocol(protocol, Cs)
     plan = Plan(
         {name: _described(spec, encoder) for name, (spec, encoder) in series.items()},
         {data.name: str(data.provenance.get("path", data.name)) for data in loaded},
@@ -166,8 +189,9 @@ def study(
         for name in series:
             _join(stores[name], folder, settled, window, greedy_width, name, say, solving)
     folders = [folder for _, folder in places]
-    write_report(folders, out / "report")
-    return Results(*folders)
+    results = Results(*folders)
+    results.report(out / "report")
+    return results
 
 
 def _join(

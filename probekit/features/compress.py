@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 
@@ -17,17 +17,25 @@ LEVELS = {"gzip": (1, 9), "lzf": (0, -1), "zstd": (1, 22), "blosc2": (0, 9)}
 
 
 def compress(
-    path: str | Path, method: str = "gzip", level: int | None = None, out: str | Path | None = None
+    path: str | Path,
+    method: Literal["gzip", "lzf", "zstd", "blosc2"] = "gzip",
+    level: int | None = None,
+    out: str | Path | None = None,
 ) -> FeatureStore:
     """Rewrite a complete feature file, or a parent with its shards, in compressed chunks of whole rows.
 
-    Features, id and checksums stay the same: only the storage changes. The result is verified before it is renamed.
+    Features, id and checksums stay the same. The result is verified before it replaces the original.
 
     Parameters
     ----------
-    method : "gzip" and "lzf" are read by h5py alone; "zstd" and "blosc2" need `pip install hdf5plugin` on both sides
-    level : 1 (fast) to 9 (small) for gzip, 1 to 22 for zstd, 0 to 9 for blosc2
-    out : where to write; over the original when None
+    path : str or Path
+        The feature file.
+    method : str
+        gzip and lzf are read by h5py alone; zstd and blosc2 need `pip install hdf5plugin` for writing and reading.
+    level : int
+        1 (fast) to 9 (small) for gzip, 1 to 22 for zstd, 0 to 9 for blosc2.
+    out : str or Path
+        File to write; by default the original is replaced.
 
     Raises
     ------

@@ -6,14 +6,18 @@ N rows of a split, B rows of a block (one batch), H, W, C an image.
 import contextlib
 import queue
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from probekit.datasets import Dataset, load_dataset
+from probekit.encoders import load_encoder
+from probekit.encoders.protocol import Encoder
 from probekit.features import format as layout
 from probekit.features.decode import Batch, prepared_batches
 from probekit.features.format import Header, file_layer_names
@@ -31,37 +35,49 @@ Progress = Callable[[int, int], Any]
 
 
 def extract(
-    encoder: Any,
-    data: Any,
+    encoder: Encoder | str,
+    data: Dataset | str,
     out: str | Path,
     splits: Sequence[str] | None = None,
     batch_size: int | None = None,
     workers: int = 0,
-    dtype: str = "float32",
+    dtype: Literal["float32", "float16"] = "float32",
     limit: int | None = None,
     progress: Progress | None = None,
     ranks: Ranks | None = None,
 ) -> FeatureStore:
     """Write every layer's pooled features of a data set to one feature file, and open it.
 
-    Killed at any moment and called again with the same arguments it goes on where it was; the data end identical to
-    those of an undisturbed run. A complete file of the same provenance is only opened.
+    Interrupted at any moment and called again with the same arguments it resumes; the file ends identical to that of
+    an undisturbed run. A complete file of the same provenance is only opened.
 
     Parameters
     ----------
-    encoder : Encoder
-        `layers`, `widths`, `provenance`, `prepare(image_HWC)` and `encoder(images_BHWC, row_ids_B)`.
-    data : Dataset
-        `classes`, `provenance` and `splits`.
-    out : path of the HDF5 file
-    splits : names of the splits to extract, all when None
-    batch_size : rows a batch; None takes the file's when it is resumed, else 128
-    workers : processes that decode and prepare images; 0 does it in this process
-    dtype : "float32" or "float16", how features are stored
-    limit : at most this many rows of each split, classes in proportion
-    progress : called with (rows done, rows in all) after every batch
-    ranks : this process among several that share the work (torchrun's when None): each writes the shard of its rows,
-        and rank 0 joins them by virtual datasets
+    encoder : Encoder or str
+        An encoder, or what `load_encoder` takes.
+    data : Dataset or str
+        A data set, or what `load_dataset` takes.
+    out : str or Path
+        The feature file (HDF5).
+    splits : sequence of str
+        Splits to extract, for example train and test; by default all.
+    batch_size : int
+        Images per batch; by default 128, or that of the file when it is resumed.
+    workers : int
+        Processes that decode and prepare images; 0 does it in this process.
+    dtype : str
+        Precision of the stored features.
+    limit : int
+        At most this many images of each split, classes in proportion.
+    progress : callable
+        Called with (rows done, rows in all) after every batch.
+    ranks : Ranks
+        This process among several that share the work, by default torchrun's: each writes the shard of its rows, and
+        rank 0 joins them by virtual datasets.
+
+    Returns
+    -------
+    FeatureStore
 
     Raises
     ------
@@ -69,6 +85,8 @@ def extract(
         The file there has another provenance (the message says what differs), another process writes it, the disk is
         full, an image cannot be decoded, or a feature is not finite.
     """
+    data = load_dataset(data)
+    encoder = load_encoder(encoder, data=data) if isinstance(encoder, str) else encoder
     path = Path(out)
     if dtype not in layout.DTYPES:
         raise UserError(f"Features cannot be stored as {dtype!r}; choose {' or '.join(layout.DTYPES)}.")
@@ -81,7 +99,7 @@ def extract(
     if ranks.world == 1:
         header = declare(encoder, data, parts, batch_size, dtype, limit)
         _write(path, header, encoder, parts, data.classes, batch_size, workers, progress)
-        return FeatureStore(path)
+        return _checked_pictures(FeatureStore(path))
     whole = declare(encoder, data, parts, batch_size, dtype, limit)
     own, first = share(parts, whole.batch_size, ranks)
     if own:
@@ -92,7 +110,20 @@ def extract(
     if ranks.rank == 0:
         join(path, ranks)
     barrier(ranks)
-    return FeatureStore(path)
+    return _checked_pictures(FeatureStore(path))
+
+
+def _checked_pictures(store: FeatureStore) -> FeatureStore:
+    """Warn where one picture fills a split: decoded to black or white, most likely, which nothing else would show."""
+    for split in store.splits:
+        _, counts = np.unique(store.image_hashes(split), return_counts=True)
+        if len(counts) and counts.sum() > 2 and counts.max() > counts.sum() / 2:
+            warnings.warn(
+                f"{counts.max():,} of the {counts.sum():,} pictures of split {split} are identical; look at some "
+                "(are they decoded as they should be?).",
+                stacklevel=3,
+            )
+    return store
 
 
 def _write(

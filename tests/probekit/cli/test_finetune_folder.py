@@ -66,7 +66,7 @@ def test_a_folder_that_changed_is_refused_and_the_same_one_goes_on(run, folder, 
     assert tune(run, mine, tmp_path / "tuned", "--no-test") == 0
     before = load_classifier(tmp_path / "tuned").classifier.clf.weight
     assert tune(run, mine, tmp_path / "tuned", "--no-test") == 0
-    assert "going on from step 20" in capsys.readouterr().out
+    assert "resuming from step 20" in capsys.readouterr().err
     assert load_classifier(tmp_path / "tuned").classifier.clf.weight.equal(before)
     (mine / "train" / CLASSES[0] / "000.png").unlink()
     assert tune(run, mine, tmp_path / "tuned") == 2

@@ -9,7 +9,7 @@ from importlib import import_module
 import pytest
 
 from probekit.cli import main as main_module
-from probekit.cli.main import FUNCTIONS, VERBS, main, users_sentence
+from probekit.cli.main import VERBS, app, main, users_sentence
 from probekit.runtime.errors import UserError
 
 
@@ -23,8 +23,9 @@ def test_help_names_every_verb(capsys):
 def test_every_verb_has_help_with_a_sentence_for_each_flag(verb, capsys):
     assert main([verb, "--help"]) == 0
     assert f"probekit {verb}" in capsys.readouterr().out
-    module, _, function = FUNCTIONS.get(verb, f"{verb}:{verb}").partition(":")
-    assert callable(getattr(import_module(f"probekit.cli.{module}"), function))
+    module, _, function = VERBS[verb].function.partition(":")
+    assert callable(getattr(import_module(module), function))
+    assert all(one.parameter.help for one in app[verb].assemble_argument_collection())
 
 
 def test_help_is_quick_and_needs_no_torch():
@@ -57,16 +58,16 @@ def raising(error):
     ("error", "code", "words"),
     [
         (UserError("C was -1, but must be positive."), 2, "C was -1, but must be positive."),
-        (KeyboardInterrupt(), 130, "goes on"),
-        (OSError(errno.ENOSPC, "No space left", "/x/y"), 2, "cannot use /x/y: the disk is full; free some space, and "),
+        (KeyboardInterrupt(), 130, "finished work is saved"),
+        (OSError(errno.ENOSPC, "No space left", "/x/y"), 2, "cannot use /x/y: the disk is full; free some space and "),
         (PermissionError(errno.EACCES, "denied", "/x"), 2, "/x"),
         (FileNotFoundError("runs/x holds no checkpoint; train first."), 2, "holds no checkpoint"),
-        (KeyError("ours"), 1, "error of probekit's own"),
-        (OSError(errno.EIO, "Input/output error", "/x"), 1, "error of probekit's own"),
+        (KeyError("ours"), 1, "error in probekit itself"),
+        (OSError(errno.EIO, "Input/output error", "/x"), 1, "error in probekit itself"),
     ],
 )
 def test_exit_codes(error, code, words, monkeypatch, capsys):
-    monkeypatch.setattr(main_module, "app", raising(error))
+    monkeypatch.setattr(main_module, "dispatch", raising(error))
     assert main(["train"]) == code
     printed = capsys.readouterr().err
     assert words in printed
@@ -74,7 +75,7 @@ def test_exit_codes(error, code, words, monkeypatch, capsys):
 
 
 def test_debug_shows_the_traceback(monkeypatch, capsys):
-    monkeypatch.setattr(main_module, "app", raising(UserError("no.")))
+    monkeypatch.setattr(main_module, "dispatch", raising(UserError("no.")))
     assert main(["train", "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
 
@@ -84,7 +85,9 @@ def test_other_errors_are_not_the_users():
 
 
 def test_warnings_are_one_line_without_a_source_line(monkeypatch, capsys):
-    monkeypatch.setattr(main_module, "app", lambda *_, **__: warnings.warn("3 fits\n did not converge", stacklevel=1))
+    monkeypatch.setattr(
+        main_module, "dispatch", lambda *_, **__: warnings.warn("3 fits\n did not converge", stacklevel=1)
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         assert main(["train"]) == 0

@@ -1,0 +1,108 @@
+"""How a verb's answer is shown: text by its type, or one JSON value."""
+
+import json
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from igpt_model.checked_json import parse_json
+from probekit.cli.console import detail, note, say, table, wants_json
+
+if TYPE_CHECKING:
+    from probekit.features.store import FeatureStore
+    from probekit.results.results import Results
+
+
+def present(answer: Any) -> None:
+    """Print what a verb returned. A dict or list is for --json alone: the verb has printed its text itself."""
+    # by name, so that no type has to be imported to be asked for
+    kind = next((name for name in (base.__name__ for base in type(answer).__mro__) if name in _TYPES), None)
+    if wants_json() and answer is not None:
+        value = _TYPES[kind][1](answer) if kind else _plain(answer)
+        print(json.dumps(value, indent=2, default=_plain), flush=True)  # noqa: T201
+    elif kind:
+        _TYPES[kind][0](answer)
+    elif isinstance(answer, Path):
+        say(f"wrote {answer}")
+    elif hasattr(answer, "sentence"):
+        say(answer.sentence())
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if hasattr(value, "item"):
+        return value.item()
+    return value if isinstance(value, dict | list | str | int | float | bool | None) else str(value)
+
+
+def show_curves(*folders: Path) -> None:
+    """Draw the depth curves of results folders in the terminal, each with its verdict below."""
+    from probekit.reports.panels import build_panels, collect_records
+    from probekit.reports.terminal import print_panel
+
+    if wants_json():
+        return
+    for folder in folders:
+        for panel in build_panels(collect_records(folder)):
+            print_panel(panel)
+
+
+def _show_results(results: "Results") -> None:
+    for plan in dict.fromkeys(record.plan for record in results if record.plan):
+        detail(f"plan: {plan}")
+    show_curves(*results.paths)
+    joined = [record for record in results if len(record.layers) > 1 and record.seed == 0]
+    for record in joined:
+        how = "concatenated" if record.kind == "concat" else record.kind
+        say(f"{record.series} layers {' '.join(record.layers)} {how}: test accuracy {100 * record.accuracy:.1f} %")
+    for path in results.paths:
+        note(f"records in {path}; next: probekit report {path}")
+
+
+def _json_frame(frame: Any) -> Any:
+    return parse_json(frame.to_json(orient="records", double_precision=15), "the table")
+
+
+def _json_results(results: "Results") -> dict[str, Any]:
+    verdicts = [
+        {"series": name, "sentences": list(results.verdict(name).sentences())}
+        for name, curve in results.curves().items()
+        if len(curve.depths) > 1
+    ]
+    return {
+        "results": [str(path) for path in results.paths],
+        "records": _json_frame(results.frame()),
+        "verdicts": verdicts,
+    }
+
+
+def _show_features(store: "FeatureStore") -> None:
+    from probekit.datasets.corrupt import skipped_lines
+
+    for origin in (store.dataset, *store.dataset.get("tests", {}).values()):
+        for line in skipped_lines(origin):
+            note(line, "yellow")
+    rows = ", ".join(f"{split} {len(store.labels(split)):,}" for split in store.splits)
+    widths = ", ".join(map(str, sorted(set(store.widths))))
+    say(f"{store.path}: {len(store.layers)} layers of width {widths}, rows {rows}, {store.path.stat().st_size:,} bytes")
+    note(f"next: probekit sweep {store.path}")
+
+
+def _json_features(store: "FeatureStore") -> dict[str, Any]:
+    return {
+        "features": str(store.path),
+        "id": store.id,
+        "layers": dict(zip(store.layers, store.widths, strict=True)),
+        "rows": {split: len(store.labels(split)) for split in store.splits},
+        "dtype": store.dtype,
+        "bytes": store.path.stat().st_size,
+        "skipped": store.dataset.get("skipped", []),
+    }
+
+
+_TYPES: dict[str, tuple[Any, Any]] = {
+    "Results": (_show_results, _json_results),
+    "FeatureStore": (_show_features, _json_features),
+    "DataFrame": (lambda frame: say(table(frame)), _json_frame),
+}

@@ -1,0 +1,266 @@
+"""Commands from functions: the signature gives arguments and flags, the numpydoc docstring gives their help.
+
+Parameters without a default become arguments, the others flags; `out` is always a flag; `progress` is supplied here.
+A public function's signature is read from its source, so that help and errors of usage need not wait for torch. A
+function of `probekit.cli` with `**settings` also takes the flags of the public function named in its `INHERITS`.
+"""
+
+import ast
+import builtins
+import inspect
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from cyclopts import Group, Parameter
+
+from probekit.cli import console
+from probekit.cli.answer import present
+from probekit.cli.progress import progress
+
+SCALARS = (int, float, bool, Path, str)
+EVERY_VERB = Group("Every verb", sort_key=1000)
+GROUPS = ("Model", "Data", "Optimisation", "Checkpoints and logs", "Hardware", "Watching", "Encoder", "Recipe")
+COMMON = {
+    "json": (("--json",), "Print the answer as JSON on stdout, and nothing else there."),
+    "quiet": (("--quiet", "-q"), "No progress and no remarks on stderr."),
+    "verbose": (("--verbose", "-v"), "Also print how the solver and the encoder went about it."),
+    "debug": (("--debug",), "Show the traceback of an error."),
+}
+CONFIG = "YAML or JSON file with arguments and flags of this verb, or what an earlier run wrote; the command line wins."
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One command.
+
+    Attributes
+    ----------
+    group, help : where and how `probekit --help` lists it
+    function : "package.module:function"
+    rename : parameter -> flag, "*" for an argument that takes several values, or "?" for one that may be absent
+    unit : what its progress counts; "" where the function names its stages itself
+    """
+
+    group: Group
+    help: str
+    function: str
+    rename: Mapping[str, str] = field(default_factory=dict)
+    unit: str = ""
+
+
+class _Other(type):
+    """The class of any annotation that the command line cannot express: `a.B`, `a[B]` and `a | B` are understood."""
+
+    def __getattr__(cls, name: str) -> "type":
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return cls
+
+    def __getitem__(cls, item: Any) -> "type":
+        return cls
+
+
+class Other(metaclass=_Other):
+    """A type that the command line cannot express."""
+
+
+class _Names(dict[str, Any]):
+    def __missing__(self, name: str) -> Any:
+        return getattr(builtins, name, Other)
+
+
+_NAMES = _Names(Path=Path, Literal=Literal, Sequence=Sequence)
+
+
+@cache
+def read_signature(target: str) -> tuple[inspect.Signature, str]:
+    """Signature and docstring of "package.module:function", read from the source without importing the module.
+
+    Annotations that are not plain types, `Path`, `Literal` or `Sequence` become `Other`.
+    """
+    module, _, name = target.partition(":")
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise LookupError(f"There is no module {module}.")
+    tree = ast.parse(Path(spec.origin).read_text())
+    found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
+    if not found:
+        raise LookupError(f"{module} defines no function {name}.")
+    given = found[0].args
+    positional = [*given.posonlyargs, *given.args]
+    defaults: list[ast.expr | None] = [*([None] * (len(positional) - len(given.defaults))), *given.defaults]
+    kind = inspect.Parameter
+    rows: list[tuple[ast.arg, ast.expr | None, Any]] = [
+        (one, default, kind.POSITIONAL_OR_KEYWORD) for one, default in zip(positional, defaults, strict=True)
+    ]
+    rows += [(given.vararg, None, kind.VAR_POSITIONAL)] if given.vararg else []
+    rows += [
+        (one, default, kind.KEYWORD_ONLY) for one, default in zip(given.kwonlyargs, given.kw_defaults, strict=True)
+    ]
+    parameters = [
+        kind(one.arg, how, default=kind.empty if default is None else _value(default), annotation=_hint(one.annotation))
+        for one, default, how in rows
+    ]
+    return inspect.Signature(parameters), ast.get_docstring(found[0]) or ""
+
+
+def _value(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+def _hint(node: ast.expr | None) -> Any:
+    return Other if node is None else eval(compile(ast.Expression(node), "<annotation>", "eval"), {}, _NAMES)
+
+
+def command_type(hint: Any) -> Any:
+    """The part of a type that a command line can express, or None: a list is preferred to one string."""
+    if hint in SCALARS or hint is type(None) or get_origin(hint) is Literal:
+        return hint
+    if get_origin(hint) in (list, tuple, Sequence):
+        items = [command_type(item) for item in get_args(hint) if item is not Ellipsis]
+        if None in items or not items:
+            return None
+        fixed = get_origin(hint) is tuple and Ellipsis not in get_args(hint)
+        return tuple[tuple(items)] if fixed else tuple[items[0], ...]  # type: ignore[misc]
+    if get_origin(hint) in (Union, types.UnionType):
+        parts = [part for part in map(command_type, get_args(hint)) if part not in (None, type(None))]
+        several = [part for part in parts if get_origin(part) is tuple]
+        # "a number or a list of them" is the number; "a name or a list of them" is the list; a path is more than text
+        order = [Path, str, int, float, bool] if not several else several if int not in parts else [int]
+        best = next((part for part in order if part in parts), parts[0] if parts else None)
+        optional = type(None) in get_args(hint)
+        return None if best is None else best | None if optional else best
+    return None
+
+
+def described(doc: str) -> tuple[str, dict[str, str]]:
+    """The prose of a numpydoc docstring before its sections, and the help of each parameter."""
+    from docstring_parser import parse
+    from docstring_parser.common import DocstringStyle
+
+    parsed = parse(doc, style=DocstringStyle.NUMPYDOC)
+    prose = "\n\n".join(filter(None, [parsed.short_description, parsed.long_description]))
+    helps = {}
+    for one in parsed.params:
+        for name in one.arg_name.split(","):
+            helps[name.strip()] = " ".join((one.description or "").split())
+    return prose, helps
+
+
+def _flag(name: str, hint: Any, default: Any, help: str, spelled: Any = None, group: Any = None) -> inspect.Parameter:
+    """A keyword parameter as cyclopts reads it; lists take one or several values after the flag."""
+    several = get_origin(hint) is tuple or any(get_origin(part) is tuple for part in get_args(hint))
+    more: dict[str, Any] = {"consume_multiple": True} if several else {}
+    if default in ((), None):
+        more["show_default"] = False
+    if group is not None:
+        more["group"] = group
+    how = Parameter(name=spelled, help=help, negative_iterable=(), **more)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, how])
+
+
+def _dashed(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+@cache
+def _group(name: str | None) -> Group | None:
+    return None if name is None else Group(name, sort_key=GROUPS.index(name) + 1)
+
+
+def _parameters(
+    signature: Mapping[str, inspect.Parameter], helps: Mapping[str, str], rename: Mapping[str, str]
+) -> Iterator[inspect.Parameter]:
+    """Arguments and flags of one function; frozen dataclasses become a flag a field, in the groups they name."""
+    kind = inspect.Parameter
+    for name, one in signature.items():
+        help, spelled = helps.get(name, ""), rename.get(name)
+        if is_dataclass(one.default):
+            hints = get_type_hints(type(one.default))
+            for each in fields(one.default):
+                about, group = each.metadata.get("help", ""), _group(each.metadata.get("group"))
+                default = getattr(one.default, each.name)
+                yield _flag(each.name, hints[each.name], default, about, _dashed(each.name), group)
+            continue
+        hint = command_type(one.annotation)
+        if one.kind is kind.VAR_KEYWORD or hint is None:
+            continue
+        if one.kind is kind.VAR_POSITIONAL or spelled == "*":
+            several = kind.VAR_POSITIONAL
+            item = get_args(hint)[0] if get_origin(hint) is tuple else hint
+            yield kind(name, several, annotation=Annotated[item, Parameter(help=help)])
+        elif spelled == "?" or (one.default is kind.empty and name != "out" and spelled is None):
+            yield one.replace(kind=kind.POSITIONAL_ONLY, annotation=Annotated[hint, Parameter(help=help)])
+        else:
+            yield _flag(name, hint, one.default, help, spelled or _dashed(name))
+
+
+def command(verb: str, entry: Verb) -> Callable[..., None]:
+    """The function that cyclopts registers: it calls the verb's function and shows what that returns."""
+    module, _, name = entry.function.partition(":")
+    parent = None
+    if module.startswith("probekit.cli."):
+        function = getattr(import_module(module), name)
+        hints = get_type_hints(function)
+        own = {n: p.replace(annotation=hints[n]) for n, p in inspect.signature(function).parameters.items()}
+        prose, helps = described(inspect.getdoc(function) or "")
+        parent = getattr(import_module(module), "INHERITS", {}).get(name)
+    else:
+        signature, doc = read_signature(entry.function)
+        own = dict(signature.parameters)
+        prose, helps = described(doc)
+    rows = list(_parameters(own, helps, entry.rename))
+    if parent:
+        theirs, doc = read_signature(parent)
+        taken = {row.name for row in rows} | set(own)
+        more = {n: p for n, p in theirs.parameters.items() if n not in taken and p.default is not p.empty}
+        rows += _parameters(more, described(doc)[1], {})
+    common = [
+        inspect.Parameter(
+            flag,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=False,
+            annotation=Annotated[
+                bool, Parameter(name=spelled, help=help, negative=(), group=EVERY_VERB, show_default=False)
+            ],
+        )
+        for flag, (spelled, help) in COMMON.items()
+    ]
+    common.append(_flag("config_file", Path | None, None, CONFIG, "--config", EVERY_VERB))
+    order = [inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.KEYWORD_ONLY]
+    rows = sorted([*rows, *common], key=lambda row: (order.index(row.kind), row.default is not row.empty))
+
+    arguments = [row.name for row in rows if row.kind is inspect.Parameter.POSITIONAL_ONLY]
+    several = next((row.name for row in rows if row.kind is inspect.Parameter.VAR_POSITIONAL), None)
+    bundles = {one.name: type(one.default) for one in own.values() if is_dataclass(one.default)}
+
+    def call(*args: Any, **given: Any) -> None:
+        console.settle(**{flag: given.pop(flag, False) for flag in COMMON})
+        given.pop("config_file", None)
+        given |= dict(zip(arguments, args, strict=False))
+        if several is not None:
+            given[several] = list(args[len(arguments) :])
+        for bundle, kind in bundles.items():
+            names = {each.name for each in fields(kind)}
+            given[bundle] = kind(**{flag: given.pop(flag) for flag in names & set(given)})
+        with progress(verb, entry.unit) if "progress" in own else nullcontext() as show:
+            if show is not None:
+                given["progress"] = show
+            answer = getattr(import_module(module), name)(**given)
+        present(answer)
+
+    call.__signature__ = inspect.Signature(rows)  # type: ignore[attr-defined]
+    call.__annotations__ = {row.name: row.annotation for row in rows}
+    call.__name__ = call.__qualname__ = verb
+    call.__doc__ = prose
+    return call

@@ -1,0 +1,152 @@
+"""The words of a command line before cyclopts reads them: lists with commas, `--config`, and what is missing."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from cyclopts import App, CycloptsError, MissingArgumentError
+
+from igpt_model.checked_json import parse_json, read_bytes
+from probekit.runtime.errors import UserError
+
+NESTED = ("train", "finetune")  # under which the config.json of a run keeps its flags
+
+
+def prepared(app: App, words: Sequence[str]) -> list[str]:
+    """The command line of a verb with lists split at commas and the contents of --config filled in."""
+    verb, *rest = words
+    arguments = list(app[verb].assemble_argument_collection())
+    rest, file = _without_config(rest)
+    if file is not None:
+        rest = [*_positional(rest), *_from_config(Path(file), verb, arguments, rest), *rest[len(_positional(rest)) :]]
+    lists = {name: one for one in arguments for name in one.names if _is_list(one.hint)}
+    return [verb, *_split(rest, lists)]
+
+
+def _is_list(hint: Any) -> bool:
+    return get_origin(hint) is tuple or any(get_origin(part) is tuple for part in get_args(hint))
+
+
+def _split(words: Sequence[str], lists: Mapping[str, Any]) -> Iterator[str]:
+    """Split the values of list flags at commas."""
+    inside = False
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if not word.startswith("--"):
+            yield from _parts(word) if inside else [word]
+            continue
+        inside = flag in lists and not equals
+        parts = _parts(value) if equals and flag in lists else []
+        yield from [flag, *parts] if len(parts) > 1 and not parts[0].startswith("-") else [word]
+
+
+def _parts(word: str) -> list[str]:
+    """The parts of a value between commas; a path, NAME=TEXT and a data set with options (#) may hold commas."""
+    parts = [part for part in word.split(",") if part]
+    one_text = "=" in word and not all("=" in part for part in parts)
+    return [word] if not parts or one_text or "#" in word or Path(word).exists() else parts
+
+
+def _positional(words: Sequence[str]) -> list[str]:
+    first_flag = next((at for at, word in enumerate(words) if word.startswith("-")), len(words))
+    return list(words[:first_flag])
+
+
+def _without_config(words: Sequence[str]) -> tuple[list[str], str | None]:
+    for at, word in enumerate(words):
+        if word == "--config":
+            if at + 1 == len(words):
+                raise UserError("--config was given without a file; name a YAML or JSON file.")
+            return [*words[:at], *words[at + 2 :]], words[at + 1]
+        if word.startswith("--config="):
+            return [*words[:at], *words[at + 1 :]], word.partition("=")[2]
+    return list(words), None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file.
+
+    Raises
+    ------
+    UserError
+        The file is absent or does not hold a mapping.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise UserError(f"--config {path}: there is no such file; give a YAML or JSON file.")
+    try:
+        # JSON is YAML, but for numbers such as 1e-3, which YAML 1.1 reads as text
+        text = read_bytes(path, most=1 << 20)
+        content = parse_json(text, path) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"--config {path} cannot be read ({' '.join(str(error).split())}).") from None
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path} holds no mapping of flags to values; write lines such as `seed: 1`.")
+    return content
+
+
+def _from_config(path: Path, verb: str, arguments: Sequence[Any], words: Sequence[str]) -> list[str]:
+    """The words that a file stands for: arguments first; a flag of the command line is left to it."""
+    content = read_config(path)
+    for section in NESTED:
+        if isinstance(content.get(section), dict):
+            content = content[section]
+    by_name = {name.lstrip("-").replace("-", "_").lower(): one for one in arguments for name in one.names}
+    given = {word.partition("=")[0] for word in words if word.startswith("-")}
+    leading: list[str] = []
+    flags: list[str] = []
+    for key, value in content.items():
+        one = by_name.get(str(key).replace("-", "_").lower())
+        if one is None:
+            from difflib import get_close_matches
+
+            near = get_close_matches(str(key), by_name, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"see `probekit {verb} --help`."
+            raise UserError(f"--config {path}: `probekit {verb}` has no flag {key}; {hint}")
+        if value is None or given & set(one.names) or _negated(one, given):
+            continue
+        values = [str(item) for item in (value if isinstance(value, list) else [value])]
+        if one.field_info.is_keyword:
+            if isinstance(value, bool):
+                flags.append(next(name for name in one.names if name.startswith("--no-") != value))
+            elif values:
+                flags += [one.name, *values] if not values[0].startswith("-") else [f"{one.name}={v}" for v in values]
+        elif not _positional(words):
+            leading += values
+    return [*leading, *flags]
+
+
+def _negated(one: Any, given: set[str]) -> bool:
+    return any(f"--no-{name[2:]}" in given for name in one.names)
+
+
+def usage_sentence(error: CycloptsError, app: App, words: Sequence[str]) -> str:
+    """What is wrong with a command line, in one sentence that names the verb's own help."""
+    verb = words[0]
+    if isinstance(error, MissingArgumentError) and error.argument is not None and not error.argument.tokens:
+        names = _missing(app, words)
+        sentence = f"`probekit {verb}` needs {' and '.join([', '.join(names[:-1])] * bool(names[:-1]) + names[-1:])}."
+    else:
+        sentence = " ".join(str(error).split())
+    return f"{sentence} See `probekit {verb} --help`."
+
+
+def _missing(app: App, words: Sequence[str]) -> list[str]:
+    """Every required argument and flag that a command line lacks, found by adding one after the other."""
+    names: list[str] = []
+    tried = list(words)
+    while True:
+        try:
+            app.parse_args(tried, exit_on_error=False, print_error=False)
+        except MissingArgumentError as error:
+            one = error.argument
+            if one is None or one.tokens or one.name in names:
+                return names
+            names.append(one.name)
+            at = 1 + len(_positional(tried[1:]))
+            tried[at:at] = [one.name, "1"] if one.field_info.is_keyword else ["1"]
+        except CycloptsError:
+            return names
+        else:
+            return names

@@ -1,0 +1,175 @@
+"""The words of a command line: lists, --config, --json, what is missing, and verbs added from outside."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from probekit import FeatureStore
+from probekit.cli.main import SHOW, VERBS, Verb, app, main, register
+from probekit.cli.usage import prepared
+
+
+@pytest.fixture
+def features(tmp_path):
+    rng = np.random.default_rng(0)
+    splits = {}
+    for split, n in (("train", 60), ("val", 15), ("test", 30)):
+        y = np.arange(n) % 3
+        splits[split] = ([rng.normal(size=(n, 4)) + 2 * np.eye(4)[y] for _ in range(2)], y)
+    FeatureStore.from_arrays(tmp_path / "f.h5", splits, encoder={"name": "made"}, dataset={"name": "noise"})
+    return tmp_path / "f.h5"
+
+
+def parsed(*words):
+    _, bound, *_ = app.parse_args(prepared(app, list(words)), exit_on_error=False, print_error=False)
+    return bound.arguments
+
+
+numbers = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=4)
+
+
+@settings(deadline=None, max_examples=25)
+@given(numbers, st.integers(0, 3))
+def test_a_list_reads_alike_however_it_is_written(Cs, how):
+    text = [str(C) for C in Cs]
+    words = [
+        ["--Cs", *text],
+        ["--Cs", ",".join(text)],
+        [f"--Cs={','.join(text)}"],
+        [word for C in text for word in ("--Cs", C)],
+    ][how]
+    assert parsed("sweep", "f.h5", *words)["Cs"] == tuple(Cs)
+
+
+def test_a_pair_takes_a_comma_too_and_a_path_keeps_its_own(tmp_path, monkeypatch):
+    assert parsed("train", "digits", "--out", "r", "--betas", "0.8,0.9")["betas"] == (0.8, 0.9)
+    assert parsed("train", "digits", "--out", "r", "--betas=0.8,0.9")["betas"] == (0.8, 0.9)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a,b").mkdir()
+    assert parsed("study", "pixels", "--on", "a,b", "--out", "s")["on"] == ("a,b",)
+    assert parsed("study", "pixels", "--on", "a,c", "--out", "s")["on"] == ("a", "c")
+
+
+def test_a_comma_within_one_value_is_left_alone():
+    words = ["plot", "results", "--out", "a.svg", "--labels", "igpt=Ours, small"]
+    assert parsed(*words)["labels"] == ("igpt=Ours, small",)
+    assert parsed(*words[:-1], "igpt=Ours,pixels=Pixels")["labels"] == ("igpt=Ours", "pixels=Pixels")
+    words = ["extract", "pixels", "cifar10", "--out", "f.h5", "--test", "a=set#classes=1,2"]
+    assert parsed(*words)["test"] == ("a=set#classes=1,2",)
+
+
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+def test_a_config_file_stands_for_words_and_the_line_wins(suffix, tmp_path):
+    content = {"store": "f.h5", "Cs": [0.1, 1], "seeds": 2, "train-rows": 50, "series": None, "layers": ["00", "01"]}
+    text = json.dumps(content) if suffix == "json" else "".join(f"{k}: {json.dumps(v)}\n" for k, v in content.items())
+    file = tmp_path / f"run.{suffix}"
+    file.write_text(text)
+    found = parsed("sweep", "--config", str(file), "--seeds", "3")
+    assert (found["store"].name, found["Cs"], found["seeds"], found["train_rows"]) == ("f.h5", (0.1, 1.0), 3, 50)
+    assert found["layers"] == ("00", "01")
+    assert parsed("sweep", "other.h5", f"--config={file}")["store"].name == "other.h5"
+
+
+def test_what_a_training_run_wrote_is_a_config(tmp_path):
+    line = ["--n-layer", "1", "--n-embd", "8", "--n-head", "2", "--resolution", "6", "--n-colours", "4", "--steps", "1"]
+    quick = ["--batch-size", "4", "--limit", "20", "--no-tensorboard", "-q"]
+    assert main(["train", "digits", "--out", str(tmp_path / "a"), *line, *quick]) == 0
+    again = ["train", "digits", "--out", str(tmp_path / "b"), "--config", str(tmp_path / "a" / "config.json")]
+    assert main([*again, "--limit", "20", "-q"]) == 0
+    first, second = ((tmp_path / name / "config.json").read_bytes() for name in "ab")
+    assert first == second
+
+
+def test_a_wrong_key_or_file_is_refused(tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text("seed: 3\n")
+    assert main(["sweep", "f.h5", "--config", str(tmp_path / "run.yaml")]) == 2
+    assert "has no flag seed; did you mean seeds?" in capsys.readouterr().err
+    assert main(["sweep", "f.h5", "--config", str(tmp_path / "absent.yaml")]) == 2
+    assert "there is no such file" in capsys.readouterr().err
+
+
+def test_everything_that_is_missing_is_named_at_once(capsys):
+    assert main(["extract"]) == 2
+    assert (
+        "`probekit extract` needs ENCODER, DATASET and --out. See `probekit extract --help`." in capsys.readouterr().err
+    )
+    assert main(["study", "pixels"]) == 2
+    assert "needs --on and --out" in capsys.readouterr().err.replace("--out and --on", "--on and --out")
+
+
+def test_a_wrong_choice_names_the_choices_and_the_verbs_help(features, capsys):
+    assert main(["sweep", str(features), "--backend", "magic"]) == 2
+    error = capsys.readouterr().err
+    assert "torch" in error
+    assert "cuml" in error
+    assert "`probekit sweep --help`" in error
+
+
+def test_json_is_all_of_stdout(features, capsys):
+    command = ["sweep", str(features), "--protocol", "dinov2-45", "--Cs", "0.01,1"]
+    assert main([*command, "--json"]) == 0
+    shown = capsys.readouterr()
+    answer = json.loads(shown.out)
+    assert [record["layers"] for record in answer["records"]] == ["00", "01"]
+    assert all(0 <= record["top1"] <= 1 for record in answer["records"])
+    assert main(["verify", str(features), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["errors"] == []
+    assert main(["inspect", str(features), "--json"]) == 0
+    assert [row["layer"] for row in json.loads(capsys.readouterr().out)] == ["00", "01"]
+    assert main(["datasets", "--json"]) == 0
+    assert "digits" in {row["name"] for row in json.loads(capsys.readouterr().out)}
+
+
+def test_quiet_and_verbose(features, capsys):
+    command = ["sweep", str(features), "--protocol", "dinov2-45", "--Cs", "0.01,1"]
+    assert main([*command, "-v"]) == 0
+    assert "plan: " in capsys.readouterr().err
+    assert main([*command, "-q"]) == 0
+    shown = capsys.readouterr()
+    assert "plan: " not in shown.err + shown.out
+    assert "records in" not in shown.err
+    assert "made on noise" in shown.out
+
+
+def test_ctrl_c_says_how_far_the_work_was(features, monkeypatch, capsys):
+    from probekit.evaluate import sweep as module
+
+    def interrupted(*args, progress, **settings):
+        progress(3, 9)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "sweep", interrupted)
+    assert main(["sweep", str(features)]) == 130
+    assert "interrupted at sweep 3 of 9 fits; finished work is saved" in capsys.readouterr().err
+
+
+def test_a_public_function_from_outside_is_a_verb(tmp_path, monkeypatch, capsys):
+    (tmp_path / "toy_verb.py").write_text(
+        "from pathlib import Path\n\n\n"
+        "def count(file: Path, times: int = 2, progress=None) -> dict:\n"
+        '    """Count words.\n\n    Parameters\n    ----------\n    file : Path\n        A text file.\n'
+        '    times : int\n        How often.\n    """\n'
+        '    return {"words": times * len(Path(file).read_text().split())}\n'
+    )
+    (tmp_path / "text").write_text("a b c")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    register("count", Verb(SHOW, "Count words.", "toy_verb:count", unit="words"))
+    try:
+        assert main(["count", str(tmp_path / "text"), "--times", "3", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == {"words": 9}
+        assert main(["count", "--help"]) == 0
+        assert "How often." in capsys.readouterr().out
+    finally:
+        del VERBS["count"]
+        del app["count"]
+        sys.modules.pop("toy_verb", None)
+
+
+def test_completion_knows_verbs_and_flags():
+    script = app.generate_completion(shell="bash")
+    assert "sweep" in script
+    assert "--greedy-width" in script
