@@ -16,7 +16,7 @@ RANGES = {
     "crop": _SIDE,
     "each": Range(1, 1000),
     "font_size": Range(1, 200),
-    "greedy_width": Range(1, 10_000),
+    "greedy_width": Range(0, 10_000),
     "height": _INCHES,
     "keep": SHARE,
     "level": Range(0, 100),
@@ -49,7 +49,7 @@ RANGES = {
     "train_rows": COUNT_OR_NONE,
     "value_range": Range(-1e15, 1e15),
     "width": _INCHES,
-    "window": Range(1, 10_000),
+    "window": Range(0, 10_000),
     "workers": Range(0, 1024),
     "ylim": Range(-1000, 1000),
 }

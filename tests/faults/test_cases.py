@@ -244,22 +244,22 @@ def test_a_lock_that_is_a_link(tmp_path):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (torch.ones(4, 2).to_sparse(), "sparse_coo tensor"),
-        (torch.ones(4, 2, device="meta"), "meta tensor"),
-        (torch.ones(4, 2, dtype=torch.complex64), "complex tensor"),
-        ([torch.ones(4, 2), torch.ones(3, 2)], "no array"),
-        (torch.ones(4, 0), "shape|width|column"),
+        (torch.ones(20, 2).to_sparse(), "sparse_coo tensor"),
+        (torch.ones(20, 2, device="meta"), "meta tensor"),
+        (torch.ones(20, 2, dtype=torch.complex64), "complex tensor"),
+        ([torch.ones(20, 2), torch.ones(3, 2)], "no array"),
+        (torch.ones(20, 0), "shape|width|column"),
         ("text", "numbers were expected"),
     ],
 )
 def test_tensors_that_are_no_features(tmp_path, entry, message):
-    torch.save({"a": entry, "labels": torch.arange(4)}, tmp_path / "x.pt")
+    torch.save({"a": entry, "labels": torch.arange(20) % 2}, tmp_path / "x.pt")
     with pytest.raises(UserError, match=message):
         import_features({"train": tmp_path / "x.pt"}, tmp_path / "x.h5")
 
 
 def test_tensors_that_require_gradients_are_features(tmp_path):
-    torch.save({"a": torch.ones(4, 2, requires_grad=True), "labels": torch.arange(4)}, tmp_path / "x.pt")
+    torch.save({"a": torch.ones(20, 2, requires_grad=True), "labels": torch.arange(20) % 2}, tmp_path / "x.pt")
     assert import_features({"train": tmp_path / "x.pt"}, tmp_path / "x.h5").widths == (2,)
 
 
