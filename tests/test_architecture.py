@@ -49,7 +49,9 @@ ARROWS = {
     "probekit.evaluate.mask_voting": {"probekit", "igpt_model.voting"},
     "probekit.cli": {"probekit", "igpt_model"},
 }
-FOUNDATION = {f"igpt_model.{name}" for name in ("errors", "hashing", "atomic", "checked_json", "locks", "ranges")}
+FOUNDATION = {
+    f"igpt_model.{name}" for name in ("errors", "hashing", "atomic", "checked_json", "locks", "ranges", "process_group")
+}
 LAZY = {
     "matplotlib",
     "cuml",
