@@ -9,11 +9,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from igpt_model import atomic
-from probekit.reports.html import render_page
+from probekit.reports.figures.depth import depth_figure
+from probekit.reports.figures.style import style
+from probekit.reports.page import render_page
 from probekit.reports.panels import Panel, build_panels, collect_records
-from probekit.reports.plots import depth_figure
 from probekit.reports.published import comparison_frame, printed_comparison
-from probekit.reports.style import style
 from probekit.reports.subset_table import write_subset_table
 from probekit.reports.tables import csv_text, layer_frame, printed_frame, write_table
 from probekit.runtime.errors import UserError

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from probekit.reports.figures.depth import depth_figure, looks_of, short_range
+from probekit.reports.figures.inline_svg import inline_svg
+from probekit.reports.figures.penalty_paths import path_figure
+from probekit.reports.figures.style import CSS_NAME, DARK, style
 from probekit.reports.fit_map import doubtful_fits, failed_fits, fit_map, fit_sentence
-from probekit.reports.inline_svg import inline_svg
 from probekit.reports.panels import Joined, Panel, Series, is_reliable, margin
-from probekit.reports.plots import depth_figure, looks_of, path_figure, short_range
 from probekit.reports.published import comparison_frame, printed_comparison
-from probekit.reports.style import CSS_NAME, DARK, style
 from probekit.reports.tables import fit_words
 from probekit.results.record import Record
 from probekit.runtime.escape import visible
