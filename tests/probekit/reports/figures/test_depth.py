@@ -156,6 +156,12 @@ def test_vector_files_have_the_same_bytes_each_time(panel, tmp_path):
     assert made[0] == made[1]
 
 
+def luminance(colour):
+    channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
 @pytest.mark.parametrize("light", [colour for colour, _ in MODELS])
 def test_colours_stand_out_from_paper_in_both_themes(light):
     # WCAG 2.2, criterion 1.4.11: graphical objects need a contrast of 3 to 1

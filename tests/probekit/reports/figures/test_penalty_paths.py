@@ -30,9 +30,3 @@ def test_many_layers_are_thinned_evenly_and_the_best_is_kept(make_run):
     shown = [title for title in titles if title]
     assert len(shown) <= 16
     assert {"layer 0", "layer 29", f"layer {series.depths[series.peak]} (best)"} <= set(shown)
-
-
-def luminance(colour):
-    channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
-    return float(linear @ [0.2126, 0.7152, 0.0722])
