@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from probekit.evaluate.sweep import sweep
 from probekit.features.store import FeatureStore
-from probekit.probes import get_protocol, logistic
+from probekit.probes import get_protocol
 from probekit.results.journal import Journal
 from probekit.results.predictions import row_predictions
 from probekit.runtime.errors import UserError
@@ -92,46 +92,45 @@ def test_frame_best_and_seeds(tmp_path):
     assert curve.spread[2] == pytest.approx(spread)
 
 
-def test_again_repeats_nothing(tmp_path, monkeypatch):
+def test_again_repeats_nothing(tmp_path):
     first = sweep(MemoryStore(), tmp_path, Cs=CS)
-    before = (tmp_path / "results.jsonl").read_bytes()
-    monkeypatch.setattr(logistic, "choose_C", None)  # any fit would fail
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     seen = []
     again = sweep(MemoryStore(), tmp_path, Cs=CS, progress=lambda done, total: seen.append((done, total)))
-    assert (tmp_path / "results.jsonl").read_bytes() == before
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items() if ".claims" not in path.parts)
     assert [r.key for r in again] == [r.key for r in first]
     assert seen == [(63, 63)]  # three layers of 4 penalties x 5 folds and a refit
 
 
-def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    real, calls = logistic.choose_C, []
-
-    def dies_at_third(*arguments):
-        calls.append(1)
-        if len(calls) == 3:
+def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path):
+    def stop_within_the_third(done, total):
+        if done > 2 * total / 3:
             raise KeyboardInterrupt
-        return real(*arguments)
 
-    monkeypatch.setattr(logistic, "choose_C", dies_at_third)
     with pytest.raises(KeyboardInterrupt):
-        sweep(MemoryStore(), tmp_path, Cs=CS)
+        sweep(MemoryStore(), tmp_path, Cs=CS, progress=stop_within_the_third)
+    chosen = (tmp_path / "choices.jsonl").read_text().splitlines()
+    assert len(chosen) == 2
     results = sweep(MemoryStore(), tmp_path, Cs=CS)
-    assert len(calls) == 4
+    assert (tmp_path / "choices.jsonl").read_text().splitlines()[:2] == chosen
     undisturbed = sweep(MemoryStore(), tmp_path / "other", Cs=CS)
     assert [r.metrics for r in results] == [r.metrics for r in undisturbed]
 
 
 def _slow_sweep(out, log, delay):
-    real = logistic.choose_C
+    class Slow(LogisticProbe):
+        kind = "slow"
 
-    def logged(X, *arguments):
-        with open(log, "a") as file:
-            file.write(f"{os.getpid()}\n")
-        time.sleep(delay)
-        return real(X, *arguments)
+        def fit(self, *arguments):
+            with open(log, "a") as file:
+                file.write(f"{os.getpid()}\n")
+            time.sleep(delay)
+            return super().fit(*arguments)
 
-    logistic.choose_C = logged
-    sweep(MemoryStore(strength=(0.0, 1.0, 1.5, 0.5)), out, Cs=CS)
+    try:
+        sweep(MemoryStore(strength=(0.0, 1.0, 1.5, 0.5)), out, Cs=CS, probe="slow")
+    finally:
+        del PROBES["slow"]
 
 
 def _wait_for(condition):
@@ -141,7 +140,7 @@ def _wait_for(condition):
         time.sleep(0.02)
 
 
-def test_a_killed_worker_is_replaced_and_two_share_the_rest(tmp_path, monkeypatch):
+def test_a_killed_worker_is_replaced_and_two_share_the_rest(tmp_path):
     log, out = tmp_path / "log", tmp_path / "out"
     victim = SPAWN.Process(target=_slow_sweep, args=(out, log, 0.5))
     victim.start()
@@ -152,8 +151,6 @@ def test_a_killed_worker_is_replaced_and_two_share_the_rest(tmp_path, monkeypatc
     log.unlink()
     worker = SPAWN.Process(target=_slow_sweep, args=(out, log, 0.2))
     worker.start()
-    # put back afterwards what _slow_sweep replaces here
-    monkeypatch.setattr(logistic, "choose_C", logistic.choose_C)
     _wait_for(log.exists)
     _slow_sweep(out, log, 0.2)
     worker.join(240)
