@@ -14,7 +14,8 @@ from sklearn.preprocessing import StandardScaler
 
 from probekit.evaluate.sweep import sweep
 from probekit.features.store import FeatureStore
-from probekit.probes import get_protocol
+from probekit.probes import PROBES, get_protocol
+from probekit.probes.logistic import LogisticProbe
 from probekit.results.journal import Journal
 from probekit.results.predictions import row_predictions
 from probekit.runtime.errors import UserError
