@@ -163,11 +163,11 @@ def test_a_killed_worker_is_replaced_and_two_share_the_rest(tmp_path):
 
 def test_other_settings_on_the_same_output_are_refused(tmp_path):
     sweep(MemoryStore(), tmp_path, Cs=CS, layers=["00"])
-    with pytest.raises(UserError, match=r"protocol Cs: 4 values 0.001 to 1 there, 3 values 0.001 to 0.1 here"):
+    with pytest.raises(UserError, match=r"protocol.Cs: 4 values 0.001 to 1 there, 3 values 0.001 to 0.1 here"):
         sweep(MemoryStore(), tmp_path, Cs=CS[:-1])
-    with pytest.raises(UserError, match="dtype: auto there, float64 here"):
+    with pytest.raises(UserError, match='dtype: "auto" there, "float64" here'):
         sweep(MemoryStore(), tmp_path, Cs=CS, dtype="float64")
-    with pytest.raises(UserError, match="feature file: memory there, other here"):
+    with pytest.raises(UserError, match='feature file: "memory" there, "other" here'):
         sweep(MemoryStore(id="other"), tmp_path, Cs=CS)
     assert len(sweep(MemoryStore(id="other"), tmp_path, Cs=CS, series="second", layers=[0])) == 2
 
