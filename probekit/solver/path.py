@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,11 @@ class ProbePath:
         """The `LinearProbe` of penalty number `index`, fitted, with this path's settings."""
         # by name: the solver can be read, and used, without the estimators that are built on it
         return import_module("probekit.probes.linear").LinearProbe.from_path(self, index)
+
+    def probe(self, index: int) -> Any:
+        """The fitted `LinearProbe` of penalty number `index`."""
+        # by name: a convenience of the user's, not a dependency of the solver
+        return import_module("probekit").LinearProbe.from_path(self, index)
 
 
 def fit_path(
