@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib import import_module
 from typing import Any
 
 import numpy as np
