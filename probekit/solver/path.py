@@ -112,11 +112,6 @@ class ProbePath:
         # by name: the solver can be read, and used, without the estimators that are built on it
         return import_module("probekit.probes.linear").LinearProbe.from_path(self, index)
 
-    def probe(self, index: int) -> Any:
-        """The fitted `LinearProbe` of penalty number `index`."""
-        # by name: a convenience of the user's, not a dependency of the solver
-        return import_module("probekit").LinearProbe.from_path(self, index)
-
 
 def fit_path(
     X: Any,
