@@ -51,13 +51,7 @@ ARROWS = {
 # arrows that the probe protocol is to turn; none may be added
 PENDING = {
     ("probekit.evaluate.study", "probekit.reports"),
-    ("probekit.features.lazy_features", "probekit.selection"),
     ("probekit.features.lazy_features", "probekit.solver"),
-    ("probekit.features.lazy_features", "probekit.probes"),
-    ("probekit.selection.choose_C", "probekit.probes"),
-    ("probekit.selection.choose_C", "probekit.results"),
-    ("probekit.selection.folds", "probekit.datasets.splits"),
-    ("probekit.selection.protocol", "probekit.probes.sgd"),
     ("probekit.solver.path", "probekit.probes.linear"),
 }
 FOUNDATION = {f"igpt_model.{name}" for name in ("errors", "hashing", "atomic", "checked_json", "locks", "ranges")}

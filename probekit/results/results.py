@@ -1,6 +1,6 @@
 """`Results`: all records of one or several results files, as tables, curves, verdicts and comparisons."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,12 @@ class Results:
         """Some records only, for instance those of one dataset."""
         results = cls()
         results.records = list(records)
+        return results
+
+    def only(self, keys: Collection[str]) -> "Results":
+        """The records with these keys, of the same files."""
+        results = Results()
+        results.paths, results.records = self.paths, [record for record in self.records if record.key in keys]
         return results
 
     def __len__(self) -> int:
@@ -95,7 +101,7 @@ class Results:
         """One row a record: what it is, how it was chosen, how it tests, and whether to trust it."""
         import pandas as pd
 
-        return pd.DataFrame([_row(record) for record in self.records], columns=list(_COLUMNS))
+        return pd.DataFrame([_row(record) for record in self.records])
 
     def plot_depth(self, ax: Any = None) -> "Axes":
         """Draw accuracy over depth, one line a series, with pointwise Wilson 95 % bars.
@@ -127,18 +133,25 @@ class Results:
         return f"Results({where}: {len(self)} records, series {', '.join(self.series)})"
 
 
-_COLUMNS = (
-    "series", "dataset", "kind", "layers", "depth", "width", "seed", "train_rows", "protocol", "selection", "C",
-    "val_accuracy", "top1", "low", "high", "top5", "mean_per_class", "log_loss", "train_accuracy", "n_test",
-    "converged", "at_grid_edge", "seconds", "key",
-)  # fmt: skip
-
-
 def _row(r: Record) -> dict[str, Any]:
-    values = (
-        r.series, r.dataset.get("name"), r.kind, "+".join(r.layers), r.depth, r.width, r.seed, r.train_rows,
-        r.protocol["name"], r.selection, r.chosen_C, r.selection_score[0], r.accuracy, r.metrics["top1_low"],
-        r.metrics["top1_high"], r.metrics["top5"], r.metrics["mean_per_class"], r.metrics["log_loss"], r.train_accuracy,
-        r.metrics["n_test"], r.is_converged, r.at_grid_edge, r.seconds, r.key,
-    )  # fmt: skip
-    return dict(zip(_COLUMNS, values, strict=True))
+    names = {"top1_low": "low", "top1_high": "high"}
+    return {
+        "series": r.series,
+        "dataset": r.dataset.get("name"),
+        "kind": r.kind,
+        "layers": "+".join(r.layers),
+        "depth": r.depth,
+        "width": r.width,
+        "seed": r.seed,
+        "train_rows": r.train_rows,
+        "protocol": r.protocol["name"],
+        "selection": r.selection,
+        "C": r.chosen_C,
+        "val_accuracy": r.selection_score[0],
+        **{names.get(name, name): value for name, value in r.metrics.items()},
+        "train_accuracy": r.train_accuracy,
+        "converged": r.is_converged,
+        "at_grid_edge": r.at_grid_edge,
+        "seconds": r.seconds,
+        "key": r.key,
+    }

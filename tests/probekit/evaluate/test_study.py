@@ -87,7 +87,7 @@ def test_the_second_call_computes_nothing(no_report, tmp_path, data, encoder, mo
         raise AssertionError("computed again")
 
     monkeypatch.setattr(type(encoder), "__call__", forbidden)
-    monkeypatch.setattr("probekit.probes.probe.choose_C", forbidden)
+    monkeypatch.setattr("probekit.probes.logistic.choose_C", forbidden)
     monkeypatch.setattr(sys.modules["probekit.evaluate.concat"], "choose_C", forbidden)
     monkeypatch.setattr("probekit.evaluate.runner.Runner.test", forbidden)
     again = study(encoder, data[0], out, Cs=CS, window=2)
