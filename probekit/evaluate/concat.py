@@ -20,6 +20,7 @@ from probekit.results.record import Record, read_records
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError
 from probekit.runtime.progress import Progress
+from probekit.runtime.progress_bar import shown
 from probekit.runtime.workers import worker_processes
 from probekit.selection.choose_C import Selection, choose_C
 from probekit.selection.layers import greedy, windows
@@ -41,7 +42,7 @@ def concat(
     probes: Sequence[str] = (),
     workers: int = 1,
     parallel: Literal["layers", "rows"] = "layers",
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Results:
     """Probe concatenated layers: windows around the best single layer, and a greedy choice.
 
@@ -76,14 +77,14 @@ def concat(
         Processes that share the work and the cores, as in `sweep`.
     parallel : str
         What processes started by torchrun share: layers, or the rows of one layer, as in `sweep`.
-    progress : callable
-        Called with (sets of layers examined, sets known so far).
+    progress : callable or bool
+        Called with (sets of layers examined, sets known so far). True shows a bar, as in a notebook.
 
     Returns
     -------
     Results
-        The records of this call: the single layers and the concatenated ones. Those of kind "concat" say in `candidates` how their layers were chosen and how
-        many sets were tried.
+        The records of this call, of single and of concatenated layers. Those of kind "concat" say in `candidates` how
+        their layers were chosen and how many sets were tried.
 
     Raises
     ------
@@ -100,12 +101,20 @@ def concat(
     check_kinds(probes, ("layers",), runner.protocol)
     if len(runner.store.layers) < 2:
         raise UserError(f"Series {runner.series!r} has one layer only, so there is nothing to concatenate.")
-    settings = {"protocol": protocol, "Cs": Cs, "series": runner.series, "backend": backend, "device": device, "dtype": dtype}
+    settings = {
+        "protocol": protocol,
+        "Cs": Cs,
+        "series": runner.series,
+        "backend": backend,
+        "device": device,
+        "dtype": dtype,
+    }
     settings["parallel"] = parallel
     again = {"window": window, "greedy_width": greedy_width, "probes": probes}
     path = path_for_workers(runner.store, workers)
     with worker_processes(workers, concat, path, runner.out, **settings, **again):
-        jobs = _concat(runner, settings, window, greedy_width, probes, progress)
+        with shown(progress, "concat", "sets of layers") as show:
+            jobs = _concat(runner, settings, window, greedy_width, probes, show)
     done = {runner.identity(job).key for job in jobs}
     results = Results(runner.out)
     warn_unconverged(results.only(done).records)
@@ -122,7 +131,7 @@ def _concat(
 ) -> list[Job]:
     """Sweep what is missing, find the sets of layers, probe them; returns the jobs done."""
     n_layers = len(runner.store.layers)
-    sweep(runner.store, out=runner.out, **settings)
+    sweep(runner.store, out=runner.out, progress=False, **settings)
     keys = {runner.identity(Job((layer,))).key for layer in runner.store.layers}
     singles = sorted((r for r in read_records(runner.out) if r.key in keys), key=lambda r: r.depth or 0)
     best = choose_layer(singles)

@@ -5,7 +5,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,6 +20,7 @@ from probekit.results.record import Record
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError
 from probekit.runtime.progress import Progress
+from probekit.runtime.progress_bar import shown
 from probekit.runtime.workers import worker_processes
 from probekit.selection.protocol import resolve_protocol
 from probekit.selection.settings import make_settings
@@ -42,7 +43,7 @@ def sweep(
     probe: str | None = None,
     workers: int = 1,
     parallel: Literal["layers", "rows"] = "layers",
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Results:
     """Probe every layer: choose C on held-out training rows, refit, test once, and append a record each.
 
@@ -86,8 +87,8 @@ def sweep(
     parallel : str
         What processes started by torchrun share: layers (each fits different ones), or the rows of one layer that is
         too large for one process.
-    progress : callable
-        Called with (fits done, fits in all); for an SGD protocol with steps.
+    progress : callable or bool
+        Called with (fits done, fits in all); for an SGD protocol with steps. True shows a bar, as in a notebook.
 
     Returns
     -------
@@ -135,7 +136,8 @@ def sweep(
     again |= {"backend": backend, "device": device, "dtype": dtype}
     path = path_for_workers(runner.store, workers)
     with worker_processes(workers, sweep, path, out=runner.out, protocol=protocol, **again):
-        runner.run(jobs, progress)
+        with shown(progress, "sweep", "fits") as show:
+            runner.run(jobs, show)
     keys = {runner.identity(job).key for job in jobs}
     results = Results(runner.out).only(keys)
     warn_unconverged([record for record in results if record.tunes == "C"])
@@ -165,9 +167,8 @@ def from_arrays(layers: Mapping[str, ArrayLike], y: ArrayLike | None) -> MemoryS
         raise UserError("Arrays were given without labels; write sweep({'layer1': X1, 'layer2': X2}, y).")
     labels, arrays = np.asarray(y), {name: np.asarray(X) for name, X in layers.items()}
     MemoryStore({"train": (arrays, labels)})  # shapes and types are checked before anything is split
-    parts = zip(("train", "test"), stratified_holdout(labels, TEST_SHARE, 0), strict=True)
-    rows = dict(parts)
-    splits = {name: ({layer: X[chosen] for layer, X in arrays.items()}, labels[chosen]) for name, chosen in rows.items()}
+    rows = dict(zip(("train", "test"), stratified_holdout(labels, TEST_SHARE, 0), strict=True))
+    splits = {name: ({key: X[row] for key, X in arrays.items()}, labels[row]) for name, row in rows.items()}
     return MemoryStore(splits, {"name": "features"}, {"name": "arrays"}, rows)
 
 
@@ -199,6 +200,8 @@ def choose_names(store: Features, layers: str | Sequence[str | int] | None) -> l
     found = set()
     for layer in [layers] if isinstance(layers, str) else layers:
         matched = [name for name in store.layers if fnmatch.fnmatchcase(name, layer)] if isinstance(layer, str) else []
+        if isinstance(layer, str) and not matched and set("*?[") & set(layer):
+            raise UserError(f"No layer matches {layer!r}; there are {', '.join(store.layers)}.")
         found |= set(matched or [store.layer(layer)])
     return [name for name in store.layers if name in found]
 
