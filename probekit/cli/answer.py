@@ -51,7 +51,7 @@ def _show_results(results: "Results") -> None:
     for plan in dict.fromkeys(record.plan for record in results if record.plan):
         detail(f"plan: {plan}")
     show_curves(*results.paths)
-    joined = [record for record in results if record.kind in ("concat", "banded", "mix") and record.seed == 0]
+    joined = [record for record in results if len(record.layers) > 1 and record.seed == 0]
     for record in joined:
         how = "concatenated" if record.kind == "concat" else record.kind
         say(f"{record.series} layers {' '.join(record.layers)} {how}: test accuracy {100 * record.accuracy:.1f} %")
@@ -60,7 +60,8 @@ def _show_results(results: "Results") -> None:
 
 
 def _json_frame(frame: Any) -> Any:
-    return json.loads(frame.to_json(orient="records", double_precision=15))
+    # NaN is no JSON
+    return [{k: None if v != v else v for k, v in row.items()} for row in frame.to_dict("records")]
 
 
 def _json_results(results: "Results") -> dict[str, Any]:

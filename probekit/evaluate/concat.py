@@ -112,9 +112,9 @@ def concat(
     settings["parallel"] = parallel
     again = {"window": window, "greedy_width": greedy_width, "probes": probes}
     path = path_for_workers(runner.store, workers)
-    with worker_processes(workers, concat, path, runner.out, **settings, **again):
-        with shown(progress, "concat", "sets of layers") as show:
-            jobs = _concat(runner, settings, window, greedy_width, probes, show)
+    helpers = worker_processes(workers, concat, path, runner.out, **settings, **again)
+    with helpers, shown(progress, "concat", "sets of layers") as show:
+        jobs = _concat(runner, settings, window, greedy_width, probes, show)
     done = {runner.identity(job).key for job in jobs}
     results = Results(runner.out)
     warn_unconverged(results.only(done).records)

@@ -16,7 +16,8 @@ import numpy as np
 from igpt_model.voting import modal_vote
 from probekit.evaluate.predict import load_fitted
 from probekit.features.store import FeatureStore
-from probekit.results.metrics import bootstrap_interval, mcnemar_exact, wilson_interval
+from probekit.results.metrics import wilson_interval
+from probekit.results.paired import PairedDifference
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record
 from probekit.runtime.errors import UserError
@@ -33,7 +34,7 @@ class MaskEnsemble:
     ----------
     single : (M,) accuracy under each mask, the record's own first
     accuracy, low, high : of the modal prediction, with Wilson's 95 % interval
-    gain, gain_low, gain_high, p : of the ensemble over the record's own mask: paired bootstrap, exact McNemar test
+    gain : of the ensemble over the record's own mask
     predictions : int64 (N,)
     """
 
@@ -41,10 +42,7 @@ class MaskEnsemble:
     accuracy: float
     low: float
     high: float
-    gain: float
-    gain_low: float
-    gain_high: float
-    p: float
+    gain: PairedDifference
     predictions: np.ndarray
 
 
@@ -74,15 +72,11 @@ def mask_ensemble(record: Record, stores: Sequence[FeatureStore | str | Path], s
     predicted_MN = np.stack(predicted)
     voted = modal_vote(predicted_MN, own.row_ids, seed)
     right = voted == own.labels
-    gain_low, gain_high = bootstrap_interval(right, own.correct, seed=seed)
     return MaskEnsemble(
         (predicted_MN == own.labels).mean(1),
         float(right.mean()),
         *wilson_interval(int(right.sum()), len(right)),
-        float(right.mean() - own.correct.mean()),
-        gain_low,
-        gain_high,
-        mcnemar_exact(right, own.correct),
+        PairedDifference.from_rows(right, own.correct, seed=seed),
         voted,
     )
 

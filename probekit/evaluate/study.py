@@ -20,7 +20,6 @@ from probekit.evaluate.concat import concat
 from probekit.evaluate.sweep import seed_list, sweep
 from probekit.features.extract import extract
 from probekit.features.store import FeatureStore
-from probekit.reports import write_report
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError, check_at_least
 from probekit.selection.protocol import Protocol, resolve_protocol
@@ -190,8 +189,9 @@ def study(
         for name in series:
             _join(stores[name], folder, settled, window, greedy_width, name, say, solving)
     folders = [folder for _, folder in places]
-    write_report(folders, out / "report")
-    return Results(*folders)
+    results = Results(*folders)
+    results.report(out / "report")
+    return results
 
 
 def _join(

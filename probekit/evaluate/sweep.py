@@ -78,7 +78,8 @@ def sweep(
     dtype : str
         Precision of the solver; auto is float64 where that costs nothing.
     checks : sequence of str
-        Kinds of cheap probes of every layer beside the protocol's: knn, ridge.
+        Cheap probes of every layer beside the protocol's: knn (nearest neighbours), ridge, or another kind of
+        `probekit.probes.PROBES` that reads a layer.
     probe : str
         Kind of probe instead of the protocol's own; attentive, AIM's, needs a file extracted from tokens:igpt:RUN.
     workers : int
@@ -135,9 +136,9 @@ def sweep(
     }
     again |= {"backend": backend, "device": device, "dtype": dtype}
     path = path_for_workers(runner.store, workers)
-    with worker_processes(workers, sweep, path, out=runner.out, protocol=protocol, **again):
-        with shown(progress, "sweep", "fits") as show:
-            runner.run(jobs, show)
+    helpers = worker_processes(workers, sweep, path, out=runner.out, protocol=protocol, **again)
+    with helpers, shown(progress, "sweep", "fits") as show:
+        runner.run(jobs, show)
     keys = {runner.identity(job).key for job in jobs}
     results = Results(runner.out).only(keys)
     warn_unconverged([record for record in results if record.tunes == "C"])

@@ -11,7 +11,7 @@ import torch
 
 from probekit.features.store import Features
 from probekit.runtime.errors import UserError
-from probekit.solver.memory_plan import SHARE, free_memory
+from probekit.runtime.memory import SHARE, free_memory
 
 BLOCK_ROWS = 8192  # of a pass over them
 COPIES = 3  # the layer as read, the rows of a round, and the solver's own

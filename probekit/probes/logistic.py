@@ -46,6 +46,6 @@ def certificate_of(path: ProbePath) -> dict[str, Any]:
         "converged": bool(path.converged[0]),
         "n_iter": int(c["n_iter"][0]),
         "grad_rel": float(c["grad_rel"][0]),
-        "gap": float(c["decrement_gap"][0]),
+        "gap": float(c["gap"][0]),
         "stop_reason": str(c["stop_reason"][0]),
     }

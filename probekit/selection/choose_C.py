@@ -198,8 +198,7 @@ def choose_C(X: Any, split: TrainingRows, protocol: Protocol, settings: FitSetti
         path = settings.fit_path(X[fitted], split.y[fitted], Cs, split.weights[fitted], protocol)
         scores = score_path(path, *settings.shard(X[held], split.y[held], split.weights[held]))
         correct, loss = settings.sum(np.stack(scores))
-        names = {"n_iter": "n_iter", "grad_rel": "grad_rel", "gap": "decrement_gap"}
-        found = {name: np.asarray(path.certificates[own], float) for name, own in names.items()}
+        found = {name: np.asarray(path.certificates[name], float) for name in ("n_iter", "grad_rel", "gap")}
         weight = float(split.weights[held].sum())
         return HeldOut(correct, loss, weight, found | {"converged": path.converged}, path.plan)
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from probekit.runtime.errors import UserError
 from probekit.solver.certificate import Certificate
-from probekit.solver.data import Rows
+from probekit.solver.cuml_backend import fit_cuml
+from probekit.solver.data import WeightedData
 from probekit.solver.inputs import Inputs
 from probekit.solver.memory_plan import penalties_at_once
 from probekit.solver.objective import l2_to_C
@@ -68,7 +69,7 @@ def _torch(inputs: Inputs, l2s: Array, tol: float, max_iter: int, fit_intercept:
     )
 
 
-def _solved(rows: Rows, l2s: Array, tol: float, max_iter: int) -> Fitted:
+def _solved(rows: WeightedData, l2s: Array, tol: float, max_iter: int) -> Fitted:
     solution = solve(rows, torch.from_numpy(l2s).to(rows.device), tol=tol, max_iter=max_iter)
     return _fitted(
         solution.certificate,
@@ -128,27 +129,7 @@ def _sklearn(inputs: Inputs, l2s: Array, tol: float, max_iter: int, fit_intercep
 
 
 def _cuml(inputs: Inputs, l2s: Array, tol: float, max_iter: int, fit_intercept: bool) -> Fitted:
-    try:
-        import cuml
-        from cuml.linear_model import LogisticRegression
-    except ImportError as error:
-        raise UserError(
-            "backend 'cuml' needs RAPIDS cuML, which is not installed; `pip install igpt-probekit[cuml-cu12]`, "
-            "or use backend='torch'."
-        ) from error
-    X, y, weights = _host_rows(inputs)
-    fits = []
-    for l2 in l2s:
-        model = LogisticRegression(
-            C=float(l2_to_C(l2, len(y))),
-            tol=min(1e-4, tol) * 1e-3,
-            max_iter=max_iter,
-            fit_intercept=fit_intercept,
-            output_type="numpy",
-        )
-        model.fit(X, y, sample_weight=weights * len(y))
-        coef, intercept = np.asarray(model.coef_, np.float64), np.asarray(model.intercept_, np.float64)
-        fits.append((coef, np.broadcast_to(intercept, len(coef)), int(np.max(model.solver_model.num_iters))))
-    return _external(
-        replace(inputs, rows=replace(inputs.rows, intercept=fit_intercept)), l2s, tol, fits, f"cuml-{cuml.__version__}"
-    )
+    Cs = l2_to_C(l2s, len(inputs.rows))
+    fits, version = fit_cuml(inputs.rows, Cs, min(1e-4, tol) * 1e-3, max_iter, fit_intercept)
+    rows = replace(inputs.rows, intercept=fit_intercept)
+    return _external(replace(inputs, rows=rows), l2s, tol, fits, f"cuml-{version}")

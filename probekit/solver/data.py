@@ -1,4 +1,4 @@
-"""Rows of features as the solvers see them: blocks of (X, y, weights), wherever X lives.
+"""Labelled, weighted rows as the solver sees them: blocks of (X, y, weights), wherever X is stored.
 
 X may be an array in memory or anything with `.shape` and row slices (an HDF5 dataset, a memmap). A block is cast,
 shifted, scaled and projected as it is read, so no second copy is needed on disk, and gets a last column of ones: the
@@ -7,9 +7,8 @@ intercept is then one more coefficient, which no penalty touches.
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ STREAM_ROWS = 8192  # rows read at a time from a source outside memory
 
 
 @dataclass(frozen=True)
-class Rows:
+class WeightedData:
     """Labelled, weighted rows.
 
     Attributes
@@ -34,6 +33,7 @@ class Rows:
     projection : (D, r) tensor or None; then multiplied by it
     intercept : False makes the last column zeros, which holds every intercept at zero
     ready : X is the solver's own tensor, transformed and with its last column; blocks are views of it
+    sharded : these rows are one rank's share of a torch.distributed run; sums go over all ranks
     """
 
     X: Any
@@ -47,6 +47,7 @@ class Rows:
     projection: Tensor | None = None
     intercept: bool = True
     ready: bool = False
+    sharded: bool = False
 
     def __len__(self) -> int:
         return len(self.y)
@@ -62,6 +63,25 @@ class Rows:
     def n_coef_rows(self) -> int:
         """R: one coefficient row for two classes, K for more."""
         return 1 if self.n_classes == 2 else self.n_classes
+
+    def sum_over_ranks(self, *tensors: Tensor) -> None:
+        """Add each tensor over the ranks, in place, if the rows are sharded."""
+        if self.sharded:
+            for tensor in tensors:
+                torch.distributed.all_reduce(tensor)
+
+    def over_ranks(self, value: float, op: str) -> float:
+        """The "MIN" or "MAX" of a number over the ranks, by which all of them may decide alike."""
+        if not self.sharded:
+            return value
+        number = torch.tensor(value, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(number, getattr(torch.distributed.ReduceOp, op))
+        return float(number)
+
+    @cached_property
+    def largest_share(self) -> int:
+        """Rows of the rank that has most."""
+        return int(self.over_ranks(len(self), "MAX"))
 
     def read(self, start: int, stop: int) -> Tensor:
         """Rows start..stop in solver coordinates, (n, width + 1)."""
@@ -112,7 +132,7 @@ class Rows:
                     waiting = reader.submit(self.read, after, min(after + STREAM_ROWS, len(self)))
                 yield start, chunk
 
-    def materialise(self) -> "Rows":
+    def materialise(self) -> "WeightedData":
         """The same rows, transformed and held in memory column after column: products run over long rows of X'."""
         X = torch.empty(self.width + 1, len(self), dtype=self.dtype, device=self.device).T
         for start, chunk in self._read_ahead():
@@ -120,61 +140,25 @@ class Rows:
         return replace(self, X=X, shift=None, scale=None, projection=None, ready=True)
 
 
-_DEALT: ContextVar[bool] = ContextVar("rows are dealt to ranks", default=False)
-
-
-@contextmanager
-def rows_dealt_to_ranks(dealt: bool) -> Iterator[None]:
-    """While the body runs, this process's rows are one rank's share, if `dealt`; else they are all there are.
-
-    Said, not guessed from torch.distributed: ranks that share a journal each fit a layer of their own.
-    """
-    token = _DEALT.set(dealt)
-    try:
-        yield
-    finally:
-        _DEALT.reset(token)
-
-
-def are_dealt() -> bool:
-    """Whether the rows at hand are one rank's share."""
-    return _DEALT.get()
-
-
-def sum_over_ranks(*tensors: Tensor) -> None:
-    """Add each tensor over the ranks, in place, where rows are dealt to them; does nothing elsewhere."""
-    if are_dealt():
-        for tensor in tensors:
-            torch.distributed.all_reduce(tensor)
-
-
-def largest_share(rows: Rows) -> int:
-    """Rows of the rank that has most: what all ranks may decide by."""
-    most = torch.tensor(len(rows), device=rows.device)
-    if are_dealt():
-        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-    return int(most)
-
-
-def mean_and_deviation(rows: Rows) -> tuple[Tensor, Tensor]:
+def mean_and_deviation(data: WeightedData) -> tuple[Tensor, Tensor]:
     """Weighted mean and deviation (D,) in float64; a constant column gets deviation 1.
 
     Sums are of differences from one row, the heaviest: a constant column then has deviation zero, whatever its value.
     Whether a spread is one is judged in float64, the precision of these sums, not in the solver's.
     """
-    exact = replace(rows, dtype=torch.float64)
-    heaviest = int(rows.weights.argmax())
+    exact = replace(data, dtype=torch.float64)
+    heaviest = int(data.weights.argmax())
     pivot = exact.read(heaviest, heaviest + 1)[0, :-1].contiguous()
-    if are_dealt():
+    if data.sharded:
         torch.distributed.broadcast(pivot, 0)
     near = replace(exact, shift=pivot)
     mean, square = torch.zeros_like(pivot), torch.zeros_like(pivot)
     for X, _, weights in near.blocks(STREAM_ROWS):
         mean += weights @ X[:, :-1]
-    sum_over_ranks(mean)
+    data.sum_over_ranks(mean)
     for X, _, weights in near.blocks(STREAM_ROWS):
         square += weights @ (X[:, :-1] - mean).square_()
-    sum_over_ranks(square)
+    data.sum_over_ranks(square)
     deviation, mean = square.sqrt(), mean + pivot
     constant = deviation <= 10 * torch.finfo(torch.float64).eps * mean.abs()
     return mean, torch.where(constant, 1.0, deviation)

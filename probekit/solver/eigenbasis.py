@@ -1,9 +1,8 @@
-"""Solver coordinates: centred rows in the eigenbasis of X'X, reduced to rank when D > N.
+"""Coordinates of the solver: centred rows, fewer columns where some depend on others, eigenvectors of X'X.
 
-The l2 penalty does not see rotations, so this changes nothing but the conditioning: in these coordinates the Kronecker
-preconditioner (mean softmax covariance x X'X) is diagonal. With more features than rows a thin QR of X' first brings
-the problem to N columns, exactly: the optimum lies in the row space. Columns that depend on others (grey pixels in
-RGB, dead units) leave in the same way.
+The l2 penalty does not see rotations, so an orthonormal basis of the row space changes nothing: with more features than
+rows a thin QR of X' leaves N columns; columns that depend on others (grey pixels in RGB, dead units) leave likewise.
+Otherwise the columns stay as they are, each with all its digits; eigenvectors serve the preconditioner alone.
 """
 
 from dataclasses import dataclass, replace
@@ -11,98 +10,118 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from probekit.solver.data import STREAM_ROWS, Rows, are_dealt, sum_over_ranks
+from probekit.solver.data import STREAM_ROWS, WeightedData
 
-NEARLY_NULL = 1e-10  # an eigenvalue of X'X below this share of the largest asks for a closer look at the rank
-NULL = 1e-13  # a singular value of X below this share of the largest is rounding
+NULL = 1e-12  # an eigenvalue of X'X below this share of the largest may be rounding
+NULL_OF_COLUMN = 1e-10  # of a column's square: what may be dropped of it
+WORTH_REDUCING = 0.75  # of the columns: fewer than so many are worth a rotation of all rows
+HOLD_ENTRIES = 1 << 24  # centred rows of at most so many entries are held a second time for the certificate
 
 
 @dataclass(frozen=True)
 class Coordinates:
-    """Rows in solver coordinates z = (x - shift) projection, and the ways between both.
+    """Centred rows in the solver's columns, z = (x - shift) projection, and the ways between both.
 
     Attributes
     ----------
-    rows : in solver coordinates and the working precision, in memory or streamed
-    exact : the same in float64
-    shift (D,), projection (D, r) : float64
-    eigenvalues (r,) : of the weighted, centred X'X
+    data, exact : rows in solver columns, in the working precision and in float64; in memory or streamed
+    full : centred rows with all their columns, float64; `exact` itself where there is no projection
+    shift : (D,) float64
+    projection : (D, r) float64 with orthonormal columns, or None where all columns are kept
+    eigenvalues (r,), eigenvectors (r, r) : of the weighted X'X in solver columns; vectors None if it is diagonal
     """
 
-    rows: Rows
-    exact: Rows
+    data: WeightedData
+    exact: WeightedData
+    full: WeightedData
     shift: Tensor
-    projection: Tensor
+    projection: Tensor | None
     eigenvalues: Tensor
+    eigenvectors: Tensor | None
+
+    def to_full(self, theta: Tensor) -> Tensor:
+        """Solver parameters (P, R, r+1) as parameters of the centred rows (P, R, D+1)."""
+        if self.projection is None:
+            return theta
+        return torch.cat([theta[..., :-1] @ self.projection.T, theta[..., -1:]], dim=-1)
 
     def to_original(self, theta: Tensor) -> Tensor:
-        """Solver parameters (P, R, r+1) as parameters of the original rows (P, R, D+1), float64."""
-        coef = theta[..., :-1].double() @ self.projection.T
-        return torch.cat([coef, theta[..., -1:].double() - (coef @ self.shift)[..., None]], dim=-1)
+        """Parameters of the centred rows (P, R, D+1) as parameters of the rows as given."""
+        return torch.cat([theta[..., :-1], theta[..., -1:] - (theta[..., :-1] @ self.shift)[..., None]], dim=-1)
 
-    def to_solver(self, theta: Tensor) -> Tensor:
-        """The inverse, for coefficients in the row space; float64."""
-        theta = theta.double()
-        intercept = theta[..., -1:] + (theta[..., :-1] @ self.shift)[..., None]
-        return torch.cat([theta[..., :-1] @ self.projection, intercept], dim=-1)
+    def from_original(self, theta: Tensor) -> Tensor:
+        """The inverse of `to_original`."""
+        return torch.cat([theta[..., :-1], theta[..., -1:] + (theta[..., :-1] @ self.shift)[..., None]], dim=-1)
 
     def gradient_to_original(self, gradient: Tensor) -> Tensor:
-        """A gradient with respect to the solver's parameters as one with respect to the original coefficients."""
-        return gradient[..., :-1] @ self.projection.T + gradient[..., -1:] * self.shift
+        """A gradient in centred coordinates as one with respect to the original coefficients and intercept."""
+        return torch.cat([gradient[..., :-1] + gradient[..., -1:] * self.shift, gradient[..., -1:]], dim=-1)
 
 
-def row_space(X: Tensor) -> Tensor:
-    """Orthonormal basis (r, rank) of the rows of X (N, r).
+def find_coordinates(
+    data: WeightedData, in_memory: bool = True, reduce: bool = True, eigen: bool = True
+) -> Coordinates:
+    """Centre the rows and find eigenvalues; `in_memory` holds the rows, otherwise they are streamed from their source.
 
-    Directions along which no row moves hold no coefficient at the optimum, so leaving them out changes nothing. They
-    are judged by singular values of a triangular factor, accurate to rounding; eigenvalues of X'X are only to its root.
+    `reduce` False keeps all columns, dependent or not; without `eigen` there are no eigenvalues, and only more features
+    than rows are reduced.
     """
-    triangle = torch.linalg.qr(X, mode="r")[1]
-    _, scales, basis = torch.linalg.svd(triangle, full_matrices=False)
-    return basis[: max(int((scales > NULL * scales[0]).sum()), 1)].T.contiguous()
-
-
-def eigenbasis(rows: Rows, in_memory: bool = True) -> Coordinates:
-    """Find the coordinates; `in_memory` holds the rotated rows, otherwise they are rotated as they are streamed."""
-    D = rows.width
-    exact = replace(rows, dtype=torch.float64)
-    shift = torch.zeros(D, dtype=torch.float64, device=rows.device)
-    if rows.intercept:
+    exact = replace(data, dtype=torch.float64)
+    shift = torch.zeros(data.width, dtype=torch.float64, device=data.device)
+    if data.intercept:
         for X, _, weights in exact.blocks(STREAM_ROWS):
             shift += weights @ X[:, :-1]
-        sum_over_ranks(shift)
-    # the transformation of a block is (x - shift) / scale: a shift of scaled features moves by shift * scale
-    raw_shift = shift if rows.scale is None else shift * rows.scale
-    exact = replace(exact, shift=raw_shift if rows.shift is None else rows.shift + raw_shift)
-    reduction = None
-    if len(rows) < D and not are_dealt():
-        reduction, _ = torch.linalg.qr(torch.cat([X[:, :-1] for X, _, _ in exact.blocks(STREAM_ROWS)]).T)
-        exact = replace(exact, projection=reduction)
-    if in_memory:
-        exact = exact.materialise()
-    r = exact.width
-    # any orthonormal basis is exact, so the moment may be summed in the working precision
-    moment = torch.zeros(r, r, dtype=torch.float64, device=rows.device)
-    for X, _, weights in exact.blocks(STREAM_ROWS):
-        features = X[:, :-1].to(rows.dtype)
-        moment += (features.T @ (features * weights.to(rows.dtype)[:, None])).double()
-    sum_over_ranks(moment)
+        data.sum_over_ranks(shift)
+    # a block is (x - shift) / scale: a shift of scaled features moves by shift * scale
+    raw_shift = shift if data.scale is None else shift * data.scale
+    full = replace(exact, shift=raw_shift if data.shift is None else data.shift + raw_shift)
+    if in_memory and len(data) * data.width <= HOLD_ENTRIES:
+        full = full.materialise()
+    reduce, projection, exact = reduce and not data.sharded, None, full
+    if reduce and len(data) < data.width:
+        projection = torch.linalg.qr(torch.cat([X[:, :-1] for X, _, _ in full.blocks(STREAM_ROWS)]).T)[0]
+        exact = _project(full, projection, in_memory)
+    elif in_memory and not full.ready:
+        exact = full = full.materialise()
+    if not eigen:
+        return Coordinates(exact, exact, full, shift, projection, torch.empty(0), None)
+    moment = _moment(exact, data.dtype)
     values, vectors = torch.linalg.eigh(moment)
-    if in_memory and float(values[0]) < NEARLY_NULL * float(values[-1]) and not are_dealt():
-        space = row_space(exact.X[:, :-1])
-        values, vectors = torch.linalg.eigh(space.T @ moment @ space)
-        vectors = space @ vectors
-    projection = vectors if reduction is None else reduction @ vectors
-    if in_memory:
-        X = exact.X
-        for start in range(0, len(X), STREAM_ROWS):
-            block = X[start : start + STREAM_ROWS].T
-            turned = vectors.T @ block[:-1]
-            block[-1 - len(turned) : -1].copy_(turned)
-        if vectors.shape[1] < r:
-            exact = replace(exact, X=X[:, -1 - vectors.shape[1] :])
-        working = exact if rows.dtype == torch.float64 else replace(exact, X=exact.X.to(rows.dtype), dtype=rows.dtype)
-    else:
-        exact = replace(exact, projection=projection)
-        working = replace(exact, dtype=rows.dtype)
-    return Coordinates(working, exact, shift, projection, values.clamp_min(0))
+    if reduce and float(values[len(values) // 4]) < 10 * torch.finfo(data.dtype).eps * float(values[-1]):
+        moment = _moment(exact, torch.float64)
+        values, vectors = torch.linalg.eigh(moment)
+        kept = values > NULL * values[-1]
+        dropped = vectors[:, ~kept].square() @ values[~kept].clamp_min(0)
+        harmless = bool((dropped <= NULL_OF_COLUMN * moment.diagonal()).all())
+        if int(kept.sum()) <= WORTH_REDUCING * len(values) and bool(kept.any()) and harmless:
+            values, basis = values[kept], vectors[:, kept]
+            projection = basis if projection is None else projection @ basis
+            exact = _project(full, projection, in_memory)
+            vectors = torch.empty(0)
+    working = exact
+    if data.dtype != torch.float64:
+        working = replace(exact, X=exact.X.to(data.dtype) if exact.ready else exact.X, dtype=data.dtype)
+    return Coordinates(
+        working, exact, full, shift, projection, values.clamp_min(0), vectors if vectors.numel() else None
+    )
+
+
+def _moment(exact: WeightedData, dtype: torch.dtype) -> Tensor:
+    """Weighted X'X (r, r), summed in `dtype`."""
+    moment = torch.zeros(exact.width, exact.width, dtype=torch.float64, device=exact.device)
+    for X, _, weights in exact.blocks(STREAM_ROWS):
+        features = X[:, :-1].to(dtype)
+        moment += (features.T @ (features * weights.to(dtype)[:, None])).double()
+    exact.sum_over_ranks(moment)
+    return moment
+
+
+def _project(full: WeightedData, projection: Tensor, in_memory: bool) -> WeightedData:
+    """Centred rows (held or streamed) in the columns of a projection (D, r)."""
+    if full.ready:
+        X = torch.empty(projection.shape[1] + 1, len(full), dtype=torch.float64, device=full.device)
+        torch.mm(projection.T, full.X[:, :-1].T, out=X[:-1])
+        X[-1] = full.X[:, -1]
+        return replace(full, X=X.T)
+    projected = replace(full, projection=projection)
+    return projected.materialise() if in_memory else projected

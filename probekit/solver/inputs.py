@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from probekit.runtime.device import usable_device
 from probekit.runtime.errors import UserError
-from probekit.solver.data import Rows, are_dealt, mean_and_deviation
+from probekit.solver.data import WeightedData, mean_and_deviation
 from probekit.solver.validation import (
     FINITE_ROWS,
     is_wide,
@@ -28,7 +28,7 @@ SMALL = 1 << 20  # entries of X up to which float64 costs next to nothing, and s
 class Inputs:
     """Checked inputs: rows whose X the penalty acts on (standardised on the fly if asked), and what belongs to them."""
 
-    rows: Rows
+    rows: WeightedData
     Cs: NDArray[np.float64]
     classes: NDArray[Any]
     total_weight: float
@@ -53,6 +53,7 @@ def read_inputs(
     standardize: bool,
     device: str,
     dtype: str | None,
+    sharded: bool = False,
 ) -> Inputs:
     """Check everything once, before any work."""
     where = usable_device(device)
@@ -63,18 +64,18 @@ def read_inputs(
     weights = read_weights(sample_weight, len(labels))
     classes, index = np.unique(labels, return_inverse=True)
     mass: NDArray[np.float64] = np.bincount(index, weights, minlength=len(classes)).astype(np.float64)
-    if are_dealt():
+    if sharded:
         classes, mass, solver_dtype = _over_ranks(classes, mass, solver_dtype)
         index = np.searchsorted(classes, labels)
     total, present = float(mass.sum()), mass > 0
     if present.sum() < 2:
         raise UserError(f"y holds one class only ({classes[present][0]!r}); a probe needs at least two.")
     require_strength(penalties, total)
-    rows = Rows(
+    rows = WeightedData(
         X=source,
         y=torch.from_numpy(index.astype(np.int64)).to(where),
         weights=torch.from_numpy(weights / total).to(where),
-        n_classes=len(classes), dtype=solver_dtype, device=where,
+        n_classes=len(classes), dtype=solver_dtype, device=where, sharded=sharded,
     )  # fmt: skip
     _require_finite(rows)
     mean = scale = None
@@ -90,7 +91,7 @@ def standardizer(X: Any, sample_weight: ArrayLike | None = None) -> tuple[NDArra
     source = read_features(X)
     weights = torch.from_numpy(read_weights(sample_weight, source.shape[0]))
     where = source.device if isinstance(source, torch.Tensor) else torch.device("cpu")
-    rows = Rows(
+    rows = WeightedData(
         X=source, y=torch.zeros(len(weights), dtype=torch.int64, device=where),
         weights=(weights / weights.sum()).to(where), n_classes=2, dtype=torch.float64, device=where,
     )  # fmt: skip
@@ -118,7 +119,7 @@ def _solver_dtype(source: Any, dtype: str | None) -> torch.dtype:
     return torch.float64 if exact else torch.float32
 
 
-def _require_finite(rows: Rows) -> None:
+def _require_finite(rows: WeightedData) -> None:
     start = 0
     for block, _, _ in rows.blocks(FINITE_ROWS):
         require_finite(block, start)

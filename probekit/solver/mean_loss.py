@@ -1,178 +1,279 @@
-"""One pass over the rows for many probes at once: losses, gradients, Hessian products, mean softmax covariances.
+"""Passes over the rows for many probes at once: losses, gradients, Hessian products, mean softmax covariances.
 
-The logits of P probes with R coefficient rows are one product (P*R, D+1) x (D+1, n), class-major, in row blocks small
-enough to stay in cache. The labels enter only through M = sum_i w_i onehot(y_i) x_i', computed once, since
-    mean loss = sum_i w_i logsumexp(theta x_i) - <theta, M>     and     gradient = sum_i w_i p_i x_i' - M .
-Two classes: logsumexp is softplus, p the sigmoid, M the sum over rows of the second class.
+The mean loss of one probe theta = (W, b) is  sum_i w_i ce(theta x_i, y_i) + l2/2 ||W||^2 , the weights summing to 1.
+Everything is computed from the residuals r_i = p_i - onehot(y_i), never as a difference of two large sums: the label's
+entry is minus the sum of the others. A row that is classified correctly beyond doubt keeps all digits of its small
+loss, gradient and curvature, so near-separable data are measured as accurately as others.
 
-Shapes: P probes, R coefficient rows, D features, n rows of a block. theta (P, R, D+1), the intercept last.
+Shapes: P probes, R coefficient rows (1 if K = 2), D features, n rows of a block, theta (P, R, D+1), the intercept last.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
 
-from probekit.solver.data import STREAM_ROWS, Rows, sum_over_ranks
+from probekit.solver.data import STREAM_ROWS, WeightedData
+from probekit.solver.memory_plan import free_memory
 
-# logits of a block. CPU: about 1 MiB, which stays in cache and is enough for two threads to share. GPU: a kernel is
-# started in microseconds, in which it computes millions; 256 MiB leave the memory to the rows
-BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 26}
+# logits of a block. CPU: about 1 MiB, which stays in cache and is enough for two threads to share. GPU: kernels are
+# started in microseconds, in which they compute millions: a sixteenth of the free memory, within these bounds
+CPU_BLOCK = 1 << 18
+GPU_BLOCKS = (1 << 22, 1 << 28)
+KEEP_BYTES = 1 << 28  # CPU: probabilities or logits kept, which saves one matrix product of three
+INTERCEPT_STEPS = 30
+EPS = torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Of one pass: loss (P,) float64, gradient (P, R, D+1), both with the penalty; probabilities (P, R, N) or None."""
+    """P probes and what one pass measured at them.
 
-    loss: Tensor
+    Attributes
+    ----------
+    theta, gradient : (P, R, D+1) float64; the gradient includes the penalty
+    loss : (P,) float64, with the penalty
+    noise : (P,) bound on what rounding adds to the norm of the gradient (sums over rows, 8 roundings each)
+    probabilities : (P, R, N) or None; for R = 1 the curvature p (1 - p), which cancels if computed from p
+    """
+
+    theta: Tensor
     gradient: Tensor
+    loss: Tensor
+    noise: Tensor
     probabilities: Tensor | None = None
+
+    def put(self, index: Tensor, new: "Evaluation") -> None:
+        """Overwrite the entries at `index`."""
+        for f in fields(self):
+            mine = getattr(self, f.name)
+            if mine is not None:
+                mine[index] = getattr(new, f.name)
+
+    def take(self, index: Tensor) -> "Evaluation":
+        """A copy of the entries at `index` (positions or a mask)."""
+        kept = None if self.probabilities is None else self.probabilities[index]
+        return Evaluation(self.theta[index], self.gradient[index], self.loss[index], self.noise[index], kept)
+
+
+Block = tuple[Tensor, Tensor, Tensor, Tensor, int]  # X, y, weights, logits (P, R, n), number of its first row
 
 
 @dataclass
 class MeanLoss:
-    """The mean loss of the rows as a function of theta, with its reusable buffers.
+    """The mean loss of weighted data as a function of theta, with its reusable buffer."""
 
-    Attributes
-    ----------
-    rows : the data; weights over all ranks sum to 1
-    """
-
-    rows: Rows
-    _label_sums: Tensor | None = None
+    data: WeightedData
     _buffer: Tensor = field(default_factory=lambda: torch.empty(0))
+    _row_norms: Tensor | None = None
 
     @property
-    def label_sums(self) -> Tensor:
-        """M (R, D+1) float64: weighted sums of the rows of each class (of the second class only, if K = 2)."""
-        if self._label_sums is None:
-            rows = self.rows
-            sums = torch.zeros(rows.n_classes, rows.width + 1, dtype=torch.float64, device=rows.device)
-            for X, y, weights in rows.blocks(STREAM_ROWS):
-                sums.index_add_(0, y, X.double() * weights[:, None])
-            sum_over_ranks(sums)
-            self._label_sums = sums[1:] if rows.n_classes == 2 else sums
-        return self._label_sums
+    def row_norms(self) -> Tensor:
+        """(N,) float64 norms of the rows, the last column of ones included."""
+        if self._row_norms is None:
+            blocks = self.data.blocks(STREAM_ROWS)
+            self._row_norms = torch.cat([torch.linalg.vector_norm(X, dim=1).double() for X, _, _ in blocks])
+        return self._row_norms
 
-    def logits(self, theta: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Blocks (X, weights in the working dtype, logits (P, R, n)) of probes theta; the logits' buffer is reused."""
-        P, R, columns = theta.shape
-        return self._blocks(theta.reshape(P * R, columns), P)
+    def __post_init__(self) -> None:
+        self.block_entries, self.keep_bytes = CPU_BLOCK, KEEP_BYTES
+        if self.data.device.type == "cuda":
+            free = free_memory(self.data.device)
+            self.block_entries, self.keep_bytes = min(max(free // 128, GPU_BLOCKS[0]), GPU_BLOCKS[1]), free // 4
 
-    def linear(self, theta: Tensor) -> Tensor:
-        """Logits (P, R, N) of every row without their intercepts."""
-        P, R, columns = theta.shape
-        coef, start = theta[..., :-1].reshape(P * R, columns - 1), 0
-        out = torch.empty(P * R, len(self.rows), dtype=theta.dtype, device=theta.device)
-        for X, _, _ in self.rows.blocks(STREAM_ROWS):
-            torch.mm(coef, X[:, :-1].T, out=out[:, start : start + len(X)])
-            start += len(X)
-        return out.view(P, R, -1)
+    def may_keep(self, n_entries: int, dtype: torch.dtype) -> bool:
+        """Whether `n_entries` values a row fit in the memory for kept logits or probabilities."""
+        return n_entries * self.data.largest_share * torch.finfo(dtype).bits // 8 <= self.keep_bytes
 
-    def _blocks(self, flat: Tensor, P: int, linear: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Blocks (X, weights in the working dtype, logits (P, R, n)); the logits' buffer is reused."""
-        PR, start = len(flat), 0
-        step = max(BLOCK_ELEMENTS.get(flat.device.type, 1 << 18) // PR, 128)
-        step = max(-(-len(self.rows) // -(-len(self.rows) // step)), 1)  # blocks of equal size
-        if self._buffer.numel() < PR * step:
+    def _blocks(self, flat: Tensor, P: int, linear: Tensor | None = None) -> Iterator[Block]:
+        """The rows in blocks, with their logits, whose buffer is reused.
+
+        `linear` (P*R, N) are logits without intercepts, which save the product.
+        """
+        PR, start, N = len(flat), 0, len(self.data)
+        step = max(self.block_entries // PR, 128)
+        step = max(-(-N // -(-N // step)), 1)  # blocks of equal size
+        if self._buffer.numel() < PR * step or self._buffer.dtype != flat.dtype:
             self._buffer = torch.empty(PR * step, dtype=flat.dtype, device=flat.device)
-        for X, _, weights in self.rows.blocks(step):
+        for X, y, weights in self.data.blocks(step):
             z = self._buffer[: PR * len(X)].view(PR, len(X))
             if linear is None:
                 torch.mm(flat, X.T, out=z)
             else:
-                torch.add(linear.view(PR, -1)[:, start : start + len(X)], flat[:, -1:], out=z)
+                torch.add(linear[:, start : start + len(X)], flat[:, -1:], out=z)
+            yield X, y, weights, z.view(P, PR // P, len(X)), start
             start += len(X)
-            yield X, weights.to(flat.dtype), z.view(P, PR // P, len(X))
 
     def evaluate(
-        self, theta: Tensor, l2: Tensor, keep: torch.dtype | None = None, linear: Tensor | None = None
+        self, theta: Tensor, l2: Tensor, keep: torch.dtype | None = None, solve_intercept: bool = False
     ) -> Evaluation:
-        """Losses and gradients of P probes at theta with penalties l2 (P,) float64.
+        """Losses and gradients of P probes with penalties l2 (P,).
 
-        `keep` is the dtype of kept probabilities; `linear`, the logits without intercepts, saves a product.
+        `keep` is the dtype of the probabilities to keep; `solve_intercept` moves the intercepts to their optimum first.
         """
         P, R, columns = theta.shape
-        flat, start = theta.reshape(P * R, columns), 0
-        kept = torch.empty(P, R, len(self.rows), dtype=keep, device=theta.device) if keep else None
-        loss = torch.zeros(P, dtype=torch.float64, device=theta.device)
+        theta = theta.to(self.data.dtype, copy=True)
+        linear = None
+        if solve_intercept and self.data.intercept:
+            if self.may_keep(P * R, theta.dtype):
+                linear = self._linear(theta)
+            self._solve_intercepts(theta, linear)
+        flat = theta.view(P * R, columns)
+        kept = torch.empty(P, R, len(self.data), dtype=keep, device=theta.device) if keep else None
+        loss, noise = (torch.zeros(P, dtype=torch.float64, device=theta.device) for _ in range(2))
         gradient = torch.zeros_like(flat)
-        for X, weights, z in self._blocks(flat, P, linear):
-            # the sum is a small difference from the labels' part: float64, for a K-th of the work
-            loss += softmax_(z).double() @ weights.double()
-            if kept is not None:
-                kept[:, :, start : start + len(X)] = z
-                start += len(X)
-            gradient.addmm_(z.mul_(weights).view(P * R, len(X)), X)
-        sum_over_ranks(loss, gradient)
-        exact, M = theta.double(), self.label_sums
-        loss += 0.5 * l2 * exact[..., :-1].square().sum(dim=(1, 2)) - (exact * M).sum(dim=(1, 2))
-        gradient = gradient.view(P, R, columns) - M.to(theta.dtype)
-        gradient[..., :-1] += (l2[:, None, None] * exact[..., :-1]).to(theta.dtype)
-        return Evaluation(loss, gradient, kept)
+        for X, y, weights, z, start in self._blocks(flat, P, linear):
+            rows = slice(start, start + len(X))
+            losses, missed, _ = residuals_(z, y, None if kept is None else kept[:, :, rows])
+            loss += losses @ weights
+            noise += missed @ (weights * self.row_norms[rows])
+            gradient.addmm_(z.mul_(weights.to(z.dtype)).view(P * R, len(X)), X)
+        self.data.sum_over_ranks(loss, gradient, noise)
+        gradient = gradient.view(P, R, columns)
+        gradient[..., :-1] += l2[:, None, None] * theta[..., :-1]
+        size = theta[..., :-1].square().sum(dim=(1, 2))
+        noise = 8 * EPS * (noise + l2 * size.sqrt())
+        return Evaluation(theta, gradient, loss + 0.5 * l2 * size, noise, kept)
+
+    def _linear(self, theta: Tensor) -> Tensor:
+        """Logits (P*R, N) of every row without their intercepts."""
+        P, R, columns = theta.shape
+        coef, start = theta[..., :-1].reshape(P * R, columns - 1), 0
+        out = torch.empty(P * R, len(self.data), dtype=theta.dtype, device=theta.device)
+        for X, _, _ in self.data.blocks(max(STREAM_ROWS, CPU_BLOCK // 8)):
+            torch.mm(coef, X[:, :-1].T, out=out[:, start : start + len(X)])
+            start += len(X)
+        return out
+
+    def _solve_intercepts(self, theta: Tensor, linear: Tensor | None) -> None:
+        """Newton on the intercepts of theta (P, R, D+1), in place, coefficients held, to the rounding of the sums.
+
+        The Hessian of the first step serves as long as each step gains two digits.
+        """
+        P, R, columns = theta.shape
+        index = torch.arange(P, device=theta.device)
+        hessian = torch.zeros(P, R, R, dtype=torch.float64, device=theta.device)
+        before = torch.full((P,), torch.inf, dtype=torch.float64, device=theta.device)
+        renew = torch.ones(P, dtype=torch.bool, device=theta.device)
+        for step_ in range(INTERCEPT_STEPS):
+            p = len(index)
+            gradient = torch.zeros(p, R, dtype=torch.float64, device=theta.device)
+            floor = torch.zeros(p, dtype=torch.float64, device=theta.device)
+            fresh = torch.zeros(int(renew.sum()), R, R, dtype=torch.float64, device=theta.device)
+            part = None if linear is None else linear.view(P, R, -1)[index].view(p * R, -1)
+            for _, y, weights, z, _ in self._blocks(theta[index].view(p * R, columns), p, part):
+                _, missed, probabilities = residuals_(z, y, torch.empty_like(z) if len(fresh) else None)
+                gradient += z @ weights
+                floor += missed @ weights
+                if probabilities is not None:
+                    fresh += covariance_of(probabilities[renew], weights)
+            self.data.sum_over_ranks(gradient, floor, fresh)
+            if len(fresh):
+                hessian[index[renew]] = fresh
+            size = gradient.abs().amax(dim=1)
+            todo, slow = (size > 4 * EPS * floor) & (size < before[index]), size > 1e-2 * before[index]
+            if not bool(todo.any()) or step_ == INTERCEPT_STEPS - 1:
+                return
+            before[index] = size
+            index, gradient = index[todo], gradient[todo]
+            step = torch.linalg.solve(regular_intercepts(hessian[index]), gradient)
+            # a full step of a nearly separated fit can overshoot; four logits at a time never does
+            theta[index, :, -1] -= step * (4 / step.abs().amax(dim=1, keepdim=True).clamp_min(4))
+            renew = slow[todo]
 
     def covariance(self, theta: Tensor) -> Tensor:
         """Weighted mean softmax covariance diag(p) - p p' of each probe (P, R, R) float64."""
-        P, R, _ = theta.shape
+        P, R, columns = theta.shape
         covariance = torch.zeros(P, R, R, dtype=torch.float64, device=theta.device)
-        for _, weights, z in self.logits(theta):
-            softmax_(z)
-            covariance += covariance_of(z, weights)
-        sum_over_ranks(covariance)
+        for _, y, weights, z, _ in self._blocks(theta.reshape(P * R, columns), P):
+            p = residuals_(z, y, torch.empty_like(z))[2]
+            assert p is not None
+            covariance += covariance_of(p, weights.to(p.dtype)).double()
+        self.data.sum_over_ranks(covariance)
         return covariance
-
-    def probabilities(self, theta: Tensor) -> Tensor:
-        """Probabilities of every row (P, R, N)."""
-        P, R, _ = theta.shape
-        out, start = torch.empty(P, R, len(self.rows), dtype=theta.dtype, device=theta.device), 0
-        for X, _, z in self.logits(theta):
-            softmax_(z)
-            out[:, :, start : start + len(X)] = z
-            start += len(X)
-        return out
 
     def hessian_products(
         self, theta: Tensor, l2: Tensor, direction: Tensor, probabilities: Tensor | None = None
     ) -> Tensor:
         """Hessian at theta times direction (P, R, D+1); probabilities (P, R, N) save one of three products."""
         P, R, columns = theta.shape
-        flat, start = direction.reshape(P * R, columns), 0
-        product = torch.zeros_like(flat)
-        at = theta.reshape(P * R, columns)
-        for X, weights, v in self._blocks(flat, P):
-            if probabilities is None:
-                p = torch.mm(at, X.T).view(P, R, len(X))
-                softmax_(p)
-            else:
+        product = torch.zeros(P * R, columns, dtype=direction.dtype, device=direction.device)
+        at = None if probabilities is not None else theta.to(direction.dtype).reshape(P * R, columns)
+        for X, y, weights, v, start in self._blocks(direction.reshape(P * R, columns), P):
+            if probabilities is not None:
                 p = probabilities[:, :, start : start + len(X)]
-            start += len(X)
-            if R == 1:
-                v.mul_(p).mul_(1 - p)
             else:
+                assert at is not None
+                z = torch.mm(at, X.T).view(P, R, len(X))
+                kept = residuals_(z, y, torch.empty_like(z))[2]
+                assert kept is not None
+                p = kept
+            if R == 1:
+                v.mul_(p)
+            else:
+                # relative to the label's entry, the mean is as small as the doubt about the row, with all its digits
+                v.sub_(v.gather(1, y.expand(P, 1, -1)))
                 v.sub_((p * v).sum(dim=1, keepdim=True)).mul_(p)
-            product.addmm_(v.mul_(weights).view(P * R, len(X)), X)
-        sum_over_ranks(product)
+            product.addmm_(v.mul_(weights.to(v.dtype)).view(P * R, len(X)), X)
+        self.data.sum_over_ranks(product)
         product = product.view(P, R, columns)
-        product[..., :-1] += l2.to(theta.dtype)[:, None, None] * direction[..., :-1]
+        product[..., :-1] += l2.to(product.dtype)[:, None, None] * direction[..., :-1]
         return product
 
 
-def softmax_(z: Tensor) -> Tensor:
-    """Logits (P, R, n) into probabilities, in place; returns logsumexp (P, n) (softplus, if R = 1)."""
+def residuals_(z: Tensor, y: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Logits (P, R, n) of rows with labels y (n,) into residuals p - onehot(y), in place.
+
+    Returns
+    -------
+    losses (P, n) float64, probability missed by the label (P, n) float64, `keep` filled with probabilities (R = 1: with
+    the curvatures p (1 - p))
+    """
     if z.shape[1] == 1:
-        log_total = torch.nn.functional.softplus(z[:, 0])
+        sign = (1 - 2 * y).to(z.dtype)
+        z.mul_(sign)  # the margin by which the wrong class leads
+        losses = torch.nn.functional.softplus(z[:, 0])
+        if keep is not None:
+            keep.copy_(torch.sigmoid(z) * torch.sigmoid(-z))
         z.sigmoid_()
-        return log_total
-    top = z.amax(dim=1, keepdim=True)
-    total = z.sub_(top).exp_().sum(dim=1, keepdim=True)
-    z.mul_(1 / total)
-    return total.log_().add_(top)[:, 0]
+        missed = z[:, 0].double()
+        z.mul_(sign)
+        return losses.double(), missed, keep
+    label = y.expand(len(z), 1, -1)
+    own = z.gather(1, label)
+    z.scatter_(1, label, -torch.inf)
+    top = torch.maximum(z.amax(dim=1, keepdim=True), own)
+    others = z.sub_(top).exp_().sum(dim=1, keepdim=True)
+    mine = own.sub_(top)  # log of the label's share, 0 where it leads
+    total = mine.exp().add_(others)
+    z.div_(total)
+    losses = torch.where(mine == 0, others.log1p(), total.log() - mine)[:, 0]
+    missed = others / total
+    if keep is not None:
+        keep.copy_(z.scatter_(1, label, mine.exp() / total))
+    z.scatter_(1, label, -missed)
+    return losses.double(), missed[:, 0].double(), keep
 
 
 def covariance_of(p: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum over rows of diag(p) - p p' (P, R, R); p (1 - p) for the sigmoid."""
-    weighted = p * weights
+    """Weighted sum over rows of diag(p) - p p' (P, R, R), from its off-diagonal; of p (1 - p), as kept, if R = 1."""
     if p.shape[1] == 1:
-        return (weighted * (1 - p)).sum(dim=2, keepdim=True)
-    return torch.diag_embed(weighted.sum(dim=2)) - weighted @ p.transpose(1, 2)
+        return (p @ weights)[..., None]
+    covariance = -(p * weights) @ p.transpose(1, 2)
+    covariance.diagonal(dim1=1, dim2=2).zero_()
+    covariance.diagonal(dim1=1, dim2=2).sub_(covariance.sum(dim=2))
+    return covariance
+
+
+def regular_intercepts(hessian: Tensor) -> Tensor:
+    """Intercept Hessians (P, R, R) made regular: the class with most curvature keeps its intercept.
+
+    Adding to one diagonal entry, not to all entries, leaves the digits of classes with next to no curvature.
+    """
+    pinned, diagonal = hessian.clone(), hessian.diagonal(dim1=1, dim2=2)
+    if hessian.shape[-1] > 1:
+        most, at = diagonal.max(dim=1)
+        pinned.diagonal(dim1=1, dim2=2).scatter_add_(1, at[:, None], most[:, None])
+    pinned.diagonal(dim1=1, dim2=2).add_(1e-14 * diagonal + 1e-280)
+    return pinned

@@ -1,15 +1,14 @@
 """Choosing the method from the shapes and the free memory, in words a user can read."""
 
-import os
 from dataclasses import dataclass
 
 import torch
 
 from probekit.runtime.errors import UserError
-from probekit.solver.data import Rows, are_dealt, largest_share
+from probekit.runtime.memory import SHARE, free_memory
+from probekit.solver.data import WeightedData
 
 DENSE_COLUMNS = {"cpu": 6000, "cuda": 20000}  # largest Hessian worth a Cholesky factor: seconds, at most
-SHARE = 0.6  # of the free memory that the solver may take
 VECTORS = 30  # of the size of one probe, that one penalty takes: theta, gradients and the L-BFGS pairs
 LEAST_GROUP = 8  # penalties side by side that make holding X in memory worth solving the path in parts
 
@@ -36,29 +35,12 @@ class Plan:
         return self.sentence
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes free on a CUDA device or on the host."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
+def agreed_memory(rows: WeightedData, free: int | None = None) -> int:
+    """Free bytes (measured, if None); if rows are sharded, of the rank with least: all must choose alike."""
+    return int(rows.over_ranks(free_memory(rows.device) if free is None else free, "MIN"))
 
 
-def agreed_memory(rows: Rows, free: int | None = None) -> int:
-    """Free bytes (measured, if None); where rows are dealt, of the rank with least: all must choose the same method."""
-    free = free_memory(rows.device) if free is None else free
-    if are_dealt():
-        least = torch.tensor(float(free), dtype=torch.float64, device=rows.device)
-        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
-        free = int(least)
-    return free
-
-
-def penalties_at_once(rows: Rows, n_penalties: int, free: int | None = None) -> int:
+def penalties_at_once(rows: WeightedData, n_penalties: int, free: int | None = None) -> int:
     """How many penalties may be solved side by side: all, or fewer where memory is small.
 
     X stays in memory if that leaves room for a few penalties; each pass over a file costs more than solving in parts.
@@ -70,7 +52,7 @@ def penalties_at_once(rows: Rows, n_penalties: int, free: int | None = None) -> 
     """
     budget = int(SHARE * agreed_memory(rows, free))
     one = VECTORS * rows.n_coef_rows * (_columns(rows) + 1) * _bytes(rows)
-    beside_X = budget - _held_bytes(rows, largest_share(rows))
+    beside_X = budget - _held_bytes(rows, rows.largest_share)
     room = beside_X if beside_X >= one * min(n_penalties, LEAST_GROUP) else budget
     if room < one:
         raise UserError(
@@ -81,7 +63,7 @@ def penalties_at_once(rows: Rows, n_penalties: int, free: int | None = None) -> 
     return min(n_penalties, room // one)
 
 
-def make_plan(rows: Rows, n_penalties: int, free: int | None = None) -> Plan:
+def make_plan(rows: WeightedData, n_penalties: int, free: int | None = None) -> Plan:
     """Decide how to solve `n_penalties` on these rows with `free` bytes (measured, if None)."""
     free = agreed_memory(rows, free)
     size = _bytes(rows)
@@ -111,22 +93,22 @@ def make_plan(rows: Rows, n_penalties: int, free: int | None = None) -> Plan:
         + {
             "pairs": f"path following with pair-sampled Hessians of {hessian_columns} columns",
             "classes": f"path following with a sampled Hessian block of {r + 1} columns for each class",
-            None: "batched L-BFGS with Kronecker preconditioners",
+            None: "path following with Kronecker preconditioners",
         }[factor]
         + f"; about {needed / 2**30:.2f} GiB of {free / 2**30:.1f} GiB free."
     )
     return Plan(factor, in_memory, needed, sentence)
 
 
-def _bytes(rows: Rows) -> int:
+def _bytes(rows: WeightedData) -> int:
     return torch.finfo(rows.dtype).bits // 8
 
 
-def _columns(rows: Rows) -> int:
+def _columns(rows: WeightedData) -> int:
     """Columns that the solver works with: at most as many as there are rows."""
-    return rows.width if are_dealt() else min(len(rows), rows.width)
+    return rows.width if rows.sharded else min(len(rows), rows.width)
 
 
-def _held_bytes(rows: Rows, count: int) -> int:
-    """`count` rows held in memory, and once more while they are rotated."""
-    return 2 * count * (_columns(rows) + 1) * _bytes(rows)
+def _held_bytes(rows: WeightedData, count: int) -> int:
+    """`count` rows held in memory in float64, and in float32 or once more while they are projected."""
+    return 16 * count * (_columns(rows) + 1)

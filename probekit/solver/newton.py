@@ -4,206 +4,209 @@ Gradients and losses are measured in float64, the Hessian products in the workin
 refinement, a step needs only a few correct digits, so float32's rounding floor is never met.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from probekit.solver.data import largest_share
-from probekit.solver.lbfgs import Preconditioner, dot
-from probekit.solver.mean_loss import MeanLoss
+from probekit.solver.certificate import GapBound
+from probekit.solver.mean_loss import Evaluation, MeanLoss, regular_intercepts
 
-KEEP_BYTES = 1 << 28  # probabilities kept between products, which saves one matrix product of three
-HALVINGS = 10
-SIDE_BY_SIDE = 640  # coefficient rows in one product: wider is no faster, and blocks of rows grow short
-RTOL = 0.05  # of the decrement: what conjugate gradients may leave out
-ROUNDING = 1e-13  # of the loss: a change below it is none
+Preconditioner = Callable[[Tensor, Tensor], Tensor]  # (vectors (p, R, D+1), numbers of their problems (p,))
 
-
-@dataclass(frozen=True)
-class Measured:
-    """Probes and what was measured at them in float64: theta, gradient (P, R, D+1), loss, intercept_residual (P,).
-
-    Probabilities (P, R, N), where kept, spare the Newton system a pass of its own.
-    """
-
-    theta: Tensor
-    gradient: Tensor
-    loss: Tensor
-    intercept_residual: Tensor
-    probabilities: Tensor | None = None
-
-    def put(self, index: Tensor, new: "Measured") -> None:
-        """Overwrite the entries at `index`."""
-        for field in fields(self):
-            mine = getattr(self, field.name)
-            if mine is not None:
-                mine[index] = getattr(new, field.name)
-
-    def take(self, index: Tensor) -> "Measured":
-        """A copy of the entries at `index`."""
-        kept = None if self.probabilities is None else self.probabilities[index]
-        return Measured(self.theta[index], self.gradient[index], self.loss[index], self.intercept_residual[index], kept)
-
-    @staticmethod
-    def joined(parts: "list[Measured]") -> "Measured":
-        """Parts measured one after the other as one."""
-        kept = [part.probabilities for part in parts if part.probabilities is not None]
-        return Measured(
-            torch.cat([part.theta for part in parts]),
-            torch.cat([part.gradient for part in parts]),
-            torch.cat([part.loss for part in parts]),
-            torch.cat([part.intercept_residual for part in parts]),
-            torch.cat(kept) if kept else None,
-        )
+SIDE_BY_SIDE = 640  # coefficient rows in one product: wider is no faster on a CPU, and blocks of rows grow short
+RTOL = 0.05  # of r' M r at the start: what conjugate gradients of a step far from the optimum may leave
+STEP_SHARE = 0.1  # of the tolerance: what those of the last step may leave of the gradient bound
+LEAST_FORCING = {torch.float64: 1e-24, torch.float32: 1e-9}  # of r' M r: below, products are rounding
+MOST_PRODUCTS = 5000  # of a decrement bound
+HALVINGS = 25
+ROUNDING = 1e-14  # of the loss: a change below it is none
+SUFFICIENT_DECREASE = 1e-4
+PATIENCE = 3  # Newton steps in which the bound may fail to halve
 
 
-@dataclass(frozen=True)
+@dataclass
 class Refined:
-    """Where Newton ended: measured, decrement (P,) = g' H^-1 g, products (P,) Hessian products, stalled (P,) bool."""
+    """Where Newton ended: evaluation without probabilities, done and stalled (P,) bool, products (P,) over the rows."""
 
-    measured: Measured
-    decrement: Tensor
-    products: Tensor
+    at: Evaluation
+    done: Tensor
     stalled: Tensor
+    products: Tensor
 
 
-def newton(  # type: ignore[no-untyped-def]
-    loss, measure, theta, l2, precondition, good_enough, negligible, max_rounds=12, max_products=300, rounding=ROUNDING
-):
-    """Step until `good_enough` holds for every problem, the loss no longer falls, or the rounds are used up.
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products (P,) of P pairs, summed in float64: near an optimum their sign decides."""
+    return (a.double() * b.double()).sum(dim=(-2, -1))
+
+
+def newton(
+    loss: MeanLoss,
+    bound: GapBound,
+    theta: Tensor,
+    l2: Tensor,
+    precondition: Preconditioner,
+    tol: float,
+    *,
+    estimate: bool = False,
+    max_rounds: int = 30,
+    max_products: int = 300,
+) -> Refined:
+    """Minimise P problems from theta (P, R, D+1) until each one's relative gap is at most `tol`.
 
     Parameters
     ----------
-    loss : MeanLoss in the working precision, for Hessian products
-    measure : (theta (p, R, D+1) float64, indices (p,)) -> Measured
-    theta : (P, R, D+1) starts
+    loss : in the working precision, for Hessian products
+    bound : of the gap; holds the same loss in float64
     l2 : (P,) penalties
-    precondition : (vectors, indices) -> approximate inverse Hessian times them
-    good_enough : (Measured, decrement (p,)) -> (p,) bool
-    negligible : Measured -> (p,) part of the decrement that a step need not find
-    max_rounds : Newton steps at most; the last round only measures
-    max_products : of each round's conjugate gradients, see `solve_newton_system`
-    rounding : part of the loss that `measure` cannot tell from nothing
-
-    Returns
-    -------
-    Refined
+    precondition : approximate inverse Hessians times vectors
+    estimate : be content with half the Newton decrement as conjugate gradients find it: a start, no certificate
+    max_rounds, max_products : Newton steps, and Hessian products of each
     """
-    index = torch.arange(len(theta), device=theta.device)
-    here = measure(theta.double(), index)
-    decrement = torch.zeros(len(theta), dtype=torch.float64, device=theta.device)
-    products = torch.zeros(len(theta), dtype=torch.int64, device=theta.device)
-    stalled = torch.zeros(len(theta), dtype=torch.bool, device=theta.device)
-    for round_ in range(max_rounds + 1):
-        now = here.take(index)
-        step, gain, rest, spent = solve_newton_system(
-            loss, now, l2[index], precondition, index, max_products, negligible(now)
-        )
-        # what the step left out counts too: the certificate errs on the safe side
-        decrement[index], products[index] = gain + rest, products[index] + spent
-        todo = ~good_enough(now, gain + rest)
-        if round_ == max_rounds or not bool(todo.any()):
-            break
-        index, step, gain, now = index[todo], step[todo], gain[todo], now.take(todo)
-        moved, ok = _descend(measure, now, step, gain, index, rounding)
-        here.put(index, moved)
-        stalled[index] = ~ok
-        index = index[ok]
-        if not len(index):
-            break
-    return Refined(here, decrement, products, stalled)
+    R = theta.shape[1]
+    group = max(SIDE_BY_SIDE // R, 1)
+    while group > 1 and not loss.may_keep(group * R, loss.data.dtype):
+        group = -(-group // 2)
+    parts = []
+    for some in torch.arange(len(theta), device=theta.device).split(group):
+        run = _Newton(loss, bound, l2[some], precondition, some, tol, estimate, max_products)
+        parts.append(run(theta[some], max_rounds))
+    if len(parts) == 1:
+        return parts[0]
+    at = Evaluation(
+        *(torch.cat([getattr(p.at, name) for p in parts]) for name in ("theta", "gradient", "loss", "noise"))
+    )
+    return Refined(at, *(torch.cat([getattr(p, name) for p in parts]) for name in ("done", "stalled", "products")))
 
 
-def _descend(  # type: ignore[no-untyped-def]
-    measure, now: Measured, step: Tensor, gain: Tensor, index: Tensor, rounding: float
-) -> tuple[Measured, Tensor]:
-    """Halve each problem's step until its loss falls; one that finds no descent stays where it was (ok False)."""
-    length = torch.ones(len(index), dtype=torch.float64, device=step.device)
-    result = now.take(torch.arange(len(index), device=step.device))
-    ok = torch.zeros(len(index), dtype=torch.bool, device=step.device)
-    for _ in range(HALVINGS):
-        open_ = (~ok).nonzero()[:, 0]
-        trial = measure(now.theta[open_] - length[open_, None, None] * step[open_], index[open_])
-        # where the whole step is worth less than the loss's rounding, nothing can be asked but not to rise
-        wanted = now.loss[open_] - 1e-4 * length[open_] * gain[open_] + rounding * now.loss[open_].abs()
-        better = trial.loss <= wanted
-        result.put(open_[better], trial.take(better))
-        ok[open_[better]] = True
-        if bool(ok.all()):
-            break
-        length[~ok] *= 0.5
-    return result, ok
+@dataclass
+class _Newton:
+    loss: MeanLoss
+    bound: GapBound
+    l2: Tensor
+    precondition: Preconditioner
+    names: Tensor
+    tol: float
+    estimate: bool
+    max_products: int
+
+    def __call__(self, theta: Tensor, max_rounds: int) -> Refined:
+        P, device = len(theta), theta.device
+        index = torch.arange(P, device=device)
+        keep = self.loss.data.dtype if self.loss.may_keep(P * theta.shape[1], self.loss.data.dtype) else None
+        here = self.bound.exact.evaluate(theta, self.l2, keep)
+        done, stalled = (torch.zeros(P, dtype=torch.bool, device=device) for _ in range(2))
+        products = torch.ones(P, dtype=torch.int64, device=device)
+        best = torch.full((P,), torch.inf, dtype=torch.float64, device=device)
+        waited = torch.zeros(P, dtype=torch.int64, device=device)
+        for round_ in range(max_rounds + 1):
+            now = here if len(index) == P else here.take(index)
+            gap = self.bound(now, self.l2[index]) / now.loss
+            waited[index] = torch.where(gap <= 0.5 * best[index], 0, waited[index] + 1)
+            best[index] = torch.minimum(best[index], gap)
+            done[index] = self.bound.reached(now, gap, self.tol)
+            stalled[index] = ~done[index] & (waited[index] > PATIENCE) & (gap < 1)
+            todo = ~done[index] & ~stalled[index]
+            if round_ == max_rounds or not bool(todo.any()):
+                break
+            if not bool(todo.all()):
+                index, now = index[todo], now.take(todo)
+            step, gain, rest, spent = self._solve(now, index)
+            products[index] += spent
+            if self.estimate:
+                near = gain + rest <= 2 * self.tol * now.loss
+                done[index] = near
+                if bool(near.any()):
+                    index, step, gain, now = index[~near], step[~near], gain[~near], now.take(~near)
+                if not len(index):
+                    break
+            moved, ok, tries = self._descend(now, step, gain, index, keep)
+            products[index] += tries
+            if len(index) == P and bool(ok.all()):
+                here = moved
+            else:
+                here.put(index, moved)
+            stalled[index] = ~ok
+            index = index[ok]
+            if not len(index):
+                break
+        return Refined(Evaluation(here.theta, here.gradient, here.loss, here.noise), done, stalled, products)
+
+    def _descend(
+        self, now: Evaluation, step: Tensor, gain: Tensor, index: Tensor, keep: torch.dtype | None
+    ) -> tuple[Evaluation, Tensor, int]:
+        """Halve each problem's step until its loss falls; one that finds no descent stays where it was (ok False)."""
+        length = torch.ones(len(index), dtype=torch.float64, device=step.device)
+        ok = torch.zeros(len(index), dtype=torch.bool, device=step.device)
+        result = now
+        for halving in range(HALVINGS):
+            open_ = (~ok).nonzero()[:, 0]
+            theta = now.theta[open_] - length[open_, None, None] * step[open_]
+            trial = self.bound.exact.evaluate(theta, self.l2[index[open_]], keep, solve_intercept=not self.estimate)
+            # where the whole step is worth less than the loss's rounding, nothing can be asked but not to rise
+            wanted = now.loss[open_] * (1 + ROUNDING) - SUFFICIENT_DECREASE * length[open_] * gain[open_]
+            better = trial.loss <= wanted
+            if halving == 0 and bool(better.all()):
+                return trial, better, 1
+            if halving == 0:
+                result = now.take(torch.arange(len(index), device=step.device))
+            result.put(open_[better], trial.take(better))
+            ok[open_[better]] = True
+            if bool(ok.all()):
+                break
+            length[~ok] *= 0.5
+        return result, ok, halving + 1
+
+    def _solve(self, at: Evaluation, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Step (P, R, D+1) float64, gain (P,), estimate of what is left of the decrement, products (P,)."""
+        enough = 2 * self.l2[index] * STEP_SHARE * self.tol * at.loss
+        negligible = 2 * self.tol * at.loss if self.estimate else None
+        return conjugate_gradients(
+            self.loss, at, self.l2[index], self.precondition, self.names[index], enough, negligible, self.max_products
+        )[:4]
 
 
-def solve_newton_system(
+def conjugate_gradients(
     loss: MeanLoss,
-    at: Measured,
+    at: Evaluation,
     l2: Tensor,
     precondition: Preconditioner,
     names: Tensor,
+    enough: Tensor,
+    negligible: Tensor | None,
     max_products: int,
-    negligible: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Solve H step = gradient for the P problems measured, called `names` by the preconditioner.
+    least_forcing: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Solve H step = gradient for P problems, called `names` by the preconditioner.
 
-    The sum of the steps' gains approaches the decrement g' H^-1 g from below; a problem stops when the estimated rest
-    of that series is less than `RTOL` of its sum, or `negligible` (P,).
+    A problem stops when the squared norm of its residual's coefficients is at most `enough` (P,), or when r' M r has
+    fallen to the share of its start that a Newton step can use: no more digits than the quadratic model has. With
+    `negligible` (P,) it stops, too, when the estimated rest of the decrement is less than that, or than `RTOL` of it.
 
     Returns
     -------
-    step (P, R, D+1) in float64, gain (P,), estimated rest of the decrement (P,), products used (P,)
+    step (P, R, D+1) float64; gain (P,), the decrement as found, from below; estimated rest of it; products; residual
+    (P, R, D+1)
     """
-    P, R, _ = at.theta.shape
-    group = max(min(int(KEEP_BYTES // _bytes_of_probabilities(loss, R)), SIDE_BY_SIDE // R), 1)
-    keep = may_keep(loss, R)
-    parts = [
-        _conjugate_gradients(loss, at.take(s), l2[s], precondition, names[s], max_products, negligible[s], keep)
-        for s in torch.arange(P, device=l2.device).split(group)
-    ]
-    step, gain, rest, products = (torch.cat([part[i] for part in parts]) for i in range(4))
-    return step, gain, rest, products
-
-
-def may_keep(loss: MeanLoss, R: int, P: int = 1) -> bool:
-    """Whether the probabilities of P probes are small enough to be kept."""
-    return P * _bytes_of_probabilities(loss, R) <= KEEP_BYTES
-
-
-def _bytes_of_probabilities(loss: MeanLoss, R: int) -> int:
-    return R * largest_share(loss.rows) * torch.finfo(loss.rows.dtype).bits // 8
-
-
-def _conjugate_gradients(
-    loss: MeanLoss,
-    here: Measured,
-    l2: Tensor,
-    precondition: Preconditioner,
-    names: Tensor,
-    max_products: int,
-    negligible: Tensor,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    P, gradient = len(l2), here.gradient
-    dtype, device = loss.rows.dtype, l2.device
-    step = torch.zeros_like(gradient, dtype=torch.float64)
-    total = torch.zeros(P, dtype=torch.float64, device=device)
-    rest = torch.zeros_like(total)
-    products = torch.zeros(P, dtype=torch.int64, device=device)
+    P, gradient, dtype = len(l2), at.gradient, loss.data.dtype
+    step = torch.zeros_like(gradient)
+    total, rest = torch.zeros_like(l2), torch.zeros_like(l2)
+    products = torch.zeros(P, dtype=torch.int64, device=l2.device)
     # float32 directions of a gradient that may be 1e-12: scale it to one
     scale = gradient.abs().amax(dim=(1, 2)).clamp_min(1e-300)
-    enough = negligible / scale.square()
-    at, probabilities = here.theta.to(dtype), here.probabilities
-    if probabilities is None and keep:
-        probabilities = loss.probabilities(at)
-    index = torch.arange(P, device=device)
+    square = scale.square()
     r = (gradient / scale[:, None, None]).to(dtype)
+    left = r.clone()
+    probabilities = at.probabilities
+    index = torch.arange(P, device=l2.device)
+    floor = LEAST_FORCING[dtype] if least_forcing is None else least_forcing
     z = precondition(r, names)
     rz = dot(r, z)
-    d = z
+    start, d = rz, z
     gains: list[Tensor] = []
     for _ in range(max_products):
-        Hd = loss.hessian_products(at, l2[index], d, probabilities)
+        Hd = loss.hessian_products(at.theta[index], l2[index], d, probabilities)
         curvature = dot(d, Hd)
         good = (curvature > 0) & (rz > 0)
         alpha = torch.where(good, rz / curvature.clamp_min(1e-300), 0.0)
@@ -211,22 +214,42 @@ def _conjugate_gradients(
         gain = alpha * rz
         total[index] += gain
         products[index] += 1
-        gains = [*gains[-3:], gain]
         r = r - alpha.to(dtype)[:, None, None] * Hd
         z = precondition(r, names[index])
         new_rz = dot(r, z)
         d = z + (new_rz / rz.clamp_min(1e-300)).to(dtype)[:, None, None] * d
         rz = new_rz
-        left = _rest(gains, rz)
-        rest[index] = left
-        more = good & (left > torch.maximum(RTOL * total[index], enough[index]))
+        left[index] = r
+        gains = [*gains[-3:], gain]
+        rest[index] = still = _rest(gains, rz)
+        forcing = (total[index] * square[index] / at.loss[index]).clamp(floor, RTOL) if floor else 0.0
+        more = good & (rz > forcing * start[index])
+        if negligible is None:
+            more &= r[..., :-1].double().square().sum(dim=(1, 2)) > enough[index] / square[index]
+        else:
+            more = good & (still > torch.maximum(RTOL * total[index], negligible[index] / square[index]))
         if not bool(more.any()):
             break
         if not bool(more.all()):
-            index, r, d, rz, at = index[more], r[more], d[more], rz[more], at[more]
+            index, r, d, rz = index[more], r[more], d[more], rz[more]
             gains = [value[more] for value in gains]
             probabilities = None if probabilities is None else probabilities[more]
-    return step, total * scale.square(), rest * scale.square(), products
+    return step, total * square, rest * square, products, left.double() * scale[:, None, None]
+
+
+def decrement_bound(loss: MeanLoss, at: Evaluation, l2: Tensor, precondition: Preconditioner, target: Tensor) -> Tensor:
+    """An upper bound (P,) of half the squared Newton decrement, by conjugate gradients in float64.
+
+    They found a part of g' H^-1 g; the residual r that they left has r' H^-1 r at most ||r_W||^2 / l2, and the part of
+    its intercepts, solved for to the first order. They stop when that is a tenth of `target` (P,).
+    """
+    names = torch.arange(len(l2), device=l2.device)
+    _, gain, _, _, left = conjugate_gradients(
+        loss, at, l2, precondition, names, 0.2 * l2 * target, None, MOST_PRODUCTS, least_forcing=0.0
+    )
+    hessian = regular_intercepts(loss.covariance(at.theta))
+    of_b = left[..., -1] * torch.linalg.solve(hessian, left[..., -1])
+    return (gain + left[..., :-1].square().sum(dim=(1, 2)) / l2 + 2 * of_b.sum(dim=1).abs()) / 2
 
 
 def _rest(gains: list[Tensor], rz: Tensor) -> Tensor:

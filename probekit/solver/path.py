@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from sklearn.exceptions import ConvergenceWarning
 from probekit.runtime.errors import UserError
 from probekit.solver import objective
 from probekit.solver.backends import fit_backend
-from probekit.solver.data import rows_dealt_to_ranks
 from probekit.solver.inputs import read_inputs
 from probekit.solver.validation import (
     check_columns,
@@ -24,9 +23,6 @@ from probekit.solver.validation import (
     read_finite,
     read_labels,
 )
-
-if TYPE_CHECKING:
-    from probekit.probes.linear import LinearProbe
 
 Array = NDArray[np.float64]
 
@@ -43,8 +39,8 @@ class ProbePath:
     classes : (K,) labels in column order
     coef, intercept : (n_C, R, D) and (n_C, R), R = 1 if K = 2 else K, of the features as given
     converged : (n_C,) bool
-    certificates : arrays (n_C,): loss, grad_max, grad_rel, gap_bound, decrement_gap, intercept_residual, n_iter,
-        stop_reason
+    certificates : arrays (n_C,): gap (relative, what `tol` bounds) and kind, where it comes from ("duality_gap", a
+        proof; "decrement", a local bound), loss, grad_max, grad_rel, gap_bound, intercept_residual, n_iter, stop_reason
     backend, solver_version : who solved it; plan : how it went about it, in a sentence
     settings : the other arguments of `fit_path`; feature_names : (D,) of a data frame's columns, else None
     """
@@ -110,12 +106,6 @@ class ProbePath:
             total -= log_proba[:, np.arange(log_proba.shape[1]), index[rows]].sum(axis=1)
         return total / len(index)
 
-    def probe(self, index: int) -> "LinearProbe":
-        """The fitted estimator of penalty number `index`."""
-        from probekit.probes.linear import LinearProbe
-
-        return LinearProbe.from_path(self, index)
-
 
 def fit_path(
     X: Any,
@@ -141,8 +131,8 @@ def fit_path(
     Cs : (n_C,) positive inverse penalties, scikit-learn's convention
     sample_weight : (N,) non-negative weights, None for ones
     standardize : scale each feature by its weighted mean and deviation first; the penalty acts on the scaled weights
-    tol : estimated relative objective gap a converged fit may have
-    max_iter : iterations of the search for one penalty; the Newton steps that certify it have limits of their own
+    tol : relative objective gap that a converged fit has at most
+    max_iter : Newton steps of one fit, and Hessian products of each, at most
     backend : "torch", "sklearn" (the oracle) or "cuml"
     device : torch device of the torch backend
     dtype : "float32" or "float64" arithmetic of the solver; None takes float64 for float64 features and for small X (up
@@ -170,10 +160,9 @@ def fit_path(
         raise UserError(
             "rows_dealt needs the torch backend and a running torch.distributed group; start with torchrun."
         )
-    with rows_dealt_to_ranks(rows_dealt):
-        inputs = read_inputs(X, y, Cs, sample_weight, standardize, device, dtype)
-        l2s = objective.C_to_l2(inputs.Cs, inputs.total_weight)
-        fitted = fit_backend(backend, inputs, l2s, tol=tol, max_iter=max_iter, fit_intercept=fit_intercept)
+    inputs = read_inputs(X, y, Cs, sample_weight, standardize, device, dtype, rows_dealt)
+    l2s = objective.C_to_l2(inputs.Cs, inputs.total_weight)
+    fitted = fit_backend(backend, inputs, l2s, tol=tol, max_iter=max_iter, fit_intercept=fit_intercept)
     coef, intercept = inputs.unscale(fitted.theta[..., :-1], fitted.theta[..., -1])
     path = ProbePath(
         Cs=inputs.Cs, l2s=l2s, classes=inputs.classes, coef=coef, intercept=intercept, converged=fitted.converged,

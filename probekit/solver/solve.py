@@ -1,43 +1,49 @@
-"""From labelled rows and penalties to certified probes: coordinates, nodes, interpolation, certificate, refinement."""
+"""From weighted data and penalties to certified probes: coordinates, nodes, interpolation, certificate, retries."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from probekit.solver.certificate import Certificate, gradient_at_zero, measure, prior_intercept, summarise
-from probekit.solver.continuation import CLOSE_RATIO, choose_nodes, follow, lagrange
-from probekit.solver.data import Rows, largest_share, sum_over_ranks
-from probekit.solver.eigenbasis import Coordinates, eigenbasis
-from probekit.solver.lbfgs import Outcome, minimise
+from probekit.solver import dense
+from probekit.solver.certificate import (
+    GRADIENT_RATIO,
+    KINDS,
+    Certificate,
+    GapBound,
+    prior_intercept,
+)
+from probekit.solver.continuation import CLOSE_RATIO, choose_nodes, lagrange
+from probekit.solver.data import WeightedData
+from probekit.solver.eigenbasis import Coordinates, find_coordinates
 from probekit.solver.mean_loss import Evaluation, MeanLoss, covariance_of
 from probekit.solver.memory_plan import Plan, make_plan
-from probekit.solver.newton import SIDE_BY_SIDE, Measured, may_keep, newton
-from probekit.solver.preconditioners import BlockFactor, DenseFactor, Kronecker, block_factor, dense_factor
+from probekit.solver.newton import SIDE_BY_SIDE, Refined, decrement_bound, newton
+from probekit.solver.preconditioners import Kronecker
+from probekit.solver.sampled import Factor, class_inverses, pair_factor, row_importance
 
-SOLVER_VERSION = "4"
-REFRESH_AT = (3, 8, 20, 50, 120, 300, 800)  # iterations at which the Kronecker class factor is renewed
+SOLVER_VERSION = "5"
 STRONG = 1e-3  # an l2 above this share of the largest eigenvalue of X'X is easy for the Kronecker preconditioner
 ABOVE = 5.0  # a factor serves penalties up to so many times its own
 FACTOR_REACH = 40.0  # a factor serves penalties down to this part of its own
 ROUGH = 1e-3  # of the loss: how far a node is solved before all nodes are finished side by side
-NODE_TOL = 0.01  # a node's target, as a share of tol: interpolation repeats the nodes' errors
-NODE_TOL_ALONE = 0.1  # the same of nodes that are too wide to be finished side by side
-TO_ROUNDING = 1e-14  # the same of a few penalties of a small problem: one stated otherwise then gets an equal answer
-FEW_NODES = 3
-CLEARLY = 0.2  # of tol: what the certifying steps need not resolve
+NODE_SHARE = 0.1  # a node's target, as a share of tol: interpolation repeats the nodes' errors
 NODE_ROUNDS = 3  # new factors for one node
 NODE_PRODUCTS = 40  # conjugate gradients that need more want a better factor
-ROUNDING = {torch.float64: 1e-13, torch.float32: 1e-6}  # of the loss, as a pass in this precision measures it
-MAX_ROUNDS = 12  # Newton steps
+INNER = 0.5  # of tol: the target of Newton steps in fewer columns than the certificate counts
 ONE_THREAD_ENTRIES = 1 << 19  # X of fewer entries is solved by one thread
+RETRY_RATIO = 10.0  # of penalties on the way to one that is tried again
+RETRY_PRODUCTS = 2000
+DENSE_STEPS = 500  # of Newton's method with the whole Hessian, on the way to one penalty
+DENSE_RETRY_COLUMNS = 2000  # of the whole Hessian, for a fit that conjugate gradients left open
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Certified probes in the coordinates of the rows given; passes over the rows spent on each; why each ended."""
+    """Certified probes of the rows as given; passes over the rows spent on each; why each ended."""
 
     certificate: Certificate
     n_iter: Tensor
@@ -45,246 +51,54 @@ class Solution:
     plan: Plan
 
 
-class PathSolver:
-    """The state of one path being solved: penalties sorted from weak to strong, theta in solver coordinates."""
-
-    def __init__(self, rows: Rows, l2: Tensor, tol: float, max_iter: int) -> None:
-        self.l2, self.tol, self.max_iter = l2, tol, max_iter
-        self.plan = make_plan(rows, len(l2))
-        self.where: Coordinates = eigenbasis(rows, in_memory=self.plan.in_memory)
-        self.loss, self.exact = MeanLoss(self.where.rows), MeanLoss(self.where.exact)
-        self.nodes: list[int] = []
-        self.follow_to = self.loss, ROUGH
-        self.R, self.columns = rows.n_coef_rows, self.where.rows.width + 1
-        prior = prior_intercept(rows)
-        self.theta = torch.zeros(len(l2), self.R, self.columns, dtype=torch.float64, device=rows.device)
-        self.theta[..., -1] = prior
-        self.n_iter = torch.zeros(len(l2), dtype=torch.int64, device=rows.device)
-        p = prior.softmax(dim=0) if self.R > 1 else prior.sigmoid()
-        at_prior = covariance_of(p[None, :, None], torch.ones(1, dtype=torch.float64, device=rows.device))
-        self.kronecker = Kronecker(at_prior, self.where.eigenvalues, l2, rows.dtype)
-        self.factors: list[DenseFactor | BlockFactor] = []
-        self.factor_of = torch.full((len(l2),), -1, dtype=torch.int64, device=rows.device)
-
-    # ---- preconditioning: each problem by the nearest factor there is, or by its own Kronecker product
-    def precondition(self, gradient: Tensor, index: Tensor) -> Tensor:
-        if not self.factors:
-            return self.kronecker(gradient, index)
-        out = torch.empty_like(gradient)
-        mine = self.factor_of[index]
-        for name in mine.unique().tolist():
-            chosen = mine == name
-            part = gradient[chosen]
-            out[chosen] = self.kronecker(part, index[chosen]) if name < 0 else self.factors[name](part)
-        return out
-
-    def minimise(self, index: Tensor, start: Tensor, max_iter: int, target: float) -> Outcome:
-        """L-BFGS on the problems at `index`, Kronecker factors being renewed on the way."""
-
-        def objective(theta: Tensor, i: Tensor) -> Evaluation:
-            return self.loss.evaluate(theta, self.l2[index[i]])
-
-        def renew(iteration: int, theta: Tensor, i: Tensor) -> None:
-            mine = self.factor_of[index[i]] < 0
-            if iteration in REFRESH_AT and bool(mine.any()):
-                self.kronecker.update(self.loss.covariance(theta[mine]), index[i][mine])
-
-        outcome = minimise(
-            objective,
-            start.to(self.loss.rows.dtype),
-            lambda gradient, i: self.precondition(gradient, index[i]),
-            lambda loss: target * self.tol * loss,
-            max_iter=max_iter,
-            watch=renew,
-        )
-        self.theta[index] = outcome.theta.double()
-        self.n_iter[index] += outcome.n_iter
-        return outcome
-
-    # ---- the nodes
-    def solve_nodes(self) -> None:
-        """Solve the nodes: strong penalties in one batch, weak ones along the path if a factor is affordable.
-
-        Nodes that fit side by side in one product are followed roughly and finished together; wider ones, which gain
-        nothing from company, to the end at once: the next then starts nearer.
-        """
-        self.nodes = choose_nodes(self.l2.log())
-        if self.plan.factor is None:
-            every = torch.tensor(self.nodes, device=self.l2.device)
-            self.minimise(every, self.theta[every], self.max_iter, NODE_TOL)
-            return
-        together = len(self.nodes) * self.R <= SIDE_BY_SIDE
-        if not together:
-            self.nodes = choose_nodes(self.l2.log(), CLOSE_RATIO)
-            self.follow_to = self.exact, NODE_TOL_ALONE * self.tol
-        every = torch.tensor(self.nodes, device=self.l2.device)
-        strong = self.l2[every] >= STRONG * self.where.eigenvalues.max()
-        strong[-1] = True
-        batch = every[strong]
-        self._descend(batch, self.theta[batch], *self.follow_to)
-        follow(
-            self.l2.log(),
-            every[~strong].flip(0).tolist(),
-            {node: self.theta[node] for node in batch.tolist()},
-            self._solve_weak,
-        )
-        if not together:
-            return
-        self._assign_factors()
-        small = len(self.nodes) <= FEW_NODES and self.loss.rows.dtype == torch.float64 and few_entries(self.loss.rows)
-        self._descend(every, self.theta[every], self.exact, TO_ROUNDING if small else NODE_TOL * self.tol)
-
-    def _solve_weak(self, node: int, start: Tensor | None) -> Tensor:
-        """A node to `follow_to`, from its neighbours' extrapolation, by the factor at hand or a new one."""
-        start = self.theta[node] if start is None else start
-        l2, index = float(self.l2[node]), torch.tensor([node], device=self.l2.device)
-        if not self.factors or l2 < self.factors[-1].l2 / FACTOR_REACH:
-            self._add_factor(start, l2)
-        for attempt in range(NODE_ROUNDS):
-            self.factor_of[node] = len(self.factors) - 1
-            spent = int(self.n_iter[node])
-            self._descend(index, start[None], *self.follow_to, NODE_PRODUCTS)
-            start, after = self.theta[node], int(self.n_iter[node])
-            if after - spent < 2 * NODE_PRODUCTS or attempt + 1 == NODE_ROUNDS or after >= self.max_iter:
-                break
-            self._add_factor(start, l2)
-        return start
-
-    def _descend(self, index: Tensor, start: Tensor, loss: MeanLoss, gap: float, max_products: int = 300) -> None:
-        """Newton steps for the problems at `index`, side by side, until their gaps, as `loss` measures them, are `gap`.
-
-        Those without a factor have their Kronecker products renewed at each point that is measured.
-        """
-        keep = self._kept(len(index))
-
-        def measured(theta: Tensor, i: Tensor) -> Measured:
-            here = measure(loss, theta, self.l2[index[i]], solve_intercept=False, keep=keep)
-            self._renew_kronecker(index[i], theta, here.probabilities)
-            return here
-
-        refined = newton(
-            self.loss,
-            measured,
-            start,
-            self.l2[index],
-            lambda vectors, i: self.precondition(vectors, index[i]),
-            lambda here, decrement: decrement <= 2 * gap * here.loss,
-            lambda here: 2 * gap * here.loss,
-            max_rounds=min(MAX_ROUNDS, self.max_iter),
-            max_products=max(min(max_products, self.max_iter), 1),
-            rounding=ROUNDING[loss.rows.dtype],
-        )
-        self.theta[index] = refined.measured.theta
-        self.n_iter[index] += refined.products + 1
-
-    def _kept(self, n_problems: int) -> torch.dtype | None:
-        """The dtype of probabilities that a measurement of so many problems keeps for the Newton systems; or none."""
-        return self.loss.rows.dtype if may_keep(self.loss, self.R, n_problems) else None
-
-    def _add_factor(self, theta: Tensor, l2: float) -> None:
-        make = dense_factor if self.plan.factor == "pairs" else block_factor
-        self.factors.append(make(self.loss, theta.to(self.loss.rows.dtype), l2))
-
-    # ---- everything else
-    def interpolate(self) -> None:
-        """Predict the penalties between the nodes and choose the preconditioners that will judge and refine them."""
-        log_l2 = self.l2.log()
-        rest = [i for i in range(len(self.l2)) if i not in self.nodes]
-        self._assign_factors()
-        if not rest:
-            return
-        index = torch.tensor(rest, device=self.l2.device)
-        every = torch.tensor(self.nodes, device=self.l2.device)
-        # where probabilities hardly move, theta is b / (curvature + l2): without that factor it is flatter, and so are
-        # the errors of a polynomial
-        scale = self.l2[:, None, None] + self.where.eigenvalues / max(self.R, 2)
-        scale = torch.nn.functional.pad(scale, (0, 1), value=1.0)
-        self.theta[index] = lagrange(log_l2[index], log_l2[every], self.theta[every] * scale[every]) / scale[index]
-        if self.plan.factor is None:
-            self.minimise(index, self.theta[index], self.max_iter, 0.1)
-
-    def _assign_factors(self) -> None:
-        """Let the nearest factor serve each penalty that is weak, or little stronger than the strongest factor's."""
-        if not self.factors:
-            return
-        own = torch.tensor([factor.l2 for factor in self.factors], dtype=torch.float64, device=self.l2.device)
-        nearest = (self.l2.log()[:, None] - own.log()).abs().argmin(dim=1)
-        weak = self.l2 < max(STRONG * float(self.where.eigenvalues.max()), ABOVE * float(own.max()))
-        self.factor_of = torch.where(weak, nearest, -1)
-
-    def _renew_kronecker(self, index: Tensor, theta: Tensor, probabilities: Tensor | None = None) -> None:
-        """Set the class factors of problems to their probes, where no factor of the Hessian takes their place."""
-        mine = self.factor_of[index] < 0
-        if not bool(mine.any()):
-            return
-        if probabilities is None:
-            covariance = self.loss.covariance(theta[mine].to(self.loss.rows.dtype))
-        else:
-            covariance = covariance_of(probabilities[mine], self.loss.rows.weights.to(probabilities.dtype)).double()
-            sum_over_ranks(covariance)
-        self.kronecker.update(covariance, index[mine])
-
-    def renew_kronecker(self) -> None:
-        """The same for all problems at the probes as they are."""
-        self._renew_kronecker(torch.arange(len(self.l2), device=self.l2.device), self.theta)
-
-    def certified(self) -> tuple[Certificate, Tensor]:
-        """Certify every fit in float64; those above tol get Newton steps until they pass or stall."""
-        at_zero = gradient_at_zero(self.where, self.exact)
-        some = torch.arange(len(self.l2), device=self.l2.device).split(max(SIDE_BY_SIDE // self.R, 1))
-        parts = [self._certified(index, at_zero) for index in some]
-        return Certificate.joined([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-
-    def _certified(self, index: Tensor, at_zero: float) -> tuple[Certificate, Tensor]:
-        keep = self._kept(len(index))
-
-        def good_enough(measured: Measured, decrement: Tensor) -> Tensor:
-            l2 = torch.ones_like(decrement)  # only the gap bound reads it
-            return summarise(self.where, measured, l2, decrement, at_zero).converged(self.tol)
-
-        refined = newton(
-            self.loss,
-            lambda theta, i: measure(self.exact, theta, self.l2[index[i]], keep=keep),
-            self.theta[index],
-            self.l2[index],
-            lambda vectors, i: self.precondition(vectors, index[i]),
-            good_enough,
-            lambda measured: 2 * CLEARLY * self.tol * measured.loss,
-            max_rounds=MAX_ROUNDS if self.max_iter else 0,
-        )
-        self.n_iter[index] += refined.products + 1
-        return summarise(self.where, refined.measured, self.l2[index], refined.decrement, at_zero), refined.stalled
-
-
-def _select(certificate: Certificate, index: Tensor) -> Certificate:
-    return Certificate(*(getattr(certificate, field.name)[index] for field in fields(certificate)))
-
-
-def solve(rows: Rows, l2: Tensor, tol: float = 1e-4, max_iter: int = 2000) -> Solution:
+def solve(data: WeightedData, l2: Tensor, tol: float = 1e-4, max_iter: int = 2000) -> Solution:
     """Fit and certify one probe a penalty.
 
     Parameters
     ----------
-    rows : data in the coordinates the penalty acts on (standardised, if at all), weights summing to 1
+    data : rows in the columns the penalty acts on (standardised, if at all), weights summing to 1
     l2 : (P,) float64 penalties of the mean loss, in any order
-    tol : estimated relative objective gap at which a fit counts as converged
-    max_iter : passes over the rows that the search for one penalty may take; the certifying Newton steps have limits of
-        their own
+    tol : relative objective gap at which a fit counts as converged
+    max_iter : Newton steps of one fit, and Hessian products of each, at most
     """
-    with _threads_for(rows):
-        return _solve(rows, l2, tol, max_iter)
+    with _threads_for(data):
+        l2_sorted, place = l2.unique(return_inverse=True)
+        solver = PathSolver(data, l2_sorted, tol, max_iter)
+        solver.run()
+        open_ = ~solver.certificate.converged(tol)
+        if solver.narrowed and bool(open_.any()) and max_iter > 1:
+            again = PathSolver(
+                data, l2_sorted[open_], tol, max_iter, find_coordinates(data, solver.plan.in_memory, False)
+            )
+            again.run()
+            solver.adopt(open_.nonzero()[:, 0], again)
+    converged = solver.certificate.converged(tol)
+    reasons = ["converged" if ok else why for ok, why in zip(converged.tolist(), solver.why, strict=True)]
+    return Solution(
+        solver.certificate.take(place), solver.n_iter[place], [reasons[i] for i in place.tolist()], solver.plan
+    )
 
 
-def few_entries(rows: Rows) -> bool:
+def certify(data: WeightedData, theta: Tensor, l2: Tensor) -> Certificate:
+    """Certify probes made elsewhere: theta (P, R, D+1) of the rows as given; only the intercepts are solved anew."""
+    plan = make_plan(data, len(l2))
+    solver = PathSolver(data, l2, 0.0, 0, find_coordinates(data, plan.in_memory, reduce=False))
+    at = solver.exact.evaluate(solver.coordinates.from_original(theta.double()), l2, solve_intercept=True)
+    certificate = solver.summarise(at)
+    every = torch.arange(len(l2), device=l2.device)
+    return solver.with_decrements(certificate, at, every)
+
+
+def few_entries(data: WeightedData) -> bool:
     """Whether these rows are so few that a pass takes microseconds."""
-    return largest_share(rows) * (rows.width + 1) <= ONE_THREAD_ENTRIES
+    return data.largest_share * (data.width + 1) <= ONE_THREAD_ENTRIES
 
 
 @contextmanager
-def _threads_for(rows: Rows) -> Iterator[None]:
+def _threads_for(data: WeightedData) -> Iterator[None]:
     """One thread for small problems: waking the others for tens of microseconds of work costs more than it gives."""
     threads = torch.get_num_threads()
-    few = threads > 1 and rows.device.type == "cpu" and few_entries(rows)
+    few = threads > 1 and data.device.type == "cpu" and few_entries(data)
     if few:
         torch.set_num_threads(1)
     try:
@@ -294,24 +108,282 @@ def _threads_for(rows: Rows) -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def _solve(rows: Rows, l2: Tensor, tol: float, max_iter: int) -> Solution:
-    sorted_l2, place = l2.unique(return_inverse=True)
-    solver = PathSolver(rows, sorted_l2, tol, max_iter)
-    solver.solve_nodes()
-    solver.interpolate()
-    solver.renew_kronecker()
-    certificate, stalled = solver.certified()
-    good = certificate.converged(tol).tolist()
-    reasons = [
-        "converged" if ok else "stalled" if s else "max_iter" for ok, s in zip(good, stalled.tolist(), strict=True)
-    ]
-    certificate = _select(certificate, place)
-    return Solution(certificate, solver.n_iter[place], [reasons[i] for i in place.tolist()], solver.plan)
+class PathSolver:
+    """The state of one path being solved: penalties sorted from weak to strong, theta in solver coordinates."""
 
+    def __init__(
+        self, data: WeightedData, l2: Tensor, tol: float, max_iter: int, coordinates: Coordinates | None = None
+    ) -> None:
+        self.l2, self.log_l2, self.tol, self.max_iter = l2, l2.log(), tol, max_iter
+        self.R = data.n_coef_rows
+        small = dense.is_small(len(data), self.R, min(len(data), data.width) + 1)
+        self.on_host = data.device.type == "cpu" and not data.sharded
+        self.dense = small and self.on_host
+        self.plan = make_plan(data, len(l2))
+        if coordinates is None:
+            coordinates = find_coordinates(data, self.plan.in_memory or self.dense, eigen=not self.dense)
+        self.coordinates = coordinates
+        self.exact = MeanLoss(coordinates.exact)
+        self.loss = self.exact if coordinates.data is coordinates.exact else MeanLoss(coordinates.data)
+        prior = prior_intercept(data)
+        self.theta = torch.zeros(len(l2), self.R, coordinates.exact.width + 1, dtype=torch.float64, device=l2.device)
+        self.theta[..., -1] = prior
+        self.zero = self.theta[0].clone()
+        zero = self.exact.evaluate(self.theta[:1], torch.zeros(1, dtype=torch.float64, device=l2.device))
+        self.grad_at_zero = float(self._original_gradient(zero.gradient).abs().max())
+        # between bases only norms are kept: a largest entry in one may be as large as the norm in another
+        limit = GRADIENT_RATIO * self.grad_at_zero
+        self.narrowed = coordinates.projection is not None
+        self.bound = GapBound(self.exact, limit / (zero.gradient.numel() ** 0.5 if self.narrowed else 1.0))
+        self.full_bound = GapBound(MeanLoss(coordinates.full), limit) if self.narrowed else self.bound
+        self.n_iter = torch.zeros(len(l2), dtype=torch.int64, device=l2.device)
+        self.why = ["max_iter"] * len(l2)
+        self.factors: list[Factor] = []
+        self.importance: Tensor | None = None
+        self.factor_of = torch.full((len(l2),), -1, dtype=torch.int64, device=l2.device)
+        if len(coordinates.eigenvalues):
+            p = prior.softmax(dim=0) if self.R > 1 else prior.sigmoid() * (-prior).sigmoid()
+            one = torch.ones(1, dtype=torch.float64, device=l2.device)
+            self.kronecker = Kronecker(
+                covariance_of(p[None, :, None], one), coordinates.eigenvalues, coordinates.eigenvectors, l2, data.dtype
+            )
 
-def certify(rows: Rows, theta: Tensor, l2: Tensor) -> Certificate:
-    """Certify probes made elsewhere: theta (P, R, D+1) on the given rows; only the intercepts are solved anew."""
-    solver = PathSolver(rows, l2, tol=0.0, max_iter=0)
-    solver.theta = solver.where.to_solver(theta)
-    solver.renew_kronecker()
-    return solver.certified()[0]
+    def run(self) -> None:
+        """Solve and certify every penalty; what stays open is tried again by slower and surer ways."""
+        if self.dense:
+            self._follow_dense(torch.arange(len(self.l2)).flip(0))
+            self.certificate = self.summarise(self._evaluate_full(self.theta, self.l2))
+        else:
+            self.solve_nodes()
+            self.interpolate()
+            every = torch.arange(len(self.l2), device=self.l2.device)
+            self.certificate = self._finished(every, self._refine(every, self.theta))
+        if self.max_iter > 1:
+            self._retry()
+
+    def adopt(self, index: Tensor, other: "PathSolver") -> None:
+        """Take the fits at `index` from another solver of these penalties."""
+        self.certificate.put(index, other.certificate)
+        self.n_iter[index] += other.n_iter
+        for i, why in zip(index.tolist(), other.why, strict=True):
+            self.why[i] = why
+
+    # ---- evaluation and certificates
+    def _original_gradient(self, gradient: Tensor) -> Tensor:
+        return self.coordinates.gradient_to_original(self.coordinates.to_full(gradient))
+
+    def _evaluate_full(self, theta: Tensor, l2: Tensor) -> Evaluation:
+        full = self.coordinates.to_full(theta)
+        parts = [
+            self.full_bound.exact.evaluate(full[i], l2[i], solve_intercept=True)
+            for i in torch.arange(len(l2), device=l2.device).split(max(SIDE_BY_SIDE // self.R, 1))
+        ]
+        return Evaluation(*(torch.cat([getattr(p, n) for p in parts]) for n in ("theta", "gradient", "loss", "noise")))
+
+    def summarise(self, at: Evaluation, index: Tensor | None = None) -> Certificate:
+        """The certificate of probes measured in all centred columns, by the duality gap bound."""
+        l2 = self.l2 if index is None else self.l2[index]
+        g = self.coordinates.gradient_to_original(at.gradient)
+        grad_max, gap_bound = g.abs().amax(dim=(1, 2)), self.full_bound(at, l2)
+        return Certificate(
+            theta=self.coordinates.to_original(at.theta),
+            loss=at.loss,
+            grad_max=grad_max,
+            grad_rel=grad_max / max(self.grad_at_zero, 1e-300),
+            gap_bound=gap_bound,
+            gap=gap_bound / at.loss.clamp_min(1e-300),
+            kind=torch.zeros_like(at.loss, dtype=torch.int64),
+            intercept_residual=at.gradient[..., -1].abs().amax(dim=1),
+        )
+
+    def with_decrements(self, certificate: Certificate, at: Evaluation, index: Tensor) -> Certificate:
+        """The same with the decrement bound where that is smaller; `index` are the problems' numbers."""
+        exact, l2 = self.full_bound.exact, self.l2[index]
+        if self.on_host and self.R * at.theta.shape[2] <= DENSE_RETRY_COLUMNS:
+            bounds = torch.tensor(dense.decrement_bounds(self._dense_problem(exact.data), at.theta.numpy(), l2.numpy()))
+        elif self.narrowed:
+            return certificate  # tried again in all columns, see `solve`
+        else:
+            eigen = self.coordinates.eigenvalues, self.coordinates.eigenvectors
+            kronecker = Kronecker(exact.covariance(at.theta), *eigen, l2, torch.float64)
+            bounds = decrement_bound(exact, at, l2, kronecker, max(self.tol, 1e-6) * at.loss)
+        gaps = bounds / at.loss.clamp_min(1e-300)
+        better = gaps < certificate.gap
+        certificate.gap[better], certificate.kind[better] = gaps[better], KINDS.index("decrement")
+        return certificate
+
+    def _finished(self, index: Tensor, refined: Refined) -> Certificate:
+        """Store where Newton ended and certify it."""
+        self.theta[index] = refined.at.theta
+        self.n_iter[index] += refined.products
+        for i, stalled in zip(index.tolist(), refined.stalled.tolist(), strict=True):
+            self.why[i] = "stalled" if stalled else "max_iter"
+        at = self._evaluate_full(refined.at.theta, self.l2[index]) if self.narrowed else refined.at
+        return self.summarise(at, index)
+
+    # ---- Newton steps
+    def precondition(self, gradient: Tensor, index: Tensor) -> Tensor:
+        """Each problem by the nearest factor there is, or by its own Kronecker product."""
+        if not self.factors:
+            return self.kronecker(gradient, index)
+        mine = self.factor_of[index]
+        names = mine.unique().tolist()
+        if len(names) == 1 and names[0] >= 0:
+            return self.factors[names[0]](gradient)
+        out = torch.empty_like(gradient)
+        for name in names:
+            chosen = mine == name
+            part = gradient[chosen]
+            out[chosen] = self.kronecker(part, index[chosen]) if name < 0 else self.factors[name](part)
+        return out
+
+    def _refine(
+        self, index: Tensor, start: Tensor, tol: float | None = None, estimate: bool = False, products: int = 300
+    ) -> Refined:
+        """Newton steps for the problems at `index` from `start`."""
+        inner = INNER if self.narrowed else 1.0
+        self._renew_kronecker(index, start)
+        return newton(
+            self.loss, self.bound, start, self.l2[index], lambda v, i: self.precondition(v, index[i]),
+            inner * self.tol if tol is None else tol,
+            estimate=estimate, max_rounds=min(30, self.max_iter), max_products=max(min(products, self.max_iter), 1),
+        )  # fmt: skip
+
+    def _renew_kronecker(self, index: Tensor, theta: Tensor) -> None:
+        """Set the class factors of problems to their probes, where no factor of the Hessian takes their place."""
+        mine = self.factor_of[index] < 0
+        if bool(mine.any()) and bool(theta[mine][..., :-1].any()):
+            self.kronecker.update(self.loss.covariance(theta[mine].to(self.loss.data.dtype)), index[mine])
+
+    def _advance(self, index: Tensor, start: Tensor, tol: float | None, estimate: bool, products: int = 300) -> None:
+        refined = self._refine(index, start, tol, estimate, products)
+        self.theta[index] = refined.at.theta
+        self.n_iter[index] += refined.products
+
+    # ---- the nodes
+    def solve_nodes(self) -> None:
+        """Solve the nodes: strong penalties side by side from zero, weak ones along the path.
+
+        Nodes that fit side by side in one product are followed roughly and finished together; wider ones, which gain
+        nothing from company, to the end at once: the next then starts nearer.
+        """
+        together = len(choose_nodes(self.log_l2)) * self.R <= SIDE_BY_SIDE
+        self.nodes = choose_nodes(self.log_l2) if together else choose_nodes(self.log_l2, CLOSE_RATIO)
+        goal = (ROUGH, True) if together else (NODE_SHARE * self.tol, False)
+        every = torch.tensor(self.nodes, device=self.l2.device)
+        strong = self.l2[every] >= STRONG * self.coordinates.eigenvalues.max()
+        strong[-1] = True
+        batch = every[strong]
+        self._advance(batch, self.theta[batch], *goal)
+        solved = batch.tolist()
+        for node in every[~strong].flip(0).tolist():
+            self._solve_weak(node, solved, goal)
+            solved.append(node)
+        self._assign_factors()
+        if together:
+            self._advance(every, self.theta[every], NODE_SHARE * self.tol, False)
+
+    def _start(self, node: int, solved: list[int]) -> Tensor:
+        """The start of a penalty (R, D+1): extrapolated from its neighbours or the nearest, whichever has less loss."""
+        known = sorted(solved, key=lambda other: abs(float(self.log_l2[other] - self.log_l2[node])))[:3]
+        nearest = self.theta[known[0]]
+        if len(known) == 1:
+            return nearest
+        points = torch.tensor(known, device=self.l2.device)
+        predicted = lagrange(self.log_l2[node][None], self.log_l2[points], self.theta[points], degree=2)
+        both = torch.stack([predicted[0], nearest])
+        return both[self.exact.evaluate(both, self.l2[node].expand(2)).loss.nan_to_num(torch.inf).argmin()]
+
+    def _solve_weak(self, node: int, solved: list[int], goal: tuple[float, bool]) -> None:
+        """A node to its goal, by the factor at hand or a new one, or where none is affordable by Kronecker products."""
+        start, l2, index = self._start(node, solved), float(self.l2[node]), torch.tensor([node], device=self.l2.device)
+        if self.plan.factor is None:
+            self._advance(index, start[None], *goal)
+            return
+        if not self.factors or l2 < self.factors[-1].l2 / FACTOR_REACH:
+            self._add_factor(start, l2)
+        for attempt in range(NODE_ROUNDS):
+            self.factor_of[node] = len(self.factors) - 1
+            spent = int(self.n_iter[node])
+            self._advance(index, start[None], *goal, NODE_PRODUCTS)
+            start, after = self.theta[node], int(self.n_iter[node])
+            if after - spent < 2 * NODE_PRODUCTS or attempt + 1 == NODE_ROUNDS or after >= self.max_iter:
+                break
+            self._add_factor(start, l2)
+
+    def _add_factor(self, theta: Tensor, l2: float) -> None:
+        make = pair_factor if self.plan.factor == "pairs" else class_inverses
+        if self.importance is None:
+            self.importance = row_importance(self.coordinates)
+        self.factors.append(make(self.loss, theta, l2, self.importance))
+
+    def _assign_factors(self) -> None:
+        """Let the nearest factor serve each penalty that is weak, or little stronger than the strongest factor's."""
+        if not self.factors:
+            return
+        own = torch.tensor([factor.l2 for factor in self.factors], dtype=torch.float64, device=self.l2.device)
+        nearest = (self.log_l2[:, None] - own.log()).abs().argmin(dim=1)
+        weak = self.l2 < max(STRONG * float(self.coordinates.eigenvalues.max()), ABOVE * float(own.max()))
+        self.factor_of = torch.where(weak, nearest, -1)
+
+    # ---- everything else
+    def interpolate(self) -> None:
+        """Predict the penalties between the nodes."""
+        rest = [i for i in range(len(self.l2)) if i not in self.nodes]
+        if not rest:
+            return
+        index = torch.tensor(rest, device=self.l2.device)
+        every = torch.tensor(self.nodes, device=self.l2.device)
+        if self.coordinates.eigenvectors is None:
+            # where probabilities hardly move, theta is b / (curvature + l2): without that factor it is flatter, and so
+            # are the errors of a polynomial
+            scale = self.l2[:, None, None] + self.coordinates.eigenvalues / max(self.R, 2)
+            scale = torch.nn.functional.pad(scale, (0, 1), value=1.0)
+            found = lagrange(self.log_l2[index], self.log_l2[every], self.theta[every] * scale[every]) / scale[index]
+        else:
+            found = lagrange(self.log_l2[index], self.log_l2[every], self.theta[every])
+        self.theta[index] = found
+
+    # ---- never stuck
+    def _retry(self) -> None:
+        """Try open fits again: from the nearest certified probe without sampled factors, then by whole Hessians."""
+        open_ = (~self.certificate.converged(self.tol)).nonzero()[:, 0]
+        if not len(open_):
+            return
+        self.factors, self.factor_of = [], torch.full_like(self.factor_of, -1)
+        for i in open_.flip(0).tolist():
+            index = torch.tensor([i], device=self.l2.device)
+            if self.on_host and self.R * self.theta.shape[2] <= DENSE_RETRY_COLUMNS:
+                self._follow_dense(index)
+                certificate = self.summarise(self._evaluate_full(self.theta[index], self.l2[index]), index)
+            else:
+                certificate = self._finished(
+                    index, self._refine(index, self._start(i, self._good()), products=RETRY_PRODUCTS)
+                )
+            if not bool(certificate.converged(self.tol)):
+                at = self._evaluate_full(self.theta[index], self.l2[index])
+                certificate = self.with_decrements(certificate, at, index)
+            if bool(certificate.gap < self.certificate.gap[index]):
+                self.certificate.put(index, certificate)
+
+    def _good(self) -> list[int]:
+        return self.certificate.converged(self.tol).nonzero()[:, 0].tolist()
+
+    # ---- small problems
+    def _dense_problem(self, data: WeightedData) -> dense.DenseProblem:
+        X = data.X.numpy() if data.ready else torch.cat([X for X, _, _ in data.blocks(8192)]).numpy()
+        return dense.DenseProblem(np.ascontiguousarray(X), data.y.numpy(), data.weights.numpy(), self.R, data.intercept)
+
+    def _follow_dense(self, index: Tensor) -> None:
+        """Whole Newton steps for the problems at `index`, which are in order from strong to weak, from zero."""
+        problem = self._dense_problem(self.coordinates.exact)
+        share = dense.SHARE * self.tol
+
+        def enough(loss: float, gradient: np.ndarray, theta: np.ndarray, l2: float) -> bool:
+            return self.bound.of_one(gradient, theta, l2) <= share * loss
+
+        theta, steps = dense.follow(
+            problem, self.zero.numpy(), self.l2[index].numpy(), enough, min(DENSE_STEPS, self.max_iter)
+        )
+        self.theta[index] = torch.from_numpy(theta)
+        self.n_iter[index] += torch.from_numpy(steps)

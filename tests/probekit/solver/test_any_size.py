@@ -14,8 +14,8 @@ from probekit.runtime.errors import UserError
 from probekit.solver import memory_plan as plan
 from probekit.solver import newton
 from probekit.solver import solve as solver
-from probekit.solver.data import Rows
-from probekit.solver.eigenbasis import eigenbasis
+from probekit.solver.data import WeightedData
+from probekit.solver.eigenbasis import find_coordinates
 
 CS = [1e-3, 1e-1, 10.0]
 # both are certified to a relative objective gap of 1e-10 at a curvature of at least l2: coefficients to about 1e-4
@@ -47,11 +47,11 @@ def test_dependent_columns_leave_and_change_nothing():
     wide, narrow = fit(grey, y), fit(X * np.sqrt(3), y)
     # three equal columns share one coefficient: the penalty sees the narrow problem scaled by the root of three
     np.testing.assert_allclose(wide.coef, np.repeat(narrow.coef, 3, axis=2) / np.sqrt(3), **CLOSE)
-    rows = Rows(
+    rows = WeightedData(
         torch.from_numpy(grey), torch.from_numpy(y), torch.full((180,), 1 / 180, dtype=torch.float64), 4,
         torch.float64, torch.device("cpu"),
     )  # fmt: skip
-    assert eigenbasis(rows).rows.width == 12
+    assert find_coordinates(rows).data.width == 12
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -71,13 +71,13 @@ def test_dependent_columns_in_float32(seed):
 def test_every_preconditioner_leads_to_the_same_probes(K, monkeypatch):
     X, y = problem(n=300, k=K)
     found = {}
-    for factor, columns in [("pair-sampled", 10**6), ("for each class", 13), ("Kronecker", 1)]:
+    for factor, columns in [("pair-sampled", 10**6), ("for each class", 13), ("with Kronecker", 1)]:
         monkeypatch.setattr(plan, "DENSE_COLUMNS", {"cpu": columns})
         found[factor] = fit(X, y)
         # one class's block is all there is where two classes share one row of coefficients
         assert factor in found[factor].plan or (K == 2 and factor == "for each class")
     for path in found.values():
-        np.testing.assert_allclose(path.coef, found["Kronecker"].coef, **CLOSE)
+        np.testing.assert_allclose(path.coef, found["with Kronecker"].coef, **CLOSE)
 
 
 @pytest.mark.parametrize("columns", [10**6, 13])

@@ -1,26 +1,26 @@
 """One contract for every backend; our own objective measures the gradient at each one's answer."""
 
 import importlib.util
+import inspect
 import sys
 import types
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression as SklearnRegression
 
 from probekit.probes import fit_path
 from probekit.runtime.errors import UserError
+from probekit.solver.cuml_backend import fit_cuml, gpu_index
 from probekit.solver.objective import C_to_l2, loss_and_gradient
 
 CS = np.array([0.01, 1.0, 30.0])
 
 
 def _cuml_works():
-    if importlib.util.find_spec("cuml") is None:
-        return False
-    import torch
-
-    return torch.cuda.is_available()
+    return importlib.util.find_spec("cuml") is not None and torch.cuda.is_available()
 
 
 BACKENDS = [
@@ -71,7 +71,7 @@ def test_certificates_hold_our_own_gradient_at_the_backends_answer(backend, n_cl
     for max_iter in (2, 2000):  # far from the answer and at it
         path = fit_path(X, y, CS, sample_weight=weights, backend=backend, tol=1e-3, max_iter=max_iter)
         assert {
-            "loss", "grad_max", "grad_rel", "gap_bound", "decrement_gap", "intercept_residual", "n_iter", "stop_reason",
+            "loss", "grad_max", "grad_rel", "gap_bound", "gap", "intercept_residual", "n_iter", "stop_reason",
         } <= set(path.certificates)  # fmt: skip
         assert all(len(values) == len(CS) for values in path.certificates.values())
         zero = np.zeros_like(path.coef[0])
@@ -88,7 +88,7 @@ def test_certificates_hold_our_own_gradient_at_the_backends_answer(backend, n_cl
                 assert largest <= 1.1e-2 * np.abs(at_zero).max()
             best = LogisticRegression(C=C, tol=1e-10, max_iter=10000).fit(X, y, weights)
             optimum, *_ = loss_and_gradient(X, y, best.coef_, best.intercept_, l2, weights)
-            assert (value - optimum) / optimum <= max(1e-3, 10 * path.certificates["decrement_gap"][i])
+            assert (value - optimum) / optimum <= max(1e-3, 10 * path.certificates["gap"][i])
             assert value - optimum <= path.certificates["gap_bound"][i] + 1e-9
 
 
@@ -112,32 +112,122 @@ def test_an_absent_cuml_is_refused_in_one_sentence(monkeypatch):
     assert "\n" not in str(no.value)
 
 
-def test_what_is_asked_of_cuml(monkeypatch):
-    """A stand-in with its interface, solving by scikit-learn: penalty, weights and answer go through whole."""
-    asked = []
+# as read in cuml/linear_model/logistic_regression.py of the wheels of 25.12.0 and 26.10.0, the same in both
+REAL_INIT = (
+    "self", "penalty", "tol", "C", "fit_intercept", "class_weight", "max_iter", "linesearch_max_iter", "l1_ratio",
+    "solver", "lbfgs_memory", "penalty_normalized", "verbose", "output_type",
+)  # fmt: skip
 
-    class LookAlike(LogisticRegression):
-        def __init__(self, *, C, tol, max_iter, fit_intercept, output_type):
-            super().__init__(C=C, tol=tol, max_iter=max_iter, fit_intercept=fit_intercept)
-            self.output_type = output_type
-            asked.append(output_type)
 
-        def fit(self, X, y, sample_weight=None):
-            super().fit(X, y, sample_weight)
-            self.solver_model = types.SimpleNamespace(num_iters=self.n_iter_)
-            return self
+class GpuArray:
+    """What cupy hands out, in this stand-in: nothing here computes with it but cuML."""
 
-    module = types.ModuleType("cuml")
-    module.__version__ = "0.stand-in"
-    module.linear_model = types.ModuleType("cuml.linear_model")
-    module.linear_model.LogisticRegression = LookAlike
-    monkeypatch.setitem(sys.modules, "cuml", module)
-    monkeypatch.setitem(sys.modules, "cuml.linear_model", module.linear_model)
-    for n_classes in (2, 4):
-        X, y, weights = problem(n_classes)
-        path = fit_path(X, y, CS, sample_weight=weights, backend="cuml")
-        expected = fit_path(X, y, CS, sample_weight=weights, tol=1e-8)
-        np.testing.assert_allclose(path.predict_proba(X), expected.predict_proba(X), atol=1e-3)
-        assert path.solver_version == "cuml-0.stand-in"
-        assert path.converged.all()
-    assert set(asked) == {"numpy"}
+    def __init__(self, values, device):
+        self.values, self.device = np.asarray(values), device
+
+
+class Cuml:
+    """Stand-ins for cupy and cuml with the real signatures, solving by scikit-learn; they note what they were given."""
+
+    def __init__(self, monkeypatch):
+        self.fitted, self.made, self.device = [], [], []
+        noted = self
+
+        class OnDevice:
+            def __init__(self, index):
+                self.index = index
+
+            def __enter__(self):
+                noted.device.append(self.index)
+
+            def __exit__(self, *_):
+                noted.device.append(None)
+
+        class LogisticRegression:
+            def __init__(
+                self, *, penalty="l2", tol=1e-4, C=1.0, fit_intercept=True, class_weight=None, max_iter=1000,
+                linesearch_max_iter=50, l1_ratio=None, solver="qn", lbfgs_memory=5, penalty_normalized=True,
+                verbose=False, output_type=None,
+            ):  # fmt: skip
+                assert penalty == "l2"
+                assert penalty_normalized
+                self._model = SklearnRegression(C=C, tol=tol, max_iter=max_iter, fit_intercept=fit_intercept)
+                self._output = output_type
+
+            def fit(self, X, y, sample_weight=None):
+                noted.fitted.append((X, y, sample_weight, noted.device[-1]))
+                weights = None if sample_weight is None else sample_weight.values
+                self._model.fit(X.values, y.values, weights)
+                return self
+
+            # the attributes of the real one: the solver's own model is not among them
+            n_iter_ = property(lambda self: self._model.n_iter_)
+            coef_ = property(lambda self: self._typed(self._model.coef_))
+            intercept_ = property(lambda self: self._typed(self._model.intercept_))
+
+            def _typed(self, values):
+                return values if self._output == "numpy" else GpuArray(values, noted.device[-1])
+
+        self.LogisticRegression = LogisticRegression
+        cuml, cupy = types.ModuleType("cuml"), types.ModuleType("cupy")
+        cuml.__version__ = "0.stand-in"
+        cuml.linear_model = types.ModuleType("cuml.linear_model")
+        cuml.linear_model.LogisticRegression = LogisticRegression
+        cupy.asarray = lambda values: self._array(values)
+        cupy.cuda = types.SimpleNamespace(Device=OnDevice)
+        for module in (cuml, cuml.linear_model, cupy):
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    def _array(self, values):
+        assert isinstance(values, np.ndarray)
+        self.made.append(GpuArray(values, self.device[-1]))
+        return self.made[-1]
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("standardize", [False, True])
+def test_what_is_asked_of_cuml(monkeypatch, n_classes, weighted, standardize):
+    cuml = Cuml(monkeypatch)
+    X, y, weights = problem(n_classes)
+    weights = weights if weighted else np.full(len(y), 0.7)
+    path = fit_path(X, y, CS, sample_weight=weights, backend="cuml", standardize=standardize)
+    expected = fit_path(X, y, CS, sample_weight=weights, standardize=standardize, tol=1e-8)
+    np.testing.assert_allclose(path.predict_proba(X), expected.predict_proba(X), atol=1e-3)
+    assert path.solver_version == "cuml-0.stand-in"
+    assert path.converged.all()
+    assert (path.certificates["n_iter"] > 0).all()
+    # one copy of the rows a path, on one device; equal weights are no weights
+    assert len({id(given[0]) for given in cuml.fitted}) == 1
+    assert len(cuml.made) == (3 if weighted else 2)
+    assert [given[2] is None for given in cuml.fitted] == [not weighted] * len(CS)
+    assert {given[3] for given in cuml.fitted} == {0}
+    assert cuml.device[-1] is None
+
+
+def test_the_stand_in_has_cumls_signature(monkeypatch):
+    standing_in = Cuml(monkeypatch).LogisticRegression
+    assert tuple(inspect.signature(standing_in.__init__).parameters) == REAL_INIT
+    assert tuple(inspect.signature(standing_in.fit).parameters) == ("self", "X", "y", "sample_weight")
+    assert not hasattr(standing_in, "solver_model")  # gone since cuML 25.12
+
+
+@pytest.mark.gpu
+def test_the_stand_in_has_the_installed_cumls_signature():
+    real = pytest.importorskip("cuml.linear_model").LogisticRegression
+    assert set(REAL_INIT) <= {"self", *inspect.signature(real.__init__).parameters}
+    assert tuple(inspect.signature(real.fit).parameters)[:4] == ("self", "X", "y", "sample_weight")
+
+
+def test_cuml_runs_on_the_gpu_that_was_named():
+    assert gpu_index(torch.device("cuda:3")) == 3
+    assert gpu_index(torch.device("cpu")) == 0
+    with pytest.raises(UserError, match="device is mps"):
+        gpu_index(torch.device("mps"))
+
+
+def test_more_entries_than_cuml_can_count_are_refused():
+    rows = type("Many", (), {"width": 2**16, "__len__": lambda self: 2**15})()
+
+    with pytest.raises(UserError, match="32 bits, but 32768 rows of 65536 features"):
+        fit_cuml(rows, CS, 1e-4, 10, True)

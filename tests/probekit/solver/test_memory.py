@@ -7,7 +7,7 @@ import torch
 from probekit.probes import fit_path
 from probekit.runtime.errors import UserError
 from probekit.solver import memory_plan as plan
-from probekit.solver.data import Rows
+from probekit.solver.data import WeightedData
 from probekit.solver.memory_plan import penalties_at_once
 
 CS = np.logspace(2, -4, 13)  # not ascending: parts must be put back in order
@@ -24,7 +24,7 @@ def problem():
 def rows():
     X, y = problem()
     weights = torch.full((90,), 1 / 90, dtype=torch.float64)
-    return Rows(torch.from_numpy(X), torch.from_numpy(y), weights, 3, torch.float64, torch.device("cpu"))
+    return WeightedData(torch.from_numpy(X), torch.from_numpy(y), weights, 3, torch.float64, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from probekit.probes import fit_path
-from probekit.solver.data import Rows
+from probekit.solver.data import WeightedData
 from probekit.solver.objective import C_to_l2, loss_and_gradient
 from probekit.solver.solve import certify
 
@@ -137,7 +137,7 @@ def test_the_certificate_refuses_zero_itself(n_classes, scale):
     y = np.arange(200) % n_classes
     X = torch.from_numpy(scale * (rng.normal(size=(200, 5)) + np.eye(5)[y]))
     weights = torch.full((200,), 1 / 200, dtype=torch.float64)
-    rows = Rows(X, torch.from_numpy(y), weights, n_classes, torch.float64, torch.device("cpu"))
+    rows = WeightedData(X, torch.from_numpy(y), weights, n_classes, torch.float64, torch.device("cpu"))
     l2 = torch.logspace(-6, 6, 5, dtype=torch.float64) * scale**2
     zero = torch.zeros(5, 1 if n_classes == 2 else n_classes, 6, dtype=torch.float64)
     certificate = certify(rows, zero, l2)

@@ -1,0 +1,160 @@
+"""Does the curve rise and then fall, in every seed, above raw pixels and above random weights?
+
+    python -m analyses.rise_and_fall RESULTS... [--model igpt] [--random random] [--pixels pixels] [--out FOLDER]
+
+A series belongs to a role by how its name begins: igpt-s0, igpt-s1, ... are seeds of one recipe, random-s0 the same
+network untrained, pixels-12 raw pixels. A seed counts when the software's verdict is "rises then falls", the layer
+chosen on held-out rows beats the last one by 2 points and p < .01, and it beats every pixel series and the best layer
+of every random one at p < .01 (exact McNemar tests on the same rows). --out gets verdicts.json and depth_curve.svg.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analyses import over_runs
+from igpt_model import atomic
+from probekit.reports.report import save_figure
+from probekit.reports.style import FLAT, MODELS, QUIET, RANDOM, style
+from probekit.results.compare import compare, paired_correct
+from probekit.results.results import Results
+from probekit.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LEAST_GAIN, ALPHA = 2.0, 0.01  # points above the last layer; of each test: all must pass, so none is corrected
+
+
+def role(results: Results, prefix: str) -> list[str]:
+    """The series whose names begin with a prefix, in order."""
+    return sorted(name for name in results.series if name.startswith(prefix))
+
+
+def seed_verdict(results: Results, name: str, controls: Sequence[str]) -> dict[str, Any]:
+    """What one series shows, in percent and points."""
+    verdict, curve = results.verdict(name), results.curves()[name]
+    last = max(results.of(name, "layer"), key=lambda record: record.depth or 0)
+    against_last = compare(results.best(name), last)
+    against = {control: compare(results.best(name), _best_on_test(results, control)) for control in controls}
+    conditions = {
+        "rises then falls": verdict.falls and verdict.p < ALPHA,
+        "last": 100 * against_last.difference >= LEAST_GAIN and against_last.p < ALPHA,
+        **{control: one.difference > 0 and one.p < ALPHA for control, one in against.items()},
+    }
+    return {
+        "series": name,
+        "dataset": verdict.dataset,
+        "accuracy": [round(100 * float(value), 2) for value in curve.accuracy],
+        "low": [round(100 * float(value), 2) for value in curve.low],
+        "high": [round(100 * float(value), 2) for value in curve.high],
+        "certified": bool(curve.converged.all()),
+        "chosen": verdict.peak_depth,
+        "shape": verdict.shape,
+        "p": verdict.p,
+        "sentences": verdict.sentences(),
+        "against": {"last": _numbers(against_last), **{control: _numbers(one) for control, one in against.items()}},
+        "conditions": conditions,
+        "counts": all(conditions.values()),
+    }
+
+
+def _best_on_test(results: Results, series: str) -> Any:
+    # the control gets its best layer on test rows, which is the harder comparison
+    return max(results.of(series, "layer"), key=lambda record: record.accuracy)
+
+
+def _numbers(one: Any) -> dict[str, float]:
+    values = {"points": 100 * one.difference, "low": 100 * one.low, "high": 100 * one.high}
+    return {**{name: round(value, 2) for name, value in values.items()}, "p": one.p}
+
+
+def study(results: Results, model: str, random: str, pixels: str) -> dict[str, Any]:
+    """Every seed, and the seeds together (mean, 95 % over runs, then rows; two or more of them)."""
+    models, controls = role(results, model), [*role(results, pixels), *role(results, random)]
+    if not models:
+        raise UserError(f"No series begins with {model!r}; there are {', '.join(results.series)}.")
+    seeds = [seed_verdict(results, name, controls) for name in models]
+    found: dict[str, Any] = {"seeds": seeds, "controls": {}, "all count": all(seed["counts"] for seed in seeds)}
+    for control in controls:
+        layers = sorted(results.of(control, "layer"), key=lambda record: record.depth or 0)
+        found["controls"][control] = [round(100 * record.accuracy, 2) for record in layers]
+    if len(models) > 1:
+        pairs = []
+        for name in models:
+            last = max(results.of(name, "layer"), key=lambda record: record.depth or 0)
+            pairs.append(paired_correct(results.best(name), last))
+        together = over_runs.gain([a for a, _ in pairs], [b for _, b in pairs])
+        found["chosen minus last, all seeds"] = [round(v, 2) for v in (together.mean, together.low, together.high)]
+    return found
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The study as text."""
+    printed = []
+    for seed in found["seeds"]:
+        printed += seed["sentences"]
+        for what, one in seed["against"].items():
+            interval = f"[{one['low']:+.1f}, {one['high']:+.1f}]"
+            printed.append(f"  against {what}: {one['points']:+.1f} {interval} points, p = {one['p']:.2g}")
+        failed = [name for name, met in seed["conditions"].items() if not met]
+        printed.append(f"  counts: {'yes' if seed['counts'] else 'no (' + ', '.join(failed) + ')'}")
+    if "chosen minus last, all seeds" in found:
+        mean, low, high = found["chosen minus last, all seeds"]
+        printed.append(f"chosen layer minus last, all seeds: {mean:+.1f} [{low:+.1f}, {high:+.1f}] points")
+    return printed
+
+
+def figure(found: dict[str, Any]) -> "Figure":
+    """Every seed's curve with 95 % bars and its chosen layer ringed; random weights; raw pixels as a level."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(6.4, 3.7))
+    axes = drawn.add_axes((0.08, 0.13, 0.89, 0.77))
+    for number, seed in enumerate(found["seeds"]):
+        depths, accuracy = np.arange(len(seed["accuracy"])), np.array(seed["accuracy"])
+        colour = MODELS[number % len(MODELS)][0]
+        shift = 0.06 * (number - (len(found["seeds"]) - 1) / 2)
+        axes.vlines(depths + shift, seed["low"], seed["high"], color=colour, linewidth=1, alpha=0.6)
+        axes.plot(
+            depths + shift, accuracy, color=colour, marker="o", markersize=3.5, linewidth=1.4, label=seed["series"]
+        )
+        at = seed["chosen"]
+        axes.scatter(at + shift, accuracy[at], s=80, facecolors="none", edgecolors=colour, linewidth=1.2, zorder=3)
+    for name, values in found["controls"].items():
+        if len(values) == 1:
+            axes.axhline(values[0], color=FLAT[0], linewidth=1.1, linestyle="--")
+            axes.annotate(f"{name} {values[0]:.1f}", (0, values[0]), (0, 3), textcoords="offset points", color=FLAT[0])
+        else:
+            axes.plot(values, color=RANDOM[0], marker="v", markersize=3, linewidth=1, linestyle=":", label=name)
+    axes.set_xticks(np.arange(len(found["seeds"][0]["accuracy"])))
+    axes.set_xlabel("layer (0 is the embedding)", color=QUIET)
+    axes.set_title("Test accuracy of linear probes, %; ring: layer chosen on held-out rows")
+    axes.legend(loc="best")
+    return drawn
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the verdicts; write them and the picture where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="+", type=Path)
+    parser.add_argument("--model", default="igpt")
+    parser.add_argument("--random", default="random")
+    parser.add_argument("--pixels", default="pixels")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+    found = study(Results(*options.results), options.model, options.random, options.pixels)
+    print("\n".join(lines(found)))
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        atomic.write_text(options.out / "verdicts.json", json.dumps(found, indent=1) + "\n")
+        with style():
+            save_figure(figure(found), options.out / "depth_curve", ("svg", "png"))
+
+
+if __name__ == "__main__":
+    main()

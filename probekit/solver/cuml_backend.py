@@ -1,0 +1,76 @@
+"""cuML's LogisticRegression as a backend: one copy of the rows on the GPU for a whole path of penalties."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from probekit.runtime.errors import UserError
+from probekit.solver.data import WeightedData
+
+Array = NDArray[np.float64]
+
+INT32 = 2**31  # cuML counts rows, columns and entries in 32 bits
+
+
+def fit_cuml(
+    rows: WeightedData, Cs: Array, tol: float, max_iter: int, fit_intercept: bool
+) -> tuple[list[tuple[Array, Array, int]], str]:
+    """Fit one cuML model a penalty on the GPU of `rows.device` (the first one for "cpu").
+
+    Parameters
+    ----------
+    rows : of which neither a GPU nor cuML's 32-bit counts may be overtaxed
+    Cs : inverse penalties (n_C,), scikit-learn's, for weights that sum to the number of rows
+    tol : cuML's own, a bound on its gradient
+
+    Returns
+    -------
+    (coef (R, D), intercept (R,), iterations) of each penalty, all on the host in float64, and cuML's version
+
+    Raises
+    ------
+    UserError
+        cuML is not installed, or the rows hold more than 2^31 entries.
+    """
+    if len(rows) * rows.width >= INT32:
+        raise UserError(
+            f"cuML counts entries in 32 bits, but {len(rows)} rows of {rows.width} features have "
+            f"{len(rows) * rows.width}; use backend='torch'."
+        )
+    try:
+        import cuml
+        import cupy
+        from cuml.linear_model import LogisticRegression
+    except ImportError as error:
+        raise UserError(
+            "backend 'cuml' needs RAPIDS cuML, which is not installed; `pip install igpt-probekit[cuml-cu12]`, "
+            "or use backend='torch'."
+        ) from error
+
+    def on_gpu(tensor: torch.Tensor) -> Any:
+        return cupy.from_dlpack(tensor) if tensor.is_cuda else cupy.asarray(tensor.numpy())
+
+    fits = []
+    with cupy.cuda.Device(gpu_index(rows.device)):
+        X, y = on_gpu(rows.materialise().X[:, :-1]), on_gpu(rows.y)
+        equal = bool((rows.weights == rows.weights[0]).all())
+        weights = None if equal else on_gpu((rows.weights * len(rows)).to(rows.dtype))
+        for C in Cs:
+            model = LogisticRegression(
+                C=float(C), tol=tol, max_iter=max_iter, fit_intercept=fit_intercept, output_type="numpy"
+            )
+            model.fit(X, y, sample_weight=weights)
+            coef, intercept = np.asarray(model.coef_, np.float64), np.asarray(model.intercept_, np.float64)
+            fits.append((coef, np.broadcast_to(intercept, len(coef)).copy(), int(np.max(model.n_iter_))))
+    return fits, str(cuml.__version__)
+
+
+def gpu_index(device: torch.device) -> int:
+    """Number of the GPU that a torch device names; rows on the CPU go to the first."""
+    if device.type == "cpu":
+        return 0
+    if device.type != "cuda":
+        raise UserError(f"backend 'cuml' runs on NVIDIA GPUs, but device is {device}; give cuda or cuda:N.")
+    return torch.cuda.current_device() if device.index is None else device.index

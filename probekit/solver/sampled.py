@@ -1,0 +1,234 @@
+"""Accelerators for weak penalties: factors of a Hessian of sampled rows, for all pairs of classes or class by class.
+
+The Hessian of the mean loss is a graph Laplacian over classes,
+    H = sum_{k<l} (e_k - e_l)(e_k - e_l)' x  sum_i w_i p_ik p_il x_i x_i'  + l2 I ,
+so each pair of classes needs only rows that hesitate between those two. Sampling rows pair by pair with probability
+proportional to p_ik p_il (a row heavier than the threshold is kept with its own weight) keeps H's structure at weak
+penalties, where a common subset of rows loses it: about 1.5 rows a column and pair leave two or three conjugate
+gradient steps. Where all pairs are too many, the diagonal blocks sum_i w_i p_ik (1 - p_ik) x_i x_i' alone are sampled
+alike, and inverted in chunks of classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from probekit.solver.data import STREAM_ROWS
+from probekit.solver.eigenbasis import Coordinates
+from probekit.solver.mean_loss import MeanLoss, residuals_
+
+ROWS_PER_COLUMN = 1.5  # of a pair of classes; 1 and 2.5 take the same time (10,000 x 256, 10 classes)
+BLOCK_ROWS_PER_COLUMN = 2.0  # of a class; 1 costs 58 products for 41, 10 gain none (20,000 x 768, 100 classes)
+SKETCH = 24  # random projections for leverages
+RIDGE = 1e-7  # of the largest eigenvalue: directions with less are not told apart
+EXACT_FLOPS = 2e9  # up to which all rows are taken: milliseconds
+EXACT_BLOCK = 1 << 22  # entries of the rows times probabilities
+AT_ONCE = 1 << 25  # shares of rows held while they are sampled
+CHUNK_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}  # of class blocks that are built and inverted together
+
+
+@dataclass(frozen=True)
+class PairFactor:
+    """A Cholesky factor of an approximate Hessian in an orthonormal basis of the classes' differences.
+
+    Attributes
+    ----------
+    factor : (q*(D+1), q*(D+1)) lower triangle, q = K - 1 (1 for the sigmoid)
+    basis : (R, q), orthonormal columns that sum to zero ((1, 1) for the sigmoid)
+    l2 : penalty it was factored at
+    """
+
+    factor: Tensor
+    basis: Tensor
+    l2: float
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        p, _, columns = gradient.shape
+        inner = (self.basis.T @ gradient).reshape(p, -1)
+        # two triangular solves use the factor in place; cholesky_solve copies it at every call, 20 times the work
+        half = torch.linalg.solve_triangular(self.factor, inner.T, upper=False)
+        solved = torch.linalg.solve_triangular(self.factor.mT, half, upper=True).T
+        return self.basis @ solved.reshape(p, -1, columns)
+
+
+@dataclass(frozen=True)
+class ClassInverses:
+    """Inverses of an approximate Hessian's diagonal blocks; what classes have in common is left out.
+
+    Inverses are read once where two triangular solves read a factor twice: 9 ms for 25 (100 classes of 769 columns).
+
+    Attributes
+    ----------
+    inverses : (R, D+1, D+1), one a class
+    l2 : penalty they were made at
+    """
+
+    inverses: Tensor
+    l2: float
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        solved = torch.bmm(gradient.permute(1, 0, 2).contiguous(), self.inverses).permute(1, 0, 2)
+        if len(self.inverses) == 1:
+            return solved
+        # adding the same to every class changes no probability: never move along it
+        return solved - solved.mean(dim=1, keepdim=True)
+
+
+Factor = PairFactor | ClassInverses
+
+
+def class_basis(R: int, like: Tensor) -> Tensor:
+    """Orthonormal (R, R-1) basis of the vectors that sum to zero; (1, 1) for the sigmoid."""
+    if R == 1:
+        return torch.ones(1, 1, dtype=like.dtype, device=like.device)
+    eye = torch.eye(R, dtype=torch.float64, device=like.device)
+    return torch.linalg.qr(torch.cat([torch.ones_like(eye[:, :1]), eye[:, :-1]], dim=1))[0][:, 1:].to(like.dtype)
+
+
+def pair_factor(loss: MeanLoss, theta: Tensor, l2: float, importance: Tensor) -> PairFactor:
+    """Factor of the pair-sampled Hessian at one theta (R, D+1)."""
+    theta = theta.to(loss.data.dtype)
+    flops = len(loss.data) * theta.numel() ** 2
+    exact = flops <= EXACT_FLOPS
+    hessian = exact_hessian(loss, theta) if exact else pair_sampled_hessian(loss, theta, importance)
+    return PairFactor(_cholesky(hessian, l2, theta.shape[1]), class_basis(len(theta), theta), l2)
+
+
+def class_inverses(loss: MeanLoss, theta: Tensor, l2: float, importance: Tensor) -> ClassInverses:
+    """Inverses of the class-sampled diagonal blocks at one theta (R, D+1), made a chunk of classes at a time."""
+    theta = theta.to(loss.data.dtype)
+    R, columns = theta.shape
+    mass = loss.covariance(theta[None])[0].diagonal(dim1=-2, dim2=-1)
+    inverses = torch.empty(R, columns, columns, dtype=theta.dtype, device=theta.device)
+    each = 3 * columns * columns * theta.element_size()
+    for some in torch.arange(R, device=theta.device).split(max(CHUNK_BYTES.get(theta.device.type, 1 << 28) // each, 1)):
+        blocks = _sampled_moments(loss, theta, _doubt_of(some, R), mass[some], importance, BLOCK_ROWS_PER_COLUMN)
+        inverses[some] = torch.cholesky_inverse(_cholesky(blocks, l2, columns))
+    return ClassInverses(inverses, l2)
+
+
+def exact_hessian(loss: MeanLoss, theta: Tensor) -> Tensor:
+    """Hessian of the mean loss (no penalty) at one theta (R, D+1), from all rows, in `class_basis`."""
+    R, columns = theta.shape
+    total = torch.zeros(R * columns, R * columns, dtype=theta.dtype, device=theta.device)
+    for X, y, weights in loss.data.blocks(max(EXACT_BLOCK // (R * columns), 1)):
+        z = torch.mm(theta, X.T)[None]
+        p = residuals_(z, y, torch.empty_like(z))[2]
+        assert p is not None
+        root = weights.to(z.dtype).sqrt()
+        scaled = p[0].sqrt() * root if R == 1 else p[0] * root
+        rows = (scaled[:, None, :] * X.T).view(R * columns, len(X))
+        total.addmm_(rows, rows.T)
+    loss.data.sum_over_ranks(total)
+    if R == 1:
+        return total
+    blocks = total.view(R, columns, R, columns).neg_()
+    k = torch.arange(R, device=theta.device)
+    blocks[k, :, k, :] = 0.0
+    blocks[k, :, k, :] = -blocks.sum(dim=2)
+    basis = class_basis(R, theta)
+    inner = torch.einsum("kp,kilj,lq->piqj", basis, blocks, basis)
+    q = basis.shape[1] * columns
+    return inner.reshape(q, q)
+
+
+def pair_sampled_hessian(loss: MeanLoss, theta: Tensor, importance: Tensor) -> Tensor:
+    """Approximate Hessian of the mean loss (no penalty) at one theta (R, D+1), in `class_basis`: (q(D+1), q(D+1))."""
+    R, columns = theta.shape
+    covariance = loss.covariance(theta[None])[0]
+    if R == 1:
+        every = torch.zeros(1, dtype=torch.int64, device=theta.device)
+        hessian: Tensor = _sampled_moments(
+            loss, theta, _doubt_of(every, 1), covariance[0], importance, ROWS_PER_COLUMN
+        )[0]
+        return hessian
+    basis = class_basis(R, theta)
+    first, second = torch.triu_indices(R, R, offset=1, device=theta.device)
+    mass, edges = -covariance[first, second], basis[first] - basis[second]
+    moments = _sampled_moments(loss, theta, lambda p: p[first] * p[second], mass, importance, ROWS_PER_COLUMN)
+    q = edges.shape[1]
+    outer = (edges[:, :, None] * edges[:, None, :]).reshape(len(edges), q * q)
+    hessian = (outer.T @ moments.reshape(len(edges), -1)).view(q, q, columns, columns)
+    return hessian.permute(0, 2, 1, 3).reshape(q * columns, q * columns)
+
+
+def row_importance(coordinates: Coordinates) -> Tensor:
+    """How much more often than others a row is to be sampled (N,): half 1, half its leverage over the mean.
+
+    A column that is zero but in a few rows would else be missing from most samples, where its curvature is not.
+    Leverages x' (X'X)^-1 x are norms of random projections of whitened rows, right to a third: enough for sampling.
+    """
+    data = coordinates.data
+    values = coordinates.eigenvalues
+    generator = torch.Generator(device=data.device).manual_seed(0)
+    whitened = torch.randn(len(values), SKETCH, dtype=torch.float64, device=data.device, generator=generator)
+    whitened /= (values + RIDGE * values.max()).clamp_min(1e-300).sqrt()[:, None]
+    if coordinates.eigenvectors is not None:
+        whitened = coordinates.eigenvectors @ whitened
+    whitened = whitened.to(data.dtype)
+    leverage = torch.cat([(X[:, :-1] @ whitened).square().sum(dim=1) for X, _, _ in data.blocks(STREAM_ROWS)])
+    return 0.5 + 0.5 * leverage / leverage.mean()
+
+
+def _doubt_of(classes: Tensor, R: int) -> Callable[[Tensor], Tensor]:
+    """p (1 - p) of some classes, as a function of the probabilities (R, n)."""
+    if R == 1:
+        return lambda p: p * (1 - p)
+    return lambda p: p[classes] * (1 - p[classes])
+
+
+def _sampled_moments(
+    loss: MeanLoss,
+    theta: Tensor,
+    share: Callable[[Tensor], Tensor],
+    mass: Tensor,
+    importance: Tensor,
+    rows_per_column: float,
+) -> Tensor:
+    """Estimates (J, D+1, D+1) of sum_i w_i share_j(p_i) x_i x_i' for J shares of the probabilities (R, n) of rows.
+
+    A row is in moment j with probability w_i share_ij importance_i / threshold_j, at most 1, and weighted by its
+    inverse; `mass` (J,) is the sum of w_i share_ij, of which the threshold is so small a part that about
+    `rows_per_column` rows a column are kept.
+    """
+    data, columns = loss.data, theta.shape[1]
+    threshold = (mass.clamp_min(1e-30) / (rows_per_column * columns)).to(theta.dtype)[:, None]
+    generator = torch.Generator(device=theta.device).manual_seed(0)
+    moments = torch.zeros(len(mass), columns, columns, dtype=theta.dtype, device=theta.device)
+    at_once = len(data) if data.ready and len(mass) * len(data) < AT_ONCE else 0
+    first = 0
+    for X, _, weights in data.blocks(max(STREAM_ROWS, at_once)):
+        z = torch.mm(theta, X.T)
+        mass_of_rows = share(z.sigmoid() if len(z) == 1 else z.softmax(dim=0)).mul_(weights.to(z.dtype))
+        factor = importance[first : first + len(X)]
+        first += len(X)
+        draw = torch.rand(mass_of_rows.shape, dtype=z.dtype, device=z.device, generator=generator)
+        moment, row = (draw * threshold < mass_of_rows * factor).nonzero(as_tuple=True)
+        kept = torch.maximum(mass_of_rows[moment, row], threshold[moment, 0] / factor[row]).sqrt_()
+        ends = torch.bincount(moment, minlength=len(mass)).cumsum(0).tolist()
+        for j, (start, stop) in enumerate(zip([0, *ends], ends, strict=False)):
+            A = X.T.index_select(1, row[start:stop]).mul_(kept[start:stop])
+            moments[j].addmm_(A, A.T)
+    data.sum_over_ranks(moments)
+    return moments
+
+
+def _cholesky(hessian: Tensor, l2: float, columns: int) -> Tensor:
+    """Factors of (hessian + l2 I) (..., M, M), intercepts excepted, with as much on the diagonal as rounding asks.
+
+    Every `columns`-th column of M belongs to an intercept.
+    """
+    diagonal = hessian.diagonal(dim1=-2, dim2=-1)
+    parts = diagonal.reshape(-1, columns)
+    extra = torch.full_like(parts, l2)
+    extra[:, -1] = torch.where(parts[:, -1] > 0, 1e-6 * parts[:, -1], 1.0)
+    for _ in range(40):
+        shifted = hessian.clone()
+        shifted.diagonal(dim1=-2, dim2=-1).add_(extra.view_as(diagonal))
+        factor, failed = torch.linalg.cholesky_ex(shifted)
+        if not bool(failed.any()):
+            return factor
+        extra = extra * 4 + 1e-7 * parts.mean()
+    raise FloatingPointError("a sampled Hessian has no Cholesky factor, whatever is added to its diagonal")

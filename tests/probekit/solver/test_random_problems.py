@@ -1,0 +1,74 @@
+"""No certificate is false: random problems that are hard in known ways, against an independent Newton's method."""
+
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from probekit import LinearProbe
+from probekit.solver.path import fit_path
+from tests.probekit.solver.reference import objective, random_problem, verdict
+
+TOL = 1e-4
+
+
+def judge(seeds):
+    """Problems left open, and false certificates."""
+    opened, false = [], []
+    for seed in seeds:
+        problem = random_problem(seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            path = fit_path(problem.X, problem.y, [problem.C], sample_weight=problem.weights, dtype=problem.dtype)
+        converged, gap, _ = verdict(problem, path)
+        # 1e-9: the rounding of the reference, whose losses are sums of 300 terms
+        if converged and gap > TOL + 1e-9:
+            false.append((seed, gap))
+        if not converged:
+            opened.append((seed, gap))
+    return opened, false
+
+
+def test_no_certificate_is_false():
+    opened, false = judge(range(30))
+    assert not false
+    assert not opened
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_three_thousand_problems():
+    opened, false = judge(range(3000))
+    assert not false
+    assert len(opened) <= 3, opened
+
+
+def test_a_decrement_found_too_small():
+    """A hard case of early-stopped conjugate gradients: certified once at a true gap of 2.8e-3."""
+    rng = np.random.default_rng(15)
+    n, D, K = int(rng.integers(20, 150)), int(rng.integers(1, 9)), int(rng.integers(2, 5))
+    X = rng.normal(size=(n, D)) * 10.0 ** rng.uniform(-2, 2, D) if rng.random() < 0.4 else rng.normal(size=(n, D))
+    rng.integers(0, 5)
+    y = np.argmax(X @ rng.normal(size=(D, K)) + rng.standard_cauchy(size=(n, K)) * 0.05, axis=1)
+    rng.random()
+    C = 10.0 ** rng.uniform(0, 5)
+    ours = LinearProbe(C=C).fit(X, y)
+    theirs = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-12, max_iter=10000).fit(X, y)
+    values = [objective(X, y, np.ones(n), m.coef_, m.intercept_, 1 / (C * n))[0] for m in (ours, theirs)]
+    assert ours.converged_
+    assert values[0] <= values[1] * (1 + TOL)
+
+
+def test_a_column_of_another_scale_counts():
+    """A column 1e-14 the size of another is neither dropped nor forgotten by the certificate."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 400)
+    small = (y - 0.5 + rng.normal(size=400) * 0.3) * 1e-6
+    X = np.column_stack([rng.normal(size=400) * 1e8, small])
+    both, alone = fit_path(X, y, [1e12]), fit_path(X[:, 1:], y, [1e12])
+    assert both.converged.all()
+    assert alone.converged.all()
+    # the optimum with a column more cannot be worse
+    assert both.certificates["loss"][0] <= alone.certificates["loss"][0] * (1 + TOL)
