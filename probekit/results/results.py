@@ -95,12 +95,6 @@ class Results:
         """Paired comparison of the best layers of two series."""
         return paired_difference(self.best(a), self.best(b))
 
-    def report(self, out: str | Path = "report") -> Path:
-        """Write figures, tables and a page into the folder `out`; returns the page."""
-        # by name: the arrow from results to reports is the reader's convenience, not a dependency
-        page: Path = import_module("probekit.reports").write_report(self.paths, out)
-        return page
-
     def frame(self) -> "pd.DataFrame":
         """One row a record: what it is, how it was chosen, how it tests, and whether to trust it."""
         import pandas as pd

@@ -207,7 +207,7 @@ def test_other_settings_on_the_same_output_are_refused(tmp_path):
     ("options", "message"),
     [
         ({"layers": ["07"]}, "no layer '07'"),
-        ({"layers": "9*"}, r"no layer '9\*'"),
+        ({"layers": "9*"}, r"No layer matches '9\*'"),
         ({"Cs": [1.0, 0.0]}, "C must be a positive number, but 0.0 was given"),
         ({"Cs": [-1.0]}, "positive"),
         ({"Cs": [float("nan")]}, "positive"),
