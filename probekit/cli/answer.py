@@ -5,6 +5,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from igpt_model.checked_json import parse_json
 from probekit.cli.console import detail, note, say, table, wants_json
 
 if TYPE_CHECKING:
@@ -60,8 +61,7 @@ def _show_results(results: "Results") -> None:
 
 
 def _json_frame(frame: Any) -> Any:
-    # NaN is no JSON
-    return [{k: None if v != v else v for k, v in row.items()} for row in frame.to_dict("records")]
+    return parse_json(frame.to_json(orient="records", double_precision=15), "the table")
 
 
 def _json_results(results: "Results") -> dict[str, Any]:

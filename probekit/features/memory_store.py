@@ -3,14 +3,13 @@
 N rows of a split, D width of a layer.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from igpt_model.checked_json import parse_json
+from igpt_model.checked_json import as_json
 from igpt_model.hashing import hash_arrays, hash_json
 from probekit.features import format as layout
 from probekit.features.format import Header, file_layer_names
@@ -59,7 +58,7 @@ class MemoryStore:
         arrays |= {f"{split}/y": y for split, y in self._y.items()}
         arrays |= {f"{split}/row_ids": rows for split, rows in self._row_ids.items()}
         about = {"arrays": hash_arrays(arrays), "encoder": self.encoder, "dataset": self.dataset}
-        self.id = hash_json(parse_json(json.dumps(about, default=str), "provenance"))
+        self.id = hash_json(as_json(about, default=str))
 
     def layer(self, layer: str | int) -> str:
         """The name of a layer given by name or index (-1: the deepest)."""

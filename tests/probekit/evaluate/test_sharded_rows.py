@@ -46,7 +46,7 @@ def test_two_ranks_have_the_records_of_one_process(features, tmp_path):
     out = tmp_path / "dealt"
     words = ["--Cs", "0.01", "--Cs", "0.1", "--Cs", "1", "--parallel", "rows", "--out", str(out)]
     verb = ["concat", str(features), "--window", "2", "--greedy-width", "8"]  # sweeps first
-    done = subprocess.run([*TORCHRUN, *verb, *words], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([*TORCHRUN, *verb, *words], capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     lines = (out / "results.jsonl").read_text().splitlines()
     alone = concat(features, tmp_path / "alone", Cs=CS, window=2, greedy_width=8)

@@ -52,7 +52,7 @@ def test_bands_are_one_penalty_each(rows):
         fit_banded(X, y, [C], widths, gammas, standardize=True)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.sampled_from(["u1", "i1", "i2", ">i4", "u8", "f2", ">f4", "f8", "bool"]),
     st.sampled_from([0.25, 0.5, 2.0, 3.0]),
