@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -153,6 +154,7 @@ def load_dataset(
     if not isinstance(source, str | Path):
         _refuse_skipping(source, options)
         return load_objects(source, **options)
+    root = None if root is None else os.path.expanduser(root)
     text, options = _with_written_options(str(source), options)
     for entry in ENTRIES:
         if entry.name == text:
@@ -173,6 +175,8 @@ def load_dataset(
     _refuse_skipping(source, options)
     if path.endswith(".npz") and Path(path).exists():
         return load_npz("npz", path, **options)
+    if re.match(r"[A-Za-z]:[\\/]", text) and not Path(path).exists():
+        raise UserError(f"{text} does not exist; check the path.")
     if ":" in text and not Path(path).exists():
         value = import_object(text)
         if callable(value):

@@ -6,6 +6,7 @@ N rows of a split, B rows of a block (one batch), H, W, C an image.
 import contextlib
 import queue
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -98,7 +99,7 @@ def extract(
     if ranks.world == 1:
         header = declare(encoder, data, parts, batch_size, dtype, limit)
         _write(path, header, encoder, parts, data.classes, batch_size, workers, progress)
-        return FeatureStore(path)
+        return _checked_pictures(FeatureStore(path))
     whole = declare(encoder, data, parts, batch_size, dtype, limit)
     own, first = share(parts, whole.batch_size, ranks)
     if own:
@@ -109,7 +110,20 @@ def extract(
     if ranks.rank == 0:
         join(path, ranks)
     barrier(ranks)
-    return FeatureStore(path)
+    return _checked_pictures(FeatureStore(path))
+
+
+def _checked_pictures(store: FeatureStore) -> FeatureStore:
+    """Warn where one picture fills a split: decoded to black or white, most likely, which nothing else would show."""
+    for split in store.splits:
+        _, counts = np.unique(store.image_hashes(split), return_counts=True)
+        if len(counts) and counts.sum() > 2 and counts.max() > counts.sum() / 2:
+            warnings.warn(
+                f"{counts.max():,} of the {counts.sum():,} pictures of split {split} are identical; look at some "
+                "(are they decoded as they should be?).",
+                stacklevel=3,
+            )
+    return store
 
 
 def _write(

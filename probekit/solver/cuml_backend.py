@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from probekit.runtime.errors import UserError
-from probekit.solver.data import Rows
+from probekit.solver.data import WeightedData
 
 Array = NDArray[np.float64]
 
@@ -15,7 +15,7 @@ INT32 = 2**31  # cuML counts rows, columns and entries in 32 bits
 
 
 def fit_cuml(
-    rows: Rows, Cs: Array, tol: float, max_iter: int, fit_intercept: bool
+    rows: WeightedData, Cs: Array, tol: float, max_iter: int, fit_intercept: bool
 ) -> tuple[list[tuple[Array, Array, int]], str]:
     """Fit one cuML model a penalty on the GPU of `rows.device` (the first one for "cpu").
 
