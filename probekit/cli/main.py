@@ -18,6 +18,7 @@ from rich.console import Console
 
 from probekit import __version__
 from probekit.cli import console
+from probekit.cli.numbers import check_numbers
 from probekit.cli.register import Verb, command
 from probekit.cli.usage import prepared, usage_sentence
 from probekit.runtime.errors import UserError
@@ -205,7 +206,9 @@ def dispatch(words: list[str]) -> None:
         else:
             words = prepared(app, words)
     with console.only_rank0_prints():
-        app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        chosen, given, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+        check_numbers(given)
+        chosen(*given.args, **given.kwargs)
 
 
 def whole_help(verb: str) -> None:

@@ -20,11 +20,9 @@ from probekit.evaluate.concat import concat
 from probekit.evaluate.sweep import seed_list, sweep
 from probekit.features.extract import extract
 from probekit.features.store import FeatureStore
-from probekit.reports import write_report
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError, check_at_least
-from probekit.selection.choose_C import settle_protocol
-from probekit.selection.protocol import Protocol
+from probekit.selection.protocol import Protocol, resolve_protocol
 
 SETTINGS_NAME = "study.json"
 Progress = Callable[[str, str, int, int], Any]
@@ -158,7 +156,7 @@ def study(
     loaded = [data if isinstance(data, Dataset) else load_dataset(data, root=root) for data in _listed(datasets)]
     series = _by_name([(spec, load_as(spec, name, device, loaded[0])) for name, spec in specs])
     places = _places(loaded, out)
-    settled = settle_protocol(protocol, Cs)
+    settled = resolve_protocol(protocol, Cs)
     plan = Plan(
         {name: _described(spec, encoder) for name, (spec, encoder) in series.items()},
         {data.name: str(data.provenance.get("path", data.name)) for data in loaded},
@@ -191,8 +189,9 @@ def study(
         for name in series:
             _join(stores[name], folder, settled, window, greedy_width, name, say, solving)
     folders = [folder for _, folder in places]
-    write_report(folders, out / "report")
-    return Results(*folders)
+    results = Results(*folders)
+    results.report(out / "report")
+    return results
 
 
 def _join(

@@ -3,27 +3,27 @@
 import fnmatch
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from sklearn.exceptions import ConvergenceWarning
 
-from probekit.evaluate.runner import Job, Progress, Runner
-from probekit.features.store import FeatureStore
-from probekit.probes.attentive_probe import token_widths
+from probekit.evaluate.runner import Job, Runner
+from probekit.features.store import Features
+from probekit.probes import PROBES, Protocol
 from probekit.results.record import Record, read_records
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError
+from probekit.runtime.progress import Progress
 from probekit.runtime.workers import worker_processes
-from probekit.selection.choose_C import make_solver
-from probekit.selection.protocol import Protocol
+from probekit.selection.protocol import resolve_protocol
+from probekit.selection.settings import make_settings
 
 
 def sweep(
-    store: FeatureStore | str | Path,
+    store: Features | str | Path,
     results_dir: str | Path | None = None,
-    protocol: Protocol | str = "igpt",
+    protocol: str | Protocol = "igpt",
     Cs: Sequence[float] | None = None,
     layers: str | Sequence[str | int] | None = None,
     series: str | None = None,
@@ -32,8 +32,8 @@ def sweep(
     backend: Literal["torch", "sklearn", "cuml"] = "torch",
     device: str = "cpu",
     dtype: Literal["auto", "float32", "float64"] = "auto",
-    checks: Sequence[Literal["knn", "ridge"]] = (),
-    probe: Literal["linear", "attentive"] = "linear",
+    checks: Sequence[str] = (),
+    probe: str | None = None,
     workers: int = 1,
     parallel: Literal["layers", "rows"] = "layers",
     progress: Progress | None = None,
@@ -68,9 +68,10 @@ def sweep(
     dtype : str
         Precision of the solver; auto is float64 where that costs nothing.
     checks : sequence of str
-        Cheap probes of every layer beside the protocol's: k nearest neighbours, ridge regression.
+        Cheap probes of every layer beside the protocol's: knn (nearest neighbours), ridge, or another kind of
+        `probekit.probes.PROBES` that reads a layer.
     probe : str
-        attentive: AIM's probe instead of the linear one, on a file extracted from tokens:igpt:RUN.
+        Kind of probe instead of the protocol's own; attentive, AIM's, needs a file extracted from tokens:igpt:RUN.
     workers : int
         Processes that share the work and the cores. One a core helps small fits (thousands of rows, hundreds of
         columns); a large fit uses all cores by itself.
@@ -90,30 +91,24 @@ def sweep(
     UserError
         Unusable features, labels, layers or penalties, or a folder whose series of this name was made otherwise.
     """
-    if parallel == "rows" and (probe != "linear" or checks or workers != 1):
-        raise UserError("parallel is rows, which is for linear probes alone: leave probe, checks and workers out.")
-    runner = Runner(store, results_dir, protocol, Cs, series, make_solver(backend, device, dtype, parallel))
+    resolved = resolve_protocol(protocol, Cs)
+    own = resolved.probe
+    kinds = list(dict.fromkeys([probe or own, *checks]))
+    check_kinds(kinds, ("layer", "tokens"), resolved)
+    if parallel == "rows" and (workers != 1 or not all(PROBES[kind].shards for kind in kinds)):
+        raise UserError("parallel='rows' supports linear probes only; remove probe, checks and workers.")
+    if workers != 1 and PROBES[own].fits_together:
+        raise UserError(f"workers is {workers}, but {own} trains all layers in one process: leave workers out.")
+    runner = Runner(store, results_dir, resolved, None, series, make_settings(backend, device, dtype, parallel))
+    names, draws = choose_names(runner.store, layers), seed_list(seeds)
     jobs = [
-        Job((layer,), seed, train_rows) for seed in seed_list(seeds) for layer in choose_names(runner.store, layers)
+        Job((layer,), seed, train_rows, "" if kind == own else kind)
+        for kind in kinds
+        for seed in draws
+        for layer in names
     ]
-    if probe not in ("linear", "attentive") or (probe == "attentive" and (checks or runner.protocol.solver == "sgd")):
-        raise UserError(f"probe may be linear, or attentive without checks or SGD, but {probe} was given.")
-    if probe == "attentive":
-        for job in jobs:
-            token_widths(runner.store.encoder, runner.width(job.layers))
-        jobs = [replace(job, kind=probe, method=probe) for job in jobs]
-    strange = set(checks) - {"knn", "ridge"}
-    if strange or (checks and runner.protocol.solver == "sgd"):
-        raise UserError(f"checks may be knn and ridge, of an exact protocol, but {', '.join(checks)} was given.")
-    if runner.protocol.solver == "sgd":
-        if workers != 1 or parallel == "rows":
-            given = f"workers is {workers}" if workers != 1 else "parallel is rows"
-            raise UserError(f"{given}, but SGD trains all layers in one pass in one process: leave that out.")
-        from probekit.evaluate.sgd_sweep import run_sgd
-
-        run_sgd(runner, jobs, progress)
-        return Results(runner.out)
-    check_jobs = [replace(job, kind=check, method=check) for check in dict.fromkeys(checks) for job in jobs]
+    for job in jobs:
+        runner.widths(job)  # refuses pooled features for a probe that reads tokens
     again = {
         "Cs": Cs,
         "layers": layers,
@@ -125,16 +120,28 @@ def sweep(
     }
     again |= {"backend": backend, "device": device, "dtype": dtype}
     with worker_processes(workers, sweep, path_for_workers(runner.store, workers), runner.out, protocol, **again):
-        runner.run([*jobs, *check_jobs], progress)
+        runner.run(jobs, progress)
     keys = {runner.identity(job).key for job in jobs}
-    if probe == "linear":
-        warn_unconverged([r for r in read_records(runner.out) if r.key in keys])
+    warn_unconverged([r for r in read_records(runner.out) if r.key in keys and r.tunes == "C"])
     return Results(runner.out)
 
 
-def path_for_workers(store: Any, workers: int) -> Path | None:
+def check_kinds(kinds: Sequence[str], reads: Sequence[str], protocol: Protocol) -> None:
+    """Refuse kinds of probes that are unknown, read what a call does not offer, or do not go with the protocol."""
+    for kind in kinds:
+        if kind not in PROBES or PROBES[kind].reads not in reads:
+            known = sorted(k for k, probe in PROBES.items() if probe.reads in reads and not probe.fits_together)
+            raise UserError(f"There is no probe {kind!r} of {' or '.join(reads)}: choose of {', '.join(known)}.")
+        PROBES[kind]().check(protocol)
+    if len(kinds) > 1 and (PROBES[protocol.probe].fits_together or len({PROBES[kind].reads for kind in kinds}) > 1):
+        raise UserError(
+            f"{', '.join(kinds)} cannot be probed in one call: checks go with an exact protocol and pooled features."
+        )
+
+
+def path_for_workers(store: Features, workers: int) -> Path | None:
     """Where other processes find the features; in memory they cannot, which raises `UserError` if any are wanted."""
-    path = getattr(store, "path", None)
+    path = store.path
     if workers > 1 and (path is None or not Path(path).is_file()):
         raise UserError(f"workers is {workers}, but these features are in no file that another process could open.")
     return None if path is None else Path(path)

@@ -22,10 +22,6 @@ ROLES = ("model", "random", "flat")
 NAMES = {"random": "random weights", "pixels": "raw pixels", "histogram": "colour histogram"}
 
 
-JOINED = ("concat", "banded", "mix")  # kinds of records that read several layers
-CHECKS = ("knn", "ridge", "attentive")  # and of those beside a layer's own probe
-
-
 class Joined(NamedTuple):
     """One classifier on several layers; percent. `chosen`: the best of its series on held-out rows."""
 
@@ -198,7 +194,7 @@ def build_panels(records: Iterable[Record]) -> list[Panel]:
         by_file: dict[tuple[str, str], list[Record]] = {}
         for record in members:
             by_file.setdefault((record.series, record.identity.feature_id), []).append(record)
-        by_file = _attentive_beside_linear(by_file)
+        by_file = _tokens_beside_pooled(by_file)
         names = [name for name, _ in by_file]
         lines = []
         for (name, feature_id), own in by_file.items():
@@ -211,9 +207,9 @@ def build_panels(records: Iterable[Record]) -> list[Panel]:
     return panels
 
 
-def _attentive_beside_linear(by_file: dict[tuple[str, str], list[Record]]) -> dict[tuple[str, str], list[Record]]:
-    """Attentive probes, which read a file of all tokens, put with the curve of the same series and weights."""
-    hosts = {key: list(own) for key, own in by_file.items() if any(r.kind != "attentive" for r in own)}
+def _tokens_beside_pooled(by_file: dict[tuple[str, str], list[Record]]) -> dict[tuple[str, str], list[Record]]:
+    """Probes of tokens, which have a feature file of their own, put with the curve of the same series and weights."""
+    hosts = {key: list(own) for key, own in by_file.items() if any(r.reads != "tokens" for r in own)}
     for (name, feature_id), own in by_file.items():
         if (name, feature_id) in hosts:
             continue
@@ -249,7 +245,7 @@ def build_series(records: list[Record], label: str) -> Series:
 
 
 def _joined(records: list[Record], curve: Curve) -> tuple[Joined, ...]:
-    own = [r for r in records if r.kind in JOINED and r.seed == curve.records[0].seed]
+    own = [r for r in records if len(r.layers) > 1 and r.seed == curve.records[0].seed]
     best = max(own, key=lambda r: (r.is_converged, *r.selection_score), default=None)
     return tuple(
         Joined(
@@ -266,7 +262,7 @@ def _joined(records: list[Record], curve: Curve) -> tuple[Joined, ...]:
 
 
 def _checks(records: list[Record], curve: Curve) -> tuple[Record, ...]:
-    own = [r for r in records if r.kind in CHECKS and r.seed == curve.records[0].seed]
+    own = [r for r in records if len(r.layers) == 1 and r.kind != "layer" and r.seed == curve.records[0].seed]
     return tuple(sorted(own, key=lambda r: (r.kind, r.depth or 0)))
 
 

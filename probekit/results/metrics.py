@@ -10,6 +10,46 @@ from scipy.special import bdtrc, ndtri, stdtrit
 
 from probekit.runtime.errors import UserError
 
+Metric = Callable[[np.ndarray, np.ndarray], float | None]
+METRICS: dict[str, Metric] = {}  # name -> function of log-probabilities (N, K) and class indices (N,)
+
+
+def metric(function: Metric) -> Metric:
+    """Enter a function in `METRICS` under its own name; every record then holds its value on the test rows."""
+    METRICS[function.__name__] = function
+    return function
+
+
+@metric
+def top1(log_proba_NK: np.ndarray, y_N: np.ndarray) -> float:
+    """Share of rows whose most probable class is theirs; of equal ones the first counts."""
+    return float((log_proba_NK.argmax(1) == y_N).mean())
+
+
+@metric
+def top5(log_proba_NK: np.ndarray, y_N: np.ndarray) -> float | None:
+    """`top_k_accuracy` with k = 5; None up to five classes."""
+    return top_k_accuracy(log_proba_NK, y_N, 5) if log_proba_NK.shape[1] > 5 else None
+
+
+@metric
+def mean_per_class(log_proba_NK: np.ndarray, y_N: np.ndarray) -> float:
+    """Accuracy of each class, averaged over the classes."""
+    return mean_per_class_accuracy(log_proba_NK.argmax(1) == y_N, y_N)
+
+
+@metric
+def log_loss(log_proba_NK: np.ndarray, y_N: np.ndarray) -> float:
+    """Mean cross-entropy in nats."""
+    return float(-log_proba_NK[np.arange(len(y_N)), y_N].mean())
+
+
+def score(log_proba_NK: np.ndarray, y_N: np.ndarray) -> dict[str, float | int | None]:
+    """All of `METRICS`, with `n_test` rows and Wilson's 95 % limits `top1_low` and `top1_high`."""
+    scores: dict[str, float | int | None] = {name: function(log_proba_NK, y_N) for name, function in METRICS.items()}
+    low, high = wilson_interval(int((log_proba_NK.argmax(1) == y_N).sum()), len(y_N))
+    return scores | {"n_test": len(y_N), "top1_low": low, "top1_high": high}
+
 
 def top_k_accuracy(log_proba_NK: np.ndarray, y_N: np.ndarray, k: int = 1) -> float:
     """Share of rows whose class index `y_N` is among the k most probable; a tie counts against the row.

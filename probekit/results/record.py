@@ -33,7 +33,7 @@ class Identity:
     subset_hash : the training rows used and how often each counts
     seed : 0 is the stored split; other seeds redraw it
     dtype, backend, solver_version : what computed it
-    method : "" for the linear probe of the protocol, else "banded", "mix", "ridge" or "knn"
+    method : "" for the protocol's own kind of probe, else the kind
     """
 
     feature_id: str
@@ -70,9 +70,11 @@ class Record:
     Attributes
     ----------
     identity : what was computed; `key` is its hash
-    kind : "layer" or "concat"; "banded" or "mix" of joined layers; "ridge" or "knn", checks of a single layer
+    kind : "layer" (a point of the depth curve) or "concat" (the same kind of probe on several layers), else as `probe`
+    probe : the kind of probe, a name of `probekit.probes.PROBES`
+    reads, tunes : what that kind reads ("layer", "layers" or "tokens") and what its grid holds ("C", "k" or "lr")
     series : which curve the record belongs to ("igpt", "pixels", ...)
-    depth : index of the layer, None for joined ones
+    depth : index of the layer, None for several
     n_layers : number of layers of the feature file
     width : number of feature columns D
     Cs : the grid: penalties; learning rates of an SGD protocol, numbers of neighbours of "knn"
@@ -89,7 +91,7 @@ class Record:
     train_rows : size of the training subset that was asked for, None for all rows
     rankme : effective rank of the layer's training features (`probes.rank`), None where it was not computed
     plan : how the solver went about the grid, in a sentence; empty for other probes
-    candidates : how joined layers, bands, mixes or checks were found; how many were tried, how each did held out
+    candidates : how layers, bands, mixes or checks were found; how many were tried, how each did held out
     feature_file : relative to the results file where possible
     folder : where the results file lies; not stored
     """
@@ -120,6 +122,9 @@ class Record:
     train_accuracy: float
     metrics: dict[str, Any]
     probe_file: str
+    probe: str = "linear"
+    reads: str = "layer"
+    tunes: str = "C"
     train_rows: int | None = None
     candidates: dict[str, Any] | None = None
     rankme: float | None = None
@@ -168,6 +173,7 @@ class Record:
             found = value.get("schema") if isinstance(value, Mapping) else "none"
             raise UserError(f"{where} has schema {found!r}, but this probekit reads schema {SCHEMA}: upgrade it.")
         check_record(value, where)
+        value = migrate(value)
         known = {f.name for f in fields(cls)} - {"identity", "folder"}
         body = {name: item for name, item in value.items() if name in known}
         record = cls(identity=Identity.from_dict(value["identity"]), folder=Path(folder) if folder else None, **body)
@@ -176,6 +182,21 @@ class Record:
                 f"Record {value['key']} does not match its own identity (hash {record.key}): the line was edited."
             )
         return record
+
+
+def migrate(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A line of results.jsonl or choices.jsonl with `probe`, `reads` and `tunes`, which older ones lack."""
+    if "probe" in line:
+        return line
+    own = "sgd" if line["protocol"].get("solver") == "sgd" else "linear"
+    probe = own if line["kind"] in ("layer", "concat") else line["kind"]
+    reads = {"banded": "layers", "mix": "layers", "attentive": "tokens"}.get(probe, "layer")
+    return {
+        **line,
+        "probe": probe,
+        "reads": reads,
+        "tunes": {"knn": "k", "attentive": "lr", "sgd": "lr"}.get(probe, "C"),
+    }
 
 
 def results_path(path: str | Path) -> Path:

@@ -1,18 +1,18 @@
 """`Results`: all records of one or several results files, as tables, curves, verdicts and comparisons."""
 
 from collections.abc import Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probekit.results.curve import Curve, Verdict, choose_layer, depth_curves, verdict
+from probekit.results.paired import PairedDifference, paired_difference
 from probekit.results.record import Record, read_records, results_path
 from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-
-    from probekit.results.compare import Comparison
 
 
 class Results:
@@ -85,17 +85,21 @@ class Results:
         (curve,) = depth_curves(self.of(series, "layer", seed=None)).values()
         return verdict(curve)
 
-    def compare(self, a: str, b: str) -> "Comparison":
+    def compare(self, a: str, b: str) -> PairedDifference:
         """Paired comparison of the best layers of two series."""
-        from probekit.results.compare import compare
+        return paired_difference(self.best(a), self.best(b))
 
-        return compare(self.best(a), self.best(b))
+    def report(self, out: str | Path = "report") -> Path:
+        """Write figures, tables and a page into the folder `out`; returns the page."""
+        # by name: the arrow from results to reports is the reader's convenience, not a dependency
+        page: Path = import_module("probekit.reports").write_report(self.paths, out)
+        return page
 
     def frame(self) -> "pd.DataFrame":
         """One row a record: what it is, how it was chosen, how it tests, and whether to trust it."""
         import pandas as pd
 
-        return pd.DataFrame([_row(record) for record in self.records], columns=list(_COLUMNS))
+        return pd.DataFrame([_row(record) for record in self.records])
 
     def plot_depth(self, ax: Any = None) -> "Axes":
         """Draw accuracy over depth, one line a series, with pointwise Wilson 95 % bars.
@@ -127,18 +131,25 @@ class Results:
         return f"Results({where}: {len(self)} records, series {', '.join(self.series)})"
 
 
-_COLUMNS = (
-    "series", "dataset", "kind", "layers", "depth", "width", "seed", "train_rows", "protocol", "selection", "C",
-    "val_accuracy", "top1", "low", "high", "top5", "mean_per_class", "log_loss", "train_accuracy", "n_test",
-    "converged", "at_grid_edge", "seconds", "key",
-)  # fmt: skip
-
-
 def _row(r: Record) -> dict[str, Any]:
-    values = (
-        r.series, r.dataset.get("name"), r.kind, "+".join(r.layers), r.depth, r.width, r.seed, r.train_rows,
-        r.protocol["name"], r.selection, r.chosen_C, r.selection_score[0], r.accuracy, r.metrics["top1_low"],
-        r.metrics["top1_high"], r.metrics["top5"], r.metrics["mean_per_class"], r.metrics["log_loss"], r.train_accuracy,
-        r.metrics["n_test"], r.is_converged, r.at_grid_edge, r.seconds, r.key,
-    )  # fmt: skip
-    return dict(zip(_COLUMNS, values, strict=True))
+    names = {"top1_low": "low", "top1_high": "high"}
+    return {
+        "series": r.series,
+        "dataset": r.dataset.get("name"),
+        "kind": r.kind,
+        "layers": "+".join(r.layers),
+        "depth": r.depth,
+        "width": r.width,
+        "seed": r.seed,
+        "train_rows": r.train_rows,
+        "protocol": r.protocol["name"],
+        "selection": r.selection,
+        "C": r.chosen_C,
+        "val_accuracy": r.selection_score[0],
+        **{names.get(name, name): value for name, value in r.metrics.items()},
+        "train_accuracy": r.train_accuracy,
+        "converged": r.is_converged,
+        "at_grid_edge": r.at_grid_edge,
+        "seconds": r.seconds,
+        "key": r.key,
+    }

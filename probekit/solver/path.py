@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +23,6 @@ from probekit.solver.validation import (
     read_finite,
     read_labels,
 )
-
-if TYPE_CHECKING:
-    from probekit.probes.linear import LinearProbe
 
 Array = NDArray[np.float64]
 
@@ -108,12 +105,6 @@ class ProbePath:
             log_proba = objective.log_probabilities(scores)
             total -= log_proba[:, np.arange(log_proba.shape[1]), index[rows]].sum(axis=1)
         return total / len(index)
-
-    def probe(self, index: int) -> "LinearProbe":
-        """The fitted estimator of penalty number `index`."""
-        from probekit.probes.linear import LinearProbe
-
-        return LinearProbe.from_path(self, index)
 
 
 def fit_path(

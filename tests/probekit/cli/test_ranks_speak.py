@@ -36,7 +36,7 @@ def test_two_processes_of_torchrun_speak_once(tmp_path):
         ["train", *words.split(), "--parallel", "ddp", "--out", tmp_path / "run"],
         ["extract", f"igpt:{tmp_path / 'run'}", "digits", "--limit", "40", "--out", tmp_path / "f.h5"],
     ):
-        done = subprocess.run([*command, *verb], capture_output=True, text=True, timeout=240)
+        done = subprocess.run([*command, *verb], capture_output=True, text=True, timeout=1200)
         assert done.returncode == 0, done.stderr
         lines = done.stdout.splitlines()
         assert lines

@@ -116,7 +116,7 @@ def test_a_killed_search_goes_on(tmp_path, monkeypatch):
 
 
 def test_refusals(tmp_path):
-    with pytest.raises(UserError, match="nothing to join"):
+    with pytest.raises(UserError, match="nothing to concatenate"):
         concat(MemoryStore(strength=(1.0,)), tmp_path / "one", Cs=CS)
     with pytest.raises(UserError, match="budget of 3 columns"):
         concat(MemoryStore(), tmp_path / "narrow", Cs=CS, greedy_width=3)

@@ -14,6 +14,7 @@ from probekit.evaluate.baselines import control_encoders, random_spec
 from probekit.evaluate.study import study
 from probekit.features.store import FeatureStore
 from probekit.results.record import read_records
+from probekit.results.results import Results
 
 CS = [0.01, 1.0]
 RNG = np.random.default_rng(0)
@@ -48,7 +49,7 @@ def encoder():
 @pytest.fixture
 def no_report(monkeypatch):
     """Drawing costs seconds; what the report holds has its own tests."""
-    monkeypatch.setattr(sys.modules["probekit.evaluate.study"], "write_report", lambda *_: None)
+    monkeypatch.setattr(Results, "report", lambda *_: None)
 
 
 def snapshot(folder):
@@ -87,7 +88,7 @@ def test_the_second_call_computes_nothing(no_report, tmp_path, data, encoder, mo
         raise AssertionError("computed again")
 
     monkeypatch.setattr(type(encoder), "__call__", forbidden)
-    monkeypatch.setattr("probekit.probes.probe.choose_C", forbidden)
+    monkeypatch.setattr("probekit.probes.logistic.choose_C", forbidden)
     monkeypatch.setattr(sys.modules["probekit.evaluate.concat"], "choose_C", forbidden)
     monkeypatch.setattr("probekit.evaluate.runner.Runner.test", forbidden)
     again = study(encoder, data[0], out, Cs=CS, window=2)

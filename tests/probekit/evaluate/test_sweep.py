@@ -12,10 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
-import probekit.probes.probe
 from probekit.evaluate.sweep import sweep
 from probekit.features.store import FeatureStore
-from probekit.probes import get_protocol
+from probekit.probes import get_protocol, logistic
 from probekit.results.journal import Journal
 from probekit.results.predictions import row_predictions
 from probekit.runtime.errors import UserError
@@ -96,7 +95,7 @@ def test_frame_best_and_seeds(tmp_path):
 def test_again_repeats_nothing(tmp_path, monkeypatch):
     first = sweep(MemoryStore(), tmp_path, Cs=CS)
     before = (tmp_path / "results.jsonl").read_bytes()
-    monkeypatch.setattr(probekit.probes.probe, "choose_C", None)  # any fit would fail
+    monkeypatch.setattr(logistic, "choose_C", None)  # any fit would fail
     seen = []
     again = sweep(MemoryStore(), tmp_path, Cs=CS, progress=lambda done, total: seen.append((done, total)))
     assert (tmp_path / "results.jsonl").read_bytes() == before
@@ -105,7 +104,7 @@ def test_again_repeats_nothing(tmp_path, monkeypatch):
 
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    real, calls = probekit.probes.probe.choose_C, []
+    real, calls = logistic.choose_C, []
 
     def dies_at_third(*arguments):
         calls.append(1)
@@ -113,7 +112,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(probekit.probes.probe, "choose_C", dies_at_third)
+    monkeypatch.setattr(logistic, "choose_C", dies_at_third)
     with pytest.raises(KeyboardInterrupt):
         sweep(MemoryStore(), tmp_path, Cs=CS)
     results = sweep(MemoryStore(), tmp_path, Cs=CS)
@@ -123,7 +122,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
 
 def _slow_sweep(out, log, delay):
-    real = probekit.probes.probe.choose_C
+    real = logistic.choose_C
 
     def logged(X, *arguments):
         with open(log, "a") as file:
@@ -131,12 +130,12 @@ def _slow_sweep(out, log, delay):
         time.sleep(delay)
         return real(X, *arguments)
 
-    probekit.probes.probe.choose_C = logged
+    logistic.choose_C = logged
     sweep(MemoryStore(strength=(0.0, 1.0, 1.5, 0.5)), out, Cs=CS)
 
 
 def _wait_for(condition):
-    deadline = time.time() + 240
+    deadline = time.time() + 1200
     while not condition():
         assert time.time() < deadline
         time.sleep(0.02)
@@ -154,10 +153,10 @@ def test_a_killed_worker_is_replaced_and_two_share_the_rest(tmp_path, monkeypatc
     worker = SPAWN.Process(target=_slow_sweep, args=(out, log, 0.2))
     worker.start()
     # put back afterwards what _slow_sweep replaces here
-    monkeypatch.setattr(probekit.probes.probe, "choose_C", probekit.probes.probe.choose_C)
+    monkeypatch.setattr(logistic, "choose_C", logistic.choose_C)
     _wait_for(log.exists)
     _slow_sweep(out, log, 0.2)
-    worker.join(240)
+    worker.join(1200)
     assert worker.exitcode == 0
     assert len(log.read_text().split()) == 4 - before  # nothing chosen before was repeated, nothing done twice
     lines = Journal(out / "results.jsonl").lines()
@@ -179,13 +178,13 @@ def test_other_settings_on_the_same_output_are_refused(tmp_path):
     ("options", "message"),
     [
         ({"layers": ["07"]}, "no layer '07'"),
-        ({"layers": "9*"}, r"No layer matches '9\*'"),
+        ({"layers": "9*"}, r"no layer '9\*'"),
         ({"Cs": [1.0, 0.0]}, "C must be a positive number, but 0.0 was given"),
         ({"Cs": [-1.0]}, "positive"),
         ({"Cs": [float("nan")]}, "positive"),
         ({"protocol": "nobody"}, "nobody"),
         ({"protocol": "sgd-imagenet"}, "Cs do not apply"),
-        ({"checks": ["forest"]}, "knn and ridge"),
+        ({"checks": ["forest"]}, "knn, linear, ridge"),
         ({"seeds": 0}, "at least 1"),
         ({"train_rows": 10_000}, "10000 training rows"),
         ({"backend": "cuml"}, "cuML"),

@@ -52,7 +52,7 @@ def test_bands_are_one_penalty_each(rows):
         fit_banded(X, y, [C], widths, gammas, standardize=True)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.sampled_from(["u1", "i1", "i2", ">i4", "u8", "f2", ">f4", "f8", "bool"]),
     st.sampled_from([0.25, 0.5, 2.0, 3.0]),
@@ -116,7 +116,7 @@ def test_a_mix_is_a_stationary_point_and_finds_the_layer_that_knows(rows, n_clas
         assert (value(logits + step) - value(logits - step)) / 2e-4 == pytest.approx(0, abs=1e-5)
     uniform = fit_path(np.mean(layers, axis=0), y, [1.0], sample_weight=weights, tol=1e-10)
     assert mix.path.certificates["loss"][0] < uniform.certificates["loss"][0]
-    joined = np.concatenate(layers, axis=1) @ mix.joined_coef().T + mix.path.intercept[0]
+    joined = np.concatenate(layers, axis=1) @ mix.concatenated_coef().T + mix.path.intercept[0]
     mixed = np.einsum("l,lnd->nd", mix.weights, np.stack(layers))
     np.testing.assert_allclose(joined, mix.path.decision_function(mixed)[0], atol=1e-10)
     with pytest.raises(UserError, match="one width"):

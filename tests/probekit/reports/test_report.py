@@ -208,7 +208,7 @@ def test_the_page_renders(report, tmp_path):
             f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}", "--window-size=1000,1400",
             f"file://{report / 'index.html'}",
         ],
-        check=True, capture_output=True, timeout=120,
+        check=True, capture_output=True, timeout=1200,
     )  # fmt: skip
     from PIL import Image
 
