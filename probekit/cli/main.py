@@ -39,7 +39,7 @@ VERBS: dict[str, Verb] = {
         MAKE,
         "Encoders on data sets: extract, sweep, concatenate, baselines, report.",
         "probekit.cli.study:study",
-        {"encoders": "*", "on": "--on"},
+        {"encoders": "*", "on": "--on", "tests": "--test"},
     ),
     "train": Verb(MODEL, "Train an iGPT on a data set and write a run folder.", "probekit.cli.train:train"),
     "finetune": Verb(

@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from scipy.special import log_softmax
 
 from igpt_model.hashing import hash_json
 from probekit.evaluate.training_rows import training_rows
@@ -26,7 +27,7 @@ from probekit.probes.rankme import rankme
 from probekit.results.journal import Journal, share_work
 from probekit.results.metrics import score
 from probekit.results.predictions import RowPredictions, load_probe, save_probe
-from probekit.results.record import RESULTS_NAME, SCHEMA, Identity, migrate
+from probekit.results.record import RESULTS_NAME, SCHEMA, Identity, migrate, test_file
 from probekit.runtime.errors import UserError
 from probekit.runtime.progress import FitProgress, Progress
 from probekit.runtime.ranks import broadcast, current
@@ -43,12 +44,13 @@ class Job:
     seed: int = 0
     train_rows: int | None = None
     probe: str = ""
+    per_class: int | None = None
     found_by: tuple[Mapping[str, Any], ...] = ()
 
     @property
-    def draw(self) -> tuple[int, int | None]:
+    def draw(self) -> tuple[int, int | None, int | None]:
         """What the training rows depend on."""
-        return self.seed, self.train_rows
+        return self.seed, self.train_rows, self.per_class
 
 
 class Runner:
@@ -79,7 +81,7 @@ class Runner:
         self.protocol = resolve_protocol(protocol, Cs)
         self.series = series or str(self.store.encoder.get("name", "encoder"))
         self.settings = settings
-        self._rows: dict[tuple[int, int | None], TrainingRows] = {}
+        self._rows: dict[tuple[int, int | None, int | None], TrainingRows] = {}
 
     @cached_property
     def choices(self) -> Journal:
@@ -277,7 +279,8 @@ class Runner:
             "refit": dict(fitted.certificate),
             "train_accuracy": fitted.train_accuracy,
             "probe_file": probe_file,
-            "train_rows": job.train_rows,
+            "train_rows": len(self.rows(job).y) if job.per_class else job.train_rows,
+            "per_class": job.per_class,
             "candidates": {"found_by": found_by} if found_by else None,
             "rankme": rankme(X) if kind == "layer" and self.is_rank0 else None,
             "seconds": round(seconds, 3),
@@ -286,31 +289,49 @@ class Runner:
         }
 
     def test(self, key: str) -> dict[str, Any]:
-        """Read the test split for a chosen probe; writes its per-row file and returns the record's line."""
+        """Read the test splits for a chosen probe; writes its per-row files and returns the record's line."""
         start = perf_counter()
         line = next(line for line in self.choices.lines() if line["key"] == key)
-        path, layers = self.out / line["probe_file"], line["identity"]["layers"]
-        arrays, y = load_probe(path), self.store.labels("test")
-        classes = arrays["classes"]
-        columns = np.minimum(np.searchsorted(classes, y), len(classes) - 1)
-        if not np.array_equal(classes[columns], y):
-            unseen = y[classes[columns] != y][0]
-            raise UserError(f"The test split holds label {unseen}, which no training row has: split the rows anew.")
-        normalize = self.protocol.normalize
+        layers, normalize = line["identity"]["layers"], self.protocol.normalize
+        arrays = load_probe(self.out / line["probe_file"])
 
         def read_rows(positions: np.ndarray) -> np.ndarray:
             return np.asarray(training_features(self.store, layers, positions, normalize))
 
         fitted = PROBES[line["probe"]].fitted.from_arrays(arrays, read_rows, self.settings.device)
+        metrics = {}
+        for split in (split for split in self.store.splits if split not in ("train", "val")):
+            rows, metrics[split] = self._predict(split, layers, fitted)
+            if split == "test":
+                save_probe(self.out / line["probe_file"], arrays, rows)
+            else:
+                save_probe(self.out / test_file(line["probe_file"], split), {"classes": rows.classes}, rows)
+        further = {"tests": metrics} if len(metrics) > 1 else {}
+        seconds = round(line["seconds"] + perf_counter() - start, 3)
+        return line | {"metrics": metrics.pop("test"), **further, "seconds": seconds}
+
+    def _predict(self, split: str, layers: Sequence[str], fitted: FittedProbe) -> tuple[RowPredictions, dict[str, Any]]:
+        """What a probe predicts for a test split, and its scores.
+
+        Of a test set with some of the classes only, the probe chooses among these, as ImageNet-R and -A are scored.
+        """
+        y, classes, normalize = self.store.labels(split), fitted.classes, self.protocol.normalize
+        columns = np.minimum(np.searchsorted(classes, y), len(classes) - 1)
+        if not np.array_equal(classes[columns], y):
+            unseen = y[classes[columns] != y][0]
+            raise UserError(f"The {split} split holds label {unseen}, which no training row has: split the rows anew.")
         step = len(y) if fits(len(y), sum(self.layer_widths(layers))) else BLOCK_ROWS
         blocks = [slice(at, min(at + step, len(y))) for at in range(0, len(y), step)]
         log_proba = np.concatenate(
-            [fitted.predict_log_proba(read_features(self.store, "test", layers, rows, normalize)) for rows in blocks]
+            [fitted.predict_log_proba(read_features(self.store, split, layers, rows, normalize)) for rows in blocks]
         )
+        described = self.store.dataset.get("tests", {}).get(split, {})
+        own = np.isin(classes, described.get("labels", classes))
+        if not own.all():
+            classes, log_proba = classes[own], log_softmax(log_proba[:, own], axis=1)
+            columns = np.searchsorted(classes, y)
         predictions = classes[log_proba.argmax(axis=1)]
-        save_probe(path, arrays, RowPredictions(self.store.row_ids("test"), y, predictions, log_proba, classes))
-        seconds = round(line["seconds"] + perf_counter() - start, 3)
-        return line | {"metrics": score(log_proba, columns), "seconds": seconds}
+        return RowPredictions(self.store.row_ids(split), y, predictions, log_proba, classes), score(log_proba, columns)
 
     def _feature_file(self) -> str:
         path = self.store.path

@@ -7,13 +7,15 @@ data sets each has a folder of its own, and the report covers them all.
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from igpt_model import atomic
 from igpt_model.checked_json import as_json, read_json
 from probekit.datasets import Dataset, load_dataset
+from probekit.datasets.catalogue import written_tests
+from probekit.datasets.shifted import with_tests
 from probekit.encoders.protocol import Encoder
 from probekit.evaluate.baselines import control_encoders, load_as
 from probekit.evaluate.concat import concat
@@ -36,7 +38,8 @@ class Plan:
     ----------
     encoders, datasets : name -> how it was asked for
     protocol : resolved, with the penalties in their place
-    window, greedy_width, controls, limit, seeds, backend, dtype : as in `study`
+    window, greedy_width, controls, limit, seeds, backend, dtype, checks : as in `study`
+    tests : further test sets, name -> how it was asked for
     """
 
     encoders: Mapping[str, str]
@@ -49,6 +52,8 @@ class Plan:
     seeds: int | Sequence[int]
     backend: str
     dtype: str | None
+    tests: Mapping[str, str] = field(default_factory=dict)
+    checks: Sequence[str] = ()
 
     def open(self, out: Path) -> None:
         """Write study.json, or refuse a folder that holds another study, naming what differs."""
@@ -68,7 +73,7 @@ class Plan:
             f"{name}: {_short(old)} there, {_short(new)} here"
             for name in mine
             for old, new in [_apart(there.get(name), mine[name])]
-            if old != new
+            if old != new and (old or new or name not in ("tests", "checks"))  # studies from before these have none
         ]
         if differing:
             raise UserError(f"{out} holds another study ({'; '.join(differing)}): choose another --out.")
@@ -91,6 +96,8 @@ def study(
     backend: Literal["torch", "sklearn", "cuml"] = "torch",
     device: str = "cpu",
     dtype: Literal["auto", "float32", "float64"] | None = None,
+    tests: Mapping[str, Any] | Sequence[str] | None = None,
+    checks: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Results:
     """Measure encoders on data sets: features of every layer, probes of single and concatenated layers, a report.
@@ -134,6 +141,11 @@ def study(
         Device of encoders and solver: cpu, cuda, cuda:1.
     dtype : str
         Precision of the solver; by default that of `sweep`.
+    tests : sequence of str, or mapping from name to data set
+        Further test sets, NAME=DATASET, for example fog=CIFAR-10-C#corruption=fog. The same probes are tested on them;
+        they take no part in any choice. Each has curves and verdicts beside those of the data set's own test rows.
+    checks : sequence of str
+        Other kinds of probes of every layer, each a curve beside the protocol's: knn, ridge, class-mean.
     progress : callable
         Called with (stage, unit that is counted, number done, number in all).
 
@@ -154,6 +166,13 @@ def study(
         check_at_least(window=(window, 0))
     specs = _named(encoders)
     loaded = [data if isinstance(data, Dataset) else load_dataset(data, root=root) for data in _listed(datasets)]
+    maps: dict[str, Any] = {}
+    if isinstance(tests, Mapping):
+        further = {name: data if isinstance(data, Dataset) else load_dataset(data) for name, data in tests.items()}
+    else:
+        further, maps = written_tests(tests or (), root)
+    if further:
+        loaded = [with_tests(data, further, maps) for data in loaded]
     series = _by_name([(spec, load_as(spec, name, device, loaded[0])) for name, spec in specs])
     places = _places(loaded, out)
     settled = resolve_protocol(protocol, Cs)
@@ -168,6 +187,8 @@ def study(
         seeds,
         backend,
         dtype,
+        {name: str(data.provenance.get("path", data.name)) for name, data in further.items()},
+        tuple(checks),
     )
     plan.open(out)
     say = progress or (lambda *_: None)
@@ -185,7 +206,7 @@ def study(
         }  # fmt: skip
         for name, store in stores.items():
             show = _stage(say, f"probe {name}", "fits")
-            sweep(store, folder, settled, series=name, seeds=seeds, progress=show, **solving)
+            sweep(store, folder, settled, series=name, seeds=seeds, checks=checks, progress=show, **solving)
         for name in series:
             _join(stores[name], folder, settled, window, greedy_width, name, say, solving)
     folders = [folder for _, folder in places]

@@ -19,6 +19,9 @@ from probekit.runtime.workers import worker_processes
 from probekit.selection.protocol import resolve_protocol
 from probekit.selection.settings import make_settings
 
+DRAWS = 5
+"""Draws of a few labelled rows a class, unless seeds says how many."""
+
 
 def sweep(
     store: Features | str | Path,
@@ -27,8 +30,9 @@ def sweep(
     Cs: Sequence[float] | None = None,
     layers: str | Sequence[str | int] | None = None,
     series: str | None = None,
-    seeds: int | Sequence[int] = 1,
+    seeds: int | Sequence[int] | None = None,
     train_rows: int | None = None,
+    per_class: int | None = None,
     backend: Literal["torch", "sklearn", "cuml"] = "torch",
     device: str = "cpu",
     dtype: Literal["auto", "float32", "float64"] = "auto",
@@ -57,10 +61,13 @@ def sweep(
     series : str
         Name of the curve in figures and tables; by default the encoder's name.
     seeds : int or sequence of int
-        Number of repetitions: seed 0 is the stored split, the others redraw the validation split and resample the
-        training rows.
+        Number of repetitions, by default 1: seed 0 is the stored split, the others redraw the validation split and
+        resample the training rows. With per_class or train_rows each seed draws rows of its own; with per_class by
+        default 5.
     train_rows : int
         Use only this many labelled rows, train and validation together, drawn by class.
+    per_class : int
+        Use only this many labelled rows of each class (few-shot), drawn anew by each seed. Not with train_rows.
     backend : str
         Solver backend. Every solution is checked against our objective.
     device : str
@@ -91,6 +98,8 @@ def sweep(
     UserError
         Unusable features, labels, layers or penalties, or a folder whose series of this name was made otherwise.
     """
+    if per_class is not None and train_rows is not None:
+        raise UserError(f"per_class is {per_class} and train_rows is {train_rows}: give one of the two.")
     resolved = resolve_protocol(protocol, Cs)
     own = resolved.probe
     kinds = list(dict.fromkeys([probe or own, *checks]))
@@ -100,9 +109,12 @@ def sweep(
     if workers != 1 and PROBES[own].fits_together:
         raise UserError(f"workers is {workers}, but {own} trains all layers in one process: leave workers out.")
     runner = Runner(store, results_dir, resolved, None, series, make_settings(backend, device, dtype, parallel))
-    names, draws = choose_names(runner.store, layers), seed_list(seeds)
+    names, draws = (
+        choose_names(runner.store, layers),
+        seed_list((DRAWS if per_class else 1) if seeds is None else seeds),
+    )
     jobs = [
-        Job((layer,), seed, train_rows, "" if kind == own else kind)
+        Job((layer,), seed, train_rows, "" if kind == own else kind, per_class)
         for kind in kinds
         for seed in draws
         for layer in names
@@ -115,6 +127,7 @@ def sweep(
         "series": series,
         "seeds": seeds,
         "train_rows": train_rows,
+        "per_class": per_class,
         "checks": checks,
         "probe": probe,
     }

@@ -12,7 +12,9 @@ from probekit.runtime.errors import UserError
 from probekit.selection.folds import TrainingRows
 
 
-def training_rows(store: Features, seed: int = 0, train_rows: int | None = None) -> TrainingRows:
+def training_rows(
+    store: Features, seed: int = 0, train_rows: int | None = None, per_class: int | None = None
+) -> TrainingRows:
     """The training rows of one seed.
 
     Parameters
@@ -20,6 +22,7 @@ def training_rows(store: Features, seed: int = 0, train_rows: int | None = None)
     store : FeatureStore; without a "val" split a tenth of "train" is held out
     seed : 0 takes the stored split; another seed redraws val and resamples the rows within each class (bootstrap)
     train_rows : use only so many labelled rows, val included, in class proportion; each seed draws its own
+    per_class : use only so many labelled rows of each class instead (few-shot); each seed draws its own
 
     Raises
     ------
@@ -37,7 +40,10 @@ def training_rows(store: Features, seed: int = 0, train_rows: int | None = None)
     if seed > 0 or not is_val.any():
         fraction = is_val.mean() if is_val.any() else 0.1
         is_val = np.isin(np.arange(len(labels)), stratified_holdout(labels, float(fraction), seed)[1])
-    if train_rows is None:
+    if per_class is not None:
+        counts = np.zeros(len(labels))
+        counts[_rows_of_each_class(store, labels, per_class, seed)] = 1
+    elif train_rows is None:
         counts = _bootstrap_counts(labels, is_val, seed) if seed > 0 else np.ones(len(labels))
     else:
         if not 2 <= train_rows <= len(labels):
@@ -56,6 +62,20 @@ def training_rows(store: Features, seed: int = 0, train_rows: int | None = None)
         split_hash=hash_arrays({"train": ids[~is_val], "val": ids[is_val], "test": store.row_ids("test")}),
         subset_hash=hash_arrays({"positions": positions, "weights": counts[positions]}),
     )
+
+
+def _rows_of_each_class(store: Features, labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
+    """Positions of `per_class` rows of each class: those with the smallest random bits of this seed."""
+    found, sizes = np.unique(labels, return_counts=True)
+    if per_class < 1 or sizes.min() < per_class:
+        raise UserError(
+            f"{per_class} rows of each class were asked for, but {_name(store)} has 1 to {sizes.min()} of every class "
+            f"(fewest: label {found[sizes.argmin()]})."
+        )
+    bits = random_bits(seed + (1 << 33), np.arange(len(labels)))
+    order = np.lexsort((bits, labels))
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    return np.sort(np.concatenate([order[start : start + per_class] for start in starts]))
 
 
 def _bootstrap_counts(labels: np.ndarray, is_val: np.ndarray, seed: int) -> np.ndarray:

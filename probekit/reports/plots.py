@@ -93,7 +93,7 @@ def _points(size: float) -> float:
 def looks_of(panel: Panel) -> Looks:
     """Colour, marker and line style of each series, by its label."""
     looks: Looks = {}
-    models = randoms = controls = 0
+    models = readouts = randoms = controls = 0
     for series in panel.series:
         if series.role == "model":
             look: dict[str, Any] = {
@@ -102,6 +102,16 @@ def looks_of(panel: Panel) -> Looks:
             }
             looks[series.label] = {**look, "linestyle": "-", "linewidth": 1.8, "markersize": 5.0}
             models += 1
+        elif series.role == "readout":
+            host = looks[series.host]
+            looks[series.label] = {
+                "color": host["color"],
+                "marker": ("D", "X", "P", "*")[readouts % 4],
+                "linestyle": ("--", ":", "-.", (0, (5, 1, 1, 1)))[readouts % 4],
+                "linewidth": 1.3,
+                "markersize": 4.0,
+            }
+            readouts += 1
         elif series.role == "random":
             looks[series.label] = {
                 "color": RANDOM[0],
@@ -143,11 +153,11 @@ def draw_accuracy(
             line.set_gid(f"pt-{number}-0")
             ends.append((series.top1[0], series.label, look["color"]))
             continue
-        for values in series.other_seeds:
+        for values in series.by_seed if series.n_seeds > 1 else ():
             axes.plot(series.depths, values, color=look["color"], linewidth=0.7, alpha=0.5, zorder=2)
-        x = series.depths + shifts[number]
-        _bars(axes, x, series.low, series.high, look)
-        _curve(axes, series, series.top1, look, f"pt-{number}", x)
+        beside = series.depths + shifts[number]
+        _bars(axes, beside, series.low, series.high, look)
+        _curve(axes, series, series.top1, look, f"pt-{number}", beside)
         ends.append((series.top1[-1], series.label, look["color"]))
     for x, number, joined in slots:
         _joined(axes, x, joined, looks[panel.series[number].label]["color"], f"join-{number}-{joined.record.key[:8]}")
@@ -163,7 +173,8 @@ def draw_accuracy(
     wide = 60 if not narrow else 34
     axes.set_title(textwrap.shorten(own, wide, placeholder=" ...") if options.title is None else options.title)
     if not narrow and options.title is None and len(own) < 44:
-        _remark(axes, "bars: 95 % Wilson intervals, pointwise")
+        over = "95 % Wilson intervals" if panel.n_seeds == 1 else "95 %, new seeds and rows"
+        _remark(axes, f"bars: {over}, pointwise")
     _end_labels(axes, ends)
 
 
@@ -321,7 +332,7 @@ def _layer_axis(axes: Axes, panel: Panel, slots: Sequence[tuple[float, int, Join
 
 def layer_axis_words(panel: Panel, most: int = 44) -> str:
     """Name of the depth axis: what its ends are called in the networks, where all of them call them the same."""
-    from probekit.reports.panels import layer_name
+    from probekit.results.curve import layer_name
 
     ends = set()
     for series in panel.series:
@@ -389,8 +400,9 @@ def _key_entries(panel: Panel) -> list[tuple[Any, str]]:
     if any(not series.reliable.all() or any(not j.reliable for j in series.joined) for series in layered):
         hollow = Line2D([], [], marker="o", markersize=5.5, markerfacecolor=PAPER, **blank)
         entries.append((hollow, "hollow: not converged, or C at the end of its grid"))
-    if any(len(series.other_seeds) for series in layered):
-        entries.append((Line2D([], [], color=INK, linewidth=0.7), "redrawn splits (other seeds)"))
+    if panel.n_seeds > 1:
+        thin = Line2D([], [], color=INK, linewidth=0.7, alpha=0.5)
+        entries.append((thin, f"thin: each of {panel.n_seeds} seeds; thick: their mean"))
     return entries
 
 

@@ -101,6 +101,7 @@ def _row(
     has_band = index is not None and series.band_low is not None and series.band_high is not None
     return {
         "dataset": panel.dataset,
+        "test_set": panel.test,
         "protocol": panel.protocol,
         "series": series.label,
         "layers": layers,
@@ -108,18 +109,20 @@ def _row(
         "probe": record.probe,
         "width": record.width,
         "chosen_on_val": chosen if index is None else index == series.peak and not series.is_flat,
-        "val_accuracy": record.val_accuracy[record.chosen_index],
-        "test_accuracy": metrics["top1"],
-        "low": metrics["top1_low"],
-        "high": metrics["top1_high"],
+        "val_accuracy": record.val_accuracy[record.chosen_index] if index is None else series.curve.val_accuracy[index],
+        "test_accuracy": metrics["top1"] if index is None else series.curve.accuracy[index],
+        "low": metrics["top1_low"] if index is None else series.curve.low[index],
+        "high": metrics["top1_high"] if index is None else series.curve.high[index],
+        "n_seeds": 1 if index is None else series.n_seeds,
+        "seeds_sd": np.nan if index is None else series.curve.spread[index],
         **{name: np.nan if value is None else value for name, value in metrics.items() if not name.startswith("top1")},
         "minus_last": np.nan if index is None or series.is_flat else series.minus_last[index] / 100,
         "minus_last_low": series.band_low[index] / 100 if has_band else np.nan,  # type: ignore[index]
         "minus_last_high": series.band_high[index] / 100 if has_band else np.nan,  # type: ignore[index]
         "C": record.chosen_C,
         "tuned": record.tunes,
-        "converged": record.is_converged,
-        "at_grid_edge": bool(record.at_grid_edge),
+        "converged": record.is_converged if index is None else bool(series.curve.converged[index]),
+        "at_grid_edge": bool(record.at_grid_edge if index is None else series.curve.at_grid_edge[index]),
         "n_iter": record.refit["n_iter"],
         "gap": np.nan if record.refit["gap"] is None else record.refit["gap"],
         "rankme": np.nan if record.rankme is None else record.rankme,
@@ -145,6 +148,7 @@ def printed_frame(frame: pd.DataFrame) -> pd.DataFrame:
             + frame["chosen_on_val"].map({True: " (best on val)", False: ""}),
             "Val %": _percent(frame["val_accuracy"]),
             "Test % [95 % interval]": _interval(frame["test_accuracy"], frame["low"], frame["high"]),
+            **({"SD over seeds": frame["seeds_sd"].map(_points)} if (frame["n_seeds"] > 1).any() else {}),
             "Points above last layer [simultaneous]": above_last.where(frame["minus_last"].notna(), "").mask(
                 reference, "(reference)"
             ),
@@ -161,6 +165,10 @@ def printed_frame(frame: pd.DataFrame) -> pd.DataFrame:
             "Record": frame["record"].str[:KEY_LENGTH],
         }
     )
+
+
+def _points(share: float) -> str:
+    return "" if np.isnan(share) else f"{100 * share:.1f}"
 
 
 def _one_decimal(value: float) -> str:
@@ -192,7 +200,7 @@ def write_table(frame: pd.DataFrame, printed: pd.DataFrame, stem: Path, caption:
 
 
 PAPER_COLUMNS = (
-    *("Series", "Layer", "Val %", "Test % [95 % interval]", "Points above last layer [simultaneous]"),
+    *("Series", "Layer", "Val %", "Test % [95 % interval]", "SD over seeds", "Points above last layer [simultaneous]"),
     *("Method", "Features", "Accuracy % [95 %]", "Source"),  # of the comparison with published numbers
 )
 """What a LaTeX table shows unless other columns are asked for: a page is narrower than a screen."""

@@ -4,7 +4,7 @@ n_C penalties of the path, N test rows, K classes.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -86,14 +86,17 @@ class Record:
     refit : certificate of the fit on train + val: converged, n_iter, grad_rel, gap, stop_reason
     train_accuracy : of the refit, on the rows it was fitted on
     metrics : on the test split: top1, top5 (None up to 5 classes), mean_per_class, log_loss, n_test, top1_low,
-        top1_high (Wilson, 95 %)
+        top1_high (Wilson, 95 %), ...
+    tests : the same on further test sets, by name
     probe_file : coefficients and per-row test predictions, relative to the results file
     train_rows : size of the training subset that was asked for, None for all rows
+    per_class : rows of each class in it, where it was drawn so (few-shot)
     rankme : effective rank of the layer's training features (`probes.rank`), None where it was not computed
     plan : how the solver went about the grid, in a sentence; empty for other probes
     candidates : how layers, bands, mixes or checks were found; how many were tried, how each did held out
     feature_file : relative to the results file where possible
     folder : where the results file lies; not stored
+    test : which test set `metrics` and the per-row predictions are of; not stored, see `on`
     """
 
     identity: Identity
@@ -122,10 +125,12 @@ class Record:
     train_accuracy: float
     metrics: dict[str, Any]
     probe_file: str
+    tests: dict[str, dict[str, Any]] = field(default_factory=dict)
     probe: str = "linear"
     reads: str = "layer"
     tunes: str = "C"
     train_rows: int | None = None
+    per_class: int | None = None
     candidates: dict[str, Any] | None = None
     rankme: float | None = None
     plan: str = ""
@@ -133,6 +138,7 @@ class Record:
     created: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     folder: Path | None = field(default=None, compare=False)
+    test: str = "test"
 
     @property
     def key(self) -> str:
@@ -161,9 +167,26 @@ class Record:
         """What layers are chosen by: held-out accuracy, then (negated) held-out log-loss; larger is better."""
         return self.val_accuracy[self.chosen_index], -self.val_log_loss[self.chosen_index]
 
+    def on(self, test: str) -> "Record":
+        """The record as its probe does on another test set; "test" is the data set's own.
+
+        Raises
+        ------
+        UserError
+            The probe was not tested on it.
+        """
+        if test == self.test:
+            return self
+        if test not in self.tests:
+            known = ", ".join(["test", *self.tests])
+            raise UserError(
+                f"{self.series}, layer {'+'.join(self.layers)} was not tested on {test!r}, only on {known}."
+            )
+        return replace(self, metrics=self.tests[test], test=test, probe_file=test_file(self.probe_file, test))
+
     def to_dict(self) -> dict[str, Any]:
         """The record's line in results.jsonl, as plain JSON values."""
-        body = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("identity", "folder")}
+        body = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_STORED}
         return {"schema": SCHEMA, "key": self.key, "identity": self.identity.to_dict(), **body}
 
     @classmethod
@@ -174,7 +197,7 @@ class Record:
             raise UserError(f"{where} has schema {found!r}, but this probekit reads schema {SCHEMA}: upgrade it.")
         check_record(value, where)
         value = migrate(value)
-        known = {f.name for f in fields(cls)} - {"identity", "folder"}
+        known = {f.name for f in fields(cls)} - _NOT_STORED
         body = {name: item for name, item in value.items() if name in known}
         record = cls(identity=Identity.from_dict(value["identity"]), folder=Path(folder) if folder else None, **body)
         if record.key != value["key"]:
@@ -182,6 +205,14 @@ class Record:
                 f"Record {value['key']} does not match its own identity (hash {record.key}): the line was edited."
             )
         return record
+
+
+_NOT_STORED = {"identity", "folder", "test"}
+
+
+def test_file(probe_file: str, test: str) -> str:
+    """The file of a probe's per-row predictions on a further test set, beside its own."""
+    return f"{probe_file.removesuffix('.safetensors')}.{test}.safetensors"
 
 
 def migrate(line: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -65,6 +65,14 @@ class Results:
             if r.series == series and kind in (None, r.kind) and seed in (None, r.seed) and r.train_rows is None
         ]  # fmt: skip
 
+    def on(self, test: str) -> "Results":
+        """The same probes on another test set: records, curves and verdicts of those that were tested on it."""
+        found = [record.on(test) for record in self.records if test == "test" or test in record.tests]
+        if not found:
+            known = dict.fromkeys(name for record in self.records for name in record.tests)
+            raise UserError(f"No probe was tested on {test!r}; the test sets are {', '.join(['test', *known])}.")
+        return Results.from_records(found)
+
     def best(self, series: str | None = None) -> Record:
         """The layer chosen on held-out rows; never the one that tests best."""
         layers = sorted(self.of(series, "layer"), key=lambda r: r.depth or 0)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from probekit.solver.validation import (
 
 Array = NDArray[np.float64]
 
-BLOCK_SCORES = 1 << 24  # held at once while a path is judged
+BLOCK_SCORES = 1 << 24  # held at once while a path is scored
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,11 @@ class ProbePath:
             log_proba = objective.log_probabilities(scores)
             total -= log_proba[:, np.arange(log_proba.shape[1]), index[rows]].sum(axis=1)
         return total / len(index)
+
+    def probe(self, index: int) -> Any:
+        """The `LinearProbe` of penalty number `index`, fitted, with this path's settings."""
+        # by name: the solver can be read, and used, without the estimators that are built on it
+        return import_module("probekit.probes.linear").LinearProbe.from_path(self, index)
 
 
 def fit_path(

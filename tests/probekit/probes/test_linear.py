@@ -34,7 +34,6 @@ def test_scikit_learns_own_checks_with_other_settings(estimator, check):
     check(estimator)
 
 
-@pytest.mark.xfail(reason="at C = 1e5 the solver repeats a fit to 2e-6, the check asks 1e-7", strict=False)
 def test_weights_choose_like_repeated_rows_on_the_default_grid():
     """The suite had checked two penalties only, among which weights hardly ever change the choice."""
     check_sample_weight_equivalence_on_dense_data("LinearProbeCV", LinearProbeCV())

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
@@ -202,6 +202,7 @@ def test_short_range(depths, words):
     assert short_range(depths) == words
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 100), st.sampled_from([2.0, 4.0])), min_size=1, max_size=8))
 def test_labels_do_not_overlap_and_move_as_little_as_they_can(boxes):
     boxes = sorted(boxes)
