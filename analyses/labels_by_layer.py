@@ -54,10 +54,10 @@ def labels_frame(records: Sequence[Record], series: str) -> "pd.DataFrame":
 
 
 def labels_figure(frame: "pd.DataFrame") -> "Figure":
-    """Mean accuracy by layer with one standard deviation over seeds."""
+    """Mean accuracy by layer; bars are one standard deviation over draws of the labelled rows."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.2, 3.4))
+    figure = Figure(figsize=(6.4, 3.4))
     axes = figure.add_axes((0.08, 0.14, 0.89, 0.76))
     for number, (labels, own) in enumerate(frame.groupby("labels", sort=False)):
         look = {"color": MODELS[number][0], "marker": MODEL_MARKERS[number], "markersize": 4, "linewidth": 1.3}
@@ -66,7 +66,7 @@ def labels_figure(frame: "pd.DataFrame") -> "Figure":
         axes.vlines(several.layer, several["mean"] - several.sd, several["mean"] + several.sd, color=look["color"])
     axes.set_xticks(sorted(frame.layer.unique()))
     axes.set_xlabel("layer")
-    axes.set_title("Test accuracy, %, by number of labels; bars: one standard deviation over draws")
+    axes.set_title("Test accuracy, %, by number of labels; bars: one deviation over draws")
     axes.legend(loc="lower center", ncols=3)
     return figure
 
