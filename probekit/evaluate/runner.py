@@ -77,10 +77,10 @@ class Runner:
     ):
         self.store: Features = FeatureStore.open(store) if isinstance(store, str | Path) else store
         if results_dir is None and self.store.path is None:
-            raise UserError("These features are in no file; say where results go with results_dir.")
+            raise UserError("These features are in no file; say where results go with out.")
         self.out = Path(results_dir if results_dir is not None else Path(self.store.path or "").parent)
         self.protocol = resolve_protocol(protocol, Cs)
-        self.series = series or str(self.store.encoder.get("name", "encoder"))
+        self.series = series or self._own_series(str(self.store.encoder.get("name", "encoder")))
         self.settings = settings
         self._rows: dict[tuple[int, int | None, int | None], TrainingRows] = {}
 
@@ -173,6 +173,18 @@ class Runner:
             while (name := broadcast(None)) is not None:
                 for _ in work(name):
                     pass
+
+    def _own_series(self, name: str) -> str:
+        """The series' name: the encoder's, followed by the penalties where the folder has it with other ones."""
+        mine = self.protocol.resolved()
+        for line in map(migrate, self.results.lines()):
+            theirs = line["protocol"]
+            if line.get("series") == name and line["identity"]["feature_id"] == self.store.id:
+                differing = [key for key in mine if key not in ("name", "source") and mine[key] != theirs.get(key)]
+                if differing == ["Cs"]:
+                    Cs = self.protocol.Cs
+                    return f"{name}, {len(Cs)} C from {min(Cs):g} to {max(Cs):g}"
+        return name
 
     def refuse_other_settings(self, jobs: Sequence[Job]) -> None:
         """Refuse a folder whose series of the same name was made otherwise, naming what differs.

@@ -12,12 +12,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
+from probekit.datasets.splits import stratified_holdout
 from probekit.evaluate.sweep import sweep
 from probekit.features.store import FeatureStore
 from probekit.probes import PROBES, get_protocol
 from probekit.probes.logistic import LogisticProbe
 from probekit.results.journal import Journal
 from probekit.results.predictions import row_predictions
+from probekit.results.results import Results
 from probekit.runtime.errors import UserError
 from tests.probekit.feature_doubles import MemoryStore, SealedStore
 
@@ -161,22 +163,49 @@ def test_a_killed_worker_is_replaced_and_two_share_the_rest(tmp_path):
     assert len({line["key"] for line in lines}) == len(lines) == 4
 
 
+def test_other_penalties_in_the_same_folder_are_a_series_of_their_own(tmp_path):
+    first = sweep(MemoryStore(), tmp_path, Cs=CS, layers=["00"])
+    second = sweep(MemoryStore(), tmp_path, Cs=[0.5, 5.0], layers=["00"])
+    assert (first.series, second.series) == (["toy"], ["toy, 2 C from 0.5 to 5"])
+    assert [list(record.Cs) for record in second] == [[0.5, 5.0]]
+    again = sweep(MemoryStore(), tmp_path, Cs=[0.5, 5.0], layers=["00"])
+    assert [record.key for record in again] == [record.key for record in second]
+    assert Results(tmp_path).series == [*first.series, *second.series]
+
+
+def test_arrays_in_a_notebook():
+    rng = np.random.default_rng(0)
+    y = np.arange(200) % 4
+    layers = {"early": rng.normal(size=(200, 6)), "late": rng.normal(size=(200, 5)) + 2 * np.eye(4, 5)[y]}
+    results = sweep(layers, y, protocol="dinov2-45", Cs=[0.01, 1.0])
+    assert [record.layers for record in results] == [("early",), ("late",)]
+    assert [record.metrics["n_test"] for record in results] == [40, 40]
+    assert results.best().layers == ("late",)
+    # the test rows are those of the one split rule, and the accuracy is what their predictions say
+    _, test = stratified_holdout(y, 0.2, 0)
+    rows = row_predictions(results.best())
+    np.testing.assert_array_equal(rows.row_ids, test)
+    np.testing.assert_array_equal(rows.labels, y[test])
+    with pytest.raises(UserError, match="without labels"):
+        sweep(layers)
+
+
 def test_other_settings_on_the_same_output_are_refused(tmp_path):
     sweep(MemoryStore(), tmp_path, Cs=CS, layers=["00"])
     with pytest.raises(UserError, match=r"protocol.Cs: 4 values 0.001 to 1 there, 3 values 0.001 to 0.1 here"):
-        sweep(MemoryStore(), tmp_path, Cs=CS[:-1])
+        sweep(MemoryStore(), tmp_path, Cs=CS[:-1], series="toy")
     with pytest.raises(UserError, match='dtype: "auto" there, "float64" here'):
         sweep(MemoryStore(), tmp_path, Cs=CS, dtype="float64")
     with pytest.raises(UserError, match='feature file: "memory" there, "other" here'):
         sweep(MemoryStore(id="other"), tmp_path, Cs=CS)
-    assert len(sweep(MemoryStore(id="other"), tmp_path, Cs=CS, series="second", layers=[0])) == 2
+    assert len(sweep(MemoryStore(id="other"), tmp_path, Cs=CS, series="second", layers=[0])) == 1
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"layers": ["07"]}, "no layer '07'"),
-        ({"layers": "9*"}, r"no layer '9\*'"),
+        ({"layers": "9*"}, r"No layer matches '9\*'"),
         ({"Cs": [1.0, 0.0]}, "C must be a positive number, but 0.0 was given"),
         ({"Cs": [-1.0]}, "positive"),
         ({"Cs": [float("nan")]}, "positive"),
