@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from probekit.reports.style import MODEL_MARKERS, MODELS, style
+from probekit.reports.figures.style import MODEL_MARKERS, MODELS, style
 
 from igpt_model import atomic
 from probekit.reports.report import save_figure
