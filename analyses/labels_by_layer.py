@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from probekit.reports.figures.style import MODEL_MARKERS, MODELS, style
 
 from igpt_model import atomic
+from probekit.reports.figures.style import MODEL_MARKERS, MODELS, style
 from probekit.reports.report import save_figure
 from probekit.results.record import Record, read_records
 from probekit.runtime.errors import UserError
