@@ -51,7 +51,8 @@ def extract(
     """
     from probekit import extract as extract_features
     from probekit import load_dataset, load_encoder
-    from probekit.datasets.shifted import with_tests, written_tests
+    from probekit.datasets.catalogue import written_tests
+    from probekit.datasets.shifted import with_tests
     from probekit.encoders.decisions import decision_lines
 
     decoding = {"exif": exif, "value_range": value_range}

@@ -6,7 +6,6 @@ Shape legend: N images, H and W sides; every reader returns HWC uint8 RGB (grey 
 import io
 import os
 import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import xxhash
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from igpt_model.checked_json import read_bytes
 from probekit.runtime.errors import UserError, first_line
 
 # Pillow opens grey pictures of 16 bits as I;16 (before release 11, and PGM still, as I); their range is that of 16 bits
@@ -206,10 +206,10 @@ class FileImages:
         images = []
         for path in paths:
             try:
-                content = path.read_bytes()
-            except OSError as error:
+                content = read_bytes(path)
+            except (OSError, ValueError) as error:
                 raise UserError(
-                    f"{path} was listed but cannot be read ({error.strerror}); is it still there?"
+                    f"{path} was listed but cannot be read ({first_line(error)}); is it still there?"
                 ) from error
             images.append(decode(content, str(path), self.how))
         return images
@@ -243,7 +243,7 @@ class ZipImages:
             name = f"{self.archive}:{self.names[row]}"
             try:
                 content = self._zip().read(self.names[row])
-            except (OSError, zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, EOFError) as error:
+            except Exception as error:  # damaged, encrypted, or packed by a method that zipfile lacks
                 raise UserError(f"{name} cannot be read from the archive ({error}); copy the archive again.") from error
             images.append(decode(content, name, self.how))
         return images

@@ -141,7 +141,9 @@ def list_archive(archive: Path) -> Listing:
                     found.files.append((name, info.CRC))
                     if name != info.filename:
                         found.names[name] = info.filename
-    except (zipfile.BadZipFile, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # zipfile raises errors of many kinds for damaged directories
         raise UserError(f"{archive} is not a whole zip archive ({error}); copy or download it again.") from error
     _account(found, others, folders)
     return found

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from probekit.reports.terminal import print_panel, round_ticks
+from probekit.reports.figures.terminal import print_panel, round_ticks
 
 
 def printed(panel, width):
@@ -44,7 +44,7 @@ def test_higher_accuracy_stands_higher(panel):
 
 
 @given(st.floats(0, 99), st.floats(0.01, 100), st.integers(6, 40))
-@settings(deadline=None)
+@settings()
 def test_ticks_are_round_evenly_spaced_and_enclose_the_curve(low, span, height):
     high = min(low + span, 100.0)
     ticks, rows = round_ticks(low, high, height)

@@ -45,7 +45,7 @@ def terminal_curve(panel: Panel, width: int = 80, height: int = 16) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    lines: list[Text] = [Text(f"Test accuracy of linear probes on {visible(panel.title)}, %", style="bold")]
+    lines: list[Text] = [Text(f"Test accuracy of probes on {visible(panel.title)}, %", style="bold")]
     lines += _canvas(panel, width, height)
     lines.append(_legend(panel))
     for series in panel.models:
@@ -136,6 +136,8 @@ def round_ticks(low: float, high: float, height: int) -> tuple[dict[int, float],
 def _look(panel: Panel, series: Series) -> tuple[str, str]:
     if series.role == "random":
         return "▿", "grey58"
+    if series.role == "readout":
+        return "◦", "grey70"
     if series.is_flat:
         return "╌", "orange3"
     number = panel.models.index(series)

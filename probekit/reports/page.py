@@ -9,23 +9,29 @@ import base64
 import json
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from probekit.reports.figures.depth import depth_figure, looks_of, short_range
+from probekit.reports.figures.inline_svg import inline_svg
+from probekit.reports.figures.penalty_paths import path_figure
+from probekit.reports.figures.style import CSS_NAME, DARK, style
 from probekit.reports.fit_map import doubtful_fits, failed_fits, fit_map, fit_sentence
-from probekit.reports.inline_svg import inline_svg
-from probekit.reports.panels import Joined, Panel, Series, is_reliable, margin
-from probekit.reports.plots import depth_figure, looks_of, path_figure, short_range
+from probekit.reports.panels import Joined, Panel, Series, is_reliable, margin, series_margin
 from probekit.reports.published import comparison_frame, printed_comparison
-from probekit.reports.style import CSS_NAME, DARK, style
 from probekit.reports.tables import fit_words
+from probekit.results.curve import layer_name, layer_words, p_value
 from probekit.results.record import Record
 from probekit.runtime.escape import visible
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SAMPLE_PICTURES = ("samples*.png", "samples/*.png")
 MOST_SAMPLES = 3
@@ -34,7 +40,12 @@ MOST_SAMPLE_PIXELS = 16_000_000
 CHOSEN_BY = {"val": "the held-out rows of the val split", "cv5": "five-fold cross-validation on train and val"}
 
 
-def render_page(panels: Sequence[Panel], sources: Sequence[Path], files: Mapping[str, Sequence[Path]]) -> str:
+def render_page(
+    panels: Sequence[Panel],
+    sources: Sequence[Path],
+    files: Mapping[str, Sequence[Path]],
+    figures: Mapping[str, Callable[[Panel], Figure]] = MappingProxyType({}),
+) -> str:
     """The report as HTML.
 
     Parameters
@@ -45,6 +56,8 @@ def render_page(panels: Sequence[Panel], sources: Sequence[Path], files: Mapping
         The results that were read; sample pictures and `config.json` are looked for beside them.
     files
         Files of the report by the panel's slug, to be linked.
+    figures
+        Further figures: name -> function that draws a panel.
 
     Returns
     -------
@@ -61,17 +74,18 @@ def render_page(panels: Sequence[Panel], sources: Sequence[Path], files: Mapping
     return environment.get_template("page.html.jinja").render(
         title=_title(panels),
         colours=[(name, light, DARK[light]) for light, name in CSS_NAME.items()],
-        panels=[_panel(panel, f"p{number}", files.get(panel.slug, ())) for number, panel in enumerate(panels)],
+        panels=[
+            {
+                **_panel(panel, f"p{number}", files.get(panel.slug, ())),
+                "further": [_further(panel, f"p{number}{name}", name, draw) for name, draw in figures.items()],
+            }
+            for number, panel in enumerate(panels)
+        ],
         samples=list(_samples([*sources, *_runs(panels)])),
         sources=[str(source) for source in sources],
         command=shlex.join(["probekit", "report", *map(str, sources)]),
         version=_version(),
     )
-
-
-def p_value(p: float) -> str:
-    """A p-value in print: two digits, never a bare zero."""
-    return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
 
 
 def _title(panels: Sequence[Panel]) -> str:
@@ -105,10 +119,15 @@ def _panel(panel: Panel, prefix: str, files: Sequence[Path]) -> dict[str, Any]:
         "joined": [_joined_row(series, joined) for series in panel.series for joined in series.joined],
         "controls": list(_controls(panel)),
         "fit_sentence": fit_sentence(panel),
-        "maps": [fit_map(series) for series in layered],
-        "doubtful": doubtful_fits(panel),
-        "failed": failed_fits(panel),
-        "paths": [_paths(panel, series, f"{prefix}c{number}") for number, series in enumerate(layered)],
+        # the fits are the same whatever the test set: they are shown once
+        "own_test": panel.is_own_test,
+        "maps": [fit_map(series) for series in layered] if panel.is_own_test else [],
+        "doubtful": doubtful_fits(panel) if panel.is_own_test else [],
+        "failed": failed_fits(panel) if panel.is_own_test else [],
+        "paths": [_paths(panel, series, f"{prefix}c{number}") for number, series in enumerate(layered)]
+        if panel.is_own_test
+        else [],
+        "n_seeds": panel.n_seeds,
         "published": _published(panel),
         "provenance": _provenance(panel),
         "documents": _documents(panel),
@@ -117,13 +136,16 @@ def _panel(panel: Panel, prefix: str, files: Sequence[Path]) -> dict[str, Any]:
 
 def _model(panel: Panel, series: Series) -> dict[str, Any]:
     record = series.records[series.peak]
-    facts = [("Test accuracy, best layer", f"{series.top1[series.peak]:.1f} %", _bounds(series, record))]
+    accuracy = f"{series.top1[series.peak]:.1f} %"
+    if series.n_seeds > 1:
+        accuracy += f" ± {100 * series.curve.spread[series.peak]:.1f}"
+    facts = [("Test accuracy, best layer", accuracy, _bounds(series, record))]
     sentences: list[str] = []
     warnings: tuple[str, ...] = ()
     if series.verdict is not None:
         found = series.verdict
         sentences, warnings = found.sentences(), found.warnings
-        facts.append(("Best layer", f"{found.peak_depth} of {found.last_depth}", _tied(series)))
+        facts.append(("Best layer", found.layer_words.removeprefix("layer "), _tied(series)))
         facts += _points_above(panel, series)
     else:
         sentences = [
@@ -142,6 +164,8 @@ def _model(panel: Panel, series: Series) -> dict[str, Any]:
 
 def _bounds(series: Series, record: Record) -> str:
     rows = f"{record.metrics['n_test']:,} rows"
+    if series.n_seeds > 1:
+        rows = f"mean and standard deviation of {series.n_seeds} seeds, {rows}"
     return f"{series.low[series.peak]:.1f} to {series.high[series.peak]:.1f}, 95 %, {rows}"
 
 
@@ -187,6 +211,11 @@ def _curve(panel: Panel, prefix: str, narrow: bool) -> Markup:
         return Markup(inline_svg(depth_figure(panel, narrow), prefix, label, tooltips))
 
 
+def _further(panel: Panel, prefix: str, name: str, draw: Callable[[Panel], Figure]) -> Markup:
+    with style(prefix, text_as_paths=False):
+        return Markup(inline_svg(draw(panel), prefix, f"{name} on {panel.title}"))
+
+
 def _table(series: Series, low: float, high: float) -> dict[str, Any]:
     def across(value: float) -> float:
         return 100 * (value - low) / max(high - low, 1e-9)
@@ -197,7 +226,10 @@ def _table(series: Series, low: float, high: float) -> dict[str, Any]:
         rows.append(
             {
                 **_row(record),
-                "layer": f"{series.depths[place]}",
+                "val": 100 * series.curve.val_accuracy[place],
+                "reliable": bool(series.reliable[place]),
+                "layer": f"{series.depths[place]}" + (f" {name}" if (name := layer_name(record)) else ""),
+                "spread": 100 * series.curve.spread[place] if series.n_seeds > 1 else None,
                 "best": place == series.peak and not series.is_flat,
                 "top1": series.top1[place],
                 "low": series.low[place],
@@ -219,9 +251,7 @@ def _table(series: Series, low: float, high: float) -> dict[str, Any]:
         "layered": not series.is_flat,
         "reference": series.curve.reference.removeprefix("the "),
         "rows": rows,
-        "summary": ""
-        if series.is_flat
-        else f"best layer {series.depths[best]} of {series.depths[-1]}: {series.top1[best]:.1f} %",
+        "summary": "" if series.is_flat else f"best {layer_words(series.curve, best)}: {series.top1[best]:.1f} %",
     }
 
 
@@ -259,9 +289,7 @@ def _joined_row(series: Series, joined: Joined) -> dict[str, Any]:
 def _controls(panel: Panel) -> Any:
     for model in panel.models:
         for control in panel.series:
-            found = (
-                margin(model.records[model.peak], control.records[control.peak]) if control.role != "model" else None
-            )
+            found = series_margin(model, control) if control.role not in ("model", "readout") else None
             if found is not None:
                 numbers = {name: getattr(control, name)[control.peak] for name in ("top1", "low", "high")}
                 yield {"model": model.label, "control": control.label, "margin": found, **numbers}

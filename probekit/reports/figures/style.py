@@ -58,7 +58,7 @@ SETTINGS: Any = {
     "savefig.dpi": 200,
 }
 
-SIZES = ("font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize")
+SIZES: Any = ("font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize")
 
 
 @contextmanager
@@ -79,8 +79,14 @@ def style(salt: str = "figure", text_as_paths: bool = True, font_size: float = 9
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(SETTINGS)
-        for name in SIZES:
-            mpl.rcParams[name] = SETTINGS[name] * font_size / SETTINGS["font.size"]
+        mpl.rcParams.update({name: SETTINGS[name] * font_size / SETTINGS["font.size"] for name in SIZES})
         mpl.rcParams["svg.hashsalt"] = f"probekit-{salt}"
         mpl.rcParams["svg.fonttype"] = "path" if text_as_paths else "none"
         yield
+
+
+def points(size: float) -> float:
+    """A size of type in proportion to the figure's ordinary type."""
+    import matplotlib as mpl
+
+    return size * float(mpl.rcParams["font.size"]) / 9.0
