@@ -1,4 +1,4 @@
-"""The parity campaign as a slow test: no picture and no layer differs in silence. See parity.py for what is compared."""
+"""The parity campaign as a slow test: no picture and no layer differs in silence (see parity.py)."""
 
 import sys
 from pathlib import Path
