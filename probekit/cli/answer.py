@@ -38,8 +38,8 @@ def _plain(value: Any) -> Any:
 
 def show_curves(*folders: Path) -> None:
     """Draw the depth curves of results folders in the terminal, each with its verdict below."""
+    from probekit.reports.figures.terminal import print_panel
     from probekit.reports.panels import build_panels, collect_records
-    from probekit.reports.terminal import print_panel
 
     if wants_json():
         return

@@ -57,7 +57,6 @@ VERBS: dict[str, Verb] = {
         MEASURE,
         "Probe every layer of a feature file over a path of penalties.",
         "probekit.evaluate.sweep:sweep",
-        {"results_dir": "--out"},
         unit="fits",
     ),
     "calibrate": Verb(
@@ -77,7 +76,6 @@ VERBS: dict[str, Verb] = {
         MEASURE,
         "Probe concatenated layers.",
         "probekit.evaluate.concat:concat",
-        {"results_dir": "--out"},
         unit="sets of layers",
     ),
     "import": Verb(MEASURE, "Make a feature file from arrays.", "probekit.features.importing:import_features"),

@@ -67,11 +67,12 @@ def plot(
         Points of ordinary type.
     """
     from igpt_model import atomic
-    from probekit.reports.figure_options import FigureOptions, find_series, read_labels
-    from probekit.reports.label_curve import label_figure, label_frame
-    from probekit.reports.plots import depth_figure, path_figure
+    from probekit.reports.figures.depth import depth_figure
+    from probekit.reports.figures.label_curve import label_figure, label_frame
+    from probekit.reports.figures.options import FigureOptions, find_series, read_labels
+    from probekit.reports.figures.penalty_paths import path_figure
+    from probekit.reports.figures.style import style
     from probekit.reports.report import save_figure
-    from probekit.reports.style import style
     from probekit.reports.tables import layer_frame, path_frame
 
     options = FigureOptions(width, height, ylim, read_labels(labels), title, font_size)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from probekit.reports.figures.depth import short_range
 from probekit.reports.panels import Panel
-from probekit.reports.plots import short_range
 from probekit.reports.tables import KEY_LENGTH, fit_words, records_of, require_one_protocol
 
 if TYPE_CHECKING:

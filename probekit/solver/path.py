@@ -13,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from probekit.runtime.errors import UserError
 from probekit.solver import objective
+from probekit.solver.agreement import rank_zero_factors
 from probekit.solver.backends import fit_backend
 from probekit.solver.inputs import read_inputs
 from probekit.solver.validation import (
@@ -168,7 +169,8 @@ def fit_path(
         )
     inputs = read_inputs(X, y, Cs, sample_weight, standardize, device, dtype, rows_dealt)
     l2s = objective.C_to_l2(inputs.Cs, inputs.total_weight)
-    fitted = fit_backend(backend, inputs, l2s, tol=tol, max_iter=max_iter, fit_intercept=fit_intercept)
+    with rank_zero_factors(rows_dealt):
+        fitted = fit_backend(backend, inputs, l2s, tol=tol, max_iter=max_iter, fit_intercept=fit_intercept)
     coef, intercept = inputs.unscale(fitted.theta[..., :-1], fitted.theta[..., -1])
     path = ProbePath(
         Cs=inputs.Cs, l2s=l2s, classes=inputs.classes, coef=coef, intercept=intercept, converged=fitted.converged,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from probekit.reports.figure_options import FigureOptions, relabelled
-from probekit.reports.plots import looks_of
-from probekit.reports.style import QUIET
+from probekit.reports.figures.depth import looks_of
+from probekit.reports.figures.options import FigureOptions, relabelled
+from probekit.reports.figures.style import QUIET
 from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The depth curve and its companions as matplotlib figures. Nothing here computes statistics: `panels` brings them.
+"""The depth curve as a matplotlib figure. Nothing here computes statistics: `panels` brings them.
 
 Legend: accuracies in percent, differences in percentage points.
 """
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from probekit.reports.figure_options import FigureOptions, relabelled
-from probekit.reports.style import FLAT, INK, MODEL_MARKERS, MODELS, PAPER, QUIET, RANDOM, RULE
+from probekit.reports.figures.options import FigureOptions, relabelled
+from probekit.reports.figures.style import FLAT, INK, MODEL_MARKERS, MODELS, PAPER, QUIET, RANDOM, RULE, points
 from probekit.runtime.escape import mathtext
 
 if TYPE_CHECKING:
@@ -81,13 +81,6 @@ def depth_figure(panel: Panel, narrow: bool = False, options: FigureOptions = Fi
             handlelength=1.6, handletextpad=0.7, columnspacing=2.4, labelspacing=0.4,
         )  # fmt: skip
     return figure
-
-
-def _points(size: float) -> float:
-    """A size of type in proportion to the figure's ordinary type."""
-    import matplotlib as mpl
-
-    return size * float(mpl.rcParams["font.size"]) / 9.0
 
 
 def looks_of(panel: Panel) -> Looks:
@@ -316,13 +309,13 @@ def _layer_axis(axes: Axes, panel: Panel, slots: Sequence[tuple[float, int, Join
     )
     below = axes.get_xaxis_transform()
     size: dict[str, Any] = {
-        "fontsize": _points(8.5),
+        "fontsize": points(8.5),
         "color": QUIET,
         "va": "top",
         "textcoords": "offset points",
         "xycoords": below,
     }
-    down = (0, -_points(17))
+    down = (0, -points(17))
     axes.annotate(layer_axis_words(panel, 24 if narrow else 44), (last / 2, 0), xytext=down, ha="center", **size)
     if slots:
         axes.annotate("joined", ((slots[0][0] + slots[-1][0]) / 2, 0), xytext=down, ha="center", **size)
@@ -345,7 +338,7 @@ def layer_axis_words(panel: Panel, most: int = 44) -> str:
 
 
 def _remark(axes: Axes, text: str) -> None:
-    axes.text(1.0, 1.02, text, transform=axes.transAxes, ha="right", va="bottom", color=QUIET, fontsize=_points(7.5))
+    axes.text(1.0, 1.02, text, transform=axes.transAxes, ha="right", va="bottom", color=QUIET, fontsize=points(7.5))
 
 
 def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
@@ -353,14 +346,14 @@ def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     low, high = axes.get_ylim()
     figure: Any = axes.figure
     height = figure.get_size_inches()[1] * axes.get_position().height * 72
-    line_height = (high - low) * _points(11.5) / height
+    line_height = (high - low) * points(11.5) / height
     ends = sorted(ends, key=lambda end: end[0])
     wrapped = ["\n".join(textwrap.wrap(mathtext(label[:MOST_LABEL]), 11)) for _, label, _ in ends]
     heights = [line_height * (text.count("\n") + 1) for text in wrapped]
     for centre, text, (_, _, colour) in zip(spread([end[0] for end in ends], heights), wrapped, ends, strict=True):
         axes.annotate(
             text, (1.0, centre), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
-            va="center", color=colour, fontsize=_points(8.5), fontweight="bold", linespacing=1.05,
+            va="center", color=colour, fontsize=points(8.5), fontweight="bold", linespacing=1.05,
             annotation_clip=False,
         )  # fmt: skip
 
@@ -404,75 +397,3 @@ def _key_entries(panel: Panel) -> list[tuple[Any, str]]:
         thin = Line2D([], [], color=INK, linewidth=0.7, alpha=0.5)
         entries.append((thin, f"thin: each of {panel.n_seeds} seeds; thick: their mean"))
     return entries
-
-
-def path_figure(
-    series: Series,
-    color: str = MODELS[0][0],
-    narrow: bool = False,
-    most: int = 16,
-    options: FigureOptions = FigureOptions(),  # noqa: B008  (frozen)
-) -> Figure:
-    """Validation accuracy along the penalty path, one small axes a layer, all layers faint behind each.
-
-    Parameters
-    ----------
-    series
-        One model's layers.
-    color
-        Of the layer in front.
-    narrow
-        Two columns instead of four.
-    options
-        Size, limits and title.
-    most
-        With more layers than this, an even choice of them that keeps the first, the best and the last.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    shown = _even_choice(len(series.depths), most, keep=series.peak)
-    columns = 2 if narrow else 4
-    rows = -(-len(shown) // columns)
-    width, scale = options.width or (4.0 if narrow else 7.4), options.scale
-    height = options.height or 1.25 * rows + 0.5
-    figure = Figure(figsize=(width, height))
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    figure.subplots_adjust(
-        left=0.62 * scale / width, right=1 - 0.12 / width, top=1 - (0.5 if options.title else 0.21) * scale / height,
-        bottom=0.42 * scale / height, hspace=0.5, wspace=0.12,
-    )  # fmt: skip
-    figure.supylabel("Held-out accuracy (%)", x=0.1 * scale / width, fontsize=_points(8.5), color=QUIET)
-    if options.title:
-        figure.suptitle(options.title, x=0.62 * scale / width, ha="left", fontsize=_points(9.5), fontweight="bold")
-    if options.ylim:
-        grid.flat[0].set_ylim(options.ylim)
-    paths = [(np.log10(record.Cs), 100 * np.asarray(record.val_accuracy)) for record in series.records]
-    for axes in grid.flat[len(shown) :]:
-        axes.set_axis_off()
-    for position, (axes, index) in enumerate(zip(grid.flat, shown, strict=False)):
-        record = series.records[index]
-        for log_C, val in paths:
-            axes.plot(log_C, val, color=RULE, linewidth=0.8, zorder=1)
-        log_C, val = paths[index]
-        converged = np.asarray(record.converged, dtype=bool)
-        axes.plot(log_C, val, color=color, linewidth=1.5, zorder=3)
-        axes.plot(log_C[~converged], val[~converged], "o", color=color, markerfacecolor=PAPER, markersize=3.5, zorder=4)
-        chosen = record.chosen_index
-        axes.plot(log_C[chosen], val[chosen], "o", color=color, markersize=5.5, zorder=5)
-        axes.set_title(
-            f"layer {series.depths[index]}" + (" (best)" if index == series.peak else ""), fontsize=_points(8)
-        )
-        axes.tick_params(labelsize=_points(7))
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-        if len(shown) - position <= columns:
-            axes.tick_params(labelbottom=True)
-            axes.set_xlabel("log10 C", fontsize=_points(7.5))
-    return figure
-
-
-def _even_choice(count: int, most: int, keep: int) -> list[int]:
-    if count <= most:
-        return list(range(count))
-    chosen = sorted({*np.linspace(0, count - 1, most - 1).round().astype(int).tolist(), keep})
-    return chosen[:most]

@@ -9,24 +9,29 @@ import base64
 import json
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from probekit.reports.figures.depth import depth_figure, looks_of, short_range
+from probekit.reports.figures.inline_svg import inline_svg
+from probekit.reports.figures.penalty_paths import path_figure
+from probekit.reports.figures.style import CSS_NAME, DARK, style
 from probekit.reports.fit_map import doubtful_fits, failed_fits, fit_map, fit_sentence
-from probekit.reports.inline_svg import inline_svg
 from probekit.reports.panels import Joined, Panel, Series, is_reliable, margin, series_margin
-from probekit.reports.plots import depth_figure, looks_of, path_figure, short_range
 from probekit.reports.published import comparison_frame, printed_comparison
-from probekit.reports.style import CSS_NAME, DARK, style
 from probekit.reports.tables import fit_words
 from probekit.results.curve import layer_name, layer_words, p_value
 from probekit.results.record import Record
 from probekit.runtime.escape import visible
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SAMPLE_PICTURES = ("samples*.png", "samples/*.png")
 MOST_SAMPLES = 3
@@ -35,7 +40,12 @@ MOST_SAMPLE_PIXELS = 16_000_000
 CHOSEN_BY = {"val": "the held-out rows of the val split", "cv5": "five-fold cross-validation on train and val"}
 
 
-def render_page(panels: Sequence[Panel], sources: Sequence[Path], files: Mapping[str, Sequence[Path]]) -> str:
+def render_page(
+    panels: Sequence[Panel],
+    sources: Sequence[Path],
+    files: Mapping[str, Sequence[Path]],
+    figures: Mapping[str, Callable[[Panel], Figure]] = MappingProxyType({}),
+) -> str:
     """The report as HTML.
 
     Parameters
@@ -46,6 +56,8 @@ def render_page(panels: Sequence[Panel], sources: Sequence[Path], files: Mapping
         The results that were read; sample pictures and `config.json` are looked for beside them.
     files
         Files of the report by the panel's slug, to be linked.
+    figures
+        Further figures: name -> function that draws a panel.
 
     Returns
     -------
@@ -62,7 +74,13 @@ def render_page(panels: Sequence[Panel], sources: Sequence[Path], files: Mapping
     return environment.get_template("page.html.jinja").render(
         title=_title(panels),
         colours=[(name, light, DARK[light]) for light, name in CSS_NAME.items()],
-        panels=[_panel(panel, f"p{number}", files.get(panel.slug, ())) for number, panel in enumerate(panels)],
+        panels=[
+            {
+                **_panel(panel, f"p{number}", files.get(panel.slug, ())),
+                "further": [_further(panel, f"p{number}{name}", name, draw) for name, draw in figures.items()],
+            }
+            for number, panel in enumerate(panels)
+        ],
         samples=list(_samples([*sources, *_runs(panels)])),
         sources=[str(source) for source in sources],
         command=shlex.join(["probekit", "report", *map(str, sources)]),
@@ -191,6 +209,11 @@ def _curve(panel: Panel, prefix: str, narrow: bool) -> Markup:
     label = f"Depth curve on {panel.title}: test accuracy by layer. {best}. All points are in the table below."
     with style(prefix, text_as_paths=False):
         return Markup(inline_svg(depth_figure(panel, narrow), prefix, label, tooltips))
+
+
+def _further(panel: Panel, prefix: str, name: str, draw: Callable[[Panel], Figure]) -> Markup:
+    with style(prefix, text_as_paths=False):
+        return Markup(inline_svg(draw(panel), prefix, f"{name} on {panel.title}"))
 
 
 def _table(series: Series, low: float, high: float) -> dict[str, Any]:
