@@ -16,7 +16,7 @@ RANGES = {
     "crop": _SIDE,
     "each": Range(1, 1000),
     "font_size": Range(1, 200),
-    "greedy_width": Range(1, 10_000),
+    "greedy_width": Range(0, 10_000_000),
     "height": _INCHES,
     "keep": SHARE,
     "level": Range(0, 100),
