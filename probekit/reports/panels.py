@@ -25,7 +25,7 @@ READOUTS = {"knn": "kNN", "class-mean": "class mean"}
 NAMES = {"random": "random weights", "pixels": "raw pixels", "histogram": "colour histogram"}
 
 
-class Joined(NamedTuple):
+class Concatenated(NamedTuple):
     """One classifier on several layers; percent. `chosen`: the best of its series on held-out rows."""
 
     depths: tuple[int, ...]
@@ -57,7 +57,7 @@ class Series:
     curve, verdict : from `probekit.results`; no verdict without per-row files or for a flat series
     minus_last, band_low, band_high : against the last layer, simultaneous 95 % band (None without per-row files)
     not_worse : bool, layers not significantly below the best (None without per-row files)
-    joined : joined layers: plain, with a penalty a layer ("banded"), or mixed ("mix")
+    concatenated : concatenated layers: plain, with a penalty a layer ("banded"), or mixed ("mix")
     checks : nearest neighbours and ridge of single layers
     host : of a readout, the label of its model
     """
@@ -70,7 +70,7 @@ class Series:
     band_low: np.ndarray | None
     band_high: np.ndarray | None
     not_worse: np.ndarray | None
-    joined: tuple[Joined, ...]
+    concatenated: tuple[Concatenated, ...]
     checks: tuple[Record, ...] = ()
     host: str = ""
 
@@ -251,7 +251,7 @@ def _tokens_beside_pooled(by_file: dict[tuple[str, str], list[Record]]) -> dict[
 
 
 def build_series(records: list[Record], label: str) -> Series:
-    """One encoder's records (layers, joined layers, seeds) of one data set, protocol and number of training rows."""
+    """One encoder's records (single and concatenated layers, seeds) of one data set, protocol and number of rows."""
     curve = depth_curve(records, records[0].train_rows)
     role = role_of(curve.records[0])
     paired = curve.correct is not None and len(curve.depths) > 1
@@ -268,16 +268,16 @@ def build_series(records: list[Record], label: str) -> Series:
         band_low=band_low,
         band_high=band_high,
         not_worse=not_worse,
-        joined=_joined(records, curve),
+        concatenated=_concatenated(records, curve),
         checks=_checks(records, curve) if role != "model" else (),
     )
 
 
-def _joined(records: list[Record], curve: Curve) -> tuple[Joined, ...]:
+def _concatenated(records: list[Record], curve: Curve) -> tuple[Concatenated, ...]:
     own = [r for r in records if len(r.layers) > 1 and r.seed == curve.records[0].seed]
     best = max(own, key=lambda r: (r.is_converged, *r.selection_score), default=None)
     return tuple(
-        Joined(
+        Concatenated(
             depths=tuple(layer_depth(name, curve) for name in r.layers),
             top1=100 * r.accuracy,
             low=100 * r.metrics["top1_low"],

@@ -39,10 +39,10 @@ def test_an_unconverged_refit_is_not_sound(panel):
 
 
 def test_one_concatenation_is_marked_as_chosen_on_val(panel):
-    joined = panel.models[0].joined
-    assert len(joined) == 3
-    (chosen,) = [j for j in joined if j.chosen]
-    assert chosen.record.selection_score == max(j.record.selection_score for j in joined)
+    concatenated = panel.models[0].concatenated
+    assert len(concatenated) == 3
+    (chosen,) = [j for j in concatenated if j.chosen]
+    assert chosen.record.selection_score == max(j.record.selection_score for j in concatenated)
     assert chosen.depths == tuple(int(name) for name in chosen.record.layers)
 
 
