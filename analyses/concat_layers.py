@@ -24,10 +24,7 @@ def lines(panel: Panel) -> list[str]:
             paired = margin(joint.record, best)
             gain = "no paired test: per-row predictions are missing"
             if paired:
-                interval = f"[{paired.low:+.1f}, {paired.high:+.1f}]"
-                gain = (
-                    f"{paired.gain:+.1f} {interval} points above layer {series.depths[series.peak]}, p = {paired.p:.2g}"
-                )
+                gain = f"{paired.words} points above layer {series.depths[series.peak]}, p = {paired.p:.2g}"
             found.append(
                 f"{series.label} on {panel.title}, layers {short_range(joint.depths)}: {joint.top1:.1f} % "
                 f"[{joint.low:.1f}, {joint.high:.1f}], {gain}{' (chosen on held-out rows)' if joint.chosen else ''}"

@@ -185,8 +185,8 @@ def _points_above(panel: Panel, series: Series) -> list[tuple[str, str, str]]:
     if not controls:
         return []
     best = max(controls, key=lambda row: row["top1"])
-    interval = f"{best['margin'].low:+.1f} to {best['margin'].high:+.1f}, paired 95 %"
-    return [(f"Points above {best['control']}", f"{best['margin'].gain:+.1f}", interval)]
+    gain, low, high = best["margin"].points
+    return [(f"Points above {best['control']}", f"{gain:+.1f}", f"{low:+.1f} to {high:+.1f}, paired 95 %")]
 
 
 def _tied(series: Series) -> str:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from probekit.results.curve import Curve, Verdict, depth_curve, verdict
-from probekit.results.metrics import bootstrap_interval, bootstrap_runs, mcnemar_exact
+from probekit.results.metrics import bootstrap_runs, mcnemar_exact
+from probekit.results.paired import PairedDifference
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record, read_records
 from probekit.runtime.errors import UserError
@@ -35,15 +36,6 @@ class Concatenated(NamedTuple):
     reliable: bool
     chosen: bool
     record: Record
-
-
-class Margin(NamedTuple):
-    """The chosen layer of a model against something else, on the same test rows; points and a p-value."""
-
-    gain: float
-    low: float
-    high: float
-    p: float
 
 
 @dataclass(frozen=True)
@@ -302,7 +294,7 @@ def layer_depth(name: str, curve: Curve) -> int:
     return int(name.split("_")[0])
 
 
-def series_margin(a: Series, b: Series) -> Margin | None:
+def series_margin(a: Series, b: Series) -> PairedDifference | None:
     """How far the best layer of `a` lies above that of `b` on the same test rows, over the seeds that both have.
 
     None when the per-row files are missing, the test rows differ, or the two have other seeds.
@@ -317,10 +309,13 @@ def series_margin(a: Series, b: Series) -> Margin | None:
     won = ours[:, :, a.peak].astype(float) - theirs[:, :, b.peak]
     low, high = bootstrap_runs(list(won))
     mean = won.mean(axis=0)
-    return Margin(100 * float(mean.mean()), 100 * low, 100 * high, mcnemar_exact(mean > 0, mean < 0))
+    p = mcnemar_exact(mean > 0, mean < 0)
+    accuracies = float(ours[:, :, a.peak].mean()), float(theirs[:, :, b.peak].mean())
+    wins = int((mean > 0).sum()), int((mean < 0).sum())
+    return PairedDifference(float(mean.mean()), low, high, p, *accuracies, *wins, len(mean), a.label, b.label)
 
 
-def margin(record: Record, other: Record, seed: int = 0) -> Margin | None:
+def margin(record: Record, other: Record, seed: int = 0) -> PairedDifference | None:
     """How far `record` lies above `other` on their shared test rows: paired bootstrap interval, exact McNemar p.
 
     Returns None when the per-row files are missing or the two were tested on different rows.
@@ -330,6 +325,4 @@ def margin(record: Record, other: Record, seed: int = 0) -> Margin | None:
     ours, theirs = row_predictions(record), row_predictions(other)
     if not np.array_equal(ours.row_ids, theirs.row_ids):
         return None
-    low, high = bootstrap_interval(ours.correct, theirs.correct, seed=seed)
-    gain = float(ours.correct.mean() - theirs.correct.mean())
-    return Margin(100 * gain, 100 * low, 100 * high, mcnemar_exact(ours.correct, theirs.correct))
+    return PairedDifference.from_rows(ours.correct, theirs.correct, seed=seed)

@@ -49,8 +49,8 @@ def test_one_concatenation_is_marked_as_chosen_on_val(panel):
 def test_the_margin_is_the_difference_of_accuracies(panel):
     best, pixels = panel.models[0].records[panel.models[0].peak], panel.series[2].records[0]
     found = margin(best, pixels)
-    assert found.gain == pytest.approx(100 * (best.accuracy - pixels.accuracy))
-    assert found.low < found.gain < found.high
+    assert found.difference == pytest.approx(best.accuracy - pixels.accuracy)
+    assert found.low < found.difference < found.high
     assert found.p < 1e-6
 
 
