@@ -417,6 +417,8 @@ def _class_weights(class_weight: Any, y: NDArray[Any], weights: Array) -> Array:
     """Weight of each row's class (N,); "balanced" counts rows by their sample weights, as scikit-learn >= 1.8 does."""
     if not (class_weight is None or class_weight == "balanced" or isinstance(class_weight, dict)):
         raise UserError(f"class_weight must be None, 'balanced' or {{label: weight}}, but got {class_weight!r}.")
+    if class_weight is None:
+        return np.ones(len(y))
     if class_weight != "balanced":
         weight = np.asarray(compute_sample_weight(class_weight, y), np.float64)
         if not np.isfinite(weight).all() or (weight < 0).any():
