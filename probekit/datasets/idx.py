@@ -82,7 +82,7 @@ def load(name: str, root: str | Path | None = None, verify: bool = True, split_s
     """
     if root is None and not DEBIAN.is_dir():
         raise UserError(
-            f"{name} needs its place; give root=FOLDER (on the command line --root), or fetch it with "
+            f"No folder was given for {name}; pass root=FOLDER (on the command line --root), or download it with "
             f"`probekit datasets fetch {name} --root FOLDER`."
         )
     place = DEBIAN if root is None else Path(root).expanduser()
