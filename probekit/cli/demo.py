@@ -85,8 +85,8 @@ def demo(
     out
         Folder for everything: config, checkpoints, features, results, report.
     pretrained
-        Start from the checkpoint in the package instead of training, which takes under a minute; the recipe's flags other
-        than --limit have no effect.
+        Start from the checkpoint in the package instead of training, which takes under a minute; of the recipe's flags
+        only --limit has an effect.
     """
     seconds: dict[str, float] = {}
     recipe.check(pretrained)  # before anything is written: a refused recipe leaves no folder behind
