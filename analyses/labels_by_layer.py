@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from igpt_model import atomic
+from probekit.reports.figures.style import MODEL_MARKERS, MODELS, style
 from probekit.reports.report import save_figure
-from probekit.reports.style import MODEL_MARKERS, MODELS, style
 from probekit.results.record import Record, read_records
 from probekit.runtime.errors import UserError
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from analyses import over_runs
 from igpt_model import atomic
+from probekit.reports.figures.style import FLAT, MODELS, QUIET, RANDOM, style
 from probekit.reports.report import save_figure
-from probekit.reports.style import FLAT, MODELS, QUIET, RANDOM, style
 from probekit.results.compare import compare
 from probekit.results.paired import paired_correct
 from probekit.results.results import Results

@@ -143,7 +143,7 @@ def _probe(out: Path, shown: bool = True) -> None:
     # a helper begins at the other end, so that none waits while the last fit of a file is finished
     for file in ENCODERS if shown else reversed(ENCODERS):
         with stage(f"probe {file.removesuffix('.h5')}", "fits") as show:
-            sweep(out / file, out, Cs=Cs, layers=LAYERS.get(file), progress=show)
+            sweep(out / file, out=out, Cs=Cs, layers=LAYERS.get(file), progress=show)
     columns = GREEDY_LAYERS * max(FeatureStore.open(out / "features.h5").widths)
     with stage("join layers", "sets of layers") as show:
         concat(out / "features.h5", out, Cs=Cs, greedy_width=columns, progress=show)

@@ -28,6 +28,7 @@ from probekit.results.journal import Journal, share_work
 from probekit.results.metrics import score
 from probekit.results.predictions import RowPredictions, load_probe, save_probe
 from probekit.results.record import RESULTS_NAME, SCHEMA, Identity, migrate, test_file
+from probekit.runtime.differences import differ
 from probekit.runtime.errors import UserError
 from probekit.runtime.progress import FitProgress, Progress
 from probekit.runtime.ranks import broadcast, current
@@ -191,31 +192,22 @@ class Runner:
         Probes that read tokens have a feature file of their own and are compared among themselves.
         """
         reads_tokens = {self.probe(job).reads == "tokens" for job in jobs}
+        about = {"dtype": self.settings.dtype, "backend": self.settings.backend}
         mine: dict[str, Any] = {
             "feature file": self.store.id,
-            "dtype": self.settings.dtype,
-            "backend": self.settings.backend,
+            **about,
             "solver": self.probe(jobs[0]).version(self.settings),
         }
-        mine |= {f"protocol {k}": v for k, v in self.protocol.resolved().items() if k not in ("name", "source")}
+        mine["protocol"] = _without_name(self.protocol.resolved())
         for line in map(migrate, [*self.results.lines(), *self.choices.lines()]):
             if line.get("series") != self.series or (line["reads"] == "tokens") not in reads_tokens:
                 continue
-            identity = line["identity"]
-            theirs: dict[str, Any] = {
-                "feature file": identity["feature_id"],
-                "dtype": identity["dtype"],
-                "backend": identity["backend"],
-                "solver": identity["solver_version"],
-            }
-            theirs |= {f"protocol {k}": line["protocol"].get(k) for k in self.protocol.resolved()}
-            differing = [name for name, value in mine.items() if theirs[name] != value]
+            identity, names = line["identity"], ("feature_id", "dtype", "backend", "solver_version", "protocol")
+            theirs = {new: identity.get(old) for new, old in zip(mine, names, strict=True)}
+            differing = differ(theirs | {"protocol": _without_name(line["protocol"])}, mine)
             if differing:
-                listed = "; ".join(
-                    f"{name}: {_short(theirs[name])} there, {_short(mine[name])} here" for name in differing
-                )
                 raise UserError(
-                    f"{self.results.path} holds series {self.series!r} made otherwise ({listed}): "
+                    f"{self.results.path} holds series {self.series!r} made otherwise ({differing}): "
                     "use the same settings, another series name or another output folder."
                 )
 
@@ -367,10 +359,8 @@ def token_widths(encoder: Mapping[str, Any], width: int) -> list[int]:
     return [width // n_tokens] * n_tokens
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"{len(value)} values {value[0]:.3g} to {value[-1]:.3g}" if value else "none"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _without_name(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in protocol.items() if name not in ("name", "source")}
 
 
 def _versions() -> dict[str, str]:
