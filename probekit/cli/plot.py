@@ -39,7 +39,7 @@ def plot(
     out
         File to write; its ending chooses the format: .svg, .png or .pdf.
     kind
-        depth: accuracy by layer with intervals. path: the layers of one series over the grid of C. labels: accuracy over
+        depth: accuracy by layer with intervals. path: one series over the grid of C. labels: accuracy over
         the number of labelled rows, from sweeps with several --per-class or --train-rows.
     dataset
         Data set, where the results hold several.
