@@ -8,16 +8,16 @@ from probekit.cli.plot import write_figure
 
 
 def inspect(file: Path, *, split: str | None = None, picture: Path | None = None) -> Any:
-    """Show what a feature file holds, layer by layer.
+    """Show the contents of a feature file, layer by layer.
 
     Parameters
     ----------
     file
         The feature file.
     split
-        Whose rows to look at; the first split unless given.
+        Split whose rows are used; by default the first.
     picture
-        Write a picture of the layers' similarity (linear CKA) to this SVG, PNG or PDF file.
+        Draw the layers' similarity (linear CKA) to this SVG, PNG or PDF file.
     """
     from probekit import FeatureStore
     from probekit.features.inspect import cka, plot_cka

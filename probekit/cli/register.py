@@ -22,7 +22,7 @@ from cyclopts import Group, Parameter
 
 from probekit.cli import console
 from probekit.cli.answer import present
-from probekit.cli.progress import progress
+from probekit.cli.console import progress
 
 SCALARS = (int, float, bool, Path, str)
 EVERY_VERB = Group("Every verb", sort_key=1000)
@@ -193,7 +193,7 @@ def _parameters(
                 yield _flag(each.name, hints[each.name], default, about, _dashed(each.name), group)
             continue
         hint = command_type(one.annotation)
-        if one.kind is kind.VAR_KEYWORD or hint is None:
+        if one.kind is kind.VAR_KEYWORD or hint is None or name == "progress":
             continue
         if one.kind is kind.VAR_POSITIONAL or spelled == "*":
             several = kind.VAR_POSITIONAL

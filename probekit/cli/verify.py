@@ -20,7 +20,7 @@ def verify(
     threshold: float | None = None,
     picture: Path | None = None,
 ) -> dict[str, Any]:
-    """Check a feature file; errors exit 2, warnings exit 0.
+    """Check a feature file. Errors give exit code 2, warnings 0.
 
     Parameters
     ----------
@@ -29,15 +29,15 @@ def verify(
     data
         A data set to compare labels, row ids, image hashes and provenance with.
     root
-        Where that data set lies, if it is not embedded.
+        Folder of that data set, if it is not embedded.
     near_duplicates
         Also look for test images that nearly repeat a training image: in pixels with --data, else in features.
         Reports then give accuracy with and without them.
     layer
-        The layer of that search in features; the middle one unless given.
+        The layer used for that search; by default the middle one.
     threshold
-        How near is near: in pixels one minus the correlation of shrunken grey pictures (0.04), in features a share of
-        the median distance (0.1).
+        Largest distance of a near-duplicate: in pixels one minus the correlation of downscaled grey images (default
+        0.04), in features a share of the median distance (default 0.1).
     picture
         Draw the nearest pairs to this SVG, PNG or PDF file (needs --data).
     """

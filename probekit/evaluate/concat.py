@@ -20,6 +20,7 @@ from probekit.results.record import Record, read_records
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError
 from probekit.runtime.progress import Progress
+from probekit.runtime.progress_bar import shown
 from probekit.runtime.workers import worker_processes
 from probekit.selection.choose_C import Selection, choose_C
 from probekit.selection.layers import greedy, windows
@@ -28,9 +29,9 @@ from probekit.selection.settings import make_settings
 
 
 def concat(
-    store: Features | str | Path,
-    results_dir: str | Path | None = None,
-    protocol: str | Protocol = "igpt",
+    features: Features | str | Path,
+    out: str | Path | None = None,
+    protocol: Protocol | str = "igpt",
     Cs: Sequence[float] | None = None,
     window: int | Sequence[int] = 5,
     greedy_width: int | None = None,
@@ -41,7 +42,7 @@ def concat(
     probes: Sequence[str] = (),
     workers: int = 1,
     parallel: Literal["layers", "rows"] = "layers",
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Results:
     """Probe concatenated layers: windows around the best single layer, and a greedy choice.
 
@@ -49,9 +50,9 @@ def concat(
 
     Parameters
     ----------
-    store : FeatureStore, str or Path
+    features : FeatureStore, str or Path
         The feature file.
-    results_dir : str or Path
+    out : str or Path
         Folder of results.jsonl and probes/; by default that of the feature file.
     protocol : Protocol or str
         The protocol of the sweep.
@@ -70,19 +71,20 @@ def concat(
     dtype : str
         Precision of the solver; auto is float64 where that costs nothing.
     probes : sequence of str
-        Other kinds of probes of the windows: banded (one penalty per layer), mix (a learned softmax mix of the layers).
+        Kinds of probes of the windows beside the plain one: banded (one penalty per layer), mix (a learned softmax mix
+        of the layers).
     workers : int
         Processes that share the work and the cores, as in `sweep`.
     parallel : str
         What processes started by torchrun share: layers, or the rows of one layer, as in `sweep`.
-    progress : callable
-        Called with (sets of layers examined, sets known so far).
+    progress : callable or bool
+        Called with (sets of layers examined, sets known so far). True shows a bar, as in a notebook.
 
     Returns
     -------
     Results
-        All records of the folder. Records of kind "concat" say in `candidates` how their layers were chosen and how
-        many sets were tried.
+        The records of this call, of single and of concatenated layers. Those of kind "concat" say in `candidates` how
+        their layers were chosen and how many sets were tried.
 
     Raises
     ------
@@ -91,7 +93,7 @@ def concat(
     """
     if parallel == "rows" and (probes or workers != 1):
         raise UserError("parallel='rows' supports plain linear probes only; remove probes and workers.")
-    runner = Runner(store, results_dir, protocol, Cs, series, make_settings(backend, device, dtype, parallel))
+    runner = Runner(features, out, protocol, Cs, series, make_settings(backend, device, dtype, parallel))
     if PROBES[runner.protocol.probe].fits_together:
         raise UserError(
             f"Protocol {runner.protocol.name} trains by SGD, which cannot concatenate layers; use igpt or another."
@@ -99,14 +101,24 @@ def concat(
     check_kinds(probes, ("layers",), runner.protocol)
     if len(runner.store.layers) < 2:
         raise UserError(f"Series {runner.series!r} has one layer only, so there is nothing to concatenate.")
-    settings = {"protocol": protocol, "Cs": Cs, "series": series, "backend": backend, "device": device, "dtype": dtype}
+    settings = {
+        "protocol": protocol,
+        "Cs": Cs,
+        "series": runner.series,
+        "backend": backend,
+        "device": device,
+        "dtype": dtype,
+    }
     settings["parallel"] = parallel
     again = {"window": window, "greedy_width": greedy_width, "probes": probes}
-    with worker_processes(workers, concat, path_for_workers(runner.store, workers), runner.out, **settings, **again):
-        jobs = _concat(runner, settings, window, greedy_width, probes, progress)
+    path = path_for_workers(runner.store, workers)
+    helpers = worker_processes(workers, concat, path, runner.out, **settings, **again)
+    with helpers, shown(progress, "concat", "sets of layers") as show:
+        jobs = _concat(runner, settings, window, greedy_width, probes, show)
     done = {runner.identity(job).key for job in jobs}
-    warn_unconverged([r for r in read_records(runner.out) if r.key in done])
-    return Results(runner.out)
+    results = Results(runner.out)
+    warn_unconverged(results.only(done).records)
+    return results.only(done | {runner.identity(Job((layer,))).key for layer in runner.store.layers})
 
 
 def _concat(
@@ -119,7 +131,7 @@ def _concat(
 ) -> list[Job]:
     """Sweep what is missing, find the sets of layers, probe them; returns the jobs done."""
     n_layers = len(runner.store.layers)
-    sweep(runner.store, runner.out, **settings)
+    sweep(runner.store, out=runner.out, progress=False, **settings)
     keys = {runner.identity(Job((layer,))).key for layer in runner.store.layers}
     singles = sorted((r for r in read_records(runner.out) if r.key in keys), key=lambda r: r.depth or 0)
     best = choose_layer(singles)

@@ -11,12 +11,12 @@ from probekit.datasets.images import decode
 from probekit.encoders.protocol import Encoder
 from probekit.features.format import content
 from probekit.features.lazy_features import training_features
-from probekit.features.provenance import differences
 from probekit.features.store import FeatureStore
 from probekit.probes import PROBES, FittedProbe
 from probekit.results.predictions import load_probe
 from probekit.results.record import RESULTS_NAME, Record, read_records
 from probekit.results.results import Results
+from probekit.runtime.differences import differences
 from probekit.runtime.errors import UserError, check_at_least
 
 if TYPE_CHECKING:

@@ -28,6 +28,7 @@ from probekit.results.journal import Journal, share_work
 from probekit.results.metrics import score
 from probekit.results.predictions import RowPredictions, load_probe, save_probe
 from probekit.results.record import RESULTS_NAME, SCHEMA, Identity, migrate, test_file
+from probekit.runtime.differences import differ
 from probekit.runtime.errors import UserError
 from probekit.runtime.progress import FitProgress, Progress
 from probekit.runtime.ranks import broadcast, current
@@ -76,10 +77,10 @@ class Runner:
     ):
         self.store: Features = FeatureStore.open(store) if isinstance(store, str | Path) else store
         if results_dir is None and self.store.path is None:
-            raise UserError("These features are in no file; say where results go with results_dir.")
+            raise UserError("These features are in no file; say where results go with out.")
         self.out = Path(results_dir if results_dir is not None else Path(self.store.path or "").parent)
         self.protocol = resolve_protocol(protocol, Cs)
-        self.series = series or str(self.store.encoder.get("name", "encoder"))
+        self.series = series or self._own_series(str(self.store.encoder.get("name", "encoder")))
         self.settings = settings
         self._rows: dict[tuple[int, int | None, int | None], TrainingRows] = {}
 
@@ -173,37 +174,40 @@ class Runner:
                 for _ in work(name):
                     pass
 
+    def _own_series(self, name: str) -> str:
+        """The series' name: the encoder's, followed by the penalties where the folder has it with other ones."""
+        mine = self.protocol.resolved()
+        for line in map(migrate, self.results.lines()):
+            theirs = line["protocol"]
+            if line.get("series") == name and line["identity"]["feature_id"] == self.store.id:
+                differing = [key for key in mine if key not in ("name", "source") and mine[key] != theirs.get(key)]
+                if differing == ["Cs"]:
+                    Cs = self.protocol.Cs
+                    return f"{name}, {len(Cs)} C from {min(Cs):g} to {max(Cs):g}"
+        return name
+
     def refuse_other_settings(self, jobs: Sequence[Job]) -> None:
         """Refuse a folder whose series of the same name was made otherwise, naming what differs.
 
         Probes that read tokens have a feature file of their own and are compared among themselves.
         """
         reads_tokens = {self.probe(job).reads == "tokens" for job in jobs}
+        about = {"dtype": self.settings.dtype, "backend": self.settings.backend}
         mine: dict[str, Any] = {
             "feature file": self.store.id,
-            "dtype": self.settings.dtype,
-            "backend": self.settings.backend,
+            **about,
             "solver": self.probe(jobs[0]).version(self.settings),
         }
-        mine |= {f"protocol {k}": v for k, v in self.protocol.resolved().items() if k not in ("name", "source")}
+        mine["protocol"] = _without_name(self.protocol.resolved())
         for line in map(migrate, [*self.results.lines(), *self.choices.lines()]):
             if line.get("series") != self.series or (line["reads"] == "tokens") not in reads_tokens:
                 continue
-            identity = line["identity"]
-            theirs: dict[str, Any] = {
-                "feature file": identity["feature_id"],
-                "dtype": identity["dtype"],
-                "backend": identity["backend"],
-                "solver": identity["solver_version"],
-            }
-            theirs |= {f"protocol {k}": line["protocol"].get(k) for k in self.protocol.resolved()}
-            differing = [name for name, value in mine.items() if theirs[name] != value]
+            identity, names = line["identity"], ("feature_id", "dtype", "backend", "solver_version", "protocol")
+            theirs = {new: identity.get(old) for new, old in zip(mine, names, strict=True)}
+            differing = differ(theirs | {"protocol": _without_name(line["protocol"])}, mine)
             if differing:
-                listed = "; ".join(
-                    f"{name}: {_short(theirs[name])} there, {_short(mine[name])} here" for name in differing
-                )
                 raise UserError(
-                    f"{self.results.path} holds series {self.series!r} made otherwise ({listed}): "
+                    f"{self.results.path} holds series {self.series!r} made otherwise ({differing}): "
                     "use the same settings, another series name or another output folder."
                 )
 
@@ -355,10 +359,8 @@ def token_widths(encoder: Mapping[str, Any], width: int) -> list[int]:
     return [width // n_tokens] * n_tokens
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"{len(value)} values {value[0]:.3g} to {value[-1]:.3g}" if value else "none"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _without_name(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in protocol.items() if name not in ("name", "source")}
 
 
 def _versions() -> dict[str, str]:

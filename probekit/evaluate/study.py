@@ -4,7 +4,6 @@ Files: `out/study.json` (what the study is), `features/SERIES.h5`, `results.json
 data sets each has a folder of its own, and the report covers them all.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from probekit.evaluate.sweep import seed_list, sweep
 from probekit.features.extract import extract
 from probekit.features.store import FeatureStore
 from probekit.results.results import Results
+from probekit.runtime.differences import differ
 from probekit.runtime.errors import UserError, check_at_least
 from probekit.selection.protocol import Protocol, resolve_protocol
 
@@ -69,14 +69,11 @@ class Plan:
             there = read_json(path, dict)
         except UserError as error:
             raise UserError(f"{str(error).rstrip('.')}: delete it, and the same command goes on.") from None
-        differing = [
-            f"{name}: {_short(old)} there, {_short(new)} here"
-            for name in mine
-            for old, new in [_apart(there.get(name), mine[name])]
-            if old != new and (old or new or name not in ("tests", "checks"))  # studies from before these have none
-        ]
+        # studies from before there were further tests and checks have none
+        same = {name for name in ("tests", "checks") if not there.get(name) and not mine[name]}
+        differing = differ(*({name: of.get(name) for name in mine if name not in same} for of in (there, mine)))
         if differing:
-            raise UserError(f"{out} holds another study ({'; '.join(differing)}): choose another --out.")
+            raise UserError(f"{out} holds another study ({differing}): choose another --out.")
 
 
 def study(
@@ -206,7 +203,9 @@ def study(
         }  # fmt: skip
         for name, store in stores.items():
             show = _stage(say, f"probe {name}", "fits")
-            sweep(store, folder, settled, series=name, seeds=seeds, checks=checks, progress=show, **solving)
+            sweep(
+                store, out=folder, protocol=settled, series=name, seeds=seeds, checks=checks, progress=show, **solving
+            )
         for name in series:
             _join(stores[name], folder, settled, window, greedy_width, name, say, solving)
     folders = [folder for _, folder in places]
@@ -286,16 +285,3 @@ def _named(encoders: Any) -> list[tuple[str | None, Any]]:
         match = re.fullmatch(r"([\w .@+-]+)=(.+)", spec) if isinstance(spec, str) else None
         pairs.append((match[1], match[2]) if match else (None, spec))
     return pairs
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _apart(old: Any, new: Any) -> tuple[Any, Any]:
-    """Of two mappings only the entries that differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-        return {n: old[n] for n in names if n in old}, {n: new[n] for n in names if n in new}
-    return old, new

@@ -1,20 +1,26 @@
 """`sweep`: probe every layer of a feature file under a protocol; one record a layer and seed."""
 
 import fnmatch
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 
+from probekit.datasets.splits import stratified_holdout
 from probekit.evaluate.runner import Job, Runner
+from probekit.features.memory_store import MemoryStore
 from probekit.features.store import Features
 from probekit.probes import PROBES, Protocol
-from probekit.results.record import Record, read_records
+from probekit.results.record import Record
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError
 from probekit.runtime.progress import Progress
+from probekit.runtime.progress_bar import shown
 from probekit.runtime.workers import worker_processes
 from probekit.selection.protocol import resolve_protocol
 from probekit.selection.settings import make_settings
@@ -24,9 +30,10 @@ DRAWS = 5
 
 
 def sweep(
-    store: Features | str | Path,
-    results_dir: str | Path | None = None,
-    protocol: str | Protocol = "igpt",
+    features: Features | Mapping[str, ArrayLike] | str | Path,
+    y: ArrayLike | None = None,
+    out: str | Path | None = None,
+    protocol: Protocol | str = "igpt",
     Cs: Sequence[float] | None = None,
     layers: str | Sequence[str | int] | None = None,
     series: str | None = None,
@@ -40,7 +47,7 @@ def sweep(
     probe: str | None = None,
     workers: int = 1,
     parallel: Literal["layers", "rows"] = "layers",
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Results:
     """Probe every layer: choose C on held-out training rows, refit, test once, and append a record each.
 
@@ -48,10 +55,13 @@ def sweep(
 
     Parameters
     ----------
-    store : FeatureStore, str or Path
-        The feature file.
-    results_dir : str or Path
-        Folder of results.jsonl and probes/; by default that of the feature file.
+    features : FeatureStore, str, Path, or mapping from layer name to array (N, D)
+        The feature file, or features of every layer in memory, shallow to deep.
+    y : array of int (N,)
+        Labels of features in memory. A stratified 20 % of the rows is the test split (`probekit.datasets.splits`); for
+        other splits see `MemoryStore`.
+    out : str or Path
+        Folder of results.jsonl and probes/; by default that of the feature file, and for arrays a temporary one.
     protocol : Protocol or str
         igpt, dinov2-45, clip-coarse-fine, kornblith or sgd-imagenet.
     Cs : sequence of float
@@ -85,13 +95,13 @@ def sweep(
     parallel : str
         What processes started by torchrun share: layers (each fits different ones), or the rows of one layer that is
         too large for one process.
-    progress : callable
-        Called with (fits done, fits in all); for an SGD protocol with steps.
+    progress : callable or bool
+        Called with (fits done, fits in all); for an SGD protocol with steps. True shows a bar, as in a notebook.
 
     Returns
     -------
     Results
-        All records of the folder.
+        The records of this call. `Results(folder)` has all of the folder.
 
     Raises
     ------
@@ -108,7 +118,15 @@ def sweep(
         raise UserError("parallel='rows' supports linear probes only; remove probe, checks and workers.")
     if workers != 1 and PROBES[own].fits_together:
         raise UserError(f"workers is {workers}, but {own} trains all layers in one process: leave workers out.")
-    runner = Runner(store, results_dir, resolved, None, series, make_settings(backend, device, dtype, parallel))
+    if isinstance(y, str | Path):  # sweep(file, folder)
+        if out is not None:
+            raise UserError(f"Two folders for results were given, {y} and {out}; write out=FOLDER once.")
+        y, out = None, y
+    if isinstance(features, Mapping):
+        features, out = from_arrays(features, y), _temporary_folder() if out is None else out
+    elif y is not None:
+        raise UserError("y was given beside a feature file, which holds its own labels; leave y out.")
+    runner = Runner(features, out, resolved, None, series, make_settings(backend, device, dtype, parallel))
     names, draws = (
         choose_names(runner.store, layers),
         seed_list((DRAWS if per_class else 1) if seeds is None else seeds),
@@ -124,7 +142,7 @@ def sweep(
     again = {
         "Cs": Cs,
         "layers": layers,
-        "series": series,
+        "series": runner.series,
         "seeds": seeds,
         "train_rows": train_rows,
         "per_class": per_class,
@@ -132,11 +150,42 @@ def sweep(
         "probe": probe,
     }
     again |= {"backend": backend, "device": device, "dtype": dtype}
-    with worker_processes(workers, sweep, path_for_workers(runner.store, workers), runner.out, protocol, **again):
-        runner.run(jobs, progress)
+    path = path_for_workers(runner.store, workers)
+    helpers = worker_processes(workers, sweep, path, out=runner.out, protocol=protocol, **again)
+    with helpers, shown(progress, "sweep", "fits") as show:
+        runner.run(jobs, show)
     keys = {runner.identity(job).key for job in jobs}
-    warn_unconverged([r for r in read_records(runner.out) if r.key in keys and r.tunes == "C"])
-    return Results(runner.out)
+    results = Results(runner.out).only(keys)
+    warn_unconverged([record for record in results if record.tunes == "C"])
+    return results
+
+
+TEST_SHARE = 0.2
+"""Of arrays without a split of their own."""
+_folders: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def _temporary_folder() -> Path:
+    """A folder for the results of arrays in memory, removed when Python ends."""
+    _folders.append(tempfile.TemporaryDirectory(prefix="probekit-"))
+    return Path(_folders[-1].name)
+
+
+def from_arrays(layers: Mapping[str, ArrayLike], y: ArrayLike | None) -> MemoryStore:
+    """Features in memory with a stratified test split.
+
+    Raises
+    ------
+    UserError
+        There are no labels, or their number or kind does not fit.
+    """
+    if y is None:
+        raise UserError("Arrays were given without labels; write sweep({'layer1': X1, 'layer2': X2}, y).")
+    labels, arrays = np.asarray(y), {name: np.asarray(X) for name, X in layers.items()}
+    MemoryStore({"train": (arrays, labels)})  # shapes and types are checked before anything is split
+    rows = dict(zip(("train", "test"), stratified_holdout(labels, TEST_SHARE, 0), strict=True))
+    splits = {name: ({key: X[row] for key, X in arrays.items()}, labels[row]) for name, row in rows.items()}
+    return MemoryStore(splits, {"name": "features"}, {"name": "arrays"}, rows)
 
 
 def check_kinds(kinds: Sequence[str], reads: Sequence[str], protocol: Protocol) -> None:
@@ -160,13 +209,15 @@ def path_for_workers(store: Features, workers: int) -> Path | None:
     return None if path is None else Path(path)
 
 
-def choose_names(store: Any, layers: str | Sequence[str | int] | None) -> list[str]:
+def choose_names(store: Features, layers: str | Sequence[str | int] | None) -> list[str]:
     """Layer names, shallow to deep, from None (all), names, globs or indices; an unknown one raises `UserError`."""
     if layers is None:
         return list(store.layers)
     found = set()
     for layer in [layers] if isinstance(layers, str) else layers:
         matched = [name for name in store.layers if fnmatch.fnmatchcase(name, layer)] if isinstance(layer, str) else []
+        if isinstance(layer, str) and not matched and set("*?[") & set(layer):
+            raise UserError(f"No layer matches {layer!r}; there are {', '.join(store.layers)}.")
         found |= set(matched or [store.layer(layer)])
     return [name for name in store.layers if name in found]
 

@@ -193,10 +193,9 @@ class FeatureStore:
         """Hashes of the decoded pixels, uint64 (N,); 0 where unknown."""
         return self.column(split, "image_hashes")
 
-    def sweep(self, results_dir: str | Path | None = None, **options: Any) -> Any:
-        """Probe every layer: `probekit.sweep(self, results_dir, ...)`, beside the file unless told otherwise."""
-        # by name: the arrow from features to sweep is the reader's convenience, not a dependency
-        return import_module("probekit").sweep(self, results_dir or self.path.parent, **options)
+    def sweep(self, out: str | Path | None = None, **options: Any) -> Any:
+        """Probe every layer: `probekit.sweep(self, out=out, ...)`; results go beside the file by default."""
+        return import_module("probekit").sweep(self, out=out or self.path.parent, **options)
 
     def named_split(self, split: str) -> str:
         """The name itself; `UserError` where there is no such split."""

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from probekit.probes.probe import FittedLinear, Probe
 from probekit.selection.choose_C import choose_C, score_path
 from probekit.selection.folds import TrainingRows
@@ -27,7 +29,8 @@ class LogisticProbe(Probe):
         use = split.final(protocol.refit)
         rows = (X[use], split.y[use], split.weights[use])
         path = settings.fit_path(rows[0], rows[1], [selection.chosen], rows[2], protocol)
-        correct = settings.sum(score_path(path, *settings.shard(*rows))[0])
+        columns = np.searchsorted(path.classes, rows[1])
+        correct = settings.sum(score_path(path, *settings.shard(rows[0], columns, rows[2]))[0])
         weight = float(rows[2].sum())
         return FittedLinear(
             classes=path.classes,

@@ -5,6 +5,7 @@ n_C penalties of the path, N test rows, K classes.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ class Identity:
         return cls(**{**value, "layers": tuple(value["layers"])})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Record:
     """A finished probe. `to_dict()` is its line in results.jsonl; lists over C run along the protocol's grid.
 
@@ -139,6 +140,14 @@ class Record:
     versions: dict[str, str] = field(default_factory=dict)
     folder: Path | None = field(default=None, compare=False)
     test: str = "test"
+
+    def load_probe(self, device: str = "cpu") -> Any:
+        """The fitted probe, read from disk: a `FittedProbe` with `predict_log_proba(X)`."""
+        return import_module("probekit.evaluate.predict").load_fitted(self, device)
+
+    def __repr__(self) -> str:
+        name = f"{self.series} {'+'.join(self.layers)}"
+        return f"Record({name}, {self.kind}, C {self.chosen_C:g}, test accuracy {100 * self.accuracy:.1f} %)"
 
     @property
     def key(self) -> str:

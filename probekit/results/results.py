@@ -1,6 +1,6 @@
 """`Results`: all records of one or several results files, as tables, curves, verdicts and comparisons."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,12 @@ class Results:
         """Some records only, for instance those of one dataset."""
         results = cls()
         results.records = list(records)
+        return results
+
+    def only(self, keys: Collection[str]) -> "Results":
+        """The records with these keys, of the same files."""
+        results = Results()
+        results.paths, results.records = self.paths, [record for record in self.records if record.key in keys]
         return results
 
     def __len__(self) -> int:
@@ -81,7 +87,7 @@ class Results:
         return layers[choose_layer(layers)]
 
     def concats(self, series: str | None = None) -> list[Record]:
-        """Records of joined layers."""
+        """Records of concatenated layers."""
         return self.of(series, "concat")
 
     def curves(self) -> dict[str, Curve]:
@@ -96,12 +102,6 @@ class Results:
     def compare(self, a: str, b: str) -> PairedDifference:
         """Paired comparison of the best layers of two series."""
         return paired_difference(self.best(a), self.best(b))
-
-    def report(self, out: str | Path = "report") -> Path:
-        """Write figures, tables and a page into the folder `out`; returns the page."""
-        # by name: the arrow from results to reports is the reader's convenience, not a dependency
-        page: Path = import_module("probekit.reports").write_report(self.paths, out)
-        return page
 
     def frame(self) -> "pd.DataFrame":
         """One row a record: what it is, how it was chosen, how it tests, and whether to trust it."""
@@ -134,9 +134,19 @@ class Results:
         axes.legend()
         return axes
 
+    def report(self, out: str | Path | None = None) -> Path:
+        """Write the HTML report (see `write_report`); by default into `report/` beside the results."""
+        page: Path = import_module("probekit.reports").write_report(self.paths, out or self.path.parent / "report")
+        return page
+
     def __repr__(self) -> str:
-        where = ", ".join(str(path) for path in self.paths) or "records"
-        return f"Results({where}: {len(self)} records, series {', '.join(self.series)})"
+        where = ", ".join(str(path) for path in self.paths) or "memory"
+        return f"Results({len(self)} records, series {', '.join(self.series)}, in {where})"
+
+    def _repr_html_(self) -> str:
+        """The table that a notebook shows: one row a record, the columns that are read first."""
+        shown = self.frame()[["series", "dataset", "layers", "C", "top1", "low", "high", "converged"]]
+        return str(shown.to_html(index=False, float_format="{:.4g}".format))
 
 
 def _row(r: Record) -> dict[str, Any]:

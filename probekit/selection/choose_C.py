@@ -18,6 +18,7 @@ from probekit.solver.objective import log_probabilities
 from probekit.solver.path import ProbePath
 
 Array = NDArray[np.float64]
+TIE = 1e-9  # less than one row in a billion is worth, more than means over folds are off by rounding
 CERTIFICATE = ("n_iter", "grad_rel", "gap", "converged")  # of each fit along a grid
 
 
@@ -117,9 +118,10 @@ class Selection:
 
 def choose(accuracy: Array, log_loss: Array, grid: Array, converged: NDArray[np.bool_]) -> int:
     """Index of the best value: accuracy, then log-loss, then the smaller one; unconverged ones only if all are."""
-    candidates = np.flatnonzero(converged) if converged.any() else np.arange(len(grid))
-    order = np.lexsort((grid[candidates], log_loss[candidates], -accuracy[candidates]))
-    return int(candidates[order[0]])
+    best = np.flatnonzero(converged) if converged.any() else np.arange(len(grid))
+    best = best[accuracy[best] >= accuracy[best].max() - TIE]
+    best = best[log_loss[best] <= log_loss[best].min() * (1 + TIE)]
+    return int(best[grid[best].argmin()])
 
 
 def cross_validate(
@@ -175,13 +177,12 @@ def score_log_proba(
     return HeldOut(correct, loss, float(weights.sum()), certificates)
 
 
-def score_path(path: ProbePath, X: Any, y: np.ndarray, weights: np.ndarray) -> tuple[Array, Array]:
+def score_path(path: ProbePath, X: Any, columns: np.ndarray, weights: np.ndarray) -> tuple[Array, Array]:
     """Weighted sums over rows of correctness and of cross-entropy (nats): two arrays (n,).
 
-    Every label must be one of `path.classes`. Rows go through in blocks, so that K = 1,000 needs no more memory.
+    `columns` are positions in `path.classes`. Rows go through in blocks, so that K = 1,000 needs no more memory.
     """
     correct, loss = np.zeros(len(path)), np.zeros(len(path))
-    columns = np.searchsorted(path.classes, y)
     for rows, scores in path.blocks(X):
         own = score_log_proba(log_probabilities(scores), columns[rows], weights[rows])
         correct += own.correct
@@ -196,7 +197,8 @@ def choose_C(X: Any, split: TrainingRows, protocol: Protocol, settings: FitSetti
 
     def fit_and_score(Cs: Array, fitted: np.ndarray, held: np.ndarray) -> HeldOut:
         path = settings.fit_path(X[fitted], split.y[fitted], Cs, split.weights[fitted], protocol)
-        scores = score_path(path, *settings.shard(X[held], split.y[held], split.weights[held]))
+        columns = np.searchsorted(path.classes, split.y[held])
+        scores = score_path(path, *settings.shard(X[held], columns, split.weights[held]))
         correct, loss = settings.sum(np.stack(scores))
         found = {name: np.asarray(path.certificates[name], float) for name in ("n_iter", "grad_rel", "gap")}
         weight = float(split.weights[held].sum())

@@ -15,8 +15,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_sample_weight_equivalence_on_dense_data, parametrize_with_checks
 
 from probekit.probes import LinearProbe, LinearProbeCV, fit_path
-from probekit.probes.linear import choose
 from probekit.runtime.errors import UserError
+from probekit.selection.choose_C import choose
 
 WEIGHTS = "check_sample_weight_equivalence_on_dense_data"
 

@@ -122,7 +122,7 @@ def test_bands_and_mixes_are_joined_records(tmp_path):
     assert (tmp_path / "results.jsonl").read_bytes() == before
 
 
-def test_sgd_sweeps_every_layer_in_one_pass(tmp_path, monkeypatch):
+def test_sgd_sweeps_every_layer_in_one_pass(tmp_path):
     store = SealedStore()
     store.opened = lambda: len((tmp_path / "choices.jsonl").read_text().splitlines()) >= 3
     results = sweep(store, tmp_path, protocol=SMALL_SGD)
@@ -137,8 +137,9 @@ def test_sgd_sweeps_every_layer_in_one_pass(tmp_path, monkeypatch):
     assert best.candidates["found_by"][0]["learning_rate"] == best.chosen_C
     assert not list((tmp_path / "sgd").iterdir())
     assert "lr 0.1" in (text := printed_frame(layer_frame(build_panels(results))).to_string()) or "lr 1" in text
-    monkeypatch.setattr("probekit.probes.sgd.train_sgd", None)
-    assert len(sweep(store, tmp_path, protocol=SMALL_SGD)) == 3
+    steps = []
+    assert len(sweep(store, tmp_path, protocol=SMALL_SGD, progress=lambda done, total: steps.append(done))) == 3
+    assert len(steps) == 1  # no step is taken again
 
 
 def test_a_killed_sgd_sweep_goes_on_and_ends_the_same(tmp_path):
@@ -156,21 +157,19 @@ def test_a_killed_sgd_sweep_goes_on_and_ends_the_same(tmp_path):
     assert [json.dumps(r.metrics) for r in resumed] == [json.dumps(r.metrics) for r in undisturbed]
 
 
-def test_two_workers_train_one_grid(tmp_path, monkeypatch):
-    import probekit.probes.sgd as module
+def test_two_workers_train_one_grid(tmp_path):
+    steps = [[], []]
 
-    real, calls = module.train_sgd, []
+    def work(number):
+        def slow(done, total):
+            time.sleep(0.02)  # long enough for the other to arrive
+            steps[number].append(done)
 
-    def counted(*arguments, **options):
-        calls.append(1)
-        time.sleep(0.3)  # long enough for the other to arrive
-        return real(*arguments, **options)
+        return len(sweep(MemoryStore(), tmp_path, protocol=SMALL_SGD, progress=slow))
 
-    monkeypatch.setattr(module, "train_sgd", counted)
     with ThreadPoolExecutor(2) as pool:
-        both = list(pool.map(lambda _: len(sweep(MemoryStore(), tmp_path, protocol=SMALL_SGD)), range(2)))
-    assert both == [3, 3]
-    assert len(calls) == 1
+        assert list(pool.map(work, range(2))) == [3, 3]
+    assert min(len(own) for own in steps) <= 3 < max(len(own) for own in steps)  # one trains, the other waits
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 3
 
 

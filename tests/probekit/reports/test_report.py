@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 
 from probekit.reports import write_report
+from probekit.reports.figures.depth import depth_figure
 from probekit.reports.fit_map import _ticks
-from probekit.reports.html import _model, p_value
+from probekit.reports.page import _model, p_value
 from probekit.reports.panels import build_panels, collect_records
-from probekit.reports.plots import depth_figure
 from probekit.reports.published import comparison_frame
 from probekit.reports.tables import choose_columns, layer_frame, printed_frame
 from probekit.results.record import read_records

@@ -2,8 +2,8 @@
 
 import io
 
-from probekit.cli import progress as module
-from probekit.cli.progress import progress
+from probekit.runtime import progress_bar as module
+from probekit.runtime.progress_bar import progress_bar, shown
 
 
 class Clock:
@@ -17,7 +17,7 @@ class Clock:
 def test_plain_lines_now_and_then(monkeypatch, capsys):
     clock = Clock()
     monkeypatch.setattr(module, "time", clock)
-    with progress("train", "steps", seconds_between_lines=10) as show:
+    with progress_bar("train", "steps", seconds_between_lines=10) as show:
         for step in range(41):
             show(step, 40, f"loss {step}")
             clock.now += 1
@@ -33,7 +33,7 @@ def test_plain_lines_now_and_then(monkeypatch, capsys):
 def test_work_done_by_an_earlier_run_is_not_counted_in_the_rate(monkeypatch, capsys):
     clock = Clock()
     monkeypatch.setattr(module, "time", clock)
-    with progress("train", "steps", seconds_between_lines=0) as show:
+    with progress_bar("train", "steps", seconds_between_lines=0) as show:
         show(1000, 1100)
         clock.now += 10
         show(1050, 1100)
@@ -45,8 +45,20 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     terminal.isatty = lambda: True
     monkeypatch.setattr(module.sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    with progress("extract", "images") as show:
+    with progress_bar("extract", "images") as show:
         show(5, 10, "note")
     printed = terminal.getvalue()
     assert "extract" in printed
     assert "5/10" in printed
+
+
+def test_the_argument_of_public_functions(capsys, monkeypatch):
+    def mine(done, total):
+        pass
+
+    for given, expected in ((mine, mine), (False, None), (None, None)):
+        with shown(given, "sweep", "fits") as progress:
+            assert progress is expected
+    with shown(True, "sweep", "fits") as progress:
+        progress(2, 2)
+    assert "sweep: 2/2 fits" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The depth curve and its companions as matplotlib figures. Nothing here computes statistics: `panels` brings them.
+"""The depth curve as a matplotlib figure. Nothing here computes statistics: `panels` brings them.
 
 Legend: accuracies in percent, differences in percentage points.
 """
@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from probekit.reports.figure_options import FigureOptions, relabelled
-from probekit.reports.style import FLAT, INK, MODEL_MARKERS, MODELS, PAPER, QUIET, RANDOM, RULE
+from probekit.reports.figures.options import FigureOptions, relabelled
+from probekit.reports.figures.style import FLAT, INK, MODEL_MARKERS, MODELS, PAPER, QUIET, RANDOM, RULE, points
 from probekit.runtime.escape import mathtext
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from probekit.reports.panels import Joined, Panel, Series
+    from probekit.reports.panels import Concatenated, Panel, Series
 
 Looks = dict[str, dict[str, Any]]
 MOST_LABEL = 80  # characters of a name in a figure
@@ -40,7 +40,7 @@ def depth_figure(panel: Panel, narrow: bool = False, options: FigureOptions = Fi
     Returns
     -------
     matplotlib.figure.Figure
-        Upper axes: test accuracy with pointwise Wilson bars; flat baselines as a line with a band; joined layers as
+        Upper axes: test accuracy with pointwise Wilson bars; flat baselines as a line with a band; concatenations as
         diamonds in their own columns; the layer chosen on validation rows ringed. Lower axes: accuracy minus the
         last layer's, with its simultaneous 95 % band. Hollow markers: not converged, or C at the end of its grid.
     """
@@ -81,13 +81,6 @@ def depth_figure(panel: Panel, narrow: bool = False, options: FigureOptions = Fi
             handlelength=1.6, handletextpad=0.7, columnspacing=2.4, labelspacing=0.4,
         )  # fmt: skip
     return figure
-
-
-def _points(size: float) -> float:
-    """A size of type in proportion to the figure's ordinary type."""
-    import matplotlib as mpl
-
-    return size * float(mpl.rcParams["font.size"]) / 9.0
 
 
 def looks_of(panel: Panel) -> Looks:
@@ -138,7 +131,7 @@ def draw_accuracy(
     axes: Axes,
     panel: Panel,
     looks: Looks,
-    slots: Sequence[tuple[float, int, Joined]] = (),
+    slots: Sequence[tuple[float, int, Concatenated]] = (),
     narrow: bool = False,
     options: FigureOptions = FigureOptions(),  # noqa: B008  (frozen)
 ) -> None:
@@ -159,8 +152,14 @@ def draw_accuracy(
         _bars(axes, beside, series.low, series.high, look)
         _curve(axes, series, series.top1, look, f"pt-{number}", beside)
         ends.append((series.top1[-1], series.label, look["color"]))
-    for x, number, joined in slots:
-        _joined(axes, x, joined, looks[panel.series[number].label]["color"], f"join-{number}-{joined.record.key[:8]}")
+    for x, number, joint in slots:
+        _concatenated(
+            axes,
+            x,
+            joint,
+            looks[panel.series[number].label]["color"],
+            f"join-{number}-{joint.record.key[:8]}",
+        )
     low, high = axes.get_ylim()
     axes.set_ylim(options.ylim or (max(low - 0.03 * (high - low), 0), high + 0.09 * (high - low)))
     for place, series in enumerate(panel.models):
@@ -267,31 +266,31 @@ def _peak(axes: Axes, series: Series, look: dict[str, Any], place: int, named: b
         )  # fmt: skip
 
 
-def _slots(panel: Panel, narrow: bool, most: int = 4) -> list[tuple[float, int, Joined]]:
+def _slots(panel: Panel, narrow: bool, most: int = 4) -> list[tuple[float, int, Concatenated]]:
     """Abscissae for concatenations, right of the last layer: (x, number of the series, concatenation)."""
     own = [
-        (number, joined)
+        (number, joint)
         for number, series in enumerate(panel.series)
-        for joined in sorted(series.joined, key=lambda joined: len(joined.depths))
+        for joint in sorted(series.concatenated, key=lambda joint: len(joint.depths))
     ]
     if len(own) > (2 if narrow else most):
-        own = [(number, joined) for number, joined in own if joined.chosen]
+        own = [(number, joint) for number, joint in own if joint.chosen]
     last = _last_layer(panel)
     # room for the longest name below the axis
-    letters = max([5, *(len(short_range(joined.depths)) for _, joined in own)])
+    letters = max([5, *(len(short_range(joint.depths)) for _, joint in own)])
     step = max(last, 4) * (0.19 if narrow else 0.08) * letters / 5
-    return [(last + step * (1.1 + place), number, joined) for place, (number, joined) in enumerate(own[:most])]
+    return [(last + step * (1.1 + place), number, joint) for place, (number, joint) in enumerate(own[:most])]
 
 
 def _last_layer(panel: Panel) -> int:
     return max((int(series.depths[-1]) for series in panel.series), default=1)
 
 
-def _joined(axes: Axes, x: float, joined: Joined, color: str, gid: str) -> None:
-    _bars(axes, [x], [joined.low], [joined.high], {"color": color, "markersize": 6.5})
+def _concatenated(axes: Axes, x: float, joint: Concatenated, color: str, gid: str) -> None:
+    _bars(axes, [x], [joint.low], [joint.high], {"color": color, "markersize": 6.5})
     axes.plot(
-        x, joined.top1, marker="D", markersize=6.5 if joined.chosen else 5, color=color, markeredgewidth=1.4,
-        markerfacecolor=color if joined.reliable else PAPER, zorder=5, gid=gid,
+        x, joint.top1, marker="D", markersize=6.5 if joint.chosen else 5, color=color, markeredgewidth=1.4,
+        markerfacecolor=color if joint.reliable else PAPER, zorder=5, gid=gid,
     )  # fmt: skip
 
 
@@ -303,7 +302,7 @@ def short_range(depths: Sequence[int]) -> str:
     return ",".join(map(str, ordered)) if len(ordered) <= 3 else f"{len(ordered)} layers"
 
 
-def _layer_axis(axes: Axes, panel: Panel, slots: Sequence[tuple[float, int, Joined]], narrow: bool) -> None:
+def _layer_axis(axes: Axes, panel: Panel, slots: Sequence[tuple[float, int, Concatenated]], narrow: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
     last = max(_last_layer(panel), 1)
@@ -312,20 +311,20 @@ def _layer_axis(axes: Axes, panel: Panel, slots: Sequence[tuple[float, int, Join
     layers = [int(tick) for tick in MaxNLocator(nbins=12, integer=True).tick_values(0, last) if 0 <= tick <= last]
     axes.set_xticks(
         [*layers, *(x for x, _, _ in slots)],
-        [*map(str, layers), *(short_range(joined.depths) for _, _, joined in slots)],
+        [*map(str, layers), *(short_range(joint.depths) for _, _, joint in slots)],
     )
     below = axes.get_xaxis_transform()
     size: dict[str, Any] = {
-        "fontsize": _points(8.5),
+        "fontsize": points(8.5),
         "color": QUIET,
         "va": "top",
         "textcoords": "offset points",
         "xycoords": below,
     }
-    down = (0, -_points(17))
+    down = (0, -points(17))
     axes.annotate(layer_axis_words(panel, 24 if narrow else 44), (last / 2, 0), xytext=down, ha="center", **size)
     if slots:
-        axes.annotate("joined", ((slots[0][0] + slots[-1][0]) / 2, 0), xytext=down, ha="center", **size)
+        axes.annotate("concatenated", ((slots[0][0] + slots[-1][0]) / 2, 0), xytext=down, ha="center", **size)
         for upper in axes.figure.axes:
             upper.axvline((last + slots[0][0]) / 2, color=RULE, linewidth=0.7, zorder=0)
 
@@ -345,7 +344,7 @@ def layer_axis_words(panel: Panel, most: int = 44) -> str:
 
 
 def _remark(axes: Axes, text: str) -> None:
-    axes.text(1.0, 1.02, text, transform=axes.transAxes, ha="right", va="bottom", color=QUIET, fontsize=_points(7.5))
+    axes.text(1.0, 1.02, text, transform=axes.transAxes, ha="right", va="bottom", color=QUIET, fontsize=points(7.5))
 
 
 def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
@@ -353,14 +352,14 @@ def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     low, high = axes.get_ylim()
     figure: Any = axes.figure
     height = figure.get_size_inches()[1] * axes.get_position().height * 72
-    line_height = (high - low) * _points(11.5) / height
+    line_height = (high - low) * points(11.5) / height
     ends = sorted(ends, key=lambda end: end[0])
     wrapped = ["\n".join(textwrap.wrap(mathtext(label[:MOST_LABEL]), 11)) for _, label, _ in ends]
     heights = [line_height * (text.count("\n") + 1) for text in wrapped]
     for centre, text, (_, _, colour) in zip(spread([end[0] for end in ends], heights), wrapped, ends, strict=True):
         axes.annotate(
             text, (1.0, centre), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
-            va="center", color=colour, fontsize=_points(8.5), fontweight="bold", linespacing=1.05,
+            va="center", color=colour, fontsize=points(8.5), fontweight="bold", linespacing=1.05,
             annotation_clip=False,
         )  # fmt: skip
 
@@ -393,86 +392,14 @@ def _key_entries(panel: Panel) -> list[tuple[Any, str]]:
         entries.append((ring, "best layer, chosen on held-out training rows"))
     if any(series.not_worse is not None for series in models):
         entries.append((Line2D([], [], color=INK, linewidth=3.2), "not significantly below the best"))
-    if any(series.joined for series in models):
-        several = any(len(series.joined) > 1 for series in models)
-        label = "layers joined; large: best on held-out rows" if several else "one probe on several layers joined"
+    if any(series.concatenated for series in models):
+        several = any(len(series.concatenated) > 1 for series in models)
+        label = "concatenated layers; large: best on held-out rows" if several else "one probe on concatenated layers"
         entries.append((Line2D([], [], marker="D", markersize=5, **blank), label))
-    if any(not series.reliable.all() or any(not j.reliable for j in series.joined) for series in layered):
+    if any(not series.reliable.all() or any(not j.reliable for j in series.concatenated) for series in layered):
         hollow = Line2D([], [], marker="o", markersize=5.5, markerfacecolor=PAPER, **blank)
         entries.append((hollow, "hollow: not converged, or C at the end of its grid"))
     if panel.n_seeds > 1:
         thin = Line2D([], [], color=INK, linewidth=0.7, alpha=0.5)
         entries.append((thin, f"thin: each of {panel.n_seeds} seeds; thick: their mean"))
     return entries
-
-
-def path_figure(
-    series: Series,
-    color: str = MODELS[0][0],
-    narrow: bool = False,
-    most: int = 16,
-    options: FigureOptions = FigureOptions(),  # noqa: B008  (frozen)
-) -> Figure:
-    """Validation accuracy along the penalty path, one small axes a layer, all layers faint behind each.
-
-    Parameters
-    ----------
-    series
-        One model's layers.
-    color
-        Of the layer in front.
-    narrow
-        Two columns instead of four.
-    options
-        Size, limits and title.
-    most
-        With more layers than this, an even choice of them that keeps the first, the best and the last.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    shown = _even_choice(len(series.depths), most, keep=series.peak)
-    columns = 2 if narrow else 4
-    rows = -(-len(shown) // columns)
-    width, scale = options.width or (4.0 if narrow else 7.4), options.scale
-    height = options.height or 1.25 * rows + 0.5
-    figure = Figure(figsize=(width, height))
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    figure.subplots_adjust(
-        left=0.62 * scale / width, right=1 - 0.12 / width, top=1 - (0.5 if options.title else 0.21) * scale / height,
-        bottom=0.42 * scale / height, hspace=0.5, wspace=0.12,
-    )  # fmt: skip
-    figure.supylabel("Held-out accuracy (%)", x=0.1 * scale / width, fontsize=_points(8.5), color=QUIET)
-    if options.title:
-        figure.suptitle(options.title, x=0.62 * scale / width, ha="left", fontsize=_points(9.5), fontweight="bold")
-    if options.ylim:
-        grid.flat[0].set_ylim(options.ylim)
-    paths = [(np.log10(record.Cs), 100 * np.asarray(record.val_accuracy)) for record in series.records]
-    for axes in grid.flat[len(shown) :]:
-        axes.set_axis_off()
-    for position, (axes, index) in enumerate(zip(grid.flat, shown, strict=False)):
-        record = series.records[index]
-        for log_C, val in paths:
-            axes.plot(log_C, val, color=RULE, linewidth=0.8, zorder=1)
-        log_C, val = paths[index]
-        converged = np.asarray(record.converged, dtype=bool)
-        axes.plot(log_C, val, color=color, linewidth=1.5, zorder=3)
-        axes.plot(log_C[~converged], val[~converged], "o", color=color, markerfacecolor=PAPER, markersize=3.5, zorder=4)
-        chosen = record.chosen_index
-        axes.plot(log_C[chosen], val[chosen], "o", color=color, markersize=5.5, zorder=5)
-        axes.set_title(
-            f"layer {series.depths[index]}" + (" (best)" if index == series.peak else ""), fontsize=_points(8)
-        )
-        axes.tick_params(labelsize=_points(7))
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-        if len(shown) - position <= columns:
-            axes.tick_params(labelbottom=True)
-            axes.set_xlabel("log10 C", fontsize=_points(7.5))
-    return figure
-
-
-def _even_choice(count: int, most: int, keep: int) -> list[int]:
-    if count <= most:
-        return list(range(count))
-    chosen = sorted({*np.linspace(0, count - 1, most - 1).round().astype(int).tolist(), keep})
-    return chosen[:most]

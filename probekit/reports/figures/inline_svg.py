@@ -8,7 +8,7 @@ from html import escape
 from io import StringIO
 from typing import TYPE_CHECKING
 
-from probekit.reports.style import CSS_NAME
+from probekit.reports.figures.style import CSS_NAME
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -2,14 +2,12 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from probekit.cli.console import reached, shows_progress
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -21,53 +19,39 @@ class Show(Protocol):
 
 
 @contextmanager
-def progress(what: str, unit: str, seconds_between_lines: float = SECONDS_BETWEEN_LINES) -> Iterator[Any]:
-    """Show progress on stderr until the block ends; under torchrun rank 0 alone does, and with -q nobody.
+def progress_bar(what: str, unit: str, seconds_between_lines: float = SECONDS_BETWEEN_LINES) -> Iterator[Show]:
+    """Show progress until the block ends: a bar in a terminal or notebook, elsewhere a line on stderr now and then.
 
     Parameters
     ----------
     what : str
         What is being done, for example "train".
     unit : str
-        What is counted, for example "steps". "" for work in named stages, each with a bar of its own: the yielded
-        function then takes (stage, unit, done, total).
+        What is counted, for example "steps".
     seconds_between_lines : float
         How often a line is printed where there is no terminal.
     """
-    if not unit:
-        with _stages() as stages:
-            yield stages
-    elif not shows_progress():
-        yield _counted(what, unit, lambda done, total, note="": None)
-    else:
-        shown = _bar(what, unit) if sys.stderr.isatty() else _lines(what, unit, seconds_between_lines)
-        with shown as show:
-            yield _counted(what, unit, show)
+    shown = _bar(what, unit) if sys.stderr.isatty() or in_notebook() else _lines(what, unit, seconds_between_lines)
+    with shown as show:
+        yield show
 
 
-def _counted(what: str, unit: str, show: Show) -> Show:
-    """Keep how far the work is, which Ctrl-C reports."""
-
-    def counted(done: int, total: int, note: str = "") -> None:
-        reached(f"{what} {done:,} of {total:,} {unit}")
-        show(done, total, note)
-
-    return counted
+def in_notebook() -> bool:
+    """Whether this is a Jupyter kernel."""
+    return "ipykernel" in sys.modules
 
 
 @contextmanager
-def _stages() -> Iterator[Callable[[str, str, int, int], None]]:
-    """A progress bar a stage: the next one begins when something else is being done."""
-    with ExitStack() as bars:
-        current: list[tuple[str, Show]] = []
+def shown(progress: Any, what: str, unit: str) -> Iterator[Any]:
+    """The `progress` argument of a public function as a callable or None.
 
-        def show(what: str, unit: str, done: int, total: int) -> None:
-            if not current or current[0][0] != what:
-                bars.close()
-                current[:] = [(what, bars.enter_context(progress(what, unit)))]
-            current[0][1](done, total)
-
-        yield show
+    A callable is passed on; True shows a bar, None does so in a notebook, and False shows nothing.
+    """
+    if progress is True or (progress is None and in_notebook()):
+        with progress_bar(what, unit) as show:
+            yield show
+    else:
+        yield progress or None
 
 
 @contextmanager
@@ -83,7 +67,7 @@ def _bar(what: str, unit: str) -> Iterator[Show]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     ]
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=None if in_notebook() else Console(stderr=True)) as bar:
         task = bar.add_task(what, total=None, rate="", note="")
 
         def show(done: int, total: int, note: str = "") -> None:

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
-from probekit.reports.figure_options import FigureOptions
-from probekit.reports.plots import depth_figure, looks_of, path_figure, short_range, spread
+from probekit.reports.figures.depth import depth_figure, looks_of, short_range, spread
+from probekit.reports.figures.options import FigureOptions
+from probekit.reports.figures.style import DARK, MODELS, PAPER, style
 from probekit.reports.report import save_figure
-from probekit.reports.style import DARK, MODELS, PAPER, style
 from probekit.runtime.errors import UserError
 
 
@@ -105,7 +105,7 @@ def test_the_key_names_only_marks_that_occur(make_run):
     with style():
         words = [text.get_text() for text in depth_figure(panel).legends[0].get_texts()]
     assert not any("hollow" in word for word in words)
-    assert any("joined" in word for word in words)
+    assert any("concatenated" in word for word in words)
 
 
 def test_the_lower_axis_shows_the_top_of_the_band_whole(figure, panel):
@@ -154,31 +154,6 @@ def test_vector_files_have_the_same_bytes_each_time(panel, tmp_path):
         time.sleep(1.1)  # a date in a file would change
     assert [file.suffix for file in files] == [".svg", ".png", ".pdf"]
     assert made[0] == made[1]
-
-
-def test_the_path_figure_shows_held_out_accuracy_and_the_chosen_C(panel):
-    series = panel.models[0]
-    with style():
-        drawn = path_figure(series, MODELS[0][0])
-    for place, axes in enumerate(drawn.axes[: len(series.depths)]):
-        record = series.records[place]
-        own = [line for line in axes.lines if line.get_color() == MODELS[0][0]]
-        assert np.allclose(own[0].get_xdata(), np.log10(record.Cs))
-        assert np.allclose(own[0].get_ydata(), 100 * np.array(record.val_accuracy))
-        assert own[-1].get_xdata()[0] == pytest.approx(np.log10(record.chosen_C))
-
-
-def test_many_layers_are_thinned_evenly_and_the_best_is_kept(make_run):
-    from probekit.reports.panels import build_panels, collect_records
-
-    deep = tuple(np.interp(range(30), [0, 23, 29], [0.3, 0.8, 0.75]))
-    (panel,) = build_panels(collect_records(make_run(trained=deep)))
-    series = panel.models[0]
-    with style():
-        titles = [axes.get_title(loc="left") for axes in path_figure(series).axes]
-    shown = [title for title in titles if title]
-    assert len(shown) <= 16
-    assert {"layer 0", "layer 29", f"layer {series.depths[series.peak]} (best)"} <= set(shown)
 
 
 def luminance(colour):

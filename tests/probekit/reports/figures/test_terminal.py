@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from probekit.reports.terminal import print_panel, round_ticks
+from probekit.reports.figures.terminal import print_panel, round_ticks
 
 
 def printed(panel, width):

@@ -83,3 +83,10 @@ def style(salt: str = "figure", text_as_paths: bool = True, font_size: float = 9
         mpl.rcParams["svg.hashsalt"] = f"probekit-{salt}"
         mpl.rcParams["svg.fonttype"] = "path" if text_as_paths else "none"
         yield
+
+
+def points(size: float) -> float:
+    """A size of type in proportion to the figure's ordinary type."""
+    import matplotlib as mpl
+
+    return size * float(mpl.rcParams["font.size"]) / 9.0
