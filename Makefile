@@ -1,13 +1,15 @@
 # make demo   from a fresh clone to a depth curve      make test   the test suite
 # make check  lint, format, types                      make docs   the documentation, strictly
+# make package  wheel and sdist, installed in an empty environment and run
 # make bench  the CPU benchmarks (minutes)             make setup  only the environment
+# make faults damaged files, kills, two processes on one folder, full disks (an hour; INPUTS=n a reader)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 DEMO   ?= demo
 
-.PHONY: setup demo demo-pretrained test test-slow check docs bench clean
+.PHONY: setup demo demo-pretrained test test-slow check docs bench faults package clean
 
 setup: $(VENV)/.dev-installed
 
@@ -51,6 +53,14 @@ docs: $(VENV)/.dev-installed
 
 bench: $(VENV)/.dev-installed
 	for script in benchmarks/*_speed.py; do $(BIN)/python $$script || exit 1; done
+
+package: $(VENV)/.dev-installed
+	$(BIN)/python .ci/package.py
+
+INPUTS ?= 5000
+faults: $(VENV)/.dev-installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/fuzz.py --inputs $(INPUTS)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/kills.py
 
 clean:
 	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -78,11 +78,12 @@ def _votes(berts: Sequence[Series], masks: Sequence[Path]) -> list[str]:
         ensemble, rows = mask_ensemble(record, own), row_predictions(record)
         voted.append(ensemble.predictions == rows.labels)
         alone.append(rows.correct)
+        gain, gain_low, gain_high = ensemble.gain.points
         found.append(
             f"  {bert.label}, {len(ensemble.single)} masks: {100 * ensemble.accuracy:.1f} % "
-            f"[{100 * ensemble.low:.1f}, {100 * ensemble.high:.1f}], {100 * ensemble.gain:+.1f} "
-            f"[{100 * ensemble.gain_low:+.1f}, {100 * ensemble.gain_high:+.1f}] points above one mask, "
-            f"p = {ensemble.p:.2g} (single masks: {', '.join(f'{100 * value:.1f}' for value in ensemble.single)})"
+            f"[{100 * ensemble.low:.1f}, {100 * ensemble.high:.1f}], {gain:+.1f} "
+            f"[{gain_low:+.1f}, {gain_high:+.1f}] points above one mask, "
+            f"p = {ensemble.gain.p:.2g} (single masks: {', '.join(f'{100 * value:.1f}' for value in ensemble.single)})"
         )
     if len(voted) > 1:
         found.append(f"  the vote over one mask, {len(voted)} runs: {_words(over_runs.gain(voted, alone))}")

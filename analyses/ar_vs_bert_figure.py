@@ -8,9 +8,9 @@ import numpy as np
 
 from analyses import over_runs
 from igpt_model import atomic
+from probekit.reports.figures.style import MODEL_MARKERS, MODELS, QUIET, RANDOM, style
 from probekit.reports.panels import Series
 from probekit.reports.report import save_figure
-from probekit.reports.style import MODEL_MARKERS, MODELS, QUIET, RANDOM, style
 from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:

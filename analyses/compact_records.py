@@ -1,10 +1,11 @@
 """A results folder small enough for a repository: what verdicts and paired tests need, and nothing else.
 
-    python -m analyses.compact_records RESULTS --out FOLDER
+    python -m analyses.compact_records RESULTS --out FOLDER [--strip PREFIX...]
 
 Keeps each record's line and, of its per-row file, row ids, labels and predictions in the smallest integers that hold
 them. Coefficients and log probabilities are left out (40 kB a layer of 10,000 rows instead of 640): `Results` opens the
 folder and gives curves, verdicts and McNemar tests again; `predict` and measures of log loss need the full folder.
+--strip cuts this machine's folders off the paths that records name.
 """
 
 import argparse
@@ -26,7 +27,7 @@ def smallest(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values.astype(np.min_scalar_type(int(values.max(initial=0)))))
 
 
-def compact(results: Path, out: Path) -> int:
+def compact(results: Path, out: Path, strip: Sequence[str] = ()) -> int:
     """Write the compact copy and return its number of records.
 
     Raises
@@ -41,7 +42,10 @@ def compact(results: Path, out: Path) -> int:
         tensors = {name if name == "classes" else f"test_{name}": smallest(getattr(rows, name)) for name in ROWS}
         tensors["test_log_proba"] = np.zeros((len(rows.labels), 0), np.float32)
         atomic.write_bytes(out / record.probe_file, save(tensors))
-    atomic.write_text(out / "results.jsonl", results_path(results).read_text())
+    lines = results_path(results).read_text()
+    for prefix in strip:
+        lines = lines.replace(prefix, "")
+    atomic.write_text(out / "results.jsonl", lines)
     return len(records)
 
 
@@ -50,8 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--strip", nargs="*", default=())
     options = parser.parse_args(arguments)
-    print(f"{compact(options.results, options.out)} records: {options.out}")
+    print(f"{compact(options.results, options.out, options.strip)} records: {options.out}")
 
 
 if __name__ == "__main__":

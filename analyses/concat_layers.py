@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from probekit.reports import build_panels, collect_records
+from probekit.reports.figures.depth import short_range
 from probekit.reports.panels import Panel, margin
-from probekit.reports.plots import short_range
 from probekit.reports.tables import fit_words
 
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from analyses.training_log import training_frame
 from igpt_model import atomic
+from probekit.reports.figures.style import INK, MODEL_MARKERS, MODELS, style
 from probekit.reports.report import save_figure
-from probekit.reports.style import INK, MODEL_MARKERS, MODELS, style
 from probekit.results.curve import choose_layer
 from probekit.results.record import Record, read_records
 from probekit.runtime.errors import UserError

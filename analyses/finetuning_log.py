@@ -16,8 +16,8 @@ from analyses.finetuning import arm
 from igpt_model import atomic
 from igpt_model.checked_json import read_json
 from igpt_model.training.run_log import read_metrics
+from probekit.reports.figures.style import MODEL_MARKERS, MODELS, style
 from probekit.reports.report import save_figure
-from probekit.reports.style import MODEL_MARKERS, MODELS, style
 from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:

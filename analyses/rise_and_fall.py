@@ -18,9 +18,10 @@ import numpy as np
 
 from analyses import over_runs
 from igpt_model import atomic
+from probekit.reports.figures.style import FLAT, MODELS, QUIET, RANDOM, style
 from probekit.reports.report import save_figure
-from probekit.reports.style import FLAT, MODELS, QUIET, RANDOM, style
-from probekit.results.compare import compare, paired_correct
+from probekit.results.compare import compare
+from probekit.results.paired import paired_correct
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError
 
@@ -109,6 +110,14 @@ def lines(found: dict[str, Any]) -> list[str]:
     return printed
 
 
+def shown(name: str) -> str:
+    """Return a series' name as the picture writes it: igpt-s0, random-s0 and pixels-12 in words."""
+    head, _, tail = name.rpartition("-")
+    if tail.startswith("s") and tail[1:].isdigit():
+        return "random weights" if head == "random" else f"{head}, seed {tail[1:]}"
+    return f"raw pixels, {tail} x {tail}" if head == "pixels" else name
+
+
 def figure(found: dict[str, Any]) -> "Figure":
     """Every seed's curve with 95 % bars and its chosen layer ringed; random weights; raw pixels as a level."""
     from matplotlib.figure import Figure
@@ -121,20 +130,28 @@ def figure(found: dict[str, Any]) -> "Figure":
         shift = 0.06 * (number - (len(found["seeds"]) - 1) / 2)
         axes.vlines(depths + shift, seed["low"], seed["high"], color=colour, linewidth=1, alpha=0.6)
         axes.plot(
-            depths + shift, accuracy, color=colour, marker="o", markersize=3.5, linewidth=1.4, label=seed["series"]
+            depths + shift,
+            accuracy,
+            color=colour,
+            marker="o",
+            markersize=3.5,
+            linewidth=1.4,
+            label=shown(seed["series"]),
         )
         at = seed["chosen"]
         axes.scatter(at + shift, accuracy[at], s=80, facecolors="none", edgecolors=colour, linewidth=1.2, zorder=3)
     for name, values in found["controls"].items():
         if len(values) == 1:
             axes.axhline(values[0], color=FLAT[0], linewidth=1.1, linestyle="--")
-            axes.annotate(f"{name} {values[0]:.1f}", (0, values[0]), (0, 3), textcoords="offset points", color=FLAT[0])
+            words = f"{shown(name)}: {values[0]:.1f}"
+            at = (len(found["seeds"][0]["accuracy"]) - 1, values[0])
+            axes.annotate(words, at, (0, -4), textcoords="offset points", color=FLAT[0], ha="right", va="top")
         else:
-            axes.plot(values, color=RANDOM[0], marker="v", markersize=3, linewidth=1, linestyle=":", label=name)
+            axes.plot(values, color=RANDOM[0], marker="v", markersize=3, linewidth=1, linestyle=":", label=shown(name))
     axes.set_xticks(np.arange(len(found["seeds"][0]["accuracy"])))
     axes.set_xlabel("layer (0 is the embedding)", color=QUIET)
     axes.set_title("Test accuracy of linear probes, %; ring: layer chosen on held-out rows")
-    axes.legend(loc="best")
+    axes.legend(loc="upper left")
     return drawn
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from igpt_model import atomic
 from igpt_model.training.run_log import read_metrics
+from probekit.reports.figures.style import INK, MODELS, QUIET, style
 from probekit.reports.report import save_figure
-from probekit.reports.style import INK, MODELS, QUIET, style
 from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -131,9 +132,9 @@ def parse_json(content: bytes | str, where: str | Path, schema: Any = None) -> A
     return value
 
 
-def as_json(value: Any) -> Any:
-    """Return a value as it will be read back: tuples become lists, and keys text."""
-    return json.loads(json.dumps(value))
+def as_json(value: Any, default: Callable[[Any], Any] | None = None) -> Any:
+    """Return a value as it will be read back: tuples become lists, keys text, and what JSON lacks `default(value)`."""
+    return json.loads(json.dumps(value, default=default))
 
 
 def mismatch(value: Any, schema: Any, key: str = "") -> str | None:

@@ -44,9 +44,13 @@ COUNT = Range(1, LARGE)
 COUNT_OR_NONE = Range(0, LARGE)
 """A count of which 0 means "none" or "the usual"."""
 SEED = Range(0, 2**32 - 1)
-POSITIVE = Range(0, 1e30, above=True)
-NOT_NEGATIVE = Range(0, 1e30)
+POSITIVE = Range(0, 1e15, above=True)
+NOT_NEGATIVE = Range(0, 1e15)
 SHARE = Range(0, 1)
+RATE = Range(0, 1000, above=True)
+"""A learning rate."""
+WEIGHT = Range(0, 1e6)
+"""A weight decay, or the weight of a loss."""
 WORKERS = Range(0, 1024)
 
 

@@ -46,9 +46,9 @@ def make_study(folder: Path) -> dict[str, Results]:
     )
     sweep(pooled, folder / "exact", Cs=CS, checks=["knn", "ridge"], seeds=2)
     return {
-        "exact": concat(pooled, folder / "exact", Cs=CS, window=2, banded=True, mix=True),
-        "refined": sweep(pooled, folder / "refined", "clip-coarse-fine", layers=[1, 3], train_rows=60),
-        "sgd": sweep(pooled, folder / "sgd", rates, layers=[2, 3]),
+        "exact": concat(pooled, folder / "exact", Cs=CS, window=2, probes=["banded", "mix"]),
+        "refined": sweep(pooled, folder / "refined", protocol="clip-coarse-fine", layers=[1, 3], train_rows=60),
+        "sgd": sweep(pooled, folder / "sgd", protocol=rates, layers=[2, 3]),
         "attentive": sweep(tokens, folder / "attentive", Cs=CS, probe="attentive"),
     }
 

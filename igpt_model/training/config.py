@@ -7,7 +7,7 @@ from typing import Any, Literal
 from igpt_model.config import MAX_COLOURS, ModelConfig
 from igpt_model.errors import UserError
 from igpt_model.images import MAX_RESOLUTION, ImageTransform
-from igpt_model.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SEED, Range, check_settings, option
+from igpt_model.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, RATE, SEED, WEIGHT, Range, check_settings, option
 
 MODEL, DATA, OPTIMISATION = "Model", "Data", "Optimisation"
 LOGS, HARDWARE = "Checkpoints and logs", "Hardware"
@@ -46,7 +46,7 @@ class TrainConfig:
         COUNT_OR_NONE,
     )
     lr: float = option(
-        0.003, "Peak learning rate; the paper lowers it by 3 until training is stable.", OPTIMISATION, POSITIVE
+        0.003, "Peak learning rate; the paper lowers it by 3 until training is stable.", OPTIMISATION, RATE
     )
     warmup_steps: int = option(
         100, "Updates over which the learning rate rises to its peak.", OPTIMISATION, COUNT_OR_NONE
@@ -58,7 +58,7 @@ class TrainConfig:
         (0.9, 0.95), "Adam's betas; a second of 0.999 causes loss spikes.", OPTIMISATION, Range(0, 1, below=True)
     )
     weight_decay: float = option(
-        0.0, "AdamW's decay of the blocks' matrices; the paper uses none.", OPTIMISATION, NOT_NEGATIVE
+        0.0, "AdamW's decay of the blocks' matrices; the paper uses none.", OPTIMISATION, WEIGHT
     )
     clip: float = option(1.0, "Largest norm of the gradient; 0: no clipping.", OPTIMISATION, NOT_NEGATIVE)
     seed: int = option(0, "Seed of weights, palette, order, augmentation and masks.", OPTIMISATION, SEED)

@@ -4,7 +4,6 @@ Every batch is the same whatever the number of ranks: rank r of R takes the r-th
 whole model on each rank; "fsdp" (FSDP2, `fully_shard`) splits weights, gradients and optimiser state among them.
 """
 
-import atexit
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from igpt_model.errors import UserError
 from igpt_model.locks import run_lock
 from igpt_model.model import IGPT
+from igpt_model.process_group import join_group, local_device
 
 PARALLEL = ("none", "ddp", "fsdp")
 T = TypeVar("T")
@@ -114,14 +114,8 @@ def find_ranks(parallel: str, device: torch.device) -> Ranks:
         )
     if parallel == "fsdp" and device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
         raise UserError(f"PyTorch {torch.__version__} cannot shard a model on a CPU; choose ddp, or a newer PyTorch.")
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        # gloo besides NCCL: objects and checkpoints' plans are exchanged between the processors
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend)
-        atexit.register(dist.destroy_process_group)  # left open between runs: it cannot be opened twice
+    device = local_device(device)
+    join_group(device)
     return Ranks(parallel, dist.get_rank(), dist.get_world_size(), device)
 
 

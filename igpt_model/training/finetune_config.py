@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from igpt_model.images import MAX_RESOLUTION, ImageTransform
-from igpt_model.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SEED, Range, check_settings, option
+from igpt_model.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, RATE, SEED, WEIGHT, Range, check_settings, option
 from igpt_model.training.config import DATA, HARDWARE, LOGS, MODEL, OPTIMISATION
 
 
@@ -20,7 +20,7 @@ class FinetuneConfig:
         -1, "Layer whose pooled state the head reads: 0 the embedding, -1 the last.", MODEL, Range(-1, 1000)
     )
     gen_weight: float = option(
-        1.0, "Weight of the pre-training loss beside the classification loss.", OPTIMISATION, NOT_NEGATIVE
+        1.0, "Weight of the pre-training loss beside the classification loss.", OPTIMISATION, WEIGHT
     )
     from_scratch: bool = option(False, "Start from fresh weights: the control without pre-training.", MODEL)
     resolution: int = option(
@@ -44,12 +44,12 @@ class FinetuneConfig:
         0.0003,
         "Learning rate, constant after the warm-up; the paper's is a tenth of pre-training's.",
         OPTIMISATION,
-        POSITIVE,
+        RATE,
     )
     warmup_steps: int = option(0, "Updates over which the learning rate rises.", OPTIMISATION, COUNT_OR_NONE)
     betas: tuple[float, float] = option((0.9, 0.95), "Adam's betas.", OPTIMISATION, Range(0, 1, below=True))
     weight_decay: float = option(
-        0.0, "AdamW's decay of the blocks' matrices; the paper uses none.", OPTIMISATION, NOT_NEGATIVE
+        0.0, "AdamW's decay of the blocks' matrices; the paper uses none.", OPTIMISATION, WEIGHT
     )
     clip: float = option(1.0, "Largest norm of the gradient; 0: no clipping.", OPTIMISATION, NOT_NEGATIVE)
     patience: int = option(

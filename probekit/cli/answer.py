@@ -5,6 +5,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from igpt_model.checked_json import parse_json
 from probekit.cli.console import detail, note, say, table, wants_json
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def _plain(value: Any) -> Any:
 
 def show_curves(*folders: Path) -> None:
     """Draw the depth curves of results folders in the terminal, each with its verdict below."""
+    from probekit.reports.figures.terminal import print_panel
     from probekit.reports.panels import build_panels, collect_records
-    from probekit.reports.terminal import print_panel
 
     if wants_json():
         return
@@ -51,7 +52,7 @@ def _show_results(results: "Results") -> None:
     for plan in dict.fromkeys(record.plan for record in results if record.plan):
         detail(f"plan: {plan}")
     show_curves(*results.paths)
-    joined = [record for record in results if record.kind in ("concat", "banded", "mix") and record.seed == 0]
+    joined = [record for record in results if len(record.layers) > 1 and record.seed == 0]
     for record in joined:
         how = "concatenated" if record.kind == "concat" else record.kind
         say(f"{record.series} layers {' '.join(record.layers)} {how}: test accuracy {100 * record.accuracy:.1f} %")
@@ -60,7 +61,7 @@ def _show_results(results: "Results") -> None:
 
 
 def _json_frame(frame: Any) -> Any:
-    return json.loads(frame.to_json(orient="records", double_precision=15))
+    return parse_json(frame.to_json(orient="records", double_precision=15), "the table")
 
 
 def _json_results(results: "Results") -> dict[str, Any]:

@@ -14,8 +14,7 @@ from igpt_model import atomic
 from igpt_model.checked_json import read_json
 from igpt_model.ranges import option
 from igpt_model.training.config import TrainConfig
-from probekit.cli.console import note
-from probekit.cli.progress import progress
+from probekit.cli.console import note, progress
 from probekit.runtime.errors import UserError, check_at_least
 from probekit.runtime.workers import worker_processes
 

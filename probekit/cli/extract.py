@@ -16,6 +16,8 @@ def extract(
     root: Path | None = None,
     test: tuple[str, ...] = (),
     skip_corrupt: bool = False,
+    exif: Literal["apply", "ignore"] | None = None,
+    value_range: tuple[float, float] | None = None,
     store: Literal["float32", "float16"] = "float32",
     progress: Any = None,
     options: EncoderOptions = EncoderOptions(),  # noqa: B008  (frozen)
@@ -40,15 +42,22 @@ def extract(
     skip_corrupt : bool
         Leave out image files that cannot be decoded; they are listed here and in the file. Without it, the first one
         is an error.
+    exif : str
+        Image files: turn pictures as their EXIF orientation says (apply, the default), or take them as stored (ignore).
+    value_range : tuple of float
+        Image files of floats, or of 16 or 32 bits: the values of black and white, for example --value-range 0 1.
     store : str
         Precision of the stored features.
     """
     from probekit import extract as extract_features
     from probekit import load_dataset, load_encoder
-    from probekit.datasets.shifted import with_tests, written_tests
+    from probekit.datasets.catalogue import written_tests
+    from probekit.datasets.shifted import with_tests
     from probekit.encoders.decisions import decision_lines
 
-    data = load_dataset(dataset, root=root, skip_corrupt=skip_corrupt)
+    decoding = {"exif": exif, "value_range": value_range}
+    given = {name: value for name, value in decoding.items() if value is not None}
+    data = load_dataset(dataset, root=root, skip_corrupt=skip_corrupt, **given)
     if test:
         data = with_tests(data, *written_tests(test, root, skip_corrupt))
     loaded = load_encoder(encoder, data=data, **options.given())

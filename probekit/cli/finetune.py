@@ -7,8 +7,7 @@ import numpy as np
 
 from igpt_model import atomic
 from igpt_model.training.finetune_config import FinetuneConfig
-from probekit.cli.console import is_rank0, note, say
-from probekit.cli.progress import progress
+from probekit.cli.console import is_rank0, note, progress, say
 from probekit.cli.train import prepared_images, tensorboard_writer, training_images
 from probekit.datasets import Dataset, load_dataset
 
@@ -115,7 +114,8 @@ def measure_on_test(config: FinetuneConfig, data: Dataset, out: Path, *, limit: 
     log_proba = np.log(np.maximum(proba_MNK.mean(0), 1e-30)).astype(np.float32)
     rows = RowPredictions(split.row_ids, split.labels, predicted, log_proba, kinds)
     weight = tuned.classifier.clf.weight.detach().cpu().numpy()
-    save_probe(out / PREDICTIONS_FILE, kinds, weight, np.zeros(len(weight)), rows)
+    arrays = {"classes": kinds, "coef": weight, "intercept": np.zeros(len(weight))}
+    save_probe(out / PREDICTIONS_FILE, arrays, rows)
     found = {
         "step": tuned.step,
         "val_accuracy": tuned.val_accuracy,

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from probekit import __version__
 from probekit.cli import console
+from probekit.cli.numbers import check_numbers
 from probekit.cli.register import Verb, command
 from probekit.cli.usage import prepared, usage_sentence
 from probekit.runtime.errors import UserError
@@ -38,7 +39,7 @@ VERBS: dict[str, Verb] = {
         MAKE,
         "Encoders on data sets: extract, sweep, concatenate, baselines, report.",
         "probekit.cli.study:study",
-        {"encoders": "*", "on": "--on"},
+        {"encoders": "*", "on": "--on", "tests": "--test"},
     ),
     "train": Verb(MODEL, "Train an iGPT on a data set and write a run folder.", "probekit.cli.train:train"),
     "finetune": Verb(
@@ -56,14 +57,12 @@ VERBS: dict[str, Verb] = {
         MEASURE,
         "Probe every layer of a feature file over a path of penalties.",
         "probekit.evaluate.sweep:sweep",
-        {"results_dir": "--out"},
         unit="fits",
     ),
     "concat": Verb(
         MEASURE,
         "Probe concatenated layers.",
         "probekit.evaluate.concat:concat",
-        {"results_dir": "--out"},
         unit="sets of layers",
     ),
     "import": Verb(MEASURE, "Make a feature file from arrays.", "probekit.features.importing:import_features"),
@@ -205,7 +204,9 @@ def dispatch(words: list[str]) -> None:
         else:
             words = prepared(app, words)
     with console.only_rank0_prints():
-        app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        chosen, given, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+        check_numbers(given)
+        chosen(*given.args, **given.kwargs)
 
 
 def whole_help(verb: str) -> None:

@@ -20,6 +20,7 @@ def plot(
     dataset: str | None = None,
     protocol: str | None = None,
     train_rows: int | None = None,
+    test: str = "test",
     series: str | None = None,
     narrow: bool = False,
     width: float | None = None,
@@ -45,6 +46,8 @@ def plot(
         Which protocol, where they hold several.
     train_rows
         Which size of the training set, where they hold several; 0 is all rows.
+    test
+        Which test set, by its name at extraction; the data set's own unless given.
     series
         For kind path: which series; the first trained model unless given.
     narrow
@@ -63,15 +66,16 @@ def plot(
         Points of ordinary type.
     """
     from igpt_model import atomic
-    from probekit.reports.figure_options import FigureOptions, find_series, read_labels
-    from probekit.reports.plots import depth_figure, path_figure
+    from probekit.reports.figures.depth import depth_figure
+    from probekit.reports.figures.options import FigureOptions, find_series, read_labels
+    from probekit.reports.figures.penalty_paths import path_figure
+    from probekit.reports.figures.style import style
     from probekit.reports.report import save_figure
-    from probekit.reports.style import style
     from probekit.reports.tables import layer_frame, path_frame
 
     options = FigureOptions(width, height, ylim, read_labels(labels), title, font_size)
     form = check_ending(out, FORMATS)
-    panel = one_panel(results, dataset, protocol, train_rows)
+    panel = one_panel(results, dataset, protocol, train_rows, test)
     with style(font_size=font_size):
         if kind == "depth":
             figure, points = depth_figure(panel, narrow, options), layer_frame([panel])
@@ -98,7 +102,11 @@ def check_ending(out: Path, formats: Sequence[str]) -> str:
 
 
 def one_panel(
-    results: Sequence[Path], dataset: str | None = None, protocol: str | None = None, train_rows: int | None = None
+    results: Sequence[Path],
+    dataset: str | None = None,
+    protocol: str | None = None,
+    train_rows: int | None = None,
+    test: str = "test",
 ) -> "Panel":
     """The only panel of some results that fits what was asked for; `train_rows` 0 asks for all rows.
 
@@ -120,11 +128,13 @@ def one_panel(
         if dataset in (None, panel.dataset)
         and protocol in (None, panel.protocol, panel.protocol.rstrip("*"))  # the star says that its Cs were changed
         and (train_rows is None or (train_rows or None) == panel.train_rows)
+        and test == panel.test
     ]
     if len(fitting) == 1:
         return fitting[0]
     listed = "; ".join(
         f"--dataset {panel.dataset} --protocol {panel.protocol} --train-rows {panel.train_rows or 0}"
+        + ("" if panel.is_own_test else f" --test {panel.test}")
         for panel in fitting or panels
     )
     raise UserError(f"{'Several sets of probes fit' if fitting else 'No probes fit'}; choose one of: {listed}.")

@@ -22,7 +22,7 @@ from cyclopts import Group, Parameter
 
 from probekit.cli import console
 from probekit.cli.answer import present
-from probekit.cli.progress import progress
+from probekit.cli.console import progress
 
 SCALARS = (int, float, bool, Path, str)
 EVERY_VERB = Group("Every verb", sort_key=1000)

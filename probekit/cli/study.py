@@ -11,7 +11,13 @@ INHERITS = {"study": "probekit.evaluate.study:study"}
 
 
 def study(
-    encoders: list[str], on: list[str], out: Path, tracker: Kind | None = None, progress: Any = None, **settings: Any
+    encoders: list[str],
+    on: list[str],
+    out: Path,
+    tests: tuple[str, ...] = (),
+    tracker: Kind | None = None,
+    progress: Any = None,
+    **settings: Any,
 ) -> Any:
     """Measure encoders on data sets: features of every layer, probes of single and concatenated layers, a report.
 
@@ -26,6 +32,9 @@ def study(
         Names of `probekit datasets`, folders of images, or archives.
     out : Path
         Folder for features, results and report; one that holds another study is refused.
+    tests : tuple of str
+        A further test set as NAME=DATASET, repeatable, for example fog=CIFAR-10-C#corruption=fog. The same probes are
+        tested on it; it takes no part in any choice. Its curves and verdicts are beside those of the own test rows.
     tracker : str
         Log the curves, with depth as the step, and the report to this experiment tracker, where it is installed.
     """
@@ -36,7 +45,7 @@ def study(
         raise UserError("No encoder was given; write for example: probekit study igpt:RUN --on cifar10 --out study.")
     shown = {name: settings.get(name) for name in ("protocol", "seeds", "limit")}
     with open_tracker(tracker, out.name, {"encoders": encoders, "on": on, **shown}, out) as track:
-        results = run_study(encoders, list(on), out, progress=progress, **settings)
+        results = run_study(encoders, list(on), out, tests=list(tests), progress=progress, **settings)
         curves = [curve for folder in results.paths for curve in Results(folder).curves().values()]
         for depth, values in sorted(curve_scalars(curves).items()):
             track.log(values, depth)

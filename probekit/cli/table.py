@@ -16,6 +16,7 @@ def table(
     dataset: str | None = None,
     protocol: str | None = None,
     train_rows: int | None = None,
+    test: str = "test",
     columns: tuple[str, ...] | None = None,
     label: str = "tab:probes",
 ) -> dict[str, Any]:
@@ -35,6 +36,8 @@ def table(
         Which protocol, where they hold several.
     train_rows
         Which size of the training set, where they hold several; 0 is all rows.
+    test
+        Which test set, by its name at extraction; the data set's own unless given.
     columns
         Which columns, in this order, by name or its beginning: --columns series --columns layer --columns test. All
         unless given; in .tex five.
@@ -47,7 +50,7 @@ def table(
     from probekit.reports.tables import choose_columns, layer_frame, printed_frame, table_text
 
     form = check_ending(out, FORMATS)
-    panel = one_panel(results, dataset, protocol, train_rows)
+    panel = one_panel(results, dataset, protocol, train_rows, test)
     if kind == "layers":
         frame = layer_frame([panel])
         printed = printed_frame(frame)

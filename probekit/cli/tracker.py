@@ -4,7 +4,6 @@ The tracker's own settings hold (WANDB_MODE=offline, MLFLOW_TRACKING_URI, ...). 
 `OUT/tracker.json`, so that a resumed command goes on in the same run.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from igpt_model import atomic
+from igpt_model.checked_json import as_json, read_json
 from probekit.runtime.errors import UserError
 
 Kind = Literal["wandb", "mlflow"]
@@ -108,10 +108,10 @@ def open_tracker(kind: Kind | None, name: str, config: Mapping[str, Any], out: P
     except ModuleNotFoundError:
         raise UserError(f"--tracker {kind} needs the package {kind}: pip install {kind}.") from None
     path = out / "tracker.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
+    known = read_json(path, {"kind": str, "id?": (str, None)}) if path.is_file() else {}
     if known and known["kind"] != kind:
         raise UserError(f"{out} is tracked by {known['kind']}: give --tracker {known['kind']}, or delete {path}.")
-    plain = json.loads(json.dumps(dict(config), default=str))
+    plain = as_json(dict(config), default=str)
     out.mkdir(parents=True, exist_ok=True)
     run: Any = (_Wandb if kind == "wandb" else _Mlflow)(module, name, plain, out, known.get("id"))
     atomic.write_json(path, {"kind": kind, "id": run.id})

@@ -9,11 +9,11 @@ import numpy as np
 
 from igpt_model.images import ImageTransform, SourceImages
 from igpt_model.training.config import TrainConfig
-from probekit.cli.console import is_rank0, note, say
-from probekit.cli.progress import Show, progress
+from probekit.cli.console import is_rank0, note, progress, say
 from probekit.cli.tracker import Kind, open_tracker, training_scalars
 from probekit.cli.watch import DepthWatch, WatchConfig, curve_history, probe_line, read_probes, share_of_peak
 from probekit.datasets import Dataset, Split, load_dataset
+from probekit.runtime.progress_bar import Show
 
 if TYPE_CHECKING:
     from igpt_model.palette import Palette

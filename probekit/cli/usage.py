@@ -1,12 +1,12 @@
 """The words of a command line before cyclopts reads them: lists with commas, `--config`, and what is missing."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from cyclopts import App, CycloptsError, MissingArgumentError
 
+from igpt_model.checked_json import parse_json, read_bytes
 from probekit.runtime.errors import UserError
 
 NESTED = ("train", "finetune")  # under which the config.json of a run keeps its flags
@@ -77,8 +77,9 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"--config {path}: there is no such file; give a YAML or JSON file.")
     try:
         # JSON is YAML, but for numbers such as 1e-3, which YAML 1.1 reads as text
-        content = json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
-    except (ValueError, yaml.YAMLError) as error:
+        text = read_bytes(path, most=1 << 20)
+        content = parse_json(text, path) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"--config {path} cannot be read ({' '.join(str(error).split())}).") from None
     if not isinstance(content, dict):
         raise UserError(f"--config {path} holds no mapping of flags to values; write lines such as `seed: 1`.")

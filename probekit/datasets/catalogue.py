@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -153,6 +154,7 @@ def load_dataset(
     if not isinstance(source, str | Path):
         _refuse_skipping(source, options)
         return load_objects(source, **options)
+    root = None if root is None else os.path.expanduser(root)
     text, options = _with_written_options(str(source), options)
     for entry in ENTRIES:
         if entry.name == text:
@@ -173,6 +175,8 @@ def load_dataset(
     _refuse_skipping(source, options)
     if path.endswith(".npz") and Path(path).exists():
         return load_npz("npz", path, **options)
+    if re.match(r"[A-Za-z]:[\\/]", text) and not Path(path).exists():
+        raise UserError(f"{text} does not exist; check the path.")
     if ":" in text and not Path(path).exists():
         value = import_object(text)
         if callable(value):
@@ -212,3 +216,27 @@ def _with_root(entry: Entry, root: str | Path | None) -> dict[str, Any]:
     if root is not None:
         raise UserError(f"{entry.name} is embedded and takes no root, but root={root} was given; leave it out.")
     return {}
+
+
+def written_tests(texts: Any, root: str | Path | None = None, skip_corrupt: bool = False) -> tuple[dict, dict]:
+    """Test sets and class maps from texts `NAME=DATASET[#classes=MAP.csv]`, for `with_tests`.
+
+    `root` is where data sets known by name lie, as for `load_dataset`.
+    """
+    from probekit.datasets.shifted import read_class_map
+
+    tests, maps = {}, {}
+    for text in texts:
+        name, sign, spec = str(text).partition("=")
+        if not (name and sign and spec):
+            raise UserError(f"--test is {text!r}; expected NAME=DATASET, as in --test v2=imagenetv2.")
+        if name in tests:
+            raise UserError(f"Two test sets are called {name!r}: give each a name of its own.")
+        options = re.findall(r"#classes=([^#]*)", spec)
+        if options:
+            maps[name] = read_class_map(options[0])
+            spec = re.sub(r"#classes=[^#]*", "", spec)
+        needs_root = any(entry.name == spec.partition("#")[0] and entry.needs_root for entry in ENTRIES)
+        given: dict[str, Any] = {"skip_corrupt": True} if skip_corrupt and not needs_root else {}
+        tests[name] = load_dataset(spec, root=root if needs_root else None, **given)
+    return tests, maps

@@ -8,8 +8,10 @@ held out of train. Rows are sorted by class name, then file name; the row id is 
 import fnmatch
 import glob
 import os
-import zipfile
-from concurrent.futures import ThreadPoolExecutor
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +20,17 @@ import numpy as np
 import xxhash
 
 from probekit.datasets.corrupt import without_corrupt
-from probekit.datasets.images import FileImages, Images, PackedNames, ZipImages
+from probekit.datasets.images import Decoding, FileImages, Images, PackedNames, ZipImages, as_range
+from probekit.datasets.listing import SUFFIXES, Listing, list_archive, list_folder
 from probekit.datasets.records import Dataset, Split, build
 from probekit.runtime.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-LAYOUT = "SPLIT/CLASS/NAME.png or CLASS/NAME.png (png, jpg, webp, bmp, gif, ppm, tif)"
-
-THREADS = 8
+LAYOUT = "SPLIT/CLASS/NAME.png or CLASS/NAME.png (png, jpg, webp, bmp, gif, ppm, tif, avif, jp2)"
 
 
 @dataclass(frozen=True)
@@ -42,73 +42,63 @@ class Part:
     labels: np.ndarray
 
 
-def _scan(place: tuple[str, str]) -> tuple[list[tuple[str, int]], list[tuple[str, str]]]:
-    """Image files (path inside the whole, size) and folders of one folder."""
-    folder, prefix = place
-    files, folders = [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                folders.append((entry.path, f"{prefix}{entry.name}/"))
-            elif entry.name.lower().endswith(SUFFIXES):
-                files.append((prefix + entry.name, entry.stat().st_size))
-    return files, folders
-
-
-def _files(folder: Path) -> list[tuple[str, int]]:
-    """Every image file with its size, unsorted; folders are read by threads, since network disks answer slowly."""
-    found: list[tuple[str, int]] = []
-    level = [(str(folder), "")]
-    with ThreadPoolExecutor(THREADS) as pool:
-        while level:
-            deeper = []
-            for files, folders in pool.map(_scan, level):
-                found += files
-                deeper += folders
-            level = deeper
-    return found
-
-
-def _members(archive: Path) -> list[tuple[str, int]]:
-    found = []
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            for info in opened.infolist():
-                hidden = any(part.startswith((".", "__MACOSX")) for part in info.filename.split("/"))
-                if info.filename.lower().endswith(SUFFIXES) and not hidden:
-                    found.append((info.filename, info.CRC))
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{archive} is not a whole zip archive ({error}); copy or download it again.") from error
-    return found
-
-
 def _wrapping(names: list[str]) -> int:
     """How many folders are wrapped round everything, above splits and classes."""
     depth = 0
     while names:
         tops = {name.split("/", depth + 1)[depth] for name in names}
-        if len(tops) > 1 or tops & set(SPLIT_NAMES) or min(name.count("/") for name in names) < depth + 2:
+        lower = {top.lower() for top in tops}
+        if len(tops) > 1 or lower & set(SPLIT_NAMES) or min(name.count("/") for name in names) < depth + 2:
             break
         depth += 1
     return depth
 
 
-def _by_split(names: list[str], where: str) -> dict[str, tuple[tuple[str, ...], np.ndarray, list[str]]]:
+def _split_level(names: list[str], level: int, where: str) -> bool:
+    """Whether the folders at `level` are splits; a mixture of splits and others is refused.
+
+    A folder called "train" or "test" that holds images itself is a class (trains beside cars): a split holds folders.
+    """
+    deep: dict[str, bool] = {}
+    for name in names:
+        top, _, rest = name.split("/", level)[level].partition("/")
+        deep[top] = deep.get(top, False) or "/" in rest
+    splits = [top for top in deep if top.lower() in SPLIT_NAMES]
+    if len(splits) == len(deep):
+        return bool(splits)
+    if not any(deep[top] for top in splits):
+        return False
+    others = ", ".join(sorted(set(deep) - set(splits))[:4])
+    raise UserError(
+        f"{where} holds {', '.join(sorted(splits))} and beside them {others}, which is no split: move it away, or give "
+        f"the folder of one split ({where}/{sorted(splits)[-1]}); expected {LAYOUT}."
+    )
+
+
+def _by_split(listing: Listing, where: str) -> dict[str, tuple[tuple[str, ...], np.ndarray, list[str]]]:
     """Classes, label and path of each row, by split ("" when there is no split level), sorted by class, then path."""
+    names = [name for name, _ in listing.files]
     level = _wrapping(names)
-    tops = {name.split("/", level + 1)[level] for name in names}
-    has_splits = bool(tops) and all(top.lower() in SPLIT_NAMES for top in tops)
+    has_splits = _split_level(names, level, where)
     # one string a class, shared by its rows: a million names are kept once, not several times
     members: dict[str, list[tuple[str, str]]] = {}
     shared: dict[str, str] = {}
+    written: dict[str, set[str]] = {}
     for name in names:
         inner = name.split("/", level + 2 + has_splits)[level:]
         if len(inner) < 2 + has_splits:
             raise UserError(f"{where}: {name} lies in no class folder; expected {LAYOUT}.")
-        split, label = (SPLIT_NAMES[inner[0].lower()] if has_splits else ""), inner[int(has_splits)]
-        members.setdefault(split, []).append((shared.setdefault(label, label), name))
+        split = SPLIT_NAMES[inner[0].lower()] if has_splits else ""
+        if has_splits:
+            written.setdefault(split, set()).add(inner[0])
+        # macOS writes accents as two characters, others as one: they name one class
+        label = inner[int(has_splits)]
+        plain = shared.setdefault(label, unicodedata.normalize("NFC", label))
+        members.setdefault(split, []).append((plain, name))
+    for split, folders in written.items():
+        if len(folders) > 1:
+            raise UserError(f"{where} has {' and '.join(sorted(folders))}, which both mean {split}; leave one of them.")
+    _refuse_empty_classes(listing, level, has_splits, where)
     found = {}
     for split, rows in members.items():
         rows.sort()
@@ -119,9 +109,23 @@ def _by_split(names: list[str], where: str) -> dict[str, tuple[tuple[str, ...], 
     return found
 
 
+def _refuse_empty_classes(listing: Listing, level: int, has_splits: bool, where: str) -> None:
+    """A class whose folder holds no image that is read would vanish from the classes without a word."""
+    for folder, suffixes in sorted(listing.folders.items()):
+        parts = folder.rstrip("/").split("/")
+        split = parts[level].lower() if has_splits and len(parts) > level else ""
+        if len(parts) != level + 1 + has_splits or (has_splits and SPLIT_NAMES.get(split) != "train"):
+            continue
+        held = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items())) or "nothing"
+        raise UserError(
+            f"{where}: the folder {folder.rstrip('/')} holds no image that is read ({held}): its class would vanish; "
+            f"remove it, or convert its files (read are {', '.join(SUFFIXES)})."
+        )
+
+
 def _archives(path: str) -> list[Path] | None:
     """The zip archives that `path` means: one archive, a glob, or a folder that holds nothing but archives."""
-    if any(sign in path for sign in "*?["):
+    if not os.path.exists(path) and any(sign in path for sign in "*?["):
         return sorted(Path(p) for p in glob.glob(path)) or None
     if path.lower().endswith(".zip"):
         return [Path(path)]
@@ -135,25 +139,28 @@ def _archives(path: str) -> list[Path] | None:
     return sorted(zips) if zips and not has_folders else None
 
 
-def _sources(path: str) -> tuple[dict[str, Part], str]:
-    """The part of each split, and a hash over all names and sizes (or, in archives, checksums)."""
+def _sources(path: str, how: Decoding) -> tuple[dict[str, Part], str, Counter[str]]:
+    """The part of each split, a hash over all names and sizes (or, in archives, checksums), and what is no image."""
     archives = _archives(path)
     listing = xxhash.xxh3_128()
     splits: dict[str, Part] = {}
+    left_out: Counter[str] = Counter()
     for place in archives if archives is not None else [Path(path)]:
-        found = sorted(_members(place) if archives is not None else _files(place))
-        for name, size in found:
+        found = list_archive(place) if archives is not None else list_folder(place)
+        found.files.sort()
+        left_out += found.left_out
+        for name, size in found.files:
             listing.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
-        for split, (classes, labels, names) in _by_split([name for name, _ in found], str(place)).items():
-            packed = PackedNames(names)
-            images = ZipImages(str(place), packed) if archives is not None else FileImages(str(place), packed)
+        for split, (classes, labels, names) in _by_split(found, str(place)).items():
+            packed = PackedNames([found.names.get(name, name) for name in names] if found.names else names)
+            images = ZipImages(str(place), packed, how) if archives is not None else FileImages(str(place), packed, how)
             if split in splits:
                 raise UserError(
                     f"{path}: the {split or 'unsplit'} part is in more than one archive, the second is {place.name}; "
                     "name the archives of one data set, for example 'FOLDER/cifar10-*.zip'."
                 )
             splits[split] = Part(images, classes, labels)
-    return splits, listing.hexdigest()
+    return splits, listing.hexdigest(), left_out
 
 
 def _name_of(path: str) -> str:
@@ -162,7 +169,14 @@ def _name_of(path: str) -> str:
     return stem.rstrip("-_.") or Path(path).parent.name or "folder"
 
 
-def load(name: str, root: str | Path | None = None, skip_corrupt: bool = False, split_seed: int = 0) -> Dataset:
+def load(
+    name: str,
+    root: str | Path | None = None,
+    skip_corrupt: bool = False,
+    split_seed: int = 0,
+    exif: str = "apply",
+    value_range: Sequence[float] | str | None = None,
+) -> Dataset:
     """Read an image folder, a zip archive, or several archives that hold one split each.
 
     Parameters
@@ -176,20 +190,27 @@ def load(name: str, root: str | Path | None = None, skip_corrupt: bool = False, 
         and names in the provenance. Off: a corrupt image is an error that names it, when it is read.
     split_seed : int
         Seed of held-out parts.
+    exif, value_range : see `probekit.datasets.images.Decoding`
 
     Raises
     ------
     UserError
-        Nothing is there, the layout is another one, or a class of test or val is not in train.
+        Nothing is there, the layout is another one, a class folder holds no image, or a class of test or val is not in
+        train.
     """
     if root is None:
         raise UserError("An image folder needs its place; give root=FOLDER (on the command line --root).")
     path = os.path.expanduser(str(root))
     if not any(sign in path for sign in "*?[") and not Path(path).exists():
         raise UserError(f"{path} does not exist; give a folder or zip archive laid out as {LAYOUT}.")
-    splits, listing_hash = _sources(path)
+    how = Decoding(exif, as_range(value_range))
+    splits, listing_hash, left_out = _sources(path, how)
+    others = ", ".join(f"{count} {suffix}" for suffix, count in sorted(left_out.items()))
     if not splits:
-        raise UserError(f"{path} holds no images; expected {LAYOUT}.")
+        held = f" (it holds {others})" if others else ""
+        raise UserError(f"{path} holds no images{held}; expected {LAYOUT}.")
+    if others:
+        warnings.warn(f"{path}: files that are no images by their suffix are left out: {others}.", stacklevel=3)
     if "" in splits:
         if len(splits) > 1:
             raise UserError(f"{path} mixes archives with and without a split level; expected {LAYOUT}.")
@@ -216,6 +237,8 @@ def load(name: str, root: str | Path | None = None, skip_corrupt: bool = False, 
         "path": path,
         "listing_hash": listing_hash,
         "val_folder_is_test": val_is_test,
+        "left_out": dict(left_out),
+        "decoding": how.to_dict(),
         "skipped": skipped,
     }
     return build(
@@ -231,6 +254,6 @@ def load(name: str, root: str | Path | None = None, skip_corrupt: bool = False, 
 
 def looks_like(path: str) -> bool:
     """Whether `path` is a folder, a zip, or a glob that matches zips."""
-    if any(sign in path for sign in "*?["):
+    if not os.path.exists(path) and any(sign in path for sign in "*?["):
         return bool(fnmatch.filter(glob.glob(path), "*.zip"))
     return Path(path).is_dir() or (path.lower().endswith(".zip") and Path(path).exists())

@@ -5,12 +5,14 @@ Row ids: the position in the file.
 """
 
 import gzip
+import math
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from igpt_model.checked_json import read_bytes
 from probekit.datasets.images import ArrayImages
 from probekit.datasets.records import Dataset, Split, build
 from probekit.datasets.sources import md5_of
@@ -38,6 +40,8 @@ MD5 = {
     "t10k-labels-idx1-ubyte": ("bb300cfdad3c16e7a12a480ee83cd310", "0d30e22e447f3c33dab9ed536400ac01"),
 }
 
+MOST_BYTES = 4 << 30
+
 
 def read_idx(path: Path) -> np.ndarray:
     """One idx file of unsigned bytes.
@@ -48,15 +52,18 @@ def read_idx(path: Path) -> np.ndarray:
         It is cut short or of another kind.
     """
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = read_bytes(path, MOST_BYTES)
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be unpacked ({error}); download it again.") from error
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise UserError(f"{path} is no idx file of unsigned bytes; download it again.")
     axes = content[3]
+    if len(content) < 4 + 4 * axes:
+        raise UserError(f"{path} ends within its head; download it again.")
     shape = tuple(int(n) for n in np.frombuffer(content, dtype=">u4", count=axes, offset=4))
     values = np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * axes)
-    if values.size != int(np.prod(shape)):
+    if values.size != math.prod(shape):
         raise UserError(f"{path} holds {values.size} values where its head promises {shape}; download it again.")
     return values.reshape(shape)
 

@@ -13,9 +13,56 @@ from typing import Any, Protocol
 
 import numpy as np
 import xxhash
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from probekit.runtime.errors import UserError
+from igpt_model.checked_json import read_bytes
+from probekit.runtime.errors import UserError, first_line
+
+# Pillow opens grey pictures of 16 bits as I;16 (before release 11, and PGM still, as I); their range is that of 16 bits
+SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
+ORIENTATION = 0x112  # the EXIF tag
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Choices that a picture file leaves open.
+
+    Parameters
+    ----------
+    exif : {"apply", "ignore"}
+        Turn a picture as its EXIF orientation says (as viewers show it), or take the pixels as they are stored (as
+        torchvision's ImageFolder does).
+    value_range : (float, float), optional
+        What is black and what is white in pictures of floats or of 16 or 32 bits; None: 0 and 65535 for 16 bits; the
+        others are refused, since nothing in the file says their range.
+    """
+
+    exif: str = "apply"
+    value_range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.exif not in ("apply", "ignore"):
+            raise UserError(f"exif={self.exif!r} was given; choose apply or ignore.")
+        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
+            raise UserError(
+                f"value_range={self.value_range} was given; give what is black and a larger value for white."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"exif": self.exif, "value_range": list(self.value_range) if self.value_range else None}
+
+
+def as_range(value: Sequence[float] | str | None) -> tuple[float, float] | None:
+    """Black and white from two numbers or from text like "0,1"."""
+    if value is None:
+        return None
+    try:
+        low, high = (float(part) for part in (value.split(",") if isinstance(value, str) else value))
+    except (TypeError, ValueError):
+        raise UserError(f"value_range={value!r} was given; give two numbers, black and white, such as 0 1.") from None
+    return low, high
 
 
 class Images(Protocol):
@@ -35,24 +82,62 @@ def hash_image(image_HWC: np.ndarray) -> int:
     return xxhash.xxh3_64_intdigest(image_HWC.data, seed=seed)
 
 
-def decode(content: bytes, name: str) -> np.ndarray:
+def decode(content: bytes, name: str, how: Decoding = Decoding()) -> np.ndarray:
     """Decode one image file to HWC uint8 RGB (transparent parts and palettes as Pillow converts them).
+
+    Of several frames the first is taken. 16 bits become 8 by division by 257, rounded.
 
     Raises
     ------
     UserError
-        The bytes are no image Pillow can read whole; the message names the file.
+        The bytes are no image Pillow can read whole, or nothing says what its values mean; the message names the file.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return pixels_of(image, name, how)
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's decoders raise what their formats' parsers raise: struct.error, KeyError, ...
         # Pillow's own words would name a buffer in memory, not the file
-        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else first_line(error)
         raise UserError(
             f"{name} is not an image that can be decoded ({reason}); repair or remove it (`probekit extract` "
             "leaves out what is corrupt with --skip-corrupt)."
         ) from error
+
+
+def pixels_of(image: Image.Image, name: str, how: Decoding) -> np.ndarray:
+    """A Pillow image as HWC uint8 RGB.
+
+    Raises
+    ------
+    UserError
+        Its values are floats or 32-bit numbers, whose range is not known.
+    """
+    sixteen = image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format in SIXTEEN_BIT_FORMATS)
+    turned = image.getexif().get(ORIENTATION, 1)
+    if turned != 1:
+        if image.format == "TIFF":
+            image.load()  # Pillow turns TIFFs while it loads them
+            back = {6: 8, 8: 6}.get(turned, turned) if how.exif == "ignore" else 1
+            image.getexif()[ORIENTATION] = back
+            image = ImageOps.exif_transpose(image)
+        elif how.exif == "apply":
+            image = ImageOps.exif_transpose(image)
+    if image.mode not in ("I", "F", *SIXTEEN_BITS):
+        return np.asarray(image.convert("RGB"))
+    if how.value_range is None and not sixteen:
+        kind = "floating-point" if image.mode == "F" else "32-bit"
+        values = np.asarray(image)
+        raise UserError(
+            f"{name} is a {kind} image with values from {values.min():g} to {values.max():g}, and nothing says which "
+            "are black and white; give --value-range (value_range=), for example --value-range 0 1."
+        )
+    low, high = how.value_range or (0, 65535)
+    grey_HW = (np.asarray(image).astype(np.float64) - low) * (255 / (high - low))
+    if not np.isfinite(grey_HW).all():
+        raise UserError(f"{name} holds values that are not finite; repair or remove it.")
+    return np.repeat(np.rint(np.clip(grey_HW, 0, 255)).astype(np.uint8)[..., None], 3, axis=2)
 
 
 class PackedNames(Sequence[str]):
@@ -110,6 +195,7 @@ class FileImages:
 
     root: str
     names: Sequence[str]
+    how: Decoding = Decoding()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -120,12 +206,12 @@ class FileImages:
         images = []
         for path in paths:
             try:
-                content = path.read_bytes()
-            except OSError as error:
+                content = read_bytes(path)
+            except (OSError, ValueError) as error:
                 raise UserError(
-                    f"{path} was listed but cannot be read ({error.strerror}); is it still there?"
+                    f"{path} was listed but cannot be read ({first_line(error)}); is it still there?"
                 ) from error
-            images.append(decode(content, str(path)))
+            images.append(decode(content, str(path), self.how))
         return images
 
 
@@ -135,13 +221,14 @@ class ZipImages:
 
     archive: str
     names: Sequence[str]
+    how: Decoding = Decoding()
     _opened: tuple[int, Any] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"archive": self.archive, "names": self.names, "_opened": None}
+        return {"archive": self.archive, "names": self.names, "how": self.how, "_opened": None}
 
     def _zip(self) -> zipfile.ZipFile:
         # a file handle shared over fork has one read position: two processes would read each other's bytes
@@ -156,7 +243,7 @@ class ZipImages:
             name = f"{self.archive}:{self.names[row]}"
             try:
                 content = self._zip().read(self.names[row])
-            except (OSError, zipfile.BadZipFile, KeyError) as error:
+            except Exception as error:  # damaged, encrypted, or packed by a method that zipfile lacks
                 raise UserError(f"{name} cannot be read from the archive ({error}); copy the archive again.") from error
-            images.append(decode(content, name))
+            images.append(decode(content, name, self.how))
         return images

@@ -79,30 +79,6 @@ def read_class_map(path: str | Path) -> dict[str, str]:
     return {a.strip(): b.strip() for a, b in rows}
 
 
-def written_tests(texts: Any, root: str | Path | None = None, skip_corrupt: bool = False) -> tuple[dict, dict]:
-    """Test sets and class maps from texts `NAME=DATASET[#classes=MAP.csv]`, for `with_tests`.
-
-    `root` is where data sets known by name lie, as for `load_dataset`.
-    """
-    from probekit.datasets.catalogue import ENTRIES, load_dataset
-
-    tests, maps = {}, {}
-    for text in texts:
-        name, sign, spec = str(text).partition("=")
-        if not (name and sign and spec):
-            raise UserError(f"--test is {text!r}; expected NAME=DATASET, as in --test v2=imagenetv2.")
-        if name in tests:
-            raise UserError(f"Two test sets are called {name!r}: give each a name of its own.")
-        options = re.findall(r"#classes=([^#]*)", spec)
-        if options:
-            maps[name] = read_class_map(options[0])
-            spec = re.sub(r"#classes=[^#]*", "", spec)
-        needs_root = any(entry.name == spec.partition("#")[0] and entry.needs_root for entry in ENTRIES)
-        given: dict[str, Any] = {"skip_corrupt": True} if skip_corrupt and not needs_root else {}
-        tests[name] = load_dataset(spec, root=root if needs_root else None, **given)
-    return tests, maps
-
-
 def _has_own_test(data: Dataset) -> bool:
     return data.provenance.get("split_rule", {}).get("test") in (None, "the source's own")
 

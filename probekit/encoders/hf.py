@@ -207,6 +207,8 @@ class HFEncoder(ModuleEncoder):
             )
         example = np.asarray(prepare(odd_pictures()[0]))
         sides = example.shape[:2] if example.dtype == np.uint8 else example.shape[1:]
+        if prefix_tokens is None and model.config.model_type == "dinov3_convnext":
+            prefix_tokens = 1  # its last_hidden_state begins with the mean of the map
         forward, input_rule = _forward(model, sides)
         states = find_hidden_states(model, forward, sides)
         named = {name: states[name] for name in self._named(model, layers, states)}
@@ -271,9 +273,10 @@ def find_hidden_states(model: Any, forward: Any, sides: tuple[int, int]) -> dict
     handles = [module.register_forward_hook(note(name)) for name, module in makers.items()]
     # no blank image: without biases all states of one would be zero, and the last one equal to its norm
     image = torch.rand((1, 3, *sides), generator=torch.Generator().manual_seed(0))
+    image = image.to(next(model.parameters()).device)
     try:
         with torch.no_grad(), failure_as_sentence(model, sides):
-            output = forward(model, image.to(next(model.parameters()).device), output_hidden_states=True)
+            output = forward(model, image, output_hidden_states=True)
     finally:
         for handle in handles:
             handle.remove()
@@ -285,6 +288,8 @@ def find_hidden_states(model: Any, forward: Any, sides: tuple[int, int]) -> dict
         raise UserError(f"{type(model).__name__} gives no hidden states; name submodules through torch: instead.")
     found: dict[str, str] = {}
     for k, state in enumerate(states):
+        if state is image:  # DINOv3's ConvNeXt begins with the picture itself
+            continue
         names = made.get(id(state)) or _reordered(outputs, state)
         if not names:
             raise UserError(
@@ -297,7 +302,9 @@ def find_hidden_states(model: Any, forward: Any, sides: tuple[int, int]) -> dict
         )
     last = getattr(output, "last_hidden_state", None)
     if last is not None and id(last) in made and last is not states[-1] and not torch.equal(last, states[-1]):
-        found[made[id(last)][-1]] = AFTER_NORM
+        maker = made[id(last)][-1]
+        if sum(name == maker for name, _ in outputs) == 1:  # BLIP's norm reads its pooled vector too
+            found[maker] = AFTER_NORM
     stages, between = dict(found), {id(state) for state in states}
     for name, tensor in outputs:
         stage, _, number = name.rpartition(".")
@@ -308,7 +315,8 @@ def find_hidden_states(model: Any, forward: Any, sides: tuple[int, int]) -> dict
 
 
 def _reordered(outputs: Sequence[tuple[str, torch.Tensor]], state: torch.Tensor) -> list[str]:
-    """The submodules whose output has exactly this state's positions in another order, as Hiera's embedding.
+    """The submodules whose output has exactly this state's positions in another order or form, as Hiera's embedding, or
+    PVTv2's tokens, which become a map.
 
     Their mean is the same; a token in front there could not be told, but neither could it in the state.
     """
@@ -316,10 +324,13 @@ def _reordered(outputs: Sequence[tuple[str, torch.Tensor]], state: torch.Tensor)
     def positions(h: torch.Tensor) -> torch.Tensor:
         return torch.unique(h.flatten(0, -2), dim=0)
 
+    as_tokens = state.flatten(2).mT if state.ndim == 4 else state
     return [
         name
         for name, h in outputs
-        if h.ndim == 3 and h.shape == state.shape and torch.equal(positions(h), positions(state))
+        if h.ndim == 3
+        and h.shape == as_tokens.shape
+        and (torch.equal(h, as_tokens) or torch.equal(positions(h), positions(as_tokens)))
     ]
 
 

@@ -34,7 +34,7 @@ ABOUT = {
 }
 # switches of the steps that --resolution, --resize and --crop take the place of
 SIZE_SWITCHES = ("do_resize", "do_center_crop", "do_crop", "do_pad", "do_thumbnail", "do_align_long_axis")
-VALUE_SWITCHES = ("do_rescale", "do_normalize")
+VALUE_SWITCHES = ("do_rescale", "do_normalize", "include_top")
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +155,8 @@ def _normalisations(processor: Any) -> list[Normalisation]:
         return []
     if factor <= 0 or (std <= 0).any():
         return []
+    if of("include_top", False):  # EfficientNet divides by the deviation once more
+        std = std * np.array(triple(of("image_std", 1.0)))
     # 255 * factor is 1 but for the last bit of most files' 0.00392156862745098
     unit = 1.0 if abs(255 * factor - 1) < 1e-12 else 255 * factor
     made = [(mean / unit, std / unit), ((mean + 1) / unit, std / unit)]
@@ -255,12 +257,17 @@ def _default_class(transformers: Any, config: Any) -> Any:
     listed = [found.get("pil"), found.get("torchvision")] if isinstance(found, Mapping) else list(found)
     classes = [auto.get_image_processor_class_from_name(name) for name in listed if name]
     usable = [kind for kind in classes if kind is not None and not getattr(kind, "is_dummy", False)]
-    return usable[0] if usable else None
+    if not usable:
+        raise UserError(
+            f"The image processor {listed[-1]} needs torchvision, which is not installed; install the build for this "
+            "torch, or give --resolution, --mean and --std."
+        )
+    return usable[0]
 
 
 def _at_image_size(kind: Any, config: Any) -> dict[str, Any]:
     """The class's default sizes, in proportion, so that the picture has the side that the model was built for."""
-    side = getattr(config, "image_size", None)
+    side = getattr(getattr(config, "vision_config", config), "image_size", None)
     if isinstance(side, list | tuple):
         side = side[0] if len(set(side)) == 1 else None
     default = kind()

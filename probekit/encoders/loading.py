@@ -1,6 +1,7 @@
 """`load_encoder`: from a written name, or a module in hand, to an encoder."""
 
 import inspect
+import os
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -67,6 +68,8 @@ def _load(spec: Any, options: dict[str, Any]) -> Encoder:
             return spec
         raise UserError(f"A {type(spec).__name__} is no encoder; give a name ({FORMS}) or a torch module.")
     scheme, colon, rest = spec.partition(":")
+    if rest.startswith("~"):  # the shell expands it at the beginning of a word only
+        rest = os.path.expanduser(rest)
     if scheme == "random" and rest.partition(":")[0] in ("hf", "timm"):
         inner, colon, rest = rest.partition(":")
         scheme = f"random:{inner}"

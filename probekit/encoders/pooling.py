@@ -91,7 +91,7 @@ def count_special_tokens(module: torch.nn.Module) -> int:
     """CLS, distillation and register tokens, counted from the parameters that hold them."""
     count = 0
     for name, parameter in module.named_parameters():
-        if name.rpartition(".")[2] in SPECIAL:
+        if name.rpartition(".")[2] in SPECIAL and parameter.numel():
             count += max(1, parameter.numel() // parameter.shape[-1])
     return count
 

@@ -1,6 +1,6 @@
-"""`concat`: probes of joined layers: the window around the best layer, and a greedy choice under a budget of columns.
+"""`concat`: probes of concatenated layers: windows around the best layer, and a greedy choice within a column budget.
 
-Every choice is made on held-out training rows; the test split is read when all joined sets are chosen.
+Every choice is made on held-out training rows; the test split is read when all sets of layers are chosen.
 """
 
 from collections.abc import Sequence
@@ -10,24 +10,27 @@ from typing import Any, Literal
 
 import numpy as np
 
-from probekit.evaluate.runner import Job, Progress, Runner
-from probekit.evaluate.sweep import path_for_workers, sweep, warn_unconverged
-from probekit.features.store import FeatureStore
-from probekit.probes.probe import subsample_grid
+from probekit.evaluate.runner import Job, Runner
+from probekit.evaluate.sweep import check_kinds, path_for_workers, sweep, warn_unconverged
+from probekit.features.store import Features
+from probekit.probes import PROBES, Protocol
 from probekit.results.curve import choose_layer
 from probekit.results.journal import Journal
 from probekit.results.record import Record, read_records
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError
+from probekit.runtime.progress import Progress
+from probekit.runtime.progress_bar import shown
 from probekit.runtime.workers import worker_processes
-from probekit.selection.choose_C import Choice, choose_C, make_solver
+from probekit.selection.choose_C import Selection, choose_C
 from probekit.selection.layers import greedy, windows
-from probekit.selection.protocol import Protocol
+from probekit.selection.protocol import subsample_grid
+from probekit.selection.settings import make_settings
 
 
 def concat(
-    store: FeatureStore | str | Path,
-    results_dir: str | Path | None = None,
+    features: Features | str | Path,
+    out: str | Path | None = None,
     protocol: Protocol | str = "igpt",
     Cs: Sequence[float] | None = None,
     window: int | Sequence[int] = 5,
@@ -36,11 +39,10 @@ def concat(
     backend: Literal["torch", "sklearn", "cuml"] = "torch",
     device: str = "cpu",
     dtype: Literal["auto", "float32", "float64"] = "auto",
-    banded: bool = False,
-    mix: bool = False,
+    probes: Sequence[str] = (),
     workers: int = 1,
     parallel: Literal["layers", "rows"] = "layers",
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Results:
     """Probe concatenated layers: windows around the best single layer, and a greedy choice.
 
@@ -48,9 +50,9 @@ def concat(
 
     Parameters
     ----------
-    store : FeatureStore, str or Path
+    features : FeatureStore, str or Path
         The feature file.
-    results_dir : str or Path
+    out : str or Path
         Folder of results.jsonl and probes/; by default that of the feature file.
     protocol : Protocol or str
         The protocol of the sweep.
@@ -68,58 +70,68 @@ def concat(
         Device of the solver: cpu, cuda, cuda:1.
     dtype : str
         Precision of the solver; auto is float64 where that costs nothing.
-    banded : bool
-        Also probe the windows with one penalty per layer.
-    mix : bool
-        Also probe a learned softmax mix of the windows' layers.
+    probes : sequence of str
+        Kinds of probes of the windows beside the plain one: banded (one penalty per layer), mix (a learned softmax mix
+        of the layers).
     workers : int
         Processes that share the work and the cores, as in `sweep`.
     parallel : str
         What processes started by torchrun share: layers, or the rows of one layer, as in `sweep`.
-    progress : callable
-        Called with (sets of layers examined, sets known so far).
+    progress : callable or bool
+        Called with (sets of layers examined, sets known so far). True shows a bar, as in a notebook.
 
     Returns
     -------
     Results
-        All records of the folder. Records of kind "concat" say in `candidates` how their layers were chosen and how
-        many sets were tried.
+        The records of this call, of single and of concatenated layers. Those of kind "concat" say in `candidates` how
+        their layers were chosen and how many sets were tried.
 
     Raises
     ------
     UserError
         As `sweep`, and when the budget is below the narrowest layer or the encoder has one layer only.
     """
-    if parallel == "rows" and (banded or mix or workers != 1):
-        raise UserError("parallel is rows, which is for plain joined layers: leave banded, mix and workers out.")
-    runner = Runner(store, results_dir, protocol, Cs, series, make_solver(backend, device, dtype, parallel))
-    n_layers = len(runner.store.layers)
-    if runner.protocol.solver == "sgd":
-        raise UserError(f"Protocol {runner.protocol.name} trains by SGD, which joins no layers; use igpt or another.")
-    if n_layers < 2:
-        raise UserError(f"Series {runner.series!r} has one layer only, so there is nothing to join.")
-    settings = {"protocol": protocol, "Cs": Cs, "series": series, "backend": backend, "device": device, "dtype": dtype}
+    if parallel == "rows" and (probes or workers != 1):
+        raise UserError("parallel='rows' supports plain linear probes only; remove probes and workers.")
+    runner = Runner(features, out, protocol, Cs, series, make_settings(backend, device, dtype, parallel))
+    if PROBES[runner.protocol.probe].fits_together:
+        raise UserError(
+            f"Protocol {runner.protocol.name} trains by SGD, which cannot concatenate layers; use igpt or another."
+        )
+    check_kinds(probes, ("layers",), runner.protocol)
+    if len(runner.store.layers) < 2:
+        raise UserError(f"Series {runner.series!r} has one layer only, so there is nothing to concatenate.")
+    settings = {
+        "protocol": protocol,
+        "Cs": Cs,
+        "series": runner.series,
+        "backend": backend,
+        "device": device,
+        "dtype": dtype,
+    }
     settings["parallel"] = parallel
-    again = {"window": window, "greedy_width": greedy_width, "banded": banded, "mix": mix}
-    with worker_processes(workers, concat, path_for_workers(runner.store, workers), runner.out, **settings, **again):
-        jobs = _join(runner, settings, window, greedy_width, banded, mix, progress)
+    again = {"window": window, "greedy_width": greedy_width, "probes": probes}
+    path = path_for_workers(runner.store, workers)
+    helpers = worker_processes(workers, concat, path, runner.out, **settings, **again)
+    with helpers, shown(progress, "concat", "sets of layers") as show:
+        jobs = _concat(runner, settings, window, greedy_width, probes, show)
     done = {runner.identity(job).key for job in jobs}
-    warn_unconverged([r for r in read_records(runner.out) if r.key in done])
-    return Results(runner.out)
+    results = Results(runner.out)
+    warn_unconverged(results.only(done).records)
+    return results.only(done | {runner.identity(Job((layer,))).key for layer in runner.store.layers})
 
 
-def _join(
+def _concat(
     runner: Runner,
     settings: dict[str, Any],
     window: int | Sequence[int],
     greedy_width: int | None,
-    banded: bool,
-    mix: bool,
+    probes: Sequence[str],
     progress: Progress | None,
 ) -> list[Job]:
     """Sweep what is missing, find the sets of layers, probe them; returns the jobs done."""
     n_layers = len(runner.store.layers)
-    sweep(runner.store, runner.out, **settings)
+    sweep(runner.store, out=runner.out, progress=False, **settings)
     keys = {runner.identity(Job((layer,))).key for layer in runner.store.layers}
     singles = sorted((r for r in read_records(runner.out) if r.key in keys), key=lambda r: r.depth or 0)
     best = choose_layer(singles)
@@ -136,20 +148,15 @@ def _join(
         indices, how = search(runner, budget, singles, progress)
         found.setdefault(indices, []).append(how)
     jobs = [
-        Job(tuple(runner.store.layers[i] for i in indices), kind="concat", candidates={"found_by": how})
+        Job(tuple(runner.store.layers[i] for i in indices), found_by=tuple(how))
         for indices, how in found.items()
         if len(indices) > 1
     ]
-    for method in [name for name, wanted in (("banded", banded), ("mix", mix)) if wanted]:
-        jobs += [
-            Job(
-                tuple(runner.store.layers[i] for i in indices),
-                kind=method,
-                method=method,
-                candidates={"found_by": found[indices]},
-            )
-            for indices in windowed
-        ]
+    jobs += [
+        Job(tuple(runner.store.layers[i] for i in indices), probe=kind, found_by=tuple(found[indices]))
+        for kind in dict.fromkeys(probes)
+        for indices in windowed
+    ]
     runner.run(jobs, None)
     return jobs
 
@@ -169,7 +176,7 @@ def search(
     """
     # a step compares layers on few penalties; the final probe gets the whole grid
     coarse = runner.protocol.with_(Cs=subsample_grid(runner.protocol.Cs), refine=0)
-    scout = Runner(runner.store, runner.out, coarse, None, runner.series, runner.solver)
+    scout = Runner(runner.store, runner.out, coarse, None, runner.series, runner.settings)
     journal = Journal(runner.out / "candidates.jsonl")
     scores: dict[tuple[int, ...], dict[str, Any]] = {}
     for record in singles:
@@ -177,20 +184,19 @@ def search(
 
     def score(sets: list[tuple[int, ...]]) -> list[float]:
         new = [indices for indices in sets if indices not in scores]
-        jobs = [Job(tuple(runner.store.layers[i] for i in indices), kind="concat") for indices in new]
+        jobs = [Job(tuple(runner.store.layers[i] for i in indices)) for indices in new]
         by_key = {scout.identity(job).key: job for job in jobs}
 
-        def examine(key: str) -> dict[str, Any]:
+        def examine(key: str) -> list[dict[str, Any]]:
             start, job = perf_counter(), by_key[key]
-            X = scout.training_features(job, or_stored=True)
-            choice = choose_C(X, scout.rows(job), scout.protocol, scout.solver)
-            facts = {"score": choice.score, "val_accuracy": float(choice.accuracy[choice.index])}
-            facts |= {"C": choice.C, "converged": bool(choice.converged[choice.index])}
-            return {"key": key, "layers": job.layers, **facts, "seconds": round(perf_counter() - start, 3)}
+            selection = choose_C(scout.features([job])[0], scout.rows(job), scout.protocol, scout.settings)
+            facts = {"score": selection.score, "val_accuracy": float(selection.accuracy[selection.index])}
+            facts |= {"C": selection.chosen, "converged": bool(selection.converged[selection.index])}
+            return [{"key": key, "layers": job.layers, **facts, "seconds": round(perf_counter() - start, 3)}]
 
         examined, most = len(scores), _most_sets(runner.store.widths, budget)
         shown = (lambda done: progress(examined + len(done), most)) if progress else None
-        scout.share(journal, list(by_key), examine, shown)
+        scout.share(journal, {key: [key] for key in by_key}, examine, shown)
         found = {line["key"]: line for line in journal.lines()}
         scores.update(zip(new, (found[key] for key in by_key), strict=True))
         return [float(scores[indices]["score"]) for indices in sets]
@@ -211,10 +217,9 @@ def search(
 def _score_of(record: Record, Cs: Sequence[float]) -> dict[str, Any]:
     """What the sweep's held-out scores say when only the penalties `Cs` are looked at."""
     among = np.isclose(np.asarray(record.Cs)[:, None], np.asarray(Cs), rtol=1e-9).any(axis=1)
-    columns = (record.Cs, record.val_accuracy, record.val_log_loss, record.converged)
-    kept, accuracy, loss, converged = (np.asarray(values)[among] for values in columns)
-    choice = Choice.from_figures(kept, accuracy, loss, record.selection, converged=converged)
-    return {"score": choice.score, "val_accuracy": float(choice.accuracy[choice.index])}
+    names = ("val_accuracy", "val_log_loss", "n_iter", "grad_rel", "gap", "converged")
+    selection = Selection(np.asarray(record.Cs)[among], *(np.asarray(getattr(record, name))[among] for name in names))
+    return {"score": selection.score, "val_accuracy": float(selection.accuracy[selection.index])}
 
 
 def _most_sets(widths: Sequence[int], budget: int) -> int:

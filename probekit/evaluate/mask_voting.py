@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from igpt_model.voting import modal_vote
+from probekit.evaluate.predict import load_fitted
 from probekit.features.store import FeatureStore
-from probekit.results.metrics import bootstrap_interval, mcnemar_exact, wilson_interval
-from probekit.results.predictions import load_probe, row_predictions
+from probekit.results.metrics import wilson_interval
+from probekit.results.paired import PairedDifference
+from probekit.results.predictions import row_predictions
 from probekit.results.record import Record
 from probekit.runtime.errors import UserError
-from probekit.solver.objective import log_probabilities, logits
 
 # what may differ between the files: which pixels were hidden, and where the features were computed
 _FREE = ("input", "device", "dtype", "precision", "checkpoint")
@@ -33,7 +34,7 @@ class MaskEnsemble:
     ----------
     single : (M,) accuracy under each mask, the record's own first
     accuracy, low, high : of the modal prediction, with Wilson's 95 % interval
-    gain, gain_low, gain_high, p : of the ensemble over the record's own mask: paired bootstrap, exact McNemar test
+    gain : of the ensemble over the record's own mask
     predictions : int64 (N,)
     """
 
@@ -41,10 +42,7 @@ class MaskEnsemble:
     accuracy: float
     low: float
     high: float
-    gain: float
-    gain_low: float
-    gain_high: float
-    p: float
+    gain: PairedDifference
     predictions: np.ndarray
 
 
@@ -63,28 +61,22 @@ def mask_ensemble(record: Record, stores: Sequence[FeatureStore | str | Path], s
         A file is of another encoder or of other test rows, or has the mask of one before it.
     """
     own = row_predictions(record)
-    assert record.folder is not None
-    probe = load_probe(record.folder / record.probe_file)
+    fitted = load_fitted(record)
     predicted, inputs = [own.predictions], [record.encoder.get("input")]
     for store in stores:
         opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
         _check_same(record, opened, own.row_ids, inputs)
         inputs.append(opened.encoder.get("input"))
         X_ND, _ = opened.read_many("test", record.layers)
-        log_proba_NK = log_probabilities(logits(X_ND, probe["coef"], probe["intercept"]))
-        predicted.append(probe["classes"][log_proba_NK.argmax(1)])
+        predicted.append(fitted.classes[fitted.predict_log_proba(X_ND).argmax(1)])
     predicted_MN = np.stack(predicted)
     voted = modal_vote(predicted_MN, own.row_ids, seed)
     right = voted == own.labels
-    gain_low, gain_high = bootstrap_interval(right, own.correct, seed=seed)
     return MaskEnsemble(
         (predicted_MN == own.labels).mean(1),
         float(right.mean()),
         *wilson_interval(int(right.sum()), len(right)),
-        float(right.mean() - own.correct.mean()),
-        gain_low,
-        gain_high,
-        mcnemar_exact(right, own.correct),
+        PairedDifference.from_rows(right, own.correct, seed=seed),
         voted,
     )
 

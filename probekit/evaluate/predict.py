@@ -9,13 +9,14 @@ import numpy as np
 from probekit.datasets.images import decode
 from probekit.encoders.protocol import Encoder
 from probekit.features.format import content
-from probekit.features.provenance import differences
+from probekit.features.lazy_features import training_features
 from probekit.features.store import FeatureStore
+from probekit.probes import PROBES, FittedProbe
 from probekit.results.predictions import load_probe
 from probekit.results.record import RESULTS_NAME, Record, read_records
 from probekit.results.results import Results
+from probekit.runtime.differences import differences
 from probekit.runtime.errors import UserError, check_at_least
-from probekit.solver.objective import log_probabilities, logits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,9 +49,25 @@ def find_record(probe: str | Path, series: str | None = None) -> Record:
     found = [record for record in read_records(journal) if record.key == path.stem] if journal.is_file() else []
     if not found:
         raise UserError(f"{journal} holds no record of {path.name}, so its encoder and layers are not known.")
-    if found[0].kind in ("knn", "attentive"):
-        raise UserError(f"{path.name} is a {found[0].kind} probe, but predict reads linear ones: give a linear probe.")
     return found[0]
+
+
+def load_fitted(record: Record, device: str = "cpu") -> FittedProbe:
+    """The fitted probe of a record that was read from disk.
+
+    Raises
+    ------
+    UserError
+        Its file is missing, or it needs training features (nearest neighbours) and their file has moved.
+    """
+    folder = record.folder or Path()
+
+    def read_rows(positions: np.ndarray) -> np.ndarray:
+        store = FeatureStore.open(folder / record.feature_file)
+        normalize = bool(record.protocol.get("normalize"))
+        return np.asarray(training_features(store, record.layers, positions, normalize))
+
+    return PROBES[record.probe].fitted.from_arrays(load_probe(folder / record.probe_file), read_rows, device)
 
 
 def encoder_of(record: Record) -> tuple[str, dict[str, Any]]:
@@ -130,16 +147,14 @@ def predict(record: Record, images: Sequence[str | Path], encoder: Encoder, batc
 
     check_at_least(batch_size=(batch_size, 1))
     files = list_images(images)
-    if record.kind not in ("layer", "concat"):
-        raise UserError(f"{record.key} is a {record.kind} probe; only plain linear probes of layers can predict.")
     known = {key: value for key, value in content(record.encoder).items() if key not in MAY_DIFFER}
     given = content(encoder.provenance)
     other = list(differences(known, {key: given.get(key) for key in known}))
     if other:
         raise UserError(f"The probe was fitted on the features of another encoder ({'; '.join(other[:3])}).")
     columns = [layer_place(layer, encoder.layers) for layer in record.layers]
-    arrays = load_probe((record.folder or Path()) / record.probe_file)
-    classes, best, probability = arrays["classes"], [], []
+    fitted = load_fitted(record)
+    best, probability = [], []
     for start in range(0, len(files), batch_size):
         part = files[start : start + batch_size]
         prepared = np.stack([encoder.prepare(decode(path.read_bytes(), str(path))) for path in part])
@@ -147,10 +162,10 @@ def predict(record: Record, images: Sequence[str | Path], encoder: Encoder, batc
         X = np.concatenate([features[i].float().cpu().numpy() for i in columns], axis=1)
         if record.protocol.get("normalize"):
             X = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
-        log_proba = log_probabilities(logits(X, arrays["coef"], arrays["intercept"]))
+        log_proba = fitted.predict_log_proba(X)
         best.append(log_proba.argmax(axis=1))
         probability.append(np.exp(log_proba.max(axis=1)))
-    label = classes[np.concatenate(best)]
+    label = fitted.classes[np.concatenate(best)]
     frame = pd.DataFrame({"image": [str(path) for path in files], "class": label})
     named = class_names(record)
     if named:

@@ -4,27 +4,27 @@ Files: `out/study.json` (what the study is), `features/SERIES.h5`, `results.json
 data sets each has a folder of its own, and the report covers them all.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from igpt_model import atomic
 from igpt_model.checked_json import as_json, read_json
 from probekit.datasets import Dataset, load_dataset
+from probekit.datasets.catalogue import written_tests
+from probekit.datasets.shifted import with_tests
 from probekit.encoders.protocol import Encoder
 from probekit.evaluate.baselines import control_encoders, load_as
 from probekit.evaluate.concat import concat
 from probekit.evaluate.sweep import seed_list, sweep
 from probekit.features.extract import extract
 from probekit.features.store import FeatureStore
-from probekit.reports import write_report
 from probekit.results.results import Results
+from probekit.runtime.differences import differ
 from probekit.runtime.errors import UserError, check_at_least
-from probekit.selection.choose_C import settle_protocol
-from probekit.selection.protocol import Protocol
+from probekit.selection.protocol import Protocol, resolve_protocol
 
 SETTINGS_NAME = "study.json"
 Progress = Callable[[str, str, int, int], Any]
@@ -38,7 +38,8 @@ class Plan:
     ----------
     encoders, datasets : name -> how it was asked for
     protocol : resolved, with the penalties in their place
-    window, greedy_width, controls, limit, seeds, backend, dtype : as in `study`
+    window, greedy_width, controls, limit, seeds, backend, dtype, checks : as in `study`
+    tests : further test sets, name -> how it was asked for
     """
 
     encoders: Mapping[str, str]
@@ -51,6 +52,8 @@ class Plan:
     seeds: int | Sequence[int]
     backend: str
     dtype: str | None
+    tests: Mapping[str, str] = field(default_factory=dict)
+    checks: Sequence[str] = ()
 
     def open(self, out: Path) -> None:
         """Write study.json, or refuse a folder that holds another study, naming what differs."""
@@ -66,14 +69,11 @@ class Plan:
             there = read_json(path, dict)
         except UserError as error:
             raise UserError(f"{str(error).rstrip('.')}: delete it, and the same command goes on.") from None
-        differing = [
-            f"{name}: {_short(old)} there, {_short(new)} here"
-            for name in mine
-            for old, new in [_apart(there.get(name), mine[name])]
-            if old != new
-        ]
+        # studies from before there were further tests and checks have none
+        same = {name for name in ("tests", "checks") if not there.get(name) and not mine[name]}
+        differing = differ(*({name: of.get(name) for name in mine if name not in same} for of in (there, mine)))
         if differing:
-            raise UserError(f"{out} holds another study ({'; '.join(differing)}): choose another --out.")
+            raise UserError(f"{out} holds another study ({differing}): choose another --out.")
 
 
 def study(
@@ -93,6 +93,8 @@ def study(
     backend: Literal["torch", "sklearn", "cuml"] = "torch",
     device: str = "cpu",
     dtype: Literal["auto", "float32", "float64"] | None = None,
+    tests: Mapping[str, Any] | Sequence[str] | None = None,
+    checks: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Results:
     """Measure encoders on data sets: features of every layer, probes of single and concatenated layers, a report.
@@ -136,6 +138,11 @@ def study(
         Device of encoders and solver: cpu, cuda, cuda:1.
     dtype : str
         Precision of the solver; by default that of `sweep`.
+    tests : sequence of str, or mapping from name to data set
+        Further test sets, NAME=DATASET, for example fog=CIFAR-10-C#corruption=fog. The same probes are tested on them;
+        they take no part in any choice. Each has curves and verdicts beside those of the data set's own test rows.
+    checks : sequence of str
+        Other kinds of probes of every layer, each a curve beside the protocol's: knn, ridge, class-mean.
     progress : callable
         Called with (stage, unit that is counted, number done, number in all).
 
@@ -156,9 +163,16 @@ def study(
         check_at_least(window=(window, 0))
     specs = _named(encoders)
     loaded = [data if isinstance(data, Dataset) else load_dataset(data, root=root) for data in _listed(datasets)]
+    maps: dict[str, Any] = {}
+    if isinstance(tests, Mapping):
+        further = {name: data if isinstance(data, Dataset) else load_dataset(data) for name, data in tests.items()}
+    else:
+        further, maps = written_tests(tests or (), root)
+    if further:
+        loaded = [with_tests(data, further, maps) for data in loaded]
     series = _by_name([(spec, load_as(spec, name, device, loaded[0])) for name, spec in specs])
     places = _places(loaded, out)
-    settled = settle_protocol(protocol, Cs)
+    settled = resolve_protocol(protocol, Cs)
     plan = Plan(
         {name: _described(spec, encoder) for name, (spec, encoder) in series.items()},
         {data.name: str(data.provenance.get("path", data.name)) for data in loaded},
@@ -170,6 +184,8 @@ def study(
         seeds,
         backend,
         dtype,
+        {name: str(data.provenance.get("path", data.name)) for name, data in further.items()},
+        tuple(checks),
     )
     plan.open(out)
     say = progress or (lambda *_: None)
@@ -187,12 +203,13 @@ def study(
         }  # fmt: skip
         for name, store in stores.items():
             show = _stage(say, f"probe {name}", "fits")
-            sweep(store, folder, settled, series=name, seeds=seeds, progress=show, **solving)
+            sweep(store, folder, settled, series=name, seeds=seeds, checks=checks, progress=show, **solving)
         for name in series:
             _join(stores[name], folder, settled, window, greedy_width, name, say, solving)
     folders = [folder for _, folder in places]
-    write_report(folders, out / "report")
-    return Results(*folders)
+    results = Results(*folders)
+    results.report(out / "report")
+    return results
 
 
 def _join(
@@ -266,16 +283,3 @@ def _named(encoders: Any) -> list[tuple[str | None, Any]]:
         match = re.fullmatch(r"([\w .@+-]+)=(.+)", spec) if isinstance(spec, str) else None
         pairs.append((match[1], match[2]) if match else (None, spec))
     return pairs
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _apart(old: Any, new: Any) -> tuple[Any, Any]:
-    """Of two mappings only the entries that differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-        return {n: old[n] for n in names if n in old}, {n: new[n] for n in names if n in new}
-    return old, new

@@ -1,42 +1,53 @@
 """`sweep`: probe every layer of a feature file under a protocol; one record a layer and seed."""
 
 import fnmatch
+import tempfile
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 
-from probekit.evaluate.runner import Job, Progress, Runner
-from probekit.features.store import FeatureStore
-from probekit.probes.attentive_probe import token_widths
-from probekit.results.record import Record, read_records
+from probekit.datasets.splits import stratified_holdout
+from probekit.evaluate.runner import Job, Runner
+from probekit.features.memory_store import MemoryStore
+from probekit.features.store import Features
+from probekit.probes import PROBES, Protocol
+from probekit.results.record import Record
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError
+from probekit.runtime.progress import Progress
+from probekit.runtime.progress_bar import shown
 from probekit.runtime.workers import worker_processes
-from probekit.selection.choose_C import make_solver
-from probekit.selection.protocol import Protocol
+from probekit.selection.protocol import resolve_protocol
+from probekit.selection.settings import make_settings
+
+DRAWS = 5
+"""Draws of a few labelled rows a class, unless seeds says how many."""
 
 
 def sweep(
-    store: FeatureStore | str | Path,
-    results_dir: str | Path | None = None,
+    features: Features | Mapping[str, ArrayLike] | str | Path,
+    y: ArrayLike | None = None,
+    out: str | Path | None = None,
     protocol: Protocol | str = "igpt",
     Cs: Sequence[float] | None = None,
     layers: str | Sequence[str | int] | None = None,
     series: str | None = None,
-    seeds: int | Sequence[int] = 1,
+    seeds: int | Sequence[int] | None = None,
     train_rows: int | None = None,
+    per_class: int | None = None,
     backend: Literal["torch", "sklearn", "cuml"] = "torch",
     device: str = "cpu",
     dtype: Literal["auto", "float32", "float64"] = "auto",
-    checks: Sequence[Literal["knn", "ridge"]] = (),
-    probe: Literal["linear", "attentive"] = "linear",
+    checks: Sequence[str] = (),
+    probe: str | None = None,
     workers: int = 1,
     parallel: Literal["layers", "rows"] = "layers",
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Results:
     """Probe every layer: choose C on held-out training rows, refit, test once, and append a record each.
 
@@ -44,10 +55,13 @@ def sweep(
 
     Parameters
     ----------
-    store : FeatureStore, str or Path
-        The feature file.
-    results_dir : str or Path
-        Folder of results.jsonl and probes/; by default that of the feature file.
+    features : FeatureStore, str, Path, or mapping from layer name to array (N, D)
+        The feature file, or features of every layer in memory, shallow to deep.
+    y : array of int (N,)
+        Labels of features in memory. A stratified 20 % of the rows is the test split (`probekit.datasets.splits`); for
+        other splits see `MemoryStore`.
+    out : str or Path
+        Folder of results.jsonl and probes/; by default that of the feature file, and for arrays a temporary one.
     protocol : Protocol or str
         igpt, dinov2-45, clip-coarse-fine, kornblith or sgd-imagenet.
     Cs : sequence of float
@@ -57,10 +71,13 @@ def sweep(
     series : str
         Name of the curve in figures and tables; by default the encoder's name.
     seeds : int or sequence of int
-        Number of repetitions: seed 0 is the stored split, the others redraw the validation split and resample the
-        training rows.
+        Number of repetitions, by default 1: seed 0 is the stored split, the others redraw the validation split and
+        resample the training rows. With per_class or train_rows each seed draws rows of its own; with per_class by
+        default 5.
     train_rows : int
         Use only this many labelled rows, train and validation together, drawn by class.
+    per_class : int
+        Use only this many labelled rows of each class (few-shot), drawn anew by each seed. Not with train_rows.
     backend : str
         Solver backend. Every solution is checked against our objective.
     device : str
@@ -68,85 +85,137 @@ def sweep(
     dtype : str
         Precision of the solver; auto is float64 where that costs nothing.
     checks : sequence of str
-        Cheap probes of every layer beside the protocol's: k nearest neighbours, ridge regression.
+        Cheap probes of every layer beside the protocol's: knn (nearest neighbours), ridge, or another kind of
+        `probekit.probes.PROBES` that reads a layer.
     probe : str
-        attentive: AIM's probe instead of the linear one, on a file extracted from tokens:igpt:RUN.
+        Kind of probe instead of the protocol's own; attentive, AIM's, needs a file extracted from tokens:igpt:RUN.
     workers : int
         Processes that share the work and the cores. One a core helps small fits (thousands of rows, hundreds of
         columns); a large fit uses all cores by itself.
     parallel : str
         What processes started by torchrun share: layers (each fits different ones), or the rows of one layer that is
         too large for one process.
-    progress : callable
-        Called with (fits done, fits in all); for an SGD protocol with steps.
+    progress : callable or bool
+        Called with (fits done, fits in all); for an SGD protocol with steps. True shows a bar, as in a notebook.
 
     Returns
     -------
     Results
-        All records of the folder.
+        The records of this call. `Results(folder)` has all of the folder.
 
     Raises
     ------
     UserError
         Unusable features, labels, layers or penalties, or a folder whose series of this name was made otherwise.
     """
-    if parallel == "rows" and (probe != "linear" or checks or workers != 1):
-        raise UserError("parallel is rows, which is for linear probes alone: leave probe, checks and workers out.")
-    runner = Runner(store, results_dir, protocol, Cs, series, make_solver(backend, device, dtype, parallel))
+    if per_class is not None and train_rows is not None:
+        raise UserError(f"per_class is {per_class} and train_rows is {train_rows}: give one of the two.")
+    resolved = resolve_protocol(protocol, Cs)
+    own = resolved.probe
+    kinds = list(dict.fromkeys([probe or own, *checks]))
+    check_kinds(kinds, ("layer", "tokens"), resolved)
+    if parallel == "rows" and (workers != 1 or not all(PROBES[kind].shards for kind in kinds)):
+        raise UserError("parallel='rows' supports linear probes only; remove probe, checks and workers.")
+    if workers != 1 and PROBES[own].fits_together:
+        raise UserError(f"workers is {workers}, but {own} trains all layers in one process: leave workers out.")
+    if isinstance(y, str | Path):  # sweep(file, folder)
+        y, out = None, y
+    if isinstance(features, Mapping):
+        features, out = from_arrays(features, y), _temporary_folder() if out is None else out
+    elif y is not None:
+        raise UserError("y was given beside a feature file, which holds its own labels; leave y out.")
+    runner = Runner(features, out, resolved, None, series, make_settings(backend, device, dtype, parallel))
+    names, draws = (
+        choose_names(runner.store, layers),
+        seed_list((DRAWS if per_class else 1) if seeds is None else seeds),
+    )
     jobs = [
-        Job((layer,), seed, train_rows) for seed in seed_list(seeds) for layer in choose_names(runner.store, layers)
+        Job((layer,), seed, train_rows, "" if kind == own else kind, per_class)
+        for kind in kinds
+        for seed in draws
+        for layer in names
     ]
-    if probe not in ("linear", "attentive") or (probe == "attentive" and (checks or runner.protocol.solver == "sgd")):
-        raise UserError(f"probe may be linear, or attentive without checks or SGD, but {probe} was given.")
-    if probe == "attentive":
-        for job in jobs:
-            token_widths(runner.store.encoder, runner.width(job.layers))
-        jobs = [replace(job, kind=probe, method=probe) for job in jobs]
-    strange = set(checks) - {"knn", "ridge"}
-    if strange or (checks and runner.protocol.solver == "sgd"):
-        raise UserError(f"checks may be knn and ridge, of an exact protocol, but {', '.join(checks)} was given.")
-    if runner.protocol.solver == "sgd":
-        if workers != 1 or parallel == "rows":
-            given = f"workers is {workers}" if workers != 1 else "parallel is rows"
-            raise UserError(f"{given}, but SGD trains all layers in one pass in one process: leave that out.")
-        from probekit.evaluate.sgd_sweep import run_sgd
-
-        run_sgd(runner, jobs, progress)
-        return Results(runner.out)
-    check_jobs = [replace(job, kind=check, method=check) for check in dict.fromkeys(checks) for job in jobs]
+    for job in jobs:
+        runner.widths(job)  # refuses pooled features for a probe that reads tokens
     again = {
         "Cs": Cs,
         "layers": layers,
-        "series": series,
+        "series": runner.series,
         "seeds": seeds,
         "train_rows": train_rows,
+        "per_class": per_class,
         "checks": checks,
         "probe": probe,
     }
     again |= {"backend": backend, "device": device, "dtype": dtype}
-    with worker_processes(workers, sweep, path_for_workers(runner.store, workers), runner.out, protocol, **again):
-        runner.run([*jobs, *check_jobs], progress)
+    path = path_for_workers(runner.store, workers)
+    helpers = worker_processes(workers, sweep, path, out=runner.out, protocol=protocol, **again)
+    with helpers, shown(progress, "sweep", "fits") as show:
+        runner.run(jobs, show)
     keys = {runner.identity(job).key for job in jobs}
-    if probe == "linear":
-        warn_unconverged([r for r in read_records(runner.out) if r.key in keys])
-    return Results(runner.out)
+    results = Results(runner.out).only(keys)
+    warn_unconverged([record for record in results if record.tunes == "C"])
+    return results
 
 
-def path_for_workers(store: Any, workers: int) -> Path | None:
+TEST_SHARE = 0.2
+"""Of arrays without a split of their own."""
+_folders: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def _temporary_folder() -> Path:
+    """A folder for the results of arrays in memory, removed when Python ends."""
+    _folders.append(tempfile.TemporaryDirectory(prefix="probekit-"))
+    return Path(_folders[-1].name)
+
+
+def from_arrays(layers: Mapping[str, ArrayLike], y: ArrayLike | None) -> MemoryStore:
+    """Features in memory with a stratified test split.
+
+    Raises
+    ------
+    UserError
+        There are no labels, or their number or kind does not fit.
+    """
+    if y is None:
+        raise UserError("Arrays were given without labels; write sweep({'layer1': X1, 'layer2': X2}, y).")
+    labels, arrays = np.asarray(y), {name: np.asarray(X) for name, X in layers.items()}
+    MemoryStore({"train": (arrays, labels)})  # shapes and types are checked before anything is split
+    rows = dict(zip(("train", "test"), stratified_holdout(labels, TEST_SHARE, 0), strict=True))
+    splits = {name: ({key: X[row] for key, X in arrays.items()}, labels[row]) for name, row in rows.items()}
+    return MemoryStore(splits, {"name": "features"}, {"name": "arrays"}, rows)
+
+
+def check_kinds(kinds: Sequence[str], reads: Sequence[str], protocol: Protocol) -> None:
+    """Refuse kinds of probes that are unknown, read what a call does not offer, or do not go with the protocol."""
+    for kind in kinds:
+        if kind not in PROBES or PROBES[kind].reads not in reads:
+            known = sorted(k for k, probe in PROBES.items() if probe.reads in reads and not probe.fits_together)
+            raise UserError(f"There is no probe {kind!r} of {' or '.join(reads)}: choose of {', '.join(known)}.")
+        PROBES[kind]().check(protocol)
+    if len(kinds) > 1 and (PROBES[protocol.probe].fits_together or len({PROBES[kind].reads for kind in kinds}) > 1):
+        raise UserError(
+            f"{', '.join(kinds)} cannot be probed in one call: checks go with an exact protocol and pooled features."
+        )
+
+
+def path_for_workers(store: Features, workers: int) -> Path | None:
     """Where other processes find the features; in memory they cannot, which raises `UserError` if any are wanted."""
-    path = getattr(store, "path", None)
+    path = store.path
     if workers > 1 and (path is None or not Path(path).is_file()):
         raise UserError(f"workers is {workers}, but these features are in no file that another process could open.")
     return None if path is None else Path(path)
 
 
-def choose_names(store: Any, layers: str | Sequence[str | int] | None) -> list[str]:
+def choose_names(store: Features, layers: str | Sequence[str | int] | None) -> list[str]:
     """Layer names, shallow to deep, from None (all), names, globs or indices; an unknown one raises `UserError`."""
     if layers is None:
         return list(store.layers)
     found = set()
     for layer in [layers] if isinstance(layers, str) else layers:
         matched = [name for name in store.layers if fnmatch.fnmatchcase(name, layer)] if isinstance(layer, str) else []
+        if isinstance(layer, str) and not matched and set("*?[") & set(layer):
+            raise UserError(f"No layer matches {layer!r}; there are {', '.join(store.layers)}.")
         found |= set(matched or [store.layer(layer)])
     return [name for name in store.layers if name in found]
 

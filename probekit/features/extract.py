@@ -6,6 +6,7 @@ N rows of a split, B rows of a block (one batch), H, W, C an image.
 import contextlib
 import queue
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from probekit.features.transfer import Transfer
 from probekit.features.validate import read_header
 from probekit.features.writer import FeatureWriter, create_skeleton, write_lock
 from probekit.runtime.errors import UserError, check_at_least
+from probekit.runtime.progress_bar import shown
 from probekit.runtime.ranks import Ranks, barrier, current
 
 BATCH_SIZE = 128
@@ -42,7 +44,7 @@ def extract(
     workers: int = 0,
     dtype: Literal["float32", "float16"] = "float32",
     limit: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     ranks: Ranks | None = None,
 ) -> FeatureStore:
     """Write every layer's pooled features of a data set to one feature file, and open it.
@@ -68,8 +70,8 @@ def extract(
         Precision of the stored features.
     limit : int
         At most this many images of each split, classes in proportion.
-    progress : callable
-        Called with (rows done, rows in all) after every batch.
+    progress : callable or bool
+        Called with (rows done, rows in all) after every batch. True shows a bar, as in a notebook.
     ranks : Ranks
         This process among several that share the work, by default torchrun's: each writes the shard of its rows, and
         rank 0 joins them by virtual datasets.
@@ -97,19 +99,34 @@ def extract(
     ranks = ranks or current()
     if ranks.world == 1:
         header = declare(encoder, data, parts, batch_size, dtype, limit)
-        _write(path, header, encoder, parts, data.classes, batch_size, workers, progress)
-        return FeatureStore(path)
+        with shown(progress, "extract", "images") as show:
+            _write(path, header, encoder, parts, data.classes, batch_size, workers, show)
+        return _checked_pictures(FeatureStore(path))
     whole = declare(encoder, data, parts, batch_size, dtype, limit)
     own, first = share(parts, whole.batch_size, ranks)
     if own:
         shard = {"rank": ranks.rank, "world": ranks.world, "splits": whole.splits, "first": first}
         header = replace(whole, splits={name: len(part) for name, part in own.items()}, shard=shard)
-        _write(shard_path(path, ranks), header, encoder, own, data.classes, batch_size, workers, progress)
+        with shown(progress, "extract", "images") as show:
+            _write(shard_path(path, ranks), header, encoder, own, data.classes, batch_size, workers, show)
     barrier(ranks)
     if ranks.rank == 0:
         join(path, ranks)
     barrier(ranks)
-    return FeatureStore(path)
+    return _checked_pictures(FeatureStore(path))
+
+
+def _checked_pictures(store: FeatureStore) -> FeatureStore:
+    """Warn where one picture fills a split: decoded to black or white, most likely, which nothing else would show."""
+    for split in store.splits:
+        _, counts = np.unique(store.image_hashes(split), return_counts=True)
+        if len(counts) and counts.sum() > 2 and counts.max() > counts.sum() / 2:
+            warnings.warn(
+                f"{counts.max():,} of the {counts.sum():,} pictures of split {split} are identical; look at some "
+                "(are they decoded as they should be?).",
+                stacklevel=3,
+            )
+    return store
 
 
 def _write(

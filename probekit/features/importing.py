@@ -1,8 +1,9 @@
 """Features and labels from files of NumPy and PyTorch, or of text: .npy, .npz, .pt, .csv.
 
-Nothing is unpickled: NumPy loads with allow_pickle=False, PyTorch with weights_only=True.
+Nothing is unpickled: NumPy loads with allow_pickle=False, PyTorch with weights_only=True. N rows, D features.
 """
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -11,14 +12,19 @@ import numpy as np
 import torch
 
 from igpt_model.hashing import hash_file
+from probekit.datasets.arrays import one_label_each
+from probekit.datasets.splits import stratified_holdout
 from probekit.features.store import FeatureStore
 from probekit.runtime.errors import UserError, first_line
 
 LABEL_KEYS = ("labels", "label", "y", "targets", "target")
+# what pandas and data bases call a column that numbers the rows
+INDEX_NAMES = ("index", "idx", "id", "row", "row_id", "rowid", "row_number", "image_id", "sample_id", "level_0")
+TEST_FRACTION = 0.2
 
 
 def import_features(
-    out: str | Path,
+    out: str | Path | Mapping[str, str | Path],
     train: str | Path | None = None,
     val: str | Path | None = None,
     test: str | Path | None = None,
@@ -39,9 +45,9 @@ def import_features(
     Parameters
     ----------
     out : str or Path
-        The feature file (HDF5).
+        The feature file (HDF5). In Python also import_features({"train": path, "test": path}, out).
     train : str or Path
-        Features of the training split.
+        Features of the training split. Without `test`, a stratified fifth of the rows is held out for testing.
     val : str or Path
         Features of the validation split, if there is a separate one.
     test : str or Path
@@ -66,8 +72,15 @@ def import_features(
     Raises
     ------
     UserError
-        A file is absent, damaged, of another kind, needs unpickling, or has no labels.
+        A file is absent, damaged, of another kind, needs unpickling, or has no labels or several an image; one file is
+        given for two splits; or a column numbers the rows.
     """
+    target: Any = out
+    if isinstance(out, Mapping):
+        # the files by split first, then the file to write
+        target, train, val, test = train, out.get("train"), out.get("val"), out.get("test")
+    if target is None:
+        raise UserError("No feature file to write was given; give out= (--out).")
     given = {"train": (train, train_labels), "val": (val, val_labels), "test": (test, test_labels)}
     files = {split: Path(path) for split, (path, _) in given.items() if path is not None}
     labels = {split: path for split, (_, path) in given.items() if path is not None}
@@ -75,23 +88,52 @@ def import_features(
         raise UserError(
             "No feature file was given to import; give one a split, as in --train train.npz --test test.npz."
         )
-    splits, hashes = {}, {}
+    splits: dict[str, Any] = {}
+    hashes: dict[str, str] = {}
+    options: dict[str, Any] = {}
     for split, path in files.items():
         layers, y = _layers_and_labels(Path(path), _load(Path(path)))
         if split in labels:
             y = _labels_alone(Path(labels[split]))
         if y is None:
             raise UserError(f"{path} holds no labels ({', '.join(LABEL_KEYS)}); give them as a file of their own.")
-        splits[split] = (layers, y)
+        splits[split] = (layers, one_label_each(y, f"{path}: its labels"))
         hashes[split] = hash_file(path)
+        same = next((other for other in hashes if other != split and hashes[other] == hashes[split]), None)
+        if same:
+            raise UserError(
+                f"{files[same]} and {path} hold the same, so {same} would be {split}; give each split its own rows, or "
+                "--train alone, of which a test split is then held out."
+            )
+    rule: dict[str, Any] = {}
+    if "train" in splits and "test" not in splits:
+        rule, options["row_ids"] = _hold_out_test(splits)
     first = Path(next(iter(files.values())))
     return FeatureStore.from_arrays(
-        out,
+        target,
         splits,
         encoder={"name": encoder or first.stem, "imported_from": hashes},
-        dataset={"name": dataset or first.stem},
+        dataset={"name": dataset or first.stem, **rule},
         dtype=store,
+        **options,
     )
+
+
+def _hold_out_test(splits: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Move a stratified fifth of the training rows to the test split: the rule, and the rows of both in the file."""
+    layers, y = splits["train"]
+    kept, held = stratified_holdout(y, TEST_FRACTION)
+    for split, rows in (("train", kept), ("test", held)):
+        splits[split] = ({name: X[rows] for name, X in layers.items()}, y[rows])
+    rule = {
+        "test": f"stratified {TEST_FRACTION:g} of the training rows",
+        "seed": 0,
+        "function": "probekit.datasets.splits.stratified_holdout",
+    }
+    ids = {"train": kept, "test": held}
+    if "val" in splits:
+        ids["val"] = len(y) + np.arange(len(splits["val"][1]))
+    return {"split_rule": rule}, ids
 
 
 def _load(path: Path) -> Any:
@@ -107,6 +149,8 @@ def _load(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
         if path.suffix == ".csv":
             return _read_csv(path)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f"{path} cannot be read as plain arrays ({first_line(error)}); "
@@ -121,9 +165,29 @@ def _read_csv(path: Path) -> dict[str, np.ndarray]:
 
     frame = pd.read_csv(path)
     named = [column for column in frame.columns if str(column).strip().lower() in LABEL_KEYS]
+    if len(named) > 1:
+        raise UserError(f"{path} has several columns of labels ({', '.join(named)}); leave the one that you mean.")
     X = frame.drop(columns=named)
+    # pandas calls a column without a name "Unnamed: 0"
+    for column, values in X.items():
+        nameless = str(column).startswith("Unnamed:")
+        if nameless or _numbers_the_rows(str(column), values.to_numpy()):
+            called = "without a name" if nameless else repr(column)
+            raise UserError(
+                f"{path} has a column {called} that numbers the rows, as pandas writes its index: taken as a "
+                "feature, it would tell the labels of sorted rows; leave it out (to_csv(index=False))."
+            )
     content = {"00": X.to_numpy(np.float32)} if X.shape[1] else {}
     return content | ({"labels": frame[named[0]].to_numpy()} if named else {})
+
+
+def _numbers_the_rows(name: str, values: np.ndarray) -> bool:
+    """Whether a column counts: whole numbers one apart in order, or all different under a name of an index."""
+    if values.dtype.kind not in "iuf" or len(values) < 3 or not np.array_equal(values, np.round(values)):
+        return False
+    return bool((np.diff(values) == 1).all()) or (
+        name.strip().lower() in INDEX_NAMES and len(np.unique(values)) == len(values)
+    )
 
 
 def _array(value: Any, name: str, path: Path) -> np.ndarray:
@@ -150,6 +214,10 @@ def _layers_and_labels(path: Path, content: Any) -> tuple[dict[str, np.ndarray],
     if isinstance(content, Mapping):
         named = {str(name): _array(value, str(name), path) for name, value in content.items()}
         found = [name for name in LABEL_KEYS if name in named]
+        if len(found) > 1:
+            raise UserError(
+                f"{path} holds several entries of labels ({', '.join(found)}); leave the one that you mean."
+            )
         labels = named.pop(found[0]) if found else None
     elif isinstance(content, list | tuple):
         named = {f"{index:02d}": _array(value, f"entry {index}", path) for index, value in enumerate(content)}
@@ -159,6 +227,9 @@ def _layers_and_labels(path: Path, content: Any) -> tuple[dict[str, np.ndarray],
     if not layers:
         shapes = ", ".join(f"{name} {X.shape}" for name, X in named.items())
         raise UserError(f"{path} holds no two-dimensional features (rows, width); it holds {shapes or 'nothing'}.")
+    left_out = [f"{name} {X.shape}" for name, X in named.items() if name not in layers]
+    if left_out:
+        warnings.warn(f"{path}: entries that are no (rows, width) are left out: {', '.join(left_out)}.", stacklevel=3)
     return layers, labels
 
 

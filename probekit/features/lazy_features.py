@@ -1,22 +1,24 @@
-"""Features that stay in their file: an array (n, D) of training rows which is read a slice at a time, never held whole.
+"""The features a probe reads: checked, of one layer or several concatenated, in memory or a slice at a time.
 
-What a layer of a million rows, or many joined layers, are probed from where memory is smaller than they are.
+n rows, D columns of all layers together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from probekit.solver.memory_plan import SHARE, free_memory
+from probekit.features.store import Features
+from probekit.runtime.errors import UserError
+from probekit.runtime.memory import SHARE, free_memory
 
 BLOCK_ROWS = 8192  # of a pass over them
 COPIES = 3  # the layer as read, the rows of a round, and the solver's own
 
 
-class StoredRows:
-    """Chosen rows of several splits joined, of one layer or of several side by side.
+class LazyFeatures:
+    """Chosen rows of several splits, one after another: an array (n, D) that stays in its file.
 
     A slice is read; an index array or a mask chooses among the rows and reads nothing.
 
@@ -45,7 +47,7 @@ class StoredRows:
 
     def __getitem__(self, which: Any) -> Any:
         if not isinstance(which, slice):
-            return StoredRows(self._read, self._splits, self._positions[np.asarray(which)], self.shape[1])
+            return LazyFeatures(self._read, self._splits, self._positions[np.asarray(which)], self.shape[1])
         positions = self._positions[which]
         X, offset = np.empty((len(positions), self.shape[1]), np.float32), 0
         for split, count in self._splits:
@@ -68,3 +70,56 @@ class StoredRows:
 def fits(n_rows: int, width: int) -> bool:
     """Whether float32 rows fit in memory, with the copies that choosing C makes of them."""
     return 4 * COPIES * n_rows * width <= SHARE * free_memory(torch.device("cpu"))
+
+
+def read_features(
+    store: Features, split: str, layers: Sequence[str], rows: slice = slice(None), normalize: bool = False
+) -> np.ndarray:
+    """Features of a split, float32 (n, D), layers in the given order.
+
+    Parameters
+    ----------
+    rows : which of the split's rows
+    normalize : scale each row to unit length
+
+    Raises
+    ------
+    UserError
+        A value is NaN or infinite.
+    """
+    parts = [store.stored(split, layer, rows) for layer in layers]
+    X = np.asarray(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1), np.float32)
+    if not np.isfinite(X.sum(dtype=np.float64)):
+        bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
+        if len(bad):
+            raise UserError(
+                f"Layer {'+'.join(layers)} holds NaN or infinity in {len(bad)} rows of {split} "
+                f"(first: row {(rows.start or 0) + bad[0]}): extract the features again, in float32."
+            )
+    if normalize:
+        X = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
+    return X
+
+
+def training_features(
+    store: Features, layers: Sequence[str], positions: np.ndarray, normalize: bool = False, lazy: bool = False
+) -> Any:
+    """Features (n, D) of rows given by their ascending positions among train and val joined.
+
+    Parameters
+    ----------
+    lazy : leave them in the file, as `LazyFeatures`
+    """
+    splits = tuple((split, len(store.labels(split))) for split in ("train", "val") if split in store.splits)
+    width, total = sum(store.widths[store.layers.index(layer)] for layer in layers), sum(n for _, n in splits)
+
+    def read(split: str, start: int, stop: int) -> np.ndarray:
+        return read_features(store, split, layers, slice(start, stop), normalize)
+
+    left = LazyFeatures(read, splits, positions, width)
+    if lazy:
+        return left
+    if not fits(total, width):
+        return np.asarray(left)
+    X = np.concatenate([read(split, 0, n) for split, n in splits])
+    return X if len(positions) == len(X) else X[positions]

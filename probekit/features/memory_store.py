@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from igpt_model.checked_json import as_json
+from igpt_model.hashing import hash_arrays, hash_json
 from probekit.features import format as layout
 from probekit.features.format import Header, file_layer_names
 from probekit.features.provenance import refuse_other, versions
@@ -17,6 +19,70 @@ from probekit.features.writer import FeatureWriter, create_skeleton, write_lock
 from probekit.runtime.errors import UserError
 
 ROWS_A_BLOCK = 4096
+
+
+class MemoryStore:
+    """Features in memory, to be probed like those of a file.
+
+    Parameters
+    ----------
+    splits : {"train": (features, y), ...}, as in `write_arrays`
+    encoder, dataset : provenance; their "name" is shown in tables
+    row_ids : per split, where known; counted from 0 through all splits when not given
+    classes : names of the labels
+
+    Raises
+    ------
+    UserError
+        Lengths or layers that do not agree, or labels that are not integers.
+    """
+
+    path = None
+
+    def __init__(
+        self,
+        splits: Mapping[str, tuple[Any, Any]],
+        encoder: Mapping[str, Any] | None = None,
+        dataset: Mapping[str, Any] | None = None,
+        row_ids: Mapping[str, Any] | None = None,
+        classes: Sequence[str] = (),
+    ):
+        self._X = {split: _layers(features) for split, (features, _) in splits.items()}
+        self._y = {split: _labels(split, y) for split, (_, y) in splits.items()}
+        self.encoder, self.dataset = dict(encoder or {}), dict(dataset or {})
+        header = _header(self._X, self._y, self.encoder, self.dataset, "float32", ROWS_A_BLOCK)
+        self.layers, self.widths = header.layer_names, header.widths
+        self.splits, self.classes = tuple(self._X), tuple(classes)
+        self._row_ids = _row_ids(self._y, row_ids)
+        arrays = {f"{split}/{name}": X for split, layers in self._X.items() for name, X in layers.items()}
+        arrays |= {f"{split}/y": y for split, y in self._y.items()}
+        arrays |= {f"{split}/row_ids": rows for split, rows in self._row_ids.items()}
+        about = {"arrays": hash_arrays(arrays), "encoder": self.encoder, "dataset": self.dataset}
+        self.id = hash_json(as_json(about, default=str))
+
+    def layer(self, layer: str | int) -> str:
+        """The name of a layer given by name or index (-1: the deepest)."""
+        if isinstance(layer, int) and -len(self.layers) <= layer < len(self.layers):
+            return self.layers[layer]
+        if layer not in self.layers:
+            raise UserError(f"There is no layer {layer!r}: the features have {', '.join(self.layers)}.")
+        return str(layer)
+
+    def labels(self, split: str) -> np.ndarray:
+        """The labels of a split, int64 (N,)."""
+        return self._y[split]
+
+    def row_ids(self, split: str) -> np.ndarray:
+        """The position of each row in the source, int64 (N,)."""
+        return self._row_ids[split]
+
+    def stored(self, split: str, layer: str | int, rows: slice = slice(None)) -> np.ndarray:
+        """Rows of one layer of one split as they were given, (N, D)."""
+        return self._X[split][self.layer(layer)][rows]
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{split} {len(y):,}" for split, y in self._y.items())
+        return f"MemoryStore({len(self.layers)} layers, {rows} rows)"
 
 
 def write_arrays(
@@ -49,10 +115,7 @@ def write_arrays(
     for split, (features, y) in splits.items():
         layers[split] = _layers(features)
         labels[split] = _labels(split, y)
-    ids, first = {}, 0
-    for split, y in labels.items():
-        ids[split] = np.asarray((row_ids or {}).get(split, np.arange(first, first + len(y))), dtype=np.int64)
-        first += len(y)
+    ids = _row_ids(labels, row_ids)
     header = _header(layers, labels, encoder, dataset, dtype, batch_size)
     with write_lock(path):
         begun = path.exists()
@@ -94,6 +157,14 @@ def _labels(split: str, y: Any) -> np.ndarray:
     if y.ndim != 1 or y.dtype.kind not in "iu":
         raise UserError(f"Labels of {split} have shape {y.shape} and type {y.dtype}; expected one integer a row.")
     return y.astype(np.int64)
+
+
+def _row_ids(labels: Mapping[str, np.ndarray], given: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
+    ids, first = {}, 0
+    for split, y in labels.items():
+        ids[split] = np.asarray((given or {}).get(split, np.arange(first, first + len(y))), dtype=np.int64)
+        first += len(y)
+    return ids
 
 
 def _header(

@@ -7,13 +7,60 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from probekit.features import format as layout
 from probekit.features.validate import attribute, read_classes, read_header, reading
 from probekit.runtime.errors import UserError
+
+
+class Features(Protocol):
+    """Features of several layers and splits, in a file (`FeatureStore`) or in memory (`MemoryStore`).
+
+    Attributes
+    ----------
+    layers, widths : names, shallow to deep, and columns of each
+    splits : names
+    id : identity of data and provenance
+    encoder, dataset : provenance
+    classes : names of the labels; empty where unknown
+    path : of the file; None in memory
+    """
+
+    @property
+    def layers(self) -> tuple[str, ...]: ...
+    @property
+    def widths(self) -> tuple[int, ...]: ...
+    @property
+    def splits(self) -> tuple[str, ...]: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def encoder(self) -> dict[str, Any]: ...
+    @property
+    def dataset(self) -> dict[str, Any]: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def path(self) -> Path | None: ...
+
+    def layer(self, layer: str | int) -> str:
+        """The name of a layer given by name or index; an unknown one raises `UserError`."""
+        ...
+
+    def labels(self, split: str) -> np.ndarray:
+        """int64 (N,)"""
+        ...
+
+    def row_ids(self, split: str) -> np.ndarray:
+        """int64 (N,), the position of each row in the source"""
+        ...
+
+    def stored(self, split: str, layer: str | int, rows: slice = slice(None)) -> np.ndarray:
+        """Rows of one layer of one split in the type they are stored as, (N, D)."""
+        ...
 
 
 class FeatureStore:
@@ -146,10 +193,9 @@ class FeatureStore:
         """Hashes of the decoded pixels, uint64 (N,); 0 where unknown."""
         return self.column(split, "image_hashes")
 
-    def sweep(self, results_dir: str | Path | None = None, **options: Any) -> Any:
-        """Probe every layer: `probekit.sweep(self, results_dir, ...)`, beside the file unless told otherwise."""
-        # by name: the arrow from features to sweep is the reader's convenience, not a dependency
-        return import_module("probekit").sweep(self, results_dir or self.path.parent, **options)
+    def sweep(self, out: str | Path | None = None, **options: Any) -> Any:
+        """Probe every layer: `probekit.sweep(self, out=out, ...)`; results go beside the file by default."""
+        return import_module("probekit").sweep(self, out=out or self.path.parent, **options)
 
     def named_split(self, split: str) -> str:
         """The name itself; `UserError` where there is no such split."""

@@ -14,9 +14,9 @@ import numpy as np
 
 from probekit.features import format as layout
 from probekit.features.format import Header
-from probekit.features.provenance import differences
 from probekit.features.store import FeatureStore, known_ids
 from probekit.features.validate import DAMAGE, attribute, read_classes, read_header
+from probekit.runtime.differences import differences
 from probekit.runtime.errors import UserError
 
 READ_BYTES = 64 << 20

@@ -1,20 +1,29 @@
 """The attentive probe (AIM's): a learned query attends over a picture's tokens, a linear head reads what it gathers.
 
-For tokens, arrays (N, T, D): feature files hold pooled features, so this is a function on arrays, not a verb.
 N pictures, T tokens, D features, H heads, K classes.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from probekit.probes.sgd import cosine
+from probekit.probes.probe import FittedProbe, Probe, ReadRows
+from probekit.probes.sgd import cosine, end_of_schedule, without_certificate
 from probekit.runtime.device import usable_device
 from probekit.runtime.errors import UserError
+from probekit.selection.choose_C import HeldOut, cross_validate, score_log_proba
+from probekit.selection.folds import TrainingRows
+from probekit.selection.protocol import Protocol
+from probekit.selection.settings import FitSettings
+from probekit.solver.objective import log_probabilities
+
+Array = NDArray[np.float64]
+PREFIX = "attentive."  # of the module's arrays in a probe file
 
 
 class AttentivePool(nn.Module):
@@ -49,27 +58,96 @@ class AttentivePool(nn.Module):
         return self.head(gathered.reshape(B, D))
 
 
-@dataclass(frozen=True, eq=False)
-class AttentiveProbe:
-    """A trained attentive probe and its labels; it carries no certificate, for its problem is not convex."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FittedAttentive(FittedProbe):
+    """A trained module; its certificate says unconverged, for its problem is not convex.
+
+    Tokens are (N, T, D), or flat (N, T * D) as a feature file holds them.
+    """
 
     module: AttentivePool
-    classes: NDArray[Any]
 
     @torch.no_grad()
     def decision_function(self, tokens: ArrayLike, batch_size: int = 256) -> NDArray[np.float64]:
         """Class scores (N, K)."""
-        rows = np.asarray(tokens)
+        rows, width = np.asarray(tokens), self.module.key.in_features
         device = next(self.module.parameters()).device
-        parts = [
-            self.module(torch.from_numpy(np.ascontiguousarray(rows[start : start + batch_size], np.float32)).to(device))
-            for start in range(0, len(rows), batch_size)
-        ]
+        parts = []
+        for start in range(0, len(rows), batch_size):
+            batch = np.ascontiguousarray(rows[start : start + batch_size], np.float32)
+            parts.append(self.module(torch.from_numpy(batch.reshape(len(batch), -1, width)).to(device)))
         return torch.cat(parts).cpu().double().numpy()
 
     def predict(self, tokens: ArrayLike) -> NDArray[Any]:
         """Labels (N,)."""
         return np.asarray(self.classes[self.decision_function(tokens).argmax(axis=1)])
+
+    def predict_log_proba(self, X: np.ndarray) -> np.ndarray:
+        return log_probabilities(self.decision_function(X))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {PREFIX + name: value.cpu().numpy() for name, value in self.module.state_dict().items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], read_rows: ReadRows, device: str = "cpu") -> Self:
+        own = {name: values for name, values in arrays.items() if name.startswith(PREFIX)}
+        state = {name.removeprefix(PREFIX): torch.from_numpy(values) for name, values in own.items()}
+        module = AttentivePool(state["key.weight"].shape[0], state["query"].shape[0], len(state["head.bias"]))
+        module.load_state_dict(state)
+        return cls(classes=arrays["classes"], module=module.to(usable_device(device)).eval())
+
+
+class AttentiveProbe(Probe):
+    """AIM's probe as a record: a module for every learning rate, the best retrained on the protocol's final rows.
+
+    The module normalises its tokens itself, so the protocol's scaling and penalties do not apply.
+    """
+
+    kind = "attentive"
+    reads = "tokens"
+    tunes = "lr"
+    fitted = FittedAttentive
+    learning_rates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # AIM too searches the rate for each model; the grid is ours
+    options: ClassVar[dict[str, Any]] = {"epochs": 20, "batch_size": 256, "weight_decay": 0.1}
+    most_heads = 8
+
+    def grid(self, protocol: Protocol) -> Sequence[float]:
+        return self.learning_rates
+
+    def n_fits(self, split: TrainingRows, protocol: Protocol) -> int:
+        return len(self.learning_rates) + 1
+
+    def fit(
+        self, X: np.ndarray, widths: Sequence[int], split: TrainingRows, protocol: Protocol, settings: FitSettings
+    ) -> FittedAttentive:
+        columns = split.encoded[1]
+        tokens = X.reshape(len(X), len(widths), widths[0])
+        heads = max(h for h in range(1, self.most_heads + 1) if widths[0] % h == 0)
+
+        def train(which: np.ndarray, rate: float) -> FittedAttentive:
+            drawn = np.repeat(which, split.weights[which].astype(int))  # a row drawn twice counts twice
+            own = {**self.options, "n_heads": heads, "seed": split.seed, "device": settings.device}
+            return fit_attentive(tokens[drawn], split.y[drawn], learning_rate=rate, **own)
+
+        def fit_and_score(rates: Array, fitted: np.ndarray, held: np.ndarray) -> HeldOut:
+            log_proba = np.stack([train(fitted, rate).predict_log_proba(tokens[held]) for rate in rates])
+            n_steps = self.options["epochs"] * max(len(fitted) // self.options["batch_size"], 1)
+            found = without_certificate(len(rates), n_steps)
+            return score_log_proba(log_proba, columns[held], split.weights[held], found)
+
+        rates = self.learning_rates
+        selection = cross_validate(rates, split.rounds("val"), fit_and_score, "val", settings.on_fit)
+        use, rate = split.final(protocol.refit), selection.chosen
+        final = train(use, rate)
+        right, n_steps = final.predict(tokens[use]) == split.y[use], int(selection.n_iter[0])
+        info = {"rule": "attentive probe", "learning_rate": rate, "n_heads": heads, "tokens": len(widths)}
+        return replace(
+            final,
+            selection=selection,
+            certificate=end_of_schedule(n_steps),
+            train_accuracy=float(right @ split.weights[use] / split.weights[use].sum()),
+            search_info={**info, **self.options},
+        )
 
 
 def fit_attentive(
@@ -83,7 +161,7 @@ def fit_attentive(
     weight_decay: float = 0.1,
     seed: int = 0,
     device: str = "cpu",
-) -> AttentiveProbe:
+) -> FittedAttentive:
     """Train by AdamW with a cosine to zero; choose its settings on held-out rows, as with any probe.
 
     Parameters
@@ -116,8 +194,8 @@ def fit_attentive(
                 parameter.zero_()
             else:
                 parameter.normal_(0.0, shape[2] ** -0.5, generator=generator)
-    where = usable_device(device)
-    module.to(where).train()
+    target = usable_device(device)
+    module.to(target).train()
     optimiser = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=weight_decay)
     size = min(batch_size, len(labels))
     n_steps, step = epochs * (len(labels) // size), 0
@@ -126,11 +204,11 @@ def fit_attentive(
         order = np.random.default_rng([seed, epoch]).permutation(len(labels))
         for start in range(0, len(labels) - size + 1, size):
             rows = np.sort(order[start : start + size])
-            batch = torch.from_numpy(np.ascontiguousarray(source[rows], np.float32)).to(where)
+            batch = torch.from_numpy(np.ascontiguousarray(source[rows], np.float32)).to(target)
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate * cosine(step, n_steps)
             optimiser.zero_grad()
-            nn.functional.cross_entropy(module(batch), torch.from_numpy(columns[rows]).to(where)).backward()
+            nn.functional.cross_entropy(module(batch), torch.from_numpy(columns[rows]).to(target)).backward()
             optimiser.step()
             step += 1
-    return AttentiveProbe(module.eval(), classes)
+    return FittedAttentive(classes=classes, module=module.eval())

@@ -5,17 +5,57 @@ here solves it exactly; only the gammas must be searched for, on held-out rows.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from probekit.probes.logistic import LogisticProbe
+from probekit.probes.probe import FittedLinear, Probe, standardized
 from probekit.runtime.errors import UserError
+from probekit.selection.choose_C import choose_C
+from probekit.selection.folds import TrainingRows
+from probekit.selection.protocol import Protocol, subsample_grid
+from probekit.selection.settings import FitSettings
 from probekit.solver.path import ProbePath, fit_path
 from probekit.solver.validation import check_finite, is_wide, read_features
 
 Array = NDArray[np.float64]
+
+
+class BandedProbe(Probe):
+    """One penalty a layer: factors searched on a subsampled grid of C, then the whole grid with the best factors.
+
+    Columns are standardised (if the protocol says so) by all training rows at once, since bands must survive it.
+    """
+
+    kind = "banded"
+    reads = "layers"
+
+    def fit(
+        self, X: np.ndarray, widths: Sequence[int], split: TrainingRows, protocol: Protocol, settings: FitSettings
+    ) -> FittedLinear:
+        Z, shift, scale = standardized(X, split, protocol)
+        plain = protocol.with_(standardize=False)
+        coarse = plain.with_(Cs=subsample_grid(protocol.Cs), refine=0)
+
+        def scaled(gammas: Sequence[float]) -> np.ndarray:
+            return Z * spread(gammas, widths).astype(Z.dtype)
+
+        steps = search_gammas(len(widths), lambda gammas: choose_C(scaled(gammas), split, coarse, settings).score)
+        gammas = steps[-1][0]
+        fitted = LogisticProbe().fit(scaled(gammas), widths, split, plain, settings)
+        assert fitted.selection is not None
+        coef = fitted.coef * spread(gammas, widths) / scale
+        info = {
+            "rule": "one penalty a layer",
+            "gammas": list(gammas),
+            "C_by_layer": [fitted.selection.chosen * gamma**2 for gamma in gammas],
+            "steps": [{"gammas": list(g), "score": value} for g, value in steps],
+        }
+        return replace(fitted, coef=coef, intercept=fitted.intercept - coef @ shift, search_info=info)
 
 
 def spread(gammas: Sequence[float], widths: Sequence[int]) -> Array:

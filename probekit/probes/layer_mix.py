@@ -4,17 +4,74 @@ L layers of one width D, N rows, K classes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from probekit.probes.logistic import certificate_of
+from probekit.probes.probe import FittedLinear, Probe, standardized
 from probekit.runtime.errors import UserError
-from probekit.solver.objective import C_to_l2
+from probekit.selection.choose_C import CERTIFICATE, HeldOut, cross_validate, score_log_proba
+from probekit.selection.folds import TrainingRows
+from probekit.selection.protocol import Protocol, subsample_grid
+from probekit.selection.settings import FitSettings
+from probekit.solver.objective import C_to_l2, log_probabilities
 from probekit.solver.path import ProbePath, fit_path
 
 Array = NDArray[np.float64]
+
+
+class LayerMixProbe(Probe):
+    """A softmax-weighted sum of layers: C chosen on a subsampled grid, a mix learned for each."""
+
+    kind = "mix"
+    reads = "layers"
+
+    def grid(self, protocol: Protocol) -> Sequence[float]:
+        return subsample_grid(protocol.Cs)
+
+    def fit(
+        self, X: np.ndarray, widths: Sequence[int], split: TrainingRows, protocol: Protocol, settings: FitSettings
+    ) -> FittedLinear:
+        if len(set(widths)) != 1:
+            raise UserError(f"A mix needs layers of one width, but they have {', '.join(map(str, widths))} columns.")
+        Z, shift, scale = standardized(X, split, protocol)
+        options: dict[str, Any] = {"tol": protocol.tol, "backend": settings.backend, "device": settings.device}
+        columns = split.encoded[1]
+
+        def learn(which: np.ndarray, C: float) -> LayerMix:
+            layers = np.split(Z[which], len(widths), axis=1)
+            return fit_layer_mix(layers, split.y[which], C, split.weights[which], **options)
+
+        def scores(mix: LayerMix, which: np.ndarray) -> Array:
+            mixed = np.einsum("l,lnd->nd", mix.weights, np.stack(np.split(Z[which], len(widths), axis=1)))
+            return mix.path.decision_function(mixed)[0]
+
+        def fit_and_score(Cs: Array, fitted: np.ndarray, held: np.ndarray) -> HeldOut:
+            mixes = [learn(fitted, C) for C in Cs]
+            log_proba = log_probabilities(np.stack([scores(mix, held) for mix in mixes]))
+            certificates = [certificate_of(mix.path) for mix in mixes]
+            found = {name: np.array([c[name] for c in certificates]) for name in CERTIFICATE}
+            return score_log_proba(log_proba, columns[held], split.weights[held], found)
+
+        rule = split.resolve_rule(protocol.selection)
+        selection = cross_validate(self.grid(protocol), split.rounds(rule), fit_and_score, rule, settings.on_fit)
+        use = split.final(protocol.refit)
+        mix, weights = learn(use, selection.chosen), split.weights[use]
+        correct = score_log_proba(log_probabilities(scores(mix, use)[None]), columns[use], weights).correct[0]
+        coef = mix.concatenated_coef() / scale
+        return FittedLinear(
+            classes=mix.path.classes,
+            coef=coef,
+            intercept=mix.path.intercept[0] - coef @ shift,
+            selection=replace(selection, l2s=C_to_l2(selection.grid, weights.sum())),
+            certificate=certificate_of(mix.path) | {"mix_gradient": mix.mix_gradient},
+            train_accuracy=float(correct / weights.sum()),
+            search_info={"rule": "softmax mix of layers", "weights": mix.weights.tolist()},
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +90,8 @@ class LayerMix:
     path: ProbePath
     mix_gradient: float
 
-    def joined_coef(self) -> Array:
-        """Coefficients on the layers side by side (R, L*D)."""
+    def concatenated_coef(self) -> Array:
+        """Coefficients on the concatenated layers (R, L*D)."""
         return np.concatenate([weight * self.path.coef[0] for weight in self.weights], axis=1)
 
 

@@ -26,6 +26,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from igpt_model.atomic import write_bytes
 from igpt_model.checked_json import Int, Text, open_regular, parse_json
 from probekit.runtime.errors import UserError, first_line
+from probekit.selection.choose_C import HeldOut, choose, cross_validate, score_path
 from probekit.solver import objective
 from probekit.solver.path import ProbePath, fit_path
 from probekit.solver.validation import (
@@ -45,7 +46,6 @@ FITTED = (
     "classes_", "coef_", "intercept_", "certificate_", "converged_", "n_iter_", "solver_version_", "n_features_in_",
     "feature_names_in_",
 )  # fmt: skip
-TIE = 1e-9  # less than one row in a billion is worth, more than means over folds are off by rounding
 
 
 class _Probe(ClassifierMixin, BaseEstimator):
@@ -287,17 +287,17 @@ class LinearProbeCV(_Probe):
         if len(np.unique(y)) < 2:
             raise UserError(f"y holds one class only ({y[0]!r}); a probe needs at least two classes.")
         check_finite(X)  # here, where rows have their own numbers, and not within a fold
-        accuracies, losses, converged = [], [], np.ones(len(Cs), dtype=bool)
+
+        def fit_and_score(grid: Array, train: Positions, held: Positions) -> HeldOut:
+            path = self._path(X[train], y[train], grid, balanced[train])
+            return _held_out(path, X[held], y[held], weights[held])
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the choice below heeds it
-            for train, held in self._rounds(y, weights, groups):
-                path = self._path(X[train], y[train], Cs, balanced[train])
-                accuracy, loss = _held_out(path, X[held], y[held], weights[held])
-                accuracies.append(accuracy)
-                losses.append(loss)
-                converged &= path.converged
-        self.accuracies_, self.log_losses_ = np.array(accuracies), np.array(losses)
-        self.index_ = choose(self.accuracies_.mean(axis=0), self.log_losses_.mean(axis=0), Cs, converged)
+            selection = cross_validate(Cs, self._rounds(y, weights, groups), fit_and_score)
+        self.accuracies_, self.log_losses_ = selection.fold_accuracy, selection.fold_log_loss
+        means = self.accuracies_.mean(axis=0), self.log_losses_.mean(axis=0)
+        self.index_ = choose(*means, Cs, selection.converged)
         self.C_ = float(Cs[self.index_])
         self.at_grid_edge_ = len(Cs) > 1 and self.index_ in (0, len(Cs) - 1)
         self.Cs_ = Cs
@@ -347,14 +347,6 @@ class LinearProbeCV(_Probe):
         self.probe_.save(path)
 
 
-def choose(accuracy: Array, log_loss: Array, Cs: Array, converged: NDArray[np.bool_]) -> int:
-    """Index of the best penalty: accuracy, then log-loss, then the smaller C; unconverged ones for want of others."""
-    best = np.flatnonzero(converged) if converged.any() else np.arange(len(Cs))
-    best = best[accuracy[best] >= accuracy[best].max() - TIE]
-    best = best[log_loss[best] <= log_loss[best].min() * (1 + TIE)]
-    return int(best[Cs[best].argmin()])
-
-
 def _splitter(cv: Any, y: NDArray[Any], seed: int, grouped: bool) -> Any:
     """What splits rows with labels y into rounds."""
     refused = UserError(
@@ -397,19 +389,16 @@ def _positions(part: Any, weights: Array) -> Positions:
     return part[weights[part] > 0]
 
 
-def _held_out(path: ProbePath, X: Any, y: NDArray[Any], weights: Array) -> tuple[Array, Array]:
-    """Weighted accuracy and log-loss (n_C,) on held-out rows; a class that no training row had counts as an error."""
-    correct, loss = np.zeros(len(path)), np.zeros(len(path))
+def _held_out(path: ProbePath, X: Any, y: NDArray[Any], weights: Array) -> HeldOut:
+    """Scores on held-out rows; a class that no training row had counts as an error and has no log-loss."""
     columns = label_index(y, path.classes)
-    for rows, scores in path.blocks(X):
-        column, weight = columns[rows], weights[rows]
-        known = column >= 0
-        log_proba = objective.log_probabilities(scores)
-        correct += (log_proba.argmax(axis=-1) == column) @ weight
-        own = np.take_along_axis(log_proba[:, known], column[None, known, None], axis=-1)[..., 0]
-        loss -= own @ weight[known]
-    of_known = weights[columns >= 0].sum()
-    return correct / weights.sum(), loss / of_known if of_known else loss
+    known = columns >= 0
+    correct, loss = np.zeros(len(path)), np.zeros(len(path))
+    if known.any():
+        correct, loss = score_path(path, X[known], columns[known], weights[known])
+    total, of_known = float(weights.sum()), float(weights[known].sum())
+    loss = loss * total / of_known if of_known else loss
+    return HeldOut(correct, loss, total, {"converged": path.converged})
 
 
 def _column(y: Any) -> Any:
@@ -428,6 +417,8 @@ def _class_weights(class_weight: Any, y: NDArray[Any], weights: Array) -> Array:
     """Weight of each row's class (N,); "balanced" counts rows by their sample weights, as scikit-learn >= 1.8 does."""
     if not (class_weight is None or class_weight == "balanced" or isinstance(class_weight, dict)):
         raise UserError(f"class_weight must be None, 'balanced' or {{label: weight}}, but got {class_weight!r}.")
+    if class_weight is None:
+        return np.ones(len(y))
     if class_weight != "balanced":
         weight = np.asarray(compute_sample_weight(class_weight, y), np.float64)
         if not np.isfinite(weight).all() or (weight < 0).any():

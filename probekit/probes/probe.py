@@ -1,209 +1,158 @@
-"""Probes that are no plain penalty path: bands and mixes of joined layers, ridge and neighbours of single ones.
+"""What a probe is: fitted on training rows, it gives class probabilities of any others and can be stored as arrays.
 
-Arrays in, a `Fit` out, chosen on the same held-out training rows as everything else. n rows, D columns, K classes.
+A new kind is a subclass of `Probe` with a `kind` of its own; the runner, records and tables know it by `PROBES`.
+N rows, D columns, R coefficient rows (1 for two classes, else K), K classes.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from scipy.special import log_softmax
 
-from probekit.probes.banded import search_gammas, spread
-from probekit.probes.knn import KS, knn_proba
-from probekit.probes.layer_mix import LayerMix, fit_layer_mix
-from probekit.probes.ridge import fit_ridge
 from probekit.runtime.errors import UserError
-from probekit.selection.choose_C import (
-    Choice,
-    Solver,
-    certificate_of,
-    choose_C,
-    final_rows,
-    grid_ends,
-    refit,
-    score_path,
-)
+from probekit.selection.choose_C import Selection
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol
+from probekit.selection.settings import FitSettings
 from probekit.solver.inputs import standardizer
-from probekit.solver.objective import C_to_l2, log_probabilities
+from probekit.solver.objective import log_probabilities, logits
 
-SEARCH_PENALTIES = 9  # of the grid, evenly spaced, while gammas, mixes or sets of layers are compared
+PROBES: dict[str, type["Probe"]] = {}
+EXACT = {"converged": True, "n_iter": 0, "grad_rel": 0.0, "gap": 0.0, "stop_reason": "closed form"}
+
+ReadRows = Callable[[np.ndarray], np.ndarray]  # positions among train and val joined -> their features
 
 
-@dataclass(frozen=True, eq=False)
-class Fit:
-    """A finished probe and how it was chosen: what a record says about it.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FittedProbe(ABC):
+    """A fitted probe; read back from its file it has no `selection`, `certificate` or `train_accuracy`.
 
     Attributes
     ----------
-    classes (K,); coef (R, D) and intercept (R,) on the columns as read (neighbours have no columns)
-    choice, l2s : held-out figures and penalties of the grid; certificate : of the final fit; found : how it was found
-    extra_arrays : arrays of a probe that is more than coefficients, for its file
+    classes : (K,) labels in column order
+    selection : how the value of the grid was chosen
+    certificate : of the final fit: converged, n_iter, grad_rel, gap, stop_reason
+    train_accuracy : on the rows of the final fit
+    search_info : how the probe was found where there is more to say than the selection, JSON
     """
 
     classes: np.ndarray
+    selection: Selection | None = None
+    certificate: Mapping[str, Any] = field(default_factory=dict)
+    train_accuracy: float = float("nan")
+    search_info: Mapping[str, Any] | None = None
+
+    @abstractmethod
+    def predict_log_proba(self, X: np.ndarray) -> np.ndarray:
+        """Logarithms of class probabilities (N, K) of features (N, D) as they were read."""
+
+    @abstractmethod
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What `from_arrays` needs, besides `classes`."""
+
+    @classmethod
+    @abstractmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], read_rows: ReadRows, device: str = "cpu") -> Self:
+        """The probe from its arrays and `classes`; `read_rows` reads training features by their positions."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FittedLinear(FittedProbe):
+    """Coefficients (R, D) and intercepts (R,) on the columns as read."""
+
     coef: np.ndarray
     intercept: np.ndarray
-    choice: Choice
-    certificate: dict[str, Any]
-    train_accuracy: float
-    l2s: np.ndarray
-    found: dict[str, Any] | None = field(default=None)
-    extra_arrays: dict[str, np.ndarray] | None = field(default=None)
+
+    def predict_log_proba(self, X: np.ndarray) -> np.ndarray:
+        return log_probabilities(logits(X, self.coef, self.intercept))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"coef": self.coef, "intercept": self.intercept}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], read_rows: ReadRows, device: str = "cpu") -> Self:
+        return cls(classes=arrays["classes"], coef=arrays["coef"], intercept=arrays["intercept"])
 
 
-Method = Callable[[np.ndarray, Sequence[int], TrainingRows, Protocol, Solver], Fit]
+class Probe(ABC):
+    """A kind of probe. Defining a subclass with a `kind` enters it in `PROBES`.
 
-
-def fit_linear(X: np.ndarray, widths: Sequence[int], rows: TrainingRows, protocol: Protocol, solver: Solver) -> Fit:
-    """The plain path: C chosen on held-out rows, then refitted."""
-    choice = choose_C(X, rows, protocol, solver)
-    path, accuracy, l2s = refit(X, rows, choice, protocol, solver)
-    return Fit(path.classes, path.coef[0], path.intercept[0], choice, certificate_of(path), accuracy, l2s)
-
-
-def fit_bands(X: np.ndarray, widths: Sequence[int], rows: TrainingRows, protocol: Protocol, solver: Solver) -> Fit:
-    """One penalty a layer: factors searched on a thinned grid of C, then the whole grid with the best factors.
-
-    Columns are standardised (if the protocol says so) by all training rows at once, since bands must survive it.
+    Attributes
+    ----------
+    kind : its name
+    reads : "layer" (one matrix, of one layer or of several concatenated), "layers" (several, told apart by their
+        widths) or "tokens" (every token's features of a layer)
+    tunes : what the grid holds: "C", "k" or "lr"
+    fitted : the class of its fitted probes
+    streams : takes features that stay in their file, an array-like whose slices are read
+    shards : can be fitted by several processes, each with a share of the rows
+    fits_together : all layers are fitted in one call of `fit_many`, in one process
     """
-    Z, shift, scale = _standardised(X, rows, protocol)
-    plain = protocol.with_(standardize=False)
-    scout = plain.with_(Cs=subsample_grid(protocol.Cs), refine=0)
 
-    def scaled(gammas: Sequence[float]) -> np.ndarray:
-        return Z * spread(gammas, widths).astype(Z.dtype)
+    kind: ClassVar[str]
+    reads: ClassVar[Literal["layer", "layers", "tokens"]] = "layer"
+    tunes: ClassVar[Literal["C", "k", "lr"]] = "C"
+    fitted: ClassVar[type[FittedProbe]] = FittedLinear
+    streams: ClassVar[bool] = False
+    shards: ClassVar[bool] = False
+    fits_together: ClassVar[bool] = False
 
-    steps = search_gammas(len(widths), lambda gammas: choose_C(scaled(gammas), rows, scout, solver).score)
-    gammas = steps[-1][0]
-    fit = fit_linear(scaled(gammas), widths, rows, plain, solver)
-    coef = fit.coef * spread(gammas, widths) / scale
-    found = {
-        "rule": "one penalty a layer",
-        "gammas": list(gammas),
-        "C_by_layer": [fit.choice.C * gamma**2 for gamma in gammas],
-        "steps": [{"gammas": list(g), "score": value} for g, value in steps],
-    }
-    return replace(fit, coef=coef, intercept=fit.intercept - coef @ shift, found=found)
+    def __init_subclass__(cls) -> None:
+        if "kind" in vars(cls):
+            PROBES[cls.kind] = cls
 
+    def grid(self, protocol: Protocol) -> Sequence[float]:
+        """The values that `fit` chooses from."""
+        return protocol.Cs
 
-def fit_mix(X: np.ndarray, widths: Sequence[int], rows: TrainingRows, protocol: Protocol, solver: Solver) -> Fit:
-    """A softmax-weighted sum of layers: C chosen on a thinned grid, a mix learned for each."""
-    if len(set(widths)) != 1:
-        raise UserError(f"A mix needs layers of one width, but they have {', '.join(map(str, widths))} columns.")
-    Z, shift, scale = _standardised(X, rows, protocol)
-    Cs = np.array(subsample_grid(protocol.Cs))
-    settings: dict[str, Any] = {"tol": protocol.tol, "backend": solver.backend, "device": solver.device}
+    def check(self, protocol: Protocol) -> None:
+        """Raise `UserError` if the probe cannot be fitted under a protocol."""
+        if not self.grid(protocol):
+            raise UserError(f"A {self.kind} probe needs penalties, but protocol {protocol.name} has none.")
 
-    def learned(which: np.ndarray, C: float) -> LayerMix:
-        return fit_layer_mix(np.split(Z[which], len(widths), axis=1), rows.y[which], C, rows.weights[which], **settings)
+    def version(self, settings: FitSettings) -> str:
+        """Of what computes the fit; part of a record's key."""
+        return settings.version
 
-    def mixed(mix: LayerMix, which: np.ndarray) -> np.ndarray:
-        return np.einsum("l,lnd->nd", mix.weights, np.stack(np.split(Z[which], len(widths), axis=1)))
+    def n_fits(self, split: TrainingRows, protocol: Protocol) -> int:
+        """Fits of one probe, for progress: the grid in every round, and the final one."""
+        rounds = split.n_rounds(split.resolve_rule(protocol.selection))
+        return rounds * (len(self.grid(protocol)) + 2 * protocol.refine) + 1
 
-    def predict_log_proba(fitted: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-        mixes = [learned(fitted, C) for C in Cs]
-        scores = np.stack([mix.path.decision_function(mixed(mix, held))[0] for mix in mixes])
-        certificates = [certificate_of(mix.path) for mix in mixes]
-        facts = {name: np.array([c[name] for c in certificates]) for name in ("converged", "n_iter", "grad_rel", "gap")}
-        return log_probabilities(scores), facts
+    @abstractmethod
+    def fit(
+        self, X: Any, widths: Sequence[int], split: TrainingRows, protocol: Protocol, settings: FitSettings
+    ) -> FittedProbe:
+        """Choose on held-out rows, then fit on the protocol's final rows.
 
-    choice = _choose(Cs, rows, protocol, predict_log_proba)
-    use = final_rows(rows, protocol)
-    mix = learned(use, choice.C)
-    weight = float(rows.weights[use].sum())
-    accuracy = float(score_path(mix.path, mixed(mix, use), rows.y[use], rows.weights[use])[0][0] / weight)
-    coef = mix.joined_coef() / scale
-    found = {"rule": "softmax mix of layers", "weights": mix.weights.tolist()}
-    certificate = certificate_of(mix.path) | {"mix_gradient": mix.mix_gradient}
-    intercept = mix.path.intercept[0] - coef @ shift
-    return Fit(mix.path.classes, coef, intercept, choice, certificate, accuracy, C_to_l2(Cs, weight), found)
+        Parameters
+        ----------
+        X : (N, D) features of the rows of `split`
+        widths : columns of each layer in X, or of each token
+        split : labels, weights and rounds
+        """
 
-
-def fit_by_ridge(X: np.ndarray, widths: Sequence[int], rows: TrainingRows, protocol: Protocol, solver: Solver) -> Fit:
-    """Ridge to one-hot targets over the protocol's Cs, all from one decomposition a round. Exact by construction."""
-    Z, shift, scale = _standardised(X, rows, protocol)
-    classes, columns = np.unique(rows.y, return_inverse=True)
-    Cs = np.array(protocol.Cs)
-
-    def predict_log_proba(fitted: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-        coef, intercept = fit_ridge(Z[fitted], columns[fitted], Cs, rows.weights[fitted])
-        scores = np.einsum("nd,ckd->cnk", Z[held].astype(np.float64), coef, optimize=True) + intercept[:, None]
-        return log_softmax(scores, axis=-1), {}
-
-    choice = _choose(Cs, rows, protocol, predict_log_proba)
-    use = final_rows(rows, protocol)
-    coef, intercept = fit_ridge(Z[use], columns[use], [choice.C], rows.weights[use])
-    right = (Z[use] @ coef[0].T + intercept[0]).argmax(axis=1) == columns[use]
-    raw, weight = coef[0] / scale, float(rows.weights[use].sum())
-    if len(classes) == 2:  # one row, as every two-class probe of the house has
-        raw, intercept = raw[1:] - raw[:1], intercept[:, 1:] - intercept[:, :1]
-    accuracy = float(right @ rows.weights[use] / weight)
-    return Fit(
-        classes, raw, intercept[0] - raw @ shift, choice, _EXACT, accuracy, C_to_l2(Cs, weight), {"rule": "ridge"}
-    )
+    def fit_many(
+        self,
+        layers: Sequence[Any],
+        widths: Sequence[Sequence[int]],
+        split: TrainingRows,
+        protocol: Protocol,
+        settings: FitSettings,
+    ) -> Iterator[FittedProbe]:
+        """A fitted probe of each of several layers on the same rows, in order."""
+        for X, own in zip(layers, widths, strict=True):
+            yield self.fit(X, own, split, protocol, settings)
 
 
-def fit_neighbours(X: np.ndarray, widths: Sequence[int], rows: TrainingRows, protocol: Protocol, solver: Solver) -> Fit:
-    """k nearest neighbours; the number of neighbours takes the place of C in the record."""
-    classes, columns = np.unique(rows.y, return_inverse=True)
-    ks = np.array(KS, float)
+def standardized(X: np.ndarray, split: TrainingRows, protocol: Protocol) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """X by the mean and deviation of the training rows (float32), with the two; constant columns keep scale 1.
 
-    def predict_log_proba(fitted: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-        proba = knn_proba(X[fitted], columns[fitted], X[held], KS, sample_weight=rows.weights[fitted])
-        return np.log(np.maximum(proba, 1e-12)), {}
-
-    # numbers of neighbours need no wider grid
-    choice = replace(_choose(ks, rows, protocol, predict_log_proba), grid_ends=None)
-    rule = {"rule": f"{int(choice.C)} nearest neighbours", "k": int(choice.C)}
-    accuracy = float(choice.accuracy[choice.index])  # a row is its own nearest neighbour, so the held-out figure it is
-    return Fit(classes, np.zeros((len(classes), 0)), np.zeros(len(classes)), choice, _EXACT, accuracy, 0 * ks, rule)
-
-
-METHODS: dict[str, Method] = {
-    "": fit_linear, "banded": fit_bands, "mix": fit_mix, "ridge": fit_by_ridge, "knn": fit_neighbours,
-}  # fmt: skip
-
-_EXACT = {"converged": True, "n_iter": 0, "grad_rel": 0.0, "gap": 0.0, "stop_reason": "closed form"}
-
-
-def subsample_grid(Cs: Sequence[float]) -> list[float]:
-    """About `SEARCH_PENALTIES` of a grid, evenly spaced, its first among them."""
-    return list(Cs[:: max(1, -(-(len(Cs) - 1) // (SEARCH_PENALTIES - 1)))])
-
-
-def _choose(
-    grid: np.ndarray,
-    rows: TrainingRows,
-    protocol: Protocol,
-    predict_log_proba: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, dict[str, Any]]],
-) -> Choice:
-    """Choose of a grid by what `predict_log_proba(rows to fit, rows held out)` gives in every round.
-
-    That is, for every value of the grid, logarithms of class probabilities (n_C, held, K) and what certifies the fits.
+    Unchanged, with zeros and ones, if the protocol does not standardise.
     """
-    selection = rows.selection(protocol.selection)
-    columns = np.unique(rows.y, return_inverse=True)[1]
-    correct, loss, total = np.zeros(len(grid)), np.zeros(len(grid)), 0.0
-    worst: dict[str, Any] = {}
-    for fitted, held in rows.rounds(selection):
-        log_proba, facts = predict_log_proba(fitted, held)
-        y, weights = columns[held], rows.weights[held]
-        correct += (log_proba.argmax(axis=2) == y) @ weights
-        loss -= log_proba[:, np.arange(len(y)), y] @ weights
-        total += weights.sum()
-        for name, values in facts.items():
-            together = np.logical_and if name == "converged" else np.maximum
-            worst[name] = together(worst.get(name, values), values)
-    return Choice.from_figures(grid, correct / total, loss / total, selection, grid_ends=grid_ends(grid), **worst)
-
-
-def _standardised(X: np.ndarray, rows: TrainingRows, protocol: Protocol) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """X by the mean and deviation of the training rows (float32), with the two; constant columns keep scale 1."""
     if not protocol.standardize:
         return X, np.zeros(X.shape[1]), np.ones(X.shape[1])
-    mean, scale = standardizer(X, rows.weights)
+    mean, scale = standardizer(X, split.weights)
     return ((X - mean) / scale).astype(np.float32), mean, scale

@@ -3,10 +3,56 @@
 A cheap check beside the logistic probe. N rows, D features, K classes, n_C penalties.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import log_softmax
+
+from probekit.probes.probe import EXACT, FittedLinear, Probe, standardized
+from probekit.selection.choose_C import HeldOut, cross_validate, score_log_proba
+from probekit.selection.folds import TrainingRows
+from probekit.selection.protocol import Protocol
+from probekit.selection.settings import FitSettings
+from probekit.solver.objective import C_to_l2
 
 Array = NDArray[np.float64]
+
+
+class RidgeProbe(Probe):
+    """Ridge regression over the protocol's Cs, all from one decomposition a round; exact by construction."""
+
+    kind = "ridge"
+
+    def fit(
+        self, X: np.ndarray, widths: Sequence[int], split: TrainingRows, protocol: Protocol, settings: FitSettings
+    ) -> FittedLinear:
+        Z, shift, scale = standardized(X, split, protocol)
+        classes, columns = split.encoded
+
+        def fit_and_score(Cs: Array, fitted: np.ndarray, held: np.ndarray) -> HeldOut:
+            coef, intercept = fit_ridge(Z[fitted], columns[fitted], Cs, split.weights[fitted])
+            scores = np.einsum("nd,ckd->cnk", Z[held].astype(np.float64), coef, optimize=True) + intercept[:, None]
+            return score_log_proba(log_softmax(scores, axis=-1), columns[held], split.weights[held])
+
+        rule = split.resolve_rule(protocol.selection)
+        selection = cross_validate(protocol.Cs, split.rounds(rule), fit_and_score, rule, settings.on_fit)
+        use = split.final(protocol.refit)
+        coef, intercept = fit_ridge(Z[use], columns[use], [selection.chosen], split.weights[use])
+        right = (Z[use] @ coef[0].T + intercept[0]).argmax(axis=1) == columns[use]
+        raw, bias, weight = coef[0] / scale, intercept[0], float(split.weights[use].sum())
+        if len(classes) == 2:  # one row of coefficients, as in every two-class probe
+            raw, bias = raw[1:] - raw[:1], bias[1:] - bias[:1]
+        return FittedLinear(
+            classes=classes,
+            coef=raw,
+            intercept=bias - raw @ shift,
+            selection=replace(selection, l2s=C_to_l2(selection.grid, weight)),
+            certificate=EXACT,
+            train_accuracy=float(right @ split.weights[use] / weight),
+            search_info={"rule": "ridge"},
+        )
 
 
 def fit_ridge(X: ArrayLike, y: ArrayLike, Cs: ArrayLike, sample_weight: ArrayLike | None = None) -> tuple[Array, Array]:

@@ -7,13 +7,14 @@ B rows of a batch, D_l columns of layer l, G learning rates, K classes (K = 2 ke
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import cos, pi
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -21,31 +22,134 @@ from torch import Tensor
 from igpt_model.atomic import write_bytes
 from igpt_model.checked_json import as_json
 from igpt_model.hashing import hash_json
+from probekit.probes.probe import FittedLinear, Probe
+from probekit.probes.sgd_batches import Batch, array_batches, count_steps
 from probekit.runtime.device import usable_device
 from probekit.runtime.errors import UserError
+from probekit.selection.choose_C import HeldOut, cross_validate
+from probekit.selection.folds import TrainingRows
+from probekit.selection.protocol import Protocol, SGDConfig
+from probekit.selection.settings import FitSettings
+from probekit.solver.objective import log_probabilities, logits, loss_and_gradient
 
-Batch = tuple[Sequence[Any], Any]  # X (B, D_l) of every layer, y (B,) class indices
+Array = NDArray[np.float64]
+VERSION = "sgd-2"
+SCORES = 1 << 24  # held at once while heads are scored
+BLOCK_ROWS = 8192  # of a pass over features
 
 
-@dataclass(frozen=True)
-class SGDConfig:
-    """How a grid is trained.
+class SGDProbe(Probe):
+    """Momentum SGD: every layer and learning rate in one pass over the training rows, then the best rate of each.
 
-    Attributes
-    ----------
-    learning_rates : the grid (the paper's go 30, 10, 3, ...); each falls to zero along a cosine
-    epochs, batch_size : passes over the rows and rows of a step; neither is stated by the paper
-    momentum : 0.9 in the paper
-    weight_decay : of the weights, not of the intercepts; equals scikit-learn's C = 1/(N weight_decay)
-    seed : of the order of rows
+    Layers that do not fit in memory together are streamed from their file, in the same order, with the same result.
     """
 
-    learning_rates: tuple[float, ...] = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
-    epochs: int = 30
-    batch_size: int = 256
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    seed: int = 0
+    kind = "sgd"
+    tunes = "lr"
+    streams = True
+    fits_together = True
+
+    def grid(self, protocol: Protocol) -> Sequence[float]:
+        return () if protocol.sgd is None else protocol.sgd.learning_rates
+
+    def check(self, protocol: Protocol) -> None:
+        if protocol.sgd is None or protocol.standardize or protocol.refit != "train":
+            raise UserError(
+                "SGD protocols neither standardise nor refit: give one with standardize=False and refit='train'."
+            )
+
+    def version(self, settings: FitSettings) -> str:
+        return VERSION
+
+    def n_fits(self, split: TrainingRows, protocol: Protocol) -> int:
+        """Steps of the schedule."""
+        assert protocol.sgd is not None
+        return count_steps(int(split.weights[~split.is_val].sum()), protocol.sgd)
+
+    def fit(
+        self, X: Any, widths: Sequence[int], split: TrainingRows, protocol: Protocol, settings: FitSettings
+    ) -> FittedLinear:
+        (fitted,) = self.fit_many([X], [widths], split, protocol, settings)
+        return fitted
+
+    def fit_many(
+        self,
+        layers: Sequence[Any],
+        widths: Sequence[Sequence[int]],
+        split: TrainingRows,
+        protocol: Protocol,
+        settings: FitSettings,
+    ) -> Iterator[FittedLinear]:
+        self.check(protocol)
+        assert protocol.sgd is not None
+        ((fitted, _),) = split.rounds("val")
+        classes, columns = split.encoded
+        drawn = np.repeat(fitted, split.weights[fitted].astype(int))  # a row drawn twice counts twice
+        batches, n_steps = array_batches([X[drawn] for X in layers], columns[drawn], protocol.sgd)
+        seen = 0
+
+        def count(step: int, _: int) -> None:
+            nonlocal seen
+            if settings.on_fit:
+                settings.on_fit(len(layers) * (step - seen))
+            seen = step
+
+        grid = train_sgd(
+            batches, [X.shape[1] for X in layers], len(classes), n_steps, protocol.sgd, state=settings.checkpoint,
+            device=settings.device, progress=count,
+        )  # fmt: skip
+        for layer, X in enumerate(layers):
+            yield _choose_rate(grid, layer, X, split, protocol.sgd)
+
+
+def _choose_rate(grid: "SGDGrid", layer: int, X: Any, split: TrainingRows, config: SGDConfig) -> FittedLinear:
+    """The head of the best learning rate of a layer."""
+    ((fitted, _),) = rounds = split.rounds("val")
+    classes, columns = split.encoded
+
+    def score(rates: Array, _: np.ndarray, held: np.ndarray) -> HeldOut:
+        correct, losses = _score_heads(grid, layer, X[held], columns[held], split.weights[held])
+        return HeldOut(correct, losses, float(split.weights[held].sum()), without_certificate(len(rates), grid.step))
+
+    selection = cross_validate(config.learning_rates, rounds, score, "val")
+    coef = grid.coef[layer][selection.index].cpu().double().numpy()
+    intercept = grid.intercept[layer][selection.index].cpu().double().numpy()
+    if len(classes) == 2:
+        coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
+    at = [(coef, intercept), (0 * coef, 0 * intercept)]
+    taken, labels, weights = X[fitted], columns[fitted], split.weights[fitted]
+    sizes = [_largest_gradient(taken, labels, weight, bias, config.weight_decay, weights) for weight, bias in at]
+    predicted = np.concatenate([logits(block, coef, intercept) for _, block in _blocks(taken)])
+    right = log_probabilities(predicted).argmax(axis=1) == labels
+    return FittedLinear(
+        classes=classes,
+        coef=coef,
+        intercept=intercept,
+        selection=replace(selection, l2s=np.full(len(selection.grid), config.weight_decay)),
+        certificate=end_of_schedule(grid.step) | {"grad_rel": float(sizes[0] / max(sizes[1], 1e-300))},
+        train_accuracy=float(right @ weights / weights.sum()),
+        search_info={
+            "rule": f"momentum SGD, learning rate {selection.chosen:g}",
+            "learning_rate": selection.chosen,
+        },
+    )
+
+
+def without_certificate(n: int, n_steps: int) -> dict[str, NDArray[Any]]:
+    """The certificates of n fits that ended with their schedule of `n_steps`: none, so not converged."""
+    unknown = np.full(n, None)
+    return {"n_iter": np.full(n, n_steps), "grad_rel": unknown, "gap": unknown, "converged": np.zeros(n, bool)}
+
+
+def end_of_schedule(n_steps: int) -> dict[str, Any]:
+    """What a record says of a final fit that ended with its schedule."""
+    return {
+        "converged": False,
+        "n_iter": n_steps,
+        "grad_rel": None,
+        "gap": None,
+        "stop_reason": "end of the schedule",
+    }
 
 
 @dataclass
@@ -72,6 +176,43 @@ class SGDGrid:
         features = np.asarray(X, np.float64)
         coef, intercept = self.coef[layer].cpu().double().numpy(), self.intercept[layer].cpu().double().numpy()
         return np.asarray(np.einsum("nd,gkd->gnk", features, coef, optimize=True) + intercept[:, None])
+
+
+def _score_heads(
+    grid: "SGDGrid", layer: int, X: Any, columns: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted sums of correctness and cross-entropy (G,) of a layer's heads on rows; the worst where one diverged."""
+    n_rates, n_classes, _ = grid.coef[layer].shape
+    correct, losses, sane = np.zeros(n_rates), np.zeros(n_rates), np.ones(n_rates, bool)
+    for start, block in _blocks(X, max(1, SCORES // (n_rates * n_classes))):
+        scores = grid.scores(layer, block)
+        finite = np.isfinite(scores).all(axis=(1, 2))  # a rate that is too large ends in overflow
+        sane &= finite
+        log_proba = log_probabilities(np.where(finite[:, None, None], scores, 0.0))
+        y, weight = columns[start : start + len(block)], weights[start : start + len(block)]
+        correct += (log_proba.argmax(axis=2) == y) @ weight
+        losses -= log_proba[:, np.arange(len(y)), y] @ weight
+    return np.where(sane, correct, 0.0), np.where(sane, losses, 1e9 * weights.sum())
+
+
+def _largest_gradient(
+    X: Any, y: np.ndarray, coef: np.ndarray, intercept: np.ndarray, l2: float, weights: np.ndarray
+) -> float:
+    """max|g| of the mean-loss objective, added up over blocks of rows."""
+    of_coef, of_intercept = l2 * coef, np.zeros_like(intercept)
+    for start, block in _blocks(X):
+        rows = slice(start, start + len(block))
+        share = weights[rows].sum() / weights.sum()
+        if share > 0:
+            _, mine, free = loss_and_gradient(block, y[rows], coef, intercept, 0.0, weights[rows])
+            of_coef, of_intercept = of_coef + share * mine, of_intercept + share * free
+    return float(max(np.abs(of_coef).max(), np.abs(of_intercept).max()))
+
+
+def _blocks(X: Any, size: int = BLOCK_ROWS) -> Iterator[tuple[int, np.ndarray]]:
+    """(first row, rows) of X, read or viewed a block at a time."""
+    size = min(size, BLOCK_ROWS)
+    return ((start, X[start : start + size]) for start in range(0, len(X), size))
 
 
 def cosine(step: int, n_steps: int) -> float:
@@ -118,10 +259,10 @@ def train_sgd(
     """
     identity = {"config": asdict(config), "widths": list(widths), "n_classes": n_classes, "n_steps": n_steps}
     run = hash_json(as_json(identity))
-    where = usable_device(device)
-    grid = _load(Path(state), run, where) if state is not None and Path(state).exists() else None
-    grid = grid or SGDGrid.zeros(widths, n_classes, len(config.learning_rates), where)
-    rates = torch.tensor(config.learning_rates, dtype=torch.float32, device=where)[:, None]
+    target = usable_device(device)
+    grid = _load(Path(state), run, target) if state is not None and Path(state).exists() else None
+    grid = grid or SGDGrid.zeros(widths, n_classes, len(config.learning_rates), target)
+    rates = torch.tensor(config.learning_rates, dtype=torch.float32, device=target)[:, None]
     source = batches(grid.step) if grid.step < n_steps else iter(())
     try:
         while grid.step < n_steps:

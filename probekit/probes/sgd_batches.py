@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from probekit.probes.sgd import Batch, SGDConfig
+from probekit.selection.protocol import SGDConfig
+
+Batch = tuple[Sequence[Any], Any]  # X (B, D_l) of every layer, y (B,) class indices
 
 BUFFER_BYTES = 1 << 30  # of float32 rows of all layers; with read-ahead two buffers are held
 BLOCKS = 64  # to a buffer
@@ -62,7 +64,12 @@ def array_batches(
                     features = augment(features, y[rows], rng)
                 yield features, y[rows]
 
-    return batches, per_epoch * config.epochs
+    return batches, count_steps(len(y), config)
+
+
+def count_steps(n_rows: int, config: SGDConfig) -> int:
+    """Steps of the whole schedule over `n_rows` rows."""
+    return n_rows // min(config.batch_size, n_rows) * config.epochs
 
 
 def buffer_rows(widths: Sequence[int]) -> int:

@@ -1,10 +1,10 @@
 """Pictures, tables and one self-contained page, made of records alone."""
 
+from probekit.reports.figures.terminal import print_panel, terminal_curve
 from probekit.reports.panels import Panel, Series, build_panels, collect_records
 from probekit.reports.published import comparison_frame, published
 from probekit.reports.report import write_report
 from probekit.reports.tables import layer_frame
-from probekit.reports.terminal import print_panel, terminal_curve
 
 __all__ = [
     "Panel",

@@ -15,7 +15,7 @@ LEFT, TOP, WIDTH = 34, 4, 640  # of the map, in its own units
 
 def fit_sentence(panel: Panel) -> str:
     """How many fits there were and how many are certified."""
-    records = [record for series in panel.series for record in records_of(series)]
+    records = [record for series in panel.series if series.role != "readout" for record in records_of(series)]
     path = np.concatenate([np.asarray(record.converged, dtype=bool) for record in records])
     refits = np.array([bool(record.refit["converged"]) for record in records])
     edge = sum(record.at_grid_edge for record in records)

@@ -6,24 +6,23 @@ Here accuracies turn into percent and differences into percentage points; n laye
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from probekit.results.curve import Curve, Verdict, depth_curve, verdict
-from probekit.results.metrics import bootstrap_interval, mcnemar_exact
+from probekit.results.metrics import bootstrap_interval, bootstrap_runs, mcnemar_exact
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record, read_records
 from probekit.runtime.errors import UserError
 
-ROLES = ("model", "random", "flat")
+ROLES = ("model", "readout", "random", "flat")
+READOUTS = {"knn": "kNN", "class-mean": "class mean"}
+"""Kinds of probes by the name that they have in print; another one has its own."""
+
 NAMES = {"random": "random weights", "pixels": "raw pixels", "histogram": "colour histogram"}
-
-
-JOINED = ("concat", "banded", "mix")  # kinds of records that read several layers
-CHECKS = ("knn", "ridge", "attentive")  # and of those beside a layer's own probe
 
 
 class Joined(NamedTuple):
@@ -53,13 +52,14 @@ class Series:
 
     Attributes
     ----------
-    label, role : the name in print; "model", "random" (a network without training) or "flat" (no depth)
+    label, role : the name in print; "model", "readout" (another kind of probe of a model's layers), "random" (a network
+        without training) or "flat" (no depth)
     curve, verdict : from `probekit.results`; no verdict without per-row files or for a flat series
     minus_last, band_low, band_high : against the last layer, simultaneous 95 % band (None without per-row files)
     not_worse : bool, layers not significantly below the best (None without per-row files)
     joined : joined layers: plain, with a penalty a layer ("banded"), or mixed ("mix")
     checks : nearest neighbours and ridge of single layers
-    other_seeds : (seeds - 1, n) accuracies of redrawn splits
+    host : of a readout, the label of its model
     """
 
     label: str
@@ -71,8 +71,8 @@ class Series:
     band_high: np.ndarray | None
     not_worse: np.ndarray | None
     joined: tuple[Joined, ...]
-    other_seeds: np.ndarray
     checks: tuple[Record, ...] = ()
+    host: str = ""
 
     @property
     def records(self) -> tuple[Record, ...]:
@@ -91,7 +91,7 @@ class Series:
 
     @property
     def top1(self) -> np.ndarray:
-        """Test accuracy in percent; `low` and `high` are its pointwise Wilson limits."""
+        """Test accuracy in percent, the mean over the seeds; `low` and `high` are its pointwise 95 % limits."""
         return 100 * self.curve.accuracy
 
     @property
@@ -103,6 +103,16 @@ class Series:
     def high(self) -> np.ndarray:
         """Upper pointwise limit in percent."""
         return 100 * self.curve.high
+
+    @property
+    def n_seeds(self) -> int:
+        """Draws of the training rows that the figures are over."""
+        return len(self.curve.seeds)
+
+    @property
+    def by_seed(self) -> np.ndarray:
+        """Accuracy of each seed in percent (S, n)."""
+        return 100 * self.curve.by_seed
 
     @property
     def reliable(self) -> np.ndarray:
@@ -117,13 +127,24 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """Series that may stand on the same axes: one data set, one protocol, one number of training rows."""
+    """Series that may stand on the same axes: one data set and test set, one protocol, one number of training rows."""
 
     dataset: str
     protocol: str
     protocol_hash: str
     train_rows: int | None
     series: tuple[Series, ...]
+    test: str = "test"
+
+    @property
+    def is_own_test(self) -> bool:
+        """Whether the figures are of the data set's own test rows."""
+        return self.test == "test"
+
+    @property
+    def n_seeds(self) -> int:
+        """The most draws of the training rows that one of its series has."""
+        return max(series.n_seeds for series in self.series)
 
     @property
     def models(self) -> list[Series]:
@@ -132,34 +153,21 @@ class Panel:
 
     @property
     def title(self) -> str:
-        """Data set and, where it was cut, the number of training rows."""
-        return self.dataset + (f", {self.train_rows:,} training rows" if self.train_rows else "")
+        """Data set, further test set and, where it was cut, the number of training rows."""
+        on = "" if self.is_own_test else f", tested on {self.test}"
+        return self.dataset + on + (f", {self.train_rows:,} training rows" if self.train_rows else "")
 
     @property
     def slug(self) -> str:
         """A file name's part that tells panels apart."""
         rows = f"-{self.train_rows}" if self.train_rows else ""
-        name = f"{self.dataset}-{self.protocol}{rows}"
+        name = f"{self.dataset}-{self.protocol}{rows}" + ("" if self.is_own_test else f"-on-{self.test}")
         return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[:100].strip("-.")
 
 
 def is_reliable(record: Record) -> bool:
     """Whether a record's numbers can be leant on: both fits converged and the chosen C is inside its grid."""
     return record.is_converged and not record.at_grid_edge
-
-
-def layer_name(record: Record) -> str:
-    """What a network calls a layer ("blocks.3"); "the embedding" for an iGPT's layer 0; "" where there is no name."""
-    number, _, name = record.layers[0].partition("_")
-    if name:
-        return name
-    if not number.isdecimal():
-        return number
-    return (
-        "the embedding"
-        if int(number) == 0 and ("converted" in record.encoder or record.encoder.get("kind") == "igpt")
-        else ""
-    )
 
 
 def role_of(record: Record) -> str:
@@ -188,32 +196,50 @@ def collect_records(results: str | Path | Iterable[str | Path]) -> list[Record]:
 
 
 def build_panels(records: Iterable[Record]) -> list[Panel]:
-    """Group records into panels; in each, models first, then random weights, then flat baselines."""
-    groups: dict[tuple[str, str, int | None], list[Record]] = {}
+    """Group records into panels; in each, models first, then other readouts, random weights and flat baselines.
+
+    Each further test set of a data set has a panel after that of its own test rows.
+    """
+    groups: dict[tuple[str, str, int | None, str], list[Record]] = {}
     for record in records:
         group = (record.dataset.get("name", "unnamed"), record.identity.protocol_hash, record.train_rows)
-        groups.setdefault(group, []).append(record)
+        for test in (record.test, *record.tests):
+            groups.setdefault((*group, test), []).append(record.on(test))
     panels = []
-    for (dataset, protocol_hash, train_rows), members in groups.items():
+    for (dataset, protocol_hash, train_rows, test), members in groups.items():
         by_file: dict[tuple[str, str], list[Record]] = {}
         for record in members:
             by_file.setdefault((record.series, record.identity.feature_id), []).append(record)
-        by_file = _attentive_beside_linear(by_file)
+        by_file = _tokens_beside_pooled(by_file)
         names = [name for name, _ in by_file]
         lines = []
         for (name, feature_id), own in by_file.items():
             label = NAMES.get(name, name) + (f" ({feature_id[:6]})" if names.count(name) > 1 else "")
             if any(record.kind == "layer" for record in own):
                 lines.append(build_series(own, label))
+                lines += _readouts(own, lines[-1])
         lines.sort(key=lambda series: ROLES.index(series.role))
         if lines:
-            panels.append(Panel(dataset, members[0].protocol["name"], protocol_hash, train_rows, tuple(lines)))
+            panels.append(Panel(dataset, members[0].protocol["name"], protocol_hash, train_rows, tuple(lines), test))
     return panels
 
 
-def _attentive_beside_linear(by_file: dict[tuple[str, str], list[Record]]) -> dict[tuple[str, str], list[Record]]:
-    """Attentive probes, which read a file of all tokens, put with the curve of the same series and weights."""
-    hosts = {key: list(own) for key, own in by_file.items() if any(r.kind != "attentive" for r in own)}
+def _readouts(records: list[Record], host: Series) -> list[Series]:
+    """The other kinds of probes that read single layers of a model, each as a curve."""
+    if host.role != "model":
+        return []
+    found = []
+    for kind in dict.fromkeys(r.kind for r in records if len(r.layers) == 1 and r.kind != "layer"):
+        label = f"{host.label}, {READOUTS.get(kind, kind)}"
+        own = [replace(r, kind="layer") for r in records if len(r.layers) == 1 and r.kind == kind]
+        if len({r.identity.feature_id for r in own}) == 1:  # attentive probes of several files of tokens are no curve
+            found.append(replace(build_series(own, label), role="readout", host=host.label, verdict=None))
+    return found
+
+
+def _tokens_beside_pooled(by_file: dict[tuple[str, str], list[Record]]) -> dict[tuple[str, str], list[Record]]:
+    """Probes of tokens, which have a feature file of their own, put with the curve of the same series and weights."""
+    hosts = {key: list(own) for key, own in by_file.items() if any(r.reads != "tokens" for r in own)}
     for (name, feature_id), own in by_file.items():
         if (name, feature_id) in hosts:
             continue
@@ -243,13 +269,12 @@ def build_series(records: list[Record], label: str) -> Series:
         band_high=band_high,
         not_worse=not_worse,
         joined=_joined(records, curve),
-        other_seeds=_other_seeds(records, curve),
-        checks=_checks(records, curve),
+        checks=_checks(records, curve) if role != "model" else (),
     )
 
 
 def _joined(records: list[Record], curve: Curve) -> tuple[Joined, ...]:
-    own = [r for r in records if r.kind in JOINED and r.seed == curve.records[0].seed]
+    own = [r for r in records if len(r.layers) > 1 and r.seed == curve.records[0].seed]
     best = max(own, key=lambda r: (r.is_converged, *r.selection_score), default=None)
     return tuple(
         Joined(
@@ -266,7 +291,7 @@ def _joined(records: list[Record], curve: Curve) -> tuple[Joined, ...]:
 
 
 def _checks(records: list[Record], curve: Curve) -> tuple[Record, ...]:
-    own = [r for r in records if r.kind in CHECKS and r.seed == curve.records[0].seed]
+    own = [r for r in records if len(r.layers) == 1 and r.kind != "layer" and r.seed == curve.records[0].seed]
     return tuple(sorted(own, key=lambda r: (r.kind, r.depth or 0)))
 
 
@@ -277,13 +302,22 @@ def layer_depth(name: str, curve: Curve) -> int:
     return int(name.split("_")[0])
 
 
-def _other_seeds(records: list[Record], curve: Curve) -> np.ndarray:
-    seeds = sorted({r.seed for r in records} - {curve.records[0].seed})
-    rows = []
-    for seed in seeds:
-        by_depth = {r.depth: 100 * r.accuracy for r in records if r.seed == seed and r.kind == "layer"}
-        rows.append([by_depth.get(int(depth), np.nan) for depth in curve.depths])
-    return np.array(rows).reshape(len(seeds), len(curve.depths))
+def series_margin(a: Series, b: Series) -> Margin | None:
+    """How far the best layer of `a` lies above that of `b` on the same test rows, over the seeds that both have.
+
+    None when the per-row files are missing, the test rows differ, or the two have other seeds.
+    """
+    first, second = a.records[a.peak], b.records[b.peak]
+    single = margin(first, second)
+    if single is None or a.n_seeds == b.n_seeds == 1:
+        return single
+    ours, theirs = a.curve.correct_SNn, b.curve.correct_SNn
+    if ours is None or theirs is None or a.curve.seeds != b.curve.seeds:
+        return None
+    won = ours[:, :, a.peak].astype(float) - theirs[:, :, b.peak]
+    low, high = bootstrap_runs(list(won))
+    mean = won.mean(axis=0)
+    return Margin(100 * float(mean.mean()), 100 * low, 100 * high, mcnemar_exact(mean > 0, mean < 0))
 
 
 def margin(record: Record, other: Record, seed: int = 0) -> Margin | None:

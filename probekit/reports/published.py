@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from probekit.reports.figures.depth import short_range
 from probekit.reports.panels import Panel
-from probekit.reports.plots import short_range
 from probekit.reports.tables import KEY_LENGTH, fit_words, records_of, require_one_protocol
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def comparison_frame(panels: Sequence[Panel], task: str = "linear_probe", mix_pr
     rows: list[dict[str, Any]] = []
     theirs: Any
     for panel in panels:
-        theirs = published(task, panel.dataset).itertuples()
+        theirs = published(task, panel.dataset if panel.is_own_test else panel.title).itertuples()
         name = {"dataset": panel.title, "protocol": panel.protocol, "flag": "ours"}
         for series in panel.series:
             last = len(series.depths) - 1

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from igpt_model import atomic
-from probekit.reports.html import render_page
+from probekit.reports.figures.depth import depth_figure
+from probekit.reports.figures.style import style
+from probekit.reports.page import render_page
 from probekit.reports.panels import Panel, build_panels, collect_records
-from probekit.reports.plots import depth_figure
 from probekit.reports.published import comparison_frame, printed_comparison
-from probekit.reports.style import style
 from probekit.reports.subset_table import write_subset_table
 from probekit.reports.tables import csv_text, layer_frame, printed_frame, write_table
 from probekit.runtime.errors import UserError
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 FORMATS = ("svg", "png", "pdf")
 
 
-def write_report(results: str | Path | Iterable[str | Path], out: str | Path = "report") -> Path:
+def write_report(
+    results: str | Path | Iterable[str | Path],
+    out: str | Path = "report",
+    figures: Mapping[str, Callable[[Panel], Figure]] = MappingProxyType({}),
+) -> Path:
     """Write `index.html`, `depth_curve.{svg,png,pdf,csv}`, `table.{md,csv,tex}` and `comparison.{md,csv,tex}`.
 
     Where `probekit verify --near-duplicates` has left a row set beside a feature file, also
@@ -38,6 +43,9 @@ def write_report(results: str | Path | Iterable[str | Path], out: str | Path = "
         Results folders or `results.jsonl` files; several are read as one.
     out
         Folder for the report; files in it are replaced.
+    figures
+        Further figures: name -> function that draws a panel. Each is written as the depth curve is, and shown on the
+        page.
 
     Returns
     -------
@@ -62,8 +70,11 @@ def write_report(results: str | Path | Iterable[str | Path], out: str | Path = "
         for panel in panels:
             suffix = "" if len(panels) == 1 else f"-{panel.slug}"
             files[panel.slug] = [*write_curve(panel, out / f"depth_curve{suffix}"), *_write_tables(panel, out, suffix)]
+            for name, draw in figures.items():
+                with style():
+                    files[panel.slug] += save_figure(draw(panel), out / f"{name}{suffix}")
         page = out / "index.html"
-        atomic.write_text(page, render_page(panels, sources, files))
+        atomic.write_text(page, render_page(panels, sources, files, figures))
     except OSError as error:
         raise UserError(f"The report cannot be written to {out} ({error.strerror}): choose another --out.") from None
     return page

@@ -22,7 +22,7 @@ def write_subset_table(panel: Panel, out: Path, suffix: str) -> list[Path]:
     import pandas as pd
 
     frame = subset_frame([panel])
-    if frame.empty:
+    if frame.empty or not panel.is_own_test:  # near-duplicates were looked for among the data set's own test rows
         return []
     percent = "{:.1f}".format
     interval = [f" [{100 * low:.1f}, {100 * high:.1f}]" for low, high in zip(frame["low"], frame["high"], strict=True)]

@@ -94,9 +94,6 @@ def records_of(series: Series) -> list[Record]:
     return [*series.records, *(joined.record for joined in series.joined)]
 
 
-_PROBES = {"layer": "linear", "concat": "linear"}
-
-
 def _row(
     panel: Panel, series: Series, record: Record, layers: str, index: int | None, chosen: bool = False
 ) -> dict[str, object]:
@@ -104,31 +101,28 @@ def _row(
     has_band = index is not None and series.band_low is not None and series.band_high is not None
     return {
         "dataset": panel.dataset,
+        "test_set": panel.test,
         "protocol": panel.protocol,
         "series": series.label,
         "layers": layers,
-        "probe": _PROBES.get(record.kind, record.kind),
+        "kind": record.kind,
+        "probe": record.probe,
         "width": record.width,
         "chosen_on_val": chosen if index is None else index == series.peak and not series.is_flat,
-        "val_accuracy": record.val_accuracy[record.chosen_index],
-        "test_accuracy": metrics["top1"],
-        "low": metrics["top1_low"],
-        "high": metrics["top1_high"],
-        "mean_per_class": metrics["mean_per_class"],
-        "top5": metrics["top5"] if metrics["top5"] is not None else np.nan,
-        "log_loss": metrics["log_loss"],
-        "n_test": metrics["n_test"],
+        "val_accuracy": record.val_accuracy[record.chosen_index] if index is None else series.curve.val_accuracy[index],
+        "test_accuracy": metrics["top1"] if index is None else series.curve.accuracy[index],
+        "low": metrics["top1_low"] if index is None else series.curve.low[index],
+        "high": metrics["top1_high"] if index is None else series.curve.high[index],
+        "n_seeds": 1 if index is None else series.n_seeds,
+        "seeds_sd": np.nan if index is None else series.curve.spread[index],
+        **{name: np.nan if value is None else value for name, value in metrics.items() if not name.startswith("top1")},
         "minus_last": np.nan if index is None or series.is_flat else series.minus_last[index] / 100,
         "minus_last_low": series.band_low[index] / 100 if has_band else np.nan,  # type: ignore[index]
         "minus_last_high": series.band_high[index] / 100 if has_band else np.nan,  # type: ignore[index]
         "C": record.chosen_C,
-        "tuned": "k"
-        if record.kind == "knn"
-        else "lr"
-        if record.kind == "attentive" or record.protocol.get("solver") == "sgd"
-        else "C",
-        "converged": record.is_converged,
-        "at_grid_edge": bool(record.at_grid_edge),
+        "tuned": record.tunes,
+        "converged": record.is_converged if index is None else bool(series.curve.converged[index]),
+        "at_grid_edge": bool(record.at_grid_edge if index is None else series.curve.at_grid_edge[index]),
         "n_iter": record.refit["n_iter"],
         "gap": np.nan if record.refit["gap"] is None else record.refit["gap"],
         "rankme": np.nan if record.rankme is None else record.rankme,
@@ -144,15 +138,17 @@ def printed_frame(frame: pd.DataFrame) -> pd.DataFrame:
 
     # the last layer of a series is what the others are compared with
     reference = (frame["minus_last"] == 0) & (frame["minus_last_low"] == 0) & (frame["minus_last_high"] == 0)
+    own = set(frame.loc[frame["kind"] == "layer", "probe"])  # what the depth curve is made of needs no word
     above_last = _interval(frame["minus_last"], frame["minus_last_low"], frame["minus_last_high"], signed=True)
     return pd.DataFrame(
         {
             "Series": frame["series"],
             "Layer": frame["layers"]
-            + _kind(frame["probe"])
+            + frame["probe"].map(lambda probe: "" if probe in own else f", {probe}")
             + frame["chosen_on_val"].map({True: " (best on val)", False: ""}),
             "Val %": _percent(frame["val_accuracy"]),
             "Test % [95 % interval]": _interval(frame["test_accuracy"], frame["low"], frame["high"]),
+            **({"SD over seeds": frame["seeds_sd"].map(_points)} if (frame["n_seeds"] > 1).any() else {}),
             "Points above last layer [simultaneous]": above_last.where(frame["minus_last"].notna(), "").mask(
                 reference, "(reference)"
             ),
@@ -171,8 +167,8 @@ def printed_frame(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _kind(probes: pd.Series) -> pd.Series:
-    return probes.map(lambda probe: "" if probe == "linear" else f", {probe}")
+def _points(share: float) -> str:
+    return "" if np.isnan(share) else f"{100 * share:.1f}"
 
 
 def _one_decimal(value: float) -> str:
@@ -204,7 +200,7 @@ def write_table(frame: pd.DataFrame, printed: pd.DataFrame, stem: Path, caption:
 
 
 PAPER_COLUMNS = (
-    *("Series", "Layer", "Val %", "Test % [95 % interval]", "Points above last layer [simultaneous]"),
+    *("Series", "Layer", "Val %", "Test % [95 % interval]", "SD over seeds", "Points above last layer [simultaneous]"),
     *("Method", "Features", "Accuracy % [95 %]", "Source"),  # of the comparison with published numbers
 )
 """What a LaTeX table shows unless other columns are asked for: a page is narrower than a screen."""

@@ -7,7 +7,7 @@ Two locks, both the operating system's (flock), which lets go of a lock when its
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from time import sleep
@@ -81,12 +81,14 @@ class Journal:
         return True
 
     @contextmanager
-    def claim(self, key: str) -> Iterator[bool]:
-        """Hold `key` while computing it: True when it is ours to do, False when done or claimed by a living process.
+    def claim(self, name: str, keys: Collection[str] | None = None) -> Iterator[bool]:
+        """Hold the work `name` (None: one key of that name) while computing its `keys`.
 
-        The claim of a process that died is free again at once.
+        True when it is ours to do, False when done or claimed by a living process. The claim of a process that died is
+        free again at once.
         """
-        file = self._claims / key
+        wanted = set(keys if keys is not None else [name])
+        file = self._claims / name
         lock = FileLock(file, timeout=0)
         try:
             lock.acquire()
@@ -95,9 +97,9 @@ class Journal:
             return
         try:
             # another worker may have finished the key between our reading of the journal and this lock
-            yield key not in self.keys()
+            yield not wanted <= self.keys()
         finally:
-            if key in self.keys():
+            if wanted <= self.keys():
                 # safe while we hold it: whoever still has the unlinked file locked finds the key done
                 file.unlink(missing_ok=True)
             lock.release()
@@ -134,19 +136,20 @@ def _read_all(descriptor: int) -> bytes:
 
 def share_work(
     journal: Journal,
-    keys: Sequence[str],
-    work: Callable[[str], Mapping[str, Any]],
+    groups: Mapping[str, Collection[str]],
+    work: Callable[[str], Iterable[Mapping[str, Any]]],
     progress: Callable[[set[str]], None] | None = None,
     poll_seconds: float = 0.2,
 ) -> None:
-    """Have every key of `keys` in the journal when this returns, whoever of several processes did the work.
+    """Have every key of every group in the journal when this returns, whoever of several processes did the work.
 
     Parameters
     ----------
-    work : computes the line of one key; called for the keys that no other living process holds
+    groups : name of a piece of work -> the keys of its lines; each name is worked at by one process at a time
+    work : computes the lines of a name; called for the names that no other living process holds
     progress : called with the keys that are done, whenever they have changed
     """
-    wanted: set[str] = set(keys)
+    wanted = {key for keys in groups.values() for key in keys}
     shown: set[str] | None = None
     while True:
         done = journal.keys() & wanted
@@ -156,10 +159,13 @@ def share_work(
         if done == wanted:
             return
         worked = False
-        for key in [k for k in keys if k not in done]:
-            with journal.claim(key) as ours:
+        for name, keys in groups.items():
+            if set(keys) <= done:
+                continue
+            with journal.claim(name, keys) as ours:
                 if ours:
-                    journal.append(work(key))
+                    for line in work(name):
+                        journal.append(line)
                     worked = True
                     break
         if not worked:

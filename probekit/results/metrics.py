@@ -6,9 +6,49 @@ N rows, K classes, B bootstrap draws, S series of per-row values that share the 
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import bdtrc, ndtri, stdtrit
+from scipy.special import stdtrit
 
 from probekit.runtime.errors import UserError
+
+Metric = Callable[[np.ndarray, np.ndarray], float | None]
+METRICS: dict[str, Metric] = {}  # name -> function of log-probabilities (N, K) and class indices (N,)
+
+
+def metric(function: Metric) -> Metric:
+    """Enter a function in `METRICS` under its own name; every record then holds its value on the test rows."""
+    METRICS[function.__name__] = function
+    return function
+
+
+@metric
+def top1(log_proba_NK: np.ndarray, y_N: np.ndarray) -> float:
+    """Share of rows whose most probable class is theirs; of equal ones the first counts."""
+    return float((log_proba_NK.argmax(1) == y_N).mean())
+
+
+@metric
+def top5(log_proba_NK: np.ndarray, y_N: np.ndarray) -> float | None:
+    """`top_k_accuracy` with k = 5; None up to five classes."""
+    return top_k_accuracy(log_proba_NK, y_N, 5) if log_proba_NK.shape[1] > 5 else None
+
+
+@metric
+def mean_per_class(log_proba_NK: np.ndarray, y_N: np.ndarray) -> float:
+    """Accuracy of each class, averaged over the classes."""
+    return mean_per_class_accuracy(log_proba_NK.argmax(1) == y_N, y_N)
+
+
+@metric
+def log_loss(log_proba_NK: np.ndarray, y_N: np.ndarray) -> float:
+    """Mean cross-entropy in nats."""
+    return float(-log_proba_NK[np.arange(len(y_N)), y_N].mean())
+
+
+def score(log_proba_NK: np.ndarray, y_N: np.ndarray) -> dict[str, float | int | None]:
+    """All of `METRICS`, with `n_test` rows and Wilson's 95 % limits `top1_low` and `top1_high`."""
+    scores: dict[str, float | int | None] = {name: function(log_proba_NK, y_N) for name, function in METRICS.items()}
+    low, high = wilson_interval(int((log_proba_NK.argmax(1) == y_N).sum()), len(y_N))
+    return scores | {"n_test": len(y_N), "top1_low": low, "top1_high": high}
 
 
 def top_k_accuracy(log_proba_NK: np.ndarray, y_N: np.ndarray, k: int = 1) -> float:
@@ -35,17 +75,14 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float,
     ----------
     Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
     """
+    from scipy.stats import binomtest
+
     if n < 1 or not 0 <= successes <= n:
         raise UserError(
             f"{successes} successes of {n} rows were given, but 0 to n successes of at least one row are needed."
         )
-    z = float(ndtri(0.5 + level / 2))
-    p, z2n = successes / n, z * z / n
-    centre = (p + z2n / 2) / (1 + z2n)
-    half = z / (1 + z2n) * np.sqrt(p * (1 - p) / n + z2n / (4 * n))
-    # exactly 0 and 1 at the ends, where rounding would leave 1e-17
-    low = 0.0 if successes == 0 else float(centre - half)
-    return low, 1.0 if successes == n else float(centre + half)
+    interval = binomtest(successes, n).proportion_ci(level, "wilson")
+    return float(interval.low), float(interval.high)
 
 
 def bootstrap_means(values_NS: np.ndarray, n_draws: int = 2000, seed: int = 0) -> np.ndarray:
@@ -137,10 +174,8 @@ def mcnemar_exact(a_correct_N: np.ndarray, b_correct_N: np.ndarray, alternative:
         raise UserError(
             f"A paired test was given {a.size} and {b.size} rows, but both must be predictions of the same rows."
         )
+    from scipy.stats import binomtest
+
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     n = only_a + only_b
-    if alternative == "greater":
-        return float(bdtrc(only_a - 1, n, 0.5)) if n else 1.0
-    if alternative != "two-sided":
-        raise ValueError(f"alternative is {alternative!r}; expected 'two-sided' or 'greater'.")
-    return min(1.0, 2 * float(bdtrc(max(only_a, only_b) - 1, n, 0.5))) if n else 1.0
+    return float(binomtest(only_a, n, alternative=alternative).pvalue) if n else 1.0

@@ -1,6 +1,6 @@
-"""The per-row file of a record, probes/KEY.safetensors: the refitted probe and what it said about every test row.
+"""The per-row file of a record, probes/KEY.safetensors: the fitted probe and its prediction for every test row.
 
-R coefficient rows (1 for two classes, else K), D features, N test rows, K classes.
+N test rows, K classes.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ _TESTED = {
 
 @dataclass(frozen=True)
 class RowPredictions:
-    """What one record's probe said about the test rows.
+    """What one record's probe predicts for the test rows.
 
     Attributes
     ----------
@@ -47,16 +47,9 @@ class RowPredictions:
         return self.predictions == self.labels
 
 
-def save_probe(
-    path: str | Path,
-    classes: np.ndarray,
-    coef_RD: np.ndarray,
-    intercept_R: np.ndarray,
-    rows: RowPredictions | None = None,
-    extra_arrays: Mapping[str, np.ndarray] | None = None,
-) -> None:
-    """Write a probe, with `rows` what it predicts, and `extra_arrays` arrays of its own, atomically."""
-    tensors = {"classes": classes.astype(np.int64), "coef": coef_RD, "intercept": intercept_R, **(extra_arrays or {})}
+def save_probe(path: str | Path, arrays: Mapping[str, np.ndarray], rows: RowPredictions | None = None) -> None:
+    """Write the arrays of a probe, `classes` among them, and with `rows` what it predicts, atomically."""
+    tensors = dict(arrays)
     if rows is not None:
         tensors |= {
             "test_row_ids": rows.row_ids.astype(np.int64),
@@ -68,7 +61,7 @@ def save_probe(
 
 
 def load_probe(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of a probe file: classes, coef, intercept, and test_* where the probe has been tested."""
+    """The arrays of a probe file: `classes`, those of its kind, and test_* where the probe has been tested."""
     try:
         with open_regular(path):  # a pipe or a device would be waited for
             pass

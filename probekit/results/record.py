@@ -4,7 +4,8 @@ n_C penalties of the path, N test rows, K classes.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class Identity:
     subset_hash : the training rows used and how often each counts
     seed : 0 is the stored split; other seeds redraw it
     dtype, backend, solver_version : what computed it
-    method : "" for the linear probe of the protocol, else "banded", "mix", "ridge" or "knn"
+    method : "" for the protocol's own kind of probe, else the kind
     """
 
     feature_id: str
@@ -63,16 +64,18 @@ class Identity:
         return cls(**{**value, "layers": tuple(value["layers"])})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Record:
     """A finished probe. `to_dict()` is its line in results.jsonl; lists over C run along the protocol's grid.
 
     Attributes
     ----------
     identity : what was computed; `key` is its hash
-    kind : "layer" or "concat"; "banded" or "mix" of joined layers; "ridge" or "knn", checks of a single layer
+    kind : "layer" (a point of the depth curve) or "concat" (the same kind of probe on several layers), else as `probe`
+    probe : the kind of probe, a name of `probekit.probes.PROBES`
+    reads, tunes : what that kind reads ("layer", "layers" or "tokens") and what its grid holds ("C", "k" or "lr")
     series : which curve the record belongs to ("igpt", "pixels", ...)
-    depth : index of the layer, None for joined ones
+    depth : index of the layer, None for several
     n_layers : number of layers of the feature file
     width : number of feature columns D
     Cs : the grid: penalties; learning rates of an SGD protocol, numbers of neighbours of "knn"
@@ -84,14 +87,17 @@ class Record:
     refit : certificate of the fit on train + val: converged, n_iter, grad_rel, gap, stop_reason
     train_accuracy : of the refit, on the rows it was fitted on
     metrics : on the test split: top1, top5 (None up to 5 classes), mean_per_class, log_loss, n_test, top1_low,
-        top1_high (Wilson, 95 %)
+        top1_high (Wilson, 95 %), ...
+    tests : the same on further test sets, by name
     probe_file : coefficients and per-row test predictions, relative to the results file
     train_rows : size of the training subset that was asked for, None for all rows
+    per_class : rows of each class in it, where it was drawn so (few-shot)
     rankme : effective rank of the layer's training features (`probes.rank`), None where it was not computed
     plan : how the solver went about the grid, in a sentence; empty for other probes
-    candidates : how joined layers, bands, mixes or checks were found; how many were tried, how each did held out
+    candidates : how layers, bands, mixes or checks were found; how many were tried, how each did held out
     feature_file : relative to the results file where possible
     folder : where the results file lies; not stored
+    test : which test set `metrics` and the per-row predictions are of; not stored, see `on`
     """
 
     identity: Identity
@@ -120,7 +126,12 @@ class Record:
     train_accuracy: float
     metrics: dict[str, Any]
     probe_file: str
+    tests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    probe: str = "linear"
+    reads: str = "layer"
+    tunes: str = "C"
     train_rows: int | None = None
+    per_class: int | None = None
     candidates: dict[str, Any] | None = None
     rankme: float | None = None
     plan: str = ""
@@ -128,6 +139,15 @@ class Record:
     created: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     folder: Path | None = field(default=None, compare=False)
+    test: str = "test"
+
+    def load_probe(self, device: str = "cpu") -> Any:
+        """The fitted probe, read from disk: a `FittedProbe` with `predict_log_proba(X)`."""
+        return import_module("probekit.evaluate.predict").load_fitted(self, device)
+
+    def __repr__(self) -> str:
+        name = f"{self.series} {'+'.join(self.layers)}"
+        return f"Record({name}, {self.kind}, C {self.chosen_C:g}, test accuracy {100 * self.accuracy:.1f} %)"
 
     @property
     def key(self) -> str:
@@ -156,9 +176,26 @@ class Record:
         """What layers are chosen by: held-out accuracy, then (negated) held-out log-loss; larger is better."""
         return self.val_accuracy[self.chosen_index], -self.val_log_loss[self.chosen_index]
 
+    def on(self, test: str) -> "Record":
+        """The record as its probe does on another test set; "test" is the data set's own.
+
+        Raises
+        ------
+        UserError
+            The probe was not tested on it.
+        """
+        if test == self.test:
+            return self
+        if test not in self.tests:
+            known = ", ".join(["test", *self.tests])
+            raise UserError(
+                f"{self.series}, layer {'+'.join(self.layers)} was not tested on {test!r}, only on {known}."
+            )
+        return replace(self, metrics=self.tests[test], test=test, probe_file=test_file(self.probe_file, test))
+
     def to_dict(self) -> dict[str, Any]:
         """The record's line in results.jsonl, as plain JSON values."""
-        body = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("identity", "folder")}
+        body = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_STORED}
         return {"schema": SCHEMA, "key": self.key, "identity": self.identity.to_dict(), **body}
 
     @classmethod
@@ -168,7 +205,8 @@ class Record:
             found = value.get("schema") if isinstance(value, Mapping) else "none"
             raise UserError(f"{where} has schema {found!r}, but this probekit reads schema {SCHEMA}: upgrade it.")
         check_record(value, where)
-        known = {f.name for f in fields(cls)} - {"identity", "folder"}
+        value = migrate(value)
+        known = {f.name for f in fields(cls)} - _NOT_STORED
         body = {name: item for name, item in value.items() if name in known}
         record = cls(identity=Identity.from_dict(value["identity"]), folder=Path(folder) if folder else None, **body)
         if record.key != value["key"]:
@@ -176,6 +214,29 @@ class Record:
                 f"Record {value['key']} does not match its own identity (hash {record.key}): the line was edited."
             )
         return record
+
+
+_NOT_STORED = {"identity", "folder", "test"}
+
+
+def test_file(probe_file: str, test: str) -> str:
+    """The file of a probe's per-row predictions on a further test set, beside its own."""
+    return f"{probe_file.removesuffix('.safetensors')}.{test}.safetensors"
+
+
+def migrate(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A line of results.jsonl or choices.jsonl with `probe`, `reads` and `tunes`, which older ones lack."""
+    if "probe" in line:
+        return line
+    own = "sgd" if line["protocol"].get("solver") == "sgd" else "linear"
+    probe = own if line["kind"] in ("layer", "concat") else line["kind"]
+    reads = {"banded": "layers", "mix": "layers", "attentive": "tokens"}.get(probe, "layer")
+    return {
+        **line,
+        "probe": probe,
+        "reads": reads,
+        "tunes": {"knn": "k", "attentive": "lr", "sgd": "lr"}.get(probe, "C"),
+    }
 
 
 def results_path(path: str | Path) -> Path:

@@ -1,18 +1,18 @@
 """`Results`: all records of one or several results files, as tables, curves, verdicts and comparisons."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probekit.results.curve import Curve, Verdict, choose_layer, depth_curves, verdict
+from probekit.results.paired import PairedDifference, paired_difference
 from probekit.results.record import Record, read_records, results_path
 from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-
-    from probekit.results.compare import Comparison
 
 
 class Results:
@@ -41,6 +41,12 @@ class Results:
         results.records = list(records)
         return results
 
+    def only(self, keys: Collection[str]) -> "Results":
+        """The records with these keys, of the same files."""
+        results = Results()
+        results.paths, results.records = self.paths, [record for record in self.records if record.key in keys]
+        return results
+
     def __len__(self) -> int:
         return len(self.records)
 
@@ -65,6 +71,14 @@ class Results:
             if r.series == series and kind in (None, r.kind) and seed in (None, r.seed) and r.train_rows is None
         ]  # fmt: skip
 
+    def on(self, test: str) -> "Results":
+        """The same probes on another test set: records, curves and verdicts of those that were tested on it."""
+        found = [record.on(test) for record in self.records if test == "test" or test in record.tests]
+        if not found:
+            known = dict.fromkeys(name for record in self.records for name in record.tests)
+            raise UserError(f"No probe was tested on {test!r}; the test sets are {', '.join(['test', *known])}.")
+        return Results.from_records(found)
+
     def best(self, series: str | None = None) -> Record:
         """The layer chosen on held-out rows; never the one that tests best."""
         layers = sorted(self.of(series, "layer"), key=lambda r: r.depth or 0)
@@ -85,17 +99,15 @@ class Results:
         (curve,) = depth_curves(self.of(series, "layer", seed=None)).values()
         return verdict(curve)
 
-    def compare(self, a: str, b: str) -> "Comparison":
+    def compare(self, a: str, b: str) -> PairedDifference:
         """Paired comparison of the best layers of two series."""
-        from probekit.results.compare import compare
-
-        return compare(self.best(a), self.best(b))
+        return paired_difference(self.best(a), self.best(b))
 
     def frame(self) -> "pd.DataFrame":
         """One row a record: what it is, how it was chosen, how it tests, and whether to trust it."""
         import pandas as pd
 
-        return pd.DataFrame([_row(record) for record in self.records], columns=list(_COLUMNS))
+        return pd.DataFrame([_row(record) for record in self.records])
 
     def plot_depth(self, ax: Any = None) -> "Axes":
         """Draw accuracy over depth, one line a series, with pointwise Wilson 95 % bars.
@@ -122,23 +134,40 @@ class Results:
         axes.legend()
         return axes
 
+    def report(self, out: str | Path | None = None) -> Path:
+        """Write the HTML report (see `write_report`); by default into `report/` beside the results."""
+        page: Path = import_module("probekit.reports").write_report(self.paths, out or self.path.parent / "report")
+        return page
+
     def __repr__(self) -> str:
-        where = ", ".join(str(path) for path in self.paths) or "records"
-        return f"Results({where}: {len(self)} records, series {', '.join(self.series)})"
+        where = ", ".join(str(path) for path in self.paths) or "memory"
+        return f"Results({len(self)} records, series {', '.join(self.series)}, in {where})"
 
-
-_COLUMNS = (
-    "series", "dataset", "kind", "layers", "depth", "width", "seed", "train_rows", "protocol", "selection", "C",
-    "val_accuracy", "top1", "low", "high", "top5", "mean_per_class", "log_loss", "train_accuracy", "n_test",
-    "converged", "at_grid_edge", "seconds", "key",
-)  # fmt: skip
+    def _repr_html_(self) -> str:
+        """The table that a notebook shows: one row a record, the columns that are read first."""
+        shown = self.frame()[["series", "dataset", "layers", "C", "top1", "low", "high", "converged"]]
+        return str(shown.to_html(index=False, float_format="{:.4g}".format))
 
 
 def _row(r: Record) -> dict[str, Any]:
-    values = (
-        r.series, r.dataset.get("name"), r.kind, "+".join(r.layers), r.depth, r.width, r.seed, r.train_rows,
-        r.protocol["name"], r.selection, r.chosen_C, r.selection_score[0], r.accuracy, r.metrics["top1_low"],
-        r.metrics["top1_high"], r.metrics["top5"], r.metrics["mean_per_class"], r.metrics["log_loss"], r.train_accuracy,
-        r.metrics["n_test"], r.is_converged, r.at_grid_edge, r.seconds, r.key,
-    )  # fmt: skip
-    return dict(zip(_COLUMNS, values, strict=True))
+    names = {"top1_low": "low", "top1_high": "high"}
+    return {
+        "series": r.series,
+        "dataset": r.dataset.get("name"),
+        "kind": r.kind,
+        "layers": "+".join(r.layers),
+        "depth": r.depth,
+        "width": r.width,
+        "seed": r.seed,
+        "train_rows": r.train_rows,
+        "protocol": r.protocol["name"],
+        "selection": r.selection,
+        "C": r.chosen_C,
+        "val_accuracy": r.selection_score[0],
+        **{names.get(name, name): value for name, value in r.metrics.items()},
+        "train_accuracy": r.train_accuracy,
+        "converged": r.is_converged,
+        "at_grid_edge": r.at_grid_edge,
+        "seconds": r.seconds,
+        "key": r.key,
+    }

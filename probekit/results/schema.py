@@ -1,5 +1,6 @@
 """What a line of results.jsonl must look like before any of it is used: types, limits, and lists that fit together."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,7 @@ from igpt_model.checked_json import Int, Real, Text, mismatch
 from probekit.runtime.errors import UserError
 
 MOST_LAYERS = 10_000
+TEST_NAME = r"\w[\w.+-]{0,199}"  # of a further test set; it becomes part of a file's name
 _NAME = Text(1000)
 _HASH = Text(32)
 _SHARE = Real(0, 1)
@@ -30,6 +32,9 @@ CHOICE = {
     "key": _HASH,
     "identity": _IDENTITY,
     "kind": _NAME,
+    "probe?": _NAME,
+    "reads?": _NAME,
+    "tunes?": _NAME,
     "series": _NAME,
     "depth": (Int(0, MOST_LAYERS), None),
     "n_layers": Int(1, MOST_LAYERS + 1),
@@ -60,6 +65,7 @@ CHOICE = {
     "train_accuracy": _SHARE,
     "probe_file": Text(),
     "train_rows?": (Int(1), None),
+    "per_class?": (Int(1), None),
     "candidates?": (None, {"found_by?": [{"rule": str}]}),
     "rankme?": (float, None),
     "plan?": Text(10_000),
@@ -76,7 +82,7 @@ _METRICS = {
     "top1_low": _SHARE,
     "top1_high": _SHARE,
 }
-RECORD = {**CHOICE, "metrics": _METRICS}
+RECORD = {**CHOICE, "metrics": _METRICS, "tests?": dict}
 
 
 def check_record(line: Mapping[str, Any], where: str) -> None:
@@ -97,6 +103,11 @@ def _inconsistency(line: Mapping[str, Any]) -> str | None:
     wrong = [name for name in _LISTS if len(line[name]) != n]
     if wrong or not 1 <= n <= 100_000:
         return f"{', '.join(wrong) or 'Cs'} must have as many entries as Cs has, 1 to 100,000, and Cs has {n}"
+    for name, metrics in line.get("tests", {}).items():
+        if not re.fullmatch(TEST_NAME, name):
+            return f"tests holds {name[:60]!r}, expected the name of a test set"
+        if problem := mismatch(metrics, _METRICS):
+            return f"tests.{name}: {problem}"
     if line["chosen_index"] >= n:
         return f"chosen_index is {line['chosen_index']}, expected less than {n}"
     if not 1 <= len(line["identity"]["layers"]) <= MOST_LAYERS:

@@ -13,7 +13,7 @@ import numpy as np
 
 from igpt_model.atomic import write_json
 from igpt_model.checked_json import Int, Text, read_json
-from probekit.results.metrics import mean_per_class_accuracy, top_k_accuracy, wilson_interval
+from probekit.results.metrics import score
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record
 from probekit.runtime.errors import UserError
@@ -98,26 +98,8 @@ def metrics_without(record: Record, row_ids: Iterable[int]) -> dict[str, Any]:
     keep = ~np.isin(rows.row_ids, np.fromiter(row_ids, np.int64))
     if not keep.any():
         raise UserError(f"Leaving out these rows leaves none of the {len(keep)} test rows of {record.series}.")
-    correct, labels, log_proba = rows.correct[keep], rows.labels[keep], rows.log_proba[keep].astype(np.float64)
-    # a class that the probe never saw has no column: such rows are wrong, and of probability 0
-    known = np.isin(labels, rows.classes)
-    column = np.searchsorted(rows.classes, labels)[known]
-    low, high = wilson_interval(int(correct.sum()), len(correct))
-    own = np.full(len(labels), -np.inf)
-    own[known] = log_proba[known, column]
-    top5 = None
-    if log_proba.shape[1] > 5:
-        top5 = top_k_accuracy(log_proba[known], column, 5) * float(known.mean()) if known.any() else 0.0
-    return {
-        "top1": float(correct.mean()),
-        "top1_low": low,
-        "top1_high": high,
-        "top5": top5,
-        "mean_per_class": mean_per_class_accuracy(correct, labels),
-        "log_loss": float(-own.mean()),
-        "n_test": int(keep.sum()),
-        "n_excluded": int((~keep).sum()),
-    }
+    columns = np.searchsorted(rows.classes, rows.labels[keep])
+    return score(rows.log_proba[keep].astype(np.float64), columns) | {"n_excluded": int((~keep).sum())}
 
 
 def with_and_without(records: Iterable[Record], rows: RowSet | None = None) -> "pd.DataFrame":

@@ -1,9 +1,8 @@
 """Where things are computed: a device by its name, tried out before any work."""
 
-import os
-
 import torch
 
+from igpt_model.process_group import local_device
 from probekit.runtime.errors import UserError, first_line
 
 
@@ -20,10 +19,8 @@ def usable_device(device: str | torch.device) -> torch.device:
     name = str(device)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
-        chosen = torch.device(name)
+        chosen = local_device(torch.device(name))
         torch.empty(1, device=chosen)
         if chosen.type == "meta":
             raise NotImplementedError("its tensors hold no values")

@@ -1,6 +1,5 @@
 """Who does what when several processes work together: rows, layers and files divided among ranks."""
 
-import atexit
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -31,28 +30,20 @@ def current() -> Ranks:
 
 def start_group(device: str = "cpu") -> None:
     """Join the processes that torchrun started in a torch.distributed group, if they are in none yet."""
-    import torch.distributed as dist
+    from igpt_model.process_group import join_group
+    from probekit.runtime.device import usable_device
 
-    if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
-        atexit.register(_leave_group)
-
-
-def _leave_group() -> None:
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    join_group(usable_device(device))
 
 
 def barrier(ranks: Ranks) -> None:
-    """Wait until every rank has come here; under torchrun a gloo group is started when there is none yet."""
-    import torch.distributed as dist
+    """Wait until every rank has come here; under torchrun a group is started when there is none yet."""
+    from igpt_model.process_group import wait_for_all
 
     if ranks.world == 1:
         return
     start_group()
-    dist.barrier()
+    wait_for_all()
 
 
 def broadcast(value: Any) -> Any:

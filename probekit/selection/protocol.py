@@ -11,15 +11,36 @@ The conversions, with N the sum of the sample weights and C in `1/2 ||W||^2 + C 
 | UNI, NeuroX | the norm of W, not squared | none: another objective |
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from igpt_model.hashing import hash_json
-from probekit.probes.sgd import SGDConfig
 from probekit.runtime.errors import UserError
 from probekit.solver.objective import l2_to_C
+
+
+@dataclass(frozen=True)
+class SGDConfig:
+    """How `probes.sgd` trains a grid of learning rates.
+
+    Attributes
+    ----------
+    learning_rates : the grid (the paper's go 30, 10, 3, ...); each falls to zero along a cosine
+    epochs, batch_size : passes over the rows and rows of a step; neither is stated by the paper
+    momentum : 0.9 in the paper
+    weight_decay : of the weights, not of the intercepts; equals scikit-learn's C = 1/(N weight_decay)
+    seed : of the order of rows
+    """
+
+    learning_rates: tuple[float, ...] = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
+    epochs: int = 30
+    batch_size: int = 256
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,6 +84,11 @@ class Protocol:
         return resolved
 
     @property
+    def probe(self) -> str:
+        """The kind of probe (a name of `PROBES`) that the depth curve of this protocol is made of."""
+        return "linear" if self.solver == "path" else self.solver
+
+    @property
     def hash(self) -> str:
         """Identity of everything that changes a number; neither name nor source does."""
         return hash_json({key: value for key, value in self.resolved().items() if key not in ("name", "source")})
@@ -102,6 +128,14 @@ def refine_grid(Cs: Any, best: int, step: int) -> tuple[float, ...]:
     log_Cs = np.log(np.asarray(Cs, np.float64))
     spacing = (log_Cs[-1] - log_Cs[0]) / (len(log_Cs) - 1) / 2**step
     return tuple(float(value) for value in np.exp([log_Cs[best] - spacing, log_Cs[best] + spacing]))
+
+
+SEARCH_PENALTIES = 9  # of the grid, evenly spaced, while gammas, mixes or sets of layers are compared
+
+
+def subsample_grid(Cs: Sequence[float]) -> tuple[float, ...]:
+    """About `SEARCH_PENALTIES` of a grid, evenly spaced, its first among them."""
+    return tuple(Cs[:: max(1, -(-(len(Cs) - 1) // (SEARCH_PENALTIES - 1)))])
 
 
 def _grid(values: np.ndarray) -> tuple[float, ...]:
@@ -161,3 +195,20 @@ def get_protocol(protocol: "str | Protocol") -> Protocol:
     if protocol not in PROTOCOLS:
         raise UserError(f"protocol {protocol!r} is not known; choose one of {', '.join(PROTOCOLS)}.")
     return PROTOCOLS[protocol]
+
+
+def resolve_protocol(protocol: str | Protocol, Cs: Any = None) -> Protocol:
+    """A protocol by name or value, with `Cs` put in its place, sorted; refuses what a sweep cannot run."""
+    resolved = get_protocol(protocol)
+    if resolved.sgd is not None:
+        if Cs is not None:
+            raise UserError(
+                f"Protocol {resolved.name} trains by SGD with its own learning rates; Cs do not apply to it."
+            )
+        return resolved
+    if Cs is not None:
+        resolved = resolved.with_(Cs=np.unique(np.atleast_1d(np.asarray(Cs, np.float64))))
+    bad = [C for C in resolved.Cs if not (np.isfinite(C) and C > 0)]
+    if bad or not resolved.Cs:
+        raise UserError(f"C must be a positive number, but {bad[0] if bad else 'no C'} was given.")
+    return resolved

@@ -123,6 +123,9 @@ class WeightedData:
 
     def _read_ahead(self) -> Iterator[tuple[int, Tensor]]:
         """Chunks of the source, the next one being read while the caller works on this one."""
+        if len(self) <= STREAM_ROWS:  # nothing to read ahead, and a thread costs more than a small fit
+            yield 0, self.read(0, len(self))
+            return
         starts = range(0, len(self), STREAM_ROWS)
         with ThreadPoolExecutor(max_workers=1) as reader:
             waiting = reader.submit(self.read, 0, min(STREAM_ROWS, len(self)))

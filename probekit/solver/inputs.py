@@ -12,6 +12,7 @@ from probekit.runtime.errors import UserError
 from probekit.solver.data import WeightedData, mean_and_deviation
 from probekit.solver.validation import (
     FINITE_ROWS,
+    check_finite,
     is_wide,
     read_features,
     read_labels,
@@ -120,6 +121,10 @@ def _solver_dtype(source: Any, dtype: str | None) -> torch.dtype:
 
 
 def _require_finite(rows: WeightedData) -> None:
+    """Refuse NaN, infinity and what the solver's precision makes of too large values."""
+    if isinstance(rows.X, (np.ndarray, torch.Tensor)):
+        check_finite(rows.X, rows.dtype)
+        return
     start = 0
     for block, _, _ in rows.blocks(FINITE_ROWS):
         require_finite(block, start)

@@ -1,15 +1,14 @@
 """Choosing the method from the shapes and the free memory, in words a user can read."""
 
-import os
 from dataclasses import dataclass
 
 import torch
 
 from probekit.runtime.errors import UserError
+from probekit.runtime.memory import SHARE, free_memory
 from probekit.solver.data import WeightedData
 
 DENSE_COLUMNS = {"cpu": 6000, "cuda": 20000}  # largest Hessian worth a Cholesky factor: seconds, at most
-SHARE = 0.6  # of the free memory that the solver may take
 VECTORS = 30  # of the size of one probe, that one penalty takes: theta, gradients and the L-BFGS pairs
 MOST_FACTORS = 12  # kept along a path: about one a node
 LEAST_GROUP = 8  # penalties side by side that make holding X in memory worth solving the path in parts
@@ -37,19 +36,6 @@ class Plan:
 
     def __str__(self) -> str:
         return self.sentence
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes free on a CUDA device, blocks that torch caches for itself included, or on the host."""
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + cached
-    try:
-        with open("/proc/meminfo") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
 
 
 def agreed_memory(rows: WeightedData, free: int | None = None) -> int:

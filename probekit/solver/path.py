@@ -3,7 +3,8 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from probekit.runtime.errors import UserError
 from probekit.solver import objective
+from probekit.solver.agreement import rank_zero_factors
 from probekit.solver.backends import fit_backend
 from probekit.solver.inputs import read_inputs
 from probekit.solver.validation import (
@@ -24,12 +26,9 @@ from probekit.solver.validation import (
     read_labels,
 )
 
-if TYPE_CHECKING:
-    from probekit.probes.linear import LinearProbe
-
 Array = NDArray[np.float64]
 
-BLOCK_SCORES = 1 << 24  # held at once while a path is judged
+BLOCK_SCORES = 1 << 24  # held at once while a path is scored
 
 
 @dataclass(frozen=True)
@@ -109,11 +108,10 @@ class ProbePath:
             total -= log_proba[:, np.arange(log_proba.shape[1]), index[rows]].sum(axis=1)
         return total / len(index)
 
-    def probe(self, index: int) -> "LinearProbe":
-        """The fitted estimator of penalty number `index`."""
-        from probekit.probes.linear import LinearProbe
-
-        return LinearProbe.from_path(self, index)
+    def probe(self, index: int) -> Any:
+        """The `LinearProbe` of penalty number `index`, fitted, with this path's settings."""
+        # by name: the solver can be read, and used, without the estimators that are built on it
+        return import_module("probekit.probes.linear").LinearProbe.from_path(self, index)
 
 
 def fit_path(
@@ -171,7 +169,8 @@ def fit_path(
         )
     inputs = read_inputs(X, y, Cs, sample_weight, standardize, device, dtype, rows_dealt)
     l2s = objective.C_to_l2(inputs.Cs, inputs.total_weight)
-    fitted = fit_backend(backend, inputs, l2s, tol=tol, max_iter=max_iter, fit_intercept=fit_intercept)
+    with rank_zero_factors(rows_dealt):
+        fitted = fit_backend(backend, inputs, l2s, tol=tol, max_iter=max_iter, fit_intercept=fit_intercept)
     coef, intercept = inputs.unscale(fitted.theta[..., :-1], fitted.theta[..., -1])
     path = ProbePath(
         Cs=inputs.Cs, l2s=l2s, classes=inputs.classes, coef=coef, intercept=intercept, converged=fitted.converged,

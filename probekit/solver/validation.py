@@ -123,13 +123,12 @@ def read_finite(X: Any, width: int | None = None) -> NDArray[np.float64]:
     return values
 
 
-def check_finite(X: Any) -> None:
-    """Refuse NaN and infinity in features that `read_features` returned."""
+def check_finite(X: Any, dtype: torch.dtype | None = None) -> None:
+    """Refuse NaN and infinity in features that `read_features` returned, as they are or cast to `dtype`."""
     for start in range(0, X.shape[0], FINITE_ROWS):
         block = X[start : start + FINITE_ROWS]
-        require_finite(
-            block if isinstance(block, Tensor) else torch.from_numpy(np.require(block, None, ["C", "W"])), start
-        )
+        values = block if isinstance(block, Tensor) else torch.from_numpy(np.require(block, None, ["C", "W"]))
+        require_finite(values if dtype is None else values.to(dtype), start)
 
 
 def require_finite(block: Tensor, start: int) -> None:

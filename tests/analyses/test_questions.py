@@ -191,7 +191,7 @@ def tuned(folder, accuracy, dataset="cifar10", **settings):
     labels = np.arange(200) % 10
     predicted = np.where(np.arange(200) < 200 * accuracy, labels, (labels + 1) % 10)
     rows = RowPredictions(np.arange(200), labels, predicted, np.zeros((200, 10)), np.arange(10))
-    save_probe(folder / finetuning.PREDICTIONS_FILE, np.arange(10), np.zeros((10, 4)), np.zeros(10), rows)
+    save_probe(folder / finetuning.PREDICTIONS_FILE, {"classes": np.arange(10)}, rows)
     about = {"dataset": dataset, "finetune": {"from_scratch": False, "layer": -1, "gen_weight": 1.0, **settings}}
     (folder / finetuning.TEST_FILE).write_text(json.dumps(about))
     return str(folder)

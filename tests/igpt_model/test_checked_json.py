@@ -19,14 +19,14 @@ JSON = st.recursive(
 SCHEMA = {"step": Int(0, 9), "name?": (Text(5), None), "sizes": [Real(0, 1)], "more?": {str: bool}}
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.binary(max_size=60))
 def test_any_bytes_give_a_value_or_a_user_error(content):
     with suppress(UserError):
         parse_json(content, "f.json")
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(JSON)
 def test_a_value_of_any_shape_agrees_or_is_explained(value):
     problem = mismatch(value, SCHEMA)
@@ -36,7 +36,7 @@ def test_a_value_of_any_shape_agrees_or_is_explained(value):
         assert 0 <= value["step"] <= 9
 
 
-@settings(deadline=None)
+@settings()
 @given(st.binary(min_size=1, max_size=3), st.integers(0, 40))
 def test_a_changed_file_is_read_or_refused_in_a_sentence(bytes_, at):
     whole = b'{"step": 3, "name": null, "sizes": [0.5, 1]}'

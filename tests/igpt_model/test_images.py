@@ -46,7 +46,7 @@ def test_grey_pictures_become_rgb():
     assert np.array_equal(ImageTransform(5)(grey[:, :, None]), expected)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.sampled_from([("flip",), ("pad_crop:3",), ("flip", "pad_crop:2"), ()]))
 def test_augmenting_commutes_with_encoding(seed, augment):
     transform, palette = ImageTransform(6, augment=augment), Palette.rgb_grid(20)
@@ -107,7 +107,7 @@ def test_bad_pictures_are_refused(image):
 CROP = "resize_crop:256:384:224"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.tuples(*[st.floats(0, 1, exclude_max=True)] * 3), st.sampled_from([(240, 200), (160, 160), (90, 250)]))
 def test_a_random_crop_is_the_square_that_resizing_then_cropping_would_take(draws, shape):
     # each pixel holds its own place, so that the result tells the square it came from

@@ -23,7 +23,7 @@ def photographs():
     return [image[::4, ::4] for image in load_sample_images().images]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(1, 80), st.integers(0, 10**6), st.booleans())
 def test_encode_is_the_brute_force_nearest_colour(n_colours, seed, on_the_grid):
     rng = np.random.default_rng(seed)

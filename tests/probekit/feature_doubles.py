@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from probekit.runtime.errors import UserError
+
 
 @dataclass
 class MemoryStore:
@@ -21,6 +23,7 @@ class MemoryStore:
     encoder: dict = field(default_factory=lambda: {"name": "toy"})
     dataset: dict = field(default_factory=lambda: {"name": "blobs"})
     reads: list = field(default_factory=list)
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self):
         rng = np.random.default_rng(self.seed)
@@ -44,12 +47,16 @@ class MemoryStore:
     def row_ids(self, split):
         return self.ids[split]
 
-    def read(self, split, layer):
-        self.reads.append((split, layer))
-        return self.X[split][layer], self.labels(split)
+    def layer(self, layer):
+        if isinstance(layer, int) and -len(self.layers) <= layer < len(self.layers):
+            return self.layers[layer]
+        if layer not in self.layers:
+            raise UserError(f"memory.h5 has no layer {layer!r}")
+        return layer
 
-    def read_many(self, split, layers):
-        return np.concatenate([self.read(split, layer)[0] for layer in layers], axis=1), self.labels(split)
+    def stored(self, split, layer, rows=slice(None)):
+        self.reads.append((split, layer))
+        return self.X[split][layer][rows]
 
 
 class SealedStore(MemoryStore):
@@ -61,8 +68,6 @@ class SealedStore(MemoryStore):
         assert split != "test" or self.opened(), "test labels were read before the choices were done"
         return super().labels(split)
 
-    def read(self, split, layer):
+    def stored(self, split, layer, rows=slice(None)):
         assert split != "test" or self.opened(), "test features were read before the choices were done"
-        if split == "test":
-            return self.X[split][layer], self.labels(split)
-        return super().read(split, layer)
+        return super().stored(split, layer, rows)

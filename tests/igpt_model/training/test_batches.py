@@ -13,7 +13,7 @@ from igpt_model.training.batches import batch_indices, encode_all, epoch_order, 
 from igpt_model.training.data import encode_data, fit_palette
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 40), st.integers(1, 25), st.integers(0, 100))
 def test_every_image_once_an_epoch(n, batch_size, seed):
     steps = -(-3 * n // batch_size)

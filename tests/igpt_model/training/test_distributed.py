@@ -66,7 +66,7 @@ for job in json.loads(sys.argv[2]):
 """
 
 
-def launch(jobs, ranks=2, timeout=120):
+def launch(jobs, ranks=2, timeout=1200):
     """Run training jobs one after another in `ranks` processes with torchrun's environment; return their errors."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -230,8 +230,8 @@ def test_torchrun_ended_by_slurm_saves_and_goes_on(runs, tmp_path):
         time.sleep(0.2)
         assert process.poll() is None
     process.terminate()
-    process.wait(60)
+    process.wait(1200)
     saved = int(latest_checkpoint(out).name)
     assert 0 < saved < 150
-    subprocess.run(command, env=environment, check=True, timeout=120)
+    subprocess.run(command, env=environment, check=True, timeout=1200)
     assert load_checkpoint(latest_checkpoint(out)).step == 150

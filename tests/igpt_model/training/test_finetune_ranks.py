@@ -66,7 +66,7 @@ def runs(tmp_path_factory):
         subprocess.Popen(command, env={**common, "RANK": str(r), "LOCAL_RANK": str(r)}, stderr=subprocess.PIPE)
         for r in range(2)
     ]
-    errors = [process.communicate(timeout=120)[1].decode() for process in ranks]
+    errors = [process.communicate(timeout=1200)[1].decode() for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
     return root
 

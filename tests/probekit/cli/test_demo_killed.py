@@ -29,7 +29,7 @@ def drive(whole, runs):
     """Exit statuses of an undisturbed run of the demo and of those that follow it; see demo_driver.py."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, DRIVER, whole, json.dumps(runs)], capture_output=True, text=True, timeout=900, env=environment
+        [sys.executable, DRIVER, whole, json.dumps(runs)], capture_output=True, text=True, timeout=3600, env=environment
     )
     assert done.returncode == 0, done.stderr
     return [int(line.split()[0]) for line in done.stdout.splitlines()]

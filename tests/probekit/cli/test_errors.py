@@ -296,7 +296,7 @@ def test_as_a_process_of_its_own(tmp_path):
         [sys.executable, "-m", "probekit", "extract", "pixels", "wandering-digit", "--out", tmp_path / "f.h5"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1200,
     )
     assert (done.returncode, done.stdout) == (2, "")
     one_sentence(done.stderr, ["wandering-digit", "cifar10"])

@@ -10,10 +10,11 @@ from probekit.cli.main import main
 
 GUIDES = Path(__file__).parents[3] / "docs" / "guides"
 # page -> packages that it needs beyond the ordinary ones
-PAGES = {"data-forms.md": ("pyarrow",)}
+PAGES = {"data-forms.md": ("pyarrow",), "shift-readouts-seeds.md": ()}
+SLOW = {"shift-readouts-seeds.md"}  # trains two models
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [pytest.param(p, marks=[pytest.mark.slow] if p in SLOW else []) for p in PAGES])
 def test_the_guide_runs(page, tmp_path, monkeypatch, capsys):
     for package in PAGES[page]:
         pytest.importorskip(package)

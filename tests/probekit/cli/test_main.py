@@ -63,7 +63,7 @@ def raising(error):
         (PermissionError(errno.EACCES, "denied", "/x"), 2, "/x"),
         (FileNotFoundError("runs/x holds no checkpoint; train first."), 2, "holds no checkpoint"),
         (KeyError("ours"), 1, "error in probekit itself"),
-        (OSError(errno.EIO, "Input/output error", "/x"), 1, "error in probekit itself"),
+        (OSError(errno.EPROTO, "Protocol error", "/x"), 1, "error in probekit itself"),
     ],
 )
 def test_exit_codes(error, code, words, monkeypatch, capsys):

@@ -31,7 +31,7 @@ def run(*arguments):
 def test_checks_bands_and_mixes_by_flag(features, capsys):
     common = ("--protocol", "dinov2-45", "--Cs", "0.01", "--Cs", "1")  # chooses on val: quick
     assert run("sweep", features, *common, "--checks", "knn", "--checks", "ridge") == 0
-    assert run("concat", features, *common, "--window", "2", "--greedy-width", "0", "--banded", "--mix") == 0
+    assert run("concat", features, *common, "--window", "2", "--greedy-width", "0", "--probes", "banded,mix") == 0
     lines = [json.loads(line) for line in (features.parent / "results.jsonl").read_text().splitlines()]
     assert [line["kind"] for line in lines] == ["layer"] * 2 + ["knn"] * 2 + ["ridge"] * 2 + ["concat", "banded", "mix"]
     shown = capsys.readouterr()

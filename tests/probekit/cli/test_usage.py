@@ -64,14 +64,14 @@ def test_a_comma_within_one_value_is_left_alone():
 
 @pytest.mark.parametrize("suffix", ["json", "yaml"])
 def test_a_config_file_stands_for_words_and_the_line_wins(suffix, tmp_path):
-    content = {"store": "f.h5", "Cs": [0.1, 1], "seeds": 2, "train-rows": 50, "series": None, "layers": ["00", "01"]}
+    content = {"features": "f.h5", "Cs": [0.1, 1], "seeds": 2, "train-rows": 50, "series": None, "layers": ["00", "01"]}
     text = json.dumps(content) if suffix == "json" else "".join(f"{k}: {json.dumps(v)}\n" for k, v in content.items())
     file = tmp_path / f"run.{suffix}"
     file.write_text(text)
     found = parsed("sweep", "--config", str(file), "--seeds", "3")
-    assert (found["store"].name, found["Cs"], found["seeds"], found["train_rows"]) == ("f.h5", (0.1, 1.0), 3, 50)
+    assert (found["features"].name, found["Cs"], found["seeds"], found["train_rows"]) == ("f.h5", (0.1, 1.0), 3, 50)
     assert found["layers"] == ("00", "01")
-    assert parsed("sweep", "other.h5", f"--config={file}")["store"].name == "other.h5"
+    assert parsed("sweep", "other.h5", f"--config={file}")["features"].name == "other.h5"
 
 
 def test_what_a_training_run_wrote_is_a_config(tmp_path):

@@ -15,6 +15,9 @@ from probekit.datasets.corrupt import skipped_lines
 from probekit.datasets.images import PackedNames
 from probekit.runtime.errors import UserError
 
+# the README beside the splits is counted in a warning; test_labels.py tests that
+pytestmark = pytest.mark.filterwarnings("ignore:.*files that are no images")
+
 
 def picture(seed, side=6):
     return np.random.default_rng(seed).integers(0, 256, (side, side + seed % 2, 3), dtype=np.uint8)

@@ -10,7 +10,7 @@ from probekit.datasets.splits import random_bits, stratified_holdout, stratified
 labels_lists = st.lists(st.integers(0, 5), min_size=2, max_size=200).map(np.array)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(labels_lists, st.floats(0.05, 0.6), st.integers(0, 9))
 def test_holdout_is_a_stratified_partition(labels, fraction, seed):
     kept, held = stratified_holdout(labels, fraction, seed)
@@ -43,7 +43,7 @@ def test_fraction_outside_the_unit_interval_is_refused(fraction):
         stratified_holdout(np.array([0, 1]), fraction)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(labels_lists, st.integers(1, 60), st.integers(0, 5))
 def test_subset_keeps_proportions(labels, size, seed):
     rows = stratified_subset(labels, size, seed)

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 
-@pytest.fixture(scope="session")
-def timm():
+def import_timm():
+    """timm, from the environment or from `timm-site`; None where it is in neither."""
     try:
         import timm
     except Exception:
         site = Path(sys.prefix) / "timm-site"
         if not (site / "timm").is_dir():
-            pytest.skip("timm is not installed (make setup puts it into timm-site)")
+            return None
         declared = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             declared.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
@@ -32,3 +32,11 @@ def timm():
             sys.path.remove(str(site))
         timm.declared_operators = declared  # they are undeclared when this object goes
     return timm
+
+
+@pytest.fixture(scope="session")
+def timm():
+    found = import_timm()
+    if found is None:
+        pytest.skip("timm is not installed (make setup puts it into timm-site)")
+    return found

@@ -94,12 +94,13 @@ CASES = {
         },
         "uint8",
     ),
-    # normalised twice: no scale that the settings name, so its floats are passed on
-    "EfficientNet with its top": (
+    "EfficientNet with its top, normalised twice": (
         "EfficientNetImageProcessor",
         {"size": SQUARE, "include_top": True, **NORMS},
-        "float32",
+        "uint8",
     ),
+    # its values are floats before the resize, so its floats are passed on
+    "OWLv2": ("Owlv2ImageProcessor", {"size": SQUARE}, "float32"),
     "ViLT's padding switched off": (
         "BitImageProcessor",
         {"size": EDGE, "crop_size": SQUARE, "do_convert_rgb": True},
@@ -124,7 +125,7 @@ def test_the_picture_is_the_processors_own(tmp_path, case):
 def test_float_pictures_go_through_extraction_like_bytes(tmp_path):
     from probekit import extract, load_dataset
 
-    path = folder(tmp_path, image_processor_type="EfficientNetImageProcessor", size=SQUARE, include_top=True, **NORMS)
+    path = folder(tmp_path, image_processor_type="Owlv2ImageProcessor", size=SQUARE)
     encoder = load_encoder(f"hf:{path}")
     pictures = np.random.default_rng(0).integers(0, 256, (12, 20, 30, 3), dtype=np.uint8)
     store = extract(encoder, load_dataset((pictures, np.arange(12) % 2)), tmp_path / "f.h5", batch_size=5, workers=1)

@@ -15,7 +15,7 @@ ROWS = np.arange(2)
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18", "convnext_atto", "test_vit2", "test_byobnet"])
+@pytest.mark.parametrize("name", ["test_vit", "test_vit2", "test_resnet", "test_convnext", "test_byobnet"])
 def test_layers_equal_forward_intermediates(timm, name):
     encoder = load_encoder(f"random:timm:{name}")
     images = np.random.default_rng(0).integers(0, 256, (1, *encoder._sides, 3), dtype=np.uint8)
@@ -75,10 +75,10 @@ def test_settings_that_evaluation_does_not_take_are_refused(timm):
         _preparation({**CFG, "input_size": (1, 28, 28)})
 
 
-@pytest.mark.parametrize("name", ["cait_xxs24_224", "xcit_nano_12_p16_224"])
-def test_a_class_token_that_comes_after_the_blocks_takes_no_patch(timm, name):
+@pytest.mark.parametrize(("name", "small"), [("cait_xxs24_224", {"img_size": 224}), ("xcit_nano_12_p16_224", {})])
+def test_a_class_token_that_comes_after_the_blocks_takes_no_patch(timm, name, small):
     torch.manual_seed(0)
-    model = timm.create_model(name, pretrained=False).eval()
+    model = timm.create_model(name, pretrained=False, depth=2, embed_dim=48, num_heads=2, **small).eval()
     encoder = from_timm(model, {"name": name, "source": name}, layers="blocks.1")
     images = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), dtype=np.uint8)
     with torch.no_grad():
@@ -106,9 +106,10 @@ def test_layers_that_timm_lists_under_other_names(timm):
     assert model.feature_info[0]["module"] == "block.0" or not hasattr(model, "block")
     encoder = from_timm(model, {"name": "mvitv2", "source": "mvitv2_tiny"})
     assert encoder.layers == ("stages.0", "stages.1", "stages.2", "stages.3")
-    lost = timm.create_model("hrnet_w18_small", pretrained=False)
+    lost = timm.create_model("test_resnet", pretrained=False)
+    lost.feature_info = [{"module": "stage2.0"}]  # as HRNet's
     with pytest.raises(UserError, match=r"lists the feature layer .* does not have; name submodules with --layers"):
-        from_timm(lost, {"name": "hrnet", "source": "hrnet_w18_small"})
+        from_timm(lost, {"name": "hrnet", "source": "hrnet"})
 
 
 class Small(nn.Module):

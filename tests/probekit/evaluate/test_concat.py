@@ -1,7 +1,6 @@
 """Joined layers: the window, the greedy choice, honesty about both, and resumption."""
 
 import json
-from importlib import import_module
 
 import numpy as np
 import pytest
@@ -90,33 +89,28 @@ def test_choices_do_not_depend_on_test_labels(tmp_path):
     assert chosen[0] == chosen[1]
 
 
-def test_a_killed_search_goes_on(tmp_path, monkeypatch):
-    module = import_module("probekit.evaluate.concat")
-    real, calls = module.choose_C, []
-
-    def dies(*arguments):
-        calls.append(1)
-        if len(calls) == 3:
+def test_a_killed_search_goes_on(tmp_path):
+    def stop(done, total):
+        if done == 7:  # five single layers, which the sweep has scored, and two sets
             raise KeyboardInterrupt
-        return real(*arguments)
 
-    monkeypatch.setattr(module, "choose_C", dies)
     with pytest.raises(KeyboardInterrupt):
-        concat(halves(), tmp_path, Cs=CS, window=3, greedy_width=8)
+        concat(halves(), tmp_path, Cs=CS, window=3, greedy_width=8, progress=stop)
+    examined = (tmp_path / "candidates.jsonl").read_text().splitlines()
+    assert len(examined) == 2
     shown = []
     concat(
         halves(), tmp_path, Cs=CS, window=3, greedy_width=8, progress=lambda done, total: shown.append((done, total))
     )
-    assert len(calls) == 4 + 1  # nine sets, five of them single layers that the sweep has judged, one begun twice
+    assert (tmp_path / "candidates.jsonl").read_text().splitlines()[:2] == examined
     assert shown[-1] == (9, 9)
-    monkeypatch.setattr(module, "choose_C", None)
     before = (tmp_path / "results.jsonl").read_bytes()
     concat(halves(), tmp_path, Cs=CS, window=3, greedy_width=8)
     assert (tmp_path / "results.jsonl").read_bytes() == before
 
 
 def test_refusals(tmp_path):
-    with pytest.raises(UserError, match="nothing to join"):
+    with pytest.raises(UserError, match="nothing to concatenate"):
         concat(MemoryStore(strength=(1.0,)), tmp_path / "one", Cs=CS)
     with pytest.raises(UserError, match="budget of 3 columns"):
         concat(MemoryStore(), tmp_path / "narrow", Cs=CS, greedy_width=3)

@@ -51,9 +51,9 @@ def test_the_ensemble_is_the_vote_of_the_masks(fitted):
         counts = Counter(column.tolist())
         assert counts[voted] == max(counts.values())
     assert found.accuracy == pytest.approx(np.mean(found.predictions == labels))
-    assert found.gain == pytest.approx(found.accuracy - record.accuracy)
+    assert found.gain.difference == pytest.approx(found.accuracy - record.accuracy)
     assert found.low < found.accuracy < found.high
-    assert found.gain_low <= found.gain <= found.gain_high
+    assert found.gain.low <= found.gain.difference <= found.gain.high
 
 
 def test_other_encoders_masks_or_rows_are_refused(fitted, tmp_path):

@@ -12,7 +12,7 @@ from probekit.features.store import FeatureStore
 from probekit.results.predictions import row_predictions
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError
-from probekit.selection.choose_C import make_solver
+from probekit.selection.settings import make_settings
 from tests.probekit.feature_doubles import MemoryStore
 
 CS = [0.01, 0.1, 1.0]
@@ -46,7 +46,7 @@ def test_two_ranks_have_the_records_of_one_process(features, tmp_path):
     out = tmp_path / "dealt"
     words = ["--Cs", "0.01", "--Cs", "0.1", "--Cs", "1", "--parallel", "rows", "--out", str(out)]
     verb = ["concat", str(features), "--window", "2", "--greedy-width", "8"]  # sweeps first
-    done = subprocess.run([*TORCHRUN, *verb, *words], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([*TORCHRUN, *verb, *words], capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     lines = (out / "results.jsonl").read_text().splitlines()
     alone = concat(features, tmp_path / "alone", Cs=CS, window=2, greedy_width=8)
@@ -59,8 +59,8 @@ def test_two_ranks_have_the_records_of_one_process(features, tmp_path):
     [
         ({"parallel": "rows"}, "several processes: start with `torchrun"),
         ({"parallel": "columns"}, "may be layers or rows"),
-        ({"parallel": "rows", "checks": ["knn"]}, "linear probes alone"),
-        ({"parallel": "rows", "workers": 2}, "linear probes alone"),
+        ({"parallel": "rows", "checks": ["knn"]}, "linear probes only"),
+        ({"parallel": "rows", "workers": 2}, "linear probes only"),
     ],
 )
 def test_refusals(tmp_path, options, message):
@@ -71,4 +71,4 @@ def test_refusals(tmp_path, options, message):
 def test_other_backends_have_no_ranks(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="needs the torch backend"):
-        make_solver("sklearn", "cpu", "auto", "rows")
+        make_settings("sklearn", "cpu", "auto", "rows")

@@ -12,12 +12,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
-import probekit.probes.probe
+from probekit.datasets.splits import stratified_holdout
 from probekit.evaluate.sweep import sweep
 from probekit.features.store import FeatureStore
-from probekit.probes import get_protocol
+from probekit.probes import PROBES, get_protocol
+from probekit.probes.logistic import LogisticProbe
 from probekit.results.journal import Journal
 from probekit.results.predictions import row_predictions
+from probekit.results.results import Results
 from probekit.runtime.errors import UserError
 from tests.probekit.feature_doubles import MemoryStore, SealedStore
 
@@ -93,56 +95,55 @@ def test_frame_best_and_seeds(tmp_path):
     assert curve.spread[2] == pytest.approx(spread)
 
 
-def test_again_repeats_nothing(tmp_path, monkeypatch):
+def test_again_repeats_nothing(tmp_path):
     first = sweep(MemoryStore(), tmp_path, Cs=CS)
-    before = (tmp_path / "results.jsonl").read_bytes()
-    monkeypatch.setattr(probekit.probes.probe, "choose_C", None)  # any fit would fail
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     seen = []
     again = sweep(MemoryStore(), tmp_path, Cs=CS, progress=lambda done, total: seen.append((done, total)))
-    assert (tmp_path / "results.jsonl").read_bytes() == before
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items() if ".claims" not in path.parts)
     assert [r.key for r in again] == [r.key for r in first]
     assert seen == [(63, 63)]  # three layers of 4 penalties x 5 folds and a refit
 
 
-def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    real, calls = probekit.probes.probe.choose_C, []
-
-    def dies_at_third(*arguments):
-        calls.append(1)
-        if len(calls) == 3:
+def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path):
+    def stop_within_the_third(done, total):
+        if done > 2 * total / 3:
             raise KeyboardInterrupt
-        return real(*arguments)
 
-    monkeypatch.setattr(probekit.probes.probe, "choose_C", dies_at_third)
     with pytest.raises(KeyboardInterrupt):
-        sweep(MemoryStore(), tmp_path, Cs=CS)
+        sweep(MemoryStore(), tmp_path, Cs=CS, progress=stop_within_the_third)
+    chosen = (tmp_path / "choices.jsonl").read_text().splitlines()
+    assert len(chosen) == 2
     results = sweep(MemoryStore(), tmp_path, Cs=CS)
-    assert len(calls) == 4
+    assert (tmp_path / "choices.jsonl").read_text().splitlines()[:2] == chosen
     undisturbed = sweep(MemoryStore(), tmp_path / "other", Cs=CS)
     assert [r.metrics for r in results] == [r.metrics for r in undisturbed]
 
 
 def _slow_sweep(out, log, delay):
-    real = probekit.probes.probe.choose_C
+    class Slow(LogisticProbe):
+        kind = "slow"
 
-    def logged(X, *arguments):
-        with open(log, "a") as file:
-            file.write(f"{os.getpid()}\n")
-        time.sleep(delay)
-        return real(X, *arguments)
+        def fit(self, *arguments):
+            with open(log, "a") as file:
+                file.write(f"{os.getpid()}\n")
+            time.sleep(delay)
+            return super().fit(*arguments)
 
-    probekit.probes.probe.choose_C = logged
-    sweep(MemoryStore(strength=(0.0, 1.0, 1.5, 0.5)), out, Cs=CS)
+    try:
+        sweep(MemoryStore(strength=(0.0, 1.0, 1.5, 0.5)), out, Cs=CS, probe="slow")
+    finally:
+        del PROBES["slow"]
 
 
 def _wait_for(condition):
-    deadline = time.time() + 240
+    deadline = time.time() + 1200
     while not condition():
         assert time.time() < deadline
         time.sleep(0.02)
 
 
-def test_a_killed_worker_is_replaced_and_two_share_the_rest(tmp_path, monkeypatch):
+def test_a_killed_worker_is_replaced_and_two_share_the_rest(tmp_path):
     log, out = tmp_path / "log", tmp_path / "out"
     victim = SPAWN.Process(target=_slow_sweep, args=(out, log, 0.5))
     victim.start()
@@ -153,26 +154,51 @@ def test_a_killed_worker_is_replaced_and_two_share_the_rest(tmp_path, monkeypatc
     log.unlink()
     worker = SPAWN.Process(target=_slow_sweep, args=(out, log, 0.2))
     worker.start()
-    # put back afterwards what _slow_sweep replaces here
-    monkeypatch.setattr(probekit.probes.probe, "choose_C", probekit.probes.probe.choose_C)
     _wait_for(log.exists)
     _slow_sweep(out, log, 0.2)
-    worker.join(240)
+    worker.join(1200)
     assert worker.exitcode == 0
     assert len(log.read_text().split()) == 4 - before  # nothing chosen before was repeated, nothing done twice
     lines = Journal(out / "results.jsonl").lines()
     assert len({line["key"] for line in lines}) == len(lines) == 4
 
 
+def test_other_penalties_in_the_same_folder_are_a_series_of_their_own(tmp_path):
+    first = sweep(MemoryStore(), tmp_path, Cs=CS, layers=["00"])
+    second = sweep(MemoryStore(), tmp_path, Cs=[0.5, 5.0], layers=["00"])
+    assert (first.series, second.series) == (["toy"], ["toy, 2 C from 0.5 to 5"])
+    assert [list(record.Cs) for record in second] == [[0.5, 5.0]]
+    again = sweep(MemoryStore(), tmp_path, Cs=[0.5, 5.0], layers=["00"])
+    assert [record.key for record in again] == [record.key for record in second]
+    assert Results(tmp_path).series == [*first.series, *second.series]
+
+
+def test_arrays_in_a_notebook():
+    rng = np.random.default_rng(0)
+    y = np.arange(200) % 4
+    layers = {"early": rng.normal(size=(200, 6)), "late": rng.normal(size=(200, 5)) + 2 * np.eye(4, 5)[y]}
+    results = sweep(layers, y, protocol="dinov2-45", Cs=[0.01, 1.0])
+    assert [record.layers for record in results] == [("early",), ("late",)]
+    assert [record.metrics["n_test"] for record in results] == [40, 40]
+    assert results.best().layers == ("late",)
+    # the test rows are those of the one split rule, and the accuracy is what their predictions say
+    _, test = stratified_holdout(y, 0.2, 0)
+    rows = row_predictions(results.best())
+    np.testing.assert_array_equal(rows.row_ids, test)
+    np.testing.assert_array_equal(rows.labels, y[test])
+    with pytest.raises(UserError, match="without labels"):
+        sweep(layers)
+
+
 def test_other_settings_on_the_same_output_are_refused(tmp_path):
     sweep(MemoryStore(), tmp_path, Cs=CS, layers=["00"])
-    with pytest.raises(UserError, match=r"protocol Cs: 4 values 0.001 to 1 there, 3 values 0.001 to 0.1 here"):
-        sweep(MemoryStore(), tmp_path, Cs=CS[:-1])
-    with pytest.raises(UserError, match="dtype: auto there, float64 here"):
+    with pytest.raises(UserError, match=r"protocol.Cs: 4 values 0.001 to 1 there, 3 values 0.001 to 0.1 here"):
+        sweep(MemoryStore(), tmp_path, Cs=CS[:-1], series="toy")
+    with pytest.raises(UserError, match='dtype: "auto" there, "float64" here'):
         sweep(MemoryStore(), tmp_path, Cs=CS, dtype="float64")
-    with pytest.raises(UserError, match="feature file: memory there, other here"):
+    with pytest.raises(UserError, match='feature file: "memory" there, "other" here'):
         sweep(MemoryStore(id="other"), tmp_path, Cs=CS)
-    assert len(sweep(MemoryStore(id="other"), tmp_path, Cs=CS, series="second", layers=[0])) == 2
+    assert len(sweep(MemoryStore(id="other"), tmp_path, Cs=CS, series="second", layers=[0])) == 1
 
 
 @pytest.mark.parametrize(
@@ -185,7 +211,7 @@ def test_other_settings_on_the_same_output_are_refused(tmp_path):
         ({"Cs": [float("nan")]}, "positive"),
         ({"protocol": "nobody"}, "nobody"),
         ({"protocol": "sgd-imagenet"}, "Cs do not apply"),
-        ({"checks": ["forest"]}, "knn and ridge"),
+        ({"checks": ["forest"]}, "knn, linear, ridge"),
         ({"seeds": 0}, "at least 1"),
         ({"train_rows": 10_000}, "10000 training rows"),
         ({"backend": "cuml"}, "cuML"),

@@ -75,7 +75,7 @@ def test_an_encoder_that_was_moved_goes_on_with_its_file_but_moved_data_are_not_
     encoder.provenance["checkpoint"] = "new/run"
     assert extract(encoder, data, tmp_path / "f.h5").id == first.id
     data.provenance["path"] = "new/images"
-    with pytest.raises(UserError, match=r"dataset\.path: 'old/images' there, 'new/images' asked for"):
+    with pytest.raises(UserError, match=r'dataset\.path: "old/images" there, "new/images" here'):
         extract(encoder, data, tmp_path / "f.h5")
     del encoder.provenance["weights_hash"]
     unknown = extract(encoder, data, tmp_path / "g.h5")
@@ -107,7 +107,7 @@ def test_progress_counts_rows(tmp_path):
         ({"dtype": "float16"}, "dtype: 'float32' there"),
         ({"batch_size": 16}, "batch_size: 8 there, 16"),
         ({"limit": 20}, "dataset.limit"),
-        ({"splits": ["train"]}, "splits.test: 23 there, None"),
+        ({"splits": ["train"]}, "splits.test: 23 there, null"),
     ],
 )
 def test_other_arguments_on_the_same_file_are_refused(tmp_path, change, message):

@@ -39,7 +39,7 @@ def test_a_size_limit_of_the_system_is_one_sentence_and_leaves_nothing_half_made
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     path = tmp_path / "f.h5"
     command = [sys.executable, "-c", UNDER_A_LIMIT, str(path), str(700_000)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
     assert "is full while writing f.h5" in done.stdout, done.stdout + done.stderr[-2000:]
     assert not path.exists()
     assert len(extract(LinearEncoder(widths=WIDE), dataset(train=400), path).labels("train")) == 400

@@ -34,7 +34,18 @@ def test_npy_with_labels_beside(tmp_path, arrays):
     np.save(tmp_path / "x.npy", arrays["conv"])
     np.save(tmp_path / "y.npy", Y)
     store = import_features(tmp_path / "f.h5", train=tmp_path / "x.npy", train_labels=tmp_path / "y.npy")
-    np.testing.assert_array_equal(store.read("train", 0)[0], arrays["conv"])
+    check_held_out(store, arrays["conv"])
+
+
+def check_held_out(store, X):
+    """Training rows alone: a fifth of them is the test split, and every row is in one of the two."""
+    rows = np.concatenate([store.row_ids("train"), store.row_ids("test")])
+    np.testing.assert_array_equal(np.sort(rows), np.arange(12))
+    assert len(store.row_ids("test")) == 2 + 1  # a class of four gives at least one
+    for split in ("train", "test"):
+        np.testing.assert_array_equal(store.read(split, 0)[0], X[store.row_ids(split)])
+        np.testing.assert_array_equal(store.labels(split), Y[store.row_ids(split)])
+    assert "0.2" in store.dataset["split_rule"]["test"]
 
 
 @pytest.mark.parametrize("shape", ["tensor", "list", "dict", "bfloat16"])
@@ -50,7 +61,7 @@ def test_pt_of_every_shape(tmp_path, arrays, shape):
     torch.save(torch.from_numpy(Y), tmp_path / "y.pt")
     store = import_features(tmp_path / "f.h5", train=tmp_path / "x.pt", train_labels=tmp_path / "y.pt")
     expected = tensors["conv"].bfloat16().float() if shape == "bfloat16" else tensors["conv"]
-    np.testing.assert_array_equal(store.read("train", 0)[0], expected.numpy())
+    check_held_out(store, expected.numpy())
     assert len(store.layers) == (2 if shape in ("list", "dict") else 1)
 
 
@@ -79,3 +90,70 @@ def test_what_is_missing_is_said(tmp_path, arrays):
     np.save(tmp_path / "flat.npy", Y)
     with pytest.raises(UserError, match="no two-dimensional features"):
         import_features(tmp_path / "f.h5", train=tmp_path / "flat.npy")
+
+
+def test_a_split_of_its_own_keeps_its_rows(tmp_path, arrays):
+    for name, rows in (("train", slice(0, 9)), ("val", slice(9, 12))):
+        np.savez(tmp_path / f"{name}.npz", x=arrays["conv"][rows], y=Y[rows])
+    store = import_features(tmp_path / "f.h5", **{s: tmp_path / f"{s}.npz" for s in ("train", "val")})
+    assert store.splits == ("train", "val", "test")
+    np.testing.assert_array_equal(store.read("val", 0)[0], arrays["conv"][9:])
+    every = np.concatenate([store.row_ids(split) for split in store.splits])
+    assert len(np.unique(every)) == 12
+    by_split = {split: tmp_path / f"{split}.npz" for split in ("train", "val")}
+    assert import_features(by_split, tmp_path / "g.h5").id == store.id
+
+
+def test_one_file_for_two_splits_is_refused(tmp_path, arrays):
+    np.savez(tmp_path / "a.npz", x=arrays["conv"], y=Y)
+    (tmp_path / "b.npz").write_bytes((tmp_path / "a.npz").read_bytes())
+    for other in ("a", "b"):
+        files = {"train": tmp_path / "a.npz", "test": tmp_path / f"{other}.npz"}
+        with pytest.raises(UserError, match="hold the same, so train would be test"):
+            import_features(tmp_path / "f.h5", **files)
+    assert not (tmp_path / "f.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda f: f.to_csv, "without a name"),
+        (lambda f: f.reset_index().to_csv, "column 'index'"),
+        (lambda f: f.sample(frac=1, random_state=0).reset_index().to_csv, "column 'index'"),
+        (lambda f: f.sample(frac=1, random_state=0).to_csv, "without a name"),
+        (lambda f: f.assign(n=np.arange(500, 512)).to_csv, "column"),
+        (lambda f: f.assign(ID=RNG_IDS).to_csv, "column"),
+        (lambda f: f.assign(target=f.label).to_csv, "several columns of labels"),
+    ],
+)
+def test_a_column_that_numbers_the_rows_is_refused(tmp_path, arrays, change, words):
+    import pandas as pd
+
+    frame = pd.DataFrame(arrays["conv"], columns=["a", "b", "c"]).assign(label=Y)
+    write = change(frame)
+    write(tmp_path / "x.csv", index=words == "without a name")
+    with pytest.raises(UserError, match=words):
+        import_features(tmp_path / "f.h5", train=tmp_path / "x.csv")
+    frame.assign(id=[1, 1, 2] * 4, count=[0, 2, 1] * 4).to_csv(tmp_path / "y.csv", index=False)
+    assert import_features(tmp_path / "f.h5", train=tmp_path / "y.csv").widths == (5,)
+
+
+RNG_IDS = np.random.default_rng(0).permutation(12) * 7
+
+
+def test_several_labels_and_left_out_entries(tmp_path, arrays):
+    np.savez(tmp_path / "a.npz", x=arrays["conv"], y=np.eye(3)[Y])
+    with pytest.raises(UserError, match=r"its labels have the shape \(12, 3\)"):
+        import_features(tmp_path / "f.h5", train=tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz", x=arrays["conv"], y=Y, labels=Y)
+    with pytest.raises(UserError, match="several entries of labels"):
+        import_features(tmp_path / "f.h5", train=tmp_path / "b.npz")
+    np.savez(tmp_path / "c.npz", x=arrays["conv"], y=Y[:, None], ids=Y, tokens=np.zeros((12, 4, 3)))
+    with pytest.warns(UserWarning, match=r"left out: ids \(12,\), tokens \(12, 4, 3\)"):
+        store = import_features(tmp_path / "f.h5", train=tmp_path / "c.npz")
+    assert store.layers == ("00_x",)
+
+
+def test_a_tensor_with_gradients_is_read(tmp_path, arrays):
+    torch.save({"f": torch.tensor(arrays["conv"], requires_grad=True), "labels": torch.tensor(Y)}, tmp_path / "g.pt")
+    check_held_out(import_features(tmp_path / "f.h5", train=tmp_path / "g.pt"), arrays["conv"])

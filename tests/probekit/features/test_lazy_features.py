@@ -6,7 +6,7 @@ import pytest
 from probekit import FeatureStore
 from probekit.evaluate.concat import concat
 from probekit.evaluate.sweep import sweep
-from probekit.features.lazy_features import StoredRows, fits
+from probekit.features.lazy_features import LazyFeatures, fits
 from probekit.probes import get_protocol
 from probekit.probes.sgd import SGDConfig
 from probekit.results.predictions import load_probe, row_predictions
@@ -26,15 +26,13 @@ def store(tmp_path):
 @pytest.fixture
 def no_memory(monkeypatch):
     monkeypatch.setattr("probekit.evaluate.runner.fits", lambda rows, width: False)
-    monkeypatch.setattr("probekit.evaluate.sgd_sweep.fits", lambda rows, width: False)
     monkeypatch.setattr("probekit.evaluate.runner.BLOCK_ROWS", 32)
-    monkeypatch.setattr("probekit.evaluate.sgd_sweep.BLOCK_ROWS", 32)
+    monkeypatch.setattr("probekit.probes.sgd.BLOCK_ROWS", 32)
 
 
 def forbid(monkeypatch):
-    """From here on no layer may be read whole."""
-    monkeypatch.setattr(FeatureStore, "read", None)
-    monkeypatch.setattr(FeatureStore, "read_many", None)
+    """From here on no training features may be held whole."""
+    monkeypatch.setattr(LazyFeatures, "__array__", None)
 
 
 def test_slices_and_choices_are_numpys():
@@ -46,7 +44,7 @@ def test_slices_and_choices_are_numpys():
         return (X[:20] if split == "train" else X[20:])[start:stop]
 
     positions = np.sort(rng.choice(30, 17, replace=False))
-    rows = StoredRows(read, (("train", 20), ("val", 10)), positions, 4)
+    rows = LazyFeatures(read, (("train", 20), ("val", 10)), positions, 4)
     assert rows.shape == (17, 4)
     assert not asked
     for which in (slice(0, 5), slice(3, 17), slice(16, 40), slice(5, 5)):
@@ -94,8 +92,7 @@ def test_sgd_streams_to_the_same_bits(store, tmp_path, no_memory, monkeypatch, s
     small = get_protocol("sgd-imagenet").with_(sgd=SGDConfig(learning_rates=(1.0, 0.1), epochs=3, batch_size=16))
     monkeypatch.setattr("probekit.probes.sgd_batches.BUFFER_BYTES", 4 * 12 * 64)  # of 64 rows
     with monkeypatch.context() as rich:
-        for module in ("probekit.evaluate.runner", "probekit.evaluate.sgd_sweep"):
-            rich.setattr(f"{module}.fits", lambda rows, width: True)
+        rich.setattr("probekit.evaluate.runner.fits", lambda rows, width: True)
         expected = sweep(store, tmp_path / "held", protocol=small, seeds=seeds)
     forbid(monkeypatch)
     results = sweep(store, tmp_path / "streamed", protocol=small, seeds=seeds)

@@ -100,7 +100,7 @@ def test_two_processes_with_the_environment_of_torchrun(tmp_path):
     common["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[2]), str(HERE)])
     command = [sys.executable, str(HERE / "shard_worker.py"), str(tmp_path / "f.h5")]
     ranks = [subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank)}) for rank in range(2)]
-    assert [rank.wait(timeout=200) for rank in ranks] == [0, 0]
+    assert [rank.wait(timeout=1200) for rank in ranks] == [0, 0]
     parent = FeatureStore.open(tmp_path / "f.h5")
     assert len(parent.shards()) == 2
     expected = LinearEncoder().expected(dataset().splits["train"])

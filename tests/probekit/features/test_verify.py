@@ -33,7 +33,7 @@ def test_a_sound_file_has_no_findings(sound):
     assert report.errors == report.warnings == []
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(where=st.data())
 def test_every_flipped_byte_is_found(sound, where, tmp_path_factory):
     path, content, spans = sound

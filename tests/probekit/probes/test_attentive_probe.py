@@ -14,7 +14,8 @@ from probekit.encoders.igpt import IGPTEncoder
 from probekit.encoders.tokens import TokenEncoder
 from probekit.evaluate.predict import find_record
 from probekit.evaluate.sweep import sweep
-from probekit.probes import attentive_probe as attention
+from probekit.probes import PROBES
+from probekit.probes.attentive import AttentiveProbe
 from probekit.reports.panels import build_panels
 from probekit.reports.tables import layer_frame, printed_frame
 from probekit.results.predictions import load_probe, row_predictions
@@ -25,10 +26,17 @@ from tests.probekit.probes.test_attentive import needle
 CS = [0.01, 1.0]
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr(attention, "LEARNING_RATES", (1e-5, 1e-2))
-    monkeypatch.setattr(attention, "SETTINGS", {"epochs": 20, "batch_size": 50, "weight_decay": 0.1})
+@pytest.fixture(autouse=True)
+def quick():
+    """A kind with fewer learning rates and smaller batches."""
+
+    class Quick(AttentiveProbe):
+        kind = "quick"
+        learning_rates = (1e-5, 1e-2)
+        options = {"epochs": 20, "batch_size": 50, "weight_decay": 0.1}  # noqa: RUF012
+
+    yield
+    del PROBES["quick"]
 
 
 def stores(tmp_path):
@@ -64,11 +72,11 @@ def by_hand(probe, tokens):
     return log_softmax(np.concatenate(gathered, axis=1) @ a["head.weight"].T + a["head.bias"], axis=1)
 
 
-def test_an_attentive_probe_stands_beside_the_linear_ones(tmp_path, quick):
+def test_an_attentive_probe_stands_beside_the_linear_ones(tmp_path):
     pooled, tokens, X = stores(tmp_path)
     sweep(pooled, tmp_path / "run", Cs=CS)
-    results = sweep(tokens, tmp_path / "run", Cs=CS, probe="attentive")
-    (record,) = [r for r in results if r.kind == "attentive"]
+    results = sweep(tokens, tmp_path / "run", Cs=CS, probe="quick")
+    (record,) = [r for r in results if r.kind == "quick"]
     assert record.accuracy > 0.9 > 0.65 > max(r.accuracy for r in results if r.kind == "layer" and r.depth == 1)
     assert record.depth == 1
     assert record.selection == "val"
@@ -77,21 +85,20 @@ def test_an_attentive_probe_stands_beside_the_linear_ones(tmp_path, quick):
     np.testing.assert_allclose(rows.log_proba, by_hand(probe, X["test"].astype(np.float64)), atol=1e-4)
     assert record.accuracy == pytest.approx((rows.log_proba.argmax(axis=1) == rows.labels).mean())
     frame = layer_frame(build_panels(results))
-    assert list(frame["probe"]) == ["linear", "linear", "attentive"]
+    assert list(frame["probe"]) == ["linear", "linear", "quick"]
     text = printed_frame(frame).to_string()
-    assert "1, attentive" in text
+    assert "1, quick" in text
     assert "lr 0.01" in text
-    with pytest.raises(UserError, match="predict reads linear ones"):
-        find_record(record.folder / record.probe_file)
+    assert find_record(record.folder / record.probe_file).probe == "quick"
     before = (tmp_path / "run" / "results.jsonl").read_bytes()
-    sweep(tokens, tmp_path / "run", Cs=CS, probe="attentive")
+    sweep(tokens, tmp_path / "run", Cs=CS, probe="quick")
     assert (tmp_path / "run" / "results.jsonl").read_bytes() == before
     json.loads(before.splitlines()[-1])
 
 
-def test_seeds_resample_rows(tmp_path, quick):
+def test_seeds_resample_rows(tmp_path):
     _, tokens, _ = stores(tmp_path)
-    (record,) = sweep(tokens, tmp_path / "run", probe="attentive", seeds=[1])
+    (record,) = sweep(tokens, tmp_path / "run", probe="quick", seeds=[1])
     assert record.seed == 1
     assert record.accuracy > 0.85
 
@@ -99,9 +106,9 @@ def test_seeds_resample_rows(tmp_path, quick):
 def test_pooled_features_and_idle_options_are_refused(tmp_path):
     pooled, tokens, _ = stores(tmp_path)
     with pytest.raises(UserError, match="needs every token's features, but these are pooled; extract with"):
-        sweep(pooled, tmp_path / "a", probe="attentive")
-    with pytest.raises(UserError, match="without checks"):
-        sweep(tokens, tmp_path / "a", probe="attentive", checks=["knn"])
+        sweep(pooled, tmp_path / "a", probe="quick")
+    with pytest.raises(UserError, match="pooled features"):
+        sweep(tokens, tmp_path / "a", probe="quick", checks=["knn"])
     with pytest.raises(UserError, match="write tokens:igpt:RUN"):
         load_encoder("tokens:pixels:8")
 
@@ -123,8 +130,7 @@ def test_tokens_are_the_states_whose_mean_is_pooled(causal, norm):
     torch.testing.assert_close(alone[0], encoder(images, ids)[1][3], atol=1e-5, rtol=1e-4)
 
 
-def test_the_command_line_goes_from_pictures_to_the_record(tmp_path, monkeypatch):
-    monkeypatch.setattr(attention, "LEARNING_RATES", (1e-3, 1e-2))
+def test_the_command_line_goes_from_pictures_to_the_record(tmp_path):
     tokens = str(tmp_path / "tokens.h5")
     small = ["--layers", "02", "--limit", "60", "--resolution", "8"]
     assert main(["extract", "tokens:random:tiny", "digits", *small, "--out", tokens]) == 0

@@ -351,7 +351,7 @@ def test_a_value_beyond_float32_is_named_so():
         fit_path(large, Y, [1.0], dtype="float32")
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1e-6, 1e-2, 1.0, 1e2]), st.integers(2, 4))
 def test_order_of_rows_moves_probabilities_less_than_tol_allows(seed, C, n_classes):
     """A relative gap of tol in a loss of at most log K bounds how far both fits may be from the optimum, and so apart.
@@ -372,7 +372,7 @@ def test_order_of_rows_moves_probabilities_less_than_tol_allows(seed, C, n_class
     assert np.abs(left.predict_proba(X) - right.predict_proba(X)).max() <= allowed
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.sampled_from(["u1", "i1", "<i2", ">i2", "<u4", ">i8", "<f2", ">f4", "<f8", ">f8"]),
     st.sampled_from(["C", "F", "strided", "readonly"]),

@@ -112,7 +112,7 @@ with h5py.File(f"{folder}/x.h5") as file:
 
 def test_a_killed_stream_goes_on_in_the_middle_of_an_epoch(stored, tmp_path):
     layers, sources, y = stored
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, timeout=120)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, timeout=1200)
     assert killed.returncode == -9, killed.stderr.decode()
     batches, n_steps = array_batches(sources, y, CONFIG)
     begun = []

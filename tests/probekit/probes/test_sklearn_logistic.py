@@ -63,9 +63,6 @@ RUN: dict[str, tuple[tuple[str, ...], list[dict]]] = {
     "test_single_feature_newton_cg": (("newton-cg",), [{}]),
 }
 
-# compared to 1e-7 or 1e-8 absolutely: a small problem's gap of 1e-14 is a coefficient's 1e-8
-NEARLY = {"test_logistic_glmnet", "test_logistic_regression_cv_refit"}
-
 L1 = "an l1 penalty, or a mix with it"
 CV = "LogisticRegressionCV's own arguments and attributes (scorers, l1 ratios, coefs_paths_)"
 UNPENALISED = "no penalty (C = inf), which LinearProbe refuses: separable classes then have no finite fit"
@@ -168,13 +165,7 @@ def scikit_learns() -> types.ModuleType:
 @pytest.mark.parametrize(
     ("name", "solvers", "arguments"),
     [
-        pytest.param(
-            name,
-            solvers,
-            arguments,
-            id=f"{name}-{number}",
-            marks=[pytest.mark.xfail(reason="equal to 1e-6 only", strict=False)] if name in NEARLY else [],
-        )
+        pytest.param(name, solvers, arguments, id=f"{name}-{number}")
         for name, (solvers, runs) in RUN.items()
         for number, arguments in enumerate(runs)
     ],

@@ -103,9 +103,7 @@ def make_record(folder, series, layers, accuracy, rng, shared, labels, *, kind="
     classes = np.arange(N_CLASSES)
     log_proba = np.log(np.where(predicted[:, None] == classes, 0.82, 0.02)).astype(np.float32)
     rows = RowPredictions(np.arange(len(labels)), labels, predicted, log_proba, classes)
-    save_probe(
-        folder / record["probe_file"], classes, np.zeros((N_CLASSES, record["width"])), np.zeros(N_CLASSES), rows
-    )
+    save_probe(folder / record["probe_file"], {"classes": classes}, rows)
     with open(folder / "results.jsonl", "a") as file:
         file.write(json.dumps(record) + "\n")
     return record

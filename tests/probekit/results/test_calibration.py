@@ -30,7 +30,7 @@ def ece_by_loop(log_proba, y, n_bins):
 
 
 @given(st.integers(0, 10_000), st.sampled_from([2, 3, 10]), st.sampled_from([1, 10, 15]))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_ece_and_brier_against_loop_and_scikit_learn(seed, k, n_bins):
     log_proba, y = rows(seed, 60, k)
     # a confidence that is exactly on a bin's edge may round to either side: none is, with random numbers

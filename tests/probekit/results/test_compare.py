@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from probekit.evaluate.sweep import sweep
-from probekit.results.compare import compare, compare_runs
+from probekit.results.compare import compare
 from probekit.results.metrics import mcnemar_exact
+from probekit.results.paired import compare_runs
 from probekit.results.predictions import row_predictions
 from probekit.runtime.errors import UserError
 from tests.probekit.feature_doubles import MemoryStore

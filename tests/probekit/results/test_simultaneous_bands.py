@@ -21,13 +21,16 @@ def curve_of(correct, val, depths=None, last_depth=None):
     n_layers, nothing = len(val), np.zeros(len(val))
     encoder = {} if last_depth is None else {"last_depth": last_depth}
     about = {"is_converged": True, "n_layers": n_layers, "encoder": encoder}
-    records = tuple(SimpleNamespace(selection_score=(v, 0.0), **about) for v in val)
     depths = np.arange(n_layers) if depths is None else np.array(depths)
+    records = tuple(
+        SimpleNamespace(selection_score=(v, 0.0), layers=(f"{d:02d}",), test="test", **about)
+        for v, d in zip(val, depths, strict=True)
+    )
     return Curve(
-        series="s", dataset="d", records=records, depths=depths,
-        layers=tuple(f"{k:02d}" for k in depths), widths=nothing, val_accuracy=np.asarray(val),
-        accuracy=correct.mean(0), low=nothing, high=nothing, spread=nothing, converged=np.ones(n_layers, bool),
-        at_grid_edge=np.zeros(n_layers, bool), correct=correct,
+        series="s", dataset="d", records=records, seeds=(0,), depths=depths,
+        layers=tuple(f"{k:02d}" for k in depths), widths=nothing, val_accuracy=np.asarray(val), val_log_loss=nothing,
+        accuracy=correct.mean(0), low=nothing, high=nothing, spread=nothing, by_seed=correct.mean(0)[None],
+        converged=np.ones(n_layers, bool), at_grid_edge=np.zeros(n_layers, bool), correct_SNn=correct[None],
     )  # fmt: skip
 
 

@@ -34,12 +34,20 @@ def test_an_absent_device_is_refused(fit, device):
 def test_each_rank_takes_its_own_gpu(monkeypatch):
     # as if the GPUs were there
     monkeypatch.setattr(probekit.runtime.device.torch, "empty", lambda size, device: device)
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert usable_device("cuda") == torch.device("cuda")
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert usable_device("cuda") == torch.device("cuda:3")
     assert usable_device("cuda:1") == torch.device("cuda:1")  # said is said
     assert usable_device("cpu") == torch.device("cpu")
+    # pinned memory and library handles follow the current device
+    assert current == [torch.device("cuda:3"), torch.device("cuda:1")]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="Process 3 of this machine has no GPU of its own: there are 2"):
+        usable_device("cuda")
 
 
 def test_of_an_error_the_first_line_is_quoted_or_its_name():

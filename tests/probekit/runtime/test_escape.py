@@ -22,7 +22,7 @@ NAMES = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(NAMES)
 def test_nothing_invisible_is_left(name):
     shown = escape.visible(name)
@@ -32,7 +32,7 @@ def test_nothing_invisible_is_left(name):
     assert set(escape.terminal(name)) - {"\n"} <= set(shown) | set("\\x0123456789abcdef")
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(NAMES, min_size=1, max_size=4))
 def test_csv_cells_come_back_and_are_no_formulas(names):
     frame = pd.DataFrame([[escape.csv_cell(name) for name in names]])
@@ -56,7 +56,7 @@ def undo_latex(text):
     return re.sub(r"\0([0-9a-f]+);", lambda m: chr(int(m[1], 16)), text)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(NAMES)
 def test_latex_holds_no_command_of_the_name(name):
     written = escape.latex(name)
@@ -65,7 +65,7 @@ def test_latex_holds_no_command_of_the_name(name):
     assert "--" not in written
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(NAMES)
 def test_markdown_shows_the_name(name):
     markdown_it = pytest.importorskip("markdown_it")
@@ -82,7 +82,7 @@ def test_a_markdown_table_keeps_its_columns():
     assert all(len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) == 3 for line in lines)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(NAMES)
 def test_figures_read_no_formula(name):
     from matplotlib.cbook import is_math_text

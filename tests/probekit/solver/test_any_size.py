@@ -143,7 +143,7 @@ def test_rows_dealt_to_two_ranks_have_the_answer_of_one(tmp_path):
         for rank in range(2)
     ]
     for rank in ranks:
-        _, error = rank.communicate(timeout=120)
+        _, error = rank.communicate(timeout=1200)
         assert rank.returncode == 0, error.decode()
     whole = fit(X, y, standardize=True)
     for rank in range(2):

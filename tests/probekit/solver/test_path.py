@@ -60,7 +60,7 @@ def test_input_that_cannot_be_fitted_is_refused_in_one_sentence(digits, change, 
         fit_path(**({"X": X, "y": y, "Cs": [1.0]} | change))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.sampled_from(["float32", "float64"]),  # of the solver
     st.sampled_from(["f4", "f8"]),  # of the features

@@ -13,7 +13,7 @@ from probekit.solver.solve import certify
 
 CS = (0.01, 1.0)
 TIGHT = {"tol": 1e-10, "dtype": "float64"}
-FEW = settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FEW = settings(max_examples=5, suppress_health_check=[HealthCheck.too_slow])
 
 
 @st.composite

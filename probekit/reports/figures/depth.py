@@ -1,0 +1,399 @@
+"""The depth curve as a matplotlib figure. Nothing here computes statistics: `panels` brings them.
+
+Legend: accuracies in percent, differences in percentage points.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from probekit.reports.figures.options import FigureOptions, relabelled
+from probekit.reports.figures.style import FLAT, INK, MODEL_MARKERS, MODELS, PAPER, QUIET, RANDOM, RULE, points
+from probekit.runtime.escape import mathtext
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from probekit.reports.panels import Joined, Panel, Series
+
+Looks = dict[str, dict[str, Any]]
+MOST_LABEL = 80  # characters of a name in a figure
+
+
+def depth_figure(panel: Panel, narrow: bool = False, options: FigureOptions = FigureOptions()) -> Figure:  # noqa: B008
+    """Accuracy by layer over its difference to the last layer.
+
+    Parameters
+    ----------
+    panel
+        Series measured on one data set under one protocol.
+    narrow
+        True draws for a telephone's width.
+    options
+        Size, limits, names and type; draw under `style(font_size=options.font_size)`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Upper axes: test accuracy with pointwise Wilson bars; flat baselines as a line with a band; joined layers as
+        diamonds in their own columns; the layer chosen on validation rows ringed. Lower axes: accuracy minus the
+        last layer's, with its simultaneous 95 % band. Hollow markers: not converged, or C at the end of its grid.
+    """
+    from matplotlib.figure import Figure
+
+    panel, scale = relabelled(panel, options.labels), options.scale
+    width = options.width or (4.0 if narrow else 7.4)
+    narrow = narrow or width / scale < 5.5
+    key = _key_entries(panel)
+    columns = 1 if narrow else 2
+    # margins in inches: what stands in them does not grow with the figure
+    below = scale * (0.56 + 0.17 * -(-len(key) // columns))
+    height = options.height or (4.6 + below if narrow else 4.4 + below)
+    figure = Figure(figsize=(width, height))
+    upper, lower = figure.subplots(
+        2,
+        1,
+        sharex=True,
+        height_ratios=(2.2, 1),
+        gridspec_kw={
+            "left": 0.74 * scale / width,
+            "right": 1 - 0.92 * scale / width,
+            "top": 1 - (0.3 if options.title != "" else 0.12) * scale / height,
+            "bottom": below / height,
+            "hspace": 0.22,
+        },
+    )
+    looks = looks_of(panel)
+    slots = _slots(panel, narrow)
+    draw_accuracy(upper, panel, looks, slots, narrow, options)
+    draw_difference(lower, panel, looks, narrow)
+    _layer_axis(lower, panel, slots, narrow)
+    figure.align_ylabels()
+    if key:
+        handles, labels = zip(*key, strict=True)
+        figure.legend(
+            handles, labels, loc="lower left", bbox_to_anchor=(0.025, 0.005), ncols=columns, labelcolor=QUIET,
+            handlelength=1.6, handletextpad=0.7, columnspacing=2.4, labelspacing=0.4,
+        )  # fmt: skip
+    return figure
+
+
+def looks_of(panel: Panel) -> Looks:
+    """Colour, marker and line style of each series, by its label."""
+    looks: Looks = {}
+    models = readouts = randoms = controls = 0
+    for series in panel.series:
+        if series.role == "model":
+            look: dict[str, Any] = {
+                "color": MODELS[models % len(MODELS)][0],
+                "marker": MODEL_MARKERS[models % len(MODEL_MARKERS)],
+            }
+            looks[series.label] = {**look, "linestyle": "-", "linewidth": 1.8, "markersize": 5.0}
+            models += 1
+        elif series.role == "readout":
+            host = looks[series.host]
+            looks[series.label] = {
+                "color": host["color"],
+                "marker": ("D", "X", "P", "*")[readouts % 4],
+                "linestyle": ("--", ":", "-.", (0, (5, 1, 1, 1)))[readouts % 4],
+                "linewidth": 1.3,
+                "markersize": 4.0,
+            }
+            readouts += 1
+        elif series.role == "random":
+            looks[series.label] = {
+                "color": RANDOM[0],
+                "marker": ("v", "^", "D", "s")[randoms % 4],
+                "linestyle": ("--", ":", "-.", (0, (5, 1, 1, 1)))[randoms % 4],
+                "linewidth": 1.2,
+                "markersize": 3.6,
+            }
+            randoms += 1
+        else:
+            style = ("-.", ":", (0, (5, 1, 1, 1, 1, 1)))[controls % 3]
+            looks[series.label] = {
+                "color": FLAT[0],
+                "marker": "s",
+                "linestyle": style,
+                "linewidth": 1.4,
+                "markersize": 4,
+            }
+            controls += 1
+    return looks
+
+
+def draw_accuracy(
+    axes: Axes,
+    panel: Panel,
+    looks: Looks,
+    slots: Sequence[tuple[float, int, Joined]] = (),
+    narrow: bool = False,
+    options: FigureOptions = FigureOptions(),  # noqa: B008  (frozen)
+) -> None:
+    """Fill the upper axes; `slots` gives each concatenation an abscissa right of the last layer."""
+    ends = []
+    shifts = _shifts(panel)
+    for number, series in reversed(list(enumerate(panel.series))):
+        look = looks[series.label]
+        if series.is_flat:
+            axes.axhspan(series.low[0], series.high[0], color=look["color"], alpha=0.13, linewidth=0)
+            line = axes.axhline(series.top1[0], **{k: look[k] for k in ("color", "linestyle", "linewidth")})
+            line.set_gid(f"pt-{number}-0")
+            ends.append((series.top1[0], series.label, look["color"]))
+            continue
+        for values in series.by_seed if series.n_seeds > 1 else ():
+            axes.plot(series.depths, values, color=look["color"], linewidth=0.7, alpha=0.5, zorder=2)
+        beside = series.depths + shifts[number]
+        _bars(axes, beside, series.low, series.high, look)
+        _curve(axes, series, series.top1, look, f"pt-{number}", beside)
+        ends.append((series.top1[-1], series.label, look["color"]))
+    for x, number, joined in slots:
+        _joined(axes, x, joined, looks[panel.series[number].label]["color"], f"join-{number}-{joined.record.key[:8]}")
+    low, high = axes.get_ylim()
+    axes.set_ylim(options.ylim or (max(low - 0.03 * (high - low), 0), high + 0.09 * (high - low)))
+    for place, series in enumerate(panel.models):
+        if not series.is_flat:
+            shift = shifts[panel.series.index(series)]
+            _peak(axes, series, looks[series.label], place, len(panel.models) == 1, shift)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}" if value <= 100 else "")
+    axes.set_ylabel("Test accuracy (%)")
+    own = f"Probes of every layer, {panel.title}"
+    wide = 60 if not narrow else 34
+    axes.set_title(textwrap.shorten(own, wide, placeholder=" ...") if options.title is None else options.title)
+    if not narrow and options.title is None and len(own) < 44:
+        over = "95 % Wilson intervals" if panel.n_seeds == 1 else "95 %, new seeds and rows"
+        _remark(axes, f"bars: {over}, pointwise")
+    _end_labels(axes, ends)
+
+
+def draw_difference(axes: Axes, panel: Panel, looks: Looks, narrow: bool = False) -> None:
+    """Fill the lower axes: what each layer is worth above the last one, with the simultaneous band.
+
+    The axis is cut below, so that the shallow layers, far under the last one, do not flatten what matters.
+    """
+    axes.axhline(0, color=QUIET, linewidth=0.9)
+    tops, bottoms = [1.0], [-1.0]
+    for number, series in reversed(list(enumerate(panel.series))):
+        if series.role != "model" or series.is_flat:
+            continue
+        look = looks[series.label]
+        low, high = series.minus_last, series.minus_last
+        if series.band_low is not None and series.band_high is not None:
+            low, high = series.band_low, series.band_high
+            axes.fill_between(series.depths, low, high, color=look["color"], alpha=0.2, linewidth=0)
+        _curve(axes, series, series.minus_last, look, f"diff-{number}")
+        axes.axvline(series.depths[series.peak], color=look["color"], linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
+        tops.append(float(high.max()))
+        bottoms.append(float(low.min()))
+    top = 1.12 * max(tops)
+    axes.set_ylim(max(1.12 * min(bottoms), -2 * max(top, 2)), top)
+    references = {series.curve.reference for series in panel.models if not series.is_flat}
+    reference = references.pop() if len(references) == 1 else "the deepest layer probed"
+    axes.set_ylabel(f"Points above\n{reference}" if not narrow else "Difference\n(points)")
+    if not narrow:
+        _remark(axes, "band: 95 %, simultaneous over the layers")
+
+
+def _shifts(panel: Panel) -> list[float]:
+    """Series at one depth stand a little apart, so that no interval hides behind another."""
+    layered = [number for number, series in enumerate(panel.series) if not series.is_flat]
+    step = min(0.12, 0.5 / max(len(layered), 1))
+    places = {number: step * (place - (len(layered) - 1) / 2) for place, number in enumerate(layered)}
+    return [places.get(number, 0.0) for number in range(len(panel.series))]
+
+
+def _bars(axes: Axes, x: Any, low: Any, high: Any, look: dict[str, Any]) -> None:
+    """Intervals over the marks, with ends wider than a mark: an interval smaller than its mark is still seen."""
+    axes.vlines(x, low, high, color=look["color"], linewidth=1.0, zorder=4.5)
+    for end in (low, high):
+        axes.plot(
+            x, end, linestyle="", marker="_", markersize=look["markersize"] + 3.5, markeredgewidth=0.9,
+            color=look["color"], zorder=4.5,
+        )  # fmt: skip
+
+
+def _curve(
+    axes: Axes, series: Series, values: np.ndarray, look: dict[str, Any], gid: str, x: np.ndarray | None = None
+) -> None:
+    x = series.depths if x is None else x
+    axes.plot(x, values, color=look["color"], linestyle=look["linestyle"], linewidth=look["linewidth"], zorder=3)
+    for index, (depth, value) in enumerate(zip(x, values, strict=True)):
+        reliable = series.reliable[index]
+        axes.plot(
+            depth,
+            value,
+            marker=look["marker"],
+            markersize=look["markersize"] + (0 if reliable else 0.8),
+            color=look["color"],
+            markerfacecolor=look["color"] if reliable else PAPER,
+            markeredgewidth=1.4,
+            zorder=4,
+            gid=f"{gid}-{index}",
+        )
+
+
+def _peak(axes: Axes, series: Series, look: dict[str, Any], place: int, named: bool, shift: float) -> None:
+    """Ring the chosen layer and underline the layers that are not significantly below it."""
+    x, y = series.depths[series.peak], series.top1[series.peak]
+    axes.axvline(x, color=look["color"], linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
+    axes.plot(
+        x + shift, y, "o", markersize=11.5, markerfacecolor="none", color=look["color"], markeredgewidth=1.3, zorder=5
+    )
+    below = axes.get_xaxis_transform()
+    for depth in series.depths[series.not_worse] if series.not_worse is not None else ():
+        height = 0.012 + 0.024 * place
+        axes.plot(
+            (depth - 0.42, depth + 0.42), (height, height), color=look["color"], linewidth=3.2, transform=below,
+            solid_capstyle="butt", zorder=2,
+        )  # fmt: skip
+    if named:
+        left = x > (series.depths[0] + series.depths[-1]) / 2
+        axes.annotate(
+            f"layer {x}: {y:.1f} %", (x, 1.0), xycoords=below, xytext=(-5 if left else 5, -2),
+            textcoords="offset points", ha="right" if left else "left", va="top", color=INK, fontweight="bold",
+            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6},  # a grid line would strike the words through
+        )  # fmt: skip
+
+
+def _slots(panel: Panel, narrow: bool, most: int = 4) -> list[tuple[float, int, Joined]]:
+    """Abscissae for concatenations, right of the last layer: (x, number of the series, concatenation)."""
+    own = [
+        (number, joined)
+        for number, series in enumerate(panel.series)
+        for joined in sorted(series.joined, key=lambda joined: len(joined.depths))
+    ]
+    if len(own) > (2 if narrow else most):
+        own = [(number, joined) for number, joined in own if joined.chosen]
+    last = _last_layer(panel)
+    # room for the longest name below the axis
+    letters = max([5, *(len(short_range(joined.depths)) for _, joined in own)])
+    step = max(last, 4) * (0.19 if narrow else 0.08) * letters / 5
+    return [(last + step * (1.1 + place), number, joined) for place, (number, joined) in enumerate(own[:most])]
+
+
+def _last_layer(panel: Panel) -> int:
+    return max((int(series.depths[-1]) for series in panel.series), default=1)
+
+
+def _joined(axes: Axes, x: float, joined: Joined, color: str, gid: str) -> None:
+    _bars(axes, [x], [joined.low], [joined.high], {"color": color, "markersize": 6.5})
+    axes.plot(
+        x, joined.top1, marker="D", markersize=6.5 if joined.chosen else 5, color=color, markeredgewidth=1.4,
+        markerfacecolor=color if joined.reliable else PAPER, zorder=5, gid=gid,
+    )  # fmt: skip
+
+
+def short_range(depths: Sequence[int]) -> str:
+    """`6-8` for neighbours, `2,6,9` for a few others, `7 layers` for many."""
+    ordered = sorted(depths)
+    if len(ordered) > 1 and ordered == list(range(ordered[0], ordered[-1] + 1)):
+        return f"{ordered[0]}\N{EN DASH}{ordered[-1]}"
+    return ",".join(map(str, ordered)) if len(ordered) <= 3 else f"{len(ordered)} layers"
+
+
+def _layer_axis(axes: Axes, panel: Panel, slots: Sequence[tuple[float, int, Joined]], narrow: bool) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    last = max(_last_layer(panel), 1)
+    margin = 0.45 + 0.012 * last
+    axes.set_xlim(-margin, (slots[-1][0] if slots else last) + margin)
+    layers = [int(tick) for tick in MaxNLocator(nbins=12, integer=True).tick_values(0, last) if 0 <= tick <= last]
+    axes.set_xticks(
+        [*layers, *(x for x, _, _ in slots)],
+        [*map(str, layers), *(short_range(joined.depths) for _, _, joined in slots)],
+    )
+    below = axes.get_xaxis_transform()
+    size: dict[str, Any] = {
+        "fontsize": points(8.5),
+        "color": QUIET,
+        "va": "top",
+        "textcoords": "offset points",
+        "xycoords": below,
+    }
+    down = (0, -points(17))
+    axes.annotate(layer_axis_words(panel, 24 if narrow else 44), (last / 2, 0), xytext=down, ha="center", **size)
+    if slots:
+        axes.annotate("joined", ((slots[0][0] + slots[-1][0]) / 2, 0), xytext=down, ha="center", **size)
+        for upper in axes.figure.axes:
+            upper.axvline((last + slots[0][0]) / 2, color=RULE, linewidth=0.7, zorder=0)
+
+
+def layer_axis_words(panel: Panel, most: int = 44) -> str:
+    """Name of the depth axis: what its ends are called in the networks, where all of them call them the same."""
+    from probekit.results.curve import layer_name
+
+    ends = set()
+    for series in panel.series:
+        if not series.is_flat:
+            first, last = layer_name(series.records[0]), layer_name(series.records[-1])
+            ends.add((f"{series.depths[0]}: {first}" if first else "", f"{series.depths[-1]}: {last}" if last else ""))
+    words = ", ".join(filter(None, ends.pop())) if len(ends) == 1 else ""
+    named = f"layer ({words})" if words else "layer"
+    return named if len(named) <= most else "layer"
+
+
+def _remark(axes: Axes, text: str) -> None:
+    axes.text(1.0, 1.02, text, transform=axes.transAxes, ha="right", va="bottom", color=QUIET, fontsize=points(7.5))
+
+
+def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
+    """Names at the right end of the lines, pushed apart where they would touch."""
+    low, high = axes.get_ylim()
+    figure: Any = axes.figure
+    height = figure.get_size_inches()[1] * axes.get_position().height * 72
+    line_height = (high - low) * points(11.5) / height
+    ends = sorted(ends, key=lambda end: end[0])
+    wrapped = ["\n".join(textwrap.wrap(mathtext(label[:MOST_LABEL]), 11)) for _, label, _ in ends]
+    heights = [line_height * (text.count("\n") + 1) for text in wrapped]
+    for centre, text, (_, _, colour) in zip(spread([end[0] for end in ends], heights), wrapped, ends, strict=True):
+        axes.annotate(
+            text, (1.0, centre), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
+            va="center", color=colour, fontsize=points(8.5), fontweight="bold", linespacing=1.05,
+            annotation_clip=False,
+        )  # fmt: skip
+
+
+def spread(centres: Sequence[float], heights: Sequence[float]) -> list[float]:
+    """Ascending `centres` moved apart, as little as possible in squares, until boxes of `heights` do not overlap."""
+    # offset of a box's centre from the bottom of a stack of all boxes; less it, the centres must only not descend
+    offsets = np.cumsum(heights) - np.asarray(heights) / 2
+    groups: list[tuple[float, int]] = []  # (mean, size): pool adjacent violators
+    for wish in np.asarray(centres, dtype=float) - offsets:
+        mean, size = float(wish), 1
+        while groups and groups[-1][0] > mean:
+            below_mean, below_size = groups.pop()
+            mean = (mean * size + below_mean * below_size) / (size + below_size)
+            size += below_size
+        groups.append((mean, size))
+    return [float(x) for x in np.repeat([g[0] for g in groups], [g[1] for g in groups]) + offsets]
+
+
+def _key_entries(panel: Panel) -> list[tuple[Any, str]]:
+    """What the marks mean: a handle and its words, only for marks that occur."""
+    from matplotlib.lines import Line2D
+
+    models = [series for series in panel.models if not series.is_flat]
+    layered = [series for series in panel.series if not series.is_flat]
+    blank: dict[str, Any] = {"linestyle": "", "color": INK}
+    entries: list[tuple[Any, str]] = []
+    if models:
+        ring = Line2D([], [], marker="o", markersize=8.5, markerfacecolor="none", **blank)
+        entries.append((ring, "best layer, chosen on held-out training rows"))
+    if any(series.not_worse is not None for series in models):
+        entries.append((Line2D([], [], color=INK, linewidth=3.2), "not significantly below the best"))
+    if any(series.joined for series in models):
+        several = any(len(series.joined) > 1 for series in models)
+        label = "layers joined; large: best on held-out rows" if several else "one probe on several layers joined"
+        entries.append((Line2D([], [], marker="D", markersize=5, **blank), label))
+    if any(not series.reliable.all() or any(not j.reliable for j in series.joined) for series in layered):
+        hollow = Line2D([], [], marker="o", markersize=5.5, markerfacecolor=PAPER, **blank)
+        entries.append((hollow, "hollow: not converged, or C at the end of its grid"))
+    if panel.n_seeds > 1:
+        thin = Line2D([], [], color=INK, linewidth=0.7, alpha=0.5)
+        entries.append((thin, f"thin: each of {panel.n_seeds} seeds; thick: their mean"))
+    return entries

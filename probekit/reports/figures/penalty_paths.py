@@ -1,0 +1,87 @@
+"""Held-out accuracy along the grid of C, a small axes a layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from probekit.reports.figures.options import FigureOptions
+from probekit.reports.figures.style import MODELS, PAPER, QUIET, RULE, points
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from probekit.reports.panels import Series
+
+
+def path_figure(
+    series: Series,
+    color: str = MODELS[0][0],
+    narrow: bool = False,
+    most: int = 16,
+    options: FigureOptions = FigureOptions(),  # noqa: B008  (frozen)
+) -> Figure:
+    """Validation accuracy along the penalty path, one small axes a layer, all layers faint behind each.
+
+    Parameters
+    ----------
+    series
+        One model's layers.
+    color
+        Of the layer in front.
+    narrow
+        Two columns instead of four.
+    options
+        Size, limits and title.
+    most
+        With more layers than this, an even choice of them that keeps the first, the best and the last.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    shown = _even_choice(len(series.depths), most, keep=series.peak)
+    columns = 2 if narrow else 4
+    rows = -(-len(shown) // columns)
+    width, scale = options.width or (4.0 if narrow else 7.4), options.scale
+    height = options.height or 1.25 * rows + 0.5
+    figure = Figure(figsize=(width, height))
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    figure.subplots_adjust(
+        left=0.62 * scale / width, right=1 - 0.12 / width, top=1 - (0.5 if options.title else 0.21) * scale / height,
+        bottom=0.42 * scale / height, hspace=0.5, wspace=0.12,
+    )  # fmt: skip
+    figure.supylabel("Held-out accuracy (%)", x=0.1 * scale / width, fontsize=points(8.5), color=QUIET)
+    if options.title:
+        figure.suptitle(options.title, x=0.62 * scale / width, ha="left", fontsize=points(9.5), fontweight="bold")
+    if options.ylim:
+        grid.flat[0].set_ylim(options.ylim)
+    paths = [(np.log10(record.Cs), 100 * np.asarray(record.val_accuracy)) for record in series.records]
+    for axes in grid.flat[len(shown) :]:
+        axes.set_axis_off()
+    for position, (axes, index) in enumerate(zip(grid.flat, shown, strict=False)):
+        record = series.records[index]
+        for log_C, val in paths:
+            axes.plot(log_C, val, color=RULE, linewidth=0.8, zorder=1)
+        log_C, val = paths[index]
+        converged = np.asarray(record.converged, dtype=bool)
+        axes.plot(log_C, val, color=color, linewidth=1.5, zorder=3)
+        axes.plot(log_C[~converged], val[~converged], "o", color=color, markerfacecolor=PAPER, markersize=3.5, zorder=4)
+        chosen = record.chosen_index
+        axes.plot(log_C[chosen], val[chosen], "o", color=color, markersize=5.5, zorder=5)
+        axes.set_title(
+            f"layer {series.depths[index]}" + (" (best)" if index == series.peak else ""), fontsize=points(8)
+        )
+        axes.tick_params(labelsize=points(7))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+        if len(shown) - position <= columns:
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel("log10 C", fontsize=points(7.5))
+    return figure
+
+
+def _even_choice(count: int, most: int, keep: int) -> list[int]:
+    if count <= most:
+        return list(range(count))
+    chosen = sorted({*np.linspace(0, count - 1, most - 1).round().astype(int).tolist(), keep})
+    return chosen[:most]

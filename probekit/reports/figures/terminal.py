@@ -1,0 +1,158 @@
+"""The depth curve in a terminal: characters where a picture cannot go."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from probekit.reports.panels import NAMES, Panel, Series
+from probekit.runtime.escape import visible
+
+if TYPE_CHECKING:
+    from rich.console import Console, Group
+    from rich.text import Text
+
+MARKS = "●■▲◆★"
+MODEL_COLOURS = ("bright_blue", "dark_orange", "green3", "magenta", "yellow")
+
+
+def print_panel(panel: Panel, console: Console | None = None) -> None:
+    """Print the curve and, below it, each model's two sentences.
+
+    Parameters
+    ----------
+    panel
+        From `build_panels`.
+    console
+        Where to print; a new rich console otherwise.
+    """
+    from rich.console import Console
+
+    console = console or Console()
+    console.print(terminal_curve(panel, width=min(console.width, 100)))
+
+
+def terminal_curve(panel: Panel, width: int = 80, height: int = 16) -> Group:
+    """The curve as a rich renderable: one mark a layer, the chosen layer in reverse, hollow where not converged.
+
+    Parameters
+    ----------
+    panel
+        From `build_panels`.
+    width, height
+        Characters that the whole picture and its plotting area may take.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    lines: list[Text] = [Text(f"Test accuracy of probes on {visible(panel.title)}, %", style="bold")]
+    lines += _canvas(panel, width, height)
+    lines.append(_legend(panel))
+    for series in panel.models:
+        if series.verdict is not None:
+            best, gain = series.verdict.sentences()
+            lines += [Text(), Text(visible(best), style="bold"), Text(visible(gain))]
+            lines += [Text(visible(warning), style="yellow") for warning in series.verdict.warnings]
+    return Group(*lines)
+
+
+def _canvas(panel: Panel, width: int, height: int) -> list[Text]:
+    from rich.text import Text
+
+    last = max(int(series.depths[-1]) for series in panel.series) or 1
+    ticks, height = round_ticks(
+        min(float(series.low.min()) for series in panel.series),
+        max(float(series.high.max()) for series in panel.series),
+        height,
+    )
+    low, high = min(ticks.values()), max(ticks.values())
+    span = high - low
+    columns = max(min(width - 8, 6 * last + 1), last + 1)
+    cells = [[(" ", "") for _ in range(columns)] for _ in range(height)]
+
+    def row(value: float) -> int:
+        return round((high - value) / span * (height - 1))
+
+    def column(depth: float) -> int:
+        return round(depth / last * (columns - 1))
+
+    for series in reversed(panel.series):
+        mark, colour = _look(panel, series)
+        if series.is_flat:
+            cells[row(series.top1[0])] = [("╌", colour)] * columns
+            continue
+        for depth, bottom, top in zip(series.depths, series.low, series.high, strict=True):
+            for level in range(row(top), row(bottom) + 1):
+                if series.role == "model" and cells[level][column(depth)][0] in " ╌":
+                    cells[level][column(depth)] = ("│", f"{colour} dim")
+    for series in reversed(panel.series):
+        mark, colour = _look(panel, series)
+        for place, (depth, value) in enumerate(zip(series.depths, series.top1, strict=True)):
+            if not series.is_flat:
+                chosen = series.role == "model" and place == series.peak
+                shown = mark if series.reliable[place] else "○"
+                cells[row(value)][column(depth)] = (shown, f"{colour} reverse bold" if chosen else colour)
+
+    lines = []
+    for number, cell_row in enumerate(cells):
+        line = Text().append(f"{ticks[number]:5g} ┤" if number in ticks else "      │", style="dim")
+        for character, colour in cell_row:
+            line.append(character, style=colour or None)
+        lines.append(line)
+    every = max(1, -(-3 * (last + 1) // columns))
+    axis = [" "] * (columns + 3)
+    for depth in range(0, last + 1, every):
+        for offset, digit in enumerate(str(depth)):
+            axis[column(depth) + offset] = digit
+    lines.append(Text("      └" + "─" * columns, style="dim"))
+    lines.append(Text("       " + "".join(axis).rstrip() + "  layer", style="dim"))
+    for series in panel.models:
+        if not series.is_flat:
+            # colour and reverse video do not survive in a log
+            mark, colour = _look(panel, series)
+            below = " " * column(series.depths[series.peak]) + "↑"
+            words = f" {series.label}" if len(panel.models) > 1 else " best"
+            lines.append(Text().append("       ").append(below + words, style=colour))
+    return lines
+
+
+def round_ticks(low: float, high: float, height: int) -> tuple[dict[int, float], int]:
+    """Round numbers for an axis of about `height` rows: {row: value} from the top down, and the rows it takes.
+
+    The values are multiples of 1, 2 or 5 times a power of ten, the same number of rows apart, and enclose both ends.
+    """
+    for exponent in range(-2, 4):
+        for digit in (1, 2, 5):
+            step = digit * 10.0**exponent
+            first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+            intervals = max(last - first, 1)
+            if intervals <= max(height // 3, 1):
+                rows = max((height - 1) // intervals, 1)
+                values = {rows * k: round((first + intervals - k) * step, 6) for k in range(intervals + 1)}
+                return values, rows * intervals + 1
+    raise ValueError(f"no round numbers between {low} and {high}")
+
+
+def _look(panel: Panel, series: Series) -> tuple[str, str]:
+    if series.role == "random":
+        return "▿", "grey58"
+    if series.role == "readout":
+        return "◦", "grey70"
+    if series.is_flat:
+        return "╌", "orange3"
+    number = panel.models.index(series)
+    return MARKS[number % len(MARKS)], MODEL_COLOURS[number % len(MODEL_COLOURS)]
+
+
+def _legend(panel: Panel) -> Text:
+    from rich.text import Text
+
+    legend = Text()
+    for series in panel.series:
+        mark, colour = _look(panel, series)
+        legend.append(mark * (3 if series.is_flat else 1) + " ", style=colour)
+        legend.append(f"{visible(NAMES.get(series.label, series.label))}   ")
+    if any(not series.reliable.all() for series in panel.series):
+        legend.append("○ not converged, or C at the end of its grid   ", style="dim")
+    legend.append("│ 95 %, pointwise   ↑ best layer, chosen on held-out rows", style="dim")
+    return legend

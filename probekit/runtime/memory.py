@@ -1,0 +1,20 @@
+"""How much memory there is to use."""
+
+import os
+
+import torch
+
+SHARE = 0.6  # of the free memory that a computation may take
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes free on a CUDA device, blocks that torch caches for itself included, or on the host."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
+    try:
+        with open("/proc/meminfo") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)

@@ -1,0 +1,126 @@
+"""How far long work has come: a bar with rate and time left on a terminal, a plain line now and then elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Show(Protocol):
+    """Called with how much is done, of how much, and a few words on how it goes."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None: ...
+
+
+@contextmanager
+def progress_bar(what: str, unit: str, seconds_between_lines: float = SECONDS_BETWEEN_LINES) -> Iterator[Show]:
+    """Show progress until the block ends: a bar in a terminal or notebook, elsewhere a line on stderr now and then.
+
+    Parameters
+    ----------
+    what : str
+        What is being done, for example "train".
+    unit : str
+        What is counted, for example "steps".
+    seconds_between_lines : float
+        How often a line is printed where there is no terminal.
+    """
+    shown = _bar(what, unit) if sys.stderr.isatty() or in_notebook() else _lines(what, unit, seconds_between_lines)
+    with shown as show:
+        yield show
+
+
+def in_notebook() -> bool:
+    """Whether this is a Jupyter kernel."""
+    return "ipykernel" in sys.modules
+
+
+@contextmanager
+def shown(progress: Any, what: str, unit: str) -> Iterator[Any]:
+    """The `progress` argument of a public function as a callable or None.
+
+    A callable is passed on; True shows a bar, None does so in a notebook, and False shows nothing.
+    """
+    if progress is True or (progress is None and in_notebook()):
+        with progress_bar(what, unit) as show:
+            yield show
+    else:
+        yield progress or None
+
+
+@contextmanager
+def _bar(what: str, unit: str) -> Iterator[Show]:
+    rate = _Rate()
+    columns = [
+        TextColumn("{task.description:<18}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    ]
+    with Progress(*columns, console=None if in_notebook() else Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None, rate="", note="")
+
+        def show(done: int, total: int, note: str = "") -> None:
+            bar.update(task, completed=done, total=total, rate=rate.words(done, unit), note=note)
+
+        yield show
+
+
+@contextmanager
+def _lines(what: str, unit: str, seconds: float) -> Iterator[Show]:
+    rate = _Rate()
+    last_time, last_line = time.monotonic(), ""
+
+    def show(done: int, total: int, note: str = "") -> None:
+        nonlocal last_time, last_line
+        words = rate.words(done, unit)
+        now = time.monotonic()
+        if now - last_time < seconds and done < total:
+            return
+        line = f"{what}: {done}/{total} {unit}"
+        if line == last_line:
+            return
+        left = rate.seconds_left(done, total)
+        details = (
+            [words] * bool(words)
+            + ([f"{left:.0f} s left"] if left is not None and done < total else [])
+            + [note] * bool(note)
+        )
+        sys.stderr.write(", ".join([line, *details]) + "\n")
+        sys.stderr.flush()
+        last_time, last_line = now, line
+
+    yield show
+
+
+class _Rate:
+    """Units a second since the first report: what an earlier, interrupted run has done is not counted."""
+
+    def __init__(self) -> None:
+        self.start: tuple[float, int] | None = None
+
+    def _per_second(self, done: int) -> float | None:
+        if self.start is None:
+            self.start = (time.monotonic(), done)
+        seconds, units = time.monotonic() - self.start[0], done - self.start[1]
+        return units / seconds if seconds > 0 and units > 0 else None
+
+    def words(self, done: int, unit: str) -> str:
+        per_second = self._per_second(done)
+        if per_second is None:
+            return ""
+        return f"{per_second:.3g} {unit}/s" if per_second < 1000 else f"{per_second:,.0f} {unit}/s"
+
+    def seconds_left(self, done: int, total: int) -> float | None:
+        per_second = self._per_second(done)
+        return None if per_second is None else max(total - done, 0) / per_second

@@ -1,0 +1,198 @@
+"""Figures are read back: the numbers they show are the records' numbers, and the bytes do not depend on the day."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.isotonic import IsotonicRegression
+
+from probekit.reports.figures.depth import depth_figure, looks_of, short_range, spread
+from probekit.reports.figures.options import FigureOptions
+from probekit.reports.figures.style import DARK, MODELS, PAPER, style
+from probekit.reports.report import save_figure
+from probekit.runtime.errors import UserError
+
+
+def marks(axes, prefix):
+    """Artists by gid."""
+    return {line.get_gid(): line for line in axes.lines if (line.get_gid() or "").startswith(prefix)}
+
+
+@pytest.fixture(scope="module")
+def figure(panel):
+    with style():
+        return depth_figure(panel)
+
+
+def test_every_layer_is_a_point_at_its_accuracy(figure, panel):
+    upper, lower = figure.axes
+    for number, series in enumerate(panel.series[:2]):
+        points = marks(upper, f"pt-{number}-")
+        drawn = [float(points[f"pt-{number}-{place}"].get_ydata()[0]) for place in range(len(series.depths))]
+        assert drawn == pytest.approx(series.top1.tolist())
+    drawn = [float(mark.get_ydata()[0]) for mark in marks(lower, "diff-0-").values()]
+    assert drawn == pytest.approx(panel.models[0].minus_last.tolist())
+
+
+def test_pixels_are_a_level_with_their_interval(figure, panel):
+    pixels = panel.series[2]
+    level = marks(figure.axes[0], "pt-2-")["pt-2-0"]
+    assert np.allclose(level.get_ydata(), pixels.top1[0])
+    spans = [patch.get_bbox() for patch in figure.axes[0].patches]
+    assert any(np.allclose((box.y0, box.y1), (pixels.low[0], pixels.high[0])) for box in spans)
+
+
+def test_bars_are_the_wilson_limits_and_the_band_is_the_simultaneous_one(figure, panel):
+    from matplotlib.collections import LineCollection, PolyCollection
+
+    series = panel.models[0]
+    bars = [c.get_segments() for c in figure.axes[0].collections if isinstance(c, LineCollection)]
+    expected = np.stack([series.low, series.high], 1)
+    assert any(len(own) == len(expected) and np.allclose(np.array(own)[:, :, 1], expected) for own in bars)
+    (band,) = [c for c in figure.axes[1].collections if isinstance(c, PolyCollection)]
+    ys = band.get_paths()[0].vertices[:, 1]
+    assert ys.max() == pytest.approx(series.band_high.max())
+    words = " ".join(text.get_text() for axes in figure.axes for text in axes.texts)
+    assert "pointwise" in words
+    assert "simultaneous" in words
+
+
+def test_an_interval_is_seen_beside_the_smallest_mark_and_beside_other_series(figure, panel):
+    """Ends of bars are wider than the mark they may lie under, above it, and never at another series' abscissa."""
+    upper = figure.axes[0]
+    ends = [line for line in upper.lines if line.get_marker() == "_"]
+    points = marks(upper, "pt-0-")
+    assert min(end.get_markersize() for end in ends) > max(mark.get_markersize() for mark in points.values())
+    assert min(end.get_zorder() for end in ends) > max(mark.get_zorder() for mark in points.values())
+    first, second = (marks(upper, f"pt-{k}-")[f"pt-{k}-0"].get_xdata()[0] for k in (0, 1))
+    assert 0.05 < abs(first - second) < 0.5
+
+
+def test_limits_names_and_size_are_those_asked_for(panel):
+    options = FigureOptions(width=5, height=4, ylim=(20, 90), labels={"igpt": "ours", "RAW PIXELS": "pixels, 12 x 12"})
+    with style():
+        drawn = depth_figure(panel, options=options)
+    assert tuple(drawn.get_size_inches()) == (5, 4)
+    assert drawn.axes[0].get_ylim() == (20, 90)
+    assert drawn.axes[0].get_ylabel()
+    words = " ".join(text.get_text().replace("\n", " ") for text in drawn.axes[0].texts)
+    assert "ours" in words
+    assert "pixels, 12 x 12" in words
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"width": 0.5}, {"font_size": 100}, {"ylim": (80, 20)}, {"ylim": (0, 101)}, {"labels": {"nobody": "x"}}]
+)
+def test_options_that_cannot_be_drawn_are_refused(panel, wrong):
+    with pytest.raises(UserError), style():
+        depth_figure(panel, options=FigureOptions(**wrong))
+
+
+def test_only_unsound_layers_are_hollow(figure, panel):
+    points = marks(figure.axes[0], "pt-0-")
+    hollow = {gid for gid, mark in points.items() if mark.get_markerfacecolor() == PAPER}
+    assert hollow == {"pt-0-3"}
+    assert any("hollow" in text.get_text() for text in figure.legends[0].get_texts())
+
+
+def test_the_key_names_only_marks_that_occur(make_run):
+    from probekit.reports.panels import build_panels, collect_records
+
+    (panel,) = build_panels(collect_records(make_run(unconverged=())))
+    with style():
+        words = [text.get_text() for text in depth_figure(panel).legends[0].get_texts()]
+    assert not any("hollow" in word for word in words)
+    assert any("joined" in word for word in words)
+
+
+def test_the_lower_axis_shows_the_top_of_the_band_whole(figure, panel):
+    low, high = figure.axes[1].get_ylim()
+    assert high > panel.models[0].band_high.max()
+    assert low < 0
+
+
+@pytest.mark.parametrize(
+    ("narrow", "options"),
+    [
+        (False, FigureOptions()),
+        (True, FigureOptions()),
+        (False, FigureOptions(width=3.3, font_size=7, title="", labels={"igpt": "iGPT-S, CIFAR-10"})),
+        (False, FigureOptions(width=5.5, height=3.6, font_size=8, title="A title of some length")),
+        (False, FigureOptions(width=12, font_size=16)),
+    ],
+)
+def test_nothing_is_cut_off_at_the_figure_edge(panel, narrow, options):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    with style(font_size=options.font_size):
+        drawn = depth_figure(panel, narrow, options)
+        canvas = FigureCanvasAgg(drawn)
+        canvas.draw()
+    width, height = canvas.get_width_height()
+    artists = [
+        *drawn.legends,
+        *(text for axes in drawn.axes for text in (*axes.texts, axes._left_title, axes.yaxis.label)),
+    ]
+    for artist in artists:
+        box = artist.get_window_extent()
+        assert box.x0 >= 0, artist
+        assert box.x1 <= width, artist
+        assert box.y0 >= 0, artist
+        assert box.y1 <= height, artist
+
+
+def test_vector_files_have_the_same_bytes_each_time(panel, tmp_path):
+    made = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        with style():
+            files = save_figure(depth_figure(panel), tmp_path / folder / "curve")
+        made.append([file.read_bytes() for file in files])
+        time.sleep(1.1)  # a date in a file would change
+    assert [file.suffix for file in files] == [".svg", ".png", ".pdf"]
+    assert made[0] == made[1]
+
+
+def luminance(colour):
+    channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("light", [colour for colour, _ in MODELS])
+def test_colours_stand_out_from_paper_in_both_themes(light):
+    # WCAG 2.2, criterion 1.4.11: graphical objects need a contrast of 3 to 1
+    for colour, paper in ((light, PAPER), (DARK[light], DARK[PAPER])):
+        bright, dim = sorted((luminance(colour), luminance(paper)), reverse=True)
+        assert (bright + 0.05) / (dim + 0.05) >= 3
+
+
+@pytest.mark.parametrize(
+    ("depths", "words"), [((6, 7, 8), "6\N{EN DASH}8"), ((2,), "2"), ((9, 2, 5), "2,5,9"), ((1, 3, 5, 7), "4 layers")]
+)
+def test_short_range(depths, words):
+    assert short_range(depths) == words
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 100), st.sampled_from([2.0, 4.0])), min_size=1, max_size=8))
+def test_labels_do_not_overlap_and_move_as_little_as_they_can(boxes):
+    boxes = sorted(boxes)
+    wishes, heights = np.array([b[0] for b in boxes]), np.array([b[1] for b in boxes])
+    placed = np.array(spread(wishes, heights))
+    gaps = np.diff(placed) - (heights[:-1] + heights[1:]) / 2
+    assert (gaps > -1e-9).all()
+    stacked = np.cumsum(heights) - heights / 2
+    nearest = IsotonicRegression().fit_transform(np.arange(len(wishes)), wishes - stacked) + stacked
+    assert placed == pytest.approx(nearest)
+
+
+def test_two_random_networks_look_different(panel):
+    random = next(series for series in panel.series if series.role == "random")
+    looks = looks_of(replace(panel, series=(*panel.series, replace(random, label="random b"))))
+    first, second = looks[random.label], looks["random b"]
+    assert first["marker"] != second["marker"]
+    assert first["linestyle"] != second["linestyle"]

@@ -1,0 +1,64 @@
+"""Progress off a terminal: plain lines, not too many, with rate and time left."""
+
+import io
+
+from probekit.runtime import progress_bar as module
+from probekit.runtime.progress_bar import progress_bar, shown
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+
+def test_plain_lines_now_and_then(monkeypatch, capsys):
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    with progress_bar("train", "steps", seconds_between_lines=10) as show:
+        for step in range(41):
+            show(step, 40, f"loss {step}")
+            clock.now += 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "train: 10/40 steps, 1 steps/s, 30 s left, loss 10",
+        "train: 20/40 steps, 1 steps/s, 20 s left, loss 20",
+        "train: 30/40 steps, 1 steps/s, 10 s left, loss 30",
+        "train: 40/40 steps, 1 steps/s, loss 40",
+    ]
+
+
+def test_work_done_by_an_earlier_run_is_not_counted_in_the_rate(monkeypatch, capsys):
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    with progress_bar("train", "steps", seconds_between_lines=0) as show:
+        show(1000, 1100)
+        clock.now += 10
+        show(1050, 1100)
+    assert "1050/1100 steps, 5 steps/s, 10 s left" in capsys.readouterr().err
+
+
+def test_a_terminal_gets_a_bar(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(module.sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress_bar("extract", "images") as show:
+        show(5, 10, "note")
+    printed = terminal.getvalue()
+    assert "extract" in printed
+    assert "5/10" in printed
+
+
+def test_the_argument_of_public_functions(capsys, monkeypatch):
+    def mine(done, total):
+        pass
+
+    for given, expected in ((mine, mine), (False, None), (None, None)):
+        with shown(given, "sweep", "fits") as progress:
+            assert progress is expected
+    with shown(True, "sweep", "fits") as progress:
+        progress(2, 2)
+    assert "sweep: 2/2 fits" in capsys.readouterr().err
