@@ -9,7 +9,7 @@ from probekit.runtime.memory import SHARE, free_memory
 from probekit.solver.data import WeightedData
 
 DENSE_COLUMNS = {"cpu": 6000, "cuda": 20000}  # largest Hessian worth a Cholesky factor: seconds, at most
-VECTORS = 30  # of the size of one probe, that one penalty takes: theta, gradients and the L-BFGS pairs
+VECTORS = 30  # of the size of one probe, that one penalty takes: theta, gradient, conjugate gradients
 MOST_FACTORS = 12  # kept along a path: about one a node
 LEAST_GROUP = 8  # penalties side by side that make holding X in memory worth solving the path in parts
 

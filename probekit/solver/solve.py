@@ -148,7 +148,8 @@ class PathSolver:
         """Solve and certify every penalty; what stays open is tried again by slower and surer ways."""
         if self.dense:
             self._follow_dense(torch.arange(len(self.l2)).flip(0))
-            self.certificate = self.summarise(self._evaluate_full(self.theta, self.l2))
+            # whole Newton steps have solved the intercepts, too
+            self.certificate = self.summarise(self._evaluate_full(self.theta, self.l2, solve_intercept=False))
         else:
             self.solve_nodes()
             self.interpolate()
@@ -168,10 +169,10 @@ class PathSolver:
     def _original_gradient(self, gradient: Tensor) -> Tensor:
         return self.coordinates.gradient_to_original(self.coordinates.to_full(gradient))
 
-    def _evaluate_full(self, theta: Tensor, l2: Tensor) -> Evaluation:
+    def _evaluate_full(self, theta: Tensor, l2: Tensor, solve_intercept: bool = True) -> Evaluation:
         full = self.coordinates.to_full(theta)
         parts = [
-            self.full_bound.exact.evaluate(full[i], l2[i], solve_intercept=True)
+            self.full_bound.exact.evaluate(full[i], l2[i], solve_intercept=solve_intercept)
             for i in torch.arange(len(l2), device=l2.device).split(max(SIDE_BY_SIDE // self.R, 1))
         ]
         return Evaluation(*(torch.cat([getattr(p, n) for p in parts]) for n in ("theta", "gradient", "loss", "noise")))
