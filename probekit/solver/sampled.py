@@ -119,7 +119,7 @@ def exact_hessian(loss: MeanLoss, theta: Tensor) -> Tensor:
         assert p is not None
         root = weights.to(z.dtype).sqrt()
         scaled = p[0].sqrt() * root if R == 1 else p[0] * root
-        rows = (scaled[:, None, :] * X.T).view(R * columns, len(X))
+        rows = (scaled[:, None, :] * X.T).reshape(R * columns, len(X))
         total.addmm_(rows, rows.T)
     loss.data.sum_over_ranks(total)
     if R == 1:
