@@ -39,7 +39,7 @@ def lines(panel: Panel, masks: Sequence[Path] = ()) -> list[str]:
         paired = margin(ar.records[ar.peak], bert.records[bert.peak])
         words = "no paired test"
         if paired:
-            words = f"{paired.gain:+.1f} [{paired.low:+.1f}, {paired.high:+.1f}] points, p = {paired.p:.2g}"
+            words = f"{paired.words} points, p = {paired.p:.2g}"
         found.append(
             f"{panel.title}: {ar.label} (AR) at its best layer {ar.depths[ar.peak]} has {ar.top1[ar.peak]:.1f} %, "
             f"{bert.label} (BERT) at layer {bert.depths[bert.peak]} {bert.top1[bert.peak]:.1f} %: {words}"
@@ -78,11 +78,10 @@ def _votes(berts: Sequence[Series], masks: Sequence[Path]) -> list[str]:
         ensemble, rows = mask_ensemble(record, own), row_predictions(record)
         voted.append(ensemble.predictions == rows.labels)
         alone.append(rows.correct)
-        gain, gain_low, gain_high = ensemble.gain.points
         found.append(
             f"  {bert.label}, {len(ensemble.single)} masks: {100 * ensemble.accuracy:.1f} % "
-            f"[{100 * ensemble.low:.1f}, {100 * ensemble.high:.1f}], {gain:+.1f} "
-            f"[{gain_low:+.1f}, {gain_high:+.1f}] points above one mask, "
+            f"[{100 * ensemble.low:.1f}, {100 * ensemble.high:.1f}], "
+            f"{ensemble.gain.words} points above one mask, "
             f"p = {ensemble.gain.p:.2g} (single masks: {', '.join(f'{100 * value:.1f}' for value in ensemble.single)})"
         )
     if len(voted) > 1:

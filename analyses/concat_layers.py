@@ -2,7 +2,7 @@
 
     python -m analyses.concat_layers RESULTS...
 
-One row a joined set: its accuracy, and how far it lies above the best single layer on the same test rows.
+One row a set of concatenated layers: its accuracy, and by how much it exceeds the best single layer on the same rows.
 """
 
 import argparse
@@ -16,28 +16,25 @@ from probekit.reports.tables import fit_words
 
 
 def lines(panel: Panel) -> list[str]:
-    """One sentence a joined set of layers."""
+    """One sentence a set of concatenated layers."""
     found = []
     for series in panel.series:
         best = series.records[series.peak]
-        for joined in series.joined:
-            paired = margin(joined.record, best)
+        for joint in series.concatenated:
+            paired = margin(joint.record, best)
             gain = "no paired test: per-row predictions are missing"
             if paired:
-                interval = f"[{paired.low:+.1f}, {paired.high:+.1f}]"
-                gain = (
-                    f"{paired.gain:+.1f} {interval} points above layer {series.depths[series.peak]}, p = {paired.p:.2g}"
-                )
+                gain = f"{paired.words} points above layer {series.depths[series.peak]}, p = {paired.p:.2g}"
             found.append(
-                f"{series.label} on {panel.title}, layers {short_range(joined.depths)}: {joined.top1:.1f} % "
-                f"[{joined.low:.1f}, {joined.high:.1f}], {gain}{' (chosen on held-out rows)' if joined.chosen else ''}"
-                f"{'' if joined.reliable else f' ({fit_words(joined.record)})'}"
+                f"{series.label} on {panel.title}, layers {short_range(joint.depths)}: {joint.top1:.1f} % "
+                f"[{joint.low:.1f}, {joint.high:.1f}], {gain}{' (chosen on held-out rows)' if joint.chosen else ''}"
+                f"{'' if joint.reliable else f' ({fit_words(joint.record)})'}"
             )
     return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read results and print every joined set."""
+    """Read results and print every set of concatenated layers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="+", type=Path)
     options = parser.parse_args(arguments)

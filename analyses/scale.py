@@ -39,10 +39,7 @@ def ladder(panel: Panel, size: Callable[[Series], Any], shown: Callable[[Any], s
             words.append(f"validation loss {loss:.4f}")
         paired = margin(record, models[number - 1].records[models[number - 1].peak]) if number else None
         if paired:
-            words.append(
-                f"{paired.gain:+.1f} [{paired.low:+.1f}, {paired.high:+.1f}] points above {models[number - 1].label}, "
-                f"p = {paired.p:.2g}"
-            )
+            words.append(f"{paired.words} points above {models[number - 1].label}, p = {paired.p:.2g}")
         found.append(
             ", ".join(words) + ("" if series.reliable[place] else " (not converged, or C at the end of its grid)")
         )

@@ -128,9 +128,10 @@ def compare(work):
     for one, other in (("ar", "bert"), ("ar", "half"), ("half", "quarter")):
         paired = margin(*(by_name[name].records[by_name[name].peak] for name in (one, other)))
         if paired:
-            yield f"{one} above {other}, points", paired.gain
-            yield f"{one} above {other}, points, low end of 95 %", paired.low
-            yield f"{one} above {other}, points, high end of 95 %", paired.high
+            gain, low, high = paired.points
+            yield f"{one} above {other}, points", gain
+            yield f"{one} above {other}, points, low end of 95 %", low
+            yield f"{one} above {other}, points, high end of 95 %", high
             yield f"{one} against {other}, p", paired.p
     print("\n".join(ar_vs_bert.lines(panel)))
     print("\n".join(scale.ladder(panel, scale.parameters, "{:,}".format, "parameters")), flush=True)

@@ -52,8 +52,8 @@ def _show_results(results: "Results") -> None:
     for plan in dict.fromkeys(record.plan for record in results if record.plan):
         detail(f"plan: {plan}")
     show_curves(*results.paths)
-    joined = [record for record in results if len(record.layers) > 1 and record.seed == 0]
-    for record in joined:
+    concatenated = [record for record in results if len(record.layers) > 1 and record.seed == 0]
+    for record in concatenated:
         how = "concatenated" if record.kind == "concat" else record.kind
         say(f"{record.series} layers {' '.join(record.layers)} {how}: test accuracy {100 * record.accuracy:.1f} %")
     for path in results.paths:

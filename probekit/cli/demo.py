@@ -78,15 +78,15 @@ def demo(
 ) -> dict[str, Any]:
     """Train a tiny iGPT on wandering digits, probe every layer, and draw the depth curve: minutes on two CPU cores.
 
-    Raw pixels and the same network with random weights are probed on the same axes. The same command run again after
-    a kill goes on and ends with the same results.
+    Raw pixels and the same network with random weights are probed for comparison. Resumable, with the same results.
 
     Parameters
     ----------
     out
         Folder for everything: config, checkpoints, features, results, report.
     pretrained
-        Start from the checkpoint in the package instead of training: under a minute; of the recipe only --limit counts.
+        Start from the checkpoint in the package instead of training, which takes under a minute; of the recipe's flags
+        only --limit has an effect.
     """
     seconds: dict[str, float] = {}
     recipe.check(pretrained)  # before anything is written: a refused recipe leaves no folder behind
@@ -143,7 +143,7 @@ def _probe(out: Path, shown: bool = True) -> None:
     # a helper begins at the other end, so that none waits while the last fit of a file is finished
     for file in ENCODERS if shown else reversed(ENCODERS):
         with stage(f"probe {file.removesuffix('.h5')}", "fits") as show:
-            sweep(out / file, out, Cs=Cs, layers=LAYERS.get(file), progress=show)
+            sweep(out / file, out=out, Cs=Cs, layers=LAYERS.get(file), progress=show)
     columns = GREEDY_LAYERS * max(FeatureStore.open(out / "features.h5").widths)
     with stage("join layers", "sets of layers") as show:
         concat(out / "features.h5", out, Cs=Cs, greedy_width=columns, progress=show)

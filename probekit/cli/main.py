@@ -59,6 +59,19 @@ VERBS: dict[str, Verb] = {
         "probekit.evaluate.sweep:sweep",
         unit="fits",
     ),
+    "calibrate": Verb(
+        MEASURE,
+        "Calibration of a sweep's probes, with a temperature from held-out rows.",
+        "probekit.evaluate.calibrate:calibrate",
+        {"results_dir": "--out"},
+        unit="probes",
+    ),
+    "geometry": Verb(
+        MEASURE,
+        "Effective rank, intrinsic dimension and CKA of every layer.",
+        "probekit.evaluate.layer_geometry:geometry",
+        unit="layers",
+    ),
     "concat": Verb(
         MEASURE,
         "Probe concatenated layers.",
@@ -82,7 +95,7 @@ VERBS: dict[str, Verb] = {
     ),
     "compress": Verb(LOOK, "Rewrite a feature file in compressed chunks.", "probekit.features.compress:compress"),
     "verify": Verb(LOOK, "Check a feature file for damage and doubtful contents.", "probekit.cli.verify:verify"),
-    "inspect": Verb(LOOK, "Show what a feature file holds, layer by layer.", "probekit.cli.inspect:inspect"),
+    "inspect": Verb(LOOK, "Show the contents of a feature file, layer by layer.", "probekit.cli.inspect:inspect"),
 }
 
 app = App(

@@ -149,7 +149,7 @@ def plan_sweep(store: Any, seconds: float = 10.0, layers: Sequence[str] | None =
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             begun = time.perf_counter()
-            sweep(store, folder, layers=[layer], train_rows=None if rows >= available else rows, **options)
+            sweep(store, out=folder, layers=[layer], train_rows=None if rows >= available else rows, **options)
             return time.perf_counter() - begun
 
     rows = min(available, 1000)

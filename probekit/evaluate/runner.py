@@ -193,7 +193,11 @@ class Runner:
         """
         reads_tokens = {self.probe(job).reads == "tokens" for job in jobs}
         about = {"dtype": self.settings.dtype, "backend": self.settings.backend}
-        mine = {"feature file": self.store.id, **about, "solver": self.probe(jobs[0]).version(self.settings)}
+        mine: dict[str, Any] = {
+            "feature file": self.store.id,
+            **about,
+            "solver": self.probe(jobs[0]).version(self.settings),
+        }
         mine["protocol"] = _without_name(self.protocol.resolved())
         for line in map(migrate, [*self.results.lines(), *self.choices.lines()]):
             if line.get("series") != self.series or (line["reads"] == "tokens") not in reads_tokens:

@@ -203,7 +203,9 @@ def study(
         }  # fmt: skip
         for name, store in stores.items():
             show = _stage(say, f"probe {name}", "fits")
-            sweep(store, folder, settled, series=name, seeds=seeds, checks=checks, progress=show, **solving)
+            sweep(
+                store, out=folder, protocol=settled, series=name, seeds=seeds, checks=checks, progress=show, **solving
+            )
         for name in series:
             _join(stores[name], folder, settled, window, greedy_width, name, say, solving)
     folders = [folder for _, folder in places]

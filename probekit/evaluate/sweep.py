@@ -119,6 +119,8 @@ def sweep(
     if workers != 1 and PROBES[own].fits_together:
         raise UserError(f"workers is {workers}, but {own} trains all layers in one process: leave workers out.")
     if isinstance(y, str | Path):  # sweep(file, folder)
+        if out is not None:
+            raise UserError(f"Two folders for results were given, {y} and {out}; write out=FOLDER once.")
         y, out = None, y
     if isinstance(features, Mapping):
         features, out = from_arrays(features, y), _temporary_folder() if out is None else out

@@ -23,7 +23,7 @@ from probekit.reports.figures.inline_svg import inline_svg
 from probekit.reports.figures.penalty_paths import path_figure
 from probekit.reports.figures.style import CSS_NAME, DARK, style
 from probekit.reports.fit_map import doubtful_fits, failed_fits, fit_map, fit_sentence
-from probekit.reports.panels import Joined, Panel, Series, is_reliable, margin, series_margin
+from probekit.reports.panels import Concatenated, Panel, Series, is_reliable, margin, series_margin
 from probekit.reports.published import comparison_frame, printed_comparison
 from probekit.reports.tables import fit_words
 from probekit.results.curve import layer_name, layer_words, p_value
@@ -104,7 +104,9 @@ def _version() -> str:
 def _panel(panel: Panel, prefix: str, files: Sequence[Path]) -> dict[str, Any]:
     layered = [series for series in panel.models if not series.is_flat]
     low = min(float(series.low.min()) for series in panel.series)
-    high = max([float(series.high.max()) for series in panel.series] + [j.high for s in panel.series for j in s.joined])
+    high = max(
+        [float(series.high.max()) for series in panel.series] + [j.high for s in panel.series for j in s.concatenated]
+    )
     return {
         "id": prefix,
         "title": panel.title,
@@ -116,7 +118,7 @@ def _panel(panel: Panel, prefix: str, files: Sequence[Path]) -> dict[str, Any]:
         "files": [os.path.basename(path) for path in files],
         "scale": f"{low:.0f} to {high:.0f} %",
         "tables": [_table(series, low, high) for series in panel.series],
-        "joined": [_joined_row(series, joined) for series in panel.series for joined in series.joined],
+        "concatenated": [_concatenated_row(series, joint) for series in panel.series for joint in series.concatenated],
         "controls": list(_controls(panel)),
         "fit_sentence": fit_sentence(panel),
         # the fits are the same whatever the test set: they are shown once
@@ -154,10 +156,14 @@ def _model(panel: Panel, series: Series) -> dict[str, Any]:
         ]
         if not series.is_flat:
             sentences.append("Without the per-row predictions (folder probes/) nothing can be said about a fall.")
-    best = next((joined for joined in series.joined if joined.chosen), None)
+    best = next((joint for joint in series.concatenated if joint.chosen), None)
     if best is not None:
         facts.append(
-            (f"{short_range(best.depths)} joined", f"{best.top1:.1f} %", f"{best.low:.1f} to {best.high:.1f}, 95 %")
+            (
+                f"{short_range(best.depths)} concatenated",
+                f"{best.top1:.1f} %",
+                f"{best.low:.1f} to {best.high:.1f}, 95 %",
+            )
         )
     return {"sentences": sentences, "warnings": warnings, "facts": facts}
 
@@ -179,8 +185,8 @@ def _points_above(panel: Panel, series: Series) -> list[tuple[str, str, str]]:
     if not controls:
         return []
     best = max(controls, key=lambda row: row["top1"])
-    interval = f"{best['margin'].low:+.1f} to {best['margin'].high:+.1f}, paired 95 %"
-    return [(f"Points above {best['control']}", f"{best['margin'].gain:+.1f}", interval)]
+    gain, low, high = best["margin"].points
+    return [(f"Points above {best['control']}", f"{gain:+.1f}", f"{low:+.1f} to {high:+.1f}, paired 95 %")]
 
 
 def _tied(series: Series) -> str:
@@ -200,10 +206,10 @@ def _curve(panel: Panel, prefix: str, narrow: bool) -> Markup:
             tooltips[f"diff-{number}-{place}"] = (
                 f"{text}; {series.minus_last[place]:+.1f} points above {series.curve.reference}"
             )
-        for joined in series.joined:
-            tooltips[f"join-{number}-{joined.record.key[:8]}"] = (
-                f"{series.label}, layers {short_range(joined.depths)} joined: {joined.top1:.1f} % "
-                f"[{joined.low:.1f}, {joined.high:.1f}], {fit_words(joined.record)}"
+        for joint in series.concatenated:
+            tooltips[f"join-{number}-{joint.record.key[:8]}"] = (
+                f"{series.label}, layers {short_range(joint.depths)} concatenated: {joint.top1:.1f} % "
+                f"[{joint.low:.1f}, {joint.high:.1f}], {fit_words(joint.record)}"
             )
     best = "; ".join(f"{s.label} is best at layer {s.depths[s.peak]} with {s.top1[s.peak]:.1f} %" for s in panel.models)
     label = f"Depth curve on {panel.title}: test accuracy by layer. {best}. All points are in the table below."
@@ -266,23 +272,23 @@ def _row(record: Record) -> dict[str, Any]:
     }
 
 
-def _all_layers(joined: Joined) -> str:
+def _all_layers(joint: Concatenated) -> str:
     """`6-8` for more than three neighbours, else each layer: a table has room for what the picture only counts."""
-    each = ", ".join(map(str, joined.depths))
-    named = short_range(joined.depths)
-    return named if len(joined.depths) > 3 and "layers" not in named else each
+    each = ", ".join(map(str, joint.depths))
+    named = short_range(joint.depths)
+    return named if len(joint.depths) > 3 and "layers" not in named else each
 
 
-def _joined_row(series: Series, joined: Joined) -> dict[str, Any]:
+def _concatenated_row(series: Series, joint: Concatenated) -> dict[str, Any]:
     return {
-        **_row(joined.record),
+        **_row(joint.record),
         "series": series.label,
-        "layers": _all_layers(joined),
-        "best": joined.chosen and len(series.joined) > 1,
-        "top1": joined.top1,
-        "low": joined.low,
-        "high": joined.high,
-        "margin": margin(joined.record, series.records[series.peak]),
+        "layers": _all_layers(joint),
+        "best": joint.chosen and len(series.concatenated) > 1,
+        "top1": joint.top1,
+        "low": joint.low,
+        "high": joint.high,
+        "margin": margin(joint.record, series.records[series.peak]),
     }
 
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from probekit.results.curve import Curve, Verdict, depth_curve, verdict
-from probekit.results.metrics import bootstrap_interval, bootstrap_runs, mcnemar_exact
+from probekit.results.metrics import bootstrap_runs, mcnemar_exact
+from probekit.results.paired import PairedDifference
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record, read_records
 from probekit.runtime.errors import UserError
@@ -25,7 +26,7 @@ READOUTS = {"knn": "kNN", "class-mean": "class mean"}
 NAMES = {"random": "random weights", "pixels": "raw pixels", "histogram": "colour histogram"}
 
 
-class Joined(NamedTuple):
+class Concatenated(NamedTuple):
     """One classifier on several layers; percent. `chosen`: the best of its series on held-out rows."""
 
     depths: tuple[int, ...]
@@ -35,15 +36,6 @@ class Joined(NamedTuple):
     reliable: bool
     chosen: bool
     record: Record
-
-
-class Margin(NamedTuple):
-    """The chosen layer of a model against something else, on the same test rows; points and a p-value."""
-
-    gain: float
-    low: float
-    high: float
-    p: float
 
 
 @dataclass(frozen=True)
@@ -57,7 +49,7 @@ class Series:
     curve, verdict : from `probekit.results`; no verdict without per-row files or for a flat series
     minus_last, band_low, band_high : against the last layer, simultaneous 95 % band (None without per-row files)
     not_worse : bool, layers not significantly below the best (None without per-row files)
-    joined : joined layers: plain, with a penalty a layer ("banded"), or mixed ("mix")
+    concatenated : concatenated layers: plain, with a penalty a layer ("banded"), or mixed ("mix")
     checks : nearest neighbours and ridge of single layers
     host : of a readout, the label of its model
     """
@@ -70,7 +62,7 @@ class Series:
     band_low: np.ndarray | None
     band_high: np.ndarray | None
     not_worse: np.ndarray | None
-    joined: tuple[Joined, ...]
+    concatenated: tuple[Concatenated, ...]
     checks: tuple[Record, ...] = ()
     host: str = ""
 
@@ -251,7 +243,7 @@ def _tokens_beside_pooled(by_file: dict[tuple[str, str], list[Record]]) -> dict[
 
 
 def build_series(records: list[Record], label: str) -> Series:
-    """One encoder's records (layers, joined layers, seeds) of one data set, protocol and number of training rows."""
+    """One encoder's records (single and concatenated layers, seeds) of one data set, protocol and number of rows."""
     curve = depth_curve(records, records[0].train_rows)
     role = role_of(curve.records[0])
     paired = curve.correct is not None and len(curve.depths) > 1
@@ -268,16 +260,16 @@ def build_series(records: list[Record], label: str) -> Series:
         band_low=band_low,
         band_high=band_high,
         not_worse=not_worse,
-        joined=_joined(records, curve),
+        concatenated=_concatenated(records, curve),
         checks=_checks(records, curve) if role != "model" else (),
     )
 
 
-def _joined(records: list[Record], curve: Curve) -> tuple[Joined, ...]:
+def _concatenated(records: list[Record], curve: Curve) -> tuple[Concatenated, ...]:
     own = [r for r in records if len(r.layers) > 1 and r.seed == curve.records[0].seed]
     best = max(own, key=lambda r: (r.is_converged, *r.selection_score), default=None)
     return tuple(
-        Joined(
+        Concatenated(
             depths=tuple(layer_depth(name, curve) for name in r.layers),
             top1=100 * r.accuracy,
             low=100 * r.metrics["top1_low"],
@@ -302,7 +294,7 @@ def layer_depth(name: str, curve: Curve) -> int:
     return int(name.split("_")[0])
 
 
-def series_margin(a: Series, b: Series) -> Margin | None:
+def series_margin(a: Series, b: Series) -> PairedDifference | None:
     """How far the best layer of `a` lies above that of `b` on the same test rows, over the seeds that both have.
 
     None when the per-row files are missing, the test rows differ, or the two have other seeds.
@@ -317,10 +309,13 @@ def series_margin(a: Series, b: Series) -> Margin | None:
     won = ours[:, :, a.peak].astype(float) - theirs[:, :, b.peak]
     low, high = bootstrap_runs(list(won))
     mean = won.mean(axis=0)
-    return Margin(100 * float(mean.mean()), 100 * low, 100 * high, mcnemar_exact(mean > 0, mean < 0))
+    p = mcnemar_exact(mean > 0, mean < 0)
+    accuracies = float(ours[:, :, a.peak].mean()), float(theirs[:, :, b.peak].mean())
+    wins = int((mean > 0).sum()), int((mean < 0).sum())
+    return PairedDifference(float(mean.mean()), low, high, p, *accuracies, *wins, len(mean), a.label, b.label)
 
 
-def margin(record: Record, other: Record, seed: int = 0) -> Margin | None:
+def margin(record: Record, other: Record, seed: int = 0) -> PairedDifference | None:
     """How far `record` lies above `other` on their shared test rows: paired bootstrap interval, exact McNemar p.
 
     Returns None when the per-row files are missing or the two were tested on different rows.
@@ -330,6 +325,4 @@ def margin(record: Record, other: Record, seed: int = 0) -> Margin | None:
     ours, theirs = row_predictions(record), row_predictions(other)
     if not np.array_equal(ours.row_ids, theirs.row_ids):
         return None
-    low, high = bootstrap_interval(ours.correct, theirs.correct, seed=seed)
-    gain = float(ours.correct.mean() - theirs.correct.mean())
-    return Margin(100 * gain, 100 * low, 100 * high, mcnemar_exact(ours.correct, theirs.correct))
+    return PairedDifference.from_rows(ours.correct, theirs.correct, seed=seed)

@@ -42,7 +42,7 @@ def published(task: str | None = None, dataset: str | None = None) -> pd.DataFra
 
 
 def comparison_frame(panels: Sequence[Panel], task: str = "linear_probe", mix_protocols: bool = False) -> pd.DataFrame:
-    """Our best layer, last layer, baselines and joined layers beside the published rows of the same data sets.
+    """Our best layer, last layer, baselines and concatenated layers beside the published rows of the same data sets.
 
     Published rows follow their authors' protocols: the table sets numbers side by side and claims no equality of
     conditions. Rows are sorted by data set and accuracy.
@@ -94,16 +94,16 @@ def comparison_frame(panels: Sequence[Panel], task: str = "linear_probe", mix_pr
                 {
                     **name,
                     "method": series.label,
-                    "layers": f"{short_range(joined.depths)} joined",
-                    "features": joined.record.width,
-                    "accuracy": joined.top1,
-                    "low": joined.low,
-                    "high": joined.high,
-                    "source": f"record {joined.record.key[:KEY_LENGTH]}",
-                    "note": "" if joined.reliable else fit_words(joined.record),
+                    "layers": f"{short_range(joint.depths)} concatenated",
+                    "features": joint.record.width,
+                    "accuracy": joint.top1,
+                    "low": joint.low,
+                    "high": joint.high,
+                    "source": f"record {joint.record.key[:KEY_LENGTH]}",
+                    "note": "" if joint.reliable else fit_words(joint.record),
                 }
-                for joined in series.joined
-                if joined.chosen
+                for joint in series.concatenated
+                if joint.chosen
             ]
         rows += [
             {

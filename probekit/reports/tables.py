@@ -38,7 +38,7 @@ def require_one_protocol(records: Sequence[Record], mix_protocols: bool = False)
 
 
 def layer_frame(panels: Sequence[Panel], mix_protocols: bool = False) -> pd.DataFrame:
-    """One row a probe: layers, then joined layers, of every series. Accuracies are fractions.
+    """One row a probe: layers, then concatenated layers, of every series. Accuracies are fractions.
 
     Parameters
     ----------
@@ -61,9 +61,9 @@ def layer_frame(panels: Sequence[Panel], mix_protocols: bool = False) -> pd.Data
         for series in panel.series:
             for index, record in enumerate(series.records):
                 rows.append(_row(panel, series, record, str(series.depths[index]), index))
-            for joined in series.joined:
-                layers = "+".join(map(str, joined.depths))
-                rows.append(_row(panel, series, joined.record, layers, None, joined.chosen))
+            for joint in series.concatenated:
+                layers = "+".join(map(str, joint.depths))
+                rows.append(_row(panel, series, joint.record, layers, None, joint.chosen))
             for check in series.checks:
                 rows.append(_row(panel, series, check, str(check.depth), None))
     return pd.DataFrame(rows)
@@ -91,7 +91,7 @@ def path_frame(series: Series) -> pd.DataFrame:
 
 def records_of(series: Series) -> list[Record]:
     """Every record that a series shows in its figures; its checks are in the tables only."""
-    return [*series.records, *(joined.record for joined in series.joined)]
+    return [*series.records, *(joint.record for joint in series.concatenated)]
 
 
 def _row(

@@ -61,6 +61,12 @@ class PairedDifference:
         """The difference and its limits in percentage points."""
         return 100 * self.difference, 100 * self.low, 100 * self.high
 
+    @property
+    def words(self) -> str:
+        """The difference with its limits: "+1.2 [+0.3, +2.1]"."""
+        difference, low, high = self.points
+        return f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
+
     def sentence(self) -> str:
         """The comparison in one sentence."""
         difference, low, high = self.points

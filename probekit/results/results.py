@@ -87,7 +87,7 @@ class Results:
         return layers[choose_layer(layers)]
 
     def concats(self, series: str | None = None) -> list[Record]:
-        """Records of joined layers."""
+        """Records of concatenated layers."""
         return self.of(series, "concat")
 
     def curves(self) -> dict[str, Curve]:

@@ -31,9 +31,9 @@ def test_depth_curve(results, tmp_path, capsys):
 def test_concat_layers(results, capsys):
     concat_layers.main([str(results)])
     printed = capsys.readouterr().out.splitlines()
-    joined = [record for record in read_records(results) if record.kind == "concat"]
-    assert len(printed) == len(joined) > 0
-    assert f"{100 * joined[0].accuracy:.1f} %" in printed[0]
+    concatenated = [record for record in read_records(results) if record.kind == "concat"]
+    assert len(printed) == len(concatenated) > 0
+    assert f"{100 * concatenated[0].accuracy:.1f} %" in printed[0]
     assert "points above layer" in printed[0]
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from probekit.reports.panels import Joined, Panel, Series
+    from probekit.reports.panels import Concatenated, Panel, Series
 
 Looks = dict[str, dict[str, Any]]
 MOST_LABEL = 80  # characters of a name in a figure
@@ -40,7 +40,7 @@ def depth_figure(panel: Panel, narrow: bool = False, options: FigureOptions = Fi
     Returns
     -------
     matplotlib.figure.Figure
-        Upper axes: test accuracy with pointwise Wilson bars; flat baselines as a line with a band; joined layers as
+        Upper axes: test accuracy with pointwise Wilson bars; flat baselines as a line with a band; concatenations as
         diamonds in their own columns; the layer chosen on validation rows ringed. Lower axes: accuracy minus the
         last layer's, with its simultaneous 95 % band. Hollow markers: not converged, or C at the end of its grid.
     """
@@ -131,7 +131,7 @@ def draw_accuracy(
     axes: Axes,
     panel: Panel,
     looks: Looks,
-    slots: Sequence[tuple[float, int, Joined]] = (),
+    slots: Sequence[tuple[float, int, Concatenated]] = (),
     narrow: bool = False,
     options: FigureOptions = FigureOptions(),  # noqa: B008  (frozen)
 ) -> None:
@@ -152,8 +152,14 @@ def draw_accuracy(
         _bars(axes, beside, series.low, series.high, look)
         _curve(axes, series, series.top1, look, f"pt-{number}", beside)
         ends.append((series.top1[-1], series.label, look["color"]))
-    for x, number, joined in slots:
-        _joined(axes, x, joined, looks[panel.series[number].label]["color"], f"join-{number}-{joined.record.key[:8]}")
+    for x, number, joint in slots:
+        _concatenated(
+            axes,
+            x,
+            joint,
+            looks[panel.series[number].label]["color"],
+            f"join-{number}-{joint.record.key[:8]}",
+        )
     low, high = axes.get_ylim()
     axes.set_ylim(options.ylim or (max(low - 0.03 * (high - low), 0), high + 0.09 * (high - low)))
     for place, series in enumerate(panel.models):
@@ -260,31 +266,31 @@ def _peak(axes: Axes, series: Series, look: dict[str, Any], place: int, named: b
         )  # fmt: skip
 
 
-def _slots(panel: Panel, narrow: bool, most: int = 4) -> list[tuple[float, int, Joined]]:
+def _slots(panel: Panel, narrow: bool, most: int = 4) -> list[tuple[float, int, Concatenated]]:
     """Abscissae for concatenations, right of the last layer: (x, number of the series, concatenation)."""
     own = [
-        (number, joined)
+        (number, joint)
         for number, series in enumerate(panel.series)
-        for joined in sorted(series.joined, key=lambda joined: len(joined.depths))
+        for joint in sorted(series.concatenated, key=lambda joint: len(joint.depths))
     ]
     if len(own) > (2 if narrow else most):
-        own = [(number, joined) for number, joined in own if joined.chosen]
+        own = [(number, joint) for number, joint in own if joint.chosen]
     last = _last_layer(panel)
     # room for the longest name below the axis
-    letters = max([5, *(len(short_range(joined.depths)) for _, joined in own)])
+    letters = max([5, *(len(short_range(joint.depths)) for _, joint in own)])
     step = max(last, 4) * (0.19 if narrow else 0.08) * letters / 5
-    return [(last + step * (1.1 + place), number, joined) for place, (number, joined) in enumerate(own[:most])]
+    return [(last + step * (1.1 + place), number, joint) for place, (number, joint) in enumerate(own[:most])]
 
 
 def _last_layer(panel: Panel) -> int:
     return max((int(series.depths[-1]) for series in panel.series), default=1)
 
 
-def _joined(axes: Axes, x: float, joined: Joined, color: str, gid: str) -> None:
-    _bars(axes, [x], [joined.low], [joined.high], {"color": color, "markersize": 6.5})
+def _concatenated(axes: Axes, x: float, joint: Concatenated, color: str, gid: str) -> None:
+    _bars(axes, [x], [joint.low], [joint.high], {"color": color, "markersize": 6.5})
     axes.plot(
-        x, joined.top1, marker="D", markersize=6.5 if joined.chosen else 5, color=color, markeredgewidth=1.4,
-        markerfacecolor=color if joined.reliable else PAPER, zorder=5, gid=gid,
+        x, joint.top1, marker="D", markersize=6.5 if joint.chosen else 5, color=color, markeredgewidth=1.4,
+        markerfacecolor=color if joint.reliable else PAPER, zorder=5, gid=gid,
     )  # fmt: skip
 
 
@@ -296,7 +302,7 @@ def short_range(depths: Sequence[int]) -> str:
     return ",".join(map(str, ordered)) if len(ordered) <= 3 else f"{len(ordered)} layers"
 
 
-def _layer_axis(axes: Axes, panel: Panel, slots: Sequence[tuple[float, int, Joined]], narrow: bool) -> None:
+def _layer_axis(axes: Axes, panel: Panel, slots: Sequence[tuple[float, int, Concatenated]], narrow: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
     last = max(_last_layer(panel), 1)
@@ -305,7 +311,7 @@ def _layer_axis(axes: Axes, panel: Panel, slots: Sequence[tuple[float, int, Join
     layers = [int(tick) for tick in MaxNLocator(nbins=12, integer=True).tick_values(0, last) if 0 <= tick <= last]
     axes.set_xticks(
         [*layers, *(x for x, _, _ in slots)],
-        [*map(str, layers), *(short_range(joined.depths) for _, _, joined in slots)],
+        [*map(str, layers), *(short_range(joint.depths) for _, _, joint in slots)],
     )
     below = axes.get_xaxis_transform()
     size: dict[str, Any] = {
@@ -318,7 +324,7 @@ def _layer_axis(axes: Axes, panel: Panel, slots: Sequence[tuple[float, int, Join
     down = (0, -points(17))
     axes.annotate(layer_axis_words(panel, 24 if narrow else 44), (last / 2, 0), xytext=down, ha="center", **size)
     if slots:
-        axes.annotate("joined", ((slots[0][0] + slots[-1][0]) / 2, 0), xytext=down, ha="center", **size)
+        axes.annotate("concatenated", ((slots[0][0] + slots[-1][0]) / 2, 0), xytext=down, ha="center", **size)
         for upper in axes.figure.axes:
             upper.axvline((last + slots[0][0]) / 2, color=RULE, linewidth=0.7, zorder=0)
 
@@ -386,11 +392,11 @@ def _key_entries(panel: Panel) -> list[tuple[Any, str]]:
         entries.append((ring, "best layer, chosen on held-out training rows"))
     if any(series.not_worse is not None for series in models):
         entries.append((Line2D([], [], color=INK, linewidth=3.2), "not significantly below the best"))
-    if any(series.joined for series in models):
-        several = any(len(series.joined) > 1 for series in models)
-        label = "layers joined; large: best on held-out rows" if several else "one probe on several layers joined"
+    if any(series.concatenated for series in models):
+        several = any(len(series.concatenated) > 1 for series in models)
+        label = "concatenated layers; large: best on held-out rows" if several else "one probe on concatenated layers"
         entries.append((Line2D([], [], marker="D", markersize=5, **blank), label))
-    if any(not series.reliable.all() or any(not j.reliable for j in series.joined) for series in layered):
+    if any(not series.reliable.all() or any(not j.reliable for j in series.concatenated) for series in layered):
         hollow = Line2D([], [], marker="o", markersize=5.5, markerfacecolor=PAPER, **blank)
         entries.append((hollow, "hollow: not converged, or C at the end of its grid"))
     if panel.n_seeds > 1:

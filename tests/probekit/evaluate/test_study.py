@@ -82,6 +82,7 @@ def test_encoders_by_data_sets(no_report, tmp_path, data, encoder):
 def test_the_second_call_computes_nothing(no_report, tmp_path, data, encoder):
     out = tmp_path / "study"
     first = study(encoder, data[0], out, Cs=CS, window=2)
+    assert {tuple(r.protocol["Cs"]) for r in first} == {tuple(CS)}
     before = snapshot(out)
     assert {"net.h5", "pixels.h5"} <= {path.name for path in before}
     again = study(encoder, data[0], out, Cs=CS, window=2)

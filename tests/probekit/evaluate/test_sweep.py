@@ -91,7 +91,7 @@ def test_frame_best_and_seeds(tmp_path):
     assert frame.groupby("layers")["key"].nunique().eq(3).all()
     assert results.best().layers == ("01",)
     curve = results.curves()["mine"]
-    spread = frame[(frame.layers == "02") & (frame.seed > 0)]["top1"].std()
+    spread = frame[frame.layers == "02"]["top1"].std()  # over all three draws
     assert curve.spread[2] == pytest.approx(spread)
 
 

@@ -101,10 +101,10 @@ def test_progress_counts_rows(tmp_path):
     [
         (
             {"encoder": LinearEncoder(provenance={"name": "linear", "weights_hash": "xyz"})},
-            "encoder.weights_hash: 'abc'",
+            'encoder.weights_hash: "abc"',
         ),
         ({"data": dataset(seed=1)}, "dataset.seed: 0 there, 1"),
-        ({"dtype": "float16"}, "dtype: 'float32' there"),
+        ({"dtype": "float16"}, 'dtype: "float32" there'),
         ({"batch_size": 16}, "batch_size: 8 there, 16"),
         ({"limit": 20}, "dataset.limit"),
         ({"splits": ["train"]}, "splits.test: 23 there, null"),

@@ -1,4 +1,4 @@
-"""A results folder as a sweep leaves it, made up but consistent: model, random weights, pixels, joined layers."""
+"""A results folder as a sweep leaves it, made up but consistent: model, random weights, pixels, concatenated layers."""
 
 import json
 import shutil

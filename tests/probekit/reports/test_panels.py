@@ -39,18 +39,18 @@ def test_an_unconverged_refit_is_not_sound(panel):
 
 
 def test_one_concatenation_is_marked_as_chosen_on_val(panel):
-    joined = panel.models[0].joined
-    assert len(joined) == 3
-    (chosen,) = [j for j in joined if j.chosen]
-    assert chosen.record.selection_score == max(j.record.selection_score for j in joined)
+    concatenated = panel.models[0].concatenated
+    assert len(concatenated) == 3
+    (chosen,) = [j for j in concatenated if j.chosen]
+    assert chosen.record.selection_score == max(j.record.selection_score for j in concatenated)
     assert chosen.depths == tuple(int(name) for name in chosen.record.layers)
 
 
 def test_the_margin_is_the_difference_of_accuracies(panel):
     best, pixels = panel.models[0].records[panel.models[0].peak], panel.series[2].records[0]
     found = margin(best, pixels)
-    assert found.gain == pytest.approx(100 * (best.accuracy - pixels.accuracy))
-    assert found.low < found.gain < found.high
+    assert found.difference == pytest.approx(best.accuracy - pixels.accuracy)
+    assert found.low < found.difference < found.high
     assert found.p < 1e-6
 
 

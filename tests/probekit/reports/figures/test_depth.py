@@ -105,7 +105,7 @@ def test_the_key_names_only_marks_that_occur(make_run):
     with style():
         words = [text.get_text() for text in depth_figure(panel).legends[0].get_texts()]
     assert not any("hollow" in word for word in words)
-    assert any("joined" in word for word in words)
+    assert any("concatenated" in word for word in words)
 
 
 def test_the_lower_axis_shows_the_top_of_the_band_whole(figure, panel):
