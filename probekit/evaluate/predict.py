@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from probekit.datasets.images import decode
-from probekit.encoders.protocol import Encoder
+from probekit.encoders.encoder import Encoder
 from probekit.features.format import content
 from probekit.features.lazy_features import training_features
 from probekit.features.store import FeatureStore

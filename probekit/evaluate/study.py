@@ -15,7 +15,7 @@ from igpt_model.checked_json import as_json, read_json
 from probekit.datasets import Dataset, load_dataset
 from probekit.datasets.catalogue import written_tests
 from probekit.datasets.shifted import with_tests
-from probekit.encoders.protocol import Encoder
+from probekit.encoders.encoder import Encoder
 from probekit.evaluate.baselines import control_encoders, load_as
 from probekit.evaluate.concat import concat
 from probekit.evaluate.sweep import seed_list, sweep
