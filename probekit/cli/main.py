@@ -59,6 +59,19 @@ VERBS: dict[str, Verb] = {
         "probekit.evaluate.sweep:sweep",
         unit="fits",
     ),
+    "calibrate": Verb(
+        MEASURE,
+        "Calibration of a sweep's probes, with a temperature from held-out rows.",
+        "probekit.evaluate.calibrate:calibrate",
+        {"results_dir": "--out"},
+        unit="probes",
+    ),
+    "geometry": Verb(
+        MEASURE,
+        "Effective rank, intrinsic dimension and CKA of every layer.",
+        "probekit.evaluate.layer_geometry:geometry",
+        unit="layers",
+    ),
     "concat": Verb(
         MEASURE,
         "Probe concatenated layers.",

@@ -16,7 +16,7 @@ RANGES = {
     "crop": _SIDE,
     "each": Range(1, 1000),
     "font_size": Range(1, 200),
-    "greedy_width": Range(1, 10_000),
+    "greedy_width": Range(0, 10_000_000),
     "height": _INCHES,
     "keep": SHARE,
     "level": Range(0, 100),
@@ -27,6 +27,7 @@ RANGES = {
     "n_embd": Range(1, 65_536),
     "n_layer": Range(1, 1000),
     "prefix_tokens": Range(0, 1_000_000),
+    "per_class": COUNT,
     "probe_every": COUNT_OR_NONE,
     "probe_images": COUNT,
     "ranks": Range(1, 1_000_000),
@@ -49,7 +50,7 @@ RANGES = {
     "train_rows": COUNT_OR_NONE,
     "value_range": Range(-1e15, 1e15),
     "width": _INCHES,
-    "window": Range(1, 10_000),
+    "window": Range(0, 10_000),  # of a study: 0 concatenates none
     "workers": Range(0, 1024),
     "ylim": Range(-1000, 1000),
 }

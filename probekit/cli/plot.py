@@ -16,7 +16,7 @@ FORMATS = ("svg", "png", "pdf")
 def plot(
     results: list[Path],
     out: Path,
-    kind: Literal["depth", "path"] = "depth",
+    kind: Literal["depth", "path", "labels"] = "depth",
     dataset: str | None = None,
     protocol: str | None = None,
     train_rows: int | None = None,
@@ -39,7 +39,8 @@ def plot(
     out
         The file; its ending says the format: .svg, .png or .pdf.
     kind
-        depth: accuracy by layer with intervals. path: one series' layers over the grid of C.
+        depth: accuracy by layer with intervals. path: one series' layers over the grid of C. labels: accuracy over the
+        number of labelled rows, from sweeps with several --per-class or --train-rows.
     dataset
         Which data set, where the results hold several.
     protocol
@@ -67,6 +68,7 @@ def plot(
     """
     from igpt_model import atomic
     from probekit.reports.figures.depth import depth_figure
+    from probekit.reports.figures.label_curve import label_figure, label_frame
     from probekit.reports.figures.options import FigureOptions, find_series, read_labels
     from probekit.reports.figures.penalty_paths import path_figure
     from probekit.reports.figures.style import style
@@ -75,9 +77,17 @@ def plot(
 
     options = FigureOptions(width, height, ylim, read_labels(labels), title, font_size)
     form = check_ending(out, FORMATS)
-    panel = one_panel(results, dataset, protocol, train_rows, test)
+    if kind == "labels":
+        panels = fitting_panels(results, dataset, protocol, None, test)
+        if len({(one.dataset, one.protocol_hash) for one in panels}) > 1:
+            names = "; ".join(sorted({f"--dataset {one.dataset} --protocol {one.protocol}" for one in panels}))
+            raise UserError(f"A label curve is of one data set under one protocol; choose one of: {names}.")
+    else:
+        panel = one_panel(results, dataset, protocol, train_rows, test)
     with style(font_size=font_size):
-        if kind == "depth":
+        if kind == "labels":
+            figure, points = label_figure(panels, options), label_frame(panels)
+        elif kind == "depth":
             figure, points = depth_figure(panel, narrow, options), layer_frame([panel])
         else:
             one = find_series(panel, series) if series else (panel.models or list(panel.series))[0]
@@ -115,6 +125,21 @@ def one_panel(
     UserError
         No results were given, no panel fits, or several do; the message lists them.
     """
+    fitting = fitting_panels(results, dataset, protocol, train_rows, test)
+    if len(fitting) == 1:
+        return fitting[0]
+    listed = "; ".join(
+        f"--dataset {panel.dataset} --protocol {panel.protocol} --train-rows {panel.train_rows or 0}"
+        + ("" if panel.is_own_test else f" --test {panel.test}")
+        for panel in fitting or fitting_panels(results, None, None, None, None)
+    )
+    raise UserError(f"{'Several sets of probes fit' if fitting else 'No probes fit'}; choose one of: {listed}.")
+
+
+def fitting_panels(
+    results: Sequence[Path], dataset: str | None, protocol: str | None, train_rows: int | None, test: str | None
+) -> "list[Panel]":
+    """The panels of some results that fit what was asked for; None fits all, `train_rows` 0 asks for all rows."""
     from probekit.reports.panels import build_panels, collect_records
 
     if not results:
@@ -122,19 +147,11 @@ def one_panel(
     panels = build_panels(collect_records(list(results)))
     if not panels:
         raise UserError("The results hold no probe of a single layer: run `probekit sweep`.")
-    fitting = [
+    return [
         panel
         for panel in panels
         if dataset in (None, panel.dataset)
         and protocol in (None, panel.protocol, panel.protocol.rstrip("*"))  # the star says that its Cs were changed
         and (train_rows is None or (train_rows or None) == panel.train_rows)
-        and test == panel.test
+        and test in (None, panel.test)
     ]
-    if len(fitting) == 1:
-        return fitting[0]
-    listed = "; ".join(
-        f"--dataset {panel.dataset} --protocol {panel.protocol} --train-rows {panel.train_rows or 0}"
-        + ("" if panel.is_own_test else f" --test {panel.test}")
-        for panel in fitting or panels
-    )
-    raise UserError(f"{'Several sets of probes fit' if fitting else 'No probes fit'}; choose one of: {listed}.")

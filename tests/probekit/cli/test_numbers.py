@@ -25,6 +25,7 @@ COMMANDS = {
     "sample": "sample run --n 1 --out {new}.png",
     "sweep": "sweep f.h5 --Cs 1 --out {new}",
     "concat": "concat f.h5 --Cs 1 --out {new}",
+    "calibrate": "calibrate f.h5 --Cs 1 --out res",
     "predict": "predict res images",
     "plot": "plot res --out {new}.svg",
     "table": "table res --out {new}.csv",

@@ -1,0 +1,123 @@
+"""Whether the probes' probabilities mean what they say, as they are and with a temperature chosen on held-out rows.
+
+N rows, K classes.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from igpt_model import atomic
+from probekit.evaluate.runner import Job, Runner
+from probekit.features.store import Features
+from probekit.probes import PROBES, Protocol
+from probekit.results.calibration import (
+    apply_temperature,
+    brier_score,
+    expected_calibration_error,
+    fit_temperature,
+)
+from probekit.results.metrics import log_loss
+from probekit.results.predictions import row_predictions
+from probekit.results.record import Record, read_records
+from probekit.runtime.errors import UserError
+from probekit.runtime.progress import Progress
+from probekit.selection.settings import make_settings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FILE_NAME = "calibration.csv"
+SCORES = {"ece": expected_calibration_error, "brier": brier_score, "log_loss": log_loss}
+
+
+def calibrate(
+    store: Features | str | Path,
+    results_dir: str | Path | None = None,
+    protocol: str | Protocol = "igpt",
+    Cs: Sequence[float] | None = None,
+    series: str | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> "pd.DataFrame":
+    """Calibration error, Brier score and log-loss of every probe of single layers, before and after a temperature.
+
+    The temperature is fitted to the validation rows, which the probe with the chosen penalty is fitted without; the
+    scores are those of the recorded predictions on the test rows, of every test set.
+
+    Parameters
+    ----------
+    store : FeatureStore, str or Path
+        The feature file that was swept.
+    results_dir : str or Path
+        Folder of results.jsonl; by default that of the feature file. The table is written beside it.
+    protocol : Protocol or str
+        The protocol of the sweep.
+    Cs : sequence of float
+        Penalties of the sweep, where they were not the protocol's.
+    series : str
+        Name of the curve in the results; by default the encoder's name.
+    device : str
+        Device of the solver: cpu, cuda, cuda:1.
+    progress : callable
+        Called with (probes done, probes in all).
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a probe, seed and test set.
+
+    Raises
+    ------
+    UserError
+        The folder has no record of these features under this protocol.
+    """
+    import pandas as pd
+
+    runner = Runner(store, results_dir, protocol, Cs, series, make_settings("torch", device, "auto"))
+    mine = [r for r in read_records(runner.out) if _is_of(r, runner)]
+    if not mine:
+        raise UserError(
+            f"{runner.out} has no probe of single layers of these features as series {runner.series!r} under protocol "
+            f"{runner.protocol.name}: sweep them first, or name --protocol, --Cs and --series of the sweep."
+        )
+    rows = []
+    for number, record in enumerate(mine, start=1):
+        temperature = held_out_temperature(runner, record)
+        for test in (record.test, *record.tests):
+            on = record.on(test)
+            predicted = row_predictions(on)
+            y = np.searchsorted(predicted.classes, predicted.labels)
+            scaled = apply_temperature(predicted.log_proba, temperature)
+            about = {"series": record.series, "probe": record.probe, "depth": record.depth, "seed": record.seed}
+            before = {name: score(predicted.log_proba, y) for name, score in SCORES.items()}
+            after = {f"{name}_scaled": score(scaled, y) for name, score in SCORES.items()}
+            rows.append(
+                {**about, "test_set": test, "temperature": temperature, **before, **after, "record": record.key}
+            )
+        if progress:
+            progress(number, len(mine))
+    frame = pd.DataFrame(rows)
+    atomic.write_text(runner.out / FILE_NAME, frame.to_csv(index=False, lineterminator="\n"))
+    return frame.drop(columns="record")
+
+
+def _is_of(record: Record, runner: Runner) -> bool:
+    own = record.identity.feature_id == runner.store.id and record.identity.protocol_hash == runner.protocol.hash
+    return own and len(record.layers) == 1 and record.series == runner.series and not PROBES[record.probe].fits_together
+
+
+def held_out_temperature(runner: Runner, record: Record) -> float:
+    """The temperature of a record's probe: fitted anew without the validation rows, then scaled on these."""
+    own = runner.protocol.probe
+    train_rows = None if record.per_class else record.train_rows
+    probe = "" if record.probe == own else record.probe
+    job = Job(record.layers, record.seed, train_rows, probe, record.per_class)
+    split, (X,) = runner.rows(job), runner.features([job])
+    one = runner.protocol.with_(Cs=[record.chosen_C], refine=0, selection="val", refit="train")
+    fitted = runner.probe(job).fit(X, runner.widths(job), split, one, runner.settings)
+    held = np.flatnonzero(split.is_val)
+    y = np.searchsorted(fitted.classes, split.y[held])
+    return fit_temperature(fitted.predict_log_proba(np.asarray(X[held])), y, split.weights[held])

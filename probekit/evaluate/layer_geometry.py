@@ -1,0 +1,51 @@
+"""Figures of each layer that need no labels: effective rank, intrinsic dimension, likeness to the last layer."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from probekit.features.lazy_features import read_features
+from probekit.features.store import Features, FeatureStore
+from probekit.probes.geometry import linear_cka, two_nn_dimension
+from probekit.probes.rankme import rankme
+from probekit.runtime.progress import Progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def geometry(store: Features | str | Path, split: str = "train", progress: Progress | None = None) -> "pd.DataFrame":
+    """RankMe, intrinsic dimension (TwoNN) and linear CKA to the last layer, of every layer of a feature file.
+
+    Parameters
+    ----------
+    store : FeatureStore, str or Path
+        The feature file.
+    split : str
+        Whose rows.
+    progress : callable
+        Called with (layers done, layers in all).
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a layer, shallow to deep; empty where a figure cannot be had (see `rankme`, `two_nn_dimension`).
+    """
+    import pandas as pd
+
+    opened: Features = FeatureStore.open(store) if isinstance(store, str | Path) else store
+    last = read_features(opened, split, [opened.layers[-1]])
+    rows = []
+    for number, layer in enumerate(opened.layers):
+        X = read_features(opened, split, [layer])
+        rows.append(
+            {
+                "layer": layer,
+                "width": X.shape[1],
+                "rankme": rankme(X),
+                "intrinsic_dimension": two_nn_dimension(X),
+                "cka_to_last": linear_cka(X, last),
+            }
+        )
+        if progress:
+            progress(number + 1, len(opened.layers))
+    return pd.DataFrame(rows)

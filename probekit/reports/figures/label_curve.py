@@ -1,0 +1,106 @@
+"""The label-efficiency curve: test accuracy against the number of labelled rows, by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from probekit.reports.figures.depth import looks_of
+from probekit.reports.figures.options import FigureOptions, relabelled
+from probekit.reports.figures.style import QUIET
+from probekit.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from probekit.reports.panels import Panel
+
+STYLES = {"first": ":", "best": "-", "last": "--"}
+
+
+def label_frame(panels: Sequence[Panel]) -> pd.DataFrame:
+    """One row a series, layer and number of labelled rows: mean accuracy over the draws, its spread and limits.
+
+    Parameters
+    ----------
+    panels
+        Of one data set, test set and protocol, each of another number of training rows.
+
+    Raises
+    ------
+    UserError
+        Fewer than two numbers of training rows.
+    """
+    import pandas as pd
+
+    sizes = [panel for panel in panels if panel.train_rows]
+    if len(sizes) < 2:
+        raise UserError(
+            f"A label curve needs at least two numbers of training rows, and the results have {len(sizes)}: run "
+            "`probekit sweep --per-class K` (or --train-rows N) with several, into one folder."
+        )
+    return pd.DataFrame(
+        {
+            "series": series.label,
+            "depth": int(depth),
+            "train_rows": panel.train_rows,
+            "per_class": series.records[0].per_class,
+            "n_seeds": series.n_seeds,
+            "accuracy": series.curve.accuracy[place],
+            "seeds_sd": series.curve.spread[place],
+            "low": series.curve.low[place],
+            "high": series.curve.high[place],
+        }
+        for panel in sorted(sizes, key=lambda p: p.train_rows or 0)
+        for series in panel.series
+        for place, depth in enumerate(series.depths)
+    )
+
+
+def label_figure(panels: Sequence[Panel], options: FigureOptions = FigureOptions()) -> Figure:  # noqa: B008  (frozen)
+    """Accuracy over labelled rows: of each model the first and the last layer, and the best at the most rows.
+
+    Parameters
+    ----------
+    panels
+        As for `label_frame`.
+    options
+        Size, limits, names and type; draw under `style(font_size=options.font_size)`.
+    """
+    from matplotlib.figure import Figure
+
+    panels = [relabelled(panel, options.labels) for panel in panels]
+    frame = label_frame(panels)
+    largest = max((panel for panel in panels if panel.train_rows), key=lambda panel: panel.train_rows or 0)
+    width, scale = options.width or 6.0, options.scale
+    height = options.height or 4.0
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes(
+        (0.62 * scale / width, 0.5 * scale / height, 1 - 0.74 * scale / width, 1 - 0.85 * scale / height)
+    )
+    looks = looks_of(largest)
+    for series in largest.series:
+        peak = int(series.depths[series.peak])
+        chosen = {int(series.depths[0]): "first", int(series.depths[-1]): "last", peak: "best"}
+        look: dict[str, Any] = looks[series.label]
+        for depth, role in sorted(chosen.items()):
+            own = frame[(frame["series"] == series.label) & (frame["depth"] == depth)]
+            name = series.label if series.is_flat else f"{series.label}, layer {depth} ({role})"
+            axes.errorbar(
+                own["train_rows"], 100 * own["accuracy"],
+                yerr=[100 * (own["accuracy"] - own["low"]), 100 * (own["high"] - own["accuracy"])],
+                color=look["color"], linestyle=STYLES[role], marker=look["marker"], markersize=4, capsize=3.5,
+                elinewidth=0.9, linewidth=1.4, label=name,
+            )  # fmt: skip
+    sizes = sorted(set(frame["train_rows"]))
+    axes.set_xscale("log")
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.minorticks_off()
+    axes.set_xlabel("labelled training rows")
+    axes.set_ylabel("Test accuracy (%)")
+    if options.ylim:
+        axes.set_ylim(options.ylim)
+    axes.set_title(f"Label efficiency, {largest.dataset}" if options.title is None else options.title)
+    axes.legend(labelcolor=QUIET, loc="best")
+    return figure
