@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from igpt_model.checked_json import read_bytes
 from probekit.datasets.images import decode
 from probekit.encoders.encoder import Encoder
 from probekit.features.format import content
@@ -157,7 +158,7 @@ def predict(record: Record, images: Sequence[str | Path], encoder: Encoder, batc
     best, probability = [], []
     for start in range(0, len(files), batch_size):
         part = files[start : start + batch_size]
-        prepared = np.stack([encoder.prepare(decode(path.read_bytes(), str(path))) for path in part])
+        prepared = np.stack([encoder.prepare(decode(read_bytes(path), str(path))) for path in part])
         features = encoder(prepared, np.arange(start, start + len(part)))
         X = np.concatenate([features[i].float().cpu().numpy() for i in columns], axis=1)
         if record.protocol.get("normalize"):
