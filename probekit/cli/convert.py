@@ -16,14 +16,14 @@ def convert(source: str, target: Path, *, palette: Path | None = None, bert: boo
     Parameters
     ----------
     source
-        A run (RUN or RUN@STEP), a folder written by save_pretrained, or a TensorFlow checkpoint of OpenAI's
-        (its prefix model.ckpt-1000000, its .index file, or the folder it is alone in).
+        A run (RUN or RUN@STEP), a folder written by save_pretrained, or one of OpenAI's TensorFlow checkpoints
+        (the prefix model.ckpt-1000000, the .index file, or a folder that holds one checkpoint).
     target
         A new folder.
     palette
-        For a TensorFlow checkpoint: kmeans_centers.npy, if it is not beside it.
+        For a TensorFlow checkpoint: kmeans_centers.npy, if it is in another folder.
     bert
-        For a TensorFlow checkpoint: it is one of the BERT models.
+        For a TensorFlow checkpoint: the model is one of the BERT models.
     """
     from igpt_model.convert.huggingface import from_openai_checkpoint, from_pretrained_folder, to_pretrained_folder
     from igpt_model.convert.openai import what_to_expect

@@ -12,11 +12,11 @@ def datasets(action: str | None = None, name: str | None = None, *, root: Path |
     Parameters
     ----------
     action
-        Nothing to list, or `fetch`.
+        `fetch` to download a data set; by default they are listed.
     name
-        Which one to fetch.
+        The data set to download.
     root
-        The folder to download into.
+        Folder to download into.
     """
     from probekit.datasets import list_datasets
 

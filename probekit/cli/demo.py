@@ -78,15 +78,15 @@ def demo(
 ) -> dict[str, Any]:
     """Train a tiny iGPT on wandering digits, probe every layer, and draw the depth curve: minutes on two CPU cores.
 
-    Raw pixels and the same network with random weights are probed on the same axes. The same command run again after
-    a kill goes on and ends with the same results.
+    Raw pixels and the same network with random weights are probed for comparison. Resumable, with the same results.
 
     Parameters
     ----------
     out
         Folder for everything: config, checkpoints, features, results, report.
     pretrained
-        Start from the checkpoint in the package instead of training: under a minute; of the recipe only --limit counts.
+        Start from the checkpoint in the package instead of training, which takes under a minute; of the recipe's flags
+        only --limit has an effect.
     """
     seconds: dict[str, float] = {}
     recipe.check(pretrained)  # before anything is written: a refused recipe leaves no folder behind

@@ -55,7 +55,7 @@ def extract(
     from probekit.datasets.shifted import with_tests
     from probekit.encoders.decisions import decision_lines
 
-    decoding = {"exif": exif, "value_range": value_range}
+    decoding: dict[str, Any] = {"exif": exif, "value_range": value_range}
     given = {name: value for name, value in decoding.items() if value is not None}
     data = load_dataset(dataset, root=root, skip_corrupt=skip_corrupt, **given)
     if test:

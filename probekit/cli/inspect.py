@@ -4,19 +4,20 @@ from pathlib import Path
 from typing import Any
 
 from probekit.cli.console import note, say
+from probekit.cli.plot import write_figure
 
 
 def inspect(file: Path, *, split: str | None = None, picture: Path | None = None) -> Any:
-    """Show what a feature file holds, layer by layer.
+    """Show the contents of a feature file, layer by layer.
 
     Parameters
     ----------
     file
         The feature file.
     split
-        Whose rows to look at; the first split unless given.
+        Split whose rows are used; by default the first.
     picture
-        Write a picture of the layers' similarity (linear CKA) to this SVG, PNG or PDF file.
+        Draw the layers' similarity (linear CKA) to this SVG, PNG or PDF file.
     """
     from probekit import FeatureStore
     from probekit.features.inspect import cka, plot_cka
@@ -27,6 +28,6 @@ def inspect(file: Path, *, split: str | None = None, picture: Path | None = None
     say(f"{file}: {name} on {store.dataset.get('name', 'unnamed data')}, {store.dtype}")
     say("rows: " + ", ".join(f"{part} {len(store.labels(part)):,}" for part in store.splits))
     if picture is not None:
-        plot_cka(cka(store, split), store.layers).figure.savefig(picture)
+        write_figure(plot_cka(cka(store, split), store.layers).figure, picture)
         note(f"wrote {picture}")
     return inspect_features(store, split)

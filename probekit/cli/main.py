@@ -95,7 +95,7 @@ VERBS: dict[str, Verb] = {
     ),
     "compress": Verb(LOOK, "Rewrite a feature file in compressed chunks.", "probekit.features.compress:compress"),
     "verify": Verb(LOOK, "Check a feature file for damage and doubtful contents.", "probekit.cli.verify:verify"),
-    "inspect": Verb(LOOK, "Show what a feature file holds, layer by layer.", "probekit.cli.inspect:inspect"),
+    "inspect": Verb(LOOK, "Show the contents of a feature file, layer by layer.", "probekit.cli.inspect:inspect"),
 }
 
 app = App(

@@ -1,7 +1,7 @@
 """`probekit plan`: time, memory and disk of training, extraction and sweep, from a short calibration on the spot."""
 
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,33 +28,33 @@ def plan(
     seconds: float = 15.0,
     rate: float | None = None,
     config: TrainConfig = TrainConfig(),  # noqa: B008  (frozen)
-) -> None:
-    """Say what train, extract and sweep will take on this machine, before anything is started.
+) -> list[dict[str, Any]]:
+    """Estimate time, memory and disk of train, extract and sweep on this machine, from a short calibration.
 
     Parameters
     ----------
     dataset
-        Plan for this data set; else for --rows made-up pictures.
+        Estimate for this data set; by default for --rows synthetic images.
     root
-        Where the data set lies, if it is not embedded.
+        Folder of the data set, if it is not embedded.
     encoder
-        Plan the extraction of this encoder; else of the iGPT that the flags describe.
+        Estimate the extraction of this encoder; by default of the iGPT that the flags describe.
     features
-        Plan the sweep of this feature file; else of made-up features of the encoder's widths.
+        Estimate the sweep of this feature file; by default of synthetic features of the encoder's widths.
     rows
-        Training and validation pictures together, where no data set is given.
+        Training and validation images together, where no data set is given.
     test_rows
-        Test pictures, where no data set is given.
+        Test images, where no data set is given.
     classes
-        Classes, where no data set is given.
+        Number of classes, where no data set is given.
     protocol
-        Of the sweep.
+        Protocol of the sweep.
     ranks
-        Processes (one a GPU) that share training and extraction; what they exchange is not counted.
+        Processes (one per GPU) that share training and extraction; communication is not counted.
     seconds
-        About how long to calibrate each step.
+        Approximate seconds of calibration per step.
     rate
-        TFLOP/s that each rank will reach, for machines that are not this one: nothing is timed then.
+        TFLOP/s that each rank will reach, to estimate for another machine; nothing is timed then.
     """
     from igpt_model.training.cost import load_training, training_cost
     from probekit import FeatureStore, load_dataset
@@ -95,6 +95,7 @@ def plan(
             f"{estimate.step}: {_time(estimate.seconds)}, {_size(base + estimate.memory)} of memory"
             f"{' a rank' if ranks > 1 and estimate.step != 'sweep' else ''}, {_size(estimate.disk)} on disk ({text})"
         )
+    return [{**asdict(estimate), "memory": base + estimate.memory, "note": text} for estimate, text in estimates]
 
 
 def _sweep(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from probekit.cli.console import say
 from probekit.runtime.errors import UserError
@@ -35,24 +35,24 @@ def plot(
     Parameters
     ----------
     results
-        Folders with a results.jsonl, or such files; several are read as one.
+        Folders with a results.jsonl, or such files; several are combined.
     out
-        The file; its ending says the format: .svg, .png or .pdf.
+        File to write; its ending chooses the format: .svg, .png or .pdf.
     kind
-        depth: accuracy by layer with intervals. path: one series' layers over the grid of C. labels: accuracy over the
-        number of labelled rows, from sweeps with several --per-class or --train-rows.
+        depth: accuracy by layer with intervals. path: one series over the grid of C. labels: accuracy over
+        the number of labelled rows, from sweeps with several --per-class or --train-rows.
     dataset
-        Which data set, where the results hold several.
+        Data set, where the results hold several.
     protocol
-        Which protocol, where they hold several.
+        Protocol, where the results hold several.
     train_rows
-        Which size of the training set, where they hold several; 0 is all rows.
+        Size of the training set, where the results hold several; 0 is all rows.
     test
         Which test set, by its name at extraction; the data set's own unless given.
     series
-        For kind path: which series; the first trained model unless given.
+        Series of kind path; by default the first trained model.
     narrow
-        Draw for a telephone's width.
+        Draw for the width of a phone.
     width
         In inches: 3.3 is a column of a two-column paper, 5.5 the text width of many.
     height
@@ -97,6 +97,14 @@ def plot(
     atomic.write_text(beside, points.to_csv(index=False, lineterminator="\n"))
     say(f"wrote {out} and its points, {beside}")
     return {"figure": str(out), "points": str(beside)}
+
+
+def write_figure(figure: Any, out: Path) -> None:
+    """Write a figure in the format that its file's ending asks for, atomically."""
+    from probekit.reports.report import save_figure
+
+    form = check_ending(out, FORMATS)
+    save_figure(figure, out.with_suffix(""), (form,))
 
 
 def check_ending(out: Path, formats: Sequence[str]) -> str:

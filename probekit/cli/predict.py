@@ -17,7 +17,7 @@ def predict(
     batch_size: int = 128,
     options: EncoderOptions = EncoderOptions(),  # noqa: B008  (frozen)
 ) -> list[dict[str, Any]]:
-    """Class and probability of each image file, by a probe that a sweep or concatenation has stored.
+    """Classify image files with a probe stored by `probekit sweep` or `probekit concat`.
 
     Parameters
     ----------
@@ -27,14 +27,14 @@ def predict(
     images
         Image files, or folders of them.
     series
-        With RESULTS: which series, where there are several.
+        Series of RESULTS, where it holds several.
     encoder
-        The encoder of the probe's features, as `probekit extract` takes it; the record's own unless given. One with
+        The encoder of the probe's features, as in `probekit extract`; by default that of the record. An encoder with
         other weights, palette, norm or preparation than the probe was fitted with is refused.
     out
-        CSV file to write; printed unless given.
+        CSV file to write; by default the table is printed.
     batch_size
-        Images a batch.
+        Images per batch.
     """
     from igpt_model import atomic
     from probekit import load_encoder

@@ -193,7 +193,7 @@ def _parameters(
                 yield _flag(each.name, hints[each.name], default, about, _dashed(each.name), group)
             continue
         hint = command_type(one.annotation)
-        if one.kind is kind.VAR_KEYWORD or hint is None:
+        if one.kind is kind.VAR_KEYWORD or hint is None or name == "progress":
             continue
         if one.kind is kind.VAR_POSITIONAL or spelled == "*":
             several = kind.VAR_POSITIONAL

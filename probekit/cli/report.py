@@ -12,9 +12,9 @@ def report(results: list[Path], out: Path | None = None) -> Path:
     Parameters
     ----------
     results
-        Folders with a results.jsonl, or such files; several are read as one.
+        Folders with a results.jsonl, or such files; several are combined.
     out
-        Folder of the report; `report` in the first results folder unless given.
+        Folder of the report; by default `report` in the first results folder.
     """
     from probekit.reports import write_report
 

@@ -25,7 +25,7 @@ def sample(
     root: Path | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Draw pictures from an autoregressive run, or complete given ones, and write them side by side.
+    """Draw images from an autoregressive run, or complete given ones, and write them side by side.
 
     Parameters
     ----------
@@ -34,23 +34,23 @@ def sample(
     out
         The PNG file; one named samples*.png in a run or results folder is shown by its report.
     n
-        How many pictures; with --complete, how many are completed. They are drawn in parts that fit in memory.
+        Number of images; with --complete, how many are completed. They are drawn in batches that fit in memory.
     temperature
-        1 draws from the model as it is, 0 takes the likeliest colour every time.
+        Sampling temperature: 1 samples from the model's distribution, 0 takes the most likely colour.
     top_k
-        Draw among the k likeliest colours only.
+        Sample among the k most likely colours only.
     seed
-        The same seed gives the same pictures, whatever their number.
+        Random seed; image i does not depend on the number of images.
     scale
-        Side of a pixel in the PNG.
+        Enlargement: side of one image pixel in the PNG.
     complete
-        A data set, the lower part of whose validation pictures is drawn anew.
+        A data set; the lower part of its validation images is completed by the model.
     each
-        Completions of each picture.
+        Completions per image.
     keep
-        Share of each picture, from the top, that is given.
+        Share of each image, from the top, that is given.
     root
-        Where that data set lies, if it is not embedded.
+        Folder of that data set, if it is not embedded.
     device
         cpu, cuda, cuda:1.
     """

@@ -25,24 +25,24 @@ def table(
     Parameters
     ----------
     results
-        Folders with a results.jsonl, or such files; several are read as one.
+        Folders with a results.jsonl, or such files; several are combined.
     out
-        The file; its ending says the format: .md, .csv (all columns, full precision) or .tex (booktabs).
+        File to write; its ending chooses the format: .md, .csv (all columns, full precision) or .tex (booktabs).
     kind
-        layers: one row a probe. comparison: the best of ours beside published rows on the same data set.
+        layers: one row per probe. comparison: our best probe beside published results on the same data set.
     dataset
-        Which data set, where the results hold several.
+        Data set, where the results hold several.
     protocol
-        Which protocol, where they hold several.
+        Protocol, where the results hold several.
     train_rows
-        Which size of the training set, where they hold several; 0 is all rows.
+        Size of the training set, where the results hold several; 0 is all rows.
     test
         Which test set, by its name at extraction; the data set's own unless given.
     columns
         Which columns, in this order, by name or its beginning: --columns series --columns layer --columns test. All
         unless given; in .tex five.
     label
-        What \\ref finds a .tex table by.
+        \\label of a .tex table.
     """
     from igpt_model import atomic
     from probekit.reports.published import comparison_frame, printed_comparison

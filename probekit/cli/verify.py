@@ -6,6 +6,7 @@ from typing import Any
 
 from probekit.cli.answer import present
 from probekit.cli.console import note, say
+from probekit.cli.plot import write_figure
 from probekit.runtime.errors import UserError
 
 
@@ -19,7 +20,7 @@ def verify(
     threshold: float | None = None,
     picture: Path | None = None,
 ) -> dict[str, Any]:
-    """Check a feature file; errors exit 2, warnings exit 0.
+    """Check a feature file. Errors give exit code 2, warnings 0.
 
     Parameters
     ----------
@@ -28,15 +29,15 @@ def verify(
     data
         A data set to compare labels, row ids, image hashes and provenance with.
     root
-        Where that data set lies, if it is not embedded.
+        Folder of that data set, if it is not embedded.
     near_duplicates
         Also look for test images that nearly repeat a training image: in pixels with --data, else in features.
         Reports then give accuracy with and without them.
     layer
-        The layer of that search in features; the middle one unless given.
+        The layer used for that search; by default the middle one.
     threshold
-        How near is near: in pixels one minus the correlation of shrunken grey pictures (0.04), in features a share of
-        the median distance (0.1).
+        Largest distance of a near-duplicate: in pixels one minus the correlation of downscaled grey images (default
+        0.04), in features a share of the median distance (default 0.1).
     picture
         Draw the nearest pairs to this SVG, PNG or PDF file (needs --data).
     """
@@ -94,6 +95,6 @@ def look_for_near_duplicates(
         f"{found.match_split} ({found.space}); row ids: {row_set_path(file)}"
     )
     if picture is not None:
-        plot_pairs(data, found).savefig(picture)
+        write_figure(plot_pairs(data, found), picture)
         note(f"wrote {picture}")
     return sorted(ids.tolist())

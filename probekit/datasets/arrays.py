@@ -112,7 +112,12 @@ def one_label_each(labels: Any, what: str = "The labels") -> np.ndarray:
     UserError
         There are several labels an image, or one-hot rows.
     """
-    array = np.asarray(labels)
+    try:
+        array = np.asarray(labels)
+    except ValueError:  # rows of different lengths
+        raise UserError(
+            f"{what} are lists of different lengths, but one label an image is needed: choose one."
+        ) from None
     if array.ndim == 2 and array.shape[1] == 1:
         return array[:, 0]
     if array.ndim != 1:
@@ -124,7 +129,10 @@ def one_label_each(labels: Any, what: str = "The labels") -> np.ndarray:
 
 
 def _label_number(label: Any, row: int) -> int:
-    array = np.asarray(label)
+    try:
+        array = np.asarray(label)
+    except ValueError:
+        array = np.empty(0)
     if array.size != 1 or array.dtype.kind not in "iu":
         raise UserError(
             f"Item {row} has the label {label!r}, but one whole number from 0 up is needed; "

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,9 @@ def load_dataset(
         return load_dataset(value, root, **options)
     known = ", ".join(entry.name for entry in ENTRIES)
     exists = "is of no form that can be read" if Path(path).exists() else "is no known name and no path that exists"
-    raise UserError(f"The data set {text!r} {exists}; give {'; '.join(FORMS)}; or one of {known}.")
+    near = get_close_matches(text, [entry.name for entry in ENTRIES], n=1)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    raise UserError(f"The data set {text!r} {exists}. {hint}Give {'; '.join(FORMS)}; or one of {known}.")
 
 
 def _with_written_options(text: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:

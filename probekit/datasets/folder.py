@@ -199,7 +199,7 @@ def load(
         train.
     """
     if root is None:
-        raise UserError("An image folder needs its place; give root=FOLDER (on the command line --root).")
+        raise UserError("No path was given for the image folder; pass root=FOLDER (on the command line --root).")
     path = os.path.expanduser(str(root))
     if not any(sign in path for sign in "*?[") and not Path(path).exists():
         raise UserError(f"{path} does not exist; give a folder or zip archive laid out as {LAYOUT}.")

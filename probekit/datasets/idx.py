@@ -81,10 +81,7 @@ def load(name: str, root: str | Path | None = None, verify: bool = True, split_s
         Of the validation split, a stratified tenth of the training images.
     """
     if root is None and not DEBIAN.is_dir():
-        raise UserError(
-            f"{name} needs its place; give root=FOLDER (on the command line --root), or fetch it with "
-            f"`probekit datasets fetch {name} --root FOLDER`."
-        )
+        raise UserError(f"{name} not found. Run `probekit datasets fetch {name} --root DIR`, then pass `--root DIR`.")
     place = DEBIAN if root is None else Path(root).expanduser()
     paths = {stem: _find(place, stem, name) for stem in MD5}
     checksums: dict[str, Any] = {}

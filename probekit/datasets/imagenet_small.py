@@ -59,7 +59,9 @@ def load(
     """
     side = int(name.removeprefix("imagenet"))
     if root is None:
-        raise UserError(f"{name} needs its place; give root=FOLDER (--root); it comes from {WHERE}.")
+        raise UserError(
+            f"No folder was given for {name}; pass root=FOLDER (--root). It can be downloaded from {WHERE}."
+        )
     place = Path(root).expanduser()
     numbers = list(range(1, N_BATCHES + 1)) if batches is None else [int(b) for b in batches]
     names = [f"train_data_batch_{i}" for i in numbers]

@@ -50,7 +50,7 @@ def load(name: str, root: str | Path | None = None, part: str = "cifar10", split
     if part not in ("cifar10", "imagenet"):
         raise UserError(f"part={part!r} was given, but the released arrays are cifar10 and imagenet.")
     if root is None:
-        raise UserError(f"{name} needs its place; give root=FOLDER (--root); it comes from {BASE}.")
+        raise UserError(f"{name} not found. Run `probekit datasets fetch {name} --root DIR`, then pass `--root DIR`.")
     place = Path(root).expanduser()
     palette = Palette(_array(place / "kmeans_centers.npy"))
     n_classes = 10 if part == "cifar10" else 1000

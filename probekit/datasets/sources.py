@@ -116,7 +116,9 @@ def locate(
         Nothing of the kind is there.
     """
     if root is None:
-        raise UserError(f"{name} needs its place; give root=FOLDER (--root); it comes from {where}.")
+        raise UserError(
+            f"No folder was given for {name}; pass root=FOLDER (--root). It can be downloaded from {where}."
+        )
     root = Path(root).expanduser()
     for archive, marker in zip(archives, markers, strict=True):
         for folder in (root, root / archive.folder):

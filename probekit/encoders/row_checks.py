@@ -124,7 +124,7 @@ def settle_unloaded(encoder: Any, examples: np.ndarray, loaded: Loaded) -> None:
     """
     state: dict[str, torch.Tensor] = {}
     for name, value in encoder.module.state_dict().items():
-        if name in loaded.missing:
+        if name.replace("_orig_mod.", "") in loaded.missing:
             state[name] = value
     poison = [value for value in state.values() if value.is_floating_point() or value.is_complex()]
     fixed = [name for name, value in state.items() if not (value.is_floating_point() or value.is_complex())]

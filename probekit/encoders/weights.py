@@ -95,7 +95,8 @@ def load_weights(
         state = {key[len(strip_prefix) :]: v for key, v in content.items() if key.startswith(strip_prefix)}
         if not state:
             raise UserError(f"No key of {path} begins with {strip_prefix!r}; give another --strip-prefix.")
-    own = {key.replace("_orig_mod.", ""): value for key, value in module.state_dict().items()}
+    names = {name: name.replace("_orig_mod.", "") for name in module.state_dict()}
+    own = {names[name]: value for name, value in module.state_dict().items()}
     left_out = [key for key in state if any(fnmatchcase(key, glob) for glob in ignored)]
     state = {key: value for key, value in state.items() if key not in left_out}
     fits = {key for key in own if key in state and state[key].shape == own[key].shape}
@@ -113,9 +114,10 @@ def load_weights(
         ]
         advice = _prefix_advice(content, list(own)) or _ignore_advice(strange if fits else [])
         raise UserError(f"{path} does not fit the model: {'; '.join(problems)}; {advice}.")
-    with torch.no_grad():
-        for key in fits:
-            own[key].copy_(state[key])
+    module.load_state_dict({name: state[plain] for name, plain in names.items() if plain in fits}, strict=False)
+    # a tied parameter goes by two names, of which files hold one
+    held = {own[key].data_ptr() for key in fits}
+    missing = [key for key in missing if own[key].data_ptr() not in held]
     shapes = f"; of another shape are {', '.join(misshapen[:SHOWN])}" if misshapen else ""
     advice = _prefix_advice(content, list(own)) or f"give a complete checkpoint, or earlier layers{shapes}"
     return Loaded(str(path), tuple(missing), tuple(sorted({*left_out, *replaced})), advice)

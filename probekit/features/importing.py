@@ -99,7 +99,7 @@ def import_features(
             raise UserError(f"{path} holds no labels ({', '.join(LABEL_KEYS)}); give them as a file of their own.")
         splits[split] = (layers, one_label_each(y, f"{path}: its labels"))
         hashes[split] = hash_file(path)
-        same = next((other for other in hashes if other != split and hashes[other] == hashes[split]), None)
+        same = next((other for other in splits if other != split and _equal(splits[other][0], layers)), None)
         if same:
             raise UserError(
                 f"{files[same]} and {path} hold the same, so {same} would be {split}; give each split its own rows, or "
@@ -117,6 +117,10 @@ def import_features(
         dtype=store,
         **options,
     )
+
+
+def _equal(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
+    return list(a) == list(b) and all(np.array_equal(a[name], b[name]) for name in a)
 
 
 def _hold_out_test(splits: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -164,6 +168,8 @@ def _read_csv(path: Path) -> dict[str, np.ndarray]:
     import pandas as pd
 
     frame = pd.read_csv(path)
+    if any(_is_fraction(str(column)) for column in frame.columns):
+        raise UserError(f"{path} has no head line: its first line holds values; write the names of the columns first.")
     named = [column for column in frame.columns if str(column).strip().lower() in LABEL_KEYS]
     if len(named) > 1:
         raise UserError(f"{path} has several columns of labels ({', '.join(named)}); leave the one that you mean.")
@@ -179,6 +185,14 @@ def _read_csv(path: Path) -> dict[str, np.ndarray]:
             )
     content = {"00": X.to_numpy(np.float32)} if X.shape[1] else {}
     return content | ({"labels": frame[named[0]].to_numpy()} if named else {})
+
+
+def _is_fraction(name: str) -> bool:
+    """Whether a column's name is a value; whole numbers may be names (pandas counts columns without names)."""
+    try:
+        return not float(name).is_integer()
+    except (ValueError, OverflowError):
+        return False
 
 
 def _numbers_the_rows(name: str, values: np.ndarray) -> bool:
@@ -227,9 +241,9 @@ def _layers_and_labels(path: Path, content: Any) -> tuple[dict[str, np.ndarray],
     if not layers:
         shapes = ", ".join(f"{name} {X.shape}" for name, X in named.items())
         raise UserError(f"{path} holds no two-dimensional features (rows, width); it holds {shapes or 'nothing'}.")
-    left_out = [f"{name} {X.shape}" for name, X in named.items() if name not in layers]
-    if left_out:
-        warnings.warn(f"{path}: entries that are no (rows, width) are left out: {', '.join(left_out)}.", stacklevel=3)
+    ignored = [f"{name} {X.shape}" for name, X in named.items() if name not in layers]
+    if ignored:
+        warnings.warn(f"{path}: entries that are no (rows, width) are ignored: {', '.join(ignored)}.", stacklevel=3)
     return layers, labels
 
 

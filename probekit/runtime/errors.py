@@ -1,5 +1,7 @@
 """probekit's user error is igpt_model's: one class, one exit code."""
 
+import re
+
 from igpt_model.errors import UserError
 
 __all__ = ["UserError", "check_at_least", "first_line"]
@@ -14,4 +16,6 @@ def check_at_least(**numbers: tuple[int | None, int]) -> None:
 
 def first_line(error: BaseException) -> str:
     """What another library's error says first, to stand inside a sentence; its class's name where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
+    # without the codes that colour a terminal
+    said = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    return (said.strip().splitlines() or [type(error).__name__])[0].rstrip(". ")

@@ -190,6 +190,8 @@ def test_more_than_one_label_an_image_is_refused(tmp_path, labels, form):
     with pytest.raises(UserError, match=r"labels|\.targets"):
         load_dataset(source)
     assert load_dataset((X, Y[:, None])).classes == ("0", "1", "2")
+    with pytest.raises(UserError, match="different lengths"):
+        load_dataset((X, [[0], [0, 1]] * 30))
 
 
 @pytest.mark.parametrize(

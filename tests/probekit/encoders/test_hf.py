@@ -216,6 +216,69 @@ def test_a_clip_pair_gives_its_vision_part(tmp_path):
     torch.testing.assert_close(encoder(images, ROWS)[3], states[3][:, 0], rtol=1e-4, atol=1e-5)
 
 
+def test_an_image_classifier_of_a_pair_needs_no_text_part(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    text = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 9}
+    for kind in ("Siglip", "CLIP"):
+        more = {} if kind == "Siglip" else {"eos_token_id": 2, "bos_token_id": 1}
+        config = getattr(transformers, f"{kind}Config")(vision_config=SIZES, text_config={**text, **more})
+        model = getattr(transformers, f"{kind}ForImageClassification")(config).eval()
+        folder = save(tmp_path / kind, model, 16)
+        encoder = load_encoder(f"hf:{folder}")
+        images = pictures(16)
+        states, _ = plain_states(model.vision_model, images, kind)
+        torch.testing.assert_close(
+            encoder(images, ROWS)[2], pooled(states[2], int(kind == "CLIP")), rtol=1e-4, atol=1e-5
+        )
+        # a weight of the image part is still missed
+        state = load_file(folder / "model.safetensors")
+        gone = next(key for key in state if "layers.0.mlp.fc1.weight" in key)
+        save_file({k: v for k, v in state.items() if k != gone}, folder / "model.safetensors", {"format": "pt"})
+        with pytest.raises(UserError, match="lacks weights that the chosen layers depend on"):
+            load_encoder(f"hf:{folder}")
+
+
+FOUR = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4}
+ODD = {
+    # states that are maps made of a submodule's tokens
+    "PVTv2": (transformers.PvtV2Config, {**FOUR, "num_attention_heads": [1, 1, 2, 2], "image_size": 64}),
+    "GLPN": (transformers.GLPNConfig, {**FOUR, "num_attention_heads": [1, 1, 2, 2]}),
+    # the first state is the picture itself; the last begins with the mean of the map
+    "DINOv3 ConvNeXt": (transformers.DINOv3ConvNextConfig, {**FOUR, "image_size": 64}),
+    # register tokens of number 0
+    "DINOv3": (transformers.DINOv3ViTConfig, {**SIZES, "image_size": 64}),
+    # a norm that reads the pooled vector too
+    "BLIP": (transformers.BlipVisionConfig, {**SIZES, "image_size": 64}),
+    # values so small that float32 holds few of their digits
+    "MobileViTv2": (transformers.MobileViTV2Config, {"image_size": 64}),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_states_of_unusual_models(name):
+    from probekit.encoders.hf import HFEncoder
+
+    make, settings = ODD[name]
+    torch.manual_seed(0)
+    build = transformers.BlipVisionModel if name == "BLIP" else transformers.AutoModel.from_config
+    model = build(make(**settings)).eval()
+    encoder = HFEncoder(model, None, {"name": name, "source": name}, resolution=64, mean=0.5, std=0.5)
+    images = pictures(64)
+    x = torch.tensor(images).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        states = model(pixel_values=x, output_hidden_states=True).hidden_states
+    named = dict(zip(encoder.layers, encoder(images, ROWS), strict=True))
+    made = {
+        layer: says for layer, says in encoder.provenance["hidden_states"].items() if says.startswith("hidden_states[")
+    }
+    assert len(made) == len(states) - (name == "DINOv3 ConvNeXt")
+    for layer, says in made.items():
+        h = states[int(says[14:].split("]")[0])]
+        prefix = encoder.provenance["decisions"][layer]["prefix_tokens"]
+        torch.testing.assert_close(named[layer], pooled(h, prefix), rtol=1e-4, atol=1e-5)
+
+
 def test_another_resolution_interpolates_positions_and_says_so(tmp_path):
     folder, _, _, _ = tiny(tmp_path, "vit")
     encoder = load_encoder(f"hf:{folder}", resolution=24)

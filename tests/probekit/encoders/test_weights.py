@@ -217,3 +217,20 @@ def test_no_module_of_a_file_is_imported(tmp_path):
         del sys.modules["a_module_that_is_not_there"]
     assert list(read_state(tmp_path / "w.pt", "model")) == ["w"]
     assert "a_module_that_is_not_there" not in sys.modules
+
+
+def test_a_tied_parameter_that_the_file_names_once_is_not_missing(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.b.weight = self.a.weight
+
+        def forward(self, x):
+            return self.b(self.a(x.mean((1, 2))))
+
+    torch.save({k: v for k, v in Tied().state_dict().items() if k != "b.weight"}, tmp_path / "w.pt")
+    net = Tied()
+    loaded = load_weights(net, tmp_path / "w.pt")
+    assert loaded.missing == ()
+    assert load_encoder(net, layers="b", resolution=8, loaded=loaded).layers == ("b",)

@@ -149,7 +149,7 @@ def test_several_labels_and_left_out_entries(tmp_path, arrays):
     with pytest.raises(UserError, match="several entries of labels"):
         import_features(tmp_path / "f.h5", train=tmp_path / "b.npz")
     np.savez(tmp_path / "c.npz", x=arrays["conv"], y=Y[:, None], ids=Y, tokens=np.zeros((12, 4, 3)))
-    with pytest.warns(UserWarning, match=r"left out: ids \(12,\), tokens \(12, 4, 3\)"):
+    with pytest.warns(UserWarning, match=r"are ignored: ids \(12,\), tokens \(12, 4, 3\)"):
         store = import_features(tmp_path / "f.h5", train=tmp_path / "c.npz")
     assert store.layers == ("00_x",)
 
@@ -157,3 +157,16 @@ def test_several_labels_and_left_out_entries(tmp_path, arrays):
 def test_a_tensor_with_gradients_is_read(tmp_path, arrays):
     torch.save({"f": torch.tensor(arrays["conv"], requires_grad=True), "labels": torch.tensor(Y)}, tmp_path / "g.pt")
     check_held_out(import_features(tmp_path / "f.h5", train=tmp_path / "g.pt"), arrays["conv"])
+
+
+def test_the_same_rows_in_another_file_are_refused_too(tmp_path, arrays):
+    np.savez(tmp_path / "a.npz", x=arrays["conv"], y=Y)
+    np.savez_compressed(tmp_path / "b.npz", x=arrays["conv"], y=Y)
+    with pytest.raises(UserError, match="hold the same"):
+        import_features(tmp_path / "f.h5", train=tmp_path / "a.npz", test=tmp_path / "b.npz")
+
+
+def test_a_csv_without_a_head_line_loses_no_row(tmp_path, arrays):
+    np.savetxt(tmp_path / "x.csv", np.column_stack([arrays["conv"], Y]), delimiter=",")
+    with pytest.raises(UserError, match="no head line"):
+        import_features(tmp_path / "f.h5", train=tmp_path / "x.csv")
