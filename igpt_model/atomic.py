@@ -2,8 +2,11 @@
 
 import json
 import os
+import shutil
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +105,32 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically (see `write_bytes`)."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def new_folder(target: str | Path) -> Iterator[Path]:
+    """Give a hidden folder that becomes `target` at the end; what a killed process left of it is removed first.
+
+    Raises
+    ------
+    UserError
+        Another process writes the same folder.
+    FileExistsError
+        `target` is there already.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock, partial = target.with_name(f".{target.name}.lock"), target.with_name(f".{target.name}.partial")
+    descriptor = _own_partial(lock)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        yield partial
+        replace_folder(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def replace_folder(partial: str | Path, target: str | Path) -> None:

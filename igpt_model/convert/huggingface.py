@@ -5,7 +5,6 @@ and bias slots that are zero in the published weights.
 """
 
 import pickle
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from igpt_model.atomic import replace_folder, write_json
+from igpt_model.atomic import new_folder, write_json
 from igpt_model.checked_json import Int, Real, Text, read_json
 from igpt_model.config import ModelConfig
 from igpt_model.convert.openai import from_openai, from_openai_checkpoint
@@ -148,9 +147,7 @@ def to_pretrained_folder(
     target = Path(path)
     if target.exists():
         raise UserError(f"{target} exists already: give a new folder.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
-        partial = Path(temporary) / "model"
+    with new_folder(target) as partial:
         to_huggingface(model).save_pretrained(partial)
         if palette is not None:
             side = transform.resolution if transform else round(model.config.n_positions**0.5)
@@ -165,7 +162,6 @@ def to_pretrained_folder(
                 "size": {"height": side, "width": side},
             }
             write_json(partial / "preprocessor_config.json", processor)
-        replace_folder(partial, target)
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:

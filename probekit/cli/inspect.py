@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from probekit.cli.console import note, say
+from probekit.cli.plot import write_figure
 
 
 def inspect(file: Path, *, split: str | None = None, picture: Path | None = None) -> Any:
@@ -27,6 +28,6 @@ def inspect(file: Path, *, split: str | None = None, picture: Path | None = None
     say(f"{file}: {name} on {store.dataset.get('name', 'unnamed data')}, {store.dtype}")
     say("rows: " + ", ".join(f"{part} {len(store.labels(part)):,}" for part in store.splits))
     if picture is not None:
-        plot_cka(cka(store, split), store.layers).figure.savefig(picture)
+        write_figure(plot_cka(cka(store, split), store.layers).figure, picture)
         note(f"wrote {picture}")
     return inspect_features(store, split)

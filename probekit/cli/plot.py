@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from probekit.cli.console import say
 from probekit.runtime.errors import UserError
@@ -97,6 +97,14 @@ def plot(
     atomic.write_text(beside, points.to_csv(index=False, lineterminator="\n"))
     say(f"wrote {out} and its points, {beside}")
     return {"figure": str(out), "points": str(beside)}
+
+
+def write_figure(figure: Any, out: Path) -> None:
+    """Write a figure in the format that its file's ending asks for, atomically."""
+    from probekit.reports.report import save_figure
+
+    form = check_ending(out, FORMATS)
+    save_figure(figure, out.with_suffix(""), (form,))
 
 
 def check_ending(out: Path, formats: Sequence[str]) -> str:

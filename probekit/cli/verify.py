@@ -6,6 +6,7 @@ from typing import Any
 
 from probekit.cli.answer import present
 from probekit.cli.console import note, say
+from probekit.cli.plot import write_figure
 from probekit.runtime.errors import UserError
 
 
@@ -94,6 +95,6 @@ def look_for_near_duplicates(
         f"{found.match_split} ({found.space}); row ids: {row_set_path(file)}"
     )
     if picture is not None:
-        plot_pairs(data, found).savefig(picture)
+        write_figure(plot_pairs(data, found), picture)
         note(f"wrote {picture}")
     return sorted(ids.tolist())

@@ -120,9 +120,9 @@ def knn_proba(
         similarity = asked[start : start + step] @ train.T
         near = np.argpartition(-similarity, most - 1, axis=1)[:, :most]
         near = np.take_along_axis(near, np.argsort(-np.take_along_axis(similarity, near, 1), axis=1), 1)
-        found = np.take_along_axis(similarity, near, 1).astype(np.float64)
-        votes = np.exp((found - found[:, :1]) / temperature) * weights[near]
-        rows = start + np.arange(len(found))[:, None]
+        nearest = np.take_along_axis(similarity, near, 1).astype(np.float64)
+        votes = np.exp((nearest - nearest[:, :1]) / temperature) * weights[near]
+        rows = start + np.arange(len(nearest))[:, None]
         for column, k in enumerate(ks):
             np.add.at(proba[column], (rows, labels[near[:, :k]]), votes[:, :k])
     return proba / np.maximum(proba.sum(axis=2, keepdims=True), 1e-300)
