@@ -15,6 +15,7 @@ from probekit.probes.geometry import linear_cka, two_nn_dimension
 from probekit.probes.rankme import rankme
 from probekit.results.calibration import fit_temperature
 from probekit.results.record import read_records
+from probekit.results.results import Results
 from probekit.runtime.errors import UserError
 
 CS = [0.1, 10.0]
