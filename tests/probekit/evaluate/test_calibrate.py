@@ -15,7 +15,6 @@ from probekit.probes.geometry import linear_cka, two_nn_dimension
 from probekit.probes.rankme import rankme
 from probekit.results.calibration import fit_temperature
 from probekit.results.record import read_records
-from probekit.results.results import Results
 from probekit.runtime.errors import UserError
 
 CS = [0.1, 10.0]
@@ -75,7 +74,7 @@ def test_the_label_curve_is_the_mean_over_the_draws(swept, tmp_path):
     store, _ = swept
     for k in (5, 20):
         sweep(store, tmp_path, Cs=[0.1], per_class=k, checks=["class-mean"])
-    results = Results(tmp_path)
+    results = read_records(tmp_path)
     assert {(r.train_rows, r.per_class) for r in results} == {(15, 5), (60, 20)}
     assert main(["plot", str(tmp_path), "--kind", "labels", "--out", str(tmp_path / "labels.svg"), "--width", "5"]) == 0
     with open(tmp_path / "labels.csv") as file:
