@@ -73,7 +73,7 @@ def scale_bands(X: Any, gammas: Sequence[float], widths: Sequence[int]) -> NDArr
     dtype = np.float64 if is_wide(features) else np.float32
     with np.errstate(over="ignore"):  # refused below, in a sentence
         values = features.cpu().double().numpy() if isinstance(features, torch.Tensor) else np.asarray(features[:])
-        scaled = (values * factors).astype(dtype)
+        scaled: np.ndarray[Any, np.dtype[np.floating[Any]]] = (values * factors).astype(dtype)
     if not np.isfinite(scaled).all():
         check_finite(features)
         raise UserError(f"Features times the factors {list(gammas)} are too large for {dtype.__name__}; scale X first.")
