@@ -1,10 +1,12 @@
-"""The house stays as drawn: arrows between rooms, lazy imports, short files, documented public names."""
+"""The architecture holds: imports between folders, lazy imports, file sizes, documented public names."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ PACKAGES = ("igpt_model", "probekit", "analyses")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 OWN_FILES = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
 
-# a module imports only from the rooms listed for it (longest prefix wins) and from the foundation
+# a module imports only from the folders listed for it (longest prefix wins) and from the foundation
 ARROWS = {
     "igpt_model": {"igpt_model"},
     "analyses": {"analyses", "probekit", "igpt_model"},
@@ -102,7 +104,7 @@ def within(name: str, prefix: str) -> bool:
 
 
 def allowed_for(module: str) -> set[str]:
-    return ARROWS[max((room for room in ARROWS if within(module, room)), key=len)] | FOUNDATION
+    return ARROWS[max((folder for folder in ARROWS if within(module, folder)), key=len)] | FOUNDATION
 
 
 def test_the_arrow_check_sees_a_wrong_arrow(tmp_path, monkeypatch):
@@ -111,14 +113,14 @@ def test_the_arrow_check_sees_a_wrong_arrow(tmp_path, monkeypatch):
     wrong.parent.mkdir(parents=True)
     wrong.write_text("def f():\n    from ..features import store\n    import h5py\n")
     assert imports(wrong) == {"probekit.features", "h5py"}
-    assert not any(within("probekit.features", room) for room in allowed_for("probekit.solver.solve"))
+    assert not any(within("probekit.features", folder) for folder in allowed_for("probekit.solver.solve"))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_arrows(path):
     module = module_name(path)
     own = {name for name in imports(path) if any(within(name, package) for package in PACKAGES)}
-    wrong = {name for name in own if not any(within(name, room) for room in allowed_for(module))}
+    wrong = {name for name in own if not any(within(name, folder) for folder in allowed_for(module))}
     assert not wrong, f"{module} may not import {sorted(wrong)}; it may import {sorted(allowed_for(module))}"
 
 
@@ -159,9 +161,9 @@ def test_heavy_packages_are_imported_where_they_are_used(path):
     )
 
 
-def test_only_the_feature_room_knows_hdf5():
+def test_only_features_imports_h5py():
     users = {module_name(path) for path in SOURCES if "h5py" in imports(path)}
-    assert users, "nobody imports h5py: this check has lost its subject"
+    assert users, "no module imports h5py, so this test checks nothing"
     assert all(within(user, "probekit.features") for user in users), users
 
 
@@ -252,3 +254,11 @@ def test_functions_are_not_hidden_by_submodules_of_the_same_name():
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert printed.strip() == "True"
+
+
+def test_the_functions_from_an_image_to_a_point_are_where_the_page_says():
+    page = (ROOT / "docs" / "explanation" / "architecture.md").read_text()
+    listed = re.findall(r"^\| \d+ \| `([\w.]+):([\w.]+)` \|", page, flags=re.MULTILINE)
+    assert 20 < len(listed) <= 40
+    for module, name in listed:
+        attrgetter(name)(import_module(module))

@@ -45,8 +45,9 @@ def make_study(folder: Path) -> dict[str, Results]:
         name="short", sgd=PROTOCOLS["sgd-imagenet"].sgd.__class__((1.0, 0.1), 3, 32)
     )
     sweep(pooled, folder / "exact", Cs=CS, checks=["knn", "ridge"], seeds=2)
+    concat(pooled, folder / "exact", Cs=CS, window=2, probes=["banded", "mix"])
     return {
-        "exact": concat(pooled, folder / "exact", Cs=CS, window=2, probes=["banded", "mix"]),
+        "exact": Results(folder / "exact"),
         "refined": sweep(pooled, folder / "refined", protocol="clip-coarse-fine", layers=[1, 3], train_rows=60),
         "sgd": sweep(pooled, folder / "sgd", protocol=rates, layers=[2, 3]),
         "attentive": sweep(tokens, folder / "attentive", Cs=CS, probe="attentive"),

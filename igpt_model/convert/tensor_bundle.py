@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from igpt_model.convert.crc32c import crc32c, masked
 from igpt_model.errors import UserError
 
 _MAGIC = 0xDB4775248B80FB57
@@ -37,6 +36,22 @@ class Entry:
     size: int
     crc: int
     sliced: bool
+
+
+def masked_crc(content: bytes | bytearray) -> int:
+    """The CRC-32C of some bytes as TensorFlow and LevelDB store it, so that a checksum of checksums stays strong.
+
+    Raises
+    ------
+    UserError
+        The package crc32c is not installed.
+    """
+    try:
+        from crc32c import crc32c
+    except ImportError:
+        raise UserError("OpenAI's checkpoints need the package crc32c; run `pip install crc32c`.") from None
+    crc = crc32c(content)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def bundle_prefix(path: str | Path) -> Path:
@@ -113,7 +128,7 @@ def read_bundle(path: str | Path, wanted: Callable[[str], bool] = lambda name: T
         dtype = np.dtype(_DTYPES[entry.dtype])
         if n_read != entry.size or entry.size != prod(entry.shape) * dtype.itemsize:
             raise DamagedBundle(f"{file} is cut short: {name} is not whole; fetch it again.")
-        if masked(crc32c(content)) != entry.crc:
+        if masked_crc(content) != entry.crc:
             raise DamagedBundle(
                 f"{file} is damaged: {name} does not have the checksum that was written; fetch it again."
             )
@@ -132,7 +147,7 @@ def _block(content: bytes, handle: tuple[int, int], path: Path) -> Iterator[tupl
     offset, size = handle
     block, kind = content[offset : offset + size], content[offset + size]
     crc = struct.unpack("<I", content[offset + size + 1 : offset + size + 5])[0]
-    if masked(crc32c(content[offset : offset + size + 1])) != crc:
+    if masked_crc(content[offset : offset + size + 1]) != crc:
         raise DamagedBundle(f"{path} is damaged: a block does not have the checksum that was written; fetch it again.")
     if kind != 0:
         raise DamagedBundle(f"{path} is compressed (kind {kind}), which TensorFlow's own writer never does.")

@@ -18,12 +18,12 @@ from PIL import Image
 
 from igpt_model.images import ImageTransform
 from igpt_model.palette import Palette
+from probekit.encoders.encoder import Encoder
 from probekit.encoders.hf_processor import ProcessorPreparation, load_processor, prepare_with
 from probekit.encoders.hooks import ModuleEncoder, failure_as_sentence, match_modules, preparation
 from probekit.encoders.igpt import IGPTEncoder
 from probekit.encoders.pooling import first_tensor
 from probekit.encoders.preparation import DescribedPreparation, known_kernel, odd_pictures, odd_results, pair
-from probekit.encoders.protocol import Encoder
 from probekit.encoders.weights import Loaded, load_weights
 from probekit.runtime.errors import UserError, first_line
 

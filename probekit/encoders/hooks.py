@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from probekit.encoders.device import compute
+from probekit.encoders.compute import compute
 from probekit.encoders.pooling import Layout, count_special_tokens, decide, first_tensor, has_class_token, map_axes
 from probekit.encoders.preparation import (
     DescribedPreparation,

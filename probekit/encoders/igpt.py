@@ -19,8 +19,8 @@ from igpt_model.model import IGPT
 from igpt_model.objectives import draw_masks
 from igpt_model.palette import Palette
 from igpt_model.training.checkpoint import latest_checkpoint, load_checkpoint
-from probekit.encoders.device import compute
-from probekit.encoders.protocol import select_layers
+from probekit.encoders.compute import compute
+from probekit.encoders.encoder import select_layers
 from probekit.runtime.errors import UserError
 
 

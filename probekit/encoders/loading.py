@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from probekit.encoders.protocol import Encoder
+from probekit.encoders.encoder import Encoder
 from probekit.runtime.errors import UserError
 
 ENTRY_POINTS = "probekit.encoders"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from probekit.encoders.device import compute
+from probekit.encoders.compute import compute
 from probekit.encoders.preparation import Preparation
 from probekit.runtime.errors import UserError
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from probekit.encoders.device import send
+from probekit.encoders.compute import send
 from probekit.runtime.errors import UserError, first_line
 
 KERNELS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")

@@ -136,24 +136,24 @@ def _concat(
     singles = sorted((r for r in read_records(runner.out) if r.key in keys), key=lambda r: r.depth or 0)
     best = choose_layer(singles)
     sizes = [window] if isinstance(window, int) else list(window)
-    found: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+    sets: dict[tuple[int, ...], list[dict[str, Any]]] = {}
     for size in sizes:
         indices = windows(n_layers, best, size)
         rule = f"window of {len(indices)} around layer {runner.store.layers[best]}"
-        found.setdefault(indices, []).append({"rule": rule, "tried": n_layers})
-    windowed = [indices for indices in found if len(indices) > 1]
-    widest = max(sum(runner.store.widths[i] for i in indices) for indices in found)
+        sets.setdefault(indices, []).append({"rule": rule, "tried": n_layers})
+    windowed = [indices for indices in sets if len(indices) > 1]
+    widest = max(sum(runner.store.widths[i] for i in indices) for indices in sets)
     if greedy_width != 0:
         budget = widest if greedy_width is None else greedy_width
         indices, how = search(runner, budget, singles, progress)
-        found.setdefault(indices, []).append(how)
+        sets.setdefault(indices, []).append(how)
     jobs = [
         Job(tuple(runner.store.layers[i] for i in indices), found_by=tuple(how))
-        for indices, how in found.items()
+        for indices, how in sets.items()
         if len(indices) > 1
     ]
     jobs += [
-        Job(tuple(runner.store.layers[i] for i in indices), probe=kind, found_by=tuple(found[indices]))
+        Job(tuple(runner.store.layers[i] for i in indices), probe=kind, found_by=tuple(sets[indices]))
         for kind in dict.fromkeys(probes)
         for indices in windowed
     ]
@@ -167,7 +167,7 @@ def search(
     """Greedy forward choice of layers within `budget` columns, by held-out score on a thinned grid of C.
 
     Every set examined is journalled in candidates.jsonl, so a killed search goes on, and workers share it. Single
-    layers were judged by the sweep: their records `singles` have the scores.
+    layers were scored by the sweep: their records `singles` have the scores.
 
     Returns
     -------
@@ -197,8 +197,8 @@ def search(
         examined, most = len(scores), _most_sets(runner.store.widths, budget)
         shown = (lambda done: progress(examined + len(done), most)) if progress else None
         scout.share(journal, {key: [key] for key in by_key}, examine, shown)
-        found = {line["key"]: line for line in journal.lines()}
-        scores.update(zip(new, (found[key] for key in by_key), strict=True))
+        lines = {line["key"]: line for line in journal.lines()}
+        scores.update(zip(new, (lines[key] for key in by_key), strict=True))
         return [float(scores[indices]["score"]) for indices in sets]
 
     steps = greedy(runner.store.widths, score, max_width=budget)

@@ -8,7 +8,7 @@ import numpy as np
 
 from igpt_model.checked_json import read_bytes
 from probekit.datasets.images import decode
-from probekit.encoders.protocol import Encoder
+from probekit.encoders.encoder import Encoder
 from probekit.features.format import content
 from probekit.features.lazy_features import training_features
 from probekit.features.store import FeatureStore
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
 # what may differ between the encoder that made the features and the one that goes on with them
-MAY_DIFFER = {"name", "device", "dtype", "step", "training", "function", "note"}  # and where it lies
+MAY_DIFFER = {"name", "device", "dtype", "step", "training", "function", "note"}  # and where it is
 MAY_DIFFER |= {"depths", "last_depth"}  # which of its layers were kept: those of the probe are looked up by name
 
 
@@ -88,13 +88,13 @@ def encoder_of(record: Record) -> tuple[str, dict[str, Any]]:
         options = {"norm": about["norm"] != "none"}
         return f"igpt:{checkpoint}", options | ({"masked": False} if about["input"] == "all pixels" else {})
     raise UserError(
-        f"The record of this probe does not say where its encoder ({about.get('name', 'unnamed')}) lies now; give it "
+        f"The record of this probe does not say where its encoder ({about.get('name', 'unnamed')}) is now; give it "
         "with --encoder, as in `probekit extract`."
     )
 
 
 def class_names(record: Record) -> tuple[str, ...]:
-    """Names of the labels, from the feature file of the record where it still lies there; else none."""
+    """Names of the labels, from the feature file of the record where that still exists; else none."""
     if record.folder is None or not (record.folder / record.feature_file).is_file():
         return ()
     return FeatureStore.open(record.folder / record.feature_file).classes
@@ -120,7 +120,7 @@ def list_images(paths: Sequence[str | Path]) -> list[Path]:
         else:
             raise UserError(f"{path} does not exist; give image files or folders.")
     if not found:
-        raise UserError(f"No image file ({', '.join(IMAGE_SUFFIXES)}) lies in {', '.join(map(str, paths))}.")
+        raise UserError(f"There is no image file ({', '.join(IMAGE_SUFFIXES)}) in {', '.join(map(str, paths))}.")
     return found
 
 

@@ -286,7 +286,7 @@ class Runner:
             "train_rows": len(self.rows(job).y) if job.per_class else job.train_rows,
             "per_class": job.per_class,
             "candidates": {"found_by": found_by} if found_by else None,
-            "rankme": rankme(X) if kind == "layer" and self.is_rank0 else None,
+            "rankme": rankme(X, self.settings.device) if kind == "layer" and self.is_rank0 else None,
             "seconds": round(seconds, 3),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": _versions(),
@@ -310,9 +310,9 @@ class Runner:
                 save_probe(self.out / line["probe_file"], arrays, rows)
             else:
                 save_probe(self.out / test_file(line["probe_file"], split), {"classes": rows.classes}, rows)
-        further = {"tests": metrics} if len(metrics) > 1 else {}
+        other_tests = {"tests": metrics} if len(metrics) > 1 else {}
         seconds = round(line["seconds"] + perf_counter() - start, 3)
-        return line | {"metrics": metrics.pop("test"), **further, "seconds": seconds}
+        return line | {"metrics": metrics.pop("test"), **other_tests, "seconds": seconds}
 
     def _predict(self, split: str, layers: Sequence[str], fitted: FittedProbe) -> tuple[RowPredictions, dict[str, Any]]:
         """What a probe predicts for a test split, and its scores.
@@ -364,10 +364,10 @@ def _without_name(protocol: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in ("igpt-probekit", "torch", "numpy", "scikit-learn"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "source"
-    return found
+            versions[name] = "source"
+    return versions

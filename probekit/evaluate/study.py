@@ -15,7 +15,7 @@ from igpt_model.checked_json import as_json, read_json
 from probekit.datasets import Dataset, load_dataset
 from probekit.datasets.catalogue import written_tests
 from probekit.datasets.shifted import with_tests
-from probekit.encoders.protocol import Encoder
+from probekit.encoders.encoder import Encoder
 from probekit.evaluate.baselines import control_encoders, load_as
 from probekit.evaluate.concat import concat
 from probekit.evaluate.sweep import seed_list, sweep
@@ -165,11 +165,11 @@ def study(
     loaded = [data if isinstance(data, Dataset) else load_dataset(data, root=root) for data in _listed(datasets)]
     maps: dict[str, Any] = {}
     if isinstance(tests, Mapping):
-        further = {name: data if isinstance(data, Dataset) else load_dataset(data) for name, data in tests.items()}
+        extra_tests = {name: data if isinstance(data, Dataset) else load_dataset(data) for name, data in tests.items()}
     else:
-        further, maps = written_tests(tests or (), root)
-    if further:
-        loaded = [with_tests(data, further, maps) for data in loaded]
+        extra_tests, maps = written_tests(tests or (), root)
+    if extra_tests:
+        loaded = [with_tests(data, extra_tests, maps) for data in loaded]
     series = _by_name([(spec, load_as(spec, name, device, loaded[0])) for name, spec in specs])
     places = _places(loaded, out)
     settled = resolve_protocol(protocol, Cs)
@@ -184,7 +184,7 @@ def study(
         seeds,
         backend,
         dtype,
-        {name: str(data.provenance.get("path", data.name)) for name, data in further.items()},
+        {name: str(data.provenance.get("path", data.name)) for name, data in extra_tests.items()},
         tuple(checks),
     )
     plan.open(out)

@@ -17,7 +17,7 @@ import torch
 
 from probekit.datasets import Dataset, load_dataset
 from probekit.encoders import load_encoder
-from probekit.encoders.protocol import Encoder
+from probekit.encoders.encoder import Encoder
 from probekit.features import format as layout
 from probekit.features.decode import Batch, prepared_batches
 from probekit.features.format import Header, file_layer_names

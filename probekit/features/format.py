@@ -103,7 +103,7 @@ def row_checksum(block: int, checksums: np.ndarray) -> int:
 
 
 def done_blocks(ledger: np.ndarray) -> np.ndarray:
-    """Which blocks of a ledger (n_blocks, L + 2) are sealed, as booleans."""
+    """Which blocks of a ledger (n_blocks, L + 2) are complete, as booleans."""
     return np.array([int(row[-1]) == row_checksum(block, row[:-1]) for block, row in enumerate(ledger)], dtype=bool)
 
 

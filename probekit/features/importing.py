@@ -241,9 +241,9 @@ def _layers_and_labels(path: Path, content: Any) -> tuple[dict[str, np.ndarray],
     if not layers:
         shapes = ", ".join(f"{name} {X.shape}" for name, X in named.items())
         raise UserError(f"{path} holds no two-dimensional features (rows, width); it holds {shapes or 'nothing'}.")
-    left_out = [f"{name} {X.shape}" for name, X in named.items() if name not in layers]
-    if left_out:
-        warnings.warn(f"{path}: entries that are no (rows, width) are left out: {', '.join(left_out)}.", stacklevel=3)
+    ignored = [f"{name} {X.shape}" for name, X in named.items() if name not in layers]
+    if ignored:
+        warnings.warn(f"{path}: entries that are no (rows, width) are ignored: {', '.join(ignored)}.", stacklevel=3)
     return layers, labels
 
 

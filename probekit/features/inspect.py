@@ -128,7 +128,7 @@ def _read(store: FeatureStore, split: str, layer: str, rows: np.ndarray) -> np.n
     """Ascending rows of a layer, float64 (n, D)."""
     width = store.widths[store.layers.index(layer)]
     X = np.empty((len(rows), width))
-    # what lies between the rows is read too, in pieces: a layer may be larger than memory
+    # the rows in between are read too, in pieces: a layer may be larger than memory
     step = max(1, PIECE // (4 * width))
     for at in range(int(rows[0]), int(rows[-1]) + 1, step):
         first, last = np.searchsorted(rows, (at, at + step))

@@ -54,7 +54,7 @@ def join(path: str | Path, ranks_or_world: Ranks | int) -> FeatureStore:
     path = Path(path)
     world = ranks_or_world.world if isinstance(ranks_or_world, Ranks) else ranks_or_world
     found = [shard_path(path, Ranks(rank, world)) for rank in range(world)]
-    # a rank to which no block was dealt writes no file; coverage is checked below
+    # a rank that was given no block writes no file; coverage is checked below
     shards = [FeatureStore(shard) for shard in found if shard.exists()]
     if not shards:
         raise UserError(

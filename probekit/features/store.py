@@ -221,7 +221,7 @@ class FeatureStore:
         UserError
             A shard is missing, incomplete, or not the one that was joined: HDF5 itself would return zeros.
         """
-        found = []
+        found: list[tuple[FeatureStore, dict[str, int]]] = []
         for entry in self._shards:
             path = self.path.parent / entry["file"]
             if not path.is_file():
@@ -281,7 +281,7 @@ class _Shard(FeatureStore):
 
 
 def known_ids(header: layout.Header, ledgers: Mapping[str, np.ndarray], classes: Sequence[str]) -> set[str]:
-    """The ids that a sound file may have: the present one, and those that earlier versions wrote."""
+    """The ids that an intact file may have: the present one, and those that earlier versions wrote."""
     return {
         layout.file_id(header, ledgers, classes),
         layout.file_id(header, ledgers),

@@ -146,7 +146,7 @@ def sync(path: Path) -> None:
 
 
 class FeatureWriter:
-    """Writes the blocks of a skeleton; blocks already sealed in the ledger are not asked for again.
+    """Writes the blocks of a skeleton; blocks already checksummed in the ledger are not written again.
 
     Attributes
     ----------

@@ -132,8 +132,8 @@ class AttentiveProbe(Probe):
         def fit_and_score(rates: Array, fitted: np.ndarray, held: np.ndarray) -> HeldOut:
             log_proba = np.stack([train(fitted, rate).predict_log_proba(tokens[held]) for rate in rates])
             n_steps = self.options["epochs"] * max(len(fitted) // self.options["batch_size"], 1)
-            found = without_certificate(len(rates), n_steps)
-            return score_log_proba(log_proba, columns[held], split.weights[held], found)
+            facts = without_certificate(len(rates), n_steps)
+            return score_log_proba(log_proba, columns[held], split.weights[held], facts)
 
         rates = self.learning_rates
         selection = cross_validate(rates, split.rounds("val"), fit_and_score, "val", settings.on_fit)

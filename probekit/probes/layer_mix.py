@@ -54,8 +54,8 @@ class LayerMixProbe(Probe):
             mixes = [learn(fitted, C) for C in Cs]
             log_proba = log_probabilities(np.stack([scores(mix, held) for mix in mixes]))
             certificates = [certificate_of(mix.path) for mix in mixes]
-            found = {name: np.array([c[name] for c in certificates]) for name in CERTIFICATE}
-            return score_log_proba(log_proba, columns[held], split.weights[held], found)
+            facts = {name: np.array([c[name] for c in certificates]) for name in CERTIFICATE}
+            return score_log_proba(log_proba, columns[held], split.weights[held], facts)
 
         rule = split.resolve_rule(protocol.selection)
         selection = cross_validate(self.grid(protocol), split.rounds(rule), fit_and_score, rule, settings.on_fit)
@@ -105,7 +105,7 @@ def fit_layer_mix(
 ) -> LayerMix:
     """Minimise `1/2 ||W||^2 + C sum_i s_i ce_i(W sum_l softmax(a)_l x_il + b)` over W, b and a, from equal shares.
 
-    All are found together by L-BFGS in float64; then W and b are solved exactly for that mix and certified.
+    All are facts together by L-BFGS in float64; then W and b are solved exactly for that mix and certified.
 
     Parameters
     ----------

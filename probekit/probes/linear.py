@@ -199,17 +199,17 @@ class LinearProbe(_Probe):
         UserError
             The file is not a probe written by `save`.
         """
-        stranger = UserError(f"{path} is not a probe file; give one written by LinearProbe.save.")
+        not_ours = UserError(f"{path} is not a probe file; give one written by LinearProbe.save.")
         try:
             with open_regular(path):  # a pipe or a device would be waited for
                 pass
             with safe_open(str(path), framework="numpy") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != "probekit.probe":
-                    raise stranger
+                    raise not_ours
                 coef, intercept = file.get_tensor("coef"), file.get_tensor("intercept")
         except (SafetensorError, TypeError, AttributeError):
-            raise stranger from None
+            raise not_ours from None
         facts = parse_json(metadata.get("probe", ""), f"The description in {path}", _FACTS)
         try:
             if isinstance(facts["params"]["class_weight"], list):
@@ -217,10 +217,10 @@ class LinearProbe(_Probe):
             probe = cls(**facts["params"])
             probe.classes_ = np.array(facts["classes"], dtype=np.dtype(facts["classes_dtype"]))
         except (TypeError, ValueError, OverflowError):
-            raise stranger from None
+            raise not_ours from None
         n_rows = 1 if len(probe.classes_) == 2 else len(probe.classes_)
         if coef.ndim != 2 or coef.shape[0] != n_rows or intercept.shape != (n_rows,):
-            raise stranger
+            raise not_ours
         probe.coef_, probe.intercept_ = coef, intercept
         probe.certificate_, probe.converged_ = facts["certificate"], facts["converged"]
         probe.solver_version_ = facts["solver_version"]

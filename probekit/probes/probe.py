@@ -82,7 +82,7 @@ class Probe(ABC):
     Attributes
     ----------
     kind : its name
-    reads : "layer" (one matrix, of one layer or of several concatenated), "layers" (several, told apart by their
+    reads : "layer" (one matrix, of one layer or of several concatenated), "layers" (several, distinguished by their
         widths) or "tokens" (every token's features of a layer)
     tunes : what the grid holds: "C", "k" or "lr"
     fitted : the class of its fitted probes

@@ -95,7 +95,7 @@ def _streamed(
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     """Batches of `size` rows of `order` from number `first` on, each (rows ascending, features of every layer).
 
-    A batch that lies across two buffers takes its rows from both.
+    A batch that spans two buffers takes its rows from both.
     """
     starts = range(first * size // buffer * buffer, len(order), buffer)
     rest: tuple[np.ndarray, list[np.ndarray]] | None = None

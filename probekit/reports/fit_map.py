@@ -32,7 +32,7 @@ def fit_sentence(panel: Panel) -> str:
             f"at the chosen C are certified converged{meaning}."
         )
     if edge:
-        sentence += f" In {edge} of them C lies at the end of its grid, so a better one may lie beyond."
+        sentence += f" In {edge} of them C is at the end of its grid, so a better one may exist beyond it."
     return sentence
 
 
@@ -106,7 +106,7 @@ def failed_fits(panel: Panel) -> list[dict[str, Any]]:
 
 
 def doubtful_fits(panel: Panel) -> list[dict[str, Any]]:
-    """The chosen fits that are not converged or whose C lies at the end of the grid."""
+    """The chosen fits that are not converged or whose C is at the end of the grid."""
     return [
         {
             "series": series.label,

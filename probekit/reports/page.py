@@ -155,7 +155,7 @@ def _model(panel: Panel, series: Series) -> dict[str, Any]:
             f"with test accuracy {series.top1[series.peak]:.1f} %."
         ]
         if not series.is_flat:
-            sentences.append("Without the per-row predictions (folder probes/) nothing can be said about a fall.")
+            sentences.append("Without the per-row predictions (folder probes/) there is no verdict on a fall.")
     best = next((joint for joint in series.concatenated if joint.chosen), None)
     if best is not None:
         facts.append(
@@ -273,7 +273,7 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def _all_layers(joint: Concatenated) -> str:
-    """`6-8` for more than three neighbours, else each layer: a table has room for what the picture only counts."""
+    """`6-8` for more than three neighbours, else each layer: a table has room to list what a figure counts."""
     each = ", ".join(map(str, joint.depths))
     named = short_range(joint.depths)
     return named if len(joint.depths) > 3 and "layers" not in named else each
@@ -352,7 +352,7 @@ def _provenance(panel: Panel) -> list[tuple[str, str]]:
 
 
 def _protocol_words(name: str, record: Record) -> str:
-    """The protocol's name; the star of one whose penalties were changed is said in words."""
+    """The protocol's name; the star of a changed one is written out."""
     grid = f"{len(record.Cs)} penalties, C from {min(record.Cs):.3g} to {max(record.Cs):.3g}"
     return f"{name.rstrip('*')} with {grid} instead of its own" if name.endswith("*") else name
 

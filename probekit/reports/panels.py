@@ -108,7 +108,7 @@ class Series:
 
     @property
     def reliable(self) -> np.ndarray:
-        """Which layers' numbers can be leant on: converged, with C inside its grid."""
+        """Which layers are reliable: converged, with C inside its grid."""
         return self.curve.converged & ~self.curve.at_grid_edge
 
     @property
@@ -158,7 +158,7 @@ class Panel:
 
 
 def is_reliable(record: Record) -> bool:
-    """Whether a record's numbers can be leant on: both fits converged and the chosen C is inside its grid."""
+    """Whether a record is reliable: both fits converged and the chosen C is inside its grid."""
     return record.is_converged and not record.at_grid_edge
 
 
@@ -288,14 +288,14 @@ def _checks(records: list[Record], curve: Curve) -> tuple[Record, ...]:
 
 
 def layer_depth(name: str, curve: Curve) -> int:
-    """Depth of a layer by name: as the curve has it, else the number that every layer name of the house starts with."""
+    """Depth of a layer by name: as the curve has it, else the number that layer names start with."""
     if name in curve.layers:
         return int(curve.depths[curve.layers.index(name)])
     return int(name.split("_")[0])
 
 
 def series_margin(a: Series, b: Series) -> PairedDifference | None:
-    """How far the best layer of `a` lies above that of `b` on the same test rows, over the seeds that both have.
+    """By how much the best layer of `a` exceeds that of `b` on the same test rows, over the seeds that both have.
 
     None when the per-row files are missing, the test rows differ, or the two have other seeds.
     """
@@ -316,7 +316,7 @@ def series_margin(a: Series, b: Series) -> PairedDifference | None:
 
 
 def margin(record: Record, other: Record, seed: int = 0) -> PairedDifference | None:
-    """How far `record` lies above `other` on their shared test rows: paired bootstrap interval, exact McNemar p.
+    """By how much `record` exceeds `other` on their shared test rows: paired bootstrap interval, exact McNemar p.
 
     Returns None when the per-row files are missing or the two were tested on different rows.
     """

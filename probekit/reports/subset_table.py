@@ -1,4 +1,4 @@
-"""The table of accuracies with and without a set of test rows, where one lies beside a feature file."""
+"""The table of accuracies with and without a set of test rows, where there is one beside a feature file."""
 
 from collections.abc import Sequence
 from pathlib import Path

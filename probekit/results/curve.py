@@ -16,8 +16,8 @@ from probekit.results.simultaneous_bands import not_below, simultaneous_band
 from probekit.runtime.errors import UserError
 
 ALPHA = 0.05
-LEAST_P = 1e-4  # smaller ones are not told apart in print
-LEAST_FALL = 0.005  # a fall must be shown to exceed half a point: a significant trifle is no fall
+LEAST_P = 1e-4  # smaller ones are printed alike
+LEAST_FALL = 0.005  # drops below 0.5 points are ignored even if significant
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ class Curve:
 
     @property
     def unprobed_ends(self) -> tuple[int, ...]:
-        """Which of the encoder's first and last depth have no probe: without them nothing is said of rise and fall."""
+        """Which of the encoder's first and last depth have no probe; without them there is no verdict."""
         return tuple(depth for depth in dict.fromkeys((0, self.last_depth)) if depth not in self.depths)
 
     @property

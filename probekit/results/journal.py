@@ -100,14 +100,14 @@ class Journal:
             yield not wanted <= self.keys()
         finally:
             if wanted <= self.keys():
-                # safe while we hold it: whoever still has the unlinked file locked finds the key done
+                # safe while we hold it: a process that still has the unlinked file locked sees the key done
                 file.unlink(missing_ok=True)
             lock.release()
 
 
 def _keyed(content: bytes, path: Path) -> list[dict[str, Any]]:
     lines = parse_lines(content, path)
-    # a torn line of ours begins as a whole one and may be cut; a stranger's file may not
+    # a torn line of ours begins as a whole one and may be cut; another program's file may not
     ours = content.lstrip(b"\0 \r\n")[:1] in (b"", b"{")
     if ours and all(mismatch(line, _LINE) is None for line in lines):
         return lines
@@ -141,7 +141,7 @@ def share_work(
     progress: Callable[[set[str]], None] | None = None,
     poll_seconds: float = 0.2,
 ) -> None:
-    """Have every key of every group in the journal when this returns, whoever of several processes did the work.
+    """Have every key of every group in the journal when this returns, shared among any number of processes.
 
     Parameters
     ----------

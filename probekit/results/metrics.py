@@ -112,16 +112,6 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def bootstrap_statistic(
-    statistic: Callable[[np.ndarray], float], n_rows: int, level: float = 0.95, n_draws: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile interval of any statistic of row indices (say, a difference of mean-per-class accuracies)."""
-    rng = np.random.default_rng(seed)
-    draws_B = [statistic(rng.integers(n_rows, size=n_rows)) for _ in range(n_draws)]
-    low, high = np.quantile(draws_B, [0.5 - level / 2, 0.5 + level / 2])
-    return float(low), float(high)
-
-
 def bootstrap_runs(
     differences: list[np.ndarray], level: float = 0.95, n_draws: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:

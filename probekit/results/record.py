@@ -96,7 +96,7 @@ class Record:
     plan : how the solver went about the grid, in a sentence; empty for other probes
     candidates : how layers, bands, mixes or checks were found; how many were tried, how each did held out
     feature_file : relative to the results file where possible
-    folder : where the results file lies; not stored
+    folder : folder of the results file; not stored
     test : which test set `metrics` and the per-row predictions are of; not stored, see `on`
     """
 

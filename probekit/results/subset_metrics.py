@@ -71,7 +71,7 @@ class RowSet:
 
 
 def row_set_path(feature_file: str | Path, name: str = "near-duplicates") -> Path:
-    """Where the set of a feature file lies: features.h5 -> features.near-duplicates.json."""
+    """Path of the set of a feature file: features.h5 -> features.near-duplicates.json."""
     return Path(feature_file).with_suffix(f".{name}.json")
 
 

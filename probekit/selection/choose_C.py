@@ -200,9 +200,9 @@ def choose_C(X: Any, split: TrainingRows, protocol: Protocol, settings: FitSetti
         columns = np.searchsorted(path.classes, split.y[held])
         scores = score_path(path, *settings.shard(X[held], columns, split.weights[held]))
         correct, loss = settings.sum(np.stack(scores))
-        found = {name: np.asarray(path.certificates[name], float) for name in ("n_iter", "grad_rel", "gap")}
+        certificates = {name: np.asarray(path.certificates[name], float) for name in ("n_iter", "grad_rel", "gap")}
         weight = float(split.weights[held].sum())
-        return HeldOut(correct, loss, weight, found | {"converged": path.converged}, path.plan)
+        return HeldOut(correct, loss, weight, certificates | {"converged": path.converged}, path.plan)
 
     def search(Cs: Array) -> Selection:
         return settings.agree(cross_validate(Cs, rounds, fit_and_score, rule, settings.on_fit))

@@ -90,7 +90,7 @@ class WeightedData:
             return raw.to(self.dtype)
         block = raw if isinstance(raw, Tensor) else torch.from_numpy(np.require(raw, requirements=["C", "W"]))
         if self.shift is None and self.scale is None:
-            block = block.to(self.device, self.dtype)
+            block = block.to(self.device, torch.float64 if self.projection is not None else self.dtype)
         else:
             # the shift is subtracted in float64: a large mean over a small spread would cancel in float32
             block = block.to(self.device, torch.float64)
@@ -98,12 +98,13 @@ class WeightedData:
                 block = block - self.shift
             if self.scale is not None:
                 block = block / self.scale
-            block = block.to(self.dtype)
+            block = block if self.projection is not None else block.to(self.dtype)
         out = torch.empty(len(block), self.width + 1, dtype=self.dtype, device=self.device)
         if self.projection is None:
             out[:, :-1] = block
         else:
-            torch.mm(block, self.projection.to(self.dtype), out=out[:, :-1])
+            # projected in float64, then cast: a column's rounding is of its own size, not of the features'
+            out[:, :-1] = block.double() @ self.projection
         out[:, -1] = 1.0 if self.intercept else 0.0
         return out
 

@@ -2,7 +2,10 @@
 
 The l2 penalty does not see rotations, so an orthonormal basis of the row space changes nothing: with more features than
 rows a thin QR of X' leaves N columns; columns that depend on others (grey pixels in RGB, dead units) leave likewise.
-Otherwise the columns stay as they are, each with all its digits; eigenvectors serve the preconditioner alone.
+Otherwise the columns stay as they are for everything that is measured, each with all its digits. Hessian products are
+made in the eigenbasis of X'X: there a column is as small as the spread along its direction, and float32 rounds it to
+that size. (In mixed columns float32 knows no curvature below 1e-7 of the largest: 10,000 x 256 standardised features
+took 15,700 products before, 956 since.) The default preconditioner is diagonal there.
 """
 
 from dataclasses import dataclass, replace
@@ -24,7 +27,8 @@ class Coordinates:
 
     Attributes
     ----------
-    data, exact : rows in solver columns, in the working precision and in float64; in memory or streamed
+    data : rows in the eigenbasis, in the working precision
+    exact : rows in solver columns, float64; in memory or streamed, both
     full : centred rows with all their columns, float64; `exact` itself where there is no projection
     shift : (D,) float64
     projection : (D, r) float64 with orthonormal columns, or None where all columns are kept
@@ -38,6 +42,18 @@ class Coordinates:
     projection: Tensor | None
     eigenvalues: Tensor
     eigenvectors: Tensor | None
+
+    def rotate(self, theta: Tensor) -> Tensor:
+        """Parameters or gradients (P, R, r+1) of solver columns in the eigenbasis."""
+        if self.eigenvectors is None:
+            return theta
+        return torch.cat([theta[..., :-1] @ self.eigenvectors, theta[..., -1:]], dim=-1)
+
+    def unrotate(self, theta: Tensor) -> Tensor:
+        """The inverse of `rotate`."""
+        if self.eigenvectors is None:
+            return theta
+        return torch.cat([theta[..., :-1] @ self.eigenvectors.T, theta[..., -1:]], dim=-1)
 
     def to_full(self, theta: Tensor) -> Tensor:
         """Solver parameters (P, R, r+1) as parameters of the centred rows (P, R, D+1)."""
@@ -98,12 +114,14 @@ def find_coordinates(
             projection = basis if projection is None else projection @ basis
             exact = _project(full, projection, in_memory)
             vectors = torch.empty(0)
-    working = exact
-    if data.dtype != torch.float64:
-        working = replace(exact, X=exact.X.to(data.dtype) if exact.ready else exact.X, dtype=data.dtype)
-    return Coordinates(
-        working, exact, full, shift, projection, values.clamp_min(0), vectors if vectors.numel() else None
-    )
+    if not vectors.numel():
+        working = exact
+        if data.dtype != torch.float64:
+            working = replace(exact, X=exact.X.to(data.dtype) if exact.ready else exact.X, dtype=data.dtype)
+        return Coordinates(working, exact, full, shift, projection, values.clamp_min(0), None)
+    basis = vectors if projection is None or exact.ready else projection @ vectors
+    working = _project(exact if exact.ready else full, basis, in_memory, data.dtype)
+    return Coordinates(working, exact, full, shift, projection, values.clamp_min(0), vectors)
 
 
 def _moment(exact: WeightedData, dtype: torch.dtype) -> Tensor:
@@ -116,12 +134,16 @@ def _moment(exact: WeightedData, dtype: torch.dtype) -> Tensor:
     return moment
 
 
-def _project(full: WeightedData, projection: Tensor, in_memory: bool) -> WeightedData:
-    """Centred rows (held or streamed) in the columns of a projection (D, r)."""
+def _project(
+    full: WeightedData, projection: Tensor, in_memory: bool, dtype: torch.dtype = torch.float64
+) -> WeightedData:
+    """Rows (held or streamed, float64) in the columns of a projection (D, r), in `dtype`."""
     if full.ready:
-        X = torch.empty(projection.shape[1] + 1, len(full), dtype=torch.float64, device=full.device)
-        torch.mm(projection.T, full.X[:, :-1].T, out=X[:-1])
-        X[-1] = full.X[:, -1]
-        return replace(full, X=X.T)
-    projected = replace(full, projection=projection)
+        X = torch.empty(projection.shape[1] + 1, len(full), dtype=dtype, device=full.device)
+        for start in range(0, len(full), STREAM_ROWS):
+            rows = full.X[start : start + STREAM_ROWS]
+            X[:-1, start : start + STREAM_ROWS] = projection.T @ rows[:, :-1].T
+            X[-1, start : start + STREAM_ROWS] = rows[:, -1]
+        return replace(full, X=X.T, dtype=dtype)
+    projected = replace(full, projection=projection, dtype=dtype)
     return projected.materialise() if in_memory else projected

@@ -9,7 +9,8 @@ from probekit.runtime.memory import SHARE, free_memory
 from probekit.solver.data import WeightedData
 
 DENSE_COLUMNS = {"cpu": 6000, "cuda": 20000}  # largest Hessian worth a Cholesky factor: seconds, at most
-VECTORS = 30  # of the size of one probe, that one penalty takes: theta, gradients and the L-BFGS pairs
+VECTORS = 30  # of the size of one probe, that one penalty takes: theta, gradient, conjugate gradients
+MOST_FACTORS = 12  # kept along a path: about one a node
 LEAST_GROUP = 8  # penalties side by side that make holding X in memory worth solving the path in parts
 
 
@@ -21,12 +22,14 @@ class Plan:
     ----------
     factor : of the Hessian at weak penalties: of all "pairs" of classes, of each class's diagonal block ("classes"), or
         None, Kronecker products only
+    most_factors : kept at the same time
     in_memory : X held, else streamed
     bytes_needed : estimate
     sentence : the same in words
     """
 
     factor: str | None
+    most_factors: int
     in_memory: bool
     bytes_needed: int
     sentence: str
@@ -73,14 +76,19 @@ def make_plan(rows: WeightedData, n_penalties: int, free: int | None = None) -> 
     hessian_columns = max(R - 1, 1) * (r + 1)
     budget = int(SHARE * free)
     most = DENSE_COLUMNS.get(rows.device.type, 6000)
-    # a path keeps up to three factors or so, while one more is being made
+    # one factor is kept while another is made, of a matrix and a copy of it; class blocks are made a chunk at a time
     choices = {
-        "pairs": (hessian_columns, 5 * hessian_columns**2 * size),
-        "classes": (r + 1, 5 * R * (r + 1) ** 2 * size),
+        "pairs": (hessian_columns, 4, hessian_columns**2 * size),
+        "classes": (r + 1, 3, R * (r + 1) ** 2 * size),
     }
-    fits = [name for name, (columns, taken) in choices.items() if columns <= most and vectors + taken <= budget]
-    factor = fits[0] if fits else None
-    taken = choices[factor][1] if factor else 0
+    fits = [
+        name for name, (columns, times, one) in choices.items() if columns <= most and vectors + times * one <= budget
+    ]
+    factor, most_factors, taken = (fits[0] if fits else None), 0, 0
+    if factor:
+        _, times, one = choices[factor]
+        most_factors = int(min(MOST_FACTORS, max((budget - vectors - X) // one - times + 1, 1)))
+        taken = (times - 1 + most_factors) * one
     basis = 8 * (4 * D * r if r < D else 3 * r * r)  # float64, while the columns are found that the solver works with
     needed = max(vectors + taken, basis)
     in_memory = needed + X <= budget
@@ -97,7 +105,7 @@ def make_plan(rows: WeightedData, n_penalties: int, free: int | None = None) -> 
         }[factor]
         + f"; about {needed / 2**30:.2f} GiB of {free / 2**30:.1f} GiB free."
     )
-    return Plan(factor, in_memory, needed, sentence)
+    return Plan(factor, most_factors, in_memory, needed, sentence)
 
 
 def _bytes(rows: WeightedData) -> int:

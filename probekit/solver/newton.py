@@ -5,12 +5,13 @@ refinement, a step needs only a few correct digits, so float32's rounding floor 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from probekit.solver.certificate import GapBound
+from probekit.solver.eigenbasis import Coordinates
 from probekit.solver.mean_loss import Evaluation, MeanLoss, regular_intercepts
 
 Preconditioner = Callable[[Tensor, Tensor], Tensor]  # (vectors (p, R, D+1), numbers of their problems (p,))
@@ -44,12 +45,12 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 def newton(
     loss: MeanLoss,
     bound: GapBound,
+    coordinates: Coordinates,
     theta: Tensor,
     l2: Tensor,
     precondition: Preconditioner,
     tol: float,
     *,
-    estimate: bool = False,
     max_rounds: int = 30,
     max_products: int = 300,
 ) -> Refined:
@@ -57,11 +58,11 @@ def newton(
 
     Parameters
     ----------
-    loss : in the working precision, for Hessian products
-    bound : of the gap; holds the same loss in float64
+    loss : in the eigenbasis and the working precision, for Hessian products
+    bound : of the gap; holds the same loss in solver columns and float64
+    coordinates : say how to go from one to the other
     l2 : (P,) penalties
     precondition : approximate inverse Hessians times vectors
-    estimate : be content with half the Newton decrement as conjugate gradients find it: a start, no certificate
     max_rounds, max_products : Newton steps, and Hessian products of each
     """
     R = theta.shape[1]
@@ -70,7 +71,7 @@ def newton(
         group = -(-group // 2)
     parts = []
     for some in torch.arange(len(theta), device=theta.device).split(group):
-        run = _Newton(loss, bound, l2[some], precondition, some, tol, estimate, max_products)
+        run = _Newton(loss, bound, coordinates, l2[some], precondition, some, tol, max_products)
         parts.append(run(theta[some], max_rounds))
     if len(parts) == 1:
         return parts[0]
@@ -84,11 +85,11 @@ def newton(
 class _Newton:
     loss: MeanLoss
     bound: GapBound
+    coordinates: Coordinates
     l2: Tensor
     precondition: Preconditioner
     names: Tensor
     tol: float
-    estimate: bool
     max_products: int
 
     def __call__(self, theta: Tensor, max_rounds: int) -> Refined:
@@ -112,15 +113,8 @@ class _Newton:
                 break
             if not bool(todo.all()):
                 index, now = index[todo], now.take(todo)
-            step, gain, rest, spent = self._solve(now, index)
+            step, gain, spent = self._solve(now, index)
             products[index] += spent
-            if self.estimate:
-                near = gain + rest <= 2 * self.tol * now.loss
-                done[index] = near
-                if bool(near.any()):
-                    index, step, gain, now = index[~near], step[~near], gain[~near], now.take(~near)
-                if not len(index):
-                    break
             moved, ok, tries = self._descend(now, step, gain, index, keep)
             products[index] += tries
             if len(index) == P and bool(ok.all()):
@@ -143,7 +137,7 @@ class _Newton:
         for halving in range(HALVINGS):
             open_ = (~ok).nonzero()[:, 0]
             theta = now.theta[open_] - length[open_, None, None] * step[open_]
-            trial = self.bound.exact.evaluate(theta, self.l2[index[open_]], keep, solve_intercept=not self.estimate)
+            trial = self.bound.exact.evaluate(theta, self.l2[index[open_]], keep, solve_intercept=True)
             # where the whole step is worth less than the loss's rounding, nothing can be asked but not to rise
             wanted = now.loss[open_] * (1 + ROUNDING) - SUFFICIENT_DECREASE * length[open_] * gain[open_]
             better = trial.loss <= wanted
@@ -158,13 +152,15 @@ class _Newton:
             length[~ok] *= 0.5
         return result, ok, halving + 1
 
-    def _solve(self, at: Evaluation, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Step (P, R, D+1) float64, gain (P,), estimate of what is left of the decrement, products (P,)."""
+    def _solve(self, at: Evaluation, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Steps (P, R, D+1) in float64, gains (P,) and products (P,) of these problems."""
         enough = 2 * self.l2[index] * STEP_SHARE * self.tol * at.loss
-        negligible = 2 * self.tol * at.loss if self.estimate else None
-        return conjugate_gradients(
-            self.loss, at, self.l2[index], self.precondition, self.names[index], enough, negligible, self.max_products
-        )[:4]
+        rotate = self.coordinates.rotate
+        turned = replace(at, theta=rotate(at.theta), gradient=rotate(at.gradient))
+        step, gain, products, _ = conjugate_gradients(
+            self.loss, turned, self.l2[index], self.precondition, self.names[index], enough, self.max_products
+        )
+        return self.coordinates.unrotate(step), gain, products
 
 
 def conjugate_gradients(
@@ -174,24 +170,21 @@ def conjugate_gradients(
     precondition: Preconditioner,
     names: Tensor,
     enough: Tensor,
-    negligible: Tensor | None,
     max_products: int,
     least_forcing: float | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Solve H step = gradient for P problems, called `names` by the preconditioner.
 
     A problem stops when the squared norm of its residual's coefficients is at most `enough` (P,), or when r' M r has
-    fallen to the share of its start that a Newton step can use: no more digits than the quadratic model has. With
-    `negligible` (P,) it stops, too, when the estimated rest of the decrement is less than that, or than `RTOL` of it.
+    fallen to the share of its start that a Newton step can use: no more digits than the quadratic model has.
 
     Returns
     -------
-    step (P, R, D+1) float64; gain (P,), the decrement as found, from below; estimated rest of it; products; residual
-    (P, R, D+1)
+    step (P, R, D+1) float64; gain (P,), the decrement as found, from below; products; residual (P, R, D+1)
     """
     P, gradient, dtype = len(l2), at.gradient, loss.data.dtype
     step = torch.zeros_like(gradient)
-    total, rest = torch.zeros_like(l2), torch.zeros_like(l2)
+    total = torch.zeros_like(l2)
     products = torch.zeros(P, dtype=torch.int64, device=l2.device)
     # float32 directions of a gradient that may be 1e-12: scale it to one
     scale = gradient.abs().amax(dim=(1, 2)).clamp_min(1e-300)
@@ -204,15 +197,13 @@ def conjugate_gradients(
     z = precondition(r, names)
     rz = dot(r, z)
     start, d = rz, z
-    gains: list[Tensor] = []
     for _ in range(max_products):
         Hd = loss.hessian_products(at.theta[index], l2[index], d, probabilities)
         curvature = dot(d, Hd)
         good = (curvature > 0) & (rz > 0)
         alpha = torch.where(good, rz / curvature.clamp_min(1e-300), 0.0)
         step[index] += (alpha * scale[index])[:, None, None] * d.double()
-        gain = alpha * rz
-        total[index] += gain
+        total[index] += alpha * rz
         products[index] += 1
         r = r - alpha.to(dtype)[:, None, None] * Hd
         z = precondition(r, names[index])
@@ -220,21 +211,15 @@ def conjugate_gradients(
         d = z + (new_rz / rz.clamp_min(1e-300)).to(dtype)[:, None, None] * d
         rz = new_rz
         left[index] = r
-        gains = [*gains[-3:], gain]
-        rest[index] = still = _rest(gains, rz)
         forcing = (total[index] * square[index] / at.loss[index]).clamp(floor, RTOL) if floor else 0.0
         more = good & (rz > forcing * start[index])
-        if negligible is None:
-            more &= r[..., :-1].double().square().sum(dim=(1, 2)) > enough[index] / square[index]
-        else:
-            more = good & (still > torch.maximum(RTOL * total[index], negligible[index] / square[index]))
+        more &= r[..., :-1].double().square().sum(dim=(1, 2)) > enough[index] / square[index]
         if not bool(more.any()):
             break
         if not bool(more.all()):
             index, r, d, rz = index[more], r[more], d[more], rz[more]
-            gains = [value[more] for value in gains]
             probabilities = None if probabilities is None else probabilities[more]
-    return step, total * square, rest * square, products, left.double() * scale[:, None, None]
+    return step, total * square, products, left.double() * scale[:, None, None]
 
 
 def decrement_bound(loss: MeanLoss, at: Evaluation, l2: Tensor, precondition: Preconditioner, target: Tensor) -> Tensor:
@@ -244,18 +229,9 @@ def decrement_bound(loss: MeanLoss, at: Evaluation, l2: Tensor, precondition: Pr
     its intercepts, solved for to the first order. They stop when that is a tenth of `target` (P,).
     """
     names = torch.arange(len(l2), device=l2.device)
-    _, gain, _, _, left = conjugate_gradients(
-        loss, at, l2, precondition, names, 0.2 * l2 * target, None, MOST_PRODUCTS, least_forcing=0.0
+    _, gain, _, left = conjugate_gradients(
+        loss, at, l2, precondition, names, 0.2 * l2 * target, MOST_PRODUCTS, least_forcing=0.0
     )
     hessian = regular_intercepts(loss.covariance(at.theta))
     of_b = left[..., -1] * torch.linalg.solve(hessian, left[..., -1])
     return (gain + left[..., :-1].square().sum(dim=(1, 2)) / l2 + 2 * of_b.sum(dim=1).abs()) / 2
-
-
-def _rest(gains: list[Tensor], rz: Tensor) -> Tensor:
-    """Estimate of all gains to come: a geometric series through the last ones, at least the preconditioner's own."""
-    if len(gains) < 2:
-        # with a good preconditioner r' M r is what is left to gain
-        return rz
-    ratio = (gains[-1] / gains[0].clamp_min(1e-300)).pow(1 / (len(gains) - 1)).clamp(0.0, 0.95)
-    return torch.maximum(gains[-1] * ratio / (1 - ratio), rz)

@@ -5,17 +5,15 @@ from torch import Tensor
 
 
 class Kronecker:
-    """(A x S + l2)^-1 for each of P problems: A (R, R) its mean softmax covariance, S = X'X.
+    """(A x S + l2)^-1 for each of P problems: A (R, R) its mean softmax covariance, S = X'X, in whose
+    eigenbasis vectors are given.
 
     For probabilities that are the same in every row, as at W = 0, it is the inverse Hessian itself (Bohning 1992 bounds
     the Hessian by such a product); at weak penalties it is a rough guess.
     """
 
-    def __init__(
-        self, covariance: Tensor, eigenvalues: Tensor, eigenvectors: Tensor | None, l2: Tensor, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, covariance: Tensor, eigenvalues: Tensor, l2: Tensor, dtype: torch.dtype) -> None:
         self.eigenvalues, self.l2, self.dtype = eigenvalues, l2, dtype
-        self.eigenvectors = None if eigenvectors is None else eigenvectors.to(dtype)
         P, R = len(l2), covariance.shape[-1]
         self.basis = torch.empty(P, R, R, dtype=dtype, device=l2.device)
         self.inverse = torch.empty(P, R, len(eigenvalues) + 1, dtype=dtype, device=l2.device)
@@ -34,11 +32,5 @@ class Kronecker:
 
     def __call__(self, gradient: Tensor, index: Tensor) -> Tensor:
         """The inverse times vectors (p, R, D+1) of the problems at `index`."""
-        basis, inverse = self.basis[index], self.inverse[index]
-        turned = basis.transpose(1, 2) @ gradient
-        if self.eigenvectors is None:
-            return basis @ (inverse * turned)
-        out = torch.empty_like(turned)
-        torch.matmul((turned[..., :-1] @ self.eigenvectors) * inverse[..., :-1], self.eigenvectors.T, out=out[..., :-1])
-        out[..., -1] = turned[..., -1] * inverse[..., -1]
-        return basis @ out
+        basis = self.basis[index]
+        return basis @ (self.inverse[index] * (basis.transpose(1, 2) @ gradient))

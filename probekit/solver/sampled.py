@@ -19,7 +19,7 @@ from probekit.solver.data import STREAM_ROWS
 from probekit.solver.eigenbasis import Coordinates
 from probekit.solver.mean_loss import MeanLoss, residuals_
 
-ROWS_PER_COLUMN = 1.5  # of a pair of classes; 1 and 2.5 take the same time (10,000 x 256, 10 classes)
+ROWS_PER_COLUMN = 6.0  # of a pair of classes; 1.5 takes 9,000 products where 6 takes 3,200 (4,000 x 128, 10 classes)
 BLOCK_ROWS_PER_COLUMN = 2.0  # of a class; 1 costs 58 products for 41, 10 gain none (20,000 x 768, 100 classes)
 SKETCH = 24  # random projections for leverages
 RIDGE = 1e-7  # of the largest eigenvalue: directions with less are not told apart
@@ -119,7 +119,7 @@ def exact_hessian(loss: MeanLoss, theta: Tensor) -> Tensor:
         assert p is not None
         root = weights.to(z.dtype).sqrt()
         scaled = p[0].sqrt() * root if R == 1 else p[0] * root
-        rows = (scaled[:, None, :] * X.T).view(R * columns, len(X))
+        rows = (scaled[:, None, :] * X.T).reshape(R * columns, len(X))
         total.addmm_(rows, rows.T)
     loss.data.sum_over_ranks(total)
     if R == 1:
@@ -165,8 +165,6 @@ def row_importance(coordinates: Coordinates) -> Tensor:
     generator = torch.Generator(device=data.device).manual_seed(0)
     whitened = torch.randn(len(values), SKETCH, dtype=torch.float64, device=data.device, generator=generator)
     whitened /= (values + RIDGE * values.max()).clamp_min(1e-300).sqrt()[:, None]
-    if coordinates.eigenvectors is not None:
-        whitened = coordinates.eigenvectors @ whitened
     whitened = whitened.to(data.dtype)
     leverage = torch.cat([(X[:, :-1] @ whitened).square().sum(dim=1) for X, _, _ in data.blocks(STREAM_ROWS)])
     return 0.5 + 0.5 * leverage / leverage.mean()

@@ -29,10 +29,8 @@ SOLVER_VERSION = "5"
 STRONG = 1e-3  # an l2 above this share of the largest eigenvalue of X'X is easy for the Kronecker preconditioner
 ABOVE = 5.0  # a factor serves penalties up to so many times its own
 FACTOR_REACH = 40.0  # a factor serves penalties down to this part of its own
-ROUGH = 1e-3  # of the loss: how far a node is solved before all nodes are finished side by side
-NODE_SHARE = 0.1  # a node's target, as a share of tol: interpolation repeats the nodes' errors
-NODE_ROUNDS = 3  # new factors for one node
-NODE_PRODUCTS = 40  # conjugate gradients that need more want a better factor
+NODE_ROUNDS, NODE_PRODUCTS = 3, 40  # Newton steps by one factor, and products of each: more ask for a new factor
+NODE_FACTORS = 10  # for one node
 INNER = 0.5  # of tol: the target of Newton steps in fewer columns than the certificate counts
 ONE_THREAD_ENTRIES = 1 << 19  # X of fewer entries is solved by one thread
 RETRY_RATIO = 10.0  # of penalties on the way to one that is tried again
@@ -124,7 +122,7 @@ class PathSolver:
             coordinates = find_coordinates(data, self.plan.in_memory or self.dense, eigen=not self.dense)
         self.coordinates = coordinates
         self.exact = MeanLoss(coordinates.exact)
-        self.loss = self.exact if coordinates.data is coordinates.exact else MeanLoss(coordinates.data)
+        self.loss = MeanLoss(coordinates.data)
         prior = prior_intercept(data)
         self.theta = torch.zeros(len(l2), self.R, coordinates.exact.width + 1, dtype=torch.float64, device=l2.device)
         self.theta[..., -1] = prior
@@ -144,15 +142,14 @@ class PathSolver:
         if len(coordinates.eigenvalues):
             p = prior.softmax(dim=0) if self.R > 1 else prior.sigmoid() * (-prior).sigmoid()
             one = torch.ones(1, dtype=torch.float64, device=l2.device)
-            self.kronecker = Kronecker(
-                covariance_of(p[None, :, None], one), coordinates.eigenvalues, coordinates.eigenvectors, l2, data.dtype
-            )
+            self.kronecker = Kronecker(covariance_of(p[None, :, None], one), coordinates.eigenvalues, l2, data.dtype)
 
     def run(self) -> None:
         """Solve and certify every penalty; what stays open is tried again by slower and surer ways."""
         if self.dense:
             self._follow_dense(torch.arange(len(self.l2)).flip(0))
-            self.certificate = self.summarise(self._evaluate_full(self.theta, self.l2))
+            # whole Newton steps have solved the intercepts, too
+            self.certificate = self.summarise(self._evaluate_full(self.theta, self.l2, solve_intercept=False))
         else:
             self.solve_nodes()
             self.interpolate()
@@ -172,10 +169,10 @@ class PathSolver:
     def _original_gradient(self, gradient: Tensor) -> Tensor:
         return self.coordinates.gradient_to_original(self.coordinates.to_full(gradient))
 
-    def _evaluate_full(self, theta: Tensor, l2: Tensor) -> Evaluation:
+    def _evaluate_full(self, theta: Tensor, l2: Tensor, solve_intercept: bool = True) -> Evaluation:
         full = self.coordinates.to_full(theta)
         parts = [
-            self.full_bound.exact.evaluate(full[i], l2[i], solve_intercept=True)
+            self.full_bound.exact.evaluate(full[i], l2[i], solve_intercept=solve_intercept)
             for i in torch.arange(len(l2), device=l2.device).split(max(SIDE_BY_SIDE // self.R, 1))
         ]
         return Evaluation(*(torch.cat([getattr(p, n) for p in parts]) for n in ("theta", "gradient", "loss", "noise")))
@@ -204,9 +201,11 @@ class PathSolver:
         elif self.narrowed:
             return certificate  # tried again in all columns, see `solve`
         else:
-            eigen = self.coordinates.eigenvalues, self.coordinates.eigenvectors
-            kronecker = Kronecker(exact.covariance(at.theta), *eigen, l2, torch.float64)
-            bounds = decrement_bound(exact, at, l2, kronecker, max(self.tol, 1e-6) * at.loss)
+            kronecker = Kronecker(exact.covariance(at.theta), self.coordinates.eigenvalues, l2, torch.float64)
+            turn, back = self.coordinates.rotate, self.coordinates.unrotate
+            bounds = decrement_bound(
+                exact, at, l2, lambda v, i: back(kronecker(turn(v), i)), max(self.tol, 1e-6) * at.loss
+            )
         gaps = bounds / at.loss.clamp_min(1e-300)
         better = gaps < certificate.gap
         certificate.gap[better], certificate.kind[better] = gaps[better], KINDS.index("decrement")
@@ -237,51 +236,44 @@ class PathSolver:
             out[chosen] = self.kronecker(part, index[chosen]) if name < 0 else self.factors[name](part)
         return out
 
-    def _refine(
-        self, index: Tensor, start: Tensor, tol: float | None = None, estimate: bool = False, products: int = 300
-    ) -> Refined:
+    def _refine(self, index: Tensor, start: Tensor, rounds: int = 30, products: int = 300) -> Refined:
         """Newton steps for the problems at `index` from `start`."""
-        inner = INNER if self.narrowed else 1.0
         self._renew_kronecker(index, start)
         return newton(
-            self.loss, self.bound, start, self.l2[index], lambda v, i: self.precondition(v, index[i]),
-            inner * self.tol if tol is None else tol,
-            estimate=estimate, max_rounds=min(30, self.max_iter), max_products=max(min(products, self.max_iter), 1),
+            self.loss, self.bound, self.coordinates, start, self.l2[index],
+            lambda v, i: self.precondition(v, index[i]), (INNER if self.narrowed else 1.0) * self.tol,
+            max_rounds=min(rounds, self.max_iter), max_products=max(min(products, self.max_iter), 1),
         )  # fmt: skip
 
     def _renew_kronecker(self, index: Tensor, theta: Tensor) -> None:
         """Set the class factors of problems to their probes, where no factor of the Hessian takes their place."""
         mine = self.factor_of[index] < 0
         if bool(mine.any()) and bool(theta[mine][..., :-1].any()):
-            self.kronecker.update(self.loss.covariance(theta[mine].to(self.loss.data.dtype)), index[mine])
+            turned = self.coordinates.rotate(theta[mine]).to(self.loss.data.dtype)
+            self.kronecker.update(self.loss.covariance(turned), index[mine])
 
-    def _advance(self, index: Tensor, start: Tensor, tol: float | None, estimate: bool, products: int = 300) -> None:
-        refined = self._refine(index, start, tol, estimate, products)
+    def _advance(self, index: Tensor, start: Tensor, rounds: int = 30, products: int = 300) -> bool:
+        """The same, stored; whether all have reached the tolerance."""
+        refined = self._refine(index, start, rounds, products)
         self.theta[index] = refined.at.theta
         self.n_iter[index] += refined.products
+        return bool(refined.done.all())
 
     # ---- the nodes
     def solve_nodes(self) -> None:
-        """Solve the nodes: strong penalties side by side from zero, weak ones along the path.
-
-        Nodes that fit side by side in one product are followed roughly and finished together; wider ones, which gain
-        nothing from company, to the end at once: the next then starts nearer.
-        """
-        together = len(choose_nodes(self.log_l2)) * self.R <= SIDE_BY_SIDE
-        self.nodes = choose_nodes(self.log_l2) if together else choose_nodes(self.log_l2, CLOSE_RATIO)
-        goal = (ROUGH, True) if together else (NODE_SHARE * self.tol, False)
+        """Solve the nodes: strong penalties side by side from zero, weak ones along the path, each from the last."""
+        narrow = len(choose_nodes(self.log_l2)) * self.R <= SIDE_BY_SIDE
+        self.nodes = choose_nodes(self.log_l2) if narrow else choose_nodes(self.log_l2, CLOSE_RATIO)
         every = torch.tensor(self.nodes, device=self.l2.device)
         strong = self.l2[every] >= STRONG * self.coordinates.eigenvalues.max()
         strong[-1] = True
         batch = every[strong]
-        self._advance(batch, self.theta[batch], *goal)
+        self._advance(batch, self.theta[batch])
         solved = batch.tolist()
         for node in every[~strong].flip(0).tolist():
-            self._solve_weak(node, solved, goal)
+            self._solve_weak(node, solved)
             solved.append(node)
         self._assign_factors()
-        if together:
-            self._advance(every, self.theta[every], NODE_SHARE * self.tol, False)
 
     def _start(self, node: int, solved: list[int]) -> Tensor:
         """The start of a penalty (R, D+1): extrapolated from its neighbours or the nearest, whichever has less loss."""
@@ -294,28 +286,32 @@ class PathSolver:
         both = torch.stack([predicted[0], nearest])
         return both[self.exact.evaluate(both, self.l2[node].expand(2)).loss.nan_to_num(torch.inf).argmin()]
 
-    def _solve_weak(self, node: int, solved: list[int], goal: tuple[float, bool]) -> None:
-        """A node to its goal, by the factor at hand or a new one, or where none is affordable by Kronecker products."""
+    def _solve_weak(self, node: int, solved: list[int]) -> None:
+        """One node, by the factor at hand as long as it serves, or where none is affordable by Kronecker products."""
         start, l2, index = self._start(node, solved), float(self.l2[node]), torch.tensor([node], device=self.l2.device)
         if self.plan.factor is None:
-            self._advance(index, start[None], *goal)
+            self._advance(index, start[None])
             return
         if not self.factors or l2 < self.factors[-1].l2 / FACTOR_REACH:
             self._add_factor(start, l2)
-        for attempt in range(NODE_ROUNDS):
+        for _ in range(NODE_FACTORS):
             self.factor_of[node] = len(self.factors) - 1
-            spent = int(self.n_iter[node])
-            self._advance(index, start[None], *goal, NODE_PRODUCTS)
-            start, after = self.theta[node], int(self.n_iter[node])
-            if after - spent < 2 * NODE_PRODUCTS or attempt + 1 == NODE_ROUNDS or after >= self.max_iter:
-                break
+            if self._advance(index, start[None], NODE_ROUNDS, NODE_PRODUCTS) or self.n_iter[node] >= self.max_iter:
+                return
+            start = self.theta[node]
             self._add_factor(start, l2)
 
     def _add_factor(self, theta: Tensor, l2: float) -> None:
+        """A new factor; it takes the place of one at the same penalty, or of the oldest where memory holds no more."""
         make = pair_factor if self.plan.factor == "pairs" else class_inverses
+        if self.factors and self.factors[-1].l2 == l2:
+            self.factors.pop()
+        elif len(self.factors) >= self.plan.most_factors:
+            self.factors.pop(0)
+            self.factor_of = (self.factor_of - 1).clamp_min(-1)
         if self.importance is None:
             self.importance = row_importance(self.coordinates)
-        self.factors.append(make(self.loss, theta, l2, self.importance))
+        self.factors.append(make(self.loss, self.coordinates.rotate(theta), l2, self.importance))
 
     def _assign_factors(self) -> None:
         """Let the nearest factor serve each penalty that is weak, or little stronger than the strongest factor's."""
@@ -334,15 +330,13 @@ class PathSolver:
             return
         index = torch.tensor(rest, device=self.l2.device)
         every = torch.tensor(self.nodes, device=self.l2.device)
-        if self.coordinates.eigenvectors is None:
-            # where probabilities hardly move, theta is b / (curvature + l2): without that factor it is flatter, and so
-            # are the errors of a polynomial
-            scale = self.l2[:, None, None] + self.coordinates.eigenvalues / max(self.R, 2)
-            scale = torch.nn.functional.pad(scale, (0, 1), value=1.0)
-            found = lagrange(self.log_l2[index], self.log_l2[every], self.theta[every] * scale[every]) / scale[index]
-        else:
-            found = lagrange(self.log_l2[index], self.log_l2[every], self.theta[every])
-        self.theta[index] = found
+        # where probabilities hardly move, theta is b / (curvature + l2): without that factor it is flatter, and so are
+        # the errors of a polynomial
+        scale = self.l2[:, None, None] + self.coordinates.eigenvalues / max(self.R, 2)
+        scale = torch.nn.functional.pad(scale, (0, 1), value=1.0)
+        nodes = self.coordinates.rotate(self.theta[every]) * scale[every]
+        found = lagrange(self.log_l2[index], self.log_l2[every], nodes) / scale[index]
+        self.theta[index] = self.coordinates.unrotate(found)
 
     # ---- never stuck
     def _retry(self) -> None:
@@ -357,9 +351,9 @@ class PathSolver:
                 self._follow_dense(index)
                 certificate = self.summarise(self._evaluate_full(self.theta[index], self.l2[index]), index)
             else:
-                certificate = self._finished(
-                    index, self._refine(index, self._start(i, self._good()), products=RETRY_PRODUCTS)
-                )
+                good = self._good()
+                start = self._start(i, good) if good else self.theta[i]
+                certificate = self._finished(index, self._refine(index, start[None], products=RETRY_PRODUCTS))
             if not bool(certificate.converged(self.tol)):
                 at = self._evaluate_full(self.theta[index], self.l2[index])
                 certificate = self.with_decrements(certificate, at, index)

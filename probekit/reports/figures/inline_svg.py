@@ -22,7 +22,7 @@ def inline_svg(figure: Figure, prefix: str, label: str, tooltips: Mapping[str, s
     Parameters
     ----------
     figure
-        Drawn in the house colours, which become CSS variables (`style.CSS_NAME`) so that both themes fit.
+        Drawn in the colours of `style`, which become CSS variables (`style.CSS_NAME`) so that both themes fit.
     prefix
         Put before every identifier: a page holds several figures, and identifiers must be unique.
     label

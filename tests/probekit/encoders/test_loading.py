@@ -8,9 +8,9 @@ import torch
 
 from probekit.datasets import load_dataset
 from probekit.encoders import Preparation, load_encoder
-from probekit.encoders.device import compute
+from probekit.encoders.compute import compute
+from probekit.encoders.encoder import select_layers
 from probekit.encoders.preparation import Normalisation, triple
-from probekit.encoders.protocol import select_layers
 from probekit.runtime.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 5, 5, 3), dtype=np.uint8)

@@ -149,7 +149,7 @@ def test_several_labels_and_left_out_entries(tmp_path, arrays):
     with pytest.raises(UserError, match="several entries of labels"):
         import_features(tmp_path / "f.h5", train=tmp_path / "b.npz")
     np.savez(tmp_path / "c.npz", x=arrays["conv"], y=Y[:, None], ids=Y, tokens=np.zeros((12, 4, 3)))
-    with pytest.warns(UserWarning, match=r"left out: ids \(12,\), tokens \(12, 4, 3\)"):
+    with pytest.warns(UserWarning, match=r"are ignored: ids \(12,\), tokens \(12, 4, 3\)"):
         store = import_features(tmp_path / "f.h5", train=tmp_path / "c.npz")
     assert store.layers == ("00_x",)
 

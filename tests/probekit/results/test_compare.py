@@ -8,6 +8,7 @@ from probekit.results.compare import compare
 from probekit.results.metrics import mcnemar_exact
 from probekit.results.paired import compare_runs
 from probekit.results.predictions import row_predictions
+from probekit.results.results import Results
 from probekit.runtime.errors import UserError
 from tests.probekit.feature_doubles import MemoryStore
 
@@ -16,7 +17,8 @@ from tests.probekit.feature_doubles import MemoryStore
 def results(tmp_path_factory):
     out = tmp_path_factory.mktemp("two")
     sweep(MemoryStore(strength=(0.0, 1.5)), out, Cs=[0.1], series="a")
-    return sweep(MemoryStore(strength=(0.3, 0.0), id="other"), out, Cs=[0.1], series="b", layers=["00"])
+    sweep(MemoryStore(strength=(0.3, 0.0), id="other"), out, Cs=[0.1], series="b", layers=["00"])
+    return Results(out)
 
 
 def test_series_are_compared_on_shared_rows(results):

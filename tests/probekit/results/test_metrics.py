@@ -11,7 +11,6 @@ from probekit.results.metrics import (
     bootstrap_interval,
     bootstrap_means,
     bootstrap_runs,
-    bootstrap_statistic,
     mcnemar_exact,
     mean_per_class_accuracy,
     top_k_accuracy,
@@ -79,8 +78,6 @@ def test_bootstrap_interval_of_a_difference_is_scipys():
         n_resamples=5000, method="percentile", rng=np.random.default_rng(4),
     ).confidence_interval  # fmt: skip
     np.testing.assert_allclose(bootstrap_interval(a, b), (reference.low, reference.high), atol=0.004)
-    single = bootstrap_statistic(lambda rows: float(a[rows].mean()), 400, n_draws=4000)
-    np.testing.assert_allclose(single, bootstrap_interval(a), atol=0.004)
 
 
 @pytest.mark.parametrize("n_runs", [2, 3, 5, 10])

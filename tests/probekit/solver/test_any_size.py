@@ -11,11 +11,18 @@ import torch
 
 from probekit.probes import fit_path
 from probekit.runtime.errors import UserError
+from probekit.solver import dense, newton
 from probekit.solver import memory_plan as plan
-from probekit.solver import newton
 from probekit.solver import solve as solver
 from probekit.solver.data import WeightedData
 from probekit.solver.eigenbasis import find_coordinates
+
+
+@pytest.fixture(autouse=True)
+def conjugate_gradients(monkeypatch):
+    """The method of large problems, on problems small enough for the other one."""
+    monkeypatch.setattr(dense, "MOST_COLUMNS", 0)
+
 
 CS = [1e-3, 1e-1, 10.0]
 # both are certified to a relative objective gap of 1e-10 at a curvature of at least l2: coefficients to about 1e-4
