@@ -96,7 +96,12 @@ class Results:
 
     def verdict(self, series: str | None = None) -> Verdict:
         """Whether accuracy of a series rises and then falls with depth."""
-        (curve,) = depth_curves(self.of(series, "layer", seed=None)).values()
+        curves = depth_curves(self.of(series, "layer", seed=None))
+        if len(curves) != 1:
+            raise UserError(
+                f"Series {series!r} has {len(curves)} depth curves ({', '.join(curves)[:200]}): choose the records of one."
+            )
+        (curve,) = curves.values()
         return verdict(curve)
 
     def compare(self, a: str, b: str) -> PairedDifference:

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
 TRAIN = (
     "train wandering-digits --resolution 12 --n-colours 4 --n-layer 2 --n-embd 12 --n-head 2 --batch-size 8 "
