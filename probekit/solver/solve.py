@@ -351,9 +351,9 @@ class PathSolver:
                 self._follow_dense(index)
                 certificate = self.summarise(self._evaluate_full(self.theta[index], self.l2[index]), index)
             else:
-                certificate = self._finished(
-                    index, self._refine(index, self._start(i, self._good()), products=RETRY_PRODUCTS)
-                )
+                good = self._good()
+                start = self._start(i, good) if good else self.theta[i]
+                certificate = self._finished(index, self._refine(index, start[None], products=RETRY_PRODUCTS))
             if not bool(certificate.converged(self.tol)):
                 at = self._evaluate_full(self.theta[index], self.l2[index])
                 certificate = self.with_decrements(certificate, at, index)

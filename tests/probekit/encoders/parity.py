@@ -184,49 +184,50 @@ def _model(transformers, config):
 
 def timm_models(timm) -> dict[str, tuple[str, int, float | str]]:
     """Of each module of timm its smallest model, random weights: every layer against `forward_intermediates`."""
-    from probekit.encoders.timm_models import from_timm
-
     found: dict[str, tuple[str, int, float | str]] = {}
     hints = "test_ atto femto pico nano xxs xx_small micro tiny mini xs _s small 18 b0".split()  # noqa: SIM905
     for module in timm.list_modules():
-        sys.stderr.write(f"{module}\n")
         names = list(timm.list_models(module=module))
         names.sort(key=lambda name: next((k for k, hint in enumerate(hints) if hint in name), len(hints)))
         sized = []
-        for name in names[:4]:
+        for name in names[:3]:
             with contextlib.suppress(Exception), torch.device("meta"):
                 sized.append((sum(p.numel() for p in timm.create_model(name).parameters()), name))
-        if not sized or min(sized)[0] > 60e6:
-            found[module] = (min(sized)[1] if sized else names[0] if names else "", 0, "no small model")
-            continue
-        name = min(sized)[1]
-        try:
-            torch.manual_seed(0)
-            model = timm.create_model(name).eval()
-            encoder = from_timm(model, {"name": name, "source": name})
-        except UserError as error:
-            found[module] = (name, 0, f"refused: {error}")
-            continue
-        except Exception as error:
-            found[module] = (name, 0, f"{type(error).__name__}: {_line(error)}")
-            continue
-        try:
-            images = np.stack([encoder.prepare(odd_pictures()[0])])
-            with torch.no_grad():
-                maps = model.forward_intermediates(encoder._normalise(images, CPU), intermediates_only=True)
-        except Exception as error:
-            found[module] = (name, len(encoder.layers), f"no forward_intermediates: {_line(error)}")
-            continue
-        ours = encoder(images, np.arange(1))
-        if len(ours) != len(maps):
-            found[module] = (name, len(ours), f"{len(maps)} intermediates")
-            continue
-        worst = 0.0
-        for a, b in zip(ours, maps, strict=True):
-            pooled = b.mean((2, 3)) if b.ndim == 4 else b.mean(1)
-            worst = max(worst, float((a - pooled).abs().max() / pooled.abs().max()))
-        found[module] = (name, len(ours), worst)
+        if not sized or min(sized)[0] > 40e6:
+            found[module] = (min(sized)[1] if sized else names[0] if names else "", 0, "not built: no small model")
+        else:
+            found[module] = _timm_model(timm, min(sized)[1])
+        sys.stderr.write(" | ".join(map(str, (module, *found[module]))) + "\n")
     return found
+
+
+def _timm_model(timm, name: str) -> tuple[str, int, float | str]:
+    from probekit.encoders.timm_models import from_timm
+
+    try:
+        torch.manual_seed(0)
+        model = timm.create_model(name).eval()
+        encoder = from_timm(model, {"name": name, "source": name})
+    except UserError as error:
+        return name, 0, f"refused: {error}"
+    except Exception as error:
+        return name, 0, f"{type(error).__name__}: {_line(error)}"
+    images = np.stack([encoder.prepare(odd_pictures()[0])])
+    ours = encoder(images, np.arange(1))
+    try:
+        with torch.no_grad():
+            maps = model.forward_intermediates(encoder._normalise(images, CPU), intermediates_only=True)
+    except Exception as error:
+        return name, len(ours), f"no forward_intermediates: {_line(error)}"
+    if len(ours) != len(maps):
+        return name, len(ours), f"{len(maps)} intermediates"
+    worst = 0.0
+    for a, b in zip(ours, maps, strict=True):
+        pooled = b.mean((2, 3)) if b.ndim == 4 else b.mean(1)
+        if a.shape != pooled.shape:
+            return name, len(ours), f"widths {a.shape[1]} and {pooled.shape[1]}"
+        worst = max(worst, float((a - pooled).abs().max() / pooled.abs().max()))
+    return name, len(ours), worst
 
 
 def _line(error: Exception) -> str:

@@ -1,0 +1,131 @@
+"""Fit, encode, train and sweep on a GPU that is not there: no mixed devices, and a ceiling on kernels and syncs.
+
+Ceilings are what was counted on 25 November 2026 and half as much again: they hold a change that adds a wait or a
+small kernel to an inner loop, and are to be lowered with each change that removes some.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from igpt_model.config import ModelConfig
+from igpt_model.features import encode
+from igpt_model.model import IGPT
+from igpt_model.training.config import TrainConfig
+from igpt_model.training.distributed import Ranks
+from igpt_model.training.engine import Engine
+from probekit.evaluate.sweep import sweep
+from probekit.probes import LinearProbe, fit_path
+from probekit.probes.knn import knn_proba
+from probekit.probes.rankme import rankme
+from probekit.probes.ridge import fit_ridge
+from tests.fake_cuda import fake_cuda, is_fake
+from tests.probekit.feature_doubles import MemoryStore
+
+rng = np.random.default_rng(0)
+Y = np.arange(240) % 3
+X = (rng.normal(size=(240, 6)) + rng.normal(size=(3, 6))[Y]).astype(np.float32)
+CS = np.array([1e-2, 1.0])
+
+# counted: 3,617 and 224 a path of two penalties; 55 and 0; 100 and 1; 41,921 and 2,903 a sweep of three layers
+KERNELS = {"path": 5400, "checks": 80, "encode": 80, "update": 150, "sweep": 63_000}
+SYNCS = {"path": 340, "checks": 6, "encode": 0, "update": 1, "sweep": 4400}
+
+
+def test_the_fake_device_is_as_strict_as_a_real_one():
+    with fake_cuda() as counts:
+        a = torch.ones(3, device="cuda")
+        assert a.device == torch.device("cuda:0")
+        assert is_fake(a * 2)
+        with pytest.raises(RuntimeError, match="same device"):
+            a + torch.ones(3)
+        assert is_fake(a + torch.tensor(1.0))  # a number is no array
+        for read in (lambda: a.numpy(), lambda: np.asarray(a)):
+            with pytest.raises(TypeError, match="device type tensor"):
+                read()
+        before = counts.n_syncs
+        assert float(a.sum()) == 3
+        assert not is_fake(a.cpu())
+        assert counts.n_syncs == before + 2
+        module = torch.nn.Linear(3, 2).to("cuda")
+        module(a).sum().backward()
+        assert is_fake(module.weight.grad)
+    assert not torch.cuda.is_available() or torch.cuda.get_device_name() != "FAKE"
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_a_path_on_the_gpu_is_the_cpus(standardize):
+    with fake_cuda() as counts:
+        path = fit_path(X, Y, CS, device="cuda", standardize=standardize)
+        kernels, syncs = counts.n_kernels, counts.n_syncs
+        given = torch.from_numpy(X).to("cuda")
+        probe = LinearProbe(device="cuda").fit(given, torch.from_numpy(Y).to("cuda"))
+        proba = probe.predict_proba(given)
+    assert path.converged.all()
+    expected = fit_path(X, Y, CS, standardize=standardize)
+    # both certified to a relative gap of 1e-4
+    np.testing.assert_allclose(path.predict_proba(X), expected.predict_proba(X), atol=0.02)
+    np.testing.assert_allclose(proba, LinearProbe().fit(X, Y).predict_proba(X), atol=0.02)
+    assert kernels <= KERNELS["path"]
+    assert syncs <= SYNCS["path"]
+
+
+def test_a_model_on_the_gpu_encodes_as_on_the_cpu():
+    model = IGPT(ModelConfig(n_layer=2, n_embd=16, n_head=2, vocab_size=11, n_positions=16), seed=1)
+    tokens = np.random.default_rng(0).integers(0, 11, (4, 16)).astype(np.uint16)
+    expected = encode(model, tokens)
+    with fake_cuda() as counts:
+        features = encode(model.to("cuda"), tokens)
+        assert all(is_fake(feature) for feature in features)
+        syncs = counts.n_syncs
+        found = [feature.cpu() for feature in features]
+        kernels = counts.n_kernels
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    assert kernels <= KERNELS["encode"]
+    assert syncs <= SYNCS["encode"]
+
+
+def test_an_update_on_the_gpu_is_the_cpus():
+    config = TrainConfig(n_layer=2, n_embd=16, n_head=2, resolution=4, n_colours=11, batch_size=4)
+    tokens = np.random.default_rng(0).integers(0, 11, (4, 16))
+    there = Engine(config, Ranks("none", 0, 1, torch.device("cpu")))
+    expected = [there.update(tokens, None, 1e-2) for _ in range(2)]
+    with fake_cuda() as counts:
+        engine = Engine(config, Ranks("none", 0, 1, torch.device("cuda", 0)))
+        engine.update(tokens, None, 1e-2)
+        kernels, syncs = counts.n_kernels, counts.n_syncs
+        found = engine.update(tokens, None, 1e-2)
+        kernels, syncs = counts.n_kernels - kernels, counts.n_syncs - syncs
+        # the second loss is of weights that the first update moved
+        assert float(found[0]) == pytest.approx(float(expected[1][0]), rel=1e-4)
+        assert float(found[1]) == pytest.approx(float(expected[1][1]), rel=1e-3)
+    assert kernels <= KERNELS["update"]
+    assert syncs <= SYNCS["update"]
+
+
+def test_a_sweep_on_the_gpu_has_the_records_of_the_cpus(tmp_path):
+    with fake_cuda() as counts:
+        ours = sweep(MemoryStore(), tmp_path / "gpu", Cs=CS, device="cuda")
+        kernels, syncs = counts.n_kernels, counts.n_syncs
+    theirs = sweep(MemoryStore(), tmp_path / "cpu", Cs=CS)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.chosen_C == other.chosen_C
+        assert mine.accuracy == pytest.approx(other.accuracy, abs=0.025)
+    assert kernels <= KERNELS["sweep"]
+    assert syncs <= SYNCS["sweep"]
+
+
+def test_checks_of_a_layer_on_the_gpu_are_the_cpus():
+    queries = rng.normal(size=(30, 6)).astype(np.float32)
+    with fake_cuda() as counts:
+        votes = knn_proba(X, Y, queries, ks=(5, 500), device="cuda")
+        coef, intercept = fit_ridge(X, Y, [0.1, 10.0], device="cuda")
+        rank = rankme(X, device="cuda")
+        kernels, syncs = counts.n_kernels, counts.n_syncs
+    np.testing.assert_allclose(votes, knn_proba(X, Y, queries, ks=(5, 500)), atol=1e-5)
+    np.testing.assert_allclose(coef, fit_ridge(X, Y, [0.1, 10.0])[0], atol=1e-8)
+    np.testing.assert_allclose(intercept, fit_ridge(X, Y, [0.1, 10.0])[1], atol=1e-8)
+    assert rank == pytest.approx(rankme(X), rel=1e-9)
+    assert kernels <= KERNELS["checks"]
+    assert syncs <= SYNCS["checks"]
