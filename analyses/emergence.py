@@ -79,7 +79,7 @@ def emergence_figure(frame: "pd.DataFrame") -> "Figure":
         look = {"color": MODELS[number][0], "marker": MODEL_MARKERS[number], "markersize": 4, "linewidth": 1.2}
         right.plot(frame.val_loss, values, label=name, **look)
     right.invert_xaxis()
-    right.set_xlabel("validation loss, nats a pixel (training goes to the right)")
+    right.set_xlabel("validation loss, nats a pixel (later to the right)")
     right.set_title("Test accuracy, %, against loss")
     right.legend(loc="best")
     return figure

@@ -151,7 +151,7 @@ def figure(found: dict[str, Any]) -> "Figure":
     axes.set_xticks(np.arange(len(found["seeds"][0]["accuracy"])))
     axes.set_xlabel("layer (0 is the embedding)", color=QUIET)
     axes.set_title("Test accuracy of linear probes, %; ring: layer chosen on held-out rows")
-    axes.legend(loc="upper left")
+    axes.legend(loc="best")
     return drawn
 
 

@@ -122,7 +122,7 @@ def parse_json(content: bytes | str, where: str | Path, schema: Any = None) -> A
     except RecursionError:
         raise UserError(f"{where} is nested too deeply to be read as JSON.") from None
     except UnicodeError as error:
-        raise UserError(f"{where} is not UTF-8 text ({error.reason}): JSON was expected.") from None
+        raise UserError(f"{where} is not UTF-8 text ({getattr(error, 'reason', error)}): JSON was expected.") from None
     except ValueError as error:
         raise UserError(f"{where} is not valid JSON ({error}).") from None
     if schema is not None:
@@ -208,7 +208,7 @@ def _first(problems: Any) -> str | None:
 def _short(value: Any, most: int = 60) -> str:
     if isinstance(value, int) and abs(value) > _BIGGEST:
         return "a number of more than 53 bits"
-    text = {dict: "an object", list: "a list"}.get(type(value)) or repr(value)
+    text = "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else repr(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 

@@ -102,7 +102,8 @@ class ModelConfig:
                 f"The model configuration holds {', '.join(unknown)}, which this version does not know: "
                 f"it knows {', '.join(field.name for field in fields(cls))}."
             )
-        problem = mismatch(values, {f"{f.name}?": {int: Int(), bool: bool, float: float}[f.type] for f in fields(cls)})
+        kinds: dict[Any, Any] = {int: Int(), bool: bool, float: float}
+        problem = mismatch(values, {f"{f.name}?": kinds[f.type] for f in fields(cls)})
         if problem:
             raise UserError(f"The model configuration cannot be used: {problem}.")
         return cls(**values)

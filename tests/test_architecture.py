@@ -1,10 +1,12 @@
 """The architecture holds: imports between folders, lazy imports, file sizes, documented public names."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -252,3 +254,11 @@ def test_functions_are_not_hidden_by_submodules_of_the_same_name():
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert printed.strip() == "True"
+
+
+def test_the_functions_from_an_image_to_a_point_are_where_the_page_says():
+    page = (ROOT / "docs" / "explanation" / "architecture.md").read_text()
+    listed = re.findall(r"^\| \d+ \| `([\w.]+):([\w.]+)` \|", page, flags=re.MULTILINE)
+    assert 20 < len(listed) <= 40
+    for module, name in listed:
+        attrgetter(name)(import_module(module))

@@ -16,6 +16,9 @@ from igpt_model.training.distributed import Ranks
 from igpt_model.training.engine import Engine
 from probekit.evaluate.sweep import sweep
 from probekit.probes import LinearProbe, fit_path
+from probekit.probes.knn import knn_proba
+from probekit.probes.rankme import rankme
+from probekit.probes.ridge import fit_ridge
 from tests.fake_cuda import fake_cuda, is_fake
 from tests.probekit.feature_doubles import MemoryStore
 
@@ -25,8 +28,8 @@ X = (rng.normal(size=(240, 6)) + rng.normal(size=(3, 6))[Y]).astype(np.float32)
 CS = np.array([1e-2, 1.0])
 
 # counted: 3,617 and 224 a path of two penalties; 55 and 0; 100 and 1; 41,921 and 2,903 a sweep of three layers
-KERNELS = {"path": 5400, "encode": 80, "update": 150, "sweep": 63_000}
-SYNCS = {"path": 340, "encode": 0, "update": 1, "sweep": 4400}
+KERNELS = {"path": 5400, "checks": 80, "encode": 80, "update": 150, "sweep": 63_000}
+SYNCS = {"path": 340, "checks": 6, "encode": 0, "update": 1, "sweep": 4400}
 
 
 def test_the_fake_device_is_as_strict_as_a_real_one():
@@ -111,3 +114,18 @@ def test_a_sweep_on_the_gpu_has_the_records_of_the_cpus(tmp_path):
         assert mine.accuracy == pytest.approx(other.accuracy, abs=0.025)
     assert kernels <= KERNELS["sweep"]
     assert syncs <= SYNCS["sweep"]
+
+
+def test_checks_of_a_layer_on_the_gpu_are_the_cpus():
+    queries = rng.normal(size=(30, 6)).astype(np.float32)
+    with fake_cuda() as counts:
+        votes = knn_proba(X, Y, queries, ks=(5, 500), device="cuda")
+        coef, intercept = fit_ridge(X, Y, [0.1, 10.0], device="cuda")
+        rank = rankme(X, device="cuda")
+        kernels, syncs = counts.n_kernels, counts.n_syncs
+    np.testing.assert_allclose(votes, knn_proba(X, Y, queries, ks=(5, 500)), atol=1e-5)
+    np.testing.assert_allclose(coef, fit_ridge(X, Y, [0.1, 10.0])[0], atol=1e-8)
+    np.testing.assert_allclose(intercept, fit_ridge(X, Y, [0.1, 10.0])[1], atol=1e-8)
+    assert rank == pytest.approx(rankme(X), rel=1e-9)
+    assert kernels <= KERNELS["checks"]
+    assert syncs <= SYNCS["checks"]

@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# A half hour of one GPU in five calls of less than ten minutes, in order of worth: session.sh CALL, CALL from 1 to 5.
+# Five minutes of one GPU (call 0), then, when what it shows is mended, a half hour in five calls of less than ten
+# minutes, in order of worth: session.sh CALL, CALL from 0 to 5.
 # Each call runs in the checkout's root on the machine, with .gpu (pack.sh) in it; what comes back lies under $OUT (at
 # most 8 files of 16 MiB). State is kept in $STATE while the machine is held, so the calls follow one another
 # without a pause; call 2 goes on where call 1 stopped. Minutes and their arithmetic: docs/guides/gpu.md.
+#   0  check; a path of a few layers, ImageNet's shape at its smallest sizes, extraction, training at one batch: its rows
+#      come back and are not kept, so that later calls measure all anew
 #   1  check; train, first part        2  train to the end, extract, sweep, concat, report
 #   3  path_speed, extract_speed       4  train_speed, objectives
 #   5  the trained weights in bfloat16, in pieces: PART=1, then PART=2 (only if somebody wants them)
@@ -10,7 +13,7 @@
 # COMPILE=no measures without torch.compile. DRY=1 prints the commands; TOY=1 DEVICE=cpu runs all tiny on the CPU.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
-CALL=${1:?which call, 1 to 5}
+CALL=${1:?which call, 0 to 5}
 OUT=${OUT:?a folder for what comes back}
 STATE=${STATE:-/tmp/probekit-gpu}
 DATA=${DATA:-.gpu/cifar10-512}
@@ -53,8 +56,15 @@ cifar() { here "$1" train_cifar10.py --data "$DATA" --out "$STATE/cifar10" --min
 call() {
     [ "$DEVICE" = cuda ] && [ -z "${DRY:-}" ] && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
     # the folder that comes back is empty at first: rows of earlier calls say what is finished
-    [ "$CALL" = 5 ] || cp "$STATE"/gpu/*.csv "$OUT/gpu/" 2>/dev/null
+    [ "$CALL" = 0 ] || [ "$CALL" = 5 ] || cp "$STATE"/gpu/*.csv "$OUT/gpu/" 2>/dev/null
     case $CALL in
+    0)
+        here 110 check.py
+        here 60 path_speed.py layers --layer-minutes 0.2
+        here 50 path_speed.py imagenet --minutes 0.3
+        speed 40 extract_speed.py forward
+        speed 40 train_speed.py batches
+        ;;
     1)
         # what differs from the CPU makes the rest worthless, unless somebody has looked at it
         { here 110 check.py || [ -n "${GO_ON:-}" ]; } && cifar 470 train --stop-after 430
@@ -77,11 +87,11 @@ call() {
         step 60 "$PYTHON" benchmarks/gpu/weights.py "$STATE/cifar10/run" --part "${PART:-1}" --into "$OUT"
         ;;
     *)
-        echo "call $CALL: give 1 to 5"
+        echo "call $CALL: give 0 to 5"
         failed=1
         ;;
     esac
-    cp "$OUT"/gpu/*.csv "$STATE/gpu/" 2>/dev/null
+    [ "$CALL" = 0 ] || cp "$OUT"/gpu/*.csv "$STATE/gpu/" 2>/dev/null
     exit $failed
 }
 

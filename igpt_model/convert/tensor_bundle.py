@@ -38,7 +38,7 @@ class Entry:
     sliced: bool
 
 
-def masked_crc(content: bytes) -> int:
+def masked_crc(content: bytes | bytearray) -> int:
     """The CRC-32C of some bytes as TensorFlow and LevelDB store it, so that a checksum of checksums stays strong.
 
     Raises

@@ -15,6 +15,7 @@ from igpt_model.checked_json import read_json
 from igpt_model.ranges import option
 from igpt_model.training.config import TrainConfig
 from probekit.cli.console import note, progress
+from probekit.runtime.differences import differ
 from probekit.runtime.errors import UserError, check_at_least
 from probekit.runtime.workers import worker_processes
 
@@ -163,10 +164,8 @@ def _open(out: Path, settings: dict[str, Any]) -> None:
     path = out / "demo.json"
     if path.exists():
         there = read_json(path, dict)
-        different = [name for name in {**there, **settings} if there.get(name) != settings.get(name)]
-        if different:
-            listed = "; ".join(f"{name}: {there.get(name)} there, {settings.get(name)} here" for name in different)
-            raise UserError(f"{out} holds another demo ({listed}); give another --out, or delete that folder.")
+        if differing := differ(there, settings):
+            raise UserError(f"{out} holds another demo ({differing}); give another --out, or delete that folder.")
     elif out.is_dir() and any(not file.name.startswith(".demo.json.") for file in out.iterdir()):
         raise UserError(f"{out} is not empty and holds no demo; give another --out.")
     else:

@@ -51,4 +51,4 @@ def predict(
     else:
         atomic.write_text(out, text)
         say(f"{out}: {len(frame):,} predictions")
-    return frame.to_dict("records")
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]

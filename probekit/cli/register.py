@@ -131,7 +131,8 @@ def command_type(hint: Any) -> Any:
         if None in items or not items:
             return None
         fixed = get_origin(hint) is tuple and Ellipsis not in get_args(hint)
-        return tuple[tuple(items)] if fixed else tuple[items[0], ...]  # type: ignore[misc]
+        shape: Any = tuple(items) if fixed else (items[0], ...)
+        return tuple.__class_getitem__(shape)
     if get_origin(hint) in (Union, types.UnionType):
         parts = [part for part in map(command_type, get_args(hint)) if part not in (None, type(None))]
         several = [part for part in parts if get_origin(part) is tuple]
@@ -237,12 +238,16 @@ def command(verb: str, entry: Verb) -> Callable[..., None]:
         for flag, (spelled, help) in COMMON.items()
     ]
     common.append(_flag("config_file", Path | None, None, CONFIG, "--config", EVERY_VERB))
-    order = [inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.KEYWORD_ONLY]
+    order: list[Any] = [
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.VAR_POSITIONAL,
+        inspect.Parameter.KEYWORD_ONLY,
+    ]
     rows = sorted([*rows, *common], key=lambda row: (order.index(row.kind), row.default is not row.empty))
 
     arguments = [row.name for row in rows if row.kind is inspect.Parameter.POSITIONAL_ONLY]
     several = next((row.name for row in rows if row.kind is inspect.Parameter.VAR_POSITIONAL), None)
-    bundles = {one.name: type(one.default) for one in own.values() if is_dataclass(one.default)}
+    bundles: dict[str, Any] = {one.name: type(one.default) for one in own.values() if is_dataclass(one.default)}
 
     def call(*args: Any, **given: Any) -> None:
         console.settle(**{flag: given.pop(flag, False) for flag in COMMON})

@@ -86,12 +86,24 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
+def _flags_of(content: dict[str, Any], verb: str) -> dict[str, Any]:
+    """The flags in a file: in what a run or a study wrote they are named or nested otherwise."""
+    section = content.get(verb)
+    if verb in NESTED and isinstance(section, dict):
+        return section
+    if verb != "study" or not isinstance(content.get("encoders"), dict):
+        return content
+    flags = dict(content)
+    flags["encoders"] = [f"{name}={spec}" for name, spec in flags["encoders"].items()]
+    flags["on"] = list(flags.pop("datasets").values())
+    flags["test"] = [f"{name}={spec}" for name, spec in (flags.pop("tests", None) or {}).items()]
+    protocol = flags["protocol"]
+    return flags | {"protocol": protocol["name"].rstrip("*"), "Cs": protocol["Cs"]}
+
+
 def _from_config(path: Path, verb: str, arguments: Sequence[Any], words: Sequence[str]) -> list[str]:
     """The words that a file stands for: arguments first; a flag of the command line is left to it."""
-    content = read_config(path)
-    for section in NESTED:
-        if isinstance(content.get(section), dict):
-            content = content[section]
+    content = _flags_of(read_config(path), verb)
     by_name = {name.lstrip("-").replace("-", "_").lower(): one for one in arguments for name in one.names}
     given = {word.partition("=")[0] for word in words if word.startswith("-")}
     leading: list[str] = []

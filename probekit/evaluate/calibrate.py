@@ -67,7 +67,7 @@ def calibrate(
     Returns
     -------
     pandas.DataFrame
-        One row a probe, seed and test set.
+        One row a kind of probe, layer and test set, means over the seeds; the file `calibration.csv` has each seed.
 
     Raises
     ------
@@ -101,7 +101,8 @@ def calibrate(
             progress(number, len(mine))
     frame = pd.DataFrame(rows)
     atomic.write_text(runner.out / FILE_NAME, frame.to_csv(index=False, lineterminator="\n"))
-    return frame.drop(columns="record")
+    mean = frame.drop(columns=["record", "series", "seed"]).groupby(["probe", "depth", "test_set"], sort=False).mean()
+    return mean.reset_index()
 
 
 def _is_of(record: Record, runner: Runner) -> bool:

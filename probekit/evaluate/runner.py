@@ -286,7 +286,7 @@ class Runner:
             "train_rows": len(self.rows(job).y) if job.per_class else job.train_rows,
             "per_class": job.per_class,
             "candidates": {"found_by": found_by} if found_by else None,
-            "rankme": rankme(X) if kind == "layer" and self.is_rank0 else None,
+            "rankme": rankme(X, self.settings.device) if kind == "layer" and self.is_rank0 else None,
             "seconds": round(seconds, 3),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": _versions(),

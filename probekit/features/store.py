@@ -221,7 +221,7 @@ class FeatureStore:
         UserError
             A shard is missing, incomplete, or not the one that was joined: HDF5 itself would return zeros.
         """
-        found = []
+        found: list[tuple[FeatureStore, dict[str, int]]] = []
         for entry in self._shards:
             path = self.path.parent / entry["file"]
             if not path.is_file():

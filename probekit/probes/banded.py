@@ -60,8 +60,8 @@ class BandedProbe(Probe):
 
 def spread(gammas: Sequence[float], widths: Sequence[int]) -> Array:
     """The factor of every column (sum of widths,) from the factor of every band."""
-    if len(gammas) != len(widths) or min(gammas) < 0:
-        raise UserError(f"{len(widths)} bands need as many factors of at least 0, but got {list(gammas)}.")
+    if len(gammas) != len(widths) or not all(0 <= gamma < np.inf for gamma in gammas):
+        raise UserError(f"{len(widths)} bands need as many finite factors of at least 0, but got {list(gammas)}.")
     return np.repeat(np.asarray(gammas, np.float64), widths)
 
 
@@ -70,10 +70,10 @@ def scale_bands(X: Any, gammas: Sequence[float], widths: Sequence[int]) -> NDArr
     features, factors = read_features(X), spread(gammas, widths)
     if features.shape[1] != len(factors):
         raise UserError(f"X has {features.shape[1]} columns, but the bands have {len(factors)}; give their widths.")
-    dtype = np.float64 if is_wide(features) else np.float32
+    dtype: type[np.floating[Any]] = np.float64 if is_wide(features) else np.float32
     with np.errstate(over="ignore"):  # refused below, in a sentence
         values = features.cpu().double().numpy() if isinstance(features, torch.Tensor) else np.asarray(features[:])
-        scaled = (values * factors).astype(dtype)
+        scaled: NDArray[np.floating[Any]] = (values * factors).astype(dtype)
     if not np.isfinite(scaled).all():
         check_finite(features)
         raise UserError(f"Features times the factors {list(gammas)} are too large for {dtype.__name__}; scale X first.")

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from probekit.probes.probe import EXACT, FittedProbe, Probe, ReadRows
+from probekit.runtime.device import usable_device
 from probekit.selection.choose_C import HeldOut, cross_validate, score_log_proba
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol
@@ -36,9 +38,10 @@ class FittedKNN(FittedProbe):
     positions: np.ndarray
     columns: np.ndarray
     weights: np.ndarray
+    device: str = "cpu"
 
     def predict_log_proba(self, X: np.ndarray) -> np.ndarray:
-        votes = knn_proba(self.train, self.columns, X, [self.k], sample_weight=self.weights)[0]
+        votes = knn_proba(self.train, self.columns, X, [self.k], sample_weight=self.weights, device=self.device)[0]
         return np.log(np.maximum(votes, LEAST_SHARE))
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -48,7 +51,7 @@ class FittedKNN(FittedProbe):
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], read_rows: ReadRows, device: str = "cpu") -> Self:
         named: dict[str, Any] = {name: arrays[name] for name in ("classes", "positions", "columns", "weights")}
-        return cls(k=int(arrays["k"][0]), train=read_rows(arrays["positions"]), **named)
+        return cls(k=int(arrays["k"][0]), train=read_rows(arrays["positions"]), device=device, **named)
 
 
 class KNNProbe(Probe):
@@ -67,7 +70,9 @@ class KNNProbe(Probe):
         classes, columns = split.encoded
 
         def fit_and_score(ks: Array, fitted: np.ndarray, held: np.ndarray) -> HeldOut:
-            proba = knn_proba(X[fitted], columns[fitted], X[held], KS, sample_weight=split.weights[fitted])
+            proba = knn_proba(
+                X[fitted], columns[fitted], X[held], KS, sample_weight=split.weights[fitted], device=settings.device
+            )
             return score_log_proba(np.log(np.maximum(proba, LEAST_SHARE)), columns[held], split.weights[held])
 
         rule = split.resolve_rule(protocol.selection)
@@ -80,6 +85,7 @@ class KNNProbe(Probe):
             positions=split.positions[use],
             columns=columns[use],
             weights=split.weights[use],
+            device=settings.device,
             selection=replace(selection, grid_ends=None),  # numbers of neighbours need no wider grid
             certificate=EXACT,
             # a row is its own nearest neighbour, so the held-out figure stands for that of the training rows
@@ -95,6 +101,7 @@ def knn_proba(
     ks: Sequence[int] = KS,
     temperature: float = TEMPERATURE,
     sample_weight: ArrayLike | None = None,
+    device: str = "cpu",
 ) -> Array:
     """Share of the votes of each class: every neighbour votes with exp(cosine similarity / temperature).
 
@@ -104,30 +111,32 @@ def knn_proba(
     queries : (M, D)
     ks : numbers of neighbours; one above N means all
     sample_weight : (N,) how much each vote counts, None for ones
+    device : where similarities are computed, in float32; the votes are counted in float64
 
     Returns
     -------
     (n_k, M, K)
         Ties in similarity at the edge of a neighbourhood are broken arbitrarily.
     """
-    train, labels = _unit(X), np.asarray(y)
-    weights = np.ones(len(labels)) if sample_weight is None else np.asarray(sample_weight, np.float64)
-    asked = _unit(queries)
-    n_classes, most = int(labels.max()) + 1, min(max(ks), len(labels))
-    proba = np.zeros((len(ks), len(asked), n_classes))
-    step = max(1, _BLOCK // len(labels))
-    for start in range(0, len(asked), step):
-        similarity = asked[start : start + step] @ train.T
-        near = np.argpartition(-similarity, most - 1, axis=1)[:, :most]
-        near = np.take_along_axis(near, np.argsort(-np.take_along_axis(similarity, near, 1), axis=1), 1)
-        nearest = np.take_along_axis(similarity, near, 1).astype(np.float64)
-        votes = np.exp((nearest - nearest[:, :1]) / temperature) * weights[near]
-        rows = start + np.arange(len(nearest))[:, None]
-        for column, k in enumerate(ks):
-            np.add.at(proba[column], (rows, labels[near[:, :k]]), votes[:, :k])
-    return proba / np.maximum(proba.sum(axis=2, keepdims=True), 1e-300)
+    where = usable_device(device)
+    labels = torch.from_numpy(np.asarray(y, np.int64)).to(where)
+    train, asked = _unit(X, where), _unit(queries, where)
+    given = np.ones(len(labels)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    weights = torch.from_numpy(given).to(where)
+    n_classes, most = int(np.max(np.asarray(y))) + 1, min(max(ks), len(labels))
+    blocks = []
+    for rows in asked.split(max(1, _BLOCK // len(labels))):
+        found, near = (rows @ train.T).topk(most, dim=1)
+        votes = ((found - found[:, :1]).double() / temperature).exp() * weights[near]
+        proba = torch.zeros(len(ks), len(rows), n_classes, dtype=torch.float64, device=where)
+        for counted, k in zip(proba, ks, strict=True):
+            counted.scatter_add_(1, labels[near[:, :k]], votes[:, :k])
+        blocks.append(proba / proba.sum(dim=2, keepdim=True).clamp_min(1e-300))
+    if not blocks:
+        return np.zeros((len(ks), 0, n_classes))
+    return np.asarray(torch.cat(blocks, dim=1).cpu().numpy())
 
 
-def _unit(X: ArrayLike) -> NDArray[np.float32]:
-    rows = np.asarray(X, np.float32)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+def _unit(X: ArrayLike, where: torch.device) -> torch.Tensor:
+    rows = torch.from_numpy(np.require(np.asarray(X), np.float32, ["C", "W"])).to(where)
+    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-12)

@@ -31,7 +31,7 @@ class RowPredictions:
     Attributes
     ----------
     row_ids, labels, predictions : int64 (N,), labels and predictions as class labels
-    log_proba : float32 (N, K), columns in the order of `classes`
+    log_proba : float32 (N, K), columns in the order of `classes`; (N, 0) in a compact copy, which leaves them out
     classes : int64 (K,)
     """
 
@@ -70,6 +70,9 @@ def load_probe(path: str | Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"Probe file {path} cannot be read ({error}); delete its record's line and run the sweep again."
         ) from None
+    for name, kind in {"classes": np.int64, **{name: kind for name, (kind, _) in _TESTED.items()}}.items():
+        if name in arrays and np.can_cast(arrays[name].dtype, kind, "safe"):  # compact files hold narrower numbers
+            arrays[name] = arrays[name].astype(kind, copy=False)
     problem = _problem(arrays)
     if problem:
         raise UserError(f"Probe file {path} cannot be used: {problem}; delete its record's line and run again.")
@@ -89,6 +92,8 @@ def _problem(arrays: Mapping[str, np.ndarray]) -> str | None:
     n = len(arrays["test_row_ids"]) if arrays["test_row_ids"].ndim else -1
     for name, (kind, wide) in _TESTED.items():
         shape = (n, len(classes)) if wide else (n,)
+        if wide and arrays[name].shape == (n, 0):  # left out of a compact file
+            continue
         if arrays[name].shape != shape or arrays[name].dtype != kind:
             return f"{name} is {arrays[name].dtype} {arrays[name].shape}, expected {np.dtype(kind)} {shape}"
     if np.isnan(arrays["test_log_proba"]).any():

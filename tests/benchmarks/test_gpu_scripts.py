@@ -231,11 +231,11 @@ def shell(script, *arguments, **environment):
 
 
 def test_the_calls_of_a_session_end_within_ten_minutes(tmp_path):
-    for call in "12345":
+    for call in "012345":
         done = shell("session.sh", call, OUT=tmp_path, STATE=tmp_path / "state", DRY=1)
         assert done.returncode == 0, done.stderr
         lines = [line for line in done.stdout.splitlines() if " s: " in line]
-        assert 0 < sum(int(line.split(" s: ")[0]) for line in lines) <= 590
+        assert 0 < sum(int(line.split(" s: ")[0]) for line in lines) <= (300 if call == "0" else 590)
         scripts = [word for line in lines for word in line.split() if word.startswith("benchmarks/")]
         assert scripts
     assert shell("session.sh", "6", OUT=tmp_path, STATE=tmp_path / "state").returncode == 1

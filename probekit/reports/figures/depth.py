@@ -168,7 +168,7 @@ def draw_accuracy(
             _peak(axes, series, looks[series.label], place, len(panel.models) == 1, shift)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}" if value <= 100 else "")
     axes.set_ylabel("Test accuracy (%)")
-    own = f"Probes of every layer, {panel.title}"
+    own = panel.title if narrow else f"Probes of every layer, {panel.title}"
     wide = 60 if not narrow else 34
     axes.set_title(textwrap.shorten(own, wide, placeholder=" ...") if options.title is None else options.title)
     if not narrow and options.title is None and len(own) < 44:

@@ -80,6 +80,7 @@ def label_figure(panels: Sequence[Panel], options: FigureOptions = FigureOptions
         (0.62 * scale / width, 0.5 * scale / height, 1 - 0.74 * scale / width, 1 - 0.85 * scale / height)
     )
     looks = looks_of(largest)
+    lines = 0
     for series in largest.series:
         peak = int(series.depths[series.peak])
         chosen = {int(series.depths[0]): "first", int(series.depths[-1]): "last", peak: "best"}
@@ -87,8 +88,10 @@ def label_figure(panels: Sequence[Panel], options: FigureOptions = FigureOptions
         for depth, role in sorted(chosen.items()):
             own = frame[(frame["series"] == series.label) & (frame["depth"] == depth)]
             name = series.label if series.is_flat else f"{series.label}, layer {depth} ({role})"
+            beside = own["train_rows"] * 1.025**lines  # so that no interval hides behind another
+            lines += 1
             axes.errorbar(
-                own["train_rows"], 100 * own["accuracy"],
+                beside, 100 * own["accuracy"],
                 yerr=[100 * (own["accuracy"] - own["low"]), 100 * (own["high"] - own["accuracy"])],
                 color=look["color"], linestyle=STYLES[role], marker=look["marker"], markersize=4, capsize=3.5,
                 elinewidth=0.9, linewidth=1.4, label=name,

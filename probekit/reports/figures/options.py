@@ -70,10 +70,17 @@ def relabelled(panel: Panel, labels: Mapping[str, str]) -> Panel:
     from dataclasses import replace
 
     new = {find_series(panel, old).label: name for old, name in labels.items()}
+    for series in panel.series:  # a readout is called after its model
+        if series.host in new and series.label not in new:
+            new[series.label] = new[series.host] + series.label.removeprefix(series.host)
     names = [new.get(series.label, series.label) for series in panel.series]
     if len(set(names)) < len(names):
         raise UserError(f"Two series would be called {max(names, key=names.count)!r}: give each a name of its own.")
-    return replace(panel, series=tuple(replace(s, label=n) for s, n in zip(panel.series, names, strict=True)))
+    renamed = (
+        replace(series, label=name, host=new.get(series.host, series.host))
+        for series, name in zip(panel.series, names, strict=True)
+    )
+    return replace(panel, series=tuple(renamed))
 
 
 def read_labels(texts: tuple[str, ...]) -> dict[str, str]:

@@ -63,7 +63,7 @@ def test_a_probe_of_joined_layers_finds_its_own_encoder(tmp_path, capsys):
     assert [row["image"] for row in told] == words
     capsys.readouterr()
     assert main(["predict", str(probe), words[0], "--encoder", f"igpt:{run}"]) == 2  # normed layers
-    assert "norm: 'none' there" in capsys.readouterr().err
+    assert 'norm: "none" there' in capsys.readouterr().err
     (tmp_path / "0.png").write_bytes(b"no picture")
     assert main(["predict", str(probe), words[0]]) == 2
     assert "0.png is not an image" in capsys.readouterr().err

@@ -84,6 +84,15 @@ def test_what_a_training_run_wrote_is_a_config(tmp_path):
     assert first == second
 
 
+def test_what_a_study_wrote_is_a_config(tmp_path):
+    line = ["study", "mine=pixels", "--on", "digits", "--limit", "60", "--Cs", "1e-3,1", "--window", "0", "-q"]
+    quick = ["--protocol", "dinov2-45", "--no-controls"]
+    assert main([*line, *quick, "--out", str(tmp_path / "a")]) == 0
+    assert main(["study", "--config", str(tmp_path / "a" / "study.json"), "--out", str(tmp_path / "b"), "-q"]) == 0
+    first, second = ((tmp_path / name / "study.json").read_bytes() for name in "ab")
+    assert first == second
+
+
 def test_a_wrong_key_or_file_is_refused(tmp_path, capsys):
     (tmp_path / "run.yaml").write_text("seed: 3\n")
     assert main(["sweep", "f.h5", "--config", str(tmp_path / "run.yaml")]) == 2

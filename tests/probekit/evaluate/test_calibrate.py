@@ -73,7 +73,8 @@ def test_geometry_is_that_of_the_arrays(swept, capsys):
 def test_the_label_curve_is_the_mean_over_the_draws(swept, tmp_path):
     store, _ = swept
     for k in (5, 20):
-        results = sweep(store, tmp_path, Cs=[0.1], per_class=k, checks=["class-mean"])
+        sweep(store, tmp_path, Cs=[0.1], per_class=k, checks=["class-mean"])
+    results = read_records(tmp_path)
     assert {(r.train_rows, r.per_class) for r in results} == {(15, 5), (60, 20)}
     assert main(["plot", str(tmp_path), "--kind", "labels", "--out", str(tmp_path / "labels.svg"), "--width", "5"]) == 0
     with open(tmp_path / "labels.csv") as file:

@@ -23,15 +23,11 @@ def store(tmp_path):
     return FeatureStore.from_arrays(tmp_path / "features.h5", splits, encoder={"name": "toy"}, dataset={"name": "b"})
 
 
-@pytest.fixture
-def no_memory(monkeypatch):
+def leave_no_memory(monkeypatch):
+    """From here on no training features may be held whole."""
     monkeypatch.setattr("probekit.evaluate.runner.fits", lambda rows, width: False)
     monkeypatch.setattr("probekit.evaluate.runner.BLOCK_ROWS", 32)
     monkeypatch.setattr("probekit.probes.sgd.BLOCK_ROWS", 32)
-
-
-def forbid(monkeypatch):
-    """From here on no training features may be held whole."""
     monkeypatch.setattr(LazyFeatures, "__array__", None)
 
 
@@ -60,11 +56,9 @@ def test_slices_and_choices_are_numpys():
 
 
 @pytest.mark.parametrize("options", [{}, {"seeds": [1]}, {"train_rows": 60}])
-def test_a_sweep_without_memory_has_the_same_results(store, tmp_path, no_memory, monkeypatch, options):
-    with monkeypatch.context() as rich:
-        rich.setattr("probekit.evaluate.runner.fits", lambda rows, width: True)
-        expected = sweep(store, tmp_path / "held", Cs=CS, **options)
-    forbid(monkeypatch)
+def test_a_sweep_without_memory_has_the_same_results(store, tmp_path, monkeypatch, options):
+    expected = sweep(store, tmp_path / "held", Cs=CS, **options)
+    leave_no_memory(monkeypatch)
     results = sweep(store, tmp_path / "streamed", Cs=CS, **options)
     for ours, theirs in zip(results, expected, strict=True):
         assert ours.key == theirs.key
@@ -78,23 +72,19 @@ def test_a_sweep_without_memory_has_the_same_results(store, tmp_path, no_memory,
         assert ours.rankme == pytest.approx(theirs.rankme)
 
 
-def test_joined_layers_too(store, tmp_path, no_memory, monkeypatch):
-    with monkeypatch.context() as rich:
-        rich.setattr("probekit.evaluate.runner.fits", lambda rows, width: True)
-        expected = concat(store, tmp_path / "held", Cs=CS[::3], window=2)
-    forbid(monkeypatch)
+def test_joined_layers_too(store, tmp_path, monkeypatch):
+    expected = concat(store, tmp_path / "held", Cs=CS[::3], window=2)
+    leave_no_memory(monkeypatch)
     results = concat(store, tmp_path / "streamed", Cs=CS[::3], window=2)
     assert [r.metrics["top1"] for r in results] == [r.metrics["top1"] for r in expected]
 
 
 @pytest.mark.parametrize("seeds", [1, [1]])
-def test_sgd_streams_to_the_same_bits(store, tmp_path, no_memory, monkeypatch, seeds):
+def test_sgd_streams_to_the_same_bits(store, tmp_path, monkeypatch, seeds):
     small = get_protocol("sgd-imagenet").with_(sgd=SGDConfig(learning_rates=(1.0, 0.1), epochs=3, batch_size=16))
     monkeypatch.setattr("probekit.probes.sgd_batches.BUFFER_BYTES", 4 * 12 * 64)  # of 64 rows
-    with monkeypatch.context() as rich:
-        rich.setattr("probekit.evaluate.runner.fits", lambda rows, width: True)
-        expected = sweep(store, tmp_path / "held", protocol=small, seeds=seeds)
-    forbid(monkeypatch)
+    expected = sweep(store, tmp_path / "held", protocol=small, seeds=seeds)
+    leave_no_memory(monkeypatch)
     results = sweep(store, tmp_path / "streamed", protocol=small, seeds=seeds)
     for ours, theirs in zip(results, expected, strict=True):
         np.testing.assert_array_equal(
@@ -105,15 +95,18 @@ def test_sgd_streams_to_the_same_bits(store, tmp_path, no_memory, monkeypatch, s
         assert ours.refit["grad_rel"] == pytest.approx(theirs.refit["grad_rel"], rel=1e-6)
 
 
-def test_a_bad_row_in_a_file_is_named(store, tmp_path, no_memory, monkeypatch):
-    real = FeatureStore.stored
+class Broken(FeatureStore):
+    """A file with a value that is none, in row 40 of its second layer."""
 
-    def broken(self, split, layer, rows=slice(None)):
-        X = real(self, split, layer, rows)
-        if (split, layer) == ("train", store.layers[1]) and rows.start <= 40 < rows.stop:
-            X[40 - rows.start, 2] = np.nan
+    def stored(self, split, layer, rows=slice(None)):
+        X = super().stored(split, layer, rows).copy()
+        start, stop, _ = rows.indices(len(self.labels(split)))
+        if (split, layer) == ("train", self.layers[1]) and start <= 40 < stop:
+            X[40 - start, 2] = np.nan
         return X
 
-    monkeypatch.setattr(FeatureStore, "stored", broken)
+
+def test_a_bad_row_in_a_file_is_named(store, tmp_path, monkeypatch):
+    leave_no_memory(monkeypatch)
     with pytest.raises(UserError, match=r"Layer 01.* holds NaN or infinity in 1 rows of train \(first: row 40\)"):
-        sweep(store, tmp_path, Cs=CS)
+        sweep(Broken(store.path), tmp_path, Cs=CS)

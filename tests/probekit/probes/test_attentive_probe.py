@@ -20,6 +20,7 @@ from probekit.reports.panels import build_panels
 from probekit.reports.tables import layer_frame, printed_frame
 from probekit.results.predictions import load_probe, row_predictions
 from probekit.results.record import read_records
+from probekit.results.results import Results
 from probekit.runtime.errors import UserError
 from tests.probekit.probes.test_attentive import needle
 
@@ -75,7 +76,8 @@ def by_hand(probe, tokens):
 def test_an_attentive_probe_stands_beside_the_linear_ones(tmp_path):
     pooled, tokens, X = stores(tmp_path)
     sweep(pooled, tmp_path / "run", Cs=CS)
-    results = sweep(tokens, tmp_path / "run", Cs=CS, probe="quick")
+    sweep(tokens, tmp_path / "run", Cs=CS, probe="quick")
+    results = Results(tmp_path / "run")
     (record,) = [r for r in results if r.kind == "quick"]
     assert record.accuracy > 0.9 > 0.65 > max(r.accuracy for r in results if r.kind == "layer" and r.depth == 1)
     assert record.depth == 1
@@ -87,7 +89,7 @@ def test_an_attentive_probe_stands_beside_the_linear_ones(tmp_path):
     frame = layer_frame(build_panels(results))
     assert list(frame["probe"]) == ["linear", "linear", "quick"]
     text = printed_frame(frame).to_string()
-    assert "1, quick" in text
+    assert "igpt, quick" in text
     assert "lr 0.01" in text
     assert find_record(record.folder / record.probe_file).probe == "quick"
     before = (tmp_path / "run" / "results.jsonl").read_bytes()

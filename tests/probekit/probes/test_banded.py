@@ -41,6 +41,8 @@ def test_bands_are_one_penalty_each(rows):
     assert not without.coef[..., 2:].any()
     with pytest.raises(UserError, match="2 bands need"):
         fit_banded(X, y, [C], widths, (1.0,))
+    with pytest.raises(UserError, match="2 bands need"):
+        fit_banded(X, y, [C], widths, (1.0, np.nan))
     with pytest.raises(UserError, match="undo the bands"):
         fit_banded(X, y, [C], widths, gammas, standardize=True)
 

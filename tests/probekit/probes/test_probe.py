@@ -72,7 +72,7 @@ def test_checks_are_records_beside_the_layers(tmp_path):
     assert list(frame["probe"]).count("knn") == 3
     assert frame["rankme"].notna().sum() == 3
     printed = printed_frame(frame).to_string()
-    assert "1, ridge" in printed
+    assert "toy, ridge" in printed
     assert "k = " in printed
     assert len(results.curves()["toy"].records) == 3  # checks are no points of the depth curve
 

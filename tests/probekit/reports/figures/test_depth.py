@@ -83,6 +83,19 @@ def test_limits_names_and_size_are_those_asked_for(panel):
     assert "pixels, 12 x 12" in words
 
 
+def test_a_readout_is_renamed_with_its_model_and_has_its_colour(panel):
+    model, random = panel.models[0], next(series for series in panel.series if series.role == "random")
+    readout = replace(random, role="readout", label="igpt, kNN", host="igpt")
+    both = replace(panel, series=(model, readout))
+    looks = looks_of(both)
+    assert looks["igpt, kNN"]["color"] == looks["igpt"]["color"]
+    assert looks["igpt, kNN"]["linestyle"] != looks["igpt"]["linestyle"]
+    with style():
+        drawn = depth_figure(both, options=FigureOptions(labels={"igpt": "ours"}))
+    words = [text.get_text().replace("\n", " ") for text in drawn.axes[0].texts]
+    assert {"ours", "ours, kNN"} <= set(words)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"width": 0.5}, {"font_size": 100}, {"ylim": (80, 20)}, {"ylim": (0, 101)}, {"labels": {"nobody": "x"}}]
 )
