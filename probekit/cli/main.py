@@ -238,6 +238,8 @@ def users_sentence(error: BaseException) -> str | None:
     """One sentence for an error that the user can correct, or None for an error of ours."""
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, UnicodeEncodeError):
+        return f"a name holds bytes that are not UTF-8 ({error.object[:200]!r}); rename that file or folder."
     if _out_of_memory(error):
         return "there is not enough memory for this; give smaller sizes, smaller batches or fewer --workers."
     number = getattr(error, "errno", None) or _number_inside(error)

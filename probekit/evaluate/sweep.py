@@ -122,6 +122,12 @@ def sweep(
         if out is not None:
             raise UserError(f"Two folders for results were given, {y} and {out}; write out=FOLDER once.")
         y, out = None, y
+    if features is None or isinstance(features, int | float | list | tuple):
+        raise TypeError(
+            f"features is a {type(features).__name__}; expected a feature file, its path or a dict of arrays."
+        )
+    if isinstance(features, Mapping) and not features:
+        raise UserError("No layer was given; give a dict of one or more arrays (rows, width).")
     if isinstance(features, Mapping):
         features, out = from_arrays(features, y), _temporary_folder() if out is None else out
     elif y is not None:
@@ -213,6 +219,8 @@ def choose_names(store: Features, layers: str | Sequence[str | int] | None) -> l
     """Layer names, shallow to deep, from None (all), names, globs or indices; an unknown one raises `UserError`."""
     if layers is None:
         return list(store.layers)
+    if not isinstance(layers, str | Sequence) or not layers:
+        raise UserError(f"layers is {layers!r}; give one or more of {', '.join(store.layers)}, or leave it out.")
     found = set()
     for layer in [layers] if isinstance(layers, str) else layers:
         matched = [name for name in store.layers if fnmatch.fnmatchcase(name, layer)] if isinstance(layer, str) else []

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from igpt_model.ranges import WORKERS, check_range
 from probekit.runtime.errors import UserError
 
 
@@ -29,10 +30,11 @@ def worker_processes(workers: int, work: Callable[..., Any], *args: Any, **setti
     Raises
     ------
     UserError
-        `workers` is below 1.
+        `workers` is below 1, or above what a machine runs.
     """
     if workers < 1:
         raise UserError(f"workers is {workers}, but at least 1 is needed.")
+    check_range("workers", workers, WORKERS)
     if workers == 1:
         yield
         return

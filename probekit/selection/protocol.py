@@ -96,7 +96,10 @@ class Protocol:
     def with_(self, **changes: Any) -> "Protocol":
         """A changed copy; unless renamed, the name says that it was changed."""
         if "Cs" in changes:
-            changes["Cs"] = tuple(float(C) for C in changes["Cs"])
+            try:
+                changes["Cs"] = tuple(float(C) for C in changes["Cs"])
+            except (TypeError, ValueError):
+                raise UserError(f"Cs is {changes['Cs']!r}; give positive numbers such as [0.01, 0.1, 1].") from None
         return replace(self, **({"name": f"{self.name}*"} | changes))
 
 

@@ -81,3 +81,5 @@ def test_a_helper_ends_when_its_caller_is_killed(tmp_path):
 def test_no_worker_at_all_is_refused():
     with pytest.raises(UserError, match="at least 1"), worker_processes(0, print):
         pass
+    with pytest.raises(UserError, match="workers is 1000000000; expected a number from 0 to 1024"):
+        worker_processes(10**9, print).__enter__()
