@@ -113,9 +113,9 @@ class _Newton:
                 break
             if not bool(todo.all()):
                 index, now = index[todo], now.take(todo)
-            step, gain, spent = self._solve(now, index)
+            step, gain, spent, last = self._solve(now, index)
             products[index] += spent
-            moved, ok, tries = self._descend(now, step, gain, index, keep)
+            moved, ok, tries = self._descend(now, step, gain, index, keep, last)
             products[index] += tries
             if len(index) == P and bool(ok.all()):
                 here = moved
@@ -128,16 +128,19 @@ class _Newton:
         return Refined(Evaluation(here.theta, here.gradient, here.loss, here.noise), done, stalled, products)
 
     def _descend(
-        self, now: Evaluation, step: Tensor, gain: Tensor, index: Tensor, keep: torch.dtype | None
+        self, now: Evaluation, step: Tensor, gain: Tensor, index: Tensor, keep: torch.dtype | None, last: bool
     ) -> tuple[Evaluation, Tensor, int]:
-        """Halve each problem's step until its loss falls; one that finds no descent stays where it was (ok False)."""
+        """Halve each problem's step until its loss falls; one that finds no descent stays where it was (ok False).
+
+        Intercepts are solved for where the step may be the `last` one: half of an evaluation's time.
+        """
         length = torch.ones(len(index), dtype=torch.float64, device=step.device)
         ok = torch.zeros(len(index), dtype=torch.bool, device=step.device)
         result = now
         for halving in range(HALVINGS):
             open_ = (~ok).nonzero()[:, 0]
             theta = now.theta[open_] - length[open_, None, None] * step[open_]
-            trial = self.bound.exact.evaluate(theta, self.l2[index[open_]], keep, solve_intercept=True)
+            trial = self.bound.exact.evaluate(theta, self.l2[index[open_]], keep, solve_intercept=last)
             # where the whole step is worth less than the loss's rounding, nothing can be asked but not to rise
             wanted = now.loss[open_] * (1 + ROUNDING) - SUFFICIENT_DECREASE * length[open_] * gain[open_]
             better = trial.loss <= wanted
@@ -152,15 +155,16 @@ class _Newton:
             length[~ok] *= 0.5
         return result, ok, halving + 1
 
-    def _solve(self, at: Evaluation, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Steps (P, R, D+1) in float64, gains (P,) and products (P,) of these problems."""
+    def _solve(self, at: Evaluation, index: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
+        """Steps (P, R, D+1) in float64, gains and products (P,); whether some residual is what the certificate asks."""
         enough = 2 * self.l2[index] * STEP_SHARE * self.tol * at.loss
         rotate = self.coordinates.rotate
         turned = replace(at, theta=rotate(at.theta), gradient=rotate(at.gradient))
-        step, gain, products, _ = conjugate_gradients(
+        step, gain, products, left = conjugate_gradients(
             self.loss, turned, self.l2[index], self.precondition, self.names[index], enough, self.max_products
         )
-        return self.coordinates.unrotate(step), gain, products
+        last = bool((left[..., :-1].square().sum(dim=(1, 2)) <= 2 * enough).any())
+        return self.coordinates.unrotate(step), gain, products, last
 
 
 def conjugate_gradients(

@@ -14,7 +14,9 @@ PAGES = {"data-forms.md": ("pyarrow",), "shift-readouts-seeds.md": ()}
 SLOW = {"shift-readouts-seeds.md"}  # trains two models
 
 
-@pytest.mark.parametrize("page", [pytest.param(p, marks=[pytest.mark.slow] if p in SLOW else []) for p in PAGES])
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=[pytest.mark.slow, pytest.mark.timeout(1200)] if p in SLOW else []) for p in PAGES]
+)
 def test_the_guide_runs(page, tmp_path, monkeypatch, capsys):
     for package in PAGES[page]:
         pytest.importorskip(package)

@@ -152,7 +152,7 @@ def test_a_thousand_classes_are_planned_from_twenty(capsys, monkeypatch):
 @pytest.mark.parametrize("flag", ["--rows", "--test-rows", "--classes", "--ranks", "--seconds", "--rate"])
 def test_numbers_that_make_no_sense_are_one_sentence(capsys, flag):
     assert main(["plan", flag, "0"]) == 2
-    assert f"{flag} 0" in capsys.readouterr().err
+    assert f"{flag} is 0" in capsys.readouterr().err
 
 
 def test_machines_that_are_not_here_are_planned_from_their_rate(capsys):
