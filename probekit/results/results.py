@@ -99,7 +99,8 @@ class Results:
         curves = depth_curves(self.of(series, "layer", seed=None))
         if len(curves) != 1:
             raise UserError(
-                f"Series {series!r} has {len(curves)} depth curves ({', '.join(curves)[:200]}): choose the records of one."
+                f"Series {series!r} has {len(curves)} depth curves ({', '.join(curves)[:200]}): "
+                "choose the records of one."
             )
         (curve,) = curves.values()
         return verdict(curve)
