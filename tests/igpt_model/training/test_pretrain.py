@@ -117,7 +117,8 @@ def test_the_seed_matters(tmp_path):
 
 
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests in the background ignores it
 sys.path.insert(0, sys.argv[2])
 from test_pretrain import TINY, pictures
 from igpt_model import TrainConfig, train

@@ -153,7 +153,7 @@ def test_nan_features(tmp_path, features, refused):
 @pytest.mark.parametrize("C", ["0", "-1", "nan", "inf"])
 @pytest.mark.parametrize("verb", ["sweep", "concat"])
 def test_a_penalty_that_is_not_positive(verb, C, features, refused):
-    refused(verb, features, f"--Cs={C}", words=["positive"])
+    refused(verb, features, f"--Cs={C}", words=["--Cs is", "above 0"])
 
 
 def test_a_penalty_that_is_no_number(features, refused):
@@ -177,7 +177,7 @@ TRAIN = "train digits --out {new}"
     [
         ("demo --steps 0 --out {new}", ["steps is 0"]),
         ("demo --limit 0 --out {new}", ["limit is 0"]),
-        ("demo --n-layer 0 --out {new}", ["n_layer is 0"]),
+        ("demo --n-layer 0 --out {new}", ["--n-layer is 0"]),
         ("demo --pretrained --steps 5 --out {new}", ["--steps", "--pretrained trains no network"]),
         (f"{TRAIN} --limit 0", ["limit is 0"]),
         (f"{TRAIN} --n-colours 100000", ["100000", "65536"]),
@@ -185,7 +185,7 @@ TRAIN = "train digits --out {new}"
         (f"{STUDY} --limit 0", ["limit is 0"]),
         (f"{STUDY} --window -1", ["window is -1"]),
         (f"{STUDY} --seeds 0", ["seeds is 0"]),
-        (f"{STUDY} --greedy-width -1", ["greedy_width is -1"]),
+        (f"{STUDY} --greedy-width -1", ["--greedy-width is -1"]),
         (f"{SAMPLE} --n 0", ["n is 0"]),
         (f"{SAMPLE} --scale 0", ["scale is 0"]),
         (f"{SAMPLE} --complete wandering-digits --each 0", ["each is 0"]),
@@ -193,7 +193,7 @@ TRAIN = "train digits --out {new}"
         (f"{SAMPLE} --complete wandering-digits --keep 0.01", ["keep is 0.01", "12 pixels"]),
         ("compress {features} --level 99 --out {new}", ["level is 99", "gzip", "1 to 9"]),
         ("compress {features} --method lzf --level 2 --out {new}", ["level is 2", "lzf"]),
-        ("plan --classes 1", ["--classes 1", "at least 2"]),
+        ("plan --classes 1", ["--classes is 1", "from 2"]),
     ],
 )
 def test_a_size_that_cannot_be_leaves_nothing_behind(line, words, tmp_path, features, good_run, refused):
@@ -250,7 +250,7 @@ def test_no_batch_to_predict(tmp_path, features, refused):
     assert (
         main(["sweep", str(tmp_path / "p.h5"), "--protocol", "dinov2-45", "--Cs", "0.1", "--out", str(tmp_path)]) == 0
     )
-    refused("predict", tmp_path, tmp_path / "a.png", "--batch-size", 0, words=["batch_size is 0"])
+    refused("predict", tmp_path, tmp_path / "a.png", "--batch-size", 0, words=["--batch-size is 0"])
 
 
 def test_a_full_disk_is_told_whoever_met_it():
