@@ -124,6 +124,14 @@ def find_coordinates(
     return Coordinates(working, exact, full, shift, projection, values.clamp_min(0), vectors)
 
 
+def plain_coordinates(data: WeightedData) -> Coordinates:
+    """Centred rows in their own columns, float64, with the columns' variances where the eigenvalues would stand."""
+    plain = find_coordinates(data, reduce=False, eigen=False)
+    exact = plain.exact
+    variances = exact.weights @ exact.X[:, :-1].square()
+    return replace(plain, eigenvalues=variances)
+
+
 def _moment(exact: WeightedData, dtype: torch.dtype) -> Tensor:
     """Weighted X'X (r, r), summed in `dtype`."""
     moment = torch.zeros(exact.width, exact.width, dtype=torch.float64, device=exact.device)

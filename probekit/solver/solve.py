@@ -18,7 +18,7 @@ from probekit.solver.certificate import (
 )
 from probekit.solver.continuation import CLOSE_RATIO, choose_nodes, lagrange
 from probekit.solver.data import WeightedData
-from probekit.solver.eigenbasis import Coordinates, find_coordinates
+from probekit.solver.eigenbasis import Coordinates, find_coordinates, plain_coordinates
 from probekit.solver.mean_loss import Evaluation, MeanLoss, covariance_of
 from probekit.solver.memory_plan import Plan, make_plan
 from probekit.solver.newton import SIDE_BY_SIDE, Refined, decrement_bound, newton
@@ -35,6 +35,7 @@ INNER = 0.5  # of tol: the target of Newton steps in fewer columns than the cert
 ONE_THREAD_ENTRIES = 1 << 19  # X of fewer entries is solved by one thread
 RETRY_RATIO = 10.0  # of penalties on the way to one that is tried again
 RETRY_PRODUCTS = 2000
+FEW_PENALTIES, FEW_STEPS, FEW_PRODUCTS = 2, 12, 60  # solved without an eigenbasis, which costs more than the fit
 DENSE_STEPS = 500  # of Newton's method with the whole Hessian, on the way to one penalty
 DENSE_RETRY_COLUMNS = 2000  # of the whole Hessian, for a fit that conjugate gradients left open
 
@@ -61,8 +62,10 @@ def solve(data: WeightedData, l2: Tensor, tol: float = 1e-4, max_iter: int = 200
     """
     with _threads_for(data):
         l2_sorted, place = l2.unique(return_inverse=True)
-        solver = PathSolver(data, l2_sorted, tol, max_iter)
-        solver.run()
+        solver = _without_eigenbasis(data, l2_sorted, tol, max_iter)
+        if solver is None:
+            solver = PathSolver(data, l2_sorted, tol, max_iter)
+            solver.run()
         open_ = ~solver.certificate.converged(tol)
         if solver.narrowed and bool(open_.any()) and max_iter > 1:
             again = PathSolver(
@@ -75,6 +78,22 @@ def solve(data: WeightedData, l2: Tensor, tol: float = 1e-4, max_iter: int = 200
     return Solution(
         solver.certificate.take(place), solver.n_iter[place], [reasons[i] for i in place.tolist()], solver.plan
     )
+
+
+def _without_eigenbasis(data: WeightedData, l2: Tensor, tol: float, max_iter: int) -> "PathSolver | None":
+    """One or two penalties in the columns as they are, or None where that is not tried or does not certify them.
+
+    2,000 x 4,000, two classes: the basis of the general method takes 3.5 s, this fit 0.1 s (CPU seconds, one thread).
+    """
+    plan = make_plan(data, len(l2))
+    small = dense.is_small(len(data), data.n_coef_rows, min(len(data), data.width) + 1)
+    if len(l2) > FEW_PENALTIES or small or data.sharded or not plan.in_memory or max_iter < FEW_STEPS:
+        return None
+    solver = PathSolver(data, l2, tol, max_iter, plain_coordinates(data))
+    every = torch.arange(len(l2), device=l2.device)
+    refined = solver._refine(every, solver.theta, FEW_STEPS, FEW_PRODUCTS)
+    solver.certificate = solver._finished(every, refined)
+    return solver if bool(solver.certificate.converged(tol).all()) else None
 
 
 def certify(data: WeightedData, theta: Tensor, l2: Tensor) -> Certificate:
@@ -142,7 +161,8 @@ class PathSolver:
         if len(coordinates.eigenvalues):
             p = prior.softmax(dim=0) if self.R > 1 else prior.sigmoid() * (-prior).sigmoid()
             one = torch.ones(1, dtype=torch.float64, device=l2.device)
-            self.kronecker = Kronecker(covariance_of(p[None, :, None], one), coordinates.eigenvalues, l2, data.dtype)
+            covariance, dtype = covariance_of(p[None, :, None], one), coordinates.data.dtype
+            self.kronecker = Kronecker(covariance, coordinates.eigenvalues, l2, dtype)
 
     def run(self) -> None:
         """Solve and certify every penalty; what stays open is tried again by slower and surer ways."""
