@@ -16,7 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LEFT_OUT = shutil.ignore_patterns("__pycache__", ".git", ".venv", "build", "site", "*.egg-info", ".*_cache", "shared")
 BUILD = "import sys; from setuptools import build_meta as b; print(getattr(b, sys.argv[1])(sys.argv[2]))"
+# --ignore-installed: pip would otherwise remove the probekit of the environment that runs this
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-deps", "--no-index"]
+PIP += ["--ignore-installed"]
 COMMANDS = (
     "--version",
     "datasets",

@@ -137,7 +137,7 @@ def random_problem(seed):
     weights = np.ones(N)
     if rng.random() < 0.4:
         weights = 10.0 ** rng.uniform(-6, 6, N) if rng.random() < 0.5 else rng.integers(0, 3, N) + 0.0
-        weights[:K] = np.maximum(weights[:K], weights.max() * 1e-12)
+        weights[:K] = np.maximum(weights[:K], max(weights.max(), 1.0) * 1e-12)
         what.append("weights")
     C = 10.0 ** rng.uniform(-6, 5)
     dtype = rng.choice(["float32", "float64"])
