@@ -59,7 +59,7 @@ def own_generator(generator):
     ("module", "layer", "words"),
     [
         (Flat(functional.dropout), "out", "same batch is run again.*training=self.training"),
-        (Flat(lambda h: functional.dropout(h, 0.01)), "out", "same batch is run again"),
+        (Flat(lambda h: functional.dropout(h, 0.01)), "out", "other features for the same picture"),
         (Flat(lambda h: h + 1e-4 * torch.rand_like(h)), "out", "same batch is run again"),
         (Flat(lambda h: h + float(np.random.rand())), "out", "same batch is run again"),  # noqa: NPY002
         (Flat(Once()), "out", "same batch is run again"),
@@ -80,6 +80,8 @@ def own_generator(generator):
     ],
 )
 def test_only_features_of_the_picture_alone_are_accepted(module, layer, words):
+    torch.manual_seed(0)  # rare draws may show in one comparison or in the next
+    np.random.seed(0)  # noqa: NPY002
     if words is None:
         assert load_encoder(module, layers=layer, resolution=8).layers == (layer,)
     else:
