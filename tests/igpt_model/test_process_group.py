@@ -1,7 +1,5 @@
 """The group of the processes: one that serves GPU tensors wherever there are GPUs, and one model of GPU."""
 
-import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -10,6 +8,7 @@ import torch.distributed as dist
 
 from igpt_model.errors import UserError
 from igpt_model.process_group import join_group, require_one_model
+from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")
 
@@ -60,13 +59,11 @@ def test_equal_models_pass():
     require_one_model(["H100", "H100"])
 
 
-def test_two_processes_wait_and_then_share_the_rows_of_a_path_in_one_group(tmp_path):
+def test_two_processes_wait_and_then_share_the_rows_of_a_path_in_one_group():
     """A barrier first, as extraction leaves one behind; then a path whose rows are shared; then mixed models."""
     code = """
-    import os, sys
-    rank = int(sys.argv[1])
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
-    os.environ["MASTER_PORT"] = sys.argv[2]
+    import os
+    rank = int(os.environ["RANK"])
     import numpy as np, torch, torch.distributed as dist
     torch.set_num_threads(1)
     from probekit.probes import fit_path
@@ -93,24 +90,6 @@ def test_two_processes_wait_and_then_share_the_rows_of_a_path_in_one_group(tmp_p
     assert np.abs(alone.predict_proba(X) - path.predict_proba(X)).max() < 1e-2
     print("done")
     """
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script = tmp_path / "rank.py"
-    script.write_text(textwrap.dedent(code))
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(port)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        said, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, said
+    for said in run_ranks(["-c", textwrap.dedent(code)]):
         assert "refused: The processes have GPUs of different models (GPU 0, GPU 1)" in said
         assert said.strip().endswith("done")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from igpt_model.training.checkpoint import (
 )
 from igpt_model.training.distributed import Ranks, find_ranks
 from igpt_model.training.run_log import read_metrics
+from tests.ranks import run_ranks
 
 SETTINGS = {
     "n_layer": 2,
@@ -64,24 +64,6 @@ for job in json.loads(sys.argv[2]):
     for record in train(config, pictures(), pictures(17, 1), job["out"], {"name": "bars"}, stop=updates.__next__):
         pass
 """
-
-
-def launch(jobs, ranks=2, timeout=1200):
-    """Run training jobs one after another in `ranks` processes with torchrun's environment; return their errors."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(ranks)}
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), json.dumps(jobs)]
-    processes = [
-        subprocess.Popen(
-            command, env={**common, "RANK": str(r), "LOCAL_RANK": str(r)}, stderr=subprocess.PIPE, text=True
-        )
-        for r in range(ranks)
-    ]
-    errors = [process.communicate(timeout=timeout)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * ranks, "\n".join(errors)
 
 
 def job(out, pause=10**6, **changes):
@@ -130,7 +112,7 @@ def runs(tmp_path_factory):
         job(root / "mixed", pause=3, parallel="ddp"),
         job(root / "mixed", parallel="fsdp"),
     ]
-    launch(ways)
+    run_ranks(["-c", SCRIPT, Path(__file__).parent, json.dumps(ways)])
     return root
 
 

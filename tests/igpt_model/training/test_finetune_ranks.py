@@ -1,10 +1,6 @@
 """Fine-tuning by two gloo ranks against one process: same losses, same accuracies, checkpoints that change hands."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +12,7 @@ from igpt_model.errors import UserError
 from igpt_model.training.finetune import FinetuneConfig, finetune
 from igpt_model.training.run_log import read_metrics
 from tests.igpt_model.training.test_finetune import CLASSES, TINY, pictures, pretrained
+from tests.ranks import run_ranks
 
 WAYS = {
     "joint": {"log_every": 1},
@@ -56,18 +53,7 @@ def runs(tmp_path_factory):
     jobs.append((str(root / "half"), settings("joint", parallel="ddp"), True, 7))
     for way in WAYS:
         alone(root / "one" / way, way)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    common["MASTER_PORT"] = str(port)
-    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[3]), json.dumps(jobs)]
-    ranks = [
-        subprocess.Popen(command, env={**common, "RANK": str(r), "LOCAL_RANK": str(r)}, stderr=subprocess.PIPE)
-        for r in range(2)
-    ]
-    errors = [process.communicate(timeout=1200)[1].decode() for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
+    run_ranks(["-c", SCRIPT, Path(__file__).parents[3], json.dumps(jobs)])
     return root
 
 

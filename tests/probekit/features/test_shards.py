@@ -1,9 +1,5 @@
 """Shards of several ranks read as one file, the same as an undivided run, and a missing shard is named."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
@@ -17,6 +13,7 @@ from probekit.features.store import FeatureStore
 from probekit.features.verify import verify
 from probekit.runtime.errors import UserError
 from probekit.runtime.ranks import Ranks
+from tests.ranks import run_ranks
 
 HERE = Path(__file__).parent
 
@@ -93,14 +90,7 @@ def test_a_flipped_byte_of_the_parents_own_columns_is_found(tmp_path, monkeypatc
 
 
 def test_two_processes_with_the_environment_of_torchrun(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    common["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[2]), str(HERE)])
-    command = [sys.executable, str(HERE / "shard_worker.py"), str(tmp_path / "f.h5")]
-    ranks = [subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank)}) for rank in range(2)]
-    assert [rank.wait(timeout=1200) for rank in ranks] == [0, 0]
+    run_ranks([HERE / "shard_worker.py", tmp_path / "f.h5"], folders=[HERE])
     parent = FeatureStore.open(tmp_path / "f.h5")
     assert len(parent.shards()) == 2
     expected = LinearEncoder().expected(dataset().splits["train"])

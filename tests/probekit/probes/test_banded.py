@@ -13,14 +13,6 @@ from probekit.probes.banded import fit_banded, search_gammas
 from probekit.runtime.errors import UserError
 
 
-@pytest.fixture(scope="module")
-def rows():
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 3, 60)
-    X = rng.normal(size=(60, 5)) + np.eye(5)[y]
-    return X, y, rng.integers(0, 3, 60).astype(float)
-
-
 def test_bands_are_one_penalty_each(rows):
     X, y, weights = rows
     widths, gammas, C = (2, 3), (0.5, 3.0), 0.4

@@ -1,18 +1,9 @@
 """Nearest neighbours are scikit-learn's."""
 
 import numpy as np
-import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from probekit.probes.knn import knn_proba
-
-
-@pytest.fixture(scope="module")
-def rows():
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 3, 60)
-    X = rng.normal(size=(60, 5)) + np.eye(5)[y]
-    return X, y, rng.integers(0, 3, 60).astype(float)
 
 
 def test_neighbours_are_scikit_learns(rows):

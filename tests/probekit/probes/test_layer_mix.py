@@ -10,14 +10,6 @@ from probekit.runtime.errors import UserError
 from probekit.solver.objective import loss_and_gradient
 
 
-@pytest.fixture(scope="module")
-def rows():
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 3, 60)
-    X = rng.normal(size=(60, 5)) + np.eye(5)[y]
-    return X, y, rng.integers(0, 3, 60).astype(float)
-
-
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_a_mix_is_a_stationary_point_and_finds_the_layer_that_knows(rows, n_classes):
     X, y, weights = rows

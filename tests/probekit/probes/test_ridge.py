@@ -7,14 +7,6 @@ from sklearn.linear_model import Ridge
 from probekit.probes.ridge import fit_ridge
 
 
-@pytest.fixture(scope="module")
-def rows():
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 3, 60)
-    X = rng.normal(size=(60, 5)) + np.eye(5)[y]
-    return X, y, rng.integers(0, 3, 60).astype(float)
-
-
 @pytest.mark.parametrize("wide", [False, True])
 def test_ridge_is_scikit_learns(rows, wide):
     X, y, weights = rows

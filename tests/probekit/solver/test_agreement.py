@@ -1,9 +1,6 @@
 """Ranks whose factorisations differ, as those of two processors do, take rank 0's and give one answer."""
 
 import ast
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +9,14 @@ import torch
 import probekit.solver
 from probekit.probes import fit_path
 from probekit.solver.agreement import FACTORISATIONS
+from tests.ranks import run_ranks
 
 RANK = """
-import sys
+import os, sys
 import numpy as np, torch, torch.distributed as dist
-port, rank, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+rank, out = int(os.environ["RANK"]), sys.argv[1]
 torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+dist.init_process_group("gloo")
 if rank == 1:  # another processor: other last bits, other signs, and a factor that fails where rank 0's does not
     from torch.overrides import TorchFunctionMode
 
@@ -55,16 +53,7 @@ def test_ranks_that_factorise_differently_agree(tmp_path):
     X = rng.normal(size=(400, 20)) @ rng.normal(size=(20, 20)) + 1.5 * rng.normal(size=(5, 20))[y]
     Cs = np.array([1e-2, 1.0])
     np.savez(tmp_path / "problem.npz", X=X, y=y, Cs=Cs)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", RANK, str(port), str(rank), str(tmp_path)], stderr=subprocess.PIPE)
-        for rank in range(2)
-    ]
-    for rank in ranks:
-        _, error = rank.communicate(timeout=280)
-        assert rank.returncode == 0, error.decode()
+    run_ranks(["-c", RANK, tmp_path])
     ours, theirs = (np.load(tmp_path / f"{rank}.npz") for rank in range(2))
     assert ours["converged"].all()
     np.testing.assert_array_equal(ours["coef"], theirs["coef"])

@@ -1,9 +1,5 @@
 """More features than rows, dependent columns, rows that are streamed, rows dealt to two ranks: the same answers."""
 
-import socket
-import subprocess
-import sys
-
 import h5py
 import numpy as np
 import pytest
@@ -16,6 +12,7 @@ from probekit.solver import memory_plan as plan
 from probekit.solver import solve as solver
 from probekit.solver.data import WeightedData
 from probekit.solver.eigenbasis import find_coordinates
+from tests.ranks import run_ranks
 
 
 @pytest.fixture(autouse=True)
@@ -125,11 +122,11 @@ def test_read_only_features_raise_no_warning(recwarn):
 
 
 RANK = """
-import sys
+import os, sys
 import numpy as np, torch.distributed as dist
 from probekit.probes import fit_path
-port, rank, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+rank, out = int(os.environ["RANK"]), sys.argv[1]
+dist.init_process_group("gloo")
 z = np.load(f"{out}/problem.npz")
 mine = slice(0, 101) if rank == 0 else slice(101, None)
 path = fit_path(z["X"][mine], z["y"][mine], z["Cs"], tol=1e-10, rows_dealt=True, standardize=True)
@@ -142,16 +139,7 @@ dist.destroy_process_group()
 def test_rows_dealt_to_two_ranks_have_the_answer_of_one(tmp_path):
     X, y = problem()
     np.savez(tmp_path / "problem.npz", X=X, y=y, Cs=CS)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", RANK, str(port), str(rank), str(tmp_path)], stderr=subprocess.PIPE)
-        for rank in range(2)
-    ]
-    for rank in ranks:
-        _, error = rank.communicate(timeout=1200)
-        assert rank.returncode == 0, error.decode()
+    run_ranks(["-c", RANK, tmp_path])
     whole = fit(X, y, standardize=True)
     for rank in range(2):
         told = np.load(tmp_path / f"{rank}.npz")
