@@ -20,7 +20,6 @@ from igpt_model.locks import run_lock
 from igpt_model.model import IGPT
 from igpt_model.process_group import join_group, local_device
 
-PARALLEL = ("none", "ddp", "fsdp")
 T = TypeVar("T")
 
 

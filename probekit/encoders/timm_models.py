@@ -219,11 +219,6 @@ def prepare_with(config: Mapping[str, Any], whose: str) -> tuple[DescribedPrepar
     return settle(whose, TimmPreparation(transform, config), pixels, ends)
 
 
-def _preparation(settings: Mapping[str, Any]) -> DescribedPreparation:
-    """The preparation of a `pretrained_cfg`."""
-    return prepare_with(resolve(settings), "timm")[0]
-
-
 def _plain(settings: Any) -> dict[str, Any]:
     return {key: list(v) if isinstance(v, tuple) else v for key, v in dict(settings).items() if _is_json(v)}
 

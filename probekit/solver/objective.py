@@ -24,11 +24,6 @@ def l2_to_C(l2: ArrayLike, total_weight: float) -> Array:
     return 1.0 / (np.asarray(l2, np.float64) * total_weight)
 
 
-def n_rows_of_coefficients(n_classes: int) -> int:
-    """R: one coefficient row for two classes (sigmoid), one a class for more (softmax)."""
-    return 1 if n_classes == 2 else n_classes
-
-
 def logits(X: ArrayLike, coef: Array, intercept: Array) -> Array:
     """Linear scores (N, R) of one probe, in float64."""
     return np.asarray(X, np.float64) @ np.asarray(coef, np.float64).T + np.asarray(intercept, np.float64)

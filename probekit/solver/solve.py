@@ -33,7 +33,6 @@ NODE_ROUNDS, NODE_PRODUCTS = 3, 40  # Newton steps by one factor, and products o
 NODE_FACTORS = 10  # for one node
 INNER = 0.5  # of tol: the target of Newton steps in fewer columns than the certificate counts
 ONE_THREAD_ENTRIES = 1 << 19  # X of fewer entries is solved by one thread
-RETRY_RATIO = 10.0  # of penalties on the way to one that is tried again
 RETRY_PRODUCTS = 2000
 FEW_PENALTIES, FEW_STEPS, FEW_PRODUCTS = 2, 12, 60  # solved without an eigenbasis, which costs more than the fit
 DENSE_STEPS = 500  # of Newton's method with the whole Hessian, on the way to one penalty

@@ -8,7 +8,7 @@ from torch import nn
 
 from probekit.encoders import load_encoder
 from probekit.encoders.preparation import Normalisation, odd_pictures
-from probekit.encoders.timm_models import _preparation, from_timm
+from probekit.encoders.timm_models import from_timm, prepare_with, resolve
 from probekit.runtime.errors import UserError
 
 ROWS = np.arange(2)
@@ -58,7 +58,10 @@ def test_the_picture_is_that_of_timms_own_transform(timm, settings):
 
     config = {**CFG, **settings}
     transform = create_transform(**resolve_data_config(pretrained_cfg=config, use_test_size=True))
-    prepare, normalise = _preparation(config), Normalisation(tuple(config["mean"]), tuple(config["std"]))
+    prepare, normalise = (
+        prepare_with(resolve(config), "timm")[0],
+        Normalisation(tuple(config["mean"]), tuple(config["std"])),
+    )
     for picture in odd_pictures():
         pixels = prepare(picture)
         assert pixels.dtype == np.uint8
@@ -70,9 +73,9 @@ def test_the_picture_is_that_of_timms_own_transform(timm, settings):
 
 def test_settings_that_evaluation_does_not_take_are_refused(timm):
     with pytest.raises(UserError, match=r"cannot make its transform .*--interpolation"):
-        _preparation({**CFG, "interpolation": "random"})
+        prepare_with(resolve({**CFG, "interpolation": "random"}), "timm")
     with pytest.raises(UserError, match="1 channel"):
-        _preparation({**CFG, "input_size": (1, 28, 28)})
+        prepare_with(resolve({**CFG, "input_size": (1, 28, 28)}), "timm")
 
 
 @pytest.mark.parametrize(("name", "small"), [("cait_xxs24_224", {"img_size": 224}), ("xcit_nano_12_p16_224", {})])
