@@ -202,8 +202,10 @@ class Record:
     def from_dict(cls, value: Mapping[str, Any], folder: str | Path | None = None, where: str = "A record") -> "Record":
         """Read a line back; one of another schema, or whose key does not fit the identity, raises `UserError`."""
         if not isinstance(value, Mapping) or value.get("schema") != SCHEMA:
-            found = value.get("schema") if isinstance(value, Mapping) else "none"
-            raise UserError(f"{where} has schema {found!r}, but this probekit reads schema {SCHEMA}: upgrade it.")
+            found = value.get("schema") if isinstance(value, Mapping) else None
+            if not isinstance(found, int):
+                raise UserError(f"{where} is not a record of probekit: it names no schema; remove it.")
+            raise UserError(f"{where} has schema {found}, but this probekit reads schema {SCHEMA}: upgrade probekit.")
         check_record(value, where)
         value = migrate(value)
         known = {f.name for f in fields(cls)} - _NOT_STORED
