@@ -17,6 +17,7 @@ from probekit.solver.data import STREAM_ROWS, WeightedData
 
 NULL = 1e-12  # an eigenvalue of X'X below this share of the largest may be rounding
 NULL_OF_COLUMN = 1e-10  # of a column's square: what may be dropped of it
+EPS = torch.finfo(torch.float64).eps  # times N: the error of a mean of N rows, left of a constant column once centred
 WORTH_REDUCING = 0.75  # of the columns: fewer than so many are worth a rotation of all rows
 HOLD_ENTRIES = 1 << 24  # centred rows of at most so many entries are held a second time for the certificate
 
@@ -108,7 +109,12 @@ def find_coordinates(
         values, vectors = torch.linalg.eigh(moment)
         kept = values > NULL * values[-1]
         dropped = vectors[:, ~kept].square() @ values[~kept].clamp_min(0)
-        harmless = bool((dropped <= NULL_OF_COLUMN * moment.diagonal()).all())
+        own = moment.diagonal()
+        harmless = dropped <= NULL_OF_COLUMN * own
+        if projection is None:
+            # a constant column has nothing to lose: rounding alone gives it a share of the dropped directions
+            harmless |= own <= (data.largest_share * EPS * shift).square()
+        harmless = bool(harmless.all())
         if int(kept.sum()) <= WORTH_REDUCING * len(values) and bool(kept.any()) and harmless:
             values, basis = values[kept], vectors[:, kept]
             projection = basis if projection is None else projection @ basis

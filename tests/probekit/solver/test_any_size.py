@@ -58,6 +58,26 @@ def test_dependent_columns_leave_and_change_nothing():
     assert find_coordinates(rows).data.width == 12
 
 
+@pytest.mark.parametrize("standardize", [False, True])
+def test_constant_columns_keep_no_dependent_ones(standardize, monkeypatch):
+    """As the black border of grey pictures in RGB: the fits are those without it, in as few columns."""
+    X, y = problem()
+    grey = np.repeat(X, 3, axis=1)
+    framed = np.hstack([np.zeros((180, 4)), grey, np.full((180, 3), 3.7), np.full((180, 2), 1e6)])
+    widths = []
+
+    def watched(*arguments, **settings):
+        found = find_coordinates(*arguments, **settings)
+        widths.append(found.data.width)
+        return found
+
+    monkeypatch.setattr(solver, "find_coordinates", watched)
+    with_frame, without = (fit(rows, y, standardize=standardize) for rows in (framed, grey))
+    assert widths == [12, 12]
+    np.testing.assert_allclose(with_frame.coef[:, :, 4:40], without.coef, **CLOSE)
+    np.testing.assert_allclose(with_frame.coef[:, :, :4], 0, atol=1e-12)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_dependent_columns_in_float32(seed):
     X, y = problem(seed=seed)
