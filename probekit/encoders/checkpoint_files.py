@@ -114,7 +114,7 @@ def read_state(path: str | Path, state_key: str | None = None) -> dict[str, torc
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UserError(f"{path} is a folder; give a file in it." if path.is_dir() else f"There is no file {path}.")
+        raise UserError(f"{path} is a folder; give a file in it." if path.is_dir() else f"There is no weights file {path}.")
     try:
         state = _load(path)
     except Exception as error:
