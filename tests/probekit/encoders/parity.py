@@ -27,7 +27,7 @@ from probekit.runtime.errors import UserError
 
 CPU = torch.device("cpu")
 # a model that takes longer is recorded as not run
-SECONDS = 240
+SECONDS = 600
 
 
 def difference(prepare, normalise, reference) -> float:
