@@ -99,6 +99,7 @@ class Child:
         code = 99
         try:
             os.setpgid(0, 0)
+            sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))  # noqa: SIM115
             os.chdir(folder)
             if prepare is not None:
                 prepare()
