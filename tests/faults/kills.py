@@ -53,7 +53,7 @@ VERBS = {
     "sweep": "sweep {made}/f.h5 --Cs 0.01 0.1 1 --out {out}",
     "sweep, two workers": "sweep {made}/f.h5 --Cs 0.01 0.1 1 10 --seeds 8 --workers 2 --out {out}",
     "calibrate": "calibrate {made}/f.h5 --Cs 0.1 --Cs 1 --out {out}",
-    "geometry": "geometry {made}/f.h5 --out {out}",
+    "geometry": "geometry {made}/f.h5",
     "concat": "concat {made}/f.h5 --Cs 0.1 1 --window 2 --out {out}",
     "predict": "predict {made}/res {made}/pictures",
     "report": "report {made}/res --out {out}/report",
@@ -68,7 +68,7 @@ NEEDS = {"concat": "sweep {made}/f.h5 --Cs 0.1 1 --out {out}", "calibrate": "swe
 """What must be in a verb's output folder before it starts."""
 ONCE = ("compress", "convert")
 """Verbs that refuse to replace what is there already."""
-ANSWERS = ("predict", "compare", "verify", "inspect")
+ANSWERS = ("geometry", "predict", "compare", "verify", "inspect")
 """Verbs that write nothing: what they print is compared."""
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 FILE_SIZES = (0, 2_000, 20_000, 200_000)
