@@ -33,6 +33,8 @@ Y = np.arange(240) % 3
 X = (rng.normal(size=(240, 6)) + rng.normal(size=(3, 6))[Y]).astype(np.float32)
 CS = np.array([1e-2, 1.0])
 
+ONE_ROUND = get_protocol("igpt").with_(name="one round", selection="val")
+
 # counted: 3,617 and 224 a path of two penalties; 55 and 0; 100 and 1; 41,921 and 2,903 a sweep of three layers
 KERNELS = {"path": 5400, "checks": 80, "encode": 80, "update": 150, "sweep": 63_000}
 SYNCS = {"path": 340, "checks": 6, "encode": 0, "update": 1, "sweep": 4400}
@@ -153,14 +155,13 @@ def same_records(ours, theirs):
     for mine, other in zip(ours, theirs, strict=True):
         assert (mine.kind, mine.layers, mine.chosen_C) == (other.kind, other.layers, other.chosen_C)
         assert mine.accuracy == pytest.approx(other.accuracy, abs=0.025)
-        assert mine.rankme == pytest.approx(other.rankme, rel=1e-6)
+        assert mine.rankme == pytest.approx(other.rankme, rel=1e-6) if other.rankme else mine.rankme is None
 
 
 @pytest.mark.parametrize(
     ("kinds", "protocol"),
     [
-        ({"checks": ["knn", "ridge", "class-mean"]}, "igpt"),
-        ({}, "kornblith"),  # rows at unit length, refined grid
+        ({"checks": ["knn", "ridge", "class-mean"]}, ONE_ROUND),
         ({"Cs": None}, get_protocol("sgd-imagenet").with_(name="short", sgd=SGDConfig((1.0, 0.1), 2, 64))),
     ],
 )
@@ -175,9 +176,10 @@ def test_no_rows_of_a_sweep_come_back_to_the_host(tmp_path, kinds, protocol):
     assert max(size for _, size in counts.to_host) < fold
 
 
+@pytest.mark.slow
 def test_concatenated_layers_stay_on_the_gpu(tmp_path):
     store = MemoryStore(width=40, n_train=300, n_val=60, n_test=60)
-    options = {"Cs": CS, "window": 2, "probes": ["mix", "banded"], "greedy_width": 0}
+    options = {"Cs": CS[:1], "protocol": ONE_ROUND, "window": 2, "probes": ["mix", "banded"], "greedy_width": 0}
     with fake_cuda() as counts:
         ours = concat(store, tmp_path / "gpu", device="cuda", **options)
     same_records(ours, concat(store, tmp_path / "cpu", **options))

@@ -17,6 +17,7 @@ from probekit.selection.choose_C import HeldOut, cross_validate, score_blocks
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol
 from probekit.selection.settings import FitSettings
+from probekit.solver.cuml_backend import nearest_by_cuml
 
 Array = NDArray[np.float64]
 
@@ -69,7 +70,8 @@ class KNNProbe(Probe):
         (classes, columns), rows = split.encoded, _unit(X, settings.device)
 
         def fit_and_score(ks: Array, fitted: np.ndarray, held: np.ndarray) -> HeldOut:
-            votes = _votes(rows[fitted], columns[fitted], split.weights[fitted], rows[held], KS)
+            own = (rows[fitted], columns[fitted], split.weights[fitted])
+            votes = _votes(*own, rows[held], KS, backend=settings.backend)
             return score_blocks((v.clamp_min(LEAST_SHARE).log() for v in votes), columns[held], split.weights[held])
 
         rule = split.resolve_rule(protocol.selection)
@@ -123,13 +125,17 @@ def knn_proba(
 
 def _votes(
     train: torch.Tensor, columns: np.ndarray, weights: np.ndarray, asked: torch.Tensor, ks: Sequence[int],
-    temperature: float = TEMPERATURE,
+    temperature: float = TEMPERATURE, backend: str = "torch",
 ) -> Iterator[torch.Tensor]:  # fmt: skip
-    """Blocks (n_k, m, K) of what `knn_proba` returns, of rows at unit length on a device."""
+    """Blocks (n_k, m, K) of what `knn_proba` returns, of rows at unit length on a device.
+
+    With the cuml backend neighbours are cuML's; they differ where similarities tie.
+    """
     labels, weight = to_device(columns, train.device), to_device(weights, train.device)
     n_classes, most = int(columns.max()) + 1, min(max(ks), len(columns))
+    by_cuml = nearest_by_cuml(train, most) if backend == "cuml" else None
     for rows in asked.split(max(1, _BLOCK // len(columns))):
-        found, near = (rows @ train.T).topk(most, dim=1)
+        found, near = by_cuml(rows) if by_cuml else (rows @ train.T).topk(most, dim=1)
         votes = ((found - found[:, :1]).double() / temperature).exp() * weight[near]
         proba = votes.new_zeros(len(ks), len(rows), n_classes)
         for counted, k in zip(proba, ks, strict=True):
