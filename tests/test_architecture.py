@@ -207,7 +207,7 @@ def test_igpt_model_needs_four_packages_only():
     for path in (ROOT / "igpt_model").rglob("*.py"):
         third_party |= {name.partition(".")[0] for name in imports(path, only_at_import=True)}
     third_party -= {"igpt_model", *sys.stdlib_module_names}
-    assert third_party <= {"torch", "numpy", "PIL", "safetensors", "xxhash", "filelock"}, third_party
+    assert third_party <= {"torch", "numpy", "PIL", "safetensors", "xxhash"}, third_party
 
 
 @pytest.mark.parametrize("command", ["import probekit", "import probekit.cli.main"])

@@ -89,10 +89,10 @@ def test_a_model_on_the_gpu_encodes_as_on_the_cpu():
 def test_an_update_on_the_gpu_is_the_cpus():
     config = TrainConfig(n_layer=2, n_embd=16, n_head=2, resolution=4, n_colours=11, batch_size=4)
     tokens = np.random.default_rng(0).integers(0, 11, (4, 16))
-    there = Engine(config, Ranks("none", 0, 1, torch.device("cpu")))
+    there = Engine(config, Ranks())
     expected = [there.update(tokens, None, 1e-2) for _ in range(2)]
     with fake_cuda() as counts:
-        engine = Engine(config, Ranks("none", 0, 1, torch.device("cuda", 0)))
+        engine = Engine(config, Ranks(device=torch.device("cuda", 0)))
         engine.update(tokens, None, 1e-2)
         kernels, syncs = counts.n_kernels, counts.n_syncs
         found = engine.update(tokens, None, 1e-2)

@@ -64,7 +64,7 @@ def alone(config, steps):
     if config.device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    engine = Engine(config, Ranks("none", 0, 1, torch.device(config.device)))
+    engine = Engine(config, Ranks(device=torch.device(config.device)))
     model = config.model_config
     tokens = np.random.default_rng(0).integers(0, model.vocab_size, (config.batch_size, model.n_positions))
     seconds = [timed(lambda: engine.update(tokens, None, 1e-4), config.device)[0] for _ in range(steps + 2)]

@@ -139,7 +139,7 @@ class _Shallow:
     def __init__(self, config: TrainConfig, images: int, seconds: float) -> None:
         device = find_device(config.device)
         config = replace(config, batch_size=images, micro_batch=min(config.micro_batch, images), parallel="none")
-        engine = Engine(config, Ranks("none", 0, 1, device))
+        engine = Engine(config, Ranks(device=device))
         model = config.model_config
         rng = np.random.default_rng(0)
         tokens = rng.integers(0, model.vocab_size, (images, model.n_positions))
@@ -172,7 +172,7 @@ def _save_seconds(config: TrainConfig, depth: int) -> tuple[float, int]:
     narrow = {"n_embd": 512, "n_head": 8} if depth < model.n_layer and model.n_embd > 512 else {}
     sizes: dict[str, Any] = {"n_layer": depth, "n_embd": model.n_embd, "n_head": model.n_head, **narrow}
     cpu = torch.device("cpu")
-    engine = Engine(replace(config, device="cpu", parallel="none", dtype="float32", **sizes), Ranks("none", 0, 1, cpu))
+    engine = Engine(replace(config, device="cpu", parallel="none", dtype="float32", **sizes), Ranks())
     for parameter in engine.parameters:
         parameter.grad = torch.zeros_like(parameter)
     engine.optimizer.step()

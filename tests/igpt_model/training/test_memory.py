@@ -52,11 +52,11 @@ def test_activations_are_those_that_autograd_keeps(config, dtype, checkpoint_blo
 
 def test_state_bytes_are_those_of_the_optimiser():
     settings = TrainConfig(n_layer=2, n_embd=16, n_head=2, resolution=5, n_colours=4, batch_size=2)
-    engine = Engine(settings, Ranks("none", 0, 1, torch.device("cpu")))
+    engine = Engine(settings, Ranks())
     memory = rank_memory(engine.model.config, 2)
     weights = sum(p.nbytes for p in engine.parameters)
     assert memory.weights == weights == 4 * engine.model.config.n_params
-    engine.objective(torch.randint(0, 4, (2, 25))).backward()
+    engine.objective(torch.randint(0, 4, (2, 25)))[0].backward()
     assert memory.gradients == sum(p.grad.nbytes for p in engine.parameters)
     engine.optimizer.step()
     moments = [v for state in engine.optimizer.state.values() for k, v in state.items() if k != "step"]
