@@ -10,7 +10,7 @@ import pytest
 from probekit.cli import demo
 from probekit.cli.main import VERBS, app, main
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 SYNOPSES = ROOT / "docs" / "reference" / "cli.md"
 PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if page != SYNOPSES)]
 # the pages' sizes, and those of a test; a flag that is not on the line is added to the verbs named
