@@ -122,4 +122,4 @@ def held_out_temperature(runner: Runner, record: Record) -> float:
     fitted = runner.probe(job).fit(X, runner.widths(job), split, one, runner.settings)
     held = np.flatnonzero(split.is_val)
     y = np.searchsorted(fitted.classes, split.y[held])
-    return fit_temperature(fitted.predict_log_proba(np.asarray(X[held])), y, split.weights[held])
+    return fit_temperature(fitted.predict_log_proba(X[held]), y, split.weights[held])
