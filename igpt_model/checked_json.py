@@ -90,7 +90,7 @@ def read_bytes(path: str | Path, most: int = MAX_BYTES) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise UserError(f"{path} has {size:,} bytes, but at most {most:,} were expected.")
-        return file.read()  # with a number, Python would allocate that many bytes first
+        return file.read(size)  # no more: a buffer of `most` bytes would be allocated first
 
 
 def read_json(path: str | Path, schema: Any = None, most: int = MAX_BYTES) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from igpt_model.atomic import write_json, write_text
+from igpt_model.atomic import check_target, write_json, write_text
 from igpt_model.checked_json import Int, Real, as_json, parse_json, read_bytes, read_json
 from igpt_model.errors import UserError
 
@@ -62,6 +62,7 @@ class MetricsLog:
 
     def __init__(self, path: str | Path, step: int | None) -> None:
         self.path = Path(path)
+        check_target(self.path)  # a link in its place would be written through
         records = [] if step is None else [r for r in read_metrics(self.path, step) if r["step"] <= step]
         text = "".join(json.dumps(record) + "\n" for record in records)
         if not self.path.exists() or read_bytes(self.path) != text.encode():

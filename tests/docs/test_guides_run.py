@@ -8,7 +8,7 @@ import pytest
 
 from probekit.cli.main import main
 
-GUIDES = Path(__file__).parents[3] / "docs" / "guides"
+GUIDES = Path(__file__).parents[2] / "docs" / "guides"
 # page -> packages that it needs beyond the ordinary ones
 PAGES = {"data-forms.md": ("pyarrow",), "shift-readouts-seeds.md": ()}
 SLOW = {"shift-readouts-seeds.md"}  # trains two models

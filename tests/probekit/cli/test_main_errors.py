@@ -179,6 +179,7 @@ TRAIN = "train digits --out {new}"
         ("demo --limit 0 --out {new}", ["limit is 0"]),
         ("demo --n-layer 0 --out {new}", ["--n-layer is 0"]),
         ("demo --pretrained --steps 5 --out {new}", ["--steps", "--pretrained trains no network"]),
+        ("demo --on fashion-mnist --out {new}", ["fashion-mnist", "add --pretrained"]),
         (f"{TRAIN} --limit 0", ["limit is 0"]),
         (f"{TRAIN} --n-colours 100000", ["100000", "65536"]),
         ("finetune {run} wandering-digits --limit 0 --out {new}", ["limit is 0"]),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from probekit import FeatureStore
+from probekit import FeatureStore, load_encoder
 from probekit.cli import demo
 from probekit.cli.main import main
 
@@ -32,6 +32,14 @@ def run(tmp_path):
         pytest.skip("the package has no pretrained checkpoint")
     shutil.copytree(source, tmp_path / "run")
     return tmp_path / "run"
+
+
+@pytest.mark.parametrize(("on", "side", "shape"), [("wandering-digits", 12, (4, 48)), ("fashion-mnist", 14, (16, 16))])
+def test_the_checkpoints_in_the_package_are_whole(tmp_path, on, side, shape):
+    demo.use_pretrained(tmp_path, on)
+    encoder = load_encoder(f"igpt:{tmp_path}")
+    assert (encoder.model.config.vocab_size, encoder.model.config.n_embd) == shape
+    assert demo.SIDES[on] == side == round(encoder.model.config.n_positions**0.5)
 
 
 def test_sweep_concat_compare_report(tmp_path, capsys):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[3] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 PAGES = ["guides/datasets.md", "guides/encoders.md", "guides/my-own-model.md"]
 
 

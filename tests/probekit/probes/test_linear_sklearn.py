@@ -71,7 +71,7 @@ WARM = "warm starts, of which LinearProbe has no need: a path is fitted at once"
 SPARSE = "sparse features or coefficients, which are refused"
 PRIVATE = "private functions of scikit-learn"
 DEPRECATED = "arguments of scikit-learn that are being removed"
-DEVICES = "the array API and callbacks of scikit-learn; tensors are tested in test_odd_inputs"
+DEVICES = "the array API and callbacks of scikit-learn; tensors are tested in test_linear_odd_inputs"
 NOT_RUN = {
     "test_check_solver_option": L1,
     "test_elasticnet_l1_ratio_err_helpful": L1,
