@@ -99,7 +99,7 @@ def _named_content(state: Any) -> Any:
 
 
 def read_state(path: str | Path, state_key: str | None = None) -> dict[str, torch.Tensor]:
-    """The tensors of a torch file, of .safetensors (or the .index.json of its shards), .npz.
+    """The tensors of a torch file, of .safetensors (or the .index.json of its shards), or of an .npz.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def read_state(path: str | Path, state_key: str | None = None) -> dict[str, torc
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UserError(f"{path} is a folder; give a file in it." if path.is_dir() else f"There is no weights file {path}.")
+        raise UserError(f"{path} is a folder; give one file." if path.is_dir() else f"There is no weights file {path}.")
     try:
         state = _load(path)
     except Exception as error:
