@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax
 
+from igpt_model.differences import differ
 from igpt_model.hashing import hash_json
 from probekit.evaluate.training_rows import training_rows
 from probekit.features.lazy_features import BLOCK_ROWS, fits, read_features, training_features
@@ -28,7 +29,6 @@ from probekit.results.journal import Journal, share_work
 from probekit.results.metrics import score
 from probekit.results.predictions import RowPredictions, load_probe, save_probe
 from probekit.results.record import RESULTS_NAME, SCHEMA, Identity, migrate, test_file
-from probekit.runtime.differences import differ
 from probekit.runtime.errors import UserError
 from probekit.runtime.progress import FitProgress, Progress
 from probekit.runtime.ranks import broadcast, current
