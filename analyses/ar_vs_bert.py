@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analyses import over_runs
+from analyses import over_runs, start
 from igpt_model import atomic
 from probekit.evaluate.mask_voting import mask_ensemble
 from probekit.features.store import FeatureStore
@@ -175,4 +175,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from analyses import start
 from igpt_model import atomic
 from igpt_model.training.run_log import read_metrics
 from probekit.cli.watch import read_probes
@@ -140,4 +141,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from analyses import start
 from igpt_model import atomic
 from probekit.reports import collect_records
 from probekit.reports.figures.style import MODEL_MARKERS, MODELS, style
@@ -113,4 +114,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from analyses import start
 from igpt_model import atomic
 from probekit.reports.figures.style import MODEL_MARKERS, MODELS, QUIET, style
 from probekit.reports.report import save_figure
@@ -101,4 +102,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analyses import comparison, concat_layers, depth_curve, training_log
+from analyses import comparison, concat_layers, depth_curve, start, training_log
 from probekit.results.record import read_records
 
 
@@ -102,3 +102,10 @@ def test_training_log_of_fine_tuned_runs(tmp_path):
 def test_a_folder_without_a_log_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no metrics\.jsonl"):
         training_log.main([str(tmp_path), "--out", str(tmp_path)])
+
+
+def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        start(lambda: depth_curve.main([str(tmp_path)]))
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
