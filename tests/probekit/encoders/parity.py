@@ -320,11 +320,52 @@ def campaign(part: str, out: Path, names: list[str] | None = None) -> dict[str, 
     return found
 
 
+TITLES = {
+    "processors": "Image processors of transformers, with their defaults",
+    "timm_tags": "Pretrained tags of timm: the evaluation transform",
+    "models": "Model types of transformers, small and random: every hidden state",
+    "timm_models": "Modules of timm, the smallest model of each, random: every layer",
+}
+
+
+def table(out: Path) -> str:
+    """The page of docs/reference as Markdown: a summary, each largest difference, and why others were not run."""
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    text = ["| compared | run | largest difference | refused | not built |", "|---|---|---|---|---|"]
+    for part, heading in TITLES.items():
+        own = [row for row in rows if row["part"] == part]
+        ran = [row["difference"] for row in own if "difference" in row]
+        refused = sum(row.get("why", "").startswith("refused") for row in own)
+        counts = f"{len(ran):,} of {len(own):,} | {max(ran):.1e} | {refused} | {len(own) - len(ran) - refused}"
+        text.append(f"| {heading} | {counts} |")
+    for part, heading in TITLES.items():
+        own = sorted((row for row in rows if row["part"] == part), key=lambda row: row["name"])
+        ran = [row for row in own if "difference" in row]
+        text += ["", f"## {heading}", ""]
+        if part == "timm_tags":
+            crops = {crop: sum(row["crop"] == crop for row in ran) for crop in ("center", "squash", "border")}
+            text.append(
+                f"All {len(ran):,} agree to the bit: {', '.join(f'{n:,} {crop}' for crop, n in crops.items())}."
+            )
+            continue
+        text += ["| name | run as | largest difference |", "|---|---|---|"]
+        for row in ran:
+            how = row.get("how") or f"{row['layers']} layers" + (f" of {row['model']}" if "model" in row else "")
+            text.append(f"| {row['name']} | {how} | {row['difference']:.1e} |")
+        text += ["", "| not run | why |", "|---|---|"]
+        for row in own:
+            if "difference" not in row:
+                why = (row.get("why") or row.get("error", "")).split(" (it has ")[0].split("; ")[0]
+                text.append(f"| {row['name']} | {why.replace('|', ' ')[:170]} |")
+    return "\n".join(text) + "\n"
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("parts", nargs="+")
+    parser.add_argument("parts", nargs="*", choices=list(TITLES), metavar="PART")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--names", nargs="*")
+    parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parent))
     from conftest import import_timm
@@ -332,3 +373,5 @@ if __name__ == "__main__":
     import_timm(stay=True)  # before transformers, which looks for torchvision once
     for part in asked.parts:
         campaign(part, asked.out, asked.names)
+    if asked.table:
+        sys.stdout.write(table(asked.out))
