@@ -90,6 +90,8 @@ class Child:
             for stream in (1, 2):
                 os.dup2(write, stream)
             self._run(words.split(), folder, prepare)
+        with contextlib.suppress(OSError):  # parent and child both: whoever comes first
+            os.setpgid(self.pid, self.pid)
         os.close(write)
         os.set_blocking(self._read, False)
         self.code: int | None = None
@@ -129,7 +131,8 @@ class Child:
         return True
 
     def send(self, number: int, group: bool) -> None:
-        (os.killpg if group else os.kill)(self.pid, number)
+        with contextlib.suppress(ProcessLookupError):
+            (os.killpg if group else os.kill)(self.pid, number)
 
     def gone(self, seconds: float = 60.0) -> bool:
         """Wait until no process of the group is left."""
@@ -140,7 +143,7 @@ class Child:
             except ProcessLookupError:
                 return True
             time.sleep(0.01)
-        os.killpg(self.pid, signal.SIGKILL)
+        self.send(signal.SIGKILL, group=True)
         return False
 
     @property
