@@ -101,6 +101,9 @@ class Child:
         code = 99
         try:
             os.setpgid(0, 0)
+            # a shell's background jobs and nohup leave these ignored
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
             sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))  # noqa: SIM115
             os.chdir(folder)
             if prepare is not None:
@@ -110,6 +113,8 @@ class Child:
             code = main(words)
             sys.stdout.flush()
             sys.stderr.flush()
+        except KeyboardInterrupt:
+            code = 130  # before the verb began
         except BaseException:
             import traceback
 
