@@ -490,7 +490,11 @@ def main() -> int:
         made = scratch / "made"
         make(made)
         for order, verb in enumerate(verbs):
-            subject = Subject(verb, made, scratch / str(order))
+            try:
+                subject = Subject(verb, made, scratch / str(order))
+            except RuntimeError as error:
+                state.add("undisturbed", verb, 0, 1, [str(error)])
+                continue
             number, wanted = 0, each // 2 if verb in SLOW else each
             while "kills" in checks and state.total("kills", verb)[0] < wanted and number < 20 * each:
                 if not state.has("kills", verb, number):
