@@ -10,7 +10,7 @@ at-once    two and three processes at once on one folder
 file-size  RLIMIT_FSIZE of several sizes
 memory     RLIMIT_AS a little above what the process has when the verb begins
 full-disk  an output folder on a tmpfs of several sizes (needs root)
-clock      the system's time jumps by years, forth and back, while the verb runs (needs Debian's faketime)
+clock      the system's time jumps by years, forth and back, while the verb runs (needs a C compiler)
 ranks      one of two ranks is killed under torchrun (gloo)
 
 What `--state` names keeps each finished part as a line, so that the same command goes on where it was stopped.
@@ -76,7 +76,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal
 FILE_SIZES = (0, 2_000, 40_000)
 MEMORY = (0, 24 << 20)
 DISKS = ("8k", "200k")
-JUMPS = ("+0", "-3650d", "+3650d", "-1d", "+1d")
+JUMPS = (0, -10 * 31_557_600, 10 * 31_557_600, -86_400, 86_400)
 HANG = 600.0
 
 
@@ -379,15 +379,15 @@ def full_disk(subject: Subject, number: int) -> tuple[int, list[str]]:
 
 def clock(subject: Subject, number: int) -> tuple[int, list[str]]:
     """The system's time jumps by years, forth and back, while the verb runs."""
-    now, rng = Path(os.environ["FAKETIME_TIMESTAMP_FILE"]), random.Random(f"clock {subject.verb} {number}")
+    now, rng = Path(os.environ["CLOCK_SHIM"]), random.Random(f"clock {subject.verb} {number}")
     out, jumps = subject.folder(f"clock-{number}"), 0
     child, until = Child(subject.words, out), time.monotonic() + HANG
     while not child.wait(subject.length / 8) and time.monotonic() < until:
-        now.write_text(rng.choice(JUMPS))
+        set_offset(now, rng.choice(JUMPS))
         jumps += 1
     problems = [] if child.code == 0 and "Traceback" not in child.printed else [f"{child.code}: {child.printed[-300:]}"]
     problems += differences(subject.expected, outcome(out)) + subject.finish(out, "again, at another time")
-    now.write_text("+0")
+    set_offset(now, 0)
     return jumps, problems
 
 
@@ -459,16 +459,23 @@ class State:
         return sum(p["count"] for p in own), sum(len(p["problems"]) for p in own)
 
 
-def with_faketime(checks: list[str]) -> None:
-    """Start this program again under libfaketime where the clock is to jump and the library is there."""
-    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
-    if "clock" not in checks or library is None or "FAKETIME_TIMESTAMP_FILE" in os.environ:
+def set_offset(file: Path, seconds: int) -> None:
+    """Let the time of every process that maps the file jump."""
+    with open(file, "r+b") as opened:
+        opened.write(seconds.to_bytes(8, sys.byteorder, signed=True))
+
+
+def with_jumping_clock(checks: list[str]) -> None:
+    """Start this program again under `clock_shim.c` where the clock is to jump and there is a compiler."""
+    compiler = shutil.which("cc")
+    if "clock" not in checks or compiler is None or "CLOCK_SHIM" in os.environ:
         return
-    descriptor, name = tempfile.mkstemp(prefix="faketime")
-    os.write(descriptor, b"+0")
-    # monotonic clocks do not jump in reality either; without the cache a jump is seen at once
-    faked = {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": name, "FAKETIME_NO_CACHE": "1"}
-    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | faked | {"DONT_FAKE_MONOTONIC": "1"})
+    folder = Path(tempfile.mkdtemp(prefix="clock-shim-"))
+    source = Path(__file__).with_name("clock_shim.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", source, "-o", folder / "shim.so", "-ldl"], check=True)
+    (folder / "offset").write_bytes(bytes(8))
+    faked = {"LD_PRELOAD": str(folder / "shim.so"), "CLOCK_SHIM": str(folder / "offset")}
+    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | faked)
 
 
 def main() -> int:
@@ -481,7 +488,7 @@ def main() -> int:
     asked = parser.parse_args()
     checks = asked.checks.split(",")
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    with_faketime(checks)
+    with_jumping_clock(checks)
     verbs = [verb for verb in VERBS if asked.only is None or verb in asked.only.split(",")]
     state, each = State(asked.state), -(-asked.kills // (len(verbs) - len(set(SLOW) & set(verbs)) // 2))
     warm()
@@ -503,7 +510,7 @@ def main() -> int:
             for check in checks:
                 if check == "full-disk" and os.geteuid() != 0:
                     continue
-                if check == "clock" and "FAKETIME_TIMESTAMP_FILE" not in os.environ:
+                if check == "clock" and "CLOCK_SHIM" not in os.environ:
                     continue
                 check_of_verb, parts = CHECKS.get(check, (None, 0))
                 for number in range(parts):
