@@ -25,6 +25,7 @@ from probekit.probes.rankme import rankme
 from probekit.probes.ridge import fit_ridge
 from probekit.runtime.streams import on_streams
 from probekit.selection.protocol import SGDConfig
+from probekit.solver.data import STREAM_ROWS, WeightedData
 from tests.fake_cuda import fake_cuda, is_fake
 from tests.probekit.feature_doubles import MemoryStore
 
@@ -86,6 +87,23 @@ def test_calls_on_streams_come_back_in_order_each_on_its_own():
     assert [total for total, _ in found] == [1, 2, 3, 4]
     assert len({stream for _, stream in found}) == 4
     assert list(on_streams([partial(int, "7"), partial(int, "8")], "cpu")) == [7, 8]
+
+
+def test_rows_that_are_read_ahead_belong_to_the_callers_stream_and_on_a_cpu_cuda_is_not_touched(monkeypatch):
+    many = np.ones((2 * STREAM_ROWS, 2), np.float32)
+
+    def total(device):
+        where = torch.device(device)
+        y, weights = torch.zeros(len(many), dtype=torch.int64), torch.ones(len(many), dtype=torch.float64)
+        rows = WeightedData(many, y.to(where), weights.to(where), 2, torch.float64, where)
+        return sum(float(X.sum()) for X, _, _ in rows.blocks(STREAM_ROWS))
+
+    expected = 3.0 * len(many)  # two columns and the intercept's
+    with fake_cuda():
+        assert list(on_streams([partial(total, "cuda"), partial(total, "cuda")], "cuda")) == [expected, expected]
+    for name in ("stream", "current_stream"):  # either starts CUDA where there is one
+        monkeypatch.delattr(torch.cuda, name)
+    assert total("cpu") == expected
 
 
 @pytest.mark.parametrize("standardize", [False, True])

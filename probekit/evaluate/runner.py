@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax
 
+from igpt_model.differences import differ
 from igpt_model.hashing import hash_json
 from probekit.evaluate.training_rows import training_rows
 from probekit.features.lazy_features import BLOCK_ROWS, fits, read_features, training_features
@@ -29,7 +30,6 @@ from probekit.results.metrics import score
 from probekit.results.predictions import RowPredictions, load_probe, save_probe
 from probekit.results.record import RESULTS_NAME, SCHEMA, Identity, migrate, test_file
 from probekit.runtime.device import to_device, usable_device
-from probekit.runtime.differences import differ
 from probekit.runtime.errors import UserError
 from probekit.runtime.progress import FitProgress, Progress
 from probekit.runtime.ranks import broadcast, current
@@ -155,20 +155,14 @@ class Runner:
             broadcast(None)  # the others wait for the tests
 
     def _groups(self, jobs: Mapping[str, Job]) -> dict[str, list[str]]:
-        """Keys that are fitted together, by the name of their claim: on a CPU mostly each alone."""
+        """Keys that one worker claims together, by the name of the claim: on a CPU mostly each alone."""
+        on_gpu = usable_device(self.settings.device).type == "cuda" and self.settings.backend == "torch"
+        at_once = LAYERS_AT_ONCE if on_gpu and not self.settings.sharded else 1
         together: dict[Any, list[str]] = {}
         for number, (key, job) in enumerate(jobs.items()):
-            alone = (job.probe, job.draw, number // self._at_once(job))
-            together.setdefault((job.probe, job.draw) if self.probe(job).fits_together else alone, []).append(key)
+            part = 0 if self.probe(job).fits_together else number // at_once
+            together.setdefault((job.probe, job.draw, part), []).append(key)
         return {keys[0] if len(keys) == 1 else hash_json(sorted(keys)): keys for keys in together.values()}
-
-    def _at_once(self, job: Job) -> int:
-        """How many layers like a job's are fitted at once: several on a GPU that has room for them."""
-        device = usable_device(self.settings.device)
-        if device.type != "cuda" or self.settings.backend != "torch" or self.settings.sharded:
-            return 1
-        rows, width = len(self.rows(job).y), sum(self.layer_widths(job.layers))
-        return next((n for n in range(LAYERS_AT_ONCE, 1, -1) if fits(n * rows, width, device)), 1)
 
     def share(
         self,
@@ -265,7 +259,14 @@ class Runner:
             yield from (line for line in self._choose_together(jobs) if line["key"] not in finished)
         else:
             work = [partial(self._choose_alone, job) for key, job in jobs.items() if key not in finished]
-            yield from on_streams(work, self.settings.device)
+            yield from on_streams(work, self.settings.device, self._room_for(list(jobs.values())))
+
+    def _room_for(self, jobs: Sequence[Job]) -> int:
+        """How many of the jobs' layers a GPU has room for at once; at least 1."""
+        device = usable_device(self.settings.device)
+        widest = max(sum(self.layer_widths(job.layers)) for job in jobs)
+        rows = len(self.rows(jobs[0]).y)
+        return next((n for n in range(len(jobs), 1, -1) if fits(n * rows, widest, device)), 1)
 
     def _choose_alone(self, job: Job) -> dict[str, Any]:
         start, (X,) = perf_counter(), self.features([job])

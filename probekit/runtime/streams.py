@@ -11,15 +11,15 @@ from probekit.runtime.device import usable_device
 T = TypeVar("T")
 
 
-def on_streams(work: Sequence[Callable[[], T]], device: str | torch.device) -> Iterator[T]:
+def on_streams(work: Sequence[Callable[[], T]], device: str | torch.device, at_once: int = 8) -> Iterator[T]:
     """Results of calls, in their order.
 
-    On a GPU all calls run at once, each in a thread with a stream of its own: small kernels of one fill the gaps of
-    another. A stream begins after what the caller has queued, and is finished when its result is given. Elsewhere the
-    calls run one after another.
+    On a GPU `at_once` calls run together, each in a thread with a stream of its own: small kernels of one fill the gaps
+    of another. A stream begins after what the caller has queued, and is finished when its result is given. Elsewhere
+    the calls run one after another.
     """
     where = usable_device(device)
-    if where.type != "cuda" or len(work) < 2:
+    if where.type != "cuda" or min(len(work), at_once) < 2:
         yield from (call() for call in work)
         return
     queued = torch.cuda.current_stream(where)
@@ -32,5 +32,5 @@ def on_streams(work: Sequence[Callable[[], T]], device: str | torch.device) -> I
         stream.synchronize()
         return result
 
-    with ThreadPoolExecutor(len(work)) as threads:
+    with ThreadPoolExecutor(at_once) as threads:
         yield from threads.map(run, work)

@@ -222,12 +222,12 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 
 def test_other_settings_or_data_are_refused_by_name(tmp_path):
     run(tmp_path, steps=5)
-    with pytest.raises(UserError, match=r"train\.lr is 0\.01 there and 0\.02 here"):
+    with pytest.raises(UserError, match=r"train\.lr: 0\.01 there, 0\.02 here"):
         run(tmp_path, steps=5, lr=0.02)
     config = TrainConfig(**{**TINY, "steps": 5})
-    with pytest.raises(UserError, match=r"data\.provenance\.name is 'bars' there and 'noise' here"):
+    with pytest.raises(UserError, match=r'data\.provenance\.name: "bars" there, "noise" here'):
         list(train(config, pictures(), pictures(20, 1), tmp_path, {"name": "noise"}))
-    with pytest.raises(UserError, match=r"data\.train_images is 60 there and 59 here"):
+    with pytest.raises(UserError, match=r"data\.train_images: 60 there, 59 here"):
         list(train(config, pictures()[:59], pictures(20, 1), tmp_path, {"name": "bars"}))
     with pytest.raises(UserError, match="images or labels are not those"):
         list(train(config, pictures(seed=3), pictures(20, 1), tmp_path, {"name": "bars"}))
