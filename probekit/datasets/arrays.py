@@ -116,14 +116,14 @@ def one_label_each(labels: Any, what: str = "The labels") -> np.ndarray:
         array = np.asarray(labels)
     except ValueError:  # rows of different lengths
         raise UserError(
-            f"{what} are lists of different lengths, but one label an image is needed: choose one."
+            f"{what} are lists of different lengths, but one label per image is needed: choose one."
         ) from None
     if array.ndim == 2 and array.shape[1] == 1:
         return array[:, 0]
     if array.ndim != 1:
         raise UserError(
-            f"{what} have the shape {array.shape}, but one whole number from 0 up is needed for each image: give "
-            "labels.argmax(1) for one-hot rows; of several labels an image, choose one."
+            f"{what} have the shape {array.shape}, but one non-negative integer per image is needed: give "
+            "labels.argmax(1) for one-hot rows; of several labels per image, choose one."
         )
     return array
 
@@ -135,7 +135,7 @@ def _label_number(label: Any, row: int) -> int:
         array = np.empty(0)
     if array.size != 1 or array.dtype.kind not in "iu":
         raise UserError(
-            f"Item {row} has the label {label!r}, but one whole number from 0 up is needed; "
+            f"Item {row} has the label {label!r}, but one non-negative integer is needed; "
             "give (images, labels), or a function that returns them."
         )
     return int(array.reshape(()))
@@ -229,15 +229,17 @@ def load_npz(name: str, root: str | Path | None = None, split_seed: int = 0) -> 
         there = [pair for pair in spellings if pair[0] in arrays or pair[1] in arrays]
         if len(there) > 1:
             names = " and ".join(name for name, _ in there)
-            raise UserError(f"{root} holds {names}, which both mean the {split} split; leave one of them.")
+            raise UserError(f"{root} contains {names}, which both mean the {split} split; leave one of them.")
         for images, labels in there:
             if images not in arrays or labels not in arrays:
-                raise UserError(f"{root} holds {images if images in arrays else labels} without its partner; add both.")
+                raise UserError(
+                    f"{root} contains {images if images in arrays else labels} without its partner; add both."
+                )
             parts[split] = (arrays[images], one_label_each(arrays[labels], f"{root}: {labels}"))
             used |= {images, labels}
     if "train" not in parts:
         raise UserError(
-            f"{root} holds {', '.join(arrays) or 'nothing'}, but train_images and train_labels (or images, labels) "
+            f"{root} contains {', '.join(arrays) or 'nothing'}, but train_images and train_labels (or images, labels) "
             "are needed."
         )
     data = load_objects(parts, Path(root).stem if name == "npz" else name, arrays.get("classes"), split_seed)

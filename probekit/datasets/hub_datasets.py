@@ -38,7 +38,7 @@ class HubImages:
             content, path = value.get("bytes"), value.get("path")
             if content is None:
                 if path is None or not os.path.isfile(path):
-                    raise UserError(f"{name} holds no image, and its file {path} does not exist.")
+                    raise UserError(f"{name} contains no image, and its file {path} does not exist.")
                 content, name = Path(path).read_bytes(), path
             images.append(decode(content, name))
         return images

@@ -72,7 +72,7 @@ def _scan(place: _Place) -> tuple[list[tuple[str, int]], list[str], list[_Place]
                 if entry.is_dir():
                     target = entry.stat()
                     if (target.st_dev, target.st_ino) in inside:
-                        raise UserError(f"{entry.path} is a link back to a folder that holds it; remove the link.")
+                        raise UserError(f"{entry.path} is a link back to a folder that contains it; remove the link.")
                     folders.append((entry.path, f"{prefix}{entry.name}/", inside))
                 elif not _is_image(entry.name):
                     others.append(prefix + entry.name)

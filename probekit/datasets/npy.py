@@ -109,7 +109,7 @@ def load(
         own = place.with_name(place.name.replace("data.npy", "labels.npy"))
         labels_file = own if own != place and own.is_file() else place.with_name(LABELS)
     if not files or not labels_file.is_file():
-        raise UserError(f"{place} needs {labels_file.name} beside its arrays of images (numpy.save of whole numbers).")
+        raise UserError(f"{place} needs {labels_file.name} beside its arrays of images (numpy.save of integers).")
     labels = np.asarray(_array(labels_file)).reshape(-1)
     spans, parts = [], []
     for file in files:
@@ -130,7 +130,7 @@ def load(
     title = place.stem if name == "npy" else name
     images = MappedImages(tuple(map(str, files)), tuple(spans))
     if labels.dtype.kind not in "iu":
-        raise UserError(f"{labels_file} holds {labels.dtype}, but whole numbers are needed.")
+        raise UserError(f"{labels_file} contains {labels.dtype}, but integers are needed.")
     return assemble(
         title, str(place), {"train": Part(images, np.concatenate(parts))}, provenance, None, False, split_seed
     )

@@ -54,10 +54,10 @@ class Split:
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or (labels.size and labels.min() < 0):
             raise UserError(
                 f"Labels of shape {labels.shape} and type {labels.dtype} were given, "
-                "but one whole number from 0 up is needed for each image."
+                "but one non-negative integer per image is needed."
             )
         if len(source) != len(labels):
-            raise UserError(f"There are {len(source)} images but {len(labels)} labels; give one label an image.")
+            raise UserError(f"There are {len(source)} images but {len(labels)} labels; give one label per image.")
         rows = np.arange(len(labels))
         ids = rows if row_ids is None else np.asarray(row_ids, dtype=np.int64)
         return cls(source, labels.astype(np.int64), ids, rows)

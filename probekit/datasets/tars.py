@@ -87,7 +87,7 @@ def _samples(file: Path, label: str | None) -> list[_Sample]:
                 key, field = _key(member.name)
                 if not samples or samples[-1].key != key:
                     if key in known:
-                        raise UserError(f"{file} holds the sample {key} twice, or its members stand apart.")
+                        raise UserError(f"{file} contains the sample {key} twice, or its members stand apart.")
                     known.add(key)
                     samples.append(_Sample(key))
                 sample = samples[-1]

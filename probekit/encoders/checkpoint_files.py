@@ -118,7 +118,7 @@ def read_state(path: str | Path, state_key: str | None = None) -> dict[str, torc
             state = _load_torch(path)
     except Exception as error:
         raise UserError(
-            f"{path} is no weights file that can be read safely ({_reason(error)}); save a plain state_dict."
+            f"{path} is not a weights file that can be read safely ({_reason(error)}); save a plain state_dict."
         ) from error
     remaining = state_key
     while remaining:
@@ -128,16 +128,16 @@ def read_state(path: str | Path, state_key: str | None = None) -> dict[str, torc
         heads = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
         head = next((h for h in heads if isinstance(state, Mapping) and h in state), None)
         if head is None:
-            raise UserError(f"{path} has no {state_key!r}; it holds {_content(state)}: give another --state-key.")
+            raise UserError(f"{path} has no {state_key!r}; it contains {_content(state)}: give another --state-key.")
         state, remaining = state[head], remaining[len(head) + 1 :]
     if isinstance(state, Opaque):
         raise UserError(
-            f"{path} holds an object of the class {state.named}, whose code is not run here; save its state_dict()."
+            f"{path} contains an object of the class {state.named}, whose code is not run here; save its state_dict()."
         )
     if not _is_state(state):
         inside = [key for key, value in state.items() if _is_state(value)] if isinstance(state, Mapping) else []
         advice = f"take --state-key {inside[0]}" if inside else "give the key that holds them with --state-key"
-        raise UserError(f"{path} holds {_content(state)} rather than tensors by name; {advice}.")
+        raise UserError(f"{path} contains {_content(state)} rather than tensors by name; {advice}.")
     return {str(key): value for key, value in state.items()}
 
 

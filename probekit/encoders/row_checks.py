@@ -58,7 +58,7 @@ def check_rows(encoder: Any, examples: np.ndarray) -> None:
         raise
     except Exception as error:
         raise UserError(
-            f"{type(encoder.module).__name__} fails on a batch of one picture ({type(error).__name__}: "
+            f"{type(encoder.module).__name__} fails on a batch of one image ({type(error).__name__}: "
             f"{first_line(error)}), which the last batch of a data set may be; {_hint(encoder.module, drawn)}."
         ) from error
     _compare(
@@ -78,8 +78,8 @@ def _compare(
         if wrong.any():
             worst = float((off / size.clamp_min(1e-30))[wrong].max())
             raise UserError(
-                f"Layer {name} of {type(encoder.module).__name__} has other features for the same picture when {when} "
-                f"(off by {worst:.1g} of their size), but features must depend on the picture alone; "
+                f"Layer {name} of {type(encoder.module).__name__} has other features for the same image when {when} "
+                f"(off by {worst:.1g} of their size), but features must depend on the image alone; "
                 f"{_hint(encoder.module, drawn)}."
             )
 

@@ -73,7 +73,7 @@ class Plan:
         same = {name for name in ("tests", "checks") if not there.get(name) and not mine[name]}
         differing = differ(*({name: of.get(name) for name in mine if name not in same} for of in (there, mine)))
         if differing:
-            raise UserError(f"{out} holds another study ({differing}): choose another --out.")
+            raise UserError(f"{out} contains another study ({differing}): choose another --out.")
 
 
 def study(

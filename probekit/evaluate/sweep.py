@@ -131,7 +131,7 @@ def sweep(
     if isinstance(features, Mapping):
         features, out = from_arrays(features, y), _temporary_folder() if out is None else out
     elif y is not None:
-        raise UserError("y was given beside a feature file, which holds its own labels; leave y out.")
+        raise UserError("y was given beside a feature file, which contains its own labels; leave y out.")
     runner = Runner(features, out, resolved, None, series, make_settings(backend, device, dtype, parallel))
     names, draws = (
         choose_names(runner.store, layers),
