@@ -48,7 +48,7 @@ def swept_points(panel: Panel) -> list[Point]:
         loss = validation_loss(record)
         if loss is not None:
             run = str(Path(record.encoder["checkpoint"]).parents[1])
-            accuracy = float(series.top1[series.peak])
+            accuracy = float(series.values[series.peak])
             found.append(Point(run, record.encoder["step"], loss, int(series.depths[series.peak]), accuracy))
     return found
 

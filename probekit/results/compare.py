@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from probekit.results.paired import PairedDifference, paired_difference
+from probekit.results.curve import Curve
+from probekit.results.paired import PairedDifference, paired_curves, paired_difference
 from probekit.results.record import Record
 from probekit.results.results import Results
 
@@ -28,17 +29,21 @@ def compare(
 
     Returns
     -------
-    Comparison
+    PairedDifference
+        Over all seeds or pre-training runs, where a series has several.
 
     Raises
     ------
     UserError
         The two share no test row, or disagree about the label of one.
     """
-    return paired_difference(_record(a, series_a), _record(b, series_b))
+    first, second = _side(a, series_a), _side(b, series_b)
+    if isinstance(first, Curve) and isinstance(second, Curve):
+        return paired_curves(first, second)
+    return paired_difference(*(one.records[one.peak] if isinstance(one, Curve) else one for one in (first, second)))
 
 
-def _record(side: Record | Results | str | Path, series: str | None) -> Record:
+def _side(side: Record | Results | str | Path, series: str | None) -> Record | Curve:
     if isinstance(side, Record):
         return side
-    return (side if isinstance(side, Results) else Results(side)).best(series)
+    return (side if isinstance(side, Results) else Results(side)).curve(series)

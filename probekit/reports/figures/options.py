@@ -22,7 +22,7 @@ class FigureOptions:
     Attributes
     ----------
     width, height : inches; None for the figure's own
-    ylim : limits of the accuracy axis in percent
+    ylim : limits of the axis of values: percent, or the metric's own unit
     labels : name of a series in the results -> name in print
     title : over the figure in place of its own; "" for none
     font_size : points of ordinary type
@@ -42,10 +42,14 @@ class FigureOptions:
                 raise UserError(
                     f"{name} is {value:g}; expected {least} to {most} {'points' if 'font' in name else 'inches'}."
                 )
-        if self.ylim is not None and not 0 <= self.ylim[0] < self.ylim[1] <= 100:
-            raise UserError(
-                f"ylim is {self.ylim[0]:g} {self.ylim[1]:g}; expected two percentages, the lower one first."
-            )
+        if self.ylim is not None and not self.ylim[0] < self.ylim[1]:
+            raise UserError(f"ylim is {self.ylim[0]:g} {self.ylim[1]:g}; expected two numbers, the lower one first.")
+
+    def limits(self, percent: bool) -> tuple[float, float] | None:
+        """`ylim`; a `UserError` where percentages are shown and it is none."""
+        if percent and self.ylim is not None and not 0 <= self.ylim[0] < self.ylim[1] <= 100:
+            raise UserError(f"ylim is {self.ylim[0]:g} {self.ylim[1]:g}; expected two percentages between 0 and 100.")
+        return self.ylim
 
     @property
     def scale(self) -> float:

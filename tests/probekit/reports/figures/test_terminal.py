@@ -39,7 +39,7 @@ def test_higher_accuracy_stands_higher(panel):
     assert len(by_depth) == len(series.depths)
     for a in range(len(by_depth)):
         for b in range(len(by_depth)):
-            if series.top1[a] > series.top1[b] + 5:
+            if series.values[a] > series.values[b] + 5:
                 assert by_depth[a] < by_depth[b]
 
 
