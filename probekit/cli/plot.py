@@ -165,7 +165,10 @@ def one_panel(
         + ("" if panel.is_own_test else f" --test {panel.test}")
         for panel in fitting or panels
     )
-    raise UserError(f"{'Several sets of probes fit' if fitting else 'No probes fit'}; choose one of: {listed}.")
+    asked = {"dataset": dataset, "protocol": protocol, "train-rows": train_rows, "test": test}
+    given = " ".join(f"--{name} {value}" for name, value in asked.items() if value not in (None, "test"))
+    what = "Several sets of probes fit" if fitting else f"No probes fit {given or '--test test'}"
+    raise UserError(f"{what}; choose one of: {listed}.")
 
 
 def _fits(panel: "Panel", dataset: str | None, protocol: str | None, train_rows: int | None, test: str) -> bool:

@@ -236,8 +236,8 @@ def _by_name(loaded: Sequence[tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
     for name in names:
         if names.count(name) > 1:
             raise UserError(
-                f"Two encoders are called {name!r}: name them apart, as in 'first={_written(loaded[0])}', or, if they are "
-                "pre-training runs of one model, give them one name as in NAME=ENCODER."
+                f"Two encoders are called {name!r}: name them apart, as in 'first={_written(loaded[0])}', or, if they "
+                "are pre-training runs of one model, give them one name as in NAME=ENCODER."
             )
     return dict(zip(names, loaded, strict=True))
 

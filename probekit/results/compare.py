@@ -6,6 +6,7 @@ from probekit.results.curve import Curve
 from probekit.results.paired import PairedDifference, paired_curves, paired_difference
 from probekit.results.record import Record
 from probekit.results.results import Results
+from probekit.runtime.errors import UserError
 
 
 def compare(
@@ -37,13 +38,16 @@ def compare(
     UserError
         The two share no test row, or disagree about the label of one.
     """
-    first, second = _side(a, series_a), _side(b, series_b)
+    first, second = _side(a, series_a, "series_a"), _side(b, series_b, "series_b")
     if isinstance(first, Curve) and isinstance(second, Curve):
         return paired_curves(first, second)
     return paired_difference(*(one.records[one.peak] if isinstance(one, Curve) else one for one in (first, second)))
 
 
-def _side(side: Record | Results | str | Path, series: str | None) -> Record | Curve:
+def _side(side: Record | Results | str | Path, series: str | None, flag: str) -> Record | Curve:
     if isinstance(side, Record):
         return side
-    return (side if isinstance(side, Results) else Results(side)).curve(series)
+    results = side if isinstance(side, Results) else Results(side)
+    if series is None and len(known := results.curves()) > 1:
+        raise UserError(f"The results hold several series ({', '.join(known)}): name one as {flag}.")
+    return results.curve(series)

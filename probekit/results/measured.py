@@ -14,7 +14,7 @@ from probekit.results.calibration import FILE_NAME, apply_temperature
 from probekit.results.metrics import METRICS, Metric
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,7 +54,8 @@ def find_metric(name: str) -> Metric:
     """
     known = METRICS | LABEL_FREE
     if name not in metric_names():
-        raise UserError(f"There is no metric {name!r}; there are {', '.join(metric_names())}.")
+        hint = did_you_mean(name, metric_names()) or (" Accuracy is top1." if "acc" in name.lower() else "")
+        raise UserError(f"There is no metric {name!r}; there are {', '.join(metric_names())}.{hint}")
     if name in known:
         return known[name]
     own = METRICS[name.removesuffix(SCALED)]

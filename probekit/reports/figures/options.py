@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from probekit.reports.panels import Panel, Series
@@ -66,7 +66,8 @@ def find_series(panel: Panel, name: str) -> Series:
         found = [series for series in panel.series if key(series).casefold() == name.casefold()]
         if len(found) == 1:
             return found[0]
-    raise UserError(f"There is no series {name!r}; there are {', '.join(series.label for series in panel.series)}.")
+    known = [series.label for series in panel.series]
+    raise UserError(f"There is no series {name!r}; there are {'; '.join(known)}.{did_you_mean(name, known)}")
 
 
 def relabelled(panel: Panel, labels: Mapping[str, str]) -> Panel:

@@ -96,7 +96,7 @@ def test_what_a_study_wrote_is_a_config(tmp_path):
 def test_a_wrong_key_or_file_is_refused(tmp_path, capsys):
     (tmp_path / "run.yaml").write_text("seed: 3\n")
     assert main(["sweep", "f.h5", "--config", str(tmp_path / "run.yaml")]) == 2
-    assert "has no flag seed; did you mean seeds?" in capsys.readouterr().err
+    assert "has no flag seed. Did you mean seeds?" in capsys.readouterr().err
     assert main(["sweep", "f.h5", "--config", str(tmp_path / "absent.yaml")]) == 2
     assert "there is no such file" in capsys.readouterr().err
 
