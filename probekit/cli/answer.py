@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igpt_model.checked_json import parse_json
-from probekit.cli.console import detail, note, say, table, wants_json
+from probekit.cli.console import detail, note, rich_console, say, table, wants_json
 
 if TYPE_CHECKING:
     from probekit.features.store import FeatureStore
@@ -44,7 +44,7 @@ def show_curves(*results: Path, runs: Sequence[str] = ()) -> None:
 
     if not wants_json():
         for panel in read_panels(results, runs=runs):
-            print_panel(panel)
+            print_panel(panel, rich_console())
 
 
 def _show_results(results: "Results") -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 MARKS = "●■▲◆★"
+ASCII = str.maketrans("●■▲◆★○◦▿│┤─└╌↑", "o#^*xO.v||-+-^")
 MODEL_COLOURS = ("bright_blue", "dark_orange", "green3", "magenta", "yellow")
 
 
@@ -29,7 +30,11 @@ def print_panel(panel: Panel, console: Console | None = None) -> None:
     from rich.console import Console
 
     console = console or Console()
-    console.print(terminal_curve(panel, width=min(console.width, 100)))
+    curve = terminal_curve(panel, width=min(console.width, 100))
+    if not console.encoding.startswith("utf"):
+        for line in curve.renderables:
+            line.plain = line.plain.translate(ASCII)  # type: ignore[union-attr]
+    console.print(curve)
 
 
 def terminal_curve(panel: Panel, width: int = 80, height: int = 16) -> Group:

@@ -171,7 +171,8 @@ def test_pre_training_runs_are_one_series_of_figure_table_cards_and_verdict(resu
         assert run("sweep", folder / "features.h5", "--protocol", "dinov2-45", "--Cs", "0.01,1") == 0
         folders.append(folder)
     each = [
-        {line["depth"]: line["metrics"]["top1"] for line in map(json.loads, (f / "results.jsonl").open())} for f in folders
+        {line["depth"]: line["metrics"]["top1"] for line in map(json.loads, (f / "results.jsonl").open())}
+        for f in folders
     ]
     capsys.readouterr()
     assert run("report", *folders, "--runs", "theirs", "--out", tmp_path / "report") == 0

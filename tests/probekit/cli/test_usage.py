@@ -1,6 +1,8 @@
 """The words of a command line: lists, --config, --json, what is missing, and verbs added from outside."""
 
 import json
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -182,3 +184,14 @@ def test_completion_knows_verbs_and_flags():
     script = app.generate_completion(shell="bash")
     assert "sweep" in script
     assert "--greedy-width" in script
+
+
+def test_a_reader_that_has_ended_is_no_error(tmp_path):
+    """`probekit ... | head`: nothing on stderr, and the exit code of a program that SIGPIPE ends."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "probekit", "datasets"], stdout=write, stderr=subprocess.PIPE, timeout=120, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
