@@ -9,7 +9,7 @@ from probekit.results.curve import Curve, Verdict, depth_curves, layer_name, ver
 from probekit.results.paired import PairedDifference, paired_curves
 from probekit.results.record import Record, read_records, results_path
 from probekit.results.runs import model_names
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,11 +84,16 @@ class Results:
         """The depth curve of a series, or of a model with several runs (None: the only one)."""
         models = model_names(self.records)
         own = [r for r in self.records if series in (None, r.series, models[r.series])]
+        if not own:
+            known = list(dict.fromkeys(models.values()))
+            raise UserError(
+                f"There is no series {series!r}; there are {', '.join(known)}.{did_you_mean(str(series), known)}"
+            )
         curves = depth_curves(own)
         if len(curves) != 1:
-            named = "These results" if series is None else f"Series {series!r}"
-            found = ", ".join(curves)[:200] or f"of {', '.join(dict.fromkeys(models.values()))} none with single layers"
-            raise UserError(f"{named} have {len(curves)} depth curves ({found}): name one.")
+            named = "These results" if series is None else f"The records of series {series!r}"
+            found = ", ".join(curves)[:200] or "no record is of a single layer"
+            raise UserError(f"{named} have {len(curves)} depth curves ({found}): choose one.")
         return next(iter(curves.values()))
 
     def best(self, series: str | None = None) -> Record:

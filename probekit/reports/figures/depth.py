@@ -223,8 +223,8 @@ def interval_words(panel: Panel) -> str:
 
 def band_words(panel: Panel) -> str:
     """What the simultaneous band is: with several draws it is for these, and resamples the test rows alone."""
-    fixed = f", for these {' '.join(panel.over.split()[:2])}" if panel.over else ""
-    return f"95 % for all layers at once, test rows resampled{fixed}"
+    fixed = f" of these {' '.join(panel.over.split()[:2])}, test rows resampled" if panel.over else ""
+    return f"95 %, simultaneous over the layers{fixed}"
 
 
 def _shifts(panel: Panel) -> list[float]:

@@ -110,7 +110,7 @@ def test_what_cannot_be_drawn_is_said_in_one_sentence(results, tmp_path, capsys)
     for words, expected in (
         (("plot", results, "--out", tmp_path / "c.jpg"), ".svg, .png or .pdf"),
         (("table", results, "--out", tmp_path / "c.xls"), ".md, .csv or .tex"),
-        (("plot", "--out", tmp_path / "c.svg"), "No results were given"),
+        (("plot", "--out", tmp_path / "c.svg"), "needs RESULTS"),
         (("plot", tmp_path / "none", "--out", tmp_path / "c.svg"), "none"),
         (("plot", results, "--out", tmp_path / "c.svg", "--kind", "path", "--series", "ours"), "theirs"),
         (("table", results, folder, "--out", tmp_path / "t.md"), "--protocol kornblith"),
