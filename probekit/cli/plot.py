@@ -84,7 +84,8 @@ def plot(
     from probekit.reports.figures.penalty_paths import path_figure
     from probekit.reports.figures.style import style
     from probekit.reports.report import save_figure
-    from probekit.reports.tables import csv_text, layer_frame, path_frame
+    from probekit.reports.tables import layer_frame, path_frame
+    from probekit.runtime.escape import csv_text
 
     options = FigureOptions(width, height, ylim, read_labels(labels), title, font_size)
     form = check_ending(out, FORMATS)

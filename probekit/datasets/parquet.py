@@ -87,11 +87,10 @@ class _GroupReader:
     def __init__(self, file: str, group: int, column: str, first: int, number: int):
         self.file, self.owner = file, (os.getpid(), number)
         with _as_sentence(file):
-            opened = _open(file)
-        self._batches: Iterator[Any] = opened.iter_batches(
-            BATCH, row_groups=[group], columns=[column], use_threads=False
-        )
-        self.first, self._values = first, next(self._batches).column(0)
+            self._batches: Iterator[Any] = _open(file).iter_batches(
+                BATCH, row_groups=[group], columns=[column], use_threads=False
+            )
+            self.first, self._values = first, next(self._batches).column(0)
 
     def value(self, row: int) -> Any:
         """The value at a row at or after `first`."""

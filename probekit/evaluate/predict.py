@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from igpt_model.checked_json import read_bytes
+from igpt_model.differences import differences
 from probekit.datasets.images import decode
 from probekit.encoders.encoder import Encoder
 from probekit.features.format import content
@@ -16,7 +17,6 @@ from probekit.probes import PROBES, FittedProbe
 from probekit.results.predictions import load_probe
 from probekit.results.record import RESULTS_NAME, Record, read_records
 from probekit.results.results import Results
-from probekit.runtime.differences import differences
 from probekit.runtime.errors import UserError, check_at_least
 
 if TYPE_CHECKING:

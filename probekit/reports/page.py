@@ -29,7 +29,7 @@ from probekit.reports.panels import Concatenated, Panel, Series, margin, series_
 from probekit.reports.published import comparison_frame, printed_comparison
 from probekit.results.curve import layer_name, layer_words, p_value
 from probekit.results.record import Record
-from probekit.runtime.escape import visible
+from probekit.runtime.escape import terminal, visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,7 +78,7 @@ def render_page(
         re.sub(r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}", text).replace(" = ", "\xa0=\xa0").replace(" %", "\xa0%")
     )
     environment.filters["p_value"] = p_value
-    return environment.get_template("page.html.jinja").render(
+    page = environment.get_template("page.html.jinja").render(
         title=_title(panels),
         colours=[(name, light, DARK[light]) for light, name in CSS_NAME.items()],
         panels=[
@@ -94,6 +94,7 @@ def render_page(
         command=shlex.join(["probekit", "report", *map(str, sources)]),
         version=_version(),
     )
+    return terminal(page)  # no control character of a name enters the page either
 
 
 def _title(panels: Sequence[Panel]) -> str:

@@ -21,6 +21,7 @@ from probekit.results.predictions import row_predictions
 from probekit.results.record import Record, read_records
 from probekit.results.runs import join_runs, model_names
 from probekit.runtime.errors import UserError
+from probekit.runtime.escape import visible
 
 ROLES = ("model", "readout", "random", "flat")
 READOUTS = {"knn": "kNN", "class-mean": "class mean"}
@@ -223,13 +224,10 @@ def collect_records(results: str | Path | Iterable[str | Path]) -> list[Record]:
         A path holds no results, or nothing has been recorded yet.
     """
     paths = [results] if isinstance(results, str | Path) else list(results)
-    records: dict[str, Record] = {}
-    for path in paths:
-        for record in read_records(path):
-            records.setdefault(record.key, record)
+    records = read_records(*paths)
     if not records:
         raise UserError(f"{', '.join(map(str, paths))} holds no finished probe yet: run `probekit sweep` first.")
-    return list(records.values())
+    return records
 
 
 def build_panels(
@@ -273,7 +271,7 @@ def build_panels(
         records = [replace(r, kind="layer") for r in singles if r.kind == readout]
     groups: dict[tuple[str, str, int | None, str], list[Record]] = {}
     for record in records:
-        group = (record.dataset.get("name", "unnamed"), record.identity.protocol_hash, record.train_rows)
+        group = (visible(record.dataset.get("name", "unnamed")), record.identity.protocol_hash, record.train_rows)
         for test in (record.test, *record.tests):
             groups.setdefault((*group, test), []).append(record.on(test))
     panels = []
@@ -300,7 +298,7 @@ def _curves(members: list[Record]) -> dict[str, list[Record]]:
     curves: dict[str, list[Record]] = {}
     for (name, feature_id), own in by_file.items():
         clash = f" ({feature_id[:6]})" if names.count(name) > 1 else ""
-        curves.setdefault(NAMES.get(name, models[name]) + clash, []).extend(own)
+        curves.setdefault(NAMES.get(name, visible(models[name])) + clash, []).extend(own)
     return curves
 
 

@@ -16,8 +16,9 @@ from probekit.reports.page import render_page
 from probekit.reports.panels import Panel, build_panels, collect_records
 from probekit.reports.published import comparison_frame, printed_comparison
 from probekit.reports.subset_table import write_subset_table
-from probekit.reports.tables import csv_text, layer_frame, path_frame, printed_frame, write_table
+from probekit.reports.tables import layer_frame, path_frame, printed_frame, write_table
 from probekit.runtime.errors import UserError
+from probekit.runtime.escape import csv_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,13 +106,15 @@ def write_points(frame: pd.DataFrame, path: Path) -> Path:
 
 
 def line_frame(figure: Figure) -> pd.DataFrame:
-    """The points of every line and bar of a figure: axes, label, x, y."""
+    """The points of every line, scatter and bar of a figure: axes, label, x, y."""
     import pandas as pd
 
     rows = []
     for number, axes in enumerate(figure.axes):
         for line in axes.lines:
             rows += [(number, line.get_label(), x, y) for x, y in zip(*line.get_data(), strict=True)]
+        for points in axes.collections:
+            rows += [(number, points.get_label(), x, y) for x, y in points.get_offsets()]
         rows += [(number, bar.get_label(), bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in _bars(axes)]
     return pd.DataFrame(rows, columns=["axes", "label", "x", "y"])
 

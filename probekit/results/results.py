@@ -10,6 +10,7 @@ from probekit.results.paired import PairedDifference, paired_curves
 from probekit.results.record import Record, read_records, results_path
 from probekit.results.runs import model_names
 from probekit.runtime.errors import UserError, did_you_mean
+from probekit.runtime.escape import mathtext
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +26,7 @@ class Results:
     """
 
     def __init__(self, *paths: str | Path):
-        self.records: list[Record] = [record for path in paths for record in read_records(path)]
+        self.records: list[Record] = read_records(*paths)
         self.paths = tuple(Path(path) for path in paths)
 
     @property
@@ -132,7 +133,8 @@ class Results:
         import matplotlib.pyplot as plt
 
         axes: Axes = ax if ax is not None else plt.subplots(figsize=(6, 4))[1]
-        for name, curve in self.curves().items():
+        for series, curve in self.curves().items():
+            name = mathtext(series)
             if len(curve.depths) == 1:
                 axes.axhline(curve.values[0], linestyle="--", color="0.5", label=name)
                 continue
