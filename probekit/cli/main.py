@@ -216,7 +216,11 @@ def dispatch(words: list[str]) -> None:
             whole_help(words[0])
         else:
             words = prepared(app, words)
-    if "" in words or "--out=" in words:
+    # an empty title is a figure without one
+    if (
+        any(not word and before != "--title" for before, word in zip(["", *words], words, strict=False))
+        or "--out=" in words
+    ):
         raise UserError("an argument is empty (an unset variable of the shell?); give a value, or leave it out.")
     if "\0" in "".join(words):
         raise UserError("an argument holds a NUL character, which no path or name may hold; remove it.")
