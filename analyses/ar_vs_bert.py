@@ -49,11 +49,11 @@ def lines(panel: Panel, masks: Sequence[Path] = ()) -> list[str]:
         if paired:
             words = f"{paired.words} points, p = {paired.p:.2g}"
         found.append(
-            f"{panel.title}: {ar.label} (AR) at its best layer {ar.depths[ar.peak]} has {ar.top1[ar.peak]:.1f} %, "
-            f"{bert.label} (BERT) at layer {bert.depths[bert.peak]} {bert.top1[bert.peak]:.1f} %: {words}"
+            f"{panel.title}: {ar.label} (AR) at its best layer {ar.depths[ar.peak]} has {ar.values[ar.peak]:.1f} %, "
+            f"{bert.label} (BERT) at layer {bert.depths[bert.peak]} {bert.values[bert.peak]:.1f} %: {words}"
         )
         if np.array_equal(ar.depths, bert.depths):
-            below = int((bert.top1 < ar.top1).sum())
+            below = int((bert.values < ar.values).sum())
             found.append(f"  BERT lies below at {below} of {len(ar.depths)} layers")
         different = unmatched(ar, bert)
         if different:

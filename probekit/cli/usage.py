@@ -7,7 +7,7 @@ from typing import Any, get_args, get_origin
 from cyclopts import App, CycloptsError, MissingArgumentError
 
 from igpt_model.checked_json import mismatch, parse_json, read_bytes
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, did_you_mean
 
 NESTED = ("train", "finetune")  # under which the config.json of a run keeps its flags
 
@@ -123,11 +123,8 @@ def _from_config(path: Path, verb: str, arguments: Sequence[Any], words: Sequenc
     for key, value in content.items():
         one = by_name.get(str(key).replace("-", "_").lower())
         if one is None:
-            from difflib import get_close_matches
-
-            near = get_close_matches(str(key), by_name, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"see `probekit {verb} --help`."
-            raise UserError(f"--config {path}: `probekit {verb}` has no flag {key}; {hint}")
+            hint = did_you_mean(str(key), by_name) or f" See `probekit {verb} --help`."
+            raise UserError(f"--config {path}: `probekit {verb}` has no flag {key}.{hint}")
         if value is None or given & set(one.names) or _negated(one, given):
             continue
         items = value if isinstance(value, list) else [value]

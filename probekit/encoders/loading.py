@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from probekit.encoders.encoder import Encoder
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, did_you_mean
 
 ENTRY_POINTS = "probekit.encoders"
 # scheme -> module:function, the text after the colon is the first argument
@@ -91,7 +91,8 @@ def _load(spec: Any, options: dict[str, Any]) -> Encoder:
             options.pop("data", None)
             return _call(spec, point.load(), [rest], options)
     added = "".join(f", {point.name}:..." for point in entry_points(group=ENTRY_POINTS))
-    raise UserError(f"The encoder {spec!r} is not known; write {FORMS}{added}.")
+    near = did_you_mean(scheme, SCHEMES)
+    raise UserError(f"The encoder {spec!r} is not known; write {FORMS}{added}.{near}")
 
 
 def _function(place: str) -> Callable[..., Encoder]:
