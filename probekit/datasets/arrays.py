@@ -196,13 +196,15 @@ def load_npz(name: str, root: str | Path | None = None, **options: Any) -> Datas
     parts: dict[str, Any] = {}
     for (split, kind), keys in found.items():
         if len(keys) > 1:
-            raise UserError(f"{root} holds {' and '.join(keys)}, which both mean the {split} split; leave one of them.")
+            raise UserError(
+                f"{root} contains {' and '.join(keys)}, which both mean the {split} split; leave one of them."
+            )
         if (split, "labels" if kind == "images" else "images") not in found:
-            raise UserError(f"{root} holds {keys[0]} without its partner; add both.")
+            raise UserError(f"{root} contains {keys[0]} without its partner; add both.")
         parts[split] = tuple(arrays[found[split, k][0]] for k in ("images", "labels"))
     if "train" not in parts:
         raise UserError(
-            f"{root} holds {', '.join(arrays) or 'nothing'}, but train_images and train_labels (or images, labels) "
+            f"{root} contains {', '.join(arrays) or 'nothing'}, but train_images and train_labels (or images, labels) "
             "are needed."
         )
     data = load_objects(parts, title(name, "npz", root, ".npz"), arrays.get("classes"), **options)

@@ -85,7 +85,7 @@ def _scan(place: _Place) -> tuple[list[tuple[str, int]], list[str], list[_Place]
                     continue
                 if entry.is_dir():
                     if _identity(entry.path) in inside:
-                        raise UserError(f"{entry.path} is a link back to a folder that holds it; remove the link.")
+                        raise UserError(f"{entry.path} is a link back to a folder that contains it; remove the link.")
                     folders.append((entry.path, f"{prefix}{entry.name}/", inside))
                 elif not is_image(entry.name):
                     others.append(prefix + entry.name)
@@ -162,7 +162,7 @@ def list_archive(archive: Path) -> Listing:
                 else:
                     _check_member(archive, info)
                     if name in seen:
-                        raise UserError(f"{archive} holds {name} twice; pack it again with one of them.")
+                        raise UserError(f"{archive} contains {name} twice; pack it again with one of them.")
                     seen.add(name)
                     found.files.append((name, info.CRC))
                     if name != info.filename:

@@ -86,7 +86,7 @@ def _samples(file: Path, label: str | None) -> list[_Sample]:
                 key, field = _key(member.name)
                 if not samples or samples[-1].key != key:
                     if key in known:
-                        raise UserError(f"{file} holds the sample {key} twice, or its members stand apart.")
+                        raise UserError(f"{file} contains the sample {key} twice, or its members stand apart.")
                     known.add(key)
                     samples.append(_Sample(key))
                 sample = samples[-1]
@@ -117,7 +117,7 @@ def _text(content: bytes, name: str) -> str:
     try:
         return content.decode().strip()
     except UnicodeDecodeError:
-        raise UserError(f"{name} is no text in UTF-8; write the label as a number or a name.") from None
+        raise UserError(f"{name} is not text in UTF-8; write the label as a number or a name.") from None
 
 
 def _part(files: list[Path], label: str | None) -> tuple[Part, int]:
