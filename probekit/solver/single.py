@@ -1,0 +1,344 @@
+"""One penalty on rows in memory, in NumPy: Newton's method in the columns as given, certified as it ends.
+
+A path shares an eigenbasis, factors and passes among its penalties; a single fit has nothing to share, so that here
+neither rows are copied in float64 nor bases found. Gradients, losses and the bound are float64; Newton steps come from
+the whole Hessian where it is small, else from conjugate gradients on float32 rows. What this method does not certify is
+left to `solve`. The bound is that of `certificate`, with the rounding of rows that are centred as they are multiplied.
+
+Shapes: N rows, D columns, R coefficient rows (1 if K = 2), theta (R, D+1), logits (R, N).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg.lapack import dposv
+from torch import Tensor
+
+from probekit.solver import dense
+from probekit.solver.certificate import GRADIENT_RATIO
+from probekit.solver.data import WeightedData
+
+Array = NDArray[Any]
+
+EPS = float(np.finfo(np.float64).eps)
+BLOCK = 1 << 16  # entries of rows and of logits that are worked on at a time: half of a core's cache in float64
+MOST_ENTRIES = 1 << 25  # of logits, and of rows copied to float32
+STEPS = 25  # of Newton's method
+PRODUCTS = 250  # of conjugate gradients, all steps together
+HALVINGS = 8
+RTOL = 0.05  # of r' M r at the start: what conjugate gradients of a step far from the optimum may leave
+STEP_SHARE = 0.1  # of the tolerance: what those of the last step may leave of the gradient bound
+INTERCEPT_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A certified probe: theta (R, D+1) of the rows as given, figures of `Certificate`, passes over the rows."""
+
+    theta: Array
+    figures: dict[str, float]
+    n_iter: int
+    method: str
+
+
+@dataclass
+class _Point:
+    """A probe and what one pass measured at it: p (R, N) are probabilities, or p (1 - p) if R = 1."""
+
+    theta: Array
+    loss: float
+    gradient: Array
+    gap: float
+    p: Array
+
+
+def fit_one(data: WeightedData, l2: float, tol: float, max_iter: int, start: Array | None = None) -> Fit | None:
+    """The probe of one penalty, or None where this method is not meant for the rows or does not certify a fit.
+
+    Parameters
+    ----------
+    data : rows as `solve` takes them
+    l2 : penalty of the mean loss
+    tol : relative objective gap at most
+    max_iter : Newton steps at most
+    start : (R, D+1) of the rows as given, None for the zero probe
+    """
+    X = data.X.numpy() if isinstance(data.X, Tensor) and data.X.device.type == "cpu" else data.X
+    N, R = len(data), data.n_coef_rows
+    if not isinstance(X, np.ndarray) or X.dtype.kind != "f" or data.device.type != "cpu" or data.sharded:
+        return None
+    if max(R * N, X.size) > MOST_ENTRIES:
+        return None
+    with np.errstate(all="ignore"):
+        problem = _Single(data, X, l2, tol)
+        return problem.fit(min(max_iter, STEPS), start) if problem.usable else None
+
+
+class _Single:
+    def __init__(self, data: WeightedData, X: Array, l2: float, tol: float) -> None:
+        self.X, self.y, self.w, self.R = X, data.y.numpy(), data.weights.numpy(), data.n_coef_rows
+        self.l2, self.tol, self.intercept = l2, tol, data.intercept
+        (self.N, self.D), R = X.shape, self.R
+        self.shares = np.bincount(self.y, self.w, minlength=data.n_classes)
+        self.usable = bool(self.shares.min() > 0)
+        self.inverse = None if data.scale is None else 1 / data.scale.numpy()
+        shift = np.zeros(self.D) if data.shift is None else data.shift.numpy()
+        self.centre = self._mean() if self.intercept else shift
+        self.moved = self.centre - shift
+        if self.inverse is not None:
+            self.moved = self.moved * self.inverse
+        self.direct = dense.is_small(self.N, R, self.D + 1)
+        self._measure_rows()
+        self.log_least = float(-np.log(self.shares.min()))
+        self.rows = np.arange(self.N)
+        self.sign = 1.0 - 2.0 * self.y
+
+    def _blocks(self, entries: int) -> list[slice]:
+        step = max(BLOCK // max(entries, 1), 16)
+        return [slice(start, start + step) for start in range(0, self.N, step)]
+
+    def _mean(self) -> Array:
+        if self.X.dtype == np.float64:
+            return self.w @ self.X
+        return sum((self.w[rows] @ self.X[rows].astype(np.float64) for rows in self._blocks(self.D)), np.zeros(self.D))
+
+    def _measure_rows(self) -> None:
+        """Norms of the rows, variances of the columns, and centred rows: float64 if few, else float32."""
+        offset = self.centre if self.inverse is None else self.centre * self.inverse
+        few = self.direct
+        self.held = np.empty((self.N, self.D + 1), np.float64 if few else np.float32)
+        self.held[:, -1] = 1.0 if self.intercept else 0.0
+        self.variances, squares = np.zeros(self.D), np.empty(self.N)
+        for rows in self._blocks(self.D):
+            block = self.X[rows] - self.centre
+            if self.inverse is not None:
+                block *= self.inverse
+            self.held[rows, :-1] = block
+            np.multiply(block, block, out=block)
+            squares[rows] = block.sum(axis=1)
+            self.variances += self.w[rows] @ block
+        self.norms = np.sqrt(squares + 1.0)
+        self.longest = float(np.sqrt(2) * self.norms.max())
+        if not few:  # centred as they are multiplied: rounding is of the size of the rows as given
+            self.norms += 2 * np.sqrt(offset @ offset)
+
+    # ---- measuring
+    def _logits(self, W: Array) -> Array:
+        """Logits (R, N) without intercepts."""
+        if self.direct:
+            return W @ self.held[:, :-1].T
+        W = W if self.inverse is None else W * self.inverse
+        z, constant = np.empty((self.R, self.N)), (W @ self.centre)[:, None]
+        for rows in self._blocks(max(self.D, self.R)):
+            np.matmul(W, self._read(rows).T, out=z[:, rows])
+            z[:, rows] -= constant
+        return z
+
+    def _read(self, rows: slice) -> Array:
+        block = self.X[rows]
+        return block if block.dtype == np.float64 else block.astype(np.float64)
+
+    def _residuals(self, linear: Array, b: Array) -> tuple[Array, Array, Array, Array]:
+        """Losses (N,), residuals p - onehot(y) (R, N), probability missed by the label (N,), and p as in `_Point`."""
+        z = linear + b[:, None]
+        if self.R == 1:
+            margin = z[0] * self.sign  # by which the wrong class leads
+            small = np.exp(-np.abs(margin))
+            losses = np.maximum(margin, 0) + np.log1p(small)
+            missed = np.where(margin > 0, 1, small) / (1 + small)
+            return losses, (missed * self.sign)[None], missed, (small / np.square(1 + small))[None]
+        own = z[self.y, self.rows]
+        z[self.y, self.rows] = -np.inf
+        top = np.maximum(z.max(axis=0), own)
+        z -= top
+        np.exp(z, out=z)
+        others = z.sum(axis=0)
+        own -= top
+        mine = np.exp(own)
+        total = mine + others
+        losses = np.where(own == 0, np.log1p(others), np.log(total) - own)
+        z /= total
+        p = z.astype(self.held.dtype)
+        p[self.y, self.rows] = mine / total
+        missed = others / total
+        z[self.y, self.rows] = -missed
+        return losses, z, missed, p
+
+    def evaluate(self, theta: Array, solve_intercept: bool = False) -> _Point:
+        """Measure a probe, its intercepts moved to their optimum first if asked."""
+        W, b = theta[:, :-1], theta[:, -1]
+        linear = self._logits(W)
+        losses, residuals, missed, p = self._residuals(linear, b)
+        if solve_intercept and self.intercept:
+            hessian, before = self._of_intercepts(p), np.inf
+            for _ in range(INTERCEPT_STEPS):
+                of_b = residuals @ self.w
+                size = np.abs(of_b).max()
+                if size <= 4 * EPS * (self.w @ missed) or size >= before:
+                    break
+                before = size
+                step = np.linalg.solve(hessian, of_b)
+                b = b - step * min(1.0, 4 / max(np.abs(step).max(), 1e-300))
+                losses, residuals, missed, p = self._residuals(linear, b)
+            theta = np.column_stack([W, b])
+        residuals *= self.w
+        gradient = np.empty_like(theta)
+        of_b = residuals.sum(axis=1)
+        if self.direct:
+            gradient[:, :-1] = residuals @ self.held[:, :-1]
+        else:
+            total = np.zeros((self.R, self.D))
+            for rows in self._blocks(max(self.D, self.R)):
+                total += residuals[:, rows] @ self._read(rows)
+            total -= of_b[:, None] * self.centre
+            gradient[:, :-1] = total if self.inverse is None else total * self.inverse
+        gradient[:, :-1] += self.l2 * W
+        gradient[:, -1] = of_b if self.intercept else 0.0
+        size = float(np.sqrt(np.vdot(W, W)))
+        loss = float(self.w @ losses) + 0.5 * self.l2 * size**2
+        # 8 roundings of each row's term, and what the rounding of its logits makes of its residual
+        norms = self.norms if self.direct else self.norms * (1 + self.norms.max() * size)
+        noise = 8 * EPS * (float(self.w @ (missed * norms)) + self.l2 * size)
+        return _Point(theta, loss, gradient, self._bound(theta, gradient, size, noise) / max(loss, 1e-300), p)
+
+    def _bound(self, theta: Array, gradient: Array, size: float, noise: float) -> float:
+        """The duality gap bound, see `certificate`."""
+        of_W = float(np.sqrt(np.vdot(gradient[:, :-1], gradient[:, :-1]))) + noise
+        b, of_b = theta[:, -1], np.abs(gradient[:, -1])
+        e = float(of_b[0] if self.R == 1 else of_b.sum() / 2)
+        spread = float(abs(b[0]) if self.R == 1 else np.ptp(b))
+        return (of_W + self.longest * e) ** 2 / (2 * self.l2) + e * (spread + self.log_least + self.longest * size)
+
+    def _of_intercepts(self, p: Array) -> Array:
+        """Hessian (R, R) with respect to the intercepts; the class with most curvature keeps its own."""
+        if self.R == 1:
+            return np.maximum(p @ self.w, 1e-280)[None].astype(np.float64)
+        half = p * np.sqrt(self.w).astype(p.dtype)
+        covariance = -(half @ half.T).astype(np.float64)
+        np.fill_diagonal(covariance, 0.0)
+        np.fill_diagonal(covariance, -covariance.sum(axis=1))
+        most = int(covariance.diagonal().argmax())
+        covariance[most, most] *= 2
+        covariance.ravel()[:: self.R + 1] *= 1 + 1e-14
+        return covariance
+
+    # ---- Newton's method
+    def fit(self, max_steps: int, start: Array | None) -> Fit | None:
+        """Newton steps until the bound is at most `tol` of the loss."""
+        theta = np.zeros((self.R, self.D + 1))
+        if self.intercept:
+            logs = np.log(self.shares)
+            theta[:, -1] = logs[1] - logs[0] if self.R == 1 else logs - logs.mean()
+        at = self.evaluate(theta)
+        at_zero = float(np.abs(self._of_given(at.gradient)).max())
+        if start is not None:
+            theta = start.copy()
+            theta[:, -1] += start[:, :-1] @ self.moved
+            near = self.evaluate(theta, solve_intercept=True)
+            at = near if near.loss < at.loss else at
+        passes, products = 1, 0
+        for _ in range(max_steps):
+            limit = float(np.abs(self._of_given(at.gradient)).max())
+            if at.gap <= self.tol and limit <= max(GRADIENT_RATIO * at_zero, 1e-14):
+                return self._certified(at, at_zero, passes + products)
+            if not np.isfinite(at.loss) or products > PRODUCTS:
+                return None
+            step, decrement, spent, last = self._newton_step(at)
+            products += spent
+            length = 1.0
+            for _ in range(HALVINGS):
+                trial = self.evaluate(at.theta - length * step, solve_intercept=last)
+                passes += 1
+                if trial.loss <= at.loss * (1 + dense.ROUNDING) - dense.SUFFICIENT_DECREASE * length * decrement:
+                    break
+                length /= 2
+            else:
+                return None
+            if not trial.gap < at.gap and decrement <= 1e-12 * at.loss:
+                return None  # nothing is left to gain but rounding
+            at = trial
+        return None
+
+    def _newton_step(self, at: _Point) -> tuple[Array, float, int, bool]:
+        """Step (R, D+1), decrement, products, and whether the certificate may be met after it."""
+        if not self.direct:
+            return self._conjugate_gradients(at)
+        given = dense.DenseProblem(self.held, self.y, self.w, self.R, self.intercept)
+        H = given.hessian(at.p.T, self.l2)
+        _, step, failed = dposv(H, at.gradient.ravel())
+        step = step.reshape(at.gradient.shape)
+        return (np.full_like(step, np.nan) if failed else step), float(np.vdot(step, at.gradient)), 1, False
+
+    def _conjugate_gradients(self, at: _Point) -> tuple[Array, float, int, bool]:
+        """Newton's step until the residual is what the quadratic model, or the certificate, can use."""
+        weighted = at.p * self.w.astype(np.float32)
+        scale = float(np.abs(at.gradient).max())
+        curvature = weighted.sum(axis=1, dtype=np.float64) if self.R == 1 else self._curvatures(at.p)
+        M = np.empty_like(at.gradient)
+        M[:, :-1] = 1 / (curvature[:, None] * self.variances + self.l2)
+        M[:, -1] = 1 / np.maximum(curvature, 1e-30)
+        r = at.gradient / scale
+        step, total = np.zeros_like(r), 0.0
+        z = M * r
+        rz = start = float(np.vdot(r, z))
+        d = z
+        enough = 2 * self.l2 * STEP_SHARE * self.tol * at.loss / scale**2
+        for spent in range(1, PRODUCTS + 1):
+            Hd = self._product(d.astype(np.float32), at.p, weighted)
+            Hd[:, :-1] += self.l2 * d[:, :-1]
+            curved = float(np.vdot(d, Hd))
+            if not (curved > 0 and rz > 0):
+                break
+            alpha = rz / curved
+            step += alpha * d
+            total += alpha * rz
+            r = r - alpha * Hd
+            z = M * r
+            new = float(np.vdot(r, z))
+            d, rz = z + (new / rz) * d, new
+            left = float(np.vdot(r[:, :-1], r[:, :-1]))
+            if rz <= min(max(total * scale**2 / at.loss, 1e-9), RTOL) * start or left <= enough:
+                break
+        return step * scale, total * scale**2, spent, left <= 2 * enough
+
+    def _curvatures(self, p: Array) -> Array:
+        w = self.w.astype(np.float32)
+        return np.asarray(p @ w - np.square(p) @ w, np.float64)
+
+    def _product(self, d: Array, p: Array, weighted: Array) -> Array:
+        """Hessian of the mean loss times d (R, D+1) float32; `weighted` is p times the rows' weights."""
+        product = np.zeros(d.shape)
+        for rows in self._blocks(max(self.D, self.R) * 2 // 3):
+            X = self.held[rows]
+            v = d @ X.T
+            if self.R > 1:
+                # relative to the label's entry, the mean is as small as the doubt about the row, with all its digits
+                v -= v[self.y[rows], self.rows[: len(X)]]
+                v -= np.einsum("kn,kn->n", p[:, rows], v)
+            v *= weighted[:, rows]
+            product += v @ X
+        return product
+
+    # ---- what is returned
+    def _of_given(self, gradient: Array) -> Array:
+        """A gradient with respect to coefficients and intercepts of the rows as given."""
+        return np.column_stack([gradient[:, :-1] + gradient[:, -1:] * self.moved, gradient[:, -1]])
+
+    def _certified(self, at: _Point, at_zero: float, passes: int) -> Fit:
+        theta = at.theta.copy()
+        theta[:, -1] -= theta[:, :-1] @ self.moved
+        grad_max = float(np.abs(self._of_given(at.gradient)).max())
+        figures = {
+            "loss": at.loss,
+            "grad_max": grad_max,
+            "grad_rel": grad_max / max(at_zero, 1e-300),
+            "gap_bound": at.gap * at.loss,
+            "gap": at.gap,
+            "intercept_residual": float(np.abs(at.gradient[:, -1]).max()),
+        }
+        if self.R > 1:
+            theta -= theta.mean(axis=0)
+        method = "whole Hessians" if self.direct else "conjugate gradients in the columns as given"
+        return Fit(theta, figures, passes, method)
