@@ -22,6 +22,7 @@ Array = NDArray[np.float64]
 
 FEW_PENALTIES = 2  # fitted one by one: more share what a path needs
 
+
 @dataclass(frozen=True)
 class Fitted:
     """theta (n_C, R, D+1) float64 on the rows' own coordinates, certificates, and who made it."""

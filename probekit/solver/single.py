@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dposv
 from torch import Tensor
@@ -25,12 +26,14 @@ Array = NDArray[Any]
 EPS = float(np.finfo(np.float64).eps)
 BLOCK = 1 << 16  # entries of rows and of logits that are worked on at a time: half of a core's cache in float64
 MOST_ENTRIES = 1 << 25  # of logits, and of rows copied to float32
+MOST_FLOPS = 2e6  # of a whole Hessian
 STEPS = 25  # of Newton's method
 PRODUCTS = 250  # of conjugate gradients, all steps together
 HALVINGS = 8
 RTOL = 0.05  # of r' M r at the start: what conjugate gradients of a step far from the optimum may leave
 STEP_SHARE = 0.1  # of the tolerance: what those of the last step may leave of the gradient bound
 INTERCEPT_STEPS = 4
+FLOAT32_LOSS = 1e-5  # relative: rounding of losses by float32 rows
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,17 @@ class Fit:
 
 @dataclass
 class _Point:
-    """A probe and what one pass measured at it: p (R, N) are probabilities, or p (1 - p) if R = 1."""
+    """A probe and what one pass measured at it, in float64 or by the float32 rows.
+
+    p (R, N) are probabilities, or p (1 - p) if R = 1.
+    """
 
     theta: Array
     loss: float
     gradient: Array
     gap: float
     p: Array
+    exact: bool
 
 
 def fit_one(data: WeightedData, l2: float, tol: float, max_iter: int, start: Array | None = None) -> Fit | None:
@@ -65,8 +72,9 @@ def fit_one(data: WeightedData, l2: float, tol: float, max_iter: int, start: Arr
     max_iter : Newton steps at most
     start : (R, D+1) of the rows as given, None for the zero probe
     """
-    X = data.X.numpy() if isinstance(data.X, Tensor) and data.X.device.type == "cpu" else data.X
-    N, R = len(data), data.n_coef_rows
+    X, N, R = data.X, len(data), data.n_coef_rows
+    if isinstance(X, Tensor) and X.device.type == "cpu" and X.dtype in (torch.float16, torch.float32, torch.float64):
+        X = X.numpy()
     if not isinstance(X, np.ndarray) or X.dtype.kind != "f" or data.device.type != "cpu" or data.sharded:
         return None
     if max(R * N, X.size) > MOST_ENTRIES:
@@ -89,7 +97,8 @@ class _Single:
         self.moved = self.centre - shift
         if self.inverse is not None:
             self.moved = self.moved * self.inverse
-        self.direct = dense.is_small(self.N, R, self.D + 1)
+        columns = R * (self.D + 1)
+        self.direct = columns <= dense.MOST_COLUMNS and self.N * columns**2 <= MOST_FLOPS
         self._measure_rows()
         self.log_least = float(-np.log(self.shares.min()))
         self.rows = np.arange(self.N)
@@ -110,39 +119,53 @@ class _Single:
         few = self.direct
         self.held = np.empty((self.N, self.D + 1), np.float64 if few else np.float32)
         self.held[:, -1] = 1.0 if self.intercept else 0.0
+        self.weights = self.w.astype(self.held.dtype)
         self.variances, squares = np.zeros(self.D), np.empty(self.N)
         for rows in self._blocks(self.D):
             block = self.X[rows] - self.centre
             if self.inverse is not None:
                 block *= self.inverse
             self.held[rows, :-1] = block
-            np.multiply(block, block, out=block)
+            block = np.square(self.held[rows, :-1])
             squares[rows] = block.sum(axis=1)
-            self.variances += self.w[rows] @ block
-        self.norms = np.sqrt(squares + 1.0)
+            self.variances += self.weights[rows] @ block
+        self.norms = np.sqrt(squares * (1 + 1e-3) + 1.0)
         self.longest = float(np.sqrt(2) * self.norms.max())
         if not few:  # centred as they are multiplied: rounding is of the size of the rows as given
             self.norms += 2 * np.sqrt(offset @ offset)
 
     # ---- measuring
-    def _logits(self, W: Array) -> Array:
+    def _logits(self, W: Array, exact: bool) -> Array:
         """Logits (R, N) without intercepts."""
-        if self.direct:
-            return W @ self.held[:, :-1].T
+        if self.direct or not exact:
+            return self._times(W.astype(self.held.dtype), self.held[:, :-1])
         W = W if self.inverse is None else W * self.inverse
-        z, constant = np.empty((self.R, self.N)), (W @ self.centre)[:, None]
+        z = np.empty((self.R, self.N))
         for rows in self._blocks(max(self.D, self.R)):
-            np.matmul(W, self._read(rows).T, out=z[:, rows])
-            z[:, rows] -= constant
+            z[:, rows] = self._times(W, self._read(rows))
+        z -= (W @ self.centre)[:, None]
         return z
 
+    def _gradient(self, residuals: Array, of_b: Array, exact: bool) -> Array:
+        """Gradient (R, D) of the mean loss from weighted residuals (R, N), which sum to `of_b`."""
+        if self.direct or not exact:
+            return residuals.astype(self.held.dtype, copy=False) @ self.held[:, :-1]
+        total = np.zeros((self.R, self.D))
+        for rows in self._blocks(max(self.D, self.R)):
+            total += residuals[:, rows] @ self._read(rows)
+        total -= of_b[:, None] * self.centre
+        return total if self.inverse is None else total * self.inverse
+
+    def _times(self, W: Array, X: Array) -> Array:
+        """W X' (R, n)."""
+        return (X @ W[0])[None] if self.R == 1 else W @ X.T
+
     def _read(self, rows: slice) -> Array:
-        block = self.X[rows]
-        return block if block.dtype == np.float64 else block.astype(np.float64)
+        return self.X[rows].astype(np.float64, copy=False)
 
     def _residuals(self, linear: Array, b: Array) -> tuple[Array, Array, Array, Array]:
         """Losses (N,), residuals p - onehot(y) (R, N), probability missed by the label (N,), and p as in `_Point`."""
-        z = linear + b[:, None]
+        z = linear + b[:, None].astype(linear.dtype)
         if self.R == 1:
             margin = z[0] * self.sign  # by which the wrong class leads
             small = np.exp(-np.abs(margin))
@@ -166,10 +189,11 @@ class _Single:
         z[self.y, self.rows] = -missed
         return losses, z, missed, p
 
-    def evaluate(self, theta: Array, solve_intercept: bool = False) -> _Point:
+    def evaluate(self, theta: Array, exact: bool = True, solve_intercept: bool = False) -> _Point:
         """Measure a probe, its intercepts moved to their optimum first if asked."""
         W, b = theta[:, :-1], theta[:, -1]
-        linear = self._logits(W)
+        exact |= self.direct
+        linear = self._logits(W, exact)
         losses, residuals, missed, p = self._residuals(linear, b)
         if solve_intercept and self.intercept:
             hessian, before = self._of_intercepts(p), np.inf
@@ -183,17 +207,10 @@ class _Single:
                 b = b - step * min(1.0, 4 / max(np.abs(step).max(), 1e-300))
                 losses, residuals, missed, p = self._residuals(linear, b)
             theta = np.column_stack([W, b])
-        residuals *= self.w
+        residuals *= self.w.astype(residuals.dtype, copy=False)
         gradient = np.empty_like(theta)
-        of_b = residuals.sum(axis=1)
-        if self.direct:
-            gradient[:, :-1] = residuals @ self.held[:, :-1]
-        else:
-            total = np.zeros((self.R, self.D))
-            for rows in self._blocks(max(self.D, self.R)):
-                total += residuals[:, rows] @ self._read(rows)
-            total -= of_b[:, None] * self.centre
-            gradient[:, :-1] = total if self.inverse is None else total * self.inverse
+        of_b = residuals.sum(axis=1, dtype=np.float64)
+        gradient[:, :-1] = self._gradient(residuals, of_b, exact)
         gradient[:, :-1] += self.l2 * W
         gradient[:, -1] = of_b if self.intercept else 0.0
         size = float(np.sqrt(np.vdot(W, W)))
@@ -201,7 +218,8 @@ class _Single:
         # 8 roundings of each row's term, and what the rounding of its logits makes of its residual
         norms = self.norms if self.direct else self.norms * (1 + self.norms.max() * size)
         noise = 8 * EPS * (float(self.w @ (missed * norms)) + self.l2 * size)
-        return _Point(theta, loss, gradient, self._bound(theta, gradient, size, noise) / max(loss, 1e-300), p)
+        gap = self._bound(theta, gradient, size, noise) / max(loss, 1e-300)
+        return _Point(theta, loss, gradient, gap, p, exact)
 
     def _bound(self, theta: Array, gradient: Array, size: float, noise: float) -> float:
         """The duality gap bound, see `certificate`."""
@@ -231,7 +249,7 @@ class _Single:
         if self.intercept:
             logs = np.log(self.shares)
             theta[:, -1] = logs[1] - logs[0] if self.R == 1 else logs - logs.mean()
-        at = self.evaluate(theta)
+        at = self.evaluate(theta)  # in float64: what later gradients are compared with
         at_zero = float(np.abs(self._of_given(at.gradient)).max())
         if start is not None:
             theta = start.copy()
@@ -241,6 +259,9 @@ class _Single:
         passes, products = 1, 0
         for _ in range(max_steps):
             limit = float(np.abs(self._of_given(at.gradient)).max())
+            if at.gap <= self.tol and not at.exact:
+                at = self.evaluate(at.theta, solve_intercept=True)
+                passes += 1
             if at.gap <= self.tol and limit <= max(GRADIENT_RATIO * at_zero, 1e-14):
                 return self._certified(at, at_zero, passes + products)
             if not np.isfinite(at.loss) or products > PRODUCTS:
@@ -249,9 +270,10 @@ class _Single:
             products += spent
             length = 1.0
             for _ in range(HALVINGS):
-                trial = self.evaluate(at.theta - length * step, solve_intercept=last)
+                trial = self.evaluate(at.theta - length * step, last, last)
                 passes += 1
-                if trial.loss <= at.loss * (1 + dense.ROUNDING) - dense.SUFFICIENT_DECREASE * length * decrement:
+                rounding = dense.ROUNDING if trial.exact and at.exact else FLOAT32_LOSS
+                if trial.loss <= at.loss * (1 + rounding) - dense.SUFFICIENT_DECREASE * length * decrement:
                     break
                 length /= 2
             else:
@@ -273,7 +295,7 @@ class _Single:
 
     def _conjugate_gradients(self, at: _Point) -> tuple[Array, float, int, bool]:
         """Newton's step until the residual is what the quadratic model, or the certificate, can use."""
-        weighted = at.p * self.w.astype(np.float32)
+        weighted = at.p * self.weights
         scale = float(np.abs(at.gradient).max())
         curvature = weighted.sum(axis=1, dtype=np.float64) if self.R == 1 else self._curvatures(at.p)
         M = np.empty_like(at.gradient)
@@ -304,15 +326,14 @@ class _Single:
         return step * scale, total * scale**2, spent, left <= 2 * enough
 
     def _curvatures(self, p: Array) -> Array:
-        w = self.w.astype(np.float32)
-        return np.asarray(p @ w - np.square(p) @ w, np.float64)
+        return np.asarray(p @ self.weights - np.square(p) @ self.weights, np.float64)
 
     def _product(self, d: Array, p: Array, weighted: Array) -> Array:
         """Hessian of the mean loss times d (R, D+1) float32; `weighted` is p times the rows' weights."""
         product = np.zeros(d.shape)
         for rows in self._blocks(max(self.D, self.R) * 2 // 3):
             X = self.held[rows]
-            v = d @ X.T
+            v = self._times(d, X)
             if self.R > 1:
                 # relative to the label's entry, the mean is as small as the doubt about the row, with all its digits
                 v -= v[self.y[rows], self.rows[: len(X)]]
