@@ -24,7 +24,8 @@ from probekit.solver.data import WeightedData
 Array = NDArray[Any]
 
 EPS = float(np.finfo(np.float64).eps)
-BLOCK = 1 << 16  # entries of rows and of logits that are worked on at a time: half of a core's cache in float64
+BLOCK = 1 << 17  # logits that are worked on at a time: half a core's cache in float32
+WIDE = 8  # a block has at most so many times more entries of rows
 MOST_ENTRIES = 1 << 25  # of logits, and of rows copied to float32
 MOST_FLOPS = 2e6  # of a whole Hessian
 STEPS = 25  # of Newton's method
@@ -33,6 +34,7 @@ HALVINGS = 8
 RTOL = 0.05  # of r' M r at the start: what conjugate gradients of a step far from the optimum may leave
 STEP_SHARE = 0.1  # of the tolerance: what those of the last step may leave of the gradient bound
 INTERCEPT_STEPS = 4
+ENOUGH_OF_INTERCEPTS = 1e-6  # a residual that Newton's next step makes too small to count
 FLOAT32_LOSS = 1e-5  # relative: rounding of losses by float32 rows
 
 
@@ -50,14 +52,14 @@ class Fit:
 class _Point:
     """A probe and what one pass measured at it, in float64 or by the float32 rows.
 
-    p (R, N) are probabilities, or p (1 - p) if R = 1.
+    p holds blocks (R, n) of probabilities, or p (1 - p) if R = 1.
     """
 
     theta: Array
     loss: float
     gradient: Array
     gap: float
-    p: Array
+    p: list[Array]
     exact: bool
 
 
@@ -86,11 +88,14 @@ def fit_one(data: WeightedData, l2: float, tol: float, max_iter: int, start: Arr
 
 class _Single:
     def __init__(self, data: WeightedData, X: Array, l2: float, tol: float) -> None:
+        self.of_intercepts: Array | None = None
         self.X, self.y, self.w, self.R = X, data.y.numpy(), data.weights.numpy(), data.n_coef_rows
         self.l2, self.tol, self.intercept = l2, tol, data.intercept
         (self.N, self.D), R = X.shape, self.R
         self.shares = np.bincount(self.y, self.w, minlength=data.n_classes)
         self.usable = bool(self.shares.min() > 0)
+        step = max(BLOCK // max(R, self.D // WIDE), 16)
+        self.blocks = [slice(start, start + step) for start in range(0, self.N, step)]
         self.inverse = None if data.scale is None else 1 / data.scale.numpy()
         shift = np.zeros(self.D) if data.shift is None else data.shift.numpy()
         self.centre = self._mean() if self.intercept else shift
@@ -101,17 +106,13 @@ class _Single:
         self.direct = columns <= dense.MOST_COLUMNS and self.N * columns**2 <= MOST_FLOPS
         self._measure_rows()
         self.log_least = float(-np.log(self.shares.min()))
-        self.rows = np.arange(self.N)
+        self.rows = np.arange(step)
         self.sign = 1.0 - 2.0 * self.y
-
-    def _blocks(self, entries: int) -> list[slice]:
-        step = max(BLOCK // max(entries, 1), 16)
-        return [slice(start, start + step) for start in range(0, self.N, step)]
 
     def _mean(self) -> Array:
         if self.X.dtype == np.float64:
             return self.w @ self.X
-        return sum((self.w[rows] @ self.X[rows].astype(np.float64) for rows in self._blocks(self.D)), np.zeros(self.D))
+        return sum((self.w[rows] @ self.X[rows].astype(np.float64) for rows in self.blocks), np.zeros(self.D))
 
     def _measure_rows(self) -> None:
         """Norms of the rows, variances of the columns, and centred rows: float64 if few, else float32."""
@@ -121,7 +122,7 @@ class _Single:
         self.held[:, -1] = 1.0 if self.intercept else 0.0
         self.weights = self.w.astype(self.held.dtype)
         self.variances, squares = np.zeros(self.D), np.empty(self.N)
-        for rows in self._blocks(self.D):
+        for rows in self.blocks:
             block = self.X[rows] - self.centre
             if self.inverse is not None:
                 block *= self.inverse
@@ -135,45 +136,38 @@ class _Single:
             self.norms += 2 * np.sqrt(offset @ offset)
 
     # ---- measuring
-    def _logits(self, W: Array, exact: bool) -> Array:
-        """Logits (R, N) without intercepts."""
+    def _block(self, rows: slice, exact: bool) -> Array:
+        """The rows that logits and gradients are products of: float64 as given, or held."""
         if self.direct or not exact:
-            return self._times(W.astype(self.held.dtype), self.held[:, :-1])
-        W = W if self.inverse is None else W * self.inverse
-        z = np.empty((self.R, self.N))
-        for rows in self._blocks(max(self.D, self.R)):
-            z[:, rows] = self._times(W, self._read(rows))
-        z -= (W @ self.centre)[:, None]
-        return z
-
-    def _gradient(self, residuals: Array, of_b: Array, exact: bool) -> Array:
-        """Gradient (R, D) of the mean loss from weighted residuals (R, N), which sum to `of_b`."""
-        if self.direct or not exact:
-            return residuals.astype(self.held.dtype, copy=False) @ self.held[:, :-1]
-        total = np.zeros((self.R, self.D))
-        for rows in self._blocks(max(self.D, self.R)):
-            total += residuals[:, rows] @ self._read(rows)
-        total -= of_b[:, None] * self.centre
-        return total if self.inverse is None else total * self.inverse
+            return self.held[rows, :-1]
+        return self.X[rows].astype(np.float64, copy=False)
 
     def _times(self, W: Array, X: Array) -> Array:
         """W X' (R, n)."""
         return (X @ W[0])[None] if self.R == 1 else W @ X.T
 
-    def _read(self, rows: slice) -> Array:
-        return self.X[rows].astype(np.float64, copy=False)
+    def _of_block(self, W: Array, exact: bool) -> tuple[Array, Array]:
+        """Coefficients and constants (R, 1) of logits by the rows of `_block`."""
+        if self.direct or not exact:
+            return W.astype(self.held.dtype), np.zeros((self.R, 1), self.held.dtype)
+        W = W if self.inverse is None else W * self.inverse
+        return W, -(W @ self.centre)[:, None]
 
-    def _residuals(self, linear: Array, b: Array) -> tuple[Array, Array, Array, Array]:
-        """Losses (N,), residuals p - onehot(y) (R, N), probability missed by the label (N,), and p as in `_Point`."""
-        z = linear + b[:, None].astype(linear.dtype)
+    def _residuals(self, z: Array, b: Array, rows: slice) -> tuple[Array, Array, Array, Array]:
+        """Logits (R, n) without intercepts b into losses (n,), residuals p - onehot(y) (R, n), probability missed by the
+        label (n,), and p as in `_Point`.
+        """
+        z = z + b[:, None].astype(z.dtype)
         if self.R == 1:
-            margin = z[0] * self.sign  # by which the wrong class leads
+            sign = self.sign[rows]
+            margin = z[0] * sign  # by which the wrong class leads
             small = np.exp(-np.abs(margin))
             losses = np.maximum(margin, 0) + np.log1p(small)
             missed = np.where(margin > 0, 1, small) / (1 + small)
-            return losses, (missed * self.sign)[None], missed, (small / np.square(1 + small))[None]
-        own = z[self.y, self.rows]
-        z[self.y, self.rows] = -np.inf
+            return losses, (missed * sign)[None], missed, (small / np.square(1 + small))[None]
+        label = self.y[rows], self.rows[: z.shape[1]]
+        own = z[label]
+        z[label] = -np.inf
         top = np.maximum(z.max(axis=0), own)
         z -= top
         np.exp(z, out=z)
@@ -184,42 +178,70 @@ class _Single:
         losses = np.where(own == 0, np.log1p(others), np.log(total) - own)
         z /= total
         p = z.astype(self.held.dtype)
-        p[self.y, self.rows] = mine / total
+        p[label] = mine / total
         missed = others / total
-        z[self.y, self.rows] = -missed
+        z[label] = -missed
         return losses, z, missed, p
 
     def evaluate(self, theta: Array, exact: bool = True, solve_intercept: bool = False) -> _Point:
         """Measure a probe, its intercepts moved to their optimum first if asked."""
         W, b = theta[:, :-1], theta[:, -1]
         exact |= self.direct
-        linear = self._logits(W, exact)
-        losses, residuals, missed, p = self._residuals(linear, b)
+        coef, constant = self._of_block(W, exact)
+        linear = None
         if solve_intercept and self.intercept:
-            hessian, before = self._of_intercepts(p), np.inf
-            for _ in range(INTERCEPT_STEPS):
-                of_b = residuals @ self.w
-                size = np.abs(of_b).max()
-                if size <= 4 * EPS * (self.w @ missed) or size >= before:
-                    break
-                before = size
-                step = np.linalg.solve(hessian, of_b)
-                b = b - step * min(1.0, 4 / max(np.abs(step).max(), 1e-300))
-                losses, residuals, missed, p = self._residuals(linear, b)
-            theta = np.column_stack([W, b])
-        residuals *= self.w.astype(residuals.dtype, copy=False)
-        gradient = np.empty_like(theta)
-        of_b = residuals.sum(axis=1, dtype=np.float64)
-        gradient[:, :-1] = self._gradient(residuals, of_b, exact)
+            linear = [self._times(coef, self._block(rows, exact)) + constant for rows in self.blocks]
+            theta = np.column_stack([W, self._solved_intercepts(linear, b)])
+            b = theta[:, -1]
+        gradient, kept, loss, noise = np.zeros_like(theta), [], 0.0, 0.0
+        for i, rows in enumerate(self.blocks):
+            X, w = self._block(rows, exact), self.w[rows]
+            z = self._times(coef, X) + constant if linear is None else linear[i]
+            losses, residuals, missed, p = self._residuals(z, b, rows)
+            kept.append(p)
+            loss += float(w @ losses)
+            noise += float(w @ (missed * self.norms[rows]))
+            residuals *= w.astype(residuals.dtype, copy=False)
+            gradient[:, -1] += residuals.sum(axis=1)
+            gradient[:, :-1] += residuals @ X
+        if exact and not self.direct:
+            gradient[:, :-1] -= gradient[:, -1:] * self.centre
+            if self.inverse is not None:
+                gradient[:, :-1] *= self.inverse
         gradient[:, :-1] += self.l2 * W
-        gradient[:, -1] = of_b if self.intercept else 0.0
+        if not self.intercept:
+            gradient[:, -1] = 0.0
         size = float(np.sqrt(np.vdot(W, W)))
-        loss = float(self.w @ losses) + 0.5 * self.l2 * size**2
-        # 8 roundings of each row's term, and what the rounding of its logits makes of its residual
-        norms = self.norms if self.direct else self.norms * (1 + self.norms.max() * size)
-        noise = 8 * EPS * (float(self.w @ (missed * norms)) + self.l2 * size)
+        loss += 0.5 * self.l2 * size**2
+        if not self.direct:  # what the rounding of logits makes of residuals
+            noise *= 1 + self.longest * size
+        noise = 8 * EPS * (noise + self.l2 * size)  # 8 roundings of each row's term
         gap = self._bound(theta, gradient, size, noise) / max(loss, 1e-300)
-        return _Point(theta, loss, gradient, gap, p, exact)
+        return _Point(theta, loss, gradient, gap, kept, exact)
+
+    def _solved_intercepts(self, linear: list[Array], b: Array) -> Array:
+        """The best intercepts at logits without any: Newton's method, a Hessian serving while steps gain a digit."""
+        before = np.inf
+        for _ in range(INTERCEPT_STEPS):
+            of_b, floor, kept = np.zeros(self.R), 0.0, []
+            for rows, z in zip(self.blocks, linear, strict=True):
+                _, residuals, missed, p = self._residuals(z, b, rows)
+                of_b += residuals @ self.w[rows]
+                floor += float(self.w[rows] @ missed)
+                kept.append(p)
+            size = float(np.abs(of_b).max())
+            if size <= 4 * EPS * floor or not size < before:
+                break
+            if self.of_intercepts is None or size > 0.1 * before:
+                self.of_intercepts = self._hessian_of_intercepts(kept)
+            _, step, failed = dposv(self.of_intercepts, of_b)
+            if failed:
+                break
+            b = b - step * min(1.0, 4 / max(np.abs(step).max(), 1e-300))
+            if size < ENOUGH_OF_INTERCEPTS:
+                break
+            before = size
+        return b
 
     def _bound(self, theta: Array, gradient: Array, size: float, noise: float) -> float:
         """The duality gap bound, see `certificate`."""
@@ -229,12 +251,15 @@ class _Single:
         spread = float(abs(b[0]) if self.R == 1 else np.ptp(b))
         return (of_W + self.longest * e) ** 2 / (2 * self.l2) + e * (spread + self.log_least + self.longest * size)
 
-    def _of_intercepts(self, p: Array) -> Array:
-        """Hessian (R, R) with respect to the intercepts; the class with most curvature keeps its own."""
+    def _hessian_of_intercepts(self, p: list[Array]) -> Array:
+        """(R, R); the class with most curvature keeps its intercept."""
         if self.R == 1:
-            return np.maximum(p @ self.w, 1e-280)[None].astype(np.float64)
-        half = p * np.sqrt(self.w).astype(p.dtype)
-        covariance = -(half @ half.T).astype(np.float64)
+            of_b = sum(float(own[0] @ self.w[rows]) for own, rows in zip(p, self.blocks, strict=True))
+            return np.array([[max(of_b, 1e-280)]])
+        covariance = np.zeros((self.R, self.R))
+        for own, rows in zip(p, self.blocks, strict=True):
+            half = own * np.sqrt(self.weights[rows])
+            covariance -= half @ half.T
         np.fill_diagonal(covariance, 0.0)
         np.fill_diagonal(covariance, -covariance.sum(axis=1))
         most = int(covariance.diagonal().argmax())
@@ -288,26 +313,29 @@ class _Single:
         if not self.direct:
             return self._conjugate_gradients(at)
         given = dense.DenseProblem(self.held, self.y, self.w, self.R, self.intercept)
-        H = given.hessian(at.p.T, self.l2)
+        H = given.hessian(np.concatenate(at.p, axis=1).T, self.l2)
         _, step, failed = dposv(H, at.gradient.ravel())
         step = step.reshape(at.gradient.shape)
         return (np.full_like(step, np.nan) if failed else step), float(np.vdot(step, at.gradient)), 1, False
 
     def _conjugate_gradients(self, at: _Point) -> tuple[Array, float, int, bool]:
         """Newton's step until the residual is what the quadratic model, or the certificate, can use."""
-        weighted = at.p * self.weights
+        weighted = [p * self.weights[rows] for p, rows in zip(at.p, self.blocks, strict=True)]
         scale = float(np.abs(at.gradient).max())
-        curvature = weighted.sum(axis=1, dtype=np.float64) if self.R == 1 else self._curvatures(at.p)
+        curvature = np.zeros(self.R)
+        for own, p in zip(weighted, at.p, strict=True):
+            curvature += own.sum(axis=1) if self.R == 1 else own.sum(axis=1) - np.einsum("kn,kn->k", own, p)
         M = np.empty_like(at.gradient)
         M[:, :-1] = 1 / (curvature[:, None] * self.variances + self.l2)
         M[:, -1] = 1 / np.maximum(curvature, 1e-30)
         r = at.gradient / scale
-        step, total = np.zeros_like(r), 0.0
+        step, total, spent = np.zeros_like(r), 0.0, 0
         z = M * r
         rz = start = float(np.vdot(r, z))
         d = z
         enough = 2 * self.l2 * STEP_SHARE * self.tol * at.loss / scale**2
-        for spent in range(1, PRODUCTS + 1):
+        while spent < PRODUCTS:
+            spent += 1
             Hd = self._product(d.astype(np.float32), at.p, weighted)
             Hd[:, :-1] += self.l2 * d[:, :-1]
             curved = float(np.vdot(d, Hd))
@@ -325,20 +353,17 @@ class _Single:
                 break
         return step * scale, total * scale**2, spent, left <= 2 * enough
 
-    def _curvatures(self, p: Array) -> Array:
-        return np.asarray(p @ self.weights - np.square(p) @ self.weights, np.float64)
-
-    def _product(self, d: Array, p: Array, weighted: Array) -> Array:
+    def _product(self, d: Array, p: list[Array], weighted: list[Array]) -> Array:
         """Hessian of the mean loss times d (R, D+1) float32; `weighted` is p times the rows' weights."""
         product = np.zeros(d.shape)
-        for rows in self._blocks(max(self.D, self.R) * 2 // 3):
+        for i, rows in enumerate(self.blocks):
             X = self.held[rows]
             v = self._times(d, X)
             if self.R > 1:
                 # relative to the label's entry, the mean is as small as the doubt about the row, with all its digits
                 v -= v[self.y[rows], self.rows[: len(X)]]
-                v -= np.einsum("kn,kn->n", p[:, rows], v)
-            v *= weighted[:, rows]
+                v -= np.einsum("kn,kn->n", p[i], v)
+            v *= weighted[i]
             product += v @ X
         return product
 
