@@ -30,7 +30,8 @@ MOST_ENTRIES = 1 << 25  # of logits, and of rows copied to float32
 MOST_FLOPS = 2e6  # of a whole Hessian
 STEPS = 25  # of Newton's method
 PRODUCTS = 250  # of conjugate gradients, all steps together
-HALVINGS = 8
+RAY_STEPS = 8
+FLAT, FLAT_OF_MANY = 0.1, 0.4  # of the slope at the start of a step, where it ends; many classes make a look dearer
 RTOL = 0.05  # of r' M r at the start: what conjugate gradients of a step far from the optimum may leave
 STEP_SHARE = 0.1  # of the tolerance: what those of the last step may leave of the gradient bound
 INTERCEPT_STEPS = 4
@@ -49,17 +50,27 @@ class Fit:
 
 
 @dataclass
-class _Point:
-    """A probe and what one pass measured at it, in float64 or by the float32 rows.
-
-    p holds blocks (R, n) of probabilities, or p (1 - p) if R = 1.
+class _Measured:
+    """Losses and residuals at logits (lists of blocks): the mean loss, Sum of w |x| times the probability missed by
+    labels, residuals p - onehot(y) (R, n), and p (R, n), or p (1 - p) if R = 1.
     """
+
+    logits: list[Array]
+    loss: float
+    missed: float
+    residuals: list[Array]
+    p: list[Array]
+
+
+@dataclass
+class _Point:
+    """A probe with the penalised loss, its gradient and the relative gap bound; `exact` if float64 from the rows."""
 
     theta: Array
     loss: float
     gradient: Array
     gap: float
-    p: list[Array]
+    at: _Measured
     exact: bool
 
 
@@ -107,6 +118,7 @@ class _Single:
         self._measure_rows()
         self.log_least = float(-np.log(self.shares.min()))
         self.rows = np.arange(step)
+        self.flat = FLAT if R == 1 else FLAT_OF_MANY
         self.sign = 1.0 - 2.0 * self.y
 
     def _mean(self) -> Array:
@@ -146,18 +158,8 @@ class _Single:
         """W X' (R, n)."""
         return (X @ W[0])[None] if self.R == 1 else W @ X.T
 
-    def _of_block(self, W: Array, exact: bool) -> tuple[Array, Array]:
-        """Coefficients and constants (R, 1) of logits by the rows of `_block`."""
-        if self.direct or not exact:
-            return W.astype(self.held.dtype), np.zeros((self.R, 1), self.held.dtype)
-        W = W if self.inverse is None else W * self.inverse
-        return W, -(W @ self.centre)[:, None]
-
-    def _residuals(self, z: Array, b: Array, rows: slice) -> tuple[Array, Array, Array, Array]:
-        """Logits (R, n) without intercepts b into losses (n,), residuals p - onehot(y) (R, n), probability missed by the
-        label (n,), and p as in `_Point`.
-        """
-        z = z + b[:, None].astype(z.dtype)
+    def _residuals(self, z: Array, rows: slice) -> tuple[Array, Array, Array, Array]:
+        """Logits (R, n) into losses (n,), residuals (R, n), probability missed by the label (n,), and p."""
         if self.R == 1:
             sign = self.sign[rows]
             margin = z[0] * sign  # by which the wrong class leads
@@ -167,6 +169,7 @@ class _Single:
             return losses, (missed * sign)[None], missed, (small / np.square(1 + small))[None]
         label = self.y[rows], self.rows[: z.shape[1]]
         own = z[label]
+        z = z.copy()
         z[label] = -np.inf
         top = np.maximum(z.max(axis=0), own)
         z -= top
@@ -183,27 +186,35 @@ class _Single:
         z[label] = -missed
         return losses, z, missed, p
 
-    def evaluate(self, theta: Array, exact: bool = True, solve_intercept: bool = False) -> _Point:
-        """Measure a probe, its intercepts moved to their optimum first if asked."""
-        W, b = theta[:, :-1], theta[:, -1]
-        exact |= self.direct
-        coef, constant = self._of_block(W, exact)
-        linear = None
-        if solve_intercept and self.intercept:
-            linear = [self._times(coef, self._block(rows, exact)) + constant for rows in self.blocks]
-            theta = np.column_stack([W, self._solved_intercepts(linear, b)])
-            b = theta[:, -1]
-        gradient, kept, loss, noise = np.zeros_like(theta), [], 0.0, 0.0
-        for i, rows in enumerate(self.blocks):
-            X, w = self._block(rows, exact), self.w[rows]
-            z = self._times(coef, X) + constant if linear is None else linear[i]
-            losses, residuals, missed, p = self._residuals(z, b, rows)
+    def _measure(self, logits: list[Array]) -> _Measured:
+        loss, noise, residuals, kept = 0.0, 0.0, [], []
+        for rows, z in zip(self.blocks, logits, strict=True):
+            losses, residual, missed, p = self._residuals(z, rows)
+            loss += float(self.w[rows] @ losses)
+            noise += float(self.w[rows] @ (missed * self.norms[rows]))
+            residuals.append(residual)
             kept.append(p)
-            loss += float(w @ losses)
-            noise += float(w @ (missed * self.norms[rows]))
-            residuals *= w.astype(residuals.dtype, copy=False)
-            gradient[:, -1] += residuals.sum(axis=1)
-            gradient[:, :-1] += residuals @ X
+        return _Measured(logits, loss, noise, residuals, kept)
+
+    def evaluate(self, theta: Array, solve_intercept: bool = False) -> _Point:
+        """Measure a probe in float64, its intercepts moved to their optimum first if asked."""
+        W, b = theta[:, :-1], theta[:, -1:]
+        if not self.direct:
+            W = W if self.inverse is None else W * self.inverse
+            b = b - (W @ self.centre)[:, None]
+        at = self._measure([self._times(W, self._block(rows, exact=True)) + b for rows in self.blocks])
+        if solve_intercept and self.intercept:
+            at, moved = self._solve_intercepts(at)
+            theta = theta.copy()
+            theta[:, -1] += moved
+        return self._point(theta, at, exact=True)
+
+    def _point(self, theta: Array, at: _Measured, exact: bool) -> _Point:
+        W, gradient = theta[:, :-1], np.zeros_like(theta)
+        for rows, residuals in zip(self.blocks, at.residuals, strict=True):
+            weighted = residuals * self.w[rows].astype(residuals.dtype, copy=False)
+            gradient[:, -1] += weighted.sum(axis=1)
+            gradient[:, :-1] += weighted @ self._block(rows, exact)
         if exact and not self.direct:
             gradient[:, :-1] -= gradient[:, -1:] * self.centre
             if self.inverse is not None:
@@ -212,36 +223,63 @@ class _Single:
         if not self.intercept:
             gradient[:, -1] = 0.0
         size = float(np.sqrt(np.vdot(W, W)))
-        loss += 0.5 * self.l2 * size**2
-        if not self.direct:  # what the rounding of logits makes of residuals
-            noise *= 1 + self.longest * size
-        noise = 8 * EPS * (noise + self.l2 * size)  # 8 roundings of each row's term
-        gap = self._bound(theta, gradient, size, noise) / max(loss, 1e-300)
-        return _Point(theta, loss, gradient, gap, kept, exact)
+        loss = at.loss + 0.5 * self.l2 * size**2
+        # 8 roundings of each row's term, and what the rounding of logits makes of residuals
+        noise = 8 * EPS * (at.missed * (1 + self.longest * size) + self.l2 * size)
+        return _Point(theta, loss, gradient, self._bound(theta, gradient, size, noise) / max(loss, 1e-300), at, exact)
 
-    def _solved_intercepts(self, linear: list[Array], b: Array) -> Array:
-        """The best intercepts at logits without any: Newton's method, a Hessian serving while steps gain a digit."""
-        before = np.inf
+    def _solve_intercepts(self, at: _Measured) -> tuple[_Measured, Array]:
+        """Newton's method for the intercepts, a Hessian serving while steps gain a digit; also how far they moved."""
+        before, moved = np.inf, np.zeros(self.R)
         for _ in range(INTERCEPT_STEPS):
-            of_b, floor, kept = np.zeros(self.R), 0.0, []
-            for rows, z in zip(self.blocks, linear, strict=True):
-                _, residuals, missed, p = self._residuals(z, b, rows)
-                of_b += residuals @ self.w[rows]
-                floor += float(self.w[rows] @ missed)
-                kept.append(p)
+            of_b = sum((r @ self.w[rows] for r, rows in zip(at.residuals, self.blocks, strict=True)), np.zeros(self.R))
             size = float(np.abs(of_b).max())
-            if size <= 4 * EPS * floor or not size < before:
+            if size <= 4 * EPS * at.missed or not size < before:
                 break
             if self.of_intercepts is None or size > 0.1 * before:
-                self.of_intercepts = self._hessian_of_intercepts(kept)
+                self.of_intercepts = self._hessian_of_intercepts(at.p)
             _, step, failed = dposv(self.of_intercepts, of_b)
             if failed:
                 break
-            b = b - step * min(1.0, 4 / max(np.abs(step).max(), 1e-300))
+            step *= min(1.0, 4 / max(np.abs(step).max(), 1e-300))
+            moved, before = moved - step, size
+            at = self._measure([z - step[:, None] for z in at.logits])
             if size < ENOUGH_OF_INTERCEPTS:
                 break
-            before = size
-        return b
+        return at, moved
+
+    def _descend(self, here: _Point, step: Array, decrement: float) -> _Point | None:
+        """The point where the slope along -step has fallen to `FLAT` of its start, by the held rows; None if none is.
+
+        A ray costs one product, as a step of length one does. Nearly separated rows need steps of several lengths
+        (each of length one divides the loss by e), many classes need short ones at first.
+        """
+        down = -step.astype(self.held.dtype)
+        logits = [z.astype(self.held.dtype, copy=False) for z in here.at.logits]
+        change = [self._times(down, self.held[rows]) for rows in self.blocks]
+        of_W, square = -float(np.vdot(here.theta[:, :-1], step[:, :-1])), float(np.vdot(step[:, :-1], step[:, :-1]))
+        penalty = 0.5 * self.l2 * float(np.vdot(here.theta[:, :-1], here.theta[:, :-1]))
+        low, high, of_low, of_high = 0.0, np.inf, -decrement, np.inf
+        t = min(1.0, here.loss / decrement)
+        for _ in range(RAY_STEPS):
+            at = self._measure([z + t * dz for z, dz in zip(logits, change, strict=True)])
+            loss = at.loss + penalty + self.l2 * t * (of_W + 0.5 * t * square)
+            slope = self.l2 * (of_W + t * square)
+            for rows, residuals, dz in zip(self.blocks, at.residuals, change, strict=True):
+                slope += float(self.w[rows] @ np.einsum("kn,kn->n", residuals, dz))
+            falls = loss <= here.loss * (1 + FLOAT32_LOSS)
+            if falls and abs(slope) <= self.flat * decrement:
+                return self._point(here.theta - t * step, at, exact=False)
+            if falls and slope < 0:
+                low, of_low = t, slope
+            else:
+                high, of_high = t, slope
+            if high == np.inf:
+                t *= min(max(decrement / (decrement + slope), 2.0), 4.0)
+            else:
+                share = of_low / (of_low - of_high) if of_high > 0 else 0.5
+                t = low + (high - low) * min(max(share, 0.1), 0.9)
+        return self._point(here.theta - t * step, at, exact=False) if falls else None
 
     def _bound(self, theta: Array, gradient: Array, size: float, noise: float) -> float:
         """The duality gap bound, see `certificate`."""
@@ -274,38 +312,33 @@ class _Single:
         if self.intercept:
             logs = np.log(self.shares)
             theta[:, -1] = logs[1] - logs[0] if self.R == 1 else logs - logs.mean()
-        at = self.evaluate(theta)  # in float64: what later gradients are compared with
+        at = self.evaluate(theta)
         at_zero = float(np.abs(self._of_given(at.gradient)).max())
+        self.least = max(GRADIENT_RATIO * at_zero, 1e-14)
         if start is not None:
             theta = start.copy()
             theta[:, -1] += start[:, :-1] @ self.moved
             near = self.evaluate(theta, solve_intercept=True)
             at = near if near.loss < at.loss else at
-        passes, products = 1, 0
+        passes, products, last = 1, 0, False
         for _ in range(max_steps):
-            limit = float(np.abs(self._of_given(at.gradient)).max())
             if at.gap <= self.tol and not at.exact:
-                at = self.evaluate(at.theta, solve_intercept=True)
+                at = self.evaluate(at.theta, solve_intercept=not self.direct)
                 passes += 1
-            if at.gap <= self.tol and limit <= max(GRADIENT_RATIO * at_zero, 1e-14):
+            if at.gap <= self.tol and np.abs(self._of_given(at.gradient)).max() <= self.least:
                 return self._certified(at, at_zero, passes + products)
             if not np.isfinite(at.loss) or products > PRODUCTS:
                 return None
             step, decrement, spent, last = self._newton_step(at)
-            products += spent
-            length = 1.0
-            for _ in range(HALVINGS):
-                trial = self.evaluate(at.theta - length * step, last, last)
-                passes += 1
-                rounding = dense.ROUNDING if trial.exact and at.exact else FLOAT32_LOSS
-                if trial.loss <= at.loss * (1 + rounding) - dense.SUFFICIENT_DECREASE * length * decrement:
-                    break
-                length /= 2
-            else:
+            products, passes = products + spent, passes + 1
+            if not decrement > 0:
                 return None
-            if not trial.gap < at.gap and decrement <= 1e-12 * at.loss:
-                return None  # nothing is left to gain but rounding
-            at = trial
+            new = self.evaluate(at.theta - step, solve_intercept=True) if last else None
+            if new is None or not new.loss <= at.loss * (1 + (dense.ROUNDING if at.exact else FLOAT32_LOSS)):
+                new = self._descend(at, step, decrement)
+            if new is None or (not new.gap < at.gap and decrement <= 1e-12 * at.loss):
+                return None
+            at = new
         return None
 
     def _newton_step(self, at: _Point) -> tuple[Array, float, int, bool]:
@@ -313,17 +346,17 @@ class _Single:
         if not self.direct:
             return self._conjugate_gradients(at)
         given = dense.DenseProblem(self.held, self.y, self.w, self.R, self.intercept)
-        H = given.hessian(np.concatenate(at.p, axis=1).T, self.l2)
+        H = given.hessian(np.concatenate(at.at.p, axis=1).T, self.l2)
         _, step, failed = dposv(H, at.gradient.ravel())
         step = step.reshape(at.gradient.shape)
         return (np.full_like(step, np.nan) if failed else step), float(np.vdot(step, at.gradient)), 1, False
 
     def _conjugate_gradients(self, at: _Point) -> tuple[Array, float, int, bool]:
         """Newton's step until the residual is what the quadratic model, or the certificate, can use."""
-        weighted = [p * self.weights[rows] for p, rows in zip(at.p, self.blocks, strict=True)]
+        weighted = [p * self.weights[rows] for p, rows in zip(at.at.p, self.blocks, strict=True)]
         scale = float(np.abs(at.gradient).max())
         curvature = np.zeros(self.R)
-        for own, p in zip(weighted, at.p, strict=True):
+        for own, p in zip(weighted, at.at.p, strict=True):
             curvature += own.sum(axis=1) if self.R == 1 else own.sum(axis=1) - np.einsum("kn,kn->k", own, p)
         M = np.empty_like(at.gradient)
         M[:, :-1] = 1 / (curvature[:, None] * self.variances + self.l2)
@@ -333,10 +366,11 @@ class _Single:
         z = M * r
         rz = start = float(np.vdot(r, z))
         d = z
+        spread = float(self.variances.sum())
         enough = 2 * self.l2 * STEP_SHARE * self.tol * at.loss / scale**2
         while spent < PRODUCTS:
             spent += 1
-            Hd = self._product(d.astype(np.float32), at.p, weighted)
+            Hd = self._product(d.astype(np.float32), at.at.p, weighted)
             Hd[:, :-1] += self.l2 * d[:, :-1]
             curved = float(np.vdot(d, Hd))
             if not (curved > 0 and rz > 0):
@@ -348,8 +382,10 @@ class _Single:
             z = M * r
             new = float(np.vdot(r, z))
             d, rz = z + (new / rz) * d, new
-            left = float(np.vdot(r[:, :-1], r[:, :-1]))
-            if rz <= min(max(total * scale**2 / at.loss, 1e-9), RTOL) * start or left <= enough:
+            # what is left of the intercepts' gradient moves that of W once they are solved
+            left = float(np.vdot(r[:, :-1], r[:, :-1]) + spread * np.vdot(r[:, -1], r[:, -1]))
+            small = left <= enough and np.abs(r).max() <= 0.5 * self.least / scale
+            if rz <= min(max(total * scale**2 / at.loss, 1e-9), RTOL) * start or small:
                 break
         return step * scale, total * scale**2, spent, left <= 2 * enough
 
