@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analyses import over_runs
+from analyses import over_runs, start
 from igpt_model import atomic
 from probekit.reports.figures.style import FLAT, MODELS, QUIET, RANDOM, style
 from probekit.reports.report import save_figure
@@ -50,7 +50,7 @@ def seed_verdict(results: Results, name: str, controls: Sequence[str]) -> dict[s
     return {
         "series": name,
         "dataset": verdict.dataset,
-        "accuracy": [round(100 * float(value), 2) for value in curve.accuracy],
+        "accuracy": [round(100 * float(value), 2) for value in curve.values],
         "low": [round(100 * float(value), 2) for value in curve.low],
         "high": [round(100 * float(value), 2) for value in curve.high],
         "certified": bool(curve.converged.all()),
@@ -174,4 +174,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

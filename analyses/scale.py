@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from analyses import start
 from analyses.loss_vs_probe import validation_loss
 from igpt_model.config import ModelConfig
 from probekit.reports import build_panels, collect_records
@@ -33,7 +34,7 @@ def ladder(panel: Panel, size: Callable[[Series], Any], shown: Callable[[Any], s
         loss = validation_loss(record)
         words = [
             f"{shown(size(series)):>14} {what}  {series.label}: layer {series.depths[place]} of {series.depths[-1]}, "
-            f"{series.top1[place]:.1f} % [{series.low[place]:.1f}, {series.high[place]:.1f}]"
+            f"{series.values[place]:.1f} % [{series.low[place]:.1f}, {series.high[place]:.1f}]"
         ]
         if loss is not None:
             words.append(f"validation loss {loss:.4f}")
@@ -57,4 +58,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -12,7 +12,6 @@ import numpy as np
 from igpt_model.atomic import write_bytes
 from igpt_model.errors import UserError
 from igpt_model.hashing import hash_arrays
-from igpt_model.kmeans import weighted_kmeans
 
 _SAMPLE = 1 << 17  # pixels that k-means sees; on CIFAR-10 twice or half as many change the error by 1 %, as a seed does
 _EDGE = 16  # the table of all 2^24 colours is filled in cubes of 16 x 16 x 16, those that pictures touch
@@ -75,7 +74,7 @@ class Palette:
 
     @classmethod
     def fit(cls, images: Any, n_colours: int, seed: int = 0, sample: int = _SAMPLE) -> "Palette":
-        """Cluster pixels by seeded k-means (k-means++ start, Lloyd iterations).
+        """Cluster pixels by seeded k-means (k-means++ start, Lloyd iterations; scikit-learn).
 
         Pictures with at most `n_colours` distinct colours get exactly those (fewer than `n_colours` are topped up with
         unused copies of the last colour, which no pixel is ever given, so that the palette's size is as asked).
@@ -94,14 +93,14 @@ class Palette:
             Colours sorted from dark to bright.
         """
         if not 1 <= n_colours <= 1 << 16:
-            raise UserError(f"A palette of {n_colours} colours was asked for; give a number from 1 to 65536.")
+            raise UserError(f"A palette of {n_colours} colours was requested; give a number from 1 to 65536.")
         packed, counts = _count_colours(images, n_colours, seed, sample)
         colours = np.stack([packed >> 16, (packed >> 8) & 255, packed & 255], 1).astype(np.uint8)
         if len(colours) <= n_colours:
             centres = np.concatenate([colours, np.repeat(colours[-1:], n_colours - len(colours), 0)])
             centres_V3 = to_unit(centres)
         else:
-            centres_V3 = weighted_kmeans(to_unit(colours), counts, n_colours, np.random.default_rng([seed, 512]))
+            centres_V3 = _cluster(to_unit(colours), counts, n_colours, seed)
         order = np.argsort(centres_V3.sum(1), kind="stable")
         return cls(centres_V3[order])
 
@@ -136,7 +135,7 @@ class Palette:
         """
         images = np.asarray(images_BHW3)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-            raise UserError(f"Pictures must be uint8 (B, H, W, 3), not {images.dtype} {images.shape}.")
+            raise UserError(f"Images must be uint8 (B, H, W, 3), not {images.dtype} {images.shape}.")
         if self._table is None or self._filled is None:
             self._table = np.full((256, 256, 256), _UNKNOWN, np.uint16)
             self._filled = np.zeros((256 // _EDGE,) * 3, bool)
@@ -197,7 +196,7 @@ class Palette:
         tokens = np.asarray(tokens_BT)
         side = resolution or round(tokens.shape[1] ** 0.5)
         if side * side != tokens.shape[1]:
-            raise UserError(f"{tokens.shape[1]} tokens do not make a square picture of {side} pixels a side.")
+            raise UserError(f"{tokens.shape[1]} tokens do not make a square image of {side} pixels per side.")
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(self):
             raise UserError(f"Tokens run from {tokens.min()} to {tokens.max()}; this palette has {len(self)} colours.")
         colours = np.clip(np.rint(127.5 * (self.centres_V3.astype(np.float64) + 1)), 0, 255).astype(np.uint8)
@@ -221,6 +220,20 @@ class Palette:
         except Exception as error:
             raise UserError(f"{path} is not a palette in safetensors or npy format ({error}).") from error
         return cls(centres)
+
+
+def _cluster(colours_N3: np.ndarray, counts_N: np.ndarray, n_colours: int, seed: int) -> np.ndarray:
+    """Return the centres (n_colours, 3) of scikit-learn's k-means, the same on every run."""
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    state = int(np.random.default_rng([seed, 512]).integers(2**32))
+    with threadpool_limits(1):  # several threads add up their parts in the order in which they finish
+        return (
+            KMeans(n_colours, n_init=1, max_iter=100, random_state=state)
+            .fit(colours_N3, None, counts_N)
+            .cluster_centers_
+        )
 
 
 def _possible(
@@ -254,7 +267,7 @@ def _count_colours(images: Any, n_colours: int, seed: int, sample: int) -> tuple
     rng = np.random.default_rng([seed, 511])
     pictures = [images] if isinstance(images, np.ndarray) else list(images)
     if not pictures or any(np.asarray(p).dtype != np.uint8 or np.asarray(p).shape[-1] != 3 for p in pictures):
-        raise UserError("A palette is fitted to uint8 RGB pictures, at least one of them.")
+        raise UserError("A palette is fitted to uint8 RGB images, at least one of them.")
     seen = np.zeros(1 << 24, bool)
     packed_parts = []
     for picture in pictures:
@@ -264,7 +277,7 @@ def _count_colours(images: Any, n_colours: int, seed: int, sample: int) -> tuple
         packed_parts.append(packed)
     packed = np.concatenate(packed_parts)
     if len(packed) == 0:
-        raise UserError("A palette is fitted to uint8 RGB pictures, at least one of them.")
+        raise UserError("A palette is fitted to uint8 RGB images, at least one of them.")
     if seen.sum() > n_colours and len(packed) > sample:
         packed = packed[rng.choice(len(packed), sample, replace=False, shuffle=False)]
         if len(np.unique(packed)) <= n_colours:  # rare colours left out of the sample: cluster all of them instead

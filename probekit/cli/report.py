@@ -1,12 +1,19 @@
 """`probekit report`: depth curve, tables and one self-contained HTML page from records."""
 
 from pathlib import Path
+from typing import Literal
 
 from probekit.cli.answer import show_curves
 from probekit.runtime.errors import UserError
 
 
-def report(results: list[Path], out: Path | None = None) -> Path:
+def report(
+    results: list[Path],
+    out: Path | None = None,
+    runs: tuple[str, ...] = (),
+    pictures: Literal["tsne", "umap"] | None = None,
+    device: str = "cpu",
+) -> Path:
     """Write depth curves, tables and an HTML page from one or more results folders.
 
     Parameters
@@ -15,12 +22,23 @@ def report(results: list[Path], out: Path | None = None) -> Path:
         Folders with a results.jsonl, or such files; several are combined.
     out
         Folder of the report; by default `report` in the first results folder.
+    runs
+        NAME=SERIES,SERIES,...: pre-training runs as one curve with mean and interval, in figure, tables, cards and
+        verdict. NAME alone: the series of that name, of several feature files.
+    pictures
+        Also draw the test rows of each model's first, chosen and last layer in two dimensions. tsne needs nothing more;
+        umap needs umap-learn.
+    device
+        Where pictures are computed: cpu, or cuda by cuML.
     """
+    from probekit.evaluate.layer_picture import layer_pictures
     from probekit.reports import write_report
+    from probekit.results.runs import read_runs
 
     if not results:
         raise UserError("No results were given; name the folder (or several) that `probekit sweep` wrote into.")
     first = results[0] if results[0].is_dir() else results[0].parent
-    page = write_report(results, first / "report" if out is None else out)
-    show_curves(first)
+    figures = {f"layers_{pictures}": layer_pictures(pictures, device)} if pictures else {}
+    page = write_report(results, first / "report" if out is None else out, figures, read_runs(runs))
+    show_curves(*results, runs=runs)
     return page

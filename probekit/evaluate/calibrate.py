@@ -13,24 +13,19 @@ from igpt_model import atomic
 from probekit.evaluate.runner import Job, Runner
 from probekit.features.store import Features
 from probekit.probes import PROBES, Protocol
-from probekit.results.calibration import (
-    apply_temperature,
-    brier_score,
-    expected_calibration_error,
-    fit_temperature,
-)
-from probekit.results.metrics import log_loss
+from probekit.results.calibration import FILE_NAME, apply_temperature, fit_temperature
+from probekit.results.metrics import METRICS
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record, read_records
 from probekit.runtime.errors import UserError
+from probekit.runtime.escape import csv_text
 from probekit.runtime.progress import Progress
 from probekit.selection.settings import make_settings
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FILE_NAME = "calibration.csv"
-SCORES = {"ece": expected_calibration_error, "brier": brier_score, "log_loss": log_loss}
+SCORES = ("ece", "brier", "log_loss")
 
 
 def calibrate(
@@ -92,15 +87,15 @@ def calibrate(
             y = np.searchsorted(predicted.classes, predicted.labels)
             scaled = apply_temperature(predicted.log_proba, temperature)
             about = {"series": record.series, "probe": record.probe, "depth": record.depth, "seed": record.seed}
-            before = {name: score(predicted.log_proba, y) for name, score in SCORES.items()}
-            after = {f"{name}_scaled": score(scaled, y) for name, score in SCORES.items()}
+            before = {name: METRICS[name](predicted.log_proba, y) for name in SCORES}
+            after = {f"{name}_scaled": METRICS[name](scaled, y) for name in SCORES}
             rows.append(
                 {**about, "test_set": test, "temperature": temperature, **before, **after, "record": record.key}
             )
         if progress:
             progress(number, len(mine))
     frame = pd.DataFrame(rows)
-    atomic.write_text(runner.out / FILE_NAME, frame.to_csv(index=False, lineterminator="\n"))
+    atomic.write_text(runner.out / FILE_NAME, csv_text(frame))
     mean = frame.drop(columns=["record", "series", "seed"]).groupby(["probe", "depth", "test_set"], sort=False).mean()
     return mean.reset_index()
 
@@ -121,4 +116,4 @@ def held_out_temperature(runner: Runner, record: Record) -> float:
     fitted = runner.probe(job).fit(X, runner.widths(job), split, one, runner.settings)
     held = np.flatnonzero(split.is_val)
     y = np.searchsorted(fitted.classes, split.y[held])
-    return fit_temperature(fitted.predict_log_proba(np.asarray(X[held])), y, split.weights[held])
+    return fit_temperature(fitted.predict_log_proba(X[held]), y, split.weights[held])

@@ -67,9 +67,9 @@ class LazyFeatures:
         return X if dtype is None else X.astype(dtype)
 
 
-def fits(n_rows: int, width: int) -> bool:
+def fits(n_rows: int, width: int, device: torch.device = torch.device("cpu")) -> bool:  # noqa: B008  (immutable)
     """Whether float32 rows fit in memory, with the copies that choosing C makes of them."""
-    return 4 * COPIES * n_rows * width <= SHARE * free_memory(torch.device("cpu"))
+    return 4 * COPIES * n_rows * width <= SHARE * free_memory(device)
 
 
 def read_features(
@@ -93,7 +93,7 @@ def read_features(
         bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
         if len(bad):
             raise UserError(
-                f"Layer {'+'.join(layers)} holds NaN or infinity in {len(bad)} rows of {split} "
+                f"Layer {'+'.join(layers)} contains NaN or infinity in {len(bad)} rows of {split} "
                 f"(first: row {(rows.start or 0) + bad[0]}): extract the features again, in float32."
             )
     if normalize:

@@ -1,5 +1,8 @@
 """Where things are computed: a device by its name, tried out before any work."""
 
+from typing import Any
+
+import numpy as np
 import torch
 
 from igpt_model.process_group import local_device
@@ -29,3 +32,11 @@ def usable_device(device: str | torch.device) -> torch.device:
             f"The device {device!s} cannot be used ({first_line(error)}); choose cpu, or cuda where a GPU is."
         ) from error
     return chosen
+
+
+def to_device(values: Any, device: str | torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Numbers as a tensor on a device, cast there; an array that is on the host already is shared, not copied."""
+    if not isinstance(values, torch.Tensor):
+        values = torch.from_numpy(np.require(np.asarray(values), None, ["C", "W"]))
+    where = device if isinstance(device, torch.device) else usable_device(device)
+    return values.to(where).to(dtype=dtype)

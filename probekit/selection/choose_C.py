@@ -4,18 +4,20 @@ One cross-validation serves every kind of probe. Arrays in, arrays out; no test 
 n values of a grid, N held-out rows, K classes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from probekit.runtime.device import to_device
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol, refine_grid
 from probekit.selection.settings import FitSettings
 from probekit.solver.objective import log_probabilities
-from probekit.solver.path import ProbePath
+from probekit.solver.path import BLOCK_SCORES, ProbePath
 
 Array = NDArray[np.float64]
 TIE = 1e-9  # less than one row in a billion is worth, more than means over folds are off by rounding
@@ -169,25 +171,54 @@ def cross_validate(
 
 
 def score_log_proba(
-    log_proba: np.ndarray, columns: np.ndarray, weights: np.ndarray, certificates: Mapping[str, NDArray[Any]] = {}
+    log_proba: Any, columns: np.ndarray, weights: np.ndarray, certificates: Mapping[str, NDArray[Any]] = {}
 ) -> HeldOut:
-    """Scores of log-probabilities (n, N, K) of rows whose class indices are `columns` (N,)."""
-    correct = (log_proba.argmax(axis=-1) == columns) @ weights
-    loss = -(log_proba[:, np.arange(len(columns)), columns] @ weights)
+    """Scores of log-probabilities (n, N, K), an array or tensor, of rows whose class indices are `columns` (N,)."""
+    return score_blocks([torch.as_tensor(log_proba)], columns, weights, certificates)
+
+
+def score_blocks(
+    blocks: Iterable[torch.Tensor], columns: np.ndarray, weights: np.ndarray, certificates: Mapping[str, Any] = {}
+) -> HeldOut:
+    """The same of log-probabilities that come as tensors (n, m, K), blocks of rows in order.
+
+    They are scored on their device; only the sums over all rows come to the host.
+    """
+    sums: Any = 0.0
+    start = 0
+    for log_proba in blocks:
+        where, rows = log_proba.device, slice(start, start := start + log_proba.shape[1])
+        y, weight = to_device(columns[rows], where), to_device(weights[rows], where, torch.float64)
+        correct = (log_proba.argmax(-1) == y).double() @ weight
+        loss = -(log_proba.gather(2, y.expand(len(log_proba), -1)[..., None])[..., 0].double() @ weight)
+        sums = torch.stack([correct, loss]) + sums
+    correct, loss = sums.cpu().numpy()
     return HeldOut(correct, loss, float(weights.sum()), certificates)
 
 
 def score_path(path: ProbePath, X: Any, columns: np.ndarray, weights: np.ndarray) -> tuple[Array, Array]:
     """Weighted sums over rows of correctness and of cross-entropy (nats): two arrays (n,).
 
-    `columns` are positions in `path.classes`. Rows go through in blocks, so that K = 1,000 needs no more memory.
+    On the device of the path, a block of rows at a time, so that K = 1,000 needs no more memory.
+
+    Parameters
+    ----------
+    X : (N, D) array or tensor, or a source whose slices are read
+    columns : (N,) positions in `path.classes`
     """
-    correct, loss = np.zeros(len(path)), np.zeros(len(path))
-    for rows, scores in path.blocks(X):
-        own = score_log_proba(log_probabilities(scores), columns[rows], weights[rows])
-        correct += own.correct
-        loss += own.loss
-    return correct, loss
+    device = path.settings.get("device", "cpu")
+    n_C, R, D = path.coef.shape
+    coef = to_device(path.coef.reshape(n_C * R, D), device)
+    intercept = to_device(path.intercept, device)[:, None]
+    step = max(1, BLOCK_SCORES // (n_C * max(R, 2)))
+
+    def log_proba(start: int) -> torch.Tensor:
+        flat = to_device(X[start : start + step], device, torch.float64) @ coef.T
+        return log_probabilities(flat.view(-1, n_C, R).transpose(0, 1) + intercept)
+
+    starts = range(0, max(len(columns), 1), step)  # a rank may hold none of the rows
+    scores = score_blocks(map(log_proba, starts), columns, weights)
+    return scores.correct, scores.loss
 
 
 def choose_C(X: Any, split: TrainingRows, protocol: Protocol, settings: FitSettings) -> Selection:

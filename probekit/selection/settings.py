@@ -1,6 +1,5 @@
 """How fits are computed: backend, device, number format, and how the rows are shared among processes."""
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
 
 from probekit.runtime.errors import UserError
 from probekit.runtime.ranks import broadcast, current, shard_range, start_group, sum_over_ranks
@@ -44,13 +42,11 @@ class FitSettings:
     def fit_path(self, X: Any, y: np.ndarray, Cs: Any, weights: np.ndarray, protocol: Protocol) -> ProbePath:
         """`solver.fit_path` under a protocol; the caller must heed `converged`, no warning is given."""
         X, y, weights = self.shard(X, y, weights)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            return fit_path(
-                X, y, Cs, sample_weight=None if (weights == 1).all() else weights, standardize=protocol.standardize,
-                tol=protocol.tol, max_iter=protocol.max_iter, backend=self.backend, device=self.device,
-                dtype=None if self.dtype == "auto" else self.dtype, rows_dealt=self.sharded,
-            )  # fmt: skip
+        return fit_path(
+            X, y, Cs, sample_weight=None if (weights == 1).all() else weights, standardize=protocol.standardize,
+            tol=protocol.tol, max_iter=protocol.max_iter, backend=self.backend, device=self.device,
+            dtype=None if self.dtype == "auto" else self.dtype, rows_dealt=self.sharded, warn=False,
+        )  # fmt: skip
 
     def shard(self, X: Any, y: np.ndarray, weights: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray]:
         """This rank's share of rows; all of them where rows are not sharded."""

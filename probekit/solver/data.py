@@ -7,6 +7,7 @@ intercept is then one more coefficient, which no penalty touches.
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -126,14 +127,19 @@ class WeightedData:
         if len(self) <= STREAM_ROWS:  # nothing to read ahead, and a thread costs more than a small fit
             yield 0, self.read(0, len(self))
             return
-        starts = range(0, len(self), STREAM_ROWS)
+        # the reader's kernels go to the caller's stream, in the order in which they are waited for
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+
+        def read(start: int) -> Tensor:
+            with torch.cuda.stream(stream) if stream else nullcontext():
+                return self.read(start, min(start + STREAM_ROWS, len(self)))
+
         with ThreadPoolExecutor(max_workers=1) as reader:
-            waiting = reader.submit(self.read, 0, min(STREAM_ROWS, len(self)))
-            for start in starts:
+            waiting = reader.submit(read, 0)
+            for start in range(0, len(self), STREAM_ROWS):
                 chunk = waiting.result()
-                after = start + STREAM_ROWS
-                if after < len(self):
-                    waiting = reader.submit(self.read, after, min(after + STREAM_ROWS, len(self)))
+                if start + STREAM_ROWS < len(self):
+                    waiting = reader.submit(read, start + STREAM_ROWS)
                 yield start, chunk
 
     def materialise(self) -> "WeightedData":

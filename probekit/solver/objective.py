@@ -7,11 +7,15 @@ the intercept free in both. K >= 3 classes: softmax with K coefficient rows; K =
 Shapes: N rows, D features, K classes, R coefficient rows (1 if K = 2 else K).
 """
 
+from typing import TypeVar
+
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logsumexp, softmax
 
 Array = NDArray[np.float64]
+Scores = TypeVar("Scores", Array, torch.Tensor)
 
 
 def C_to_l2(C: ArrayLike, total_weight: float) -> Array:
@@ -37,8 +41,11 @@ def probabilities(scores: Array) -> Array:
     return np.asarray(softmax(scores, axis=-1))
 
 
-def log_probabilities(scores: Array) -> Array:
-    """Logarithms of `probabilities`, accurate where those underflow."""
+def log_probabilities(scores: Scores) -> Scores:
+    """Logarithms of `probabilities`, accurate where those underflow; of a tensor, on its device."""
+    if isinstance(scores, torch.Tensor):
+        both = torch.cat([torch.zeros_like(scores), scores], -1) if scores.shape[-1] == 1 else scores
+        return both.log_softmax(-1)
     if scores.shape[-1] == 1:
         return np.concatenate([-np.logaddexp(0.0, scores), -np.logaddexp(0.0, -scores)], axis=-1)
     return np.asarray(scores - logsumexp(scores, axis=-1, keepdims=True))

@@ -128,6 +128,7 @@ def fit_path(
     dtype: str | None = None,
     fit_intercept: bool = True,
     rows_dealt: bool = False,
+    warn: bool = True,
 ) -> ProbePath:
     """Fit l2-regularised multinomial logistic regression for every penalty of a path.
 
@@ -147,6 +148,7 @@ def fit_path(
     fit_intercept : False fixes the intercept at zero
     rows_dealt : X and y are this rank's share of the rows of a torch.distributed run; every rank must
         call, and gets the same answer. False: the rows given are all, also where torch.distributed is running
+    warn : False gives no warning of unconverged fits, to a caller who reads `converged`
 
     Returns
     -------
@@ -177,7 +179,7 @@ def fit_path(
         certificates=fitted.certificates, backend=backend, solver_version=fitted.solver_version, plan=fitted.plan,
         settings=settings, feature_names=column_names(X),
     )  # fmt: skip
-    if not path.converged.all():
+    if warn and not path.converged.all():
         worst = ", ".join(f"{C:.3g}" for C in path.Cs[~path.converged][:5])
         warnings.warn(
             f"{int((~path.converged).sum())} of {len(path)} fits did not converge to tol={tol:g} (C = {worst}); "

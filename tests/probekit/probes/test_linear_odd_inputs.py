@@ -1,0 +1,395 @@
+"""Whatever is given to a fit or a prediction gives the answer of the plain array, or one sentence."""
+
+import warnings
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.exceptions import DataConversionWarning
+from sklearn.model_selection import GroupKFold, KFold
+
+from probekit.probes import LinearProbe, LinearProbeCV, fit_path
+from probekit.runtime.errors import UserError
+
+rng = np.random.default_rng(0)
+Y = rng.integers(0, 3, 60)
+X = np.round(rng.normal(size=(60, 4)) * 4 + 6 * np.eye(4)[Y])  # whole numbers: every dtype holds them exactly
+NAMES = ["ab", "c", "def"]
+
+FITS = {
+    "fit_path": lambda X, y, **more: fit_path(X, y, [1.0], **more),
+    "LinearProbe": lambda X, y, **more: LinearProbe(
+        **{name: value for name, value in more.items() if name != "sample_weight"}
+    ).fit(X, y, more.get("sample_weight")),
+    "LinearProbeCV": lambda X, y, **more: LinearProbeCV(
+        (0.1, 1.0), cv=2, **{name: value for name, value in more.items() if name != "sample_weight"}
+    ).fit(X, y, more.get("sample_weight")),
+}
+
+
+@pytest.fixture(params=FITS)
+def fit(request):
+    return FITS[request.param]
+
+
+def proba(fitted, X):
+    found = fitted.predict_proba(X)
+    return found[0] if found.ndim == 3 else found
+
+
+def sentence(error):
+    words = str(error.value)
+    assert "\n" not in words
+    assert 20 < len(words) < 300
+    assert words.endswith(".")
+
+
+with_nan, with_inf, with_text, with_dict = X.copy(), X.copy(), X.astype(object), X.astype(object)
+with_nan[5, 1], with_inf[5, 1], with_text[5, 1], with_dict[5, 1] = np.nan, np.inf, "five", {}
+REFUSED_X = {
+    "NaN": (with_nan, "row 5"),
+    "infinity": (with_inf, "row 5"),
+    "one row's NaN": (torch.from_numpy(with_nan), "row 5"),
+    "complex": (X + 1j, "Complex"),
+    "complex tensor": (torch.from_numpy(X + 1j), "Complex"),
+    "sparse": (scipy.sparse.csr_matrix(X), "sparse"),
+    "sparse array": (scipy.sparse.coo_array(X), "sparse"),
+    "sparse tensor": (torch.from_numpy(X).to_sparse(), "sparse"),
+    "text": (X.astype(str), "real numbers"),
+    "one text": (with_text, "five"),
+    "object": (with_dict, "no number"),
+    "dates": (X.astype("datetime64[s]"), "real numbers"),
+    "records": (np.zeros(60, dtype=[("a", float)]), "shape"),
+    "1-D": (X[:, 0], "Reshape your data"),
+    "3-D": (X[:, :, None], "Reshape your data"),
+    "0-D": (np.float64(3.0), "Reshape your data"),
+    "None": (None, "Reshape your data"),
+    "no rows": (X[:0], "0 sample"),
+    "no columns": (X[:, :0], "0 feature"),
+    "ragged": ([[1.0], [1.0, 2.0]], "cannot be read"),
+    "masked": (np.ma.masked_array(X, mask=X > 10), "masked"),
+    "meta": (torch.empty(60, 4, device="meta"), "meta"),
+    "frame with NA": (pd.DataFrame(X).astype("Int64").mask(X > 10), "NaN|no number"),
+    "too large for float64": (np.array([[10**400]] * 60, object), "too large|no number"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_X)
+def test_features_that_are_none_are_refused_in_one_sentence(fit, name):
+    given, words = REFUSED_X[name]
+    with pytest.raises(UserError, match=words) as error:
+        fit(given, Y)
+    sentence(error)
+    fitted = fit(X, Y)
+    with pytest.raises(UserError, match=words) as error:
+        fitted.predict(given)
+    sentence(error)
+
+
+def hdf5(dtype):
+    file = (
+        h5py.File.in_memory()
+        if hasattr(h5py.File, "in_memory")
+        else h5py.File("x", "w", driver="core", backing_store=False)
+    )
+    return file.create_dataset("x", data=X.astype(dtype), dtype=dtype)
+
+
+ACCEPTED_X = {
+    "list": X.tolist(),
+    "list of tensors": list(torch.from_numpy(X).bfloat16()),
+    "frame": pd.DataFrame(X),
+    "mixed frame": pd.DataFrame(X).astype({0: "Int64", 1: "float32", 2: object}),
+    "objects": X.astype(object),
+    "big-endian": X.astype(">f8"),
+    "big-endian float32": X.astype(">f4"),
+    "big-endian integers": X.astype(">i2"),
+    "long double": X.astype(np.longdouble),
+    "float16": X.astype(np.float16),
+    "int8": X.astype(np.int8),
+    "uint64": (X - X.min()).astype(np.uint64),
+    "Fortran": np.asfortranarray(X),
+    "backwards": X[::-1, ::-1][::-1, ::-1],
+    "masked nowhere": np.ma.masked_array(X, mask=False),
+    "bfloat16 tensor": torch.from_numpy(X).bfloat16(),
+    "float16 tensor": torch.from_numpy(X).half(),
+    "integer tensor": torch.from_numpy(X).to(torch.int16),
+    "tensor with gradient": torch.from_numpy(X).requires_grad_(),
+    "HDF5": hdf5("f4"),
+    "HDF5 big-endian": hdf5(">f8"),
+    "HDF5 integers": hdf5(">i4"),
+}
+PLAIN = {name: fit(X, Y) for name, fit in FITS.items()}
+
+
+@pytest.mark.parametrize("name", ACCEPTED_X)
+@pytest.mark.filterwarnings("error")
+def test_features_of_every_kind_give_the_plain_answer(request, fit, name):
+    given = ACCEPTED_X[name]
+    shift = X.min() if name == "uint64" else 0.0  # the intercept takes it
+    fitted = fit(given, Y)
+    plain = PLAIN[request.node.callspec.params["fit"]]
+    # both are certified to a relative gap of 1e-4; the small problem is in fact solved to 1e-6 or better
+    np.testing.assert_allclose(proba(fitted, given), proba(plain, X), atol=1e-4)
+    np.testing.assert_allclose(proba(fitted, X - shift), proba(plain, X), atol=1e-4)
+
+
+REFUSED_Y = {
+    "None": (None, "requires y"),
+    "continuous": (Y + 0.5 * (Y == 1) + 0.1, "continuous"),
+    "NaN": (np.where(Y == 2, np.nan, Y), "NaN"),
+    "infinite": (np.where(Y == 2, np.inf, Y), "infinity"),
+    "missing object": (np.where(Y == 2, None, Y.astype(object)), "missing"),
+    "missing NaN among names": (np.where(Y == 2, np.nan, np.array(NAMES, object)[Y]), "missing"),
+    "pandas NA": (pd.array(np.where(Y == 2, None, Y.astype(object)), dtype="Int64"), "missing|NaN"),
+    "mixed": (np.where(Y == 2, "two", Y.astype(object)), "one type"),
+    "dates": (Y.astype("datetime64[s]"), "label type"),
+    "bytes": (Y.astype("S"), "label type"),
+    "complex": (Y + 1j, "label type"),
+    "objects": (np.array([{}] * 60), "label type"),
+    "one-hot": (np.eye(3)[Y], "shape"),
+    "too few": (Y[:-1], "59"),
+    "one class": (np.zeros(60), "one class"),
+    "sparse": (scipy.sparse.csr_matrix(Y), "sparse"),
+    "continuous tensor": (torch.from_numpy(Y + 0.25), "continuous"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_Y)
+def test_labels_that_are_none_are_refused_in_one_sentence(fit, name):
+    given, words = REFUSED_Y[name]
+    with pytest.raises(UserError, match=words) as error:
+        fit(X, given)
+    sentence(error)
+
+
+ACCEPTED_Y = {
+    "list": (Y.tolist(), [0, 1, 2]),
+    "floats": (Y.astype(np.float32), [0, 1, 2]),
+    "big-endian": (Y.astype(">i4"), [0, 1, 2]),
+    "big-endian floats": (Y.astype(">f8"), [0, 1, 2]),
+    "text": (np.array(NAMES)[Y], NAMES),
+    "object text": (np.array(NAMES, object)[Y], NAMES),
+    "object integers": (Y.astype(object), [0, 1, 2]),
+    "large integers": (np.array([1, 2**70, 2**80], object)[Y], [1, 2**70, 2**80]),
+    "series": (pd.Series(Y), [0, 1, 2]),
+    "categories": (pd.Series(np.array(NAMES)[Y], dtype="category"), NAMES),
+    "tensor": (torch.from_numpy(Y), [0, 1, 2]),
+    "bfloat16 tensor": (torch.from_numpy(Y).bfloat16(), [0, 1, 2]),
+}
+
+
+@pytest.mark.parametrize("name", ACCEPTED_Y)
+@pytest.mark.filterwarnings("error")
+def test_labels_of_every_kind_give_the_plain_answer(request, fit, name):
+    given, classes = ACCEPTED_Y[name]
+    fitted = fit(X, given)
+    found = fitted.classes if hasattr(fitted, "classes") else fitted.classes_
+    assert found.tolist() == classes
+    assert found.dtype.isnative
+    plain = PLAIN[request.node.callspec.params["fit"]]
+    np.testing.assert_allclose(proba(fitted, X), proba(plain, X), atol=1e-4)
+
+
+REFUSED_SETTINGS = [
+    *({"tol": tol} for tol in (0, -1.0, np.inf, np.nan, "small", None, True)),
+    *({"max_iter": max_iter} for max_iter in (-5, 0, 2.5, np.nan, "many", None, True)),
+    *({"standardize": flag} for flag in ("yes", 1, None)),
+    *({"fit_intercept": flag} for flag in ("no", 0, None)),
+    *({"dtype": dtype} for dtype in ("float16", np.float32, 64)),
+    *({"backend": backend} for backend in ("liblinear", None)),
+    *({"device": device} for device in ("tpu", "cuda:99", "meta", None)),
+    *(
+        {"sample_weight": weights}
+        for weights in (
+            -np.ones(60), np.zeros(60), np.full(60, np.nan), np.full(60, np.inf), np.ones(59), np.ones((60, 2)), 2.0,
+            np.ones(60) * 1j, ["one"] * 60, np.full(60, 1e308),
+        )
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", REFUSED_SETTINGS, ids=lambda change: f"{next(iter(change))}={str(change)[:40]}")
+def test_settings_that_no_fit_can_mean_are_refused_in_one_sentence(fit, change):
+    with pytest.raises(UserError) as error:
+        fit(X, Y, **change)
+    sentence(error)
+
+
+@pytest.mark.parametrize(
+    "C", [0, -1, np.nan, np.inf, 1e-320, 1e308, "1", None, [], [[1.0]], [1.0, -1.0], [1.0, None], True, 1j]
+)
+def test_penalties_that_are_none_are_refused_in_one_sentence(C):
+    for call in (
+        lambda: fit_path(X, Y, C),
+        lambda: LinearProbe(C).fit(X, Y),
+        lambda: LinearProbeCV(C if C is not None else "").fit(X, Y),
+    ):
+        with pytest.raises(UserError) as error:
+            call()
+        sentence(error)
+
+
+def test_several_penalties_need_the_estimator_that_chooses():
+    with pytest.raises(UserError, match="LinearProbeCV chooses"):
+        LinearProbe([0.1, 1.0]).fit(X, Y)
+    with pytest.raises(UserError, match="sequence of penalties"):
+        LinearProbeCV(10).fit(X, Y)
+
+
+def test_a_penalty_given_twice_is_answered_twice_and_chosen_once():
+    path = fit_path(X, Y, [1.0, 0.1, 1.0])
+    np.testing.assert_array_equal(path.coef[0], path.coef[2])
+    chosen = LinearProbeCV([1.0, 0.1, 1.0, 0.1], cv=2).fit(X, Y)
+    np.testing.assert_array_equal(chosen.Cs_, [0.1, 1.0])
+    assert chosen.accuracies_.shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "cv",
+    [0, 1, -3, True, False, 0.0, 1.0, 1.5, -0.2, np.nan, "5", object(), [], [(0, 1)], [([0, 1], [99])], [[0, 1, 2]]],
+)
+def test_a_cv_that_splits_nothing_is_refused_in_one_sentence(cv):
+    with pytest.raises(UserError, match="cv") as error:
+        LinearProbeCV((0.1, 1.0), cv=cv).fit(X, Y)
+    sentence(error)
+
+
+@pytest.mark.parametrize("cv", [None, np.int64(3), np.float32(0.25), KFold(3), iter([(range(40), range(40, 60))])])
+def test_a_cv_of_every_kind_is_understood(cv):
+    assert LinearProbeCV((0.1, 1.0), cv=cv).fit(X, Y).converged_
+
+
+def test_folds_of_masks_are_folds_of_positions():
+    mask = np.arange(60) < 40
+    given = LinearProbeCV((0.1, 1.0), cv=[(mask, ~mask)]).fit(X, Y)
+    again = LinearProbeCV((0.1, 1.0), cv=[(np.flatnonzero(mask), np.flatnonzero(~mask))]).fit(X, Y)
+    np.testing.assert_array_equal(given.log_losses_, again.log_losses_)
+
+
+@pytest.mark.parametrize("cv", [2, 0.5, GroupKFold(2)])
+def test_rows_of_a_group_are_held_out_together(cv):
+    """Every row thrice under noise: a split that ignores the groups has a row's copy among its training rows."""
+    few = np.random.default_rng(1).normal(size=(20, 30))
+    labels = np.arange(20) // 2 % 2
+    thrice, groups = np.repeat(few, 3, axis=0), np.repeat(np.arange(20), 3)
+    leaking = LinearProbeCV((1.0, 10.0), cv=5).fit(thrice, np.repeat(labels, 3))
+    apart = LinearProbeCV((1.0, 10.0), cv=cv).fit(thrice, np.repeat(labels, 3), groups=groups)
+    assert leaking.accuracies_.mean() > 0.9
+    assert apart.accuracies_.mean() < 0.75
+    with pytest.raises(UserError, match="one group a row"):
+        LinearProbeCV((1.0, 10.0)).fit(thrice, np.repeat(labels, 3), groups=groups[:5])
+
+
+def test_a_column_of_labels_is_flattened_with_scikit_learns_warning():
+    with pytest.warns(DataConversionWarning, match="column-vector"):
+        flat = LinearProbe().fit(X, Y[:, None])
+    np.testing.assert_array_equal(flat.predict(X), LinearProbe().fit(X, Y).predict(X))
+    with pytest.raises(UserError, match=r"shape \(60, 1\)"):
+        fit_path(X, Y[:, None], [1.0])
+
+
+@pytest.mark.parametrize(
+    "class_weight", ["heavy", 3, [1, 2, 3], {0: -1.0, 1: 1.0, 2: 1.0}, {0: np.nan, 1: 1.0, 2: 1.0}]
+)
+def test_class_weights_that_are_none_are_refused(class_weight):
+    with pytest.raises(UserError, match="class_weight"):
+        LinearProbe(class_weight=class_weight).fit(X, Y)
+
+
+def test_names_of_columns_are_kept_and_compared(tmp_path):
+    frame = pd.DataFrame(X, columns=list("abcd"))
+    for fitted in (
+        LinearProbe().fit(frame, Y),
+        LinearProbeCV((0.1, 1.0), cv=2).fit(frame, Y),
+        fit_path(frame, Y, [1.0]).probe(0),
+    ):
+        fitted.save(tmp_path / "probe.safetensors")
+        for probe in (fitted, LinearProbe.load(tmp_path / "probe.safetensors")):
+            assert probe.feature_names_in_.tolist() == list("abcd")
+            with pytest.raises(ValueError, match="feature names"):
+                probe.predict(frame[list("bacd")])
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                probe.predict(frame)
+        (tmp_path / "probe.safetensors").unlink()
+    with pytest.raises(UserError, match="in that order"):
+        fit_path(frame, Y, [1.0]).accuracy(frame[list("bacd")], Y)
+    assert not hasattr(LinearProbe().fit(X, Y), "feature_names_in_")
+
+
+def test_a_probe_of_a_path_keeps_its_settings():
+    settings = {"standardize": True, "tol": 1e-6, "max_iter": 77, "dtype": "float32", "fit_intercept": False}
+    probe = fit_path(X, Y, [0.5, 2.0], backend="sklearn", **settings).probe(1)
+    wanted = settings | {"C": 2.0, "backend": "sklearn", "device": "cpu", "class_weight": None}
+    assert probe.get_params() == wanted
+    again = LinearProbe(**wanted).fit(X, Y)
+    np.testing.assert_allclose(again.coef_, probe.coef_, atol=1e-6)
+
+
+def test_scoring_rows_of_other_widths_and_labels_is_refused(fit):
+    fitted = fit(X, Y)
+    with pytest.raises(ValueError, match="features"):
+        fitted.predict(X[:, :3])
+    path = fit_path(X, Y, [1.0])
+    with pytest.raises(UserError, match="one label per row"):
+        path.accuracy(X, Y[:-1])
+    for labels in (Y + 1, np.array(NAMES)[Y]):
+        with pytest.raises(UserError, match="not fitted on"):
+            path.log_loss(X, labels)
+
+
+def test_a_value_beyond_float32_is_named_so():
+    large = X.copy()
+    large[7, 0] = 1e39
+    with pytest.raises(UserError, match="too large for float32 in row 7"):
+        fit_path(large, Y, [1.0], dtype="float32")
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1e-6, 1e-2, 1.0, 1e2]), st.integers(2, 4))
+def test_order_of_rows_moves_probabilities_less_than_tol_allows(seed, C, n_classes):
+    """A relative gap of tol in a loss of at most log K bounds how far both fits may be from the optimum, and so apart.
+
+    Near the optimum the penalised loss is at least its value plus l2/2 of the squared distance in coefficients; the
+    probabilities of a row x move by at most |x| / 2 of that distance (softmax is 1/2-Lipschitz).
+    """
+    rng = np.random.default_rng(seed)
+    y = np.concatenate([np.arange(n_classes), rng.integers(0, n_classes, 40)])
+    X = rng.normal(size=(len(y), 3)) + 0.5 * y[:, None]
+    order = rng.permutation(len(y))
+    left, right = (LinearProbe(C, tol=1e-6).fit(X[rows], y[rows]) for rows in (np.arange(len(y)), order))
+    assert left.converged_
+    assert right.converged_
+    # what the bound allows is loose at weak penalties; both gaps are 1e-6 of a loss below 1.4
+    distance = 2 * np.sqrt(2 * 1e-6 * np.log(n_classes) * C * len(y))
+    allowed = min(0.5 * np.linalg.norm(X, axis=1).max() * distance + 1e-3, 1e-2)
+    assert np.abs(left.predict_proba(X) - right.predict_proba(X)).max() <= allowed
+
+
+@settings(max_examples=25)
+@given(
+    st.sampled_from(["u1", "i1", "<i2", ">i2", "<u4", ">i8", "<f2", ">f4", "<f8", ">f8"]),
+    st.sampled_from(["C", "F", "strided", "readonly"]),
+    st.sampled_from(["array", "torch", "frame", "list"]),
+)
+def test_every_dtype_layout_and_container_gives_one_answer(dtype, layout, container):
+    given = np.abs(X).astype(dtype)
+    given = {
+        "C": np.ascontiguousarray, "F": np.asfortranarray, "strided": lambda a: np.repeat(a, 2, axis=0)[::2],
+        "readonly": lambda a: np.broadcast_to(a, a.shape),
+    }[layout](given)  # fmt: skip
+    if container == "torch":
+        given = torch.from_numpy(given.astype(given.dtype.newbyteorder("=")).copy())
+    elif container != "array":
+        given = pd.DataFrame(given) if container == "frame" else given.tolist()
+    fitted = fit_path(given, Y, [0.1])
+    np.testing.assert_allclose(fitted.predict_proba(given)[0], WHOLE.predict_proba(np.abs(X))[0], atol=1e-4)
+
+
+WHOLE = fit_path(np.abs(X), Y, [0.1])
