@@ -333,6 +333,8 @@ class _Single:
             products, passes = products + spent, passes + 1
             if not decrement > 0:
                 return None
+            if self.R > 1:  # what all classes share moves no probability and costs penalty
+                step -= step.mean(axis=0)
             new = self.evaluate(at.theta - step, solve_intercept=True) if last else None
             if new is None or not new.loss <= at.loss * (1 + (dense.ROUNDING if at.exact else FLOAT32_LOSS)):
                 new = self._descend(at, step, decrement)
