@@ -12,26 +12,28 @@ from torch import Tensor
 
 from probekit.solver.certificate import GapBound
 from probekit.solver.eigenbasis import Coordinates
-from probekit.solver.mean_loss import Evaluation, MeanLoss, regular_intercepts
+from probekit.solver.mean_loss import Evaluation, MeanLoss
 
 Preconditioner = Callable[[Tensor, Tensor], Tensor]  # (vectors (p, R, D+1), numbers of their problems (p,))
 
 SIDE_BY_SIDE = 640  # coefficient rows in one product: wider is no faster on a CPU, and blocks of rows grow short
+NEAR = 1e-3  # of the loss: a decrement below it makes the step one that may be certified
 RTOL = 0.05  # of r' M r at the start: what conjugate gradients of a step far from the optimum may leave
 STEP_SHARE = 0.1  # of the tolerance: what those of the last step may leave of the gradient bound
 LEAST_FORCING = {torch.float64: 1e-24, torch.float32: 1e-9}  # of r' M r: below, products are rounding
-MOST_PRODUCTS = 5000  # of a decrement bound
 HALVINGS = 25
 ROUNDING = 1e-14  # of the loss: a change below it is none
 SUFFICIENT_DECREASE = 1e-4
-PATIENCE = 3  # Newton steps in which the bound may fail to halve
+PATIENCE = 5  # Newton steps in which the bound may fail to halve
 
 
 @dataclass
 class Refined:
-    """Where Newton ended: evaluation without probabilities, done and stalled (P,) bool, products (P,) over the rows."""
+    """Where Newton ended: evaluation without probabilities, lower bounds of the optimum (P,), done and stalled (P,) bool,
+    products (P,) over the rows."""
 
     at: Evaluation
+    low: Tensor
     done: Tensor
     stalled: Tensor
     products: Tensor
@@ -45,6 +47,7 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 def newton(
     loss: MeanLoss,
     bound: GapBound,
+    full_bound: GapBound,
     coordinates: Coordinates,
     theta: Tensor,
     l2: Tensor,
@@ -59,7 +62,7 @@ def newton(
     Parameters
     ----------
     loss : in the eigenbasis and the working precision, for Hessian products
-    bound : of the gap; holds the same loss in solver columns and float64
+    bound : of the gap; holds the same loss in solver columns and float64; full_bound : the same in all columns
     coordinates : say how to go from one to the other
     l2 : (P,) penalties
     precondition : approximate inverse Hessians times vectors
@@ -71,20 +74,21 @@ def newton(
         group = -(-group // 2)
     parts = []
     for some in torch.arange(len(theta), device=theta.device).split(group):
-        run = _Newton(loss, bound, coordinates, l2[some], precondition, some, tol, max_products)
+        run = _Newton(loss, bound, full_bound, coordinates, l2[some], precondition, some, tol, max_products)
         parts.append(run(theta[some], max_rounds))
     if len(parts) == 1:
         return parts[0]
     at = Evaluation(
         *(torch.cat([getattr(p.at, name) for p in parts]) for name in ("theta", "gradient", "loss", "noise"))
     )
-    return Refined(at, *(torch.cat([getattr(p, name) for p in parts]) for name in ("done", "stalled", "products")))
+    return Refined(at, *(torch.cat([getattr(p, name) for p in parts]) for name in ("low", "done", "stalled", "products")))
 
 
 @dataclass
 class _Newton:
     loss: MeanLoss
     bound: GapBound
+    full_bound: GapBound
     coordinates: Coordinates
     l2: Tensor
     precondition: Preconditioner
@@ -100,10 +104,12 @@ class _Newton:
         done, stalled = (torch.zeros(P, dtype=torch.bool, device=device) for _ in range(2))
         products = torch.ones(P, dtype=torch.int64, device=device)
         best = torch.full((P,), torch.inf, dtype=torch.float64, device=device)
+        low = -best
         waited = torch.zeros(P, dtype=torch.int64, device=device)
         for round_ in range(max_rounds + 1):
             now = here if len(index) == P else here.take(index)
-            gap = self.bound(now, self.l2[index]) / now.loss
+            low[index] = torch.maximum(low[index], now.loss - self.bound.at(now, self.l2[index]))
+            gap = (now.loss - low[index]) / now.loss
             waited[index] = torch.where(gap <= 0.5 * best[index], 0, waited[index] + 1)
             best[index] = torch.minimum(best[index], gap)
             done[index] = self.bound.reached(now, gap, self.tol)
@@ -115,7 +121,10 @@ class _Newton:
                 index, now = index[todo], now.take(todo)
             step, gain, spent, last = self._solve(now, index)
             products[index] += spent
-            moved, ok, tries = self._descend(now, step, gain, index, keep, last)
+            if bool(last.any()):
+                at = index[last]
+                low[at] = torch.maximum(low[at], self._lower(now.take(last), self.l2[at], -step[last]))
+            moved, ok, tries = self._descend(now, step, gain, index, keep)
             products[index] += tries
             if len(index) == P and bool(ok.all()):
                 here = moved
@@ -125,22 +134,24 @@ class _Newton:
             index = index[ok]
             if not len(index):
                 break
-        return Refined(Evaluation(here.theta, here.gradient, here.loss, here.noise), done, stalled, products)
+        return Refined(Evaluation(here.theta, here.gradient, here.loss, here.noise), low, done, stalled, products)
+
+    def _lower(self, at: Evaluation, l2: Tensor, direction: Tensor) -> Tensor:
+        """Lower bounds of the optima, in all columns."""
+        full = self.coordinates.to_full
+        return self.full_bound.lower(at.loss, full(at.theta), l2, full(direction))
 
     def _descend(
-        self, now: Evaluation, step: Tensor, gain: Tensor, index: Tensor, keep: torch.dtype | None, last: bool
+        self, now: Evaluation, step: Tensor, gain: Tensor, index: Tensor, keep: torch.dtype | None
     ) -> tuple[Evaluation, Tensor, int]:
-        """Halve each problem's step until its loss falls; one that finds no descent stays where it was (ok False).
-
-        Intercepts are solved for where the step may be the `last` one: half of an evaluation's time.
-        """
+        """Halve each problem's step until its loss falls; one that finds no descent stays where it was (ok False)."""
         length = torch.ones(len(index), dtype=torch.float64, device=step.device)
         ok = torch.zeros(len(index), dtype=torch.bool, device=step.device)
         result = now
         for halving in range(HALVINGS):
             open_ = (~ok).nonzero()[:, 0]
             theta = now.theta[open_] - length[open_, None, None] * step[open_]
-            trial = self.bound.exact.evaluate(theta, self.l2[index[open_]], keep, solve_intercept=last)
+            trial = self.bound.exact.evaluate(theta, self.l2[index[open_]], keep)
             # where the whole step is worth less than the loss's rounding, nothing can be asked but not to rise
             wanted = now.loss[open_] * (1 + ROUNDING) - SUFFICIENT_DECREASE * length[open_] * gain[open_]
             better = trial.loss <= wanted
@@ -155,15 +166,15 @@ class _Newton:
             length[~ok] *= 0.5
         return result, ok, halving + 1
 
-    def _solve(self, at: Evaluation, index: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
-        """Steps (P, R, D+1) in float64, gains and products (P,); whether some residual is what the certificate asks."""
+    def _solve(self, at: Evaluation, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Steps (P, R, D+1) in float64, gains and products (P,); whether a residual is what the certificate asks (P,)."""
         enough = 2 * self.l2[index] * STEP_SHARE * self.tol * at.loss
         rotate = self.coordinates.rotate
         turned = replace(at, theta=rotate(at.theta), gradient=rotate(at.gradient))
         step, gain, products, left = conjugate_gradients(
             self.loss, turned, self.l2[index], self.precondition, self.names[index], enough, self.max_products
         )
-        last = bool((left[..., :-1].square().sum(dim=(1, 2)) <= 2 * enough).any())
+        last = left[..., :-1].square().sum(dim=(1, 2)) <= 2 * enough
         return self.coordinates.unrotate(step), gain, products, last
 
 
@@ -215,7 +226,8 @@ def conjugate_gradients(
         d = z + (new_rz / rz.clamp_min(1e-300)).to(dtype)[:, None, None] * d
         rz = new_rz
         left[index] = r
-        forcing = (total[index] * square[index] / at.loss[index]).clamp(floor, RTOL) if floor else 0.0
+        share = total[index] * square[index] / at.loss[index]
+        forcing = torch.where(share < NEAR, floor, share.clamp(floor, RTOL))
         more = good & (rz > forcing * start[index])
         more &= r[..., :-1].double().square().sum(dim=(1, 2)) > enough[index] / square[index]
         if not bool(more.any()):
@@ -224,18 +236,3 @@ def conjugate_gradients(
             index, r, d, rz = index[more], r[more], d[more], rz[more]
             probabilities = None if probabilities is None else probabilities[more]
     return step, total * square, products, left.double() * scale[:, None, None]
-
-
-def decrement_bound(loss: MeanLoss, at: Evaluation, l2: Tensor, precondition: Preconditioner, target: Tensor) -> Tensor:
-    """An upper bound (P,) of half the squared Newton decrement, by conjugate gradients in float64.
-
-    They found a part of g' H^-1 g; the residual r that they left has r' H^-1 r at most ||r_W||^2 / l2, and the part of
-    its intercepts, solved for to the first order. They stop when that is a tenth of `target` (P,).
-    """
-    names = torch.arange(len(l2), device=l2.device)
-    _, gain, _, left = conjugate_gradients(
-        loss, at, l2, precondition, names, 0.2 * l2 * target, MOST_PRODUCTS, least_forcing=0.0
-    )
-    hessian = regular_intercepts(loss.covariance(at.theta))
-    of_b = left[..., -1] * torch.linalg.solve(hessian, left[..., -1])
-    return (gain + left[..., :-1].square().sum(dim=(1, 2)) / l2 + 2 * of_b.sum(dim=1).abs()) / 2

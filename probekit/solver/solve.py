@@ -21,7 +21,7 @@ from probekit.solver.data import WeightedData
 from probekit.solver.eigenbasis import Coordinates, find_coordinates, plain_coordinates
 from probekit.solver.mean_loss import Evaluation, MeanLoss, covariance_of
 from probekit.solver.memory_plan import Plan, make_plan
-from probekit.solver.newton import SIDE_BY_SIDE, Refined, decrement_bound, newton
+from probekit.solver.newton import SIDE_BY_SIDE, Refined, conjugate_gradients, newton
 from probekit.solver.preconditioners import Kronecker
 from probekit.solver.sampled import Factor, class_inverses, pair_factor, row_importance
 
@@ -104,9 +104,8 @@ def certify(data: WeightedData, theta: Tensor, l2: Tensor) -> Certificate:
     plan = make_plan(data, len(l2))
     solver = PathSolver(data, l2, 0.0, 0, plan, find_coordinates(data, plan.in_memory, reduce=False))
     at = solver.exact.evaluate(solver.coordinates.from_original(theta.double()), l2, solve_intercept=True)
-    certificate = solver.summarise(at)
     every = torch.arange(len(l2), device=l2.device)
-    return solver.with_decrements(certificate, at, every)
+    return solver.summarise(at, every, solver.lower_bounds(at, every))
 
 
 def _is_small(data: WeightedData) -> bool:
@@ -181,7 +180,8 @@ class PathSolver:
         if self.dense:
             self._follow_dense(torch.arange(len(self.l2)).flip(0))
             # whole Newton steps have solved the intercepts, too
-            self.certificate = self.summarise(self._evaluate_full(self.theta, self.l2, solve_intercept=False))
+            at = self._evaluate_full(self.theta, self.l2, solve_intercept=False)
+            self.certificate = self.summarise(at, torch.arange(len(self.l2)))
         else:
             self.solve_nodes()
             self.interpolate()
@@ -209,11 +209,15 @@ class PathSolver:
         ]
         return Evaluation(*(torch.cat([getattr(p, n) for p in parts]) for n in ("theta", "gradient", "loss", "noise")))
 
-    def summarise(self, at: Evaluation, index: Tensor | None = None) -> Certificate:
-        """The certificate of probes measured in all centred columns, by the duality gap bound."""
-        l2 = self.l2 if index is None else self.l2[index]
+    def summarise(self, at: Evaluation, index: Tensor, low: Tensor | None = None) -> Certificate:
+        """The certificate of probes measured in all centred columns, by the better of its own and `low` (P,)."""
         g = self.coordinates.gradient_to_original(at.gradient)
-        grad_max, gap_bound = g.abs().amax(dim=(1, 2)), self.full_bound(at, l2)
+        grad_max, gap_bound = g.abs().amax(dim=(1, 2)), self.full_bound.at(at, self.l2[index])
+        kind = torch.zeros_like(at.loss, dtype=torch.int64)
+        if low is not None:
+            below = (at.loss - low).clamp_min(0)
+            kind[below < gap_bound] = KINDS.index("corrected_duality_gap")
+            gap_bound = torch.minimum(gap_bound, below)
         return Certificate(
             theta=self.coordinates.to_original(at.theta),
             loss=at.loss,
@@ -221,27 +225,32 @@ class PathSolver:
             grad_rel=grad_max / max(self.grad_at_zero, 1e-300),
             gap_bound=gap_bound,
             gap=gap_bound / at.loss.clamp_min(1e-300),
-            kind=torch.zeros_like(at.loss, dtype=torch.int64),
+            kind=kind,
             intercept_residual=at.gradient[..., -1].abs().amax(dim=1),
         )
 
-    def with_decrements(self, certificate: Certificate, at: Evaluation, index: Tensor) -> Certificate:
-        """The same with the decrement bound where that is smaller; `index` are the problems' numbers."""
-        exact, l2 = self.full_bound.exact, self.l2[index]
+    def lower_bounds(self, at: Evaluation, index: Tensor) -> Tensor:
+        """Lower bounds of the optima (P,) from probes at evaluated in all columns, where Newton's own are too low.
+
+        By whole Newton steps and sums in extended precision, or by as many conjugate gradients as it takes; `index`
+        are the problems' numbers.
+        """
+        l2, bound = self.l2[index], self.full_bound
         if self.on_host and self.R * at.theta.shape[2] <= DENSE_RETRY_COLUMNS:
-            bounds = torch.tensor(dense.decrement_bounds(self._dense_problem(exact.data), at.theta.numpy(), l2.numpy()))
-        elif self.narrowed:
-            return certificate  # tried again in all columns, see `solve`
-        else:
-            kronecker = Kronecker(exact.covariance(at.theta), self.coordinates.eigenvalues, l2, torch.float64)
-            turn, back = self.coordinates.rotate, self.coordinates.unrotate
-            bounds = decrement_bound(
-                exact, at, l2, lambda v, i: back(kronecker(turn(v), i)), max(self.tol, 1e-6) * at.loss
-            )
-        gaps = bounds / at.loss.clamp_min(1e-300)
-        better = gaps < certificate.gap
-        certificate.gap[better], certificate.kind[better] = gaps[better], KINDS.index("decrement")
-        return certificate
+            problem = self._dense_problem(bound.exact.data)
+            points = [dense.dual_point(problem, t, float(one)) for t, one in zip(at.theta.numpy(), l2, strict=True)]
+            residual, divergence, noise = (torch.from_numpy(np.stack(part)) for part in zip(*points, strict=True))
+            return at.loss - divergence - bound(at.theta, residual, noise, l2)
+        if self.narrowed:
+            return torch.full_like(at.loss, -torch.inf)  # tried again in all columns, see `solve`
+        kronecker = Kronecker(bound.exact.covariance(at.theta), self.coordinates.eigenvalues, l2, torch.float64)
+        turn, back = self.coordinates.rotate, self.coordinates.unrotate
+        names = torch.arange(len(l2), device=l2.device)
+        step, *_ = conjugate_gradients(
+            bound.exact, at, l2, lambda v, i: back(kronecker(turn(v), i)), names,
+            0.2 * l2 * max(self.tol, 1e-6) * at.loss, RETRY_PRODUCTS, least_forcing=0.0,
+        )  # fmt: skip
+        return bound.lower(at.loss, at.theta, l2, -step)
 
     def _finished(self, index: Tensor, refined: Refined) -> Certificate:
         """Store where Newton ended and certify it."""
@@ -250,7 +259,7 @@ class PathSolver:
         for i, stalled in zip(index.tolist(), refined.stalled.tolist(), strict=True):
             self.why[i] = "stalled" if stalled else "max_iter"
         at = self._evaluate_full(refined.at.theta, self.l2[index]) if self.narrowed else refined.at
-        return self.summarise(at, index)
+        return self.summarise(at, index, refined.low)
 
     # ---- Newton steps
     def precondition(self, gradient: Tensor, index: Tensor) -> Tensor:
@@ -272,7 +281,7 @@ class PathSolver:
         """Newton steps for the problems at `index` from `start`."""
         self._renew_kronecker(index, start)
         return newton(
-            self.loss, self.bound, self.coordinates, start, self.l2[index],
+            self.loss, self.bound, self.full_bound, self.coordinates, start, self.l2[index],
             lambda v, i: self.precondition(v, index[i]), (INNER if self.narrowed else 1.0) * self.tol,
             max_rounds=min(rounds, self.max_iter), max_products=max(min(products, self.max_iter), 1),
         )  # fmt: skip
@@ -336,14 +345,15 @@ class PathSolver:
     def _add_factor(self, theta: Tensor, l2: float) -> None:
         """A new factor; it takes the place of one at the same penalty, or of the oldest where memory holds no more."""
         make = pair_factor if self.plan.factor == "pairs" else class_inverses
-        if self.factors and self.factors[-1].l2 == l2:
+        last = self.factors[-1] if self.factors else None
+        if last is not None and last.l2 == l2:
             self.factors.pop()
         elif len(self.factors) >= self.plan.most_factors:
             self.factors.pop(0)
             self.factor_of = (self.factor_of - 1).clamp_min(-1)
         if self.importance is None:
             self.importance = row_importance(self.coordinates)
-        self.factors.append(make(self.loss, self.coordinates.rotate(theta), l2, self.importance))
+        self.factors.append(make(self.loss, self.coordinates.rotate(theta), l2, self.importance, last))
 
     def _assign_factors(self) -> None:
         """Let the nearest factor serve each penalty that is weak, or little stronger than the strongest factor's."""
@@ -388,7 +398,7 @@ class PathSolver:
                 certificate = self._finished(index, self._refine(index, start[None], products=RETRY_PRODUCTS))
             if not bool(certificate.converged(self.tol)):
                 at = self._evaluate_full(self.theta[index], self.l2[index])
-                certificate = self.with_decrements(certificate, at, index)
+                certificate = self.summarise(at, index, self.lower_bounds(at, index))
             if bool(certificate.gap < self.certificate.gap[index]):
                 self.certificate.put(index, certificate)
 
