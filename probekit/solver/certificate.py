@@ -81,10 +81,13 @@ class GapBound:
         self.log_least = -math.log(float(weighted.min()))
         self.longest = math.sqrt(2) * data.over_ranks(float(exact.row_norms.max()), "MAX")
 
-    def __call__(self, theta: Tensor, residual: Tensor, noise: Tensor, l2: Tensor) -> Tensor:
+    def __call__(
+        self, theta: Tensor, residual: Tensor, noise: Tensor, l2: Tensor, widest: Tensor | None = None
+    ) -> Tensor:
         """What `residual`, the gradient or that of another dual point, allows f(theta) - f* to be at most (P,).
 
-        `noise` (P, 2) bounds the rounding in it, of W and of b.
+        `noise` (P, 2) bounds the rounding in it, of W and of b; `widest` (P,) is the largest range of a row's logits
+        x W where it was measured, else sqrt(2) |x| ||W|| stands for it.
         """
         R = residual.shape[1]
         of_W = torch.linalg.vector_norm(residual[..., :-1], dim=(1, 2)) + noise[:, 0]
@@ -98,7 +101,7 @@ class GapBound:
             e, lost = g_b[:, weighted].sum(dim=1) / 2, 2 * g_b[:, ~weighted].sum(dim=1)
             spread = b[:, weighted].amax(dim=1) - b[:, weighted].amin(dim=1)
         e = e + noise[:, 1]
-        reach = spread + self.log_least + self.longest * size
+        reach = spread + self.log_least + (self.longest * size if widest is None else widest)
         return (of_W + self.longest * e).square() / (2 * l2) + e * reach + lost
 
     def at(self, at: Evaluation, l2: Tensor) -> Tensor:

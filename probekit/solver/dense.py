@@ -140,7 +140,7 @@ def newton_step(H: Array, gradient: Array) -> tuple[Array, float]:
         shift = more
 
 
-def dual_point(problem: DenseProblem, theta: Array, l2: float) -> tuple[Array, float, Array]:
+def dual_point(problem: DenseProblem, theta: Array, l2: float) -> tuple[Array, float, Array, float]:
     """The dual point of a whole Newton step, as `probekit.solver.dual_point`, with sums in extended precision.
 
     The residuals of theta's own probabilities are summed in long doubles, what is added to them in float64, as in
@@ -149,7 +149,8 @@ def dual_point(problem: DenseProblem, theta: Array, l2: float) -> tuple[Array, f
 
     Returns
     -------
-    residual r (R, c), divergence, and (2,) bounds of what rounding adds to the norms of r_W and r_b
+    residual r (R, c), divergence, (2,) bounds of what rounding adds to the norms of r_W and r_b, and the largest range
+    over classes of a row's logits without the intercepts
     """
     long, (N, R) = np.longdouble, (len(problem.X), problem.n_coef_rows)
     rows, X, w, y = np.arange(N), problem.X, problem.weights, problem.y
@@ -192,7 +193,9 @@ def dual_point(problem: DenseProblem, theta: Array, l2: float) -> tuple[Array, f
     size = [np.linalg.norm(theta[:, :-1]), 0.0]
     of_sums = np.finfo(long).eps * ((1 - p[rows, y]) @ lengths + l2 * np.array(size))
     noise: Array = 8 * (of_sums.astype(float) + np.finfo(float).eps * (np.abs(moved).sum(axis=1) @ lengths))
-    return r, divergence, noise
+    without = theta.copy()
+    without[:, -1] = 0
+    return r, divergence, noise, float(np.ptp(behind(without), axis=1).max())
 
 
 Enough = Callable[[float, Array, Array, float], bool]  # (loss, gradient, theta, l2)

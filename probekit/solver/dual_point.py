@@ -2,9 +2,9 @@
 
 Any distributions q_i over the classes whose residuals q_i - onehot(y_i) have zero weighted sum are a dual point, and
     f*  >=  f(theta) - sum_i w_i KL(q_i || p_i) - ||r_W||^2 / (2 l2) ,   r = l2 W + sum_i w_i (q_i - onehot(y_i)) x_i' .
-With q = p, r is the gradient. With q = p (1 + t), t_ik = x_i u_k - its mean over p_i, a step u = -H^-1 g makes r = -l2 u
-and the bound half the squared Newton decrement, to second order: directions in which the rows curve no longer count
-as if l2 alone did. It holds for every u, however rough, and owes nothing to digits that theta's rounding has cost.
+With q = p, r is the gradient. With q = p (1 + t), t_ik = x_i u_k - its mean over p_i, a step u = -H^-1 g makes
+r = -l2 u and the bound half the squared Newton decrement, to second order: directions in which the rows curve no longer
+count as if l2 alone did. It holds for every u, and does not depend on digits that the rounding of theta has cost.
 Where t < -1 the probability is zero, and r is summed with what q then is.
 
 Shapes: P probes, R coefficient rows, n rows of a block.
@@ -74,7 +74,7 @@ def dual_point(loss: MeanLoss, theta: Tensor, l2: Tensor, direction: Tensor) -> 
 
 @dataclass(frozen=True)
 class _Moved:
-    """Of a block: q - onehot (P, R, n), what q leaves the label (P, n), KL(q || p) (P, n), p as `covariance_of` has it."""
+    """Of a block: q - onehot (P, R, n), 1 - q of the label (P, n), KL(q || p) (P, n), p as `covariance_of` reads it."""
 
     residual: Tensor
     missed: Tensor

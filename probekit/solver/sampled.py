@@ -115,7 +115,8 @@ def class_inverses(
     sketch = torch.empty(SKETCH, R, columns, dtype=theta.dtype, device=theta.device)
     each = 3 * columns * columns * theta.element_size()
     for some in torch.arange(R, device=theta.device).split(max(CHUNK_BYTES.get(theta.device.type, 1 << 28) // each, 1)):
-        draws = _draws(mass[some], columns, BLOCK_ROWS_PER_COLUMN, importance, None if last is None else last.sketch[:, some])
+        known = None if last is None else last.sketch[:, some]
+        draws = _draws(mass[some], columns, BLOCK_ROWS_PER_COLUMN, importance, known)
         factor = _cholesky(_sampled_moments(loss, theta, _doubt_of(some, R), draws, len(some)), l2, columns)
         half = torch.linalg.solve_triangular(factor.mT, _noise(columns, factor).expand(len(some), -1, -1), upper=True)
         sketch[:, some] = half.permute(2, 0, 1)
@@ -134,7 +135,12 @@ Draws = Callable[[Tensor, slice], Tensor]  # of the rows X (n, D+1), at a slice:
 
 
 def _draws(
-    mass: Tensor, columns: int, rows_per_column: float, importance: Tensor, sketch: Tensor | None, pairs: Tensor | None = None
+    mass: Tensor,
+    columns: int,
+    rows_per_column: float,
+    importance: Tensor,
+    sketch: Tensor | None,
+    pairs: Tensor | None = None,
 ) -> Draws:
     """How often rows are drawn: by the leverages in another factor, whose sketch (S, J or R, D+1) is given, and anyhow.
 

@@ -1,6 +1,6 @@
 """From weighted data and penalties to certified probes: coordinates, nodes, interpolation, certificate, retries."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -30,6 +30,7 @@ STRONG = 1e-3  # an l2 above this share of the largest eigenvalue of X'X is easy
 ABOVE = 5.0  # a factor serves penalties up to so many times its own
 FACTOR_REACH = 40.0  # a factor serves penalties down to this part of its own
 NODE_ROUNDS, NODE_PRODUCTS = 3, 40  # Newton steps by one factor, and products of each: more ask for a new factor
+FIRST_ROUNDS, FIRST_PRODUCTS = 2, 15  # the same by a factor of the node before
 NODE_FACTORS = 10  # for one node
 INNER = 0.5  # of tol: the target of Newton steps in fewer columns than the certificate counts
 ONE_THREAD_ENTRIES = 1 << 19  # X of fewer entries is solved by one thread
@@ -165,10 +166,11 @@ class PathSolver:
         self.bound = GapBound(self.exact, limit / (zero.gradient.numel() ** 0.5 if self.narrowed else 1.0))
         self.full_bound = GapBound(MeanLoss(coordinates.full), limit) if self.narrowed else self.bound
         self.n_iter = torch.zeros(len(l2), dtype=torch.int64, device=l2.device)
+        self.low = torch.full_like(l2, -torch.inf)  # what is known to be below the optima
         self.why = ["max_iter"] * len(l2)
         self.factors: list[Factor] = []
         self.importance: Tensor | None = None
-        self.factor_of = torch.full((len(l2),), -1, dtype=torch.int64, device=l2.device)
+        self.factor_of = [-1] * len(l2)  # number of the factor that serves a penalty; -1: none
         if len(coordinates.eigenvalues):
             p = prior.softmax(dim=0) if self.R > 1 else prior.sigmoid() * (-prior).sigmoid()
             one = torch.ones(1, dtype=torch.float64, device=l2.device)
@@ -239,15 +241,15 @@ class PathSolver:
         if self.on_host and self.R * at.theta.shape[2] <= DENSE_RETRY_COLUMNS:
             problem = self._dense_problem(bound.exact.data)
             points = [dense.dual_point(problem, t, float(one)) for t, one in zip(at.theta.numpy(), l2, strict=True)]
-            residual, divergence, noise = (torch.from_numpy(np.stack(part)) for part in zip(*points, strict=True))
-            return at.loss - divergence - bound(at.theta, residual, noise, l2)
+            residual, divergence, *rest = (torch.from_numpy(np.stack(part)) for part in zip(*points, strict=True))
+            return at.loss - divergence - bound(at.theta, residual, rest[0], l2, rest[1])
         if self.narrowed:
             return torch.full_like(at.loss, -torch.inf)  # tried again in all columns, see `solve`
         kronecker = Kronecker(bound.exact.covariance(at.theta), self.coordinates.eigenvalues, l2, torch.float64)
         turn, back = self.coordinates.rotate, self.coordinates.unrotate
         names = torch.arange(len(l2), device=l2.device)
         step, *_ = conjugate_gradients(
-            bound.exact, at, l2, lambda v, i: back(kronecker(turn(v), i)), names,
+            bound.exact, at, l2, lambda some: lambda v: back(kronecker(turn(v), some)), names,
             0.2 * l2 * max(self.tol, 1e-6) * at.loss, RETRY_PRODUCTS, least_forcing=0.0,
         )  # fmt: skip
         return bound.lower(at.loss, at.theta, l2, -step)
@@ -262,36 +264,42 @@ class PathSolver:
         return self.summarise(at, index, refined.low)
 
     # ---- Newton steps
-    def precondition(self, gradient: Tensor, index: Tensor) -> Tensor:
-        """Each problem by the nearest factor there is, or by its own Kronecker product."""
-        if not self.factors:
-            return self.kronecker(gradient, index)
-        mine = self.factor_of[index]
-        names = mine.unique().tolist()
-        if len(names) == 1 and names[0] >= 0:
-            return self.factors[names[0]](gradient)
-        out = torch.empty_like(gradient)
-        for name in names:
-            chosen = mine == name
-            part = gradient[chosen]
-            out[chosen] = self.kronecker(part, index[chosen]) if name < 0 else self.factors[name](part)
-        return out
+    def precondition(self, index: Tensor) -> Callable[[Tensor], Tensor]:
+        """Each problem by the factor that serves it, or by its own Kronecker product."""
+        names = torch.tensor([self.factor_of[i] for i in index.tolist()]) if self.factors else torch.empty(0)
+        groups = [(name, (names == name).nonzero()[:, 0].to(index.device)) for name in names.unique().tolist()]
+
+        def apply(gradient: Tensor) -> Tensor:
+            if not groups:
+                return self.kronecker(gradient, index)
+            if len(groups) == 1 and groups[0][0] >= 0:
+                return self.factors[groups[0][0]](gradient)
+            out = torch.empty_like(gradient)
+            for name, mine in groups:
+                part = gradient[mine]
+                out[mine] = self.kronecker(part, index[mine]) if name < 0 else self.factors[name](part)
+            return out
+
+        return apply
 
     def _refine(self, index: Tensor, start: Tensor, rounds: int = 30, products: int = 300) -> Refined:
         """Newton steps for the problems at `index` from `start`."""
         self._renew_kronecker(index, start)
-        return newton(
-            self.loss, self.bound, self.full_bound, self.coordinates, start, self.l2[index],
-            lambda v, i: self.precondition(v, index[i]), (INNER if self.narrowed else 1.0) * self.tol,
+        refined = newton(
+            self.loss, self.bound, self.full_bound, self.coordinates, start, self.l2[index], self.low[index],
+            lambda some: self.precondition(index[some]), (INNER if self.narrowed else 1.0) * self.tol,
             max_rounds=min(rounds, self.max_iter), max_products=max(min(products, self.max_iter), 1),
         )  # fmt: skip
+        self.low[index] = refined.low
+        return refined
 
     def _renew_kronecker(self, index: Tensor, theta: Tensor) -> None:
         """Set the class factors of problems to their probes, where no factor of the Hessian takes their place."""
-        mine = self.factor_of[index] < 0
-        if bool(mine.any()) and bool(theta[mine][..., :-1].any()):
-            turned = self.coordinates.rotate(theta[mine]).to(self.loss.data.dtype)
-            self.kronecker.update(self.loss.covariance(turned), index[mine])
+        mine = [k for k, i in enumerate(index.tolist()) if self.factor_of[i] < 0]
+        theta = theta[torch.tensor(mine, dtype=torch.int64, device=theta.device)]
+        if mine and bool(theta[..., :-1].any()):
+            turned = self.coordinates.rotate(theta).to(self.loss.data.dtype)
+            self.kronecker.update(self.loss.covariance(turned), index[torch.tensor(mine, device=index.device)])
 
     def _advance(self, index: Tensor, start: Tensor, rounds: int = 30, products: int = 300) -> bool:
         """The same, stored; whether all have reached the tolerance."""
@@ -335,9 +343,10 @@ class PathSolver:
             return
         if not self.factors or l2 < self.factors[-1].l2 / FACTOR_REACH:
             self._add_factor(start, l2)
-        for _ in range(NODE_FACTORS):
+        for attempt in range(NODE_FACTORS):
             self.factor_of[node] = len(self.factors) - 1
-            if self._advance(index, start[None], NODE_ROUNDS, NODE_PRODUCTS) or self.n_iter[node] >= self.max_iter:
+            rounds, products = (NODE_ROUNDS, NODE_PRODUCTS) if attempt else (FIRST_ROUNDS, FIRST_PRODUCTS)
+            if self._advance(index, start[None], rounds, products) or self.n_iter[node] >= self.max_iter:
                 return
             start = self.theta[node]
             self._add_factor(start, l2)
@@ -350,7 +359,7 @@ class PathSolver:
             self.factors.pop()
         elif len(self.factors) >= self.plan.most_factors:
             self.factors.pop(0)
-            self.factor_of = (self.factor_of - 1).clamp_min(-1)
+            self.factor_of = [max(number - 1, -1) for number in self.factor_of]
         if self.importance is None:
             self.importance = row_importance(self.coordinates)
         self.factors.append(make(self.loss, self.coordinates.rotate(theta), l2, self.importance, last))
@@ -362,7 +371,7 @@ class PathSolver:
         own = torch.tensor([factor.l2 for factor in self.factors], dtype=torch.float64, device=self.l2.device)
         nearest = (self.log_l2[:, None] - own.log()).abs().argmin(dim=1)
         weak = self.l2 < max(STRONG * float(self.coordinates.eigenvalues.max()), ABOVE * float(own.max()))
-        self.factor_of = torch.where(weak, nearest, -1)
+        self.factor_of = torch.where(weak, nearest, -1).tolist()
 
     # ---- everything else
     def interpolate(self) -> None:
@@ -386,18 +395,21 @@ class PathSolver:
         open_ = (~self.certificate.converged(self.tol)).nonzero()[:, 0]
         if not len(open_):
             return
-        self.factors, self.factor_of = [], torch.full_like(self.factor_of, -1)
-        for i in open_.flip(0).tolist():
+        # where rounding alone is left, a better bound of what was found is enough
+        at = self._evaluate_full(self.theta[open_], self.l2[open_])
+        self.certificate.put(open_, self.summarise(at, open_, self.lower_bounds(at, open_)))
+        self.factors, self.factor_of = [], [-1] * len(self.l2)
+        for i in (~self.certificate.converged(self.tol)).nonzero()[:, 0].flip(0).tolist():
             index = torch.tensor([i], device=self.l2.device)
             if self.on_host and self.R * self.theta.shape[2] <= DENSE_RETRY_COLUMNS:
                 self._follow_dense(index)
-                certificate = self.summarise(self._evaluate_full(self.theta[index], self.l2[index]), index)
             else:
                 good = self._good()
                 start = self._start(i, good) if good else self.theta[i]
-                certificate = self._finished(index, self._refine(index, start[None], products=RETRY_PRODUCTS))
+                self._advance(index, start[None], products=RETRY_PRODUCTS)
+            at = self._evaluate_full(self.theta[index], self.l2[index])
+            certificate = self.summarise(at, index, self.low[index])
             if not bool(certificate.converged(self.tol)):
-                at = self._evaluate_full(self.theta[index], self.l2[index])
                 certificate = self.summarise(at, index, self.lower_bounds(at, index))
             if bool(certificate.gap < self.certificate.gap[index]):
                 self.certificate.put(index, certificate)
