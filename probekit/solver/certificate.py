@@ -97,9 +97,10 @@ class GapBound:
             e, spread, lost = g_b[:, 0], b[:, 0].abs(), torch.zeros_like(l2)
         else:
             # a class without weight has its best intercept at minus infinity, and its whole probability to lose
-            weighted = self.shares > 0
-            e, lost = g_b[:, weighted].sum(dim=1) / 2, 2 * g_b[:, ~weighted].sum(dim=1)
-            spread = b[:, weighted].amax(dim=1) - b[:, weighted].amin(dim=1)
+            without = self.shares == 0
+            lost = 2 * (g_b * without).sum(dim=1)
+            e = g_b.masked_fill(without, 0.0).sum(dim=1) / 2
+            spread = b.masked_fill(without, -torch.inf).amax(dim=1) - b.masked_fill(without, torch.inf).amin(dim=1)
         e = e + noise[:, 1]
         reach = spread + self.log_least + (self.longest * size if widest is None else widest)
         return (of_W + self.longest * e).square() / (2 * l2) + e * reach + lost

@@ -1,5 +1,6 @@
 """From weighted data and penalties to certified probes: coordinates, nodes, interpolation, certificate, retries."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -145,6 +146,7 @@ class PathSolver:
         coordinates: Coordinates | None = None,
     ) -> None:
         self.l2, self.log_l2, self.tol, self.max_iter = l2, l2.log(), tol, max_iter
+        self.log_l2_of = self.log_l2.tolist()  # on the host: reading one from a GPU waits for it
         self.R = data.n_coef_rows
         self.on_host = data.device.type == "cpu" and not data.sharded
         self.dense = _is_small(data) and self.on_host
@@ -326,7 +328,8 @@ class PathSolver:
 
     def _start(self, node: int, solved: list[int]) -> Tensor:
         """The start of a penalty (R, D+1): extrapolated from its neighbours or the nearest, whichever has less loss."""
-        known = sorted(solved, key=lambda other: abs(float(self.log_l2[other] - self.log_l2[node])))[:3]
+        where = self.log_l2_of[node]
+        known = sorted(solved, key=lambda other: abs(self.log_l2_of[other] - where))[:3]
         nearest = self.theta[known[0]]
         if len(known) == 1:
             return nearest
@@ -337,7 +340,8 @@ class PathSolver:
 
     def _solve_weak(self, node: int, solved: list[int]) -> None:
         """One node, by the factor at hand as long as it serves, or where none is affordable by Kronecker products."""
-        start, l2, index = self._start(node, solved), float(self.l2[node]), torch.tensor([node], device=self.l2.device)
+        start, l2 = self._start(node, solved), math.exp(self.log_l2_of[node])
+        index = torch.tensor([node], device=self.l2.device)
         if self.plan.factor is None:
             self._advance(index, start[None])
             return
