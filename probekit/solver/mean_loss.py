@@ -9,6 +9,7 @@ Shapes: P probes, R coefficient rows (1 if K = 2), D features, n rows of a block
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -204,6 +205,10 @@ class MeanLoss:
         self, theta: Tensor, l2: Tensor, direction: Tensor, probabilities: Tensor | None = None
     ) -> Tensor:
         """Hessian at theta times direction (P, R, D+1); probabilities (P, R, N) save one of three products."""
+        with _tensor_cores(direction):
+            return self._hessian_products(theta, l2, direction, probabilities)
+
+    def _hessian_products(self, theta: Tensor, l2: Tensor, direction: Tensor, probabilities: Tensor | None) -> Tensor:
         P, R, columns = theta.shape
         product = torch.zeros(P * R, columns, dtype=direction.dtype, device=direction.device)
         at = None if probabilities is not None else theta.to(direction.dtype).reshape(P * R, columns)
@@ -227,6 +232,21 @@ class MeanLoss:
         product = product.view(P, R, columns)
         product[..., :-1] += l2.to(product.dtype)[:, None, None] * direction[..., :-1]
         return product
+
+
+@contextmanager
+def _tensor_cores(direction: Tensor) -> Iterator[None]:
+    """TF32 for products with float32 directions on a GPU: three digits are enough for a step that float64 measures.
+
+    With its rounding imitated on a CPU a path took 878 products for 627, all certified (3,000 x 96, 10 classes).
+    """
+    before = torch.get_float32_matmul_precision()
+    if direction.is_cuda and direction.dtype == torch.float32:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def residuals_(z: Tensor, y: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
