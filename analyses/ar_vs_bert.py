@@ -12,16 +12,24 @@ import argparse
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analyses import over_runs
-from analyses.ar_vs_bert_figure import write_figure
+from analyses import over_runs, start
+from igpt_model import atomic
 from probekit.evaluate.mask_voting import mask_ensemble
 from probekit.features.store import FeatureStore
 from probekit.reports import build_panels, collect_records
+from probekit.reports.figures.style import MODELS, RANDOM, style
 from probekit.reports.panels import Panel, Series, margin
+from probekit.reports.report import save_figure
 from probekit.results.predictions import row_predictions
+from probekit.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 
 def runs_of(panel: Panel, objective: str) -> list[Series]:
@@ -94,6 +102,57 @@ def _words(together: over_runs.Together) -> str:
     return f"{together.mean:+.1f} [{together.low:+.1f}, {together.high:+.1f}] points ({each})"
 
 
+def depth_frame(ar: Sequence[Series], bert: Sequence[Series], random: Sequence[Series] = ()) -> "pd.DataFrame":
+    """A row a series and depth: objective, depth, mean, low, high, each run; percent, but points for "AR - BERT".
+
+    Raises
+    ------
+    UserError
+        The models were probed at different depths, so that no layer of one answers to one of the other.
+    """
+    import pandas as pd
+
+    depths = ar[0].depths
+    if any(not np.array_equal(series.depths, depths) for series in (*ar, *bert)):
+        raise UserError("The models have different numbers of layers; the picture is of models of the same depth.")
+    groups = {"AR": ar, "BERT": bert, **{series.label: [series] for series in random}}
+    rights = {name: [series.curve.rows() for series in runs] for name, runs in groups.items()}
+    found = {
+        (name, int(depth)): over_runs.accuracy([right[:, place] for right in rights[name]])
+        for name, runs in groups.items()
+        for place, depth in enumerate(runs[0].depths)
+    }
+    if len(ar) == len(bert) > 1:
+        for place, depth in enumerate(depths):
+            pair = ([right[:, place] for right in rights[name]] for name in ("AR", "BERT"))
+            found["AR - BERT", int(depth)] = over_runs.gain(*pair)
+    return pd.DataFrame(
+        {"objective": name, "depth": depth, "mean": one.mean, "low": one.low, "high": one.high}
+        | {f"run_{number}": value for number, value in enumerate(one.each)}
+        for (name, depth), one in found.items()
+    )
+
+
+def depth_figure(frame: "pd.DataFrame") -> "Figure":
+    """Mean accuracy by depth with 95 % intervals, a faint line a run."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    looks = {"AR": (MODELS[0][0], "o", "-"), "BERT": (MODELS[1][0], "s", "-")}
+    for name, own in frame[frame.objective != "AR - BERT"].groupby("objective", sort=False):
+        colour, marker, line = looks.get(name, (RANDOM[0], "v", "--"))
+        runs = own.filter(like="run_").dropna(axis=1)
+        axes.plot(own.depth, runs, color=colour, linewidth=0.7, alpha=0.5)
+        axes.vlines(own.depth, own.low, own.high, color=colour, linewidth=1, alpha=0.6)
+        axes.plot(own.depth, own["mean"], color=colour, marker=marker, linestyle=line, markersize=4, label=name)
+    axes.set_title("Test accuracy of linear probes, %: mean, 95 % interval, runs faint")
+    axes.set_xlabel("layer")
+    axes.set_xticks(sorted(frame.depth.unique()))
+    axes.legend(loc="best")
+    return figure
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read results and print every pair."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -107,10 +166,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     both = [panel for panel in panels if runs_of(panel, "AR") and runs_of(panel, "BERT")]
     for panel in both if options.out else []:
         runs = runs_of(panel, "AR"), runs_of(panel, "BERT")
-        name = "ar_vs_bert" if len(both) == 1 else f"ar_vs_bert-{panel.slug}"
-        for path in write_figure(*runs, [s for s in panel.series if s.role == "random"], options.out / name):
-            print(path)
+        stem = options.out / ("ar_vs_bert" if len(both) == 1 else f"ar_vs_bert-{panel.slug}")
+        frame = depth_frame(*runs, [s for s in panel.series if s.role == "random"])
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_text(stem.with_suffix(".csv"), frame.round(3).to_csv(index=False, lineterminator="\n"))
+        with style():
+            save_figure(depth_figure(frame), stem, ("svg", "png"))
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
+from analyses import start
 from igpt_model import atomic
 from probekit.results.predictions import row_predictions
 from probekit.results.record import read_records, results_path
@@ -60,4 +61,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

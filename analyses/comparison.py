@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from analyses import start
 from probekit.reports import build_panels, collect_records, comparison_frame
 from probekit.reports.published import TASKS, printed_comparison
 from probekit.reports.tables import write_table
@@ -34,4 +35,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from analyses import start
 from probekit.reports import build_panels, collect_records
 from probekit.reports.figures.depth import short_range
 from probekit.reports.panels import Panel, margin
@@ -43,4 +44,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

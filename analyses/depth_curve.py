@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from analyses import start
 from probekit.reports import build_panels, collect_records, print_panel
 from probekit.reports.report import write_curve
 
@@ -28,4 +29,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

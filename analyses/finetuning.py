@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from analyses import over_runs
+from analyses import over_runs, start
 from igpt_model.checked_json import read_json
 from probekit.cli.finetune import PREDICTIONS_FILE, TEST_FILE
 from probekit.reports import build_panels, collect_records
@@ -122,4 +122,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from analyses import start
 from igpt_model import atomic
 from probekit import extract, load_dataset, load_encoder
 from probekit.evaluate.sweep import sweep
@@ -83,4 +84,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

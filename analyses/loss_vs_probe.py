@@ -1,55 +1,63 @@
-"""Does a lower pre-training loss mean better features (the paper's figure 3: yes, within a run and between sizes)?
+"""Does a lower pre-training loss mean better features, and when does the hump appear (the paper's figure 3)?
 
-    python -m analyses.loss_vs_probe RESULTS_OR_RUN...
+    python -m analyses.loss_vs_probe RESULTS_OR_RUN... [--run RUN] [--out FOLDER]
 
-RESULTS of sweeps over several checkpoints of a run (`igpt:RUN@STEP`), whose metrics.jsonl is read for the validation
-loss; or a RUN folder with probes made while training (`probekit train --probe-every`).
+RESULTS of sweeps over several checkpoints of a run (`igpt:RUN@STEP`), whose metrics.jsonl gives the validation losses
+(--run: where that run is now, or its metrics.jsonl); or a RUN folder with probes made while training
+(`probekit train --probe-every`). --out gets emergence.csv and .svg: a map of checkpoint by layer, and accuracy by loss.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
+from analyses import start
+from igpt_model import atomic
 from igpt_model.training.run_log import read_metrics
 from probekit.cli.watch import read_probes
 from probekit.reports import build_panels, collect_records
-from probekit.reports.panels import Panel
+from probekit.reports.figures.style import INK, MODEL_MARKERS, MODELS, style
+from probekit.reports.report import save_figure
 from probekit.results.record import RESULTS_NAME, Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Point(NamedTuple):
-    """A checkpoint: nats a pixel on validation pictures, accuracy of the best layer in percent."""
+    """A checkpoint: nats a pixel on validation pictures, the chosen layer, accuracy of every layer in percent."""
 
     run: str
     step: int
     loss: float
     layer: int
-    accuracy: float
+    accuracies: tuple[float, ...]
 
 
-def validation_loss(record: Record) -> float | None:
-    """Loss of the checkpoint that a record's features came from, as its run measured it last by then."""
+def validation_loss(record: Record, run: Path | None = None) -> float | None:
+    """Loss of the checkpoint that a record's features came from; `run` where its folder has moved."""
     place, step = record.encoder.get("checkpoint"), record.encoder.get("step")
-    return None if place is None or step is None else loss_at(Path(place).parents[1], int(step))
+    return None if place is None or step is None else loss_at(run or Path(place).parents[1], int(step))
 
 
 def loss_at(run: Path, step: int) -> float | None:
-    """The newest validation loss of a run up to a step."""
-    losses = [r["val_loss"] for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "eval" and r["step"] <= step]
-    return losses[-1] if losses else None
+    """The validation loss of a run at a step, interpolated: checkpoints also lie between two measurements."""
+    evals = [r for r in read_metrics(run / "metrics.jsonl" if run.is_dir() else run) if r["kind"] == "eval"]
+    return float(np.interp(step, [r["step"] for r in evals], [r["val_loss"] for r in evals])) if evals else None
 
 
-def swept_points(panel: Panel) -> list[Point]:
-    """The panel's checkpoints with a known loss."""
+def swept_points(results: Sequence[Path], run: Path | None = None) -> list[Point]:
+    """The checkpoints of some results with a known loss."""
     found = []
-    for series in panel.models:
-        record = series.records[series.peak]
-        loss = validation_loss(record)
+    for series in [one for panel in build_panels(collect_records(results)) for one in panel.models]:
+        encoder = series.records[series.peak].encoder
+        loss = validation_loss(series.records[series.peak], run)
         if loss is not None:
-            run = str(Path(record.encoder["checkpoint"]).parents[1])
-            accuracy = float(series.top1[series.peak])
-            found.append(Point(run, record.encoder["step"], loss, int(series.depths[series.peak]), accuracy))
+            name = str(run or Path(encoder["checkpoint"]).parents[1])
+            found.append(Point(name, encoder["step"], loss, series.peak, tuple(map(float, series.top1))))
     return found
 
 
@@ -57,37 +65,80 @@ def watched_points(run: Path) -> list[Point]:
     """The checkpoints of a run that were probed while it trained."""
     pairs = [(record, loss_at(run, record["step"])) for record in read_probes(run)]
     return [
-        Point(str(run), r["step"], loss, r["peak"], 100 * r["accuracy"][r["peak"]])
+        Point(str(run), r["step"], loss, r["peak"], tuple(100 * value for value in r["accuracy"]))
         for r, loss in pairs
         if loss is not None
     ]
 
 
 def lines(points: Sequence[Point]) -> list[str]:
-    """One line a checkpoint, then each run's rank correlation."""
+    """One line a checkpoint of one run, then the rank correlation."""
     from scipy.stats import spearmanr
 
-    found = []
-    for run in dict.fromkeys(point.run for point in points):
-        own = sorted((p for p in points if p.run == run), key=lambda p: p.step)
-        found.append(run)
-        found += [f"  step {p.step:>8}  loss {p.loss:.4f}  layer {p.layer:2d}  {p.accuracy:5.1f} %" for p in own]
-        if len({p.loss for p in own}) > 2 and len({p.accuracy for p in own}) > 1:
-            rho = spearmanr([p.loss for p in own], [p.accuracy for p in own]).statistic
-            found.append(f"  rank correlation of loss and accuracy {rho:+.2f} over {len(own)} checkpoints")
-    return found
+    best = [p.accuracies[p.layer] for p in points]
+    found = [
+        f"  step {p.step:>8}  loss {p.loss:.4f}  layer {p.layer:2d}  {value:5.1f} %"
+        for p, value in zip(points, best, strict=True)
+    ]
+    if len({p.loss for p in points}) > 2 and len(set(best)) > 1:
+        rho = spearmanr([p.loss for p in points], best).statistic
+        found.append(f"  rank correlation of loss and accuracy {rho:+.2f} over {len(points)} checkpoints")
+    return [points[0].run, *found]
+
+
+def figure(points: Sequence[Point]) -> "Figure":
+    """Left: checkpoint by layer, a dot on the chosen layer. Right: accuracy against loss."""
+    from matplotlib.figure import Figure
+
+    grid = np.array([p.accuracies for p in points])
+    chosen, rows = np.array([p.layer for p in points]), np.arange(len(points))
+    drawn = Figure(figsize=(8.2, 3.4))
+    left, right = drawn.subplots(1, 2, width_ratios=(1.25, 1))
+    drawn.subplots_adjust(left=0.08, right=0.985, top=0.9, bottom=0.14, wspace=0.22)
+    left.grid(visible=False)
+    shades = left.imshow(grid, aspect="auto", cmap="viridis", origin="lower")
+    left.scatter(chosen, rows, s=16, color="white", edgecolor=INK, linewidth=0.8)
+    left.set_yticks(rows, [f"{p.step:,}" for p in points])
+    left.set_xticks(np.arange(grid.shape[1]))
+    left.set(xlabel="layer", ylabel="update")
+    left.set_title("Test accuracy, %; dot: layer chosen on held-out rows")
+    drawn.colorbar(shades, ax=left, pad=0.02)
+    curves = {"chosen layer": grid[rows, chosen], "last layer": grid[:, -1], "layer 0": grid[:, 0]}
+    for (name, values), (colour, *_), marker in zip(curves.items(), MODELS, MODEL_MARKERS, strict=False):
+        right.plot([p.loss for p in points], values, color=colour, marker=marker, markersize=4, label=name)
+    right.invert_xaxis()
+    right.set_xlabel("validation loss, nats a pixel (later to the right)")
+    right.set_title("Test accuracy, %, against loss")
+    right.legend(loc="best")
+    return drawn
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read results or runs and print loss beside accuracy."""
+    """Read results or runs and print loss beside accuracy; write table and picture where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     swept = [path for path in options.folders if path.is_file() or (path / RESULTS_NAME).is_file()]
-    points = [p for panel in (build_panels(collect_records(swept)) if swept else []) for p in swept_points(panel)]
+    points = swept_points(swept, options.run) if swept else []
     points += [p for path in options.folders if path.is_dir() for p in watched_points(path)]
-    print("\n".join(lines(points)) or "No checkpoint with both a validation loss and a probe was found.")
+    runs = {run: sorted((p for p in points if p.run == run), key=lambda p: p.step) for run in {p.run for p in points}}
+    if not runs:
+        print("No checkpoint with both a validation loss and a probe was found.")
+    for number, (_, own) in enumerate(sorted(runs.items())):
+        print("\n".join(lines(own)))
+        if options.out:
+            stem = options.out / f"emergence{f'-{number}' if number else ''}"
+            header = ["step", "val_loss", "chosen", *(f"layer_{k}" for k in range(len(own[0].accuracies)))]
+            table = [[p.step, round(p.loss, 4), p.layer, *(round(a, 2) for a in p.accuracies)] for p in own]
+            stem.parent.mkdir(parents=True, exist_ok=True)
+            atomic.write_text(
+                stem.with_suffix(".csv"), "\n".join(",".join(map(str, row)) for row in [header, *table]) + "\n"
+            )
+            with style():
+                save_figure(figure(own), stem, ("svg",))
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

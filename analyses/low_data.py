@@ -1,21 +1,32 @@
-"""How good are probes on few labels (the paper's table 4: 73.2 % on CIFAR-10 from 40 labels)?
+"""How good are probes on few labels (the paper's table 4: 73.2 % on CIFAR-10 from 40 labels), and at which layer?
 
-    python -m analyses.low_data RESULTS...
+    python -m analyses.low_data RESULTS... [--series NAME --out FOLDER]
 
 RESULTS of sweeps with `--train-rows N --seeds 5`. One row a number of labels: mean and deviation over the seeds, each
-of which draws its own rows and chooses its own layer and C on rows held out of them; published rows below.
+of which draws its own rows and chooses its own layer and C on rows held out of them; published rows below. --out gets
+labels_by_layer.csv and .svg: accuracy by layer, a line a number of labels, all labels included.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from analyses import start
+from igpt_model import atomic
 from probekit.reports import collect_records
+from probekit.reports.figures.style import MODEL_MARKERS, MODELS, style
 from probekit.reports.published import published
+from probekit.reports.report import save_figure
 from probekit.results.curve import choose_layer
 from probekit.results.record import Record
+from probekit.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 
 def seed_accuracies(records: Sequence[Record]) -> dict[tuple[str, str, int], list[float]]:
@@ -50,16 +61,57 @@ def lines(records: Sequence[Record]) -> list[str]:
     return found
 
 
+def by_layer(records: Sequence[Record], series: str) -> "pd.DataFrame":
+    """Columns labels ("all" comes last), layer, mean, sd over seeds, seeds; percent."""
+    import pandas as pd
+
+    rows = [
+        (r.train_rows or np.inf, r.depth, 100 * r.accuracy)
+        for r in records
+        if r.series == series and r.kind == "layer" and r.depth is not None
+    ]
+    if not rows:
+        raise UserError(f"Series {series!r} has no single layers in these results.")
+    groups = pd.DataFrame(rows, columns=["labels", "layer", "top1"]).groupby(["labels", "layer"]).top1
+    frame = groups.agg(mean="mean", sd="std", seeds="size").reset_index()
+    frame["labels"] = ["all" if n == np.inf else str(int(n)) for n in frame.labels]
+    return frame
+
+
+def figure(frame: "pd.DataFrame") -> "Figure":
+    """Mean accuracy by layer; bars are one standard deviation over draws of the labelled rows."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(6.4, 3.4))
+    axes = drawn.add_axes((0.08, 0.14, 0.89, 0.76))
+    for number, (labels, own) in enumerate(frame.groupby("labels", sort=False)):
+        look = {"color": MODELS[number][0], "marker": MODEL_MARKERS[number], "markersize": 4, "linewidth": 1.3}
+        axes.errorbar(own.layer, own["mean"], own.sd.fillna(0), label=f"{labels} labels", **look)
+    axes.set_xticks(sorted(frame.layer.unique()))
+    axes.set_xlabel("layer")
+    axes.set_title("Test accuracy, %, by number of labels; bars: one deviation over draws")
+    axes.legend(loc="lower center", ncols=3)
+    return drawn
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read results and print accuracy by number of labels."""
+    """Read results and print accuracy by number of labels; draw it by layer where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="+", type=Path)
+    parser.add_argument("--series", default="igpt")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    found = lines(collect_records(options.results))
-    print(
-        "\n".join(found) or "These results hold no sweep of few labels: run `probekit sweep --train-rows 40 --seeds 5`."
-    )
+    records = collect_records(options.results)
+    none = "These results hold no sweep of few labels: run `probekit sweep --train-rows 40 --seeds 5`."
+    print("\n".join(lines(records)) or none)
+    if options.out:
+        frame = by_layer(records, options.series)
+        options.out.mkdir(parents=True, exist_ok=True)
+        text = frame.round(3).to_csv(index=False, lineterminator="\n")
+        atomic.write_text(options.out / "labels_by_layer.csv", text)
+        with style():
+            save_figure(figure(frame), options.out / "labels_by_layer", ("svg", "png"))
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

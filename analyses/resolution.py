@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from analyses import start
 from analyses.scale import ladder
 from probekit.reports import build_panels, collect_records
 from probekit.reports.panels import Series
@@ -32,4 +33,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analyses import over_runs
+from analyses import over_runs, start
 from igpt_model import atomic
 from probekit.reports.figures.style import FLAT, MODELS, QUIET, RANDOM, style
 from probekit.reports.report import save_figure
@@ -174,4 +174,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from analyses import start
 from analyses.loss_vs_probe import validation_loss
 from igpt_model.config import ModelConfig
 from probekit.reports import build_panels, collect_records
@@ -57,4 +58,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

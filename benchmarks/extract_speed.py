@@ -47,13 +47,18 @@ def body_flops(config):
     return config.flops_per_image - 2 * config.n_positions * config.vocab_size * config.n_embd
 
 
-def hugging_face(config, device):
-    """Pooled hidden states of Hugging Face's eager model, float32, as a function of tokens."""
-    from transformers import ImageGPTConfig, ImageGPTModel
+def hugging_face(config, device, sdpa=False, dtype=torch.float32):
+    """Pooled hidden states of Hugging Face's model, as a function of tokens.
+
+    Its ImageGPT has eager attention alone; `sdpa` takes its GPT-2 of the same sizes, which differs in the kind of norm.
+    """
+    from transformers import GPT2Config, GPT2Model, ImageGPTConfig, ImageGPTModel
 
     about = {"vocab_size": config.vocab_size + 1, "n_positions": config.n_positions, "n_embd": config.n_embd}
-    about |= {"n_layer": config.n_layer, "n_head": config.n_head, "attn_implementation": "eager", "use_cache": False}
-    model = ImageGPTModel(ImageGPTConfig(**about)).to(device).eval()
+    about |= {"n_layer": config.n_layer, "n_head": config.n_head, "use_cache": False}
+    about["attn_implementation"] = "sdpa" if sdpa else "eager"
+    made = GPT2Model(GPT2Config(**about)) if sdpa else ImageGPTModel(ImageGPTConfig(**about))
+    model = made.to(device, dtype).eval()
 
     @torch.no_grad()
     def pooled(tokens):

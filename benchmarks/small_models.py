@@ -53,9 +53,7 @@ def main():
         config = TrainConfig(
             n_layer=layers, n_embd=width, n_head=heads, resolution=side, n_colours=colours, batch_size=batch
         )
-        steps.append(
-            (Engine(config, Ranks("none", 0, 1, torch.device("cpu"))), tokens_like_pictures(side, colours, batch))
-        )
+        steps.append((Engine(config, Ranks()), tokens_like_pictures(side, colours, batch)))
     times = np.zeros((len(SIZES), TURNS))
     rates = []
     for turn in range(-WARM, TURNS):

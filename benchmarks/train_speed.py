@@ -47,7 +47,7 @@ def settings(size, **more):
 def ours(size, device, dtype, compiled):
     """An update of our engine, as a function of a batch of tokens (B, T)."""
     config = settings(size, device=device, dtype=dtype, compile=compiled)
-    engine = Engine(config, Ranks("none", 0, 1, torch.device(device)))
+    engine = Engine(config, Ranks(device=torch.device(device)))
     return engine, lambda tokens: engine.update(tokens, None, 1e-3)
 
 

@@ -87,10 +87,10 @@ def open_regular(path: str | Path) -> BinaryIO:
 def read_bytes(path: str | Path, most: int = MAX_BYTES) -> bytes:
     """Return the bytes of a regular file of at most `most` bytes; a larger one raises `UserError`."""
     with open_regular(path) as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise UserError(f"{path} has {os.path.getsize(path):,} bytes, but at most {most:,} were expected.")
-    return content
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise UserError(f"{path} has {size:,} bytes, but at most {most:,} were expected.")
+        return file.read(size)  # no more: a buffer of `most` bytes would be allocated first
 
 
 def read_json(path: str | Path, schema: Any = None, most: int = MAX_BYTES) -> Any:

@@ -81,6 +81,26 @@ def open_lock_file(path: Path) -> int:
     return descriptor
 
 
+@contextmanager
+def file_lock(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of a file while the body runs.
+
+    Gives True; where `wait` is off and another opening of the file holds it, False.
+
+    Raises
+    ------
+    UserError
+        In the lock's place is no regular file.
+    """
+    descriptor = open_lock_file(path)
+    try:
+        if wait:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield wait or try_lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def try_lock(descriptor: int) -> bool:
     """Take the lock of an open file if no other opening of it holds it."""
     try:

@@ -12,7 +12,6 @@ import numpy as np
 from igpt_model.atomic import write_bytes
 from igpt_model.errors import UserError
 from igpt_model.hashing import hash_arrays
-from igpt_model.kmeans import weighted_kmeans
 
 _SAMPLE = 1 << 17  # pixels that k-means sees; on CIFAR-10 twice or half as many change the error by 1 %, as a seed does
 _EDGE = 16  # the table of all 2^24 colours is filled in cubes of 16 x 16 x 16, those that pictures touch
@@ -75,7 +74,7 @@ class Palette:
 
     @classmethod
     def fit(cls, images: Any, n_colours: int, seed: int = 0, sample: int = _SAMPLE) -> "Palette":
-        """Cluster pixels by seeded k-means (k-means++ start, Lloyd iterations).
+        """Cluster pixels by seeded k-means (k-means++ start, Lloyd iterations; scikit-learn).
 
         Pictures with at most `n_colours` distinct colours get exactly those (fewer than `n_colours` are topped up with
         unused copies of the last colour, which no pixel is ever given, so that the palette's size is as asked).
@@ -101,7 +100,7 @@ class Palette:
             centres = np.concatenate([colours, np.repeat(colours[-1:], n_colours - len(colours), 0)])
             centres_V3 = to_unit(centres)
         else:
-            centres_V3 = weighted_kmeans(to_unit(colours), counts, n_colours, np.random.default_rng([seed, 512]))
+            centres_V3 = _cluster(to_unit(colours), counts, n_colours, seed)
         order = np.argsort(centres_V3.sum(1), kind="stable")
         return cls(centres_V3[order])
 
@@ -221,6 +220,20 @@ class Palette:
         except Exception as error:
             raise UserError(f"{path} is not a palette in safetensors or npy format ({error}).") from error
         return cls(centres)
+
+
+def _cluster(colours_N3: np.ndarray, counts_N: np.ndarray, n_colours: int, seed: int) -> np.ndarray:
+    """Return the centres (n_colours, 3) of scikit-learn's k-means, the same on every run."""
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    state = int(np.random.default_rng([seed, 512]).integers(2**32))
+    with threadpool_limits(1):  # several threads add up their parts in the order in which they finish
+        return (
+            KMeans(n_colours, n_init=1, max_iter=100, random_state=state)
+            .fit(colours_N3, None, counts_N)
+            .cluster_centers_
+        )
 
 
 def _possible(

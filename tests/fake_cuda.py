@@ -3,11 +3,17 @@
 Inside `fake_cuda()` every torch call is looked at before it runs. A tensor made on, or moved to, a CUDA device is a
 `FakeCuda`; an operation on one of these and a CPU tensor of one dimension or more raises, as CUDA does; reading values
 on the host without a move raises or is counted. What is counted: kernels, that is operations on such tensors below the
-Python level, views excepted; and syncs, for which the host would wait for the device.
+Python level, views excepted; syncs, for which the host would wait for the device; and the bytes of every tensor that
+comes to the host.
+
+Streams are kept apart: each numbers its operations, a tensor knows the stream and the number of the one that made it,
+and reading it on another stream that has not waited for that number raises. Threads of a pool are watched as well.
 """
 
+import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from unittest import mock
 
@@ -39,12 +45,68 @@ VIEWS = {
 }  # fmt: skip
 
 
+class Stream:
+    """Operations in order, by number; `waited` says up to which number another stream's are over before the next."""
+
+    local = threading.local()
+    default: "Stream"
+
+    def __init__(self, device: object = None) -> None:
+        self.number, self.waited, self.finished = 0, {}, 0
+
+    @classmethod
+    def current(cls, device: object = None) -> "Stream":
+        return getattr(cls.local, "stream", cls.default)
+
+    @classmethod
+    @contextmanager
+    def use(cls, stream: "Stream | None") -> Iterator[None]:
+        before = cls.current()
+        cls.local.stream = stream or before
+        yield
+        cls.local.stream = before
+
+    def wait_stream(self, other: "Stream") -> None:
+        self.waited[other] = other.number
+
+    def synchronize(self) -> None:
+        self.finished = self.number
+
+    def made(self, results: object) -> None:
+        """Note that one more operation of this stream makes these."""
+        self.number += 1
+        for tensor in filter(is_fake, tree_leaves(results)):
+            tensor._made = (self, self.number)
+
+    def check(self, name: str, tensor: Tensor) -> None:
+        """Raise if this stream may read the tensor before it is made."""
+        maker, number = getattr(tensor, "_made", (self, 0))
+        if maker is not self and number > max(maker.finished, self.waited.get(maker, 0)):
+            raise RuntimeError(f"{name}: the tensor is of another stream, which this one has not waited for")
+
+
+Stream.default = Stream()
+
+
 class Counts:
-    """Kernels and syncs so far, by name."""
+    """Kernels and syncs so far, by name, and what came to the host: (name, bytes) of each tensor."""
 
     def __init__(self) -> None:
         self.kernels: Counter = Counter()
         self.syncs: Counter = Counter()
+        self.to_host: list[tuple[str, int]] = []
+        self.streams: set[Stream] = set()
+
+    def wait(self, name: str, tensor: Tensor | None = None) -> None:
+        """Note that the host waits for the current stream, and for which values."""
+        self.syncs[name] += 1
+        if tensor is not None:
+            self.to_host.append((name, tensor.numel() * tensor.element_size()))
+        Stream.current().synchronize()
+
+    @property
+    def host_bytes(self) -> int:
+        return sum(size for _, size in self.to_host)
 
     @property
     def n_kernels(self) -> int:
@@ -82,8 +144,13 @@ class _Functions(TorchFunctionMode):
         on_gpu = any(map(is_fake, leaves))
         if on_gpu and func in HOST_ONLY:
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
+        stream = Stream.current()
+        if on_gpu:
+            self.counts.streams.add(stream)
+            for leaf in filter(is_fake, leaves):
+                stream.check(name, leaf)
         if on_gpu and (func in SYNCS or self._masks(func, args)):
-            self.counts.syncs[name] += 1
+            self.counts.wait(name, own if func is Tensor.tolist else None)
         if func is Tensor.pin_memory:
             return own
         if func is torch._has_compatible_shallow_copy_type:
@@ -99,18 +166,18 @@ class _Functions(TorchFunctionMode):
                     )
         if target is not None:
             if on_gpu and target.type == "cpu":
-                self.counts.syncs[name] += 1
+                self.counts.wait(name, own)
             kwargs["device"] = torch.device("cpu")
         leaf = bool(target is not None and kwargs.pop("requires_grad", False))
         result = func(*args, **kwargs)
-        if func is Tensor.copy_ and is_fake(args[1]) and not is_fake(own):
-            self.counts.syncs["copy_ to the host"] += 1
-        if func is Tensor.copy_ and not is_fake(own):
-            return own
         if target is not None and isinstance(result, Tensor):
             result = fake(result) if target.type == "cuda" else plain(result)
-            return result.requires_grad_() if leaf else result
-        return result
+        stream.made([result, own if name.endswith("_") else None])
+        if func is Tensor.copy_ and is_fake(args[1]) and not is_fake(own):
+            self.counts.wait("copy_ to the host", args[1])
+        if func is Tensor.copy_ and not is_fake(own):
+            return own
+        return result.requires_grad_() if leaf else result
 
     def _property(self, func, own):
         if is_fake(own):
@@ -148,12 +215,17 @@ class _Functions(TorchFunctionMode):
         return None if found is None else torch.device(found)
 
     def _move(self, own, target, rest, kwargs):
+        stream = Stream.current()
+        if is_fake(own):
+            stream.check("move", own)
         if is_fake(own) and target.type == "cpu":
-            self.counts.syncs["to the host"] += 1
+            self.counts.wait("to the host", own)
         dtype = kwargs.get("dtype", next((part for part in rest if isinstance(part, torch.dtype)), own.dtype))
         moved = is_fake(own) != (target.type == "cuda")
         result = own.to(dtype, copy=moved or kwargs.get("copy", False))
-        return fake(result) if target.type == "cuda" else plain(result)
+        result = fake(result) if target.type == "cuda" else plain(result)
+        stream.made([result])
+        return result
 
 
 class _Kernels(TorchDispatchMode):
@@ -178,7 +250,15 @@ class _Generator(torch._C.Generator):
 @contextmanager
 def fake_cuda() -> Iterator[Counts]:
     """While the body runs there is one CUDA device, and what is done on it is counted."""
-    counts = Counts()
+    counts, submit = Counts(), ThreadPoolExecutor.submit
+
+    def watched_submit(pool, function, /, *args, **kwargs):
+        def watched(*args, **kwargs):
+            with _Functions(counts), _Kernels(counts):
+                return function(*args, **kwargs)
+
+        return submit(pool, watched, *args, **kwargs)
+
     with ExitStack() as stack:
         for name, value in {
             "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0,
@@ -189,10 +269,12 @@ def fake_cuda() -> Iterator[Counts]:
             "get_device_name": lambda device=None: "FAKE", "is_bf16_supported": lambda *_, **__: True,
             "get_device_capability": lambda device=None: (9, 0), "get_rng_state": lambda device=None: torch.zeros(1),
             "get_rng_state_all": list, "set_rng_state_all": lambda states: None,
-            "manual_seed_all": lambda seed: None,
+            "manual_seed_all": lambda seed: None, "Stream": Stream, "current_stream": Stream.current,
+            "stream": Stream.use,
         }.items():  # fmt: skip
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
         stack.enter_context(mock.patch.object(torch, "Generator", _Generator))
+        stack.enter_context(mock.patch.object(ThreadPoolExecutor, "submit", watched_submit))
         stack.enter_context(_Functions(counts))
         stack.enter_context(_Kernels(counts))
         yield counts

@@ -4,6 +4,8 @@ Ceilings are what was counted on 25 November 2026 and half as much again: they h
 small kernel to an inner loop, and are to be lowered with each change that removes some.
 """
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -15,11 +17,16 @@ from igpt_model.model import IGPT
 from igpt_model.training.config import TrainConfig
 from igpt_model.training.distributed import Ranks
 from igpt_model.training.engine import Engine
+from probekit.evaluate.concat import concat
 from probekit.evaluate.sweep import sweep
-from probekit.probes import LinearProbe, fit_path
+from probekit.probes import LinearProbe, fit_path, get_protocol
+from probekit.probes.geometry import linear_cka, two_nn_dimension
 from probekit.probes.knn import knn_proba
 from probekit.probes.rankme import rankme
 from probekit.probes.ridge import fit_ridge
+from probekit.runtime.streams import on_streams
+from probekit.selection.protocol import SGDConfig
+from probekit.solver.data import STREAM_ROWS, WeightedData
 from tests.fake_cuda import fake_cuda, is_fake
 from tests.probekit.feature_doubles import MemoryStore
 
@@ -27,6 +34,8 @@ rng = np.random.default_rng(0)
 Y = np.arange(240) % 3
 X = (rng.normal(size=(240, 6)) + rng.normal(size=(3, 6))[Y]).astype(np.float32)
 CS = np.array([1e-2, 1.0])
+
+ONE_ROUND = get_protocol("igpt").with_(name="one round", selection="val")
 
 # counted: 3,589 and 67 a path of two penalties, 144 waits of one of twelve (13,161 before waits were batched); 55 and 0;
 # 100 and 1; 50,828 and 1,122 a sweep of three layers
@@ -49,10 +58,54 @@ def test_the_fake_device_is_as_strict_as_a_real_one():
         assert float(a.sum()) == 3
         assert not is_fake(a.cpu())
         assert counts.n_syncs == before + 2
+        assert counts.host_bytes == 12  # three float32 numbers
         module = torch.nn.Linear(3, 2).to("cuda")
         module(a).sum().backward()
         assert is_fake(module.weight.grad)
     assert not torch.cuda.is_available() or torch.cuda.get_device_name() != "FAKE"
+
+
+def test_the_fake_device_sees_a_stream_that_does_not_wait():
+    with fake_cuda():
+        a = torch.ones(3, device="cuda")
+        late, patient = torch.cuda.Stream(), torch.cuda.Stream()
+        with torch.cuda.stream(late), pytest.raises(RuntimeError, match="has not waited"):
+            a * 2
+        patient.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(patient):
+            b = a * 2
+        with pytest.raises(RuntimeError, match="has not waited"):
+            b + 1
+        patient.synchronize()
+        assert float((b + 1).sum()) == 9
+
+
+def test_calls_on_streams_come_back_in_order_each_on_its_own():
+    def call(rows):
+        return float(torch.ones(rows, device="cuda").sum()), torch.cuda.current_stream()
+
+    with fake_cuda():
+        found = list(on_streams([partial(call, rows) for rows in range(1, 5)], "cuda"))
+    assert [total for total, _ in found] == [1, 2, 3, 4]
+    assert len({stream for _, stream in found}) == 4
+    assert list(on_streams([partial(int, "7"), partial(int, "8")], "cpu")) == [7, 8]
+
+
+def test_rows_that_are_read_ahead_belong_to_the_callers_stream_and_on_a_cpu_cuda_is_not_touched(monkeypatch):
+    many = np.ones((2 * STREAM_ROWS, 2), np.float32)
+
+    def total(device):
+        where = torch.device(device)
+        y, weights = torch.zeros(len(many), dtype=torch.int64), torch.ones(len(many), dtype=torch.float64)
+        rows = WeightedData(many, y.to(where), weights.to(where), 2, torch.float64, where)
+        return sum(float(X.sum()) for X, _, _ in rows.blocks(STREAM_ROWS))
+
+    expected = 3.0 * len(many)  # two columns and the intercept's
+    with fake_cuda():
+        assert list(on_streams([partial(total, "cuda"), partial(total, "cuda")], "cuda")) == [expected, expected]
+    for name in ("stream", "current_stream"):  # either starts CUDA where there is one
+        monkeypatch.delattr(torch.cuda, name)
+    assert total("cpu") == expected
 
 
 @pytest.mark.parametrize("standardize", [False, True])
@@ -127,10 +180,10 @@ def test_a_model_on_the_gpu_encodes_as_on_the_cpu():
 def test_an_update_on_the_gpu_is_the_cpus():
     config = TrainConfig(n_layer=2, n_embd=16, n_head=2, resolution=4, n_colours=11, batch_size=4)
     tokens = np.random.default_rng(0).integers(0, 11, (4, 16))
-    there = Engine(config, Ranks("none", 0, 1, torch.device("cpu")))
+    there = Engine(config, Ranks())
     expected = [there.update(tokens, None, 1e-2) for _ in range(2)]
     with fake_cuda() as counts:
-        engine = Engine(config, Ranks("none", 0, 1, torch.device("cuda", 0)))
+        engine = Engine(config, Ranks(device=torch.device("cuda", 0)))
         engine.update(tokens, None, 1e-2)
         kernels, syncs = counts.n_kernels, counts.n_syncs
         found = engine.update(tokens, None, 1e-2)
@@ -147,11 +200,56 @@ def test_a_sweep_on_the_gpu_has_the_records_of_the_cpus(tmp_path):
         ours = sweep(MemoryStore(), tmp_path / "gpu", Cs=CS, device="cuda")
         kernels, syncs = counts.n_kernels, counts.n_syncs
     theirs = sweep(MemoryStore(), tmp_path / "cpu", Cs=CS)
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine.chosen_C == other.chosen_C
-        assert mine.accuracy == pytest.approx(other.accuracy, abs=0.025)
+    same_records(ours, theirs)
     assert kernels <= KERNELS["sweep"]
     assert syncs <= SYNCS["sweep"]
+    # three layers at once, and the stream that was there before
+    assert len(counts.streams) == 4
+
+
+def same_records(ours, theirs):
+    for mine, other in zip(ours, theirs, strict=True):
+        assert (mine.kind, mine.layers, mine.chosen_C) == (other.kind, other.layers, other.chosen_C)
+        assert mine.accuracy == pytest.approx(other.accuracy, abs=0.025)
+        assert mine.rankme == pytest.approx(other.rankme, rel=1e-6) if other.rankme else mine.rankme is None
+
+
+@pytest.mark.parametrize(
+    ("kinds", "protocol"),
+    [
+        ({"checks": ["knn", "ridge", "class-mean"]}, ONE_ROUND),
+        ({"Cs": None}, get_protocol("sgd-imagenet").with_(name="short", sgd=SGDConfig((1.0, 0.1), 2, 64))),
+    ],
+)
+def test_no_rows_of_a_sweep_come_back_to_the_host(tmp_path, kinds, protocol):
+    """Every tensor that leaves the device is smaller than the smallest set of rows that was moved to it."""
+    options = {"Cs": CS, "protocol": protocol, "layers": ["01"]} | kinds
+    store = MemoryStore(width=40, n_train=300, n_val=60, n_test=60)
+    with fake_cuda() as counts:
+        ours = sweep(store, tmp_path / "gpu", device="cuda", **options)
+    same_records(ours, sweep(store, tmp_path / "cpu", **options))
+    fold = store.n_test * store.width * 4  # the test rows are as few as those of the smallest fold
+    assert max(size for _, size in counts.to_host) < fold
+
+
+@pytest.mark.slow
+def test_concatenated_layers_stay_on_the_gpu(tmp_path):
+    store = MemoryStore(width=40, n_train=300, n_val=60, n_test=60)
+    options = {"Cs": CS[:1], "protocol": ONE_ROUND, "window": 2, "probes": ["mix", "banded"], "greedy_width": 0}
+    with fake_cuda() as counts:
+        ours = concat(store, tmp_path / "gpu", device="cuda", **options)
+    same_records(ours, concat(store, tmp_path / "cpu", **options))
+    assert max(size for _, size in counts.to_host) < store.n_test * store.width * 4
+
+
+def test_figures_without_labels_are_the_cpus():
+    Z = np.maximum(X @ rng.normal(size=(6, 9)), 0)
+    with fake_cuda() as counts:
+        there = torch.from_numpy(X).to("cuda"), torch.from_numpy(Z).to("cuda")
+        found = [linear_cka(*there, "cuda"), two_nn_dimension(there[0], device="cuda"), rankme(there[1], "cuda")]
+        largest = max((size for _, size in counts.to_host), default=0)
+    assert found == pytest.approx([linear_cka(X, Z), two_nn_dimension(X), rankme(Z)], rel=1e-6)
+    assert largest <= 2 * 8 * len(X)  # two distances a row
 
 
 def test_checks_of_a_layer_on_the_gpu_are_the_cpus():

@@ -69,7 +69,7 @@ def noisy(values, wanted):
 
 def reference_losses(config, images, palette):
     """Losses (steps,) of the same updates in float64 on the CPU, without what `train` puts around them."""
-    engine = Engine(config, Ranks("none", 0, 1, torch.device("cpu")))
+    engine = Engine(config, Ranks())
     engine.model.double()
     tokens = encode_all(images, palette)
     losses = []

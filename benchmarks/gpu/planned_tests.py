@@ -1,93 +1,55 @@
-"""The tests that docs/results/cifar10-gpu/plan.md names, in its order, from a folder of results."""
+"""The tests that docs/results/cifar10-gpu/plan.md names, of each run of a folder of results."""
 
 from probekit import compare
 
-
-def joined(results, series, window):
-    """The record of `window` neighbouring layers around the best one."""
-    found = [r for r in results.of(series, "concat") if len(r.layers) == window]
-    if not found:
-        raise ValueError(f"{series} has no window of {window} layers: run the stage concat.")
-    return found[0]
+LEVEL = 0.01
+LEAST_FALL = 2.0  # points by which the chosen layer beats the last one
 
 
 def compared(a, b):
     """A comparison of two records as JSON values, differences in points."""
     told = compare(a, b)
+    points = {"points": 100 * told.difference, "low": 100 * told.low, "high": 100 * told.high, "p": told.p}
+    return {"a": told.a, "b": told.b, "accuracy_a": told.accuracy_a, "accuracy_b": told.accuracy_b, **points}
+
+
+def tests_of(results, name, random):
+    """The verdict of a run, its three comparisons, and whether it counts: all four must hold, so none is corrected."""
+    verdict, best = results.verdict(name), results.best(name)
+    last = max(results.of(name, "layer"), key=lambda record: record.depth)
+    against = {
+        "the last layer": compared(best, last),
+        "raw pixels": compared(best, results.best("pixels")),
+        "the best layer of random weights": compared(best, results.best(random)),
+    }
+    ahead = all(test["points"] > 0 and test["p"] < LEVEL for test in against.values())
+    falls = verdict.shape == "rises then falls" and verdict.p < LEVEL
     return {
-        "a": told.a,
-        "b": told.b,
-        "accuracy_a": told.accuracy_a,
-        "accuracy_b": told.accuracy_b,
-        "points": 100 * told.difference,
-        "low": 100 * told.low,
-        "high": 100 * told.high,
-        "p": told.p,
-    }
-
-
-def holm(tests):
-    """Give each of several tests Holm's adjusted p, "p_holm"."""
-    running = 0.0
-    for rank, name in enumerate(sorted(tests, key=lambda name: tests[name]["p"])):
-        running = max(running, min(1.0, (len(tests) - rank) * tests[name]["p"]))
-        tests[name]["p_holm"] = running
-
-
-def planned_tests(results, window):
-    """The primary verdict, the three secondary tests with Holm's correction, and what is only described."""
-    verdict = results.verdict("igpt")
-    best, pixels, random = (results.best(series) for series in ("igpt", "pixels", "random"))
-    window_igpt, window_random = (joined(results, series, window) for series in ("igpt", "random"))
-    secondary = {
-        "best layer against raw pixels": compared(best, pixels),
-        "best layer against the best layer of random weights": compared(best, random),
-        "window of layers against the best layer": compared(window_igpt, best),
-    }
-    holm(secondary)
-    described = {
-        "window of random weights against their best layer": compared(window_random, random),
-        "window of layers against raw pixels": compared(window_igpt, pixels),
-        "random weights, the verdict": results.verdict("random").sentences(),
-    }
-    primary = {
+        "counts": bool(falls and ahead and against["the last layer"]["points"] >= LEAST_FALL),
         "shape": verdict.shape,
         "peak": verdict.peak_depth,
         "last": verdict.last_depth,
         "accuracy": verdict.accuracy,
-        "low": verdict.low,
-        "high": verdict.high,
-        "points over the last layer": 100 * verdict.gain,
-        "gain_low": 100 * verdict.gain_low,
-        "gain_high": 100 * verdict.gain_high,
-        "p_rise": verdict.p_rise,
-        "p_fall": verdict.p_fall,
         "p": verdict.p,
         "not significantly below the best": list(verdict.not_below),
-        "sentences": verdict.sentences(),
-        "warnings": list(verdict.warnings),
+        "sentences": [*verdict.sentences(), *verdict.warnings],
+        "against": against,
     }
-    return {"primary": primary, "secondary": secondary, "described": described}
+
+
+def planned_tests(results, runs):
+    """The tests of each of several runs, pairs of its series and that of its random weights, and whether all count."""
+    found = {name: tests_of(results, name, random) for name, random in runs}
+    return {"runs": found, "all count": all(test["counts"] for test in found.values())}
 
 
 def measures(tests):
     """Rows for the benchmark's CSV."""
-    primary = tests["primary"]
-    for name in (
-        "peak",
-        "last",
-        "accuracy",
-        "low",
-        "high",
-        "points over the last layer",
-        "gain_low",
-        "p_rise",
-        "p_fall",
-    ):
-        yield f"depth curve: {name}", primary[name]
-    yield "depth curve: rises then falls (1: yes)", float(primary["shape"] == "rises then falls")
-    for family in ("secondary", "described"):
-        for name, test in tests[family].items():
-            if isinstance(test, dict):
-                yield f"{name}: points", test["points"]
-                yield f"{name}: p", test.get("p_holm", test["p"])
+    for name, test in tests["runs"].items():
+        for what in ("peak", "last", "accuracy", "p"):
+            yield f"{name}, depth curve: {what}", test[what]
+        yield f"{name}, depth curve: rises then falls (1: yes)", float(test["shape"] == "rises then falls")
+        for other, margin in test["against"].items():
+            for what in ("points", "low", "p"):
+                yield f"{name}, chosen layer against {other}: {what}", margin[what]
+        yield f"{name}: counts (1: yes)", float(test["counts"])

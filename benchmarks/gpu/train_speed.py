@@ -64,7 +64,7 @@ def alone(config, steps):
     if config.device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    engine = Engine(config, Ranks("none", 0, 1, torch.device(config.device)))
+    engine = Engine(config, Ranks(device=torch.device(config.device)))
     model = config.model_config
     tokens = np.random.default_rng(0).integers(0, model.vocab_size, (config.batch_size, model.n_positions))
     seconds = [timed(lambda: engine.update(tokens, None, 1e-4), config.device)[0] for _ in range(steps + 2)]
@@ -91,11 +91,11 @@ def figures(name, config, steps, rate):
         yield f"{name}: largest memory, GiB", memory / 2**30
 
 
-def batches(toy, device, compiled):
-    """Rows over batch sizes."""
+def batches(toy, device, compiled, only):
+    """Rows over batch sizes, or of some of them."""
     rate = rate_of(device, toy)
     yield "matrix rate in bfloat16, TFLOP/s", rate / 1e12
-    for batch in (2, 4) if toy else (16, 32, 64):
+    for batch in only or ((2, 4) if toy else (16, 32, 64)):
         name = f"iGPT-S, {'compiled' if compiled else 'plain'}, batch {batch}"
         yield from figures(name, config_s(toy, device, batch, compiled), 2 if toy else 8, rate)
 
@@ -132,7 +132,7 @@ def planned_and_real_features(toy, device):
     encoder = IGPTEncoder(IGPT(model), palette, transform, device=device, dtype="bfloat16")
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        planned = plan_extract(encoder, data, seconds=0.5 if toy else 4.0, folder=folder)
+        planned = plan_extract(encoder, data, seconds=0.5 if toy else 4.0)
         begun = time.perf_counter()
         with extract(encoder, data, Path(folder) / "f.h5") as store:
             found.append(("extract, s", planned.seconds, time.perf_counter() - begun))
@@ -167,6 +167,7 @@ def main():
     """Measure the parts."""
     parser = command_line(__doc__, PARTS)
     parser.add_argument("--compile", choices=["yes", "no"], help="blocks of ours; yes on cuda unless told otherwise")
+    parser.add_argument("--batches", type=int, nargs="+", help="for batches: these alone")
     given = read(parser, PARTS)
     toy, device, size = given.toy, given.device, TOY if given.toy else S
     compiled = given.compile == "yes" or (given.compile is None and device == "cuda")
@@ -174,7 +175,7 @@ def main():
     work = {
         "ratio": partial(measure, size, rounds, clock, device, "bfloat16", False, side),
         "compiled": partial(measure, size, rounds, clock, device, "bfloat16", compiled, side),
-        "batches": partial(batches, toy, device, compiled),
+        "batches": partial(batches, toy, device, compiled, given.batches),
         "L": partial(large, toy, device),
         "plan": partial(plan, toy, device),
     }

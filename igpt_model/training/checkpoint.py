@@ -91,7 +91,7 @@ def save_checkpoint(
     FileExistsError
         `folder` is there already.
     """
-    ranks = ranks or Ranks("none", 0, 1, torch.device("cpu"))
+    ranks = ranks or Ranks()
     folder = Path(folder)
     partial = ranks.once(lambda: _begin(folder))
     about = {

@@ -10,6 +10,7 @@ import numpy as np
 
 from igpt_model.errors import UserError
 from igpt_model.hashing import hash_arrays
+from igpt_model.images import ImageTransform
 from igpt_model.palette import Palette
 from igpt_model.training.batches import encode_all, training_tokens
 from igpt_model.training.config import TrainConfig
@@ -20,19 +21,23 @@ PALETTE_IMAGES = 50_000
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Tokens uint16 (N, T) of both splits, or of the training split what draws them, and the hash of them."""
+    """Tokens uint16 (N, T) of both splits, or what draws those of the training split, labels, and the hash of them."""
 
     train: Any
     val: np.ndarray
     hash: str
+    train_labels: np.ndarray | None = None
+    val_labels: np.ndarray | None = None
 
 
-def encode_data(config: TrainConfig, train_images: Any, val_images: Any, palette: Palette) -> TrainingData:
-    """Encode all training pictures and the validation pictures that are used."""
-    train = encode_all(train_images, palette)
-    val = encode_all(_Spaced(val_images, config.eval_images), palette)
-    found = hash_arrays({"train": train, "val": val})
-    return TrainingData(training_tokens(train_images, palette, config.transform, train), val, found)
+def encode_data(
+    train_images: Any, val_images: Any, palette: Palette, transform: ImageTransform, **labels: Any
+) -> TrainingData:
+    """Encode the images of both splits; `labels` are `train_labels` and `val_labels`, where there are any."""
+    train, val = encode_all(train_images, palette), encode_all(val_images, palette)
+    arrays = {name: np.asarray(values, np.int64) for name, values in labels.items()}
+    found = hash_arrays({"train": train, "val": val, **dict(zip("yv", arrays.values(), strict=False))})
+    return TrainingData(training_tokens(train_images, palette, transform, train), val, found, **arrays)
 
 
 def fit_palette(config: TrainConfig, train_images: Any) -> Palette:
@@ -53,7 +58,7 @@ def check_images(name: str, images: Any, resolution: int) -> None:
         )
 
 
-class _Spaced:
+class Spaced:
     """At most n pictures of a lazy sequence, evenly spaced: rows sorted by class would begin with one class."""
 
     def __init__(self, images: Any, n: int) -> None:

@@ -7,7 +7,7 @@ whole model on each rank; "fsdp" (FSDP2, `fully_shard`) splits weights, gradient
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,10 +35,10 @@ class Ranks:
         Where this rank computes.
     """
 
-    parallel: str
-    rank: int
-    size: int
-    device: torch.device
+    parallel: str = "none"
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def first(self) -> bool:
@@ -93,20 +93,20 @@ def held_run(out: str | Path, ranks: Ranks) -> Iterator[None]:
         yield
 
 
-def find_ranks(parallel: str, device: torch.device) -> Ranks:
+def find_ranks(parallel: str, device: torch.device, batch_size: int = 0) -> Ranks:
     """Join the processes that torchrun started, if it did.
 
     Raises
     ------
     UserError
-        Several processes without `parallel`, which would write over one another, `parallel` without torchrun, or "fsdp"
-        on a CPU with a PyTorch (2.6) whose FSDP2 cannot.
+        Several processes without `parallel`, which would write over one another, `parallel` without torchrun, "fsdp" on
+        a CPU with a PyTorch (2.6) whose FSDP2 cannot, or a batch that the processes cannot share evenly.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if parallel == "none":
         if size > 1:
             raise UserError(f"torchrun started {size} processes, but parallel is none; choose ddp or fsdp.")
-        return Ranks(parallel, 0, 1, device)
+        return Ranks(device=device)
     if "RANK" not in os.environ and not dist.is_initialized():
         raise UserError(
             f"parallel is {parallel}, but this process was not started by torchrun; start it with torchrun."
@@ -115,7 +115,10 @@ def find_ranks(parallel: str, device: torch.device) -> Ranks:
         raise UserError(f"PyTorch {torch.__version__} cannot shard a model on a CPU; choose ddp, or a newer PyTorch.")
     device = local_device(device)
     join_group(device)
-    return Ranks(parallel, dist.get_rank(), dist.get_world_size(), device)
+    ranks = Ranks(parallel, dist.get_rank(), dist.get_world_size(), device)
+    if batch_size % ranks.size:
+        raise UserError(f"batch_size is {batch_size}, which {ranks.size} ranks cannot share evenly; change it.")
+    return ranks
 
 
 def share_model(objective: nn.Module, model: IGPT, ranks: Ranks, some_unused: bool = False) -> nn.Module:

@@ -17,14 +17,14 @@ class LossWatch:
 
     Parameters
     ----------
-    n_colours : int
-        The output matrix starts at zero, so that training starts at the loss log(n_colours).
+    first : float
+        The loss at which training starts.
     spike : float
-        The share of its progress since then that the loss may give back; 0: any.
+        The share of its progress since then that the loss may give back; 0: any, so that only finiteness is checked.
     """
 
-    def __init__(self, n_colours: int, spike: float) -> None:
-        self.first, self.spike = math.log(n_colours), spike
+    def __init__(self, first: float = 0.0, spike: float = 0.0) -> None:
+        self.first, self.spike = first, spike
         self.lowest, self.bad_records = math.inf, 0
 
     @property

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from igpt_model import objectives
 from igpt_model.model import IGPT
-from igpt_model.training.checkpoint import load_trainer_state, read_weights
+from igpt_model.training.checkpoint import HEAD_FILE, load_trainer_state, read_tensors, read_weights
 from igpt_model.training.checkpoint_shards import fill_from_shards
 from igpt_model.training.config import TrainConfig
 from igpt_model.training.distributed import Ranks, share_model, sum_later, whole
-from igpt_model.training.optim import like, make_optimizer, restore_optimizer, start_optimizer
+from igpt_model.training.finetune_config import FinetuneConfig
+from igpt_model.training.optim import like, make_optimizer, optimizer_tensors, restore_optimizer, start_optimizer
 
 
 class Objective(nn.Module):
@@ -28,34 +29,60 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
-        """Return the scalar loss."""
-        return objectives.loss(self.model, tokens_BT, mask_BT)
+    def forward(self, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the scalar loss, and the same without gradient: what is reported."""
+        loss = objectives.loss(self.model, tokens_BT, mask_BT)
+        return loss, loss.detach()
+
+
+def new_model(config: TrainConfig) -> IGPT:
+    """Return the untrained model of a pre-training run."""
+    model = IGPT(config.model_config, seed=config.seed)
+    model.checkpoint_blocks = config.checkpoint_blocks
+    if config.compile:
+        for block in model.blocks:
+            block.compile()
+    return model
 
 
 class Engine:
-    """A model in training.
+    """A model in training, with its optimiser.
+
+    Parameters
+    ----------
+    config : TrainConfig or FinetuneConfig
+    ranks : Ranks
+        The processes that share each batch.
+    objective : module, optional
+        Returns (loss, reported parts of the loss) from `(tokens_BT, mask_BT)`, and labels if `update` gets any. Its
+        `model` is what is trained: an IGPT, or a module with one as `igpt` and a head. Default: a new IGPT's own loss.
 
     Attributes
     ----------
     model : IGPT
-        Its parameters are the trained ones; with "fsdp" they are DTensors.
+        With "fsdp" its parameters are DTensors.
+    head : parameters by name that are not the IGPT's
     optimizer : torch.optim.AdamW
     """
 
-    def __init__(self, config: TrainConfig, ranks: Ranks) -> None:
+    def __init__(
+        self, config: TrainConfig | FinetuneConfig, ranks: Ranks, objective: Any = None, some_unused: bool = False
+    ) -> None:
+        if objective is None:
+            assert isinstance(config, TrainConfig), "fine-tuning needs an objective"
+            objective = Objective(new_model(config))
         self.config, self.ranks = config, ranks
-        self.model = IGPT(config.model_config, seed=config.seed)
-        self.model.checkpoint_blocks = config.checkpoint_blocks
-        if config.compile:
-            for block in self.model.blocks:
-                block.compile()
-        self.plain = Objective(self.model)
-        self.objective = share_model(self.plain, self.model, ranks)
-        self.optimizer = make_optimizer(self.model, config.lr, config.betas, config.weight_decay)
-        self.parameters = list(self.model.parameters())
+        self.plain, self.trained = objective, objective.model
+        self.model: IGPT = getattr(self.trained, "igpt", self.trained)
+        self.objective = share_model(objective, self.model, ranks, some_unused)
+        self.optimizer = make_optimizer(self.trained, config.lr, config.betas, config.weight_decay)
+        self.parameters = list(self.trained.parameters())
+        own = set(self.model.parameters())
+        self.head = {name: p for name, p in self.trained.named_parameters() if p not in own}
 
-    def update(self, tokens_BT: np.ndarray, masks_BT: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
+    def update(
+        self, tokens_BT: np.ndarray, masks_BT: Tensor | None, rate: float, labels_B: np.ndarray | None = None
+    ) -> tuple[Tensor, Tensor]:
         """One step of the optimiser: forward, backward, clip, AdamW.
 
         Parameters
@@ -64,11 +91,14 @@ class Engine:
             The whole batch; each rank takes its part.
         rate : float
             The learning rate.
+        labels_B : int64 array, optional
+            Passed to the objective after the masks.
 
         Returns
         -------
-        loss, norm : scalar tensors on the device
-            This rank's share of the batch's mean loss, which add up over ranks; the gradient's norm before clipping.
+        parts, norm : tensors on the device
+            This rank's share of what the objective reports, whose sum over ranks is the batch's mean; the norm of the
+            gradient before clipping.
         """
         config, ranks = self.config, self.ranks
         mine = ranks.part(0, len(tokens_BT))
@@ -77,14 +107,20 @@ class Engine:
         total = torch.zeros((), device=ranks.device)
         for start in range(mine.start, mine.stop, micro):
             rows = slice(start, min(start + micro, mine.stop))
-            tokens = self.sent(torch.from_numpy(tokens_BT[rows]))
-            mask = None if masks_BT is None else self.sent(masks_BT[rows])
+            batch = [
+                self.sent(torch.from_numpy(tokens_BT[rows])),
+                None if masks_BT is None else self.sent(masks_BT[rows]),
+            ]
+            if labels_B is not None:
+                batch.append(self.sent(torch.from_numpy(labels_B[rows])))
+            share = (rows.stop - rows.start) / len(tokens_BT)
             with sum_later(self.objective, ranks, later=rows.stop < mine.stop):
                 with self.autocast():
-                    loss = self.objective(tokens, mask) * (len(tokens) / len(tokens_BT))
+                    loss, parts = self.objective(*batch)
+                    loss = loss * share
                 # DDP and FSDP take the mean over ranks, where the sum is meant
                 (loss * ranks.size if ranks.size > 1 else loss).backward()
-            total += loss.detach()
+            total = total + share * parts
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip or math.inf)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -93,7 +129,7 @@ class Engine:
         return total, whole(norm.detach())
 
     def sent(self, tensor: Tensor) -> Tensor:
-        """Return a tensor on the device; from pinned memory the copy does not wait for what the GPU is at."""
+        """Return a tensor on the device; from pinned memory the copy does not wait for the GPU's running work."""
         if self.ranks.device.type == "cuda":
             return tensor.pin_memory().to(self.ranks.device, non_blocking=True)
         return tensor.to(self.ranks.device)
@@ -106,14 +142,22 @@ class Engine:
         return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16, cache_enabled=False)
 
     def evaluate(self, tokens_NT: np.ndarray) -> float:
-        """Return the mean loss over images, in nats a token."""
+        """Return the mean pre-training loss over images, in nats a token."""
         # DDP's wrapper would wait for the other ranks; FSDP's gathers the weights
-        objective = self.objective if self.ranks.parallel == "fsdp" else self.plain
+        sharded = self.ranks.parallel == "fsdp"
+        config = self.config
         with self.autocast():
-            total = _summed_loss(objective, self.model, tokens_NT, self.config.batch_size, self.config.seed, self.ranks)
-        if self.ranks.parallel == "fsdp":  # without a backward pass the outer parameters would stay gathered
+            loss = evaluate(
+                *(self.model, tokens_NT, config.batch_size, config.seed, self.ranks),
+                objective=self.objective if sharded else self.plain,
+            )
+        if sharded:  # without a backward pass the outer parameters would stay gathered
             self.objective.reshard()  # type: ignore[operator]
-        return float(self.ranks.sum(total)) / len(tokens_NT)
+        return loss
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the optimiser's state as tensors by name."""
+        return optimizer_tensors(self.trained, self.optimizer)
 
     def restore(self, folder: Path) -> None:
         """Take weights and optimiser state from a checkpoint that any number of ranks wrote."""
@@ -122,10 +166,13 @@ class Engine:
             fill_from_shards(folder / "trainer", start_optimizer(self.model, self.optimizer))
             return
         weights = read_weights(folder)
+        head = read_tensors(folder / HEAD_FILE) if self.head else {}
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(like(parameter, weights[name]))
-        restore_optimizer(self.model, self.optimizer, load_trainer_state(folder)[0])
+            for name, parameter in self.head.items():
+                parameter.copy_(head[name])
+        restore_optimizer(self.trained, self.optimizer, load_trainer_state(folder)[0])
 
     def finite(self) -> bool:
         """Whether all weights are finite, on every rank."""
@@ -134,27 +181,30 @@ class Engine:
 
 
 @torch.no_grad()
-def evaluate(model: IGPT, tokens_NT: np.ndarray, batch_size: int = 128, seed: int = 0) -> float:
-    """Return the mean loss over images in nats a token; BERT masks are drawn from (seed, row), the same every time."""
-    ranks = Ranks("none", 0, 1, next(model.parameters()).device)
-    return float(_summed_loss(Objective(model), model, tokens_NT, batch_size, seed, ranks)) / len(tokens_NT)
+def evaluate(
+    model: IGPT,
+    tokens_NT: np.ndarray,
+    batch_size: int = 128,
+    seed: int = 0,
+    ranks: Ranks | None = None,
+    objective: nn.Module | None = None,
+) -> float:
+    """Return the mean loss over images in nats a token; BERT masks are drawn from (seed, row), the same every time.
 
-
-@torch.no_grad()
-def _summed_loss(
-    objective: nn.Module, model: IGPT, tokens_NT: np.ndarray, batch_size: int, seed: int, ranks: Ranks
-) -> Tensor:
-    """Sum the losses of this rank's images."""
+    `ranks` share the images; `objective` is the model's loss as they compute it.
+    """
+    ranks = ranks or Ranks(device=next(model.parameters()).device)
+    objective = objective or Objective(model)
     total = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(tokens_NT), batch_size):
         mine = ranks.part(start, min(start + batch_size, len(tokens_NT)))
         n = mine.stop - mine.start
         if n == 0:  # every rank must take part when weights are gathered
             mine = slice(start, start + 1)
-        rows = np.arange(mine.start, mine.stop)
         part = torch.from_numpy(tokens_NT[mine].astype(np.int64)).to(ranks.device)
         mask = None
         if not model.config.causal:
+            rows = np.arange(mine.start, mine.stop)
             mask = objectives.draw_masks(rows, part.shape[1], model.config.mask_prob, seed).to(ranks.device)
-        total += objective(part, mask).item() * n
-    return total.to(ranks.device)
+        total += objective(part, mask)[1].item() * n
+    return float(ranks.sum(total.to(ranks.device))) / len(tokens_NT)

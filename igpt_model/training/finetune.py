@@ -8,19 +8,27 @@ Letters: N images, B batch, P pixels a side, T = P * P tokens, K classes.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
+from igpt_model.checked_json import Int, Real
+from igpt_model.classifier import Classifier, at_resolution, predict_proba
 from igpt_model.devices import cpu_threads, find_device
 from igpt_model.errors import UserError
+from igpt_model.model import IGPT
+from igpt_model.palette import Palette
 from igpt_model.training.checkpoint import Checkpoint, load_checkpoint
-from igpt_model.training.data import check_images
-from igpt_model.training.distributed import find_ranks, held_run
+from igpt_model.training.data import TrainingData, check_images, encode_data
+from igpt_model.training.distributed import Ranks, find_ranks, held_run
+from igpt_model.training.divergence import LossWatch
+from igpt_model.training.engine import Engine
 from igpt_model.training.finetune_config import FinetuneConfig
-from igpt_model.training.finetune_run import FinetuneRun
-from igpt_model.training.loop import records
+from igpt_model.training.run import Record, Run
 from igpt_model.training.run_log import open_run
+from igpt_model.voting import modal_vote
 
 __all__ = ["FinetuneConfig", "Labelled", "finetune"]
 
@@ -74,8 +82,8 @@ def finetune(
     dict
         The same ones on every rank, of which the first writes the run folder. "damaged": a checkpoint that was passed
         over. "start". "step": loss, clf_loss, gen_loss (absent with weight 0), means since the last record, and
-        tokens_per_s. "eval": val_loss (of the classes), val_accuracy, best_accuracy, best_step. "paused". "end":
-        best_step, best_accuracy, reason ("steps" or "patience").
+        tokens_per_s. "eval": val_loss (of the classes), val_accuracy, best_accuracy, best_step. "checkpoint": path.
+        "paused". "end": best_step, best_accuracy, reason ("steps" or "patience").
 
     Raises
     ------
@@ -84,13 +92,10 @@ def finetune(
     TrainingDiverged
         The loss is not finite.
     """
-    ranks = find_ranks(config.parallel, find_device(config.device))
-    if config.batch_size % ranks.size:
-        raise UserError(f"batch_size is {config.batch_size}, which {ranks.size} ranks cannot share evenly; change it.")
+    ranks = find_ranks(config.parallel, find_device(config.device), config.batch_size)
     loaded = source if isinstance(source, Checkpoint) else load_checkpoint(source)
-    transform = config.transform(loaded.transform)
     for name, part in (("training", train), ("validation", val)):
-        check_images(name, part.images, transform.resolution)
+        check_images(name, part.images, config.transform(loaded.transform).resolution)
         _check_labels(name, part, len(classes))
     run_config = {
         "finetune": config.to_dict(),
@@ -100,11 +105,128 @@ def finetune(
     }
     with held_run(out, ranks), cpu_threads(config.threads):
         changed = ranks.once(lambda: open_run(out, run_config, _FREE))
-        pictures, held_out = (train.images, train.labels), (val.images, val.labels)
-        run = FinetuneRun(config, loaded, pictures, held_out, run_config, Path(out), ranks)
-        yield from run.damaged
-        yield run.start(changed)
-        yield from records(run, stop)
+        run = Finetuning(config, Path(out), ranks, loaded, (train, val), run_config)
+        yield from run.open(changed)
+        yield from run.records(stop)
+
+
+class JointLoss(nn.Module):
+    """L_clf + weight x L_gen as a module: what DDP wraps, so that its hooks see one forward pass."""
+
+    def __init__(self, classifier: Classifier, gen_weight: float) -> None:
+        super().__init__()
+        self.model, self.gen_weight = classifier, gen_weight
+
+    def forward(self, tokens_BT: Tensor, mask_BT: Tensor | None, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum, a scalar, and its two parts without gradients (2,), the second 0 where it has no weight."""
+        clf, own = self.model.losses(tokens_BT, labels_B, mask_BT, self.gen_weight > 0)
+        total = clf if own is None else clf + self.gen_weight * own
+        return total, torch.stack([clf, torch.zeros_like(clf) if own is None else own]).detach()
+
+
+class Finetuning(Run):
+    """A fine-tuning run. Letters: N images, K classes, M masks."""
+
+    config: FinetuneConfig
+    state_schema: ClassVar = {"best_step": Int(0), "best_accuracy": Real(-1, 1), "stale": Int(0)}
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        out: Path,
+        ranks: Ranks,
+        source: Checkpoint,
+        parts: tuple[Labelled, Labelled],
+        run_config: dict[str, Any],
+    ) -> None:
+        transform = config.transform(source.transform)
+        first = IGPT(source.config, seed=config.seed) if config.from_scratch else source.model
+        igpt = at_resolution(first, transform.resolution)
+        self.classifier = Classifier(igpt, len(run_config["classes"]), config.layer).to(ranks.device).train()
+        # without L_gen the output matrix, and blocks above the head's layer, have no part in the loss
+        loss = JointLoss(self.classifier, config.gen_weight)
+        engine = Engine(config, ranks, loss, some_unused=not config.gen_weight)
+        super().__init__(config, out, ranks, engine, transform, LossWatch())
+        self.parts, self.source_palette = parts, source.palette
+        self.about = {"config": run_config["finetune"], **{k: v for k, v in run_config.items() if k != "finetune"}}
+        self.best_step, self.best_accuracy, self.stale = 0, -1.0, 0
+        self.accuracy: tuple[int, float] | None = None  # of the step at which it was last measured
+
+    def first_palette(self) -> Palette:
+        return self.source_palette
+
+    def encode(self, palette: Palette) -> TrainingData:
+        train, val = self.parts
+        labels = {"train_labels": train.labels, "val_labels": val.labels}
+        return encode_data(train.images, val.images, palette, self.transform, **labels)
+
+    def state(self) -> dict[str, Any]:
+        seen = {"best_step": self.best_step, "best_accuracy": self.best_accuracy, "stale": self.stale}
+        return {**seen, "data_hash": self.data.hash}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        self.best_step, self.best_accuracy, self.stale = state["best_step"], state["best_accuracy"], state["stale"]
+
+    def provenance(self) -> dict[str, Any]:
+        about = {**self.about, "layer": self.classifier.layer, "val_accuracy": self.measured}
+        return {"finetune": about, "torch": torch.__version__}
+
+    def evaluation(self) -> Record:
+        config, labels = self.config, self.data.val_labels
+        mine = self.ranks.part(0, len(labels))
+        rows = np.arange(len(labels))
+        with self.engine.autocast():
+            part_MNK = predict_proba(
+                *(self.classifier, self.data.val[mine], rows[mine], config.eval_masks, config.seed, config.batch_size)
+            )
+        proba_MNK = np.concatenate(self.ranks.gather(part_MNK), axis=1)
+        accuracy = float((modal_vote(proba_MNK.argmax(-1), rows, config.seed) == labels).mean())
+        likelihood = proba_MNK.mean(0)[rows, labels]
+        if accuracy > self.best_accuracy:
+            self.best_step, self.best_accuracy, self.stale = self.step, accuracy, 0
+        else:
+            self.stale += 1
+        self.accuracy = self.step, accuracy
+        return {
+            "val_loss": float(-np.log(np.maximum(likelihood, 1e-30)).mean()),
+            "val_accuracy": accuracy,
+            "best_accuracy": self.best_accuracy,
+            "best_step": self.best_step,
+        }
+
+    def loss_record(self, parts: list[float]) -> Record:
+        clf_loss, gen_loss = parts
+        own = {"gen_loss": gen_loss} if self.config.gen_weight else {}
+        return {"loss": clf_loss + self.config.gen_weight * gen_loss, "clf_loss": clf_loss, **own}
+
+    @property
+    def measured(self) -> float | None:
+        """The validation accuracy of these weights, if it is known."""
+        return self.accuracy[1] if self.accuracy and self.accuracy[0] == self.step else None
+
+    @property
+    def saving(self) -> bool:
+        return self.evaluating
+
+    @property
+    def worth_saving(self) -> bool:
+        # a checkpoint that skips its evaluation could never be the best one
+        return not self.evaluating or self.measured is not None
+
+    @property
+    def kept(self) -> tuple[int, set[int]]:
+        return 2, {self.best_step}
+
+    @property
+    def reason(self) -> str | None:
+        if self.config.patience and self.stale >= self.config.patience:
+            return "patience"
+        return super().reason
+
+    def more(self, kind: str) -> Record:
+        if kind == "start":
+            return {"layer": self.classifier.layer}
+        return {"best_step": self.best_step, "best_accuracy": self.best_accuracy, "reason": self.reason}
 
 
 def _check_labels(name: str, part: Labelled, n_classes: int) -> None:

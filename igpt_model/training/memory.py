@@ -1,4 +1,4 @@
-"""Memory of a rank and days of a training run by arithmetic alone: for models too large to be tried.
+"""Memory of a rank by arithmetic alone: for models too large to be tried.
 
 Letters: B images of a rank that are in flight (its micro-batch), T positions, D width, H heads, V colours, L blocks.
 What is counted was measured on this code (`tests/igpt_model/training/test_memory.py`); allocator waste, CUDA's
@@ -118,18 +118,6 @@ def transient_bytes(config: ModelConfig, images: int, dtype: str = "float32", ch
     # gradients of the MLP's hidden states and of the residual stream
     block = (2 if dtype == "bfloat16" else FLOAT) * 8 * b * t * d + 2 * FLOAT * b * t * d
     return max(output, block + (block_bytes(config, images, dtype) if checkpoint_blocks else 0))
-
-
-def training_flops(config: ModelConfig, images: int, checkpoint_blocks: bool = False) -> int:
-    """Return the operations of training on so many images: backward costs two forward passes, recomputing a third."""
-    return (4 if checkpoint_blocks else 3) * config.flops_per_image * images
-
-
-def training_days(
-    config: ModelConfig, steps: int, batch_size: int, ranks: int, rate: float, checkpoint_blocks: bool = False
-) -> float:
-    """Return the days of a run at `rate` FLOP/s that each rank really reaches, exchange between ranks included."""
-    return training_flops(config, steps * batch_size, checkpoint_blocks) / (ranks * rate) / 86_400
 
 
 def largest_micro_batch(config: ModelConfig, memory: int, batch_size: int, ranks: int = 1, **how: object) -> int:

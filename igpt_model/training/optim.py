@@ -20,7 +20,7 @@ def learning_rate(step: int, peak: float, warmup_steps: int, steps: int, schedul
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Split the parameters: the blocks' matrices decay, while embeddings, gains and biases do not.
+    """Split the parameters: the blocks' matrices decay, while embeddings, gains, biases and a classifier's head do not.
 
     The paper found that a decay of 0.01 made no difference; 0 is the default.
     """
@@ -29,7 +29,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        (decayed if parameter.ndim >= 2 and name.startswith("h.") else rest).append(parameter)
+        (decayed if parameter.ndim >= 2 and name.removeprefix("igpt.").startswith("h.") else rest).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 

@@ -6,20 +6,24 @@ on the same kind of machine and number of threads.
 Letters in shapes: N images, B batch, P pixels a side, T = P*P tokens.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
+
+from igpt_model.checked_json import Int
 from igpt_model.devices import check_compiler, cpu_threads, find_device
 from igpt_model.errors import UserError
 from igpt_model.palette import Palette
+from igpt_model.training.checkpoint import list_checkpoints
 from igpt_model.training.config import TrainConfig
-from igpt_model.training.data import check_images
-from igpt_model.training.distributed import find_ranks, held_run
-from igpt_model.training.divergence import TrainingDiverged
-from igpt_model.training.engine import evaluate
-from igpt_model.training.loop import records
-from igpt_model.training.run import Run
+from igpt_model.training.data import Spaced, TrainingData, check_images, encode_data, fit_palette
+from igpt_model.training.distributed import Ranks, find_ranks, held_run
+from igpt_model.training.divergence import LossWatch, TrainingDiverged
+from igpt_model.training.engine import Engine, evaluate
+from igpt_model.training.run import Record, Run
 from igpt_model.training.run_log import open_run
 
 __all__ = ["TrainConfig", "TrainingDiverged", "evaluate", "train"]
@@ -71,24 +75,81 @@ def train(
     TrainingDiverged
         See there.
     """
-    data_provenance = dict(data_provenance or {})
     for name, images in (("training", train_images), ("validation", val_images)):
         check_images(name, images, config.resolution)
-    ranks = find_ranks(config.parallel, find_device(config.device))
-    if config.batch_size % ranks.size:
-        raise UserError(f"batch_size is {config.batch_size}, which {ranks.size} ranks cannot share evenly; change it.")
+    ranks = find_ranks(config.parallel, find_device(config.device), config.batch_size)
     if config.compile:
         check_compiler(ranks.device)
     if palette is not None and len(palette) != config.n_colours:
         raise UserError(
             f"The palette has {len(palette)} colours and the model {config.n_colours}; give n_colours={len(palette)}."
         )
-    settings = config.to_dict()
-    data = {"train_images": len(train_images), "val_images": len(val_images), "provenance": data_provenance}
+    provenance = dict(data_provenance or {})
+    data = {"train_images": len(train_images), "val_images": len(val_images), "provenance": provenance}
     shared = None if palette is None else palette.hash
-    run_config = {"train": settings, "model": config.model_config.to_dict(), "data": data, "palette": shared}
+    run_config = {"train": config.to_dict(), "model": config.model_config.to_dict(), "data": data, "palette": shared}
     with held_run(out, ranks), cpu_threads(config.threads):
         changed = ranks.once(lambda: open_run(out, run_config, free=[f"train.{name}" for name in _FREE]))
-        run = Run(config, Path(out), ranks, data_provenance)
-        yield from run.open(train_images, val_images, palette, changed)
-        yield from records(run, stop)
+        run = Pretraining(config, Path(out), ranks, (train_images, val_images), palette, provenance)
+        yield from run.open(changed)
+        yield from run.records(stop)
+
+
+class Pretraining(Run):
+    """A pre-training run."""
+
+    config: TrainConfig
+    state_schema: ClassVar = {"lowest": (float, math.inf), "bad_records": Int(0)}
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: Path,
+        ranks: Ranks,
+        images: tuple[Any, Any],
+        palette: Palette | None,
+        data_provenance: dict[str, Any],
+    ) -> None:
+        # the output matrix starts at zero, so that training starts at the loss log(n_colours)
+        watch = LossWatch(math.log(config.n_colours), config.spike)
+        super().__init__(config, out, ranks, Engine(config, ranks), config.transform, watch)
+        self.images, self.given_palette, self.data_provenance = images, palette, data_provenance
+        self.schedule = config.schedule
+
+    def open(self, changed: dict[str, Any]) -> Iterator[Record]:
+        yield from super().open(changed)
+        if self.new:
+            yield from self.evaluate_and_save(pausing=False)
+
+    def first_palette(self) -> Palette:
+        return self.given_palette or fit_palette(self.config, self.images[0])
+
+    def encode(self, palette: Palette) -> TrainingData:
+        train, val = self.images
+        return encode_data(train, Spaced(val, self.config.eval_images), palette, self.transform)
+
+    def state(self) -> dict[str, Any]:
+        watched = {"lowest": self.watch.lowest, "bad_records": self.watch.bad_records}
+        return {**watched, "data_hash": self.data.hash, "threads": torch.get_num_threads(), "ranks": self.ranks.size}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        self.watch.lowest, self.watch.bad_records = state["lowest"], state["bad_records"]
+
+    def provenance(self) -> dict[str, Any]:
+        made = {"train": self.config.to_dict(), "data": self.data_provenance}
+        return {**made, "torch": torch.__version__, "data_hash": self.data.hash}
+
+    def evaluation(self) -> Record:
+        return {"val_loss": self.engine.evaluate(self.data.val)}
+
+    def loss_record(self, parts: list[float]) -> Record:
+        return {"loss": parts[0]}
+
+    @property
+    def saving(self) -> bool:
+        return self.config.saves(self.step)
+
+    @property
+    def kept(self) -> tuple[int, set[int]]:
+        steps = (int(folder.name) for folder in list_checkpoints(self.out))
+        return self.config.keep_last, {step for step in steps if self.config.keeps(step)}

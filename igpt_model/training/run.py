@@ -1,17 +1,23 @@
-"""A run between its first update and its last: restored, updated, watched, saved; what `train` does step by step."""
+"""A run between its first update and its last, pre-training and fine-tuning alike: restored, updated, evaluated, saved.
 
-import math
-from collections.abc import Iterator
+`Run` holds the loop and all that both have in common; `pretrain` and `finetune` derive what differs.
+"""
+
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from igpt_model import objectives
-from igpt_model.checked_json import Int
 from igpt_model.errors import UserError
+from igpt_model.images import ImageTransform
+from igpt_model.objectives import draw_masks
 from igpt_model.palette import Palette
 from igpt_model.training.batches import mask_keys, token_batch
 from igpt_model.training.checkpoint import (
@@ -24,177 +30,271 @@ from igpt_model.training.checkpoint import (
     save_checkpoint,
 )
 from igpt_model.training.config import TrainConfig
-from igpt_model.training.data import encode_data, fit_palette
+from igpt_model.training.data import TrainingData
 from igpt_model.training.distributed import Ranks
 from igpt_model.training.divergence import LossWatch, TrainingDiverged
 from igpt_model.training.engine import Engine
-from igpt_model.training.loop import step_record
-from igpt_model.training.optim import learning_rate, optimizer_tensors
+from igpt_model.training.finetune_config import FinetuneConfig
+from igpt_model.training.interrupts import interrupts_deferred
+from igpt_model.training.optim import learning_rate
 from igpt_model.training.prefetch import DrawnAhead
 from igpt_model.training.run_log import MetricsLog
 
-_TRAINER = {"lowest": (float, math.inf), "bad_records": Int(0), "data_hash": str}
+Record = dict[str, Any]
 
 
-class Run:
-    """The state of a run between updates."""
+class Run(ABC):
+    """The state of a run between updates.
 
-    def __init__(self, config: TrainConfig, out: Path, ranks: Ranks, provenance: dict[str, Any]) -> None:
-        self.config, self.out, self.ranks = config, out, ranks
-        self.provenance = {"train": config.to_dict(), "data": provenance, "torch": torch.__version__}
-        self.engine = Engine(config, ranks)
-        self.watch = LossWatch(config.n_colours, config.spike)
+    Parameters
+    ----------
+    config : TrainConfig or FinetuneConfig
+    out : Path
+        The run folder.
+    ranks : Ranks
+        The processes that train together; the first one writes.
+    engine : Engine
+    transform : ImageTransform
+        How the training images were prepared, and how they are augmented.
+    watch : LossWatch
+    """
+
+    schedule = "constant"
+    clock = staticmethod(time.perf_counter)
+    state_schema: ClassVar[dict[str, Any]]  # of what `state` returns
+
+    def __init__(
+        self,
+        config: TrainConfig | FinetuneConfig,
+        out: Path,
+        ranks: Ranks,
+        engine: Engine,
+        transform: ImageTransform,
+        watch: LossWatch,
+    ) -> None:
+        self.config, self.out, self.ranks, self.engine = config, out, ranks, engine
+        self.transform, self.watch = transform, watch
         self.step = 0
-        # since the last record, on the device (no waiting for it every step): this rank's share of the loss, the norm
-        self.shares: list[Tensor] = []
-        self.norms: list[Tensor] = []
+        # what each update since the last record returned, on the device: the host need not wait for every step
+        self.updates: list[tuple[Tensor, Tensor]] = []
 
-    def open(
-        self, train_images: Any, val_images: Any, palette: Palette | None, changed: dict[str, Any]
-    ) -> Iterator[dict[str, Any]]:
-        """Restore the newest good checkpoint, or start; encode the pictures."""
-        config, ranks = self.config, self.ranks
-        folder, damaged = ranks.once(lambda: newest_good(self.out))
+    # what pre-training and fine-tuning do in their own ways
+
+    @abstractmethod
+    def encode(self, palette: Palette) -> TrainingData:
+        """Return the run's data as tokens."""
+
+    @abstractmethod
+    def first_palette(self) -> Palette:
+        """Return the palette of a run that has no checkpoint yet; called on rank 0."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Return the JSON values that resuming needs beside weights and optimiser; "data_hash" is checked."""
+
+    @abstractmethod
+    def resume(self, state: dict[str, Any]) -> None:
+        """Take `state` back."""
+
+    @abstractmethod
+    def provenance(self) -> dict[str, Any]:
+        """Return the JSON values that a checkpoint says about its origin."""
+
+    @abstractmethod
+    def evaluation(self) -> Record:
+        """Evaluate on the validation images and return what the record says about it."""
+
+    @abstractmethod
+    def loss_record(self, parts: list[float]) -> Record:
+        """Return the losses of a step record from the mean of what the objective reports; "loss" is watched."""
+
+    @property
+    @abstractmethod
+    def saving(self) -> bool:
+        """Whether a checkpoint is due after this update."""
+
+    @property
+    @abstractmethod
+    def kept(self) -> tuple[int, set[int]]:
+        """How many of the newest checkpoints are kept, and the steps of those that are kept besides."""
+
+    @property
+    def worth_saving(self) -> bool:
+        """Whether these weights may become a checkpoint: a loss that has risen is watched for a while first."""
+        return self.watch.reliable
+
+    @property
+    def reason(self) -> str | None:
+        """Why no update is left to do, or None."""
+        return "steps" if self.step >= self.config.steps else None
+
+    def more(self, kind: str) -> Record:
+        """Return what a record of this kind ("start" or "end") says beyond what all runs say."""
+        return {}
+
+    # what they share
+
+    def open(self, changed: dict[str, Any]) -> Iterator[Record]:
+        """Restore the newest good checkpoint, or start; encode the images."""
+        folder, damaged = self.ranks.once(lambda: newest_good(self.out))
         yield from damaged
-        if folder is not None:
+        self.new = folder is None
+        if folder is None:
+            self.palette, state = self.ranks.once(self.first_palette), None
+        else:
             loaded = load_checkpoint(folder, weights=False)
             self.palette, self.step = loaded.palette, loaded.step
+            state = load_trainer_state(folder, tensors=False, schema={**self.state_schema, "data_hash": str})[1]
             self.engine.restore(folder)
-            state = load_trainer_state(folder, tensors=False, schema=_TRAINER)[1]
-            self.watch.lowest, self.watch.bad_records = state["lowest"], state["bad_records"]
-        else:
-            self.palette = ranks.once(lambda: palette or fit_palette(config, train_images))
-        self.data = encode_data(config, train_images, val_images, self.palette)
-        if folder is not None and state["data_hash"] != self.data.hash:
+            self.resume(state)
+        self.data = self.encode(self.palette)
+        if state is not None and state["data_hash"] != self.data.hash:
             raise UserError(
-                f"The pictures are not those that the run in {self.out} was started with, although their number and "
-                "name agree; give the same data or another --out."
+                f"The images or labels are not those that the run in {self.out} was started with, although their "
+                "number and name agree; give the same data or another --out."
             )
-        self.provenance["data_hash"] = self.data.hash
-        self.tokens_per_step = config.batch_size * self.data.train.shape[1]
-        self.batches = DrawnAhead(self.draw, config.steps, ahead=ranks.device.type == "cuda")
-        path = self.out / "metrics.jsonl"
-        self.metrics = MetricsLog(path, None if folder is None else self.step) if ranks.first else None
+        self.tokens_per_step = self.config.batch_size * self.data.train.shape[1]
+        self.batches = DrawnAhead(self.draw, self.config.steps, ahead=self.ranks.device.type == "cuda")
+        log = self.out / "metrics.jsonl"
+        self.metrics = MetricsLog(log, None if folder is None else self.step) if self.ranks.first else None
         yield {
             "kind": "start",
             "step": self.step,
-            "steps": config.steps,
+            "steps": self.config.steps,
             "resumed": folder is not None,
             "changed": changed,
-            "n_params": self.engine.model.config.n_params,
+            "n_params": sum(p.numel() for p in self.engine.parameters),
             "n_train": len(self.data.train),
             "n_val": len(self.data.val),
             "tokens_per_step": self.tokens_per_step,
             "threads": torch.get_num_threads(),
-            "ranks": ranks.size,
+            "ranks": self.ranks.size,
             "palette_hash": self.palette.hash,
             "data_hash": self.data.hash,
+            **self.more("start"),
         }
-        if folder is None:
-            yield self.log(self.evaluation())
-            yield self.save()
 
-    @property
-    def over(self) -> bool:
-        """Whether all updates are done."""
-        return self.step >= self.config.steps
+    def records(self, stop: Callable[[], bool] | None) -> Iterator[Record]:
+        """Update until the run is over or until `stop` says so, yielding records."""
+        if self.ranks.size == 1:
+            yield from self._records(stop)
+            return
+        # torchrun and Slurm end their processes by SIGTERM; ranks must stop at the same update
+        with interrupts_deferred(signal.SIGINT, signal.SIGTERM) as interrupted:
+            yield from self._records(lambda: bool(interrupted) or (stop is not None and stop()))
+
+    def _records(self, stop: Callable[[], bool] | None) -> Iterator[Record]:
+        several, wanted = self.ranks.size > 1, False
+        begun, counted = self.clock(), 0
+        try:
+            while self.reason is None:
+                with nullcontext() if several else interrupts_deferred(signal.SIGINT) as interrupted:
+                    self.update()
+                counted += 1
+                recording = self.saving or self.evaluating or self.step % self.config.log_every == 0
+                wanted = wanted or bool(interrupted) or (stop is not None and stop())
+                # ranks agree when they exchange losses anyway: asking at every update would have them wait
+                pausing = wanted if not several else recording and self.ranks.any(wanted)
+                if recording or pausing:
+                    yield self.log(self.step_record(counted, self.clock() - begun))
+                    yield from self.evaluate_and_save(pausing)
+                    # only now: evaluations, checkpoints and the caller's own work do not count in tokens a second
+                    begun, counted = self.clock(), 0
+                if interrupted:
+                    raise KeyboardInterrupt
+                if pausing and self.reason is None:
+                    yield {"kind": "paused", "step": self.step}
+                    return
+            yield {"kind": "end", "step": self.step, **self.more("end")}
+        except (GeneratorExit, KeyboardInterrupt):
+            # the loop over the records was left, or Ctrl-C came between two updates; several ranks cannot know that the
+            # others left as well
+            if not several:
+                self.rescue()
+            raise
+        finally:
+            self.batches.close()
+            if self.metrics is not None:
+                self.metrics.close()
 
     @property
     def evaluating(self) -> bool:
-        """Whether the validation loss is due."""
-        return self.step % self.config.eval_every == 0 or self.over
+        """Whether an evaluation is due after this update."""
+        return self.step % self.config.eval_every == 0 or self.step >= self.config.steps
 
-    @property
-    def recording(self) -> bool:
-        """Whether a step record is due."""
-        return self.config.saves(self.step) or self.evaluating or self.step % self.config.log_every == 0
+    def draw(self, step: int) -> tuple[np.ndarray, Tensor | None, np.ndarray]:
+        """Return the tokens (B, T) of a step, its masks for BERT, and its rows (B,) of the training images."""
+        config, model = self.config, self.engine.model.config
+        tokens, rows = token_batch(self.data.train, self.transform, config.batch_size, config.seed, step)
+        masks = None
+        if not model.causal:
+            masks = draw_masks(mask_keys(config.batch_size, step), tokens.shape[1], model.mask_prob, config.seed)
+        return tokens, masks, rows
 
     def update(self) -> None:
         """Take the step's batch and update the weights."""
-        loss, norm = self.engine.update(*self.batches(self.step), self.rate(self.step))
-        self.shares.append(loss)
-        self.norms.append(norm)
+        tokens, masks, rows = self.batches(self.step)
+        labels = None if self.data.train_labels is None else self.data.train_labels[rows]
+        self.updates.append(self.engine.update(tokens, masks, self.rate(self.step), labels))
         self.step += 1
-
-    def draw(self, step: int) -> tuple[np.ndarray, Tensor | None]:
-        """Return the tokens (B, T) of a step and, for BERT, its masks."""
-        config = self.config
-        tokens, _ = token_batch(self.data.train, config.transform, config.batch_size, config.seed, step)
-        if config.model_config.causal:
-            return tokens, None
-        keys = mask_keys(config.batch_size, step)
-        return tokens, objectives.draw_masks(keys, tokens.shape[1], config.mask_prob, config.seed)
 
     def rate(self, step: int) -> float:
         """Return the learning rate of update number `step`."""
-        config = self.config
-        return learning_rate(step, config.lr, config.warmup_steps, config.steps, config.schedule)
+        return learning_rate(step, self.config.lr, self.config.warmup_steps, self.config.steps, self.schedule)
 
-    def losses(self) -> dict[str, Any]:
-        """Return loss and norm since the last record, after looking at whether training is still sound."""
-        loss = self.ranks.sum(torch.stack(self.shares).mean()).item()
-        norm = torch.stack(self.norms).max().item()
-        self.shares, self.norms = [], []
+    def step_record(self, updates: int, seconds: float) -> Record:
+        """Return the record of the updates since the last one; raise `TrainingDiverged` where their loss is unsound."""
+        parts, norms = (torch.stack(values) for values in zip(*self.updates, strict=True))
+        self.updates = []
+        losses = self.loss_record(self.ranks.sum(parts.mean(0)).reshape(-1).tolist())
+        norm = norms.max().item()
         good = next((int(f.name) for f in reversed(list_checkpoints(self.out))), None)
-        self.watch.check(self.step, loss, norm, self.over, good)
-        return {"loss": loss, "grad_norm": norm}
+        self.watch.check(self.step, losses["loss"], norm, self.reason is not None, good)
+        return {
+            "kind": "step",
+            "step": self.step,
+            **losses,
+            "grad_norm": norm,
+            "lr": self.rate(self.step - 1),
+            "tokens_per_s": updates * self.tokens_per_step / seconds,
+        }
 
-    def evaluate_and_save(self, pausing: bool) -> Iterator[dict[str, Any]]:
-        """Evaluate and save where that is due; weights of a loss that has risen are not kept."""
+    def evaluate_and_save(self, pausing: bool) -> Iterator[Record]:
+        """Evaluate and save where that is due, and save a run that pauses."""
         if self.evaluating:
-            yield self.log(self.evaluation())
-        if (self.config.saves(self.step) or pausing) and self.watch.reliable:
+            yield self.log({"kind": "eval", "step": self.step, **self.evaluation()})
+        if (self.saving or pausing) and self.worth_saving:
             yield self.save()
 
     def rescue(self) -> None:
-        """Save; what was summed up since the last record is not in a checkpoint, so it is written down first."""
-        if self.shares:
-            self.log(step_record(self, 0, 1.0))
-        if self.watch.reliable and not checkpoint_path(self.out, self.step).exists():
+        """Save what is not saved yet: the loop was left between two updates, with whole weights."""
+        if self.updates:  # what was summed since the last record is not in a checkpoint: write it down first
+            self.log(self.step_record(0, 1.0))
+        if self.worth_saving and not checkpoint_path(self.out, self.step).exists():
             self.save()
 
-    def end(self) -> dict[str, Any]:
-        """Return the end record."""
-        return {"kind": "end", "step": self.step}
-
-    def evaluation(self) -> dict[str, Any]:
-        """Return the eval record."""
-        return {"kind": "eval", "step": self.step, "val_loss": self.engine.evaluate(self.data.val)}
-
-    def save(self) -> dict[str, Any]:
+    def save(self) -> Record:
         """Write a checkpoint and remove those no longer kept; return the checkpoint record."""
         if not self.engine.finite():
             raise TrainingDiverged(
                 f"The weights are not finite at step {self.step}; the last checkpoint is still good."
             )
         folder = checkpoint_path(self.out, self.step)
-        record = {"kind": "checkpoint", "step": self.step, "path": str(folder.relative_to(self.out))}
-        self.log(record)
+        record = self.log({"kind": "checkpoint", "step": self.step, "path": str(folder.relative_to(self.out))})
         if self.metrics is not None:
             self.metrics.sync()
-        values = {"lowest": self.watch.lowest, "bad_records": self.watch.bad_records}
-        if not self.ranks.once(folder.exists):
-            state = (
-                optimizer_tensors(self.engine.model, self.engine.optimizer),
-                {**values, "data_hash": self.data.hash, "threads": torch.get_num_threads(), "ranks": self.ranks.size},
-            )
-            transform = self.config.transform
+        if not self.ranks.once(folder.exists):  # it does if it was kept for good and later ones were lost
+            state = (self.engine.state(), self.state())
             save_checkpoint(
-                folder, self.engine.model, self.palette, transform, self.step, state, self.provenance, self.ranks
+                *(folder, self.engine.model, self.palette, self.transform, self.step, state, self.provenance()),
+                *(self.ranks, self.engine.head or None),
             )
         if self.ranks.first:
-            kept = {int(f.name) for f in list_checkpoints(self.out) if self.config.keeps(int(f.name))}
-            prune_checkpoints(self.out, self.config.keep_last, kept)
+            prune_checkpoints(self.out, *self.kept)
         return record
 
-    def log(self, record: dict[str, Any]) -> dict[str, Any]:
+    def log(self, record: Record) -> Record:
         """Append a record to metrics.jsonl (rank 0) and return it."""
         if self.metrics is not None:
             self.metrics.append(record)
         return record
-
-    def close(self) -> None:
-        """End the thread that draws ahead; close the log."""
-        self.batches.close()
-        if self.metrics is not None:
-            self.metrics.close()

@@ -4,23 +4,23 @@ import os
 import shutil
 import tempfile
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 from igpt_model import atomic
 from igpt_model.checked_json import read_json
+from igpt_model.differences import differ
 from igpt_model.ranges import option
 from igpt_model.training.config import TrainConfig
 from probekit.cli.console import note, progress
-from probekit.runtime.differences import differ
 from probekit.runtime.errors import UserError, check_at_least
 from probekit.runtime.workers import worker_processes
 
 RECIPE = "Recipe"
-PRETRAINED = "wandering-digits"
+FASHION_IMAGES = 3000  # of each split of Fashion-MNIST: enough for the verdict, and minutes of features and probes
 LAYERS = {"features-random.h5": "*[02468]"}  # a control that changes little from layer to layer
 LARGEST_C = 5000.0  # of the igpt protocol's grid: weaker penalties cost most, and no demo has chosen more than 600
 GREEDY_LAYERS = 2  # how many layers the demo's greedy choice may join: each further one costs as much as the sweep
@@ -59,9 +59,11 @@ class DemoRecipe:
             keep_at=(),
         )
 
-    def check(self, pretrained: bool) -> None:
+    def check(self, on: str, pretrained: bool) -> None:
         """Refuse sizes that cannot be, and flags that would change nothing, as a `UserError`."""
         _ = self.train_config()
+        if on == "fashion-mnist" and not pretrained:
+            raise UserError("--on fashion-mnist probes the checkpoint in the package: add --pretrained.")
         check_at_least(limit=(self.limit, 1))
         idle = [f"--{one.name.replace('_', '-')}" for one in fields(self) if getattr(self, one.name) != one.default]
         if pretrained and set(idle) - {"--limit"}:
@@ -74,6 +76,7 @@ class DemoRecipe:
 def demo(
     *,
     out: Path = Path("demo"),
+    on: Literal["wandering-digits", "fashion-mnist"] = "wandering-digits",
     pretrained: bool = False,
     recipe: DemoRecipe = DemoRecipe(),
 ) -> dict[str, Any]:
@@ -85,20 +88,28 @@ def demo(
     ----------
     out
         Folder for everything: config, checkpoints, features, results, report.
+    on
+        Pictures: scikit-learn's digits at random places; or, with --pretrained, Fashion-MNIST where it is installed:
+        3,000 pictures of each split, and a model whose accuracy rises and then falls with depth.
     pretrained
         Start from the checkpoint in the package instead of training, which takes under a minute; of the recipe's flags
         only --limit has an effect.
     """
+    from probekit.datasets import load_dataset
+
     seconds: dict[str, float] = {}
-    recipe.check(pretrained)  # before anything is written: a refused recipe leaves no folder behind
-    _open(out, {"pretrained": pretrained, "limit": recipe.limit} if pretrained else asdict(recipe))
+    recipe.check(on, pretrained)  # before anything is written: a refused recipe leaves no folder behind
+    data = load_dataset(on)
+    if on == "fashion-mnist":
+        recipe = replace(recipe, limit=recipe.limit or FASHION_IMAGES)
+    _open(out, {"on": on, "pretrained": True, "limit": recipe.limit} if pretrained else asdict(recipe))
     start = perf_counter()
     if pretrained:
-        use_pretrained(out)
+        use_pretrained(out, on)
     else:
         _train(out, recipe)
     seconds["train"], start = perf_counter() - start, perf_counter()
-    _extract(out, recipe)
+    _extract(out, data, recipe.limit)
     seconds["extract"], start = perf_counter() - start, perf_counter()
     with worker_processes(min(len(os.sched_getaffinity(0)), MOST_WORKERS), _probe, out, shown=False):
         _probe(out)
@@ -110,7 +121,8 @@ def demo(
     return {"out": str(out), "report": str(page.resolve()), "seconds": seconds}
 
 
-ENCODERS = {"features.h5": "igpt:{out}", "features-pixels.h5": "pixels", "features-random.h5": "random:{out}"}
+ENCODERS = {"features.h5": "igpt:{out}", "features-pixels.h5": "pixels:{side}", "features-random.h5": "random:{out}"}
+SIDES = {"wandering-digits": 12, "fashion-mnist": 14}  # of the pictures that the models see
 
 
 def _train(out: Path, recipe: DemoRecipe) -> None:
@@ -120,14 +132,13 @@ def _train(out: Path, recipe: DemoRecipe) -> None:
     run_training(recipe.train_config(), load_dataset("wandering-digits-25"), out, limit=recipe.limit, tensorboard=False)
 
 
-def _extract(out: Path, recipe: DemoRecipe) -> None:
-    from probekit import extract, load_dataset, load_encoder
+def _extract(out: Path, data: Any, limit: int | None) -> None:
+    from probekit import extract, load_encoder
 
-    data = load_dataset("wandering-digits")
     with progress("extract", "images") as show:
         for file, spec in ENCODERS.items():
-            encoder = load_encoder(spec.format(out=out), data=data)
-            extract(encoder, data, out / file, limit=recipe.limit, progress=show)
+            encoder = load_encoder(spec.format(out=out, side=SIDES[data.name]), data=data)
+            extract(encoder, data, out / file, limit=limit, progress=show)
 
 
 def _probe(out: Path, shown: bool = True) -> None:
@@ -172,17 +183,17 @@ def _open(out: Path, settings: dict[str, Any]) -> None:
         atomic.write_json(path, settings)
 
 
-def pretrained_files() -> Any:
+def pretrained_files(on: str = "wandering-digits") -> Any:
     """The run folder that ships in the package, as an importlib Traversable; a `UserError` where there is none."""
-    folder = files("probekit") / "pretrained" / PRETRAINED
+    folder = files("probekit") / "pretrained" / on
     if not (folder / "checkpoints").is_dir():
         raise UserError("This installation has no checkpoint for --pretrained; leave it out, and the demo trains one.")
     return folder
 
 
-def use_pretrained(out: Path) -> None:
+def use_pretrained(out: Path, on: str) -> None:
     """Copy the package's run folder to `out`: the checkpoint appears whole or not at all."""
-    source = pretrained_files()
+    source = pretrained_files(on)
     for checkpoint in (source / "checkpoints").iterdir():
         target = out / "checkpoints" / checkpoint.name
         if target.exists():

@@ -152,6 +152,8 @@ _USERS_OS_ERRORS = {
     errno.EIO: "the disk reports an error; copy what is left to another one",
     errno.ESTALE: "the network file system has lost it; run the same command again",
     errno.EAGAIN: "this system refuses another process or thread; raise `ulimit -u` or give fewer --workers",
+    errno.ENOLCK: "this file system has no locks (flock); give a folder on another one",
+    errno.ENOSYS: "this file system has no locks (flock); give a folder on another one",
     errno.ENOMEM: "there is not enough memory; give smaller sizes or fewer --workers",
     errno.EEXIST: "it exists already; give another name",
     errno.ENAMETOOLONG: "the name is too long; give a shorter one",
@@ -216,6 +218,10 @@ def dispatch(words: list[str]) -> None:
             whole_help(words[0])
         else:
             words = prepared(app, words)
+    if "" in words or "--out=" in words:
+        raise UserError("an argument is empty (an unset variable of the shell?); give a value, or leave it out.")
+    if "\0" in "".join(words):
+        raise UserError("an argument holds a NUL character, which no path or name may hold; remove it.")
     with console.only_rank0_prints():
         chosen, given, _ = app.parse_args(words, exit_on_error=False, print_error=False)
         check_numbers(given)

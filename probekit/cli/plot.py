@@ -74,6 +74,7 @@ def plot(
     from probekit.reports.figures.style import style
     from probekit.reports.report import save_figure
     from probekit.reports.tables import layer_frame, path_frame
+    from probekit.runtime.escape import csv_text
 
     options = FigureOptions(width, height, ylim, read_labels(labels), title, font_size)
     form = check_ending(out, FORMATS)
@@ -94,7 +95,7 @@ def plot(
             figure, points = path_figure(one, narrow=narrow, options=options), path_frame(one)
         save_figure(figure, out.with_suffix(""), (form,))
     beside = out.with_suffix(".csv")
-    atomic.write_text(beside, points.to_csv(index=False, lineterminator="\n"))
+    atomic.write_text(beside, csv_text(points))
     say(f"wrote {out} and its points, {beside}")
     return {"figure": str(out), "points": str(beside)}
 

@@ -40,7 +40,7 @@ def predict(
     from probekit import load_encoder
     from probekit.evaluate.predict import encoder_of, find_record
     from probekit.evaluate.predict import predict as predict_images
-    from probekit.reports.tables import csv_text
+    from probekit.runtime.escape import csv_text
 
     record = find_record(probe, series)  # a wrong path is told before a model is loaded
     spec, settings = (encoder, {}) if encoder is not None else encoder_of(record)

@@ -1,12 +1,18 @@
 """`probekit report`: depth curve, tables and one self-contained HTML page from records."""
 
 from pathlib import Path
+from typing import Literal
 
 from probekit.cli.answer import show_curves
 from probekit.runtime.errors import UserError
 
 
-def report(results: list[Path], out: Path | None = None) -> Path:
+def report(
+    results: list[Path],
+    out: Path | None = None,
+    pictures: Literal["tsne", "umap"] | None = None,
+    device: str = "cpu",
+) -> Path:
     """Write depth curves, tables and an HTML page from one or more results folders.
 
     Parameters
@@ -15,12 +21,19 @@ def report(results: list[Path], out: Path | None = None) -> Path:
         Folders with a results.jsonl, or such files; several are combined.
     out
         Folder of the report; by default `report` in the first results folder.
+    pictures
+        Also draw the test rows of each model's first, chosen and last layer in two dimensions. tsne needs nothing more;
+        umap needs umap-learn.
+    device
+        Where pictures are computed: cpu, or cuda by cuML.
     """
+    from probekit.evaluate.layer_picture import layer_pictures
     from probekit.reports import write_report
 
     if not results:
         raise UserError("No results were given; name the folder (or several) that `probekit sweep` wrote into.")
     first = results[0] if results[0].is_dir() else results[0].parent
-    page = write_report(results, first / "report" if out is None else out)
+    figures = {f"layers_{pictures}": layer_pictures(pictures, device)} if pictures else {}
+    page = write_report(results, first / "report" if out is None else out, figures)
     show_curves(first)
     return page

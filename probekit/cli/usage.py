@@ -6,7 +6,7 @@ from typing import Any, get_args, get_origin
 
 from cyclopts import App, CycloptsError, MissingArgumentError
 
-from igpt_model.checked_json import parse_json, read_bytes
+from igpt_model.checked_json import mismatch, parse_json, read_bytes
 from probekit.runtime.errors import UserError
 
 NESTED = ("train", "finetune")  # under which the config.json of a run keeps its flags
@@ -86,13 +86,25 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def _flags_of(content: dict[str, Any], verb: str) -> dict[str, Any]:
+_STUDY = {
+    "encoders": {str: str},
+    "datasets": {str: str},
+    "tests?": ({str: str}, None),
+    "protocol": {"name": str, "Cs": [float]},
+}
+
+
+def _flags_of(path: Path, verb: str) -> dict[str, Any]:
     """The flags in a file: in what a run or a study wrote they are named or nested otherwise."""
+    content = read_config(path)
     section = content.get(verb)
     if verb in NESTED and isinstance(section, dict):
         return section
     if verb != "study" or not isinstance(content.get("encoders"), dict):
         return content
+    problem = mismatch(content, _STUDY)
+    if problem:
+        raise UserError(f"--config {path} is no study.json that can be used: {problem}.")
     flags = dict(content)
     flags["encoders"] = [f"{name}={spec}" for name, spec in flags["encoders"].items()]
     flags["on"] = list(flags.pop("datasets").values())
@@ -103,7 +115,7 @@ def _flags_of(content: dict[str, Any], verb: str) -> dict[str, Any]:
 
 def _from_config(path: Path, verb: str, arguments: Sequence[Any], words: Sequence[str]) -> list[str]:
     """The words that a file stands for: arguments first; a flag of the command line is left to it."""
-    content = _flags_of(read_config(path), verb)
+    content = _flags_of(path, verb)
     by_name = {name.lstrip("-").replace("-", "_").lower(): one for one in arguments for name in one.names}
     given = {word.partition("=")[0] for word in words if word.startswith("-")}
     leading: list[str] = []
@@ -118,7 +130,12 @@ def _from_config(path: Path, verb: str, arguments: Sequence[Any], words: Sequenc
             raise UserError(f"--config {path}: `probekit {verb}` has no flag {key}; {hint}")
         if value is None or given & set(one.names) or _negated(one, given):
             continue
-        values = [str(item) for item in (value if isinstance(value, list) else [value])]
+        items = value if isinstance(value, list) else [value]
+        if any(isinstance(item, list | dict) for item in items):
+            raise UserError(
+                f"--config {path}: {key} holds a list or a mapping inside; write one value, or a list of them."
+            )
+        values = [str(item) for item in items]
         if one.field_info.is_keyword:
             if isinstance(value, bool):
                 flags.append(next(name for name in one.names if name.startswith("--no-") != value))

@@ -4,6 +4,7 @@ Shape legend: N rows of a test set, K classes of the data set that probes are tr
 """
 
 import csv
+import io
 import os
 import re
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from igpt_model.checked_json import read_bytes
 from probekit.datasets.records import Dataset, Split, Splits
 from probekit.runtime.errors import UserError
 
@@ -69,9 +71,9 @@ def read_class_map(path: str | Path) -> dict[str, str]:
         The file is missing, or a line has not two fields.
     """
     try:
-        with open(os.path.expanduser(str(path)), newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_bytes(os.path.expanduser(str(path))).decode("utf-8-sig")
+        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"The class map {path} cannot be read ({error}); give a CSV file of two columns.") from None
     for number, row in enumerate(rows, start=1):
         if len(row) != 2:

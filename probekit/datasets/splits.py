@@ -1,10 +1,16 @@
-"""The one rule by which rows are split: stratified, seeded, and the same on every machine and NumPy version.
+"""The one rule by which rows are split: stratified, seeded, and the same on every machine and NumPy version; and the
+names that splits go by.
 
 Shape legend: N rows.
 """
 
 import numpy as np
 
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 

@@ -21,7 +21,7 @@ from probekit.encoders.preparation import (
     pair,
     triple,
 )
-from probekit.encoders.row_checks import check_rows, settle_unloaded
+from probekit.encoders.row_checks import check_prefix, check_prepare, check_rows, settle_unloaded
 from probekit.encoders.weights import Loaded, hash_weights, load_weights
 from probekit.runtime.errors import UserError, first_line
 from probekit.runtime.imports import import_object
@@ -202,6 +202,7 @@ class ModuleEncoder:
         self.layers = tuple(self._layouts)
         self.widths = tuple(layout.width for layout in self._layouts.values())
         loaded = loaded or Loaded()
+        check_prefix(self, examples)
         check_rows(self, examples)
         if loaded.missing:
             settle_unloaded(self, examples, loaded)
@@ -241,6 +242,7 @@ class ModuleEncoder:
                 f"prepare failed on a picture of {pictures[0].shape[0]} x {pictures[0].shape[1]} "
                 f"({type(error).__name__}: {first_line(error)}){noise}."
             ) from error
+        check_prepare(self.prepare, pictures, made)
         example = made[0]
         self._scales = example.dtype == np.uint8
         if example.ndim != 3 or (example.shape[2] if self._scales else example.shape[0]) != 3:

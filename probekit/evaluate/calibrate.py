@@ -23,6 +23,7 @@ from probekit.results.metrics import log_loss
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record, read_records
 from probekit.runtime.errors import UserError
+from probekit.runtime.escape import csv_text
 from probekit.runtime.progress import Progress
 from probekit.selection.settings import make_settings
 
@@ -100,7 +101,7 @@ def calibrate(
         if progress:
             progress(number, len(mine))
     frame = pd.DataFrame(rows)
-    atomic.write_text(runner.out / FILE_NAME, frame.to_csv(index=False, lineterminator="\n"))
+    atomic.write_text(runner.out / FILE_NAME, csv_text(frame))
     mean = frame.drop(columns=["record", "series", "seed"]).groupby(["probe", "depth", "test_set"], sort=False).mean()
     return mean.reset_index()
 
@@ -121,4 +122,4 @@ def held_out_temperature(runner: Runner, record: Record) -> float:
     fitted = runner.probe(job).fit(X, runner.widths(job), split, one, runner.settings)
     held = np.flatnonzero(split.is_val)
     y = np.searchsorted(fitted.classes, split.y[held])
-    return fit_temperature(fitted.predict_log_proba(np.asarray(X[held])), y, split.weights[held])
+    return fit_temperature(fitted.predict_log_proba(X[held]), y, split.weights[held])

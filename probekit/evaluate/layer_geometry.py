@@ -7,13 +7,16 @@ from probekit.features.lazy_features import read_features
 from probekit.features.store import Features, FeatureStore
 from probekit.probes.geometry import linear_cka, two_nn_dimension
 from probekit.probes.rankme import rankme
+from probekit.runtime.device import to_device
 from probekit.runtime.progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def geometry(store: Features | str | Path, split: str = "train", progress: Progress | None = None) -> "pd.DataFrame":
+def geometry(
+    store: Features | str | Path, split: str = "train", device: str = "cpu", progress: Progress | None = None
+) -> "pd.DataFrame":
     """RankMe, intrinsic dimension (TwoNN) and linear CKA to the last layer, of every layer of a feature file.
 
     Parameters
@@ -22,6 +25,8 @@ def geometry(store: Features | str | Path, split: str = "train", progress: Progr
         The feature file.
     split : str
         Whose rows.
+    device : str
+        Where the figures are computed: cpu, cuda, cuda:1.
     progress : callable
         Called with (layers done, layers in all).
 
@@ -33,17 +38,17 @@ def geometry(store: Features | str | Path, split: str = "train", progress: Progr
     import pandas as pd
 
     opened: Features = FeatureStore.open(store) if isinstance(store, str | Path) else store
-    last = read_features(opened, split, [opened.layers[-1]])
+    last = to_device(read_features(opened, split, [opened.layers[-1]]), device)
     rows = []
     for number, layer in enumerate(opened.layers):
-        X = read_features(opened, split, [layer])
+        X = to_device(read_features(opened, split, [layer]), device)
         rows.append(
             {
                 "layer": layer,
                 "width": X.shape[1],
-                "rankme": rankme(X),
-                "intrinsic_dimension": two_nn_dimension(X),
-                "cka_to_last": linear_cka(X, last),
+                "rankme": rankme(X, device),
+                "intrinsic_dimension": two_nn_dimension(X, device=device),
+                "cka_to_last": linear_cka(X, last, device),
             }
         )
         if progress:

@@ -1,10 +1,10 @@
-"""Disk, memory and time before anything starts: arithmetic from sizes, and a short calibration for the rates."""
+"""Disk, memory and time of extraction and sweep before they start: bytes counted, a few real steps timed."""
 
 import os
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,18 +56,6 @@ def process_bytes() -> int:
         return 0
 
 
-def write_rate(folder: str | Path | None = None, megabytes: int = 32) -> float:
-    """Bytes a second that a folder's disk takes, flushed to it; the system's temporary folder when None."""
-    with tempfile.TemporaryFile(dir=folder) as file:
-        content = os.urandom(1 << 20)
-        begun = time.perf_counter()
-        for _ in range(megabytes):
-            file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-        return megabytes * (1 << 20) / (time.perf_counter() - begun)
-
-
 def plan_extract(
     encoder: Any,
     data: Any,
@@ -75,101 +63,93 @@ def plan_extract(
     dtype: str = "float32",
     seconds: float = 3.0,
     rows: int | None = None,
-    folder: str | Path | None = None,
     ranks: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Estimate:
-    """Estimate an extraction from a few real batches: decoding, preparing and the encoder's forward pass.
+    """Estimate an extraction from three real batches: decoding, preparing and the encoder's forward pass.
 
     Parameters
     ----------
     encoder : Encoder
     data : Dataset
-    seconds : how long to calibrate at most, after what warms up
+    seconds : about how long to measure; a slow encoder is measured on smaller batches
     rows : images in all, where `data` is only a sample of them
-    folder : where the feature file will lie, None: not counted
     ranks : processes that share the rows
     """
     import torch
 
-    splits: Mapping[str, Any] = data.splits
-    total = rows or sum(len(splits[name]) for name in splits)
-    part = splits[next(iter(splits))]
+    part = next(iter(data.splits.values()))
+    total = rows or sum(len(split) for split in data.splits.values())
 
-    def batch(first: int, size: int) -> tuple[float, int]:
-        """Seconds of a batch from row `first` on, and bytes of its prepared images."""
-        begun = time.perf_counter()
+    def batch(first: int, size: int) -> float:
+        begun = clock()
         images = np.stack([encoder.prepare(image) for image in part.images(first, first + size)])
         with torch.inference_mode():
             for feature in encoder(images, part.row_ids[first : first + size]):
                 feature.cpu()
-        return time.perf_counter() - begun, images.nbytes
+        return clock() - begun
 
     before = process_bytes()
-    batch(0, 1)
     size, most = 1, min(batch_size, len(part))
-    took, image_bytes = batch(0, 1)
-    while size < most and 4 * took < seconds / 2:
+    batch(0, 1)
+    while size < most and 16 * batch(0, size) < seconds / 2:
         size = min(4 * size, most)
-        took, _ = batch(0, size)
-    # tables fill and caches warm up over the first batch, which a whole run hardly notices
-    batch(0, size)
-    times: list[float] = []
-    until = time.perf_counter() + seconds
-    while len(times) < 2 or time.perf_counter() < until:
-        first = (len(times) * size * 7) % max(1, len(part) - size + 1)
-        times.append(batch(first, size)[0])
-    per_row = float(np.median(times)) / size
-    disk = feature_bytes(total, encoder.widths, dtype)
-    # at most two batches of features wait for the writer beside the one being computed
-    memory = 3 * feature_bytes(batch_size, encoder.widths) + 3 * image_bytes * batch_size
+    # the first of this size fills tables and caches, which a whole run hardly notices
+    times = [batch((number * size * 7) % max(1, len(part) - size + 1), size) for number in range(4)][1:]
+    # at most two batches of features wait for the writer beside the one that is computed, and as many prepared images
+    image_bytes = encoder.prepare(part.images(0, 1)[0]).nbytes
+    memory = 3 * (feature_bytes(batch_size, encoder.widths) + image_bytes * batch_size)
     memory += max(0, process_bytes() - before) * batch_size // size
-    writing = disk / write_rate(folder) if folder is not None else 0.0
-    # a thread writes while the next batch is computed
-    return Estimate("extract", disk, memory, max(per_row * total, writing) / ranks)
+    disk = feature_bytes(total, encoder.widths, dtype)
+    return Estimate("extract", disk, memory, float(np.median(times)) / size * total / ranks)
 
 
 def plan_sweep(store: Any, seconds: float = 10.0, layers: Sequence[str] | None = None, **options: Any) -> Estimate:
-    """Estimate a sweep by really probing a few layers of a feature file, on as many rows as the time allows.
+    """Estimate a sweep by really probing three layers of a feature file, on as many rows as the time allows.
 
     Parameters
     ----------
     store : FeatureStore
-    seconds : about how long to calibrate; small files are probed whole
+    seconds : about how long to measure; small files are probed whole
     layers : that will be swept, all when None
     **options : of `probekit.evaluate.sweep.sweep`: protocol, Cs, backend, device, dtype
     """
-
     names = list(layers or store.layers)
     # shallow, middle and deep layers cost differently
     tried = list(dict.fromkeys(names[len(names) * share // 6] for share in (1, 3, 5)))
-    available = sum(len(store.labels(split)) for split in store.splits if split != "test")
     widths = dict(zip(store.layers, store.widths, strict=True))
+    available = sum(len(store.labels(split)) for split in store.splits if split != "test")
 
     def probe(layer: str, rows: int) -> float:
+        """Seconds for each column of the layer."""
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             begun = time.perf_counter()
             sweep(store, out=folder, layers=[layer], train_rows=None if rows >= available else rows, **options)
-            return time.perf_counter() - begun
+            return (time.perf_counter() - begun) / widths[layer]
 
-    rows = min(available, 1000)
+    rows, until = min(available, 1000), time.perf_counter() + seconds
     probe(tried[0], min(rows, 300))
-    until = time.perf_counter() + seconds
     took = probe(tried[0], rows)
-    while rows < available and time.perf_counter() + 4 * took * len(tried) < until:
+    while rows < available and time.perf_counter() + 4 * took * widths[tried[0]] * len(tried) < until:
         rows = min(available, 4 * rows)
         took = probe(tried[0], rows)
-    costs = [took, *(probe(layer, rows) for layer in tried[1:] if time.perf_counter() < until)]
-    each = float(np.mean([cost / widths[layer] for cost, layer in zip(costs, tried, strict=False)]))
-    total = each * sum(widths[name] for name in names) * available / rows
+    a_column = [took, *(probe(layer, rows) for layer in tried[1:] if time.perf_counter() < until)]
     classes = int(max(store.labels(split).max() for split in store.splits)) + 1
     test = len(store.labels("test")) if "test" in store.splits else 0
-    outputs = 1 if classes == 2 else classes
-    # a probe file: the coefficients, then id, label, prediction and probabilities of every test row; a record beside it
-    disk = sum(4 * (widths[name] + 1) * outputs + test * (24 + 4 * classes) + RECORD_BYTES for name in names)
-    widest = max(widths[name] for name in names)
-    memory = (available + test) * widest * 4 * 3
-    return Estimate("sweep", disk, memory, total)
+    swept = [widths[name] for name in names]
+    disk, memory = sweep_bytes(available, test, swept, classes)
+    return Estimate("sweep", disk, memory, float(np.mean(a_column)) * sum(swept) * available / rows)
+
+
+def sweep_bytes(rows: int, test_rows: int, widths: Sequence[int], n_classes: int) -> tuple[int, int]:
+    """Bytes on disk and in memory of a sweep over layers of these widths.
+
+    A probe's file holds its coefficients and, of every test row, id, label, prediction and probabilities.
+    """
+    outputs = 1 if n_classes == 2 else n_classes
+    disk = sum(4 * (width + 1) * outputs + test_rows * (24 + 4 * n_classes) + RECORD_BYTES for width in widths)
+    return disk, (rows + test_rows) * max(widths) * 4 * 3
 
 
 def sweep_operations(rows: int, widths: Sequence[int], n_classes: int, n_penalties: int, iterations: int = 100) -> int:
@@ -183,7 +163,6 @@ def sweep_operations(rows: int, widths: Sequence[int], n_classes: int, n_penalti
 
 def made_up_features(path: str | Path, rows: int, width: int, n_classes: int, n_layers: int = 1, seed: int = 0) -> Any:
     """A feature file for planning where there is none yet: classes in overlapping clouds, variances falling as 1/k."""
-
     from probekit.features.store import FeatureStore
 
     rng = np.random.default_rng(seed)

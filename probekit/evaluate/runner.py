@@ -9,7 +9,7 @@ import platform
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax
 
+from igpt_model.differences import differ
 from igpt_model.hashing import hash_json
 from probekit.evaluate.training_rows import training_rows
 from probekit.features.lazy_features import BLOCK_ROWS, fits, read_features, training_features
@@ -28,13 +29,17 @@ from probekit.results.journal import Journal, share_work
 from probekit.results.metrics import score
 from probekit.results.predictions import RowPredictions, load_probe, save_probe
 from probekit.results.record import RESULTS_NAME, SCHEMA, Identity, migrate, test_file
-from probekit.runtime.differences import differ
+from probekit.runtime.device import to_device, usable_device
 from probekit.runtime.errors import UserError
 from probekit.runtime.progress import FitProgress, Progress
 from probekit.runtime.ranks import broadcast, current
+from probekit.runtime.streams import on_streams
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import resolve_protocol
 from probekit.selection.settings import FitSettings
+
+LAYERS_AT_ONCE = 3
+"""On a GPU, each on a stream. Not measured: `benchmarks/gpu/path_speed.py streams` compares 1, 2, 3 and 4."""
 
 
 @dataclass(frozen=True)
@@ -150,10 +155,13 @@ class Runner:
             broadcast(None)  # the others wait for the tests
 
     def _groups(self, jobs: Mapping[str, Job]) -> dict[str, list[str]]:
-        """Keys that are fitted together, by the name of their claim: mostly each alone."""
+        """Keys that one worker claims together, by the name of the claim: on a CPU mostly each alone."""
+        on_gpu = usable_device(self.settings.device).type == "cuda" and self.settings.backend == "torch"
+        at_once = LAYERS_AT_ONCE if on_gpu and not self.settings.sharded else 1
         together: dict[Any, list[str]] = {}
-        for key, job in jobs.items():
-            together.setdefault((job.probe, job.draw) if self.probe(job).fits_together else key, []).append(key)
+        for number, (key, job) in enumerate(jobs.items()):
+            part = 0 if self.probe(job).fits_together else number // at_once
+            together.setdefault((job.probe, job.draw, part), []).append(key)
         return {keys[0] if len(keys) == 1 else hash_json(sorted(keys)): keys for keys in together.values()}
 
     def share(
@@ -226,7 +234,10 @@ class Runner:
         return token_widths(self.store.encoder, sum(widths)) if self.probe(job).reads == "tokens" else widths
 
     def features(self, jobs: Sequence[Job]) -> list[Any]:
-        """Features (n, D) of the training rows that the jobs share; left in their file where memory is too small."""
+        """Features (n, D) of the training rows that the jobs share; left in their file where memory is too small.
+
+        On a GPU with room for them they are tensors there, moved once for all rounds.
+        """
         rows, probe = self.rows(jobs[0]), self.probe(jobs[0])
         width = sum(sum(self.layer_widths(job.layers)) for job in jobs)
         lazy = self.settings.sharded or not fits(len(rows.y), width)
@@ -236,23 +247,44 @@ class Runner:
                 f"memory, as a {probe.kind} probe needs them: leave that out, or set train_rows."
             )
         normalize = self.protocol.normalize
-        return [training_features(self.store, job.layers, rows.positions, normalize, lazy) for job in jobs]
+        found = [training_features(self.store, job.layers, rows.positions, normalize, lazy) for job in jobs]
+        device = usable_device(self.settings.device)
+        moved = not lazy and device.type == "cuda" and fits(len(rows.y), width, device)
+        return [to_device(X, device) for X in found] if moved else found
 
     def choose(self, jobs: Mapping[str, Job]) -> Iterator[dict[str, Any]]:
-        """Choose and fit the probes of jobs that are fitted together; gives each one's line of choices.jsonl."""
+        """Choose and fit the probes of jobs that are claimed together; gives each one's line of choices.jsonl."""
+        finished = self.choices.keys() | self.results.keys()
+        if self.probe(next(iter(jobs.values()))).fits_together:
+            yield from (line for line in self._choose_together(jobs) if line["key"] not in finished)
+        else:
+            work = [partial(self._choose_alone, job) for key, job in jobs.items() if key not in finished]
+            yield from on_streams(work, self.settings.device, self._room_for(list(jobs.values())))
+
+    def _room_for(self, jobs: Sequence[Job]) -> int:
+        """How many of the jobs' layers a GPU has room for at once; at least 1."""
+        device = usable_device(self.settings.device)
+        widest = max(sum(self.layer_widths(job.layers)) for job in jobs)
+        rows = len(self.rows(jobs[0]).y)
+        return next((n for n in range(len(jobs), 1, -1) if fits(n * rows, widest, device)), 1)
+
+    def _choose_alone(self, job: Job) -> dict[str, Any]:
+        start, (X,) = perf_counter(), self.features([job])
+        fitted = self.probe(job).fit(X, self.widths(job), self.rows(job), self.protocol, self.settings)
+        return self._line(job, fitted, X, perf_counter() - start)
+
+    def _choose_together(self, jobs: Mapping[str, Job]) -> Iterator[dict[str, Any]]:
+        """Lines of jobs that are fitted in one call, which may save its state and resume."""
         start, own = perf_counter(), list(jobs.values())
-        probe, finished = self.probe(own[0]), self.choices.keys() | self.results.keys()
-        checkpoint = self.out / probe.kind / f"{hash_json(sorted(jobs))}.safetensors" if probe.fits_together else None
-        if checkpoint is not None:
-            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        probe = self.probe(own[0])
+        checkpoint = self.out / probe.kind / f"{hash_json(sorted(jobs))}.safetensors"
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
         layers, widths = self.features(own), [self.widths(job) for job in own]
         settings = replace(self.settings, checkpoint=checkpoint)
         fitted = probe.fit_many(layers, widths, self.rows(own[0]), self.protocol, settings)
-        for (key, job), X, made in zip(jobs.items(), layers, fitted, strict=True):
-            if key not in finished:
-                yield self._line(job, made, X, (perf_counter() - start) / len(jobs))
-        if checkpoint is not None:
-            checkpoint.unlink(missing_ok=True)
+        for job, X, made in zip(own, layers, fitted, strict=True):
+            yield self._line(job, made, X, (perf_counter() - start) / len(jobs))
+        checkpoint.unlink(missing_ok=True)
 
     def _line(self, job: Job, fitted: FittedProbe, X: Any, seconds: float) -> dict[str, Any]:
         """Write the file of a probe fitted on X (n, D); returns the record without test metrics."""

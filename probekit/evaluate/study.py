@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from igpt_model import atomic
 from igpt_model.checked_json import as_json, read_json
+from igpt_model.differences import differ
 from probekit.datasets import Dataset, load_dataset
 from probekit.datasets.catalogue import written_tests
 from probekit.datasets.shifted import with_tests
@@ -22,7 +23,6 @@ from probekit.evaluate.sweep import seed_list, sweep
 from probekit.features.extract import extract
 from probekit.features.store import FeatureStore
 from probekit.results.results import Results
-from probekit.runtime.differences import differ
 from probekit.runtime.errors import UserError, check_at_least
 from probekit.selection.protocol import Protocol, resolve_protocol
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from igpt_model.hashing import hash_file
-from probekit.datasets.arrays import one_label_each
+from probekit.datasets.parts import label_array
 from probekit.datasets.splits import stratified_holdout
 from probekit.features.store import FeatureStore
 from probekit.runtime.errors import UserError, first_line
@@ -97,7 +97,7 @@ def import_features(
             y = _labels_alone(Path(labels[split]))
         if y is None:
             raise UserError(f"{path} holds no labels ({', '.join(LABEL_KEYS)}); give them as a file of their own.")
-        splits[split] = (layers, one_label_each(y, f"{path}: its labels"))
+        splits[split] = (layers, label_array(y, f"{path}: its labels"))
         hashes[split] = hash_file(path)
         same = next((other for other in splits if other != split and _equal(splits[other][0], layers)), None)
         if same:

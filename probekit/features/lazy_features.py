@@ -67,9 +67,9 @@ class LazyFeatures:
         return X if dtype is None else X.astype(dtype)
 
 
-def fits(n_rows: int, width: int) -> bool:
+def fits(n_rows: int, width: int, device: torch.device = torch.device("cpu")) -> bool:  # noqa: B008  (immutable)
     """Whether float32 rows fit in memory, with the copies that choosing C makes of them."""
-    return 4 * COPIES * n_rows * width <= SHARE * free_memory(torch.device("cpu"))
+    return 4 * COPIES * n_rows * width <= SHARE * free_memory(device)
 
 
 def read_features(

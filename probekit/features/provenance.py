@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 import torch
 
+from igpt_model.differences import differ
 from probekit.features.format import Header, content
-from probekit.runtime.differences import differ
 from probekit.runtime.errors import UserError
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from probekit.probes.probe import FittedProbe, Probe, ReadRows
 from probekit.probes.sgd import cosine, end_of_schedule, without_certificate
-from probekit.runtime.device import usable_device
+from probekit.runtime.device import to_device, usable_device
 from probekit.runtime.errors import UserError
 from probekit.selection.choose_C import HeldOut, cross_validate, score_log_proba
 from probekit.selection.folds import TrainingRows
@@ -68,15 +68,12 @@ class FittedAttentive(FittedProbe):
     module: AttentivePool
 
     @torch.no_grad()
-    def decision_function(self, tokens: ArrayLike, batch_size: int = 256) -> NDArray[np.float64]:
+    def decision_function(self, tokens: Any, batch_size: int = 256) -> NDArray[np.float64]:
         """Class scores (N, K)."""
-        rows, width = np.asarray(tokens), self.module.key.in_features
-        device = next(self.module.parameters()).device
-        parts = []
-        for start in range(0, len(rows), batch_size):
-            batch = np.ascontiguousarray(rows[start : start + batch_size], np.float32)
-            parts.append(self.module(torch.from_numpy(batch.reshape(len(batch), -1, width)).to(device)))
-        return torch.cat(parts).cpu().double().numpy()
+        width, device = self.module.key.in_features, self.module.query.device
+        starts = range(0, len(tokens), batch_size)
+        batches = (to_device(tokens[start : start + batch_size], device, torch.float32) for start in starts)
+        return torch.cat([self.module(x.reshape(len(x), -1, width)) for x in batches]).cpu().double().numpy()
 
     def predict(self, tokens: ArrayLike) -> NDArray[Any]:
         """Labels (N,)."""
@@ -118,7 +115,7 @@ class AttentiveProbe(Probe):
         return len(self.learning_rates) + 1
 
     def fit(
-        self, X: np.ndarray, widths: Sequence[int], split: TrainingRows, protocol: Protocol, settings: FitSettings
+        self, X: Any, widths: Sequence[int], split: TrainingRows, protocol: Protocol, settings: FitSettings
     ) -> FittedAttentive:
         columns = split.encoded[1]
         tokens = X.reshape(len(X), len(widths), widths[0])
@@ -200,15 +197,16 @@ def fit_attentive(
     size = min(batch_size, len(labels))
     n_steps, step = epochs * (len(labels) // size), 0
     source: Any = tokens if hasattr(tokens, "shape") else np.asarray(tokens)
+    label = to_device(columns, target)
     for epoch in range(epochs):
         order = np.random.default_rng([seed, epoch]).permutation(len(labels))
         for start in range(0, len(labels) - size + 1, size):
             rows = np.sort(order[start : start + size])
-            batch = torch.from_numpy(np.ascontiguousarray(source[rows], np.float32)).to(target)
+            batch = to_device(source[rows], target, torch.float32)
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate * cosine(step, n_steps)
             optimiser.zero_grad()
-            nn.functional.cross_entropy(module(batch), torch.from_numpy(columns[rows]).to(target)).backward()
+            nn.functional.cross_entropy(module(batch), label[rows]).backward()
             optimiser.step()
             step += 1
     return FittedAttentive(classes=classes, module=module.eval())

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from probekit.probes.logistic import LogisticProbe
 from probekit.probes.probe import FittedLinear, Probe, standardized
+from probekit.runtime.device import to_device
 from probekit.runtime.errors import UserError
 from probekit.selection.choose_C import choose_C
 from probekit.selection.folds import TrainingRows
@@ -35,14 +36,14 @@ class BandedProbe(Probe):
     reads = "layers"
 
     def fit(
-        self, X: np.ndarray, widths: Sequence[int], split: TrainingRows, protocol: Protocol, settings: FitSettings
+        self, X: Any, widths: Sequence[int], split: TrainingRows, protocol: Protocol, settings: FitSettings
     ) -> FittedLinear:
-        Z, shift, scale = standardized(X, split, protocol)
+        Z, shift, scale = standardized(X, split, protocol, settings.device)
         plain = protocol.with_(standardize=False)
         coarse = plain.with_(Cs=subsample_grid(protocol.Cs), refine=0)
 
-        def scaled(gammas: Sequence[float]) -> np.ndarray:
-            return Z * spread(gammas, widths).astype(Z.dtype)
+        def scaled(gammas: Sequence[float]) -> torch.Tensor:
+            return Z * to_device(spread(gammas, widths), Z.device, Z.dtype)
 
         steps = search_gammas(len(widths), lambda gammas: choose_C(scaled(gammas), split, coarse, settings).score)
         gammas = steps[-1][0]
@@ -65,18 +66,21 @@ def spread(gammas: Sequence[float], widths: Sequence[int]) -> Array:
     return np.repeat(np.asarray(gammas, np.float64), widths)
 
 
-def scale_bands(X: Any, gammas: Sequence[float], widths: Sequence[int]) -> NDArray[np.floating[Any]]:
-    """Columns (N, sum of widths) multiplied by the factors of their bands, in float32 or, where X needs it, float64."""
+def scale_bands(X: Any, gammas: Sequence[float], widths: Sequence[int]) -> torch.Tensor:
+    """Columns (N, sum of widths) multiplied by the factors of their bands, in float32 or, where X needs it, float64.
+
+    A tensor stays on its device.
+    """
     features, factors = read_features(X), spread(gammas, widths)
     if features.shape[1] != len(factors):
         raise UserError(f"X has {features.shape[1]} columns, but the bands have {len(factors)}; give their widths.")
-    dtype: type[np.floating[Any]] = np.float64 if is_wide(features) else np.float32
-    with np.errstate(over="ignore"):  # refused below, in a sentence
-        values = features.cpu().double().numpy() if isinstance(features, torch.Tensor) else np.asarray(features[:])
-        scaled: NDArray[np.floating[Any]] = (values * factors).astype(dtype)
-    if not np.isfinite(scaled).all():
+    where = features.device if isinstance(features, torch.Tensor) else torch.device("cpu")
+    dtype = torch.float64 if is_wide(features) else torch.float32
+    scaled = (to_device(features[:], where).double() * to_device(factors, where)).to(dtype)
+    if not scaled.isfinite().all():
         check_finite(features)
-        raise UserError(f"Features times the factors {list(gammas)} are too large for {dtype.__name__}; scale X first.")
+        width = str(dtype).removeprefix("torch.")
+        raise UserError(f"Features times the factors {list(gammas)} are too large for {width}; scale X first.")
     return scaled
 
 

@@ -5,13 +5,15 @@ It has nothing to fit but means, so it works from one row a class on. N rows, D 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.special import log_softmax
+from torch import Tensor
 
 from probekit.probes.probe import EXACT, FittedProbe, Probe, ReadRows
+from probekit.runtime.device import to_device
 from probekit.selection.choose_C import HeldOut, cross_validate, score_log_proba
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol
@@ -34,7 +36,8 @@ class FittedClassMean(FittedProbe):
     scale: float
 
     def predict_log_proba(self, X: np.ndarray) -> np.ndarray:
-        return log_softmax(-self.scale * distances(X, self.centre, self.means), axis=1)
+        centre, means = (to_device(values, self.device) for values in (self.centre, self.means))
+        return log_proba(to_device(X, self.device), centre, means, [self.scale])[0].cpu().numpy()
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"centre": self.centre, "means": self.means, "scale": np.array([self.scale])}
@@ -42,7 +45,8 @@ class FittedClassMean(FittedProbe):
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], read_rows: ReadRows, device: str = "cpu") -> Self:
         scale = float(arrays["scale"][0])
-        return cls(classes=arrays["classes"], centre=arrays["centre"], means=arrays["means"], scale=scale)
+        known: dict[str, Any] = {name: arrays[name] for name in ("classes", "centre", "means")}
+        return cls(**known, scale=scale, device=device)
 
 
 class ClassMeanProbe(Probe):
@@ -63,53 +67,63 @@ class ClassMeanProbe(Probe):
         return 1
 
     def fit(
-        self, X: np.ndarray, widths: Sequence[int], split: TrainingRows, protocol: Protocol, settings: FitSettings
+        self, X: Any, widths: Sequence[int], split: TrainingRows, protocol: Protocol, settings: FitSettings
     ) -> FittedClassMean:
-        classes, columns = split.encoded
+        (classes, columns), rows = split.encoded, to_device(X, settings.device)
         rule = split.resolve_rule(protocol.selection)
         alone = rule == "cv5" and int(np.bincount(columns).min()) < 2
         scales: Sequence[float] = (ONE_ROW_SCALE,) if alone else SCALES
         everything = np.arange(len(columns))
 
+        def means_of(which: np.ndarray) -> tuple[Tensor, Tensor]:
+            return class_means(rows[which], columns[which], split.weights[which], len(classes))
+
+        def scored(which: np.ndarray, means: tuple[Tensor, Tensor], scales: Sequence[float] | Array) -> HeldOut:
+            return score_log_proba(log_proba(rows[which], *means, scales), columns[which], split.weights[which])
+
         def fit_and_score(scales: Array, fitted: np.ndarray, held: np.ndarray) -> HeldOut:
-            centre, means = class_means(X[fitted], columns[fitted], split.weights[fitted], len(classes))
-            apart = distances(X[held], centre, means)
-            log_proba = log_softmax(-np.asarray(scales)[:, None, None] * apart, axis=-1)
-            return score_log_proba(log_proba, columns[held], split.weights[held])
+            return scored(held, means_of(fitted), scales)
 
         rounds = [(everything, everything)] if alone else split.rounds(rule)
         selection = cross_validate(scales, rounds, fit_and_score, rule)
         use, scale = split.final(protocol.refit), float(selection.chosen)
-        centre, means = class_means(X[use], columns[use], split.weights[use], len(classes))
-        right = distances(X[use], centre, means).argmin(axis=1) == columns[use]
+        centre, means = fitted = means_of(use)
+        right = scored(use, fitted, [scale])
         if settings.on_fit:
             settings.on_fit(1)
         return FittedClassMean(
             classes=classes,
-            centre=centre,
-            means=means,
+            centre=centre.cpu().numpy(),
+            means=means.cpu().numpy(),
             scale=scale,
+            device=settings.device,
             selection=replace(selection, grid_ends=None),  # the scale changes no prediction
             certificate=EXACT,
-            train_accuracy=float(right @ split.weights[use] / split.weights[use].sum()),
+            train_accuracy=float(right.correct[0] / right.weight),
             search_info={"rule": "nearest class mean", "scale": scale},
         )
 
 
-def class_means(X: np.ndarray, columns: np.ndarray, weights: np.ndarray, n_classes: int) -> tuple[Array, Array]:
-    """The weighted mean (D,) of all rows, and each class's mean (K, D) of the centred rows at unit length."""
-    share = weights / weights.sum()
-    centre = share @ X.astype(np.float64)
-    sums = np.zeros((n_classes, X.shape[1]))
-    np.add.at(sums, columns, _unit(X - centre) * weights[:, None])
-    return centre, sums / np.bincount(columns, weights=weights, minlength=n_classes)[:, None]
+def class_means(X: Tensor, columns: np.ndarray, weights: np.ndarray, n_classes: int) -> tuple[Tensor, Tensor]:
+    """The weighted mean (D,) of all rows (N, D), and each class's mean (K, D) of the centred rows at unit length."""
+    weight, label = to_device(weights, X.device, torch.float64), to_device(columns, X.device)
+    centre = weight @ X.double() / weight.sum()
+    sums = weight.new_zeros(n_classes, X.shape[1]).index_add_(0, label, _unit(X, centre) * weight[:, None])
+    return centre, sums / weight.new_zeros(n_classes).index_add_(0, label, weight)[:, None]
 
 
-def distances(X: np.ndarray, centre: np.ndarray, means: np.ndarray) -> Array:
+def distances(X: Tensor, centre: Tensor, means: Tensor) -> Tensor:
     """Squared distances (N, K) of the centred rows at unit length from the means."""
-    Z = _unit(X - centre)
-    return np.maximum((Z**2).sum(axis=1)[:, None] + (means**2).sum(axis=1) - 2 * Z @ means.T, 0.0)
+    Z = _unit(X, centre)
+    return (Z.square().sum(1)[:, None] + means.square().sum(1) - 2 * Z @ means.T).clamp_min(0.0)
 
 
-def _unit(X: np.ndarray) -> Array:
-    return X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
+def log_proba(X: Tensor, centre: Tensor, means: Tensor, scales: Sequence[float] | Array) -> Tensor:
+    """Log-probabilities (n, N, K) under each scale."""
+    by = to_device(np.asarray(scales, np.float64), X.device)
+    return (-by[:, None, None] * distances(X, centre, means)).log_softmax(-1)
+
+
+def _unit(X: Tensor, centre: Tensor) -> Tensor:
+    Z = X - centre
+    return Z / torch.linalg.vector_norm(Z, dim=1, keepdim=True).clamp_min(1e-12)

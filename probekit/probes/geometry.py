@@ -3,7 +3,12 @@
 N rows, D and E columns.
 """
 
+from typing import Any
+
 import numpy as np
+import torch
+
+from probekit.runtime.device import to_device
 
 TWO_NN_ROWS = 5000
 """Rows whose neighbours are looked for; the estimate's relative error is about 1 / sqrt(rows)."""
@@ -12,13 +17,14 @@ DISCARDED = 0.1
 BLOCK = 512
 
 
-def two_nn_dimension(X: np.ndarray, most_rows: int = TWO_NN_ROWS) -> float | None:
+def two_nn_dimension(X: Any, most_rows: int = TWO_NN_ROWS, device: str = "cpu") -> float | None:
     """Intrinsic dimension by the ratio of the distances to the two nearest neighbours.
 
     Parameters
     ----------
     X : (N, D) features; of more than `most_rows` rows evenly spaced ones are used
     most_rows : int
+    device : where distances are computed, in float64
 
     Returns
     -------
@@ -30,17 +36,18 @@ def two_nn_dimension(X: np.ndarray, most_rows: int = TWO_NN_ROWS) -> float | Non
     """
     if len(X) > most_rows:
         X = X[np.linspace(0, len(X) - 1, most_rows).round().astype(int)]
-    Z = np.unique(np.asarray(X, np.float64), axis=0)  # a repeated row has no nearest neighbour of its own
+    # a repeated row has no nearest neighbour of its own
+    Z = to_device(X, device, torch.float64).unique(dim=0)
     if len(Z) < 20:
         return None
-    Z = Z - Z.mean(axis=0)
-    squares = (Z**2).sum(axis=1)
-    nearest = np.empty((len(Z), 2))
+    Z = Z - Z.mean(0)
+    squares, blocks = Z.square().sum(1), []
     for start in range(0, len(Z), BLOCK):
-        rows = slice(start, min(start + BLOCK, len(Z)))
-        distance = squares[rows, None] + squares - 2 * Z[rows] @ Z.T
-        distance[np.arange(len(distance)), np.arange(rows.start, rows.stop)] = np.inf
-        nearest[rows] = np.sqrt(np.clip(np.partition(distance, 1, axis=1)[:, :2], 0, None))
+        rows = Z[start : start + BLOCK]
+        distance = squares[start : start + BLOCK, None] + squares - 2 * rows @ Z.T
+        distance.diagonal(start).fill_(torch.inf)
+        blocks.append(distance.topk(2, largest=False).values.clamp_min(0).sqrt())
+    nearest = torch.cat(blocks).cpu().numpy()
     apart = nearest[:, 0] > 0
     log_ratio = np.sort(np.log(nearest[apart, 1] / nearest[apart, 0]))
     kept = int(len(log_ratio) * (1 - DISCARDED))
@@ -50,21 +57,24 @@ def two_nn_dimension(X: np.ndarray, most_rows: int = TWO_NN_ROWS) -> float | Non
     return float(x @ survival / (x @ x)) if x.any() else None
 
 
-def linear_cka(X: np.ndarray, Z: np.ndarray) -> float:
+def linear_cka(X: Any, Z: Any, device: str = "cpu") -> float:
     """Linear centred kernel alignment of two sets of features of the same rows: 0 to 1, 1 for equal up to rotation.
 
     Parameters
     ----------
     X, Z : (N, D), (N, E)
+    device : where it is computed, in float64
 
     References
     ----------
     Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019, section 3.
     """
-    X, Z = (A.astype(np.float64) - A.mean(axis=0, dtype=np.float64) for A in (X, Z))
+    X, Z = (to_device(A, device, torch.float64) for A in (X, Z))
+    X, Z = X - X.mean(0), Z - Z.mean(0)
     if min(X.shape[1], Z.shape[1]) <= len(X):
-        between, within = ((X.T @ Z) ** 2).sum(), ((X.T @ X) ** 2).sum() * ((Z.T @ Z) ** 2).sum()
+        between, within = (X.T @ Z).square().sum(), (X.T @ X).square().sum() * (Z.T @ Z).square().sum()
     else:  # fewer rows than columns: the same sums by way of the Gram matrices
         K, L = X @ X.T, Z @ Z.T
-        between, within = (K * L).sum(), (K**2).sum() * (L**2).sum()
-    return float(between / np.sqrt(within)) if within > 0 else 0.0
+        between, within = (K * L).sum(), K.square().sum() * L.square().sum()
+    # constant features are like no other
+    return float((between / within.sqrt()).nan_to_num(0.0))

@@ -3,7 +3,7 @@
 N training rows, M queries, D features, K classes, n_k neighbourhood sizes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -12,11 +12,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from probekit.probes.probe import EXACT, FittedProbe, Probe, ReadRows
-from probekit.runtime.device import usable_device
-from probekit.selection.choose_C import HeldOut, cross_validate, score_log_proba
+from probekit.runtime.device import to_device
+from probekit.selection.choose_C import HeldOut, cross_validate, score_blocks
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol
 from probekit.selection.settings import FitSettings
+from probekit.solver.cuml_backend import nearest_by_cuml
 
 Array = NDArray[np.float64]
 
@@ -34,11 +35,10 @@ class FittedKNN(FittedProbe):
     """
 
     k: int
-    train: np.ndarray
+    train: Any
     positions: np.ndarray
     columns: np.ndarray
     weights: np.ndarray
-    device: str = "cpu"
 
     def predict_log_proba(self, X: np.ndarray) -> np.ndarray:
         votes = knn_proba(self.train, self.columns, X, [self.k], sample_weight=self.weights, device=self.device)[0]
@@ -65,15 +65,14 @@ class KNNProbe(Probe):
         return KS
 
     def fit(
-        self, X: np.ndarray, widths: Sequence[int], split: TrainingRows, protocol: Protocol, settings: FitSettings
+        self, X: Any, widths: Sequence[int], split: TrainingRows, protocol: Protocol, settings: FitSettings
     ) -> FittedKNN:
-        classes, columns = split.encoded
+        (classes, columns), rows = split.encoded, _unit(X, settings.device)
 
         def fit_and_score(ks: Array, fitted: np.ndarray, held: np.ndarray) -> HeldOut:
-            proba = knn_proba(
-                X[fitted], columns[fitted], X[held], KS, sample_weight=split.weights[fitted], device=settings.device
-            )
-            return score_log_proba(np.log(np.maximum(proba, LEAST_SHARE)), columns[held], split.weights[held])
+            own = (rows[fitted], columns[fitted], split.weights[fitted])
+            votes = _votes(*own, rows[held], KS, backend=settings.backend)
+            return score_blocks((v.clamp_min(LEAST_SHARE).log() for v in votes), columns[held], split.weights[held])
 
         rule = split.resolve_rule(protocol.selection)
         selection = cross_validate(KS, split.rounds(rule), fit_and_score, rule, settings.on_fit)
@@ -118,25 +117,32 @@ def knn_proba(
     (n_k, M, K)
         Ties in similarity at the edge of a neighbourhood are broken arbitrarily.
     """
-    where = usable_device(device)
-    labels = torch.from_numpy(np.asarray(y, np.int64)).to(where)
-    train, asked = _unit(X, where), _unit(queries, where)
-    given = np.ones(len(labels)) if sample_weight is None else np.asarray(sample_weight, np.float64)
-    weights = torch.from_numpy(given).to(where)
-    n_classes, most = int(np.max(np.asarray(y))) + 1, min(max(ks), len(labels))
-    blocks = []
-    for rows in asked.split(max(1, _BLOCK // len(labels))):
-        found, near = (rows @ train.T).topk(most, dim=1)
-        votes = ((found - found[:, :1]).double() / temperature).exp() * weights[near]
-        proba = torch.zeros(len(ks), len(rows), n_classes, dtype=torch.float64, device=where)
-        for counted, k in zip(proba, ks, strict=True):
-            counted.scatter_add_(1, labels[near[:, :k]], votes[:, :k])
-        blocks.append(proba / proba.sum(dim=2, keepdim=True).clamp_min(1e-300))
-    if not blocks:
-        return np.zeros((len(ks), 0, n_classes))
+    weights = np.ones(len(np.asarray(y))) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    rows, asked = _unit(X, device), _unit(queries, device)
+    blocks = list(_votes(rows, np.asarray(y, np.int64), weights, asked, ks, temperature))
     return np.asarray(torch.cat(blocks, dim=1).cpu().numpy())
 
 
-def _unit(X: ArrayLike, where: torch.device) -> torch.Tensor:
-    rows = torch.from_numpy(np.require(np.asarray(X), np.float32, ["C", "W"])).to(where)
+def _votes(
+    train: torch.Tensor, columns: np.ndarray, weights: np.ndarray, asked: torch.Tensor, ks: Sequence[int],
+    temperature: float = TEMPERATURE, backend: str = "torch",
+) -> Iterator[torch.Tensor]:  # fmt: skip
+    """Blocks (n_k, m, K) of what `knn_proba` returns, of rows at unit length on a device.
+
+    With the cuml backend neighbours are cuML's; they differ where similarities tie.
+    """
+    labels, weight = to_device(columns, train.device), to_device(weights, train.device)
+    n_classes, most = int(columns.max()) + 1, min(max(ks), len(columns))
+    by_cuml = nearest_by_cuml(train, most) if backend == "cuml" else None
+    for rows in asked.split(max(1, _BLOCK // len(columns))):
+        found, near = by_cuml(rows) if by_cuml else (rows @ train.T).topk(most, dim=1)
+        votes = ((found - found[:, :1]).double() / temperature).exp() * weight[near]
+        proba = votes.new_zeros(len(ks), len(rows), n_classes)
+        for counted, k in zip(proba, ks, strict=True):
+            counted.scatter_add_(1, labels[near[:, :k]], votes[:, :k])
+        yield proba / proba.sum(dim=2, keepdim=True).clamp_min(1e-300)
+
+
+def _unit(X: Any, device: str) -> torch.Tensor:
+    rows = to_device(X, device, torch.float32)
     return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-12)

@@ -13,12 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from probekit.probes.logistic import certificate_of
 from probekit.probes.probe import FittedLinear, Probe, standardized
+from probekit.runtime.device import to_device
 from probekit.runtime.errors import UserError
-from probekit.selection.choose_C import CERTIFICATE, HeldOut, cross_validate, score_log_proba
+from probekit.selection.choose_C import CERTIFICATE, HeldOut, cross_validate, score_path
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol, subsample_grid
 from probekit.selection.settings import FitSettings
-from probekit.solver.objective import C_to_l2, log_probabilities
+from probekit.solver.objective import C_to_l2
 from probekit.solver.path import ProbePath, fit_path
 
 Array = NDArray[np.float64]
@@ -34,43 +35,42 @@ class LayerMixProbe(Probe):
         return subsample_grid(protocol.Cs)
 
     def fit(
-        self, X: np.ndarray, widths: Sequence[int], split: TrainingRows, protocol: Protocol, settings: FitSettings
+        self, X: Any, widths: Sequence[int], split: TrainingRows, protocol: Protocol, settings: FitSettings
     ) -> FittedLinear:
         if len(set(widths)) != 1:
             raise UserError(f"A mix needs layers of one width, but they have {', '.join(map(str, widths))} columns.")
-        Z, shift, scale = standardized(X, split, protocol)
+        Z, shift, scale = standardized(X, split, protocol, settings.device)
+        layers_LND = Z.view(len(Z), len(widths), widths[0]).transpose(0, 1)
         options: dict[str, Any] = {"tol": protocol.tol, "backend": settings.backend, "device": settings.device}
         columns = split.encoded[1]
 
         def learn(which: np.ndarray, C: float) -> LayerMix:
-            layers = np.split(Z[which], len(widths), axis=1)
-            return fit_layer_mix(layers, split.y[which], C, split.weights[which], **options)
+            return fit_layer_mix(layers_LND[:, which], split.y[which], C, split.weights[which], **options)
 
-        def scores(mix: LayerMix, which: np.ndarray) -> Array:
-            mixed = np.einsum("l,lnd->nd", mix.weights, np.stack(np.split(Z[which], len(widths), axis=1)))
-            return mix.path.decision_function(mixed)[0]
+        def scored(mix: LayerMix, which: np.ndarray) -> tuple[Array, Array]:
+            return score_path(mix.path, mix.mixed(layers_LND[:, which]), columns[which], split.weights[which])
 
         def fit_and_score(Cs: Array, fitted: np.ndarray, held: np.ndarray) -> HeldOut:
             mixes = [learn(fitted, C) for C in Cs]
-            log_proba = log_probabilities(np.stack([scores(mix, held) for mix in mixes]))
+            correct, loss = np.concatenate([scored(mix, held) for mix in mixes], axis=1)
             certificates = [certificate_of(mix.path) for mix in mixes]
             facts = {name: np.array([c[name] for c in certificates]) for name in CERTIFICATE}
-            return score_log_proba(log_proba, columns[held], split.weights[held], facts)
+            return HeldOut(correct, loss, float(split.weights[held].sum()), facts)
 
         rule = split.resolve_rule(protocol.selection)
         selection = cross_validate(self.grid(protocol), split.rounds(rule), fit_and_score, rule, settings.on_fit)
         use = split.final(protocol.refit)
-        mix, weights = learn(use, selection.chosen), split.weights[use]
-        correct = score_log_proba(log_probabilities(scores(mix, use)[None]), columns[use], weights).correct[0]
+        mix, weight = learn(use, selection.chosen), float(split.weights[use].sum())
         coef = mix.concatenated_coef() / scale
         return FittedLinear(
             classes=mix.path.classes,
             coef=coef,
             intercept=mix.path.intercept[0] - coef @ shift,
-            selection=replace(selection, l2s=C_to_l2(selection.grid, weights.sum())),
+            selection=replace(selection, l2s=C_to_l2(selection.grid, weight)),
             certificate=certificate_of(mix.path) | {"mix_gradient": mix.mix_gradient},
-            train_accuracy=float(correct / weights.sum()),
+            train_accuracy=float(scored(mix, use)[0][0] / weight),
             search_info={"rule": "softmax mix of layers", "weights": mix.weights.tolist()},
+            device=settings.device,
         )
 
 
@@ -90,29 +90,35 @@ class LayerMix:
     path: ProbePath
     mix_gradient: float
 
+    def mixed(self, layers_LND: torch.Tensor) -> torch.Tensor:
+        """The weighted sum (N, D) of layers, float64 on their device."""
+        return torch.einsum("l,lnd->nd", to_device(self.weights, layers_LND.device), layers_LND.double())
+
     def concatenated_coef(self) -> Array:
         """Coefficients on the concatenated layers (R, L*D)."""
         return np.concatenate([weight * self.path.coef[0] for weight in self.weights], axis=1)
 
 
 def fit_layer_mix(
-    layers: Sequence[ArrayLike],
+    layers: Any,
     y: ArrayLike,
     C: float,
     sample_weight: ArrayLike | None = None,
     max_iter: int = 200,
-    **options: object,
+    device: str = "cpu",
+    **options: Any,
 ) -> LayerMix:
     """Minimise `1/2 ||W||^2 + C sum_i s_i ce_i(W sum_l softmax(a)_l x_il + b)` over W, b and a, from equal shares.
 
-    All are facts together by L-BFGS in float64; then W and b are solved exactly for that mix and certified.
+    All are fitted together by L-BFGS in float64; then W and b are solved exactly for that mix and certified.
 
     Parameters
     ----------
-    layers : L arrays (N, D); standardise them first if their scales differ
+    layers : L arrays (N, D), or one tensor (L, N, D); standardise them first if their scales differ
     y : (N,) labels
     C : inverse penalty
     sample_weight : (N,), None for ones
+    device : where it is computed
     options : of the final `fit_path`
 
     Raises
@@ -120,19 +126,18 @@ def fit_layer_mix(
     UserError
         The layers differ in width.
     """
-    stacked = [np.asarray(layer, np.float64) for layer in layers]
+    stacked = [to_device(layer, device, torch.float64) for layer in layers]
     if len({layer.shape for layer in stacked}) != 1:
         raise UserError(f"A mix needs layers of one width, but got {', '.join(str(x.shape[1]) for x in stacked)}.")
-    x_LND = torch.from_numpy(np.stack(stacked))
+    x_LND = torch.stack(stacked)
     classes, columns = np.unique(np.asarray(y), return_inverse=True)
-    target = torch.from_numpy(columns)
+    target = to_device(columns, device)
     weights = np.ones(len(columns)) if sample_weight is None else np.asarray(sample_weight, np.float64)
-    share = torch.from_numpy(weights / weights.sum())
+    share = to_device(weights / weights.sum(), device)
     l2 = float(C_to_l2(C, weights.sum()))
     n_rows = len(classes) if len(classes) > 2 else 1
-    logits_L = torch.zeros(len(stacked), dtype=torch.float64, requires_grad=True)
-    coef = torch.zeros(n_rows, x_LND.shape[2], dtype=torch.float64, requires_grad=True)
-    intercept = torch.zeros(n_rows, dtype=torch.float64, requires_grad=True)
+    shapes = ((len(stacked),), (n_rows, x_LND.shape[2]), (n_rows,))
+    logits_L, coef, intercept = (x_LND.new_zeros(shape).requires_grad_() for shape in shapes)
 
     def objective() -> torch.Tensor:
         # scores of every layer first: L products of (N, D) with W, then a sum over layers, cheaper than mixing features
@@ -155,12 +160,12 @@ def fit_layer_mix(
         return value
 
     optimiser.step(closure)
-    mix = logits_L.detach().softmax(dim=0).numpy()
-    mixed = np.einsum("l,lnd->nd", mix, x_LND.numpy())
-    path = fit_path(mixed, np.asarray(y), [C], sample_weight=sample_weight, **options)  # type: ignore[arg-type]
+    mix = logits_L.detach().softmax(dim=0)
+    mixed = torch.einsum("l,lnd->nd", mix, x_LND)
+    path = fit_path(mixed, np.asarray(y), [C], sample_weight=sample_weight, device=device, **options)
     with torch.no_grad():
-        coef.copy_(torch.from_numpy(path.coef[0]))
-        intercept.copy_(torch.from_numpy(path.intercept[0]))
+        coef.copy_(to_device(path.coef[0], device))
+        intercept.copy_(to_device(path.intercept[0], device))
     closure()
     assert logits_L.grad is not None
-    return LayerMix(mix, path, float(logits_L.grad.abs().max()))
+    return LayerMix(mix.cpu().numpy(), path, float(logits_L.grad.abs().max()))

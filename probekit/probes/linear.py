@@ -201,8 +201,7 @@ class LinearProbe(_Probe):
         """
         not_ours = UserError(f"{path} is not a probe file; give one written by LinearProbe.save.")
         try:
-            with open_regular(path):  # a pipe or a device would be waited for
-                pass
+            open_regular(path).close()  # a pipe or a device would be waited for
             with safe_open(str(path), framework="numpy") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != "probekit.probe":

@@ -39,6 +39,7 @@ class LogisticProbe(Probe):
             selection=replace(selection, l2s=C_to_l2(selection.grid, weight)),
             certificate=certificate_of(path),
             train_accuracy=float(correct[0] / weight),
+            device=settings.device,
         )
 
 

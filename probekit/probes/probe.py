@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+from torch import Tensor
 
+from probekit.runtime.device import to_device
 from probekit.runtime.errors import UserError
 from probekit.selection.choose_C import Selection
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol
 from probekit.selection.settings import FitSettings
 from probekit.solver.inputs import standardizer
-from probekit.solver.objective import log_probabilities, logits
+from probekit.solver.objective import log_probabilities
 
 PROBES: dict[str, type["Probe"]] = {}
 EXACT = {"converged": True, "n_iter": 0, "grad_rel": 0.0, "gap": 0.0, "stop_reason": "closed form"}
@@ -36,6 +38,7 @@ class FittedProbe(ABC):
     certificate : of the final fit: converged, n_iter, grad_rel, gap, stop_reason
     train_accuracy : on the rows of the final fit
     search_info : how the probe was found where there is more to say than the selection, JSON
+    device : where it predicts
     """
 
     classes: np.ndarray
@@ -43,6 +46,7 @@ class FittedProbe(ABC):
     certificate: Mapping[str, Any] = field(default_factory=dict)
     train_accuracy: float = float("nan")
     search_info: Mapping[str, Any] | None = None
+    device: str = "cpu"
 
     @abstractmethod
     def predict_log_proba(self, X: np.ndarray) -> np.ndarray:
@@ -66,14 +70,15 @@ class FittedLinear(FittedProbe):
     intercept: np.ndarray
 
     def predict_log_proba(self, X: np.ndarray) -> np.ndarray:
-        return log_probabilities(logits(X, self.coef, self.intercept))
+        rows, coef, intercept = (to_device(values, self.device).double() for values in (X, self.coef, self.intercept))
+        return log_probabilities(rows @ coef.T + intercept).cpu().numpy()
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"coef": self.coef, "intercept": self.intercept}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], read_rows: ReadRows, device: str = "cpu") -> Self:
-        return cls(classes=arrays["classes"], coef=arrays["coef"], intercept=arrays["intercept"])
+        return cls(classes=arrays["classes"], coef=arrays["coef"], intercept=arrays["intercept"], device=device)
 
 
 class Probe(ABC):
@@ -129,7 +134,7 @@ class Probe(ABC):
 
         Parameters
         ----------
-        X : (N, D) features of the rows of `split`
+        X : (N, D) features of the rows of `split`: an array, or on a GPU a tensor there
         widths : columns of each layer in X, or of each token
         split : labels, weights and rounds
         """
@@ -147,12 +152,13 @@ class Probe(ABC):
             yield self.fit(X, own, split, protocol, settings)
 
 
-def standardized(X: np.ndarray, split: TrainingRows, protocol: Protocol) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """X by the mean and deviation of the training rows (float32), with the two; constant columns keep scale 1.
+def standardized(X: Any, split: TrainingRows, protocol: Protocol, device: str) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """X by the mean and deviation of the training rows, float32 on the device, with the two.
 
-    Unchanged, with zeros and ones, if the protocol does not standardise.
+    Constant columns keep scale 1. Unchanged, with zeros and ones, if the protocol does not standardise.
     """
+    rows = to_device(X, device)
     if not protocol.standardize:
-        return X, np.zeros(X.shape[1]), np.ones(X.shape[1])
-    mean, scale = standardizer(X, split.weights)
-    return ((X - mean) / scale).astype(np.float32), mean, scale
+        return rows, np.zeros(X.shape[1]), np.ones(X.shape[1])
+    mean, scale = standardizer(rows, split.weights)
+    return ((rows - to_device(mean, device)) / to_device(scale, device)).float(), mean, scale

@@ -24,13 +24,13 @@ from igpt_model.checked_json import as_json
 from igpt_model.hashing import hash_json
 from probekit.probes.probe import FittedLinear, Probe
 from probekit.probes.sgd_batches import Batch, array_batches, count_steps
-from probekit.runtime.device import usable_device
+from probekit.runtime.device import to_device, usable_device
 from probekit.runtime.errors import UserError
-from probekit.selection.choose_C import HeldOut, cross_validate
+from probekit.selection.choose_C import HeldOut, cross_validate, score_blocks
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol, SGDConfig
 from probekit.selection.settings import FitSettings
-from probekit.solver.objective import log_probabilities, logits, loss_and_gradient
+from probekit.solver.objective import log_probabilities
 
 Array = NDArray[np.float64]
 VERSION = "sgd-2"
@@ -108,30 +108,27 @@ def _choose_rate(grid: "SGDGrid", layer: int, X: Any, split: TrainingRows, confi
     classes, columns = split.encoded
 
     def score(rates: Array, _: np.ndarray, held: np.ndarray) -> HeldOut:
-        correct, losses = _score_heads(grid, layer, X[held], columns[held], split.weights[held])
-        return HeldOut(correct, losses, float(split.weights[held].sum()), without_certificate(len(rates), grid.step))
+        return _score_heads(grid, layer, X[held], columns[held], split.weights[held])
 
     selection = cross_validate(config.learning_rates, rounds, score, "val")
-    coef = grid.coef[layer][selection.index].cpu().double().numpy()
-    intercept = grid.intercept[layer][selection.index].cpu().double().numpy()
+    coef, intercept = (part[layer][selection.index].double() for part in (grid.coef, grid.intercept))
     if len(classes) == 2:
         coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
-    at = [(coef, intercept), (0 * coef, 0 * intercept)]
-    taken, labels, weights = X[fitted], columns[fitted], split.weights[fitted]
-    sizes = [_largest_gradient(taken, labels, weight, bias, config.weight_decay, weights) for weight, bias in at]
-    predicted = np.concatenate([logits(block, coef, intercept) for _, block in _blocks(taken)])
-    right = log_probabilities(predicted).argmax(axis=1) == labels
+    rows = (X[fitted], columns[fitted], split.weights[fitted])
+    accuracy, gradient = _accuracy_and_gradient(*rows, coef, intercept, config.weight_decay)
+    _, at_zero = _accuracy_and_gradient(*rows, 0 * coef, 0 * intercept, config.weight_decay)
     return FittedLinear(
         classes=classes,
-        coef=coef,
-        intercept=intercept,
+        coef=coef.cpu().numpy(),
+        intercept=intercept.cpu().numpy(),
         selection=replace(selection, l2s=np.full(len(selection.grid), config.weight_decay)),
-        certificate=end_of_schedule(grid.step) | {"grad_rel": float(sizes[0] / max(sizes[1], 1e-300))},
-        train_accuracy=float(right @ weights / weights.sum()),
+        certificate=end_of_schedule(grid.step) | {"grad_rel": gradient / max(at_zero, 1e-300)},
+        train_accuracy=accuracy,
         search_info={
             "rule": f"momentum SGD, learning rate {selection.chosen:g}",
             "learning_rate": selection.chosen,
         },
+        device=str(coef.device),
     )
 
 
@@ -171,48 +168,49 @@ class SGDGrid:
         vectors, others = ([torch.zeros(n_rates, n_classes, device=device) for _ in widths] for _ in range(2))
         return cls(matrices, vectors, more, others)
 
-    def scores(self, layer: int, X: Any) -> np.ndarray:
-        """Scores (G, N, K) of one layer's heads, float64."""
-        features = np.asarray(X, np.float64)
-        coef, intercept = self.coef[layer].cpu().double().numpy(), self.intercept[layer].cpu().double().numpy()
-        return np.asarray(np.einsum("nd,gkd->gnk", features, coef, optimize=True) + intercept[:, None])
+    def scores(self, layer: int, X: Any) -> Tensor:
+        """Scores (G, N, K) of one layer's heads, float64, on their device."""
+        coef, intercept = self.coef[layer].double(), self.intercept[layer].double()
+        return torch.einsum("nd,gkd->gnk", to_device(X, coef.device, torch.float64), coef) + intercept[:, None]
 
 
-def _score_heads(
-    grid: "SGDGrid", layer: int, X: Any, columns: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted sums of correctness and cross-entropy (G,) of a layer's heads on rows; the worst where one diverged."""
+def _score_heads(grid: SGDGrid, layer: int, X: Any, columns: np.ndarray, weights: np.ndarray) -> HeldOut:
+    """Scores of a layer's heads on rows; the worst where one diverged."""
     n_rates, n_classes, _ = grid.coef[layer].shape
-    correct, losses, sane = np.zeros(n_rates), np.zeros(n_rates), np.ones(n_rates, bool)
-    for start, block in _blocks(X, max(1, SCORES // (n_rates * n_classes))):
+    sane = torch.ones(n_rates, dtype=torch.bool, device=grid.coef[layer].device)
+
+    def log_proba(block: Any) -> Tensor:
         scores = grid.scores(layer, block)
-        finite = np.isfinite(scores).all(axis=(1, 2))  # a rate that is too large ends in overflow
-        sane &= finite
-        log_proba = log_probabilities(np.where(finite[:, None, None], scores, 0.0))
-        y, weight = columns[start : start + len(block)], weights[start : start + len(block)]
-        correct += (log_proba.argmax(axis=2) == y) @ weight
-        losses -= log_proba[:, np.arange(len(y)), y] @ weight
-    return np.where(sane, correct, 0.0), np.where(sane, losses, 1e9 * weights.sum())
+        finite = scores.isfinite().all(2).all(1)  # a rate that is too large ends in overflow
+        sane.logical_and_(finite)
+        return torch.where(finite[:, None, None], scores, 0.0).log_softmax(-1)
+
+    blocks = map(log_proba, _blocks(X, max(1, SCORES // (n_rates * n_classes))))
+    own = score_blocks(blocks, columns, weights, without_certificate(n_rates, grid.step))
+    kept = sane.cpu().numpy()
+    return own._replace(correct=np.where(kept, own.correct, 0.0), loss=np.where(kept, own.loss, 1e9 * own.weight))
 
 
-def _largest_gradient(
-    X: Any, y: np.ndarray, coef: np.ndarray, intercept: np.ndarray, l2: float, weights: np.ndarray
-) -> float:
-    """max|g| of the mean-loss objective, added up over blocks of rows."""
-    of_coef, of_intercept = l2 * coef, np.zeros_like(intercept)
-    for start, block in _blocks(X):
-        rows = slice(start, start + len(block))
-        share = weights[rows].sum() / weights.sum()
-        if share > 0:
-            _, mine, free = loss_and_gradient(block, y[rows], coef, intercept, 0.0, weights[rows])
-            of_coef, of_intercept = of_coef + share * mine, of_intercept + share * free
-    return float(max(np.abs(of_coef).max(), np.abs(of_intercept).max()))
+def _accuracy_and_gradient(
+    X: Any, columns: np.ndarray, weights: np.ndarray, coef: Tensor, intercept: Tensor, l2: float
+) -> tuple[float, float]:
+    """Weighted accuracy of a head (R, D), and max|g| of the mean-loss objective there, added up over blocks of rows."""
+    y, weight = to_device(columns, coef.device), to_device(weights / weights.sum(), coef.device)
+    of_coef, of_intercept, correct, start = l2 * coef, 0 * intercept, 0 * weight.sum(), 0
+    for block in _blocks(X):
+        x, rows = to_device(block, coef.device, torch.float64), slice(start, start := start + len(block))
+        residual = log_probabilities(x @ coef.T + intercept).exp()
+        correct = correct + (residual.argmax(1) == y[rows]).double() @ weight[rows]
+        residual[torch.arange(len(x), device=x.device), y[rows]] -= 1.0
+        residual = residual[:, -len(coef) :] * weight[rows, None]
+        of_coef, of_intercept = of_coef + residual.T @ x, of_intercept + residual.sum(0)
+    return float(correct), float(torch.maximum(of_coef.abs().max(), of_intercept.abs().max()))
 
 
-def _blocks(X: Any, size: int = BLOCK_ROWS) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, rows) of X, read or viewed a block at a time."""
+def _blocks(X: Any, size: int = BLOCK_ROWS) -> Iterator[Any]:
+    """Rows of X, read or viewed a block at a time."""
     size = min(size, BLOCK_ROWS)
-    return ((start, X[start : start + size]) for start in range(0, len(X), size))
+    return (X[start : start + size] for start in range(0, len(X), size))
 
 
 def cosine(step: int, n_steps: int) -> float:
@@ -287,10 +285,10 @@ def train_sgd(
 def _step(grid: SGDGrid, batch: Batch, rates_G1: Tensor, config: SGDConfig) -> None:
     features, labels = batch
     device = rates_G1.device
-    y = torch.as_tensor(labels, device=device).long()
+    y = to_device(labels, device, torch.int64)
     n_rates = len(rates_G1)
     for layer, X in enumerate(features):
-        x_BD = torch.as_tensor(X, device=device).float()
+        x_BD = to_device(X, device, torch.float32)
         coef, intercept = grid.coef[layer], grid.intercept[layer]
         n_classes, width = coef.shape[1:]
         logits = torch.addmm(intercept.reshape(-1), x_BD, coef.reshape(-1, width).T)

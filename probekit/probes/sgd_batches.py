@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from probekit.selection.protocol import SGDConfig
 
@@ -33,8 +34,8 @@ def array_batches(
 
     Parameters
     ----------
-    layers : one (N, D_l) a layer: arrays, or anything with a shape and row slices (an HDF5 dataset); the latter are
-        read a buffer at a time, the next one while this one is used, and give the same batches
+    layers : one (N, D_l) a layer: arrays, tensors, or anything with a shape and row slices (an HDF5 dataset); the
+        latter are read a buffer at a time, the next one while this one is used, and give the same batches
     y : (N,) class indices
     config : epochs, batch_size, seed
     augment : what changes features between reading and training
@@ -46,16 +47,16 @@ def array_batches(
     size = min(config.batch_size, len(y))
     per_epoch = len(y) // size
     buffer = buffer_rows([X.shape[1] for X in layers])
-    in_memory = all(isinstance(X, np.ndarray) for X in layers)
+    in_memory = all(isinstance(X, np.ndarray | Tensor) for X in layers)
 
     def batches(start: int) -> Iterator[Batch]:
         for epoch in range(start // per_epoch, config.epochs):
             first = start % per_epoch if epoch == start // per_epoch else 0
             order = epoch_order(len(y), buffer, config.seed, epoch)[: per_epoch * size]
-            source: Iterator[tuple[np.ndarray, list[np.ndarray]]]
+            source: Iterator[tuple[np.ndarray, list[Any]]]
             if in_memory:
                 chosen = (np.sort(order[at * size : (at + 1) * size]) for at in range(first, per_epoch))
-                source = ((rows, [np.asarray(X[rows], np.float32) for X in layers]) for rows in chosen)
+                source = ((rows, [_float32(X[rows]) for X in layers]) for rows in chosen)
             else:
                 source = _streamed(layers, order, size, buffer, first)
             for index, (rows, features) in enumerate(source, first):
@@ -133,6 +134,10 @@ def _read(layers: Sequence[Any], rows: np.ndarray) -> tuple[np.ndarray, list[np.
             into[at : at + len(run)] = X[int(run[0]) : int(run[-1]) + 1]
         at += len(run)
     return rows, held
+
+
+def _float32(X: Any) -> Any:
+    return X.float() if isinstance(X, Tensor) else np.asarray(X, np.float32)
 
 
 def _take(read: tuple[np.ndarray, list[np.ndarray]], rows: np.ndarray) -> list[np.ndarray]:

@@ -28,7 +28,7 @@ from probekit.reports.published import comparison_frame, printed_comparison
 from probekit.reports.tables import fit_words
 from probekit.results.curve import layer_name, layer_words, p_value
 from probekit.results.record import Record
-from probekit.runtime.escape import visible
+from probekit.runtime.escape import terminal, visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,7 +71,7 @@ def render_page(
     )
     environment.filters["minus"] = lambda text: str(text).replace("-", "\N{MINUS SIGN}")
     environment.filters["p_value"] = p_value
-    return environment.get_template("page.html.jinja").render(
+    page = environment.get_template("page.html.jinja").render(
         title=_title(panels),
         colours=[(name, light, DARK[light]) for light, name in CSS_NAME.items()],
         panels=[
@@ -86,6 +86,7 @@ def render_page(
         command=shlex.join(["probekit", "report", *map(str, sources)]),
         version=_version(),
     )
+    return terminal(page)  # no control character of a name enters the page either
 
 
 def _title(panels: Sequence[Panel]) -> str:

@@ -18,6 +18,7 @@ from probekit.results.paired import PairedDifference
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record, read_records
 from probekit.runtime.errors import UserError
+from probekit.runtime.escape import visible
 
 ROLES = ("model", "readout", "random", "flat")
 READOUTS = {"knn": "kNN", "class-mean": "class mean"}
@@ -178,13 +179,10 @@ def collect_records(results: str | Path | Iterable[str | Path]) -> list[Record]:
         A path holds no results, or nothing has been recorded yet.
     """
     paths = [results] if isinstance(results, str | Path) else list(results)
-    records: dict[str, Record] = {}
-    for path in paths:
-        for record in read_records(path):
-            records.setdefault(record.key, record)
+    records = read_records(*paths)
     if not records:
         raise UserError(f"{', '.join(map(str, paths))} holds no finished probe yet: run `probekit sweep` first.")
-    return list(records.values())
+    return records
 
 
 def build_panels(records: Iterable[Record]) -> list[Panel]:
@@ -194,7 +192,7 @@ def build_panels(records: Iterable[Record]) -> list[Panel]:
     """
     groups: dict[tuple[str, str, int | None, str], list[Record]] = {}
     for record in records:
-        group = (record.dataset.get("name", "unnamed"), record.identity.protocol_hash, record.train_rows)
+        group = (visible(record.dataset.get("name", "unnamed")), record.identity.protocol_hash, record.train_rows)
         for test in (record.test, *record.tests):
             groups.setdefault((*group, test), []).append(record.on(test))
     panels = []
@@ -206,7 +204,7 @@ def build_panels(records: Iterable[Record]) -> list[Panel]:
         names = [name for name, _ in by_file]
         lines = []
         for (name, feature_id), own in by_file.items():
-            label = NAMES.get(name, name) + (f" ({feature_id[:6]})" if names.count(name) > 1 else "")
+            label = NAMES.get(name, visible(name)) + (f" ({feature_id[:6]})" if names.count(name) > 1 else "")
             if any(record.kind == "layer" for record in own):
                 lines.append(build_series(own, label))
                 lines += _readouts(own, lines[-1])

@@ -15,8 +15,9 @@ from probekit.reports.page import render_page
 from probekit.reports.panels import Panel, build_panels, collect_records
 from probekit.reports.published import comparison_frame, printed_comparison
 from probekit.reports.subset_table import write_subset_table
-from probekit.reports.tables import csv_text, layer_frame, printed_frame, write_table
+from probekit.reports.tables import layer_frame, printed_frame, write_table
 from probekit.runtime.errors import UserError
+from probekit.runtime.escape import csv_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,7 @@ from igpt_model import atomic
 from probekit.reports.panels import Panel, Series, is_reliable
 from probekit.results.record import Record
 from probekit.runtime.errors import UserError
-from probekit.runtime.escape import csv_cell, latex, markdown
+from probekit.runtime.escape import csv_text, latex, markdown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -270,12 +270,6 @@ def _is_number(cell: str) -> bool:
 def _cell(text: str) -> str:
     """A cell in LaTeX: signs of numbers in mathematics, where a hyphen is a minus; the rest escaped."""
     return re.sub(r"(?<![\w.-])([+-])(?=[\d.])", lambda sign: f"${sign[1]}$", latex(text))
-
-
-def csv_text(frame: pd.DataFrame, float_format: str | None = None) -> str:
-    """A frame as CSV, from whose texts a spreadsheet takes no formula."""
-    cells = frame.map(lambda cell: csv_cell(cell) if isinstance(cell, str) else cell)
-    return cells.to_csv(index=False, lineterminator="\n", float_format=float_format)
 
 
 def _markdown_cell(cell: object) -> str:

@@ -6,16 +6,14 @@ Two locks, both the operating system's (flock), which lets go of a lock when its
 
 import json
 import os
-import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from time import sleep
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from igpt_model.checked_json import Text, mismatch, parse_json, read_bytes
+from igpt_model.locks import file_lock, open_lock_file
 from probekit.results.record import MOST_BYTES, parse_lines
 from probekit.runtime.errors import UserError
 
@@ -35,8 +33,8 @@ class Journal:
         try:
             self._claims = self.path.parent / ".claims" / self.path.stem
             self._claims.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(f"{self._claims}.lock")
-            with self._lock:
+            self._lock = self._claims.with_name(f"{self._claims.name}.lock")
+            with file_lock(self._lock):
                 pass
         except OSError as error:
             raise UserError(
@@ -58,12 +56,10 @@ class Journal:
         and is synced before this returns.
         """
         payload = json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        with self._lock:
-            # O_NONBLOCK: a pipe in the file's place would be waited for
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        with file_lock(self._lock):
+            # like a lock's file: no link is followed, and no pipe waited for
+            descriptor = open_lock_file(self.path)
             try:
-                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise UserError(f"{self.path} is no regular file: choose another output folder.")
                 content = _read_all(descriptor)
                 known = _keyed(content, self.path)
                 end = whole_length(content)
@@ -89,20 +85,17 @@ class Journal:
         """
         wanted = set(keys if keys is not None else [name])
         file = self._claims / name
-        lock = FileLock(file, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            yield False
-            return
-        try:
-            # another worker may have finished the key between our reading of the journal and this lock
-            yield not wanted <= self.keys()
-        finally:
-            if wanted <= self.keys():
-                # safe while we hold it: a process that still has the unlinked file locked sees the key done
-                file.unlink(missing_ok=True)
-            lock.release()
+        with file_lock(file, wait=False) as held:
+            if not held:
+                yield False
+                return
+            try:
+                # another worker may have finished the key between our reading of the journal and this lock
+                yield not wanted <= self.keys()
+            finally:
+                if wanted <= self.keys():
+                    # safe while we hold it: a process that still has the unlinked file locked sees the key done
+                    file.unlink(missing_ok=True)
 
 
 def _keyed(content: bytes, path: Path) -> list[dict[str, Any]]:

@@ -270,28 +270,37 @@ def parse_lines(content: bytes, name: str | Path = RESULTS_NAME) -> list[dict[st
     return parsed
 
 
-def read_records(path: str | Path) -> list[Record]:
-    """The records of a results file or folder, in the order in which they were finished.
+def read_records(*paths: str | Path) -> list[Record]:
+    """The records of results files or folders, in the order in which they were finished; each key once.
 
     Raises
     ------
     UserError
-        There is no such file, or a line cannot be read.
+        There is no such file, a line cannot be read, or two records of one key have other figures.
     """
-    file = results_path(path)
-    if file.exists() and not file.is_file():
-        raise UserError(f"{file} is no regular file; give a folder that holds {RESULTS_NAME}.")
-    if not file.is_file():
-        raise UserError(f"{path} holds no {RESULTS_NAME}; make it with `probekit sweep`.")
-    found: dict[str, tuple[int, Record]] = {}
-    for number, line in enumerate(parse_lines(read_bytes(file, MOST_BYTES), file), start=1):
-        record = Record.from_dict(line, file.parent, f"Record {number} of {file}")
-        first, same = found.setdefault(record.key, (number, record))
-        if _figures(same) != _figures(record):
-            raise UserError(
-                f"Records {first} and {number} of {file} have the same key {record.key} and other figures: remove one."
-            )
+    found: dict[str, tuple[str, Record]] = {}
+    for path in paths:
+        file = results_path(path)
+        if file.exists() and not file.is_file():
+            raise UserError(f"{file} is no regular file; give a folder that holds {RESULTS_NAME}.")
+        if not file.is_file():
+            raise UserError(f"{path} holds no {RESULTS_NAME}; make it with `probekit sweep`.")
+        for number, line in enumerate(parse_lines(read_bytes(file, MOST_BYTES), file), start=1):
+            where = f"Record {number} of {file}"
+            record = Record.from_dict(line, file.parent, where)
+            first, same = found.setdefault(record.key, (where, record))
+            agrees = _figures if same.folder == record.folder else _scores
+            if agrees(same) != agrees(record):
+                raise UserError(
+                    f"{first} and record {number} of {file} have the same key {record.key} and other figures: "
+                    "remove one."
+                )
     return [record for _, record in found.values()]
+
+
+def _scores(record: Record) -> list[Any]:
+    """What must agree between records of one key that two machines made, whose last bits may differ."""
+    return [record.chosen_C, *((name, on["top1"], on["n_test"]) for name, on in record.tests.items()), record.accuracy]
 
 
 def _figures(record: Record) -> dict[str, Any]:

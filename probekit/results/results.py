@@ -9,6 +9,7 @@ from probekit.results.curve import Curve, Verdict, choose_layer, depth_curves, v
 from probekit.results.paired import PairedDifference, paired_difference
 from probekit.results.record import Record, read_records, results_path
 from probekit.runtime.errors import UserError
+from probekit.runtime.escape import mathtext
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +25,7 @@ class Results:
     """
 
     def __init__(self, *paths: str | Path):
-        self.records: list[Record] = [record for path in paths for record in read_records(path)]
+        self.records: list[Record] = read_records(*paths)
         self.paths = tuple(Path(path) for path in paths)
 
     @property
@@ -124,7 +125,8 @@ class Results:
         import matplotlib.pyplot as plt
 
         axes: Axes = ax if ax is not None else plt.subplots(figsize=(6, 4))[1]
-        for name, curve in self.curves().items():
+        for series, curve in self.curves().items():
+            name = mathtext(series)
             if len(curve.depths) == 1:
                 axes.axhline(curve.accuracy[0], linestyle="--", color="0.5", label=name)
                 continue

@@ -6,7 +6,10 @@ Jinja's autoescape and by `html.escape`.)
 
 import re
 import unicodedata
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -50,6 +53,12 @@ def csv_cell(text: Any) -> str:
     """
     shown = visible(text)
     return f"'{shown}" if shown.lstrip(" '").startswith(_FORMULA) else shown
+
+
+def csv_text(frame: "pd.DataFrame", float_format: str | None = None) -> str:
+    """A whole frame as CSV, each text in it by `csv_cell`."""
+    cells = frame.map(lambda cell: csv_cell(cell) if isinstance(cell, str) else cell)
+    return cells.to_csv(index=False, lineterminator="\n", float_format=float_format)
 
 
 def latex(text: Any) -> str:

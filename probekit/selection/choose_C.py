@@ -216,7 +216,8 @@ def score_path(path: ProbePath, X: Any, columns: np.ndarray, weights: np.ndarray
         flat = to_device(X[start : start + step], device, torch.float64) @ coef.T
         return log_probabilities(flat.view(-1, n_C, R).transpose(0, 1) + intercept)
 
-    scores = score_blocks(map(log_proba, range(0, len(columns), step)), columns, weights)
+    starts = range(0, max(len(columns), 1), step)  # a rank may hold none of the rows
+    scores = score_blocks(map(log_proba, starts), columns, weights)
     return scores.correct, scores.loss
 
 

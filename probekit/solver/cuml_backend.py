@@ -1,5 +1,8 @@
-"""cuML's LogisticRegression as a backend: one copy of the rows on the GPU for a whole path of penalties."""
+"""cuML as a backend: one copy of the rows on the GPU for a whole path of penalties, or for all nearest neighbours."""
 
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -39,20 +42,9 @@ def fit_cuml(
             f"cuML counts entries in 32 bits, but {len(rows)} rows of {rows.width} features have "
             f"{len(rows) * rows.width}; use backend='torch'."
         )
-    try:
-        import cuml
-        import cupy
-        from cuml.linear_model import LogisticRegression
-    except ImportError as error:
-        raise UserError(
-            "backend 'cuml' needs RAPIDS cuML, which is not installed; `pip install igpt-probekit[cuml-cu12]`, "
-            "or use backend='torch'."
-        ) from error
+    cuml, cupy, LogisticRegression = _cuml("linear_model", "LogisticRegression")
 
-    def on_gpu(tensor: torch.Tensor) -> Any:
-        return cupy.from_dlpack(tensor) if tensor.is_cuda else cupy.asarray(tensor.numpy())
-
-    fits = []
+    on_gpu, fits = partial(_on_gpu, cupy), []
     with cupy.cuda.Device(gpu_index(rows.device)):
         X, y = on_gpu(rows.materialise().X[:, :-1]), on_gpu(rows.y)
         equal = bool((rows.weights == rows.weights[0]).all())
@@ -65,6 +57,45 @@ def fit_cuml(
             coef, intercept = np.asarray(model.coef_, np.float64), np.asarray(model.intercept_, np.float64)
             fits.append((coef, np.broadcast_to(intercept, len(coef)).copy(), int(np.max(model.n_iter_))))
     return fits, str(cuml.__version__)
+
+
+def nearest_by_cuml(train: torch.Tensor, k: int) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """A function from rows (m, D) to the cosine similarities (m, k) and positions of the nearest of `train` (N, D).
+
+    By cuML's exact search, all in float32. Rows on a GPU are not copied; those on the CPU go to the first GPU and back.
+
+    Raises
+    ------
+    UserError
+        cuML is not installed.
+    """
+    _, cupy, NearestNeighbors = _cuml("neighbors", "NearestNeighbors")
+    gpu = cupy.cuda.Device(gpu_index(train.device))
+    with gpu:
+        options = {"algorithm": "brute", "metric": "cosine", "output_type": "cupy"}
+        model = NearestNeighbors(n_neighbors=k, **options).fit(_on_gpu(cupy, train))
+
+    def nearest(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with gpu:
+            distance, position = map(torch.from_dlpack, model.kneighbors(_on_gpu(cupy, rows)))
+        return 1 - distance.to(rows.device), position.to(rows.device)
+
+    return nearest
+
+
+def _on_gpu(cupy: Any, tensor: torch.Tensor) -> Any:
+    return cupy.from_dlpack(tensor.contiguous()) if tensor.is_cuda else cupy.asarray(tensor.numpy())
+
+
+def _cuml(module: str, name: str) -> tuple[Any, Any, Any]:
+    """cuML, CuPy and one of cuML's classes."""
+    try:
+        return import_module("cuml"), import_module("cupy"), getattr(import_module(f"cuml.{module}"), name)
+    except ImportError as error:
+        raise UserError(
+            "backend 'cuml' needs RAPIDS cuML, which is not installed; `pip install igpt-probekit[cuml-cu12]`, "
+            "or use backend='torch'."
+        ) from error
 
 
 def gpu_index(device: torch.device) -> int:

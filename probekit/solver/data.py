@@ -7,6 +7,7 @@ intercept is then one more coefficient, which no penalty touches.
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -130,7 +131,7 @@ class WeightedData:
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
 
         def read(start: int) -> Tensor:
-            with torch.cuda.stream(stream):
+            with torch.cuda.stream(stream) if stream else nullcontext():
                 return self.read(start, min(start + STREAM_ROWS, len(self)))
 
         with ThreadPoolExecutor(max_workers=1) as reader:

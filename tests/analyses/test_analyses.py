@@ -4,9 +4,10 @@ import importlib.util
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from analyses import comparison, concat_layers, depth_curve, training_log
+from analyses import comparison, concat_layers, depth_curve, start, training_log
 from probekit.results.record import read_records
 
 
@@ -44,7 +45,20 @@ def test_comparison_sets_the_paper_beside_ours(results, capsys):
     assert "toy (ours)" in printed
 
 
-def test_training_log(tmp_path, capsys):
+def logged(folder, seed, accuracies, **settings):
+    """The books that `probekit finetune` keeps."""
+    folder.mkdir()
+    about = {"from_scratch": False, "layer": -1, "gen_weight": 1.0, "lr": 0.001, "seed": seed, **settings}
+    (folder / "config.json").write_text(json.dumps({"finetune": about}))
+    records = []
+    for step, accuracy in zip((5, 10), accuracies, strict=True):
+        records.append({"kind": "step", "step": step, "loss": 3.0, "clf_loss": 2.0 / step})
+        records.append({"kind": "eval", "step": step, "val_loss": 1.0 / step, "val_accuracy": accuracy})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(folder)
+
+
+def test_training_log_of_one_run(tmp_path):
     records = [
         {"kind": "eval", "step": 0, "val_loss": 2.0},
         {"kind": "checkpoint", "step": 0, "path": "checkpoints/0000000"},
@@ -52,10 +66,46 @@ def test_training_log(tmp_path, capsys):
         {"kind": "step", "step": 20, "loss": 1.25, "lr": 0.1, "grad_norm": 1.0, "tokens_per_s": 7},
         {"kind": "eval", "step": 20, "val_loss": 1.375},
     ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    training_log.main([str(tmp_path), "--out", str(tmp_path / "out"), "--mark", "20"])
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"train": {"objective": "bert", "seed": 3}}))
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    training_log.main([str(run), "--out", str(tmp_path / "out"), "--mark", "20"])
     assert (tmp_path / "out" / "training.csv").read_text().splitlines() == [
-        "step,loss,val_loss,lr,grad_norm", "0,,2.0,,", "10,1.5,,0.1,1.0", "20,1.25,1.375,0.1,1.0",
-    ]  # fmt: skip
-    assert "training.svg" in capsys.readouterr().out
+        "run,arm,seed,step,loss,val_loss,val_accuracy",
+        "run,bert,3,0,,2.0,",
+        "run,bert,3,10,1.5,,",
+        "run,bert,3,20,1.25,1.375,",
+    ]
     assert (tmp_path / "out" / "training.svg").read_text().count("<svg") == 1
+
+
+def test_training_log_of_fine_tuned_runs(tmp_path):
+    runs = [
+        logged(tmp_path / "a0", 0, (0.25, 0.5)),
+        logged(tmp_path / "a1", 1, (0.125, 0.75)),
+        logged(tmp_path / "s0", 0, (0.0, 0.25), from_scratch=True, gen_weight=0.0),
+    ]
+    training_log.main([*runs, "--out", str(tmp_path / "out"), "--name", "validation"])
+    frame = pd.read_csv(tmp_path / "out" / "validation.csv")
+    assert frame.run.tolist() == ["a0", "a0", "a1", "a1", "s0", "s0"]
+    assert frame.val_accuracy.tolist() == [0.25, 0.5, 0.125, 0.75, 0.0, 0.25]
+    assert frame.loss.tolist() == [0.4, 0.2] * 3
+    assert frame.arm.unique().tolist() == ["pre-trained, last layer, L_gen x 1", "from scratch, last layer, L_gen x 0"]
+    losses, accuracies = training_log.training_figure(frame).axes
+    assert [line.get_ydata().tolist() for line in losses.lines] == [[0.2, 0.1]] * 3
+    assert [line.get_ydata().tolist() for line in accuracies.lines] == [[0.25, 0.5], [0.125, 0.75], [0.0, 0.25]]
+    colours = [line.get_color() for line in accuracies.lines]
+    assert colours[0] == colours[1] != colours[2]
+
+
+def test_a_folder_without_a_log_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no metrics\.jsonl"):
+        training_log.main([str(tmp_path), "--out", str(tmp_path)])
+
+
+def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        start(lambda: depth_curve.main([str(tmp_path)]))
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from scipy.stats import spearmanr
 from torch.nn import functional as F  # noqa: N812
 
+from analyses import palette_width
 from analyses.cifar_resnet import resnet20
 from analyses.compact_records import smallest
 from analyses.head_width import split_of_head
@@ -71,3 +74,12 @@ def test_the_residual_network_has_the_published_shapes() -> None:
     # He et al. 2015, table 6: 0.27 M parameters for 20 layers
     assert sum(p.numel() for p in model.parameters()) == 269_722
     assert model.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_the_permutation_is_within_seeds() -> None:
+    # two seeds of three cells, the falls of each rising with V / D: only one of 3! x 3! permutations is as good
+    frame = pd.DataFrame({"D": 16, "V": [4, 16, 64] * 2, "seed": [1] * 3 + [2] * 3, "fall": [0.0, 1, 2, 0.1, 1.1, 2.1]})
+    rho, p = palette_width.rank_correlation(frame)
+    # ranks of the ratio 1.5, 3.5, 5.5 twice; of the fall 1, 3, 5, 2, 4, 6
+    assert rho == pytest.approx(spearmanr(frame.V / frame.D, frame.fall).statistic)
+    assert p == pytest.approx(1 / 36, abs=0.002)  # 100,000 draws: a standard deviation of .0005

@@ -1,15 +1,28 @@
-"""Kills and collisions of whole commands: each must end, when run again, in what an undisturbed run gives.
+"""Kills, collisions, limits and clock jumps: a verb run again afterwards must end in what an undisturbed run gives.
 
-    python tests/faults/kills.py [--kills 20] [--only train,sweep]
+    python tests/faults/kills.py [--kills 300] [--only train,sweep] [--checks kills,at-once,...] [--state FILE]
 
-Verbs are run in folders of their own and killed (SIGKILL, SIGTERM or SIGINT, at a random moment of an undisturbed
-run's length) until they get through; then results are compared with the undisturbed ones, figures and times apart.
-Besides: two processes at once on one folder, file-size limits, and a rank of two that dies under torchrun.
+Verbs run on tiny inputs in children forked from this process, which has imported everything and computed nothing.
+
+kills      SIGKILL (the process, or all of its group), SIGTERM, SIGINT and SIGHUP at moments drawn over the verb's own
+           duration, several in a row, until it gets through
+at-once    two and three processes at once on one folder
+file-size  RLIMIT_FSIZE of several sizes
+memory     RLIMIT_AS a little above what the process has when the verb begins
+full-disk  an output folder on a tmpfs of several sizes (needs root)
+clock      the system's time jumps by years, forth and back, while the verb runs (needs a C compiler)
+ranks      one of two ranks is killed under torchrun (gloo)
+
+What `--state` names keeps each finished part as a line, so that the same command goes on where it was stopped.
 """
 
 import argparse
+import contextlib
+import fcntl
+import importlib
 import json
 import os
+import pkgutil
 import random
 import resource
 import shutil
@@ -18,58 +31,186 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
 TRAIN = (
     "train wandering-digits --resolution 12 --n-colours 4 --n-layer 2 --n-embd 12 --n-head 2 --batch-size 8 "
-    "--steps 40 --warmup-steps 2 --checkpoint-every 5 --limit 40 --threads 1 --out {out}/run"
+    "--steps 20 --warmup-steps 2 --checkpoint-every 5 --limit 40 --threads 1 --out {out}/run"
 )
 VERBS = {
-    "train": TRAIN,
-    "finetune": "finetune {made}/run wandering-digits --limit 40 --steps 30 --eval-every 5 --batch-size 8 --threads 1 "
-    "--out {out}/run",
-    "extract": "extract igpt:{made}/run wandering-digits --limit 300 --batch-size 8 --out {out}/f.h5",
-    "sweep": "sweep {made}/f.h5 --out {out}",
-    "sweep by two workers": "sweep {made}/f.h5 --workers 2 --out {out}",
-    "concat": "concat {made}/f.h5 --window 2 --out {out}",
-    "study": "study pixels --on digits --limit 60 --Cs 1 --out {out}",
-    "report": "report {made}/res --out {out}/report",
-    "plot": "plot {made}/res --out {out}/curve.svg",
-    "table": "table {made}/res --out {out}/t.csv",
     "sample": "sample {made}/run --n 2 --out {out}/s.png",
-    "compress": "compress {made}/f.h5 --out {out}/c.h5",
-    "import": "import --train {made}/x.npz --out {out}/i.h5",
     "convert": "convert {made}/run {out}/hf",
+    "extract": "extract igpt:{made}/run wandering-digits --limit 150 --batch-size 8 --out {out}/f.h5",
+    "import": "import --train {made}/x.npz --out {out}/i.h5",
+    "compress": "compress {made}/f.h5 --out {out}/c.h5",
+    "sweep": "sweep {made}/f.h5 --Cs 0.01 0.1 1 --out {out}",
+    "sweep, two workers": "sweep {made}/f.h5 --Cs 0.01 0.1 1 10 --seeds 8 --workers 2 --out {out}",
+    "concat": "concat {made}/f.h5 --Cs 0.1 1 --window 2 --out {out}",
+    "calibrate": "calibrate {made}/f.h5 --Cs 0.1 --Cs 1 --out {out}",
+    "table": "table {made}/res --out {out}/t.csv",
+    "plot": "plot {made}/res --out {out}/curve.svg",
+    "report": "report {made}/res --out {out}/report",
+    "train": TRAIN,
+    "finetune": "finetune {made}/run wandering-digits --limit 40 --steps 16 --eval-every 5 --batch-size 8 --threads 1 "
+    "--out {out}/run",
+    "study": "study pixels --on digits --limit 60 --Cs 1 --out {out}/study",
+    "demo": "demo --steps 4 --batch-size 4 --n-layer 1 --n-embd 12 --limit 30 --out {out}/demo",
+    "geometry": "geometry {made}/f.h5",
+    "predict": "predict {made}/res {made}/pictures",
+    "compare": "compare {made}/res {made}/res2",
+    "verify": "verify {made}/f.h5",
+    "inspect": "inspect {made}/f.h5",
 }
+SLOW = ("train", "finetune", "study", "demo")
+"""Verbs that get half as many kills as the others."""
+NEEDS = {"concat": "sweep {made}/f.h5 --Cs 0.1 1 --out {out}", "calibrate": "sweep {made}/f.h5 --Cs 0.1 1 --out {out}"}
+"""What must be in a verb's output folder before it starts."""
+ONCE = ("compress", "convert")
+"""Verbs that refuse to replace what is there already."""
+ANSWERS = ("geometry", "predict", "compare", "verify", "inspect")
+"""Verbs that write nothing: what they print is compared."""
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+FILE_SIZES = (0, 2_000, 40_000)
+MEMORY = (0, 24 << 20)
+DISKS = ("8k", "200k")
+JUMPS = (0, -10 * 31_557_600, 10 * 31_557_600, -86_400, 86_400)
+HANG = 600.0
 
 
-def command(words: str, made: Path, out: Path) -> list[str]:
-    """The command line of a verb."""
-    return [sys.executable, "-m", "probekit", *words.format(made=made, out=out).split()]
+class Child:
+    """A verb in a process group of its own, forked from this process, in `folder`: the name of that decides nothing."""
+
+    def __init__(self, words: str, folder: Path, prepare: Callable[[], None] | None = None) -> None:
+        # a pipe: limits of file size and full disks must not concern what is printed
+        self._read, write = os.pipe()
+        fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 1 << 20)
+        self.pid = os.fork()
+        if self.pid == 0:
+            for stream in (1, 2):
+                os.dup2(write, stream)
+            self._run(words.split(), folder, prepare)
+        with contextlib.suppress(OSError):  # parent and child both: whoever comes first
+            os.setpgid(self.pid, self.pid)
+        os.close(write)
+        os.set_blocking(self._read, False)
+        self.code: int | None = None
+        self._printed = b""
+
+    def _run(self, words: list[str], folder: Path, prepare: Callable[[], None] | None) -> None:
+        code = 99
+        try:
+            os.setpgid(0, 0)
+            # a shell's background jobs and nohup leave these ignored
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+            sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))  # noqa: SIM115
+            os.chdir(folder)
+            if prepare is not None:
+                prepare()
+            from probekit.cli.main import main
+
+            code = main(words)
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except KeyboardInterrupt:
+            code = 130  # before the verb began
+        except BaseException:
+            import traceback
+
+            os.write(2, traceback.format_exc().encode())
+        finally:
+            os._exit(code)
+
+    def wait(self, seconds: float = HANG) -> bool:
+        """Wait for its end; False where it goes on."""
+        until = time.monotonic() + seconds
+        while self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.code = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > until:
+                return False
+            else:
+                time.sleep(0.002)
+        return True
+
+    def send(self, number: int, group: bool) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            (os.killpg if group else os.kill)(self.pid, number)
+
+    def gone(self, seconds: float = 60.0) -> bool:
+        """Wait until no process of the group is left."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            try:
+                os.killpg(self.pid, 0)
+            except ProcessLookupError:
+                return True
+            time.sleep(0.01)
+        self.send(signal.SIGKILL, group=True)
+        return False
+
+    @property
+    def printed(self) -> str:
+        with contextlib.suppress(BlockingIOError):
+            while more := os.read(self._read, 1 << 20):
+                self._printed += more
+        return self._printed.decode(errors="replace")
+
+    def __del__(self) -> None:
+        os.close(self._read)
 
 
-def run(words: list[str], limit: Callable[[], None] | None = None) -> subprocess.CompletedProcess:
-    """Run to the end."""
-    return subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=False, preexec_fn=limit)
+def run(words: str, folder: Path, prepare: Callable[[], None] | None = None) -> tuple[int | None, str]:
+    """Exit code and output of a verb that nobody disturbs; None for one that hangs."""
+    child = Child(words, folder, prepare)
+    if not child.wait():
+        child.send(signal.SIGKILL, group=True)
+        child.wait()
+        return None, "hangs: " + child.printed
+    child.gone()
+    return child.code, child.printed
+
+
+def warm() -> None:
+    """Import what the verbs need, and compute nothing: threads do not survive a fork."""
+    import torch
+
+    torch.set_num_threads(1)
+    for package in ("igpt_model", "probekit"):
+        found = importlib.import_module(package)
+        for module in pkgutil.walk_packages(found.__path__, f"{package}."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+    for name in ("matplotlib.pyplot", "matplotlib.backends.backend_svg", "sklearn.datasets", "torch.utils.tensorboard"):
+        importlib.import_module(name)
+    from probekit.cli import demo
+
+    demo.LARGEST_C = 1e-4  # strong penalties are solved at once; what is tested here is the order of things
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])  # one core: the demo starts no further processes
 
 
 def make(made: Path) -> None:
-    """What the verbs read: a run, a feature file, results, arrays."""
+    """What the verbs read: a run, a feature file, results, arrays, pictures."""
     import numpy as np
+    from PIL import Image
 
+    made.mkdir()
     rng = np.random.default_rng(0)
     np.savez(made / "x.npz", a=rng.normal(size=(200, 50)), labels=np.arange(200) % 3)
+    (made / "pictures").mkdir()
+    Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(made / "pictures" / "a.png")
     for words in (
         TRAIN.replace("{out}", "{made}"),
         "extract igpt:{made}/run wandering-digits --limit 60 --out {made}/f.h5",
         "sweep {made}/f.h5 --Cs 0.1 --Cs 1 --out {made}/res",
+        "sweep {made}/f.h5 --Cs 0.01 --Cs 0.1 --out {made}/res2",
     ):
-        done = run(command(words, made, made))
-        assert done.returncode == 0, done.stderr
+        code, printed = run(words.format(made=made), made)
+        assert code == 0, printed
 
 
 def outcome(out: Path) -> dict[str, object]:
@@ -81,8 +222,8 @@ def outcome(out: Path) -> dict[str, object]:
         name = str(file.relative_to(out))
         if not file.is_file() or "/.claims" in f"/{name}" or name.endswith(".lock") or "tensorboard" in name:
             continue
-        if file.name in ("results.jsonl", "choices.jsonl"):
-            found[name] = sorted(_figures(json.loads(line), str(out)) for line in file.read_text().splitlines())
+        if file.suffix == ".jsonl":
+            found[name] = sorted(_figures(json.loads(line)) for line in file.read_text().splitlines())
         elif file.suffix in (".h5", ".safetensors", ".csv", ".png", ".svg", ".tex", ".md"):
             found[name] = hash_file(file)
         else:
@@ -92,134 +233,300 @@ def outcome(out: Path) -> dict[str, object]:
     return found
 
 
-def _figures(line: dict, out: str) -> str:
-    for name in ("seconds", "created", "versions", "plan", "n_iter", "refit", "grad_rel", "gap", "feature_file"):
-        line.pop(name, None)
-    return json.dumps(line, sort_keys=True).replace(out, "")
+def _figures(line: dict) -> str:
+    times = ("seconds", "created", "tokens_per_s")
+    return json.dumps({k: v for k, v in line.items() if k not in times}, sort_keys=True)
 
 
-def killed(verb: str, made: Path, scratch: Path, kills: int, rng: random.Random) -> list[str]:
-    """Kill a verb at random moments until it gets through; returns what went wrong."""
-    problems, whole = [], scratch / "whole"
-    whole.mkdir(parents=True)
-    begun = time.monotonic()
-    done = run(command(VERBS[verb], made, whole))
-    length = time.monotonic() - begun
-    if done.returncode:
-        return [f"undisturbed: {done.stderr[-300:]}"]
-    expected = outcome(whole)
-    done_kills, attempt = 0, 0
-    while done_kills < kills:
-        attempt += 1
-        out = scratch / f"killed-{attempt}"
-        out.mkdir()
-        for _ in range(6):
-            process = subprocess.Popen(
-                command(VERBS[verb], made, out), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            )
-            try:
-                process.communicate(timeout=rng.uniform(0.3, 1.1) * length)
-            except subprocess.TimeoutExpired:
-                process.send_signal(rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
-                process.communicate()
-                done_kills += 1
-        done = run(command(VERBS[verb], made, out))
-        # `compress` and `convert` refuse to replace what is there already
-        allowed = (0, 2) if verb in ("compress", "convert") else (0,)
-        if done.returncode not in allowed or "Traceback" in done.stderr:
-            problems.append(f"after kills: rc {done.returncode}: {done.stderr[-300:]}")
-        found = outcome(out)
-        different = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
-        if different:
-            problems.append(f"differs: {', '.join(sorted(different)[:6])}")
-        shutil.rmtree(out)
-    return problems
+def differences(expected: dict[str, object], found: dict[str, object]) -> list[str]:
+    """The names of files that are not as expected."""
+    names = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    return [f"differs: {', '.join(names[:6])}"] if names else []
 
 
-def together(verb: str, made: Path, scratch: Path, n: int = 3) -> list[str]:
+class Subject:
+    """A verb with its undisturbed outcome and duration."""
+
+    def __init__(self, verb: str, made: Path, scratch: Path) -> None:
+        self.verb, self.made, self.scratch = verb, made, scratch
+        whole = self.folder("whole")
+        begun = time.monotonic()
+        self.code, self.answer = run(self.words, whole)
+        self.length = time.monotonic() - begun
+        self.expected = outcome(whole)
+        if self.code != 0:
+            raise RuntimeError(f"{verb}, undisturbed: {self.answer[-500:]}")
+
+    @property
+    def words(self) -> str:
+        return VERBS[self.verb].format(made=self.made, out=".")
+
+    def folder(self, name: str) -> Path:
+        out = self.scratch / name
+        out.mkdir(parents=True, exist_ok=True)
+        self.fill(out)
+        return out
+
+    def fill(self, out: Path) -> None:
+        if self.verb in NEEDS:
+            code, printed = run(NEEDS[self.verb].format(made=self.made, out="."), out)
+            assert code == 0, printed
+
+    def finish(self, out: Path, what: str) -> list[str]:
+        """Run the verb to its end in a folder that was disturbed, and compare."""
+        code, printed = run(self.words, out)
+        problems = []
+        if code not in ((0, 2) if self.verb in ONCE else (0,)) or "Traceback" in printed:
+            problems.append(f"{what}: rc {code}: {printed[-300:]}")
+        if self.verb in ANSWERS and printed != self.answer:
+            problems.append(f"{what}: another answer")
+        return problems + differences(self.expected, outcome(out))
+
+
+def kill(subject: Subject, number: int) -> tuple[int, list[str]]:
+    """Kill a verb at random moments, at most five times in a row; how many kills, and what went wrong."""
+    rng = random.Random(f"{subject.verb} {number}")
+    out, problems, kills = subject.folder(f"killed-{number}"), [], 0
+    for _ in range(5):
+        child = Child(subject.words, out)
+        if child.wait(rng.uniform(0, 1.02) * subject.length):
+            break
+        chosen = rng.choice(SIGNALS)
+        # a terminal sends its signals to the whole group
+        child.send(chosen, group=chosen in (signal.SIGINT, signal.SIGHUP) or rng.random() < 0.3)
+        kills += 1
+        if not child.wait(120):
+            problems.append(f"goes on after {chosen.name}")
+            child.send(signal.SIGKILL, group=True)
+            child.wait()
+        if not child.gone():
+            problems.append(f"its workers stay after {chosen.name}")
+        allowed = (130, 0) if chosen == signal.SIGINT else (-chosen, 0)
+        if child.code not in allowed or "Traceback" in child.printed:
+            problems.append(f"{chosen.name}: rc {child.code}: {child.printed[-300:]}")
+    problems += subject.finish(out, "after kills")
+    shutil.rmtree(out)
+    return kills, problems
+
+
+def at_once(subject: Subject, number: int) -> tuple[int, list[str]]:
     """Several processes at once on one folder: each ends well, or says that another one is at it."""
-    out = scratch / "together"
-    out.mkdir(parents=True)
-    words = command(VERBS[verb], made, out)
-    processes = [subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) for _ in range(n)]
+    processes = 2 + number % 2
+    out = subject.folder(f"together-{number}")
+    children = [Child(subject.words, out) for _ in range(processes)]
     problems = []
-    codes = []
-    for process in processes:
-        _, errors = process.communicate()
-        codes.append(process.returncode)
-        if process.returncode not in (0, 2) or "Traceback" in errors:
-            problems.append(f"rc {process.returncode}: {errors[-300:]}")
-    if 0 not in codes:
-        problems.append(f"no process got through: {codes}")
-    return problems
+    for child in children:
+        if not child.wait():
+            child.send(signal.SIGKILL, group=True)
+        if child.code not in (0, 2) or "Traceback" in child.printed:
+            problems.append(f"rc {child.code}: {child.printed[-300:]}")
+    if 0 not in [child.code for child in children]:
+        problems.append(f"no process got through: {[child.code for child in children]}")
+    problems += differences(subject.expected, outcome(out))
+    shutil.rmtree(out)
+    return processes, problems
 
 
-def limited(verb: str, made: Path, scratch: Path) -> list[str]:
-    """Limits of file size: a sentence and exit code 2 (or enough room), and the same command then goes on."""
-    problems = []
-    for size in (0, 2_000, 20_000, 200_000):
-        out = scratch / f"limited-{size}"
-        out.mkdir(parents=True)
-
-        def limit(size: int = size) -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-
-        done = run(command(VERBS[verb], made, out), limit)
-        if done.returncode not in (0, 2) or "Traceback" in done.stderr:
-            problems.append(f"file size {size}: rc {done.returncode}: {done.stderr[-300:]}")
-        done = run(command(VERBS[verb], made, out))
-        if done.returncode and verb not in ("compress", "convert"):
-            problems.append(f"after file size {size}: rc {done.returncode}: {done.stderr[-300:]}")
-    return problems
+def _limited(subject: Subject, out: Path, what: str, prepare: Callable[[], None] | None) -> list[str]:
+    code, printed = run(subject.words, out, prepare)
+    if code in (0, 2) and "Traceback" not in printed:
+        return []
+    return [f"{what}: rc {code}: {printed[-400:]}"]
 
 
-def dying_rank(made: Path, scratch: Path) -> list[str]:
-    """One of two ranks is killed; the rest ends, and the run, started again, ends as one undisturbed."""
+def file_size(subject: Subject, number: int) -> tuple[int, list[str]]:
+    """A limit of file size: a sentence and exit code 2, or enough room; the same command then goes on."""
+    size = FILE_SIZES[number]
+    out = subject.folder(f"size-{number}")
+
+    def prepare() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    problems = _limited(subject, out, f"file size {size}", prepare)
+    return 1, problems + subject.finish(out, f"after file size {size}")
+
+
+def memory(subject: Subject, number: int) -> tuple[int, list[str]]:
+    """A limit of memory: likewise."""
+    more = MEMORY[number]
+    out = subject.folder(f"memory-{number}")
+
+    def prepare() -> None:
+        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + more, resource.RLIM_INFINITY))
+
+    problems = _limited(subject, out, f"{more >> 20} MiB of memory", prepare)
+    return 1, problems + subject.finish(out, f"after {more >> 20} MiB of memory")
+
+
+def full_disk(subject: Subject, number: int) -> tuple[int, list[str]]:
+    """A disk that is full: likewise; the disk then grows."""
+    size = DISKS[number]
+    out = subject.scratch / f"disk-{number}"
+    out.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", out], check=True)
+    try:
+        subject.fill(out)
+        used = sum(file.stat().st_blocks * 512 for file in out.rglob("*"))
+        limit = f"size={used + int(size[:-1]) * 1024}"
+        subprocess.run(["mount", "-o", f"remount,{limit}", out], check=True)
+        problems = _limited(subject, out, f"{size} of disk", None)
+        subprocess.run(["mount", "-o", "remount,size=256m", out], check=True)
+        return 1, problems + subject.finish(out, f"after {size} of disk")
+    finally:
+        subprocess.run(["umount", out], check=True)
+
+
+def clock(subject: Subject, number: int) -> tuple[int, list[str]]:
+    """The system's time jumps by years, forth and back, while the verb runs."""
+    now, rng = Path(os.environ["CLOCK_SHIM"]), random.Random(f"clock {subject.verb} {number}")
+    out, jumps = subject.folder(f"clock-{number}"), 0
+    child, until = Child(subject.words, out), time.monotonic() + HANG
+    while not child.wait(subject.length / 8) and time.monotonic() < until:
+        set_offset(now, rng.choice(JUMPS))
+        jumps += 1
+    problems = [] if child.code == 0 and "Traceback" not in child.printed else [f"{child.code}: {child.printed[-300:]}"]
+    problems += differences(subject.expected, outcome(out)) + subject.finish(out, "again, at another time")
+    set_offset(now, 0)
+    return jumps, problems
+
+
+CHECKS: dict[str, tuple[Callable[[Subject, int], tuple[int, list[str]]], int]] = {
+    "at-once": (at_once, 2),
+    "file-size": (file_size, len(FILE_SIZES)),
+    "memory": (memory, len(MEMORY)),
+    "full-disk": (full_disk, len(DISKS)),
+    "clock": (clock, 1),
+}
+"""The checks but kills and ranks, and how many parts each has for a verb."""
+
+
+def dying_rank(made: Path, scratch: Path, words: str, reached: str, done: Callable[[], bool]) -> list[str]:
+    """One of two ranks is killed once `reached` matches a file; the rest ends, and the same command goes on."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "probekit"]
-    words = [*start, *TRAIN.format(out=scratch / "ranks").split(), "--parallel", "ddp", "--no-tensorboard"]
-    (scratch / "ranks").mkdir(parents=True)
-    process = subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not list((scratch / "ranks").glob("run/checkpoints/0*5")) and process.poll() is None:
-        time.sleep(0.05)
-    ranks = subprocess.run(
-        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False
-    ).stdout.split()
-    if ranks:
-        os.kill(int(ranks[-1]), signal.SIGKILL)
+    command = [*start, *words.format(out=scratch, made=made).split()]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(scratch.glob(reached)) and process.poll() is None:
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    killed = bool(children)
+    if killed:
+        os.kill(int(children[-1]), signal.SIGKILL)
     process.communicate(timeout=1200)
-    done = run(words)
-    last = max((int(f.name) for f in (scratch / "ranks").glob("run/checkpoints/[0-9]*")), default=-1)
-    return [] if done.returncode == 0 and last == 40 else [f"rc {done.returncode}, step {last}: {done.stderr[-300:]}"]
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=1200)
+    problems = [] if killed else ["the run ended before a rank was killed"]
+    if again.returncode or not done():
+        problems.append(f"rc {again.returncode}: {again.stderr[-400:]}")
+    return problems
+
+
+def ranks(made: Path, scratch: Path) -> Iterator[tuple[str, list[str]]]:
+    """A rank of two dies in training and in extraction."""
+    scratch.mkdir()
+    train = f"{TRAIN.replace('--steps 20', '--steps 200')} --parallel ddp --no-tensorboard"
+    finished = scratch / "run" / "checkpoints" / "0000200"
+    yield "train", dying_rank(made, scratch, train, "run/checkpoints/0*5", finished.exists)
+    extract = "extract igpt:{made}/run wandering-digits --batch-size 2 --limit 1500 --out {out}/f.h5"
+
+    def complete() -> bool:
+        return run(f"verify {scratch}/f.h5", scratch)[0] == 0
+
+    yield "extract", dying_rank(made, scratch, extract, "f*1*2*.h5", complete)
+
+
+class State:
+    """Finished parts, a line each."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.parts = path, []
+        if path is not None and path.exists():
+            self.parts = [json.loads(line) for line in path.read_text().splitlines()]
+
+    def has(self, check: str, verb: str, number: int) -> bool:
+        return any((p["check"], p["verb"], p["number"]) == (check, verb, number) for p in self.parts)
+
+    def add(self, check: str, verb: str, number: int, count: int, problems: list[str]) -> None:
+        self.parts.append({"check": check, "verb": verb, "number": number, "count": count, "problems": problems})
+        for problem in problems:
+            print(f"{check}, {verb}, {number}:", " ".join(problem.split()), flush=True)
+        if self.path is not None:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(self.parts[-1]) + "\n")
+
+    def total(self, check: str, verb: str) -> tuple[int, int]:
+        own = [p for p in self.parts if (p["check"], p["verb"]) == (check, verb)]
+        return sum(p["count"] for p in own), sum(len(p["problems"]) for p in own)
+
+
+def set_offset(file: Path, seconds: int) -> None:
+    """Let the time of every process that maps the file jump."""
+    with open(file, "r+b") as opened:
+        opened.write(seconds.to_bytes(8, sys.byteorder, signed=True))
+
+
+def with_jumping_clock(checks: list[str]) -> None:
+    """Start this program again under `clock_shim.c` where the clock is to jump and there is a compiler."""
+    compiler = shutil.which("cc")
+    if "clock" not in checks or compiler is None or "CLOCK_SHIM" in os.environ:
+        return
+    folder = Path(tempfile.mkdtemp(prefix="clock-shim-"))
+    source = Path(__file__).with_name("clock_shim.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", source, "-o", folder / "shim.so", "-ldl"], check=True)
+    (folder / "offset").write_bytes(bytes(8))
+    faked = {"LD_PRELOAD": str(folder / "shim.so"), "CLOCK_SHIM": str(folder / "offset")}
+    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | faked)
 
 
 def main() -> int:
     """Run what the command line asks for and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=20, help="at least so many a verb")
-    parser.add_argument("--only", default=",".join(VERBS))
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=300, help="at least so many in all")
+    parser.add_argument("--only", help="verbs, separated by commas")
+    parser.add_argument("--checks", default=",".join(["kills", *CHECKS, "ranks"]))
+    parser.add_argument("--state", type=Path)
     asked = parser.parse_args()
-    rng, failures = random.Random(asked.seed), 0
-    print("| verb | kills | problems | at once | problems | file sizes | problems |\n|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as scratch:
-        made = Path(scratch) / "made"
-        made.mkdir()
+    checks = asked.checks.split(",")
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    with_jumping_clock(checks)
+    verbs = [verb for verb in VERBS if asked.only is None or verb in asked.only.split(",")]
+    state, each = State(asked.state), -(-asked.kills // (len(verbs) - len(set(SLOW) & set(verbs)) // 2))
+    warm()
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        made = scratch / "made"
         make(made)
-        for number, verb in enumerate(verb for verb in VERBS if verb in asked.only.split(",")):
-            own = Path(scratch) / str(number)
-            own.mkdir()
-            by_kill = killed(verb, made, own, asked.kills, rng)
-            at_once = together(verb, made, own)
-            by_size = limited(verb, made, own)
-            cells = [asked.kills, len(by_kill), 3, len(at_once), 4, len(by_size)]
-            print(f"| {verb} | {' | '.join(map(str, cells))} |", flush=True)
-            for text in [*by_kill, *at_once, *by_size]:
-                print("   ", " ".join(text.split()), flush=True)
-            failures += len(by_kill) + len(at_once) + len(by_size)
-            shutil.rmtree(own)
-        ranks = dying_rank(made, Path(scratch) / "ranks")
-        print(f"a rank that dies: {ranks or 'resumed to the end'}", flush=True)
-    return int(failures + len(ranks) > 0)
+        for order, verb in enumerate(verbs):
+            try:
+                subject = Subject(verb, made, scratch / str(order))
+            except RuntimeError as error:
+                state.add("undisturbed", verb, 0, 1, [str(error)])
+                continue
+            number, wanted = 0, each // 2 if verb in SLOW else each
+            while "kills" in checks and state.total("kills", verb)[0] < wanted and number < 20 * each:
+                if not state.has("kills", verb, number):
+                    state.add("kills", verb, number, *kill(subject, number))
+                number += 1
+            for check in checks:
+                if check == "full-disk" and os.geteuid() != 0:
+                    continue
+                if check == "clock" and "CLOCK_SHIM" not in os.environ:
+                    continue
+                check_of_verb, parts = CHECKS.get(check, (None, 0))
+                for number in range(parts):
+                    if check_of_verb is not None and not state.has(check, verb, number):
+                        state.add(check, verb, number, *check_of_verb(subject, number))
+            print(f"{verb} ({subject.length:.1f} s): done", flush=True)
+            shutil.rmtree(scratch / str(order))
+        if "ranks" in checks:
+            for number, (verb, problems) in enumerate(ranks(made, scratch / "ranks")):
+                state.add("ranks", verb, number, 1, problems)
+    columns = [check for check in ("kills", *CHECKS) if check in checks]
+    print(f"| verb | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
+    for verb in verbs:
+        cells = [f"{count} ({bad})" if bad else str(count) for count, bad in (state.total(c, verb) for c in columns)]
+        print(f"| {verb} | {' | '.join(cells)} |")
+    return int(any(part["problems"] for part in state.parts))
 
 
 if __name__ == "__main__":

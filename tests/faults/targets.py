@@ -25,12 +25,14 @@ class Target:
     make : writes a whole input into a folder
     use : reads what is in the folder, as far as the package reads it
     damage : patterns of the files that are damaged, one at a time
+    share : of the inputs of a campaign; less for slow readers
     """
 
     name: str
     make: Callable[[Path], object]
     use: Callable[[Path], object]
     damage: tuple[str, ...]
+    share: float = 1.0
 
 
 def refit_manifests(folder: Path) -> None:
@@ -329,10 +331,11 @@ def _cifar(folder: Path) -> None:
 
 
 def _use_cifar(folder: Path) -> None:
+    from igpt_model.checked_json import read_bytes
     from probekit.datasets.cifar import _from_binary, _from_pickle
 
-    _from_pickle((folder / "data_batch_1").read_bytes(), "data_batch_1", False, "fine")
-    _from_binary((folder / "data_batch_1.bin").read_bytes(), "data_batch_1.bin", False, "fine")
+    _from_pickle(read_bytes(folder / "data_batch_1"), "data_batch_1", False, "fine")
+    _from_binary(read_bytes(folder / "data_batch_1.bin"), "data_batch_1.bin", False, "fine")
 
 
 # weights and features of others
@@ -356,9 +359,9 @@ def _use_arrays(folder: Path) -> None:
 
     problem = None
     for name in ("x.npz", "x.pt", "x.csv", "x.npy"):
-        labels = {"train": folder / "y.npy"} if name == "x.npy" else None
+        labels = folder / "y.npy" if name == "x.npy" else None
         try:
-            import_features({"train": folder / name}, folder / f"{name}.h5", labels)
+            import_features(folder / f"{name}.h5", folder / name, train_labels=labels)
         except UserError as error:
             problem = error
     if problem is not None:
@@ -407,13 +410,86 @@ def _use_bundle(folder: Path) -> None:
     read_bundle(folder / "model.ckpt-131000")
 
 
+def _parquet(folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    rows = [{"bytes": content, "path": None} for name, content in _pictures() if name.endswith(".png")] * 3
+    features = {"image": {"_type": "Image"}, "label": {"names": ["a", "b"], "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table({"image": rows, "label": [k % 2 for k in range(len(rows))]}).replace_schema_metadata(metadata)
+    parquet.write_table(table, folder / "train.parquet", row_group_size=4)
+
+
+def _use_image(folder: Path) -> None:
+    from igpt_model.checked_json import read_bytes
+    from probekit.datasets.images import decode
+
+    for name in ("a.png", "a.jpeg", "a.tiff", "a.webp", "a.gif", "a.bmp"):
+        decode(read_bytes(folder / name), name)
+
+
+def _images(folder: Path) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    for form in ("png", "jpeg", "tiff", "webp", "gif", "bmp"):
+        picture.save(folder / f"a.{form}")
+
+
+def _class_records(folder: Path) -> None:
+    batch = {"data": np.zeros((3, 3 * 64), np.uint8), "labels": [1, 2, 3], "mean": np.zeros(3 * 64)}
+    (folder / "train_data_batch_1").write_bytes(pickle.dumps(batch, protocol=2))
+
+
+def _use_class_records(folder: Path) -> None:
+    from igpt_model.checked_json import read_bytes
+    from probekit.datasets.restricted_pickle import loads
+
+    for file in folder.iterdir():
+        loads(read_bytes(file), str(file))
+
+
+def _config(folder: Path) -> None:
+    settings = {"steps": 5, "batch-size": 4, "lr": 0.001, "model": "tiny", "limit": 30, "tensorboard": False}
+    (folder / "a.json").write_text(json.dumps({"train": settings | {"dataset": "digits", "out": "x"}}))
+    (folder / "b.yaml").write_text(
+        "dataset: digits\nout: x\n" + "".join(f"{k}: {json.dumps(v)}\n" for k, v in settings.items())
+    )
+    study = {"encoders": {"a": "pixels"}, "datasets": {"b": "digits"}, "tests": {}, "limit": 10, "seeds": 1}
+    (folder / "c.json").write_text(json.dumps(study | {"protocol": {"name": "igpt", "Cs": [1.0, 2.0]}}))
+    sweep = "features: f.h5\nout: res\nCs: [0.1, 1]\nlayers: ['*0', a]\nseeds: 2\nworkers: 1\nprotocol: igpt\n"
+    (folder / "d.yaml").write_text(sweep)
+
+
+def _use_config(folder: Path) -> None:
+    """As `main` does, but the verb itself, which the tests of the command line run."""
+    from cyclopts import CycloptsError
+
+    from igpt_model.errors import UserError
+    from probekit.cli.main import app
+    from probekit.cli.numbers import check_numbers
+    from probekit.cli.usage import prepared, usage_sentence
+
+    problem: Exception | None = None
+    for verb, name in (("train", "a.json"), ("train", "b.yaml"), ("study", "c.json"), ("sweep", "d.yaml")):
+        words = [verb, *(["--out", "x"] if verb == "study" else []), "--config", str(folder / name)]
+        try:
+            _, given, _ = app.parse_args(prepared(app, words), exit_on_error=False, print_error=False)
+            check_numbers(given)
+        except UserError as error:
+            problem = error
+        except CycloptsError as error:
+            problem = UserError(usage_sentence(error, app, words))
+    if problem is not None:
+        raise problem
+
+
 TARGETS = (
     Target("feature file", _features, _use_features, ("f.h5",)),
     Target("compressed feature file", _compressed, _use_features, ("f.h5",)),
     Target("sharded feature file", _sharded, _use_features, ("*.h5",)),
-    Target("run", _run, _use_run, ("checkpoints/*/*", "*.json*")),
-    Target("results", _results, _use_results, ("results.jsonl",)),
-    Target("report", _results, _use_page, ("results.jsonl",)),
+    Target("run", _run, _use_run, ("checkpoints/*/*", "*.json*"), 0.1),
+    Target("results", _results, _use_results, ("results.jsonl",), 0.5),
+    Target("report", _results, _use_page, ("results.jsonl",), 0.02),
     Target("journal", _results, _use_journal, ("results.jsonl",)),
     Target("predictions", _results, _use_probe, ("probes/*.safetensors",)),
     Target("linear probe", _probe, _use_linear, ("*.safetensors",)),
@@ -423,9 +499,13 @@ TARGETS = (
     Target("tar archive", _tar, _read_all("train.tar"), ("train.tar",)),
     Target("csv list", _csv, _read_all("list.csv"), ("list.csv",)),
     Target("npz data set", _npz, _read_all("data.npz"), ("data.npz",)),
+    Target("parquet", _parquet, _read_all("train.parquet"), ("train.parquet",)),
+    Target("picture", _images, _use_image, ("a.*",)),
+    Target("pickle of a data set", _class_records, _use_class_records, ("train*",)),
+    Target("config", _config, _use_config, ("?.*",), 0.3),
     Target("idx", _idx, _use_idx, ("images*",)),
     Target("cifar batches", _cifar, _use_cifar, ("data_batch*",)),
-    Target("imported arrays", _arrays, _use_arrays, ("?.*",)),
+    Target("imported arrays", _arrays, _use_arrays, ("?.*",), 0.2),
     Target("hugging face folder", _huggingface, _use_huggingface, ("*",)),
     Target("tensor bundle", _bundle, _use_bundle, ("*",)),
 )

@@ -1,11 +1,14 @@
 """Faults seen in the field, one test a kind: damage around the data, odd files in its place, names that bite."""
 
 import contextlib
+import csv
 import io
 import json
+import math
 import os
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from probekit.cli.main import main
 from probekit.features.extract import extract
 from probekit.features.importing import import_features
 from probekit.features.store import FeatureStore
+from probekit.reports import write_report
 from probekit.results.predictions import row_predictions
 from probekit.results.results import Results
 
@@ -182,8 +186,71 @@ def test_the_same_key_with_other_figures(results):
     assert len(Results(results)) == 2  # the same figures again count once
     first["metrics"]["top1"] = 0.9999
     file.write_text(file.read_text() + json.dumps(first) + "\n")
-    with pytest.raises(UserError, match=r"Records 1 and 4 of .* have the same key"):
+    with pytest.raises(UserError, match=r"Record 1 of .* and record 4 of .* have the same key"):
         Results(results)
+
+
+def test_two_folders_with_the_same_key(results, tmp_path):
+    other = tmp_path / "other" / "results.jsonl"
+    other.parent.mkdir()
+    lines = [json.loads(line) for line in (results / "results.jsonl").read_text().splitlines()]
+    lines[0] |= {"feature_file": "elsewhere.h5", "grad_rel": [0.001, 0.001]}  # another machine's last bits
+    other.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert len(Results(results, other)) == 2
+    lines[0]["metrics"]["top1"] /= 2
+    other.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for words in (
+        ["table", results, other, "--out", tmp_path / "t.csv"],
+        ["report", results, other, "--out", tmp_path],
+    ):
+        code, printed = verb(*words)
+        assert code == 2
+        assert f"Record 1 of {results / 'results.jsonl'} and record 1 of {other} have the same key" in printed
+
+
+HOSTILE = (
+    "=cmd|' /C calc'!A0 \x1b]0;x\x07\u202e \\input{/etc/passwd}~^_%#&{}",
+    "$\\frac{$ \\mathbf$ a|b\nc\r\td <script>alert(1)</script> {{7*7}}{% x %} %s {0}",
+)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_everywhere_stay_text_in_every_output(name, tmp_path):
+    """The name as that of encoder, data set, layers and classes, through every verb that shows one."""
+    from probekit.features.memory_store import write_arrays
+
+    rng = np.random.default_rng(0)
+    rows = {split: np.arange(n) % 3 for split, n in (("train", 60), ("test", 30))}
+    splits = {s: ({f"{name}{k}": rng.normal(size=(len(y), 3)) for k in range(3)}, y) for s, y in rows.items()}
+    classes = (f"{name}x", f"{name}y", f"{name}z")
+    write_arrays(tmp_path / "f.h5", splits, {"name": name}, {"name": name}, classes=classes)
+    res = tmp_path / "res"
+    outputs = [tmp_path / f"t.{form}" for form in ("csv", "md", "tex")]
+    figure = tmp_path / "q.svg"
+    for words in (
+        ["inspect", tmp_path / "f.h5"], ["verify", tmp_path / "f.h5"], ["geometry", tmp_path / "f.h5"],
+        ["sweep", tmp_path / "f.h5", "--Cs", "1", "--out", res],
+        ["calibrate", tmp_path / "f.h5", "--Cs", "1", "--out", res],
+        *(["table", res, "--out", out] for out in outputs), ["plot", res, "--out", figure], ["compare", res, res],
+    ):  # fmt: skip
+        code, printed = verb(*words)
+        assert code == 0, printed
+        assert not set(printed) & set("\x1b\x07\u202e"), printed
+    ElementTree.parse(figure)  # characters that XML forbids would not parse
+    page = write_report(res, tmp_path / "report")
+    texts = [*outputs, figure, page, res / "calibration.csv", tmp_path / "q.csv", *page.parent.rglob("*.csv")]
+    for text in texts:
+        assert not set(text.read_text()) & set("\x1b\x07\u202e"), text
+        assert "<script" not in text.read_text() or text.suffix in (".csv", ".md"), text
+        for row in csv.reader(text.open()) if text.suffix == ".csv" else ():
+            # a number may be negative, and a lone sign is none of a formula
+            assert not [cell for cell in row if cell[:1] in ("=", "@", "+", "-") and not is_number(cell)], text
+
+
+def is_number(cell):
+    with contextlib.suppress(ValueError):
+        return math.isfinite(float(cell))
+    return False
 
 
 @pytest.mark.parametrize(

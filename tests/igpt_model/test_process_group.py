@@ -93,3 +93,56 @@ def test_two_processes_wait_and_then_share_the_rows_of_a_path_in_one_group():
     for said in run_ranks(["-c", textwrap.dedent(code)]):
         assert "refused: The processes have GPUs of different models (GPU 0, GPU 1)" in said
         assert said.strip().endswith("done")
+
+
+GPU_RANK = """
+import os, sys
+from unittest import mock
+rank = int(os.environ["RANK"])
+import torch, torch.distributed as dist
+torch.set_num_threads(1)
+from tests.fake_cuda import fake_cuda
+from igpt_model.errors import UserError
+from probekit.runtime.device import usable_device
+from probekit.runtime.ranks import barrier, current, start_group
+
+opened, chosen, names = [], [], ["FAKE", "FAKE"]
+real = dist.init_process_group
+
+def open_group(backend, device_id=None):
+    opened.append((backend, device_id))
+    real("gloo")  # there is no NCCL here
+
+with fake_cuda(), mock.patch.object(torch.cuda, "device_count", lambda: 2), \\
+        mock.patch.object(torch.cuda, "set_device", lambda device: chosen.append(str(device))), \\
+        mock.patch.object(torch.cuda, "get_device_name", lambda device=None: names[rank]), \\
+        mock.patch.object(dist, "is_nccl_available", lambda: True), \\
+        mock.patch.object(dist, "init_process_group", open_group), \\
+        mock.patch.object(dist, "get_backend_config", lambda: opened[-1][0]):
+    first = sys.argv[1]
+    if first == "barrier":
+        barrier(current())
+    else:
+        start_group("cuda")
+        assert opened[0][1] == torch.device("cuda", rank)
+    start_group("cuda")
+    assert [backend for backend, _ in opened] == ["cpu:gloo,cuda:nccl"], opened
+    assert set(chosen) == {f"cuda:{rank}"}, chosen
+    assert usable_device("cuda") == torch.device("cuda", rank)
+    names[1] = "OTHER"
+    try:
+        start_group("cuda")
+    except UserError as error:
+        print("refused:", error)
+    total = torch.ones(1)
+    dist.all_reduce(total)  # the group is whole after the refusal
+    assert total == 2
+print("done")
+"""
+
+
+@pytest.mark.parametrize("first", ["barrier", "group"])
+def test_two_processes_take_a_gpu_each_in_one_group_that_reduces_its_tensors(first):
+    for said in run_ranks(["-c", GPU_RANK, first]):
+        assert "refused: The processes have GPUs of different models (FAKE, OTHER)" in said
+        assert said.strip().endswith("done")

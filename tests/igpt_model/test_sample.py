@@ -3,7 +3,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from igpt_model import sample as module
 from igpt_model.config import ModelConfig
 from igpt_model.errors import UserError
 from igpt_model.model import IGPT
@@ -77,12 +76,15 @@ def test_the_seed_decides_and_global_state_does_not(model):
 
 
 @pytest.mark.parametrize("given", [None, np.array([[0, 1, 2]] * 3 + [[6, 5, 4]] * 4)])
-def test_parts_give_the_same_pictures(model, monkeypatch, given):
-    sizes = []
-    monkeypatch.setattr(module, "Cache", lambda model, n, n_positions: sizes.append(n) or Cache(model, n, n_positions))
+def test_parts_give_the_same_pictures(model, given):
+    seen, pixels = [], 12 if given is None else 9
+    hook = model.ln_f.register_forward_pre_hook(lambda norm, inputs: seen.append(len(inputs[0])))
     whole = sample(model, 7, 0.9, seed=8, prefix_tokens=given)
     for at_once in (1, 2, 3, 6, 50):
         assert torch.equal(sample(model, 7, 0.9, seed=8, prefix_tokens=given, at_once=at_once), whole)
+    hook.remove()
+    sizes = seen[::pixels]  # the output is computed once a pixel
+    assert seen == [size for size in sizes for _ in range(pixels)]
     assert sizes == [7] + [1] * 7 + [2, 2, 2, 1] + [3, 3, 1] + [6, 1] + [7]
     assert len({tuple(row) for row in whole.tolist()}) == 7  # parts do not repeat each other's draws
     if given is None:

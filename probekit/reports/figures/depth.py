@@ -13,7 +13,7 @@ import numpy as np
 
 from probekit.reports.figures.options import FigureOptions, relabelled
 from probekit.reports.figures.style import FLAT, INK, MODEL_MARKERS, MODELS, PAPER, QUIET, RANDOM, RULE, points
-from probekit.runtime.escape import mathtext
+from probekit.runtime.escape import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -338,7 +338,7 @@ def layer_axis_words(panel: Panel, most: int = 44) -> str:
         if not series.is_flat:
             first, last = layer_name(series.records[0]), layer_name(series.records[-1])
             ends.add((f"{series.depths[0]}: {first}" if first else "", f"{series.depths[-1]}: {last}" if last else ""))
-    words = ", ".join(filter(None, ends.pop())) if len(ends) == 1 else ""
+    words = visible(", ".join(filter(None, ends.pop()))) if len(ends) == 1 else ""
     named = f"layer ({words})" if words else "layer"
     return named if len(named) <= most else "layer"
 
@@ -354,7 +354,7 @@ def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     height = figure.get_size_inches()[1] * axes.get_position().height * 72
     line_height = (high - low) * points(11.5) / height
     ends = sorted(ends, key=lambda end: end[0])
-    wrapped = ["\n".join(textwrap.wrap(mathtext(label[:MOST_LABEL]), 11)) for _, label, _ in ends]
+    wrapped = ["\n".join(textwrap.wrap(label[:MOST_LABEL], 11)) for _, label, _ in ends]
     heights = [line_height * (text.count("\n") + 1) for text in wrapped]
     for centre, text, (_, _, colour) in zip(spread([end[0] for end in ends], heights), wrapped, ends, strict=True):
         axes.annotate(

@@ -53,6 +53,7 @@ SETTINGS: Any = {
     "xtick.major.size": 3,
     "figure.facecolor": PAPER,
     "legend.frameon": False,
+    "text.parse_math": False,  # names of series and data sets are text, dollar signs and all
     "legend.fontsize": 7.5,
     "pdf.fonttype": 42,
     "savefig.dpi": 200,

@@ -10,7 +10,7 @@ from igpt_model import ImageTransform, Palette, TrainConfig
 from igpt_model.errors import UserError
 from igpt_model.images import SourceImages
 from igpt_model.training.batches import batch_indices, encode_all, epoch_order, mask_keys, token_batch, training_tokens
-from igpt_model.training.data import encode_data, fit_palette
+from igpt_model.training.data import Spaced, encode_data, fit_palette
 
 
 @settings(max_examples=50)
@@ -85,6 +85,7 @@ def test_validation_pictures_are_taken_from_all_of_the_split():
     # rows sorted by class: four classes of a colour each
     images = np.repeat(np.array([0, 80, 160, 240], np.uint8), 25)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
     config = TrainConfig(n_layer=1, n_embd=8, n_head=1, resolution=2, n_colours=4, eval_images=8)
-    data = encode_data(config, images, images, fit_palette(config, images))
+    chosen = Spaced(images, config.eval_images)
+    data = encode_data(images, chosen, fit_palette(config, images), config.transform)
     assert data.val.shape == (8, 4)
     assert sorted(np.bincount(data.val[:, 0], minlength=4)) == [2, 2, 2, 2]

@@ -1,4 +1,3 @@
-import importlib
 import json
 import signal
 
@@ -13,10 +12,19 @@ from igpt_model.features import encode
 from igpt_model.hashing import hash_arrays
 from igpt_model.model import IGPT
 from igpt_model.objectives import draw_masks, loss
-from igpt_model.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from igpt_model.training.checkpoint import (
+    Checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from igpt_model.training.distributed import Ranks
 from igpt_model.training.divergence import TrainingDiverged
-from igpt_model.training.finetune import FinetuneConfig, Labelled, finetune
-from igpt_model.training.run_log import read_metrics
+from igpt_model.training.engine import Engine
+from igpt_model.training.finetune import FinetuneConfig, Finetuning, Labelled, finetune
+from igpt_model.training.run_log import open_run, read_metrics
+from tests.killing import killed_in
 
 CLASSES = ("left", "right", "none")
 TINY = {"steps": 20, "batch_size": 8, "lr": 0.01, "log_every": 4, "eval_every": 5, "threads": 1}
@@ -148,36 +156,29 @@ def test_left_in_the_middle_it_goes_on(tmp_path):
     assert run(tmp_path / "left")[-1] == whole[-1]
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing below the test catches it and goes on."""
+STAGES = {
+    "after an update": (Engine.update, "return"),
+    "before saving": (save_checkpoint, "call"),
+    "before older ones go": (prune_checkpoints, "call"),
+}
 
 
-@pytest.mark.parametrize("at", [5, 17])
-@pytest.mark.parametrize("stage", ["update", "save_checkpoint", "prune_checkpoints"])
-def test_killed_at_any_stage_it_ends_with_the_same_bits(tmp_path, monkeypatch, stage, at):
-    module = importlib.import_module("igpt_model.training.finetune_run")
+@pytest.mark.parametrize("at", [4, 15])
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_at_any_stage_it_ends_with_the_same_bits(tmp_path, stage, at):
     whole = run(tmp_path / "whole")
-
-    def dies(real, *arguments, **named):
-        owner = arguments[0] if stage == "update" else None
-        done = owner.step if owner else max([0, *(int(f.name) for f in list_checkpoints(tmp_path / "killed"))])
-        if done >= at - (5 if stage == "save_checkpoint" else 0):
-            raise Killed
-        return real(*arguments, **named)
-
-    owner = module.FinetuneRun if stage == "update" else module
-    real = getattr(owner, stage)
-    with monkeypatch.context() as patched:
-        patched.setattr(owner, stage, lambda *arguments, **named: dies(real, *arguments, **named))
-        killed = pytest.raises(Killed)
-        with killed:
-            run(tmp_path / "killed")
+    parts = (pictures(), pictures(12, 1), CLASSES, tmp_path / "killed", {"name": "bars"})
+    records = finetune(FinetuneConfig(**TINY), pretrained(), *parts)
+    while next(records)["step"] < at:
+        pass
+    with killed_in(*STAGES[stage]):
+        list(records)
     assert run(tmp_path / "killed")[-1] == whole[-1]
     one, two = (load_classifier(tmp_path / name).classifier for name in ("whole", "killed"))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
-    books = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed")]
-    assert [{**record, "tokens_per_s": 0} for record in books[0]] == [
-        {**record, "tokens_per_s": 0} for record in books[1]
+    logs = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed")]
+    assert [{**record, "tokens_per_s": 0} for record in logs[0]] == [
+        {**record, "tokens_per_s": 0} for record in logs[1]
     ]
 
 
@@ -253,7 +254,7 @@ def test_a_fine_tuned_run_is_a_run(tmp_path):
 
 def test_other_settings_models_data_and_labels_are_refused(tmp_path):
     run(tmp_path, steps=5)
-    with pytest.raises(UserError, match=r"finetune\.lr is 0\.01 there and 0\.02 here"):
+    with pytest.raises(UserError, match=r"finetune\.lr: 0\.01 there, 0\.02 here"):
         run(tmp_path, steps=5, lr=0.02)
     with pytest.raises(UserError, match=r"source\.weights_hash"):
         run(tmp_path, pretrained(seed=9), steps=5)
@@ -279,44 +280,58 @@ def test_bfloat16_keeps_float32_weights(tmp_path):
 
 
 def test_metrics_are_json_and_equal_the_records(tmp_path):
-    records = [r for r in run(tmp_path) if r["kind"] in ("step", "eval")]
+    records = [r for r in run(tmp_path) if r["kind"] in ("step", "eval", "checkpoint")]
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == records
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_good_checkpoints(tmp_path, monkeypatch):
+def begun(out, kind=Finetuning, **changes):
+    """The run behind `finetune`, for tests that step into it; its `records(None)` follow."""
+    config, source = FinetuneConfig(**{**TINY, **changes}), pretrained()
+    origin = {"weights_hash": source.weights_hash, "palette_hash": source.palette.hash, "step": source.step}
+    data = {"train_images": 30, "val_images": 12, "name": "bars"}
+    run_config = {"finetune": config.to_dict(), "source": origin, "classes": list(CLASSES), "data": data}
+    open_run(out, run_config)
+    made = kind(config, out, Ranks(), source, (pictures(), pictures(12, 1)), run_config)
+    assert [record["kind"] for record in made.open({})] == ["start"]
+    return made
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_good_checkpoints(tmp_path):
     whole = run(tmp_path / "whole")
-    real, calls = Classifier.losses, []
-
-    def poisoned(self, *arguments):
-        calls.append(None)
-        clf, own = real(self, *arguments)
-        return clf * (float("nan") if len(calls) > 12 else 1.0), own
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Classifier, "losses", poisoned)
-        with pytest.raises(TrainingDiverged, match=r"not finite at step 15: the last good checkpoint is of step 10; "):
-            run(tmp_path / "stopped")
+    stopped = begun(tmp_path / "stopped")
+    records = stopped.records(None)
+    while next(records)["step"] < 12:
+        pass
+    stopped.classifier.clf.weight.data[0] = torch.nan
+    with pytest.raises(TrainingDiverged, match=r"not finite at step 15 .*: the last good checkpoint is of step 10; "):
+        list(records)
     assert [int(f.name) for f in list_checkpoints(tmp_path / "stopped")][-1] == 10
     assert run(tmp_path / "stopped")[-1] == whole[-1]
 
 
-def test_ctrl_c_between_two_updates_saves(tmp_path, monkeypatch):
-    from igpt_model.training.finetune_run import FinetuneRun
+def test_ctrl_c_during_an_update_saves_after_it(tmp_path):
+    class Interrupted(Finetuning):
+        def update(self):
+            super().update()
+            if self.step == 7:
+                signal.raise_signal(signal.SIGINT)
 
     whole = run(tmp_path / "whole")
-    real = FinetuneRun.update
-
-    def interrupted(self):
-        real(self)
-        if self.step == 7:
-            signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(FinetuneRun, "update", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "stopped")
+    with pytest.raises(KeyboardInterrupt):
+        list(begun(tmp_path / "stopped", Interrupted).records(None))
     assert list_checkpoints(tmp_path / "stopped")[-1].name == "0000007"
     assert run(tmp_path / "stopped")[-1] == whole[-1]
+
+
+def test_left_before_an_evaluation_the_step_is_done_again(tmp_path):
+    """A checkpoint that skips its evaluation could never be the best one."""
+    whole = run(tmp_path / "whole", steps=18)
+    left = begun(tmp_path / "left", steps=18).records(None)
+    while next(left)["step"] < 18:
+        pass
+    left.close()
+    assert list_checkpoints(tmp_path / "left")[-1].name == "0000015"
+    assert run(tmp_path / "left", steps=18)[-1] == whole[-1]
 
 
 @pytest.mark.gpu

@@ -13,8 +13,6 @@ from igpt_model.training.memory import (
     largest_micro_batch,
     rank_memory,
     share_bytes,
-    training_days,
-    training_flops,
 )
 
 
@@ -52,11 +50,11 @@ def test_activations_are_those_that_autograd_keeps(config, dtype, checkpoint_blo
 
 def test_state_bytes_are_those_of_the_optimiser():
     settings = TrainConfig(n_layer=2, n_embd=16, n_head=2, resolution=5, n_colours=4, batch_size=2)
-    engine = Engine(settings, Ranks("none", 0, 1, torch.device("cpu")))
+    engine = Engine(settings, Ranks())
     memory = rank_memory(engine.model.config, 2)
     weights = sum(p.nbytes for p in engine.parameters)
     assert memory.weights == weights == 4 * engine.model.config.n_params
-    engine.objective(torch.randint(0, 4, (2, 25))).backward()
+    engine.objective(torch.randint(0, 4, (2, 25)))[0].backward()
     assert memory.gradients == sum(p.grad.nbytes for p in engine.parameters)
     engine.optimizer.step()
     moments = [v for state in engine.optimizer.state.values() for k, v in state.items() if k != "step"]
@@ -77,11 +75,6 @@ def test_the_published_sizes():
     assert alone.weights + alone.gradients + alone.optimizer == 16 * xl.n_params == 16 * 6_810_875_904
     split = rank_memory(xl, 1, 64, "fsdp", "bfloat16", checkpoint_blocks=True)
     assert split.total < 40e9 < 109e9 < alone.total
-    # the blog's 2,500 V100-days for iGPT-L: 128M images at 3 forward passes of 3.09 TFLOP are 1.19e21 operations
-    large = ModelConfig.preset("L")
-    assert training_flops(large, 128_000_000) == pytest.approx(1.19e21, rel=0.01)
-    v100 = training_days(large, 1_000_000, 128, 2500, 5.5e12)
-    assert v100 == pytest.approx(1.0, rel=0.01)
 
 
 def test_the_largest_micro_batch_fits_and_the_next_does_not():

@@ -1,4 +1,3 @@
-import functools
 import json
 import os
 import signal
@@ -9,11 +8,23 @@ import time
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from igpt_model import ImageTransform, Palette, TrainConfig, UserError, train
-from igpt_model.training.checkpoint import checkpoint_path, latest_checkpoint, list_checkpoints, load_checkpoint
-from igpt_model.training.pretrain import TrainingDiverged, evaluate
-from igpt_model.training.run_log import read_metrics
+from igpt_model.atomic import replace_folder
+from igpt_model.hashing import hash_file
+from igpt_model.training.checkpoint import (
+    checkpoint_path,
+    latest_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    prune_checkpoints,
+)
+from igpt_model.training.distributed import Ranks
+from igpt_model.training.prefetch import DrawnAhead
+from igpt_model.training.pretrain import Pretraining, TrainingDiverged, evaluate
+from igpt_model.training.run_log import open_run, read_metrics
+from tests.killing import killed_in
 
 TINY = {
     "n_layer": 2,
@@ -46,6 +57,15 @@ def pictures(n=60, seed=0, side=5):
 def run(out, config=None, **changes):
     config = config or TrainConfig(**{**TINY, **changes})
     return list(train(config, pictures(), pictures(20, seed=1), out, {"name": "bars"}))
+
+
+def begun(out, kind=Pretraining, **changes):
+    """The run behind `train`, for tests that step into it; `open({})` and `records(None)` are its records."""
+    config = TrainConfig(**{**TINY, **changes})
+    settings = {"train": config.to_dict(), "model": config.model_config.to_dict(), "palette": None}
+    data = {"train_images": 60, "val_images": 20, "provenance": {"name": "bars"}}
+    open_run(out, {**settings, "data": data})
+    return kind(config, out, Ranks(), (pictures(), pictures(20, 1)), None, {"name": "bars"})
 
 
 def of_kind(records, kind):
@@ -202,14 +222,14 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 
 def test_other_settings_or_data_are_refused_by_name(tmp_path):
     run(tmp_path, steps=5)
-    with pytest.raises(UserError, match=r"train\.lr is 0\.01 there and 0\.02 here"):
+    with pytest.raises(UserError, match=r"train\.lr: 0\.01 there, 0\.02 here"):
         run(tmp_path, steps=5, lr=0.02)
     config = TrainConfig(**{**TINY, "steps": 5})
-    with pytest.raises(UserError, match=r"data\.provenance\.name is 'bars' there and 'noise' here"):
+    with pytest.raises(UserError, match=r'data\.provenance\.name: "bars" there, "noise" here'):
         list(train(config, pictures(), pictures(20, 1), tmp_path, {"name": "noise"}))
-    with pytest.raises(UserError, match=r"data\.train_images is 60 there and 59 here"):
+    with pytest.raises(UserError, match=r"data\.train_images: 60 there, 59 here"):
         list(train(config, pictures()[:59], pictures(20, 1), tmp_path, {"name": "bars"}))
-    with pytest.raises(UserError, match="pictures are not those"):
+    with pytest.raises(UserError, match="images or labels are not those"):
         list(train(config, pictures(seed=3), pictures(20, 1), tmp_path, {"name": "bars"}))
     with pytest.raises(UserError, match="palette"):
         list(train(config, pictures(), pictures(20, 1), tmp_path, {"name": "bars"}, palette=Palette.rgb_grid(4)))
@@ -245,19 +265,17 @@ def test_a_high_learning_rate_stops_with_the_last_good_checkpoint(tmp_path):
     assert evaluate(loaded.model, loaded.palette.encode(pictures(20, 1))) < 2 * np.log(4)
 
 
-def test_nan_weights_are_never_saved(tmp_path, monkeypatch):
-    from igpt_model import objectives
-
-    real, calls = objectives.loss, []
-
-    def poisoned(*arguments):
-        calls.append(None)
-        return real(*arguments) * (float("nan") if len(calls) > 25 else 1.0)
-
-    monkeypatch.setattr(objectives, "loss", poisoned)
+def test_nan_weights_are_never_saved(tmp_path):
+    stopped = begun(tmp_path)
+    list(stopped.open({}))
+    records = stopped.records(None)
+    while next(records)["step"] < 24:
+        pass
+    stopped.engine.model.head.weight.data[0] = torch.nan
     with pytest.raises(TrainingDiverged, match="not finite"):
-        run(tmp_path)
+        list(records)
     loaded = load_checkpoint(latest_checkpoint(tmp_path))
+    assert loaded.step > 0
     assert all(bool(torch.isfinite(p).all()) for p in loaded.model.parameters())
 
 
@@ -323,68 +341,53 @@ def test_checkpoint_path_is_the_documented_one(tmp_path):
     assert checkpoint_path(tmp_path, 60) == tmp_path / "checkpoints" / "0000060"
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing below the test may catch it and go on."""
+STAGES = {
+    "tensors are written": (save_file, "call"),
+    "hashes are taken": (hash_file, "call"),
+    "the folder is named": (replace_folder, "call"),
+    "the folder has its name": (replace_folder, "return"),
+    "older ones go": (prune_checkpoints, "call"),
+}
 
 
-@pytest.mark.parametrize("stage", ["save_file", "hash_file", "replace_folder", "after", "prune_checkpoints"])
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("step", [7, *(pytest.param(step, marks=pytest.mark.slow) for step in (0, 30))])
-def test_killed_at_every_stage_of_saving(tmp_path, monkeypatch, stage, step):
-    import igpt_model.training.checkpoint as module
-    import igpt_model.training.run as run_module
-
+def test_killed_at_every_stage_of_saving(tmp_path, stage, step):
     run(tmp_path / "undisturbed")
-
-    def dies(real, *arguments, **named):
-        if stage == "after":
-            real(*arguments, **named)
-        raise Killed
-
-    owner = run_module if stage == "prune_checkpoints" else module
-    name = "replace_folder" if stage == "after" else stage
-    save = run_module.Run.save
-
-    def save_until(self):
-        if self.step == step:
-            monkeypatch.setattr(owner, name, functools.partial(dies, getattr(owner, name)))
-        return save(self)
-
-    monkeypatch.setattr(run_module.Run, "save", save_until)
-    with pytest.raises(Killed):
-        run(tmp_path / "killed")
-    monkeypatch.undo()
+    records = train(TrainConfig(**TINY), pictures(), pictures(20, 1), tmp_path / "killed", {"name": "bars"})
+    for record in records:  # what comes next saves
+        if record["step"] == step and record["kind"] in ("step", "eval"):
+            break
+    with killed_in(*STAGES[stage]):
+        list(records)
     records = run(tmp_path / "killed")
     assert not of_kind(records, "damaged")  # what was not finished never had a checkpoint's name
     assert weights_hash(tmp_path / "killed") == weights_hash(tmp_path / "undisturbed")
     assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
 
 
-def test_ctrl_c_between_two_updates_saves_as_well(tmp_path, monkeypatch):
-    from igpt_model.training.engine import Engine
+def test_ctrl_c_between_two_updates_saves_as_well(tmp_path):
+    class Interrupted(Pretraining):
+        def evaluation(self):
+            if self.step == 10:
+                raise KeyboardInterrupt
+            return super().evaluation()
 
     run(tmp_path / "undisturbed")
-    real, calls = Engine.evaluate, []
-
-    def interrupted(self, tokens):
-        calls.append(None)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(self, tokens)
-
-    monkeypatch.setattr(Engine, "evaluate", interrupted)
+    stopped = begun(tmp_path / "stopped", Interrupted)
+    list(stopped.open({}))
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "stopped")
-    monkeypatch.undo()
+        list(stopped.records(None))
     assert latest_checkpoint(tmp_path / "stopped").name == "0000010"
     run(tmp_path / "stopped")
     assert weights_hash(tmp_path / "stopped") == weights_hash(tmp_path / "undisturbed")
 
 
-def test_drawing_ahead_changes_no_bit(tmp_path, monkeypatch):
-    from igpt_model.training.prefetch import DrawnAhead
-
+def test_drawing_ahead_changes_no_bit(tmp_path):
     settings = {"objective": "bert", "augment": ("flip", "pad_crop:1")}
     run(tmp_path / "drawn", **settings)
-    monkeypatch.setattr("igpt_model.training.run.DrawnAhead", lambda draw, steps, ahead: DrawnAhead(draw, steps, True))
-    run(tmp_path / "ahead", **settings)
+    ahead = begun(tmp_path / "ahead", **settings)
+    list(ahead.open({}))
+    ahead.batches = DrawnAhead(ahead.draw, ahead.config.steps, ahead=True)
+    list(ahead.records(None))
     assert weights_hash(tmp_path / "ahead") == weights_hash(tmp_path / "drawn")

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import log_softmax
 from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import normalize
@@ -34,9 +35,10 @@ def test_predictions_are_the_nearest_centroids(tmp_path):
 def test_weights_are_repetitions():
     rng = np.random.default_rng(0)
     X, y, counts = rng.normal(size=(30, 5)), np.arange(30) % 3, rng.integers(1, 4, 30)
-    weighted = class_means(X, y, counts.astype(float), 3)
-    repeated = class_means(np.repeat(X, counts, axis=0), np.repeat(y, counts), np.ones(counts.sum()), 3)
-    np.testing.assert_allclose(distances(X, *weighted), distances(X, *repeated), atol=1e-12)
+    rows = torch.from_numpy(X)
+    weighted = class_means(rows, y, counts.astype(float), 3)
+    repeated = class_means(rows[np.repeat(np.arange(30), counts)], np.repeat(y, counts), np.ones(counts.sum()), 3)
+    np.testing.assert_allclose(distances(rows, *weighted), distances(rows, *repeated), atol=1e-12)
 
 
 def test_one_row_a_class_is_enough(tmp_path):

@@ -10,10 +10,15 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.linear_model import LogisticRegression as SklearnRegression
+from sklearn.neighbors import NearestNeighbors as SklearnNeighbors
 
 from probekit.probes import fit_path
+from probekit.probes.knn import KNNProbe
 from probekit.runtime.errors import UserError
-from probekit.solver.cuml_backend import fit_cuml, gpu_index
+from probekit.selection.folds import TrainingRows
+from probekit.selection.protocol import get_protocol
+from probekit.selection.settings import FitSettings
+from probekit.solver.cuml_backend import fit_cuml, gpu_index, nearest_by_cuml
 from probekit.solver.objective import C_to_l2, loss_and_gradient
 
 CS = np.array([0.01, 1.0, 30.0])
@@ -125,6 +130,12 @@ class GpuArray:
     def __init__(self, values, device):
         self.values, self.device = np.asarray(values), device
 
+    def __dlpack__(self, **options):
+        return self.values.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.values.__dlpack_device__()
+
 
 class Cuml:
     """Stand-ins for cupy and cuml with the real signatures, solving by scikit-learn; they note what they were given."""
@@ -168,14 +179,33 @@ class Cuml:
             def _typed(self, values):
                 return values if self._output == "numpy" else GpuArray(values, noted.device[-1])
 
-        self.LogisticRegression = LogisticRegression
+        class NearestNeighbors:
+            def __init__(
+                self, *, n_neighbors=5, radius=1.0, algorithm="auto", metric="euclidean", p=2, algo_params=None,
+                metric_params=None, n_jobs=None, verbose=False, output_type=None,
+            ):  # fmt: skip
+                assert (algorithm, output_type) == ("brute", "cupy")
+                self._model = SklearnNeighbors(n_neighbors=n_neighbors, algorithm="brute", metric=metric)
+
+            def fit(self, X, y=None):
+                noted.fitted.append((X, noted.device[-1]))
+                self._model.fit(X.values)
+                return self
+
+            def kneighbors(self, X=None, n_neighbors=None, return_distance=True, *, two_pass_precision=False):
+                distance, position = self._model.kneighbors(X.values)
+                return tuple(GpuArray(v, noted.device[-1]) for v in (distance.astype(np.float32), position))
+
+        self.LogisticRegression, self.NearestNeighbors = LogisticRegression, NearestNeighbors
         cuml, cupy = types.ModuleType("cuml"), types.ModuleType("cupy")
         cuml.__version__ = "0.stand-in"
         cuml.linear_model = types.ModuleType("cuml.linear_model")
         cuml.linear_model.LogisticRegression = LogisticRegression
         cupy.asarray = lambda values: self._array(values)
         cupy.cuda = types.SimpleNamespace(Device=OnDevice)
-        for module in (cuml, cuml.linear_model, cupy):
+        cuml.neighbors = types.ModuleType("cuml.neighbors")
+        cuml.neighbors.NearestNeighbors = NearestNeighbors
+        for module in (cuml, cuml.linear_model, cuml.neighbors, cupy):
             monkeypatch.setitem(sys.modules, module.__name__, module)
 
     def _array(self, values):
@@ -205,6 +235,35 @@ def test_what_is_asked_of_cuml(monkeypatch, n_classes, weighted, standardize):
     assert cuml.device[-1] is None
 
 
+# as read in cuml/neighbors/nearest_neighbors.pyx of the wheel of 26.10.0
+REAL_NEIGHBORS = (
+    "self", "n_neighbors", "radius", "algorithm", "metric", "p", "algo_params", "metric_params", "n_jobs", "verbose",
+    "output_type",
+)  # fmt: skip
+
+
+def test_nearest_neighbours_by_cuml_cast_the_votes_of_ours(monkeypatch):
+    cuml = Cuml(monkeypatch)
+    assert tuple(inspect.signature(cuml.NearestNeighbors.__init__).parameters) == REAL_NEIGHBORS
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    X = (rng.normal(size=(60, 5)) + 2 * np.eye(3, 5)[y]).astype(np.float32)
+    rows = torch.from_numpy(X)
+    similarity, position = nearest_by_cuml(rows, 3)(rows[:1])
+    expected = torch.nn.functional.cosine_similarity(rows[:1], rows).topk(3)
+    torch.testing.assert_close(similarity[0], expected.values)
+    assert torch.equal(position[0], expected.indices)
+    split = TrainingRows(0, np.arange(60), y, np.ones(60), np.zeros(60, bool), "", "")
+    ours, theirs = (
+        KNNProbe().fit(X, [5], split, get_protocol("igpt"), FitSettings(backend=backend)).selection
+        for backend in ("cuml", "torch")
+    )
+    np.testing.assert_allclose(ours.log_loss, theirs.log_loss, rtol=1e-4)
+    np.testing.assert_array_equal(ours.accuracy, theirs.accuracy)
+    # one index of the rows above and one a fold, each made on the GPU that was named
+    assert [device for _, device in cuml.fitted] == [0] * 6
+
+
 def test_the_stand_in_has_cumls_signature(monkeypatch):
     standing_in = Cuml(monkeypatch).LogisticRegression
     assert tuple(inspect.signature(standing_in.__init__).parameters) == REAL_INIT
@@ -214,6 +273,8 @@ def test_the_stand_in_has_cumls_signature(monkeypatch):
 
 @pytest.mark.gpu
 def test_the_stand_in_has_the_installed_cumls_signature():
+    neighbors = pytest.importorskip("cuml.neighbors").NearestNeighbors
+    assert set(REAL_NEIGHBORS) <= {"self", *inspect.signature(neighbors.__init__).parameters}
     real = pytest.importorskip("cuml.linear_model").LogisticRegression
     assert set(REAL_INIT) <= {"self", *inspect.signature(real.__init__).parameters}
     assert tuple(inspect.signature(real.fit).parameters)[:4] == ("self", "X", "y", "sample_weight")

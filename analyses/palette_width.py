@@ -1,0 +1,106 @@
+"""Is the fall a matter of palette against width: does it grow with V / D over runs of several palettes and widths?
+
+    python -m analyses.palette_width RESULTS... [--seeds 1 2] [--out FOLDER]
+
+The fall of a run is the accuracy of its layer chosen on held-out rows minus that of its last one, on test rows. Prints
+a line a run, the mean of every cell, and the rank correlation (Spearman) of fall and V / D over the runs of --seeds
+(all unless given), with a one-sided p of permuting the falls of a seed over its cells. V (colours), D (width) and the
+training seed are read from the records. --out gets palette_width.csv and .svg.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from analyses import start
+from igpt_model import atomic
+from probekit.reports.figures.style import MODEL_MARKERS, MODELS, QUIET, style
+from probekit.reports.report import save_figure
+from probekit.results.compare import compare
+from probekit.results.results import Results
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+DRAWS = 100_000
+
+
+def falls(results: Results) -> "pd.DataFrame":
+    """Columns D, V, seed, chosen, accuracy (percent), fall, low, high (points, 95 %), p; a row a series."""
+    import pandas as pd
+
+    rows = []
+    for name in results.series:
+        best, last = results.best(name), max(results.of(name, "layer"), key=lambda record: record.depth or 0)
+        config, one = best.encoder["config"], compare(best, last)
+        seed = best.encoder["training"]["train"]["seed"]
+        measured = [100 * value for value in (best.accuracy, one.difference, one.low, one.high)]
+        rows.append([config["n_embd"], config["vocab_size"], seed, best.depth, *measured, one.p])
+    frame = pd.DataFrame(rows, columns=["D", "V", "seed", "chosen", "accuracy", "fall", "low", "high", "p"])
+    return frame.sort_values(["D", "V", "seed"], ignore_index=True)
+
+
+def rank_correlation(frame: "pd.DataFrame") -> tuple[float, float]:
+    """Spearman's correlation of fall and V / D, and the share of permutations within seeds that reach it."""
+    from scipy.stats import rankdata
+
+    ratio, fall = (rankdata(values) - (len(frame) + 1) / 2 for values in (frame.V / frame.D, frame.fall))
+    generator = np.random.default_rng(0)
+    drawn = np.zeros(DRAWS)
+    for rows in frame.reset_index(drop=True).groupby("seed").indices.values():
+        drawn += generator.permuted(np.tile(fall[rows], (DRAWS, 1)), axis=1) @ ratio[rows]
+    scale = float(np.sqrt((ratio**2).sum() * (fall**2).sum()))
+    # the permutation that was observed counts as one of them; a part in 10^9 is rounding
+    p = (1 + int((drawn >= ratio @ fall - 1e-9 * scale).sum())) / (1 + DRAWS)
+    return float(ratio @ fall) / scale, p
+
+
+def figure(frame: "pd.DataFrame") -> "Figure":
+    """Fall against V / D, a colour a width; bars are 95 % over test rows, the line joins the means of cells."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(6.4, 3.4), layout="constrained")
+    axes = drawn.subplots()
+    axes.axhline(0, color=QUIET, linewidth=0.9)
+    for number, (width, own) in enumerate(frame.groupby("D")):
+        look = {"color": MODELS[number][0], "marker": MODEL_MARKERS[number]}
+        at = own.V / own.D * 1.05 ** (own.seed - 1)
+        axes.vlines(at, own.low, own.high, color=look["color"], linewidth=0.9, alpha=0.6)
+        axes.plot(at, own.fall, linestyle="", markersize=4, **look)
+        means = own.groupby(own.V / own.D).fall.mean()
+        axes.plot(means.index, means, linewidth=1.4, color=look["color"], label=f"width {width}")
+    axes.set_xscale("log", base=2)
+    ratios = sorted(set(frame.V / frame.D))
+    axes.set_xticks(ratios, [f"{x:g}" if x >= 1 else f"1/{1 / x:g}" for x in ratios])
+    axes.set_xlabel("palette / width")
+    axes.set_title("Chosen layer minus last layer, points; bars: 95 % over test rows")
+    axes.legend(loc="upper left")
+    return drawn
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print runs, cells and the rank correlation; write table and picture where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="+", type=Path)
+    parser.add_argument("--seeds", nargs="*", type=int)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+    frame = falls(Results(*options.results))
+    print(frame.round(3).to_string(index=False))
+    print(frame.groupby(["D", "V"]).fall.agg(["mean", "std", "size"]).round(2))
+    tested = frame if options.seeds is None else frame[frame.seed.isin(options.seeds)]
+    rho, p = rank_correlation(tested)
+    print(f"rank correlation of fall and V / D over {len(tested)} runs: {rho:+.2f}, one-sided p = {p:.2g}")
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        atomic.write_text(options.out / "palette_width.csv", frame.round(4).to_csv(index=False, lineterminator="\n"))
+        with style():
+            save_figure(figure(frame), options.out / "palette_width", ("svg", "png"))
+
+
+if __name__ == "__main__":
+    start(main)

@@ -1,0 +1,97 @@
+"""A layer's test rows in two dimensions, coloured by class: a figure for the report, by t-SNE or UMAP.
+
+A picture shows clusters, no accuracies: distances between them and their sizes mean little in either method.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from probekit.features.lazy_features import read_features
+from probekit.features.store import FeatureStore
+from probekit.results.record import Record
+from probekit.runtime.device import usable_device
+from probekit.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Method = Literal["tsne", "umap"]
+
+MOST_ROWS = 2000  # more points hide one another
+CLASSES = {
+    ("tsne", "cpu"): ("sklearn.manifold", "TSNE", "scikit-learn"),
+    ("umap", "cpu"): ("umap", "UMAP", "umap-learn"),
+    ("tsne", "cuda"): ("cuml.manifold", "TSNE", "igpt-probekit[cuml-cu12]"),
+    ("umap", "cuda"): ("cuml.manifold", "UMAP", "igpt-probekit[cuml-cu12]"),
+}
+
+
+def embed(X: np.ndarray, method: Method = "tsne", device: str = "cpu", seed: int = 0) -> np.ndarray:
+    """Two coordinates (N, 2) of each row of X (N, D): scikit-learn's t-SNE or umap-learn's UMAP; on a GPU cuML's.
+
+    Raises
+    ------
+    UserError
+        The package that does it is not installed.
+    """
+    if method not in ("tsne", "umap"):
+        raise UserError(f"method is {method!r}; choose tsne or umap.")
+    module, name, package = CLASSES[method, usable_device(device).type]
+    try:
+        made = getattr(import_module(module), name)
+    except ImportError:
+        raise UserError(
+            f"{method} on {device} needs {module}, which is not installed; pip install {package}."
+        ) from None
+    size = {"perplexity": min(30.0, (len(X) - 1) / 3)} if method == "tsne" else {"n_neighbors": min(15, len(X) - 1)}
+    found = made(n_components=2, random_state=seed, **size).fit_transform(np.ascontiguousarray(X, np.float32))
+    return np.asarray(found.get() if hasattr(found, "get") else found, np.float64)
+
+
+def layer_pictures(method: Method = "tsne", device: str = "cpu") -> Callable[[Any], "Figure"]:
+    """What `write_report(figures={"layers": ...})` draws of a panel: each model's first, chosen and last layer."""
+    return partial(_draw, method=method, device=device)
+
+
+def _draw(panel: Any, method: Method, device: str) -> "Figure":
+    from matplotlib.figure import Figure
+
+    rows = [[series.records[place] for place in sorted({0, series.peak, len(series.records) - 1})]
+            for series in panel.series if len(series.records) > 1]  # fmt: skip
+    if not rows:
+        raise UserError("No series has several layers, so there are none to picture.")
+    columns = max(map(len, rows))
+    figure = Figure(figsize=(2.4 * columns, 2.5 * len(rows)), layout="constrained")
+    grid: Any = figure.subplots(len(rows), columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for beside, own in zip(grid, rows, strict=True):
+        for axes, record in zip(beside, own, strict=False):
+            points, labels = picture_of(record, method, device)
+            axes.scatter(*points.T, c=labels, cmap="tab10" if labels.max() < 10 else "turbo", s=3, linewidths=0)
+            axes.set_title(f"{record.series}, layer {record.depth}", fontsize=8)
+    return figure
+
+
+def picture_of(record: Record, method: Method = "tsne", device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates (n, 2) and classes (n,), counted from 0, of evenly spaced test rows of a record's layers.
+
+    Raises
+    ------
+    UserError
+        The feature file of the record is not where it was.
+    """
+    path = (record.folder or Path()) / record.feature_file
+    if not record.feature_file or not path.is_file():
+        raise UserError(f"A picture needs the features of {record.series}, but {path} is no file.")
+    layers: Sequence[str] = record.layers
+    with FeatureStore.open(path) as store:
+        y = store.labels("test")
+        chosen = np.unique(np.linspace(0, len(y) - 1, min(len(y), MOST_ROWS)).astype(int))
+        X = read_features(store, "test", layers)[chosen]
+    return embed(X, method, device), np.unique(y[chosen], return_inverse=True)[1]

@@ -1,0 +1,115 @@
+"""What the pages tell people to type is understood; the README's and the tutorial's lines run, with smaller numbers."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from probekit.cli import demo
+from probekit.cli.main import VERBS, app, main
+
+ROOT = Path(__file__).parents[2]
+SYNOPSES = ROOT / "docs" / "reference" / "cli.md"
+PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if page != SYNOPSES)]
+# the pages' sizes, and those of a test; a flag that is not on the line is added to the verbs named
+SMALLER = {
+    "--steps": ("4", ()),
+    "--n-layer": ("2", ("train",)),
+    "--n-embd": ("12", ("train",)),
+    "--n-head": ("2", ("train",)),
+    "--batch-size": ("8", ("train",)),
+    "--probe-every": ("4", ()),
+    "--n": ("2", ()),
+    "--window": ("2", ("concat", "study")),
+    "--greedy-width": ("12", ("concat", "study")),
+    "--limit": ("30", ("train", "extract", "study", "demo")),
+    "--workers": ("1", ()),
+    "--layers": ("*0", ()),
+    "--Cs": ("0.001", ("sweep", "concat", "study")),
+}
+
+
+def code(page, kind):
+    """Fenced blocks of one kind, in order: (place, content)."""
+    return [(m.start(), m[1]) for m in re.finditer(rf"```{kind}\n(.*?)```", page, re.S)]
+
+
+def smaller(words):
+    verb = words[0]
+    for flag, (value, verbs) in SMALLER.items():
+        if flag in words:
+            words[words.index(flag) + 1] = value
+        elif verb in verbs:
+            words = [*words, flag, value]
+    return words
+
+
+def run_command(line, capsys):
+    words = shlex.split(line, comments=True)
+    assert words[0].endswith("probekit"), line
+    code = main(smaller(words[1:]))
+    assert code == 0, f"{line}\n{capsys.readouterr().err}"
+
+
+def commands(page):
+    """Command lines of probekit in the fenced or indented blocks of a page, continued lines joined."""
+    text = re.sub(r" *\\\n\s*", " ", page.read_text())
+    blocks = re.findall(r"^```\w*\n(.*?)^```|^((?:    \S.*\n)+)", text, re.M | re.S)
+    lines = [line.strip().removeprefix("$ ") for pair in blocks for line in "".join(pair).splitlines()]
+    return [line for line in lines if re.match(r"(\S*/)?probekit \w", line)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_on_a_page_are_understood(page):
+    for line in commands(page):
+        for part in re.split(r"\s(?:&&|\||;)\s", line):
+            words = shlex.split(part, comments=True)
+            if words[0].endswith("probekit"):
+                app.parse_args(words[1:], exit_on_error=False, print_error=False)
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "LARGEST_C", 1e-5)
+    monkeypatch.setattr(demo, "MOST_WORKERS", 1)
+
+
+@pytest.mark.slow
+def test_the_tutorial(quick, tmp_path, capsys):
+    page = (ROOT / "docs" / "start" / "tutorial.md").read_text()
+    blocks = [(place, "console", text) for place, text in code(page, "console")]
+    blocks += [(place, "python", text) for place, text in code(page, "python")]
+    names = {}
+    for _, kind, text in sorted(blocks):
+        if kind == "python":
+            exec(compile(text, "docs/start/tutorial.md", "exec"), names)
+        else:
+            for line in text.splitlines():
+                run_command(line, capsys)
+    verbs = {line.split()[1] for _, kind, text in blocks if kind == "console" for line in text.splitlines()}
+    assert verbs >= {"demo", "train", "extract", "sweep", "concat", "report", "predict", "study"}
+    assert (tmp_path / "tutorial" / "report" / "index.html").is_file()
+    assert (tmp_path / "predictions.csv").read_text().count("\n") == 6
+    assert (tmp_path / "study" / "report" / "index.html").is_file()
+
+
+def test_the_readme(quick, capsys):
+    page = (ROOT / "README.md").read_text()
+    lines = [line.strip() for line in page.splitlines() if line.startswith("    ") and "bin/probekit" in line]
+    assert len(lines) == 1
+    for line in lines:  # with an encoder and a data set that need no download
+        run_command(line.replace("hf:facebook/dinov2-small", "pixels").replace("cifar10", "wandering-digits"), capsys)
+
+
+def test_make_targets_and_files_in_the_readme_exist():
+    page, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    targets = [word for line in re.findall(r"^    make ([a-z -]+)", page, re.M) for word in line.split()]
+    assert "demo-pretrained" in targets
+    assert all(f"\n{target}:" in makefile for target in targets)
+    linked = [*re.findall(r"\]\(([^)#:]+)\)", page), *re.findall(r"python (benchmarks/\w+\.py)", page)]
+    assert all((ROOT / name).is_file() for name in linked)
+    assert set(re.findall(r"`(?:\.venv/bin/)?probekit (\w+)", page)) <= set(VERBS)
+    assert sys.version_info >= (3, 11)
