@@ -37,8 +37,8 @@ CS = np.array([1e-2, 1.0])
 
 ONE_ROUND = get_protocol("igpt").with_(name="one round", selection="val")
 
-# counted: 3,589 and 67 a path of two penalties, 144 waits of one of twelve (13,161 before waits were batched); 55 and 0;
-# 100 and 1; 50,828 and 1,122 a sweep of three layers
+# counted: 3,589 and 67 a path of two penalties, 144 waits of one of twelve (13,161 before they were batched);
+# 55 and 0; 100 and 1; 50,828 and 1,122 a sweep of three layers
 KERNELS = {"path": 5400, "checks": 80, "encode": 80, "update": 150, "sweep": 63_000}
 SYNCS = {"path": 100, "weak path": 220, "checks": 6, "encode": 0, "update": 1, "sweep": 1700}
 
