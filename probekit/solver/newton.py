@@ -18,7 +18,7 @@ from probekit.solver.mean_loss import Evaluation, MeanLoss
 Preconditioner = Callable[[Tensor], Callable[[Tensor], Tensor]]
 
 SIDE_BY_SIDE = 640  # coefficient rows in one product: wider is no faster on a CPU, and blocks of rows grow short
-NEAR = 1e-3  # of the loss: a decrement below it makes the step one that may be certified
+NEAR = 10.0  # times the tolerance: a decrement below it makes the step one that may be certified
 RTOL = 0.05  # of r' M r at the start: what conjugate gradients of a step far from the optimum may leave
 STEP_SHARE = 0.1  # of the tolerance: what those of the last step may leave of the gradient bound
 LEAST_FORCING = {torch.float64: 1e-24, torch.float32: 1e-9}  # of r' M r: below, products are rounding
@@ -182,7 +182,14 @@ class _Newton:
         rotate = self.coordinates.rotate
         turned = replace(at, theta=rotate(at.theta), gradient=rotate(at.gradient))
         step, gain, products, left = conjugate_gradients(
-            self.loss, turned, self.l2[index], self.precondition, self.names[index], enough, self.max_products
+            self.loss,
+            turned,
+            self.l2[index],
+            self.precondition,
+            self.names[index],
+            enough,
+            self.max_products,
+            NEAR * self.tol,
         )
         last = left[..., :-1].square().sum(dim=(1, 2)) <= 2 * enough
         return self.coordinates.unrotate(step), gain, products, last
@@ -196,19 +203,20 @@ def conjugate_gradients(
     names: Tensor,
     enough: Tensor,
     max_products: int,
-    least_forcing: float | None = None,
+    near: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Solve H step = gradient for P problems, called `names` by the preconditioner.
 
-    A problem stops when the squared norm of its residual's coefficients is at most `enough` (P,), or when r' M r has
-    fallen to the share of its start that a Newton step can use: no more digits than the quadratic model has.
+    A problem stops when the squared norm of its residual's coefficients is at most `enough` (P,), or, unless its
+    decrement is less than `near` of its loss, when r' M r has fallen to the share of its start that a Newton step can
+    use: no more digits than the quadratic model has.
 
     Returns
     -------
     step (P, R, D+1) float64; gain (P,), the decrement as found, from below; products; residual (P, R, D+1)
     """
     dtype = loss.data.dtype
-    floor = LEAST_FORCING[dtype] if least_forcing is None else least_forcing
+    floor = LEAST_FORCING[dtype]
     # float32 directions of a gradient that may be 1e-12: scale it to one
     scale = at.gradient.abs().amax(dim=(1, 2)).clamp_min(1e-300)
     enough = enough / scale.square()
@@ -237,7 +245,7 @@ def conjugate_gradients(
         last, rz = rz, dot(r, z)
         d = z + (rz / last.clamp_min(1e-300)).to(dtype)[:, None, None] * d
         share = total * relative
-        forcing = torch.where(share < NEAR, floor, share.clamp(floor, RTOL)) if floor else torch.zeros_like(share)
+        forcing = torch.where(share < near, floor, share.clamp(floor, RTOL))
         active = active & (rz > forcing * start) & (r[..., :-1].double().square().sum(dim=(1, 2)) > enough)
         if count % every and count < max_products:
             continue

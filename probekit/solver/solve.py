@@ -252,7 +252,7 @@ class PathSolver:
         names = torch.arange(len(l2), device=l2.device)
         step, *_ = conjugate_gradients(
             bound.exact, at, l2, lambda some: lambda v: back(kronecker(turn(v), some)), names,
-            0.2 * l2 * max(self.tol, 1e-6) * at.loss, RETRY_PRODUCTS, least_forcing=0.0,
+            0.2 * l2 * max(self.tol, 1e-6) * at.loss, RETRY_PRODUCTS, math.inf,
         )  # fmt: skip
         return bound.lower(at.loss, at.theta, l2, -step)
 
