@@ -30,10 +30,13 @@ GROUPS = ("Model", "Data", "Optimisation", "Checkpoints and logs", "Hardware", "
 COMMON = {
     "json": (("--json",), "Print the answer as JSON on stdout, and nothing else there."),
     "quiet": (("--quiet", "-q"), "No progress and no remarks on stderr."),
-    "verbose": (("--verbose", "-v"), "Also print how the solver and the encoder went about it."),
+    "verbose": (("--verbose", "-v"), "Also print the decisions of the solver and the encoder."),
     "debug": (("--debug",), "Show the traceback of an error."),
 }
-CONFIG = "YAML or JSON file with arguments and flags of this verb, or what an earlier run wrote; the command line wins."
+CONFIG = (
+    "YAML or JSON file with arguments and flags of this verb, or the file that an earlier run wrote; the command line "
+    "takes precedence."
+)
 
 
 @dataclass(frozen=True)
@@ -199,7 +202,7 @@ def _parameters(
         if one.kind is kind.VAR_POSITIONAL or spelled == "*":
             several = kind.VAR_POSITIONAL
             item = get_args(hint)[0] if get_origin(hint) is tuple else hint
-            yield kind(name, several, annotation=Annotated[item, Parameter(help=help)])
+            yield kind(name, several, annotation=Annotated[item, Parameter(help=help, required=True)])
         elif spelled == "?" or (one.default is kind.empty and name != "out" and spelled is None):
             yield one.replace(kind=kind.POSITIONAL_ONLY, annotation=Annotated[hint, Parameter(help=help)])
         else:

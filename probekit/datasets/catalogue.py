@@ -6,7 +6,6 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from probekit.datasets import arrays, by_function, csv_list, folder, hub_datasets, npy, parquet, tars
 from probekit.datasets.parts import assemble
 from probekit.datasets.records import Dataset
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, did_you_mean
 from probekit.runtime.imports import import_object
 
 
@@ -183,9 +182,8 @@ def load_dataset(
         return load_dataset(value, root, **options)
     known = ", ".join(entry.name for entry in ENTRIES)
     exists = "is of no form that can be read" if Path(path).exists() else "is no known name and no path that exists"
-    near = get_close_matches(text, [entry.name for entry in ENTRIES], n=1)
-    hint = f"Did you mean {near[0]}? " if near else ""
-    raise UserError(f"The data set {text!r} {exists}. {hint}Give {'; '.join(FORMS)}; or one of {known}.")
+    hint = did_you_mean(text, [entry.name for entry in ENTRIES])
+    raise UserError(f"The data set {text!r} {exists}.{hint} Give {'; '.join(FORMS)}; or one of {known}.")
 
 
 def _with_written_options(text: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:

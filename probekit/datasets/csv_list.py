@@ -129,7 +129,7 @@ def _existing(file: Path, names: Sequence[str]) -> Sequence[str]:
     for number, name in enumerate(names):
         if (first := seen.setdefault(os.path.normpath(name), number)) != number:
             raise UserError(
-                f"{file} lists {name} in rows {first} and {number} (counted from 0); leave one of them, or one picture "
+                f"{file} lists {name} in rows {first} and {number} (counted from 0); leave one of them, or one image "
                 "could be in two splits."
             )
     return names

@@ -131,7 +131,7 @@ def _config(name: str, revision: str | None) -> tuple[Any, dict[str, Any]]:
             raise UserError(f"hf:{name}: its preprocessor_config.json cannot be read ({first_line(error)}).") from error
         written = {}  # the hub has no such file
     if not isinstance(written, dict):
-        raise UserError(f"hf:{name}: its preprocessor_config.json holds no settings by name; correct the file.")
+        raise UserError(f"hf:{name}: its preprocessor_config.json contains no settings by name; correct the file.")
     return config, written
 
 

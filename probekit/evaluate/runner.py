@@ -215,7 +215,7 @@ class Runner:
             differing = differ(theirs | {"protocol": _without_name(line["protocol"])}, mine)
             if differing:
                 raise UserError(
-                    f"{self.results.path} holds series {self.series!r} made otherwise ({differing}): "
+                    f"{self.results.path} contains series {self.series!r} made otherwise ({differing}): "
                     "use the same settings, another series name or another output folder."
                 )
 
@@ -355,7 +355,9 @@ class Runner:
         columns = np.minimum(np.searchsorted(classes, y), len(classes) - 1)
         if not np.array_equal(classes[columns], y):
             unseen = y[classes[columns] != y][0]
-            raise UserError(f"The {split} split holds label {unseen}, which no training row has: split the rows anew.")
+            raise UserError(
+                f"The {split} split contains label {unseen}, which no training row has: split the rows anew."
+            )
         step = len(y) if fits(len(y), sum(self.layer_widths(layers))) else BLOCK_ROWS
         blocks = [slice(at, min(at + step, len(y))) for at in range(0, len(y), step)]
         log_proba = np.concatenate(
