@@ -36,7 +36,7 @@ def import_features(
     dataset: str | None = None,
     store: Literal["float32", "float16"] = "float32",
 ) -> FeatureStore:
-    """Make a feature file from arrays: one .npz, .npy, .pt or .csv file a split. Nothing is unpickled.
+    """Make a feature file from arrays: one .npz, .npy, .pt or .csv file per split. Nothing is unpickled.
 
     A .npz file or .pt dictionary holds one layer in each two-dimensional entry, shallow to deep, and the labels under
     labels, y or targets; a .npy file or .pt tensor is one layer; a .csv file with a header is one layer, one row an
