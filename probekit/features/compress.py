@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 import h5py
 
+from igpt_model.atomic import sync
 from probekit.features import format as layout
 from probekit.features.store import FeatureStore
 from probekit.features.verify import verify
-from probekit.features.writer import full_disk_as_sentence, sync, write_lock
+from probekit.features.writer import full_disk_as_sentence, write_lock
 from probekit.runtime.errors import UserError
 
 CHUNK_BYTES = 1 << 20

@@ -13,10 +13,11 @@ from typing import Any
 import h5py
 import numpy as np
 
+from igpt_model.atomic import sync
 from probekit.features import format as layout
 from probekit.features.format import Header
 from probekit.features.store import FeatureStore
-from probekit.features.writer import full_disk_as_sentence, sync, write_lock
+from probekit.features.writer import full_disk_as_sentence, write_lock
 from probekit.runtime.errors import UserError
 from probekit.runtime.ranks import Ranks, shard_range
 

@@ -17,7 +17,7 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
-from igpt_model.atomic import check_target
+from igpt_model.atomic import check_target, sync
 from igpt_model.locks import open_lock_file, try_lock
 from probekit.features import format as layout
 from probekit.features.format import Header
@@ -134,15 +134,6 @@ def _try_to_write(partial: Path) -> None:
         file.write(bytes(1 << 18))
         file.flush()
         os.fsync(file.fileno())
-
-
-def sync(path: Path) -> None:
-    """Flush a file or a folder to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class FeatureWriter:
