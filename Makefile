@@ -2,14 +2,15 @@
 # make check  lint, format, types                      make docs   the documentation, strictly
 # make package  wheel and sdist, installed in an empty environment and run
 # make bench  the CPU benchmarks (minutes)             make setup  only the environment
-# make faults damaged files, kills, two processes on one folder, full disks (an hour; INPUTS=n a reader)
+# make faults damaged files, kills, two processes on one folder, full disks (hours; stopped and started again it goes on)
+# make coverage  lines and branches that the default suite runs
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 DEMO   ?= demo
 
-.PHONY: setup demo demo-pretrained test test-slow check docs bench faults package clean
+.PHONY: setup demo demo-pretrained test test-slow coverage check docs bench faults package clean
 
 setup: $(VENV)/.dev-installed
 
@@ -59,10 +60,22 @@ bench: $(VENV)/.dev-installed
 package: $(VENV)/.dev-installed
 	$(BIN)/python .ci/package.py
 
+# both keep what is done in build/, so that the same command goes on; remove build/faults-* to begin anew
 INPUTS ?= 5000
+KILLS ?= 300
 faults: $(VENV)/.dev-installed
-	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/fuzz.py --inputs $(INPUTS)
-	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/kills.py
+	mkdir -p build
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/fuzz.py --inputs $(INPUTS) --state build/faults-fuzz.json
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/kills.py --kills $(KILLS) --state build/faults-kills.jsonl
+
+# in pieces, so that one that is stopped need not be run again: .coverage.PIECE files are combined at the end
+PIECES = igpt_model analyses faults probekit/cli probekit/datasets probekit/encoders probekit/evaluate probekit/features \
+	probekit/probes probekit/reports probekit/results probekit/runtime probekit/selection probekit/solver
+coverage: $(VENV)/.dev-installed
+	for piece in $(PIECES); do test -f .coverage.$$(basename $$piece) || \
+	COVERAGE_FILE=.coverage.$$(basename $$piece) OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -q tests/$$piece || exit 1; done
+	$(BIN)/python -m coverage combine --keep
+	$(BIN)/python -m coverage report
 
 clean:
 	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -49,11 +49,11 @@ def lines(panel: Panel, masks: Sequence[Path] = ()) -> list[str]:
         if paired:
             words = f"{paired.words} points, p = {paired.p:.2g}"
         found.append(
-            f"{panel.title}: {ar.label} (AR) at its best layer {ar.depths[ar.peak]} has {ar.top1[ar.peak]:.1f} %, "
-            f"{bert.label} (BERT) at layer {bert.depths[bert.peak]} {bert.top1[bert.peak]:.1f} %: {words}"
+            f"{panel.title}: {ar.label} (AR) at its best layer {ar.depths[ar.peak]} has {ar.values[ar.peak]:.1f} %, "
+            f"{bert.label} (BERT) at layer {bert.depths[bert.peak]} {bert.values[bert.peak]:.1f} %: {words}"
         )
         if np.array_equal(ar.depths, bert.depths):
-            below = int((bert.top1 < ar.top1).sum())
+            below = int((bert.values < ar.values).sum())
             found.append(f"  BERT lies below at {below} of {len(ar.depths)} layers")
         different = unmatched(ar, bert)
         if different:
@@ -114,7 +114,7 @@ def depth_frame(ar: Sequence[Series], bert: Sequence[Series], random: Sequence[S
 
     depths = ar[0].depths
     if any(not np.array_equal(series.depths, depths) for series in (*ar, *bert)):
-        raise UserError("The models have different numbers of layers; the picture is of models of the same depth.")
+        raise UserError("The models have different numbers of layers; the image is of models of the same depth.")
     groups = {"AR": ar, "BERT": bert, **{series.label: [series] for series in random}}
     rights = {name: [series.curve.rows() for series in runs] for name, runs in groups.items()}
     found = {

@@ -13,7 +13,6 @@ from analyses import start
 from probekit.reports import build_panels, collect_records
 from probekit.reports.figures.depth import short_range
 from probekit.reports.panels import Panel, margin
-from probekit.reports.tables import fit_words
 
 
 def lines(panel: Panel) -> list[str]:
@@ -27,9 +26,9 @@ def lines(panel: Panel) -> list[str]:
             if paired:
                 gain = f"{paired.words} points above layer {series.depths[series.peak]}, p = {paired.p:.2g}"
             found.append(
-                f"{series.label} on {panel.title}, layers {short_range(joint.depths)}: {joint.top1:.1f} % "
+                f"{series.label} on {panel.title}, layers {short_range(joint.depths)}: {joint.value:.1f} % "
                 f"[{joint.low:.1f}, {joint.high:.1f}], {gain}{' (chosen on held-out rows)' if joint.chosen else ''}"
-                f"{'' if joint.reliable else f' ({fit_words(joint.record)})'}"
+                f"{'' if joint.reliable else f' ({joint.fit_words})'}"
             )
     return found
 

@@ -57,7 +57,7 @@ def swept_points(results: Sequence[Path], run: Path | None = None) -> list[Point
         loss = validation_loss(series.records[series.peak], run)
         if loss is not None:
             name = str(run or Path(encoder["checkpoint"]).parents[1])
-            found.append(Point(name, encoder["step"], loss, series.peak, tuple(map(float, series.top1))))
+            found.append(Point(name, encoder["step"], loss, series.peak, tuple(map(float, series.values))))
     return found
 
 

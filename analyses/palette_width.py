@@ -74,10 +74,11 @@ def figure(frame: "pd.DataFrame") -> "Figure":
         means = own.groupby(own.V / own.D).fall.mean()
         axes.plot(means.index, means, linewidth=1.4, color=look["color"], label=f"width {width}")
     axes.set_xscale("log", base=2)
-    axes.set_xticks([2.0**k for k in range(-4, 3)], ["1/16", "1/8", "1/4", "1/2", "1", "2", "4"])
+    ratios = sorted(set(frame.V / frame.D))
+    axes.set_xticks(ratios, [f"{x:g}" if x >= 1 else f"1/{1 / x:g}" for x in ratios])
     axes.set_xlabel("palette / width")
     axes.set_title("Chosen layer minus last layer, points; bars: 95 % over test rows")
-    axes.legend(loc="best")
+    axes.legend(loc="upper left")
     return drawn
 
 

@@ -50,7 +50,7 @@ def seed_verdict(results: Results, name: str, controls: Sequence[str]) -> dict[s
     return {
         "series": name,
         "dataset": verdict.dataset,
-        "accuracy": [round(100 * float(value), 2) for value in curve.accuracy],
+        "accuracy": [round(100 * float(value), 2) for value in curve.values],
         "low": [round(100 * float(value), 2) for value in curve.low],
         "high": [round(100 * float(value), 2) for value in curve.high],
         "certified": bool(curve.converged.all()),

@@ -34,7 +34,7 @@ def ladder(panel: Panel, size: Callable[[Series], Any], shown: Callable[[Any], s
         loss = validation_loss(record)
         words = [
             f"{shown(size(series)):>14} {what}  {series.label}: layer {series.depths[place]} of {series.depths[-1]}, "
-            f"{series.top1[place]:.1f} % [{series.low[place]:.1f}, {series.high[place]:.1f}]"
+            f"{series.values[place]:.1f} % [{series.low[place]:.1f}, {series.high[place]:.1f}]"
         ]
         if loss is not None:
             words.append(f"validation loss {loss:.4f}")

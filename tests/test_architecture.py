@@ -52,7 +52,8 @@ ARROWS = {
     "probekit.cli": {"probekit", "igpt_model"},
 }
 FOUNDATION = {
-    f"igpt_model.{name}" for name in ("errors", "hashing", "atomic", "checked_json", "locks", "ranges", "process_group")
+    f"igpt_model.{name}"
+    for name in ("errors", "hashing", "atomic", "checked_json", "differences", "locks", "ranges", "process_group")
 }
 LAZY = {
     "matplotlib",

@@ -124,7 +124,7 @@ def compare(work):
     by_name = {series.records[0].series: series for series in panel.series}
     for name, series in by_name.items():
         yield f"{name}: best layer of {series.depths[-1]}, chosen on held-out rows", series.depths[series.peak]
-        yield f"{name}: its test accuracy, %", series.top1[series.peak]
+        yield f"{name}: its test accuracy, %", series.values[series.peak]
     for one, other in (("ar", "bert"), ("ar", "half"), ("half", "quarter")):
         paired = margin(*(by_name[name].records[by_name[name].peak] for name in (one, other)))
         if paired:

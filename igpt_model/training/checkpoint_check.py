@@ -108,8 +108,7 @@ def is_good(folder: Path) -> bool:
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a checkpoint's safetensors file; `DamagedCheckpoint` where it cannot be read."""
     try:
-        with open_regular(path):  # a pipe or a device would be waited for
-            pass
+        open_regular(path).close()  # a pipe or a device would be waited for
         return load_file(path)
     except (OSError, SafetensorError, UserError) as error:
         raise DamagedCheckpoint(f"The checkpoint file {path} cannot be read ({error}).") from error

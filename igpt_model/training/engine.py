@@ -144,12 +144,16 @@ class Engine:
     def evaluate(self, tokens_NT: np.ndarray) -> float:
         """Return the mean pre-training loss over images, in nats a token."""
         # DDP's wrapper would wait for the other ranks; FSDP's gathers the weights
-        objective = self.objective if self.ranks.parallel == "fsdp" else self.plain
+        sharded = self.ranks.parallel == "fsdp"
+        config = self.config
         with self.autocast():
-            total = _summed_loss(objective, self.model, tokens_NT, self.config.batch_size, self.config.seed, self.ranks)
-        if self.ranks.parallel == "fsdp":  # without a backward pass the outer parameters would stay gathered
+            loss = evaluate(
+                *(self.model, tokens_NT, config.batch_size, config.seed, self.ranks),
+                objective=self.objective if sharded else self.plain,
+            )
+        if sharded:  # without a backward pass the outer parameters would stay gathered
             self.objective.reshard()  # type: ignore[operator]
-        return float(self.ranks.sum(total)) / len(tokens_NT)
+        return loss
 
     def state(self) -> dict[str, Tensor]:
         """Return the optimiser's state as tensors by name."""
@@ -177,27 +181,30 @@ class Engine:
 
 
 @torch.no_grad()
-def evaluate(model: IGPT, tokens_NT: np.ndarray, batch_size: int = 128, seed: int = 0) -> float:
-    """Return the mean loss over images in nats a token; BERT masks are drawn from (seed, row), the same every time."""
-    ranks = Ranks(device=next(model.parameters()).device)
-    return float(_summed_loss(Objective(model), model, tokens_NT, batch_size, seed, ranks)) / len(tokens_NT)
+def evaluate(
+    model: IGPT,
+    tokens_NT: np.ndarray,
+    batch_size: int = 128,
+    seed: int = 0,
+    ranks: Ranks | None = None,
+    objective: nn.Module | None = None,
+) -> float:
+    """Return the mean loss over images in nats a token; BERT masks are drawn from (seed, row), the same every time.
 
-
-@torch.no_grad()
-def _summed_loss(
-    objective: nn.Module, model: IGPT, tokens_NT: np.ndarray, batch_size: int, seed: int, ranks: Ranks
-) -> Tensor:
-    """Sum the losses of this rank's images."""
+    `ranks` share the images; `objective` is the model's loss as they compute it.
+    """
+    ranks = ranks or Ranks(device=next(model.parameters()).device)
+    objective = objective or Objective(model)
     total = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(tokens_NT), batch_size):
         mine = ranks.part(start, min(start + batch_size, len(tokens_NT)))
         n = mine.stop - mine.start
         if n == 0:  # every rank must take part when weights are gathered
             mine = slice(start, start + 1)
-        rows = np.arange(mine.start, mine.stop)
         part = torch.from_numpy(tokens_NT[mine].astype(np.int64)).to(ranks.device)
         mask = None
         if not model.config.causal:
+            rows = np.arange(mine.start, mine.stop)
             mask = objectives.draw_masks(rows, part.shape[1], model.config.mask_prob, seed).to(ranks.device)
         total += objective(part, mask)[1].item() * n
-    return total.to(ranks.device)
+    return float(ranks.sum(total.to(ranks.device))) / len(tokens_NT)

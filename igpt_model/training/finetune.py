@@ -147,33 +147,31 @@ class Finetuning(Run):
         loss = JointLoss(self.classifier, config.gen_weight)
         engine = Engine(config, ranks, loss, some_unused=not config.gen_weight)
         super().__init__(config, out, ranks, engine, transform, LossWatch())
-        self.parts, self.first_palette = parts, lambda: source.palette
+        self.parts, self.source_palette = parts, source.palette
         self.about = {"config": run_config["finetune"], **{k: v for k, v in run_config.items() if k != "finetune"}}
         self.best_step, self.best_accuracy, self.stale = 0, -1.0, 0
         self.accuracy: tuple[int, float] | None = None  # of the step at which it was last measured
 
+    def first_palette(self) -> Palette:
+        return self.source_palette
+
     def encode(self, palette: Palette) -> TrainingData:
-        """Return images and labels of both splits."""
         train, val = self.parts
         labels = {"train_labels": train.labels, "val_labels": val.labels}
         return encode_data(train.images, val.images, palette, self.transform, **labels)
 
     def state(self) -> dict[str, Any]:
-        """Return what early stopping has seen."""
         seen = {"best_step": self.best_step, "best_accuracy": self.best_accuracy, "stale": self.stale}
         return {**seen, "data_hash": self.data.hash}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Take `state` back."""
         self.best_step, self.best_accuracy, self.stale = state["best_step"], state["best_accuracy"], state["stale"]
 
     def provenance(self) -> dict[str, Any]:
-        """Return settings, source, classes, data, versions, and the accuracy by which the best checkpoint is found."""
         about = {**self.about, "layer": self.classifier.layer, "val_accuracy": self.measured}
         return {"finetune": about, "torch": torch.__version__}
 
     def evaluation(self) -> Record:
-        """Return loss and accuracy of the classes, and the best accuracy so far; ranks share the images."""
         config, labels = self.config, self.data.val_labels
         mine = self.ranks.part(0, len(labels))
         rows = np.arange(len(labels))
@@ -197,7 +195,6 @@ class Finetuning(Run):
         }
 
     def loss_record(self, parts: list[float]) -> Record:
-        """Return the sum of the losses, and each that has a weight."""
         clf_loss, gen_loss = parts
         own = {"gen_loss": gen_loss} if self.config.gen_weight else {}
         return {"loss": clf_loss + self.config.gen_weight * gen_loss, "clf_loss": clf_loss, **own}
@@ -209,28 +206,24 @@ class Finetuning(Run):
 
     @property
     def saving(self) -> bool:
-        """Whether a checkpoint is due: at every evaluation."""
         return self.evaluating
 
     @property
     def worth_saving(self) -> bool:
-        """Whether nothing is owed: a checkpoint that skips its evaluation would never be the best one."""
+        # a checkpoint that skips its evaluation could never be the best one
         return not self.evaluating or self.measured is not None
 
     @property
     def kept(self) -> tuple[int, set[int]]:
-        """The two newest checkpoints and the best one."""
         return 2, {self.best_step}
 
     @property
     def reason(self) -> str | None:
-        """Why the run is over, or None."""
         if self.config.patience and self.stale >= self.config.patience:
             return "patience"
         return super().reason
 
     def more(self, kind: str) -> Record:
-        """Return the layer of the head, or how the run ended."""
         if kind == "start":
             return {"layer": self.classifier.layer}
         return {"best_step": self.best_step, "best_accuracy": self.best_accuracy, "reason": self.reason}
@@ -242,5 +235,5 @@ def _check_labels(name: str, part: Labelled, n_classes: int) -> None:
     if not fits or labels.min() < 0 or labels.max() >= n_classes:
         raise UserError(
             f"The {name} labels are {labels.dtype} {labels.shape}, but 0 to {n_classes - 1} is needed, "
-            f"one for each of {len(part.images)} pictures."
+            f"one for each of {len(part.images)} images."
         )

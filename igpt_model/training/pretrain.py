@@ -117,49 +117,39 @@ class Pretraining(Run):
         self.schedule = config.schedule
 
     def open(self, changed: dict[str, Any]) -> Iterator[Record]:
-        """Restore the newest good checkpoint, or evaluate and save the untrained model."""
         yield from super().open(changed)
         if self.new:
             yield from self.evaluate_and_save(pausing=False)
 
     def first_palette(self) -> Palette:
-        """Return the palette that was given, or one that is fitted to the training images."""
         return self.given_palette or fit_palette(self.config, self.images[0])
 
     def encode(self, palette: Palette) -> TrainingData:
-        """Return all training images and the validation images that are used."""
         train, val = self.images
         return encode_data(train, Spaced(val, self.config.eval_images), palette, self.transform)
 
     def state(self) -> dict[str, Any]:
-        """Return what the watch has seen, and what the bits depend on."""
         watched = {"lowest": self.watch.lowest, "bad_records": self.watch.bad_records}
         return {**watched, "data_hash": self.data.hash, "threads": torch.get_num_threads(), "ranks": self.ranks.size}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Take `state` back."""
         self.watch.lowest, self.watch.bad_records = state["lowest"], state["bad_records"]
 
     def provenance(self) -> dict[str, Any]:
-        """Return settings, data and versions."""
         made = {"train": self.config.to_dict(), "data": self.data_provenance}
         return {**made, "torch": torch.__version__, "data_hash": self.data.hash}
 
     def evaluation(self) -> Record:
-        """Return the validation loss."""
         return {"val_loss": self.engine.evaluate(self.data.val)}
 
     def loss_record(self, parts: list[float]) -> Record:
-        """Return the loss in nats a token."""
         return {"loss": parts[0]}
 
     @property
     def saving(self) -> bool:
-        """Whether a checkpoint is due."""
         return self.config.saves(self.step)
 
     @property
     def kept(self) -> tuple[int, set[int]]:
-        """The newest checkpoints, and those that `keep_at` names."""
         steps = (int(folder.name) for folder in list_checkpoints(self.out))
         return self.config.keep_last, {step for step in steps if self.config.keeps(step)}

@@ -5,6 +5,7 @@
 
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -42,7 +43,7 @@ from igpt_model.training.run_log import MetricsLog
 Record = dict[str, Any]
 
 
-class Run:
+class Run(ABC):
     """The state of a run between updates.
 
     Parameters
@@ -79,43 +80,43 @@ class Run:
 
     # what pre-training and fine-tuning do in their own ways
 
+    @abstractmethod
     def encode(self, palette: Palette) -> TrainingData:
         """Return the run's data as tokens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def first_palette(self) -> Palette:
         """Return the palette of a run that has no checkpoint yet; called on rank 0."""
-        raise NotImplementedError
 
+    @abstractmethod
     def state(self) -> dict[str, Any]:
         """Return the JSON values that resuming needs beside weights and optimiser; "data_hash" is checked."""
-        raise NotImplementedError
 
+    @abstractmethod
     def resume(self, state: dict[str, Any]) -> None:
         """Take `state` back."""
-        raise NotImplementedError
 
+    @abstractmethod
     def provenance(self) -> dict[str, Any]:
         """Return the JSON values that a checkpoint says about its origin."""
-        raise NotImplementedError
 
+    @abstractmethod
     def evaluation(self) -> Record:
         """Evaluate on the validation images and return what the record says about it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss_record(self, parts: list[float]) -> Record:
         """Return the losses of a step record from the mean of what the objective reports; "loss" is watched."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def saving(self) -> bool:
         """Whether a checkpoint is due after this update."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def kept(self) -> tuple[int, set[int]]:
         """How many of the newest checkpoints are kept, and the steps of those that are kept besides."""
-        raise NotImplementedError
 
     @property
     def worth_saving(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from igpt_model.atomic import check_target, write_json, write_text
 from igpt_model.checked_json import Int, Real, as_json, parse_json, read_bytes, read_json
+from igpt_model.differences import changes, differ
 from igpt_model.errors import UserError
 
 _RECORD = {"kind": str, "step": Int(0)}
@@ -33,28 +34,19 @@ def open_run(out: str | Path, settings: Mapping[str, Any], free: Iterable[str] =
         `out` can't be written, or holds a run with other settings; the message names those that differ.
     """
     path = Path(out) / "config.json"
-    wanted = as_json(settings)
     try:
         if not path.exists():
-            write_json(path, wanted)
+            write_json(path, as_json(settings))
             return {}
         there = read_json(path, dict)
     except OSError as error:
         raise UserError(f"The run folder {out} cannot be used: {error}; give another --out.") from error
-    old, new = _flat(there), _flat(wanted)
-    different = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    fixed = [name for name in different if name not in free]
+    changed = changes(there, settings)
+    fixed = {name: pair for name, pair in changed.items() if name not in free}
     if fixed:
-        shown = "; ".join(f"{name} is {old.get(name)!r} there and {new.get(name)!r} here" for name in fixed[:6])
-        more = f" and {len(fixed) - 6} more" if len(fixed) > 6 else ""
-        raise UserError(f"{out} holds a run with other settings: {shown}{more}; use the same ones or another --out.")
-    return {name: new.get(name) for name in different}
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        return {k: v for name, inner in value.items() for k, v in _flat(inner, f"{prefix}{name}.").items()}
-    return {prefix.rstrip("."): value}
+        differing = differ(*({name: pair[side] for name, pair in fixed.items()} for side in (0, 1)))
+        raise UserError(f"{out} contains a run with other settings: {differing}; use the same ones or another --out.")
+    return {name: new for name, (_, new) in changed.items()}
 
 
 class MetricsLog:

@@ -1,12 +1,13 @@
 """How a verb's answer is shown: text by its type, or one JSON value."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igpt_model.checked_json import parse_json
-from probekit.cli.console import detail, note, say, table, wants_json
+from probekit.cli.console import detail, note, rich_console, say, table, wants_json
 
 if TYPE_CHECKING:
     from probekit.features.store import FeatureStore
@@ -36,16 +37,14 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, dict | list | str | int | float | bool | None) else str(value)
 
 
-def show_curves(*folders: Path) -> None:
-    """Draw the depth curves of results folders in the terminal, each with its verdict below."""
+def show_curves(*results: Path, runs: Sequence[str] = ()) -> None:
+    """Draw the depth curves of results in the terminal, each with its verdict below."""
+    from probekit.cli.plot import read_panels
     from probekit.reports.figures.terminal import print_panel
-    from probekit.reports.panels import build_panels, collect_records
 
-    if wants_json():
-        return
-    for folder in folders:
-        for panel in build_panels(collect_records(folder)):
-            print_panel(panel)
+    if not wants_json():
+        for panel in read_panels(results, runs=runs):
+            print_panel(panel, rich_console())
 
 
 def _show_results(results: "Results") -> None:

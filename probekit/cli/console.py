@@ -76,12 +76,21 @@ def detail(text: str) -> None:
         _print(text, None, stderr=True)
 
 
-def _print(text: Any, style: str | None, stderr: bool) -> None:
+def rich_console(**options: Any) -> Any:
+    """A rich console that leaves a closed stdout (`| head`) to `main`, where rich would end the process itself."""
     from rich.console import Console
 
+    class _Console(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return _Console(**options)
+
+
+def _print(text: Any, style: str | None, stderr: bool) -> None:
     plain = isinstance(text, str)
     shown = terminal(text) if plain else text
-    Console(stderr=stderr, highlight=False, markup=False, soft_wrap=plain).print(shown, style=style)
+    rich_console(stderr=stderr, highlight=False, markup=False, soft_wrap=plain).print(shown, style=style)
     sys.stdout.flush()
 
 

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from igpt_model import atomic
 from igpt_model.checked_json import read_json
+from igpt_model.differences import differ
 from igpt_model.ranges import option
 from igpt_model.training.config import TrainConfig
 from probekit.cli.console import note, progress
-from probekit.runtime.differences import differ
 from probekit.runtime.errors import UserError, check_at_least
 from probekit.runtime.workers import worker_processes
 
@@ -176,9 +176,9 @@ def _open(out: Path, settings: dict[str, Any]) -> None:
     if path.exists():
         there = read_json(path, dict)
         if differing := differ(there, settings):
-            raise UserError(f"{out} holds another demo ({differing}); give another --out, or delete that folder.")
+            raise UserError(f"{out} contains another demo ({differing}); give another --out, or delete that folder.")
     elif out.is_dir() and any(not file.name.startswith(".demo.json.") for file in out.iterdir()):
-        raise UserError(f"{out} is not empty and holds no demo; give another --out.")
+        raise UserError(f"{out} is not empty and contains no demo; give another --out.")
     else:
         atomic.write_json(path, settings)
 

@@ -3,7 +3,6 @@
 Exit codes: 0 done; 2 the user's input; 1 our fault; 130 interrupted, with what was finished saved.
 """
 
-import difflib
 import errno
 import os
 import re
@@ -21,7 +20,7 @@ from probekit.cli import console
 from probekit.cli.numbers import check_numbers
 from probekit.cli.register import Verb, command
 from probekit.cli.usage import prepared, usage_sentence
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, did_you_mean
 from probekit.runtime.escape import terminal, visible
 
 MAKE = Group.create_ordered("One command")
@@ -211,17 +210,20 @@ def dispatch(words: list[str]) -> None:
     """Find the verb and run it."""
     if words and not words[0].startswith("-"):
         if words[0] not in VERBS:
-            near = difflib.get_close_matches(words[0], VERBS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the verbs are {', '.join(VERBS)}."
-            raise UserError(f"there is no verb {words[0]!r}; {hint}")
+            hint = did_you_mean(words[0], VERBS) or f" The verbs are {', '.join(VERBS)}."
+            raise UserError(f"there is no verb {words[0]!r}.{hint}")
         if {"--help", "-h"} & set(words):
             whole_help(words[0])
         else:
             words = prepared(app, words)
-    if "" in words or "--out=" in words:
+    # an empty title is a figure without one
+    if (
+        any(not word and before != "--title" for before, word in zip(["", *words], words, strict=False))
+        or "--out=" in words
+    ):
         raise UserError("an argument is empty (an unset variable of the shell?); give a value, or leave it out.")
     if "\0" in "".join(words):
-        raise UserError("an argument holds a NUL character, which no path or name may hold; remove it.")
+        raise UserError("an argument contains a NUL character, which no path or name may hold; remove it.")
     with console.only_rank0_prints():
         chosen, given, _ = app.parse_args(words, exit_on_error=False, print_error=False)
         check_numbers(given)
@@ -236,8 +238,9 @@ def whole_help(verb: str) -> None:
 
 
 def _interrupted() -> str:
-    done = f" at {console.reached()}" if console.reached() else ""
-    return f"interrupted{done}; finished work is saved, and the same command continues from there."
+    if not console.reached():
+        return "interrupted; run the same command again."
+    return f"interrupted at {console.reached()}; finished work is saved, and the same command continues from there."
 
 
 def users_sentence(error: BaseException) -> str | None:

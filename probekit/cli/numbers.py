@@ -52,7 +52,7 @@ RANGES = {
     "width": _INCHES,
     "window": Range(0, 10_000),  # of a study: 0 concatenates none
     "workers": Range(0, 1024),
-    "ylim": Range(-1000, 1000),
+    "ylim": Range(-1e6, 1e6),
 }
 
 

@@ -21,6 +21,9 @@ def plot(
     protocol: str | None = None,
     train_rows: int | None = None,
     test: str = "test",
+    metric: str = "top1",
+    readout: str | None = None,
+    runs: tuple[str, ...] = (),
     series: str | None = None,
     narrow: bool = False,
     width: float | None = None,
@@ -49,6 +52,14 @@ def plot(
         Size of the training set, where the results hold several; 0 is all rows.
     test
         Which test set, by its name at extraction; the data set's own unless given.
+    metric
+        What is measured: top1, top5, mean_per_class, log_loss, brier, ece; log_loss_scaled, brier_scaled, ece_scaled
+        after `probekit calibrate`; rankme, intrinsic_dimension, cka_to_last after `probekit geometry`.
+    readout
+        Another kind of probe instead of the protocol's, of controls too: knn, ridge, class-mean, as given to --checks.
+    runs
+        NAME=SERIES,SERIES,...: pre-training runs as one curve with mean and interval. NAME alone: the series of that
+        name, of several feature files.
     series
         Series of kind path; by default the first trained model.
     narrow
@@ -58,7 +69,7 @@ def plot(
     height
         In inches.
     ylim
-        Limits of the accuracy axis in percent, two numbers: --ylim 40 80.
+        Limits of the axis of values, two numbers, accuracies in percent: --ylim 40 80.
     labels
         Another name of a series in print: --labels igpt='iGPT-S, CIFAR-10'. The name in the results or in figures.
     title
@@ -78,21 +89,23 @@ def plot(
 
     options = FigureOptions(width, height, ylim, read_labels(labels), title, font_size)
     form = check_ending(out, FORMATS)
-    if kind == "labels":
-        panels = fitting_panels(results, dataset, protocol, None, test)
-        if len({(one.dataset, one.protocol_hash) for one in panels}) > 1:
-            names = "; ".join(sorted({f"--dataset {one.dataset} --protocol {one.protocol}" for one in panels}))
-            raise UserError(f"A label curve is of one data set under one protocol; choose one of: {names}.")
-    else:
-        panel = one_panel(results, dataset, protocol, train_rows, test)
+    if kind == "path" and (metric, readout) != ("top1", None):
+        raise UserError("--kind path shows held-out accuracy over C; leave --metric and --readout to depth and labels.")
+    found = read_panels(results, metric, readout, runs)
     with style(font_size=font_size):
         if kind == "labels":
+            panels = [one for one in found if _fits(one, dataset, protocol, None, test)]
+            if len({(one.dataset, one.protocol_hash) for one in panels}) > 1:
+                names = "; ".join(sorted({f"--dataset {one.dataset} --protocol {one.protocol}" for one in panels}))
+                raise UserError(f"A label curve is of one data set under one protocol; choose one of: {names}.")
             figure, points = label_figure(panels, options), label_frame(panels)
         elif kind == "depth":
+            panel = one_panel(found, dataset, protocol, train_rows, test)
             figure, points = depth_figure(panel, narrow, options), layer_frame([panel])
         else:
+            panel = one_panel(found, dataset, protocol, train_rows, test)
             one = find_series(panel, series) if series else (panel.models or list(panel.series))[0]
-            figure, points = path_figure(one, narrow=narrow, options=options), path_frame(one)
+            figure, points = path_figure(one, narrow=narrow, options=options), path_frame([one])
         save_figure(figure, out.with_suffix(""), (form,))
     beside = out.with_suffix(".csv")
     atomic.write_text(beside, csv_text(points))
@@ -120,47 +133,50 @@ def check_ending(out: Path, formats: Sequence[str]) -> str:
     return form
 
 
-def one_panel(
-    results: Sequence[Path],
-    dataset: str | None = None,
-    protocol: str | None = None,
-    train_rows: int | None = None,
-    test: str = "test",
-) -> "Panel":
-    """The only panel of some results that fits what was asked for; `train_rows` 0 asks for all rows.
+def read_panels(
+    results: Sequence[Path], metric: str = "top1", readout: str | None = None, runs: Sequence[str] = ()
+) -> "list[Panel]":
+    """The panels of some results; `runs` as on the command line.
 
     Raises
     ------
     UserError
-        No results were given, no panel fits, or several do; the message lists them.
+        No results were given, or they hold no single layer, or not the metric, readout or runs asked for.
     """
-    fitting = fitting_panels(results, dataset, protocol, train_rows, test)
+    from probekit.reports.panels import build_panels, collect_records
+    from probekit.results.runs import read_runs
+
+    if not results:
+        raise UserError("No results were given; name the folder (or several) that `probekit sweep` wrote into.")
+    panels = build_panels(collect_records(list(results)), metric, readout, read_runs(runs))
+    if not panels:
+        raise UserError("The results hold no probe of a single layer: run `probekit sweep`.")
+    return panels
+
+
+def one_panel(
+    panels: "Sequence[Panel]", dataset: str | None, protocol: str | None, train_rows: int | None, test: str
+) -> "Panel":
+    """The only panel that fits what was asked for; a `UserError` lists what there is."""
+    fitting = [panel for panel in panels if _fits(panel, dataset, protocol, train_rows, test)]
     if len(fitting) == 1:
         return fitting[0]
     listed = "; ".join(
         f"--dataset {panel.dataset} --protocol {panel.protocol} --train-rows {panel.train_rows or 0}"
         + ("" if panel.is_own_test else f" --test {panel.test}")
-        for panel in fitting or fitting_panels(results, None, None, None, None)
+        for panel in fitting or panels
     )
-    raise UserError(f"{'Several sets of probes fit' if fitting else 'No probes fit'}; choose one of: {listed}.")
+    asked = {"dataset": dataset, "protocol": protocol, "train-rows": train_rows, "test": test}
+    given = " ".join(f"--{name} {value}" for name, value in asked.items() if value not in (None, "test"))
+    what = "Several sets of probes fit" if fitting else f"No probes fit {given or '--test test'}"
+    raise UserError(f"{what}; choose one of: {listed}.")
 
 
-def fitting_panels(
-    results: Sequence[Path], dataset: str | None, protocol: str | None, train_rows: int | None, test: str | None
-) -> "list[Panel]":
-    """The panels of some results that fit what was asked for; None fits all, `train_rows` 0 asks for all rows."""
-    from probekit.reports.panels import build_panels, collect_records
-
-    if not results:
-        raise UserError("No results were given; name the folder (or several) that `probekit sweep` wrote into.")
-    panels = build_panels(collect_records(list(results)))
-    if not panels:
-        raise UserError("The results hold no probe of a single layer: run `probekit sweep`.")
-    return [
-        panel
-        for panel in panels
-        if dataset in (None, panel.dataset)
+def _fits(panel: "Panel", dataset: str | None, protocol: str | None, train_rows: int | None, test: str) -> bool:
+    """Whether a panel is one that was asked for; None fits all, `train_rows` 0 asks for all rows."""
+    return (
+        dataset in (None, panel.dataset)
         and protocol in (None, panel.protocol, panel.protocol.rstrip("*"))  # the star says that its Cs were changed
         and (train_rows is None or (train_rows or None) == panel.train_rows)
-        and test in (None, panel.test)
-    ]
+        and test == panel.test
+    )

@@ -199,7 +199,7 @@ def _parameters(
         if one.kind is kind.VAR_POSITIONAL or spelled == "*":
             several = kind.VAR_POSITIONAL
             item = get_args(hint)[0] if get_origin(hint) is tuple else hint
-            yield kind(name, several, annotation=Annotated[item, Parameter(help=help)])
+            yield kind(name, several, annotation=Annotated[item, Parameter(help=help, required=True)])
         elif spelled == "?" or (one.default is kind.empty and name != "out" and spelled is None):
             yield one.replace(kind=kind.POSITIONAL_ONLY, annotation=Annotated[hint, Parameter(help=help)])
         else:

@@ -10,6 +10,7 @@ from probekit.runtime.errors import UserError
 def report(
     results: list[Path],
     out: Path | None = None,
+    runs: tuple[str, ...] = (),
     pictures: Literal["tsne", "umap"] | None = None,
     device: str = "cpu",
 ) -> Path:
@@ -21,6 +22,9 @@ def report(
         Folders with a results.jsonl, or such files; several are combined.
     out
         Folder of the report; by default `report` in the first results folder.
+    runs
+        NAME=SERIES,SERIES,...: pre-training runs as one curve with mean and interval, in figure, tables, cards and
+        verdict. NAME alone: the series of that name, of several feature files.
     pictures
         Also draw the test rows of each model's first, chosen and last layer in two dimensions. tsne needs nothing more;
         umap needs umap-learn.
@@ -29,11 +33,12 @@ def report(
     """
     from probekit.evaluate.layer_picture import layer_pictures
     from probekit.reports import write_report
+    from probekit.results.runs import read_runs
 
     if not results:
         raise UserError("No results were given; name the folder (or several) that `probekit sweep` wrote into.")
     first = results[0] if results[0].is_dir() else results[0].parent
     figures = {f"layers_{pictures}": layer_pictures(pictures, device)} if pictures else {}
-    page = write_report(results, first / "report" if out is None else out, figures)
-    show_curves(first)
+    page = write_report(results, first / "report" if out is None else out, figures, read_runs(runs))
+    show_curves(*results, runs=runs)
     return page

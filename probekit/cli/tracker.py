@@ -139,6 +139,6 @@ def curve_scalars(curves: Any) -> dict[int, dict[str, float]]:
     """Depth curves as scalars, depth in place of the step: {depth: {"DATA/SERIES/accuracy": value}}."""
     found: dict[int, dict[str, float]] = {}
     for curve in curves:
-        for depth, value in zip(curve.depths, curve.accuracy, strict=True):
+        for depth, value in zip(curve.depths, curve.values, strict=True):
             found.setdefault(int(depth), {})[f"{curve.dataset}/{curve.series}/accuracy"] = float(value)
     return found

@@ -7,7 +7,7 @@ from typing import Any, get_args, get_origin
 from cyclopts import App, CycloptsError, MissingArgumentError
 
 from igpt_model.checked_json import mismatch, parse_json, read_bytes
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, did_you_mean
 
 NESTED = ("train", "finetune")  # under which the config.json of a run keeps its flags
 
@@ -82,7 +82,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"--config {path} cannot be read ({' '.join(str(error).split())}).") from None
     if not isinstance(content, dict):
-        raise UserError(f"--config {path} holds no mapping of flags to values; write lines such as `seed: 1`.")
+        raise UserError(f"--config {path} contains no mapping of flags to values; write lines such as `seed: 1`.")
     return content
 
 
@@ -104,7 +104,7 @@ def _flags_of(path: Path, verb: str) -> dict[str, Any]:
         return content
     problem = mismatch(content, _STUDY)
     if problem:
-        raise UserError(f"--config {path} is no study.json that can be used: {problem}.")
+        raise UserError(f"--config {path} is not a study.json that can be used: {problem}.")
     flags = dict(content)
     flags["encoders"] = [f"{name}={spec}" for name, spec in flags["encoders"].items()]
     flags["on"] = list(flags.pop("datasets").values())
@@ -123,17 +123,14 @@ def _from_config(path: Path, verb: str, arguments: Sequence[Any], words: Sequenc
     for key, value in content.items():
         one = by_name.get(str(key).replace("-", "_").lower())
         if one is None:
-            from difflib import get_close_matches
-
-            near = get_close_matches(str(key), by_name, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"see `probekit {verb} --help`."
-            raise UserError(f"--config {path}: `probekit {verb}` has no flag {key}; {hint}")
+            hint = did_you_mean(str(key), by_name) or f" See `probekit {verb} --help`."
+            raise UserError(f"--config {path}: `probekit {verb}` has no flag {key}.{hint}")
         if value is None or given & set(one.names) or _negated(one, given):
             continue
         items = value if isinstance(value, list) else [value]
         if any(isinstance(item, list | dict) for item in items):
             raise UserError(
-                f"--config {path}: {key} holds a list or a mapping inside; write one value, or a list of them."
+                f"--config {path}: {key} contains a list or a mapping inside; write one value, or a list of them."
             )
         values = [str(item) for item in items]
         if one.field_info.is_keyword:

@@ -74,7 +74,7 @@ def look_for_near_duplicates(
 
     store = FeatureStore.open(file)
     if picture is not None and data is None:
-        raise UserError("A picture of near-duplicates needs the images; give --data.")
+        raise UserError("An image of near-duplicates needs the images; give --data.")
     given: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
     if data is not None and layer is None:
         limit = store.dataset.get("limit")

@@ -5,7 +5,7 @@ Shape legend: N images, H and W sides.
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,16 @@ import numpy as np
 
 from igpt_model.hashing import hash_file
 from probekit.datasets.images import ArrayImages, Decoding, Images, pixels_of
-from probekit.datasets.records import Dataset, Split, build
+from probekit.datasets.parts import Part, assemble, label_array, title
+from probekit.datasets.records import Dataset
+from probekit.datasets.splits import SPLIT_NAMES
 from probekit.runtime.errors import UserError
 
 IMAGE_NAMES = ("image", "img", "picture", "pixel_values")
 LABEL_NAMES = ("label", "labels", "target", "targets", "fine_label", "coarse_label", "class", "y")
 ITEMS_ASKED = 32
-SPELLINGS = {
-    "train": (("train_images", "train_labels"), ("x_train", "y_train"), ("images", "labels"), ("x", "y")),
-    "val": (("val_images", "val_labels"), ("x_val", "y_val")),
-    "test": (("test_images", "test_labels"), ("x_test", "y_test")),
-}
+# what the arrays of an .npz are called, with the split before or after, or without one
+ARRAYS = {**dict.fromkeys(("images", "x", "data"), "images"), **dict.fromkeys(("labels", "y", "targets"), "labels")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,43 +103,6 @@ def to_rgb(image: Any, name: str) -> np.ndarray:
     return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
 
 
-def one_label_each(labels: Any, what: str = "The labels") -> np.ndarray:
-    """Labels (N,) from (N,) or (N, 1); several columns are refused.
-
-    Raises
-    ------
-    UserError
-        There are several labels an image, or one-hot rows.
-    """
-    try:
-        array = np.asarray(labels)
-    except ValueError:  # rows of different lengths
-        raise UserError(
-            f"{what} are lists of different lengths, but one label an image is needed: choose one."
-        ) from None
-    if array.ndim == 2 and array.shape[1] == 1:
-        return array[:, 0]
-    if array.ndim != 1:
-        raise UserError(
-            f"{what} have the shape {array.shape}, but one whole number from 0 up is needed for each image: give "
-            "labels.argmax(1) for one-hot rows; of several labels an image, choose one."
-        )
-    return array
-
-
-def _label_number(label: Any, row: int) -> int:
-    try:
-        array = np.asarray(label)
-    except ValueError:
-        array = np.empty(0)
-    if array.size != 1 or array.dtype.kind not in "iu":
-        raise UserError(
-            f"Item {row} has the label {label!r}, but one whole number from 0 up is needed; "
-            "give (images, labels), or a function that returns them."
-        )
-    return int(array.reshape(()))
-
-
 def _labels_of_items(value: Any) -> np.ndarray:
     """Labels of a torch Dataset: its `targets` or `labels`, where they are those of its items; else every item's.
 
@@ -149,20 +111,29 @@ def _labels_of_items(value: Any) -> np.ndarray:
     UserError
         They are not: a target_transform changes them, or the items come in another order.
     """
+
+    def of_items(rows: Iterable[int]) -> np.ndarray:
+        found = [image_and_label(value[row], row)[1] for row in rows]
+        plain = [label.item() if hasattr(label, "item") and np.ndim(label) == 0 else label for label in found]
+        return label_array(plain, "The items' labels")
+
     name = next((n for n in ("targets", "labels") if hasattr(value, n)), None)
     if name is None:
-        return np.array([_label_number(image_and_label(value[i], i)[1], i) for i in range(len(value))], np.int64)
-    listed = one_label_each(getattr(value, name), f".{name}")
+        return of_items(range(len(value)))
+    listed = label_array(getattr(value, name), f".{name}")
     if len(listed) != len(value):
         raise UserError(f"The data set has {len(value)} items but {len(listed)} {name}; give (images, labels).")
     transform = getattr(value, "target_transform", None)
-    changed = [t for t in np.unique(listed).tolist() if transform is not None and _label_number(transform(t), 0) != t]
+    known = np.unique(listed)
+    after = known if transform is None else label_array([transform(t) for t in known.tolist()], ".target_transform")
+    changed = known[known != after]
     # items are decoded to be asked, so a sample of them is
     rows = sorted({int(row) for row in np.linspace(0, len(listed) - 1, ITEMS_ASKED)}) if len(listed) else []
-    pairs = [(row, _label_number(image_and_label(value[row], row)[1], row)) for row in rows]
-    differ = [(row, label) for row, label in pairs if label != listed[row]]
-    if changed or differ:
-        row, label = differ[0] if differ else (int(np.argmax(listed == changed[0])), "another")
+    asked = of_items(rows)
+    differ = np.flatnonzero(asked != listed[rows])
+    if len(changed) or len(differ):
+        row = rows[differ[0]] if len(differ) else int(np.argmax(listed == changed[0]))
+        label = asked[differ[0]] if len(differ) else "another"
         raise UserError(
             f"Item {row} has the label {label}, but .{name} says {listed[row]} there (a target_transform?): give "
             "(images, labels) as you mean them, or leave the transform out."
@@ -170,48 +141,39 @@ def _labels_of_items(value: Any) -> np.ndarray:
     return listed
 
 
-def _as_split(value: Any) -> Split:
-    if isinstance(value, Split):
-        return value
+def _as_part(value: Any) -> Part:
     if isinstance(value, tuple) and len(value) == 2:
         images, labels = value
-        source: Images = ListedImages(tuple(images)) if isinstance(images, list) else ArrayImages(np.asarray(images))
-        return Split.of(source, one_label_each(labels))
+        plain = isinstance(images, list | tuple)
+        source: Images = ListedImages(tuple(images)) if plain else ArrayImages(np.asarray(images))
+        return Part(source, label_array(labels, "The labels"))
     if hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, str | bytes | np.ndarray):
-        return Split.of(TorchImages(value), _labels_of_items(value))
+        return Part(TorchImages(value), _labels_of_items(value))
     raise UserError(
         f"A {type(value).__name__} was given, but (images, labels), a torch Dataset, or a dict of them with the keys "
         "train, val and test is needed."
     )
 
 
-def load_objects(value: Any, name: str = "arrays", classes: Any = None, split_seed: int = 0) -> Dataset:
+def load_objects(value: Any, name: str = "arrays", classes: Any = None, **options: Any) -> Dataset:
     """A Dataset from (images, labels), a torch Dataset, or a dict of either by split name.
 
     Without "test", a stratified fifth of the rows is held out for testing; without "val", a tenth of the training rows.
+    Labels are whole numbers, or class names.
     """
-    parts = dict(value) if isinstance(value, Mapping) else {"train": value}
-    if "train" not in parts or set(parts) - {"train", "val", "test"}:
-        raise UserError(f"Parts named {', '.join(map(str, parts))} were given, but train (and val, test) is expected.")
-    splits = {key: _as_split(part) for key, part in parts.items()}
-    if classes is None:
-        classes = getattr(parts["train"], "classes", None)
-    if classes is None:
-        top = max((int(split.labels.max(initial=0)) for split in splits.values()), default=0)
-        classes = tuple(str(k) for k in range(top + 1))
-    provenance = {"source": f"{type(parts['train']).__name__} in memory"}
-    return build(
-        name,
-        tuple(str(c) for c in classes),
-        provenance,
-        lambda: splits["train"],
-        (lambda: splits["test"]) if "test" in splits else None,
-        (lambda: splits["val"]) if "val" in splits else None,
-        split_seed=split_seed,
-    )
+    given = dict(value) if isinstance(value, Mapping) else {"train": value}
+    named = {key: SPLIT_NAMES.get(str(key).lower()) for key in given}
+    if "train" not in named.values() or None in named.values() or len(set(named.values())) < len(named):
+        raise UserError(f"Parts named {', '.join(map(str, given))} were given, but train (and val, test) is expected.")
+    parts = {str(named[key]): _as_part(part) for key, part in given.items()}
+    source = next(part for key, part in given.items() if named[key] == "train")
+    classes = getattr(source, "classes", None) if classes is None else classes
+    classes = None if classes is None else tuple(str(c) for c in classes)
+    about = {"source": f"{type(source).__name__} in memory"}
+    return assemble(name, "The data set", parts, about, classes, val_is_test=False, **options)
 
 
-def load_npz(name: str, root: str | Path | None = None, split_seed: int = 0) -> Dataset:
+def load_npz(name: str, root: str | Path | None = None, **options: Any) -> Dataset:
     """Read an .npz file with train_images, train_labels (or x_train, y_train; images, labels), and so on for val, test.
 
     `classes`, an array of names, is optional. Object arrays are refused: reading them would run pickled code.
@@ -224,25 +186,38 @@ def load_npz(name: str, root: str | Path | None = None, split_seed: int = 0) -> 
             arrays = {key: archive[key] for key in archive.files}
     except Exception as error:
         raise UserError(f"{root} is not an .npz file of plain arrays ({error}); save it with numpy.savez.") from error
-    parts, used = {}, {"classes"}
-    for split, spellings in SPELLINGS.items():
-        there = [pair for pair in spellings if pair[0] in arrays or pair[1] in arrays]
-        if len(there) > 1:
-            names = " and ".join(name for name, _ in there)
-            raise UserError(f"{root} holds {names}, which both mean the {split} split; leave one of them.")
-        for images, labels in there:
-            if images not in arrays or labels not in arrays:
-                raise UserError(f"{root} holds {images if images in arrays else labels} without its partner; add both.")
-            parts[split] = (arrays[images], one_label_each(arrays[labels], f"{root}: {labels}"))
-            used |= {images, labels}
+    found: dict[tuple[str, str], list[str]] = {}
+    for key in arrays:
+        words = key.lower().split("_")
+        splits = [SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES] or ["train"]
+        kinds = [ARRAYS[word] for word in words if word in ARRAYS]
+        if len(kinds) == len(splits) == 1 and len(words) <= 2 and (len(words) == 1 or set(words) & set(SPLIT_NAMES)):
+            found.setdefault((splits[0], kinds[0]), []).append(key)
+    parts: dict[str, Any] = {}
+    for (split, kind), keys in found.items():
+        if len(keys) > 1:
+            raise UserError(
+                f"{root} contains {' and '.join(keys)}, which both mean the {split} split; leave one of them."
+            )
+        if (split, "labels" if kind == "images" else "images") not in found:
+            raise UserError(f"{root} contains {keys[0]} without its partner; add both.")
+        parts[split] = tuple(arrays[found[split, k][0]] for k in ("images", "labels"))
     if "train" not in parts:
         raise UserError(
-            f"{root} holds {', '.join(arrays) or 'nothing'}, but train_images and train_labels (or images, labels) "
+            f"{root} contains {', '.join(arrays) or 'nothing'}, but train_images and train_labels (or images, labels) "
             "are needed."
         )
-    data = load_objects(parts, Path(root).stem if name == "npz" else name, arrays.get("classes"), split_seed)
-    unused = [key for key in arrays if key not in used]
+    data = load_objects(parts, title(name, "npz", root, ".npz"), arrays.get("classes"), **options)
+    unused = [key for key in arrays if [key] not in found.values() and key != "classes"]
     if unused:
         warnings.warn(f"{root}: arrays of other names are left out: {', '.join(unused)}.", stacklevel=3)
     data.provenance.update(source="npz file", path=str(root), checksum=hash_file(root), left_out=unused)
     return data
+
+
+def looks_like(path: str) -> bool:
+    """Whether `path` is an .npz file that exists."""
+    return path.lower().endswith(".npz") and Path(path).is_file()
+
+
+load = load_npz

@@ -3,17 +3,17 @@
 import inspect
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from probekit.datasets import by_function, csv_list, folder, hub_datasets, npy, parquet, tars
-from probekit.datasets.arrays import load_npz, load_objects
+from probekit.datasets import arrays, by_function, csv_list, folder, hub_datasets, npy, parquet, tars
+from probekit.datasets.parts import assemble
 from probekit.datasets.records import Dataset
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, did_you_mean
 from probekit.runtime.imports import import_object
 
 
@@ -104,8 +104,10 @@ PATHS: tuple[tuple[str, Any], ...] = (
     ("parquet", parquet),
     ("webdataset", tars),
     ("npy", npy),
+    ("npz", arrays),
     ("folder", folder),
 )
+COMMON = {n for n, p in inspect.signature(assemble).parameters.items() if p.kind is p.KEYWORD_ONLY} - {"val_is_test"}
 
 
 def list_datasets() -> list[Entry]:
@@ -153,41 +155,35 @@ def load_dataset(
     if not options.get("skip_corrupt", True):
         options.pop("skip_corrupt")
     if not isinstance(source, str | Path):
-        _refuse_skipping(source, options)
-        return load_objects(source, **options)
+        return arrays.load_objects(source, **_taken(arrays.load_objects, type(source).__name__, options))
     root = None if root is None else os.path.expanduser(root)
     text, options = _with_written_options(str(source), options)
     for entry in ENTRIES:
         if entry.name == text:
             module, function = entry.loader.split(":")
-            if not any(entry.name == kind for kind, _ in PATHS):
-                # a published name whose root is a folder of image files is read as one
-                _refuse_skipping(root or source, options)
             load: Callable[..., Dataset] = getattr(import_module(f"probekit.datasets.{module}"), function)
             return load(entry.name, **_with_root(entry, root), **_taken(load, text, options))
     if text.startswith(hub_datasets.PREFIX):
         return hub_datasets.load(text, root, **_taken(hub_datasets.load, text, options))
-    path = os.path.expanduser(text)
+    # a name typed here, or copied from macOS: either form of an accent
+    forms = [os.path.expanduser(unicodedata.normalize(form, text)) for form in ("NFC", "NFD")]
+    path = next((form for form in (os.path.expanduser(text), *forms) if Path(form).exists()), os.path.expanduser(text))
     if hub_datasets.looks_like(path):
         return hub_datasets.load(hub_datasets.PREFIX + path, root, **_taken(hub_datasets.load, text, options))
     for kind, module_of_kind in PATHS:
         if module_of_kind.looks_like(path):
             return module_of_kind.load(kind, path, **_taken(module_of_kind.load, text, options))
-    _refuse_skipping(source, options)
-    if path.endswith(".npz") and Path(path).exists():
-        return load_npz("npz", path, **options)
     if re.match(r"[A-Za-z]:[\\/]", text) and not Path(path).exists():
         raise UserError(f"{text} does not exist; check the path.")
-    if ":" in text and not Path(path).exists():
+    if ":" in text and not text.startswith("file:") and not Path(path).exists():
         value = import_object(text)
         if callable(value):
             return load_dataset(by_function.call(value, text, root, options))
         return load_dataset(value, root, **options)
     known = ", ".join(entry.name for entry in ENTRIES)
     exists = "is of no form that can be read" if Path(path).exists() else "is no known name and no path that exists"
-    near = get_close_matches(text, [entry.name for entry in ENTRIES], n=1)
-    hint = f"Did you mean {near[0]}? " if near else ""
-    raise UserError(f"The data set {text!r} {exists}. {hint}Give {'; '.join(FORMS)}; or one of {known}.")
+    hint = did_you_mean(text, [entry.name for entry in ENTRIES])
+    raise UserError(f"The data set {text!r} {exists}.{hint} Give {'; '.join(FORMS)}; or one of {known}.")
 
 
 def _with_written_options(text: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -202,15 +198,12 @@ def _with_written_options(text: str, options: dict[str, Any]) -> tuple[str, dict
 
 
 def _taken(load: Callable[..., Dataset], text: str, options: dict[str, Any]) -> dict[str, Any]:
-    strange = [name for name in options if name not in inspect.signature(load).parameters]
+    parameters = inspect.signature(load).parameters
+    known = set(parameters) | (COMMON if "options" in parameters else set())
+    strange = [name for name in options if name not in known]
     if strange:
         raise UserError(f"The data set {text!r} takes no option {', '.join(strange)}; leave that out.")
     return options
-
-
-def _refuse_skipping(source: Any, options: dict[str, Any]) -> None:
-    if "skip_corrupt" in options and not folder.looks_like(os.path.expanduser(str(source))):
-        raise UserError(f"skip_corrupt is for folders and archives of image files, and {source} is neither.")
 
 
 def _with_root(entry: Entry, root: str | Path | None) -> dict[str, Any]:

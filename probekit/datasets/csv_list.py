@@ -3,22 +3,28 @@
 Row ids: the position among the rows of the split, in the order of the file.
 """
 
+import codecs
 import csv
+import io
 import os
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from igpt_model.hashing import hash_file
-from probekit.datasets.folder import SPLIT_NAMES
 from probekit.datasets.images import FileImages, PackedNames
-from probekit.datasets.parts import Part, assemble, column
+from probekit.datasets.parts import Part, assemble, column, divide, label_array, names_splits, title
 from probekit.datasets.records import Dataset
 from probekit.runtime.errors import UserError
 
 PATHS = ("path", "file_name", "filename", "file", "filepath", "image")
 LABELS = ("label", "class", "target")
+SUFFIXES = (".csv", ".tsv")
+# columns that speak of splits in words of their own
+UNUSED = ("fold", "set", "subset", "partition", "phase", "is_train", "is_test", "is_val", "is_valid", "is_training")
 
 
 def load(
@@ -27,66 +33,107 @@ def load(
     image: str | None = None,
     label: str | None = None,
     split: str | None = None,
-    skip_corrupt: bool = False,
-    split_seed: int = 0,
+    **options: Any,
 ) -> Dataset:
-    """Read a .csv or .tsv file with a header line.
+    """Read a .csv or .tsv file with a header line; fields are parted by whichever of , ; and tab parts the header.
 
     Parameters
     ----------
     name : str
         Name of the data set; "csv" means: call it after the file.
     root : path
-        The file.
+        The file, in UTF-8 (or UTF-16 with its mark).
     image, label, split : str, optional
-        Columns; without them `path` (or file_name, ...), `label` (or class, target), and `split` where there is one.
-        Labels are class names, in sorted order.
-    skip_corrupt : bool
-        Leave out images that cannot be decoded, as for folders.
+        Columns; without them `path` (or file_name, ...), `label` (or class, target), and the one column of splits,
+        if there is one. Labels are class names, in sorted order.
+    **options : see `probekit.datasets.parts.assemble`
 
     Raises
     ------
     UserError
-        The file or a column is missing, a split has another name than train, val or test, or the first image does
-        not exist.
+        The file or a column is missing, a split has another name than train, val or test, a row has no label, or a
+        listed file is missing or listed twice.
     """
     if root is None or not Path(root).expanduser().is_file():
         raise UserError(f"{root} is not a file; give root=FILE.csv with the columns path, label and perhaps split.")
     file = Path(root).expanduser()
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as opened:
-            lines = list(csv.reader(opened, delimiter="\t" if file.suffix.lower() == ".tsv" else ","))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not a text file of comma-separated values ({error}); save it as UTF-8.") from None
-    header, rows = (lines[0] if lines else []), [line for line in lines[1:] if line]
+    header, rows = _read(file)
     lower = {heading: heading.lower() for heading in header}
+    named = bool(set(lower.values()) & {*PATHS, *LABELS})
+    if not named and not image and not label:
+        raise UserError(
+            f"The first line of {file} ({', '.join(header)}) names neither images nor labels; write a first line such "
+            f"as path,label, or name the columns, as in {file}#image=COLUMN#label=COLUMN."
+        )
     image = column(image, [h for h in header if lower[h] in PATHS], header, "image", str(file))
     label = column(label, [h for h in header if lower[h] in LABELS and h != image], header, "label", str(file))
-    if split is None and "split" in lower.values():
-        split = next(h for h in header if lower[h] == "split")
-    wanted = [header.index(h) for h in (image, label, split) if h is not None]
-    parts: dict[str, tuple[list[str], list[str]]] = {}
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise UserError(f"Line {number} of {file} has {len(row)} fields, but the header has {len(header)}.")
-        values = [row[k] for k in wanted]
-        given = values[2].strip().lower() if split else "train"
-        if given not in SPLIT_NAMES:
-            raise UserError(f"Line {number} of {file} has the split {values[2]!r}; expected train, val or test.")
-        names, labels = parts.setdefault(SPLIT_NAMES[given], ([], []))
-        names.append(values[0])
-        labels.append(values[1])
-    if rows and not os.path.exists(file.parent / rows[0][wanted[0]]):
-        raise UserError(
-            f"{file} lists {rows[0][wanted[0]]}, which does not exist in {file.parent}: "
-            "paths are absolute or relative to the file's folder."
-        )
+    columns = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(header, ())
+    if split is None:
+        found = [h for h in header if lower[h] == "split" or names_splits(h, columns[h])]
+        split = column(None, found, header, "split", str(file)) if found else None
+        ignored = [h for h in header if lower[h] in UNUSED] if split is None else []
+        if ignored:
+            warnings.warn(f"{file}: the column {ignored[0]} is not used: all rows are one pool.", stacklevel=3)
+    names = _existing(file, columns[image])
+    labels = label_array(np.array(columns[label], str), f"The labels of {file}")
+    part = Part(FileImages(str(file.parent), PackedNames(names)), labels)
+    parts = {"train": part} if rows else {}
+    if split is not None:
+        parts = divide(part, split, columns[column(split, [], header, "split", str(file))], str(file))
     provenance: dict[str, Any] = {"source": "CSV list", "path": str(file), "checksum": hash_file(file)}
     provenance |= {"columns": {"image": image, "label": label, "split": split}}
-    made = {s: Part(FileImages(str(file.parent), PackedNames(n)), np.array(y, str)) for s, (n, y) in parts.items()}
-    return assemble(file.stem if name == "csv" else name, str(file), made, provenance, None, skip_corrupt, split_seed)
+    return assemble(title(name, "csv", str(file), file.suffix), str(file), parts, provenance, **options)
+
+
+def _read(file: Path) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows that are not empty."""
+    content = file.read_bytes()
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+        top = text.partition("\n")[0]
+        separator = "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=top.count)
+        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not a text file of comma-separated values ({error}); save it as UTF-8.") from None
+    if not lines:
+        raise UserError(f"{file} is empty; expected a first line that names the columns, such as path,label.")
+    header = [heading.strip() for heading in lines[0]]
+    return header, [[field.strip() for field in line] for line in lines[1:] if any(line)]
+
+
+def _existing(file: Path, names: Sequence[str]) -> Sequence[str]:
+    """The listed files, each of which is there, once; a folder is listed once, whatever the number of its files."""
+    known: dict[str, set[str]] = {}
+
+    def is_there(name: str) -> bool:
+        folder, last = os.path.split(os.path.join(file.parent, name))
+        if folder not in known:
+            known[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        return last in known[folder]
+
+    if names and not is_there(names[0]) and is_there(names[0].replace("\\", "/")):
+        names = [name.replace("\\", "/") for name in names]
+    missing = [name for name in names if not is_there(name)]
+    if missing:
+        more = f", nor do {len(missing) - 1} others" if missing[1:] else ""
+        raise UserError(
+            f"{file} lists {missing[0]}, which does not exist in {file.parent}{more}: paths are absolute or relative "
+            "to the file's folder."
+        )
+    seen: dict[str, int] = {}
+    for number, name in enumerate(names):
+        if (first := seen.setdefault(os.path.normpath(name), number)) != number:
+            raise UserError(
+                f"{file} lists {name} in rows {first} and {number} (counted from 0); leave one of them, or one image "
+                "could be in two splits."
+            )
+    return names
 
 
 def looks_like(path: str) -> bool:
     """Whether `path` is a .csv or .tsv file that exists."""
-    return path.lower().endswith((".csv", ".tsv")) and Path(path).is_file()
+    return path.lower().endswith(SUFFIXES) and Path(path).is_file()

@@ -5,41 +5,25 @@ pool. A folder with train and val but no test is taken as ImageNet is reported: 
 held out of train. Rows are sorted by class name, then file name; the row id is the place in that order in the split.
 """
 
-import fnmatch
 import glob
 import os
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 
-from probekit.datasets.corrupt import without_corrupt
-from probekit.datasets.images import Decoding, FileImages, Images, PackedNames, ZipImages, as_range
+from probekit.datasets.images import FileImages, PackedNames, ZipImages
 from probekit.datasets.listing import SUFFIXES, Listing, list_archive, list_folder
-from probekit.datasets.records import Dataset, Split, build
+from probekit.datasets.parts import Part, assemble, title
+from probekit.datasets.records import Dataset
+from probekit.datasets.splits import SPLIT_NAMES
 from probekit.runtime.errors import UserError
 
-SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 LAYOUT = "SPLIT/CLASS/NAME.png or CLASS/NAME.png (png, jpg, webp, bmp, gif, ppm, tif, avif, jp2)"
-
-
-@dataclass(frozen=True)
-class Part:
-    """The images of one split in one folder or archive: the names of its classes, and the class of each row."""
-
-    images: Images
-    classes: tuple[str, ...]
-    labels: np.ndarray
 
 
 def _wrapping(names: list[str]) -> int:
@@ -70,8 +54,8 @@ def _split_level(names: list[str], level: int, where: str) -> bool:
         return False
     others = ", ".join(sorted(set(deep) - set(splits))[:4])
     raise UserError(
-        f"{where} holds {', '.join(sorted(splits))} and beside them {others}, which is no split: move it away, or give "
-        f"the folder of one split ({where}/{sorted(splits)[-1]}); expected {LAYOUT}."
+        f"{where} contains {', '.join(sorted(splits))} and next to them {others}, which is not a split: move it away, "
+        f"or give the folder of one split ({where}/{sorted(splits)[-1]}); expected {LAYOUT}."
     )
 
 
@@ -84,10 +68,15 @@ def _by_split(listing: Listing, where: str) -> dict[str, tuple[tuple[str, ...], 
     members: dict[str, list[tuple[str, str]]] = {}
     shared: dict[str, str] = {}
     written: dict[str, set[str]] = {}
+    deeper: dict[str, str] = {}
     for name in names:
         inner = name.split("/", level + 2 + has_splits)[level:]
         if len(inner) < 2 + has_splits:
-            raise UserError(f"{where}: {name} lies in no class folder; expected {LAYOUT}.")
+            lists = [suffix for suffix in (".csv", ".tsv", ".parquet") if listing.left_out[suffix]]
+            hint = f" (if its {lists[0]} file lists the labels, give that file)" if lists else ""
+            raise UserError(f"{where}: {name} is in no class folder{hint}; expected {LAYOUT}.")
+        if len(inner) > 2 + has_splits:
+            deeper.setdefault(inner[1 + has_splits], f"{inner[int(has_splits)]}/{inner[1 + has_splits]}")
         split = SPLIT_NAMES[inner[0].lower()] if has_splits else ""
         if has_splits:
             written.setdefault(split, set()).add(inner[0])
@@ -99,6 +88,7 @@ def _by_split(listing: Listing, where: str) -> dict[str, tuple[tuple[str, ...], 
         if len(folders) > 1:
             raise UserError(f"{where} has {' and '.join(sorted(folders))}, which both mean {split}; leave one of them.")
     _refuse_empty_classes(listing, level, has_splits, where)
+    _say_deeper_folders(deeper, where)
     found = {}
     for split, rows in members.items():
         rows.sort()
@@ -107,6 +97,20 @@ def _by_split(listing: Listing, where: str) -> dict[str, tuple[tuple[str, ...], 
         labels = np.fromiter((index[label] for label, _ in rows), np.int64, len(rows))
         found[split] = (classes, labels, [name for _, name in rows])
     return found
+
+
+def _say_deeper_folders(deeper: dict[str, str], where: str) -> None:
+    """Folders below a class folder, by their own name and the first path: splits there are refused, others are said."""
+    splits = [path for name, path in deeper.items() if name.lower() in SPLIT_NAMES]
+    if splits:
+        raise UserError(f"{where} has splits inside classes ({splits[0]}); expected {LAYOUT}.")
+    if len(deeper) > 1:  # CLASS/images/NAME says nothing more than CLASS/NAME
+        shown = ", ".join(list(deeper.values())[:3])
+        warnings.warn(
+            f"{where}: the names of {len(deeper)} folders below class folders ({shown}, ...) are not used: the class "
+            "is the upper folder.",
+            stacklevel=5,
+        )
 
 
 def _refuse_empty_classes(listing: Listing, level: int, has_splits: bool, where: str) -> None:
@@ -118,8 +122,8 @@ def _refuse_empty_classes(listing: Listing, level: int, has_splits: bool, where:
             continue
         held = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items())) or "nothing"
         raise UserError(
-            f"{where}: the folder {folder.rstrip('/')} holds no image that is read ({held}): its class would vanish; "
-            f"remove it, or convert its files (read are {', '.join(SUFFIXES)})."
+            f"{where}: the folder {folder.rstrip('/')} contains no image that is read ({held}), so its class would be "
+            f"lost; remove it, or convert its files (read are {', '.join(SUFFIXES)})."
         )
 
 
@@ -139,7 +143,7 @@ def _archives(path: str) -> list[Path] | None:
     return sorted(zips) if zips and not has_folders else None
 
 
-def _sources(path: str, how: Decoding) -> tuple[dict[str, Part], str, Counter[str]]:
+def _sources(path: str) -> tuple[dict[str, Part], str, Counter[str]]:
     """The part of each split, a hash over all names and sizes (or, in archives, checksums), and what is no image."""
     archives = _archives(path)
     listing = xxhash.xxh3_128()
@@ -153,30 +157,17 @@ def _sources(path: str, how: Decoding) -> tuple[dict[str, Part], str, Counter[st
             listing.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
         for split, (classes, labels, names) in _by_split(found, str(place)).items():
             packed = PackedNames([found.names.get(name, name) for name in names] if found.names else names)
-            images = ZipImages(str(place), packed, how) if archives is not None else FileImages(str(place), packed, how)
+            images = ZipImages(str(place), packed) if archives is not None else FileImages(str(place), packed)
             if split in splits:
                 raise UserError(
                     f"{path}: the {split or 'unsplit'} part is in more than one archive, the second is {place.name}; "
                     "name the archives of one data set, for example 'FOLDER/cifar10-*.zip'."
                 )
-            splits[split] = Part(images, classes, labels)
+            splits[split] = Part(images, labels, classes)
     return splits, listing.hexdigest(), left_out
 
 
-def _name_of(path: str) -> str:
-    stem = Path(path).name.removesuffix(".zip")
-    stem = stem.split("*")[0].split("?")[0].split("[")[0]
-    return stem.rstrip("-_.") or Path(path).parent.name or "folder"
-
-
-def load(
-    name: str,
-    root: str | Path | None = None,
-    skip_corrupt: bool = False,
-    split_seed: int = 0,
-    exif: str = "apply",
-    value_range: Sequence[float] | str | None = None,
-) -> Dataset:
+def load(name: str, root: str | Path | None = None, **options: Any) -> Dataset:
     """Read an image folder, a zip archive, or several archives that hold one split each.
 
     Parameters
@@ -185,12 +176,7 @@ def load(
         Name of the data set; "folder" means: call it after the path.
     root : path
         A folder, a .zip, a quoted glob of zips ('data/cifar10-*.zip'), or a folder of zips.
-    skip_corrupt : bool
-        Decode every image of a split when it is first asked for, leave out those that fail, and enter their row ids
-        and names in the provenance. Off: a corrupt image is an error that names it, when it is read.
-    split_seed : int
-        Seed of held-out parts.
-    exif, value_range : see `probekit.datasets.images.Decoding`
+    **options : see `probekit.datasets.parts.assemble`
 
     Raises
     ------
@@ -203,57 +189,28 @@ def load(
     path = os.path.expanduser(str(root))
     if not any(sign in path for sign in "*?[") and not Path(path).exists():
         raise UserError(f"{path} does not exist; give a folder or zip archive laid out as {LAYOUT}.")
-    how = Decoding(exif, as_range(value_range))
-    splits, listing_hash, left_out = _sources(path, how)
+    splits, listing_hash, left_out = _sources(path)
     others = ", ".join(f"{count} {suffix}" for suffix, count in sorted(left_out.items()))
     if not splits:
         held = f" (it holds {others})" if others else ""
-        raise UserError(f"{path} holds no images{held}; expected {LAYOUT}.")
+        raise UserError(f"{path} contains no images{held}; expected {LAYOUT}.")
     if others:
-        warnings.warn(f"{path}: files that are no images by their suffix are left out: {others}.", stacklevel=3)
+        warnings.warn(f"{path}: files that are not images by their suffix are left out: {others}.", stacklevel=3)
     if "" in splits:
         if len(splits) > 1:
             raise UserError(f"{path} mixes archives with and without a split level; expected {LAYOUT}.")
         splits = {"train": splits[""]}
-    if "train" not in splits:
-        raise UserError(f"{path} has {', '.join(sorted(splits))} but no train part; add train/CLASS/NAME.png.")
-    val_is_test = "val" in splits and "test" not in splits
-    if val_is_test:
-        splits["test"] = splits.pop("val")
-    classes = splits["train"].classes
-    skipped: dict[str, Any] = {}
-
-    def part(split: str) -> Split:
-        found = splits[split]
-        strange = set(found.classes) - set(classes)
-        if strange:
-            raise UserError(f"{path}: the {split} part has classes that train lacks ({', '.join(sorted(strange))}).")
-        index = np.array([classes.index(label) for label in found.classes], dtype=np.int64)
-        rows = Split.of(found.images, index[found.labels])
-        return without_corrupt(rows, split, skipped) if skip_corrupt else rows
-
     provenance = {
         "source": "image folder",
         "path": path,
         "listing_hash": listing_hash,
-        "val_folder_is_test": val_is_test,
         "left_out": dict(left_out),
-        "decoding": how.to_dict(),
-        "skipped": skipped,
     }
-    return build(
-        _name_of(path) if name == "folder" else name,
-        classes,
-        provenance,
-        lambda: part("train"),
-        (lambda: part("test")) if "test" in splits else None,
-        (lambda: part("val")) if "val" in splits else None,
-        split_seed=split_seed,
-    )
+    return assemble(title(name, "folder", path, ".zip"), path, splits, provenance, **options)
 
 
 def looks_like(path: str) -> bool:
     """Whether `path` is a folder, a zip, or a glob that matches zips."""
     if not os.path.exists(path) and any(sign in path for sign in "*?["):
-        return bool(fnmatch.filter(glob.glob(path), "*.zip"))
+        return any(found.lower().endswith(".zip") for found in glob.glob(path))
     return Path(path).is_dir() or (path.lower().endswith(".zip") and Path(path).exists())

@@ -4,24 +4,23 @@ Row ids: the position in the published split.
 """
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from probekit.datasets import parquet
-from probekit.datasets.folder import SPLIT_NAMES
-from probekit.datasets.images import decode
-from probekit.datasets.parts import Part, assemble
+from probekit.datasets.images import EncodedImages
+from probekit.datasets.parts import SPLIT_COLUMNS, Part, assemble, column, divide, label_array, names_splits
 from probekit.datasets.records import Dataset
+from probekit.datasets.splits import SPLIT_NAMES
 from probekit.runtime.errors import UserError, first_line
 
 PREFIX = "hf-data:"
 
 
-@dataclass(frozen=True, eq=False)
-class HubImages:
+@dataclass(eq=False)
+class HubImages(EncodedImages):
     """The image column of a `datasets.Dataset`, whose rows are memory-mapped; nothing is decoded until it is read."""
 
     dataset: Any
@@ -30,18 +29,15 @@ class HubImages:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def read(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The images at `rows`, each HWC uint8 RGB."""
-        images = []
-        for row in rows:
-            value, name = self.dataset[int(row)][self.column], f"{self.column} of row {row}"
-            content, path = value.get("bytes"), value.get("path")
-            if content is None:
-                if path is None or not os.path.isfile(path):
-                    raise UserError(f"{name} holds no image, and its file {path} does not exist.")
-                content, name = Path(path).read_bytes(), path
-            images.append(decode(content, name))
-        return images
+    def encoded(self, row: int) -> tuple[bytes, str]:
+        """The bytes that the column holds, or the file that it names."""
+        value, name = self.dataset[row][self.column] or {}, f"{self.column} of row {row}"
+        content, path = value.get("bytes"), value.get("path")
+        if content is not None:
+            return content, name
+        if path is None or not os.path.isfile(path):
+            raise UserError(f"{name} contains no image, and its file {path} does not exist.")
+        return Path(path).read_bytes(), path
 
 
 def load(
@@ -49,8 +45,8 @@ def load(
     root: str | Path | None = None,
     image: str | None = None,
     label: str | None = None,
-    skip_corrupt: bool = False,
-    split_seed: int = 0,
+    split: str | None = None,
+    **options: Any,
 ) -> Dataset:
     """Read a data set by `datasets.load_dataset`, or a folder that `save_to_disk` or `to_parquet` wrote.
 
@@ -60,10 +56,9 @@ def load(
         `hf-data:NAME`, `hf-data:NAME:CONFIG`, or `hf-data:FOLDER`.
     root : path, optional
         `datasets`' cache folder, where it is not the usual one.
-    image, label : str, optional
-        Columns, where several could be meant.
-    skip_corrupt : bool
-        Leave out images that cannot be decoded, as for folders.
+    image, label, split : str, optional
+        Columns, where several could be meant; `split` where the data set itself has one pool of rows.
+    **options : see `probekit.datasets.parts.assemble`
 
     Raises
     ------
@@ -74,7 +69,7 @@ def load(
     place = os.path.expanduser(spec)
     saved = any((Path(place) / marker).is_file() for marker in ("dataset_dict.json", "state.json"))
     if not saved and parquet.looks_like(place):
-        return parquet.load("parquet", place, image, label, skip_corrupt, split_seed)
+        return parquet.load("parquet", place, image, label, split, **options)
     try:
         import datasets
     except ModuleNotFoundError:
@@ -94,27 +89,37 @@ def load(
         loaded = {"train": loaded}
     parts: dict[str, Part] = {}
     classes: list[str] | None = None
-    for split, rows in loaded.items():
-        if split not in SPLIT_NAMES:
+    others = [part for part in loaded if part not in SPLIT_NAMES]
+    if others:
+        warnings.warn(
+            f"{name}: the splits {', '.join(others)} are none of train, val and test: left out.", stacklevel=3
+        )
+    for part, rows in loaded.items():
+        if part in others:
             continue
         features = {
             c: {"_type": type(f).__name__, "names": getattr(f, "names", None)} for c, f in rows.features.items()
         }
         image, label, classes = parquet.choose_columns(features, rows.features.arrow_schema, image, label, name)
-        values = rows.with_format("arrow")[:][label] if len(rows) else []
+        values = parquet.arrow_labels(rows.with_format("arrow")[:][label]) if len(rows) else []
         encoded = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-        parts[SPLIT_NAMES[split]] = Part(HubImages(encoded, image), parquet.label_array(values, f"{name}, {split}"))
+        labels = label_array(values, f"The labels of {name}, {part},")
+        parts[SPLIT_NAMES[part]] = Part(HubImages(encoded, image), labels)
+    if set(parts) == {"train"}:
+        found = [c for c in rows.column_names if c.lower() in SPLIT_COLUMNS and names_splits(c, rows[c])]
+        if split is not None or found:
+            split = column(split, found, rows.column_names, "split", name)
+            parts = divide(parts["train"], split, rows[split], name)
     provenance = {
         "source": "Hugging Face datasets",
         "path": spec,
         "config": config or None,
-        "columns": {"image": image, "label": label},
+        "columns": {"image": image, "label": label, "split": split},
         "splits": sorted(loaded),
-        "fingerprints": {split: rows._fingerprint for split, rows in loaded.items()},
+        "fingerprints": {part: rows._fingerprint for part, rows in loaded.items()},
         "datasets": datasets.__version__,
     }
-    short = Path(title.rstrip("/")).name
-    return assemble(short, name, parts, provenance, classes, skip_corrupt, split_seed)
+    return assemble(Path(title.rstrip("/")).name, name, parts, provenance, classes, **options)
 
 
 def looks_like(path: str) -> bool:

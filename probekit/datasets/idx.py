@@ -57,14 +57,14 @@ def read_idx(path: Path) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be unpacked ({error}); download it again.") from error
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
-        raise UserError(f"{path} is no idx file of unsigned bytes; download it again.")
+        raise UserError(f"{path} is not an idx file of unsigned bytes; download it again.")
     axes = content[3]
     if len(content) < 4 + 4 * axes:
-        raise UserError(f"{path} ends within its head; download it again.")
+        raise UserError(f"{path} ends within its header; download it again.")
     shape = tuple(int(n) for n in np.frombuffer(content, dtype=">u4", count=axes, offset=4))
     values = np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * axes)
     if values.size != math.prod(shape):
-        raise UserError(f"{path} holds {values.size} values where its head promises {shape}; download it again.")
+        raise UserError(f"{path} contains {values.size} values where its header promises {shape}; download it again.")
     return values.reshape(shape)
 
 

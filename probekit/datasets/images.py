@@ -6,7 +6,9 @@ Shape legend: N images, H and W sides; every reader returns HWC uint8 RGB (grey 
 import io
 import os
 import zipfile
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,6 +50,11 @@ class Decoding:
             raise UserError(
                 f"value_range={self.value_range} was given; give what is black and a larger value for white."
             )
+
+    @classmethod
+    def from_dict(cls, written: Mapping[str, Any]) -> "Decoding":
+        """What `to_dict` wrote into a data set's provenance; the defaults where a data set had no files."""
+        return cls(written.get("exif") or "apply", as_range(written.get("value_range")))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -136,7 +143,7 @@ def pixels_of(image: Image.Image, name: str, how: Decoding) -> np.ndarray:
     low, high = how.value_range or (0, 65535)
     grey_HW = (np.asarray(image).astype(np.float64) - low) * (255 / (high - low))
     if not np.isfinite(grey_HW).all():
-        raise UserError(f"{name} holds values that are not finite; repair or remove it.")
+        raise UserError(f"{name} contains values that are not finite; repair or remove it.")
     return np.repeat(np.rint(np.clip(grey_HW, 0, 255)).astype(np.uint8)[..., None], 3, axis=2)
 
 
@@ -189,61 +196,88 @@ class ArrayImages:
         return list(chosen)
 
 
-@dataclass(frozen=True, eq=False)
-class FileImages:
-    """Image files of a folder, decoded when read."""
+class EncodedImages(ABC):
+    """Encoded picture files, decoded when read; where their bytes are is all that a subclass says."""
+
+    how = Decoding()
+    random_access = True
+    """Whether a row costs the same wherever it is."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def encoded(self, row: int) -> tuple[bytes, str]:
+        """The bytes of one picture file, and what messages call it; a `UserError` where it cannot be read."""
+
+    def order(self, rows: np.ndarray) -> Iterable[int]:
+        """The order in which positions of `rows` are read best."""
+        return range(len(rows))
+
+    def read(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The images at `rows`, each HWC uint8 RGB."""
+        images: list[Any] = [None] * len(rows)
+        for place in self.order(rows):
+            images[place] = decode(*self.encoded(int(rows[place])), self.how)
+        return images
+
+
+def remarks(images: EncodedImages, rows: np.ndarray) -> list[str]:
+    """What decoding drops from a few pictures at `rows`: transparency, further frames; nothing where all is kept."""
+    found: dict[str, str] = {}
+    for row in rows:
+        with suppress(Exception):  # a file that cannot be read is reported when its row is
+            content, name = images.encoded(int(row))
+            with Image.open(io.BytesIO(content)) as image:
+                if (frames := getattr(image, "n_frames", 1)) > 1:
+                    found.setdefault(f"has {frames} frames, of which the first is taken", name)
+                if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+                    found.setdefault("is transparent in places, where the colour stored beneath is taken", name)
+    return [f"{name} {what}" for what, name in found.items()]
+
+
+@dataclass(eq=False)
+class FileImages(EncodedImages):
+    """Image files of a folder."""
 
     root: str
     names: Sequence[str]
-    how: Decoding = Decoding()
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def read(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The images at `rows`, each HWC uint8 RGB."""
-        paths = [Path(self.root) / self.names[row] for row in rows]
-        images = []
-        for path in paths:
-            try:
-                content = read_bytes(path)
-            except (OSError, ValueError) as error:
-                raise UserError(
-                    f"{path} was listed but cannot be read ({first_line(error)}); is it still there?"
-                ) from error
-            images.append(decode(content, str(path), self.how))
-        return images
+    def encoded(self, row: int) -> tuple[bytes, str]:
+        """The file's content."""
+        path = Path(self.root) / self.names[row]
+        try:
+            return read_bytes(path), str(path)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path} was listed but cannot be read ({first_line(error)}); is it still there?"
+            ) from error
 
 
 @dataclass(eq=False)
-class ZipImages:
-    """Image members of a zip archive, decoded when read; each process opens the archive for itself."""
+class ZipImages(EncodedImages):
+    """Image members of a zip archive; each process opens the archive for itself."""
 
     archive: str
     names: Sequence[str]
-    how: Decoding = Decoding()
     _opened: tuple[int, Any] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"archive": self.archive, "names": self.names, "how": self.how, "_opened": None}
+        return {**self.__dict__, "_opened": None}
 
-    def _zip(self) -> zipfile.ZipFile:
+    def encoded(self, row: int) -> tuple[bytes, str]:
+        """The member's content."""
         # a file handle shared over fork has one read position: two processes would read each other's bytes
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = (os.getpid(), zipfile.ZipFile(self.archive))
-        return self._opened[1]
-
-    def read(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The images at `rows`, each HWC uint8 RGB."""
-        images = []
-        for row in rows:
-            name = f"{self.archive}:{self.names[row]}"
-            try:
-                content = self._zip().read(self.names[row])
-            except Exception as error:  # damaged, encrypted, or packed by a method that zipfile lacks
-                raise UserError(f"{name} cannot be read from the archive ({error}); copy the archive again.") from error
-            images.append(decode(content, name, self.how))
-        return images
+        name = f"{self.archive}:{self.names[row]}"
+        try:
+            return self._opened[1].read(self.names[row]), name
+        except Exception as error:  # damaged, encrypted, or packed by a method that zipfile lacks
+            raise UserError(f"{name} cannot be read from the archive ({error}); copy the archive again.") from error

@@ -5,6 +5,7 @@ encrypted archive are refused.
 """
 
 import os
+import stat
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,14 @@ ZIP_METHODS = {0, 8, 12, 14}
 ZIP_NAMES = {9: "Deflate64", 93: "Zstandard", 98: "PPMd", 99: "AES"}
 
 THREADS = 8
+# what systems and programs leave in folders, beside names that begin with a dot
+CLUTTER = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__", "#recycle"}
+CLUTTER_FILES = {"thumbs.db", "desktop.ini", "ehthumbs.db"}
+
+
+def is_clutter(name: str) -> bool:
+    """Whether a file or folder of this name is no part of anybody's data: hidden, or left by a system."""
+    return name.startswith(".") or name.lower() in CLUTTER | CLUTTER_FILES
 
 
 @dataclass
@@ -51,8 +60,14 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower() or "without a suffix"
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a file is a picture, by its suffix."""
     return name.lower().endswith(SUFFIXES)
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 _Place = tuple[str, str, frozenset[tuple[int, int]]]
@@ -63,21 +78,23 @@ def _scan(place: _Place) -> tuple[list[tuple[str, int]], list[str], list[_Place]
     folder, prefix, above = place
     files, others, folders = [], [], []
     try:
-        here = os.stat(folder)
-        inside = above | {(here.st_dev, here.st_ino)}
+        inside = above | {_identity(folder)}
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                if is_clutter(entry.name):
                     continue
                 if entry.is_dir():
-                    target = entry.stat()
-                    if (target.st_dev, target.st_ino) in inside:
-                        raise UserError(f"{entry.path} is a link back to a folder that holds it; remove the link.")
+                    if _identity(entry.path) in inside:
+                        raise UserError(f"{entry.path} is a link back to a folder that contains it; remove the link.")
                     folders.append((entry.path, f"{prefix}{entry.name}/", inside))
-                elif not _is_image(entry.name):
+                elif not is_image(entry.name):
                     others.append(prefix + entry.name)
                 else:
-                    files.append((prefix + entry.name, entry.stat().st_size))
+                    status = entry.stat()
+                    if stat.S_ISREG(status.st_mode):
+                        files.append((prefix + entry.name, status.st_size))
+                    else:  # a pipe or a device, which would be waited for
+                        others.append(prefix + entry.name)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is a link to nothing, or was removed just now; remove the link.") from None
     except OSError as error:
@@ -91,10 +108,15 @@ def list_folder(folder: Path) -> Listing:
     others: list[str] = []
     folders: list[str] = []
     level: list[_Place] = [(str(folder), "", frozenset())]
+    paths: dict[tuple[int, int], str] = {}
     with ThreadPoolExecutor(THREADS) as pool:
         while level:
             deeper: list[_Place] = []
-            for files, strange, inner in pool.map(_scan, level):
+            for (path, _, above), (files, strange, inner) in zip(level, pool.map(_scan, level), strict=True):
+                here = _identity(path)
+                if here in paths and here not in above:
+                    raise UserError(f"{path} and {paths[here]} are one folder (a link): its images would count twice.")
+                paths[here] = path
                 found.files += files
                 others += strange
                 deeper += inner
@@ -125,19 +147,23 @@ def list_archive(archive: Path) -> Listing:
     """Every member, in the archive's order; names are made plain, so that "./a\\0.png" is "a/0.png"."""
     found = Listing()
     others, folders = [], []
+    seen: set[str] = set()
     try:
         with zipfile.ZipFile(archive) as opened:
             for info in opened.infolist():
                 # Windows programs write backslashes, others begin with "./"
                 name = "/".join(part for part in info.filename.replace("\\", "/").split("/") if part not in ("", "."))
-                if any(part.startswith((".", "__MACOSX")) for part in name.split("/")):
+                if any(map(is_clutter, name.split("/"))):
                     continue
                 if info.is_dir() or info.filename.endswith("\\"):
                     folders.append(f"{name}/")
-                elif not _is_image(name):
+                elif not is_image(name):
                     others.append(name)
                 else:
                     _check_member(archive, info)
+                    if name in seen:
+                        raise UserError(f"{archive} contains {name} twice; pack it again with one of them.")
+                    seen.add(name)
                     found.files.append((name, info.CRC))
                     if name != info.filename:
                         found.names[name] = info.filename

@@ -19,7 +19,7 @@ import numpy as np
 
 from igpt_model.hashing import hash_file
 from probekit.datasets.images import ArrayImages
-from probekit.datasets.parts import Part, assemble
+from probekit.datasets.parts import Part, assemble, label_array, title
 from probekit.datasets.records import Dataset
 from probekit.runtime.errors import UserError
 
@@ -74,7 +74,7 @@ def load(
     root: str | Path | None = None,
     corruption: str | None = None,
     severity: str | int | None = None,
-    split_seed: int = 0,
+    **options: Any,
 ) -> Dataset:
     """Read arrays of images and labels as one pool of rows.
 
@@ -89,6 +89,7 @@ def load(
         One array of the folder (its name without .npy); all without it.
     severity : 1 to 5, optional
         One of the five equal parts of each array; all without it.
+    **options : see `probekit.datasets.parts.assemble`
 
     Raises
     ------
@@ -109,8 +110,8 @@ def load(
         own = place.with_name(place.name.replace("data.npy", "labels.npy"))
         labels_file = own if own != place and own.is_file() else place.with_name(LABELS)
     if not files or not labels_file.is_file():
-        raise UserError(f"{place} needs {labels_file.name} beside its arrays of images (numpy.save of whole numbers).")
-    labels = np.asarray(_array(labels_file)).reshape(-1)
+        raise UserError(f"{place} needs {labels_file.name} beside its arrays of images (numpy.save of integers).")
+    labels = label_array(_array(labels_file), f"The labels of {labels_file}")
     spans, parts = [], []
     for file in files:
         rows = len(_array(file))
@@ -127,13 +128,8 @@ def load(
         "files": sizes,
         "labels_hash": hash_file(labels_file),
     }
-    title = place.stem if name == "npy" else name
-    images = MappedImages(tuple(map(str, files)), tuple(spans))
-    if labels.dtype.kind not in "iu":
-        raise UserError(f"{labels_file} holds {labels.dtype}, but whole numbers are needed.")
-    return assemble(
-        title, str(place), {"train": Part(images, np.concatenate(parts))}, provenance, None, False, split_seed
-    )
+    pool = Part(MappedImages(tuple(map(str, files)), tuple(spans)), np.concatenate(parts))
+    return assemble(title(name, "npy", str(place), ".npy"), str(place), {"train": pool}, provenance, **options)
 
 
 def _span(rows: int, severity: str | int | None, file: Path) -> tuple[int, int]:
@@ -147,4 +143,4 @@ def _span(rows: int, severity: str | int | None, file: Path) -> tuple[int, int]:
 
 def looks_like(path: str) -> bool:
     """Whether `path` is an .npy array, or a folder that holds labels.npy."""
-    return (Path(path) / LABELS).is_file() or (path.endswith(".npy") and Path(path).is_file())
+    return (Path(path) / LABELS).is_file() or (path.lower().endswith(".npy") and Path(path).is_file())

@@ -4,7 +4,7 @@ Row ids: the position among the rows of the split, its files in the order of the
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,21 @@ import numpy as np
 
 from igpt_model.checked_json import parse_json
 from igpt_model.hashing import hash_json
-from probekit.datasets.folder import SUFFIXES
-from probekit.datasets.images import FileImages, Images, PackedNames, decode
-from probekit.datasets.parts import Part, assemble, by_split, column, expand, split_of
+from probekit.datasets.images import EncodedImages, FileImages, Images, PackedNames
+from probekit.datasets.listing import is_clutter, is_image
+from probekit.datasets.parts import (
+    SPLIT_COLUMNS,
+    Part,
+    assemble,
+    by_split,
+    column,
+    divide,
+    expand,
+    label_array,
+    names_splits,
+    split_of,
+    title,
+)
 from probekit.datasets.records import Dataset
 from probekit.runtime.errors import UserError, first_line
 
@@ -26,7 +38,7 @@ LABEL_NAMES = ("label", "labels", "target", "class", "cls")
 
 
 @dataclass(eq=False)
-class ParquetImages:
+class ParquetImages(EncodedImages):
     """A column of encoded images in parquet files; rows asked for in ascending order are read once.
 
     Parameters
@@ -51,16 +63,14 @@ class ParquetImages:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_reader": None}
 
-    def read(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The images at `rows`, each HWC uint8 RGB."""
-        images: list[Any] = [None] * len(rows)
-        for place in np.argsort(rows, kind="stable"):
-            row = int(rows[place])
-            content, name = self._encoded(row)
-            images[place] = decode(content, name)
-        return images
+    random_access = False
 
-    def _encoded(self, row: int) -> tuple[bytes, str]:
+    def order(self, rows: np.ndarray) -> Iterable[int]:
+        """Ascending: a row group is streamed forwards."""
+        return np.argsort(rows, kind="stable").tolist()
+
+    def encoded(self, row: int) -> tuple[bytes, str]:
+        """The column's bytes, or the file that it names."""
         number = int(np.searchsorted(self.group_end, row, side="right"))
         start = int(self.group_end[number - 1]) if number else 0
         reader = self._reader
@@ -77,7 +87,9 @@ def _beside(value: Any, file: str, name: str) -> tuple[bytes, str]:
     """The file that a value without bytes names: `to_parquet` leaves local images where they are."""
     path = Path(file).parent / str((value or {}).get("path"))
     if not path.is_file():
-        raise UserError(f"{name} holds no encoded image, and its file {path} does not exist; write the images into it.")
+        raise UserError(
+            f"{name} contains no encoded image, and its file {path} does not exist; write the images into it."
+        )
     return path.read_bytes(), str(path)
 
 
@@ -166,18 +178,10 @@ def choose_columns(
     ]
     label = column(label, labels, names, "label", where)
     if kinds.is_list(schema.field(label).type) or kinds.is_large_list(schema.field(label).type):
-        raise UserError(f"{where}: the column {label} holds several labels a row, but a probe needs one class a row.")
+        raise UserError(
+            f"{where}: the column {label} contains several labels per row, but a probe needs one class per row."
+        )
     return image, label, features.get(label, {}).get("names")
-
-
-def label_array(values: Any, where: str) -> np.ndarray:
-    """Labels as int64 (N,), or as text where they are text."""
-    array = np.asarray(values)
-    if array.dtype.kind in "iub":
-        return array.astype(np.int64)
-    if array.dtype.kind in "OU" and all(isinstance(value, str) for value in array.tolist()):
-        return array.astype(str)
-    raise UserError(f"{where}: labels are of type {array.dtype}, but whole numbers or class names are needed.")
 
 
 def load(
@@ -185,8 +189,8 @@ def load(
     root: str | Path | None = None,
     image: str | None = None,
     label: str | None = None,
-    skip_corrupt: bool = False,
-    split_seed: int = 0,
+    split: str | None = None,
+    **options: Any,
 ) -> Dataset:
     """Read parquet files whose rows hold one encoded image and one label.
 
@@ -197,10 +201,10 @@ def load(
     root : path
         A .parquet file, a quoted glob, or a folder of them (to every depth). The word train, val or test in a path
         says its split.
-    image, label : str, optional
-        Columns. Without them those that `datasets` declared, or the one column of bytes and the one called label.
-    skip_corrupt : bool
-        Leave out images that cannot be decoded, as for folders.
+    image, label, split : str, optional
+        Columns. Without them those that `datasets` declared, or the one column of bytes and the one called label; and,
+        where no file names a split, the one column of splits, if there is one.
+    **options : see `probekit.datasets.parts.assemble`
 
     Raises
     ------
@@ -210,28 +214,44 @@ def load(
     where = os.path.expanduser(str(root)) if root is not None else ""
     files = [file for file in expand(where, ".parquet") if file.is_file()] if where else []
     if not files:
-        raise UserError(f"{root} holds no .parquet file; give root=FILE.parquet, a glob or a folder.")
+        raise UserError(f"{root} contains no .parquet file; give root=FILE.parquet, a glob or a folder.")
     folders = sorted({str(file.parent) for file in files if not split_of(file.parent.name)})
     if len(folders) > 1:
-        raise UserError(f"{where} holds parquet files in several folders ({', '.join(folders)}): name one of them.")
+        raise UserError(f"{where} contains parquet files in several folders ({', '.join(folders)}): name one of them.")
     parts: dict[str, Part] = {}
     classes: list[str] | None = None
     sizes: dict[str, int] = {}
-    for split, members in by_split(files, where).items():
-        parts[split], classes, columns = _part(members, image, label, where, classes)
+    by_name = by_split(files, where)
+    for part, members in by_name.items():
+        parts[part], classes, columns = _part(members, image, label, where, classes)
         sizes |= {str(file): file.stat().st_size for file in members}
+    if split is not None or (len(by_name) == 1 and not split_of(files[0].stem)):
+        parts, chosen = _by_column(files, parts["train"], split, where)
+        columns = {**columns, **({"split": chosen} if chosen else {})}
     listing = [[Path(file).name, size] for file, size in sorted(sizes.items())]
     provenance = {
         "source": "parquet",
         "path": where,
         "columns": columns,
         "files": len(files),
-        "listing_hash": hash_json([listing, {split: part.labels.tolist() for split, part in parts.items()}]),
+        "listing_hash": hash_json([listing, {name: part.labels.tolist() for name, part in parts.items()}]),
     }
-    title = Path(where.split("*")[0].rstrip("/")).name.removesuffix(".parquet").rstrip("-_.")
-    return assemble(
-        (title or "parquet") if name == "parquet" else name, where, parts, provenance, classes, skip_corrupt, split_seed
-    )
+    return assemble(title(name, "parquet", where, ".parquet"), where, parts, provenance, classes, **options)
+
+
+def _by_column(files: Sequence[Path], part: Part, split: str | None, where: str) -> tuple[dict[str, Part], str | None]:
+    """The pool of rows by the column that names their splits, where there is one, and that column."""
+    with _as_sentence(where):
+        names = list(_open(files[0]).schema_arrow.names)
+
+        def values(name: str) -> list[Any]:
+            return [value for file in files for value in _open(file).read([name]).column(0).to_pylist()]
+
+        found = [n for n in names if n.lower() in SPLIT_COLUMNS and names_splits(n, values(n))]
+        if split is None and not found:
+            return {"train": part}, None
+        split = column(split, found, names, "split", where)
+        return divide(part, split, values(split), where), split
 
 
 def _part(
@@ -248,7 +268,7 @@ def _part(
             raise UserError(f"{file} names other classes than the files before it; give files of one data set.")
         classes = names or classes
         with _as_sentence(file):
-            labels.append(label_array(opened.read([label]).column(0).to_numpy(), str(file)))
+            labels.append(label_array(arrow_labels(opened.read([label]).column(0)), f"The labels of {file}"))
         for k in range(opened.metadata.num_row_groups):
             if rows := opened.metadata.row_group(k).num_rows:
                 group_file.append(number)
@@ -268,25 +288,30 @@ def _part(
     return Part(images, np.concatenate(labels)), classes, {"image": image, "label": label}
 
 
+def arrow_labels(column: Any) -> Any:
+    """An Arrow column as NumPy, where nothing is missing (else whole numbers would become floats)."""
+    return np.array([*column.to_pylist(), None], object)[:-1] if column.null_count else column.to_numpy()
+
+
 def looks_like(path: str) -> bool:
     """Whether `path` is a .parquet file, a glob of them, or a folder that holds some, at its top or one below."""
     if Path(path).is_dir():
         return _holds_parquet(path)
-    return path.endswith(".parquet") and any(file.is_file() for file in expand(path, ".parquet"))
+    return path.lower().endswith(".parquet") and any(file.is_file() for file in expand(path, ".parquet"))
 
 
 def _holds_parquet(folder: str) -> bool:
     """The first images met decide against it: a folder of a million images is not listed to find out."""
     with os.scandir(folder) as entries:
-        top = [entry for entry in entries if not entry.name.startswith(".")]
-    if any(entry.name.endswith(".parquet") for entry in top):
+        top = [entry for entry in entries if not is_clutter(entry.name)]
+    if any(entry.name.lower().endswith(".parquet") for entry in top):
         return True
     for entry in top:
         if entry.is_dir():
             with os.scandir(entry.path) as below:
                 for file in below:
-                    if file.name.endswith(".parquet"):
+                    if file.name.lower().endswith(".parquet"):
                         return True
-                    if file.name.lower().endswith(SUFFIXES):
+                    if is_image(file.name):
                         return False
     return False

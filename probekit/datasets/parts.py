@@ -1,23 +1,31 @@
-"""From labelled parts, one a split, to a data set: what CSV lists, parquet files, tars and hub data sets share.
+"""From labelled parts, one a split, to a data set: what every source of a user's own pictures shares.
 
-Shape legend: N rows of a part.
+Here is the one home of what is a label, of what a split is called, of which column holds what, and of the options that
+all sources take. Shape legend: N rows of a part.
 """
 
 import glob
 import re
+import unicodedata
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from probekit.datasets.corrupt import without_corrupt
-from probekit.datasets.folder import SPLIT_NAMES
-from probekit.datasets.images import Images
+from probekit.datasets.images import Decoding, EncodedImages, Images, as_range, remarks
+from probekit.datasets.listing import is_clutter
 from probekit.datasets.records import Dataset, Split, build
+from probekit.datasets.splits import SPLIT_NAMES
 from probekit.runtime.errors import UserError
+
+# a column of one of these names whose values are names of splits says the split of each row
+SPLIT_COLUMNS = ("split", "set", "subset", "partition", "phase", "usage", "fold", "dataset")
+# pictures of the training part that are opened at once, to say what decoding drops
+OPENED = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +37,88 @@ class Part:
     images : Images
     labels : int (N,) or str (N,)
         Whole numbers are labels as they are; text is a class name.
+    classes : tuple of str, optional
+        Names of the labels 0, 1, ... of this part.
+    rows : int (N,), optional
+        The position in `images` of each row; all of them without it.
     """
 
     images: Images
     labels: np.ndarray
+    classes: tuple[str, ...] | None = None
+    rows: np.ndarray | None = None
+
+
+def label_array(values: Any, where: str) -> np.ndarray:
+    """Labels as int64 (N,), or as text (N,) where they are class names.
+
+    Whole numbers may be written as floats (pandas does so once one was missing); names are stripped of spaces and
+    brought to one Unicode form, as "é" is one character or two.
+
+    Raises
+    ------
+    UserError
+        A label is missing, there are several an image, or they are fractions.
+    """
+    if np.ma.is_masked(values):
+        _refuse_missing(np.ma.getmaskarray(values), where)
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise UserError(
+            f"{where} are lists of different lengths, but one label per image is needed: choose one."
+        ) from None
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise UserError(
+            f"{where} have the shape {array.shape}, but one non-negative integer per image is needed: give "
+            "labels.argmax(1) for one-hot rows; of several labels per image, choose one."
+        )
+    if array.dtype.kind == "O":
+        array = _of_one_type(array.tolist(), where)
+    if array.dtype.kind == "f":
+        _refuse_missing(np.isnan(array), where)
+        if (array != np.rint(array)).any() or np.abs(array).max(initial=0) >= 2**53:
+            strange = float(array[(array != np.rint(array)) | (np.abs(array) >= 2**53)][0])
+            raise UserError(f"{where} hold {strange:g}, but a probe needs classes: integers or names.")
+    if array.dtype.kind in "iubf":
+        return array.astype(np.int64)
+    if array.dtype.kind != "U":
+        raise UserError(f"{where} are of type {array.dtype}, but integers from 0 up or class names are needed.")
+    return _names(array, where)
+
+
+def _of_one_type(items: list[Any], where: str) -> np.ndarray:
+    if any(isinstance(item, list | tuple | set | dict | np.ndarray) for item in items):
+        raise UserError(f"{where} are lists, but one label per image is needed: choose one.")
+    _refuse_missing(np.array([item is None or str(item) in ("nan", "<NA>", "--") for item in items], bool), where)
+    if all(isinstance(item, str) for item in items):
+        return np.array(items, str)
+    if all(isinstance(item, int | float | np.number | np.bool_) for item in items):
+        return np.array(items)
+    kinds = ", ".join(sorted({type(item).__name__ for item in items}))
+    raise UserError(f"{where} are of the types {kinds}; give integers, or class names, for all images.")
+
+
+def _names(array: np.ndarray, where: str) -> np.ndarray:
+    written, inverse = np.unique(array, return_inverse=True)
+    names = [unicodedata.normalize("NFC", name).strip() for name in written.tolist()]
+    _refuse_missing(np.array([name.lower() in ("", "nan") for name in names], bool)[inverse], where)
+    if all(re.fullmatch(r"[+-]?\d+(\.\d*)?", name) for name in names) and any("." in name for name in names):
+        fractions = [name for name in names if float(name) != int(float(name))]
+        if fractions:
+            raise UserError(f"{where} hold {fractions[0]}, but a probe needs classes: integers or names.")
+        names = [str(int(float(name))) for name in names]
+    return np.array(names, str)[inverse] if names else array
+
+
+def _refuse_missing(missing: np.ndarray, where: str) -> None:
+    if missing.any():
+        raise UserError(
+            f"{where}: {int(missing.sum())} of {len(missing)} rows have no label (the first: row "
+            f"{int(np.argmax(missing))}, counted from 0); give each image a class, or leave those rows out."
+        )
 
 
 def split_of(name: str) -> str:
@@ -41,11 +127,46 @@ def split_of(name: str) -> str:
     return next((SPLIT_NAMES[word] for word in reversed(words) if word in SPLIT_NAMES), "")
 
 
+def divide(part: Part, column: str, values: Iterable[Any], where: str) -> dict[str, Part]:
+    """A part by a column that names the split of each row.
+
+    Raises
+    ------
+    UserError
+        A value is no name of a split.
+    """
+    written = list(values)
+    named = [SPLIT_NAMES.get(str(value).strip().lower(), "") for value in written]
+    if "" in named:
+        row = named.index("")
+        raise UserError(
+            f"{where}: the column {column} has {written[row]!r} in row {row} (counted from 0); expected train, val or "
+            "test."
+        )
+    divided = {}
+    for split in dict.fromkeys(named):
+        rows = np.flatnonzero(np.array(named) == split)
+        own = rows if part.rows is None else part.rows[rows]
+        divided[split] = replace(part, labels=part.labels[rows], rows=own)
+    return divided
+
+
+def names_splits(column: str, values: Iterable[Any]) -> bool:
+    """Whether a column says the split of each row, by its name and what it holds."""
+    return column.lower() in SPLIT_COLUMNS and {str(v).strip().lower() for v in values} <= set(SPLIT_NAMES)
+
+
 def expand(pattern: str, suffix: str) -> list[Path]:
     """Files that a path means: itself, a glob, a range in braces ("{000..012}"), or a folder's files with `suffix`.
 
     Hidden files are left out; a folder is searched to every depth.
     """
+    path = Path(pattern)
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.name.lower().endswith(suffix))
+        return [file for file in found if not any(map(is_clutter, file.relative_to(path).parts))]
+    if path.exists():
+        return [path]
     braces = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if braces:
         first, last = braces.groups()
@@ -53,13 +174,18 @@ def expand(pattern: str, suffix: str) -> list[Path]:
         return [
             path for n in numbers for path in expand(pattern[: braces.start()] + n + pattern[braces.end() :], suffix)
         ]
-    path = Path(pattern)
-    if path.is_dir():
-        found = sorted(path.rglob(f"*{suffix}"))
-        return [file for file in found if not any(p.startswith(".") for p in file.relative_to(path).parts)]
     if any(sign in pattern for sign in "*?["):
         return sorted(Path(name) for name in glob.glob(pattern))
     return [path]
+
+
+def title(name: str, kind: str, path: str, suffix: str = "") -> str:
+    """The name of a data set: the one it was asked for by, or, where that is its kind, one after its path."""
+    if name != kind:
+        return name
+    stem = re.split(r"[*?\[{]", Path(path.rstrip("/")).name)[0]
+    stem = stem.removesuffix(suffix).rstrip("-_.")
+    return stem or Path(path).parent.name or kind
 
 
 def by_split(files: Sequence[Path], where: str) -> dict[str, list[Path]]:
@@ -101,65 +227,105 @@ def assemble(
     parts: Mapping[str, Part],
     provenance: Mapping[str, Any],
     classes: Sequence[str] | None = None,
+    *,
+    val_is_test: bool = True,
     skip_corrupt: bool = False,
     split_seed: int = 0,
+    exif: str | None = None,
+    value_range: Sequence[float] | str | None = None,
 ) -> Dataset:
-    """The data set of parts called train, val and test; val without test is the test split, as ImageNet is reported.
+    """The data set of parts called train, val and test; the options after `classes` are those of every source.
 
     Parameters
     ----------
     name, where : str
-        Of the data set, and where it lies (for messages).
+        Of the data set, and its path (for messages).
     parts : mapping of split to `Part`
         A split whose labels are all negative has none: it is left out with a warning.
     classes : sequence of str, optional
         Names of the labels 0, 1, ...; None for class names in sorted order, or the numbers themselves.
+    val_is_test : bool
+        Without a test part, val is the test split, as ImageNet is reported.
+    skip_corrupt : bool
+        Decode every image of a split when it is first asked for, leave out those that fail, and list their row ids
+        and names in the provenance. Off: a corrupt image is an error that names it, when it is read.
+    split_seed : int
+        Seed of held-out parts.
+    exif, value_range : see `probekit.datasets.images.Decoding`
 
     Raises
     ------
     UserError
-        There is no training part, or a class of another part is not in it.
+        There is no training part, a class of another part is not in it, or an option is for picture files alone.
     """
     parts = dict(parts)
     for split in [s for s, part in parts.items() if part.labels.dtype.kind == "i" and len(part.labels)]:
         if (parts[split].labels < 0).all():
             del parts[split]
-            warnings.warn(f"{where}: the {split} part has no labels (all are negative) and is left out.", stacklevel=2)
+            warnings.warn(f"{where}: the {split} part has no labels (all are negative) and is left out.", stacklevel=3)
     if "train" not in parts:
         raise UserError(f"{where} has {', '.join(sorted(parts)) or 'no labelled rows'}, but a train part is needed.")
-    val_is_test = "val" in parts and "test" not in parts
-    if val_is_test:
+    if moved := val_is_test and "val" in parts and "test" not in parts:
         parts["test"] = parts.pop("val")
-    named = any(part.labels.dtype.kind in "UO" for part in parts.values())
-    if named:
-        classes = tuple(np.unique(parts["train"].labels.astype(str)).tolist())
+    decoding: dict[str, Any] = {}
+    if all(isinstance(part.images, EncodedImages) for part in parts.values()):
+        how = Decoding(exif or "apply", as_range(value_range))
+        decoding = {"decoding": how.to_dict()}
+        for part in parts.values():
+            part.images.how = how  # type: ignore[attr-defined]
+        _say_what_is_dropped(parts["train"], where)
+    elif skip_corrupt or exif or value_range is not None:
+        raise UserError(
+            f"skip_corrupt, exif and value_range are for image files, and {where} contains none; leave them out."
+        )
+    parts = {split: _indexed(part) for split, part in parts.items()}
+    if parts["train"].classes is not None:
+        classes = parts["train"].classes
     elif classes is None:
-        top = max(int(part.labels.max(initial=-1)) for part in parts.values())
-        classes = tuple(str(k) for k in range(top + 1))
+        labels = np.concatenate([part.labels for part in parts.values()])
+        classes = tuple(str(k) for k in range(int(labels.max(initial=-1)) + 1))
+        if absent := len(classes) - len(np.unique(labels[labels >= 0])):
+            warnings.warn(
+                f"{where}: {absent} of the labels 0 to {len(classes) - 1} have no image; each is a class all the same.",
+                stacklevel=3,
+            )
     skipped: dict[str, Any] = {}
 
     def read(split: str) -> Split:
         part = parts[split]
         labels = part.labels
-        if named:
-            index = np.searchsorted(np.array(classes), labels.astype(str))
-            known = np.minimum(index, len(classes) - 1)
-            strange = np.unique(labels.astype(str)[np.array(classes)[known] != labels.astype(str)])
-            if len(strange):
-                raise UserError(
-                    f"{where}: the {split} part has classes that train lacks ({', '.join(strange[:5].tolist())})."
-                )
-            labels = index
-        rows = Split.of(part.images, labels)
+        if part.classes is not None:
+            strange = sorted(set(part.classes) - set(classes))
+            if strange:
+                raise UserError(f"{where}: the {split} part has classes that train lacks ({', '.join(strange[:5])}).")
+            labels = np.array([classes.index(label) for label in part.classes], np.int64)[labels]
+        rows = Split.of(part.images, labels, source_rows=part.rows)
         return without_corrupt(rows, split, skipped) if skip_corrupt else rows
 
     made = {split: (lambda split=split: read(split)) for split in parts}
     return build(
         name,
         tuple(classes),
-        {**provenance, "val_part_is_test": val_is_test, "skipped": skipped},
+        {**provenance, "val_part_is_test": moved, **decoding, "skipped": skipped},
         made["train"],
         made.get("test"),
         made.get("val"),
         split_seed=split_seed,
     )
+
+
+def _indexed(part: Part) -> Part:
+    """A part whose labels, where they are text, are positions in its classes."""
+    if part.labels.dtype.kind != "U":
+        return part
+    classes, labels = np.unique(part.labels, return_inverse=True)
+    return replace(part, labels=labels.astype(np.int64), classes=tuple(classes.tolist()))
+
+
+def _say_what_is_dropped(part: Part, where: str) -> None:
+    assert isinstance(part.images, EncodedImages)
+    rows = np.arange(len(part.labels)) if part.rows is None else part.rows
+    if part.images.random_access and len(rows):
+        rows = rows[np.linspace(0, len(rows) - 1, OPENED).astype(int)]
+    for remark in remarks(part.images, rows[:OPENED]):
+        warnings.warn(f"{where}: {remark}; convert the images first if that is not meant.", stacklevel=4)

@@ -3,7 +3,9 @@
 Shape legend: N rows of a split; H, W image sides; images are HWC uint8 RGB.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -42,8 +44,8 @@ class Split:
         return len(self.labels)
 
     @classmethod
-    def of(cls, source: Images, labels: Any, row_ids: Any = None) -> "Split":
-        """All rows of `source`, in its order.
+    def of(cls, source: Images, labels: Any, row_ids: Any = None, source_rows: Any = None) -> "Split":
+        """All rows of `source`, in its order, or those at `source_rows`.
 
         Raises
         ------
@@ -54,13 +56,14 @@ class Split:
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or (labels.size and labels.min() < 0):
             raise UserError(
                 f"Labels of shape {labels.shape} and type {labels.dtype} were given, "
-                "but one whole number from 0 up is needed for each image."
+                "but one non-negative integer per image is needed."
             )
-        if len(source) != len(labels):
-            raise UserError(f"There are {len(source)} images but {len(labels)} labels; give one label an image.")
+        images = len(source) if source_rows is None else len(source_rows)
+        if images != len(labels):
+            raise UserError(f"There are {images} images but {len(labels)} labels; give one label per image.")
         rows = np.arange(len(labels))
         ids = rows if row_ids is None else np.asarray(row_ids, dtype=np.int64)
-        return cls(source, labels.astype(np.int64), ids, rows)
+        return cls(source, labels.astype(np.int64), ids, rows if source_rows is None else np.asarray(source_rows))
 
     def images(self, start: int, stop: int) -> list[np.ndarray]:
         """Images `start` to `stop` (exclusive), each HWC uint8 RGB."""
@@ -164,6 +167,7 @@ def build(
     UserError
         From the split itself, when it is read: the training labels are of fewer than two classes.
     """
+    check_classes(name, classes)
     cache: dict[str, Split] = {}
 
     def whole() -> Split:
@@ -204,3 +208,27 @@ def build(
     }
     makers = {"train": lambda: part(0), "val": lambda: part(1), "test": held_test}
     return Dataset(name, tuple(classes), {"name": name, **provenance, "split_rule": rule}, Splits(makers))
+
+
+def check_classes(name: str, classes: Sequence[str]) -> None:
+    """Warn of class names that a reader takes for one another; refuse those that cannot be written.
+
+    Raises
+    ------
+    UserError
+        A name is no valid text (bytes of another encoding in a folder's name).
+    """
+    alike: dict[str, list[str]] = {}
+    for label in classes:
+        try:
+            label.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"The class name {label!a} of {name} is not a valid text; rename its folder.") from None
+        alike.setdefault(" ".join(unicodedata.normalize("NFKC", label).casefold().split()), []).append(label)
+    for group in alike.values():
+        if len(group) > 1:
+            warnings.warn(
+                f"{name} has {len(group)} classes of the names {', '.join(map(repr, group))}, which differ in case, "
+                "spaces or not at all; they are kept apart.",
+                stacklevel=4,
+            )

@@ -10,6 +10,7 @@ webdataset, "The WebDataset Format" (github.com/webdataset/webdataset).
 
 import os
 import tarfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,18 @@ import numpy as np
 
 from igpt_model.checked_json import parse_json
 from igpt_model.hashing import hash_json
-from probekit.datasets.folder import SUFFIXES
-from probekit.datasets.images import decode
-from probekit.datasets.parts import Part, assemble, by_split, expand
+from probekit.datasets.images import EncodedImages
+from probekit.datasets.listing import is_clutter, is_image
+from probekit.datasets.parts import Part, assemble, by_split, expand, label_array, title
 from probekit.datasets.records import Dataset
 from probekit.runtime.errors import UserError
 
 LABEL_FIELDS = ("cls", "cls.txt", "label", "label.txt")
+SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
-@dataclass(frozen=True, eq=False)
-class TarImages:
+@dataclass(eq=False)
+class TarImages(EncodedImages):
     """Image members of uncompressed tars by offset.
 
     Parameters
@@ -46,18 +48,15 @@ class TarImages:
     def __len__(self) -> int:
         return len(self.shards)
 
-    def read(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The images at `rows`, each HWC uint8 RGB."""
-        images = []
-        for row in rows:
-            file = self.files[self.shards[row]]
-            try:
-                with open(file, "rb") as opened:
-                    content = os.pread(opened.fileno(), int(self.sizes[row]), int(self.offsets[row]))
-            except OSError as error:
-                raise UserError(f"{file} cannot be read ({error.strerror}); is it still there?") from error
-            images.append(decode(content, f"{file}, sample {row}"))
-        return images
+    def encoded(self, row: int) -> tuple[bytes, str]:
+        """The member's content."""
+        file = self.files[self.shards[row]]
+        try:
+            with open(file, "rb") as opened:
+                content = os.pread(opened.fileno(), int(self.sizes[row]), int(self.offsets[row]))
+        except OSError as error:
+            raise UserError(f"{file} cannot be read ({error.strerror}); is it still there?") from error
+        return content, f"{file}, sample {row}"
 
 
 def _key(name: str) -> tuple[str, str]:
@@ -82,33 +81,43 @@ def _samples(file: Path, label: str | None) -> list[_Sample]:
     try:
         with tarfile.open(file, "r:") as tar:
             for member in tar:
-                if not member.isfile() or member.name.rpartition("/")[2].startswith("."):
+                if not member.isfile() or any(is_clutter(level) for level in member.name.split("/") if level != "."):
                     continue
                 key, field = _key(member.name)
                 if not samples or samples[-1].key != key:
                     if key in known:
-                        raise UserError(f"{file} holds the sample {key} twice, or its members stand apart.")
+                        raise UserError(f"{file} contains the sample {key} twice, or its members stand apart.")
                     known.add(key)
                     samples.append(_Sample(key))
                 sample = samples[-1]
                 sample.fields += (field,)
-                if f".{field}".endswith(SUFFIXES):
+                if is_image(f".{field}"):
                     if sample.image is not None:
                         raise UserError(
                             f"{file}: the sample {key} has more than one image ({', '.join(sample.fields)})."
                         )
                     sample.image = (member.offset_data, member.size)
                 elif field == label or (label is None and field in LABEL_FIELDS):
-                    sample.label = tar.extractfile(member).read().decode().strip()  # type: ignore[union-attr]
+                    sample.label = _text(tar.extractfile(member).read(), f"{file}: {member.name}")  # type: ignore[union-attr]
                 elif field == "json" and (label is None or label not in sample.fields):
                     value = parse_json(tar.extractfile(member).read(), member.name)  # type: ignore[union-attr]
                     if isinstance(value, dict) and (label or "label") in value and sample.label is None:
                         sample.label = value[label or "label"]
                 tar.members = []  # type: ignore[attr-defined]  # it keeps every header; a shard may have a million
+    except UserError:
+        raise
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        hint = "decompress it first, or copy it again" if file.suffix in (".gz", ".tgz") else "copy it again"
+        packed = file.suffix.lower() != ".tar"
+        hint = "decompress it first: a compressed one cannot be entered in the middle" if packed else "copy it again"
         raise UserError(f"{file} is not a whole uncompressed tar file ({error}); {hint}.") from None
     return samples
+
+
+def _text(content: bytes, name: str) -> str:
+    try:
+        return content.decode().strip()
+    except UnicodeDecodeError:
+        raise UserError(f"{name} is not text in UTF-8; write the label as a number or a name.") from None
 
 
 def _part(files: list[Path], label: str | None) -> tuple[Part, int]:
@@ -121,29 +130,23 @@ def _part(files: list[Path], label: str | None) -> tuple[Part, int]:
             if sample.label is None:
                 raise UserError(
                     f"{file}: the sample {sample.key} has the fields {', '.join(sample.fields)} but no label; expected "
-                    f".cls (or a key of .json): name it, as in {file}#label=FIELD."
+                    f".cls (or a key of .json): name it, as in {file}#label=FIELD (images in folders of classes are "
+                    "read from a folder or zip)."
                 )
             shards.append(number)
             offsets.append(sample.image[0])
             sizes.append(sample.image[1])
             labels.append(sample.label)
-    try:
-        values = np.array([int(value) for value in labels], np.int64)
-    except (TypeError, ValueError):
-        values = np.array([str(value) for value in labels])
+    values = label_array(np.array([*labels, None], object)[:-1], f"The labels of {files[0]}")
+    with suppress(ValueError):
+        values = values.astype(np.int64)
     images = TarImages(
         tuple(map(str, files)), np.array(shards, np.int64), np.array(offsets, np.int64), np.array(sizes, np.int64)
     )
     return Part(images, values), skipped
 
 
-def load(
-    name: str,
-    root: str | Path | None = None,
-    label: str | None = None,
-    skip_corrupt: bool = False,
-    split_seed: int = 0,
-) -> Dataset:
+def load(name: str, root: str | Path | None = None, label: str | None = None, **options: Any) -> Dataset:
     """Read webdataset shards.
 
     Parameters
@@ -156,8 +159,7 @@ def load(
     label : str, optional
         The field that holds the label, or a key of the .json field; `cls` (or the key `label`) without it. Whole
         numbers are labels as they are, text names a class.
-    skip_corrupt : bool
-        Leave out images that cannot be decoded, as for folders.
+    **options : see `probekit.datasets.parts.assemble`
 
     Raises
     ------
@@ -182,15 +184,15 @@ def load(
         "samples_without_image": sum(skipped for _, skipped in found.values()),
     }
     parts = {split: part for split, (part, _) in found.items()}
-    title = Path(str(root).rstrip("/")).name.removesuffix(".tar").split("{")[0].split("*")[0].rstrip("-_.")
-    title = (title or "webdataset") if name == "webdataset" else name
-    return assemble(title, str(root), parts, provenance, None, skip_corrupt, split_seed)
+    return assemble(title(name, "webdataset", str(root), ".tar"), str(root), parts, provenance, **options)
 
 
 def looks_like(path: str) -> bool:
-    """Whether `path` is a .tar, a glob or brace range of them, or a folder whose only data are tars."""
+    """Whether `path` is a tar, a glob or brace range of them, or a folder whose only data are tars."""
     if Path(path).is_dir():
         with os.scandir(path) as entries:
-            names = [entry.name for entry in entries if not entry.name.startswith(".")]
-        return any(name.endswith(".tar") for name in names) and not any(Path(path, name).is_dir() for name in names)
-    return path.endswith(".tar") and all(file.is_file() for file in expand(path, ".tar") or [Path(path)])
+            names = [entry.name for entry in entries if not is_clutter(entry.name)]
+        return any(name.lower().endswith(SUFFIXES) for name in names) and not any(
+            Path(path, name).is_dir() for name in names
+        )
+    return path.lower().endswith(SUFFIXES) and all(file.is_file() for file in expand(path, ".tar") or [Path(path)])

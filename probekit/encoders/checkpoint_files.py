@@ -6,13 +6,16 @@ stand-in takes the place of each: nothing of that name is imported or called, wh
 """
 
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from igpt_model.checked_json import read_json
 from probekit.runtime.errors import UserError, first_line
 
 # globals that one file may name before it is given up: whole pickled models name a few dozen
@@ -23,9 +26,10 @@ class Opaque:
     """Stands for an object of a class that is not imported."""
 
     named = ""
+    contents: Any = None
 
     def __init__(self, *_: Any, **__: Any) -> None:
-        self.contents: Any = None
+        self.contents = None
 
     def __setstate__(self, state: Any) -> None:
         self.contents = state
@@ -76,6 +80,8 @@ def _load_torch(path: Path) -> Any:
 
 def _reason(error: Exception) -> str:
     """What PyTorch says of a file that it refuses, without the paragraphs and terminal codes round it."""
+    if "TorchScript" in str(error):
+        return "it is a TorchScript archive, a program"
     said = re.search(r"WeightsUnpickler error:\s+([^\n]+)", str(error))
     blocked = re.search(r"unsupported GLOBAL (\S+)", str(error))
     if blocked:
@@ -93,7 +99,7 @@ def _named_content(state: Any) -> Any:
 
 
 def read_state(path: str | Path, state_key: str | None = None) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors file, or of a torch file.
+    """The tensors of a torch file, of .safetensors (or the .index.json of its shards), or of an .npz.
 
     Parameters
     ----------
@@ -108,41 +114,89 @@ def read_state(path: str | Path, state_key: str | None = None) -> dict[str, torc
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UserError(f"There is no weights file {path}.")
+        raise UserError(f"{path} is a folder; give one file." if path.is_dir() else f"There is no weights file {path}.")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = _load_torch(path)
+        state = _load(path)
     except Exception as error:
         raise UserError(
-            f"{path} is no weights file that can be read safely ({_reason(error)}); save a plain state_dict."
+            f"{path} is not a weights file that can be read safely ({_reason(error)}); save a plain state_dict."
         ) from error
     remaining = state_key
     while remaining:
-        state = _named_content(state)
+        state = _by_name(state)
         # a key may itself hold dots: the longest one that is there wins
         parts = remaining.split(".")
         heads = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
         head = next((h for h in heads if isinstance(state, Mapping) and h in state), None)
         if head is None:
-            raise UserError(f"{path} has no {state_key!r}; it holds {_content(state)}: give another --state-key.")
+            raise UserError(f"{path} has no {state_key!r}; it contains {_content(state)}: give another --state-key.")
         state, remaining = state[head], remaining[len(head) + 1 :]
     if isinstance(state, Opaque):
         raise UserError(
-            f"{path} holds an object of the class {state.named}, whose code is not run here; save its state_dict()."
+            f"{path} contains an object of the class {state.named}, whose code is not run here; save its state_dict()."
         )
     if not _is_state(state):
-        inside = [key for key, value in state.items() if _is_state(value)] if isinstance(state, Mapping) else []
-        advice = f"take --state-key {inside[0]}" if inside else "give the key that holds them with --state-key"
-        raise UserError(f"{path} holds {_content(state)} rather than tensors by name; {advice}.")
-    return {str(key): value for key, value in state.items()}
+        inside = [key for _, key in sorted(_states(state), key=lambda found: -found[0])]
+        advice = f"take --state-key {' or '.join(inside[:4])}" if inside else "give the file of a state_dict"
+        raise UserError(f"{path} contains {_content(state)} rather than tensors by name; {advice}.")
+    # counters and settings among the tensors are no weights
+    return {str(key): torch.as_tensor(value) for key, value in state.items() if isinstance(value, ARRAYS)}
+
+
+def _load(path: Path) -> Any:
+    """What a file holds, by its first bytes: safetensors, NumPy's .npz, a list of shards, else PyTorch's."""
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if start[8:9] == b"{":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if path.suffix.lower() == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError("it is a pointer of Git LFS: fetch the file itself with git lfs pull")
+    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
+        raise ValueError("it is truncated: copy or download it again")
+    if start.lstrip()[:1] == b"<":
+        raise ValueError("it is a web page: download the file itself")
+    if path.name.endswith(".index.json"):
+        shards = read_json(path, {"weight_map": dict})["weight_map"].values()
+        if any(Path(str(shard)).name != shard for shard in shards):
+            raise ValueError("it names files of other folders")
+        return {key: value for shard in sorted(set(shards)) for key, value in _load(path.parent / shard).items()}
+    return _load_torch(path)
+
+
+ARRAYS = (torch.Tensor, np.ndarray)
+
+
+def _by_name(value: Any) -> Any:
+    """A container's items by text: of a mapping, a list, or what a stand-in's object held."""
+    value = _named_content(value)
+    if isinstance(value, list | tuple):
+        return {str(k): item for k, item in enumerate(value)}
+    return {str(key): item for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def _is_state(value: Any) -> bool:
-    return isinstance(value, Mapping) and bool(value) and all(isinstance(v, torch.Tensor) for v in value.values())
+    """Tensors by name, most of what a mapping holds; beside them no containers."""
+    if not isinstance(value, Mapping):
+        return False
+    others = [v for v in value.values() if not isinstance(v, ARRAYS)]
+    plain = all(v is None or isinstance(v, int | float | str) for v in others)
+    return plain and 2 * len(others) < len(value)
+
+
+def _states(value: Any, above: str = "", depth: int = 5) -> list[tuple[int, str]]:
+    """The sizes and the keys, from the top, of the mappings of tensors inside a container."""
+    value = _by_name(value)
+    found: list[tuple[int, str]] = []
+    for key, item in value.items() if isinstance(value, Mapping) and depth else ():
+        inside = _by_name(item)
+        name = f"{above}{key}"
+        found += [(len(inside), name)] if _is_state(inside) else _states(inside, f"{name}.", depth - 1)
+    return found
 
 
 def _content(state: Any) -> str:

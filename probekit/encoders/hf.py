@@ -123,6 +123,8 @@ def _config(name: str, revision: str | None) -> tuple[Any, dict[str, Any]]:
         if folder.is_dir():
             raise UserError(f"hf:{name}: its preprocessor_config.json cannot be read ({first_line(error)}).") from error
         written = {}  # the hub has no such file
+    if not isinstance(written, dict):
+        raise UserError(f"hf:{name}: its preprocessor_config.json contains no settings by name; correct the file.")
     return config, written
 
 
@@ -191,10 +193,10 @@ class HFEncoder(ModuleEncoder):
         model.eval()
         whose = f"hf:{about.get('source')}"
         if processor is not None and interpolation is not None:
+            if not hasattr(processor, "resample"):
+                raise UserError(f"{whose}: {type(processor).__name__} takes no interpolation; leave it out.")
             processor.resample = Image.Resampling[known_kernel(interpolation).upper()]
-        own_kernel = getattr(processor, "resample", None)
-        kernel = None if own_kernel is None else Image.Resampling(int(own_kernel)).name.lower()
-        before = preparation(resolution, resize, crop, interpolation or kernel, None)
+        before = preparation(resolution, resize, crop, interpolation or _kernel(processor), None)
         prepare: DescribedPreparation | None = before
         if processor is not None:
             prepare, left = prepare_with(processor, whose, before, mean, std)
@@ -237,6 +239,14 @@ class HFEncoder(ModuleEncoder):
     @staticmethod
     def _named(model: Any, layers: Any, states: Mapping[str, str]) -> list[str]:
         return list(states) if layers is None else [n for n in match_modules(model, layers) if n in states]
+
+
+def _kernel(processor: Any) -> str | None:
+    """The kernel with which a processor resizes, where it names one of Pillow's."""
+    try:
+        return Image.Resampling(int(processor.resample)).name.lower()
+    except (AttributeError, TypeError, ValueError):
+        return None
 
 
 def _image_tower(model: Any, loaded: Loaded) -> tuple[Any, Loaded]:

@@ -116,24 +116,23 @@ def prepare_with(
     values_off = {name: False for name in VALUE_SWITCHES if name in has}
     finished = ProcessorPreparation(processor, sizes_off, before, pixels=False)
     pixels = ProcessorPreparation(processor, sizes_off | values_off, before, pixels=True)
-    own = _normalisations(processor)
-    if mean is None and std is None:
-        prepare, left = settle(whose, finished, pixels, own)
+    if mean is None or std is None:
+        prepare, left = settle(whose, finished, pixels, _normalisations(processor))
     else:
-        if odd_results(whose, pixels)[0].dtype != np.uint8:
+        prepare, left = pixels, Normalisation() if odd_results(whose, pixels)[0].dtype == np.uint8 else None
+    if not (mean is None and std is None):
+        if left is None:
             raise UserError(
-                f"{whose}: {type(processor).__name__} computes in float before its last step, so --mean and --std "
-                "cannot take the place of its own; leave them out."
+                f"{whose}: the last step of {type(processor).__name__} is not a scale and shift of integers, so "
+                "--mean and --std cannot take its place; leave them out."
             )
-        theirs = own[0] if own else Normalisation()
-        left = Normalisation(theirs.mean if mean is None else triple(mean), theirs.std if std is None else triple(std))
-        prepare = pixels
+        left = Normalisation(left.mean if mean is None else triple(mean), left.std if std is None else triple(std))
     if before is not None:
         given = np.asarray(prepare(np.zeros((*before.crop, 3), np.uint8)))
         sides = given.shape[:2] if given.dtype == np.uint8 else given.shape[1:]
         if tuple(sides) != before.crop:
             raise UserError(
-                f"{whose}: {type(processor).__name__} makes {sides[0]} x {sides[1]} of pictures of {before.crop[0]} x "
+                f"{whose}: {type(processor).__name__} makes {sides[0]} x {sides[1]} of images of {before.crop[0]} x "
                 f"{before.crop[1]} and cannot be told otherwise; leave out --resolution, --resize and --crop."
             )
     return prepare, left
@@ -187,6 +186,12 @@ def load_processor(
         The processor cannot be made, or the file holds keys that it does not understand.
     """
     default = _default_class(transformers, config)
+    named = {"image_processor_type", "feature_extractor_type"} & set(written)
+    if "auto_map" in written and not named:
+        raise UserError(
+            f"hf:{name}: its image processor is code of its own, which is not run here; give --resolution, --mean and "
+            "--std, which replace it."
+        )
     if not written:
         if default is None:
             return None, None
@@ -202,24 +207,23 @@ def load_processor(
             name, revision=revision, config=config, trust_remote_code=False, **pillow
         )
     except Exception as error:
-        named = "image_processor_type" in written or "feature_extractor_type" in written or "auto_map" in written
         if named or default is None:
             raise UserError(
                 f"hf:{name}: its image processor cannot be made ({first_line(error)}); "
-                "give --resolution, --mean and --std, which take its place."
+                "give --resolution, --mean and --std, which replace it."
             ) from error
         processor = _make(default, dict(written), name)
     kind = written.get("image_processor_type") or written.get("feature_extractor_type") or type(processor).__name__
     if _plain_name(kind) != _plain_name(type(processor).__name__):
         raise UserError(
             f"hf:{name}: preprocessor_config.json names {kind}, which this transformers does not have; "
-            "give --resolution, --mean and --std, which take its place."
+            "give --resolution, --mean and --std, which replace it."
         )
     strange = sorted(key for key, value in written.items() if value and key not in _understood(processor) | ABOUT)
     if strange:
         raise UserError(
-            f"hf:{name}: preprocessor_config.json holds {', '.join(strange)}, which {type(processor).__name__} does "
-            "not understand; correct the file, or give --resolution, --mean and --std, which take its place."
+            f"hf:{name}: preprocessor_config.json contains {', '.join(strange)}, which {type(processor).__name__} does "
+            "not understand; correct the file, or give --resolution, --mean and --std, which replace it."
         )
     return processor, None
 

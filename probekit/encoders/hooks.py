@@ -21,7 +21,7 @@ from probekit.encoders.preparation import (
     pair,
     triple,
 )
-from probekit.encoders.row_checks import check_rows, settle_unloaded
+from probekit.encoders.row_checks import check_prefix, check_prepare, check_rows, settle_unloaded
 from probekit.encoders.weights import Loaded, hash_weights, load_weights
 from probekit.runtime.errors import UserError, first_line
 from probekit.runtime.imports import import_object
@@ -89,7 +89,7 @@ def failure_as_sentence(
         raise
     except Exception as error:
         raise UserError(
-            f"{type(module).__name__} fails on {count}pictures of {sides[0]} x {sides[1]} ({type(error).__name__}: "
+            f"{type(module).__name__} fails on {count}images of {sides[0]} x {sides[1]} ({type(error).__name__}: "
             f"{first_line(error)}); {advice}."
         ) from error
 
@@ -202,6 +202,7 @@ class ModuleEncoder:
         self.layers = tuple(self._layouts)
         self.widths = tuple(layout.width for layout in self._layouts.values())
         loaded = loaded or Loaded()
+        check_prefix(self, examples)
         check_rows(self, examples)
         if loaded.missing:
             settle_unloaded(self, examples, loaded)
@@ -238,9 +239,10 @@ class ModuleEncoder:
         except Exception as error:  # whatever the user's own code raises
             noise = "" if data is not None else "; give data=, the data set, so that it is tried on real pictures"
             raise UserError(
-                f"prepare failed on a picture of {pictures[0].shape[0]} x {pictures[0].shape[1]} "
+                f"prepare failed on an image of {pictures[0].shape[0]} x {pictures[0].shape[1]} "
                 f"({type(error).__name__}: {first_line(error)}){noise}."
             ) from error
+        check_prepare(self.prepare, pictures, made)
         example = made[0]
         self._scales = example.dtype == np.uint8
         if example.ndim != 3 or (example.shape[2] if self._scales else example.shape[0]) != 3:

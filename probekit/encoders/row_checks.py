@@ -5,6 +5,7 @@ with its neighbours (batch statistics) or with their number (squeeze) is refused
 """
 
 import random
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -21,6 +22,8 @@ TOLERANCE, COARSE_TOLERANCE = 1e-3, 3e-2
 FLOOR = 1e-30
 # runs of one batch, where random numbers are drawn: rare events must show
 REPEATS = 8
+# the pictures of the larger batch, in which pictures 0 and 1 are the second and the third
+COMPANY = [2, 0, 1, 2, 0, 1, 2, 0]
 
 
 def check_rows(encoder: Any, examples: np.ndarray) -> None:
@@ -48,9 +51,13 @@ def check_rows(encoder: Any, examples: np.ndarray) -> None:
     before = _random_state(device)
     pair = run(examples[:2])
     drawn = _random_state(device) != before
-    for _ in range(REPEATS if drawn else 1):
-        _compare(encoder, pair, run(examples[:2]), 0.0 if drawn else tolerance, "the same batch is run again", drawn)
-    moved = {name: rows[1:] for name, rows in run(examples[[2, 0, 1]]).items()}
+    again = run(examples[:2])
+    # a generator of the module's own, a counter or a moving average leaves no trace in the global state; a CPU repeats
+    # the same sums to the bit
+    drawn = drawn or (device.type == "cpu" and not all(torch.equal(pair[name], again[name]) for name in pair))
+    for rerun in (again, *(run(examples[:2]) for _ in range(REPEATS - 1 if drawn else 0))):
+        _compare(encoder, pair, rerun, 0.0 if drawn else tolerance, "the same batch is run again", drawn)
+    moved = {name: rows[1:3] for name, rows in run(examples[COMPANY]).items()}
     _compare(encoder, pair, moved, tolerance, "other pictures are in its batch", drawn)
     try:
         alone = run(examples[:1])
@@ -58,12 +65,70 @@ def check_rows(encoder: Any, examples: np.ndarray) -> None:
         raise
     except Exception as error:
         raise UserError(
-            f"{type(encoder.module).__name__} fails on a batch of one picture ({type(error).__name__}: "
+            f"{type(encoder.module).__name__} fails on a batch of one image ({type(error).__name__}: "
             f"{first_line(error)}), which the last batch of a data set may be; {_hint(encoder.module, drawn)}."
         ) from error
     _compare(
         encoder, {name: rows[:1] for name, rows in pair.items()}, alone, tolerance, "it is alone in its batch", drawn
     )
+
+
+def check_prefix(encoder: Any, examples: np.ndarray) -> None:
+    """Refuse special tokens that are not in front: at the shallowest layer that has some, the upper left corner of the
+    picture should change the position after them most, and the lower right corner the last one.
+
+    Raises
+    ------
+    UserError
+        Another position changes more than twice as much.
+    """
+    name = next((name for name, layout in encoder._layouts.items() if layout.prefix_tokens), None)
+    if name is None:
+        return
+    layout = encoder._layouts[name]
+    across = 2 * round(layout.positions**0.5)
+    height, width = (max(1, side // across) for side in encoder._sides)
+    pictures = np.stack([examples[0]] * 3)
+    corners = (np.s_[:height, :width], np.s_[-height:, -width:])
+    for k, (rows, columns) in enumerate(corners, start=1):
+        part = (rows, columns) if encoder._scales else (slice(None), rows, columns)
+        pictures[k][part] = examples[1][part]
+    kept: list[torch.Tensor] = []
+    with encoder._hooked([name], lambda _, output: kept.append(output.float())):
+        encoder._run(pictures)
+    h_BTD = kept[0].transpose(0, 1) if layout.axes == "TBD" else kept[0]
+    for k, expected in ((1, layout.prefix_tokens), (2, h_BTD.shape[1] - 1)):
+        change_T = (h_BTD[k] - h_BTD[0]).norm(dim=1)
+        most = int(change_T.argmax())
+        if change_T[most] > 2 * change_T[expected]:
+            raise UserError(
+                f"Layer {name} of {type(encoder.module).__name__}: the {'upper left' if k == 1 else 'lower right'} "
+                f"corner of an image changes position {most} of {h_BTD.shape[1]} most, so its {layout.prefix_tokens} "
+                "special tokens are not in front; reorder them in a submodule of your own."
+            )
+
+
+def check_prepare(
+    prepare: Callable[[np.ndarray], Any], pictures: Sequence[np.ndarray], made: Sequence[np.ndarray]
+) -> None:
+    """Refuse a preparation that makes something else of a picture when it is asked again: a random crop, a counter.
+
+    Raises
+    ------
+    UserError
+    """
+    cpu = torch.device("cpu")
+    before = _random_state(cpu)
+    for repeat in range(REPEATS):
+        for picture, first in zip(pictures, made, strict=True):
+            again = np.asarray(prepare(picture))
+            if again.shape != first.shape or not np.array_equal(again, first, equal_nan=again.dtype.kind == "f"):
+                raise UserError(
+                    "prepare makes something else of an image when it is asked again (a random crop or flip of "
+                    "training, a counter?); give the preparation of evaluation."
+                )
+        if repeat == 0 and _random_state(cpu) == before:
+            return
 
 
 def _compare(
@@ -78,8 +143,8 @@ def _compare(
         if wrong.any():
             worst = float((off / size.clamp_min(1e-30))[wrong].max())
             raise UserError(
-                f"Layer {name} of {type(encoder.module).__name__} has other features for the same picture when {when} "
-                f"(off by {worst:.1g} of their size), but features must depend on the picture alone; "
+                f"Layer {name} of {type(encoder.module).__name__} has other features for the same image when {when} "
+                f"(off by {worst:.1g} of their size), but features must depend on the image alone; "
                 f"{_hint(encoder.module, drawn)}."
             )
 
@@ -90,8 +155,8 @@ def _hint(module: torch.nn.Module, drawn: bool) -> str:
         return f"{training[0]} stays in training mode after eval(): look for a train() of its own"
     if drawn:
         return (
-            "it draws random numbers in evaluation mode: give torch.nn.functional.dropout training=self.training, "
-            "and sampled noise a fixed value"
+            "it draws random numbers in evaluation mode, or keeps something from one call to the next: give "
+            "torch.nn.functional.dropout training=self.training, sampled noise a fixed value, and update no buffer"
         )
     return (
         "look for statistics taken over the batch (a norm with track_running_stats=False, a mean over axis 0) and for "

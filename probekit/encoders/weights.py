@@ -112,14 +112,14 @@ def load_weights(
             *_listed("unexpected", strange),
             *_listed("of another shape", misshapen),
         ]
-        advice = _prefix_advice(content, list(own)) or _ignore_advice(strange if fits else [])
+        advice = _prefix_advice(state, list(own)) or _ignore_advice(strange if fits else [])
         raise UserError(f"{path} does not fit the model: {'; '.join(problems)}; {advice}.")
     module.load_state_dict({name: state[plain] for name, plain in names.items() if plain in fits}, strict=False)
     # a tied parameter goes by two names, of which files hold one
     held = {own[key].data_ptr() for key in fits}
     missing = [key for key in missing if own[key].data_ptr() not in held]
     shapes = f"; of another shape are {', '.join(misshapen[:SHOWN])}" if misshapen else ""
-    advice = _prefix_advice(content, list(own)) or f"give a complete checkpoint, or earlier layers{shapes}"
+    advice = _prefix_advice(state, list(own)) or f"give a complete checkpoint, or earlier layers{shapes}"
     return Loaded(str(path), tuple(missing), tuple(sorted({*left_out, *replaced})), advice)
 
 

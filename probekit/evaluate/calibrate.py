@@ -13,13 +13,8 @@ from igpt_model import atomic
 from probekit.evaluate.runner import Job, Runner
 from probekit.features.store import Features
 from probekit.probes import PROBES, Protocol
-from probekit.results.calibration import (
-    apply_temperature,
-    brier_score,
-    expected_calibration_error,
-    fit_temperature,
-)
-from probekit.results.metrics import log_loss
+from probekit.results.calibration import FILE_NAME, apply_temperature, fit_temperature
+from probekit.results.metrics import METRICS
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record, read_records
 from probekit.runtime.errors import UserError
@@ -30,8 +25,7 @@ from probekit.selection.settings import make_settings
 if TYPE_CHECKING:
     import pandas as pd
 
-FILE_NAME = "calibration.csv"
-SCORES = {"ece": expected_calibration_error, "brier": brier_score, "log_loss": log_loss}
+SCORES = ("ece", "brier", "log_loss")
 
 
 def calibrate(
@@ -93,8 +87,8 @@ def calibrate(
             y = np.searchsorted(predicted.classes, predicted.labels)
             scaled = apply_temperature(predicted.log_proba, temperature)
             about = {"series": record.series, "probe": record.probe, "depth": record.depth, "seed": record.seed}
-            before = {name: score(predicted.log_proba, y) for name, score in SCORES.items()}
-            after = {f"{name}_scaled": score(scaled, y) for name, score in SCORES.items()}
+            before = {name: METRICS[name](predicted.log_proba, y) for name in SCORES}
+            after = {f"{name}_scaled": METRICS[name](scaled, y) for name in SCORES}
             rows.append(
                 {**about, "test_set": test, "temperature": temperature, **before, **after, "record": record.key}
             )

@@ -1,12 +1,15 @@
 """Figures of each layer that need no labels: effective rank, intrinsic dimension, likeness to the last layer."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from igpt_model import atomic
 from probekit.features.lazy_features import read_features
 from probekit.features.store import Features, FeatureStore
 from probekit.probes.geometry import linear_cka, two_nn_dimension
 from probekit.probes.rankme import rankme
+from probekit.results.measured import geometry_file
 from probekit.runtime.device import to_device
 from probekit.runtime.progress import Progress
 
@@ -33,7 +36,8 @@ def geometry(
     Returns
     -------
     pandas.DataFrame
-        One row a layer, shallow to deep; empty where a figure cannot be had (see `rankme`, `two_nn_dimension`).
+        One row a layer, shallow to deep; also written beside the feature file, as NAME.geometry.csv, for the figures of
+        `probekit plot --metric`. Empty where a figure cannot be had (see `rankme`, `two_nn_dimension`).
     """
     import pandas as pd
 
@@ -53,4 +57,11 @@ def geometry(
         )
         if progress:
             progress(number + 1, len(opened.layers))
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    if opened.path is not None:
+        table = geometry_file(Path(opened.path))
+        try:
+            atomic.write_text(table, frame.assign(split=split).to_csv(index=False, lineterminator="\n"))
+        except OSError as error:
+            warnings.warn(f"{table} cannot be written ({error.strerror}): no figure finds it there.", stacklevel=2)
+    return frame

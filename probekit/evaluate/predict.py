@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from igpt_model.checked_json import read_bytes
-from probekit.datasets.images import decode
+from igpt_model.differences import differences
+from probekit.datasets.images import Decoding, decode
+from probekit.datasets.listing import SUFFIXES, is_clutter, is_image
 from probekit.encoders.encoder import Encoder
 from probekit.features.format import content
 from probekit.features.lazy_features import training_features
@@ -16,13 +18,11 @@ from probekit.probes import PROBES, FittedProbe
 from probekit.results.predictions import load_probe
 from probekit.results.record import RESULTS_NAME, Record, read_records
 from probekit.results.results import Results
-from probekit.runtime.differences import differences
 from probekit.runtime.errors import UserError, check_at_least
 
 if TYPE_CHECKING:
     import pandas as pd
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
 # what may differ between the encoder that made the features and the one that goes on with them
 MAY_DIFFER = {"name", "device", "dtype", "step", "training", "function", "note"}  # and where it is
 MAY_DIFFER |= {"depths", "last_depth"}  # which of its layers were kept: those of the probe are looked up by name
@@ -49,7 +49,7 @@ def find_record(probe: str | Path, series: str | None = None) -> Record:
     journal = path.parent.parent / RESULTS_NAME
     found = [record for record in read_records(journal) if record.key == path.stem] if journal.is_file() else []
     if not found:
-        raise UserError(f"{journal} holds no record of {path.name}, so its encoder and layers are not known.")
+        raise UserError(f"{journal} contains no record of {path.name}, so its encoder and layers are not known.")
     return found[0]
 
 
@@ -114,13 +114,14 @@ def list_images(paths: Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            inside = sorted(p for p in path.rglob("*") if is_image(p.name))
+            found += [p for p in inside if not any(map(is_clutter, p.relative_to(path).parts))]
         elif path.is_file():
             found.append(path)
         else:
             raise UserError(f"{path} does not exist; give image files or folders.")
     if not found:
-        raise UserError(f"There is no image file ({', '.join(IMAGE_SUFFIXES)}) in {', '.join(map(str, paths))}.")
+        raise UserError(f"There is no image file ({', '.join(SUFFIXES)}) in {', '.join(map(str, paths))}.")
     return found
 
 
@@ -130,7 +131,7 @@ def predict(record: Record, images: Sequence[str | Path], encoder: Encoder, batc
     Parameters
     ----------
     record : of a probe that a sweep or concatenation made (see `find_record`)
-    images : image files or folders
+    images : image files or folders; they are decoded (`--exif`, `--value-range`) as those of the features were
     encoder : the one whose features the probe was fitted on; its provenance is compared with the record's
 
     Returns
@@ -155,10 +156,11 @@ def predict(record: Record, images: Sequence[str | Path], encoder: Encoder, batc
         raise UserError(f"The probe was fitted on the features of another encoder ({'; '.join(other[:3])}).")
     columns = [layer_place(layer, encoder.layers) for layer in record.layers]
     fitted = load_fitted(record)
+    how = Decoding.from_dict(record.dataset.get("decoding") or {})
     best, probability = [], []
     for start in range(0, len(files), batch_size):
         part = files[start : start + batch_size]
-        prepared = np.stack([encoder.prepare(decode(read_bytes(path), str(path))) for path in part])
+        prepared = np.stack([encoder.prepare(decode(read_bytes(path), str(path), how)) for path in part])
         features = encoder(prepared, np.arange(start, start + len(part)))
         X = np.concatenate([features[i].float().cpu().numpy() for i in columns], axis=1)
         if record.protocol.get("normalize"):

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 from scipy.special import log_softmax
 
+from igpt_model.differences import differ
 from igpt_model.hashing import hash_json
 from probekit.evaluate.training_rows import training_rows
 from probekit.features.lazy_features import BLOCK_ROWS, fits, read_features, training_features
@@ -29,7 +30,6 @@ from probekit.results.metrics import score
 from probekit.results.predictions import RowPredictions, load_probe, save_probe
 from probekit.results.record import RESULTS_NAME, SCHEMA, Identity, migrate, test_file
 from probekit.runtime.device import to_device, usable_device
-from probekit.runtime.differences import differ
 from probekit.runtime.errors import UserError
 from probekit.runtime.progress import FitProgress, Progress
 from probekit.runtime.ranks import broadcast, current
@@ -217,7 +217,7 @@ class Runner:
             differing = differ(theirs | {"protocol": _without_name(line["protocol"])}, mine)
             if differing:
                 raise UserError(
-                    f"{self.results.path} holds series {self.series!r} made otherwise ({differing}): "
+                    f"{self.results.path} contains series {self.series!r} made otherwise ({differing}): "
                     "use the same settings, another series name or another output folder."
                 )
 
@@ -356,7 +356,9 @@ class Runner:
         columns = np.minimum(np.searchsorted(classes, y), len(classes) - 1)
         if not np.array_equal(classes[columns], y):
             unseen = y[classes[columns] != y][0]
-            raise UserError(f"The {split} split holds label {unseen}, which no training row has: split the rows anew.")
+            raise UserError(
+                f"The {split} split contains label {unseen}, which no training row has: split the rows anew."
+            )
         step = len(y) if fits(len(y), sum(self.layer_widths(layers))) else BLOCK_ROWS
         blocks = [slice(at, min(at + step, len(y))) for at in range(0, len(y), step)]
         log_proba = np.concatenate(

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from igpt_model import atomic
 from igpt_model.checked_json import as_json, read_json
+from igpt_model.differences import differ
 from probekit.datasets import Dataset, load_dataset
 from probekit.datasets.catalogue import written_tests
 from probekit.datasets.shifted import with_tests
@@ -22,7 +23,7 @@ from probekit.evaluate.concat import concat
 from probekit.evaluate.sweep import seed_list, sweep
 from probekit.features.extract import extract
 from probekit.results.results import Results
-from probekit.runtime.differences import differ
+from probekit.results.runs import run_name
 from probekit.runtime.errors import UserError, check_at_least
 from probekit.selection.protocol import Protocol, resolve_protocol
 
@@ -73,11 +74,11 @@ class Plan:
         same = {name for name in ("tests", "checks") if not there.get(name) and not mine[name]}
         differing = differ(*({name: of.get(name) for name in mine if name not in same} for of in (there, mine)))
         if differing:
-            raise UserError(f"{out} holds another study ({differing}): choose another --out.")
+            raise UserError(f"{out} contains another study ({differing}): choose another --out.")
 
 
 def study(
-    encoders: Encoder | str | Sequence[Encoder | str] | Mapping[str, Encoder | str],
+    encoders: Encoder | str | Sequence[Encoder | str] | Mapping[str, Encoder | str | Sequence[Encoder | str]],
     datasets: Dataset | str | Sequence[Dataset | str],
     out: str | Path,
     protocol: Protocol | str = "igpt",
@@ -104,9 +105,10 @@ def study(
 
     Parameters
     ----------
-    encoders : Encoder, str, sequence of them, or mapping from name to them
+    encoders : Encoder, str, sequence of them, or mapping from name to them or lists of them
         igpt:RUN, igpt:RUN@STEP, hf:NAME, timm:NAME, torch:package.module:function, pixels, histogram, random:...;
-        NAME=ENCODER names its curve. Names must differ.
+        NAME=ENCODER names its curve. Encoders of one NAME (in a mapping, a list of them) are pre-training runs of one
+        model: one curve with mean and interval.
     datasets : Dataset, str, or sequence of them
         Names of `probekit datasets`, folders of images, or archives.
     out : str or Path
@@ -221,7 +223,10 @@ def _by_name(loaded: Sequence[tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
     for name in names:
         if names.count(name) > 1:
             written = loaded[0][0] if isinstance(loaded[0][0], str) else "ENCODER"
-            raise UserError(f"Two encoders are called {name!r}: name them apart, as in 'first={written}'.")
+            raise UserError(
+                f"Two encoders are called {name!r}: name them apart, as in 'first={written}', or, if they are "
+                "pre-training runs of one model, give them one name as in NAME=ENCODER."
+            )
     return dict(zip(names, loaded, strict=True))
 
 
@@ -260,12 +265,18 @@ def _listed(given: Any) -> list[Any]:
 
 
 def _named(encoders: Any) -> list[tuple[str | None, Any]]:
-    """Pairs of the name asked for (None: the encoder's own) and the spec."""
-    if isinstance(encoders, Mapping):
-        return [(str(name), spec) for name, spec in encoders.items()]
+    """Pairs of the name asked for (None: the encoder's own) and the spec; encoders of one name are its runs."""
     pairs: list[tuple[str | None, Any]] = []
-    for spec in _listed(encoders):
-        # a name has no colon and no slash, so that "igpt:runs/a=b" stays a path
-        match = re.fullmatch(r"([\w .@+-]+)=(.+)", spec) if isinstance(spec, str) else None
-        pairs.append((match[1], match[2]) if match else (None, spec))
-    return pairs
+    if isinstance(encoders, Mapping):
+        several = {str(name): own if isinstance(own, list | tuple) else [own] for name, own in encoders.items()}
+        pairs = [(name, spec) for name, own in several.items() for spec in own]
+    else:
+        for spec in _listed(encoders):
+            # a name has no colon and no slash, so that "igpt:runs/a=b" stays a path
+            match = re.fullmatch(r"([\w .,@+-]+)=(.+)", spec) if isinstance(spec, str) else None
+            pairs.append((match[1], match[2]) if match else (None, spec))
+    names = [name for name, _ in pairs]
+    return [
+        (run_name(name, names[: at + 1].count(name)) if name and names.count(name) > 1 else name, spec)
+        for at, (name, spec) in enumerate(pairs)
+    ]

@@ -1,6 +1,7 @@
 """`sweep`: probe every layer of a feature file under a protocol; one record a layer and seed."""
 
 import fnmatch
+import re
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from probekit.features.store import Features
 from probekit.probes import PROBES, Protocol
 from probekit.results.record import Record
 from probekit.results.results import Results
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, did_you_mean
 from probekit.runtime.progress import Progress
 from probekit.runtime.progress_bar import shown
 from probekit.runtime.workers import worker_processes
@@ -131,7 +132,7 @@ def sweep(
     if isinstance(features, Mapping):
         features, out = from_arrays(features, y), _temporary_folder() if out is None else out
     elif y is not None:
-        raise UserError("y was given beside a feature file, which holds its own labels; leave y out.")
+        raise UserError("y was given beside a feature file, which contains its own labels; leave y out.")
     runner = Runner(features, out, resolved, None, series, make_settings(backend, device, dtype, parallel))
     names = choose_names(runner.store, layers)
     draws = seed_list((DRAWS if per_class else 1) if seeds is None else seeds)
@@ -189,7 +190,8 @@ def check_kinds(kinds: Sequence[str], reads: Sequence[str], protocol: Protocol) 
     for kind in kinds:
         if kind not in PROBES or PROBES[kind].reads not in reads:
             known = sorted(k for k, probe in PROBES.items() if probe.reads in reads and not probe.fits_together)
-            raise UserError(f"There is no probe {kind!r} of {' or '.join(reads)}: choose of {', '.join(known)}.")
+            hint = did_you_mean(kind, known)
+            raise UserError(f"There is no probe {kind!r} of {' or '.join(reads)}: choose of {', '.join(known)}.{hint}")
         PROBES[kind]().check(protocol)
     if len(kinds) > 1 and (PROBES[protocol.probe].fits_together or len({PROBES[kind].reads for kind in kinds}) > 1):
         raise UserError(
@@ -206,16 +208,26 @@ def path_for_workers(store: Features, workers: int) -> Path | None:
 
 
 def choose_names(store: Features, layers: str | Sequence[str | int] | None) -> list[str]:
-    """Layer names, shallow to deep, from None (all), names, globs or indices; an unknown one raises `UserError`."""
+    """Layer names, shallow to deep, from None (all), names, globs, depths as text or indices of the store.
+
+    Raises
+    ------
+    UserError
+        A layer is not there.
+    """
     if layers is None:
         return list(store.layers)
     if not isinstance(layers, str | Sequence) or not layers:
         raise UserError(f"layers is {layers!r}; give one or more of {', '.join(store.layers)}, or leave it out.")
     found = set()
     for layer in [layers] if isinstance(layers, str) else layers:
-        matched = [name for name in store.layers if fnmatch.fnmatchcase(name, layer)] if isinstance(layer, str) else []
-        if isinstance(layer, str) and not matched and set("*?[") & set(layer):
-            raise UserError(f"No layer matches {layer!r}; there are {', '.join(store.layers)}.")
+        matched: list[str] = []
+        if isinstance(layer, str):
+            matched = [name for name in store.layers if fnmatch.fnmatchcase(name, layer)]
+            if not matched and layer.isdecimal():  # names begin with the depth, in two digits or more
+                matched = [name for name in store.layers if re.fullmatch(f"0*{int(layer)}(_.*)?", name)]
+            if not matched and set("*?[") & set(layer):
+                raise UserError(f"No layer matches {layer!r}; there are {', '.join(store.layers)}.")
         found |= set(matched or [store.layer(layer)])
     return [name for name in store.layers if name in found]
 

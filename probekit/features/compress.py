@@ -43,12 +43,12 @@ def compress(
         The file is incomplete, the method is unknown or not installed, or the disk is full; the original is untouched.
     """
     store = FeatureStore(path)
-    target = Path(out) if out is not None else store.path
-    options = _options(method, level)
+    target = store.path if out is None else Path(out)
+    if target != store.path and target.exists():
+        raise UserError(f"{target} exists already; choose another name or delete it.")
     partial = target.parent / f".{target.name}.partial"
+    options = _options(method, level)
     with write_lock(target), full_disk_as_sentence(target):
-        if target != store.path and target.exists():
-            raise UserError(f"{target} exists already; choose another name or delete it.")
         partial.unlink(missing_ok=True)
         try:
             with layout.open_hdf5(store.path) as source, h5py.File(partial, "w", locking=False) as file:
@@ -75,29 +75,26 @@ def _options(method: str, level: int | None) -> dict[str, Any]:
         raise UserError(f"There is no compression {method!r}; choose one of {', '.join(LEVELS)}.")
     lowest, highest = LEVELS[method]
     if level is not None and not lowest <= level <= highest:
-        raise UserError(
-            f"level is {level}, but {method} takes {f'{lowest} to {highest}' if highest > 0 else 'none: leave it out'}."
-        )
-    if method == "gzip":
-        return {"compression": "gzip", "compression_opts": 4 if level is None else level, "shuffle": True}
-    if method == "lzf":
-        return {"compression": "lzf", "shuffle": True}
+        levels = f"levels {lowest} to {highest}" if highest > 0 else "no level"
+        raise UserError(f"Level {level} was given, but {method} takes {levels}.")
+    if method in ("gzip", "lzf"):
+        return {"compression": method, "compression_opts": level, "shuffle": True}
     try:
         import hdf5plugin
     except ImportError:
         raise UserError(f"Compression {method} needs hdf5plugin: run `pip install hdf5plugin`, or use gzip.") from None
+    given = {} if level is None else {"clevel": level}
     if method == "zstd":
-        return {"compression": hdf5plugin.Zstd(clevel=3 if level is None else level), "shuffle": True}
-    return {"compression": hdf5plugin.Blosc2(cname="zstd", clevel=5 if level is None else level)}
+        return {"compression": hdf5plugin.Zstd(**given), "shuffle": True}
+    return {"compression": hdf5plugin.Blosc2(cname="zstd", **given)}
 
 
 def _copy_split(store: FeatureStore, split: str, source: h5py.File, file: h5py.File, options: dict[str, Any]) -> None:
     for name in [*(layout.column_path(split, c) for c in layout.ROW_COLUMNS), layout.ledger_path(split)]:
-        file.create_dataset(name, data=source[name][()], track_times=False)
+        source.copy(name, file, name=name)
+    n = store.header.splits[split]
     for layer, width in zip(store.layers, store.widths, strict=True):
-        n, itemsize = store.header.splits[split], 2 if store.dtype == "float16" else 4
-        rows = max(1, min(n, CHUNK_BYTES // max(1, width * itemsize)))
-        name = layout.layer_path(split, layer)
+        name, rows = layout.layer_path(split, layer), max(1, min(n, CHUNK_BYTES // max(1, 4 * width)))
         made = file.create_dataset(name, (n, width), store.dtype, chunks=(rows, width), track_times=False, **options)
         # a chunk at a time: a layer may be larger than memory
         for start in range(0, n, rows):

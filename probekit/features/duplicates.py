@@ -12,7 +12,6 @@ from probekit.features.store import FeatureStore
 
 SIDE = 16
 BLOCK = 1024
-MATCHES_AT_ONCE = 65536
 
 
 @dataclass(frozen=True)
@@ -33,25 +32,13 @@ class NearDuplicates:
 
 def nearest(X: np.ndarray, Z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each row of X (N, P) the nearest row of Z (M, P): index int64 (N,) and Euclidean distance float64 (N,)."""
-    found, distances = np.empty(len(X), np.int64), np.empty(len(X))
+    from sklearn.metrics import pairwise_distances_argmin
+
     # centring first: the expanded square cancels badly far from the origin
-    centre = Z.mean(axis=0, dtype=np.float64).astype(np.float32)
-    X, Z = X.astype(np.float32) - centre, Z.astype(np.float32) - centre
-    squares = (Z**2).sum(axis=1)
-    for start in range(0, len(X), BLOCK):
-        rows = slice(start, min(start + BLOCK, len(X)))
-        best, best_at = np.full(rows.stop - start, np.inf, np.float32), np.zeros(rows.stop - start, np.int64)
-        for first in range(0, len(Z), MATCHES_AT_ONCE):
-            part = slice(first, first + MATCHES_AT_ONCE)
-            distance = squares[part] - 2 * X[rows] @ Z[part].T
-            at = distance.argmin(axis=1)
-            lowest = distance[np.arange(len(at)), at]
-            closer = lowest < best
-            best[closer], best_at[closer] = lowest[closer], first + at[closer]
-        found[rows] = best_at
-        # the winner's distance is recomputed by subtraction, exact for equal rows
-        distances[rows] = np.linalg.norm(X[rows].astype(np.float64) - Z[best_at], axis=1)
-    return found, distances
+    centre = Z.mean(axis=0, dtype=np.float64)
+    found = pairwise_distances_argmin(X - centre, Z - centre)
+    # the winner's distance by subtraction, exact for equal rows
+    return found, np.linalg.norm(X.astype(np.float64) - Z[found], axis=1)
 
 
 def near_duplicates_in_pixels(

@@ -12,11 +12,11 @@ from typing import Any
 import h5py
 import numpy as np
 
+from igpt_model.differences import differences
 from probekit.features import format as layout
 from probekit.features.format import Header
 from probekit.features.store import FeatureStore, known_ids
 from probekit.features.validate import DAMAGE, attribute, read_classes, read_header
-from probekit.runtime.differences import differences
 from probekit.runtime.errors import UserError
 
 READ_BYTES = 64 << 20

@@ -178,7 +178,7 @@ def fit_attentive(
     shape = np.shape(tokens)
     if len(shape) != 3 or len(labels) != shape[0] or len(labels) < 2:
         raise UserError(
-            f"tokens must be (pictures, tokens, features) with a label each, but are {shape} with {len(labels)} labels."
+            f"tokens must be (images, tokens, features) with a label each, but are {shape} with {len(labels)} labels."
         )
     if shape[2] % n_heads:
         raise UserError(f"{n_heads} heads do not divide {shape[2]} features; give n_heads that does.")

@@ -320,7 +320,7 @@ def _load(path: Path, run: str, device: torch.device) -> SGDGrid:
     with safe_open(str(path), framework="pt", device=str(device)) as file:
         metadata = file.metadata() or {}
         if metadata.get("run") != run:
-            raise UserError(f"{path} holds the state of another SGD run: use the same settings, or remove it.")
+            raise UserError(f"{path} contains the state of another SGD run: use the same settings, or remove it.")
         n_layers = len(list(file.keys())) // len(_PARTS)
         parts = [[file.get_tensor(f"{part}.{layer}") for layer in range(n_layers)] for part in _PARTS]
     return SGDGrid(parts[0], parts[1], parts[2], parts[3], step=int(metadata["step"]))

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from probekit.reports.panels import Panel, Series, is_reliable
-from probekit.reports.tables import fit_words, records_of
+from probekit.reports.panels import Panel, Series, fit_words, is_reliable
+from probekit.reports.tables import records_of
 from probekit.results.record import Record
 
 LEFT, TOP, WIDTH = 34, 4, 640  # of the map, in its own units
@@ -68,9 +68,10 @@ def fit_map(series: Series) -> dict[str, Any]:
         "failures": sum(not cell["converged"] for row in rows for cell in row["cells"]),
         "least": int(least),
         "most": int(most),
+        "over": series.curve.over,
         "ticks": [
             {"x": round(LEFT + (place + 0.5) * size - 1, 1), "text": text}
-            for place, text in _ticks(np.log10(series.records[0].Cs))
+            for place, text in _ticks(np.log10(series.records[0].Cs), most=max(int(longest * size // 26), 1))
         ],
     }
 
@@ -78,8 +79,8 @@ def fit_map(series: Series) -> dict[str, Any]:
 def _ticks(exponents: np.ndarray, most: int = 8) -> list[tuple[float, str]]:
     """Places (in cells) and names of whole powers of ten along a grid; its ends where it spans less than two."""
     whole = np.arange(np.ceil(exponents.min() - 1e-9), exponents.max() + 1e-9)
-    if len(whole) < 2 or (np.diff(exponents) <= 0).any():
-        return [(place, f"{exponents[place]:.2g}") for place in dict.fromkeys((0, len(exponents) - 1))]
+    if len(whole) < 2 or most < 3 or (np.diff(exponents) <= 0).any():
+        return [(place, f"{exponents[place]:.2g}") for place in dict.fromkeys((0, len(exponents) - 1))][:most]
     kept = whole[:: -(-len(whole) // most)]
     places = np.interp(kept, exponents, np.arange(len(exponents)))
     return [(float(place), str(int(power))) for place, power in zip(places, kept, strict=True)]
@@ -96,7 +97,7 @@ def failed_fits(panel: Panel) -> list[dict[str, Any]]:
                 rows.append(
                     {
                         "series": series.label,
-                        "layer": "+".join(record.layers),
+                        "layer": _which(series, record),
                         "Cs": ", ".join(f"{record.Cs[k]:.3g}" for k in failed),
                         "count": f"{len(failed)} of {len(record.Cs)}",
                         "gap": _scientific(max(gaps)) if gaps else "",
@@ -110,7 +111,7 @@ def doubtful_fits(panel: Panel) -> list[dict[str, Any]]:
     return [
         {
             "series": series.label,
-            "layer": "+".join(record.layers),
+            "layer": _which(series, record),
             "C": record.chosen_C,
             "n_iter": record.refit["n_iter"],
             "gap": _scientific(record.refit.get("gap")),
@@ -123,12 +124,18 @@ def doubtful_fits(panel: Panel) -> list[dict[str, Any]]:
     ]
 
 
+def _which(series: Series, record: Record) -> str:
+    """The layers of a record, with its run and seed where the series has several."""
+    run = f", {record.series}" if len(series.curve.runs) > 1 else ""
+    return "+".join(record.layers) + run + (f", seed {record.seed}" if len(series.curve.seeds) > 1 else "")
+
+
 def _scientific(value: float | None) -> str:
     return "" if value is None else f"{value:.1e}"
 
 
 def _why(record: Record) -> str:
     if record.is_converged:
-        return fit_words(record)
+        return fit_words(True, record.at_grid_edge)
     where = "refit" if record.converged[record.chosen_index] else "path"
     return f"not converged ({where}; stopped by {record.refit.get('stop_reason', 'unknown')})"

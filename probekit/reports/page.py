@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -18,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from probekit.reports.figures.depth import depth_figure, looks_of, short_range
+from probekit.reports.figures.depth import band_words, depth_figure, interval_words, looks_of, short_range
 from probekit.reports.figures.inline_svg import inline_svg
+from probekit.reports.figures.metric_grid import metric_figure
 from probekit.reports.figures.penalty_paths import path_figure
 from probekit.reports.figures.style import CSS_NAME, DARK, style
 from probekit.reports.fit_map import doubtful_fits, failed_fits, fit_map, fit_sentence
-from probekit.reports.panels import Concatenated, Panel, Series, is_reliable, margin, series_margin
+from probekit.reports.panels import Concatenated, Panel, Series, margin, series_margin
 from probekit.reports.published import comparison_frame, printed_comparison
-from probekit.reports.tables import fit_words
 from probekit.results.curve import layer_name, layer_words, p_value
 from probekit.results.record import Record
 from probekit.runtime.escape import terminal, visible
@@ -43,8 +44,9 @@ CHOSEN_BY = {"val": "the held-out rows of the val split", "cv5": "five-fold cros
 def render_page(
     panels: Sequence[Panel],
     sources: Sequence[Path],
-    files: Mapping[str, Sequence[Path]],
+    files: Mapping[str, Mapping[str, Sequence[Path]]],
     figures: Mapping[str, Callable[[Panel], Figure]] = MappingProxyType({}),
+    metrics: Mapping[str, Sequence[Panel]] = MappingProxyType({}),
 ) -> str:
     """The report as HTML.
 
@@ -55,9 +57,11 @@ def render_page(
     sources
         The results that were read; sample pictures and `config.json` are looked for beside them.
     files
-        Files of the report by the panel's slug, to be linked.
+        Files of the report, to be linked: panel's slug -> what they belong to -> paths.
     figures
         Further figures: name -> function that draws a panel.
+    metrics
+        Panel's slug -> the same panel of other metrics.
 
     Returns
     -------
@@ -70,14 +74,18 @@ def render_page(
         loader=PackageLoader("probekit.reports", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["minus"] = lambda text: str(text).replace("-", "\N{MINUS SIGN}")
+    environment.filters["typeset"] = lambda text: (
+        re.sub(r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}", text).replace(" = ", "\xa0=\xa0").replace(" %", "\xa0%")
+    )
     environment.filters["p_value"] = p_value
     page = environment.get_template("page.html.jinja").render(
         title=_title(panels),
         colours=[(name, light, DARK[light]) for light, name in CSS_NAME.items()],
         panels=[
             {
-                **_panel(panel, f"p{number}", files.get(panel.slug, ())),
-                "further": [_further(panel, f"p{number}{name}", name, draw) for name, draw in figures.items()],
+                **_panel(panel, f"p{number}", files.get(panel.slug, {})),
+                "metrics": _metrics(metrics.get(panel.slug, ()), f"p{number}m"),
+                "further": [(name, _further(panel, f"p{number}{name}", name, draw)) for name, draw in figures.items()],
             }
             for number, panel in enumerate(panels)
         ],
@@ -92,7 +100,7 @@ def render_page(
 def _title(panels: Sequence[Panel]) -> str:
     names = list(dict.fromkeys(series.label for panel in panels for series in panel.models))
     datasets = list(dict.fromkeys(panel.title for panel in panels))
-    return f"Linear probes by depth: {', '.join(names) or 'controls'} on {', '.join(datasets)}"
+    return f"Linear probes by depth: {', '.join(names) or 'controls'} on {'; '.join(datasets)}"
 
 
 def _version() -> str:
@@ -102,12 +110,10 @@ def _version() -> str:
         return "(not installed)"
 
 
-def _panel(panel: Panel, prefix: str, files: Sequence[Path]) -> dict[str, Any]:
+def _panel(panel: Panel, prefix: str, files: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
     layered = [series for series in panel.models if not series.is_flat]
-    low = min(float(series.low.min()) for series in panel.series)
-    high = max(
-        [float(series.high.max()) for series in panel.series] + [j.high for s in panel.series for j in s.concatenated]
-    )
+    low = min(series.extent[0] for series in panel.series)
+    high = max([series.extent[1] for series in panel.series] + [j.high for s in panel.series for j in s.concatenated])
     return {
         "id": prefix,
         "title": panel.title,
@@ -116,7 +122,7 @@ def _panel(panel: Panel, prefix: str, files: Sequence[Path]) -> dict[str, Any]:
         "curve_wide": _curve(panel, f"{prefix}w", narrow=False),
         "curve_narrow": _curve(panel, f"{prefix}n", narrow=True),
         "has_band": any(series.band_low is not None for series in layered),
-        "files": [os.path.basename(path) for path in files],
+        "files": {name: [os.path.basename(path) for path in own] for name, own in files.items()},
         "scale": f"{low:.0f} to {high:.0f} %",
         "tables": [_table(series, low, high) for series in panel.series],
         "concatenated": [_concatenated_row(series, joint) for series in panel.series for joint in series.concatenated],
@@ -130,7 +136,9 @@ def _panel(panel: Panel, prefix: str, files: Sequence[Path]) -> dict[str, Any]:
         "paths": [_paths(panel, series, f"{prefix}c{number}") for number, series in enumerate(layered)]
         if panel.is_own_test
         else [],
-        "n_seeds": panel.n_seeds,
+        "over": panel.over,
+        "bars": interval_words(panel),
+        "band": band_words(panel),
         "published": _published(panel),
         "provenance": _provenance(panel),
         "documents": _documents(panel),
@@ -139,9 +147,9 @@ def _panel(panel: Panel, prefix: str, files: Sequence[Path]) -> dict[str, Any]:
 
 def _model(panel: Panel, series: Series) -> dict[str, Any]:
     record = series.records[series.peak]
-    accuracy = f"{series.top1[series.peak]:.1f} %"
-    if series.n_seeds > 1:
-        accuracy += f" ± {100 * series.curve.spread[series.peak]:.1f}"
+    accuracy = f"{series.values[series.peak]:.1f} %"
+    if series.curve.over:
+        accuracy += f" ± {series.spread[series.peak]:.1f}"
     facts = [("Test accuracy, best layer", accuracy, _bounds(series, record))]
     sentences: list[str] = []
     warnings: tuple[str, ...] = ()
@@ -153,7 +161,7 @@ def _model(panel: Panel, series: Series) -> dict[str, Any]:
     else:
         sentences = [
             f"{series.label}: the best layer, chosen on held-out training rows, is layer {series.depths[series.peak]}, "
-            f"with test accuracy {series.top1[series.peak]:.1f} %."
+            f"with test accuracy {series.values[series.peak]:.1f} %."
         ]
         if not series.is_flat:
             sentences.append("Without the per-row predictions (folder probes/) there is no verdict on a fall.")
@@ -162,7 +170,7 @@ def _model(panel: Panel, series: Series) -> dict[str, Any]:
         facts.append(
             (
                 f"{short_range(best.depths)} concatenated",
-                f"{best.top1:.1f} %",
+                f"{best.value:.1f} %",
                 f"{best.low:.1f} to {best.high:.1f}, 95 %",
             )
         )
@@ -171,8 +179,8 @@ def _model(panel: Panel, series: Series) -> dict[str, Any]:
 
 def _bounds(series: Series, record: Record) -> str:
     rows = f"{record.metrics['n_test']:,} rows"
-    if series.n_seeds > 1:
-        rows = f"mean and standard deviation of {series.n_seeds} seeds, {rows}"
+    if series.curve.over:
+        rows = f"mean and standard deviation of {series.curve.over}, {rows}"
     return f"{series.low[series.peak]:.1f} to {series.high[series.peak]:.1f}, 95 %, {rows}"
 
 
@@ -185,7 +193,7 @@ def _points_above(panel: Panel, series: Series) -> list[tuple[str, str, str]]:
     controls = [row for row in _controls(panel) if row["model"] == series.label]
     if not controls:
         return []
-    best = max(controls, key=lambda row: row["top1"])
+    best = max(controls, key=lambda row: row["value"])
     gain, low, high = best["margin"].points
     return [(f"Points above {best['control']}", f"{gain:+.1f}", f"{low:+.1f} to {high:+.1f}, paired 95 %")]
 
@@ -200,8 +208,8 @@ def _curve(panel: Panel, prefix: str, narrow: bool) -> Markup:
     for number, series in enumerate(panel.series):
         for place, (depth, record) in enumerate(zip(series.depths, series.records, strict=True)):
             text = (
-                f"{series.label}, layer {depth}: {series.top1[place]:.1f} % [{series.low[place]:.1f}, "
-                f"{series.high[place]:.1f}], C = {record.chosen_C:.3g}, {fit_words(record)}"
+                f"{series.label}, layer {depth}: {series.values[place]:.1f} % [{series.low[place]:.1f}, "
+                f"{series.high[place]:.1f}], C = {record.chosen_C:.3g}, {series.fit_words(place)}"
             )
             tooltips[f"pt-{number}-{place}"] = text
             tooltips[f"diff-{number}-{place}"] = (
@@ -209,13 +217,30 @@ def _curve(panel: Panel, prefix: str, narrow: bool) -> Markup:
             )
         for joint in series.concatenated:
             tooltips[f"join-{number}-{joint.record.key[:8]}"] = (
-                f"{series.label}, layers {short_range(joint.depths)} concatenated: {joint.top1:.1f} % "
-                f"[{joint.low:.1f}, {joint.high:.1f}], {fit_words(joint.record)}"
+                f"{series.label}, layers {short_range(joint.depths)} concatenated: {joint.value:.1f} % "
+                f"[{joint.low:.1f}, {joint.high:.1f}], {joint.fit_words}"
             )
-    best = "; ".join(f"{s.label} is best at layer {s.depths[s.peak]} with {s.top1[s.peak]:.1f} %" for s in panel.models)
+    peaks = [(s.label, s.depths[s.peak], s.values[s.peak]) for s in panel.models]
+    best = "; ".join(f"{label} is best at layer {depth} with {value:.1f} %" for label, depth, value in peaks)
     label = f"Depth curve on {panel.title}: test accuracy by layer. {best}. All points are in the table below."
     with style(prefix, text_as_paths=False):
         return Markup(inline_svg(depth_figure(panel, narrow), prefix, label, tooltips))
+
+
+def _metrics(panels: Sequence[Panel], prefix: str) -> dict[str, Markup] | None:
+    if not panels:
+        return None
+    words = ", ".join(panel.metric.words for panel in panels)
+    return _two_widths(lambda narrow: metric_figure(panels, narrow), prefix, f"{words} on {panels[0].title} by layer")
+
+
+def _two_widths(draw: Callable[[bool], Figure], prefix: str, label: str) -> dict[str, Markup]:
+    """A figure as SVG for a desktop ("wide") and for a telephone ("narrow")."""
+    drawn = {}
+    for name in ("wide", "narrow"):
+        with style(prefix + name, text_as_paths=False):
+            drawn[name] = Markup(inline_svg(draw(name == "narrow"), prefix + name[0], label))
+    return drawn
 
 
 def _further(panel: Panel, prefix: str, name: str, draw: Callable[[Panel], Figure]) -> Markup:
@@ -234,16 +259,17 @@ def _table(series: Series, low: float, high: float) -> dict[str, Any]:
             {
                 **_row(record),
                 "val": 100 * series.curve.val_accuracy[place],
+                "fit": series.fit_words(place),
                 "reliable": bool(series.reliable[place]),
                 "layer": f"{series.depths[place]}" + (f" {name}" if (name := layer_name(record)) else ""),
-                "spread": 100 * series.curve.spread[place] if series.n_seeds > 1 else None,
+                "spread": series.spread[place] if series.curve.over else None,
                 "best": place == series.peak and not series.is_flat,
-                "top1": series.top1[place],
+                "value": series.values[place],
                 "low": series.low[place],
                 "high": series.high[place],
                 "left": across(series.low[place]),
                 "span": across(series.high[place]) - across(series.low[place]),
-                "middle": across(series.top1[place]),
+                "middle": across(series.values[place]),
                 "reference": place == len(series.records) - 1,
                 "above": series.minus_last[place],
                 "above_low": series.band_low[place] if has_band else None,  # type: ignore[index]
@@ -258,7 +284,7 @@ def _table(series: Series, low: float, high: float) -> dict[str, Any]:
         "layered": not series.is_flat,
         "reference": series.curve.reference.removeprefix("the "),
         "rows": rows,
-        "summary": "" if series.is_flat else f"best {layer_words(series.curve, best)}: {series.top1[best]:.1f} %",
+        "summary": "" if series.is_flat else f"best {layer_words(series.curve, best)}: {series.values[best]:.1f} %",
     }
 
 
@@ -267,8 +293,6 @@ def _row(record: Record) -> dict[str, Any]:
         "width": record.width,
         "val": 100 * record.val_accuracy[record.chosen_index],
         "C": record.chosen_C,
-        "fit": fit_words(record),
-        "reliable": is_reliable(record),
         "key": record.key,
     }
 
@@ -285,8 +309,10 @@ def _concatenated_row(series: Series, joint: Concatenated) -> dict[str, Any]:
         **_row(joint.record),
         "series": series.label,
         "layers": _all_layers(joint),
+        "fit": joint.fit_words,
+        "reliable": joint.reliable,
         "best": joint.chosen and len(series.concatenated) > 1,
-        "top1": joint.top1,
+        "value": joint.value,
         "low": joint.low,
         "high": joint.high,
         "margin": margin(joint.record, series.records[series.peak]),
@@ -298,18 +324,15 @@ def _controls(panel: Panel) -> Any:
         for control in panel.series:
             found = series_margin(model, control) if control.role not in ("model", "readout") else None
             if found is not None:
-                numbers = {name: getattr(control, name)[control.peak] for name in ("top1", "low", "high")}
+                numbers = {name: getattr(control, name)[control.peak] for name in ("values", "low", "high")}
+                numbers["value"] = numbers.pop("values")
                 yield {"model": model.label, "control": control.label, "margin": found, **numbers}
 
 
 def _paths(panel: Panel, series: Series, prefix: str) -> dict[str, Any]:
     color = looks_of(panel)[series.label]["color"]
     label = f"Held-out accuracy of {series.label} along the penalty path, one frame a layer"
-    drawn = {}
-    for name, narrow in (("wide", False), ("narrow", True)):
-        with style(prefix + name, text_as_paths=False):
-            drawn[name] = Markup(inline_svg(path_figure(series, color, narrow), prefix + name[0], label))
-    return {"label": series.label, **drawn}
+    return {"label": series.label, **_two_widths(lambda narrow: path_figure(series, color, narrow), prefix, label)}
 
 
 def _published(panel: Panel) -> dict[str, Any] | None:
@@ -325,7 +348,7 @@ def _published(panel: Panel) -> dict[str, Any] | None:
 
 
 def _provenance(panel: Panel) -> list[tuple[str, str]]:
-    records = [record for series in panel.series for record in series.records]
+    records = [record for series in panel.series for record in series.curve.every]
     first = records[0]
     lines = [
         ("Protocol", f"{_protocol_words(panel.protocol, first)}, hash {panel.protocol_hash}"),

@@ -5,18 +5,21 @@ Here accuracies turn into percent and differences into percentage points; n laye
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
-from probekit.results.curve import Curve, Verdict, depth_curve, verdict
-from probekit.results.metrics import bootstrap_runs, mcnemar_exact
-from probekit.results.paired import PairedDifference
+from probekit.results.curve import Curve, Verdict, depth_curve, pointwise_limits, verdict
+from probekit.results.measured import LABEL_FREE, find_metric, measured
+from probekit.results.metrics import Metric
+from probekit.results.paired import PairedDifference, paired_curves
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record, read_records
+from probekit.results.runs import join_runs, model_names
 from probekit.runtime.errors import UserError
 from probekit.runtime.escape import visible
 
@@ -28,28 +31,33 @@ NAMES = {"random": "random weights", "pixels": "raw pixels", "histogram": "colou
 
 
 class Concatenated(NamedTuple):
-    """One classifier on several layers; percent. `chosen`: the best of its series on held-out rows."""
+    """One classifier on several layers, in units as shown. `chosen`: the best of its series on held-out rows."""
 
     depths: tuple[int, ...]
-    top1: float
+    value: float
     low: float
     high: float
     reliable: bool
     chosen: bool
     record: Record
 
+    @property
+    def fit_words(self) -> str:
+        """How its fits ended."""
+        return fit_words(self.record.is_converged, self.record.at_grid_edge)
+
 
 @dataclass(frozen=True)
 class Series:
-    """One encoder's layers, shallow to deep. Arrays are (n,), in percent or points.
+    """One encoder's layers, shallow to deep. Arrays are (n,), in percent or the metric's unit.
 
     Attributes
     ----------
     label, role : the name in print; "model", "readout" (another kind of probe of a model's layers), "random" (a network
         without training) or "flat" (no depth)
-    curve, verdict : from `probekit.results`; no verdict without per-row files or for a flat series
+    curve, verdict : from `probekit.results`; a verdict is of the accuracy of a series with depth and per-row files
     minus_last, band_low, band_high : against the last layer, simultaneous 95 % band (None without per-row files)
-    not_worse : bool, layers not significantly below the best (None without per-row files)
+    not_worse : bool, layers not significantly worse than the best (None without per-row files)
     concatenated : concatenated layers: plain, with a penalty a layer ("banded"), or mixed ("mix")
     checks : nearest neighbours and ridge of single layers
     host : of a readout, the label of its model
@@ -63,7 +71,7 @@ class Series:
     band_low: np.ndarray | None
     band_high: np.ndarray | None
     not_worse: np.ndarray | None
-    concatenated: tuple[Concatenated, ...]
+    concatenated: tuple[Concatenated, ...] = ()
     checks: tuple[Record, ...] = ()
     host: str = ""
 
@@ -83,29 +91,35 @@ class Series:
         return self.curve.depths
 
     @property
-    def top1(self) -> np.ndarray:
-        """Test accuracy in percent, the mean over the seeds; `low` and `high` are its pointwise 95 % limits."""
-        return 100 * self.curve.accuracy
+    def values(self) -> np.ndarray:
+        """The metric on test, the mean over the draws; `low` and `high` are its pointwise 95 % limits, NaN for none."""
+        return self.curve.metric.factor * self.curve.values
 
     @property
     def low(self) -> np.ndarray:
-        """Lower pointwise limit in percent."""
-        return 100 * self.curve.low
+        """Lower pointwise limit."""
+        return self.curve.metric.factor * self.curve.low
 
     @property
     def high(self) -> np.ndarray:
-        """Upper pointwise limit in percent."""
-        return 100 * self.curve.high
+        """Upper pointwise limit."""
+        return self.curve.metric.factor * self.curve.high
 
     @property
-    def n_seeds(self) -> int:
-        """Draws of the training rows that the figures are over."""
-        return len(self.curve.seeds)
+    def extent(self) -> tuple[float, float]:
+        """The least and the largest number of its points and intervals."""
+        every = np.concatenate([self.values, self.low, self.high])
+        return float(np.nanmin(every)), float(np.nanmax(every))
 
     @property
-    def by_seed(self) -> np.ndarray:
-        """Accuracy of each seed in percent (S, n)."""
-        return 100 * self.curve.by_seed
+    def by_draw(self) -> np.ndarray:
+        """Values of each run or seed (S, n)."""
+        return self.curve.metric.factor * self.curve.by_draw
+
+    @property
+    def spread(self) -> np.ndarray:
+        """Standard deviation over runs or seeds (n,), NaN with one."""
+        return self.curve.metric.factor * self.curve.spread
 
     @property
     def reliable(self) -> np.ndarray:
@@ -117,10 +131,14 @@ class Series:
         """Position of the layer chosen on held-out rows."""
         return self.curve.peak
 
+    def fit_words(self, place: int) -> str:
+        """How the fits of a layer ended: the worst of all its runs and seeds."""
+        return fit_words(bool(self.curve.converged[place]), bool(self.curve.at_grid_edge[place]))
+
 
 @dataclass(frozen=True)
 class Panel:
-    """Series that may stand on the same axes: one data set and test set, one protocol, one number of training rows."""
+    """Series that may stand on the same axes: one data set and test set, protocol, number of training rows, metric."""
 
     dataset: str
     protocol: str
@@ -128,6 +146,18 @@ class Panel:
     train_rows: int | None
     series: tuple[Series, ...]
     test: str = "test"
+    readout: str = ""
+
+    @property
+    def metric(self) -> Metric:
+        """What is measured."""
+        return self.series[0].curve.metric
+
+    @property
+    def measured(self) -> str:
+        """Name of the axis of values, with the kind of probe where it is not the protocol's."""
+        words = self.metric.words + (", kNN" if self.readout == "knn" else f", {self.readout}" if self.readout else "")
+        return f"{words} (%)" if self.metric.percent else words
 
     @property
     def is_own_test(self) -> bool:
@@ -135,9 +165,9 @@ class Panel:
         return self.test == "test"
 
     @property
-    def n_seeds(self) -> int:
-        """The most draws of the training rows that one of its series has."""
-        return max(series.n_seeds for series in self.series)
+    def over(self) -> str:
+        """What the most repeated of its series is a mean over ("3 seeds", "3 runs"); "" for single draws."""
+        return max(self.series, key=lambda series: series.curve.n_draws).curve.over
 
     @property
     def models(self) -> list[Series]:
@@ -154,8 +184,23 @@ class Panel:
     def slug(self) -> str:
         """A file name's part that tells panels apart."""
         rows = f"-{self.train_rows}" if self.train_rows else ""
-        name = f"{self.dataset}-{self.protocol}{rows}" + ("" if self.is_own_test else f"-on-{self.test}")
-        return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[:100].strip("-.")
+        return safe_name(f"{self.dataset}-{self.protocol}{rows}" + ("" if self.is_own_test else f"-on-{self.test}"))
+
+
+def value_name(series: Series) -> str:
+    """The column of the values: "test_accuracy", or the metric's name."""
+    name = series.curve.metric.name
+    return "test_accuracy" if name == "top1" else name
+
+
+def safe_name(text: str) -> str:
+    """A text as part of a file name."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)[:100].strip("-.")
+
+
+def fit_words(converged: bool, at_grid_edge: bool) -> str:
+    """How fits ended, in a few words."""
+    return "not converged" if not converged else "C at the end of its grid" if at_grid_edge else "converged"
 
 
 def is_reliable(record: Record) -> bool:
@@ -181,15 +226,49 @@ def collect_records(results: str | Path | Iterable[str | Path]) -> list[Record]:
     paths = [results] if isinstance(results, str | Path) else list(results)
     records = read_records(*paths)
     if not records:
-        raise UserError(f"{', '.join(map(str, paths))} holds no finished probe yet: run `probekit sweep` first.")
+        raise UserError(f"{', '.join(map(str, paths))} contains no finished probe yet: run `probekit sweep` first.")
     return records
 
 
-def build_panels(records: Iterable[Record]) -> list[Panel]:
+def build_panels(
+    records: Iterable[Record],
+    metric: str = "top1",
+    readout: str | None = None,
+    runs: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> list[Panel]:
     """Group records into panels; in each, models first, then other readouts, random weights and flat baselines.
 
     Each further test set of a data set has a panel after that of its own test rows.
+
+    Parameters
+    ----------
+    records
+        From `collect_records`.
+    metric
+        What is measured: a name of `probekit.results.METRICS`, one with `_scaled` after `calibrate`, or a column of
+        `geometry`. The probes and the best layer are the same whatever is measured: chosen by held-out accuracy.
+    readout
+        Another kind of probe in the place of the protocol's, controls included: knn, ridge, class-mean.
+    runs
+        Name -> series that are pre-training runs of one model and become one curve (`probekit.results.runs`).
+
+    Raises
+    ------
+    UserError
+        There is no such metric, readout or series, or the metric cannot be had of these records.
     """
+    shown, records = find_metric(metric), join_runs(list(records), runs)
+    singles = [r for r in records if len(r.layers) == 1 and r.kind != "layer"]
+    if readout is not None:
+        if metric in LABEL_FREE:
+            raise UserError(f"{metric} is of the features, whatever the probe: leave out readout {readout!r}.")
+        known = list(dict.fromkeys(r.kind for r in singles))
+        if readout not in known:
+            raise UserError(
+                f"The results hold no probe of kind {readout!r}; they have {', '.join(known) or 'the protocol alone'}: "
+                f"run `probekit sweep --checks {readout}`."
+            )
+        records = [replace(r, kind="layer") for r in singles if r.kind == readout]
     groups: dict[tuple[str, str, int | None, str], list[Record]] = {}
     for record in records:
         group = (visible(record.dataset.get("name", "unnamed")), record.identity.protocol_hash, record.train_rows)
@@ -197,33 +276,45 @@ def build_panels(records: Iterable[Record]) -> list[Panel]:
             groups.setdefault((*group, test), []).append(record.on(test))
     panels = []
     for (dataset, protocol_hash, train_rows, test), members in groups.items():
-        by_file: dict[tuple[str, str], list[Record]] = {}
-        for record in members:
-            by_file.setdefault((record.series, record.identity.feature_id), []).append(record)
-        by_file = _tokens_beside_pooled(by_file)
-        names = [name for name, _ in by_file]
         lines = []
-        for (name, feature_id), own in by_file.items():
-            label = NAMES.get(name, visible(name)) + (f" ({feature_id[:6]})" if names.count(name) > 1 else "")
+        for label, own in _curves(members).items():
             if any(record.kind == "layer" for record in own):
-                lines.append(build_series(own, label))
+                lines.append(build_series(own, label, shown))
                 lines += _readouts(own, lines[-1])
         lines.sort(key=lambda series: ROLES.index(series.role))
         if lines:
-            panels.append(Panel(dataset, members[0].protocol["name"], protocol_hash, train_rows, tuple(lines), test))
+            name = members[0].protocol["name"]
+            panels.append(Panel(dataset, name, protocol_hash, train_rows, tuple(lines), test, readout or ""))
     return panels
+
+
+def _curves(members: list[Record]) -> dict[str, list[Record]]:
+    """The records of each curve by its label: a series of one feature file, or the runs of a model."""
+    by_file: dict[tuple[str, str], list[Record]] = {}
+    for record in members:
+        by_file.setdefault((record.series, record.identity.feature_id), []).append(record)
+    by_file = _tokens_beside_pooled(by_file)
+    models, names = model_names(members), [name for name, _ in by_file]
+    curves: dict[str, list[Record]] = {}
+    for (name, feature_id), own in by_file.items():
+        clash = f" ({feature_id[:6]})" if names.count(name) > 1 else ""
+        curves.setdefault(NAMES.get(name, visible(models[name])) + clash, []).extend(own)
+    return curves
 
 
 def _readouts(records: list[Record], host: Series) -> list[Series]:
     """The other kinds of probes that read single layers of a model, each as a curve."""
-    if host.role != "model":
+    if host.role != "model" or host.curve.metric.name in LABEL_FREE:
         return []
     found = []
     for kind in dict.fromkeys(r.kind for r in records if len(r.layers) == 1 and r.kind != "layer"):
         label = f"{host.label}, {READOUTS.get(kind, kind)}"
         own = [replace(r, kind="layer") for r in records if len(r.layers) == 1 and r.kind == kind]
-        if len({r.identity.feature_id for r in own}) == 1:  # attentive probes of several files of tokens are no curve
-            found.append(replace(build_series(own, label), role="readout", host=host.label, verdict=None))
+        # attentive probes of several files of tokens are no curve
+        if len({(r.series, r.identity.feature_id) for r in own}) == len({r.series for r in own}):
+            found.append(
+                replace(build_series(own, label, host.curve.metric), role="readout", host=host.label, verdict=None)
+            )
     return found
 
 
@@ -240,21 +331,21 @@ def _tokens_beside_pooled(by_file: dict[tuple[str, str], list[Record]]) -> dict[
     return hosts
 
 
-def build_series(records: list[Record], label: str) -> Series:
-    """One encoder's records (single and concatenated layers, seeds) of one data set, protocol and number of rows."""
-    curve = depth_curve(records, records[0].train_rows)
+def build_series(records: list[Record], label: str, metric: Metric | str = "top1") -> Series:
+    """One encoder's records (layers, concatenations, seeds, runs) of one data set, protocol and number of rows."""
+    curve = depth_curve(records, records[0].train_rows, metric)
     role = role_of(curve.records[0])
-    paired = curve.correct is not None and len(curve.depths) > 1
-    minus_last = band_low = band_high = not_worse = None
+    paired = curve.rows_SMn is not None and len(curve.depths) > 1
+    band_low = band_high = not_worse = None
     if paired:
-        minus_last, band_low, band_high = (100 * values for values in curve.minus_last())
-        not_worse = curve.not_below_best()
+        _, band_low, band_high = (curve.metric.factor * values for values in curve.minus_last())
+        not_worse = curve.not_worse()
     return Series(
         label=label,
         role=role,
         curve=curve,
-        verdict=verdict(curve) if paired else None,
-        minus_last=100 * (curve.accuracy - curve.accuracy[-1]) if minus_last is None else minus_last,
+        verdict=verdict(curve) if paired and curve.metric.name == "top1" else None,
+        minus_last=curve.metric.factor * (curve.values - curve.values[-1]),
         band_low=band_low,
         band_high=band_high,
         not_worse=not_worse,
@@ -264,20 +355,26 @@ def build_series(records: list[Record], label: str) -> Series:
 
 
 def _concatenated(records: list[Record], curve: Curve) -> tuple[Concatenated, ...]:
+    """Sets of layers of the first seed; of several runs none, since each run has chosen its own."""
+    if len(curve.runs) > 1 or curve.metric.name in LABEL_FREE:
+        return ()
     own = [r for r in records if len(r.layers) > 1 and r.seed == curve.records[0].seed]
     best = max(own, key=lambda r: (r.is_converged, *r.selection_score), default=None)
-    return tuple(
-        Concatenated(
-            depths=tuple(layer_depth(name, curve) for name in r.layers),
-            top1=100 * r.accuracy,
-            low=100 * r.metrics["top1_low"],
-            high=100 * r.metrics["top1_high"],
-            reliable=is_reliable(r),
-            chosen=r is best,
-            record=r,
+    found = []
+    for r in own:
+        one = measured(r, curve.metric)
+        rows = None if one.values is None else one.values[None]
+        shown = np.array([one.value, *pointwise_limits(curve.metric, np.array([one.value]), rows, r.metrics["n_test"])])
+        found.append(
+            Concatenated(
+                tuple(layer_depth(name, curve) for name in r.layers),
+                *map(float, curve.metric.factor * shown),
+                reliable=is_reliable(r),
+                chosen=r is best,
+                record=r,
+            )
         )
-        for r in own
-    )
+    return tuple(found)
 
 
 def _checks(records: list[Record], curve: Curve) -> tuple[Record, ...]:
@@ -293,24 +390,16 @@ def layer_depth(name: str, curve: Curve) -> int:
 
 
 def series_margin(a: Series, b: Series) -> PairedDifference | None:
-    """By how much the best layer of `a` exceeds that of `b` on the same test rows, over the seeds that both have.
+    """By how much the best layer of `a` exceeds that of `b` on the same test rows, over their draws.
 
-    None when the per-row files are missing, the test rows differ, or the two have other seeds.
+    None when the per-row files are missing, the test rows differ, or the two have other numbers of draws.
     """
-    first, second = a.records[a.peak], b.records[b.peak]
-    single = margin(first, second)
-    if single is None or a.n_seeds == b.n_seeds == 1:
-        return single
-    ours, theirs = a.curve.correct_SNn, b.curve.correct_SNn
-    if ours is None or theirs is None or a.curve.seeds != b.curve.seeds:
+    if any(s.curve.rows_SMn is None for s in (a, b)) or a.curve.metric.name != "top1":
         return None
-    won = ours[:, :, a.peak].astype(float) - theirs[:, :, b.peak]
-    low, high = bootstrap_runs(list(won))
-    mean = won.mean(axis=0)
-    p = mcnemar_exact(mean > 0, mean < 0)
-    accuracies = float(ours[:, :, a.peak].mean()), float(theirs[:, :, b.peak].mean())
-    wins = int((mean > 0).sum()), int((mean < 0).sum())
-    return PairedDifference(float(mean.mean()), low, high, p, *accuracies, *wins, len(mean), a.label, b.label)
+    try:
+        return paired_curves(a.curve, b.curve)
+    except UserError:
+        return None
 
 
 def margin(record: Record, other: Record, seed: int = 0) -> PairedDifference | None:

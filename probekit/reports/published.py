@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from probekit.reports.figures.depth import short_range
 from probekit.reports.panels import Panel
-from probekit.reports.tables import KEY_LENGTH, fit_words, records_of, require_one_protocol
+from probekit.reports.tables import KEY_LENGTH, records_of, require_one_protocol
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,11 +83,11 @@ def comparison_frame(panels: Sequence[Panel], task: str = "linear_probe", mix_pr
                         "method": series.label,
                         "layers": f"{series.depths[place]}, {which}" if which else "",
                         "features": record.width,
-                        "accuracy": series.top1[place],
+                        "accuracy": series.values[place],
                         "low": series.low[place],
                         "high": series.high[place],
                         "source": f"record {record.key[:KEY_LENGTH]}",
-                        "note": "" if series.reliable[place] else fit_words(record),
+                        "note": "" if series.reliable[place] else series.fit_words(place),
                     }
                 )
             rows += [
@@ -96,11 +96,11 @@ def comparison_frame(panels: Sequence[Panel], task: str = "linear_probe", mix_pr
                     "method": series.label,
                     "layers": f"{short_range(joint.depths)} concatenated",
                     "features": joint.record.width,
-                    "accuracy": joint.top1,
+                    "accuracy": joint.value,
                     "low": joint.low,
                     "high": joint.high,
                     "source": f"record {joint.record.key[:KEY_LENGTH]}",
-                    "note": "" if joint.reliable else fit_words(joint.record),
+                    "note": "" if joint.reliable else joint.fit_words,
                 }
                 for joint in series.concatenated
                 if joint.chosen

@@ -6,20 +6,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from igpt_model import atomic
-from probekit.reports.figures.depth import depth_figure
+from probekit.reports.figures.depth import band_words, depth_figure, interval_words
+from probekit.reports.figures.metric_grid import metric_frame, metric_panels
 from probekit.reports.figures.style import style
 from probekit.reports.page import render_page
 from probekit.reports.panels import Panel, build_panels, collect_records
 from probekit.reports.published import comparison_frame, printed_comparison
 from probekit.reports.subset_table import write_subset_table
-from probekit.reports.tables import layer_frame, printed_frame, write_table
+from probekit.reports.tables import layer_frame, path_frame, printed_frame, write_table
 from probekit.runtime.errors import UserError
 from probekit.runtime.escape import csv_text
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 FORMATS = ("svg", "png", "pdf")
@@ -29,10 +31,12 @@ def write_report(
     results: str | Path | Iterable[str | Path],
     out: str | Path = "report",
     figures: Mapping[str, Callable[[Panel], Figure]] = MappingProxyType({}),
+    runs: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> Path:
     """Write `index.html`, `depth_curve.{svg,png,pdf,csv}`, `table.{md,csv,tex}` and `comparison.{md,csv,tex}`.
 
-    Where `probekit verify --near-duplicates` has left a row set beside a feature file, also
+    `penalty_paths.csv` and `metrics.csv` hold the points of the page's other figures. Where
+    `probekit verify --near-duplicates` has left a row set beside a feature file, also
     `without_near_duplicates.{md,csv,tex}`.
 
     With several data sets, protocols or sizes of the training set, each has its own files (`depth_curve-NAME.svg` and
@@ -46,7 +50,9 @@ def write_report(
         Folder for the report; files in it are replaced.
     figures
         Further figures: name -> function that draws a panel. Each is written as the depth curve is, and shown on the
-        page.
+        page; its CSV file holds the points of its lines.
+    runs
+        Name -> series that are pre-training runs of one model: one curve with mean and interval.
 
     Returns
     -------
@@ -59,26 +65,64 @@ def write_report(
         There are no records, none of a single layer, or `out` cannot be written.
     """
     sources = [Path(results)] if isinstance(results, str | Path) else [Path(path) for path in results]
-    panels = build_panels(collect_records(sources))
+    records = collect_records(sources)
+    panels = build_panels(records, runs=runs)
     if not panels:
         raise UserError(
             "The results hold no probe of a single layer, so there is no depth curve: run `probekit sweep`."
         )
+    metrics = metric_panels(records, runs=runs)
     out = Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        files: dict[str, list[Path]] = {}
+        files: dict[str, dict[str, list[Path]]] = {}
         for panel in panels:
             suffix = "" if len(panels) == 1 else f"-{panel.slug}"
-            files[panel.slug] = [*write_curve(panel, out / f"depth_curve{suffix}"), *_write_tables(panel, out, suffix)]
+            own = files[panel.slug] = {
+                "curve": write_curve(panel, out / f"depth_curve{suffix}"),
+                "tables": _write_tables(panel, out, suffix),
+            }
+            if panel.is_own_test:
+                layered = [series for series in panel.series if not series.is_flat]
+                own["paths"] = [write_points(path_frame(layered or panel.series), out / f"penalty_paths{suffix}.csv")]
+            if panel.slug in metrics:
+                own["metrics"] = [write_points(metric_frame(metrics[panel.slug]), out / f"metrics{suffix}.csv")]
             for name, draw in figures.items():
                 with style():
-                    files[panel.slug] += save_figure(draw(panel), out / f"{name}{suffix}")
+                    figure = draw(panel)
+                    own[name] = save_figure(figure, out / f"{name}{suffix}")
+                own[name].append(write_points(line_frame(figure), out / f"{name}{suffix}.csv"))
         page = out / "index.html"
-        atomic.write_text(page, render_page(panels, sources, files, figures))
+        atomic.write_text(page, render_page(panels, sources, files, figures, metrics))
     except OSError as error:
         raise UserError(f"The report cannot be written to {out} ({error.strerror}): choose another --out.") from None
     return page
+
+
+def write_points(frame: pd.DataFrame, path: Path) -> Path:
+    """Write the points of a figure as CSV."""
+    atomic.write_text(path, csv_text(frame))
+    return path
+
+
+def line_frame(figure: Figure) -> pd.DataFrame:
+    """The points of every line, scatter and bar of a figure: axes, label, x, y."""
+    import pandas as pd
+
+    rows = []
+    for number, axes in enumerate(figure.axes):
+        for line in axes.lines:
+            rows += [(number, line.get_label(), x, y) for x, y in zip(*line.get_data(), strict=True)]
+        for points in axes.collections:
+            rows += [(number, points.get_label(), x, y) for x, y in points.get_offsets()]
+        rows += [(number, bar.get_label(), bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in _bars(axes)]
+    return pd.DataFrame(rows, columns=["axes", "label", "x", "y"])
+
+
+def _bars(axes: Any) -> list[Any]:
+    from matplotlib.patches import Rectangle
+
+    return [patch for patch in axes.patches if isinstance(patch, Rectangle)]
 
 
 def write_curve(panel: Panel, stem: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
@@ -91,10 +135,7 @@ def write_curve(panel: Panel, stem: Path, formats: Sequence[str] = FORMATS) -> l
     """
     with style():
         written = save_figure(depth_figure(panel), stem, formats)
-    points = stem.with_name(f"{stem.name}.csv")
-    frame = layer_frame([panel])
-    atomic.write_text(points, csv_text(frame))
-    return [*written, points]
+    return [*written, write_points(layer_frame([panel]), stem.with_name(f"{stem.name}.csv"))]
 
 
 def save_figure(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
@@ -113,12 +154,19 @@ def save_figure(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) ->
 def captions(panel: Panel) -> dict[str, str]:
     """What stands over the tables "layers" and "comparison" of a panel."""
     return {
-        "layers": f"Linear probes on {panel.title}, protocol {panel.protocol} ({panel.protocol_hash[:6]}). "
-        "C and layers are chosen on held-out training rows; intervals are Wilson's, pointwise; differences to the last "
-        "layer have a simultaneous 95 % band.",
+        "layers": f"{panel.measured.removesuffix(' (%)')} of probes on {panel.title}, protocol {panel.protocol} "
+        f"({panel.protocol_hash[:6]}). C and layers are chosen on held-out training rows"
+        + (f"; values are means over {panel.over}" if panel.over else "")
+        + (f"; intervals: {interval_words(panel)}" if interval_words(panel) else "")
+        + (f"; differences to the last layer: {band_words(panel)}." if has_band(panel) else "."),
         "comparison": f"Ours beside published numbers on {panel.title}. Published rows follow their authors' protocols "
         "and models; S2 marks a secondary source, D a number derived from printed ones.",
     }
+
+
+def has_band(panel: Panel) -> bool:
+    """Whether a series of the panel has a simultaneous band."""
+    return any(series.band_low is not None for series in panel.models)
 
 
 def _write_tables(panel: Panel, out: Path, suffix: str) -> list[Path]:

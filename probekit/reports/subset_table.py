@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from probekit.reports.panels import Panel
-from probekit.reports.tables import KEY_LENGTH, records_of, write_table
+from probekit.reports.tables import KEY_LENGTH, write_table
 from probekit.results.subset_metrics import with_and_without
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def subset_frame(panels: Sequence[Panel]) -> "pd.DataFrame":
     """One line a probe whose test rows hold some of the set, full precision; empty where no set was made."""
-    return with_and_without(record for panel in panels for series in panel.series for record in records_of(series))
+    return with_and_without(record for panel in panels for series in panel.series for record in series.records)
 
 
 def write_subset_table(panel: Panel, out: Path, suffix: str) -> list[Path]:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from igpt_model import atomic
-from probekit.reports.panels import Panel, Series, is_reliable
+from probekit.reports.panels import Concatenated, Panel, Series, value_name
+from probekit.results.measured import find_metric
+from probekit.results.metrics import Metric
 from probekit.results.record import Record
 from probekit.runtime.errors import UserError
 from probekit.runtime.escape import csv_text, latex, markdown
@@ -63,20 +65,22 @@ def layer_frame(panels: Sequence[Panel], mix_protocols: bool = False) -> pd.Data
                 rows.append(_row(panel, series, record, str(series.depths[index]), index))
             for joint in series.concatenated:
                 layers = "+".join(map(str, joint.depths))
-                rows.append(_row(panel, series, joint.record, layers, None, joint.chosen))
+                rows.append(_row(panel, series, joint.record, layers, None, joint))
             for check in series.checks:
                 rows.append(_row(panel, series, check, str(check.depth), None))
     return pd.DataFrame(rows)
 
 
-def path_frame(series: Series) -> pd.DataFrame:
-    """The points of a path figure: one row a fit, with held-out accuracy (a fraction), iterations and convergence."""
+def path_frame(several: Sequence[Series]) -> pd.DataFrame:
+    """The points of path figures and maps of iterations: one row a fit; accuracies are fractions."""
     import pandas as pd
 
     return pd.DataFrame(
         {
             "series": series.label,
-            "depth": int(series.depths[place]),
+            "run": record.series,
+            "seed": record.seed,
+            "depth": record.depth,
             "C": C,
             "val_accuracy": record.val_accuracy[number],
             "val_log_loss": record.val_log_loss[number],
@@ -84,21 +88,33 @@ def path_frame(series: Series) -> pd.DataFrame:
             "converged": record.converged[number],
             "chosen": number == record.chosen_index,
         }
-        for place, record in enumerate(series.records)
+        for series in several
+        for record in series.curve.every
         for number, C in enumerate(record.Cs)
     )
 
 
 def records_of(series: Series) -> list[Record]:
-    """Every record that a series shows in its figures; its checks are in the tables only."""
-    return [*series.records, *(joint.record for joint in series.concatenated)]
+    """Every record that a series shows in its figures, of all runs and seeds; its checks are in the tables only."""
+    return [*series.curve.every, *(joint.record for joint in series.concatenated)]
 
 
 def _row(
-    panel: Panel, series: Series, record: Record, layers: str, index: int | None, chosen: bool = False
+    panel: Panel, series: Series, record: Record, layers: str, index: int | None, joint: Concatenated | None = None
 ) -> dict[str, object]:
-    metrics = record.metrics
+    curve, factor = series.curve, series.curve.metric.factor
+    value, low, high = (np.nan,) * 3
+    if index is not None:
+        value, low, high = curve.values[index], curve.low[index], curve.high[index]
+    elif joint is not None:
+        value, low, high = joint.value / factor, joint.low / factor, joint.high / factor
+    elif panel.metric.name == "top1":
+        value, low, high = (record.metrics[name] for name in ("top1", "top1_low", "top1_high"))
     has_band = index is not None and series.band_low is not None and series.band_high is not None
+    shown = value_name(series)
+    own = {name: record.metrics.get(name) if index is None else curve.metrics[name][index] for name in curve.metrics}
+    if shown != "test_accuracy":
+        own["test_accuracy"] = own["top1"]
     return {
         "dataset": panel.dataset,
         "test_set": panel.test,
@@ -108,48 +124,65 @@ def _row(
         "kind": record.kind,
         "probe": record.probe,
         "width": record.width,
-        "chosen_on_val": chosen if index is None else index == series.peak and not series.is_flat,
-        "val_accuracy": record.val_accuracy[record.chosen_index] if index is None else series.curve.val_accuracy[index],
-        "test_accuracy": metrics["top1"] if index is None else series.curve.accuracy[index],
-        "low": metrics["top1_low"] if index is None else series.curve.low[index],
-        "high": metrics["top1_high"] if index is None else series.curve.high[index],
-        "n_seeds": 1 if index is None else series.n_seeds,
-        "seeds_sd": np.nan if index is None else series.curve.spread[index],
-        **{name: np.nan if value is None else value for name, value in metrics.items() if not name.startswith("top1")},
-        "minus_last": np.nan if index is None or series.is_flat else series.minus_last[index] / 100,
-        "minus_last_low": series.band_low[index] / 100 if has_band else np.nan,  # type: ignore[index]
-        "minus_last_high": series.band_high[index] / 100 if has_band else np.nan,  # type: ignore[index]
+        "chosen_on_val": joint is not None and joint.chosen
+        if index is None
+        else index == series.peak and not series.is_flat,
+        "val_accuracy": record.val_accuracy[record.chosen_index] if index is None else curve.val_accuracy[index],
+        shown: value,
+        "low": low,
+        "high": high,
+        "n_seeds": 1 if index is None else len(curve.seeds),
+        "n_runs": 1 if index is None else len(curve.runs),
+        "sd": np.nan if index is None else curve.spread[index],
+        **{name: value for name, value in own.items() if name not in ("top1", shown)},
+        "n_test": record.metrics["n_test"],
+        "minus_last": np.nan if index is None or series.is_flat else series.minus_last[index] / factor,
+        "minus_last_low": series.band_low[index] / factor if has_band else np.nan,  # type: ignore[index]
+        "minus_last_high": series.band_high[index] / factor if has_band else np.nan,  # type: ignore[index]
         "C": record.chosen_C,
         "tuned": record.tunes,
-        "converged": record.is_converged if index is None else bool(series.curve.converged[index]),
-        "at_grid_edge": bool(record.at_grid_edge if index is None else series.curve.at_grid_edge[index]),
+        "converged": record.is_converged if index is None else bool(curve.converged[index]),
+        "at_grid_edge": bool(record.at_grid_edge if index is None else curve.at_grid_edge[index]),
         "n_iter": record.refit["n_iter"],
         "gap": np.nan if record.refit["gap"] is None else record.refit["gap"],
-        "rankme": np.nan if record.rankme is None else record.rankme,
+        **({} if shown == "rankme" else {"rankme": np.nan if record.rankme is None else record.rankme}),
         "seed": record.seed,
         "protocol_hash": panel.protocol_hash,
         "record": record.key,
     }
 
 
-def printed_frame(frame: pd.DataFrame) -> pd.DataFrame:
-    """The columns and the rounding that people read, from `layer_frame`."""
+def printed_frame(frame: pd.DataFrame, metric: Metric | str = "top1") -> pd.DataFrame:
+    """The columns and the rounding that people read, from `layer_frame` of panels of one metric."""
     import pandas as pd
 
+    metric = find_metric(metric) if isinstance(metric, str) else metric
+    shown = "test_accuracy" if metric.name == "top1" else metric.name
     # the last layer of a series is what the others are compared with
     reference = (frame["minus_last"] == 0) & (frame["minus_last_low"] == 0) & (frame["minus_last_high"] == 0)
     own = set(frame.loc[frame["kind"] == "layer", "probe"])  # what the depth curve is made of needs no word
-    above_last = _interval(frame["minus_last"], frame["minus_last_low"], frame["minus_last_high"], signed=True)
+
+    def text(values: pd.Series, sign: str = "") -> pd.Series:
+        return values.map(lambda value: "" if pd.isna(value) else metric.text(metric.factor * value, sign))
+
+    def interval(value: pd.Series, low: pd.Series, high: pd.Series, sign: str = "") -> pd.Series:
+        bounds = " [" + text(low, sign) + ", " + text(high, sign) + "]"
+        return text(value, sign) + bounds.where(low.notna(), "")
+
+    above_last = interval(frame["minus_last"], frame["minus_last_low"], frame["minus_last_high"], "+")
+    words = "Test %" if metric.name == "top1" else metric.words + " %" * metric.percent
+    drawn = [("seeds", "n_seeds"), ("runs", "n_runs")]
+    repeated = " and ".join(name for name, column in drawn if (frame[column] > 1).any())
     return pd.DataFrame(
         {
             "Series": frame["series"],
             "Layer": frame["layers"]
             + frame["probe"].map(lambda probe: "" if probe in own else f", {probe}")
             + frame["chosen_on_val"].map({True: " (best on val)", False: ""}),
-            "Val %": _percent(frame["val_accuracy"]),
-            "Test % [95 % interval]": _interval(frame["test_accuracy"], frame["low"], frame["high"]),
-            **({"SD over seeds": frame["seeds_sd"].map(_points)} if (frame["n_seeds"] > 1).any() else {}),
-            "Points above last layer [simultaneous]": above_last.where(frame["minus_last"].notna(), "").mask(
+            "Val %": (100 * frame["val_accuracy"]).map("{:.1f}".format),
+            f"{words} [95 % interval]": interval(frame[shown], frame["low"], frame["high"]),
+            **({f"SD over {repeated}": text(frame["sd"])} if repeated else {}),
+            f"{'Points above' if metric.percent else 'Minus'} last layer [simultaneous]": above_last.mask(
                 reference, "(reference)"
             ),
             "C": [
@@ -160,28 +193,15 @@ def printed_frame(frame: pd.DataFrame) -> pd.DataFrame:
                 ("yes" if good else "by schedule" if tuned == "lr" else "NO") + (", C at grid end" if edge else "")
                 for good, edge, tuned in zip(frame["converged"], frame["at_grid_edge"], frame["tuned"], strict=True)
             ],
-            **({"RankMe": frame["rankme"].map(_one_decimal)} if frame["rankme"].notna().any() else {}),
+            **(
+                {"RankMe": frame["rankme"].map(lambda value: "" if pd.isna(value) else f"{value:.1f}")}
+                if shown != "rankme" and frame["rankme"].notna().any()
+                else {}
+            ),
             "Protocol": frame["protocol"],
             "Record": frame["record"].str[:KEY_LENGTH],
         }
     )
-
-
-def _points(share: float) -> str:
-    return "" if np.isnan(share) else f"{100 * share:.1f}"
-
-
-def _one_decimal(value: float) -> str:
-    return "" if np.isnan(value) else f"{value:.1f}"
-
-
-def _percent(values: pd.Series, signed: bool = False) -> pd.Series:
-    return values.map(lambda value: f"{100 * value:{'+' if signed else ''}.1f}")
-
-
-def _interval(value: pd.Series, low: pd.Series, high: pd.Series, signed: bool = False) -> pd.Series:
-    bounds = " [" + _percent(low, signed) + ", " + _percent(high, signed) + "]"
-    return _percent(value, signed) + bounds.where(low.notna(), "")
 
 
 def write_table(frame: pd.DataFrame, printed: pd.DataFrame, stem: Path, caption: str) -> list[Path]:
@@ -199,11 +219,8 @@ def write_table(frame: pd.DataFrame, printed: pd.DataFrame, stem: Path, caption:
     return files
 
 
-PAPER_COLUMNS = (
-    *("Series", "Layer", "Val %", "Test % [95 % interval]", "SD over seeds", "Points above last layer [simultaneous]"),
-    *("Method", "Features", "Accuracy % [95 %]", "Source"),  # of the comparison with published numbers
-)
-"""What a LaTeX table shows unless other columns are asked for: a page is narrower than a screen."""
+WIDE_COLUMNS = ("C", "Converged", "RankMe", "Protocol", "Record", "Note", "Data set")
+"""What a LaTeX table leaves out unless columns are asked for: a page is narrower than a screen."""
 
 
 def choose_columns(printed: pd.DataFrame, columns: Sequence[str] | None, form: str) -> pd.DataFrame:
@@ -215,8 +232,7 @@ def choose_columns(printed: pd.DataFrame, columns: Sequence[str] | None, form: s
         A column is not there, or its beginning fits several.
     """
     if columns is None:
-        own = [name for name in PAPER_COLUMNS if name in printed.columns]
-        return printed[own] if form == "tex" else printed
+        return printed.drop(columns=[*WIDE_COLUMNS], errors="ignore") if form == "tex" else printed
     chosen = []
     for wanted in columns:
         exact = [name for name in printed.columns if name.casefold() == wanted.casefold()]
@@ -275,12 +291,3 @@ def _cell(text: str) -> str:
 def _markdown_cell(cell: object) -> str:
     # numbers and their intervals are ours, and stay readable in the file itself
     return str(cell) if re.fullmatch(r"[-+0-9.,%() \[\]]*", str(cell)) else markdown(cell)
-
-
-def fit_words(record: Record) -> str:
-    """How the fits behind a record ended, in a few words."""
-    if is_reliable(record):
-        return "converged"
-    if record.is_converged:
-        return "C at the end of its grid"
-    return "not converged"

@@ -2,17 +2,12 @@
 
 from probekit.results.curve import Curve, Verdict, depth_curve, depth_curves, verdict
 from probekit.results.journal import Journal
-from probekit.results.metrics import (
-    bootstrap_interval,
-    mcnemar_exact,
-    mean_per_class_accuracy,
-    top_k_accuracy,
-    wilson_interval,
-)
+from probekit.results.metrics import METRICS, bootstrap_interval, mcnemar_exact, metric, wilson_interval
 from probekit.results.predictions import RowPredictions, load_probe, row_predictions, save_probe
 from probekit.results.record import Identity, Record, read_records, results_path, select_records
 
 __all__ = [
+    "METRICS",
     "Curve",
     "Identity",
     "Journal",
@@ -24,13 +19,12 @@ __all__ = [
     "depth_curves",
     "load_probe",
     "mcnemar_exact",
-    "mean_per_class_accuracy",
+    "metric",
     "read_records",
     "results_path",
     "row_predictions",
     "save_probe",
     "select_records",
-    "top_k_accuracy",
     "verdict",
     "wilson_interval",
 ]

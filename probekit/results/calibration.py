@@ -7,12 +7,17 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
+FILE_NAME = "calibration.csv"
+"""Beside results.jsonl: the temperature of each probe, and its scores."""
 N_BINS = 15
 LARGEST_LOG_TEMPERATURE = np.log(1000.0)
 
 
-def expected_calibration_error(log_proba_NK: np.ndarray, y_N: np.ndarray, n_bins: int = N_BINS) -> float:
-    """Mean over rows of |confidence - accuracy| of the row's bin; bins of equal width in the largest probability.
+def calibration_rows(log_proba_NK: np.ndarray, y_N: np.ndarray, n_bins: int = N_BINS) -> np.ndarray:
+    """Values (N,) whose mean is the expected calibration error: confidence - correct, signed as its bin's sum is.
+
+    Bins have equal width in the largest probability. With the signs held fixed the error is linear in the rows, so that
+    these values also give its spread (the delta method).
 
     Parameters
     ----------
@@ -26,21 +31,19 @@ def expected_calibration_error(log_proba_NK: np.ndarray, y_N: np.ndarray, n_bins
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3.
     """
     confidence = np.exp(log_proba_NK.max(axis=1).astype(np.float64))
-    correct = log_proba_NK.argmax(axis=1) == y_N
+    excess = confidence - (log_proba_NK.argmax(axis=1) == y_N)
     # bins are (a, b], as in the paper; a confidence of 0 has no bin of its own
     bins = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
-    excess = np.bincount(bins, weights=confidence - correct, minlength=n_bins)
-    return float(np.abs(excess).sum() / len(y_N))
+    return excess * np.sign(np.bincount(bins, weights=excess, minlength=n_bins))[bins]
 
 
-def brier_score(log_proba_NK: np.ndarray, y_N: np.ndarray) -> float:
-    """Mean over rows of the squared distance between the probabilities and the one-hot label: 0 to 2.
+def brier_rows(log_proba_NK: np.ndarray, y_N: np.ndarray) -> np.ndarray:
+    """Squared distance (N,) between each row's probabilities and its one-hot label: 0 to 2.
 
-    scikit-learn's `brier_score_loss` with `scale_by_half=False`.
+    Their mean is scikit-learn's `brier_score_loss` with `scale_by_half=False`.
     """
     proba = np.exp(log_proba_NK.astype(np.float64))
-    own = proba[np.arange(len(y_N)), y_N]
-    return float(((proba**2).sum(axis=1) - 2 * own + 1).mean())
+    return (proba**2).sum(axis=1) - 2 * proba[np.arange(len(y_N)), y_N] + 1
 
 
 def fit_temperature(log_proba_NK: np.ndarray, y_N: np.ndarray, sample_weight: np.ndarray | None = None) -> float:

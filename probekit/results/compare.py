@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
-from probekit.results.paired import PairedDifference, paired_difference
+from probekit.results.curve import Curve
+from probekit.results.paired import PairedDifference, paired_curves, paired_difference
 from probekit.results.record import Record
 from probekit.results.results import Results
+from probekit.runtime.errors import UserError
 
 
 def compare(
@@ -28,17 +30,24 @@ def compare(
 
     Returns
     -------
-    Comparison
+    PairedDifference
+        Over all seeds or pre-training runs, where a series has several.
 
     Raises
     ------
     UserError
         The two share no test row, or disagree about the label of one.
     """
-    return paired_difference(_record(a, series_a), _record(b, series_b))
+    first, second = _side(a, series_a, "series_a"), _side(b, series_b, "series_b")
+    if isinstance(first, Curve) and isinstance(second, Curve):
+        return paired_curves(first, second)
+    return paired_difference(*(one.records[one.peak] if isinstance(one, Curve) else one for one in (first, second)))
 
 
-def _record(side: Record | Results | str | Path, series: str | None) -> Record:
+def _side(side: Record | Results | str | Path, series: str | None, flag: str) -> Record | Curve:
     if isinstance(side, Record):
         return side
-    return (side if isinstance(side, Results) else Results(side)).best(series)
+    results = side if isinstance(side, Results) else Results(side)
+    if series is None and len(known := results.curves()) > 1:
+        raise UserError(f"The results hold several series ({', '.join(known)}): name one as {flag}.")
+    return results.curve(series)

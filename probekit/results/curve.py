@@ -3,15 +3,24 @@
 L layers after the embedding, so L+1 candidates; N test rows.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import stdtrit
 
-from probekit.results.metrics import bootstrap_interval, bootstrap_runs, mcnemar_exact, wilson_interval
-from probekit.results.predictions import row_predictions
+from probekit.results.measured import Measured, find_metric, measured
+from probekit.results.metrics import (
+    METRICS,
+    Metric,
+    bootstrap_interval,
+    bootstrap_runs,
+    mcnemar_exact,
+    p_over_runs,
+    wilson_interval,
+)
 from probekit.results.record import Record
+from probekit.results.runs import model_names
 from probekit.results.simultaneous_bands import not_below, simultaneous_band
 from probekit.runtime.errors import UserError
 
@@ -22,48 +31,65 @@ LEAST_FALL = 0.005  # drops below 0.5 points are ignored even if significant
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Accuracy at every depth of one series, with the per-row outcomes behind it. Arrays have one entry a depth.
+    """A metric at every depth of one series, with the values behind it. Arrays have one entry a depth.
+
+    Several draws of the training rows (seeds) or several pre-training runs are one curve: their mean. With several
+    runs a draw is a run, the mean over its seeds.
 
     Attributes
     ----------
     series, dataset : names
-    records : the layers' records, shallow to deep, of the first seed (0: the stored split)
-    seeds : of all draws of the training rows; with several, every figure below is over all of them
+    metric : what `values` are of; top-1 accuracy unless another was asked for
+    records : the layers' records, shallow to deep, of the first run and its first seed (0: the stored split)
+    every : those of all runs and seeds
+    runs, seeds : names of the series that are pre-training runs, and draws of the training rows
     depths : int (n,), index of each layer; gaps where layers were left out
     layers : names
-    val_accuracy, val_log_loss : held-out, at the chosen C: what layers are chosen by; means over the seeds
-    accuracy : test top-1, the mean over the seeds
-    low, high : pointwise 95 % limits: Wilson's for one seed; for several, of new draws of training rows and test rows
-        (`bootstrap_runs`), or of new draws alone (Student's) where the per-row files are not at hand
-    by_seed : accuracy of each seed (S, n); spread : its standard deviation (n,), NaN with one seed
-    converged, at_grid_edge : in every seed, in any seed
-    correct_SNn : bool (S, N, n), or None when the per-row files are not at hand
+    val_accuracy, val_log_loss : held-out, at the chosen C: what layers are chosen by; means over runs and seeds
+    values : on test, the mean over the draws
+    low, high : pointwise 95 % limits, NaN where there are none. One draw: Wilson's of a count, Student's of another
+        mean. Several: of new draws and new test rows (`bootstrap_runs`), or of new draws alone (Student's) without the
+        per-row files
+    by_draw : values of each draw (S, n); spread : their standard deviation (n,), NaN with one draw
+    metrics : mean over the draws of each of `METRICS` that the records hold, by name
+    converged, at_grid_edge : in every draw, in any draw
+    rows_SMn : what is resampled, (S, M, n): bool a test row for a count, else as `Metric.resampled`; None without the
+        per-row files
     """
 
     series: str
     dataset: str
+    metric: Metric
     records: tuple[Record, ...]
+    every: tuple[Record, ...]
+    runs: tuple[str, ...]
     seeds: tuple[int, ...]
     depths: np.ndarray
     layers: tuple[str, ...]
     widths: np.ndarray
     val_accuracy: np.ndarray
     val_log_loss: np.ndarray
-    accuracy: np.ndarray
+    values: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    by_seed: np.ndarray
+    by_draw: np.ndarray
     spread: np.ndarray
+    metrics: Mapping[str, np.ndarray]
     converged: np.ndarray
     at_grid_edge: np.ndarray
-    correct_SNn: np.ndarray | None  # noqa: N815
+    rows_SMn: np.ndarray | None  # noqa: N815
 
     @property
-    def correct(self) -> np.ndarray | None:
-        """How often each row is right: bool (N, n), or with several seeds the share of them, float64."""
-        if self.correct_SNn is None:
-            return None
-        return self.correct_SNn[0] if len(self.seeds) == 1 else self.correct_SNn.mean(axis=0)
+    def n_draws(self) -> int:
+        """Runs, or draws of the training rows, that the values are means over."""
+        return len(self.by_draw)
+
+    @property
+    def over(self) -> str:
+        """What the values are means over, in words; "" for a single draw."""
+        if len(self.runs) > 1:
+            return f"{len(self.runs)} runs" + (f" of {len(self.seeds)} seeds each" if len(self.seeds) > 1 else "")
+        return f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
 
     @property
     def peak(self) -> int:
@@ -80,14 +106,10 @@ class Curve:
         return self.records[0].test
 
     def gain(self, i: int, j: int, seed: int = 0) -> tuple[float, float, float]:
-        """Accuracy of layer i minus that of layer j (positions), with its paired 95 % limits."""
-        rows = self.rows()
-        if len(self.seeds) == 1:
-            low, high = bootstrap_interval(rows[:, i], rows[:, j], seed=seed)
-        else:
-            assert self.correct_SNn is not None
-            low, high = bootstrap_runs([r[:, i].astype(float) - r[:, j] for r in self.correct_SNn], seed=seed)
-        return float(self.accuracy[i] - self.accuracy[j]), low, high
+        """Value of layer i minus that of layer j (positions), with its paired 95 % limits."""
+        difference_SM = self.rows()[..., i].astype(float) - self.rows()[..., j]
+        low, high = interval(difference_SM, seed)
+        return float(self.values[i] - self.values[j]), low, high
 
     @property
     def last_depth(self) -> int:
@@ -105,22 +127,33 @@ class Curve:
         return f"layer {self.depths[-1]}" if self.last_depth in self.unprobed_ends else "the last layer"
 
     def minus_last(self, level: float = 0.95, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Accuracy minus the last layer's, and its simultaneous band: difference, low, high, each (n,)."""
-        correct = self.rows()
-        low, high = simultaneous_band(correct, correct[:, -1], level, seed=seed)
-        return self.accuracy - self.accuracy[-1], low, high
+        """Value minus the last layer's, and its simultaneous band: difference, low, high, each (n,).
 
-    def not_below_best(self, level: float = 0.95, seed: int = 0) -> np.ndarray:
-        """Which layers are not significantly below the chosen one: bool (n,)."""
-        return not_below(self.rows(), self.peak, level, seed=seed)
+        The band is for new test rows with these draws: rows are resampled, runs and seeds are not.
+        """
+        rows_Mn = self.rows().mean(axis=0)
+        low, high = simultaneous_band(rows_Mn, rows_Mn[:, -1], level, seed=seed)
+        return self.values - self.values[-1], low, high
+
+    def not_worse(self, level: float = 0.95, seed: int = 0) -> np.ndarray:
+        """Which layers are not significantly worse than the chosen one: bool (n,)."""
+        sign = 1 if self.metric.larger_is_better else -1
+        return not_below(sign * self.rows().mean(axis=0), self.peak, level, seed=seed)
 
     def rows(self) -> np.ndarray:
-        """`correct`, or a `UserError` when the per-row files are missing."""
-        if self.correct is None:
+        """`rows_SMn`, or a `UserError` when the per-row files are missing."""
+        if self.rows_SMn is None:
             raise UserError(
                 f"Series {self.series!r} has no per-row predictions; keep the folder probes/ beside results.jsonl."
             )
-        return self.correct
+        return self.rows_SMn
+
+
+def interval(rows_SM: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95 % limits of a mean (or of a paired difference): of one draw by the bootstrap over rows, else over draws."""
+    if len(rows_SM) == 1:
+        return bootstrap_interval(rows_SM[0], seed=seed)
+    return bootstrap_runs(list(rows_SM.astype(float)), seed=seed)
 
 
 def choose_layer(records: Sequence[Record]) -> int:
@@ -132,103 +165,151 @@ def choose_layer(records: Sequence[Record]) -> int:
     return max(certified, key=lambda i: (*records[i].selection_score, -i))
 
 
-def depth_curve(records: Iterable[Record], train_rows: int | None = None) -> Curve:
+def depth_curve(
+    records: Iterable[Record], train_rows: int | None = None, metric: Metric | str = "top1", kind: str = "layer"
+) -> Curve:
     """The depth curve of one series on one dataset; records of concatenations and of other sizes are left out.
+
+    Parameters
+    ----------
+    records
+        Of one series, or of the runs of one model (`probekit.results.runs`).
+    train_rows
+        Size of the training set that was asked for; None for all rows.
+    metric
+        Name of `METRICS`, or of a figure of the features (`probekit.results.measured`).
+    kind
+        "layer" for the protocol's probes, else another kind of probe of single layers: "knn", "ridge", "class-mean".
 
     Raises
     ------
     UserError
         No layer records, more than one series or dataset, or records of more than one protocol or feature file.
     """
-    layers = [r for r in records if r.kind == "layer" and r.train_rows == train_rows]
+    metric = find_metric(metric) if isinstance(metric, str) else metric
+    layers = [r for r in records if r.kind == kind and len(r.layers) == 1 and r.train_rows == train_rows]
     if not layers:
         raise UserError("No record of a single layer was given; run `probekit sweep` first.")
+    models = model_names(layers)
+    runs = {name: [r for r in layers if r.series == name] for name in models}
     for what, values in {
-        "series": {r.series for r in layers},
+        "series": set(models.values()),
         "dataset": {_dataset_name(r) for r in layers},
         "protocol": {r.identity.protocol_hash for r in layers},
-        "feature file": {r.identity.feature_id for r in layers},
+        "feature file": max(({r.identity.feature_id for r in own} for own in runs.values()), key=len),
     }.items():
         if len(values) > 1:
             found = ", ".join(sorted(values))
             raise UserError(f"A depth curve has one {what}, but the records have {len(values)}: choose of {found}.")
-    seeds = sorted({r.seed for r in layers})
-    own = sorted((r for r in layers if r.seed == seeds[0]), key=lambda r: r.depth or 0)
-    depths = [r.depth for r in own]
-    draws = [sorted((r for r in layers if r.seed == seed), key=lambda r: r.depth or 0) for seed in seeds]
+    draws: dict[tuple[str, int], list[Record]] = {
+        (r.series, r.seed): [] for name in runs for r in sorted(runs[name], key=lambda r: r.seed)
+    }
+    for r in sorted(layers, key=lambda r: r.depth or 0):
+        draws[r.series, r.seed].append(r)
+    first = next(iter(draws.values()))
     # a draw that is not finished is left out as a whole: its depths would be means over fewer seeds than the others
-    draws = [draw for draw in draws if [r.depth for r in draw] == depths]
-    by_seed = np.array([[r.accuracy for r in draw] for draw in draws])
-    correct = [_correct(draw) for draw in draws]
-    rows = None if any(c is None for c in correct) else np.stack(correct)  # type: ignore[arg-type]
+    finished = {key: own for key, own in draws.items() if [r.layers for r in own] == [r.layers for r in first]}
+    if left := [name for name in runs if not any(series == name for series, _ in finished)]:
+        raise UserError(
+            f"{left[0]!r} has other layers than {first[0].series!r}, or is not finished: runs of one model have the "
+            "same layers; finish its sweep, or give it another name."
+        )
+    own_draws = list(finished.values())
+    found = [[measured(r, metric) for r in draw] for draw in own_draws]
+    over_runs = [next(at for at, name in enumerate(runs) if name == series) for series, _ in finished]
+    groups = over_runs if len(runs) > 1 else list(range(len(own_draws)))
+    by_draw, rows = _grouped(found, groups, first[0].series)
     limits = np.array(
-        [_limits([draw[k] for draw in draws], None if rows is None else rows[..., k]) for k in range(len(own))]
+        [
+            pointwise_limits(metric, by_draw[:, k], None if rows is None else rows[..., k], first[k].metrics["n_test"])
+            for k in range(len(first))
+        ]
     )
-    held = np.array([[r.selection_score for r in draw] for draw in draws]).mean(axis=0)
+    held = np.array([[r.selection_score for r in draw] for draw in own_draws]).mean(axis=0)
+    names = [name for name, value in first[0].metrics.items() if value is not None and name in METRICS]
     return Curve(
-        series=own[0].series,
-        dataset=_dataset_name(own[0]),
-        records=tuple(own),
-        seeds=tuple(draw[0].seed for draw in draws),
-        depths=np.array([r.depth for r in own]),
-        layers=tuple(r.layers[0] for r in own),
-        widths=np.array([r.width for r in own]),
+        series=models[first[0].series],
+        dataset=_dataset_name(first[0]),
+        metric=metric,
+        records=tuple(first),
+        every=tuple(r for draw in own_draws for r in draw),
+        runs=tuple(runs),
+        seeds=tuple(dict.fromkeys(seed for _, seed in finished)),
+        depths=np.array([r.depth for r in first]),
+        layers=tuple(r.layers[0] for r in first),
+        widths=np.array([r.width for r in first]),
         val_accuracy=held[:, 0],
         val_log_loss=-held[:, 1],
-        accuracy=by_seed.mean(axis=0),
+        values=by_draw.mean(axis=0),
         low=limits[:, 0],
         high=limits[:, 1],
-        by_seed=by_seed,
-        spread=by_seed.std(axis=0, ddof=1) if len(draws) > 1 else np.full(len(own), np.nan),
-        converged=np.all([[r.is_converged for r in draw] for draw in draws], axis=0),
-        at_grid_edge=np.any([[r.at_grid_edge for r in draw] for draw in draws], axis=0),
-        correct_SNn=rows,
+        by_draw=by_draw,
+        spread=by_draw.std(axis=0, ddof=1) if len(by_draw) > 1 else np.full(len(first), np.nan),
+        metrics={
+            name: np.array([[r.metrics.get(name, np.nan) for r in draw] for draw in own_draws]).mean(axis=0)
+            for name in names
+        },
+        converged=np.all([[r.is_converged for r in draw] for draw in own_draws], axis=0),
+        at_grid_edge=np.any([[r.at_grid_edge for r in draw] for draw in own_draws], axis=0),
+        rows_SMn=rows,
     )
 
 
-def _limits(records: Sequence[Record], correct_SN: np.ndarray | None) -> tuple[float, float]:
-    """Pointwise 95 % limits of one layer's accuracy over its draws of the training rows."""
-    if len(records) == 1:
-        n = records[0].metrics["n_test"]
-        return wilson_interval(round(records[0].accuracy * n), n)
-    if correct_SN is not None:
-        low, high = bootstrap_runs([row.astype(float) for row in correct_SN])
+def _grouped(
+    found: Sequence[Sequence[Measured]], groups: Sequence[int], series: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Values (S, n) and what is resampled (S, M, n) of each draw; seeds of one run are averaged."""
+    ids = [m.row_ids for draw in found for m in draw]
+    if any(one is not None and not np.array_equal(one, ids[0]) for one in ids):
+        raise UserError(
+            f"The layers of series {series!r} were tested on different rows: sweep them again from one file."
+        )
+    values = np.array([[m.value for m in draw] for draw in found])
+    known = all(m.values is not None for draw in found for m in draw)
+    rows = np.stack([np.stack([m.values for m in draw], axis=1) for draw in found]) if known else None  # type: ignore[misc]
+    if len(set(groups)) == len(groups):
+        return values, rows
+    members = [np.flatnonzero(np.array(groups) == group) for group in dict.fromkeys(groups)]
+    mean = None if rows is None else np.stack([rows[own].mean(axis=0) for own in members])
+    return np.stack([values[own].mean(axis=0) for own in members]), mean
+
+
+def pointwise_limits(
+    metric: Metric, values_S: np.ndarray, rows_SM: np.ndarray | None, n_test: int
+) -> tuple[float, float]:
+    """95 % limits of the mean over S draws of one layer's values; NaN where nothing is known of their spread."""
+    if len(values_S) == 1 and metric.name in ("top1", "top5"):
+        return wilson_interval(round(values_S[0] * n_test), n_test)
+    if len(values_S) > 1 and rows_SM is not None:
+        low, high = bootstrap_runs(list(rows_SM.astype(float)))
+    elif len(values_S) > 1 or rows_SM is not None:
+        sample = values_S if rows_SM is None else rows_SM[0]
+        half = stdtrit(len(sample) - 1, 0.975) * sample.std(ddof=1) / np.sqrt(len(sample))
+        low, high = sample.mean() - half, sample.mean() + half
     else:
-        values = np.array([r.accuracy for r in records])
-        half = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values))
-        low, high = values.mean() - half, values.mean() + half
-    return max(float(low), 0.0), min(float(high), 1.0)
+        return np.nan, np.nan
+    return max(float(low), 0.0), min(float(high), 1.0 if metric.percent else np.inf)
 
 
 def depth_curves(records: Iterable[Record], train_rows: int | None = None) -> dict[str, Curve]:
-    """One curve a series, by name, in the order in which the series first appear.
+    """One curve a series (or a model with several runs), by name, in the order in which they first appear.
 
     With several datasets the names are "series on dataset".
     """
     layers = [r for r in records if r.kind == "layer" and r.train_rows == train_rows]
-    pairs = list(dict.fromkeys((r.series, _dataset_name(r)) for r in layers))
-    several = len({dataset for _, dataset in pairs}) > 1
+    models = model_names(layers)
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for r in layers:
+        groups.setdefault((models[r.series], _dataset_name(r)), []).append(r)
+    several = len({dataset for _, dataset in groups}) > 1
     return {
-        (f"{series} on {dataset}" if several else series): depth_curve(
-            [r for r in layers if (r.series, _dataset_name(r)) == (series, dataset)], train_rows
-        )
-        for series, dataset in pairs
+        (f"{series} on {dataset}" if several else series): depth_curve(own, train_rows)
+        for (series, dataset), own in groups.items()
     }
 
 
 def _dataset_name(record: Record) -> str:
     return str(record.dataset.get("name", "unnamed"))
-
-
-def _correct(records: Sequence[Record]) -> np.ndarray | None:
-    if any(r.folder is None or not (r.folder / r.probe_file).is_file() for r in records):
-        return None
-    rows = [row_predictions(r) for r in records]
-    if any(not np.array_equal(r.row_ids, rows[0].row_ids) for r in rows):
-        raise UserError(
-            f"The layers of series {records[0].series!r} were tested on different rows: sweep them again from one file."
-        )
-    return np.stack([r.correct for r in rows], axis=1)
 
 
 @dataclass(frozen=True)
@@ -243,7 +324,7 @@ class Verdict:
     p_rise, p_fall : one-sided exact McNemar tests, chosen layer against the first and against the last probed
     gain, gain_low, gain_high : chosen layer minus the last probed on test, paired bootstrap 95 %
     last_depth, reference, unprobed_ends, test : as in `Curve`
-    n_seeds, spread : draws of the training rows, and the chosen layer's standard deviation over them
+    over, spread : as in `Curve`, of the chosen layer
     layer_words : the chosen layer as a reader counts it ("layer 3 of 12"; "layer 2 (blocks.2), number 3 of 12")
     not_below : names of the layers not significantly below the chosen one
     warnings : one sentence for each doubt (unconverged fits, C at the end of its grid)
@@ -269,7 +350,7 @@ class Verdict:
     not_below: tuple[str, ...]
     warnings: tuple[str, ...]
     test: str = "test"
-    n_seeds: int = 1
+    over: str = ""
     spread: float = float("nan")
     layer_words: str = ""
 
@@ -281,17 +362,18 @@ class Verdict:
         """The two sentences that matter: the best layer with its accuracy, and the gain over the last layer."""
         where = self.layer_words or f"layer {self.peak_depth} of {self.last_depth}"
         on = self.dataset if self.test == "test" else f"{self.dataset}, tested on {self.test}"
-        seeds = (
-            f"mean of {self.n_seeds} seeds, standard deviation {100 * self.spread:.1f}; " if self.n_seeds > 1 else ""
-        )
+        seeds = f"mean of {self.over}, standard deviation {100 * self.spread:.1f}; " if self.over else ""
         best = (
             f"{self.series} on {on}: the best layer, chosen on held-out training rows, is {where}, with test accuracy "
             f"{100 * self.accuracy:.1f} % ({seeds}95 % interval {100 * self.low:.1f} to {100 * self.high:.1f})."
         )
         if self.shape == "no fall":
             return [best, "The best layer is the last one, so accuracy does not fall towards the output."]
-        interval = f"(95 % interval {100 * self.gain_low:+.1f} to {100 * self.gain_high:+.1f})"
-        gain = f"{100 * self.gain:+.1f} points {interval}"
+        gain = (
+            f"{100 * self.gain:+.1f} points (95 % interval {100 * self.gain_low:+.1f} to {100 * self.gain_high:+.1f})"
+        )
+        if self.peak_depth == 0 and not self.unprobed_ends:
+            return [best, f"It is the first layer, so accuracy does not rise; its gain over the last layer is {gain}."]
         if self.unprobed_ends:
             named = " and ".join(f"layer {depth}" for depth in self.unprobed_ends)
             were = "were" if len(self.unprobed_ends) > 1 else "was"
@@ -310,7 +392,7 @@ class Verdict:
     @property
     def p_words(self) -> str:
         """The verdict's one p-value and its test."""
-        test = "exact McNemar tests" if self.n_seeds == 1 else "exact sign tests over rows"
+        test = f"Student over {self.over}, rows resampled" if self.over else "exact McNemar tests"
         return f"p {'' if self.p < LEAST_P else '= '}{p_value(self.p)}, {test}"
 
 
@@ -334,7 +416,7 @@ def verdict(curve: Curve, seed: int = 0) -> Verdict:
     shape = "no fall" if peak == last else "rises then falls" if falls else "inconclusive"
     if curve.unprobed_ends:
         shape = "inconclusive"
-    kept = curve.not_below_best(seed=seed)
+    kept = curve.not_worse(seed=seed)
     return Verdict(
         shape=shape,
         series=curve.series,
@@ -344,7 +426,7 @@ def verdict(curve: Curve, seed: int = 0) -> Verdict:
         last_depth=curve.last_depth,
         reference=curve.reference,
         unprobed_ends=curve.unprobed_ends,
-        accuracy=float(curve.accuracy[peak]),
+        accuracy=float(curve.values[peak]),
         low=float(curve.low[peak]),
         high=float(curve.high[peak]),
         gain=gain,
@@ -356,19 +438,22 @@ def verdict(curve: Curve, seed: int = 0) -> Verdict:
         not_below=tuple(name for name, keep in zip(curve.layers, kept, strict=True) if keep),
         warnings=_warnings(curve),
         test=curve.test,
-        n_seeds=len(curve.seeds),
+        over=curve.over,
         spread=float(curve.spread[peak]),
         layer_words=layer_words(curve, peak),
     )
 
 
 def _p_greater(curve: Curve, i: int, j: int) -> float:
-    """One-sided p that layer i is right more often than layer j: the exact test of rows won and lost.
+    """One-sided p that layer i is right more often than layer j.
 
-    With one seed a row is won where i is right and j is not (McNemar); with several, where i is right in more of them.
+    With one draw McNemar's exact test of rows won and lost; with several, the distribution behind the interval of the
+    gain (`bootstrap_runs`), so that the two cannot disagree.
     """
-    rows = curve.rows()
-    return mcnemar_exact(rows[:, i] > rows[:, j], rows[:, i] < rows[:, j], "greater")
+    rows_SMn = curve.rows()
+    if len(rows_SMn) == 1:
+        return mcnemar_exact(rows_SMn[0, :, i], rows_SMn[0, :, j], "greater")
+    return p_over_runs(list(rows_SMn[..., i].astype(float) - rows_SMn[..., j]))
 
 
 def layer_name(record: Record) -> str:

@@ -3,69 +3,149 @@
 N rows, K classes, B bootstrap draws, S series of per-row values that share the rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
 
+from probekit.results.calibration import brier_rows, calibration_rows
 from probekit.runtime.errors import UserError
 
-Metric = Callable[[np.ndarray, np.ndarray], float | None]
-METRICS: dict[str, Metric] = {}  # name -> function of log-probabilities (N, K) and class indices (N,)
+Scores = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def metric(function: Metric) -> Metric:
-    """Enter a function in `METRICS` under its own name; every record then holds its value on the test rows."""
-    METRICS[function.__name__] = function
+@dataclass(frozen=True)
+class Metric:
+    """A score of log-probabilities (N, K) for class indices (N,).
+
+    Attributes
+    ----------
+    name, words : its name in records and tables, and on an axis
+    function : the score, or None where it is not defined
+    rows : one value a row (N,) whose mean is the score, where there are such values
+    percent : whether it is a share, shown in percent
+    larger_is_better : False for losses and errors
+    """
+
+    name: str
+    function: Callable[[np.ndarray, np.ndarray], float | None]
+    words: str
+    rows: Scores | None = None
+    percent: bool = False
+    larger_is_better: bool = True
+
+    def __call__(self, log_proba_NK: np.ndarray, y_N: np.ndarray) -> float | None:
+        return self.function(log_proba_NK, y_N)
+
+    @property
+    def factor(self) -> float:
+        """From the score to the number that is shown."""
+        return 100.0 if self.percent else 1.0
+
+    def text(self, shown: float, sign: str = "", unit: bool = False) -> str:
+        """A shown number in print: one decimal of a percentage, else three digits after the point."""
+        return f"{shown:{sign}.{1 if self.percent else 3}f}" + " %" * (unit and self.percent)
+
+    def resampled(self, log_proba_NK: np.ndarray, y_N: np.ndarray) -> np.ndarray:
+        """Values (M,) whose mean is the score and whose spread is that of new test rows: what intervals resample.
+
+        bool (N,) for a score that counts rows. For the mean of other row values, the means of `GROUPS` groups of rows;
+        for any other score the pseudo-values of the jackknife that leaves out one such group at a time. Groups depend
+        on the number of rows alone, so that two probes are compared on the same rows.
+        """
+        values_N = self.rows(log_proba_NK, y_N) if self.rows else None
+        if values_N is not None and values_N.dtype == bool:
+            return values_N
+        n, n_groups = len(y_N), min(GROUPS, len(y_N))
+        group_N = np.random.default_rng(n).permutation(n) % n_groups
+        if values_N is not None:
+            return np.bincount(group_N, weights=values_N) * n_groups / n
+        scores_G = np.array([self(log_proba_NK[group_N != g], y_N[group_N != g]) for g in range(n_groups)], float)
+        return float(self(log_proba_NK, y_N) or 0.0) + (n_groups - 1) * (scores_G.mean() - scores_G)
+
+
+GROUPS = 200
+"""Of test rows, for scores that are no counts: the interval's width is then known to 5 % (1 / sqrt(2 GROUPS))."""
+
+METRICS: dict[str, Metric] = {}
+"""By name: every record holds all of them, on the test rows."""
+
+
+def metric(function: Any = None, **shown: Any) -> Any:
+    """Enter a function of log-probabilities (N, K) and class indices (N,) in `METRICS` under its own name.
+
+    Parameters
+    ----------
+    function : the score; with `by_row=True` it gives one value a row, and the score is their mean
+    shown : fields of `Metric`: words, percent, larger_is_better
+    """
+    if function is None:
+        return lambda own: metric(own, **shown)
+    by_row = shown.pop("by_row", False)
+
+    def mean(log_proba_NK: np.ndarray, y_N: np.ndarray) -> float | None:
+        values = function(log_proba_NK, y_N)
+        return None if values is None else float(values.mean())
+
+    about = {"words": function.__name__.replace("_", " ")} | shown
+    score = mean if by_row else function
+    METRICS[function.__name__] = Metric(function.__name__, score, rows=function if by_row else None, **about)
     return function
 
 
-@metric
-def top1(log_proba_NK: np.ndarray, y_N: np.ndarray) -> float:
-    """Share of rows whose most probable class is theirs; of equal ones the first counts."""
-    return float((log_proba_NK.argmax(1) == y_N).mean())
+@metric(by_row=True, words="Test accuracy", percent=True)
+def top1(log_proba_NK: np.ndarray, y_N: np.ndarray) -> np.ndarray:
+    """Whether a row's most probable class is its own; of equal ones the first counts."""
+    return log_proba_NK.argmax(1) == y_N
 
 
-@metric
-def top5(log_proba_NK: np.ndarray, y_N: np.ndarray) -> float | None:
-    """`top_k_accuracy` with k = 5; None up to five classes."""
-    return top_k_accuracy(log_proba_NK, y_N, 5) if log_proba_NK.shape[1] > 5 else None
+@metric(by_row=True, words="Top-5 accuracy", percent=True)
+def top5(log_proba_NK: np.ndarray, y_N: np.ndarray) -> np.ndarray | None:
+    """Whether a row's class is among its five most probable; None up to five classes."""
+    return in_top_k(log_proba_NK, y_N, 5) if log_proba_NK.shape[1] > 5 else None
 
 
-@metric
-def mean_per_class(log_proba_NK: np.ndarray, y_N: np.ndarray) -> float:
-    """Accuracy of each class, averaged over the classes."""
-    return mean_per_class_accuracy(log_proba_NK.argmax(1) == y_N, y_N)
+@metric(by_row=True, words="Mean-per-class accuracy", percent=True)
+def mean_per_class(log_proba_NK: np.ndarray, y_N: np.ndarray) -> np.ndarray:
+    """Accuracy of each class of `y_N`, averaged over the classes: rows of rare classes weigh more."""
+    classes, index, counts = np.unique(y_N, return_inverse=True, return_counts=True)
+    return (log_proba_NK.argmax(1) == y_N) * (len(y_N) / (len(classes) * counts))[index]
 
 
-@metric
-def log_loss(log_proba_NK: np.ndarray, y_N: np.ndarray) -> float:
-    """Mean cross-entropy in nats."""
-    return float(-log_proba_NK[np.arange(len(y_N)), y_N].mean())
+@metric(by_row=True, words="Log-loss (nats)", larger_is_better=False)
+def log_loss(log_proba_NK: np.ndarray, y_N: np.ndarray) -> np.ndarray:
+    """Cross-entropy in nats."""
+    return -log_proba_NK[np.arange(len(y_N)), y_N]
+
+
+@metric(by_row=True, words="Expected calibration error", larger_is_better=False)
+def ece(log_proba_NK: np.ndarray, y_N: np.ndarray) -> np.ndarray:
+    """Expected calibration error, 15 bins."""
+    return calibration_rows(log_proba_NK, y_N)
+
+
+@metric(by_row=True, words="Brier score", larger_is_better=False)
+def brier(log_proba_NK: np.ndarray, y_N: np.ndarray) -> np.ndarray:
+    """Squared distance between the probabilities and the one-hot label: 0 to 2."""
+    return brier_rows(log_proba_NK, y_N)
 
 
 def score(log_proba_NK: np.ndarray, y_N: np.ndarray) -> dict[str, float | int | None]:
     """All of `METRICS`, with `n_test` rows and Wilson's 95 % limits `top1_low` and `top1_high`."""
-    scores: dict[str, float | int | None] = {name: function(log_proba_NK, y_N) for name, function in METRICS.items()}
+    scores: dict[str, float | int | None] = {name: own(log_proba_NK, y_N) for name, own in METRICS.items()}
     low, high = wilson_interval(int((log_proba_NK.argmax(1) == y_N).sum()), len(y_N))
     return scores | {"n_test": len(y_N), "top1_low": low, "top1_high": high}
 
 
-def top_k_accuracy(log_proba_NK: np.ndarray, y_N: np.ndarray, k: int = 1) -> float:
-    """Share of rows whose class index `y_N` is among the k most probable; a tie counts against the row.
+def in_top_k(log_proba_NK: np.ndarray, y_N: np.ndarray, k: int) -> np.ndarray:
+    """Whether each row's class is among the k most probable, bool (N,); a tie counts against the row.
 
     Counting ties against keeps a constant prediction from scoring 1.
     """
     own = log_proba_NK[np.arange(len(y_N)), y_N]
-    not_worse = (log_proba_NK >= own[:, None]).sum(1)
-    return float((not_worse <= k).mean())
-
-
-def mean_per_class_accuracy(correct_N: np.ndarray, y_N: np.ndarray) -> float:
-    """Accuracy of each class of `y_N`, averaged over the classes."""
-    classes, index = np.unique(y_N, return_inverse=True)
-    hits = np.bincount(index, weights=np.asarray(correct_N, float), minlength=len(classes))
-    return float((hits / np.bincount(index)).mean())
+    return (log_proba_NK >= own[:, None]).sum(1) <= k
 
 
 def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -88,17 +168,23 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float,
 def bootstrap_means(values_NS: np.ndarray, n_draws: int = 2000, seed: int = 0) -> np.ndarray:
     """Means of `n_draws` resamples of the rows, the same rows for all series: (B, S) float64.
 
-    Rows with equal values are drawn together, as counts of a multinomial: the same distribution, at the cost
-    of the number of distinct rows (3 for a difference of correct/false).
+    Where rows repeat they are drawn together, as counts of a multinomial: the same distribution, at the cost of the
+    number of distinct rows (3 for a difference of correct/false).
     """
     values_NS = np.asarray(values_NS, float)
     patterns_US, counts_U = np.unique(values_NS, axis=0, return_counts=True)
     n, rng = len(values_NS), np.random.default_rng(seed)
+    repeat = 4 * len(patterns_US) < n  # a multinomial costs four times as much a count as a row number does
     means_BS = np.empty((n_draws, values_NS.shape[1]))
-    block = max(1, (1 << 22) // len(patterns_US))
+    block = max(1, (1 << 22) // (len(patterns_US) if repeat else n))
     for start in range(0, n_draws, block):
-        draws_BU = rng.multinomial(n, counts_U / n, size=min(block, n_draws - start))
-        means_BS[start : start + len(draws_BU)] = draws_BU @ patterns_US / n
+        size = min(block, n_draws - start)
+        if repeat:
+            means_BS[start : start + size] = rng.multinomial(n, counts_U / n, size=size) @ patterns_US / n
+            continue
+        drawn = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
+        times_BN = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
+        means_BS[start : start + size] = times_BN @ values_NS / n
     return means_BS
 
 
@@ -113,9 +199,9 @@ def bootstrap_interval(
 
 
 def bootstrap_runs(
-    differences: list[np.ndarray], level: float = 0.95, n_draws: int = 10_000, seed: int = 0
+    differences: Sequence[np.ndarray], level: float = 0.95, n_draws: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """Interval of a mean difference over several pre-training runs, for new runs and new rows.
+    """Interval of a mean difference over several runs (or draws of the training rows), for new runs and new rows.
 
     Parameters
     ----------
@@ -128,6 +214,16 @@ def bootstrap_runs(
     of the runs' means, which holds the noise of each run's own. Noise of rows that all runs share is not in that
     spread; it is drawn by resampling rows, scaled to the mean covariance of two runs over the rows.
     """
+    low, high = np.quantile(_means_over_runs(differences, n_draws, seed), [0.5 - level / 2, 0.5 + level / 2])
+    return float(low), float(high)
+
+
+def p_over_runs(differences: Sequence[np.ndarray], n_draws: int = 10_000, seed: int = 0) -> float:
+    """One-sided p that the mean difference is not above zero, from the distribution behind `bootstrap_runs`."""
+    return float((1 + (_means_over_runs(differences, n_draws, seed) <= 0).sum()) / (1 + n_draws))
+
+
+def _means_over_runs(differences: Sequence[np.ndarray], n_draws: int, seed: int) -> np.ndarray:
     n_runs = len(differences)
     if n_runs < 2:
         raise UserError(f"{n_runs} run was given, but an interval over runs needs at least 2.")
@@ -141,8 +237,7 @@ def bootstrap_runs(
         if shared > 0:
             rows_B = bootstrap_means(mean_N[:, None], n_draws, seed)[:, 0] - mean_N.mean()
             draws_B = draws_B + rows_B * np.sqrt(shared / mean_N.var())
-    low, high = means_R.mean() + np.quantile(draws_B, [0.5 - level / 2, 0.5 + level / 2])
-    return float(low), float(high)
+    return means_R.mean() + draws_B
 
 
 def mcnemar_exact(a_correct_N: np.ndarray, b_correct_N: np.ndarray, alternative: str = "two-sided") -> float:

@@ -5,7 +5,8 @@ from typing import Self
 
 import numpy as np
 
-from probekit.results.metrics import bootstrap_interval, bootstrap_runs, mcnemar_exact
+from probekit.results.curve import LEAST_P, Curve, p_value
+from probekit.results.metrics import bootstrap_interval, bootstrap_runs, mcnemar_exact, p_over_runs
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record
 from probekit.runtime.errors import UserError
@@ -19,11 +20,12 @@ class PairedDifference:
     ----------
     difference : accuracy of a minus that of b
     low, high : paired bootstrap 95 % of the difference
-    p : two-sided exact McNemar test
+    p : two-sided: exact McNemar test, or over several draws Student's, with rows resampled
     accuracy_a, accuracy_b : of each
     only_a, only_b : rows that only one of them classified correctly
     n : shared rows
     a, b : labels, "series layer"
+    over : what the accuracies are means over ("3 seeds"); "" for single probes
     """
 
     difference: float
@@ -37,6 +39,7 @@ class PairedDifference:
     n: int
     a: str = ""
     b: str = ""
+    over: str = ""
 
     @classmethod
     def from_rows(cls, correct_a: np.ndarray, correct_b: np.ndarray, a: str = "", b: str = "", seed: int = 0) -> Self:
@@ -67,13 +70,21 @@ class PairedDifference:
         difference, low, high = self.points
         return f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
 
+    @property
+    def p_words(self) -> str:
+        """The p-value and its test."""
+        equals = "" if self.p < LEAST_P else "= "
+        return f"p {equals}{p_value(self.p)}, {'Student over ' + self.over if self.over else 'exact McNemar test'}"
+
     def sentence(self) -> str:
         """The comparison in one sentence."""
         difference, low, high = self.points
+        mean = f", means of {self.over}" if self.over else ""
         return (
             f"{self.a} has {100 * self.accuracy_a:.1f} % and {self.b} {100 * self.accuracy_b:.1f} % "
-            f"on {self.n:,} shared test rows: {difference:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}), "
-            f"exact McNemar p = {self.p:.2g}."
+            f"on {self.n:,} shared test rows{mean}: "
+            f"{difference:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}), "
+            f"{self.p_words}."
         )
 
 
@@ -86,6 +97,38 @@ def paired_difference(a: Record, b: Record) -> PairedDifference:
         The two share no test row, or disagree about the label of one.
     """
     return PairedDifference.from_rows(*paired_correct(a, b), _label(a), _label(b))
+
+
+def paired_curves(a: Curve, b: Curve) -> PairedDifference:
+    """Paired comparison of the best layers of two curves, over the draws of both.
+
+    Draws are taken in pairs where both have as many; a curve of one draw is compared with every draw of the other.
+
+    Raises
+    ------
+    UserError
+        As `paired_difference`; or the per-row files are missing, or both have several draws and not as many.
+    """
+    best_a, best_b = a.records[a.peak], b.records[b.peak]
+    if a.n_draws == b.n_draws == 1:
+        return paired_difference(best_a, best_b)
+    if min(a.n_draws, b.n_draws) > 1 and a.n_draws != b.n_draws:
+        raise UserError(f"{a.series} has {a.over} and {b.series} {b.over}: a paired comparison needs the same.")
+    if not np.array_equal(row_predictions(best_a).row_ids, row_predictions(best_b).row_ids):
+        raise UserError(
+            f"{_label(best_a)} and {_label(best_b)} were tested on different rows: extract both from one data set."
+        )
+    rows_a, rows_b = a.rows()[..., a.peak].astype(float), b.rows()[..., b.peak].astype(float)
+    won = rows_a - rows_b
+    low, high = bootstrap_runs(list(won))
+    p = min(1.0, 2 * min(p_over_runs(list(won)), p_over_runs(list(-won))))
+    mean = won.mean(axis=0)
+    only = int((mean > 0).sum()), int((mean < 0).sum())
+    labels = _label(best_a), _label(best_b)
+    over = a.over or b.over
+    return PairedDifference(
+        float(mean.mean()), low, high, p, float(rows_a.mean()), float(rows_b.mean()), *only, len(mean), *labels, over
+    )
 
 
 def paired_correct(a: Record, b: Record) -> tuple[np.ndarray, np.ndarray]:

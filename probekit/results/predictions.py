@@ -63,8 +63,7 @@ def save_probe(path: str | Path, arrays: Mapping[str, np.ndarray], rows: RowPred
 def load_probe(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays of a probe file: `classes`, those of its kind, and test_* where the probe has been tested."""
     try:
-        with open_regular(path):  # a pipe or a device would be waited for
-            pass
+        open_regular(path).close()  # a pipe or a device would be waited for
         arrays = load_file(path)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(

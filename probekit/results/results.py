@@ -5,10 +5,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probekit.results.curve import Curve, Verdict, choose_layer, depth_curves, verdict
-from probekit.results.paired import PairedDifference, paired_difference
+from probekit.results.curve import Curve, Verdict, depth_curves, layer_name, verdict
+from probekit.results.paired import PairedDifference, paired_curves
 from probekit.results.record import Record, read_records, results_path
-from probekit.runtime.errors import UserError
+from probekit.results.runs import model_names
+from probekit.runtime.errors import UserError, did_you_mean
 from probekit.runtime.escape import mathtext
 
 if TYPE_CHECKING:
@@ -80,12 +81,26 @@ class Results:
             raise UserError(f"No probe was tested on {test!r}; the test sets are {', '.join(['test', *known])}.")
         return Results.from_records(found)
 
+    def curve(self, series: str | None = None) -> Curve:
+        """The depth curve of a series, or of a model with several runs (None: the only one)."""
+        models = model_names(self.records)
+        own = [r for r in self.records if series in (None, r.series, models[r.series])]
+        if not own:
+            known = list(dict.fromkeys(models.values()))
+            raise UserError(
+                f"There is no series {series!r}; there are {', '.join(known)}.{did_you_mean(str(series), known)}"
+            )
+        curves = depth_curves(own)
+        if len(curves) != 1:
+            named = "These results" if series is None else f"The records of series {series!r}"
+            found = ", ".join(curves)[:200] or "no record is of a single layer"
+            raise UserError(f"{named} have {len(curves)} depth curves ({found}): choose one.")
+        return next(iter(curves.values()))
+
     def best(self, series: str | None = None) -> Record:
-        """The layer chosen on held-out rows; never the one that tests best."""
-        layers = sorted(self.of(series, "layer"), key=lambda r: r.depth or 0)
-        if not layers:
-            raise UserError(f"Series {series!r} has no single layer; run `probekit sweep` first.")
-        return layers[choose_layer(layers)]
+        """The layer chosen on held-out rows, never the one that tests best; of several seeds or runs the first's."""
+        curve = self.curve(series)
+        return curve.records[curve.peak]
 
     def concats(self, series: str | None = None) -> list[Record]:
         """Records of concatenated layers."""
@@ -97,18 +112,11 @@ class Results:
 
     def verdict(self, series: str | None = None) -> Verdict:
         """Whether accuracy of a series rises and then falls with depth."""
-        curves = depth_curves(self.of(series, "layer", seed=None))
-        if len(curves) != 1:
-            raise UserError(
-                f"Series {series!r} has {len(curves)} depth curves ({', '.join(curves)[:200]}): "
-                "choose the records of one."
-            )
-        (curve,) = curves.values()
-        return verdict(curve)
+        return verdict(self.curve(series))
 
     def compare(self, a: str, b: str) -> PairedDifference:
-        """Paired comparison of the best layers of two series."""
-        return paired_difference(self.best(a), self.best(b))
+        """Paired comparison of the best layers of two series, over their seeds or runs."""
+        return paired_curves(self.curve(a), self.curve(b))
 
     def frame(self) -> "pd.DataFrame":
         """One row a record: what it is, how it was chosen, how it tests, and whether to trust it."""
@@ -117,7 +125,7 @@ class Results:
         return pd.DataFrame([_row(record) for record in self.records])
 
     def plot_depth(self, ax: Any = None) -> "Axes":
-        """Draw accuracy over depth, one line a series, with pointwise Wilson 95 % bars.
+        """Draw test accuracy over depth, one line a series (the mean of its seeds or runs), with pointwise 95 % bars.
 
         The layer chosen on held-out rows is ringed; a fit that is not certified is crossed. A series of one layer (raw
         pixels) becomes a dashed level.
@@ -128,17 +136,18 @@ class Results:
         for series, curve in self.curves().items():
             name = mathtext(series)
             if len(curve.depths) == 1:
-                axes.axhline(curve.accuracy[0], linestyle="--", color="0.5", label=name)
+                axes.axhline(curve.values[0], linestyle="--", color="0.5", label=name)
                 continue
-            errors = [curve.accuracy - curve.low, curve.high - curve.accuracy]
-            bars = axes.errorbar(curve.depths, curve.accuracy, yerr=errors, marker="o", markersize=3, label=name)
+            errors = [curve.values - curve.low, curve.high - curve.values]
+            bars = axes.errorbar(curve.depths, curve.values, yerr=errors, marker="o", markersize=3, label=name)
             colour = bars.lines[0].get_color()
             ring: dict[str, Any] = {"facecolors": "none", "edgecolors": colour, "s": 90, "zorder": 3}
-            axes.scatter(curve.depths[curve.peak], curve.accuracy[curve.peak], **ring)
+            axes.scatter(curve.depths[curve.peak], curve.values[curve.peak], **ring)
             doubtful = ~curve.converged
-            axes.scatter(curve.depths[doubtful], curve.accuracy[doubtful], marker="x", color="black", zorder=4)
-        axes.set_xlabel("layer (0 is the embedding)")
-        axes.set_ylabel("test accuracy of a linear probe")
+            axes.scatter(curve.depths[doubtful], curve.values[doubtful], marker="x", color="black", zorder=4)
+        first = {layer_name(curve.records[0]) for curve in self.curves().values() if len(curve.depths) > 1}
+        axes.set_xlabel(f"layer (0 is {name})" if len(first) == 1 and (name := first.pop()) else "layer")
+        axes.set_ylabel("test accuracy")
         axes.legend()
         return axes
 

@@ -95,7 +95,7 @@ def check_record(line: Mapping[str, Any], where: str) -> None:
     """
     problem = mismatch(line, RECORD) or _inconsistency(line)
     if problem:
-        raise UserError(f"{where} is no record that can be read: {problem}.")
+        raise UserError(f"{where} is not a record that can be read: {problem}.")
 
 
 def _inconsistency(line: Mapping[str, Any]) -> str | None:

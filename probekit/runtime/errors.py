@@ -1,10 +1,12 @@
 """probekit's user error is igpt_model's: one class, one exit code."""
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 from igpt_model.errors import UserError
 
-__all__ = ["UserError", "check_at_least", "first_line"]
+__all__ = ["UserError", "check_at_least", "did_you_mean", "first_line"]
 
 
 def check_at_least(**numbers: tuple[int | None, int]) -> None:
@@ -19,3 +21,10 @@ def first_line(error: BaseException) -> str:
     # without the codes that colour a terminal
     said = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     return (said.strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """`" Did you mean knn?"` for a name that resembles a known one, whatever its case; else ""."""
+    by_lower = {name.lower(): name for name in known}
+    near = get_close_matches(given.lower(), by_lower, n=1)
+    return f" Did you mean {by_lower[near[0]]}?" if near else ""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from igpt_model.hashing import hash_json
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, did_you_mean
 from probekit.solver.objective import l2_to_C
 
 
@@ -196,7 +196,8 @@ def get_protocol(protocol: "str | Protocol") -> Protocol:
     if isinstance(protocol, Protocol):
         return protocol
     if protocol not in PROTOCOLS:
-        raise UserError(f"protocol {protocol!r} is not known; choose one of {', '.join(PROTOCOLS)}.")
+        hint = did_you_mean(protocol, PROTOCOLS)
+        raise UserError(f"protocol {protocol!r} is not known; choose one of {', '.join(PROTOCOLS)}.{hint}")
     return PROTOCOLS[protocol]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from probekit.reports.figures.options import FigureOptions, relabelled
 from probekit.reports.figures.style import FLAT, INK, MODEL_MARKERS, MODELS, PAPER, QUIET, RANDOM, RULE, points
+from probekit.results.measured import LABEL_FREE
 from probekit.runtime.escape import visible
 
 if TYPE_CHECKING:
@@ -141,17 +142,18 @@ def draw_accuracy(
     for number, series in reversed(list(enumerate(panel.series))):
         look = looks[series.label]
         if series.is_flat:
-            axes.axhspan(series.low[0], series.high[0], color=look["color"], alpha=0.13, linewidth=0)
-            line = axes.axhline(series.top1[0], **{k: look[k] for k in ("color", "linestyle", "linewidth")})
+            if np.isfinite(series.low[0]):
+                axes.axhspan(series.low[0], series.high[0], color=look["color"], alpha=0.13, linewidth=0)
+            line = axes.axhline(series.values[0], **{k: look[k] for k in ("color", "linestyle", "linewidth")})
             line.set_gid(f"pt-{number}-0")
-            ends.append((series.top1[0], series.label, look["color"]))
+            ends.append((series.values[0], series.label, look["color"]))
             continue
-        for values in series.by_seed if series.n_seeds > 1 else ():
+        for values in series.by_draw if series.curve.n_draws > 1 else ():
             axes.plot(series.depths, values, color=look["color"], linewidth=0.7, alpha=0.5, zorder=2)
         beside = series.depths + shifts[number]
         _bars(axes, beside, series.low, series.high, look)
-        _curve(axes, series, series.top1, look, f"pt-{number}", beside)
-        ends.append((series.top1[-1], series.label, look["color"]))
+        _curve(axes, series, series.values, look, f"pt-{number}", beside)
+        ends.append((series.values[-1], series.label, look["color"]))
     for x, number, joint in slots:
         _concatenated(
             axes,
@@ -161,19 +163,21 @@ def draw_accuracy(
             f"join-{number}-{joint.record.key[:8]}",
         )
     low, high = axes.get_ylim()
-    axes.set_ylim(options.ylim or (max(low - 0.03 * (high - low), 0), high + 0.09 * (high - low)))
+    own_limits = max(low - 0.03 * (high - low), 0), high + 0.09 * (high - low)
+    axes.set_ylim(options.limits(panel.metric.percent) or own_limits)
     for place, series in enumerate(panel.models):
         if not series.is_flat:
             shift = shifts[panel.series.index(series)]
             _peak(axes, series, looks[series.label], place, len(panel.models) == 1, shift)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}" if value <= 100 else "")
-    axes.set_ylabel("Test accuracy (%)")
-    own = panel.title if narrow else f"Probes of every layer, {panel.title}"
+    if panel.metric.percent:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}" if value <= 100 else "")
+    axes.set_ylabel(panel.measured if not narrow else panel.measured.replace(", ", ",\n"))
+    own = f"Probes of every layer, {panel.title}"
+    own = panel.title if narrow or len(own) >= 44 else own
     wide = 60 if not narrow else 34
     axes.set_title(textwrap.shorten(own, wide, placeholder=" ...") if options.title is None else options.title)
-    if not narrow and options.title is None and len(own) < 44:
-        over = "95 % Wilson intervals" if panel.n_seeds == 1 else "95 %, new seeds and rows"
-        _remark(axes, f"bars: {over}, pointwise")
+    if not narrow and options.title is None and len(own) < 44 and (words := interval_words(panel)):
+        _remark(axes, f"bars: {words}")
     _end_labels(axes, ends)
 
 
@@ -183,26 +187,44 @@ def draw_difference(axes: Axes, panel: Panel, looks: Looks, narrow: bool = False
     The axis is cut below, so that the shallow layers, far under the last one, do not flatten what matters.
     """
     axes.axhline(0, color=QUIET, linewidth=0.9)
-    tops, bottoms = [1.0], [-1.0]
-    for number, series in reversed(list(enumerate(panel.series))):
-        if series.role != "model" or series.is_flat:
-            continue
+    sign = 1 if panel.metric.larger_is_better else -1
+    drawn = [(number, one) for number, one in enumerate(panel.series) if one.role == "model" and not one.is_flat]
+    least = 1.0 if panel.metric.percent else 0.01 * max((float(abs(one.values).max()) for _, one in drawn), default=1.0)
+    best, worst = [least], [-least]
+    for number, series in reversed(drawn):
         look = looks[series.label]
-        low, high = series.minus_last, series.minus_last
+        ends = [series.minus_last]
         if series.band_low is not None and series.band_high is not None:
-            low, high = series.band_low, series.band_high
-            axes.fill_between(series.depths, low, high, color=look["color"], alpha=0.2, linewidth=0)
+            ends = [series.band_low, series.band_high]
+            axes.fill_between(series.depths, *ends, color=look["color"], alpha=0.2, linewidth=0)
         _curve(axes, series, series.minus_last, look, f"diff-{number}")
         axes.axvline(series.depths[series.peak], color=look["color"], linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
-        tops.append(float(high.max()))
-        bottoms.append(float(low.min()))
-    top = 1.12 * max(tops)
-    axes.set_ylim(max(1.12 * min(bottoms), -2 * max(top, 2)), top)
+        best.append(float(np.max(sign * np.array(ends))))
+        worst.append(float(np.min(sign * np.array(ends))))
+    end = 1.12 * max(best)
+    limits = (sign * max(1.12 * min(worst), -2 * max(end, 2 * least)), sign * end)
+    axes.set_ylim(min(limits), max(limits))
     references = {series.curve.reference for series in panel.models if not series.is_flat}
     reference = references.pop() if len(references) == 1 else "the deepest layer probed"
-    axes.set_ylabel(f"Points above\n{reference}" if not narrow else "Difference\n(points)")
-    if not narrow:
-        _remark(axes, "band: 95 %, simultaneous over the layers")
+    above = "Points above" if panel.metric.percent else "Difference to"
+    axes.set_ylabel(f"{above}\n{reference}" if not narrow else "Difference" + "\n(points)" * panel.metric.percent)
+    if not narrow and any(one.band_low is not None for _, one in drawn):
+        _remark(axes, f"band: {band_words(panel)}")
+
+
+def interval_words(panel: Panel) -> str:
+    """What the bars are; "" where the metric has none."""
+    if panel.metric.name in LABEL_FREE and not panel.over:
+        return ""
+    if panel.over:
+        return f"95 %, new {panel.over.split()[1]} and test rows, pointwise"
+    return f"95 % {'Wilson ' if panel.metric.name in ('top1', 'top5') else ''}intervals, pointwise"
+
+
+def band_words(panel: Panel) -> str:
+    """What the simultaneous band is: with several draws it is for these, and resamples the test rows alone."""
+    fixed = f" of these {' '.join(panel.over.split()[:2])}, test rows resampled" if panel.over else ""
+    return f"95 %, simultaneous over the layers{fixed}"
 
 
 def _shifts(panel: Panel) -> list[float]:
@@ -245,7 +267,7 @@ def _curve(
 
 def _peak(axes: Axes, series: Series, look: dict[str, Any], place: int, named: bool, shift: float) -> None:
     """Ring the chosen layer and underline the layers that are not significantly below it."""
-    x, y = series.depths[series.peak], series.top1[series.peak]
+    x, y = series.depths[series.peak], series.values[series.peak]
     axes.axvline(x, color=look["color"], linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
     axes.plot(
         x + shift, y, "o", markersize=11.5, markerfacecolor="none", color=look["color"], markeredgewidth=1.3, zorder=5
@@ -260,7 +282,8 @@ def _peak(axes: Axes, series: Series, look: dict[str, Any], place: int, named: b
     if named:
         left = x > (series.depths[0] + series.depths[-1]) / 2
         axes.annotate(
-            f"layer {x}: {y:.1f} %", (x, 1.0), xycoords=below, xytext=(-5 if left else 5, -2),
+            f"layer {x}: {series.curve.metric.text(y, unit=True)}",
+            (x, 1.0), xycoords=below, xytext=(-5 if left else 5, -2),
             textcoords="offset points", ha="right" if left else "left", va="top", color=INK, fontweight="bold",
             bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6},  # a grid line would strike the words through
         )  # fmt: skip
@@ -289,7 +312,7 @@ def _last_layer(panel: Panel) -> int:
 def _concatenated(axes: Axes, x: float, joint: Concatenated, color: str, gid: str) -> None:
     _bars(axes, [x], [joint.low], [joint.high], {"color": color, "markersize": 6.5})
     axes.plot(
-        x, joint.top1, marker="D", markersize=6.5 if joint.chosen else 5, color=color, markeredgewidth=1.4,
+        x, joint.value, marker="D", markersize=6.5 if joint.chosen else 5, color=color, markeredgewidth=1.4,
         markerfacecolor=color if joint.reliable else PAPER, zorder=5, gid=gid,
     )  # fmt: skip
 
@@ -391,7 +414,7 @@ def _key_entries(panel: Panel) -> list[tuple[Any, str]]:
         ring = Line2D([], [], marker="o", markersize=8.5, markerfacecolor="none", **blank)
         entries.append((ring, "best layer, chosen on held-out training rows"))
     if any(series.not_worse is not None for series in models):
-        entries.append((Line2D([], [], color=INK, linewidth=3.2), "not significantly below the best"))
+        entries.append((Line2D([], [], color=INK, linewidth=3.2), "not significantly worse than the best"))
     if any(series.concatenated for series in models):
         several = any(len(series.concatenated) > 1 for series in models)
         label = "concatenated layers; large: best on held-out rows" if several else "one probe on concatenated layers"
@@ -399,7 +422,7 @@ def _key_entries(panel: Panel) -> list[tuple[Any, str]]:
     if any(not series.reliable.all() or any(not j.reliable for j in series.concatenated) for series in layered):
         hollow = Line2D([], [], marker="o", markersize=5.5, markerfacecolor=PAPER, **blank)
         entries.append((hollow, "hollow: not converged, or C at the end of its grid"))
-    if panel.n_seeds > 1:
+    if panel.over:
         thin = Line2D([], [], color=INK, linewidth=0.7, alpha=0.5)
-        entries.append((thin, f"thin: each of {panel.n_seeds} seeds; thick: their mean"))
+        entries.append((thin, f"thin: each of {panel.over}; thick: their mean"))
     return entries

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from probekit.reports.figures.depth import looks_of
 from probekit.reports.figures.options import FigureOptions, relabelled
 from probekit.reports.figures.style import QUIET
+from probekit.reports.panels import value_name
 from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ STYLES = {"first": ":", "best": "-", "last": "--"}
 
 
 def label_frame(panels: Sequence[Panel]) -> pd.DataFrame:
-    """One row a series, layer and number of labelled rows: mean accuracy over the draws, its spread and limits.
+    """One row a series, layer and number of labelled rows: mean over the draws, its spread and limits.
 
     Parameters
     ----------
@@ -46,9 +47,9 @@ def label_frame(panels: Sequence[Panel]) -> pd.DataFrame:
             "depth": int(depth),
             "train_rows": panel.train_rows,
             "per_class": series.records[0].per_class,
-            "n_seeds": series.n_seeds,
-            "accuracy": series.curve.accuracy[place],
-            "seeds_sd": series.curve.spread[place],
+            "n_draws": series.curve.n_draws,
+            value_name(series): series.curve.values[place],
+            "sd": series.curve.spread[place],
             "low": series.curve.low[place],
             "high": series.curve.high[place],
         }
@@ -79,7 +80,7 @@ def label_figure(panels: Sequence[Panel], options: FigureOptions = FigureOptions
     axes = figure.add_axes(
         (0.62 * scale / width, 0.5 * scale / height, 1 - 0.74 * scale / width, 1 - 0.85 * scale / height)
     )
-    looks = looks_of(largest)
+    looks, factor = looks_of(largest), largest.metric.factor
     lines = 0
     for series in largest.series:
         peak = int(series.depths[series.peak])
@@ -90,9 +91,9 @@ def label_figure(panels: Sequence[Panel], options: FigureOptions = FigureOptions
             name = series.label if series.is_flat else f"{series.label}, layer {depth} ({role})"
             beside = own["train_rows"] * 1.025**lines  # so that no interval hides behind another
             lines += 1
+            values = own[value_name(series)]
             axes.errorbar(
-                beside, 100 * own["accuracy"],
-                yerr=[100 * (own["accuracy"] - own["low"]), 100 * (own["high"] - own["accuracy"])],
+                beside, factor * values, yerr=[factor * (values - own["low"]), factor * (own["high"] - values)],
                 color=look["color"], linestyle=STYLES[role], marker=look["marker"], markersize=4, capsize=3.5,
                 elinewidth=0.9, linewidth=1.4, label=name,
             )  # fmt: skip
@@ -101,9 +102,9 @@ def label_figure(panels: Sequence[Panel], options: FigureOptions = FigureOptions
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.minorticks_off()
     axes.set_xlabel("labelled training rows")
-    axes.set_ylabel("Test accuracy (%)")
-    if options.ylim:
-        axes.set_ylim(options.ylim)
+    axes.set_ylabel(largest.measured)
+    if limits := options.limits(largest.metric.percent):
+        axes.set_ylim(limits)
     axes.set_title(f"Label efficiency, {largest.dataset}" if options.title is None else options.title)
     axes.legend(labelcolor=QUIET, loc="best")
     return figure

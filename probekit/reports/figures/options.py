@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from probekit.reports.panels import Panel, Series
@@ -22,7 +22,7 @@ class FigureOptions:
     Attributes
     ----------
     width, height : inches; None for the figure's own
-    ylim : limits of the accuracy axis in percent
+    ylim : limits of the axis of values: percent, or the metric's own unit
     labels : name of a series in the results -> name in print
     title : over the figure in place of its own; "" for none
     font_size : points of ordinary type
@@ -42,10 +42,14 @@ class FigureOptions:
                 raise UserError(
                     f"{name} is {value:g}; expected {least} to {most} {'points' if 'font' in name else 'inches'}."
                 )
-        if self.ylim is not None and not 0 <= self.ylim[0] < self.ylim[1] <= 100:
-            raise UserError(
-                f"ylim is {self.ylim[0]:g} {self.ylim[1]:g}; expected two percentages, the lower one first."
-            )
+        if self.ylim is not None and not self.ylim[0] < self.ylim[1]:
+            raise UserError(f"ylim is {self.ylim[0]:g} {self.ylim[1]:g}; expected two numbers, the lower one first.")
+
+    def limits(self, percent: bool) -> tuple[float, float] | None:
+        """`ylim`; a `UserError` where percentages are shown and it is none."""
+        if percent and self.ylim is not None and not 0 <= self.ylim[0] < self.ylim[1] <= 100:
+            raise UserError(f"ylim is {self.ylim[0]:g} {self.ylim[1]:g}; expected two percentages between 0 and 100.")
+        return self.ylim
 
     @property
     def scale(self) -> float:
@@ -62,7 +66,8 @@ def find_series(panel: Panel, name: str) -> Series:
         found = [series for series in panel.series if key(series).casefold() == name.casefold()]
         if len(found) == 1:
             return found[0]
-    raise UserError(f"There is no series {name!r}; there are {', '.join(series.label for series in panel.series)}.")
+    known = [series.label for series in panel.series]
+    raise UserError(f"There is no series {name!r}; there are {'; '.join(known)}.{did_you_mean(name, known)}")
 
 
 def relabelled(panel: Panel, labels: Mapping[str, str]) -> Panel:

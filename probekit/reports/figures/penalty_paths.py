@@ -54,8 +54,8 @@ def path_figure(
     figure.supylabel("Held-out accuracy (%)", x=0.1 * scale / width, fontsize=points(8.5), color=QUIET)
     if options.title:
         figure.suptitle(options.title, x=0.62 * scale / width, ha="left", fontsize=points(9.5), fontweight="bold")
-    if options.ylim:
-        grid.flat[0].set_ylim(options.ylim)
+    if limits := options.limits(percent=True):
+        grid.flat[0].set_ylim(limits)
     paths = [(np.log10(record.Cs), 100 * np.asarray(record.val_accuracy)) for record in series.records]
     for axes in grid.flat[len(shown) :]:
         axes.set_axis_off()

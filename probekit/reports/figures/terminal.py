@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 MARKS = "●■▲◆★"
+ASCII = str.maketrans("●■▲◆★○◦▿│┤─└╌↑", "o#^*xO.v||-+-^")
 MODEL_COLOURS = ("bright_blue", "dark_orange", "green3", "magenta", "yellow")
 
 
@@ -29,7 +30,11 @@ def print_panel(panel: Panel, console: Console | None = None) -> None:
     from rich.console import Console
 
     console = console or Console()
-    console.print(terminal_curve(panel, width=min(console.width, 100)))
+    curve = terminal_curve(panel, width=min(console.width, 100))
+    if not console.encoding.startswith("utf"):
+        for line in curve.renderables:
+            line.plain = line.plain.translate(ASCII)  # type: ignore[union-attr]
+    console.print(curve)
 
 
 def terminal_curve(panel: Panel, width: int = 80, height: int = 16) -> Group:
@@ -45,7 +50,7 @@ def terminal_curve(panel: Panel, width: int = 80, height: int = 16) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    lines: list[Text] = [Text(f"Test accuracy of probes on {visible(panel.title)}, %", style="bold")]
+    lines: list[Text] = [Text(f"{panel.measured}, {visible(panel.title)}", style="bold")]
     lines += _canvas(panel, width, height)
     lines.append(_legend(panel))
     for series in panel.models:
@@ -61,8 +66,8 @@ def _canvas(panel: Panel, width: int, height: int) -> list[Text]:
 
     last = max(int(series.depths[-1]) for series in panel.series) or 1
     ticks, height = round_ticks(
-        min(float(series.low.min()) for series in panel.series),
-        max(float(series.high.max()) for series in panel.series),
+        min(series.extent[0] for series in panel.series),
+        max(series.extent[1] for series in panel.series),
         height,
     )
     low, high = min(ticks.values()), max(ticks.values())
@@ -79,7 +84,7 @@ def _canvas(panel: Panel, width: int, height: int) -> list[Text]:
     for series in reversed(panel.series):
         mark, colour = _look(panel, series)
         if series.is_flat:
-            cells[row(series.top1[0])] = [("╌", colour)] * columns
+            cells[row(series.values[0])] = [("╌", colour)] * columns
             continue
         for depth, bottom, top in zip(series.depths, series.low, series.high, strict=True):
             for level in range(row(top), row(bottom) + 1):
@@ -87,7 +92,7 @@ def _canvas(panel: Panel, width: int, height: int) -> list[Text]:
                     cells[level][column(depth)] = ("│", f"{colour} dim")
     for series in reversed(panel.series):
         mark, colour = _look(panel, series)
-        for place, (depth, value) in enumerate(zip(series.depths, series.top1, strict=True)):
+        for place, (depth, value) in enumerate(zip(series.depths, series.values, strict=True)):
             if not series.is_flat:
                 chosen = series.role == "model" and place == series.peak
                 shown = mark if series.reliable[place] else "○"

@@ -254,7 +254,7 @@ def test_a_fine_tuned_run_is_a_run(tmp_path):
 
 def test_other_settings_models_data_and_labels_are_refused(tmp_path):
     run(tmp_path, steps=5)
-    with pytest.raises(UserError, match=r"finetune\.lr is 0\.01 there and 0\.02 here"):
+    with pytest.raises(UserError, match=r"finetune\.lr: 0\.01 there, 0\.02 here"):
         run(tmp_path, steps=5, lr=0.02)
     with pytest.raises(UserError, match=r"source\.weights_hash"):
         run(tmp_path, pretrained(seed=9), steps=5)

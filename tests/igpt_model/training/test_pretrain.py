@@ -222,12 +222,12 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 
 def test_other_settings_or_data_are_refused_by_name(tmp_path):
     run(tmp_path, steps=5)
-    with pytest.raises(UserError, match=r"train\.lr is 0\.01 there and 0\.02 here"):
+    with pytest.raises(UserError, match=r"train\.lr: 0\.01 there, 0\.02 here"):
         run(tmp_path, steps=5, lr=0.02)
     config = TrainConfig(**{**TINY, "steps": 5})
-    with pytest.raises(UserError, match=r"data\.provenance\.name is 'bars' there and 'noise' here"):
+    with pytest.raises(UserError, match=r'data\.provenance\.name: "bars" there, "noise" here'):
         list(train(config, pictures(), pictures(20, 1), tmp_path, {"name": "noise"}))
-    with pytest.raises(UserError, match=r"data\.train_images is 60 there and 59 here"):
+    with pytest.raises(UserError, match=r"data\.train_images: 60 there, 59 here"):
         list(train(config, pictures()[:59], pictures(20, 1), tmp_path, {"name": "bars"}))
     with pytest.raises(UserError, match="images or labels are not those"):
         list(train(config, pictures(seed=3), pictures(20, 1), tmp_path, {"name": "bars"}))
@@ -317,7 +317,7 @@ def test_bad_pictures_and_devices_are_refused(tmp_path):
     config = TrainConfig(**TINY)
     with pytest.raises(UserError, match=r"prepare them with config\.transform"):
         list(train(config, pictures(side=6), pictures(20, 1), tmp_path))
-    with pytest.raises(UserError, match="no validation pictures"):
+    with pytest.raises(UserError, match="no validation images"):
         list(train(config, pictures(), pictures(0), tmp_path))
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no CUDA device"):

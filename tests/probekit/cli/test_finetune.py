@@ -53,7 +53,7 @@ def test_other_settings_and_missing_runs_are_refused(run, tmp_path, capsys):
     assert tune(run, tmp_path / "tuned", "--no-test") == 0
     assert not (tmp_path / "tuned" / "test.json").exists()
     assert tune(run, tmp_path / "tuned", "--lr", "0.1") == 2
-    assert "finetune.lr is 0.0003 there and 0.1 here" in capsys.readouterr().err
+    assert "finetune.lr: 0.0003 there, 0.1 here" in capsys.readouterr().err
     assert tune(tmp_path / "nothing", tmp_path / "b") == 2
     assert tune(run, tmp_path / "c", "--layer", "5") == 2
     assert "layers 0 to 1" in capsys.readouterr().err

@@ -37,7 +37,7 @@ def test_help_is_quick_and_needs_no_torch():
 
 def test_an_unknown_verb_gets_a_suggestion(capsys):
     assert main(["trian"]) == 2
-    assert "did you mean 'train'?" in capsys.readouterr().err
+    assert "Did you mean train?" in capsys.readouterr().err
 
 
 def test_an_unknown_flag_is_the_users_error(capsys):

@@ -110,7 +110,7 @@ def test_what_cannot_be_drawn_is_said_in_one_sentence(results, tmp_path, capsys)
     for words, expected in (
         (("plot", results, "--out", tmp_path / "c.jpg"), ".svg, .png or .pdf"),
         (("table", results, "--out", tmp_path / "c.xls"), ".md, .csv or .tex"),
-        (("plot", "--out", tmp_path / "c.svg"), "No results were given"),
+        (("plot", "--out", tmp_path / "c.svg"), "needs RESULTS"),
         (("plot", tmp_path / "none", "--out", tmp_path / "c.svg"), "none"),
         (("plot", results, "--out", tmp_path / "c.svg", "--kind", "path", "--series", "ours"), "theirs"),
         (("table", results, folder, "--out", tmp_path / "t.md"), "--protocol kornblith"),
@@ -121,3 +121,71 @@ def test_what_cannot_be_drawn_is_said_in_one_sentence(results, tmp_path, capsys)
         assert error.count("probekit: ") == 1
         assert expected in error
     assert run("table", results, folder, "--protocol", "kornblith", "--out", tmp_path / "t.md") == 0
+
+
+def test_any_metric_and_readout_is_a_figure_and_a_table_of_the_same_numbers(results, tmp_path, capsys):
+    assert run("sweep", results / "features.h5", "--protocol", "dinov2-45", "--Cs", "0.01,1", "--checks", "knn") == 0
+    records = [json.loads(line) for line in (results / "results.jsonl").read_text().splitlines()]
+    for readout, kind in (([], "layer"), (["--readout", "knn"], "knn")):
+        for metric in ("top1", "mean_per_class", "log_loss", "brier", "ece"):
+            asked = ["--metric", metric, *readout]
+            assert run("plot", results, "--out", tmp_path / "m.svg", *asked) == 0
+            assert run("table", results, "--out", tmp_path / "t.csv", *asked) == 0
+            assert run("table", results, "--out", tmp_path / "t.tex", *asked) == 0
+            plotted = list(csv.DictReader((tmp_path / "m.csv").open()))
+            column = "test_accuracy" if metric == "top1" else metric
+            values = {row["record"]: float(row[column]) for row in plotted}
+            for record in (r for r in records if r["kind"] == kind):
+                assert values[record["key"]] == pytest.approx(record["metrics"][metric], rel=1e-5)
+            own = [row for row in plotted if row["record"] in {r["key"] for r in records if r["kind"] == kind}]
+            assert all(float(row["low"]) <= float(row[column]) <= float(row["high"]) for row in own)
+            assert (tmp_path / "t.csv").read_text() == (tmp_path / "m.csv").read_text()
+    assert run("geometry", results / "features.h5") == 0
+    assert run("plot", results, "--out", tmp_path / "g.svg", "--metric", "cka_to_last") == 0
+    capsys.readouterr()
+    for words, expected in (
+        (("--metric", "acuracy"), "Accuracy is top1"),
+        (("--metric", "rank-me"), "Did you mean rankme?"),
+        (("--metric", "ece_scaled"), "probekit calibrate"),
+        (("--metric", "rankme", "--readout", "knn"), "whatever the probe"),
+        (("--readout", "ridge"), "--checks ridge"),
+        (("--kind", "path", "--metric", "ece"), "leave --metric"),
+        (("--test", "fog"), "No probes fit --test fog"),
+        (("--runs", "theirs"), "has one run"),
+    ):
+        assert run("plot", results, "--out", tmp_path / "x.svg", *words) == 2
+        assert expected in capsys.readouterr().err
+
+
+def test_pre_training_runs_are_one_series_of_figure_table_cards_and_verdict(results, arrays, tmp_path, capsys):
+    folders = [results]
+    for number in (1, 2):
+        rng, folder = np.random.default_rng(number), tmp_path / f"run{number}"
+        folder.mkdir()
+        words = []
+        for split, (X, y) in arrays.items():
+            np.savez(folder / f"{split}.npz", labels=y, **{k: x + rng.normal(size=x.shape) for k, x in X.items()})
+            words += [f"--{split}", folder / f"{split}.npz"]
+        words += ["--encoder", "theirs", "--dataset", "blobs"]
+        assert run("import", *words, "--out", folder / "features.h5") == 0
+        assert run("sweep", folder / "features.h5", "--protocol", "dinov2-45", "--Cs", "0.01,1") == 0
+        folders.append(folder)
+    each = [
+        {line["depth"]: line["metrics"]["top1"] for line in map(json.loads, (f / "results.jsonl").open())}
+        for f in folders
+    ]
+    capsys.readouterr()
+    assert run("report", *folders, "--runs", "theirs", "--out", tmp_path / "report") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "mean of 3 runs, standard deviation" in shown
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "mean and standard deviation of 3 runs" in page
+    for name in ("table.csv", "depth_curve.csv"):
+        rows = list(csv.DictReader((tmp_path / "report" / name).open()))
+        assert [row["n_runs"] for row in rows] == ["3", "3"]
+        for depth, row in enumerate(rows):
+            values = [run[depth] for run in each]
+            assert float(row["test_accuracy"]) == pytest.approx(np.mean(values))
+            assert float(row["sd"]) == pytest.approx(np.std(values, ddof=1))
+    assert "SD over runs" in (tmp_path / "report" / "table.md").read_text()
+    assert run("plot", *folders, "--runs", "theirs", "--out", tmp_path / "p.svg", "--metric", "log_loss") == 0

@@ -140,7 +140,7 @@ def test_a_study_is_tracked_by_depth(tracked, tmp_path):
     (curve,) = Results(out).curves().values()
     expected = {
         int(d): {f"wandering-digits/{curve.series}/accuracy": float(a)}
-        for d, a in zip(curve.depths, curve.accuracy, strict=True)
+        for d, a in zip(curve.depths, curve.values, strict=True)
     }
     assert dict(seen.logged) == expected
     assert seen.files == [str(out / "report" / "index.html")]

@@ -1,6 +1,8 @@
 """The words of a command line: lists, --config, --json, what is missing, and verbs added from outside."""
 
 import json
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -96,7 +98,7 @@ def test_what_a_study_wrote_is_a_config(tmp_path):
 def test_a_wrong_key_or_file_is_refused(tmp_path, capsys):
     (tmp_path / "run.yaml").write_text("seed: 3\n")
     assert main(["sweep", "f.h5", "--config", str(tmp_path / "run.yaml")]) == 2
-    assert "has no flag seed; did you mean seeds?" in capsys.readouterr().err
+    assert "has no flag seed. Did you mean seeds?" in capsys.readouterr().err
     assert main(["sweep", "f.h5", "--config", str(tmp_path / "absent.yaml")]) == 2
     assert "there is no such file" in capsys.readouterr().err
 
@@ -182,3 +184,14 @@ def test_completion_knows_verbs_and_flags():
     script = app.generate_completion(shell="bash")
     assert "sweep" in script
     assert "--greedy-width" in script
+
+
+def test_a_reader_that_has_ended_is_no_error(tmp_path):
+    """`probekit ... | head`: nothing on stderr, and the exit code of a program that SIGPIPE ends."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "probekit", "datasets"], stdout=write, stderr=subprocess.PIPE, timeout=120, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")

@@ -160,7 +160,7 @@ def test_parquet_is_streamed_not_loaded(pictures, monkeypatch):
     content = rows[0][0].read_bytes()
     table = pyarrow.table({"image": [content] * 1000, "label": np.arange(1000) % 2})
     parquet.write_table(table, root / "one-group.parquet")
-    data, opened, longest = load_dataset(root / "one-group.parquet"), [], []
+    opened, longest = [], []
     real = ours._GroupReader
 
     class Watched(real):
@@ -174,7 +174,7 @@ def test_parquet_is_streamed_not_loaded(pictures, monkeypatch):
             return found
 
     monkeypatch.setattr(ours, "_GroupReader", Watched)
-    train = data.splits["train"]
+    train = load_dataset(root / "one-group.parquet").splits["train"]
     for start in range(0, len(train), 50):
         train.images(start, start + 50)
     assert len(opened) == 1
@@ -306,7 +306,7 @@ def test_a_test_part_without_labels_is_left_out(pictures, tmp_path):
     [
         ("path,label\nnone.png,a\n", "does not exist"),
         ("path,label\n", "no labelled rows|two classes|train part"),
-        ("a,b\nx,y\n", "none looks like"),
+        ("a,b\nx,y\n", "names neither images nor labels"),
         ("path,label,split\nlist.csv,a,holdout\n", "'holdout'"),
         ("path,label\nlist.csv\n", "Line 2"),
     ],

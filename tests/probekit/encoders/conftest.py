@@ -13,8 +13,11 @@ import pytest
 import torch
 
 
-def import_timm():
-    """timm, from the environment or from `timm-site`; None where it is in neither."""
+def import_timm(stay=False):
+    """timm, from the environment or from `timm-site`; None where it is in neither.
+
+    `stay` leaves that folder on the path, so that transformers, imported later, sees torchvision too.
+    """
     try:
         import timm
     except Exception:
@@ -29,7 +32,8 @@ def import_timm():
             import timm
             import timm.data
         finally:
-            sys.path.remove(str(site))
+            if not stay:
+                sys.path.remove(str(site))
         timm.declared_operators = declared  # they are undeclared when this object goes
     return timm
 

@@ -195,3 +195,11 @@ def test_a_folder_that_cannot_be_written(tmp_path, data):
 
 def test_the_attribute_is_the_function():
     assert probekit.study is study
+
+
+def test_encoders_of_one_name_are_runs_of_one_model(no_report, tmp_path, data):
+    results = study(["net=pixels:2", "net=pixels:4"], data[0], tmp_path / "study", Cs=CS, window=0)
+    assert results.series == ["net, run 1", "net, run 2"]
+    assert results.curve("net").over == "2 runs"
+    again = study({"net": ["pixels:2", "pixels:4"]}, data[0], tmp_path / "study", Cs=CS, window=0)
+    assert [r.key for r in again] == [r.key for r in results]

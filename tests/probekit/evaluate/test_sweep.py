@@ -227,7 +227,7 @@ def test_bad_arguments_are_one_sentence(tmp_path, options, message):
 def test_bad_data_is_one_sentence(tmp_path):
     store = MemoryStore()
     store.X["train"]["01"][7, 2] = np.nan
-    with pytest.raises(UserError, match=r"Layer 01 holds NaN or infinity in 1 rows of train \(first: row 7\)"):
+    with pytest.raises(UserError, match=r"Layer 01 contains NaN or infinity in 1 rows of train \(first: row 7\)"):
         sweep(store, tmp_path / "nan", Cs=[1.0])
     store = MemoryStore()
     for split in ("train", "val"):

@@ -27,16 +27,6 @@ def test_nearest_equals_the_plain_double_loop():
     assert distances[3] == 0
 
 
-def test_many_matches_are_compared_in_parts(monkeypatch):
-    rng = np.random.default_rng(0)
-    X, Z = rng.normal(size=(30, 4)), rng.normal(size=(70, 4))
-    whole = nearest(X, Z)
-    monkeypatch.setattr("probekit.features.duplicates.MATCHES_AT_ONCE", 11)
-    parts = nearest(X, Z)
-    np.testing.assert_array_equal(whole[0], parts[0])
-    np.testing.assert_array_equal(whole[1], parts[1])
-
-
 def with_repeats():
     data = dataset(train=40, test=20, side=16)
     images = np.stack(data.splits["test"].images(0, 20))

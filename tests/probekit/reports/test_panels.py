@@ -19,7 +19,7 @@ def test_series_are_ordered_model_control_baseline(panel):
 def test_points_are_the_records_in_percent(panel):
     series = panel.models[0]
     for place, record in enumerate(series.records):
-        assert series.top1[place] == pytest.approx(100 * record.metrics["top1"])
+        assert series.values[place] == pytest.approx(100 * record.metrics["top1"])
         assert series.low[place] == pytest.approx(100 * record.metrics["top1_low"])
         assert record.depth == series.depths[place]
     assert series.minus_last[-1] == 0
@@ -67,7 +67,7 @@ def test_without_predictions_there_is_a_curve_but_no_verdict(make_run):
     series = panel.models[0]
     assert series.verdict is None
     assert series.band_low is None
-    assert series.minus_last == pytest.approx(series.top1 - series.top1[-1])
+    assert series.minus_last == pytest.approx(series.values - series.values[-1])
 
 
 def test_two_protocols_never_share_a_panel_nor_a_table(run_folder, make_run):

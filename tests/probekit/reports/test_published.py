@@ -47,7 +47,7 @@ def test_ours_stand_beside_theirs(panel):
     assert frame["accuracy"].is_monotonic_decreasing
     assert ours["source"].str.startswith("record ").all()
     best = ours[ours["layers"] == "8, best layer (on val)"]
-    assert best["accuracy"].item() == pytest.approx(panel.models[0].top1[8])
+    assert best["accuracy"].item() == pytest.approx(panel.models[0].values[8])
     printed = printed_comparison(frame)
     assert (printed.loc[frame["flag"] == "D", "Source"].str.endswith("[D]")).all()
 

@@ -67,7 +67,8 @@ class Reader(html.parser.HTMLParser):
 
 
 def test_every_file_is_there(report):
-    expected = {f"depth_curve.{end}" for end in ("svg", "png", "pdf", "csv")} | {"index.html"}
+    expected = {f"depth_curve.{end}" for end in ("svg", "png", "pdf", "csv")}
+    expected |= {"index.html", "metrics.csv", "penalty_paths.csv"}
     expected |= {f"{name}.{end}" for name in ("table", "comparison") for end in ("md", "csv", "tex")}
     assert {path.name for path in report.iterdir()} == expected
 
@@ -91,7 +92,7 @@ def test_the_page_is_well_formed_and_its_identifiers_are_unique(page):
 
 
 def test_the_two_sentences_come_first(page, panel):
-    text = page[page.index("<main>") :]
+    text = page[page.index("<main>") :].replace("\xa0", " ").replace("\N{MINUS SIGN}", "-")
     first, second = (text.index(html.escape(sentence)) for sentence in panel.models[0].verdict.sentences())
     assert first < second < text.index("<svg")
 
@@ -105,7 +106,7 @@ def test_colours_follow_the_theme(page):
 
 def test_marks_tell_their_numbers(page, panel):
     series = panel.models[0]
-    assert f"<title>igpt, layer 8: {series.top1[8]:.1f} %" in page
+    assert f"<title>igpt, layer 8: {series.values[8]:.1f} %" in page
     assert page.count("not converged") >= 3
 
 
@@ -230,9 +231,9 @@ def test_a_best_layer_that_is_the_last_is_measured_against_the_strongest_control
     (rising,) = build_panels(collect_records(make_run(trained=RISING, unconverged=())))
     model, random, pixels = rising.series
     assert model.verdict.shape == "no fall"
-    assert pixels.top1[0] > random.top1[random.peak]
+    assert pixels.values[0] > random.values[random.peak]
     facts = facts_of(rising)
-    assert facts["Points above raw pixels"] == f"{model.top1[-1] - pixels.top1[0]:+.1f}"
+    assert facts["Points above raw pixels"] == f"{model.values[-1] - pixels.values[0]:+.1f}"
     assert not any("last layer" in name for name in facts)
 
 

@@ -59,6 +59,6 @@ def test_runs_are_compared(results):
 def test_plot_and_unknown_series(results):
     axes = results.plot_depth()
     assert {text.get_text() for text in axes.get_legend().get_texts()} == {"a", "b"}
-    np.testing.assert_allclose(axes.lines[0].get_ydata(), results.curves()["a"].accuracy)
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), results.curves()["a"].values)
     with pytest.raises(UserError, match="no series 'c'"):
         results.best("c")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from probekit.results.curve import Curve, verdict
+from probekit.results.metrics import METRICS
 from probekit.results.simultaneous_bands import not_below, simultaneous_band
 
 
@@ -26,11 +27,18 @@ def curve_of(correct, val, depths=None, last_depth=None):
         SimpleNamespace(selection_score=(v, 0.0), layers=(f"{d:02d}",), test="test", **about)
         for v, d in zip(val, depths, strict=True)
     )
+    held = {
+        "val_accuracy": np.asarray(val),
+        "val_log_loss": nothing,
+        "low": nothing,
+        "high": nothing,
+        "spread": nothing,
+    }
     return Curve(
-        series="s", dataset="d", records=records, seeds=(0,), depths=depths,
-        layers=tuple(f"{k:02d}" for k in depths), widths=nothing, val_accuracy=np.asarray(val), val_log_loss=nothing,
-        accuracy=correct.mean(0), low=nothing, high=nothing, spread=nothing, by_seed=correct.mean(0)[None],
-        converged=np.ones(n_layers, bool), at_grid_edge=np.zeros(n_layers, bool), correct_SNn=correct[None],
+        series="s", dataset="d", metric=METRICS["top1"], records=records, every=records, runs=("s",), seeds=(0,),
+        depths=depths, layers=tuple(f"{k:02d}" for k in depths), widths=nothing, values=correct.mean(0), metrics={},
+        by_draw=correct.mean(0)[None], converged=np.ones(n_layers, bool), at_grid_edge=np.zeros(n_layers, bool),
+        rows_SMn=correct[None], **held,
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ def test_every_layer_is_a_point_at_its_accuracy(figure, panel):
     for number, series in enumerate(panel.series[:2]):
         points = marks(upper, f"pt-{number}-")
         drawn = [float(points[f"pt-{number}-{place}"].get_ydata()[0]) for place in range(len(series.depths))]
-        assert drawn == pytest.approx(series.top1.tolist())
+        assert drawn == pytest.approx(series.values.tolist())
     drawn = [float(mark.get_ydata()[0]) for mark in marks(lower, "diff-0-").values()]
     assert drawn == pytest.approx(panel.models[0].minus_last.tolist())
 
@@ -40,7 +40,7 @@ def test_every_layer_is_a_point_at_its_accuracy(figure, panel):
 def test_pixels_are_a_level_with_their_interval(figure, panel):
     pixels = panel.series[2]
     level = marks(figure.axes[0], "pt-2-")["pt-2-0"]
-    assert np.allclose(level.get_ydata(), pixels.top1[0])
+    assert np.allclose(level.get_ydata(), pixels.values[0])
     spans = [patch.get_bbox() for patch in figure.axes[0].patches]
     assert any(np.allclose((box.y0, box.y1), (pixels.low[0], pixels.high[0])) for box in spans)
 

@@ -1,5 +1,6 @@
 """The terminal curve, read back from what was printed."""
 
+import io
 from io import StringIO
 
 import numpy as np
@@ -39,7 +40,7 @@ def test_higher_accuracy_stands_higher(panel):
     assert len(by_depth) == len(series.depths)
     for a in range(len(by_depth)):
         for b in range(len(by_depth)):
-            if series.top1[a] > series.top1[b] + 5:
+            if series.values[a] > series.values[b] + 5:
                 assert by_depth[a] < by_depth[b]
 
 
@@ -70,3 +71,12 @@ def test_the_best_layer_is_seen_in_a_log(panel):
 
 def test_narrow_terminals_hold_the_picture(panel):
     assert max(len(line) for line in printed(panel, 60).splitlines()) <= 60
+
+
+def test_a_terminal_without_utf_8_gets_ascii(panel):
+    buffer = io.TextIOWrapper(io.BytesIO(), "ascii", errors="strict")
+    print_panel(panel, Console(file=buffer, width=80))
+    buffer.flush()
+    text = buffer.buffer.getvalue().decode("ascii")
+    assert "^ best" in text
+    assert "| 95 %" in text

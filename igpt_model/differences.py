@@ -1,0 +1,46 @@
+"""What differs between the settings that a file or folder was made with and those of this call, in words."""
+
+import json
+from typing import Any
+
+from igpt_model.checked_json import as_json
+
+SHOWN = 6
+LENGTH = 80  # characters of a value
+
+
+def changes(there: Any, here: Any) -> dict[str, tuple[Any, Any]]:
+    """Return each place where two values differ once both are JSON, as name -> (value there, value here)."""
+    found: dict[str, tuple[Any, Any]] = {}
+
+    def compare(old: Any, new: Any, name: str) -> None:
+        if isinstance(old, dict) and isinstance(new, dict):
+            for key in [*old, *(key for key in new if key not in old)]:
+                compare(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+        elif old != new:
+            found[name] = old, new
+
+    # a file gives lists back for tuples, and text for keys that were numbers
+    compare(as_json(there), as_json(here), "")
+    return found
+
+
+def differences(there: Any, here: Any, name: str = "") -> list[str]:
+    """Return the changes as "name: old there, new here", with `name` before each."""
+    named = {f"{name}.{key}".strip("."): pair for key, pair in changes(there, here).items()}
+    return [f"{key}: {_short(old)} there, {_short(new)} here" for key, (old, new) in named.items()]
+
+
+def differ(there: Any, here: Any) -> str:
+    """Return the first few `differences` in one line; empty where there are none."""
+    found = differences(there, here)
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return "; ".join(found[:SHOWN]) + more
+
+
+def _short(value: Any) -> str:
+    numbers = isinstance(value, list) and len(value) > 2 and all(isinstance(x, int | float) for x in value)
+    text = (
+        f"{len(value)} values {value[0]:.3g} to {value[-1]:.3g}" if numbers else json.dumps(value, ensure_ascii=False)
+    )
+    return text if len(text) <= LENGTH else f"{text[: LENGTH - 3]}..."

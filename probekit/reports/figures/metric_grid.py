@@ -1,0 +1,97 @@
+"""Metrics beside accuracy, a small axes each, of the same probes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from probekit.reports.figures.depth import looks_of
+from probekit.reports.figures.style import QUIET, points
+from probekit.reports.panels import build_panels, value_name
+from probekit.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from probekit.reports.panels import Panel
+    from probekit.results.record import Record
+
+SHOWN = ("mean_per_class", "log_loss", "brier", "ece")
+MOST_NUMBERS = 400_000_000
+"""Test rows times classes times probes that a report reads once more for each metric: half a minute."""
+
+
+def metric_panels(records: Sequence[Record], **choice: object) -> dict[str, list[Panel]]:
+    """Panels of every metric of `SHOWN` that the records have, by the slug of their panel of accuracy.
+
+    Empty where the records have more probabilities than `MOST_NUMBERS`; `probekit plot --metric` draws each of them.
+    """
+    size = sum(r.metrics["n_test"] * len(r.dataset.get("classes") or [0] * 10) * (1 + len(r.tests)) for r in records)
+    panels: dict[str, list[Panel]] = {}
+    for name in SHOWN if size <= MOST_NUMBERS else ():
+        try:
+            found = build_panels(records, name, **choice)  # type: ignore[arg-type]
+        except UserError:  # records from before there was this metric, without their probabilities
+            continue
+        for panel in found:
+            panels.setdefault(panel.slug, []).append(panel)
+    return panels
+
+
+def metric_frame(panels: Sequence[Panel]) -> pd.DataFrame:
+    """The points of the figure: one row a metric, series and layer; values as in records."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "metric": value_name(series),
+            "series": series.label,
+            "depth": int(depth),
+            "value": series.curve.values[place],
+            "low": series.curve.low[place],
+            "high": series.curve.high[place],
+            "sd": series.curve.spread[place],
+            "n_draws": series.curve.n_draws,
+        }
+        for panel in panels
+        for series in panel.series
+        for place, depth in enumerate(series.depths)
+    )
+
+
+def metric_figure(panels: Sequence[Panel], narrow: bool = False) -> Figure:
+    """Panels of one data set by layer, a small axes for each one's metric; draw under `style()`."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    columns = 1 if narrow else 2
+    rows, names = -(-len(panels) // columns), len(panels[0].series)
+    below = 0.55 + 0.17 * -(-names // (columns + 1))
+    width, height = (4.0, 1.9 * rows + below) if narrow else (7.4, 2.2 * rows + below)
+    figure = Figure(figsize=(width, height))
+    grid = figure.subplots(rows, columns, sharex=True, squeeze=False)
+    figure.subplots_adjust(
+        left=0.55 / width, right=1 - 0.12 / width, top=1 - 0.25 / height, bottom=below / height, hspace=0.28, wspace=0.2
+    )
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        looks = looks_of(panel)
+        for series in panel.series:
+            look = dict(looks[series.label])
+            line = {name: look[name] for name in ("color", "linestyle", "linewidth")}
+            if series.is_flat:
+                axes.axhline(series.values[0], label=series.label, **line)
+                continue
+            if series.role == "model":
+                axes.fill_between(series.depths, series.low, series.high, color=look["color"], alpha=0.12, linewidth=0)
+            axes.plot(series.depths, series.values, marker=look["marker"], markersize=3.5, label=series.label, **line)
+        axes.set_title(panel.measured, fontsize=points(8.5))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        axes.tick_params(labelsize=points(7.5))
+    for axes in grid[-1]:
+        axes.set_xlabel("layer")
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.02, 0.005), ncols=columns + 1, labelcolor=QUIET)
+    return figure

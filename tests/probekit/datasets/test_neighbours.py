@@ -1,0 +1,429 @@
+"""Data as people have them: files of other systems, labels in other forms, pictures of other kinds."""
+
+import itertools
+import os
+import unicodedata
+import warnings
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from probekit.datasets import load_dataset
+from probekit.datasets.parts import label_array
+from probekit.runtime.errors import UserError
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8), np.arange(24) % 2
+
+
+def tree(root, *folders, count=6):
+    for folder in folders:
+        (root / folder).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(root / folder / f"{i}.png")
+    return root
+
+
+def sizes(data):
+    return {split: len(data.splits[split]) for split in data.splits}
+
+
+@pytest.mark.parametrize("clutter", ["__MACOSX", "@eaDir", ".ipynb_checkpoints", "$RECYCLE.BIN", "lost+found"])
+def test_what_systems_leave_behind_is_no_class(tmp_path, clutter):
+    tree(tmp_path / "d", "cat", "dog", f"{clutter}/cat")
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store"):
+        (tmp_path / "d" / "cat" / name).touch()
+    (tmp_path / "d" / "@eaDir").mkdir(exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_dataset(tmp_path / "d").classes == ("cat", "dog")
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        for path in sorted((tmp_path / "d").rglob("*")):
+            archive.write(path, str(path.relative_to(tmp_path / "d")))
+    assert load_dataset(tmp_path / "z.zip").classes == ("cat", "dog")
+
+
+def test_folders_below_classes_are_said_and_splits_there_refused(tmp_path):
+    with pytest.warns(UserWarning, match=r"the names of 3 folders below class folders \(animal/cat, .*are not used"):
+        data = load_dataset(tree(tmp_path / "a", "animal/cat", "animal/dog", "thing/car"))
+    assert data.classes == ("animal", "thing")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_dataset(tree(tmp_path / "b", "n01/images", "n02/images")).classes == ("n01", "n02")
+    with pytest.raises(UserError, match="splits inside classes"):
+        load_dataset(tree(tmp_path / "c", "cat/train", "cat/test", "dog/train", "dog/test"))
+
+
+@pytest.mark.parametrize(("folder", "link"), [("cat", "kitty"), ("train", "test")])
+def test_one_folder_under_two_names_is_refused(tmp_path, folder, link):
+    tree(tmp_path, *(("train/cat", "train/dog") if link == "test" else ("cat", "dog")))
+    (tmp_path / link).symlink_to(tmp_path / folder)
+    with pytest.raises(UserError, match="are one folder"):
+        load_dataset(tmp_path)
+
+
+def test_class_names_that_look_alike_are_said(tmp_path):
+    with pytest.warns(UserWarning, match="2 classes of the names 'Cat', 'cat'"):
+        assert load_dataset(tree(tmp_path / "a", "Cat", "cat", "dog")).classes == ("Cat", "cat", "dog")
+    with pytest.warns(UserWarning, match="2 classes of the names 'a', 'a'"):
+        load_dataset((X, Y), classes=["a", "a"])
+    os.makedirs(os.fsencode(tree(tmp_path / "b", "cat", "dog")) + b"/\xff")
+    (tmp_path / "b" / "cat" / "0.png").rename(os.fsdecode(os.fsencode(tmp_path / "b") + b"/\xff/0.png"))
+    with pytest.raises(UserError, match="no valid text"):
+        load_dataset(tmp_path / "b")
+
+
+def test_pipes_are_not_waited_for_and_members_are_not_read_twice(tmp_path):
+    os.mkfifo(tree(tmp_path / "d", "cat", "dog") / "cat" / "pipe.png")
+    with pytest.warns(UserWarning, match=r"left out: 1 \.png"):
+        assert sum(sizes(load_dataset(tmp_path / "d")).values()) == 12
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in ("a/0.png", "b/0.png", "a/0.png"):
+            archive.writestr(name, (tmp_path / "d" / "cat" / "0.png").read_bytes())
+    with pytest.raises(UserError, match=r"contains a/0\.png twice"):
+        load_dataset(tmp_path / "z.zip")
+
+
+# ---- tables
+
+
+def listed(root, text, encoding="utf-8", suffix=".csv"):
+    tree(root, ".", count=12) if not root.exists() else None
+    (root / f"list{suffix}").write_bytes(text.encode(encoding))
+    return root / f"list{suffix}"
+
+
+def rows(labels, separator=",", head="path,label", end="\n"):
+    lines = [
+        head.replace(",", separator),
+        *(f"{i}.png{separator}{label}" for i, label in zip(range(12), labels, strict=False)),
+    ]
+    return end.join(lines) + end
+
+
+FORMS = {
+    "mark of UTF-8": ("\ufeff" + rows("ab" * 6), "utf-8"),
+    "UTF-16": (rows("ab" * 6), "utf-16"),
+    "semicolons": (rows("ab" * 6, ";"), "utf-8"),
+    "tabs": (rows("ab" * 6, "\t"), "utf-8"),
+    "Windows lines": (rows("ab" * 6, end="\r\n"), "utf-8"),
+    "old Mac lines": (rows("ab" * 6, end="\r"), "utf-8"),
+    "spaces": (rows(["a ", " b"] * 6, head="path , label"), "utf-8"),
+    "line ends in quotes": (rows([f'{x},"one\\ntwo"' for x in "ab" * 6], head="path,label,note"), "utf-8"),
+    "empty lines": (rows("ab" * 6).replace("\n", "\n\n"), "utf-8"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tables_of_other_programs(tmp_path, form):
+    text, encoding = FORMS[form]
+    data = load_dataset(listed(tmp_path / "d", text, encoding))
+    assert data.classes == ("a", "b")
+    found = [(int(r), data.classes[k]) for s in data.splits.values() for r, k in zip(s.row_ids, s.labels, strict=True)]
+    assert sorted(found) == [(i, "ab"[i % 2]) for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (["a", "b", ""] * 4, r"4 of 12 rows have no label \(the first: row 2"),
+        (["a", "b", "NaN"] * 4, "4 of 12 rows have no label"),
+        ([i * 0.37 for i in range(12)], "hold 0.37, but a probe needs classes"),
+    ],
+)
+def test_labels_that_are_missing_or_fractions_are_refused(tmp_path, labels, words):
+    with pytest.raises(UserError, match=words):
+        load_dataset(listed(tmp_path / "d", rows(labels)))
+
+
+def test_whole_numbers_are_one_class_however_they_are_written(tmp_path):
+    assert load_dataset(listed(tmp_path / "d", rows(["1", "1.0", "2."] * 4))).classes == ("1", "2")
+    assert load_dataset(listed(tmp_path / "e", rows(["é", "e\u0301", "b"] * 4))).classes == ("b", "é")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (rows("ab" * 6).replace("7.png", "1.png"), "lists 1.png in rows 1 and 7"),
+        (rows("ab" * 6).replace("7.png", "./1.png"), "in rows 1 and 7"),
+        (rows("ab" * 6).replace("7.png", "77.png"), r"lists 77\.png, which does not exist"),
+        (rows("ab" * 6).partition("\n")[2], "names neither images nor labels"),
+        ("", "is empty"),
+        (rows(["a,x", "b,y"] * 6, head="path,label,class"), r"several could hold the label \(label, class\)"),
+    ],
+)
+def test_tables_that_could_be_meant_in_two_ways_are_refused(tmp_path, text, words):
+    with pytest.raises(UserError, match=words):
+        load_dataset(listed(tmp_path / "d", text))
+
+
+@pytest.mark.parametrize("column", ["split", "set", "subset", "Partition"])
+def test_a_column_of_splits_is_used_whatever_its_name(tmp_path, column):
+    labels = [f"{'ab'[i % 2]},{'Train' if i < 8 else 'testing'}" for i in range(12)]
+    data = load_dataset(listed(tmp_path / "d", rows(labels, head=f"path,label,{column}")))
+    assert len(data.splits["test"]) == 4
+    assert data.provenance["columns"]["split"] == column
+
+
+def test_a_column_of_folds_is_said_not_to_be_used(tmp_path):
+    labels = [f"{'ab'[i % 2]},{i // 4}" for i in range(12)]
+    with pytest.warns(UserWarning, match="the column fold is not used"):
+        load_dataset(listed(tmp_path / "d", rows(labels, head="path,label,fold")))
+
+
+# ---- one home of labels
+
+WHOLE = st.integers(0, 9)
+
+
+@given(st.lists(WHOLE, min_size=1, max_size=20), st.sampled_from(["i1", "u8", "f4", "f8", "O", "list", "column"]))
+@settings(deadline=None)
+def test_whole_labels_of_every_type_are_the_same(values, kind):
+    if kind == "list":
+        given_labels = values
+    elif kind == "column":
+        given_labels = np.array(values)[:, None]
+    else:
+        given_labels = np.array(values).astype(kind)
+    found = label_array(given_labels, "labels")
+    assert found.dtype == np.int64
+    assert found.tolist() == values
+
+
+@given(st.lists(st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1, max_size=4), min_size=1))
+@settings(deadline=None)
+def test_names_differ_by_more_than_form_and_spaces_or_not_at_all(names):
+    try:
+        found = label_array(names, "labels").tolist()
+    except UserError:  # a name of spaces alone, or a fraction
+        return
+    for (a, x), (b, y) in itertools.combinations(zip(names, found, strict=True), 2):
+        same = unicodedata.normalize("NFC", a).strip() == unicodedata.normalize("NFC", b).strip()
+        assert not same or x == y
+    assert label_array(found, "labels").tolist() == found
+
+
+MISSING = [None, float("nan"), np.nan, "", " ", "nan"]
+
+
+@given(st.lists(st.sampled_from(["a", "b"]), min_size=1, max_size=5), st.sampled_from(MISSING), st.integers(0, 5))
+@settings(deadline=None)
+def test_a_missing_label_is_never_a_class(names, missing, at):
+    values = np.array([*names[:at], missing, *names[at:]], object)
+    with pytest.raises(UserError, match="have no label"):
+        label_array(values, "labels")
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (Y + 0.5, "hold 0.5"),
+        (np.where(Y == 1, np.nan, 0), "12 of 24 rows have no label"),
+        (np.ma.array(Y, mask=[True] + [False] * 23), "1 of 24 rows have no label"),
+        ([["a", "b"]] * 24, "have the shape"),
+        ([["a"], ["a", "b"]] * 12, "lists"),
+        (["a", 1] * 12, "of the types int, str"),
+        (np.arange(24) - 1, "from 0 up"),
+        (Y + 1j, "complex"),
+    ],
+)
+def test_labels_of_arrays(labels, words):
+    if words == "of the types int, str":
+        labels = np.array(labels, object)
+    with pytest.raises(UserError, match=words):
+        _ = load_dataset((X, labels)).splits["train"]
+
+
+def test_names_and_floats_label_arrays():
+    assert load_dataset((X, ["dog", "cat"] * 12)).classes == ("cat", "dog")
+    assert load_dataset((X, Y.astype(float))).splits["train"].labels.max() == 1
+    assert load_dataset([(x, "ab"[y]) for x, y in zip(X, Y, strict=True)]).classes == ("a", "b")
+    with pytest.warns(UserWarning, match="8 of the labels 0 to 9 have no image"):
+        load_dataset((X, Y * 9))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [("X_train", "y_train", "X_valid", "y_valid"), ("train_images", "train_labels", "validation_x", "validation_y")],
+)
+def test_arrays_of_an_npz_under_other_names(tmp_path, keys):
+    np.savez(tmp_path / "a.NPZ.npz", **dict(zip(keys, (X, Y, X[:8], Y[:8]), strict=True)))
+    (tmp_path / "a.NPZ.npz").rename(tmp_path / "a.NPZ")
+    assert sizes(load_dataset(tmp_path / "a.NPZ"))["val"] == 8
+
+
+# ---- pictures
+
+
+def saved(root, image, suffix, **options):
+    for label in "ab":
+        (root / label).mkdir(parents=True)
+        for i in range(6):
+            image.save(root / label / f"{i}{suffix}", **options)
+    return root
+
+
+GREEN = np.dstack([np.zeros((8, 8), np.uint8), np.full((8, 8), 200, np.uint8), np.zeros((8, 8), np.uint8)])
+RED_BLUE = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".gif", ".webp", ".tif"])
+def test_of_several_frames_the_first_is_taken_and_that_is_said(tmp_path, suffix):
+    options = {"lossless": True} if suffix == ".webp" else {}
+    saved(tmp_path / "d", RED_BLUE[0], suffix, save_all=True, append_images=RED_BLUE[1:], **options)
+    with pytest.warns(UserWarning, match="has 2 frames, of which the first is taken"):
+        data = load_dataset(tmp_path / "d")
+    assert data.splits["train"].images(0, 1)[0].reshape(-1, 3).mean(0).tolist() == [255, 0, 0]
+
+
+def palette():
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([255, 0, 0, 0, 200, 0])
+    image.info["transparency"] = 1
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (Image.fromarray(np.dstack([GREEN, np.zeros((8, 8), np.uint8)])), True),
+        (Image.fromarray(np.dstack([GREEN, np.full((8, 8), 255, np.uint8)])), False),
+        (Image.fromarray(GREEN), False),
+        (palette(), True),
+    ],
+    ids=["transparent", "opaque", "plain", "palette"],
+)
+def test_transparency_is_said(tmp_path, image, said):
+    options = {"transparency": 1} if image.mode == "P" else {}
+    saved(tmp_path / "d", image, ".png", **options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data = load_dataset(tmp_path / "d")
+    assert any("is transparent in places" in str(w.message) for w in caught) is said
+    assert (data.splits["train"].images(0, 1)[0] == GREEN).all()
+
+
+@pytest.mark.parametrize("source", ["folder", "zip", "csv", "parquet", "tar", "hub"])
+def test_every_source_of_files_takes_the_choices_of_decoding(tmp_path, source):
+    """The pixels of a turned photograph and of a float TIFF, by each way of keeping them."""
+    import io
+    import tarfile
+
+    exif = Image.Exif()
+    exif[0x112] = 6
+    turned = io.BytesIO()
+    Image.fromarray(X[0][:, :4]).save(turned, "PNG", exif=exif)
+    contents = [turned.getvalue()] * 12
+    labels = ["a", "b"] * 6
+    for k in range(12):
+        for folder in (tmp_path / "flat", tmp_path / "folder" / labels[k]):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{k}.png").write_bytes(contents[k])
+    place = tmp_path / "folder"
+    if source == "zip":
+        place = tmp_path / "z.zip"
+        with zipfile.ZipFile(place, "w") as archive:
+            for k in range(12):
+                archive.writestr(f"{labels[k]}/{k}.png", contents[k])
+    elif source == "csv":
+        place = tmp_path / "flat" / "l.csv"
+        place.write_text("path,label\n" + "".join(f"{k}.png,{labels[k]}\n" for k in range(12)))
+    elif source == "tar":
+        place = tmp_path / "t.tar"
+        with tarfile.open(place, "w") as tar:
+            for k in range(12):
+                for name, content in ((f"{k}.png", contents[k]), (f"{k}.cls", labels[k].encode())):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    elif source in ("parquet", "hub"):
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        place = tmp_path / "p.parquet"
+        parquet.write_table(pyarrow.table({"image": contents, "label": labels}), place)
+        if source == "hub":
+            datasets = pytest.importorskip("datasets")
+            features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+            rows = {"image": [{"bytes": c, "path": None} for c in contents], "label": labels}
+            datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "saved"))
+            place = tmp_path / "saved"
+    shapes = {how: load_dataset(place, exif=how).splits["train"].images(0, 1)[0].shape for how in ("apply", "ignore")}
+    assert shapes == {"apply": (4, 8, 3), "ignore": (8, 4, 3)}
+    assert load_dataset(place, exif="ignore").provenance["decoding"]["exif"] == "ignore"
+    with pytest.raises(UserError, match="are for image files"):
+        load_dataset((X, Y), exif="ignore")
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ('{"label": [0, 1]}', "are lists"),
+        ('{"label": 0.5}', r"hold 0\.5"),
+        ('{"label": null}', "have no label|no label"),
+    ],
+)
+def test_labels_of_tars_are_one_whole_number_or_name(tmp_path, label, words):
+    import io
+    import tarfile
+
+    content = (tree(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for k in range(12):
+            for name, data in ((f"{k}.png", content), (f"{k}.json", label.encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    with pytest.raises(UserError, match=words):
+        load_dataset(tmp_path / "t.tar")
+
+
+def test_compressed_tars_say_so(tmp_path):
+    import tarfile
+
+    with tarfile.open(tmp_path / "t.tar.gz", "w:gz") as tar:
+        tar.add(tree(tmp_path / "d", "x", count=1))
+    with pytest.raises(UserError, match="decompress it first"):
+        load_dataset(tmp_path / "t.tar.gz")
+
+
+def test_parquet_labels_and_splits_by_column(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    content = (tree(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
+
+    def load(labels, **columns):
+        table = pyarrow.table({"image": [content] * 12, "label": labels, **columns})
+        parquet.write_table(table, tmp_path / "p.PARQUET")
+        return load_dataset(tmp_path / "p.PARQUET")
+
+    split = ["train"] * 8 + ["test"] * 4
+    assert sizes(load([0, 1] * 6, split=split))["test"] == 4
+    assert load([0.0, 1.0] * 6).classes == ("0", "1")
+    for missing in (pyarrow.array([0, 1, None] * 4), ["a", "b", None] * 4):
+        with pytest.raises(UserError, match="4 of 12 rows have no label"):
+            load(missing)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_path_in_the_other_unicode_form_is_found(tmp_path, form):
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    tree(tmp_path / unicodedata.normalize(form, "café"), "a", "b")
+    assert load_dataset(str(tmp_path / unicodedata.normalize(other, "café"))).classes == ("a", "b")
+
+
+@given(st.text(st.characters(blacklist_characters="/\0", blacklist_categories=["Cs"]), min_size=1, max_size=6))
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_an_existing_folder_is_itself_whatever_its_name(tmp_path, name):
+    place = tmp_path / name
+    if name in (".", "..") or len(os.fsencode(name)) > 200:
+        return
+    if not place.exists():
+        tree(place, "a", "b", count=2)
+    assert load_dataset(place).classes == ("a", "b")
