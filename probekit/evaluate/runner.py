@@ -258,7 +258,7 @@ class Runner:
         """Choose and fit the probes of jobs that are claimed together; gives each one's line of choices.jsonl."""
         finished = self.choices.keys() | self.results.keys()
         if self.probe(next(iter(jobs.values()))).fits_together:
-            yield from (line for line in self._choose_together(jobs) if line["key"] not in finished)
+            yield from self._choose_together(jobs, finished)
         else:
             yield from self.each(self._choose_alone, [job for key, job in jobs.items() if key not in finished])
 
@@ -274,8 +274,8 @@ class Runner:
         fitted = self.probe(job).fit(X, self.widths(job), self.rows(job), self.protocol, self.settings)
         return self._line(job, fitted, X, perf_counter() - start)
 
-    def _choose_together(self, jobs: Mapping[str, Job]) -> Iterator[dict[str, Any]]:
-        """Lines of jobs that are fitted in one call, which may save its state and resume."""
+    def _choose_together(self, jobs: Mapping[str, Job], finished: Collection[str]) -> Iterator[dict[str, Any]]:
+        """Lines of jobs that are fitted in one call, which may save its state and resume; none of finished ones."""
         start, own = perf_counter(), list(jobs.values())
         probe = self.probe(own[0])
         checkpoint = self.out / probe.kind / f"{hash_json(sorted(jobs))}.safetensors"
@@ -283,8 +283,9 @@ class Runner:
         layers, widths = self.features(own), [self.widths(job) for job in own]
         settings = replace(self.settings, checkpoint=checkpoint)
         fitted = probe.fit_many(layers, widths, self.rows(own[0]), self.protocol, settings)
-        for job, X, made in zip(own, layers, fitted, strict=True):
-            yield self._line(job, made, X, (perf_counter() - start) / len(jobs))
+        for (key, job), X, made in zip(jobs.items(), layers, fitted, strict=True):
+            if key not in finished:
+                yield self._line(job, made, X, (perf_counter() - start) / len(jobs))
         checkpoint.unlink(missing_ok=True)
 
     def _line(self, job: Job, fitted: FittedProbe, X: Any, seconds: float) -> dict[str, Any]:
