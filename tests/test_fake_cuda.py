@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from igpt_model.config import ModelConfig
 from igpt_model.features import encode
@@ -36,11 +37,11 @@ CS = np.array([1e-2, 1.0])
 
 ONE_ROUND = get_protocol("igpt").with_(name="one round", selection="val")
 
-# counted on 26 November 2026: 3,183 and 227 a path of two penalties, 64 and 4 the checks of a layer, 55 and 0 an
-# encoding, 100 and 1 an update, 43,650 and 3,286 a sweep of three layers with five folds
-KERNELS = {"path": 4200, "checks": 80, "encode": 70, "update": 130, "sweep": 57_000}
-SYNCS = {"path": 300, "checks": 5, "encode": 0, "update": 1, "sweep": 4300}
-HOST_BYTES = {"checks": 2400, "sweep": 21_000}  # 1,776 and 15,774: coefficients, certificates, sums, test predictions
+# counted: 3,589 and 67 a path of two penalties, 144 waits of one of twelve (13,161 before they were batched);
+# 55 and 0; 100 and 1; 51,062 and 1,143 a sweep of three layers
+KERNELS = {"path": 4800, "checks": 80, "encode": 70, "update": 130, "sweep": 63_000}
+SYNCS = {"path": 100, "weak path": 220, "checks": 5, "encode": 0, "update": 1, "sweep": 1700}
+HOST_BYTES = {"checks": 2400, "sweep": 22_000}  # 1,776 and 16,590: coefficients, certificates, sums, test predictions
 
 
 def test_the_fake_device_is_as_strict_as_a_real_one():
@@ -123,6 +124,42 @@ def test_a_path_on_the_gpu_is_the_cpus(standardize):
     np.testing.assert_allclose(proba, LinearProbe().fit(X, Y).predict_proba(X), atol=0.02)
     assert kernels <= KERNELS["path"]
     assert syncs <= SYNCS["path"]
+
+
+def test_weak_penalties_wait_for_the_gpu_a_few_times_each():
+    random = np.random.default_rng(0)
+    labels = np.arange(3000) % 5
+    rows = (random.normal(size=(3000, 40)) + 0.4 * random.normal(size=(5, 40))[labels]).astype(np.float32)
+    with fake_cuda() as counts:
+        path = fit_path(rows, labels, np.logspace(-4, 4, 12), device="cuda", dtype="float32")
+    assert path.converged.all()
+    assert counts.n_syncs <= SYNCS["weak path"]
+
+
+class MatmulPrecisions(TorchFunctionMode):
+    """What float32 products are told of TF32, by the device that they are on."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.addmm_ and args[0].dtype == torch.float32:
+            self.seen.add((args[0].device.type, torch.get_float32_matmul_precision()))
+        return func(*args, **(kwargs or {}))
+
+
+def test_tf32_is_for_hessian_products_on_a_gpu_alone():
+    assert torch.get_float32_matmul_precision() == "highest"
+    rows, labels = np.repeat(X, 20, axis=0) + rng.normal(size=(4800, 6)).astype(np.float32), np.repeat(Y, 20)
+    with fake_cuda(), MatmulPrecisions() as precisions:
+        path = fit_path(rows, labels, CS, device="cuda", dtype="float32")
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert path.converged.all()
+    assert ("cuda", "high") in precisions.seen
+    with MatmulPrecisions() as precisions:
+        fit_path(rows, labels, np.logspace(-3, 3, 5), dtype="float32")
+    assert "high" not in {precision for _, precision in precisions.seen}
 
 
 def test_a_model_on_the_gpu_encodes_as_on_the_cpu():

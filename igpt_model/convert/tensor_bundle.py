@@ -125,13 +125,14 @@ def read_bundle(path: str | Path, wanted: Callable[[str], bool] = lambda name: T
             )
         if not file.is_file():
             raise UserError(f"{file} does not exist, but {name} is stored in it; download all {shards} data files.")
+        dtype = np.dtype(_DTYPES[entry.dtype])
+        whole = entry.offset + entry.size <= file.stat().st_size  # before as many bytes are allocated
+        if not whole or entry.size != prod(entry.shape) * dtype.itemsize:
+            raise DamagedBundle(f"{file} is truncated: {name} is incomplete; download it again.")
         with open(file, "rb") as opened:
             opened.seek(entry.offset)
             content = bytearray(entry.size)  # written to by whoever owns the array
-            n_read = opened.readinto(content)
-        dtype = np.dtype(_DTYPES[entry.dtype])
-        if n_read != entry.size or entry.size != prod(entry.shape) * dtype.itemsize:
-            raise DamagedBundle(f"{file} is truncated: {name} is incomplete; download it again.")
+            opened.readinto(content)
         if masked_crc(content) != entry.crc:
             raise DamagedBundle(
                 f"{file} is damaged: {name} does not have the checksum that was written; fetch it again."

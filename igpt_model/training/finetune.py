@@ -173,6 +173,7 @@ class Finetuning(Run):
 
     def evaluation(self) -> Record:
         config, labels = self.config, self.data.val_labels
+        assert labels is not None
         mine = self.ranks.part(0, len(labels))
         rows = np.arange(len(labels))
         with self.engine.autocast():

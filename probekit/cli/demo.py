@@ -89,8 +89,8 @@ def demo(
     out
         Folder for everything: config, checkpoints, features, results, report.
     on
-        Pictures: scikit-learn's digits at random places; or, with --pretrained, Fashion-MNIST where it is installed:
-        3,000 pictures of each split, and a model whose accuracy rises and then falls with depth.
+        Images: scikit-learn's digits at random positions; or, with --pretrained, Fashion-MNIST if it is installed:
+        3,000 images of each split, and a model whose accuracy rises and then falls with depth.
     pretrained
         Start from the checkpoint in the package instead of training, which takes under a minute; of the recipe's flags
         only --limit has an effect.

@@ -31,7 +31,7 @@ def verify(
     root
         Folder of that data set, if it is not embedded.
     near_duplicates
-        Also look for test images that nearly repeat a training image: in pixels with --data, else in features.
+        Also look for near-duplicates of training images among the test images: in pixels with --data, else in features.
         Reports then give accuracy with and without them.
     layer
         The layer used for that search; by default the middle one.

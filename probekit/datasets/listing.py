@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from igpt_model.checked_json import MAX_BYTES
 from probekit.runtime.errors import UserError
 
 SUFFIXES = (
@@ -179,6 +180,10 @@ def _check_member(archive: Path, info: zipfile.ZipInfo) -> None:
     if info.flag_bits & 1:
         raise UserError(
             f"{archive} is encrypted (the first image: {info.filename}); decrypt it into a plain zip or folder."
+        )
+    if info.file_size > MAX_BYTES:
+        raise UserError(
+            f"{archive} declares {info.file_size:,} bytes for {info.filename}, but an image has {MAX_BYTES:,} at most."
         )
     if info.compress_type not in ZIP_METHODS:
         method = ZIP_NAMES.get(info.compress_type, f"method {info.compress_type}")

@@ -127,6 +127,9 @@ def split_of(name: str) -> str:
     return next((SPLIT_NAMES[word] for word in reversed(words) if word in SPLIT_NAMES), "")
 
 
+MOST_FILES = 1_000_000
+
+
 def divide(part: Part, column: str, values: Iterable[Any], where: str) -> dict[str, Part]:
     """A part by a column that names the split of each row.
 
@@ -170,6 +173,10 @@ def expand(pattern: str, suffix: str) -> list[Path]:
     braces = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if braces:
         first, last = braces.groups()
+        if not 0 <= int(last) - int(first) < MOST_FILES:
+            raise UserError(
+                f"{pattern[:200]} means {first[:20]} to {last[:20]}; give a range of 1 to {MOST_FILES:,} files."
+            )
         numbers = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
         return [
             path for n in numbers for path in expand(pattern[: braces.start()] + n + pattern[braces.end() :], suffix)

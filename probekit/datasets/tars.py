@@ -79,8 +79,14 @@ def _samples(file: Path, label: str | None) -> list[_Sample]:
     samples: list[_Sample] = []
     known: set[str] = set()
     try:
+        size = file.stat().st_size
         with tarfile.open(file, "r:") as tar:
             for member in tar:
+                if member.issparse() or member.offset_data + member.size > size:
+                    # its size is a claim, and reading would fill the memory with what is not there
+                    raise UserError(
+                        f"{file}: {member.name} is larger than what the archive holds of it; copy it again."
+                    )
                 if not member.isfile() or any(is_clutter(level) for level in member.name.split("/") if level != "."):
                     continue
                 key, field = _key(member.name)

@@ -91,7 +91,7 @@ def sweep(
     probe : str
         Kind of probe instead of the protocol's own; attentive, AIM's, needs a file extracted from tokens:igpt:RUN.
     workers : int
-        Processes that share the work and the cores. One a core helps small fits (thousands of rows, hundreds of
+        Processes that share the work and the cores. One per core speeds up small fits (thousands of rows, hundreds of
         columns); a large fit uses all cores by itself.
     parallel : str
         What processes started by torchrun share: layers (each fits different ones), or the rows of one layer that is

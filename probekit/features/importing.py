@@ -16,6 +16,7 @@ from probekit.datasets.parts import label_array
 from probekit.datasets.splits import stratified_holdout
 from probekit.features.store import FeatureStore
 from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.memory import check_npz
 
 LABEL_KEYS = ("labels", "label", "y", "targets", "target")
 # what pandas and data bases call a column that numbers the rows
@@ -35,7 +36,7 @@ def import_features(
     dataset: str | None = None,
     store: Literal["float32", "float16"] = "float32",
 ) -> FeatureStore:
-    """Make a feature file from arrays: one .npz, .npy, .pt or .csv file a split. Nothing is unpickled.
+    """Make a feature file from arrays: one .npz, .npy, .pt or .csv file per split. Nothing is unpickled.
 
     A .npz file or .pt dictionary holds one layer in each two-dimensional entry, shallow to deep, and the labels under
     labels, y or targets; a .npy file or .pt tensor is one layer; a .csv file with a header is one layer, one row an
@@ -147,6 +148,7 @@ def _load(path: Path) -> Any:
         if path.suffix == ".npy":
             return np.load(path, allow_pickle=False)
         if path.suffix == ".npz":
+            check_npz(path)
             with np.load(path, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
         if path.suffix in (".pt", ".pth"):

@@ -84,7 +84,8 @@ class Record:
     selection : "val" or "cv5"
     chosen_index, chosen_C : the penalty chosen; never by the test split
     at_grid_edge : the chosen C is the first or the last of the grid
-    refit : certificate of the fit on train + val: converged, n_iter, grad_rel, gap, stop_reason
+    refit : certificate of the fit on train + val: converged, n_iter, grad_rel, gap, stop_reason, and
+        in newer ones `kind`, the bound that the gap is (docs/explanation/solver.md)
     train_accuracy : of the refit, on the rows it was fitted on
     metrics : on the test split: top1, top5 (None up to 5 classes), mean_per_class, log_loss, n_test, top1_low,
         top1_high (Wilson, 95 %), ...

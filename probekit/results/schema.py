@@ -26,7 +26,7 @@ _IDENTITY = {
     "solver_version": _NAME,
     "method?": _NAME,
 }
-_FITTED = {"converged": bool, "n_iter": _COUNT, "grad_rel": (_POSITIVE, None), "gap": (float, None)}
+_FITTED = {"converged": bool, "n_iter": _COUNT, "grad_rel": (_POSITIVE, None), "gap": (float, None), "kind?": _NAME}
 _LISTS = ("Cs", "l2s", "val_accuracy", "val_log_loss", "n_iter", "converged", "grad_rel", "gap")
 CHOICE = {
     "key": _HASH,
