@@ -5,6 +5,7 @@ Row ids: the position among the rows of the split, its files in the order of the
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,18 +114,15 @@ class _GroupReader:
             return self._values[row - self.first].as_py()
 
 
-class _as_sentence:
+@contextmanager
+def _as_sentence(file: str | Path) -> Iterator[None]:
     """Errors of pyarrow in one sentence that names the file."""
-
-    def __init__(self, file: str | Path):
-        self.file = file
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
-        if kind is not None and (issubclass(kind, OSError) or kind.__module__.startswith("pyarrow")):
-            raise UserError(f"{self.file} is not a whole parquet file ({first_line(error)}); copy it again.") from None  # type: ignore[arg-type]
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError) and not type(error).__module__.startswith("pyarrow"):
+            raise
+        raise UserError(f"{file} is not a whole parquet file ({first_line(error)}); copy it again.") from None
 
 
 def _pyarrow() -> Any:

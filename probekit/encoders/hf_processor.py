@@ -274,7 +274,12 @@ def _at_image_size(kind: Any, config: Any) -> dict[str, Any]:
     side = getattr(getattr(config, "vision_config", config), "image_size", None)
     if isinstance(side, list | tuple):
         side = side[0] if len(set(side)) == 1 else None
-    default = kind()
+    try:
+        default = kind()
+    except TypeError as error:  # a class without defaults
+        raise UserError(
+            f"{kind.__name__} cannot be made without settings ({first_line(error)}); add a preprocessor_config.json."
+        ) from error
     size = plain(dict(getattr(default, "size", None) or {}))
     crop = plain(dict(getattr(default, "crop_size", None) or {})) if getattr(default, "do_center_crop", False) else {}
     size, crop = ({k: v for k, v in part.items() if v} for part in (size, crop))
