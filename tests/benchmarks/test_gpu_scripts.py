@@ -274,7 +274,8 @@ def test_a_call_goes_on_after_what_fails_and_keeps_the_rows_of_earlier_calls(tmp
     python.write_text(
         "#!/bin/sh\ncase $1 in\n"
         "*/check.py) exit 1;;\n"
-        '*/gpu/path_speed.py) echo row >> "$PROBEKIT_BENCHMARK_RESULTS/gpu/path_speed.csv"; exit 1;;\n'
+        '*/gpu/path_speed.py) mkdir -p "$PROBEKIT_BENCHMARK_RESULTS/gpu"\n'
+        'echo row >> "$PROBEKIT_BENCHMARK_RESULTS/gpu/path_speed.csv"; exit 1;;\n'
         'esac\necho "ran $*"\n'
     )
     python.chmod(0o755)
@@ -286,6 +287,10 @@ def test_a_call_goes_on_after_what_fails_and_keeps_the_rows_of_earlier_calls(tmp
         assert (out / f"log-{number}.txt").read_text() == done.stdout
         return out, done
 
+    # the rows of the first five minutes are apart: their parts are not finished
+    out, _ = call("0")
+    assert (out / "first" / "gpu" / "path_speed.csv").read_text() == "row\nrow\n"
+    assert not list((tmp_path / "state" / "gpu").iterdir())
     _, done = call("1")
     assert done.returncode == 1
     assert "path_speed" not in done.stdout
