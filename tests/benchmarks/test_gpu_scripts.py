@@ -213,7 +213,7 @@ class Told(SimpleNamespace):
     [({}, True), ({"shape": "inconclusive"}, False), ({"p": 0.02}, False), ({"fall": 0.019}, False),
      ({"pixels": -0.1}, False), ({"random": 0.0}, False)],
 )  # fmt: skip
-def test_a_run_counts_if_all_four_conditions_hold(modules, monkeypatch, change, counts):
+def test_a_run_counts_if_all_four_conditions_hold(modules, change, counts):
     import planned_tests
 
     given = {"shape": "rises then falls", "p": 1e-4, "fall": 0.03, "pixels": 0.1, "random": 0.2} | change
@@ -230,11 +230,10 @@ def test_a_run_counts_if_all_four_conditions_hold(modules, monkeypatch, change, 
         return SimpleNamespace(a=a.name, b=b.name, accuracy_a=0.5, accuracy_b=0.4, difference=difference, low=0.0,
                                high=1.0, p=1e-5)  # fmt: skip
 
-    monkeypatch.setattr(planned_tests, "compare", told)
-    found = planned_tests.planned_tests(results, [("run", "random")])
-    assert found["runs"]["run"]["counts"] is counts
-    assert found["all count"] is counts
-    assert all(np.isfinite(value) for _, value in planned_tests.measures(found))
+    found = planned_tests.judged(results, "run", "random", told)
+    assert found["counts"] is counts
+    rows_of_it = planned_tests.measures({"runs": {"run": found}})
+    assert all(np.isfinite(value) for _, value in rows_of_it)
 
 
 def test_the_recipe_has_a_palette_as_wide_as_the_network_and_the_smallest_three_seeds_first(modules):
