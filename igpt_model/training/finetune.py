@@ -2,7 +2,7 @@
 
 Everything random comes from (seed, step), so that a resumed run ends with the same bits, as in `train`.
 
-Letters: N images, B batch, P pixels a side, T = P * P tokens, K classes.
+Letters: N images, B batch, P pixels per side, T = P * P tokens, K classes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

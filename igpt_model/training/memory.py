@@ -53,7 +53,7 @@ def rank_memory(
 
     Parameters
     ----------
-    images : B, pictures that a rank passes through the model at a time
+    images : B, images that a rank passes through the model at a time
     parallel : "none", "ddp" or "fsdp" (as `TrainConfig.parallel`)
     dtype : "float32", or "bfloat16" for autocast
     """

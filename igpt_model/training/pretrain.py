@@ -3,7 +3,7 @@
 Everything random comes from (seed, step): a run that is resumed with the same settings ends with the same bits
 on the same kind of machine and number of threads.
 
-Letters in shapes: N images, B batch, P pixels a side, T = P*P tokens.
+Letters in shapes: N images, B batch, P pixels per side, T = P*P tokens.
 """
 
 import math
@@ -65,7 +65,7 @@ def train(
     dict
         The same records on every rank; rank 0 writes the run folder.
         Each has "kind" and "step" (updates done). "start": sizes, `resumed`, changed settings. "damaged": a
-        checkpoint that was skipped. "step": loss (nats a token, mean since the last record), lr, grad_norm,
+        checkpoint that was skipped. "step": loss (nats per token, mean since the last record), lr, grad_norm,
         tokens_per_s. "eval": val_loss. "checkpoint": path. "paused". "end".
 
     Raises

@@ -1,4 +1,4 @@
-"""A run folder's files: `config.json`, which says what the run is, and `metrics.jsonl`, a line a record."""
+"""A run folder's files: `config.json`, which says what the run is, and `metrics.jsonl`, one line per record."""
 
 import json
 import os
