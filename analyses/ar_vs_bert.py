@@ -114,7 +114,7 @@ def depth_frame(ar: Sequence[Series], bert: Sequence[Series], random: Sequence[S
 
     depths = ar[0].depths
     if any(not np.array_equal(series.depths, depths) for series in (*ar, *bert)):
-        raise UserError("The models have different numbers of layers; the picture is of models of the same depth.")
+        raise UserError("The models have different numbers of layers; the image is of models of the same depth.")
     groups = {"AR": ar, "BERT": bert, **{series.label: [series] for series in random}}
     rights = {name: [series.curve.rows() for series in runs] for name, runs in groups.items()}
     found = {

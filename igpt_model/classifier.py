@@ -172,7 +172,7 @@ def load_classifier(run_dir: str | Path, device: str | torch.device = "cpu") -> 
         if accuracy is not None and (best is None or accuracy > best[0]):
             best = (accuracy, folder)
     if best is None:
-        raise UserError(f"{run_dir} holds no fine-tuned classifier; make one with `probekit finetune`.")
+        raise UserError(f"{run_dir} contains no fine-tuned classifier; make one with `probekit finetune`.")
     loaded = load_checkpoint(best[1], device)
     about = loaded.provenance["finetune"]
     classifier = Classifier(loaded.model, len(about["classes"]), about["layer"])

@@ -60,7 +60,7 @@ class ModelConfig:
         check_ranges(self)
         if self.n_embd % self.n_head:
             raise UserError(
-                f"n_embd = {self.n_embd} is no multiple of n_head = {self.n_head}: choose sizes that divide evenly."
+                f"n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}: choose sizes that divide evenly."
             )
 
     @classmethod
@@ -99,7 +99,7 @@ class ModelConfig:
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise UserError(
-                f"The model configuration holds {', '.join(unknown)}, which this version does not know: "
+                f"The model configuration contains {', '.join(unknown)}, which this version does not know: "
                 f"it knows {', '.join(field.name for field in fields(cls))}."
             )
         kinds: dict[Any, Any] = {int: Int(), bool: bool, float: float}

@@ -18,9 +18,9 @@ def find_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise UserError(f"Unknown device {name!r}; choose cpu, cuda or cuda:N.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"Device {name!r} was asked for, but PyTorch sees no CUDA device; use --device cpu.")
+        raise UserError(f"Device {name!r} was requested, but PyTorch sees no CUDA device; use --device cpu.")
     if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
-        raise UserError(f"Device {name!r} was asked for, but there are {torch.cuda.device_count()}, counted from 0.")
+        raise UserError(f"Device {name!r} was requested, but there are {torch.cuda.device_count()}, counted from 0.")
     if device.type == "meta":
         raise UserError(f"Device {name!r} computes nothing; choose cpu, cuda or cuda:N.")
     return device
@@ -51,6 +51,6 @@ def check_compiler(device: torch.device) -> None:
     names = [os.environ[variable]] if os.environ.get(variable) else usual
     if not any(shutil.which(name) for name in names):
         raise UserError(
-            f"compile was asked for, which needs the compiler {' or '.join(names)}, but there is none; install it, "
+            f"compile was requested, which needs the compiler {' or '.join(names)}, but there is none; install it, "
             f"name another one in {variable}, or leave --compile out."
         )

@@ -43,13 +43,15 @@ class ImageTransform:
     def __post_init__(self) -> None:
         object.__setattr__(self, "augment", tuple(self.augment))
         if not 1 <= self.resolution <= MAX_RESOLUTION:
-            raise UserError(f"A resolution of {self.resolution} was given; give 1 to {MAX_RESOLUTION:,} pixels a side.")
+            raise UserError(
+                f"A resolution of {self.resolution} was given; give 1 to {MAX_RESOLUTION:,} pixels per side."
+            )
         if self.resize not in KERNELS:
             raise UserError(f"Unknown resize kernel {self.resize!r}; choose one of {', '.join(KERNELS)}.")
         for name in self.augment:
             self._check(name)
         if any(name.startswith("resize_crop") for name in self.augment[1:]):
-            raise UserError("resize_crop reads the picture before it is prepared, so it must come first, and once.")
+            raise UserError("resize_crop reads the image before it is prepared, so it must come first, and once.")
 
     @property
     def source_crop(self) -> tuple[int, int, int] | None:
@@ -181,7 +183,7 @@ def _as_rgb(image_HWC: np.ndarray) -> np.ndarray:
     if image.ndim == 2:
         image = image[:, :, None]
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
-        raise UserError(f"A picture must be uint8 (H, W, 3) or (H, W), not {image.dtype} {image.shape}.")
+        raise UserError(f"An image must be uint8 (H, W, 3) or (H, W), not {image.dtype} {image.shape}.")
     if image.shape[2] == 1:
         image = np.repeat(image, 3, axis=2)
     return image

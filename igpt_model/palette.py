@@ -93,7 +93,7 @@ class Palette:
             Colours sorted from dark to bright.
         """
         if not 1 <= n_colours <= 1 << 16:
-            raise UserError(f"A palette of {n_colours} colours was asked for; give a number from 1 to 65536.")
+            raise UserError(f"A palette of {n_colours} colours was requested; give a number from 1 to 65536.")
         packed, counts = _count_colours(images, n_colours, seed, sample)
         colours = np.stack([packed >> 16, (packed >> 8) & 255, packed & 255], 1).astype(np.uint8)
         if len(colours) <= n_colours:
@@ -135,7 +135,7 @@ class Palette:
         """
         images = np.asarray(images_BHW3)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-            raise UserError(f"Pictures must be uint8 (B, H, W, 3), not {images.dtype} {images.shape}.")
+            raise UserError(f"Images must be uint8 (B, H, W, 3), not {images.dtype} {images.shape}.")
         if self._table is None or self._filled is None:
             self._table = np.full((256, 256, 256), _UNKNOWN, np.uint16)
             self._filled = np.zeros((256 // _EDGE,) * 3, bool)
@@ -196,7 +196,7 @@ class Palette:
         tokens = np.asarray(tokens_BT)
         side = resolution or round(tokens.shape[1] ** 0.5)
         if side * side != tokens.shape[1]:
-            raise UserError(f"{tokens.shape[1]} tokens do not make a square picture of {side} pixels a side.")
+            raise UserError(f"{tokens.shape[1]} tokens do not make a square image of {side} pixels per side.")
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(self):
             raise UserError(f"Tokens run from {tokens.min()} to {tokens.max()}; this palette has {len(self)} colours.")
         colours = np.clip(np.rint(127.5 * (self.centres_V3.astype(np.float64) + 1)), 0, 255).astype(np.uint8)
@@ -267,7 +267,7 @@ def _count_colours(images: Any, n_colours: int, seed: int, sample: int) -> tuple
     rng = np.random.default_rng([seed, 511])
     pictures = [images] if isinstance(images, np.ndarray) else list(images)
     if not pictures or any(np.asarray(p).dtype != np.uint8 or np.asarray(p).shape[-1] != 3 for p in pictures):
-        raise UserError("A palette is fitted to uint8 RGB pictures, at least one of them.")
+        raise UserError("A palette is fitted to uint8 RGB images, at least one of them.")
     seen = np.zeros(1 << 24, bool)
     packed_parts = []
     for picture in pictures:
@@ -277,7 +277,7 @@ def _count_colours(images: Any, n_colours: int, seed: int, sample: int) -> tuple
         packed_parts.append(packed)
     packed = np.concatenate(packed_parts)
     if len(packed) == 0:
-        raise UserError("A palette is fitted to uint8 RGB pictures, at least one of them.")
+        raise UserError("A palette is fitted to uint8 RGB images, at least one of them.")
     if seen.sum() > n_colours and len(packed) > sample:
         packed = packed[rng.choice(len(packed), sample, replace=False, shuffle=False)]
         if len(np.unique(packed)) <= n_colours:  # rare colours left out of the sample: cluster all of them instead

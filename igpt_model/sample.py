@@ -113,7 +113,7 @@ def sample(
                 "give (P,) or (n, P) with P at most the image's pixels."
             )
         if prefix.numel() and not 0 <= int(prefix.min()) <= int(prefix.max()) < config.vocab_size:
-            raise UserError(f"The prefix holds colours outside 0 to {config.vocab_size - 1}.")
+            raise UserError(f"The prefix contains colours outside 0 to {config.vocab_size - 1}.")
         tokens_NT[:, :n_given] = prefix
     size = at_once or images_at_once(config)
     for start in range(0, n, size):

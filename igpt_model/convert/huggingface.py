@@ -117,7 +117,7 @@ def from_pretrained_folder(path: str | Path) -> tuple[IGPT, Palette | None, Imag
     """
     folder = Path(path)
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no config.json: give a folder written by Hugging Face's save_pretrained.")
+        raise UserError(f"{folder} contains no config.json: give a folder written by Hugging Face's save_pretrained.")
     config = read_json(folder / "config.json", {"n_head": Int(1, 65_536)})
     model = _from_state(_read_weights(folder), config, str(folder))
     processor_file = folder / "preprocessor_config.json"
@@ -183,10 +183,10 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
                 state |= load_file(shard) if safe else torch.load(shard, map_location="cpu", weights_only=True)
             except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
                 raise UserError(
-                    f"{shard} is damaged or holds more than tensors, so that it is not opened: fetch it again."
+                    f"{shard} is damaged or contains more than tensors, so that it is not opened: download it again."
                 ) from error
         return state
-    raise UserError(f"{folder} holds neither model.safetensors nor pytorch_model.bin (nor all of their shards).")
+    raise UserError(f"{folder} contains neither model.safetensors nor pytorch_model.bin (nor all of their shards).")
 
 
 def _from_state(hf_state: Mapping[str, Tensor], hf_config: Mapping[str, Any], source: str) -> IGPT:
@@ -208,7 +208,9 @@ def _from_state(hf_state: Mapping[str, Tensor], hf_config: Mapping[str, Any], so
         expected |= {f"h.{i}.{layer}.{part}" for layer in _LINEAR for part in ("weight", "bias")}
     wrong = sorted(expected ^ (set(state) - {"lm_head.weight"}))
     if wrong or not n_layer:
-        raise UserError(f"{source} is no Hugging Face ImageGPT model: missing or unknown are {', '.join(wrong[:6])}.")
+        raise UserError(
+            f"{source} is not a Hugging Face ImageGPT model: missing or unknown are {', '.join(wrong[:6])}."
+        )
 
     rows, width = state["wte.weight"].shape
     biased = any(bool(value.any()) for name, value in state.items() if name.endswith(".bias"))

@@ -49,10 +49,10 @@ def from_openai(variables: Mapping[str, np.ndarray], n_head: int | None = None, 
         expected |= {f"h{i}/{name}" for name in ("ln_1/g", "ln_2/g", "mlp/c_fc/w", "mlp/c_proj/w")}
     wrong = sorted(expected ^ (set(found) - ({"sos"} - expected)))
     if wrong or not n_layer:
-        raise UserError(f"These are no variables of OpenAI's iGPT: missing or unknown are {', '.join(wrong[:6])}.")
+        raise UserError(f"These are not variables of OpenAI's iGPT: missing or unknown are {', '.join(wrong[:6])}.")
     heads = found["h0/attn/q_proj"].shape[0]
     if n_head not in (None, heads):
-        raise UserError(f"n_head = {n_head} was asked for, but the variables have {heads} heads.")
+        raise UserError(f"n_head = {n_head} was requested, but the variables have {heads} heads.")
     (n_positions, d), n_colours = found["wpe"].shape, len(found["wte"])
     config = ModelConfig(n_layer, d, heads, n_colours, n_positions, causal)
 

@@ -66,7 +66,7 @@ def bundle_prefix(path: str | Path) -> Path:
     prefix = path.with_suffix("") if path.suffix == ".index" else path
     if not Path(f"{prefix}.index").is_file():
         raise UserError(
-            f"{prefix}.index is not there; give the prefix of a TensorFlow checkpoint (model.ckpt-1000000)."
+            f"{prefix}.index does not exist; give the prefix of a TensorFlow checkpoint (model.ckpt-1000000)."
         )
     return prefix
 
@@ -76,7 +76,9 @@ def read_index(prefix: str | Path) -> tuple[int, dict[str, Entry]]:
     path = Path(f"{prefix}.index")
     content = path.read_bytes()
     if len(content) < _FOOTER or struct.unpack("<Q", content[-8:])[0] != _MAGIC:
-        raise DamagedBundle(f"{path} is not the index of a TensorFlow checkpoint, or it is cut short; fetch it again.")
+        raise DamagedBundle(
+            f"{path} is not the index of a TensorFlow checkpoint, or it is truncated; download it again."
+        )
     try:
         at = len(content) - _FOOTER
         _, at = _block_handle(content, at)  # of a meta-index, which is empty
@@ -118,16 +120,19 @@ def read_bundle(path: str | Path, wanted: Callable[[str], bool] = lambda name: T
             continue
         file = Path(f"{prefix}.data-{entry.shard:05d}-of-{shards:05d}")
         if entry.sliced or entry.dtype not in _DTYPES:
-            raise UserError(f"{name} in {prefix} is split, or no array of numbers (type {entry.dtype}); leave it out.")
+            raise UserError(
+                f"{name} in {prefix} is split, or is not a numeric array (type {entry.dtype}); leave it out."
+            )
         if not file.is_file():
-            raise UserError(f"{file} is not there, and {name} lies in it; fetch all {shards} data files.")
+            raise UserError(f"{file} does not exist, but {name} is stored in it; download all {shards} data files.")
+        dtype = np.dtype(_DTYPES[entry.dtype])
+        whole = entry.offset + entry.size <= file.stat().st_size  # before as many bytes are allocated
+        if not whole or entry.size != prod(entry.shape) * dtype.itemsize:
+            raise DamagedBundle(f"{file} is truncated: {name} is incomplete; download it again.")
         with open(file, "rb") as opened:
             opened.seek(entry.offset)
             content = bytearray(entry.size)  # written to by whoever owns the array
-            n_read = opened.readinto(content)
-        dtype = np.dtype(_DTYPES[entry.dtype])
-        if n_read != entry.size or entry.size != prod(entry.shape) * dtype.itemsize:
-            raise DamagedBundle(f"{file} is cut short: {name} is not whole; fetch it again.")
+            opened.readinto(content)
         if masked_crc(content) != entry.crc:
             raise DamagedBundle(
                 f"{file} is damaged: {name} does not have the checksum that was written; fetch it again."

@@ -73,7 +73,7 @@ def training_tokens(images: Any, palette: Any, transform: ImageTransform, encode
         return encoded_NT
     if not isinstance(images, SourceImages):
         raise UserError(
-            f"{transform.augment[0]} reads pictures before they are prepared; give igpt_model.images.SourceImages."
+            f"{transform.augment[0]} reads images before they are prepared; give igpt_model.images.SourceImages."
         )
     return CroppedTokens(images, palette)
 

@@ -163,7 +163,7 @@ def latest_checkpoint(run_dir: str | Path, step: int | None = None) -> Path:
     """
     found = list_checkpoints(run_dir)
     if not found:
-        raise UserError(f"{run_dir} holds no checkpoints; give the folder of a run made by `probekit train`.")
+        raise UserError(f"{run_dir} contains no checkpoints; give the folder of a run made by `probekit train`.")
     if step is not None:
         by_step = {int(folder.name): folder for folder in found}
         if step not in by_step:
@@ -270,7 +270,7 @@ def load_trainer_state(
     folder = Path(folder)
     shards, file = folder / "trainer", folder / "trainer.safetensors"
     if not (shards.is_dir() or file.is_file()) or not (folder / "trainer.json").is_file():
-        raise UserError(f"{folder} holds no trainer state, so that training cannot go on from it.")
+        raise UserError(f"{folder} contains no trainer state, so that training cannot go on from it.")
     state = {} if not tensors else read_shards(shards) if shards.is_dir() else read_tensors(file)
     return state, read_json(folder / "trainer.json", schema)
 

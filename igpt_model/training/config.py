@@ -82,7 +82,7 @@ class TrainConfig:
     checkpoint_every: int = option(250, "Updates between checkpoints.", LOGS, COUNT)
     keep_last: int = option(3, "Newest checkpoints that are kept with their optimiser state.", LOGS, COUNT)
     keep_at: tuple[int, ...] | None = option(
-        None, "Steps whose checkpoints are kept for good; by default powers of two from 64 on.", LOGS, COUNT_OR_NONE
+        None, "Steps whose checkpoints are kept permanently; by default powers of two from 64 on.", LOGS, COUNT_OR_NONE
     )
     spike: float = option(
         0.5,

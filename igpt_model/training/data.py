@@ -49,11 +49,11 @@ def fit_palette(config: TrainConfig, train_images: Any) -> Palette:
 def check_images(name: str, images: Any, resolution: int) -> None:
     """Refuse pictures that are none, or not uint8 (P, P, 3)."""
     if len(images) == 0:
-        raise UserError(f"There are no {name} pictures; give at least one.")
+        raise UserError(f"There are no {name} images; give at least one.")
     first = np.asarray(images[np.arange(1)])
     if first.dtype != np.uint8 or first.shape[1:] != (resolution, resolution, 3):
         raise UserError(
-            f"The {name} pictures are {first.dtype} {first.shape[1:]}, but uint8 {(resolution, resolution, 3)} was "
+            f"The {name} images are {first.dtype} {first.shape[1:]}, but uint8 {(resolution, resolution, 3)} was "
             "expected; prepare them with config.transform."
         )
 

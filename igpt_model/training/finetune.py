@@ -173,6 +173,7 @@ class Finetuning(Run):
 
     def evaluation(self) -> Record:
         config, labels = self.config, self.data.val_labels
+        assert labels is not None
         mine = self.ranks.part(0, len(labels))
         rows = np.arange(len(labels))
         with self.engine.autocast():
@@ -235,5 +236,5 @@ def _check_labels(name: str, part: Labelled, n_classes: int) -> None:
     if not fits or labels.min() < 0 or labels.max() >= n_classes:
         raise UserError(
             f"The {name} labels are {labels.dtype} {labels.shape}, but 0 to {n_classes - 1} is needed, "
-            f"one for each of {len(part.images)} pictures."
+            f"one for each of {len(part.images)} images."
         )

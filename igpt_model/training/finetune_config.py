@@ -22,7 +22,7 @@ class FinetuneConfig:
     gen_weight: float = option(
         1.0, "Weight of the pre-training loss beside the classification loss.", OPTIMISATION, WEIGHT
     )
-    from_scratch: bool = option(False, "Start from fresh weights: the control without pre-training.", MODEL)
+    from_scratch: bool = option(False, "Start from random weights: the control without pre-training.", MODEL)
     resolution: int = option(
         0,
         "Side of the images in pixels; another one resizes the position embedding. 0: as in pre-training.",
@@ -66,7 +66,7 @@ class FinetuneConfig:
         Range(1, 10_000),
     )
     log_every: int = option(10, "Updates between records of the training loss.", LOGS, COUNT)
-    seed: int = option(0, "Seed of order, augmentation and masks, and of fresh weights.", OPTIMISATION, SEED)
+    seed: int = option(0, "Seed of order, augmentation and masks, and of random weights.", OPTIMISATION, SEED)
     dtype: Literal["float32", "bfloat16"] = option(
         "float32", "Precision of the forward pass; bfloat16 is autocast with float32 master weights.", HARDWARE
     )

@@ -61,7 +61,7 @@ def _write_run(
     from igpt_model.training.checkpoint import save_checkpoint
 
     if palette is None or transform is None:
-        raise UserError(f"{source} comes without colour clusters, which pictures need ({where}).")
+        raise UserError(f"{source} comes without colour clusters, which images need ({where}).")
     if target.exists():
         raise UserError(f"{target} exists already: give a new folder.")
     folder = target / "checkpoints" / "0000000"

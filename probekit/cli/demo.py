@@ -89,8 +89,8 @@ def demo(
     out
         Folder for everything: config, checkpoints, features, results, report.
     on
-        Pictures: scikit-learn's digits at random places; or, with --pretrained, Fashion-MNIST where it is installed:
-        3,000 pictures of each split, and a model whose accuracy rises and then falls with depth.
+        Images: scikit-learn's digits at random positions; or, with --pretrained, Fashion-MNIST if it is installed:
+        3,000 images of each split, and a model whose accuracy rises and then falls with depth.
     pretrained
         Start from the checkpoint in the package instead of training, which takes under a minute; of the recipe's flags
         only --limit has an effect.
@@ -176,9 +176,9 @@ def _open(out: Path, settings: dict[str, Any]) -> None:
     if path.exists():
         there = read_json(path, dict)
         if differing := differ(there, settings):
-            raise UserError(f"{out} holds another demo ({differing}); give another --out, or delete that folder.")
+            raise UserError(f"{out} contains another demo ({differing}); give another --out, or delete that folder.")
     elif out.is_dir() and any(not file.name.startswith(".demo.json.") for file in out.iterdir()):
-        raise UserError(f"{out} is not empty and holds no demo; give another --out.")
+        raise UserError(f"{out} is not empty and contains no demo; give another --out.")
     else:
         atomic.write_json(path, settings)
 

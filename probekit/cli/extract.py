@@ -37,13 +37,13 @@ def extract(
     root : Path
         Folder of the data set, for those that are not embedded.
     test : tuple of str
-        A further test set as NAME=DATASET, repeatable: --test fog=CIFAR-10-C#corruption=fog --test v2=FOLDER. Its
+        An additional test set as NAME=DATASET, repeatable: --test fog=CIFAR-10-C#corruption=fog --test v2=FOLDER. Its
         classes are those of the data set, by name or number, or by a map: NAME=DATASET#classes=MAP.csv.
     skip_corrupt : bool
         Leave out image files that cannot be decoded; they are listed here and in the file. Without it, the first one
         is an error.
     exif : str
-        Image files: turn pictures as their EXIF orientation says (apply, the default), or take them as stored (ignore).
+        Image files: rotate images by their EXIF orientation (apply, the default), or keep them as stored (ignore).
     value_range : tuple of float
         Image files of floats, or of 16 or 32 bits: the values of black and white, for example --value-range 0 1.
     store : str

@@ -223,7 +223,7 @@ def dispatch(words: list[str]) -> None:
     ):
         raise UserError("an argument is empty (an unset variable of the shell?); give a value, or leave it out.")
     if "\0" in "".join(words):
-        raise UserError("an argument holds a NUL character, which no path or name may hold; remove it.")
+        raise UserError("an argument contains a NUL character, which no path or name may hold; remove it.")
     with console.only_rank0_prints():
         chosen, given, _ = app.parse_args(words, exit_on_error=False, print_error=False)
         check_numbers(given)

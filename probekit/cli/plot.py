@@ -71,11 +71,11 @@ def plot(
     ylim
         Limits of the axis of values, two numbers, accuracies in percent: --ylim 40 80.
     labels
-        Another name of a series in print: --labels igpt='iGPT-S, CIFAR-10'. The name in the results or in figures.
+        Display name of a series: --labels igpt='iGPT-S, CIFAR-10'. The name in the results or in figures.
     title
-        Over the figure in place of its own; --title "" for none.
+        Title instead of the default one; --title "" for none.
     font_size
-        Points of ordinary type.
+        Size of ordinary text in points.
     """
     from igpt_model import atomic
     from probekit.reports.figures.depth import depth_figure

@@ -30,10 +30,13 @@ GROUPS = ("Model", "Data", "Optimisation", "Checkpoints and logs", "Hardware", "
 COMMON = {
     "json": (("--json",), "Print the answer as JSON on stdout, and nothing else there."),
     "quiet": (("--quiet", "-q"), "No progress and no remarks on stderr."),
-    "verbose": (("--verbose", "-v"), "Also print how the solver and the encoder went about it."),
+    "verbose": (("--verbose", "-v"), "Also print the decisions of the solver and the encoder."),
     "debug": (("--debug",), "Show the traceback of an error."),
 }
-CONFIG = "YAML or JSON file with arguments and flags of this verb, or what an earlier run wrote; the command line wins."
+CONFIG = (
+    "YAML or JSON file with arguments and flags of this verb, or the file that an earlier run wrote; the command line "
+    "takes precedence."
+)
 
 
 @dataclass(frozen=True)

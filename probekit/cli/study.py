@@ -33,8 +33,9 @@ def study(
     out : Path
         Folder for features, results and report; one that holds another study is refused.
     tests : tuple of str
-        A further test set as NAME=DATASET, repeatable, for example fog=CIFAR-10-C#corruption=fog. The same probes are
-        tested on it; it takes no part in any choice. Its curves and verdicts are beside those of the own test rows.
+        An additional test set as NAME=DATASET, repeatable, for example fog=CIFAR-10-C#corruption=fog. The same probes
+        are tested on it; it takes no part in any choice. Its curves and verdicts are shown next to those of the data
+        set's own test rows.
     tracker : str
         Log the curves, with depth as the step, and the report to this experiment tracker, where it is installed.
     """

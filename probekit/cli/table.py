@@ -24,7 +24,7 @@ def table(
     columns: tuple[str, ...] | None = None,
     label: str = "tab:probes",
 ) -> dict[str, Any]:
-    """Write one table of a results folder to a file: every layer, or ours beside published numbers.
+    """Write one table of a results folder to a file: every layer, or our results next to published ones.
 
     Parameters
     ----------

@@ -50,7 +50,7 @@ def train(
     tensorboard : bool
         Write TensorBoard events beside metrics.jsonl.
     tracker : str
-        Log to this experiment tracker too, where it is installed; its own settings and environment variables hold.
+        Log to this experiment tracker too, if it is installed; its own settings and environment variables apply.
     """
     data = load_dataset(dataset, root=root)
     colours = None if palette is None else shared_palette(palette)

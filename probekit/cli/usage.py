@@ -82,7 +82,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"--config {path} cannot be read ({' '.join(str(error).split())}).") from None
     if not isinstance(content, dict):
-        raise UserError(f"--config {path} holds no mapping of flags to values; write lines such as `seed: 1`.")
+        raise UserError(f"--config {path} contains no mapping of flags to values; write lines such as `seed: 1`.")
     return content
 
 
@@ -104,7 +104,7 @@ def _flags_of(path: Path, verb: str) -> dict[str, Any]:
         return content
     problem = mismatch(content, _STUDY)
     if problem:
-        raise UserError(f"--config {path} is no study.json that can be used: {problem}.")
+        raise UserError(f"--config {path} is not a study.json that can be used: {problem}.")
     flags = dict(content)
     flags["encoders"] = [f"{name}={spec}" for name, spec in flags["encoders"].items()]
     flags["on"] = list(flags.pop("datasets").values())
@@ -130,7 +130,7 @@ def _from_config(path: Path, verb: str, arguments: Sequence[Any], words: Sequenc
         items = value if isinstance(value, list) else [value]
         if any(isinstance(item, list | dict) for item in items):
             raise UserError(
-                f"--config {path}: {key} holds a list or a mapping inside; write one value, or a list of them."
+                f"--config {path}: {key} contains a list or a mapping inside; write one value, or a list of them."
             )
         values = [str(item) for item in items]
         if one.field_info.is_keyword:

@@ -31,7 +31,7 @@ def verify(
     root
         Folder of that data set, if it is not embedded.
     near_duplicates
-        Also look for test images that nearly repeat a training image: in pixels with --data, else in features.
+        Also look for near-duplicates of training images among the test images: in pixels with --data, else in features.
         Reports then give accuracy with and without them.
     layer
         The layer used for that search; by default the middle one.
@@ -74,7 +74,7 @@ def look_for_near_duplicates(
 
     store = FeatureStore.open(file)
     if picture is not None and data is None:
-        raise UserError("A picture of near-duplicates needs the images; give --data.")
+        raise UserError("An image of near-duplicates needs the images; give --data.")
     given: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
     if data is not None and layer is None:
         limit = store.dataset.get("limit")

@@ -18,6 +18,7 @@ from probekit.datasets.parts import Part, assemble, label_array, title
 from probekit.datasets.records import Dataset
 from probekit.datasets.splits import SPLIT_NAMES
 from probekit.runtime.errors import UserError
+from probekit.runtime.memory import check_npz
 
 IMAGE_NAMES = ("image", "img", "picture", "pixel_values")
 LABEL_NAMES = ("label", "labels", "target", "targets", "fine_label", "coarse_label", "class", "y")
@@ -182,8 +183,11 @@ def load_npz(name: str, root: str | Path | None = None, **options: Any) -> Datas
     if root is None or not Path(root).is_file():
         raise UserError(f"{root} is not a file; give root=FILE.npz (on the command line --root).")
     try:
+        check_npz(root)
         with np.load(root, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{root} is not an .npz file of plain arrays ({error}); save it with numpy.savez.") from error
     found: dict[tuple[str, str], list[str]] = {}
@@ -196,13 +200,15 @@ def load_npz(name: str, root: str | Path | None = None, **options: Any) -> Datas
     parts: dict[str, Any] = {}
     for (split, kind), keys in found.items():
         if len(keys) > 1:
-            raise UserError(f"{root} holds {' and '.join(keys)}, which both mean the {split} split; leave one of them.")
+            raise UserError(
+                f"{root} contains {' and '.join(keys)}, which both mean the {split} split; leave one of them."
+            )
         if (split, "labels" if kind == "images" else "images") not in found:
-            raise UserError(f"{root} holds {keys[0]} without its partner; add both.")
+            raise UserError(f"{root} contains {keys[0]} without its partner; add both.")
         parts[split] = tuple(arrays[found[split, k][0]] for k in ("images", "labels"))
     if "train" not in parts:
         raise UserError(
-            f"{root} holds {', '.join(arrays) or 'nothing'}, but train_images and train_labels (or images, labels) "
+            f"{root} contains {', '.join(arrays) or 'nothing'}, but train_images and train_labels (or images, labels) "
             "are needed."
         )
     data = load_objects(parts, title(name, "npz", root, ".npz"), arrays.get("classes"), **options)

@@ -85,13 +85,13 @@ def _from_pickle(content: bytes, name: str, is100: bool, labels: str) -> tuple[n
     key = f"{labels}_labels" if is100 else "labels"
     data = value.get("data") if isinstance(value, dict) else None
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,) or key not in value:
-        raise UserError(f"{name} is no CIFAR batch: it lacks data (N, 3072) or {key}; extract the archive again.")
+        raise UserError(f"{name} is not a CIFAR batch: it lacks data (N, 3072) or {key}; extract the archive again.")
     try:
         found = np.asarray(value[key], dtype=np.int64)
     except (ValueError, TypeError, OverflowError):
         found = np.empty(0, np.int64)
     if found.shape != (len(data),):
-        raise UserError(f"{name} is no CIFAR batch: {key} are no {len(data):,} numbers; extract the archive again.")
+        raise UserError(f"{name} is not a CIFAR batch: {key} are not {len(data):,} numbers; extract the archive again.")
     return _images(data), found
 
 
@@ -113,6 +113,6 @@ def _classes100(files: Files, binary: bool, labels: str) -> tuple[str, ...]:
     names = value.get(f"{labels}_label_names") if isinstance(value, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(
-            f"meta is no list of CIFAR's classes: it lacks {labels}_label_names; extract the archive again."
+            f"meta is not a list of CIFAR's classes: it lacks {labels}_label_names; extract the archive again."
         )
     return tuple(names)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from igpt_model.checked_json import read_bytes
 from igpt_model.hashing import hash_file
 from probekit.datasets.images import FileImages, PackedNames
 from probekit.datasets.parts import Part, assemble, column, divide, label_array, names_splits, title
@@ -57,7 +58,7 @@ def load(
     if root is None or not Path(root).expanduser().is_file():
         raise UserError(f"{root} is not a file; give root=FILE.csv with the columns path, label and perhaps split.")
     file = Path(root).expanduser()
-    header, rows = _read(file)
+    header, rows = read_table(file)
     lower = {heading: heading.lower() for heading in header}
     named = bool(set(lower.values()) & {*PATHS, *LABELS})
     if not named and not image and not label:
@@ -88,9 +89,9 @@ def load(
     return assemble(title(name, "csv", str(file), file.suffix), str(file), parts, provenance, **options)
 
 
-def _read(file: Path) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows that are not empty."""
-    content = file.read_bytes()
+def read_table(file: Path) -> tuple[list[str], list[list[str]]]:
+    """The first line and the others that are not empty, without spaces round their fields."""
+    content = read_bytes(file)
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = content.decode("utf-16" if wide else "utf-8-sig")
@@ -128,7 +129,7 @@ def _existing(file: Path, names: Sequence[str]) -> Sequence[str]:
     for number, name in enumerate(names):
         if (first := seen.setdefault(os.path.normpath(name), number)) != number:
             raise UserError(
-                f"{file} lists {name} in rows {first} and {number} (counted from 0); leave one of them, or one picture "
+                f"{file} lists {name} in rows {first} and {number} (counted from 0); leave one of them, or one image "
                 "could be in two splits."
             )
     return names

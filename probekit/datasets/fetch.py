@@ -97,13 +97,13 @@ def download(remote: Remote, target: Path, progress: Progress | None = None) -> 
         _receive(remote, partial, progress)
     except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
         why = getattr(error, "reason", None) or error
-        raise UserError(f"{remote.url} could not be fetched ({why}); the next try goes on where it stopped.") from error
+        raise UserError(f"{remote.url} could not be fetched ({why}); the next try resumes where it stopped.") from error
     except OSError as error:
         raise UserError(f"{target} could not be written ({error.strerror or error}); choose another --root.") from error
     if remote.md5 is not None and (found := md5_of(partial)) != remote.md5:
         _etag(partial).unlink(missing_ok=True)
         partial.unlink()
-        raise UserError(f"{remote.url} gave a file with md5 {found} instead of {remote.md5}; fetch it again.")
+        raise UserError(f"{remote.url} gave a file with md5 {found} instead of {remote.md5}; download it again.")
     os.replace(partial, target)
     _etag(partial).unlink(missing_ok=True)
     return target

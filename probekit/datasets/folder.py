@@ -54,8 +54,8 @@ def _split_level(names: list[str], level: int, where: str) -> bool:
         return False
     others = ", ".join(sorted(set(deep) - set(splits))[:4])
     raise UserError(
-        f"{where} holds {', '.join(sorted(splits))} and beside them {others}, which is no split: move it away, or give "
-        f"the folder of one split ({where}/{sorted(splits)[-1]}); expected {LAYOUT}."
+        f"{where} contains {', '.join(sorted(splits))} and next to them {others}, which is not a split: move it away, "
+        f"or give the folder of one split ({where}/{sorted(splits)[-1]}); expected {LAYOUT}."
     )
 
 
@@ -122,8 +122,8 @@ def _refuse_empty_classes(listing: Listing, level: int, has_splits: bool, where:
             continue
         held = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items())) or "nothing"
         raise UserError(
-            f"{where}: the folder {folder.rstrip('/')} holds no image that is read ({held}): its class would vanish; "
-            f"remove it, or convert its files (read are {', '.join(SUFFIXES)})."
+            f"{where}: the folder {folder.rstrip('/')} contains no image that is read ({held}), so its class would be "
+            f"lost; remove it, or convert its files (read are {', '.join(SUFFIXES)})."
         )
 
 
@@ -193,9 +193,9 @@ def load(name: str, root: str | Path | None = None, **options: Any) -> Dataset:
     others = ", ".join(f"{count} {suffix}" for suffix, count in sorted(left_out.items()))
     if not splits:
         held = f" (it holds {others})" if others else ""
-        raise UserError(f"{path} holds no images{held}; expected {LAYOUT}.")
+        raise UserError(f"{path} contains no images{held}; expected {LAYOUT}.")
     if others:
-        warnings.warn(f"{path}: files that are no images by their suffix are left out: {others}.", stacklevel=3)
+        warnings.warn(f"{path}: files that are not images by their suffix are left out: {others}.", stacklevel=3)
     if "" in splits:
         if len(splits) > 1:
             raise UserError(f"{path} mixes archives with and without a split level; expected {LAYOUT}.")

@@ -36,7 +36,7 @@ class HubImages(EncodedImages):
         if content is not None:
             return content, name
         if path is None or not os.path.isfile(path):
-            raise UserError(f"{name} holds no image, and its file {path} does not exist.")
+            raise UserError(f"{name} contains no image, and its file {path} does not exist.")
         return Path(path).read_bytes(), path
 
 

@@ -84,8 +84,8 @@ def _batch(path: Path, side: int) -> tuple[np.ndarray, np.ndarray]:
     data = value.get("data") if isinstance(value, dict) else None
     width = 3 * side * side
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (width,):
-        raise UserError(f"{path} holds no images of {side} x {side}: data (N, {width}) uint8 is expected.")
+        raise UserError(f"{path} contains no images of {side} x {side}: data (N, {width}) uint8 is expected.")
     labels = np.asarray(value.get("labels", []), dtype=np.int64)
     if len(labels) != len(data) or labels.min(initial=1) < 1 or labels.max(initial=1) > 1000:
-        raise UserError(f"{path} holds {len(labels)} labels for {len(data)} images; each should be 1 to 1000.")
+        raise UserError(f"{path} contains {len(labels)} labels for {len(data)} images; each should be 1 to 1000.")
     return data, labels - 1

@@ -143,7 +143,7 @@ def pixels_of(image: Image.Image, name: str, how: Decoding) -> np.ndarray:
     low, high = how.value_range or (0, 65535)
     grey_HW = (np.asarray(image).astype(np.float64) - low) * (255 / (high - low))
     if not np.isfinite(grey_HW).all():
-        raise UserError(f"{name} holds values that are not finite; repair or remove it.")
+        raise UserError(f"{name} contains values that are not finite; repair or remove it.")
     return np.repeat(np.rint(np.clip(grey_HW, 0, 255)).astype(np.uint8)[..., None], 3, axis=2)
 
 

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from igpt_model.checked_json import MAX_BYTES
 from probekit.runtime.errors import UserError
 
 SUFFIXES = (
@@ -85,7 +86,7 @@ def _scan(place: _Place) -> tuple[list[tuple[str, int]], list[str], list[_Place]
                     continue
                 if entry.is_dir():
                     if _identity(entry.path) in inside:
-                        raise UserError(f"{entry.path} is a link back to a folder that holds it; remove the link.")
+                        raise UserError(f"{entry.path} is a link back to a folder that contains it; remove the link.")
                     folders.append((entry.path, f"{prefix}{entry.name}/", inside))
                 elif not is_image(entry.name):
                     others.append(prefix + entry.name)
@@ -162,7 +163,7 @@ def list_archive(archive: Path) -> Listing:
                 else:
                     _check_member(archive, info)
                     if name in seen:
-                        raise UserError(f"{archive} holds {name} twice; pack it again with one of them.")
+                        raise UserError(f"{archive} contains {name} twice; pack it again with one of them.")
                     seen.add(name)
                     found.files.append((name, info.CRC))
                     if name != info.filename:
@@ -179,6 +180,10 @@ def _check_member(archive: Path, info: zipfile.ZipInfo) -> None:
     if info.flag_bits & 1:
         raise UserError(
             f"{archive} is encrypted (the first image: {info.filename}); decrypt it into a plain zip or folder."
+        )
+    if info.file_size > MAX_BYTES:
+        raise UserError(
+            f"{archive} declares {info.file_size:,} bytes for {info.filename}, but an image has {MAX_BYTES:,} at most."
         )
     if info.compress_type not in ZIP_METHODS:
         method = ZIP_NAMES.get(info.compress_type, f"method {info.compress_type}")

@@ -110,7 +110,7 @@ def load(
         own = place.with_name(place.name.replace("data.npy", "labels.npy"))
         labels_file = own if own != place and own.is_file() else place.with_name(LABELS)
     if not files or not labels_file.is_file():
-        raise UserError(f"{place} needs {labels_file.name} beside its arrays of images (numpy.save of whole numbers).")
+        raise UserError(f"{place} needs {labels_file.name} beside its arrays of images (numpy.save of integers).")
     labels = label_array(_array(labels_file), f"The labels of {labels_file}")
     spans, parts = [], []
     for file in files:

@@ -59,7 +59,7 @@ def load(name: str, root: str | Path | None = None, part: str = "cifar10", split
         tokens = _array(place / f"{part}_{split}X.npy")
         if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or round(tokens.shape[1] ** 0.5) ** 2 != tokens.shape[1]:
             raise UserError(
-                f"{part}_{split}X.npy holds {tokens.dtype} {tokens.shape}, not the tokens of square images."
+                f"{part}_{split}X.npy contains {tokens.dtype} {tokens.shape}, not the tokens of square images."
             )
         return Split.of(
             TokenImages(tokens, palette), _labels(_array(place / f"{part}_{split}Y.npy"), f"{part}_{split}Y")
@@ -94,7 +94,7 @@ def _array(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:
-        raise UserError(f"{path} is no plain .npy array ({error}); download it again.") from error
+        raise UserError(f"{path} is not a plain .npy array ({error}); download it again.") from error
 
 
 def _labels(values: np.ndarray, name: str) -> np.ndarray:

@@ -5,6 +5,7 @@ Row ids: the position among the rows of the split, its files in the order of the
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,9 @@ def _beside(value: Any, file: str, name: str) -> tuple[bytes, str]:
     """The file that a value without bytes names: `to_parquet` leaves local images where they are."""
     path = Path(file).parent / str((value or {}).get("path"))
     if not path.is_file():
-        raise UserError(f"{name} holds no encoded image, and its file {path} does not exist; write the images into it.")
+        raise UserError(
+            f"{name} contains no encoded image, and its file {path} does not exist; write the images into it."
+        )
     return path.read_bytes(), str(path)
 
 
@@ -111,18 +114,15 @@ class _GroupReader:
             return self._values[row - self.first].as_py()
 
 
-class _as_sentence:
+@contextmanager
+def _as_sentence(file: str | Path) -> Iterator[None]:
     """Errors of pyarrow in one sentence that names the file."""
-
-    def __init__(self, file: str | Path):
-        self.file = file
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
-        if kind is not None and (issubclass(kind, OSError) or kind.__module__.startswith("pyarrow")):
-            raise UserError(f"{self.file} is not a whole parquet file ({first_line(error)}); copy it again.") from None  # type: ignore[arg-type]
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError) and not type(error).__module__.startswith("pyarrow"):
+            raise
+        raise UserError(f"{file} is not a whole parquet file ({first_line(error)}); copy it again.") from None
 
 
 def _pyarrow() -> Any:
@@ -176,7 +176,9 @@ def choose_columns(
     ]
     label = column(label, labels, names, "label", where)
     if kinds.is_list(schema.field(label).type) or kinds.is_large_list(schema.field(label).type):
-        raise UserError(f"{where}: the column {label} holds several labels a row, but a probe needs one class a row.")
+        raise UserError(
+            f"{where}: the column {label} contains several labels per row, but a probe needs one class per row."
+        )
     return image, label, features.get(label, {}).get("names")
 
 
@@ -210,10 +212,10 @@ def load(
     where = os.path.expanduser(str(root)) if root is not None else ""
     files = [file for file in expand(where, ".parquet") if file.is_file()] if where else []
     if not files:
-        raise UserError(f"{root} holds no .parquet file; give root=FILE.parquet, a glob or a folder.")
+        raise UserError(f"{root} contains no .parquet file; give root=FILE.parquet, a glob or a folder.")
     folders = sorted({str(file.parent) for file in files if not split_of(file.parent.name)})
     if len(folders) > 1:
-        raise UserError(f"{where} holds parquet files in several folders ({', '.join(folders)}): name one of them.")
+        raise UserError(f"{where} contains parquet files in several folders ({', '.join(folders)}): name one of them.")
     parts: dict[str, Part] = {}
     classes: list[str] | None = None
     sizes: dict[str, int] = {}

@@ -66,14 +66,14 @@ def label_array(values: Any, where: str) -> np.ndarray:
         array = np.asarray(values)
     except ValueError:
         raise UserError(
-            f"{where} are lists of different lengths, but one label an image is needed: choose one."
+            f"{where} are lists of different lengths, but one label per image is needed: choose one."
         ) from None
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
         raise UserError(
-            f"{where} have the shape {array.shape}, but one whole number from 0 up is needed for each image: give "
-            "labels.argmax(1) for one-hot rows; of several labels an image, choose one."
+            f"{where} have the shape {array.shape}, but one non-negative integer per image is needed: give "
+            "labels.argmax(1) for one-hot rows; of several labels per image, choose one."
         )
     if array.dtype.kind == "O":
         array = _of_one_type(array.tolist(), where)
@@ -81,24 +81,24 @@ def label_array(values: Any, where: str) -> np.ndarray:
         _refuse_missing(np.isnan(array), where)
         if (array != np.rint(array)).any() or np.abs(array).max(initial=0) >= 2**53:
             strange = float(array[(array != np.rint(array)) | (np.abs(array) >= 2**53)][0])
-            raise UserError(f"{where} hold {strange:g}, but a probe needs classes: whole numbers or names.")
+            raise UserError(f"{where} hold {strange:g}, but a probe needs classes: integers or names.")
     if array.dtype.kind in "iubf":
         return array.astype(np.int64)
     if array.dtype.kind != "U":
-        raise UserError(f"{where} are of type {array.dtype}, but whole numbers from 0 up or class names are needed.")
+        raise UserError(f"{where} are of type {array.dtype}, but integers from 0 up or class names are needed.")
     return _names(array, where)
 
 
 def _of_one_type(items: list[Any], where: str) -> np.ndarray:
     if any(isinstance(item, list | tuple | set | dict | np.ndarray) for item in items):
-        raise UserError(f"{where} are lists, but one label an image is needed: choose one.")
+        raise UserError(f"{where} are lists, but one label per image is needed: choose one.")
     _refuse_missing(np.array([item is None or str(item) in ("nan", "<NA>", "--") for item in items], bool), where)
     if all(isinstance(item, str) for item in items):
         return np.array(items, str)
     if all(isinstance(item, int | float | np.number | np.bool_) for item in items):
         return np.array(items)
     kinds = ", ".join(sorted({type(item).__name__ for item in items}))
-    raise UserError(f"{where} are of the types {kinds}; give whole numbers, or class names, for all images.")
+    raise UserError(f"{where} are of the types {kinds}; give integers, or class names, for all images.")
 
 
 def _names(array: np.ndarray, where: str) -> np.ndarray:
@@ -108,7 +108,7 @@ def _names(array: np.ndarray, where: str) -> np.ndarray:
     if all(re.fullmatch(r"[+-]?\d+(\.\d*)?", name) for name in names) and any("." in name for name in names):
         fractions = [name for name in names if float(name) != int(float(name))]
         if fractions:
-            raise UserError(f"{where} hold {fractions[0]}, but a probe needs classes: whole numbers or names.")
+            raise UserError(f"{where} hold {fractions[0]}, but a probe needs classes: integers or names.")
         names = [str(int(float(name))) for name in names]
     return np.array(names, str)[inverse] if names else array
 
@@ -125,6 +125,9 @@ def split_of(name: str) -> str:
     """The split that a file name speaks of ("data/val-00001.tar": "val"), or "" when it names none."""
     words = re.split(r"[^a-z]+", name.lower())
     return next((SPLIT_NAMES[word] for word in reversed(words) if word in SPLIT_NAMES), "")
+
+
+MOST_FILES = 1_000_000
 
 
 def divide(part: Part, column: str, values: Iterable[Any], where: str) -> dict[str, Part]:
@@ -170,6 +173,10 @@ def expand(pattern: str, suffix: str) -> list[Path]:
     braces = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if braces:
         first, last = braces.groups()
+        if not 0 <= int(last) - int(first) < MOST_FILES:
+            raise UserError(
+                f"{pattern[:200]} means {first[:20]} to {last[:20]}; give a range of 1 to {MOST_FILES:,} files."
+            )
         numbers = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
         return [
             path for n in numbers for path in expand(pattern[: braces.start()] + n + pattern[braces.end() :], suffix)
@@ -276,7 +283,7 @@ def assemble(
         _say_what_is_dropped(parts["train"], where)
     elif skip_corrupt or exif or value_range is not None:
         raise UserError(
-            f"skip_corrupt, exif and value_range are for image files, and {where} holds none; leave them out."
+            f"skip_corrupt, exif and value_range are for image files, and {where} contains none; leave them out."
         )
     parts = {split: _indexed(part) for split, part in parts.items()}
     if parts["train"].classes is not None:
@@ -328,4 +335,4 @@ def _say_what_is_dropped(part: Part, where: str) -> None:
     if part.images.random_access and len(rows):
         rows = rows[np.linspace(0, len(rows) - 1, OPENED).astype(int)]
     for remark in remarks(part.images, rows[:OPENED]):
-        warnings.warn(f"{where}: {remark}; convert the pictures first if that is not meant.", stacklevel=4)
+        warnings.warn(f"{where}: {remark}; convert the images first if that is not meant.", stacklevel=4)

@@ -56,11 +56,11 @@ class Split:
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or (labels.size and labels.min() < 0):
             raise UserError(
                 f"Labels of shape {labels.shape} and type {labels.dtype} were given, "
-                "but one whole number from 0 up is needed for each image."
+                "but one non-negative integer per image is needed."
             )
         images = len(source) if source_rows is None else len(source_rows)
         if images != len(labels):
-            raise UserError(f"There are {images} images but {len(labels)} labels; give one label an image.")
+            raise UserError(f"There are {images} images but {len(labels)} labels; give one label per image.")
         rows = np.arange(len(labels))
         ids = rows if row_ids is None else np.asarray(row_ids, dtype=np.int64)
         return cls(source, labels.astype(np.int64), ids, rows if source_rows is None else np.asarray(source_rows))
@@ -223,7 +223,7 @@ def check_classes(name: str, classes: Sequence[str]) -> None:
         try:
             label.encode()
         except UnicodeEncodeError:
-            raise UserError(f"The class name {label!a} of {name} is no valid text; rename its folder.") from None
+            raise UserError(f"The class name {label!a} of {name} is not a valid text; rename its folder.") from None
         alike.setdefault(" ".join(unicodedata.normalize("NFKC", label).casefold().split()), []).append(label)
     for group in alike.values():
         if len(group) > 1:

@@ -44,4 +44,6 @@ def loads(content: bytes, name: str) -> Any:
     try:
         return _Restricted(io.BytesIO(content), encoding="latin1").load()
     except Exception as error:
-        raise UserError(f"{name} is no pickle of plain arrays ({error}); download it again from the source.") from error
+        raise UserError(
+            f"{name} is not a pickle of plain arrays ({error}); download it again from the source."
+        ) from error

@@ -3,9 +3,6 @@
 Shape legend: N rows of a test set, K classes of the data set that probes are trained on.
 """
 
-import csv
-import io
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from igpt_model.checked_json import read_bytes
+from probekit.datasets.csv_list import read_table
 from probekit.datasets.records import Dataset, Split, Splits
 from probekit.runtime.errors import UserError
 
@@ -71,14 +68,13 @@ def read_class_map(path: str | Path) -> dict[str, str]:
         The file is missing, or a line has not two fields.
     """
     try:
-        text = read_bytes(os.path.expanduser(str(path))).decode("utf-8-sig")
-        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        first, rows = read_table(Path(path).expanduser())
+    except OSError as error:
         raise UserError(f"The class map {path} cannot be read ({error}); give a CSV file of two columns.") from None
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate([first, *rows], start=1):
         if len(row) != 2:
             raise UserError(f"Line {number} of {path} has {len(row)} fields; expected TEST_CLASS,TRAINING_CLASS.")
-    return {a.strip(): b.strip() for a, b in rows}
+    return {test: train for test, train in [first, *rows]}  # noqa: C416  (of lists)
 
 
 def _has_own_test(data: Dataset) -> bool:
@@ -105,12 +101,16 @@ def _relabelled(data: Dataset, index_K: np.ndarray) -> Split:
 def _class_index(data: Dataset, other: Dataset, mapping: Mapping[str, str] | None, name: str) -> tuple[np.ndarray, str]:
     """The label in `data` of each class of `other`, int64, -1 for those left out; and how it was found."""
     place = {label: k for k, label in enumerate(data.classes)}
+    if mapping is None and data.classes == other.classes:  # two classes may have one name, as ImageNet's cranes
+        return np.arange(len(data.classes)), "name"
     if mapping is not None:
         unknown = sorted(set(mapping.values()) - set(place))
         strange = sorted(set(mapping) - set(other.classes))
         if unknown or strange or not mapping:
             whose, which = (data.name, unknown) if unknown else (name, strange)
-            raise UserError(f"The class map of {name} speaks of {', '.join(which[:5])}, which is no class of {whose}.")
+            raise UserError(
+                f"The class map of {name} speaks of {', '.join(which[:5])}, which is not a class of {whose}."
+            )
         return np.array([place[mapping[c]] if c in mapping else -1 for c in other.classes], np.int64), "map"
     if all(label in place for label in other.classes):
         return np.array([place[label] for label in other.classes], np.int64), "name"

@@ -129,4 +129,4 @@ def locate(
             if path.name == archive.name and path.is_file():
                 return Files(path, archive), marker
     names = " or ".join(archive.name for archive in archives)
-    raise UserError(f"{root} holds neither {names} nor its extracted files; get it from {where}.")
+    raise UserError(f"{root} contains neither {names} nor its extracted files; get it from {where}.")

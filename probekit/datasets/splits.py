@@ -96,7 +96,7 @@ def stratified_subset(labels: np.ndarray, size: int, seed: int = 0) -> np.ndarra
     if size >= len(labels):
         return np.arange(len(labels))
     if size < 1:
-        raise ValueError(f"A subset of {size} rows was asked for, but at least 1 row is needed.")
+        raise ValueError(f"A subset of {size} rows was requested, but at least 1 row is needed.")
     _, class_N = np.unique(labels, return_inverse=True)
     bits = random_bits(seed, np.arange(len(labels)))
     order = np.lexsort((bits, class_N))

@@ -33,7 +33,7 @@ def load(
         Of the validation split, a stratified tenth of the training images.
     """
     if fold is not None and fold not in range(10):
-        raise UserError(f"Fold {fold} was asked for, but STL-10 has the folds 0 to 9.")
+        raise UserError(f"Fold {fold} was requested, but STL-10 has the folds 0 to 9.")
     files, _ = locate(name, root, [ARCHIVE], ["train_X.bin"], WHERE)
 
     def part(which: str, chosen: int | None) -> Split:

@@ -79,14 +79,20 @@ def _samples(file: Path, label: str | None) -> list[_Sample]:
     samples: list[_Sample] = []
     known: set[str] = set()
     try:
+        size = file.stat().st_size
         with tarfile.open(file, "r:") as tar:
             for member in tar:
+                if member.issparse() or member.offset_data + member.size > size:
+                    # its size is a claim, and reading would fill the memory with what is not there
+                    raise UserError(
+                        f"{file}: {member.name} is larger than what the archive holds of it; copy it again."
+                    )
                 if not member.isfile() or any(is_clutter(level) for level in member.name.split("/") if level != "."):
                     continue
                 key, field = _key(member.name)
                 if not samples or samples[-1].key != key:
                     if key in known:
-                        raise UserError(f"{file} holds the sample {key} twice, or its members stand apart.")
+                        raise UserError(f"{file} contains the sample {key} twice, or its members stand apart.")
                     known.add(key)
                     samples.append(_Sample(key))
                 sample = samples[-1]
@@ -117,7 +123,7 @@ def _text(content: bytes, name: str) -> str:
     try:
         return content.decode().strip()
     except UnicodeDecodeError:
-        raise UserError(f"{name} is no text in UTF-8; write the label as a number or a name.") from None
+        raise UserError(f"{name} is not text in UTF-8; write the label as a number or a name.") from None
 
 
 def _part(files: list[Path], label: str | None) -> tuple[Part, int]:

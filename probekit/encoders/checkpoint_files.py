@@ -119,7 +119,7 @@ def read_state(path: str | Path, state_key: str | None = None) -> dict[str, torc
         state = _load(path)
     except Exception as error:
         raise UserError(
-            f"{path} is no weights file that can be read safely ({_reason(error)}); save a plain state_dict."
+            f"{path} is not a weights file that can be read safely ({_reason(error)}); save a plain state_dict."
         ) from error
     remaining = state_key
     while remaining:
@@ -129,16 +129,16 @@ def read_state(path: str | Path, state_key: str | None = None) -> dict[str, torc
         heads = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
         head = next((h for h in heads if isinstance(state, Mapping) and h in state), None)
         if head is None:
-            raise UserError(f"{path} has no {state_key!r}; it holds {_content(state)}: give another --state-key.")
+            raise UserError(f"{path} has no {state_key!r}; it contains {_content(state)}: give another --state-key.")
         state, remaining = state[head], remaining[len(head) + 1 :]
     if isinstance(state, Opaque):
         raise UserError(
-            f"{path} holds an object of the class {state.named}, whose code is not run here; save its state_dict()."
+            f"{path} contains an object of the class {state.named}, whose code is not run here; save its state_dict()."
         )
     if not _is_state(state):
         inside = [key for _, key in sorted(_states(state), key=lambda found: -found[0])]
         advice = f"take --state-key {' or '.join(inside[:4])}" if inside else "give the file of a state_dict"
-        raise UserError(f"{path} holds {_content(state)} rather than tensors by name; {advice}.")
+        raise UserError(f"{path} contains {_content(state)} rather than tensors by name; {advice}.")
     # counters and settings among the tensors are no weights
     return {str(key): torch.as_tensor(value) for key, value in state.items() if isinstance(value, ARRAYS)}
 
@@ -157,7 +157,7 @@ def _load(path: Path) -> Any:
     if start.startswith(b"version https://git-lfs"):
         raise ValueError("it is a pointer of Git LFS: fetch the file itself with git lfs pull")
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):
-        raise ValueError("it is cut short: copy or download it again")
+        raise ValueError("it is truncated: copy or download it again")
     if start.lstrip()[:1] == b"<":
         raise ValueError("it is a web page: download the file itself")
     if path.name.endswith(".index.json"):

@@ -23,7 +23,14 @@ from probekit.encoders.hf_processor import ProcessorPreparation, load_processor,
 from probekit.encoders.hooks import ModuleEncoder, failure_as_sentence, match_modules, preparation
 from probekit.encoders.igpt import IGPTEncoder
 from probekit.encoders.pooling import first_tensor
-from probekit.encoders.preparation import DescribedPreparation, known_kernel, odd_pictures, odd_results, pair
+from probekit.encoders.preparation import (
+    DescribedPreparation,
+    known_kernel,
+    largest_difference,
+    odd_pictures,
+    odd_results,
+    pair,
+)
 from probekit.encoders.weights import Loaded, load_weights
 from probekit.runtime.errors import UserError, first_line
 
@@ -124,7 +131,7 @@ def _config(name: str, revision: str | None) -> tuple[Any, dict[str, Any]]:
             raise UserError(f"hf:{name}: its preprocessor_config.json cannot be read ({first_line(error)}).") from error
         written = {}  # the hub has no such file
     if not isinstance(written, dict):
-        raise UserError(f"hf:{name}: its preprocessor_config.json holds no settings by name; correct the file.")
+        raise UserError(f"hf:{name}: its preprocessor_config.json contains no settings by name; correct the file.")
     return config, written
 
 
@@ -137,6 +144,8 @@ def _encoder(
     loaded: Loaded,
     options: dict[str, Any],
 ) -> Encoder:
+    if model.config.model_type == "timm_wrapper":
+        return _of_timm(model, name, revision, about, loaded, options)
     replaced = all(options.get(key) is not None for key in ("resolution", "mean", "std"))
     try:
         processor, note = load_processor(_transformers(), name, revision, model.config, written)
@@ -149,6 +158,31 @@ def _encoder(
     if model.config.model_type == "imagegpt":
         return from_imagegpt(model, processor, about, **options)
     return HFEncoder(model, processor, about, loaded=loaded, **options)
+
+
+def _of_timm(
+    model: Any, name: str, revision: str | None, about: dict[str, Any], loaded: Loaded, options: dict[str, Any]
+) -> Encoder:
+    """A timm model that transformers wraps: timm's layers and transform, at the size of transformers' own processor."""
+    from probekit.encoders.timm_models import from_timm
+
+    inner = model.timm_model
+    # transformers' processor leaves out the size at which timm evaluates
+    inner.pretrained_cfg = {k: v for k, v in model.config.pretrained_cfg.items() if not k.startswith("test_")}
+    missing = tuple(key.removeprefix("timm_model.") for key in loaded.missing)
+    encoder = from_timm(inner, {**about, "kind": "hf"}, loaded=replace(loaded, missing=missing), **options)
+    if not {"resolution", "resize", "crop", "interpolation", "mean", "std"} & {
+        k for k, v in options.items() if v is not None
+    }:
+        processor = _transformers().AutoImageProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+        for picture in odd_pictures():
+            theirs = np.asarray(processor(Image.fromarray(picture), return_tensors="pt")["pixel_values"][0])
+            if largest_difference(encoder._normalise, encoder.prepare(picture), theirs) > 0:
+                raise UserError(
+                    f"hf:{name}: {type(processor).__name__} prepares other pictures than timm's transform; give "
+                    f"timm:{model.config.architecture}, or --resolution, --mean and --std."
+                )
+    return encoder
 
 
 class HFEncoder(ModuleEncoder):

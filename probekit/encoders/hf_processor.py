@@ -123,7 +123,7 @@ def prepare_with(
     if not (mean is None and std is None):
         if left is None:
             raise UserError(
-                f"{whose}: the last step of {type(processor).__name__} is no scale and shift of whole numbers, so "
+                f"{whose}: the last step of {type(processor).__name__} is not a scale and shift of integers, so "
                 "--mean and --std cannot take its place; leave them out."
             )
         left = Normalisation(left.mean if mean is None else triple(mean), left.std if std is None else triple(std))
@@ -132,7 +132,7 @@ def prepare_with(
         sides = given.shape[:2] if given.dtype == np.uint8 else given.shape[1:]
         if tuple(sides) != before.crop:
             raise UserError(
-                f"{whose}: {type(processor).__name__} makes {sides[0]} x {sides[1]} of pictures of {before.crop[0]} x "
+                f"{whose}: {type(processor).__name__} makes {sides[0]} x {sides[1]} of images of {before.crop[0]} x "
                 f"{before.crop[1]} and cannot be told otherwise; leave out --resolution, --resize and --crop."
             )
     return prepare, left
@@ -190,7 +190,7 @@ def load_processor(
     if "auto_map" in written and not named:
         raise UserError(
             f"hf:{name}: its image processor is code of its own, which is not run here; give --resolution, --mean and "
-            "--std, which take its place."
+            "--std, which replace it."
         )
     if not written:
         if default is None:
@@ -210,20 +210,20 @@ def load_processor(
         if named or default is None:
             raise UserError(
                 f"hf:{name}: its image processor cannot be made ({first_line(error)}); "
-                "give --resolution, --mean and --std, which take its place."
+                "give --resolution, --mean and --std, which replace it."
             ) from error
         processor = _make(default, dict(written), name)
     kind = written.get("image_processor_type") or written.get("feature_extractor_type") or type(processor).__name__
     if _plain_name(kind) != _plain_name(type(processor).__name__):
         raise UserError(
             f"hf:{name}: preprocessor_config.json names {kind}, which this transformers does not have; "
-            "give --resolution, --mean and --std, which take its place."
+            "give --resolution, --mean and --std, which replace it."
         )
     strange = sorted(key for key, value in written.items() if value and key not in _understood(processor) | ABOUT)
     if strange:
         raise UserError(
-            f"hf:{name}: preprocessor_config.json holds {', '.join(strange)}, which {type(processor).__name__} does "
-            "not understand; correct the file, or give --resolution, --mean and --std, which take its place."
+            f"hf:{name}: preprocessor_config.json contains {', '.join(strange)}, which {type(processor).__name__} does "
+            "not understand; correct the file, or give --resolution, --mean and --std, which replace it."
         )
     return processor, None
 
@@ -274,7 +274,12 @@ def _at_image_size(kind: Any, config: Any) -> dict[str, Any]:
     side = getattr(getattr(config, "vision_config", config), "image_size", None)
     if isinstance(side, list | tuple):
         side = side[0] if len(set(side)) == 1 else None
-    default = kind()
+    try:
+        default = kind()
+    except TypeError as error:  # a class without defaults
+        raise UserError(
+            f"{kind.__name__} cannot be made without settings ({first_line(error)}); add a preprocessor_config.json."
+        ) from error
     size = plain(dict(getattr(default, "size", None) or {}))
     crop = plain(dict(getattr(default, "crop_size", None) or {})) if getattr(default, "do_center_crop", False) else {}
     size, crop = ({k: v for k, v in part.items() if v} for part in (size, crop))

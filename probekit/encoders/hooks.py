@@ -89,7 +89,7 @@ def failure_as_sentence(
         raise
     except Exception as error:
         raise UserError(
-            f"{type(module).__name__} fails on {count}pictures of {sides[0]} x {sides[1]} ({type(error).__name__}: "
+            f"{type(module).__name__} fails on {count}images of {sides[0]} x {sides[1]} ({type(error).__name__}: "
             f"{first_line(error)}); {advice}."
         ) from error
 
@@ -239,7 +239,7 @@ class ModuleEncoder:
         except Exception as error:  # whatever the user's own code raises
             noise = "" if data is not None else "; give data=, the data set, so that it is tried on real pictures"
             raise UserError(
-                f"prepare failed on a picture of {pictures[0].shape[0]} x {pictures[0].shape[1]} "
+                f"prepare failed on an image of {pictures[0].shape[0]} x {pictures[0].shape[1]} "
                 f"({type(error).__name__}: {first_line(error)}){noise}."
             ) from error
         check_prepare(self.prepare, pictures, made)

@@ -66,7 +66,7 @@ def _load(spec: Any, options: dict[str, Any]) -> Encoder:
             return _call("torch module", _function("hooks:ModuleEncoder"), [spec], options)
         if all(hasattr(spec, part) for part in ("layers", "widths", "provenance", "prepare")):
             return spec
-        raise UserError(f"A {type(spec).__name__} is no encoder; give a name ({FORMS}) or a torch module.")
+        raise UserError(f"A {type(spec).__name__} is not an encoder; give a name ({FORMS}) or a torch module.")
     scheme, colon, rest = spec.partition(":")
     if rest.startswith("~"):  # the shell expands it at the beginning of a word only
         rest = os.path.expanduser(rest)
@@ -76,7 +76,7 @@ def _load(spec: Any, options: dict[str, Any]) -> Encoder:
     if scheme in ("pixels", "histogram"):
         if colon:
             if not rest.isdigit():
-                raise UserError(f"{spec!r}: after {scheme}: come the pixels a side, for example {scheme}:32.")
+                raise UserError(f"{spec!r}: after {scheme}: come the pixels per side, for example {scheme}:32.")
             options["resolution"] = int(rest)
         return _call(spec, _function(SCHEMES[scheme]), [], options)
     if scheme in SCHEMES:

@@ -82,7 +82,7 @@ class HistogramEncoder:
     ) -> None:
         side = resolution_of("histogram", resolution, data)
         if not 2 <= bins <= 256:
-            raise UserError(f"A histogram of {bins} bins a channel was asked for; give 2 to 256.")
+            raise UserError(f"A histogram of {bins} bins per channel was requested; give 2 to 256.")
         self.prepare = Preparation((side, side), interpolation=interpolation)
         self.bins = bins
         self.layers = ("histogram",)

@@ -177,7 +177,7 @@ def decide(
         if better:
             raise UserError(
                 f"Layer {name} has {positions} positions: {prefix} special tokens in front leave {positions - prefix}, "
-                f"which is no grid of a {sides[0]} x {sides[1]} image, but {better[0]} would; "
+                f"which is not a grid of a {sides[0]} x {sides[1]} image, but {better[0]} would; "
                 f"say prefix_tokens={better[0]}."
             )
     if pool != "mean" and (prefix == 0 or (prefix_tokens is None and not class_token)):
@@ -198,7 +198,9 @@ def _axes(name: str, shape: tuple[int, ...], batch: int, sides: tuple[int, int],
             if changed in ([2], [3]):
                 return "BHWC" if changed == [2] else "BCHW"
         raise UserError(f"Layer {name} has shape {shape}, any axis could be the channels; say axes=BCHW or axes=BHWC.")
-    raise UserError(f"Layer {name} has shape {shape}, which is no vector, token sequence or map; choose another layer.")
+    raise UserError(
+        f"Layer {name} has shape {shape}, which is not a vector, token sequence or map; choose another layer."
+    )
 
 
 def map_axes(shape: tuple[int, ...], sides: tuple[int, int]) -> str | None:
@@ -222,6 +224,6 @@ def _prefix(name: str, positions: int, sides: tuple[int, int], special_tokens: i
         if positions > prefix and _is_grid(positions - prefix, sides):
             return prefix
     raise UserError(
-        f"Layer {name} has {positions} positions, which is no grid of a {sides[0]} x {sides[1]} image "
+        f"Layer {name} has {positions} positions, which is not a grid of a {sides[0]} x {sides[1]} image "
         f"with {special_tokens} or no special tokens in front; say prefix_tokens=."
     )

@@ -167,7 +167,7 @@ def settle(
     whole = odd_results(whose, finished)
     if not all(np.isfinite(x).all() for x in whole):
         raise UserError(
-            f"{whose} prepares pictures with values that are not finite; give --resolution, --mean and --std."
+            f"{whose} prepares images with values that are not finite; give --resolution, --mean and --std."
         )
     if pixels is not None:
         grey: list[np.ndarray] = []
@@ -188,13 +188,13 @@ def odd_results(whose: str, prepare: Callable[[np.ndarray], np.ndarray]) -> list
         len(shape) != 3 or shape[-1 if x.dtype == np.uint8 else 0] != 3 for shape, x in zip(shapes, made, strict=False)
     ):
         raise UserError(
-            f"{whose} prepares arrays of shape {shapes[0]}, but one picture of three channels is needed; "
+            f"{whose} prepares arrays of shape {shapes[0]}, but one image of three channels is needed; "
             "write the call yourself with torch:package.module:function."
         )
     if len(shapes) > 1:
         raise UserError(
-            f"{whose} prepares pictures of different sizes ({shapes[0]} and {shapes[1]}), but one size is needed; "
-            "give --resolution (and --resize, --crop), which takes the place of its own resize and crop."
+            f"{whose} prepares images of different sizes ({shapes[0]} and {shapes[1]}), but one size is needed; "
+            "give --resolution (and --resize, --crop), which replaces its own resize and crop."
         )
     return made
 
@@ -216,8 +216,8 @@ def _attempt(whose: str, prepare: Callable[[np.ndarray], np.ndarray], picture: n
         raise
     except Exception as error:  # whatever the other library raises
         raise UserError(
-            f"{whose} cannot prepare a picture of {picture.shape[0]} x {picture.shape[1]} ({first_line(error)}); "
-            "give --resolution, --mean and --std, which take its place."
+            f"{whose} cannot prepare an image of {picture.shape[0]} x {picture.shape[1]} ({first_line(error)}); "
+            "give --resolution, --mean and --std, which replace it."
         ) from error
 
 

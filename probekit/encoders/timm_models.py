@@ -164,7 +164,7 @@ def resolve(settings: Mapping[str, Any], asked: Mapping[str, Any] | None = None)
     """A `pretrained_cfg` as timm's data configuration, at the size that timm evaluates it."""
     size = settings.get("input_size")
     if size is not None and size[0] != 3:
-        raise UserError(f"The model takes pictures of {size[0]} channel, but RGB is given; write the call with torch:.")
+        raise UserError(f"The model takes images of {size[0]} channel, but RGB is given; write the call with torch:.")
     timm = _timm()
     config = timm.data.resolve_data_config(dict(asked or {}), pretrained_cfg=dict(settings), use_test_size=True)
     return dict(config)

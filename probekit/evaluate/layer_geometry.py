@@ -27,7 +27,7 @@ def geometry(
     store : FeatureStore, str or Path
         The feature file.
     split : str
-        Whose rows.
+        Split whose rows are used.
     device : str
         Where the figures are computed: cpu, cuda, cuda:1.
     progress : callable

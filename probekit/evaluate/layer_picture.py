@@ -64,7 +64,7 @@ def _draw(panel: Any, method: Method, device: str) -> "Figure":
     rows = [[series.records[place] for place in sorted({0, series.peak, len(series.records) - 1})]
             for series in panel.series if len(series.records) > 1]  # fmt: skip
     if not rows:
-        raise UserError("No series has several layers, so there are none to picture.")
+        raise UserError("No series has several layers, so there are none to draw.")
     columns = max(map(len, rows))
     figure = Figure(figsize=(2.4 * columns, 2.5 * len(rows)), layout="constrained")
     grid: Any = figure.subplots(len(rows), columns, squeeze=False)
@@ -88,7 +88,7 @@ def picture_of(record: Record, method: Method = "tsne", device: str = "cpu") -> 
     """
     path = (record.folder or Path()) / record.feature_file
     if not record.feature_file or not path.is_file():
-        raise UserError(f"A picture needs the features of {record.series}, but {path} is no file.")
+        raise UserError(f"An image needs the features of {record.series}, but {path} is not a file.")
     layers: Sequence[str] = record.layers
     with FeatureStore.open(path) as store:
         y = store.labels("test")

@@ -49,7 +49,7 @@ def find_record(probe: str | Path, series: str | None = None) -> Record:
     journal = path.parent.parent / RESULTS_NAME
     found = [record for record in read_records(journal) if record.key == path.stem] if journal.is_file() else []
     if not found:
-        raise UserError(f"{journal} holds no record of {path.name}, so its encoder and layers are not known.")
+        raise UserError(f"{journal} contains no record of {path.name}, so its encoder and layers are not known.")
     return found[0]
 
 

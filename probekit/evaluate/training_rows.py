@@ -48,7 +48,7 @@ def training_rows(
     else:
         if not 2 <= train_rows <= len(labels):
             raise UserError(
-                f"{train_rows} training rows were asked for, but {_name(store)} has {len(labels)} (least: 2)."
+                f"{train_rows} training rows were requested, but {_name(store)} has {len(labels)} (least: 2)."
             )
         counts = np.zeros(len(labels))
         counts[stratified_subset(labels, train_rows, seed)] = 1
@@ -69,7 +69,7 @@ def _rows_of_each_class(store: Features, labels: np.ndarray, per_class: int, see
     found, sizes = np.unique(labels, return_counts=True)
     if per_class < 1 or sizes.min() < per_class:
         raise UserError(
-            f"{per_class} rows of each class were asked for, but {_name(store)} has 1 to {sizes.min()} of every class "
+            f"{per_class} rows of each class were requested, but {_name(store)} has 1 to {sizes.min()} of every class "
             f"(fewest: label {found[sizes.argmin()]})."
         )
     bits = random_bits(seed + (1 << 33), np.arange(len(labels)))

@@ -122,7 +122,7 @@ def _checked_pictures(store: FeatureStore) -> FeatureStore:
         _, counts = np.unique(store.image_hashes(split), return_counts=True)
         if len(counts) and counts.sum() > 2 and counts.max() > counts.sum() / 2:
             warnings.warn(
-                f"{counts.max():,} of the {counts.sum():,} pictures of split {split} are identical; look at some "
+                f"{counts.max():,} of the {counts.sum():,} images of split {split} are identical; look at some "
                 "(are they decoded as they should be?).",
                 stacklevel=3,
             )
@@ -156,7 +156,7 @@ def declare(
 ) -> Header:
     """The header of the file that `extract` is asked for."""
     if not parts:
-        raise UserError("There are no rows to extract; ask for a split that holds images.")
+        raise UserError("There are no rows to extract; ask for a split that contains images.")
     dataset = {**data.provenance, "name": data.name, "limit": limit}
     return Header(
         encoder=dict(encoder.provenance),
@@ -182,7 +182,7 @@ def _check_resumable(path: Path, asked: Header, parts: dict[str, Any], batch_siz
             for column in ("labels", "row_ids"):
                 if not np.array_equal(file[layout.column_path(name, column)][()], getattr(part, column)):
                     raise UserError(
-                        f"{path} was begun with other {column} of split {name} than the data set has now: "
+                        f"{path} was started with other {column} of split {name} than the data set has now: "
                         "choose another --out or delete the file."
                     )
 

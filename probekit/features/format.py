@@ -148,11 +148,13 @@ def open_hdf5(path: str | Path, mode: str = "r") -> h5py.File:
             raise
         if "truncated" in reason:
             raise UserError(
-                f"{path} was cut short ({os.path.getsize(path):,} bytes are left): "
+                f"{path} was truncated ({os.path.getsize(path):,} bytes are left): "
                 "restore a copy, or delete it and extract again."
             ) from None
         if "signature" in reason:
-            raise UserError(f"{path} is no HDF5 file; expected a feature file made by `probekit extract`.") from None
+            raise UserError(
+                f"{path} is not an HDF5 file; expected a feature file made by `probekit extract`."
+            ) from None
         raise UserError(f"{path} cannot be opened as a feature file ({reason}): copy or extract it again.") from None
 
 

@@ -16,6 +16,7 @@ from probekit.datasets.parts import label_array
 from probekit.datasets.splits import stratified_holdout
 from probekit.features.store import FeatureStore
 from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.memory import check_npz
 
 LABEL_KEYS = ("labels", "label", "y", "targets", "target")
 # what pandas and data bases call a column that numbers the rows
@@ -35,7 +36,7 @@ def import_features(
     dataset: str | None = None,
     store: Literal["float32", "float16"] = "float32",
 ) -> FeatureStore:
-    """Make a feature file from arrays: one .npz, .npy, .pt or .csv file a split. Nothing is unpickled.
+    """Make a feature file from arrays: one .npz, .npy, .pt or .csv file per split. Nothing is unpickled.
 
     A .npz file or .pt dictionary holds one layer in each two-dimensional entry, shallow to deep, and the labels under
     labels, y or targets; a .npy file or .pt tensor is one layer; a .csv file with a header is one layer, one row an
@@ -86,7 +87,7 @@ def import_features(
     labels = {split: path for split, (_, path) in given.items() if path is not None}
     if not files:
         raise UserError(
-            "No feature file was given to import; give one a split, as in --train train.npz --test test.npz."
+            "No feature file was given to import; give one per split, as in --train train.npz --test test.npz."
         )
     splits: dict[str, Any] = {}
     hashes: dict[str, str] = {}
@@ -96,7 +97,7 @@ def import_features(
         if split in labels:
             y = _labels_alone(Path(labels[split]))
         if y is None:
-            raise UserError(f"{path} holds no labels ({', '.join(LABEL_KEYS)}); give them as a file of their own.")
+            raise UserError(f"{path} contains no labels ({', '.join(LABEL_KEYS)}); give them as a separate file.")
         splits[split] = (layers, label_array(y, f"{path}: its labels"))
         hashes[split] = hash_file(path)
         same = next((other for other in splits if other != split and _equal(splits[other][0], layers)), None)
@@ -147,6 +148,7 @@ def _load(path: Path) -> Any:
         if path.suffix == ".npy":
             return np.load(path, allow_pickle=False)
         if path.suffix == ".npz":
+            check_npz(path)
             with np.load(path, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
         if path.suffix in (".pt", ".pth"):
@@ -169,7 +171,9 @@ def _read_csv(path: Path) -> dict[str, np.ndarray]:
 
     frame = pd.read_csv(path)
     if any(_is_fraction(str(column)) for column in frame.columns):
-        raise UserError(f"{path} has no head line: its first line holds values; write the names of the columns first.")
+        raise UserError(
+            f"{path} has no head line: its first line contains values; write the names of the columns first."
+        )
     named = [column for column in frame.columns if str(column).strip().lower() in LABEL_KEYS]
     if len(named) > 1:
         raise UserError(f"{path} has several columns of labels ({', '.join(named)}); leave the one that you mean.")
@@ -210,16 +214,16 @@ def _array(value: Any, name: str, path: Path) -> np.ndarray:
         kind = "nested" if value.is_nested else "meta" if value.is_meta else str(value.layout).removeprefix("torch.")
         if value.is_quantized or value.is_complex() or kind != "strided":
             kind = "quantized" if value.is_quantized else "complex" if value.is_complex() else kind
-            raise UserError(f"{path} holds {name} as a {kind} tensor, but a dense one of real numbers was expected.")
+            raise UserError(f"{path} contains {name} as a {kind} tensor, but a dense one of real numbers was expected.")
         # NumPy has no bfloat16
         value = value.detach().float() if value.is_floating_point() else value.detach()
         return value.resolve_neg().numpy()
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path} holds {name}, which is no array ({first_line(error)}).") from None
+        raise UserError(f"{path} contains {name}, which is not an array ({first_line(error)}).") from None
     if array.dtype.kind not in "fiub":
-        raise UserError(f"{path} holds {name} of type {array.dtype}, but numbers were expected.")
+        raise UserError(f"{path} contains {name} of type {array.dtype}, but numbers were expected.")
     return array
 
 
@@ -230,7 +234,7 @@ def _layers_and_labels(path: Path, content: Any) -> tuple[dict[str, np.ndarray],
         found = [name for name in LABEL_KEYS if name in named]
         if len(found) > 1:
             raise UserError(
-                f"{path} holds several entries of labels ({', '.join(found)}); leave the one that you mean."
+                f"{path} contains several entries of labels ({', '.join(found)}); leave the one that you mean."
             )
         labels = named.pop(found[0]) if found else None
     elif isinstance(content, list | tuple):
@@ -240,7 +244,9 @@ def _layers_and_labels(path: Path, content: Any) -> tuple[dict[str, np.ndarray],
     layers = {name: X for name, X in named.items() if X.ndim == 2}
     if not layers:
         shapes = ", ".join(f"{name} {X.shape}" for name, X in named.items())
-        raise UserError(f"{path} holds no two-dimensional features (rows, width); it holds {shapes or 'nothing'}.")
+        raise UserError(
+            f"{path} contains no two-dimensional features (rows, width); it contains {shapes or 'nothing'}."
+        )
     ignored = [f"{name} {X.shape}" for name, X in named.items() if name not in layers]
     if ignored:
         warnings.warn(f"{path}: entries that are no (rows, width) are ignored: {', '.join(ignored)}.", stacklevel=3)

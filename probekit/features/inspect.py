@@ -135,5 +135,7 @@ def _read(store: FeatureStore, split: str, layer: str, rows: np.ndarray) -> np.n
         if first < last:
             X[first:last] = store.stored(split, layer, slice(at, int(rows[last - 1]) + 1))[rows[first:last] - at]
     if not np.isfinite(X).all():
-        raise UserError(f"Layer {layer} of {store.path} holds NaN or infinity in {split}; `probekit verify` lists all.")
+        raise UserError(
+            f"Layer {layer} of {store.path} contains NaN or infinity in {split}; `probekit verify` lists all."
+        )
     return X

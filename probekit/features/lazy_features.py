@@ -93,7 +93,7 @@ def read_features(
         bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
         if len(bad):
             raise UserError(
-                f"Layer {'+'.join(layers)} holds NaN or infinity in {len(bad)} rows of {split} "
+                f"Layer {'+'.join(layers)} contains NaN or infinity in {len(bad)} rows of {split} "
                 f"(first: row {(rows.start or 0) + bad[0]}): extract the features again, in float32."
             )
     if normalize:

@@ -155,7 +155,7 @@ def _layers(features: Any) -> dict[str, np.ndarray]:
 def _labels(split: str, y: Any) -> np.ndarray:
     y = np.asarray(y)
     if y.ndim != 1 or y.dtype.kind not in "iu":
-        raise UserError(f"Labels of {split} have shape {y.shape} and type {y.dtype}; expected one integer a row.")
+        raise UserError(f"Labels of {split} have shape {y.shape} and type {y.dtype}; expected one integer per row.")
     return y.astype(np.int64)
 
 
@@ -222,4 +222,4 @@ def _refuse_other_contents(
                     there = file[layout.layer_path(split, name)][rows]
                     same = same and np.array_equal(there, X[rows].astype(header.dtype))
             if not same:
-                raise UserError(f"{path} holds other features of {split}: choose another --out or delete the file.")
+                raise UserError(f"{path} contains other features of {split}: choose another --out or delete the file.")

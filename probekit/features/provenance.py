@@ -30,7 +30,7 @@ def refuse_other(path: Path, there: Header, asked: Header) -> None:
     """Raise unless the file on disk is the one that is asked for; the message says what differs."""
     found = differ(_comparable(there), _comparable(asked))
     if found:
-        raise UserError(f"{path} holds other features ({found}): choose another --out or delete the file.")
+        raise UserError(f"{path} contains other features ({found}): choose another --out or delete the file.")
 
 
 def _comparable(header: Header) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class FeatureStore:
                 done = [layout.done_blocks(ledger) for ledger in ledgers.values()]
                 raise UserError(
                     f"{path} is incomplete: {sum(int(d.sum()) for d in done)} of {sum(map(len, done))} blocks were "
-                    "written; run the same `probekit extract` again to go on."
+                    "written; run the same `probekit extract` again to resume."
                 )
             self.id: str = attribute(file, "id")
             self.classes = read_classes(file)

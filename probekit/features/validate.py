@@ -60,13 +60,13 @@ def attribute(file: h5py.File, name: str) -> Any:
         return None
     stored = h5py.h5a.open(file.id, name.encode())
     if stored.get_storage_size() > MOST_BYTES or stored.shape != ():
-        raise UserError(f"{file.filename} is damaged: its attribute {name} is no single value of at most 64 KiB.")
+        raise UserError(f"{file.filename} is damaged: its attribute {name} is not a single value of at most 64 KiB.")
     value = file.attrs[name]
     if isinstance(value, bytes):
         value = value.decode()
     if name in _SCHEMAS:
         if not isinstance(value, str):
-            raise UserError(f"{file.filename} is damaged: its attribute {name} is no text.")
+            raise UserError(f"{file.filename} is damaged: its attribute {name} is not text.")
         return parse_json(value, f"Attribute {name} of {file.filename}", _SCHEMAS[name])
     if isinstance(value, np.integer):
         return int(value)
@@ -100,7 +100,7 @@ def read_classes(file: h5py.File) -> tuple[str, ...]:
     names = _dataset(file, "classes")
     kind = h5py.check_string_dtype(names.dtype)
     if names.ndim != 1 or kind is None or names.shape[0] > 1 << 24:
-        raise UserError(f"{file.filename} is damaged: classes are no list of names.")
+        raise UserError(f"{file.filename} is damaged: classes are not a list of names.")
     _check_storage(file, names, "classes", virtual=frozenset())
     return tuple(names.asstr()[()])
 
@@ -123,7 +123,7 @@ def _header(file: h5py.File) -> Header:
         raise UserError(f"{file.filename} is damaged: it has no split.")
     for split in splits:
         if not re.fullmatch(r"[^/\0]{1,200}", split) or split in (".", "..", "classes"):
-            raise UserError(f"{file.filename} is damaged: {split!r} is no name of a split.")
+            raise UserError(f"{file.filename} is damaged: {split!r} is not a name of a split.")
     if attribute(file, "dtype") not in DTYPES:
         raise UserError(f"{file.filename} is damaged: its dtype is {attribute(file, 'dtype')!r}.")
     for name in ("complete", "id"):
@@ -158,7 +158,7 @@ def _header(file: h5py.File) -> Header:
 def _check_split(file: h5py.File, header: Header, split: str, shards: frozenset[str]) -> None:
     n = header.splits[split]
     if set(_names(file, split)) != {*layout.ROW_COLUMNS, "ledger", "layers"}:
-        raise UserError(f"{file.filename} is damaged: split {split} holds {', '.join(_names(file, split))[:200]}.")
+        raise UserError(f"{file.filename} is damaged: split {split} contains {', '.join(_names(file, split))[:200]}.")
     if sorted(_names(file, f"{split}/layers")) != list(header.layers):
         raise UserError(f"{file.filename} is damaged: split {split} has other layers than the first split.")
     expected: dict[str, tuple[tuple[int, ...], Any]] = {
@@ -232,7 +232,7 @@ def _check_links(file: h5py.File, group: str) -> None:
         raise UserError(f"{file.filename} has a link in the place of {group}, which is not followed.")
     found = file[group]
     if not isinstance(found, h5py.Group) or len(found) > 100_000:
-        raise UserError(f"{file.filename} is damaged: {group} is no group of a feature file.")
+        raise UserError(f"{file.filename} is damaged: {group} is not a group of a feature file.")
     for name in found:
         link = found.get(name, getlink=True)
         if not isinstance(link, h5py.HardLink):
@@ -246,7 +246,7 @@ def _check_links(file: h5py.File, group: str) -> None:
 def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
     found = file[name]
     if not isinstance(found, h5py.Dataset):
-        raise UserError(f"{file.filename} is damaged: {name} is no data set.")
+        raise UserError(f"{file.filename} is damaged: {name} is not a data set.")
     return found
 
 

@@ -39,9 +39,8 @@ class AttentivePool(nn.Module):
     def __init__(self, width: int, n_heads: int, n_classes: int) -> None:
         super().__init__()
         self.n_heads = n_heads
-        self.norm = nn.BatchNorm1d(
-            width, affine=False, eps=1e-6
-        )  # AIM's: no learned scale, so none is regularised away
+        # AIM's: no learned scale, so none is regularised away
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
         self.query = nn.Parameter(torch.empty(n_heads, width // n_heads))
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
@@ -178,7 +177,7 @@ def fit_attentive(
     shape = np.shape(tokens)
     if len(shape) != 3 or len(labels) != shape[0] or len(labels) < 2:
         raise UserError(
-            f"tokens must be (pictures, tokens, features) with a label each, but are {shape} with {len(labels)} labels."
+            f"tokens must be (images, tokens, features) with a label each, but are {shape} with {len(labels)} labels."
         )
     if shape[2] % n_heads:
         raise UserError(f"{n_heads} heads do not divide {shape[2]} features; give n_heads that does.")

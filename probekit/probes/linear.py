@@ -284,7 +284,7 @@ class LinearProbeCV(_Probe):
         Cs = self._penalties()
         X, y, weights, balanced = self._read(X, y, sample_weight)
         if len(np.unique(y)) < 2:
-            raise UserError(f"y holds one class only ({y[0]!r}); a probe needs at least two classes.")
+            raise UserError(f"y contains one class only ({y[0]!r}); a probe needs at least two classes.")
         check_finite(X)  # here, where rows have their own numbers, and not within a fold
 
         def fit_and_score(grid: Array, train: Positions, held: Positions) -> HeldOut:

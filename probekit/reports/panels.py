@@ -226,7 +226,7 @@ def collect_records(results: str | Path | Iterable[str | Path]) -> list[Record]:
     paths = [results] if isinstance(results, str | Path) else list(results)
     records = read_records(*paths)
     if not records:
-        raise UserError(f"{', '.join(map(str, paths))} holds no finished probe yet: run `probekit sweep` first.")
+        raise UserError(f"{', '.join(map(str, paths))} contains no finished probe yet: run `probekit sweep` first.")
     return records
 
 

@@ -104,7 +104,7 @@ def _keyed(content: bytes, path: Path) -> list[dict[str, Any]]:
     ours = content.lstrip(b"\0 \r\n")[:1] in (b"", b"{")
     if ours and all(mismatch(line, _LINE) is None for line in lines):
         return lines
-    raise UserError(f"{path} holds lines that are no records of probekit's: choose another output folder.")
+    raise UserError(f"{path} contains lines that are not records of probekit's: choose another output folder.")
 
 
 def whole_length(content: bytes) -> int:

@@ -84,7 +84,8 @@ class Record:
     selection : "val" or "cv5"
     chosen_index, chosen_C : the penalty chosen; never by the test split
     at_grid_edge : the chosen C is the first or the last of the grid
-    refit : certificate of the fit on train + val: converged, n_iter, grad_rel, gap, stop_reason
+    refit : certificate of the fit on train + val: converged, n_iter, grad_rel, gap, stop_reason, and
+        in newer ones `kind`, the bound that the gap is (docs/explanation/solver.md)
     train_accuracy : of the refit, on the rows it was fitted on
     metrics : on the test split: top1, top5 (None up to 5 classes), mean_per_class, log_loss, n_test, top1_low,
         top1_high (Wilson, 95 %), ...
@@ -262,8 +263,8 @@ def parse_lines(content: bytes, name: str | Path = RESULTS_NAME) -> list[dict[st
             if any(rest.strip(b"\0 \r") for rest in lines[number + 1 :]):
                 if not parsed:
                     raise UserError(
-                        f"{name} is no results file (its first line is no JSON): "
-                        f"give a folder that holds {RESULTS_NAME}."
+                        f"{name} is not a results file (its first line is not JSON): "
+                        f"give a folder that contains {RESULTS_NAME}."
                     ) from None
                 raise UserError(f"{str(error).rstrip('.')}, and lines follow it: remove or repair it.") from None
     return parsed
@@ -281,9 +282,9 @@ def read_records(*paths: str | Path) -> list[Record]:
     for path in paths:
         file = results_path(path)
         if file.exists() and not file.is_file():
-            raise UserError(f"{file} is no regular file; give a folder that holds {RESULTS_NAME}.")
+            raise UserError(f"{file} is not a regular file; give a folder that contains {RESULTS_NAME}.")
         if not file.is_file():
-            raise UserError(f"{path} holds no {RESULTS_NAME}; make it with `probekit sweep`.")
+            raise UserError(f"{path} contains no {RESULTS_NAME}; make it with `probekit sweep`.")
         for number, line in enumerate(parse_lines(read_bytes(file, MOST_BYTES), file), start=1):
             where = f"Record {number} of {file}"
             record = Record.from_dict(line, file.parent, where)

@@ -26,7 +26,7 @@ _IDENTITY = {
     "solver_version": _NAME,
     "method?": _NAME,
 }
-_FITTED = {"converged": bool, "n_iter": _COUNT, "grad_rel": (_POSITIVE, None), "gap": (float, None)}
+_FITTED = {"converged": bool, "n_iter": _COUNT, "grad_rel": (_POSITIVE, None), "gap": (float, None), "kind?": _NAME}
 _LISTS = ("Cs", "l2s", "val_accuracy", "val_log_loss", "n_iter", "converged", "grad_rel", "gap")
 CHOICE = {
     "key": _HASH,
@@ -95,7 +95,7 @@ def check_record(line: Mapping[str, Any], where: str) -> None:
     """
     problem = mismatch(line, RECORD) or _inconsistency(line)
     if problem:
-        raise UserError(f"{where} is no record that can be read: {problem}.")
+        raise UserError(f"{where} is not a record that can be read: {problem}.")
 
 
 def _inconsistency(line: Mapping[str, Any]) -> str | None:

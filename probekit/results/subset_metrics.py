@@ -64,7 +64,7 @@ class RowSet:
             value = read_json(path, _SCHEMA)
         except (OSError, UserError) as error:
             raise UserError(
-                f"{path} is no row set ({str(error).rstrip('.')}); make it with `probekit verify --near-duplicates`."
+                f"{path} is not a row set ({str(error).rstrip('.')}); make it with `probekit verify --near-duplicates`."
             ) from None
         rows = tuple(value["row_ids"])
         return cls(value["name"], value["dataset"], value["split"], rows, value.get("how", {}))

@@ -1,8 +1,12 @@
 """How much memory there is to use."""
 
 import os
+import zipfile
+from pathlib import Path
 
 import torch
+
+from probekit.runtime.errors import UserError
 
 SHARE = 0.6  # of the free memory that a computation may take
 
@@ -18,3 +22,20 @@ def free_memory(device: torch.device) -> int:
         return int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):
         return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
+
+
+def check_npz(path: str | Path) -> None:
+    """Refuse an .npz file whose arrays, unpacked, would not fit in the memory that is free.
+
+    Raises
+    ------
+    UserError
+        They would not.
+    zipfile.BadZipFile
+        It is no .npz file.
+    """
+    with zipfile.ZipFile(path) as archive:
+        need = sum(info.file_size for info in archive.infolist())
+    free = free_memory(torch.device("cpu"))
+    if need > free:
+        raise UserError(f"{path} holds arrays of {need / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB of memory are free.")

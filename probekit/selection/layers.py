@@ -14,7 +14,7 @@ def windows(n_layers: int, centre: int, width: int = 5) -> tuple[int, ...]:
         The centre is not a layer, or no window of that width exists.
     """
     if not 0 <= centre < n_layers:
-        raise UserError(f"layer {centre} was asked for but there are {n_layers} layers (0 to {n_layers - 1}).")
+        raise UserError(f"layer {centre} was requested but there are {n_layers} layers (0 to {n_layers - 1}).")
     if width < 1:
         raise UserError(f"a window must hold at least one layer, but width {width} was given.")
     width = min(width, n_layers)

@@ -9,9 +9,8 @@ range(b*) <= log(1 / q) + sqrt(2) |x| (||W|| + t), q the smallest class share an
 With the intercepts solved (e at rounding) this is ||g_W||^2 / (2 l2), the duality gap at the point's probabilities. It
 holds at every theta, however far from the optimum. The rounding of the gradient is added to its norm.
 
-**decrement.** Where the gradient cannot be made small enough for that, or may not be changed (another backend's
-answer): an upper bound of half the squared Newton decrement, 1/2 g' H^-1 g, by Cholesky or, from conjugate gradients,
-the part that they found plus ||r_W||^2 / l2 for the residual r that they left. It is exact for a quadratic, so local.
+**corrected_duality_gap.** The same with another dual point than the probabilities of theta: the one to which a rough
+Newton step leads (`dual_point.py`). A lower bound of f* that was proved at any theta serves every other.
 
 Converged: the bound is at most `tol` of the loss, and max|g| at most 1e-2 of its value at W = 0. A probe left at zero
 has a relative gradient of 1, so it passes only where the data give no gradient at all.
@@ -25,11 +24,12 @@ import torch
 from torch import Tensor
 
 from probekit.solver.data import WeightedData
+from probekit.solver.dual_point import dual_point
 from probekit.solver.mean_loss import Evaluation, MeanLoss
 
 GRADIENT_RATIO = 1e-2
 NO_WEIGHT = 1e-18  # share by which a class without weight is given its intercept
-KINDS = ("duality_gap", "decrement")
+KINDS = ("duality_gap", "corrected_duality_gap")
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,7 @@ class Certificate:
 
     Attributes
     ----------
-    gap_bound : the duality gap bound
-    gap : the bound that counts, over the loss; kind : its number in `KINDS`
+    gap_bound : of f(theta) - f*; gap : the same over the loss; kind : where it comes from, a number in `KINDS`
     """
 
     theta: Tensor
@@ -82,20 +81,38 @@ class GapBound:
         self.log_least = -math.log(float(weighted.min()))
         self.longest = math.sqrt(2) * data.over_ranks(float(exact.row_norms.max()), "MAX")
 
-    def __call__(self, at: Evaluation, l2: Tensor) -> Tensor:
-        R = at.gradient.shape[1]
-        of_W = torch.linalg.vector_norm(at.gradient[..., :-1], dim=(1, 2)) + at.noise
-        size = torch.linalg.vector_norm(at.theta[..., :-1], dim=(1, 2))
-        b, g_b = at.theta[..., -1], at.gradient[..., -1].abs()
+    def __call__(
+        self, theta: Tensor, residual: Tensor, noise: Tensor, l2: Tensor, widest: Tensor | None = None
+    ) -> Tensor:
+        """What `residual`, the gradient or that of another dual point, allows f(theta) - f* to be at most (P,).
+
+        `noise` (P, 2) bounds the rounding in it, of W and of b; `widest` (P,) is the largest range of a row's logits
+        x W where it was measured, else sqrt(2) |x| ||W|| stands for it.
+        """
+        R = residual.shape[1]
+        of_W = torch.linalg.vector_norm(residual[..., :-1], dim=(1, 2)) + noise[:, 0]
+        size = torch.linalg.vector_norm(theta[..., :-1], dim=(1, 2))
+        b, g_b = theta[..., -1], residual[..., -1].abs()
         if R == 1:
             e, spread, lost = g_b[:, 0], b[:, 0].abs(), torch.zeros_like(l2)
         else:
             # a class without weight has its best intercept at minus infinity, and its whole probability to lose
-            weighted = self.shares > 0
-            e, lost = g_b[:, weighted].sum(dim=1) / 2, 2 * g_b[:, ~weighted].sum(dim=1)
-            spread = b[:, weighted].amax(dim=1) - b[:, weighted].amin(dim=1)
-        reach = spread + self.log_least + self.longest * size
+            without = self.shares == 0
+            lost = 2 * (g_b * without).sum(dim=1)
+            e = g_b.masked_fill(without, 0.0).sum(dim=1) / 2
+            spread = b.masked_fill(without, -torch.inf).amax(dim=1) - b.masked_fill(without, torch.inf).amin(dim=1)
+        e = e + noise[:, 1]
+        reach = spread + self.log_least + (self.longest * size if widest is None else widest)
         return (of_W + self.longest * e).square() / (2 * l2) + e * reach + lost
+
+    def at(self, at: Evaluation, l2: Tensor) -> Tensor:
+        """The same of evaluations, at their own probabilities (P,)."""
+        return self(at.theta, at.gradient, at.noise, l2)
+
+    def lower(self, loss: Tensor, theta: Tensor, l2: Tensor, direction: Tensor) -> Tensor:
+        """Lower bounds of the optimum (P,) from probes, their losses, and rough Newton steps from them."""
+        point = dual_point(self.exact, theta, l2, direction)
+        return loss - point.divergence - self(theta, point.residual, point.noise, l2)
 
     def of_one(self, gradient: np.ndarray, theta: np.ndarray, l2: float) -> float:
         """The bound of one probe (R, D+1) in NumPy, but for rounding; 1e300 above the limit of max|g|."""

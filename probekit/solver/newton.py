@@ -12,26 +12,33 @@ from torch import Tensor
 
 from probekit.solver.certificate import GapBound
 from probekit.solver.eigenbasis import Coordinates
-from probekit.solver.mean_loss import Evaluation, MeanLoss, regular_intercepts
+from probekit.solver.mean_loss import Evaluation, MeanLoss
 
-Preconditioner = Callable[[Tensor, Tensor], Tensor]  # (vectors (p, R, D+1), numbers of their problems (p,))
+# of the numbers of problems (p,): their approximate inverse Hessians times vectors (p, R, D+1)
+Preconditioner = Callable[[Tensor], Callable[[Tensor], Tensor]]
 
 SIDE_BY_SIDE = 640  # coefficient rows in one product: wider is no faster on a CPU, and blocks of rows grow short
+NEAR = 10.0  # times the tolerance: a decrement below it makes the step one that may be certified
 RTOL = 0.05  # of r' M r at the start: what conjugate gradients of a step far from the optimum may leave
 STEP_SHARE = 0.1  # of the tolerance: what those of the last step may leave of the gradient bound
 LEAST_FORCING = {torch.float64: 1e-24, torch.float32: 1e-9}  # of r' M r: below, products are rounding
-MOST_PRODUCTS = 5000  # of a decrement bound
+WAIT = 4  # products on a GPU between two looks at which problems have stopped: each look waits for it
 HALVINGS = 25
 ROUNDING = 1e-14  # of the loss: a change below it is none
 SUFFICIENT_DECREASE = 1e-4
-PATIENCE = 3  # Newton steps in which the bound may fail to halve
+PATIENCE = 5  # Newton steps in which the bound may fail to halve
 
 
 @dataclass
 class Refined:
-    """Where Newton ended: evaluation without probabilities, done and stalled (P,) bool, products (P,) over the rows."""
+    """Where Newton ended.
+
+    at : evaluation without probabilities; low (P,) : lower bounds of the optima; done, stalled (P,) bool; products (P,)
+    over the rows
+    """
 
     at: Evaluation
+    low: Tensor
     done: Tensor
     stalled: Tensor
     products: Tensor
@@ -45,9 +52,11 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 def newton(
     loss: MeanLoss,
     bound: GapBound,
+    full_bound: GapBound,
     coordinates: Coordinates,
     theta: Tensor,
     l2: Tensor,
+    low: Tensor,
     precondition: Preconditioner,
     tol: float,
     *,
@@ -59,9 +68,9 @@ def newton(
     Parameters
     ----------
     loss : in the eigenbasis and the working precision, for Hessian products
-    bound : of the gap; holds the same loss in solver columns and float64
+    bound : of the gap; holds the same loss in solver columns and float64; full_bound : the same in all columns
     coordinates : say how to go from one to the other
-    l2 : (P,) penalties
+    l2 : (P,) penalties; low : (P,) what is known to be below the optima, or minus infinity
     precondition : approximate inverse Hessians times vectors
     max_rounds, max_products : Newton steps, and Hessian products of each
     """
@@ -71,20 +80,22 @@ def newton(
         group = -(-group // 2)
     parts = []
     for some in torch.arange(len(theta), device=theta.device).split(group):
-        run = _Newton(loss, bound, coordinates, l2[some], precondition, some, tol, max_products)
-        parts.append(run(theta[some], max_rounds))
+        run = _Newton(loss, bound, full_bound, coordinates, l2[some], precondition, some, tol, max_products)
+        parts.append(run(theta[some], low[some], max_rounds))
     if len(parts) == 1:
         return parts[0]
     at = Evaluation(
         *(torch.cat([getattr(p.at, name) for p in parts]) for name in ("theta", "gradient", "loss", "noise"))
     )
-    return Refined(at, *(torch.cat([getattr(p, name) for p in parts]) for name in ("done", "stalled", "products")))
+    names = ("low", "done", "stalled", "products")
+    return Refined(at, *(torch.cat([getattr(p, name) for p in parts]) for name in names))
 
 
 @dataclass
 class _Newton:
     loss: MeanLoss
     bound: GapBound
+    full_bound: GapBound
     coordinates: Coordinates
     l2: Tensor
     precondition: Preconditioner
@@ -92,7 +103,7 @@ class _Newton:
     tol: float
     max_products: int
 
-    def __call__(self, theta: Tensor, max_rounds: int) -> Refined:
+    def __call__(self, theta: Tensor, low: Tensor, max_rounds: int) -> Refined:
         P, device = len(theta), theta.device
         index = torch.arange(P, device=device)
         keep = self.loss.data.dtype if self.loss.may_keep(P * theta.shape[1], self.loss.data.dtype) else None
@@ -100,70 +111,89 @@ class _Newton:
         done, stalled = (torch.zeros(P, dtype=torch.bool, device=device) for _ in range(2))
         products = torch.ones(P, dtype=torch.int64, device=device)
         best = torch.full((P,), torch.inf, dtype=torch.float64, device=device)
+        low = low.clone()
         waited = torch.zeros(P, dtype=torch.int64, device=device)
         for round_ in range(max_rounds + 1):
             now = here if len(index) == P else here.take(index)
-            gap = self.bound(now, self.l2[index]) / now.loss
+            own = self.bound.at(now, self.l2[index])
+            if self.bound is self.full_bound:  # with columns left out, the gradient's bound is not one of f*
+                low[index] = torch.maximum(low[index], now.loss - own)
+            gap = torch.minimum(own, now.loss - low[index]) / now.loss
             waited[index] = torch.where(gap <= 0.5 * best[index], 0, waited[index] + 1)
             best[index] = torch.minimum(best[index], gap)
             done[index] = self.bound.reached(now, gap, self.tol)
             stalled[index] = ~done[index] & (waited[index] > PATIENCE) & (gap < 1)
-            todo = ~done[index] & ~stalled[index]
-            if round_ == max_rounds or not bool(todo.any()):
+            if round_ == max_rounds:
                 break
-            if not bool(todo.all()):
+            todo = (~done[index] & ~stalled[index]).nonzero()[:, 0]
+            if not len(todo):
+                break
+            if len(todo) < len(index):
                 index, now = index[todo], now.take(todo)
             step, gain, spent, last = self._solve(now, index)
             products[index] += spent
-            moved, ok, tries = self._descend(now, step, gain, index, keep, last)
+            last = last.nonzero()[:, 0]
+            if len(last):
+                at = index[last]
+                low[at] = torch.maximum(low[at], self._lower(now.take(last), self.l2[at], -step[last]))
+            moved, failed, tries = self._descend(now, step, gain, index, keep)
             products[index] += tries
-            if len(index) == P and bool(ok.all()):
+            if len(index) == P and not len(failed):
                 here = moved
             else:
                 here.put(index, moved)
-            stalled[index] = ~ok
-            index = index[ok]
-            if not len(index):
-                break
-        return Refined(Evaluation(here.theta, here.gradient, here.loss, here.noise), done, stalled, products)
+            if len(failed):
+                stalled[index[failed]] = True
+                index = index[~stalled[index]]
+                if not len(index):
+                    break
+        return Refined(Evaluation(here.theta, here.gradient, here.loss, here.noise), low, done, stalled, products)
+
+    def _lower(self, at: Evaluation, l2: Tensor, direction: Tensor) -> Tensor:
+        """Lower bounds of the optima, in all columns."""
+        full = self.coordinates.to_full
+        return self.full_bound.lower(at.loss, full(at.theta), l2, full(direction))
 
     def _descend(
-        self, now: Evaluation, step: Tensor, gain: Tensor, index: Tensor, keep: torch.dtype | None, last: bool
+        self, now: Evaluation, step: Tensor, gain: Tensor, index: Tensor, keep: torch.dtype | None
     ) -> tuple[Evaluation, Tensor, int]:
-        """Halve each problem's step until its loss falls; one that finds no descent stays where it was (ok False).
-
-        Intercepts are solved for where the step may be the `last` one: half of an evaluation's time.
-        """
-        length = torch.ones(len(index), dtype=torch.float64, device=step.device)
-        ok = torch.zeros(len(index), dtype=torch.bool, device=step.device)
-        result = now
-        for halving in range(HALVINGS):
-            open_ = (~ok).nonzero()[:, 0]
-            theta = now.theta[open_] - length[open_, None, None] * step[open_]
-            trial = self.bound.exact.evaluate(theta, self.l2[index[open_]], keep, solve_intercept=last)
+        """Halve each problem's step until its loss falls; those that find no descent (numbers in `now`) stay there."""
+        l2, length = self.l2[index], torch.ones_like(now.loss)
+        open_ = torch.arange(len(index), device=step.device)
+        moved, tries = now, 0
+        while len(open_) and tries < HALVINGS:
+            start = now if not tries else now.take(open_)
+            trial = self.bound.exact.evaluate(start.theta - length[open_, None, None] * step[open_], l2[open_], keep)
             # where the whole step is worth less than the loss's rounding, nothing can be asked but not to rise
-            wanted = now.loss[open_] * (1 + ROUNDING) - SUFFICIENT_DECREASE * length[open_] * gain[open_]
+            wanted = start.loss * (1 + ROUNDING) - SUFFICIENT_DECREASE * length[open_] * gain[open_]
             better = trial.loss <= wanted
-            if halving == 0 and bool(better.all()):
-                return trial, better, 1
-            if halving == 0:
-                result = now.take(torch.arange(len(index), device=step.device))
-            result.put(open_[better], trial.take(better))
-            ok[open_[better]] = True
-            if bool(ok.all()):
-                break
-            length[~ok] *= 0.5
-        return result, ok, halving + 1
+            worse = (~better).nonzero()[:, 0]
+            if not tries:
+                moved = trial
+                moved.put(worse, now.take(worse))
+            elif len(worse) < len(open_):
+                fell = better.nonzero()[:, 0]
+                moved.put(open_[fell], trial.take(fell))
+            open_, tries = open_[worse], tries + 1
+            length[open_] *= 0.5
+        return moved, open_, tries
 
-    def _solve(self, at: Evaluation, index: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
-        """Steps (P, R, D+1) in float64, gains and products (P,); whether some residual is what the certificate asks."""
+    def _solve(self, at: Evaluation, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Steps (P, R, D+1) in float64, gains and products (P,); whether residuals are what certificates ask (P,)."""
         enough = 2 * self.l2[index] * STEP_SHARE * self.tol * at.loss
         rotate = self.coordinates.rotate
         turned = replace(at, theta=rotate(at.theta), gradient=rotate(at.gradient))
         step, gain, products, left = conjugate_gradients(
-            self.loss, turned, self.l2[index], self.precondition, self.names[index], enough, self.max_products
+            self.loss,
+            turned,
+            self.l2[index],
+            self.precondition,
+            self.names[index],
+            enough,
+            self.max_products,
+            NEAR * self.tol,
         )
-        last = bool((left[..., :-1].square().sum(dim=(1, 2)) <= 2 * enough).any())
+        last = left[..., :-1].square().sum(dim=(1, 2)) <= 2 * enough
         return self.coordinates.unrotate(step), gain, products, last
 
 
@@ -175,67 +205,64 @@ def conjugate_gradients(
     names: Tensor,
     enough: Tensor,
     max_products: int,
-    least_forcing: float | None = None,
+    near: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Solve H step = gradient for P problems, called `names` by the preconditioner.
 
-    A problem stops when the squared norm of its residual's coefficients is at most `enough` (P,), or when r' M r has
-    fallen to the share of its start that a Newton step can use: no more digits than the quadratic model has.
+    A problem stops when the squared norm of its residual's coefficients is at most `enough` (P,), or, unless its
+    decrement is less than `near` of its loss, when r' M r has fallen to the share of its start that a Newton step can
+    use: no more digits than the quadratic model has.
 
     Returns
     -------
     step (P, R, D+1) float64; gain (P,), the decrement as found, from below; products; residual (P, R, D+1)
     """
-    P, gradient, dtype = len(l2), at.gradient, loss.data.dtype
-    step = torch.zeros_like(gradient)
-    total = torch.zeros_like(l2)
-    products = torch.zeros(P, dtype=torch.int64, device=l2.device)
+    dtype = loss.data.dtype
+    floor = LEAST_FORCING[dtype]
     # float32 directions of a gradient that may be 1e-12: scale it to one
-    scale = gradient.abs().amax(dim=(1, 2)).clamp_min(1e-300)
-    square = scale.square()
-    r = (gradient / scale[:, None, None]).to(dtype)
-    left = r.clone()
-    probabilities = at.probabilities
-    index = torch.arange(P, device=l2.device)
-    floor = LEAST_FORCING[dtype] if least_forcing is None else least_forcing
-    z = precondition(r, names)
-    rz = dot(r, z)
-    start, d = rz, z
-    for _ in range(max_products):
-        Hd = loss.hessian_products(at.theta[index], l2[index], d, probabilities)
+    scale = at.gradient.abs().amax(dim=(1, 2)).clamp_min(1e-300)
+    enough = enough / scale.square()
+    relative = scale.square() / at.loss
+    # what each problem ends with, written when it leaves the iteration
+    ends = [torch.zeros_like(at.gradient), torch.zeros_like(l2), torch.zeros_like(names), at.gradient.to(dtype)]
+    index = torch.arange(len(l2), device=l2.device)
+    theta, probabilities, apply = at.theta, at.probabilities, precondition(names)
+    r = (at.gradient / scale[:, None, None]).to(dtype)
+    step, total, products = ends[0].clone(), ends[1].clone(), ends[2].clone()
+    d = apply(r)
+    rz = start = dot(r, d)
+    active = rz > 0
+    every = WAIT if l2.is_cuda else 1
+    for count in range(1, max_products + 1):
+        Hd = loss.hessian_products(theta, l2, d, probabilities)
         curvature = dot(d, Hd)
-        good = (curvature > 0) & (rz > 0)
-        alpha = torch.where(good, rz / curvature.clamp_min(1e-300), 0.0)
-        step[index] += (alpha * scale[index])[:, None, None] * d.double()
-        total[index] += alpha * rz
-        products[index] += 1
+        active = active & (curvature > 0) & (rz > 0)
+        # one that has stopped takes no more steps, and stays as it is until the host looks
+        alpha = torch.where(active, rz / curvature.clamp_min(1e-300), 0.0)
+        step += alpha[:, None, None] * d.double()
+        total += alpha * rz
+        products += active
         r = r - alpha.to(dtype)[:, None, None] * Hd
-        z = precondition(r, names[index])
-        new_rz = dot(r, z)
-        d = z + (new_rz / rz.clamp_min(1e-300)).to(dtype)[:, None, None] * d
-        rz = new_rz
-        left[index] = r
-        forcing = (total[index] * square[index] / at.loss[index]).clamp(floor, RTOL) if floor else 0.0
-        more = good & (rz > forcing * start[index])
-        more &= r[..., :-1].double().square().sum(dim=(1, 2)) > enough[index] / square[index]
-        if not bool(more.any()):
+        z = apply(r)
+        last, rz = rz, dot(r, z)
+        d = z + (rz / last.clamp_min(1e-300)).to(dtype)[:, None, None] * d
+        share = total * relative
+        forcing = torch.where(share < near, floor, share.clamp(floor, RTOL))
+        active = active & (rz > forcing * start) & (r[..., :-1].double().square().sum(dim=(1, 2)) > enough)
+        if count % every and count < max_products:
+            continue
+        more = active.nonzero()[:, 0]
+        if len(more) == len(index) and count < max_products:
+            continue
+        for whole, part in zip(ends, (step, total, products, r), strict=True):
+            whole[index] = part
+        if not len(more) or count == max_products:
             break
-        if not bool(more.all()):
-            index, r, d, rz = index[more], r[more], d[more], rz[more]
-            probabilities = None if probabilities is None else probabilities[more]
-    return step, total * square, products, left.double() * scale[:, None, None]
-
-
-def decrement_bound(loss: MeanLoss, at: Evaluation, l2: Tensor, precondition: Preconditioner, target: Tensor) -> Tensor:
-    """An upper bound (P,) of half the squared Newton decrement, by conjugate gradients in float64.
-
-    They found a part of g' H^-1 g; the residual r that they left has r' H^-1 r at most ||r_W||^2 / l2, and the part of
-    its intercepts, solved for to the first order. They stop when that is a tenth of `target` (P,).
-    """
-    names = torch.arange(len(l2), device=l2.device)
-    _, gain, _, left = conjugate_gradients(
-        loss, at, l2, precondition, names, 0.2 * l2 * target, MOST_PRODUCTS, least_forcing=0.0
-    )
-    hessian = regular_intercepts(loss.covariance(at.theta))
-    of_b = left[..., -1] * torch.linalg.solve(hessian, left[..., -1])
-    return (gain + left[..., :-1].square().sum(dim=(1, 2)) / l2 + 2 * of_b.sum(dim=1).abs()) / 2
+        index, theta, l2, d, r, rz, start = (part[more] for part in (index, theta, l2, d, r, rz, start))
+        step, total, products, active = step[more], total[more], products[more], active[more]
+        enough, relative = enough[more], relative[more]
+        probabilities = None if probabilities is None else probabilities[more]
+        apply = precondition(names[index])
+    step, total, products, r = ends
+    scale = scale[:, None, None]
+    return step * scale, total * scale.flatten().square(), products, r.double() * scale

@@ -21,6 +21,8 @@ from probekit.solver.mean_loss import MeanLoss, residuals_
 
 ROWS_PER_COLUMN = 6.0  # of a pair of classes; 1.5 takes 9,000 products where 6 takes 3,200 (4,000 x 128, 10 classes)
 BLOCK_ROWS_PER_COLUMN = 2.0  # of a class; 1 costs 58 products for 41, 10 gain none (20,000 x 768, 100 classes)
+DRAWS = 20.0  # of the leverage of a row: each column is drawn so often
+ANYHOW = 0.25  # of the rows that are drawn without a factor to measure leverages by
 SKETCH = 24  # random projections for leverages
 RIDGE = 1e-7  # of the largest eigenvalue: directions with less are not told apart
 EXACT_FLOPS = 2e9  # up to which all rows are taken: milliseconds
@@ -38,11 +40,13 @@ class PairFactor:
     factor : (q*(D+1), q*(D+1)) lower triangle, q = K - 1 (1 for the sigmoid)
     basis : (R, q), orthonormal columns that sum to zero ((1, 1) for the sigmoid)
     l2 : penalty it was factored at
+    sketch : (S, R, D+1) random vectors whose mean square is the inverse; they measure leverages
     """
 
     factor: Tensor
     basis: Tensor
     l2: float
+    sketch: Tensor
 
     def __call__(self, gradient: Tensor) -> Tensor:
         p, _, columns = gradient.shape
@@ -63,10 +67,12 @@ class ClassInverses:
     ----------
     inverses : (R, D+1, D+1), one a class
     l2 : penalty they were made at
+    sketch : as above, of each class
     """
 
     inverses: Tensor
     l2: float
+    sketch: Tensor
 
     def __call__(self, gradient: Tensor) -> Tensor:
         solved = torch.bmm(gradient.permute(1, 0, 2).contiguous(), self.inverses).permute(1, 0, 2)
@@ -87,26 +93,72 @@ def class_basis(R: int, like: Tensor) -> Tensor:
     return torch.linalg.qr(torch.cat([torch.ones_like(eye[:, :1]), eye[:, :-1]], dim=1))[0][:, 1:].to(like.dtype)
 
 
-def pair_factor(loss: MeanLoss, theta: Tensor, l2: float, importance: Tensor) -> PairFactor:
-    """Factor of the pair-sampled Hessian at one theta (R, D+1)."""
+def pair_factor(loss: MeanLoss, theta: Tensor, l2: float, importance: Tensor, last: "Factor | None") -> PairFactor:
+    """Factor of the pair-sampled Hessian at one theta (R, D+1); rows are drawn by their leverage in the `last` one."""
     theta = theta.to(loss.data.dtype)
-    flops = len(loss.data) * theta.numel() ** 2
-    exact = flops <= EXACT_FLOPS
-    hessian = exact_hessian(loss, theta) if exact else pair_sampled_hessian(loss, theta, importance)
-    return PairFactor(_cholesky(hessian, l2, theta.shape[1]), class_basis(len(theta), theta), l2)
+    R, columns = theta.shape
+    exact = len(loss.data) * theta.numel() ** 2 <= EXACT_FLOPS
+    hessian = exact_hessian(loss, theta) if exact else pair_sampled_hessian(loss, theta, importance, last)
+    factor, basis = _cholesky(hessian, l2, columns), class_basis(R, theta)
+    sketch = torch.linalg.solve_triangular(factor.mT, _noise(len(factor), factor), upper=True)
+    return PairFactor(factor, basis, l2, basis @ sketch.T.reshape(SKETCH, -1, columns))
 
 
-def class_inverses(loss: MeanLoss, theta: Tensor, l2: float, importance: Tensor) -> ClassInverses:
+def class_inverses(
+    loss: MeanLoss, theta: Tensor, l2: float, importance: Tensor, last: "Factor | None"
+) -> ClassInverses:
     """Inverses of the class-sampled diagonal blocks at one theta (R, D+1), made a chunk of classes at a time."""
     theta = theta.to(loss.data.dtype)
     R, columns = theta.shape
     mass = loss.covariance(theta[None])[0].diagonal(dim1=-2, dim2=-1)
     inverses = torch.empty(R, columns, columns, dtype=theta.dtype, device=theta.device)
+    sketch = torch.empty(SKETCH, R, columns, dtype=theta.dtype, device=theta.device)
     each = 3 * columns * columns * theta.element_size()
     for some in torch.arange(R, device=theta.device).split(max(CHUNK_BYTES.get(theta.device.type, 1 << 28) // each, 1)):
-        blocks = _sampled_moments(loss, theta, _doubt_of(some, R), mass[some], importance, BLOCK_ROWS_PER_COLUMN)
-        inverses[some] = torch.cholesky_inverse(_cholesky(blocks, l2, columns))
-    return ClassInverses(inverses, l2)
+        known = None if last is None else last.sketch[:, some]
+        draws = _draws(mass[some], columns, BLOCK_ROWS_PER_COLUMN, importance, known)
+        factor = _cholesky(_sampled_moments(loss, theta, _doubt_of(some, R), draws, len(some)), l2, columns)
+        half = torch.linalg.solve_triangular(factor.mT, _noise(columns, factor).expand(len(some), -1, -1), upper=True)
+        sketch[:, some] = half.permute(2, 0, 1)
+        inverses[some] = torch.cholesky_inverse(factor)
+    return ClassInverses(inverses, l2, sketch)
+
+
+def _noise(size: int, like: Tensor) -> Tensor:
+    """Random (size, SKETCH) of mean square 1 / SKETCH."""
+    generator = torch.Generator(device=like.device).manual_seed(0)
+    noise = torch.randn(size, SKETCH, dtype=torch.float64, device=like.device, generator=generator)
+    return (noise / SKETCH**0.5).to(like.dtype)
+
+
+Draws = Callable[[Tensor, slice], Tensor]  # of the rows X (n, D+1), at a slice: draws (J, n) a unit of share
+
+
+def _draws(
+    mass: Tensor,
+    columns: int,
+    rows_per_column: float,
+    importance: Tensor,
+    sketch: Tensor | None,
+    pairs: Tensor | None = None,
+) -> Draws:
+    """How often rows are drawn: by the leverages in another factor, whose sketch (S, J or R, D+1) is given, and anyhow.
+
+    Without one, `rows_per_column` rows a column of each moment, `mass` (J,) being the sums of w_i share_i.
+    """
+    anyhow = (rows_per_column * columns / mass.clamp_min(1e-30))[:, None]
+
+    def draws(X: Tensor, rows: slice) -> Tensor:
+        found = anyhow.to(X.dtype) * importance[rows]
+        if sketch is None:
+            return found
+        found *= ANYHOW
+        for one in sketch:
+            z = torch.mm(one, X.T)
+            found += DRAWS * (z if pairs is None else z[pairs[0]] - z[pairs[1]]).square_()
+        return found
+
+    return draws
 
 
 def exact_hessian(loss: MeanLoss, theta: Tensor) -> Tensor:
@@ -134,20 +186,22 @@ def exact_hessian(loss: MeanLoss, theta: Tensor) -> Tensor:
     return inner.reshape(q, q)
 
 
-def pair_sampled_hessian(loss: MeanLoss, theta: Tensor, importance: Tensor) -> Tensor:
+def pair_sampled_hessian(loss: MeanLoss, theta: Tensor, importance: Tensor, last: "Factor | None") -> Tensor:
     """Approximate Hessian of the mean loss (no penalty) at one theta (R, D+1), in `class_basis`: (q(D+1), q(D+1))."""
     R, columns = theta.shape
     covariance = loss.covariance(theta[None])[0]
+    sketch = None if last is None else last.sketch
     if R == 1:
         every = torch.zeros(1, dtype=torch.int64, device=theta.device)
-        hessian: Tensor = _sampled_moments(
-            loss, theta, _doubt_of(every, 1), covariance[0], importance, ROWS_PER_COLUMN
-        )[0]
+        draws = _draws(covariance[0], columns, ROWS_PER_COLUMN, importance, sketch)
+        hessian: Tensor = _sampled_moments(loss, theta, _doubt_of(every, 1), draws, 1)[0]
         return hessian
     basis = class_basis(R, theta)
-    first, second = torch.triu_indices(R, R, offset=1, device=theta.device)
-    mass, edges = -covariance[first, second], basis[first] - basis[second]
-    moments = _sampled_moments(loss, theta, lambda p: p[first] * p[second], mass, importance, ROWS_PER_COLUMN)
+    pairs = torch.triu_indices(R, R, offset=1, device=theta.device)
+    first, second = pairs
+    edges = basis[first] - basis[second]
+    draws = _draws(-covariance[first, second], columns, ROWS_PER_COLUMN, importance, sketch, pairs)
+    moments = _sampled_moments(loss, theta, lambda p: p[first] * p[second], draws, len(first))
     q = edges.shape[1]
     outer = (edges[:, :, None] * edges[:, None, :]).reshape(len(edges), q * q)
     hessian = (outer.T @ moments.reshape(len(edges), -1)).view(q, q, columns, columns)
@@ -178,34 +232,26 @@ def _doubt_of(classes: Tensor, R: int) -> Callable[[Tensor], Tensor]:
 
 
 def _sampled_moments(
-    loss: MeanLoss,
-    theta: Tensor,
-    share: Callable[[Tensor], Tensor],
-    mass: Tensor,
-    importance: Tensor,
-    rows_per_column: float,
+    loss: MeanLoss, theta: Tensor, share: Callable[[Tensor], Tensor], draws: Draws, n_moments: int
 ) -> Tensor:
     """Estimates (J, D+1, D+1) of sum_i w_i share_j(p_i) x_i x_i' for J shares of the probabilities (R, n) of rows.
 
-    A row is in moment j with probability w_i share_ij importance_i / threshold_j, at most 1, and weighted by its
-    inverse; `mass` (J,) is the sum of w_i share_ij, of which the threshold is so small a part that about
-    `rows_per_column` rows a column are kept.
+    A row is in moment j with probability w_i share_ij draws_ij, at most 1, and weighted by its inverse.
     """
     data, columns = loss.data, theta.shape[1]
-    threshold = (mass.clamp_min(1e-30) / (rows_per_column * columns)).to(theta.dtype)[:, None]
     generator = torch.Generator(device=theta.device).manual_seed(0)
-    moments = torch.zeros(len(mass), columns, columns, dtype=theta.dtype, device=theta.device)
-    at_once = len(data) if data.ready and len(mass) * len(data) < AT_ONCE else 0
+    moments = torch.zeros(n_moments, columns, columns, dtype=theta.dtype, device=theta.device)
+    at_once = len(data) if data.ready and n_moments * len(data) < AT_ONCE else 0
     first = 0
     for X, _, weights in data.blocks(max(STREAM_ROWS, at_once)):
         z = torch.mm(theta, X.T)
         mass_of_rows = share(z.sigmoid() if len(z) == 1 else z.softmax(dim=0)).mul_(weights.to(z.dtype))
-        factor = importance[first : first + len(X)]
+        rate = draws(X, slice(first, first + len(X)))
         first += len(X)
         draw = torch.rand(mass_of_rows.shape, dtype=z.dtype, device=z.device, generator=generator)
-        moment, row = (draw * threshold < mass_of_rows * factor).nonzero(as_tuple=True)
-        kept = torch.maximum(mass_of_rows[moment, row], threshold[moment, 0] / factor[row]).sqrt_()
-        ends = torch.bincount(moment, minlength=len(mass)).cumsum(0).tolist()
+        moment, row = (draw < mass_of_rows * rate).nonzero(as_tuple=True)
+        kept = torch.maximum(mass_of_rows[moment, row], 1 / rate[moment, row]).sqrt_()
+        ends = torch.bincount(moment, minlength=n_moments).cumsum(0).tolist()
         for j, (start, stop) in enumerate(zip([0, *ends], ends, strict=False)):
             A = X.T.index_select(1, row[start:stop]).mul_(kept[start:stop])
             moments[j].addmm_(A, A.T)

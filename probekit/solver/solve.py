@@ -1,6 +1,7 @@
 """From weighted data and penalties to certified probes: coordinates, nodes, interpolation, certificate, retries."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from probekit.solver.data import WeightedData
 from probekit.solver.eigenbasis import Coordinates, find_coordinates, plain_coordinates
 from probekit.solver.mean_loss import Evaluation, MeanLoss, covariance_of
 from probekit.solver.memory_plan import Plan, make_plan
-from probekit.solver.newton import SIDE_BY_SIDE, Refined, decrement_bound, newton
+from probekit.solver.newton import SIDE_BY_SIDE, Refined, conjugate_gradients, newton
 from probekit.solver.preconditioners import Kronecker
 from probekit.solver.sampled import Factor, class_inverses, pair_factor, row_importance
 
@@ -30,6 +31,7 @@ STRONG = 1e-3  # an l2 above this share of the largest eigenvalue of X'X is easy
 ABOVE = 5.0  # a factor serves penalties up to so many times its own
 FACTOR_REACH = 40.0  # a factor serves penalties down to this part of its own
 NODE_ROUNDS, NODE_PRODUCTS = 3, 40  # Newton steps by one factor, and products of each: more ask for a new factor
+FIRST_ROUNDS, FIRST_PRODUCTS = 2, 15  # the same by a factor of the node before
 NODE_FACTORS = 10  # for one node
 INNER = 0.5  # of tol: the target of Newton steps in fewer columns than the certificate counts
 ONE_THREAD_ENTRIES = 1 << 19  # X of fewer entries is solved by one thread
@@ -104,9 +106,8 @@ def certify(data: WeightedData, theta: Tensor, l2: Tensor) -> Certificate:
     plan = make_plan(data, len(l2))
     solver = PathSolver(data, l2, 0.0, 0, plan, find_coordinates(data, plan.in_memory, reduce=False))
     at = solver.exact.evaluate(solver.coordinates.from_original(theta.double()), l2, solve_intercept=True)
-    certificate = solver.summarise(at)
     every = torch.arange(len(l2), device=l2.device)
-    return solver.with_decrements(certificate, at, every)
+    return solver.summarise(at, every, solver.lower_bounds(at, every))
 
 
 def _is_small(data: WeightedData) -> bool:
@@ -145,6 +146,7 @@ class PathSolver:
         coordinates: Coordinates | None = None,
     ) -> None:
         self.l2, self.log_l2, self.tol, self.max_iter = l2, l2.log(), tol, max_iter
+        self.log_l2_of = self.log_l2.tolist()  # on the host: reading one from a GPU waits for it
         self.R = data.n_coef_rows
         self.on_host = data.device.type == "cpu" and not data.sharded
         self.dense = _is_small(data) and self.on_host
@@ -166,10 +168,11 @@ class PathSolver:
         self.bound = GapBound(self.exact, limit / (zero.gradient.numel() ** 0.5 if self.narrowed else 1.0))
         self.full_bound = GapBound(MeanLoss(coordinates.full), limit) if self.narrowed else self.bound
         self.n_iter = torch.zeros(len(l2), dtype=torch.int64, device=l2.device)
+        self.low = torch.full_like(l2, -torch.inf)  # what is known to be below the optima
         self.why = ["max_iter"] * len(l2)
         self.factors: list[Factor] = []
         self.importance: Tensor | None = None
-        self.factor_of = torch.full((len(l2),), -1, dtype=torch.int64, device=l2.device)
+        self.factor_of = [-1] * len(l2)  # number of the factor that serves a penalty; -1: none
         if len(coordinates.eigenvalues):
             p = prior.softmax(dim=0) if self.R > 1 else prior.sigmoid() * (-prior).sigmoid()
             one = torch.ones(1, dtype=torch.float64, device=l2.device)
@@ -181,7 +184,8 @@ class PathSolver:
         if self.dense:
             self._follow_dense(torch.arange(len(self.l2)).flip(0))
             # whole Newton steps have solved the intercepts, too
-            self.certificate = self.summarise(self._evaluate_full(self.theta, self.l2, solve_intercept=False))
+            at = self._evaluate_full(self.theta, self.l2, solve_intercept=False)
+            self.certificate = self.summarise(at, torch.arange(len(self.l2)))
         else:
             self.solve_nodes()
             self.interpolate()
@@ -209,11 +213,15 @@ class PathSolver:
         ]
         return Evaluation(*(torch.cat([getattr(p, n) for p in parts]) for n in ("theta", "gradient", "loss", "noise")))
 
-    def summarise(self, at: Evaluation, index: Tensor | None = None) -> Certificate:
-        """The certificate of probes measured in all centred columns, by the duality gap bound."""
-        l2 = self.l2 if index is None else self.l2[index]
+    def summarise(self, at: Evaluation, index: Tensor, low: Tensor | None = None) -> Certificate:
+        """The certificate of probes measured in all centred columns, by the better of its own and `low` (P,)."""
         g = self.coordinates.gradient_to_original(at.gradient)
-        grad_max, gap_bound = g.abs().amax(dim=(1, 2)), self.full_bound(at, l2)
+        grad_max, gap_bound = g.abs().amax(dim=(1, 2)), self.full_bound.at(at, self.l2[index])
+        kind = torch.zeros_like(at.loss, dtype=torch.int64)
+        if low is not None:
+            below = (at.loss - low).clamp_min(0)
+            kind[below < gap_bound] = KINDS.index("corrected_duality_gap")
+            gap_bound = torch.minimum(gap_bound, below)
         return Certificate(
             theta=self.coordinates.to_original(at.theta),
             loss=at.loss,
@@ -221,27 +229,32 @@ class PathSolver:
             grad_rel=grad_max / max(self.grad_at_zero, 1e-300),
             gap_bound=gap_bound,
             gap=gap_bound / at.loss.clamp_min(1e-300),
-            kind=torch.zeros_like(at.loss, dtype=torch.int64),
+            kind=kind,
             intercept_residual=at.gradient[..., -1].abs().amax(dim=1),
         )
 
-    def with_decrements(self, certificate: Certificate, at: Evaluation, index: Tensor) -> Certificate:
-        """The same with the decrement bound where that is smaller; `index` are the problems' numbers."""
-        exact, l2 = self.full_bound.exact, self.l2[index]
+    def lower_bounds(self, at: Evaluation, index: Tensor) -> Tensor:
+        """Lower bounds of the optima (P,) from probes at evaluated in all columns, where Newton's own are too low.
+
+        By whole Newton steps and sums in extended precision, or by as many conjugate gradients as it takes; `index`
+        are the problems' numbers.
+        """
+        l2, bound = self.l2[index], self.full_bound
         if self.on_host and self.R * at.theta.shape[2] <= DENSE_RETRY_COLUMNS:
-            bounds = torch.tensor(dense.decrement_bounds(self._dense_problem(exact.data), at.theta.numpy(), l2.numpy()))
-        elif self.narrowed:
-            return certificate  # tried again in all columns, see `solve`
-        else:
-            kronecker = Kronecker(exact.covariance(at.theta), self.coordinates.eigenvalues, l2, torch.float64)
-            turn, back = self.coordinates.rotate, self.coordinates.unrotate
-            bounds = decrement_bound(
-                exact, at, l2, lambda v, i: back(kronecker(turn(v), i)), max(self.tol, 1e-6) * at.loss
-            )
-        gaps = bounds / at.loss.clamp_min(1e-300)
-        better = gaps < certificate.gap
-        certificate.gap[better], certificate.kind[better] = gaps[better], KINDS.index("decrement")
-        return certificate
+            problem = self._dense_problem(bound.exact.data)
+            points = [dense.dual_point(problem, t, float(one)) for t, one in zip(at.theta.numpy(), l2, strict=True)]
+            residual, divergence, *rest = (torch.from_numpy(np.stack(part)) for part in zip(*points, strict=True))
+            return at.loss - divergence - bound(at.theta, residual, rest[0], l2, rest[1])
+        if self.narrowed:
+            return torch.full_like(at.loss, -torch.inf)  # tried again in all columns, see `solve`
+        kronecker = Kronecker(bound.exact.covariance(at.theta), self.coordinates.eigenvalues, l2, torch.float64)
+        turn, back = self.coordinates.rotate, self.coordinates.unrotate
+        names = torch.arange(len(l2), device=l2.device)
+        step, *_ = conjugate_gradients(
+            bound.exact, at, l2, lambda some: lambda v: back(kronecker(turn(v), some)), names,
+            0.2 * l2 * max(self.tol, 1e-6) * at.loss, RETRY_PRODUCTS, math.inf,
+        )  # fmt: skip
+        return bound.lower(at.loss, at.theta, l2, -step)
 
     def _finished(self, index: Tensor, refined: Refined) -> Certificate:
         """Store where Newton ended and certify it."""
@@ -250,39 +263,45 @@ class PathSolver:
         for i, stalled in zip(index.tolist(), refined.stalled.tolist(), strict=True):
             self.why[i] = "stalled" if stalled else "max_iter"
         at = self._evaluate_full(refined.at.theta, self.l2[index]) if self.narrowed else refined.at
-        return self.summarise(at, index)
+        return self.summarise(at, index, refined.low)
 
     # ---- Newton steps
-    def precondition(self, gradient: Tensor, index: Tensor) -> Tensor:
-        """Each problem by the nearest factor there is, or by its own Kronecker product."""
-        if not self.factors:
-            return self.kronecker(gradient, index)
-        mine = self.factor_of[index]
-        names = mine.unique().tolist()
-        if len(names) == 1 and names[0] >= 0:
-            return self.factors[names[0]](gradient)
-        out = torch.empty_like(gradient)
-        for name in names:
-            chosen = mine == name
-            part = gradient[chosen]
-            out[chosen] = self.kronecker(part, index[chosen]) if name < 0 else self.factors[name](part)
-        return out
+    def precondition(self, index: Tensor) -> Callable[[Tensor], Tensor]:
+        """Each problem by the factor that serves it, or by its own Kronecker product."""
+        names = torch.tensor([self.factor_of[i] for i in index.tolist()]) if self.factors else torch.empty(0)
+        groups = [(name, (names == name).nonzero()[:, 0].to(index.device)) for name in names.unique().tolist()]
+
+        def apply(gradient: Tensor) -> Tensor:
+            if not groups:
+                return self.kronecker(gradient, index)
+            if len(groups) == 1 and groups[0][0] >= 0:
+                return self.factors[groups[0][0]](gradient)
+            out = torch.empty_like(gradient)
+            for name, mine in groups:
+                part = gradient[mine]
+                out[mine] = self.kronecker(part, index[mine]) if name < 0 else self.factors[name](part)
+            return out
+
+        return apply
 
     def _refine(self, index: Tensor, start: Tensor, rounds: int = 30, products: int = 300) -> Refined:
         """Newton steps for the problems at `index` from `start`."""
         self._renew_kronecker(index, start)
-        return newton(
-            self.loss, self.bound, self.coordinates, start, self.l2[index],
-            lambda v, i: self.precondition(v, index[i]), (INNER if self.narrowed else 1.0) * self.tol,
+        refined = newton(
+            self.loss, self.bound, self.full_bound, self.coordinates, start, self.l2[index], self.low[index],
+            lambda some: self.precondition(index[some]), (INNER if self.narrowed else 1.0) * self.tol,
             max_rounds=min(rounds, self.max_iter), max_products=max(min(products, self.max_iter), 1),
         )  # fmt: skip
+        self.low[index] = refined.low
+        return refined
 
     def _renew_kronecker(self, index: Tensor, theta: Tensor) -> None:
         """Set the class factors of problems to their probes, where no factor of the Hessian takes their place."""
-        mine = self.factor_of[index] < 0
-        if bool(mine.any()) and bool(theta[mine][..., :-1].any()):
-            turned = self.coordinates.rotate(theta[mine]).to(self.loss.data.dtype)
-            self.kronecker.update(self.loss.covariance(turned), index[mine])
+        mine = [k for k, i in enumerate(index.tolist()) if self.factor_of[i] < 0]
+        theta = theta[torch.tensor(mine, dtype=torch.int64, device=theta.device)]
+        if mine and bool(theta[..., :-1].any()):
+            turned = self.coordinates.rotate(theta).to(self.loss.data.dtype)
+            self.kronecker.update(self.loss.covariance(turned), index[torch.tensor(mine, device=index.device)])
 
     def _advance(self, index: Tensor, start: Tensor, rounds: int = 30, products: int = 300) -> bool:
         """The same, stored; whether all have reached the tolerance."""
@@ -309,7 +328,8 @@ class PathSolver:
 
     def _start(self, node: int, solved: list[int]) -> Tensor:
         """The start of a penalty (R, D+1): extrapolated from its neighbours or the nearest, whichever has less loss."""
-        known = sorted(solved, key=lambda other: abs(float(self.log_l2[other] - self.log_l2[node])))[:3]
+        where = self.log_l2_of[node]
+        known = sorted(solved, key=lambda other: abs(self.log_l2_of[other] - where))[:3]
         nearest = self.theta[known[0]]
         if len(known) == 1:
             return nearest
@@ -320,15 +340,17 @@ class PathSolver:
 
     def _solve_weak(self, node: int, solved: list[int]) -> None:
         """One node, by the factor at hand as long as it serves, or where none is affordable by Kronecker products."""
-        start, l2, index = self._start(node, solved), float(self.l2[node]), torch.tensor([node], device=self.l2.device)
+        start, l2 = self._start(node, solved), math.exp(self.log_l2_of[node])
+        index = torch.tensor([node], device=self.l2.device)
         if self.plan.factor is None:
             self._advance(index, start[None])
             return
         if not self.factors or l2 < self.factors[-1].l2 / FACTOR_REACH:
             self._add_factor(start, l2)
-        for _ in range(NODE_FACTORS):
+        for attempt in range(NODE_FACTORS):
             self.factor_of[node] = len(self.factors) - 1
-            if self._advance(index, start[None], NODE_ROUNDS, NODE_PRODUCTS) or self.n_iter[node] >= self.max_iter:
+            rounds, products = (NODE_ROUNDS, NODE_PRODUCTS) if attempt else (FIRST_ROUNDS, FIRST_PRODUCTS)
+            if self._advance(index, start[None], rounds, products) or self.n_iter[node] >= self.max_iter:
                 return
             start = self.theta[node]
             self._add_factor(start, l2)
@@ -336,14 +358,15 @@ class PathSolver:
     def _add_factor(self, theta: Tensor, l2: float) -> None:
         """A new factor; it takes the place of one at the same penalty, or of the oldest where memory holds no more."""
         make = pair_factor if self.plan.factor == "pairs" else class_inverses
-        if self.factors and self.factors[-1].l2 == l2:
+        last = self.factors[-1] if self.factors else None
+        if last is not None and last.l2 == l2:
             self.factors.pop()
         elif len(self.factors) >= self.plan.most_factors:
             self.factors.pop(0)
-            self.factor_of = (self.factor_of - 1).clamp_min(-1)
+            self.factor_of = [max(number - 1, -1) for number in self.factor_of]
         if self.importance is None:
             self.importance = row_importance(self.coordinates)
-        self.factors.append(make(self.loss, self.coordinates.rotate(theta), l2, self.importance))
+        self.factors.append(make(self.loss, self.coordinates.rotate(theta), l2, self.importance, last))
 
     def _assign_factors(self) -> None:
         """Let the nearest factor serve each penalty that is weak, or little stronger than the strongest factor's."""
@@ -352,7 +375,7 @@ class PathSolver:
         own = torch.tensor([factor.l2 for factor in self.factors], dtype=torch.float64, device=self.l2.device)
         nearest = (self.log_l2[:, None] - own.log()).abs().argmin(dim=1)
         weak = self.l2 < max(STRONG * float(self.coordinates.eigenvalues.max()), ABOVE * float(own.max()))
-        self.factor_of = torch.where(weak, nearest, -1)
+        self.factor_of = torch.where(weak, nearest, -1).tolist()
 
     # ---- everything else
     def interpolate(self) -> None:
@@ -376,19 +399,22 @@ class PathSolver:
         open_ = (~self.certificate.converged(self.tol)).nonzero()[:, 0]
         if not len(open_):
             return
-        self.factors, self.factor_of = [], torch.full_like(self.factor_of, -1)
-        for i in open_.flip(0).tolist():
+        # where rounding alone is left, a better bound of what was found is enough
+        at = self._evaluate_full(self.theta[open_], self.l2[open_])
+        self.certificate.put(open_, self.summarise(at, open_, self.lower_bounds(at, open_)))
+        self.factors, self.factor_of = [], [-1] * len(self.l2)
+        for i in (~self.certificate.converged(self.tol)).nonzero()[:, 0].flip(0).tolist():
             index = torch.tensor([i], device=self.l2.device)
             if self.on_host and self.R * self.theta.shape[2] <= DENSE_RETRY_COLUMNS:
                 self._follow_dense(index)
-                certificate = self.summarise(self._evaluate_full(self.theta[index], self.l2[index]), index)
             else:
                 good = self._good()
                 start = self._start(i, good) if good else self.theta[i]
-                certificate = self._finished(index, self._refine(index, start[None], products=RETRY_PRODUCTS))
+                self._advance(index, start[None], products=RETRY_PRODUCTS)
+            at = self._evaluate_full(self.theta[index], self.l2[index])
+            certificate = self.summarise(at, index, self.low[index])
             if not bool(certificate.converged(self.tol)):
-                at = self._evaluate_full(self.theta[index], self.l2[index])
-                certificate = self.with_decrements(certificate, at, index)
+                certificate = self.summarise(at, index, self.lower_bounds(at, index))
             if bool(certificate.gap < self.certificate.gap[index]):
                 self.certificate.put(index, certificate)
 

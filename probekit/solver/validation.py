@@ -65,13 +65,13 @@ def read_features(X: Any) -> Any:
     _require_table(X)
     dtype = np.dtype(X.dtype)
     if dtype.kind == "c":
-        raise UserError(f"Complex data not supported: X holds {dtype} values, expected real numbers.")
+        raise UserError(f"Complex data not supported: X contains {dtype} values, expected real numbers.")
     if dtype.kind == "O":
         return _from_objects(X)
     if dtype.name.startswith(NARROW_FLOATS):
         return _cast(X, np.float32)
     if dtype.kind not in "fiub":
-        raise UserError(f"X holds {dtype} values, expected real numbers; convert it with X.astype(float).")
+        raise UserError(f"X contains {dtype} values, expected real numbers; convert it with X.astype(float).")
     if dtype.kind in "iub" and isinstance(X, np.ndarray):
         return X.astype(np.float64 if is_wide(X) else np.float32)
     if dtype.kind == "f" and dtype.itemsize > 8:
@@ -150,9 +150,9 @@ def read_labels(y: Any, n_rows: int) -> NDArray[Any]:
     Continuous targets are refused here: each value would become a class of its own.
     """
     if y is None:
-        raise UserError("A probe requires y to be passed, but the target y is None; give one class label a row.")
+        raise UserError("A probe requires y to be passed, but the target y is None; give one class label per row.")
     if _is_sparse(y):
-        raise UserError("y is a sparse matrix, but one class label a row is expected; convert it with y.toarray().")
+        raise UserError("y is a sparse matrix, but one class label per row is expected; convert it with y.toarray().")
     if isinstance(y, Tensor):
         y = y.detach().cpu()
         labels = (y.float() if y.dtype == torch.bfloat16 else y).numpy()
@@ -161,7 +161,7 @@ def read_labels(y: Any, n_rows: int) -> NDArray[Any]:
     if labels.shape != (n_rows,):
         raise UserError(
             f"Found input variables with inconsistent numbers of samples: y has shape {labels.shape} but X has "
-            f"{n_rows} rows; give one label a row."
+            f"{n_rows} rows; give one label per row."
         )
     kind = labels.dtype.kind
     if kind == "f":
@@ -169,7 +169,7 @@ def read_labels(y: Any, n_rows: int) -> NDArray[Any]:
     elif kind == "O":
         _require_labels(labels)
     elif kind not in "biuU":
-        raise UserError(f"Unknown label type: y holds {labels.dtype} values, expected integers or text.")
+        raise UserError(f"Unknown label type: y contains {labels.dtype} values, expected integers or text.")
     return labels if labels.dtype.isnative else labels.astype(labels.dtype.newbyteorder("="))
 
 
@@ -184,7 +184,7 @@ def read_weights(sample_weight: Any, n_rows: int) -> Array:
             raise TypeError
         weights = np.array(given, np.float64)
     except (TypeError, ValueError):
-        raise UserError(f"{sentence}, but it holds {given.dtype} values.") from None
+        raise UserError(f"{sentence}, but it contains {given.dtype} values.") from None
     if weights.shape != (n_rows,):
         raise UserError(f"{sentence}, but it has shape {weights.shape} and X has {n_rows} rows.")
     wrong = ~np.isfinite(weights) | (weights < 0)
@@ -245,9 +245,9 @@ def _tensor(X: Tensor) -> Tensor:
         raise UserError("X is a sparse tensor, but dense features are expected; convert it with X.to_dense().")
     _require_table(X)
     if X.is_complex():
-        raise UserError(f"Complex data not supported: X holds {X.dtype} values, expected real numbers.")
+        raise UserError(f"Complex data not supported: X contains {X.dtype} values, expected real numbers.")
     if X.device.type == "meta":
-        raise UserError("X is a tensor on the device 'meta', which holds no values; give one on cpu or cuda.")
+        raise UserError("X is a tensor on the device 'meta', which contains no values; give one on cpu or cuda.")
     return X.detach()
 
 
@@ -278,7 +278,7 @@ def _from_objects(X: Any) -> Array:
     values = np.asarray(X[:])
     text = [value for value in values.ravel() if isinstance(value, (str, bytes))]
     if text:
-        raise UserError(f"X holds text ({text[0]!r}), expected real numbers; encode or drop such columns.")
+        raise UserError(f"X contains text ({text[0]!r}), expected real numbers; encode or drop such columns.")
     try:
         return values.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:
@@ -313,7 +313,7 @@ def _require_whole(labels: NDArray[Any]) -> None:
     broken = labels != np.floor(labels)
     if broken.any():
         raise UserError(
-            f"Unknown label type: continuous. y holds {labels[int(broken.argmax())]}, expected class labels; "
+            f"Unknown label type: continuous. y contains {labels[int(broken.argmax())]}, expected class labels; "
             "bin the values first, or give integers or text."
         )
 
@@ -334,4 +334,4 @@ def _require_labels(labels: NDArray[Any]) -> None:
         _require_whole(labels.astype(np.float64))
     elif strange or (kinds & {str, np.str_} and not kinds <= {str, np.str_}):
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise UserError(f"Unknown label type: y holds {names}; give labels of one type, integers or text.")
+        raise UserError(f"Unknown label type: y contains {names}; give labels of one type, integers or text.")

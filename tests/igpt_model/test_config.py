@@ -55,11 +55,11 @@ def test_a_configuration_survives_its_dictionary(name):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ModelConfig(n_embd=50, n_head=4), "n_embd = 50 is no multiple of n_head = 4"),
+        (lambda: ModelConfig(n_embd=50, n_head=4), "n_embd = 50 is not a multiple of n_head = 4"),
         (lambda: ModelConfig(n_layer=0), "n_layer is 0; expected a number from 1 to 1000"),
         (lambda: ModelConfig(mask_prob=0.0), "mask_prob is 0; expected"),
         (lambda: ModelConfig.preset("XXL"), "choose one of tiny, S, M, L, XL"),
-        (lambda: ModelConfig.from_dict({"width": 3}), "holds width"),
+        (lambda: ModelConfig.from_dict({"width": 3}), "contains width"),
     ],
 )
 def test_unusable_values_are_refused_in_words(make, message):

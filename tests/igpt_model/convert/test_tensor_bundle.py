@@ -73,7 +73,7 @@ def test_named_by_prefix_index_or_folder(tmp_path):
     assert bundle_prefix(MERGED) == bundle_prefix(f"{MERGED}.index") == MERGED
     with pytest.raises(UserError, match=r"has merged\.ckpt\.index, model\.ckpt-131000\.index; name one"):
         bundle_prefix(HERE)
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="does not exist"):
         bundle_prefix(tmp_path / "model.ckpt-1")
     assert read_index(MERGED)[0] == 2
 
@@ -110,10 +110,10 @@ def test_cut_or_missing_files_are_told(copied):
     data = Path(f"{prefix}.data-00000-of-00001")
     content = data.read_bytes()
     data.write_bytes(content[:-1])
-    with pytest.raises(DamagedBundle, match="cut short"):
+    with pytest.raises(DamagedBundle, match="truncated"):
         read_bundle(prefix)
     data.unlink()
-    with pytest.raises(UserError, match="fetch all 1 data files"):
+    with pytest.raises(UserError, match="download all 1 data files"):
         read_bundle(prefix)
     index = Path(f"{prefix}.index")
     index.write_bytes(index.read_bytes()[:-10])

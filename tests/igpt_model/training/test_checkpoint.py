@@ -63,7 +63,7 @@ def test_newest_and_named_steps(tmp_path):
     assert load_checkpoint(tmp_path).step == 10_000_000
     with pytest.raises(UserError, match="no checkpoint of step 6; it has those of steps 5, 1000, 10000000"):
         latest_checkpoint(tmp_path, 6)
-    with pytest.raises(UserError, match="holds no checkpoints"):
+    with pytest.raises(UserError, match="contains no checkpoints"):
         latest_checkpoint(tmp_path / "none")
 
 

@@ -317,7 +317,7 @@ def test_bad_pictures_and_devices_are_refused(tmp_path):
     config = TrainConfig(**TINY)
     with pytest.raises(UserError, match=r"prepare them with config\.transform"):
         list(train(config, pictures(side=6), pictures(20, 1), tmp_path))
-    with pytest.raises(UserError, match="no validation pictures"):
+    with pytest.raises(UserError, match="no validation images"):
         list(train(config, pictures(), pictures(0), tmp_path))
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no CUDA device"):

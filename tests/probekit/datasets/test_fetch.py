@@ -70,7 +70,7 @@ def test_whole_download_with_progress_and_no_second_request(server, tmp_path):
 @pytest.mark.parametrize("md5", [MD5, None])
 def test_a_cut_connection_is_resumed_where_it_stopped(server, tmp_path, md5):
     server.cut = 1_500_000
-    with pytest.raises(UserError, match="goes on where it stopped"):
+    with pytest.raises(UserError, match="resumes where it stopped"):
         download(Remote(server.url, "f", md5), tmp_path / "f")
     assert not (tmp_path / "f").exists()
     part = (tmp_path / "f.partial").stat().st_size

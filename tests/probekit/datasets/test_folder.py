@@ -16,7 +16,7 @@ from probekit.datasets.images import PackedNames
 from probekit.runtime.errors import UserError
 
 # the README beside the splits is counted in a warning; test_labels.py tests that
-pytestmark = pytest.mark.filterwarnings("ignore:.*files that are no images")
+pytestmark = pytest.mark.filterwarnings("ignore:.*files that are not images")
 
 
 def picture(seed, side=6):
@@ -189,7 +189,7 @@ def test_bad_places_are_one_sentence(tree, tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         load_dataset("folder", root=tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="contains no images"):
         load_dataset(tmp_path / "empty")
     Image.fromarray(picture(1)).save(tree[0] / "train" / "loose.png")
     with pytest.raises(UserError, match=r"loose\.png"):

@@ -30,7 +30,7 @@ def tree(root, *folders, count=6, suffix="png", kind="PNG"):
 @pytest.mark.parametrize("extra", ["unlabeled", "dev", "annotations", "extra/cat", "holdout/cat", "images"])
 def test_a_folder_beside_the_splits_that_is_none_is_refused(tmp_path, extra):
     tree(tmp_path, "train/cat", "train/dog", "test/cat", "test/dog", extra)
-    with pytest.raises(UserError, match=r"holds test, train and beside them \w+, which is no split"):
+    with pytest.raises(UserError, match=r"contains test, train and next to them \w+, which is not a split"):
         load_dataset(tmp_path)
     assert load_dataset(tmp_path / "train").classes == ("cat", "dog")
 
@@ -86,7 +86,7 @@ def test_a_class_that_would_vanish_is_refused(tmp_path, held, level):
     for name in held:
         (tmp_path / f"{level}owl" / name).touch()
     counted = {0: "nothing", 1: r"1 \.txt", 2: r"2 \.heic"}[len(held)]
-    with pytest.raises(UserError, match=rf"the folder {level}owl holds no image that is read \({counted}\)"):
+    with pytest.raises(UserError, match=rf"the folder {level}owl contains no image that is read \({counted}\)"):
         load_dataset(tmp_path)
 
 
@@ -139,7 +139,7 @@ def test_zips_that_python_does_not_read_are_refused_at_once(tmp_path, offset, va
 def test_links_that_lead_nowhere_or_back(tmp_path):
     tree(tmp_path / "d", "a", "b")
     (tmp_path / "d" / "a" / "up").symlink_to("..")
-    with pytest.raises(UserError, match="link back to a folder that holds it"):
+    with pytest.raises(UserError, match="link back to a folder that contains it"):
         load_dataset(tmp_path / "d")
     (tmp_path / "d" / "a" / "up").unlink()
     (tmp_path / "d" / "a" / "9.png").symlink_to("nothing.png")
@@ -251,7 +251,7 @@ def test_dictionaries_as_items():
         ({"image": X[0], "caption": "a"}, "none is called label"),
         ({"a": X[0], "label": 0}, "none is called image"),
         (X[0], r"Item 0 is a ndarray"),
-        ({"image": X[0], "label": [1, 0]}, "one whole number"),
+        ({"image": X[0], "label": [1, 0]}, "one non-negative integer"),
     ):
         with pytest.raises(UserError, match=words):
             load_dataset([item] * 10)

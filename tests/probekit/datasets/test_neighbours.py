@@ -85,7 +85,7 @@ def test_pipes_are_not_waited_for_and_members_are_not_read_twice(tmp_path):
         warnings.simplefilter("ignore")
         for name in ("a/0.png", "b/0.png", "a/0.png"):
             archive.writestr(name, (tmp_path / "d" / "cat" / "0.png").read_bytes())
-    with pytest.raises(UserError, match=r"holds a/0\.png twice"):
+    with pytest.raises(UserError, match=r"contains a/0\.png twice"):
         load_dataset(tmp_path / "z.zip")
 
 

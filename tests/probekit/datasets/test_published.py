@@ -139,7 +139,7 @@ def test_fashion_mnist(tmp_path, packed_up):
     (tmp_path / ("train-images-idx3-ubyte" + ".gz" * packed_up)).write_bytes(
         gzip.compress(idx(images)[:-5]) if packed_up else idx(images)[:-5]
     )
-    with pytest.raises(UserError, match="its head promises"):
+    with pytest.raises(UserError, match="its header promises"):
         _ = load_dataset("fashion-mnist", root=tmp_path, verify=False).splits["train"]
 
 

@@ -190,10 +190,10 @@ def test_an_extraction_goes_on_although_json_turns_numbers_into_text(tmp_path):
 def test_a_model_that_wants_more_than_pictures_is_one_sentence(tmp_path):
     config = transformers.Siglip2VisionConfig(**{k: v for k, v in SIZES.items() if k != "image_size"})
     folder = save(tmp_path / "siglip2", transformers.Siglip2VisionModel(config), 16)
-    with pytest.raises(UserError, match=r"Siglip2VisionModel fails on pictures of 16 x 16 \(TypeError: .*missing"):
+    with pytest.raises(UserError, match=r"Siglip2VisionModel fails on images of 16 x 16 \(TypeError: .*missing"):
         load_encoder(f"hf:{folder}")
     (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(UserError, match=r"siglip2 prepares arrays of shape \(1, 256, 768\), but one picture"):
+    with pytest.raises(UserError, match=r"siglip2 prepares arrays of shape \(1, 256, 768\), but one image"):
         load_encoder(f"hf:{folder}")
 
 

@@ -138,9 +138,9 @@ def test_float_pictures_go_through_extraction_like_bytes(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"size": {"longest_edge": 32}}, "cannot prepare a picture"),
-        ({"size": SQUARE, "do_sharpen": True}, "holds do_sharpen, which ViTImageProcessor"),
-        ({"size": SQUARE, "crop_pct": 0.9}, "holds crop_pct"),
+        ({"size": {"longest_edge": 32}}, "cannot prepare an image"),
+        ({"size": SQUARE, "do_sharpen": True}, "contains do_sharpen, which ViTImageProcessor"),
+        ({"size": SQUARE, "crop_pct": 0.9}, "contains crop_pct"),
         ({"image_processor_type": "CLIPImageProcessor", "size": EDGE, "do_center_crop": False}, "different sizes"),
         ({"image_processor_type": "NoSuchImageProcessor", "size": SQUARE}, "names NoSuchImageProcessor"),
         ({"size": SQUARE, "image_std": [0, 0, 0]}, "not finite"),

@@ -179,7 +179,7 @@ def test_special_tokens_are_counted_from_parameters():
         ({"layers": "stem", "resolution": 8, "prepare": float_prepare}, "both given"),
         (
             {"layers": "stem", "resolution": 8, "forward": lambda m, x: m(x, x)},
-            r"fails on pictures of 8 x 8 \(TypeError",
+            r"fails on images of 8 x 8 \(TypeError",
         ),
     ],
 )
@@ -246,7 +246,7 @@ def test_weights_files(tmp_path):
         read_state(tmp_path / "code.pt", "m")
     torch.save({"a.b": {"w": torch.ones(1)}}, tmp_path / "dots.pt")
     assert list(read_state(tmp_path / "dots.pt", "a.b")) == ["w"]
-    with pytest.raises(UserError, match=r"holds a\.b"):
+    with pytest.raises(UserError, match=r"contains a\.b"):
         read_state(tmp_path / "dots.pt", "model")
     with pytest.raises(UserError, match="--state-key"):
         read_state(tmp_path / "dots.pt")

@@ -46,9 +46,9 @@ def test_histogram_counts_colours():
     [
         ("igtp:run", {}, "not known; write igpt:RUN"),
         ("igpt:", {}, "not complete"),
-        ("pixels:big", {}, "pixels a side"),
+        ("pixels:big", {}, "pixels per side"),
         ("pixels:8", {"pool": "cls"}, "takes no option pool"),
-        (3, {}, "int is no encoder"),
+        (3, {}, "int is not an encoder"),
         ("random:tiny", {"layers": "block*"}, "No layer matches"),
         ("pixels:8", {"device": "cuda:99"}, "cannot be used"),
     ],

@@ -80,7 +80,7 @@ def hf_encoder(processor, **options):
 def test_a_processor_with_an_unknown_step_is_run_or_refused(step):
     processor = unknown_processor(step)
     if step in ("do_noise", "do_jitter", "do_count"):
-        with pytest.raises(UserError, match="something else of a picture when it is asked again"):
+        with pytest.raises(UserError, match="something else of an image when it is asked again"):
             hf_encoder(processor)
         return
     encoder = hf_encoder(processor)
@@ -190,7 +190,7 @@ def test_a_preparation_of_training_is_refused():
     for prepare in (crop, mirror_now_and_then):
         torch.manual_seed(0)
         np.random.seed(0)  # noqa: NPY002
-        with pytest.raises(UserError, match="something else of a picture"):
+        with pytest.raises(UserError, match="something else of an image"):
             load_encoder(Convs(), layers="b", prepare=prepare)
 
 

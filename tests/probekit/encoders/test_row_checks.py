@@ -59,7 +59,7 @@ def own_generator(generator):
     ("module", "layer", "words"),
     [
         (Flat(functional.dropout), "out", "same batch is run again.*training=self.training"),
-        (Flat(lambda h: functional.dropout(h, 0.01)), "out", "other features for the same picture"),
+        (Flat(lambda h: functional.dropout(h, 0.01)), "out", "other features for the same image"),
         (Flat(lambda h: h + 1e-4 * torch.rand_like(h)), "out", "same batch is run again"),
         (Flat(lambda h: h + float(np.random.rand())), "out", "same batch is run again"),  # noqa: NPY002
         (Flat(Once()), "out", "same batch is run again"),
@@ -100,7 +100,7 @@ def test_a_failure_on_one_picture_is_a_sentence():
                 raise ValueError("Expected more than 1 value per channel")
             return self.c(x)
 
-    with pytest.raises(UserError, match=r"fails on a batch of one picture \(ValueError: Expected more than 1"):
+    with pytest.raises(UserError, match=r"fails on a batch of one image \(ValueError: Expected more than 1"):
         load_encoder(Pairs(), layers="c", resolution=8)
 
 
@@ -138,10 +138,10 @@ def test_a_function_with_its_own_prepare_is_tried_on_the_data_sets_pictures():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 4))
     data = load_dataset((IMAGES.repeat(5, axis=0), np.arange(20) % 2))
     assert load_encoder(net, layers="2", prepare=as_it_is, data=data).widths == (4,)
-    with pytest.raises(UserError, match=r"fails on pictures of 64 x 64 .*let prepare return the size") as raised:
+    with pytest.raises(UserError, match=r"fails on images of 64 x 64 .*let prepare return the size") as raised:
         load_encoder(net, layers="2", prepare=as_it_is)
     assert "--resolution" not in str(raised.value)
-    with pytest.raises(UserError, match=r"prepare failed on a picture of 64 x 64 \(ValueError: 8 only\); give data="):
+    with pytest.raises(UserError, match=r"prepare failed on an image of 64 x 64 \(ValueError: 8 only\); give data="):
         load_encoder(net, layers="2", prepare=eight_only)
     again = load_encoder(net, layers="2", prepare=eight_only, data=data)
     assert again.provenance["preparation"].endswith("test_row_checks.eight_only")

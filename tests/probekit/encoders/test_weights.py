@@ -144,7 +144,7 @@ def test_files_of_the_field_load(trained, tmp_path, monkeypatch, name, legacy):
         (lambda s: {**s, "extra.0.weight": torch.ones(1)}, r"unexpected extra\.0\.weight; .*--ignore 'extra\.\*'"),
         (lambda s: {f"backbone.{k}": v for k, v in s.items()}, r"try --strip-prefix 'backbone\.'"),
         (lambda s: {"model": s, "epoch": 3}, "take --state-key model"),
-        (lambda s: Callback(), r"holds an object of the class .*Callback"),
+        (lambda s: Callback(), r"contains an object of the class .*Callback"),
         (lambda s: {"x": torch.ones(2)}, "missing body"),
     ],
 )

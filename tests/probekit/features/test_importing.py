@@ -80,7 +80,7 @@ def test_a_pickle_is_not_executed(tmp_path):
 
 def test_what_is_missing_is_said(tmp_path, arrays):
     np.save(tmp_path / "x.npy", arrays["conv"])
-    with pytest.raises(UserError, match="holds no labels"):
+    with pytest.raises(UserError, match="contains no labels"):
         import_features(tmp_path / "f.h5", train=tmp_path / "x.npy")
     with pytest.raises(UserError, match="There is no file"):
         import_features(tmp_path / "f.h5", train=tmp_path / "z.npy")

@@ -108,5 +108,5 @@ class Broken(FeatureStore):
 
 def test_a_bad_row_in_a_file_is_named(store, tmp_path, monkeypatch):
     leave_no_memory(monkeypatch)
-    with pytest.raises(UserError, match=r"Layer 01.* holds NaN or infinity in 1 rows of train \(first: row 40\)"):
+    with pytest.raises(UserError, match=r"Layer 01.* contains NaN or infinity in 1 rows of train \(first: row 40\)"):
         sweep(Broken(store.path), tmp_path, Cs=CS)

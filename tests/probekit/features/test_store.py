@@ -64,7 +64,7 @@ def test_the_same_arrays_again_are_the_same_file_and_others_are_refused(tmp_path
     ("splits", "message"),
     [
         ({"train": (np.zeros((3, 2)), [0, 1])}, "3 rows and 2 labels"),
-        ({"train": (np.zeros((3, 2)), [0.5, 1, 0])}, "one integer a row"),
+        ({"train": (np.zeros((3, 2)), [0.5, 1, 0])}, "one integer per row"),
         ({"train": (np.zeros(3), [0, 1, 0])}, r"shape \(rows, width\)"),
         ({"train": (np.zeros((2, 2)), [0, 1]), "test": (np.zeros((2, 3)), [0, 1])}, "other layers or widths"),
         ({"train": (np.array([[np.nan, 0]]), [0])}, "not finite at row 0"),
@@ -120,7 +120,7 @@ def test_a_truncated_file_is_one_sentence(tmp_path):
     extract(LinearEncoder(), dataset(), path)
     for size in (os.path.getsize(path) - 1, 3000, 100, 0):
         os.truncate(path, size)
-        with pytest.raises(UserError, match=r"cut short|no HDF5 file|cannot be opened"):
+        with pytest.raises(UserError, match=r"truncated|not an HDF5 file|cannot be opened"):
             FeatureStore.open(path)
 
 
@@ -128,7 +128,7 @@ def test_foreign_and_absent_files(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         FeatureStore.open(tmp_path / "none.h5")
     (tmp_path / "text.h5").write_text("no")
-    with pytest.raises(UserError, match="no HDF5 file"):
+    with pytest.raises(UserError, match="not an HDF5 file"):
         FeatureStore.open(tmp_path / "text.h5")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = 1

@@ -112,7 +112,7 @@ def test_other_data_and_another_order_are_errors(sound):
 
 def test_a_cut_file_is_an_error(sound, tmp_path):
     (tmp_path / "f.h5").write_bytes(sound[1][:-10])
-    assert "cut short" in verify(tmp_path / "f.h5").errors[0]
+    assert "truncated" in verify(tmp_path / "f.h5").errors[0]
 
 
 def test_warnings_do_not_make_a_file_unusable(tmp_path):

@@ -337,7 +337,7 @@ def test_scoring_rows_of_other_widths_and_labels_is_refused(fit):
     with pytest.raises(ValueError, match="features"):
         fitted.predict(X[:, :3])
     path = fit_path(X, Y, [1.0])
-    with pytest.raises(UserError, match="one label a row"):
+    with pytest.raises(UserError, match="one label per row"):
         path.accuracy(X, Y[:-1])
     for labels in (Y + 1, np.array(NAMES)[Y]):
         with pytest.raises(UserError, match="not fitted on"):

@@ -85,5 +85,5 @@ def test_a_set_of_other_data_is_not_taken(record, tmp_path):
     RowSet("near-duplicates", "other toys", "test", (100,)).save(row_set_path(tmp_path / "f.h5"))
     assert row_set_of(record) is None
     (tmp_path / "bad.json").write_text("{}")
-    with pytest.raises(UserError, match="is no row set"):
+    with pytest.raises(UserError, match="is not a row set"):
         RowSet.load(tmp_path / "bad.json")

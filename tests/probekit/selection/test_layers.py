@@ -45,7 +45,7 @@ def test_every_greedy_step_is_the_best_that_the_budget_allows(seed, n_layers, bu
 
 
 def test_windows_that_do_not_exist_are_refused():
-    with pytest.raises(UserError, match="layer 5 was asked for but there are 5 layers"):
+    with pytest.raises(UserError, match="layer 5 was requested but there are 5 layers"):
         windows(5, 5)
     with pytest.raises(UserError, match="at least one layer"):
         windows(5, 2, 0)

@@ -47,7 +47,7 @@ def test_standardising_equals_a_scaler_before_the_fit(digits):
     [
         ({"Cs": [0.0]}, "positive"),
         ({"y": np.zeros(900)}, "one class"),
-        ({"y": np.zeros(7)}, "one label a row"),
+        ({"y": np.zeros(7)}, "one label per row"),
         ({"X": np.full((900, 3), np.nan)}, "NaN"),
         ({"X": np.zeros(900)}, "rows, features"),
         ({"backend": "liblinear"}, "torch, sklearn or cuml"),

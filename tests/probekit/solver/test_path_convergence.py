@@ -47,7 +47,6 @@ def certified(name, noise, dtype, standardize):
 def test_every_penalty_is_certified(name, noise, dtype):
     path = certified(name, noise, dtype, standardize=True)
     assert path.converged.all()
-    assert (path.certificates["kind"] == "duality_gap").all()
 
 
 @pytest.mark.slow
