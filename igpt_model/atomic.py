@@ -16,8 +16,9 @@ from igpt_model.locks import open_lock_file, try_lock
 WAIT_SECONDS = 30.0
 
 
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Flush a file or a folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -25,7 +26,7 @@ def _fsync_folder(folder: Path) -> None:
 
 
 def check_target(path: str | Path) -> None:
-    """Refuse to replace what is no regular file: a link (its target is named), a pipe, a device or a folder.
+    """Refuse to replace anything but a regular file: a link (its target is named), a pipe, a device or a folder.
 
     Raises
     ------
@@ -73,7 +74,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
             raise
     finally:
         os.close(descriptor)
-    _fsync_folder(path.parent)
+    sync(path.parent)
 
 
 def _own_partial(partial: Path) -> int:
@@ -149,6 +150,6 @@ def replace_folder(partial: str | Path, target: str | Path) -> None:
             with open(file, "rb+") as opened:
                 os.fsync(opened.fileno())
     for folder in [p for p in partial.rglob("*") if p.is_dir()] + [partial]:
-        _fsync_folder(folder)
+        sync(folder)
     os.rename(partial, target)
-    _fsync_folder(target.parent)
+    sync(target.parent)

@@ -1,6 +1,5 @@
 """Smaller feature files: a rewrite of a complete file in compressed chunks, checked, then renamed over the original."""
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +8,7 @@ import h5py
 from probekit.features import format as layout
 from probekit.features.store import FeatureStore
 from probekit.features.verify import verify
-from probekit.features.writer import full_disk_as_sentence, sync, write_lock
+from probekit.features.writer import new_hdf5, write_lock
 from probekit.runtime.errors import UserError
 
 CHUNK_BYTES = 1 << 20
@@ -46,27 +45,21 @@ def compress(
     target = store.path if out is None else Path(out)
     if target != store.path and target.exists():
         raise UserError(f"{target} exists already; choose another name or delete it.")
-    partial = target.parent / f".{target.name}.partial"
     options = _options(method, level)
-    with write_lock(target), full_disk_as_sentence(target):
-        partial.unlink(missing_ok=True)
-        try:
-            with layout.open_hdf5(store.path) as source, h5py.File(partial, "w", locking=False) as file:
-                layout.write_header(file, store.header)
-                if "classes" in source:
-                    source.copy("classes", file)
-                for split in store.splits:
-                    _copy_split(store, split, source, file, options)
-                layout.set_id(file, store.id)
-                layout.set_complete(file)
-            report = verify(partial)
-            if not report.ok:
-                raise UserError(f"The compressed copy of {store.path} failed verification: {report.errors[0]}")
-            sync(partial)
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
-        sync(target.parent)
+
+    def check(partial: Path) -> None:
+        report = verify(partial)
+        if not report.ok:
+            raise UserError(f"The compressed copy of {store.path} failed verification: {report.errors[0]}")
+
+    with write_lock(target), layout.open_hdf5(store.path) as source, new_hdf5(target, check) as file:
+        layout.write_header(file, store.header)
+        if "classes" in source:
+            source.copy("classes", file)
+        for split in store.splits:
+            _copy_split(store, split, source, file, options)
+        layout.set_id(file, store.id)
+        layout.set_complete(file)
     return FeatureStore(target)
 
 

@@ -5,7 +5,6 @@ and row ranges, and `FeatureStore` checks them before every read.
 """
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from probekit.features import format as layout
 from probekit.features.format import Header
 from probekit.features.store import FeatureStore
-from probekit.features.writer import full_disk_as_sentence, sync, write_lock
+from probekit.features.writer import new_hdf5, write_lock
 from probekit.runtime.errors import UserError
 from probekit.runtime.ranks import Ranks, shard_range
 
@@ -61,20 +60,14 @@ def join(path: str | Path, ranks_or_world: Ranks | int) -> FeatureStore:
             f"There is no shard of {path}; expected {found[0].name} and its like: run the extraction first."
         )
     header = _whole_header(path, shards, found)
-    partial = path.parent / f".{path.name}.partial"
-    with write_lock(path), full_disk_as_sentence(path):
-        partial.unlink(missing_ok=True)
-        with h5py.File(partial, "w", locking=False) as file:
-            layout.write_header(file, header, [_entry(shard) for shard in shards])
-            ledgers = {split: _join_split(file, header, split, shards) for split in header.splits}
-            with layout.open_hdf5(shards[0].path) as first:
-                if "classes" in first:
-                    first.copy("classes", file)
-            layout.set_id(file, layout.file_id(header, ledgers, shards[0].classes))
-            layout.set_complete(file)
-        sync(partial)
-        os.replace(partial, path)
-        sync(path.parent)
+    with write_lock(path), new_hdf5(path) as file:
+        layout.write_header(file, header, [_entry(shard) for shard in shards])
+        ledgers = {split: _join_split(file, header, split, shards) for split in header.splits}
+        with layout.open_hdf5(shards[0].path) as first:
+            if "classes" in first:
+                first.copy("classes", file)
+        layout.set_id(file, layout.file_id(header, ledgers, shards[0].classes))
+        layout.set_complete(file)
     return FeatureStore(path)
 
 

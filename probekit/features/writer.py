@@ -10,14 +10,14 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import h5py
 import numpy as np
 
-from igpt_model.atomic import check_target
+from igpt_model.atomic import check_target, sync
 from igpt_model.locks import open_lock_file, try_lock
 from probekit.features import format as layout
 from probekit.features.format import Header
@@ -87,6 +87,27 @@ def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) ->
     return h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(shape), plan, lcpl=links)
 
 
+@contextlib.contextmanager
+def new_hdf5(path: Path, check: Callable[[Path], None] = lambda partial: None) -> Iterator[h5py.File]:
+    """An HDF5 file under a temporary name that becomes `path` once it is whole and `check` has not raised.
+
+    The lock is held by the caller; what a killed process left under that name is removed first.
+    """
+    partial = path.parent / f".{path.name}.partial"
+    partial.unlink(missing_ok=True)
+    try:
+        with full_disk_as_sentence(path):
+            _try_to_write(partial)
+            with h5py.File(partial, "w", locking=False) as file:
+                yield file
+            check(partial)
+            sync(partial)
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync(path.parent)
+
+
 def create_skeleton(
     path: Path,
     header: Header,
@@ -102,30 +123,23 @@ def create_skeleton(
             f"{path.name} needs {need / 1e6:,.1f} MB and {path.parent} has {free / 1e6:,.1f} MB free: "
             "free some space, choose another --out, or store float16 (--store float16)."
         )
-    partial = path.parent / f".{path.name}.partial"
-    partial.unlink(missing_ok=True)
-    with full_disk_as_sentence(path):
-        _try_to_write(partial)
-        with h5py.File(partial, "w", locking=False) as file:
-            layout.write_header(file, header)
-            if classes:
-                names = [name.encode() for name in classes]
-                kind = h5py.string_dtype("utf-8", max(1, *map(len, names)))
-                file.create_dataset("classes", data=np.array(names, dtype=kind), track_times=False)
-            for split, n in header.splits.items():
-                for column, kind in layout.ROW_COLUMNS.items():
-                    _allocate(file, layout.column_path(split, column), (n,), kind)
-                file[layout.column_path(split, "labels")][...] = labels[split]
-                file[layout.column_path(split, "row_ids")][...] = row_ids[split]
-                file[layout.column_path(split, "image_hashes")][...] = 0
-                shape = (header.n_blocks(split), len(header.layers) + 2)
-                _allocate(file, layout.ledger_path(split), shape, np.uint64)
-                file[layout.ledger_path(split)][...] = 0
-                for layer, width in zip(header.layers, header.widths, strict=True):
-                    _allocate(file, layout.layer_path(split, layer), (n, width), header.dtype)
-        sync(partial)
-        os.replace(partial, path)
-        sync(path.parent)
+    with new_hdf5(path) as file:
+        layout.write_header(file, header)
+        if classes:
+            names = [name.encode() for name in classes]
+            kind = h5py.string_dtype("utf-8", max(1, *map(len, names)))
+            file.create_dataset("classes", data=np.array(names, dtype=kind), track_times=False)
+        for split, n in header.splits.items():
+            for column, kind in layout.ROW_COLUMNS.items():
+                _allocate(file, layout.column_path(split, column), (n,), kind)
+            file[layout.column_path(split, "labels")][...] = labels[split]
+            file[layout.column_path(split, "row_ids")][...] = row_ids[split]
+            file[layout.column_path(split, "image_hashes")][...] = 0
+            shape = (header.n_blocks(split), len(header.layers) + 2)
+            _allocate(file, layout.ledger_path(split), shape, np.uint64)
+            file[layout.ledger_path(split)][...] = 0
+            for layer, width in zip(header.layers, header.widths, strict=True):
+                _allocate(file, layout.layer_path(split, layer), (n, width), header.dtype)
 
 
 def _try_to_write(partial: Path) -> None:
@@ -134,15 +148,6 @@ def _try_to_write(partial: Path) -> None:
         file.write(bytes(1 << 18))
         file.flush()
         os.fsync(file.fileno())
-
-
-def sync(path: Path) -> None:
-    """Flush a file or a folder to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class FeatureWriter:

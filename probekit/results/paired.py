@@ -145,15 +145,5 @@ def paired_correct(a: Record, b: Record) -> tuple[np.ndarray, np.ndarray]:
     return rows_a.correct[at_a], rows_b.correct[at_b]
 
 
-def compare_runs(pairs: list[tuple[Record, Record]], level: float = 0.95) -> tuple[float, float, float]:
-    """Mean difference over several pre-training runs and its interval (runs are drawn, then rows): mean, low, high."""
-    differences = []
-    for a, b in pairs:
-        correct_a, correct_b = paired_correct(a, b)
-        differences.append(correct_a.astype(float) - correct_b)
-    low, high = bootstrap_runs(differences, level)
-    return float(np.mean([d.mean() for d in differences])), low, high
-
-
 def _label(record: Record) -> str:
     return f"{record.series} {'+'.join(record.layers)}"

@@ -15,9 +15,12 @@ from probekit.solver.data import WeightedData
 from probekit.solver.inputs import Inputs
 from probekit.solver.memory_plan import penalties_at_once
 from probekit.solver.objective import l2_to_C
+from probekit.solver.single import Fit, fit_one
 from probekit.solver.solve import SOLVER_VERSION, certify, solve
 
 Array = NDArray[np.float64]
+
+FEW_PENALTIES = 2  # fitted one by one: more share what a path needs
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,10 @@ def _fitted(
 
 def _torch(inputs: Inputs, l2s: Array, tol: float, max_iter: int, fit_intercept: bool) -> Fitted:
     rows = replace(inputs.rows, intercept=fit_intercept)
+    if len(l2s) <= FEW_PENALTIES:
+        few = _few(rows, l2s, tol, max_iter)
+        if few is not None:
+            return few
     # neighbouring penalties stay together: each is found from the ones beside it
     n_parts = -(-len(l2s) // penalties_at_once(rows, len(l2s)))
     parts = np.array_split(np.argsort(l2s), n_parts)
@@ -67,6 +74,26 @@ def _torch(inputs: Inputs, l2s: Array, tol: float, max_iter: int, fit_intercept:
         fitted[0].solver_version,
         plan,
     )
+
+
+def _few(rows: WeightedData, l2s: Array, tol: float, max_iter: int) -> Fitted | None:
+    """Penalties fitted one by one in the columns as given, or None if that does not certify them all."""
+    fits: list[Fit] = []
+    for l2 in l2s:
+        fit = fit_one(rows, float(l2), tol, max_iter, fits[-1].theta if fits else None)
+        if fit is None:
+            return None
+        fits.append(fit)
+    figures = {name: np.array([fit.figures[name] for fit in fits]) for name in fits[0].figures}
+    certificates = figures | {
+        "kind": np.array(["duality_gap"] * len(fits)),
+        "decrement_gap": figures["gap"],
+        "n_iter": np.array([fit.n_iter for fit in fits], np.int64),
+        "stop_reason": np.array(["converged"] * len(fits)),
+    }
+    plan = f"{len(rows)} rows x {rows.width} features, {rows.n_classes} classes, each penalty alone; {fits[0].method}."
+    theta, every = np.stack([fit.theta for fit in fits]), np.ones(len(fits), bool)
+    return Fitted(theta, every, certificates, f"torch-{SOLVER_VERSION}", plan)
 
 
 def _solved(rows: WeightedData, l2s: Array, tol: float, max_iter: int) -> Fitted:

@@ -6,7 +6,6 @@ import pytest
 from probekit.evaluate.sweep import sweep
 from probekit.results.compare import compare
 from probekit.results.metrics import mcnemar_exact
-from probekit.results.paired import compare_runs
 from probekit.results.predictions import row_predictions
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError
@@ -47,13 +46,6 @@ def test_other_test_rows_and_labels_are_refused(results, tmp_path):
     relabelled.y["test"] = (relabelled.y["test"] + 1) % 3
     with pytest.raises(UserError, match="disagree about labels"):
         compare(results.best("a"), sweep(relabelled, tmp_path / "labels", Cs=[0.1]))
-
-
-def test_runs_are_compared(results):
-    pair = (results.best("a"), results.best("b"))
-    mean, low, high = compare_runs([pair, pair])
-    assert low <= mean <= high
-    assert mean == pytest.approx(results.compare("a", "b").difference)
 
 
 def test_plot_and_unknown_series(results):
