@@ -141,13 +141,11 @@ def read_panels(
     Raises
     ------
     UserError
-        No results were given, or they hold no single layer, or not the metric, readout or runs asked for.
+        They hold no single layer, or not the metric, readout or runs asked for.
     """
     from probekit.reports.panels import build_panels, collect_records
     from probekit.results.runs import read_runs
 
-    if not results:
-        raise UserError("No results were given; name the folder (or several) that `probekit sweep` wrote into.")
     panels = build_panels(collect_records(list(results)), metric, readout, read_runs(runs))
     if not panels:
         raise UserError("The results hold no probe of a single layer: run `probekit sweep`.")

@@ -115,8 +115,10 @@ class _Newton:
         waited = torch.zeros(P, dtype=torch.int64, device=device)
         for round_ in range(max_rounds + 1):
             now = here if len(index) == P else here.take(index)
-            low[index] = torch.maximum(low[index], now.loss - self.bound.at(now, self.l2[index]))
-            gap = (now.loss - low[index]) / now.loss
+            own = self.bound.at(now, self.l2[index])
+            if self.bound is self.full_bound:  # with columns left out, the gradient's bound is not one of f*
+                low[index] = torch.maximum(low[index], now.loss - own)
+            gap = torch.minimum(own, now.loss - low[index]) / now.loss
             waited[index] = torch.where(gap <= 0.5 * best[index], 0, waited[index] + 1)
             best[index] = torch.minimum(best[index], gap)
             done[index] = self.bound.reached(now, gap, self.tol)

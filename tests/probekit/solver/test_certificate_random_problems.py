@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from probekit import LinearProbe
 from probekit.solver.path import fit_path
-from tests.probekit.solver.reference import objective, random_problem, verdict
+from tests.probekit.solver.reference import objective, optimum, random_problem, verdict
 
 TOL = 1e-4
 
@@ -72,3 +72,19 @@ def test_a_column_of_another_scale_counts():
     assert alone.converged.all()
     # the optimum with a column more cannot be worse
     assert both.certificates["loss"][0] <= alone.certificates["loss"][0] * (1 + TOL)
+
+
+def test_columns_left_out_as_dependent_count():
+    """Columns that differ from others by 2e-8 are left out at first, but at weak penalties they hold the labels."""
+    rng = np.random.default_rng(0)
+    y = np.arange(400) % 8
+    base = rng.normal(size=(400, 24))
+    apart = np.eye(8)[y] @ rng.normal(size=(8, 24)) + rng.normal(size=(400, 24))
+    X, Cs = np.hstack([base, base + 2e-8 * apart]), np.logspace(9, 15, 4)
+    path = fit_path(X, y, Cs)
+    assert path.converged.all()
+    for i in (0, 1):  # further on, the reference itself stops early
+        value = objective(X, y, np.ones(400), path.coef[i], path.intercept[i], path.l2s[i])[0]
+        assert value <= optimum(X, y, np.ones(400), 8, path.l2s[i])[0] * (1 + TOL)
+    # a model may use the columns or not: more freedom, less loss, and at the weakest penalty far less
+    assert path.certificates["loss"][3] < 0.5 * path.certificates["loss"][0]
