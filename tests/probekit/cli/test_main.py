@@ -57,7 +57,7 @@ def raising(error):
     ("error", "code", "words"),
     [
         (UserError("C was -1, but must be positive."), 2, "C was -1, but must be positive."),
-        (KeyboardInterrupt(), 130, "probekit: interrupted"),
+        (KeyboardInterrupt(), 130, "run the same command again"),
         (OSError(errno.ENOSPC, "No space left", "/x/y"), 2, "cannot use /x/y: the disk is full; free some space and "),
         (PermissionError(errno.EACCES, "denied", "/x"), 2, "/x"),
         (FileNotFoundError("runs/x holds no checkpoint; train first."), 2, "holds no checkpoint"),
