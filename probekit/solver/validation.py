@@ -133,15 +133,22 @@ def check_finite(X: Any, dtype: torch.dtype | None = None) -> None:
 
 def require_finite(block: Tensor, start: int) -> None:
     """Refuse NaN and infinity in a block of rows, the first of which is row `start` of X."""
-    # a sum is finite only if every term is, or nearly always: the exact look is for the suspects
-    if not bool(torch.isfinite(block.sum())):
-        bad = (~torch.isfinite(block)).any(dim=1).nonzero()
-        if len(bad):
-            width = str(block.dtype).removeprefix("torch.")
-            raise UserError(
-                f"Input X contains NaN, infinity or a value too large for {width} in row {start + int(bad[0])}; "
-                "drop or repair such rows first."
-            )
+    values = block if block.dtype in (torch.float32, torch.float64) else block.float()
+    # a norm is finite only if every value and its square is: the exact look is for the suspects
+    if bool(torch.isfinite(torch.linalg.vector_norm(values))):
+        return
+    bad = (~torch.isfinite(values)).any(dim=1).nonzero()
+    if len(bad):
+        width = str(block.dtype).removeprefix("torch.")
+        raise UserError(
+            f"Input X contains NaN, infinity or a value too large for {width} in row {start + int(bad[0])}; "
+            "drop or repair such rows first."
+        )
+    if not bool(torch.isfinite(torch.linalg.vector_norm(values.double()))):
+        raise UserError(
+            f"X holds values up to {float(values.abs().max()):.3g}, whose squares are too large for float64; "
+            "scale its columns first."
+        )
 
 
 def read_labels(y: Any, n_rows: int) -> NDArray[Any]:

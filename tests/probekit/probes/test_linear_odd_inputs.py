@@ -74,6 +74,7 @@ REFUSED_X = {
     "ragged": ([[1.0], [1.0, 2.0]], "cannot be read"),
     "masked": (np.ma.masked_array(X, mask=X > 10), "masked"),
     "meta": (torch.empty(60, 4, device="meta"), "meta"),
+    "squares beyond float64": (X * 1e300, "squares are too large"),
     "frame with NA": (pd.DataFrame(X).astype("Int64").mask(X > 10), "NaN|no number"),
     "too large for float64": (np.array([[10**400]] * 60, object), "too large|no number"),
 }
