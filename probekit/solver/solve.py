@@ -102,10 +102,10 @@ def _without_eigenbasis(data: WeightedData, l2: Tensor, tol: float, max_iter: in
 
 
 def certify(data: WeightedData, theta: Tensor, l2: Tensor) -> Certificate:
-    """Certify probes made elsewhere: theta (P, R, D+1) of the rows as given; only the intercepts are solved anew."""
+    """Certify probes made elsewhere: theta (P, R, D+1) of the rows as given."""
     plan = make_plan(data, len(l2))
     solver = PathSolver(data, l2, 0.0, 0, plan, find_coordinates(data, plan.in_memory, reduce=False))
-    at = solver.exact.evaluate(solver.coordinates.from_original(theta.double()), l2, solve_intercept=True)
+    at = solver.exact.evaluate(solver.coordinates.from_original(theta.double()), l2)
     every = torch.arange(len(l2), device=l2.device)
     return solver.summarise(at, every, solver.lower_bounds(at, every))
 
@@ -183,8 +183,7 @@ class PathSolver:
         """Solve and certify every penalty; what stays open is tried again by slower and surer ways."""
         if self.dense:
             self._follow_dense(torch.arange(len(self.l2)).flip(0))
-            # whole Newton steps have solved the intercepts, too
-            at = self._evaluate_full(self.theta, self.l2, solve_intercept=False)
+            at = self._evaluate_full(self.theta, self.l2)
             self.certificate = self.summarise(at, torch.arange(len(self.l2)))
         else:
             self.solve_nodes()
@@ -205,10 +204,10 @@ class PathSolver:
     def _original_gradient(self, gradient: Tensor) -> Tensor:
         return self.coordinates.gradient_to_original(self.coordinates.to_full(gradient))
 
-    def _evaluate_full(self, theta: Tensor, l2: Tensor, solve_intercept: bool = True) -> Evaluation:
+    def _evaluate_full(self, theta: Tensor, l2: Tensor) -> Evaluation:
         full = self.coordinates.to_full(theta)
         parts = [
-            self.full_bound.exact.evaluate(full[i], l2[i], solve_intercept=solve_intercept)
+            self.full_bound.exact.evaluate(full[i], l2[i])
             for i in torch.arange(len(l2), device=l2.device).split(max(SIDE_BY_SIDE // self.R, 1))
         ]
         return Evaluation(*(torch.cat([getattr(p, n) for p in parts]) for n in ("theta", "gradient", "loss", "noise")))
