@@ -67,6 +67,7 @@ faults: $(VENV)/.dev-installed
 	mkdir -p build
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/fuzz.py --inputs $(INPUTS) --state build/faults-fuzz.json
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/kills.py --kills $(KILLS) --state build/faults-kills.jsonl
+	$(BIN)/python tests/faults/tables.py
 
 # in pieces, so that one that is stopped need not be run again: .coverage.PIECE files are combined at the end
 PIECES = igpt_model analyses faults probekit/cli probekit/datasets probekit/encoders probekit/evaluate probekit/features \

@@ -26,7 +26,7 @@ def sync(path: Path) -> None:
 
 
 def check_target(path: str | Path) -> None:
-    """Refuse to replace what is no regular file: a link (its target is named), a pipe, a device or a folder.
+    """Refuse to replace anything but a regular file: a link (its target is named), a pipe, a device or a folder.
 
     Raises
     ------

@@ -4,7 +4,7 @@ The only place that calls `json.loads`. A schema is written as plain values::
 
     {"step": Int(0), "model": dict, "classes": [str], "note?": (str, None)}
 
-A type stands for a value of that type (`float` takes whole numbers too, both finite; `bool` is no number), `Int` and
+A type stands for a value of that type (`float` takes integers too, both finite; `bool` is no number), `Int` and
 `Real` for numbers within bounds, `Text` for a string of limited length, a dict for an object with these keys (a key
 that ends in "?" may be absent, further keys are allowed), `{str: schema}` for an object whose values all agree,
 `[schema]` for a list, and a tuple for alternatives, among them literal values such as None.
@@ -23,12 +23,12 @@ from igpt_model.errors import UserError
 
 MAX_BYTES = 256 << 20
 """Largest JSON file that is read; the largest ones written are of a few MB."""
-_BIGGEST = 1 << 53  # whole numbers beyond are no longer exact in other JSON readers
+_BIGGEST = 1 << 53  # integers beyond are no longer exact in other JSON readers
 
 
 @dataclass(frozen=True)
 class Int:
-    """A whole number within bounds, both included."""
+    """An integer within bounds, both included."""
 
     least: int = -_BIGGEST
     most: int = _BIGGEST
@@ -66,7 +66,7 @@ def open_regular(path: str | Path) -> BinaryIO:
     Raises
     ------
     UserError
-        It is no regular file.
+        It is not a regular file.
     OSError
         It does not exist, or may not be read.
     """
@@ -175,7 +175,7 @@ def _agrees(value: Any, schema: Any) -> bool:
         return isinstance(value, int) and number and schema.least <= value <= schema.most
     if isinstance(schema, Real) or schema is float:
         bounds = schema if isinstance(schema, Real) else Real()
-        # Python compares whole numbers of any size with floats, but isfinite converts them
+        # Python compares integers of any size with floats, but isfinite converts them
         return number and bounds.least <= value <= bounds.most and abs(value) <= 1.8e308
     if isinstance(schema, Text):
         good = isinstance(value, str) and len(value) <= schema.most and "\0" not in value

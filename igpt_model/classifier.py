@@ -1,6 +1,6 @@
 """An iGPT with a linear head on the pooled state of a layer: what fine-tuning trains (paper, section 2.4).
 
-Letters: B images of a batch, N images, T positions, D width, K classes, M masks, P pixels a side.
+Letters: B images of a batch, N images, T positions, D width, K classes, M masks, P pixels per side.
 """
 
 from collections.abc import Sequence
@@ -123,7 +123,7 @@ def predict(classifier: Classifier, tokens_NT: np.ndarray, row_ids_N: np.ndarray
 
 
 def at_resolution(model: IGPT, resolution: int) -> IGPT:
-    """Return a copy of the model for pictures of another size: its table of positions is resized as a picture is.
+    """Return a copy of the model for images of another size: its table of positions is resized as an image is.
 
     Position t belongs to pixel t (for an autoregressive model: to the pixel that is predicted there): the table is
     a grid of P x P vectors; it is interpolated linearly. The paper pre-trains anew at each resolution: this is ours.
@@ -153,7 +153,7 @@ class FineTuned:
     provenance: dict[str, Any]
 
     def predict_proba(self, images: Sequence[np.ndarray], **options: Any) -> np.ndarray:
-        """Return class probabilities (N, K) of pictures of any size, the mean over masks; see `predict_proba`."""
+        """Return class probabilities (N, K) of images of any size, the mean over masks; see `predict_proba`."""
         prepared = np.stack([self.transform(image) for image in images])
         return predict_proba(self.classifier, self.palette.encode(prepared), **options).mean(0)
 

@@ -1,6 +1,6 @@
-"""Pictures of any size to squares of P x P pixels, and the random changes that training makes to them.
+"""Images of any size to squares of P x P pixels, and the random changes that training makes to them.
 
-Letters in shapes: B images, P pixels a side.
+Letters in shapes: B images, P pixels per side.
 """
 
 import re
@@ -14,9 +14,9 @@ from PIL import Image
 from igpt_model.checked_json import Int, mismatch
 from igpt_model.errors import UserError
 
-MAX_RESOLUTION = 4096  # 17 million tokens a picture
+MAX_RESOLUTION = 4096  # 17 million tokens an image
 KERNELS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
-"""Pillow's resize kernels. All but `nearest` average over the source pixels when they shrink a picture."""
+"""Pillow's resize kernels. All but `nearest` average over the source pixels when they shrink an image."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ImageTransform:
     Parameters
     ----------
     resolution : int
-        P, pixels a side.
+        P, pixels per side.
     resize : str
         One of `KERNELS`. The paper does not name its kernel; Hugging Face's processor uses bilinear.
     augment : tuple of str
@@ -78,7 +78,7 @@ class ImageTransform:
         )
 
     def __call__(self, image_HWC: np.ndarray) -> np.ndarray:
-        """Return the picture as uint8 (P, P, 3). Grey pictures (H, W) or (H, W, 1) become RGB."""
+        """Return the image as uint8 (P, P, 3). Grey images (H, W) or (H, W, 1) become RGB."""
         image = _as_rgb(image_HWC)
         height, width = image.shape[:2]
         side = min(height, width)
@@ -93,7 +93,7 @@ class ImageTransform:
     def random_crop(self, image_HWC: np.ndarray, draws: np.ndarray) -> np.ndarray:
         """Return uint8 (P, P, 3) of a random square, as "resize_crop" says.
 
-        Enlarging or shrinking the whole picture first and cropping then is taken together with the last step: the
+        Enlarging or shrinking the whole image first and cropping then is taken together with the last step: the
         square's place in the source is resampled once.
 
         Parameters
@@ -114,9 +114,9 @@ class ImageTransform:
         return np.asarray(Image.fromarray(image).resize(size, kernel, box=box))
 
     def augment_batch(self, images_BPP: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Change each picture of a batch at random.
+        """Change each image of a batch at random.
 
-        Flips and crops only move pixels, so that token grids (B, P, P) may be given as well as pictures (B, P, P, 3):
+        Flips and crops only move pixels, so that token grids (B, P, P) may be given as well as images (B, P, P, 3):
         encoding before or after gives the same tokens. What is drawn depends on `rng` and B alone.
         """
         batch = images_BPP
@@ -149,14 +149,14 @@ class ImageTransform:
 
 @dataclass(frozen=True)
 class SourceImages:
-    """Pictures of any size, prepared when asked for: what "resize_crop" needs, since it reads them anew at every step.
+    """Images of any size, prepared when asked for: what "resize_crop" needs, since it reads them anew at every step.
 
-    Indexing gives them prepared as for evaluation, like an array of prepared pictures.
+    Indexing gives them prepared as for evaluation, like an array of prepared images.
 
     Attributes
     ----------
     read : callable
-        Gives the pictures, HWC uint8, at an array of indices.
+        Gives the images, HWC uint8, at an array of indices.
     n : int
     transform : ImageTransform
     """
@@ -190,7 +190,7 @@ def _as_rgb(image_HWC: np.ndarray) -> np.ndarray:
 
 
 def _reflected(offset_B: np.ndarray, pad: int, side: int) -> np.ndarray:
-    """Source rows (B, side) of a crop at `offset` in a picture reflected by `pad` without repeating its edge."""
+    """Source rows (B, side) of a crop at `offset` in an image reflected by `pad` without repeating its edge."""
     position = offset_B[:, None] - pad + np.arange(side)
     position = np.abs(position)
     return np.where(position > side - 1, 2 * (side - 1) - position, position)

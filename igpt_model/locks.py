@@ -61,7 +61,7 @@ def open_lock_file(path: Path) -> int:
     Raises
     ------
     UserError
-        It is no regular file.
+        It is not a regular file.
     OSError
         It cannot be opened.
     """

@@ -27,7 +27,7 @@ def bert_loss(model: IGPT, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def loss_of_state(model: IGPT, h_BTD: Tensor, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
-    """Return the loss of the model's own objective from its last residual state, for who needs that state as well."""
+    """Return the loss of the model's own objective from its last residual state, for callers that have it."""
     if mask_BT is None:
         return F.cross_entropy(model.logits(h_BTD).flatten(0, 1), tokens_BT.long().flatten())
     # int64 before the mask: torch 2.6 cannot index uint16

@@ -1,7 +1,7 @@
 """The palette: RGB pixels to tokens and back. The only place that knows how pixels are scaled.
 
 Pixels live in [-1, 1] (`x / 127.5 - 1`); a pixel's token is its nearest centre by squared distance, as in the released
-code (FACTS trap 8). Letters in shapes: B images, P pixels a side, T = P*P tokens, V colours, N pixels.
+code (FACTS trap 8). Letters in shapes: B images, P pixels per side, T = P*P tokens, V colours, N pixels.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from igpt_model.errors import UserError
 from igpt_model.hashing import hash_arrays
 
 _SAMPLE = 1 << 17  # pixels that k-means sees; on CIFAR-10 twice or half as many change the error by 1 %, as a seed does
-_EDGE = 16  # the table of all 2^24 colours is filled in cubes of 16 x 16 x 16, those that pictures touch
+_EDGE = 16  # the table of all 2^24 colours is filled in cubes of 16 x 16 x 16, those that images touch
 _REGION = 64  # and the colours that may be nearest are first narrowed down for cubes of 64 x 64 x 64
 _UNKNOWN = 65535  # in the table: not filled yet; also the last index of the largest palette there is
 _AT_ONCE = 1 << 17  # pixels between whose addresses and look-ups nothing else passes through the cache
@@ -26,7 +26,7 @@ def to_unit(colours: np.ndarray) -> np.ndarray:
 
 
 class Palette:
-    """V colours; encodes pictures to tokens exactly and decodes tokens to pictures.
+    """V colours; encodes images to tokens exactly and decodes tokens to images.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class Palette:
     def fit(cls, images: Any, n_colours: int, seed: int = 0, sample: int = _SAMPLE) -> "Palette":
         """Cluster pixels by seeded k-means (k-means++ start, Lloyd iterations; scikit-learn).
 
-        Pictures with at most `n_colours` distinct colours get exactly those (fewer than `n_colours` are topped up with
+        Images with at most `n_colours` distinct colours get exactly those (fewer than `n_colours` are topped up with
         unused copies of the last colour, which no pixel is ever given, so that the palette's size is as asked).
 
         Parameters
@@ -106,9 +106,9 @@ class Palette:
 
     @classmethod
     def rgb_grid(cls, n: int) -> "Palette":
-        """Return a fixed palette of n colours, evenly spread: for models that have seen no pictures.
+        """Return a fixed palette of n colours, evenly spread: for models that have seen no images.
 
-        Cubes of whole numbers (8, 27, 64, 512, ...) give the regular grid; other n a Weyl sequence with irrational
+        Cubes of integers (8, 27, 64, 512, ...) give the regular grid; other n a Weyl sequence with irrational
         steps.
         """
         side = round(n ** (1 / 3))
@@ -181,13 +181,13 @@ class Palette:
             self._filled[blue, green, red] = True
 
     def decode(self, tokens_BT: Any, resolution: int | None = None) -> np.ndarray:
-        """Turn tokens into pictures: `rint(127.5 * (c + 1))` of each token's colour.
+        """Turn tokens into images: `rint(127.5 * (c + 1))` of each token's colour.
 
         Parameters
         ----------
         tokens_BT : integer array or tensor (B, T)
         resolution : int, optional
-            Pixels a side; the square root of T if not given.
+            Pixels per side; the square root of T if not given.
 
         Returns
         -------
@@ -263,7 +263,7 @@ def _address(pixels_N3: np.ndarray, address: np.ndarray) -> np.ndarray:
 
 
 def _count_colours(images: Any, n_colours: int, seed: int, sample: int) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct colours (packed RGB) and how often each occurs: in all pictures if they are few, else in the sample."""
+    """Distinct colours (packed RGB) and how often each occurs: in all images if they are few, else in the sample."""
     rng = np.random.default_rng([seed, 511])
     pictures = [images] if isinstance(images, np.ndarray) else list(images)
     if not pictures or any(np.asarray(p).dtype != np.uint8 or np.asarray(p).shape[-1] != 3 for p in pictures):

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from igpt_model.errors import UserError
 
 LARGE = 1_000_000_000
-"""The largest count (steps, pictures, rows) that is taken."""
+"""The largest count (steps, images, rows) that is taken."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,6 @@ def check_ranges(settings: Any) -> None:
 
 def _plain(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
-        # str() itself refuses whole numbers of more than some thousand digits
+        # str() itself refuses integers of more than some thousand digits
         return str(value) if abs(value) < 10**30 else "a number of more than 30 digits"
     return f"{value:g}" if isinstance(value, float) else repr(value)

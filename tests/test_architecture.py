@@ -6,6 +6,7 @@ import subprocess
 import sys
 from graphlib import TopologicalSorter
 from importlib import import_module
+from inspect import getsource
 from operator import attrgetter
 from pathlib import Path
 
@@ -73,11 +74,13 @@ FORBIDDEN_NAMES = {"utils.py", "common.py", "helpers.py", "base.py", "misc.py"}
 CROSSING = {
     "tests/probekit/datasets/test_forms.py": "one data set in seven forms",
     "tests/probekit/datasets/test_labels.py": "labels, classes and splits in all forms",
+    "tests/probekit/datasets/test_neighbours.py": "files of other systems, in all forms",
     "tests/probekit/datasets/test_published.py": "the published formats",
+    "tests/probekit/encoders/test_neighbours.py": "processors, modules and checkpoints of all encoders",
     "tests/probekit/encoders/test_parity.py": "images and layers of every library's models",
     "tests/probekit/test_notebook.py": "the public names, as a notebook uses them",
 }
-REPLACED = 73
+REPLACED = 50
 """Attributes of modules and classes that tests replace. Lower it with each that goes; the goal is 30."""
 
 
@@ -271,10 +274,11 @@ def test_functions_are_not_hidden_by_submodules_of_the_same_name():
 
 def test_the_functions_from_an_image_to_a_point_are_where_the_page_says():
     page = (ROOT / "docs" / "explanation" / "architecture.md").read_text()
-    listed = re.findall(r"^\| \d+ \| `([\w.]+):([\w.]+)` \|", page, flags=re.MULTILINE)
+    listed = re.findall(r"^\| \d+ \| `([\w.]+):([\w.]+)` \| (\d+) \|", page, flags=re.MULTILINE)
     assert 20 < len(listed) <= 40
-    for module, name in listed:
-        attrgetter(name)(import_module(module))
+    lines = [len(getsource(attrgetter(name)(import_module(module))).splitlines()) for module, name, _ in listed]
+    # the counts are those of the day the page was written: functions may grow a little before it is corrected
+    assert sum(lines) == pytest.approx(sum(int(count) for *_, count in listed), rel=0.1)
 
 
 def test_tests_mirror_the_modules():

@@ -66,7 +66,8 @@ def in_short(results: Results) -> dict[str, dict]:
             "val_accuracy": record.val_accuracy,
             "val_log_loss": record.val_log_loss,
             "train_accuracy": record.train_accuracy,
-            "metrics": record.metrics,
+            # ece and brier have been in records since November 2026
+            "metrics": {name: value for name, value in record.metrics.items() if name not in ("brier", "ece")},
             "at_grid_edge": record.at_grid_edge,
             "converged": record.is_converged,
             "rankme": record.rankme,

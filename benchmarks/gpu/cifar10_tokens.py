@@ -23,7 +23,7 @@ import numpy as np
 from igpt_model import ImageTransform, Palette, atomic
 from igpt_model.palette import to_unit
 from probekit import load_dataset
-from probekit.datasets import Split
+from probekit.datasets import Dataset, Split
 from probekit.datasets.images import ArrayImages
 
 SOURCE = "/work/shared/data/cifar10-*.zip"
@@ -81,9 +81,7 @@ def load(folder):
             blocks = list(pool.map(lambda p: lzma.decompress(p.read_bytes()), sorted(folder.glob(f"{name}-*.xz"))))
         tokens = np.frombuffer(b"".join(blocks), "<u2").reshape(len(labels), -1)
         parts[name] = Split.of(ArrayImages(palette.decode(tokens, about["side"])), labels, row_ids)
-    data = load_dataset(parts, name=about["name"], classes=about["classes"])
-    data.provenance.update(about["provenance"])
-    return data, palette
+    return Dataset(about["name"], tuple(about["classes"]), about["provenance"], parts), palette
 
 
 def main():

@@ -5,7 +5,7 @@ and bias slots that are zero in the published weights.
 """
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +35,8 @@ __all__ = [
 
 # our names of a block's linear layers are Hugging Face's as well
 _LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-# settings of a Hugging Face configuration that would make it another function than iGPT
 _PROCESSOR = {"clusters?": ([[Real(-1.001, 1.001)]], None), "resample?": Int(0, 5)}
+# settings of a Hugging Face configuration that would make it another function than iGPT
 _FIXED = {
     "activation_function": "quick_gelu",
     "layer_norm_epsilon": 1e-5,
@@ -44,6 +44,18 @@ _FIXED = {
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
 }
+
+
+def _pairs(n_layer: int) -> Iterator[tuple[str, str, bool]]:
+    """Yield our name, theirs, and whether the matrix is transposed, of all that both have alike."""
+    yield "wpe.weight", "wpe.weight", False
+    yield "ln_f.g", "ln_f.weight", False
+    for i in range(n_layer):
+        for norm in ("ln_1", "ln_2"):
+            yield f"h.{i}.{norm}.g", f"h.{i}.{norm}.weight", False
+        for layer in _LINEAR:
+            yield f"h.{i}.{layer}.weight", f"h.{i}.{layer}.weight", True
+            yield f"h.{i}.{layer}.bias", f"h.{i}.{layer}.bias", False
 
 
 def from_huggingface(hf_model: Any) -> IGPT:
@@ -85,17 +97,11 @@ def to_huggingface(model: IGPT) -> "ImageGPTForCausalImageModeling":
     ours = {name: value.detach().float().cpu() for name, value in model.state_dict().items()}
     state = {
         "transformer.wte.weight": torch.cat([ours["wte.weight"], ours["sos"][None]]),
-        "transformer.wpe.weight": ours["wpe.weight"],
-        "transformer.ln_f.weight": ours["ln_f.g"],
         "lm_head.weight": ours["head.weight"],
     }
-    for i in range(config.n_layer):
-        for norm in ("ln_1", "ln_2"):
-            state[f"transformer.h.{i}.{norm}.weight"] = ours[f"h.{i}.{norm}.g"]
-        for layer in _LINEAR:
-            weight = ours[f"h.{i}.{layer}.weight"]
-            state[f"transformer.h.{i}.{layer}.weight"] = weight.T
-            state[f"transformer.h.{i}.{layer}.bias"] = ours.get(f"h.{i}.{layer}.bias", torch.zeros(len(weight)))
+    for own, theirs, transposed in _pairs(config.n_layer):
+        value = ours[own] if own in ours else torch.zeros(len(ours[own.replace(".bias", ".weight")]))
+        state[f"transformer.{theirs}"] = value.T if transposed else value
     with torch.random.fork_rng(devices=[]):  # Hugging Face draws weights that are overwritten at once
         hf_model = ImageGPTForCausalImageModeling(hf_config)
     hf_model.load_state_dict(state)
@@ -202,10 +208,7 @@ def _from_state(hf_state: Mapping[str, Tensor], hf_config: Mapping[str, Any], so
         name: value for name, value in state.items() if not name.startswith("score.") and not name.endswith(dropped)
     }
     n_layer = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("h.")), default=-1)
-    expected = {"wte.weight", "wpe.weight", "ln_f.weight"}
-    for i in range(n_layer):
-        expected |= {f"h.{i}.{norm}.weight" for norm in ("ln_1", "ln_2")}
-        expected |= {f"h.{i}.{layer}.{part}" for layer in _LINEAR for part in ("weight", "bias")}
+    expected = {"wte.weight", *(theirs for _, theirs, _ in _pairs(n_layer))}
     wrong = sorted(expected ^ (set(state) - {"lm_head.weight"}))
     if wrong or not n_layer:
         raise UserError(
@@ -218,18 +221,8 @@ def _from_state(hf_state: Mapping[str, Tensor], hf_config: Mapping[str, Any], so
         n_layer, width, int(hf_config["n_head"]), rows - 1, len(state["wpe.weight"]), causal=True, bias=biased
     )
     head = state.get("lm_head.weight", torch.zeros(rows - 1, width))
-    ours = {
-        "wte.weight": state["wte.weight"][:-1],
-        "sos": state["wte.weight"][-1],
-        "wpe.weight": state["wpe.weight"],
-        "ln_f.g": state["ln_f.weight"],
-        "head.weight": head,
-    }
-    for i in range(n_layer):
-        for norm in ("ln_1", "ln_2"):
-            ours[f"h.{i}.{norm}.g"] = state[f"h.{i}.{norm}.weight"]
-        for layer in _LINEAR:
-            ours[f"h.{i}.{layer}.weight"] = state[f"h.{i}.{layer}.weight"].T
-            if biased:
-                ours[f"h.{i}.{layer}.bias"] = state[f"h.{i}.{layer}.bias"]
+    ours = {"wte.weight": state["wte.weight"][:-1], "sos": state["wte.weight"][-1], "head.weight": head}
+    for own, theirs, transposed in _pairs(n_layer):
+        if biased or not own.endswith(".bias"):
+            ours[own] = state[theirs].T if transposed else state[theirs]
     return IGPT.from_state(config, ours, source)

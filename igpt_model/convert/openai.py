@@ -91,7 +91,7 @@ def from_openai_checkpoint(
     Returns
     -------
     model, palette (None if there is none), transform
-        Pictures at the model's resolution; the kernel of OpenAI's arrays is not published, and bilinear is ours.
+        Images at the model's resolution; the kernel of OpenAI's arrays is not published, and bilinear is ours.
     """
     prefix = bundle_prefix(path)
     variables = read_bundle(prefix, lambda name: not any(word in name.lower() for word in _NOT_WEIGHTS))

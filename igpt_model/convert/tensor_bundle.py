@@ -27,7 +27,7 @@ class DamagedBundle(UserError):  # noqa: N818 (it names a state, as FileNotFound
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies."""
+    """Location of a tensor."""
 
     dtype: int
     shape: tuple[int, ...]
@@ -131,7 +131,7 @@ def read_bundle(path: str | Path, wanted: Callable[[str], bool] = lambda name: T
             raise DamagedBundle(f"{file} is truncated: {name} is incomplete; download it again.")
         with open(file, "rb") as opened:
             opened.seek(entry.offset)
-            content = bytearray(entry.size)  # written to by whoever owns the array
+            content = bytearray(entry.size)  # writable, because the array shares it
             opened.readinto(content)
         if masked_crc(content) != entry.crc:
             raise DamagedBundle(

@@ -1,7 +1,7 @@
 """Which images form a step's batch, and what is random about it: functions of the seed and the step, with no state.
 
 Nothing has to be saved to resume, no global generator is read, and ranks that share a batch agree on it.
-Letters in shapes: N images, B batch, P pixels a side, T = P*P tokens.
+Letters in shapes: N images, B batch, P pixels per side, T = P*P tokens.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ def batch_indices(n: int, batch_size: int, seed: int, step: int) -> np.ndarray:
     """Return the images (B,) of one step.
 
     Epochs follow one another without a gap: a batch may begin in one and end in the next, every image comes exactly
-    once an epoch, and n may be smaller than the batch.
+    once per epoch, and n may be smaller than the batch.
     """
     position, end = step * batch_size, (step + 1) * batch_size
     parts = []
@@ -42,7 +42,7 @@ def batch_indices(n: int, batch_size: int, seed: int, step: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class CroppedTokens:
-    """Training pictures that are cropped and encoded anew at every step; stands where an array of tokens does.
+    """Training images that are cropped and encoded anew at every step; stands where an array of tokens does.
 
     Attributes
     ----------
@@ -68,7 +68,7 @@ class CroppedTokens:
 
 
 def training_tokens(images: Any, palette: Any, transform: ImageTransform, encoded_NT: np.ndarray) -> Any:
-    """Return what `token_batch` takes: the encoded pictures, or `CroppedTokens` where the transform crops sources."""
+    """Return what `token_batch` takes: the encoded images, or `CroppedTokens` where the transform crops sources."""
     if transform.source_crop is None:
         return encoded_NT
     if not isinstance(images, SourceImages):
@@ -83,7 +83,7 @@ def token_batch(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the tokens of one step, augmented on the token grid, and the images they come from.
 
-    Moving pixels and encoding them commute, so that the pictures are encoded once; resizing them does not.
+    Moving pixels and encoding them commute, so that the images are encoded once; resizing them does not.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def mask_keys(batch_size: int, step: int) -> np.ndarray:
 
 
 def encode_all(images: Any, palette: Any, chunk: int = 4096) -> np.ndarray:
-    """Encode every prepared picture once: uint16 tokens (N, T), 2 bytes a token.
+    """Encode every prepared image once: uint16 tokens (N, T), 2 bytes per token.
 
     `images` is anything with a length that gives uint8 (B, P, P, 3) for an array of indices.
     """

@@ -1,11 +1,11 @@
-"""Checkpoints: a folder each, whole or absent, with everything that features and resuming need, and no pickle.
+"""Checkpoints: one folder each, complete or absent, with everything that features and resuming need; no pickle.
 
     weights.safetensors  config.json  palette.safetensors  transform.json  manifest.json
     trainer.safetensors  trainer.json    (what resuming needs)
 
 A run that splits its model among ranks writes folders `weights/` and `trainer/` of shards instead of the two large
-files; `load_checkpoint` reads either. The manifest is written last and holds every file's hash, so that damage is found
-rather than loaded.
+files; `load_checkpoint` reads either. The manifest is written last and contains every file's hash, so that damage is
+detected before loading.
 """
 
 import json
@@ -128,7 +128,7 @@ def save_checkpoint(
     if ranks.first:
         _write_json(partial / "manifest.json", manifest)
         replace_folder(partial, folder)
-    ranks.gather(None)  # the checkpoint is there before any rank goes on
+    ranks.gather(None)  # no rank continues before the checkpoint is complete
     return folder
 
 
@@ -182,9 +182,9 @@ def latest_checkpoint(run_dir: str | Path, step: int | None = None) -> Path:
 
 
 def newest_good(run_dir: str | Path) -> tuple[Path | None, list[dict[str, Any]]]:
-    """Return the newest whole checkpoint that training can go on from, and a record for each one that is damaged.
+    """Return the newest good checkpoint that can be resumed, and a record for each damaged one.
 
-    Damaged ones are renamed; those without the optimiser's state are passed over.
+    Damaged ones are renamed; those without optimiser state are skipped.
     """
     events = []
     for candidate in reversed(list_checkpoints(run_dir)):
@@ -203,8 +203,8 @@ def newest_good(run_dir: str | Path) -> tuple[Path | None, list[dict[str, Any]]]
 def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu", weights: bool = True) -> Checkpoint:
     """Load a checkpoint's model (in evaluation mode), palette and transform.
 
-    `folder` is a checkpoint, or a run, of which the newest is taken. With `weights=False` the model lies on the meta
-    device, for who fills it otherwise.
+    `folder` is a checkpoint, or a run, whose newest one is loaded. With `weights=False` the model stays on the meta
+    device.
 
     Raises
     ------
@@ -270,7 +270,7 @@ def load_trainer_state(
     folder = Path(folder)
     shards, file = folder / "trainer", folder / "trainer.safetensors"
     if not (shards.is_dir() or file.is_file()) or not (folder / "trainer.json").is_file():
-        raise UserError(f"{folder} contains no trainer state, so that training cannot go on from it.")
+        raise UserError(f"{folder} contains no trainer state, so training cannot resume from it.")
     state = {} if not tensors else read_shards(shards) if shards.is_dir() else read_tensors(file)
     return state, read_json(folder / "trainer.json", schema)
 
@@ -293,7 +293,7 @@ def prune_checkpoints(run_dir: str | Path, keep_last: int, keep: set[int]) -> li
     """Remove what is neither among the newest `keep_last` nor of a step in `keep`; return what was removed.
 
     Older kept checkpoints lose their optimiser state (twice the weights), which only resuming needs. Leftovers of
-    writes that were killed go too.
+    interrupted writes are removed too.
     """
     folders = list_checkpoints(run_dir)
     for partial in (Path(run_dir) / "checkpoints").glob(".*.partial"):

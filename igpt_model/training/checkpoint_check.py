@@ -49,46 +49,38 @@ def check_checkpoint(folder: str | Path) -> None:
             if name.startswith("trainer") and not (folder / name).exists():
                 continue  # older kept checkpoints lose them to save disk
             if hash_file(folder / name) != expected:
-                raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: {name} is not the file that was written.")
+                raise UserError(f"{name} is not the file that was written.")
         about = read_about(folder)
         if about["format"] == FORMAT:  # else `load_checkpoint` says that another version is needed
             _check_tensors(folder, ModelConfig.from_dict(about["model"]))
         ImageTransform.from_dict(read_json(folder / "transform.json"))
-    except DamagedCheckpoint:
-        raise
-    except (OSError, UserError) as error:
+    except (OSError, UserError, SafetensorError) as error:
         raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: {str(error).rstrip('.')}.") from error
 
 
 def _check_listed(folder: Path, manifest: Mapping[str, str]) -> None:
-    """Refuse a manifest that lists a file elsewhere, or leaves out one that is read."""
+    """Refuse a manifest that lists a file elsewhere, or does not list one that is read."""
     for name in manifest:
         if not re.fullmatch(r"(weights/|trainer/)?[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-            raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: its manifest lists {name!r}, outside it.")
-    for name in _NEEDED:
-        if name not in manifest:
-            raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: its manifest does not list {name}.")
+            raise UserError(f"its manifest lists {name!r}, outside it.")
     if "weights.safetensors" not in manifest and not any(name.startswith("weights/") for name in manifest):
-        raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: its manifest lists no weights.")
+        raise UserError("its manifest lists no weights.")
     present = [file for file in folder.rglob("*") if file.suffix in (".safetensors", ".json") and not file.is_dir()]
-    for name in sorted(str(file.relative_to(folder)) for file in present):
+    for name in [*_NEEDED, *sorted(str(file.relative_to(folder)) for file in present)]:
         if name not in manifest and name != "manifest.json":
-            raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: its manifest does not list {name}.")
+            raise UserError(f"its manifest does not list {name}.")
 
 
 def _check_tensors(folder: Path, config: ModelConfig) -> None:
     """Refuse tensor files whose headers cannot be read, or weights that are not those of the configured model."""
     for file in folder.glob("*.safetensors"):
-        try:
-            with safe_open(str(file), framework="pt") as opened:
-                shapes = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: {file.name} ({error}).") from error
+        with safe_open(str(file), framework="pt") as opened:
+            shapes = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
         if file.name == "weights.safetensors":
             with torch.device("meta"):
                 expected = {name: list(value.shape) for name, value in IGPT(config).state_dict().items()}
             if shapes != expected:
-                raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: its weights do not fit its config.json.")
+                raise UserError("its weights do not fit its config.json.")
 
 
 def read_about(folder: Path) -> dict[str, Any]:

@@ -1,11 +1,9 @@
 """The settings of a training run: the one source of the command line's flags, their defaults and their help."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from igpt_model.config import MAX_COLOURS, ModelConfig
-from igpt_model.errors import UserError
 from igpt_model.images import MAX_RESOLUTION, ImageTransform
 from igpt_model.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, RATE, SEED, WEIGHT, Range, check_settings, option
 
@@ -130,12 +128,3 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as a dict."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
-        """Rebuild from `to_dict` or from JSON."""
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise UserError(f"Unknown training settings {', '.join(unknown)}; known are {', '.join(sorted(known))}.")
-        return cls(**values)

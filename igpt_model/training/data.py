@@ -1,6 +1,6 @@
-"""The pictures of a run as tokens: checked, encoded once, and known by their hash.
+"""The images of a run as tokens: checked, encoded once, and known by their hash.
 
-Letters in shapes: N images, P pixels a side, T = P*P tokens.
+Letters in shapes: N images, P pixels per side, T = P*P tokens.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from igpt_model.training.batches import encode_all, training_tokens
 from igpt_model.training.config import TrainConfig
 
 PALETTE_IMAGES = 50_000
-"""Pictures, evenly spaced, whose pixels the palette is fitted to."""
+"""Images, evenly spaced, whose pixels the palette is fitted to."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ def encode_data(
 
 
 def fit_palette(config: TrainConfig, train_images: Any) -> Palette:
-    """Fit the palette to at most `PALETTE_IMAGES` training pictures, evenly spaced."""
+    """Fit the palette to at most `PALETTE_IMAGES` training images, evenly spaced."""
     n = len(train_images)
     return Palette.fit(train_images[evenly_spaced(n, PALETTE_IMAGES)], config.n_colours, config.seed)
 
 
 def check_images(name: str, images: Any, resolution: int) -> None:
-    """Refuse pictures that are none, or not uint8 (P, P, 3)."""
+    """Refuse images that are none, or not uint8 (P, P, 3)."""
     if len(images) == 0:
         raise UserError(f"There are no {name} images; give at least one.")
     first = np.asarray(images[np.arange(1)])
@@ -59,7 +59,7 @@ def check_images(name: str, images: Any, resolution: int) -> None:
 
 
 class Spaced:
-    """At most n pictures of a lazy sequence, evenly spaced: rows sorted by class would begin with one class."""
+    """At most n images of a lazy sequence, evenly spaced: rows sorted by class would begin with one class."""
 
     def __init__(self, images: Any, n: int) -> None:
         self.images, self.chosen = images, evenly_spaced(len(images), n)

@@ -138,7 +138,7 @@ def share_model(objective: nn.Module, model: IGPT, ranks: Ranks, some_unused: bo
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(ranks.device.type, (ranks.size,))
-        for block in model.blocks:  # each moves to the device as it is split: the whole model never lies there
+        for block in model.blocks:  # each moves to the device as it is split: the whole model is never there
             fully_shard(block, mesh=mesh)
         fully_shard(objective, mesh=mesh)
         return objective

@@ -142,7 +142,7 @@ class Engine:
         return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16, cache_enabled=False)
 
     def evaluate(self, tokens_NT: np.ndarray) -> float:
-        """Return the mean pre-training loss over images, in nats a token."""
+        """Return the mean pre-training loss over images, in nats per token."""
         # DDP's wrapper would wait for the other ranks; FSDP's gathers the weights
         sharded = self.ranks.parallel == "fsdp"
         config = self.config
@@ -189,7 +189,7 @@ def evaluate(
     ranks: Ranks | None = None,
     objective: nn.Module | None = None,
 ) -> float:
-    """Return the mean loss over images in nats a token; BERT masks are drawn from (seed, row), the same every time.
+    """Return the mean loss over images in nats per token; BERT masks are drawn from (seed, row), the same every time.
 
     `ranks` share the images; `objective` is the model's loss as they compute it.
     """

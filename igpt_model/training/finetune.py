@@ -1,8 +1,8 @@
 """Fine-tuning as a generator: a pre-trained iGPT, a linear head and the sum of both losses (paper, section 2.4).
 
-Everything random comes from (seed, step), so that a killed run, started again, ends with the same bits, as in `train`.
+Everything random comes from (seed, step), so that a resumed run ends with the same bits, as in `train`.
 
-Letters: N images, B batch, P pixels a side, T = P * P tokens, K classes.
+Letters: N images, B batch, P pixels per side, T = P * P tokens, K classes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,7 +37,7 @@ _FREE = ("finetune.device", "finetune.threads", "finetune.parallel")  # may chan
 
 @dataclass(frozen=True)
 class Labelled:
-    """Prepared pictures, as `train` takes them, and their classes.
+    """Prepared images, as for `train`, and their classes.
 
     Attributes
     ----------
@@ -59,7 +59,7 @@ def finetune(
     data_provenance: Mapping[str, Any] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Fine-tune a pre-trained model in the run folder `out`, or go on with the run that is there.
+    """Fine-tune a pre-trained model in the run folder `out`, or resume the run that is there.
 
     Parameters
     ----------
@@ -75,13 +75,13 @@ def finetune(
     data_provenance : mapping, optional
         JSON values that name the data.
     stop : callable, optional
-        Asked after each update; when it says True, a checkpoint is saved and the run pauses.
+        Called after each update; when it returns True, a checkpoint is saved and the run pauses.
 
     Yields
     ------
     dict
-        The same ones on every rank, of which the first writes the run folder. "damaged": a checkpoint that was passed
-        over. "start". "step": loss, clf_loss, gen_loss (absent with weight 0), means since the last record, and
+        The same records on every rank; rank 0 writes the run folder. "damaged": a checkpoint that was skipped.
+        "start". "step": loss, clf_loss, gen_loss (absent with weight 0), means since the last record, and
         tokens_per_s. "eval": val_loss (of the classes), val_accuracy, best_accuracy, best_step. "checkpoint": path.
         "paused". "end": best_step, best_accuracy, reason ("steps" or "patience").
 

@@ -1,7 +1,7 @@
-"""Memory of a rank by arithmetic alone: for models too large to be tried.
+"""Memory of a rank by arithmetic alone: for models too large to run here.
 
 Letters: B images of a rank that are in flight (its micro-batch), T positions, D width, H heads, V colours, L blocks.
-What is counted was measured on this code (`tests/igpt_model/training/test_memory.py`); allocator waste, CUDA's
+The counts were measured on this code (`tests/igpt_model/training/test_memory.py`); allocator waste, CUDA's
 own workspace (1 GB or so) and NCCL's buffers come on top.
 """
 
@@ -23,7 +23,7 @@ class RankMemory:
     Attributes
     ----------
     weights, gradients, optimizer : float32, Adam's two moments; with "fsdp" this rank's share of them
-    gathered : with "fsdp", the whole weights and gradients of the blocks at hand and of the embeddings
+    gathered : with "fsdp", the whole weights and gradients of the current blocks and of the embeddings
     activations : what the forward pass keeps for the backward pass
     transient : what the backward pass makes on the way, at its largest: an estimate
     """
@@ -53,7 +53,7 @@ def rank_memory(
 
     Parameters
     ----------
-    images : B, pictures that a rank passes through the model at a time
+    images : B, images that a rank passes through the model at a time
     parallel : "none", "ddp" or "fsdp" (as `TrainConfig.parallel`)
     dtype : "float32", or "bfloat16" for autocast
     """
@@ -63,7 +63,7 @@ def rank_memory(
         d = config.n_embd
         block = 12 * d * d + 2 * d
         outer = config.n_params - config.n_layer * block
-        # the block at hand and the next one, fetched ahead, and the gradient of one; embeddings and output throughout
+        # the current block, the prefetched next one and one gradient; embeddings and output all the time
         gathered = FLOAT * (3 * block + 2 * outer)
     return RankMemory(
         weights=weights,

@@ -1,9 +1,9 @@
-"""Pre-training as a generator: it updates, and yields what happened; whoever loops over it shows, plots or stops.
+"""Pre-training as a generator of records: the caller shows them, plots them or stops.
 
-Everything random comes from (seed, step): a killed run, started again with the same settings, ends with the same bits
+Everything random comes from (seed, step): a run that is resumed with the same settings ends with the same bits
 on the same kind of machine and number of threads.
 
-Letters in shapes: N images, B batch, P pixels a side, T = P*P tokens.
+Letters in shapes: N images, B batch, P pixels per side, T = P*P tokens.
 """
 
 import math
@@ -44,34 +44,34 @@ def train(
     palette: Palette | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Train an iGPT in the run folder `out`, or go on with the run that is there.
+    """Train an iGPT in the run folder `out`, or resume the run that is there.
 
     Parameters
     ----------
     config : TrainConfig
     train_images, val_images : uint8 array (N, P, P, 3), or anything with a length that gives one for an index array
-        Prepared pictures: `config.transform` brings any picture to this form.
+        Prepared images: `config.transform` prepares any image.
     out : path
         Gets `config.json`, `metrics.jsonl` and `checkpoints/`.
     data_provenance : mapping, optional
         JSON values that name the data; stored in the run and in every checkpoint.
     palette : Palette, optional
-        Colours to use instead of fitting them to the training pictures.
+        Colours to use instead of fitting them to the training images.
     stop : callable, optional
-        Asked after each update; when it says True, a checkpoint is saved and the run pauses.
+        Called after each update; when it returns True, a checkpoint is saved and the run pauses.
 
     Yields
     ------
     dict
-        The same ones on every rank, of which the first writes the run folder.
-        Records with "kind" and "step" (updates done). "start": sizes, `resumed`, changed settings. "damaged": a
-        checkpoint that was passed over. "step": loss (nats a token, mean since the last record), lr, grad_norm,
+        The same records on every rank; rank 0 writes the run folder.
+        Each has "kind" and "step" (updates done). "start": sizes, `resumed`, changed settings. "damaged": a
+        checkpoint that was skipped. "step": loss (nats per token, mean since the last record), lr, grad_norm,
         tokens_per_s. "eval": val_loss. "checkpoint": path. "paused". "end".
 
     Raises
     ------
     UserError
-        Other settings or data than the run in `out` has, or pictures of another size.
+        Other settings or data than the run in `out` has, or images of another size.
     TrainingDiverged
         See there.
     """

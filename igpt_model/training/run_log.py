@@ -1,4 +1,4 @@
-"""A run folder's files: `config.json`, which says what the run is, and `metrics.jsonl`, a line a record."""
+"""A run folder's files: `config.json`, which says what the run is, and `metrics.jsonl`, one line per record."""
 
 import json
 import os
@@ -16,7 +16,7 @@ _MORE = {"eval": {"val_loss": float}, "step": {"loss": float}, "probe": {"accura
 
 
 def open_run(out: str | Path, settings: Mapping[str, Any], free: Iterable[str] = ()) -> dict[str, Any]:
-    """Start a run in `out`, or go on with the one that is there if its settings are the same.
+    """Start a run in `out`, or resume the existing one if its settings are the same.
 
     Parameters
     ----------

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Literal
 
 from probekit.cli.answer import show_curves
-from probekit.runtime.errors import UserError
 
 
 def report(
@@ -35,8 +34,6 @@ def report(
     from probekit.reports import write_report
     from probekit.results.runs import read_runs
 
-    if not results:
-        raise UserError("No results were given; name the folder (or several) that `probekit sweep` wrote into.")
     first = results[0] if results[0].is_dir() else results[0].parent
     figures = {f"layers_{pictures}": layer_pictures(pictures, device)} if pictures else {}
     page = write_report(results, first / "report" if out is None else out, figures, read_runs(runs))

@@ -5,7 +5,6 @@ from typing import Any
 
 from probekit.cli.console import note
 from probekit.cli.tracker import Kind, curve_scalars, open_tracker
-from probekit.runtime.errors import UserError
 
 INHERITS = {"study": "probekit.evaluate.study:study"}
 
@@ -43,8 +42,6 @@ def study(
     from probekit.evaluate.study import study as run_study
     from probekit.results.results import Results
 
-    if not encoders:
-        raise UserError("No encoder was given; write for example: probekit study igpt:RUN --on cifar10 --out study.")
     shown = {name: settings.get(name) for name in ("protocol", "seeds", "limit")}
     with open_tracker(tracker, out.name, {"encoders": encoders, "on": on, **shown}, out) as track:
         results = run_study(encoders, list(on), out, tests=list(tests), progress=progress, **settings)

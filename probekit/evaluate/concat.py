@@ -101,15 +101,8 @@ def concat(
     check_kinds(probes, ("layers",), runner.protocol)
     if len(runner.store.layers) < 2:
         raise UserError(f"Series {runner.series!r} has one layer only, so there is nothing to concatenate.")
-    settings = {
-        "protocol": protocol,
-        "Cs": Cs,
-        "series": runner.series,
-        "backend": backend,
-        "device": device,
-        "dtype": dtype,
-    }
-    settings["parallel"] = parallel
+    settings = {"protocol": protocol, "Cs": Cs, "series": runner.series, "backend": backend, "device": device}
+    settings |= {"dtype": dtype, "parallel": parallel}
     again = {"window": window, "greedy_width": greedy_width, "probes": probes}
     path = path_for_workers(runner.store, workers)
     helpers = worker_processes(workers, concat, path, runner.out, **settings, **again)
@@ -147,13 +140,10 @@ def _concat(
         budget = widest if greedy_width is None else greedy_width
         indices, how = search(runner, budget, singles, progress)
         sets.setdefault(indices, []).append(how)
-    jobs = [
-        Job(tuple(runner.store.layers[i] for i in indices), found_by=tuple(how))
-        for indices, how in sets.items()
-        if len(indices) > 1
-    ]
+    names = {indices: tuple(runner.store.layers[i] for i in indices) for indices in sets if len(indices) > 1}
+    jobs = [Job(layers, found_by=tuple(sets[indices])) for indices, layers in names.items()]
     jobs += [
-        Job(tuple(runner.store.layers[i] for i in indices), probe=kind, found_by=tuple(sets[indices]))
+        Job(names[indices], probe=kind, found_by=tuple(sets[indices]))
         for kind in dict.fromkeys(probes)
         for indices in windowed
     ]
@@ -178,40 +168,43 @@ def search(
     coarse = runner.protocol.with_(Cs=subsample_grid(runner.protocol.Cs), refine=0)
     scout = Runner(runner.store, runner.out, coarse, None, runner.series, runner.settings)
     journal = Journal(runner.out / "candidates.jsonl")
-    scores: dict[tuple[int, ...], dict[str, Any]] = {}
-    for record in singles:
-        scores[(runner.store.layers.index(record.layers[0]),)] = _score_of(record, scout.protocol.Cs)
+    scores: dict[tuple[int, ...], dict[str, Any]] = {
+        (runner.store.layers.index(record.layers[0]),): _score_of(record, scout.protocol.Cs) for record in singles
+    }
+    # the most that can be examined: each step tries all layers that are left
+    widths = runner.store.widths
+    most = sum(len(widths) - taken for taken in range(min(len(widths), max(1, budget // min(widths)))))
 
     def score(sets: list[tuple[int, ...]]) -> list[float]:
         new = [indices for indices in sets if indices not in scores]
         jobs = [Job(tuple(runner.store.layers[i] for i in indices)) for indices in new]
         by_key = {scout.identity(job).key: job for job in jobs}
 
-        def examine(key: str) -> list[dict[str, Any]]:
-            start, job = perf_counter(), by_key[key]
+        def examine(job: Job) -> dict[str, Any]:
+            start = perf_counter()
             selection = choose_C(scout.features([job])[0], scout.rows(job), scout.protocol, scout.settings)
             facts = {"score": selection.score, "val_accuracy": float(selection.accuracy[selection.index])}
             facts |= {"C": selection.chosen, "converged": bool(selection.converged[selection.index])}
-            return [{"key": key, "layers": job.layers, **facts, "seconds": round(perf_counter() - start, 3)}]
+            about = {"key": scout.identity(job).key, "layers": job.layers}
+            return {**about, **facts, "seconds": round(perf_counter() - start, 3)}
 
-        examined, most = len(scores), _most_sets(runner.store.widths, budget)
+        examined, groups = len(scores), scout.groups(by_key)
         shown = (lambda done: progress(examined + len(done), most)) if progress else None
-        scout.share(journal, {key: [key] for key in by_key}, examine, shown)
+        scout.share(journal, groups, lambda name: scout.each(examine, [by_key[key] for key in groups[name]]), shown)
         lines = {line["key"]: line for line in journal.lines()}
         scores.update(zip(new, (lines[key] for key in by_key), strict=True))
         return [float(scores[indices]["score"]) for indices in sets]
 
-    steps = greedy(runner.store.widths, score, max_width=budget)
-    layers = steps[-1][0]
-    chosen_steps = [
+    chosen = [indices for indices, _ in greedy(widths, score, max_width=budget)]
+    steps = [
         {
             "layers": [runner.store.layers[i] for i in indices],
             "val_accuracy": scores[indices]["val_accuracy"],
-            "columns": sum(runner.store.widths[i] for i in indices),
+            "columns": sum(widths[i] for i in indices),
         }
-        for indices, _ in steps
+        for indices in chosen
     ]
-    return layers, {"rule": f"greedy within {budget} columns", "tried": len(scores), "steps": chosen_steps}
+    return chosen[-1], {"rule": f"greedy within {budget} columns", "tried": len(scores), "steps": steps}
 
 
 def _score_of(record: Record, Cs: Sequence[float]) -> dict[str, Any]:
@@ -220,9 +213,3 @@ def _score_of(record: Record, Cs: Sequence[float]) -> dict[str, Any]:
     names = ("val_accuracy", "val_log_loss", "n_iter", "grad_rel", "gap", "converged")
     selection = Selection(np.asarray(record.Cs)[among], *(np.asarray(getattr(record, name))[among] for name in names))
     return {"score": selection.score, "val_accuracy": float(selection.accuracy[selection.index])}
-
-
-def _most_sets(widths: Sequence[int], budget: int) -> int:
-    """How many sets a greedy search examines at most: each step tries all layers that are left."""
-    steps = min(len(widths), max(1, budget // min(widths)))
-    return sum(len(widths) - taken for taken in range(steps))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from igpt_model.checked_json import read_bytes
+from igpt_model.checked_json import Int, Text, mismatch, read_bytes
 from igpt_model.differences import differences
 from probekit.datasets.images import Decoding, decode
 from probekit.datasets.listing import SUFFIXES, is_clutter, is_image
@@ -18,11 +18,17 @@ from probekit.probes import PROBES, FittedProbe
 from probekit.results.predictions import load_probe
 from probekit.results.record import RESULTS_NAME, Record, read_records
 from probekit.results.results import Results
-from probekit.runtime.errors import UserError, check_at_least
+from probekit.runtime.errors import UserError, check_at_least, first_line
 
 if TYPE_CHECKING:
     import pandas as pd
 
+MOST_COLUMNS = 1 << 24  # of a row that a probe is tried on
+_SOURCES = {
+    "pixels": {"resolution": Int(1, 65_536)},
+    "histogram": {"resolution": Int(1, 65_536)},
+    "igpt": {"checkpoint": Text(), "norm": str, "input": str},
+}
 # what may differ between the encoder that made the features and the one that goes on with them
 MAY_DIFFER = {"name", "device", "dtype", "step", "training", "function", "note"}  # and where it is
 MAY_DIFFER |= {"depths", "last_depth"}  # which of its layers were kept: those of the probe are looked up by name
@@ -68,7 +74,23 @@ def load_fitted(record: Record, device: str = "cpu") -> FittedProbe:
         normalize = bool(record.protocol.get("normalize"))
         return np.asarray(training_features(store, record.layers, positions, normalize))
 
-    return PROBES[record.probe].fitted.from_arrays(load_probe(folder / record.probe_file), read_rows, device)
+    kind, path = PROBES[record.probe].fitted, folder / record.probe_file
+    arrays = load_probe(path)
+    try:
+        fitted = kind.from_arrays(arrays, read_rows, device)
+        if record.reads != "tokens":
+            # arrays that do not fit together fail here, not in the middle of the images
+            proba = fitted.predict_log_proba(np.ones((1, min(record.width, MOST_COLUMNS)), np.float32))
+            if proba.shape != (1, len(fitted.classes)):
+                raise ValueError(f"it gives probabilities of shape {proba.shape} for {len(fitted.classes)} classes")
+    except UserError:
+        raise
+    except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"Probe file {path} is no {record.probe} probe of {record.width} columns ({first_line(error)}); delete its "
+            "record's line and run the sweep again."
+        ) from None
+    return fitted
 
 
 def encoder_of(record: Record) -> tuple[str, dict[str, Any]]:
@@ -80,13 +102,13 @@ def encoder_of(record: Record) -> tuple[str, dict[str, Any]]:
         The provenance does not lead back to the encoder: one of Hugging Face's, timm's, random weights, or a run that
         was moved.
     """
-    about = record.encoder
-    if about.get("kind") in ("pixels", "histogram"):
-        return f"{about['kind']}:{about['resolution']}", {}
-    checkpoint = Path(about.get("checkpoint", ""))
-    if about.get("kind") == "igpt" and "checkpoint" in about and checkpoint.is_dir():
+    about, kind = record.encoder, str(record.encoder.get("kind"))
+    known = kind in _SOURCES and mismatch(about, _SOURCES[kind]) is None
+    if known and kind != "igpt":
+        return f"{kind}:{about['resolution']}", {}
+    if known and Path(about["checkpoint"]).is_dir():
         options = {"norm": about["norm"] != "none"}
-        return f"igpt:{checkpoint}", options | ({"masked": False} if about["input"] == "all pixels" else {})
+        return f"igpt:{about['checkpoint']}", options | ({"masked": False} if about["input"] == "all pixels" else {})
     raise UserError(
         f"The record of this probe does not say where its encoder ({about.get('name', 'unnamed')}) is now; give it "
         "with --encoder, as in `probekit extract`."
@@ -172,5 +194,5 @@ def predict(record: Record, images: Sequence[str | Path], encoder: Encoder, batc
     frame = pd.DataFrame({"image": [str(path) for path in files], "class": label})
     named = class_names(record)
     if named:
-        frame["name"] = [named[k] for k in label]
+        frame["name"] = [named[k] if 0 <= k < len(named) else str(k) for k in label]
     return frame.assign(probability=np.concatenate(probability))

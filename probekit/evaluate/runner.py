@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy.special import log_softmax
@@ -24,7 +24,7 @@ from probekit.evaluate.training_rows import training_rows
 from probekit.features.lazy_features import BLOCK_ROWS, fits, read_features, training_features
 from probekit.features.store import Features, FeatureStore
 from probekit.probes import PROBES, FittedProbe, Probe, Protocol
-from probekit.probes.rankme import rankme
+from probekit.probes.geometry import rankme
 from probekit.results.journal import Journal, share_work
 from probekit.results.metrics import score
 from probekit.results.predictions import RowPredictions, load_probe, save_probe
@@ -37,6 +37,8 @@ from probekit.runtime.streams import on_streams
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import resolve_protocol
 from probekit.selection.settings import FitSettings
+
+T = TypeVar("T")
 
 LAYERS_AT_ONCE = 3
 """On a GPU, each on a stream. Not measured: `benchmarks/gpu/path_speed.py streams` compares 1, 2, 3 and 4."""
@@ -141,7 +143,7 @@ class Runner:
             sizes = {key: self.probe(job).n_fits(self.rows(job), self.protocol) for key, job in by_key.items()}
             fit_progress = FitProgress(sizes, by_key.keys() & done, progress)
             self.settings, finish = replace(settings, on_fit=fit_progress.count), fit_progress.finish
-        groups = self._groups(by_key)
+        groups = self.groups(by_key)
         wanted = {name: own for name, keys in groups.items() if (own := [key for key in keys if key in open_keys])}
         try:
             self.share(
@@ -154,7 +156,7 @@ class Runner:
         if self.settings.sharded:
             broadcast(None)  # the others wait for the tests
 
-    def _groups(self, jobs: Mapping[str, Job]) -> dict[str, list[str]]:
+    def groups(self, jobs: Mapping[str, Job]) -> dict[str, list[str]]:
         """Keys that one worker claims together, by the name of the claim: on a CPU mostly each alone."""
         on_gpu = usable_device(self.settings.device).type == "cuda" and self.settings.backend == "torch"
         at_once = LAYERS_AT_ONCE if on_gpu and not self.settings.sharded else 1
@@ -256,25 +258,24 @@ class Runner:
         """Choose and fit the probes of jobs that are claimed together; gives each one's line of choices.jsonl."""
         finished = self.choices.keys() | self.results.keys()
         if self.probe(next(iter(jobs.values()))).fits_together:
-            yield from (line for line in self._choose_together(jobs) if line["key"] not in finished)
+            yield from self._choose_together(jobs, finished)
         else:
-            work = [partial(self._choose_alone, job) for key, job in jobs.items() if key not in finished]
-            yield from on_streams(work, self.settings.device, self._room_for(list(jobs.values())))
+            yield from self.each(self._choose_alone, [job for key, job in jobs.items() if key not in finished])
 
-    def _room_for(self, jobs: Sequence[Job]) -> int:
-        """How many of the jobs' layers a GPU has room for at once; at least 1."""
+    def each(self, call: Callable[[Job], T], jobs: Sequence[Job]) -> Iterator[T]:
+        """What a call gives for each job, in order; on a GPU several at once, as many as there is room for."""
         device = usable_device(self.settings.device)
-        widest = max(sum(self.layer_widths(job.layers)) for job in jobs)
-        rows = len(self.rows(jobs[0]).y)
-        return next((n for n in range(len(jobs), 1, -1) if fits(n * rows, widest, device)), 1)
+        entries = [len(self.rows(job).y) * sum(self.layer_widths(job.layers)) for job in jobs]
+        room = next((n for n in range(len(jobs), 1, -1) if fits(n, max(entries, default=0), device)), 1)
+        return on_streams([partial(call, job) for job in jobs], device, room)
 
     def _choose_alone(self, job: Job) -> dict[str, Any]:
         start, (X,) = perf_counter(), self.features([job])
         fitted = self.probe(job).fit(X, self.widths(job), self.rows(job), self.protocol, self.settings)
         return self._line(job, fitted, X, perf_counter() - start)
 
-    def _choose_together(self, jobs: Mapping[str, Job]) -> Iterator[dict[str, Any]]:
-        """Lines of jobs that are fitted in one call, which may save its state and resume."""
+    def _choose_together(self, jobs: Mapping[str, Job], finished: Collection[str]) -> Iterator[dict[str, Any]]:
+        """Lines of jobs that are fitted in one call, which may save its state and resume; none of finished ones."""
         start, own = perf_counter(), list(jobs.values())
         probe = self.probe(own[0])
         checkpoint = self.out / probe.kind / f"{hash_json(sorted(jobs))}.safetensors"
@@ -282,8 +283,9 @@ class Runner:
         layers, widths = self.features(own), [self.widths(job) for job in own]
         settings = replace(self.settings, checkpoint=checkpoint)
         fitted = probe.fit_many(layers, widths, self.rows(own[0]), self.protocol, settings)
-        for job, X, made in zip(own, layers, fitted, strict=True):
-            yield self._line(job, made, X, (perf_counter() - start) / len(jobs))
+        for (key, job), X, made in zip(jobs.items(), layers, fitted, strict=True):
+            if key not in finished:
+                yield self._line(job, made, X, (perf_counter() - start) / len(jobs))
         checkpoint.unlink(missing_ok=True)
 
     def _line(self, job: Job, fitted: FittedProbe, X: Any, seconds: float) -> dict[str, Any]:

@@ -7,6 +7,7 @@ data sets each has a folder of its own, and the report covers them all.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,6 @@ from probekit.evaluate.baselines import control_encoders, load_as
 from probekit.evaluate.concat import concat
 from probekit.evaluate.sweep import seed_list, sweep
 from probekit.features.extract import extract
-from probekit.features.store import FeatureStore
 from probekit.results.results import Results
 from probekit.results.runs import run_name
 from probekit.runtime.errors import UserError, check_at_least
@@ -191,7 +191,8 @@ def study(
     )
     plan.open(out)
     say = progress or (lambda *_: None)
-    solving: dict[str, Any] = {"backend": backend, "device": device} | ({"dtype": dtype} if dtype else {})
+    solving: dict[str, Any] = {"protocol": settled, "backend": backend, "device": device}
+    solving |= {"dtype": dtype} if dtype else {}
     for data, folder in places:
         here = {name: encoder for name, (_, encoder) in series.items()}
         if controls:
@@ -199,35 +200,21 @@ def study(
         stores = {
             name: extract(
                 encoder, data, _feature_file(folder, name), batch_size=batch_size, workers=workers, limit=limit,
-                progress=_stage(say, f"extract {name}", "images"),
+                progress=partial(say, f"extract {name}", "images"),
             )
             for name, encoder in here.items()
         }  # fmt: skip
         for name, store in stores.items():
-            show = _stage(say, f"probe {name}", "fits")
-            sweep(
-                store, out=folder, protocol=settled, series=name, seeds=seeds, checks=checks, progress=show, **solving
-            )
-        for name in series:
-            _join(stores[name], folder, settled, window, greedy_width, name, say, solving)
-    folders = [folder for _, folder in places]
-    results = Results(*folders)
+            show = partial(say, f"probe {name}", "fits")
+            sweep(store, out=folder, series=name, seeds=seeds, checks=checks, progress=show, **solving)
+        for name in series if window else ():
+            if len(stores[name].layers) > 1:
+                own: dict[str, Any] = {"series": name, "window": window, "greedy_width": greedy_width}
+                show = partial(say, f"join layers of {name}", "sets of layers")
+                concat(stores[name], folder, progress=show, **own, **solving)
+    results = Results(*(folder for _, folder in places))
     results.report(out / "report")
     return results
-
-
-def _join(
-    store: FeatureStore, folder: Path, protocol: Any, window: Any, greedy_width: int | None, name: str, say: Progress,
-    solving: dict[str, Any],
-) -> None:  # fmt: skip
-    if len(store.layers) < 2 or not window:
-        return
-    show = _stage(say, f"join layers of {name}", "sets of layers")
-    concat(store, folder, protocol, window=window, greedy_width=greedy_width, series=name, progress=show, **solving)
-
-
-def _stage(say: Progress, what: str, unit: str) -> Callable[[int, int], Any]:
-    return lambda done, total: say(what, unit, done, total)
 
 
 def _by_name(loaded: Sequence[tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
@@ -235,15 +222,12 @@ def _by_name(loaded: Sequence[tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
     names = [str(encoder.provenance["name"]) for _, encoder in loaded]
     for name in names:
         if names.count(name) > 1:
+            written = loaded[0][0] if isinstance(loaded[0][0], str) else "ENCODER"
             raise UserError(
-                f"Two encoders are called {name!r}: name them apart, as in 'first={_written(loaded[0])}', or, if they "
-                "are pre-training runs of one model, give them one name as in NAME=ENCODER."
+                f"Two encoders are called {name!r}: name them apart, as in 'first={written}', or, if they are "
+                "pre-training runs of one model, give them one name as in NAME=ENCODER."
             )
     return dict(zip(names, loaded, strict=True))
-
-
-def _written(pair: tuple[Any, Any]) -> str:
-    return pair[0] if isinstance(pair[0], str) else "ENCODER"
 
 
 def _described(spec: Any, encoder: Any) -> str:

@@ -134,10 +134,8 @@ def sweep(
     elif y is not None:
         raise UserError("y was given beside a feature file, which contains its own labels; leave y out.")
     runner = Runner(features, out, resolved, None, series, make_settings(backend, device, dtype, parallel))
-    names, draws = (
-        choose_names(runner.store, layers),
-        seed_list((DRAWS if per_class else 1) if seeds is None else seeds),
-    )
+    names = choose_names(runner.store, layers)
+    draws = seed_list((DRAWS if per_class else 1) if seeds is None else seeds)
     jobs = [
         Job((layer,), seed, train_rows, "" if kind == own else kind, per_class)
         for kind in kinds
@@ -146,16 +144,8 @@ def sweep(
     ]
     for job in jobs:
         runner.widths(job)  # refuses pooled features for a probe that reads tokens
-    again = {
-        "Cs": Cs,
-        "layers": layers,
-        "series": runner.series,
-        "seeds": seeds,
-        "train_rows": train_rows,
-        "per_class": per_class,
-        "checks": checks,
-        "probe": probe,
-    }
+    again = {"Cs": Cs, "layers": layers, "series": runner.series, "seeds": seeds, "train_rows": train_rows}
+    again |= {"per_class": per_class, "checks": checks, "probe": probe}
     again |= {"backend": backend, "device": device, "dtype": dtype}
     path = path_for_workers(runner.store, workers)
     helpers = worker_processes(workers, sweep, path, out=runner.out, protocol=protocol, **again)

@@ -39,9 +39,8 @@ class AttentivePool(nn.Module):
     def __init__(self, width: int, n_heads: int, n_classes: int) -> None:
         super().__init__()
         self.n_heads = n_heads
-        self.norm = nn.BatchNorm1d(
-            width, affine=False, eps=1e-6
-        )  # AIM's: no learned scale, so none is regularised away
+        # AIM's: no learned scale, so none is regularised away
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
         self.query = nn.Parameter(torch.empty(n_heads, width // n_heads))
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)

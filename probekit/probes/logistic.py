@@ -45,12 +45,5 @@ class LogisticProbe(Probe):
 
 def certificate_of(path: ProbePath) -> dict[str, Any]:
     """What a record says of a final fit, a path of one penalty; `kind` is the bound that `gap` is."""
-    c = path.certificates
-    return {
-        "converged": bool(path.converged[0]),
-        "n_iter": int(c["n_iter"][0]),
-        "grad_rel": float(c["grad_rel"][0]),
-        "gap": float(c["gap"][0]),
-        "kind": str(c["kind"][0]),
-        "stop_reason": str(c["stop_reason"][0]),
-    }
+    names = ("n_iter", "grad_rel", "gap", "kind", "stop_reason")
+    return {"converged": bool(path.converged[0])} | {name: path.certificates[name][0].item() for name in names}

@@ -21,7 +21,15 @@ from probekit.selection.settings import FitSettings
 from probekit.solver.inputs import standardizer
 from probekit.solver.objective import log_probabilities
 
-PROBES: dict[str, type["Probe"]] = {}
+
+class _Kinds(dict[str, type["Probe"]]):
+    """Kinds of probes by name; one that is not there is the user's: a record may come from another installation."""
+
+    def __missing__(self, name: str) -> type["Probe"]:
+        raise UserError(f"There is no kind of probe {name[:100]!r} here; the kinds are {', '.join(self)}.")
+
+
+PROBES: dict[str, type["Probe"]] = _Kinds()
 EXACT = {"converged": True, "n_iter": 0, "grad_rel": 0.0, "gap": 0.0, "stop_reason": "closed form"}
 
 ReadRows = Callable[[np.ndarray], np.ndarray]  # positions among train and val joined -> their features
@@ -71,7 +79,7 @@ class FittedLinear(FittedProbe):
 
     def predict_log_proba(self, X: np.ndarray) -> np.ndarray:
         rows, coef, intercept = (to_device(values, self.device).double() for values in (X, self.coef, self.intercept))
-        return log_probabilities(rows @ coef.T + intercept).cpu().numpy()
+        return log_probabilities(rows @ coef.mT + intercept).cpu().numpy()
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"coef": self.coef, "intercept": self.intercept}

@@ -124,10 +124,7 @@ def _choose_rate(grid: "SGDGrid", layer: int, X: Any, split: TrainingRows, confi
         selection=replace(selection, l2s=np.full(len(selection.grid), config.weight_decay)),
         certificate=end_of_schedule(grid.step) | {"grad_rel": gradient / max(at_zero, 1e-300)},
         train_accuracy=accuracy,
-        search_info={
-            "rule": f"momentum SGD, learning rate {selection.chosen:g}",
-            "learning_rate": selection.chosen,
-        },
+        search_info={"rule": f"momentum SGD, learning rate {selection.chosen:g}", "learning_rate": selection.chosen},
         device=str(coef.device),
     )
 
@@ -140,13 +137,7 @@ def without_certificate(n: int, n_steps: int) -> dict[str, NDArray[Any]]:
 
 def end_of_schedule(n_steps: int) -> dict[str, Any]:
     """What a record says of a final fit that ended with its schedule."""
-    return {
-        "converged": False,
-        "n_iter": n_steps,
-        "grad_rel": None,
-        "gap": None,
-        "stop_reason": "end of the schedule",
-    }
+    return {"converged": False, "n_iter": n_steps, "grad_rel": None, "gap": None, "stop_reason": "end of the schedule"}
 
 
 @dataclass
@@ -308,11 +299,8 @@ _PARTS = ("coef", "intercept", "coef_momentum", "intercept_momentum")
 
 
 def _save(grid: SGDGrid, path: Path, run: str) -> None:
-    tensors = {
-        f"{part}.{layer}": tensor.cpu().contiguous()
-        for part in _PARTS
-        for layer, tensor in enumerate(getattr(grid, part))
-    }
+    parts = {part: enumerate(getattr(grid, part)) for part in _PARTS}
+    tensors = {f"{part}.{layer}": x.cpu().contiguous() for part, layers in parts.items() for layer, x in layers}
     write_bytes(path, save(tensors, metadata={"format": "probekit.sgd", "run": run, "step": str(grid.step)}))
 
 

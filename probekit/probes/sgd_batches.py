@@ -141,5 +141,4 @@ def _float32(X: Any) -> Any:
 
 
 def _take(read: tuple[np.ndarray, list[np.ndarray]], rows: np.ndarray) -> list[np.ndarray]:
-    places = np.searchsorted(read[0], rows)
-    return [X[places] for X in read[1]]
+    return [X[np.searchsorted(read[0], rows)] for X in read[1]]

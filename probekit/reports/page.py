@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from igpt_model.checked_json import read_json
 from probekit.reports.figures.depth import band_words, depth_figure, interval_words, looks_of, short_range
 from probekit.reports.figures.inline_svg import inline_svg
 from probekit.reports.figures.metric_grid import metric_figure
@@ -29,6 +31,7 @@ from probekit.reports.panels import Concatenated, Panel, Series, margin, series_
 from probekit.reports.published import comparison_frame, printed_comparison
 from probekit.results.curve import layer_name, layer_words, p_value
 from probekit.results.record import Record
+from probekit.runtime.errors import UserError
 from probekit.runtime.escape import terminal, visible
 
 if TYPE_CHECKING:
@@ -396,11 +399,16 @@ def _documents(panel: Panel) -> list[tuple[str, str]]:
 
 
 def _runs(panels: Sequence[Panel]) -> Iterator[Path]:
-    """The folders of the training runs whose checkpoints were probed, where they still are."""
+    """The folders of the training runs whose checkpoints were probed, where they still are.
+
+    A record may come from anywhere: only one that knows the hash of a checkpoint's weights brings pictures of its run.
+    """
     for record in (record for panel in panels for series in panel.models for record in series.records[:1]):
         checkpoint = Path(record.encoder.get("checkpoint") or "")
-        if checkpoint.parent.name == "checkpoints" and checkpoint.is_dir():
-            yield checkpoint.parents[1]
+        with suppress(OSError, UserError):
+            hashed = read_json(checkpoint / "config.json", dict).get("weights_hash")
+            if checkpoint.parent.name == "checkpoints" and hashed and hashed == record.encoder.get("weights_hash"):
+                yield checkpoint.parents[1]
 
 
 def _samples(sources: Sequence[Path]) -> Iterator[tuple[str, str]]:

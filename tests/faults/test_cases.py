@@ -8,11 +8,13 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from igpt_model import TrainConfig, train
 from igpt_model.errors import UserError
@@ -20,6 +22,7 @@ from igpt_model.hashing import hash_file
 from igpt_model.training.checkpoint import list_checkpoints, load_checkpoint
 from igpt_model.training.run_log import read_metrics
 from probekit.cli.main import main
+from probekit.evaluate.predict import encoder_of
 from probekit.features.extract import extract
 from probekit.features.importing import import_features
 from probekit.features.store import FeatureStore
@@ -280,6 +283,37 @@ def test_a_probe_file_of_other_rows(results):
     (results / first.probe_file).write_bytes((results / second.probe_file).read_bytes()[:-9])
     with pytest.raises(UserError, match="cannot be read"):
         row_predictions(first)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a.pop("coef"),
+        lambda a: a.update(coef=np.zeros((3, 5))),
+        lambda a: a.update(coef=np.zeros((2, 3))),
+        lambda a: a.update(intercept=np.zeros(7)),
+        lambda a: a.update(coef=np.zeros(3)),
+    ],
+)
+def test_a_probe_whose_arrays_do_not_fit(results, change):
+    record = Results(results).best()
+    arrays = load_file(results / record.probe_file)
+    assert record.load_probe().predict_log_proba(np.zeros((2, 3))).shape == (2, 3)
+    change(arrays)
+    save_file(arrays, results / record.probe_file)
+    with pytest.raises(UserError, match=r"is no linear probe of 3 columns"):
+        record.load_probe()
+
+
+@pytest.mark.parametrize(
+    "about", [{"kind": "pixels"}, {"kind": "igpt", "checkpoint": "."}, {"kind": []}, {"kind": "x"}]
+)
+def test_an_encoder_that_a_record_does_not_describe(results, about):
+    record = Results(results).best()
+    with pytest.raises(UserError, match="does not say where its encoder"):
+        encoder_of(replace(record, encoder=about))
+    with pytest.raises(UserError, match="There is no kind of probe 'x' here"):
+        replace(record, probe="x").load_probe()
 
 
 @pytest.mark.parametrize("place", ["results.jsonl", "probe"])

@@ -9,7 +9,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fuzz import campaign
 from targets import TARGETS
 
-QUICK = {"results", "journal", "predictions", "linear probe", "palette", "idx", "cifar batches", "csv list"}
+QUICK = {
+    "results",
+    "journal",
+    "predictions",
+    "linear probe",
+    "palette",
+    "idx",
+    "cifar batches",
+    "csv list",
+    "pickle of a data set",
+}
 
 
 @pytest.mark.parametrize("target", [t for t in TARGETS if t.name in QUICK], ids=lambda target: target.name)

@@ -345,7 +345,8 @@ def _layer_axis(axes: Axes, panel: Panel, slots: Sequence[tuple[float, int, Conc
         "xycoords": below,
     }
     down = (0, -points(17))
-    axes.annotate(layer_axis_words(panel, 24 if narrow else 44), (last / 2, 0), xytext=down, ha="center", **size)
+    words = layer_axis_words(panel, 44 if not narrow else 12 if slots else 24)
+    axes.annotate(words, (last / 2, 0), xytext=down, ha="center", **size)
     if slots:
         axes.annotate("concatenated", ((slots[0][0] + slots[-1][0]) / 2, 0), xytext=down, ha="center", **size)
         for upper in axes.figure.axes:

@@ -11,8 +11,7 @@ from probekit import FeatureStore, sweep
 from probekit.cli.main import main
 from probekit.evaluate.calibrate import calibrate
 from probekit.evaluate.layer_geometry import geometry
-from probekit.probes.geometry import linear_cka, two_nn_dimension
-from probekit.probes.rankme import rankme
+from probekit.probes.geometry import linear_cka, rankme, two_nn_dimension
 from probekit.results.calibration import fit_temperature
 from probekit.results.record import read_records
 from probekit.runtime.errors import UserError
@@ -81,6 +80,6 @@ def test_the_label_curve_is_the_mean_over_the_draws(swept, tmp_path):
         lines = {(r["series"], r["depth"], r["train_rows"]): r for r in csv.DictReader(file)}
     draws = [r.accuracy for r in results if r.kind == "layer" and r.depth == 1 and r.per_class == 5]
     assert len(draws) == 5
-    assert float(lines["toy", "1", "15"]["accuracy"]) == pytest.approx(np.mean(draws))
-    assert float(lines["toy", "1", "15"]["seeds_sd"]) == pytest.approx(np.std(draws, ddof=1))
+    assert float(lines["toy", "1", "15"]["test_accuracy"]) == pytest.approx(np.mean(draws))
+    assert float(lines["toy", "1", "15"]["sd"]) == pytest.approx(np.std(draws, ddof=1))
     assert ("toy, class mean", "1", "60") in lines

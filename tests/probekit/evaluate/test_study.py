@@ -184,7 +184,7 @@ def test_the_verb(tmp_path, data, capsys):
     assert main([*arguments, "--limit", "10"]) == 2
     assert "limit: null there, 10 here" in capsys.readouterr().err
     assert main(["study", "--on", data[0], "--out", str(out)]) == 2
-    assert "No encoder was given" in capsys.readouterr().err
+    assert "needs ENCODERS" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, data):

@@ -21,6 +21,7 @@ from probekit.results.journal import Journal
 from probekit.results.predictions import row_predictions
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError
+from probekit.selection.protocol import SGDConfig
 from tests.probekit.feature_doubles import MemoryStore, SealedStore
 
 CS = np.logspace(-3, 0, 4)
@@ -289,3 +290,11 @@ def test_layers_of_a_file_that_holds_some_stand_where_they_stand_in_the_network(
     best, second = results.verdict("toy").sentences()
     assert "of 10" in best
     assert "layer 10 was not probed" in second
+
+
+def test_layers_trained_together_with_one_that_is_finished_leave_its_file_alone(tmp_path):
+    short = get_protocol("sgd-imagenet").with_(name="short", sgd=SGDConfig((1.0,), 1, 64))
+    first = sweep(MemoryStore(), tmp_path, protocol=short, layers=["01"]).records[0]
+    before = (tmp_path / first.probe_file).read_bytes()
+    assert len(sweep(MemoryStore(), tmp_path, protocol=short)) == 3
+    assert (tmp_path / first.probe_file).read_bytes() == before

@@ -4,6 +4,7 @@ import base64
 import html
 import html.parser
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -175,15 +176,19 @@ def test_samples_beside_the_results_and_of_the_probed_runs_are_embedded(make_run
     from PIL import Image
 
     trained, moved = tmp_path / "trained", tmp_path / "moved" / "checkpoints" / "0000004"
+    private = tmp_path / "private" / "checkpoints" / "0000004"  # named by a record that has never seen its weights
     checkpoint = trained / "checkpoints" / "0000004"
-    for folder in (checkpoint, trained / "samples"):
+    for folder in (checkpoint, private):
+        (folder.parents[1] / "samples").mkdir(parents=True)
         folder.mkdir(parents=True)
-    for step in range(5):
-        Image.new("RGB", (8, 8), (step, 0, 0)).save(trained / "samples" / f"{step:07d}.png")
+        (folder / "config.json").write_text(json.dumps({"weights_hash": "w" if folder == checkpoint else "secret"}))
+        for step in range(5):
+            Image.new("RGB", (8, 8), (step, 0, 0)).save(folder.parents[1] / "samples" / f"{step:07d}.png")
     run = make_run(encoder={"name": "igpt", "weights_hash": "w", "checkpoint": str(checkpoint)})
     gone = make_run(series="other", encoder={"name": "other", "weights_hash": "v", "checkpoint": str(moved)})
+    other = make_run(series="third", encoder={"name": "third", "weights_hash": "v", "checkpoint": str(private)})
     Image.new("RGB", (8, 8), "red").save(run / "samples.png")
-    page = write_report([run, gone], tmp_path / "report").read_text()
+    page = write_report([run, gone, other], tmp_path / "report").read_text()
     shown = re.findall(r'src="data:image/png;base64,([^"]+)"><figcaption>([^<]+)', page)
     newest = [trained / "samples" / f"{step:07d}.png" for step in (2, 3, 4)]
     assert [name for _, name in shown] == [f"{run.name}/samples.png", *(f"trained/samples/{p.name}" for p in newest)]
