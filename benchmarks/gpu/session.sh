@@ -5,7 +5,7 @@
 # most 8 files of 16 MiB) after every step, since a lent machine keeps nothing. State is kept in $STATE while the machine
 # is held, so the calls follow one another without a pause. Minutes and their arithmetic: docs/guides/gpu.md.
 #   0  check; a path of a few layers, ImageNet's shape at its smallest sizes, extraction plain and compiled at one batch,
-#      training at batch 64: its rows come back and are not kept, so that later calls measure all anew
+#      training at batch 64: its rows come back in $OUT/first, and later calls measure all anew
 #   1  check, path_speed, extraction's forward pass     2  the rest of extract_speed, train_speed
 #   3  train width 64, three seeds                      4  train them to the end, extract, sweep, report
 #   5  train widths 128, 256, 512                       6  the same for these
@@ -24,6 +24,7 @@ TOY=${TOY:+--toy} # empty, or the flag
 mkdir -p "$OUT/gpu" "$STATE/gpu"
 
 export PYTHONUNBUFFERED=1 PROBEKIT_BENCHMARK_RESULTS=$OUT
+[ "$CALL" = 0 ] && PROBEKIT_BENCHMARK_RESULTS=$OUT/first # so that no later call takes its parts for finished
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 [ -f .gpu/COMMIT ] && export PROBEKIT_COMMIT=$(cat .gpu/COMMIT)
 unset TORCH_ALLOW_TF32_CUBLAS_OVERRIDE # set in some images: float32 is to mean float32
@@ -31,9 +32,9 @@ unset TORCH_ALLOW_TF32_CUBLAS_OVERRIDE # set in some images: float32 is to mean 
 export TORCHINDUCTOR_CACHE_DIR=$STATE/inductor TRITON_CACHE_DIR=$STATE/triton
 failed=0
 
-# What has been found so far, under $OUT and, but for call 0, in the state.
+# What has been found so far, under $OUT and in the state.
 pack_results() {
-    [ "$CALL" = 0 ] || cp "$OUT"/gpu/*.csv "$STATE/gpu/" 2>/dev/null
+    cp "$OUT"/gpu/*.csv "$STATE/gpu/" 2>/dev/null
     [ -d "$STATE/cifar10/keep" ] || return 0
     tar czf "$STATE/cifar10.tar.gz" -C "$STATE/cifar10" keep && mv "$STATE/cifar10.tar.gz" "$OUT/"
 }

@@ -59,7 +59,7 @@ def extract(
     given = {name: value for name, value in decoding.items() if value is not None}
     data = load_dataset(dataset, root=root, skip_corrupt=skip_corrupt, **given)
     if test:
-        data = with_tests(data, *written_tests(test, root, skip_corrupt))
+        data = with_tests(data, *written_tests(test, root, skip_corrupt, given))
     loaded = load_encoder(encoder, data=data, **options.given())
     for line in decision_lines(loaded):
         detail(line)

@@ -159,13 +159,15 @@ _USERS_OS_ERRORS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, run: Callable[[list[str]], object] | None = None) -> int:
     """Run the command line.
 
     Parameters
     ----------
     argv : sequence of str, optional
         The arguments after the program's name; taken from the process by default.
+    run : callable, optional
+        Called with them instead of the verb.
 
     Returns
     -------
@@ -181,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # a terminal that is not UTF-8 must not stop a result from being shown
             stream.reconfigure(errors="backslashreplace")
     try:
-        dispatch(words)
+        (run or dispatch)(words)
     except KeyboardInterrupt:
         return _report(_interrupted(), 130)
     except BrokenPipeError:

@@ -11,19 +11,13 @@ if TYPE_CHECKING:
     from probekit.reports.panels import Panel
 
 FORMATS = ("svg", "png", "pdf")
+INHERITS = {"plot": "probekit.cli.plot:choose_panels"}
 
 
 def plot(
     results: list[Path],
     out: Path,
     kind: Literal["depth", "path", "labels"] = "depth",
-    dataset: str | None = None,
-    protocol: str | None = None,
-    train_rows: int | None = None,
-    test: str = "test",
-    metric: str = "top1",
-    readout: str | None = None,
-    runs: tuple[str, ...] = (),
     series: str | None = None,
     narrow: bool = False,
     width: float | None = None,
@@ -32,6 +26,7 @@ def plot(
     labels: tuple[str, ...] = (),
     title: str | None = None,
     font_size: float = 9.0,
+    **choice: Any,
 ) -> dict[str, str]:
     """Draw one figure of a results folder to a file, and its points to a CSV file of the same name.
 
@@ -44,22 +39,6 @@ def plot(
     kind
         depth: accuracy by layer with intervals. path: one series over the grid of C. labels: accuracy over
         the number of labelled rows, from sweeps with several --per-class or --train-rows.
-    dataset
-        Data set, where the results hold several.
-    protocol
-        Protocol, where the results hold several.
-    train_rows
-        Size of the training set, where the results hold several; 0 is all rows.
-    test
-        Which test set, by its name at extraction; the data set's own unless given.
-    metric
-        What is measured: top1, top5, mean_per_class, log_loss, brier, ece; log_loss_scaled, brier_scaled, ece_scaled
-        after `probekit calibrate`; rankme, intrinsic_dimension, cka_to_last after `probekit geometry`.
-    readout
-        Another kind of probe instead of the protocol's, of controls too: knn, ridge, class-mean, as given to --checks.
-    runs
-        NAME=SERIES,SERIES,...: pre-training runs as one curve with mean and interval. NAME alone: the series of that
-        name, of several feature files.
     series
         Series of kind path; by default the first trained model.
     narrow
@@ -89,21 +68,19 @@ def plot(
 
     options = FigureOptions(width, height, ylim, read_labels(labels), title, font_size)
     form = check_ending(out, FORMATS)
-    if kind == "path" and (metric, readout) != ("top1", None):
+    if kind == "path" and (choice.get("metric", "top1"), choice.get("readout")) != ("top1", None):
         raise UserError("--kind path shows held-out accuracy over C; leave --metric and --readout to depth and labels.")
-    found = read_panels(results, metric, readout, runs)
+    panels = choose_panels(results, **choice)
     with style(font_size=font_size):
         if kind == "labels":
-            panels = [one for one in found if _fits(one, dataset, protocol, None, test)]
             if len({(one.dataset, one.protocol_hash) for one in panels}) > 1:
                 names = "; ".join(sorted({f"--dataset {one.dataset} --protocol {one.protocol}" for one in panels}))
                 raise UserError(f"A label curve is of one data set under one protocol; choose one of: {names}.")
             figure, points = label_figure(panels, options), label_frame(panels)
         elif kind == "depth":
-            panel = one_panel(found, dataset, protocol, train_rows, test)
-            figure, points = depth_figure(panel, narrow, options), layer_frame([panel])
+            figure, points = depth_figure(one_panel(panels), narrow, options), layer_frame([one_panel(panels)])
         else:
-            panel = one_panel(found, dataset, protocol, train_rows, test)
+            panel = one_panel(panels)
             one = find_series(panel, series) if series else (panel.models or list(panel.series))[0]
             figure, points = path_figure(one, narrow=narrow, options=options), path_frame([one])
         save_figure(figure, out.with_suffix(""), (form,))
@@ -152,29 +129,70 @@ def read_panels(
     return panels
 
 
-def one_panel(
-    panels: "Sequence[Panel]", dataset: str | None, protocol: str | None, train_rows: int | None, test: str
-) -> "Panel":
-    """The only panel that fits what was asked for; a `UserError` lists what there is."""
-    fitting = [panel for panel in panels if _fits(panel, dataset, protocol, train_rows, test)]
-    if len(fitting) == 1:
-        return fitting[0]
-    listed = "; ".join(
-        f"--dataset {panel.dataset} --protocol {panel.protocol} --train-rows {panel.train_rows or 0}"
-        + ("" if panel.is_own_test else f" --test {panel.test}")
-        for panel in fitting or panels
-    )
-    asked = {"dataset": dataset, "protocol": protocol, "train-rows": train_rows, "test": test}
-    given = " ".join(f"--{name} {value}" for name, value in asked.items() if value not in (None, "test"))
-    what = "Several sets of probes fit" if fitting else f"No probes fit {given or '--test test'}"
-    raise UserError(f"{what}; choose one of: {listed}.")
+def choose_panels(
+    results: Sequence[Path],
+    dataset: str | None = None,
+    protocol: str | None = None,
+    train_rows: int | None = None,
+    test: str = "test",
+    metric: str = "top1",
+    readout: str | None = None,
+    runs: tuple[str, ...] = (),
+) -> "list[Panel]":
+    """The panels of some results that fit what is asked for; at least one.
 
+    Parameters
+    ----------
+    results
+        Folders with a results.jsonl, or such files.
+    dataset
+        Data set, where the results hold several.
+    protocol
+        Protocol, where the results hold several.
+    train_rows
+        Size of the training set, where the results hold several; 0 is all rows.
+    test
+        Which test set, by its name at extraction; the data set's own unless given.
+    metric
+        What is measured: top1, top5, mean_per_class, log_loss, brier, ece; log_loss_scaled, brier_scaled, ece_scaled
+        after `probekit calibrate`; rankme, intrinsic_dimension, cka_to_last after `probekit geometry`.
+    readout
+        Another kind of probe instead of the protocol's, of controls too: knn, ridge, class-mean, as given to --checks.
+    runs
+        NAME=SERIES,SERIES,...: pre-training runs as one curve with mean and interval. NAME alone: the series of that
+        name, of several feature files.
 
-def _fits(panel: "Panel", dataset: str | None, protocol: str | None, train_rows: int | None, test: str) -> bool:
-    """Whether a panel is one that was asked for; None fits all, `train_rows` 0 asks for all rows."""
-    return (
-        dataset in (None, panel.dataset)
+    Raises
+    ------
+    UserError
+        They hold no single layer, not the metric, readout or runs asked for, or none fits; the message lists them.
+    """
+    panels = read_panels(results, metric, readout, runs)
+    fitting = [
+        panel
+        for panel in panels
+        if dataset in (None, panel.dataset)
         and protocol in (None, panel.protocol, panel.protocol.rstrip("*"))  # the star says that its Cs were changed
         and (train_rows is None or (train_rows or None) == panel.train_rows)
         and test == panel.test
+    ]
+    if not fitting:
+        asked = {"dataset": dataset, "protocol": protocol, "train-rows": train_rows, "test": test}
+        given = " ".join(f"--{name} {value}" for name, value in asked.items() if value is not None)
+        raise UserError(f"No probes fit {given}; choose one of: {_listed(panels)}.")
+    return fitting
+
+
+def one_panel(panels: "Sequence[Panel]") -> "Panel":
+    """The only panel; a `UserError` lists several."""
+    if len(panels) > 1:
+        raise UserError(f"Several sets of probes fit; choose one of: {_listed(panels)}.")
+    return panels[0]
+
+
+def _listed(panels: "Sequence[Panel]") -> str:
+    return "; ".join(
+        f"--dataset {panel.dataset} --protocol {panel.protocol} --train-rows {panel.train_rows or 0}"
+        + ("" if panel.is_own_test else f" --test {panel.test}")
+        for panel in panels
     )

@@ -214,10 +214,13 @@ def _with_root(entry: Entry, root: str | Path | None) -> dict[str, Any]:
     return {}
 
 
-def written_tests(texts: Any, root: str | Path | None = None, skip_corrupt: bool = False) -> tuple[dict, dict]:
+def written_tests(
+    texts: Any, root: str | Path | None = None, skip_corrupt: bool = False, decoding: Mapping[str, Any] | None = None
+) -> tuple[dict, dict]:
     """Test sets and class maps from texts `NAME=DATASET[#classes=MAP.csv]`, for `with_tests`.
 
-    `root` is where data sets known by name lie, as for `load_dataset`.
+    `root` is where data sets known by name lie, as for `load_dataset`; `decoding` (exif, value_range) is for those of
+    image files that name no choice of their own (`NAME=FOLDER#exif=apply`).
     """
     from probekit.datasets.shifted import read_class_map
 
@@ -235,4 +238,7 @@ def written_tests(texts: Any, root: str | Path | None = None, skip_corrupt: bool
         needs_root = any(entry.name == spec.partition("#")[0] and entry.needs_root for entry in ENTRIES)
         given: dict[str, Any] = {"skip_corrupt": True} if skip_corrupt and not needs_root else {}
         tests[name] = load_dataset(spec, root=root if needs_root else None, **given)
+        more = {key: value for key, value in (decoding or {}).items() if f"#{key}=" not in spec}
+        if more and "decoding" in tests[name].provenance:
+            tests[name] = load_dataset(spec, root=root if needs_root else None, **given, **more)
     return tests, maps

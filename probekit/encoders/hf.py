@@ -230,7 +230,7 @@ class HFEncoder(ModuleEncoder):
             if not hasattr(processor, "resample"):
                 raise UserError(f"{whose}: {type(processor).__name__} takes no interpolation; leave it out.")
             processor.resample = Image.Resampling[known_kernel(interpolation).upper()]
-        before = preparation(resolution, resize, crop, interpolation or _kernel(processor), None)
+        before = preparation(resolution, resize, crop, interpolation or _kernel(processor))
         prepare: DescribedPreparation | None = before
         if processor is not None:
             prepare, left = prepare_with(processor, whose, before, mean, std)

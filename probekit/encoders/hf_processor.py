@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from probekit.encoders.preparation import DescribedPreparation, Normalisation, Preparation, odd_results, settle, triple
+from probekit.encoders.preparation import (
+    DescribedPreparation,
+    Normalisation,
+    Preparation,
+    odd_results,
+    plain,
+    settle,
+    triple,
+)
 from probekit.runtime.errors import UserError, first_line
 
 # written into processor files, without effect on a picture
@@ -78,17 +86,6 @@ class ProcessorPreparation(DescribedPreparation):
             "switched_off": sorted(self.switched_off),
             "before": self.before.to_dict() if self.before else None,
         }
-
-
-def plain(value: Any) -> Any:
-    """A processor's settings as JSON values."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(v) for key, v in value.items()}
-    if isinstance(value, np.ndarray | list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, int | float):
-        return float(value) if isinstance(value, float) else value if isinstance(value, bool) else int(value)
-    return value if value is None or isinstance(value, str) else str(value)
 
 
 def prepare_with(

@@ -102,18 +102,13 @@ def described(prepare: Callable[..., Any]) -> Any:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def preparation(
-    resolution: int | None, resize: Any, crop: Any, interpolation: str | None, default: Preparation | None
-) -> Preparation | None:
-    """The user's --resolution, --resize, --crop, --interpolation over the model's own preparation."""
+def preparation(resolution: int | None, resize: Any, crop: Any, interpolation: str | None) -> Preparation | None:
+    """The user's --resolution, --resize, --crop, --interpolation; None where no size is given."""
     if resolution is None and resize is None and crop is None:
-        if default is None or interpolation is None:
-            return default
-        return Preparation(default.crop, default.resize, interpolation)
+        return None
     size = crop if crop is not None else resolution if resolution is not None else resize
-    kernel = interpolation or (default.interpolation if default else "bilinear")
     resize = tuple(resize) if isinstance(resize, list) else resize
-    return Preparation(pair(size), resize, kernel)
+    return Preparation(pair(size), resize, interpolation or "bilinear")
 
 
 class ModuleEncoder:
@@ -183,7 +178,7 @@ class ModuleEncoder:
             names = list(submodules(module))
             raise UserError(f"A torch module needs layers=, names or globs of its submodules: {_shown(names)}.")
         if prepare is None:
-            prepare = preparation(resolution, resize, crop, interpolation, None)
+            prepare = preparation(resolution, resize, crop, interpolation)
             if prepare is None:
                 raise UserError("A torch module needs prepare= or resolution= (--resolution): its input size.")
         elif not (resolution is resize is crop is None):

@@ -125,17 +125,10 @@ def _input_rule(causal: bool, masked: bool, mask_prob: float, seed: int) -> str:
     return f"pixels masked with probability {mask_prob:g} from (seed {seed}, row id)" if masked else "all pixels"
 
 
-def load_run(
-    run: str,
-    norm: bool = True,
-    layers: str | Sequence[str] | None = None,
-    masked: bool = True,
-    seed: int = 0,
-    device: str = "cpu",
-    dtype: str = "float32",
-    compile: bool = False,
-) -> IGPTEncoder:
+def load_run(run: str, **options: Any) -> IGPTEncoder:
     """`igpt:RUN`, the newest checkpoint of a run folder; `igpt:RUN@STEP`, that step; or a checkpoint folder itself.
+
+    `options` as `IGPTEncoder` takes them: norm, layers, masked, seed, device, dtype, compile.
 
     Raises
     ------
@@ -143,26 +136,13 @@ def load_run(
         Nothing is there, or the checkpoint is damaged or has another palette than it was trained with.
     """
     checkpoint = load_checkpoint(checkpoint_folder(run))
-    extra = {
+    about = {
         "checkpoint": str(checkpoint.path or run),
         "step": checkpoint.step,
         "weights_hash": checkpoint.weights_hash,
         "training": checkpoint.provenance,
     }
-    return IGPTEncoder(
-        checkpoint.model,
-        checkpoint.palette,
-        checkpoint.transform,
-        "igpt",
-        norm,
-        layers,
-        masked,
-        seed,
-        device,
-        dtype,
-        compile,
-        extra,
-    )
+    return IGPTEncoder(checkpoint.model, checkpoint.palette, checkpoint.transform, provenance=about, **options)
 
 
 def checkpoint_folder(run: str) -> Path:
@@ -176,17 +156,7 @@ def checkpoint_folder(run: str) -> Path:
 
 
 def load_random(
-    source: str,
-    resolution: int | None = None,
-    n_colours: int = 512,
-    weights_seed: int = 0,
-    norm: bool = True,
-    layers: str | Sequence[str] | None = None,
-    masked: bool = True,
-    seed: int = 0,
-    device: str = "cpu",
-    dtype: str = "float32",
-    compile: bool = False,
+    source: str, resolution: int | None = None, n_colours: int = 512, weights_seed: int = 0, **options: Any
 ) -> IGPTEncoder:
     """`random:PRESET`, an untrained iGPT with a fixed RGB-grid palette, or `random:RUN`, a run's config and palette.
 
@@ -196,6 +166,8 @@ def load_random(
         For a preset: pixels a side (32 if None) and colours of the palette. A run brings its own.
     weights_seed : int
         Of the weights. The training run's own seed is not used again: its model started from those very weights.
+    **options
+        As `IGPTEncoder` takes them.
     """
     about: dict[str, Any] = {"weights_seed": weights_seed}
     if source in PRESETS:
@@ -214,4 +186,4 @@ def load_random(
     else:
         raise UserError(f"random:{source} is neither a preset ({', '.join(PRESETS)}) nor a run folder.")
     model = IGPT(config, seed=weights_seed)
-    return IGPTEncoder(model, palette, transform, "random", norm, layers, masked, seed, device, dtype, compile, about)
+    return IGPTEncoder(model, palette, transform, "random", provenance=about, **options)

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -107,4 +108,10 @@ def _call(spec: str, function: Callable[..., Encoder], arguments: list[Any], opt
     if strange and not takes_all:
         known = ", ".join(list(parameters)[len(arguments) :])
         raise UserError(f"{spec} takes no option {', '.join(strange)}; it takes {known}.")
-    return function(*arguments, **options)
+    try:
+        return function(*arguments, **options)
+    except TypeError as error:  # a function that hands its options on
+        refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if refused is None or refused[1] not in options:
+            raise
+        raise UserError(f"{spec} takes no option {refused[1]}; leave it out.") from None

@@ -30,7 +30,30 @@ def resolution_of(what: str, resolution: int | None, data: Any) -> int:
     return int(min(data.splits["train"].images(0, 1)[0].shape[:2]))
 
 
-class PixelEncoder:
+class _Baseline:
+    """One layer, called `kind`, of images of P x P."""
+
+    kind, config, pooling = "", dict[str, Any](), "none"
+
+    def __init__(self, width: int, side: int, interpolation: str, device: str) -> None:
+        self.prepare = Preparation((side, side), interpolation=interpolation)
+        self.layers = (self.kind,)
+        self.widths = (width,)
+        self._compute = compute(device)
+        self.provenance: dict[str, Any] = {
+            "name": self.kind,
+            "kind": self.kind,
+            "weights_hash": None,
+            "config": self.config,
+            "pooling": self.pooling,
+            "norm": "none",
+            "resolution": side,
+            "preparation": self.prepare.to_dict(),
+            "palette_hash": None,
+        }
+
+
+class PixelEncoder(_Baseline):
     """The image itself: P x P x 3 numbers in [0, 1], one layer "pixels".
 
     Parameters
@@ -43,25 +66,13 @@ class PixelEncoder:
     device : str
     """
 
+    kind = "pixels"
+
     def __init__(
         self, resolution: int | None = None, data: Any = None, interpolation: str = "bilinear", device: str = "cpu"
     ) -> None:
         side = resolution_of("pixels", resolution, data)
-        self.prepare = Preparation((side, side), interpolation=interpolation)
-        self.layers = ("pixels",)
-        self.widths = (side * side * 3,)
-        self._compute = compute(device)
-        self.provenance: dict[str, Any] = {
-            "name": "pixels",
-            "kind": "pixels",
-            "weights_hash": None,
-            "config": {},
-            "pooling": "none",
-            "norm": "none",
-            "resolution": side,
-            "preparation": self.prepare.to_dict(),
-            "palette_hash": None,
-        }
+        super().__init__(side * side * 3, side, interpolation, device)
 
     def __call__(self, images_BHWC: np.ndarray, row_ids_B: np.ndarray) -> list[torch.Tensor]:
         """The pixels in raster order, red, green and blue of a pixel side by side: one (B, P * P * 3)."""
@@ -69,8 +80,10 @@ class PixelEncoder:
         return [x.reshape(len(x), -1).float() / 255]
 
 
-class HistogramEncoder:
+class HistogramEncoder(_Baseline):
     """Share of the pixels in each of `bins`^3 cubes of the RGB space, one layer "histogram"."""
+
+    kind, pooling = "histogram", "count"
 
     def __init__(
         self,
@@ -82,23 +95,9 @@ class HistogramEncoder:
     ) -> None:
         side = resolution_of("histogram", resolution, data)
         if not 2 <= bins <= 256:
-            raise UserError(f"A histogram of {bins} bins per channel was requested; give 2 to 256.")
-        self.prepare = Preparation((side, side), interpolation=interpolation)
-        self.bins = bins
-        self.layers = ("histogram",)
-        self.widths = (bins**3,)
-        self._compute = compute(device)
-        self.provenance: dict[str, Any] = {
-            "name": "histogram",
-            "kind": "histogram",
-            "weights_hash": None,
-            "config": {"bins": bins},
-            "pooling": "count",
-            "norm": "none",
-            "resolution": side,
-            "preparation": self.prepare.to_dict(),
-            "palette_hash": None,
-        }
+            raise UserError(f"A histogram of {bins} bins a channel was asked for; give 2 to 256.")
+        self.bins, self.config = bins, {"bins": bins}
+        super().__init__(bins**3, side, interpolation, device)
 
     def __call__(self, images_BHWC: np.ndarray, row_ids_B: np.ndarray) -> list[torch.Tensor]:
         """One (B, bins^3); each row sums to 1; red varies slowest."""

@@ -8,7 +8,7 @@ Letters: B images, H and W sides.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -38,6 +38,17 @@ class DescribedPreparation(ABC):
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, for the provenance."""
+
+
+def plain(value: Any) -> Any:
+    """Settings of another library as JSON values."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(v) for key, v in value.items()}
+    if isinstance(value, np.ndarray | list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, int | float):
+        return float(value) if isinstance(value, float) else value if isinstance(value, bool) else int(value)
+    return value if value is None or isinstance(value, str) else str(value)
 
 
 def known_kernel(name: str) -> str:

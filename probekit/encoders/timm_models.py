@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from probekit.encoders.hooks import ModuleEncoder, preparation, submodules
-from probekit.encoders.preparation import DescribedPreparation, Normalisation, known_kernel, settle, triple
+from probekit.encoders.preparation import DescribedPreparation, Normalisation, known_kernel, plain, settle, triple
 from probekit.encoders.weights import Loaded, load_weights
 from probekit.runtime.errors import UserError, first_line
 
@@ -109,7 +109,7 @@ def from_timm(
     own = resolve(settings, {} if interpolation is None else {"interpolation": known_kernel(interpolation)})
     if replaced:
         kernel = interpolation or own["interpolation"]
-        prepare: DescribedPreparation | None = preparation(resolution, resize, crop, kernel, None)
+        prepare: DescribedPreparation | None = preparation(resolution, resize, crop, kernel)
         left: Normalisation | None = Normalisation(triple(own["mean"]), triple(own["std"]))
     else:
         prepare, left = prepare_with(own, f"timm:{about['source']}")
@@ -124,7 +124,7 @@ def from_timm(
         std=std if std is not None or left is None else left.std,
         prefix_tokens=prefix_tokens,
         suggested_prefix=tokens,
-        provenance={"kind": "timm", "config": _plain(settings), **about},
+        provenance={"kind": "timm", "config": plain(settings), **about},
         **options,
     )
 
@@ -192,7 +192,7 @@ class TimmPreparation(DescribedPreparation):
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        return {"transform": "timm.data.create_transform", "settings": _plain(self.config)}
+        return {"transform": "timm.data.create_transform", "settings": plain(self.config)}
 
 
 def prepare_with(config: Mapping[str, Any], whose: str) -> tuple[DescribedPreparation, Normalisation | None]:
@@ -217,11 +217,3 @@ def prepare_with(config: Mapping[str, Any], whose: str) -> tuple[DescribedPrepar
         pixels = TimmPreparation(type(transform)(steps[:-2]), config)
     ends = [Normalisation(triple(config["mean"]), triple(config["std"]))]
     return settle(whose, TimmPreparation(transform, config), pixels, ends)
-
-
-def _plain(settings: Any) -> dict[str, Any]:
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in dict(settings).items() if _is_json(v)}
-
-
-def _is_json(value: Any) -> bool:
-    return value is None or isinstance(value, str | int | float | bool | tuple | list)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from igpt_model import atomic
 from probekit.features.lazy_features import read_features
 from probekit.features.store import Features, FeatureStore
-from probekit.probes.geometry import linear_cka, two_nn_dimension
-from probekit.probes.rankme import rankme
+from probekit.probes.geometry import linear_cka, rankme, two_nn_dimension
 from probekit.results.measured import geometry_file
 from probekit.runtime.device import to_device
 from probekit.runtime.progress import Progress

@@ -1,4 +1,4 @@
-"""What features look like without labels: their intrinsic dimension, and their likeness to other features.
+"""What features look like without labels: effective rank, intrinsic dimension, and likeness to other features.
 
 N rows, D and E columns.
 """
@@ -10,11 +10,33 @@ import torch
 
 from probekit.runtime.device import to_device
 
+WIDEST = 8192
+"""A matrix narrower than this both ways is decomposed for its rank; a wider one costs more than the probe."""
 TWO_NN_ROWS = 5000
 """Rows whose neighbours are looked for; the estimate's relative error is about 1 / sqrt(rows)."""
 DISCARDED = 0.1
 """Share of the largest distance ratios that the fit leaves out, as in the paper."""
 BLOCK = 512
+RANK_ROWS = 1 << 14
+
+
+def rankme(X: Any, device: str = "cpu") -> float | None:
+    """exp of the entropy of the singular values of X (N, D), as shares of their sum (Garrido et al. 2023, equation 1).
+
+    The columns are not centred, as in the paper; between 1 and min(N, D). None when min(N, D) is above 8,192.
+    Computed in float64 on `device`.
+    """
+    if min(X.shape) > WIDEST:
+        return None
+    tall = X.shape[1] <= X.shape[0]
+    gram: Any = 0.0
+    for start in range(0, len(X) if tall else 1, RANK_ROWS):
+        block = to_device(X[start : start + RANK_ROWS] if tall else X[:], device, torch.float64)
+        gram = gram + (block.T @ block if tall else block @ block.T)
+    values = torch.linalg.eigvalsh(gram).clamp_min(0.0).sqrt()
+    shares = values / values.sum() + 1e-7  # the paper's epsilon
+    # features of zeros have no shares, and rank 0
+    return float((-(shares * shares.log()).sum()).exp().nan_to_num(0.0))
 
 
 def two_nn_dimension(X: Any, most_rows: int = TWO_NN_ROWS, device: str = "cpu") -> float | None:

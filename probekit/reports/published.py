@@ -122,17 +122,8 @@ def comparison_frame(panels: Sequence[Panel], task: str = "linear_probe", mix_pr
             for row in theirs
         ]
     columns = [
-        "dataset",
-        "method",
-        "layers",
-        "features",
-        "protocol",
-        "accuracy",
-        "low",
-        "high",
-        "source",
-        "flag",
-        "note",
+        *("dataset", "method", "layers", "features", "protocol"),
+        *("accuracy", "low", "high", "source", "flag", "note"),
     ]
     frame = pd.DataFrame(rows, columns=columns)
     return frame.sort_values(["dataset", "accuracy"], ascending=[True, False], kind="stable", ignore_index=True)

@@ -160,7 +160,6 @@ def printed_frame(frame: pd.DataFrame, metric: Metric | str = "top1") -> pd.Data
     shown = "test_accuracy" if metric.name == "top1" else metric.name
     # the last layer of a series is what the others are compared with
     reference = (frame["minus_last"] == 0) & (frame["minus_last_low"] == 0) & (frame["minus_last_high"] == 0)
-    own = set(frame.loc[frame["kind"] == "layer", "probe"])  # what the depth curve is made of needs no word
 
     def text(values: pd.Series, sign: str = "") -> pd.Series:
         return values.map(lambda value: "" if pd.isna(value) else metric.text(metric.factor * value, sign))
@@ -177,7 +176,7 @@ def printed_frame(frame: pd.DataFrame, metric: Metric | str = "top1") -> pd.Data
         {
             "Series": frame["series"],
             "Layer": frame["layers"]
-            + frame["probe"].map(lambda probe: "" if probe in own else f", {probe}")
+            + (", " + frame["probe"]).mask(frame["kind"].isin(["layer", "concat"]), "")
             + frame["chosen_on_val"].map({True: " (best on val)", False: ""}),
             "Val %": (100 * frame["val_accuracy"]).map("{:.1f}".format),
             f"{words} [95 % interval]": interval(frame[shown], frame["low"], frame["high"]),
@@ -256,27 +255,15 @@ def table_text(frame: pd.DataFrame, printed: pd.DataFrame, form: str, caption: s
 
 def _latex(frame: pd.DataFrame, printed: pd.DataFrame, caption: str, label: str) -> str:
     """booktabs, numbers to the right with a mathematical minus, the chosen layer of each series in bold."""
-    best = frame["chosen_on_val"].tolist() if "chosen_on_val" in frame else [False] * len(printed)
-    rows = []
-    for row, is_best in zip(printed.itertuples(index=False), best, strict=True):
-        cells = [_cell(str(value)) for value in row]
-        rows.append([f"\\textbf{{{cell}}}" if is_best and cell else cell for cell in cells])
-    numbers = [all(_is_number(str(value)) for value in column) for _, column in printed.items()]
-    lines = [
-        "\\begin{table}[t]",
-        "\\centering",
-        f"\\caption{{{latex(caption)}}}",
-        f"\\label{{{label}}}",
-        f"\\begin{{tabular}}{{{''.join('r' if number else 'l' for number in numbers)}}}",
-        "\\toprule",
-        " & ".join(map(latex, printed.columns)) + " \\\\",
-        "\\midrule",
-        *(" & ".join(row) + " \\\\" for row in rows),
-        "\\bottomrule",
-        "\\end{tabular}",
-        "\\end{table}",
-    ]
-    return "% needs \\usepackage{booktabs}\n" + "\n".join(lines) + "\n"
+    best = frame["chosen_on_val"].to_numpy() if "chosen_on_val" in frame else np.zeros(len(printed), bool)
+    numbers = [all(map(_is_number, column.astype(str))) for _, column in printed.items()]
+    cells = printed.astype(str).map(_cell).rename(columns=latex)
+    cells[best] = cells[best].map(lambda cell: f"\\textbf{{{cell}}}" if cell else cell)
+    text = cells.style.hide(axis="index").to_latex(
+        column_format="".join("r" if number else "l" for number in numbers),
+        position="t", position_float="centering", hrules=True, caption=latex(caption), label=label,
+    )  # fmt: skip
+    return f"% needs \\usepackage{{booktabs}}\n{text}"
 
 
 def _is_number(cell: str) -> bool:

@@ -107,7 +107,8 @@ class Curve:
 
     def gain(self, i: int, j: int, seed: int = 0) -> tuple[float, float, float]:
         """Value of layer i minus that of layer j (positions), with its paired 95 % limits."""
-        difference_SM = self.rows()[..., i].astype(float) - self.rows()[..., j]
+        rows_SMn = self.draws()
+        difference_SM = rows_SMn[..., i].astype(float) - rows_SMn[..., j]
         low, high = interval(difference_SM, seed)
         return float(self.values[i] - self.values[j]), low, high
 
@@ -131,16 +132,21 @@ class Curve:
 
         The band is for new test rows with these draws: rows are resampled, runs and seeds are not.
         """
-        rows_Mn = self.rows().mean(axis=0)
+        rows_Mn = self.rows()
         low, high = simultaneous_band(rows_Mn, rows_Mn[:, -1], level, seed=seed)
         return self.values - self.values[-1], low, high
 
     def not_worse(self, level: float = 0.95, seed: int = 0) -> np.ndarray:
         """Which layers are not significantly worse than the chosen one: bool (n,)."""
         sign = 1 if self.metric.larger_is_better else -1
-        return not_below(sign * self.rows().mean(axis=0), self.peak, level, seed=seed)
+        return not_below(sign * self.rows().astype(float), self.peak, level, seed=seed)
 
     def rows(self) -> np.ndarray:
+        """What is resampled, (M, n): of one draw as it is (bool for a count), of several their mean."""
+        rows_SMn = self.draws()
+        return rows_SMn[0] if len(rows_SMn) == 1 else rows_SMn.mean(axis=0)
+
+    def draws(self) -> np.ndarray:
         """`rows_SMn`, or a `UserError` when the per-row files are missing."""
         if self.rows_SMn is None:
             raise UserError(
@@ -450,7 +456,7 @@ def _p_greater(curve: Curve, i: int, j: int) -> float:
     With one draw McNemar's exact test of rows won and lost; with several, the distribution behind the interval of the
     gain (`bootstrap_runs`), so that the two cannot disagree.
     """
-    rows_SMn = curve.rows()
+    rows_SMn = curve.draws()
     if len(rows_SMn) == 1:
         return mcnemar_exact(rows_SMn[0, :, i], rows_SMn[0, :, j], "greater")
     return p_over_runs(list(rows_SMn[..., i].astype(float) - rows_SMn[..., j]))

@@ -118,7 +118,7 @@ def paired_curves(a: Curve, b: Curve) -> PairedDifference:
         raise UserError(
             f"{_label(best_a)} and {_label(best_b)} were tested on different rows: extract both from one data set."
         )
-    rows_a, rows_b = a.rows()[..., a.peak].astype(float), b.rows()[..., b.peak].astype(float)
+    rows_a, rows_b = a.draws()[..., a.peak].astype(float), b.draws()[..., b.peak].astype(float)
     won = rows_a - rows_b
     low, high = bootstrap_runs(list(won))
     p = min(1.0, 2 * min(p_over_runs(list(won)), p_over_runs(list(-won))))

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -19,7 +19,12 @@ class Show(Protocol):
 
 
 @contextmanager
-def progress_bar(what: str, unit: str, seconds_between_lines: float = SECONDS_BETWEEN_LINES) -> Iterator[Show]:
+def progress_bar(
+    what: str,
+    unit: str,
+    seconds_between_lines: float = SECONDS_BETWEEN_LINES,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Show]:
     """Show progress until the block ends: a bar in a terminal or notebook, elsewhere a line on stderr now and then.
 
     Parameters
@@ -31,8 +36,8 @@ def progress_bar(what: str, unit: str, seconds_between_lines: float = SECONDS_BE
     seconds_between_lines : float
         How often a line is printed where there is no terminal.
     """
-    shown = _bar(what, unit) if sys.stderr.isatty() or in_notebook() else _lines(what, unit, seconds_between_lines)
-    with shown as show:
+    terminal = sys.stderr.isatty() or in_notebook()
+    with _bar(what, unit, clock) if terminal else _lines(what, unit, seconds_between_lines, clock) as show:
         yield show
 
 
@@ -55,8 +60,8 @@ def shown(progress: Any, what: str, unit: str) -> Iterator[Any]:
 
 
 @contextmanager
-def _bar(what: str, unit: str) -> Iterator[Show]:
-    rate = _Rate()
+def _bar(what: str, unit: str, clock: Callable[[], float]) -> Iterator[Show]:
+    rate = _Rate(clock)
     columns = [
         TextColumn("{task.description:<18}"),
         BarColumn(),
@@ -77,14 +82,14 @@ def _bar(what: str, unit: str) -> Iterator[Show]:
 
 
 @contextmanager
-def _lines(what: str, unit: str, seconds: float) -> Iterator[Show]:
-    rate = _Rate()
-    last_time, last_line = time.monotonic(), ""
+def _lines(what: str, unit: str, seconds: float, clock: Callable[[], float]) -> Iterator[Show]:
+    rate = _Rate(clock)
+    last_time, last_line = clock(), ""
 
     def show(done: int, total: int, note: str = "") -> None:
         nonlocal last_time, last_line
         words = rate.words(done, unit)
-        now = time.monotonic()
+        now = clock()
         if now - last_time < seconds and done < total:
             return
         line = f"{what}: {done}/{total} {unit}"
@@ -106,13 +111,14 @@ def _lines(what: str, unit: str, seconds: float) -> Iterator[Show]:
 class _Rate:
     """Units a second since the first report: what an earlier, interrupted run has done is not counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
         self.start: tuple[float, int] | None = None
 
     def _per_second(self, done: int) -> float | None:
         if self.start is None:
-            self.start = (time.monotonic(), done)
-        seconds, units = time.monotonic() - self.start[0], done - self.start[1]
+            self.start = (self.clock(), done)
+        seconds, units = self.clock() - self.start[0], done - self.start[1]
         return units / seconds if seconds > 0 and units > 0 else None
 
     def words(self, done: int, unit: str) -> str:

@@ -213,7 +213,7 @@ class Told(SimpleNamespace):
     [({}, True), ({"shape": "inconclusive"}, False), ({"p": 0.02}, False), ({"fall": 0.019}, False),
      ({"pixels": -0.1}, False), ({"random": 0.0}, False)],
 )  # fmt: skip
-def test_a_run_counts_if_all_four_conditions_hold(modules, monkeypatch, change, counts):
+def test_a_run_counts_if_all_four_conditions_hold(modules, change, counts):
     import planned_tests
 
     given = {"shape": "rises then falls", "p": 1e-4, "fall": 0.03, "pixels": 0.1, "random": 0.2} | change
@@ -230,11 +230,10 @@ def test_a_run_counts_if_all_four_conditions_hold(modules, monkeypatch, change, 
         return SimpleNamespace(a=a.name, b=b.name, accuracy_a=0.5, accuracy_b=0.4, difference=difference, low=0.0,
                                high=1.0, p=1e-5)  # fmt: skip
 
-    monkeypatch.setattr(planned_tests, "compare", told)
-    found = planned_tests.planned_tests(results, [("run", "random")])
-    assert found["runs"]["run"]["counts"] is counts
-    assert found["all count"] is counts
-    assert all(np.isfinite(value) for _, value in planned_tests.measures(found))
+    found = planned_tests.judged(results, "run", "random", told)
+    assert found["counts"] is counts
+    rows_of_it = planned_tests.measures({"runs": {"run": found}})
+    assert all(np.isfinite(value) for _, value in rows_of_it)
 
 
 def test_the_recipe_has_a_palette_as_wide_as_the_network_and_the_smallest_three_seeds_first(modules):
@@ -274,7 +273,8 @@ def test_a_call_goes_on_after_what_fails_and_keeps_the_rows_of_earlier_calls(tmp
     python.write_text(
         "#!/bin/sh\ncase $1 in\n"
         "*/check.py) exit 1;;\n"
-        '*/gpu/path_speed.py) echo row >> "$PROBEKIT_BENCHMARK_RESULTS/gpu/path_speed.csv"; exit 1;;\n'
+        '*/gpu/path_speed.py) mkdir -p "$PROBEKIT_BENCHMARK_RESULTS/gpu"\n'
+        'echo row >> "$PROBEKIT_BENCHMARK_RESULTS/gpu/path_speed.csv"; exit 1;;\n'
         'esac\necho "ran $*"\n'
     )
     python.chmod(0o755)
@@ -286,6 +286,10 @@ def test_a_call_goes_on_after_what_fails_and_keeps_the_rows_of_earlier_calls(tmp
         assert (out / f"log-{number}.txt").read_text() == done.stdout
         return out, done
 
+    # the rows of the first five minutes are apart: their parts are not finished
+    out, _ = call("0")
+    assert (out / "first" / "gpu" / "path_speed.csv").read_text() == "row\nrow\n"
+    assert not list((tmp_path / "state" / "gpu").iterdir())
     _, done = call("1")
     assert done.returncode == 1
     assert "path_speed" not in done.stdout

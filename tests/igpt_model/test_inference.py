@@ -41,29 +41,31 @@ def test_every_layer_equals_a_plain_pass_in_double_precision(kind, n_positions, 
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
 
 
-def test_pieces_of_the_batch_do_not_mix(monkeypatch):
+SEVERAL = 3 * inference.PIECE // (100 * 24)
+"""Images of 100 positions that make several pieces."""
+
+
+def test_pieces_of_the_batch_do_not_mix():
     model = model_of()
-    tokens = torch.randint(0, 7, (7, 100))
+    tokens = torch.randint(0, 7, (SEVERAL, 100))
     together = encode(model, tokens)
-    monkeypatch.setattr(inference, "PIECE", 2 * 100 * 24)
-    assert inference.pieces(model, 7, 100) == [slice(0, 1), slice(1, 3), slice(3, 5), slice(5, 7)]
-    for a, b in zip(encode(model, tokens), together, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert len(inference.pieces(model, SEVERAL, 100)) == 4
+    parts = [encode(model, part) for part in tokens.split(50)]
+    for k, found in enumerate(together):
+        torch.testing.assert_close(found, torch.cat([part[k] for part in parts]), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("most", [1, 3, 100])
 @pytest.mark.parametrize("n_images", [0, 1, 2, 7, 128])
-def test_pieces_cover_the_batch_once_and_none_is_too_large(monkeypatch, n_images, most):
-    monkeypatch.setattr(inference, "PIECE", most * 100 * 24)
-    pieces = inference.pieces(model_of(), n_images, 100)
+def test_pieces_cover_the_batch_once_and_none_is_too_large(n_images, most):
+    pieces = inference.pieces(model_of(), n_images, inference.PIECE // (most * 24))
     assert [i for piece in pieces for i in range(piece.start, piece.stop)] == list(range(n_images))
     sizes = [piece.stop - piece.start for piece in pieces]
     assert not sizes or (1 <= min(sizes) >= max(sizes) - 1 and max(sizes) <= most)
 
 
-def test_threads_change_no_bit_and_their_number_is_left_as_it_was(monkeypatch):
-    model, tokens = model_of(), torch.randint(0, 7, (9, 100))
-    monkeypatch.setattr(inference, "PIECE", 2 * 100 * 24)
+def test_threads_change_no_bit_and_their_number_is_left_as_it_was():
+    model, tokens = model_of(), torch.randint(0, 7, (SEVERAL, 100))
     before, found = torch.get_num_threads(), []
     try:
         for n_threads in (1, 2, 5):
@@ -83,11 +85,13 @@ def test_an_error_in_a_thread_is_raised():
         encode(model, tokens)
 
 
-def test_without_onednn_the_numbers_are_the_same(monkeypatch):
+def test_without_onednn_the_numbers_are_the_same():
     model, tokens = model_of(bias=True), torch.randint(0, 7, (5, 100))
     expected = encode(model, tokens)
-    monkeypatch.setattr(inference, "has_onednn", lambda: False)
-    for a, b in zip(encode(model, tokens), expected, strict=True):
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not inference.has_onednn()
+        found = encode(model, tokens)
+    for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
@@ -95,10 +99,10 @@ def test_no_images_give_no_rows():
     assert [f.shape for f in encode(model_of(), torch.zeros(0, 100, dtype=torch.long))] == [(0, 24)] * 4
 
 
-def test_nothing_deeper_than_the_layers_asked_for_is_run(monkeypatch):
+def test_nothing_deeper_than_the_layers_asked_for_is_run():
     model, tokens = model_of(), torch.randint(0, 7, (3, 100))
     whole = encode(model, tokens)
-    monkeypatch.setattr(model.blocks[2].attn.c_attn, "weight", None)
+    model.blocks[2].attn.c_attn.weight = None
     for k, found in zip((0, 2), encode(model, tokens, layers=[2, 0]), strict=True):
         assert torch.equal(found, whole[k])
 

@@ -10,43 +10,6 @@ from igpt_model.errors import UserError
 from igpt_model.process_group import join_group, require_one_model
 from tests.ranks import run_ranks
 
-CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def opened(monkeypatch):
-    """What the group is opened with, no group being opened."""
-    asked = []
-    monkeypatch.setattr(dist, "init_process_group", lambda backend, device_id=None: asked.append((backend, device_id)))
-    monkeypatch.setattr("atexit.register", lambda function: None)
-    return asked
-
-
-def test_where_there_are_gpus_the_group_can_reduce_their_tensors_whatever_the_first_call_was_about(monkeypatch, opened):
-    join_group(CPU)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
-    join_group(CPU)
-    assert opened == [("gloo", None), ("cpu:gloo,cuda:nccl", None)]
-
-
-def test_the_group_is_bound_to_the_gpu_and_of_one_model(monkeypatch, opened):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
-    monkeypatch.setattr(dist, "get_backend_config", lambda: "cpu:gloo,cuda:nccl")
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100" if device.index == 0 else "A100")
-    found = {}
-
-    def gather(models, mine):
-        models[:] = [found.setdefault("other", mine), mine]
-
-    monkeypatch.setattr(dist, "all_gather_object", gather)
-    join_group(torch.device("cuda:0"))
-    assert opened == [("cpu:gloo,cuda:nccl", torch.device("cuda:0"))]
-    with pytest.raises(UserError, match=r"different models \(A100, H100\)"):
-        join_group(torch.device("cuda:1"))
-
 
 def test_a_group_opened_without_nccl_is_refused_for_a_gpu(monkeypatch):
     monkeypatch.setattr(dist, "is_initialized", lambda: True)

@@ -67,3 +67,26 @@ def test_a_probe_of_joined_layers_finds_its_own_encoder(tmp_path, capsys):
     (tmp_path / "0.png").write_bytes(b"no picture")
     assert main(["predict", str(probe), words[0]]) == 2
     assert "0.png is not an image" in capsys.readouterr().err
+
+
+def test_pictures_are_decoded_as_those_of_the_features_were(tmp_path):
+    """Each picture is bright on one side as it is stored, and its EXIF orientation turns it by 90 degrees."""
+    rng, exif = np.random.default_rng(0), Image.Exif()
+    exif[0x112] = 6
+    for side in (0, 1):
+        folder = tmp_path / "pictures" / ("left", "right")[side]
+        folder.mkdir(parents=True)
+        for i in range(20):
+            picture = rng.integers(0, 60, (8, 8, 3), dtype=np.uint8)
+            picture[:, 4 * side : 4 * side + 4] += 150
+            Image.fromarray(picture).save(folder / f"{i}.png", exif=exif)
+    pictures = str(tmp_path / "pictures")
+    right = {}
+    for how in ("ignore", "apply"):
+        out = tmp_path / how
+        assert main(["extract", "pixels:8", pictures, "--exif", how, "--out", str(out / "f.h5")]) == 0
+        assert main(["sweep", str(out / "f.h5"), "--Cs", "0.01"]) == 0
+        assert main(["predict", str(out), pictures, "--out", str(out / "p.csv")]) == 0
+        rows = list(csv.DictReader((out / "p.csv").open()))
+        right[how] = sum(f"/{row['name']}/" in row["image"] for row in rows)
+    assert right == {"ignore": 40, "apply": 40}

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from probekit import extract, load_dataset, load_encoder
-from probekit.datasets.images import Decoding, decode
+from probekit.datasets.catalogue import written_tests
+from probekit.datasets.images import ORIENTATION, Decoding, decode
 from probekit.runtime.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -97,6 +98,20 @@ def test_the_choices_are_options_and_part_of_the_provenance(tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             load_dataset(tmp_path / "d", **options)
+
+
+def test_further_test_sets_are_decoded_as_the_data_set_is(tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    for label in "ab":
+        (tmp_path / "d" / label).mkdir(parents=True)
+        for i in range(6):
+            Image.fromarray(np.full((8, 4, 3), 40 * i, np.uint8)).save(tmp_path / "d" / label / f"{i}.png", exif=exif)
+    for spec, shape in ((f"x={tmp_path / 'd'}", (8, 4, 3)), (f"x={tmp_path / 'd'}#exif=apply", (4, 8, 3))):
+        tests, _ = written_tests([spec], decoding={"exif": "ignore"})
+        assert tests["x"].splits["test"].images(0, 1)[0].shape == shape
+    arrays, _ = written_tests(["x=digits"], decoding={"exif": "ignore"})
+    assert "decoding" not in arrays["x"].provenance
 
 
 def test_pillow_images_of_a_torch_dataset_are_scaled_too():

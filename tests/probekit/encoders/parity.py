@@ -309,6 +309,8 @@ def campaign(part: str, out: Path, names: list[str] | None = None) -> dict[str, 
             signal.alarm(SECONDS)
             try:
                 row = work["run"]()
+            except TimeoutError as error:
+                row = {"why": f"not run: {error}"}
             except Exception as error:  # a traceback of ours is a finding
                 row = {"error": f"{type(error).__name__}: {_line(error)}"}
             finally:

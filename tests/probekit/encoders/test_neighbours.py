@@ -240,6 +240,20 @@ def test_tokens_of_other_names(name, count):
         load_encoder(Tokens("end", count, name), prefix_tokens=count, **options)
 
 
+@pytest.mark.parametrize(
+    ("spec", "options", "refused"),
+    [
+        ("torch:net_of_test:Net", {"layers": "layer1", "resolution": 32, "norm": False}, "norm"),
+        ("random:tiny", {"axes": "BCHW"}, "axes"),
+        ("tokens:random:tiny", {"mean": 0.5}, "mean"),
+        ("pixels:8", {"layers": "x"}, "layers"),
+    ],
+)
+def test_options_of_other_encoders_are_refused(net_module, spec, options, refused):
+    with pytest.raises(UserError, match=f"takes no option {refused}"):
+        load_encoder(spec, **options)
+
+
 # ---- checkpoints of public repositories, loaded by following the messages
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from probekit.probes.geometry import linear_cka, two_nn_dimension
+from probekit.probes.geometry import linear_cka, rankme, two_nn_dimension
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 5, 10])
@@ -49,3 +49,15 @@ def test_cka_by_its_definition(shape):
     rotation = np.linalg.qr(rng.normal(size=(d, d)))[0]
     assert linear_cka(X, 5 * X @ rotation + 1) == pytest.approx(1, rel=1e-9)
     assert linear_cka(X, np.ones((n, 2))) == 0
+
+
+def test_rankme_is_its_formula():
+    rng = np.random.default_rng(0)
+    for shape in ((50, 8), (8, 50)):
+        X = rng.normal(size=shape).astype(np.float32)
+        values = np.linalg.svd(X.astype(float), compute_uv=False)
+        shares = values / values.sum() + 1e-7
+        assert rankme(X) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-6)
+    assert rankme(np.linalg.qr(rng.normal(size=(20, 4)))[0]) == pytest.approx(4, rel=1e-4)
+    assert rankme(np.outer(rng.normal(size=20), rng.normal(size=6))) == pytest.approx(1, abs=1e-3)
+    assert rankme(np.zeros((5, 3))) == 0

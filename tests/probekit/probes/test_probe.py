@@ -15,7 +15,7 @@ from probekit.evaluate.concat import concat
 from probekit.evaluate.sweep import sweep
 from probekit.probes import get_protocol
 from probekit.probes.banded import fit_banded
-from probekit.probes.rankme import rankme
+from probekit.probes.geometry import rankme
 from probekit.probes.sgd import SGDConfig
 from probekit.reports.panels import build_panels
 from probekit.reports.tables import layer_frame, printed_frame

@@ -1,8 +1,8 @@
 """Progress off a terminal: plain lines, not too many, with rate and time left."""
 
 import io
+from contextlib import redirect_stderr
 
-from probekit.runtime import progress_bar as module
 from probekit.runtime.progress_bar import progress_bar, shown
 
 
@@ -10,14 +10,13 @@ class Clock:
     def __init__(self):
         self.now = 100.0
 
-    def monotonic(self):
+    def __call__(self):
         return self.now
 
 
-def test_plain_lines_now_and_then(monkeypatch, capsys):
+def test_plain_lines_now_and_then(capsys):
     clock = Clock()
-    monkeypatch.setattr(module, "time", clock)
-    with progress_bar("train", "steps", seconds_between_lines=10) as show:
+    with progress_bar("train", "steps", seconds_between_lines=10, clock=clock) as show:
         for step in range(41):
             show(step, 40, f"loss {step}")
             clock.now += 1
@@ -30,10 +29,9 @@ def test_plain_lines_now_and_then(monkeypatch, capsys):
     ]
 
 
-def test_work_done_by_an_earlier_run_is_not_counted_in_the_rate(monkeypatch, capsys):
+def test_work_done_by_an_earlier_run_is_not_counted_in_the_rate(capsys):
     clock = Clock()
-    monkeypatch.setattr(module, "time", clock)
-    with progress_bar("train", "steps", seconds_between_lines=0) as show:
+    with progress_bar("train", "steps", seconds_between_lines=0, clock=clock) as show:
         show(1000, 1100)
         clock.now += 10
         show(1050, 1100)
@@ -43,9 +41,8 @@ def test_work_done_by_an_earlier_run_is_not_counted_in_the_rate(monkeypatch, cap
 def test_a_terminal_gets_a_bar(monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
-    monkeypatch.setattr(module.sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    with progress_bar("extract", "images") as show:
+    with redirect_stderr(terminal), progress_bar("extract", "images") as show:
         show(5, 10, "note")
     printed = terminal.getvalue()
     assert "extract" in printed
