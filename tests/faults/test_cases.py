@@ -30,6 +30,15 @@ from probekit.reports import write_report
 from probekit.results.predictions import row_predictions
 from probekit.results.results import Results
 
+METRICS = {
+    "top1": 0.5,
+    "top5": None,
+    "mean_per_class": 0.5,
+    "log_loss": 1.0,
+    "n_test": 30,
+    "top1_low": 0.3,
+    "top1_high": 0.7,
+}
 PICTURES = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3), dtype=np.uint8)
 TINY = TrainConfig(
     n_layer=1, n_embd=8, n_head=1, resolution=4, n_colours=4, steps=4, batch_size=4, checkpoint_every=2, warmup_steps=1,
@@ -264,6 +273,7 @@ def is_number(cell):
         ({"val_accuracy": ["x", "y"]}, r"val_accuracy\[0\] is 'x'"),
         ({"refit": {}}, "refit has no key 'converged'"),
         ({"metrics": {"top1": 2}}, "metrics.top1 is 2"),
+        ({"metrics": METRICS | {"own": "x"}}, "metrics.'own' is 'x'"),
         ({"chosen_index": 7}, "chosen_index is 7, expected less than 2"),
         ({"probe_file": "../../../etc/passwd"}, "probe_file is '../../../etc/passwd'"),
         ({"identity": []}, "identity is a list"),
