@@ -58,8 +58,6 @@ def read_features(X: Any) -> Any:
         raise UserError("X is a sparse matrix, but dense features are expected; convert it with X.toarray().")
     if hasattr(X, "__cuda_array_interface__"):
         return _tensor(torch.as_tensor(X))
-    if isinstance(X, np.ma.MaskedArray) and np.ma.getmaskarray(X).any():
-        raise UserError("X is a masked array with masked entries, expected numbers everywhere; fill or drop them.")
     if isinstance(X, np.ndarray) or not (hasattr(X, "shape") and hasattr(X, "dtype")):
         X = _as_array(X, "X")
     _require_table(X)
@@ -213,7 +211,7 @@ def read_penalties(Cs: Any) -> Array:
         if given.dtype.kind not in "fiuO":
             raise TypeError
         penalties = given.astype(np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(sentence) from None
     if penalties.ndim != 1 or not len(penalties) or not (np.isfinite(penalties).all() and (penalties > 0).all()):
         raise UserError(sentence)
@@ -274,6 +272,8 @@ def _require_table(X: Any) -> None:
 def _as_array(values: Any, name: str) -> NDArray[Any]:
     if isinstance(values, Sequence) and any(isinstance(value, Tensor) for value in values):
         values = [_host(value) for value in values]
+    if isinstance(values, np.ma.MaskedArray) and np.ma.getmaskarray(values).any():
+        raise UserError(f"{name} is a masked array with masked entries, expected values everywhere; fill or drop them.")
     try:
         return np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, arrays on another device
