@@ -139,7 +139,7 @@ def states_in_place(
 def has_onednn() -> bool:
     """Whether this PyTorch has oneDNN's linear layer, which it keeps for compiled models, and oneDNN is enabled."""
     mkldnn = torch.backends.mkldnn
-    return mkldnn.is_available() and mkldnn.enabled and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return mkldnn.is_available() and bool(mkldnn.enabled) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _product(x_ND: Tensor, weight: Tensor, bias: Tensor | None = None, silu: bool = False) -> Tensor:

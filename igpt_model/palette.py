@@ -218,7 +218,7 @@ class Palette:
         try:
             centres = np.load(path, allow_pickle=False) if Path(path).suffix == ".npy" else load_file(path)["centres"]
         except Exception as error:
-            raise UserError(f"{path} is not a palette in safetensors or npy format ({error}).") from error
+            raise UserError(f"{path} is not a palette in safetensors or npy format ({str(error)[:200]}).") from error
         return cls(centres)
 
 

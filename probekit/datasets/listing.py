@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from igpt_model.checked_json import MAX_BYTES
+from igpt_model.checked_json import MAX_BYTES, open_regular
 from probekit.runtime.errors import UserError
 
 SUFFIXES = (
@@ -149,6 +149,7 @@ def list_archive(archive: Path) -> Listing:
     found = Listing()
     others, folders = [], []
     seen: set[str] = set()
+    open_regular(archive).close()  # a device would be read for ever
     try:
         with zipfile.ZipFile(archive) as opened:
             for info in opened.infolist():

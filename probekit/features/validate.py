@@ -125,7 +125,7 @@ def _header(file: h5py.File) -> Header:
         if not re.fullmatch(r"[^/\0]{1,200}", split) or split in (".", "..", "classes"):
             raise UserError(f"{file.filename} is damaged: {split!r} is not a name of a split.")
     if attribute(file, "dtype") not in DTYPES:
-        raise UserError(f"{file.filename} is damaged: its dtype is {attribute(file, 'dtype')!r}.")
+        raise UserError(f"{file.filename} is damaged: its dtype is {repr(attribute(file, 'dtype'))[:60]}.")
     for name in ("complete", "id"):
         if attribute(file, name) is None:
             raise UserError(f"{file.filename} is damaged: it has no attribute {name}.")
@@ -260,7 +260,9 @@ def _width(file: h5py.File, name: str) -> int:
 def _number(file: h5py.File, name: str, least: int, most: int) -> int:
     value = attribute(file, name)
     if not isinstance(value, int) or not least <= value <= most:
-        raise UserError(f"{file.filename} is damaged: its attribute {name} is {value!r}, expected {least} or more.")
+        raise UserError(
+            f"{file.filename} is damaged: its attribute {name} is {repr(value)[:60]}, expected {least} or more."
+        )
     return value
 
 

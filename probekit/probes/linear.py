@@ -284,7 +284,7 @@ class LinearProbeCV(_Probe):
         Cs = self._penalties()
         X, y, weights, balanced = self._read(X, y, sample_weight)
         if len(np.unique(y)) < 2:
-            raise UserError(f"y contains one class only ({y[0]!r}); a probe needs at least two classes.")
+            raise UserError(f"y contains one class only ({y[:1].tolist()[0]!r}); a probe needs at least two classes.")
         check_finite(X)  # here, where rows have their own numbers, and not within a fold
 
         def fit_and_score(grid: Array, train: Positions, held: Positions) -> HeldOut:
@@ -322,11 +322,13 @@ class LinearProbeCV(_Probe):
             pairs = list(splitter.split(np.zeros(len(y)), column, groups))
             rounds = [(_positions(train, weights), _positions(held, weights)) for train, held in pairs]
         except (TypeError, ValueError) as error:
-            raise UserError(f"cv = {self.cv!r} cannot split these rows ({first_line(error)}); give another.") from error
+            raise UserError(
+                f"cv = {_short(self.cv)} cannot split these rows ({first_line(error)}); give another."
+            ) from error
         rounds = [(train, held) for train, held in rounds if len(held)]
         if not rounds or any(len(np.unique(y[train])) < 2 for train, _ in rounds):
             raise UserError(
-                f"cv = {self.cv!r} leaves a round without held-out rows, or without two classes to fit; "
+                f"cv = {_short(self.cv)} leaves a round without held-out rows, or without two classes to fit; "
                 "give fewer folds, a fraction or a splitter."
             )
         return rounds
@@ -350,7 +352,7 @@ def _splitter(cv: Any, y: NDArray[Any], seed: int, grouped: bool) -> Any:
     """What splits rows with labels y into rounds."""
     refused = UserError(
         "cv must be an integer of at least 2 (folds), a fraction between 0 and 1 (held out), a splitter or an iterable "
-        f"of (training, held-out) positions, but got {cv!r}."
+        f"of (training, held-out) positions, but got {_short(cv)}."
     )
     cv = 5 if cv is None else cv
     if isinstance(cv, (bool, np.bool_, str)):
@@ -419,13 +421,22 @@ def _class_weights(class_weight: Any, y: NDArray[Any], weights: Array) -> Array:
     if class_weight is None:
         return np.ones(len(y))
     if class_weight != "balanced":
-        weight = np.asarray(compute_sample_weight(class_weight, y), np.float64)
+        try:
+            weight = np.asarray(compute_sample_weight(class_weight, y), np.float64)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"class_weight = {class_weight!r} cannot be used: {first_line(error)}.") from error
         if not np.isfinite(weight).all() or (weight < 0).any():
             raise UserError(f"class_weight must hold finite non-negative weights, but got {class_weight!r}.")
         return weight
     _, column = np.unique(y, return_inverse=True)
     totals = np.bincount(column, weights)
     return (weights.sum() / (len(totals) * np.maximum(totals, np.finfo(float).tiny)))[column]
+
+
+def _short(value: Any) -> str:
+    """One line of a value's text."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _plain(value: Any) -> Any:

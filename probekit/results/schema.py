@@ -82,6 +82,7 @@ _METRICS = {
     "top1_low": _SHARE,
     "top1_high": _SHARE,
 }
+_NUMBERS = {str: (float, None)}  # what else is measured: a function of METRICS gives one number, or none
 RECORD = {**CHOICE, "metrics": _METRICS, "tests?": dict}
 
 
@@ -103,10 +104,12 @@ def _inconsistency(line: Mapping[str, Any]) -> str | None:
     wrong = [name for name in _LISTS if len(line[name]) != n]
     if wrong or not 1 <= n <= 100_000:
         return f"{', '.join(wrong) or 'Cs'} must have as many entries as Cs has, 1 to 100,000, and Cs has {n}"
+    if problem := mismatch(line["metrics"], _NUMBERS, "metrics"):
+        return problem
     for name, metrics in line.get("tests", {}).items():
         if not re.fullmatch(TEST_NAME, name):
             return f"tests holds {name[:60]!r}, expected the name of a test set"
-        if problem := mismatch(metrics, _METRICS):
+        if problem := mismatch(metrics, _METRICS) or mismatch(metrics, _NUMBERS):
             return f"tests.{name}: {problem}"
     if line["chosen_index"] >= n:
         return f"chosen_index is {line['chosen_index']}, expected less than {n}"

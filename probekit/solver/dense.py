@@ -136,6 +136,8 @@ def newton_step(H: Array, gradient: Array) -> tuple[Array, float]:
             step = torch.cholesky_solve(g, factor)
             return step.numpy().reshape(gradient.shape), float((step * g).sum())
         more = max(10 * shift, 1e-16 * float(matrix.diagonal().max()), 1e-290)
+        if not more < 1e300:  # entries that are not finite: no shift helps
+            return np.zeros_like(gradient), 0.0
         matrix.diagonal().add_(more - shift)
         shift = more
 

@@ -70,7 +70,7 @@ def read_inputs(
         index = np.searchsorted(classes, labels)
     total, present = float(mass.sum()), mass > 0
     if present.sum() < 2:
-        raise UserError(f"y contains one class only ({classes[present][0]!r}); a probe needs at least two.")
+        raise UserError(f"y contains one class only ({classes[present].tolist()[0]!r}); a probe needs at least two.")
     require_strength(penalties, total)
     rows = WeightedData(
         X=source,

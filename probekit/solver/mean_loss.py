@@ -23,7 +23,6 @@ from probekit.solver.memory_plan import free_memory
 CPU_BLOCK = 1 << 18
 GPU_BLOCKS = (1 << 22, 1 << 28)
 KEEP_BYTES = 1 << 28  # CPU: probabilities or logits kept, which saves one matrix product of three
-INTERCEPT_STEPS = 30
 EPS = torch.finfo(torch.float64).eps
 
 
@@ -113,26 +112,16 @@ class MeanLoss:
             yield X, y, weights, z.view(P, PR // P, len(X)), start
             start += len(X)
 
-    def evaluate(
-        self, theta: Tensor, l2: Tensor, keep: torch.dtype | None = None, solve_intercept: bool = False
-    ) -> Evaluation:
-        """Losses and gradients of P probes with penalties l2 (P,).
-
-        `keep` is the dtype of the probabilities to keep; `solve_intercept` moves the intercepts to their optimum first.
-        """
+    def evaluate(self, theta: Tensor, l2: Tensor, keep: torch.dtype | None = None) -> Evaluation:
+        """Losses and gradients of P probes with penalties l2 (P,); `keep` is the dtype of the probabilities to keep."""
         P, R, columns = theta.shape
         theta = theta.to(self.data.dtype, copy=True)
-        linear = None
-        if solve_intercept and self.data.intercept:
-            if self.may_keep(P * R, theta.dtype):
-                linear = self.linear(theta)
-            self._solve_intercepts(theta, linear)
         flat = theta.view(P * R, columns)
         kept = torch.empty(P, R, len(self.data), dtype=keep, device=theta.device) if keep else None
         loss = torch.zeros(P, dtype=torch.float64, device=theta.device)
         noise = torch.zeros(P, 2, dtype=torch.float64, device=theta.device)
         gradient = torch.zeros_like(flat)
-        for X, y, weights, z, start in self.logit_blocks(flat, P, linear):
+        for X, y, weights, z, start in self.logit_blocks(flat, P):
             rows = slice(start, start + len(X))
             losses, missed, _ = residuals_(z, y, None if kept is None else kept[:, :, rows])
             loss += losses @ weights
@@ -153,42 +142,6 @@ class MeanLoss:
             torch.mm(coef, X[:, :-1].T, out=out[:, start : start + len(X)])
             start += len(X)
         return out
-
-    def _solve_intercepts(self, theta: Tensor, linear: Tensor | None) -> None:
-        """Newton on the intercepts of theta (P, R, D+1), in place, coefficients held, to the rounding of the sums.
-
-        The Hessian of the first step serves as long as each step gains two digits.
-        """
-        P, R, columns = theta.shape
-        index = torch.arange(P, device=theta.device)
-        hessian = torch.zeros(P, R, R, dtype=torch.float64, device=theta.device)
-        before = torch.full((P,), torch.inf, dtype=torch.float64, device=theta.device)
-        renew = torch.ones(P, dtype=torch.bool, device=theta.device)
-        for step_ in range(INTERCEPT_STEPS):
-            p = len(index)
-            gradient = torch.zeros(p, R, dtype=torch.float64, device=theta.device)
-            floor = torch.zeros(p, dtype=torch.float64, device=theta.device)
-            fresh = torch.zeros(int(renew.sum()), R, R, dtype=torch.float64, device=theta.device)
-            part = None if linear is None else linear.view(P, R, -1)[index].view(p * R, -1)
-            for _, y, weights, z, _ in self.logit_blocks(theta[index].view(p * R, columns), p, part):
-                _, missed, probabilities = residuals_(z, y, torch.empty_like(z) if len(fresh) else None)
-                gradient += z @ weights
-                floor += missed @ weights
-                if probabilities is not None:
-                    fresh += covariance_of(probabilities[renew], weights)
-            self.data.sum_over_ranks(gradient, floor, fresh)
-            if len(fresh):
-                hessian[index[renew]] = fresh
-            size = gradient.abs().amax(dim=1)
-            todo, slow = (size > 4 * EPS * floor) & (size < before[index]), size > 1e-2 * before[index]
-            if not bool(todo.any()) or step_ == INTERCEPT_STEPS - 1:
-                return
-            before[index] = size
-            index, gradient = index[todo], gradient[todo]
-            step = torch.linalg.solve(regular_intercepts(hessian[index]), gradient)
-            # a full step of a nearly separated fit can overshoot; four logits at a time never does
-            theta[index, :, -1] -= step * (4 / step.abs().amax(dim=1, keepdim=True).clamp_min(4))
-            renew = slow[todo]
 
     def covariance(self, theta: Tensor) -> Tensor:
         """Weighted mean softmax covariance diag(p) - p p' of each probe (P, R, R) float64."""

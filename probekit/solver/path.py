@@ -41,8 +41,10 @@ class ProbePath:
     classes : (K,) labels in column order
     coef, intercept : (n_C, R, D) and (n_C, R), R = 1 if K = 2 else K, of the features as given
     converged : (n_C,) bool
-    certificates : arrays (n_C,): gap (relative, what `tol` bounds) and kind, where it comes from ("duality_gap", a
-        proof; "decrement", a local bound), loss, grad_max, grad_rel, gap_bound, intercept_residual, n_iter, stop_reason
+    certificates : arrays (n_C,): gap (relative, what `tol` bounds) and kind, where it comes from ("duality_gap" at the
+        fit's own probabilities, "corrected_duality_gap" at those of a Newton step: both proofs), gap_bound (the same
+        absolute), loss, grad_max, grad_rel (of centred rows, over its value at W = 0), intercept_residual, n_iter,
+        stop_reason
     backend, solver_version : who solved it; plan : how it went about it, in a sentence
     settings : the other arguments of `fit_path`; feature_names : (D,) of a data frame's columns, else None
     """

@@ -102,10 +102,10 @@ def _without_eigenbasis(data: WeightedData, l2: Tensor, tol: float, max_iter: in
 
 
 def certify(data: WeightedData, theta: Tensor, l2: Tensor) -> Certificate:
-    """Certify probes made elsewhere: theta (P, R, D+1) of the rows as given; only the intercepts are solved anew."""
+    """Certify probes made elsewhere: theta (P, R, D+1) of the rows as given."""
     plan = make_plan(data, len(l2))
     solver = PathSolver(data, l2, 0.0, 0, plan, find_coordinates(data, plan.in_memory, reduce=False))
-    at = solver.exact.evaluate(solver.coordinates.from_original(theta.double()), l2, solve_intercept=True)
+    at = solver.exact.evaluate(solver.coordinates.from_original(theta.double()), l2)
     every = torch.arange(len(l2), device=l2.device)
     return solver.summarise(at, every, solver.lower_bounds(at, every))
 
@@ -161,7 +161,7 @@ class PathSolver:
         self.theta[..., -1] = prior
         self.zero = self.theta[0].clone()
         zero = self.exact.evaluate(self.theta[:1], torch.zeros(1, dtype=torch.float64, device=l2.device))
-        self.grad_at_zero = float(self._original_gradient(zero.gradient).abs().max())
+        self.grad_at_zero = float(coordinates.to_full(zero.gradient).abs().max())
         # between bases only norms are kept: a largest entry in one may be as large as the norm in another
         limit = GRADIENT_RATIO * self.grad_at_zero
         self.narrowed = coordinates.projection is not None
@@ -183,8 +183,7 @@ class PathSolver:
         """Solve and certify every penalty; what stays open is tried again by slower and surer ways."""
         if self.dense:
             self._follow_dense(torch.arange(len(self.l2)).flip(0))
-            # whole Newton steps have solved the intercepts, too
-            at = self._evaluate_full(self.theta, self.l2, solve_intercept=False)
+            at = self._evaluate_full(self.theta, self.l2)
             self.certificate = self.summarise(at, torch.arange(len(self.l2)))
         else:
             self.solve_nodes()
@@ -202,21 +201,17 @@ class PathSolver:
             self.why[i] = why
 
     # ---- evaluation and certificates
-    def _original_gradient(self, gradient: Tensor) -> Tensor:
-        return self.coordinates.gradient_to_original(self.coordinates.to_full(gradient))
-
-    def _evaluate_full(self, theta: Tensor, l2: Tensor, solve_intercept: bool = True) -> Evaluation:
+    def _evaluate_full(self, theta: Tensor, l2: Tensor) -> Evaluation:
         full = self.coordinates.to_full(theta)
         parts = [
-            self.full_bound.exact.evaluate(full[i], l2[i], solve_intercept=solve_intercept)
+            self.full_bound.exact.evaluate(full[i], l2[i])
             for i in torch.arange(len(l2), device=l2.device).split(max(SIDE_BY_SIDE // self.R, 1))
         ]
         return Evaluation(*(torch.cat([getattr(p, n) for p in parts]) for n in ("theta", "gradient", "loss", "noise")))
 
     def summarise(self, at: Evaluation, index: Tensor, low: Tensor | None = None) -> Certificate:
         """The certificate of probes measured in all centred columns, by the better of its own and `low` (P,)."""
-        g = self.coordinates.gradient_to_original(at.gradient)
-        grad_max, gap_bound = g.abs().amax(dim=(1, 2)), self.full_bound.at(at, self.l2[index])
+        gap_bound = self.full_bound.at(at, self.l2[index])
         kind = torch.zeros_like(at.loss, dtype=torch.int64)
         if low is not None:
             below = (at.loss - low).clamp_min(0)
@@ -225,8 +220,9 @@ class PathSolver:
         return Certificate(
             theta=self.coordinates.to_original(at.theta),
             loss=at.loss,
-            grad_max=grad_max,
-            grad_rel=grad_max / max(self.grad_at_zero, 1e-300),
+            grad_max=self.coordinates.gradient_to_original(at.gradient).abs().amax(dim=(1, 2)),
+            # of centred rows: a mean of 1e8 times the rounding of the intercepts' gradient says nothing
+            grad_rel=at.gradient.abs().amax(dim=(1, 2)) / max(self.grad_at_zero, 1e-300),
             gap_bound=gap_bound,
             gap=gap_bound / at.loss.clamp_min(1e-300),
             kind=kind,

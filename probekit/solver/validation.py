@@ -58,8 +58,6 @@ def read_features(X: Any) -> Any:
         raise UserError("X is a sparse matrix, but dense features are expected; convert it with X.toarray().")
     if hasattr(X, "__cuda_array_interface__"):
         return _tensor(torch.as_tensor(X))
-    if isinstance(X, np.ma.MaskedArray) and np.ma.getmaskarray(X).any():
-        raise UserError("X is a masked array with masked entries, expected numbers everywhere; fill or drop them.")
     if isinstance(X, np.ndarray) or not (hasattr(X, "shape") and hasattr(X, "dtype")):
         X = _as_array(X, "X")
     _require_table(X)
@@ -133,15 +131,22 @@ def check_finite(X: Any, dtype: torch.dtype | None = None) -> None:
 
 def require_finite(block: Tensor, start: int) -> None:
     """Refuse NaN and infinity in a block of rows, the first of which is row `start` of X."""
-    # a sum is finite only if every term is, or nearly always: the exact look is for the suspects
-    if not bool(torch.isfinite(block.sum())):
-        bad = (~torch.isfinite(block)).any(dim=1).nonzero()
-        if len(bad):
-            width = str(block.dtype).removeprefix("torch.")
-            raise UserError(
-                f"Input X contains NaN, infinity or a value too large for {width} in row {start + int(bad[0])}; "
-                "drop or repair such rows first."
-            )
+    values = block if block.dtype in (torch.float32, torch.float64) else block.float()
+    # a norm is finite only if every value and its square is: the exact look is for the suspects
+    if bool(torch.isfinite(torch.linalg.vector_norm(values))):
+        return
+    bad = (~torch.isfinite(values)).any(dim=1).nonzero()
+    if len(bad):
+        width = str(block.dtype).removeprefix("torch.")
+        raise UserError(
+            f"Input X contains NaN, infinity or a value too large for {width} in row {start + int(bad[0])}; "
+            "drop or repair such rows first."
+        )
+    if not bool(torch.isfinite(torch.linalg.vector_norm(values.double()))):
+        raise UserError(
+            f"X holds values up to {float(values.abs().max()):.3g}, whose squares are too large for float64; "
+            "scale its columns first."
+        )
 
 
 def read_labels(y: Any, n_rows: int) -> NDArray[Any]:
@@ -206,7 +211,7 @@ def read_penalties(Cs: Any) -> Array:
         if given.dtype.kind not in "fiuO":
             raise TypeError
         penalties = given.astype(np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(sentence) from None
     if penalties.ndim != 1 or not len(penalties) or not (np.isfinite(penalties).all() and (penalties > 0).all()):
         raise UserError(sentence)
@@ -267,6 +272,8 @@ def _require_table(X: Any) -> None:
 def _as_array(values: Any, name: str) -> NDArray[Any]:
     if isinstance(values, Sequence) and any(isinstance(value, Tensor) for value in values):
         values = [_host(value) for value in values]
+    if isinstance(values, np.ma.MaskedArray) and np.ma.getmaskarray(values).any():
+        raise UserError(f"{name} is a masked array with masked entries, expected values everywhere; fill or drop them.")
     try:
         return np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, arrays on another device

@@ -101,7 +101,8 @@ def test_the_readme(quick, capsys):
     lines = [line.strip() for line in page.splitlines() if line.startswith("    ") and "bin/probekit" in line]
     assert len(lines) == 1
     for line in lines:  # with an encoder and a data set that need no download
-        run_command(line.replace("hf:facebook/dinov2-small", "pixels").replace("cifar10", "wandering-digits"), capsys)
+        line = line.replace("hf:facebook/dinov2-small", "pixels").replace("cifar10 --root data", "wandering-digits")
+        run_command(line, capsys)
 
 
 def test_make_targets_and_files_in_the_readme_exist():

@@ -30,6 +30,15 @@ from probekit.reports import write_report
 from probekit.results.predictions import row_predictions
 from probekit.results.results import Results
 
+METRICS = {
+    "top1": 0.5,
+    "top5": None,
+    "mean_per_class": 0.5,
+    "log_loss": 1.0,
+    "n_test": 30,
+    "top1_low": 0.3,
+    "top1_high": 0.7,
+}
 PICTURES = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3), dtype=np.uint8)
 TINY = TrainConfig(
     n_layer=1, n_embd=8, n_head=1, resolution=4, n_colours=4, steps=4, batch_size=4, checkpoint_every=2, warmup_steps=1,
@@ -264,6 +273,7 @@ def is_number(cell):
         ({"val_accuracy": ["x", "y"]}, r"val_accuracy\[0\] is 'x'"),
         ({"refit": {}}, "refit has no key 'converged'"),
         ({"metrics": {"top1": 2}}, "metrics.top1 is 2"),
+        ({"metrics": METRICS | {"own": "x"}}, "metrics.'own' is 'x'"),
         ({"chosen_index": 7}, "chosen_index is 7, expected less than 2"),
         ({"probe_file": "../../../etc/passwd"}, "probe_file is '../../../etc/passwd'"),
         ({"identity": []}, "identity is a list"),
@@ -348,7 +358,7 @@ def test_a_lock_that_is_a_link(tmp_path):
         (torch.ones(20, 2).to_sparse(), "sparse_coo tensor"),
         (torch.ones(20, 2, device="meta"), "meta tensor"),
         (torch.ones(20, 2, dtype=torch.complex64), "complex tensor"),
-        ([torch.ones(20, 2), torch.ones(3, 2)], "no array"),
+        ([torch.ones(20, 2), torch.ones(3, 2)], "not an array"),
         (torch.ones(20, 0), "shape|width|column"),
         ("text", "numbers were expected"),
     ],

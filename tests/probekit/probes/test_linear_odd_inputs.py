@@ -74,6 +74,7 @@ REFUSED_X = {
     "ragged": ([[1.0], [1.0, 2.0]], "cannot be read"),
     "masked": (np.ma.masked_array(X, mask=X > 10), "masked"),
     "meta": (torch.empty(60, 4, device="meta"), "meta"),
+    "squares beyond float64": (X * 1e300, "squares are too large"),
     "frame with NA": (pd.DataFrame(X).astype("Int64").mask(X > 10), "NaN|no number"),
     "too large for float64": (np.array([[10**400]] * 60, object), "too large|no number"),
 }
@@ -156,6 +157,7 @@ REFUSED_Y = {
     "too few": (Y[:-1], "59"),
     "one class": (np.zeros(60), "one class"),
     "sparse": (scipy.sparse.csr_matrix(Y), "sparse"),
+    "masked": (np.ma.masked_array(Y, mask=Y == 2), "masked"),
     "continuous tensor": (torch.from_numpy(Y + 0.25), "continuous"),
 }
 
@@ -393,3 +395,27 @@ def test_every_dtype_layout_and_container_gives_one_answer(dtype, layout, contai
 
 
 WHOLE = fit_path(np.abs(X), Y, [0.1])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"cv": [(np.arange(60), [])]},
+        {"cv": [([], np.arange(60))]},
+        {"class_weight": {7: 1.0}},
+        {"class_weight": {0: "heavy"}},
+        {"backend": ["torch"]},
+    ],
+    ids=str,
+)
+def test_other_settings_of_the_estimators_are_refused_in_one_sentence(settings):
+    with pytest.raises(UserError) as error:
+        LinearProbeCV((0.1, 1.0), **settings).fit(X, Y)
+    sentence(error)
+
+
+def test_a_penalty_too_large_for_a_float_and_masked_weights_are_refused():
+    with pytest.raises(UserError, match="positive finite"):
+        LinearProbe(10**400).fit(X, Y)
+    with pytest.raises(UserError, match="masked"):
+        LinearProbe().fit(X, Y, np.ma.masked_array(np.ones(60), np.arange(60) < 5))

@@ -132,7 +132,7 @@ def test_an_untouched_zero_probe_never_passes_as_converged(backend, scale):
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
 def test_the_certificate_refuses_zero_itself(n_classes, scale):
-    """Zero weights handed in as they are, at every penalty: even with the loosest tolerance no certificate is given."""
+    """Zero weights with their best intercepts, at every penalty: even the loosest tolerance gives no certificate."""
     rng = np.random.default_rng(1)
     y = np.arange(200) % n_classes
     X = torch.from_numpy(scale * (rng.normal(size=(200, 5)) + np.eye(5)[y]))
@@ -140,6 +140,8 @@ def test_the_certificate_refuses_zero_itself(n_classes, scale):
     rows = WeightedData(X, torch.from_numpy(y), weights, n_classes, torch.float64, torch.device("cpu"))
     l2 = torch.logspace(-6, 6, 5, dtype=torch.float64) * scale**2
     zero = torch.zeros(5, 1 if n_classes == 2 else n_classes, 6, dtype=torch.float64)
+    share = np.log(np.bincount(y))
+    zero[..., -1] = torch.from_numpy(share[1:] - share[0] if n_classes == 2 else share)
     certificate = certify(rows, zero, l2)
     np.testing.assert_allclose(certificate.grad_rel, 1.0, rtol=1e-6)
     assert not certificate.converged(tol=1.0).any()
