@@ -104,7 +104,7 @@ def train_within(config, pictures, out, minutes, updates, until=None):
     plan = make_plan(config, pictures, out, minutes, updates)
     while True:
         settings = {**plan["config"], "threads": config.threads}
-        run = spread(TrainConfig.from_dict(settings), plan["steps"])
+        run = spread(TrainConfig(**settings), plan["steps"])
         step, clock = 0, time.perf_counter()
         try:
             stop = (lambda: time.monotonic() > until) if until is not None else None

@@ -204,7 +204,7 @@ def do_report(given, runs, data, palette):
 def run_measures(run):
     """How the training of a run went."""
     plan = json.loads((run.folder / "plan.json").read_text())
-    config = TrainConfig.from_dict(plan["config"])
+    config = TrainConfig(**plan["config"])
     log = [json.loads(line) for line in (run.folder / "run" / "metrics.jsonl").read_text().splitlines()]
     losses, tokens = [line["val_loss"] for line in log if line["kind"] == "eval"], config.resolution**2
     seen = plan["steps"] * config.batch_size

@@ -97,7 +97,7 @@ def test_a_file_without_further_tests_has_none(store, tmp_path):
 
 def test_curves_and_verdicts_of_a_test_set(results):
     (own,), (fog,) = Results(results.path).curves().values(), results.on("fog").curves().values()
-    assert fog.accuracy.mean() < own.accuracy.mean()
+    assert fog.values.mean() < own.values.mean()
     assert fog.peak == own.peak, "the layer is chosen on held-out rows, whatever the test set"
     assert len(fog.rows()) == 100
-    assert results.on("fog").verdict().accuracy == fog.accuracy[fog.peak]
+    assert results.on("fog").verdict().accuracy == fog.values[fog.peak]
