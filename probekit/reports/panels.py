@@ -364,11 +364,15 @@ def _concatenated(records: list[Record], curve: Curve) -> tuple[Concatenated, ..
     for r in own:
         one = measured(r, curve.metric)
         rows = None if one.values is None else one.values[None]
-        shown = np.array([one.value, *pointwise_limits(curve.metric, np.array([one.value]), rows, r.metrics["n_test"])])
+        shown = curve.metric.factor * np.array(
+            [one.value, *pointwise_limits(curve.metric, np.array([one.value]), rows, r.metrics["n_test"])]
+        )
         found.append(
             Concatenated(
-                tuple(layer_depth(name, curve) for name in r.layers),
-                *map(float, curve.metric.factor * shown),
+                depths=tuple(layer_depth(name, curve) for name in r.layers),
+                value=float(shown[0]),
+                low=float(shown[1]),
+                high=float(shown[2]),
                 reliable=is_reliable(r),
                 chosen=r is best,
                 record=r,

@@ -221,10 +221,10 @@ def depth_curve(
             "same layers; finish its sweep, or give it another name."
         )
     own_draws = list(finished.values())
-    found = [[measured(r, metric) for r in draw] for draw in own_draws]
+    figures = [[measured(r, metric) for r in draw] for draw in own_draws]
     over_runs = [next(at for at, name in enumerate(runs) if name == series) for series, _ in finished]
     groups = over_runs if len(runs) > 1 else list(range(len(own_draws)))
-    by_draw, rows = _grouped(found, groups, first[0].series)
+    by_draw, rows = _grouped(figures, groups, first[0].series)
     limits = np.array(
         [
             pointwise_limits(metric, by_draw[:, k], None if rows is None else rows[..., k], first[k].metrics["n_test"])
@@ -265,8 +265,8 @@ def _grouped(
     found: Sequence[Sequence[Measured]], groups: Sequence[int], series: str
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Values (S, n) and what is resampled (S, M, n) of each draw; seeds of one run are averaged."""
-    ids = [m.row_ids for draw in found for m in draw]
-    if any(one is not None and not np.array_equal(one, ids[0]) for one in ids):
+    ids = [m.row_ids for draw in found for m in draw if m.row_ids is not None]
+    if any(not np.array_equal(one, ids[0]) for one in ids):
         raise UserError(
             f"The layers of series {series!r} were tested on different rows: sweep them again from one file."
         )

@@ -358,7 +358,7 @@ def test_a_lock_that_is_a_link(tmp_path):
         (torch.ones(20, 2).to_sparse(), "sparse_coo tensor"),
         (torch.ones(20, 2, device="meta"), "meta tensor"),
         (torch.ones(20, 2, dtype=torch.complex64), "complex tensor"),
-        ([torch.ones(20, 2), torch.ones(3, 2)], "no array"),
+        ([torch.ones(20, 2), torch.ones(3, 2)], "not an array"),
         (torch.ones(20, 0), "shape|width|column"),
         ("text", "numbers were expected"),
     ],
