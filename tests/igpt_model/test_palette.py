@@ -155,7 +155,7 @@ def test_bad_pictures_and_tokens_are_refused():
         palette.decode(np.zeros((1, 5), int))
     with pytest.raises(UserError, match="8 colours"):
         palette.decode(np.full((1, 4), 8))
-    with pytest.raises(UserError, match="colours was asked"):
+    with pytest.raises(UserError, match="colours was requested"):
         Palette.fit(np.zeros((1, 2, 2, 3), np.uint8), 0)
     with pytest.raises(UserError, match="at least one"):
         Palette.fit([], 4)
