@@ -37,24 +37,26 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, dict | list | str | int | float | bool | None) else str(value)
 
 
-def show_curves(*results: Path, runs: Sequence[str] = ()) -> None:
-    """Draw the depth curves of results in the terminal, each with its verdict below."""
-    from probekit.cli.plot import read_panels
+def show_curves(*results: Path, runs: Sequence[str] = ()) -> bool:
+    """Draw the depth curves of results in the terminal, each with its verdict below; return whether there is one."""
     from probekit.reports.figures.terminal import print_panel
+    from probekit.reports.panels import build_panels, collect_records
+    from probekit.results.runs import read_runs
 
-    if not wants_json():
-        for panel in read_panels(results, runs=runs):
-            print_panel(panel, rich_console())
+    panels = build_panels(collect_records(list(results)), runs=read_runs(runs))
+    for panel in () if wants_json() else panels:
+        print_panel(panel, rich_console())
+    return bool(panels)
 
 
 def _show_results(results: "Results") -> None:
     for plan in dict.fromkeys(record.plan for record in results if record.plan):
         detail(f"plan: {plan}")
-    show_curves(*results.paths)
-    concatenated = [record for record in results if len(record.layers) > 1 and record.seed == 0]
-    for record in concatenated:
+    has_curve = show_curves(*results.paths)
+    for record in (r for r in results if r.seed == 0 and (len(r.layers) > 1 or not has_curve)):
         how = "concatenated" if record.kind == "concat" else record.kind
-        say(f"{record.series} layers {' '.join(record.layers)} {how}: test accuracy {100 * record.accuracy:.1f} %")
+        layers = f"layer{'s' if len(record.layers) > 1 else ''} {' '.join(record.layers)}"
+        say(f"{record.series} {layers} {how}: test accuracy {100 * record.accuracy:.1f} %")
     for path in results.paths:
         note(f"records in {path}; next: probekit report {path}")
 

@@ -80,7 +80,7 @@ def _ticks(exponents: np.ndarray, most: int = 8) -> list[tuple[float, str]]:
     """Places (in cells) and names of whole powers of ten along a grid; its ends where it spans less than two."""
     whole = np.arange(np.ceil(exponents.min() - 1e-9), exponents.max() + 1e-9)
     if len(whole) < 2 or most < 3 or (np.diff(exponents) <= 0).any():
-        return [(place, f"{exponents[place]:.2g}") for place in dict.fromkeys((0, len(exponents) - 1))][:most]
+        return [(float(place), f"{exponents[place]:.2g}") for place in dict.fromkeys((0, len(exponents) - 1))][:most]
     kept = whole[:: -(-len(whole) // most)]
     places = np.interp(kept, exponents, np.arange(len(exponents)))
     return [(float(place), str(int(power))) for place, power in zip(places, kept, strict=True)]

@@ -107,14 +107,16 @@ def write_points(frame: pd.DataFrame, path: Path) -> Path:
 
 def line_frame(figure: Figure) -> pd.DataFrame:
     """The points of every line, scatter and bar of a figure: axes, label, x, y."""
+    import numpy as np
     import pandas as pd
 
     rows = []
     for number, axes in enumerate(figure.axes):
         for line in axes.lines:
-            rows += [(number, line.get_label(), x, y) for x, y in zip(*line.get_data(), strict=True)]
+            places = zip(np.asarray(line.get_xdata()), np.asarray(line.get_ydata()), strict=True)
+            rows += [(number, line.get_label(), x, y) for x, y in places]
         for points in axes.collections:
-            rows += [(number, points.get_label(), x, y) for x, y in points.get_offsets()]
+            rows += [(number, points.get_label(), x, y) for x, y in np.asarray(points.get_offsets())]
         rows += [(number, bar.get_label(), bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in _bars(axes)]
     return pd.DataFrame(rows, columns=["axes", "label", "x", "y"])
 

@@ -87,7 +87,10 @@ def metric(function: Any = None, **shown: Any) -> Any:
 
     def mean(log_proba_NK: np.ndarray, y_N: np.ndarray) -> float | None:
         values = function(log_proba_NK, y_N)
-        return None if values is None else float(values.mean())
+        if values is None:
+            return None
+        # weights of rows may round a share of all rows to more than 1
+        return min(float(values.mean()), 1.0) if shown.get("percent") else float(values.mean())
 
     about = {"words": function.__name__.replace("_", " ")} | shown
     score = mean if by_row else function

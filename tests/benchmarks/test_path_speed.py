@@ -85,8 +85,8 @@ def test_single_fits_are_compared_over_thirty_shapes(modules):
         assert X.shape == (n, d)
         assert len(np.unique(y)) == min(n, K)
     rows = dict(single.matrix([(3, 2, 2), (30, 4, 3)], repeats=1, dtype="float64"))
-    assert rows["2 shapes, wall time: largest ours / the fastest solver"] > 0
-    assert rows["3x2, 2 classes: ours, certified"] == 1
+    assert rows["2 shapes, equal objective, wall time: largest ours / the fastest"] > 0
+    assert rows["3x2, 2 classes: ours, certified"]
 
 
 @pytest.mark.slow

@@ -196,7 +196,7 @@ def draw_difference(axes: Axes, panel: Panel, looks: Looks, narrow: bool = False
         ends = [series.minus_last]
         if series.band_low is not None and series.band_high is not None:
             ends = [series.band_low, series.band_high]
-            axes.fill_between(series.depths, *ends, color=look["color"], alpha=0.2, linewidth=0)
+            axes.fill_between(series.depths, ends[0], ends[1], color=look["color"], alpha=0.2, linewidth=0)
         _curve(axes, series, series.minus_last, look, f"diff-{number}")
         axes.axvline(series.depths[series.peak], color=look["color"], linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
         best.append(float(np.max(sign * np.array(ends))))

@@ -104,7 +104,7 @@ def test_a_class_map_leaves_out_what_it_does_not_name(tmp_path):
     assert data.provenance["tests"]["zoo"]["classes_left_out"] == 1
     with pytest.raises(UserError, match="give a class map"):
         load_dataset(primary(), tests={"zoo": other})
-    with pytest.raises(UserError, match="no class of"):
+    with pytest.raises(UserError, match="not a class of"):
         with_tests(primary(), {"zoo": other}, {"zoo": {"insect": "wasp"}})
 
 

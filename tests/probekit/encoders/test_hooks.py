@@ -149,9 +149,9 @@ def test_decisions_by_table():
     assert decide("x", (2, 10, 10, 8), (3, 10, 10, 8), (12, 12), 0).axes == "BHWC"
     assert decide("x", (70, 2, 9), (70, 3, 9), **grid, prefix_tokens=6).to_dict()["axes"] == "TBD"
     for shape, other, words in (
-        ((2, 70, 9), (3, 70, 9), "no grid"),
+        ((2, 70, 9), (3, 70, 9), "not a grid"),
         ((4, 5), (4, 5), "no axis counts"),
-        ((2, 1, 1, 1, 1), (3, 1, 1, 1, 1), "no vector"),
+        ((2, 1, 1, 1, 1), (3, 1, 1, 1, 1), "not a vector"),
     ):
         with pytest.raises(UserError, match=words):
             decide("x", shape, other, **grid)

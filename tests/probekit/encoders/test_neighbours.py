@@ -94,7 +94,7 @@ def test_what_the_user_asks_is_done_or_refused():
     with pytest.raises(UserError, match="takes no interpolation"):
         hf_encoder(unknown_processor("do_nothing"), interpolation="box")
     for step in ("do_standardise", "do_clip"):
-        with pytest.raises(UserError, match="no scale and shift"):
+        with pytest.raises(UserError, match="not a scale and shift"):
             hf_encoder(unknown_processor(step), mean=0.1)
 
 
@@ -397,7 +397,7 @@ def test_weights_in_other_files(tmp_path, net_module):
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS"),
         (b"<!DOCTYPE html><html></html>", "web page"),
-        (b"PK\3\4 and no more", "cut short"),
+        (b"PK\3\4 and no more", "truncated"),
         (b'{"weight_map": {"a": "../b"}}', "read safely"),
         (b"", "read safely"),
     ],

@@ -132,11 +132,12 @@ def test_tokens_are_the_states_whose_mean_is_pooled(causal, norm):
     torch.testing.assert_close(alone[0], encoder(images, ids)[1][3], atol=1e-5, rtol=1e-4)
 
 
-def test_the_command_line_goes_from_pictures_to_the_record(tmp_path):
+def test_the_command_line_goes_from_pictures_to_the_record(tmp_path, capsys):
     tokens = str(tmp_path / "tokens.h5")
     small = ["--layers", "02", "--limit", "60", "--resolution", "8"]
     assert main(["extract", "tokens:random:tiny", "digits", *small, "--out", tokens]) == 0
     assert main(["sweep", tokens, "--probe", "attentive"]) == 0
+    assert "layer 00_02 attentive: test accuracy" in capsys.readouterr().out
     (record,) = read_records(tmp_path)
     assert record.kind == "attentive"
     assert record.depth == 2
