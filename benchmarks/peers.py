@@ -16,9 +16,10 @@ from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 MAX_ITER = 1000
 
 
-def scikit_learn(X, y, Cs, solver, warm_start=False):
-    """`LogisticRegression(tol=1e-4)` for each penalty, from zero or from the penalty before."""
-    model = LogisticRegression(solver=solver, warm_start=warm_start, max_iter=MAX_ITER, tol=1e-4)
+def scikit_learn(X, y, Cs, solver, warm_start=False, tol=1e-4):
+    """`LogisticRegression` for each penalty, from zero or from the penalty before; float64 rows for a tighter `tol`."""
+    X = X if tol >= 1e-4 else X.astype(np.float64)
+    model = LogisticRegression(solver=solver, warm_start=warm_start, max_iter=MAX_ITER, tol=tol)
     for index, C in enumerate(Cs):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -80,6 +81,9 @@ PEERS = {
     "newton-cg warm": partial(scikit_learn, solver="newton-cg", warm_start=True),
     "newton-cholesky cold": partial(scikit_learn, solver="newton-cholesky"),
     "newton-cholesky warm": partial(scikit_learn, solver="newton-cholesky", warm_start=True),
+    "lbfgs warm, tol=1e-6": partial(scikit_learn, solver="lbfgs", warm_start=True, tol=1e-6),
+    "newton-cg warm, tol=1e-6": partial(scikit_learn, solver="newton-cg", warm_start=True, tol=1e-6),
+    "newton-cg warm, tol=1e-8": partial(scikit_learn, solver="newton-cg", warm_start=True, tol=1e-8),
     "LogisticRegressionCV": logistic_regression_cv,
     "torch L-BFGS cold": partial(torch_lbfgs, warm_start=False),
     "torch L-BFGS warm": partial(torch_lbfgs, warm_start=True),
