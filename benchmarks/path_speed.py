@@ -121,7 +121,7 @@ def compare(what, X, y, Cs, peers, every, limit):
         short = len(fits) < len(picked)
         note = f" (at least: stopped after {limit:g} s, {len(fits)} of {len(picked)} fits)" if short else ""
         if every > 1:
-            note += f" (every {every}th penalty, scaled by {scale:.3g})"
+            note += f" (one penalty in {every}, scaled by {scale:.3g})"
         # a peer that was stopped has its weak penalties, the slow ones, still to come: no scaling up
         seconds = spent * len(Cs) / len(picked) if short else spent * scale
         excess = float(((ours[done] - theirs) / theirs).max())
