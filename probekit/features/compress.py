@@ -12,6 +12,7 @@ from probekit.features.writer import new_hdf5, write_lock
 from probekit.runtime.errors import UserError
 
 CHUNK_BYTES = 1 << 20
+ZSTD = 32015  # its number among HDF5's registered filters
 LEVELS = {"gzip": (1, 9), "lzf": (0, -1), "zstd": (1, 22), "blosc2": (0, 9)}
 
 
@@ -43,9 +44,11 @@ def compress(
     """
     store = FeatureStore(path)
     target = store.path if out is None else Path(out)
-    if target != store.path and target.exists():
-        raise UserError(f"{target} exists already; choose another name or delete it.")
     options = _options(method, level)
+    if target != store.path and target.exists():
+        if _is_copy(target, store, options):
+            return FeatureStore(target)
+        raise UserError(f"{target} exists already; choose another name or delete it.")
 
     def check(partial: Path) -> None:
         report = verify(partial)
@@ -61,6 +64,26 @@ def compress(
         layout.set_id(file, store.id)
         layout.set_complete(file)
     return FeatureStore(target)
+
+
+def _is_copy(target: Path, store: FeatureStore, options: dict[str, Any]) -> bool:
+    """Whether a file is what this call would write: an earlier one was interrupted after its last step."""
+    try:
+        if FeatureStore(target).id != store.id:
+            return False
+    except UserError:
+        return False
+    name, width = layout.layer_path(next(iter(store.splits)), store.layers[0]), store.widths[0]
+    with layout.open_hdf5(target) as file, h5py.File("probe", "w", driver="core", backing_store=False) as probe:
+        wanted = probe.create_dataset("x", (1, width), store.dtype, chunks=(1, width), **options)
+        return _filters(file[name]) == _filters(wanted)
+
+
+def _filters(dataset: h5py.Dataset) -> list[tuple[int, int | None]]:
+    """Each filter's number, and the level of those that have one as their first value."""
+    properties = dataset.id.get_create_plist()
+    found = [properties.get_filter(place) for place in range(properties.get_nfilters())]
+    return [(code, values[0] if code in (h5py.h5z.FILTER_DEFLATE, ZSTD) else None) for code, _, values, _ in found]
 
 
 def _options(method: str, level: int | None) -> dict[str, Any]:

@@ -37,6 +37,26 @@ def test_the_same_features_in_fewer_bytes(store, method):
     assert verify(smaller.path).errors == []
 
 
+@pytest.mark.parametrize("method", ["gzip", "lzf", "zstd", "blosc2"])
+def test_a_call_that_had_finished_may_be_repeated(store, tmp_path, method):
+    """It was interrupted after the file had its name; other settings on the same name are refused."""
+    if method in ("zstd", "blosc2"):
+        pytest.importorskip("hdf5plugin", reason="hdf5plugin is not installed")
+    out = tmp_path / "c.h5"
+    compress(store.path, method, out=out)
+    before = out.read_bytes()
+    assert compress(store.path, method, out=out).id == store.id
+    assert out.read_bytes() == before
+    with pytest.raises(UserError, match="exists already"):
+        compress(store.path, "lzf" if method == "gzip" else "gzip", out=out)
+    if method in ("gzip", "zstd"):
+        with pytest.raises(UserError, match="exists already"):
+            compress(store.path, method, 9, out=out)
+    other = FeatureStore.from_arrays(tmp_path / "g.h5", {"train": ([np.ones((4, 2))], np.arange(4) % 2)})
+    with pytest.raises(UserError, match="exists already"):
+        compress(other.path, method, out=out)
+
+
 def test_a_flipped_byte_of_a_compressed_chunk_is_found(store):
     import h5py
 
