@@ -10,7 +10,10 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import current_thread, main_thread
+from types import FrameType
 
 from cyclopts import App, CycloptsError, Group
 from rich.console import Console
@@ -182,8 +185,33 @@ def main(argv: Sequence[str] | None = None, run: Callable[[list[str]], object] |
         if hasattr(stream, "reconfigure"):
             # a terminal that is not UTF-8 must not stop a result from being shown
             stream.reconfigure(errors="backslashreplace")
+    with _interrupts() as interrupts:
+        return _run(words, run or dispatch, debug, interrupts)
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """The SIGINTs that came: a library that a KeyboardInterrupt passes through may make another exception of it."""
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or current_thread() is not main_thread():
+        yield came
+        return
+    signal.signal(signal.SIGINT, note)
     try:
-        (run or dispatch)(words)
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _run(words: list[str], run: Callable[[list[str]], object], debug: bool, interrupts: list[int]) -> int:
+    """Run it and return the exit code, its errors reported."""
+    try:
+        run(words)
     except KeyboardInterrupt:
         return _report(_interrupted(), 130)
     except BrokenPipeError:
@@ -195,6 +223,8 @@ def main(argv: Sequence[str] | None = None, run: Callable[[list[str]], object] |
     except Exception as error:
         if debug:
             traceback.print_exc()
+        if interrupts:
+            return _report(_interrupted(), 130)
         if isinstance(error, CycloptsError):
             return _report(usage_sentence(error, app, words), 2)
         sentence = users_sentence(error)

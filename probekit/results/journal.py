@@ -67,10 +67,13 @@ class Journal:
                     return False
                 os.ftruncate(descriptor, end)
                 os.lseek(descriptor, end, os.SEEK_SET)
-                written = os.write(descriptor, payload)
-                if written != len(payload):
+                try:
+                    written = os.write(descriptor, payload)
+                    while written < len(payload):  # writing the rest raises the reason: a full disk, or a size limit
+                        written += os.write(descriptor, payload[written:])
+                except OSError as error:
                     os.ftruncate(descriptor, end)
-                    raise OSError(f"{self.path}: {written} of {len(payload)} bytes were written; is the disk full?")
+                    raise OSError(error.errno, error.strerror, str(self.path)) from None
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)

@@ -1,6 +1,8 @@
 """The command itself: help, unknown verbs, exit codes, one sentence for the user's errors."""
 
 import errno
+import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -51,6 +53,22 @@ def raising(error):
         raise error
 
     return app
+
+
+def test_an_interrupt_that_a_library_turned_into_another_exception(capsys):
+    before = signal.getsignal(signal.SIGINT)
+
+    def library(_):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.pause()
+        except KeyboardInterrupt:
+            raise ValueError("could not determine the shape") from None
+
+    assert main([], run=library) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+    assert main([], run=lambda _: None) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """The journal under torn lines, dead workers and several processes."""
 
+import errno
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import time
 
@@ -58,6 +60,22 @@ def test_a_file_of_something_else_is_refused_and_left_as_it_is(tmp_path, content
         Journal(path).keys()
     with pytest.raises(UserError, match=r"results.jsonl contains lines that are not records"):
         Journal(path).append({"key": "a"})
+    assert path.read_bytes() == content
+
+
+def test_a_line_for_which_there_is_no_room_leaves_none(tmp_path):
+    """A write that is cut short by a limit of the size of files raises the system's own reason."""
+    path = tmp_path / "r.jsonl"
+    Journal(path).append({"key": "a"})
+    content = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) + 10, limits[1]))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)) as caught:
+            Journal(path).append({"key": "b", "value": "x" * 100})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(path))
     assert path.read_bytes() == content
 
 
