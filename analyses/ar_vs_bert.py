@@ -8,7 +8,6 @@ taken together: intervals draw runs, then rows. --masks are the BERT models' fea
 .csv, both objectives by depth and their difference.
 """
 
-import argparse
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analyses import over_runs, start
+from analyses import command_line, over_runs, start
 from igpt_model import atomic
 from probekit.evaluate.mask_voting import mask_ensemble
 from probekit.features.store import FeatureStore
@@ -155,7 +154,7 @@ def depth_figure(frame: "pd.DataFrame") -> "Figure":
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read results and print every pair."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("results", nargs="+", type=Path)
     parser.add_argument("--masks", nargs="*", type=Path, default=())
     parser.add_argument("--out", type=Path)

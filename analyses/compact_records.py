@@ -8,14 +8,13 @@ folder and gives curves, verdicts and McNemar tests again; `predict` and measure
 --strip cuts this machine's folders off the paths that records name.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save
 
-from analyses import start
+from analyses import command_line, start
 from igpt_model import atomic
 from probekit.results.predictions import row_predictions
 from probekit.results.record import read_records, results_path
@@ -52,7 +51,7 @@ def compact(results: Path, out: Path, strip: Sequence[str] = ()) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Copy one results folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("results", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--strip", nargs="*", default=())

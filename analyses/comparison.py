@@ -5,11 +5,10 @@
 Published rows come from probekit/reports/published.csv, each with its source and paper version.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from analyses import start
+from analyses import command_line, start
 from probekit.reports import build_panels, collect_records, comparison_frame
 from probekit.reports.published import TASKS, printed_comparison
 from probekit.reports.tables import write_table
@@ -17,7 +16,7 @@ from probekit.reports.tables import write_table
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read results, print the table, write it where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("results", nargs="+", type=Path)
     parser.add_argument("--task", choices=TASKS, default="linear_probe")
     parser.add_argument("--mix-protocols", action="store_true")

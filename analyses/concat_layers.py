@@ -5,11 +5,10 @@
 One row a set of concatenated layers: its accuracy, and by how much it exceeds the best single layer on the same rows.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from analyses import start
+from analyses import command_line, start
 from probekit.reports import build_panels, collect_records
 from probekit.reports.figures.depth import short_range
 from probekit.reports.panels import Panel, margin
@@ -35,7 +34,7 @@ def lines(panel: Panel) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read results and print every set of concatenated layers."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("results", nargs="+", type=Path)
     options = parser.parse_args(arguments)
     found = [line for panel in build_panels(collect_records(options.results)) for line in lines(panel)]

@@ -5,18 +5,17 @@
 Prints the curve and its two sentences for each data set and protocol; with --out also writes the pictures and points.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from analyses import start
+from analyses import command_line, start
 from probekit.reports import build_panels, collect_records, print_panel
 from probekit.reports.report import write_curve
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read results, print every panel, write the pictures where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("results", nargs="+", type=Path)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)

@@ -7,14 +7,13 @@ RUNS are folders of `probekit finetune`. The first is the reference: the others,
 differ in their seed alone are also taken together, and paired with the first's by seed: intervals draw runs, then rows.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from analyses import over_runs, start
+from analyses import command_line, over_runs, start
 from igpt_model.checked_json import read_json
 from probekit.cli.finetune import PREDICTIONS_FILE, TEST_FILE
 from probekit.reports import build_panels, collect_records
@@ -113,7 +112,7 @@ def seeds_together(tested: Sequence[Tested]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read fine-tuned runs and print them beside one another."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--results", nargs="*", type=Path, default=[])
     options = parser.parse_args(arguments)

@@ -8,7 +8,6 @@ are probed, and beside each a random subspace of the same dimension (--seeds of 
 the features, the records and `head_width.csv`.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analyses import start
+from analyses import command_line, start
 from igpt_model import atomic
 from probekit import extract, load_dataset, load_encoder
 from probekit.evaluate.sweep import sweep
@@ -61,7 +60,7 @@ class HeadParts:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Extract the parts, probe them, print and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("run")
     parser.add_argument("dataset")
     parser.add_argument("--out", type=Path, required=True)

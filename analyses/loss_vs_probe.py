@@ -7,14 +7,13 @@ RESULTS of sweeps over several checkpoints of a run (`igpt:RUN@STEP`), whose met
 (`probekit train --probe-every`). --out gets emergence.csv and .svg: a map of checkpoint by layer, and accuracy by loss.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from analyses import start
+from analyses import command_line, start
 from igpt_model import atomic
 from igpt_model.training.run_log import read_metrics
 from probekit.cli.watch import read_probes
@@ -115,7 +114,7 @@ def figure(points: Sequence[Point]) -> "Figure":
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read results or runs and print loss beside accuracy; write table and picture where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--run", type=Path)
     parser.add_argument("--out", type=Path)

@@ -7,14 +7,13 @@ of which draws its own rows and chooses its own layer and C on rows held out of 
 labels_by_layer.csv and .svg: accuracy by layer, a line a number of labels, all labels included.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analyses import start
+from analyses import command_line, start
 from igpt_model import atomic
 from probekit.reports import collect_records
 from probekit.reports.figures.style import MODEL_MARKERS, MODELS, style
@@ -96,7 +95,7 @@ def figure(frame: "pd.DataFrame") -> "Figure":
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read results and print accuracy by number of labels; draw it by layer where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("results", nargs="+", type=Path)
     parser.add_argument("--series", default="igpt")
     parser.add_argument("--out", type=Path)

@@ -8,14 +8,13 @@ a line a run, the mean of every cell, and the rank correlation (Spearman) of fal
 training seed are read from the records. --out gets palette_width.csv and .svg.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analyses import start
+from analyses import command_line, start
 from igpt_model import atomic
 from probekit.reports.figures.style import MODEL_MARKERS, MODELS, QUIET, style
 from probekit.reports.report import save_figure
@@ -84,7 +83,7 @@ def figure(frame: "pd.DataFrame") -> "Figure":
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print runs, cells and the rank correlation; write table and picture where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("results", nargs="+", type=Path)
     parser.add_argument("--seeds", nargs="*", type=int)
     parser.add_argument("--out", type=Path)

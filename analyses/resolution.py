@@ -6,11 +6,10 @@ One row a model by rising resolution, each against the one before it on the same
 and different sizes stand beside one another: compare like with like.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from analyses import start
+from analyses import command_line, start
 from analyses.scale import ladder
 from probekit.reports import build_panels, collect_records
 from probekit.reports.panels import Series
@@ -24,7 +23,7 @@ def pixels(series: Series) -> int | None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read results and print the models of every panel by resolution."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("results", nargs="+", type=Path)
     options = parser.parse_args(arguments)
     panels = build_panels(collect_records(options.results))

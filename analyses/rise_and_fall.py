@@ -8,7 +8,6 @@ chosen on held-out rows beats the last one by 2 points and p < .01, and it beats
 of every random one at p < .01 (exact McNemar tests on the same rows). --out gets verdicts.json and depth_curve.svg.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analyses import over_runs, start
+from analyses import command_line, over_runs, start
 from igpt_model import atomic
 from probekit.reports.figures.style import FLAT, MODELS, QUIET, RANDOM, style
 from probekit.reports.report import save_figure
@@ -157,7 +156,7 @@ def figure(found: dict[str, Any]) -> "Figure":
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the verdicts; write them and the picture where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("results", nargs="+", type=Path)
     parser.add_argument("--model", default="igpt")
     parser.add_argument("--random", default="random")

@@ -6,12 +6,11 @@ One row a model, small to large: parameters, validation loss where its run folde
 held-out rows, its accuracy, and how far it lies above the next smaller model on the same test rows.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from analyses import start
+from analyses import command_line, start
 from analyses.loss_vs_probe import validation_loss
 from igpt_model.config import ModelConfig
 from probekit.reports import build_panels, collect_records
@@ -49,7 +48,7 @@ def ladder(panel: Panel, size: Callable[[Series], Any], shown: Callable[[Any], s
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read results and print the ladder of every panel."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("results", nargs="+", type=Path)
     options = parser.parse_args(arguments)
     panels = build_panels(collect_records(options.results))

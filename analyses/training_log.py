@@ -7,12 +7,11 @@ for the runs that differ in their seed alone, validation accuracy beside the los
 loss where there is one run, a ring at STEP. NAME is "training" unless given.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analyses import start
+from analyses import command_line, start
 from analyses.finetuning import arm
 from igpt_model import atomic
 from igpt_model.checked_json import read_json
@@ -82,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read the runs' logs, write the table and the picture."""
     import pandas as pd
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--mark", type=int)
