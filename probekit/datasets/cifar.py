@@ -15,7 +15,6 @@ from probekit.datasets.sources import Archive, Files, locate
 from probekit.runtime.errors import UserError
 
 SOURCE = "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
-WHERE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 ARCHIVES = {
     "cifar10": (
         Archive("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", "cifar-10-batches-py"),
@@ -56,7 +55,7 @@ def load(
         raise UserError(f"labels={labels!r} was given, but {name} has {'fine or coarse' if '100' in name else 'fine'}.")
     if root is not None and (Path(root).expanduser() / f"{name}-train.zip").is_file():
         return folder.load(name, str(Path(root).expanduser() / f"{name}-*.zip"), split_seed=split_seed)
-    files, marker = locate(name, root, ARCHIVES[name], MARKERS[name], WHERE)
+    files, marker = locate(name, root, ARCHIVES[name], MARKERS[name])
     binary = marker.endswith(".bin")
     end = ".bin" if binary else ""
     train = [f"data_batch_{i}{end}" for i in range(1, 6)] if name == "cifar10" else [f"train{end}"]

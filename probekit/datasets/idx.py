@@ -16,7 +16,7 @@ import numpy as np
 from igpt_model.checked_json import read_bytes
 from probekit.datasets.images import ArrayImages
 from probekit.datasets.records import Dataset, Split, build
-from probekit.datasets.sources import md5_of
+from probekit.datasets.sources import md5_of, not_found
 from probekit.runtime.errors import UserError
 
 SOURCE = "H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST, 2017"
@@ -86,7 +86,7 @@ def load(name: str, root: str | Path | None = None, verify: bool = True, split_s
         Of the validation split, a stratified tenth of the training images.
     """
     if root is None and not DEBIAN.is_dir():
-        raise UserError(f"{name} not found. Run `probekit datasets fetch {name} --root DIR`, then pass `--root DIR`.")
+        raise not_found(name)
     place = DEBIAN if root is None else Path(root).expanduser()
     paths = {stem: _find(place, stem, name) for stem in MD5}
     checksums: dict[str, Any] = {}

@@ -13,6 +13,7 @@ import numpy as np
 from igpt_model.hashing import hash_json
 from igpt_model.palette import Palette
 from probekit.datasets.records import Dataset, Split, build
+from probekit.datasets.sources import not_found
 from probekit.runtime.errors import UserError
 
 SOURCE = "OpenAI, image-gpt, released data (2020): tokens of centre-cropped 32 x 32 images, for evaluation"
@@ -50,7 +51,7 @@ def load(name: str, root: str | Path | None = None, part: str = "cifar10", split
     if part not in ("cifar10", "imagenet"):
         raise UserError(f"part={part!r} was given, but the released arrays are cifar10 and imagenet.")
     if root is None:
-        raise UserError(f"{name} not found. Run `probekit datasets fetch {name} --root DIR`, then pass `--root DIR`.")
+        raise not_found(name)
     place = Path(root).expanduser()
     palette = Palette(_array(place / "kmeans_centers.npy"))
     n_classes = 10 if part == "cifar10" else 1000
@@ -90,7 +91,10 @@ def load(name: str, root: str | Path | None = None, part: str = "cifar10", split
 
 def _array(path: Path) -> np.ndarray:
     if not path.is_file():
-        raise UserError(f"There is no {path}; fetch it from {BASE}.")
+        raise UserError(
+            f"There is no {path}; `probekit datasets fetch openai-tokens --root {path.parent}` gets the palette and the "
+            f"arrays of CIFAR-10, and those of ImageNet are at {BASE}."
+        )
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:

@@ -94,8 +94,13 @@ def md5_of(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def not_found(name: str) -> UserError:
+    """The error of a data set by name for which no folder was given."""
+    return UserError(f"{name} not found. Run `probekit datasets fetch {name} --root DIR`, then pass `--root DIR`.")
+
+
 def locate(
-    name: str, root: str | Path | None, archives: Sequence[Archive], markers: Sequence[str], where: str
+    name: str, root: str | Path | None, archives: Sequence[Archive], markers: Sequence[str]
 ) -> tuple[Files, str]:
     """The files under `root`, and which of the markers was found there.
 
@@ -107,8 +112,6 @@ def locate(
         The extracted folder, a folder that holds it or an archive, or the archive itself.
     archives, markers : sequence
         In step: a file that tells that this archive's content lies here.
-    where : str
-        Where to get the data set.
 
     Raises
     ------
@@ -116,9 +119,7 @@ def locate(
         Nothing of the kind is there.
     """
     if root is None:
-        raise UserError(
-            f"No folder was given for {name}; pass root=FOLDER (--root). It can be downloaded from {where}."
-        )
+        raise not_found(name)
     root = Path(root).expanduser()
     for archive, marker in zip(archives, markers, strict=True):
         for folder in (root, root / archive.folder):
@@ -129,4 +130,7 @@ def locate(
             if path.name == archive.name and path.is_file():
                 return Files(path, archive), marker
     names = " or ".join(archive.name for archive in archives)
-    raise UserError(f"{root} contains neither {names} nor its extracted files; get it from {where}.")
+    raise UserError(
+        f"{root} does not contain {name} ({names}, or its extracted files); fetch it with "
+        f"`probekit datasets fetch {name} --root {root}`."
+    )

@@ -10,7 +10,6 @@ from probekit.datasets.sources import Archive, locate
 from probekit.runtime.errors import UserError
 
 SOURCE = "A. Coates, H. Lee, A. Ng, An Analysis of Single Layer Networks in Unsupervised Feature Learning, AISTATS 2011"
-WHERE = "https://cs.stanford.edu/~acoates/stl10/"
 ARCHIVE = Archive("stl10_binary.tar.gz", "91f7769df0f17e558f3565bffb0c7dfb", "stl10_binary")
 CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 SIDE = 96
@@ -34,7 +33,7 @@ def load(
     """
     if fold is not None and fold not in range(10):
         raise UserError(f"Fold {fold} was requested, but STL-10 has the folds 0 to 9.")
-    files, _ = locate(name, root, [ARCHIVE], ["train_X.bin"], WHERE)
+    files, _ = locate(name, root, [ARCHIVE], ["train_X.bin"])
 
     def part(which: str, chosen: int | None) -> Split:
         names = [f"{which}_X.bin", f"{which}_y.bin", *(["fold_indices.txt"] if chosen is not None else [])]

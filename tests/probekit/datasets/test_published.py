@@ -11,6 +11,7 @@ import pytest
 
 from igpt_model.palette import Palette
 from probekit.datasets import list_datasets, load_dataset
+from probekit.datasets.fetch import REMOTES
 from probekit.datasets.idx import DEBIAN
 from probekit.datasets.restricted_pickle import loads
 from probekit.runtime.errors import UserError
@@ -244,6 +245,7 @@ def test_a_missing_or_empty_root_is_one_sentence(name, tmp_path):
         with pytest.raises(UserError) as caught:
             load_dataset(name, root=root)
         assert "\n" not in str(caught.value)
+        assert name not in REMOTES or f"`probekit datasets fetch {name} --root " in str(caught.value)
 
 
 def test_damaged_archives_are_named(tmp_path):
