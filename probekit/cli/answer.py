@@ -38,13 +38,12 @@ def _plain(value: Any) -> Any:
 
 
 def show_curves(*results: Path, runs: Sequence[str] = ()) -> bool:
-    """Draw the depth curves of results in the terminal, each with its verdict below; return whether there is one."""
+    """Draw the depth curves of results in the terminal, each with its verdict below; return whether one was."""
+    from probekit.cli.plot import read_panels
     from probekit.reports.figures.terminal import print_panel
-    from probekit.reports.panels import build_panels, collect_records
-    from probekit.results.runs import read_runs
 
-    panels = build_panels(collect_records(list(results)), runs=read_runs(runs))
-    for panel in () if wants_json() else panels:
+    panels = [] if wants_json() else read_panels(results, runs=runs)
+    for panel in panels:
         print_panel(panel, rich_console())
     return bool(panels)
 

@@ -113,20 +113,17 @@ def check_ending(out: Path, formats: Sequence[str]) -> str:
 def read_panels(
     results: Sequence[Path], metric: str = "top1", readout: str | None = None, runs: Sequence[str] = ()
 ) -> "list[Panel]":
-    """The panels of some results; `runs` as on the command line.
+    """The panels of some results, none where they hold no single layer; `runs` as on the command line.
 
     Raises
     ------
     UserError
-        They hold no single layer, or not the metric, readout or runs asked for.
+        They have not the metric, readout or runs asked for.
     """
     from probekit.reports.panels import build_panels, collect_records
     from probekit.results.runs import read_runs
 
-    panels = build_panels(collect_records(list(results)), metric, readout, read_runs(runs))
-    if not panels:
-        raise UserError("The results hold no probe of a single layer: run `probekit sweep`.")
-    return panels
+    return build_panels(collect_records(list(results)), metric, readout, read_runs(runs))
 
 
 def choose_panels(
@@ -168,6 +165,8 @@ def choose_panels(
         They hold no single layer, not the metric, readout or runs asked for, or none fits; the message lists them.
     """
     panels = read_panels(results, metric, readout, runs)
+    if not panels:
+        raise UserError("The results hold no probe of a single layer: run `probekit sweep`.")
     fitting = [
         panel
         for panel in panels

@@ -92,8 +92,8 @@ def load(name: str, root: str | Path | None = None, part: str = "cifar10", split
 def _array(path: Path) -> np.ndarray:
     if not path.is_file():
         raise UserError(
-            f"There is no {path}; `probekit datasets fetch openai-tokens --root {path.parent}` gets the palette and the "
-            f"arrays of CIFAR-10, and those of ImageNet are at {BASE}."
+            f"There is no {path}; `probekit datasets fetch openai-tokens --root {path.parent}` gets the palette and "
+            f"the arrays of CIFAR-10, and those of ImageNet are at {BASE}."
         )
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)

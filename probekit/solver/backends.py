@@ -16,11 +16,9 @@ from probekit.solver.inputs import Inputs
 from probekit.solver.memory_plan import penalties_at_once
 from probekit.solver.objective import l2_to_C
 from probekit.solver.single import Fit, fit_one
-from probekit.solver.solve import SOLVER_VERSION, certify, solve
+from probekit.solver.solve import FEW_PENALTIES, SOLVER_VERSION, certify, solve
 
 Array = NDArray[np.float64]
-
-FEW_PENALTIES = 2  # fitted one by one: more share what a path needs
 
 
 @dataclass(frozen=True)

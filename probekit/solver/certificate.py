@@ -118,14 +118,23 @@ class GapBound:
         """The bound of one probe (R, D+1) in NumPy, but for rounding; 1e300 above the limit of max|g|."""
         if np.abs(gradient).max() > self.gradient_limit:
             return 1e300
-        b, g_b = theta[:, -1], np.abs(gradient[:, -1])
-        e = g_b[0] if len(b) == 1 else g_b.sum() / 2
-        reach = np.ptp(b) + abs(b[0]) + self.log_least + self.longest * np.linalg.norm(theta[:, :-1])
-        return float((np.linalg.norm(gradient[:, :-1]) + self.longest * e) ** 2 / (2 * l2) + e * reach)
+        return bound_of_one(theta, gradient, l2, self.longest, self.log_least)
 
     def reached(self, at: Evaluation, gap: Tensor, tol: float) -> Tensor:
         """Whether a relative gap and the gradient meet the two conditions of a converged fit (P,)."""
         return (gap <= tol) & (at.gradient.abs().amax(dim=(1, 2)) <= self.gradient_limit)
+
+
+def bound_of_one(
+    theta: np.ndarray, gradient: np.ndarray, l2: float, longest: float, log_least: float, noise: float = 0.0
+) -> float:
+    """`GapBound` of one probe (R, D+1) in NumPy where every class has weight; `noise` bounds the rounding in g_W."""
+    of_W = float(np.linalg.norm(gradient[:, :-1])) + noise
+    b, of_b = theta[:, -1], np.abs(gradient[:, -1])
+    e = float(of_b[0] if len(b) == 1 else of_b.sum() / 2)
+    spread = float(abs(b[0]) if len(b) == 1 else np.ptp(b))
+    reach = spread + log_least + longest * float(np.linalg.norm(theta[:, :-1]))
+    return (of_W + longest * e) ** 2 / (2 * l2) + e * reach
 
 
 def class_shares(data: WeightedData) -> Tensor:

@@ -18,7 +18,7 @@ from scipy.linalg.lapack import dposv
 from torch import Tensor
 
 from probekit.solver import dense
-from probekit.solver.certificate import GRADIENT_RATIO
+from probekit.solver.certificate import GRADIENT_RATIO, bound_of_one
 from probekit.solver.data import WeightedData
 
 Array = NDArray[Any]
@@ -226,7 +226,8 @@ class _Single:
         loss = at.loss + 0.5 * self.l2 * size**2
         # 8 roundings of each row's term, and what the rounding of logits makes of residuals
         noise = 8 * EPS * (at.missed * (1 + self.longest * size) + self.l2 * size)
-        return _Point(theta, loss, gradient, self._bound(theta, gradient, size, noise) / max(loss, 1e-300), at, exact)
+        bound = bound_of_one(theta, gradient, self.l2, self.longest, self.log_least, noise)
+        return _Point(theta, loss, gradient, bound / max(loss, 1e-300), at, exact)
 
     def _solve_intercepts(self, at: _Measured) -> tuple[_Measured, Array]:
         """Newton's method for the intercepts, a Hessian serving while steps gain a digit; also how far they moved."""
@@ -280,14 +281,6 @@ class _Single:
                 share = of_low / (of_low - of_high) if of_high > 0 else 0.5
                 t = low + (high - low) * min(max(share, 0.1), 0.9)
         return self._point(here.theta - t * step, at, exact=False) if falls else None
-
-    def _bound(self, theta: Array, gradient: Array, size: float, noise: float) -> float:
-        """The duality gap bound, see `certificate`."""
-        of_W = float(np.sqrt(np.vdot(gradient[:, :-1], gradient[:, :-1]))) + noise
-        b, of_b = theta[:, -1], np.abs(gradient[:, -1])
-        e = float(of_b[0] if self.R == 1 else of_b.sum() / 2)
-        spread = float(abs(b[0]) if self.R == 1 else np.ptp(b))
-        return (of_W + self.longest * e) ** 2 / (2 * self.l2) + e * (spread + self.log_least + self.longest * size)
 
     def _hessian_of_intercepts(self, p: list[Array]) -> Array:
         """(R, R); the class with most curvature keeps its intercept."""

@@ -36,7 +36,8 @@ NODE_FACTORS = 10  # for one node
 INNER = 0.5  # of tol: the target of Newton steps in fewer columns than the certificate counts
 ONE_THREAD_ENTRIES = 1 << 19  # X of fewer entries is solved by one thread
 RETRY_PRODUCTS = 2000
-FEW_PENALTIES, FEW_STEPS, FEW_PRODUCTS = 2, 12, 60  # solved without an eigenbasis, which costs more than the fit
+FEW_PENALTIES = 2  # have little to share: solved one by one, or without an eigenbasis, which costs more than the fit
+FEW_STEPS, FEW_PRODUCTS = 12, 60  # without an eigenbasis
 DENSE_STEPS = 500  # of Newton's method with the whole Hessian, on the way to one penalty
 DENSE_RETRY_COLUMNS = 2000  # of the whole Hessian, for a fit that conjugate gradients left open
 
