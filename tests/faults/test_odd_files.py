@@ -1,10 +1,8 @@
 """Paths that are none, and what is no file in a file's place: a sentence from every verb, and no file outside."""
 
 import contextlib
-import io
 import os
 import re
-import signal
 import socket
 from pathlib import Path
 
@@ -13,8 +11,8 @@ import pytest
 from PIL import Image
 
 from igpt_model.errors import UserError
-from probekit.cli.main import main
 from probekit.results.journal import Journal
+from tests.commands import run, run_all
 
 TRAIN = (
     "--n-colours 4 --n-layer 1 --n-embd 8 --n-head 1 --batch-size 8 --steps 2 --warmup-steps 1 --limit 30 --threads 1"
@@ -72,35 +70,16 @@ WORDS = {
 CHEAP = ("geometry", "predict", "compare", "verify", "inspect", "plan", "sample")
 
 
-def run(words):
-    """Exit code and output of a command that may take no longer than a minute."""
-    printed = io.StringIO()
-
-    def too_long(*_):
-        raise TimeoutError(f"waits: {words}")
-
-    before = signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(60)
-    try:
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            return main(words), printed.getvalue()
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A run, a feature file, results, images and tables, all tiny."""
     folder = tmp_path_factory.mktemp("made")
     with contextlib.chdir(folder):
-        for words in (
+        run_all(
             f"train digits --resolution 4 {TRAIN} --no-tensorboard --out run",
             "extract pixels digits --limit 40 --out f.h5",
             "sweep f.h5 --Cs 1 --out res",
-        ):
-            code, printed = run(words.split())
-            assert code == 0, printed
+        )
         rng = np.random.default_rng(0)
         for number in range(12):
             path = Path(f"images/train/{'ab'[number % 2]}/{number}.png")

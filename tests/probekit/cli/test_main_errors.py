@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from probekit.cli import demo
 from probekit.cli.main import main, users_sentence
-from probekit.features.store import FeatureStore
+from tests.commands import write_features
 
 PROGRESS = re.compile(r"[a-z -]+: \d+/\d+ \w+")  # what a long verb says while it still works
 
@@ -24,17 +24,7 @@ PROGRESS = re.compile(r"[a-z -]+: \d+/\d+ \w+")  # what a long verb says while i
 @pytest.fixture
 def features(tmp_path):
     """A feature file of three layers and three classes."""
-    return make_features(tmp_path / "f.h5")
-
-
-def make_features(path, classes=3):
-    rng = np.random.default_rng(0)
-    splits = {}
-    for split, n in (("train", 60), ("val", 15), ("test", 30)):
-        y = np.arange(n) % classes
-        splits[split] = ([rng.normal(size=(n, 4)).astype(np.float32) + np.eye(4)[y] for _ in range(3)], y)
-    FeatureStore.from_arrays(path, splits, encoder={"name": "made"}, dataset={"name": "noise"})
-    return path
+    return write_features(tmp_path / "f.h5", (1, 1, 1))
 
 
 @pytest.fixture
@@ -125,7 +115,7 @@ def test_checkpoint_of_another_palette(verb, run, tmp_path, refused):
 
 
 def test_labels_of_one_class(tmp_path, refused):
-    file = make_features(tmp_path / "f.h5", classes=1)
+    file = write_features(tmp_path / "f.h5", (1, 1, 1), classes=1)
     refused("sweep", file, words=["class"])
     refused("concat", file, words=["class"])
 

@@ -1,7 +1,6 @@
 """Every numeric flag of every verb has a range, and a number outside of it is one sentence, at once."""
 
 import contextlib
-import io
 import os
 import shutil
 import typing
@@ -11,8 +10,9 @@ import pytest
 from PIL import Image
 
 from igpt_model.ranges import Range
-from probekit.cli.main import VERBS, app, main
+from probekit.cli.main import VERBS, app
 from probekit.cli.numbers import RANGES
+from tests.commands import run, run_all
 
 VALUES = ("0", "-1", "nan", "inf", "1e400", "1" + 20 * "0", "")
 TRAIN = "--resolution 4 --n-colours 4 --n-layer 1 --n-embd 8 --n-head 1 --batch-size 8 --steps 2 --warmup-steps 1"
@@ -53,14 +53,6 @@ def flags():
             numbers = how_many_numbers(argument.hint)
             if numbers and argument.names and argument.names[0].startswith("--"):
                 yield verb, argument, numbers
-
-
-def run(words):
-    """Exit code and output of a command in this process."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        code = main(words)
-    return code, printed.getvalue()
 
 
 def command(verb, flag, value, numbers, new):
@@ -106,13 +98,11 @@ def made(tmp_path_factory):
         train = (
             f"train wandering-digits {TRAIN.replace('--resolution 4', '--resolution 12')} --limit 30 --no-tensorboard"
         )
-        for words in (
+        run_all(
             f"{train} --out run",
             "extract igpt:run wandering-digits --limit 40 --out f.h5",
             "sweep f.h5 --Cs 1 --out res",
-        ):
-            code, printed = run(words.split())
-            assert code == 0, printed
+        )
     (folder / "images").mkdir()
     Image.fromarray(np.zeros((12, 12, 3), np.uint8)).save(folder / "images" / "a.png")
     return folder

@@ -2,23 +2,15 @@
 
 import json
 
-import numpy as np
 import pytest
 
 from probekit.cli.main import main
-from probekit.features.store import FeatureStore
+from tests.commands import write_features
 
 
 @pytest.fixture
 def features(tmp_path):
-    rng = np.random.default_rng(0)
-    splits = {}
-    for split, n in (("train", 60), ("val", 15), ("test", 30)):
-        y = np.arange(n) % 3
-        splits[split] = ([(rng.normal(size=(n, 4)) + s * np.eye(4)[y]).astype(np.float32) for s in (0.5, 2)], y)
-    path = tmp_path / "features.h5"
-    FeatureStore.from_arrays(path, splits, encoder={"name": "toy"}, dataset={"name": "blobs"})
-    return path
+    return write_features(tmp_path / "features.h5", (0.5, 2))
 
 
 def run(*arguments):

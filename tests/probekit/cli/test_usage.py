@@ -5,25 +5,18 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probekit import FeatureStore
 from probekit.cli.main import SHOW, VERBS, Verb, app, main, register
 from probekit.cli.usage import prepared
+from tests.commands import write_features
 
 
 @pytest.fixture
 def features(tmp_path):
-    rng = np.random.default_rng(0)
-    splits = {}
-    for split, n in (("train", 60), ("val", 15), ("test", 30)):
-        y = np.arange(n) % 3
-        splits[split] = ([rng.normal(size=(n, 4)) + 2 * np.eye(4)[y] for _ in range(2)], y)
-    FeatureStore.from_arrays(tmp_path / "f.h5", splits, encoder={"name": "made"}, dataset={"name": "noise"})
-    return tmp_path / "f.h5"
+    return write_features(tmp_path / "f.h5", (2, 2))
 
 
 def parsed(*words):

@@ -74,13 +74,18 @@ def test_a_file_put_in_the_place_of_ours_is_not_marked_complete(tmp_path):
     assert verify(path).ok
 
 
-def test_a_data_folder_that_vanishes_keeps_what_was_written(tmp_path):
+def write_pets(folder):
+    """Twenty pictures of noise for each of two classes."""
     rng = np.random.default_rng(0)
     for label in ("cat", "dog"):
-        (tmp_path / "data" / label).mkdir(parents=True)
+        (folder / label).mkdir(parents=True)
         for i in range(20):
             pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "data" / label / f"{i:02d}.png")
+            Image.fromarray(pixels).save(folder / label / f"{i:02d}.png")
+
+
+def test_a_data_folder_that_vanishes_keeps_what_was_written(tmp_path):
+    write_pets(tmp_path / "data")
     shutil.copytree(tmp_path / "data", tmp_path / "kept")
     encoder = Interfering()
     encoder.interfere = lambda: shutil.rmtree(tmp_path / "data")
@@ -118,12 +123,7 @@ def test_an_empty_or_foreign_file_is_refused_and_stays(tmp_path):
 
 
 def test_corrupt_images_are_skipped_only_with_the_flag_and_recorded(tmp_path, capsys):
-    rng = np.random.default_rng(0)
-    for label in ("cat", "dog"):
-        (tmp_path / "pets" / label).mkdir(parents=True)
-        for i in range(20):
-            pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "pets" / label / f"{i:02d}.png")
+    write_pets(tmp_path / "pets")
     for name in ("cat/05.png", "dog/19.png"):
         (tmp_path / "pets" / name).write_bytes(b"\x89PNG cut short")
     command = ["extract", "pixels:4", str(tmp_path / "pets"), "--out", str(tmp_path / "f.h5")]
