@@ -248,12 +248,11 @@ def dispatch(words: list[str]) -> None:
             whole_help(words[0])
         else:
             words = prepared(app, words)
-    # an empty title is a figure without one
-    if (
-        any(not word and before != "--title" for before, word in zip(["", *words], words, strict=False))
-        or "--out=" in words
-    ):
-        raise UserError("an argument is empty (an unset variable of the shell?); give a value, or leave it out.")
+    for before, word in zip(["", *words], words, strict=False):
+        # an empty title is a figure without one
+        if word.removeprefix("--out=") in ("", ".h5") and before != "--title":
+            what = "empty" if not word.endswith(".h5") else f"an ending alone, {word!r}"
+            raise UserError(f"an argument is {what} (an unset variable of the shell?); give a value, or leave it out.")
     if "\0" in "".join(words):
         raise UserError("an argument contains a NUL character, which no path or name may hold; remove it.")
     with console.only_rank0_prints():
