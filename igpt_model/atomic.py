@@ -64,9 +64,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     try:
         try:
             os.ftruncate(descriptor, 0)
-            left = memoryview(content)
-            while left:
-                left = left[os.write(descriptor, left) :]
+            write_all(descriptor, content)
             os.fsync(descriptor)
             os.replace(partial, path)
         except BaseException:
@@ -75,6 +73,13 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     finally:
         os.close(descriptor)
     sync(path.parent)
+
+
+def write_all(descriptor: int, content: bytes) -> None:
+    """Write every byte. A write cut short is continued, which raises its reason: a full disk, or a limit of size."""
+    left = memoryview(content)
+    while left:
+        left = left[os.write(descriptor, left) :]
 
 
 def _own_partial(partial: Path) -> int:

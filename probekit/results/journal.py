@@ -12,6 +12,7 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
+from igpt_model.atomic import write_all
 from igpt_model.checked_json import Text, mismatch, parse_json, read_bytes
 from igpt_model.locks import file_lock, open_lock_file
 from probekit.results.record import MOST_BYTES, parse_lines
@@ -68,9 +69,7 @@ class Journal:
                 os.ftruncate(descriptor, end)
                 os.lseek(descriptor, end, os.SEEK_SET)
                 try:
-                    written = os.write(descriptor, payload)
-                    while written < len(payload):  # writing the rest raises the reason: a full disk, or a size limit
-                        written += os.write(descriptor, payload[written:])
+                    write_all(descriptor, payload)
                 except OSError as error:
                     os.ftruncate(descriptor, end)
                     raise OSError(error.errno, error.strerror, str(self.path)) from None
