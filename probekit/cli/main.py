@@ -191,25 +191,25 @@ def main(argv: Sequence[str] | None = None, run: Callable[[list[str]], object] |
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """The SIGINTs that came: a library that a KeyboardInterrupt passes through may make another exception of it."""
-    came: list[int] = []
+    """Collect the SIGINTs received: a library may turn the KeyboardInterrupt into another exception."""
+    received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
+        received.append(number)
         signal.default_int_handler(number, frame)
 
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or current_thread() is not main_thread():
-        yield came
+        yield received
         return
     signal.signal(signal.SIGINT, note)
     try:
-        yield came
+        yield received
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _run(words: list[str], run: Callable[[list[str]], object], debug: bool, interrupts: list[int]) -> int:
-    """Run it and return the exit code, its errors reported."""
+    """Run the verb, report its errors, and return the exit code."""
     try:
         run(words)
     except KeyboardInterrupt:

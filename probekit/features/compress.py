@@ -12,7 +12,7 @@ from probekit.features.writer import new_hdf5, write_lock
 from probekit.runtime.errors import UserError
 
 CHUNK_BYTES = 1 << 20
-ZSTD = 32015  # its number among HDF5's registered filters
+ZSTD = 32015  # registered HDF5 filter number
 LEVELS = {"gzip": (1, 9), "lzf": (0, -1), "zstd": (1, 22), "blosc2": (0, 9)}
 
 
@@ -67,7 +67,7 @@ def compress(
 
 
 def _is_copy(target: Path, store: FeatureStore, options: dict[str, Any]) -> bool:
-    """Whether a file is what this call would write: an earlier one was interrupted after its last step."""
+    """Whether `target` is already what this call would write (an earlier call was interrupted at its very end)."""
     try:
         if FeatureStore(target).id != store.id:
             return False
