@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from igpt_model.errors import UserError
+from igpt_model.errors import UserError, first_line
 
 MAX_BYTES = 256 << 20
 """Largest JSON file that is read; the largest ones written are of a few MB."""
@@ -124,7 +124,7 @@ def parse_json(content: bytes | str, where: str | Path, schema: Any = None) -> A
     except UnicodeError as error:
         raise UserError(f"{where} is not UTF-8 text ({getattr(error, 'reason', error)}): JSON was expected.") from None
     except ValueError as error:
-        raise UserError(f"{where} is not valid JSON ({error}).") from None
+        raise UserError(f"{where} is not valid JSON ({first_line(error)}).") from None
     if schema is not None:
         problem = mismatch(value, schema)
         if problem:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from igpt_model.atomic import write_bytes
-from igpt_model.errors import UserError
+from igpt_model.errors import UserError, first_line
 from igpt_model.hashing import hash_arrays
 
 _SAMPLE = 1 << 17  # pixels that k-means sees; on CIFAR-10 twice or half as many change the error by 1 %, as a seed does
@@ -39,7 +39,7 @@ class Palette:
             centres = np.array(centres_V3, np.float32)
         except (ValueError, TypeError) as error:
             raise UserError(
-                f"A palette needs centres of shape (V, 3), not a list of other lengths ({error})."
+                f"A palette needs centres of shape (V, 3), not a list of other lengths ({first_line(error)})."
             ) from None
         if centres.ndim != 2 or centres.shape[1] != 3 or not 1 <= len(centres) <= 1 << 16:
             raise UserError(f"A palette needs centres of shape (V, 3) with 1 <= V <= 65536, not {centres.shape}.")

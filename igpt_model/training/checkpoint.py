@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from igpt_model.atomic import replace_folder
 from igpt_model.checked_json import read_json
 from igpt_model.config import ModelConfig
-from igpt_model.errors import UserError
+from igpt_model.errors import UserError, first_line
 from igpt_model.hashing import hash_arrays, hash_file
 from igpt_model.images import ImageTransform
 from igpt_model.model import IGPT
@@ -252,7 +252,9 @@ def read_weights(folder: Path, about: Mapping[str, Any] | None = None) -> dict[s
         except UserError:
             raise
         except Exception as error:  # torch.distributed.checkpoint has no error class of its own for damaged files
-            raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: weights cannot be read ({error}).") from error
+            raise DamagedCheckpoint(
+                f"The checkpoint {folder} is damaged: weights cannot be read ({first_line(error)})."
+            ) from error
     else:
         state = read_tensors(folder / "weights.safetensors")
     expected = (about or read_about(folder))["weights_hash"]

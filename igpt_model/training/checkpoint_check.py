@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from igpt_model.checked_json import Int, Text, open_regular, read_json
 from igpt_model.config import ModelConfig
-from igpt_model.errors import UserError
+from igpt_model.errors import UserError, first_line
 from igpt_model.hashing import hash_file
 from igpt_model.images import ImageTransform
 from igpt_model.model import IGPT
@@ -103,4 +103,4 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         open_regular(path).close()  # a pipe or a device would be waited for
         return load_file(path)
     except (OSError, SafetensorError, UserError) as error:
-        raise DamagedCheckpoint(f"The checkpoint file {path} cannot be read ({error}).") from error
+        raise DamagedCheckpoint(f"The checkpoint file {path} cannot be read ({first_line(error)}).") from error

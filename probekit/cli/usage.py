@@ -79,7 +79,7 @@ def read_config(path: Path) -> dict[str, Any]:
         # JSON is YAML, but for numbers such as 1e-3, which YAML 1.1 reads as text
         text = read_bytes(path, most=1 << 20)
         content = parse_json(text, path) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
+    except Exception as error:  # what a tag such as !!timestamp raises depends on what it stands before
         raise UserError(f"--config {path} cannot be read ({' '.join(str(error).split())}).") from None
     if not isinstance(content, dict):
         raise UserError(f"--config {path} contains no mapping of flags to values; write lines such as `seed: 1`.")

@@ -17,7 +17,7 @@ from probekit.datasets.images import ArrayImages, Decoding, Images, pixels_of
 from probekit.datasets.parts import Part, assemble, label_array, title
 from probekit.datasets.records import Dataset
 from probekit.datasets.splits import SPLIT_NAMES
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, first_line
 from probekit.runtime.memory import check_npz
 
 IMAGE_NAMES = ("image", "img", "picture", "pixel_values")
@@ -189,7 +189,9 @@ def load_npz(name: str, root: str | Path | None = None, **options: Any) -> Datas
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{root} is not an .npz file of plain arrays ({error}); save it with numpy.savez.") from error
+        raise UserError(
+            f"{root} is not an .npz file of plain arrays ({first_line(error)}); save it with numpy.savez."
+        ) from error
     found: dict[tuple[str, str], list[str]] = {}
     for key in arrays:
         words = key.lower().split("_")

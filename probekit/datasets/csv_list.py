@@ -19,7 +19,7 @@ from igpt_model.hashing import hash_file
 from probekit.datasets.images import FileImages, PackedNames
 from probekit.datasets.parts import Part, assemble, column, divide, label_array, names_splits, title
 from probekit.datasets.records import Dataset
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, first_line
 
 PATHS = ("path", "file_name", "filename", "file", "filepath", "image")
 LABELS = ("label", "class", "target")
@@ -99,7 +99,9 @@ def read_table(file: Path) -> tuple[list[str], list[list[str]]]:
         separator = "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=top.count)
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
     except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not a text file of comma-separated values ({error}); save it as UTF-8.") from None
+        raise UserError(
+            f"{file} is not a text file of comma-separated values ({first_line(error)}); save it as UTF-8."
+        ) from None
     if not lines:
         raise UserError(f"{file} is empty; expected a first line that names the columns, such as path,label.")
     header = [heading.strip() for heading in lines[0]]

@@ -17,7 +17,7 @@ from igpt_model.checked_json import read_bytes
 from probekit.datasets.images import ArrayImages
 from probekit.datasets.records import Dataset, Split, build
 from probekit.datasets.sources import md5_of, not_found
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, first_line
 
 SOURCE = "H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST, 2017"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -58,7 +58,7 @@ def read_idx(path: Path, most: int = MOST_BYTES) -> np.ndarray:
             # no more than is allowed: a small file may unfold to a thousand times its size
             content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(most + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be unpacked ({error}); download it again.") from error
+        raise UserError(f"{path} cannot be unpacked ({first_line(error)}); download it again.") from error
     if len(content) > most:
         raise UserError(f"{path} unfolds to more than {most:,} bytes; download it again.")
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":

@@ -280,4 +280,6 @@ class ZipImages(EncodedImages):
         try:
             return self._opened[1].read(self.names[row]), name
         except Exception as error:  # damaged, encrypted, or packed by a method that zipfile lacks
-            raise UserError(f"{name} cannot be read from the archive ({error}); copy the archive again.") from error
+            raise UserError(
+                f"{name} cannot be read from the archive ({first_line(error)}); copy the archive again."
+            ) from error

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from igpt_model.checked_json import MAX_BYTES, open_regular
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, first_line
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
@@ -172,7 +172,9 @@ def list_archive(archive: Path) -> Listing:
     except UserError:
         raise
     except Exception as error:  # zipfile raises errors of many kinds for damaged directories
-        raise UserError(f"{archive} is not a whole zip archive ({error}); copy or download it again.") from error
+        raise UserError(
+            f"{archive} is not a whole zip archive ({first_line(error)}); copy or download it again."
+        ) from error
     _account(found, others, folders)
     return found
 

@@ -21,7 +21,7 @@ from igpt_model.hashing import hash_file
 from probekit.datasets.images import ArrayImages
 from probekit.datasets.parts import Part, assemble, label_array, title
 from probekit.datasets.records import Dataset
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, first_line
 
 LABELS = "labels.npy"
 SEVERITIES = 5
@@ -66,7 +66,9 @@ def _array(file: str | Path) -> np.ndarray:
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} is not an array that numpy.save wrote ({error}); download it again.") from None
+        raise UserError(
+            f"{file} is not an array that numpy.save wrote ({first_line(error)}); download it again."
+        ) from None
 
 
 def load(

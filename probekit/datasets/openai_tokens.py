@@ -14,7 +14,7 @@ from igpt_model.hashing import hash_json
 from igpt_model.palette import Palette
 from probekit.datasets.records import Dataset, Split, build
 from probekit.datasets.sources import not_found
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, first_line
 
 SOURCE = "OpenAI, image-gpt, released data (2020): tokens of centre-cropped 32 x 32 images, for evaluation"
 BASE = "https://openaipublic.blob.core.windows.net/image-gpt/"
@@ -98,7 +98,7 @@ def _array(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:
-        raise UserError(f"{path} is not a plain .npy array ({error}); download it again.") from error
+        raise UserError(f"{path} is not a plain .npy array ({first_line(error)}); download it again.") from error
 
 
 def _labels(values: np.ndarray, name: str) -> np.ndarray:

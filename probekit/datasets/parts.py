@@ -128,6 +128,7 @@ def split_of(name: str) -> str:
 
 
 MOST_FILES = 1_000_000
+MOST_CLASSES = 1_000_000
 
 
 def divide(part: Part, column: str, values: Iterable[Any], where: str) -> dict[str, Part]:
@@ -290,7 +291,12 @@ def assemble(
         classes = parts["train"].classes
     elif classes is None:
         labels = np.concatenate([part.labels for part in parts.values()])
-        classes = tuple(str(k) for k in range(int(labels.max(initial=-1)) + 1))
+        if (largest := int(labels.max(initial=-1))) >= MOST_CLASSES:
+            raise UserError(
+                f"{where}: there is a label {largest}, but labels number at most {MOST_CLASSES:,} classes from 0 up; "
+                "number them without gaps, or give names."
+            )
+        classes = tuple(str(k) for k in range(largest + 1))
         if absent := len(classes) - len(np.unique(labels[labels >= 0])):
             warnings.warn(
                 f"{where}: {absent} of the labels 0 to {len(classes) - 1} have no image; each is a class all the same.",

@@ -7,7 +7,7 @@ import io
 import pickle
 from typing import Any
 
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, first_line
 
 _ARRAY_NAMES = ("_reconstruct", "scalar", "_frombuffer")
 ALLOWED = {
@@ -45,5 +45,5 @@ def loads(content: bytes, name: str) -> Any:
         return _Restricted(io.BytesIO(content), encoding="latin1").load()
     except Exception as error:
         raise UserError(
-            f"{name} is not a pickle of plain arrays ({error}); download it again from the source."
+            f"{name} is not a pickle of plain arrays ({first_line(error)}); download it again from the source."
         ) from error

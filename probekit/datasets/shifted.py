@@ -13,7 +13,7 @@ import numpy as np
 
 from probekit.datasets.csv_list import read_table
 from probekit.datasets.records import Dataset, Split, Splits
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, first_line
 
 OWN = ("train", "val", "test")
 
@@ -70,7 +70,9 @@ def read_class_map(path: str | Path) -> dict[str, str]:
     try:
         first, rows = read_table(Path(path).expanduser())
     except OSError as error:
-        raise UserError(f"The class map {path} cannot be read ({error}); give a CSV file of two columns.") from None
+        raise UserError(
+            f"The class map {path} cannot be read ({first_line(error)}); give a CSV file of two columns."
+        ) from None
     for number, row in enumerate([first, *rows], start=1):
         if len(row) != 2:
             raise UserError(f"Line {number} of {path} has {len(row)} fields; expected TEST_CLASS,TRAINING_CLASS.")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from igpt_model.hashing import hash_file
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Files:
                         assert content is not None
                         found[name] = content.read()
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{self.place} is not a whole archive ({error}); download it again.") from error
+            raise UserError(f"{self.place} is not a whole archive ({first_line(error)}); download it again.") from error
         missing = [name for name in names if name not in found]
         if missing:
             raise UserError(f"{self.place} lacks {', '.join(missing)}; download the official archive again.")

@@ -23,7 +23,7 @@ from probekit.datasets.images import EncodedImages
 from probekit.datasets.listing import is_clutter, is_image
 from probekit.datasets.parts import Part, assemble, by_split, expand, label_array, title
 from probekit.datasets.records import Dataset
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, first_line
 
 LABEL_FIELDS = ("cls", "cls.txt", "label", "label.txt")
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -115,7 +115,7 @@ def _samples(file: Path, label: str | None) -> list[_Sample]:
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         packed = file.suffix.lower() != ".tar"
         hint = "decompress it first: a compressed one cannot be entered in the middle" if packed else "copy it again"
-        raise UserError(f"{file} is not a whole uncompressed tar file ({error}); {hint}.") from None
+        raise UserError(f"{file} is not a whole uncompressed tar file ({first_line(error)}); {hint}.") from None
     return samples
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 
 from igpt_model.hashing import hash_json
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, first_line
 
 FORMAT = "probekit.features"
 VERSION = 1
@@ -172,7 +172,9 @@ def read_rows(file: h5py.File, name: str, rows: slice = slice(None)) -> np.ndarr
         elif len(X):
             dataset.read_direct(X, np.s_[start:stop])
     except OSError as error:
-        raise UserError(f"{file.filename} cannot be read at {name} ({error}): copy or extract it again.") from None
+        raise UserError(
+            f"{file.filename} cannot be read at {name} ({first_line(error)}): copy or extract it again."
+        ) from None
     return X
 
 

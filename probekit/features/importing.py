@@ -14,6 +14,7 @@ import torch
 from igpt_model.hashing import hash_file
 from probekit.datasets.parts import label_array
 from probekit.datasets.splits import stratified_holdout
+from probekit.features.memory_store import check_rows
 from probekit.features.store import FeatureStore
 from probekit.runtime.errors import UserError, first_line
 from probekit.runtime.memory import check_npz
@@ -127,6 +128,7 @@ def _equal(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
 def _hold_out_test(splits: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Move a stratified fifth of the training rows to the test split: the rule, and the rows of both in the file."""
     layers, y = splits["train"]
+    check_rows("train", layers, y)
     kept, held = stratified_holdout(y, TEST_FRACTION)
     for split, rows in (("train", kept), ("test", held)):
         splits[split] = ({name: X[rows] for name, X in layers.items()}, y[rows])

@@ -152,6 +152,13 @@ def _layers(features: Any) -> dict[str, np.ndarray]:
     return arrays
 
 
+def check_rows(split: str, layers: Mapping[str, np.ndarray], y: np.ndarray) -> None:
+    """Refuse layers that have not one row for each label."""
+    for name, X in layers.items():
+        if len(X) != len(y):
+            raise UserError(f"Layer {name} of {split} has {len(X)} rows and {len(y)} labels; expected as many.")
+
+
 def _labels(split: str, y: Any) -> np.ndarray:
     y = np.asarray(y)
     if y.ndim != 1 or y.dtype.kind not in "iu":
@@ -184,11 +191,7 @@ def _header(
     for split, arrays in layers.items():
         if {name: X.shape[1] for name, X in arrays.items()} != widths:
             raise UserError(f"Split {split} has other layers or widths than split {first}; give every split the same.")
-        for name, X in arrays.items():
-            if len(X) != len(labels[split]):
-                raise UserError(
-                    f"Layer {name} of {split} has {len(X)} rows and {len(labels[split])} labels; expected as many."
-                )
+        check_rows(split, arrays, labels[split])
     if dtype not in layout.DTYPES:
         raise UserError(f"Features cannot be stored as {dtype!r}; choose {' or '.join(layout.DTYPES)}.")
     return Header(

@@ -14,7 +14,7 @@ from probekit.results.calibration import FILE_NAME, apply_temperature
 from probekit.results.metrics import METRICS, Metric
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record
-from probekit.runtime.errors import UserError, did_you_mean
+from probekit.runtime.errors import UserError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,4 +138,4 @@ def _table(path: Path, _changed: int) -> "pd.DataFrame":
     try:
         return pd.read_csv(path, dtype={"layer": str, "record": str})
     except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete it, and make it again.") from None
+        raise UserError(f"{path} cannot be read ({first_line(error)}); delete it, and make it again.") from None

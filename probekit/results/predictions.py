@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save
 from igpt_model.atomic import write_bytes
 from igpt_model.checked_json import open_regular
 from probekit.results.record import Record
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, first_line
 
 _TESTED = {
     "test_row_ids": (np.int64, False),
@@ -67,7 +67,7 @@ def load_probe(path: str | Path) -> dict[str, np.ndarray]:
         arrays = load_file(path)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"Probe file {path} cannot be read ({error}); delete its record's line and run the sweep again."
+            f"Probe file {path} cannot be read ({first_line(error)}); delete its record's line and run the sweep again."
         ) from None
     for name, kind in {"classes": np.int64, **{name: kind for name, (kind, _) in _TESTED.items()}}.items():
         if name in arrays and np.can_cast(arrays[name].dtype, kind, "safe"):  # compact files hold narrower numbers

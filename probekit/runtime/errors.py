@@ -1,10 +1,9 @@
 """probekit's user error is igpt_model's: one class, one exit code."""
 
-import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from igpt_model.errors import UserError
+from igpt_model.errors import UserError, first_line
 
 __all__ = ["UserError", "check_at_least", "did_you_mean", "first_line"]
 
@@ -14,13 +13,6 @@ def check_at_least(**numbers: tuple[int | None, int]) -> None:
     for name, (number, least) in numbers.items():
         if number is not None and number < least:
             raise UserError(f"{name} is {number}; expected at least {least}.")
-
-
-def first_line(error: BaseException) -> str:
-    """What another library's error says first, to stand inside a sentence; its class's name where it says nothing."""
-    # without the codes that colour a terminal
-    said = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    return (said.strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -69,6 +69,15 @@ def test_a_config_file_stands_for_words_and_the_line_wins(suffix, tmp_path):
     assert parsed("sweep", "other.h5", f"--config={file}")["features"].name == "other.h5"
 
 
+@pytest.mark.parametrize("value", ["!!timestamp x", "!!int x", "!!python/object:os.system x", "!!set x", "&a [*a, *b]"])
+def test_a_tag_that_yaml_cannot_build_is_one_sentence(value, tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text(f"steps: {value}\n")
+    assert main(["train", "digits", "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "run.yaml cannot be read" in error
+    assert "Traceback" not in error
+
+
 def test_what_a_training_run_wrote_is_a_config(tmp_path):
     line = ["--n-layer", "1", "--n-embd", "8", "--n-head", "2", "--resolution", "6", "--n-colours", "4", "--steps", "1"]
     quick = ["--batch-size", "4", "--limit", "20", "--no-tensorboard", "-q"]

@@ -230,6 +230,7 @@ def test_a_missing_label_is_never_a_class(names, missing, at):
         (["a", 1] * 12, "of the types int, str"),
         (np.arange(24) - 1, "one non-negative integer per image"),
         (Y + 1j, "complex"),
+        (np.where(Y == 0, 10**12, Y), "at most 1,000,000 classes"),
     ],
 )
 def test_labels_of_arrays(labels, words):

@@ -66,6 +66,13 @@ def test_pt_of_every_shape(tmp_path, arrays, shape):
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("rows", [0, 19, 21])
+def test_other_numbers_of_rows_and_labels_are_refused_before_a_test_split_is_held_out(tmp_path, rows):
+    np.savez(tmp_path / "x.npz", a=np.ones((rows, 3)), labels=np.arange(20) % 2)
+    with pytest.raises(UserError, match=f"has {rows} rows and 20 labels"):
+        import_features({"train": tmp_path / "x.npz"}, tmp_path / "x.h5")
+
+
 def test_a_pickle_is_not_executed(tmp_path):
     class Bomb:
         def __reduce__(self):
