@@ -55,8 +55,8 @@ class Evaluation:
 
     def take(self, index: Tensor) -> "Evaluation":
         """A copy of the entries at `index` (positions or a mask)."""
-        values = (getattr(self, f.name) for f in fields(self))
-        return Evaluation(*(value if value is None else value[index] for value in values))
+        kept = None if self.probabilities is None else self.probabilities[index]
+        return Evaluation(self.theta[index], self.gradient[index], self.loss[index], self.noise[index], kept)
 
     @staticmethod
     def join(parts: "list[Evaluation]") -> "Evaluation":

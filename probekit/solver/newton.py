@@ -118,8 +118,8 @@ class Newton:
             products[index] += spent
             last = (left[..., :-1].square().sum(dim=(1, 2)) <= 2 * enough).nonzero()[:, 0]
             if len(last):
-                at = index[last]
-                low[at] = torch.maximum(low[at], self.bound.lower(now.take(last), l2[at], -step[last]))
+                ends = index[last]
+                low[ends] = torch.maximum(low[ends], self.bound.lower(now.take(last), l2[ends], -step[last]))
             moved, failed, tries = self._descend(now, step, gain, l2[index], keep)
             products[index] += tries
             if len(index) == P and not len(failed):

@@ -1,4 +1,4 @@
-"""One penalty alone: the optimum of an independent Newton, at every shape, layout and precision of the rows."""
+"""Newton's method in NumPy: the optimum of an independent Newton, at every shape, layout and precision of the rows."""
 
 import numpy as np
 import pytest
