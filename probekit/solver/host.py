@@ -107,6 +107,7 @@ class HostProblem:
         self.y, self.w, self.R, self.N = data.y.numpy(), data.weights.numpy(), data.n_coef_rows, len(data)
         self.tol, self.intercept, self.X = tol, data.intercept, X
         self.shares = np.bincount(self.y, self.w, minlength=data.n_classes)
+        self.without = (self.shares == 0).nonzero()[0]
         self.log_least = float(-np.log(self.shares[self.shares > 0].min()))
         step = max(BLOCK // max(self.R, data.width // WIDE), 16)
         self.blocks = [slice(start, start + step) for start in range(0, self.N, step)]
@@ -241,14 +242,14 @@ class HostProblem:
         gradient[:, :-1] += l2 * W
         if not self.intercept:
             gradient[:, -1] = 0.0
-        size = float(np.sqrt(np.vdot(W, W)))
-        loss = at.loss + 0.5 * l2 * size**2
-        # 8 roundings of each row's term, and what the rounding of logits makes of residuals
-        noise = 8 * EPS * (at.missed * (1 + self.longest * size) + l2 * size)
-        if self.basis is not None:
-            noise += 2**0.5 * float(self.w @ self.left_out)
-        bound = self.bound(theta, gradient, l2, noise) if l2 else np.inf
-        return _Point(theta, loss, gradient, bound, at, exact)
+        square = float(np.vdot(W, W))
+        bound = self.bound(theta, gradient, l2, self._noise(at, square**0.5, l2)) if l2 else np.inf
+        return _Point(theta, at.loss + 0.5 * l2 * square, gradient, bound, at, exact)
+
+    def _noise(self, at: _Measured, size: float, l2: float) -> float:
+        """Eight roundings of each row's term, what the rounding of logits makes of residuals, what a basis left out."""
+        rounding = 8 * EPS * (at.missed * (1 + self.longest * size) + l2 * size)
+        return rounding if self.basis is None else rounding + 2**0.5 * float(self.w @ self.left_out)
 
     def bound(
         self, theta: Array, residual: Array, l2: float, noise: float, of_b: float = 0, widest: float = 0
@@ -257,16 +258,17 @@ class HostProblem:
 
         `widest` is the largest range of a row's logits without intercepts where it was measured.
         """
-        of_W = float(np.linalg.norm(residual[:, :-1])) + noise
-        b, g_b = theta[:, -1], np.abs(residual[:, -1])
+        W, r_W, b, g_b = theta[:, :-1], residual[:, :-1], theta[:, -1], np.abs(residual[:, -1])
+        of_W = float(np.vdot(r_W, r_W)) ** 0.5 + noise
         if self.R == 1:
             e, spread, lost = g_b[0], abs(b[0]), 0.0
         else:
             # a class without weight has its best intercept at minus infinity, and its whole probability to lose
-            given = self.shares > 0
-            e, spread, lost = g_b[given].sum() / 2, np.ptp(b[given]), 2 * g_b[~given].sum()
+            lost = 2 * g_b[self.without].sum() if len(self.without) else 0.0
+            given = np.delete(b, self.without) if len(self.without) else b
+            e, spread = (g_b.sum() - lost / 2) / 2, given.max() - given.min()
         e += of_b
-        reach = spread + self.log_least + (widest or self.longest * float(np.linalg.norm(theta[:, :-1])))
+        reach = spread + self.log_least + (widest or self.longest * float(np.vdot(W, W)) ** 0.5)
         return float((of_W + self.longest * e) ** 2 / (2 * l2) + e * reach + lost)
 
     def _solve_intercepts(self, at: _Measured) -> tuple[_Measured, Array]:
@@ -326,7 +328,8 @@ class HostProblem:
                     candidates.append(self._from_given(starts[-1 - i]))
                 points = [self.evaluate(theta, l2, solve_intercept=self.X is not None) for theta in candidates]
                 if not found:
-                    points.append(self._point(self.zero.theta, l2, self.zero.at, exact=True))
+                    zero, noise = self.zero, self._noise(self.zero.at, 0.0, l2)
+                    points.append(replace(zero, bound=self.bound(zero.theta, zero.gradient, l2, noise)))
                 start = min(points, key=lambda point: point.loss)
                 at, passes[-1 - i] = self.fit(l2, start, min(max_steps, STEPS), self.tol)
                 if self.X is None and max_steps > 1 and not self._enough(at, self.tol):
@@ -365,7 +368,7 @@ class HostProblem:
             if not decrement > 0:
                 break
             if self.R > 1:  # what all classes share moves no probability and costs penalty
-                step -= step.mean(axis=0)
+                step -= step.sum(axis=0) / self.R
             new = self.evaluate(at.theta - step, l2, solve_intercept=True) if last else None
             if new is None or not new.loss <= at.loss * (1 + ROUNDING[self.held.dtype]):
                 new = self._descend(at, step, decrement, l2)
