@@ -14,8 +14,13 @@ from torch import Tensor, nn
 
 from igpt_model import objectives
 from igpt_model.model import IGPT
-from igpt_model.training.checkpoint import HEAD_FILE, load_trainer_state, read_tensors, read_weights
-from igpt_model.training.checkpoint_shards import fill_from_shards
+from igpt_model.training.checkpoint import (
+    HEAD_FILE,
+    fill_from_shards,
+    load_trainer_state,
+    read_tensors,
+    read_weights,
+)
 from igpt_model.training.config import TrainConfig
 from igpt_model.training.distributed import Ranks, share_model, sum_later, whole
 from igpt_model.training.finetune_config import FinetuneConfig
