@@ -4,8 +4,7 @@
     trainer.safetensors  trainer.json    (what resuming needs)
 
 A run that splits its model among ranks writes folders `weights/` and `trainer/` of shards instead of the two large
-files; `load_checkpoint` reads either. The manifest is written last and contains every file's hash, so that damage is
-detected before loading.
+files; both are read. The manifest is written last and contains every file's hash.
 """
 
 import re
@@ -260,7 +259,7 @@ def read_weights(folder: Path, about: Mapping[str, Any] | None = None) -> dict[s
 def load_trainer_state(
     folder: str | Path, tensors: bool = True, schema: Any = dict
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the (tensors, JSON values) that `save_checkpoint` was given, the tensors whole, or none of them."""
+    """Return the (tensors, JSON values) that `save_checkpoint` was given; no tensors if they are not wanted."""
     folder = Path(folder)
     shards, file = folder / "trainer", folder / "trainer.safetensors"
     if not (shards.is_dir() or file.is_file()) or not (folder / "trainer.json").is_file():
@@ -270,13 +269,7 @@ def load_trainer_state(
 
 
 def consolidate(source: str | Path, target: str | Path) -> Path:
-    """Write a checkpoint (or a run's newest) of shards as a new one with one weights file; the optimiser is left out.
-
-    Returns
-    -------
-    Path
-        `target`, which must not be there yet.
-    """
+    """Write a checkpoint (or a run's newest) of shards as a new one with one weights file, without the optimiser."""
     loaded = load_checkpoint(source)
     return save_checkpoint(
         target, loaded.model, loaded.palette, loaded.transform, loaded.step, provenance=loaded.provenance

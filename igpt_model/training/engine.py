@@ -21,9 +21,8 @@ from igpt_model.training.checkpoint import (
     read_tensors,
     read_weights,
 )
-from igpt_model.training.config import TrainConfig
+from igpt_model.training.config import FinetuneConfig, TrainConfig
 from igpt_model.training.distributed import Ranks, share_model, sum_later, whole
-from igpt_model.training.finetune_config import FinetuneConfig
 from igpt_model.training.optim import like, make_optimizer, optimizer_tensors, restore_optimizer, start_optimizer
 
 
@@ -60,14 +59,9 @@ class Engine:
         The processes that share each batch.
     objective : module, optional
         Returns (loss, reported parts of the loss) from `(tokens_BT, mask_BT)`, and labels if `update` gets any. Its
-        `model` is what is trained: an IGPT, or a module with one as `igpt` and a head. Default: a new IGPT's own loss.
-
-    Attributes
-    ----------
-    model : IGPT
-        With "fsdp" its parameters are DTensors.
-    head : parameters by name that are not the IGPT's
-    optimizer : torch.optim.AdamW
+        `model` is trained: an IGPT, or a module with one as `igpt` and a head. Default: a new IGPT's own loss.
+    some_unused : bool
+        Not every parameter has a part in the loss.
     """
 
     def __init__(
@@ -102,7 +96,7 @@ class Engine:
         Returns
         -------
         parts, norm : tensors on the device
-            This rank's share of what the objective reports, whose sum over ranks is the batch's mean; the norm of the
+            This rank's share of what the objective reports (the sum over ranks is the batch's mean); the norm of the
             gradient before clipping.
         """
         config, ranks = self.config, self.ranks

@@ -4,10 +4,11 @@
 """
 
 import signal
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,11 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from igpt_model.devices import cpu_threads
 from igpt_model.errors import UserError
 from igpt_model.images import ImageTransform
+from igpt_model.locks import run_lock
 from igpt_model.objectives import draw_masks
 from igpt_model.palette import Palette
-from igpt_model.training.batches import mask_keys, token_batch
+from igpt_model.training.batches import DrawnAhead, TrainingData, mask_keys, token_batch
 from igpt_model.training.checkpoint import (
     checkpoint_path,
     list_checkpoints,
@@ -29,35 +32,40 @@ from igpt_model.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from igpt_model.training.config import TrainConfig
-from igpt_model.training.data import TrainingData
+from igpt_model.training.config import FinetuneConfig, TrainConfig
 from igpt_model.training.distributed import Ranks
 from igpt_model.training.divergence import LossWatch, TrainingDiverged
 from igpt_model.training.engine import Engine
-from igpt_model.training.finetune_config import FinetuneConfig
-from igpt_model.training.interrupts import interrupts_deferred
 from igpt_model.training.optim import learning_rate
-from igpt_model.training.prefetch import DrawnAhead
-from igpt_model.training.run_log import MetricsLog
+from igpt_model.training.run_log import MetricsLog, open_run
 
 Record = dict[str, Any]
 
 
-class Run(ABC):
-    """The state of a run between updates.
+def records_of(
+    make: Callable[[], "Run"],
+    run_config: Mapping[str, Any],
+    free: Iterable[str],
+    out: str | Path,
+    ranks: Ranks,
+    threads: int,
+    stop: Callable[[], bool] | None,
+) -> Iterator[Record]:
+    """Start or resume the run that `make` returns, and yield its records; rank 0 holds the folder meanwhile.
 
-    Parameters
-    ----------
-    config : TrainConfig or FinetuneConfig
-    out : Path
-        The run folder.
-    ranks : Ranks
-        The processes that train together; the first one writes.
-    engine : Engine
-    transform : ImageTransform
-        How the training images were prepared, and how they are augmented.
-    watch : LossWatch
+    Settings named in `free` may differ from those in `run_config` that the run in `out` was started with.
     """
+    with ExitStack() as held:
+        ranks.once(lambda: held.enter_context(run_lock(out)))
+        held.enter_context(cpu_threads(threads))
+        changed = ranks.once(lambda: open_run(out, run_config, free))
+        run = make()
+        yield from run.open(changed)
+        yield from run.records(stop)
+
+
+class Run(ABC):
+    """The state of a run between updates; `transform` says how its training images are augmented."""
 
     schedule = "constant"
     clock = staticmethod(time.perf_counter)
@@ -67,12 +75,11 @@ class Run(ABC):
         self,
         config: TrainConfig | FinetuneConfig,
         out: Path,
-        ranks: Ranks,
         engine: Engine,
         transform: ImageTransform,
         watch: LossWatch,
     ) -> None:
-        self.config, self.out, self.ranks, self.engine = config, out, ranks, engine
+        self.config, self.out, self.engine, self.ranks = config, out, engine, engine.ranks
         self.transform, self.watch = transform, watch
         self.step = 0
         # what each update since the last record returned, on the device: the host need not wait for every step
@@ -120,7 +127,7 @@ class Run(ABC):
 
     @property
     def worth_saving(self) -> bool:
-        """Whether these weights may become a checkpoint: a loss that has risen is watched for a while first."""
+        """Whether these weights may become a checkpoint."""
         return self.watch.reliable
 
     @property
@@ -298,3 +305,18 @@ class Run(ABC):
         if self.metrics is not None:
             self.metrics.append(record)
         return record
+
+
+@contextmanager
+def interrupts_deferred(*signals: int) -> Iterator[list[int]]:
+    """Collect these signals (Ctrl-C is SIGINT) until the weights are whole again; outside the main thread, none."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {number: signal.signal(number, lambda n, frame: received.append(n)) for number in signals}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -18,15 +18,7 @@ _MORE = {"eval": {"val_loss": float}, "step": {"loss": float}, "probe": {"accura
 def open_run(out: str | Path, settings: Mapping[str, Any], free: Iterable[str] = ()) -> dict[str, Any]:
     """Start a run in `out`, or resume the existing one if its settings are the same.
 
-    Parameters
-    ----------
-    settings : mapping of JSON values, nested by section
-    free : names such as "train.threads" that may differ
-
-    Returns
-    -------
-    dict
-        The free settings that changed, name -> new value; empty for a new run.
+    Names in `free`, such as "train.threads", may differ; those that do are returned with their new values.
 
     Raises
     ------

@@ -71,4 +71,3 @@ def test_the_published_sizes():
     assert alone.weights + alone.gradients + alone.optimizer == 16 * xl.n_params == 16 * 6_810_875_904
     split = rank_memory(xl, 1, 64, "fsdp", "bfloat16", checkpoint_blocks=True)
     assert sum(split) < 40e9 < 109e9 < sum(alone)
-

@@ -98,7 +98,9 @@ def test_synthetic_features_overlap():
     from sklearn.linear_model import LogisticRegression
 
     store = synthetic_features(rows=600, width=12, n_classes=3)
-    (X, y), test = ((read_features(store, split, [store.layers[0]]), store.labels(split)) for split in ("train", "test"))
+    (X, y), test = (
+        (read_features(store, split, [store.layers[0]]), store.labels(split)) for split in ("train", "test")
+    )
     score = LogisticRegression().fit(X, y).score(*test)
     assert 0.4 < score < 0.99
 
