@@ -37,12 +37,7 @@ _FINETUNE = {"classes": [str], "layer": Int(0, 10_000), "val_accuracy": (Real(0,
 class Classifier(nn.Module):
     """A linear head, without bias and from zero as in the released code, on the pooled state of layer k.
 
-    Parameters
-    ----------
-    igpt : IGPT
-    n_classes : int
-    layer : int
-        k as in `igpt_model.features`: 0 the embedding, L the last block; -1 is L.
+    `layer` is k as in `igpt_model.features`: 0 the embedding, L the last block; -1 is L.
     """
 
     def __init__(self, igpt: IGPT, n_classes: int, layer: int = -1) -> None:

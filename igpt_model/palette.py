@@ -100,7 +100,13 @@ class Palette:
             centres = np.concatenate([colours, np.repeat(colours[-1:], n_colours - len(colours), 0)])
             centres_V3 = to_unit(centres)
         else:
-            centres_V3 = _cluster(to_unit(colours), counts, n_colours, seed)
+            from sklearn.cluster import KMeans
+            from threadpoolctl import threadpool_limits
+
+            state = int(np.random.default_rng([seed, 512]).integers(2**32))
+            with threadpool_limits(1):  # several threads add up their parts in the order in which they finish
+                kmeans = KMeans(n_colours, n_init=1, max_iter=100, random_state=state)
+                centres_V3 = kmeans.fit(to_unit(colours), None, counts).cluster_centers_
         order = np.argsort(centres_V3.sum(1), kind="stable")
         return cls(centres_V3[order])
 
@@ -222,20 +228,6 @@ class Palette:
         return cls(centres)
 
 
-def _cluster(colours_N3: np.ndarray, counts_N: np.ndarray, n_colours: int, seed: int) -> np.ndarray:
-    """Return the centres (n_colours, 3) of scikit-learn's k-means, the same on every run."""
-    from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits
-
-    state = int(np.random.default_rng([seed, 512]).integers(2**32))
-    with threadpool_limits(1):  # several threads add up their parts in the order in which they finish
-        return (
-            KMeans(n_colours, n_init=1, max_iter=100, random_state=state)
-            .fit(colours_N3, None, counts_N)
-            .cluster_centers_
-        )
-
-
 def _possible(
     index_V: np.ndarray, centres_3V: np.ndarray, corner: np.ndarray, edge: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -265,13 +257,13 @@ def _address(pixels_N3: np.ndarray, address: np.ndarray) -> np.ndarray:
 def _count_colours(images: Any, n_colours: int, seed: int, sample: int) -> tuple[np.ndarray, np.ndarray]:
     """Distinct colours (packed RGB) and how often each occurs: in all images if they are few, else in the sample."""
     rng = np.random.default_rng([seed, 511])
-    pictures = [images] if isinstance(images, np.ndarray) else list(images)
-    if not pictures or any(np.asarray(p).dtype != np.uint8 or np.asarray(p).shape[-1] != 3 for p in pictures):
+    given = [images] if isinstance(images, np.ndarray) else list(images)
+    if not given or any(np.asarray(p).dtype != np.uint8 or np.asarray(p).shape[-1] != 3 for p in given):
         raise UserError("A palette is fitted to uint8 RGB images, at least one of them.")
     seen = np.zeros(1 << 24, bool)
     packed_parts = []
-    for picture in pictures:
-        pixels = np.asarray(picture).reshape(-1, 3).astype(np.int32)
+    for image in given:
+        pixels = np.asarray(image).reshape(-1, 3).astype(np.int32)
         packed = (pixels[:, 0] << 16) | (pixels[:, 1] << 8) | pixels[:, 2]
         seen[packed] = True
         packed_parts.append(packed)

@@ -52,9 +52,8 @@ def advance(model: IGPT, inputs_NSD: Tensor, cache: Cache) -> Tensor:
 def images_at_once(config: ModelConfig) -> int:
     """Return how many images are drawn together: as many as have a cache of 2 GiB, or of the weights' bytes if more.
 
-    A cache no larger than the weights at most doubles the memory that the model takes anyway. More images at once gain
-    little by then: a pixel reads all the weights once and each image's cache, so that an image's time, where reading
-    bounds it, is at most twice that of endlessly many at once.
+    A pixel reads all the weights once and each image's cache, so that more images at once gain little by then: where
+    reading bounds it, an image's time is at most twice that of very many at once.
     """
     image = 4 * 2 * config.n_layer * config.n_positions * config.n_embd
     return max(1, max(CACHE_BYTES, 4 * config.n_params) // image)
@@ -147,8 +146,8 @@ def _fill(
 def _draw(logits_NV: Tensor, temperature: float, top_k: int | None, streams: list[np.random.Generator]) -> Tensor:
     """Draw a colour an image by the Gumbel-max rule.
 
-    Rounding of the logits changes a draw only where the two best colours are that near to each other; inverting the
-    cumulated probabilities would have as many borders as colours.
+    Rounding of the logits changes a draw only where the two best colours are close; inverting the cumulated
+    probabilities would have as many such borders as colours.
     """
     if temperature == 0:
         return logits_NV.argmax(-1)

@@ -54,7 +54,17 @@ ARROWS = {
 }
 FOUNDATION = {
     f"igpt_model.{name}"
-    for name in ("errors", "hashing", "atomic", "checked_json", "differences", "locks", "ranges", "process_group")
+    for name in (
+        "errors",
+        "hashing",
+        "atomic",
+        "checked_json",
+        "differences",
+        "locks",
+        "ranges",
+        "devices",
+        "process_group",
+    )
 }
 LAZY = {
     "matplotlib",

@@ -93,7 +93,7 @@ def test_the_wide_layer_grows_and_says_its_slope(paths):
 @pytest.mark.parametrize(
     ("told", "answer"),
     [(["nothing", "--device", "cpu"], "unknown parts nothing; choose among layers, cuml"),
-     (["--device", "cuda"], "PyTorch sees no CUDA device")],
+     (["--device", "cuda"], "The device cuda cannot be used")],
 )  # fmt: skip
 def test_refusals_are_one_sentence(modules, told, answer, monkeypatch, capsys):
     if told[-1] == "cuda" and torch.cuda.is_available():

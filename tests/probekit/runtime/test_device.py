@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-import probekit.runtime.device
+import igpt_model.devices
 from probekit.probes import LinearProbe, fit_path
 from probekit.probes.attentive import fit_attentive
 from probekit.probes.sgd import SGDConfig, train_sgd
@@ -33,7 +33,7 @@ def test_an_absent_device_is_refused(fit, device):
 
 def test_each_rank_takes_its_own_gpu(monkeypatch):
     # as if the GPUs were there
-    monkeypatch.setattr(probekit.runtime.device.torch, "empty", lambda size, device: device)
+    monkeypatch.setattr(igpt_model.devices.torch, "empty", lambda size, device: device)
     current = []
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
