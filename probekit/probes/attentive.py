@@ -1,6 +1,6 @@
-"""The attentive probe (AIM's): a learned query attends over a picture's tokens, a linear head reads what it gathers.
+"""The attentive probe (AIM's): a learned query attends over an image's tokens, a linear head classifies the result.
 
-N pictures, T tokens, D features, H heads, K classes.
+N images, T tokens, D features, H heads, K classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,13 +27,9 @@ PREFIX = "attentive."  # of the module's arrays in a probe file
 
 
 class AttentivePool(nn.Module):
-    """One learned query a head attends over tokens: keys and values are linear maps of normalised tokens.
+    """Attention of one learned query a head over tokens; keys and values are linear maps of normalised tokens.
 
-    Parameters
-    ----------
-    width : D, divisible by n_heads
-    n_heads : H
-    n_classes : K
+    `width` is D, divisible by `n_heads`.
     """
 
     def __init__(self, width: int, n_heads: int, n_classes: int) -> None:
@@ -59,9 +55,9 @@ class AttentivePool(nn.Module):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FittedAttentive(FittedProbe):
-    """A trained module; its certificate says unconverged, for its problem is not convex.
+    """A trained module; never marked as converged, because its problem is not convex.
 
-    Tokens are (N, T, D), or flat (N, T * D) as a feature file holds them.
+    Tokens are (N, T, D), or flat (N, T * D) as in a feature file.
     """
 
     module: AttentivePool

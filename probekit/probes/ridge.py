@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from probekit.probes.probe import EXACT, FittedLinear, Probe, standardized
 from probekit.runtime.device import to_device
-from probekit.selection.choose_C import HeldOut, cross_validate, score_log_proba
+from probekit.selection.choose_C import HeldOut, score_log_proba
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol
 from probekit.selection.settings import FitSettings
@@ -42,9 +42,7 @@ class RidgeProbe(Probe):
             fit = fit_ridge(Z[fitted], columns[fitted], Cs, split.weights[fitted], settings.device)
             return score_log_proba(scores(held, *fit).log_softmax(-1), columns[held], split.weights[held])
 
-        rule = split.resolve_rule(protocol.selection)
-        selection = cross_validate(protocol.Cs, split.rounds(rule), fit_and_score, rule, settings.on_fit)
-        use = split.final(protocol.refit)
+        selection, use = self.cross_validate(split, protocol, settings, fit_and_score)
         coef, intercept = fit_ridge(Z[use], columns[use], [selection.chosen], split.weights[use], settings.device)
         right = score_log_proba(scores(use, coef, intercept), columns[use], split.weights[use])
         raw, bias = coef[0] / scale, intercept[0]

@@ -142,7 +142,7 @@ def end_of_schedule(n_steps: int) -> dict[str, Any]:
 
 @dataclass
 class SGDGrid:
-    """Heads under training: one (G, K, D_l) tensor a layer, with momentum, and how many steps were taken."""
+    """Heads in training: one (G, K, D_l) tensor a layer, with momentum, and how many steps were taken."""
 
     coef: list[Tensor]
     intercept: list[Tensor]
@@ -225,15 +225,14 @@ def train_sgd(
 
     Parameters
     ----------
-    batches : called with a step, gives the batches from that step on: (X of every layer, y). Whatever augments (images
-        encoded afresh, features jittered) does so here; `sgd_batches.array_batches` makes one from arrays or files
+    batches : called with a step, yields the batches from that step on: (X of every layer, y). Augmentation belongs
+        here; `sgd_batches.array_batches` makes one from arrays or files
     widths : D_l of every layer
-    n_classes : K; labels are 0 to K-1
-    n_steps : length of the schedule
+    n_classes, n_steps : K (labels are 0 to K-1), and the length of the schedule
     config : learning rates, momentum, weight decay
-    state : safetensors file that training is saved to and goes on from; a killed run repeats at most `save_every` steps
+    state : safetensors file from which training resumes; an interrupted run repeats at most `save_every` steps
     save_every : steps between saves
-    device : where heads live; batches are brought there
+    device : of the heads; batches are moved there
     progress : called with (steps done, n_steps)
 
     Returns

@@ -1,8 +1,8 @@
-"""Shuffled batches for SGD, from arrays in memory or from a file that is larger than memory, in one and the same order.
+"""Shuffled batches for SGD, from arrays in memory or from a file that is larger than memory, in the same order.
 
-Rows read one by one from a file cost a thousand times what a sequential read does, so rows are shuffled in two steps:
-blocks of neighbouring rows in random order, a buffer of many blocks at a time, then all rows within a buffer. What fits
-one buffer is shuffled outright. The order depends on (seed, epoch) and the shapes only, never on the machine's memory.
+Reading rows one by one from a file costs a thousand times a sequential read, so rows are shuffled in two steps: blocks
+of neighbouring rows in random order, a buffer of many blocks at a time, then all rows within a buffer. What fits in one
+buffer is shuffled at once. The order depends on (seed, epoch) and the shapes only, never on the machine's memory.
 
 N rows, D_l columns of layer l, B rows of a batch.
 """
