@@ -90,8 +90,8 @@ CROSSING = {
     "tests/probekit/encoders/test_parity.py": "images and layers of every library's models",
     "tests/probekit/test_notebook.py": "the public names, as a notebook uses them",
 }
-REPLACED = 50
-"""Attributes of modules and classes that tests replace. Lower it with each that goes; the goal is 30."""
+REPLACED = 29
+"""Most attributes of modules and classes that tests may replace."""
 
 
 def module_name(path: Path, root: Path = ROOT) -> str:
@@ -309,9 +309,10 @@ def test_tests_replace_few_attributes():
     """What a test needs is passed in where possible: a replaced attribute breaks when code moves, or checks nothing."""
     replaced = []
     for path in sorted((ROOT / "tests").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "setattr":
-                replaced.append((str(path.relative_to(ROOT)), ast.unparse(node)))
-    private = [call for call in replaced if re.search(r"""[."']_[a-z]""", call[1].partition("(")[2])]
+        if path.name != "fake_cuda.py":  # the stand-in of torch's CUDA functions
+            # as text, so that programs run by tests count as well
+            calls = re.findall(r"(?:\w\.setattr|patch\.object)\((.+)", path.read_text())
+            replaced += [(str(path.relative_to(ROOT)), call) for call in calls if "\\w" not in call]
+    private = [call for call in replaced if re.search(r"""[."']_[a-z]""", call[1])]
     assert len(replaced) <= REPLACED, replaced
     assert not private, private

@@ -109,10 +109,9 @@ def _extraction(
     if model.n_params > LARGE:
         timed = replace(model, n_layer=2)
         note += f"; from 2 of {model.n_layer} blocks"
-    palette, where = Palette.rgb_grid(config.n_colours), {"device": config.device, "dtype": config.dtype}
-    planned = plan_extract(
-        IGPTEncoder(IGPT(timed), palette, config.transform, **where), sample, seconds=seconds, rows=rows, ranks=ranks
-    )
+    palette, network = Palette.rgb_grid(config.n_colours), IGPT(timed)
+    own = IGPTEncoder(network, palette, config.transform, device=config.device, dtype=config.dtype)
+    planned = plan_extract(own, sample, seconds=seconds, rows=rows, ranks=ranks)
     memory = planned.memory + (0 if timed is model else 4 * model.n_params)
     took = planned.seconds * model.flops_per_image / timed.flops_per_image
     return Estimate("extract", disk, memory, took, note), widths

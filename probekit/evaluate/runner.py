@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from scipy.special import log_softmax
 
 from igpt_model.differences import differ
@@ -81,6 +82,8 @@ class Runner:
         self.series = series or self._own_series(str(self.store.encoder.get("name", "encoder")))
         self.settings = settings
         self._rows: dict[tuple[int, int | None, int | None], TrainingRows] = {}
+
+    block_rows = BLOCK_ROWS  # of features that do not fit in memory
 
     @cached_property
     def choices(self) -> Journal:
@@ -212,6 +215,10 @@ class Runner:
         """Columns of each layer."""
         return [self.store.widths[self.store.layers.index(layer)] for layer in layers]
 
+    def fits(self, n_rows: int, width: int, device: torch.device = torch.device("cpu")) -> bool:  # noqa: B008
+        """Whether float32 features fit in the free memory."""
+        return fits(n_rows, width, device)
+
     def widths(self, job: Job) -> list[int]:
         """Columns of each layer of a job, or of each token where its probe reads tokens."""
         widths = self.layer_widths(job.layers)
@@ -224,7 +231,7 @@ class Runner:
         """
         rows, probe = self.rows(jobs[0]), self.probe(jobs[0])
         width = sum(sum(self.layer_widths(job.layers)) for job in jobs)
-        lazy = self.settings.sharded or not fits(len(rows.y), width)
+        lazy = self.settings.sharded or not self.fits(len(rows.y), width)
         if lazy and not probe.streams:
             raise UserError(
                 f"{len(rows.y):,} rows of layer {'+'.join(jobs[0].layers)} with {width:,} columns do not fit in "
@@ -233,7 +240,7 @@ class Runner:
         normalize = self.protocol.normalize
         found = [training_features(self.store, job.layers, rows.positions, normalize, lazy) for job in jobs]
         device = usable_device(self.settings.device)
-        moved = not lazy and device.type == "cuda" and fits(len(rows.y), width, device)
+        moved = not lazy and device.type == "cuda" and self.fits(len(rows.y), width, device)
         return [to_device(X, device) for X in found] if moved else found
 
     def choose(self, jobs: Mapping[str, Job]) -> Iterator[dict[str, Any]]:
@@ -248,7 +255,7 @@ class Runner:
         """What a call returns for each job, in order; on a GPU several at once, as many as fit."""
         device = usable_device(self.settings.device)
         entries = [len(self.rows(job).y) * sum(self.layer_widths(job.layers)) for job in jobs]
-        room = next((n for n in range(len(jobs), 1, -1) if fits(n, max(entries, default=0), device)), 1)
+        room = next((n for n in range(len(jobs), 1, -1) if self.fits(n, max(entries, default=0), device)), 1)
         return on_streams([partial(call, job) for job in jobs], device, room)
 
     def _choose_alone(self, job: Job) -> dict[str, Any]:
@@ -345,7 +352,7 @@ class Runner:
             raise UserError(
                 f"The {split} split contains label {unseen}, which no training row has: split the rows anew."
             )
-        step = len(y) if fits(len(y), sum(self.layer_widths(layers))) else BLOCK_ROWS
+        step = len(y) if self.fits(len(y), sum(self.layer_widths(layers))) else self.block_rows
         blocks = [slice(at, min(at + step, len(y))) for at in range(0, len(y), step)]
         log_proba = np.concatenate(
             [fitted.predict_log_proba(read_features(self.store, split, layers, rows, normalize)) for rows in blocks]
