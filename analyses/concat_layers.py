@@ -6,12 +6,12 @@ One row a set of concatenated layers: its accuracy, and by how much it exceeds t
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from analyses import command_line, start
-from probekit.reports import build_panels, collect_records
+from analyses import print_panels, start
 from probekit.reports.figures.depth import short_range
 from probekit.reports.panels import Panel, margin
+
+NONE = "These results join no layers: run `probekit concat` first."
 
 
 def lines(panel: Panel) -> list[str]:
@@ -34,11 +34,7 @@ def lines(panel: Panel) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read results and print every set of concatenated layers."""
-    parser = command_line(__doc__)
-    parser.add_argument("results", nargs="+", type=Path)
-    options = parser.parse_args(arguments)
-    found = [line for panel in build_panels(collect_records(options.results)) for line in lines(panel)]
-    print("\n".join(found) or "These results join no layers: run `probekit concat` first.")
+    print_panels(__doc__, lines, NONE, arguments)
 
 
 if __name__ == "__main__":
