@@ -6,11 +6,11 @@ One row a set of concatenated layers: its accuracy, and by how much it exceeds t
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from analyses import command_line, start
-from probekit.reports import build_panels, collect_records
+from analyses import print_panels, start
 from probekit.reports.panels import Panel
+
+NONE = "These results join no layers: run `probekit concat` first."
 
 
 def lines(panel: Panel) -> list[str]:
@@ -31,11 +31,7 @@ def lines(panel: Panel) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read results and print every set of concatenated layers."""
-    parser = command_line(__doc__)
-    parser.add_argument("results", nargs="+", type=Path)
-    options = parser.parse_args(arguments)
-    found = [line for panel in build_panels(collect_records(options.results)) for line in lines(panel)]
-    print("\n".join(found) or "These results join no layers: run `probekit concat` first.")
+    print_panels(__doc__, lines, NONE, arguments)
 
 
 if __name__ == "__main__":

@@ -226,7 +226,8 @@ def test_finetuning_takes_seeds_together(tmp_path, capsys):
         f" 75.0 % [{100 * low:.1f}, {100 * high:.1f}], sd 5.0, 3 seeds: pre-trained, last layer, L_gen x 1"
     )
     low, high = bootstrap_runs([1.0 * b - a for a, b in zip(rows["a"], rows["b"], strict=True)])
-    assert printed[1].endswith(f"L_gen x 0: -20.0 [{100 * low:+.1f}, {100 * high:+.1f}] points against the first")
+    interval = f"[{100 * low:+.1f}, {100 * high:+.1f}] points (-20.0, -5.0, -35.0)"
+    assert f"L_gen x 0: -20.0 {interval} against pre-trained, last layer, L_gen x 1" in printed[1]
 
 
 def test_an_unfinished_run_is_refused(tmp_path):
