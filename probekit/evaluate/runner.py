@@ -6,6 +6,7 @@ reads the test split, once, and writes the record. Nothing is tested before ever
 
 import os
 import platform
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from scipy.special import log_softmax
+from sklearn.exceptions import ConvergenceWarning
 
 from igpt_model.differences import differ
 from igpt_model.hashing import hash_json
@@ -29,9 +31,9 @@ from probekit.probes.geometry import rankme
 from probekit.results.journal import Journal, share_work
 from probekit.results.metrics import score
 from probekit.results.predictions import RowPredictions, load_probe, save_probe
-from probekit.results.record import RESULTS_NAME, SCHEMA, Identity, migrate, test_file
+from probekit.results.record import RESULTS_NAME, SCHEMA, Identity, Record, migrate, test_file
 from probekit.runtime.device import to_device, usable_device
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, did_you_mean
 from probekit.runtime.progress import FitProgress, Progress
 from probekit.runtime.ranks import broadcast, current
 from probekit.runtime.streams import on_streams
@@ -99,6 +101,13 @@ class Runner:
     def is_rank0(self) -> bool:
         """Whether this process writes: where rows are sharded, only rank 0 does."""
         return not self.settings.sharded or current().rank == 0
+
+    def path_for(self, workers: int) -> Path | None:
+        """Where other processes find the features; in memory they cannot, which is a `UserError` if any are wanted."""
+        path = self.store.path
+        if workers > 1 and (path is None or not Path(path).is_file()):
+            raise UserError(f"workers is {workers}, but these features are in no file that another process could open.")
+        return None if path is None else Path(path)
 
     def probe(self, job: Job) -> Probe:
         """The kind of probe of a job."""
@@ -364,6 +373,31 @@ class Runner:
             columns = np.searchsorted(classes, y)
         predictions = classes[log_proba.argmax(axis=1)]
         return RowPredictions(self.store.row_ids(split), y, predictions, log_proba, classes), score(log_proba, columns)
+
+
+def check_kinds(kinds: Sequence[str], reads: Sequence[str], protocol: Protocol) -> None:
+    """Refuse kinds of probes that are unknown, read what a call does not offer, or do not go with the protocol."""
+    for kind in kinds:
+        if kind not in PROBES or PROBES[kind].reads not in reads:
+            known = sorted(k for k, probe in PROBES.items() if probe.reads in reads and not probe.fits_together)
+            hint = did_you_mean(kind, known)
+            raise UserError(f"There is no probe {kind!r} of {' or '.join(reads)}: choose of {', '.join(known)}.{hint}")
+        PROBES[kind]().check(protocol)
+    if len(kinds) > 1 and (PROBES[protocol.probe].fits_together or len({PROBES[kind].reads for kind in kinds}) > 1):
+        raise UserError(
+            f"{', '.join(kinds)} cannot be probed in one call: checks go with an exact protocol and pooled features."
+        )
+
+
+def warn_unconverged(records: Sequence[Record]) -> None:
+    """One `ConvergenceWarning` that names the records whose chosen fit or refit is not certified."""
+    doubtful = [f"{'+'.join(r.layers)} (seed {r.seed})" for r in records if not r.is_converged]
+    if doubtful:
+        warnings.warn(
+            f"Not certified converged: {', '.join(doubtful)}; tables mark them: raise max_iter or use float64.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
 
 
 def token_widths(encoder: Mapping[str, Any], width: int) -> list[int]:
