@@ -320,7 +320,7 @@ def test_bad_pictures_and_devices_are_refused(tmp_path):
     with pytest.raises(UserError, match="no validation images"):
         list(train(config, pictures(), pictures(0), tmp_path))
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="no CUDA device"):
+        with pytest.raises(UserError, match="The device cuda cannot be used"):
             run(tmp_path, device="cuda")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be used"):
