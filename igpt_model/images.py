@@ -90,7 +90,7 @@ class ImageTransform:
         return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size, kernel))
 
     def random_crop(self, image_HWC: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        """Return uint8 (P, P, 3) of a random square, as "resize_crop" says.
+        """Return uint8 (P, P, 3) of a random square, for "resize_crop".
 
         The square is resampled once, from its place in the source to P: resizing the image first and cropping then is
         one step. `draws`, three floats in [0, 1), give the length of the shorter side, the offset from the top and from

@@ -85,7 +85,7 @@ class Palette:
         n_colours : int
             Number of colours V; 512 is the paper's 9 bits.
         sample : int
-            Pixels drawn, without replacement, when there are more. The paper does not say what it used.
+            Pixels drawn, without replacement, when there are more. The paper does not state its own number.
 
         Returns
         -------

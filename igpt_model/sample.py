@@ -41,7 +41,7 @@ def advance(model: IGPT, inputs_NSD: Tensor, cache: Cache) -> Tensor:
         q, k, v = block.attn.query_key_value(block.ln_1(h_NSD))
         cache.keys[i, :, :, start:end], cache.values[i, :, :, start:end] = k, v
         past_k, past_v = cache.keys[i, :, :, :end], cache.values[i, :, :, :end]
-        # a single new position may look at all positions so far; the first ones look back only
+        # a single new position attends to all positions so far; the first ones are causal
         mixed = F.scaled_dot_product_attention(q, past_k, past_v, is_causal=start == 0)
         h_NSD = h_NSD + block.attn.project(mixed)
         h_NSD = h_NSD + block.mlp(block.ln_2(h_NSD))

@@ -1,4 +1,4 @@
-"""Several masks of the same images at evaluation: what most of them say (paper, appendix A, for BERT models).
+"""Votes among several masks of the same images (paper, appendix A, for BERT models).
 
 Letters: M masks, N images, K classes.
 """

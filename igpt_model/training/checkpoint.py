@@ -86,7 +86,7 @@ def save_checkpoint(
     trainer_state : (tensors, JSON values), optional
         What resuming needs beyond the weights.
     provenance : mapping, optional
-        JSON values that say where the model comes from: data, training settings, versions.
+        JSON values about the model's origin: data, training settings, versions.
     ranks : Ranks, optional
         The processes that train together: all must call. With "fsdp" each writes its shards.
     head : tensors by name, optional
@@ -259,7 +259,7 @@ def read_weights(folder: Path, about: Mapping[str, Any] | None = None) -> dict[s
 def load_trainer_state(
     folder: str | Path, tensors: bool = True, schema: Any = dict
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the (tensors, JSON values) that `save_checkpoint` was given; no tensors if they are not wanted."""
+    """Return the (tensors, JSON values) that `save_checkpoint` was given; with tensors=False, no tensors."""
     folder = Path(folder)
     shards, file = folder / "trainer", folder / "trainer.safetensors"
     if not (shards.is_dir() or file.is_file()) or not (folder / "trainer.json").is_file():
@@ -318,7 +318,7 @@ def check_checkpoint(folder: str | Path) -> None:
             if hash_file(folder / name) != expected:
                 raise UserError(f"{name} is not the file that was written.")
         about = read_about(folder)
-        if about["format"] == FORMAT:  # else `load_checkpoint` says that another version is needed
+        if about["format"] == FORMAT:  # else `load_checkpoint` refuses the version
             _check_tensors(folder, ModelConfig.from_dict(about["model"]))
         ImageTransform.from_dict(read_json(folder / "transform.json"))
     except (OSError, UserError, SafetensorError) as error:
@@ -388,7 +388,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def fill_from_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Read into the given tensors, each rank what it holds of them; every rank must call it."""
+    """Read into the given tensors, each rank its own part; every rank must call it."""
     _distributed("load", tensors, storage_reader=_storage("Reader")(str(folder)))
 
 

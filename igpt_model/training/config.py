@@ -93,12 +93,12 @@ class TrainConfig:
         )
 
     def keeps(self, step: int) -> bool:
-        """Say whether this step's checkpoint is kept for good: `keep_at`, or powers of two from 64 on; and step 0."""
+        """Whether this step's checkpoint is kept permanently: `keep_at`, or powers of two from 64 on; and step 0."""
         powers = step >= 64 and step & (step - 1) == 0
         return step == 0 or (powers if self.keep_at is None else step in self.keep_at)
 
     def saves(self, step: int) -> bool:
-        """Say whether a checkpoint is written after this many updates."""
+        """Return whether a checkpoint is written after this many updates."""
         return step % self.checkpoint_every == 0 or step == self.steps or self.keeps(step)
 
     def to_dict(self) -> dict[str, Any]:

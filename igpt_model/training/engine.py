@@ -134,7 +134,7 @@ class Engine:
         return tensor.to(self.ranks.device)
 
     def autocast(self) -> Any:
-        """bfloat16 where asked for; the weights and the losses stay float32."""
+        """Return the context of a forward pass: bfloat16 if configured; the weights and the losses stay float32."""
         if self.config.dtype == "float32":
             return nullcontext()
         # each matrix is cast once a pass: a cache of the casts would only keep them, of all blocks, until its end

@@ -1,6 +1,6 @@
-"""A run between its first update and its last, pre-training and fine-tuning alike: restored, updated, evaluated, saved.
+"""Runs, pre-training and fine-tuning alike: restored, updated, evaluated, saved.
 
-`Run` holds the loop and all that both have in common; `pretrain` and `finetune` derive what differs.
+`Run` contains the loop and all that both have in common; `pretrain` and `finetune` derive what differs.
 """
 
 import signal
@@ -65,7 +65,7 @@ def records_of(
 
 
 class Run(ABC):
-    """The state of a run between updates; `transform` says how its training images are augmented."""
+    """The state of a run between updates; `transform` augments its training images."""
 
     schedule = "constant"
     clock = staticmethod(time.perf_counter)
@@ -105,11 +105,11 @@ class Run(ABC):
 
     @abstractmethod
     def provenance(self) -> dict[str, Any]:
-        """Return the JSON values that a checkpoint says about its origin."""
+        """Return the JSON values that a checkpoint records about its origin."""
 
     @abstractmethod
     def evaluation(self) -> Record:
-        """Evaluate on the validation images and return what the record says about it."""
+        """Evaluate on the validation images and return what is recorded."""
 
     @abstractmethod
     def loss_record(self, parts: list[float]) -> Record:
@@ -136,7 +136,7 @@ class Run(ABC):
         return "steps" if self.step >= self.config.steps else None
 
     def more(self, kind: str) -> Record:
-        """Return what a record of this kind ("start" or "end") says beyond what all runs say."""
+        """Return what a "start" or "end" record contains beyond the fields of every run."""
         return {}
 
     # what they share
@@ -182,7 +182,7 @@ class Run(ABC):
         }
 
     def records(self, stop: Callable[[], bool] | None) -> Iterator[Record]:
-        """Update until the run is over or until `stop` says so, yielding records."""
+        """Update until the run is over or `stop` returns True, yielding records."""
         if self.ranks.size == 1:
             yield from self._records(stop)
             return

@@ -1,4 +1,4 @@
-"""A run folder's files: `config.json`, which says what the run is, and `metrics.jsonl`, one line per record."""
+"""A run folder's files: `config.json`, its settings and data, and `metrics.jsonl`, one line per record."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def open_run(out: str | Path, settings: Mapping[str, Any], free: Iterable[str] =
 
 
 class MetricsLog:
-    """Appends records to `metrics.jsonl`; opening it for a step cuts off what a killed run wrote beyond that step."""
+    """Appends records to `metrics.jsonl`; opened for a step, it first removes the records of later steps."""
 
     def __init__(self, path: str | Path, step: int | None) -> None:
         self.path = Path(path)

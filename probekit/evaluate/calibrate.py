@@ -1,4 +1,4 @@
-"""Whether the probes' probabilities mean what they say, as they are and with a temperature chosen on held-out rows.
+"""Calibration of the probes' probabilities, as fitted and with a temperature chosen on held-out rows.
 
 N rows, K classes.
 """

@@ -212,7 +212,7 @@ def search(
 
 
 def _score_of(record: Record, Cs: Sequence[float]) -> dict[str, Any]:
-    """What the sweep's held-out scores say when only the penalties `Cs` are looked at."""
+    """The held-out scores of the sweep, restricted to the penalties `Cs`."""
     among = np.isclose(np.asarray(record.Cs)[:, None], np.asarray(Cs), rtol=1e-9).any(axis=1)
     names = ("val_accuracy", "val_log_loss", "n_iter", "grad_rel", "gap", "converged")
     selection = Selection(np.asarray(record.Cs)[among], *(np.asarray(getattr(record, name))[among] for name in names))

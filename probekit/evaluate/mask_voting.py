@@ -28,7 +28,7 @@ _FREE = ("input", "device", "dtype", "precision", "checkpoint")
 
 @dataclass(frozen=True)
 class MaskEnsemble:
-    """What the masks say alone and together, as shares of the test rows.
+    """Results of the masks, one by one and combined, as shares of the test rows.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class MaskEnsemble:
 
 
 def mask_ensemble(record: Record, stores: Sequence[FeatureStore | str | Path], seed: int = 0) -> MaskEnsemble:
-    """Predict the test rows of a record once a mask and let the majority decide; ties fall by (seed, row id).
+    """Predict the test rows of a record under every mask and take the modal class; ties are broken by (seed, row id).
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def mask_ensemble(record: Record, stores: Sequence[FeatureStore | str | Path], s
     Raises
     ------
     UserError
-        A file is of another encoder or of other test rows, or has the mask of one before it.
+        A file is of another encoder, has other test rows, or has the same mask as another one.
     """
     own = row_predictions(record)
     fitted = load_fitted(record)

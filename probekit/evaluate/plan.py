@@ -21,7 +21,7 @@ SYNTHETIC_ROWS, SYNTHETIC_CLASSES = 4000, 20  # at most, where there is no featu
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a step will take: bytes on disk, bytes of memory, seconds, and a remark about how it was estimated."""
+    """Bytes on disk, bytes of memory and seconds of a step, and a note on how they were estimated."""
 
     step: str
     disk: int

@@ -1,4 +1,4 @@
-"""Predictions of a stored probe on new images: the probe's record says which layers of which encoder it reads."""
+"""Predictions of a stored probe on new images; the probe's record names the layers and the encoder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,9 +29,9 @@ _SOURCES = {
     "histogram": {"resolution": Int(1, 65_536)},
     "igpt": {"checkpoint": Text(), "norm": str, "input": str},
 }
-# what may differ between the encoder that made the features and the one that goes on with them
+# what may differ between the encoder of the features and the one that is given
 MAY_DIFFER = {"name", "device", "dtype", "step", "training", "function", "note"}  # and where it is
-MAY_DIFFER |= {"depths", "last_depth"}  # which of its layers were kept: those of the probe are looked up by name
+MAY_DIFFER |= {"depths", "last_depth"}  # which of its layers were kept: the probe's are found by name
 
 
 def find_record(probe: str | Path, series: str | None = None) -> Record:
@@ -94,13 +94,13 @@ def load_fitted(record: Record, device: str = "cpu") -> FittedProbe:
 
 
 def encoder_of(record: Record) -> tuple[str, dict[str, Any]]:
-    """What to give `load_encoder` for a record's encoder: the name and the options that its provenance tells.
+    """The arguments of `load_encoder` for a record's encoder: its name, and options from its provenance.
 
     Raises
     ------
     UserError
-        The provenance does not lead back to the encoder: one of Hugging Face's, timm's, random weights, or a run that
-        was moved.
+        The provenance does not identify the encoder: one of Hugging Face's, timm's, random weights, or a run that was
+        moved.
     """
     about, kind = record.encoder, str(record.encoder.get("kind"))
     known = kind in _SOURCES and mismatch(about, _SOURCES[kind]) is None

@@ -78,7 +78,7 @@ class Runner:
     ):
         self.store: Features = FeatureStore.open(store) if isinstance(store, str | Path) else store
         if results_dir is None and self.store.path is None:
-            raise UserError("These features are in no file; say where results go with out.")
+            raise UserError("These features are in no file; give the folder of the results with out.")
         self.out = Path(results_dir if results_dir is not None else Path(self.store.path or "").parent)
         self.protocol = resolve_protocol(protocol, Cs)
         self.series = series or self._own_series(str(self.store.encoder.get("name", "encoder")))
@@ -103,7 +103,7 @@ class Runner:
         return not self.settings.sharded or current().rank == 0
 
     def path_for(self, workers: int) -> Path | None:
-        """Where other processes find the features; in memory they cannot, which is a `UserError` if any are wanted."""
+        """The feature file for other processes; features in memory are refused where there are several."""
         path = self.store.path
         if workers > 1 and (path is None or not Path(path).is_file()):
             raise UserError(f"workers is {workers}, but these features are in no file that another process could open.")

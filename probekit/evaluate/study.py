@@ -1,7 +1,7 @@
 """`study`: extract, sweep, concatenate layers, probe the controls, report, for encoders and data sets; resumable.
 
 Files: `out/study.json` (what the study is), `features/SERIES.h5`, `results.jsonl`, `probes/` and `report/`; of several
-data sets each has a folder of its own, and the report covers them all.
+data sets each has its own folder, and the report covers them all.
 """
 
 import re
@@ -143,7 +143,7 @@ def study(
         "checks": tuple(checks),
     }
     _open(out, settings)
-    say = progress or (lambda *_: None)
+    show_stage = progress or (lambda *_: None)
     solving: dict[str, Any] = {"protocol": settled, "backend": backend, "device": device}
     solving |= {"dtype": dtype} if dtype else {}
     for data, folder in folders:
@@ -153,17 +153,17 @@ def study(
         stores = {
             name: extract(
                 encoder, data, _feature_file(folder, name), batch_size=batch_size, workers=workers, limit=limit,
-                progress=partial(say, f"extract {name}", "images"),
+                progress=partial(show_stage, f"extract {name}", "images"),
             )
             for name, encoder in here.items()
         }  # fmt: skip
         for name, store in stores.items():
-            show = partial(say, f"probe {name}", "fits")
+            show = partial(show_stage, f"probe {name}", "fits")
             sweep(store, out=folder, series=name, seeds=seeds, checks=checks, progress=show, **solving)
         for name in series if window else ():
             if len(stores[name].layers) > 1:
                 own: dict[str, Any] = {"series": name, "window": window, "greedy_width": greedy_width, "seeds": seeds}
-                show = partial(say, f"concatenate layers of {name}", "sets of layers")
+                show = partial(show_stage, f"concatenate layers of {name}", "sets of layers")
                 concat(stores[name], folder, progress=show, **own, **solving)
     results = Results(*(folder for _, folder in folders))
     results.report(out / "report")

@@ -29,7 +29,7 @@ def training_rows(
     Raises
     ------
     UserError
-        Splits are missing, labels are of one class, or more rows are asked for than there are.
+        Splits are missing, labels are of one class, or more rows are requested than there are.
     """
     if "train" not in store.splits or "test" not in store.splits:
         raise UserError(f"{_name(store)} has splits {', '.join(store.splits)}; probing needs train and test.")

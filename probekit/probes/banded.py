@@ -29,7 +29,7 @@ Array = NDArray[np.float64]
 class BandedProbe(Probe):
     """One penalty a layer: factors searched on a subsampled grid of C, then the whole grid with the best factors.
 
-    Columns are standardised (if the protocol says so) by all training rows at once, since bands must survive it.
+    Columns are standardised (under protocols that do) by all training rows at once, so that the factors stay the same.
     """
 
     kind = "banded"
@@ -91,7 +91,7 @@ def fit_banded(
 
     Parameters
     ----------
-    X : (N, sum of widths) features, band after band; standardise them beforehand (columns scaled here must stay so)
+    X : (N, sum of widths) features, band after band; standardise them beforehand
     y, Cs, options : as in `fit_path`
     widths, gammas : columns of each band, and its factor; 0 leaves a band out
 

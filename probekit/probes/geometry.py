@@ -46,7 +46,7 @@ def two_nn_dimension(X: Any, most_rows: int = TWO_NN_ROWS, device: str = "cpu") 
     """
     if len(X) > most_rows:
         X = X[np.linspace(0, len(X) - 1, most_rows).round().astype(int)]
-    # a repeated row has no nearest neighbour of its own
+    # the nearest neighbour of a repeated row would be its copy
     Z = to_device(X, device, torch.float64).unique(dim=0)
     if len(Z) < 20:
         return None

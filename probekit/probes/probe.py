@@ -97,10 +97,12 @@ class Probe(ABC):
     ----------
     kind : its name
     reads : "layer" (one matrix, of one layer or of several concatenated), "layers" (several, distinguished by their
-    widths) or "tokens" (every token's features of a layer) tunes : what the grid contains: "C", "k" or "lr" fitted :
-    the class of its fitted probes streams : takes features that stay in their file, an array-like whose slices are read
-    shards : can be fitted by several processes, each with a share of the rows fits_together : all layers are fitted in
-    one call of `fit_many`, in one process
+        widths) or "tokens" (every token's features of a layer)
+    tunes : what the grid contains: "C", "k" or "lr"
+    fitted : the class of its fitted probes
+    streams : takes features that stay in their file, an array-like whose slices are read
+    shards : can be fitted by several processes, each with a share of the rows
+    fits_together : all layers are fitted in one call of `fit_many`, in one process
     """
 
     kind: ClassVar[str]

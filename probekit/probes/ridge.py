@@ -85,12 +85,12 @@ def fit_ridge(
     share = weights / weights.sum()
     mean, target_mean = share @ features, share @ targets
     root = weights.sqrt()[:, None]
-    centred, wanted = (features - mean) * root, (targets - target_mean) * root
+    centred, residual = (features - mean) * root, (targets - target_mean) * root
     narrow = centred.shape[1] <= centred.shape[0]
     values, vectors = torch.linalg.eigh(centred.T @ centred if narrow else centred @ centred.T)
     # both are (X'X + I/C)^-1 X'T: the second by way of X' (XX' + I/C)^-1 T
-    turned = vectors.T @ (centred.T @ wanted if narrow else wanted)
-    damped = turned / (values.clamp_min(0.0) + 1.0 / to_device(Cs, device, torch.float64)[:, None])[..., None]
+    rotated = vectors.T @ (centred.T @ residual if narrow else residual)
+    damped = rotated / (values.clamp_min(0.0) + 1.0 / to_device(Cs, device, torch.float64)[:, None])[..., None]
     solved = vectors @ damped
     coef = (solved if narrow else centred.T @ solved).transpose(1, 2)
     return coef.cpu().numpy(), (target_mean - coef @ mean).cpu().numpy()

@@ -136,7 +136,7 @@ def without_certificate(n: int, n_steps: int) -> dict[str, NDArray[Any]]:
 
 
 def end_of_schedule(n_steps: int) -> dict[str, Any]:
-    """What a record says of a final fit that ended with its schedule."""
+    """The certificate of a fit that ended with its schedule."""
     return {"converged": False, "n_iter": n_steps, "grad_rel": None, "gap": None, "stop_reason": "end of the schedule"}
 
 
@@ -168,17 +168,17 @@ class SGDGrid:
 def _score_heads(grid: SGDGrid, layer: int, X: Any, columns: np.ndarray, weights: np.ndarray) -> HeldOut:
     """Scores of a layer's heads on rows; the worst where one diverged."""
     n_rates, n_classes, _ = grid.coef[layer].shape
-    sane = torch.ones(n_rates, dtype=torch.bool, device=grid.coef[layer].device)
+    finite_rates = torch.ones(n_rates, dtype=torch.bool, device=grid.coef[layer].device)
 
     def log_proba(block: Any) -> Tensor:
         scores = grid.scores(layer, block)
         finite = scores.isfinite().all(2).all(1)  # a rate that is too large ends in overflow
-        sane.logical_and_(finite)
+        finite_rates.logical_and_(finite)
         return torch.where(finite[:, None, None], scores, 0.0).log_softmax(-1)
 
     blocks = map(log_proba, _blocks(X, max(1, SCORES // (n_rates * n_classes))))
     own = score_blocks(blocks, columns, weights, without_certificate(n_rates, grid.step))
-    kept = sane.cpu().numpy()
+    kept = finite_rates.cpu().numpy()
     return own._replace(correct=np.where(kept, own.correct, 0.0), loss=np.where(kept, own.loss, 1e9 * own.weight))
 
 
