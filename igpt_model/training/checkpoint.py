@@ -9,10 +9,10 @@ files; both are read. The manifest is written last and contains every file's has
 
 import re
 import shutil
-import tempfile
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from igpt_model.atomic import replace_folder, write_json
+from igpt_model.atomic import new_folder, write_json
 from igpt_model.checked_json import Int, Text, open_regular, read_json
 from igpt_model.config import ModelConfig
 from igpt_model.errors import UserError, first_line
@@ -97,9 +97,7 @@ def save_checkpoint(
     FileExistsError
         `folder` is there already.
     """
-    ranks = ranks or Ranks()
-    folder = Path(folder)
-    partial = ranks.once(lambda: _new_partial(folder))
+    ranks, folder = ranks or Ranks(), Path(folder)
     about = {
         "format": FORMAT,
         "step": step,
@@ -109,42 +107,34 @@ def save_checkpoint(
         "n_colours": len(palette),
         "provenance": dict(provenance or {}),
     }
-    if ranks.parallel == "fsdp":
-        write_shards(partial / "weights", model.state_dict())
-        if trainer_state is not None:
-            write_shards(partial / "trainer", trainer_state[0])
-    elif ranks.first:
-        weights = _on_cpu(model.state_dict())
-        about["weights_hash"] = hash_arrays(weights)
-        save_file(weights, partial / "weights.safetensors")
-        if trainer_state is not None:
-            save_file(_on_cpu(trainer_state[0]), partial / "trainer.safetensors")
-    if ranks.first:
-        palette.save(partial / "palette.safetensors")
-        if head is not None:
-            save_file(_on_cpu(head), partial / HEAD_FILE)
-        write_json(partial / "config.json", about)
-        write_json(partial / "transform.json", transform.to_dict())
-        if trainer_state is not None:
-            write_json(partial / "trainer.json", dict(trainer_state[1]))
-    ranks.gather(None)  # all files are there
-    files = sorted(file for file in partial.rglob("*") if file.is_file())
-    hashes = {str(f.relative_to(partial)): hash_file(f) for f in files[ranks.rank :: ranks.size]}
-    manifest = {name: value for part in ranks.gather(hashes) for name, value in part.items()}
-    if ranks.first:
-        write_json(partial / "manifest.json", manifest)
-        replace_folder(partial, folder)
+    with ExitStack() as stack:
+        partial = ranks.once(lambda: stack.enter_context(new_folder(folder)))
+        if ranks.parallel == "fsdp":
+            write_shards(partial / "weights", model.state_dict())
+            if trainer_state is not None:
+                write_shards(partial / "trainer", trainer_state[0])
+        elif ranks.first:
+            weights = _on_cpu(model.state_dict())
+            about["weights_hash"] = hash_arrays(weights)
+            save_file(weights, partial / "weights.safetensors")
+            if trainer_state is not None:
+                save_file(_on_cpu(trainer_state[0]), partial / "trainer.safetensors")
+        if ranks.first:
+            palette.save(partial / "palette.safetensors")
+            if head is not None:
+                save_file(_on_cpu(head), partial / HEAD_FILE)
+            write_json(partial / "config.json", about)
+            write_json(partial / "transform.json", transform.to_dict())
+            if trainer_state is not None:
+                write_json(partial / "trainer.json", dict(trainer_state[1]))
+        ranks.gather(None)  # all files are there
+        files = sorted(file for file in partial.rglob("*") if file.is_file())
+        hashes = {str(f.relative_to(partial)): hash_file(f) for f in files[ranks.rank :: ranks.size]}
+        manifest = {name: value for part in ranks.gather(hashes) for name, value in part.items()}
+        if ranks.first:
+            write_json(partial / "manifest.json", manifest)
     ranks.gather(None)  # no rank continues before the checkpoint is complete
     return folder
-
-
-def _new_partial(folder: Path) -> Path:
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists already and checkpoints are never overwritten.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-    partial.chmod(0o755)
-    return partial
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

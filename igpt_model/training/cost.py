@@ -86,7 +86,7 @@ def training_cost(
             timed = replace(config, batch_size=images, micro_batch=min(config.micro_batch, images), parallel="none")
             few, possible = images, seconds / 4 * matmul_rate(seconds=0.1, device=config.device)
             if operations > possible:
-                timed = _resized(timed, min(2, model.n_layer), model.n_embd, model.n_head)
+                timed = replace(timed, n_layer=min(2, model.n_layer), n_embd=model.n_embd, n_head=model.n_head)
                 few = int(possible / training_flops(timed.model_config, 1, config.checkpoint_blocks))
                 few = min(max(few, 1), images)
             share = operations / training_flops(timed.model_config, few, config.checkpoint_blocks)
@@ -115,15 +115,6 @@ def training_cost(
 def training_flops(config: ModelConfig, images: int, checkpoint_blocks: bool = False) -> int:
     """Return the operations of training on so many images: backward costs two forward passes, recomputing one more."""
     return (4 if checkpoint_blocks else 3) * config.flops_per_image * images
-
-
-def load_training() -> None:
-    """Make one update of the smallest model: what PyTorch loads on its first (90 MB) is the process's, not the run's.
-
-    Call it before measuring the process that `TrainingCost.memory` is added to.
-    """
-    smallest = TrainConfig(n_layer=1, n_embd=8, n_head=1, resolution=2, n_colours=2, batch_size=1, steps=1)
-    _update(Engine(smallest, Ranks()), 1)()
 
 
 def matmul_rate(size: int = 1024, seconds: float = 0.5, device: str = "cpu", dtype: str = "float32") -> float:
@@ -195,10 +186,6 @@ def rank_memory(
     return RankMemory(weights, weights, 2 * weights, gathered, activations, max(2 * FLOAT * bt * v, inside))
 
 
-def _resized(config: TrainConfig, n_layer: int, n_embd: int, n_head: int) -> TrainConfig:
-    return replace(config, n_layer=n_layer, n_embd=n_embd, n_head=n_head)
-
-
 def _update(engine: Engine, images: int) -> Callable[[], object]:
     """Return an update of synthetic images."""
     model, rng = engine.model.config, np.random.default_rng(0)
@@ -210,7 +197,7 @@ def _update(engine: Engine, images: int) -> Callable[[], object]:
 def _checkpoint_seconds(config: TrainConfig, timer: Callable[[Callable[[], object]], float]) -> float:
     """Return the seconds that saving a checkpoint takes."""
     n_params = config.model_config.n_params
-    sizes = config if n_params < LARGE else _resized(config, 1, 512, 8)
+    sizes = config if n_params < LARGE else replace(config, n_layer=1, n_embd=512, n_head=8)
     model = IGPT(sizes.model_config)
     moments = {f"{name}/{i}": torch.zeros_like(p) for name, p in model.named_parameters() for i in range(2)}
     about = (Palette.rgb_grid(config.n_colours), ImageTransform(config.resolution, config.resize))

@@ -39,16 +39,6 @@ class Objective(nn.Module):
         return loss, loss.detach()
 
 
-def new_model(config: TrainConfig) -> IGPT:
-    """Return the untrained model of a pre-training run."""
-    model = IGPT(config.model_config, seed=config.seed)
-    model.checkpoint_blocks = config.checkpoint_blocks
-    if config.compile:
-        for block in model.blocks:
-            block.compile()
-    return model
-
-
 class Engine:
     """A model in training, with its optimiser.
 
@@ -69,7 +59,11 @@ class Engine:
     ) -> None:
         if objective is None:
             assert isinstance(config, TrainConfig), "fine-tuning needs an objective"
-            objective = Objective(new_model(config))
+            model = IGPT(config.model_config, seed=config.seed)
+            model.checkpoint_blocks = config.checkpoint_blocks
+            for block in model.blocks if config.compile else ():
+                block.compile()
+            objective = Objective(model)
         self.config, self.ranks = config, ranks
         self.plain, self.trained = objective, objective.model
         self.model: IGPT = getattr(self.trained, "igpt", self.trained)

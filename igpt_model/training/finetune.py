@@ -150,13 +150,6 @@ class Finetuning(Run):
         labels = {"train_labels": train.labels, "val_labels": val.labels}
         return encode_data(train.images, val.images, palette, self.transform, **labels)
 
-    def state(self) -> dict[str, Any]:
-        seen = {"best_step": self.best_step, "best_accuracy": self.best_accuracy, "stale": self.stale}
-        return {**seen, "data_hash": self.data.hash}
-
-    def resume(self, state: dict[str, Any]) -> None:
-        self.best_step, self.best_accuracy, self.stale = state["best_step"], state["best_accuracy"], state["stale"]
-
     def provenance(self) -> dict[str, Any]:
         about = {**self.about, "layer": self.classifier.layer, "val_accuracy": self.measured}
         return {"finetune": about, "torch": torch.__version__}

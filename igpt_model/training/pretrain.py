@@ -122,12 +122,12 @@ class Pretraining(Run):
         train, val = self.images
         return encode_data(train, Spaced(val, self.config.eval_images), palette, self.transform)
 
-    def state(self) -> dict[str, Any]:
-        watched = {"lowest": self.watch.lowest, "bad_records": self.watch.bad_records}
-        return {**watched, "data_hash": self.data.hash, "threads": torch.get_num_threads(), "ranks": self.ranks.size}
+    @property
+    def progress(self) -> LossWatch:
+        return self.watch
 
-    def resume(self, state: dict[str, Any]) -> None:
-        self.watch.lowest, self.watch.bad_records = state["lowest"], state["bad_records"]
+    def circumstances(self) -> Record:
+        return {"threads": torch.get_num_threads(), "ranks": self.ranks.size}
 
     def provenance(self) -> dict[str, Any]:
         made = {"train": self.config.to_dict(), "data": self.data_provenance}

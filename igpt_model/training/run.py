@@ -69,7 +69,7 @@ class Run(ABC):
 
     schedule = "constant"
     clock = staticmethod(time.perf_counter)
-    state_schema: ClassVar[dict[str, Any]]  # of what `state` returns
+    state_schema: ClassVar[dict[str, Any]]  # what resuming needs beside weights and optimiser: attributes of `progress`
 
     def __init__(
         self,
@@ -96,14 +96,6 @@ class Run(ABC):
         """Return the palette of a run that has no checkpoint yet; called on rank 0."""
 
     @abstractmethod
-    def state(self) -> dict[str, Any]:
-        """Return the JSON values that resuming needs beside weights and optimiser; "data_hash" is checked."""
-
-    @abstractmethod
-    def resume(self, state: dict[str, Any]) -> None:
-        """Take `state` back."""
-
-    @abstractmethod
     def provenance(self) -> dict[str, Any]:
         """Return the JSON values that a checkpoint records about its origin."""
 
@@ -124,6 +116,15 @@ class Run(ABC):
     @abstractmethod
     def kept(self) -> tuple[int, set[int]]:
         """How many of the newest checkpoints are kept, and the steps of those that are kept besides."""
+
+    @property
+    def progress(self) -> Any:
+        """The object whose attributes `state_schema` names."""
+        return self
+
+    def circumstances(self) -> Record:
+        """Return further values of trainer.json, which nothing depends on."""
+        return {}
 
     @property
     def worth_saving(self) -> bool:
@@ -153,7 +154,8 @@ class Run(ABC):
             self.palette, self.step = loaded.palette, loaded.step
             state = load_trainer_state(folder, tensors=False, schema={**self.state_schema, "data_hash": str})[1]
             self.engine.restore(folder)
-            self.resume(state)
+            for name in self.state_schema:
+                setattr(self.progress, name, state[name])
         self.data = self.encode(self.palette)
         if state is not None and state["data_hash"] != self.data.hash:
             raise UserError(
@@ -291,7 +293,8 @@ class Run(ABC):
         if self.metrics is not None:
             self.metrics.sync()
         if not self.ranks.once(folder.exists):  # it does if it was kept for good and later ones were lost
-            state = (self.engine.state(), self.state())
+            values = {name: getattr(self.progress, name) for name in self.state_schema}
+            state = (self.engine.state(), {**values, "data_hash": self.data.hash, **self.circumstances()})
             save_checkpoint(
                 *(folder, self.engine.model, self.palette, self.transform, self.step, state, self.provenance()),
                 *(self.ranks, self.engine.head or None),

@@ -52,7 +52,7 @@ def plan(
     rate
         TFLOP/s that each rank will reach, to estimate for another machine; updates and features are then not timed.
     """
-    from igpt_model.training.cost import load_training, training_cost
+    from igpt_model.training.cost import training_cost
     from probekit import FeatureStore, load_dataset
     from probekit.evaluate.plan import Estimate, plan_sweep, plan_sweep_without_features, process_bytes
     from probekit.probes import get_protocol
@@ -65,9 +65,8 @@ def plan(
         test_rows, classes = counts.get("test", 0), len(data.classes)
         rows = sum(counts.values()) - test_rows
     base, speed = process_bytes(), None if rate is None else rate * 1e12
-    load_training()
-    loaded = process_bytes() - base
     cost = training_cost(config, val_images=rows // 10, ranks=ranks, seconds=seconds / 3, rate=speed)
+    loaded = process_bytes() - base  # what PyTorch loads on its first update
     note = f"{config.steps:,} steps of {cost.step:.3g} s, {config.steps * config.batch_size / rows:.3g} epochs"
     note += f"; from {cost.scaled_from}" if cost.scaled_from else ""
     extraction, widths = _extraction(encoder, config, data, rows + test_rows, ranks, seconds / 3, speed)
@@ -97,24 +96,24 @@ def _extraction(
     from probekit.evaluate.plan import Estimate, feature_bytes, plan_extract
 
     model = config.model_config
-    sample = data or load_dataset("digits")  # any images will do
-    if spec is not None:
-        encoder = load_encoder(spec, data=data)
-        return plan_extract(encoder, sample, seconds=seconds, rows=rows, ranks=ranks), list(encoder.widths)
     widths, note = [model.n_embd] * (model.n_layer + 1), f"{rows:,} images, {model.n_layer + 1} layers"
-    timed, disk = model, feature_bytes(rows, widths)
-    if speed is not None:
+    disk, timed = feature_bytes(rows, widths), model
+    if spec is None and speed is not None:
         memory, took = 4 * model.n_params + 3 * feature_bytes(128, widths), rows * model.flops_per_image / speed / ranks
         return Estimate("extract", disk, memory, took, note), widths
-    if model.n_params > LARGE:
-        timed = replace(model, n_layer=2)
-        note += f"; from 2 of {model.n_layer} blocks"
-    palette, network = Palette.rgb_grid(config.n_colours), IGPT(timed)
-    own = IGPTEncoder(network, palette, config.transform, device=config.device, dtype=config.dtype)
-    planned = plan_extract(own, sample, seconds=seconds, rows=rows, ranks=ranks)
-    memory = planned.memory + (0 if timed is model else 4 * model.n_params)
+    if spec is not None:
+        encoder: Any = load_encoder(spec, data=data)
+    else:
+        timed = replace(model, n_layer=2) if model.n_params > LARGE else model
+        palette, transform = Palette.rgb_grid(config.n_colours), config.transform
+        encoder = IGPTEncoder(IGPT(timed), palette, transform, device=config.device, dtype=config.dtype)
+    sample = data or load_dataset("digits")  # any images will do
+    planned = plan_extract(encoder, sample, seconds=seconds, rows=rows, ranks=ranks)
+    if timed is model:
+        return planned, list(encoder.widths)
     took = planned.seconds * model.flops_per_image / timed.flops_per_image
-    return Estimate("extract", disk, memory, took, note), widths
+    note += f"; from 2 of {model.n_layer} blocks"
+    return Estimate("extract", disk, planned.memory + 4 * model.n_params, took, note), widths
 
 
 def _time(seconds: float) -> str:

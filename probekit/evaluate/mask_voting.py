@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from igpt_model.differences import differ
 from igpt_model.voting import modal_vote
 from probekit.evaluate.predict import load_fitted
 from probekit.features.store import FeatureStore
@@ -82,12 +83,10 @@ def mask_ensemble(record: Record, stores: Sequence[FeatureStore | str | Path], s
 
 
 def _check_same(record: Record, store: FeatureStore, row_ids_N: np.ndarray, inputs: list[Any]) -> None:
-    ours, theirs = record.encoder, store.encoder
-    different = [k for k in sorted({*ours, *theirs}) if k not in _FREE and ours.get(k) != theirs.get(k)]
-    if different:
+    theirs, ours = ({k: v for k, v in of.items() if k not in _FREE} for of in (store.encoder, record.encoder))
+    if differing := differ(theirs, ours):
         raise UserError(
-            f"{store.path} is not of the probe's encoder: {', '.join(different)} differ; extract it "
-            "again with another --seed only."
+            f"{store.path} is not of the probe's encoder ({differing}); extract it again with another --seed only."
         )
     if store.encoder.get("input") in inputs:
         raise UserError(

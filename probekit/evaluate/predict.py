@@ -115,14 +115,7 @@ def encoder_of(record: Record) -> tuple[str, dict[str, Any]]:
     )
 
 
-def class_names(record: Record) -> tuple[str, ...]:
-    """Names of the labels, from the feature file of the record where that still exists; else none."""
-    if record.folder is None or not (record.folder / record.feature_file).is_file():
-        return ()
-    return FeatureStore.open(record.folder / record.feature_file).classes
-
-
-def layer_place(layer: str, layers: Sequence[str]) -> int:
+def layer_index(layer: str, layers: Sequence[str]) -> int:
     """Which of an encoder's layers a feature file calls `layer`: by its name, or by what follows the number there."""
     plain = [name.replace("/", ".") for name in layers]
     for name in (layer, layer.partition("_")[2]):
@@ -176,7 +169,7 @@ def predict(record: Record, images: Sequence[str | Path], encoder: Encoder, batc
     other = list(differences(known, {key: given.get(key) for key in known}))
     if other:
         raise UserError(f"The probe was fitted on the features of another encoder ({'; '.join(other[:3])}).")
-    columns = [layer_place(layer, encoder.layers) for layer in record.layers]
+    columns = [layer_index(layer, encoder.layers) for layer in record.layers]
     fitted = load_fitted(record)
     how = Decoding.from_dict(record.dataset.get("decoding") or {})
     best, probability = [], []
@@ -192,7 +185,7 @@ def predict(record: Record, images: Sequence[str | Path], encoder: Encoder, batc
         probability.append(np.exp(log_proba.max(axis=1)))
     label = fitted.classes[np.concatenate(best)]
     frame = pd.DataFrame({"image": [str(path) for path in files], "class": label})
-    named = class_names(record)
-    if named:
+    features = (record.folder or Path()) / record.feature_file
+    if record.folder is not None and features.is_file() and (named := FeatureStore.open(features).classes):
         frame["name"] = [named[k] if 0 <= k < len(named) else str(k) for k in label]
     return frame.assign(probability=np.concatenate(probability))

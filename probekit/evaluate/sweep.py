@@ -128,7 +128,10 @@ def sweep(
     if isinstance(features, Mapping) and not features:
         raise UserError("No layer was given; give a dict of one or more arrays (rows, width).")
     if isinstance(features, Mapping):
-        features, out = from_arrays(features, y), _temporary_folder() if out is None else out
+        features = from_arrays(features, y)
+        if out is None:
+            _folders.append(tempfile.TemporaryDirectory(prefix="probekit-"))
+            out = _folders[-1].name
     elif y is not None:
         raise UserError("y was given beside a feature file, which contains its own labels; leave y out.")
     runner = Runner(features, out, resolved, None, series, make_settings(backend, device, dtype, parallel))
@@ -154,15 +157,8 @@ def sweep(
     return results
 
 
-TEST_SHARE = 0.2
-"""Of arrays without a split of their own."""
-_folders: list[tempfile.TemporaryDirectory[str]] = []
-
-
-def _temporary_folder() -> Path:
-    """A folder for the results of arrays in memory, removed when Python ends."""
-    _folders.append(tempfile.TemporaryDirectory(prefix="probekit-"))
-    return Path(_folders[-1].name)
+TEST_SHARE = 0.2  # of arrays without a split of their own
+_folders: list[tempfile.TemporaryDirectory[str]] = []  # of the results of arrays, removed when Python ends
 
 
 def from_arrays(layers: Mapping[str, ArrayLike], y: ArrayLike | None) -> MemoryStore:
