@@ -94,8 +94,8 @@ def save_checkpoint(
 
     Raises
     ------
-    FileExistsError
-        `folder` is there already.
+    UserError
+        `folder` is there already, with other contents.
     """
     ranks, folder = ranks or Ranks(), Path(folder)
     about = {
