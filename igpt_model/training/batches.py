@@ -18,8 +18,7 @@ from igpt_model.images import ImageTransform, SourceImages
 from igpt_model.palette import Palette
 from igpt_model.training.config import TrainConfig
 
-PALETTE_IMAGES = 50_000
-"""Images, evenly spaced, whose pixels the palette is fitted to."""
+PALETTE_IMAGES = 50_000  # images, evenly spaced, whose pixels the palette is fitted to
 T = TypeVar("T")
 _ORDER, _AUGMENT, _CROP = 1, 2, 4  # streams of randomness under one seed (3: igpt_model.voting)
 

@@ -30,8 +30,7 @@ from igpt_model.training.engine import Engine
 FLOAT = 4
 CHECKPOINT_BYTES, KEPT_BYTES = 12, 4
 """A parameter with Adam's moments, and without them."""
-LARGE = 50_000_000
-"""Parameters above which a smaller checkpoint is written: bytes a second are the same for all."""
+LARGE = 50_000_000  # parameters above which a smaller checkpoint is written: bytes a second are the same for all
 
 
 @dataclass(frozen=True)

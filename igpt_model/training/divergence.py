@@ -4,8 +4,7 @@ import math
 
 from igpt_model.errors import UserError
 
-PATIENCE = 5
-"""Records in a row for which a spiking loss is watched before training stops."""
+PATIENCE = 5  # records in a row for which a spiking loss is watched before training stops
 
 
 class TrainingDiverged(UserError):  # noqa: N818 (it names what happened, as StopIteration does)

@@ -24,8 +24,7 @@ from probekit.runtime.workers import worker_processes
 from probekit.selection.protocol import resolve_protocol
 from probekit.selection.settings import make_settings
 
-DRAWS = 5
-"""Draws of a few labelled rows a class, unless seeds says how many."""
+DRAWS = 5  # draws of a few labelled rows a class, unless seeds says how many
 
 
 def sweep(
