@@ -1,8 +1,8 @@
 """What holds for every test: properties are not timed, one thread, and signals as a terminal has them.
 
-A property test has no deadline, since a loaded machine is no error. One thread: the bits of sums depend on their number,
-and two workers of pytest with two threads each compete for two cores. SIGINT and SIGHUP: a shell that starts the tests in
-the background, and `nohup`, have them ignored, which every process of the tests would inherit.
+A property test has no deadline, since a loaded machine is no error. One thread: the bits of sums depend on their
+number, and two workers of pytest with two threads each compete for two cores. SIGINT and SIGHUP: a shell that starts
+the tests in the background, and `nohup`, ignore them, and every process of the tests would inherit that.
 """
 
 import os
