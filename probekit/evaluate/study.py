@@ -150,13 +150,12 @@ def study(
         here = {name: encoder for name, (_, encoder) in series.items()}
         if controls:
             here |= control_encoders(series, data, device)
-        stores = {
-            name: extract(
-                encoder, data, _feature_file(folder, name), batch_size=batch_size, workers=workers, limit=limit,
-                progress=partial(show_stage, f"extract {name}", "images"),
-            )
-            for name, encoder in here.items()
-        }  # fmt: skip
+        (folder / "features").mkdir(parents=True, exist_ok=True)
+        how: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "limit": limit}
+        stores = {}
+        for name, encoder in here.items():
+            show = partial(show_stage, f"extract {name}", "images")
+            stores[name] = extract(encoder, data, folder / "features" / f"{_slug(name)}.h5", progress=show, **how)
         for name, store in stores.items():
             show = partial(show_stage, f"probe {name}", "fits")
             sweep(store, out=folder, series=name, seeds=seeds, checks=checks, progress=show, **solving)
@@ -216,12 +215,6 @@ def _folders(datasets: Sequence[Dataset], out: Path) -> list[tuple[Dataset, Path
         if slugs.count(slug) > 1 or slug == "report":
             raise UserError(f"Data set name {slug!r} cannot have a folder of its own: give the data sets other names.")
     return [(data, out / slug) for data, slug in zip(datasets, slugs, strict=True)]
-
-
-def _feature_file(folder: Path, series: str) -> Path:
-    path = folder / "features" / f"{_slug(series)}.h5"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def _slug(name: str) -> str:
