@@ -2,7 +2,6 @@
 
 import atexit
 import os
-from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -45,7 +44,7 @@ def join_group(device: torch.device) -> None:
     if not dist.is_initialized():
         with_nccl = torch.cuda.is_available() and dist.is_nccl_available()
         dist.init_process_group("cpu:gloo,cuda:nccl" if with_nccl else "gloo", device_id=device if gpu else None)
-        atexit.register(leave_group)
+        atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
     if gpu:
         if "nccl" not in dist.get_backend_config():
             raise UserError(
@@ -54,22 +53,11 @@ def join_group(device: torch.device) -> None:
             )
         models: list[str] = [""] * dist.get_world_size()
         dist.all_gather_object(models, torch.cuda.get_device_name(device))
-        require_one_model(models)
-
-
-def require_one_model(models: Sequence[str]) -> None:
-    """Refuse GPUs of different models, one named a process."""
-    if len(set(models)) > 1:
-        raise UserError(
-            f"The processes have GPUs of different models ({', '.join(sorted(set(models)))}), which round differently; "
-            "choose GPUs of one model with CUDA_VISIBLE_DEVICES, or one process."
-        )
-
-
-def leave_group() -> None:
-    """Close the group, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+        if len(set(models)) > 1:
+            raise UserError(
+                f"The processes have GPUs of different models ({', '.join(sorted(set(models)))}), which round "
+                "differently; choose GPUs of one model with CUDA_VISIBLE_DEVICES, or one process."
+            )
 
 
 def wait_for_all() -> None:

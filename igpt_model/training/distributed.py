@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from igpt_model.errors import UserError
 from igpt_model.model import IGPT
-from igpt_model.process_group import join_group, local_device
+from igpt_model.process_group import join_group
 
 T = TypeVar("T")
 
@@ -98,7 +98,6 @@ def find_ranks(parallel: str, device: torch.device, batch_size: int = 0) -> Rank
         )
     if parallel == "fsdp" and device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
         raise UserError(f"PyTorch {torch.__version__} cannot shard a model on a CPU; choose ddp, or a newer PyTorch.")
-    device = local_device(device)
     join_group(device)
     ranks = Ranks(parallel, dist.get_rank(), dist.get_world_size(), device)
     if batch_size % ranks.size:
