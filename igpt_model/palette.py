@@ -15,7 +15,6 @@ from igpt_model.hashing import hash_arrays
 
 _SAMPLE = 1 << 17  # pixels that k-means sees; on CIFAR-10 twice or half as many change the error by 1 %, as a seed does
 _EDGE = 16  # the table of all 2^24 colours is filled in cubes of 16 x 16 x 16, those that images touch
-_REGION = 64  # and the colours that may be nearest are first narrowed down for cubes of 64 x 64 x 64
 _UNKNOWN = 65535  # in the table: not filled yet; also the last index of the largest palette there is
 _AT_ONCE = 1 << 17  # pixels between whose addresses and look-ups nothing else passes through the cache
 
@@ -49,7 +48,6 @@ class Palette:
         self.centres_V3 = centres
         self._table: np.ndarray | None = None
         self._filled: np.ndarray | None = None
-        self._candidates: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.centres_V3)
@@ -65,7 +63,7 @@ class Palette:
 
     def __getstate__(self) -> dict[str, Any]:
         # the table is 32 MB and rebuilt on demand: workers get the centres alone
-        return {"centres_V3": self.centres_V3, "_table": None, "_filled": None, "_candidates": {}}
+        return {"centres_V3": self.centres_V3, "_table": None, "_filled": None}
 
     @property
     def hash(self) -> str:
@@ -166,13 +164,10 @@ class Palette:
         touched = np.zeros_like(self._filled)
         touched[(address >> 16) // _EDGE, ((address >> 8) & 255) // _EDGE, (address & 255) // _EDGE] = True
         nearest, tokens = np.empty((_EDGE,) * 3), np.empty((_EDGE,) * 3, np.uint16)
+        all_3V = np.ascontiguousarray(self.centres_V3.T, np.float64)
         for blue, green, red in np.argwhere(touched & ~self._filled).tolist():
             corner = np.array([red, green, blue]) * _EDGE
-            region = tuple((corner // _REGION).tolist())
-            if region not in self._candidates:
-                everyone = np.arange(len(self)), np.ascontiguousarray(self.centres_V3.T, np.float64)
-                self._candidates[region] = _possible(*everyone, np.array(region) * _REGION, _REGION)
-            index, centres_3V = _possible(*self._candidates[region], corner, _EDGE)
+            index, centres_3V = _possible(all_3V, corner, _EDGE)
             axis = to_unit(corner[:, None] + np.arange(_EDGE))
             r, g, b = (axis[:, None, :] - centres_3V[:, :, None]) ** 2
             red_and_green = r[:, None, :] + g[:, :, None]
@@ -228,10 +223,8 @@ class Palette:
         return cls(centres)
 
 
-def _possible(
-    index_V: np.ndarray, centres_3V: np.ndarray, corner: np.ndarray, edge: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Those centres that are nearest to some colour of a cube.
+def _possible(centres_3V: np.ndarray, corner: np.ndarray, edge: int) -> tuple[np.ndarray, np.ndarray]:
+    """Those centres that are nearest to some colour of a cube, with their indices.
 
     A centre that is farther from the cube's nearest point than another is from its farthest point can never win.
     """
@@ -240,7 +233,7 @@ def _possible(
     nearest = (np.maximum(0, np.maximum(-low, high)) ** 2).sum(0)
     farthest = (np.maximum(np.abs(low), np.abs(high)) ** 2).sum(0)
     keep = np.flatnonzero(nearest <= farthest.min() + 1e-9)
-    return index_V[keep], centres_3V[:, keep]
+    return keep, centres_3V[:, keep]
 
 
 def _address(pixels_N3: np.ndarray, address: np.ndarray) -> np.ndarray:
