@@ -134,19 +134,28 @@ class Engine:
         # each matrix is cast once a pass: a cache of the casts would only keep them, of all blocks, until its end
         return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16, cache_enabled=False)
 
+    @torch.no_grad()
     def evaluate(self, tokens_NT: np.ndarray) -> float:
-        """Return the mean pre-training loss over images, in nats per token."""
+        """Return the mean pre-training loss over images, in nats per token; BERT masks depend on (seed, row)."""
+        config, ranks, n_images = self.config, self.ranks, len(tokens_NT)
         # DDP's wrapper would wait for the other ranks; FSDP's gathers the weights
-        sharded = self.ranks.parallel == "fsdp"
-        config = self.config
-        with self.autocast():
-            loss = evaluate(
-                *(self.model, tokens_NT, config.batch_size, config.seed, self.ranks),
-                objective=self.objective if sharded else self.plain,
-            )
+        sharded = ranks.parallel == "fsdp"
+        objective = self.objective if sharded else self.plain
+        total = torch.zeros((), dtype=torch.float64)
+        for start in range(0, n_images, config.batch_size):
+            mine = ranks.part(start, min(start + config.batch_size, n_images))
+            n = mine.stop - mine.start
+            if n == 0:  # every rank must take part when weights are gathered
+                mine = slice(start, start + 1)
+            part, mask = torch.from_numpy(tokens_NT[mine].astype(np.int64)).to(ranks.device), None
+            if not self.model.config.causal:
+                rows, prob = np.arange(mine.start, mine.stop), self.model.config.mask_prob
+                mask = objectives.draw_masks(rows, part.shape[1], prob, config.seed).to(ranks.device)
+            with self.autocast():
+                total += objective(part, mask)[1].item() * n
         if sharded:  # without a backward pass the outer parameters would stay gathered
             self.objective.reshard()  # type: ignore[operator]
-        return loss
+        return float(ranks.sum(total.to(ranks.device))) / n_images
 
     def state(self) -> dict[str, Tensor]:
         """Return the optimiser's state as tensors by name."""
@@ -171,33 +180,3 @@ class Engine:
         """Whether all weights are finite, on every rank."""
         local = [p.to_local() if hasattr(p, "to_local") else p for p in self.parameters]
         return not self.ranks.any(not all(bool(torch.isfinite(p).all()) for p in local))
-
-
-@torch.no_grad()
-def evaluate(
-    model: IGPT,
-    tokens_NT: np.ndarray,
-    batch_size: int = 128,
-    seed: int = 0,
-    ranks: Ranks | None = None,
-    objective: nn.Module | None = None,
-) -> float:
-    """Return the mean loss over images in nats per token; BERT masks are drawn from (seed, row), the same every time.
-
-    `ranks` share the images; `objective` is the model's loss as they compute it.
-    """
-    ranks = ranks or Ranks(device=next(model.parameters()).device)
-    objective = objective or Objective(model)
-    total = torch.zeros((), dtype=torch.float64)
-    for start in range(0, len(tokens_NT), batch_size):
-        mine = ranks.part(start, min(start + batch_size, len(tokens_NT)))
-        n = mine.stop - mine.start
-        if n == 0:  # every rank must take part when weights are gathered
-            mine = slice(start, start + 1)
-        part = torch.from_numpy(tokens_NT[mine].astype(np.int64)).to(ranks.device)
-        mask = None
-        if not model.config.causal:
-            rows = np.arange(mine.start, mine.stop)
-            mask = objectives.draw_masks(rows, part.shape[1], model.config.mask_prob, seed).to(ranks.device)
-        total += objective(part, mask)[1].item() * n
-    return float(ranks.sum(total.to(ranks.device))) / len(tokens_NT)

@@ -20,10 +20,10 @@ from igpt_model.training.checkpoint import list_checkpoints
 from igpt_model.training.config import TrainConfig
 from igpt_model.training.distributed import Ranks, find_ranks
 from igpt_model.training.divergence import LossWatch, TrainingDiverged
-from igpt_model.training.engine import Engine, evaluate
+from igpt_model.training.engine import Engine
 from igpt_model.training.run import Record, Run, records_of
 
-__all__ = ["TrainConfig", "TrainingDiverged", "evaluate", "train"]
+__all__ = ["TrainConfig", "TrainingDiverged", "train"]
 
 # may change between a run's parts
 _FREE = ("device", "threads", "keep_last", "keep_at", "micro_batch", "parallel", "checkpoint_blocks", "compile")
