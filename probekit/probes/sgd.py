@@ -108,7 +108,19 @@ def _choose_rate(grid: "SGDGrid", layer: int, X: Any, split: TrainingRows, confi
     classes, columns = split.encoded
 
     def score(rates: Array, _: np.ndarray, held: np.ndarray) -> HeldOut:
-        return _score_heads(grid, layer, X[held], columns[held], split.weights[held])
+        """Scores of the layer's heads on rows; the worst where one diverged."""
+        finite = torch.ones(len(rates), dtype=torch.bool, device=grid.coef[layer].device)
+
+        def log_proba(block: Any) -> Tensor:
+            scores = grid.scores(layer, block)
+            own = scores.isfinite().all(2).all(1)  # a rate that is too large ends in overflow
+            finite.logical_and_(own)
+            return torch.where(own[:, None, None], scores, 0.0).log_softmax(-1)
+
+        blocks = map(log_proba, _blocks(X[held], max(1, SCORES // (len(rates) * len(classes)))))
+        own = score_blocks(blocks, columns[held], split.weights[held], without_certificate(len(rates), grid.step))
+        kept = finite.cpu().numpy()
+        return own._replace(correct=np.where(kept, own.correct, 0.0), loss=np.where(kept, own.loss, 1e9 * own.weight))
 
     selection = cross_validate(config.learning_rates, rounds, score, "val")
     coef, intercept = (part[layer][selection.index].double() for part in (grid.coef, grid.intercept))
@@ -163,23 +175,6 @@ class SGDGrid:
         """Scores (G, N, K) of one layer's heads, float64, on their device."""
         coef, intercept = self.coef[layer].double(), self.intercept[layer].double()
         return torch.einsum("nd,gkd->gnk", to_device(X, coef.device, torch.float64), coef) + intercept[:, None]
-
-
-def _score_heads(grid: SGDGrid, layer: int, X: Any, columns: np.ndarray, weights: np.ndarray) -> HeldOut:
-    """Scores of a layer's heads on rows; the worst where one diverged."""
-    n_rates, n_classes, _ = grid.coef[layer].shape
-    finite_rates = torch.ones(n_rates, dtype=torch.bool, device=grid.coef[layer].device)
-
-    def log_proba(block: Any) -> Tensor:
-        scores = grid.scores(layer, block)
-        finite = scores.isfinite().all(2).all(1)  # a rate that is too large ends in overflow
-        finite_rates.logical_and_(finite)
-        return torch.where(finite[:, None, None], scores, 0.0).log_softmax(-1)
-
-    blocks = map(log_proba, _blocks(X, max(1, SCORES // (n_rates * n_classes))))
-    own = score_blocks(blocks, columns, weights, without_certificate(n_rates, grid.step))
-    kept = finite_rates.cpu().numpy()
-    return own._replace(correct=np.where(kept, own.correct, 0.0), loss=np.where(kept, own.loss, 1e9 * own.weight))
 
 
 def _accuracy_and_gradient(
