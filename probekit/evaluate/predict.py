@@ -9,7 +9,7 @@ import numpy as np
 from igpt_model.checked_json import Int, Text, mismatch, read_bytes
 from igpt_model.differences import differences
 from probekit.datasets.images import Decoding, decode
-from probekit.datasets.listing import SUFFIXES, is_clutter, is_image
+from probekit.datasets.listing import SUFFIXES, list_folder
 from probekit.encoders.encoder import Encoder
 from probekit.features.format import content
 from probekit.features.lazy_features import training_features
@@ -129,8 +129,7 @@ def list_images(paths: Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if is_image(p.name))
-            found += [p for p in inside if not any(map(is_clutter, p.relative_to(path).parts))]
+            found += sorted(path / name for name, _ in list_folder(path).files)
         elif path.is_file():
             found.append(path)
         else:
