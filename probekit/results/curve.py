@@ -3,8 +3,9 @@
 L layers after the embedding, so L+1 candidates; N test rows.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
@@ -20,7 +21,7 @@ from probekit.results.metrics import (
     wilson_interval,
 )
 from probekit.results.record import Record
-from probekit.results.runs import model_names
+from probekit.results.runs import model_name, model_names
 from probekit.results.simultaneous_bands import not_below, simultaneous_band
 from probekit.runtime.errors import UserError
 
@@ -43,7 +44,7 @@ class Curve:
     records : the layers' records, shallow to deep, of the first run and its first seed (0: the stored split)
     every : those of all runs and seeds
     runs, seeds : names of the series that are pre-training runs, and draws of the training rows
-    depths : int (n,), index of each layer; gaps where layers were left out
+    depths : int (n,), index of each layer; gaps where layers were left out; -1 for concatenated layers
     layers : names
     val_accuracy, val_log_loss : held-out, at the chosen C: what layers are chosen by; means over runs and seeds
     values : on test, the mean over the draws
@@ -83,6 +84,15 @@ class Curve:
     def n_draws(self) -> int:
         """Runs, or draws of the training rows, that the values are means over."""
         return len(self.by_draw)
+
+    @property
+    def draw_names(self) -> tuple[str, ...] | tuple[int, ...]:
+        """The runs, or the seeds of a single run, that `by_draw` is of."""
+        return self.runs if len(self.runs) > 1 else self.seeds
+
+    def of_every(self, get: Callable[[Record], Any]) -> np.ndarray:
+        """A figure of every record, (runs and seeds, n)."""
+        return np.array([get(r) for r in self.every]).reshape(-1, len(self.records))
 
     @property
     def over(self) -> str:
@@ -162,13 +172,14 @@ def interval(rows_SM: np.ndarray, seed: int = 0) -> tuple[float, float]:
     return bootstrap_runs(list(rows_SM.astype(float)), seed=seed)
 
 
-def choose_layer(records: Sequence[Record]) -> int:
-    """Position of the best record by held-out accuracy, then held-out log-loss, then the first (shallowest).
+def choose_layer(*draws: Sequence[Record]) -> int:
+    """Position of the best layer by held-out accuracy, then held-out log-loss, then the first (shallowest).
 
-    Records that are not certified converged are passed over unless none is.
+    Of several draws their means count. Layers that are not certified converged are passed over unless none is.
     """
-    certified = [i for i, r in enumerate(records) if r.is_converged] or list(range(len(records)))
-    return max(certified, key=lambda i: (*records[i].selection_score, -i))
+    scores = np.mean([[r.selection_score for r in draw] for draw in draws], axis=0).tolist()
+    certified = [i for i, own in enumerate(zip(*draws, strict=True)) if all(r.is_converged for r in own)]
+    return max(certified or range(len(scores)), key=lambda i: (*scores[i], -i))
 
 
 def depth_curve(
@@ -220,9 +231,15 @@ def depth_curve(
             f"{left[0]!r} has other layers than {first[0].series!r}, or is not finished: runs of one model have the "
             "same layers; finish its sweep, or give it another name."
         )
-    own_draws = list(finished.values())
+    return curve_of_draws(finished, metric)
+
+
+def curve_of_draws(draws: Mapping[tuple[str, int], Sequence[Record]], metric: Metric) -> Curve:
+    """The curve of (series, seed) -> records that stand for the same probes in the same order."""
+    own_draws, runs = list(draws.values()), list(dict.fromkeys(series for series, _ in draws))
+    first = own_draws[0]
     figures = [[measured(r, metric) for r in draw] for draw in own_draws]
-    over_runs = [next(at for at, name in enumerate(runs) if name == series) for series, _ in finished]
+    over_runs = [runs.index(series) for series, _ in draws]
     groups = over_runs if len(runs) > 1 else list(range(len(own_draws)))
     by_draw, rows = _grouped(figures, groups, first[0].series)
     limits = np.array(
@@ -234,15 +251,15 @@ def depth_curve(
     held = np.array([[r.selection_score for r in draw] for draw in own_draws]).mean(axis=0)
     names = [name for name, value in first[0].metrics.items() if value is not None and name in METRICS]
     return Curve(
-        series=models[first[0].series],
+        series=model_name(runs[0]) if len(runs) > 1 else runs[0],
         dataset=_dataset_name(first[0]),
         metric=metric,
         records=tuple(first),
         every=tuple(r for draw in own_draws for r in draw),
         runs=tuple(runs),
-        seeds=tuple(dict.fromkeys(seed for _, seed in finished)),
-        depths=np.array([r.depth for r in first]),
-        layers=tuple(r.layers[0] for r in first),
+        seeds=tuple(dict.fromkeys(seed for _, seed in draws)),
+        depths=np.array([-1 if r.depth is None else r.depth for r in first]),
+        layers=tuple("+".join(r.layers) for r in first),
         widths=np.array([r.width for r in first]),
         val_accuracy=held[:, 0],
         val_log_loss=-held[:, 1],

@@ -118,16 +118,24 @@ def paired_curves(a: Curve, b: Curve) -> PairedDifference:
         raise UserError(
             f"{_label(best_a)} and {_label(best_b)} were tested on different rows: extract both from one data set."
         )
-    rows_a, rows_b = a.draws()[..., a.peak].astype(float), b.draws()[..., b.peak].astype(float)
+    over = a.over or b.over
+    return paired_draws(a.draws()[..., a.peak], b.draws()[..., b.peak], _label(best_a), _label(best_b), over)
+
+
+def paired_draws(
+    correct_a: np.ndarray, correct_b: np.ndarray, a: str = "", b: str = "", over: str = ""
+) -> PairedDifference:
+    """Paired comparison of two probes whose rows are (draws, n); one of a single draw is compared with every other."""
+    if len(correct_a) == len(correct_b) == 1:
+        return PairedDifference.from_rows(correct_a[0], correct_b[0], a, b)
+    rows_a, rows_b = correct_a.astype(float), correct_b.astype(float)
     won = rows_a - rows_b
     low, high = bootstrap_runs(list(won))
     p = min(1.0, 2 * min(p_over_runs(list(won)), p_over_runs(list(-won))))
     mean = won.mean(axis=0)
     only = int((mean > 0).sum()), int((mean < 0).sum())
-    labels = _label(best_a), _label(best_b)
-    over = a.over or b.over
     return PairedDifference(
-        float(mean.mean()), low, high, p, float(rows_a.mean()), float(rows_b.mean()), *only, len(mean), *labels, over
+        float(mean.mean()), low, high, p, float(rows_a.mean()), float(rows_b.mean()), *only, len(mean), a, b, over
     )
 
 
