@@ -61,8 +61,11 @@ _NAMES = {
 }
 
 
-class _Restricted(pickle._Unpickler):  # type: ignore[name-defined,misc]  # the reader in Python
-    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+_InPython: Any = vars(pickle)["_Unpickler"]  # the reader that allocates nothing by a pickle's numbers
+
+
+class _Restricted(_InPython):
+    dispatch: ClassVar[dict[int, Any]] = dict(_InPython.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         # NumPy 2 moved its core; files from before still name the old place
