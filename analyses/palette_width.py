@@ -18,8 +18,7 @@ from analyses import command_line, start
 from igpt_model import atomic
 from probekit.reports.figures.style import MODEL_MARKERS, MODELS, QUIET, style
 from probekit.reports.report import save_figure
-from probekit.results.compare import compare
-from probekit.results.results import Results
+from probekit.results.results import Results, compare
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from probekit.results.curve import Curve, Verdict, depth_curve, pointwise_limits, verdict
+from probekit.results.curve import Curve, Verdict, depth_curve, paired_curves, pointwise_limits, verdict
 from probekit.results.measured import LABEL_FREE, find_metric, measured
 from probekit.results.metrics import Metric
-from probekit.results.paired import PairedDifference, paired_curves
+from probekit.results.paired import PairedDifference
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record, read_records
 from probekit.results.runs import join_runs, model_names
@@ -406,7 +406,7 @@ def series_margin(a: Series, b: Series) -> PairedDifference | None:
         return None
 
 
-def margin(record: Record, other: Record, seed: int = 0) -> PairedDifference | None:
+def margin(record: Record, other: Record) -> PairedDifference | None:
     """By how much `record` exceeds `other` on their shared test rows: paired bootstrap interval, exact McNemar p.
 
     Returns None when the per-row files are missing or the two were tested on different rows.
@@ -416,4 +416,4 @@ def margin(record: Record, other: Record, seed: int = 0) -> PairedDifference | N
     ours, theirs = row_predictions(record), row_predictions(other)
     if not np.array_equal(ours.row_ids, theirs.row_ids):
         return None
-    return PairedDifference.from_rows(ours.correct, theirs.correct, seed=seed)
+    return PairedDifference.from_rows(ours.correct, theirs.correct)
