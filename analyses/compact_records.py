@@ -51,7 +51,7 @@ def compact(results: Path, out: Path, strip: Sequence[str] = ()) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Copy one results folder."""
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, results=False)
     parser.add_argument("results", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--strip", nargs="*", default=())

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from analyses import command_line, over_runs, start
+from analyses import command_line, over_runs, panels, start
 from igpt_model.checked_json import read_json
 from probekit.cli.finetune import PREDICTIONS_FILE, TEST_FILE
-from probekit.reports import build_panels, collect_records
 from probekit.reports.published import published
-from probekit.results.metrics import bootstrap_interval, mcnemar_exact, wilson_interval
+from probekit.results.metrics import wilson_interval
+from probekit.results.paired import PairedDifference
 from probekit.results.predictions import load_probe, row_predictions
 from probekit.runtime.errors import UserError
 
@@ -59,7 +59,7 @@ def arm(settings: Mapping[str, Any]) -> str:
 def best_probes(results: Sequence[Path]) -> list[Tested]:
     """The best layer, chosen on held-out rows, of every model in the results."""
     found = []
-    for panel in build_panels(collect_records(results)) if results else []:
+    for panel in panels(results) if results else []:
         for series in panel.models:
             rows = row_predictions(series.records[series.peak])
             name = f"probe of {series.label}, layer {series.depths[series.peak]}"
@@ -74,10 +74,8 @@ def lines(tested: Sequence[Tested]) -> list[str]:
         low, high = wilson_interval(int(one.correct.sum()), len(one.correct))
         words = f"{100 * one.correct.mean():5.1f} % [{100 * low:.1f}, {100 * high:.1f}]  {one.name} on {one.dataset}"
         if one is not first and np.array_equal(one.row_ids, first.row_ids) and one.dataset == first.dataset:
-            gain = 100 * (one.correct.mean() - first.correct.mean())
-            lower, upper = bootstrap_interval(one.correct, first.correct)
-            p = mcnemar_exact(one.correct, first.correct)
-            words += f": {gain:+.1f} [{100 * lower:+.1f}, {100 * upper:+.1f}] points against the first, p = {p:.2g}"
+            gain = PairedDifference.from_rows(one.correct, first.correct)
+            words += f": {gain.words} points against the first, p = {gain.p:.2g}"
         elif one is not first:
             words += ": other test rows than the first, no paired test"
         found.append(words)
@@ -96,23 +94,12 @@ def seeds_together(tested: Sequence[Tested]) -> list[str]:
     for one in tested:
         if np.array_equal(one.row_ids, tested[0].row_ids) and one.dataset == tested[0].dataset:
             arms.setdefault(one.arm, {})[one.seed] = one.correct
-    found, first = [], arms[tested[0].arm]
-    for name, runs in arms.items():
-        if len(runs) < 2:
-            continue
-        own = over_runs.accuracy(list(runs.values()))
-        words = f"{own.mean:5.1f} % [{own.low:.1f}, {own.high:.1f}], sd {own.spread:.1f}, {len(runs)} seeds: {name}"
-        shared = sorted(runs.keys() & first.keys())
-        if runs is not first and len(shared) > 1:
-            gain = over_runs.gain([runs[seed] for seed in shared], [first[seed] for seed in shared])
-            words += f": {gain.mean:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}] points against the first"
-        found.append(words)
-    return found
+    return over_runs.arm_lines(arms, tested[0].arm)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read fine-tuned runs and print them beside one another."""
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, results=False)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--results", nargs="*", type=Path, default=[])
     options = parser.parse_args(arguments)

@@ -127,15 +127,8 @@ def figure(found: dict[str, Any]) -> "Figure":
         colour = MODELS[number % len(MODELS)][0]
         shift = 0.06 * (number - (len(found["seeds"]) - 1) / 2)
         axes.vlines(depths + shift, seed["low"], seed["high"], color=colour, linewidth=1, alpha=0.6)
-        axes.plot(
-            depths + shift,
-            accuracy,
-            color=colour,
-            marker="o",
-            markersize=3.5,
-            linewidth=1.4,
-            label=shown(seed["series"]),
-        )
+        look = {"color": colour, "marker": "o", "markersize": 3.5, "linewidth": 1.4}
+        axes.plot(depths + shift, accuracy, label=shown(seed["series"]), **look)
         at = seed["chosen"]
         axes.scatter(at + shift, accuracy[at], s=80, facecolors="none", edgecolors=colour, linewidth=1.2, zorder=3)
     for name, values in found["controls"].items():
@@ -156,7 +149,6 @@ def figure(found: dict[str, Any]) -> "Figure":
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the verdicts; write them and the picture where asked."""
     parser = command_line(__doc__)
-    parser.add_argument("results", nargs="+", type=Path)
     parser.add_argument("--model", default="igpt")
     parser.add_argument("--random", default="random")
     parser.add_argument("--pixels", default="pixels")

@@ -3,8 +3,9 @@
 n layers probed, N test rows, S draws: pre-training runs or draws of the training rows (seeds).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
@@ -14,7 +15,7 @@ from probekit.results.metrics import METRICS, Metric, bootstrap_runs, not_below,
 from probekit.results.paired import PairedDifference, p_greater, p_words, paired_difference, record_label
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record
-from probekit.results.runs import model_names
+from probekit.results.runs import model_name, model_names
 from probekit.runtime.errors import UserError
 
 ALPHA = 0.05
@@ -35,7 +36,7 @@ class Curve:
     records : the layers' records, shallow to deep, of the first run and its first seed (0: the stored split)
     every : those of all runs and seeds
     runs, seeds : names of the series that are pre-training runs, and draws of the training rows
-    depths : int (n,), index of each layer; gaps where layers were left out
+    depths : int (n,), index of each layer; gaps where layers were left out; -1 for concatenated layers
     layers : names
     val_accuracy, val_log_loss : held-out, at the chosen C: what layers are chosen by; means over runs and seeds
     values : on test, the mean over the draws
@@ -74,6 +75,15 @@ class Curve:
     def n_draws(self) -> int:
         """Runs, or draws of the training rows, that the values are means over."""
         return len(self.by_draw)
+
+    @property
+    def draw_names(self) -> tuple[str, ...] | tuple[int, ...]:
+        """The runs, or the seeds of a single run, that `by_draw` is of."""
+        return self.runs if len(self.runs) > 1 else self.seeds
+
+    def of_every(self, get: Callable[[Record], Any]) -> np.ndarray:
+        """A figure of every record, (runs and seeds, n)."""
+        return np.array([get(r) for r in self.every]).reshape(-1, len(self.records))
 
     @property
     def over(self) -> str:
@@ -133,13 +143,14 @@ class Curve:
         return self.rows_SMn
 
 
-def choose_layer(records: Sequence[Record]) -> int:
-    """Position of the best record by held-out accuracy, then held-out log-loss, then the first (shallowest).
+def choose_layer(*draws: Sequence[Record]) -> int:
+    """Position of the best layer by held-out accuracy, then held-out log-loss, then the first (shallowest).
 
-    Records that are not certified converged are passed over unless none is.
+    Of several draws their means count. Layers that are not certified converged are passed over unless none is.
     """
-    certified = [i for i, r in enumerate(records) if r.is_converged] or list(range(len(records)))
-    return max(certified, key=lambda i: (*records[i].selection_score, -i))
+    scores = np.mean([[r.selection_score for r in draw] for draw in draws], axis=0).tolist()
+    certified = [i for i, own in enumerate(zip(*draws, strict=True)) if all(r.is_converged for r in own)]
+    return max(certified or range(len(scores)), key=lambda i: (*scores[i], -i))
 
 
 def depth_curve(
@@ -177,20 +188,26 @@ def depth_curve(
         if len(values) > 1:
             found = ", ".join(sorted(values))
             raise UserError(f"A depth curve has one {what}, but the records have {len(values)}: choose of {found}.")
-    order = list(models)  # runs as they first appear, each with its seeds in order
-    draws: dict[tuple[int, int], list[Record]] = {}
-    for r in sorted(layers, key=lambda r: (order.index(r.series), r.seed, r.depth or 0)):
-        draws.setdefault((order.index(r.series), r.seed), []).append(r)
+    runs = list(models)  # as they first appear, each with its seeds in order
+    draws: dict[tuple[str, int], list[Record]] = {}
+    for r in sorted(layers, key=lambda r: (runs.index(r.series), r.seed, r.depth or 0)):
+        draws.setdefault((r.series, r.seed), []).append(r)
     first = next(iter(draws.values()))
     # a draw that is not finished is left out as a whole: its depths would be means over fewer seeds than the others
     finished = {key: own for key, own in draws.items() if [r.layers for r in own] == [r.layers for r in first]}
-    if left := [name for number, name in enumerate(order) if number not in {run for run, _ in finished}]:
+    if left := [name for name in runs if not any(series == name for series, _ in finished)]:
         raise UserError(
             f"{left[0]!r} has other layers than {first[0].series!r}, or is not finished: runs of one model have the "
             "same layers; finish its sweep, or give it another name."
         )
-    each = list(finished.values())
-    groups = [run for run, _ in finished] if len(order) > 1 else list(range(len(each)))
+    return curve_of_draws(finished, metric)
+
+
+def curve_of_draws(draws: Mapping[tuple[str, int], Sequence[Record]], metric: Metric) -> Curve:
+    """The curve of (series, seed) -> records that stand for the same probes in the same order."""
+    each, runs = list(draws.values()), list(dict.fromkeys(series for series, _ in draws))
+    first = each[0]
+    groups = [runs.index(series) for series, _ in draws] if len(runs) > 1 else list(range(len(each)))
     by_draw, rows = _by_draw([[measured(r, metric) for r in draw] for draw in each], groups, first[0].series)
     limits = [
         pointwise_limits(metric, by_draw[:, k], None if rows is None else rows[..., k], r.metrics["n_test"])
@@ -199,15 +216,15 @@ def depth_curve(
     held = np.array([[r.selection_score for r in draw] for draw in each]).mean(axis=0)
     names = [name for name, value in first[0].metrics.items() if value is not None and name in METRICS]
     return Curve(
-        series=models[first[0].series],
+        series=model_name(runs[0]) if len(runs) > 1 else runs[0],
         dataset=_dataset_name(first[0]),
         metric=metric,
         records=tuple(first),
         every=tuple(r for draw in each for r in draw),
-        runs=tuple(order),
-        seeds=tuple(dict.fromkeys(seed for _, seed in finished)),
-        depths=np.array([r.depth for r in first]),
-        layers=tuple(r.layers[0] for r in first),
+        runs=tuple(runs),
+        seeds=tuple(dict.fromkeys(seed for _, seed in draws)),
+        depths=np.array([-1 if r.depth is None else r.depth for r in first]),
+        layers=tuple("+".join(r.layers) for r in first),
         val_accuracy=held[:, 0],
         val_log_loss=-held[:, 1],
         values=by_draw.mean(axis=0),
