@@ -85,7 +85,7 @@ VERBS: dict[str, Verb] = {
     "report": Verb(
         SHOW, "Write depth curves, tables and an HTML page.", "probekit.cli.report:report", {"results": "*"}
     ),
-    "compare": Verb(SHOW, "Compare two results on the test rows they share.", "probekit.results.compare:compare"),
+    "compare": Verb(SHOW, "Compare two results on the test rows they share.", "probekit.results.results:compare"),
     "plot": Verb(SHOW, "Draw one figure to a file.", "probekit.cli.plot:plot", {"results": "*"}),
     "table": Verb(SHOW, "Write one table to a file.", "probekit.cli.table:table", {"results": "*"}),
     "plan": Verb(LOOK, "Estimate time, memory and disk of train, extract and sweep.", "probekit.cli.plan:plan"),
