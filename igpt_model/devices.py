@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import torch
 
 from igpt_model.errors import UserError, first_line
-from igpt_model.process_group import local_device
 
 
 def find_device(device: str | torch.device) -> torch.device:
@@ -35,6 +34,25 @@ def find_device(device: str | torch.device) -> torch.device:
             f"The device {device!s} cannot be used ({first_line(error)}); choose cpu, or cuda where a GPU is."
         ) from error
     return chosen
+
+
+def local_device(device: torch.device) -> torch.device:
+    """This process's own GPU (LOCAL_RANK) for a bare "cuda", set as the current one; other devices as they are.
+
+    A process that has not set its device pins memory and opens library handles on GPU 0, whichever it computes on.
+    """
+    if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
+        return device
+    if device.index is None:
+        local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if 0 < there <= local:
+            raise UserError(
+                f"Process {local} of this machine has no GPU of its own: there are {there}; start torchrun with "
+                f"--nproc-per-node {there}."
+            )
+        device = torch.device("cuda", local)
+    torch.cuda.set_device(device)
+    return device
 
 
 @contextmanager

@@ -1,31 +1,11 @@
 """The torch.distributed group of the processes that torchrun started, joined once, for CPU and GPU tensors alike."""
 
 import atexit
-import os
 
 import torch
 import torch.distributed as dist
 
 from igpt_model.errors import UserError
-
-
-def local_device(device: torch.device) -> torch.device:
-    """This process's own GPU (LOCAL_RANK) for a bare "cuda", set as the current one; other devices as they are.
-
-    A process that has not set its device pins memory and opens library handles on GPU 0, whichever it computes on.
-    """
-    if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
-        return device
-    if device.index is None:
-        local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if 0 < there <= local:
-            raise UserError(
-                f"Process {local} of this machine has no GPU of its own: there are {there}; start torchrun with "
-                f"--nproc-per-node {there}."
-            )
-        device = torch.device("cuda", local)
-    torch.cuda.set_device(device)
-    return device
 
 
 def join_group(device: torch.device) -> None:
