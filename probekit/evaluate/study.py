@@ -174,7 +174,7 @@ def _open(out: Path, settings: Mapping[str, Any]) -> None:
     path, mine = out / SETTINGS_NAME, as_json(settings)
     try:
         there = read_json(path, dict)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         try:
             atomic.write_json(path, mine)
         except OSError as error:
