@@ -184,7 +184,7 @@ def predict(record: Record, images: Sequence[str | Path], encoder: Encoder, batc
         probability.append(np.exp(log_proba.max(axis=1)))
     label = fitted.classes[np.concatenate(best)]
     frame = pd.DataFrame({"image": [str(path) for path in files], "class": label})
-    features = (record.folder or Path()) / record.feature_file
-    if record.folder is not None and features.is_file() and (named := FeatureStore.open(features).classes):
+    path = (record.folder or Path()) / record.feature_file
+    if record.folder is not None and path.is_file() and (named := FeatureStore.open(path).classes):
         frame["name"] = [named[k] if 0 <= k < len(named) else str(k) for k in label]
     return frame.assign(probability=np.concatenate(probability))
