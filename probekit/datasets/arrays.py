@@ -5,7 +5,7 @@ Shape legend: N images, H and W sides.
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class TorchImages:
 
     dataset: Any
     labels: np.ndarray
+    whose: str
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -57,7 +58,7 @@ class TorchImages:
     def read(self, rows: np.ndarray) -> list[np.ndarray]:
         """The images at `rows`, each HWC uint8 RGB."""
         items = [item_at(self.dataset, int(row)) for row in rows]
-        _compare_labels([label for _, label in items], self.labels, rows)
+        _compare_labels([label for _, label in items], self.labels, self.whose, rows)
         return [to_rgb(image, f"item {row}") for (image, _), row in zip(items, rows, strict=True)]
 
 
@@ -72,13 +73,16 @@ def item_at(dataset: Any, row: int) -> tuple[Any, Any]:
     return image_and_label(item, row)
 
 
-def _compare_labels(found: list[Any], listed: np.ndarray, rows: Any) -> None:
-    plain = [label.item() if hasattr(label, "item") and np.ndim(label) == 0 else label for label in found]
-    asked = label_array(plain, "The items' labels").tolist()
-    for row, label, expected in zip(rows, asked, listed[rows].tolist(), strict=True):
+def _plain(labels: list[Any]) -> np.ndarray:
+    values = [label.item() if hasattr(label, "item") and np.ndim(label) == 0 else label for label in labels]
+    return label_array(values, "The items' labels")
+
+
+def _compare_labels(found: list[Any], listed: np.ndarray, whose: str, rows: Any) -> None:
+    for row, label, expected in zip(rows, _plain(found).tolist(), listed[rows].tolist(), strict=True):
         if label != expected:
             raise UserError(
-                f"Item {row} has the label {label}, but {expected} was listed for it (a target_transform, or a label "
+                f"Item {row} has the label {label}, but {whose} says {expected} there (a target_transform, or a label "
                 "that changes?): give (images, labels) as you mean them, or leave the transform out."
             )
 
@@ -132,8 +136,8 @@ def to_rgb(image: Any, name: str) -> np.ndarray:
     return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
 
 
-def _labels_of_items(value: Any) -> np.ndarray:
-    """Labels of a torch Dataset: its `targets` or `labels`, where they are those of its items; else every item's.
+def _labels_of_items(value: Any) -> tuple[np.ndarray, str]:
+    """Labels of a torch Dataset, and what says so: its `targets` or `labels`, or else every item.
 
     Raises
     ------
@@ -141,14 +145,9 @@ def _labels_of_items(value: Any) -> np.ndarray:
         They are not: a target_transform changes them, or the items come in another order.
     """
 
-    def of_items(rows: Iterable[int]) -> np.ndarray:
-        found = [item_at(value, row)[1] for row in rows]
-        plain = [label.item() if hasattr(label, "item") and np.ndim(label) == 0 else label for label in found]
-        return label_array(plain, "The items' labels")
-
     name = next((n for n in ("targets", "labels") if hasattr(value, n)), None)
     if name is None:
-        return of_items(range(len(value)))
+        return _plain([item_at(value, row)[1] for row in range(len(value))]), "an earlier reading"
     listed = label_array(getattr(value, name), f".{name}")
     if len(listed) != len(value):
         raise UserError(f"The data set has {len(value)} items but {len(listed)} {name}; give (images, labels).")
@@ -160,8 +159,8 @@ def _labels_of_items(value: Any) -> np.ndarray:
     rows = sorted({int(row) for row in np.linspace(0, len(listed) - 1, ITEMS_ASKED)}) if len(listed) else []
     if len(changed):
         rows = [int(np.argmax(listed == changed[0])), *rows]
-    _compare_labels([item_at(value, row)[1] for row in rows], listed, rows)
-    return listed
+    _compare_labels([item_at(value, row)[1] for row in rows], listed, f".{name}", rows)
+    return listed, f".{name}"
 
 
 def _as_part(value: Any) -> Part:
@@ -173,8 +172,8 @@ def _as_part(value: Any) -> Part:
     indexed = hasattr(value, "__getitem__") and hasattr(value, "__len__")
     # the items of a pandas or polars table are its columns
     if indexed and not isinstance(value, str | bytes | np.ndarray) and not hasattr(value, "columns"):
-        labels = _labels_of_items(value)
-        return Part(TorchImages(value, labels), labels)
+        labels, whose = _labels_of_items(value)
+        return Part(TorchImages(value, labels, whose), labels)
     raise UserError(
         f"A {type(value).__name__} was given, but (images, labels), a torch Dataset, or a dict of them with the keys "
         "train, val and test is needed."

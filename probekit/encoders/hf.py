@@ -99,7 +99,7 @@ def load_hf(
     if weights is not None:
         loaded = load_weights(model, weights, state_key, strip_prefix, ignore)
     else:
-        loaded = Loaded(f"hf:{name}", *(tuple(sorted(info[key])) for key in ("missing_keys", "unexpected_keys")))
+        loaded = Loaded(f"hf:{name}", tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])))
     about = {"name": Path(name.rstrip("/")).name, "source": name, "revision": getattr(config, "_commit_hash", None)}
     return _encoder(model, name, revision, written, about, loaded, options)
 

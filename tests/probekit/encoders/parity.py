@@ -284,6 +284,7 @@ def _timm_model(timm, name: str) -> dict:
             maps = model.forward_intermediates(encoder._normalise(images, CPU), intermediates_only=True)
     except Exception as error:
         return {"why": f"timm gives nothing to compare with: {_line(error)}", "layers": len(ours)}
+    maps = maps[-len(ours) :]  # TResNet gives its stem too
     if len(ours) != len(maps):
         return {"why": f"timm gives {len(maps)} intermediates, here are {len(ours)} layers", "layers": len(ours)}
     worst = 0.0
