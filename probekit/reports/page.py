@@ -31,7 +31,8 @@ from probekit.reports.fit_map import doubtful_fits, failed_fits, fit_map, fit_se
 from probekit.reports.panels import Concatenated, Panel, Series, series_margin, short_range
 from probekit.reports.published import comparison_frame, printed_comparison
 from probekit.reports.tables import value_range
-from probekit.results.curve import Curve, layer_name, layer_words, p_value
+from probekit.results.curve import Curve, layer_name, layer_words
+from probekit.results.paired import p_value
 from probekit.results.record import Record
 from probekit.runtime.errors import UserError
 from probekit.runtime.escape import terminal, visible
@@ -161,7 +162,7 @@ def _model(panel: Panel, series: Series) -> dict[str, Any]:
     if series.verdict is not None:
         found = series.verdict
         sentences, warnings = found.sentences(), found.warnings
-        facts.append(("Best layer", found.layer_words.removeprefix("layer "), _tied(series)))
+        facts.append(("Best layer", layer_words(series.curve, series.peak).removeprefix("layer "), _tied(series)))
         facts += _points_above(panel, series)
     else:
         sentences = [

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from probekit.results.curve import Curve, Verdict, curve_of_draws, depth_curve, verdict
+from probekit.results.curve import Curve, Verdict, curve_of_draws, depth_curve, paired_curves, verdict
 from probekit.results.measured import LABEL_FREE, find_metric
 from probekit.results.metrics import Metric
-from probekit.results.paired import PairedDifference, paired_curves, paired_draws
+from probekit.results.paired import PairedDifference
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record, read_records
 from probekit.results.runs import join_runs, model_names
@@ -470,7 +470,7 @@ def _joint_margin(joint: Curve, curve: Curve) -> PairedDifference | None:
     if joint.rows_SMn is None or curve.rows_SMn is None or curve.metric.name != "top1":
         return None
     places = [list(curve.draw_names).index(name) for name in joint.draw_names]
-    return paired_draws(joint.rows_SMn[..., 0], curve.rows_SMn[places][..., curve.peak], over=joint.over)
+    return PairedDifference.from_rows(joint.rows_SMn[..., 0], curve.rows_SMn[places][..., curve.peak], over=joint.over)
 
 
 def layer_depth(name: str, curve: Curve) -> int:
@@ -493,7 +493,7 @@ def series_margin(a: Series, b: Series) -> PairedDifference | None:
         return None
 
 
-def margin(record: Record, other: Record, seed: int = 0) -> PairedDifference | None:
+def margin(record: Record, other: Record) -> PairedDifference | None:
     """By how much `record` exceeds `other` on their shared test rows: paired bootstrap interval, exact McNemar p.
 
     Returns None when the per-row files are missing or the two were tested on different rows.
@@ -503,7 +503,7 @@ def margin(record: Record, other: Record, seed: int = 0) -> PairedDifference | N
     ours, theirs = row_predictions(record), row_predictions(other)
     if not np.array_equal(ours.row_ids, theirs.row_ids):
         return None
-    return PairedDifference.from_rows(ours.correct, theirs.correct, seed=seed)
+    return PairedDifference.from_rows(ours.correct, theirs.correct)
 
 
 def short_range(depths: Sequence[int]) -> str:

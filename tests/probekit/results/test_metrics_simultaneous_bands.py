@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from probekit.results.curve import Curve, verdict
-from probekit.results.metrics import METRICS
-from probekit.results.simultaneous_bands import not_below, simultaneous_band
+from probekit.results.metrics import METRICS, not_below, simultaneous_band
 
 
 def outcomes(rng, accuracies, n):
@@ -36,7 +35,7 @@ def curve_of(correct, val, depths=None, last_depth=None):
     }
     return Curve(
         series="s", dataset="d", metric=METRICS["top1"], records=records, every=records, runs=("s",), seeds=(0,),
-        depths=depths, layers=tuple(f"{k:02d}" for k in depths), widths=nothing, values=correct.mean(0), metrics={},
+        depths=depths, layers=tuple(f"{k:02d}" for k in depths), values=correct.mean(0), metrics={},
         by_draw=correct.mean(0)[None], converged=np.ones(n_layers, bool), at_grid_edge=np.zeros(n_layers, bool),
         rows_SMn=correct[None], **held,
     )  # fmt: skip
@@ -56,7 +55,7 @@ def false_alarms(trials, n, accuracies):
     for trial in range(trials):
         rng = np.random.default_rng(trial)
         val = outcomes(rng, accuracies, n // 2).mean(0)
-        alarms += verdict(curve_of(outcomes(rng, accuracies, n), val), seed=trial).falls
+        alarms += verdict(curve_of(outcomes(rng, accuracies, n), val)).falls
     return alarms / trials
 
 

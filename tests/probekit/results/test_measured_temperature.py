@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 from sklearn.metrics import brier_score_loss
 
-from probekit.results.calibration import apply_temperature, brier_rows, calibration_rows, fit_temperature
+from probekit.results.measured import apply_temperature, fit_temperature
+from probekit.results.metrics import brier, ece
 
 
 def rows(seed, n=400, k=4, sharpness=3.0):
@@ -34,9 +35,9 @@ def ece_by_loop(log_proba, y, n_bins):
 def test_ece_and_brier_against_loop_and_scikit_learn(seed, k, n_bins):
     log_proba, y = rows(seed, 60, k)
     # a confidence that is exactly on a bin's edge may round to either side: none is, with random numbers
-    assert calibration_rows(log_proba, y, n_bins).mean() == pytest.approx(ece_by_loop(log_proba, y, n_bins), abs=1e-12)
+    assert ece(log_proba, y, n_bins).mean() == pytest.approx(ece_by_loop(log_proba, y, n_bins), abs=1e-12)
     expected = brier_score_loss(y, np.exp(log_proba), labels=np.arange(k), scale_by_half=False)
-    assert brier_rows(log_proba, y).mean() == pytest.approx(expected, abs=1e-12)
+    assert brier(log_proba, y).mean() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("sharpness", [0.3, 1.0, 4.0])
@@ -50,7 +51,7 @@ def test_the_temperature_undoes_a_known_sharpness(sharpness):
         -apply_temperature(log_proba, t)[np.arange(len(y)), y].mean() for t in np.geomspace(0.5, 2, 41) * temperature
     ]
     assert int(np.argmin(fine)) == 20
-    assert calibration_rows(apply_temperature(log_proba, temperature), y).mean() < 0.02
+    assert ece(apply_temperature(log_proba, temperature), y).mean() < 0.02
 
 
 def test_the_temperature_is_scikit_learns():

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from probekit.evaluate.sweep import sweep
-from probekit.results.compare import compare
 from probekit.results.metrics import mcnemar_exact
 from probekit.results.predictions import row_predictions
-from probekit.results.results import Results
+from probekit.results.results import Results, compare
 from probekit.runtime.errors import UserError
 from tests.probekit.feature_doubles import MemoryStore
 
