@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     printed = [line for panel in found for line in lines(panel, options.masks)]
     print("\n".join(printed) or "These results do not hold an autoregressive and a BERT model on the same data.")
     ours, berts = (dict.fromkeys(s.records[0].series for panel in found for s in runs_of(panel)[k]) for k in (0, 1))
-    runs = {name: list(own) for name, own in (("autoregressive", ours), ("BERT", berts)) if len(own) > 1}
+    runs = {name: list(own) for name, own in (("AR", ours), ("BERT", berts)) if len(own) > 1}
     for panel in build_panels(records, runs=runs) if options.out else []:
         options.out.mkdir(parents=True, exist_ok=True)
         print(*write_curve(panel, options.out / f"ar_vs_bert-{panel.slug}", ("svg", "png")), sep="\n")

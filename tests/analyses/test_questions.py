@@ -93,7 +93,7 @@ def test_ar_vs_bert_takes_several_runs_together(tmp_path, capsys):
     assert sum(line == "  not matched: step None and 7" for line in printed) == 3
     frame = pd.read_csv(tmp_path / "out" / "ar_vs_bert-wandering-digits-igpt.csv").set_index(["series", "layers"])
     mean = np.mean([right[f"ar {seed}", 2].mean() for seed in (0, 1, 2)])
-    assert frame.loc[("autoregressive", 2), "test_accuracy"] == pytest.approx(mean)
+    assert frame.loc[("AR", 2), "test_accuracy"] == pytest.approx(mean)
     assert (tmp_path / "out" / "ar_vs_bert-wandering-digits-igpt.svg").read_text().count("<svg") == 1
 
 
