@@ -4,8 +4,8 @@
 
 RUNS are folders of `probekit finetune`. The first is the reference: the others, such as `--from-scratch` or another
 `--layer`, are compared with it on the same test rows; with --results also the best probe, and published rows. Runs that
-differ in their seed alone (and series NAME-s0, NAME-s1, ... of the results) are also taken together, and paired with the
-first's by seed: intervals draw runs, then rows.
+differ in their seed alone (also series NAME-s0, NAME-s1, ... of the results) are taken together as well, and paired
+with the first's by seed: intervals draw runs, then rows.
 """
 
 from collections.abc import Mapping, Sequence
