@@ -89,12 +89,13 @@ Stream.default = Stream()
 
 
 class Counts:
-    """Kernels and syncs so far, by name, and what came to the host: (name, bytes) of each tensor."""
+    """Kernels and syncs by name; (name, bytes) of what came to the host, (dtype, shape, pinned) of what left it."""
 
     def __init__(self) -> None:
         self.kernels: Counter = Counter()
         self.syncs: Counter = Counter()
         self.to_host: list[tuple[str, int]] = []
+        self.to_device: list[tuple[torch.dtype, torch.Size, bool]] = []
         self.streams: set[Stream] = set()
 
     def wait(self, name: str, tensor: Tensor | None = None) -> None:
@@ -152,6 +153,8 @@ class _Functions(TorchFunctionMode):
         if on_gpu and (func in SYNCS or self._masks(func, args)):
             self.counts.wait(name, own if func is Tensor.tolist else None)
         if func is Tensor.pin_memory:
+            own = own.view_as(own)
+            own._pinned = True
             return own
         if func is torch._has_compatible_shallow_copy_type:
             return False  # a module that moves gets new parameters, whose type says where they are
@@ -222,6 +225,8 @@ class _Functions(TorchFunctionMode):
             self.counts.wait("to the host", own)
         dtype = kwargs.get("dtype", next((part for part in rest if isinstance(part, torch.dtype)), own.dtype))
         moved = is_fake(own) != (target.type == "cuda")
+        if moved and target.type == "cuda":  # a cast in the same call is made before the copy
+            self.counts.to_device.append((dtype, own.shape, getattr(own, "_pinned", False)))
         result = own.to(dtype, copy=moved or kwargs.get("copy", False))
         result = fake(result) if target.type == "cuda" else plain(result)
         stream.made([result])

@@ -125,6 +125,30 @@ def test_a_path_on_the_gpu_is_the_cpus(standardize):
     assert syncs <= SYNCS["path"]
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.uint8])
+@pytest.mark.parametrize(
+    "options", [{}, {"standardize": True}, {"dtype": "float64"}, {"standardize": True, "dtype": "float32"}], ids=str
+)
+def test_streamed_rows_go_to_the_gpu_as_they_are_stored_and_pinned(dtype, options):
+    values = np.round(40 + 8 * X).astype(dtype)
+
+    class Source:  # as an HDF5 dataset: rows by slices alone
+        shape, dtype = values.shape, values.dtype
+
+        def __getitem__(self, rows):
+            return values[rows]
+
+    with fake_cuda() as counts:
+        path = fit_path(Source(), Y, CS, device="cuda", **options)
+    rows = [(kind, pinned) for kind, shape, pinned in counts.to_device if shape[1:] == X.shape[1:]]
+    assert len(rows) >= 1 + 2 * bool(options.get("standardize"))  # mean, deviation, and the copy that is fitted
+    assert set(rows) == {(torch.from_numpy(values).dtype, True)}
+    expected = fit_path(values, Y, CS, **options)
+    np.testing.assert_allclose(
+        path.predict_proba(values), expected.predict_proba(values), atol=0.02
+    )  # both certified to 1e-4
+
+
 def test_weak_penalties_wait_for_the_gpu_a_few_times_each():
     random = np.random.default_rng(0)
     labels = np.arange(3000) % 5

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from probekit.evaluate.runner import Job, Runner
-from probekit.evaluate.sweep import check_kinds, path_for_workers, sweep, warn_unconverged
+from probekit.evaluate.sweep import check_kinds, path_for_workers, seed_list, sweep, warn_unconverged
 from probekit.features.store import Features
 from probekit.probes import PROBES, Protocol
 from probekit.results.curve import choose_layer
@@ -36,6 +36,7 @@ def concat(
     window: int | Sequence[int] = 5,
     greedy_width: int | None = None,
     series: str | None = None,
+    seeds: int | Sequence[int] = 1,
     backend: Literal["torch", "sklearn", "cuml"] = "torch",
     device: str = "cpu",
     dtype: Literal["auto", "float32", "float64"] = "auto",
@@ -64,6 +65,9 @@ def concat(
         Largest number of columns of the greedy choice; by default that of the widest window, 0 for no greedy choice.
     series : str
         Name of the curve; by default the encoder's name.
+    seeds : int or sequence of int
+        Number of repetitions, as in `sweep`. The layers are chosen once: windows around the best layer of their mean,
+        the greedy choice on the first seed's held-out rows.
     backend : str
         Solver backend.
     device : str
@@ -103,15 +107,15 @@ def concat(
         raise UserError(f"Series {runner.series!r} has one layer only, so there is nothing to concatenate.")
     settings = {"protocol": protocol, "Cs": Cs, "series": runner.series, "backend": backend, "device": device}
     settings |= {"dtype": dtype, "parallel": parallel}
-    again = {"window": window, "greedy_width": greedy_width, "probes": probes}
+    again = {"window": window, "greedy_width": greedy_width, "seeds": seeds, "probes": probes}
     path = path_for_workers(runner.store, workers)
     helpers = worker_processes(workers, concat, path, runner.out, **settings, **again)
     with helpers, shown(progress, "concat", "sets of layers") as show:
-        jobs = _concat(runner, settings, window, greedy_width, probes, show)
+        jobs, singles = _concat(runner, settings, window, greedy_width, seed_list(seeds), probes, show)
     done = {runner.identity(job).key for job in jobs}
     results = Results(runner.out)
     warn_unconverged(results.only(done).records)
-    return results.only(done | {runner.identity(Job((layer,))).key for layer in runner.store.layers})
+    return results.only(done | singles)
 
 
 def _concat(
@@ -119,15 +123,17 @@ def _concat(
     settings: dict[str, Any],
     window: int | Sequence[int],
     greedy_width: int | None,
+    seeds: Sequence[int],
     probes: Sequence[str],
     progress: Progress | None,
-) -> list[Job]:
-    """Sweep what is missing, find the sets of layers, probe them; returns the jobs done."""
+) -> tuple[list[Job], set[str]]:
+    """Sweep what is missing, find the sets of layers, probe them; returns the jobs done and the keys of the sweep."""
     n_layers = len(runner.store.layers)
-    sweep(runner.store, out=runner.out, progress=False, **settings)
-    keys = {runner.identity(Job((layer,))).key for layer in runner.store.layers}
-    singles = sorted((r for r in read_records(runner.out) if r.key in keys), key=lambda r: r.depth or 0)
-    best = choose_layer(singles)
+    sweep(runner.store, out=runner.out, seeds=seeds, progress=False, **settings)
+    records = {record.key: record for record in read_records(runner.out)}
+    keys = [[runner.identity(Job((layer,), seed)).key for layer in runner.store.layers] for seed in seeds]
+    draws = [[records[key] for key in own] for own in keys]
+    best = choose_layer(*draws)
     sizes = [window] if isinstance(window, int) else list(window)
     sets: dict[tuple[int, ...], list[dict[str, Any]]] = {}
     for size in sizes:
@@ -138,17 +144,18 @@ def _concat(
     widest = max(sum(runner.store.widths[i] for i in indices) for indices in sets)
     if greedy_width != 0:
         budget = widest if greedy_width is None else greedy_width
-        indices, how = search(runner, budget, singles, progress)
+        indices, how = search(runner, budget, draws[0], progress)
         sets.setdefault(indices, []).append(how)
     names = {indices: tuple(runner.store.layers[i] for i in indices) for indices in sets if len(indices) > 1}
-    jobs = [Job(layers, found_by=tuple(sets[indices])) for indices, layers in names.items()]
-    jobs += [
-        Job(names[indices], probe=kind, found_by=tuple(sets[indices]))
-        for kind in dict.fromkeys(probes)
-        for indices in windowed
+    wanted = [("", indices) for indices in names]
+    wanted += [(kind, indices) for kind in dict.fromkeys(probes) for indices in windowed]
+    jobs = [
+        Job(names[indices], seed, probe=kind, found_by=tuple(sets[indices]))
+        for kind, indices in wanted
+        for seed in seeds
     ]
     runner.run(jobs, None)
-    return jobs
+    return jobs, {key for own in keys for key in own}
 
 
 def search(
@@ -177,7 +184,7 @@ def search(
 
     def score(sets: list[tuple[int, ...]]) -> list[float]:
         new = [indices for indices in sets if indices not in scores]
-        jobs = [Job(tuple(runner.store.layers[i] for i in indices)) for indices in new]
+        jobs = [Job(tuple(runner.store.layers[i] for i in indices), singles[0].seed) for indices in new]
         by_key = {scout.identity(job).key: job for job in jobs}
 
         def examine(job: Job) -> dict[str, Any]:

@@ -209,7 +209,7 @@ def study(
             sweep(store, out=folder, series=name, seeds=seeds, checks=checks, progress=show, **solving)
         for name in series if window else ():
             if len(stores[name].layers) > 1:
-                own: dict[str, Any] = {"series": name, "window": window, "greedy_width": greedy_width}
+                own: dict[str, Any] = {"series": name, "window": window, "greedy_width": greedy_width, "seeds": seeds}
                 show = partial(say, f"join layers of {name}", "sets of layers")
                 concat(stores[name], folder, progress=show, **own, **solving)
     results = Results(*(folder for _, folder in places))

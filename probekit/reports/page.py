@@ -18,18 +18,21 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from markupsafe import Markup
 
 from igpt_model.checked_json import read_json
-from probekit.reports.figures.depth import band_words, depth_figure, interval_words, looks_of, short_range
+from probekit.reports.figures.depth import band_words, depth_figure, interval_words, looks_of
 from probekit.reports.figures.inline_svg import inline_svg
 from probekit.reports.figures.metric_grid import metric_figure
 from probekit.reports.figures.penalty_paths import path_figure
 from probekit.reports.figures.style import CSS_NAME, DARK, style
 from probekit.reports.fit_map import doubtful_fits, failed_fits, fit_map, fit_sentence
-from probekit.reports.panels import Concatenated, Panel, Series, margin, series_margin
+from probekit.reports.panels import Concatenated, Panel, Series, series_margin, short_range
 from probekit.reports.published import comparison_frame, printed_comparison
-from probekit.results.curve import layer_name, layer_words, p_value
+from probekit.reports.tables import value_range
+from probekit.results.curve import Curve, layer_name, layer_words
+from probekit.results.paired import p_value
 from probekit.results.record import Record
 from probekit.runtime.errors import UserError
 from probekit.runtime.escape import terminal, visible
@@ -159,7 +162,7 @@ def _model(panel: Panel, series: Series) -> dict[str, Any]:
     if series.verdict is not None:
         found = series.verdict
         sentences, warnings = found.sentences(), found.warnings
-        facts.append(("Best layer", found.layer_words.removeprefix("layer "), _tied(series)))
+        facts.append(("Best layer", layer_words(series.curve, series.peak).removeprefix("layer "), _tied(series)))
         facts += _points_above(panel, series)
     else:
         sentences = [
@@ -170,11 +173,13 @@ def _model(panel: Panel, series: Series) -> dict[str, Any]:
             sentences.append("Without the per-row predictions (folder probes/) there is no verdict on a fall.")
     best = next((joint for joint in series.concatenated if joint.chosen), None)
     if best is not None:
+        spread = f" ± {best.spread:.1f}" if best.curve.over else ""
+        over = f", {best.curve.over}" if best.curve.over else ""
         facts.append(
             (
-                f"{short_range(best.depths)} concatenated",
-                f"{best.value:.1f} %",
-                f"{best.low:.1f} to {best.high:.1f}, 95 %",
+                f"{best.name} concatenated",
+                f"{best.value:.1f} %{spread}",
+                f"{best.low:.1f} to {best.high:.1f}, 95 %{over}",
             )
         )
     return {"sentences": sentences, "warnings": warnings, "facts": facts}
@@ -209,10 +214,10 @@ def _tied(series: Series) -> str:
 def _curve(panel: Panel, prefix: str, narrow: bool) -> Markup:
     tooltips: dict[str, str] = {}
     for number, series in enumerate(panel.series):
-        for place, (depth, record) in enumerate(zip(series.depths, series.records, strict=True)):
+        for place, depth in enumerate(series.depths):
             text = (
                 f"{series.label}, layer {depth}: {series.values[place]:.1f} % [{series.low[place]:.1f}, "
-                f"{series.high[place]:.1f}], C = {record.chosen_C:.3g}, {series.fit_words(place)}"
+                f"{series.high[place]:.1f}], C = {_chosen_C(series.curve, place)}, {series.fit_words(place)}"
             )
             tooltips[f"pt-{number}-{place}"] = text
             tooltips[f"diff-{number}-{place}"] = (
@@ -220,7 +225,7 @@ def _curve(panel: Panel, prefix: str, narrow: bool) -> Markup:
             )
         for joint in series.concatenated:
             tooltips[f"join-{number}-{joint.record.key[:8]}"] = (
-                f"{series.label}, layers {short_range(joint.depths)} concatenated: {joint.value:.1f} % "
+                f"{series.label}, {joint.title}: {joint.value:.1f} % "
                 f"[{joint.low:.1f}, {joint.high:.1f}], {joint.fit_words}"
             )
     peaks = [(s.label, s.depths[s.peak], s.values[s.peak]) for s in panel.models]
@@ -256,16 +261,15 @@ def _table(series: Series, low: float, high: float) -> dict[str, Any]:
         return 100 * (value - low) / max(high - low, 1e-9)
 
     rows = []
-    for place, record in enumerate(series.records):
+    for place in range(len(series.depths)):
         has_band = series.band_low is not None and series.band_high is not None
         rows.append(
             {
-                **_row(record),
-                "val": 100 * series.curve.val_accuracy[place],
+                **_row(series.curve, place),
                 "fit": series.fit_words(place),
                 "reliable": bool(series.reliable[place]),
-                "layer": f"{series.depths[place]}" + (f" {name}" if (name := layer_name(record)) else ""),
-                "spread": series.spread[place] if series.curve.over else None,
+                "layer": f"{series.depths[place]}"
+                + (f" {name}" if (name := layer_name(series.records[place])) else ""),
                 "best": place == series.peak and not series.is_flat,
                 "value": series.values[place],
                 "low": series.low[place],
@@ -291,34 +295,42 @@ def _table(series: Series, low: float, high: float) -> dict[str, Any]:
     }
 
 
-def _row(record: Record) -> dict[str, Any]:
+def _row(curve: Curve, place: int) -> dict[str, Any]:
+    record = curve.records[place]
     return {
-        "width": record.width,
-        "val": 100 * record.val_accuracy[record.chosen_index],
-        "C": record.chosen_C,
+        "width": value_range(*_ends(curve.of_every(lambda r: r.width)[:, place]), ",.0f"),
+        "val": 100 * curve.val_accuracy[place],
+        "spread": 100 * curve.spread[place] if curve.over else None,
+        "C": _chosen_C(curve, place),
         "key": record.key,
     }
 
 
-def _all_layers(joint: Concatenated) -> str:
-    """`6-8` for more than three neighbours, else each layer: a table has room to list what a figure counts."""
-    each = ", ".join(map(str, joint.depths))
-    named = short_range(joint.depths)
-    return named if len(joint.depths) > 3 and "layers" not in named else each
+def _chosen_C(curve: Curve, place: int) -> str:
+    """The penalty that was chosen, of several draws from the least to the largest."""
+    return value_range(*_ends(curve.of_every(lambda r: r.chosen_C)[:, place]), ".3g")
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    return float(values.min()), float(values.max())
 
 
 def _concatenated_row(series: Series, joint: Concatenated) -> dict[str, Any]:
+    # a table has room to list what a figure counts: three neighbours, or more than three layers apart
+    each = ", ".join(map(str, joint.depths))
+    counted = (len(joint.depths) > 3 and "layers" not in joint.name) or not joint.depths
     return {
-        **_row(joint.record),
+        **_row(joint.curve, 0),
         "series": series.label,
-        "layers": _all_layers(joint),
+        "layers": (joint.name if counted else each)
+        + ("" if joint.record.kind == "concat" else f", {joint.record.kind}"),
         "fit": joint.fit_words,
         "reliable": joint.reliable,
         "best": joint.chosen and len(series.concatenated) > 1,
         "value": joint.value,
         "low": joint.low,
         "high": joint.high,
-        "margin": margin(joint.record, series.records[series.peak]),
+        "margin": joint.margin,
     }
 
 

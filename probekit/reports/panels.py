@@ -5,18 +5,19 @@ Here accuracies turn into percent and differences into percentage points; n laye
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
-from probekit.results.curve import Curve, Verdict, depth_curve, pointwise_limits, verdict
-from probekit.results.measured import LABEL_FREE, find_metric, measured
+from probekit.results.curve import Curve, Verdict, curve_of_draws, depth_curve, paired_curves, verdict
+from probekit.results.measured import LABEL_FREE, find_metric
 from probekit.results.metrics import Metric
-from probekit.results.paired import PairedDifference, paired_curves
+from probekit.results.paired import PairedDifference
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record, read_records
 from probekit.results.runs import join_runs, model_names
@@ -30,21 +31,80 @@ READOUTS = {"knn": "kNN", "class-mean": "class mean"}
 NAMES = {"random": "random weights", "pixels": "raw pixels", "histogram": "colour histogram"}
 
 
-class Concatenated(NamedTuple):
-    """One classifier on several layers, in units as shown. `chosen`: the best of its series on held-out rows."""
+@dataclass(frozen=True)
+class Concatenated:
+    """Layers concatenated in one way, over the draws of their series, in units as shown.
+
+    Attributes
+    ----------
+    depths : of the layers; () where each run of a model concatenates others
+    rule : how they were found ("window of 5", "greedy")
+    curve : its figures, as a curve of one place
+    chosen : the best of its series on held-out rows
+    margin : to the best single layer in the same draws, on the same rows; None without the per-row files
+    """
 
     depths: tuple[int, ...]
-    value: float
-    low: float
-    high: float
-    reliable: bool
+    rule: str
+    curve: Curve
     chosen: bool
-    record: Record
+    margin: PairedDifference | None
+
+    @property
+    def name(self) -> str:
+        """Its layers in a few letters, or how each run found its own."""
+        return short_range(self.depths) if self.depths else self.rule
+
+    @property
+    def title(self) -> str:
+        """Its name as people say it: "layers 6–8 concatenated"."""
+        words = f"layers {self.name}" if self.depths and "layers" not in self.name else self.name
+        return f"{words} concatenated" + ("" if self.record.kind == "concat" else f" ({self.record.kind})")
+
+    @property
+    def layers(self) -> str:
+        """Every layer ("2+6+9"), or how each run found its own."""
+        return "+".join(map(str, self.depths)) or self.rule
+
+    @property
+    def value(self) -> float:
+        """The metric on test, the mean over the draws; `low` and `high` are its 95 % limits."""
+        return float(self.curve.metric.factor * self.curve.values[0])
+
+    @property
+    def low(self) -> float:
+        """Lower limit."""
+        return float(self.curve.metric.factor * self.curve.low[0])
+
+    @property
+    def high(self) -> float:
+        """Upper limit."""
+        return float(self.curve.metric.factor * self.curve.high[0])
+
+    @property
+    def by_draw(self) -> np.ndarray:
+        """Values of each run or seed (S,)."""
+        return self.curve.metric.factor * self.curve.by_draw[:, 0]
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over runs or seeds, NaN with one."""
+        return float(self.curve.metric.factor * self.curve.spread[0])
+
+    @property
+    def record(self) -> Record:
+        """The record of the first draw."""
+        return self.curve.records[0]
+
+    @property
+    def reliable(self) -> bool:
+        """Whether the fits of every draw converged, with C inside its grid."""
+        return bool(self.curve.converged[0] and not self.curve.at_grid_edge[0])
 
     @property
     def fit_words(self) -> str:
-        """How its fits ended."""
-        return fit_words(self.record.is_converged, self.record.at_grid_edge)
+        """How its fits ended, the worst of all draws."""
+        return fit_words(bool(self.curve.converged[0]), bool(self.curve.at_grid_edge[0]))
 
 
 @dataclass(frozen=True)
@@ -59,7 +119,7 @@ class Series:
     minus_last, band_low, band_high : against the last layer, simultaneous 95 % band (None without per-row files)
     not_worse : bool, layers not significantly worse than the best (None without per-row files)
     concatenated : concatenated layers: plain, with a penalty a layer ("banded"), or mixed ("mix")
-    checks : nearest neighbours and ridge of single layers
+    checks : other kinds of probes of single layers of a control, a curve each
     host : of a readout, the label of its model
     """
 
@@ -72,7 +132,7 @@ class Series:
     band_high: np.ndarray | None
     not_worse: np.ndarray | None
     concatenated: tuple[Concatenated, ...] = ()
-    checks: tuple[Record, ...] = ()
+    checks: tuple[Curve, ...] = ()
     host: str = ""
 
     @property
@@ -306,16 +366,27 @@ def _readouts(records: list[Record], host: Series) -> list[Series]:
     """The other kinds of probes that read single layers of a model, each as a curve."""
     if host.role != "model" or host.curve.metric.name in LABEL_FREE:
         return []
-    found = []
-    for kind in dict.fromkeys(r.kind for r in records if len(r.layers) == 1 and r.kind != "layer"):
-        label = f"{host.label}, {READOUTS.get(kind, kind)}"
-        own = [replace(r, kind="layer") for r in records if len(r.layers) == 1 and r.kind == kind]
-        # attentive probes of several files of tokens are no curve
-        if len({(r.series, r.identity.feature_id) for r in own}) == len({r.series for r in own}):
-            found.append(
-                replace(build_series(own, label, host.curve.metric), role="readout", host=host.label, verdict=None)
-            )
-    return found
+    return [
+        replace(
+            build_series(own, f"{host.label}, {READOUTS.get(kind, kind)}", host.curve.metric),
+            role="readout", host=host.label, verdict=None,
+        )
+        for kind, own in _other_kinds(records).items()
+    ]  # fmt: skip
+
+
+def _other_kinds(records: list[Record]) -> dict[str, list[Record]]:
+    """Kind -> records of the probes of single layers that are not the protocol's, as layers of a curve."""
+    kinds: dict[str, list[Record]] = {}
+    for r in records:
+        if len(r.layers) == 1 and r.kind != "layer":
+            kinds.setdefault(r.kind, []).append(replace(r, kind="layer"))
+    # attentive probes of several files of tokens are no curve
+    return {
+        kind: own
+        for kind, own in kinds.items()
+        if len({(r.series, r.identity.feature_id) for r in own}) == len({r.series for r in own})
+    }
 
 
 def _tokens_beside_pooled(by_file: dict[tuple[str, str], list[Record]]) -> dict[tuple[str, str], list[Record]]:
@@ -350,40 +421,56 @@ def build_series(records: list[Record], label: str, metric: Metric | str = "top1
         band_high=band_high,
         not_worse=not_worse,
         concatenated=_concatenated(records, curve),
-        checks=_checks(records, curve) if role != "model" else (),
+        checks=tuple(
+            depth_curve(own, records[0].train_rows, curve.metric)
+            for own in _other_kinds(records if role != "model" and curve.metric.name not in LABEL_FREE else []).values()
+        ),
     )
 
 
 def _concatenated(records: list[Record], curve: Curve) -> tuple[Concatenated, ...]:
-    """Sets of layers of the first seed; of several runs none, since each run has chosen its own."""
-    if len(curve.runs) > 1 or curve.metric.name in LABEL_FREE:
+    """Each set of layers over its seeds. Runs choose their own sets: there, each rule that every run has followed."""
+    if curve.metric.name in LABEL_FREE:
         return ()
-    own = [r for r in records if len(r.layers) > 1 and r.seed == curve.records[0].seed]
-    best = max(own, key=lambda r: (r.is_converged, *r.selection_score), default=None)
-    found = []
-    for r in own:
-        one = measured(r, curve.metric)
-        rows = None if one.values is None else one.values[None]
-        shown = curve.metric.factor * np.array(
-            [one.value, *pointwise_limits(curve.metric, np.array([one.value]), rows, r.metrics["n_test"])]
-        )
-        found.append(
-            Concatenated(
-                depths=tuple(layer_depth(name, curve) for name in r.layers),
-                value=float(shown[0]),
-                low=float(shown[1]),
-                high=float(shown[2]),
-                reliable=is_reliable(r),
-                chosen=r is best,
-                record=r,
-            )
-        )
-    return tuple(found)
+    several, every = len(curve.runs) > 1, dict.fromkeys((r.series, r.seed) for r in curve.every)
+    joint = [r for r in records if len(r.layers) > 1 and (r.series, r.seed) in every]
+    groups: dict[tuple[str, Any], dict[tuple[str, int], Record]] = {}
+    for r in joint:
+        for way in _rules(r, joint) if several else [r.layers]:
+            groups.setdefault((r.kind, way), {})[r.series, r.seed] = r
+    found: dict[tuple[str, ...], Concatenated] = {}
+    for (_, way), group in groups.items():
+        draws = {draw: [group[draw]] for draw in every if draw in group}
+        keys = tuple(r.key for (r,) in draws.values())  # two rules may have found the same sets
+        if {series for series, _ in draws} == set(curve.runs) and keys not in found:
+            sets = {r.layers for (r,) in draws.values()}
+            depths = tuple(layer_depth(name, curve) for name in next(iter(sets))) if len(sets) == 1 else ()
+            one = curve_of_draws(draws, curve.metric)
+            found[keys] = Concatenated(depths, str(way), one, False, _joint_margin(one, curve))
+    scores = [(one.curve.converged[0], one.curve.val_accuracy[0], -one.curve.val_log_loss[0]) for one in found.values()]
+    return tuple(replace(one, chosen=n == scores.index(max(scores))) for n, one in enumerate(found.values()))
 
 
-def _checks(records: list[Record], curve: Curve) -> tuple[Record, ...]:
-    own = [r for r in records if len(r.layers) == 1 and r.kind != "layer" and r.seed == curve.records[0].seed]
-    return tuple(sorted(own, key=lambda r: (r.kind, r.depth or 0)))
+def _rules(record: Record, among: Sequence[Record]) -> list[str]:
+    """How a record's layers were found, in words that every run of a model has: "window of 5", "greedy"."""
+
+    def own(r: Record) -> list[str]:
+        return [re.sub(" around layer .*", "", one["rule"]) for one in (r.candidates or {}).get("found_by") or []]
+
+    budgets = [
+        [rule for r in among if r.series == name for rule in own(r) if "within" in rule]
+        for name in {r.series for r in among}
+    ]
+    one_budget = all(len(set(rules)) < 2 for rules in budgets)
+    return sorted({re.sub(" within .*", "", rule) if one_budget else rule for rule in own(record)})
+
+
+def _joint_margin(joint: Curve, curve: Curve) -> PairedDifference | None:
+    """By how much concatenated layers exceed the best single layer, in the draws that both have."""
+    if joint.rows_SMn is None or curve.rows_SMn is None or curve.metric.name != "top1":
+        return None
+    places = [list(curve.draw_names).index(name) for name in joint.draw_names]
+    return PairedDifference.from_rows(joint.rows_SMn[..., 0], curve.rows_SMn[places][..., curve.peak], over=joint.over)
 
 
 def layer_depth(name: str, curve: Curve) -> int:
@@ -406,7 +493,7 @@ def series_margin(a: Series, b: Series) -> PairedDifference | None:
         return None
 
 
-def margin(record: Record, other: Record, seed: int = 0) -> PairedDifference | None:
+def margin(record: Record, other: Record) -> PairedDifference | None:
     """By how much `record` exceeds `other` on their shared test rows: paired bootstrap interval, exact McNemar p.
 
     Returns None when the per-row files are missing or the two were tested on different rows.
@@ -416,4 +503,12 @@ def margin(record: Record, other: Record, seed: int = 0) -> PairedDifference | N
     ours, theirs = row_predictions(record), row_predictions(other)
     if not np.array_equal(ours.row_ids, theirs.row_ids):
         return None
-    return PairedDifference.from_rows(ours.correct, theirs.correct, seed=seed)
+    return PairedDifference.from_rows(ours.correct, theirs.correct)
+
+
+def short_range(depths: Sequence[int]) -> str:
+    """`6-8` for neighbours, `2,6,9` for a few others, `7 layers` for many."""
+    ordered = sorted(depths)
+    if len(ordered) > 1 and ordered == list(range(ordered[0], ordered[-1] + 1)):
+        return f"{ordered[0]}\N{EN DASH}{ordered[-1]}"
+    return ",".join(map(str, ordered)) if len(ordered) <= 3 else f"{len(ordered)} layers"

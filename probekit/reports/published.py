@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from probekit.reports.figures.depth import short_range
 from probekit.reports.panels import Panel
 from probekit.reports.tables import KEY_LENGTH, records_of, require_one_protocol
 
@@ -94,7 +93,7 @@ def comparison_frame(panels: Sequence[Panel], task: str = "linear_probe", mix_pr
                 {
                     **name,
                     "method": series.label,
-                    "layers": f"{short_range(joint.depths)} concatenated",
+                    "layers": f"{joint.name} concatenated",
                     "features": joint.record.width,
                     "accuracy": joint.value,
                     "low": joint.low,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from igpt_model import atomic
-from probekit.reports.panels import Concatenated, Panel, Series, value_name
+from probekit.reports.panels import Panel, Series, value_name
+from probekit.results.curve import Curve
 from probekit.results.measured import find_metric
 from probekit.results.metrics import Metric
 from probekit.results.record import Record
@@ -61,13 +62,17 @@ def layer_frame(panels: Sequence[Panel], mix_protocols: bool = False) -> pd.Data
     rows = []
     for panel in panels:
         for series in panel.series:
-            for index, record in enumerate(series.records):
-                rows.append(_row(panel, series, record, str(series.depths[index]), index))
+            layered = not series.is_flat
+            for place, depth in enumerate(series.depths):
+                against = _against_last(series, place) if layered else _against_last()
+                rows.append(
+                    _row(panel, series, series.curve, place, str(depth), layered and place == series.peak, against)
+                )
             for joint in series.concatenated:
-                layers = "+".join(map(str, joint.depths))
-                rows.append(_row(panel, series, joint.record, layers, None, joint))
+                rows.append(_row(panel, series, joint.curve, 0, joint.layers, joint.chosen, _against_last()))
             for check in series.checks:
-                rows.append(_row(panel, series, check, str(check.depth), None))
+                for place, depth in enumerate(check.depths):
+                    rows.append(_row(panel, series, check, place, str(depth), False, _against_last()))
     return pd.DataFrame(rows)
 
 
@@ -96,25 +101,31 @@ def path_frame(several: Sequence[Series]) -> pd.DataFrame:
 
 def records_of(series: Series) -> list[Record]:
     """Every record that a series shows in its figures, of all runs and seeds; its checks are in the tables only."""
-    return [*series.curve.every, *(joint.record for joint in series.concatenated)]
+    every = [*series.curve.every, *(record for joint in series.concatenated for record in joint.curve.every)]
+    return list({record.key: record for record in every}.values())
+
+
+def _against_last(series: Series | None = None, place: int = 0) -> dict[str, float]:
+    """A layer's difference to the last one with its band, as fractions; NaN for a probe that is no layer of a curve."""
+    against = dict.fromkeys(("minus_last", "minus_last_low", "minus_last_high"), np.nan)
+    if series is not None:
+        found = zip(against, (series.minus_last, series.band_low, series.band_high), strict=True)
+        factor = series.curve.metric.factor
+        against |= {name: values[place] / factor for name, values in found if values is not None}
+    return against
 
 
 def _row(
-    panel: Panel, series: Series, record: Record, layers: str, index: int | None, joint: Concatenated | None = None
+    panel: Panel, series: Series, curve: Curve, place: int, layers: str, chosen: bool, against: dict[str, float]
 ) -> dict[str, object]:
-    curve, factor = series.curve, series.curve.metric.factor
-    value, low, high = (np.nan,) * 3
-    if index is not None:
-        value, low, high = curve.values[index], curve.low[index], curve.high[index]
-    elif joint is not None:
-        value, low, high = joint.value / factor, joint.low / factor, joint.high / factor
-    elif panel.metric.name == "top1":
-        value, low, high = (record.metrics[name] for name in ("top1", "top1_low", "top1_high"))
-    has_band = index is not None and series.band_low is not None and series.band_high is not None
-    shown = value_name(series)
-    own = {name: record.metrics.get(name) if index is None else curve.metrics[name][index] for name in curve.metrics}
+    record, shown = curve.records[place], value_name(series)
+    own = {name: values[place] for name, values in curve.metrics.items()}
     if shown != "test_accuracy":
         own["test_accuracy"] = own["top1"]
+    C, n_iter, gap, rankme = (
+        curve.of_every(get)[:, place].astype(float)
+        for get in (lambda r: r.chosen_C, lambda r: r.refit["n_iter"], lambda r: r.refit["gap"], lambda r: r.rankme)
+    )
     return {
         "dataset": panel.dataset,
         "test_set": panel.test,
@@ -124,36 +135,42 @@ def _row(
         "kind": record.kind,
         "probe": record.probe,
         "width": record.width,
-        "chosen_on_val": joint is not None and joint.chosen
-        if index is None
-        else index == series.peak and not series.is_flat,
-        "val_accuracy": record.val_accuracy[record.chosen_index] if index is None else curve.val_accuracy[index],
-        shown: value,
-        "low": low,
-        "high": high,
-        "n_seeds": 1 if index is None else len(curve.seeds),
-        "n_runs": 1 if index is None else len(curve.runs),
-        "sd": np.nan if index is None else curve.spread[index],
+        "chosen_on_val": chosen,
+        "val_accuracy": curve.val_accuracy[place],
+        shown: curve.values[place],
+        "low": curve.low[place],
+        "high": curve.high[place],
+        "n_seeds": len(curve.seeds),
+        "n_runs": len(curve.runs),
+        "sd": curve.spread[place],
         **{name: value for name, value in own.items() if name not in ("top1", shown)},
         "n_test": record.metrics["n_test"],
-        "minus_last": np.nan if index is None or series.is_flat else series.minus_last[index] / factor,
-        "minus_last_low": series.band_low[index] / factor if has_band else np.nan,  # type: ignore[index]
-        "minus_last_high": series.band_high[index] / factor if has_band else np.nan,  # type: ignore[index]
-        "C": record.chosen_C,
+        **against,
+        "C": np.median(C),
+        "C_min": C.min(),
+        "C_max": C.max(),
         "tuned": record.tunes,
-        "converged": record.is_converged if index is None else bool(curve.converged[index]),
-        "at_grid_edge": bool(record.at_grid_edge if index is None else curve.at_grid_edge[index]),
-        "n_iter": record.refit["n_iter"],
-        "gap": np.nan if record.refit["gap"] is None else record.refit["gap"],
-        **({} if shown == "rankme" else {"rankme": np.nan if record.rankme is None else record.rankme}),
+        "converged": bool(curve.converged[place]),
+        "at_grid_edge": bool(curve.at_grid_edge[place]),
+        "n_iter": int(n_iter.max()),
+        "gap": gap.max(),
+        **({} if shown == "rankme" else {"rankme": rankme.mean()}),
         "seed": record.seed,
         "protocol_hash": panel.protocol_hash,
         "record": record.key,
     }
 
 
+def value_range(low: float, high: float, form: str) -> str:
+    """What several draws have chosen: "0.01", or "0.01 to 0.1"."""
+    return " to ".join(dict.fromkeys(format(value, form) for value in (low, high)))
+
+
 def printed_frame(frame: pd.DataFrame, metric: Metric | str = "top1") -> pd.DataFrame:
-    """The columns and the rounding that people read, from `layer_frame` of panels of one metric."""
+    """The columns and the rounding that people read, from `layer_frame` of panels of one metric.
+
+    Of several draws "C" is from the least to the largest that one has chosen, and "Record" the first one's.
+    """
     import pandas as pd
 
     metric = find_metric(metric) if isinstance(metric, str) else metric
@@ -185,8 +202,8 @@ def printed_frame(frame: pd.DataFrame, metric: Metric | str = "top1") -> pd.Data
                 reference, "(reference)"
             ),
             "C": [
-                f"{value:.3g}" if tuned == "C" else f"k = {value:.0f}" if tuned == "k" else f"lr {value:.3g}"
-                for value, tuned in zip(frame["C"], frame["tuned"], strict=True)
+                {"k": "k = ", "lr": "lr "}.get(tuned, "") + value_range(low, high, ".0f" if tuned == "k" else ".3g")
+                for low, high, tuned in zip(frame["C_min"], frame["C_max"], frame["tuned"], strict=True)
             ],
             "Converged": [
                 ("yes" if good else "by schedule" if tuned == "lr" else "NO") + (", C at grid end" if edge else "")

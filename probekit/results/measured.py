@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 
-from probekit.results.calibration import FILE_NAME, apply_temperature
 from probekit.results.metrics import METRICS, Metric
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCALED = "_scaled"
+CALIBRATION = "calibration.csv"
+"""Beside results.jsonl: the temperature of each probe, and its scores."""
+LARGEST_LOG_TEMPERATURE = np.log(1000.0)
 LABEL_FREE = {
     name: Metric(name, lambda *_: None, words)
     for name, words in {
@@ -96,7 +100,7 @@ def measured(record: Record, metric: Metric) -> Measured:
 
 def _temperature(record: Record) -> float:
     assert record.folder is not None
-    path = record.folder / FILE_NAME
+    path = record.folder / CALIBRATION
     frame = _table(path, path.stat().st_mtime_ns) if path.is_file() else None
     found = [] if frame is None else frame.loc[frame["record"] == record.key, "temperature"].tolist()
     if not found:
@@ -139,3 +143,30 @@ def _table(path: Path, _changed: int) -> "pd.DataFrame":
         return pd.read_csv(path, dtype={"layer": str, "record": str})
     except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}); delete it, and make it again.") from None
+
+
+def fit_temperature(log_proba_NK: np.ndarray, y_N: np.ndarray, sample_weight: np.ndarray | None = None) -> float:
+    """The T that makes softmax(log_proba / T) most likely for held-out labels: one number from 1/1000 to 1000.
+
+    Log-loss is convex in 1/T, so the bounded search finds the least one.
+
+    References
+    ----------
+    Guo et al., ICML 2017, section 4.2.
+    """
+    logits = log_proba_NK.astype(np.float64)
+    weights = np.ones(len(y_N)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    own = logits[np.arange(len(y_N)), y_N]
+
+    def loss(log_temperature: float) -> float:
+        scale = np.exp(-log_temperature)
+        return float((logsumexp(logits * scale, axis=1) - own * scale) @ weights)
+
+    bounds = (-LARGEST_LOG_TEMPERATURE, LARGEST_LOG_TEMPERATURE)
+    return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x))
+
+
+def apply_temperature(log_proba_NK: np.ndarray, temperature: float) -> np.ndarray:
+    """Log-probabilities (N, K) of softmax(log_proba / temperature)."""
+    scaled = log_proba_NK.astype(np.float64) / temperature
+    return scaled - logsumexp(scaled, axis=1, keepdims=True)

@@ -35,8 +35,13 @@ def usable_device(device: str | torch.device) -> torch.device:
 
 
 def to_device(values: Any, device: str | torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Numbers as a tensor on a device, cast there; an array that is on the host already is shared, not copied."""
+    """Numbers as a tensor on a device, cast there; an array that is on the host already is shared, not copied.
+
+    To a GPU they go from pinned memory and as they are stored: the host neither waits for the copy nor widens it.
+    """
     if not isinstance(values, torch.Tensor):
         values = torch.from_numpy(np.require(np.asarray(values), None, ["C", "W"]))
     where = device if isinstance(device, torch.device) else usable_device(device)
+    if where.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(where, non_blocking=True).to(dtype=dtype)
     return values.to(where).to(dtype=dtype)

@@ -23,7 +23,7 @@ from probekit.solver.validation import (
     label_index,
     read_features,
     read_finite,
-    read_labels,
+    read_known_labels,
 )
 
 Array = NDArray[np.float64]
@@ -31,7 +31,7 @@ Array = NDArray[np.float64]
 BLOCK_SCORES = 1 << 24  # held at once while a path is scored
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ProbePath:
     """Probes along a path of penalties.
 
@@ -95,13 +95,14 @@ class ProbePath:
     def accuracy(self, X: Any, y: ArrayLike) -> Array:
         """Share of rows classified correctly (n_C,)."""
         predicted = self.predict(X)
-        return np.asarray((predicted == read_labels(y, predicted.shape[1])).mean(axis=1))
+        labels = read_known_labels(y, predicted.shape[1], self.classes)
+        return np.asarray((predicted == labels).mean(axis=1))
 
     def log_loss(self, X: Any, y: ArrayLike) -> Array:
         """Mean cross-entropy in nats (n_C,); every label must be one of `classes`."""
         check_columns(X, self.feature_names)
         source = read_features(X)
-        index = label_index(read_labels(y, source.shape[0]), self.classes)
+        index = label_index(read_known_labels(y, source.shape[0], self.classes), self.classes)
         if (index < 0).any():
             raise UserError("log_loss was given labels the path was not fitted on; drop those rows first.")
         total = np.zeros(len(self))
@@ -112,6 +113,8 @@ class ProbePath:
 
     def probe(self, index: int) -> Any:
         """The `LinearProbe` of penalty number `index`, fitted, with this path's settings."""
+        if isinstance(index, (bool, np.bool_)) or index not in range(-len(self), len(self)):
+            raise UserError(f"The path has {len(self)} penalties, but number {index!r} was asked for; count from 0.")
         # by name: the solver can be read, and used, without the estimators that are built on it
         return import_module("probekit.probes.linear").LinearProbe.from_path(self, index)
 

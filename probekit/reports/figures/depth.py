@@ -300,7 +300,7 @@ def _slots(panel: Panel, narrow: bool, most: int = 4) -> list[tuple[float, int, 
         own = [(number, joint) for number, joint in own if joint.chosen]
     last = _last_layer(panel)
     # room for the longest name below the axis
-    letters = max([5, *(len(short_range(joint.depths)) for _, joint in own)])
+    letters = max([5, *(len(joint.name) for _, joint in own)])
     step = max(last, 4) * (0.19 if narrow else 0.08) * letters / 5
     return [(last + step * (1.1 + place), number, joint) for place, (number, joint) in enumerate(own[:most])]
 
@@ -311,18 +311,12 @@ def _last_layer(panel: Panel) -> int:
 
 def _concatenated(axes: Axes, x: float, joint: Concatenated, color: str, gid: str) -> None:
     _bars(axes, [x], [joint.low], [joint.high], {"color": color, "markersize": 6.5})
+    for value in joint.by_draw if joint.curve.n_draws > 1 else ():
+        axes.plot(x, value, marker="_", markersize=5, color=color, markeredgewidth=0.7, alpha=0.5, zorder=2)
     axes.plot(
         x, joint.value, marker="D", markersize=6.5 if joint.chosen else 5, color=color, markeredgewidth=1.4,
         markerfacecolor=color if joint.reliable else PAPER, zorder=5, gid=gid,
     )  # fmt: skip
-
-
-def short_range(depths: Sequence[int]) -> str:
-    """`6-8` for neighbours, `2,6,9` for a few others, `7 layers` for many."""
-    ordered = sorted(depths)
-    if len(ordered) > 1 and ordered == list(range(ordered[0], ordered[-1] + 1)):
-        return f"{ordered[0]}\N{EN DASH}{ordered[-1]}"
-    return ",".join(map(str, ordered)) if len(ordered) <= 3 else f"{len(ordered)} layers"
 
 
 def _layer_axis(axes: Axes, panel: Panel, slots: Sequence[tuple[float, int, Concatenated]], narrow: bool) -> None:
@@ -334,7 +328,7 @@ def _layer_axis(axes: Axes, panel: Panel, slots: Sequence[tuple[float, int, Conc
     layers = [int(tick) for tick in MaxNLocator(nbins=12, integer=True).tick_values(0, last) if 0 <= tick <= last]
     axes.set_xticks(
         [*layers, *(x for x, _, _ in slots)],
-        [*map(str, layers), *(short_range(joint.depths) for _, _, joint in slots)],
+        [*map(str, layers), *(joint.name for _, _, joint in slots)],
     )
     below = axes.get_xaxis_transform()
     size: dict[str, Any] = {

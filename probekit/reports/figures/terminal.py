@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 MARKS = "●■▲◆★"
-ASCII = str.maketrans("●■▲◆★○◦▿│┤─└╌↑", "o#^*xO.v||-+-^")
+ASCII = str.maketrans("●■▲◆★○◦▿│┤─└╌↑", "o#^*xO.v||-+-^") | {ord("\N{EN DASH}"): "-", ord("±"): "+-"}
 MODEL_COLOURS = ("bright_blue", "dark_orange", "green3", "magenta", "yellow")
 
 
@@ -53,6 +53,12 @@ def terminal_curve(panel: Panel, width: int = 80, height: int = 16) -> Group:
     lines: list[Text] = [Text(f"{panel.measured}, {visible(panel.title)}", style="bold")]
     lines += _canvas(panel, width, height)
     lines.append(_legend(panel))
+    for series in panel.models:
+        for joint in series.concatenated:
+            spread = f" ± {joint.spread:.1f} ({joint.curve.over})" if joint.curve.over else ""
+            found = f"{joint.value:.1f} %{spread}, 95 % {joint.low:.1f} to {joint.high:.1f}"
+            margin = f", {joint.margin.words} points over the best layer alone" if joint.margin else ""
+            lines.append(Text(visible(f"{series.label}, {joint.title}: {found}{margin}")))
     for series in panel.models:
         if series.verdict is not None:
             best, gain = series.verdict.sentences()
