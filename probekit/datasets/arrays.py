@@ -88,13 +88,7 @@ def _compare_labels(found: list[Any], listed: np.ndarray, whose: str, rows: Any)
 
 
 def image_and_label(item: Any, row: int) -> tuple[Any, Any]:
-    """Image and label of a data set's item: the first two of a sequence, or by their names in a mapping.
-
-    Raises
-    ------
-    UserError
-        It is neither, or several of its names could be meant.
-    """
+    """Image and label of a data set's item: the first two of a sequence, or by their names in a mapping."""
     if isinstance(item, Mapping):
         found = []
         for what, names in (("image", IMAGE_NAMES), ("label", LABEL_NAMES)):
@@ -113,13 +107,7 @@ def image_and_label(item: Any, row: int) -> tuple[Any, Any]:
 
 
 def to_rgb(image: Any, name: str) -> np.ndarray:
-    """A PIL image, a uint8 array (HW, HW1, HW3) or a uint8 tensor (CHW) as HWC uint8 RGB.
-
-    Raises
-    ------
-    UserError
-        Anything else, floating-point images among them: how they were normalised is not known here.
-    """
+    """A PIL image, a uint8 array (HW, HW1, HW3) or a uint8 tensor (CHW) as HWC uint8 RGB."""
     if hasattr(image, "convert"):
         return pixels_of(image, name, Decoding(exif="ignore"))
     is_tensor = hasattr(image, "detach")
@@ -137,13 +125,7 @@ def to_rgb(image: Any, name: str) -> np.ndarray:
 
 
 def _labels_of_items(value: Any) -> tuple[np.ndarray, str]:
-    """Labels of a torch Dataset, and what says so: its `targets` or `labels`, or else every item.
-
-    Raises
-    ------
-    UserError
-        They are not: a target_transform changes them, or the items come in another order.
-    """
+    """Labels of a torch Dataset, and what says so: its `targets` or `labels`, or else every item."""
 
     name = next((n for n in ("targets", "labels") if hasattr(value, n)), None)
     if name is None:
@@ -201,13 +183,7 @@ def load_objects(value: Any, name: str = "arrays", classes: Any = None, **option
 
 
 def class_names(value: Any) -> tuple[str, ...] | None:
-    """Names of the labels 0, 1, ...: from a sequence of texts or of synonyms, or from a mapping of names to labels.
-
-    Raises
-    ------
-    UserError
-        It is none of them.
-    """
+    """Names of the labels 0, 1, ...: from a sequence of texts or of synonyms, or from a mapping of names to labels."""
     if value is None:
         return None
     if isinstance(value, Mapping):

@@ -206,12 +206,7 @@ def load(name: str, root: str | Path | None = None, **options: Any) -> Dataset:
         if len(splits) > 1:
             raise UserError(f"{path} mixes archives with and without a split level; expected {LAYOUT}.")
         splits = {"train": splits[""]}
-    provenance = {
-        "source": "image folder",
-        "path": path,
-        "listing_hash": listing_hash,
-        "left_out": dict(left_out),
-    }
+    provenance = {"source": "image folder", "path": path, "listing_hash": listing_hash, "left_out": dict(left_out)}
     return assemble(title(name, "folder", path, ".zip"), path, splits, provenance, **options)
 
 

@@ -21,18 +21,7 @@ from probekit.runtime.errors import UserError, first_line
 
 SOURCE = "H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST, 2017"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 # md5 of the published .gz, and of the one in Debian's package dataset-fashion-mnist, which is packed anew
 MD5 = {
     "train-images-idx3-ubyte": ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", "cf8536b0aa1a6ac5fa3f23001093305c"),
@@ -45,13 +34,7 @@ MOST_BYTES = 1 << 30  # unpacked; Fashion-MNIST has 47 MB
 
 
 def read_idx(path: Path, most: int = MOST_BYTES) -> np.ndarray:
-    """One idx file of unsigned bytes, of at most `most` bytes.
-
-    Raises
-    ------
-    UserError
-        It is cut short or of another kind.
-    """
+    """One idx file of unsigned bytes, of at most `most` bytes."""
     try:
         content = read_bytes(path, most)
         if path.suffix == ".gz":

@@ -94,11 +94,6 @@ def decode(content: bytes, name: str, how: Decoding = Decoding()) -> np.ndarray:
     """Decode one image file to HWC uint8 RGB (transparent parts and palettes as Pillow converts them).
 
     Of several frames the first is taken. 16 bits become 8 by division by 257, rounded.
-
-    Raises
-    ------
-    UserError
-        The bytes are no image Pillow can read whole, or nothing says what its values mean; the message names the file.
     """
     # other code of this process may have asked Pillow to fill what a file lacks with grey
     ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -117,13 +112,7 @@ def decode(content: bytes, name: str, how: Decoding = Decoding()) -> np.ndarray:
 
 
 def pixels_of(image: Image.Image, name: str, how: Decoding) -> np.ndarray:
-    """A Pillow image as HWC uint8 RGB.
-
-    Raises
-    ------
-    UserError
-        Its values are floats or 32-bit numbers, whose range is not known.
-    """
+    """A Pillow image as HWC uint8 RGB."""
     sixteen = image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format in SIXTEEN_BIT_FORMATS)
     turned = image.getexif().get(ORIENTATION, 1)
     if turned != 1:

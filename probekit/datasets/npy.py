@@ -29,14 +29,7 @@ SEVERITIES = 5
 
 @dataclass(eq=False)
 class MappedImages:
-    """Rows of memory-mapped .npy arrays, uint8 (N, H, W[, 3]); each process maps them for itself.
-
-    Parameters
-    ----------
-    files : tuple of str
-    spans : tuple of (first, stop)
-        The rows of each file that are used.
-    """
+    """Rows (first to stop of each file) of memory-mapped .npy arrays, uint8 (N, H, W[, 3]), mapped in each process."""
 
     files: tuple[str, ...]
     spans: tuple[tuple[int, int], ...]

@@ -40,15 +40,10 @@ LABEL_NAMES = ("label", "labels", "target", "class", "cls")
 
 @dataclass(eq=False)
 class ParquetImages(EncodedImages):
-    """A column of encoded images in parquet files; rows asked for in ascending order are read once.
+    """A column of encoded images (bytes, or a struct with the field `bytes`) in parquet files; ascending rows are read
+    once.
 
-    Parameters
-    ----------
-    files : tuple of str
-    column : str
-        Bytes, or a struct with the field `bytes` (Hugging Face's `Image`).
-    group_file, group, group_end : int64 (G,)
-        Of each row group: its file, its number there, and the row after its last.
+    Of each row group: its file, its number there, and the row after its last.
     """
 
     files: tuple[str, ...]

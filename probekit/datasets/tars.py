@@ -32,14 +32,7 @@ SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 @dataclass(eq=False)
 class TarImages(EncodedImages):
-    """Image members of uncompressed tars by offset.
-
-    Parameters
-    ----------
-    files : tuple of str
-    shards, offsets, sizes : int64 (N,)
-        Which file, and which of its bytes.
-    """
+    """Image members of uncompressed tars: in which file, and which of its bytes."""
 
     files: tuple[str, ...]
     shards: np.ndarray
