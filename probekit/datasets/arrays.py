@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from igpt_model.hashing import hash_file
-from probekit.datasets.images import ArrayImages, Decoding, Images, pixels_of
+from probekit.datasets.images import ArrayImages, Decoding, Images, MadeImages, pixels_of
 from probekit.datasets.parts import Part, assemble, label_array, title
 from probekit.datasets.records import Dataset
 from probekit.datasets.splits import SPLIT_NAMES
@@ -27,18 +27,8 @@ ITEMS_ASKED = 32
 ARRAYS = {**dict.fromkeys(("images", "x", "data"), "images"), **dict.fromkeys(("labels", "y", "targets"), "labels")}
 
 
-@dataclass(frozen=True, eq=False)
-class ListedImages:
-    """A list of HWC or HW uint8 arrays whose sizes may differ."""
-
-    arrays: tuple[np.ndarray, ...]
-
-    def __len__(self) -> int:
-        return len(self.arrays)
-
-    def read(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The images at `rows`, each HWC uint8 RGB."""
-        return [to_rgb(self.arrays[row], f"image {row}") for row in rows]
+def _listed(arrays: tuple[Any, ...], rows: np.ndarray) -> list[np.ndarray]:
+    return [to_rgb(arrays[row], f"image {row}") for row in rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +139,7 @@ def _as_part(value: Any) -> Part:
     if isinstance(value, tuple) and len(value) == 2:
         images, labels = value
         plain = isinstance(images, list | tuple)
-        source: Images = ListedImages(tuple(images)) if plain else ArrayImages(np.asarray(images))
+        source: Images = MadeImages(tuple(images), _listed) if plain else ArrayImages(np.asarray(images))
         return Part(source, label_array(labels, "The labels"))
     indexed = hasattr(value, "__getitem__") and hasattr(value, "__len__")
     # the items of a pandas or polars table are its columns

@@ -40,20 +40,12 @@ def load(
 
     Parameters
     ----------
-    name : str
-        Name of the data set; "csv" means: call it after the file.
     root : path
         The file, in UTF-8 (or UTF-16 with its mark).
     image, label, split : str, optional
         Columns; without them `path` (or file_name, ...), `label` (or class, target), and the one column of splits,
         if there is one. Labels are class names, in sorted order.
     **options : see `probekit.datasets.parts.assemble`
-
-    Raises
-    ------
-    UserError
-        The file or a column is missing, a split has another name than train, val or test, a row has no label, or a
-        listed file is missing or listed twice.
     """
     if root is None or not Path(root).expanduser().is_file():
         raise UserError(f"{root} is not a file; give root=FILE.csv with the columns path, label and perhaps split.")

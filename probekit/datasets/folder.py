@@ -178,17 +178,9 @@ def load(name: str, root: str | Path | None = None, **options: Any) -> Dataset:
 
     Parameters
     ----------
-    name : str
-        Name of the data set; "folder" means: call it after the path.
     root : path
         A folder, a .zip, a quoted glob of zips ('data/cifar10-*.zip'), or a folder of zips.
     **options : see `probekit.datasets.parts.assemble`
-
-    Raises
-    ------
-    UserError
-        Nothing is there, the layout is another one, a class folder holds no image, or a class of test or val is not in
-        train.
     """
     if root is None:
         raise UserError("No path was given for the image folder; pass root=FOLDER (on the command line --root).")

@@ -59,11 +59,6 @@ def load(
     image, label, split : str, optional
         Columns, where several could be meant; `split` where the data set itself has one pool of rows.
     **options : see `probekit.datasets.parts.assemble`
-
-    Raises
-    ------
-    UserError
-        `datasets` is missing, the data set cannot be loaded, or its columns are none or several.
     """
     spec = name.removeprefix(PREFIX)
     place = os.path.expanduser(spec)

@@ -7,9 +7,9 @@ import io
 import os
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -191,12 +191,32 @@ class ArrayImages:
         return list(chosen)
 
 
+@dataclass(frozen=True, eq=False)
+class MadeImages:
+    """Images that a function makes of the rows asked for: `make(items, rows)` is a list of HWC uint8 RGB."""
+
+    items: Any
+    make: Callable[[Any, np.ndarray], list[np.ndarray]]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def read(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The images at `rows`, each HWC uint8 RGB."""
+        return self.make(self.items, rows)
+
+
 class EncodedImages(ABC):
     """Encoded picture files, decoded when read; where their bytes are is all that a subclass says."""
 
     how = Decoding()
     random_access = True
     """Whether a row costs the same wherever it is."""
+    _opened: Any = None
+    """What one process holds open: a file handle shared over fork has one read position."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -258,17 +278,12 @@ class ZipImages(EncodedImages):
 
     archive: str
     names: Sequence[str]
-    _opened: tuple[int, Any] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}
-
     def encoded(self, row: int) -> tuple[bytes, str]:
         """The member's content."""
-        # a file handle shared over fork has one read position: two processes would read each other's bytes
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = (os.getpid(), zipfile.ZipFile(self.archive))
         name = f"{self.archive}:{self.names[row]}"

@@ -27,19 +27,9 @@ from probekit.runtime.errors import UserError, first_line
 
 # written into processor files, without effect on a picture
 ABOUT = {
-    "auto_map",
-    "feature_extractor_type",
-    "image_processor_class",
-    "image_processor_type",
-    "max_size",
-    "model_input_names",
-    "pad_and_return_pixel_mask",
-    "processor_class",
-    "processor_type",
-    "reduce_labels",
-    "tokenizer_class",
-    "transformers_version",
-    "use_fast",
+    *("auto_map", "feature_extractor_type", "image_processor_class", "image_processor_type", "processor_class"),
+    *("processor_type", "tokenizer_class", "transformers_version", "use_fast", "model_input_names"),
+    *("max_size", "pad_and_return_pixel_mask", "reduce_labels"),
 }
 # switches of the steps that --resolution, --resize and --crop take the place of
 SIZE_SWITCHES = ("do_resize", "do_center_crop", "do_crop", "do_pad", "do_thumbnail", "do_align_long_axis")
