@@ -106,39 +106,36 @@ def _existing(file: Path, names: Sequence[str]) -> Sequence[str]:
     """The listed files, each of which is there, once; a folder is listed once, whatever the number of its files."""
     known: dict[str, tuple[str, dict[str, bool]]] = {}
 
-    def inside(folder: str) -> tuple[str, dict[str, bool]]:
-        """A folder's real path, and whether each file in it is a link."""
+    def located(name: str) -> str | None:
+        """The path of a file without links, or None where it is not there."""
+        folder, last = os.path.split(os.path.join(file.parent, name))
         if folder not in known:
             entries = os.scandir(folder) if os.path.isdir(folder) else ()
             known[folder] = os.path.realpath(folder), {entry.name: entry.is_symlink() for entry in entries}
-        return known[folder]
+        path, is_link = known[folder]
+        place = os.path.join(path, last)
+        return None if last not in is_link else os.path.realpath(place) if is_link[last] else place
 
-    def is_there(name: str) -> bool:
-        folder, last = os.path.split(os.path.join(file.parent, name))
-        return last in inside(folder)[1]
-
-    def real(name: str) -> str:
-        folder, last = os.path.split(os.path.join(file.parent, name))
-        path, links = inside(folder)
-        return os.path.realpath(os.path.join(path, last)) if links[last] else os.path.join(path, last)
-
-    if names and not is_there(names[0]) and is_there(names[0].replace("\\", "/")):
+    if names and not located(names[0]) and located(names[0].replace("\\", "/")):
         names = [name.replace("\\", "/") for name in names]
-    missing = [name for name in names if not is_there(name)]
+    seen: dict[str | None, int] = {}
+    missing = []
+    for number, name in enumerate(names):
+        place = located(name)
+        if place is None:
+            missing.append(name)
+        elif (first := seen.setdefault(place, number)) != number:
+            also = f" (as {names[first]})" if names[first] != name else ""
+            raise UserError(
+                f"{file} lists {name} in rows {first}{also} and {number} (counted from 0); leave one of them, or one "
+                "image could be in two splits."
+            )
     if missing:
         more = f", nor do {len(missing) - 1} others" if missing[1:] else ""
         raise UserError(
             f"{file} lists {missing[0]}, which does not exist in {file.parent}{more}: paths are absolute or relative "
             "to the file's folder."
         )
-    seen: dict[str, int] = {}
-    for number, name in enumerate(names):
-        if (first := seen.setdefault(real(name), number)) != number:
-            also = f" (as {names[first]})" if names[first] != name else ""
-            raise UserError(
-                f"{file} lists {name} in rows {first}{also} and {number} (counted from 0); leave one of them, or one "
-                "image could be in two splits."
-            )
     return names
 
 

@@ -47,9 +47,10 @@ def check_rows(encoder: Any, examples: np.ndarray) -> None:
     drawn = drawn or (device.type == "cpu" and not all(torch.equal(pair[name], again[name]) for name in pair))
     for rerun in (again, *(run(examples[:2]) for _ in range(REPEATS - 1 if drawn else 0))):
         _compare(encoder, pair, rerun, 0.0 if drawn else tolerance, "the same batch is run again", drawn)
-    # two of the other pictures have values that no picture has: what is taken over the batch shows
-    strange = 255 - examples[:2] if examples.dtype == np.uint8 else -4 * examples[:2]
-    company = run(np.concatenate([examples[2:], examples[1::-1], strange]))
+    # two of the others are as dark and as bright as can be: what is taken over the batch shows
+    ends = (0, 255) if examples.dtype == np.uint8 else (4 * examples.min(), 4 * examples.max())
+    extreme = np.stack([np.full_like(examples[0], value) for value in ends])
+    company = run(np.concatenate([examples[2:], examples[1::-1], extreme]))
     moved = {name: rows[[2, 1]] for name, rows in company.items()}
     _compare(encoder, pair, moved, tolerance, "other pictures are in its batch", drawn)
     for name, rows in company.items():
