@@ -1,5 +1,6 @@
 """`fit_path`: one certified probe a penalty, all penalties at once."""
 
+import numbers
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -113,7 +114,7 @@ class ProbePath:
 
     def probe(self, index: int) -> Any:
         """The `LinearProbe` of penalty number `index`, fitted, with this path's settings."""
-        if isinstance(index, (bool, np.bool_)) or index not in range(-len(self), len(self)):
+        if isinstance(index, bool) or not isinstance(index, numbers.Integral) or not -len(self) <= index < len(self):
             raise UserError(f"The path has {len(self)} penalties, but number {index!r} was asked for; count from 0.")
         # by name: the solver can be read, and used, without the estimators that are built on it
         return import_module("probekit.probes.linear").LinearProbe.from_path(self, index)

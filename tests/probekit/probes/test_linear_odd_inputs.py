@@ -537,7 +537,7 @@ def test_balanced_weights_count_a_class_of_weight_zero_as_removed():
     np.testing.assert_allclose(with_zero.predict_proba(X)[:, :3], removed.predict_proba(X), atol=1e-3)
 
 
-@pytest.mark.parametrize("index", [2, -3, 1.5, True, None, "0"])
+@pytest.mark.parametrize("index", [2, -3, 1.0, 1.5, True, None, "0"])
 def test_a_penalty_that_a_path_has_not_is_refused(index):
     path = fit_path(X, Y, [0.1, 1.0])
     assert path.probe(np.int64(-1)).C == 1.0
