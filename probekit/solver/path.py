@@ -3,6 +3,7 @@
 import numbers
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -175,9 +176,11 @@ def fit_path(
         raise UserError(
             "rows_dealt needs the torch backend and a running torch.distributed group; start with torchrun."
         )
-    inputs = read_inputs(X, y, Cs, sample_weight, standardize, device, dtype, rows_dealt)
-    l2s = objective.C_to_l2(inputs.Cs, inputs.total_weight)
-    with rank_zero_factors(rows_dealt):
+    # the solver names the device of whatever is not on the host, which is torch's default unless a user changed it
+    home = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+    with home, rank_zero_factors(rows_dealt):
+        inputs = read_inputs(X, y, Cs, sample_weight, standardize, device, dtype, rows_dealt)
+        l2s = objective.C_to_l2(inputs.Cs, inputs.total_weight)
         fitted = fit_backend(backend, inputs, l2s, tol=tol, max_iter=max_iter, fit_intercept=fit_intercept)
     coef, intercept = inputs.unscale(fitted.theta[..., :-1], fitted.theta[..., -1])
     path = ProbePath(

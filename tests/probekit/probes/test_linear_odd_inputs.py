@@ -601,3 +601,14 @@ def test_what_load_would_refuse_is_not_saved(tmp_path):
     with pytest.raises(UserError, match="UTF-8"):
         LinearProbe().fit(X, np.array(["\ud800", "b", "c"], object)[Y]).save(tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_torchs_default_device_is_not_the_solvers(fit):
+    torch.set_default_device("meta")  # any tensor made without a device would hold no values
+    try:
+        found = proba(fit(X, Y), X)
+        paths = [fit_path(X, Y, np.logspace(-6, 5, 7), standardize=flag) for flag in (False, True)]
+    finally:
+        torch.set_default_device(None)
+    np.testing.assert_array_equal(found, proba(fit(X, Y), X))
+    assert all(path.converged.all() for path in paths)
