@@ -134,7 +134,7 @@ def _features(record: Record) -> Path:
 def _cell(path: Path, key: str, value: str, column: str) -> float | None:
     """What a table has in a column, in its first row of a key; None where there is no such row, or no table."""
     table: Any = _table(path, path.stat().st_mtime_ns) if path.is_file() else {}
-    found = table[column][table[key] == value] if len(table) else []
+    found: Any = table[column][table[key] == value] if len(table) else []
     return float(found.iloc[0]) if len(found) else None
 
 

@@ -42,7 +42,7 @@ CSS_NAME = {light: f"--c{number}" for number, light in enumerate(DARK)}
 DASHES: Sequence[Any] = ("--", ":", "-.", (0, (5, 1, 1, 1)))
 MODEL_MARKERS = ("o", "s", "^", "v", "P", "X")
 
-SIZES = ("font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize")
+SIZES: Any = ("font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize")
 
 
 @contextmanager
