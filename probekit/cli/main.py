@@ -23,7 +23,7 @@ from probekit.cli import console
 from probekit.cli.numbers import check_numbers
 from probekit.cli.register import Verb, command
 from probekit.cli.usage import prepared, usage_sentence
-from probekit.runtime.errors import UserError, did_you_mean
+from probekit.runtime.errors import UserError, did_you_mean, shortened
 from probekit.runtime.escape import terminal, visible
 
 MAKE = Group.create_ordered("One command")
@@ -308,7 +308,7 @@ def _number_inside(error: BaseException) -> int | None:
 def _report(sentence: str, code: int) -> int:
     stderr = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     who = "probekit" if console.is_rank0() else f"probekit, rank {os.environ['RANK']}"
-    stderr.print(terminal(f"{who}: {sentence}"), style="red" if code != 130 else None)
+    stderr.print(terminal(f"{who}: {shortened(sentence)}"), style="red" if code != 130 else None)
     return code
 
 
