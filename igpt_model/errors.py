@@ -3,6 +3,7 @@
 import re
 
 LENGTH = 300  # characters of another library's message: it may quote a whole damaged file
+LONGEST = 2_400  # characters of a sentence of ours, which may quote a name from such a file
 
 
 class UserError(ValueError):
@@ -11,6 +12,14 @@ class UserError(ValueError):
     The message is one sentence: what was given, what was expected, what to do. The command line prints it without a
     traceback and exits with code 2.
     """
+
+    def __init__(self, message: object) -> None:
+        super().__init__(shortened(str(message)))
+
+
+def shortened(message: str) -> str:
+    """The message, or the two ends of one of more than `LONGEST` characters."""
+    return message if len(message) <= LONGEST else f"{message[: LONGEST // 2]} ... {message[-LONGEST // 3 :]}"
 
 
 def first_line(error: BaseException) -> str:

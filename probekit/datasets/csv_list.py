@@ -95,6 +95,8 @@ def read_table(file: Path) -> tuple[list[str], list[list[str]]]:
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = content.decode("utf-16" if wide else "utf-8-sig")
+        if "\0" in text:
+            raise csv.Error("it contains NUL: UTF-16 without its mark, or no text")
         top = text.partition("\n")[0]
         separator = "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=top.count)
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
@@ -110,13 +112,23 @@ def read_table(file: Path) -> tuple[list[str], list[list[str]]]:
 
 def _existing(file: Path, names: Sequence[str]) -> Sequence[str]:
     """The listed files, each of which is there, once; a folder is listed once, whatever the number of its files."""
-    known: dict[str, set[str]] = {}
+    known: dict[str, tuple[str, dict[str, bool]]] = {}
+
+    def inside(folder: str) -> tuple[str, dict[str, bool]]:
+        """A folder's real path, and whether each file in it is a link."""
+        if folder not in known:
+            entries = os.scandir(folder) if os.path.isdir(folder) else ()
+            known[folder] = os.path.realpath(folder), {entry.name: entry.is_symlink() for entry in entries}
+        return known[folder]
 
     def is_there(name: str) -> bool:
         folder, last = os.path.split(os.path.join(file.parent, name))
-        if folder not in known:
-            known[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        return last in known[folder]
+        return last in inside(folder)[1]
+
+    def real(name: str) -> str:
+        folder, last = os.path.split(os.path.join(file.parent, name))
+        path, links = inside(folder)
+        return os.path.realpath(os.path.join(path, last)) if links[last] else os.path.join(path, last)
 
     if names and not is_there(names[0]) and is_there(names[0].replace("\\", "/")):
         names = [name.replace("\\", "/") for name in names]
@@ -129,10 +141,11 @@ def _existing(file: Path, names: Sequence[str]) -> Sequence[str]:
         )
     seen: dict[str, int] = {}
     for number, name in enumerate(names):
-        if (first := seen.setdefault(os.path.normpath(name), number)) != number:
+        if (first := seen.setdefault(real(name), number)) != number:
+            also = f" (as {names[first]})" if names[first] != name else ""
             raise UserError(
-                f"{file} lists {name} in rows {first} and {number} (counted from 0); leave one of them, or one image "
-                "could be in two splits."
+                f"{file} lists {name} in rows {first}{also} and {number} (counted from 0); leave one of them, or one "
+                "image could be in two splits."
             )
     return names
 

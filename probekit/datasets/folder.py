@@ -18,7 +18,7 @@ import xxhash
 
 from probekit.datasets.images import FileImages, PackedNames, ZipImages
 from probekit.datasets.listing import SUFFIXES, Listing, list_archive, list_folder
-from probekit.datasets.parts import Part, assemble, title
+from probekit.datasets.parts import Part, assemble, split_of, title
 from probekit.datasets.records import Dataset
 from probekit.datasets.splits import SPLIT_NAMES
 from probekit.runtime.errors import UserError
@@ -51,6 +51,12 @@ def _split_level(names: list[str], level: int, where: str) -> bool:
     if len(splits) == len(deep):
         return bool(splits)
     if not any(deep[top] for top in splits):
+        alike = sorted(top for top in deep if deep[top] and split_of(top))
+        if alike and not splits:
+            raise UserError(
+                f"{where} contains {', '.join(alike[:4])}, which hold folders and seem to be splits; call them train, "
+                "val and test, or give the folder of one of them."
+            )
         return False
     others = ", ".join(sorted(set(deep) - set(splits))[:4])
     raise UserError(

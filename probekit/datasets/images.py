@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import xxhash
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from igpt_model.checked_json import read_bytes
 from probekit.runtime.errors import UserError, first_line
@@ -23,7 +23,8 @@ from probekit.runtime.errors import UserError, first_line
 # Pillow opens grey pictures of 16 bits as I;16 (before release 11, and PGM still, as I); their range is that of 16 bits
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
-ORIENTATION = 0x112  # the EXIF tag
+# EXIF and TIFF tags
+ORIENTATION, BITS, PHOTOMETRIC = 0x112, 258, 262
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ def decode(content: bytes, name: str, how: Decoding = Decoding()) -> np.ndarray:
     UserError
         The bytes are no image Pillow can read whole, or nothing says what its values mean; the message names the file.
     """
+    # other code of this process may have asked Pillow to fill what a file lacks with grey
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         with Image.open(io.BytesIO(content)) as image:
             return pixels_of(image, name, how)
@@ -140,7 +143,10 @@ def pixels_of(image: Image.Image, name: str, how: Decoding) -> np.ndarray:
             f"{name} is a {kind} image with values from {values.min():g} to {values.max():g}, and nothing says which "
             "are black and white; give --value-range (value_range=), for example --value-range 0 1."
         )
-    low, high = how.value_range or (0, 65535)
+    tags = getattr(image, "tag_v2", {})
+    low, high = how.value_range or (0, 2 ** min(16, *tags.get(BITS, (16,))) - 1)
+    if tags.get(PHOTOMETRIC) == 0:  # the smallest value is white, which Pillow heeds for 8 bits only
+        low, high = high, low
     grey_HW = (np.asarray(image).astype(np.float64) - low) * (255 / (high - low))
     if not np.isfinite(grey_HW).all():
         raise UserError(f"{name} contains values that are not finite; repair or remove it.")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from igpt_model.checked_json import parse_json
+from igpt_model.checked_json import Text, mismatch, parse_json
 from igpt_model.hashing import hash_json
 from probekit.datasets.images import EncodedImages, FileImages, Images, PackedNames
 from probekit.datasets.listing import is_clutter, is_image
@@ -120,7 +120,7 @@ def _as_sentence(file: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not isinstance(error, OSError) and not type(error).__module__.startswith("pyarrow"):
+        if not isinstance(error, OSError | UnicodeError) and not type(error).__module__.startswith("pyarrow"):
             raise
         raise UserError(f"{file} is not a whole parquet file ({first_line(error)}); copy it again.") from None
 
@@ -154,6 +154,8 @@ def choose_columns(
     import pyarrow.types as kinds
 
     names = list(schema.names)
+    if len(set(names)) < len(names):
+        raise UserError(f"{where} has several columns of one name; give each its own.")
     declared = [n for n in names if features.get(n, {}).get("_type") == "Image"]
 
     def holds_bytes(kind: Any) -> bool:
@@ -179,7 +181,11 @@ def choose_columns(
         raise UserError(
             f"{where}: the column {label} contains several labels per row, but a probe needs one class per row."
         )
-    return image, label, features.get(label, {}).get("names")
+    classes = features.get(label, {}).get("names")
+    problem = mismatch(classes, ([Text(10_000)], None))
+    if problem:
+        raise UserError(f"{where} declares class names that cannot be used: {problem.replace('the whole', label)}.")
+    return image, label, classes
 
 
 def load(
@@ -260,8 +266,7 @@ def _part(
         with _as_sentence(file):
             opened = _open(file)
             schema = opened.schema_arrow
-        features = declared_features(schema)
-        image, label, names = choose_columns(features, schema, image, label, where)
+            image, label, names = choose_columns(declared_features(schema), schema, image, label, where)
         if classes is not None and names is not None and names != classes:
             raise UserError(f"{file} names other classes than the files before it; give files of one data set.")
         classes = names or classes
@@ -277,7 +282,9 @@ def _part(
     kind = schema.field(image).type
     images: Images
     if str(kind) in ("string", "large_string"):
-        paths = [str(file.parent / p) for file in files for p in _open(file).read([image]).column(0).to_pylist()]
+        with _as_sentence(where):
+            named = [(file, name) for file in files for name in _open(file).read([image]).column(0).to_pylist()]
+        paths = [str(file.parent / (name or "")) for file, name in named]
         images = FileImages("", PackedNames(paths))
     else:
         images = ParquetImages(

@@ -224,11 +224,12 @@ def check_classes(name: str, classes: Sequence[str]) -> None:
             label.encode()
         except UnicodeEncodeError:
             raise UserError(f"The class name {label!a} of {name} is not a valid text; rename its folder.") from None
-        alike.setdefault(" ".join(unicodedata.normalize("NFKC", label).casefold().split()), []).append(label)
+        shown = "".join(c for c in unicodedata.normalize("NFKC", label) if unicodedata.category(c) != "Cf")
+        alike.setdefault(" ".join(shown.casefold().split()).lstrip("0") or "0", []).append(label)
     for group in alike.values():
         if len(group) > 1:
             warnings.warn(
                 f"{name} has {len(group)} classes of the names {', '.join(map(repr, group))}, which differ in case, "
-                "spaces or not at all; they are kept apart.",
+                "spaces, zeros in front, invisible characters or not at all; they are kept apart.",
                 stacklevel=4,
             )

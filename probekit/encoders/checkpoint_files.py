@@ -86,6 +86,8 @@ def _reason(error: Exception) -> str:
     blocked = re.search(r"unsupported GLOBAL (\S+)", str(error))
     if blocked:
         return f"it names {blocked[1]}, which may run programs"
+    if isinstance(error, EOFError | IndexError) or "Unsupported operand" in str(error):
+        return "it is no file of torch.save, safetensors or numpy.savez"
     return said[1].strip(". ") if said else first_line(error)
 
 

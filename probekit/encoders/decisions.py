@@ -7,6 +7,7 @@ AXES = {
     "BD": "vectors",
     "BTD": "token sequences (batch first)",
     "TBD": "token sequences (batch second)",
+    "BDT": "token sequences (channels second)",
     "BCHW": "feature maps (channels first)",
     "BHWC": "feature maps (channels last)",
 }

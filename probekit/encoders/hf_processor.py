@@ -7,6 +7,7 @@ crops, pads and reorders channels. Letters: H and W sides.
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -142,12 +143,12 @@ def _normalisations(processor: Any) -> list[Normalisation]:
         value = getattr(processor, name, None)
         return default if value is None else value
 
-    factor = float(of("rescale_factor", 1 / 255)) if of("do_rescale", False) else 1.0
     scaled = bool(of("do_normalize", False))
     try:
+        factor = float(of("rescale_factor", 1 / 255)) if of("do_rescale", False) else 1.0
         mean = np.array(triple(of("image_mean", 0.0) if scaled else 0.0))
         std = np.array(triple(of("image_std", 1.0) if scaled else 1.0))
-    except UserError:
+    except (TypeError, ValueError, UserError):
         return []
     if factor <= 0 or (std <= 0).any():
         return []
@@ -216,7 +217,13 @@ def load_processor(
             f"hf:{name}: preprocessor_config.json names {kind}, which this transformers does not have; "
             "give --resolution, --mean and --std, which replace it."
         )
-    strange = sorted(key for key, value in written.items() if value and key not in _understood(processor) | ABOUT)
+    understood = _understood(processor) | ABOUT
+    # a step switched off that the class does not have is harmless, but not the misspelt name of one that it has
+    strange = sorted(
+        key
+        for key, value in written.items()
+        if key not in understood and (value or (value is not None and get_close_matches(key, understood, 1, 0.85)))
+    )
     if strange:
         raise UserError(
             f"hf:{name}: preprocessor_config.json contains {', '.join(strange)}, which {type(processor).__name__} does "

@@ -13,7 +13,7 @@ from igpt_model import atomic
 from probekit.evaluate.runner import Job, Runner
 from probekit.features.store import Features
 from probekit.probes import PROBES, Protocol
-from probekit.results.calibration import FILE_NAME, apply_temperature, fit_temperature
+from probekit.results.measured import CALIBRATION, apply_temperature, fit_temperature
 from probekit.results.metrics import METRICS
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record, read_records
@@ -95,7 +95,7 @@ def calibrate(
         if progress:
             progress(number, len(mine))
     frame = pd.DataFrame(rows)
-    atomic.write_text(runner.out / FILE_NAME, csv_text(frame))
+    atomic.write_text(runner.out / CALIBRATION, csv_text(frame))
     mean = frame.drop(columns=["record", "series", "seed"]).groupby(["probe", "depth", "test_set"], sort=False).mean()
     return mean.reset_index()
 

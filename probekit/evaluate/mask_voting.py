@@ -76,7 +76,7 @@ def mask_ensemble(record: Record, stores: Sequence[FeatureStore | str | Path], s
         (predicted_MN == own.labels).mean(1),
         float(right.mean()),
         *wilson_interval(int(right.sum()), len(right)),
-        PairedDifference.from_rows(right, own.correct, seed=seed),
+        PairedDifference.from_rows(right, own.correct),
         voted,
     )
 
