@@ -12,6 +12,7 @@ import traceback
 
 import torch
 from rows import RESULTS, circumstances, record
+from rows import timed as timed
 
 from igpt_model.devices import find_device
 from igpt_model.errors import UserError
@@ -88,14 +89,3 @@ def _rows(part, measures):
     for what, value in measures():
         yield f"{part}: {what}", float(value)
     yield f"{part}: finished, s", time.perf_counter() - begun
-
-
-def timed(work, device):
-    """Seconds of a call, the device's work included, and its result."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    begun = time.perf_counter()
-    result = work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begun, result

@@ -6,7 +6,7 @@ Row ids: the position among the rows of the split, its files in the order of the
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +40,10 @@ LABEL_NAMES = ("label", "labels", "target", "class", "cls")
 
 @dataclass(eq=False)
 class ParquetImages(EncodedImages):
-    """A column of encoded images in parquet files; rows asked for in ascending order are read once.
+    """A column of encoded images (bytes, or a struct with the field `bytes`) in parquet files; ascending rows are read
+    once.
 
-    Parameters
-    ----------
-    files : tuple of str
-    column : str
-        Bytes, or a struct with the field `bytes` (Hugging Face's `Image`).
-    group_file, group, group_end : int64 (G,)
-        Of each row group: its file, its number there, and the row after its last.
+    Of each row group: its file, its number there, and the row after its last.
     """
 
     files: tuple[str, ...]
@@ -56,13 +51,9 @@ class ParquetImages(EncodedImages):
     group_file: np.ndarray
     group: np.ndarray
     group_end: np.ndarray
-    _reader: Any = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return int(self.group_end[-1]) if len(self.group_end) else 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_reader": None}
 
     random_access = False
 
@@ -74,10 +65,10 @@ class ParquetImages(EncodedImages):
         """The column's bytes, or the file that it names."""
         number = int(np.searchsorted(self.group_end, row, side="right"))
         start = int(self.group_end[number - 1]) if number else 0
-        reader = self._reader
+        reader = self._opened
         if reader is None or reader.owner != (os.getpid(), number) or row < reader.first:
             file = self.files[self.group_file[number]]
-            reader = self._reader = _GroupReader(file, int(self.group[number]), self.column, start, number)
+            reader = self._opened = _GroupReader(file, int(self.group[number]), self.column, start, number)
         value = reader.value(row)
         name = f"{reader.file}, row {row - start} of row group {int(self.group[number])}"
         content = value.get("bytes") if isinstance(value, dict) else value
@@ -200,8 +191,6 @@ def load(
 
     Parameters
     ----------
-    name : str
-        Name of the data set; "parquet" means: call it after the path.
     root : path
         A .parquet file, a quoted glob, or a folder of them (to every depth). The word train, val or test in a path
         says its split.
@@ -209,11 +198,6 @@ def load(
         Columns. Without them those that `datasets` declared, or the one column of bytes and the one called label; and,
         where no file names a split, the one column of splits, if there is one.
     **options : see `probekit.datasets.parts.assemble`
-
-    Raises
-    ------
-    UserError
-        pyarrow is missing, a file is damaged, or none or several columns could be meant.
     """
     where = os.path.expanduser(str(root)) if root is not None else ""
     files = [file for file in expand(where, ".parquet") if file.is_file()] if where else []
