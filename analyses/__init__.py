@@ -2,14 +2,50 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from igpt_model import atomic
 from igpt_model.errors import UserError
+from probekit.reports import Panel, build_panels, collect_records
+from probekit.reports.figures.style import save_figure, style
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 
-def command_line(page: str | None) -> argparse.ArgumentParser:
-    """A parser whose --help is a module's docstring, with its own line breaks."""
-    return argparse.ArgumentParser(description=page, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command_line(page: str | None, results: bool = True) -> argparse.ArgumentParser:
+    """A parser whose --help is a module's docstring, with its own line breaks; results folders are its arguments."""
+    parser = argparse.ArgumentParser(description=page, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if results:
+        parser.add_argument("results", nargs="+", type=Path)
+    return parser
+
+
+def panels(results: Sequence[Path]) -> list[Panel]:
+    """Everything in some results folders, a panel a data set and protocol."""
+    return build_panels(collect_records(results))
+
+
+def print_panels(
+    page: str | None, lines: Callable[[Panel], list[str]], none: str, arguments: Sequence[str] | None
+) -> None:
+    """Parse results folders and print the lines of every panel, or `none` where there are none."""
+    options = command_line(page).parse_args(arguments)
+    print("\n".join(line for panel in panels(options.results) for line in lines(panel)) or none)
+
+
+def write(stem: Path, frame: "pd.DataFrame", draw: "Callable[[pd.DataFrame], Figure] | None" = None) -> list[Path]:
+    """Write a table as STEM.csv and what `draw` makes of it as STEM.svg and STEM.png."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    table = stem.with_name(f"{stem.name}.csv")
+    atomic.write_text(table, frame.to_csv(index=False, lineterminator="\n"))
+    if draw is None:
+        return [table]
+    with style():
+        return [table, *save_figure(draw(frame), stem, ("svg", "png"))]
 
 
 def start(main: Callable[[], None]) -> None:

@@ -4,76 +4,61 @@
 
 RESULTS hold both models' sweeps on the same data. As many runs of each, with other seeds, are paired in their order and
 taken together: intervals draw runs, then rows. --masks are the BERT models' feature files under other masks
-(`probekit extract --seed 1 --splits test`): what the modal vote adds is printed as well. --out gets ar_vs_bert.svg and
-.csv, both objectives by depth and their difference.
+(`probekit extract --seed 1 --splits test`): what the modal vote adds is printed as well. --out gets pictures and points
+of both objectives by depth, the runs of each as one curve.
 """
 
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from analyses import command_line, over_runs, start
-from igpt_model import atomic
 from probekit.evaluate.mask_voting import mask_ensemble
 from probekit.features.store import FeatureStore
 from probekit.reports import build_panels, collect_records
-from probekit.reports.figures.style import MODELS, RANDOM, style
 from probekit.reports.panels import Panel, Series, margin
-from probekit.reports.report import save_figure
+from probekit.reports.report import write_curve
 from probekit.results.predictions import row_predictions
-from probekit.runtime.errors import UserError
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
 
 
-def runs_of(panel: Panel, objective: str) -> list[Series]:
-    """The trained iGPTs of this panel with objective "AR" or "BERT", in order of appearance."""
-    causal = {"AR": True, "BERT": False}[objective]
-    return [s for s in panel.models if (s.records[0].encoder.get("config") or {}).get("causal") is causal]
+def runs_of(panel: Panel) -> tuple[list[Series], list[Series]]:
+    """The trained iGPTs of this panel that are autoregressive, and those that are BERT, in order of appearance."""
+    causal = [(s, (s.records[0].encoder.get("config") or {}).get("causal")) for s in panel.models]
+    return [s for s, is_causal in causal if is_causal is True], [s for s, is_causal in causal if is_causal is False]
 
 
 def lines(panel: Panel, masks: Sequence[Path] = ()) -> list[str]:
     """What every pair of an autoregressive and a BERT model of this panel says."""
-    ours, berts = runs_of(panel, "AR"), runs_of(panel, "BERT")
+    ours, berts = runs_of(panel)
     several = len(ours) == len(berts) > 1
     found = []
     for ar, bert in zip(ours, berts, strict=True) if several else product(ours, berts):
         paired = margin(ar.records[ar.peak], bert.records[bert.peak])
-        words = "no paired test"
-        if paired:
-            words = f"{paired.words} points, p = {paired.p:.2g}"
+        words = f"{paired.words} points, p = {paired.p:.2g}" if paired else "no paired test"
         found.append(
             f"{panel.title}: {ar.label} (AR) at its best layer {ar.depths[ar.peak]} has {ar.values[ar.peak]:.1f} %, "
             f"{bert.label} (BERT) at layer {bert.depths[bert.peak]} {bert.values[bert.peak]:.1f} %: {words}"
         )
         if np.array_equal(ar.depths, bert.depths):
-            below = int((bert.values < ar.values).sum())
-            found.append(f"  BERT lies below at {below} of {len(ar.depths)} layers")
-        different = unmatched(ar, bert)
-        if different:
+            found.append(f"  BERT lies below at {(bert.values < ar.values).sum()} of {len(ar.depths)} layers")
+        if different := unmatched(ar, bert):
             found.append(f"  not matched: {', '.join(different)}")
     if several:
         best = [[s.curve.rows()[:, s.peak] for s in runs] for runs in (ours, berts)]
-        found.append(f"{panel.title}, {len(ours)} runs of each at their best layers: {_words(over_runs.gain(*best))}")
-    return found + _votes(berts, masks)
+        found.append(f"{panel.title}, {len(ours)} runs of each at their best layers: {over_runs.gain(*best).words}")
+    return found + votes(berts, masks)
 
 
 def unmatched(ar: Series, bert: Series) -> list[str]:
     """In which sizes, or in the number of updates, two models differ, in words."""
-    said = []
-    for series in (ar, bert):
-        encoder = series.records[0].encoder
-        config = {k: v for k, v in encoder["config"].items() if k not in ("causal", "mask_prob")}
-        said.append({**config, "step": encoder.get("step")})
-    return [f"{k} {said[0].get(k)} and {said[1].get(k)}" for k in said[0] if said[0].get(k) != said[1].get(k)]
+    a, b = ({**s.records[0].encoder["config"], "step": s.records[0].encoder.get("step")} for s in (ar, bert))
+    return [f"{k} {a[k]} and {b.get(k)}" for k in a if k not in ("causal", "mask_prob") and a[k] != b.get(k)]
 
 
-def _votes(berts: Sequence[Series], masks: Sequence[Path]) -> list[str]:
+def votes(berts: Sequence[Series], masks: Sequence[Path]) -> list[str]:
+    """What the modal vote of several masks adds to one, by run and together."""
     found, voted, alone = [], [], []
     stores = [FeatureStore.open(path) for path in masks]
     for bert in berts:
@@ -87,90 +72,29 @@ def _votes(berts: Sequence[Series], masks: Sequence[Path]) -> list[str]:
         alone.append(rows.correct)
         found.append(
             f"  {bert.label}, {len(ensemble.single)} masks: {100 * ensemble.accuracy:.1f} % "
-            f"[{100 * ensemble.low:.1f}, {100 * ensemble.high:.1f}], "
-            f"{ensemble.gain.words} points above one mask, "
+            f"[{100 * ensemble.low:.1f}, {100 * ensemble.high:.1f}], {ensemble.gain.words} points above one mask, "
             f"p = {ensemble.gain.p:.2g} (single masks: {', '.join(f'{100 * value:.1f}' for value in ensemble.single)})"
         )
     if len(voted) > 1:
-        found.append(f"  the vote over one mask, {len(voted)} runs: {_words(over_runs.gain(voted, alone))}")
+        found.append(f"  the vote over one mask, {len(voted)} runs: {over_runs.gain(voted, alone).words}")
     return found
-
-
-def _words(together: over_runs.Together) -> str:
-    each = ", ".join(f"{value:+.1f}" for value in together.each)
-    return f"{together.mean:+.1f} [{together.low:+.1f}, {together.high:+.1f}] points ({each})"
-
-
-def depth_frame(ar: Sequence[Series], bert: Sequence[Series], random: Sequence[Series] = ()) -> "pd.DataFrame":
-    """A row a series and depth: objective, depth, mean, low, high, each run; percent, but points for "AR - BERT".
-
-    Raises
-    ------
-    UserError
-        The models were probed at different depths, so that no layer of one answers to one of the other.
-    """
-    import pandas as pd
-
-    depths = ar[0].depths
-    if any(not np.array_equal(series.depths, depths) for series in (*ar, *bert)):
-        raise UserError("The models have different numbers of layers; the image is of models of the same depth.")
-    groups = {"AR": ar, "BERT": bert, **{series.label: [series] for series in random}}
-    rights = {name: [series.curve.rows() for series in runs] for name, runs in groups.items()}
-    found = {
-        (name, int(depth)): over_runs.accuracy([right[:, place] for right in rights[name]])
-        for name, runs in groups.items()
-        for place, depth in enumerate(runs[0].depths)
-    }
-    if len(ar) == len(bert) > 1:
-        for place, depth in enumerate(depths):
-            pair = ([right[:, place] for right in rights[name]] for name in ("AR", "BERT"))
-            found["AR - BERT", int(depth)] = over_runs.gain(*pair)
-    return pd.DataFrame(
-        {"objective": name, "depth": depth, "mean": one.mean, "low": one.low, "high": one.high}
-        | {f"run_{number}": value for number, value in enumerate(one.each)}
-        for (name, depth), one in found.items()
-    )
-
-
-def depth_figure(frame: "pd.DataFrame") -> "Figure":
-    """Mean accuracy by depth with 95 % intervals, a faint line a run."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.subplots()
-    looks = {"AR": (MODELS[0][0], "o", "-"), "BERT": (MODELS[1][0], "s", "-")}
-    for name, own in frame[frame.objective != "AR - BERT"].groupby("objective", sort=False):
-        colour, marker, line = looks.get(name, (RANDOM[0], "v", "--"))
-        runs = own.filter(like="run_").dropna(axis=1)
-        axes.plot(own.depth, runs, color=colour, linewidth=0.7, alpha=0.5)
-        axes.vlines(own.depth, own.low, own.high, color=colour, linewidth=1, alpha=0.6)
-        axes.plot(own.depth, own["mean"], color=colour, marker=marker, linestyle=line, markersize=4, label=name)
-    axes.set_title("Test accuracy of linear probes, %: mean, 95 % interval, runs faint")
-    axes.set_xlabel("layer")
-    axes.set_xticks(sorted(frame.depth.unique()))
-    axes.legend(loc="best")
-    return figure
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read results and print every pair."""
     parser = command_line(__doc__)
-    parser.add_argument("results", nargs="+", type=Path)
     parser.add_argument("--masks", nargs="*", type=Path, default=())
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    panels = build_panels(collect_records(options.results))
-    found = [line for panel in panels for line in lines(panel, options.masks)]
-    print("\n".join(found) or "These results do not hold an autoregressive and a BERT model on the same data.")
-    both = [panel for panel in panels if runs_of(panel, "AR") and runs_of(panel, "BERT")]
-    for panel in both if options.out else []:
-        runs = runs_of(panel, "AR"), runs_of(panel, "BERT")
-        stem = options.out / ("ar_vs_bert" if len(both) == 1 else f"ar_vs_bert-{panel.slug}")
-        frame = depth_frame(*runs, [s for s in panel.series if s.role == "random"])
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write_text(stem.with_suffix(".csv"), frame.round(3).to_csv(index=False, lineterminator="\n"))
-        with style():
-            save_figure(depth_figure(frame), stem, ("svg", "png"))
+    records = collect_records(options.results)
+    found = build_panels(records)
+    printed = [line for panel in found for line in lines(panel, options.masks)]
+    print("\n".join(printed) or "These results do not hold an autoregressive and a BERT model on the same data.")
+    ours, berts = (dict.fromkeys(s.records[0].series for panel in found for s in runs_of(panel)[k]) for k in (0, 1))
+    runs = {name: list(own) for name, own in (("AR", ours), ("BERT", berts)) if len(own) > 1}
+    for panel in build_panels(records, runs=runs) if options.out else []:
+        options.out.mkdir(parents=True, exist_ok=True)
+        print(*write_curve(panel, options.out / f"ar_vs_bert-{panel.slug}", ("svg", "png")), sep="\n")
 
 
 if __name__ == "__main__":

@@ -8,24 +8,10 @@ Three stages of n blocks at 16, 32 and 64 channels, shortcuts of option A (every
 weights). Weights: https://github.com/akamaster/pytorch_resnet_cifar10 (BSD-2-Clause). Letters: B images, C channels.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from probekit.encoders import Preparation
-
-
-class BatchNorm(nn.Module):
-    """Batch normalisation in evaluation, with the four tensors that the published files hold and no step counter."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return F.batch_norm(x_BCHW, self.running_mean, self.running_var, self.weight, self.bias)
 
 
 class Block(nn.Module):
@@ -34,9 +20,9 @@ class Block(nn.Module):
     def __init__(self, n_in: int, n_out: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)
-        self.bn1 = BatchNorm(n_out)
+        self.bn1 = nn.BatchNorm2d(n_out)
         self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
-        self.bn2 = BatchNorm(n_out)
+        self.bn2 = nn.BatchNorm2d(n_out)
         self.stride, self.added = stride, (n_out - n_in) // 2
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -51,7 +37,7 @@ class ResNet(nn.Module):
     def __init__(self, n: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = BatchNorm(16)
+        self.bn1 = nn.BatchNorm2d(16)
         self.layer1 = _stage(16, 16, n, 1)
         self.layer2 = _stage(16, 32, n, 2)
         self.layer3 = _stage(32, 64, n, 2)

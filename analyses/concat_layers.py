@@ -6,26 +6,23 @@ One row a set of concatenated layers: its accuracy, and by how much it exceeds t
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from analyses import command_line, start
-from probekit.reports import build_panels, collect_records
-from probekit.reports.figures.depth import short_range
-from probekit.reports.panels import Panel, margin
+from analyses import print_panels, start
+from probekit.reports.panels import Panel
+
+NONE = "These results join no layers: run `probekit concat` first."
 
 
 def lines(panel: Panel) -> list[str]:
     """One sentence a set of concatenated layers."""
     found = []
     for series in panel.series:
-        best = series.records[series.peak]
         for joint in series.concatenated:
-            paired = margin(joint.record, best)
             gain = "no paired test: per-row predictions are missing"
-            if paired:
-                gain = f"{paired.words} points above layer {series.depths[series.peak]}, p = {paired.p:.2g}"
+            if joint.margin:
+                gain = f"{joint.margin.words} points above layer {series.depths[series.peak]}, {joint.margin.p_words}"
             found.append(
-                f"{series.label} on {panel.title}, layers {short_range(joint.depths)}: {joint.value:.1f} % "
+                f"{series.label} on {panel.title}, {joint.title}: {joint.value:.1f} % "
                 f"[{joint.low:.1f}, {joint.high:.1f}], {gain}{' (chosen on held-out rows)' if joint.chosen else ''}"
                 f"{'' if joint.reliable else f' ({joint.fit_words})'}"
             )
@@ -34,11 +31,7 @@ def lines(panel: Panel) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read results and print every set of concatenated layers."""
-    parser = command_line(__doc__)
-    parser.add_argument("results", nargs="+", type=Path)
-    options = parser.parse_args(arguments)
-    found = [line for panel in build_panels(collect_records(options.results)) for line in lines(panel)]
-    print("\n".join(found) or "These results join no layers: run `probekit concat` first.")
+    print_panels(__doc__, lines, NONE, arguments)
 
 
 if __name__ == "__main__":

@@ -8,23 +8,21 @@ Prints the curve and its two sentences for each data set and protocol; with --ou
 from collections.abc import Sequence
 from pathlib import Path
 
-from analyses import command_line, start
-from probekit.reports import build_panels, collect_records, print_panel
+from analyses import command_line, panels, start
+from probekit.reports import print_panel
 from probekit.reports.report import write_curve
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read results, print every panel, write the pictures where asked."""
     parser = command_line(__doc__)
-    parser.add_argument("results", nargs="+", type=Path)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    for panel in build_panels(collect_records(options.results)):
+    for panel in panels(options.results):
         print_panel(panel)
         if options.out:
             options.out.mkdir(parents=True, exist_ok=True)
-            for file in write_curve(panel, options.out / f"depth_curve-{panel.slug}"):
-                print(file)
+            print(*write_curve(panel, options.out / f"depth_curve-{panel.slug}"), sep="\n")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 RUNS are folders of `probekit finetune`. The first is the reference: the others, such as `--from-scratch` or another
 `--layer`, are compared with it on the same test rows; with --results also the best probe, and published rows. Runs that
-differ in their seed alone are also taken together, and paired with the first's by seed: intervals draw runs, then rows.
+differ in their seed alone (also series NAME-s0, NAME-s1, ... of the results) are taken together as well, and paired
+with the first's by seed: intervals draw runs, then rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from analyses import command_line, over_runs, start
+from analyses import command_line, over_runs, panels, start
 from igpt_model.checked_json import read_json
 from probekit.cli.finetune import PREDICTIONS_FILE, TEST_FILE
-from probekit.reports import build_panels, collect_records
 from probekit.reports.published import published
-from probekit.results.metrics import bootstrap_interval, mcnemar_exact, wilson_interval
+from probekit.results.metrics import wilson_interval
+from probekit.results.paired import PairedDifference
 from probekit.results.predictions import load_probe, row_predictions
 from probekit.runtime.errors import UserError
 
@@ -59,11 +60,13 @@ def arm(settings: Mapping[str, Any]) -> str:
 def best_probes(results: Sequence[Path]) -> list[Tested]:
     """The best layer, chosen on held-out rows, of every model in the results."""
     found = []
-    for panel in build_panels(collect_records(results)) if results else []:
+    for panel in panels(results) if results else []:
         for series in panel.models:
             rows = row_predictions(series.records[series.peak])
             name = f"probe of {series.label}, layer {series.depths[series.peak]}"
-            found.append(Tested(name, rows.row_ids, rows.correct, panel.dataset))
+            model, _, seed = series.label.rpartition("-s")  # igpt-s0, igpt-s1: probes of the seeds' checkpoints
+            own = (f"probe of {model}", int(seed)) if seed.isdigit() else ()
+            found.append(Tested(name, rows.row_ids, rows.correct, panel.dataset, *own))
     return found
 
 
@@ -74,10 +77,8 @@ def lines(tested: Sequence[Tested]) -> list[str]:
         low, high = wilson_interval(int(one.correct.sum()), len(one.correct))
         words = f"{100 * one.correct.mean():5.1f} % [{100 * low:.1f}, {100 * high:.1f}]  {one.name} on {one.dataset}"
         if one is not first and np.array_equal(one.row_ids, first.row_ids) and one.dataset == first.dataset:
-            gain = 100 * (one.correct.mean() - first.correct.mean())
-            lower, upper = bootstrap_interval(one.correct, first.correct)
-            p = mcnemar_exact(one.correct, first.correct)
-            words += f": {gain:+.1f} [{100 * lower:+.1f}, {100 * upper:+.1f}] points against the first, p = {p:.2g}"
+            gain = PairedDifference.from_rows(one.correct, first.correct)
+            words += f": {gain.words} points against the first, p = {gain.p:.2g}"
         elif one is not first:
             words += ": other test rows than the first, no paired test"
         found.append(words)
@@ -96,28 +97,17 @@ def seeds_together(tested: Sequence[Tested]) -> list[str]:
     for one in tested:
         if np.array_equal(one.row_ids, tested[0].row_ids) and one.dataset == tested[0].dataset:
             arms.setdefault(one.arm, {})[one.seed] = one.correct
-    found, first = [], arms[tested[0].arm]
-    for name, runs in arms.items():
-        if len(runs) < 2:
-            continue
-        own = over_runs.accuracy(list(runs.values()))
-        words = f"{own.mean:5.1f} % [{own.low:.1f}, {own.high:.1f}], sd {own.spread:.1f}, {len(runs)} seeds: {name}"
-        shared = sorted(runs.keys() & first.keys())
-        if runs is not first and len(shared) > 1:
-            gain = over_runs.gain([runs[seed] for seed in shared], [first[seed] for seed in shared])
-            words += f": {gain.mean:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}] points against the first"
-        found.append(words)
-    return found
+    return over_runs.arm_lines(arms, tested[0].arm)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read fine-tuned runs and print them beside one another."""
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, results=False)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--results", nargs="*", type=Path, default=[])
     options = parser.parse_args(arguments)
-    runs = [read_run(folder) for folder in options.runs]
-    print("\n".join([*lines([*runs, *best_probes(options.results)]), *seeds_together(runs)]))
+    tested = [*map(read_run, options.runs), *best_probes(options.results)]
+    print("\n".join([*lines(tested), *seeds_together(tested)]))
 
 
 if __name__ == "__main__":

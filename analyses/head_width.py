@@ -60,7 +60,7 @@ class HeadParts:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Extract the parts, probe them, print and write the table."""
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, results=False)
     parser.add_argument("run")
     parser.add_argument("dataset")
     parser.add_argument("--out", type=Path, required=True)

@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from analyses import command_line, start
-from igpt_model import atomic
+from analyses import command_line, panels, start, write
 from igpt_model.training.run_log import read_metrics
 from probekit.cli.watch import read_probes
-from probekit.reports import build_panels, collect_records
-from probekit.reports.figures.style import INK, MODEL_MARKERS, MODELS, style
-from probekit.reports.report import save_figure
+from probekit.reports.figures.style import INK, MODEL_MARKERS, MODELS
 from probekit.results.record import RESULTS_NAME, Record
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 
@@ -51,7 +49,7 @@ def loss_at(run: Path, step: int) -> float | None:
 def swept_points(results: Sequence[Path], run: Path | None = None) -> list[Point]:
     """The checkpoints of some results with a known loss."""
     found = []
-    for series in [one for panel in build_panels(collect_records(results)) for one in panel.models]:
+    for series in [one for panel in panels(results) for one in panel.models]:
         encoder = series.records[series.peak].encoder
         loss = validation_loss(series.records[series.peak], run)
         if loss is not None:
@@ -85,26 +83,34 @@ def lines(points: Sequence[Point]) -> list[str]:
     return [points[0].run, *found]
 
 
-def figure(points: Sequence[Point]) -> "Figure":
+def table(points: Sequence[Point]) -> "pd.DataFrame":
+    """Columns step, val_loss, chosen, layer_0, ...: a row a checkpoint; percent."""
+    import pandas as pd
+
+    rows = [[p.step, round(p.loss, 4), p.layer, *(round(a, 2) for a in p.accuracies)] for p in points]
+    layers = (f"layer_{k}" for k in range(len(points[0].accuracies)))
+    return pd.DataFrame(rows, columns=["step", "val_loss", "chosen", *layers])
+
+
+def figure(frame: "pd.DataFrame") -> "Figure":
     """Left: checkpoint by layer, a dot on the chosen layer. Right: accuracy against loss."""
     from matplotlib.figure import Figure
 
-    grid = np.array([p.accuracies for p in points])
-    chosen, rows = np.array([p.layer for p in points]), np.arange(len(points))
+    grid, rows = frame.filter(like="layer_").to_numpy(), np.arange(len(frame))
     drawn = Figure(figsize=(8.2, 3.4))
     left, right = drawn.subplots(1, 2, width_ratios=(1.25, 1))
     drawn.subplots_adjust(left=0.08, right=0.985, top=0.9, bottom=0.14, wspace=0.22)
     left.grid(visible=False)
     shades = left.imshow(grid, aspect="auto", cmap="viridis", origin="lower")
-    left.scatter(chosen, rows, s=16, color="white", edgecolor=INK, linewidth=0.8)
-    left.set_yticks(rows, [f"{p.step:,}" for p in points])
+    left.scatter(frame.chosen, rows, s=16, color="white", edgecolor=INK, linewidth=0.8)
+    left.set_yticks(rows, [f"{step:,}" for step in frame.step])
     left.set_xticks(np.arange(grid.shape[1]))
     left.set(xlabel="layer", ylabel="update")
     left.set_title("Test accuracy, %; dot: layer chosen on held-out rows")
     drawn.colorbar(shades, ax=left, pad=0.02)
-    curves = {"chosen layer": grid[rows, chosen], "last layer": grid[:, -1], "layer 0": grid[:, 0]}
+    curves = {"chosen layer": grid[rows, frame.chosen], "last layer": grid[:, -1], "layer 0": grid[:, 0]}
     for (name, values), (colour, *_), marker in zip(curves.items(), MODELS, MODEL_MARKERS, strict=False):
-        right.plot([p.loss for p in points], values, color=colour, marker=marker, markersize=4, label=name)
+        right.plot(frame.val_loss, values, color=colour, marker=marker, markersize=4, label=name)
     right.invert_xaxis()
     right.set_xlabel("validation loss, nats a pixel (later to the right)")
     right.set_title("Test accuracy, %, against loss")
@@ -114,7 +120,7 @@ def figure(points: Sequence[Point]) -> "Figure":
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read results or runs and print loss beside accuracy; write table and picture where asked."""
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, results=False)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--run", type=Path)
     parser.add_argument("--out", type=Path)
@@ -128,15 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number, (_, own) in enumerate(sorted(runs.items())):
         print("\n".join(lines(own)))
         if options.out:
-            stem = options.out / f"emergence{f'-{number}' if number else ''}"
-            header = ["step", "val_loss", "chosen", *(f"layer_{k}" for k in range(len(own[0].accuracies)))]
-            table = [[p.step, round(p.loss, 4), p.layer, *(round(a, 2) for a in p.accuracies)] for p in own]
-            stem.parent.mkdir(parents=True, exist_ok=True)
-            atomic.write_text(
-                stem.with_suffix(".csv"), "\n".join(",".join(map(str, row)) for row in [header, *table]) + "\n"
-            )
-            with style():
-                save_figure(figure(own), stem, ("svg",))
+            write(options.out / f"emergence{f'-{number}' if number else ''}", table(own), figure)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analyses import command_line, start
-from igpt_model import atomic
+from analyses import command_line, start, write
 from probekit.reports import collect_records
-from probekit.reports.figures.style import MODEL_MARKERS, MODELS, style
+from probekit.reports.figures.style import MODEL_MARKERS, MODELS
 from probekit.reports.published import published
-from probekit.reports.report import save_figure
 from probekit.results.curve import choose_layer
 from probekit.results.record import Record
 from probekit.runtime.errors import UserError
@@ -74,7 +72,7 @@ def by_layer(records: Sequence[Record], series: str) -> "pd.DataFrame":
     groups = pd.DataFrame(rows, columns=["labels", "layer", "top1"]).groupby(["labels", "layer"]).top1
     frame = groups.agg(mean="mean", sd="std", seeds="size").reset_index()
     frame["labels"] = ["all" if n == np.inf else str(int(n)) for n in frame.labels]
-    return frame
+    return frame.round(3)
 
 
 def figure(frame: "pd.DataFrame") -> "Figure":
@@ -96,7 +94,6 @@ def figure(frame: "pd.DataFrame") -> "Figure":
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read results and print accuracy by number of labels; draw it by layer where asked."""
     parser = command_line(__doc__)
-    parser.add_argument("results", nargs="+", type=Path)
     parser.add_argument("--series", default="igpt")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
@@ -104,12 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     none = "These results hold no sweep of few labels: run `probekit sweep --train-rows 40 --seeds 5`."
     print("\n".join(lines(records)) or none)
     if options.out:
-        frame = by_layer(records, options.series)
-        options.out.mkdir(parents=True, exist_ok=True)
-        text = frame.round(3).to_csv(index=False, lineterminator="\n")
-        atomic.write_text(options.out / "labels_by_layer.csv", text)
-        with style():
-            save_figure(figure(frame), options.out / "labels_by_layer", ("svg", "png"))
+        write(options.out / "labels_by_layer", by_layer(records, options.series), figure)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Runs that differ in their seed alone, taken together: the mean, and an interval that draws runs, then rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,13 +9,7 @@ from probekit.results.metrics import bootstrap_runs, wilson_interval
 
 
 class Together(NamedTuple):
-    """Several runs; percent, or points for a difference.
-
-    Attributes
-    ----------
-    mean, low, high : over runs; the 95 % interval draws runs, then rows
-    each : one value a run
-    """
+    """Several runs; percent, or points for a difference: the mean, its 95 % limits, one value a run."""
 
     mean: float
     low: float
@@ -23,23 +17,41 @@ class Together(NamedTuple):
     each: tuple[float, ...]
 
     @property
-    def spread(self) -> float:
-        """Standard deviation over runs."""
-        return float(np.std(self.each, ddof=1))
+    def words(self) -> str:
+        """A difference as text, with that of each run."""
+        each = ", ".join(f"{value:+.1f}" for value in self.each)
+        return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}] points ({each})"
 
 
 def accuracy(runs: Sequence[np.ndarray]) -> Together:
     """Taken together: which rows each run has right, bool (N,) each; a single run has Wilson's interval."""
-    if len(runs) == 1:
-        low, high = wilson_interval(int(runs[0].sum()), len(runs[0]))
-        return Together(100 * float(runs[0].mean()), 100 * low, 100 * high, (100 * float(runs[0].mean()),))
-    together = _together(runs)
-    return together._replace(low=max(together.low, 0.0), high=min(together.high, 100.0))
+    if len(runs) > 1:
+        together = _together(runs)
+        return together._replace(low=max(together.low, 0.0), high=min(together.high, 100.0))
+    low, high = wilson_interval(int(runs[0].sum()), len(runs[0]))
+    mean = 100 * float(runs[0].mean())
+    return Together(mean, 100 * low, 100 * high, (mean,))
 
 
 def gain(runs: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> Together:
     """How far the first runs lie above the others on the same rows, the i-th with the i-th; two or more of each."""
     return _together([np.asarray(a, float) - np.asarray(b, float) for a, b in zip(runs, others, strict=True)])
+
+
+def arm_lines(arms: Mapping[str, Mapping[int, np.ndarray]], reference: str) -> list[str]:
+    """One line an arm (name -> seed -> rows that are right) of several seeds, against the reference's same seeds."""
+    found, first = [], arms[reference]
+    for name, runs in arms.items():
+        if len(runs) < 2:
+            continue
+        own = accuracy(list(runs.values()))
+        spread = np.std(own.each, ddof=1)
+        words = f"{own.mean:5.1f} % [{own.low:.1f}, {own.high:.1f}], sd {spread:.1f}, {len(runs)} seeds: {name}"
+        shared = sorted(runs.keys() & first.keys())
+        if name != reference and len(shared) > 1:
+            words += f": {gain([runs[s] for s in shared], [first[s] for s in shared]).words} against {reference}"
+        found.append(words)
+    return found
 
 
 def _together(values: Sequence[np.ndarray]) -> Together:

@@ -14,12 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analyses import command_line, start
-from igpt_model import atomic
-from probekit.reports.figures.style import MODEL_MARKERS, MODELS, QUIET, style
-from probekit.reports.report import save_figure
-from probekit.results.compare import compare
-from probekit.results.results import Results
+from analyses import command_line, start, write
+from probekit.reports.figures.style import MODEL_MARKERS, MODELS, QUIET
+from probekit.results.results import Results, compare
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,7 +81,6 @@ def figure(frame: "pd.DataFrame") -> "Figure":
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print runs, cells and the rank correlation; write table and picture where asked."""
     parser = command_line(__doc__)
-    parser.add_argument("results", nargs="+", type=Path)
     parser.add_argument("--seeds", nargs="*", type=int)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
@@ -95,10 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rho, p = rank_correlation(tested)
     print(f"rank correlation of fall and V / D over {len(tested)} runs: {rho:+.2f}, one-sided p = {p:.2g}")
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        atomic.write_text(options.out / "palette_width.csv", frame.round(4).to_csv(index=False, lineterminator="\n"))
-        with style():
-            save_figure(figure(frame), options.out / "palette_width", ("svg", "png"))
+        write(options.out / "palette_width", frame.round(4), figure)
 
 
 if __name__ == "__main__":

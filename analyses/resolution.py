@@ -7,12 +7,12 @@ and different sizes stand beside one another: compare like with like.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from analyses import command_line, start
+from analyses import print_panels, start
 from analyses.scale import ladder
-from probekit.reports import build_panels, collect_records
-from probekit.reports.panels import Series
+from probekit.reports.panels import Panel, Series
+
+NONE = "These results hold no model that states its resolution."
 
 
 def pixels(series: Series) -> int | None:
@@ -21,14 +21,14 @@ def pixels(series: Series) -> int | None:
     return int(value) if value and series.role == "model" else None
 
 
+def lines(panel: Panel) -> list[str]:
+    """One line a model by rising resolution."""
+    return ladder(panel, pixels, "{0} x {0} pixels")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read results and print the models of every panel by resolution."""
-    parser = command_line(__doc__)
-    parser.add_argument("results", nargs="+", type=Path)
-    options = parser.parse_args(arguments)
-    panels = build_panels(collect_records(options.results))
-    found = [line for panel in panels for line in ladder(panel, pixels, lambda side: f"{side} x {side}", "pixels")]
-    print("\n".join(found) or "These results hold no model that states its resolution.")
+    print_panels(__doc__, lines, NONE, arguments)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,15 @@ loss where there is one run, a ring at STEP. NAME is "training" unless given.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analyses import command_line, start
+from analyses import command_line, start, write
 from analyses.finetuning import arm
-from igpt_model import atomic
 from igpt_model.checked_json import read_json
 from igpt_model.training.run_log import read_metrics
-from probekit.reports.figures.style import INK, MODEL_MARKERS, MODELS, QUIET, style
-from probekit.reports.report import save_figure
+from probekit.reports.figures.style import INK, MODEL_MARKERS, MODELS, QUIET
 from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def training_figure(frame: "pd.DataFrame", mark: int | None = None) -> "Figure":
     # losses begin near log V, which would press the rest against the axis
     late = frame[frame.step >= 0.08 * frame.step.max()]
     panels[0].set_ylim(top=1.05 * late[["loss", "val_loss"]].max().max())
-    panels[0].legend(loc="upper right")
+    panels[0 if alone else -1].legend(loc="best")
     return figure
 
 
@@ -81,19 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read the runs' logs, write the table and the picture."""
     import pandas as pd
 
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, results=False)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--mark", type=int)
     parser.add_argument("--name", default="training")
     options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
     frame = pd.concat([training_frame(run) for run in options.runs], ignore_index=True)
-    table = options.out / f"{options.name}.csv"
-    atomic.write_text(table, frame.to_csv(index=False, lineterminator="\n"))
-    with style():
-        written = save_figure(training_figure(frame, options.mark), options.out / options.name, ("svg", "png"))
-    print("\n".join(map(str, [table, *written])))
+    print(*write(options.out / options.name, frame, partial(training_figure, mark=options.mark)), sep="\n")
 
 
 if __name__ == "__main__":

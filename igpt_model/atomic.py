@@ -1,5 +1,6 @@
 """Small files and folders that appear whole or not at all, whatever kills the process."""
 
+import filecmp
 import json
 import os
 import shutil
@@ -117,14 +118,16 @@ def write_json(path: str | Path, value: Any) -> None:
 def new_folder(target: str | Path) -> Iterator[Path]:
     """Give a hidden folder that becomes `target` at the end; what a killed process left of it is removed first.
 
+    A `target` that holds the same files already is left as it is: an earlier call was interrupted at its very end.
+
     Raises
     ------
     UserError
-        Another process writes the same folder.
-    FileExistsError
-        `target` is there already.
+        Another process writes the same folder, or `target` is there already, with other contents.
     """
-    target = Path(target)
+    target = Path(os.path.abspath(target))
+    if not target.name:
+        raise UserError(f"{target} exists already; give a new folder.")
     target.parent.mkdir(parents=True, exist_ok=True)
     lock, partial = target.with_name(f".{target.name}.lock"), target.with_name(f".{target.name}.partial")
     descriptor = _own_partial(lock)
@@ -132,11 +135,19 @@ def new_folder(target: str | Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         yield partial
-        replace_folder(partial, target)
+        if not target.exists():
+            replace_folder(partial, target)
+        elif not _same_files(partial, target):
+            raise UserError(f"{target} exists already, with other contents; give a new folder.")
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         lock.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _same_files(a: Path, b: Path) -> bool:
+    names = [sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file()) for folder in (a, b)]
+    return names[0] == names[1] and all(filecmp.cmp(a / name, b / name, shallow=False) for name in names[0])
 
 
 def replace_folder(partial: str | Path, target: str | Path) -> None:

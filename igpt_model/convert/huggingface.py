@@ -47,7 +47,7 @@ _FIXED = {
 
 
 def _pairs(n_layer: int) -> Iterator[tuple[str, str, bool]]:
-    """Yield our name, theirs, and whether the matrix is transposed, of all that both have alike."""
+    """Yield our name, theirs, and whether the matrix is transposed, of the parameters that correspond."""
     yield "wpe.weight", "wpe.weight", False
     yield "ln_f.g", "ln_f.weight", False
     for i in range(n_layer):
@@ -147,13 +147,16 @@ def from_pretrained_folder(path: str | Path) -> tuple[IGPT, Palette | None, Imag
 def to_pretrained_folder(
     path: str | Path, model: IGPT, palette: Palette | None = None, transform: ImageTransform | None = None
 ) -> None:
-    """Write a new folder for Hugging Face's `from_pretrained` and our `from_pretrained_folder`."""
+    """Write a new folder for Hugging Face's `from_pretrained` and our `from_pretrained_folder`.
+
+    Raises
+    ------
+    UserError
+        `path` is there already, with other contents.
+    """
     from PIL import Image
 
-    target = Path(path)
-    if target.exists():
-        raise UserError(f"{target} exists already: give a new folder.")
-    with new_folder(target) as partial:
+    with new_folder(path) as partial:
         to_huggingface(model).save_pretrained(partial)
         if palette is not None:
             side = transform.resolution if transform else round(model.config.n_positions**0.5)

@@ -52,10 +52,9 @@ def _show_results(results: "Results") -> None:
     for plan in dict.fromkeys(record.plan for record in results if record.plan):
         detail(f"plan: {plan}")
     has_curve = show_curves(*results.paths)
-    for record in (r for r in results if r.seed == 0 and (len(r.layers) > 1 or not has_curve)):
-        how = "concatenated" if record.kind == "concat" else record.kind
-        layers = f"layer{'s' if len(record.layers) > 1 else ''} {' '.join(record.layers)}"
-        say(f"{record.series} {layers} {how}: test accuracy {100 * record.accuracy:.1f} %")
+    for record in () if has_curve else results:
+        layer = f"{record.series} layer {'+'.join(record.layers)} {record.kind}"
+        say(f"{layer}, seed {record.seed}: test accuracy {100 * record.accuracy:.1f} %")
     for path in results.paths:
         note(f"records in {path}; next: probekit report {path}")
 

@@ -58,11 +58,12 @@ def _write_run(
     target: Path, source: str, model: IGPT, palette: Palette | None, transform: ImageTransform | None, where: str
 ) -> Path:
     """Write a run folder with one checkpoint, of step 0."""
+    from igpt_model.atomic import new_folder
     from igpt_model.training.checkpoint import save_checkpoint
 
     if palette is None or transform is None:
         raise UserError(f"{source} comes without colour clusters, which images need ({where}).")
-    if target.exists():
-        raise UserError(f"{target} exists already: give a new folder.")
-    folder = target / "checkpoints" / "0000000"
-    return save_checkpoint(folder, model, palette, transform, 0, provenance={"source": source})
+    checkpoint = Path("checkpoints") / "0000000"
+    with new_folder(target) as partial:
+        save_checkpoint(partial / checkpoint, model, palette, transform, 0, provenance={"source": source})
+    return target / checkpoint

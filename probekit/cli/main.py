@@ -23,7 +23,7 @@ from probekit.cli import console
 from probekit.cli.numbers import check_numbers
 from probekit.cli.register import Verb, command
 from probekit.cli.usage import prepared, usage_sentence
-from probekit.runtime.errors import UserError, did_you_mean
+from probekit.runtime.errors import UserError, did_you_mean, shortened
 from probekit.runtime.escape import terminal, visible
 
 MAKE = Group.create_ordered("One command")
@@ -85,7 +85,7 @@ VERBS: dict[str, Verb] = {
     "report": Verb(
         SHOW, "Write depth curves, tables and an HTML page.", "probekit.cli.report:report", {"results": "*"}
     ),
-    "compare": Verb(SHOW, "Compare two results on the test rows they share.", "probekit.results.compare:compare"),
+    "compare": Verb(SHOW, "Compare two results on the test rows they share.", "probekit.results.results:compare"),
     "plot": Verb(SHOW, "Draw one figure to a file.", "probekit.cli.plot:plot", {"results": "*"}),
     "table": Verb(SHOW, "Write one table to a file.", "probekit.cli.table:table", {"results": "*"}),
     "plan": Verb(LOOK, "Estimate time, memory and disk of train, extract and sweep.", "probekit.cli.plan:plan"),
@@ -308,7 +308,7 @@ def _number_inside(error: BaseException) -> int | None:
 def _report(sentence: str, code: int) -> int:
     stderr = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     who = "probekit" if console.is_rank0() else f"probekit, rank {os.environ['RANK']}"
-    stderr.print(terminal(f"{who}: {sentence}"), style="red" if code != 130 else None)
+    stderr.print(terminal(f"{who}: {shortened(sentence)}"), style="red" if code != 130 else None)
     return code
 
 

@@ -14,13 +14,7 @@ from probekit.runtime.errors import UserError, first_line
 
 
 def call(function: Callable[..., Any], spec: str, root: str | Path | None, options: dict[str, Any]) -> Any:
-    """What `function` returns; of a class in torchvision's convention, {"train": ..., "test": ...}.
-
-    Raises
-    ------
-    UserError
-        `root` is needed and missing, or given and not taken; or there is no training split.
-    """
+    """What `function` returns; of a class in torchvision's convention, {"train": ..., "test": ...}."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):

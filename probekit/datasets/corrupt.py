@@ -41,13 +41,7 @@ def corrupt_rows(rows: Split, progress: Progress | None = None) -> np.ndarray:
 
 
 def without_corrupt(rows: Split, part: str, skipped: dict[str, Any], progress: Progress | None = None) -> Split:
-    """The rows that decode; what was left out is entered in `skipped` under `part`, as row ids and names.
-
-    Raises
-    ------
-    UserError
-        More than MOST images are corrupt: that is no blemish but another problem.
-    """
+    """The rows that decode; what was left out is entered in `skipped` under `part`, as row ids and names."""
     bad = corrupt_rows(rows, progress)
     if not len(bad):
         return rows

@@ -59,11 +59,6 @@ def load(
     image, label, split : str, optional
         Columns, where several could be meant; `split` where the data set itself has one pool of rows.
     **options : see `probekit.datasets.parts.assemble`
-
-    Raises
-    ------
-    UserError
-        `datasets` is missing, the data set cannot be loaded, or its columns are none or several.
     """
     spec = name.removeprefix(PREFIX)
     place = os.path.expanduser(spec)
@@ -100,7 +95,12 @@ def load(
         features = {
             c: {"_type": type(f).__name__, "names": getattr(f, "names", None)} for c, f in rows.features.items()
         }
-        image, label, classes = parquet.choose_columns(features, rows.features.arrow_schema, image, label, name)
+        image, label, names = parquet.choose_columns(features, rows.features.arrow_schema, image, label, name)
+        if classes is not None and names != classes:
+            raise UserError(
+                f"{name}: the split {part} names other classes than the others; give splits of one data set."
+            )
+        classes = names
         values = parquet.arrow_labels(rows.with_format("arrow")[:][label]) if len(rows) else []
         encoded = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
         labels = label_array(values, f"The labels of {name}, {part},")

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from probekit.evaluate.runner import Job, Runner
-from probekit.evaluate.sweep import check_kinds, path_for_workers, sweep, warn_unconverged
+from probekit.evaluate.runner import Job, Runner, check_kinds, warn_unconverged
+from probekit.evaluate.training_rows import seed_list
 from probekit.features.store import Features
 from probekit.probes import PROBES, Protocol
 from probekit.results.curve import choose_layer
@@ -36,6 +36,7 @@ def concat(
     window: int | Sequence[int] = 5,
     greedy_width: int | None = None,
     series: str | None = None,
+    seeds: int | Sequence[int] = 1,
     backend: Literal["torch", "sklearn", "cuml"] = "torch",
     device: str = "cpu",
     dtype: Literal["auto", "float32", "float64"] = "auto",
@@ -64,6 +65,9 @@ def concat(
         Largest number of columns of the greedy choice; by default that of the widest window, 0 for no greedy choice.
     series : str
         Name of the curve; by default the encoder's name.
+    seeds : int or sequence of int
+        Number of repetitions, as in `sweep`. The layers are chosen once: windows around the best layer of their mean,
+        the greedy choice on the first seed's held-out rows.
     backend : str
         Solver backend.
     device : str
@@ -101,33 +105,32 @@ def concat(
     check_kinds(probes, ("layers",), runner.protocol)
     if len(runner.store.layers) < 2:
         raise UserError(f"Series {runner.series!r} has one layer only, so there is nothing to concatenate.")
-    settings = {"protocol": protocol, "Cs": Cs, "series": runner.series, "backend": backend, "device": device}
-    settings |= {"dtype": dtype, "parallel": parallel}
-    again = {"window": window, "greedy_width": greedy_width, "probes": probes}
-    path = path_for_workers(runner.store, workers)
-    helpers = worker_processes(workers, concat, path, runner.out, **settings, **again)
+    again: dict[str, Any] = {"protocol": protocol, "Cs": Cs, "series": runner.series, "backend": backend}
+    again |= {"device": device, "dtype": dtype, "parallel": parallel}
+    again |= {"window": window, "greedy_width": greedy_width, "seeds": seeds, "probes": probes}
+    helpers = worker_processes(workers, concat, runner.path_for(workers), runner.out, **again)
     with helpers, shown(progress, "concat", "sets of layers") as show:
-        jobs = _concat(runner, settings, window, greedy_width, probes, show)
-    done = {runner.identity(job).key for job in jobs}
-    results = Results(runner.out)
-    warn_unconverged(results.only(done).records)
-    return results.only(done | {runner.identity(Job((layer,))).key for layer in runner.store.layers})
+        jobs = _concat(runner, window, greedy_width, seed_list(seeds), probes, show)
+    results = Results(runner.out).only({runner.identity(job).key for job in jobs})
+    warn_unconverged(results.records)
+    return results
 
 
 def _concat(
     runner: Runner,
-    settings: dict[str, Any],
     window: int | Sequence[int],
     greedy_width: int | None,
+    seeds: Sequence[int],
     probes: Sequence[str],
     progress: Progress | None,
 ) -> list[Job]:
-    """Sweep what is missing, find the sets of layers, probe them; returns the jobs done."""
+    """Probe the single layers that are missing, choose the sets of layers, probe them; returns all jobs."""
     n_layers = len(runner.store.layers)
-    sweep(runner.store, out=runner.out, progress=False, **settings)
-    keys = {runner.identity(Job((layer,))).key for layer in runner.store.layers}
-    singles = sorted((r for r in read_records(runner.out) if r.key in keys), key=lambda r: r.depth or 0)
-    best = choose_layer(singles)
+    singles = [[Job((layer,), seed) for layer in runner.store.layers] for seed in seeds]
+    runner.run([job for draw in singles for job in draw])
+    records = {record.key: record for record in read_records(runner.out)}
+    draws = [[records[runner.identity(job).key] for job in draw] for draw in singles]
+    best = choose_layer(*draws)
     sizes = [window] if isinstance(window, int) else list(window)
     sets: dict[tuple[int, ...], list[dict[str, Any]]] = {}
     for size in sizes:
@@ -138,26 +141,27 @@ def _concat(
     widest = max(sum(runner.store.widths[i] for i in indices) for indices in sets)
     if greedy_width != 0:
         budget = widest if greedy_width is None else greedy_width
-        indices, how = search(runner, budget, singles, progress)
+        indices, how = search(runner, budget, draws[0], progress)
         sets.setdefault(indices, []).append(how)
     names = {indices: tuple(runner.store.layers[i] for i in indices) for indices in sets if len(indices) > 1}
-    jobs = [Job(layers, found_by=tuple(sets[indices])) for indices, layers in names.items()]
-    jobs += [
-        Job(names[indices], probe=kind, found_by=tuple(sets[indices]))
-        for kind in dict.fromkeys(probes)
-        for indices in windowed
+    wanted = [("", indices) for indices in names]
+    wanted += [(kind, indices) for kind in dict.fromkeys(probes) for indices in windowed]
+    jobs = [
+        Job(names[indices], seed, probe=kind, found_by=tuple(sets[indices]))
+        for kind, indices in wanted
+        for seed in seeds
     ]
-    runner.run(jobs, None)
-    return jobs
+    runner.run(jobs)
+    return [job for draw in singles for job in draw] + jobs
 
 
 def search(
     runner: Runner, budget: int, singles: Sequence[Record], progress: Progress | None = None
 ) -> tuple[tuple[int, ...], dict[str, Any]]:
-    """Greedy forward choice of layers within `budget` columns, by held-out score on a thinned grid of C.
+    """Greedy forward choice of layers within `budget` columns, by held-out score on a subsampled grid of C.
 
-    Every set examined is journalled in candidates.jsonl, so a killed search goes on, and workers share it. Single
-    layers were scored by the sweep: their records `singles` have the scores.
+    Every set examined is a line of candidates.jsonl, so that an interrupted search resumes and workers share it. The
+    records `singles` of single layers have their scores.
 
     Returns
     -------
@@ -177,7 +181,7 @@ def search(
 
     def score(sets: list[tuple[int, ...]]) -> list[float]:
         new = [indices for indices in sets if indices not in scores]
-        jobs = [Job(tuple(runner.store.layers[i] for i in indices)) for indices in new]
+        jobs = [Job(tuple(runner.store.layers[i] for i in indices), singles[0].seed) for indices in new]
         by_key = {scout.identity(job).key: job for job in jobs}
 
         def examine(job: Job) -> dict[str, Any]:
@@ -208,7 +212,7 @@ def search(
 
 
 def _score_of(record: Record, Cs: Sequence[float]) -> dict[str, Any]:
-    """What the sweep's held-out scores say when only the penalties `Cs` are looked at."""
+    """The held-out scores of the sweep, restricted to the penalties `Cs`."""
     among = np.isclose(np.asarray(record.Cs)[:, None], np.asarray(Cs), rtol=1e-9).any(axis=1)
     names = ("val_accuracy", "val_log_loss", "n_iter", "grad_rel", "gap", "converged")
     selection = Selection(np.asarray(record.Cs)[among], *(np.asarray(getattr(record, name))[among] for name in names))

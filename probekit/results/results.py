@@ -1,12 +1,12 @@
-"""`Results`: all records of one or several results files, as tables, curves, verdicts and comparisons."""
+"""`Results`: all records of one or several results files, as tables, curves and verdicts; `compare` two of them."""
 
 from collections.abc import Collection, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probekit.results.curve import Curve, Verdict, depth_curves, layer_name, verdict
-from probekit.results.paired import PairedDifference, paired_curves
+from probekit.results.curve import Curve, Verdict, depth_curves, layer_name, paired_curves, verdict
+from probekit.results.paired import PairedDifference, paired_difference
 from probekit.results.record import Record, read_records, results_path
 from probekit.results.runs import model_names
 from probekit.runtime.errors import UserError, did_you_mean
@@ -62,10 +62,9 @@ class Results:
 
     def of(self, series: str | None = None, kind: str | None = None, seed: int | None = 0) -> list[Record]:
         """Records of a series (None: the only one), a kind and a seed (None: all)."""
-        if series is None:
-            if len(self.series) != 1:
-                raise UserError(f"There are {len(self.series)} series ({', '.join(self.series)}): name one.")
-            series = self.series[0]
+        if series is None and len(self.series) != 1:
+            raise UserError(f"There are {len(self.series)} series ({', '.join(self.series)}): name one.")
+        series = self.series[0] if series is None else series
         if series not in self.series:
             raise UserError(f"There is no series {series!r}; there are {', '.join(self.series)}.")
         return [
@@ -133,19 +132,19 @@ class Results:
         import matplotlib.pyplot as plt
 
         axes: Axes = ax if ax is not None else plt.subplots(figsize=(6, 4))[1]
-        for series, curve in self.curves().items():
+        curves = self.curves()
+        for series, curve in curves.items():
             name = mathtext(series)
             if len(curve.depths) == 1:
                 axes.axhline(curve.values[0], linestyle="--", color="0.5", label=name)
                 continue
             errors = [curve.values - curve.low, curve.high - curve.values]
             bars = axes.errorbar(curve.depths, curve.values, yerr=errors, marker="o", markersize=3, label=name)
-            colour = bars.lines[0].get_color()
-            ring: dict[str, Any] = {"facecolors": "none", "edgecolors": colour, "s": 90, "zorder": 3}
+            ring: dict[str, Any] = {"facecolors": "none", "edgecolors": bars.lines[0].get_color(), "s": 90, "zorder": 3}
             axes.scatter(curve.depths[curve.peak], curve.values[curve.peak], **ring)
             doubtful = ~curve.converged
             axes.scatter(curve.depths[doubtful], curve.values[doubtful], marker="x", color="black", zorder=4)
-        first = {layer_name(curve.records[0]) for curve in self.curves().values() if len(curve.depths) > 1}
+        first = {layer_name(curve.records[0]) for curve in curves.values() if len(curve.depths) > 1}
         axes.set_xlabel(f"layer (0 is {name})" if len(first) == 1 and (name := first.pop()) else "layer")
         axes.set_ylabel("test accuracy")
         axes.legend()
@@ -188,3 +187,47 @@ def _row(r: Record) -> dict[str, Any]:
         "seconds": r.seconds,
         "key": r.key,
     }
+
+
+def compare(
+    a: Record | Results | str | Path,
+    b: Record | Results | str | Path,
+    series_a: str | None = None,
+    series_b: str | None = None,
+) -> PairedDifference:
+    """Compare two records, or the best layers (chosen on held-out rows) of two results, on the test rows they share.
+
+    Parameters
+    ----------
+    a : Record, Results, str or Path
+        A results folder or file.
+    b : Record, Results, str or Path
+        Another one, or the same with another series.
+    series_a : str
+        Which series of the first, where it holds several.
+    series_b : str
+        Which series of the second.
+
+    Returns
+    -------
+    PairedDifference
+        Over all seeds or pre-training runs, where a series has several.
+
+    Raises
+    ------
+    UserError
+        The two share no test row, or disagree about the label of one.
+    """
+    first, second = _side(a, series_a, "series_a"), _side(b, series_b, "series_b")
+    if isinstance(first, Curve) and isinstance(second, Curve):
+        return paired_curves(first, second)
+    return paired_difference(*(one.records[one.peak] if isinstance(one, Curve) else one for one in (first, second)))
+
+
+def _side(side: Record | Results | str | Path, series: str | None, flag: str) -> Record | Curve:
+    if isinstance(side, Record):
+        return side
+    results = side if isinstance(side, Results) else Results(side)
+    if series is None and len(known := results.curves()) > 1:
+        raise UserError(f"The results hold several series ({', '.join(known)}): name one as {flag}.")
+    return results.curve(series)

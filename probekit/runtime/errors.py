@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from igpt_model.errors import UserError, first_line
+from igpt_model.errors import UserError, first_line, shortened
 
-__all__ = ["UserError", "check_at_least", "did_you_mean", "first_line"]
+__all__ = ["UserError", "check_at_least", "did_you_mean", "first_line", "shortened"]
 
 
 def check_at_least(**numbers: tuple[int | None, int]) -> None:

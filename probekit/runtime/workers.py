@@ -5,8 +5,10 @@ A helper runs the caller's own call again, with one worker, in a new process; th
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from threading import Thread
 from typing import Any
 
@@ -47,10 +49,14 @@ def worker_processes(workers: int, work: Callable[..., Any], *args: Any, **setti
     ]
     inherited = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(each)
+    # inherited: a helper must not be interrupted, above all not while it still imports. The caller ends it
+    resource_tracker.ensure_running()  # on its start it would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         for helper in helpers:
             helper.start()
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if inherited is None:
             del os.environ["OMP_NUM_THREADS"]
         else:
@@ -75,11 +81,9 @@ def _end_with_the_caller() -> None:
 
 def _help(threads: int, work: Callable[..., Any], args: tuple[Any, ...], settings: dict[str, Any]) -> None:
     """Work silently: what goes wrong here goes wrong in the caller's process too, which tells it."""
-    import signal
     import sys
     import warnings
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller is interrupted too, and ends its helpers
     Thread(target=_end_with_the_caller, daemon=True).start()
     torch.set_num_threads(threads)
     with warnings.catch_warnings():

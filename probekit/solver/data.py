@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from probekit.runtime.device import to_device
+from probekit.runtime.errors import UserError
 
 STREAM_ROWS = 8192  # rows read at a time from a source outside memory
 
@@ -89,12 +91,16 @@ class WeightedData:
         raw = self.X[start:stop]
         if self.ready:
             return raw.to(self.dtype)
-        block = raw if isinstance(raw, Tensor) else torch.from_numpy(np.require(raw, requirements=["C", "W"]))
+        if len(raw) != stop - start:
+            raise UserError(
+                f"X has {len(self)} rows by its shape, but rows {start} to {stop} are {len(raw)}; repair it."
+            )
+        block = to_device(raw, self.device)
         if self.shift is None and self.scale is None:
-            block = block.to(self.device, torch.float64 if self.projection is not None else self.dtype)
+            block = block.to(torch.float64 if self.projection is not None else self.dtype)
         else:
             # the shift is subtracted in float64: a large mean over a small spread would cancel in float32
-            block = block.to(self.device, torch.float64)
+            block = block.to(torch.float64)
             if self.shift is not None:
                 block = block - self.shift
             if self.scale is not None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -197,19 +198,36 @@ class MeanLoss:
         return product
 
 
-@contextmanager
-def _tensor_cores(direction: Tensor) -> Iterator[None]:
+class _TensorCores:
     """TF32 for products with float32 directions on a GPU: three digits are enough for a step that float64 measures.
 
     With its rounding imitated on a CPU a path took 878 products for 627, all certified (3,000 x 96, 10 classes).
+    The precision is the process's: of the threads that solve layers side by side the first sets it, the last restores.
     """
-    before = torch.get_float32_matmul_precision()
-    if direction.is_cuda and direction.dtype == torch.float32:
-        torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.before = Lock(), 0, "highest"
+
+    def _count(self, change: int) -> None:
+        with self.lock:
+            if not self.users:
+                self.before = torch.get_float32_matmul_precision()
+            self.users += change
+            torch.set_float32_matmul_precision("high" if self.users else self.before)
+
+    @contextmanager
+    def __call__(self, direction: Tensor) -> Iterator[None]:
+        if not (direction.is_cuda and direction.dtype == torch.float32):
+            yield
+            return
+        self._count(1)
+        try:
+            yield
+        finally:
+            self._count(-1)
+
+
+_tensor_cores = _TensorCores()
 
 
 def residuals_(z: Tensor, y: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:

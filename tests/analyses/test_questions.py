@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import ar_vs_bert, finetuning, loss_vs_probe, low_data, resolution, scale
+from analyses import ablations, ar_vs_bert, finetuning, loss_vs_probe, low_data, resolution, scale
 from igpt_model.config import ModelConfig
 from probekit.results.metrics import bootstrap_runs
 from probekit.results.predictions import RowPredictions, row_predictions, save_probe
@@ -91,30 +91,10 @@ def test_ar_vs_bert_takes_several_runs_together(tmp_path, capsys):
     assert together.endswith(f": {mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] points ({each})")
     assert sum("(AR) at its best layer" in line for line in printed) == 3  # the i-th with the i-th, not nine
     assert sum(line == "  not matched: step None and 7" for line in printed) == 3
-    frame = pd.read_csv(tmp_path / "out" / "ar_vs_bert.csv").set_index(["objective", "depth"])
-    at = frame.loc["AR", 2]
-    assert at["mean"] == pytest.approx(100 * np.mean([right[f"ar {seed}", 2].mean() for seed in (0, 1, 2)]), abs=1e-3)
-    assert at.run_1 == pytest.approx(100 * right["ar 1", 2].mean(), abs=1e-3)
-    assert frame.loc["AR - BERT", 1]["mean"] == pytest.approx(mean, abs=1e-3)
-    assert (tmp_path / "out" / "ar_vs_bert.svg").read_text().count("<svg") == 1
-
-
-def test_ar_vs_bert_draws_one_run_of_each_without_a_difference(tmp_path):
-    model(tmp_path, "ar", [0.3, 0.8, 0.6], encoder())
-    model(tmp_path, "bert", [0.4, 0.7, 0.5], encoder(causal=False))
-    ar_vs_bert.main([str(tmp_path), "--out", str(tmp_path / "out")])
-    frame = pd.read_csv(tmp_path / "out" / "ar_vs_bert.csv")
-    assert frame.objective.unique().tolist() == ["AR", "BERT"]
-    record = next(r for r in read_records(tmp_path) if (r.series, r.depth) == ("ar", 1))
-    shown = frame[(frame.objective == "AR") & (frame.depth == 1)].iloc[0]
-    assert shown.low == pytest.approx(100 * record.metrics["top1_low"], abs=1e-3)  # Wilson's
-
-
-def test_models_of_different_depth_have_no_picture(tmp_path):
-    model(tmp_path, "ar", [0.3, 0.8, 0.6], encoder())
-    model(tmp_path, "bert", [0.4, 0.7], encoder(causal=False))
-    with pytest.raises(ValueError, match="different numbers of layers"):
-        ar_vs_bert.main([str(tmp_path), "--out", str(tmp_path / "out")])
+    frame = pd.read_csv(tmp_path / "out" / "ar_vs_bert-wandering-digits-igpt.csv").set_index(["series", "layers"])
+    mean = np.mean([right[f"ar {seed}", 2].mean() for seed in (0, 1, 2)])
+    assert frame.loc[("AR", 2), "test_accuracy"] == pytest.approx(mean)
+    assert (tmp_path / "out" / "ar_vs_bert-wandering-digits-igpt.svg").read_text().count("<svg") == 1
 
 
 def test_scale_sorts_by_parameters_and_compares_neighbours(tmp_path, capsys):
@@ -185,6 +165,30 @@ def test_low_data_is_a_mean_over_seeds_of_each_seeds_own_choice(tmp_path, capsys
     assert any("40 labels   73.2 ± 1.5 %  iGPT-L" in line for line in theirs)
 
 
+def test_ablations_pair_the_seeds_of_every_arm_with_the_references(tmp_path, capsys):
+    for seed in (0, 1):
+        run = tmp_path / f"run{seed}"
+        (run / "checkpoints/0000220").mkdir(parents=True)
+        # a rise of .5 before update 200 does not count, the later one of .25 does
+        steps = [(100, 2.0), (190, 2.5), (200, 2.0), (210, 1.5), (220, 1.75)]
+        records = [{"kind": "step", "step": step, "loss": loss} for step, loss in steps]
+        records += [{"kind": "eval", "step": step, "val_loss": loss} for step, loss in ((0, 2.0), (220, 1.625))]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        about = encoder(checkpoint=run / "checkpoints" / "0000220", step=220)
+        model(tmp_path / "results", f"AR-s{seed}", [0.3, 0.8, 0.6], about)
+        model(tmp_path / "results", f"decay-s{seed}", [0.3, 0.7 + 0.05 * seed, 0.6], encoder())
+    ablations.main([str(tmp_path / "results"), "--reference", "AR", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out.splitlines()
+    right = {(r.series, r.depth): row_predictions(r).correct for r in read_records(tmp_path / "results")}
+    gains = [1.0 * right[f"decay-s{seed}", 1] - right[f"AR-s{seed}", 1] for seed in (0, 1)]
+    each = ", ".join(f"{100 * gain.mean():+.1f}" for gain in gains)
+    assert printed[-1].endswith(f"points ({each}) against AR")
+    frame = pd.read_csv(tmp_path / "ablations.csv").set_index(["arm", "seed"])
+    assert frame.loc["AR", ["val_loss", "largest_rise"]].to_numpy().tolist() == [[1.625, 0.25]] * 2
+    assert frame.loc["decay", "val_loss"].isna().all()
+    assert frame.loc[("decay", 1), "accuracy"] == pytest.approx(100 * right["decay-s1", 1].mean(), abs=1e-3)
+
+
 def tuned(folder, accuracy, dataset="cifar10", **settings):
     """A folder as `probekit finetune` leaves it."""
     folder.mkdir()
@@ -226,7 +230,8 @@ def test_finetuning_takes_seeds_together(tmp_path, capsys):
         f" 75.0 % [{100 * low:.1f}, {100 * high:.1f}], sd 5.0, 3 seeds: pre-trained, last layer, L_gen x 1"
     )
     low, high = bootstrap_runs([1.0 * b - a for a, b in zip(rows["a"], rows["b"], strict=True)])
-    assert printed[1].endswith(f"L_gen x 0: -20.0 [{100 * low:+.1f}, {100 * high:+.1f}] points against the first")
+    interval = f"[{100 * low:+.1f}, {100 * high:+.1f}] points (-20.0, -5.0, -35.0)"
+    assert f"L_gen x 0: -20.0 {interval} against pre-trained, last layer, L_gen x 1" in printed[1]
 
 
 def test_an_unfinished_run_is_refused(tmp_path):
@@ -234,7 +239,7 @@ def test_an_unfinished_run_is_refused(tmp_path):
         finetuning.main([str(tmp_path)])
 
 
-@pytest.mark.parametrize("module", [ar_vs_bert, finetuning, loss_vs_probe, low_data, resolution, scale])
+@pytest.mark.parametrize("module", [ablations, ar_vs_bert, finetuning, loss_vs_probe, low_data, resolution, scale])
 def test_help(module, capsys):
     with pytest.raises(SystemExit) as stopped:
         module.main(["--help"])

@@ -1,7 +1,6 @@
 """The command itself: help, unknown verbs, exit codes, one sentence for the user's errors."""
 
 import errno
-import os
 import signal
 import subprocess
 import sys
@@ -60,8 +59,7 @@ def test_an_interrupt_that_a_library_turned_into_another_exception(capsys):
 
     def library(_):
         try:
-            os.kill(os.getpid(), signal.SIGINT)
-            signal.pause()
+            signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt:
             raise ValueError("could not determine the shape") from None
 

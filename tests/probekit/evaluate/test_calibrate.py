@@ -12,7 +12,7 @@ from probekit.cli.main import main
 from probekit.evaluate.calibrate import calibrate
 from probekit.evaluate.layer_geometry import geometry
 from probekit.probes.geometry import linear_cka, rankme, two_nn_dimension
-from probekit.results.calibration import fit_temperature
+from probekit.results.measured import fit_temperature
 from probekit.results.record import read_records
 from probekit.runtime.errors import UserError
 

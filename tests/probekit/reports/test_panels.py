@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from probekit.reports.panels import build_panels, collect_records, margin, role_of
+from probekit.reports.panels import build_panels, collect_records, margin, role_of, short_range
 from probekit.reports.published import comparison_frame
 from probekit.reports.tables import layer_frame
 from probekit.runtime.errors import UserError
@@ -96,3 +96,10 @@ def test_no_results_is_one_sentence(tmp_path):
     (tmp_path / "results.jsonl").write_text("")
     with pytest.raises(UserError, match="probekit sweep"):
         collect_records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("depths", "words"), [((6, 7, 8), "6\N{EN DASH}8"), ((2,), "2"), ((9, 2, 5), "2,5,9"), ((1, 3, 5, 7), "4 layers")]
+)
+def test_short_range(depths, words):
+    assert short_range(depths) == words

@@ -1,5 +1,6 @@
 """Helpers of a sweep: the same records as one process makes, and refusals in one sentence."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -76,6 +77,15 @@ def test_a_helper_ends_when_its_caller_is_killed(tmp_path):
         time.sleep(0.1)
     os.kill(pid, signal.SIGKILL)
     pytest.fail("the helper outlived its caller by ten minutes")
+
+
+def test_no_helper_can_be_interrupted_even_while_it_imports():
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with worker_processes(2, time.sleep, 600):
+        (helper,) = multiprocessing.active_children()
+        lines = dict(line.split(":\t", 1) for line in Path(f"/proc/{helper.pid}/status").read_text().splitlines())
+        assert int(lines["SigBlk"], 16) >> (signal.SIGINT - 1) & 1
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
 def test_no_worker_at_all_is_refused():

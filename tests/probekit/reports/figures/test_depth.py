@@ -9,10 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
-from probekit.reports.figures.depth import depth_figure, looks_of, short_range, spread
-from probekit.reports.figures.options import FigureOptions
-from probekit.reports.figures.style import DARK, MODELS, PAPER, style
-from probekit.reports.report import save_figure
+from probekit.reports.figures.depth import depth_figure, looks_of, spread
+from probekit.reports.figures.style import DARK, MODELS, PAPER, FigureOptions, save_figure, style
 from probekit.runtime.errors import UserError
 
 
@@ -181,13 +179,6 @@ def test_colours_stand_out_from_paper_in_both_themes(light):
     for colour, paper in ((light, PAPER), (DARK[light], DARK[PAPER])):
         bright, dim = sorted((luminance(colour), luminance(paper)), reverse=True)
         assert (bright + 0.05) / (dim + 0.05) >= 3
-
-
-@pytest.mark.parametrize(
-    ("depths", "words"), [((6, 7, 8), "6\N{EN DASH}8"), ((2,), "2"), ((9, 2, 5), "2,5,9"), ((1, 3, 5, 7), "4 layers")]
-)
-def test_short_range(depths, words):
-    assert short_range(depths) == words
 
 
 @settings(deadline=None)
