@@ -8,6 +8,7 @@ bound is that of `certificate`, with the rounding of rows that are centred as th
 Shapes: N rows, c columns and a last one of ones, R coefficient rows (1 if K = 2), theta (R, c+1), logits (R, N).
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from scipy.special import softmax, xlog1py
 from torch import Tensor
 
 from probekit.solver.certificate import GRADIENT_RATIO, KINDS, NO_WEIGHT, Certified
+from probekit.solver.continuation import LEAST_RATIO, lagrange
 from probekit.solver.data import WeightedData
 
 Array = NDArray[Any]
@@ -43,7 +45,6 @@ ENOUGH_OF_INTERCEPTS = 1e-6  # a residual that Newton's next step makes too smal
 ROUNDING = {np.dtype(np.float64): 1e-14, np.dtype(np.float32): 1e-5}  # of losses by held rows, relative
 WAY = 10.0  # ratio of the penalties on the way to one whose start is too far away
 ROUGH = 1e-2  # relative gap of those
-CLOSE = 1e-3  # penalties nearer than this in log l2 do not serve as two points of an extrapolation
 
 
 def fit_on_host(data: WeightedData, l2s: Array, tol: float, max_iter: int) -> tuple[Certified, str] | None:
@@ -319,18 +320,16 @@ class HostProblem:
             for i, l2 in enumerate(l2s[::-1]):
                 candidates = [point.theta for point in found[-1:]]
                 x = np.log(l2s[::-1][max(i - 3, 0) : i] / l2)
-                if len(x) > 1 and -np.diff(x).max() > CLOSE and x[-1] > CLOSE:
-                    apart = x[:, None] - x
-                    ratios = -x / np.where(apart == 0, 1.0, apart)  # column j over the differences to x_j
-                    weights = np.where(np.eye(len(x), dtype=bool), 1.0, ratios).prod(axis=1)
-                    candidates.append(np.tensordot(weights, [point.theta for point in found[-len(x) :]], axes=1))
+                if len(x) > 1 and -np.diff(x, append=0.0).max() > math.log(LEAST_RATIO):
+                    points = [point.theta for point in found[-len(x) :]]
+                    candidates.append(np.tensordot(lagrange(0.0, x, 2), points, axes=1))
                 if starts is not None:
                     candidates.append(self._from_given(starts[-1 - i]))
-                points = [self.evaluate(theta, l2, solve_intercept=self.X is not None) for theta in candidates]
+                starts_at = [self.evaluate(theta, l2, solve_intercept=self.X is not None) for theta in candidates]
                 if not found:
                     zero, noise = self.zero, self._noise(self.zero.at, 0.0, l2)
-                    points.append(replace(zero, bound=self.bound(zero.theta, zero.gradient, l2, noise)))
-                start = min(points, key=lambda point: point.loss)
+                    starts_at.append(replace(zero, bound=self.bound(zero.theta, zero.gradient, l2, noise)))
+                start = min(starts_at, key=lambda point: point.loss)
                 at, passes[-1 - i] = self.fit(l2, start, min(max_steps, STEPS), self.tol)
                 if self.X is None and max_steps > 1 and not self._enough(at, self.tol):
                     at = self._on_the_way(l2, at, min(max_steps, MOST_STEPS))
