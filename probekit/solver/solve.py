@@ -143,7 +143,6 @@ class PathSolver:
         at.put(index, again)
         return self.summarise(at, self.low)
 
-    # ---- evaluation and certificates
     def largest(self, gradient: Tensor) -> Tensor:
         """max|g| (P,) of gradients (P, R, r+1) in the columns of the centred rows.
 
@@ -182,7 +181,6 @@ class PathSolver:
         )
         return self.bound.lower(at, l2, -step)
 
-    # ---- Newton steps
     def precondition(self, index: Tensor) -> Callable[[Tensor], Tensor]:
         """Each problem by the factor that serves it, or by its own Kronecker product."""
         names = torch.tensor([self.factor_of[i] for i in index.tolist()]) if self.factors else torch.empty(0)
@@ -219,7 +217,6 @@ class PathSolver:
             covariance = self.loss.covariance(theta.to(self.loss.data.dtype))
             self.kronecker.update(covariance, index[torch.tensor(mine, device=index.device)])
 
-    # ---- the nodes
     def solve_nodes(self) -> None:
         """Solve the nodes: strong penalties side by side from zero, weak ones along the path, each from the last."""
         self.nodes = choose_nodes(self.log_l2)
@@ -292,7 +289,6 @@ class PathSolver:
             nearest = min(range(len(own)), key=lambda name: abs(own[name] - log_l2))
             self.factor_of[i] = nearest if log_l2 < reach else -1
 
-    # ---- everything else
     def interpolate(self) -> None:
         """Predict the penalties between the nodes."""
         rest = sorted(set(range(len(self.l2))) - set(self.nodes))
