@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from igpt_model import inference
+from igpt_model.arguments import checked
 from igpt_model.config import ModelConfig
 from igpt_model.errors import UserError
 from igpt_model.model import IGPT, NORM_EPS
@@ -41,6 +42,7 @@ def pool(model: IGPT, k: int, h_BTD: Tensor, norm: bool = True) -> Tensor:
 
 
 @torch.no_grad()
+@checked
 def encode(
     model: IGPT,
     tokens_BT: Tensor | np.ndarray,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
+from igpt_model.arguments import checked
 from igpt_model.config import ModelConfig
 from igpt_model.errors import UserError
 
@@ -120,6 +121,7 @@ class IGPT(nn.Module):
         Recompute each block in the backward pass instead of storing its activations.
     """
 
+    @checked
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
@@ -135,6 +137,7 @@ class IGPT(nn.Module):
             self._draw_weights(torch.Generator().manual_seed(seed))
 
     @classmethod
+    @checked
     def from_state(cls, config: ModelConfig, state: Mapping[str, Tensor], source: str = "The state") -> "IGPT":
         """Build a model of these weights, copied to float32, without drawing any of its own first."""
         with torch.device("meta"):

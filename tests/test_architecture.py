@@ -54,7 +54,10 @@ ARROWS = {
 }
 FOUNDATION = {
     f"igpt_model.{name}"
-    for name in ("errors", "hashing", "atomic", "checked_json", "differences", "locks", "ranges", "process_group")
+    for name in (
+        *("arguments", "errors", "hashing", "atomic", "checked_json", "differences", "locks", "ranges"),
+        "process_group",
+    )
 }
 LAZY = {
     "matplotlib",

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from igpt_model.arguments import checked
 from igpt_model.checked_json import Int
 from igpt_model.devices import check_compiler, cpu_threads, find_device
 from igpt_model.errors import UserError
@@ -35,6 +36,7 @@ _FREE = (
 )
 
 
+@checked
 def train(
     config: TrainConfig,
     train_images: Any,

@@ -8,6 +8,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
+from igpt_model.arguments import checked
 from probekit.encoders.encoder import Encoder
 from probekit.runtime.errors import UserError, did_you_mean
 
@@ -31,6 +32,7 @@ FORMS = (
 )
 
 
+@checked
 def load_encoder(spec: Any, name: str | None = None, **options: Any) -> Encoder:
     """Make an encoder.
 

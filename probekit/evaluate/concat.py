@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from igpt_model.arguments import checked
 from probekit.evaluate.runner import Job, Runner
 from probekit.evaluate.sweep import check_kinds, path_for_workers, seed_list, sweep, warn_unconverged
 from probekit.features.store import Features
@@ -28,6 +29,7 @@ from probekit.selection.protocol import subsample_grid
 from probekit.selection.settings import make_settings
 
 
+@checked
 def concat(
     features: Features | str | Path,
     out: str | Path | None = None,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from igpt_model import atomic
+from igpt_model.arguments import checked
 from igpt_model.checked_json import as_json, read_json
 from igpt_model.differences import differ
 from probekit.datasets import Dataset, load_dataset
@@ -77,6 +78,7 @@ class Plan:
             raise UserError(f"{out} contains another study ({differing}): choose another --out.")
 
 
+@checked
 def study(
     encoders: Encoder | str | Sequence[Encoder | str] | Mapping[str, Encoder | str | Sequence[Encoder | str]],
     datasets: Dataset | str | Sequence[Dataset | str],

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 
+from igpt_model.arguments import checked
 from probekit.datasets.splits import stratified_holdout
 from probekit.evaluate.runner import Job, Runner
 from probekit.features.memory_store import MemoryStore
@@ -30,6 +31,7 @@ DRAWS = 5
 """Draws of a few labelled rows a class, unless seeds says how many."""
 
 
+@checked
 def sweep(
     features: Features | Mapping[str, ArrayLike] | str | Path,
     y: ArrayLike | None = None,

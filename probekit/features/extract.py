@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from igpt_model.arguments import checked
 from probekit.datasets import Dataset, load_dataset
 from probekit.encoders import load_encoder
 from probekit.encoders.encoder import Encoder
@@ -35,6 +36,7 @@ BATCH_SIZE = 128
 Progress = Callable[[int, int], Any]
 
 
+@checked
 def extract(
     encoder: Encoder | str,
     data: Dataset | str,

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from igpt_model import atomic
+from igpt_model.arguments import checked
 from probekit.reports.figures.depth import band_words, depth_figure, interval_words
 from probekit.reports.figures.metric_grid import metric_frame, metric_panels
 from probekit.reports.figures.style import style
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 FORMATS = ("svg", "png", "pdf")
 
 
+@checked
 def write_report(
     results: str | Path | Iterable[str | Path],
     out: str | Path = "report",
