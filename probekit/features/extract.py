@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from igpt_model.arguments import checked
+from igpt_model.ranges import WORKERS, check_range
 from probekit.datasets import Dataset, load_dataset
 from probekit.encoders import load_encoder
 from probekit.encoders.encoder import Encoder
@@ -93,7 +94,8 @@ def extract(
     path = Path(out)
     if dtype not in layout.DTYPES:
         raise UserError(f"Features cannot be stored as {dtype!r}; choose {' or '.join(layout.DTYPES)}.")
-    check_at_least(batch_size=(batch_size, 1), limit=(limit, 1), workers=(workers, 0))
+    check_at_least(batch_size=(batch_size, 1), limit=(limit, 1))
+    check_range("workers", workers, WORKERS)
     parts = {name: data.splits[name] for name in (splits or data.splits)}
     if limit is not None:
         parts = {name: part.limit(limit) for name, part in parts.items()}
