@@ -7,7 +7,7 @@ so is what is annotated as `Any` or as NumPy's `ArrayLike`.
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
@@ -95,6 +95,8 @@ def _hints(of: Any) -> dict[str, Any]:
     space = dict(getattr(of, "__globals__", None) or vars(inspect.getmodule(of)))
     found = {}
     for name, hint in inspect.get_annotations(of).items():
+        if name == "return":
+            continue
         while name not in found:
             try:
                 found[name] = get_type_hints(SimpleNamespace(__annotations__={name: hint}), space)[name]
@@ -137,8 +139,10 @@ def _is_list(value: Any, kind: type, inner: tuple[Any, ...]) -> bool:
     """Whether a value can stand for a sequence: a list for a tuple, an array for both; never a text for its letters."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) != 1:
         return False
-    if not isinstance(value, Sized) or str(getattr(value, "dtype", "object")) != "object":
-        return isinstance(value, Sized) or not issubclass(kind, Sized)
+    if not isinstance(value, Sized) or (issubclass(kind, Sequence) and not hasattr(value, "__getitem__")):
+        return not issubclass(kind, Sized)
+    if str(getattr(value, "dtype", "object")) != "object":  # an array: its values are of one kind
+        value = value[:1].tolist() if hasattr(value, "tolist") else []
     if kind is tuple and inner and inner[-1] is not ...:
         return len(value) == len(inner) and all(map(_fits, value, inner))
     return all(_fits(item, inner[0]) for item in value if inner)

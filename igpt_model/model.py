@@ -187,6 +187,8 @@ class IGPT(nn.Module):
         Autoregressive: the start vector, then all pixels but the last. BERT: every pixel, those under the mask with
         their content (not their position) zeroed.
         """
+        if not isinstance(tokens_BT, Tensor) or tokens_BT.ndim != 2 or tokens_BT.layout != torch.strided:
+            raise UserError("tokens_BT must be a dense tensor of token indices, (images, pixels).")
         n_positions = tokens_BT.shape[1]
         if n_positions > self.config.n_positions:
             raise UserError(

@@ -53,6 +53,8 @@ RATE = Range(0, 1000, above=True)
 WEIGHT = Range(0, 1e6)
 """A weight decay, or the weight of a loss."""
 WORKERS = Range(0, 1024)
+SEEDS = Range(1, 10_000)
+"""How many seeds."""
 
 
 def option(default: Any, help: str, group: str | None = None, allowed: Range | None = None) -> Any:

@@ -137,6 +137,8 @@ def _concat(
     draws = [[records[key] for key in own] for own in keys]
     best = choose_layer(*draws)
     sizes = [window] if isinstance(window, int) else list(window)
+    if not sizes:
+        raise UserError("window is an empty list; give the number of layers to concatenate, or several.")
     sets: dict[tuple[int, ...], list[dict[str, Any]]] = {}
     for size in sizes:
         indices = windows(n_layers, best, size)

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 
 from igpt_model.arguments import checked
+from igpt_model.ranges import SEEDS, check_range
 from probekit.datasets.splits import stratified_holdout
 from probekit.evaluate.runner import Job, Runner
 from probekit.features.memory_store import MemoryStore
@@ -236,6 +237,8 @@ def choose_names(store: Features, layers: str | Sequence[str | int] | None) -> l
 
 def seed_list(seeds: int | Sequence[int]) -> list[int]:
     """0 to n-1 for a count n, else the seeds themselves."""
+    if isinstance(seeds, int) and seeds > SEEDS.most:
+        check_range("seeds", seeds, SEEDS)
     listed = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
     if not listed or min(listed) < 0:
         raise UserError(f"seeds is {seeds}, but a count of at least 1 or a list of seeds from 0 up is needed.")

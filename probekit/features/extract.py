@@ -96,7 +96,7 @@ def extract(
         raise UserError(f"Features cannot be stored as {dtype!r}; choose {' or '.join(layout.DTYPES)}.")
     check_at_least(batch_size=(batch_size, 1), limit=(limit, 1))
     check_range("workers", workers, WORKERS)
-    parts = {name: data.splits[name] for name in (splits or data.splits)}
+    parts = {name: data.splits[name] for name in (list(splits) if splits is not None else []) or data.splits}
     if limit is not None:
         parts = {name: part.limit(limit) for name, part in parts.items()}
     parts = {name: part for name, part in parts.items() if len(part)}
