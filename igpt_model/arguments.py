@@ -61,7 +61,7 @@ def check_kind(name: str, value: Any, hint: Any, where: str) -> None:
     if not _fits(value, hint):
         plain = value is None or isinstance(value, str | int | float | bytes)
         shown = _short(value) if plain else f"of type {type(value).__name__}"
-        raise WrongType(f"{name} is {shown}, but {where} takes {_named(hint)}.")
+        raise WrongType(f"{name} is {shown}; {where} expected {_named(hint)}.")
 
 
 def plain_array(value: Any, what: str) -> "np.ndarray":

@@ -80,7 +80,9 @@ class FeatureStore:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         with reading(path) as file:
-            self.header = read_header(file)
+            self.header = header = read_header(file)
+            self.layers, self.widths, self.splits = header.layers, header.widths, tuple(header.splits)
+            self.encoder, self.dataset, self.dtype = header.encoder, header.dataset, header.dtype
             ledgers = {split: file[layout.ledger_path(split)][()] for split in self.header.splits}
             if attribute(file, "complete") != 1:
                 done = [layout.done_blocks(ledger) for ledger in ledgers.values()]
@@ -122,33 +124,9 @@ class FeatureStore:
         return cls(path)
 
     @property
-    def layers(self) -> tuple[str, ...]:
-        return self.header.layers
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return self.header.widths
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return tuple(self.header.splits)
-
-    @property
     def tests(self) -> tuple[str, ...]:
         """The splits that probes are tested on: "test", then the further test sets."""
         return tuple(split for split in self.splits if split not in ("train", "val"))
-
-    @property
-    def encoder(self) -> dict[str, Any]:
-        return self.header.encoder
-
-    @property
-    def dataset(self) -> dict[str, Any]:
-        return self.header.dataset
-
-    @property
-    def dtype(self) -> str:
-        return self.header.dtype
 
     @checked
     def layer(self, layer: str | int) -> str:

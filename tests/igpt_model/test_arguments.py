@@ -55,7 +55,7 @@ def test_what_fits_passes_and_the_rest_is_named(hint):
     for value in good:
         assert guarded(value) is value
     for value in bad:
-        with pytest.raises(WrongType, match=r"^value is .*, but .*function takes .+\.$") as caught:
+        with pytest.raises(WrongType, match=r"^value is .*; .*function expected .+\.$") as caught:
             guarded(value=value)
         assert isinstance(caught.value, TypeError)
         assert isinstance(caught.value, UserError)
@@ -92,7 +92,7 @@ def test_fields_of_a_dataclass():
         name: str = ""
 
     check_fields(Settings(3))
-    with pytest.raises(WrongType, match=r"steps is 0\.5, but Settings takes a whole number"):
+    with pytest.raises(WrongType, match=r"steps is 0\.5; Settings expected a whole number"):
         check_fields(Settings(0.5))
     with pytest.raises(WrongType, match="a number of more than 53 bits"):
         check_fields(Settings(1, 10**400))
