@@ -142,7 +142,8 @@ def _is_list(value: Any, kind: type, inner: tuple[Any, ...]) -> bool:
     if not isinstance(value, Sized) or (issubclass(kind, Sequence) and not hasattr(value, "__getitem__")):
         return not issubclass(kind, Sized)
     if str(getattr(value, "dtype", "object")) != "object":  # an array: its values are of one kind
-        value = value[:1].tolist() if hasattr(value, "tolist") else []
+        array: Any = value
+        value = array[: len(inner) or 1].tolist() if type(array).__module__ == "numpy" else []
     if kind is tuple and inner and inner[-1] is not ...:
         return len(value) == len(inner) and all(map(_fits, value, inner))
     return all(_fits(item, inner[0]) for item in value if inner)

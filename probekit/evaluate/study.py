@@ -26,6 +26,7 @@ from probekit.features.extract import extract
 from probekit.results.results import Results
 from probekit.results.runs import run_name
 from probekit.runtime.errors import UserError, check_at_least
+from probekit.runtime.escape import file_name
 from probekit.selection.protocol import Protocol, resolve_protocol
 
 SETTINGS_NAME = "study.json"
@@ -240,21 +241,17 @@ def _places(datasets: Sequence[Dataset], out: Path) -> list[tuple[Dataset, Path]
     """Where each data set's features and results lie: in `out` when it is the only one."""
     if len(datasets) == 1:
         return [(datasets[0], out)]
-    slugs = [_slug(data.name) for data in datasets]
+    slugs = [file_name(data.name) for data in datasets]
     for slug in slugs:
-        if slugs.count(slug) > 1 or slug == "report":
+        if slugs.count(slug) > 1 or slug in ("", "report"):
             raise UserError(f"Data set name {slug!r} cannot have a folder of its own: give the data sets other names.")
     return [(data, out / slug) for data, slug in zip(datasets, slugs, strict=True)]
 
 
 def _feature_file(folder: Path, series: str) -> Path:
-    path = folder / "features" / f"{_slug(series)}.h5"
+    path = folder / "features" / f"{file_name(series)}.h5"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
 
 
 def _listed(given: Any) -> list[Any]:

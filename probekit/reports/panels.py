@@ -22,7 +22,7 @@ from probekit.results.predictions import row_predictions
 from probekit.results.record import Record, read_records
 from probekit.results.runs import join_runs, model_names
 from probekit.runtime.errors import UserError
-from probekit.runtime.escape import visible
+from probekit.runtime.escape import file_name, visible
 
 ROLES = ("model", "readout", "random", "flat")
 READOUTS = {"knn": "kNN", "class-mean": "class mean"}
@@ -244,18 +244,13 @@ class Panel:
     def slug(self) -> str:
         """A file name's part that tells panels apart."""
         rows = f"-{self.train_rows}" if self.train_rows else ""
-        return safe_name(f"{self.dataset}-{self.protocol}{rows}" + ("" if self.is_own_test else f"-on-{self.test}"))
+        return file_name(f"{self.dataset}-{self.protocol}{rows}" + ("" if self.is_own_test else f"-on-{self.test}"))
 
 
 def value_name(series: Series) -> str:
     """The column of the values: "test_accuracy", or the metric's name."""
     name = series.curve.metric.name
     return "test_accuracy" if name == "top1" else name
-
-
-def safe_name(text: str) -> str:
-    """A text as part of a file name."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)[:100].strip("-.")
 
 
 def fit_words(converged: bool, at_grid_edge: bool) -> str:

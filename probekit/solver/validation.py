@@ -5,7 +5,7 @@ refuses. N rows, D features.
 """
 
 import numbers
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -254,7 +254,7 @@ def check_settings(
     tol: Any, max_iter: Any, standardize: Any = False, fit_intercept: Any = True, dtype: Any = None
 ) -> None:
     """Refuse settings that no fit can mean."""
-    if isinstance(tol, bool) or not isinstance(tol, numbers.Real) or not 0 < tol <= 1e300:
+    if isinstance(tol, bool) or not isinstance(tol, numbers.Real) or not 0 < cast("float", tol) <= 1e300:
         raise UserError(f"tol must be a positive finite number, but got {tol!r}; give for example 1e-4.")
     if isinstance(max_iter, bool) or not isinstance(max_iter, numbers.Integral) or max_iter < 1:
         raise UserError(f"max_iter must be an integer of at least 1, but got {max_iter!r}; give for example 2000.")
