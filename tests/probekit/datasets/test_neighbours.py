@@ -224,7 +224,11 @@ def test_names_that_look_alike_are_said_whatever_tells_them_apart(names):
 )
 def test_splits_under_other_words_are_no_classes(tmp_path, splits):
     with pytest.raises(UserError, match="seem to be splits"):
-        load_dataset(tree(tmp_path, *(f"{split}/{label}" for split in splits for label in ("cat", "dog")), count=2))
+        load_dataset(
+            tree(tmp_path / "d", *(f"{split}/{label}" for split in splits for label in ("cat", "dog")), count=2)
+        )
+    with pytest.warns(UserWarning, match="the names of 2 folders below"):
+        assert load_dataset(tree(tmp_path / "e", "test_tube/a", "beaker/b")).classes == ("beaker", "test_tube")
 
 
 # ---- one home of labels
