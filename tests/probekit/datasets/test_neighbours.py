@@ -601,6 +601,12 @@ def test_parquet_labels_and_splits_by_column(tmp_path):
 
     split = ["train"] * 8 + ["test"] * 4
     assert sizes(load([0, 1] * 6, split=split))["test"] == 4
+    for name in ("train", "test"):
+        (tmp_path / "named" / name).mkdir(parents=True)
+        (tmp_path / "named" / name / "0.parquet").write_bytes((tmp_path / "p.PARQUET").read_bytes())
+    assert sizes(load_dataset(tmp_path / "named"))["test"] == 12
+    with pytest.raises(UserError, match="apart already; leave out split=split"):
+        load_dataset(f"{tmp_path / 'named'}#split=split")
     assert load([0.0, 1.0] * 6).classes == ("0", "1")
     for missing in (pyarrow.array([0, 1, None] * 4), ["a", "b", None] * 4):
         with pytest.raises(UserError, match="4 of 12 rows have no label"):
