@@ -15,7 +15,7 @@ import numpy as np
 from rows import parser, record, timed
 
 from igpt_model.training.config import TrainConfig
-from igpt_model.training.cost import load_training, training_cost
+from igpt_model.training.cost import training_cost
 from igpt_model.training.pretrain import train
 from probekit import extract, load_dataset, load_encoder, sweep
 from probekit.evaluate.plan import plan_extract, plan_sweep, process_bytes
@@ -63,10 +63,8 @@ def run_sweep(folder, steps):
 def plan_of_train(folder, steps):
     """The plan for the same."""
     config = settings(steps)
-    load_training()
-    base = process_bytes()
     cost = training_cost(config, val_images=len(load_dataset("wandering-digits").splits["val"]), seconds=6)
-    return cost.seconds, base + cost.memory, cost.disk
+    return cost.seconds, process_bytes() + cost.memory, cost.disk
 
 
 def plan_of_extract(folder, steps):

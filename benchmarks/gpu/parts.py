@@ -28,9 +28,9 @@ def command_line(doc, parts):
     return parser
 
 
-def read(parser, parts):
-    """The command line, checked."""
-    given = parser.parse_args()
+def read(parser, parts, words=None):
+    """The command line, or the given words, checked."""
+    given = parser.parse_args(words)
     if strange := sorted(set(given.parts) - set(parts)):
         parser.error(f"unknown parts {', '.join(strange)}; choose among {', '.join(parts)}")
     try:

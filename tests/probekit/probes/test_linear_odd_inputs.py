@@ -22,16 +22,12 @@ from probekit.runtime.errors import UserError
 rng = np.random.default_rng(0)
 Y = rng.integers(0, 3, 60)
 X = np.round(rng.normal(size=(60, 4)) * 4 + 6 * np.eye(4)[Y])  # whole numbers: every dtype holds them exactly
-NAMES = ["ab", "c", "def"]
+NAMES, CS = ["ab", "c", "def"], (0.1, 1.0)
 
 FITS = {
     "fit_path": lambda X, y, **more: fit_path(X, y, [1.0], **more),
-    "LinearProbe": lambda X, y, **more: LinearProbe(
-        **{name: value for name, value in more.items() if name != "sample_weight"}
-    ).fit(X, y, more.get("sample_weight")),
-    "LinearProbeCV": lambda X, y, **more: LinearProbeCV(
-        (0.1, 1.0), cv=2, **{name: value for name, value in more.items() if name != "sample_weight"}
-    ).fit(X, y, more.get("sample_weight")),
+    "LinearProbe": lambda X, y, sample_weight=None, **more: LinearProbe(**more).fit(X, y, sample_weight),
+    "LinearProbeCV": lambda X, y, sample_weight=None, **more: LinearProbeCV(CS, cv=2, **more).fit(X, y, sample_weight),
 }
 
 
