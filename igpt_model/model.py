@@ -145,7 +145,9 @@ class IGPT(nn.Module):
         expected = {name: value.shape for name, value in model.state_dict().items()}
         wrong = sorted(set(expected) ^ set(state)) or [name for name in expected if expected[name] != state[name].shape]
         if wrong:
-            raise UserError(f"{source} does not fit {config}: look at {', '.join(wrong[:6])}.")
+            raise UserError(
+                f"{source} does not fit {config}: missing, unknown or of another shape are {', '.join(wrong[:6])}."
+            )
         copied = {
             name: torch.empty(value.shape, dtype=torch.float32, device=value.device).copy_(value)
             for name, value in state.items()
@@ -211,7 +213,7 @@ class IGPT(nn.Module):
     def hidden_states(self, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> Iterator[Tensor]:
         """Yield the L + 1 raw residual states, each (B, T, D): the embedding, then the state after each block.
 
-        Only the state just yielded is alive; what "layer k" means is said in `igpt_model.features`.
+        Only the state just yielded is alive; `igpt_model.features` defines "layer k".
         """
         h_BTD = self.embed(tokens_BT, mask_BT)
         yield h_BTD

@@ -160,6 +160,8 @@ def load_dataset(
         return arrays.load_objects(source, **_taken(arrays.load_objects, type(source).__name__, options))
     root = None if root is None else os.path.expanduser(root)
     text, options = _with_written_options(str(source), options)
+    if not text.strip():
+        raise UserError(f"An empty name of a data set was given; give {'; '.join(FORMS)}.")
     for entry in ENTRIES:
         if entry.name == text:
             module, function = entry.loader.split(":")

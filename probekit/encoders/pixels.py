@@ -14,13 +14,7 @@ from probekit.runtime.errors import UserError
 
 
 def resolution_of(what: str, resolution: int | None, data: Any) -> int:
-    """The side asked for, or else the shorter side of the data set's first training image.
-
-    Raises
-    ------
-    UserError
-        Neither a resolution nor a data set is given.
-    """
+    """The side asked for, or else the shorter side of the data set's first training image."""
     if resolution is not None:
         if int(resolution) < 1:
             raise UserError(f"A resolution of {resolution} was given for {what}; give at least 1.")

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 
 from igpt_model.arguments import checked
+from igpt_model.checked_json import parse_json
 from igpt_model.differences import differences
 from probekit.features import format as layout
 from probekit.features.format import Header
@@ -141,7 +142,7 @@ def _check_shards(path: Path, report: VerifyReport) -> None:
             )
     command = [sys.executable, "-c", _MAPPINGS, str(path)]
     answer = subprocess.run(command, input=json.dumps(list(wanted)), capture_output=True, text=True, check=False)
-    there = {} if answer.returncode else dict(json.loads(line) for line in answer.stdout.splitlines())
+    there = {} if answer.returncode else dict(parse_json(line, path, list) for line in answer.stdout.splitlines())
     wrong = [name for name in wanted if there.get(name) != wanted[name]]
     if wrong:
         report.errors.append(f"{wrong[0]}, a virtual dataset, does not show what the shards hold; join them again.")

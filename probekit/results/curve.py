@@ -77,6 +77,11 @@ class Curve:
         return len(self.by_draw)
 
     @property
+    def reliable(self) -> np.ndarray:
+        """Which layers are reliable: converged, with C inside its grid, in every draw. bool (n,)"""
+        return self.converged & ~self.at_grid_edge
+
+    @property
     def draw_names(self) -> tuple[str, ...] | tuple[int, ...]:
         """The runs, or the seeds of a single run, that `by_draw` is of."""
         return self.runs if len(self.runs) > 1 else self.seeds

@@ -67,10 +67,9 @@ class Results:
     @checked
     def of(self, series: str | None = None, kind: str | None = None, seed: int | None = 0) -> list[Record]:
         """Records of a series (None: the only one), a kind and a seed (None: all)."""
-        if series is None:
-            if len(self.series) != 1:
-                raise UserError(f"There are {len(self.series)} series ({', '.join(self.series)}): name one.")
-            series = self.series[0]
+        if series is None and len(self.series) != 1:
+            raise UserError(f"There are {len(self.series)} series ({', '.join(self.series)}): name one.")
+        series = self.series[0] if series is None else series
         if series not in self.series:
             raise UserError(f"There is no series {series!r}; there are {', '.join(self.series)}.")
         return [

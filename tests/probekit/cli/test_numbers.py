@@ -67,8 +67,7 @@ def command(verb, flag, value, numbers, new):
 def test_every_numeric_flag_has_a_range():
     found = {(verb, argument.names[0]): argument.field_info for verb, argument, _ in flags()}
     assert len(found) > 60  # else this test has lost its subject
-    from igpt_model.training.config import TrainConfig
-    from igpt_model.training.finetune_config import FinetuneConfig
+    from igpt_model.training.config import FinetuneConfig, TrainConfig
 
     own = {
         name
