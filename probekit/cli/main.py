@@ -295,8 +295,8 @@ def users_sentence(error: BaseException) -> str | None:
 
 def _out_of_memory(error: BaseException) -> bool:
     """Whether NumPy, PyTorch or Python itself could not allocate memory."""
-    words = ("can't allocate memory", "not enough memory", "out of memory", "Unable to allocate")
-    words += ("Cannot allocate memory",)  # a library that cannot be loaded
+    # the last one: of a library that cannot be loaded
+    words = ("can't allocate memory", "not enough memory", "out of memory", "Unable to allocate", "Cannot allocate mem")
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | ImportError) and any(word in str(error) for word in words)
     )
