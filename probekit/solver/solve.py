@@ -27,6 +27,7 @@ FACTOR_REACH = 40.0  # a factor serves penalties down to this part of its own
 NODE_ROUNDS, NODE_PRODUCTS = 3, 40  # Newton steps by one factor, and products of each: more ask for a new factor
 FIRST_ROUNDS, FIRST_PRODUCTS = 2, 15  # the same by a factor of the node before
 NODE_FACTORS = 10  # for one node
+DEGREE = 5  # of the polynomial between nodes
 LEFT_OUT = 1e-2  # of the tolerance: what directions that are left out may add to a gap
 ONE_THREAD_ENTRIES = 1 << 19  # X of fewer entries is solved by one thread
 RETRY_PRODUCTS = 2000
@@ -97,11 +98,10 @@ class PathSolver:
 
     def __init__(self, data: WeightedData, l2: Tensor, tol: float, max_iter: int) -> None:
         self.data, self.tol, self.max_iter = data, tol, max_iter
-        self.l2, self.log_l2 = l2, l2.log()
-        self.log_l2_of = self.log_l2.tolist()  # on the host: reading one from a GPU waits for it
+        self.l2, self.log_l2 = l2, l2.log().tolist()  # on the host: reading one from a GPU waits for it
         self.R = data.n_coef_rows
         self.plan = make_plan(data, len(l2))
-        self.coordinates = find_coordinates(data, self.plan.in_memory, LEFT_OUT * tol * math.exp(self.log_l2_of[0]))
+        self.coordinates = find_coordinates(data, self.plan.in_memory, LEFT_OUT * tol * math.exp(self.log_l2[0]))
         self.exact = MeanLoss(self.coordinates.exact, self.coordinates.left_out)
         self.loss = MeanLoss(self.coordinates.data)
         prior = prior_intercept(data)
@@ -143,7 +143,6 @@ class PathSolver:
         at.put(index, again)
         return self.summarise(at, self.low)
 
-    # ---- evaluation and certificates
     def largest(self, gradient: Tensor) -> Tensor:
         """max|g| (P,) of gradients (P, R, r+1) in the columns of the centred rows.
 
@@ -182,7 +181,6 @@ class PathSolver:
         )
         return self.bound.lower(at, l2, -step)
 
-    # ---- Newton steps
     def precondition(self, index: Tensor) -> Callable[[Tensor], Tensor]:
         """Each problem by the factor that serves it, or by its own Kronecker product."""
         names = torch.tensor([self.factor_of[i] for i in index.tolist()]) if self.factors else torch.empty(0)
@@ -219,11 +217,11 @@ class PathSolver:
             covariance = self.loss.covariance(theta.to(self.loss.data.dtype))
             self.kronecker.update(covariance, index[torch.tensor(mine, device=index.device)])
 
-    # ---- the nodes
     def solve_nodes(self) -> None:
         """Solve the nodes: strong penalties side by side from zero, weak ones along the path, each from the last."""
-        narrow = len(choose_nodes(self.log_l2)) * self.R <= SIDE_BY_SIDE
-        self.nodes = choose_nodes(self.log_l2) if narrow else choose_nodes(self.log_l2, CLOSE_RATIO)
+        self.nodes = choose_nodes(self.log_l2)
+        if len(self.nodes) * self.R > SIDE_BY_SIDE:
+            self.nodes = choose_nodes(self.log_l2, CLOSE_RATIO)
         every = torch.tensor(self.nodes, device=self.l2.device)
         strong = self.l2[every] >= STRONG * self.coordinates.eigenvalues.max()
         strong[-1] = True
@@ -237,19 +235,22 @@ class PathSolver:
 
     def _start(self, node: int, solved: list[int]) -> Tensor:
         """The start of a penalty (R, D+1): extrapolated from its neighbours or the nearest, whichever has less loss."""
-        where = self.log_l2_of[node]
-        known = sorted(solved, key=lambda other: abs(self.log_l2_of[other] - where))[:3]
+        known = sorted(solved, key=lambda other: abs(self.log_l2[other] - self.log_l2[node]))[:3]
         nearest = self.theta[known[0]]
         if len(known) == 1:
             return nearest
-        points = torch.tensor(known, device=self.l2.device)
-        predicted = lagrange(self.log_l2[node][None], self.log_l2[points], self.theta[points], degree=2)
-        both = torch.stack([predicted[0], nearest])
+        both = torch.cat([self._mixed([node], known, self.theta[known], 2), nearest[None]])
         return both[self.exact.evaluate(both, self.l2[node].expand(2)).loss.nan_to_num(torch.inf).argmin()]
+
+    def _mixed(self, at: list[int], known: list[int], values: Tensor, degree: int) -> Tensor:
+        """Values (p, R, r+1) at penalties, interpolated from those at known ones (n, R, r+1)."""
+        points = [self.log_l2[i] for i in known]
+        weights = torch.from_numpy(np.stack([lagrange(self.log_l2[i], points, degree) for i in at]))
+        return torch.tensordot(weights.to(values.device), values, dims=1)
 
     def _solve_weak(self, node: int, solved: list[int]) -> None:
         """One node, by the factor at hand as long as it serves, or where none is affordable by Kronecker products."""
-        start, l2 = self._start(node, solved), math.exp(self.log_l2_of[node])
+        start, l2 = self._start(node, solved), math.exp(self.log_l2[node])
         index = torch.tensor([node], device=self.l2.device)
         if self.plan.factor is None:
             self._refine(index, start[None])
@@ -282,22 +283,20 @@ class PathSolver:
         """Let the nearest factor serve each penalty that is weak, or little stronger than the strongest factor's."""
         if not self.factors:
             return
-        own = torch.tensor([factor.l2 for factor in self.factors], dtype=torch.float64, device=self.l2.device)
-        nearest = (self.log_l2[:, None] - own.log()).abs().argmin(dim=1)
-        weak = self.l2 < max(STRONG * float(self.coordinates.eigenvalues.max()), ABOVE * float(own.max()))
-        self.factor_of = torch.where(weak, nearest, -1).tolist()
+        own = [math.log(factor.l2) for factor in self.factors]
+        reach = max(math.log(STRONG * float(self.coordinates.eigenvalues.max())), math.log(ABOVE) + max(own))
+        for i, log_l2 in enumerate(self.log_l2):
+            nearest = min(range(len(own)), key=lambda name: abs(own[name] - log_l2))
+            self.factor_of[i] = nearest if log_l2 < reach else -1
 
-    # ---- everything else
     def interpolate(self) -> None:
         """Predict the penalties between the nodes."""
-        rest = [i for i in range(len(self.l2)) if i not in self.nodes]
+        rest = sorted(set(range(len(self.l2))) - set(self.nodes))
         if not rest:
             return
-        index = torch.tensor(rest, device=self.l2.device)
-        every = torch.tensor(self.nodes, device=self.l2.device)
         # where probabilities hardly move, theta is b / (curvature + l2): without that factor it is flatter, and so are
         # the errors of a polynomial
         scale = self.l2[:, None, None] + self.coordinates.eigenvalues / max(self.R, 2)
         scale = torch.nn.functional.pad(scale, (0, 1), value=1.0)
-        found = lagrange(self.log_l2[index], self.log_l2[every], self.theta[every] * scale[every])
-        self.theta[index] = found / scale[index]
+        nodes = self.theta[self.nodes] * scale[self.nodes]
+        self.theta[rest] = self._mixed(rest, self.nodes, nodes, DEGREE) / scale[rest]
