@@ -40,7 +40,7 @@ _ENCODER = {
     "checkpoint?": (Text(), None),
 }
 _REFIT = {"converged": bool, "n_iter": Int(0), "grad_rel": (Real(0), None), "gap": _NUMBER, "kind?": _NAME}
-_METRICS = dict.fromkeys(("top1", "mean_per_class", "top1_low", "top1_high"), _SHARE)
+_METRICS: dict[str, Any] = dict.fromkeys(("top1", "mean_per_class", "top1_low", "top1_high"), _SHARE)
 _METRICS |= {"top5": (_SHARE, None), "log_loss": float, "n_test": Int(1)}
 _NUMBERS = {str: _NUMBER}  # what else is measured: a function of METRICS gives one number, or none
 
