@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from igpt_model.hashing import hash_file
-from probekit.datasets.images import ArrayImages, Decoding, Images, pixels_of
+from probekit.datasets.images import ArrayImages, Decoding, Images, MadeImages, pixels_of
 from probekit.datasets.parts import Part, assemble, label_array, title
 from probekit.datasets.records import Dataset
 from probekit.datasets.splits import SPLIT_NAMES
@@ -27,18 +27,8 @@ ITEMS_ASKED = 32
 ARRAYS = {**dict.fromkeys(("images", "x", "data"), "images"), **dict.fromkeys(("labels", "y", "targets"), "labels")}
 
 
-@dataclass(frozen=True, eq=False)
-class ListedImages:
-    """A list of HWC or HW uint8 arrays whose sizes may differ."""
-
-    arrays: tuple[np.ndarray, ...]
-
-    def __len__(self) -> int:
-        return len(self.arrays)
-
-    def read(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The images at `rows`, each HWC uint8 RGB."""
-        return [to_rgb(self.arrays[row], f"image {row}") for row in rows]
+def _listed(arrays: tuple[Any, ...], rows: np.ndarray) -> list[np.ndarray]:
+    return [to_rgb(arrays[row], f"image {row}") for row in rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,13 +78,7 @@ def _compare_labels(found: list[Any], listed: np.ndarray, whose: str, rows: Any)
 
 
 def image_and_label(item: Any, row: int) -> tuple[Any, Any]:
-    """Image and label of a data set's item: the first two of a sequence, or by their names in a mapping.
-
-    Raises
-    ------
-    UserError
-        It is neither, or several of its names could be meant.
-    """
+    """Image and label of a data set's item: the first two of a sequence, or by their names in a mapping."""
     if isinstance(item, Mapping):
         found = []
         for what, names in (("image", IMAGE_NAMES), ("label", LABEL_NAMES)):
@@ -113,13 +97,7 @@ def image_and_label(item: Any, row: int) -> tuple[Any, Any]:
 
 
 def to_rgb(image: Any, name: str) -> np.ndarray:
-    """A PIL image, a uint8 array (HW, HW1, HW3) or a uint8 tensor (CHW) as HWC uint8 RGB.
-
-    Raises
-    ------
-    UserError
-        Anything else, floating-point images among them: how they were normalised is not known here.
-    """
+    """A PIL image, a uint8 array (HW, HW1, HW3) or a uint8 tensor (CHW) as HWC uint8 RGB."""
     if hasattr(image, "convert"):
         return pixels_of(image, name, Decoding(exif="ignore"))
     is_tensor = hasattr(image, "detach")
@@ -137,13 +115,7 @@ def to_rgb(image: Any, name: str) -> np.ndarray:
 
 
 def _labels_of_items(value: Any) -> tuple[np.ndarray, str]:
-    """Labels of a torch Dataset, and what says so: its `targets` or `labels`, or else every item.
-
-    Raises
-    ------
-    UserError
-        They are not: a target_transform changes them, or the items come in another order.
-    """
+    """Labels of a torch Dataset, and what says so: its `targets` or `labels`, or else every item."""
 
     name = next((n for n in ("targets", "labels") if hasattr(value, n)), None)
     if name is None:
@@ -167,7 +139,7 @@ def _as_part(value: Any) -> Part:
     if isinstance(value, tuple) and len(value) == 2:
         images, labels = value
         plain = isinstance(images, list | tuple)
-        source: Images = ListedImages(tuple(images)) if plain else ArrayImages(np.asarray(images))
+        source: Images = MadeImages(tuple(images), _listed) if plain else ArrayImages(np.asarray(images))
         return Part(source, label_array(labels, "The labels"))
     indexed = hasattr(value, "__getitem__") and hasattr(value, "__len__")
     # the items of a pandas or polars table are its columns
@@ -201,13 +173,7 @@ def load_objects(value: Any, name: str = "arrays", classes: Any = None, **option
 
 
 def class_names(value: Any) -> tuple[str, ...] | None:
-    """Names of the labels 0, 1, ...: from a sequence of texts or of synonyms, or from a mapping of names to labels.
-
-    Raises
-    ------
-    UserError
-        It is none of them.
-    """
+    """Names of the labels 0, 1, ...: from a sequence of texts or of synonyms, or from a mapping of names to labels."""
     if value is None:
         return None
     if isinstance(value, Mapping):

@@ -7,9 +7,9 @@ import io
 import os
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,11 +94,6 @@ def decode(content: bytes, name: str, how: Decoding = Decoding()) -> np.ndarray:
     """Decode one image file to HWC uint8 RGB (transparent parts and palettes as Pillow converts them).
 
     Of several frames the first is taken. 16 bits become 8 by division by 257, rounded.
-
-    Raises
-    ------
-    UserError
-        The bytes are no image Pillow can read whole, or nothing says what its values mean; the message names the file.
     """
     # other code of this process may have asked Pillow to fill what a file lacks with grey
     ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -117,13 +112,7 @@ def decode(content: bytes, name: str, how: Decoding = Decoding()) -> np.ndarray:
 
 
 def pixels_of(image: Image.Image, name: str, how: Decoding) -> np.ndarray:
-    """A Pillow image as HWC uint8 RGB.
-
-    Raises
-    ------
-    UserError
-        Its values are floats or 32-bit numbers, whose range is not known.
-    """
+    """A Pillow image as HWC uint8 RGB."""
     sixteen = image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format in SIXTEEN_BIT_FORMATS)
     turned = image.getexif().get(ORIENTATION, 1)
     if turned != 1:
@@ -202,12 +191,32 @@ class ArrayImages:
         return list(chosen)
 
 
+@dataclass(frozen=True, eq=False)
+class MadeImages:
+    """Images that a function makes of the rows asked for: `make(items, rows)` is a list of HWC uint8 RGB."""
+
+    items: Any
+    make: Callable[[Any, np.ndarray], list[np.ndarray]]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def read(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The images at `rows`, each HWC uint8 RGB."""
+        return self.make(self.items, rows)
+
+
 class EncodedImages(ABC):
     """Encoded picture files, decoded when read; where their bytes are is all that a subclass says."""
 
     how = Decoding()
     random_access = True
     """Whether a row costs the same wherever it is."""
+    _opened: Any = None
+    """What one process holds open: a file handle shared over fork has one read position."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -269,17 +278,12 @@ class ZipImages(EncodedImages):
 
     archive: str
     names: Sequence[str]
-    _opened: tuple[int, Any] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}
-
     def encoded(self, row: int) -> tuple[bytes, str]:
         """The member's content."""
-        # a file handle shared over fork has one read position: two processes would read each other's bytes
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = (os.getpid(), zipfile.ZipFile(self.archive))
         name = f"{self.archive}:{self.names[row]}"

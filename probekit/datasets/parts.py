@@ -8,7 +8,7 @@ import glob
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,18 +30,8 @@ OPENED = 8
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """The images of one split and what labels them.
-
-    Parameters
-    ----------
-    images : Images
-    labels : int (N,) or str (N,)
-        Whole numbers are labels as they are; text is a class name.
-    classes : tuple of str, optional
-        Names of the labels 0, 1, ... of this part.
-    rows : int (N,), optional
-        The position in `images` of each row; all of them without it.
-    """
+    """The images of one split and their labels: numbers, or names (str); `classes` names the numbers, `rows` are
+    positions in `images` (all of them without it)."""
 
     images: Images
     labels: np.ndarray
@@ -54,11 +44,6 @@ def label_array(values: Any, where: str) -> np.ndarray:
 
     Whole numbers may be written as floats (pandas does so once one was missing); names are stripped of spaces and
     brought to one Unicode form, as "é" is one character or two.
-
-    Raises
-    ------
-    UserError
-        A label is missing, there are several an image, or they are fractions.
     """
     if np.ma.is_masked(values):
         _refuse_missing(np.ma.getmaskarray(values), where)
@@ -143,13 +128,7 @@ MOST_CLASSES = 1_000_000
 
 
 def divide(part: Part, column: str, values: Iterable[Any], where: str) -> dict[str, Part]:
-    """A part by a column that names the split of each row.
-
-    Raises
-    ------
-    UserError
-        A value is no name of a split.
-    """
+    """A part by a column that names the split of each row."""
     written = list(values)
     named = [SPLIT_NAMES.get(str(value).strip().lower(), "") for value in written]
     if "" in named:
@@ -166,9 +145,28 @@ def divide(part: Part, column: str, values: Iterable[Any], where: str) -> dict[s
     return divided
 
 
-def names_splits(column: str, values: Iterable[Any]) -> bool:
-    """Whether a column says the split of each row, by its name and what it holds."""
-    return column.lower() in SPLIT_COLUMNS and {str(v).strip().lower() for v in values} <= set(SPLIT_NAMES)
+def by_column(
+    parts: dict[str, Part],
+    names: Sequence[str],
+    values: Callable[[str], Iterable[Any]],
+    split: str | None,
+    where: str,
+    always: Sequence[str] = (),
+) -> tuple[dict[str, Part], str | None]:
+    """A pool of rows by the column that says their splits (by its name and what it holds), and that column, if any."""
+    if set(parts) != {"train"}:
+        if split is not None:
+            raise UserError(f"{where} has {', '.join(parts)} apart already; leave out split={split}.")
+        return parts, None
+
+    def says_splits(name: str) -> bool:
+        return name.lower() in SPLIT_COLUMNS and {str(v).strip().lower() for v in values(name)} <= set(SPLIT_NAMES)
+
+    found = [name for name in names if name.lower() in always or says_splits(name)]
+    if split is None and not found:
+        return parts, None
+    split = column(split, found, names, "split", where)
+    return divide(parts["train"], split, values(split), where), split
 
 
 def expand(pattern: str, suffix: str) -> list[Path]:
@@ -223,13 +221,7 @@ def by_split(files: Sequence[Path], where: str) -> dict[str, list[Path]]:
 
 
 def column(given: str | None, candidates: Sequence[str], every: Sequence[str], what: str, where: str) -> str:
-    """The one column that holds images or labels; several candidates are never resolved in silence.
-
-    Raises
-    ------
-    UserError
-        The column asked for is not there, or none or several could be meant.
-    """
+    """The one column that holds images or labels; several candidates are never resolved in silence."""
     if given is not None:
         if given not in every:
             raise UserError(f"{where} has no column {given!r}; it has {', '.join(every)}.")

@@ -32,14 +32,7 @@ SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 @dataclass(eq=False)
 class TarImages(EncodedImages):
-    """Image members of uncompressed tars by offset.
-
-    Parameters
-    ----------
-    files : tuple of str
-    shards, offsets, sizes : int64 (N,)
-        Which file, and which of its bytes.
-    """
+    """Image members of uncompressed tars: in which file, and which of its bytes."""
 
     files: tuple[str, ...]
     shards: np.ndarray
@@ -166,8 +159,6 @@ def load(name: str, root: str | Path | None = None, label: str | None = None, **
 
     Parameters
     ----------
-    name : str
-        Name of the data set; "webdataset" means: call it after the path.
     root : path
         A .tar, a quoted glob or brace range ('train-{0000..0012}.tar'), or a folder of tars. The word train, val or
         test in a file's name says its split.
@@ -175,11 +166,6 @@ def load(name: str, root: str | Path | None = None, label: str | None = None, **
         The field that holds the label, or a key of the .json field; `cls` (or the key `label`) without it. Whole
         numbers are labels as they are, text names a class.
     **options : see `probekit.datasets.parts.assemble`
-
-    Raises
-    ------
-    UserError
-        A file is no whole uncompressed tar, or a sample has no label or several images.
     """
     files = expand(os.path.expanduser(str(root)), ".tar") if root is not None else []
     missing = [file for file in files if not file.is_file()]

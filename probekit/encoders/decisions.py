@@ -14,12 +14,7 @@ AXES = {
 
 
 def decision_lines(encoder: Any) -> list[str]:
-    """One line for each run of layers that are read alike, then the norm; the same facts are in the provenance.
-
-    Parameters
-    ----------
-    encoder : an encoder, or its provenance
-    """
+    """One line for each run of layers that are read alike, then the norm; the same facts are in the provenance."""
     provenance = encoder if isinstance(encoder, dict) else encoder.provenance
     decisions = provenance.get("decisions") or {}
     lines = []

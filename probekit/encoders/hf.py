@@ -315,13 +315,7 @@ def _image_tower(model: Any, loaded: Loaded) -> tuple[Any, Loaded]:
 
 
 def find_hidden_states(model: Any, forward: Any, sides: tuple[int, int]) -> dict[str, str]:
-    """Which submodule makes which hidden state: {submodule: "hidden_states[k]"}, and the blocks inside stages.
-
-    Raises
-    ------
-    UserError
-        The model gives no hidden states, or one of them is made by no submodule.
-    """
+    """Which submodule makes which hidden state: {submodule: "hidden_states[k]"}, and the blocks inside stages."""
     # kept alive here: an id is free to be used again once its object is gone
     outputs: list[tuple[str, torch.Tensor]] = []
 

@@ -27,19 +27,9 @@ from probekit.runtime.errors import UserError, first_line
 
 # written into processor files, without effect on a picture
 ABOUT = {
-    "auto_map",
-    "feature_extractor_type",
-    "image_processor_class",
-    "image_processor_type",
-    "max_size",
-    "model_input_names",
-    "pad_and_return_pixel_mask",
-    "processor_class",
-    "processor_type",
-    "reduce_labels",
-    "tokenizer_class",
-    "transformers_version",
-    "use_fast",
+    *("auto_map", "feature_extractor_type", "image_processor_class", "image_processor_type", "processor_class"),
+    *("processor_type", "tokenizer_class", "transformers_version", "use_fast", "model_input_names"),
+    *("max_size", "pad_and_return_pixel_mask", "reduce_labels"),
 }
 # switches of the steps that --resolution, --resize and --crop take the place of
 SIZE_SWITCHES = ("do_resize", "do_center_crop", "do_crop", "do_pad", "do_thumbnail", "do_align_long_axis")
@@ -48,17 +38,10 @@ VALUE_SWITCHES = ("do_rescale", "do_normalize", "include_top")
 
 @dataclass(frozen=True, eq=False)
 class ProcessorPreparation(DescribedPreparation):
-    """One picture through a transformers image processor.
+    """One picture through a transformers image processor, some of whose steps are switched off, after the user's own
+    sizes.
 
-    Parameters
-    ----------
-    processor : transformers image processor
-    switched_off : mapping of str to False
-        Steps of the processor that are left out.
-    before : Preparation, optional
-        The user's own sizes, applied first.
-    pixels : bool
-        uint8 (H, W, 3), where the steps that are left keep it uint8; else float32 (3, H, W).
+    With `pixels` uint8 (H, W, 3), where the steps that are left keep it so; else float32 (3, H, W).
     """
 
     processor: Any
@@ -94,20 +77,8 @@ def prepare_with(
 ) -> tuple[DescribedPreparation, Normalisation | None]:
     """`prepare` and what is left for `Normalisation` (None: nothing), from a processor and what the user asks instead.
 
-    Parameters
-    ----------
-    processor : transformers image processor
-    whose : str
-        The model, for messages.
-    before : Preparation, optional
-        Takes the place of the processor's own resize, crop and padding.
-    mean, std : optional
-        Take the place of the processor's own; the other of the two, if not given, stays.
-
-    Raises
-    ------
-    UserError
-        The processor gives no one picture of a fixed size, or cannot leave out what the user replaces.
+    `before` takes the place of the processor's own resize, crop and padding, `mean` and `std` of its own (each alone,
+    too).
     """
     has = {name for name in (*SIZE_SWITCHES, *VALUE_SWITCHES) if getattr(processor, name, None)}
     sizes_off = {name: False for name in SIZE_SWITCHES if before is not None and name in has}
@@ -163,25 +134,11 @@ def _normalisations(processor: Any) -> list[Normalisation]:
 def load_processor(
     transformers: Any, name: str, revision: str | None, config: Any, written: Mapping[str, Any]
 ) -> tuple[Any, str | None]:
-    """The image processor of a model, and a sentence where the model's files do not name it.
+    """The image processor of a model, and a sentence where its files do not name it; (None, None) where transformers
+    knows none.
 
-    Parameters
-    ----------
-    transformers : module
-    name, revision : of the model
-    config : its configuration
-    written : mapping
-        Its preprocessor_config.json; empty when there is none, then the class's defaults at the model's image size.
-
-    Returns
-    -------
-    processor, note
-        (None, None) where transformers knows no processor for the model.
-
-    Raises
-    ------
-    UserError
-        The processor cannot be made, or the file holds keys that it does not understand.
+    `written` is its preprocessor_config.json; empty when there is none: then the class's defaults at the model's image
+    size.
     """
     default = _default_class(transformers, config)
     named = {"image_processor_type", "feature_extractor_type"} & set(written)

@@ -13,14 +13,7 @@ import torch
 
 from probekit.encoders.compute import compute
 from probekit.encoders.pooling import Layout, count_special_tokens, decide, first_tensor, has_class_token, map_axes
-from probekit.encoders.preparation import (
-    DescribedPreparation,
-    Normalisation,
-    Preparation,
-    odd_pictures,
-    pair,
-    triple,
-)
+from probekit.encoders.preparation import DescribedPreparation, Normalisation, Preparation, odd_pictures, pair, triple
 from probekit.encoders.row_checks import check_prepare, check_rows, check_tokens, settle_unloaded
 from probekit.encoders.weights import Loaded, hash_weights, load_weights
 from probekit.runtime.errors import UserError, first_line
@@ -46,13 +39,7 @@ def submodules(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
 
 
 def match_modules(module: torch.nn.Module, wanted: str | Sequence[str]) -> list[str]:
-    """Names of the submodules that `wanted` names; in a glob, `*` stays within one level ("blocks.*").
-
-    Raises
-    ------
-    UserError
-        A name or glob fits none.
-    """
+    """Names of the submodules that `wanted` names; in a glob, `*` stays within one level ("blocks.*")."""
     names = list(submodules(module))
     patterns = [p.strip() for p in wanted.split(",")] if isinstance(wanted, str) else list(wanted)
     chosen: dict[str, None] = {}

@@ -18,32 +18,13 @@ from probekit.runtime.errors import UserError
 POOLS = ("mean", "cls", "both")
 AXES = ("BD", "BTD", "TBD", "BDT", "BCHW", "BHWC")
 CLASS = ("cls_token", "class_token", "class_embedding")
-SPECIAL = (
-    *CLASS,
-    "dist_token",
-    "distillation_token",
-    "register_tokens",
-    "reg_token",
-)
+SPECIAL = (*CLASS, "dist_token", "distillation_token", "register_tokens", "reg_token")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one layer's output is read.
-
-    Parameters
-    ----------
-    axes : str
-        One of AXES.
-    prefix_tokens : int
-        Special tokens (CLS, registers) in front of the patches; 0 for maps.
-    positions : int
-        Positions that the mean runs over.
-    width : int
-        Columns after pooling.
-    pool : str
-        "mean", "cls" or "both" (CLS, then mean).
-    """
+    """How a layer is read: its axes (one of AXES), the special tokens in front (CLS, registers), the positions that the
+    mean runs over, the columns after pooling, and the pooling ("both": CLS, then mean)."""
 
     axes: str
     prefix_tokens: int
@@ -72,13 +53,7 @@ class Layout:
 
 
 def first_tensor(output: Any, module: str) -> torch.Tensor:
-    """The tensor of a module's output: itself, or the first of a tuple, list or mapping.
-
-    Raises
-    ------
-    UserError
-        There is none, or it holds no floating-point numbers (indices, a mask, complex or quantised values).
-    """
+    """The tensor of a module's output: itself, or the first of a tuple, list or mapping."""
     parts = list(output.values()) if isinstance(output, Mapping) else output
     for part in parts if isinstance(parts, list | tuple) else [parts]:
         if not isinstance(part, torch.Tensor):
@@ -129,30 +104,11 @@ def decide(
     wide: tuple[int, ...] | None = None,
     class_token: bool = True,
 ) -> Layout:
-    """Decide how to read a layer.
+    """Decide how to read a layer of the `shape` and `other` for a batch of 2 and 3, and `wide` for 2 images of twice
+    the width.
 
-    Parameters
-    ----------
-    name : str
-        The layer, for messages.
-    shape, other : tuple of int
-        Its output's shape for a batch of 2 and a batch of 3.
-    sides : (int, int)
-        Height and width of the input image.
-    special_tokens : int
-        How many the model's parameters, or the library that made it, suggest.
-    pool : str
-    axes, prefix_tokens : optional
-        What the user says instead.
-    wide : tuple of int, optional
-        Its output's shape for 2 images of twice the width, where that could be run.
-    class_token : bool
-        Whether the model has one at all; the first of its special tokens then is it.
-
-    Raises
-    ------
-    UserError
-        The shapes leave the question open, or `pool` does not fit.
+    `special_tokens` is what parameters or the model's library suggest, `class_token` whether the first of them is one;
+    `axes` and `prefix_tokens` are the user's. A `UserError` where the question stays open, or `pool` does not fit.
     """
     if pool not in POOLS:
         raise UserError(f"The pooling {pool!r} is not known; choose {', '.join(POOLS)}.")

@@ -159,28 +159,12 @@ def settle(
     pixels: DescribedPreparation | None,
     normalisations: Sequence[Normalisation],
 ) -> tuple[DescribedPreparation, Normalisation | None]:
-    """How a model's own preparation is run: as uint8 pixels that a `Normalisation` finishes, or as it is.
+    """How a model's own preparation is run: (pixels, normalisation) as uint8 that a `Normalisation` finishes, or
+    (finished, None).
 
-    Parameters
-    ----------
-    whose : str
-        The model, for messages.
-    finished : preparation to float (3, H, W)
-        The model's own, whole.
-    pixels : preparation to uint8 (H, W, 3), optional
-        The same without its last scale and shift.
-    normalisations : sequence of Normalisation
-        What that last step may be; the first that agrees with `finished` on all `odd_pictures` is taken.
-
-    Returns
-    -------
-    prepare, normalisation
-        (pixels, one of normalisations), or (finished, None).
-
-    Raises
-    ------
-    UserError
-        The preparation fails, or its pictures differ in size or are no finite (3, H, W).
+    `finished` is the model's own, `pixels` the same without its last scale and shift, which may be one of
+    `normalisations`: the first that agrees on all `odd_pictures` is taken. A `UserError` where it fails, or its
+    pictures have no one size.
     """
     whole = odd_results(whose, finished)
     if not all(np.isfinite(x).all() for x in whole):
@@ -250,13 +234,7 @@ def pair(value: Any) -> tuple[int, int]:
 
 
 def asked_values(values: Any) -> tuple[float, float, float]:
-    """A mean or deviation that the user gives, of pixel values from 0 to 1.
-
-    Raises
-    ------
-    UserError
-        It is one of values from 0 to 255.
-    """
+    """A mean or deviation that the user gives, of pixel values from 0 to 1."""
     numbers = triple(values)
     if max(map(abs, numbers)) > LARGEST:
         raise UserError(f"{values} was given, but mean and std are of pixel values from 0 to 1; divide by 255.")

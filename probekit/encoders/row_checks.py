@@ -28,18 +28,7 @@ REPEATS = 8
 
 
 def check_rows(encoder: Any, examples: np.ndarray) -> None:
-    """Refuse an encoder whose features of a picture depend on anything but the picture.
-
-    Parameters
-    ----------
-    encoder : ModuleEncoder
-    examples : (3, ...) prepared pictures
-
-    Raises
-    ------
-    UserError
-        Naming the layer, what changed it, and what to look for in the module.
-    """
+    """Refuse an encoder whose features of a picture depend on anything but the picture."""
     exact = all(p.dtype == torch.float32 for p in encoder.module.parameters() if p.is_floating_point())
     device = encoder._compute.device
     tolerance = TOLERANCE if exact and device.type == "cpu" else COARSE_TOLERANCE
@@ -58,9 +47,10 @@ def check_rows(encoder: Any, examples: np.ndarray) -> None:
     drawn = drawn or (device.type == "cpu" and not all(torch.equal(pair[name], again[name]) for name in pair))
     for rerun in (again, *(run(examples[:2]) for _ in range(REPEATS - 1 if drawn else 0))):
         _compare(encoder, pair, rerun, 0.0 if drawn else tolerance, "the same batch is run again", drawn)
-    # two of the other pictures have values that no picture has: what is taken over the batch shows
-    strange = 255 - examples[:2] if examples.dtype == np.uint8 else -4 * examples[:2]
-    company = run(np.concatenate([examples[2:], examples[1::-1], strange]))
+    # two of the others are as dark and as bright as can be: what is taken over the batch shows
+    ends = (0, 255) if examples.dtype == np.uint8 else (4 * examples.min(), 4 * examples.max())
+    extreme = np.stack([np.full_like(examples[0], value) for value in ends])
+    company = run(np.concatenate([examples[2:], examples[1::-1], extreme]))
     moved = {name: rows[[2, 1]] for name, rows in company.items()}
     _compare(encoder, pair, moved, tolerance, "other pictures are in its batch", drawn)
     for name, rows in company.items():
@@ -89,19 +79,7 @@ def check_tokens(encoder: Any, examples: np.ndarray, told: bool) -> None:
 
     At the shallowest layer with special tokens, the upper left corner of the picture should change the position after
     them most, and the lower right corner the last one. At the shallowest layer of tokens, a corner should change few
-    positions, not few channels, where the number of channels could be that of positions and nothing else tells.
-
-    Parameters
-    ----------
-    encoder : ModuleEncoder
-    examples : (3, ...) prepared pictures
-    told : bool
-        Whether the user says which axis is what.
-
-    Raises
-    ------
-    UserError
-        Another position changes more than twice as much; or the channels do.
+    positions, not few channels, where the number of channels could be that of positions and the user has not `told`.
     """
     tokens = {name: layout for name, layout in encoder._layouts.items() if "T" in layout.axes}
     for name, layout in tokens.items():
@@ -153,12 +131,7 @@ def _check_order(encoder: Any, name: str, h_BTD: torch.Tensor) -> None:
 def check_prepare(
     prepare: Callable[[np.ndarray], Any], pictures: Sequence[np.ndarray], made: Sequence[np.ndarray]
 ) -> None:
-    """Refuse a preparation that makes something else of a picture when it is asked again: a random crop, a counter.
-
-    Raises
-    ------
-    UserError
-    """
+    """Refuse a preparation that makes something else of a picture when it is asked again: a random crop, a counter."""
     cpu = torch.device("cpu")
     before = _random_state(cpu)
     for repeat in range(REPEATS):
@@ -209,13 +182,7 @@ def _hint(module: torch.nn.Module, drawn: bool) -> str:
 def _random_state(device: torch.device) -> tuple[Any, ...]:
     numpy_state: Any = np.random.get_state()  # noqa: NPY002  (the global state is what a module may draw from)
     cuda = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
-    return (
-        torch.get_rng_state().numpy().tobytes(),
-        cuda,
-        random.getstate(),
-        numpy_state[1].tobytes(),
-        numpy_state[2:],
-    )
+    return (torch.get_rng_state().numpy().tobytes(), cuda, random.getstate(), numpy_state[1].tobytes(), numpy_state[2:])
 
 
 def settle_unloaded(encoder: Any, examples: np.ndarray, loaded: Loaded) -> None:
@@ -223,11 +190,6 @@ def settle_unloaded(encoder: Any, examples: np.ndarray, loaded: Loaded) -> None:
 
     They are set to NaN: a layer that stays finite and the same does not read them. 0, so that the hash of the weights
     does not depend on how they were drawn.
-
-    Raises
-    ------
-    UserError
-        A layer depends on one of them, and would be half random.
     """
     state: dict[str, torch.Tensor] = {}
     for name, value in encoder.module.state_dict().items():

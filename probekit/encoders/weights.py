@@ -31,19 +31,8 @@ COUNTER = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a weights file did not bring.
-
-    Parameters
-    ----------
-    source : str
-        The file or model, for messages.
-    missing : tuple of str
-        Keys of the model that the file lacks, or holds in another shape.
-    unused : tuple of str
-        Keys of the file that the model has no place for: ignored by the user, or of another head than the model's.
-    advice : str
-        What to do where a layer depends on a missing key.
-    """
+    """What a weights file did not bring: keys of the model that it lacks or has in another shape (missing), keys of the
+    file that were ignored or belong to another head (unused), and what to do where a layer depends on a missing one."""
 
     source: str = ""
     missing: tuple[str, ...] = ()
@@ -74,26 +63,11 @@ def load_weights(
     strip_prefix: str | None = None,
     ignore: str | Sequence[str] = (),
 ) -> Loaded:
-    """Load a weights file into `module`.
+    """Load a weights file into `module`, of keys that begin with `strip_prefix` (cut off) and fit none of the globs
+    `ignore`.
 
-    Parameters
-    ----------
-    module : torch.nn.Module
-    path, state_key : as `read_state` takes them
-    strip_prefix : str, optional
-        Only keys that begin with it are taken, and it is cut off ("module.", "backbone.").
-    ignore : str or sequence of str
-        Globs of keys of the file to leave out ("fc.*").
-
-    Returns
-    -------
-    Loaded
-        What is missing; whoever runs the module must refuse it if that is read.
-
-    Raises
-    ------
-    UserError
-        The file holds keys that the model has no place for, or none that it has.
+    What is missing is returned: whoever runs the module must refuse it if a layer reads it. A `UserError` where the
+    file has keys that the model has no place for, or none that it has.
     """
     ignored = [ignore] if isinstance(ignore, str) else list(ignore)
     content = read_state(path, state_key)

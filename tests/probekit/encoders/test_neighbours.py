@@ -180,6 +180,17 @@ def test_what_depends_on_the_picture_alone_is_accepted(operation):
     assert load_encoder(Convs(operation), layers="b", resolution=32).widths == (8,)
 
 
+@pytest.mark.filterwarnings("ignore")  # of PyTorch: the function is called otherwise in later releases
+def test_a_dynamically_quantised_module_is_refused():
+    """Its activations are rounded by the range of the batch."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8))
+    assert load_encoder(net, layers="3", resolution=32).widths == (8,)
+    quantised = torch.ao.quantization.quantize_dynamic(net, {nn.Linear}, torch.qint8)
+    with pytest.raises(UserError, match=COMPANY):
+        load_encoder(quantised, layers="3", resolution=32)
+
+
 class Returns(nn.Module):
     """A module whose layer `b` returns what a function makes of a map of 8 x 8 x 8."""
 
