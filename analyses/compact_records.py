@@ -10,7 +10,6 @@ and measures of log loss need the full folder. A RUN of `probekit finetune` beco
 folders off the paths that records name.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from safetensors.numpy import save
 
 from analyses import command_line, start
 from igpt_model import atomic
+from igpt_model.checked_json import parse_json
 from probekit.cli.finetune import PREDICTIONS_FILE, TEST_FILE
 from probekit.results.curve import depth_curves
 from probekit.results.predictions import load_probe
@@ -48,7 +48,7 @@ def compact(results: Path, prefix: str = "", chosen: bool = False) -> tuple[list
     files = {r.probe_file for r in records.values() if not (chosen and r.kind == "layer")}
     for curve in depth_curves(records.values()).values() if chosen else ():
         files |= {curve.records[place].probe_file for place in (curve.peak, -1)}
-    return [line for line in lines if json.loads(line)["key"] in records], files
+    return [line for line in lines if parse_json(line, results, {"key": str})["key"] in records], files
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

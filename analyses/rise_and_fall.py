@@ -17,8 +17,7 @@ import numpy as np
 
 from analyses import command_line, over_runs, start
 from igpt_model import atomic
-from probekit.reports.figures.style import FLAT, MODELS, QUIET, RANDOM, style
-from probekit.reports.report import save_figure
+from probekit.reports.figures.style import FLAT, MODELS, QUIET, RANDOM, save_figure, style
 from probekit.results.paired import paired_correct
 from probekit.results.record import Record
 from probekit.results.results import Results, compare

@@ -24,6 +24,7 @@ import argparse
 import signal
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ import sklearn
 import torch
 from peers import PEERS, logistic_regression_cv
 from rows import record
+from rows import timed as timed_by
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
@@ -40,6 +42,7 @@ from probekit import FeatureStore, load_dataset, sweep
 from probekit.probes import fit_path, get_protocol
 from probekit.runtime.errors import UserError
 
+timed = partial(timed_by, clock=time.process_time)  # CPU seconds of this process, and the result
 TOL = 1e-5  # of the cases `scaling` and of the GPU's: the relative objective gap
 EQUAL = 1e-4  # the relative difference of objectives that counts as equal; ours is certified to it
 LADDER = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
@@ -93,13 +96,6 @@ def objective(X, y, coef, intercept, C):
     top = z.max(axis=1)
     log_total = np.log(np.exp(z - top[:, None]).sum(axis=1)) + top
     return float((log_total - z[np.arange(len(y)), y]).mean() + 0.5 * (coef**2).sum() / (len(y) * C))
-
-
-def timed(work):
-    """CPU seconds of this process, and the result."""
-    start = time.process_time()
-    result = work()
-    return time.process_time() - start, result
 
 
 class OutOfTimeError(Exception):

@@ -23,8 +23,8 @@ def shortened(message: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says first, to stand inside a sentence; its class's name where it says nothing."""
+    """The first line of another library's error, to be quoted in a sentence; its class's name if it has none."""
     # without the codes that colour a terminal
-    said = re.sub(r"\x1b\[[0-9;]*m", "", str(error)[: 2 * LENGTH])
-    line = (said.strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)[: 2 * LENGTH])
+    line = (text.strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
     return line if len(line) <= LENGTH else f"{line[:LENGTH]}..."

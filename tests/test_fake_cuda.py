@@ -5,6 +5,7 @@ inner loop, and are to be lowered with each change that removes some.
 """
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from probekit.probes.ridge import fit_ridge
 from probekit.runtime.streams import on_streams
 from probekit.selection.protocol import SGDConfig
 from probekit.solver.data import STREAM_ROWS, WeightedData
+from probekit.solver.mean_loss import _tensor_cores
 from tests.fake_cuda import fake_cuda, is_fake
 from tests.probekit.feature_doubles import MemoryStore
 
@@ -183,6 +185,17 @@ def test_tf32_is_for_hessian_products_on_a_gpu_alone():
     with MatmulPrecisions() as precisions:
         fit_path(rows, labels, np.logspace(-3, 3, 5), dtype="float32")
     assert "high" not in {precision for _, precision in precisions.seen}
+
+
+def test_precision_is_as_it_was_when_layers_solved_side_by_side_overlap():
+    on_gpu = SimpleNamespace(is_cuda=True, dtype=torch.float32)
+    first, second = _tensor_cores(on_gpu), _tensor_cores(on_gpu)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.get_float32_matmul_precision() == "high"  # the second still multiplies
+    second.__exit__(None, None, None)
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_a_model_on_the_gpu_encodes_as_on_the_cpu():

@@ -30,11 +30,7 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 
 
 def load(
-    name: str,
-    root: str | Path | None = None,
-    labels: str = "fine",
-    verify: bool = True,
-    split_seed: int = 0,
+    name: str, root: str | Path | None = None, labels: str = "fine", verify: bool = True, split_seed: int = 0
 ) -> Dataset:
     """Read CIFAR.
 

@@ -6,7 +6,7 @@ Row ids: the position among the rows of the split, its files in the order of the
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,7 @@ from igpt_model.checked_json import Text, mismatch, parse_json
 from igpt_model.hashing import hash_json
 from probekit.datasets.images import EncodedImages, FileImages, Images, PackedNames
 from probekit.datasets.listing import is_clutter, is_image
-from probekit.datasets.parts import (
-    SPLIT_COLUMNS,
-    Part,
-    assemble,
-    by_split,
-    column,
-    divide,
-    expand,
-    label_array,
-    names_splits,
-    split_of,
-    title,
-)
+from probekit.datasets.parts import Part, assemble, by_column, by_split, column, expand, label_array, split_of, title
 from probekit.datasets.records import Dataset
 from probekit.runtime.errors import UserError, first_line
 
@@ -40,15 +28,10 @@ LABEL_NAMES = ("label", "labels", "target", "class", "cls")
 
 @dataclass(eq=False)
 class ParquetImages(EncodedImages):
-    """A column of encoded images in parquet files; rows asked for in ascending order are read once.
+    """A column of encoded images (bytes, or a struct with the field `bytes`) in parquet files; ascending rows are read
+    once.
 
-    Parameters
-    ----------
-    files : tuple of str
-    column : str
-        Bytes, or a struct with the field `bytes` (Hugging Face's `Image`).
-    group_file, group, group_end : int64 (G,)
-        Of each row group: its file, its number there, and the row after its last.
+    Of each row group: its file, its number there, and the row after its last.
     """
 
     files: tuple[str, ...]
@@ -56,13 +39,9 @@ class ParquetImages(EncodedImages):
     group_file: np.ndarray
     group: np.ndarray
     group_end: np.ndarray
-    _reader: Any = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return int(self.group_end[-1]) if len(self.group_end) else 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_reader": None}
 
     random_access = False
 
@@ -74,10 +53,10 @@ class ParquetImages(EncodedImages):
         """The column's bytes, or the file that it names."""
         number = int(np.searchsorted(self.group_end, row, side="right"))
         start = int(self.group_end[number - 1]) if number else 0
-        reader = self._reader
+        reader = self._opened
         if reader is None or reader.owner != (os.getpid(), number) or row < reader.first:
             file = self.files[self.group_file[number]]
-            reader = self._reader = _GroupReader(file, int(self.group[number]), self.column, start, number)
+            reader = self._opened = _GroupReader(file, int(self.group[number]), self.column, start, number)
         value = reader.value(row)
         name = f"{reader.file}, row {row - start} of row group {int(self.group[number])}"
         content = value.get("bytes") if isinstance(value, dict) else value
@@ -200,8 +179,6 @@ def load(
 
     Parameters
     ----------
-    name : str
-        Name of the data set; "parquet" means: call it after the path.
     root : path
         A .parquet file, a quoted glob, or a folder of them (to every depth). The word train, val or test in a path
         says its split.
@@ -209,11 +186,6 @@ def load(
         Columns. Without them those that `datasets` declared, or the one column of bytes and the one called label; and,
         where no file names a split, the one column of splits, if there is one.
     **options : see `probekit.datasets.parts.assemble`
-
-    Raises
-    ------
-    UserError
-        pyarrow is missing, a file is damaged, or none or several columns could be meant.
     """
     where = os.path.expanduser(str(root)) if root is not None else ""
     files = [file for file in expand(where, ".parquet") if file.is_file()] if where else []
@@ -225,13 +197,16 @@ def load(
     parts: dict[str, Part] = {}
     classes: list[str] | None = None
     sizes: dict[str, int] = {}
-    by_name = by_split(files, where)
-    for part, members in by_name.items():
+
+    def values(name: str) -> list[Any]:
+        return [value for file in files for value in _open(file).read([name]).column(0).to_pylist()]
+
+    for part, members in by_split(files, where).items():
         parts[part], classes, columns = _part(members, image, label, where, classes)
         sizes |= {str(file): file.stat().st_size for file in members}
-    if split is not None or (len(by_name) == 1 and not split_of(files[0].stem)):
-        parts, chosen = _by_column(files, parts["train"], split, where)
-        columns = {**columns, **({"split": chosen} if chosen else {})}
+    with _as_sentence(where):
+        parts, split = by_column(parts, list(_open(files[0]).schema_arrow.names), values, split, where)
+    columns |= {"split": split} if split else {}
     listing = [[Path(file).name, size] for file, size in sorted(sizes.items())]
     provenance = {
         "source": "parquet",
@@ -241,21 +216,6 @@ def load(
         "listing_hash": hash_json([listing, {name: part.labels.tolist() for name, part in parts.items()}]),
     }
     return assemble(title(name, "parquet", where, ".parquet"), where, parts, provenance, classes, **options)
-
-
-def _by_column(files: Sequence[Path], part: Part, split: str | None, where: str) -> tuple[dict[str, Part], str | None]:
-    """The pool of rows by the column that names their splits, where there is one, and that column."""
-    with _as_sentence(where):
-        names = list(_open(files[0]).schema_arrow.names)
-
-        def values(name: str) -> list[Any]:
-            return [value for file in files for value in _open(file).read([name]).column(0).to_pylist()]
-
-        found = [n for n in names if n.lower() in SPLIT_COLUMNS and names_splits(n, values(n))]
-        if split is None and not found:
-            return {"train": part}, None
-        split = column(split, found, names, "split", where)
-        return divide(part, split, values(split), where), split
 
 
 def _part(

@@ -117,11 +117,6 @@ def loads(content: bytes, name: str) -> Any:
     """Unpickle numbers, text, lists, dictionaries and arrays (read-only).
 
     Python 2's strings become str (latin-1).
-
-    Raises
-    ------
-    UserError
-        The pickle is cut short, or asks for anything else; the message names the file.
     """
     try:
         value = _Restricted(io.BytesIO(content), encoding="latin1").load()

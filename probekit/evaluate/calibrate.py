@@ -1,4 +1,4 @@
-"""Whether the probes' probabilities mean what they say, as they are and with a temperature chosen on held-out rows.
+"""Calibration of the probes' probabilities, as fitted and with a temperature chosen on held-out rows.
 
 N rows, K classes.
 """
@@ -72,7 +72,13 @@ def calibrate(
     import pandas as pd
 
     runner = Runner(store, results_dir, protocol, Cs, series, make_settings("torch", device, "auto"))
-    mine = [r for r in read_records(runner.out) if _is_of(r, runner)]
+    same = (runner.store.id, runner.protocol.hash, runner.series, 1)
+    mine = [
+        r
+        for r in read_records(runner.out)
+        if (r.identity.feature_id, r.identity.protocol_hash, r.series, len(r.layers)) == same
+        and not PROBES[r.probe].fits_together
+    ]
     if not mine:
         raise UserError(
             f"{runner.out} has no probe of single layers of these features as series {runner.series!r} under protocol "
@@ -98,11 +104,6 @@ def calibrate(
     atomic.write_text(runner.out / CALIBRATION, csv_text(frame))
     mean = frame.drop(columns=["record", "series", "seed"]).groupby(["probe", "depth", "test_set"], sort=False).mean()
     return mean.reset_index()
-
-
-def _is_of(record: Record, runner: Runner) -> bool:
-    own = record.identity.feature_id == runner.store.id and record.identity.protocol_hash == runner.protocol.hash
-    return own and len(record.layers) == 1 and record.series == runner.series and not PROBES[record.probe].fits_together
 
 
 def held_out_temperature(runner: Runner, record: Record) -> float:

@@ -15,6 +15,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from igpt_model.arguments import checked
+from igpt_model.checked_json import parse_json
 from igpt_model.differences import differences
 from probekit.features import format as layout
 from probekit.features.format import Header
@@ -38,6 +40,7 @@ class VerifyReport:
         return not self.errors
 
 
+@checked
 def verify(path: str | Path, data: Any = None) -> VerifyReport:
     """Check a feature file, a parent of shards, or an unfinished file.
 
@@ -139,7 +142,7 @@ def _check_shards(path: Path, report: VerifyReport) -> None:
             )
     command = [sys.executable, "-c", _MAPPINGS, str(path)]
     answer = subprocess.run(command, input=json.dumps(list(wanted)), capture_output=True, text=True, check=False)
-    there = {} if answer.returncode else dict(json.loads(line) for line in answer.stdout.splitlines())
+    there = {} if answer.returncode else dict(parse_json(line, path, list) for line in answer.stdout.splitlines())
     wrong = [name for name in wanted if there.get(name) != wanted[name]]
     if wrong:
         report.errors.append(f"{wrong[0]}, a virtual dataset, does not show what the shards hold; join them again.")

@@ -6,7 +6,7 @@ N test rows, K classes; M values that are resampled in the place of rows.
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -99,31 +99,27 @@ def measured(record: Record, metric: Metric) -> Measured:
 
 
 def _temperature(record: Record) -> float:
-    assert record.folder is not None
-    path = record.folder / CALIBRATION
-    frame = _table(path, path.stat().st_mtime_ns) if path.is_file() else None
-    found = [] if frame is None else frame.loc[frame["record"] == record.key, "temperature"].tolist()
-    if not found:
+    path = (record.folder or Path()) / CALIBRATION
+    found = _cell(path, "record", record.key, "temperature")
+    if found is None:
         raise UserError(
             f"{path} has no temperature of {record.series}, layer {'+'.join(record.layers)} ({record.probe}, seed "
             f"{record.seed}): run `probekit calibrate {_features(record)} --out {record.folder} --series "
             f"'{record.series}'` first."
         )
-    return float(found[0])
+    return found
 
 
 def _of_features(record: Record, name: str) -> float:
     if name == "rankme" and record.rankme is not None:
         return float(record.rankme)
-    path = geometry_file(_features(record))
-    frame = _table(path, path.stat().st_mtime_ns) if path.is_file() else None
-    found = [] if frame is None else frame.loc[frame["layer"].astype(str) == record.layers[0], name].tolist()
-    if not found:
+    found = _cell(geometry_file(_features(record)), "layer", record.layers[0], name)
+    if found is None:
         raise UserError(
             f"{name} of {record.series}, layer {record.layers[0]} has not been measured: run `probekit geometry "
             f"{_features(record)}` first."
         )
-    return float(found[0])
+    return found
 
 
 def geometry_file(features: Path) -> Path:
@@ -133,6 +129,13 @@ def geometry_file(features: Path) -> Path:
 
 def _features(record: Record) -> Path:
     return (record.folder or Path()) / record.feature_file
+
+
+def _cell(path: Path, key: str, value: str, column: str) -> float | None:
+    """What a table has in a column, in its first row of a key; None where there is no such row, or no table."""
+    table: Any = _table(path, path.stat().st_mtime_ns) if path.is_file() else {}
+    found: Any = table[column][table[key] == value] if len(table) else []
+    return float(found.iloc[0]) if len(found) else None
 
 
 @lru_cache(maxsize=8)

@@ -43,6 +43,11 @@ class Metric:
         """From the score to the number that is shown."""
         return 100.0 if self.percent else 1.0
 
+    @property
+    def column(self) -> str:
+        """Its column in tables: its name, but "test_accuracy" for top-1."""
+        return "test_accuracy" if self.name == "top1" else self.name
+
     def text(self, shown: float, sign: str = "", unit: bool = False) -> str:
         """A shown number in print: one decimal of a percentage, else three digits after the point."""
         return f"{shown:{sign}.{1 if self.percent else 3}f}" + " %" * (unit and self.percent)

@@ -5,33 +5,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from igpt_model.process_group import local_device
-from probekit.runtime.errors import UserError, first_line
+from igpt_model.devices import find_device as usable_device
 
-
-def usable_device(device: str | torch.device) -> torch.device:
-    """The torch device of that name.
-
-    "auto" is a CUDA device where there is one. A bare "cuda" is each process's own GPU (LOCAL_RANK) under torchrun.
-
-    Raises
-    ------
-    UserError
-        The device is not there: nothing falls back silently.
-    """
-    name = str(device)
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = local_device(torch.device(name))
-        torch.empty(1, device=chosen)
-        if chosen.type == "meta":
-            raise NotImplementedError("its tensors hold no values")
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(
-            f"The device {device!s} cannot be used ({first_line(error)}); choose cpu, or cuda where a GPU is."
-        ) from error
-    return chosen
+__all__ = ["to_device", "usable_device"]
 
 
 def to_device(values: Any, device: str | torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:

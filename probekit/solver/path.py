@@ -1,7 +1,9 @@
 """`fit_path`: one certified probe a penalty, all penalties at once."""
 
+import numbers
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import ConvergenceWarning
 
+from igpt_model.arguments import checked
 from probekit.runtime.errors import UserError
 from probekit.solver import objective
 from probekit.solver.agreement import rank_zero_factors
@@ -113,12 +116,13 @@ class ProbePath:
 
     def probe(self, index: int) -> Any:
         """The `LinearProbe` of penalty number `index`, fitted, with this path's settings."""
-        if isinstance(index, (bool, np.bool_)) or index not in range(-len(self), len(self)):
+        if isinstance(index, bool) or not isinstance(index, numbers.Integral) or not -len(self) <= index < len(self):
             raise UserError(f"The path has {len(self)} penalties, but number {index!r} was asked for; count from 0.")
         # by name: the solver can be read, and used, without the estimators that are built on it
         return import_module("probekit.probes.linear").LinearProbe.from_path(self, index)
 
 
+@checked
 def fit_path(
     X: Any,
     y: ArrayLike,
@@ -174,9 +178,11 @@ def fit_path(
         raise UserError(
             "rows_dealt needs the torch backend and a running torch.distributed group; start with torchrun."
         )
-    inputs = read_inputs(X, y, Cs, sample_weight, standardize, device, dtype, rows_dealt)
-    l2s = objective.C_to_l2(inputs.Cs, inputs.total_weight)
-    with rank_zero_factors(rows_dealt):
+    # the solver names the device of whatever is not on the host, which is torch's default unless a user changed it
+    home = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+    with home, rank_zero_factors(rows_dealt):
+        inputs = read_inputs(X, y, Cs, sample_weight, standardize, device, dtype, rows_dealt)
+        l2s = objective.C_to_l2(inputs.Cs, inputs.total_weight)
         fitted = fit_backend(backend, inputs, l2s, tol=tol, max_iter=max_iter, fit_intercept=fit_intercept)
     coef, intercept = inputs.unscale(fitted.theta[..., :-1], fitted.theta[..., -1])
     path = ProbePath(

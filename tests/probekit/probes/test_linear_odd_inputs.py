@@ -22,16 +22,12 @@ from probekit.runtime.errors import UserError
 rng = np.random.default_rng(0)
 Y = rng.integers(0, 3, 60)
 X = np.round(rng.normal(size=(60, 4)) * 4 + 6 * np.eye(4)[Y])  # whole numbers: every dtype holds them exactly
-NAMES = ["ab", "c", "def"]
+NAMES, CS = ["ab", "c", "def"], (0.1, 1.0)
 
 FITS = {
     "fit_path": lambda X, y, **more: fit_path(X, y, [1.0], **more),
-    "LinearProbe": lambda X, y, **more: LinearProbe(
-        **{name: value for name, value in more.items() if name != "sample_weight"}
-    ).fit(X, y, more.get("sample_weight")),
-    "LinearProbeCV": lambda X, y, **more: LinearProbeCV(
-        (0.1, 1.0), cv=2, **{name: value for name, value in more.items() if name != "sample_weight"}
-    ).fit(X, y, more.get("sample_weight")),
+    "LinearProbe": lambda X, y, sample_weight=None, **more: LinearProbe(**more).fit(X, y, sample_weight),
+    "LinearProbeCV": lambda X, y, sample_weight=None, **more: LinearProbeCV(CS, cv=2, **more).fit(X, y, sample_weight),
 }
 
 
@@ -537,7 +533,7 @@ def test_balanced_weights_count_a_class_of_weight_zero_as_removed():
     np.testing.assert_allclose(with_zero.predict_proba(X)[:, :3], removed.predict_proba(X), atol=1e-3)
 
 
-@pytest.mark.parametrize("index", [2, -3, 1.5, True, None, "0"])
+@pytest.mark.parametrize("index", [2, -3, 1.0, 1.5, True, None, "0"])
 def test_a_penalty_that_a_path_has_not_is_refused(index):
     path = fit_path(X, Y, [0.1, 1.0])
     assert path.probe(np.int64(-1)).C == 1.0
@@ -601,3 +597,14 @@ def test_what_load_would_refuse_is_not_saved(tmp_path):
     with pytest.raises(UserError, match="UTF-8"):
         LinearProbe().fit(X, np.array(["\ud800", "b", "c"], object)[Y]).save(tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_torchs_default_device_is_not_the_solvers(fit):
+    torch.set_default_device("meta")  # any tensor made without a device would hold no values
+    try:
+        found = proba(fit(X, Y), X)
+        paths = [fit_path(X, Y, np.logspace(-6, 5, 7), standardize=flag) for flag in (False, True)]
+    finally:
+        torch.set_default_device(None)
+    np.testing.assert_array_equal(found, proba(fit(X, Y), X))
+    assert all(path.converged.all() for path in paths)

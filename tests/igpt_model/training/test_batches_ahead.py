@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from igpt_model import ImageTransform
-from igpt_model.training.batches import token_batch
-from igpt_model.training.prefetch import DrawnAhead
+from igpt_model.training.batches import DrawnAhead, token_batch
 
 TOKENS = np.random.default_rng(0).integers(0, 9, (50, 36)).astype(np.uint16)
 

@@ -6,14 +6,9 @@ import pytest
 import torch
 
 from igpt_model import IGPT, ModelConfig, TrainConfig, objectives
+from igpt_model.training.cost import rank_memory
 from igpt_model.training.distributed import Ranks
 from igpt_model.training.engine import Engine
-from igpt_model.training.memory import (
-    activation_bytes,
-    largest_micro_batch,
-    rank_memory,
-    share_bytes,
-)
 
 
 def kept_bytes(config, images, dtype, checkpoint_blocks):
@@ -45,7 +40,8 @@ CONFIGS = [ModelConfig(2, 64, 4, 32, 100), ModelConfig(3, 48, 3, 64, 144), Model
 def test_activations_are_those_that_autograd_keeps(config, dtype, checkpoint_blocks):
     measured = kept_bytes(config, 3, dtype, checkpoint_blocks)
     # a few scalars aside
-    assert activation_bytes(config, 3, dtype, checkpoint_blocks) == pytest.approx(measured, abs=64)
+    planned = rank_memory(config, 3, dtype=dtype, checkpoint_blocks=checkpoint_blocks)
+    assert planned.activations == pytest.approx(measured, abs=64)
 
 
 def test_state_bytes_are_those_of_the_optimiser():
@@ -66,7 +62,7 @@ def test_state_bytes_are_those_of_the_optimiser():
 def test_shares_are_those_of_a_cut_by_rows(ranks):
     config = CONFIGS[0]
     longest = sum(p.chunk(ranks)[0].nbytes for p in IGPT(config).parameters())
-    assert share_bytes(config, ranks) == longest
+    assert rank_memory(config, 1, ranks, "fsdp").weights == longest
 
 
 def test_the_published_sizes():
@@ -74,15 +70,4 @@ def test_the_published_sizes():
     alone = rank_memory(xl, 1)
     assert alone.weights + alone.gradients + alone.optimizer == 16 * xl.n_params == 16 * 6_810_875_904
     split = rank_memory(xl, 1, 64, "fsdp", "bfloat16", checkpoint_blocks=True)
-    assert split.total < 40e9 < 109e9 < alone.total
-
-
-def test_the_largest_micro_batch_fits_and_the_next_does_not():
-    config = ModelConfig.preset("L")
-    how = {"parallel": "fsdp", "dtype": "bfloat16"}
-    for memory in (20 * 10**9, 40 * 10**9, 80 * 10**9):
-        images = largest_micro_batch(config, memory, 128, 8, **how)
-        assert 16 % images == 0
-        assert rank_memory(config, images, 8, **how).total <= memory
-        assert images == 16 or rank_memory(config, 2 * images, 8, **how).total > memory
-    assert largest_micro_batch(config, 10**9, 128, 8, **how) == 0
+    assert sum(split) < 40e9 < 109e9 < sum(alone)
