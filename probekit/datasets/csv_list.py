@@ -17,7 +17,7 @@ import numpy as np
 from igpt_model.checked_json import read_bytes
 from igpt_model.hashing import hash_file
 from probekit.datasets.images import FileImages, PackedNames
-from probekit.datasets.parts import Part, assemble, column, divide, label_array, names_splits, title
+from probekit.datasets.parts import Part, assemble, by_column, column, label_array, title
 from probekit.datasets.records import Dataset
 from probekit.runtime.errors import UserError, first_line
 
@@ -64,18 +64,12 @@ def load(
         if len(row) != len(header):
             raise UserError(f"Line {number} of {file} has {len(row)} fields, but the header has {len(header)}.")
     columns = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(header, ())
-    if split is None:
-        found = [h for h in header if lower[h] == "split" or names_splits(h, columns[h])]
-        split = column(None, found, header, "split", str(file)) if found else None
-        ignored = [h for h in header if lower[h] in UNUSED] if split is None else []
-        if ignored:
-            warnings.warn(f"{file}: the column {ignored[0]} is not used: all rows are one pool.", stacklevel=3)
     names = _existing(file, columns[image])
     labels = label_array(np.array(columns[label], str), f"The labels of {file}")
-    part = Part(FileImages(str(file.parent), PackedNames(names)), labels)
-    parts = {"train": part} if rows else {}
-    if split is not None:
-        parts = divide(part, split, columns[column(split, [], header, "split", str(file))], str(file))
+    parts = {"train": Part(FileImages(str(file.parent), PackedNames(names)), labels)} if rows else {}
+    parts, split = by_column(parts, header, columns.__getitem__, split, str(file), ("split",))
+    if ignored := [h for h in header if lower[h] in UNUSED and split is None]:
+        warnings.warn(f"{file}: the column {ignored[0]} is not used: all rows are one pool.", stacklevel=3)
     provenance: dict[str, Any] = {"source": "CSV list", "path": str(file), "checksum": hash_file(file)}
     provenance |= {"columns": {"image": image, "label": label, "split": split}}
     return assemble(title(name, "csv", str(file), file.suffix), str(file), parts, provenance, **options)

@@ -52,7 +52,7 @@ def _split_level(names: list[str], level: int, where: str) -> bool:
         return bool(splits)
     if not any(deep[top] for top in splits):
         alike = sorted(top for top in deep if deep[top] and split_of(top))
-        if alike and not splits:
+        if "train" in map(split_of, alike) and not splits:
             raise UserError(
                 f"{where} contains {', '.join(alike[:4])}, which hold folders and seem to be splits; call them train, "
                 "val and test, or give the folder of one of them."

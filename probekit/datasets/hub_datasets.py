@@ -11,7 +11,7 @@ from typing import Any
 
 from probekit.datasets import parquet
 from probekit.datasets.images import EncodedImages
-from probekit.datasets.parts import SPLIT_COLUMNS, Part, assemble, column, divide, label_array, names_splits
+from probekit.datasets.parts import Part, assemble, by_column, label_array
 from probekit.datasets.records import Dataset
 from probekit.datasets.splits import SPLIT_NAMES
 from probekit.runtime.errors import UserError, first_line
@@ -105,11 +105,8 @@ def load(
         encoded = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
         labels = label_array(values, f"The labels of {name}, {part},")
         parts[SPLIT_NAMES[part]] = Part(HubImages(encoded, image), labels)
-    if set(parts) == {"train"}:
-        found = [c for c in rows.column_names if c.lower() in SPLIT_COLUMNS and names_splits(c, rows[c])]
-        if split is not None or found:
-            split = column(split, found, rows.column_names, "split", name)
-            parts = divide(parts["train"], split, rows[split], name)
+    train = next((rows for part, rows in loaded.items() if SPLIT_NAMES.get(part) == "train"), rows)
+    parts, split = by_column(parts, train.column_names, train.__getitem__, split, name)
     provenance = {
         "source": "Hugging Face datasets",
         "path": spec,

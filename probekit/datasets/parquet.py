@@ -16,19 +16,7 @@ from igpt_model.checked_json import Text, mismatch, parse_json
 from igpt_model.hashing import hash_json
 from probekit.datasets.images import EncodedImages, FileImages, Images, PackedNames
 from probekit.datasets.listing import is_clutter, is_image
-from probekit.datasets.parts import (
-    SPLIT_COLUMNS,
-    Part,
-    assemble,
-    by_split,
-    column,
-    divide,
-    expand,
-    label_array,
-    names_splits,
-    split_of,
-    title,
-)
+from probekit.datasets.parts import Part, assemble, by_column, by_split, column, expand, label_array, split_of, title
 from probekit.datasets.records import Dataset
 from probekit.runtime.errors import UserError, first_line
 
@@ -209,13 +197,16 @@ def load(
     parts: dict[str, Part] = {}
     classes: list[str] | None = None
     sizes: dict[str, int] = {}
-    by_name = by_split(files, where)
-    for part, members in by_name.items():
+
+    def values(name: str) -> list[Any]:
+        return [value for file in files for value in _open(file).read([name]).column(0).to_pylist()]
+
+    for part, members in by_split(files, where).items():
         parts[part], classes, columns = _part(members, image, label, where, classes)
         sizes |= {str(file): file.stat().st_size for file in members}
-    if split is not None or (len(by_name) == 1 and not split_of(files[0].stem)):
-        parts, chosen = _by_column(files, parts["train"], split, where)
-        columns = {**columns, **({"split": chosen} if chosen else {})}
+    with _as_sentence(where):
+        parts, split = by_column(parts, list(_open(files[0]).schema_arrow.names), values, split, where)
+    columns |= {"split": split} if split else {}
     listing = [[Path(file).name, size] for file, size in sorted(sizes.items())]
     provenance = {
         "source": "parquet",
@@ -225,21 +216,6 @@ def load(
         "listing_hash": hash_json([listing, {name: part.labels.tolist() for name, part in parts.items()}]),
     }
     return assemble(title(name, "parquet", where, ".parquet"), where, parts, provenance, classes, **options)
-
-
-def _by_column(files: Sequence[Path], part: Part, split: str | None, where: str) -> tuple[dict[str, Part], str | None]:
-    """The pool of rows by the column that names their splits, where there is one, and that column."""
-    with _as_sentence(where):
-        names = list(_open(files[0]).schema_arrow.names)
-
-        def values(name: str) -> list[Any]:
-            return [value for file in files for value in _open(file).read([name]).column(0).to_pylist()]
-
-        found = [n for n in names if n.lower() in SPLIT_COLUMNS and names_splits(n, values(n))]
-        if split is None and not found:
-            return {"train": part}, None
-        split = column(split, found, names, "split", where)
-        return divide(part, split, values(split), where), split
 
 
 def _part(

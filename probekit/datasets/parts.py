@@ -8,7 +8,7 @@ import glob
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -145,9 +145,28 @@ def divide(part: Part, column: str, values: Iterable[Any], where: str) -> dict[s
     return divided
 
 
-def names_splits(column: str, values: Iterable[Any]) -> bool:
-    """Whether a column says the split of each row, by its name and what it holds."""
-    return column.lower() in SPLIT_COLUMNS and {str(v).strip().lower() for v in values} <= set(SPLIT_NAMES)
+def by_column(
+    parts: dict[str, Part],
+    names: Sequence[str],
+    values: Callable[[str], Iterable[Any]],
+    split: str | None,
+    where: str,
+    always: Sequence[str] = (),
+) -> tuple[dict[str, Part], str | None]:
+    """A pool of rows by the column that says their splits (by its name and what it holds), and that column, if any."""
+    if set(parts) != {"train"}:
+        if split is not None:
+            raise UserError(f"{where} has {', '.join(parts)} apart already; leave out split={split}.")
+        return parts, None
+
+    def says_splits(name: str) -> bool:
+        return name.lower() in SPLIT_COLUMNS and {str(v).strip().lower() for v in values(name)} <= set(SPLIT_NAMES)
+
+    found = [name for name in names if name.lower() in always or says_splits(name)]
+    if split is None and not found:
+        return parts, None
+    split = column(split, found, names, "split", where)
+    return divide(parts["train"], split, values(split), where), split
 
 
 def expand(pattern: str, suffix: str) -> list[Path]:

@@ -23,6 +23,7 @@ from sklearn.model_selection import (
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from igpt_model.arguments import checked
 from igpt_model.atomic import write_bytes
 from igpt_model.checked_json import Int, Real, Text, open_regular, parse_json
 from probekit.runtime.errors import UserError, first_line
@@ -187,6 +188,7 @@ class LinearProbe(_Probe):
             probe.feature_names_in_ = path.feature_names
         return probe
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write parameters, weights and certificate as one safetensors file, whole or not at all."""
         check_is_fitted(self)
@@ -209,6 +211,7 @@ class LinearProbe(_Probe):
         write_bytes(path, save(arrays, metadata=metadata))
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> "LinearProbe":
         """Read what `save` wrote.
 
@@ -368,6 +371,7 @@ class LinearProbeCV(_Probe):
                 setattr(probe, name, getattr(self, name))
         return probe
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Save the refitted probe; `LinearProbe.load` reads it."""
         self.probe_.save(path)

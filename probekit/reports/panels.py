@@ -22,7 +22,7 @@ from probekit.results.predictions import row_predictions
 from probekit.results.record import Record, read_records
 from probekit.results.runs import join_runs, model_names
 from probekit.runtime.errors import UserError, did_you_mean
-from probekit.runtime.escape import visible
+from probekit.runtime.escape import file_name, visible
 
 ROLES = ("model", "readout", "random", "flat")
 READOUTS = {"knn": "kNN", "class-mean": "class mean"}
@@ -229,8 +229,7 @@ class Panel:
     def slug(self) -> str:
         """A file name's part that tells panels apart."""
         text = f"{self.dataset}-{self.protocol}" + (f"-{self.train_rows}" if self.train_rows else "")
-        text += "" if self.is_own_test else f"-on-{self.test}"
-        return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)[:100].strip("-.")
+        return file_name(text + ("" if self.is_own_test else f"-on-{self.test}"))
 
 
 def points_of(curve: Curve) -> list[Point]:

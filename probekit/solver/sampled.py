@@ -17,7 +17,7 @@ from torch import Tensor
 
 from probekit.solver.data import STREAM_ROWS
 from probekit.solver.eigenbasis import Coordinates
-from probekit.solver.mean_loss import MeanLoss, residuals_
+from probekit.solver.mean_loss import MeanLoss
 
 ROWS_PER_COLUMN = 6.0  # of a pair of classes; 1.5 takes 9,000 products where 6 takes 3,200 (4,000 x 128, 10 classes)
 BLOCK_ROWS_PER_COLUMN = 2.0  # of a class; 1 costs 58 products for 41, 10 gain none (20,000 x 768, 100 classes)
@@ -25,8 +25,6 @@ DRAWS = 20.0  # of the leverage of a row: each column is drawn so often
 ANYHOW = 0.25  # of the rows that are drawn without a factor to measure leverages by
 SKETCH = 24  # random projections for leverages
 RIDGE = 1e-7  # of the largest eigenvalue: directions with less are not told apart
-EXACT_FLOPS = 2e9  # up to which all rows are taken: milliseconds
-EXACT_BLOCK = 1 << 22  # entries of the rows times probabilities
 AT_ONCE = 1 << 25  # shares of rows held while they are sampled
 CHUNK_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}  # of class blocks that are built and inverted together
 
@@ -97,8 +95,7 @@ def pair_factor(loss: MeanLoss, theta: Tensor, l2: float, importance: Tensor, la
     """Factor of the pair-sampled Hessian at one theta (R, D+1); rows are drawn by their leverage in the `last` one."""
     theta = theta.to(loss.data.dtype)
     R, columns = theta.shape
-    exact = len(loss.data) * theta.numel() ** 2 <= EXACT_FLOPS
-    hessian = exact_hessian(loss, theta) if exact else pair_sampled_hessian(loss, theta, importance, last)
+    hessian = pair_sampled_hessian(loss, theta, importance, last)
     factor, basis = _cholesky(hessian, l2, columns), class_basis(R, theta)
     sketch = torch.linalg.solve_triangular(factor.mT, _noise(len(factor), factor), upper=True)
     return PairFactor(factor, basis, l2, basis @ sketch.T.reshape(SKETCH, -1, columns))
@@ -159,31 +156,6 @@ def _draws(
         return found
 
     return draws
-
-
-def exact_hessian(loss: MeanLoss, theta: Tensor) -> Tensor:
-    """Hessian of the mean loss (no penalty) at one theta (R, D+1), from all rows, in `class_basis`."""
-    R, columns = theta.shape
-    total = torch.zeros(R * columns, R * columns, dtype=theta.dtype, device=theta.device)
-    for X, y, weights in loss.data.blocks(max(EXACT_BLOCK // (R * columns), 1)):
-        z = torch.mm(theta, X.T)[None]
-        p = residuals_(z, y, torch.empty_like(z))[2]
-        assert p is not None
-        root = weights.to(z.dtype).sqrt()
-        scaled = p[0].sqrt() * root if R == 1 else p[0] * root
-        rows = (scaled[:, None, :] * X.T).reshape(R * columns, len(X))
-        total.addmm_(rows, rows.T)
-    loss.data.sum_over_ranks(total)
-    if R == 1:
-        return total
-    blocks = total.view(R, columns, R, columns).neg_()
-    k = torch.arange(R, device=theta.device)
-    blocks[k, :, k, :] = 0.0
-    blocks[k, :, k, :] = -blocks.sum(dim=2)
-    basis = class_basis(R, theta)
-    inner = torch.einsum("kp,kilj,lq->piqj", basis, blocks, basis)
-    q = basis.shape[1] * columns
-    return inner.reshape(q, q)
 
 
 def pair_sampled_hessian(loss: MeanLoss, theta: Tensor, importance: Tensor, last: "Factor | None") -> Tensor:

@@ -224,7 +224,11 @@ def test_names_that_look_alike_are_said_whatever_tells_them_apart(names):
 )
 def test_splits_under_other_words_are_no_classes(tmp_path, splits):
     with pytest.raises(UserError, match="seem to be splits"):
-        load_dataset(tree(tmp_path, *(f"{split}/{label}" for split in splits for label in ("cat", "dog")), count=2))
+        load_dataset(
+            tree(tmp_path / "d", *(f"{split}/{label}" for split in splits for label in ("cat", "dog")), count=2)
+        )
+    with pytest.warns(UserWarning, match="the names of 2 folders below"):
+        assert load_dataset(tree(tmp_path / "e", "test_tube/a", "beaker/b")).classes == ("beaker", "test_tube")
 
 
 # ---- one home of labels
@@ -597,6 +601,12 @@ def test_parquet_labels_and_splits_by_column(tmp_path):
 
     split = ["train"] * 8 + ["test"] * 4
     assert sizes(load([0, 1] * 6, split=split))["test"] == 4
+    for name in ("train", "test"):
+        (tmp_path / "named" / name).mkdir(parents=True)
+        (tmp_path / "named" / name / "0.parquet").write_bytes((tmp_path / "p.PARQUET").read_bytes())
+    assert sizes(load_dataset(tmp_path / "named"))["test"] == 12
+    with pytest.raises(UserError, match="apart already; leave out split=split"):
+        load_dataset(f"{tmp_path / 'named'}#split=split")
     assert load([0.0, 1.0] * 6).classes == ("0", "1")
     for missing in (pyarrow.array([0, 1, None] * 4), ["a", "b", None] * 4):
         with pytest.raises(UserError, match="4 of 12 rows have no label"):

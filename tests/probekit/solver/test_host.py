@@ -1,4 +1,4 @@
-"""One penalty alone: the optimum of an independent Newton, at every shape, layout and precision of the rows."""
+"""Newton's method in NumPy: the optimum of an independent Newton, at every shape, layout and precision of the rows."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from probekit.solver.host import HostProblem, fit_on_host
 from probekit.solver.inputs import read_inputs
 from probekit.solver.path import fit_path
-from probekit.solver.single import fit_one
 from tests.probekit.solver.reference import objective, optimum
 
 TOL = 1e-4
@@ -21,11 +21,12 @@ def problem(n, d, K, seed=0, offset=0.0):
 
 
 def alone(X, y, C=1.0, weights=None, standardize=False, dtype=None, fit_intercept=True, tol=TOL):
-    """What `fit_one` itself gives, and the mean loss's l2."""
+    """What `fit_on_host` itself gives, and the mean loss's l2."""
     inputs = read_inputs(X, y, [C], weights, standardize, "cpu", dtype)
     rows = inputs.rows if fit_intercept else type(inputs.rows)(**{**vars(inputs.rows), "intercept": False})
     l2 = 1 / (C * inputs.total_weight)
-    return fit_one(rows, l2, tol, 2000), l2
+    found = fit_on_host(rows, np.array([l2]), tol, 2000)
+    return found and found[0], l2
 
 
 # whole Hessians, few and many columns, more columns than rows, two and many classes, several blocks of rows
@@ -38,12 +39,12 @@ def test_the_certified_gap_is_one(shape, C, dtype):
     X = X.astype(dtype)
     fit, l2 = alone(X, y, C, weights)
     assert fit is not None
-    ours = objective(X.astype(float), y, weights, fit.theta[:, :-1], fit.theta[:, -1], l2)[0]
+    ours = objective(X.astype(float), y, weights, fit.theta[0, :, :-1], fit.theta[0, :, -1], l2)[0]
     best, low = optimum(X.astype(float), y, weights, shape[2], l2)
-    assert fit.figures["gap"] <= TOL
+    assert fit.figures["gap"][0] <= TOL
     # the reference's own lower bound, and its rounding
-    assert ours - min(best, ours) <= fit.figures["gap_bound"] + (min(best, ours) - low) + 1e-12
-    np.testing.assert_allclose(fit.figures["loss"], ours, rtol=1e-9)
+    assert ours - min(best, ours) <= fit.figures["gap_bound"][0] + (min(best, ours) - low) + 1e-12
+    np.testing.assert_allclose(fit.figures["loss"][0], ours, rtol=1e-9)
 
 
 @pytest.mark.parametrize("shape", [(60, 4, 3), (300, 40, 2), (300, 30, 6)])
@@ -53,8 +54,6 @@ def test_standardised_rows_without_and_with_intercepts_are_those_of_the_path(sha
     settings = {"standardize": True, "fit_intercept": fit_intercept, "tol": 1e-9}
     single = fit_path(X, y, [0.3], **settings)
     path = fit_path(X, y, [0.1, 0.3, 1.0, 3.0], **settings)
-    assert "alone" in single.plan
-    assert "alone" not in path.plan
     assert single.converged.all()
     # relative gaps of 1e-9 leave sqrt(2 gap loss / l2) in the coefficients of standardised features, each
     assert np.linalg.norm((single.coef[0] - path.coef[1]) * X.std(axis=0)) <= 2 * np.sqrt(2e-9 * 1.8 * 0.3 * len(y))
@@ -69,19 +68,20 @@ def test_two_penalties_start_from_one_another():
 
 
 def test_what_it_is_not_meant_for_is_left_to_the_path():
-    X, y = problem(60, 4, 3)
+    X, y = problem(3000, 60, 3)
     assert alone(X, y, weights=(y > 0).astype(float))[0] is None  # a class without weight
     assert alone(X, y, tol=1e-300)[0] is None  # nothing certifies that
     rows = read_inputs(torch.from_numpy(X).bfloat16(), y, [1.0], None, False, "cpu", None).rows
-    assert fit_one(rows, 1e-2, TOL, 2000) is None
+    assert fit_on_host(rows, np.array([1e-2]), TOL, 2000) is None
 
 
 def test_a_start_at_the_answer_ends_at_once():
     X, y = problem(300, 30, 6)
     rows = read_inputs(X, y, [1.0], None, False, "cpu", None).rows
-    first = fit_one(rows, 1 / 300, TOL, 2000)
-    again = fit_one(rows, 1 / 300, TOL, 2000, first.theta)
-    assert again.n_iter < first.n_iter / 3
+    host, l2 = HostProblem(rows, TOL, X), np.array([1 / 300])
+    first = host.follow(l2, 25)
+    again = host.follow(l2, 25, first.theta)
+    assert again.figures["n_iter"][0] < first.figures["n_iter"][0] / 3
 
 
 @settings(max_examples=20, deadline=None)
