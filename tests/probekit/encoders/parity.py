@@ -271,7 +271,7 @@ def _timm_model(timm, name: str) -> dict:
         return {"why": f"not built: {type(error).__name__}: {_line(error)}"}
     side = (getattr(model, "pretrained_cfg", {}).get("input_size") or [0])[-1]
     # thousands of positions take hours; a model that says that it takes every size is run at a smaller one
-    any_size = getattr(getattr(model, "patch_embed", None), "strict_img_size", True) is False
+    any_size = any(getattr(part, "strict_img_size", True) is False for part in model.modules())
     try:
         smaller = {"resolution": MOST_SIDE} if any_size and side > MOST_SIDE else {}
         encoder = from_timm(model, {"name": name, "source": name}, **smaller)
