@@ -79,7 +79,7 @@ class _Probe(ClassifierMixin, BaseEstimator):
         self.certificate_, self.converged_, self.solver_version_ = certificate, converged, solver_version
         self.n_iter_ = np.array([certificate["n_iter"]], dtype=np.int32)
         self.n_features_in_ = coef.shape[1]
-        vars(self).pop("feature_names_in_", None)
+        self.__dict__.pop("feature_names_in_", None)
         if names is not None:
             self.feature_names_in_ = np.asarray(names, dtype=object)
 
