@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from igpt_model.arguments import check_fields, checked
 from igpt_model.checked_json import Int, mismatch
 from igpt_model.errors import UserError
 
@@ -41,6 +42,7 @@ class ImageTransform:
     augment: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "augment", tuple(self.augment))
         if not 1 <= self.resolution <= MAX_RESOLUTION:
             raise UserError(
@@ -134,6 +136,7 @@ class ImageTransform:
         return {"resolution": self.resolution, "resize": self.resize, "augment": list(self.augment)}
 
     @classmethod
+    @checked
     def from_dict(cls, values: Mapping[str, Any]) -> "ImageTransform":
         """Rebuild from `to_dict`."""
         problem = mismatch(values, {"resolution": Int(1, MAX_RESOLUTION), "resize": str, "augment": [str]})

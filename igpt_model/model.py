@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
+from igpt_model.arguments import checked
 from igpt_model.config import ModelConfig
 from igpt_model.errors import UserError
 
@@ -120,6 +121,7 @@ class IGPT(nn.Module):
         Recompute each block in the backward pass instead of storing its activations.
     """
 
+    @checked
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
@@ -135,6 +137,7 @@ class IGPT(nn.Module):
             self._draw_weights(torch.Generator().manual_seed(seed))
 
     @classmethod
+    @checked
     def from_state(cls, config: ModelConfig, state: Mapping[str, Tensor], source: str = "The state") -> "IGPT":
         """Build a model of these weights, copied to float32, without drawing any of its own first."""
         with torch.device("meta"):
@@ -186,6 +189,8 @@ class IGPT(nn.Module):
         Autoregressive: the start vector, then all pixels but the last. BERT: every pixel, those under the mask with
         their content (not their position) zeroed.
         """
+        if not isinstance(tokens_BT, Tensor) or tokens_BT.ndim != 2 or tokens_BT.layout != torch.strided:
+            raise UserError("tokens_BT must be a dense tensor of token indices, (images, pixels).")
         n_positions = tokens_BT.shape[1]
         if n_positions > self.config.n_positions:
             raise UserError(

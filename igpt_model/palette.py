@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from igpt_model.arguments import checked, plain_array
 from igpt_model.atomic import write_bytes
-from igpt_model.errors import UserError, first_line
+from igpt_model.errors import UserError
 from igpt_model.hashing import hash_arrays
 
 _SAMPLE = 1 << 17  # pixels that k-means sees; on CIFAR-10 twice or half as many change the error by 1 %, as a seed does
@@ -34,12 +35,7 @@ class Palette:
     """
 
     def __init__(self, centres_V3: Any) -> None:
-        try:
-            centres = np.array(centres_V3, np.float32)
-        except (ValueError, TypeError) as error:
-            raise UserError(
-                f"A palette needs centres of shape (V, 3), not a list of other lengths ({first_line(error)})."
-            ) from None
+        centres = plain_array(centres_V3, "the centres of a palette").astype(np.float32)
         if centres.ndim != 2 or centres.shape[1] != 3 or not 1 <= len(centres) <= 1 << 16:
             raise UserError(f"A palette needs centres of shape (V, 3) with 1 <= V <= 65536, not {centres.shape}.")
         if not np.isfinite(centres).all() or np.abs(centres).max() > 1.001:
@@ -71,6 +67,7 @@ class Palette:
         return hash_arrays({"centres": self.centres_V3})
 
     @classmethod
+    @checked
     def fit(cls, images: Any, n_colours: int, seed: int = 0, sample: int = _SAMPLE) -> "Palette":
         """Cluster pixels by seeded k-means (k-means++ start, Lloyd iterations; scikit-learn).
 
@@ -109,12 +106,15 @@ class Palette:
         return cls(centres_V3[order])
 
     @classmethod
+    @checked
     def rgb_grid(cls, n: int) -> "Palette":
         """Return a fixed palette of n colours, evenly spread: for models that have seen no images.
 
         Cubes of integers (8, 27, 64, 512, ...) give the regular grid; other n a Weyl sequence with irrational
         steps.
         """
+        if not 1 <= n <= 1 << 16:
+            raise UserError(f"A palette of {n} colours was requested; give a number from 1 to 65536.")
         side = round(n ** (1 / 3))
         if side**3 == n:
             axis = np.linspace(-1, 1, side) if side > 1 else np.zeros(1)
@@ -123,6 +123,7 @@ class Palette:
         steps = golden ** -np.arange(1.0, 4.0)
         return cls(2 * ((0.5 + np.arange(n)[:, None] * steps) % 1.0) - 1)
 
+    @checked
     def encode(self, images_BHW3: Any) -> np.ndarray:
         """Give each pixel the index of its nearest colour; ties go to the lowest index.
 
@@ -137,7 +138,7 @@ class Palette:
         -------
         uint16 array (B, H*W), raster order
         """
-        images = np.asarray(images_BHW3)
+        images = plain_array(images_BHW3, "images")
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise UserError(f"Images must be uint8 (B, H, W, 3), not {images.dtype} {images.shape}.")
         if self._table is None or self._filled is None:
@@ -181,6 +182,7 @@ class Palette:
             self._table[places] = tokens
             self._filled[blue, green, red] = True
 
+    @checked
     def decode(self, tokens_BT: Any, resolution: int | None = None) -> np.ndarray:
         """Turn tokens into images: `rint(127.5 * (c + 1))` of each token's colour.
 
@@ -194,7 +196,9 @@ class Palette:
         -------
         uint8 array (B, P, P, 3)
         """
-        tokens = np.asarray(tokens_BT)
+        tokens = plain_array(tokens_BT, "tokens")
+        if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
+            raise UserError(f"Tokens must be whole numbers (B, T), not {tokens.dtype} {tokens.shape}.")
         side = resolution or round(tokens.shape[1] ** 0.5)
         if side * side != tokens.shape[1]:
             raise UserError(f"{tokens.shape[1]} tokens do not make a square image of {side} pixels per side.")
@@ -203,6 +207,7 @@ class Palette:
         colours = np.clip(np.rint(127.5 * (self.centres_V3.astype(np.float64) + 1)), 0, 255).astype(np.uint8)
         return colours[tokens].reshape(len(tokens), side, side, 3)
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the centres as a safetensors file, atomically."""
         from safetensors.numpy import save
@@ -210,6 +215,7 @@ class Palette:
         write_bytes(path, save({"centres": self.centres_V3}))
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> "Palette":
         """Read a palette written by `save`, or a `.npy` file of centres (V, 3) in [-1, 1] such as OpenAI's."""
         from safetensors.numpy import load_file

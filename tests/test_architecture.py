@@ -55,14 +55,7 @@ ARROWS = {
 FOUNDATION = {
     f"igpt_model.{name}"
     for name in (
-        "errors",
-        "hashing",
-        "atomic",
-        "checked_json",
-        "differences",
-        "locks",
-        "ranges",
-        "devices",
+        *("arguments", "errors", "hashing", "atomic", "checked_json", "differences", "locks", "ranges", "devices"),
         "process_group",
     )
 }
@@ -88,6 +81,7 @@ CROSSING = {
     "tests/probekit/datasets/test_published.py": "the published formats",
     "tests/probekit/encoders/test_neighbours.py": "processors, modules and checkpoints of all encoders",
     "tests/probekit/encoders/test_parity.py": "images and layers of every library's models",
+    "tests/probekit/test_public_api.py": "the public names, with arguments of wrong kinds",
     "tests/probekit/test_notebook.py": "the public names, as a notebook uses them",
 }
 LONGEST_CHAIN = 22
@@ -321,3 +315,12 @@ def test_tests_replace_few_attributes():
     private = [call for call in replaced if re.search(r"""[."']_[a-z]""", call[1])]
     assert len(replaced) <= REPLACED, replaced
     assert not private, private
+
+
+def test_tables_are_written_by_the_functions_that_escape_them():
+    """A name of a layer or a series must not become a formula, a command or a column."""
+    writers = {"to_csv": {"runtime/escape.py"}, "to_latex": {"reports/tables.py"}, "to_markdown": {"reports/tables.py"}}
+    for path in sorted((ROOT / "probekit").rglob("*.py")):
+        own = str(path.relative_to(ROOT / "probekit"))
+        used = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+        assert all(own in writers[name] for name in used & set(writers)), own

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from igpt_model.arguments import check_fields
 from igpt_model.config import MAX_COLOURS, ModelConfig
 from igpt_model.images import MAX_RESOLUTION, ImageTransform
 from igpt_model.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, RATE, SEED, WEIGHT, Range, check_settings, option
@@ -67,6 +68,7 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "augment", tuple(self.augment))
         object.__setattr__(self, "betas", tuple(self.betas))
         if self.keep_at is not None:
@@ -145,6 +147,7 @@ class FinetuneConfig:
     threads: int = option(0, THREADS, HARDWARE, Range(0, 1024))
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "augment", tuple(self.augment))
         object.__setattr__(self, "betas", tuple(self.betas))
         check_settings(self)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from igpt_model.arguments import checked
 from igpt_model.checked_json import Int, Real
 from igpt_model.classifier import Classifier, at_resolution, predict_proba
 from igpt_model.devices import find_device
@@ -40,6 +41,7 @@ class Labelled:
     labels: np.ndarray
 
 
+@checked
 def finetune(
     config: FinetuneConfig,
     source: Checkpoint | str | Path,

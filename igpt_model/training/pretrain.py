@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from igpt_model.arguments import checked
 from igpt_model.checked_json import Int
 from igpt_model.devices import check_compiler, find_device
 from igpt_model.errors import UserError
@@ -29,6 +30,7 @@ __all__ = ["TrainConfig", "TrainingDiverged", "train"]
 _FREE = ("device", "threads", "keep_last", "keep_at", "micro_batch", "parallel", "checkpoint_blocks", "compile")
 
 
+@checked
 def train(
     config: TrainConfig,
     train_images: Any,

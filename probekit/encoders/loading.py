@@ -8,6 +8,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
+from igpt_model.arguments import checked
 from probekit.encoders.encoder import Encoder
 from probekit.encoders.preparation import asked_values
 from probekit.runtime.errors import UserError, did_you_mean
@@ -32,6 +33,7 @@ FORMS = (
 )
 
 
+@checked
 def load_encoder(spec: Any, name: str | None = None, **options: Any) -> Encoder:
     """Make an encoder.
 

@@ -21,6 +21,8 @@ def resolution_of(what: str, resolution: int | None, data: Any) -> int:
         return int(resolution)
     if data is None:
         raise UserError(f"{what} needs a resolution; write {what}:32, or give resolution=32 (--resolution 32).")
+    if not hasattr(data, "splits"):
+        raise UserError(f"data of {what} is a {type(data).__name__}, but a data set is expected: see load_dataset.")
     return int(min(data.splits["train"].images(0, 1)[0].shape[:2]))
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from igpt_model.arguments import checked
 from probekit.evaluate.runner import Job, Runner, check_kinds, warn_unconverged
 from probekit.evaluate.training_rows import seed_list
 from probekit.features.store import Features
@@ -28,6 +29,7 @@ from probekit.selection.protocol import subsample_grid
 from probekit.selection.settings import make_settings
 
 
+@checked
 def concat(
     features: Features | str | Path,
     out: str | Path | None = None,
@@ -132,6 +134,8 @@ def _concat(
     draws = [[records[runner.identity(job).key] for job in draw] for draw in singles]
     best = choose_layer(*draws)
     sizes = [window] if isinstance(window, int) else list(window)
+    if not sizes:
+        raise UserError("window is an empty list; give the number of layers to concatenate, or several.")
     sets: dict[tuple[int, ...], list[dict[str, Any]]] = {}
     for size in sizes:
         indices = windows(n_layers, best, size)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from igpt_model.arguments import checked
 from igpt_model.checked_json import Int, Text, mismatch, read_bytes
 from igpt_model.differences import differences
 from probekit.datasets.images import Decoding, decode
@@ -139,6 +140,7 @@ def list_images(paths: Sequence[str | Path]) -> list[Path]:
     return found
 
 
+@checked
 def predict(record: Record, images: Sequence[str | Path], encoder: Encoder, batch_size: int = 128) -> "pd.DataFrame":
     """Class and probability of each image file.
 

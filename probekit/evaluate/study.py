@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from igpt_model import atomic
+from igpt_model.arguments import checked
 from igpt_model.checked_json import as_json, read_json
 from igpt_model.differences import differ
 from probekit.datasets import Dataset, load_dataset
@@ -24,12 +25,14 @@ from probekit.features.extract import extract
 from probekit.results.results import Results
 from probekit.results.runs import run_name
 from probekit.runtime.errors import UserError, check_at_least
+from probekit.runtime.escape import file_name
 from probekit.selection.protocol import Protocol, resolve_protocol
 
 SETTINGS_NAME = "study.json"
 Progress = Callable[[str, str, int, int], Any]
 
 
+@checked
 def study(
     encoders: Encoder | str | Sequence[Encoder | str] | Mapping[str, Encoder | str | Sequence[Encoder | str]],
     datasets: Dataset | str | Sequence[Dataset | str],
@@ -155,7 +158,7 @@ def study(
         stores = {}
         for name, encoder in here.items():
             show = partial(show_stage, f"extract {name}", "images")
-            stores[name] = extract(encoder, data, folder / "features" / f"{_slug(name)}.h5", progress=show, **how)
+            stores[name] = extract(encoder, data, folder / "features" / f"{file_name(name)}.h5", progress=show, **how)
         for name, store in stores.items():
             show = partial(show_stage, f"probe {name}", "fits")
             sweep(store, out=folder, series=name, seeds=seeds, checks=checks, progress=show, **solving)
@@ -210,15 +213,11 @@ def _folders(datasets: Sequence[Dataset], out: Path) -> list[tuple[Dataset, Path
     """The folder of each data set's features and results: `out` itself if there is one data set."""
     if len(datasets) == 1:
         return [(datasets[0], out)]
-    slugs = [_slug(data.name) for data in datasets]
+    slugs = [file_name(data.name) for data in datasets]
     for slug in slugs:
-        if slugs.count(slug) > 1 or slug == "report":
+        if slugs.count(slug) > 1 or slug in ("", "report"):
             raise UserError(f"Data set name {slug!r} cannot have a folder of its own: give the data sets other names.")
     return [(data, out / slug) for data, slug in zip(datasets, slugs, strict=True)]
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
 
 
 def _listed(given: Any) -> list[Any]:

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from igpt_model.arguments import checked
 from probekit.datasets.splits import stratified_holdout
 from probekit.evaluate.runner import Job, Runner, check_kinds, warn_unconverged
 from probekit.evaluate.training_rows import seed_list
@@ -27,6 +28,7 @@ from probekit.selection.settings import make_settings
 DRAWS = 5  # draws of a few labelled rows a class, unless seeds says how many
 
 
+@checked
 def sweep(
     features: Features | Mapping[str, ArrayLike] | str | Path,
     y: ArrayLike | None = None,

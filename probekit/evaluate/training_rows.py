@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from igpt_model.hashing import hash_arrays
+from igpt_model.ranges import SEEDS, check_range
 from probekit.datasets.splits import random_bits, stratified_holdout, stratified_subset
 from probekit.features.store import Features
 from probekit.runtime.errors import UserError
@@ -68,6 +69,8 @@ def training_rows(
 
 def seed_list(seeds: int | Sequence[int]) -> list[int]:
     """0 to n-1 for a count n, else the seeds themselves."""
+    if isinstance(seeds, int) and seeds > SEEDS.most:
+        check_range("seeds", seeds, SEEDS)
     listed = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
     if not listed or min(listed) < 0:
         raise UserError(f"seeds is {seeds}, but a count of at least 1 or a list of seeds from 0 up is needed.")

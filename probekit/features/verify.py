@@ -15,6 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from igpt_model.arguments import checked
 from igpt_model.checked_json import parse_json
 from igpt_model.differences import differences
 from probekit.features import format as layout
@@ -39,6 +40,7 @@ class VerifyReport:
         return not self.errors
 
 
+@checked
 def verify(path: str | Path, data: Any = None) -> VerifyReport:
     """Check a feature file, a parent of shards, or an unfinished file.
 

@@ -6,7 +6,7 @@ Here accuracies turn into percent and differences into percentage points; n laye
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -22,7 +22,7 @@ from probekit.results.predictions import row_predictions
 from probekit.results.record import Record, read_records
 from probekit.results.runs import join_runs, model_names
 from probekit.runtime.errors import UserError, did_you_mean
-from probekit.runtime.escape import visible
+from probekit.runtime.escape import file_name, visible
 
 ROLES = ("model", "readout", "random", "flat")
 READOUTS = {"knn": "kNN", "class-mean": "class mean"}
@@ -229,8 +229,7 @@ class Panel:
     def slug(self) -> str:
         """A file name's part that tells panels apart."""
         text = f"{self.dataset}-{self.protocol}" + (f"-{self.train_rows}" if self.train_rows else "")
-        text += "" if self.is_own_test else f"-on-{self.test}"
-        return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)[:100].strip("-.")
+        return file_name(text + ("" if self.is_own_test else f"-on-{self.test}"))
 
 
 def points_of(curve: Curve) -> list[Point]:
@@ -247,6 +246,23 @@ def points_of(curve: Curve) -> list[Point]:
         )
         for k, record in enumerate(curve.records)
     ]  # fmt: skip
+
+
+def curve_rows(panel: Panel) -> Iterator[dict[str, Any]]:
+    """The points of a panel's curves, one row a layer, in the units of records."""
+    for series in panel.series:
+        curve = series.curve
+        for k, depth in enumerate(curve.depths):
+            yield {
+                "series": series.label,
+                "depth": int(depth),
+                "value": curve.values[k],
+                "low": curve.low[k],
+                "high": curve.high[k],
+                "sd": curve.spread[k],
+                "n_draws": curve.n_draws,
+                "per_class": series.records[0].per_class,
+            }
 
 
 def value_range(values: np.ndarray, form: str) -> str:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from igpt_model import atomic
+from igpt_model.arguments import checked
 from probekit.reports.figures.depth import depth_figure
 from probekit.reports.figures.metric_grid import metric_frame, metric_panels
 from probekit.reports.figures.style import FORMATS, save_figure, style
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@checked
 def write_report(
     results: str | Path | Iterable[str | Path],
     out: str | Path = "report",

@@ -5,6 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from igpt_model.arguments import checked
 from probekit.results.curve import Curve, Verdict, depth_curves, layer_name, paired_curves, verdict
 from probekit.results.paired import PairedDifference, paired_difference
 from probekit.results.record import Record, read_records, results_path
@@ -25,6 +26,7 @@ class Results:
     paths : one or several results files or folders; a path that holds no records yet raises `UserError`
     """
 
+    @checked
     def __init__(self, *paths: str | Path):
         self.records: list[Record] = read_records(*paths)
         self.paths = tuple(Path(path) for path in paths)
@@ -37,12 +39,14 @@ class Results:
         return results_path(self.paths[0])
 
     @classmethod
+    @checked
     def from_records(cls, records: Iterable[Record]) -> "Results":
         """Some records only, for instance those of one dataset."""
         results = cls()
         results.records = list(records)
         return results
 
+    @checked
     def only(self, keys: Collection[str]) -> "Results":
         """The records with these keys, of the same files."""
         results = Results()
@@ -60,6 +64,7 @@ class Results:
         """Names of the series, in the order in which they first appear."""
         return list(dict.fromkeys(record.series for record in self.records))
 
+    @checked
     def of(self, series: str | None = None, kind: str | None = None, seed: int | None = 0) -> list[Record]:
         """Records of a series (None: the only one), a kind and a seed (None: all)."""
         if series is None and len(self.series) != 1:
@@ -72,6 +77,7 @@ class Results:
             if r.series == series and kind in (None, r.kind) and seed in (None, r.seed) and r.train_rows is None
         ]  # fmt: skip
 
+    @checked
     def on(self, test: str) -> "Results":
         """The same probes on another test set: records, curves and verdicts of those that were tested on it."""
         found = [record.on(test) for record in self.records if test == "test" or test in record.tests]
@@ -101,6 +107,7 @@ class Results:
         curve = self.curve(series)
         return curve.records[curve.peak]
 
+    @checked
     def concats(self, series: str | None = None) -> list[Record]:
         """Records of concatenated layers."""
         return self.of(series, "concat")
@@ -113,6 +120,8 @@ class Results:
         """Whether accuracy of a series rises and then falls with depth."""
         return verdict(self.curve(series))
 
+    @checked
+    @checked
     def compare(self, a: str, b: str) -> PairedDifference:
         """Paired comparison of the best layers of two series, over their seeds or runs."""
         return paired_curves(self.curve(a), self.curve(b))
@@ -150,6 +159,7 @@ class Results:
         axes.legend()
         return axes
 
+    @checked
     def report(self, out: str | Path | None = None) -> Path:
         """Write the HTML report (see `write_report`); by default into `report/` beside the results."""
         page: Path = import_module("probekit.reports").write_report(self.paths, out or self.path.parent / "report")

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from igpt_model.arguments import check_fields
 from igpt_model.hashing import hash_json
 from probekit.runtime.errors import UserError, did_you_mean
 
@@ -72,6 +73,9 @@ class Protocol:
     normalize: bool = False
     source: str = ""
     sgd: SGDConfig | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def resolved(self) -> dict[str, Any]:
         """The protocol as JSON: what a record stores and `hash` identifies."""

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import ConvergenceWarning
 
+from igpt_model.arguments import checked
 from probekit.runtime.errors import UserError
 from probekit.solver import objective
 from probekit.solver.agreement import rank_zero_factors
@@ -121,6 +122,7 @@ class ProbePath:
         return import_module("probekit.probes.linear").LinearProbe.from_path(self, index)
 
 
+@checked
 def fit_path(
     X: Any,
     y: ArrayLike,
@@ -131,7 +133,7 @@ def fit_path(
     tol: float = 1e-4,
     max_iter: int = 2000,
     backend: str = "torch",
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     dtype: str | None = None,
     fit_intercept: bool = True,
     rows_dealt: bool = False,

@@ -5,7 +5,7 @@ refuses. N rows, D features.
 """
 
 import numbers
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -208,7 +208,7 @@ def read_weights(sample_weight: Any, n_rows: int) -> Array:
         if given.dtype.kind not in "fiubO" or any(isinstance(value, (str, bytes)) for value in given.flat[:1]):
             raise TypeError
         weights = np.array(given, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"{sentence}, but it contains {given.dtype} values.") from None
     if weights.shape != (n_rows,):
         raise UserError(f"{sentence}, but it has shape {weights.shape} and X has {n_rows} rows.")
@@ -254,14 +254,14 @@ def check_settings(
     tol: Any, max_iter: Any, standardize: Any = False, fit_intercept: Any = True, dtype: Any = None
 ) -> None:
     """Refuse settings that no fit can mean."""
-    if isinstance(tol, bool) or not isinstance(tol, numbers.Real) or not 0 < float(tol) < np.inf:
+    if isinstance(tol, bool) or not isinstance(tol, numbers.Real) or not 0 < cast("float", tol) <= 1e300:
         raise UserError(f"tol must be a positive finite number, but got {tol!r}; give for example 1e-4.")
     if isinstance(max_iter, bool) or not isinstance(max_iter, numbers.Integral) or max_iter < 1:
         raise UserError(f"max_iter must be an integer of at least 1, but got {max_iter!r}; give for example 2000.")
     for name, flag in (("standardize", standardize), ("fit_intercept", fit_intercept)):
         if not isinstance(flag, (bool, np.bool_)):
             raise UserError(f"{name} must be True or False, but got {flag!r}.")
-    if dtype not in (None, "float32", "float64"):
+    if dtype is not None and not (isinstance(dtype, str) and dtype in ("float32", "float64")):
         raise UserError(f"dtype must be 'float32', 'float64' or None, but got {dtype!r}.")
 
 
