@@ -18,7 +18,7 @@ from probekit.solver.mean_loss import Evaluation, MeanLoss, covariance_of
 from probekit.solver.memory_plan import make_plan, penalties_at_once
 from probekit.solver.newton import SIDE_BY_SIDE, Newton, Refined, conjugate_gradients
 from probekit.solver.preconditioners import Kronecker
-from probekit.solver.sampled import Factor, class_inverses, pair_factor, row_importance
+from probekit.solver.sampled import Factor, class_inverses, pair_factor
 
 SOLVER_VERSION = "5"
 STRONG = 1e-3  # an l2 above this share of the largest eigenvalue of X'X is easy for the Kronecker preconditioner
@@ -116,8 +116,7 @@ class PathSolver:
         self.low = torch.full_like(l2, -torch.inf)  # what is known to be below the optima
         self.stalled = torch.zeros_like(l2, dtype=torch.bool)
         self.factors: list[Factor] = []
-        self.importance: Tensor | None = None
-        self.factor_of = [-1] * len(l2)  # number of the factor that serves a penalty; -1: none
+        self.factor_of: list[Factor | None] = [None] * len(l2)  # what serves a penalty
         p = prior.softmax(dim=0) if self.R > 1 else prior.sigmoid() * (-prior).sigmoid()
         covariance = covariance_of(p[None, :, None], torch.ones_like(l2[:1]))
         self.kronecker = Kronecker(covariance, self.coordinates.eigenvalues, l2, self.loss.data.dtype)
@@ -137,7 +136,7 @@ class PathSolver:
             certified.put(open_, problem.follow(penalties, self.max_iter, certified.theta[open_]))
             return certified
         index = torch.from_numpy(open_).to(self.l2.device)
-        self.factors, self.factor_of = [], [-1] * len(self.l2)  # without sampled factors
+        self.factors, self.factor_of = [], [None] * len(self.l2)  # without sampled factors
         again = self._refine(index, self.theta[index], products=RETRY_PRODUCTS).at
         self.low[index] = torch.maximum(self.low[index], self.lower_bounds(again, self.l2[index]))
         at.put(index, again)
@@ -183,18 +182,20 @@ class PathSolver:
 
     def precondition(self, index: Tensor) -> Callable[[Tensor], Tensor]:
         """Each problem by the factor that serves it, or by its own Kronecker product."""
-        names = torch.tensor([self.factor_of[i] for i in index.tolist()]) if self.factors else torch.empty(0)
-        groups = [(name, (names == name).nonzero()[:, 0].to(index.device)) for name in names.unique().tolist()]
+        mine = [self.factor_of[i] for i in index.tolist()]
+        distinct = list(dict.fromkeys(mine))
+        if distinct == [None]:
+            return lambda gradient: self.kronecker(gradient, index)
+        if len(distinct) == 1 and distinct[0] is not None:
+            return distinct[0].apply
+        groups = [(factor, [k for k, own in enumerate(mine) if own is factor]) for factor in distinct]
+        places = [(factor, torch.tensor(at, device=index.device)) for factor, at in groups]
 
         def apply(gradient: Tensor) -> Tensor:
-            if not groups:
-                return self.kronecker(gradient, index)
-            if len(groups) == 1 and groups[0][0] >= 0:
-                return self.factors[groups[0][0]](gradient)
             out = torch.empty_like(gradient)
-            for name, mine in groups:
-                part = gradient[mine]
-                out[mine] = self.kronecker(part, index[mine]) if name < 0 else self.factors[name](part)
+            for factor, at in places:
+                part = gradient[at]
+                out[at] = self.kronecker(part, index[at]) if factor is None else factor.apply(part)
             return out
 
         return apply
@@ -211,7 +212,7 @@ class PathSolver:
 
     def _renew_kronecker(self, index: Tensor, theta: Tensor) -> None:
         """Set the class factors of problems to their probes, where no factor of the Hessian takes their place."""
-        mine = [k for k, i in enumerate(index.tolist()) if self.factor_of[i] < 0]
+        mine = [k for k, i in enumerate(index.tolist()) if self.factor_of[i] is None]
         theta = theta[torch.tensor(mine, dtype=torch.int64, device=theta.device)]
         if mine and bool(theta[..., :-1].any()):
             covariance = self.loss.covariance(theta.to(self.loss.data.dtype))
@@ -258,7 +259,7 @@ class PathSolver:
         if not self.factors or l2 < self.factors[-1].l2 / FACTOR_REACH:
             self._add_factor(start, l2)
         for attempt in range(NODE_FACTORS):
-            self.factor_of[node] = len(self.factors) - 1
+            self.factor_of[node] = self.factors[-1]
             rounds, products = (NODE_ROUNDS, NODE_PRODUCTS) if attempt else (FIRST_ROUNDS, FIRST_PRODUCTS)
             done = self._refine(index, start[None], rounds, products).done
             if bool(done) or self.n_iter[node] >= self.max_iter:
@@ -273,21 +274,19 @@ class PathSolver:
         if last is not None and last.l2 == l2:
             self.factors.pop()
         elif len(self.factors) >= self.plan.most_factors:
-            self.factors.pop(0)
-            self.factor_of = [max(number - 1, -1) for number in self.factor_of]
-        if self.importance is None:
-            self.importance = row_importance(self.coordinates)
-        self.factors.append(make(self.loss, theta, l2, self.importance, last))
+            gone = self.factors.pop(0)
+            self.factor_of = [None if own is gone else own for own in self.factor_of]
+        self.factors.append(make(self.loss, theta, l2, last))
 
     def _assign_factors(self) -> None:
         """Let the nearest factor serve each penalty that is weak, or little stronger than the strongest factor's."""
         if not self.factors:
             return
-        own = [math.log(factor.l2) for factor in self.factors]
-        reach = max(math.log(STRONG * float(self.coordinates.eigenvalues.max())), math.log(ABOVE) + max(own))
+        strongest = max(factor.l2 for factor in self.factors)
+        reach = math.log(max(STRONG * float(self.coordinates.eigenvalues.max()), ABOVE * strongest))
         for i, log_l2 in enumerate(self.log_l2):
-            nearest = min(range(len(own)), key=lambda name: abs(own[name] - log_l2))
-            self.factor_of[i] = nearest if log_l2 < reach else -1
+            nearest = min(self.factors, key=lambda factor: abs(math.log(factor.l2) - log_l2))
+            self.factor_of[i] = nearest if log_l2 < reach else None
 
     def interpolate(self) -> None:
         """Predict the penalties between the nodes."""

@@ -44,23 +44,12 @@ MOST_SLOTS = 4
 
 
 def depth_figure(panel: Panel, narrow: bool = False, options: FigureOptions = FigureOptions()) -> Figure:  # noqa: B008
-    """Accuracy by layer over its difference to the last layer.
+    """Accuracy by layer over its difference to the last layer; `narrow` is for a telephone's width.
 
-    Parameters
-    ----------
-    panel
-        Series measured on one data set under one protocol.
-    narrow
-        True draws for a telephone's width.
-    options
-        Size, limits, names and type; draw under `style(font_size=options.font_size)`.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Upper axes: test accuracy with pointwise Wilson bars; flat baselines as a line with a band; concatenations as
-        diamonds in their own columns; the layer chosen on validation rows ringed. Lower axes: accuracy minus the
-        last layer's, with its simultaneous 95 % band. Hollow markers: not converged, or C at the end of its grid.
+    Upper axes: test accuracy with pointwise Wilson bars; flat baselines as a line with a band; concatenations as
+    diamonds in their own columns; the layer chosen on validation rows ringed. Lower axes: accuracy minus the last
+    layer's, with its simultaneous 95 % band. Hollow markers: not converged, or C at the end of its grid.
+    Draw under `style(font_size=options.font_size)`.
     """
     panel, scale = relabelled(panel, options.labels), options.scale
     width = options.width or (4.0 if narrow else 7.4)
