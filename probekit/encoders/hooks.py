@@ -176,7 +176,9 @@ class ModuleEncoder:
         module = module._modules.get(COMPILED) or module
         if layers is None:
             names = list(submodules(module))
-            raise UserError(f"A torch module needs layers=, names or globs of its submodules: {_shown(names)}.")
+            raise UserError(
+                f"A torch module needs layers= (--layers), names or globs of its submodules: {_shown(names)}."
+            )
         if prepare is None:
             prepare = preparation(resolution, resize, crop, interpolation)
             if prepare is None:

@@ -14,6 +14,7 @@ from probekit.evaluate.runner import Job, Runner
 from probekit.features.store import Features
 from probekit.probes import PROBES, Protocol
 from probekit.results.calibration import FILE_NAME, apply_temperature, fit_temperature
+from probekit.results.measured import csv_table
 from probekit.results.metrics import METRICS
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record, read_records
@@ -37,7 +38,7 @@ def calibrate(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> "pd.DataFrame":
-    """Calibration error, Brier score and log-loss of every probe of single layers, before and after a temperature.
+    """Calibration error, Brier score and log-loss of every probe, before and after a temperature.
 
     The temperature is fitted to the validation rows, which the probe with the chosen penalty is fitted without; the
     scores are those of the recorded predictions on the test rows, of every test set.
@@ -62,7 +63,8 @@ def calibrate(
     Returns
     -------
     pandas.DataFrame
-        One row a kind of probe, layer and test set, means over the seeds; the file `calibration.csv` has each seed.
+        One row a kind of probe, its layers and test set, means over the seeds; the file `calibration.csv` has each seed
+        and keeps the rows of other series.
 
     Raises
     ------
@@ -75,7 +77,7 @@ def calibrate(
     mine = [r for r in read_records(runner.out) if _is_of(r, runner)]
     if not mine:
         raise UserError(
-            f"{runner.out} has no probe of single layers of these features as series {runner.series!r} under protocol "
+            f"{runner.out} has no probe of these features as series {runner.series!r} under protocol "
             f"{runner.protocol.name}: sweep them first, or name --protocol, --Cs and --series of the sweep."
         )
     rows = []
@@ -86,23 +88,26 @@ def calibrate(
             predicted = row_predictions(on)
             y = np.searchsorted(predicted.classes, predicted.labels)
             scaled = apply_temperature(predicted.log_proba, temperature)
-            about = {"series": record.series, "probe": record.probe, "depth": record.depth, "seed": record.seed}
+            about = {"series": record.series, "probe": record.probe, "layers": "+".join(record.layers)}
             before = {name: METRICS[name](predicted.log_proba, y) for name in SCORES}
             after = {f"{name}_scaled": METRICS[name](scaled, y) for name in SCORES}
             rows.append(
-                {**about, "test_set": test, "temperature": temperature, **before, **after, "record": record.key}
+                {**about, "seed": record.seed, "test_set": test, "temperature": temperature, **before, **after}
+                | {"record": record.key}
             )
         if progress:
             progress(number, len(mine))
-    frame = pd.DataFrame(rows)
-    atomic.write_text(runner.out / FILE_NAME, csv_text(frame))
-    mean = frame.drop(columns=["record", "series", "seed"]).groupby(["probe", "depth", "test_set"], sort=False).mean()
+    frame, path = pd.DataFrame(rows), runner.out / FILE_NAME
+    stored = csv_table(path) if path.is_file() else frame[:0]
+    others = stored[~stored["record"].isin(frame["record"])]
+    atomic.write_text(path, csv_text(pd.concat([others, frame])))
+    mean = frame.drop(columns=["record", "series", "seed"]).groupby(["probe", "layers", "test_set"], sort=False).mean()
     return mean.reset_index()
 
 
 def _is_of(record: Record, runner: Runner) -> bool:
     own = record.identity.feature_id == runner.store.id and record.identity.protocol_hash == runner.protocol.hash
-    return own and len(record.layers) == 1 and record.series == runner.series and not PROBES[record.probe].fits_together
+    return own and record.series == runner.series and not PROBES[record.probe].fits_together
 
 
 def held_out_temperature(runner: Runner, record: Record) -> float:

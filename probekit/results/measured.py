@@ -97,7 +97,7 @@ def measured(record: Record, metric: Metric) -> Measured:
 def _temperature(record: Record) -> float:
     assert record.folder is not None
     path = record.folder / FILE_NAME
-    frame = _table(path, path.stat().st_mtime_ns) if path.is_file() else None
+    frame = csv_table(path) if path.is_file() else None
     found = [] if frame is None else frame.loc[frame["record"] == record.key, "temperature"].tolist()
     if not found:
         raise UserError(
@@ -112,7 +112,7 @@ def _of_features(record: Record, name: str) -> float:
     if name == "rankme" and record.rankme is not None:
         return float(record.rankme)
     path = geometry_file(_features(record))
-    frame = _table(path, path.stat().st_mtime_ns) if path.is_file() else None
+    frame = csv_table(path) if path.is_file() else None
     found = [] if frame is None else frame.loc[frame["layer"].astype(str) == record.layers[0], name].tolist()
     if not found:
         raise UserError(
@@ -129,6 +129,11 @@ def geometry_file(features: Path) -> Path:
 
 def _features(record: Record) -> Path:
     return (record.folder or Path()) / record.feature_file
+
+
+def csv_table(path: Path) -> "pd.DataFrame":
+    """A table that `calibrate` or `geometry` wrote, read anew when the file has changed."""
+    return _table(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=8)

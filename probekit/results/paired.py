@@ -113,7 +113,10 @@ def paired_curves(a: Curve, b: Curve) -> PairedDifference:
     if a.n_draws == b.n_draws == 1:
         return paired_difference(best_a, best_b)
     if min(a.n_draws, b.n_draws) > 1 and a.n_draws != b.n_draws:
-        raise UserError(f"{a.series} has {a.over} and {b.series} {b.over}: a paired comparison needs the same.")
+        raise UserError(
+            f"{a.series} has {a.over} and {b.series} {b.over}: a paired comparison needs as many of both: "
+            "sweep them with the same --seeds."
+        )
     if not np.array_equal(row_predictions(best_a).row_ids, row_predictions(best_b).row_ids):
         raise UserError(
             f"{_label(best_a)} and {_label(best_b)} were tested on different rows: extract both from one data set."

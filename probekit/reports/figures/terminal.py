@@ -162,7 +162,8 @@ def _legend(panel: Panel) -> Text:
     for series in panel.series:
         mark, colour = _look(panel, series)
         legend.append(mark * (3 if series.is_flat else 1) + " ", style=colour)
-        legend.append(f"{visible(NAMES.get(series.label, series.label))}   ")
+        value = f" {series.curve.metric.text(series.values[0], unit=True)}" if series.is_flat else ""
+        legend.append(f"{visible(NAMES.get(series.label, series.label))}{value}   ")
     if any(not series.reliable.all() for series in panel.series):
         legend.append("○ not converged, or C at the end of its grid   ", style="dim")
     legend.append("│ 95 %, pointwise   ↑ best layer, chosen on held-out rows", style="dim")
