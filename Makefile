@@ -15,7 +15,7 @@ DEMO   ?= demo
 setup: $(VENV)/.dev-installed
 
 $(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "probekit needs Python 3.11 to 3.13; this is " + sys.version.split()[0] + ": run make with PYTHON=python3.11")'
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 15) else "probekit needs Python 3.11 to 3.14; this is " + sys.version.split()[0] + ": run make with PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
 # timm for the tests, in a folder of its own and without what it asks for: torchvision's published builds name a CUDA build

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from igpt_model import atomic
 from igpt_model.errors import UserError
 from probekit.reports import Panel, build_panels, collect_records
-from probekit.reports.figures.style import style
-from probekit.reports.report import save_figure
+from probekit.reports.figures.style import save_figure, style
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -43,6 +43,8 @@ def table(results: Results) -> "pd.DataFrame":
     rows = []
     for name in results.series:
         arm, _, seed = name.rpartition("-s")
+        if not (arm and seed.isdigit()):
+            continue  # a control without seeds
         best = results.best(name)
         correct = row_predictions(best).correct
         rows.append([arm, int(seed), best.depth, 100 * correct.mean(), *losses(best), correct])

@@ -4,28 +4,23 @@
 
 RESULTS hold both models' sweeps on the same data. As many runs of each, with other seeds, are paired in their order and
 taken together: intervals draw runs, then rows. --masks are the BERT models' feature files under other masks
-(`probekit extract --seed 1 --splits test`): what the modal vote adds is printed as well. --out gets ar_vs_bert.csv,
-.svg and .png, both objectives by depth and their difference.
+(`probekit extract --seed 1 --splits test`): what the modal vote adds is printed as well. --out gets pictures and points
+of both objectives by depth, the runs of each as one curve.
 """
 
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analyses import command_line, over_runs, panels, start, write
+from analyses import command_line, over_runs, start
 from probekit.evaluate.mask_voting import mask_ensemble
 from probekit.features.store import FeatureStore
-from probekit.reports.figures.style import MODELS, RANDOM
+from probekit.reports import build_panels, collect_records
 from probekit.reports.panels import Panel, Series, margin
+from probekit.reports.report import write_curve
 from probekit.results.predictions import row_predictions
-from probekit.runtime.errors import UserError
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
 
 
 def runs_of(panel: Panel) -> tuple[list[Series], list[Series]]:
@@ -85,68 +80,21 @@ def votes(berts: Sequence[Series], masks: Sequence[Path]) -> list[str]:
     return found
 
 
-def depth_frame(panel: Panel) -> "pd.DataFrame":
-    """A row a series and depth: objective, depth, mean, low, high, each run; percent, but points for "AR - BERT".
-
-    Raises
-    ------
-    UserError
-        The models were probed at different depths, so that no layer of one answers to one of the other.
-    """
-    import pandas as pd
-
-    ar, bert = runs_of(panel)
-    if any(not np.array_equal(series.depths, ar[0].depths) for series in (*ar, *bert)):
-        raise UserError("The models have different numbers of layers; the image is of models of the same depth.")
-    groups = {"AR": ar, "BERT": bert, **{series.label: [series] for series in panel.series if series.role == "random"}}
-    rights = {name: [series.curve.rows() for series in runs] for name, runs in groups.items()}
-    found = {
-        (name, int(depth)): over_runs.accuracy([right[:, place] for right in rights[name]])
-        for name, runs in groups.items()
-        for place, depth in enumerate(runs[0].depths)
-    }
-    for place, depth in enumerate(ar[0].depths if len(ar) == len(bert) > 1 else ()):
-        pair = ([right[:, place] for right in rights[name]] for name in ("AR", "BERT"))
-        found["AR - BERT", int(depth)] = over_runs.gain(*pair)
-    return pd.DataFrame(
-        {"objective": name, "depth": depth, "mean": one.mean, "low": one.low, "high": one.high}
-        | {f"run_{number}": value for number, value in enumerate(one.each)}
-        for (name, depth), one in found.items()
-    ).round(3)
-
-
-def depth_figure(frame: "pd.DataFrame") -> "Figure":
-    """Mean accuracy by depth with 95 % intervals, a faint line a run."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.subplots()
-    looks = {"AR": (MODELS[0][0], "o", "-"), "BERT": (MODELS[1][0], "s", "-")}
-    for name, own in frame[frame.objective != "AR - BERT"].groupby("objective", sort=False):
-        colour, marker, line = looks.get(name, (RANDOM[0], "v", "--"))
-        axes.plot(own.depth, own.filter(like="run_").dropna(axis=1), color=colour, linewidth=0.7, alpha=0.5)
-        axes.vlines(own.depth, own.low, own.high, color=colour, linewidth=1, alpha=0.6)
-        axes.plot(own.depth, own["mean"], color=colour, marker=marker, linestyle=line, markersize=4, label=name)
-    axes.set_title("Test accuracy of linear probes, %: mean, 95 % interval, runs faint")
-    axes.set_xlabel("layer")
-    axes.set_xticks(sorted(frame.depth.unique()))
-    axes.legend(loc="best")
-    return figure
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read results and print every pair."""
     parser = command_line(__doc__)
     parser.add_argument("--masks", nargs="*", type=Path, default=())
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    found = panels(options.results)
+    records = collect_records(options.results)
+    found = build_panels(records)
     printed = [line for panel in found for line in lines(panel, options.masks)]
     print("\n".join(printed) or "These results do not hold an autoregressive and a BERT model on the same data.")
-    both = [panel for panel in found if all(runs_of(panel))]
-    for panel in both if options.out else []:
-        name = "ar_vs_bert" if len(both) == 1 else f"ar_vs_bert-{panel.slug}"
-        write(options.out / name, depth_frame(panel), depth_figure)
+    ours, berts = (dict.fromkeys(s.records[0].series for panel in found for s in runs_of(panel)[k]) for k in (0, 1))
+    runs = {name: list(own) for name, own in (("AR", ours), ("BERT", berts)) if len(own) > 1}
+    for panel in build_panels(records, runs=runs) if options.out else []:
+        options.out.mkdir(parents=True, exist_ok=True)
+        print(*write_curve(panel, options.out / f"ar_vs_bert-{panel.slug}", ("svg", "png")), sep="\n")
 
 
 if __name__ == "__main__":

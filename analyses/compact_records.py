@@ -1,11 +1,13 @@
 """A results folder small enough for a repository: what verdicts and paired tests need, and nothing else.
 
-    python -m analyses.compact_records RESULTS --out FOLDER [--strip PREFIX...]
+    python -m analyses.compact_records RESULTS_OR_RUN... --out FOLDER [--series PREFIX] [--chosen] [--strip PREFIX...]
 
-Keeps each record's line and, of its per-row file, row ids, labels and predictions in the smallest integers that hold
-them. Coefficients and log probabilities are left out (40 kB a layer of 10,000 rows instead of 640): `Results` opens the
-folder and gives curves, verdicts and McNemar tests again; `predict` and measures of log loss need the full folder.
---strip cuts this machine's folders off the paths that records name.
+Keeps each record's line (of all series, or of those with a prefix) and, of its per-row file, row ids, labels and
+predictions in the smallest integers that hold them. Coefficients and log probabilities are left out (40 kB a layer of
+10,000 rows instead of 640): `Results` opens the folder and gives curves, verdicts and McNemar tests again; `predict`
+and measures of log loss need the full folder. A RUN of `probekit finetune` becomes FOLDER/RUN with its test rows.
+--chosen keeps the rows of each series' chosen and last layers and of concatenations alone; --strip cuts this machine's
+folders off the paths that records name.
 """
 
 from collections.abc import Sequence
@@ -16,10 +18,13 @@ from safetensors.numpy import save
 
 from analyses import command_line, start
 from igpt_model import atomic
-from probekit.results.predictions import row_predictions
+from igpt_model.checked_json import parse_json
+from probekit.cli.finetune import PREDICTIONS_FILE, TEST_FILE
+from probekit.results.curve import depth_curves
+from probekit.results.predictions import load_probe
 from probekit.results.record import read_records, results_path
 
-ROWS = ("row_ids", "labels", "predictions", "classes")
+ROWS = ("classes", "test_row_ids", "test_labels", "test_predictions")
 
 
 def smallest(values: np.ndarray) -> np.ndarray:
@@ -27,36 +32,50 @@ def smallest(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values.astype(np.min_scalar_type(int(values.max(initial=0)))))
 
 
-def compact(results: Path, out: Path, strip: Sequence[str] = ()) -> int:
-    """Write the compact copy and return its number of records.
+def compact_rows(source: Path, target: Path) -> None:
+    """Write what a per-row file says about its test rows."""
+    rows = load_probe(source)
+    kept = {name: smallest(rows[name]) for name in ROWS}
+    kept["test_log_proba"] = np.zeros((len(kept["test_labels"]), 0), np.float32)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_bytes(target, save(kept))
 
-    Raises
-    ------
-    UserError
-        The folder has no records, or a record has no per-row file.
-    """
-    records = read_records(results)
-    (out / "probes").mkdir(parents=True, exist_ok=True)
-    for record in records:
-        rows = row_predictions(record)
-        tensors = {name if name == "classes" else f"test_{name}": smallest(getattr(rows, name)) for name in ROWS}
-        tensors["test_log_proba"] = np.zeros((len(rows.labels), 0), np.float32)
-        atomic.write_bytes(out / record.probe_file, save(tensors))
-    lines = results_path(results).read_text()
-    for prefix in strip:
-        lines = lines.replace(prefix, "")
-    atomic.write_text(out / "results.jsonl", lines)
-    return len(records)
+
+def compact(results: Path, prefix: str = "", chosen: bool = False) -> tuple[list[str], set[str]]:
+    """Return the lines of the series that begin with a prefix, and their per-row files: all, or as `--chosen` says."""
+    lines = [line for line in results_path(results).read_text().splitlines() if line]
+    records = {r.key: r for r in read_records(results) if r.series.startswith(prefix)}
+    files = {r.probe_file for r in records.values() if not (chosen and r.kind == "layer")}
+    for curve in depth_curves(records.values()).values() if chosen else ():
+        files |= {curve.records[place].probe_file for place in (curve.peak, -1)}
+    return [line for line in lines if parse_json(line, results, {"key": str})["key"] in records], files
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Copy one results folder."""
-    parser = command_line(__doc__, results=False)
-    parser.add_argument("results", type=Path)
+    """Copy results and runs."""
+    parser = command_line(__doc__)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--series", default="")
+    parser.add_argument("--chosen", action="store_true")
     parser.add_argument("--strip", nargs="*", default=())
     options = parser.parse_args(arguments)
-    print(f"{compact(options.results, options.out, options.strip)} records: {options.out}")
+    kept: list[str] = []
+    for folder in options.results:
+        if (folder / TEST_FILE).is_file():
+            out = options.out / folder.name
+            compact_rows(folder / PREDICTIONS_FILE, out / PREDICTIONS_FILE)
+            atomic.write_text(out / TEST_FILE, (folder / TEST_FILE).read_text())
+        else:
+            lines, files = compact(folder, options.series, options.chosen)
+            kept += lines
+            for file in files:
+                compact_rows(folder / file, options.out / file)
+    text = "".join(f"{line}\n" for line in kept)
+    for prefix in options.strip:
+        text = text.replace(prefix, "")
+    if kept:
+        atomic.write_text(options.out / "results.jsonl", text)
+    print(f"{len(kept)} records: {options.out}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 RUNS are folders of `probekit finetune`. The first is the reference: the others, such as `--from-scratch` or another
 `--layer`, are compared with it on the same test rows; with --results also the best probe, and published rows. Runs that
-differ in their seed alone are also taken together, and paired with the first's by seed: intervals draw runs, then rows.
+differ in their seed alone (also series NAME-s0, NAME-s1, ... of the results) are taken together as well, and paired
+with the first's by seed: intervals draw runs, then rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -63,7 +64,9 @@ def best_probes(results: Sequence[Path]) -> list[Tested]:
         for series in panel.models:
             rows = row_predictions(series.records[series.peak])
             name = f"probe of {series.label}, layer {series.depths[series.peak]}"
-            found.append(Tested(name, rows.row_ids, rows.correct, panel.dataset))
+            model, _, seed = series.label.rpartition("-s")  # igpt-s0, igpt-s1: probes of the seeds' checkpoints
+            own = (f"probe of {model}", int(seed)) if seed.isdigit() else ()
+            found.append(Tested(name, rows.row_ids, rows.correct, panel.dataset, *own))
     return found
 
 
@@ -103,8 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--results", nargs="*", type=Path, default=[])
     options = parser.parse_args(arguments)
-    runs = [read_run(folder) for folder in options.runs]
-    print("\n".join([*lines([*runs, *best_probes(options.results)]), *seeds_together(runs)]))
+    tested = [*map(read_run, options.runs), *best_probes(options.results)]
+    print("\n".join([*lines(tested), *seeds_together(tested)]))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ import numpy as np
 
 from analyses import command_line, start, write
 from probekit.reports.figures.style import MODEL_MARKERS, MODELS, QUIET
-from probekit.results.compare import compare
-from probekit.results.results import Results
+from probekit.results.results import Results, compare
 
 if TYPE_CHECKING:
     import pandas as pd

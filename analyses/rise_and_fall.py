@@ -17,11 +17,10 @@ import numpy as np
 
 from analyses import command_line, over_runs, start
 from igpt_model import atomic
-from probekit.reports.figures.style import FLAT, MODELS, QUIET, RANDOM, style
-from probekit.reports.report import save_figure
-from probekit.results.compare import compare
+from probekit.reports.figures.style import FLAT, MODELS, QUIET, RANDOM, save_figure, style
 from probekit.results.paired import paired_correct
-from probekit.results.results import Results
+from probekit.results.record import Record
+from probekit.results.results import Results, compare
 from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,42 +34,38 @@ def role(results: Results, prefix: str) -> list[str]:
     return sorted(name for name in results.series if name.startswith(prefix))
 
 
+def layers(results: Results, series: str) -> list[Record]:
+    """The records of a series' single layers, shallow to deep."""
+    return sorted(results.of(series, "layer"), key=lambda record: record.depth or 0)
+
+
 def seed_verdict(results: Results, name: str, controls: Sequence[str]) -> dict[str, Any]:
     """What one series shows, in percent and points."""
-    verdict, curve = results.verdict(name), results.curves()[name]
-    last = max(results.of(name, "layer"), key=lambda record: record.depth or 0)
-    against_last = compare(results.best(name), last)
-    against = {control: compare(results.best(name), _best_on_test(results, control)) for control in controls}
-    conditions = {
-        "rises then falls": verdict.falls and verdict.p < ALPHA,
-        "last": 100 * against_last.difference >= LEAST_GAIN and against_last.p < ALPHA,
-        **{control: one.difference > 0 and one.p < ALPHA for control, one in against.items()},
-    }
+    verdict, curve, best = results.verdict(name), results.curves()[name], results.best(name)
+    others = {"last": layers(results, name)[-1]}
+    # a control gets its best layer on test rows, which is the harder comparison
+    others |= {control: max(layers(results, control), key=lambda record: record.accuracy) for control in controls}
+    against, conditions = {}, {"rises then falls": verdict.falls and verdict.p < ALPHA}
+    for other, record in others.items():
+        one = compare(best, record)
+        numbers = (round(points, 2) for points in one.points)
+        against[other] = {**dict(zip(("points", "low", "high"), numbers, strict=True)), "p": one.p}
+        conditions[other] = one.points[0] >= (LEAST_GAIN if other == "last" else 0) and one.p < ALPHA
     return {
         "series": name,
         "dataset": verdict.dataset,
-        "accuracy": [round(100 * float(value), 2) for value in curve.values],
-        "low": [round(100 * float(value), 2) for value in curve.low],
-        "high": [round(100 * float(value), 2) for value in curve.high],
+        "accuracy": np.round(100 * curve.values, 2).tolist(),
+        "low": np.round(100 * curve.low, 2).tolist(),
+        "high": np.round(100 * curve.high, 2).tolist(),
         "certified": bool(curve.converged.all()),
         "chosen": verdict.peak_depth,
         "shape": verdict.shape,
         "p": verdict.p,
         "sentences": verdict.sentences(),
-        "against": {"last": _numbers(against_last), **{control: _numbers(one) for control, one in against.items()}},
+        "against": against,
         "conditions": conditions,
         "counts": all(conditions.values()),
     }
-
-
-def _best_on_test(results: Results, series: str) -> Any:
-    # the control gets its best layer on test rows, which is the harder comparison
-    return max(results.of(series, "layer"), key=lambda record: record.accuracy)
-
-
-def _numbers(one: Any) -> dict[str, float]:
-    values = {"points": 100 * one.difference, "low": 100 * one.low, "high": 100 * one.high}
-    return {**{name: round(value, 2) for name, value in values.items()}, "p": one.p}
 
 
 def study(results: Results, model: str, random: str, pixels: str) -> dict[str, Any]:
@@ -81,14 +76,10 @@ def study(results: Results, model: str, random: str, pixels: str) -> dict[str, A
     seeds = [seed_verdict(results, name, controls) for name in models]
     found: dict[str, Any] = {"seeds": seeds, "controls": {}, "all count": all(seed["counts"] for seed in seeds)}
     for control in controls:
-        layers = sorted(results.of(control, "layer"), key=lambda record: record.depth or 0)
-        found["controls"][control] = [round(100 * record.accuracy, 2) for record in layers]
+        found["controls"][control] = [round(100 * record.accuracy, 2) for record in layers(results, control)]
     if len(models) > 1:
-        pairs = []
-        for name in models:
-            last = max(results.of(name, "layer"), key=lambda record: record.depth or 0)
-            pairs.append(paired_correct(results.best(name), last))
-        together = over_runs.gain([a for a, _ in pairs], [b for _, b in pairs])
+        pairs = [paired_correct(results.best(name), layers(results, name)[-1]) for name in models]
+        together = over_runs.gain(*zip(*pairs, strict=True))
         found["chosen minus last, all seeds"] = [round(v, 2) for v in (together.mean, together.low, together.high)]
     return found
 

@@ -37,7 +37,7 @@ def ladder(panel: Panel, size: Callable[[Series], Any], shown: str) -> list[str]
             words.append(f"validation loss {loss:.4f}")
         if smaller and (paired := margin(record, smaller.records[smaller.peak])):
             words.append(f"{paired.words} points above {smaller.label}, p = {paired.p:.2g}")
-        found.append(", ".join(words) + ("" if series.reliable[place] else f" ({series.fit_words(place)})"))
+        found.append(", ".join(words) + ("" if series.reliable[place] else f" ({series.points[place].fit_words})"))
     return [panel.title, *found] if found else []
 
 

@@ -72,7 +72,7 @@ def training_figure(frame: "pd.DataFrame", mark: int | None = None) -> "Figure":
     # losses begin near log V, which would press the rest against the axis
     late = frame[frame.step >= 0.08 * frame.step.max()]
     panels[0].set_ylim(top=1.05 * late[["loss", "val_loss"]].max().max())
-    panels[0].legend(loc="upper right")
+    panels[0 if alone else -1].legend(loc="best")
     return figure
 
 

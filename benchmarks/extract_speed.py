@@ -8,7 +8,6 @@ what was measured. `--only forward palette` measures some parts, `--quick` two r
 counts CPU time, for a busy machine and one thread.
 """
 
-import argparse
 import os
 import re
 import tempfile
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rows import record
+from rows import clock_and_name, parser, record, timed, turns
 from sklearn.datasets import load_sample_images
 from train_speed import product
 
@@ -28,18 +27,6 @@ from probekit.features.extract import extract
 from probekit.features.store import FeatureStore
 
 CONFIG = ModelConfig(n_layer=12, n_embd=256, n_head=8, vocab_size=512, n_positions=256)
-
-
-def take_turns(actions, rounds, clock):
-    """The best time of each of several actions, called in turn `rounds` times after a first call each."""
-    best = [float("inf")] * len(actions)
-    for turn in range(rounds + 1):
-        for index, action in enumerate(actions):
-            begun = clock()
-            action()
-            if turn:
-                best[index] = min(best[index], clock() - begun)
-    return best
 
 
 def body_flops(config):
@@ -73,7 +60,7 @@ def forward(rounds, clock, images=32):
     tokens = torch.randint(0, 512, (images, 256))
     multiply, operations = product("cpu", "float32", 4096)
     actions = [lambda: encode(model, tokens), lambda: theirs(tokens), multiply]
-    ours_s, theirs_s, product_s = take_turns(actions, max(5, rounds), clock)
+    ours_s, theirs_s, product_s = turns(actions, max(5, rounds), clock).min(0)
     rate = operations / product_s
     yield "matmul rate, GFLOP/s", rate / 1e9
     yield "ours, images/s", images / ours_s
@@ -101,7 +88,7 @@ def writing(rounds, images=96):
         with tempfile.TemporaryDirectory() as folder:
             extract(encoder, data, Path(folder) / "f.h5", batch_size=32)
 
-    written_s, bare_s = take_turns([written, bare], rounds, time.perf_counter)
+    written_s, bare_s = turns([written, bare], rounds).min(0)
     yield "extraction with its file, images/s", images / written_s
     yield "cost of writing HDF5 (goal at most 0.05)", written_s / bare_s - 1
 
@@ -121,11 +108,9 @@ def palette(rounds, clock):
     theirs = ImageGPTImageProcessorPil(clusters=ours.centres_V3, do_resize=False)
     pictures = np.concatenate([cut(photograph) for photograph in load_sample_images().images])
     images = len(pictures)
-    begun = clock()
-    tokens = ours.encode(pictures)
-    first_s = clock() - begun
+    first_s, tokens = timed(lambda: ours.encode(pictures), clock=clock)
     some = list(pictures[:8])
-    ours_s, theirs_s = take_turns([lambda: ours.encode(pictures), lambda: theirs(some)], 3 * rounds, clock)
+    ours_s, theirs_s = turns([lambda: ours.encode(pictures), lambda: theirs(some)], 3 * rounds, clock).min(0)
     scaled = pictures[:16].reshape(-1, 1, 3) / 127.5 - 1
     nearest = ((scaled - ours.centres_V3.astype(np.float64)) ** 2).sum(2).argmin(1)
     yield "palette: ours, images/s", images / ours_s
@@ -151,14 +136,12 @@ def reading(rounds, megabytes=192):
         X.tofile(plain_file)
 
         def cold(action):
-            def timed():
+            def read():
                 forget(store.path)
                 forget(plain_file)
-                begun = time.perf_counter()
-                action()
-                return time.perf_counter() - begun
+                return timed(action)[0]
 
-            return timed
+            return read
 
         def plain():
             buffer = np.empty(X.nbytes, np.uint8)
@@ -187,17 +170,15 @@ def judged(measures, verdicts):
 
 def main():
     """Measure, print, append the rows, and list the goals."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, help="of torch; all cores unless given")
-    parser.add_argument("--only", nargs="+", choices=["forward", "writing", "palette", "reading"], help="these parts")
-    parser.add_argument("--cpu-time", action="store_true", help="count this process's CPU time: for a busy machine")
-    parser.add_argument("--quick", action="store_true", help="two rounds of each instead of five")
-    arguments = parser.parse_args()
+    options = parser(__doc__, "cpu_time")
+    options.add_argument("--threads", type=int, help="of torch; all cores unless given")
+    options.add_argument("--only", nargs="+", choices=["forward", "writing", "palette", "reading"], help="these parts")
+    options.add_argument("--quick", action="store_true", help="two rounds of each instead of five")
+    arguments = options.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     rounds = 2 if arguments.quick else 5
-    clock = time.process_time if arguments.cpu_time else time.perf_counter
-    name = "extract_speed_cpu_time" if arguments.cpu_time else "extract_speed"
+    clock, name = clock_and_name(arguments, "extract_speed")
     parts = {
         "forward": lambda: forward(rounds, clock),
         "writing": lambda: writing(rounds),

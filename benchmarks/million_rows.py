@@ -5,16 +5,14 @@ preparing, hashing, queueing, writing, checksums, the ledger. Each size runs in 
 peak. Rows go to benchmarks/results/million_rows.csv.
 """
 
-import argparse
 import multiprocessing
 import resource
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from rows import record
+from rows import parser, record, timed
 
 from probekit.datasets import load_dataset
 from probekit.datasets.records import Dataset, Split
@@ -72,21 +70,19 @@ def run(rows, workers, folder):
     path = Path(folder) / f"{rows}.h5"
     took = {}
 
-    def timed(name, action):
-        begun = time.perf_counter()
-        result = action()
-        took[name] = time.perf_counter() - begun
+    def keep(name, action):
+        took[name], result = timed(action)
         return result
 
-    timed("extract", lambda: extract(FixedEncoder(), data_of(rows), path, batch_size=BATCH, workers=workers))
+    keep("extract", lambda: extract(FixedEncoder(), data_of(rows), path, batch_size=BATCH, workers=workers))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    X, _ = timed("read a layer", lambda: FeatureStore.open(path).read("train", 3))
+    X, _ = keep("read a layer", lambda: FeatureStore.open(path).read("train", 3))
     expected = (rows - 1) % 256 / 4
     assert len(X) == rows, "a row is missing"
     assert X[-1, 0] == np.float32(expected), "the last row is not the last picture"
-    report = timed("verify", lambda: verify(path))
+    report = keep("verify", lambda: verify(path))
     assert report.ok, report.errors
-    timed("inspect", lambda: inspect(path))
+    keep("inspect", lambda: inspect(path))
     path.unlink()
     return took, (peak - before) / 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -117,9 +113,7 @@ def listing(count):
             for number in range(count // 100):
                 (place / f"n{label:08d}_{number:05d}.JPEG").touch()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        begun = time.perf_counter()
-        data = load_dataset(folder)
-        took = time.perf_counter() - begun
+        took, data = timed(lambda: load_dataset(folder))
         found = sum(len(data.splits[name]) for name in data.splits)
         assert found == count // 100 * 100, f"{found} files were listed"
         return took, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
@@ -135,11 +129,11 @@ def listed(files):
 
 def main():
     """Measure, print, and append the rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 300_000, 1_000_000])
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--files", type=int, default=100_000)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--sizes", type=int, nargs="+", default=[100_000, 300_000, 1_000_000])
+    options.add_argument("--workers", type=int, default=0)
+    options.add_argument("--files", type=int, default=100_000)
+    arguments = options.parse_args()
     record("million_rows", listed(arguments.files))
     record("million_rows", measures(arguments.sizes, arguments.workers))
 

@@ -6,14 +6,13 @@ many test rows are answered otherwise. The default run is the one that comes wit
 benchmarks/results/number_formats.csv.
 """
 
-import argparse
 import tempfile
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from rows import record
+from rows import parser, record
 
 import probekit
 from probekit import extract, load_dataset, load_encoder, sweep
@@ -66,12 +65,11 @@ def measures(run, dataset, device, n_layers, limit=None):
 
 def main():
     """Measure, print, and append the rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", nargs="?", default=str(SHIPPED))
-    parser.add_argument("dataset", nargs="?", default="wandering-digits")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--layers", type=int, default=3)
-    given = parser.parse_args()
+    options = parser(__doc__, "device")
+    options.add_argument("run", nargs="?", default=str(SHIPPED))
+    options.add_argument("dataset", nargs="?", default="wandering-digits")
+    options.add_argument("--layers", type=int, default=3)
+    given = options.parse_args()
     record("number_formats", measures(given.run, given.dataset, given.device, given.layers), given.device)
 
 

@@ -1,42 +1,61 @@
-"""Whole penalty paths, ours and every peer's in one run: `python benchmarks/path_speed.py [CASE ...] [--threads N]`.
+"""Whole penalty paths, ours and every peer's in one run: `python benchmarks/path_speed.py [CASE ...]`.
 
 Cases, each on raw and on standardised features (`--only raw|standardised`), with the penalties of the `igpt` protocol
-(C = logspace(-6, 5, 45)):
-- `fashion` 10,000 x 256, `large` 50,000 x 512, `classes` 20,000 x 768 with 100 classes. Features are rectified random
-  projections of Fashion-MNIST pictures (the folder `--root`, or a Gaussian mixture of the same shape where it is
-  absent: the row says which), float32 for all; `--seed` draws other projections of other pictures.
-- `sweep`: a feature file of 6 layers swept with five folds and the whole grid, against the loop that a user would write
-  with scikit-learn's warm-started lbfgs.
+(C = logspace(-6, 5, 45)), one thread (set OMP_NUM_THREADS=1 too):
+- `digits` 1,797 x 64, `fashion` 10,000 x 256, `large` 50,000 x 512, `classes` 20,000 x 768 with 100 classes. Features
+  of the last three are rectified random projections of Fashion-MNIST pictures (the folder `--root`, or a Gaussian
+  mixture of the same shape where it is absent: the row says which), float32 for all; `--seed` draws other projections
+  of other pictures.
+- `sweep`: a feature file of 3 layers swept with five folds and the whole grid, against the loop a user would write.
 - `scaling`: ours alone, slopes in n, d, K and penalties.
 
-Peers (`--peers` chooses) are those of peers.py. Where a whole path is too slow, they fit every k-th penalty and the
-time is scaled, which flatters cold starts little and warm ones not at all (the row says so); a peer that has spent
-`--peer-seconds` stops, and its time is a lower bound. Ours is certified to a relative gap of 1e-5. Every objective is
-computed in float64 by one function. `ratio to the best peer` is to the fastest one whose objectives ours equals or
-betters, within 1e-5, at every penalty that it fitted. Rows go to benchmarks/results/path_speed.csv; `--toy` shrinks
-every case to seconds.
+Ours has its default tolerance: certified to a relative gap of 1e-4. A peer (`--ways` chooses) goes from strong to weak
+penalties, and is timed in one or both of two ways:
+- *default*: at tol=1e-4, whatever its objective;
+- *equal*: at the loosest of tol = 1e-4, 1e-5, ... 1e-9 that brings its objective within 1e-4 of ours, tried in turn,
+  each from where the last one stopped. So it knows when to stop, which a user does not.
+Times are CPU seconds. A peer that has spent `--limit` of them is stopped, also within a fit; the ratio to ours, which
+did every penalty, is then a lower bound, and the row says how many penalties it had done. With `--every k`, peers fit
+every k-th penalty, and the ratio is also given to ours on the same penalties: nothing is scaled up. Every objective
+is computed in float64 by one function. Rows go to benchmarks/results/path_speed.csv; `--toy` shrinks every case.
 """
 
 import argparse
+import signal
+import tempfile
 import time
-import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import sklearn
 import torch
-from peers import PEERS
+from peers import PEERS, logistic_regression_cv
 from rows import record
+from rows import timed as timed_by
+from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
-from probekit import load_dataset
+from probekit import FeatureStore, load_dataset, sweep
 from probekit.probes import fit_path, get_protocol
 from probekit.runtime.errors import UserError
 
-TOL = 1e-5  # of ours: the relative objective gap that the comparison allows
+timed = partial(timed_by, clock=time.process_time)  # CPU seconds of this process, and the result
+TOL = 1e-5  # of the cases `scaling` and of the GPU's: the relative objective gap
+EQUAL = 1e-4  # the relative difference of objectives that counts as equal; ours is certified to it
+LADDER = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
 PENALTIES = np.logspace(1, -6, 45)  # l2 of the mean loss, of the scaling case
 CS = np.array(get_protocol("igpt").Cs)  # of what a sweep solves
+HESSIAN_BYTES = 2 << 30  # newton-cholesky with a larger Hessian is left out
+# peer, start, what it is timed at
+WAYS = (
+    ("newton-cg", "warm", "equal"), ("lbfgs", "warm", "equal"), ("lbfgs", "cold", "equal"),
+    ("newton-cholesky", "warm", "equal"), ("torch L-BFGS", "warm", "equal"), ("newton-cg", "warm", "default"),
+    ("lbfgs", "warm", "default"), ("lbfgs", "cold", "default"), ("LogisticRegressionCV", "warm", "default"),
+    ("torch L-BFGS, history 10", "cold", "default"),
+)  # fmt: skip
 
 
 def pictures(root, n, seed=0):
@@ -79,120 +98,153 @@ def objective(X, y, coef, intercept, C):
     return float((log_total - z[np.arange(len(y)), y]).mean() + 0.5 * (coef**2).sum() / (len(y) * C))
 
 
-def timed(work):
-    """Seconds of wall time and of CPU time, and the result."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = work()
-    return time.perf_counter() - wall, time.process_time() - cpu, result
+class OutOfTimeError(Exception):
+    """The peer has spent its CPU seconds."""
 
 
-def run_peer(peer, X, y, Cs, limit):
-    """Seconds, fits done, and (index, coef, intercept) of each; stops when `limit` seconds are spent."""
-    fits, steps, spent = [], iter(peer(X, y, Cs)), 0.0
-    while spent < limit:
-        wall, _, fitted = timed(lambda: next(steps, None))
-        spent += wall
-        if fitted is None:
-            break
-        fits.append(fitted)
-    return spent, fits
+def within(limit, work):
+    """CPU seconds and the result of work(); the result is None where it took longer than `limit` CPU seconds."""
+
+    def stop(*_):
+        raise OutOfTimeError
+
+    if limit <= 0:
+        return 0.0, None
+    before, start = signal.signal(signal.SIGPROF, stop), time.process_time()
+    try:
+        signal.setitimer(signal.ITIMER_PROF, min(limit, 1e6))
+        result = work()
+    except OutOfTimeError:
+        result = None
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+    return time.process_time() - start, result
 
 
-def compare(what, X, y, Cs, peers, every, limit):
+def run_peer(way, X, y, Cs, goals, limit):
+    """Run one way to fit the penalties Cs, ascending, each to its objective of `goals` where it is timed at `equal`.
+
+    Returns the CPU seconds, and the objectives of the penalties done.
+    """
+    name, start, until = way
+    if name == "LogisticRegressionCV":
+        seconds, fits = within(limit, lambda: logistic_regression_cv(X, y, Cs))
+        return seconds, [objective(X, y, *theta, C) for theta, C in zip(fits or [], Cs, strict=False)]
+    spent, reached = 0.0, []
+    fit = PEERS[name](X, y)
+    for C, goal in zip(Cs, goals, strict=True):
+        for tol in LADDER if until == "equal" else LADDER[:1]:
+            cold = start == "cold" and tol == LADDER[0]
+            seconds, theta = within(limit - spent, lambda C=C, tol=tol, cold=cold: fit(C, tol, cold))
+            spent += seconds
+            if theta is None:
+                return spent, reached
+            value = objective(X, y, *theta, C)
+            if value <= goal * (1 + EQUAL):
+                break
+        reached.append(value)
+    return spent, reached
+
+
+def compare(what, X, y, Cs, ways, every, limit):
     """Yield the rows of ours and of each peer on one matrix; peers fit every `every`-th penalty."""
-    few = slice(0, 1 + (1 << 19) // X.shape[1])  # first calls load libraries and wake all threads
+    few = slice(0, 1 + (1 << 19) // X.shape[1])  # first calls load libraries
     fit_path(X[few], y[few] % 2, Cs[:2])
     LogisticRegression(C=1e-3).fit(X[few], y[few] % 2)
-    wall, cpu, path = timed(lambda: fit_path(X, y, Cs, tol=TOL))
-    yield f"{what} ours, s", wall
-    yield f"{what} ours, s of CPU", cpu
+    ours, path = timed(lambda: fit_path(X, y, Cs))
+    yield f"{what} ours, CPU s", ours
     yield f"{what} ours, share of fits certified", path.converged.mean()
-    yield f"{what} ours, ns per entry of X and penalty", 1e9 * wall / (X.size * len(Cs))
+    yield f"{what} ours, ns per entry of X and penalty", 1e9 * ours / (X.size * len(Cs))
     picked = np.arange(every // 2, len(Cs), every)
-    ours = np.array([objective(X, y, path.coef[i], path.intercept[i], Cs[i]) for i in picked])
+    same = timed(lambda: fit_path(X, y, Cs[picked]))[0] if every > 1 else ours
+    if every > 1:
+        yield f"{what} ours on {len(picked)} of the penalties, CPU s", same
+    goals = np.array([objective(X, y, path.coef[i], path.intercept[i], Cs[i]) for i in picked])
     best = None
-    for name in peers:
-        spent, fits = run_peer(PEERS[name], X, y, Cs[picked], limit)
-        if not fits:
+    for way in ways:
+        R = 1 if y.max() == 1 else y.max() + 1
+        if way[0] == "newton-cholesky" and 8 * (R * (X.shape[1] + 1)) ** 2 > HESSIAN_BYTES:
             continue
-        scale = len(Cs) / len(fits)
-        done = np.array([i for i, _, _ in fits])
-        theirs = np.array([objective(X, y, coef, intercept, Cs[picked[i]]) for i, coef, intercept in fits])
-        short = len(fits) < len(picked)
-        note = f" (at least: stopped after {limit:g} s, {len(fits)} of {len(picked)} fits)" if short else ""
+        seconds, reached = run_peer(way, X, y, Cs[picked], goals, limit)
+        excess = np.array(reached) / goals[: len(reached)] - 1
+        told = f"{what} {way[0]} {way[1]}, {way[2]}"
+        least = "at least " if len(reached) < len(Cs) else ""
+        yield f"{told}, penalties done of {len(picked)}", len(reached)
+        yield f"{told}, penalties at an equal or better objective", (excess <= EQUAL).sum()
+        yield f"{told}, CPU s", seconds
+        yield f"{told}, CPU s / ours ({least}for {len(Cs)} penalties)", seconds / ours
         if every > 1:
-            note += f" (one penalty in {every}, scaled by {scale:.3g})"
-        # a peer that was stopped has its weak penalties, the slow ones, still to come: no scaling up
-        seconds = spent * len(Cs) / len(picked) if short else spent * scale
-        excess = float(((ours[done] - theirs) / theirs).max())
-        yield f"{what} {name}, s{note}", seconds
-        yield f"{what} {name}, largest (ours - theirs) / theirs", excess
-        yield f"{what} {name}, largest (theirs - ours) / ours", float(((theirs - ours[done]) / ours[done]).max())
-        yield f"{what} {name}, ratio of wall time{note}", seconds / wall
-        if excess <= TOL and (best is None or seconds < best[0]):
-            best = seconds, name
+            yield f"{told}, CPU s / ours on the same penalties", seconds / same
+        if len(reached):
+            yield f"{told}, largest (theirs - ours) / ours", excess.max()
+        if (excess <= EQUAL).all() and (best is None or seconds < best[0]):
+            best = seconds, f"{least}{way[0]} {way[1]}"
     if best:
-        yield f"{what} ratio to the best peer ({best[1]})", best[0] / wall
+        yield f"{what} ratio to the fastest peer at an equal objective ({best[1]})", best[0] / ours
 
 
 def measure(name, options):
     """Yield the rows of one case, raw and standardised."""
     case, every = (TOYS if options.toy else CASES)[name]
-    X, y, source = features(case, options.root, options.seed)
+    if name == "digits":
+        X, y = load_digits(return_X_y=True)
+        X, y, source = X[: case[0]].astype(np.float32), y[: case[0]], "scikit-learn's digits"
+    else:
+        X, y, source = features(case, options.root, options.seed)
+    ways = [way for way in WAYS if options.ways is None or " ".join(way) in options.ways]
     for kind in ("raw", "standardised"):
         if options.only in (None, kind):
             Z = StandardScaler().fit_transform(X).astype(np.float32) if kind == "standardised" else X
-            what = f"{name} {len(X)}x{X.shape[1]}, {y.max() + 1} classes, {len(CS)} penalties, {source}, {kind}:"
-            yield from compare(what, Z, y, CS, options.peers, options.every or every, options.peer_seconds)
-
-
-def user_loop(layers, y, test_y, Cs, folds):
-    """What a user would write: per layer five folds, a scaler and a warm-started path each, the best C, a refit."""
-    accuracies = []
-    for X, test in layers:
-        scores = np.zeros(len(Cs))
-        for train, held in folds:
-            scaler = StandardScaler().fit(X[train])
-            model = LogisticRegression(max_iter=1000, warm_start=True)
-            fitted, shown = scaler.transform(X[train]), scaler.transform(X[held])
-            for i, C in enumerate(Cs):
-                scores[i] += model.set_params(C=C).fit(fitted, y[train]).score(shown, y[held])
-        scaler = StandardScaler().fit(X)
-        model = LogisticRegression(C=Cs[scores.argmax()], max_iter=1000).fit(scaler.transform(X), y)
-        accuracies.append(model.score(scaler.transform(test), test_y))
-    return accuracies
+            what = f"{name} {len(X)}x{X.shape[1]}, {y.max() + 1} classes, {len(CS)} penalties, {source}, {kind}, "
+            what += f"scikit-learn {sklearn.__version__}:"
+            yield from compare(what, Z, y, CS, ways, options.every or every, options.limit)
 
 
 def whole_sweep(options, folder):
-    """Yield the rows of a sweep of a feature file, layers x folds x grid, ours and the user's loop."""
-    from probekit import FeatureStore, sweep
+    """Yield the rows of a sweep of a feature file, layers x folds x grid, ours and the loops a user would write.
 
-    n, d, L = (400, 12, 2) if options.toy else (6_000, 192, 6)
+    A loop fits, for each layer and each of five folds, a scaler and a path from strong to weak, and scores the held-out
+    rows. What it also would do, a refit and the test rows, is ours alone here.
+    """
+    n, d, L = (400, 12, 2) if options.toy else (4_000, 128, 3)
     X, y, source = features((n + n // 4, d, 10), options.root, options.seed)
     rng = np.random.default_rng(0)
     # layers from useful to noisy
     layers = [(X + 0.5 * layer * X.std() * rng.normal(size=X.shape)).astype(np.float32) for layer in range(L)]
     order = rng.permutation(len(X))
     train, test = order[:n], order[n:]
-    store = FeatureStore.from_arrays(
-        folder / "features.h5",
-        {
-            "train": ({f"layer{k}": Z[train] for k, Z in enumerate(layers)}, y[train]),
-            "test": ({f"layer{k}": Z[test] for k, Z in enumerate(layers)}, y[test]),
-        },
-    )
-    what = f"sweep of {L} layers of {n}x{d}, 10 classes, {len(CS)} penalties, five folds, {source}:"
-    wall, _, results = timed(lambda: sweep(store, folder / "results", protocol="igpt"))
-    yield f"{what} ours, s", wall
-    folds = list(StratifiedKFold(5, shuffle=True, random_state=0).split(train, y[train]))
-    pairs = [(Z[train], Z[test]) for Z in layers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        theirs, _, accuracies = timed(lambda: user_loop(pairs, y[train], y[test], CS, folds))
-    yield f"{what} a user's loop over warm-started lbfgs, s", theirs
-    yield f"{what} ratio of wall time", theirs / wall
-    ours = [record.accuracy for record in results]
-    yield f"{what} mean test accuracy, ours - the loop's, points", 100 * (np.mean(ours) - np.mean(accuracies))
+    parts = {name: ({f"layer{k}": Z[rows] for k, Z in enumerate(layers)}, y[rows])
+             for name, rows in (("train", train), ("test", test))}  # fmt: skip
+    store = FeatureStore.from_arrays(folder / "features.h5", parts)
+    what = f"sweep of {L} layers of {n}x{d}, 10 classes, {len(CS)} penalties, five folds, {source}, "
+    what += f"scikit-learn {sklearn.__version__}:"
+    ours, results = timed(lambda: sweep(store, folder / "results", protocol="igpt", workers=1))
+    yield f"{what} ours, CPU s", ours
+    yield f"{what} ours, share of final fits certified", np.mean([record.is_converged for record in results])
+    weights, rounds = np.ones((d, 10), np.float32), []
+    for Z in layers:
+        for rows, held in StratifiedKFold(5, shuffle=True, random_state=0).split(train, y[train]):
+            scaler = StandardScaler().fit(Z[train][rows])
+            fitted, shown = (scaler.transform(Z[train][part]).astype(np.float32) for part in (rows, held))
+            path = fit_path(fitted, y[train][rows], CS)
+            goals = [objective(fitted, y[train][rows], path.coef[i], path.intercept[i], C) for i, C in enumerate(CS)]
+            rounds.append((fitted, y[train][rows], shown, goals))
+    for way in (("newton-cg", "warm", "default"), ("lbfgs", "warm", "default"), ("newton-cg", "warm", "equal"),
+                ("lbfgs", "warm", "equal")):  # fmt: skip
+        spent, done, equal, worst = 0.0, 0, 0, 0.0
+        for fitted, labels, shown, goals in rounds:
+            seconds, reached = run_peer(way, fitted, labels, CS, goals, options.limit - spent)
+            excess = np.array(reached) / goals[: len(reached)] - 1
+            spent, done, equal = spent + seconds, done + len(reached), equal + (excess <= EQUAL).sum()
+            worst = max([worst, *excess])
+            spent += timed(lambda shown=shown: [(shown @ weights).argmax(1) for _ in CS])[0]
+        least = "at least " if done < len(rounds) * len(CS) else ""
+        yield f"{what} loop of {' '.join(way)}, fits done of {len(rounds) * len(CS)}", done
+        yield f"{what} loop of {' '.join(way)}, fits at an equal or better objective", equal
+        yield f"{what} loop of {' '.join(way)}, largest (theirs - ours) / ours", worst
+        yield f"{what} loop of {' '.join(way)}, CPU s", spent
+        yield f"{what} loop of {' '.join(way)}, CPU s / ours{least and f' ({least.strip()})'}", spent / ours
 
 
 def scaling(root, toy):
@@ -209,7 +261,7 @@ def scaling(root, toy):
         for n_, d_, K, n_penalties in cases:
             X, y, _ = features((n_, d_, K), root)
             Cs = 1 / (len(X) * np.logspace(1, -6, n_penalties))
-            _, cpu, path = timed(lambda X=X, y=y, Cs=Cs: fit_path(X, y, Cs, tol=TOL))
+            cpu, path = timed(lambda X=X, y=y, Cs=Cs: fit_path(X, y, Cs, tol=TOL))
             seconds.append(cpu)
             yield f"scaling over {axis}: {len(X)}x{d_}, {K} classes, {n_penalties} penalties, s of CPU", cpu
             yield (
@@ -220,36 +272,31 @@ def scaling(root, toy):
         yield f"scaling over {axis}: slope of log seconds over log {axis}", slope
 
 
-CASES = {"fashion": ((10_000, 256, 10), 3), "large": ((50_000, 512, 10), 9), "classes": ((20_000, 768, 100), 15)}
-TOYS = {"fashion": ((600, 16, 10), 9), "large": ((900, 24, 10), 15), "classes": ((900, 24, 20), 15)}
+CASES = {"digits": ((1797, 64, 10), 1), "fashion": ((10_000, 256, 10), 1), "large": ((50_000, 512, 10), 5),
+         "classes": ((20_000, 768, 100), 5)}  # fmt: skip
+TOYS = {"digits": ((300, 64, 10), 9), "fashion": ((600, 16, 10), 9), "large": ((900, 24, 10), 15),
+        "classes": ((900, 24, 20), 15)}  # fmt: skip
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("cases", nargs="*", default=["fashion"], help="fashion, large, classes, sweep, scaling")
+    parser.add_argument("cases", nargs="*", default=["digits", "fashion"], help=f"{', '.join(CASES)}, sweep, scaling")
     parser.add_argument("--root", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
-    parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=("raw", "standardised"))
-    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS), metavar="PEER")
-    parser.add_argument("--peer-seconds", type=float, default=float("inf"))
+    parser.add_argument("--ways", nargs="*", choices=[" ".join(way) for way in WAYS], metavar="WAY")
+    parser.add_argument("--limit", type=float, default=float("inf"), help="CPU seconds a peer")
     parser.add_argument("--every", type=int, help="peers fit every k-th penalty")
     parser.add_argument("--toy", action="store_true")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     for name in options.cases:
-        if name == "scaling":
-            rows = scaling(options.root, options.toy)
-        elif name == "sweep":
-            import tempfile
-
-            with tempfile.TemporaryDirectory() as folder:
-                record("path_speed_toy" if options.toy else "path_speed", whole_sweep(options, Path(folder)))
-            continue
-        else:
-            rows = measure(name, options)
-        record("path_speed_toy" if options.toy else "path_speed", rows)
+        with tempfile.TemporaryDirectory() as folder:
+            if name == "scaling":
+                rows = scaling(options.root, options.toy)
+            else:
+                rows = whole_sweep(options, Path(folder)) if name == "sweep" else measure(name, options)
+            record("path_speed_toy" if options.toy else "path_speed", rows)
 
 
 if __name__ == "__main__":

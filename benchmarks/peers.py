@@ -1,8 +1,8 @@
 """The ways to fit a path of l2 penalties that a user has today: scikit-learn's, and torch's L-BFGS.
 
-A peer is a generator `peer(X, y, Cs)` over penalties from strong to weak (Cs ascending, scikit-learn's convention) that
-yields (index, coef (R, d), intercept (R,)), R = 1 for two classes; whoever iterates takes the time of each step. X is
-float32 (n, d), y int64 (n,) from 0 to K - 1.
+`PEERS[name](X, y)` returns `fit(C, tol, cold)`, which returns (coef (R, d), intercept (R,)), R = 1 for two classes: it
+starts from zero if `cold`, else from what the call before it returned. C is scikit-learn's; X is float32 (n, d), y
+int64 (n,) from 0 to K - 1. At tol=1e-4, every solver's default, rows stay float32; below that they are float64.
 """
 
 import inspect
@@ -13,22 +13,74 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 
-MAX_ITER = 1000
+MAX_ITER = 1000  # of the fits at the default tolerance; tighter ones have ten times as many
 
 
-def scikit_learn(X, y, Cs, solver, warm_start=False, tol=1e-4):
-    """`LogisticRegression` for each penalty, from zero or from the penalty before; float64 rows for a tighter `tol`."""
-    X = X if tol >= 1e-4 else X.astype(np.float64)
-    model = LogisticRegression(solver=solver, warm_start=warm_start, max_iter=MAX_ITER, tol=tol)
-    for index, C in enumerate(Cs):
+def scikit_learn(X, y, solver):
+    """`LogisticRegression`, warm-started by itself."""
+    model = LogisticRegression(solver=solver, warm_start=True)
+    rows = {np.float32: X}
+
+    def fit(C, tol, cold):
+        dtype = np.float64 if tol < 1e-4 else np.float32
+        if dtype not in rows:
+            rows[dtype] = X.astype(dtype)
+        if cold and hasattr(model, "coef_"):
+            del model.coef_
+        model.set_params(C=C, tol=tol, max_iter=MAX_ITER if tol >= 1e-4 else 10 * MAX_ITER)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model.set_params(C=C).fit(X, y)
-        yield index, model.coef_, model.intercept_
+            model.fit(rows[dtype], y)
+        return model.coef_, model.intercept_
+
+    return fit
+
+
+def torch_lbfgs(X, y, history):
+    """`torch.optim.LBFGS`, strong Wolfe, its tolerances those of its documentation at tol=1e-4 and in proportion below.
+
+    With history 10 and cold starts it is torchgeo-bench's, with history 100 and warm starts elk's.
+    """
+    n, K = len(y), int(y.max()) + 1
+    R = 1 if K == 2 else K
+    labels = torch.from_numpy(y)
+    features = {torch.float32: torch.from_numpy(X)}
+    before = [torch.zeros(R, X.shape[1]), torch.zeros(R)]
+
+    def fit(C, tol, cold):
+        dtype = torch.float64 if tol < 1e-4 else torch.float32
+        if dtype not in features:
+            features[dtype] = features[torch.float32].to(dtype)
+        W, b = (part.to(dtype).mul(0 if cold else 1).clone().requires_grad_() for part in before)
+        optimizer = torch.optim.LBFGS(
+            [W, b],
+            max_iter=MAX_ITER if tol >= 1e-4 else 10 * MAX_ITER,
+            tolerance_grad=1e-3 * tol,
+            tolerance_change=1e-5 * tol,
+            history_size=history,
+            line_search_fn="strong_wolfe",
+        )
+
+        def closure():
+            optimizer.zero_grad()
+            scores = torch.addmm(b, features[dtype], W.T)
+            if R == 1:
+                loss = torch.nn.functional.binary_cross_entropy_with_logits(scores[:, 0], labels.to(dtype))
+            else:
+                loss = torch.nn.functional.cross_entropy(scores, labels)
+            loss = loss + W.square().sum() / (2 * n * C)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        before[:] = W.detach(), b.detach()
+        return W.detach().double().numpy(), b.detach().double().numpy()
+
+    return fit
 
 
 def logistic_regression_cv(X, y, Cs):
-    """`LogisticRegressionCV`, one fold of all rows and no refit: its own warm-started path, timed as a whole."""
+    """(coef, intercept) of each C by `LogisticRegressionCV`'s own warm-started path: one fold of all rows, no refit."""
     every, few = np.arange(len(y)), np.unique(y, return_index=True)[1]  # a handful is held out: scoring costs nothing
     options = {"use_legacy_attributes": True, "l1_ratios": (0,), "scoring": "accuracy"}
     known = inspect.signature(LogisticRegressionCV).parameters
@@ -39,52 +91,11 @@ def logistic_regression_cv(X, y, Cs):
         model.fit(X, y)
     # a dict of classes: (folds, penalties, features + 1), with an axis of l1 ratios at its end in some versions
     paths = [np.asarray(path).reshape(len(Cs), X.shape[1] + 1) for path in model.coefs_paths_.values()]
-    for index in range(len(Cs)):
-        theta = np.stack([path[index] for path in paths])
-        yield index, theta[:, :-1], theta[:, -1]
+    thetas = [np.stack([path[index] for path in paths]) for index in range(len(Cs))]
+    return [(theta[:, :-1], theta[:, -1]) for theta in thetas]
 
 
-def torch_lbfgs(X, y, Cs, warm_start):
-    """`torch.optim.LBFGS`, float32, strong Wolfe: cold with history 10 as torchgeo-bench, or warm-started as elk."""
-    features, labels = torch.from_numpy(X), torch.from_numpy(y)
-    n, K = len(y), int(y.max()) + 1
-    R = 1 if K == 2 else K
-    W = torch.zeros(R, X.shape[1], requires_grad=True)
-    b = torch.zeros(R, requires_grad=True)
-    for index, C in enumerate(Cs):
-        if not warm_start:
-            with torch.no_grad():
-                W.zero_(), b.zero_()
-        optimizer = torch.optim.LBFGS(
-            [W, b], max_iter=MAX_ITER, history_size=100 if warm_start else 10, line_search_fn="strong_wolfe"
-        )
-
-        def closure(optimizer=optimizer, C=C):
-            optimizer.zero_grad()
-            scores = torch.addmm(b, features, W.T)
-            if R == 1:
-                loss = torch.nn.functional.binary_cross_entropy_with_logits(scores[:, 0], labels.to(scores.dtype))
-            else:
-                loss = torch.nn.functional.cross_entropy(scores, labels)
-            loss = loss + W.square().sum() / (2 * n * C)
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
-        yield index, W.detach().double().numpy().copy(), b.detach().double().numpy().copy()
-
-
-PEERS = {
-    "lbfgs cold": partial(scikit_learn, solver="lbfgs"),
-    "lbfgs warm": partial(scikit_learn, solver="lbfgs", warm_start=True),
-    "newton-cg cold": partial(scikit_learn, solver="newton-cg"),
-    "newton-cg warm": partial(scikit_learn, solver="newton-cg", warm_start=True),
-    "newton-cholesky cold": partial(scikit_learn, solver="newton-cholesky"),
-    "newton-cholesky warm": partial(scikit_learn, solver="newton-cholesky", warm_start=True),
-    "lbfgs warm, tol=1e-6": partial(scikit_learn, solver="lbfgs", warm_start=True, tol=1e-6),
-    "newton-cg warm, tol=1e-6": partial(scikit_learn, solver="newton-cg", warm_start=True, tol=1e-6),
-    "newton-cg warm, tol=1e-8": partial(scikit_learn, solver="newton-cg", warm_start=True, tol=1e-8),
-    "LogisticRegressionCV": logistic_regression_cv,
-    "torch L-BFGS cold": partial(torch_lbfgs, warm_start=False),
-    "torch L-BFGS warm": partial(torch_lbfgs, warm_start=True),
+PEERS = {solver: partial(scikit_learn, solver=solver) for solver in ("lbfgs", "newton-cg", "newton-cholesky")} | {
+    "torch L-BFGS": partial(torch_lbfgs, history=100),
+    "torch L-BFGS, history 10": partial(torch_lbfgs, history=10),
 }

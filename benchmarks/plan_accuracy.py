@@ -5,19 +5,17 @@ Trains a tiny iGPT on wandering digits, extracts its features and sweeps them, e
 benchmarks/results/plan_accuracy.csv.
 """
 
-import argparse
 import multiprocessing
 import os
 import resource
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
-from rows import record
+from rows import parser, record, timed
 
 from igpt_model.training.config import TrainConfig
-from igpt_model.training.cost import load_training, training_cost
+from igpt_model.training.cost import training_cost
 from igpt_model.training.pretrain import train
 from probekit import extract, load_dataset, load_encoder, sweep
 from probekit.evaluate.plan import plan_extract, plan_sweep, process_bytes
@@ -47,35 +45,26 @@ def run_train(folder, steps):
     parts = [pictures(config, data.splits[name]) for name in ("train", "val")]
     records = train(config, *parts, Path(folder) / "run")
     next(records)
-    begun = time.perf_counter()
-    for _ in records:
-        pass
-    return time.perf_counter() - begun, size_of(Path(folder) / "run" / "checkpoints")
+    return timed(lambda: [None for _ in records])[0], size_of(Path(folder) / "run" / "checkpoints")
 
 
 def run_extract(folder, steps):
     """Really extract."""
     encoder, data = load_encoder(f"igpt:{folder}/run"), load_dataset("wandering-digits")
     len(data.splits["train"])
-    begun = time.perf_counter()
-    extract(encoder, data, Path(folder) / "f.h5")
-    return time.perf_counter() - begun, os.path.getsize(Path(folder) / "f.h5")
+    return timed(lambda: extract(encoder, data, Path(folder) / "f.h5"))[0], os.path.getsize(Path(folder) / "f.h5")
 
 
 def run_sweep(folder, steps):
     """Really sweep."""
-    begun = time.perf_counter()
-    sweep(Path(folder) / "f.h5", Path(folder) / "results")
-    return time.perf_counter() - begun, size_of(Path(folder) / "results")
+    return timed(lambda: sweep(Path(folder) / "f.h5", Path(folder) / "results"))[0], size_of(Path(folder) / "results")
 
 
 def plan_of_train(folder, steps):
     """The plan for the same."""
     config = settings(steps)
-    load_training()
-    base = process_bytes()
     cost = training_cost(config, val_images=len(load_dataset("wandering-digits").splits["val"]), seconds=6)
-    return cost.seconds, base + cost.memory, cost.disk
+    return cost.seconds, process_bytes() + cost.memory, cost.disk
 
 
 def plan_of_extract(folder, steps):
@@ -125,9 +114,9 @@ def measures(steps):
 
 def main():
     """Measure, print, and append the rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=60)
-    record("plan_accuracy", measures(parser.parse_args().steps))
+    options = parser(__doc__)
+    options.add_argument("--steps", type=int, default=60)
+    record("plan_accuracy", measures(options.parse_args().steps))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""CSV rows of measurements, each with the date, commit, machine, threads, load and versions it was taken with."""
+"""What the scripts share: clocks, turns, options, and CSV rows with what each measurement depends on."""
 
+import argparse
 import csv
 import os
 import platform
@@ -57,3 +58,36 @@ def record(name, measures, device="cpu"):
                 rows.writeheader()
             rows.writerow(row)
         print(f"{what}: {value:.4g}", flush=True)
+
+
+def timed(work, device="cpu", clock=time.perf_counter):
+    """Seconds of a call, the device's work included, and its result."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    begun = clock()
+    result = work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return clock() - begun, result
+
+
+def turns(actions, rounds, clock=time.perf_counter, device="cpu", warm=1):
+    """Seconds (rounds, actions) of actions that take turns, after `warm` calls each."""
+    seconds = [[timed(action, device, clock)[0] for action in actions] for _ in range(warm + rounds)]
+    return np.array(seconds[warm:])
+
+
+def parser(doc, *options):
+    """A parser with --cpu-time and --device, if these are among the options."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if "cpu_time" in options:
+        made.add_argument("--cpu-time", action="store_true", help="count this process's CPU time: for a busy machine")
+    if "device" in options:
+        made.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    return made
+
+
+def clock_and_name(given, name):
+    """The clock that the options ask for, and the name of the rows, which says which it was."""
+    name += "_cuda" if getattr(given, "device", "cpu") == "cuda" else ""
+    return (time.process_time, f"{name}_cpu_time") if given.cpu_time else (time.perf_counter, name)

@@ -6,28 +6,14 @@ pixel is a fixed-size pass over all pixels, or over those so far) and summed ove
 benchmarks/results/sample_speed*.csv.
 """
 
-import argparse
-import time
-
 import numpy as np
 import torch
-from rows import record
+from rows import clock_and_name, parser, record, timed, turns
 
 from igpt_model import IGPT, ModelConfig
 from igpt_model.sample import Cache, advance
 
 CONFIG = ModelConfig(n_layer=12, n_embd=256, n_head=8, vocab_size=512, n_positions=1024)
-
-
-def timed(action, clock, device):
-    """Seconds of one call."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    begun = clock()
-    action()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return clock() - begun
 
 
 @torch.no_grad()
@@ -45,7 +31,7 @@ def cached(model, images, clock, device):
             if t + 1 < CONFIG.n_positions:
                 inputs = model.wte(drawn) + model.wpe.weight[t + 1]
 
-        seconds.append(timed(pixel, clock, device))
+        seconds.append(timed(pixel, device, clock)[0])
     return np.array(seconds)
 
 
@@ -57,8 +43,7 @@ def recomputed(model, images, length, clock, device):
     def pixel():
         torch.multinomial(model(tokens)[:, -1].softmax(-1), 1)
 
-    pixel()
-    return min(timed(pixel, clock, device) for _ in range(2))
+    return turns([pixel], 2, clock, device).min()
 
 
 def measure(images, clock, device):
@@ -81,13 +66,8 @@ def measure(images, clock, device):
 
 def main():
     """Measure, print, and append the rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cpu-time", action="store_true", help="count this process's CPU time: for a busy machine")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    given = parser.parse_args()
-    clock = time.process_time if given.cpu_time else time.perf_counter
-    name = "sample_speed_cuda" if given.device == "cuda" else "sample_speed"
-    name += "_cpu_time" if given.cpu_time else ""
+    given = parser(__doc__, "cpu_time", "device").parse_args()
+    clock, name = clock_and_name(given, "sample_speed")
     for images in (1, 8) if given.device == "cpu" else (8, 64):
         record(name, measure(images, clock, given.device), given.device)
 

@@ -6,15 +6,13 @@ that other load on the machine meets all of them. `--device cuda` takes iGPT-S a
 float32 weights; `--compile` compiles ours. Rows go to benchmarks/results/train_speed*.csv.
 """
 
-import argparse
-import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from minimal_gpt import MinimalGPT
-from rows import record
+from rows import clock_and_name, parser, record, turns
 
 from igpt_model import TrainConfig
 from igpt_model.training.batches import token_batch
@@ -90,22 +88,6 @@ def minimal(size, device, dtype):
     return peer(model, lambda model, tokens: model(tokens), device, dtype)
 
 
-def turns(actions, rounds, clock, device):
-    """Seconds (rounds, actions) of actions that take turns, after two calls each."""
-    seconds = np.empty((rounds, len(actions)))
-    for turn in range(-2, rounds):
-        for index, action in enumerate(actions):
-            if device == "cuda":
-                torch.cuda.synchronize()
-            begun = clock()
-            action()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if turn >= 0:
-                seconds[turn, index] = clock() - begun
-    return seconds
-
-
 def product(device, dtype, n=None):
     """A large matrix product, n on a side: the rate that the machine reaches; with its operations."""
     n = n or (8192 if device == "cuda" else 2048)
@@ -130,7 +112,7 @@ def measure(size, rounds, clock, device, dtype, compiled, product_side=None):
     hf, small = hugging_face(size, device, dtype), minimal(size, device, dtype)
     multiply, operations = product(device, dtype, product_side)
     actions = [lambda: update(tokens), lambda: hf(tokens), lambda: small(tokens), from_data, multiply]
-    seconds = turns(actions, rounds, clock, device)
+    seconds = turns(actions, rounds, clock, device, warm=2)
     mine, theirs, floor, _, _ = np.median(seconds, 0)
     rate = operations / seconds[:, 4].min()
     yield f"{size.name}: ours, tokens/s", tokens.size / mine
@@ -151,16 +133,12 @@ def paired(seconds, index):
 
 def main():
     """Measure, print, and append the rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cpu-time", action="store_true", help="count this process's CPU time: for a busy machine")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--compile", action="store_true", help="compile the blocks of ours")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--batch", type=int, default=32, help="pictures a step, on cuda")
-    given = parser.parse_args()
-    clock = time.process_time if given.cpu_time else time.perf_counter
-    name = "train_speed_cuda" if given.device == "cuda" else "train_speed"
-    name += "_cpu_time" if given.cpu_time else ""
+    options = parser(__doc__, "cpu_time", "device")
+    options.add_argument("--compile", action="store_true", help="compile the blocks of ours")
+    options.add_argument("--rounds", type=int, default=9)
+    options.add_argument("--batch", type=int, default=32, help="pictures a step, on cuda")
+    given = options.parse_args()
+    clock, name = clock_and_name(given, "train_speed")
     sizes, dtype = CPU_SIZES, "float32"
     if given.device == "cuda":
         sizes, dtype = (Size("iGPT-S, 1024 tokens, bf16", 24, 512, 8, 32, 512, given.batch),), "bfloat16"

@@ -15,7 +15,7 @@ _HOME = {
     "train": "training.pretrain",
     "TrainConfig": "training.config",
     "finetune": "training.finetune",
-    "FinetuneConfig": "training.finetune_config",
+    "FinetuneConfig": "training.config",
     "UserError": "errors",
 }
 __all__ = [*_HOME]

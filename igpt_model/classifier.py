@@ -29,7 +29,6 @@ from igpt_model.training.checkpoint import (
     read_about,
     read_tensors,
 )
-from igpt_model.voting import modal_vote
 
 _FINETUNE = {"classes": [str], "layer": Int(0, 10_000), "val_accuracy": (Real(0, 1), None)}
 
@@ -37,12 +36,7 @@ _FINETUNE = {"classes": [str], "layer": Int(0, 10_000), "val_accuracy": (Real(0,
 class Classifier(nn.Module):
     """A linear head, without bias and from zero as in the released code, on the pooled state of layer k.
 
-    Parameters
-    ----------
-    igpt : IGPT
-    n_classes : int
-    layer : int
-        k as in `igpt_model.features`: 0 the embedding, L the last block; -1 is L.
+    `layer` is k as in `igpt_model.features`: 0 the embedding, L the last block; -1 is L.
     """
 
     def __init__(self, igpt: IGPT, n_classes: int, layer: int = -1) -> None:
@@ -110,16 +104,6 @@ def predict_proba(
                 mask = draw_masks(rows[part], tokens.shape[1], config.mask_prob, seed + m).to(device)
             proba[m, part] = classifier(tokens, mask).softmax(-1).cpu().numpy()
     return proba
-
-
-def predict(classifier: Classifier, tokens_NT: np.ndarray, row_ids_N: np.ndarray | None = None, **options: Any) -> Any:
-    """Return the class of every image, int64 (N,): the likeliest; with several masks the modal one among them.
-
-    Options are those of `predict_proba`.
-    """
-    rows = np.arange(len(tokens_NT)) if row_ids_N is None else np.asarray(row_ids_N)
-    proba = predict_proba(classifier, tokens_NT, rows, **options)
-    return modal_vote(proba.argmax(-1), rows, options.get("seed", 0))
 
 
 def at_resolution(model: IGPT, resolution: int) -> IGPT:

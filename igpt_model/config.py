@@ -6,9 +6,10 @@ Letters: B images, T positions, D width (`n_embd`), V palette colours, L blocks 
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from igpt_model.arguments import checked
 from igpt_model.checked_json import Int, mismatch
 from igpt_model.errors import UserError
-from igpt_model.ranges import Range, check_ranges
+from igpt_model.ranges import Range, check_settings
 
 # Table in section 3.3 of the paper; heads of S, M and L from the released sampling commands. The heads of XL were never
 # published: 24 (head width 128, as M) is ours.
@@ -57,13 +58,14 @@ class ModelConfig:
     mask_prob: float = field(default=0.15, metadata={"range": Range(0, 1, above=True)})
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_settings(self)
         if self.n_embd % self.n_head:
             raise UserError(
                 f"n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}: choose sizes that divide evenly."
             )
 
     @classmethod
+    @checked
     def preset(cls, name: str, **overrides: Any) -> "ModelConfig":
         """Return the sizes called `name`: tiny, S, M, L or XL, with other fields as in `overrides`."""
         if name not in PRESETS:
@@ -94,6 +96,7 @@ class ModelConfig:
         return asdict(self)
 
     @classmethod
+    @checked
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
         """Build from `to_dict`'s result; an unknown field is refused."""
         unknown = sorted(set(values) - {field.name for field in fields(cls)})

@@ -8,21 +8,50 @@ from contextlib import contextmanager
 
 import torch
 
-from igpt_model.errors import UserError
+from igpt_model.errors import UserError, first_line
 
 
-def find_device(name: str) -> torch.device:
-    """Return the device called `name`; nothing falls back to another one."""
+def find_device(device: str | torch.device) -> torch.device:
+    """Return the torch device of that name, after a try; nothing falls back to another one.
+
+    "auto" is a CUDA device where there is one. A bare "cuda" is each process's own GPU (LOCAL_RANK) under torchrun.
+
+    Raises
+    ------
+    UserError
+        It cannot be used.
+    """
+    name = str(device)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"Unknown device {name!r}; choose cpu, cuda or cuda:N.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"Device {name!r} was requested, but PyTorch sees no CUDA device; use --device cpu.")
-    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
-        raise UserError(f"Device {name!r} was requested, but there are {torch.cuda.device_count()}, counted from 0.")
-    if device.type == "meta":
-        raise UserError(f"Device {name!r} computes nothing; choose cpu, cuda or cuda:N.")
+        chosen = local_device(torch.device(name))
+        torch.empty(1, device=chosen)
+        if chosen.type == "meta":
+            raise NotImplementedError("its tensors hold no values")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"The device {device!s} cannot be used ({first_line(error)}); choose cpu, or cuda where a GPU is."
+        ) from error
+    return chosen
+
+
+def local_device(device: torch.device) -> torch.device:
+    """This process's own GPU (LOCAL_RANK) for a bare "cuda", set as the current one; other devices as they are.
+
+    A process that has not set its device pins memory and opens library handles on GPU 0, whichever it computes on.
+    """
+    if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
+        return device
+    if device.index is None:
+        local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if 0 < there <= local:
+            raise UserError(
+                f"Process {local} of this machine has no GPU of its own: there are {there}; start torchrun with "
+                f"--nproc-per-node {there}."
+            )
+        device = torch.device("cuda", local)
+    torch.cuda.set_device(device)
     return device
 
 
@@ -39,7 +68,7 @@ def cpu_threads(n: int) -> Iterator[None]:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Refuse torch.compile where the compiler that it will call is missing; PyTorch would say so in the first update.
+    """Refuse torch.compile where its compiler is missing, which PyTorch would report in the first update only.
 
     PyTorch takes `CXX`, or else g++ (clang++ on macOS, cl on Windows), for a CPU; Triton takes `CC`, or else gcc or
     clang, for a GPU's launchers.

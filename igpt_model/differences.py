@@ -1,4 +1,4 @@
-"""What differs between the settings that a file or folder was made with and those of this call, in words."""
+"""Differences between the settings that a file or folder was made with and those of this call."""
 
 import json
 from typing import Any

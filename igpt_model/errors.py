@@ -3,6 +3,7 @@
 import re
 
 LENGTH = 300  # characters of another library's message: it may quote a whole damaged file
+LONGEST = 2_400  # characters of a sentence of ours, which may quote a name from such a file
 
 
 class UserError(ValueError):
@@ -12,10 +13,18 @@ class UserError(ValueError):
     traceback and exits with code 2.
     """
 
+    def __init__(self, message: object) -> None:
+        super().__init__(shortened(str(message)))
+
+
+def shortened(message: str) -> str:
+    """The message, or the two ends of one of more than `LONGEST` characters."""
+    return message if len(message) <= LONGEST else f"{message[: LONGEST // 2]} ... {message[-LONGEST // 3 :]}"
+
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says first, to stand inside a sentence; its class's name where it says nothing."""
+    """The first line of another library's error, to be quoted in a sentence; its class's name if it has none."""
     # without the codes that colour a terminal
-    said = re.sub(r"\x1b\[[0-9;]*m", "", str(error)[: 2 * LENGTH])
-    line = (said.strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)[: 2 * LENGTH])
+    line = (text.strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
     return line if len(line) <= LENGTH else f"{line[:LENGTH]}..."

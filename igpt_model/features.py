@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from igpt_model import inference
+from igpt_model.arguments import checked, plain_array
 from igpt_model.config import ModelConfig
 from igpt_model.errors import UserError
 from igpt_model.model import IGPT, NORM_EPS
@@ -41,6 +42,7 @@ def pool(model: IGPT, k: int, h_BTD: Tensor, norm: bool = True) -> Tensor:
 
 
 @torch.no_grad()
+@checked
 def encode(
     model: IGPT,
     tokens_BT: Tensor | np.ndarray,
@@ -65,16 +67,26 @@ def encode(
         Only these, shallow to deep; nothing deeper than the last of them is computed.
     """
     device = model.wte.weight.device
-    tokens_BT = torch.as_tensor(tokens_BT, device=device)
+    tokens_BT = _tensor(tokens_BT, "tokens", device)
     if tokens_BT.ndim != 2:
         raise UserError(f"Tokens of shape {tuple(tokens_BT.shape)} were given, but (images, pixels) is expected.")
-    mask_BT = None if mask_BT is None else torch.as_tensor(mask_BT, device=device)
+    mask_BT = None if mask_BT is None else _tensor(mask_BT, "the mask", device)
+    if mask_BT is not None and mask_BT.shape != tokens_BT.shape:
+        raise UserError(f"A mask of shape {tuple(mask_BT.shape)} was given for tokens of {tuple(tokens_BT.shape)}.")
     wanted = range(model.L + 1) if layers is None else sorted(layers)
+    if not wanted or not 0 <= wanted[0] <= wanted[-1] <= model.L:
+        raise UserError(f"layers are {list(wanted)}, but the model has layers 0 to {model.L}; give at least one.")
     if inference.fits(model):
         return _encode_in_pieces(model, tokens_BT, norm, mask_BT, wanted)
     # the range comes first: it ends before a block deeper than the last wanted state is run
     states = zip(range(wanted[-1] + 1), model.hidden_states(tokens_BT, mask_BT), strict=False)
     return [pool(model, k, h_BTD, norm) for k, h_BTD in states if k in wanted]
+
+
+def _tensor(values: Tensor | np.ndarray, what: str, device: torch.device) -> Tensor:
+    if not isinstance(values, Tensor) or values.layout != torch.strided or values.is_meta:
+        values = plain_array(values, what)  # which refuses what no tensor can be made of
+    return torch.as_tensor(values, device=device)
 
 
 def _encode_in_pieces(

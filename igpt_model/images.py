@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from igpt_model.arguments import check_fields, checked
 from igpt_model.checked_json import Int, mismatch
 from igpt_model.errors import UserError
 
@@ -41,6 +42,7 @@ class ImageTransform:
     augment: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "augment", tuple(self.augment))
         if not 1 <= self.resolution <= MAX_RESOLUTION:
             raise UserError(
@@ -62,15 +64,14 @@ class ImageTransform:
         return low, high, side
 
     def _check(self, name: str) -> None:
-        kind, _, amount = name.partition(":")
-        if kind == "flip" and not amount:
-            return
-        lengths = [int(part) if re.fullmatch("[0-9]{1,5}", part) else 0 for part in amount.split(":")]
-        if kind == "pad_crop" and len(lengths) == 1 and 0 < lengths[0] < self.resolution:
-            return
-        if kind == "resize_crop" and len(lengths) == 3:
-            low, high, side = lengths
-            if 0 < side <= low <= high:
+        kind, *amounts = name.split(":")
+        lengths = [int(part) if re.fullmatch("[0-9]{1,5}", part) else 0 for part in amounts]
+        match kind, lengths:
+            case "flip", []:
+                return
+            case "pad_crop", [pad] if 0 < pad < self.resolution:
+                return
+            case "resize_crop", [low, high, side] if 0 < side <= low <= high:
                 return
         raise UserError(
             f"Unknown augmentation {name!r}; choose 'flip', 'pad_crop:N' with N from 1 to {self.resolution - 1}, or "
@@ -91,15 +92,11 @@ class ImageTransform:
         return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size, kernel))
 
     def random_crop(self, image_HWC: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        """Return uint8 (P, P, 3) of a random square, as "resize_crop" says.
+        """Return uint8 (P, P, 3) of a random square, for "resize_crop".
 
-        Enlarging or shrinking the whole image first and cropping then is taken together with the last step: the
-        square's place in the source is resampled once.
-
-        Parameters
-        ----------
-        draws : float (3,) in [0, 1)
-            Length of the shorter side, place from the top, place from the left.
+        The square is resampled once, from its place in the source to P: resizing the image first and cropping then is
+        one step. `draws`, three floats in [0, 1), give the length of the shorter side, the offset from the top and from
+        the left.
         """
         assert self.source_crop is not None
         low, high, side = self.source_crop
@@ -139,6 +136,7 @@ class ImageTransform:
         return {"resolution": self.resolution, "resize": self.resize, "augment": list(self.augment)}
 
     @classmethod
+    @checked
     def from_dict(cls, values: Mapping[str, Any]) -> "ImageTransform":
         """Rebuild from `to_dict`."""
         problem = mismatch(values, {"resolution": Int(1, MAX_RESOLUTION), "resize": str, "augment": [str]})
@@ -151,14 +149,8 @@ class ImageTransform:
 class SourceImages:
     """Images of any size, prepared when asked for: what "resize_crop" needs, since it reads them anew at every step.
 
-    Indexing gives them prepared as for evaluation, like an array of prepared images.
-
-    Attributes
-    ----------
-    read : callable
-        Gives the images, HWC uint8, at an array of indices.
-    n : int
-    transform : ImageTransform
+    Indexing returns them prepared as for evaluation, like an array of prepared images; `read` returns n images, HWC
+    uint8, at an array of indices.
     """
 
     read: Callable[[np.ndarray], Sequence[np.ndarray]]

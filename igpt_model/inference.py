@@ -2,10 +2,9 @@
 
 Letters: M images of a piece, T positions, D width, H heads, E head width, N = M * T rows, R query rows of a strip.
 
-What the plain pass loses there is memory: each operation allocates its result, and the pages of a large one are mapped
-anew every time. Here a few images at a time go through buffers that stay in the cache and are used again; each thread
-takes its own images, so that none waits for another at every operation; the activation is computed by the matrix
-product itself; and of causal attention only the keys that a strip of queries may see are computed.
+The plain pass loses time by allocating every result anew. Here a few images at a time go through buffers that stay in
+the cache; each thread takes its own images; the activation is computed by the matrix product itself; and of causal
+attention only the keys that a strip of queries may see are computed.
 """
 
 import itertools

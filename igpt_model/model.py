@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
+from igpt_model.arguments import checked
 from igpt_model.config import ModelConfig
 from igpt_model.errors import UserError
 
@@ -120,6 +121,7 @@ class IGPT(nn.Module):
         Recompute each block in the backward pass instead of storing its activations.
     """
 
+    @checked
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
@@ -135,6 +137,7 @@ class IGPT(nn.Module):
             self._draw_weights(torch.Generator().manual_seed(seed))
 
     @classmethod
+    @checked
     def from_state(cls, config: ModelConfig, state: Mapping[str, Tensor], source: str = "The state") -> "IGPT":
         """Build a model of these weights, copied to float32, without drawing any of its own first."""
         with torch.device("meta"):
@@ -142,7 +145,9 @@ class IGPT(nn.Module):
         expected = {name: value.shape for name, value in model.state_dict().items()}
         wrong = sorted(set(expected) ^ set(state)) or [name for name in expected if expected[name] != state[name].shape]
         if wrong:
-            raise UserError(f"{source} does not fit {config}: look at {', '.join(wrong[:6])}.")
+            raise UserError(
+                f"{source} does not fit {config}: missing, unknown or of another shape are {', '.join(wrong[:6])}."
+            )
         copied = {
             name: torch.empty(value.shape, dtype=torch.float32, device=value.device).copy_(value)
             for name, value in state.items()
@@ -184,6 +189,8 @@ class IGPT(nn.Module):
         Autoregressive: the start vector, then all pixels but the last. BERT: every pixel, those under the mask with
         their content (not their position) zeroed.
         """
+        if not isinstance(tokens_BT, Tensor) or tokens_BT.ndim != 2 or tokens_BT.layout != torch.strided:
+            raise UserError("tokens_BT must be a dense tensor of token indices, (images, pixels).")
         n_positions = tokens_BT.shape[1]
         if n_positions > self.config.n_positions:
             raise UserError(
@@ -206,7 +213,7 @@ class IGPT(nn.Module):
     def hidden_states(self, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> Iterator[Tensor]:
         """Yield the L + 1 raw residual states, each (B, T, D): the embedding, then the state after each block.
 
-        Only the state just yielded is alive; what "layer k" means is said in `igpt_model.features`.
+        Only the state just yielded is alive; `igpt_model.features` defines "layer k".
         """
         h_BTD = self.embed(tokens_BT, mask_BT)
         yield h_BTD

@@ -13,21 +13,12 @@ from igpt_model.errors import UserError
 from igpt_model.model import IGPT
 
 
-def autoregressive_loss(model: IGPT, tokens_BT: Tensor) -> Tensor:
-    """Return the mean negative log-likelihood of every pixel given those before it (paper, section 2.1)."""
-    return loss_of_state(model, model.last_state(tokens_BT), tokens_BT)
-
-
-def bert_loss(model: IGPT, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Return the negative log-likelihood of the masked pixels: the mean over an image's masked ones, then over images.
-
-    Only masked positions pass the output matrix.
-    """
-    return loss_of_state(model, model.last_state(tokens_BT, mask_BT), tokens_BT, mask_BT)
-
-
 def loss_of_state(model: IGPT, h_BTD: Tensor, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
-    """Return the loss of the model's own objective from its last residual state, for callers that have it."""
+    """Return the loss of the model's own objective from its last residual state, for callers that have it.
+
+    Autoregressive: the mean negative log-likelihood of every pixel given those before it (paper, section 2.1). BERT:
+    that of the masked pixels, the mean over an image's, then over images; only they pass the output matrix.
+    """
     if mask_BT is None:
         return F.cross_entropy(model.logits(h_BTD).flatten(0, 1), tokens_BT.long().flatten())
     # int64 before the mask: torch 2.6 cannot index uint16
@@ -38,11 +29,9 @@ def loss_of_state(model: IGPT, h_BTD: Tensor, tokens_BT: Tensor, mask_BT: Tensor
 
 def loss(model: IGPT, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
     """Return the loss of the model's own objective; a BERT model needs `mask_BT`."""
-    if model.config.causal:
-        return autoregressive_loss(model, tokens_BT)
-    if mask_BT is None:
+    if mask_BT is None and not model.config.causal:
         raise UserError("A BERT model was given no mask: draw one with igpt_model.objectives.draw_masks.")
-    return bert_loss(model, tokens_BT, mask_BT)
+    return loss_of_state(model, model.last_state(tokens_BT, mask_BT), tokens_BT, mask_BT)
 
 
 def draw_masks(keys_B: ArrayLike, n_positions: int, prob: float, seed: int) -> Tensor:

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from igpt_model.arguments import checked, plain_array
 from igpt_model.atomic import write_bytes
-from igpt_model.errors import UserError, first_line
+from igpt_model.errors import UserError
 from igpt_model.hashing import hash_arrays
 
 _SAMPLE = 1 << 17  # pixels that k-means sees; on CIFAR-10 twice or half as many change the error by 1 %, as a seed does
 _EDGE = 16  # the table of all 2^24 colours is filled in cubes of 16 x 16 x 16, those that images touch
-_REGION = 64  # and the colours that may be nearest are first narrowed down for cubes of 64 x 64 x 64
 _UNKNOWN = 65535  # in the table: not filled yet; also the last index of the largest palette there is
 _AT_ONCE = 1 << 17  # pixels between whose addresses and look-ups nothing else passes through the cache
 
@@ -35,12 +35,7 @@ class Palette:
     """
 
     def __init__(self, centres_V3: Any) -> None:
-        try:
-            centres = np.array(centres_V3, np.float32)
-        except (ValueError, TypeError) as error:
-            raise UserError(
-                f"A palette needs centres of shape (V, 3), not a list of other lengths ({first_line(error)})."
-            ) from None
+        centres = plain_array(centres_V3, "the centres of a palette").astype(np.float32)
         if centres.ndim != 2 or centres.shape[1] != 3 or not 1 <= len(centres) <= 1 << 16:
             raise UserError(f"A palette needs centres of shape (V, 3) with 1 <= V <= 65536, not {centres.shape}.")
         if not np.isfinite(centres).all() or np.abs(centres).max() > 1.001:
@@ -49,7 +44,6 @@ class Palette:
         self.centres_V3 = centres
         self._table: np.ndarray | None = None
         self._filled: np.ndarray | None = None
-        self._candidates: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.centres_V3)
@@ -65,7 +59,7 @@ class Palette:
 
     def __getstate__(self) -> dict[str, Any]:
         # the table is 32 MB and rebuilt on demand: workers get the centres alone
-        return {"centres_V3": self.centres_V3, "_table": None, "_filled": None, "_candidates": {}}
+        return {"centres_V3": self.centres_V3, "_table": None, "_filled": None}
 
     @property
     def hash(self) -> str:
@@ -73,6 +67,7 @@ class Palette:
         return hash_arrays({"centres": self.centres_V3})
 
     @classmethod
+    @checked
     def fit(cls, images: Any, n_colours: int, seed: int = 0, sample: int = _SAMPLE) -> "Palette":
         """Cluster pixels by seeded k-means (k-means++ start, Lloyd iterations; scikit-learn).
 
@@ -85,7 +80,7 @@ class Palette:
         n_colours : int
             Number of colours V; 512 is the paper's 9 bits.
         sample : int
-            Pixels drawn, without replacement, when there are more. The paper does not say what it used.
+            Pixels drawn, without replacement, when there are more. The paper does not state its own number.
 
         Returns
         -------
@@ -100,17 +95,26 @@ class Palette:
             centres = np.concatenate([colours, np.repeat(colours[-1:], n_colours - len(colours), 0)])
             centres_V3 = to_unit(centres)
         else:
-            centres_V3 = _cluster(to_unit(colours), counts, n_colours, seed)
+            from sklearn.cluster import KMeans
+            from threadpoolctl import threadpool_limits
+
+            state = int(np.random.default_rng([seed, 512]).integers(2**32))
+            with threadpool_limits(1):  # several threads add up their parts in the order in which they finish
+                kmeans = KMeans(n_colours, n_init=1, max_iter=100, random_state=state)
+                centres_V3 = kmeans.fit(to_unit(colours), None, counts).cluster_centers_
         order = np.argsort(centres_V3.sum(1), kind="stable")
         return cls(centres_V3[order])
 
     @classmethod
+    @checked
     def rgb_grid(cls, n: int) -> "Palette":
         """Return a fixed palette of n colours, evenly spread: for models that have seen no images.
 
         Cubes of integers (8, 27, 64, 512, ...) give the regular grid; other n a Weyl sequence with irrational
         steps.
         """
+        if not 1 <= n <= 1 << 16:
+            raise UserError(f"A palette of {n} colours was requested; give a number from 1 to 65536.")
         side = round(n ** (1 / 3))
         if side**3 == n:
             axis = np.linspace(-1, 1, side) if side > 1 else np.zeros(1)
@@ -119,6 +123,7 @@ class Palette:
         steps = golden ** -np.arange(1.0, 4.0)
         return cls(2 * ((0.5 + np.arange(n)[:, None] * steps) % 1.0) - 1)
 
+    @checked
     def encode(self, images_BHW3: Any) -> np.ndarray:
         """Give each pixel the index of its nearest colour; ties go to the lowest index.
 
@@ -133,7 +138,7 @@ class Palette:
         -------
         uint16 array (B, H*W), raster order
         """
-        images = np.asarray(images_BHW3)
+        images = plain_array(images_BHW3, "images")
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise UserError(f"Images must be uint8 (B, H, W, 3), not {images.dtype} {images.shape}.")
         if self._table is None or self._filled is None:
@@ -160,13 +165,10 @@ class Palette:
         touched = np.zeros_like(self._filled)
         touched[(address >> 16) // _EDGE, ((address >> 8) & 255) // _EDGE, (address & 255) // _EDGE] = True
         nearest, tokens = np.empty((_EDGE,) * 3), np.empty((_EDGE,) * 3, np.uint16)
+        all_3V = np.ascontiguousarray(self.centres_V3.T, np.float64)
         for blue, green, red in np.argwhere(touched & ~self._filled).tolist():
             corner = np.array([red, green, blue]) * _EDGE
-            region = tuple((corner // _REGION).tolist())
-            if region not in self._candidates:
-                everyone = np.arange(len(self)), np.ascontiguousarray(self.centres_V3.T, np.float64)
-                self._candidates[region] = _possible(*everyone, np.array(region) * _REGION, _REGION)
-            index, centres_3V = _possible(*self._candidates[region], corner, _EDGE)
+            index, centres_3V = _possible(all_3V, corner, _EDGE)
             axis = to_unit(corner[:, None] + np.arange(_EDGE))
             r, g, b = (axis[:, None, :] - centres_3V[:, :, None]) ** 2
             red_and_green = r[:, None, :] + g[:, :, None]
@@ -180,6 +182,7 @@ class Palette:
             self._table[places] = tokens
             self._filled[blue, green, red] = True
 
+    @checked
     def decode(self, tokens_BT: Any, resolution: int | None = None) -> np.ndarray:
         """Turn tokens into images: `rint(127.5 * (c + 1))` of each token's colour.
 
@@ -193,7 +196,9 @@ class Palette:
         -------
         uint8 array (B, P, P, 3)
         """
-        tokens = np.asarray(tokens_BT)
+        tokens = plain_array(tokens_BT, "tokens")
+        if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
+            raise UserError(f"Tokens must be whole numbers (B, T), not {tokens.dtype} {tokens.shape}.")
         side = resolution or round(tokens.shape[1] ** 0.5)
         if side * side != tokens.shape[1]:
             raise UserError(f"{tokens.shape[1]} tokens do not make a square image of {side} pixels per side.")
@@ -202,6 +207,7 @@ class Palette:
         colours = np.clip(np.rint(127.5 * (self.centres_V3.astype(np.float64) + 1)), 0, 255).astype(np.uint8)
         return colours[tokens].reshape(len(tokens), side, side, 3)
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the centres as a safetensors file, atomically."""
         from safetensors.numpy import save
@@ -209,6 +215,7 @@ class Palette:
         write_bytes(path, save({"centres": self.centres_V3}))
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> "Palette":
         """Read a palette written by `save`, or a `.npy` file of centres (V, 3) in [-1, 1] such as OpenAI's."""
         from safetensors.numpy import load_file
@@ -222,24 +229,8 @@ class Palette:
         return cls(centres)
 
 
-def _cluster(colours_N3: np.ndarray, counts_N: np.ndarray, n_colours: int, seed: int) -> np.ndarray:
-    """Return the centres (n_colours, 3) of scikit-learn's k-means, the same on every run."""
-    from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits
-
-    state = int(np.random.default_rng([seed, 512]).integers(2**32))
-    with threadpool_limits(1):  # several threads add up their parts in the order in which they finish
-        return (
-            KMeans(n_colours, n_init=1, max_iter=100, random_state=state)
-            .fit(colours_N3, None, counts_N)
-            .cluster_centers_
-        )
-
-
-def _possible(
-    index_V: np.ndarray, centres_3V: np.ndarray, corner: np.ndarray, edge: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Those centres that are nearest to some colour of a cube.
+def _possible(centres_3V: np.ndarray, corner: np.ndarray, edge: int) -> tuple[np.ndarray, np.ndarray]:
+    """Those centres that are nearest to some colour of a cube, with their indices.
 
     A centre that is farther from the cube's nearest point than another is from its farthest point can never win.
     """
@@ -248,7 +239,7 @@ def _possible(
     nearest = (np.maximum(0, np.maximum(-low, high)) ** 2).sum(0)
     farthest = (np.maximum(np.abs(low), np.abs(high)) ** 2).sum(0)
     keep = np.flatnonzero(nearest <= farthest.min() + 1e-9)
-    return index_V[keep], centres_3V[:, keep]
+    return keep, centres_3V[:, keep]
 
 
 def _address(pixels_N3: np.ndarray, address: np.ndarray) -> np.ndarray:
@@ -265,13 +256,13 @@ def _address(pixels_N3: np.ndarray, address: np.ndarray) -> np.ndarray:
 def _count_colours(images: Any, n_colours: int, seed: int, sample: int) -> tuple[np.ndarray, np.ndarray]:
     """Distinct colours (packed RGB) and how often each occurs: in all images if they are few, else in the sample."""
     rng = np.random.default_rng([seed, 511])
-    pictures = [images] if isinstance(images, np.ndarray) else list(images)
-    if not pictures or any(np.asarray(p).dtype != np.uint8 or np.asarray(p).shape[-1] != 3 for p in pictures):
+    given = [images] if isinstance(images, np.ndarray) else list(images)
+    if not given or any(np.asarray(p).dtype != np.uint8 or np.asarray(p).shape[-1] != 3 for p in given):
         raise UserError("A palette is fitted to uint8 RGB images, at least one of them.")
     seen = np.zeros(1 << 24, bool)
     packed_parts = []
-    for picture in pictures:
-        pixels = np.asarray(picture).reshape(-1, 3).astype(np.int32)
+    for image in given:
+        pixels = np.asarray(image).reshape(-1, 3).astype(np.int32)
         packed = (pixels[:, 0] << 16) | (pixels[:, 1] << 8) | pixels[:, 2]
         seen[packed] = True
         packed_parts.append(packed)

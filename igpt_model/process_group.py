@@ -1,32 +1,11 @@
 """The torch.distributed group of the processes that torchrun started, joined once, for CPU and GPU tensors alike."""
 
 import atexit
-import os
-from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 
 from igpt_model.errors import UserError
-
-
-def local_device(device: torch.device) -> torch.device:
-    """This process's own GPU (LOCAL_RANK) for a bare "cuda", set as the current one; other devices as they are.
-
-    A process that has not set its device pins memory and opens library handles on GPU 0, whichever it computes on.
-    """
-    if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
-        return device
-    if device.index is None:
-        local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if 0 < there <= local:
-            raise UserError(
-                f"Process {local} of this machine has no GPU of its own: there are {there}; start torchrun with "
-                f"--nproc-per-node {there}."
-            )
-        device = torch.device("cuda", local)
-    torch.cuda.set_device(device)
-    return device
 
 
 def join_group(device: torch.device) -> None:
@@ -45,7 +24,7 @@ def join_group(device: torch.device) -> None:
     if not dist.is_initialized():
         with_nccl = torch.cuda.is_available() and dist.is_nccl_available()
         dist.init_process_group("cpu:gloo,cuda:nccl" if with_nccl else "gloo", device_id=device if gpu else None)
-        atexit.register(leave_group)
+        atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
     if gpu:
         if "nccl" not in dist.get_backend_config():
             raise UserError(
@@ -54,22 +33,11 @@ def join_group(device: torch.device) -> None:
             )
         models: list[str] = [""] * dist.get_world_size()
         dist.all_gather_object(models, torch.cuda.get_device_name(device))
-        require_one_model(models)
-
-
-def require_one_model(models: Sequence[str]) -> None:
-    """Refuse GPUs of different models, one named a process."""
-    if len(set(models)) > 1:
-        raise UserError(
-            f"The processes have GPUs of different models ({', '.join(sorted(set(models)))}), which round differently; "
-            "choose GPUs of one model with CUDA_VISIBLE_DEVICES, or one process."
-        )
-
-
-def leave_group() -> None:
-    """Close the group, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+        if len(set(models)) > 1:
+            raise UserError(
+                f"The processes have GPUs of different models ({', '.join(sorted(set(models)))}), which round "
+                "differently; choose GPUs of one model with CUDA_VISIBLE_DEVICES, or one process."
+            )
 
 
 def wait_for_all() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from igpt_model.arguments import check_fields
 from igpt_model.errors import UserError
 
 LARGE = 1_000_000_000
@@ -52,6 +53,8 @@ RATE = Range(0, 1000, above=True)
 WEIGHT = Range(0, 1e6)
 """A weight decay, or the weight of a loss."""
 WORKERS = Range(0, 1024)
+SEEDS = Range(1, 10_000)
+"""How many seeds."""
 
 
 def option(default: Any, help: str, group: str | None = None, allowed: Range | None = None) -> Any:
@@ -67,6 +70,7 @@ def check_settings(settings: Any) -> None:
     UserError
         It names the setting, the value and what is allowed.
     """
+    check_fields(settings)
     for name, hint in get_type_hints(type(settings)).items():
         if get_origin(hint) is Literal and getattr(settings, name) not in get_args(hint):
             raise UserError(f"{name} is {getattr(settings, name)!r}; choose {' or '.join(get_args(hint))}.")

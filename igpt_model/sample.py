@@ -12,8 +12,7 @@ from igpt_model.config import ModelConfig
 from igpt_model.errors import UserError
 from igpt_model.model import IGPT
 
-CACHE_BYTES = 2 << 30
-"""Cache that any machine is thought to have room for, see `images_at_once`."""
+CACHE_BYTES = 2 << 30  # cache that any machine is thought to have room for, see `images_at_once`
 
 _DRAWS = 5  # a stream of randomness of its own under one seed
 
@@ -41,7 +40,7 @@ def advance(model: IGPT, inputs_NSD: Tensor, cache: Cache) -> Tensor:
         q, k, v = block.attn.query_key_value(block.ln_1(h_NSD))
         cache.keys[i, :, :, start:end], cache.values[i, :, :, start:end] = k, v
         past_k, past_v = cache.keys[i, :, :, :end], cache.values[i, :, :, :end]
-        # a single new position may look at all positions so far; the first ones look back only
+        # a single new position attends to all positions so far; the first ones are causal
         mixed = F.scaled_dot_product_attention(q, past_k, past_v, is_causal=start == 0)
         h_NSD = h_NSD + block.attn.project(mixed)
         h_NSD = h_NSD + block.mlp(block.ln_2(h_NSD))
@@ -52,9 +51,8 @@ def advance(model: IGPT, inputs_NSD: Tensor, cache: Cache) -> Tensor:
 def images_at_once(config: ModelConfig) -> int:
     """Return how many images are drawn together: as many as have a cache of 2 GiB, or of the weights' bytes if more.
 
-    A cache no larger than the weights at most doubles the memory that the model takes anyway. More images at once gain
-    little by then: a pixel reads all the weights once and each image's cache, so that an image's time, where reading
-    bounds it, is at most twice that of endlessly many at once.
+    A pixel reads all the weights once and each image's cache, so that more images at once gain little by then: where
+    reading bounds it, an image's time is at most twice that of very many at once.
     """
     image = 4 * 2 * config.n_layer * config.n_positions * config.n_embd
     return max(1, max(CACHE_BYTES, 4 * config.n_params) // image)
@@ -147,8 +145,8 @@ def _fill(
 def _draw(logits_NV: Tensor, temperature: float, top_k: int | None, streams: list[np.random.Generator]) -> Tensor:
     """Draw a colour an image by the Gumbel-max rule.
 
-    Rounding of the logits changes a draw only where the two best colours are that near to each other; inverting the
-    cumulated probabilities would have as many borders as colours.
+    Rounding of the logits changes a draw only where the two best colours are close; inverting the cumulated
+    probabilities would have as many such borders as colours.
     """
     if temperature == 0:
         return logits_NV.argmax(-1)

@@ -1,4 +1,4 @@
-"""Several masks of the same images at evaluation: what most of them say (paper, appendix A, for BERT models).
+"""Votes among several masks of the same images (paper, appendix A, for BERT models).
 
 Letters: M masks, N images, K classes.
 """
@@ -12,7 +12,7 @@ _TIES = 3  # a stream of randomness of its own under one seed
 
 
 def modal_vote(predicted_MN: ArrayLike, keys_N: ArrayLike, seed: int = 0) -> np.ndarray:
-    """Return each image's most frequent prediction; ties are broken at random from (seed, the image's key) alone.
+    """Return each image's most frequent prediction (N,); ties are broken at random from (seed, the image's key).
 
     Parameters
     ----------
@@ -20,10 +20,6 @@ def modal_vote(predicted_MN: ArrayLike, keys_N: ArrayLike, seed: int = 0) -> np.
         Class of every image under every mask.
     keys_N : integers (N,)
         Row ids: the result for a row depends neither on other rows nor on their order.
-
-    Returns
-    -------
-    int64 array (N,)
     """
     predicted_MN, keys_N = np.asarray(predicted_MN), np.asarray(keys_N, dtype=np.int64)
     if predicted_MN.ndim != 2 or predicted_MN.shape[1:] != keys_N.shape or len(predicted_MN) == 0:

@@ -16,7 +16,7 @@ _HOME = {
     "Protocol": "selection.protocol",
     "Results": "results.results",
     "UserError": "runtime.errors",
-    "compare": "results.compare",
+    "compare": "results.results",
     "concat": "evaluate.concat",
     "extract": "features.extract",
     "fit_path": "solver.path",
@@ -44,8 +44,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from probekit.features.verify import verify
     from probekit.probes.linear import LinearProbe, LinearProbeCV
     from probekit.reports import write_report
-    from probekit.results.compare import compare
-    from probekit.results.results import Results
+    from probekit.results.results import Results, compare
     from probekit.runtime.errors import UserError
     from probekit.selection.protocol import PROTOCOLS, Protocol
     from probekit.solver.path import fit_path

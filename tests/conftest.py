@@ -1,6 +1,19 @@
-"""What holds for every test: no property test is timed, since a loaded machine is no error."""
+"""What holds for every test: properties are not timed, one thread, and signals as a terminal has them.
+
+A property test has no deadline, since a loaded machine is no error. One thread: the bits of sums depend on their
+number, and two workers of pytest with two threads each compete for two cores. SIGINT and SIGHUP: a shell that starts
+the tests in the background, and `nohup`, ignore them, and every process of the tests would inherit that.
+"""
+
+import os
+import signal
 
 from hypothesis import HealthCheck, settings
+
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")

@@ -12,7 +12,7 @@ and reading it on another stream that has not waited for that number raises. Thr
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from unittest import mock
@@ -89,13 +89,15 @@ Stream.default = Stream()
 
 
 class Counts:
-    """Kernels and syncs so far, by name, and what came to the host: (name, bytes) of each tensor."""
+    """Kernels and syncs by name; (name, bytes) of what came to the host, (dtype, shape, pinned) of what left it."""
 
     def __init__(self) -> None:
         self.kernels: Counter = Counter()
         self.syncs: Counter = Counter()
         self.to_host: list[tuple[str, int]] = []
+        self.to_device: list[tuple[torch.dtype, torch.Size, bool]] = []
         self.streams: set[Stream] = set()
+        self.chosen: list[str] = []  # devices that were made the current one
 
     def wait(self, name: str, tensor: Tensor | None = None) -> None:
         """Note that the host waits for the current stream, and for which values."""
@@ -152,6 +154,8 @@ class _Functions(TorchFunctionMode):
         if on_gpu and (func in SYNCS or self._masks(func, args)):
             self.counts.wait(name, own if func is Tensor.tolist else None)
         if func is Tensor.pin_memory:
+            own = own.view_as(own)
+            own._pinned = True
             return own
         if func is torch._has_compatible_shallow_copy_type:
             return False  # a module that moves gets new parameters, whose type says where they are
@@ -222,6 +226,8 @@ class _Functions(TorchFunctionMode):
             self.counts.wait("to the host", own)
         dtype = kwargs.get("dtype", next((part for part in rest if isinstance(part, torch.dtype)), own.dtype))
         moved = is_fake(own) != (target.type == "cuda")
+        if moved and target.type == "cuda":  # a cast in the same call is made before the copy
+            self.counts.to_device.append((dtype, own.shape, getattr(own, "_pinned", False)))
         result = own.to(dtype, copy=moved or kwargs.get("copy", False))
         result = fake(result) if target.type == "cuda" else plain(result)
         stream.made([result])
@@ -248,8 +254,8 @@ class _Generator(torch._C.Generator):
 
 
 @contextmanager
-def fake_cuda() -> Iterator[Counts]:
-    """While the body runs there is one CUDA device, and what is done on it is counted."""
+def fake_cuda(devices: int = 1, model: Callable[[], str] = lambda: "FAKE") -> Iterator[Counts]:
+    """While the body runs there are CUDA devices, by default one, and what is done on them is counted."""
     counts, submit = Counts(), ThreadPoolExecutor.submit
 
     def watched_submit(pool, function, /, *args, **kwargs):
@@ -261,12 +267,12 @@ def fake_cuda() -> Iterator[Counts]:
 
     with ExitStack() as stack:
         for name, value in {
-            "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0,
-            "set_device": lambda device: None, "synchronize": lambda device=None: None,
+            "is_available": lambda: True, "device_count": lambda: devices, "current_device": lambda: 0,
+            "set_device": lambda device: counts.chosen.append(str(device)), "synchronize": lambda device=None: None,
             "mem_get_info": lambda device=None: (MEMORY, MEMORY), "memory_allocated": lambda device=None: 0,
             "memory_reserved": lambda device=None: 0, "max_memory_allocated": lambda device=None: 0,
             "reset_peak_memory_stats": lambda device=None: None, "empty_cache": lambda: None,
-            "get_device_name": lambda device=None: "FAKE", "is_bf16_supported": lambda *_, **__: True,
+            "get_device_name": lambda device=None: model(), "is_bf16_supported": lambda *_, **__: True,
             "get_device_capability": lambda device=None: (9, 0), "get_rng_state": lambda device=None: torch.zeros(1),
             "get_rng_state_all": list, "set_rng_state_all": lambda states: None,
             "manual_seed_all": lambda seed: None, "Stream": Stream, "current_stream": Stream.current,

@@ -54,7 +54,10 @@ ARROWS = {
 }
 FOUNDATION = {
     f"igpt_model.{name}"
-    for name in ("errors", "hashing", "atomic", "checked_json", "differences", "locks", "ranges", "process_group")
+    for name in (
+        *("arguments", "errors", "hashing", "atomic", "checked_json", "differences", "locks", "ranges", "devices"),
+        "process_group",
+    )
 }
 LAZY = {
     "matplotlib",
@@ -78,10 +81,13 @@ CROSSING = {
     "tests/probekit/datasets/test_published.py": "the published formats",
     "tests/probekit/encoders/test_neighbours.py": "processors, modules and checkpoints of all encoders",
     "tests/probekit/encoders/test_parity.py": "images and layers of every library's models",
+    "tests/probekit/test_public_api.py": "the public names, with arguments of wrong kinds",
     "tests/probekit/test_notebook.py": "the public names, as a notebook uses them",
 }
-REPLACED = 50
-"""Attributes of modules and classes that tests replace. Lower it with each that goes; the goal is 30."""
+LONGEST_CHAIN = 22
+"""Modules of which each imports the next, imports inside functions counted."""
+REPLACED = 29
+"""Most attributes of modules and classes that tests may replace."""
 
 
 def module_name(path: Path, root: Path = ROOT) -> str:
@@ -160,13 +166,16 @@ def test_folders_import_one_another_in_one_direction_and_at_most_seven_levels_de
     assert levels["probekit.cli"] <= 7, levels
 
 
-def test_modules_form_no_circle():
+def test_modules_form_no_circle_and_no_long_chain():
     modules = {module_name(path): path for path in SOURCES}
     graph = {}
     for module, path in modules.items():
         named = {name if name in modules else name.rpartition(".")[0] for name in imports(path)}
         graph[module] = (named & modules.keys()) - {module}
-    TopologicalSorter(graph).prepare()
+    levels: dict[str, int] = {}
+    for module in TopologicalSorter(graph).static_order():  # raises CycleError where modules form a circle
+        levels[module] = 1 + max((levels[name] for name in graph[module]), default=0)
+    assert max(levels.values()) <= LONGEST_CHAIN, sorted(levels.items(), key=lambda item: item[1])[-3:]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
@@ -299,9 +308,19 @@ def test_tests_replace_few_attributes():
     """What a test needs is passed in where possible: a replaced attribute breaks when code moves, or checks nothing."""
     replaced = []
     for path in sorted((ROOT / "tests").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "setattr":
-                replaced.append((str(path.relative_to(ROOT)), ast.unparse(node)))
-    private = [call for call in replaced if re.search(r"""[."']_[a-z]""", call[1].partition("(")[2])]
+        if path.name != "fake_cuda.py":  # the stand-in of torch's CUDA functions
+            # as text, so that programs run by tests count as well
+            calls = re.findall(r"(?:\w\.setattr|patch\.object)\((.+)", path.read_text())
+            replaced += [(str(path.relative_to(ROOT)), call) for call in calls if "\\w" not in call]
+    private = [call for call in replaced if re.search(r"""[."']_[a-z]""", call[1])]
     assert len(replaced) <= REPLACED, replaced
     assert not private, private
+
+
+def test_tables_are_written_by_the_functions_that_escape_them():
+    """A name of a layer or a series must not become a formula, a command or a column."""
+    writers = {"to_csv": {"runtime/escape.py"}, "to_latex": {"reports/tables.py"}, "to_markdown": {"reports/tables.py"}}
+    for path in sorted((ROOT / "probekit").rglob("*.py")):
+        own = str(path.relative_to(ROOT / "probekit"))
+        used = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+        assert all(own in writers[name] for name in used & set(writers)), own

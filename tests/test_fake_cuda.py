@@ -5,6 +5,7 @@ inner loop, and are to be lowered with each change that removes some.
 """
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from probekit.probes.ridge import fit_ridge
 from probekit.runtime.streams import on_streams
 from probekit.selection.protocol import SGDConfig
 from probekit.solver.data import STREAM_ROWS, WeightedData
+from probekit.solver.mean_loss import _tensor_cores
 from tests.fake_cuda import fake_cuda, is_fake
 from tests.probekit.feature_doubles import MemoryStore
 
@@ -125,6 +127,30 @@ def test_a_path_on_the_gpu_is_the_cpus(standardize):
     assert syncs <= SYNCS["path"]
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.uint8])
+@pytest.mark.parametrize(
+    "options", [{}, {"standardize": True}, {"dtype": "float64"}, {"standardize": True, "dtype": "float32"}], ids=str
+)
+def test_streamed_rows_go_to_the_gpu_as_they_are_stored_and_pinned(dtype, options):
+    values = np.round(40 + 8 * X).astype(dtype)
+
+    class Source:  # as an HDF5 dataset: rows by slices alone
+        shape, dtype = values.shape, values.dtype
+
+        def __getitem__(self, rows):
+            return values[rows]
+
+    with fake_cuda() as counts:
+        path = fit_path(Source(), Y, CS, device="cuda", **options)
+    rows = [(kind, pinned) for kind, shape, pinned in counts.to_device if shape[1:] == X.shape[1:]]
+    assert len(rows) >= 1 + 2 * bool(options.get("standardize"))  # mean, deviation, and the copy that is fitted
+    assert set(rows) == {(torch.from_numpy(values).dtype, True)}
+    expected = fit_path(values, Y, CS, **options)
+    np.testing.assert_allclose(
+        path.predict_proba(values), expected.predict_proba(values), atol=0.02
+    )  # both certified to 1e-4
+
+
 def test_weak_penalties_wait_for_the_gpu_a_few_times_each():
     random = np.random.default_rng(0)
     labels = np.arange(3000) % 5
@@ -159,6 +185,17 @@ def test_tf32_is_for_hessian_products_on_a_gpu_alone():
     with MatmulPrecisions() as precisions:
         fit_path(rows, labels, np.logspace(-3, 3, 5), dtype="float32")
     assert "high" not in {precision for _, precision in precisions.seen}
+
+
+def test_precision_is_as_it_was_when_layers_solved_side_by_side_overlap():
+    on_gpu = SimpleNamespace(is_cuda=True, dtype=torch.float32)
+    first, second = _tensor_cores(on_gpu), _tensor_cores(on_gpu)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.get_float32_matmul_precision() == "high"  # the second still multiplies
+    second.__exit__(None, None, None)
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_a_model_on_the_gpu_encodes_as_on_the_cpu():

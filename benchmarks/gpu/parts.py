@@ -12,6 +12,7 @@ import traceback
 
 import torch
 from rows import RESULTS, circumstances, record
+from rows import timed as timed
 
 from igpt_model.devices import find_device
 from igpt_model.errors import UserError
@@ -27,9 +28,9 @@ def command_line(doc, parts):
     return parser
 
 
-def read(parser, parts):
-    """The command line, checked."""
-    given = parser.parse_args()
+def read(parser, parts, words=None):
+    """The command line, or the given words, checked."""
+    given = parser.parse_args(words)
     if strange := sorted(set(given.parts) - set(parts)):
         parser.error(f"unknown parts {', '.join(strange)}; choose among {', '.join(parts)}")
     try:
@@ -88,14 +89,3 @@ def _rows(part, measures):
     for what, value in measures():
         yield f"{part}: {what}", float(value)
     yield f"{part}: finished, s", time.perf_counter() - begun
-
-
-def timed(work, device):
-    """Seconds of a call, the device's work included, and its result."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    begun = time.perf_counter()
-    result = work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begun, result

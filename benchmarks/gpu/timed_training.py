@@ -84,7 +84,7 @@ def make_plan(config, pictures, out, minutes, updates):
     return json.loads(place.read_text())
 
 
-def train_within(config, pictures, out, minutes, updates, until=None):
+def train_within(config, pictures, out, minutes, updates, until=None, train=train):
     """Train by the plan; a second call goes on.
 
     Parameters

@@ -47,7 +47,7 @@ _FIXED = {
 
 
 def _pairs(n_layer: int) -> Iterator[tuple[str, str, bool]]:
-    """Yield our name, theirs, and whether the matrix is transposed, of all that both have alike."""
+    """Yield our name, theirs, and whether the matrix is transposed, of the parameters that correspond."""
     yield "wpe.weight", "wpe.weight", False
     yield "ln_f.g", "ln_f.weight", False
     for i in range(n_layer):

@@ -34,7 +34,7 @@ def from_openai(variables: Mapping[str, np.ndarray], n_head: int | None = None, 
     variables : dict of arrays
         By TensorFlow name, with or without `model/` in front and `:0` behind; optimizer slots are left out.
     n_head : int, optional
-        Checked against the variables, which say it themselves.
+        Checked against the shapes of the variables.
     causal : bool
         False for the BERT checkpoints, whose variables have the same names.
     """
@@ -85,7 +85,7 @@ def from_openai_checkpoint(
     Parameters
     ----------
     path : the checkpoint's prefix (`.../model.ckpt-1000000`), its `.index`, or the folder it is alone in
-    palette_file : `kmeans_centers.npy`, (V, 3) in [-1, 1]; looked for beside the checkpoint if not given
+    palette_file : `kmeans_centers.npy`, (V, 3) in [-1, 1]; by default the file of this name beside the checkpoint
     causal : False for the BERT checkpoints
 
     Returns

@@ -104,7 +104,7 @@ def read_bundle(path: str | Path, wanted: Callable[[str], bool] = lambda name: T
     Parameters
     ----------
     path : its prefix (`.../model.ckpt-1000000`), its `.index` file, or a folder with one checkpoint
-    wanted : says by name which to read
+    wanted : callable, whether the tensor of this name is read
 
     Raises
     ------

@@ -1,18 +1,25 @@
-"""Which images form a step's batch, and what is random about it: functions of the seed and the step, with no state.
+"""The images of a run as tokens, and the batch of each step: a function of the seed and the step, with no state.
 
 Nothing has to be saved to resume, no global generator is read, and ranks that share a batch agree on it.
 Letters in shapes: N images, B batch, P pixels per side, T = P*P tokens.
 """
 
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from igpt_model.errors import UserError
+from igpt_model.hashing import hash_arrays
 from igpt_model.images import ImageTransform, SourceImages
+from igpt_model.palette import Palette
+from igpt_model.training.config import TrainConfig
 
+PALETTE_IMAGES = 50_000  # images, evenly spaced, whose pixels the palette is fitted to
+T = TypeVar("T")
 _ORDER, _AUGMENT, _CROP = 1, 2, 4  # streams of randomness under one seed (3: igpt_model.voting)
 
 
@@ -42,16 +49,10 @@ def batch_indices(n: int, batch_size: int, seed: int, step: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class CroppedTokens:
-    """Training images that are cropped and encoded anew at every step; stands where an array of tokens does.
-
-    Attributes
-    ----------
-    images : SourceImages
-    palette : Palette
-    """
+    """Training images that are cropped and encoded anew at every step; used in place of an array of tokens."""
 
     images: SourceImages
-    palette: Any
+    palette: Palette
 
     def __len__(self) -> int:
         return len(self.images)
@@ -81,18 +82,9 @@ def training_tokens(images: Any, palette: Any, transform: ImageTransform, encode
 def token_batch(
     tokens_NT: Any, transform: ImageTransform, batch_size: int, seed: int, step: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tokens of one step, augmented on the token grid, and the images they come from.
+    """Return the tokens (B, T) of one step, augmented on the token grid, and the indices (B,) of their images, int64.
 
     Moving pixels and encoding them commute, so that the images are encoded once; resizing them does not.
-
-    Parameters
-    ----------
-    tokens_NT : uint16 array (N, T) or CroppedTokens
-
-    Returns
-    -------
-    tokens : int64 array (B, T)
-    indices : int64 array (B,)
     """
     indices = batch_indices(len(tokens_NT), batch_size, seed, step)
     tokens = tokens_NT.batch(indices, seed, step) if isinstance(tokens_NT, CroppedTokens) else tokens_NT[indices]
@@ -104,7 +96,7 @@ def token_batch(
 
 
 def mask_keys(batch_size: int, step: int) -> np.ndarray:
-    """Return the keys (B, 2) from which a step's BERT masks are drawn: (step, place in the batch)."""
+    """Return the keys (B, 2) from which a step's BERT masks are drawn: (step, position in the batch)."""
     return np.stack([np.full(batch_size, step, np.int64), np.arange(batch_size, dtype=np.int64)], 1)
 
 
@@ -115,3 +107,85 @@ def encode_all(images: Any, palette: Any, chunk: int = 4096) -> np.ndarray:
     """
     parts = [palette.encode(images[np.arange(s, min(s + chunk, len(images)))]) for s in range(0, len(images), chunk)]
     return np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Tokens uint16 (N, T) of both splits, or what draws those of the training split, labels, and the hash of them."""
+
+    train: Any
+    val: np.ndarray
+    hash: str
+    train_labels: np.ndarray | None = None
+    val_labels: np.ndarray | None = None
+
+
+def encode_data(
+    train_images: Any, val_images: Any, palette: Palette, transform: ImageTransform, **labels: Any
+) -> TrainingData:
+    """Encode the images of both splits; `labels` are `train_labels` and `val_labels`, where there are any."""
+    train, val = encode_all(train_images, palette), encode_all(val_images, palette)
+    arrays = {name: np.asarray(values, np.int64) for name, values in labels.items()}
+    found = hash_arrays({"train": train, "val": val, **dict(zip("yv", arrays.values(), strict=False))})
+    return TrainingData(training_tokens(train_images, palette, transform, train), val, found, **arrays)
+
+
+def fit_palette(config: TrainConfig, train_images: Any) -> Palette:
+    """Fit the palette to at most `PALETTE_IMAGES` training images, evenly spaced."""
+    n = len(train_images)
+    return Palette.fit(train_images[evenly_spaced(n, PALETTE_IMAGES)], config.n_colours, config.seed)
+
+
+def check_images(name: str, images: Any, resolution: int) -> None:
+    """Refuse images that are none, or not uint8 (P, P, 3)."""
+    if len(images) == 0:
+        raise UserError(f"There are no {name} images; give at least one.")
+    first = np.asarray(images[np.arange(1)])
+    if first.dtype != np.uint8 or first.shape[1:] != (resolution, resolution, 3):
+        raise UserError(
+            f"The {name} images are {first.dtype} {first.shape[1:]}, but uint8 {(resolution, resolution, 3)} was "
+            "expected; prepare them with config.transform."
+        )
+
+
+class Spaced:
+    """At most n images of a lazy sequence, evenly spaced: rows sorted by class would begin with one class."""
+
+    def __init__(self, images: Any, n: int) -> None:
+        self.images, self.chosen = images, evenly_spaced(len(images), n)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: np.ndarray) -> np.ndarray:
+        return self.images[self.chosen[index]]
+
+
+def evenly_spaced(n: int, count: int) -> np.ndarray:
+    """Return at most `count` of the indices 0 to n-1, ends included, int64."""
+    return np.unique(np.linspace(0, n - 1, min(n, count)).astype(np.int64))
+
+
+class DrawnAhead(Generic[T]):
+    """Calls `draw` for a step; with `ahead` (the device is not the processor), a thread then draws the next one.
+
+    A batch is a function of its step alone, so drawing ahead changes nothing about it. None is drawn from `steps` on.
+    """
+
+    def __init__(self, draw: Callable[[int], T], steps: int, ahead: bool) -> None:
+        self.draw, self.steps = draw, steps
+        self.pool = ThreadPoolExecutor(1, "batches") if ahead else None
+        self.next: tuple[int, Future[T]] | None = None
+
+    def __call__(self, step: int) -> T:
+        """Return the batch of a step; an error while it was drawn ahead is raised here."""
+        if self.pool is None:
+            return self.draw(step)
+        drawn = self.next[1].result() if self.next is not None and self.next[0] == step else self.draw(step)
+        self.next = (step + 1, self.pool.submit(self.draw, step + 1)) if step + 1 < self.steps else None
+        return drawn
+
+    def close(self) -> None:
+        """Wait for what is being drawn and end the thread."""
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)

@@ -4,43 +4,49 @@
     trainer.safetensors  trainer.json    (what resuming needs)
 
 A run that splits its model among ranks writes folders `weights/` and `trainer/` of shards instead of the two large
-files; `load_checkpoint` reads either. The manifest is written last and contains every file's hash, so that damage is
-detected before loading.
+files; both are read. The manifest is written last and contains every file's hash.
 """
 
-import json
 import re
 import shutil
-import tempfile
 import time
+import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from igpt_model.atomic import replace_folder
-from igpt_model.checked_json import read_json
+from igpt_model.atomic import new_folder, write_json
+from igpt_model.checked_json import Int, Text, open_regular, read_json
 from igpt_model.config import ModelConfig
 from igpt_model.errors import UserError, first_line
 from igpt_model.hashing import hash_arrays, hash_file
 from igpt_model.images import ImageTransform
 from igpt_model.model import IGPT
 from igpt_model.palette import Palette
-from igpt_model.training.checkpoint_check import (
-    FORMAT,
-    DamagedCheckpoint,
-    check_checkpoint,
-    is_good,
-    read_about,
-    read_tensors,
-)
-from igpt_model.training.checkpoint_shards import read_shards, write_shards
 from igpt_model.training.distributed import Ranks
 
+FORMAT = 1
 HEAD_FILE = "classifier.safetensors"  # beside the weights, where the model was fine-tuned
+_HASH = Text(32)
+_ABOUT = {
+    "format": Int(0),
+    "step": Int(0),
+    "model": dict,
+    "weights_hash": (_HASH, None),  # of shards: known once they are read
+    "palette_hash": _HASH,
+    "provenance": dict,
+}
+
+
+class DamagedCheckpoint(UserError):  # noqa: N818 (it names a state, as FileNotFound does)
+    """A checkpoint whose files are missing or are not those that were written."""
 
 
 @dataclass
@@ -68,10 +74,10 @@ def save_checkpoint(
     palette: Palette,
     transform: ImageTransform,
     step: int,
-    trainer_state: tuple[Mapping[str, torch.Tensor], Mapping[str, Any]] | None = None,
+    trainer_state: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None = None,
     provenance: Mapping[str, Any] | None = None,
     ranks: Ranks | None = None,
-    head: Mapping[str, torch.Tensor] | None = None,
+    head: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write a checkpoint into a hidden folder beside `folder`, then rename it into place.
 
@@ -80,7 +86,7 @@ def save_checkpoint(
     trainer_state : (tensors, JSON values), optional
         What resuming needs beyond the weights.
     provenance : mapping, optional
-        JSON values that say where the model comes from: data, training settings, versions.
+        JSON values about the model's origin: data, training settings, versions.
     ranks : Ranks, optional
         The processes that train together: all must call. With "fsdp" each writes its shards.
     head : tensors by name, optional
@@ -88,12 +94,10 @@ def save_checkpoint(
 
     Raises
     ------
-    FileExistsError
-        `folder` is there already.
+    UserError
+        `folder` is there already, with other contents.
     """
-    ranks = ranks or Ranks()
-    folder = Path(folder)
-    partial = ranks.once(lambda: _begin(folder))
+    ranks, folder = ranks or Ranks(), Path(folder)
     about = {
         "format": FORMAT,
         "step": step,
@@ -103,45 +107,37 @@ def save_checkpoint(
         "n_colours": len(palette),
         "provenance": dict(provenance or {}),
     }
-    if ranks.parallel == "fsdp":
-        write_shards(partial / "weights", model.state_dict())
-        if trainer_state is not None:
-            write_shards(partial / "trainer", trainer_state[0])
-    elif ranks.first:
-        weights = _on_cpu(model.state_dict())
-        about["weights_hash"] = hash_arrays(weights)
-        save_file(weights, partial / "weights.safetensors")
-        if trainer_state is not None:
-            save_file(_on_cpu(trainer_state[0]), partial / "trainer.safetensors")
-    if ranks.first:
-        palette.save(partial / "palette.safetensors")
-        if head is not None:
-            save_file(_on_cpu(head), partial / HEAD_FILE)
-        _write_json(partial / "config.json", about)
-        _write_json(partial / "transform.json", transform.to_dict())
-        if trainer_state is not None:
-            _write_json(partial / "trainer.json", dict(trainer_state[1]))
-    ranks.gather(None)  # all files are there
-    files = sorted(file for file in partial.rglob("*") if file.is_file())
-    hashes = {str(f.relative_to(partial)): hash_file(f) for f in files[ranks.rank :: ranks.size]}
-    manifest = {name: value for part in ranks.gather(hashes) for name, value in part.items()}
-    if ranks.first:
-        _write_json(partial / "manifest.json", manifest)
-        replace_folder(partial, folder)
+    with ExitStack() as stack:
+        partial = ranks.once(lambda: stack.enter_context(new_folder(folder)))
+        if ranks.parallel == "fsdp":
+            write_shards(partial / "weights", model.state_dict())
+            if trainer_state is not None:
+                write_shards(partial / "trainer", trainer_state[0])
+        elif ranks.first:
+            weights = _on_cpu(model.state_dict())
+            about["weights_hash"] = hash_arrays(weights)
+            save_file(weights, partial / "weights.safetensors")
+            if trainer_state is not None:
+                save_file(_on_cpu(trainer_state[0]), partial / "trainer.safetensors")
+        if ranks.first:
+            palette.save(partial / "palette.safetensors")
+            if head is not None:
+                save_file(_on_cpu(head), partial / HEAD_FILE)
+            write_json(partial / "config.json", about)
+            write_json(partial / "transform.json", transform.to_dict())
+            if trainer_state is not None:
+                write_json(partial / "trainer.json", dict(trainer_state[1]))
+        ranks.gather(None)  # all files are there
+        files = sorted(file for file in partial.rglob("*") if file.is_file())
+        hashes = {str(f.relative_to(partial)): hash_file(f) for f in files[ranks.rank :: ranks.size]}
+        manifest = {name: value for part in ranks.gather(hashes) for name, value in part.items()}
+        if ranks.first:
+            write_json(partial / "manifest.json", manifest)
     ranks.gather(None)  # no rank continues before the checkpoint is complete
     return folder
 
 
-def _begin(folder: Path) -> Path:
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists already and checkpoints are never overwritten.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-    partial.chmod(0o755)
-    return partial
-
-
-def _on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
@@ -164,18 +160,14 @@ def latest_checkpoint(run_dir: str | Path, step: int | None = None) -> Path:
     found = list_checkpoints(run_dir)
     if not found:
         raise UserError(f"{run_dir} contains no checkpoints; give the folder of a run made by `probekit train`.")
-    if step is not None:
-        by_step = {int(folder.name): folder for folder in found}
-        if step not in by_step:
-            steps = ", ".join(map(str, by_step))
-            raise UserError(f"{run_dir} has no checkpoint of step {step}; it has those of steps {steps}.")
-        chosen = by_step[step]
-    else:
-        chosen = found[-1]
-    try:
-        check_checkpoint(chosen)
-    except DamagedCheckpoint as error:
-        good = next((int(f.name) for f in reversed(found) if f != chosen and is_good(f)), None)
+    by_step = {int(folder.name): folder for folder in found}
+    if step is not None and step not in by_step:
+        steps = ", ".join(map(str, by_step))
+        raise UserError(f"{run_dir} has no checkpoint of step {step}; it has those of steps {steps}.")
+    chosen = found[-1] if step is None else by_step[step]
+    error = _damage(chosen)
+    if error is not None:
+        good = next((int(f.name) for f in reversed(found) if f != chosen and _damage(f) is None), None)
         hint = "no other one is good" if good is None else f"the last good one is of step {good} (RUN@{good})"
         raise DamagedCheckpoint(f"{str(error).rstrip('.')}; {hint}.") from error
     return chosen
@@ -188,14 +180,12 @@ def newest_good(run_dir: str | Path) -> tuple[Path | None, list[dict[str, Any]]]
     """
     events = []
     for candidate in reversed(list_checkpoints(run_dir)):
-        try:
-            check_checkpoint(candidate)
-        except DamagedCheckpoint as error:
+        error = _damage(candidate)
+        if error is not None:
             aside = candidate.with_name(f"damaged-{candidate.name}-{time.time_ns()}")
             candidate.rename(aside)
             events.append({"kind": "damaged", "step": int(candidate.name), "path": str(aside), "reason": str(error)})
-            continue
-        if (candidate / "trainer.json").is_file():
+        elif (candidate / "trainer.json").is_file():
             return candidate, events
     return None, events
 
@@ -238,7 +228,7 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu", weig
     return Checkpoint(model, config, palette, transform, about["step"], weights_hash, provenance, folder)
 
 
-def read_weights(folder: Path, about: Mapping[str, Any] | None = None) -> dict[str, torch.Tensor]:
+def read_weights(folder: Path, about: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
     """Return a checkpoint's whole weights, whether they are in one file or in shards.
 
     Raises
@@ -246,17 +236,8 @@ def read_weights(folder: Path, about: Mapping[str, Any] | None = None) -> dict[s
     DamagedCheckpoint
         They cannot be read, or are not those that `config.json` names.
     """
-    if (folder / "weights").is_dir():
-        try:
-            state = read_shards(folder / "weights")
-        except UserError:
-            raise
-        except Exception as error:  # torch.distributed.checkpoint has no error class of its own for damaged files
-            raise DamagedCheckpoint(
-                f"The checkpoint {folder} is damaged: weights cannot be read ({first_line(error)})."
-            ) from error
-    else:
-        state = read_tensors(folder / "weights.safetensors")
+    shards = folder / "weights"
+    state = read_shards(shards) if shards.is_dir() else read_tensors(folder / "weights.safetensors")
     expected = (about or read_about(folder))["weights_hash"]
     if expected is not None and hash_arrays(state) != expected:
         raise DamagedCheckpoint(
@@ -267,8 +248,8 @@ def read_weights(folder: Path, about: Mapping[str, Any] | None = None) -> dict[s
 
 def load_trainer_state(
     folder: str | Path, tensors: bool = True, schema: Any = dict
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return the (tensors, JSON values) that `save_checkpoint` was given, the tensors whole, or none of them."""
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the (tensors, JSON values) that `save_checkpoint` was given; with tensors=False, no tensors."""
     folder = Path(folder)
     shards, file = folder / "trainer", folder / "trainer.safetensors"
     if not (shards.is_dir() or file.is_file()) or not (folder / "trainer.json").is_file():
@@ -278,13 +259,7 @@ def load_trainer_state(
 
 
 def consolidate(source: str | Path, target: str | Path) -> Path:
-    """Write a checkpoint (or a run's newest) of shards as a new one with one weights file; the optimiser is left out.
-
-    Returns
-    -------
-    Path
-        `target`, which must not be there yet.
-    """
+    """Write a checkpoint (or a run's newest) of shards as a new one with one weights file, without the optimiser."""
     loaded = load_checkpoint(source)
     return save_checkpoint(
         target, loaded.model, loaded.palette, loaded.transform, loaded.step, provenance=loaded.provenance
@@ -315,5 +290,121 @@ def prune_checkpoints(run_dir: str | Path, keep_last: int, keep: set[int]) -> li
     return removed
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def check_checkpoint(folder: str | Path) -> None:
+    """Compare every file with the manifest, and the manifest with what a checkpoint needs; read its JSON files.
+
+    Raises
+    ------
+    DamagedCheckpoint
+        A file is missing, cut short, altered or not as it must be; the message names it.
+    """
+    folder = Path(folder)
+    try:
+        manifest = read_json(folder / "manifest.json", {str: _HASH})
+        _check_listed(folder, manifest)
+        for name, expected in manifest.items():
+            if name.startswith("trainer") and not (folder / name).exists():
+                continue  # older kept checkpoints lose them to save disk
+            if hash_file(folder / name) != expected:
+                raise UserError(f"{name} is not the file that was written.")
+        about = read_about(folder)
+        if about["format"] == FORMAT:  # else `load_checkpoint` refuses the version
+            _check_tensors(folder, ModelConfig.from_dict(about["model"]))
+        ImageTransform.from_dict(read_json(folder / "transform.json"))
+    except (OSError, UserError, SafetensorError) as error:
+        raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: {str(error).rstrip('.')}.") from error
+
+
+def _check_listed(folder: Path, manifest: Mapping[str, str]) -> None:
+    """Refuse a manifest that lists a file elsewhere, or does not list one that is read."""
+    for name in manifest:
+        if not re.fullmatch(r"(weights/|trainer/)?[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+            raise UserError(f"its manifest lists {name!r}, outside it.")
+    if "weights.safetensors" not in manifest and not any(name.startswith("weights/") for name in manifest):
+        raise UserError("its manifest lists no weights.")
+    present = [file for file in folder.rglob("*") if file.suffix in (".safetensors", ".json") and not file.is_dir()]
+    for name in [
+        "config.json",
+        "palette.safetensors",
+        "transform.json",
+        *sorted(str(file.relative_to(folder)) for file in present),
+    ]:
+        if name not in manifest and name != "manifest.json":
+            raise UserError(f"its manifest does not list {name}.")
+
+
+def _check_tensors(folder: Path, config: ModelConfig) -> None:
+    """Refuse tensor files whose headers cannot be read, or weights that are not those of the configured model."""
+    for file in folder.glob("*.safetensors"):
+        with safe_open(str(file), framework="pt") as opened:
+            shapes = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+        if file.name == "weights.safetensors":
+            with torch.device("meta"):
+                expected = {name: list(value.shape) for name, value in IGPT(config).state_dict().items()}
+            if shapes != expected:
+                raise UserError("its weights do not fit its config.json.")
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """Return a checkpoint's `config.json`: format, step, model, hashes and provenance."""
+    return read_json(folder / "config.json", _ABOUT)
+
+
+def _damage(folder: Path) -> DamagedCheckpoint | None:
+    """Return what is wrong with a checkpoint, or None."""
+    try:
+        check_checkpoint(folder)
+    except DamagedCheckpoint as error:
+        return error
+    return None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint's safetensors file; `DamagedCheckpoint` where it cannot be read."""
+    try:
+        open_regular(path).close()  # a pipe or a device would be waited for
+        return load_file(path)
+    except (OSError, SafetensorError, UserError) as error:
+        raise DamagedCheckpoint(f"The checkpoint file {path} cannot be read ({first_line(error)}).") from error
+
+
+# Tensors split among ranks, in a folder of safetensors files: one a rank, through torch.distributed.checkpoint. Any
+# number of ranks reads what any number wrote: each file's header says which part of a tensor it holds.
+
+
+def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write this rank's parts of the tensors; every rank must call it. Tensors that all ranks hold are written once."""
+    _distributed("save", tensors, storage_writer=_storage("Writer")(str(folder), save_distributed=True))
+
+
+def fill_from_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Read into the given tensors, each rank its own part; every rank must call it."""
+    _distributed("load", tensors, storage_reader=_storage("Reader")(str(folder)))
+
+
+def read_shards(folder: Path) -> dict[str, Tensor]:
+    """Return the whole tensors, on the processor, asking no other rank."""
+    reader = _storage("Reader")(str(folder))
+    try:
+        known = reader.read_metadata().state_dict_metadata
+        tensors = {name: torch.empty(about.size, dtype=about.properties.dtype) for name, about in known.items()}
+        _distributed("load", tensors, storage_reader=reader, no_dist=True)
+    except Exception as error:  # torch.distributed.checkpoint has no error class of its own for damaged files
+        raise DamagedCheckpoint(f"The checkpoint files in {folder} cannot be read ({first_line(error)}).") from error
+    return tensors
+
+
+def _storage(kind: str) -> Any:
+    from torch.distributed import checkpoint as dcp
+
+    if not hasattr(dcp, f"HuggingFaceStorage{kind}"):
+        raise UserError(f"Sharded checkpoints need torch 2.8 or newer, and this is {torch.__version__}; upgrade torch.")
+    return getattr(dcp, f"HuggingFaceStorage{kind}")
+
+
+def _distributed(verb: str, tensors: Mapping[str, Tensor], **options: Any) -> None:
+    from torch.distributed import checkpoint as dcp
+
+    with warnings.catch_warnings():  # one process may read or write a checkpoint alone
+        warnings.simplefilter("ignore")
+        getattr(dcp, verb)(dict(tensors), **options)

@@ -1,22 +1,26 @@
-"""The settings of a training run: the one source of the command line's flags, their defaults and their help."""
+"""The settings of training and fine-tuning: the one source of the command line's flags, defaults and help texts."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from igpt_model.arguments import check_fields
 from igpt_model.config import MAX_COLOURS, ModelConfig
 from igpt_model.images import MAX_RESOLUTION, ImageTransform
 from igpt_model.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, RATE, SEED, WEIGHT, Range, check_settings, option
 
 MODEL, DATA, OPTIMISATION = "Model", "Data", "Optimisation"
 LOGS, HARDWARE = "Checkpoints and logs", "Hardware"
+PRECISION = "Precision of the forward pass; bfloat16 is autocast with float32 master weights."
+THREADS = "CPU threads; 0: PyTorch's choice. Exact resuming needs the same number."
+BETA = Range(0, 1, below=True)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of pre-training; the defaults are the paper's where it gives them (FACTS section 3).
+    """Settings of pre-training; the defaults are the paper's where it gives them.
 
-    Two choices are ours: gradients are clipped at norm 1 (the paper does not mention clipping; 0 turns it off) and the
-    warm-up is given in steps (the paper warms up for one epoch).
+    Two choices are ours: gradients are clipped at norm 1 (the paper does not mention clipping) and the warm-up is given
+    in steps (the paper warms up for one epoch and lowers the learning rate by 3 until training is stable).
     """
 
     model: Literal["tiny", "S", "M", "L", "XL"] = option("tiny", "Preset of the transformer.", MODEL)
@@ -27,53 +31,30 @@ class TrainConfig:
         "autoregressive", "Predict the next pixel (autoregressive) or masked pixels (bert).", MODEL
     )
     mask_prob: float = option(0.15, "Probability that a pixel is masked (bert).", MODEL, Range(0, 1, above=True))
-    resolution: int = option(
-        32, "Side of the images in pixels; the model reads resolution^2 tokens.", DATA, Range(1, MAX_RESOLUTION)
-    )
+    resolution: int = option(32, "Side of the images in pixels: resolution^2 tokens.", DATA, Range(1, MAX_RESOLUTION))
     resize: str = option("bilinear", "Pillow filter that resizes images to the resolution.", DATA)
     n_colours: int = option(512, "Colours in the palette (512 is the paper's 9 bits).", DATA, Range(1, MAX_COLOURS))
-    augment: tuple[str, ...] = option(
-        (), "Random augmentation of training images: resize_crop:256:384:224, flip, pad_crop:4.", DATA
-    )
+    augment: tuple[str, ...] = option((), "Random augmentation: resize_crop:256:384:224, flip, pad_crop:4.", DATA)
     steps: int = option(1000, "Number of updates.", OPTIMISATION, COUNT)
     batch_size: int = option(128, "Images per update, over all ranks.", OPTIMISATION, COUNT)
-    micro_batch: int = option(
-        0,
-        "Images per forward pass on each rank; gradients are accumulated over the batch. 0: all at once.",
-        HARDWARE,
-        COUNT_OR_NONE,
-    )
-    lr: float = option(
-        0.003, "Peak learning rate; the paper lowers it by 3 until training is stable.", OPTIMISATION, RATE
-    )
-    warmup_steps: int = option(
-        100, "Updates over which the learning rate rises to its peak.", OPTIMISATION, COUNT_OR_NONE
-    )
+    micro_batch: int = option(0, "Images per forward pass on each rank; 0: all at once.", HARDWARE, COUNT_OR_NONE)
+    lr: float = option(0.003, "Peak learning rate; lower it until training is stable.", OPTIMISATION, RATE)
+    warmup_steps: int = option(100, "Updates in which the rate rises to its peak.", OPTIMISATION, COUNT_OR_NONE)
     schedule: Literal["cosine", "constant"] = option(
-        "cosine", "Learning rate after the warm-up; cosine ends at 0.", OPTIMISATION
+        "cosine", "Rate after the warm-up; cosine ends at 0.", OPTIMISATION
     )
-    betas: tuple[float, float] = option(
-        (0.9, 0.95), "Adam's betas; a second of 0.999 causes loss spikes.", OPTIMISATION, Range(0, 1, below=True)
-    )
-    weight_decay: float = option(
-        0.0, "AdamW's decay of the blocks' matrices; the paper uses none.", OPTIMISATION, WEIGHT
-    )
+    betas: tuple[float, float] = option((0.9, 0.95), "Adam's betas; 0.999 causes loss spikes.", OPTIMISATION, BETA)
+    weight_decay: float = option(0.0, "AdamW's decay of the blocks' matrices; the paper: 0.", OPTIMISATION, WEIGHT)
     clip: float = option(1.0, "Largest norm of the gradient; 0: no clipping.", OPTIMISATION, NOT_NEGATIVE)
     seed: int = option(0, "Seed of weights, palette, order, augmentation and masks.", OPTIMISATION, SEED)
-    dtype: Literal["float32", "bfloat16"] = option(
-        "float32", "Precision of the forward pass; bfloat16 is autocast with float32 master weights.", HARDWARE
-    )
+    dtype: Literal["float32", "bfloat16"] = option("float32", PRECISION, HARDWARE)
     parallel: Literal["none", "ddp", "fsdp"] = option(
         "none", "Processes started by torchrun: ddp (a copy of the model each) or fsdp (a part each).", HARDWARE
     )
-    checkpoint_blocks: bool = option(
-        False, "Recompute each block in the backward pass: less memory, a third more work.", HARDWARE
-    )
+    checkpoint_blocks: bool = option(False, "Recompute blocks in the backward pass: less memory, more work.", HARDWARE)
     compile: bool = option(False, "Compile each block (torch.compile), which takes about a minute.", HARDWARE)
     device: str = option("cpu", "Device: cpu, cuda, cuda:1.", HARDWARE)
-    threads: int = option(
-        0, "CPU threads; 0: PyTorch's choice. Exact resuming needs the same number.", HARDWARE, Range(0, 1024)
-    )
+    threads: int = option(0, THREADS, HARDWARE, Range(0, 1024))
     log_every: int = option(10, "Updates between records of the training loss.", LOGS, COUNT)
     eval_every: int = option(250, "Updates between validation losses.", LOGS, COUNT)
     eval_images: int = option(1024, "Validation images used, evenly spaced.", LOGS, COUNT)
@@ -83,13 +64,11 @@ class TrainConfig:
         None, "Steps whose checkpoints are kept permanently; by default powers of two from 64 on.", LOGS, COUNT_OR_NONE
     )
     spike: float = option(
-        0.5,
-        "Stop when the loss has risen by this share of its total decrease for 5 records; 0: never.",
-        LOGS,
-        NOT_NEGATIVE,
+        0.5, "Stop when the loss regains this share of its decrease for 5 records; 0: never.", LOGS, NOT_NEGATIVE
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "augment", tuple(self.augment))
         object.__setattr__(self, "betas", tuple(self.betas))
         if self.keep_at is not None:
@@ -116,14 +95,65 @@ class TrainConfig:
         )
 
     def keeps(self, step: int) -> bool:
-        """Say whether this step's checkpoint is kept for good: `keep_at`, or powers of two from 64 on; and step 0."""
-        if self.keep_at is None:
-            return step == 0 or (step >= 64 and step & (step - 1) == 0)
-        return step == 0 or step in self.keep_at
+        """Whether this step's checkpoint is kept permanently: `keep_at`, or powers of two from 64 on; and step 0."""
+        powers = step >= 64 and step & (step - 1) == 0
+        return step == 0 or (powers if self.keep_at is None else step in self.keep_at)
 
     def saves(self, step: int) -> bool:
-        """Say whether a checkpoint is written after this many updates."""
+        """Return whether a checkpoint is written after this many updates."""
         return step % self.checkpoint_every == 0 or step == self.steps or self.keeps(step)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as a dict."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Settings of fine-tuning; the defaults are the paper's where it gives them.
+
+    Ours are the clipping, the number of updates and the patience: the paper stops at the best validation accuracy and
+    gives no counts.
+    """
+
+    layer: int = option(-1, "Layer that the head reads: 0 the embedding, -1 the last.", MODEL, Range(-1, 1000))
+    gen_weight: float = option(1.0, "Weight of the pre-training loss beside the classes'.", OPTIMISATION, WEIGHT)
+    from_scratch: bool = option(False, "Start from random weights: the control without pre-training.", MODEL)
+    resolution: int = option(
+        0,
+        "Side of the images in pixels; another one resizes the position table. 0: as in pre-training.",
+        DATA,
+        Range(0, MAX_RESOLUTION),
+    )
+    augment: tuple[str, ...] = option((), "Random augmentation as for train; CIFAR: pad_crop:4 and flip.", DATA)
+    steps: int = option(1000, "Largest number of updates.", OPTIMISATION, COUNT)
+    batch_size: int = option(128, "Images per update, over all ranks.", OPTIMISATION, COUNT)
+    micro_batch: int = option(0, "Images per forward pass on each rank; 0: all at once.", HARDWARE, COUNT_OR_NONE)
+    lr: float = option(0.0003, "Learning rate; the paper's is a tenth of pre-training's.", OPTIMISATION, RATE)
+    warmup_steps: int = option(0, "Updates in which the rate rises; then it is constant.", OPTIMISATION, COUNT_OR_NONE)
+    betas: tuple[float, float] = option((0.9, 0.95), "Adam's betas.", OPTIMISATION, BETA)
+    weight_decay: float = option(0.0, "AdamW's decay of the blocks' matrices; the paper: 0.", OPTIMISATION, WEIGHT)
+    clip: float = option(1.0, "Largest norm of the gradient; 0: no clipping.", OPTIMISATION, NOT_NEGATIVE)
+    patience: int = option(
+        5, "Stop after so many evaluations without a better one; 0: never.", OPTIMISATION, COUNT_OR_NONE
+    )
+    eval_every: int = option(100, "Updates between evaluations, each of which writes a checkpoint.", LOGS, COUNT)
+    eval_masks: int = option(1, "Masks per image at evaluation (bert; the paper: 5).", LOGS, Range(1, 10_000))
+    log_every: int = option(10, "Updates between records of the training loss.", LOGS, COUNT)
+    seed: int = option(0, "Seed of order, augmentation and masks, and of random weights.", OPTIMISATION, SEED)
+    dtype: Literal["float32", "bfloat16"] = option("float32", PRECISION, HARDWARE)
+    parallel: Literal["none", "ddp"] = option("none", "Processes started by torchrun: ddp (a model each).", HARDWARE)
+    device: str = option("cpu", "Device: cpu, cuda, cuda:1.", HARDWARE)
+    threads: int = option(0, THREADS, HARDWARE, Range(0, 1024))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "augment", tuple(self.augment))
+        object.__setattr__(self, "betas", tuple(self.betas))
+        check_settings(self)
+
+    def transform(self, trained: ImageTransform) -> ImageTransform:
+        """How images are prepared: as in pre-training, at this run's resolution, with this run's augmentation."""
+        return ImageTransform(self.resolution or trained.resolution, trained.resize, self.augment)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as a dict."""

@@ -1,6 +1,8 @@
-"""What training will cost: operations and bytes counted, an update and a checkpoint timed.
+"""What training will cost: bytes and operations counted, an update and a checkpoint timed.
 
 A model that takes too long is timed with two blocks and fewer images, and its time scaled by the operations.
+
+Letters: B images of a rank that are in flight (its micro-batch), T positions, D width, H heads, V colours, L blocks.
 """
 
 import math
@@ -8,7 +10,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from math import prod
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,20 +20,17 @@ import torch
 from igpt_model.config import ModelConfig
 from igpt_model.devices import cpu_threads, find_device
 from igpt_model.images import ImageTransform
+from igpt_model.model import IGPT
 from igpt_model.palette import Palette
 from igpt_model.training.checkpoint import checkpoint_path, save_checkpoint
 from igpt_model.training.config import TrainConfig
 from igpt_model.training.distributed import Ranks
 from igpt_model.training.engine import Engine
-from igpt_model.training.memory import rank_memory
 
+FLOAT = 4
 CHECKPOINT_BYTES, KEPT_BYTES = 12, 4
 """A parameter with Adam's moments, and without them."""
-
-LARGE = 50_000_000
-"""Parameters above which a smaller checkpoint is written: bytes a second are the same for all."""
-
-Timer = Callable[[Callable[[], object]], float]
+LARGE = 50_000_000  # parameters above which a smaller checkpoint is written: bytes a second are the same for all
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,14 @@ class TrainingCost:
 
     Attributes
     ----------
-    step, evaluation, checkpoint : seconds each
+    step, checkpoint : seconds each
     seconds : of the whole run, without reading images and fitting the palette
     memory : bytes that a rank holds beside the process itself: state, activations, temporary gradients
-    disk : bytes of the checkpoints that are left at the end
+    disk : bytes of the tensors in the checkpoints that are left at the end
     scaled_from : what was timed instead of whole updates, "" where those were
     """
 
     step: float
-    evaluation: float
     checkpoint: float
     seconds: float
     memory: int
@@ -60,7 +60,7 @@ def training_cost(
     ranks: int = 1,
     seconds: float = 4.0,
     rate: float | None = None,
-    timer: Timer | None = None,
+    timer: Callable[[Callable[[], object]], float] | None = None,
 ) -> TrainingCost:
     """Time three updates of a run's settings and count what the run consists of.
 
@@ -75,43 +75,38 @@ def training_cost(
     """
     if rate is not None:
         config = replace(config, device="cpu", compile=False)
-    device = find_device(config.device)
-    timer = timer or (lambda action: _median_seconds(action, device))
-    model, images = config.model_config, math.ceil(config.batch_size / ranks)
+    device, model, images = find_device(config.device), config.model_config, math.ceil(config.batch_size / ranks)
+    timer = timer or partial(_median_seconds, device=device)
     operations = training_flops(model, images, config.checkpoint_blocks)
     with cpu_threads(config.threads):
         if rate is not None:
             step, note = operations / rate, f"{rate / 1e12:g} TFLOP/s a rank"
         else:
-            timed, few = _that_takes(seconds / 4, config, images, device)
-            engine = Engine(timed, Ranks(device=device))
+            timed = replace(config, batch_size=images, micro_batch=min(config.micro_batch, images), parallel="none")
+            few, possible = images, seconds / 4 * matmul_rate(seconds=0.1, device=config.device)
+            if operations > possible:
+                timed = replace(timed, n_layer=min(2, model.n_layer), n_embd=model.n_embd, n_head=model.n_head)
+                few = int(possible / training_flops(timed.model_config, 1, config.checkpoint_blocks))
+                few = min(max(few, 1), images)
             share = operations / training_flops(timed.model_config, few, config.checkpoint_blocks)
-            step = share * timer(_update(engine, few))
-            note = (
-                ""
-                if share == 1
-                else f"{timed.model_config.n_layer} of {model.n_layer} blocks, {few} of {images} images"
-            )
-        save, save_bytes = _checkpoint(config, timer)
-    if config.parallel == "fsdp":  # each rank writes and hashes its part
-        save /= ranks
-    micro = min(config.micro_batch or images, images)
-    held = rank_memory(model, micro, ranks, config.parallel, config.dtype, config.checkpoint_blocks)
+            step = share * timer(_update(Engine(timed, Ranks(device=device)), few))
+            blocks = f"{timed.model_config.n_layer} of {model.n_layer} blocks"
+            note = "" if share == 1 else f"{blocks}, {few} of {images} images"
+        save = _checkpoint_seconds(config, timer) / (ranks if config.parallel == "fsdp" else 1)  # each writes its part
     # a forward pass is a third of an update's work
     evaluation = step / images / 3 * min(config.eval_images, val_images) / ranks
-    evaluations = 1 + config.steps // config.eval_every + (config.steps % config.eval_every > 0)
+    evaluations = 1 + math.ceil(config.steps / config.eval_every)
     saved = [0, *(done for done in range(1, config.steps + 1) if config.saves(done))]
-    newest, older = saved[-config.keep_last :], saved[: -config.keep_last]
     # older ones that are kept lose their moments; at step 0 there are none yet
-    a_parameter = sum(CHECKPOINT_BYTES if done else KEPT_BYTES for done in newest)
-    a_parameter += KEPT_BYTES * sum(config.keeps(done) for done in older)
+    a_parameter = sum(CHECKPOINT_BYTES if done else KEPT_BYTES for done in saved[-config.keep_last :])
+    a_parameter += KEPT_BYTES * sum(config.keeps(done) for done in saved[: -config.keep_last])
+    micro = min(config.micro_batch or images, images)
     return TrainingCost(
         step=step,
-        evaluation=evaluation,
         checkpoint=save,
         seconds=config.steps * step + evaluations * evaluation + len(saved) * save,
-        memory=held.total,
-        disk=a_parameter * model.n_params + len(newest) * save_bytes,
+        memory=sum(rank_memory(model, micro, ranks, config.parallel, config.dtype, config.checkpoint_blocks)),
+        disk=a_parameter * model.n_params,
         scaled_from=note,
     )
 
@@ -121,58 +116,96 @@ def training_flops(config: ModelConfig, images: int, checkpoint_blocks: bool = F
     return (4 if checkpoint_blocks else 3) * config.flops_per_image * images
 
 
-def load_training() -> None:
-    """Make one update of the smallest model: what PyTorch loads on its first (90 MB) is the process's, not the run's.
+def matmul_rate(size: int = 1024, seconds: float = 0.5, device: str = "cpu", dtype: str = "float32") -> float:
+    """Return this machine's matrix-product rate in FLOP/s: the best of as many products as fit in `seconds`."""
+    if device != "cpu":
+        size *= 8  # what keeps a GPU busy
+    a = torch.full((size, size), 0.5, device=device, dtype=getattr(torch, dtype))
+    best, until = math.inf, time.perf_counter() + seconds
+    while time.perf_counter() < until or best == math.inf:
+        begun = time.perf_counter()
+        (a @ a)[0, 0].item()  # reading a number waits for the device
+        best = min(best, time.perf_counter() - begun)
+    return 2 * size**3 / best
 
-    Call it before measuring the process that `TrainingCost.memory` is added to.
+
+class RankMemory(NamedTuple):
+    """Bytes that one rank holds; allocator waste, CUDA's own workspace (about 1 GB) and NCCL's buffers are not counted.
+
+    Attributes
+    ----------
+    weights, gradients, optimizer : float32, Adam's two moments; with "fsdp" this rank's share of them
+    gathered : with "fsdp", the whole weights and gradients of the current blocks and of the embeddings
+    activations : what the forward pass keeps for the backward pass; BERT, which predicts fewer positions, keeps less
+    transient : what the backward pass makes on the way, at its largest: an estimate
     """
-    smallest = TrainConfig(n_layer=1, n_embd=8, n_head=1, resolution=2, n_colours=2, batch_size=1, steps=1)
-    _update(Engine(smallest, Ranks()), 1)()
+
+    weights: int
+    gradients: int
+    optimizer: int
+    gathered: int
+    activations: int
+    transient: int
 
 
-def _that_takes(seconds: float, config: TrainConfig, images: int, device: torch.device) -> tuple[TrainConfig, int]:
-    """Return settings and images of an update that takes about so long at most, by the rate of one matrix product."""
-    model = config.model_config
-    a, b = (torch.full(shape, 0.5, device=device) for shape in ((2048, model.n_embd), (model.n_embd, 4 * model.n_embd)))
-    rate = 2 * 2048 * b.numel() / _median_seconds(lambda: a @ b, device)
-    plain = replace(config, batch_size=images, micro_batch=min(config.micro_batch, images), parallel="none")
-    if training_flops(model, images, config.checkpoint_blocks) <= seconds * rate:
-        return plain, images
-    shallow = _resized(plain, min(2, model.n_layer), model.n_embd, model.n_head)
-    few = int(seconds * rate / training_flops(shallow.model_config, 1, config.checkpoint_blocks))
-    return shallow, min(max(few, 1), images)
+def rank_memory(
+    config: ModelConfig,
+    images: int,
+    ranks: int = 1,
+    parallel: str = "none",
+    dtype: str = "float32",
+    checkpoint_blocks: bool = False,
+) -> RankMemory:
+    """Return the memory of the rank that has the most, by arithmetic alone.
 
-
-def _resized(config: TrainConfig, n_layer: int, n_embd: int, n_head: int) -> TrainConfig:
-    return replace(config, n_layer=n_layer, n_embd=n_embd, n_head=n_head)
+    Parameters
+    ----------
+    images : B, images that a rank passes through the model at a time
+    parallel : "none", "ddp" or "fsdp" (as `TrainConfig.parallel`)
+    dtype : "float32", or "bfloat16" for autocast
+    """
+    t, d, v, half = config.n_positions, config.n_embd, config.vocab_size, dtype == "bfloat16"
+    bt, btd = images * t, images * t * d
+    with torch.device("meta"):
+        shapes = [parameter.shape for parameter in IGPT(config).parameters()]
+    parts = ranks if parallel == "fsdp" else 1  # each tensor is cut by rows
+    weights = FLOAT * sum(-(-shape[0] // parts) * prod(shape[1:]) for shape in shapes)
+    matrices = 12 * d * d + 2 * d  # of a block: the current one, the prefetched next one and one gradient
+    gathered = FLOAT * (3 * matrices + 2 * (config.n_params - config.n_layer * matrices)) if parallel == "fsdp" else 0
+    # A block keeps its input, both norms' outputs before and after their gains, the state between, q, k, v, the mixed
+    # values and the MLP's two hidden states (4 D each): 18 numbers of B T D; the norms' scales and the attention's
+    # logarithms of sums; the MLP's matrices with the activation's slope in them, 8 D^2. Under autocast, what enters a
+    # matrix product takes two bytes (14 of the 18), and so does every matrix (12 D^2).
+    block = FLOAT * bt * (2 + config.n_head) + (44 * btd + 24 * d * d if half else 72 * btd + 32 * d * d)
+    # last state, normalised and as it enters the output matrix; log-probabilities; targets
+    output = (10 * btd + 2 * v * d if half else 12 * btd) + FLOAT * bt * (1 + v) + 8 * bt
+    # gradients of the MLP's hidden states and of the residual stream, and the block itself if it is computed again
+    inside = (16 if half else 32) * btd + 8 * btd + (block if checkpoint_blocks else 0)
+    activations = config.n_layer * (FLOAT * btd if checkpoint_blocks else block) + output
+    return RankMemory(weights, weights, 2 * weights, gathered, activations, max(2 * FLOAT * bt * v, inside))
 
 
 def _update(engine: Engine, images: int) -> Callable[[], object]:
-    """Return an update of made-up images."""
+    """Return an update of synthetic images."""
     model, rng = engine.model.config, np.random.default_rng(0)
     tokens = rng.integers(0, model.vocab_size, (images, model.n_positions))
     masks = None if model.causal else torch.from_numpy(rng.random(tokens.shape) < model.mask_prob)
     return lambda: engine.update(tokens, masks, 0.0)
 
 
-def _checkpoint(config: TrainConfig, timer: Timer) -> tuple[float, int]:
-    """Return the seconds that saving a checkpoint takes, and the bytes in it that are not its tensors."""
-    model = config.model_config
-    plain = replace(config, device="cpu", parallel="none", dtype="float32", compile=False)
-    engine = Engine(plain if model.n_params < LARGE else _resized(plain, 1, 512, 8), Ranks())
-    for parameter in engine.parameters:
-        parameter.grad = torch.zeros_like(parameter)
-    engine.optimizer.step()
-    palette, transform = Palette.rgb_grid(config.n_colours), ImageTransform(config.resolution, config.resize)
-    state: tuple[dict[str, torch.Tensor], dict[str, Any]] = (engine.state(), {})
+def _checkpoint_seconds(config: TrainConfig, timer: Callable[[Callable[[], object]], float]) -> float:
+    """Return the seconds that saving a checkpoint takes."""
+    n_params = config.model_config.n_params
+    sizes = config if n_params < LARGE else replace(config, n_layer=1, n_embd=512, n_head=8)
+    model = IGPT(sizes.model_config)
+    moments = {f"{name}/{i}": torch.zeros_like(p) for name, p in model.named_parameters() for i in range(2)}
+    about = (Palette.rgb_grid(config.n_colours), ImageTransform(config.resolution, config.resize))
     with tempfile.TemporaryDirectory() as folder:
         steps = iter(range(1000))
         took = timer(
-            lambda: save_checkpoint(checkpoint_path(folder, next(steps)), engine.model, palette, transform, 0, state)
+            lambda: save_checkpoint(checkpoint_path(folder, next(steps)), model, *about, 0, trainer_state=(moments, {}))
         )
-        written = sum(file.stat().st_size for file in checkpoint_path(folder, 0).rglob("*") if file.is_file())
-    n = engine.model.config.n_params
-    return took * model.n_params / n, max(0, written - CHECKPOINT_BYTES * n)
+    return took * n_params / model.config.n_params
 
 
 def _median_seconds(action: Callable[[], object], device: torch.device) -> float:

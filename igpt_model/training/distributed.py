@@ -5,10 +5,9 @@ whole model on each rank; "fsdp" (FSDP2, `fully_shard`) splits weights, gradient
 """
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -16,23 +15,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from igpt_model.errors import UserError
-from igpt_model.locks import run_lock
 from igpt_model.model import IGPT
-from igpt_model.process_group import join_group, local_device
+from igpt_model.process_group import join_group
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of a run.
+    """This process, number `rank` of the `size` processes of a run, which computes on `device`.
 
-    Attributes
-    ----------
-    parallel : "none", "ddp" or "fsdp"
-    rank, size : which one this is, of how many
-    device : torch.device
-        Where this rank computes.
+    `parallel` is "none", "ddp" or "fsdp".
     """
 
     parallel: str = "none"
@@ -85,14 +78,6 @@ class Ranks:
         return outcome[0]
 
 
-@contextmanager
-def held_run(out: str | Path, ranks: Ranks) -> Iterator[None]:
-    """Hold the run folder by rank 0 for as long as the ranks write into it; `UserError` on every rank if it is held."""
-    with ExitStack() as stack:
-        ranks.once(lambda: stack.enter_context(run_lock(out)))
-        yield
-
-
 def find_ranks(parallel: str, device: torch.device, batch_size: int = 0) -> Ranks:
     """Join the processes that torchrun started, if it did.
 
@@ -113,7 +98,6 @@ def find_ranks(parallel: str, device: torch.device, batch_size: int = 0) -> Rank
         )
     if parallel == "fsdp" and device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
         raise UserError(f"PyTorch {torch.__version__} cannot shard a model on a CPU; choose ddp, or a newer PyTorch.")
-    device = local_device(device)
     join_group(device)
     ranks = Ranks(parallel, dist.get_rank(), dist.get_world_size(), device)
     if batch_size % ranks.size:
@@ -125,7 +109,7 @@ def share_model(objective: nn.Module, model: IGPT, ranks: Ranks, some_unused: bo
     """Return `objective` (a module around `model` that gives the loss) as this run's ranks compute it.
 
     "fsdp" changes `model` in place: its parameters become DTensors, split by rows, gathered a block at a time.
-    `some_unused` says that not every parameter has a part in the loss, for which "ddp" must look at each pass.
+    `some_unused`: not every parameter has a part in the loss, for which "ddp" must look at each pass.
     """
     if ranks.parallel == "ddp":
         objective.to(ranks.device)
@@ -147,8 +131,6 @@ def share_model(objective: nn.Module, model: IGPT, ranks: Ranks, some_unused: bo
 
 def sum_later(shared: nn.Module, ranks: Ranks, later: bool) -> Any:
     """Return the context of one part of a batch: with `later`, gradients are not exchanged yet but kept adding up."""
-    from contextlib import nullcontext
-
     if ranks.parallel == "ddp" and later:
         return shared.no_sync()  # type: ignore[operator]  # only DistributedDataParallel comes here
     if ranks.parallel == "fsdp":

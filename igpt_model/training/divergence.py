@@ -4,8 +4,7 @@ import math
 
 from igpt_model.errors import UserError
 
-PATIENCE = 5
-"""Records in a row for which a spiking loss is watched before training stops."""
+PATIENCE = 5  # records in a row for which a spiking loss is watched before training stops
 
 
 class TrainingDiverged(UserError):  # noqa: N818 (it names what happened, as StopIteration does)
@@ -13,14 +12,10 @@ class TrainingDiverged(UserError):  # noqa: N818 (it names what happened, as Sto
 
 
 class LossWatch:
-    """Looks at every record of the training loss.
+    """Checks every record of the training loss.
 
-    Parameters
-    ----------
-    first : float
-        The loss at which training starts.
-    spike : float
-        The share of its progress since then that the loss may give back; 0: any, so that only finiteness is checked.
+    `first` is the loss at which training starts; `spike` the share of its decrease since then that may be lost again
+    (0: any, so that only finiteness is checked).
     """
 
     def __init__(self, first: float = 0.0, spike: float = 0.0) -> None:
@@ -29,18 +24,13 @@ class LossWatch:
 
     @property
     def reliable(self) -> bool:
-        """Whether weights of this moment count as good ones: a loss that has risen is watched for a while first."""
+        """Whether the weights may be saved: a loss that has risen is watched for a while first."""
         return self.bad_records == 0
 
     def check(self, step: int, loss: float, norm: float, last: bool, good: int | None) -> None:
         """Take in the loss and the largest gradient norm since the last record.
 
-        Parameters
-        ----------
-        last : bool
-            No record follows, so that a spike cannot pass any more.
-        good : int, optional
-            The step of the newest checkpoint, for the message.
+        `last` says that no record follows; `good` is the step of the newest checkpoint, for the message.
 
         Raises
         ------

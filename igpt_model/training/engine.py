@@ -14,11 +14,15 @@ from torch import Tensor, nn
 
 from igpt_model import objectives
 from igpt_model.model import IGPT
-from igpt_model.training.checkpoint import HEAD_FILE, load_trainer_state, read_tensors, read_weights
-from igpt_model.training.checkpoint_shards import fill_from_shards
-from igpt_model.training.config import TrainConfig
+from igpt_model.training.checkpoint import (
+    HEAD_FILE,
+    fill_from_shards,
+    load_trainer_state,
+    read_tensors,
+    read_weights,
+)
+from igpt_model.training.config import FinetuneConfig, TrainConfig
 from igpt_model.training.distributed import Ranks, share_model, sum_later, whole
-from igpt_model.training.finetune_config import FinetuneConfig
 from igpt_model.training.optim import like, make_optimizer, optimizer_tensors, restore_optimizer, start_optimizer
 
 
@@ -35,16 +39,6 @@ class Objective(nn.Module):
         return loss, loss.detach()
 
 
-def new_model(config: TrainConfig) -> IGPT:
-    """Return the untrained model of a pre-training run."""
-    model = IGPT(config.model_config, seed=config.seed)
-    model.checkpoint_blocks = config.checkpoint_blocks
-    if config.compile:
-        for block in model.blocks:
-            block.compile()
-    return model
-
-
 class Engine:
     """A model in training, with its optimiser.
 
@@ -55,14 +49,9 @@ class Engine:
         The processes that share each batch.
     objective : module, optional
         Returns (loss, reported parts of the loss) from `(tokens_BT, mask_BT)`, and labels if `update` gets any. Its
-        `model` is what is trained: an IGPT, or a module with one as `igpt` and a head. Default: a new IGPT's own loss.
-
-    Attributes
-    ----------
-    model : IGPT
-        With "fsdp" its parameters are DTensors.
-    head : parameters by name that are not the IGPT's
-    optimizer : torch.optim.AdamW
+        `model` is trained: an IGPT, or a module with one as `igpt` and a head. Default: a new IGPT's own loss.
+    some_unused : bool
+        Not every parameter has a part in the loss.
     """
 
     def __init__(
@@ -70,7 +59,11 @@ class Engine:
     ) -> None:
         if objective is None:
             assert isinstance(config, TrainConfig), "fine-tuning needs an objective"
-            objective = Objective(new_model(config))
+            model = IGPT(config.model_config, seed=config.seed)
+            model.checkpoint_blocks = config.checkpoint_blocks
+            for block in model.blocks if config.compile else ():
+                block.compile()
+            objective = Objective(model)
         self.config, self.ranks = config, ranks
         self.plain, self.trained = objective, objective.model
         self.model: IGPT = getattr(self.trained, "igpt", self.trained)
@@ -97,7 +90,7 @@ class Engine:
         Returns
         -------
         parts, norm : tensors on the device
-            This rank's share of what the objective reports, whose sum over ranks is the batch's mean; the norm of the
+            This rank's share of what the objective reports (the sum over ranks is the batch's mean); the norm of the
             gradient before clipping.
         """
         config, ranks = self.config, self.ranks
@@ -135,25 +128,34 @@ class Engine:
         return tensor.to(self.ranks.device)
 
     def autocast(self) -> Any:
-        """bfloat16 where asked for; the weights and the losses stay float32."""
+        """Return the context of a forward pass: bfloat16 if configured; the weights and the losses stay float32."""
         if self.config.dtype == "float32":
             return nullcontext()
         # each matrix is cast once a pass: a cache of the casts would only keep them, of all blocks, until its end
         return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16, cache_enabled=False)
 
+    @torch.no_grad()
     def evaluate(self, tokens_NT: np.ndarray) -> float:
-        """Return the mean pre-training loss over images, in nats per token."""
+        """Return the mean pre-training loss over images, in nats per token; BERT masks depend on (seed, row)."""
+        config, ranks, n_images = self.config, self.ranks, len(tokens_NT)
         # DDP's wrapper would wait for the other ranks; FSDP's gathers the weights
-        sharded = self.ranks.parallel == "fsdp"
-        config = self.config
-        with self.autocast():
-            loss = evaluate(
-                *(self.model, tokens_NT, config.batch_size, config.seed, self.ranks),
-                objective=self.objective if sharded else self.plain,
-            )
+        sharded = ranks.parallel == "fsdp"
+        objective = self.objective if sharded else self.plain
+        total = torch.zeros((), dtype=torch.float64)
+        for start in range(0, n_images, config.batch_size):
+            mine = ranks.part(start, min(start + config.batch_size, n_images))
+            n = mine.stop - mine.start
+            if n == 0:  # every rank must take part when weights are gathered
+                mine = slice(start, start + 1)
+            part, mask = torch.from_numpy(tokens_NT[mine].astype(np.int64)).to(ranks.device), None
+            if not self.model.config.causal:
+                rows, prob = np.arange(mine.start, mine.stop), self.model.config.mask_prob
+                mask = objectives.draw_masks(rows, part.shape[1], prob, config.seed).to(ranks.device)
+            with self.autocast():
+                total += objective(part, mask)[1].item() * n
         if sharded:  # without a backward pass the outer parameters would stay gathered
             self.objective.reshard()  # type: ignore[operator]
-        return loss
+        return float(ranks.sum(total.to(ranks.device))) / n_images
 
     def state(self) -> dict[str, Tensor]:
         """Return the optimiser's state as tensors by name."""
@@ -178,33 +180,3 @@ class Engine:
         """Whether all weights are finite, on every rank."""
         local = [p.to_local() if hasattr(p, "to_local") else p for p in self.parameters]
         return not self.ranks.any(not all(bool(torch.isfinite(p).all()) for p in local))
-
-
-@torch.no_grad()
-def evaluate(
-    model: IGPT,
-    tokens_NT: np.ndarray,
-    batch_size: int = 128,
-    seed: int = 0,
-    ranks: Ranks | None = None,
-    objective: nn.Module | None = None,
-) -> float:
-    """Return the mean loss over images in nats per token; BERT masks are drawn from (seed, row), the same every time.
-
-    `ranks` share the images; `objective` is the model's loss as they compute it.
-    """
-    ranks = ranks or Ranks(device=next(model.parameters()).device)
-    objective = objective or Objective(model)
-    total = torch.zeros((), dtype=torch.float64)
-    for start in range(0, len(tokens_NT), batch_size):
-        mine = ranks.part(start, min(start + batch_size, len(tokens_NT)))
-        n = mine.stop - mine.start
-        if n == 0:  # every rank must take part when weights are gathered
-            mine = slice(start, start + 1)
-        part = torch.from_numpy(tokens_NT[mine].astype(np.int64)).to(ranks.device)
-        mask = None
-        if not model.config.causal:
-            rows = np.arange(mine.start, mine.stop)
-            mask = objectives.draw_masks(rows, part.shape[1], model.config.mask_prob, seed).to(ranks.device)
-        total += objective(part, mask)[1].item() * n
-    return float(ranks.sum(total.to(ranks.device))) / len(tokens_NT)

@@ -1,7 +1,5 @@
 """Fine-tuning as a generator: a pre-trained iGPT, a linear head and the sum of both losses (paper, section 2.4).
 
-Everything random comes from (seed, step), so that a resumed run ends with the same bits, as in `train`.
-
 Letters: N images, B batch, P pixels per side, T = P * P tokens, K classes.
 """
 
@@ -14,20 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from igpt_model.arguments import checked
 from igpt_model.checked_json import Int, Real
 from igpt_model.classifier import Classifier, at_resolution, predict_proba
-from igpt_model.devices import cpu_threads, find_device
+from igpt_model.devices import find_device
 from igpt_model.errors import UserError
 from igpt_model.model import IGPT
 from igpt_model.palette import Palette
+from igpt_model.training.batches import TrainingData, check_images, encode_data
 from igpt_model.training.checkpoint import Checkpoint, load_checkpoint
-from igpt_model.training.data import TrainingData, check_images, encode_data
-from igpt_model.training.distributed import Ranks, find_ranks, held_run
+from igpt_model.training.config import FinetuneConfig
+from igpt_model.training.distributed import Ranks, find_ranks
 from igpt_model.training.divergence import LossWatch
 from igpt_model.training.engine import Engine
-from igpt_model.training.finetune_config import FinetuneConfig
-from igpt_model.training.run import Record, Run
-from igpt_model.training.run_log import open_run
+from igpt_model.training.run import Record, Run, records_of
 from igpt_model.voting import modal_vote
 
 __all__ = ["FinetuneConfig", "Labelled", "finetune"]
@@ -37,18 +35,13 @@ _FREE = ("finetune.device", "finetune.threads", "finetune.parallel")  # may chan
 
 @dataclass(frozen=True)
 class Labelled:
-    """Prepared images, as for `train`, and their classes.
-
-    Attributes
-    ----------
-    images : uint8 (N, P, P, 3), or anything with a length that gives one for an index array
-    labels : integers (N,), 0 to K - 1
-    """
+    """Prepared images, uint8 (N, P, P, 3) or what gives some for an index array, and classes (N,) from 0 to K-1."""
 
     images: Any
     labels: np.ndarray
 
 
+@checked
 def finetune(
     config: FinetuneConfig,
     source: Checkpoint | str | Path,
@@ -103,11 +96,10 @@ def finetune(
         "classes": list(classes),
         "data": {"train_images": len(train.labels), "val_images": len(val.labels), **dict(data_provenance or {})},
     }
-    with held_run(out, ranks), cpu_threads(config.threads):
-        changed = ranks.once(lambda: open_run(out, run_config, _FREE))
-        run = Finetuning(config, Path(out), ranks, loaded, (train, val), run_config)
-        yield from run.open(changed)
-        yield from run.records(stop)
+    yield from records_of(
+        lambda: Finetuning(config, Path(out), ranks, loaded, (train, val), run_config),
+        *(run_config, _FREE, out, ranks, config.threads, stop),
+    )
 
 
 class JointLoss(nn.Module):
@@ -146,7 +138,7 @@ class Finetuning(Run):
         # without L_gen the output matrix, and blocks above the head's layer, have no part in the loss
         loss = JointLoss(self.classifier, config.gen_weight)
         engine = Engine(config, ranks, loss, some_unused=not config.gen_weight)
-        super().__init__(config, out, ranks, engine, transform, LossWatch())
+        super().__init__(config, out, engine, transform, LossWatch())
         self.parts, self.source_palette = parts, source.palette
         self.about = {"config": run_config["finetune"], **{k: v for k, v in run_config.items() if k != "finetune"}}
         self.best_step, self.best_accuracy, self.stale = 0, -1.0, 0
@@ -159,13 +151,6 @@ class Finetuning(Run):
         train, val = self.parts
         labels = {"train_labels": train.labels, "val_labels": val.labels}
         return encode_data(train.images, val.images, palette, self.transform, **labels)
-
-    def state(self) -> dict[str, Any]:
-        seen = {"best_step": self.best_step, "best_accuracy": self.best_accuracy, "stale": self.stale}
-        return {**seen, "data_hash": self.data.hash}
-
-    def resume(self, state: dict[str, Any]) -> None:
-        self.best_step, self.best_accuracy, self.stale = state["best_step"], state["best_accuracy"], state["stale"]
 
     def provenance(self) -> dict[str, Any]:
         about = {**self.about, "layer": self.classifier.layer, "val_accuracy": self.measured}

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from igpt_model.arguments import check_fields
 from igpt_model.images import MAX_RESOLUTION, ImageTransform
 from igpt_model.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, RATE, SEED, WEIGHT, Range, check_settings, option
 from igpt_model.training.config import DATA, HARDWARE, LOGS, MODEL, OPTIMISATION
@@ -79,6 +80,7 @@ class FinetuneConfig:
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "augment", tuple(self.augment))
         object.__setattr__(self, "betas", tuple(self.betas))
         check_settings(self)

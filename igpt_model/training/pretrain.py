@@ -1,9 +1,7 @@
 """Pre-training as a generator of records: the caller shows them, plots them or stops.
 
 Everything random comes from (seed, step): a run that is resumed with the same settings ends with the same bits
-on the same kind of machine and number of threads.
-
-Letters in shapes: N images, B batch, P pixels per side, T = P*P tokens.
+on the same kind of machine and number of threads. Letters in shapes: N images, B batch, P pixels per side.
 """
 
 import math
@@ -13,28 +11,26 @@ from typing import Any, ClassVar
 
 import torch
 
+from igpt_model.arguments import checked
 from igpt_model.checked_json import Int
-from igpt_model.devices import check_compiler, cpu_threads, find_device
+from igpt_model.devices import check_compiler, find_device
 from igpt_model.errors import UserError
 from igpt_model.palette import Palette
+from igpt_model.training.batches import Spaced, TrainingData, check_images, encode_data, fit_palette
 from igpt_model.training.checkpoint import list_checkpoints
 from igpt_model.training.config import TrainConfig
-from igpt_model.training.data import Spaced, TrainingData, check_images, encode_data, fit_palette
-from igpt_model.training.distributed import Ranks, find_ranks, held_run
+from igpt_model.training.distributed import Ranks, find_ranks
 from igpt_model.training.divergence import LossWatch, TrainingDiverged
-from igpt_model.training.engine import Engine, evaluate
-from igpt_model.training.run import Record, Run
-from igpt_model.training.run_log import open_run
+from igpt_model.training.engine import Engine
+from igpt_model.training.run import Record, Run, records_of
 
-__all__ = ["TrainConfig", "TrainingDiverged", "evaluate", "train"]
+__all__ = ["TrainConfig", "TrainingDiverged", "train"]
 
 # may change between a run's parts
-_FREE = (
-    *("device", "threads", "keep_last", "keep_at", "micro_batch"),
-    *("parallel", "checkpoint_blocks", "compile"),
-)
+_FREE = ("device", "threads", "keep_last", "keep_at", "micro_batch", "parallel", "checkpoint_blocks", "compile")
 
 
+@checked
 def train(
     config: TrainConfig,
     train_images: Any,
@@ -88,11 +84,11 @@ def train(
     data = {"train_images": len(train_images), "val_images": len(val_images), "provenance": provenance}
     shared = None if palette is None else palette.hash
     run_config = {"train": config.to_dict(), "model": config.model_config.to_dict(), "data": data, "palette": shared}
-    with held_run(out, ranks), cpu_threads(config.threads):
-        changed = ranks.once(lambda: open_run(out, run_config, free=[f"train.{name}" for name in _FREE]))
-        run = Pretraining(config, Path(out), ranks, (train_images, val_images), palette, provenance)
-        yield from run.open(changed)
-        yield from run.records(stop)
+    images = train_images, val_images
+    yield from records_of(
+        lambda: Pretraining(config, Path(out), ranks, images, palette, provenance),
+        *(run_config, [f"train.{name}" for name in _FREE], out, ranks, config.threads, stop),
+    )
 
 
 class Pretraining(Run):
@@ -112,7 +108,7 @@ class Pretraining(Run):
     ) -> None:
         # the output matrix starts at zero, so that training starts at the loss log(n_colours)
         watch = LossWatch(math.log(config.n_colours), config.spike)
-        super().__init__(config, out, ranks, Engine(config, ranks), config.transform, watch)
+        super().__init__(config, out, Engine(config, ranks), config.transform, watch)
         self.images, self.given_palette, self.data_provenance = images, palette, data_provenance
         self.schedule = config.schedule
 
@@ -128,12 +124,12 @@ class Pretraining(Run):
         train, val = self.images
         return encode_data(train, Spaced(val, self.config.eval_images), palette, self.transform)
 
-    def state(self) -> dict[str, Any]:
-        watched = {"lowest": self.watch.lowest, "bad_records": self.watch.bad_records}
-        return {**watched, "data_hash": self.data.hash, "threads": torch.get_num_threads(), "ranks": self.ranks.size}
+    @property
+    def progress(self) -> LossWatch:
+        return self.watch
 
-    def resume(self, state: dict[str, Any]) -> None:
-        self.watch.lowest, self.watch.bad_records = state["lowest"], state["bad_records"]
+    def circumstances(self) -> Record:
+        return {"threads": torch.get_num_threads(), "ranks": self.ranks.size}
 
     def provenance(self) -> dict[str, Any]:
         made = {"train": self.config.to_dict(), "data": self.data_provenance}

@@ -1,13 +1,14 @@
-"""A run between its first update and its last, pre-training and fine-tuning alike: restored, updated, evaluated, saved.
+"""Runs, pre-training and fine-tuning alike: restored, updated, evaluated, saved.
 
-`Run` holds the loop and all that both have in common; `pretrain` and `finetune` derive what differs.
+`Run` contains the loop and all that both have in common; `pretrain` and `finetune` derive what differs.
 """
 
 import signal
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,11 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from igpt_model.devices import cpu_threads
 from igpt_model.errors import UserError
 from igpt_model.images import ImageTransform
+from igpt_model.locks import run_lock
 from igpt_model.objectives import draw_masks
 from igpt_model.palette import Palette
-from igpt_model.training.batches import mask_keys, token_batch
+from igpt_model.training.batches import DrawnAhead, TrainingData, mask_keys, token_batch
 from igpt_model.training.checkpoint import (
     checkpoint_path,
     list_checkpoints,
@@ -29,50 +32,54 @@ from igpt_model.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from igpt_model.training.config import TrainConfig
-from igpt_model.training.data import TrainingData
+from igpt_model.training.config import FinetuneConfig, TrainConfig
 from igpt_model.training.distributed import Ranks
 from igpt_model.training.divergence import LossWatch, TrainingDiverged
 from igpt_model.training.engine import Engine
-from igpt_model.training.finetune_config import FinetuneConfig
-from igpt_model.training.interrupts import interrupts_deferred
 from igpt_model.training.optim import learning_rate
-from igpt_model.training.prefetch import DrawnAhead
-from igpt_model.training.run_log import MetricsLog
+from igpt_model.training.run_log import MetricsLog, open_run
 
 Record = dict[str, Any]
 
 
-class Run(ABC):
-    """The state of a run between updates.
+def records_of(
+    make: Callable[[], "Run"],
+    run_config: Mapping[str, Any],
+    free: Iterable[str],
+    out: str | Path,
+    ranks: Ranks,
+    threads: int,
+    stop: Callable[[], bool] | None,
+) -> Iterator[Record]:
+    """Start or resume the run that `make` returns, and yield its records; rank 0 holds the folder meanwhile.
 
-    Parameters
-    ----------
-    config : TrainConfig or FinetuneConfig
-    out : Path
-        The run folder.
-    ranks : Ranks
-        The processes that train together; the first one writes.
-    engine : Engine
-    transform : ImageTransform
-        How the training images were prepared, and how they are augmented.
-    watch : LossWatch
+    Settings named in `free` may differ from those in `run_config` that the run in `out` was started with.
     """
+    with ExitStack() as held:
+        ranks.once(lambda: held.enter_context(run_lock(out)))
+        held.enter_context(cpu_threads(threads))
+        changed = ranks.once(lambda: open_run(out, run_config, free))
+        run = make()
+        yield from run.open(changed)
+        yield from run.records(stop)
+
+
+class Run(ABC):
+    """The state of a run between updates; `transform` augments its training images."""
 
     schedule = "constant"
     clock = staticmethod(time.perf_counter)
-    state_schema: ClassVar[dict[str, Any]]  # of what `state` returns
+    state_schema: ClassVar[dict[str, Any]]  # what resuming needs beside weights and optimiser: attributes of `progress`
 
     def __init__(
         self,
         config: TrainConfig | FinetuneConfig,
         out: Path,
-        ranks: Ranks,
         engine: Engine,
         transform: ImageTransform,
         watch: LossWatch,
     ) -> None:
-        self.config, self.out, self.ranks, self.engine = config, out, ranks, engine
+        self.config, self.out, self.engine, self.ranks = config, out, engine, engine.ranks
         self.transform, self.watch = transform, watch
         self.step = 0
         # what each update since the last record returned, on the device: the host need not wait for every step
@@ -89,20 +96,12 @@ class Run(ABC):
         """Return the palette of a run that has no checkpoint yet; called on rank 0."""
 
     @abstractmethod
-    def state(self) -> dict[str, Any]:
-        """Return the JSON values that resuming needs beside weights and optimiser; "data_hash" is checked."""
-
-    @abstractmethod
-    def resume(self, state: dict[str, Any]) -> None:
-        """Take `state` back."""
-
-    @abstractmethod
     def provenance(self) -> dict[str, Any]:
-        """Return the JSON values that a checkpoint says about its origin."""
+        """Return the JSON values that a checkpoint records about its origin."""
 
     @abstractmethod
     def evaluation(self) -> Record:
-        """Evaluate on the validation images and return what the record says about it."""
+        """Evaluate on the validation images and return what is recorded."""
 
     @abstractmethod
     def loss_record(self, parts: list[float]) -> Record:
@@ -119,8 +118,17 @@ class Run(ABC):
         """How many of the newest checkpoints are kept, and the steps of those that are kept besides."""
 
     @property
+    def progress(self) -> Any:
+        """The object whose attributes `state_schema` names."""
+        return self
+
+    def circumstances(self) -> Record:
+        """Return further values of trainer.json, which nothing depends on."""
+        return {}
+
+    @property
     def worth_saving(self) -> bool:
-        """Whether these weights may become a checkpoint: a loss that has risen is watched for a while first."""
+        """Whether these weights may become a checkpoint."""
         return self.watch.reliable
 
     @property
@@ -129,7 +137,7 @@ class Run(ABC):
         return "steps" if self.step >= self.config.steps else None
 
     def more(self, kind: str) -> Record:
-        """Return what a record of this kind ("start" or "end") says beyond what all runs say."""
+        """Return what a "start" or "end" record contains beyond the fields of every run."""
         return {}
 
     # what they share
@@ -146,7 +154,8 @@ class Run(ABC):
             self.palette, self.step = loaded.palette, loaded.step
             state = load_trainer_state(folder, tensors=False, schema={**self.state_schema, "data_hash": str})[1]
             self.engine.restore(folder)
-            self.resume(state)
+            for name in self.state_schema:
+                setattr(self.progress, name, state[name])
         self.data = self.encode(self.palette)
         if state is not None and state["data_hash"] != self.data.hash:
             raise UserError(
@@ -175,7 +184,7 @@ class Run(ABC):
         }
 
     def records(self, stop: Callable[[], bool] | None) -> Iterator[Record]:
-        """Update until the run is over or until `stop` says so, yielding records."""
+        """Update until the run is over or `stop` returns True, yielding records."""
         if self.ranks.size == 1:
             yield from self._records(stop)
             return
@@ -284,7 +293,8 @@ class Run(ABC):
         if self.metrics is not None:
             self.metrics.sync()
         if not self.ranks.once(folder.exists):  # it does if it was kept for good and later ones were lost
-            state = (self.engine.state(), self.state())
+            values = {name: getattr(self.progress, name) for name in self.state_schema}
+            state = (self.engine.state(), {**values, "data_hash": self.data.hash, **self.circumstances()})
             save_checkpoint(
                 *(folder, self.engine.model, self.palette, self.transform, self.step, state, self.provenance()),
                 *(self.ranks, self.engine.head or None),
@@ -298,3 +308,18 @@ class Run(ABC):
         if self.metrics is not None:
             self.metrics.append(record)
         return record
+
+
+@contextmanager
+def interrupts_deferred(*signals: int) -> Iterator[list[int]]:
+    """Collect these signals (Ctrl-C is SIGINT) until the weights are whole again; outside the main thread, none."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {number: signal.signal(number, lambda n, frame: received.append(n)) for number in signals}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""A run folder's files: `config.json`, which says what the run is, and `metrics.jsonl`, one line per record."""
+"""A run folder's files: `config.json`, its settings and data, and `metrics.jsonl`, one line per record."""
 
 import json
 import os
@@ -18,15 +18,7 @@ _MORE = {"eval": {"val_loss": float}, "step": {"loss": float}, "probe": {"accura
 def open_run(out: str | Path, settings: Mapping[str, Any], free: Iterable[str] = ()) -> dict[str, Any]:
     """Start a run in `out`, or resume the existing one if its settings are the same.
 
-    Parameters
-    ----------
-    settings : mapping of JSON values, nested by section
-    free : names such as "train.threads" that may differ
-
-    Returns
-    -------
-    dict
-        The free settings that changed, name -> new value; empty for a new run.
+    Names in `free`, such as "train.threads", may differ; those that do are returned with their new values.
 
     Raises
     ------
@@ -50,7 +42,7 @@ def open_run(out: str | Path, settings: Mapping[str, Any], free: Iterable[str] =
 
 
 class MetricsLog:
-    """Appends records to `metrics.jsonl`; opening it for a step cuts off what a killed run wrote beyond that step."""
+    """Appends records to `metrics.jsonl`; opened for a step, it first removes the records of later steps."""
 
     def __init__(self, path: str | Path, step: int | None) -> None:
         self.path = Path(path)

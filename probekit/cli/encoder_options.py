@@ -17,7 +17,7 @@ class EncoderOptions:
     masked: bool | None = _flag("BERT: mask pixels as in training, as the paper probes it; --no-masked shows all.")
     seed: int | None = _flag("BERT: seed of the masks, which depend on it and on the row alone.")
     pool: Literal["mean", "cls", "both"] | None = _flag("Pooling of a layer's positions into one vector.")
-    axes: str | None = _flag("Order of an output's axes, where its shape is ambiguous: BCHW, BHWC, BTD.")
+    axes: str | None = _flag("Order of an output's axes, where its shape is ambiguous: BCHW, BHWC, BTD, BDT.")
     prefix_tokens: int | None = _flag("Special tokens before the patches, where the model does not say.")
     resolution: int | None = _flag("Side of the images in pixels, for encoders that accept several.")
     resize: int | None = _flag("Length of an image's shorter side before the crop.")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from igpt_model import atomic
-from igpt_model.training.finetune_config import FinetuneConfig
+from igpt_model.training.config import FinetuneConfig
 from probekit.cli.console import is_rank0, note, progress, say
 from probekit.cli.train import prepared_images, tensorboard_writer, training_images
 from probekit.datasets import Dataset, load_dataset

@@ -23,7 +23,7 @@ from probekit.cli import console
 from probekit.cli.numbers import check_numbers
 from probekit.cli.register import Verb, command
 from probekit.cli.usage import prepared, usage_sentence
-from probekit.runtime.errors import UserError, did_you_mean
+from probekit.runtime.errors import UserError, did_you_mean, shortened
 from probekit.runtime.escape import terminal, visible
 
 MAKE = Group.create_ordered("One command")
@@ -85,7 +85,7 @@ VERBS: dict[str, Verb] = {
     "report": Verb(
         SHOW, "Write depth curves, tables and an HTML page.", "probekit.cli.report:report", {"results": "*"}
     ),
-    "compare": Verb(SHOW, "Compare two results on the test rows they share.", "probekit.results.compare:compare"),
+    "compare": Verb(SHOW, "Compare two results on the test rows they share.", "probekit.results.results:compare"),
     "plot": Verb(SHOW, "Draw one figure to a file.", "probekit.cli.plot:plot", {"results": "*"}),
     "table": Verb(SHOW, "Write one table to a file.", "probekit.cli.table:table", {"results": "*"}),
     "plan": Verb(LOOK, "Estimate time, memory and disk of train, extract and sweep.", "probekit.cli.plan:plan"),
@@ -223,6 +223,8 @@ def _run(words: list[str], run: Callable[[list[str]], object], debug: bool, inte
     except Exception as error:
         if debug:
             traceback.print_exc()
+        if _out_of_memory(error):
+            traceback.clear_frames(error.__traceback__)  # what they hold is needed to say so
         if interrupts:
             return _report(_interrupted(), 130)
         if isinstance(error, CycloptsError):
@@ -295,9 +297,10 @@ def users_sentence(error: BaseException) -> str | None:
 
 def _out_of_memory(error: BaseException) -> bool:
     """Whether NumPy, PyTorch or Python itself could not allocate memory."""
-    words = ("can't allocate memory", "not enough memory", "out of memory", "Unable to allocate")
+    # the last one: of a library that cannot be loaded
+    words = ("can't allocate memory", "not enough memory", "out of memory", "Unable to allocate", "Cannot allocate mem")
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+        isinstance(error, RuntimeError | ImportError) and any(word in str(error) for word in words)
     )
 
 
@@ -308,9 +311,13 @@ def _number_inside(error: BaseException) -> int | None:
 
 
 def _report(sentence: str, code: int) -> int:
-    stderr = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     who = "probekit" if console.is_rank0() else f"probekit, rank {os.environ['RANK']}"
-    stderr.print(terminal(f"{who}: {sentence}"), style="red" if code != 130 else None)
+    text = terminal(f"{who}: {shortened(sentence)}")
+    try:
+        stderr = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+        stderr.print(text, style="red" if code != 130 else None)
+    except MemoryError:
+        os.write(2, f"{text}\n".encode(errors="backslashreplace"))
     return code
 
 

@@ -4,7 +4,19 @@ import inspect
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from igpt_model.ranges import COUNT, COUNT_OR_NONE, LARGE, NOT_NEGATIVE, POSITIVE, RATE, SEED, SHARE, Range, check_range
+from igpt_model.ranges import (
+    COUNT,
+    COUNT_OR_NONE,
+    LARGE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    RATE,
+    SEED,
+    SEEDS,
+    SHARE,
+    Range,
+    check_range,
+)
 
 _SIDE = Range(1, 65_536)
 _INCHES = Range(0.5, 100)
@@ -40,7 +52,7 @@ RANGES = {
     "scale": Range(1, 64),
     "seconds": Range(0, 86_400, above=True),
     "seed": SEED,
-    "seeds": Range(1, 10_000),
+    "seeds": SEEDS,
     "std": POSITIVE,
     "steps": COUNT,
     "temperature": NOT_NEGATIVE,

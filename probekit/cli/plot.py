@@ -59,10 +59,9 @@ def plot(
     from igpt_model import atomic
     from probekit.reports.figures.depth import depth_figure
     from probekit.reports.figures.label_curve import label_figure, label_frame
-    from probekit.reports.figures.options import FigureOptions, find_series, read_labels
     from probekit.reports.figures.penalty_paths import path_figure
-    from probekit.reports.figures.style import style
-    from probekit.reports.report import save_figure
+    from probekit.reports.figures.style import FigureOptions, save_figure, style
+    from probekit.reports.panels import find_series
     from probekit.reports.tables import layer_frame, path_frame
     from probekit.runtime.escape import csv_text
 
@@ -90,9 +89,20 @@ def plot(
     return {"figure": str(out), "points": str(beside)}
 
 
+def read_labels(texts: tuple[str, ...]) -> dict[str, str]:
+    """`OLD=NEW` texts as a mapping."""
+    pairs = [text.partition("=") for text in texts]
+    for (old, sign, new), text in zip(pairs, texts, strict=True):
+        if not (old and sign and new):
+            raise UserError(
+                f"--labels is {text!r}; expected NAME=NAME IN PRINT, as in --labels igpt='iGPT-S, CIFAR-10'."
+            )
+    return {old: new for old, _, new in pairs}
+
+
 def write_figure(figure: Any, out: Path) -> None:
     """Write a figure in the format that its file's ending asks for, atomically."""
-    from probekit.reports.report import save_figure
+    from probekit.reports.figures.style import save_figure
 
     form = check_ending(out, FORMATS)
     save_figure(figure, out.with_suffix(""), (form,))

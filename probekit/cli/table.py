@@ -37,8 +37,7 @@ def table(
     """
     from igpt_model import atomic
     from probekit.reports.published import comparison_frame, printed_comparison
-    from probekit.reports.report import captions
-    from probekit.reports.tables import choose_columns, layer_frame, printed_frame, table_text
+    from probekit.reports.tables import captions, choose_columns, layer_frame, printed_frame, table_text
 
     form = check_ending(out, FORMATS)
     if kind == "comparison" and choice.get("metric", "top1") != "top1":

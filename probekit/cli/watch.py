@@ -179,7 +179,7 @@ def curve_history(records: Sequence[dict[str, Any]], most: int = 16) -> list[str
 
 def share_of_peak(flops_per_image: int, n_tokens: int, dtype: str, device: str, ranks: int) -> Callable[[float], float]:
     """Measure the matrix rate now; return what turns tokens a second of training into a share of it."""
-    from probekit.evaluate.plan import matmul_rate
+    from igpt_model.training.cost import matmul_rate
 
     rate = matmul_rate(device=device, dtype=dtype) * ranks
     # backward is twice the forward pass

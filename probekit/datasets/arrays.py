@@ -5,7 +5,7 @@ Shape legend: N images, H and W sides.
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from igpt_model.hashing import hash_file
-from probekit.datasets.images import ArrayImages, Decoding, Images, pixels_of
+from probekit.datasets.images import ArrayImages, Decoding, Images, MadeImages, pixels_of
 from probekit.datasets.parts import Part, assemble, label_array, title
 from probekit.datasets.records import Dataset
 from probekit.datasets.splits import SPLIT_NAMES
@@ -27,42 +27,58 @@ ITEMS_ASKED = 32
 ARRAYS = {**dict.fromkeys(("images", "x", "data"), "images"), **dict.fromkeys(("labels", "y", "targets"), "labels")}
 
 
-@dataclass(frozen=True, eq=False)
-class ListedImages:
-    """A list of HWC or HW uint8 arrays whose sizes may differ."""
-
-    arrays: tuple[np.ndarray, ...]
-
-    def __len__(self) -> int:
-        return len(self.arrays)
-
-    def read(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The images at `rows`, each HWC uint8 RGB."""
-        return [to_rgb(self.arrays[row], f"image {row}") for row in rows]
+def _listed(arrays: tuple[Any, ...], rows: np.ndarray) -> list[np.ndarray]:
+    return [to_rgb(arrays[row], f"image {row}") for row in rows]
 
 
 @dataclass(frozen=True, eq=False)
 class TorchImages:
-    """Images of a map-style torch Dataset whose items are (image, label) or {"image": ..., "label": ...}."""
+    """Images of a map-style torch Dataset whose items are (image, label) or {"image": ..., "label": ...}.
+
+    Whenever an image is read, its item's label is compared with the one in `labels`.
+    """
 
     dataset: Any
+    labels: np.ndarray
+    whose: str
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def read(self, rows: np.ndarray) -> list[np.ndarray]:
         """The images at `rows`, each HWC uint8 RGB."""
-        return [to_rgb(image_and_label(self.dataset[int(row)], int(row))[0], f"item {row}") for row in rows]
+        items = [item_at(self.dataset, int(row)) for row in rows]
+        _compare_labels([label for _, label in items], self.labels, self.whose, rows)
+        return [to_rgb(image, f"item {row}") for (image, _), row in zip(items, rows, strict=True)]
+
+
+def item_at(dataset: Any, row: int) -> tuple[Any, Any]:
+    """Image and label of one item; a `UserError` that names it, whatever the data set's own code raises."""
+    try:
+        item = dataset[row]
+    except Exception as error:
+        raise UserError(
+            f"Item {row} of the {type(dataset).__name__} cannot be read ({type(error).__name__}: {first_line(error)})."
+        ) from error
+    return image_and_label(item, row)
+
+
+def _plain(labels: list[Any]) -> np.ndarray:
+    values = [label.item() if hasattr(label, "item") and np.ndim(label) == 0 else label for label in labels]
+    return label_array(values, "The items' labels")
+
+
+def _compare_labels(found: list[Any], listed: np.ndarray, whose: str, rows: Any) -> None:
+    for row, label, expected in zip(rows, _plain(found).tolist(), listed[rows].tolist(), strict=True):
+        if label != expected:
+            raise UserError(
+                f"Item {row} has the label {label}, but {whose} says {expected} there (a target_transform, or a label "
+                "that changes?): give (images, labels) as you mean them, or leave the transform out."
+            )
 
 
 def image_and_label(item: Any, row: int) -> tuple[Any, Any]:
-    """Image and label of a data set's item: the first two of a sequence, or by their names in a mapping.
-
-    Raises
-    ------
-    UserError
-        It is neither, or several of its names could be meant.
-    """
+    """Image and label of a data set's item: the first two of a sequence, or by their names in a mapping."""
     if isinstance(item, Mapping):
         found = []
         for what, names in (("image", IMAGE_NAMES), ("label", LABEL_NAMES)):
@@ -81,13 +97,7 @@ def image_and_label(item: Any, row: int) -> tuple[Any, Any]:
 
 
 def to_rgb(image: Any, name: str) -> np.ndarray:
-    """A PIL image, a uint8 array (HW, HW1, HW3) or a uint8 tensor (CHW) as HWC uint8 RGB.
-
-    Raises
-    ------
-    UserError
-        Anything else, floating-point images among them: how they were normalised is not known here.
-    """
+    """A PIL image, a uint8 array (HW, HW1, HW3) or a uint8 tensor (CHW) as HWC uint8 RGB."""
     if hasattr(image, "convert"):
         return pixels_of(image, name, Decoding(exif="ignore"))
     is_tensor = hasattr(image, "detach")
@@ -104,23 +114,12 @@ def to_rgb(image: Any, name: str) -> np.ndarray:
     return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
 
 
-def _labels_of_items(value: Any) -> np.ndarray:
-    """Labels of a torch Dataset: its `targets` or `labels`, where they are those of its items; else every item's.
-
-    Raises
-    ------
-    UserError
-        They are not: a target_transform changes them, or the items come in another order.
-    """
-
-    def of_items(rows: Iterable[int]) -> np.ndarray:
-        found = [image_and_label(value[row], row)[1] for row in rows]
-        plain = [label.item() if hasattr(label, "item") and np.ndim(label) == 0 else label for label in found]
-        return label_array(plain, "The items' labels")
+def _labels_of_items(value: Any) -> tuple[np.ndarray, str]:
+    """Labels of a torch Dataset, and what says so: its `targets` or `labels`, or else every item."""
 
     name = next((n for n in ("targets", "labels") if hasattr(value, n)), None)
     if name is None:
-        return of_items(range(len(value)))
+        return _plain([item_at(value, row)[1] for row in range(len(value))]), "an earlier reading"
     listed = label_array(getattr(value, name), f".{name}")
     if len(listed) != len(value):
         raise UserError(f"The data set has {len(value)} items but {len(listed)} {name}; give (images, labels).")
@@ -128,28 +127,25 @@ def _labels_of_items(value: Any) -> np.ndarray:
     known = np.unique(listed)
     after = known if transform is None else label_array([transform(t) for t in known.tolist()], ".target_transform")
     changed = known[known != after]
-    # items are decoded to be asked, so a sample of them is
+    # items are decoded to be asked, so a sample of them is; the others when their images are read
     rows = sorted({int(row) for row in np.linspace(0, len(listed) - 1, ITEMS_ASKED)}) if len(listed) else []
-    asked = of_items(rows)
-    differ = np.flatnonzero(asked != listed[rows])
-    if len(changed) or len(differ):
-        row = rows[differ[0]] if len(differ) else int(np.argmax(listed == changed[0]))
-        label = asked[differ[0]] if len(differ) else "another"
-        raise UserError(
-            f"Item {row} has the label {label}, but .{name} says {listed[row]} there (a target_transform?): give "
-            "(images, labels) as you mean them, or leave the transform out."
-        )
-    return listed
+    if len(changed):
+        rows = [int(np.argmax(listed == changed[0])), *rows]
+    _compare_labels([item_at(value, row)[1] for row in rows], listed, f".{name}", rows)
+    return listed, f".{name}"
 
 
 def _as_part(value: Any) -> Part:
     if isinstance(value, tuple) and len(value) == 2:
         images, labels = value
         plain = isinstance(images, list | tuple)
-        source: Images = ListedImages(tuple(images)) if plain else ArrayImages(np.asarray(images))
+        source: Images = MadeImages(tuple(images), _listed) if plain else ArrayImages(np.asarray(images))
         return Part(source, label_array(labels, "The labels"))
-    if hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, str | bytes | np.ndarray):
-        return Part(TorchImages(value), _labels_of_items(value))
+    indexed = hasattr(value, "__getitem__") and hasattr(value, "__len__")
+    # the items of a pandas or polars table are its columns
+    if indexed and not isinstance(value, str | bytes | np.ndarray) and not hasattr(value, "columns"):
+        labels, whose = _labels_of_items(value)
+        return Part(TorchImages(value, labels, whose), labels)
     raise UserError(
         f"A {type(value).__name__} was given, but (images, labels), a torch Dataset, or a dict of them with the keys "
         "train, val and test is needed."
@@ -168,10 +164,33 @@ def load_objects(value: Any, name: str = "arrays", classes: Any = None, **option
         raise UserError(f"Parts named {', '.join(map(str, given))} were given, but train (and val, test) is expected.")
     parts = {str(named[key]): _as_part(part) for key, part in given.items()}
     source = next(part for key, part in given.items() if named[key] == "train")
-    classes = getattr(source, "classes", None) if classes is None else classes
-    classes = None if classes is None else tuple(str(c) for c in classes)
+    index = getattr(source, "class_to_idx", None) if classes is None else None
+    classes = class_names(getattr(source, "classes", None) if classes is None else classes)
+    if classes and isinstance(index, Mapping) and any(index.get(c, k) != k for k, c in enumerate(classes)):
+        raise UserError(f"{type(source).__name__} has .classes in another order than .class_to_idx; give classes=.")
     about = {"source": f"{type(source).__name__} in memory"}
     return assemble(name, "The data set", parts, about, classes, val_is_test=False, **options)
+
+
+def class_names(value: Any) -> tuple[str, ...] | None:
+    """Names of the labels 0, 1, ...: from a sequence of texts or of synonyms, or from a mapping of names to labels."""
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        if sorted(value.values()) != list(range(len(value))):
+            raise UserError(
+                f"classes= maps names to {sorted(value.values())[:5]}, but 0, 1, ... are needed, each once."
+            )
+        value = sorted(value, key=value.__getitem__)
+    if isinstance(value, str | bytes) or not np.iterable(value):
+        raise UserError(f"classes={value!r} was given, but a list of names is needed.")
+
+    def written(name: Any) -> str:
+        if isinstance(name, list | tuple | np.ndarray):  # torchvision's ImageNet gives synonyms
+            return ", ".join(map(written, name))
+        return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+
+    return tuple(map(written, value))
 
 
 def load_npz(name: str, root: str | Path | None = None, **options: Any) -> Dataset:

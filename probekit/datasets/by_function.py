@@ -14,13 +14,7 @@ from probekit.runtime.errors import UserError, first_line
 
 
 def call(function: Callable[..., Any], spec: str, root: str | Path | None, options: dict[str, Any]) -> Any:
-    """What `function` returns; of a class in torchvision's convention, {"train": ..., "test": ...}.
-
-    Raises
-    ------
-    UserError
-        `root` is needed and missing, or given and not taken; or there is no training split.
-    """
+    """What `function` returns; of a class in torchvision's convention, {"train": ..., "test": ...}."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -31,28 +25,27 @@ def call(function: Callable[..., Any], spec: str, root: str | Path | None, optio
     if "root" in parameters and parameters["root"].default is inspect.Parameter.empty and root is None:
         raise UserError(f"{spec} needs its folder; give root=FOLDER (on the command line --root).")
     given = {**options, **({"root": str(root)} if root is not None else {})}
+
+    def made(**more: Any) -> Any:
+        try:
+            return function(**given, **more)
+        except (RuntimeError, OSError) as error:
+            raise UserError(f"{spec} cannot be read under root={root} ({first_line(error)}).") from None
+
     if "root" in parameters and "train" in parameters and "train" not in options:
-        made = (_made(function, spec, given | {"train": train}) for train in (True, False))
-        return dict(zip(("train", "test"), made, strict=True))
+        return {"train": made(train=True), "test": made(train=False)}
     if "root" in parameters and "split" in parameters and "split" not in options:
-        found = {}
+        found: dict[str, Any] = {}
         for written, split in SPLIT_NAMES.items():
             if split in found:
                 continue
             try:
-                found[split] = function(**given, split=written)
+                found[split] = made(split=written)
+            except UserError:
+                raise
             except ValueError:  # torchvision's own check of the argument: there is no such split
                 continue
-            except (RuntimeError, OSError) as error:
-                raise UserError(f"{spec} cannot be read under root={root} ({first_line(error)}).") from None
         if "train" not in found:
             raise UserError(f"{spec} has no train split; write a function that returns a dict with train and test.")
         return found
     return function(**given)
-
-
-def _made(function: Callable[..., Any], spec: str, given: dict[str, Any]) -> Any:
-    try:
-        return function(**given)
-    except (RuntimeError, OSError) as error:
-        raise UserError(f"{spec} cannot be read under root={given.get('root')} ({first_line(error)}).") from None

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from igpt_model.arguments import checked
 from probekit.datasets import arrays, by_function, csv_list, folder, hub_datasets, npy, parquet, tars
 from probekit.datasets.parts import assemble
 from probekit.datasets.records import Dataset
@@ -115,6 +116,7 @@ def list_datasets() -> list[Entry]:
     return list(ENTRIES)
 
 
+@checked
 def load_dataset(
     source: Any, root: str | Path | None = None, tests: Mapping[str, Any] | None = None, **options: Any
 ) -> Dataset:
@@ -158,6 +160,8 @@ def load_dataset(
         return arrays.load_objects(source, **_taken(arrays.load_objects, type(source).__name__, options))
     root = None if root is None else os.path.expanduser(root)
     text, options = _with_written_options(str(source), options)
+    if not text.strip():
+        raise UserError(f"An empty name of a data set was given; give {'; '.join(FORMS)}.")
     for entry in ENTRIES:
         if entry.name == text:
             module, function = entry.loader.split(":")

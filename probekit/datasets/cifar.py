@@ -10,7 +10,7 @@ import numpy as np
 from probekit.datasets import folder
 from probekit.datasets.images import ArrayImages
 from probekit.datasets.records import Dataset, Split, build
-from probekit.datasets.restricted_pickle import loads
+from probekit.datasets.restricted_pickle import loads, whole_numbers
 from probekit.datasets.sources import Archive, Files, locate
 from probekit.runtime.errors import UserError
 
@@ -30,11 +30,7 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 
 
 def load(
-    name: str,
-    root: str | Path | None = None,
-    labels: str = "fine",
-    verify: bool = True,
-    split_seed: int = 0,
+    name: str, root: str | Path | None = None, labels: str = "fine", verify: bool = True, split_seed: int = 0
 ) -> Dataset:
     """Read CIFAR.
 
@@ -85,11 +81,8 @@ def _from_pickle(content: bytes, name: str, is100: bool, labels: str) -> tuple[n
     data = value.get("data") if isinstance(value, dict) else None
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,) or key not in value:
         raise UserError(f"{name} is not a CIFAR batch: it lacks data (N, 3072) or {key}; extract the archive again.")
-    try:
-        found = np.asarray(value[key], dtype=np.int64)
-    except (ValueError, TypeError, OverflowError):
-        found = np.empty(0, np.int64)
-    if found.shape != (len(data),):
+    found = whole_numbers(value[key])
+    if found is None or len(found) != len(data):
         raise UserError(f"{name} is not a CIFAR batch: {key} are not {len(data):,} numbers; extract the archive again.")
     return _images(data), found
 

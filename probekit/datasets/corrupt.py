@@ -3,7 +3,6 @@
 N rows of a split.
 """
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,10 +16,8 @@ THREADS = 8
 NAMES_KEPT = 100
 MOST = 5000
 
-Progress = Callable[[int, int], Any]
 
-
-def corrupt_rows(rows: Split, progress: Progress | None = None) -> np.ndarray:
+def corrupt_rows(rows: Split) -> np.ndarray:
     """Positions, int64, of the rows whose image cannot be decoded; every image is decoded once, by several threads."""
 
     def fails(row: int) -> bool:
@@ -35,20 +32,12 @@ def corrupt_rows(rows: Split, progress: Progress | None = None) -> np.ndarray:
         for start in range(0, len(rows), BLOCK):
             block = range(start, min(start + BLOCK, len(rows)))
             found += [row for row, failed in zip(block, pool.map(fails, block), strict=True) if failed]
-            if progress:
-                progress(block.stop, len(rows))
     return np.array(found, dtype=np.int64)
 
 
-def without_corrupt(rows: Split, part: str, skipped: dict[str, Any], progress: Progress | None = None) -> Split:
-    """The rows that decode; what was left out is entered in `skipped` under `part`, as row ids and names.
-
-    Raises
-    ------
-    UserError
-        More than MOST images are corrupt: that is no blemish but another problem.
-    """
-    bad = corrupt_rows(rows, progress)
+def without_corrupt(rows: Split, part: str, skipped: dict[str, Any]) -> Split:
+    """The rows that decode; what was left out is entered in `skipped` under `part`, as row ids and names."""
+    bad = corrupt_rows(rows)
     if not len(bad):
         return rows
     names = getattr(rows.source, "names", None)

@@ -17,7 +17,7 @@ import numpy as np
 from igpt_model.checked_json import read_bytes
 from igpt_model.hashing import hash_file
 from probekit.datasets.images import FileImages, PackedNames
-from probekit.datasets.parts import Part, assemble, column, divide, label_array, names_splits, title
+from probekit.datasets.parts import Part, assemble, by_column, column, label_array, title
 from probekit.datasets.records import Dataset
 from probekit.runtime.errors import UserError, first_line
 
@@ -40,20 +40,12 @@ def load(
 
     Parameters
     ----------
-    name : str
-        Name of the data set; "csv" means: call it after the file.
     root : path
         The file, in UTF-8 (or UTF-16 with its mark).
     image, label, split : str, optional
         Columns; without them `path` (or file_name, ...), `label` (or class, target), and the one column of splits,
         if there is one. Labels are class names, in sorted order.
     **options : see `probekit.datasets.parts.assemble`
-
-    Raises
-    ------
-    UserError
-        The file or a column is missing, a split has another name than train, val or test, a row has no label, or a
-        listed file is missing or listed twice.
     """
     if root is None or not Path(root).expanduser().is_file():
         raise UserError(f"{root} is not a file; give root=FILE.csv with the columns path, label and perhaps split.")
@@ -72,18 +64,12 @@ def load(
         if len(row) != len(header):
             raise UserError(f"Line {number} of {file} has {len(row)} fields, but the header has {len(header)}.")
     columns = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(header, ())
-    if split is None:
-        found = [h for h in header if lower[h] == "split" or names_splits(h, columns[h])]
-        split = column(None, found, header, "split", str(file)) if found else None
-        ignored = [h for h in header if lower[h] in UNUSED] if split is None else []
-        if ignored:
-            warnings.warn(f"{file}: the column {ignored[0]} is not used: all rows are one pool.", stacklevel=3)
     names = _existing(file, columns[image])
     labels = label_array(np.array(columns[label], str), f"The labels of {file}")
-    part = Part(FileImages(str(file.parent), PackedNames(names)), labels)
-    parts = {"train": part} if rows else {}
-    if split is not None:
-        parts = divide(part, split, columns[column(split, [], header, "split", str(file))], str(file))
+    parts = {"train": Part(FileImages(str(file.parent), PackedNames(names)), labels)} if rows else {}
+    parts, split = by_column(parts, header, columns.__getitem__, split, str(file), ("split",))
+    if ignored := [h for h in header if lower[h] in UNUSED and split is None]:
+        warnings.warn(f"{file}: the column {ignored[0]} is not used: all rows are one pool.", stacklevel=3)
     provenance: dict[str, Any] = {"source": "CSV list", "path": str(file), "checksum": hash_file(file)}
     provenance |= {"columns": {"image": image, "label": label, "split": split}}
     return assemble(title(name, "csv", str(file), file.suffix), str(file), parts, provenance, **options)
@@ -95,6 +81,8 @@ def read_table(file: Path) -> tuple[list[str], list[list[str]]]:
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = content.decode("utf-16" if wide else "utf-8-sig")
+        if "\0" in text:
+            raise csv.Error("it contains NUL: UTF-16 without its mark, or no text")
         top = text.partition("\n")[0]
         separator = "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=top.count)
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
@@ -110,30 +98,38 @@ def read_table(file: Path) -> tuple[list[str], list[list[str]]]:
 
 def _existing(file: Path, names: Sequence[str]) -> Sequence[str]:
     """The listed files, each of which is there, once; a folder is listed once, whatever the number of its files."""
-    known: dict[str, set[str]] = {}
+    known: dict[str, tuple[str, dict[str, bool]]] = {}
 
-    def is_there(name: str) -> bool:
+    def located(name: str) -> str | None:
+        """The path of a file without links, or None where it is not there."""
         folder, last = os.path.split(os.path.join(file.parent, name))
         if folder not in known:
-            known[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        return last in known[folder]
+            entries = os.scandir(folder) if os.path.isdir(folder) else ()
+            known[folder] = os.path.realpath(folder), {entry.name: entry.is_symlink() for entry in entries}
+        path, is_link = known[folder]
+        place = os.path.join(path, last)
+        return None if last not in is_link else os.path.realpath(place) if is_link[last] else place
 
-    if names and not is_there(names[0]) and is_there(names[0].replace("\\", "/")):
+    if names and not located(names[0]) and located(names[0].replace("\\", "/")):
         names = [name.replace("\\", "/") for name in names]
-    missing = [name for name in names if not is_there(name)]
+    seen: dict[str | None, int] = {}
+    missing = []
+    for number, name in enumerate(names):
+        place = located(name)
+        if place is None:
+            missing.append(name)
+        elif (first := seen.setdefault(place, number)) != number:
+            also = f" (as {names[first]})" if names[first] != name else ""
+            raise UserError(
+                f"{file} lists {name} in rows {first}{also} and {number} (counted from 0); leave one of them, or one "
+                "image could be in two splits."
+            )
     if missing:
         more = f", nor do {len(missing) - 1} others" if missing[1:] else ""
         raise UserError(
             f"{file} lists {missing[0]}, which does not exist in {file.parent}{more}: paths are absolute or relative "
             "to the file's folder."
         )
-    seen: dict[str, int] = {}
-    for number, name in enumerate(names):
-        if (first := seen.setdefault(os.path.normpath(name), number)) != number:
-            raise UserError(
-                f"{file} lists {name} in rows {first} and {number} (counted from 0); leave one of them, or one image "
-                "could be in two splits."
-            )
     return names
 
 

@@ -81,13 +81,7 @@ def fetch(name: str, root: str | Path, progress: Progress | None = None) -> list
 
 
 def download(remote: Remote, target: Path, progress: Progress | None = None) -> Path:
-    """Download one file, going on from `target`.partial if that is there.
-
-    Raises
-    ------
-    UserError
-        As `fetch` says.
-    """
+    """Download one file, going on from `target`.partial if that is there."""
     if target.is_file():
         if remote.md5 is None or md5_of(target) == remote.md5:
             return target

@@ -18,7 +18,7 @@ import xxhash
 
 from probekit.datasets.images import FileImages, PackedNames, ZipImages
 from probekit.datasets.listing import SUFFIXES, Listing, list_archive, list_folder
-from probekit.datasets.parts import Part, assemble, title
+from probekit.datasets.parts import Part, assemble, split_of, title
 from probekit.datasets.records import Dataset
 from probekit.datasets.splits import SPLIT_NAMES
 from probekit.runtime.errors import UserError
@@ -51,6 +51,12 @@ def _split_level(names: list[str], level: int, where: str) -> bool:
     if len(splits) == len(deep):
         return bool(splits)
     if not any(deep[top] for top in splits):
+        alike = sorted(top for top in deep if deep[top] and split_of(top))
+        if "train" in map(split_of, alike) and not splits:
+            raise UserError(
+                f"{where} contains {', '.join(alike[:4])}, which hold folders and seem to be splits; call them train, "
+                "val and test, or give the folder of one of them."
+            )
         return False
     others = ", ".join(sorted(set(deep) - set(splits))[:4])
     raise UserError(
@@ -172,17 +178,9 @@ def load(name: str, root: str | Path | None = None, **options: Any) -> Dataset:
 
     Parameters
     ----------
-    name : str
-        Name of the data set; "folder" means: call it after the path.
     root : path
         A folder, a .zip, a quoted glob of zips ('data/cifar10-*.zip'), or a folder of zips.
     **options : see `probekit.datasets.parts.assemble`
-
-    Raises
-    ------
-    UserError
-        Nothing is there, the layout is another one, a class folder holds no image, or a class of test or val is not in
-        train.
     """
     if root is None:
         raise UserError("No path was given for the image folder; pass root=FOLDER (on the command line --root).")
@@ -200,12 +198,7 @@ def load(name: str, root: str | Path | None = None, **options: Any) -> Dataset:
         if len(splits) > 1:
             raise UserError(f"{path} mixes archives with and without a split level; expected {LAYOUT}.")
         splits = {"train": splits[""]}
-    provenance = {
-        "source": "image folder",
-        "path": path,
-        "listing_hash": listing_hash,
-        "left_out": dict(left_out),
-    }
+    provenance = {"source": "image folder", "path": path, "listing_hash": listing_hash, "left_out": dict(left_out)}
     return assemble(title(name, "folder", path, ".zip"), path, splits, provenance, **options)
 
 

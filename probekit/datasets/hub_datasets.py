@@ -11,7 +11,7 @@ from typing import Any
 
 from probekit.datasets import parquet
 from probekit.datasets.images import EncodedImages
-from probekit.datasets.parts import SPLIT_COLUMNS, Part, assemble, column, divide, label_array, names_splits
+from probekit.datasets.parts import Part, assemble, by_column, label_array
 from probekit.datasets.records import Dataset
 from probekit.datasets.splits import SPLIT_NAMES
 from probekit.runtime.errors import UserError, first_line
@@ -59,11 +59,6 @@ def load(
     image, label, split : str, optional
         Columns, where several could be meant; `split` where the data set itself has one pool of rows.
     **options : see `probekit.datasets.parts.assemble`
-
-    Raises
-    ------
-    UserError
-        `datasets` is missing, the data set cannot be loaded, or its columns are none or several.
     """
     spec = name.removeprefix(PREFIX)
     place = os.path.expanduser(spec)
@@ -100,16 +95,18 @@ def load(
         features = {
             c: {"_type": type(f).__name__, "names": getattr(f, "names", None)} for c, f in rows.features.items()
         }
-        image, label, classes = parquet.choose_columns(features, rows.features.arrow_schema, image, label, name)
+        image, label, names = parquet.choose_columns(features, rows.features.arrow_schema, image, label, name)
+        if classes is not None and names != classes:
+            raise UserError(
+                f"{name}: the split {part} names other classes than the others; give splits of one data set."
+            )
+        classes = names
         values = parquet.arrow_labels(rows.with_format("arrow")[:][label]) if len(rows) else []
         encoded = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
         labels = label_array(values, f"The labels of {name}, {part},")
         parts[SPLIT_NAMES[part]] = Part(HubImages(encoded, image), labels)
-    if set(parts) == {"train"}:
-        found = [c for c in rows.column_names if c.lower() in SPLIT_COLUMNS and names_splits(c, rows[c])]
-        if split is not None or found:
-            split = column(split, found, rows.column_names, "split", name)
-            parts = divide(parts["train"], split, rows[split], name)
+    train = next((rows for part, rows in loaded.items() if SPLIT_NAMES.get(part) == "train"), rows)
+    parts, split = by_column(parts, train.column_names, train.__getitem__, split, name)
     provenance = {
         "source": "Hugging Face datasets",
         "path": spec,

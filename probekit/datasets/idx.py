@@ -22,16 +22,8 @@ from probekit.runtime.errors import UserError, first_line
 SOURCE = "H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST, 2017"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 # md5 of the published .gz, and of the one in Debian's package dataset-fashion-mnist, which is packed anew
 MD5 = {
@@ -45,13 +37,7 @@ MOST_BYTES = 1 << 30  # unpacked; Fashion-MNIST has 47 MB
 
 
 def read_idx(path: Path, most: int = MOST_BYTES) -> np.ndarray:
-    """One idx file of unsigned bytes, of at most `most` bytes.
-
-    Raises
-    ------
-    UserError
-        It is cut short or of another kind.
-    """
+    """One idx file of unsigned bytes, of at most `most` bytes."""
     try:
         content = read_bytes(path, most)
         if path.suffix == ".gz":

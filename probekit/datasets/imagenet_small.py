@@ -13,7 +13,7 @@ import numpy as np
 
 from igpt_model.hashing import hash_json
 from probekit.datasets.records import Dataset, Split, build
-from probekit.datasets.restricted_pickle import loads
+from probekit.datasets.restricted_pickle import loads, whole_numbers
 from probekit.runtime.errors import UserError
 
 SOURCE = "P. Chrabaszcz, I. Loshchilov, F. Hutter, A Downsampled Variant of ImageNet as an Alternative to CIFAR, 2017"
@@ -85,7 +85,7 @@ def _batch(path: Path, side: int) -> tuple[np.ndarray, np.ndarray]:
     width = 3 * side * side
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (width,):
         raise UserError(f"{path} contains no images of {side} x {side}: data (N, {width}) uint8 is expected.")
-    labels = np.asarray(value.get("labels", []), dtype=np.int64)
-    if len(labels) != len(data) or labels.min(initial=1) < 1 or labels.max(initial=1) > 1000:
-        raise UserError(f"{path} contains {len(labels)} labels for {len(data)} images; each should be 1 to 1000.")
+    labels = whole_numbers(value.get("labels"))
+    if labels is None or len(labels) != len(data) or labels.min(initial=1) < 1 or labels.max(initial=1) > 1000:
+        raise UserError(f"{path} contains no {len(data)} labels from 1 to 1000, one for each image.")
     return data, labels - 1

@@ -7,15 +7,15 @@ import io
 import os
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import xxhash
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from igpt_model.checked_json import read_bytes
 from probekit.runtime.errors import UserError, first_line
@@ -23,7 +23,8 @@ from probekit.runtime.errors import UserError, first_line
 # Pillow opens grey pictures of 16 bits as I;16 (before release 11, and PGM still, as I); their range is that of 16 bits
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
-ORIENTATION = 0x112  # the EXIF tag
+# EXIF and TIFF tags
+ORIENTATION, BITS, PHOTOMETRIC = 0x112, 258, 262
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,9 @@ def decode(content: bytes, name: str, how: Decoding = Decoding()) -> np.ndarray:
     """Decode one image file to HWC uint8 RGB (transparent parts and palettes as Pillow converts them).
 
     Of several frames the first is taken. 16 bits become 8 by division by 257, rounded.
-
-    Raises
-    ------
-    UserError
-        The bytes are no image Pillow can read whole, or nothing says what its values mean; the message names the file.
     """
+    # other code of this process may have asked Pillow to fill what a file lacks with grey
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         with Image.open(io.BytesIO(content)) as image:
             return pixels_of(image, name, how)
@@ -114,13 +112,7 @@ def decode(content: bytes, name: str, how: Decoding = Decoding()) -> np.ndarray:
 
 
 def pixels_of(image: Image.Image, name: str, how: Decoding) -> np.ndarray:
-    """A Pillow image as HWC uint8 RGB.
-
-    Raises
-    ------
-    UserError
-        Its values are floats or 32-bit numbers, whose range is not known.
-    """
+    """A Pillow image as HWC uint8 RGB."""
     sixteen = image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format in SIXTEEN_BIT_FORMATS)
     turned = image.getexif().get(ORIENTATION, 1)
     if turned != 1:
@@ -140,7 +132,10 @@ def pixels_of(image: Image.Image, name: str, how: Decoding) -> np.ndarray:
             f"{name} is a {kind} image with values from {values.min():g} to {values.max():g}, and nothing says which "
             "are black and white; give --value-range (value_range=), for example --value-range 0 1."
         )
-    low, high = how.value_range or (0, 65535)
+    tags = getattr(image, "tag_v2", {})
+    low, high = how.value_range or (0, 2 ** min(16, *tags.get(BITS, (16,))) - 1)
+    if tags.get(PHOTOMETRIC) == 0:  # the smallest value is white, which Pillow heeds for 8 bits only
+        low, high = high, low
     grey_HW = (np.asarray(image).astype(np.float64) - low) * (255 / (high - low))
     if not np.isfinite(grey_HW).all():
         raise UserError(f"{name} contains values that are not finite; repair or remove it.")
@@ -196,12 +191,32 @@ class ArrayImages:
         return list(chosen)
 
 
+@dataclass(frozen=True, eq=False)
+class MadeImages:
+    """Images that a function makes of the rows asked for: `make(items, rows)` is a list of HWC uint8 RGB."""
+
+    items: Any
+    make: Callable[[Any, np.ndarray], list[np.ndarray]]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def read(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The images at `rows`, each HWC uint8 RGB."""
+        return self.make(self.items, rows)
+
+
 class EncodedImages(ABC):
     """Encoded picture files, decoded when read; where their bytes are is all that a subclass says."""
 
     how = Decoding()
     random_access = True
     """Whether a row costs the same wherever it is."""
+    _opened: Any = None
+    """What one process holds open: a file handle shared over fork has one read position."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -263,17 +278,12 @@ class ZipImages(EncodedImages):
 
     archive: str
     names: Sequence[str]
-    _opened: tuple[int, Any] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}
-
     def encoded(self, row: int) -> tuple[bytes, str]:
         """The member's content."""
-        # a file handle shared over fork has one read position: two processes would read each other's bytes
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = (os.getpid(), zipfile.ZipFile(self.archive))
         name = f"{self.archive}:{self.names[row]}"

@@ -37,19 +37,9 @@ def is_clutter(name: str) -> bool:
 
 @dataclass
 class Listing:
-    """What a folder or archive holds.
-
-    Parameters
-    ----------
-    files : list of (str, int)
-        Path inside the whole and size (in an archive: checksum) of each image file.
-    left_out : Counter
-        How many other files there are, by suffix.
-    folders : dict of str to Counter
-        Of each folder without an image of its own or deeper: the suffixes of what it holds.
-    names : dict of str to str
-        The archive's own name of a member, where the path is another ("./cat/0.png", "cat\\0.png").
-    """
+    """What a folder or archive holds: (path inside, size or checksum) of each image, how many other files there are by
+    suffix, the suffixes in each folder without any image, and an archive's own names where they differ
+    ("./cat/0.png")."""
 
     files: list[tuple[str, int]] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)

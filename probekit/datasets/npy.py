@@ -29,14 +29,7 @@ SEVERITIES = 5
 
 @dataclass(eq=False)
 class MappedImages:
-    """Rows of memory-mapped .npy arrays, uint8 (N, H, W[, 3]); each process maps them for itself.
-
-    Parameters
-    ----------
-    files : tuple of str
-    spans : tuple of (first, stop)
-        The rows of each file that are used.
-    """
+    """Rows (first to stop of each file) of memory-mapped .npy arrays, uint8 (N, H, W[, 3]), mapped in each process."""
 
     files: tuple[str, ...]
     spans: tuple[tuple[int, int], ...]
@@ -82,8 +75,6 @@ def load(
 
     Parameters
     ----------
-    name : str
-        Name of the data set; "npy" means: call it after the path.
     root : path
         A folder with `labels.npy` and one array a corruption; `NAME_data.npy` with `NAME_labels.npy` beside it; or a
         single array with `labels.npy` beside it.
@@ -92,11 +83,6 @@ def load(
     severity : 1 to 5, optional
         One of the five equal parts of each array; all without it.
     **options : see `probekit.datasets.parts.assemble`
-
-    Raises
-    ------
-    UserError
-        There are no labels, an array has another number of rows, or there is no such corruption or severity.
     """
     place = Path(os.path.expanduser(str(root)))
     labels_file = place / LABELS

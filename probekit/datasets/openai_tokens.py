@@ -5,13 +5,14 @@ into the RGB pictures of their palette colours, so that any encoder can read the
 same tokens back. Row ids: the position in the array. Letters: N images, T tokens, K classes.
 """
 
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from igpt_model.hashing import hash_json
 from igpt_model.palette import Palette
+from probekit.datasets.images import MadeImages
 from probekit.datasets.records import Dataset, Split, build
 from probekit.datasets.sources import not_found
 from probekit.runtime.errors import UserError, first_line
@@ -21,19 +22,8 @@ BASE = "https://openaipublic.blob.core.windows.net/image-gpt/"
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-@dataclass(frozen=True, eq=False)
-class TokenImages:
-    """Pictures made from tokens when read."""
-
-    tokens: np.ndarray
-    palette: Palette
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def read(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The images at `rows`, each HWC uint8 RGB."""
-        return list(self.palette.decode(np.asarray(self.tokens[rows])))
+def _decoded(palette: Palette, tokens: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
+    return list(palette.decode(np.asarray(tokens[rows])))
 
 
 def load(name: str, root: str | Path | None = None, part: str = "cifar10", split_seed: int = 0) -> Dataset:
@@ -63,7 +53,8 @@ def load(name: str, root: str | Path | None = None, part: str = "cifar10", split
                 f"{part}_{split}X.npy contains {tokens.dtype} {tokens.shape}, not the tokens of square images."
             )
         return Split.of(
-            TokenImages(tokens, palette), _labels(_array(place / f"{part}_{split}Y.npy"), f"{part}_{split}Y")
+            MadeImages(tokens, partial(_decoded, palette)),
+            _labels(_array(place / f"{part}_{split}Y.npy"), f"{part}_{split}Y"),
         )
 
     files = sorted(place.glob(f"{part}_*.npy"))

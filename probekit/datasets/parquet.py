@@ -6,29 +6,17 @@ Row ids: the position among the rows of the split, its files in the order of the
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from igpt_model.checked_json import parse_json
+from igpt_model.checked_json import Text, mismatch, parse_json
 from igpt_model.hashing import hash_json
 from probekit.datasets.images import EncodedImages, FileImages, Images, PackedNames
 from probekit.datasets.listing import is_clutter, is_image
-from probekit.datasets.parts import (
-    SPLIT_COLUMNS,
-    Part,
-    assemble,
-    by_split,
-    column,
-    divide,
-    expand,
-    label_array,
-    names_splits,
-    split_of,
-    title,
-)
+from probekit.datasets.parts import Part, assemble, by_column, by_split, column, expand, label_array, split_of, title
 from probekit.datasets.records import Dataset
 from probekit.runtime.errors import UserError, first_line
 
@@ -40,15 +28,10 @@ LABEL_NAMES = ("label", "labels", "target", "class", "cls")
 
 @dataclass(eq=False)
 class ParquetImages(EncodedImages):
-    """A column of encoded images in parquet files; rows asked for in ascending order are read once.
+    """A column of encoded images (bytes, or a struct with the field `bytes`) in parquet files; ascending rows are read
+    once.
 
-    Parameters
-    ----------
-    files : tuple of str
-    column : str
-        Bytes, or a struct with the field `bytes` (Hugging Face's `Image`).
-    group_file, group, group_end : int64 (G,)
-        Of each row group: its file, its number there, and the row after its last.
+    Of each row group: its file, its number there, and the row after its last.
     """
 
     files: tuple[str, ...]
@@ -56,13 +39,9 @@ class ParquetImages(EncodedImages):
     group_file: np.ndarray
     group: np.ndarray
     group_end: np.ndarray
-    _reader: Any = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return int(self.group_end[-1]) if len(self.group_end) else 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_reader": None}
 
     random_access = False
 
@@ -74,10 +53,10 @@ class ParquetImages(EncodedImages):
         """The column's bytes, or the file that it names."""
         number = int(np.searchsorted(self.group_end, row, side="right"))
         start = int(self.group_end[number - 1]) if number else 0
-        reader = self._reader
+        reader = self._opened
         if reader is None or reader.owner != (os.getpid(), number) or row < reader.first:
             file = self.files[self.group_file[number]]
-            reader = self._reader = _GroupReader(file, int(self.group[number]), self.column, start, number)
+            reader = self._opened = _GroupReader(file, int(self.group[number]), self.column, start, number)
         value = reader.value(row)
         name = f"{reader.file}, row {row - start} of row group {int(self.group[number])}"
         content = value.get("bytes") if isinstance(value, dict) else value
@@ -120,7 +99,7 @@ def _as_sentence(file: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not isinstance(error, OSError) and not type(error).__module__.startswith("pyarrow"):
+        if not isinstance(error, OSError | UnicodeError) and not type(error).__module__.startswith("pyarrow"):
             raise
         raise UserError(f"{file} is not a whole parquet file ({first_line(error)}); copy it again.") from None
 
@@ -154,6 +133,8 @@ def choose_columns(
     import pyarrow.types as kinds
 
     names = list(schema.names)
+    if len(set(names)) < len(names):
+        raise UserError(f"{where} has several columns of one name; give each its own.")
     declared = [n for n in names if features.get(n, {}).get("_type") == "Image"]
 
     def holds_bytes(kind: Any) -> bool:
@@ -179,7 +160,11 @@ def choose_columns(
         raise UserError(
             f"{where}: the column {label} contains several labels per row, but a probe needs one class per row."
         )
-    return image, label, features.get(label, {}).get("names")
+    classes = features.get(label, {}).get("names")
+    problem = mismatch(classes, ([Text(10_000)], None))
+    if problem:
+        raise UserError(f"{where} declares class names that cannot be used: {problem.replace('the whole', label)}.")
+    return image, label, classes
 
 
 def load(
@@ -194,8 +179,6 @@ def load(
 
     Parameters
     ----------
-    name : str
-        Name of the data set; "parquet" means: call it after the path.
     root : path
         A .parquet file, a quoted glob, or a folder of them (to every depth). The word train, val or test in a path
         says its split.
@@ -203,11 +186,6 @@ def load(
         Columns. Without them those that `datasets` declared, or the one column of bytes and the one called label; and,
         where no file names a split, the one column of splits, if there is one.
     **options : see `probekit.datasets.parts.assemble`
-
-    Raises
-    ------
-    UserError
-        pyarrow is missing, a file is damaged, or none or several columns could be meant.
     """
     where = os.path.expanduser(str(root)) if root is not None else ""
     files = [file for file in expand(where, ".parquet") if file.is_file()] if where else []
@@ -219,13 +197,16 @@ def load(
     parts: dict[str, Part] = {}
     classes: list[str] | None = None
     sizes: dict[str, int] = {}
-    by_name = by_split(files, where)
-    for part, members in by_name.items():
+
+    def values(name: str) -> list[Any]:
+        return [value for file in files for value in _open(file).read([name]).column(0).to_pylist()]
+
+    for part, members in by_split(files, where).items():
         parts[part], classes, columns = _part(members, image, label, where, classes)
         sizes |= {str(file): file.stat().st_size for file in members}
-    if split is not None or (len(by_name) == 1 and not split_of(files[0].stem)):
-        parts, chosen = _by_column(files, parts["train"], split, where)
-        columns = {**columns, **({"split": chosen} if chosen else {})}
+    with _as_sentence(where):
+        parts, split = by_column(parts, list(_open(files[0]).schema_arrow.names), values, split, where)
+    columns |= {"split": split} if split else {}
     listing = [[Path(file).name, size] for file, size in sorted(sizes.items())]
     provenance = {
         "source": "parquet",
@@ -237,21 +218,6 @@ def load(
     return assemble(title(name, "parquet", where, ".parquet"), where, parts, provenance, classes, **options)
 
 
-def _by_column(files: Sequence[Path], part: Part, split: str | None, where: str) -> tuple[dict[str, Part], str | None]:
-    """The pool of rows by the column that names their splits, where there is one, and that column."""
-    with _as_sentence(where):
-        names = list(_open(files[0]).schema_arrow.names)
-
-        def values(name: str) -> list[Any]:
-            return [value for file in files for value in _open(file).read([name]).column(0).to_pylist()]
-
-        found = [n for n in names if n.lower() in SPLIT_COLUMNS and names_splits(n, values(n))]
-        if split is None and not found:
-            return {"train": part}, None
-        split = column(split, found, names, "split", where)
-        return divide(part, split, values(split), where), split
-
-
 def _part(
     files: Sequence[Path], image: str | None, label: str | None, where: str, classes: list[str] | None
 ) -> tuple[Part, list[str] | None, dict[str, str]]:
@@ -260,8 +226,7 @@ def _part(
         with _as_sentence(file):
             opened = _open(file)
             schema = opened.schema_arrow
-        features = declared_features(schema)
-        image, label, names = choose_columns(features, schema, image, label, where)
+            image, label, names = choose_columns(declared_features(schema), schema, image, label, where)
         if classes is not None and names is not None and names != classes:
             raise UserError(f"{file} names other classes than the files before it; give files of one data set.")
         classes = names or classes
@@ -277,7 +242,9 @@ def _part(
     kind = schema.field(image).type
     images: Images
     if str(kind) in ("string", "large_string"):
-        paths = [str(file.parent / p) for file in files for p in _open(file).read([image]).column(0).to_pylist()]
+        with _as_sentence(where):
+            named = [(file, name) for file in files for name in _open(file).read([image]).column(0).to_pylist()]
+        paths = [str(file.parent / (name or "")) for file, name in named]
         images = FileImages("", PackedNames(paths))
     else:
         images = ParquetImages(

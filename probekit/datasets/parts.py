@@ -8,7 +8,7 @@ import glob
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,18 +30,8 @@ OPENED = 8
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """The images of one split and what labels them.
-
-    Parameters
-    ----------
-    images : Images
-    labels : int (N,) or str (N,)
-        Whole numbers are labels as they are; text is a class name.
-    classes : tuple of str, optional
-        Names of the labels 0, 1, ... of this part.
-    rows : int (N,), optional
-        The position in `images` of each row; all of them without it.
-    """
+    """The images of one split and their labels: numbers, or names (str); `classes` names the numbers, `rows` are
+    positions in `images` (all of them without it)."""
 
     images: Images
     labels: np.ndarray
@@ -54,11 +44,6 @@ def label_array(values: Any, where: str) -> np.ndarray:
 
     Whole numbers may be written as floats (pandas does so once one was missing); names are stripped of spaces and
     brought to one Unicode form, as "é" is one character or two.
-
-    Raises
-    ------
-    UserError
-        A label is missing, there are several an image, or they are fractions.
     """
     if np.ma.is_masked(values):
         _refuse_missing(np.ma.getmaskarray(values), where)
@@ -78,6 +63,7 @@ def label_array(values: Any, where: str) -> np.ndarray:
     if array.dtype.kind == "O":
         array = _of_one_type(array.tolist(), where)
     if array.dtype.kind == "f":
+        array = array.astype(np.float64)
         _refuse_missing(np.isnan(array), where)
         if (array != np.rint(array)).any() or np.abs(array).max(initial=0) >= 2**53:
             strange = float(array[(array != np.rint(array)) | (np.abs(array) >= 2**53)][0])
@@ -105,6 +91,12 @@ def _names(array: np.ndarray, where: str) -> np.ndarray:
     written, inverse = np.unique(array, return_inverse=True)
     names = [unicodedata.normalize("NFC", name).strip() for name in written.tolist()]
     _refuse_missing(np.array([name.lower() in ("", "nan") for name in names], bool)[inverse], where)
+    if unclear := [name for name in names if name.lower() in MISSING]:
+        warnings.warn(
+            f"{where} hold the name {unclear[0]!r}, which is a class here; leave those rows out if it means that there "
+            "is no label.",
+            stacklevel=4,
+        )
     if all(re.fullmatch(r"[+-]?\d+(\.\d*)?", name) for name in names) and any("." in name for name in names):
         fractions = [name for name in names if float(name) != int(float(name))]
         if fractions:
@@ -123,22 +115,20 @@ def _refuse_missing(missing: np.ndarray, where: str) -> None:
 
 def split_of(name: str) -> str:
     """The split that a file name speaks of ("data/val-00001.tar": "val"), or "" when it names none."""
-    words = re.split(r"[^a-z]+", name.lower())
+    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    words = [re.sub(r"(?<=.)(set|data|images?|imgs?)$", "", word) for word in words]
     return next((SPLIT_NAMES[word] for word in reversed(words) if word in SPLIT_NAMES), "")
 
 
+# what programs write where a value is missing, and people may call a class
+MISSING = {"na", "n/a", "<na>", "#n/a", "null", "none", "?", "nat"}
+NEGATIVE = re.compile(r"-\d+")
 MOST_FILES = 1_000_000
 MOST_CLASSES = 1_000_000
 
 
 def divide(part: Part, column: str, values: Iterable[Any], where: str) -> dict[str, Part]:
-    """A part by a column that names the split of each row.
-
-    Raises
-    ------
-    UserError
-        A value is no name of a split.
-    """
+    """A part by a column that names the split of each row."""
     written = list(values)
     named = [SPLIT_NAMES.get(str(value).strip().lower(), "") for value in written]
     if "" in named:
@@ -155,9 +145,28 @@ def divide(part: Part, column: str, values: Iterable[Any], where: str) -> dict[s
     return divided
 
 
-def names_splits(column: str, values: Iterable[Any]) -> bool:
-    """Whether a column says the split of each row, by its name and what it holds."""
-    return column.lower() in SPLIT_COLUMNS and {str(v).strip().lower() for v in values} <= set(SPLIT_NAMES)
+def by_column(
+    parts: dict[str, Part],
+    names: Sequence[str],
+    values: Callable[[str], Iterable[Any]],
+    split: str | None,
+    where: str,
+    always: Sequence[str] = (),
+) -> tuple[dict[str, Part], str | None]:
+    """A pool of rows by the column that says their splits (by its name and what it holds), and that column, if any."""
+    if set(parts) != {"train"}:
+        if split is not None:
+            raise UserError(f"{where} has {', '.join(parts)} apart already; leave out split={split}.")
+        return parts, None
+
+    def says_splits(name: str) -> bool:
+        return name.lower() in SPLIT_COLUMNS and {str(v).strip().lower() for v in values(name)} <= set(SPLIT_NAMES)
+
+    found = [name for name in names if name.lower() in always or says_splits(name)]
+    if split is None and not found:
+        return parts, None
+    split = column(split, found, names, "split", where)
+    return divide(parts["train"], split, values(split), where), split
 
 
 def expand(pattern: str, suffix: str) -> list[Path]:
@@ -212,13 +221,7 @@ def by_split(files: Sequence[Path], where: str) -> dict[str, list[Path]]:
 
 
 def column(given: str | None, candidates: Sequence[str], every: Sequence[str], what: str, where: str) -> str:
-    """The one column that holds images or labels; several candidates are never resolved in silence.
-
-    Raises
-    ------
-    UserError
-        The column asked for is not there, or none or several could be meant.
-    """
+    """The one column that holds images or labels; several candidates are never resolved in silence."""
     if given is not None:
         if given not in every:
             raise UserError(f"{where} has no column {given!r}; it has {', '.join(every)}.")
@@ -267,10 +270,17 @@ def assemble(
         There is no training part, a class of another part is not in it, or an option is for picture files alone.
     """
     parts = dict(parts)
-    for split in [s for s, part in parts.items() if part.labels.dtype.kind == "i" and len(part.labels)]:
-        if (parts[split].labels < 0).all():
+    for split, part in list(parts.items()):
+        negative = _negative(part.labels)
+        if len(negative) and negative.all():
             del parts[split]
             warnings.warn(f"{where}: the {split} part has no labels (all are negative) and is left out.", stacklevel=3)
+        elif negative.any():
+            row = int(np.argmax(negative))
+            raise UserError(
+                f"{where}: {int(negative.sum())} of {len(negative)} labels of the {split} part are negative (row {row}"
+                f", counted from 0, has {part.labels[row]}), which means no label; leave those rows out, or give names."
+            )
     if "train" not in parts:
         raise UserError(f"{where} has {', '.join(sorted(parts)) or 'no labelled rows'}, but a train part is needed.")
     if moved := val_is_test and "val" in parts and "test" not in parts:
@@ -287,9 +297,8 @@ def assemble(
             f"skip_corrupt, exif and value_range are for image files, and {where} contains none; leave them out."
         )
     parts = {split: _indexed(part) for split, part in parts.items()}
-    if parts["train"].classes is not None:
-        classes = parts["train"].classes
-    elif classes is None:
+    classes = classes if classes is not None else parts["train"].classes
+    if classes is None:
         labels = np.concatenate([part.labels for part in parts.values()])
         if (largest := int(labels.max(initial=-1))) >= MOST_CLASSES:
             raise UserError(
@@ -310,7 +319,8 @@ def assemble(
         if part.classes is not None:
             strange = sorted(set(part.classes) - set(classes))
             if strange:
-                raise UserError(f"{where}: the {split} part has classes that train lacks ({', '.join(strange[:5])}).")
+                lacks = "are not named" if split == "train" else "train lacks"
+                raise UserError(f"{where}: the {split} part has classes that {lacks} ({', '.join(strange[:5])}).")
             labels = np.array([classes.index(label) for label in part.classes], np.int64)[labels]
         rows = Split.of(part.images, labels, source_rows=part.rows)
         return without_corrupt(rows, split, skipped) if skip_corrupt else rows
@@ -325,6 +335,15 @@ def assemble(
         made.get("val"),
         split_seed=split_seed,
     )
+
+
+def _negative(labels: np.ndarray) -> np.ndarray:
+    """Which labels are negative, bool (N,): numbers, or names that are all numbers (and not just -1 and 1)."""
+    if labels.dtype.kind == "i":
+        return labels < 0
+    names, inverse = np.unique(labels, return_inverse=True)
+    numbers = all(re.fullmatch(r"-?\d+", name) for name in names) and set(names) != {"-1", "1"}
+    return np.array([numbers and NEGATIVE.fullmatch(name) is not None for name in names], bool)[inverse]
 
 
 def _indexed(part: Part) -> Part:

@@ -45,13 +45,7 @@ class Split:
 
     @classmethod
     def of(cls, source: Images, labels: Any, row_ids: Any = None, source_rows: Any = None) -> "Split":
-        """All rows of `source`, in its order, or those at `source_rows`.
-
-        Raises
-        ------
-        UserError
-            Images and labels differ in number, or the labels are not whole numbers from 0 up.
-        """
+        """All rows of `source`, in its order, or those at `source_rows`."""
         labels = np.asarray(labels)
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or (labels.size and labels.min() < 0):
             raise UserError(
@@ -161,11 +155,6 @@ def build(
 
     Without `val`, a stratified `val_fraction` of the pool is held out; without `test`, first a stratified
     `test_fraction` of the pool. The rule used is written into the provenance.
-
-    Raises
-    ------
-    UserError
-        From the split itself, when it is read: the training labels are of fewer than two classes.
     """
     check_classes(name, classes)
     cache: dict[str, Split] = {}
@@ -211,24 +200,19 @@ def build(
 
 
 def check_classes(name: str, classes: Sequence[str]) -> None:
-    """Warn of class names that a reader takes for one another; refuse those that cannot be written.
-
-    Raises
-    ------
-    UserError
-        A name is no valid text (bytes of another encoding in a folder's name).
-    """
+    """Warn of class names that a reader takes for one another; refuse those that cannot be written."""
     alike: dict[str, list[str]] = {}
     for label in classes:
         try:
             label.encode()
         except UnicodeEncodeError:
             raise UserError(f"The class name {label!a} of {name} is not a valid text; rename its folder.") from None
-        alike.setdefault(" ".join(unicodedata.normalize("NFKC", label).casefold().split()), []).append(label)
+        shown = "".join(c for c in unicodedata.normalize("NFKC", label) if unicodedata.category(c) != "Cf")
+        alike.setdefault(" ".join(shown.casefold().split()).lstrip("0") or "0", []).append(label)
     for group in alike.values():
         if len(group) > 1:
             warnings.warn(
                 f"{name} has {len(group)} classes of the names {', '.join(map(repr, group))}, which differ in case, "
-                "spaces or not at all; they are kept apart.",
+                "spaces, zeros in front, invisible characters or not at all; they are kept apart.",
                 stacklevel=4,
             )

@@ -60,13 +60,7 @@ def with_tests(
 
 
 def read_class_map(path: str | Path) -> dict[str, str]:
-    """A class map from a CSV file of two columns: class of the test set, class of the training set; no header.
-
-    Raises
-    ------
-    UserError
-        The file is missing, or a line has not two fields.
-    """
+    """A class map from a CSV file of two columns: class of the test set, class of the training set; no header."""
     try:
         first, rows = read_table(Path(path).expanduser())
     except OSError as error:

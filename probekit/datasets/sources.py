@@ -23,27 +23,13 @@ class Archive:
 
 @dataclass(frozen=True)
 class Files:
-    """Where a data set's files are.
-
-    Parameters
-    ----------
-    place : Path
-        The extracted folder, or the archive.
-    archive : Archive, optional
-        None for a folder.
-    """
+    """Where a data set's files are: the extracted folder, or the archive."""
 
     place: Path
     archive: Archive | None
 
     def read(self, *names: str) -> list[bytes]:
-        """Contents of the named files.
-
-        Raises
-        ------
-        UserError
-            One is not there, or the archive is damaged.
-        """
+        """Contents of the named files."""
         if self.archive is None:
             missing = [name for name in names if not (self.place / name).is_file()]
             if missing:
@@ -66,13 +52,7 @@ class Files:
         return [found[name] for name in names]
 
     def provenance(self, *names: str, verify: bool = True) -> dict[str, Any]:
-        """Path and checksums; an archive's md5 is compared with the published one.
-
-        Raises
-        ------
-        UserError
-            It is another archive than the published one (unless `verify` is off).
-        """
+        """Path and checksums; an archive's md5 is compared with the published one."""
         if self.archive is None:
             hashes = {name: hash_file(self.place / name) for name in names if (self.place / name).is_file()}
             return {"path": str(self.place), "checksums": hashes}
@@ -102,22 +82,8 @@ def not_found(name: str) -> UserError:
 def locate(
     name: str, root: str | Path | None, archives: Sequence[Archive], markers: Sequence[str]
 ) -> tuple[Files, str]:
-    """The files under `root`, and which of the markers was found there.
-
-    Parameters
-    ----------
-    name : str
-        Of the data set, for messages.
-    root : path
-        The extracted folder, a folder that holds it or an archive, or the archive itself.
-    archives, markers : sequence
-        In step: a file that tells that this archive's content lies here.
-
-    Raises
-    ------
-    UserError
-        Nothing of the kind is there.
-    """
+    """The extracted folder or archive under `root`, and which of the markers (one an archive: a file of its content) it
+    has."""
     if root is None:
         raise not_found(name)
     root = Path(root).expanduser()

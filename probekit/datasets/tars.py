@@ -8,9 +8,10 @@ References
 webdataset, "The WebDataset Format" (github.com/webdataset/webdataset).
 """
 
+import dataclasses
 import os
+import re
 import tarfile
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,7 @@ SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 @dataclass(eq=False)
 class TarImages(EncodedImages):
-    """Image members of uncompressed tars by offset.
-
-    Parameters
-    ----------
-    files : tuple of str
-    shards, offsets, sizes : int64 (N,)
-        Which file, and which of its bytes.
-    """
+    """Image members of uncompressed tars: in which file, and which of its bytes."""
 
     files: tuple[str, ...]
     shards: np.ndarray
@@ -71,7 +65,7 @@ class _Sample:
 
     key: str
     image: tuple[int, int] | None = None
-    label: Any = None
+    labels: dict[str, Any] = dataclasses.field(default_factory=dict)
     fields: tuple[str, ...] = ()
 
 
@@ -96,6 +90,8 @@ def _samples(file: Path, label: str | None) -> list[_Sample]:
                     known.add(key)
                     samples.append(_Sample(key))
                 sample = samples[-1]
+                if field in sample.fields:
+                    raise UserError(f"{file}: the sample {key} has the field {field} twice.")
                 sample.fields += (field,)
                 if is_image(f".{field}"):
                     if sample.image is not None:
@@ -104,11 +100,11 @@ def _samples(file: Path, label: str | None) -> list[_Sample]:
                         )
                     sample.image = (member.offset_data, member.size)
                 elif field == label or (label is None and field in LABEL_FIELDS):
-                    sample.label = _text(tar.extractfile(member).read(), f"{file}: {member.name}")  # type: ignore[union-attr]
-                elif field == "json" and (label is None or label not in sample.fields):
+                    sample.labels[field] = _text(tar.extractfile(member).read(), f"{file}: {member.name}")  # type: ignore[union-attr]
+                elif field == "json":
                     value = parse_json(tar.extractfile(member).read(), member.name)  # type: ignore[union-attr]
-                    if isinstance(value, dict) and (label or "label") in value and sample.label is None:
-                        sample.label = value[label or "label"]
+                    if isinstance(value, dict) and value.get(label or "label") is not None:
+                        sample.labels[f"{label or 'label'} of json"] = value[label or "label"]
                 tar.members = []  # type: ignore[attr-defined]  # it keeps every header; a shard may have a million
     except UserError:
         raise
@@ -133,7 +129,13 @@ def _part(files: list[Path], label: str | None) -> tuple[Part, int]:
             if sample.image is None:
                 skipped += 1
                 continue
-            if sample.label is None:
+            if len({str(value).strip() for value in sample.labels.values()}) > 1:
+                found = " and ".join(f"{field} {value}" for field, value in sample.labels.items())
+                raise UserError(
+                    f"{file}: the sample {sample.key} has several labels ({found}); name the field that is meant, as "
+                    f"in {file}#label=FIELD."
+                )
+            if not sample.labels:
                 raise UserError(
                     f"{file}: the sample {sample.key} has the fields {', '.join(sample.fields)} but no label; expected "
                     f".cls (or a key of .json): name it, as in {file}#label=FIELD (images in folders of classes are "
@@ -142,9 +144,9 @@ def _part(files: list[Path], label: str | None) -> tuple[Part, int]:
             shards.append(number)
             offsets.append(sample.image[0])
             sizes.append(sample.image[1])
-            labels.append(sample.label)
+            labels.append(next(iter(sample.labels.values())))
     values = label_array(np.array([*labels, None], object)[:-1], f"The labels of {files[0]}")
-    with suppress(ValueError):
+    if values.dtype.kind == "U" and all(re.fullmatch(r"[+-]?\d{1,18}", name) for name in np.unique(values)):
         values = values.astype(np.int64)
     images = TarImages(
         tuple(map(str, files)), np.array(shards, np.int64), np.array(offsets, np.int64), np.array(sizes, np.int64)
@@ -157,8 +159,6 @@ def load(name: str, root: str | Path | None = None, label: str | None = None, **
 
     Parameters
     ----------
-    name : str
-        Name of the data set; "webdataset" means: call it after the path.
     root : path
         A .tar, a quoted glob or brace range ('train-{0000..0012}.tar'), or a folder of tars. The word train, val or
         test in a file's name says its split.
@@ -166,11 +166,6 @@ def load(name: str, root: str | Path | None = None, label: str | None = None, **
         The field that holds the label, or a key of the .json field; `cls` (or the key `label`) without it. Whole
         numbers are labels as they are, text names a class.
     **options : see `probekit.datasets.parts.assemble`
-
-    Raises
-    ------
-    UserError
-        A file is no whole uncompressed tar, or a sample has no label or several images.
     """
     files = expand(os.path.expanduser(str(root)), ".tar") if root is not None else []
     missing = [file for file in files if not file.is_file()]

@@ -86,6 +86,8 @@ def _reason(error: Exception) -> str:
     blocked = re.search(r"unsupported GLOBAL (\S+)", str(error))
     if blocked:
         return f"it names {blocked[1]}, which may run programs"
+    if isinstance(error, EOFError | IndexError) or "Unsupported operand" in str(error):
+        return "it is no file of torch.save, safetensors or numpy.savez"
     return said[1].strip(". ") if said else first_line(error)
 
 
@@ -101,16 +103,7 @@ def _named_content(state: Any) -> Any:
 def read_state(path: str | Path, state_key: str | None = None) -> dict[str, torch.Tensor]:
     """The tensors of a torch file, of .safetensors (or the .index.json of its shards), or of an .npz.
 
-    Parameters
-    ----------
-    path : path
-    state_key : str, optional
-        The tensors' key inside nested dictionaries: "model", or "teacher.backbone" for two levels.
-
-    Raises
-    ------
-    UserError
-        There is no such file or key, or what is there are no tensors by name.
+    `state_key` is their key inside nested dictionaries: "model", or "teacher.backbone" for two levels.
     """
     path = Path(path).expanduser()
     if not path.is_file():

@@ -50,13 +50,7 @@ def send(values: Any, device: torch.device) -> torch.Tensor:
 
 
 def compute(device: str | torch.device = "cpu", dtype: str = "float32") -> Compute:
-    """The place and format for an encoder; "auto" takes a CUDA device when there is one.
-
-    Raises
-    ------
-    UserError
-        The device is not there or the format is not known: nothing falls back silently.
-    """
+    """The place and format for an encoder; "auto" takes a CUDA device when there is one."""
     if dtype not in DTYPES:
         raise UserError(f"The dtype {dtype!r} is not known; choose {', '.join(DTYPES)}.")
     return Compute(usable_device(device), dtype)

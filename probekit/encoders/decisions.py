@@ -7,18 +7,14 @@ AXES = {
     "BD": "vectors",
     "BTD": "token sequences (batch first)",
     "TBD": "token sequences (batch second)",
+    "BDT": "token sequences (channels second)",
     "BCHW": "feature maps (channels first)",
     "BHWC": "feature maps (channels last)",
 }
 
 
 def decision_lines(encoder: Any) -> list[str]:
-    """One line for each run of layers that are read alike, then the norm; the same facts are in the provenance.
-
-    Parameters
-    ----------
-    encoder : an encoder, or its provenance
-    """
+    """One line for each run of layers that are read alike, then the norm; the same facts are in the provenance."""
     provenance = encoder if isinstance(encoder, dict) else encoder.provenance
     decisions = provenance.get("decisions") or {}
     lines = []

@@ -40,20 +40,8 @@ class Encoder(Protocol):
 
 
 def select_layers(names: Sequence[str], wanted: str | Sequence[str] | None) -> list[int]:
-    """Positions of the layers that `wanted` names, in depth order.
-
-    Parameters
-    ----------
-    names : sequence of str
-        All layers, shallow to deep.
-    wanted : str or sequence of str, optional
-        Names or globs ("block*", "0[0-3]"), in one string parted by commas or in a sequence; None: all.
-
-    Raises
-    ------
-    UserError
-        One of them matches no layer.
-    """
+    """Positions, in depth order, of the layers that names or globs (in a sequence, or parted by commas) name; None:
+    all."""
     if wanted is None:
         return list(range(len(names)))
     patterns = [p.strip() for p in wanted.split(",")] if isinstance(wanted, str) else [str(p) for p in wanted]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from igpt_model.checked_json import read_json
 from igpt_model.images import ImageTransform
 from igpt_model.palette import Palette
 from probekit.encoders.encoder import Encoder
@@ -83,6 +84,11 @@ def load_hf(
     """
     transformers = _transformers()
     config, written = _config(name, revision)
+    if not transformers.utils.is_peft_available() and (Path(name) / "adapter_config.json").is_file():
+        raise UserError(
+            f"hf:{name} contains an adapter (adapter_config.json), which only peft can apply: pip install peft, or "
+            "merge it into the weights (merge_and_unload)."
+        )
     kind = transformers.ImageGPTForCausalImageModeling if config.model_type == "imagegpt" else transformers.AutoModel
     try:
         model, info = kind.from_pretrained(
@@ -93,7 +99,7 @@ def load_hf(
     if weights is not None:
         loaded = load_weights(model, weights, state_key, strip_prefix, ignore)
     else:
-        loaded = Loaded(f"hf:{name}", tuple(sorted(info["missing_keys"])))
+        loaded = Loaded(f"hf:{name}", tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])))
     about = {"name": Path(name.rstrip("/")).name, "source": name, "revision": getattr(config, "_commit_hash", None)}
     return _encoder(model, name, revision, written, about, loaded, options)
 
@@ -120,7 +126,7 @@ def _config(name: str, revision: str | None) -> tuple[Any, dict[str, Any]]:
             f"hf:{name} is neither a folder with a config.json nor a model that can be fetched ({first_line(error)})."
         ) from error
     folder = Path(name)
-    if folder.is_dir() and not any((folder / file).is_file() for file in PROCESSOR_FILES):
+    if folder.is_dir() and not (folder / PROCESSOR_FILES[0]).is_file() and not _nested_settings(folder):
         return config, {}
     try:
         written, _ = transformers.image_processing_utils.ImageProcessingMixin.get_image_processor_dict(
@@ -133,6 +139,12 @@ def _config(name: str, revision: str | None) -> tuple[Any, dict[str, Any]]:
     if not isinstance(written, dict):
         raise UserError(f"hf:{name}: its preprocessor_config.json contains no settings by name; correct the file.")
     return config, written
+
+
+def _nested_settings(folder: Path) -> dict[str, Any] | None:
+    """What processor_config.json says about images, which transformers reads first; None where it says nothing."""
+    file = folder / PROCESSOR_FILES[1]
+    return read_json(file, {"image_processor?": (dict, None)}).get("image_processor") if file.is_file() else None
 
 
 def _encoder(
@@ -153,6 +165,14 @@ def _encoder(
         if not replaced:
             raise
         processor, note = None, f"its own image processor is not used ({str(error).split('; ')[0]})"
+    if processor is not None and (Path(name) / PROCESSOR_FILES[0]).is_file():
+        nested = _nested_settings(Path(name)) or {}
+        other = read_json(Path(name) / PROCESSOR_FILES[0], {})
+        if differing := sorted(key for key, value in nested.items() if other.get(key, value) != value):
+            note = (
+                f"{PROCESSOR_FILES[1]} is used, as by transformers; {PROCESSOR_FILES[0]} next to it has another "
+                f"{', '.join(differing)}"
+            )
     if note:
         about["pictures"] = note
     if model.config.model_type == "imagegpt":
@@ -295,13 +315,7 @@ def _image_tower(model: Any, loaded: Loaded) -> tuple[Any, Loaded]:
 
 
 def find_hidden_states(model: Any, forward: Any, sides: tuple[int, int]) -> dict[str, str]:
-    """Which submodule makes which hidden state: {submodule: "hidden_states[k]"}, and the blocks inside stages.
-
-    Raises
-    ------
-    UserError
-        The model gives no hidden states, or one of them is made by no submodule.
-    """
+    """Which submodule makes which hidden state: {submodule: "hidden_states[k]"}, and the blocks inside stages."""
     # kept alive here: an id is free to be used again once its object is gone
     outputs: list[tuple[str, torch.Tensor]] = []
 

@@ -7,6 +7,7 @@ crops, pads and reorders channels. Letters: H and W sides.
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -26,19 +27,9 @@ from probekit.runtime.errors import UserError, first_line
 
 # written into processor files, without effect on a picture
 ABOUT = {
-    "auto_map",
-    "feature_extractor_type",
-    "image_processor_class",
-    "image_processor_type",
-    "max_size",
-    "model_input_names",
-    "pad_and_return_pixel_mask",
-    "processor_class",
-    "processor_type",
-    "reduce_labels",
-    "tokenizer_class",
-    "transformers_version",
-    "use_fast",
+    *("auto_map", "feature_extractor_type", "image_processor_class", "image_processor_type", "processor_class"),
+    *("processor_type", "tokenizer_class", "transformers_version", "use_fast", "model_input_names"),
+    *("max_size", "pad_and_return_pixel_mask", "reduce_labels"),
 }
 # switches of the steps that --resolution, --resize and --crop take the place of
 SIZE_SWITCHES = ("do_resize", "do_center_crop", "do_crop", "do_pad", "do_thumbnail", "do_align_long_axis")
@@ -47,17 +38,10 @@ VALUE_SWITCHES = ("do_rescale", "do_normalize", "include_top")
 
 @dataclass(frozen=True, eq=False)
 class ProcessorPreparation(DescribedPreparation):
-    """One picture through a transformers image processor.
+    """One picture through a transformers image processor, some of whose steps are switched off, after the user's own
+    sizes.
 
-    Parameters
-    ----------
-    processor : transformers image processor
-    switched_off : mapping of str to False
-        Steps of the processor that are left out.
-    before : Preparation, optional
-        The user's own sizes, applied first.
-    pixels : bool
-        uint8 (H, W, 3), where the steps that are left keep it uint8; else float32 (3, H, W).
+    With `pixels` uint8 (H, W, 3), where the steps that are left keep it so; else float32 (3, H, W).
     """
 
     processor: Any
@@ -93,20 +77,8 @@ def prepare_with(
 ) -> tuple[DescribedPreparation, Normalisation | None]:
     """`prepare` and what is left for `Normalisation` (None: nothing), from a processor and what the user asks instead.
 
-    Parameters
-    ----------
-    processor : transformers image processor
-    whose : str
-        The model, for messages.
-    before : Preparation, optional
-        Takes the place of the processor's own resize, crop and padding.
-    mean, std : optional
-        Take the place of the processor's own; the other of the two, if not given, stays.
-
-    Raises
-    ------
-    UserError
-        The processor gives no one picture of a fixed size, or cannot leave out what the user replaces.
+    `before` takes the place of the processor's own resize, crop and padding, `mean` and `std` of its own (each alone,
+    too).
     """
     has = {name for name in (*SIZE_SWITCHES, *VALUE_SWITCHES) if getattr(processor, name, None)}
     sizes_off = {name: False for name in SIZE_SWITCHES if before is not None and name in has}
@@ -142,12 +114,12 @@ def _normalisations(processor: Any) -> list[Normalisation]:
         value = getattr(processor, name, None)
         return default if value is None else value
 
-    factor = float(of("rescale_factor", 1 / 255)) if of("do_rescale", False) else 1.0
     scaled = bool(of("do_normalize", False))
     try:
+        factor = float(of("rescale_factor", 1 / 255)) if of("do_rescale", False) else 1.0
         mean = np.array(triple(of("image_mean", 0.0) if scaled else 0.0))
         std = np.array(triple(of("image_std", 1.0) if scaled else 1.0))
-    except UserError:
+    except (TypeError, ValueError, UserError):
         return []
     if factor <= 0 or (std <= 0).any():
         return []
@@ -162,25 +134,11 @@ def _normalisations(processor: Any) -> list[Normalisation]:
 def load_processor(
     transformers: Any, name: str, revision: str | None, config: Any, written: Mapping[str, Any]
 ) -> tuple[Any, str | None]:
-    """The image processor of a model, and a sentence where the model's files do not name it.
+    """The image processor of a model, and a sentence where its files do not name it; (None, None) where transformers
+    knows none.
 
-    Parameters
-    ----------
-    transformers : module
-    name, revision : of the model
-    config : its configuration
-    written : mapping
-        Its preprocessor_config.json; empty when there is none, then the class's defaults at the model's image size.
-
-    Returns
-    -------
-    processor, note
-        (None, None) where transformers knows no processor for the model.
-
-    Raises
-    ------
-    UserError
-        The processor cannot be made, or the file holds keys that it does not understand.
+    `written` is its preprocessor_config.json; empty when there is none: then the class's defaults at the model's image
+    size.
     """
     default = _default_class(transformers, config)
     named = {"image_processor_type", "feature_extractor_type"} & set(written)
@@ -216,7 +174,13 @@ def load_processor(
             f"hf:{name}: preprocessor_config.json names {kind}, which this transformers does not have; "
             "give --resolution, --mean and --std, which replace it."
         )
-    strange = sorted(key for key, value in written.items() if value and key not in _understood(processor) | ABOUT)
+    understood = _understood(processor) | ABOUT
+    # a step switched off that the class does not have is harmless, but not the misspelt name of one that it has
+    strange = sorted(
+        key
+        for key, value in written.items()
+        if key not in understood and (value or (value is not None and get_close_matches(key, understood, 1, 0.85)))
+    )
     if strange:
         raise UserError(
             f"hf:{name}: preprocessor_config.json contains {', '.join(strange)}, which {type(processor).__name__} does "

@@ -13,15 +13,8 @@ import torch
 
 from probekit.encoders.compute import compute
 from probekit.encoders.pooling import Layout, count_special_tokens, decide, first_tensor, has_class_token, map_axes
-from probekit.encoders.preparation import (
-    DescribedPreparation,
-    Normalisation,
-    Preparation,
-    odd_pictures,
-    pair,
-    triple,
-)
-from probekit.encoders.row_checks import check_prefix, check_prepare, check_rows, settle_unloaded
+from probekit.encoders.preparation import DescribedPreparation, Normalisation, Preparation, odd_pictures, pair, triple
+from probekit.encoders.row_checks import check_prepare, check_rows, check_tokens, settle_unloaded
 from probekit.encoders.weights import Loaded, hash_weights, load_weights
 from probekit.runtime.errors import UserError, first_line
 from probekit.runtime.imports import import_object
@@ -46,13 +39,7 @@ def submodules(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
 
 
 def match_modules(module: torch.nn.Module, wanted: str | Sequence[str]) -> list[str]:
-    """Names of the submodules that `wanted` names; in a glob, `*` stays within one level ("blocks.*").
-
-    Raises
-    ------
-    UserError
-        A name or glob fits none.
-    """
+    """Names of the submodules that `wanted` names; in a glob, `*` stays within one level ("blocks.*")."""
     names = list(submodules(module))
     patterns = [p.strip() for p in wanted.split(",")] if isinstance(wanted, str) else list(wanted)
     chosen: dict[str, None] = {}
@@ -88,6 +75,11 @@ def failure_as_sentence(
     except UserError:
         raise
     except Exception as error:
+        formats = {str(p.dtype).removeprefix("torch.") for p in module.parameters()} - {"float32"}
+        if formats and "type" in str(error):
+            advice = (
+                f"its parameters are {' and '.join(sorted(formats))}: convert it by .float() (dtype= computes faster)"
+            )
         raise UserError(
             f"{type(module).__name__} fails on {count}images of {sides[0]} x {sides[1]} ({type(error).__name__}: "
             f"{first_line(error)}); {advice}."
@@ -111,6 +103,23 @@ def preparation(resolution: int | None, resize: Any, crop: Any, interpolation: s
     return Preparation(pair(size), resize, interpolation or "bilinear")
 
 
+def _observable(module: torch.nn.Module) -> torch.nn.Module:
+    """The module inside torch.compile's; refused where hooks do not work, or parameters have no values."""
+    module = getattr(module, COMPILED, None) or module
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UserError(
+            f"{module.original_name} is a TorchScript program, whose layers cannot be observed; give the Python module "
+            "that it was made from."
+        )
+    for name, value in (*module.named_parameters(), *module.named_buffers()):
+        if value.is_meta or torch.nn.parameter.is_lazy(value):
+            raise UserError(
+                f"{type(module).__name__} has no values for {name} (it is lazy, or on the meta device); give it its "
+                "weights first."
+            )
+    return module
+
+
 class ModuleEncoder:
     """Pooled outputs of named submodules.
 
@@ -129,7 +138,7 @@ class ModuleEncoder:
     mean, std : optional
         Of (x / 255 - mean) / std, for uint8 images; 0 and 1 if not given.
     axes : str, optional
-        "BCHW", "BHWC", "BTD", "TBD" or "BD" where the shapes leave it open.
+        "BCHW", "BHWC", "BTD", "TBD", "BDT" or "BD" where the shapes leave it open.
     prefix_tokens : int, optional
         Special tokens in front of the patches, where the parameters do not tell.
     suggested_prefix : int, optional
@@ -173,8 +182,8 @@ class ModuleEncoder:
         loaded: Loaded | None = None,
         provenance: dict[str, Any] | None = None,
     ) -> None:
-        module = module._modules.get(COMPILED) or module
-        if layers is None:
+        module = _observable(module)
+        if not layers:
             names = list(submodules(module))
             raise UserError(
                 f"A torch module needs layers= (--layers), names or globs of its submodules: {_shown(names)}."
@@ -199,7 +208,7 @@ class ModuleEncoder:
         self.layers = tuple(self._layouts)
         self.widths = tuple(layout.width for layout in self._layouts.values())
         loaded = loaded or Loaded()
-        check_prefix(self, examples)
+        check_tokens(self, examples, axes is not None)
         check_rows(self, examples)
         if loaded.missing:
             settle_unloaded(self, examples, loaded)
@@ -242,9 +251,13 @@ class ModuleEncoder:
         check_prepare(self.prepare, pictures, made)
         example = made[0]
         self._scales = example.dtype == np.uint8
-        if example.ndim != 3 or (example.shape[2] if self._scales else example.shape[0]) != 3:
+        if (
+            example.dtype not in (np.uint8, np.float32)
+            or example.ndim != 3
+            or (example.shape[2] if self._scales else example.shape[0]) != 3
+        ):
             raise UserError(
-                f"prepare gave {example.dtype} {example.shape}, but uint8 (H, W, 3) or float (3, H, W) is needed."
+                f"prepare gave {example.dtype} {example.shape}, but uint8 (H, W, 3) or float32 (3, H, W) is needed."
             )
         if any(x.shape != example.shape for x in made):
             raise UserError(f"prepare gave the shapes {made[0].shape} and {made[1].shape}; all must have one size.")
@@ -273,10 +286,12 @@ class ModuleEncoder:
         special = count_special_tokens(self.module) if suggested_prefix is None else suggested_prefix
         class_token = has_class_token(self.module)
         wide: dict[str, list[tuple[int, ...]]] = {}
-        if axes is None and any(len(f[0]) == 4 and not map_axes(f[0], self._sides) for f in shapes[0].values()):
+        unclear = any(len(f[0]) == 4 and not map_axes(f[0], self._sides) for f in shapes[0].values())
+        if axes is None and (unclear or (prefix_tokens is None and any(len(f[0]) == 3 for f in shapes[0].values()))):
             # any failure means only that this model takes no other width: decide() then asks the user
             with suppress(Exception):
                 wide = self._shapes(names, np.concatenate([examples[:2]] * 2, axis=2 if self._scales else 3))
+        self._widened = set(wide)
         # the order in which submodules finish is the depth
         return {
             name: decide(

@@ -8,7 +8,9 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
+from igpt_model.arguments import checked
 from probekit.encoders.encoder import Encoder
+from probekit.encoders.preparation import asked_values
 from probekit.runtime.errors import UserError, did_you_mean
 
 ENTRY_POINTS = "probekit.encoders"
@@ -31,6 +33,7 @@ FORMS = (
 )
 
 
+@checked
 def load_encoder(spec: Any, name: str | None = None, **options: Any) -> Encoder:
     """Make an encoder.
 
@@ -59,6 +62,7 @@ def load_encoder(spec: Any, name: str | None = None, **options: Any) -> Encoder:
     if isinstance(spec, str):
         spec, *written = spec.split("#")
         options = dict(map(_option, written)) | options
+    options |= {key: asked_values(options[key]) for key in ("mean", "std") if key in options}
     encoder = _load(spec, options)
     if name is not None:
         encoder.provenance["name"] = name

@@ -14,19 +14,15 @@ from probekit.runtime.errors import UserError
 
 
 def resolution_of(what: str, resolution: int | None, data: Any) -> int:
-    """The side asked for, or else the shorter side of the data set's first training image.
-
-    Raises
-    ------
-    UserError
-        Neither a resolution nor a data set is given.
-    """
+    """The side asked for, or else the shorter side of the data set's first training image."""
     if resolution is not None:
         if int(resolution) < 1:
             raise UserError(f"A resolution of {resolution} was given for {what}; give at least 1.")
         return int(resolution)
     if data is None:
         raise UserError(f"{what} needs a resolution; write {what}:32, or give resolution=32 (--resolution 32).")
+    if not hasattr(data, "splits"):
+        raise UserError(f"data of {what} is a {type(data).__name__}, but a data set is expected: see load_dataset.")
     return int(min(data.splits["train"].images(0, 1)[0].shape[:2]))
 
 

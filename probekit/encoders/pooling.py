@@ -16,33 +16,15 @@ import torch
 from probekit.runtime.errors import UserError
 
 POOLS = ("mean", "cls", "both")
+AXES = ("BD", "BTD", "TBD", "BDT", "BCHW", "BHWC")
 CLASS = ("cls_token", "class_token", "class_embedding")
-SPECIAL = (
-    *CLASS,
-    "dist_token",
-    "distillation_token",
-    "register_tokens",
-    "reg_token",
-)
+SPECIAL = (*CLASS, "dist_token", "distillation_token", "register_tokens", "reg_token")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one layer's output is read.
-
-    Parameters
-    ----------
-    axes : str
-        "BD", "BTD", "TBD", "BCHW" or "BHWC".
-    prefix_tokens : int
-        Special tokens (CLS, registers) in front of the patches; 0 for maps.
-    positions : int
-        Positions that the mean runs over.
-    width : int
-        Columns after pooling.
-    pool : str
-        "mean", "cls" or "both" (CLS, then mean).
-    """
+    """How a layer is read: its axes (one of AXES), the special tokens in front (CLS, registers), the positions that the
+    mean runs over, the columns after pooling, and the pooling ("both": CLS, then mean)."""
 
     axes: str
     prefix_tokens: int
@@ -56,34 +38,33 @@ class Layout:
 
     def __call__(self, output: torch.Tensor) -> torch.Tensor:
         """Pool one output to (B, width) float32."""
-        h = output.float()
-        if self.axes == "BD":
-            return h
-        if self.axes == "BCHW":
-            return h.mean((2, 3))
-        if self.axes == "BHWC":
-            return h.mean((1, 2))
-        h_BTD = h.transpose(0, 1) if self.axes == "TBD" else h
+        if "T" not in self.axes:
+            over = [k for k, axis in enumerate(self.axes) if axis in "HW"]
+            return output.float().mean(over) if over else output.float()
+        h_BTD = self.tokens(output)
         if self.pool == "cls":
             return h_BTD[:, 0]
         mean_BD = h_BTD[:, self.prefix_tokens :].mean(1)
         return torch.cat([h_BTD[:, 0], mean_BD], 1) if self.pool == "both" else mean_BD
 
+    def tokens(self, output: torch.Tensor) -> torch.Tensor:
+        """A sequence of tokens as float32 (B, T, D)."""
+        return output.float().permute(*map(self.axes.index, "BTD"))
+
 
 def first_tensor(output: Any, module: str) -> torch.Tensor:
-    """The tensor of a module's output: itself, or the first of a tuple, list or mapping.
-
-    Raises
-    ------
-    UserError
-        There is none.
-    """
-    if isinstance(output, torch.Tensor):
-        return output
+    """The tensor of a module's output: itself, or the first of a tuple, list or mapping."""
     parts = list(output.values()) if isinstance(output, Mapping) else output
-    for part in parts if isinstance(parts, list | tuple) else []:
-        if isinstance(part, torch.Tensor):
+    for part in parts if isinstance(parts, list | tuple) else [parts]:
+        if not isinstance(part, torch.Tensor):
+            continue
+        if part.is_floating_point() and part.layout == torch.strided:
             return part
+        kind = part.dtype if part.layout == torch.strided else part.layout
+        raise UserError(
+            f"The module {module} returns a tensor of {str(kind).removeprefix('torch.')}, but features are "
+            "floating-point numbers; choose another layer."
+        )
     raise UserError(f"The module {module} returns {type(output).__name__} without a tensor; choose another layer.")
 
 
@@ -101,7 +82,7 @@ def has_class_token(module: torch.nn.Module) -> bool:
     return any(name.rpartition(".")[2] in CLASS for name, _ in module.named_parameters())
 
 
-def _is_grid(n: int, sides: tuple[int, int]) -> bool:
+def is_grid(n: int, sides: tuple[int, int]) -> bool:
     """Whether n positions are the image's area cut into squares of some size (rounded either way)."""
     for s in range(1, max(sides) + 1):
         low = (sides[0] // s) * (sides[1] // s)
@@ -123,45 +104,26 @@ def decide(
     wide: tuple[int, ...] | None = None,
     class_token: bool = True,
 ) -> Layout:
-    """Decide how to read a layer.
+    """Decide how to read a layer of the `shape` and `other` for a batch of 2 and 3, and `wide` for 2 images of twice
+    the width.
 
-    Parameters
-    ----------
-    name : str
-        The layer, for messages.
-    shape, other : tuple of int
-        Its output's shape for a batch of 2 and a batch of 3.
-    sides : (int, int)
-        Height and width of the input image.
-    special_tokens : int
-        How many the model's parameters, or the library that made it, suggest.
-    pool : str
-    axes, prefix_tokens : optional
-        What the user says instead.
-    wide : tuple of int, optional
-        Its output's shape for 2 images of twice the width, where that could be run.
-    class_token : bool
-        Whether the model has one at all; the first of its special tokens then is it.
-
-    Raises
-    ------
-    UserError
-        The shapes leave the question open, or `pool` does not fit.
+    `special_tokens` is what parameters or the model's library suggest, `class_token` whether the first of them is one;
+    `axes` and `prefix_tokens` are the user's. A `UserError` where the question stays open, or `pool` does not fit.
     """
     if pool not in POOLS:
         raise UserError(f"The pooling {pool!r} is not known; choose {', '.join(POOLS)}.")
-    if len(shape) != len(other) or [i for i in range(len(shape)) if shape[i] != other[i]] not in ([0], [1]):
+    changed = [i for i in range(len(shape)) if len(shape) != len(other) or shape[i] != other[i]]
+    if changed not in ([0], [1]) or (shape[changed[0]], other[changed[0]]) != (2, 3):
         raise UserError(
-            f"Layer {name} has the shapes {shape} and {other} for 2 and 3 images: no axis counts the images."
+            f"Layer {name} has the shapes {shape} and {other} for 2 and 3 images: no axis counts the images; choose a "
+            "layer outside windows and of images that are not flattened together."
         )
-    batch = 0 if shape[0] == 2 and other[0] == 3 else 1
+    batch = changed[0]
     if axes is None:
         axes = _axes(name, shape, batch, sides, wide)
-    if sorted(axes) not in (sorted("BD"), sorted("BTD"), sorted("BCHW")) or len(axes) != len(shape):
-        raise UserError(
-            f"The axes {axes!r} do not fit layer {name} of shape {shape}; choose BD, BTD, TBD, BCHW or BHWC."
-        )
-    if axes in ("BD", "BCHW", "BHWC"):
+    if axes not in AXES or len(axes) != len(shape) or axes.index("B") != batch:
+        raise UserError(f"The axes {axes!r} do not fit layer {name} of shape {shape}; choose {', '.join(AXES)}.")
+    if "T" not in axes:
         if pool != "mean":
             kind = "one vector an image" if axes == "BD" else "a feature map"
             raise UserError(f"Layer {name} is {kind} and has no CLS token; take pool=mean.")
@@ -171,9 +133,17 @@ def decide(
     prefix = _prefix(name, positions, sides, special_tokens) if prefix_tokens is None else prefix_tokens
     if not 0 <= prefix < positions:
         raise UserError(f"Layer {name} has {positions} positions, which cannot begin with {prefix} special tokens.")
-    if prefix_tokens is not None and not _is_grid(positions - prefix, sides):
+    if prefix_tokens is None and wide is not None and len(wide) == 3:
+        grown = wide[axes.index("T")]
+        if grown != positions and not is_grid(grown - prefix, (sides[0], 2 * sides[1])):
+            raise UserError(
+                f"Layer {name} has {positions} positions, and {grown} for an image twice as wide: "
+                f"{2 * positions - grown - prefix} of them are no patches; say prefix_tokens= where they are in front, "
+                "or leave them out in a submodule of your own."
+            )
+    if prefix_tokens is not None and not is_grid(positions - prefix, sides):
         # nothing says that positions must be a grid, but where another number leaves one, this one is a mistake
-        better = [n for n in dict.fromkeys((special_tokens, 0)) if positions > n and _is_grid(positions - n, sides)]
+        better = [n for n in dict.fromkeys((special_tokens, 0)) if positions > n and is_grid(positions - n, sides)]
         if better:
             raise UserError(
                 f"Layer {name} has {positions} positions: {prefix} special tokens in front leave {positions - prefix}, "
@@ -188,15 +158,14 @@ def decide(
 def _axes(name: str, shape: tuple[int, ...], batch: int, sides: tuple[int, int], wide: tuple[int, ...] | None) -> str:
     if len(shape) == 2 and batch == 0:
         return "BD"
+    changed = [i for i in range(len(shape)) if wide is not None and len(wide) == len(shape) and wide[i] != shape[i]]
     if len(shape) == 3:
-        return "BTD" if batch == 0 else "TBD"
+        return "TBD" if batch else "BDT" if changed == [2] else "BTD"
     if len(shape) == 4 and batch == 0:
         if seen := map_axes(shape, sides):
             return seen
-        if wide is not None and len(wide) == 4:
-            changed = [i for i in range(4) if wide[i] != shape[i]]
-            if changed in ([2], [3]):
-                return "BHWC" if changed == [2] else "BCHW"
+        if changed in ([2], [3]):
+            return "BHWC" if changed == [2] else "BCHW"
         raise UserError(f"Layer {name} has shape {shape}, any axis could be the channels; say axes=BCHW or axes=BHWC.")
     raise UserError(
         f"Layer {name} has shape {shape}, which is not a vector, token sequence or map; choose another layer."
@@ -221,9 +190,10 @@ def _proportional(height: int, width: int, sides: tuple[int, int]) -> bool:
 
 def _prefix(name: str, positions: int, sides: tuple[int, int], special_tokens: int) -> int:
     for prefix in dict.fromkeys((special_tokens, 0)):
-        if positions > prefix and _is_grid(positions - prefix, sides):
+        if positions > prefix and is_grid(positions - prefix, sides):
             return prefix
     raise UserError(
         f"Layer {name} has {positions} positions, which is not a grid of a {sides[0]} x {sides[1]} image "
-        f"with {special_tokens} or no special tokens in front; give prefix_tokens= (--prefix-tokens)."
+        f"with {special_tokens} or no special tokens in front; give prefix_tokens= (--prefix-tokens), or axes=BDT if "
+        "channels are second."
     )

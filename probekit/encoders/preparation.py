@@ -7,6 +7,7 @@ batch on the device; else `prepare` returns the finished float32 (3, H, W). `set
 Letters: B images, H and W sides.
 """
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -24,6 +25,8 @@ from probekit.runtime.errors import UserError, first_line
 KERNELS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 # of (height, width): both orientations, smaller and larger than common inputs, sides that no patch or stride divides
 ODD_SIZES = ((301, 453), (453, 301), (61, 97), (233, 233))
+# of a mean or deviation of values from 0 to 1; those of values from 0 to 255 are some 50 to 130
+LARGEST = 4.0
 # float32 carries 6e-8; a scale and a shift in another order cost a few of its last bits, half a grey level 2e-3
 ROUNDING = 2e-6
 
@@ -80,7 +83,9 @@ class Preparation(DescribedPreparation):
     def __post_init__(self) -> None:
         known_kernel(self.interpolation)
         resize = self.resize if isinstance(self.resize, tuple) else (self.resize or max(self.crop),) * 2
-        if min(self.crop) < 1 or resize[0] < self.crop[0] or resize[1] < self.crop[1]:
+        if min(self.crop) < 1:
+            raise UserError(f"Images of {self.crop[0]} x {self.crop[1]} pixels were requested; give at least 1 x 1.")
+        if resize[0] < self.crop[0] or resize[1] < self.crop[1]:
             raise UserError(f"An image resized to {self.resize} cannot be cropped to {self.crop}; crop at most that.")
 
     def __call__(self, image_HWC: np.ndarray) -> np.ndarray:
@@ -116,7 +121,9 @@ class Normalisation:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        if (len(self.mean), len(self.std)) != (3, 3) or not (
+            min(self.std) > 0 and np.isfinite(self.mean + self.std).all()
+        ):
             raise UserError(f"mean {self.mean} and std {self.std} were given; each needs three numbers, std above 0.")
 
     def __call__(self, images_BHWC: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -152,28 +159,12 @@ def settle(
     pixels: DescribedPreparation | None,
     normalisations: Sequence[Normalisation],
 ) -> tuple[DescribedPreparation, Normalisation | None]:
-    """How a model's own preparation is run: as uint8 pixels that a `Normalisation` finishes, or as it is.
+    """How a model's own preparation is run: (pixels, normalisation) as uint8 that a `Normalisation` finishes, or
+    (finished, None).
 
-    Parameters
-    ----------
-    whose : str
-        The model, for messages.
-    finished : preparation to float (3, H, W)
-        The model's own, whole.
-    pixels : preparation to uint8 (H, W, 3), optional
-        The same without its last scale and shift.
-    normalisations : sequence of Normalisation
-        What that last step may be; the first that agrees with `finished` on all `odd_pictures` is taken.
-
-    Returns
-    -------
-    prepare, normalisation
-        (pixels, one of normalisations), or (finished, None).
-
-    Raises
-    ------
-    UserError
-        The preparation fails, or its pictures differ in size or are no finite (3, H, W).
+    `finished` is the model's own, `pixels` the same without its last scale and shift, which may be one of
+    `normalisations`: the first that agrees on all `odd_pictures` is taken. A `UserError` where it fails, or its
+    pictures have no one size.
     """
     whole = odd_results(whose, finished)
     if not all(np.isfinite(x).all() for x in whole):
@@ -232,22 +223,31 @@ def _attempt(whose: str, prepare: Callable[[np.ndarray], np.ndarray], picture: n
         ) from error
 
 
-def triple(values: float | Sequence[float] | str) -> tuple[float, float, float]:
+def triple(values: Any) -> tuple[float, float, float]:
     """Three numbers from three, from one, or from text like "0.5,0.5,0.5"."""
+    return _numbers(values, 3, float, "one number or three (red, green, blue) are needed")
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """Height and width from both or from one, or from text like "32"."""
+    return _numbers(value, 2, operator.index, "one whole number or two (height, width) are needed")
+
+
+def asked_values(values: Any) -> tuple[float, float, float]:
+    """A mean or deviation that the user gives, of pixel values from 0 to 1."""
+    numbers = triple(values)
+    if max(map(abs, numbers)) > LARGEST:
+        raise UserError(f"{values} was given, but mean and std are of pixel values from 0 to 1; divide by 255.")
+    return numbers
+
+
+def _numbers(values: Any, count: int, kind: Callable[[Any], Any], needed: str) -> Any:
     try:
-        parts = values.split(",") if isinstance(values, str) else values
-        numbers = [float(v) for v in parts] if isinstance(parts, Sequence) else [float(parts)]
-    except ValueError:
+        if isinstance(values, str):
+            values = [int(part) if kind is operator.index else part for part in values.split(",")]
+        numbers = [kind(v) for v in (values if np.ndim(values) else [values])]
+    except (TypeError, ValueError):
         numbers = []
-    if len(numbers) not in (1, 3):
-        raise UserError(f"{values!r} was given, but one number or three (red, green, blue) are needed.")
-    a, b, c = numbers * 3 if len(numbers) == 1 else numbers
-    return a, b, c
-
-
-def pair(value: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width from both or from one."""
-    if isinstance(value, int):
-        return value, value
-    height, width = value
-    return int(height), int(width)
+    if len(numbers) not in (1, count):
+        raise UserError(f"{values!r} was given, but {needed}.")
+    return tuple(numbers * count if len(numbers) == 1 else numbers)

@@ -1,10 +1,12 @@
 """Features belong to the picture alone: tried when an encoder is made, before anything is computed.
 
 Three pictures go through in several batches. A row that changes with the run (dropout that eval() does not switch off),
-with its neighbours (batch statistics) or with their number (squeeze) is refused. Letters: B images.
+with its neighbours (batch statistics) or with their number (squeeze), or that never changes, is refused. Letters: B
+images, T positions, D width.
 """
 
 import random
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -12,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from probekit.encoders.weights import Loaded
+from probekit.encoders.pooling import is_grid
+from probekit.encoders.weights import WRAPPERS, Loaded
 from probekit.runtime.errors import UserError, first_line
 
 # Share of a value's own size by which batches of other sizes may change it. float32 on a CPU: other kernels and another
@@ -22,23 +25,10 @@ TOLERANCE, COARSE_TOLERANCE = 1e-3, 3e-2
 FLOOR = 1e-30
 # runs of one batch, where random numbers are drawn: rare events must show
 REPEATS = 8
-# the pictures of the larger batch, in which pictures 0 and 1 are the second and the third
-COMPANY = [2, 0, 1, 2, 0]
 
 
 def check_rows(encoder: Any, examples: np.ndarray) -> None:
-    """Refuse an encoder whose features of a picture depend on anything but the picture.
-
-    Parameters
-    ----------
-    encoder : ModuleEncoder
-    examples : (3, ...) prepared pictures
-
-    Raises
-    ------
-    UserError
-        Naming the layer, what changed it, and what to look for in the module.
-    """
+    """Refuse an encoder whose features of a picture depend on anything but the picture."""
     exact = all(p.dtype == torch.float32 for p in encoder.module.parameters() if p.is_floating_point())
     device = encoder._compute.device
     tolerance = TOLERANCE if exact and device.type == "cpu" else COARSE_TOLERANCE
@@ -57,8 +47,19 @@ def check_rows(encoder: Any, examples: np.ndarray) -> None:
     drawn = drawn or (device.type == "cpu" and not all(torch.equal(pair[name], again[name]) for name in pair))
     for rerun in (again, *(run(examples[:2]) for _ in range(REPEATS - 1 if drawn else 0))):
         _compare(encoder, pair, rerun, 0.0 if drawn else tolerance, "the same batch is run again", drawn)
-    moved = {name: rows[1:3] for name, rows in run(examples[COMPANY]).items()}
+    # two of the others are as dark and as bright as can be: what is taken over the batch shows
+    ends = (0, 255) if examples.dtype == np.uint8 else (4 * examples.min(), 4 * examples.max())
+    extreme = np.stack([np.full_like(examples[0], value) for value in ends])
+    company = run(np.concatenate([examples[2:], examples[1::-1], extreme]))
+    moved = {name: rows[[2, 1]] for name, rows in company.items()}
     _compare(encoder, pair, moved, tolerance, "other pictures are in its batch", drawn)
+    for name, rows in company.items():
+        if encoder._layouts[name].pool != "cls" and torch.equal(rows, rows[:1].expand_as(rows)):
+            warnings.warn(
+                f"Layer {name} of {type(encoder.module).__name__} has the same features for {len(rows)} different "
+                "images: a mask or a constant, units that are never active, or a prepare that drops the image.",
+                stacklevel=4,
+            )
     try:
         alone = run(examples[:1])
     except UserError:
@@ -73,18 +74,33 @@ def check_rows(encoder: Any, examples: np.ndarray) -> None:
     )
 
 
-def check_prefix(encoder: Any, examples: np.ndarray) -> None:
-    """Refuse special tokens that are not in front: at the shallowest layer that has some, the upper left corner of the
-    picture should change the position after them most, and the lower right corner the last one.
+def check_tokens(encoder: Any, examples: np.ndarray, told: bool) -> None:
+    """Refuse tokens that are in another order than their number suggests.
 
-    Raises
-    ------
-    UserError
-        Another position changes more than twice as much.
+    At the shallowest layer with special tokens, the upper left corner of the picture should change the position after
+    them most, and the lower right corner the last one. At the shallowest layer of tokens, a corner should change few
+    positions, not few channels, where the number of channels could be that of positions and the user has not `told`.
     """
-    name = next((name for name, layout in encoder._layouts.items() if layout.prefix_tokens), None)
-    if name is None:
-        return
+    tokens = {name: layout for name, layout in encoder._layouts.items() if "T" in layout.axes}
+    for name, layout in tokens.items():
+        unclear = name == next(iter(tokens)) and name not in encoder._widened and not told
+        unclear = unclear and is_grid(layout.width, encoder._sides)
+        if layout.prefix_tokens or unclear:
+            h_BTD = _with_changed_corners(encoder, examples, name)
+            change_TD = h_BTD[1] - h_BTD[0]
+            peaks = [float(c.max() / c.mean()) for c in (change_TD.norm(dim=1), change_TD.norm(dim=0))]
+            if unclear and peaks[1] > 2 * peaks[0]:
+                raise UserError(
+                    f"Layer {name} of {type(encoder.module).__name__}: a corner of an image changes few numbers of the "
+                    f"last axis of {layout.width}, so positions seem to be last; say axes=BDT, or axes=BTD if not."
+                )
+            if layout.prefix_tokens:
+                _check_order(encoder, name, h_BTD)
+                return
+
+
+def _with_changed_corners(encoder: Any, examples: np.ndarray, name: str) -> torch.Tensor:
+    """A layer's tokens of a picture, of it with another upper left corner, and with another lower right one."""
     layout = encoder._layouts[name]
     across = 2 * round(layout.positions**0.5)
     height, width = (max(1, side // across) for side in encoder._sides)
@@ -94,9 +110,13 @@ def check_prefix(encoder: Any, examples: np.ndarray) -> None:
         part = (rows, columns) if encoder._scales else (slice(None), rows, columns)
         pictures[k][part] = examples[1][part]
     kept: list[torch.Tensor] = []
-    with encoder._hooked([name], lambda _, output: kept.append(output.float())):
+    with encoder._hooked([name], lambda _, output: kept.append(layout.tokens(output))):
         encoder._run(pictures)
-    h_BTD = kept[0].transpose(0, 1) if layout.axes == "TBD" else kept[0]
+    return kept[0]
+
+
+def _check_order(encoder: Any, name: str, h_BTD: torch.Tensor) -> None:
+    layout = encoder._layouts[name]
     for k, expected in ((1, layout.prefix_tokens), (2, h_BTD.shape[1] - 1)):
         change_T = (h_BTD[k] - h_BTD[0]).norm(dim=1)
         most = int(change_T.argmax())
@@ -111,12 +131,7 @@ def check_prefix(encoder: Any, examples: np.ndarray) -> None:
 def check_prepare(
     prepare: Callable[[np.ndarray], Any], pictures: Sequence[np.ndarray], made: Sequence[np.ndarray]
 ) -> None:
-    """Refuse a preparation that makes something else of a picture when it is asked again: a random crop, a counter.
-
-    Raises
-    ------
-    UserError
-    """
+    """Refuse a preparation that makes something else of a picture when it is asked again: a random crop, a counter."""
     cpu = torch.device("cpu")
     before = _random_state(cpu)
     for repeat in range(REPEATS):
@@ -167,13 +182,7 @@ def _hint(module: torch.nn.Module, drawn: bool) -> str:
 def _random_state(device: torch.device) -> tuple[Any, ...]:
     numpy_state: Any = np.random.get_state()  # noqa: NPY002  (the global state is what a module may draw from)
     cuda = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
-    return (
-        torch.get_rng_state().numpy().tobytes(),
-        cuda,
-        random.getstate(),
-        numpy_state[1].tobytes(),
-        numpy_state[2:],
-    )
+    return (torch.get_rng_state().numpy().tobytes(), cuda, random.getstate(), numpy_state[1].tobytes(), numpy_state[2:])
 
 
 def settle_unloaded(encoder: Any, examples: np.ndarray, loaded: Loaded) -> None:
@@ -181,15 +190,10 @@ def settle_unloaded(encoder: Any, examples: np.ndarray, loaded: Loaded) -> None:
 
     They are set to NaN: a layer that stays finite and the same does not read them. 0, so that the hash of the weights
     does not depend on how they were drawn.
-
-    Raises
-    ------
-    UserError
-        A layer depends on one of them, and would be half random.
     """
     state: dict[str, torch.Tensor] = {}
     for name, value in encoder.module.state_dict().items():
-        if name.replace("_orig_mod.", "") in loaded.missing:
+        if WRAPPERS.sub("", name) in loaded.missing:
             state[name] = value
     poison = [value for value in state.values() if value.is_floating_point() or value.is_complex()]
     fixed = [name for name, value in state.items() if not (value.is_floating_point() or value.is_complex())]

@@ -172,15 +172,8 @@ def resolve(settings: Mapping[str, Any], asked: Mapping[str, Any] | None = None)
 
 @dataclass(frozen=True, eq=False)
 class TimmPreparation(DescribedPreparation):
-    """One picture through timm's evaluation transform.
-
-    Parameters
-    ----------
-    transform : callable
-        PIL image to tensor, or to PIL image where its last steps are left out.
-    config : mapping
-        timm's data configuration, for the provenance.
-    """
+    """One picture through timm's evaluation transform, whose last steps may be left out; `config` is for the
+    provenance."""
 
     transform: Any
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -196,13 +189,7 @@ class TimmPreparation(DescribedPreparation):
 
 
 def prepare_with(config: Mapping[str, Any], whose: str) -> tuple[DescribedPreparation, Normalisation | None]:
-    """`prepare` and what is left for `Normalisation` (None: nothing), from timm's data configuration.
-
-    Raises
-    ------
-    UserError
-        timm cannot make the transform, or it gives no one size.
-    """
+    """`prepare` and what is left for `Normalisation` (None: nothing), from timm's data configuration."""
     timm = _timm()
     try:
         transform = timm.data.create_transform(**config, is_training=False)

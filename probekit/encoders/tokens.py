@@ -17,12 +17,7 @@ from probekit.runtime.errors import UserError
 
 
 class TokenEncoder:
-    """An iGPT encoder without the mean over positions; each position goes through the norm that reads it next.
-
-    Parameters
-    ----------
-    encoder : the encoder whose layers, norm, masks and preparation are taken over
-    """
+    """An iGPT encoder without the mean over positions; each position goes through the norm that reads it next."""
 
     def __init__(self, encoder: IGPTEncoder) -> None:
         self._pooled = encoder

@@ -4,6 +4,7 @@ A key of the model that the file lacks (a classifier, of a checkpoint that has n
 depends on it, which the encoder finds out by running (`row_checks.settle_unloaded`).
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,25 +19,20 @@ from probekit.encoders.checkpoint_files import read_state
 from probekit.runtime.errors import UserError
 
 SHOWN = 4
+# levels that wrappers put into the names of parameters: torch.compile, FSDP, activation checkpointing
+WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# parts of names of parameters that stand for a change of another weight
+ADAPTERS = re.compile(
+    r"lora_|base_layer|adapter|ia3_|parametrizations|weight_(g|v|u|orig|mask|scale)$|qweight|zero_point"
+)
 COUNTER = "num_batches_tracked"
 """A counter of BatchNorm that evaluation never reads; files from before PyTorch 0.4.1 lack it, as torch accepts."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a weights file did not bring.
-
-    Parameters
-    ----------
-    source : str
-        The file or model, for messages.
-    missing : tuple of str
-        Keys of the model that the file lacks, or holds in another shape.
-    unused : tuple of str
-        Keys of the file that the model has no place for: ignored by the user, or of another head than the model's.
-    advice : str
-        What to do where a layer depends on a missing key.
-    """
+    """What a weights file did not bring: keys of the model that it lacks or has in another shape (missing), keys of the
+    file that were ignored or belong to another head (unused), and what to do where a layer depends on a missing one."""
 
     source: str = ""
     missing: tuple[str, ...] = ()
@@ -53,7 +49,7 @@ def hash_weights(module: torch.nn.Module) -> str:
     """Hash of names, dtypes, shapes and values of parameters and buffers."""
     # NumPy has no bfloat16: its bits are hashed instead
     state = {
-        name.replace("_orig_mod.", ""): value.detach().view(torch.int16) if value.dtype == torch.bfloat16 else value
+        WRAPPERS.sub("", name): value.detach().view(torch.int16) if value.dtype == torch.bfloat16 else value
         for name, value in module.state_dict().items()
         if isinstance(value, torch.Tensor)
     }
@@ -67,60 +63,51 @@ def load_weights(
     strip_prefix: str | None = None,
     ignore: str | Sequence[str] = (),
 ) -> Loaded:
-    """Load a weights file into `module`.
+    """Load a weights file into `module`, of keys that begin with `strip_prefix` (cut off) and fit none of the globs
+    `ignore`.
 
-    Parameters
-    ----------
-    module : torch.nn.Module
-    path, state_key : as `read_state` takes them
-    strip_prefix : str, optional
-        Only keys that begin with it are taken, and it is cut off ("module.", "backbone.").
-    ignore : str or sequence of str
-        Globs of keys of the file to leave out ("fc.*").
-
-    Returns
-    -------
-    Loaded
-        What is missing; whoever runs the module must refuse it if that is read.
-
-    Raises
-    ------
-    UserError
-        The file holds keys that the model has no place for, or none that it has.
+    What is missing is returned: whoever runs the module must refuse it if a layer reads it. A `UserError` where the
+    file has keys that the model has no place for, or none that it has.
     """
     ignored = [ignore] if isinstance(ignore, str) else list(ignore)
     content = read_state(path, state_key)
-    state = content
-    if strip_prefix:
-        state = {key[len(strip_prefix) :]: v for key, v in content.items() if key.startswith(strip_prefix)}
-        if not state:
-            raise UserError(f"No key of {path} begins with {strip_prefix!r}; give another --strip-prefix.")
-    names = {name: name.replace("_orig_mod.", "") for name in module.state_dict()}
+    prefix = WRAPPERS.sub("", strip_prefix or "")
+    state = {WRAPPERS.sub("", key): value for key, value in content.items()}
+    state = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    if not state:
+        raise UserError(f"No key of {path} begins with {strip_prefix!r}; give another --strip-prefix.")
+    names = {name: WRAPPERS.sub("", name) for name in module.state_dict()}
     own = {names[name]: value for name, value in module.state_dict().items()}
     left_out = [key for key in state if any(fnmatchcase(key, glob) for glob in ignored)]
     state = {key: value for key, value in state.items() if key not in left_out}
-    fits = {key for key in own if key in state and state[key].shape == own[key].shape}
+    fits = {key for key in own if key in state and _fits(state[key], own[key])}
     misshapen = [key for key in own if key in state and key not in fits]
     missing = [key for key in own if key not in fits and key.rpartition(".")[2] != COUNTER]
     unexpected = [key for key in state if key not in own]
     # another head where the model's own is missing: MoCo's fc.0 and fc.2 instead of fc
-    replaced = [key for key in unexpected if _stands_for_missing(key, set(own), set(missing))]
-    strange = [key for key in unexpected if key not in replaced]
+    replaced = {key for key in unexpected if _stands_for_missing(key, set(own), set(missing))}
+    strange = [key for key in unexpected if key not in replaced or ADAPTERS.search(key)]
     if strange or not fits:
         problems = [
             *_listed("missing", [key for key in missing if key not in misshapen]),
             *_listed("unexpected", strange),
-            *_listed("of another shape", misshapen),
+            *_listed("of another shape or type", misshapen),
         ]
-        advice = _prefix_advice(state, list(own)) or _ignore_advice(strange if fits else [])
+        advice = _prefix_advice(state, list(own)) or _ignore_advice(strange if fits else [], list(own))
         raise UserError(f"{path} does not fit the model: {'; '.join(problems)}; {advice}.")
     module.load_state_dict({name: state[plain] for name, plain in names.items() if plain in fits}, strict=False)
     # a tied parameter goes by two names, of which files hold one
     held = {own[key].data_ptr() for key in fits}
     missing = [key for key in missing if own[key].data_ptr() not in held]
-    shapes = f"; of another shape are {', '.join(misshapen[:SHOWN])}" if misshapen else ""
+    shapes = f"; of another shape or type are {', '.join(misshapen[:SHOWN])}" if misshapen else ""
     advice = _prefix_advice(state, list(own)) or f"give a complete checkpoint, or earlier layers{shapes}"
     return Loaded(str(path), tuple(missing), tuple(sorted({*left_out, *replaced})), advice)
+
+
+def _fits(value: torch.Tensor, own: torch.Tensor) -> bool:
+    """Whether a file's tensor is what a parameter holds: of its shape, plain numbers, and real where it is."""
+    plain = value.layout == torch.strided and not (value.is_quantized or value.is_complex() or value.is_meta)
+    return plain and value.shape == own.shape and value.is_floating_point() == own.is_floating_point()
 
 
 def _stands_for_missing(key: str, own: set[str], missing: set[str]) -> bool:
@@ -150,12 +137,28 @@ def _prefix_advice(content: Mapping[str, Any], own: Sequence[str]) -> str | None
     return None
 
 
-def _ignore_advice(strange: Sequence[str]) -> str:
+def _ignore_advice(strange: Sequence[str], own: Sequence[str]) -> str:
     if not strange:
         return "try --state-key or --strip-prefix"
-    tops = list(dict.fromkeys(key.partition(".")[0] + (".*" if "." in key else "") for key in strange))
-    globs = " ".join(f"'{top}'" for top in tops[:SHOWN])
-    return f"if these are of no layer you want (a projection head), leave them out with --ignore {globs}"
+    if changed := [key for key in strange if ADAPTERS.search(key)]:
+        return (
+            f"{changed[0]} changes what the model computes (LoRA or another adapter, a parametrisation, pruning, "
+            "quantisation): merge it into the weights first, as by merge_and_unload() or remove_parametrizations()"
+        )
+    globs = list(dict.fromkeys(_glob_beside(key, own) for key in strange))
+    return "if these are of no layer you want (a projection head), leave them out with --ignore " + " ".join(
+        f"'{glob}'" for glob in globs[:SHOWN]
+    )
+
+
+def _glob_beside(key: str, own: Sequence[str]) -> str:
+    """The widest glob for a key of a file, of any number in it, that fits none of the model's keys."""
+    levels = ["*" if level.isdigit() else level for level in key.split(".")]
+    for depth in range(1, len(levels)):
+        glob = ".".join([*levels[:depth], "*"])
+        if not any(fnmatchcase(name, glob) for name in own):
+            return glob
+    return ".".join(levels)
 
 
 def _listed(what: str, keys: list[str]) -> list[str]:

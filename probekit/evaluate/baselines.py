@@ -8,7 +8,7 @@ from probekit.datasets import Dataset
 from probekit.encoders import load_encoder
 from probekit.encoders.pixels import resolution_of
 
-PIXELS_AT_MOST = 32  # a side: raw pixels of larger images have more columns than a probe is worth as a control
+PIXELS_AT_MOST = 32  # a side: raw pixels of larger images have too many columns for a control
 
 
 def control_encoders(series: Mapping[str, tuple[Any, Any]], data: Dataset, device: str = "cpu") -> dict[str, Any]:
@@ -47,7 +47,7 @@ def random_spec(spec: Any) -> str | None:
 
 
 def load_as(spec: Any, name: str | None, device: str, data: Dataset) -> Any:
-    """An encoder from its spec, under the series name asked for (None: its own); one that is made already stays."""
+    """An encoder from its spec, with the given series name (None: its own); an encoder object is kept as it is."""
     if not isinstance(spec, str) and hasattr(spec, "layers"):
         return load_encoder(spec, name=name)
     return load_encoder(spec, name=name, device=device, data=data)

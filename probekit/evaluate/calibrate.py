@@ -1,4 +1,4 @@
-"""Whether the probes' probabilities mean what they say, as they are and with a temperature chosen on held-out rows.
+"""Calibration of the probes' probabilities, as fitted and with a temperature chosen on held-out rows.
 
 N rows, K classes.
 """
@@ -13,8 +13,7 @@ from igpt_model import atomic
 from probekit.evaluate.runner import Job, Runner
 from probekit.features.store import Features
 from probekit.probes import PROBES, Protocol
-from probekit.results.calibration import FILE_NAME, apply_temperature, fit_temperature
-from probekit.results.measured import csv_table
+from probekit.results.measured import CALIBRATION, apply_temperature, csv_table, fit_temperature
 from probekit.results.metrics import METRICS
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record, read_records
@@ -74,7 +73,12 @@ def calibrate(
     import pandas as pd
 
     runner = Runner(store, results_dir, protocol, Cs, series, make_settings("torch", device, "auto"))
-    mine = [r for r in read_records(runner.out) if _is_of(r, runner)]
+    same = (runner.store.id, runner.protocol.hash, runner.series)
+    mine = [
+        r
+        for r in read_records(runner.out)
+        if (r.identity.feature_id, r.identity.protocol_hash, r.series) == same and not PROBES[r.probe].fits_together
+    ]
     if not mine:
         raise UserError(
             f"{runner.out} has no probe of these features as series {runner.series!r} under protocol "
@@ -97,17 +101,12 @@ def calibrate(
             )
         if progress:
             progress(number, len(mine))
-    frame, path = pd.DataFrame(rows), runner.out / FILE_NAME
+    frame, path = pd.DataFrame(rows), runner.out / CALIBRATION
     stored = csv_table(path) if path.is_file() else frame[:0]
     others = stored[~stored["record"].isin(frame["record"])]
     atomic.write_text(path, csv_text(pd.concat([others, frame])))
     mean = frame.drop(columns=["record", "series", "seed"]).groupby(["probe", "layers", "test_set"], sort=False).mean()
     return mean.reset_index()
-
-
-def _is_of(record: Record, runner: Runner) -> bool:
-    own = record.identity.feature_id == runner.store.id and record.identity.protocol_hash == runner.protocol.hash
-    return own and record.series == runner.series and not PROBES[record.probe].fits_together
 
 
 def held_out_temperature(runner: Runner, record: Record) -> float:

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from probekit.evaluate.runner import Job, Runner
-from probekit.evaluate.sweep import check_kinds, path_for_workers, seed_list, sweep, warn_unconverged
+from igpt_model.arguments import checked
+from probekit.evaluate.runner import Job, Runner, check_kinds, warn_unconverged
+from probekit.evaluate.training_rows import seed_list
 from probekit.features.store import Features
 from probekit.probes import PROBES, Protocol
 from probekit.results.curve import choose_layer
@@ -28,6 +29,7 @@ from probekit.selection.protocol import subsample_grid
 from probekit.selection.settings import make_settings
 
 
+@checked
 def concat(
     features: Features | str | Path,
     out: str | Path | None = None,
@@ -105,36 +107,35 @@ def concat(
     check_kinds(probes, ("layers",), runner.protocol)
     if len(runner.store.layers) < 2:
         raise UserError(f"Series {runner.series!r} has one layer only, so there is nothing to concatenate.")
-    settings = {"protocol": protocol, "Cs": Cs, "series": runner.series, "backend": backend, "device": device}
-    settings |= {"dtype": dtype, "parallel": parallel}
-    again = {"window": window, "greedy_width": greedy_width, "seeds": seeds, "probes": probes}
-    path = path_for_workers(runner.store, workers)
-    helpers = worker_processes(workers, concat, path, runner.out, **settings, **again)
+    again: dict[str, Any] = {"protocol": protocol, "Cs": Cs, "series": runner.series, "backend": backend}
+    again |= {"device": device, "dtype": dtype, "parallel": parallel}
+    again |= {"window": window, "greedy_width": greedy_width, "seeds": seeds, "probes": probes}
+    helpers = worker_processes(workers, concat, runner.path_for(workers), runner.out, **again)
     with helpers, shown(progress, "concat", "sets of layers") as show:
-        jobs, singles = _concat(runner, settings, window, greedy_width, seed_list(seeds), probes, show)
-    done = {runner.identity(job).key for job in jobs}
-    results = Results(runner.out)
-    warn_unconverged(results.only(done).records)
-    return results.only(done | singles)
+        jobs = _concat(runner, window, greedy_width, seed_list(seeds), probes, show)
+    results = Results(runner.out).only({runner.identity(job).key for job in jobs})
+    warn_unconverged(results.records)
+    return results
 
 
 def _concat(
     runner: Runner,
-    settings: dict[str, Any],
     window: int | Sequence[int],
     greedy_width: int | None,
     seeds: Sequence[int],
     probes: Sequence[str],
     progress: Progress | None,
-) -> tuple[list[Job], set[str]]:
-    """Sweep what is missing, find the sets of layers, probe them; returns the jobs done and the keys of the sweep."""
+) -> list[Job]:
+    """Probe the single layers that are missing, choose the sets of layers, probe them; returns all jobs."""
     n_layers = len(runner.store.layers)
-    sweep(runner.store, out=runner.out, seeds=seeds, progress=False, **settings)
+    singles = [[Job((layer,), seed) for layer in runner.store.layers] for seed in seeds]
+    runner.run([job for draw in singles for job in draw])
     records = {record.key: record for record in read_records(runner.out)}
-    keys = [[runner.identity(Job((layer,), seed)).key for layer in runner.store.layers] for seed in seeds]
-    draws = [[records[key] for key in own] for own in keys]
+    draws = [[records[runner.identity(job).key] for job in draw] for draw in singles]
     best = choose_layer(*draws)
     sizes = [window] if isinstance(window, int) else list(window)
+    if not sizes:
+        raise UserError("window is an empty list; give the number of layers to concatenate, or several.")
     sets: dict[tuple[int, ...], list[dict[str, Any]]] = {}
     for size in sizes:
         indices = windows(n_layers, best, size)
@@ -154,17 +155,17 @@ def _concat(
         for kind, indices in wanted
         for seed in seeds
     ]
-    runner.run(jobs, None)
-    return jobs, {key for own in keys for key in own}
+    runner.run(jobs)
+    return [job for draw in singles for job in draw] + jobs
 
 
 def search(
     runner: Runner, budget: int, singles: Sequence[Record], progress: Progress | None = None
 ) -> tuple[tuple[int, ...], dict[str, Any]]:
-    """Greedy forward choice of layers within `budget` columns, by held-out score on a thinned grid of C.
+    """Greedy forward choice of layers within `budget` columns, by held-out score on a subsampled grid of C.
 
-    Every set examined is journalled in candidates.jsonl, so a killed search goes on, and workers share it. Single
-    layers were scored by the sweep: their records `singles` have the scores.
+    Every set examined is a line of candidates.jsonl, so that an interrupted search resumes and workers share it. The
+    records `singles` of single layers have their scores.
 
     Returns
     -------
@@ -215,7 +216,7 @@ def search(
 
 
 def _score_of(record: Record, Cs: Sequence[float]) -> dict[str, Any]:
-    """What the sweep's held-out scores say when only the penalties `Cs` are looked at."""
+    """The held-out scores of the sweep, restricted to the penalties `Cs`."""
     among = np.isclose(np.asarray(record.Cs)[:, None], np.asarray(Cs), rtol=1e-9).any(axis=1)
     names = ("val_accuracy", "val_log_loss", "n_iter", "grad_rel", "gap", "converged")
     selection = Selection(np.asarray(record.Cs)[among], *(np.asarray(getattr(record, name))[among] for name in names))

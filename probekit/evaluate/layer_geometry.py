@@ -10,6 +10,7 @@ from probekit.features.store import Features, FeatureStore
 from probekit.probes.geometry import linear_cka, rankme, two_nn_dimension
 from probekit.results.measured import geometry_file
 from probekit.runtime.device import to_device
+from probekit.runtime.escape import csv_text
 from probekit.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def geometry(
     if opened.path is not None:
         table = geometry_file(Path(opened.path))
         try:
-            atomic.write_text(table, frame.assign(split=split).to_csv(index=False, lineterminator="\n"))
+            atomic.write_text(table, csv_text(frame.assign(split=split)))
         except OSError as error:
             warnings.warn(f"{table} cannot be written ({error.strerror}): no figure finds it there.", stacklevel=2)
     return frame

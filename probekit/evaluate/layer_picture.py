@@ -1,6 +1,6 @@
 """A layer's test rows in two dimensions, coloured by class: a figure for the report, by t-SNE or UMAP.
 
-A picture shows clusters, no accuracies: distances between them and their sizes mean little in either method.
+Such a figure shows clusters, no accuracies: in either method their distances and sizes mean little.
 """
 
 from collections.abc import Callable, Sequence

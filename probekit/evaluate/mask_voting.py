@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from igpt_model.differences import differ
 from igpt_model.voting import modal_vote
 from probekit.evaluate.predict import load_fitted
 from probekit.features.store import FeatureStore
@@ -28,7 +29,7 @@ _FREE = ("input", "device", "dtype", "precision", "checkpoint")
 
 @dataclass(frozen=True)
 class MaskEnsemble:
-    """What the masks say alone and together, as shares of the test rows.
+    """Results of the masks, one by one and combined, as shares of the test rows.
 
     Attributes
     ----------
@@ -47,7 +48,7 @@ class MaskEnsemble:
 
 
 def mask_ensemble(record: Record, stores: Sequence[FeatureStore | str | Path], seed: int = 0) -> MaskEnsemble:
-    """Predict the test rows of a record once a mask and let the majority decide; ties fall by (seed, row id).
+    """Predict the test rows of a record under every mask and take the modal class; ties are broken by (seed, row id).
 
     Parameters
     ----------
@@ -58,7 +59,7 @@ def mask_ensemble(record: Record, stores: Sequence[FeatureStore | str | Path], s
     Raises
     ------
     UserError
-        A file is of another encoder or of other test rows, or has the mask of one before it.
+        A file is of another encoder, has other test rows, or has the same mask as another one.
     """
     own = row_predictions(record)
     fitted = load_fitted(record)
@@ -76,18 +77,16 @@ def mask_ensemble(record: Record, stores: Sequence[FeatureStore | str | Path], s
         (predicted_MN == own.labels).mean(1),
         float(right.mean()),
         *wilson_interval(int(right.sum()), len(right)),
-        PairedDifference.from_rows(right, own.correct, seed=seed),
+        PairedDifference.from_rows(right, own.correct),
         voted,
     )
 
 
 def _check_same(record: Record, store: FeatureStore, row_ids_N: np.ndarray, inputs: list[Any]) -> None:
-    ours, theirs = record.encoder, store.encoder
-    different = [k for k in sorted({*ours, *theirs}) if k not in _FREE and ours.get(k) != theirs.get(k)]
-    if different:
+    theirs, ours = ({k: v for k, v in of.items() if k not in _FREE} for of in (store.encoder, record.encoder))
+    if differing := differ(theirs, ours):
         raise UserError(
-            f"{store.path} is not of the probe's encoder: {', '.join(different)} differ; extract it "
-            "again with another --seed only."
+            f"{store.path} is not of the probe's encoder ({differing}); extract it again with another --seed only."
         )
     if store.encoder.get("input") in inputs:
         raise UserError(

@@ -6,45 +6,33 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from probekit.evaluate.sweep import sweep
+from probekit.features.memory_store import MemoryStore
 
 ROW_BYTES = 24  # label, row id and image hash
 RECORD_BYTES = 12_000  # a line of results.jsonl and one of choices.jsonl, 45 penalties each
+PENALTIES, ITERATIONS = 45, 100  # of a sweep that is not timed; weak penalties need several hundred iterations
+SYNTHETIC_ROWS, SYNTHETIC_CLASSES = 4000, 20  # at most, where there is no feature file yet
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a step will take: bytes on disk, bytes of memory, seconds."""
+    """Bytes on disk, bytes of memory and seconds of a step, and a note on how they were estimated."""
 
     step: str
     disk: int
     memory: int
     seconds: float
+    note: str = ""
 
 
 def feature_bytes(rows: int, widths: Sequence[int], dtype: str = "float32") -> int:
     """Bytes of a feature file's rows: every layer, labels, row ids and hashes."""
     return rows * (sum(widths) * (2 if dtype == "float16" else 4) + ROW_BYTES)
-
-
-def matmul_rate(size: int = 1024, seconds: float = 0.5, device: str = "cpu", dtype: str = "float32") -> float:
-    """This machine's matrix-product rate in FLOP/s: the best of as many products as fit in `seconds`."""
-    import torch
-
-    if device != "cpu":
-        size *= 8  # what keeps a GPU busy
-    a = torch.rand(size, size, device=device).to(getattr(torch, dtype))
-    best, until = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        begun = time.perf_counter()
-        (a @ a)[0, 0].item()  # reading a number waits for the device
-        best = min(best, time.perf_counter() - begun)
-    return 2 * size**3 / best
 
 
 def process_bytes() -> int:
@@ -100,24 +88,23 @@ def plan_extract(
     image_bytes = encoder.prepare(part.images(0, 1)[0]).nbytes
     memory = 3 * (feature_bytes(batch_size, encoder.widths) + image_bytes * batch_size)
     memory += max(0, process_bytes() - before) * batch_size // size
-    disk = feature_bytes(total, encoder.widths, dtype)
-    return Estimate("extract", disk, memory, float(np.median(times)) / size * total / ranks)
+    took = float(np.median(times)) / size * total / ranks
+    note = f"{total:,} images, {len(encoder.widths)} layers"
+    return Estimate("extract", feature_bytes(total, encoder.widths, dtype), memory, took, note)
 
 
-def plan_sweep(store: Any, seconds: float = 10.0, layers: Sequence[str] | None = None, **options: Any) -> Estimate:
-    """Estimate a sweep by really probing three layers of a feature file, on as many rows as the time allows.
+def plan_sweep(store: Any, seconds: float = 10.0, **options: Any) -> Estimate:
+    """Estimate a sweep by really probing three layers of the features, on as many rows as the time allows.
 
     Parameters
     ----------
     store : FeatureStore
     seconds : about how long to measure; small files are probed whole
-    layers : that will be swept, all when None
     **options : of `probekit.evaluate.sweep.sweep`: protocol, Cs, backend, device, dtype
     """
-    names = list(layers or store.layers)
-    # shallow, middle and deep layers cost differently
-    tried = list(dict.fromkeys(names[len(names) * share // 6] for share in (1, 3, 5)))
     widths = dict(zip(store.layers, store.widths, strict=True))
+    # shallow, middle and deep layers cost differently
+    tried = list(dict.fromkeys(store.layers[len(widths) * share // 6] for share in (1, 3, 5)))
     available = sum(len(store.labels(split)) for split in store.splits if split != "test")
 
     def probe(layer: str, rows: int) -> float:
@@ -137,9 +124,36 @@ def plan_sweep(store: Any, seconds: float = 10.0, layers: Sequence[str] | None =
     a_column = [took, *(probe(layer, rows) for layer in tried[1:] if time.perf_counter() < until)]
     classes = int(max(store.labels(split).max() for split in store.splits)) + 1
     test = len(store.labels("test")) if "test" in store.splits else 0
-    swept = [widths[name] for name in names]
-    disk, memory = sweep_bytes(available, test, swept, classes)
-    return Estimate("sweep", disk, memory, float(np.mean(a_column)) * sum(swept) * available / rows)
+    took = float(np.mean(a_column)) * sum(widths.values()) * available / rows
+    return Estimate("sweep", *sweep_bytes(available, test, store.widths, classes), took, "this feature file")
+
+
+def plan_sweep_without_features(
+    widths: Sequence[int],
+    rows: int,
+    test_rows: int,
+    classes: int,
+    seconds: float = 10.0,
+    rate: float | None = None,
+    probe: Callable[..., Estimate] = plan_sweep,
+    **options: Any,
+) -> Estimate:
+    """Estimate a sweep over layers of these widths from synthetic features, or by `rate` (FLOP/s) without timing.
+
+    `probe` and `options` are as in `plan_sweep`, which estimates the sweep of the synthetic features.
+    """
+    disk, memory = sweep_bytes(rows, test_rows, widths, classes)
+    if rate is not None:
+        # each iteration of each penalty multiplies by the features twice
+        operations = 4 * rows * sum(widths) * _outputs(classes) * PENALTIES * ITERATIONS
+        return Estimate(
+            "sweep", disk, memory, operations / rate, f"{PENALTIES} penalties, {ITERATIONS} iterations each"
+        )
+    sampled, few = min(rows, SYNTHETIC_ROWS), min(classes, SYNTHETIC_CLASSES)
+    one = probe(synthetic_features(sampled, max(widths), few), seconds, **options)
+    took = one.seconds * sum(widths) / max(widths) * rows / sampled * classes / few
+    scaled = f", from {few} of {classes:,} classes" if few < classes else ""
+    return Estimate("sweep", disk, memory, took, f"synthetic features{scaled}; real ones may take longer or shorter")
 
 
 def sweep_bytes(rows: int, test_rows: int, widths: Sequence[int], n_classes: int) -> tuple[int, int]:
@@ -147,30 +161,22 @@ def sweep_bytes(rows: int, test_rows: int, widths: Sequence[int], n_classes: int
 
     A probe's file holds its coefficients and, of every test row, id, label, prediction and probabilities.
     """
-    outputs = 1 if n_classes == 2 else n_classes
-    disk = sum(4 * (width + 1) * outputs + test_rows * (24 + 4 * n_classes) + RECORD_BYTES for width in widths)
+    a_probe = test_rows * (24 + 4 * n_classes) + RECORD_BYTES
+    disk = sum(4 * (width + 1) * _outputs(n_classes) + a_probe for width in widths)
     return disk, (rows + test_rows) * max(widths) * 4 * 3
 
 
-def sweep_operations(rows: int, widths: Sequence[int], n_classes: int, n_penalties: int, iterations: int = 100) -> int:
-    """Operations of a sweep: each iteration of each penalty multiplies by the features twice, over every layer.
-
-    `iterations` is the mean over penalties; weak penalties need several hundred, strong ones under ten.
-    """
-    outputs = 1 if n_classes == 2 else n_classes
-    return sum(4 * rows * width * outputs for width in widths) * n_penalties * iterations
+def _outputs(n_classes: int) -> int:
+    return 1 if n_classes == 2 else n_classes
 
 
-def made_up_features(path: str | Path, rows: int, width: int, n_classes: int, n_layers: int = 1, seed: int = 0) -> Any:
-    """A feature file for planning where there is none yet: classes in overlapping clouds, variances falling as 1/k."""
-    from probekit.features.store import FeatureStore
-
-    rng = np.random.default_rng(seed)
-    scale = 1 / np.sqrt(np.arange(1, width + 1))
+def synthetic_features(rows: int, width: int, n_classes: int, n_layers: int = 1) -> MemoryStore:
+    """Features in memory of classes in overlapping clouds, with variances that fall as 1/k."""
+    rng, scale = np.random.default_rng(0), 1 / np.sqrt(np.arange(1, width + 1))
     centres = 0.7 * rng.standard_normal((n_classes, width)) * scale
     splits = {}
     for split, n in (("train", rows), ("test", max(n_classes, rows // 5))):
         y = np.arange(n) % n_classes
         X = centres[y] + rng.standard_normal((n, width)) * scale
         splits[split] = ([X.astype(np.float32)] * n_layers, y)
-    return FeatureStore.from_arrays(path, splits, encoder={"name": "made up"}, dataset={"name": "made up"})
+    return MemoryStore(splits, {"name": "synthetic"}, {"name": "synthetic"})

@@ -1,4 +1,4 @@
-"""Predictions of a stored probe on new images: the probe's record says which layers of which encoder it reads."""
+"""Predictions of a stored probe on new images; the probe's record names the layers and the encoder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from igpt_model.arguments import checked
 from igpt_model.checked_json import Int, Text, mismatch, read_bytes
 from igpt_model.differences import differences
 from probekit.datasets.images import Decoding, decode
-from probekit.datasets.listing import SUFFIXES, is_clutter, is_image
+from probekit.datasets.listing import SUFFIXES, list_folder
 from probekit.encoders.encoder import Encoder
 from probekit.features.format import content
 from probekit.features.lazy_features import training_features
@@ -29,9 +30,9 @@ _SOURCES = {
     "histogram": {"resolution": Int(1, 65_536)},
     "igpt": {"checkpoint": Text(), "norm": str, "input": str},
 }
-# what may differ between the encoder that made the features and the one that goes on with them
+# what may differ between the encoder of the features and the one that is given
 MAY_DIFFER = {"name", "device", "dtype", "step", "training", "function", "note"}  # and where it is
-MAY_DIFFER |= {"depths", "last_depth"}  # which of its layers were kept: those of the probe are looked up by name
+MAY_DIFFER |= {"depths", "last_depth"}  # which of its layers were kept: the probe's are found by name
 
 
 def find_record(probe: str | Path, series: str | None = None) -> Record:
@@ -94,13 +95,13 @@ def load_fitted(record: Record, device: str = "cpu") -> FittedProbe:
 
 
 def encoder_of(record: Record) -> tuple[str, dict[str, Any]]:
-    """What to give `load_encoder` for a record's encoder: the name and the options that its provenance tells.
+    """The arguments of `load_encoder` for a record's encoder: its name, and options from its provenance.
 
     Raises
     ------
     UserError
-        The provenance does not lead back to the encoder: one of Hugging Face's, timm's, random weights, or a run that
-        was moved.
+        The provenance does not identify the encoder: one of Hugging Face's, timm's, random weights, or a run that was
+        moved.
     """
     about, kind = record.encoder, str(record.encoder.get("kind"))
     known = kind in _SOURCES and mismatch(about, _SOURCES[kind]) is None
@@ -115,14 +116,7 @@ def encoder_of(record: Record) -> tuple[str, dict[str, Any]]:
     )
 
 
-def class_names(record: Record) -> tuple[str, ...]:
-    """Names of the labels, from the feature file of the record where that still exists; else none."""
-    if record.folder is None or not (record.folder / record.feature_file).is_file():
-        return ()
-    return FeatureStore.open(record.folder / record.feature_file).classes
-
-
-def layer_place(layer: str, layers: Sequence[str]) -> int:
+def layer_index(layer: str, layers: Sequence[str]) -> int:
     """Which of an encoder's layers a feature file calls `layer`: by its name, or by what follows the number there."""
     plain = [name.replace("/", ".") for name in layers]
     for name in (layer, layer.partition("_")[2]):
@@ -136,8 +130,7 @@ def list_images(paths: Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if is_image(p.name))
-            found += [p for p in inside if not any(map(is_clutter, p.relative_to(path).parts))]
+            found += sorted(path / name for name, _ in list_folder(path).files)
         elif path.is_file():
             found.append(path)
         else:
@@ -147,6 +140,7 @@ def list_images(paths: Sequence[str | Path]) -> list[Path]:
     return found
 
 
+@checked
 def predict(record: Record, images: Sequence[str | Path], encoder: Encoder, batch_size: int = 128) -> "pd.DataFrame":
     """Class and probability of each image file.
 
@@ -176,7 +170,7 @@ def predict(record: Record, images: Sequence[str | Path], encoder: Encoder, batc
     other = list(differences(known, {key: given.get(key) for key in known}))
     if other:
         raise UserError(f"The probe was fitted on the features of another encoder ({'; '.join(other[:3])}).")
-    columns = [layer_place(layer, encoder.layers) for layer in record.layers]
+    columns = [layer_index(layer, encoder.layers) for layer in record.layers]
     fitted = load_fitted(record)
     how = Decoding.from_dict(record.dataset.get("decoding") or {})
     best, probability = [], []
@@ -192,7 +186,7 @@ def predict(record: Record, images: Sequence[str | Path], encoder: Encoder, batc
         probability.append(np.exp(log_proba.max(axis=1)))
     label = fitted.classes[np.concatenate(best)]
     frame = pd.DataFrame({"image": [str(path) for path in files], "class": label})
-    named = class_names(record)
-    if named:
+    path = (record.folder or Path()) / record.feature_file
+    if record.folder is not None and path.is_file() and (named := FeatureStore.open(path).classes):
         frame["name"] = [named[k] if 0 <= k < len(named) else str(k) for k in label]
     return frame.assign(probability=np.concatenate(probability))

@@ -6,6 +6,7 @@ reads the test split, once, and writes the record. Nothing is tested before ever
 
 import os
 import platform
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -16,7 +17,9 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from scipy.special import log_softmax
+from sklearn.exceptions import ConvergenceWarning
 
 from igpt_model.differences import differ
 from igpt_model.hashing import hash_json
@@ -28,9 +31,9 @@ from probekit.probes.geometry import rankme
 from probekit.results.journal import Journal, share_work
 from probekit.results.metrics import score
 from probekit.results.predictions import RowPredictions, load_probe, save_probe
-from probekit.results.record import RESULTS_NAME, SCHEMA, Identity, migrate, test_file
+from probekit.results.record import RESULTS_NAME, SCHEMA, Identity, Record, migrate, test_file
 from probekit.runtime.device import to_device, usable_device
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, did_you_mean
 from probekit.runtime.progress import FitProgress, Progress
 from probekit.runtime.ranks import broadcast, current
 from probekit.runtime.streams import on_streams
@@ -46,7 +49,7 @@ LAYERS_AT_ONCE = 3
 
 @dataclass(frozen=True)
 class Job:
-    """One probe to be made: which layers, which draw of the training rows, which kind ("" for the protocol's own)."""
+    """One probe to fit: which layers, which draw of the training rows, which kind ("" for the protocol's own)."""
 
     layers: tuple[str, ...]
     seed: int = 0
@@ -62,16 +65,7 @@ class Job:
 
 
 class Runner:
-    """State of a sweep or concatenation: the store, where results go, and how probes are fitted.
-
-    Parameters
-    ----------
-    store : features, or the path of a feature file
-    results_dir : folder of results.jsonl; None for the folder of the feature file
-    protocol, Cs : see `probekit.selection.protocol.resolve_protocol`
-    series : name of the curve; None for the encoder's own name
-    settings : backend, device, dtype
-    """
+    """State of a sweep or concatenation: the features, where results go, and how probes are fitted (see `sweep`)."""
 
     def __init__(
         self,
@@ -84,12 +78,14 @@ class Runner:
     ):
         self.store: Features = FeatureStore.open(store) if isinstance(store, str | Path) else store
         if results_dir is None and self.store.path is None:
-            raise UserError("These features are in no file; say where results go with out.")
+            raise UserError("These features are in no file; give the folder of the results with out.")
         self.out = Path(results_dir if results_dir is not None else Path(self.store.path or "").parent)
         self.protocol = resolve_protocol(protocol, Cs)
         self.series = series or self._own_series(str(self.store.encoder.get("name", "encoder")))
         self.settings = settings
         self._rows: dict[tuple[int, int | None, int | None], TrainingRows] = {}
+
+    block_rows = BLOCK_ROWS  # of features that do not fit in memory
 
     @cached_property
     def choices(self) -> Journal:
@@ -103,15 +99,22 @@ class Runner:
 
     @property
     def is_rank0(self) -> bool:
-        """Whether this process writes: where rows are sharded over ranks, only rank 0."""
+        """Whether this process writes: where rows are sharded, only rank 0 does."""
         return not self.settings.sharded or current().rank == 0
+
+    def path_for(self, workers: int) -> Path | None:
+        """The feature file for other processes; features in memory are refused where there are several."""
+        path = self.store.path
+        if workers > 1 and (path is None or not Path(path).is_file()):
+            raise UserError(f"workers is {workers}, but these features are in no file that another process could open.")
+        return None if path is None else Path(path)
 
     def probe(self, job: Job) -> Probe:
         """The kind of probe of a job."""
         return PROBES[job.probe or self.protocol.probe]()
 
     def rows(self, job: Job) -> TrainingRows:
-        """The job's training rows (kept: all layers share them)."""
+        """The job's training rows (cached: all layers share them)."""
         if job.draw not in self._rows:
             self._rows[job.draw] = training_rows(self.store, *job.draw)
         return self._rows[job.draw]
@@ -133,7 +136,7 @@ class Runner:
         )
 
     def run(self, jobs: Sequence[Job], progress: Progress | None = None) -> None:
-        """Have a record of every job in results.jsonl: every choice first, then the tests; other workers share in."""
+        """Record every job in results.jsonl: every choice first, then the tests; other processes may share the work."""
         self.refuse_other_settings(jobs)
         by_key = {self.identity(job).key: job for job in jobs}
         done = self.results.keys()
@@ -157,7 +160,7 @@ class Runner:
             broadcast(None)  # the others wait for the tests
 
     def groups(self, jobs: Mapping[str, Job]) -> dict[str, list[str]]:
-        """Keys that one worker claims together, by the name of the claim: on a CPU mostly each alone."""
+        """Keys that one worker claims together, by the name of the claim: on a CPU mostly one each."""
         on_gpu = usable_device(self.settings.device).type == "cuda" and self.settings.backend == "torch"
         at_once = LAYERS_AT_ONCE if on_gpu and not self.settings.sharded else 1
         together: dict[Any, list[str]] = {}
@@ -185,7 +188,7 @@ class Runner:
                     pass
 
     def _own_series(self, name: str) -> str:
-        """The series' name: the encoder's, followed by the penalties where the folder has it with other ones."""
+        """The series' name: the encoder's, followed by the penalties where the folder has it with other penalties."""
         mine = self.protocol.resolved()
         for line in map(migrate, self.results.lines()):
             theirs = line["protocol"]
@@ -197,18 +200,14 @@ class Runner:
         return name
 
     def refuse_other_settings(self, jobs: Sequence[Job]) -> None:
-        """Refuse a folder whose series of the same name was made otherwise, naming what differs.
+        """Refuse a folder whose series of the same name was made with other settings, naming what differs.
 
         Probes that read tokens have a feature file of their own and are compared among themselves.
         """
         reads_tokens = {self.probe(job).reads == "tokens" for job in jobs}
-        about = {"dtype": self.settings.dtype, "backend": self.settings.backend}
-        mine: dict[str, Any] = {
-            "feature file": self.store.id,
-            **about,
-            "solver": self.probe(jobs[0]).version(self.settings),
-        }
-        mine["protocol"] = _without_name(self.protocol.resolved())
+        about: dict[str, Any] = {"dtype": self.settings.dtype, "backend": self.settings.backend}
+        about["solver"] = self.probe(jobs[0]).version(self.settings)
+        mine = {"feature file": self.store.id, **about, "protocol": _without_name(self.protocol.resolved())}
         for line in map(migrate, [*self.results.lines(), *self.choices.lines()]):
             if line.get("series") != self.series or (line["reads"] == "tokens") not in reads_tokens:
                 continue
@@ -221,14 +220,13 @@ class Runner:
                     "use the same settings, another series name or another output folder."
                 )
 
-    def depth(self, layer: str) -> int:
-        """Index of a layer in its network; a file that holds some of the layers says where they stand."""
-        index = self.store.layers.index(layer)
-        return int(self.store.encoder.get("depths", range(len(self.store.layers)))[index])
-
     def layer_widths(self, layers: Sequence[str]) -> list[int]:
         """Columns of each layer."""
         return [self.store.widths[self.store.layers.index(layer)] for layer in layers]
+
+    def fits(self, n_rows: int, width: int, device: torch.device = torch.device("cpu")) -> bool:  # noqa: B008
+        """Whether float32 features fit in the free memory."""
+        return fits(n_rows, width, device)
 
     def widths(self, job: Job) -> list[int]:
         """Columns of each layer of a job, or of each token where its probe reads tokens."""
@@ -238,11 +236,11 @@ class Runner:
     def features(self, jobs: Sequence[Job]) -> list[Any]:
         """Features (n, D) of the training rows that the jobs share; left in their file where memory is too small.
 
-        On a GPU with room for them they are tensors there, moved once for all rounds.
+        On a GPU with enough memory they are tensors there, moved once for all rounds.
         """
         rows, probe = self.rows(jobs[0]), self.probe(jobs[0])
         width = sum(sum(self.layer_widths(job.layers)) for job in jobs)
-        lazy = self.settings.sharded or not fits(len(rows.y), width)
+        lazy = self.settings.sharded or not self.fits(len(rows.y), width)
         if lazy and not probe.streams:
             raise UserError(
                 f"{len(rows.y):,} rows of layer {'+'.join(jobs[0].layers)} with {width:,} columns do not fit in "
@@ -251,11 +249,11 @@ class Runner:
         normalize = self.protocol.normalize
         found = [training_features(self.store, job.layers, rows.positions, normalize, lazy) for job in jobs]
         device = usable_device(self.settings.device)
-        moved = not lazy and device.type == "cuda" and fits(len(rows.y), width, device)
+        moved = not lazy and device.type == "cuda" and self.fits(len(rows.y), width, device)
         return [to_device(X, device) for X in found] if moved else found
 
     def choose(self, jobs: Mapping[str, Job]) -> Iterator[dict[str, Any]]:
-        """Choose and fit the probes of jobs that are claimed together; gives each one's line of choices.jsonl."""
+        """Choose and fit the probes of jobs that are claimed together; yields each one's line of choices.jsonl."""
         finished = self.choices.keys() | self.results.keys()
         if self.probe(next(iter(jobs.values()))).fits_together:
             yield from self._choose_together(jobs, finished)
@@ -263,10 +261,10 @@ class Runner:
             yield from self.each(self._choose_alone, [job for key, job in jobs.items() if key not in finished])
 
     def each(self, call: Callable[[Job], T], jobs: Sequence[Job]) -> Iterator[T]:
-        """What a call gives for each job, in order; on a GPU several at once, as many as there is room for."""
+        """What a call returns for each job, in order; on a GPU several at once, as many as fit."""
         device = usable_device(self.settings.device)
         entries = [len(self.rows(job).y) * sum(self.layer_widths(job.layers)) for job in jobs]
-        room = next((n for n in range(len(jobs), 1, -1) if fits(n, max(entries, default=0), device)), 1)
+        room = next((n for n in range(len(jobs), 1, -1) if self.fits(n, max(entries, default=0), device)), 1)
         return on_streams([partial(call, job) for job in jobs], device, room)
 
     def _choose_alone(self, job: Job) -> dict[str, Any]:
@@ -296,7 +294,10 @@ class Runner:
         if self.is_rank0:
             save_probe(self.out / probe_file, {"classes": fitted.classes.astype(np.int64), **fitted.arrays()})
         found_by = [*job.found_by, *([fitted.search_info] if fitted.search_info else [])]
-        kind = job.probe or ("layer" if len(job.layers) == 1 else "concat")
+        kind, depth = job.probe or ("layer" if len(job.layers) == 1 else "concat"), None
+        if len(job.layers) == 1:  # a file of some of a network's layers records their depths
+            depths = self.store.encoder.get("depths", range(len(self.store.layers)))
+            depth = int(depths[self.store.layers.index(job.layers[0])])
         return {
             "schema": SCHEMA,
             "key": identity.key,
@@ -306,13 +307,13 @@ class Runner:
             "reads": probe.reads,
             "tunes": probe.tunes,
             "series": self.series,
-            "depth": self.depth(job.layers[0]) if len(job.layers) == 1 else None,
+            "depth": depth,
             "n_layers": len(self.store.layers),
             "width": X.shape[1],
             "encoder": dict(self.store.encoder),
             "dataset": dict(self.store.dataset),
             "protocol": self.protocol.resolved(),
-            "feature_file": self._feature_file(),
+            "feature_file": Path(os.path.relpath(path, self.out)).as_posix() if (path := self.store.path) else "",
             **fitted.selection.to_dict(),
             "refit": dict(fitted.certificate),
             "train_accuracy": fitted.train_accuracy,
@@ -351,7 +352,7 @@ class Runner:
     def _predict(self, split: str, layers: Sequence[str], fitted: FittedProbe) -> tuple[RowPredictions, dict[str, Any]]:
         """What a probe predicts for a test split, and its scores.
 
-        Of a test set with some of the classes only, the probe chooses among these, as ImageNet-R and -A are scored.
+        If a test set has only some of the classes, the probe chooses among these, as ImageNet-R and -A are scored.
         """
         y, classes, normalize = self.store.labels(split), fitted.classes, self.protocol.normalize
         columns = np.minimum(np.searchsorted(classes, y), len(classes) - 1)
@@ -360,7 +361,7 @@ class Runner:
             raise UserError(
                 f"The {split} split contains label {unseen}, which no training row has: split the rows anew."
             )
-        step = len(y) if fits(len(y), sum(self.layer_widths(layers))) else BLOCK_ROWS
+        step = len(y) if self.fits(len(y), sum(self.layer_widths(layers))) else self.block_rows
         blocks = [slice(at, min(at + step, len(y))) for at in range(0, len(y), step)]
         log_proba = np.concatenate(
             [fitted.predict_log_proba(read_features(self.store, split, layers, rows, normalize)) for rows in blocks]
@@ -373,19 +374,34 @@ class Runner:
         predictions = classes[log_proba.argmax(axis=1)]
         return RowPredictions(self.store.row_ids(split), y, predictions, log_proba, classes), score(log_proba, columns)
 
-    def _feature_file(self) -> str:
-        path = self.store.path
-        return Path(os.path.relpath(path, self.out)).as_posix() if path else ""
+
+def check_kinds(kinds: Sequence[str], reads: Sequence[str], protocol: Protocol) -> None:
+    """Refuse kinds of probes that are unknown, read what a call does not offer, or do not go with the protocol."""
+    for kind in kinds:
+        if kind not in PROBES or PROBES[kind].reads not in reads:
+            known = sorted(k for k, probe in PROBES.items() if probe.reads in reads and not probe.fits_together)
+            hint = did_you_mean(kind, known)
+            raise UserError(f"There is no probe {kind!r} of {' or '.join(reads)}: choose of {', '.join(known)}.{hint}")
+        PROBES[kind]().check(protocol)
+    if len(kinds) > 1 and (PROBES[protocol.probe].fits_together or len({PROBES[kind].reads for kind in kinds}) > 1):
+        raise UserError(
+            f"{', '.join(kinds)} cannot be probed in one call: checks go with an exact protocol and pooled features."
+        )
+
+
+def warn_unconverged(records: Sequence[Record]) -> None:
+    """One `ConvergenceWarning` that names the records whose chosen fit or refit is not certified."""
+    doubtful = [f"{'+'.join(r.layers)} (seed {r.seed})" for r in records if not r.is_converged]
+    if doubtful:
+        warnings.warn(
+            f"Not certified converged: {', '.join(doubtful)}; tables mark them: raise max_iter or use float64.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
 
 
 def token_widths(encoder: Mapping[str, Any], width: int) -> list[int]:
-    """The columns of each token (T entries of D) of a layer of `width` columns.
-
-    Raises
-    ------
-    UserError
-        The features are pooled.
-    """
+    """The columns of each token (T entries of D) of a layer of `width` columns; pooled features are refused."""
     n_tokens = encoder.get("tokens")
     if not n_tokens or width % n_tokens:
         raise UserError(

@@ -1,17 +1,17 @@
-"""`study`: extract, sweep, join layers, probe the controls, report: several encoders on several data sets, resumable.
+"""`study`: extract, sweep, concatenate layers, probe the controls, report, for encoders and data sets; resumable.
 
 Files: `out/study.json` (what the study is), `features/SERIES.h5`, `results.jsonl`, `probes/` and `report/`; of several
-data sets each has a folder of its own, and the report covers them all.
+data sets each has its own folder, and the report covers them all.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from igpt_model import atomic
+from igpt_model.arguments import checked
 from igpt_model.checked_json import as_json, read_json
 from igpt_model.differences import differ
 from probekit.datasets import Dataset, load_dataset
@@ -25,62 +25,14 @@ from probekit.features.extract import extract
 from probekit.results.results import Results
 from probekit.results.runs import run_name
 from probekit.runtime.errors import UserError, check_at_least
+from probekit.runtime.escape import file_name
 from probekit.selection.protocol import Protocol, resolve_protocol
 
 SETTINGS_NAME = "study.json"
 Progress = Callable[[str, str, int, int], Any]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a study holds fixed: the same plan on the same folder goes on, another one is refused.
-
-    Attributes
-    ----------
-    encoders, datasets : name -> how it was asked for
-    protocol : resolved, with the penalties in their place
-    window, greedy_width, controls, limit, seeds, backend, dtype, checks : as in `study`
-    tests : further test sets, name -> how it was asked for
-    """
-
-    encoders: Mapping[str, str]
-    datasets: Mapping[str, str]
-    protocol: Mapping[str, Any]
-    window: int | Sequence[int]
-    greedy_width: int | None
-    controls: bool
-    limit: int | None
-    seeds: int | Sequence[int]
-    backend: str
-    dtype: str | None
-    tests: Mapping[str, str] = field(default_factory=dict)
-    checks: Sequence[str] = ()
-
-    def open(self, out: Path) -> None:
-        """Write study.json, or refuse a folder that holds another study, naming what differs."""
-        path = out / SETTINGS_NAME
-        mine = as_json(vars(self))
-        if not path.exists():
-            try:
-                atomic.write_json(path, mine)
-            except OSError as error:
-                raise UserError(f"{out} cannot be written ({error.strerror}): choose another --out.") from None
-            return
-        try:
-            there = read_json(path, dict)
-        except UserError as error:
-            raise UserError(f"{str(error).rstrip('.')}: delete it, and the same command goes on.") from None
-        # studies from before there were further tests and checks have none
-        same = {name for name in ("tests", "checks") if not there.get(name) and not mine[name]}
-        plans = [{name: of.get(name) for name in mine if name not in same} for of in (there, mine)]
-        for of in plans:  # options after a # are not in older ones; other options are other features, which are refused
-            for name in {"datasets", "tests"} & of.keys():
-                of[name] = {key: str(value).partition("#")[0] for key, value in dict(of[name] or {}).items()}
-        differing = differ(*plans)
-        if differing:
-            raise UserError(f"{out} contains another study ({differing}): choose another --out.")
-
-
+@checked
 def study(
     encoders: Encoder | str | Sequence[Encoder | str] | Mapping[str, Encoder | str | Sequence[Encoder | str]],
     datasets: Dataset | str | Sequence[Dataset | str],
@@ -180,46 +132,45 @@ def study(
     if extra_tests:
         loaded = [with_tests(data, extra_tests, maps) for data in loaded]
     series = _by_name([(spec, load_as(spec, name, device, loaded[0])) for name, spec in specs])
-    places = _places(loaded, out)
+    folders = _folders(loaded, out)
     settled = resolve_protocol(protocol, Cs)
-    plan = Plan(
-        {name: _described(spec, encoder) for name, (spec, encoder) in series.items()},
-        {data.name: _asked_for(given, data) for given, data in zip(_listed(datasets), loaded, strict=True)},
-        settled.resolved(),
-        window,
-        greedy_width,
-        controls,
-        limit,
-        seeds,
-        backend,
-        dtype,
-        {name: _asked_for(given, extra_tests[name]) for name, given in tests.items()},
-        tuple(checks),
-    )
-    plan.open(out)
-    say = progress or (lambda *_: None)
+    settings = {
+        "encoders": {name: _described(spec, encoder) for name, (spec, encoder) in series.items()},
+        "datasets": {data.name: _asked_for(given, data) for given, data in zip(_listed(datasets), loaded, strict=True)},
+        "protocol": settled.resolved(),
+        "window": window,
+        "greedy_width": greedy_width,
+        "controls": controls,
+        "limit": limit,
+        "seeds": seeds,
+        "backend": backend,
+        "dtype": dtype,
+        "tests": {name: _asked_for(given, extra_tests[name]) for name, given in tests.items()},
+        "checks": tuple(checks),
+    }
+    _open(out, settings)
+    show_stage = progress or (lambda *_: None)
     solving: dict[str, Any] = {"protocol": settled, "backend": backend, "device": device}
     solving |= {"dtype": dtype} if dtype else {}
-    for data, folder in places:
+    for data, folder in folders:
         here = {name: encoder for name, (_, encoder) in series.items()}
         if controls:
             here |= control_encoders(series, data, device)
-        stores = {
-            name: extract(
-                encoder, data, _feature_file(folder, name), batch_size=batch_size, workers=workers, limit=limit,
-                progress=partial(say, f"extract {name}", "images"),
-            )
-            for name, encoder in here.items()
-        }  # fmt: skip
+        (folder / "features").mkdir(parents=True, exist_ok=True)
+        how: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "limit": limit}
+        stores = {}
+        for name, encoder in here.items():
+            show = partial(show_stage, f"extract {name}", "images")
+            stores[name] = extract(encoder, data, folder / "features" / f"{file_name(name)}.h5", progress=show, **how)
         for name, store in stores.items():
-            show = partial(say, f"probe {name}", "fits")
+            show = partial(show_stage, f"probe {name}", "fits")
             sweep(store, out=folder, series=name, seeds=seeds, checks=checks, progress=show, **solving)
         for name in series if window else ():
             if len(stores[name].layers) > 1:
                 own: dict[str, Any] = {"series": name, "window": window, "greedy_width": greedy_width, "seeds": seeds}
-                show = partial(say, f"join layers of {name}", "sets of layers")
+                show = partial(show_stage, f"concatenate layers of {name}", "sets of layers")
                 concat(stores[name], folder, progress=show, **own, **solving)
-    results = Results(*(folder for _, folder in places))
+    results = Results(*(folder for _, folder in folders))
     results.report(out / "report")
     return results
 
@@ -227,6 +178,30 @@ def study(
 def _asked_for(given: Any, data: Dataset) -> str:
     """A data set as `--on` and `--test` take it: its path, or with its options where these were written."""
     return given if isinstance(given, str) and "#" in given else str(data.provenance.get("path", data.name))
+
+
+def _open(out: Path, settings: Mapping[str, Any]) -> None:
+    """Write study.json, or refuse a folder of a study with other settings, naming what differs."""
+    path, mine = out / SETTINGS_NAME, as_json(settings)
+    try:
+        there = read_json(path, dict)
+    except (FileNotFoundError, NotADirectoryError):
+        try:
+            atomic.write_json(path, mine)
+        except OSError as error:
+            raise UserError(f"{out} cannot be written ({error.strerror}): choose another --out.") from None
+        return
+    except UserError as error:
+        raise UserError(f"{str(error).rstrip('.')}: delete it, and run the same command again.") from None
+    # studies from before there were further tests and checks have none
+    same = {name for name in ("tests", "checks") if not there.get(name) and not mine[name]}
+    plans = [{name: of.get(name) for name in mine if name not in same} for of in (there, mine)]
+    for of in plans:  # options after a # are not in older ones; other options are other features, which are refused
+        for name in {"datasets", "tests"} & of.keys():
+            of[name] = {key: str(value).partition("#")[0] for key, value in dict(of[name] or {}).items()}
+    differing = differ(*plans)
+    if differing:
+        raise UserError(f"{out} contains another study ({differing}): choose another --out.")
 
 
 def _by_name(loaded: Sequence[tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
@@ -246,25 +221,15 @@ def _described(spec: Any, encoder: Any) -> str:
     return spec if isinstance(spec, str) else f"{type(encoder).__name__} {encoder.provenance.get('weights_hash')}"
 
 
-def _places(datasets: Sequence[Dataset], out: Path) -> list[tuple[Dataset, Path]]:
-    """Where each data set's features and results lie: in `out` when it is the only one."""
+def _folders(datasets: Sequence[Dataset], out: Path) -> list[tuple[Dataset, Path]]:
+    """The folder of each data set's features and results: `out` itself if there is one data set."""
     if len(datasets) == 1:
         return [(datasets[0], out)]
-    slugs = [_slug(data.name) for data in datasets]
+    slugs = [file_name(data.name) for data in datasets]
     for slug in slugs:
-        if slugs.count(slug) > 1 or slug == "report":
+        if slugs.count(slug) > 1 or slug in ("", "report"):
             raise UserError(f"Data set name {slug!r} cannot have a folder of its own: give the data sets other names.")
     return [(data, out / slug) for data, slug in zip(datasets, slugs, strict=True)]
-
-
-def _feature_file(folder: Path, series: str) -> Path:
-    path = folder / "features" / f"{_slug(series)}.h5"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
 
 
 def _listed(given: Any) -> list[Any]:
@@ -277,7 +242,7 @@ def _listed(given: Any) -> list[Any]:
 
 
 def _named(encoders: Any) -> list[tuple[str | None, Any]]:
-    """Pairs of the name asked for (None: the encoder's own) and the spec; encoders of one name are its runs."""
+    """Pairs of the given name (None: the encoder's own) and the spec; encoders of one name are its runs."""
     pairs: list[tuple[str | None, Any]] = []
     if isinstance(encoders, Mapping):
         several = {str(name): own if isinstance(own, list | tuple) else [own] for name, own in encoders.items()}

@@ -3,33 +3,32 @@
 import fnmatch
 import re
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.exceptions import ConvergenceWarning
 
+from igpt_model.arguments import checked
 from probekit.datasets.splits import stratified_holdout
-from probekit.evaluate.runner import Job, Runner
+from probekit.evaluate.runner import Job, Runner, check_kinds, warn_unconverged
+from probekit.evaluate.training_rows import seed_list
 from probekit.features.memory_store import MemoryStore
 from probekit.features.store import Features
 from probekit.probes import PROBES, Protocol
-from probekit.results.record import Record
 from probekit.results.results import Results
-from probekit.runtime.errors import UserError, did_you_mean
+from probekit.runtime.errors import UserError
 from probekit.runtime.progress import Progress
 from probekit.runtime.progress_bar import shown
 from probekit.runtime.workers import worker_processes
 from probekit.selection.protocol import resolve_protocol
 from probekit.selection.settings import make_settings
 
-DRAWS = 5
-"""Draws of a few labelled rows a class, unless seeds says how many."""
+DRAWS = 5  # draws of a few labelled rows a class, unless seeds says how many
 
 
+@checked
 def sweep(
     features: Features | Mapping[str, ArrayLike] | str | Path,
     y: ArrayLike | None = None,
@@ -132,7 +131,10 @@ def sweep(
     if isinstance(features, Mapping) and not features:
         raise UserError("No layer was given; give a dict of one or more arrays (rows, width).")
     if isinstance(features, Mapping):
-        features, out = from_arrays(features, y), _temporary_folder() if out is None else out
+        features = from_arrays(features, y)
+        if out is None:
+            _folders.append(tempfile.TemporaryDirectory(prefix="probekit-"))
+            out = _folders[-1].name
     elif y is not None:
         raise UserError("y was given beside a feature file, which contains its own labels; leave y out.")
     runner = Runner(features, out, resolved, None, series, make_settings(backend, device, dtype, parallel))
@@ -153,8 +155,7 @@ def sweep(
     again = {"Cs": Cs, "layers": layers, "series": runner.series, "seeds": seeds, "train_rows": train_rows}
     again |= {"per_class": per_class, "checks": checks, "probe": probe}
     again |= {"backend": backend, "device": device, "dtype": dtype}
-    path = path_for_workers(runner.store, workers)
-    helpers = worker_processes(workers, sweep, path, out=runner.out, protocol=protocol, **again)
+    helpers = worker_processes(workers, sweep, runner.path_for(workers), out=runner.out, protocol=protocol, **again)
     with helpers, shown(progress, "sweep", "fits") as show:
         runner.run(jobs, show)
     keys = {runner.identity(job).key for job in jobs}
@@ -167,15 +168,8 @@ def _listed(sizes: Sequence[int] | int | None) -> list[int | None]:
     return list(sizes) if isinstance(sizes, Sequence) else [sizes]
 
 
-TEST_SHARE = 0.2
-"""Of arrays without a split of their own."""
-_folders: list[tempfile.TemporaryDirectory[str]] = []
-
-
-def _temporary_folder() -> Path:
-    """A folder for the results of arrays in memory, removed when Python ends."""
-    _folders.append(tempfile.TemporaryDirectory(prefix="probekit-"))
-    return Path(_folders[-1].name)
+TEST_SHARE = 0.2  # of arrays without a split of their own
+_folders: list[tempfile.TemporaryDirectory[str]] = []  # of the results of arrays, removed when Python ends
 
 
 def from_arrays(layers: Mapping[str, ArrayLike], y: ArrayLike | None) -> MemoryStore:
@@ -193,28 +187,6 @@ def from_arrays(layers: Mapping[str, ArrayLike], y: ArrayLike | None) -> MemoryS
     rows = dict(zip(("train", "test"), stratified_holdout(labels, TEST_SHARE, 0), strict=True))
     splits = {name: ({key: X[row] for key, X in arrays.items()}, labels[row]) for name, row in rows.items()}
     return MemoryStore(splits, {"name": "features"}, {"name": "arrays"}, rows)
-
-
-def check_kinds(kinds: Sequence[str], reads: Sequence[str], protocol: Protocol) -> None:
-    """Refuse kinds of probes that are unknown, read what a call does not offer, or do not go with the protocol."""
-    for kind in kinds:
-        if kind not in PROBES or PROBES[kind].reads not in reads:
-            known = sorted(k for k, probe in PROBES.items() if probe.reads in reads and not probe.fits_together)
-            hint = did_you_mean(kind, known)
-            raise UserError(f"There is no probe {kind!r} of {' or '.join(reads)}: choose of {', '.join(known)}.{hint}")
-        PROBES[kind]().check(protocol)
-    if len(kinds) > 1 and (PROBES[protocol.probe].fits_together or len({PROBES[kind].reads for kind in kinds}) > 1):
-        raise UserError(
-            f"{', '.join(kinds)} cannot be probed in one call: checks go with an exact protocol and pooled features."
-        )
-
-
-def path_for_workers(store: Features, workers: int) -> Path | None:
-    """Where other processes find the features; in memory they cannot, which raises `UserError` if any are wanted."""
-    path = store.path
-    if workers > 1 and (path is None or not Path(path).is_file()):
-        raise UserError(f"workers is {workers}, but these features are in no file that another process could open.")
-    return None if path is None else Path(path)
 
 
 def choose_names(store: Features, layers: str | Sequence[str | int] | None) -> list[str]:
@@ -240,22 +212,3 @@ def choose_names(store: Features, layers: str | Sequence[str | int] | None) -> l
                 raise UserError(f"No layer matches {layer!r}; there are {', '.join(store.layers)}.")
         found |= set(matched or [store.layer(layer)])
     return [name for name in store.layers if name in found]
-
-
-def seed_list(seeds: int | Sequence[int]) -> list[int]:
-    """0 to n-1 for a count n, else the seeds themselves."""
-    listed = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
-    if not listed or min(listed) < 0:
-        raise UserError(f"seeds is {seeds}, but a count of at least 1 or a list of seeds from 0 up is needed.")
-    return listed
-
-
-def warn_unconverged(records: Sequence[Record]) -> None:
-    """One `ConvergenceWarning` that names the records whose chosen fit or refit is not certified."""
-    doubtful = [f"{'+'.join(r.layers)} (seed {r.seed})" for r in records if not r.is_converged]
-    if doubtful:
-        warnings.warn(
-            f"Not certified converged: {', '.join(doubtful)}; tables mark them: raise max_iter or use float64.",
-            ConvergenceWarning,
-            stacklevel=3,
-        )

@@ -3,9 +3,12 @@
 N rows of train and val joined, in this order.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from igpt_model.hashing import hash_arrays
+from igpt_model.ranges import SEEDS, check_range
 from probekit.datasets.splits import random_bits, stratified_holdout, stratified_subset
 from probekit.features.store import Features
 from probekit.runtime.errors import UserError
@@ -27,7 +30,7 @@ def training_rows(
     Raises
     ------
     UserError
-        Splits are missing, labels are of one class, or more rows are asked for than there are.
+        Splits are missing, labels are of one class, or more rows are requested than there are.
     """
     if "train" not in store.splits or "test" not in store.splits:
         raise UserError(f"{_name(store)} has splits {', '.join(store.splits)}; probing needs train and test.")
@@ -62,6 +65,16 @@ def training_rows(
         split_hash=hash_arrays({"train": ids[~is_val], "val": ids[is_val], "test": store.row_ids("test")}),
         subset_hash=hash_arrays({"positions": positions, "weights": counts[positions]}),
     )
+
+
+def seed_list(seeds: int | Sequence[int]) -> list[int]:
+    """0 to n-1 for a count n, else the seeds themselves."""
+    if isinstance(seeds, int) and seeds > SEEDS.most:
+        check_range("seeds", seeds, SEEDS)
+    listed = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    if not listed or min(listed) < 0:
+        raise UserError(f"seeds is {seeds}, but a count of at least 1 or a list of seeds from 0 up is needed.")
+    return listed
 
 
 def _rows_of_each_class(store: Features, labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:

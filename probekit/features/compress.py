@@ -69,7 +69,8 @@ def compress(
 def _is_copy(target: Path, store: FeatureStore, options: dict[str, Any]) -> bool:
     """Whether `target` is already what this call would write (an earlier call was interrupted at its very end)."""
     try:
-        if FeatureStore(target).id != store.id:
+        there = FeatureStore(target)
+        if there.id != store.id or there.shards():
             return False
     except UserError:
         return False

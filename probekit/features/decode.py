@@ -70,7 +70,9 @@ def prepared_batches(
     batches = _Batches(parts, prepare, ranges)
     made: Iterator[Any] = (batches[index] for index in range(len(batches)))
     if workers > 0:
-        loader = DataLoader(batches, batch_size=None, collate_fn=_as_it_is, num_workers=workers, prefetch_factor=2)
+        loader = DataLoader(
+            batches, batch_size=None, collate_fn=_as_it_is, num_workers=min(workers, len(ranges)), prefetch_factor=2
+        )
         made = iter(loader)
     return _batches(made, parts, ranges)
 

@@ -15,6 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from igpt_model.arguments import checked
+from igpt_model.ranges import WORKERS, check_range
 from probekit.datasets import Dataset, load_dataset
 from probekit.encoders import load_encoder
 from probekit.encoders.encoder import Encoder
@@ -35,6 +37,7 @@ BATCH_SIZE = 128
 Progress = Callable[[int, int], Any]
 
 
+@checked
 def extract(
     encoder: Encoder | str,
     data: Dataset | str,
@@ -91,8 +94,9 @@ def extract(
     path = Path(out)
     if dtype not in layout.DTYPES:
         raise UserError(f"Features cannot be stored as {dtype!r}; choose {' or '.join(layout.DTYPES)}.")
-    check_at_least(batch_size=(batch_size, 1), limit=(limit, 1), workers=(workers, 0))
-    parts = {name: data.splits[name] for name in (splits or data.splits)}
+    check_at_least(batch_size=(batch_size, 1), limit=(limit, 1))
+    check_range("workers", workers, WORKERS)
+    parts = {name: data.splits[name] for name in (list(splits) if splits is not None else []) or data.splits}
     if limit is not None:
         parts = {name: part.limit(limit) for name, part in parts.items()}
     parts = {name: part for name, part in parts.items() if len(part)}

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from igpt_model.arguments import plain_array
 from igpt_model.hashing import hash_file
 from probekit.datasets.parts import label_array
 from probekit.datasets.splits import stratified_holdout
@@ -210,29 +211,10 @@ def _numbers_the_rows(name: str, values: np.ndarray) -> bool:
     )
 
 
-def _array(value: Any, name: str, path: Path) -> np.ndarray:
-    """A dense array of numbers, or `UserError` that names the entry."""
-    if isinstance(value, torch.Tensor):
-        kind = "nested" if value.is_nested else "meta" if value.is_meta else str(value.layout).removeprefix("torch.")
-        if value.is_quantized or value.is_complex() or kind != "strided":
-            kind = "quantized" if value.is_quantized else "complex" if value.is_complex() else kind
-            raise UserError(f"{path} contains {name} as a {kind} tensor, but a dense one of real numbers was expected.")
-        # NumPy has no bfloat16
-        value = value.detach().float() if value.is_floating_point() else value.detach()
-        return value.resolve_neg().numpy()
-    try:
-        array = np.asarray(value)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path} contains {name}, which is not an array ({first_line(error)}).") from None
-    if array.dtype.kind not in "fiub":
-        raise UserError(f"{path} contains {name} of type {array.dtype}, but numbers were expected.")
-    return array
-
-
 def _layers_and_labels(path: Path, content: Any) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     labels = None
     if isinstance(content, Mapping):
-        named = {str(name): _array(value, str(name), path) for name, value in content.items()}
+        named = {str(name): plain_array(value, f"{name} of {path}") for name, value in content.items()}
         found = [name for name in LABEL_KEYS if name in named]
         if len(found) > 1:
             raise UserError(
@@ -240,9 +222,9 @@ def _layers_and_labels(path: Path, content: Any) -> tuple[dict[str, np.ndarray],
             )
         labels = named.pop(found[0]) if found else None
     elif isinstance(content, list | tuple):
-        named = {f"{index:02d}": _array(value, f"entry {index}", path) for index, value in enumerate(content)}
+        named = {f"{index:02d}": plain_array(value, f"entry {index} of {path}") for index, value in enumerate(content)}
     else:
-        named = {"00": _array(content, "one array", path)}
+        named = {"00": plain_array(content, str(path))}
     layers = {name: X for name, X in named.items() if X.ndim == 2}
     if not layers:
         shapes = ", ".join(f"{name} {X.shape}" for name, X in named.items())
@@ -260,4 +242,4 @@ def _labels_alone(path: Path) -> np.ndarray:
     if isinstance(content, Mapping):
         found = [content[name] for name in LABEL_KEYS if name in content] or list(content.values())
         content = found[0] if found else np.empty(0)
-    return _array(content, "labels", path)
+    return plain_array(content, f"the labels of {path}")

@@ -38,7 +38,7 @@ def inspect(path: str | Path | FeatureStore, split: str | None = None, rows: int
     lines = []
     name, chosen = _rows(store, split, rows)
     for layer in store.layers:
-        X = _read(store, name, layer, chosen)
+        X = read_rows(store, name, layer, chosen)
         norms = np.linalg.norm(X, axis=1)
         lines.append(
             {
@@ -66,26 +66,28 @@ def effective_rank(X: np.ndarray) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def cka(path: str | Path | FeatureStore, split: str | None = None, rows: int = ROWS) -> np.ndarray:
+def cka(
+    path: str | Path | FeatureStore, split: str | None = None, rows: int = ROWS, tile_bytes: int = TILES
+) -> np.ndarray:
     """Linear centred kernel alignment of every pair of layers, (L, L), symmetric with ones on the diagonal.
 
     From inner products of the layers' centred Gram matrices (n, n) over n evenly spaced rows (Kornblith et al. 2019,
-    section 3). They are added up tile by tile, all layers' tiles together taking `TILES` bytes, so memory does not grow
+    section 3). They are added up tile by tile, all layers' tiles together taking `tile_bytes`, so memory does not grow
     with the number of layers; each layer is read once for its mean and once for every tile along a side. A constant
     layer is like no other: 0.
     """
     store = path if isinstance(path, FeatureStore) else FeatureStore(path)
     name, chosen = _rows(store, split, rows)
-    means = [_mean(_read(store, name, layer, chosen)) for layer in store.layers]
-    side = max(1, int((TILES / 8 / len(means)) ** 0.5))
+    means = [_mean(read_rows(store, name, layer, chosen)) for layer in store.layers]
+    side = max(1, int((tile_bytes / 8 / len(means)) ** 0.5))
     blocks = [chosen[at : at + side] for at in range(0, len(chosen), side)]
     products = np.zeros((len(means), len(means)))
     for i, down in enumerate(blocks):
         for across in blocks[: i + 1]:
             tiles = np.empty((len(means), len(down), len(across)))
             for layer, mean, tile in zip(store.layers, means, tiles, strict=True):
-                X = _read(store, name, layer, down) - mean
-                Z = X if across is down else _read(store, name, layer, across) - mean
+                X = read_rows(store, name, layer, down) - mean
+                Z = X if across is down else read_rows(store, name, layer, across) - mean
                 np.matmul(X, Z.T, out=tile)
             flat = tiles.reshape(len(means), -1)
             # a Gram matrix is symmetric: a tile off the diagonal stands for its mirror image too
@@ -124,12 +126,12 @@ def _mean(X: np.ndarray) -> np.ndarray:
     return X[0] + (X - X[0]).mean(axis=0)
 
 
-def _read(store: FeatureStore, split: str, layer: str, rows: np.ndarray) -> np.ndarray:
-    """Ascending rows of a layer, float64 (n, D)."""
+def read_rows(store: FeatureStore, split: str, layer: str, rows: np.ndarray, piece: int = PIECE) -> np.ndarray:
+    """Ascending rows of a layer, float64 (n, D), read in pieces of so many bytes."""
     width = store.widths[store.layers.index(layer)]
     X = np.empty((len(rows), width))
     # the rows in between are read too, in pieces: a layer may be larger than memory
-    step = max(1, PIECE // (4 * width))
+    step = max(1, piece // (4 * width))
     for at in range(int(rows[0]), int(rows[-1]) + 1, step):
         first, last = np.searchsorted(rows, (at, at + step))
         if first < last:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from igpt_model.arguments import checked, plain_array
 from igpt_model.checked_json import as_json
 from igpt_model.hashing import hash_arrays, hash_json
 from probekit.features import format as layout
@@ -39,6 +40,7 @@ class MemoryStore:
 
     path = None
 
+    @checked
     def __init__(
         self,
         splits: Mapping[str, tuple[Any, Any]],
@@ -60,6 +62,7 @@ class MemoryStore:
         about = {"arrays": hash_arrays(arrays), "encoder": self.encoder, "dataset": self.dataset}
         self.id = hash_json(as_json(about, default=str))
 
+    @checked
     def layer(self, layer: str | int) -> str:
         """The name of a layer given by name or index (-1: the deepest)."""
         if isinstance(layer, int) and -len(self.layers) <= layer < len(self.layers):
@@ -70,21 +73,29 @@ class MemoryStore:
 
     def labels(self, split: str) -> np.ndarray:
         """The labels of a split, int64 (N,)."""
-        return self._y[split]
+        return self._y[self._split(split)]
 
     def row_ids(self, split: str) -> np.ndarray:
         """The position of each row in the source, int64 (N,)."""
-        return self._row_ids[split]
+        return self._row_ids[self._split(split)]
 
+    @checked
     def stored(self, split: str, layer: str | int, rows: slice = slice(None)) -> np.ndarray:
         """Rows of one layer of one split as they were given, (N, D)."""
-        return self._X[split][self.layer(layer)][rows]
+        return self._X[self._split(split)][self.layer(layer)][rows]
+
+    @checked
+    def _split(self, split: str) -> str:
+        if split not in self._X:
+            raise UserError(f"There is no split {split!r}: the features have {', '.join(self.splits)}.")
+        return split
 
     def __repr__(self) -> str:
         rows = ", ".join(f"{split} {len(y):,}" for split, y in self._y.items())
         return f"MemoryStore({len(self.layers)} layers, {rows} rows)"
 
 
+@checked
 def write_arrays(
     path: str | Path,
     splits: Mapping[str, tuple[Any, Any]],
@@ -116,6 +127,10 @@ def write_arrays(
         layers[split] = _layers(features)
         labels[split] = _labels(split, y)
     ids = _row_ids(labels, row_ids)
+    hashes = {
+        split: _row_values("image hashes", split, len(y), image_hashes, np.zeros(len(y), np.uint64)).astype(np.uint64)
+        for split, y in labels.items()
+    }
     header = _header(layers, labels, encoder, dataset, dtype, batch_size)
     with write_lock(path):
         begun = path.exists()
@@ -127,8 +142,7 @@ def write_arrays(
             with FeatureWriter(path) as writer:
                 for split, block in writer.todo():
                     rows = header.rows(split, block)
-                    hashes = np.asarray((image_hashes or {}).get(split, np.zeros(len(labels[split]))), dtype=np.uint64)
-                    writer.write(split, block, hashes[rows], [X[rows] for X in layers[split].values()])
+                    writer.write(split, block, hashes[split][rows], [X[rows] for X in layers[split].values()])
                 writer.finish()
         except UserError:
             if not begun:
@@ -143,7 +157,7 @@ def _layers(features: Any) -> dict[str, np.ndarray]:
         named = {f"{index:02d}": X for index, X in enumerate(features)}
     else:
         named = {"00": features}
-    arrays = {name: np.asarray(X) for name, X in named.items()}
+    arrays = {name: plain_array(X, f"layer {name}") for name, X in named.items()}
     for name, X in arrays.items():
         if X.ndim != 2 or X.dtype.kind not in "fiu":
             raise UserError(
@@ -160,16 +174,26 @@ def check_rows(split: str, layers: Mapping[str, np.ndarray], y: np.ndarray) -> N
 
 
 def _labels(split: str, y: Any) -> np.ndarray:
-    y = np.asarray(y)
+    y = plain_array(y, f"the labels of {split}")
     if y.ndim != 1 or y.dtype.kind not in "iu":
         raise UserError(f"Labels of {split} have shape {y.shape} and type {y.dtype}; expected one integer per row.")
     return y.astype(np.int64)
 
 
+def _row_values(what: str, split: str, n: int, given: Mapping[str, Any] | None, usual: np.ndarray) -> np.ndarray:
+    """Whole numbers that a caller gives for each row of a split, or the usual ones."""
+    values = plain_array((given or {}).get(split, usual), f"{what} of {split}")
+    if values.shape != (n,) or values.dtype.kind not in "iu":
+        raise UserError(
+            f"The {what} of {split} have shape {values.shape} and type {values.dtype}; expected {n} whole numbers."
+        )
+    return values
+
+
 def _row_ids(labels: Mapping[str, np.ndarray], given: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
     ids, first = {}, 0
     for split, y in labels.items():
-        ids[split] = np.asarray((given or {}).get(split, np.arange(first, first + len(y))), dtype=np.int64)
+        ids[split] = _row_values("row ids", split, len(y), given, np.arange(first, first + len(y))).astype(np.int64)
         first += len(y)
     return ids
 

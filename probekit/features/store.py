@@ -3,7 +3,6 @@
 N rows of a split, D width of a layer, L layers.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
+from igpt_model.arguments import checked
 from probekit.features import format as layout
 from probekit.features.validate import attribute, read_classes, read_header, reading
 from probekit.runtime.errors import UserError
@@ -76,12 +76,13 @@ class FeatureStore:
     dtype : "float32" or "float16", as stored
     """
 
+    @checked
     def __init__(self, path: str | Path):
-        if not isinstance(path, str | os.PathLike):
-            raise TypeError(f"path is a {type(path).__name__}; expected the path of a feature file.")
         self.path = Path(path)
         with reading(path) as file:
-            self.header = read_header(file)
+            self.header = header = read_header(file)
+            self.layers, self.widths, self.splits = header.layers, header.widths, tuple(header.splits)
+            self.encoder, self.dataset, self.dtype = header.encoder, header.dataset, header.dtype
             ledgers = {split: file[layout.ledger_path(split)][()] for split in self.header.splits}
             if attribute(file, "complete") != 1:
                 done = [layout.done_blocks(ledger) for ledger in ledgers.values()]
@@ -107,6 +108,7 @@ class FeatureStore:
         return cls(path)
 
     @classmethod
+    @checked
     def from_arrays(
         cls,
         path: str | Path,
@@ -122,34 +124,11 @@ class FeatureStore:
         return cls(path)
 
     @property
-    def layers(self) -> tuple[str, ...]:
-        return self.header.layers
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return self.header.widths
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return tuple(self.header.splits)
-
-    @property
     def tests(self) -> tuple[str, ...]:
         """The splits that probes are tested on: "test", then the further test sets."""
         return tuple(split for split in self.splits if split not in ("train", "val"))
 
-    @property
-    def encoder(self) -> dict[str, Any]:
-        return self.header.encoder
-
-    @property
-    def dataset(self) -> dict[str, Any]:
-        return self.header.dataset
-
-    @property
-    def dtype(self) -> str:
-        return self.header.dtype
-
+    @checked
     def layer(self, layer: str | int) -> str:
         """The file's name of a layer given by that name, the encoder's name, or its index (-1: the deepest)."""
         if isinstance(layer, int) and -len(self.layers) <= layer < len(self.layers):
@@ -170,6 +149,7 @@ class FeatureStore:
         """
         return self.stored(split, layer).astype(np.float32, copy=False), self.labels(split)
 
+    @checked
     def read_many(self, split: str, layers: Sequence[str | int]) -> tuple[np.ndarray, np.ndarray]:
         """Several layers side by side, in the given order: X float32 (N, sum of D), y int64 (N,)."""
         names = [self.layer(layer) for layer in layers]
@@ -193,18 +173,23 @@ class FeatureStore:
         """Hashes of the decoded pixels, uint64 (N,); 0 where unknown."""
         return self.column(split, "image_hashes")
 
+    @checked
     def sweep(self, out: str | Path | None = None, **options: Any) -> Any:
         """Probe every layer: `probekit.sweep(self, out=out, ...)`; results go beside the file by default."""
         return import_module("probekit").sweep(self, out=out or self.path.parent, **options)
 
+    @checked
     def named_split(self, split: str) -> str:
         """The name itself; `UserError` where there is no such split."""
         if split not in self.header.splits:
             raise UserError(f"{self.path} has no split {split!r}; it has {', '.join(self.splits)}.")
         return split
 
+    @checked
     def column(self, split: str, column: str) -> np.ndarray:
         """`labels`, `row_ids` or `image_hashes` of a split."""
+        if column not in layout.ROW_COLUMNS:
+            raise UserError(f"There is no column {column!r}; a split has {', '.join(layout.ROW_COLUMNS)}.")
         with reading(self.path) as file:
             return file[layout.column_path(self.named_split(split), column)][()]
 
@@ -234,6 +219,7 @@ class FeatureStore:
             found.append((shard, entry["first"]))
         return found
 
+    @checked
     def stored(self, split: str, layer: str | int, rows: slice = slice(None)) -> np.ndarray:
         """Rows of one layer of one split in the type they are stored as, (N, D)."""
         name = self.layer(layer)

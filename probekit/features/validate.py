@@ -8,6 +8,7 @@ cycle can be followed, and no array larger than what is stored is ever allocated
 import math
 import os
 import re
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,7 @@ _SCHEMAS = {
 }
 # those that HDF5 knows or that `compress` uses: deflate, shuffle, fletcher32, lzf, blosc2, zstd
 _FILTERS = {1, 2, 3, 32000, 32015, 32026}
+_SHAPE, _LAYOUT, _CONTINUATION = 1, 8, 16  # types of the messages in an object's header
 
 
 @contextmanager
@@ -60,18 +62,18 @@ def attribute(file: h5py.File, name: str) -> Any:
         return None
     stored = h5py.h5a.open(file.id, name.encode())
     if stored.get_storage_size() > MOST_BYTES or stored.shape != ():
-        raise UserError(f"{file.filename} is damaged: its attribute {name} is not a single value of at most 64 KiB.")
+        raise _damaged(file, f"its attribute {name} is not a single value of at most 64 KiB.")
     value = file.attrs[name]
     if isinstance(value, bytes):
         value = value.decode()
     if name in _SCHEMAS:
         if not isinstance(value, str):
-            raise UserError(f"{file.filename} is damaged: its attribute {name} is not text.")
+            raise _damaged(file, f"its attribute {name} is not text.")
         return parse_json(value, f"Attribute {name} of {file.filename}", _SCHEMAS[name])
     if isinstance(value, np.integer):
         return int(value)
     if not isinstance(value, str):
-        raise UserError(f"{file.filename} is damaged: its attribute {name} is neither a text nor a whole number.")
+        raise _damaged(file, f"its attribute {name} is neither a text nor a whole number.")
     return value
 
 
@@ -88,7 +90,7 @@ def read_header(file: h5py.File) -> Header:
     except UserError:
         raise
     except RecursionError:
-        raise UserError(f"{file.filename} is damaged: it is nested too deeply.") from None
+        raise _damaged(file, "it is nested too deeply.") from None
     except DAMAGE as error:
         raise _damaged(file, error) from error
 
@@ -100,8 +102,8 @@ def read_classes(file: h5py.File) -> tuple[str, ...]:
     names = _dataset(file, "classes")
     kind = h5py.check_string_dtype(names.dtype)
     if names.ndim != 1 or kind is None or names.shape[0] > 1 << 24:
-        raise UserError(f"{file.filename} is damaged: classes are not a list of names.")
-    _check_storage(file, names, "classes", virtual=frozenset())
+        raise _damaged(file, "classes are not a list of names.")
+    _check_storage(file, names, "classes")
     return tuple(names.asstr()[()])
 
 
@@ -117,86 +119,81 @@ def _header(file: h5py.File) -> Header:
     values = {name: attribute(file, name) for name in _SCHEMAS}
     for name, value in values.items():
         if value is None and name not in ("shard", "shards"):
-            raise UserError(f"{file.filename} is damaged: it has no attribute {name}.")
+            raise _damaged(file, f"it has no attribute {name}.")
     splits: dict[str, int] = values["splits"]
     if not splits:
-        raise UserError(f"{file.filename} is damaged: it has no split.")
+        raise _damaged(file, "it has no split.")
     for split in splits:
         if not re.fullmatch(r"[^/\0]{1,200}", split) or split in (".", "..", "classes"):
-            raise UserError(f"{file.filename} is damaged: {split!r} is not a name of a split.")
+            raise _damaged(file, f"{split!r} is not a name of a split.")
     if attribute(file, "dtype") not in DTYPES:
-        raise UserError(f"{file.filename} is damaged: its dtype is {repr(attribute(file, 'dtype'))[:60]}.")
+        raise _damaged(file, f"its dtype is {repr(attribute(file, 'dtype'))[:60]}.")
     for name in ("complete", "id"):
         if attribute(file, name) is None:
-            raise UserError(f"{file.filename} is damaged: it has no attribute {name}.")
+            raise _damaged(file, f"it has no attribute {name}.")
     _check_links(file, "/")
+    parent = bool(values["shards"])
     layers = tuple(sorted(_names(file, f"{next(iter(splits))}/layers")))
     if not layers or len(layers) != len(values["layer_names"]):
-        raise UserError(
-            f"{file.filename} is damaged: it has {len(layers)} layers and {len(values['layer_names'])} names of layers."
-        )
+        raise _damaged(file, f"it has {len(layers)} layers and {len(values['layer_names'])} names of layers.")
     header = Header(
         encoder=values["encoder"],
         dataset=values["dataset"],
         dtype=attribute(file, "dtype"),
         layers=layers,
         layer_names=tuple(values["layer_names"]),
-        widths=tuple(_width(file, layout.layer_path(next(iter(splits)), layer)) for layer in layers),
+        widths=tuple(_width(file, layout.layer_path(next(iter(splits)), layer), parent) for layer in layers),
         splits=splits,
         batch_size=_number(file, "batch_size", 1, 1 << 40),
         threads=_number(file, "threads", 1, 1 << 20),
         versions=values["versions"],
         shard=values["shard"],
     )
-    shards = frozenset(entry["file"] for entry in values["shards"] or ())
     for split in splits:
-        _check_split(file, header, split, shards)
+        _check_split(file, header, split, parent)
     read_classes(file)
     return header
 
 
-def _check_split(file: h5py.File, header: Header, split: str, shards: frozenset[str]) -> None:
+def _check_split(file: h5py.File, header: Header, split: str, parent: bool) -> None:
     n = header.splits[split]
     if set(_names(file, split)) != {*layout.ROW_COLUMNS, "ledger", "layers"}:
-        raise UserError(f"{file.filename} is damaged: split {split} contains {', '.join(_names(file, split))[:200]}.")
+        raise _damaged(file, f"split {split} contains {', '.join(_names(file, split))[:200]}.")
     if sorted(_names(file, f"{split}/layers")) != list(header.layers):
-        raise UserError(f"{file.filename} is damaged: split {split} has other layers than the first split.")
+        raise _damaged(file, f"split {split} has other layers than the first split.")
     expected: dict[str, tuple[tuple[int, ...], Any]] = {
         layout.column_path(split, column): ((n,), kind) for column, kind in layout.ROW_COLUMNS.items()
     }
     expected[layout.ledger_path(split)] = ((header.n_blocks(split), len(header.layers) + 2), np.uint64)
     columns = set(expected)
     for layer, width in zip(header.layers, header.widths, strict=True):
-        expected[layout.layer_path(split, layer)] = ((n, width), header.dtype)
+        name = layout.layer_path(split, layer)
+        if not parent:
+            expected[name] = ((n, width), header.dtype)
+        elif _virtual_shape(file, name) != (n, width):
+            raise _damaged(file, f"{name} is {_virtual_shape(file, name)}, not {(n, width)}.")
     for name, (shape, kind) in expected.items():
         found = _dataset(file, name)
         if found.shape != shape or found.dtype != np.dtype(kind):
-            raise UserError(
-                f"{file.filename} is damaged: {name} is {found.dtype} {found.shape}, expected {np.dtype(kind)} {shape}."
-            )
+            raise _damaged(file, f"{name} is {found.dtype} {found.shape}, expected {np.dtype(kind)} {shape}.")
         if name in columns and found.id.get_create_plist().get_layout() != h5py.h5d.CONTIGUOUS:
-            raise UserError(f"{file.filename} is damaged: {name} is not stored in one piece.")
-        _check_storage(file, found, name, shards if name not in columns else frozenset())
+            raise _damaged(file, f"{name} is not stored in one piece.")
+        _check_storage(file, found, name)
 
 
-def _check_storage(file: h5py.File, dataset: h5py.Dataset, name: str, virtual: frozenset[str]) -> None:
+def _check_storage(file: h5py.File, dataset: h5py.Dataset, name: str) -> None:
     """Refuse data that are stored elsewhere, or declared but not stored."""
     plan = dataset.id.get_create_plist()
     if plan.get_external_count():
         where = os.fsdecode(plan.get_external(0)[0])
         raise UserError(f"{file.filename} keeps {name} in another file ({where}), which is not read.")
-    if dataset.is_virtual:
-        _check_virtual(file, dataset, name, virtual)
-        return
     need, size = math.prod(dataset.shape) * dataset.dtype.itemsize, os.path.getsize(file.filename)
     if dataset.chunks is None:
         offset = dataset.id.get_offset()
         if plan.get_layout() == h5py.h5d.COMPACT and need <= MOST_BYTES:
             return
         if offset is None or offset + need > size:
-            raise UserError(
-                f"{file.filename} is damaged: {name} declares {need:,} bytes, which a file of {size:,} does not hold."
-            )
+            raise _damaged(file, f"{name} declares {need:,} bytes, which a file of {size:,} does not hold.")
         return
     filters = {plan.get_filter(number)[0] for number in range(plan.get_nfilters())}
     if filters - _FILTERS:
@@ -205,18 +202,56 @@ def _check_storage(file: h5py.File, dataset: h5py.Dataset, name: str, virtual: f
     fits = all(c <= n for n, c in zip(dataset.shape, dataset.chunks, strict=True))
     # a chunk takes at least a byte: a number of chunks beyond the file's size need not be counted
     if not fits or n_chunks > size or dataset.id.get_num_chunks() != n_chunks:
-        raise UserError(f"{file.filename} is damaged: not every chunk of {name} is stored.")
+        raise _damaged(file, f"not every chunk of {name} is stored.")
     if dataset.id.get_storage_size() > size:
-        raise UserError(f"{file.filename} is damaged: the chunks of {name} take more bytes than the file has.")
+        raise _damaged(file, f"the chunks of {name} take more bytes than the file has.")
 
 
-def _check_virtual(file: h5py.File, dataset: h5py.Dataset, name: str, shards: frozenset[str]) -> None:
-    for source in dataset.virtual_sources():
-        if source.file_name not in shards or source.dset_name.lstrip("/") != name:
-            raise UserError(
-                f"{file.filename} takes {name} from {source.dset_name} of {source.file_name}, which is none of its "
-                "shards and is not read."
-            )
+def _messages(file: h5py.File, name: str) -> dict[int, bytes]:
+    """The messages of an object's header by their types, from the file's own bytes.
+
+    HDF5 (2.0) writes beyond its memory when it opens a virtual dataset whose mapping is damaged, so that what a dataset
+    is must be known before it is opened. The layout is that of the HDF5 file format specification, section IV.A.
+    """
+    if file.id.get_create_plist().get_sizes() != (8, 8):
+        raise ValueError("its addresses are not of eight bytes")
+    found: dict[int, bytes] = {}
+    with open(file.filename, "rb") as raw:
+
+        def read(address: int, count: int) -> bytes:
+            raw.seek(file.userblock_size + address)
+            return raw.read(count)
+
+        address = file.id.links.get_info(name.encode()).u
+        start = read(address, 34)
+        flags, new = start[5], start[:5] == b"OHDR\2"
+        if new:
+            at = 6 + 16 * bool(flags & 0x20) + 4 * bool(flags & 0x10)
+            digits = 1 << (flags & 3)
+            begin, size = at + digits, int.from_bytes(start[at : at + digits], "little")
+            head = "<BHB2x" if flags & 4 else "<BHB"
+        else:
+            begin, size, head = 16, int.from_bytes(start[8:12], "little"), "<HHB3x"
+        pieces = [(address + begin, size)]
+        for address, size in pieces:  # grows while it is read
+            if len(pieces) > 100 or size > MOST_BYTES:
+                raise ValueError(f"the header of {name} is too long")
+            block, at, length = read(address, size), 0, struct.calcsize(head)
+            while at + length <= len(block):
+                kind, count, shared = struct.unpack_from(head, block, at)
+                content, at = block[at + length : at + length + count], at + length + count
+                if kind == _CONTINUATION:
+                    where, count = struct.unpack("<QQ", content)
+                    pieces.append((where + 4, count - 8) if new else (where, count))
+                elif kind in (_SHAPE, _LAYOUT) and (kind in found or shared & 2):
+                    raise ValueError(f"the header of {name} says its shape or layout twice")
+                found[kind] = content
+    return found
+
+
+def _is_virtual(file: h5py.File, name: str) -> bool:
+    message = _messages(file, name).get(_LAYOUT, bytes(3))
+    return message[2 if message[0] < 3 else 1] == 3
 
 
 def _names(file: h5py.File, group: str) -> list[str]:
@@ -230,9 +265,9 @@ def _check_links(file: h5py.File, group: str) -> None:
     parent, _, own = group.rstrip("/").rpartition("/")
     if own and not isinstance(file[parent or "/"].get(own, getlink=True), h5py.HardLink):
         raise UserError(f"{file.filename} has a link in the place of {group}, which is not followed.")
-    found = file[group]
+    found = None if own and _LAYOUT in _messages(file, group) else file[group]
     if not isinstance(found, h5py.Group) or len(found) > 100_000:
-        raise UserError(f"{file.filename} is damaged: {group} is not a group of a feature file.")
+        raise _damaged(file, f"{group} is not a group of a feature file.")
     for name in found:
         link = found.get(name, getlink=True)
         if not isinstance(link, h5py.HardLink):
@@ -244,27 +279,38 @@ def _check_links(file: h5py.File, group: str) -> None:
 
 
 def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    if _is_virtual(file, name):
+        raise UserError(f"{file.filename} takes {name} from elsewhere (a virtual dataset), which is not read.")
     found = file[name]
     if not isinstance(found, h5py.Dataset):
-        raise UserError(f"{file.filename} is damaged: {name} is not a data set.")
+        raise _damaged(file, f"{name} is not a data set.")
     return found
 
 
-def _width(file: h5py.File, name: str) -> int:
-    shape = _dataset(file, name).shape
+def _virtual_shape(file: h5py.File, name: str) -> tuple[int, ...]:
+    """The shape of a parent's layer, which is never opened: rows are read from the shards."""
+    if not _is_virtual(file, name):
+        raise _damaged(file, f"{name} is not taken from its shards.")
+    message = _messages(file, name)[_SHAPE]
+    first = 8 if message[0] == 1 else 4
+    return struct.unpack_from(f"<{message[1]}Q", message, first)
+
+
+def _width(file: h5py.File, name: str, parent: bool) -> int:
+    shape = _virtual_shape(file, name) if parent else _dataset(file, name).shape
     if shape is None or len(shape) != 2 or not 1 <= shape[1] <= 1 << 24:
-        raise UserError(f"{file.filename} is damaged: {name} has shape {shape}, expected (rows, width).")
+        raise _damaged(file, f"{name} has shape {shape}, expected (rows, width).")
     return int(shape[1])
 
 
 def _number(file: h5py.File, name: str, least: int, most: int) -> int:
     value = attribute(file, name)
     if not isinstance(value, int) or not least <= value <= most:
-        raise UserError(
-            f"{file.filename} is damaged: its attribute {name} is {repr(value)[:60]}, expected {least} or more."
-        )
+        raise _damaged(file, f"its attribute {name} is {repr(value)[:60]}, expected {least} or more.")
     return value
 
 
-def _damaged(file: h5py.File, error: BaseException) -> UserError:
-    return UserError(f"{file.filename} is damaged ({first_line(error)}): copy or extract it again.")
+def _damaged(file: h5py.File, what: str | BaseException) -> UserError:
+    if isinstance(what, BaseException):
+        return UserError(f"{file.filename} is damaged ({first_line(what)}): copy or extract it again.")
+    return UserError(f"{file.filename} is damaged: {what}")

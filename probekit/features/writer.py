@@ -168,12 +168,15 @@ class FeatureWriter:
             self._offsets: dict[str, int] = {}
             self._ledgers: dict[str, np.ndarray] = {}
             self._columns: dict[str, dict[str, np.ndarray]] = {}
+            refusal = UserError(f"{path} is compressed or joined from shards, so that no rows can be added.")
+            if attribute(file, "shards"):
+                raise refusal
             for split in self.header.splits:
                 names = [layout.layer_path(split, layer) for layer in self.header.layers]
                 for name in [*names, layout.column_path(split, "image_hashes"), layout.ledger_path(split)]:
                     self._offsets[name] = file[name].id.get_offset()
                     if self._offsets[name] is None:
-                        raise UserError(f"{path} is compressed or joined from shards, so that no rows can be added.")
+                        raise refusal
                 self._ledgers[split] = file[layout.ledger_path(split)][()]
                 self._columns[split] = {c: file[layout.column_path(split, c)][()] for c in layout.ROW_COLUMNS}
         self.done = {split: layout.done_blocks(ledger) for split, ledger in self._ledgers.items()}

@@ -1,6 +1,6 @@
-"""The attentive probe (AIM's): a learned query attends over a picture's tokens, a linear head reads what it gathers.
+"""The attentive probe (AIM's): a learned query attends over an image's tokens, a linear head classifies the result.
 
-N pictures, T tokens, D features, H heads, K classes.
+N images, T tokens, D features, H heads, K classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,13 +27,9 @@ PREFIX = "attentive."  # of the module's arrays in a probe file
 
 
 class AttentivePool(nn.Module):
-    """One learned query a head attends over tokens: keys and values are linear maps of normalised tokens.
+    """Attention of one learned query a head over tokens; keys and values are linear maps of normalised tokens.
 
-    Parameters
-    ----------
-    width : D, divisible by n_heads
-    n_heads : H
-    n_classes : K
+    `width` is D, divisible by `n_heads`.
     """
 
     def __init__(self, width: int, n_heads: int, n_classes: int) -> None:
@@ -59,27 +55,19 @@ class AttentivePool(nn.Module):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FittedAttentive(FittedProbe):
-    """A trained module; its certificate says unconverged, for its problem is not convex.
+    """A trained module; never marked as converged, because its problem is not convex.
 
-    Tokens are (N, T, D), or flat (N, T * D) as a feature file holds them.
+    Tokens are (N, T, D), or flat (N, T * D) as in a feature file.
     """
 
     module: AttentivePool
 
     @torch.no_grad()
-    def decision_function(self, tokens: Any, batch_size: int = 256) -> NDArray[np.float64]:
-        """Class scores (N, K)."""
-        width, device = self.module.key.in_features, self.module.query.device
-        starts = range(0, len(tokens), batch_size)
-        batches = (to_device(tokens[start : start + batch_size], device, torch.float32) for start in starts)
-        return torch.cat([self.module(x.reshape(len(x), -1, width)) for x in batches]).cpu().double().numpy()
-
-    def predict(self, tokens: ArrayLike) -> NDArray[Any]:
-        """Labels (N,)."""
-        return np.asarray(self.classes[self.decision_function(tokens).argmax(axis=1)])
-
     def predict_log_proba(self, X: np.ndarray) -> np.ndarray:
-        return log_probabilities(self.decision_function(X))
+        width, device = self.module.key.in_features, self.module.query.device
+        batches = (to_device(X[start : start + 256], device, torch.float32) for start in range(0, len(X), 256))
+        scores = torch.cat([self.module(x.reshape(len(x), -1, width)) for x in batches])
+        return log_probabilities(scores.cpu().double().numpy())
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {PREFIX + name: value.cpu().numpy() for name, value in self.module.state_dict().items()}
@@ -135,7 +123,8 @@ class AttentiveProbe(Probe):
         selection = cross_validate(rates, split.rounds("val"), fit_and_score, "val", settings.on_fit)
         use, rate = split.final(protocol.refit), selection.chosen
         final = train(use, rate)
-        right, n_steps = final.predict(tokens[use]) == split.y[use], int(selection.n_iter[0])
+        right = final.predict_log_proba(tokens[use]).argmax(axis=1) == columns[use]
+        n_steps = int(selection.n_iter[0])
         info = {"rule": "attentive probe", "learning_rate": rate, "n_heads": heads, "tokens": len(widths)}
         return replace(
             final,

@@ -1,7 +1,7 @@
-"""Banded penalties: joined layers with a penalty for each layer's columns.
+"""Banded penalties: concatenated layers with a penalty for each layer's columns.
 
-`1/2 sum_g ||W_g||^2 / gamma_g^2 + C sum_i ce_i` is the plain problem on columns multiplied by gamma_g, so every solver
-here solves it exactly; only the gammas must be searched for, on held-out rows.
+`1/2 sum_g ||W_g||^2 / gamma_g^2 + C sum_i ce_i` is the plain problem on columns multiplied by gamma_g, so that every
+solver solves it exactly; only the gammas must be searched for, on held-out rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ Array = NDArray[np.float64]
 class BandedProbe(Probe):
     """One penalty a layer: factors searched on a subsampled grid of C, then the whole grid with the best factors.
 
-    Columns are standardised (if the protocol says so) by all training rows at once, since bands must survive it.
+    Columns are standardised (under protocols that do) by all training rows at once, so that the factors stay the same.
     """
 
     kind = "banded"
@@ -91,7 +91,7 @@ def fit_banded(
 
     Parameters
     ----------
-    X : (N, sum of widths) features, band after band; standardise them beforehand (columns scaled here must stay so)
+    X : (N, sum of widths) features, band after band; standardise them beforehand
     y, Cs, options : as in `fit_path`
     widths, gammas : columns of each band, and its factor; 0 leaves a band out
 
@@ -122,8 +122,7 @@ def search_gammas(
     list of (gammas, score)
         The equal start and every step that gained.
     """
-    gammas = (1.0,) * n_bands
-    steps = [(gammas, score(gammas))]
+    steps = [((1.0,) * n_bands, score((1.0,) * n_bands))]
     for factor in factors:
         gained = True
         while gained:
@@ -131,7 +130,7 @@ def search_gammas(
             for band in range(n_bands):
                 for change in (factor, 1 / factor):
                     trial = tuple(g * change if i == band else g for i, g in enumerate(steps[-1][0]))
-                    if max(trial) / min(trial) > 2**10:  # a band that far below is as good as left out
+                    if max(trial) / min(trial) > 2**10:  # a band that far below has no effect
                         continue
                     if (value := score(trial)) > steps[-1][1]:
                         steps.append((trial, value))

@@ -21,10 +21,9 @@ from probekit.selection.settings import FitSettings
 
 Array = NDArray[np.float64]
 
+# of the squared distance inside the softmax: probabilities depend on it, the nearest mean does not
 SCALES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
-"""Of the squared distance inside the softmax: probabilities depend on it, the nearest mean does not."""
-ONE_ROW_SCALE = 8.0
-"""Where a class has a single row, none can be held out to choose the scale by."""
+ONE_ROW_SCALE = 8.0  # where a class has a single row, so that none can be held out to choose the scale
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -112,16 +111,11 @@ def class_means(X: Tensor, columns: np.ndarray, weights: np.ndarray, n_classes: 
     return centre, sums / weight.new_zeros(n_classes).index_add_(0, label, weight)[:, None]
 
 
-def distances(X: Tensor, centre: Tensor, means: Tensor) -> Tensor:
-    """Squared distances (N, K) of the centred rows at unit length from the means."""
-    Z = _unit(X, centre)
-    return (Z.square().sum(1)[:, None] + means.square().sum(1) - 2 * Z @ means.T).clamp_min(0.0)
-
-
 def log_proba(X: Tensor, centre: Tensor, means: Tensor, scales: Sequence[float] | Array) -> Tensor:
-    """Log-probabilities (n, N, K) under each scale."""
-    by = to_device(np.asarray(scales, np.float64), X.device)
-    return (-by[:, None, None] * distances(X, centre, means)).log_softmax(-1)
+    """Log-probabilities (n, N, K) by the squared distances of the centred rows at unit length, under each scale."""
+    by, Z = to_device(np.asarray(scales, np.float64), X.device), _unit(X, centre)
+    distances = (Z.square().sum(1)[:, None] + means.square().sum(1) - 2 * Z @ means.T).clamp_min(0.0)
+    return (-by[:, None, None] * distances).log_softmax(-1)
 
 
 def _unit(X: Tensor, centre: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What features look like without labels: effective rank, intrinsic dimension, and likeness to other features.
+"""Measures of features without labels: effective rank, intrinsic dimension, similarity to other features.
 
 N rows, D and E columns.
 """
@@ -10,14 +10,10 @@ import torch
 
 from probekit.runtime.device import to_device
 
-WIDEST = 8192
-"""A matrix narrower than this both ways is decomposed for its rank; a wider one costs more than the probe."""
-TWO_NN_ROWS = 5000
-"""Rows whose neighbours are looked for; the estimate's relative error is about 1 / sqrt(rows)."""
-DISCARDED = 0.1
-"""Share of the largest distance ratios that the fit leaves out, as in the paper."""
-BLOCK = 512
-RANK_ROWS = 1 << 14
+WIDEST = 8192  # a matrix larger than this both ways would cost more than the probe
+TWO_NN_ROWS = 5000  # the estimate's relative error is about 1 / sqrt(rows)
+DISCARDED = 0.1  # share of the largest distance ratios that the fit leaves out, as in the paper
+BLOCK, RANK_ROWS = 512, 1 << 14
 
 
 def rankme(X: Any, device: str = "cpu") -> float | None:
@@ -40,17 +36,9 @@ def rankme(X: Any, device: str = "cpu") -> float | None:
 
 
 def two_nn_dimension(X: Any, most_rows: int = TWO_NN_ROWS, device: str = "cpu") -> float | None:
-    """Intrinsic dimension by the ratio of the distances to the two nearest neighbours.
+    """Intrinsic dimension by the ratio of the distances to the two nearest neighbours, computed in float64 on `device`.
 
-    Parameters
-    ----------
-    X : (N, D) features; of more than `most_rows` rows evenly spaced ones are used
-    most_rows : int
-    device : where distances are computed, in float64
-
-    Returns
-    -------
-    float, or None with fewer than 20 distinct rows
+    Of more than `most_rows` rows of X (N, D) evenly spaced ones are used. None with fewer than 20 distinct rows.
 
     References
     ----------
@@ -58,7 +46,7 @@ def two_nn_dimension(X: Any, most_rows: int = TWO_NN_ROWS, device: str = "cpu") 
     """
     if len(X) > most_rows:
         X = X[np.linspace(0, len(X) - 1, most_rows).round().astype(int)]
-    # a repeated row has no nearest neighbour of its own
+    # the nearest neighbour of a repeated row would be its copy
     Z = to_device(X, device, torch.float64).unique(dim=0)
     if len(Z) < 20:
         return None
@@ -80,12 +68,9 @@ def two_nn_dimension(X: Any, most_rows: int = TWO_NN_ROWS, device: str = "cpu") 
 
 
 def linear_cka(X: Any, Z: Any, device: str = "cpu") -> float:
-    """Linear centred kernel alignment of two sets of features of the same rows: 0 to 1, 1 for equal up to rotation.
+    """Linear centred kernel alignment of features X (N, D) and Z (N, E) of the same rows, in float64 on `device`.
 
-    Parameters
-    ----------
-    X, Z : (N, D), (N, E)
-    device : where it is computed, in float64
+    0 to 1, where 1 is equality up to rotation and scale.
 
     References
     ----------

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from probekit.probes.probe import EXACT, FittedProbe, Probe, ReadRows
 from probekit.runtime.device import to_device
-from probekit.selection.choose_C import HeldOut, cross_validate, score_blocks
+from probekit.selection.choose_C import HeldOut, score_blocks
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol
 from probekit.selection.settings import FitSettings
@@ -31,7 +31,7 @@ _BLOCK = 1 << 24  # similarities held at once
 class FittedKNN(FittedProbe):
     """The training features (N, D) that vote, with `columns` (N,), their class indices, and `weights` (N,).
 
-    Only `positions` (N,), where the rows stand among train and val joined, are stored, not the features.
+    The file stores their `positions` (N,) among train and val joined, not the features.
     """
 
     k: int
@@ -74,9 +74,8 @@ class KNNProbe(Probe):
             votes = _votes(*own, rows[held], KS, backend=settings.backend)
             return score_blocks((v.clamp_min(LEAST_SHARE).log() for v in votes), columns[held], split.weights[held])
 
-        rule = split.resolve_rule(protocol.selection)
-        selection = cross_validate(KS, split.rounds(rule), fit_and_score, rule, settings.on_fit)
-        use, k = split.final(protocol.refit), int(selection.chosen)
+        selection, use = self.cross_validate(split, protocol, settings, fit_and_score)
+        k = int(selection.chosen)
         return FittedKNN(
             classes=classes,
             k=k,
@@ -85,9 +84,9 @@ class KNNProbe(Probe):
             columns=columns[use],
             weights=split.weights[use],
             device=settings.device,
-            selection=replace(selection, grid_ends=None),  # numbers of neighbours need no wider grid
+            selection=replace(selection, grid_ends=None),  # a wider grid makes no sense
             certificate=EXACT,
-            # a row is its own nearest neighbour, so the held-out figure stands for that of the training rows
+            # a row is its own nearest neighbour, so the held-out accuracy is reported instead
             train_accuracy=float(selection.accuracy[selection.index]),
             search_info={"rule": f"{k} nearest neighbours", "k": k},
         )

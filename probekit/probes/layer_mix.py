@@ -15,7 +15,7 @@ from probekit.probes.logistic import certificate_of
 from probekit.probes.probe import FittedLinear, Probe, standardized
 from probekit.runtime.device import to_device
 from probekit.runtime.errors import UserError
-from probekit.selection.choose_C import CERTIFICATE, HeldOut, cross_validate, score_path
+from probekit.selection.choose_C import CERTIFICATE, HeldOut, score_path
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol, subsample_grid
 from probekit.selection.settings import FitSettings
@@ -57,9 +57,7 @@ class LayerMixProbe(Probe):
             facts = {name: np.array([c[name] for c in certificates]) for name in CERTIFICATE}
             return HeldOut(correct, loss, float(split.weights[held].sum()), facts)
 
-        rule = split.resolve_rule(protocol.selection)
-        selection = cross_validate(self.grid(protocol), split.rounds(rule), fit_and_score, rule, settings.on_fit)
-        use = split.final(protocol.refit)
+        selection, use = self.cross_validate(split, protocol, settings, fit_and_score)
         mix, weight = learn(use, selection.chosen), float(split.weights[use].sum())
         coef = mix.concatenated_coef() / scale
         return FittedLinear(
@@ -76,14 +74,10 @@ class LayerMixProbe(Probe):
 
 @dataclass(frozen=True, eq=False)
 class LayerMix:
-    """A fitted mix.
+    """A fitted mix: shares of the layers (L,), and the certified probe of the mix, one penalty, exact for these shares.
 
-    Attributes
-    ----------
-    weights : (L,) shares of the layers, summing to 1
-    path : the certified probe of the mix, one penalty; exact for these weights
-    mix_gradient : max|gradient| of the objective with respect to the weights' logits at the answer: the mix is not a
-        convex problem, so this says "stationary", not "best"
+    `mix_gradient` is max|gradient| of the objective with respect to the shares' logits: the problem is not convex, so
+    it shows a stationary point, not the best one.
     """
 
     weights: Array

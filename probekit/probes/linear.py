@@ -23,8 +23,9 @@ from sklearn.model_selection import (
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from igpt_model.arguments import checked
 from igpt_model.atomic import write_bytes
-from igpt_model.checked_json import Int, Text, open_regular, parse_json
+from igpt_model.checked_json import Int, Real, Text, open_regular, parse_json
 from probekit.runtime.errors import UserError, first_line
 from probekit.selection.choose_C import HeldOut, choose, cross_validate, score_path
 from probekit.solver import objective
@@ -34,9 +35,11 @@ from probekit.solver.validation import (
     label_index,
     read_features,
     read_finite,
+    read_known_labels,
     read_labels,
     read_penalties,
     read_weights,
+    short,
 )
 
 Array = NDArray[np.float64]
@@ -59,7 +62,6 @@ class _Probe(ClassifierMixin, BaseEstimator):
     def _read(self, X: Any, y: Any, sample_weight: ArrayLike | None) -> tuple[Any, NDArray[Any], Array, Array]:
         """Checked features, labels, weights, and weights with class weights multiplied in."""
         features = read_features(X)
-        validate_data(self, X, skip_check_array=True)  # keeps n_features_in_ and feature_names_in_
         y = read_labels(_column(y), features.shape[0])
         weights = read_weights(sample_weight, len(y))
         return features, y, weights, weights * _class_weights(self.class_weight, y, weights)  # type: ignore[attr-defined]
@@ -67,7 +69,10 @@ class _Probe(ClassifierMixin, BaseEstimator):
     def _path(self, X: Any, y: Any, Cs: Any, weights: Array) -> ProbePath:
         return fit_path(X, y, Cs, sample_weight=weights, **self._settings())
 
-    def _take(self, path: ProbePath, index: int) -> None:
+    def _take(self, path: ProbePath, index: int, X: Any = None) -> None:
+        """Keep one fit of a path, and of the features it was fitted on, if given, their number and names."""
+        if X is not None:
+            validate_data(self, X, skip_check_array=True)
         self.classes_ = path.classes
         self.coef_, self.intercept_ = path.coef[index].copy(), path.intercept[index].copy()
         self.certificate_ = {name: values[index].item() for name, values in path.certificates.items()}
@@ -92,6 +97,12 @@ class _Probe(ClassifierMixin, BaseEstimator):
         scores = self.decision_function(X)
         return self.classes_[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)]
 
+    def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:
+        """Share of rows, by weight, that `predict` gives their own label."""
+        predicted = self.predict(X)
+        labels = read_known_labels(_column(y), len(predicted), self.classes_)
+        return float(np.average(predicted == labels, weights=read_weights(sample_weight, len(labels))))
+
     def predict_proba(self, X: Any) -> Array:
         """Class probabilities (N, K)."""
         scores = self.decision_function(X)
@@ -103,15 +114,19 @@ class _Probe(ClassifierMixin, BaseEstimator):
         return objective.log_probabilities(scores.reshape(len(scores), -1))
 
 
+_FORMAT = {"format": "probekit.probe", "version": "1"}
 _FACTS = {
-    "params": {"class_weight": (None, str, list, dict)},
+    "params": {
+        "C?": Real(0), "standardize?": bool, "tol?": Real(0), "max_iter?": Int(1), "backend?": str, "device?": str,
+        "dtype?": (str, None), "fit_intercept?": bool, "class_weight": (None, str, [[object]]),
+    },
     "classes": list,
     "feature_names?": ([str], None),
     "classes_dtype": Text(16),
     "certificate": {"n_iter": Int(0, 2**31 - 1)},
     "converged": bool,
     "solver_version": str,
-}
+}  # fmt: skip
 
 
 class LinearProbe(_Probe):
@@ -155,10 +170,12 @@ class LinearProbe(_Probe):
     def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
         """Fit on features (N, D) and labels (N,)."""
         if np.ndim(self.C):
-            raise UserError(f"C must be one positive number, but got {self.C!r}; LinearProbeCV chooses among several.")
+            raise UserError(
+                f"C must be one positive number, but got {short(self.C)}; LinearProbeCV chooses among several."
+            )
         read_penalties(self.C)
-        X, y, _, weights = self._read(X, y, sample_weight)
-        self._take(self._path(X, y, [self.C], weights), 0)
+        features, y, _, weights = self._read(X, y, sample_weight)
+        self._take(self._path(features, y, [self.C], weights), 0, X)
         return self
 
     @classmethod
@@ -171,13 +188,14 @@ class LinearProbe(_Probe):
             probe.feature_names_in_ = path.feature_names
         return probe
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write parameters, weights and certificate as one safetensors file, whole or not at all."""
         check_is_fitted(self)
         arrays = {"coef": np.ascontiguousarray(self.coef_), "intercept": np.ascontiguousarray(self.intercept_)}
         params = self.get_params()
         if isinstance(self.class_weight, dict):  # JSON would turn its keys into text
-            params["class_weight"] = [[_plain(label), float(weight)] for label, weight in self.class_weight.items()]
+            params["class_weight"] = [[label, float(weight)] for label, weight in self.class_weight.items()]
         facts = {
             "params": params,
             "certificate": self.certificate_,
@@ -187,10 +205,13 @@ class LinearProbe(_Probe):
             "classes_dtype": self.classes_.dtype.str if self.classes_.dtype.kind != "O" else "O",
             "feature_names": list(getattr(self, "feature_names_in_", [])) or None,
         }
-        metadata = {"format": "probekit.probe", "version": "1", "probe": json.dumps(facts, default=_plain)}
+        text = json.dumps(facts, default=_plain)
+        parse_json(text, f"The description for {path}", _FACTS)  # nothing is written that `load` would refuse
+        metadata = {**_FORMAT, "probe": text}
         write_bytes(path, save(arrays, metadata=metadata))
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> "LinearProbe":
         """Read what `save` wrote.
 
@@ -204,7 +225,7 @@ class LinearProbe(_Probe):
             open_regular(path).close()  # a pipe or a device would be waited for
             with safe_open(str(path), framework="numpy") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") != "probekit.probe":
+                if _FORMAT.items() - metadata.items():
                     raise not_ours
                 coef, intercept = file.get_tensor("coef"), file.get_tensor("intercept")
         except (SafetensorError, TypeError, AttributeError):
@@ -215,18 +236,26 @@ class LinearProbe(_Probe):
                 facts["params"]["class_weight"] = dict(facts["params"]["class_weight"])
             probe = cls(**facts["params"])
             probe.classes_ = np.array(facts["classes"], dtype=np.dtype(facts["classes_dtype"]))
-        except (TypeError, ValueError, OverflowError):
+            read_labels(probe.classes_, len(facts["classes"]))
+            sorted_once = np.array_equal(np.unique(probe.classes_), probe.classes_)
+        except (UserError, TypeError, ValueError, OverflowError):
             raise not_ours from None
-        n_rows = 1 if len(probe.classes_) == 2 else len(probe.classes_)
-        if coef.ndim != 2 or coef.shape[0] != n_rows or intercept.shape != (n_rows,):
+        n_rows, names = 1 if len(probe.classes_) == 2 else len(probe.classes_), facts.get("feature_names")
+        if not (
+            sorted_once
+            and (coef.dtype, coef.ndim, len(coef)) == (np.float64, 2, n_rows)
+            and (intercept.dtype, intercept.shape) == (np.float64, (n_rows,))
+            and np.isfinite(coef).all() and np.isfinite(intercept).all()
+            and len(set(names or range(coef.shape[1]))) == coef.shape[1] > 0
+        ):  # fmt: skip
             raise not_ours
         probe.coef_, probe.intercept_ = coef, intercept
         probe.certificate_, probe.converged_ = facts["certificate"], facts["converged"]
         probe.solver_version_ = facts["solver_version"]
         probe.n_iter_ = np.array([probe.certificate_["n_iter"]], dtype=np.int32)
         probe.n_features_in_ = coef.shape[1]
-        if facts.get("feature_names") is not None:
-            probe.feature_names_in_ = np.array(facts["feature_names"], dtype=object)
+        if names:
+            probe.feature_names_in_ = np.array(names, dtype=object)
         return probe
 
 
@@ -282,40 +311,39 @@ class LinearProbeCV(_Probe):
     def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None) -> Self:
         """Choose C, then fit on features (N, D) and labels (N,); rows of one group (N,) are held out together."""
         Cs = self._penalties()
-        X, y, weights, balanced = self._read(X, y, sample_weight)
+        features, y, weights, balanced = self._read(X, y, sample_weight)
         if len(np.unique(y)) < 2:
             raise UserError(f"y contains one class only ({y[:1].tolist()[0]!r}); a probe needs at least two classes.")
-        check_finite(X)  # here, where rows have their own numbers, and not within a fold
+        check_finite(features)  # here, where rows have their own numbers, and not within a fold
 
         def fit_and_score(grid: Array, train: Positions, held: Positions) -> HeldOut:
-            path = self._path(X[train], y[train], grid, balanced[train])
-            return _held_out(path, X[held], y[held], weights[held])
+            path = self._path(features[train], y[train], grid, balanced[train])
+            return _held_out(path, features[held], y[held], weights[held])
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the choice below heeds it
             selection = cross_validate(Cs, self._rounds(y, weights, groups), fit_and_score)
-        self.accuracies_, self.log_losses_ = selection.fold_accuracy, selection.fold_log_loss
-        means = self.accuracies_.mean(axis=0), self.log_losses_.mean(axis=0)
-        self.index_ = choose(*means, Cs, selection.converged)
-        self.C_ = float(Cs[self.index_])
-        self.at_grid_edge_ = len(Cs) > 1 and self.index_ in (0, len(Cs) - 1)
-        self.Cs_ = Cs
-        self._take(self._path(X, y, [self.C_], balanced), 0)
+        scores = selection.fold_accuracy, selection.fold_log_loss
+        best = choose(scores[0].mean(axis=0), scores[1].mean(axis=0), Cs, selection.converged)
+        self._take(self._path(features, y, [float(Cs[best])], balanced), 0, X)
+        self.accuracies_, self.log_losses_ = scores
+        self.Cs_, self.index_, self.C_ = Cs, best, float(Cs[best])
+        self.at_grid_edge_ = len(Cs) > 1 and best in (0, len(Cs) - 1)
         return self
 
     def _penalties(self) -> Array:
         if self.Cs is None:
             return np.logspace(-6, 5, 45)
         if np.ndim(self.Cs) != 1:
-            raise UserError(f"Cs must be a sequence of penalties, but got {self.Cs!r}; give np.logspace(-6, 5, 45).")
+            raise UserError(
+                f"Cs must be a sequence of penalties, but got {short(self.Cs)}; give np.logspace(-6, 5, 45)."
+            )
         return np.unique(read_penalties(self.Cs))
 
     def _rounds(self, y: NDArray[Any], weights: Array, groups: ArrayLike | None) -> list[tuple[Positions, Positions]]:
         """Positions of the rows to fit and to hold out in each round, those of weight zero left out."""
         if groups is not None:
-            groups = np.asarray(groups)
-            if groups.shape != y.shape:
-                raise UserError(f"groups has shape {groups.shape} but X has {len(y)} rows; give one group a row.")
+            groups = read_labels(groups, len(y), "groups")
         column = np.unique(y, return_inverse=True)[1]  # splitters refuse labels that are objects
         splitter = _splitter(self.cv, column, self.random_state, grouped=groups is not None)
         try:
@@ -323,12 +351,12 @@ class LinearProbeCV(_Probe):
             rounds = [(_positions(train, weights), _positions(held, weights)) for train, held in pairs]
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"cv = {_short(self.cv)} cannot split these rows ({first_line(error)}); give another."
+                f"cv = {short(self.cv)} cannot split these rows ({first_line(error)}); give another."
             ) from error
         rounds = [(train, held) for train, held in rounds if len(held)]
         if not rounds or any(len(np.unique(y[train])) < 2 for train, _ in rounds):
             raise UserError(
-                f"cv = {_short(self.cv)} leaves a round without held-out rows, or without two classes to fit; "
+                f"cv = {short(self.cv)} leaves a round without held-out rows, or without two classes to fit; "
                 "give fewer folds, a fraction or a splitter."
             )
         return rounds
@@ -343,6 +371,7 @@ class LinearProbeCV(_Probe):
                 setattr(probe, name, getattr(self, name))
         return probe
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Save the refitted probe; `LinearProbe.load` reads it."""
         self.probe_.save(path)
@@ -352,7 +381,7 @@ def _splitter(cv: Any, y: NDArray[Any], seed: int, grouped: bool) -> Any:
     """What splits rows with labels y into rounds."""
     refused = UserError(
         "cv must be an integer of at least 2 (folds), a fraction between 0 and 1 (held out), a splitter or an iterable "
-        f"of (training, held-out) positions, but got {_short(cv)}."
+        f"of (training, held-out) positions, but got {short(cv)}."
     )
     cv = 5 if cv is None else cv
     if isinstance(cv, (bool, np.bool_, str)):
@@ -372,7 +401,7 @@ def _splitter(cv: Any, y: NDArray[Any], seed: int, grouped: bool) -> Any:
             raise refused
         part = GroupShuffleSplit if grouped else StratifiedShuffleSplit
         return part(n_splits=1, test_size=float(cv), random_state=seed)
-    if not (hasattr(cv, "split") or isinstance(cv, Iterable)):
+    if isinstance(cv, type) or not (hasattr(cv, "split") or isinstance(cv, Iterable)):
         raise refused
     return check_cv(cv, y, classifier=True)
 
@@ -416,29 +445,23 @@ def _column(y: Any) -> Any:
 
 def _class_weights(class_weight: Any, y: NDArray[Any], weights: Array) -> Array:
     """Weight of each row's class (N,); "balanced" counts rows by their sample weights, as scikit-learn >= 1.8 does."""
-    if not (class_weight is None or class_weight == "balanced" or isinstance(class_weight, dict)):
-        raise UserError(f"class_weight must be None, 'balanced' or {{label: weight}}, but got {class_weight!r}.")
+    if not (class_weight is None or isinstance(class_weight, dict) or str(class_weight) == "balanced"):
+        raise UserError(f"class_weight must be None, 'balanced' or {{label: weight}}, but got {short(class_weight)}.")
     if class_weight is None:
         return np.ones(len(y))
-    if class_weight != "balanced":
+    if isinstance(class_weight, dict):
         try:
             weight = np.asarray(compute_sample_weight(class_weight, y), np.float64)
         except (TypeError, ValueError) as error:
-            raise UserError(f"class_weight = {class_weight!r} cannot be used: {first_line(error)}.") from error
+            raise UserError(f"class_weight = {short(class_weight)} cannot be used: {first_line(error)}.") from error
         if not np.isfinite(weight).all() or (weight < 0).any():
-            raise UserError(f"class_weight must hold finite non-negative weights, but got {class_weight!r}.")
+            raise UserError(f"class_weight must hold finite non-negative weights, but got {short(class_weight)}.")
         return weight
     _, column = np.unique(y, return_inverse=True)
-    totals = np.bincount(column, weights)
-    return (weights.sum() / (len(totals) * np.maximum(totals, np.finfo(float).tiny)))[column]
-
-
-def _short(value: Any) -> str:
-    """One line of a value's text."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    totals = np.bincount(column, weights)  # a class of weight zero counts as removed
+    return (weights.sum() / ((totals > 0).sum() * np.where(totals > 0, totals, np.inf)))[column]
 
 
 def _plain(value: Any) -> Any:
-    """A NumPy scalar as JSON's own kind."""
-    return value.item() if isinstance(value, np.generic) else value
+    """A NumPy scalar as JSON's own kind, and another object, such as a device, by its name."""
+    return value.item() if isinstance(value, np.generic) else str(value)

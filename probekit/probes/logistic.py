@@ -44,6 +44,6 @@ class LogisticProbe(Probe):
 
 
 def certificate_of(path: ProbePath) -> dict[str, Any]:
-    """What a record says of a final fit, a path of one penalty; `kind` is the bound that `gap` is."""
+    """The certificate of a final fit, from a path of one penalty; `kind` is the kind of bound of `gap`."""
     names = ("n_iter", "grad_rel", "gap", "kind", "stop_reason")
     return {"converged": bool(path.converged[0])} | {name: path.certificates[name][0].item() for name in names}

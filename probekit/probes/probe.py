@@ -1,7 +1,7 @@
-"""What a probe is: fitted on training rows, it gives class probabilities of any others and can be stored as arrays.
+"""What a probe is: fitted on training rows, it predicts class probabilities and can be stored as arrays.
 
-A new kind is a subclass of `Probe` with a `kind` of its own; the runner, records and tables know it by `PROBES`.
-N rows, D columns, R coefficient rows (1 for two classes, else K), K classes.
+A new kind is a subclass of `Probe` with a `kind` of its own; the runner, records and tables know it by `PROBES`. N
+rows, D columns, R coefficient rows (1 for two classes, else K), K classes.
 """
 
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from probekit.runtime.device import to_device
 from probekit.runtime.errors import UserError
-from probekit.selection.choose_C import Selection
+from probekit.selection.choose_C import HeldOut, Selection, cross_validate
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol
 from probekit.selection.settings import FitSettings
@@ -23,7 +23,7 @@ from probekit.solver.objective import log_probabilities
 
 
 class _Kinds(dict[str, type["Probe"]]):
-    """Kinds of probes by name; one that is not there is the user's: a record may come from another installation."""
+    """Kinds of probes by name; an unknown one is a `UserError`: a record may come from another installation."""
 
     def __missing__(self, name: str) -> type["Probe"]:
         raise UserError(f"There is no kind of probe {name[:100]!r} here; the kinds are {', '.join(self)}.")
@@ -33,6 +33,7 @@ PROBES: dict[str, type["Probe"]] = _Kinds()
 EXACT = {"converged": True, "n_iter": 0, "grad_rel": 0.0, "gap": 0.0, "stop_reason": "closed form"}
 
 ReadRows = Callable[[np.ndarray], np.ndarray]  # positions among train and val joined -> their features
+FitAndScore = Callable[[np.ndarray, np.ndarray, np.ndarray], HeldOut]  # (grid, rows to fit, rows held out)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -45,7 +46,7 @@ class FittedProbe(ABC):
     selection : how the value of the grid was chosen
     certificate : of the final fit: converged, n_iter, grad_rel, gap, stop_reason
     train_accuracy : on the rows of the final fit
-    search_info : how the probe was found where there is more to say than the selection, JSON
+    search_info : JSON, what the selection does not say about how the probe was chosen
     device : where it predicts
     """
 
@@ -90,14 +91,14 @@ class FittedLinear(FittedProbe):
 
 
 class Probe(ABC):
-    """A kind of probe. Defining a subclass with a `kind` enters it in `PROBES`.
+    """A kind of probe. Defining a subclass with a `kind` adds it to `PROBES`.
 
     Attributes
     ----------
     kind : its name
     reads : "layer" (one matrix, of one layer or of several concatenated), "layers" (several, distinguished by their
         widths) or "tokens" (every token's features of a layer)
-    tunes : what the grid holds: "C", "k" or "lr"
+    tunes : what the grid contains: "C", "k" or "lr"
     fitted : the class of its fitted probes
     streams : takes features that stay in their file, an array-like whose slices are read
     shards : can be fitted by several processes, each with a share of the rows
@@ -126,7 +127,7 @@ class Probe(ABC):
             raise UserError(f"A {self.kind} probe needs penalties, but protocol {protocol.name} has none.")
 
     def version(self, settings: FitSettings) -> str:
-        """Of what computes the fit; part of a record's key."""
+        """Version of what computes the fit; part of a record's key."""
         return settings.version
 
     def n_fits(self, split: TrainingRows, protocol: Protocol) -> int:
@@ -148,16 +149,20 @@ class Probe(ABC):
         """
 
     def fit_many(
-        self,
-        layers: Sequence[Any],
-        widths: Sequence[Sequence[int]],
-        split: TrainingRows,
-        protocol: Protocol,
+        self, layers: Sequence[Any], widths: Sequence[Sequence[int]], split: TrainingRows, protocol: Protocol,
         settings: FitSettings,
-    ) -> Iterator[FittedProbe]:
+    ) -> Iterator[FittedProbe]:  # fmt: skip
         """A fitted probe of each of several layers on the same rows, in order."""
         for X, own in zip(layers, widths, strict=True):
             yield self.fit(X, own, split, protocol, settings)
+
+    def cross_validate(
+        self, split: TrainingRows, protocol: Protocol, settings: FitSettings, fit_and_score: FitAndScore
+    ) -> tuple[Selection, np.ndarray]:
+        """How the grid did on held-out rows, and the positions of the rows of the final fit."""
+        rule = split.resolve_rule(protocol.selection)
+        selection = cross_validate(self.grid(protocol), split.rounds(rule), fit_and_score, rule, settings.on_fit)
+        return selection, split.final(protocol.refit)
 
 
 def standardized(X: Any, split: TrainingRows, protocol: Protocol, device: str) -> tuple[Tensor, np.ndarray, np.ndarray]:

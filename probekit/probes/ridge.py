@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from probekit.probes.probe import EXACT, FittedLinear, Probe, standardized
 from probekit.runtime.device import to_device
-from probekit.selection.choose_C import HeldOut, cross_validate, score_log_proba
+from probekit.selection.choose_C import HeldOut, score_log_proba
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol
 from probekit.selection.settings import FitSettings
@@ -42,9 +42,7 @@ class RidgeProbe(Probe):
             fit = fit_ridge(Z[fitted], columns[fitted], Cs, split.weights[fitted], settings.device)
             return score_log_proba(scores(held, *fit).log_softmax(-1), columns[held], split.weights[held])
 
-        rule = split.resolve_rule(protocol.selection)
-        selection = cross_validate(protocol.Cs, split.rounds(rule), fit_and_score, rule, settings.on_fit)
-        use = split.final(protocol.refit)
+        selection, use = self.cross_validate(split, protocol, settings, fit_and_score)
         coef, intercept = fit_ridge(Z[use], columns[use], [selection.chosen], split.weights[use], settings.device)
         right = score_log_proba(scores(use, coef, intercept), columns[use], split.weights[use])
         raw, bias = coef[0] / scale, intercept[0]
@@ -87,12 +85,12 @@ def fit_ridge(
     share = weights / weights.sum()
     mean, target_mean = share @ features, share @ targets
     root = weights.sqrt()[:, None]
-    centred, wanted = (features - mean) * root, (targets - target_mean) * root
+    centred, residual = (features - mean) * root, (targets - target_mean) * root
     narrow = centred.shape[1] <= centred.shape[0]
     values, vectors = torch.linalg.eigh(centred.T @ centred if narrow else centred @ centred.T)
     # both are (X'X + I/C)^-1 X'T: the second by way of X' (XX' + I/C)^-1 T
-    turned = vectors.T @ (centred.T @ wanted if narrow else wanted)
-    damped = turned / (values.clamp_min(0.0) + 1.0 / to_device(Cs, device, torch.float64)[:, None])[..., None]
+    rotated = vectors.T @ (centred.T @ residual if narrow else residual)
+    damped = rotated / (values.clamp_min(0.0) + 1.0 / to_device(Cs, device, torch.float64)[:, None])[..., None]
     solved = vectors @ damped
     coef = (solved if narrow else centred.T @ solved).transpose(1, 2)
     return coef.cpu().numpy(), (target_mean - coef @ mean).cpu().numpy()

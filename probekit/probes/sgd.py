@@ -108,7 +108,19 @@ def _choose_rate(grid: "SGDGrid", layer: int, X: Any, split: TrainingRows, confi
     classes, columns = split.encoded
 
     def score(rates: Array, _: np.ndarray, held: np.ndarray) -> HeldOut:
-        return _score_heads(grid, layer, X[held], columns[held], split.weights[held])
+        """Scores of the layer's heads on rows; the worst where one diverged."""
+        finite = torch.ones(len(rates), dtype=torch.bool, device=grid.coef[layer].device)
+
+        def log_proba(block: Any) -> Tensor:
+            scores = grid.scores(layer, block)
+            own = scores.isfinite().all(2).all(1)  # a rate that is too large ends in overflow
+            finite.logical_and_(own)
+            return torch.where(own[:, None, None], scores, 0.0).log_softmax(-1)
+
+        blocks = map(log_proba, _blocks(X[held], max(1, SCORES // (len(rates) * len(classes)))))
+        own = score_blocks(blocks, columns[held], split.weights[held], without_certificate(len(rates), grid.step))
+        kept = finite.cpu().numpy()
+        return own._replace(correct=np.where(kept, own.correct, 0.0), loss=np.where(kept, own.loss, 1e9 * own.weight))
 
     selection = cross_validate(config.learning_rates, rounds, score, "val")
     coef, intercept = (part[layer][selection.index].double() for part in (grid.coef, grid.intercept))
@@ -136,13 +148,13 @@ def without_certificate(n: int, n_steps: int) -> dict[str, NDArray[Any]]:
 
 
 def end_of_schedule(n_steps: int) -> dict[str, Any]:
-    """What a record says of a final fit that ended with its schedule."""
+    """The certificate of a fit that ended with its schedule."""
     return {"converged": False, "n_iter": n_steps, "grad_rel": None, "gap": None, "stop_reason": "end of the schedule"}
 
 
 @dataclass
 class SGDGrid:
-    """Heads under training: one (G, K, D_l) tensor a layer, with momentum, and how many steps were taken."""
+    """Heads in training: one (G, K, D_l) tensor a layer, with momentum, and how many steps were taken."""
 
     coef: list[Tensor]
     intercept: list[Tensor]
@@ -163,23 +175,6 @@ class SGDGrid:
         """Scores (G, N, K) of one layer's heads, float64, on their device."""
         coef, intercept = self.coef[layer].double(), self.intercept[layer].double()
         return torch.einsum("nd,gkd->gnk", to_device(X, coef.device, torch.float64), coef) + intercept[:, None]
-
-
-def _score_heads(grid: SGDGrid, layer: int, X: Any, columns: np.ndarray, weights: np.ndarray) -> HeldOut:
-    """Scores of a layer's heads on rows; the worst where one diverged."""
-    n_rates, n_classes, _ = grid.coef[layer].shape
-    sane = torch.ones(n_rates, dtype=torch.bool, device=grid.coef[layer].device)
-
-    def log_proba(block: Any) -> Tensor:
-        scores = grid.scores(layer, block)
-        finite = scores.isfinite().all(2).all(1)  # a rate that is too large ends in overflow
-        sane.logical_and_(finite)
-        return torch.where(finite[:, None, None], scores, 0.0).log_softmax(-1)
-
-    blocks = map(log_proba, _blocks(X, max(1, SCORES // (n_rates * n_classes))))
-    own = score_blocks(blocks, columns, weights, without_certificate(n_rates, grid.step))
-    kept = sane.cpu().numpy()
-    return own._replace(correct=np.where(kept, own.correct, 0.0), loss=np.where(kept, own.loss, 1e9 * own.weight))
 
 
 def _accuracy_and_gradient(
@@ -225,15 +220,14 @@ def train_sgd(
 
     Parameters
     ----------
-    batches : called with a step, gives the batches from that step on: (X of every layer, y). Whatever augments (images
-        encoded afresh, features jittered) does so here; `sgd_batches.array_batches` makes one from arrays or files
+    batches : called with a step, yields the batches from that step on: (X of every layer, y). Augmentation belongs
+        here; `sgd_batches.array_batches` makes one from arrays or files
     widths : D_l of every layer
-    n_classes : K; labels are 0 to K-1
-    n_steps : length of the schedule
+    n_classes, n_steps : K (labels are 0 to K-1), and the length of the schedule
     config : learning rates, momentum, weight decay
-    state : safetensors file that training is saved to and goes on from; a killed run repeats at most `save_every` steps
+    state : safetensors file from which training resumes; an interrupted run repeats at most `save_every` steps
     save_every : steps between saves
-    device : where heads live; batches are brought there
+    device : of the heads; batches are moved there
     progress : called with (steps done, n_steps)
 
     Returns

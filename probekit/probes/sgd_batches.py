@@ -1,8 +1,8 @@
-"""Shuffled batches for SGD, from arrays in memory or from a file that is larger than memory, in one and the same order.
+"""Shuffled batches for SGD, from arrays in memory or from a file that is larger than memory, in the same order.
 
-Rows read one by one from a file cost a thousand times what a sequential read does, so rows are shuffled in two steps:
-blocks of neighbouring rows in random order, a buffer of many blocks at a time, then all rows within a buffer. What fits
-one buffer is shuffled outright. The order depends on (seed, epoch) and the shapes only, never on the machine's memory.
+Reading rows one by one from a file costs a thousand times a sequential read, so rows are shuffled in two steps: blocks
+of neighbouring rows in random order, a buffer of many blocks at a time, then all rows within a buffer. What fits in one
+buffer is shuffled at once. The order depends on (seed, epoch) and the shapes only, never on the machine's memory.
 
 N rows, D_l columns of layer l, B rows of a batch.
 """
@@ -25,7 +25,7 @@ Augment = Callable[[list[np.ndarray], np.ndarray, np.random.Generator], list[np.
 
 
 def array_batches(
-    layers: Sequence[Any], y: np.ndarray, config: SGDConfig, augment: Augment | None = None
+    layers: Sequence[Any], y: np.ndarray, config: SGDConfig, augment: Augment | None = None, buffer: int | None = None
 ) -> tuple[Callable[[int], Iterator[Batch]], int]:
     """Batches for `train_sgd`, and how many there are in `config.epochs`.
 
@@ -39,6 +39,7 @@ def array_batches(
     y : (N,) class indices
     config : epochs, batch_size, seed
     augment : what changes features between reading and training
+    buffer : rows read at a time, a multiple of 64; by default those of 1 GiB
 
     Returns
     -------
@@ -46,7 +47,7 @@ def array_batches(
     """
     size = min(config.batch_size, len(y))
     per_epoch = len(y) // size
-    buffer = buffer_rows([X.shape[1] for X in layers])
+    buffer = buffer or max(BUFFER_BYTES // (4 * sum(X.shape[1] for X in layers) * BLOCKS), 1) * BLOCKS
     in_memory = all(isinstance(X, np.ndarray | Tensor) for X in layers)
 
     def batches(start: int) -> Iterator[Batch]:
@@ -71,11 +72,6 @@ def array_batches(
 def count_steps(n_rows: int, config: SGDConfig) -> int:
     """Steps of the whole schedule over `n_rows` rows."""
     return n_rows // min(config.batch_size, n_rows) * config.epochs
-
-
-def buffer_rows(widths: Sequence[int]) -> int:
-    """Rows of a buffer that holds all layers, a multiple of `BLOCKS`."""
-    return max(BUFFER_BYTES // (4 * sum(widths) * BLOCKS), 1) * BLOCKS
 
 
 def epoch_order(n: int, buffer: int, seed: int, epoch: int) -> np.ndarray:

@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from probekit.results.curve import Curve, Verdict, curve_of_draws, depth_curve, verdict
+from probekit.results.curve import Curve, Verdict, curve_of_draws, depth_curve, paired_curves, verdict
 from probekit.results.measured import LABEL_FREE, find_metric
 from probekit.results.metrics import Metric
-from probekit.results.paired import PairedDifference, paired_curves, paired_draws
+from probekit.results.paired import PairedDifference
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record, read_records
 from probekit.results.runs import join_runs, model_names
 from probekit.runtime.errors import UserError, did_you_mean
-from probekit.runtime.escape import visible
+from probekit.runtime.escape import file_name, visible
 
 ROLES = ("model", "readout", "random", "flat")
 READOUTS = {"knn": "kNN", "class-mean": "class mean"}
@@ -32,21 +32,50 @@ NAMES = {"random": "random weights", "pixels": "raw pixels", "histogram": "colou
 
 
 @dataclass(frozen=True)
-class Concatenated:
-    """Layers concatenated in one way, over the draws of their series, in units as shown.
+class Point:
+    """One probe of a curve over its draws, in units as shown: percent, or the metric's own unit.
+
+    Attributes
+    ----------
+    curve, place : the curve, and which of its probes
+    record, depth : of the first draw
+    value, low, high : the metric on test, the mean over the draws, and its 95 % limits (NaN for none)
+    by_draw, spread : values of each run or seed (S,), and their standard deviation (NaN with one)
+    held_out : held-out accuracy in percent
+    reliable, fit_words : whether the fits of every draw converged with C inside its grid; the worst of all in words
+    C, width : what the draws have chosen, and how many features they read: "0.01", or "0.01 to 0.1"
+    """
+
+    curve: Curve
+    place: int
+    record: Record
+    depth: int
+    value: float
+    low: float
+    high: float
+    spread: float
+    by_draw: np.ndarray
+    held_out: float
+    reliable: bool
+    fit_words: str
+    C: str
+    width: str
+
+
+@dataclass(frozen=True)
+class Concatenated(Point):
+    """Layers concatenated in one way, over the draws of their series: a curve of one place.
 
     Attributes
     ----------
     depths : of the layers; () where each run of a model concatenates others
     rule : how they were found ("window of 5", "greedy")
-    curve : its figures, as a curve of one place
     chosen : the best of its series on held-out rows
     margin : to the best single layer in the same draws, on the same rows; None without the per-row files
     """
 
     depths: tuple[int, ...]
     rule: str
-    curve: Curve
     chosen: bool
     margin: PairedDifference | None
 
@@ -67,44 +96,11 @@ class Concatenated:
         return "+".join(map(str, self.depths)) or self.rule
 
     @property
-    def value(self) -> float:
-        """The metric on test, the mean over the draws; `low` and `high` are its 95 % limits."""
-        return float(self.curve.metric.factor * self.curve.values[0])
-
-    @property
-    def low(self) -> float:
-        """Lower limit."""
-        return float(self.curve.metric.factor * self.curve.low[0])
-
-    @property
-    def high(self) -> float:
-        """Upper limit."""
-        return float(self.curve.metric.factor * self.curve.high[0])
-
-    @property
-    def by_draw(self) -> np.ndarray:
-        """Values of each run or seed (S,)."""
-        return self.curve.metric.factor * self.curve.by_draw[:, 0]
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation over runs or seeds, NaN with one."""
-        return float(self.curve.metric.factor * self.curve.spread[0])
-
-    @property
-    def record(self) -> Record:
-        """The record of the first draw."""
-        return self.curve.records[0]
-
-    @property
-    def reliable(self) -> bool:
-        """Whether the fits of every draw converged, with C inside its grid."""
-        return bool(self.curve.converged[0] and not self.curve.at_grid_edge[0])
-
-    @property
-    def fit_words(self) -> str:
-        """How its fits ended, the worst of all draws."""
-        return fit_words(bool(self.curve.converged[0]), bool(self.curve.at_grid_edge[0]))
+    def cell(self) -> str:
+        """Its layers in a table, which has room to list what a figure counts: three neighbours, or more apart."""
+        counted = (len(self.depths) > 3 and "layers" not in self.name) or not self.depths
+        listed = self.name if counted else ", ".join(map(str, self.depths))
+        return listed + ("" if self.record.kind == "concat" else f", {self.record.kind}")
 
 
 @dataclass(frozen=True)
@@ -116,6 +112,10 @@ class Series:
     label, role : the name in print; "model", "readout" (another kind of probe of a model's layers), "random" (a network
         without training) or "flat" (no depth)
     curve, verdict : from `probekit.results`; a verdict is of the accuracy of a series with depth and per-row files
+    records, depths, peak, reliable : as in the curve
+    points : the layers' probes
+    values, low, high : the metric on test, the mean over the draws, and its pointwise 95 % limits, NaN for none
+    by_draw, spread : values of each run or seed (S, n), and their standard deviation, NaN with one
     minus_last, band_low, band_high : against the last layer, simultaneous 95 % band (None without per-row files)
     not_worse : bool, layers not significantly worse than the best (None without per-row files)
     concatenated : concatenated layers: plain, with a penalty a layer ("banded"), or mixed ("mix")
@@ -126,74 +126,34 @@ class Series:
     label: str
     role: str
     curve: Curve
-    verdict: Verdict | None
+    records: tuple[Record, ...]
+    depths: np.ndarray
+    peak: int
+    reliable: np.ndarray
+    points: tuple[Point, ...]
+    values: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    by_draw: np.ndarray
+    spread: np.ndarray
     minus_last: np.ndarray
     band_low: np.ndarray | None
     band_high: np.ndarray | None
     not_worse: np.ndarray | None
+    verdict: Verdict | None
     concatenated: tuple[Concatenated, ...] = ()
     checks: tuple[Curve, ...] = ()
     host: str = ""
 
     @property
-    def records(self) -> tuple[Record, ...]:
-        """The layers' records."""
-        return self.curve.records
-
-    @property
     def is_flat(self) -> bool:
         """Whether there is no depth to draw: a single layer."""
-        return len(self.curve.depths) == 1
+        return len(self.depths) == 1
 
     @property
-    def depths(self) -> np.ndarray:
-        """Layer indices."""
-        return self.curve.depths
-
-    @property
-    def values(self) -> np.ndarray:
-        """The metric on test, the mean over the draws; `low` and `high` are its pointwise 95 % limits, NaN for none."""
-        return self.curve.metric.factor * self.curve.values
-
-    @property
-    def low(self) -> np.ndarray:
-        """Lower pointwise limit."""
-        return self.curve.metric.factor * self.curve.low
-
-    @property
-    def high(self) -> np.ndarray:
-        """Upper pointwise limit."""
-        return self.curve.metric.factor * self.curve.high
-
-    @property
-    def extent(self) -> tuple[float, float]:
-        """The least and the largest number of its points and intervals."""
-        every = np.concatenate([self.values, self.low, self.high])
-        return float(np.nanmin(every)), float(np.nanmax(every))
-
-    @property
-    def by_draw(self) -> np.ndarray:
-        """Values of each run or seed (S, n)."""
-        return self.curve.metric.factor * self.curve.by_draw
-
-    @property
-    def spread(self) -> np.ndarray:
-        """Standard deviation over runs or seeds (n,), NaN with one."""
-        return self.curve.metric.factor * self.curve.spread
-
-    @property
-    def reliable(self) -> np.ndarray:
-        """Which layers are reliable: converged, with C inside its grid."""
-        return self.curve.converged & ~self.curve.at_grid_edge
-
-    @property
-    def peak(self) -> int:
-        """Position of the layer chosen on held-out rows."""
-        return self.curve.peak
-
-    def fit_words(self, place: int) -> str:
-        """How the fits of a layer ended: the worst of all its runs and seeds."""
-        return fit_words(bool(self.curve.converged[place]), bool(self.curve.at_grid_edge[place]))
+    def best(self) -> Point:
+        """The probe of the layer chosen on held-out rows."""
+        return self.points[self.peak]
 
 
 @dataclass(frozen=True)
@@ -230,6 +190,12 @@ class Panel:
         return max(self.series, key=lambda series: series.curve.n_draws).curve.over
 
     @property
+    def extent(self) -> tuple[float, float]:
+        """The least and the largest number of the points and intervals of its layers."""
+        every = np.concatenate([values for one in self.series for values in (one.values, one.low, one.high)])
+        return float(np.nanmin(every)), float(np.nanmax(every))
+
+    @property
     def models(self) -> list[Series]:
         """The trained models, in order of appearance."""
         return [series for series in self.series if series.role == "model"]
@@ -241,31 +207,55 @@ class Panel:
         return self.dataset + on + (f", {self.train_rows:,} training rows" if self.train_rows else "")
 
     @property
+    def has_band(self) -> bool:
+        """Whether a model has a simultaneous band."""
+        return any(series.band_low is not None for series in self.models)
+
+    @property
+    def interval_words(self) -> str:
+        """What the bars are; "" where the metric has none."""
+        if self.over:
+            return f"95 %, new {self.over.split()[1]} and test rows, pointwise"
+        kind = "Wilson " if self.metric.name in ("top1", "top5") else ""
+        return "" if self.metric.name in LABEL_FREE else f"95 % {kind}intervals, pointwise"
+
+    @property
+    def band_words(self) -> str:
+        """What the simultaneous band is: with several draws it is for these, and resamples the test rows alone."""
+        fixed = f" of these {' '.join(self.over.split()[:2])}, test rows resampled" if self.over else ""
+        return f"95 %, simultaneous over the layers{fixed}"
+
+    @property
     def slug(self) -> str:
         """A file name's part that tells panels apart."""
-        rows = f"-{self.train_rows}" if self.train_rows else ""
-        return safe_name(f"{self.dataset}-{self.protocol}{rows}" + ("" if self.is_own_test else f"-on-{self.test}"))
+        text = f"{self.dataset}-{self.protocol}" + (f"-{self.train_rows}" if self.train_rows else "")
+        return file_name(text + ("" if self.is_own_test else f"-on-{self.test}"))
 
 
-def value_name(series: Series) -> str:
-    """The column of the values: "test_accuracy", or the metric's name."""
-    name = series.curve.metric.name
-    return "test_accuracy" if name == "top1" else name
+def points_of(curve: Curve) -> list[Point]:
+    """The probes of a curve."""
+    factor, Cs, widths = curve.metric.factor, *map(curve.of_every, (lambda r: r.chosen_C, lambda r: r.width))
+    return [
+        Point(
+            curve=curve, place=k, record=record, depth=int(curve.depths[k]),
+            value=float(factor * curve.values[k]), low=float(factor * curve.low[k]), high=float(factor * curve.high[k]),
+            spread=float(factor * curve.spread[k]), by_draw=factor * curve.by_draw[:, k],
+            held_out=float(100 * curve.val_accuracy[k]), reliable=bool(curve.reliable[k]),
+            fit_words=fit_words(bool(curve.converged[k]), bool(curve.at_grid_edge[k])),
+            C=value_range(Cs[:, k], ".3g"), width=value_range(widths[:, k], ",.0f"),
+        )
+        for k, record in enumerate(curve.records)
+    ]  # fmt: skip
 
 
-def safe_name(text: str) -> str:
-    """A text as part of a file name."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)[:100].strip("-.")
+def value_range(values: np.ndarray, form: str) -> str:
+    """What several draws have chosen: "0.01", or "0.01 to 0.1"."""
+    return " to ".join(dict.fromkeys(format(float(value), form) for value in (values.min(), values.max())))
 
 
 def fit_words(converged: bool, at_grid_edge: bool) -> str:
     """How fits ended, in a few words."""
     return "not converged" if not converged else "C at the end of its grid" if at_grid_edge else "converged"
-
-
-def is_reliable(record: Record) -> bool:
-    """Whether a record is reliable: both fits converged and the chosen C is inside its grid."""
-    return record.is_converged and not record.at_grid_edge
 
 
 def role_of(record: Record) -> str:
@@ -405,20 +395,20 @@ def build_series(records: list[Record], label: str, metric: Metric | str = "top1
     """One encoder's records (layers, concatenations, seeds, runs) of one data set, protocol and number of rows."""
     curve = depth_curve(records, records[0].train_rows, metric)
     role = role_of(curve.records[0])
-    paired = curve.rows_SMn is not None and len(curve.depths) > 1
-    band_low = band_high = not_worse = None
-    if paired:
-        _, band_low, band_high = (curve.metric.factor * values for values in curve.minus_last())
-        not_worse = curve.not_worse()
+    paired, factor = curve.rows_SMn is not None and len(curve.depths) > 1, curve.metric.factor
+    band = [factor * values for values in curve.minus_last()[1:]] if paired else [None, None]
     return Series(
         label=label,
         role=role,
         curve=curve,
+        **{name: getattr(curve, name) for name in ("records", "depths", "peak", "reliable")},
+        points=tuple(points_of(curve)),
+        **{name: factor * getattr(curve, name) for name in ("values", "low", "high", "by_draw", "spread")},
+        minus_last=factor * (curve.values - curve.values[-1]),
+        band_low=band[0],
+        band_high=band[1],
+        not_worse=curve.not_worse() if paired else None,
         verdict=verdict(curve) if paired and curve.metric.name == "top1" else None,
-        minus_last=curve.metric.factor * (curve.values - curve.values[-1]),
-        band_low=band_low,
-        band_high=band_high,
-        not_worse=not_worse,
         concatenated=_concatenated(records, curve),
         checks=tuple(
             depth_curve(own, records[0].train_rows, curve.metric)
@@ -445,7 +435,9 @@ def _concatenated(records: list[Record], curve: Curve) -> tuple[Concatenated, ..
             sets = {r.layers for (r,) in draws.values()}
             depths = tuple(layer_depth(name, curve) for name in next(iter(sets))) if len(sets) == 1 else ()
             one = curve_of_draws(draws, curve.metric)
-            found[keys] = Concatenated(depths, str(way), one, False, _joint_margin(one, curve))
+            found[keys] = Concatenated(
+                **vars(points_of(one)[0]), depths=depths, rule=str(way), chosen=False, margin=_joint_margin(one, curve)
+            )
     scores = [(one.curve.converged[0], one.curve.val_accuracy[0], -one.curve.val_log_loss[0]) for one in found.values()]
     return tuple(replace(one, chosen=n == scores.index(max(scores))) for n, one in enumerate(found.values()))
 
@@ -469,7 +461,7 @@ def _joint_margin(joint: Curve, curve: Curve) -> PairedDifference | None:
     if joint.rows_SMn is None or curve.rows_SMn is None or curve.metric.name != "top1":
         return None
     places = [list(curve.draw_names).index(name) for name in joint.draw_names]
-    return paired_draws(joint.rows_SMn[..., 0], curve.rows_SMn[places][..., curve.peak], over=joint.over)
+    return PairedDifference.from_rows(joint.rows_SMn[..., 0], curve.rows_SMn[places][..., curve.peak], over=joint.over)
 
 
 def layer_depth(name: str, curve: Curve) -> int:
@@ -492,7 +484,7 @@ def series_margin(a: Series, b: Series) -> PairedDifference | None:
         return None
 
 
-def margin(record: Record, other: Record, seed: int = 0) -> PairedDifference | None:
+def margin(record: Record, other: Record) -> PairedDifference | None:
     """By how much `record` exceeds `other` on their shared test rows: paired bootstrap interval, exact McNemar p.
 
     Returns None when the per-row files are missing or the two were tested on different rows.
@@ -502,7 +494,7 @@ def margin(record: Record, other: Record, seed: int = 0) -> PairedDifference | N
     ours, theirs = row_predictions(record), row_predictions(other)
     if not np.array_equal(ours.row_ids, theirs.row_ids):
         return None
-    return PairedDifference.from_rows(ours.correct, theirs.correct, seed=seed)
+    return PairedDifference.from_rows(ours.correct, theirs.correct)
 
 
 def short_range(depths: Sequence[int]) -> str:
@@ -511,3 +503,32 @@ def short_range(depths: Sequence[int]) -> str:
     if len(ordered) > 1 and ordered == list(range(ordered[0], ordered[-1] + 1)):
         return f"{ordered[0]}\N{EN DASH}{ordered[-1]}"
     return ",".join(map(str, ordered)) if len(ordered) <= 3 else f"{len(ordered)} layers"
+
+
+def find_series(panel: Panel, name: str) -> Series:
+    """A series by the name that figures show, or by the one in the results; `UserError` lists them.
+
+    Upper and lower case are one, so that what is read off a figure can be typed.
+    """
+    for key in (lambda s: s.label, lambda s: s.records[0].series):
+        found = [series for series in panel.series if key(series).casefold() == name.casefold()]
+        if len(found) == 1:
+            return found[0]
+    known = [series.label for series in panel.series]
+    raise UserError(f"There is no series {name!r}; there are {'; '.join(known)}.{did_you_mean(name, known)}")
+
+
+def relabelled(panel: Panel, labels: Mapping[str, str]) -> Panel:
+    """The panel with other names of series in print."""
+    new = {find_series(panel, old).label: name for old, name in labels.items()}
+    for series in panel.series:  # a readout is called after its model
+        if series.host in new and series.label not in new:
+            new[series.label] = new[series.host] + series.label.removeprefix(series.host)
+    names = [new.get(series.label, series.label) for series in panel.series]
+    if len(set(names)) < len(names):
+        raise UserError(f"Two series would be called {max(names, key=names.count)!r}: give each a name of its own.")
+    renamed = (
+        replace(series, label=name, host=new.get(series.host, series.host))
+        for series, name in zip(panel.series, names, strict=True)
+    )
+    return replace(panel, series=tuple(renamed))

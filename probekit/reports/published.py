@@ -7,16 +7,19 @@ NR a public user notebook; other versions name the paper or code that the number
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from probekit.reports.panels import Panel
-from probekit.reports.tables import KEY_LENGTH, records_of, require_one_protocol
+from probekit.reports.panels import Panel, Point
+from probekit.reports.tables import KEY_LENGTH, require_one_protocol
 
 if TYPE_CHECKING:
     import pandas as pd
 
+COLUMNS = (
+    "dataset", "method", "layers", "features", "protocol", "accuracy", "low", "high", "source", "flag", "note"
+)  # fmt: skip
 TASKS = ("linear_probe", "low_data", "depth_curve", "attentive_probe", "finetune", "from_scratch")
 
 
@@ -62,70 +65,36 @@ def comparison_frame(panels: Sequence[Panel], task: str = "linear_probe", mix_pr
     """
     import pandas as pd
 
-    require_one_protocol([r for p in panels for series in p.series for r in records_of(series)], mix_protocols)
-    rows: list[dict[str, Any]] = []
-    theirs: Any
-    for panel in panels:
-        theirs = published(task, panel.dataset if panel.is_own_test else panel.title).itertuples()
-        name = {"dataset": panel.title, "protocol": panel.protocol, "flag": "ours"}
-        for series in panel.series:
-            last = len(series.depths) - 1
-            for place in dict.fromkeys([series.peak, last]):
-                record = series.records[place]
-                names = {series.peak: ["best layer (on val)"]} if last else {}
-                if last and series.curve.reference == "the last layer":
-                    names[last] = [*names.get(last, []), "last layer"]
-                which = ", ".join(names.get(place, []))
-                rows.append(
-                    {
-                        **name,
-                        "method": series.label,
-                        "layers": f"{series.depths[place]}, {which}" if which else "",
-                        "features": record.width,
-                        "accuracy": series.values[place],
-                        "low": series.low[place],
-                        "high": series.high[place],
-                        "source": f"record {record.key[:KEY_LENGTH]}",
-                        "note": "" if series.reliable[place] else series.fit_words(place),
-                    }
-                )
-            rows += [
-                {
-                    **name,
-                    "method": series.label,
-                    "layers": f"{joint.name} concatenated",
-                    "features": joint.record.width,
-                    "accuracy": joint.value,
-                    "low": joint.low,
-                    "high": joint.high,
-                    "source": f"record {joint.record.key[:KEY_LENGTH]}",
-                    "note": "" if joint.reliable else joint.fit_words,
-                }
-                for joint in series.concatenated
-                if joint.chosen
-            ]
-        rows += [
-            {
-                "dataset": panel.title,
-                "method": row.method + (f" ({row.input})" if isinstance(row.input, str) else ""),
-                "layers": row.layer if isinstance(row.layer, str) else "",
-                "features": row.features,
-                "protocol": "as published",
-                "accuracy": row.value,
-                "low": row.value - row.spread,
-                "high": row.value + row.spread,
-                "source": f"{row.source} ({row.version})",
-                "flag": row.flag,
-                "note": row.note if isinstance(row.note, str) else "",
-            }
-            for row in theirs
-        ]
-    columns = [
-        *("dataset", "method", "layers", "features", "protocol"),
-        *("accuracy", "low", "high", "source", "flag", "note"),
-    ]
-    frame = pd.DataFrame(rows, columns=columns)
+    require_one_protocol(panels, mix_protocols)
+    rows = [row for panel in panels for row in [*_ours(panel), *_theirs(panel, task)]]
+    frame = pd.DataFrame(rows, columns=COLUMNS)
     return frame.sort_values(["dataset", "accuracy"], ascending=[True, False], kind="stable", ignore_index=True)
+
+
+def _ours(panel: Panel) -> Iterator[tuple[Any, ...]]:
+    for series in panel.series:
+        last, named = len(series.depths) - 1, {}
+        if last:
+            named[series.peak] = f"{series.best.depth}, best layer (on val)"
+        if last and series.curve.reference == "the last layer":
+            named[last] = f"{named.get(last, series.depths[last])}, last layer"
+        shown: list[tuple[Point, str]] = [
+            (series.points[place], named.get(place, "")) for place in dict.fromkeys([series.peak, last])
+        ]
+        shown += [(joint, f"{joint.name} concatenated") for joint in series.concatenated if joint.chosen]
+        for one, layers in shown:
+            about = (panel.title, series.label, layers, one.record.width, panel.protocol)
+            source, note = f"record {one.record.key[:KEY_LENGTH]}", "" if one.reliable else one.fit_words
+            yield *about, one.value, one.low, one.high, source, "ours", note
+
+
+def _theirs(panel: Panel, task: str) -> Iterator[tuple[Any, ...]]:
+    rows: Any = published(task, panel.dataset if panel.is_own_test else panel.title).fillna({"layer": "", "note": ""})
+    for row in rows.itertuples():
+        method = row.method + (f" ({row.input})" if isinstance(row.input, str) else "")
+        about = (panel.title, method, row.layer, row.features, "as published")
+        limits, source = (row.value, row.value - row.spread, row.value + row.spread), f"{row.source} ({row.version})"
+        yield *about, *limits, source, row.flag, row.note
 
 
 def printed_comparison(frame: pd.DataFrame) -> pd.DataFrame:

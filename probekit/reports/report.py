@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from igpt_model import atomic
-from probekit.reports.figures.depth import band_words, depth_figure, interval_words
+from igpt_model.arguments import checked
+from probekit.reports.figures.depth import depth_figure
 from probekit.reports.figures.metric_grid import metric_frame, metric_panels
-from probekit.reports.figures.style import style
+from probekit.reports.figures.style import FORMATS, save_figure, style
 from probekit.reports.page import render_page
 from probekit.reports.panels import Panel, build_panels, collect_records
 from probekit.reports.published import comparison_frame, printed_comparison
-from probekit.reports.subset_table import write_subset_table
-from probekit.reports.tables import layer_frame, path_frame, printed_frame, write_table
+from probekit.reports.tables import captions, layer_frame, path_frame, printed_frame, write_subset_table, write_table
 from probekit.runtime.errors import UserError
 from probekit.runtime.escape import csv_text
 
@@ -24,9 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-FORMATS = ("svg", "png", "pdf")
 
-
+@checked
 def write_report(
     results: str | Path | Iterable[str | Path],
     out: str | Path = "report",
@@ -107,75 +105,30 @@ def write_points(frame: pd.DataFrame, path: Path) -> Path:
 
 def line_frame(figure: Figure) -> pd.DataFrame:
     """The points of every line, scatter and bar of a figure: axes, label, x, y."""
-    import numpy as np
     import pandas as pd
+    from matplotlib.patches import Rectangle
 
     rows = []
     for number, axes in enumerate(figure.axes):
-        for line in axes.lines:
-            places = zip(np.asarray(line.get_xdata()), np.asarray(line.get_ydata()), strict=True)
-            rows += [(number, line.get_label(), x, y) for x, y in places]
-        for points in axes.collections:
-            rows += [(number, points.get_label(), x, y) for x, y in np.asarray(points.get_offsets())]
-        rows += [(number, bar.get_label(), bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in _bars(axes)]
+        drawn: list[tuple[Any, Any]] = [(line, line.get_xydata()) for line in axes.lines]
+        drawn += [(points, points.get_offsets()) for points in axes.collections]
+        bars = [bar for bar in axes.patches if isinstance(bar, Rectangle)]
+        drawn += [(bar, [(bar.get_x() + bar.get_width() / 2, bar.get_height())]) for bar in bars]
+        rows += [(number, artist.get_label(), x, y) for artist, places in drawn for x, y in places]
     return pd.DataFrame(rows, columns=["axes", "label", "x", "y"])
 
 
-def _bars(axes: Any) -> list[Any]:
-    from matplotlib.patches import Rectangle
-
-    return [patch for patch in axes.patches if isinstance(patch, Rectangle)]
-
-
 def write_curve(panel: Panel, stem: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
-    """Write the depth curve as pictures and its points as CSV; the same records give the same bytes.
-
-    Returns
-    -------
-    list of Path
-        One file a format, then the CSV file.
-    """
+    """Write the depth curve once a format, and its points as CSV; the same records give the same bytes."""
     with style():
         written = save_figure(depth_figure(panel), stem, formats)
     return [*written, write_points(layer_frame([panel]), stem.with_name(f"{stem.name}.csv"))]
 
 
-def save_figure(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
-    """Write a figure once a format, without dates, so that the bytes depend on the figure only."""
-    written = []
-    for name in formats:
-        buffer = BytesIO()
-        dateless = {"svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None, "ModDate": None}}
-        figure.savefig(buffer, format=name, metadata=dateless.get(name, {"Software": None}))
-        path = stem.with_name(f"{stem.name}.{name}")
-        atomic.write_bytes(path, buffer.getvalue())
-        written.append(path)
-    return written
-
-
-def captions(panel: Panel) -> dict[str, str]:
-    """What stands over the tables "layers" and "comparison" of a panel."""
-    return {
-        "layers": f"{panel.measured.removesuffix(' (%)')} of probes on {panel.title}, protocol {panel.protocol} "
-        f"({panel.protocol_hash[:6]}). C and layers are chosen on held-out training rows"
-        + (f"; values are means over {panel.over}" if panel.over else "")
-        + (f"; intervals: {interval_words(panel)}" if interval_words(panel) else "")
-        + (f"; differences to the last layer: {band_words(panel)}." if has_band(panel) else "."),
-        "comparison": f"Ours beside published numbers on {panel.title}. Published rows follow their authors' protocols "
-        "and models; S2 marks a secondary source, D a number derived from printed ones.",
-    }
-
-
-def has_band(panel: Panel) -> bool:
-    """Whether a series of the panel has a simultaneous band."""
-    return any(series.band_low is not None for series in panel.models)
-
-
 def _write_tables(panel: Panel, out: Path, suffix: str) -> list[Path]:
-    caption = captions(panel)
-    frame = layer_frame([panel])
-    written = write_table(frame, printed_frame(frame), out / f"table{suffix}", caption["layers"])
-    compared = comparison_frame([panel])
-    printed = printed_comparison(compared)
-    written += write_table(compared, printed, out / f"comparison{suffix}", caption["comparison"])
-    return written + write_subset_table(panel, out, suffix)
+    caption, layers, compared = captions(panel), layer_frame([panel]), comparison_frame([panel])
+    return [
+        *write_table(layers, printed_frame(layers), out / f"table{suffix}", caption["layers"]),
+        *write_table(compared, printed_comparison(compared), out / f"comparison{suffix}", caption["comparison"]),
+        *write_subset_table(panel, out / f"without_near_duplicates{suffix}"),
+    ]

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from igpt_model import atomic
-from probekit.reports.panels import Panel, Series, value_name
-from probekit.results.curve import Curve
+from probekit.reports.panels import Panel, Point, Series, points_of, value_range
 from probekit.results.measured import find_metric
 from probekit.results.metrics import Metric
-from probekit.results.record import Record
+from probekit.results.subset_metrics import with_and_without
 from probekit.runtime.errors import UserError
 from probekit.runtime.escape import csv_text, latex, markdown
 
@@ -24,15 +23,15 @@ if TYPE_CHECKING:
 KEY_LENGTH = 10  # characters of a record's key in print; CSV files carry it whole
 
 
-def require_one_protocol(records: Sequence[Record], mix_protocols: bool = False) -> None:
-    """Refuse records made under different protocols, whose numbers cannot be compared, unless asked to take them.
+def require_one_protocol(panels: Sequence[Panel], mix_protocols: bool = False) -> None:
+    """Refuse panels of different protocols, whose numbers cannot be compared, unless asked to take them.
 
     Raises
     ------
     UserError
-        Two protocols among the records and `mix_protocols` is False.
+        Two protocols among the panels and `mix_protocols` is False.
     """
-    found = {record.identity.protocol_hash: record.protocol["name"] for record in records}
+    found = {panel.protocol_hash: panel.protocol for panel in panels}
     if len(found) > 1 and not mix_protocols:
         listed = ", ".join(f"{name} ({key[:6]})" for key, name in found.items())
         raise UserError(
@@ -57,23 +56,67 @@ def layer_frame(panels: Sequence[Panel], mix_protocols: bool = False) -> pd.Data
     """
     import pandas as pd
 
-    everything = [record for panel in panels for series in panel.series for record in records_of(series)]
-    require_one_protocol(everything, mix_protocols)
-    rows = []
-    for panel in panels:
-        for series in panel.series:
-            layered = not series.is_flat
-            for place, depth in enumerate(series.depths):
-                against = _against_last(series, place) if layered else _against_last()
-                rows.append(
-                    _row(panel, series, series.curve, place, str(depth), layered and place == series.peak, against)
-                )
-            for joint in series.concatenated:
-                rows.append(_row(panel, series, joint.curve, 0, joint.layers, joint.chosen, _against_last()))
-            for check in series.checks:
-                for place, depth in enumerate(check.depths):
-                    rows.append(_row(panel, series, check, place, str(depth), False, _against_last()))
-    return pd.DataFrame(rows)
+    require_one_protocol(panels, mix_protocols)
+    return pd.DataFrame(row for panel in panels for series in panel.series for row in _rows(panel, series))
+
+
+def _rows(panel: Panel, series: Series) -> Iterator[dict[str, object]]:
+    bands = {"minus_last": series.minus_last, "minus_last_low": series.band_low, "minus_last_high": series.band_high}
+    unknown = dict.fromkeys(bands, np.nan)
+    for point in series.points:
+        known = {} if series.is_flat else {name: band for name, band in bands.items() if band is not None}
+        against = {name: band[point.place] / panel.metric.factor for name, band in known.items()}
+        is_best = not series.is_flat and point.place == series.peak
+        yield _row(panel, series, point, str(point.depth), is_best, unknown | against)
+    for joint in series.concatenated:
+        yield _row(panel, series, joint, joint.layers, joint.chosen, unknown)
+    for point in (point for check in series.checks for point in points_of(check)):
+        yield _row(panel, series, point, str(point.depth), False, unknown)
+
+
+def _row(
+    panel: Panel, series: Series, point: Point, layers: str, chosen: bool, against: dict[str, float]
+) -> dict[str, object]:
+    curve, place, record, shown = point.curve, point.place, point.record, panel.metric.column
+    own = {"test_accuracy" if name == "top1" else name: values[place] for name, values in curve.metrics.items()}
+    C, n_iter, gap, rankme = (
+        curve.of_every(get)[:, place].astype(float)
+        for get in (lambda r: r.chosen_C, lambda r: r.refit["n_iter"], lambda r: r.refit["gap"], lambda r: r.rankme)
+    )
+    return {
+        "dataset": panel.dataset,
+        "test_set": panel.test,
+        "protocol": panel.protocol,
+        "series": series.label,
+        "layers": layers,
+        "kind": record.kind,
+        "probe": record.probe,
+        "width": record.width,
+        "chosen_on_val": chosen,
+        "val_accuracy": curve.val_accuracy[place],
+        shown: curve.values[place],
+        "low": curve.low[place],
+        "high": curve.high[place],
+        "n_seeds": len(curve.seeds),
+        "n_runs": len(curve.runs),
+        "sd": curve.spread[place],
+        **{name: value for name, value in own.items() if name not in ("test_accuracy", shown)},
+        **({} if shown == "test_accuracy" else {"test_accuracy": own["test_accuracy"]}),
+        "n_test": record.metrics["n_test"],
+        **against,
+        "C": np.median(C),
+        "C_min": C.min(),
+        "C_max": C.max(),
+        "tuned": record.tunes,
+        "converged": bool(curve.converged[place]),
+        "at_grid_edge": bool(curve.at_grid_edge[place]),
+        "n_iter": int(n_iter.max()),
+        "gap": gap.max(),
+        **({} if shown == "rankme" else {"rankme": rankme.mean()}),
+        "seed": record.seed,
+        "protocol_hash": panel.protocol_hash,
+        "record": record.key,
+    }
 
 
 def path_frame(several: Sequence[Series]) -> pd.DataFrame:
@@ -99,73 +142,6 @@ def path_frame(several: Sequence[Series]) -> pd.DataFrame:
     )
 
 
-def records_of(series: Series) -> list[Record]:
-    """Every record that a series shows in its figures, of all runs and seeds; its checks are in the tables only."""
-    every = [*series.curve.every, *(record for joint in series.concatenated for record in joint.curve.every)]
-    return list({record.key: record for record in every}.values())
-
-
-def _against_last(series: Series | None = None, place: int = 0) -> dict[str, float]:
-    """A layer's difference to the last one with its band, as fractions; NaN for a probe that is no layer of a curve."""
-    against = dict.fromkeys(("minus_last", "minus_last_low", "minus_last_high"), np.nan)
-    if series is not None:
-        found = zip(against, (series.minus_last, series.band_low, series.band_high), strict=True)
-        factor = series.curve.metric.factor
-        against |= {name: values[place] / factor for name, values in found if values is not None}
-    return against
-
-
-def _row(
-    panel: Panel, series: Series, curve: Curve, place: int, layers: str, chosen: bool, against: dict[str, float]
-) -> dict[str, object]:
-    record, shown = curve.records[place], value_name(series)
-    own = {name: values[place] for name, values in curve.metrics.items()}
-    if shown != "test_accuracy":
-        own["test_accuracy"] = own["top1"]
-    C, n_iter, gap, rankme = (
-        curve.of_every(get)[:, place].astype(float)
-        for get in (lambda r: r.chosen_C, lambda r: r.refit["n_iter"], lambda r: r.refit["gap"], lambda r: r.rankme)
-    )
-    return {
-        "dataset": panel.dataset,
-        "test_set": panel.test,
-        "protocol": panel.protocol,
-        "series": series.label,
-        "layers": layers,
-        "kind": record.kind,
-        "probe": record.probe,
-        "width": record.width,
-        "chosen_on_val": chosen,
-        "val_accuracy": curve.val_accuracy[place],
-        shown: curve.values[place],
-        "low": curve.low[place],
-        "high": curve.high[place],
-        "n_seeds": len(curve.seeds),
-        "n_runs": len(curve.runs),
-        "sd": curve.spread[place],
-        **{name: value for name, value in own.items() if name not in ("top1", shown)},
-        "n_test": record.metrics["n_test"],
-        **against,
-        "C": np.median(C),
-        "C_min": C.min(),
-        "C_max": C.max(),
-        "tuned": record.tunes,
-        "converged": bool(curve.converged[place]),
-        "at_grid_edge": bool(curve.at_grid_edge[place]),
-        "n_iter": int(n_iter.max()),
-        "gap": gap.max(),
-        **({} if shown == "rankme" else {"rankme": rankme.mean()}),
-        "seed": record.seed,
-        "protocol_hash": panel.protocol_hash,
-        "record": record.key,
-    }
-
-
-def value_range(low: float, high: float, form: str) -> str:
-    """What several draws have chosen: "0.01", or "0.01 to 0.1"."""
-    return " to ".join(dict.fromkeys(format(value, form) for value in (low, high)))
-
-
 def printed_frame(frame: pd.DataFrame, metric: Metric | str = "top1") -> pd.DataFrame:
     """The columns and the rounding that people read, from `layer_frame` of panels of one metric.
 
@@ -174,7 +150,6 @@ def printed_frame(frame: pd.DataFrame, metric: Metric | str = "top1") -> pd.Data
     import pandas as pd
 
     metric = find_metric(metric) if isinstance(metric, str) else metric
-    shown = "test_accuracy" if metric.name == "top1" else metric.name
     # the last layer of a series is what the others are compared with
     reference = (frame["minus_last"] == 0) & (frame["minus_last_low"] == 0) & (frame["minus_last_high"] == 0)
 
@@ -196,14 +171,14 @@ def printed_frame(frame: pd.DataFrame, metric: Metric | str = "top1") -> pd.Data
             + (", " + frame["probe"]).mask(frame["kind"].isin(["layer", "concat"]), "")
             + frame["chosen_on_val"].map({True: " (best on val)", False: ""}),
             "Val %": (100 * frame["val_accuracy"]).map("{:.1f}".format),
-            f"{words} [95 % interval]": interval(frame[shown], frame["low"], frame["high"]),
+            f"{words} [95 % interval]": interval(frame[metric.column], frame["low"], frame["high"]),
             **({f"SD over {repeated}": text(frame["sd"])} if repeated else {}),
             f"{'Points above' if metric.percent else 'Minus'} last layer [simultaneous]": above_last.mask(
                 reference, "(reference)"
             ),
             "C": [
-                {"k": "k = ", "lr": "lr "}.get(tuned, "") + value_range(low, high, ".0f" if tuned == "k" else ".3g")
-                for low, high, tuned in zip(frame["C_min"], frame["C_max"], frame["tuned"], strict=True)
+                {"k": "k = ", "lr": "lr "}.get(tuned, "") + value_range(ends, ".0f" if tuned == "k" else ".3g")
+                for ends, tuned in zip(frame[["C_min", "C_max"]].to_numpy(), frame["tuned"], strict=True)
             ],
             "Converged": [
                 ("yes" if good else "by schedule" if tuned == "lr" else "NO") + (", C at grid end" if edge else "")
@@ -211,13 +186,54 @@ def printed_frame(frame: pd.DataFrame, metric: Metric | str = "top1") -> pd.Data
             ],
             **(
                 {"RankMe": frame["rankme"].map(lambda value: "" if pd.isna(value) else f"{value:.1f}")}
-                if shown != "rankme" and frame["rankme"].notna().any()
+                if metric.name != "rankme" and frame["rankme"].notna().any()
                 else {}
             ),
             "Protocol": frame["protocol"],
             "Record": frame["record"].str[:KEY_LENGTH],
         }
     )
+
+
+def captions(panel: Panel) -> dict[str, str]:
+    """What stands over the tables "layers" and "comparison" of a panel."""
+    intervals = f"; intervals: {panel.interval_words}" if panel.interval_words else ""
+    band = f"; differences to the last layer: {panel.band_words}" if panel.has_band else ""
+    return {
+        "layers": f"{panel.measured.removesuffix(' (%)')} of probes on {panel.title}, protocol {panel.protocol} "
+        f"({panel.protocol_hash[:6]}). C and layers are chosen on held-out training rows"
+        + (f"; values are means over {panel.over}" if panel.over else "")
+        + f"{intervals}{band}.",
+        "comparison": f"Ours beside published numbers on {panel.title}. Published rows follow their authors' protocols "
+        "and models; S2 marks a secondary source, D a number derived from printed ones.",
+    }
+
+
+def write_subset_table(panel: Panel, stem: Path) -> list[Path]:
+    """Write the table of accuracies with and without the rows beside a feature file; no file where there are none."""
+    import pandas as pd
+
+    frame = with_and_without(record for series in panel.series for record in series.records)
+    if frame.empty or not panel.is_own_test:  # near-duplicates were looked for among the data set's own test rows
+        return []
+    percent = "{:.1f}".format
+    interval = [f" [{100 * low:.1f}, {100 * high:.1f}]" for low, high in zip(frame["low"], frame["high"], strict=True)]
+    printed = pd.DataFrame(
+        {
+            "Series": frame["series"],
+            "Layer": frame["layers"],
+            "Left out": frame["n_excluded"].astype(str),
+            "All rows %": (100 * frame["top1"]).map(percent),
+            "Without % [95 % interval]": (100 * frame["top1_without"]).map(percent) + interval,
+            "Difference": (100 * frame["difference"]).map("{:+.2f}".format),
+            "Record": frame["key"].str[:KEY_LENGTH],
+        }
+    )
+    caption = (
+        f"Accuracy on {panel.title} over all test rows, and without those that nearly repeat a training image "
+        "(`probekit verify --near-duplicates`). Nothing was fitted or chosen again."
+    )
+    return write_table(frame, printed, stem, caption)
 
 
 def write_table(frame: pd.DataFrame, printed: pd.DataFrame, stem: Path, caption: str) -> list[Path]:

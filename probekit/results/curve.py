@@ -1,32 +1,24 @@
 """The depth curve of one series, and the verdict whether it rises and then falls (DESIGN, section 2).
 
-L layers after the embedding, so L+1 candidates; N test rows.
+n layers probed, N test rows, S draws: pre-training runs or draws of the training rows (seeds).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
 
 from probekit.results.measured import Measured, find_metric, measured
-from probekit.results.metrics import (
-    METRICS,
-    Metric,
-    bootstrap_interval,
-    bootstrap_runs,
-    mcnemar_exact,
-    p_over_runs,
-    wilson_interval,
-)
+from probekit.results.metrics import METRICS, Metric, bootstrap_runs, not_below, simultaneous_band, wilson_interval
+from probekit.results.paired import PairedDifference, p_greater, p_words, paired_difference, record_label
+from probekit.results.predictions import row_predictions
 from probekit.results.record import Record
 from probekit.results.runs import model_name, model_names
-from probekit.results.simultaneous_bands import not_below, simultaneous_band
 from probekit.runtime.errors import UserError
 
 ALPHA = 0.05
-LEAST_P = 1e-4  # smaller ones are printed alike
 LEAST_FALL = 0.005  # drops below 0.5 points are ignored even if significant
 
 
@@ -67,7 +59,6 @@ class Curve:
     seeds: tuple[int, ...]
     depths: np.ndarray
     layers: tuple[str, ...]
-    widths: np.ndarray
     val_accuracy: np.ndarray
     val_log_loss: np.ndarray
     values: np.ndarray
@@ -84,6 +75,11 @@ class Curve:
     def n_draws(self) -> int:
         """Runs, or draws of the training rows, that the values are means over."""
         return len(self.by_draw)
+
+    @property
+    def reliable(self) -> np.ndarray:
+        """Which layers are reliable: converged, with C inside its grid, in every draw. bool (n,)"""
+        return self.converged & ~self.at_grid_edge
 
     @property
     def draw_names(self) -> tuple[str, ...] | tuple[int, ...]:
@@ -111,18 +107,6 @@ class Curve:
         return int(max(certified, key=lambda i: (self.val_accuracy[i], -self.val_log_loss[i], -i)))
 
     @property
-    def test(self) -> str:
-        """The test set that the figures are of."""
-        return self.records[0].test
-
-    def gain(self, i: int, j: int, seed: int = 0) -> tuple[float, float, float]:
-        """Value of layer i minus that of layer j (positions), with its paired 95 % limits."""
-        rows_SMn = self.draws()
-        difference_SM = rows_SMn[..., i].astype(float) - rows_SMn[..., j]
-        low, high = interval(difference_SM, seed)
-        return float(self.values[i] - self.values[j]), low, high
-
-    @property
     def last_depth(self) -> int:
         """Depth of the encoder's last layer, probed or not; a file of some layers only says where they stand."""
         return int(self.records[0].encoder.get("last_depth", self.records[0].n_layers - 1))
@@ -137,19 +121,18 @@ class Curve:
         """What the others are compared with: the last layer, or the deepest one probed by its number."""
         return f"layer {self.depths[-1]}" if self.last_depth in self.unprobed_ends else "the last layer"
 
-    def minus_last(self, level: float = 0.95, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Value minus the last layer's, and its simultaneous band: difference, low, high, each (n,).
+    def minus_last(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Value minus the last layer's, and its simultaneous 95 % band: difference, low, high, each (n,).
 
         The band is for new test rows with these draws: rows are resampled, runs and seeds are not.
         """
         rows_Mn = self.rows()
-        low, high = simultaneous_band(rows_Mn, rows_Mn[:, -1], level, seed=seed)
-        return self.values - self.values[-1], low, high
+        return self.values - self.values[-1], *simultaneous_band(rows_Mn, rows_Mn[:, -1])
 
-    def not_worse(self, level: float = 0.95, seed: int = 0) -> np.ndarray:
-        """Which layers are not significantly worse than the chosen one: bool (n,)."""
+    def not_worse(self) -> np.ndarray:
+        """Which layers are not significantly (5 %) worse than the chosen one: bool (n,)."""
         sign = 1 if self.metric.larger_is_better else -1
-        return not_below(sign * self.rows().astype(float), self.peak, level, seed=seed)
+        return not_below(sign * self.rows().astype(float), self.peak)
 
     def rows(self) -> np.ndarray:
         """What is resampled, (M, n): of one draw as it is (bool for a count), of several their mean."""
@@ -163,13 +146,6 @@ class Curve:
                 f"Series {self.series!r} has no per-row predictions; keep the folder probes/ beside results.jsonl."
             )
         return self.rows_SMn
-
-
-def interval(rows_SM: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % limits of a mean (or of a paired difference): of one draw by the bootstrap over rows, else over draws."""
-    if len(rows_SM) == 1:
-        return bootstrap_interval(rows_SM[0], seed=seed)
-    return bootstrap_runs(list(rows_SM.astype(float)), seed=seed)
 
 
 def choose_layer(*draws: Sequence[Record]) -> int:
@@ -208,21 +184,19 @@ def depth_curve(
     if not layers:
         raise UserError("No record of a single layer was given; run `probekit sweep` first.")
     models = model_names(layers)
-    runs = {name: [r for r in layers if r.series == name] for name in models}
     for what, values in {
         "series": set(models.values()),
         "dataset": {_dataset_name(r) for r in layers},
         "protocol": {r.identity.protocol_hash for r in layers},
-        "feature file": max(({r.identity.feature_id for r in own} for own in runs.values()), key=len),
+        "feature file": max(({r.identity.feature_id for r in layers if r.series == name} for name in models), key=len),
     }.items():
         if len(values) > 1:
             found = ", ".join(sorted(values))
             raise UserError(f"A depth curve has one {what}, but the records have {len(values)}: choose of {found}.")
-    draws: dict[tuple[str, int], list[Record]] = {
-        (r.series, r.seed): [] for name in runs for r in sorted(runs[name], key=lambda r: r.seed)
-    }
-    for r in sorted(layers, key=lambda r: r.depth or 0):
-        draws[r.series, r.seed].append(r)
+    runs = list(models)  # as they first appear, each with its seeds in order
+    draws: dict[tuple[str, int], list[Record]] = {}
+    for r in sorted(layers, key=lambda r: (runs.index(r.series), r.seed, r.depth or 0)):
+        draws.setdefault((r.series, r.seed), []).append(r)
     first = next(iter(draws.values()))
     # a draw that is not finished is left out as a whole: its depths would be means over fewer seeds than the others
     shape = [(r.layers, r.width) for r in first]
@@ -237,65 +211,58 @@ def depth_curve(
 
 def curve_of_draws(draws: Mapping[tuple[str, int], Sequence[Record]], metric: Metric) -> Curve:
     """The curve of (series, seed) -> records that stand for the same probes in the same order."""
-    own_draws, runs = list(draws.values()), list(dict.fromkeys(series for series, _ in draws))
-    first = own_draws[0]
-    figures = [[measured(r, metric) for r in draw] for draw in own_draws]
-    over_runs = [runs.index(series) for series, _ in draws]
-    groups = over_runs if len(runs) > 1 else list(range(len(own_draws)))
-    by_draw, rows = _grouped(figures, groups, first[0].series)
-    limits = np.array(
-        [
-            pointwise_limits(metric, by_draw[:, k], None if rows is None else rows[..., k], first[k].metrics["n_test"])
-            for k in range(len(first))
-        ]
-    )
-    held = np.array([[r.selection_score for r in draw] for draw in own_draws]).mean(axis=0)
+    each, runs = list(draws.values()), list(dict.fromkeys(series for series, _ in draws))
+    first = each[0]
+    groups = [runs.index(series) for series, _ in draws] if len(runs) > 1 else list(range(len(each)))
+    by_draw, rows = _by_draw([[measured(r, metric) for r in draw] for draw in each], groups, first[0].series)
+    limits = [
+        pointwise_limits(metric, by_draw[:, k], None if rows is None else rows[..., k], r.metrics["n_test"])
+        for k, r in enumerate(first)
+    ]
+    held = np.array([[r.selection_score for r in draw] for draw in each]).mean(axis=0)
     names = [name for name, value in first[0].metrics.items() if value is not None and name in METRICS]
     return Curve(
         series=model_name(runs[0]) if len(runs) > 1 else runs[0],
         dataset=_dataset_name(first[0]),
         metric=metric,
         records=tuple(first),
-        every=tuple(r for draw in own_draws for r in draw),
+        every=tuple(r for draw in each for r in draw),
         runs=tuple(runs),
         seeds=tuple(dict.fromkeys(seed for _, seed in draws)),
         depths=np.array([-1 if r.depth is None else r.depth for r in first]),
         layers=tuple("+".join(r.layers) for r in first),
-        widths=np.array([r.width for r in first]),
         val_accuracy=held[:, 0],
         val_log_loss=-held[:, 1],
         values=by_draw.mean(axis=0),
-        low=limits[:, 0],
-        high=limits[:, 1],
+        low=np.array([low for low, _ in limits]),
+        high=np.array([high for _, high in limits]),
         by_draw=by_draw,
         spread=by_draw.std(axis=0, ddof=1) if len(by_draw) > 1 else np.full(len(first), np.nan),
-        metrics={
-            name: np.array([[r.metrics.get(name, np.nan) for r in draw] for draw in own_draws]).mean(axis=0)
-            for name in names
-        },
-        converged=np.all([[r.is_converged for r in draw] for draw in own_draws], axis=0),
-        at_grid_edge=np.any([[r.at_grid_edge for r in draw] for draw in own_draws], axis=0),
+        metrics={n: np.array([[r.metrics.get(n, np.nan) for r in draw] for draw in each]).mean(axis=0) for n in names},
+        converged=np.all([[r.is_converged for r in draw] for draw in each], axis=0),
+        at_grid_edge=np.any([[r.at_grid_edge for r in draw] for draw in each], axis=0),
         rows_SMn=rows,
     )
 
 
-def _grouped(
+def _by_draw(
     found: Sequence[Sequence[Measured]], groups: Sequence[int], series: str
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Values (S, n) and what is resampled (S, M, n) of each draw; seeds of one run are averaged."""
+    """Values (S, n) and what is resampled (S, M, n) of each draw; those of one group (the seeds of a run) averaged."""
     ids = [m.row_ids for draw in found for m in draw if m.row_ids is not None]
     if any(not np.array_equal(one, ids[0]) for one in ids):
         raise UserError(
             f"The layers of series {series!r} were tested on different rows: sweep them again from one file."
         )
+
+    def means(values: np.ndarray) -> np.ndarray:
+        members = [values[np.array(groups) == group] for group in dict.fromkeys(groups)]
+        return np.stack([own.mean(axis=0) if len(own) > 1 else own[0] for own in members])
+
+    rows = [[m.values for m in draw if m.values is not None] for draw in found]
+    known = all(len(own) == len(draw) for own, draw in zip(rows, found, strict=True))
     values = np.array([[m.value for m in draw] for draw in found])
-    known = all(m.values is not None for draw in found for m in draw)
-    rows = np.stack([np.stack([m.values for m in draw], axis=1) for draw in found]) if known else None  # type: ignore[misc]
-    if len(set(groups)) == len(groups):
-        return values, rows
-    members = [np.flatnonzero(np.array(groups) == group) for group in dict.fromkeys(groups)]
-    mean = None if rows is None else np.stack([rows[own].mean(axis=0) for own in members])
-    return np.stack([values[own].mean(axis=0) for own in members]), mean
+    return means(values), means(np.stack([np.stack(own, axis=1) for own in rows])) if known else None
 
 
 def pointwise_limits(
@@ -338,35 +305,51 @@ def _dataset_name(record: Record) -> str:
     return str(record.dataset.get("name", "unnamed"))
 
 
+def paired_curves(a: Curve, b: Curve) -> PairedDifference:
+    """Paired comparison of the best layers of two curves, over the draws of both.
+
+    Draws are taken in pairs where both have as many; a curve of one draw is compared with every draw of the other.
+
+    Raises
+    ------
+    UserError
+        As `paired_difference`; or the per-row files are missing, or both have several draws and not as many.
+    """
+    best_a, best_b = a.records[a.peak], b.records[b.peak]
+    labels = record_label(best_a), record_label(best_b)
+    if a.n_draws == b.n_draws == 1:
+        return paired_difference(best_a, best_b)
+    if min(a.n_draws, b.n_draws) > 1 and a.n_draws != b.n_draws:
+        raise UserError(
+            f"{a.series} has {a.over} and {b.series} {b.over}: a paired comparison needs as many of both: sweep them "
+            "with the same --seeds."
+        )
+    if not np.array_equal(row_predictions(best_a).row_ids, row_predictions(best_b).row_ids):
+        raise UserError(f"{' and '.join(labels)} were tested on different rows: extract both from one data set.")
+    return PairedDifference.from_rows(a.draws()[..., a.peak], b.draws()[..., b.peak], *labels, a.over or b.over)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What a depth curve shows. Accuracies and differences are fractions (0.01 is one point).
 
     Attributes
     ----------
+    curve : what it is of
     shape : "rises then falls", "no fall" (the chosen layer is the last), or "inconclusive"; always inconclusive where
         the encoder's first or last layer was not probed
+    peak_depth, accuracy : of the chosen layer
+    gain, gain_low, gain_high : chosen layer minus the last probed on test, paired bootstrap 95 %
     p : max of p_rise and p_fall; 1 when the chosen layer is the first or the last
     p_rise, p_fall : one-sided exact McNemar tests, chosen layer against the first and against the last probed
-    gain, gain_low, gain_high : chosen layer minus the last probed on test, paired bootstrap 95 %
-    last_depth, reference, unprobed_ends, test : as in `Curve`
-    over, spread : as in `Curve`, of the chosen layer
-    layer_words : the chosen layer as a reader counts it ("layer 3 of 12"; "layer 2 (blocks.2), number 3 of 12")
     not_below : names of the layers not significantly below the chosen one
     warnings : one sentence for each doubt (unconverged fits, C at the end of its grid)
     """
 
+    curve: Curve = field(repr=False)
     shape: str
-    series: str
-    dataset: str
     peak_depth: int
-    peak_layer: str
-    last_depth: int
-    reference: str
-    unprobed_ends: tuple[int, ...]
     accuracy: float
-    low: float
-    high: float
     gain: float
     gain_low: float
     gain_high: float
@@ -375,111 +358,88 @@ class Verdict:
     p_fall: float
     not_below: tuple[str, ...]
     warnings: tuple[str, ...]
-    test: str = "test"
-    over: str = ""
-    spread: float = float("nan")
-    layer_words: str = ""
 
     @property
     def falls(self) -> bool:
         return self.shape == "rises then falls"
 
+    @property
+    def dataset(self) -> str:
+        return self.curve.dataset
+
+    @property
+    def last_depth(self) -> int:
+        return self.curve.last_depth
+
+    @property
+    def unprobed_ends(self) -> tuple[int, ...]:
+        return self.curve.unprobed_ends
+
     def sentences(self) -> list[str]:
         """The two sentences that matter: the best layer with its accuracy, and the gain over the last layer."""
-        where = self.layer_words or f"layer {self.peak_depth} of {self.last_depth}"
-        on = self.dataset if self.test == "test" else f"{self.dataset}, tested on {self.test}"
-        seeds = f"mean of {self.over}, standard deviation {100 * self.spread:.1f}; " if self.over else ""
+        curve, at, test = self.curve, self.curve.peak, self.curve.records[0].test
+        on = self.dataset if test == "test" else f"{self.dataset}, tested on {test}"
+        seeds = f"mean of {curve.over}, standard deviation {100 * curve.spread[at]:.1f}; " if curve.over else ""
         best = (
-            f"{self.series} on {on}: the best layer, chosen on held-out training rows, is {where}, with test accuracy "
-            f"{100 * self.accuracy:.1f} % ({seeds}95 % interval {100 * self.low:.1f} to {100 * self.high:.1f})."
+            f"{curve.series} on {on}: the best layer, chosen on held-out training rows, is {layer_words(curve, at)}, "
+            f"with test accuracy {100 * self.accuracy:.1f} % ({seeds}95 % interval {100 * curve.low[at]:.1f} to "
+            f"{100 * curve.high[at]:.1f})."
         )
-        if self.shape == "no fall":
-            return [best, "The best layer is the last one, so accuracy does not fall towards the output."]
+        p = p_words(self.p, f"Student over {curve.over}, rows resampled" if curve.over else "exact McNemar tests")
         gain = (
             f"{100 * self.gain:+.1f} points (95 % interval {100 * self.gain_low:+.1f} to {100 * self.gain_high:+.1f})"
         )
-        if self.peak_depth == 0 and not self.unprobed_ends:
-            return [best, f"It is the first layer, so accuracy does not rise; its gain over the last layer is {gain}."]
-        if self.unprobed_ends:
-            named = " and ".join(f"layer {depth}" for depth in self.unprobed_ends)
-            were = "were" if len(self.unprobed_ends) > 1 else "was"
-            unknown = f"{named} {were} not probed, so whether accuracy rises and then falls is not known."
-            if self.reference == f"layer {self.peak_depth}":
-                second = f"It is the deepest layer probed: {unknown}"
-            else:
-                second = f"Its gain over {self.reference} is {gain}: {unknown}"
+        if self.shape == "no fall":
+            second = "The best layer is the last one, so accuracy does not fall towards the output."
+        elif curve.unprobed_ends:
+            named = " and ".join(f"layer {depth}" for depth in curve.unprobed_ends)
+            were = "were" if len(curve.unprobed_ends) > 1 else "was"
+            deepest = curve.reference == f"layer {self.peak_depth}"
+            second = "It is the deepest layer probed" if deepest else f"Its gain over {curve.reference} is {gain}"
+            second += f": {named} {were} not probed, so whether accuracy rises and then falls is not known."
+        elif self.peak_depth == 0:
+            second = f"It is the first layer, so accuracy does not rise; its gain over the last layer is {gain}."
         elif self.falls:
-            second = f"It beats the last layer by {gain}: accuracy rises, then falls ({self.p_words})."
+            second = f"It beats the last layer by {gain}: accuracy rises, then falls ({p})."
         else:
-            doubt = f"whether accuracy rises and then falls is inconclusive ({self.p_words})"
-            second = f"Its gain over the last layer is {gain}: {doubt}."
+            second = f"Its gain over the last layer is {gain}: whether accuracy rises and then falls is inconclusive"
+            second += f" ({p})."
         return [best, second]
 
-    @property
-    def p_words(self) -> str:
-        """The verdict's one p-value and its test."""
-        test = f"Student over {self.over}, rows resampled" if self.over else "exact McNemar tests"
-        return f"p {'' if self.p < LEAST_P else '= '}{p_value(self.p)}, {test}"
 
-
-def p_value(p: float) -> str:
-    """A p-value in print: two digits, never a bare zero."""
-    return f"{p:.2g}" if p >= LEAST_P else f"< {LEAST_P:.4f}"
-
-
-def verdict(curve: Curve, seed: int = 0) -> Verdict:
+def verdict(curve: Curve) -> Verdict:
     """Whether accuracy rises and then falls with depth.
 
     The peak was chosen without test rows, so both tests stay valid; both must pass (an intersection-union test), so
     p = max(p_rise, p_fall) needs no correction. "Falls" needs the paired 95 % lower bound above half a point as well.
     """
-    peak, last = curve.peak, len(curve.depths) - 1
-    p_rise = _p_greater(curve, peak, 0) if peak != 0 else 1.0
-    p_fall = _p_greater(curve, peak, last) if peak != last else 1.0
-    gain, gain_low, gain_high = curve.gain(peak, last, seed) if peak != last else (0.0, 0.0, 0.0)
+    peak, last, rows_SNn = curve.peak, len(curve.depths) - 1, curve.draws()
+    p_rise, p_fall = (
+        1.0 if peak == other else p_greater(rows_SNn[..., peak], rows_SNn[..., other]) for other in (0, last)
+    )
+    gain = PairedDifference.from_rows(rows_SNn[..., peak], rows_SNn[..., last])
     p = max(p_rise, p_fall)
-    falls = p < ALPHA and gain_low > LEAST_FALL
-    shape = "no fall" if peak == last else "rises then falls" if falls else "inconclusive"
-    if curve.unprobed_ends:
-        shape = "inconclusive"
-    kept = curve.not_worse(seed=seed)
+    falls = p < ALPHA and gain.low > LEAST_FALL
     return Verdict(
-        shape=shape,
-        series=curve.series,
-        dataset=curve.dataset,
+        curve=curve,
+        shape="inconclusive"
+        if curve.unprobed_ends
+        else "no fall"
+        if peak == last
+        else "rises then falls"
+        if falls
+        else "inconclusive",
         peak_depth=int(curve.depths[peak]),
-        peak_layer=curve.layers[peak],
-        last_depth=curve.last_depth,
-        reference=curve.reference,
-        unprobed_ends=curve.unprobed_ends,
         accuracy=float(curve.values[peak]),
-        low=float(curve.low[peak]),
-        high=float(curve.high[peak]),
-        gain=gain,
-        gain_low=gain_low,
-        gain_high=gain_high,
+        gain=gain.difference,
+        gain_low=gain.low,
+        gain_high=gain.high,
         p=p,
         p_rise=p_rise,
         p_fall=p_fall,
-        not_below=tuple(name for name, keep in zip(curve.layers, kept, strict=True) if keep),
+        not_below=tuple(np.array(curve.layers)[curve.not_worse()].tolist()),
         warnings=_warnings(curve),
-        test=curve.test,
-        over=curve.over,
-        spread=float(curve.spread[peak]),
-        layer_words=layer_words(curve, peak),
     )
-
-
-def _p_greater(curve: Curve, i: int, j: int) -> float:
-    """One-sided p that layer i is right more often than layer j.
-
-    With one draw McNemar's exact test of rows won and lost; with several, the distribution behind the interval of the
-    gain (`bootstrap_runs`), so that the two cannot disagree.
-    """
-    rows_SMn = curve.draws()
-    if len(rows_SMn) == 1:
-        return mcnemar_exact(rows_SMn[0, :, i], rows_SMn[0, :, j], "greater")
-    return p_over_runs(list(rows_SMn[..., i].astype(float) - rows_SMn[..., j]))
 
 
 def layer_name(record: Record) -> str:
@@ -500,12 +460,9 @@ def layer_words(curve: Curve, place: int) -> str:
 
 
 def _warnings(curve: Curve) -> tuple[str, ...]:
-    found = []
-    for words, which in (
-        ("Not certified converged", ~curve.converged),
-        ("C was chosen at the end of its grid", curve.at_grid_edge),
-    ):
-        if which.any():
-            layers = "all layers" if which.all() else f"layers {', '.join(np.array(curve.layers)[which])}"
-            found.append(f"{words}: {layers}.")
-    return tuple(found)
+    doubts = {"Not certified converged": ~curve.converged, "C was chosen at the end of its grid": curve.at_grid_edge}
+    return tuple(
+        f"{words}: {'all layers' if which.all() else 'layers ' + ', '.join(np.array(curve.layers)[which])}."
+        for words, which in doubts.items()
+        if which.any()
+    )

@@ -6,11 +6,12 @@ N test rows, K classes; M values that are resampled in the place of rows.
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 
-from probekit.results.calibration import FILE_NAME, apply_temperature
 from probekit.results.metrics import METRICS, Metric
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCALED = "_scaled"
+CALIBRATION = "calibration.csv"
+"""Beside results.jsonl: the temperature of each probe, and its scores."""
+LARGEST_LOG_TEMPERATURE = np.log(1000.0)
 LABEL_FREE = {
     name: Metric(name, lambda *_: None, words)
     for name, words in {
@@ -95,31 +99,27 @@ def measured(record: Record, metric: Metric) -> Measured:
 
 
 def _temperature(record: Record) -> float:
-    assert record.folder is not None
-    path = record.folder / FILE_NAME
-    frame = csv_table(path) if path.is_file() else None
-    found = [] if frame is None else frame.loc[frame["record"] == record.key, "temperature"].tolist()
-    if not found:
+    path = (record.folder or Path()) / CALIBRATION
+    found = _cell(path, "record", record.key, "temperature")
+    if found is None:
         raise UserError(
             f"{path} has no temperature of {record.series}, layer {'+'.join(record.layers)} ({record.probe}, seed "
             f"{record.seed}): run `probekit calibrate {_features(record)} --out {record.folder} --series "
             f"'{record.series}'` first."
         )
-    return float(found[0])
+    return found
 
 
 def _of_features(record: Record, name: str) -> float:
     if name == "rankme" and record.rankme is not None:
         return float(record.rankme)
-    path = geometry_file(_features(record))
-    frame = csv_table(path) if path.is_file() else None
-    found = [] if frame is None else frame.loc[frame["layer"].astype(str) == record.layers[0], name].tolist()
-    if not found:
+    found = _cell(geometry_file(_features(record)), "layer", record.layers[0], name)
+    if found is None:
         raise UserError(
             f"{name} of {record.series}, layer {record.layers[0]} has not been measured: run `probekit geometry "
             f"{_features(record)}` first."
         )
-    return float(found[0])
+    return found
 
 
 def geometry_file(features: Path) -> Path:
@@ -129,6 +129,13 @@ def geometry_file(features: Path) -> Path:
 
 def _features(record: Record) -> Path:
     return (record.folder or Path()) / record.feature_file
+
+
+def _cell(path: Path, key: str, value: str, column: str) -> float | None:
+    """What a table has in a column, in its first row of a key; None where there is no such row, or no table."""
+    table: Any = csv_table(path) if path.is_file() else {}
+    found: Any = table[column][table[key] == value] if len(table) else []
+    return float(found.iloc[0]) if len(found) else None
 
 
 def csv_table(path: Path) -> "pd.DataFrame":
@@ -144,3 +151,30 @@ def _table(path: Path, _changed: int) -> "pd.DataFrame":
         return pd.read_csv(path, dtype={"layer": str, "record": str})
     except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}); delete it, and make it again.") from None
+
+
+def fit_temperature(log_proba_NK: np.ndarray, y_N: np.ndarray, sample_weight: np.ndarray | None = None) -> float:
+    """The T that makes softmax(log_proba / T) most likely for held-out labels: one number from 1/1000 to 1000.
+
+    Log-loss is convex in 1/T, so the bounded search finds the least one.
+
+    References
+    ----------
+    Guo et al., ICML 2017, section 4.2.
+    """
+    logits = log_proba_NK.astype(np.float64)
+    weights = np.ones(len(y_N)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    own = logits[np.arange(len(y_N)), y_N]
+
+    def loss(log_temperature: float) -> float:
+        scale = np.exp(-log_temperature)
+        return float((logsumexp(logits * scale, axis=1) - own * scale) @ weights)
+
+    bounds = (-LARGEST_LOG_TEMPERATURE, LARGEST_LOG_TEMPERATURE)
+    return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x))
+
+
+def apply_temperature(log_proba_NK: np.ndarray, temperature: float) -> np.ndarray:
+    """Log-probabilities (N, K) of softmax(log_proba / temperature)."""
+    scaled = log_proba_NK.astype(np.float64) / temperature
+    return scaled - logsumexp(scaled, axis=1, keepdims=True)

@@ -1,6 +1,6 @@
-"""Scores of a classifier on test rows, their intervals, and paired tests.
+"""Scores of a classifier on test rows, their intervals and simultaneous bands, and paired tests.
 
-N rows, K classes, B bootstrap draws, S series of per-row values that share the rows.
+N rows, K classes, B bootstrap draws, S series of per-row values that share the rows, L layers, R runs.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from probekit.results.calibration import brier_rows, calibration_rows
 from probekit.runtime.errors import UserError
 
 Scores = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -43,6 +42,11 @@ class Metric:
     def factor(self) -> float:
         """From the score to the number that is shown."""
         return 100.0 if self.percent else 1.0
+
+    @property
+    def column(self) -> str:
+        """Its column in tables: its name, but "test_accuracy" for top-1."""
+        return "test_accuracy" if self.name == "top1" else self.name
 
     def text(self, shown: float, sign: str = "", unit: bool = False) -> str:
         """A shown number in print: one decimal of a percentage, else three digits after the point."""
@@ -124,15 +128,31 @@ def log_loss(log_proba_NK: np.ndarray, y_N: np.ndarray) -> np.ndarray:
 
 
 @metric(by_row=True, words="Expected calibration error", larger_is_better=False)
-def ece(log_proba_NK: np.ndarray, y_N: np.ndarray) -> np.ndarray:
-    """Expected calibration error, 15 bins."""
-    return calibration_rows(log_proba_NK, y_N)
+def ece(log_proba_NK: np.ndarray, y_N: np.ndarray, n_bins: int = 15) -> np.ndarray:
+    """Expected calibration error: confidence - correct of each row, signed as its bin's sum is.
+
+    Bins have equal width in the largest probability. With the signs held fixed the error is linear in the rows, so that
+    these values also give its spread (the delta method).
+
+    References
+    ----------
+    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3.
+    """
+    confidence = np.exp(log_proba_NK.max(axis=1).astype(np.float64))
+    excess = confidence - (log_proba_NK.argmax(axis=1) == y_N)
+    # bins are (a, b], as in the paper; a confidence of 0 has no bin of its own
+    bins = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
+    return excess * np.sign(np.bincount(bins, weights=excess, minlength=n_bins))[bins]
 
 
 @metric(by_row=True, words="Brier score", larger_is_better=False)
 def brier(log_proba_NK: np.ndarray, y_N: np.ndarray) -> np.ndarray:
-    """Squared distance between the probabilities and the one-hot label: 0 to 2."""
-    return brier_rows(log_proba_NK, y_N)
+    """Squared distance between the probabilities and the one-hot label: 0 to 2.
+
+    The mean is scikit-learn's `brier_score_loss` with `scale_by_half=False`.
+    """
+    proba = np.exp(log_proba_NK.astype(np.float64))
+    return (proba**2).sum(axis=1) - 2 * proba[np.arange(len(y_N)), y_N] + 1
 
 
 def score(log_proba_NK: np.ndarray, y_N: np.ndarray) -> dict[str, float | int | None]:
@@ -267,3 +287,47 @@ def mcnemar_exact(a_correct_N: np.ndarray, b_correct_N: np.ndarray, alternative:
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     n = only_a + only_b
     return float(binomtest(only_a, n, alternative=alternative).pvalue) if n else 1.0
+
+
+def _max_t(
+    difference_NL: np.ndarray, level: float, n_draws: int, seed: int, one_sided: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means (L,), and the half-width (L,) that their errors stay within at all layers at once: max-T bootstrap."""
+    mean_L, error_L = difference_NL.mean(0), difference_NL.std(0) / np.sqrt(len(difference_NL))
+    draws_BL = bootstrap_means(difference_NL, n_draws, seed) - mean_L
+    # a layer that never differs from the reference has no error and takes no part in the maximum
+    t_BL = np.divide(draws_BL, error_L, out=np.zeros_like(draws_BL), where=error_L > 0)
+    largest_B = (t_BL if one_sided else np.abs(t_BL)).max(1)
+    return mean_L, float(np.quantile(largest_B, level)) * error_L
+
+
+def simultaneous_band(
+    correct_NL: np.ndarray, reference_N: np.ndarray, level: float = 0.95, n_draws: int = 4000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Band that covers accuracy minus the reference's accuracy at all layers at once with probability `level`.
+
+    Max-T paired bootstrap: the quantile of the largest studentised deviation over the layers, rows drawn as a whole.
+
+    Parameters
+    ----------
+    correct_NL : bool (N, L)
+    reference_N : bool (N,), usually the last layer
+
+    Returns
+    -------
+    low, high : float64 (L,); both 0 at a layer that equals the reference on every row
+    """
+    difference_NL = np.asarray(correct_NL, float) - np.asarray(reference_N, float)[:, None]
+    mean_L, half_L = _max_t(difference_NL, level, n_draws, seed)
+    return mean_L - half_L, mean_L + half_L
+
+
+def not_below(correct_NL: np.ndarray, best: int, level: float = 0.95, n_draws: int = 4000, seed: int = 0) -> np.ndarray:
+    """Which layers are not significantly below layer `best`: bool (L,).
+
+    One-sided max-T paired bootstrap against the fixed layer `best` (chosen without the test rows); all layers that are
+    truly as good are kept at once with probability `level`.
+    """
+    correct_NL = np.asarray(correct_NL, float)
+    shortfall_L, half_L = _max_t(correct_NL[:, [best]] - correct_NL, level, n_draws, seed, one_sided=True)
+    return shortfall_L <= half_L

@@ -1,15 +1,19 @@
-"""Two probes on the same test rows: the difference of their accuracies, its interval and its test."""
+"""Two probes on the same test rows: the difference of their accuracies, its interval and its test.
+
+N test rows, S draws: pre-training runs, or draws of the training rows.
+"""
 
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 
-from probekit.results.curve import LEAST_P, Curve, p_value
 from probekit.results.metrics import bootstrap_interval, bootstrap_runs, mcnemar_exact, p_over_runs
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record
 from probekit.runtime.errors import UserError
+
+LEAST_P = 1e-4  # smaller ones are printed alike
 
 
 @dataclass(frozen=True)
@@ -42,22 +46,18 @@ class PairedDifference:
     over: str = ""
 
     @classmethod
-    def from_rows(cls, correct_a: np.ndarray, correct_b: np.ndarray, a: str = "", b: str = "", seed: int = 0) -> Self:
-        """From the correctness of both on the same rows: two bool arrays (n,)."""
-        low, high = bootstrap_interval(correct_a, correct_b, seed=seed)
-        return cls(
-            difference=float(correct_a.mean() - correct_b.mean()),
-            low=low,
-            high=high,
-            p=mcnemar_exact(correct_a, correct_b),
-            accuracy_a=float(correct_a.mean()),
-            accuracy_b=float(correct_b.mean()),
-            only_a=int((correct_a & ~correct_b).sum()),
-            only_b=int((correct_b & ~correct_a).sum()),
-            n=len(correct_a),
-            a=a,
-            b=b,
-        )
+    def from_rows(cls, correct_a: np.ndarray, correct_b: np.ndarray, a: str = "", b: str = "", over: str = "") -> Self:
+        """From the correctness of both on the same rows: bool (N,), or (S, N) over several draws."""
+        a_SN, b_SN = np.broadcast_arrays(np.atleast_2d(correct_a), np.atleast_2d(correct_b))
+        won_SN = a_SN.astype(float) - b_SN
+        if len(won_SN) == 1:
+            (low, high), p = bootstrap_interval(won_SN[0]), mcnemar_exact(a_SN[0], b_SN[0])
+        else:
+            low, high = bootstrap_runs(list(won_SN))
+            p = min(1.0, 2 * min(p_greater(a_SN, b_SN), p_greater(b_SN, a_SN)))
+        accuracy_a, accuracy_b, won_N = float(a_SN.mean()), float(b_SN.mean()), won_SN.mean(axis=0)
+        only = int((won_N > 0).sum()), int((won_N < 0).sum())
+        return cls(accuracy_a - accuracy_b, low, high, p, accuracy_a, accuracy_b, *only, len(won_N), a, b, over)
 
     @property
     def points(self) -> tuple[float, float, float]:
@@ -67,25 +67,43 @@ class PairedDifference:
     @property
     def words(self) -> str:
         """The difference with its limits: "+1.2 [+0.3, +2.1]"."""
-        difference, low, high = self.points
-        return f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
+        return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*self.points)
 
     @property
     def p_words(self) -> str:
         """The p-value and its test."""
-        equals = "" if self.p < LEAST_P else "= "
-        return f"p {equals}{p_value(self.p)}, {'Student over ' + self.over if self.over else 'exact McNemar test'}"
+        return p_words(self.p, f"Student over {self.over}" if self.over else "exact McNemar test")
 
     def sentence(self) -> str:
         """The comparison in one sentence."""
         difference, low, high = self.points
         mean = f", means of {self.over}" if self.over else ""
         return (
-            f"{self.a} has {100 * self.accuracy_a:.1f} % and {self.b} {100 * self.accuracy_b:.1f} % "
-            f"on {self.n:,} shared test rows{mean}: "
-            f"{difference:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}), "
+            f"{self.a} has {100 * self.accuracy_a:.1f} % and {self.b} {100 * self.accuracy_b:.1f} % on {self.n:,} "
+            f"shared test rows{mean}: {difference:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}), "
             f"{self.p_words}."
         )
+
+
+def p_greater(a_SN: np.ndarray, b_SN: np.ndarray) -> float:
+    """One-sided p that a is right more often than b.
+
+    With one draw McNemar's exact test of rows won and lost; with several, the distribution behind the interval of the
+    difference (`bootstrap_runs`), so that the two cannot disagree.
+    """
+    if len(a_SN) == 1:
+        return mcnemar_exact(a_SN[0], b_SN[0], "greater")
+    return p_over_runs(list(a_SN.astype(float) - b_SN))
+
+
+def p_value(p: float) -> str:
+    """A p-value in print: two digits, never a bare zero."""
+    return f"{p:.2g}" if p >= LEAST_P else f"< {LEAST_P:.4f}"
+
+
+def p_words(p: float, test: str) -> str:
+    """A p-value with its test: "p = 0.031, exact McNemar test"."""
+    return f"p {'' if p < LEAST_P else '= '}{p_value(p)}, {test}"
 
 
 def paired_difference(a: Record, b: Record) -> PairedDifference:
@@ -96,50 +114,7 @@ def paired_difference(a: Record, b: Record) -> PairedDifference:
     UserError
         The two share no test row, or disagree about the label of one.
     """
-    return PairedDifference.from_rows(*paired_correct(a, b), _label(a), _label(b))
-
-
-def paired_curves(a: Curve, b: Curve) -> PairedDifference:
-    """Paired comparison of the best layers of two curves, over the draws of both.
-
-    Draws are taken in pairs where both have as many; a curve of one draw is compared with every draw of the other.
-
-    Raises
-    ------
-    UserError
-        As `paired_difference`; or the per-row files are missing, or both have several draws and not as many.
-    """
-    best_a, best_b = a.records[a.peak], b.records[b.peak]
-    if a.n_draws == b.n_draws == 1:
-        return paired_difference(best_a, best_b)
-    if min(a.n_draws, b.n_draws) > 1 and a.n_draws != b.n_draws:
-        raise UserError(
-            f"{a.series} has {a.over} and {b.series} {b.over}: a paired comparison needs as many of both: "
-            "sweep them with the same --seeds."
-        )
-    if not np.array_equal(row_predictions(best_a).row_ids, row_predictions(best_b).row_ids):
-        raise UserError(
-            f"{_label(best_a)} and {_label(best_b)} were tested on different rows: extract both from one data set."
-        )
-    over = a.over or b.over
-    return paired_draws(a.draws()[..., a.peak], b.draws()[..., b.peak], _label(best_a), _label(best_b), over)
-
-
-def paired_draws(
-    correct_a: np.ndarray, correct_b: np.ndarray, a: str = "", b: str = "", over: str = ""
-) -> PairedDifference:
-    """Paired comparison of two probes whose rows are (draws, n); one of a single draw is compared with every other."""
-    if len(correct_a) == len(correct_b) == 1:
-        return PairedDifference.from_rows(correct_a[0], correct_b[0], a, b)
-    rows_a, rows_b = correct_a.astype(float), correct_b.astype(float)
-    won = rows_a - rows_b
-    low, high = bootstrap_runs(list(won))
-    p = min(1.0, 2 * min(p_over_runs(list(won)), p_over_runs(list(-won))))
-    mean = won.mean(axis=0)
-    only = int((mean > 0).sum()), int((mean < 0).sum())
-    return PairedDifference(
-        float(mean.mean()), low, high, p, float(rows_a.mean()), float(rows_b.mean()), *only, len(mean), a, b, over
-    )
+    return PairedDifference.from_rows(*paired_correct(a, b), record_label(a), record_label(b))
 
 
 def paired_correct(a: Record, b: Record) -> tuple[np.ndarray, np.ndarray]:
@@ -147,14 +122,15 @@ def paired_correct(a: Record, b: Record) -> tuple[np.ndarray, np.ndarray]:
     if a.dataset.get("name") != b.dataset.get("name"):
         names = f"{a.dataset.get('name')} and {b.dataset.get('name')}"
         raise UserError(f"A paired comparison needs the same test rows, but the records are of {names}.")
-    rows_a, rows_b = row_predictions(a), row_predictions(b)
+    rows_a, rows_b, both = row_predictions(a), row_predictions(b), f"{record_label(a)} and {record_label(b)}"
     _, at_a, at_b = np.intersect1d(rows_a.row_ids, rows_b.row_ids, return_indices=True)
     if not len(at_a):
-        raise UserError(f"{_label(a)} and {_label(b)} share no test row: extract both from the same test split.")
+        raise UserError(f"{both} share no test row: extract both from the same test split.")
     if not np.array_equal(rows_a.labels[at_a], rows_b.labels[at_b]):
-        raise UserError(f"{_label(a)} and {_label(b)} disagree about labels of shared row ids: the data sets differ.")
+        raise UserError(f"{both} disagree about labels of shared row ids: the data sets differ.")
     return rows_a.correct[at_a], rows_b.correct[at_b]
 
 
-def _label(record: Record) -> str:
+def record_label(record: Record) -> str:
+    """Series and layers of a record, as comparisons print them."""
     return f"{record.series} {'+'.join(record.layers)}"

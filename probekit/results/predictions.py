@@ -16,12 +16,8 @@ from igpt_model.checked_json import open_regular
 from probekit.results.record import Record
 from probekit.runtime.errors import UserError, first_line
 
-_TESTED = {
-    "test_row_ids": (np.int64, False),
-    "test_labels": (np.int64, False),
-    "test_predictions": (np.int64, False),
-    "test_log_proba": (np.float32, True),
-}
+_TESTED = {"row_ids": np.int64, "labels": np.int64, "predictions": np.int64, "log_proba": np.float32}
+"""What a tested probe's file holds of its test rows, with "test_" before each name: fields of `RowPredictions`."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +45,8 @@ class RowPredictions:
 
 def save_probe(path: str | Path, arrays: Mapping[str, np.ndarray], rows: RowPredictions | None = None) -> None:
     """Write the arrays of a probe, `classes` among them, and with `rows` what it predicts, atomically."""
-    tensors = dict(arrays)
-    if rows is not None:
-        tensors |= {
-            "test_row_ids": rows.row_ids.astype(np.int64),
-            "test_labels": rows.labels.astype(np.int64),
-            "test_predictions": rows.predictions.astype(np.int64),
-            "test_log_proba": rows.log_proba.astype(np.float32),
-        }
-    write_bytes(path, save({name: np.ascontiguousarray(value) for name, value in tensors.items()}))
+    tested = {f"test_{name}": getattr(rows, name).astype(kind) for name, kind in _TESTED.items() if rows is not None}
+    write_bytes(path, save({name: np.ascontiguousarray(value) for name, value in {**arrays, **tested}.items()}))
 
 
 def load_probe(path: str | Path) -> dict[str, np.ndarray]:
@@ -69,7 +58,7 @@ def load_probe(path: str | Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"Probe file {path} cannot be read ({first_line(error)}); delete its record's line and run the sweep again."
         ) from None
-    for name, kind in {"classes": np.int64, **{name: kind for name, (kind, _) in _TESTED.items()}}.items():
+    for name, kind in {"classes": np.int64, **{f"test_{name}": kind for name, kind in _TESTED.items()}}.items():
         if name in arrays and np.can_cast(arrays[name].dtype, kind, "safe"):  # compact files hold narrower numbers
             arrays[name] = arrays[name].astype(kind, copy=False)
     problem = _problem(arrays)
@@ -83,21 +72,17 @@ def _problem(arrays: Mapping[str, np.ndarray]) -> str | None:
     classes = arrays.get("classes")
     if classes is None or classes.dtype != np.int64 or classes.ndim != 1 or len(classes) < 1:
         return "it holds no classes"
-    tested = [name for name in _TESTED if name in arrays]
+    tested = {f"test_{name}": kind for name, kind in _TESTED.items() if f"test_{name}" in arrays}
     if tested and len(tested) < len(_TESTED):
         return f"it holds {', '.join(tested)} and lacks other arrays of its test rows"
-    if not tested:
-        return None
-    n = len(arrays["test_row_ids"]) if arrays["test_row_ids"].ndim else -1
-    for name, (kind, wide) in _TESTED.items():
-        shape = (n, len(classes)) if wide else (n,)
-        if wide and arrays[name].shape == (n, 0):  # left out of a compact file
+    for name, kind in tested.items():
+        n = len(arrays["test_row_ids"]) if arrays["test_row_ids"].ndim else -1
+        shape = (n, len(classes)) if name == "test_log_proba" else (n,)
+        if name == "test_log_proba" and arrays[name].shape == (n, 0):  # left out of a compact file
             continue
         if arrays[name].shape != shape or arrays[name].dtype != kind:
             return f"{name} is {arrays[name].dtype} {arrays[name].shape}, expected {np.dtype(kind)} {shape}"
-    if np.isnan(arrays["test_log_proba"]).any():
-        return "test_log_proba holds NaN"
-    return None
+    return "test_log_proba holds NaN" if tested and np.isnan(arrays["test_log_proba"]).any() else None
 
 
 def row_predictions(record: Record) -> RowPredictions:
@@ -105,10 +90,10 @@ def row_predictions(record: Record) -> RowPredictions:
     if record.folder is None:
         raise UserError("A record made in memory has no per-row predictions; read it with `read_records(path)`.")
     path = record.folder / record.probe_file
-    a = load_probe(path)
-    if "test_row_ids" not in a or len(a["test_row_ids"]) != record.metrics["n_test"]:
+    arrays = load_probe(path)
+    if len(arrays.get("test_row_ids", ())) != record.metrics["n_test"]:
         raise UserError(
             f"Probe file {path} does not hold predictions of the {record.metrics['n_test']:,} test rows that its "
             "record counts; delete the record's line and run the sweep again."
         )
-    return RowPredictions(a["test_row_ids"], a["test_labels"], a["test_predictions"], a["test_log_proba"], a["classes"])
+    return RowPredictions(**{name: arrays[f"test_{name}"] for name in _TESTED}, classes=arrays["classes"])

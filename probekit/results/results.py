@@ -1,12 +1,13 @@
-"""`Results`: all records of one or several results files, as tables, curves, verdicts and comparisons."""
+"""`Results`: all records of one or several results files, as tables, curves and verdicts; `compare` two of them."""
 
 from collections.abc import Collection, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probekit.results.curve import Curve, Verdict, depth_curves, layer_name, verdict
-from probekit.results.paired import PairedDifference, paired_curves
+from igpt_model.arguments import checked
+from probekit.results.curve import Curve, Verdict, depth_curves, layer_name, paired_curves, verdict
+from probekit.results.paired import PairedDifference, paired_difference
 from probekit.results.record import Record, read_records, results_path
 from probekit.results.runs import model_names
 from probekit.runtime.errors import UserError, did_you_mean
@@ -25,6 +26,7 @@ class Results:
     paths : one or several results files or folders; a path that holds no records yet raises `UserError`
     """
 
+    @checked
     def __init__(self, *paths: str | Path):
         self.records: list[Record] = read_records(*paths)
         self.paths = tuple(Path(path) for path in paths)
@@ -37,12 +39,14 @@ class Results:
         return results_path(self.paths[0])
 
     @classmethod
+    @checked
     def from_records(cls, records: Iterable[Record]) -> "Results":
         """Some records only, for instance those of one dataset."""
         results = cls()
         results.records = list(records)
         return results
 
+    @checked
     def only(self, keys: Collection[str]) -> "Results":
         """The records with these keys, of the same files."""
         results = Results()
@@ -60,12 +64,12 @@ class Results:
         """Names of the series, in the order in which they first appear."""
         return list(dict.fromkeys(record.series for record in self.records))
 
+    @checked
     def of(self, series: str | None = None, kind: str | None = None, seed: int | None = 0) -> list[Record]:
         """Records of a series (None: the only one), a kind and a seed (None: all)."""
-        if series is None:
-            if len(self.series) != 1:
-                raise UserError(f"There are {len(self.series)} series ({', '.join(self.series)}): name one.")
-            series = self.series[0]
+        if series is None and len(self.series) != 1:
+            raise UserError(f"There are {len(self.series)} series ({', '.join(self.series)}): name one.")
+        series = self.series[0] if series is None else series
         if series not in self.series:
             raise UserError(f"There is no series {series!r}; there are {', '.join(self.series)}.")
         return [
@@ -73,6 +77,7 @@ class Results:
             if r.series == series and kind in (None, r.kind) and seed in (None, r.seed) and r.train_rows is None
         ]  # fmt: skip
 
+    @checked
     def on(self, test: str) -> "Results":
         """The same probes on another test set: records, curves and verdicts of those that were tested on it."""
         found = [record.on(test) for record in self.records if test == "test" or test in record.tests]
@@ -102,6 +107,7 @@ class Results:
         curve = self.curve(series)
         return curve.records[curve.peak]
 
+    @checked
     def concats(self, series: str | None = None) -> list[Record]:
         """Records of concatenated layers."""
         return self.of(series, "concat")
@@ -114,6 +120,8 @@ class Results:
         """Whether accuracy of a series rises and then falls with depth."""
         return verdict(self.curve(series))
 
+    @checked
+    @checked
     def compare(self, a: str, b: str) -> PairedDifference:
         """Paired comparison of the best layers of two series, over their seeds or runs."""
         return paired_curves(self.curve(a), self.curve(b))
@@ -133,24 +141,25 @@ class Results:
         import matplotlib.pyplot as plt
 
         axes: Axes = ax if ax is not None else plt.subplots(figsize=(6, 4))[1]
-        for series, curve in self.curves().items():
+        curves = self.curves()
+        for series, curve in curves.items():
             name = mathtext(series)
             if len(curve.depths) == 1:
                 axes.axhline(curve.values[0], linestyle="--", color="0.5", label=name)
                 continue
             errors = [curve.values - curve.low, curve.high - curve.values]
             bars = axes.errorbar(curve.depths, curve.values, yerr=errors, marker="o", markersize=3, label=name)
-            colour = bars.lines[0].get_color()
-            ring: dict[str, Any] = {"facecolors": "none", "edgecolors": colour, "s": 90, "zorder": 3}
+            ring: dict[str, Any] = {"facecolors": "none", "edgecolors": bars.lines[0].get_color(), "s": 90, "zorder": 3}
             axes.scatter(curve.depths[curve.peak], curve.values[curve.peak], **ring)
             doubtful = ~curve.converged
             axes.scatter(curve.depths[doubtful], curve.values[doubtful], marker="x", color="black", zorder=4)
-        first = {layer_name(curve.records[0]) for curve in self.curves().values() if len(curve.depths) > 1}
+        first = {layer_name(curve.records[0]) for curve in curves.values() if len(curve.depths) > 1}
         axes.set_xlabel(f"layer (0 is {name})" if len(first) == 1 and (name := first.pop()) else "layer")
         axes.set_ylabel("test accuracy")
         axes.legend()
         return axes
 
+    @checked
     def report(self, out: str | Path | None = None) -> Path:
         """Write the HTML report (see `write_report`); by default into `report/` beside the results."""
         page: Path = import_module("probekit.reports").write_report(self.paths, out or self.path.parent / "report")
@@ -188,3 +197,47 @@ def _row(r: Record) -> dict[str, Any]:
         "seconds": r.seconds,
         "key": r.key,
     }
+
+
+def compare(
+    a: Record | Results | str | Path,
+    b: Record | Results | str | Path,
+    series_a: str | None = None,
+    series_b: str | None = None,
+) -> PairedDifference:
+    """Compare two records, or the best layers (chosen on held-out rows) of two results, on the test rows they share.
+
+    Parameters
+    ----------
+    a : Record, Results, str or Path
+        A results folder or file.
+    b : Record, Results, str or Path
+        Another one, or the same with another series.
+    series_a : str
+        Which series of the first, where it holds several.
+    series_b : str
+        Which series of the second.
+
+    Returns
+    -------
+    PairedDifference
+        Over all seeds or pre-training runs, where a series has several.
+
+    Raises
+    ------
+    UserError
+        The two share no test row, or disagree about the label of one.
+    """
+    first, second = _side(a, series_a, "series_a"), _side(b, series_b, "series_b")
+    if isinstance(first, Curve) and isinstance(second, Curve):
+        return paired_curves(first, second)
+    return paired_difference(*(one.records[one.peak] if isinstance(one, Curve) else one for one in (first, second)))
+
+
+def _side(side: Record | Results | str | Path, series: str | None, flag: str) -> Record | Curve:
+    if isinstance(side, Record):
+        return side
+    results = side if isinstance(side, Results) else Results(side)
+    if series is None and len(known := results.curves()) > 1:
+        raise UserError(f"The results hold several series ({', '.join(known)}): name one as {flag}.")
+    return results.curve(series)

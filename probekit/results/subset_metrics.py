@@ -21,11 +21,8 @@ from probekit.runtime.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = "probekit.rows"
-
-
 _SCHEMA = {
-    "format": FORMAT,
+    "format": "probekit.rows",
     "name": Text(1000),
     "dataset": Text(1000),
     "split": Text(200),
@@ -55,7 +52,7 @@ class RowSet:
 
     def save(self, path: str | Path) -> None:
         """Write the set as JSON, atomically."""
-        write_json(Path(path), {"format": FORMAT, **asdict(self)})
+        write_json(Path(path), {"format": _SCHEMA["format"], **asdict(self)})
 
     @classmethod
     def load(cls, path: str | Path) -> "RowSet":
@@ -66,8 +63,7 @@ class RowSet:
             raise UserError(
                 f"{path} is not a row set ({str(error).rstrip('.')}); make it with `probekit verify --near-duplicates`."
             ) from None
-        rows = tuple(value["row_ids"])
-        return cls(value["name"], value["dataset"], value["split"], rows, value.get("how", {}))
+        return cls(value["name"], value["dataset"], value["split"], tuple(value["row_ids"]), value.get("how", {}))
 
 
 def row_set_path(feature_file: str | Path, name: str = "near-duplicates") -> Path:
@@ -77,13 +73,9 @@ def row_set_path(feature_file: str | Path, name: str = "near-duplicates") -> Pat
 
 def row_set_of(record: Record, name: str = "near-duplicates") -> RowSet | None:
     """The set beside a record's feature file, where there is one of its data set."""
-    if record.folder is None or not record.feature_file:
-        return None
-    path = row_set_path(record.folder / record.feature_file, name)
-    if not path.is_file():
-        return None
-    rows = RowSet.load(path)
-    return rows if rows.dataset == record.dataset.get("name") else None
+    path = row_set_path(record.folder / record.feature_file, name) if record.folder and record.feature_file else None
+    rows = RowSet.load(path) if path and path.is_file() else None
+    return rows if rows and rows.dataset == record.dataset.get("name") else None
 
 
 def metrics_without(record: Record, row_ids: Iterable[int]) -> dict[str, Any]:
@@ -112,25 +104,22 @@ def with_and_without(records: Iterable[Record], rows: RowSet | None = None) -> "
     lines = []
     for record in records:
         found = rows if rows is not None else row_set_of(record)
-        if found is None or found.split != "test":
-            continue
-        less = metrics_without(record, found.row_ids)
-        if not less["n_excluded"]:
-            continue
-        lines.append(
-            {
-                "series": record.series,
-                "dataset": record.dataset.get("name"),
-                "layers": "+".join(record.layers),
-                "seed": record.seed,
-                "left out": found.name,
-                "n_excluded": less["n_excluded"],
-                "top1": record.accuracy,
-                "top1_without": less["top1"],
-                "difference": less["top1"] - record.accuracy,
-                "low": less["top1_low"],
-                "high": less["top1_high"],
-                "key": record.key,
-            }
-        )
+        less = metrics_without(record, found.row_ids) if found and found.split == "test" else {"n_excluded": 0}
+        if found and less["n_excluded"]:
+            lines.append(
+                {
+                    "series": record.series,
+                    "dataset": record.dataset.get("name"),
+                    "layers": "+".join(record.layers),
+                    "seed": record.seed,
+                    "left out": found.name,
+                    "n_excluded": less["n_excluded"],
+                    "top1": record.accuracy,
+                    "top1_without": less["top1"],
+                    "difference": less["top1"] - record.accuracy,
+                    "low": less["top1_low"],
+                    "high": less["top1_high"],
+                    "key": record.key,
+                }
+            )
     return pd.DataFrame(lines)

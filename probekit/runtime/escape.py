@@ -56,9 +56,14 @@ def csv_cell(text: Any) -> str:
 
 
 def csv_text(frame: "pd.DataFrame", float_format: str | None = None) -> str:
-    """A whole frame as CSV, each text in it by `csv_cell`."""
-    cells = frame.map(lambda cell: csv_cell(cell) if isinstance(cell, str) else cell)
+    """A whole frame as CSV, each text in it, the names of columns among them, by `csv_cell`."""
+    cells = frame.map(lambda cell: csv_cell(cell) if isinstance(cell, str) else cell).rename(columns=csv_cell)
     return cells.to_csv(index=False, lineterminator="\n", float_format=float_format)
+
+
+def file_name(text: Any) -> str:
+    """For a part of a file's name: letters, digits, "-", "_" and "." only; "" where nothing is left."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in str(text))[:100].strip("-.")
 
 
 def latex(text: Any) -> str:

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from igpt_model.arguments import check_fields
 from igpt_model.hashing import hash_json
 from probekit.runtime.errors import UserError, did_you_mean
-from probekit.solver.objective import l2_to_C
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,9 @@ class Protocol:
     source: str = ""
     sgd: SGDConfig | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def resolved(self) -> dict[str, Any]:
         """The protocol as JSON: what a record stores and `hash` identifies."""
         resolved = asdict(self) | {"Cs": [float(C) for C in self.Cs]}
@@ -103,27 +106,12 @@ class Protocol:
         return replace(self, **({"name": f"{self.name}*"} | changes))
 
 
-def clip_lambda_to_C(lambdas: Any) -> np.ndarray:
-    """CLIP reports lambda = 1/C of scikit-learn's lbfgs (paper, appendix A.3)."""
-    return 1.0 / np.asarray(lambdas, np.float64)
-
-
 def kornblith_lambda_to_C(lambdas: Any, n_classes: int = 3) -> np.ndarray:
     """linear_eval penalises lambda ||W||^2 (no half) on the summed loss, so C = 1/(2 lambda).
 
     For two classes it keeps two rows of weights, which end as -w/2 and w/2 of the one sigmoid row w, so C = 1/lambda.
     """
     return (1.0 if n_classes == 2 else 0.5) / np.asarray(lambdas, np.float64)
-
-
-def mean_l2_to_C(l2: Any, n_rows: float) -> np.ndarray:
-    """elk, and SGD with `weight_decay` on W alone: lambda/2 ||W||^2 on the mean loss, so C = 1/(n_rows lambda)."""
-    return l2_to_C(l2, n_rows)
-
-
-def cyanure_lambda_to_C(lambdas: Any) -> np.ndarray:
-    """lambda/n on the mean loss, with a half: the summed loss has lambda/2 ||W||^2, so C = 1/lambda."""
-    return 1.0 / np.asarray(lambdas, np.float64)
 
 
 def refine_grid(Cs: Any, best: int, step: int) -> tuple[float, ...]:
@@ -159,7 +147,7 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             "clip-coarse-fine",
-            _grid(clip_lambda_to_C(_DECADES)),
+            _grid(1 / _DECADES),
             selection="val",
             refine=4,
             source="CLIP paper, appendix A.3: lambda 1e-6 to 1e6, then 8 steps a decade",

@@ -1,4 +1,4 @@
-"""The proof each fit carries, measured in float64 on the centred rows with all their columns, whoever solved it.
+"""The proof each fit carries, measured in float64: bounds of the gap f(theta) - f*, whoever found theta.
 
 **duality_gap.** The penalised loss is l2-strongly convex in W. With t = ||W* - W|| and e = ||g_b||_1 / 2 (|g_b| if
 R = 1), convexity gives
@@ -9,91 +9,94 @@ range(b*) <= log(1 / q) + sqrt(2) |x| (||W|| + t), q the smallest class share an
 With the intercepts solved (e at rounding) this is ||g_W||^2 / (2 l2), the duality gap at the point's probabilities. It
 holds at every theta, however far from the optimum. The rounding of the gradient is added to its norm.
 
-**corrected_duality_gap.** The same with another dual point than the probabilities of theta: the one to which a rough
-Newton step leads (`dual_point.py`). A lower bound of f* that was proved at any theta serves every other.
+**corrected_duality_gap.** Any distributions q_i over the classes are a dual point, and
+    f*  >=  f(theta) - sum_i w_i KL(q_i || p_i) - (the bound above with r in place of g) ,
+    r = l2 W + sum_i w_i (q_i - onehot(y_i)) x_i' .
+With q = p (1 + t), t_ik = x_i u_k - its mean over p_i, a step u = -H^-1 g makes r = -l2 u and the bound half the
+squared Newton decrement, to second order: directions in which the rows curve no longer count as if l2 alone did. It
+holds for every u, and does not depend on digits that the rounding of theta has cost. A lower bound of f* that was
+proved at any theta serves every other.
 
 Converged: the bound is at most `tol` of the loss, and max|g| at most 1e-2 of its value at W = 0. A probe left at zero
 has a relative gradient of 1, so it passes only where the data give no gradient at all.
 """
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from probekit.solver.data import WeightedData
-from probekit.solver.dual_point import dual_point
-from probekit.solver.mean_loss import Evaluation, MeanLoss
+from probekit.solver.mean_loss import EPS, Evaluation, MeanLoss, covariance_of, regular_intercepts
 
 GRADIENT_RATIO = 1e-2
 NO_WEIGHT = 1e-18  # share by which a class without weight is given its intercept
+INTERCEPT_PASSES = 4  # one is exact but for clipped probabilities and rounding
 KINDS = ("duality_gap", "corrected_duality_gap")
 
 
 @dataclass(frozen=True)
-class Certificate:
-    """Figures (P,) of P probes and the certified theta (P, R, D+1) of the rows as given, float64.
+class Certified:
+    """Probes theta (P, R, D+1) float64 of the rows as given, and figures (P,) of each.
 
-    Attributes
-    ----------
-    gap_bound : of f(theta) - f*; gap : the same over the loss; kind : where it comes from, a number in `KINDS`
+    Figures are loss, grad_max, grad_rel, gap_bound (of f(theta) - f*), gap (the same over the loss), kind (where it
+    comes from), intercept_residual, n_iter (passes over the rows), stop_reason.
     """
 
-    theta: Tensor
-    loss: Tensor
-    grad_max: Tensor
-    grad_rel: Tensor
-    gap_bound: Tensor
-    gap: Tensor
-    kind: Tensor
-    intercept_residual: Tensor
+    theta: NDArray[np.float64]
+    figures: dict[str, NDArray[Any]]
 
-    def converged(self, tol: float) -> Tensor:
+    def converged(self, tol: float) -> NDArray[np.bool_]:
         """The one definition of a converged fit (P,)."""
-        return (self.gap <= tol) & ((self.grad_rel <= GRADIENT_RATIO) | (self.grad_max <= 1e-14))
+        figures = self.figures
+        small = (figures["grad_rel"] <= GRADIENT_RATIO) | (figures["grad_max"] <= 1e-14)
+        return np.asarray((figures["gap"] <= tol) & small)
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The figures as NumPy arrays (P,)."""
-        figures = {f.name: getattr(self, f.name).cpu().numpy() for f in fields(self) if f.name != "theta"}
-        # decrement_gap is the name that `gap` had in records up to solver version 4
-        return figures | {"kind": np.array(KINDS)[figures["kind"]], "decrement_gap": figures["gap"]}
+    def take(self, index: NDArray[np.int64]) -> "Certified":
+        """The probes at `index`."""
+        return Certified(self.theta[index], {name: values[index] for name, values in self.figures.items()})
 
-    def put(self, index: Tensor, new: "Certificate") -> None:
-        """Overwrite the entries at `index`."""
-        for f in fields(self):
-            getattr(self, f.name)[index] = getattr(new, f.name)
+    def put(self, index: NDArray[np.int64], new: "Certified") -> None:
+        """Overwrite the probes at `index` where new ones have a smaller gap; passes are added."""
+        passes = self.figures["n_iter"]
+        passes[index] += new.figures["n_iter"]
+        better = new.figures["gap"] < self.figures["gap"][index]
+        self.theta[index[better]] = new.theta[better]
+        for name in set(self.figures) - {"n_iter"}:
+            self.figures[name][index[better]] = new.figures[name][better]
 
-    def take(self, index: Tensor) -> "Certificate":
-        """The entries at `index`."""
-        return Certificate(*(getattr(self, f.name)[index] for f in fields(self)))
+    @staticmethod
+    def join(parts: list["Certified"]) -> "Certified":
+        """The probes of several, in order."""
+        figures = {name: np.concatenate([part.figures[name] for part in parts]) for name in parts[0].figures}
+        return Certified(np.concatenate([part.theta for part in parts]), figures)
 
 
 class GapBound:
-    """The duality gap bound (P,) of evaluations of one loss, see the top of this file, and the limit of max|g|."""
+    """Bounds of the gap (P,) from evaluations of one loss, see the top of this file."""
 
-    def __init__(self, exact: MeanLoss, gradient_limit: float) -> None:
-        self.exact, self.gradient_limit = exact, gradient_limit
+    def __init__(self, exact: MeanLoss) -> None:
+        self.exact = exact
         data = exact.data
         self.shares = class_shares(data)
-        weighted = self.shares[self.shares > 0]
-        self.log_least = -math.log(float(weighted.min()))
-        self.longest = math.sqrt(2) * data.over_ranks(float(exact.row_norms.max()), "MAX")
+        self.log_least = -math.log(float(self.shares[self.shares > 0].min()))
+        norms = exact.row_norms[:, 0] + (0.0 if exact.left_out is None else exact.left_out)
+        self.longest = math.sqrt(2) * data.over_ranks(float(norms.max()), "MAX")
 
-    def __call__(
-        self, theta: Tensor, residual: Tensor, noise: Tensor, l2: Tensor, widest: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, theta: Tensor, residual: Tensor, noise: Tensor, l2: Tensor) -> Tensor:
         """What `residual`, the gradient or that of another dual point, allows f(theta) - f* to be at most (P,).
 
-        `noise` (P, 2) bounds the rounding in it, of W and of b; `widest` (P,) is the largest range of a row's logits
-        x W where it was measured, else sqrt(2) |x| ||W|| stands for it.
+        `noise` (P, 2) bounds the rounding in it, of W and of b.
         """
-        R = residual.shape[1]
         of_W = torch.linalg.vector_norm(residual[..., :-1], dim=(1, 2)) + noise[:, 0]
         size = torch.linalg.vector_norm(theta[..., :-1], dim=(1, 2))
         b, g_b = theta[..., -1], residual[..., -1].abs()
-        if R == 1:
+        if b.shape[1] == 1:
             e, spread, lost = g_b[:, 0], b[:, 0].abs(), torch.zeros_like(l2)
         else:
             # a class without weight has its best intercept at minus infinity, and its whole probability to lose
@@ -102,39 +105,72 @@ class GapBound:
             e = g_b.masked_fill(without, 0.0).sum(dim=1) / 2
             spread = b.masked_fill(without, -torch.inf).amax(dim=1) - b.masked_fill(without, torch.inf).amin(dim=1)
         e = e + noise[:, 1]
-        reach = spread + self.log_least + (self.longest * size if widest is None else widest)
+        reach = spread + self.log_least + self.longest * size
         return (of_W + self.longest * e).square() / (2 * l2) + e * reach + lost
 
     def at(self, at: Evaluation, l2: Tensor) -> Tensor:
         """The same of evaluations, at their own probabilities (P,)."""
         return self(at.theta, at.gradient, at.noise, l2)
 
-    def lower(self, loss: Tensor, theta: Tensor, l2: Tensor, direction: Tensor) -> Tensor:
-        """Lower bounds of the optimum (P,) from probes, their losses, and rough Newton steps from them."""
-        point = dual_point(self.exact, theta, l2, direction)
-        return loss - point.divergence - self(theta, point.residual, point.noise, l2)
+    def lower(self, at: Evaluation, l2: Tensor, direction: Tensor) -> Tensor:
+        """Lower bounds of the optimum (P,) from evaluations and the dual points to which `direction` leads from them.
 
-    def of_one(self, gradient: np.ndarray, theta: np.ndarray, l2: float) -> float:
-        """The bound of one probe (R, D+1) in NumPy, but for rounding; 1e300 above the limit of max|g|."""
-        if np.abs(gradient).max() > self.gradient_limit:
-            return 1e300
-        return bound_of_one(theta, gradient, l2, self.longest, self.log_least)
+        `direction` (P, R, D+1) is a rough Newton step, whose intercepts are solved anew.
+        """
+        loss, (P, R, columns) = self.exact, direction.shape
+        both = torch.cat([at.theta, direction])
+        linear = loss.linear(both) if loss.may_keep(len(both) * R, both.dtype) else None
+        before = torch.full_like(l2, torch.inf)
+        for _ in range(INTERCEPT_PASSES if loss.data.intercept else 0):
+            total, spread = torch.zeros(P, R, dtype=torch.float64, device=l2.device), torch.zeros_like(l2)
+            covariance = torch.zeros(P, R, R, dtype=torch.float64, device=l2.device)
+            for _, weights, moved, p, _ in self._moved_blocks(both, linear):
+                total += moved[:, -R:] @ weights
+                spread += moved.abs().sum(dim=1) @ weights
+                covariance += covariance_of(p if R > 1 else p[:, :1] * p[:, 1:], weights)
+            loss.data.sum_over_ranks(total, spread, covariance)
+            total += at.gradient[..., -1]
+            size = total.abs().amax(dim=1)
+            todo = (size > 4 * EPS * spread + at.noise[:, 1]) & (size < before)
+            if not bool(todo.any()):
+                break
+            before = size
+            step = torch.linalg.solve(regular_intercepts(covariance), total)
+            both[P:, :, -1] -= torch.where(todo[:, None], step, 0.0)
+        residual = torch.zeros(P * R, columns, dtype=torch.float64, device=l2.device)
+        divergence, noise = torch.zeros_like(l2), torch.zeros_like(at.noise)
+        for X, weights, moved, p, rows in self._moved_blocks(both, linear):
+            ratio = (moved / p.clamp_min(1e-300)).clamp_min(-1)
+            divergence += (p * (torch.special.xlog1py(1 + ratio, ratio) - ratio)).sum(dim=1) @ weights
+            noise += moved.abs().sum(dim=1) @ (weights[:, None] * loss.row_errors[rows])
+            residual.addmm_((moved[:, -R:] * weights).reshape(P * R, len(X)), X)
+        loss.data.sum_over_ranks(residual, divergence, noise)
+        residual = residual.view(P, R, columns) + at.gradient
+        return at.loss - divergence - self(at.theta, residual, at.noise + noise, l2)
 
-    def reached(self, at: Evaluation, gap: Tensor, tol: float) -> Tensor:
-        """Whether a relative gap and the gradient meet the two conditions of a converged fit (P,)."""
-        return (gap <= tol) & (at.gradient.abs().amax(dim=(1, 2)) <= self.gradient_limit)
+    def _moved_blocks(
+        self, both: Tensor, linear: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, slice]]:
+        """Blocks of rows X, weights, q - p (P, K, n) at the dual point, p, and numbers of the rows."""
+        P = len(both) // 2
+        for X, y, weights, z, start in self.exact.logit_blocks(both.view(-1, both.shape[2]), len(both), linear):
+            yield X, weights, *move(z[:P], z[P:], y), slice(start, start + len(X))
 
 
-def bound_of_one(
-    theta: np.ndarray, gradient: np.ndarray, l2: float, longest: float, log_least: float, noise: float = 0.0
-) -> float:
-    """`GapBound` of one probe (R, D+1) in NumPy where every class has weight; `noise` bounds the rounding in g_W."""
-    of_W = float(np.linalg.norm(gradient[:, :-1])) + noise
-    b, of_b = theta[:, -1], np.abs(gradient[:, -1])
-    e = float(of_b[0] if len(b) == 1 else of_b.sum() / 2)
-    spread = float(abs(b[0]) if len(b) == 1 else np.ptp(b))
-    reach = spread + log_least + longest * float(np.linalg.norm(theta[:, :-1]))
-    return (of_W + longest * e) ** 2 / (2 * l2) + e * reach
+def move(z: Tensor, v: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """q - p and p (P, K, n) at logits z (P, R, n), where those of a step, v, move them; y (n,) are the labels.
+
+    Probabilities end at zero. The label's entry is minus the sum of the others, so that no digits of small ones go.
+    """
+    label = y.expand(len(z), 1, -1)
+    if z.shape[1] == 1:
+        z, v = (torch.cat([torch.zeros_like(one), one], dim=1) for one in (z, v))
+    p, change = (z - z.gather(1, label)).softmax(dim=1), v - v.gather(1, label)
+    t = (change - (p * change).sum(dim=1, keepdim=True)).clamp_min_(-1)
+    total = (p * (1 + t)).scatter_(1, label, 0.0).sum(dim=1, keepdim=True)
+    moved = p * torch.where(total > 1, (1 + t) / total - 1, t)  # the others cannot have more than all
+    moved.scatter_(1, label, 0.0)
+    return moved.scatter_(1, label, -moved.sum(dim=1, keepdim=True)), p
 
 
 def class_shares(data: WeightedData) -> Tensor:

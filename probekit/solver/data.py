@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from probekit.runtime.device import to_device
+from probekit.runtime.errors import UserError
 
 STREAM_ROWS = 8192  # rows read at a time from a source outside memory
 
@@ -89,12 +91,16 @@ class WeightedData:
         raw = self.X[start:stop]
         if self.ready:
             return raw.to(self.dtype)
-        block = raw if isinstance(raw, Tensor) else torch.from_numpy(np.require(raw, requirements=["C", "W"]))
+        if len(raw) != stop - start:
+            raise UserError(
+                f"X has {len(self)} rows by its shape, but rows {start} to {stop} are {len(raw)}; repair it."
+            )
+        block = to_device(raw, self.device)
         if self.shift is None and self.scale is None:
-            block = block.to(self.device, torch.float64 if self.projection is not None else self.dtype)
+            block = block.to(torch.float64 if self.projection is not None else self.dtype)
         else:
             # the shift is subtracted in float64: a large mean over a small spread would cancel in float32
-            block = block.to(self.device, torch.float64)
+            block = block.to(torch.float64)
             if self.shift is not None:
                 block = block - self.shift
             if self.scale is not None:
@@ -150,25 +156,30 @@ class WeightedData:
         return replace(self, X=X, shift=None, scale=None, projection=None, ready=True)
 
 
-def mean_and_deviation(data: WeightedData) -> tuple[Tensor, Tensor]:
-    """Weighted mean and deviation (D,) in float64; a constant column gets deviation 1.
-
-    Sums are of differences from one row, the heaviest: a constant column then has deviation zero, whatever its value.
-    Whether a spread is one is judged in float64, the precision of these sums, not in the solver's.
-    """
+def weighted_mean(data: WeightedData) -> Tensor:
+    """Weighted mean (D,) in float64 of the rows, summed as differences from one of them: exact of a constant column."""
     exact = replace(data, dtype=torch.float64)
     heaviest = int(data.weights.argmax())
     pivot = exact.read(heaviest, heaviest + 1)[0, :-1].contiguous()
     if data.sharded:
         torch.distributed.broadcast(pivot, 0)
-    near = replace(exact, shift=pivot)
-    mean, square = torch.zeros_like(pivot), torch.zeros_like(pivot)
-    for X, _, weights in near.blocks(STREAM_ROWS):
-        mean += weights @ X[:, :-1]
+    mean = torch.zeros_like(pivot)
+    for X, _, weights in exact.blocks(STREAM_ROWS):
+        mean += weights @ (X[:, :-1] - pivot)
     data.sum_over_ranks(mean)
-    for X, _, weights in near.blocks(STREAM_ROWS):
+    return mean + pivot
+
+
+def mean_and_deviation(data: WeightedData) -> tuple[Tensor, Tensor]:
+    """Weighted mean and deviation (D,) in float64; a constant column gets deviation 1.
+
+    Whether a spread is one is judged in float64, the precision of these sums, not in the solver's.
+    """
+    mean = weighted_mean(data)
+    square = torch.zeros_like(mean)
+    for X, _, weights in replace(data, dtype=torch.float64).blocks(STREAM_ROWS):
         square += weights @ (X[:, :-1] - mean).square_()
     data.sum_over_ranks(square)
-    deviation, mean = square.sqrt(), mean + pivot
+    deviation = square.sqrt()
     constant = deviation <= 10 * torch.finfo(torch.float64).eps * mean.abs()
     return mean, torch.where(constant, 1.0, deviation)

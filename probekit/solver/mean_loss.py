@@ -10,13 +10,15 @@ Shapes: P probes, R coefficient rows (1 if K = 2), D features, n rows of a block
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
+from functools import cached_property
+from threading import Lock
 
 import torch
 from torch import Tensor
 
+from probekit.runtime.memory import free_memory
 from probekit.solver.data import STREAM_ROWS, WeightedData
-from probekit.solver.memory_plan import free_memory
 
 # logits of a block. CPU: about 1 MiB, which stays in cache and is enough for two threads to share. GPU: kernels are
 # started in microseconds, in which they compute millions: a sixteenth of the free memory, within these bounds
@@ -57,37 +59,45 @@ class Evaluation:
         kept = None if self.probabilities is None else self.probabilities[index]
         return Evaluation(self.theta[index], self.gradient[index], self.loss[index], self.noise[index], kept)
 
+    @staticmethod
+    def join(parts: "list[Evaluation]") -> "Evaluation":
+        """Those of several, in order, without probabilities."""
+        names = ("theta", "gradient", "loss", "noise")
+        return Evaluation(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
 
 Block = tuple[Tensor, Tensor, Tensor, Tensor, int]  # X, y, weights, logits (P, R, n), number of its first row
 
 
-@dataclass
 class MeanLoss:
-    """The mean loss of weighted data as a function of theta, with its reusable buffer."""
+    """The mean loss of weighted data as a function of theta; `left_out` (N,) are what `Coordinates` say of the rows."""
 
-    data: WeightedData
-    _buffer: Tensor = field(default_factory=lambda: torch.empty(0))
-    _row_norms: Tensor | None = None
+    def __init__(self, data: WeightedData, left_out: Tensor | None = None) -> None:
+        self.data, self.left_out = data, left_out
+        self._buffer = torch.empty(0)
+        self.block_entries, self.keep_bytes = CPU_BLOCK, KEEP_BYTES
+        if data.device.type == "cuda":
+            free = free_memory(data.device)
+            self.block_entries, self.keep_bytes = min(max(free // 128, GPU_BLOCKS[0]), GPU_BLOCKS[1]), free // 4
 
-    @property
+    @cached_property
     def row_norms(self) -> Tensor:
         """(N, 2) float64: norms of the rows, the last column included, and of their last column."""
-        if self._row_norms is None:
-            blocks = self.data.blocks(STREAM_ROWS)
-            norms = [torch.stack([torch.linalg.vector_norm(X, dim=1), X[:, -1]], dim=1).double() for X, _, _ in blocks]
-            self._row_norms = torch.cat(norms)
-        return self._row_norms
+        blocks = self.data.blocks(STREAM_ROWS)
+        norms = [torch.stack([torch.linalg.vector_norm(X, dim=1), X[:, -1]], dim=1).double() for X, _, _ in blocks]
+        return torch.cat(norms)
 
-    def rounding(self, missed: Tensor, l2: Tensor, theta: Tensor) -> Tensor:
-        """What rounding may add to sums of residuals over rows, and to l2 W (P, 2); `missed` (P, 2) are their sizes."""
-        size = torch.linalg.vector_norm(theta[..., :-1], dim=(1, 2))
-        return 8 * EPS * (missed + torch.stack([l2 * size, torch.zeros_like(size)], dim=1))
+    @cached_property
+    def row_errors(self) -> Tensor:
+        """(N, 2): what a row's residual of size 1 may add to the gradients of W and b by mistake.
 
-    def __post_init__(self) -> None:
-        self.block_entries, self.keep_bytes = CPU_BLOCK, KEEP_BYTES
-        if self.data.device.type == "cuda":
-            free = free_memory(self.data.device)
-            self.block_entries, self.keep_bytes = min(max(free // 128, GPU_BLOCKS[0]), GPU_BLOCKS[1]), free // 4
+        Eight roundings of a term and its sum, those of the rotation, and what the basis leaves out of the row.
+        """
+        rounding = torch.tensor([8 + self.data.width**0.5, 8.0], dtype=torch.float64, device=self.data.device)
+        errors = EPS * rounding * self.row_norms
+        if self.left_out is not None:
+            errors[:, 0] += 2**0.5 * self.left_out
+        return errors
 
     def may_keep(self, n_entries: int, dtype: torch.dtype) -> bool:
         """Whether `n_entries` values a row fit in the memory for kept logits or probabilities."""
@@ -125,13 +135,14 @@ class MeanLoss:
             rows = slice(start, start + len(X))
             losses, missed, _ = residuals_(z, y, None if kept is None else kept[:, :, rows])
             loss += losses @ weights
-            noise += missed @ (weights[:, None] * self.row_norms[rows])
+            noise += missed @ (weights[:, None] * self.row_errors[rows])
             gradient.addmm_(z.mul_(weights.to(z.dtype)).view(P * R, len(X)), X)
         self.data.sum_over_ranks(loss, gradient, noise)
         gradient = gradient.view(P, R, columns)
         gradient[..., :-1] += l2[:, None, None] * theta[..., :-1]
         size = theta[..., :-1].square().sum(dim=(1, 2))
-        return Evaluation(theta, gradient, loss + 0.5 * l2 * size, self.rounding(noise, l2, theta), kept)
+        noise[:, 0] += 8 * EPS * l2 * size.sqrt()
+        return Evaluation(theta, gradient, loss + 0.5 * l2 * size, noise, kept)
 
     def linear(self, theta: Tensor) -> Tensor:
         """Logits (P*R, N) of every row without their intercepts."""
@@ -187,19 +198,36 @@ class MeanLoss:
         return product
 
 
-@contextmanager
-def _tensor_cores(direction: Tensor) -> Iterator[None]:
+class _TensorCores:
     """TF32 for products with float32 directions on a GPU: three digits are enough for a step that float64 measures.
 
     With its rounding imitated on a CPU a path took 878 products for 627, all certified (3,000 x 96, 10 classes).
+    The precision is the process's: of the threads that solve layers side by side the first sets it, the last restores.
     """
-    before = torch.get_float32_matmul_precision()
-    if direction.is_cuda and direction.dtype == torch.float32:
-        torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.before = Lock(), 0, "highest"
+
+    def _count(self, change: int) -> None:
+        with self.lock:
+            if not self.users:
+                self.before = torch.get_float32_matmul_precision()
+            self.users += change
+            torch.set_float32_matmul_precision("high" if self.users else self.before)
+
+    @contextmanager
+    def __call__(self, direction: Tensor) -> Iterator[None]:
+        if not (direction.is_cuda and direction.dtype == torch.float32):
+            yield
+            return
+        self._count(1)
+        try:
+            yield
+        finally:
+            self._count(-1)
+
+
+_tensor_cores = _TensorCores()
 
 
 def residuals_(z: Tensor, y: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from probekit.solver.certificate import GapBound
-from probekit.solver.eigenbasis import Coordinates
 from probekit.solver.mean_loss import Evaluation, MeanLoss
 
 # of the numbers of problems (p,): their approximate inverse Hessians times vectors (p, R, D+1)
@@ -49,94 +48,79 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return (a.double() * b.double()).sum(dim=(-2, -1))
 
 
-def newton(
-    loss: MeanLoss,
-    bound: GapBound,
-    full_bound: GapBound,
-    coordinates: Coordinates,
-    theta: Tensor,
-    l2: Tensor,
-    low: Tensor,
-    precondition: Preconditioner,
-    tol: float,
-    *,
-    max_rounds: int = 30,
-    max_products: int = 300,
-) -> Refined:
-    """Minimise P problems from theta (P, R, D+1) until each one's relative gap is at most `tol`.
-
-    Parameters
-    ----------
-    loss : in the eigenbasis and the working precision, for Hessian products
-    bound : of the gap; holds the same loss in solver columns and float64; full_bound : the same in all columns
-    coordinates : say how to go from one to the other
-    l2 : (P,) penalties; low : (P,) what is known to be below the optima, or minus infinity
-    precondition : approximate inverse Hessians times vectors
-    max_rounds, max_products : Newton steps, and Hessian products of each
-    """
-    R = theta.shape[1]
-    group = max(SIDE_BY_SIDE // R, 1)
-    while group > 1 and not loss.may_keep(group * R, loss.data.dtype):
-        group = -(-group // 2)
-    parts = []
-    for some in torch.arange(len(theta), device=theta.device).split(group):
-        run = _Newton(loss, bound, full_bound, coordinates, l2[some], precondition, some, tol, max_products)
-        parts.append(run(theta[some], low[some], max_rounds))
-    if len(parts) == 1:
-        return parts[0]
-    at = Evaluation(
-        *(torch.cat([getattr(p.at, name) for p in parts]) for name in ("theta", "gradient", "loss", "noise"))
-    )
-    names = ("low", "done", "stalled", "products")
-    return Refined(at, *(torch.cat([getattr(p, name) for p in parts]) for name in names))
-
-
 @dataclass
-class _Newton:
+class Newton:
+    """The method for one set of rows.
+
+    Attributes
+    ----------
+    loss : in the working precision, for Hessian products
+    bound : of the gap; holds the loss in float64
+    largest : max|g| (P,) of gradients (P, R, D+1) in the columns of the rows; limit : what it may be at the end
+    precondition : approximate inverse Hessians times vectors
+    tol : relative gap
+    """
+
     loss: MeanLoss
     bound: GapBound
-    full_bound: GapBound
-    coordinates: Coordinates
-    l2: Tensor
+    largest: Callable[[Tensor], Tensor]
+    limit: float
     precondition: Preconditioner
-    names: Tensor
     tol: float
-    max_products: int
 
-    def __call__(self, theta: Tensor, low: Tensor, max_rounds: int) -> Refined:
-        P, device = len(theta), theta.device
-        index = torch.arange(P, device=device)
-        keep = self.loss.data.dtype if self.loss.may_keep(P * theta.shape[1], self.loss.data.dtype) else None
-        here = self.bound.exact.evaluate(theta, self.l2, keep)
-        done, stalled = (torch.zeros(P, dtype=torch.bool, device=device) for _ in range(2))
-        products = torch.ones(P, dtype=torch.int64, device=device)
-        best = torch.full((P,), torch.inf, dtype=torch.float64, device=device)
-        low = low.clone()
-        waited = torch.zeros(P, dtype=torch.int64, device=device)
+    def __call__(
+        self, theta: Tensor, l2: Tensor, low: Tensor, names: Tensor, max_rounds: int, max_products: int
+    ) -> Refined:
+        """Minimise P problems from theta (P, R, D+1), or fewer at a time where probabilities take too much memory.
+
+        Parameters
+        ----------
+        l2 : (P,) penalties; low : (P,) what is known to be below the optima, or minus infinity
+        names : (P,) numbers of the problems, for the preconditioner
+        max_rounds, max_products : Newton steps, and Hessian products of each
+        """
+        P, R, _ = theta.shape
+        dtype, group = self.loss.data.dtype, max(SIDE_BY_SIDE // R, 1)
+        while group > 1 and not self.loss.may_keep(group * R, dtype):
+            group = -(-group // 2)
+        if group < P:
+            runs = [
+                self(theta[some], l2[some], low[some], names[some], max_rounds, max_products)
+                for some in torch.arange(P, device=theta.device).split(group)
+            ]
+            at = Evaluation.join([run.at for run in runs])
+            rest = ("low", "done", "stalled", "products")
+            return Refined(at, *(torch.cat([getattr(run, name) for run in runs]) for name in rest))
+        index = torch.arange(P, device=theta.device)
+        keep = dtype if self.loss.may_keep(P * R, dtype) else None
+        here = self.bound.exact.evaluate(theta, l2, keep)
+        done, stalled = torch.zeros_like(l2, dtype=torch.bool), torch.zeros_like(l2, dtype=torch.bool)
+        products, waited = torch.ones_like(names), torch.zeros_like(names)
+        best, low = torch.full_like(l2, torch.inf), low.clone()
         for round_ in range(max_rounds + 1):
             now = here if len(index) == P else here.take(index)
-            own = self.bound.at(now, self.l2[index])
-            if self.bound is self.full_bound:  # with columns left out, the gradient's bound is not one of f*
-                low[index] = torch.maximum(low[index], now.loss - own)
-            gap = torch.minimum(own, now.loss - low[index]) / now.loss
+            low[index] = torch.maximum(low[index], now.loss - self.bound.at(now, l2[index]))
+            gap = (now.loss - low[index]) / now.loss
             waited[index] = torch.where(gap <= 0.5 * best[index], 0, waited[index] + 1)
             best[index] = torch.minimum(best[index], gap)
-            done[index] = self.bound.reached(now, gap, self.tol)
+            done[index] = (gap <= self.tol) & (self.largest(now.gradient) <= self.limit)
             stalled[index] = ~done[index] & (waited[index] > PATIENCE) & (gap < 1)
-            if round_ == max_rounds:
-                break
             todo = (~done[index] & ~stalled[index]).nonzero()[:, 0]
-            if not len(todo):
+            if round_ == max_rounds or not len(todo):
                 break
             if len(todo) < len(index):
                 index, now = index[todo], now.take(todo)
-            step, gain, spent, last = self._solve(now, index)
+            # what conjugate gradients of the last step may leave
+            enough = 2 * l2[index] * STEP_SHARE * self.tol * now.loss
+            step, gain, spent, left = conjugate_gradients(
+                self.loss, now, l2[index], self.precondition, names[index], enough, max_products, NEAR * self.tol
+            )
             products[index] += spent
-            last = last.nonzero()[:, 0]
+            last = (left[..., :-1].square().sum(dim=(1, 2)) <= 2 * enough).nonzero()[:, 0]
             if len(last):
-                at = index[last]
-                low[at] = torch.maximum(low[at], self._lower(now.take(last), self.l2[at], -step[last]))
-            moved, failed, tries = self._descend(now, step, gain, index, keep)
+                ends = index[last]
+                low[ends] = torch.maximum(low[ends], self.bound.lower(now.take(last), l2[ends], -step[last]))
+            moved, failed, tries = self._descend(now, step, gain, l2[index], keep)
             products[index] += tries
             if len(index) == P and not len(failed):
                 here = moved
@@ -147,19 +131,13 @@ class _Newton:
                 index = index[~stalled[index]]
                 if not len(index):
                     break
-        return Refined(Evaluation(here.theta, here.gradient, here.loss, here.noise), low, done, stalled, products)
-
-    def _lower(self, at: Evaluation, l2: Tensor, direction: Tensor) -> Tensor:
-        """Lower bounds of the optima, in all columns."""
-        full = self.coordinates.to_full
-        return self.full_bound.lower(at.loss, full(at.theta), l2, full(direction))
+        return Refined(replace(here, probabilities=None), low, done, stalled, products)
 
     def _descend(
-        self, now: Evaluation, step: Tensor, gain: Tensor, index: Tensor, keep: torch.dtype | None
+        self, now: Evaluation, step: Tensor, gain: Tensor, l2: Tensor, keep: torch.dtype | None
     ) -> tuple[Evaluation, Tensor, int]:
         """Halve each problem's step until its loss falls; those that find no descent (numbers in `now`) stay there."""
-        l2, length = self.l2[index], torch.ones_like(now.loss)
-        open_ = torch.arange(len(index), device=step.device)
+        length, open_ = torch.ones_like(now.loss), torch.arange(len(l2), device=step.device)
         moved, tries = now, 0
         while len(open_) and tries < HALVINGS:
             start = now if not tries else now.take(open_)
@@ -177,24 +155,6 @@ class _Newton:
             open_, tries = open_[worse], tries + 1
             length[open_] *= 0.5
         return moved, open_, tries
-
-    def _solve(self, at: Evaluation, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Steps (P, R, D+1) in float64, gains and products (P,); whether residuals are what certificates ask (P,)."""
-        enough = 2 * self.l2[index] * STEP_SHARE * self.tol * at.loss
-        rotate = self.coordinates.rotate
-        turned = replace(at, theta=rotate(at.theta), gradient=rotate(at.gradient))
-        step, gain, products, left = conjugate_gradients(
-            self.loss,
-            turned,
-            self.l2[index],
-            self.precondition,
-            self.names[index],
-            enough,
-            self.max_products,
-            NEAR * self.tol,
-        )
-        last = left[..., :-1].square().sum(dim=(1, 2)) <= 2 * enough
-        return self.coordinates.unrotate(step), gain, products, last
 
 
 def conjugate_gradients(
@@ -224,7 +184,12 @@ def conjugate_gradients(
     enough = enough / scale.square()
     relative = scale.square() / at.loss
     # what each problem ends with, written when it leaves the iteration
-    ends = [torch.zeros_like(at.gradient), torch.zeros_like(l2), torch.zeros_like(names), at.gradient.to(dtype)]
+    ends = [
+        torch.zeros_like(at.gradient),
+        torch.zeros_like(l2),
+        torch.zeros_like(names),
+        at.gradient.to(dtype, copy=True),
+    ]
     index = torch.arange(len(l2), device=l2.device)
     theta, probabilities, apply = at.theta, at.probabilities, precondition(names)
     r = (at.gradient / scale[:, None, None]).to(dtype)

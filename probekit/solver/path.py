@@ -1,7 +1,9 @@
 """`fit_path`: one certified probe a penalty, all penalties at once."""
 
+import numbers
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import ConvergenceWarning
 
+from igpt_model.arguments import checked
 from probekit.runtime.errors import UserError
 from probekit.solver import objective
 from probekit.solver.agreement import rank_zero_factors
@@ -23,7 +26,7 @@ from probekit.solver.validation import (
     label_index,
     read_features,
     read_finite,
-    read_labels,
+    read_known_labels,
 )
 
 Array = NDArray[np.float64]
@@ -31,7 +34,7 @@ Array = NDArray[np.float64]
 BLOCK_SCORES = 1 << 24  # held at once while a path is scored
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ProbePath:
     """Probes along a path of penalties.
 
@@ -95,13 +98,14 @@ class ProbePath:
     def accuracy(self, X: Any, y: ArrayLike) -> Array:
         """Share of rows classified correctly (n_C,)."""
         predicted = self.predict(X)
-        return np.asarray((predicted == read_labels(y, predicted.shape[1])).mean(axis=1))
+        labels = read_known_labels(y, predicted.shape[1], self.classes)
+        return np.asarray((predicted == labels).mean(axis=1))
 
     def log_loss(self, X: Any, y: ArrayLike) -> Array:
         """Mean cross-entropy in nats (n_C,); every label must be one of `classes`."""
         check_columns(X, self.feature_names)
         source = read_features(X)
-        index = label_index(read_labels(y, source.shape[0]), self.classes)
+        index = label_index(read_known_labels(y, source.shape[0], self.classes), self.classes)
         if (index < 0).any():
             raise UserError("log_loss was given labels the path was not fitted on; drop those rows first.")
         total = np.zeros(len(self))
@@ -112,10 +116,13 @@ class ProbePath:
 
     def probe(self, index: int) -> Any:
         """The `LinearProbe` of penalty number `index`, fitted, with this path's settings."""
+        if isinstance(index, bool) or not isinstance(index, numbers.Integral) or not -len(self) <= index < len(self):
+            raise UserError(f"The path has {len(self)} penalties, but number {index!r} was asked for; count from 0.")
         # by name: the solver can be read, and used, without the estimators that are built on it
         return import_module("probekit.probes.linear").LinearProbe.from_path(self, index)
 
 
+@checked
 def fit_path(
     X: Any,
     y: ArrayLike,
@@ -171,9 +178,11 @@ def fit_path(
         raise UserError(
             "rows_dealt needs the torch backend and a running torch.distributed group; start with torchrun."
         )
-    inputs = read_inputs(X, y, Cs, sample_weight, standardize, device, dtype, rows_dealt)
-    l2s = objective.C_to_l2(inputs.Cs, inputs.total_weight)
-    with rank_zero_factors(rows_dealt):
+    # the solver names the device of whatever is not on the host, which is torch's default unless a user changed it
+    home = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+    with home, rank_zero_factors(rows_dealt):
+        inputs = read_inputs(X, y, Cs, sample_weight, standardize, device, dtype, rows_dealt)
+        l2s = objective.C_to_l2(inputs.Cs, inputs.total_weight)
         fitted = fit_backend(backend, inputs, l2s, tol=tol, max_iter=max_iter, fit_intercept=fit_intercept)
     coef, intercept = inputs.unscale(fitted.theta[..., :-1], fitted.theta[..., -1])
     path = ProbePath(

@@ -1,28 +1,22 @@
-"""From weighted data and penalties to certified probes: coordinates, nodes, interpolation, certificate, retries."""
+"""From weighted data and penalties to certified probes: nodes along the path, interpolation, certificate, retries."""
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from probekit.solver import dense
-from probekit.solver.certificate import (
-    GRADIENT_RATIO,
-    KINDS,
-    Certificate,
-    GapBound,
-    prior_intercept,
-)
+from probekit.solver.certificate import GRADIENT_RATIO, KINDS, Certified, GapBound, prior_intercept
 from probekit.solver.continuation import CLOSE_RATIO, choose_nodes, lagrange
 from probekit.solver.data import WeightedData
-from probekit.solver.eigenbasis import Coordinates, find_coordinates, plain_coordinates
+from probekit.solver.eigenbasis import find_coordinates
+from probekit.solver.host import HostProblem, fit_on_host
 from probekit.solver.mean_loss import Evaluation, MeanLoss, covariance_of
-from probekit.solver.memory_plan import Plan, make_plan
-from probekit.solver.newton import SIDE_BY_SIDE, Refined, conjugate_gradients, newton
+from probekit.solver.memory_plan import make_plan, penalties_at_once
+from probekit.solver.newton import SIDE_BY_SIDE, Newton, Refined, conjugate_gradients
 from probekit.solver.preconditioners import Kronecker
 from probekit.solver.sampled import Factor, class_inverses, pair_factor, row_importance
 
@@ -33,98 +27,62 @@ FACTOR_REACH = 40.0  # a factor serves penalties down to this part of its own
 NODE_ROUNDS, NODE_PRODUCTS = 3, 40  # Newton steps by one factor, and products of each: more ask for a new factor
 FIRST_ROUNDS, FIRST_PRODUCTS = 2, 15  # the same by a factor of the node before
 NODE_FACTORS = 10  # for one node
-INNER = 0.5  # of tol: the target of Newton steps in fewer columns than the certificate counts
+LEFT_OUT = 1e-2  # of the tolerance: what directions that are left out may add to a gap
 ONE_THREAD_ENTRIES = 1 << 19  # X of fewer entries is solved by one thread
 RETRY_PRODUCTS = 2000
-FEW_PENALTIES = 2  # have little to share: solved one by one, or without an eigenbasis, which costs more than the fit
-FEW_STEPS, FEW_PRODUCTS = 12, 60  # without an eigenbasis
-DENSE_STEPS = 500  # of Newton's method with the whole Hessian, on the way to one penalty
-DENSE_RETRY_COLUMNS = 2000  # of the whole Hessian, for a fit that conjugate gradients left open
+WHOLE_COLUMNS = 2000  # of the whole Hessian, for a fit that conjugate gradients left open
 
 
-@dataclass(frozen=True)
-class Solution:
-    """Certified probes of the rows as given; passes over the rows spent on each; why each ended."""
-
-    certificate: Certificate
-    n_iter: Tensor
-    stop_reason: list[str]
-    plan: Plan
-
-
-def solve(data: WeightedData, l2: Tensor, tol: float = 1e-4, max_iter: int = 2000) -> Solution:
-    """Fit and certify one probe a penalty.
+def solve(data: WeightedData, l2: NDArray[np.float64], tol: float, max_iter: int) -> tuple[Certified, str]:
+    """Fit and certify one probe a penalty, and say how.
 
     Parameters
     ----------
     data : rows in the columns the penalty acts on (standardised, if at all), weights summing to 1
-    l2 : (P,) float64 penalties of the mean loss, in any order
+    l2 : (P,) penalties of the mean loss, in any order
     tol : relative objective gap at which a fit counts as converged
     max_iter : Newton steps of one fit, and Hessian products of each, at most
     """
+    penalties, place = np.unique(l2, return_inverse=True)
     with _threads_for(data):
-        l2_sorted, place = l2.unique(return_inverse=True)
-        plan = make_plan(data, len(l2_sorted))
-        solver = _without_eigenbasis(data, l2_sorted, tol, max_iter, plan)
-        if solver is None:
-            solver = PathSolver(data, l2_sorted, tol, max_iter, plan)
-            solver.run()
-        open_ = ~solver.certificate.converged(tol)
-        if solver.narrowed and bool(open_.any()) and max_iter > 1:
-            again = PathSolver(
-                data,
-                l2_sorted[open_],
-                tol,
-                max_iter,
-                make_plan(data, int(open_.sum())),
-                find_coordinates(data, plan.in_memory, reduce=False),
-            )
-            again.run()
-            solver.adopt(open_.nonzero()[:, 0], again)
-    converged = solver.certificate.converged(tol)
-    reasons = ["converged" if ok else why for ok, why in zip(converged.tolist(), solver.why, strict=True)]
-    return Solution(
-        solver.certificate.take(place), solver.n_iter[place], [reasons[i] for i in place.tolist()], solver.plan
-    )
+        found = fit_on_host(data, penalties, tol, max_iter)
+        if found is not None:
+            certified, how = found
+            plan = f"{len(data)} rows x {data.width} features, {data.n_classes} classes, {len(l2)} penalties: {how}."
+        else:
+            # neighbouring penalties stay together: each is found from the ones beside it
+            parts = np.array_split(penalties, -(-len(penalties) // penalties_at_once(data, len(penalties))))
+            solvers = [PathSolver(data, torch.from_numpy(part).to(data.device), tol, max_iter) for part in parts]
+            certified = Certified.join([solver.run() for solver in solvers])
+            plan = str(solvers[0].plan)
+            if len(parts) > 1:
+                plan = f"{len(l2)} penalties in {len(parts)} parts, for want of memory; {plan}"
+    reasons = certified.figures["stop_reason"]
+    reasons[certified.converged(tol)] = "converged"
+    certified.figures["stop_reason"] = reasons.astype(str)
+    return certified.take(place), plan
 
 
-def _without_eigenbasis(data: WeightedData, l2: Tensor, tol: float, max_iter: int, plan: Plan) -> "PathSolver | None":
-    """One or two penalties in the columns as they are, or None where that is not tried or does not certify them.
-
-    2,000 x 4,000, two classes, CPU seconds of one thread: 3.9 with the basis of the general method, 0.5 without.
-    """
-    if len(l2) > FEW_PENALTIES or _is_small(data) or data.sharded or not plan.in_memory or max_iter < FEW_STEPS:
-        return None
-    solver = PathSolver(data, l2, tol, max_iter, plan, plain_coordinates(data))
-    every = torch.arange(len(l2), device=l2.device)
-    refined = solver._refine(every, solver.theta, FEW_STEPS, FEW_PRODUCTS)
-    solver.certificate = solver._finished(every, refined)
-    return solver if bool(solver.certificate.converged(tol).all()) else None
-
-
-def certify(data: WeightedData, theta: Tensor, l2: Tensor) -> Certificate:
+def certify(data: WeightedData, theta: NDArray[np.float64], l2: NDArray[np.float64]) -> Certified:
     """Certify probes made elsewhere: theta (P, R, D+1) of the rows as given."""
-    plan = make_plan(data, len(l2))
-    solver = PathSolver(data, l2, 0.0, 0, plan, find_coordinates(data, plan.in_memory, reduce=False))
-    at = solver.exact.evaluate(solver.coordinates.from_original(theta.double()), l2)
-    every = torch.arange(len(l2), device=l2.device)
-    return solver.summarise(at, every, solver.lower_bounds(at, every))
+    if _takes_whole_hessians(data):
+        return HostProblem(data, 0.0).certify(theta, l2)
+    solver = PathSolver(data, torch.from_numpy(l2).to(data.device), -1.0, 0)
+    solver.theta = solver.coordinates.from_original(torch.from_numpy(theta).to(data.device))
+    at = solver.exact.evaluate(solver.theta, solver.l2)
+    return solver.summarise(at, solver.lower_bounds(at, solver.l2))
 
 
-def _is_small(data: WeightedData) -> bool:
-    return dense.is_small(len(data), data.n_coef_rows, min(len(data), data.width) + 1)
-
-
-def few_entries(data: WeightedData) -> bool:
-    """Whether these rows are so few that a pass takes microseconds."""
-    return data.largest_share * (data.width + 1) <= ONE_THREAD_ENTRIES
+def _takes_whole_hessians(data: WeightedData) -> bool:
+    on_host = data.device.type == "cpu" and not data.sharded
+    return on_host and data.n_coef_rows * (min(len(data), data.width) + 1) <= WHOLE_COLUMNS
 
 
 @contextmanager
 def _threads_for(data: WeightedData) -> Iterator[None]:
     """One thread for small problems: waking the others for tens of microseconds of work costs more than it gives."""
     threads = torch.get_num_threads()
-    few = threads > 1 and data.device.type == "cpu" and few_entries(data)
+    few = threads > 1 and data.device.type == "cpu" and data.largest_share * (data.width + 1) <= ONE_THREAD_ENTRIES
     if few:
         torch.set_num_threads(1)
     try:
@@ -135,132 +93,94 @@ def _threads_for(data: WeightedData) -> Iterator[None]:
 
 
 class PathSolver:
-    """The state of one path being solved: penalties sorted from weak to strong, theta in solver coordinates."""
+    """The state of one path being solved: penalties sorted from weak to strong, theta in the eigenbasis."""
 
-    def __init__(
-        self,
-        data: WeightedData,
-        l2: Tensor,
-        tol: float,
-        max_iter: int,
-        plan: Plan,
-        coordinates: Coordinates | None = None,
-    ) -> None:
-        self.l2, self.log_l2, self.tol, self.max_iter = l2, l2.log(), tol, max_iter
+    def __init__(self, data: WeightedData, l2: Tensor, tol: float, max_iter: int) -> None:
+        self.data, self.tol, self.max_iter = data, tol, max_iter
+        self.l2, self.log_l2 = l2, l2.log()
         self.log_l2_of = self.log_l2.tolist()  # on the host: reading one from a GPU waits for it
         self.R = data.n_coef_rows
-        self.on_host = data.device.type == "cpu" and not data.sharded
-        self.dense = _is_small(data) and self.on_host
-        self.plan = plan
-        if coordinates is None:
-            coordinates = find_coordinates(data, self.plan.in_memory or self.dense, eigen=not self.dense)
-        self.coordinates = coordinates
-        self.exact = MeanLoss(coordinates.exact)
-        self.loss = MeanLoss(coordinates.data)
+        self.plan = make_plan(data, len(l2))
+        self.coordinates = find_coordinates(data, self.plan.in_memory, LEFT_OUT * tol * math.exp(self.log_l2_of[0]))
+        self.exact = MeanLoss(self.coordinates.exact, self.coordinates.left_out)
+        self.loss = MeanLoss(self.coordinates.data)
         prior = prior_intercept(data)
-        self.theta = torch.zeros(len(l2), self.R, coordinates.exact.width + 1, dtype=torch.float64, device=l2.device)
+        self.theta = torch.zeros(len(l2), self.R, self.loss.data.width + 1, dtype=torch.float64, device=l2.device)
         self.theta[..., -1] = prior
-        self.zero = self.theta[0].clone()
-        zero = self.exact.evaluate(self.theta[:1], torch.zeros(1, dtype=torch.float64, device=l2.device))
-        self.grad_at_zero = float(coordinates.to_full(zero.gradient).abs().max())
-        # between bases only norms are kept: a largest entry in one may be as large as the norm in another
-        limit = GRADIENT_RATIO * self.grad_at_zero
-        self.narrowed = coordinates.projection is not None
-        self.bound = GapBound(self.exact, limit / (zero.gradient.numel() ** 0.5 if self.narrowed else 1.0))
-        self.full_bound = GapBound(MeanLoss(coordinates.full), limit) if self.narrowed else self.bound
+        self.grad_at_zero = float(self.largest(self.exact.evaluate(self.theta[:1], l2[:1]).gradient))
+        self.bound = GapBound(self.exact)
+        self.newton = Newton(
+            self.loss, self.bound, self.largest, GRADIENT_RATIO * self.grad_at_zero, self.precondition, tol
+        )
         self.n_iter = torch.zeros(len(l2), dtype=torch.int64, device=l2.device)
         self.low = torch.full_like(l2, -torch.inf)  # what is known to be below the optima
-        self.why = ["max_iter"] * len(l2)
+        self.stalled = torch.zeros_like(l2, dtype=torch.bool)
         self.factors: list[Factor] = []
         self.importance: Tensor | None = None
         self.factor_of = [-1] * len(l2)  # number of the factor that serves a penalty; -1: none
-        if len(coordinates.eigenvalues):
-            p = prior.softmax(dim=0) if self.R > 1 else prior.sigmoid() * (-prior).sigmoid()
-            one = torch.ones(1, dtype=torch.float64, device=l2.device)
-            covariance, dtype = covariance_of(p[None, :, None], one), coordinates.data.dtype
-            self.kronecker = Kronecker(covariance, coordinates.eigenvalues, l2, dtype)
+        p = prior.softmax(dim=0) if self.R > 1 else prior.sigmoid() * (-prior).sigmoid()
+        covariance = covariance_of(p[None, :, None], torch.ones_like(l2[:1]))
+        self.kronecker = Kronecker(covariance, self.coordinates.eigenvalues, l2, self.loss.data.dtype)
 
-    def run(self) -> None:
+    def run(self) -> Certified:
         """Solve and certify every penalty; what stays open is tried again by slower and surer ways."""
-        if self.dense:
-            self._follow_dense(torch.arange(len(self.l2)).flip(0))
-            at = self._evaluate_full(self.theta, self.l2)
-            self.certificate = self.summarise(at, torch.arange(len(self.l2)))
-        else:
-            self.solve_nodes()
-            self.interpolate()
-            every = torch.arange(len(self.l2), device=self.l2.device)
-            self.certificate = self._finished(every, self._refine(every, self.theta))
-        if self.max_iter > 1:
-            self._retry()
-
-    def adopt(self, index: Tensor, other: "PathSolver") -> None:
-        """Take the fits at `index` from another solver of these penalties."""
-        self.certificate.put(index, other.certificate)
-        self.n_iter[index] += other.n_iter
-        for i, why in zip(index.tolist(), other.why, strict=True):
-            self.why[i] = why
+        self.solve_nodes()
+        self.interpolate()
+        every = torch.arange(len(self.l2), device=self.l2.device)
+        at = self._refine(every, self.theta).at
+        certified = self.summarise(at, self.low)
+        open_ = (~certified.converged(self.tol)).nonzero()[0]
+        if not len(open_) or self.max_iter == 1:
+            return certified
+        if _takes_whole_hessians(self.data):
+            problem, penalties = HostProblem(self.data, self.tol), self.l2.numpy()[open_]
+            certified.put(open_, problem.follow(penalties, self.max_iter, certified.theta[open_]))
+            return certified
+        index = torch.from_numpy(open_).to(self.l2.device)
+        self.factors, self.factor_of = [], [-1] * len(self.l2)  # without sampled factors
+        again = self._refine(index, self.theta[index], products=RETRY_PRODUCTS).at
+        self.low[index] = torch.maximum(self.low[index], self.lower_bounds(again, self.l2[index]))
+        at.put(index, again)
+        return self.summarise(at, self.low)
 
     # ---- evaluation and certificates
-    def _evaluate_full(self, theta: Tensor, l2: Tensor) -> Evaluation:
-        full = self.coordinates.to_full(theta)
-        parts = [
-            self.full_bound.exact.evaluate(full[i], l2[i])
-            for i in torch.arange(len(l2), device=l2.device).split(max(SIDE_BY_SIDE // self.R, 1))
-        ]
-        return Evaluation(*(torch.cat([getattr(p, n) for p in parts]) for n in ("theta", "gradient", "loss", "noise")))
+    def largest(self, gradient: Tensor) -> Tensor:
+        """max|g| (P,) of gradients (P, R, r+1) in the columns of the centred rows.
 
-    def summarise(self, at: Evaluation, index: Tensor, low: Tensor | None = None) -> Certificate:
-        """The certificate of probes measured in all centred columns, by the better of its own and `low` (P,)."""
-        gap_bound = self.full_bound.at(at, self.l2[index])
-        kind = torch.zeros_like(at.loss, dtype=torch.int64)
-        if low is not None:
-            below = (at.loss - low).clamp_min(0)
-            kind[below < gap_bound] = KINDS.index("corrected_duality_gap")
-            gap_bound = torch.minimum(gap_bound, below)
-        return Certificate(
-            theta=self.coordinates.to_original(at.theta),
-            loss=at.loss,
-            grad_max=self.coordinates.gradient_to_original(at.gradient).abs().amax(dim=(1, 2)),
-            # of centred rows: a mean of 1e8 times the rounding of the intercepts' gradient says nothing
-            grad_rel=at.gradient.abs().amax(dim=(1, 2)) / max(self.grad_at_zero, 1e-300),
-            gap_bound=gap_bound,
-            gap=gap_bound / at.loss.clamp_min(1e-300),
-            kind=kind,
-            intercept_residual=at.gradient[..., -1].abs().amax(dim=1),
-        )
-
-    def lower_bounds(self, at: Evaluation, index: Tensor) -> Tensor:
-        """Lower bounds of the optima (P,) from probes at evaluated in all columns, where Newton's own are too low.
-
-        By whole Newton steps and sums in extended precision, or by as many conjugate gradients as it takes; `index`
-        are the problems' numbers.
+        Of the rows as given, a mean of 1e8 times the rounding of the intercepts' gradient says nothing.
         """
-        l2, bound = self.l2[index], self.full_bound
-        if self.on_host and self.R * at.theta.shape[2] <= DENSE_RETRY_COLUMNS:
-            problem = self._dense_problem(bound.exact.data)
-            points = [dense.dual_point(problem, t, float(one)) for t, one in zip(at.theta.numpy(), l2, strict=True)]
-            residual, divergence, *rest = (torch.from_numpy(np.stack(part)) for part in zip(*points, strict=True))
-            return at.loss - divergence - bound(at.theta, residual, rest[0], l2, rest[1])
-        if self.narrowed:
-            return torch.full_like(at.loss, -torch.inf)  # tried again in all columns, see `solve`
-        kronecker = Kronecker(bound.exact.covariance(at.theta), self.coordinates.eigenvalues, l2, torch.float64)
-        turn, back = self.coordinates.rotate, self.coordinates.unrotate
-        names = torch.arange(len(l2), device=l2.device)
-        step, *_ = conjugate_gradients(
-            bound.exact, at, l2, lambda some: lambda v: back(kronecker(turn(v), some)), names,
-            0.2 * l2 * max(self.tol, 1e-6) * at.loss, RETRY_PRODUCTS, math.inf,
-        )  # fmt: skip
-        return bound.lower(at.loss, at.theta, l2, -step)
+        return self.coordinates.to_columns(gradient).abs().amax(dim=(1, 2))
 
-    def _finished(self, index: Tensor, refined: Refined) -> Certificate:
-        """Store where Newton ended and certify it."""
-        self.theta[index] = refined.at.theta
-        self.n_iter[index] += refined.products
-        for i, stalled in zip(index.tolist(), refined.stalled.tolist(), strict=True):
-            self.why[i] = "stalled" if stalled else "max_iter"
-        at = self._evaluate_full(refined.at.theta, self.l2[index]) if self.narrowed else refined.at
-        return self.summarise(at, index, refined.low)
+    def summarise(self, at: Evaluation, low: Tensor) -> Certified:
+        """The certificate of probes, by the better of their own bound and `low` (P,)."""
+        own, below = self.bound.at(at, self.l2), (at.loss - low).clamp_min(0)
+        shift, of_b = self.coordinates.shift, at.gradient[..., -1:]
+        of_given = self.coordinates.to_columns(at.gradient)[..., :-1] + of_b * shift
+        gap = torch.minimum(own, below)
+        figures = {
+            "loss": at.loss,
+            "grad_max": torch.maximum(of_given.abs().amax(dim=(1, 2)), of_b.abs().amax(dim=(1, 2))),
+            "grad_rel": self.largest(at.gradient) / max(self.grad_at_zero, 1e-300),
+            "gap_bound": gap,
+            "gap": gap / at.loss.clamp_min(1e-300),
+            "kind": below < own,
+            "intercept_residual": of_b.abs().amax(dim=(1, 2)),
+            "n_iter": self.n_iter,
+            "stop_reason": self.stalled,
+        }
+        arrays = {name: value.cpu().numpy() for name, value in figures.items()}
+        arrays["kind"] = np.array(KINDS)[arrays["kind"].astype(int)]
+        arrays["stop_reason"] = np.array(["max_iter", "stalled"], object)[arrays["stop_reason"].astype(int)]
+        return Certified(self.coordinates.to_original(at.theta).cpu().numpy(), arrays)
+
+    def lower_bounds(self, at: Evaluation, l2: Tensor) -> Tensor:
+        """Lower bounds of the optima (P,) by as many conjugate gradients as it takes, in float64."""
+        kronecker = Kronecker(self.exact.covariance(at.theta), self.coordinates.eigenvalues, l2, torch.float64)
+        enough, names = 0.2 * l2 * max(self.tol, 1e-6) * at.loss, torch.arange(len(l2), device=l2.device)
+        step, *_ = conjugate_gradients(
+            self.exact, at, l2, lambda some: lambda v: kronecker(v, some), names, enough, RETRY_PRODUCTS, math.inf
+        )
+        return self.bound.lower(at, l2, -step)
 
     # ---- Newton steps
     def precondition(self, index: Tensor) -> Callable[[Tensor], Tensor]:
@@ -282,14 +202,13 @@ class PathSolver:
         return apply
 
     def _refine(self, index: Tensor, start: Tensor, rounds: int = 30, products: int = 300) -> Refined:
-        """Newton steps for the problems at `index` from `start`."""
+        """Newton steps for the problems at `index` from `start`, stored."""
         self._renew_kronecker(index, start)
-        refined = newton(
-            self.loss, self.bound, self.full_bound, self.coordinates, start, self.l2[index], self.low[index],
-            lambda some: self.precondition(index[some]), (INNER if self.narrowed else 1.0) * self.tol,
-            max_rounds=min(rounds, self.max_iter), max_products=max(min(products, self.max_iter), 1),
-        )  # fmt: skip
-        self.low[index] = refined.low
+        rounds, products = min(rounds, self.max_iter), max(min(products, self.max_iter), 1)
+        refined = self.newton(start, self.l2[index], self.low[index], index, rounds, products)
+        self.theta[index], self.low[index] = refined.at.theta, refined.low
+        self.n_iter[index] += refined.products
+        self.stalled[index] = refined.stalled
         return refined
 
     def _renew_kronecker(self, index: Tensor, theta: Tensor) -> None:
@@ -297,15 +216,8 @@ class PathSolver:
         mine = [k for k, i in enumerate(index.tolist()) if self.factor_of[i] < 0]
         theta = theta[torch.tensor(mine, dtype=torch.int64, device=theta.device)]
         if mine and bool(theta[..., :-1].any()):
-            turned = self.coordinates.rotate(theta).to(self.loss.data.dtype)
-            self.kronecker.update(self.loss.covariance(turned), index[torch.tensor(mine, device=index.device)])
-
-    def _advance(self, index: Tensor, start: Tensor, rounds: int = 30, products: int = 300) -> bool:
-        """The same, stored; whether all have reached the tolerance."""
-        refined = self._refine(index, start, rounds, products)
-        self.theta[index] = refined.at.theta
-        self.n_iter[index] += refined.products
-        return bool(refined.done.all())
+            covariance = self.loss.covariance(theta.to(self.loss.data.dtype))
+            self.kronecker.update(covariance, index[torch.tensor(mine, device=index.device)])
 
     # ---- the nodes
     def solve_nodes(self) -> None:
@@ -316,7 +228,7 @@ class PathSolver:
         strong = self.l2[every] >= STRONG * self.coordinates.eigenvalues.max()
         strong[-1] = True
         batch = every[strong]
-        self._advance(batch, self.theta[batch])
+        self._refine(batch, self.theta[batch])
         solved = batch.tolist()
         for node in every[~strong].flip(0).tolist():
             self._solve_weak(node, solved)
@@ -340,14 +252,15 @@ class PathSolver:
         start, l2 = self._start(node, solved), math.exp(self.log_l2_of[node])
         index = torch.tensor([node], device=self.l2.device)
         if self.plan.factor is None:
-            self._advance(index, start[None])
+            self._refine(index, start[None])
             return
         if not self.factors or l2 < self.factors[-1].l2 / FACTOR_REACH:
             self._add_factor(start, l2)
         for attempt in range(NODE_FACTORS):
             self.factor_of[node] = len(self.factors) - 1
             rounds, products = (NODE_ROUNDS, NODE_PRODUCTS) if attempt else (FIRST_ROUNDS, FIRST_PRODUCTS)
-            if self._advance(index, start[None], rounds, products) or self.n_iter[node] >= self.max_iter:
+            done = self._refine(index, start[None], rounds, products).done
+            if bool(done) or self.n_iter[node] >= self.max_iter:
                 return
             start = self.theta[node]
             self._add_factor(start, l2)
@@ -363,7 +276,7 @@ class PathSolver:
             self.factor_of = [max(number - 1, -1) for number in self.factor_of]
         if self.importance is None:
             self.importance = row_importance(self.coordinates)
-        self.factors.append(make(self.loss, self.coordinates.rotate(theta), l2, self.importance, last))
+        self.factors.append(make(self.loss, theta, l2, self.importance, last))
 
     def _assign_factors(self) -> None:
         """Let the nearest factor serve each penalty that is weak, or little stronger than the strongest factor's."""
@@ -386,53 +299,5 @@ class PathSolver:
         # the errors of a polynomial
         scale = self.l2[:, None, None] + self.coordinates.eigenvalues / max(self.R, 2)
         scale = torch.nn.functional.pad(scale, (0, 1), value=1.0)
-        nodes = self.coordinates.rotate(self.theta[every]) * scale[every]
-        found = lagrange(self.log_l2[index], self.log_l2[every], nodes) / scale[index]
-        self.theta[index] = self.coordinates.unrotate(found)
-
-    # ---- never stuck
-    def _retry(self) -> None:
-        """Try open fits again: from the nearest certified probe without sampled factors, then by whole Hessians."""
-        open_ = (~self.certificate.converged(self.tol)).nonzero()[:, 0]
-        if not len(open_):
-            return
-        # where rounding alone is left, a better bound of what was found is enough
-        at = self._evaluate_full(self.theta[open_], self.l2[open_])
-        self.certificate.put(open_, self.summarise(at, open_, self.lower_bounds(at, open_)))
-        self.factors, self.factor_of = [], [-1] * len(self.l2)
-        for i in (~self.certificate.converged(self.tol)).nonzero()[:, 0].flip(0).tolist():
-            index = torch.tensor([i], device=self.l2.device)
-            if self.on_host and self.R * self.theta.shape[2] <= DENSE_RETRY_COLUMNS:
-                self._follow_dense(index)
-            else:
-                good = self._good()
-                start = self._start(i, good) if good else self.theta[i]
-                self._advance(index, start[None], products=RETRY_PRODUCTS)
-            at = self._evaluate_full(self.theta[index], self.l2[index])
-            certificate = self.summarise(at, index, self.low[index])
-            if not bool(certificate.converged(self.tol)):
-                certificate = self.summarise(at, index, self.lower_bounds(at, index))
-            if bool(certificate.gap < self.certificate.gap[index]):
-                self.certificate.put(index, certificate)
-
-    def _good(self) -> list[int]:
-        return self.certificate.converged(self.tol).nonzero()[:, 0].tolist()
-
-    # ---- small problems
-    def _dense_problem(self, data: WeightedData) -> dense.DenseProblem:
-        X = data.X.numpy() if data.ready else torch.cat([X for X, _, _ in data.blocks(8192)]).numpy()
-        return dense.DenseProblem(np.ascontiguousarray(X), data.y.numpy(), data.weights.numpy(), self.R, data.intercept)
-
-    def _follow_dense(self, index: Tensor) -> None:
-        """Whole Newton steps for the problems at `index`, which are in order from strong to weak, from zero."""
-        problem = self._dense_problem(self.coordinates.exact)
-        share = dense.SHARE * self.tol
-
-        def enough(loss: float, gradient: np.ndarray, theta: np.ndarray, l2: float) -> bool:
-            return self.bound.of_one(gradient, theta, l2) <= share * loss
-
-        theta, steps = dense.follow(
-            problem, self.zero.numpy(), self.l2[index].numpy(), enough, min(DENSE_STEPS, self.max_iter)
-        )
-        self.theta[index] = torch.from_numpy(theta)
-        self.n_iter[index] += torch.from_numpy(steps)
+        found = lagrange(self.log_l2[index], self.log_l2[every], self.theta[every] * scale[every])
+        self.theta[index] = found / scale[index]

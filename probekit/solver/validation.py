@@ -5,8 +5,7 @@ refuses. N rows, D features.
 """
 
 import numbers
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -36,7 +35,8 @@ class CastRows:
         return int(self.shape[0])
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
-        return np.asarray(self._source[rows]).astype(self.dtype)
+        with np.errstate(over="ignore"):  # infinity is refused by its row
+            return np.asarray(self._source[rows]).astype(self.dtype)
 
 
 def read_features(X: Any) -> Any:
@@ -53,11 +53,12 @@ def read_features(X: Any) -> Any:
         Of a native real dtype that torch reads; integers that float32 cannot hold and numbers in objects as float64.
     """
     if isinstance(X, Tensor):
-        return _tensor(X)
+        return _table(X)
+    column_names(X)
     if _is_sparse(X):
         raise UserError("X is a sparse matrix, but dense features are expected; convert it with X.toarray().")
     if hasattr(X, "__cuda_array_interface__"):
-        return _tensor(torch.as_tensor(X))
+        return _table(torch.as_tensor(X))
     if isinstance(X, np.ndarray) or not (hasattr(X, "shape") and hasattr(X, "dtype")):
         X = _as_array(X, "X")
     _require_table(X)
@@ -79,11 +80,19 @@ def read_features(X: Any) -> Any:
     return X
 
 
+def short(value: Any) -> str:
+    """One line of a value's text."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def column_names(X: Any) -> NDArray[Any] | None:
     """Names (D,) of a data frame's columns, if all of them are text, as scikit-learn keeps them; else None."""
-    names = getattr(X, "columns", None)
-    if names is None or callable(names) or not all(isinstance(name, str) for name in names):
+    names = getattr(X, "column_names" if hasattr(type(X), "column_names") else "columns", None)  # pyarrow's; others'
+    if names is None or callable(names) or not any(isinstance(name, str) for name in names):
         return None
+    if len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"X has columns {_few(names)}; give each a name of its own, all of them text.")
     return np.asarray(names, dtype=object)
 
 
@@ -149,46 +158,57 @@ def require_finite(block: Tensor, start: int) -> None:
         )
 
 
-def read_labels(y: Any, n_rows: int) -> NDArray[Any]:
-    """Class labels (N,): integers, booleans, text or whole floats, none of them missing.
+def read_labels(y: Any, n_rows: int, name: str = "y") -> NDArray[Any]:
+    """Class labels (N,): integers, booleans, text or whole floats, none of them missing; of objects, what they hold.
 
     Continuous targets are refused here: each value would become a class of its own.
     """
     if y is None:
         raise UserError("A probe requires y to be passed, but the target y is None; give one class label per row.")
     if _is_sparse(y):
-        raise UserError("y is a sparse matrix, but one class label per row is expected; convert it with y.toarray().")
-    if isinstance(y, Tensor):
-        y = y.detach().cpu()
-        labels = (y.float() if y.dtype == torch.bfloat16 else y).numpy()
-    else:
-        labels = _as_array(y, "y")
+        raise UserError(f"{name} is a sparse matrix, but one label per row is expected; convert it with .toarray().")
+    labels = _as_array(y, name)
     if labels.shape != (n_rows,):
         raise UserError(
-            f"Found input variables with inconsistent numbers of samples: y has shape {labels.shape} but X has "
+            f"Found input variables with inconsistent numbers of samples: {name} has shape {labels.shape} but X has "
             f"{n_rows} rows; give one label per row."
         )
     kind = labels.dtype.kind
+    if kind == "U" and not hasattr(y, "dtype"):
+        _labels_from_objects(np.array(y, object), name)  # NumPy makes text of numbers and of NaN that stand among text
     if kind == "f":
-        _require_whole(labels)
+        _require_whole(labels, name)
+        if labels.dtype.itemsize > 8:
+            labels = labels.astype(np.float64)
     elif kind == "O":
-        _require_labels(labels)
+        labels = _labels_from_objects(labels, name)
     elif kind not in "biuU":
-        raise UserError(f"Unknown label type: y contains {labels.dtype} values, expected integers or text.")
+        raise UserError(f"Unknown label type: {name} contains {labels.dtype} values, expected integers or text.")
     return labels if labels.dtype.isnative else labels.astype(labels.dtype.newbyteorder("="))
+
+
+def read_known_labels(y: Any, n_rows: int, classes: NDArray[Any]) -> NDArray[Any]:
+    """Labels to compare with those of `classes`: text where those are text, numbers where those are numbers."""
+    labels = read_labels(y, n_rows)
+    given, fitted = labels[:1].tolist()[0], classes[:1].tolist()[0]
+    if isinstance(given, str) != isinstance(fitted, str):
+        raise UserError(
+            f"y has labels such as {given!r}, which the probe was not fitted on; give some like {fitted!r}."
+        )
+    return labels
 
 
 def read_weights(sample_weight: Any, n_rows: int) -> Array:
     """Weights (N,) float64: finite, not negative, not all zero; None for ones."""
     if sample_weight is None:
         return np.ones(n_rows)
-    given = _as_array(_host(sample_weight), "sample_weight")
+    given = _as_array(sample_weight, "sample_weight")
     sentence = "sample_weight must be one finite non-negative number a row, not all zero"
     try:
-        if given.dtype.kind not in "fiubO":
+        if given.dtype.kind not in "fiubO" or any(isinstance(value, (str, bytes)) for value in given.flat[:1]):
             raise TypeError
         weights = np.array(given, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"{sentence}, but it contains {given.dtype} values.") from None
     if weights.shape != (n_rows,):
         raise UserError(f"{sentence}, but it has shape {weights.shape} and X has {n_rows} rows.")
@@ -205,9 +225,9 @@ def read_weights(sample_weight: Any, n_rows: int) -> Array:
 
 def read_penalties(Cs: Any) -> Array:
     """Inverse penalties (n_C,) float64, positive and finite, in the order given."""
-    sentence = f"Cs must be positive finite numbers, but got {Cs!r}; give for example np.logspace(-6, 5, 45)."
+    sentence = f"Cs must be positive finite numbers, but got {short(Cs)}; give for example np.logspace(-6, 5, 45)."
     try:
-        given = np.atleast_1d(np.asarray(_host(Cs)))
+        given = np.atleast_1d(_as_array(Cs, "Cs"))
         if given.dtype.kind not in "fiuO":
             raise TypeError
         penalties = given.astype(np.float64)
@@ -234,26 +254,32 @@ def check_settings(
     tol: Any, max_iter: Any, standardize: Any = False, fit_intercept: Any = True, dtype: Any = None
 ) -> None:
     """Refuse settings that no fit can mean."""
-    if isinstance(tol, bool) or not isinstance(tol, numbers.Real) or not 0 < float(tol) < np.inf:
+    if isinstance(tol, bool) or not isinstance(tol, numbers.Real) or not 0 < cast("float", tol) <= 1e300:
         raise UserError(f"tol must be a positive finite number, but got {tol!r}; give for example 1e-4.")
     if isinstance(max_iter, bool) or not isinstance(max_iter, numbers.Integral) or max_iter < 1:
         raise UserError(f"max_iter must be an integer of at least 1, but got {max_iter!r}; give for example 2000.")
     for name, flag in (("standardize", standardize), ("fit_intercept", fit_intercept)):
         if not isinstance(flag, (bool, np.bool_)):
             raise UserError(f"{name} must be True or False, but got {flag!r}.")
-    if dtype not in (None, "float32", "float64"):
+    if dtype is not None and not (isinstance(dtype, str) and dtype in ("float32", "float64")):
         raise UserError(f"dtype must be 'float32', 'float64' or None, but got {dtype!r}.")
 
 
-def _tensor(X: Tensor) -> Tensor:
-    if X.layout != torch.strided:
-        raise UserError("X is a sparse tensor, but dense features are expected; convert it with X.to_dense().")
+def _dense(values: Tensor, name: str) -> Tensor:
+    """A tensor that holds its values one by one, apart from any graph."""
+    if values.layout != torch.strided:
+        raise UserError(f"{name} is a sparse tensor, but a dense one is expected; convert it with {name}.to_dense().")
+    if values.device.type == "meta":
+        raise UserError(f"{name} is a tensor on the device 'meta', which contains no values; give one on cpu or cuda.")
+    return values.detach().resolve_conj().resolve_neg()
+
+
+def _table(X: Tensor) -> Tensor:
+    X = _dense(X, "X")
     _require_table(X)
     if X.is_complex():
         raise UserError(f"Complex data not supported: X contains {X.dtype} values, expected real numbers.")
-    if X.device.type == "meta":
-        raise UserError("X is a tensor on the device 'meta', which contains no values; give one on cpu or cuda.")
-    return X.detach()
+    return X
 
 
 def _require_table(X: Any) -> None:
@@ -270,8 +296,10 @@ def _require_table(X: Any) -> None:
 
 
 def _as_array(values: Any, name: str) -> NDArray[Any]:
-    if isinstance(values, Sequence) and any(isinstance(value, Tensor) for value in values):
-        values = [_host(value) for value in values]
+    if isinstance(values, Tensor):
+        return _host(values, name)
+    if isinstance(values, (list, tuple)) and any(isinstance(value, Tensor) for value in values):
+        values = [_host(value, name) for value in values]
     if isinstance(values, np.ma.MaskedArray) and np.ma.getmaskarray(values).any():
         raise UserError(f"{name} is a masked array with masked entries, expected values everywhere; fill or drop them.")
     try:
@@ -293,11 +321,12 @@ def _from_objects(X: Any) -> Array:
 
 
 def _cast(X: Any, dtype: type[np.floating[Any]]) -> Any:
-    return X.astype(dtype) if isinstance(X, np.ndarray) else CastRows(X, dtype)
+    rows = CastRows(X, dtype)
+    return rows[:] if isinstance(X, np.ndarray) else rows
 
 
 def _few(names: NDArray[Any]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(map(str, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _is_sparse(values: Any) -> bool:
@@ -305,28 +334,28 @@ def _is_sparse(values: Any) -> bool:
     return hasattr(values, "nnz") and (hasattr(values, "toarray") or hasattr(values, "todense"))
 
 
-def _host(values: Any) -> Any:
+def _host(values: Any, name: str) -> Any:
     if isinstance(values, Tensor):
-        values = values.detach().cpu()
+        values = _dense(values, name).cpu()
         return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
     return values
 
 
-def _require_whole(labels: NDArray[Any]) -> None:
+def _require_whole(labels: NDArray[Any], name: str) -> None:
     finite = np.isfinite(labels)
     if not finite.all():
         row = int((~finite).argmax())
-        raise UserError(f"Input y contains NaN or infinity: row {row} has {labels[row]}; drop rows without a label.")
+        raise UserError(f"Input {name} contains NaN or infinity: row {row} has {labels[row]}; drop such rows.")
     broken = labels != np.floor(labels)
     if broken.any():
         raise UserError(
-            f"Unknown label type: continuous. y contains {labels[int(broken.argmax())]}, expected class labels; "
+            f"Unknown label type: continuous. {name} contains {labels[int(broken.argmax())]}, expected class labels; "
             "bin the values first, or give integers or text."
         )
 
 
-def _require_labels(labels: NDArray[Any]) -> None:
-    """Objects that are all text or all whole numbers: what else there is, is missing or no label."""
+def _labels_from_objects(labels: NDArray[Any], name: str) -> NDArray[Any]:
+    """Objects that are all text, all truth values or all whole numbers, as such; what else there is, is refused."""
     kinds = {type(value) for value in labels}
     strange = {kind for kind in kinds if not issubclass(kind, (str, numbers.Integral, np.bool_))}
     for row, value in enumerate(labels if strange else ()):
@@ -336,9 +365,18 @@ def _require_labels(labels: NDArray[Any]) -> None:
             or type(value).__name__ in ("NAType", "NaTType")
             or (isinstance(value, float) and value != value)
         ):
-            raise UserError(f"y is missing (NaN, None or NA) in row {row}; drop rows without a label.")
-    if strange and all(issubclass(kind, (numbers.Real, np.bool_)) for kind in kinds):
-        _require_whole(labels.astype(np.float64))
-    elif strange or (kinds & {str, np.str_} and not kinds <= {str, np.str_}):
-        names = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise UserError(f"Unknown label type: y contains {names}; give labels of one type, integers or text.")
+            raise UserError(f"{name} is missing (NaN, None or NA) in row {row}; drop rows without a label.")
+    text, truth = ({kind for kind in kinds if issubclass(kind, own)} for own in (str, (bool, np.bool_)))
+    if any(part and part != kinds for part in (text, truth)) or not all(
+        issubclass(kind, (str, numbers.Real, np.bool_)) for kind in kinds
+    ):
+        types = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise UserError(f"Unknown label type: {name} contains {types}; give labels of one type, integers or text.")
+    if text:
+        return labels if text == {str} else np.array([str(value) for value in labels], object)
+    if strange:
+        _require_whole(labels.astype(np.float64), name)
+    try:
+        return labels.astype(bool if truth else np.float64 if strange else np.int64)
+    except OverflowError:
+        return np.array([int(value) for value in labels], object)

@@ -91,30 +91,10 @@ def test_ar_vs_bert_takes_several_runs_together(tmp_path, capsys):
     assert together.endswith(f": {mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] points ({each})")
     assert sum("(AR) at its best layer" in line for line in printed) == 3  # the i-th with the i-th, not nine
     assert sum(line == "  not matched: step None and 7" for line in printed) == 3
-    frame = pd.read_csv(tmp_path / "out" / "ar_vs_bert.csv").set_index(["objective", "depth"])
-    at = frame.loc["AR", 2]
-    assert at["mean"] == pytest.approx(100 * np.mean([right[f"ar {seed}", 2].mean() for seed in (0, 1, 2)]), abs=1e-3)
-    assert at.run_1 == pytest.approx(100 * right["ar 1", 2].mean(), abs=1e-3)
-    assert frame.loc["AR - BERT", 1]["mean"] == pytest.approx(mean, abs=1e-3)
-    assert (tmp_path / "out" / "ar_vs_bert.svg").read_text().count("<svg") == 1
-
-
-def test_ar_vs_bert_draws_one_run_of_each_without_a_difference(tmp_path):
-    model(tmp_path, "ar", [0.3, 0.8, 0.6], encoder())
-    model(tmp_path, "bert", [0.4, 0.7, 0.5], encoder(causal=False))
-    ar_vs_bert.main([str(tmp_path), "--out", str(tmp_path / "out")])
-    frame = pd.read_csv(tmp_path / "out" / "ar_vs_bert.csv")
-    assert frame.objective.unique().tolist() == ["AR", "BERT"]
-    record = next(r for r in read_records(tmp_path) if (r.series, r.depth) == ("ar", 1))
-    shown = frame[(frame.objective == "AR") & (frame.depth == 1)].iloc[0]
-    assert shown.low == pytest.approx(100 * record.metrics["top1_low"], abs=1e-3)  # Wilson's
-
-
-def test_models_of_different_depth_have_no_picture(tmp_path):
-    model(tmp_path, "ar", [0.3, 0.8, 0.6], encoder())
-    model(tmp_path, "bert", [0.4, 0.7], encoder(causal=False))
-    with pytest.raises(ValueError, match="different numbers of layers"):
-        ar_vs_bert.main([str(tmp_path), "--out", str(tmp_path / "out")])
+    frame = pd.read_csv(tmp_path / "out" / "ar_vs_bert-wandering-digits-igpt.csv").set_index(["series", "layers"])
+    mean = np.mean([right[f"ar {seed}", 2].mean() for seed in (0, 1, 2)])
+    assert frame.loc[("AR", 2), "test_accuracy"] == pytest.approx(mean)
+    assert (tmp_path / "out" / "ar_vs_bert-wandering-digits-igpt.svg").read_text().count("<svg") == 1
 
 
 def test_scale_sorts_by_parameters_and_compares_neighbours(tmp_path, capsys):

@@ -171,7 +171,7 @@ def test_packed_tokens_come_back_as_the_same_tokens_labels_and_rows(tmp_path, mo
     assert isinstance(palette, Palette)
 
 
-def test_a_run_that_diverges_is_moved_aside_and_trained_anew_with_a_third_of_the_rate(tmp_path, modules, monkeypatch):
+def test_a_run_that_diverges_is_moved_aside_and_trained_anew_with_a_third_of_the_rate(tmp_path, modules):
     import timed_training
 
     from igpt_model import Palette, TrainConfig
@@ -186,13 +186,14 @@ def test_a_run_that_diverges_is_moved_aside_and_trained_anew_with_a_third_of_the
             raise timed_training.TrainingDiverged("spike")
         yield {"kind": "end", "step": config.steps}
 
-    monkeypatch.setattr(timed_training, "train", scripted)
     measured = {"s_per_update": 0.3, "s_per_evaluation": 0.1, "s_per_checkpoint": 0.1}
-    monkeypatch.setattr(timed_training, "measure", lambda *_: measured)
     pictures = np.zeros((4, 4, 4, 3), np.uint8)
     config = TrainConfig(resolution=4, n_colours=8, lr=0.003)
-    done = timed_training.train_within(config, (pictures, pictures, Palette.rgb_grid(8)), tmp_path, 1.0, 8)
     steps = timed_training.planned_steps(measured, 1.0)
+    plan = {"minutes": 1.0, "steps": steps, "config": config.to_dict(), "measured": measured, "diverged": []}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    data = (pictures, pictures, Palette.rgb_grid(8))
+    done = timed_training.train_within(config, data, tmp_path, 1.0, 8, train=scripted)
     assert steps * 0.3 + 2.1 + 0.5 <= 60 * 0.97 < (steps + 1) * 0.3 + 2.1 + 0.5
     assert [c.steps for c in calls] == [steps, steps - 40]
     assert calls[1].lr == pytest.approx(0.001)

@@ -182,8 +182,7 @@ def _results(folder: Path) -> None:
 
 def _use_results(folder: Path) -> None:
     from probekit.reports.panels import build_panels, collect_records
-    from probekit.reports.report import captions
-    from probekit.reports.tables import layer_frame, printed_frame, table_text
+    from probekit.reports.tables import captions, layer_frame, printed_frame, table_text
     from probekit.results.results import Results
 
     results = Results(folder)

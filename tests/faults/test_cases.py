@@ -376,7 +376,7 @@ def test_tensors_that_require_gradients_are_features(tmp_path):
 
 def test_what_is_no_path_is_a_type_error():
     for opened in (Results, FeatureStore.open):
-        with pytest.raises(TypeError, match="expected the path of"):
+        with pytest.raises(TypeError, match="expected a text or a path"):
             opened(5)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from igpt_model.config import ModelConfig
 from igpt_model.errors import UserError
 from igpt_model.model import IGPT
-from igpt_model.objectives import autoregressive_loss, bert_loss, draw_masks, loss
+from igpt_model.objectives import draw_masks, loss
 
 SMALL = {"n_layer": 2, "n_embd": 16, "n_head": 2, "vocab_size": 9, "n_positions": 12}
 
@@ -34,7 +34,7 @@ def surprises(model, tokens, mask=None):
 
 def test_autoregressive_loss_is_the_mean_surprise(tokens):
     model = random_model(causal=True)
-    assert autoregressive_loss(model, tokens).item() == pytest.approx(surprises(model, tokens).mean(), rel=1e-6)
+    assert loss(model, tokens).item() == pytest.approx(surprises(model, tokens).mean(), rel=1e-6)
 
 
 def test_bert_loss_is_a_mean_over_each_images_masked_pixels_then_over_images(tokens):
@@ -44,7 +44,7 @@ def test_bert_loss_is_a_mean_over_each_images_masked_pixels_then_over_images(tok
         mask[row, list(hidden)] = True
     all_surprises = surprises(model, tokens, mask)
     expected = np.mean([all_surprises[row][mask[row].numpy()].mean() for row in range(4)])
-    assert bert_loss(model, tokens, mask).item() == pytest.approx(expected, rel=1e-6)
+    assert loss(model, tokens, mask).item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -56,6 +56,15 @@ def test_draws_follow_the_models_own_law(model):
     assert 0.4 < z.square().mean() < 1.8
 
 
+def test_images_drawn_in_parts_are_those_drawn_together(model):
+    whole = sample(model, 5, seed=3)
+    assert torch.equal(sample(model, 5, seed=3, at_once=2), whole)
+    prefix = whole[:, :4]
+    assert torch.equal(
+        sample(model, 5, seed=6, prefix_tokens=prefix, at_once=3), sample(model, 5, 1.0, None, 6, prefix)
+    )
+
+
 def test_top_k_draws_among_the_k_likeliest_only(model):
     tokens = sample(model, 300, top_k=2, seed=5)
     with torch.no_grad():

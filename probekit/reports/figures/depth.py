@@ -6,14 +6,27 @@ Legend: accuracies in percent, differences in percentage points.
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from probekit.reports.figures.options import FigureOptions, relabelled
-from probekit.reports.figures.style import FLAT, INK, MODEL_MARKERS, MODELS, PAPER, QUIET, RANDOM, RULE, points
-from probekit.results.measured import LABEL_FREE
+from probekit.reports.figures.style import (
+    DASHES,
+    FLAT,
+    INK,
+    MODEL_MARKERS,
+    MODELS,
+    PAPER,
+    QUIET,
+    RANDOM,
+    RULE,
+    FigureOptions,
+    points,
+)
+from probekit.reports.panels import relabelled
+from probekit.results.curve import layer_name
 from probekit.runtime.escape import visible
 
 if TYPE_CHECKING:
@@ -22,8 +35,12 @@ if TYPE_CHECKING:
 
     from probekit.reports.panels import Concatenated, Panel, Series
 
-Looks = dict[str, dict[str, Any]]
+Look = dict[str, Any]
+Slots = Sequence[tuple[float, int, "Concatenated"]]
+"""Of each concatenation: its abscissa right of the last layer, the number of its series, and itself."""
+DASHED: Look = {"linewidth": 0.9, "linestyle": (0, (2, 2)), "zorder": 1}
 MOST_LABEL = 80  # characters of a name in a figure
+MOST_SLOTS = 4
 
 
 def depth_figure(panel: Panel, narrow: bool = False, options: FigureOptions = FigureOptions()) -> Figure:  # noqa: B008
@@ -45,30 +62,17 @@ def depth_figure(panel: Panel, narrow: bool = False, options: FigureOptions = Fi
         diamonds in their own columns; the layer chosen on validation rows ringed. Lower axes: accuracy minus the
         last layer's, with its simultaneous 95 % band. Hollow markers: not converged, or C at the end of its grid.
     """
-    from matplotlib.figure import Figure
-
     panel, scale = relabelled(panel, options.labels), options.scale
     width = options.width or (4.0 if narrow else 7.4)
     narrow = narrow or width / scale < 5.5
     key = _key_entries(panel)
     columns = 1 if narrow else 2
-    # margins in inches: what stands in them does not grow with the figure
     below = scale * (0.56 + 0.17 * -(-len(key) // columns))
-    height = options.height or (4.6 + below if narrow else 4.4 + below)
-    figure = Figure(figsize=(width, height))
-    upper, lower = figure.subplots(
-        2,
-        1,
-        sharex=True,
-        height_ratios=(2.2, 1),
-        gridspec_kw={
-            "left": 0.74 * scale / width,
-            "right": 1 - 0.92 * scale / width,
-            "top": 1 - (0.3 if options.title != "" else 0.12) * scale / height,
-            "bottom": below / height,
-            "hspace": 0.22,
-        },
+    top = (0.3 if options.title != "" else 0.12) * scale
+    figure, inside = options.new_figure(
+        width, (4.6 if narrow else 4.4) + below, left=0.74 * scale, right=0.92 * scale, top=top, bottom=below
     )
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1), gridspec_kw={**inside, "hspace": 0.22})
     looks = looks_of(panel)
     slots = _slots(panel, narrow)
     draw_accuracy(upper, panel, looks, slots, narrow, options)
@@ -84,55 +88,40 @@ def depth_figure(panel: Panel, narrow: bool = False, options: FigureOptions = Fi
     return figure
 
 
-def looks_of(panel: Panel) -> Looks:
-    """Colour, marker and line style of each series, by its label."""
-    looks: Looks = {}
-    models = readouts = randoms = controls = 0
+def looks_of(panel: Panel) -> dict[str, Look]:
+    """Colour, marker and line style of each series, by its label; a readout has its model's colour."""
+    kinds: dict[str, tuple[Sequence[str], Sequence[str], Sequence[Any], float, float]] = {
+        "model": ([colour for colour, _ in MODELS], MODEL_MARKERS, ("-",), 1.8, 5.0),
+        "readout": ([""], ("D", "X", "P", "*"), DASHES, 1.3, 4.0),
+        "random": (RANDOM[:1], ("v", "^", "D", "s"), DASHES, 1.2, 3.6),
+        "flat": (FLAT[:1], ("s",), ("-.", ":", (0, (5, 1, 1, 1, 1, 1))), 1.4, 4.0),
+    }
+    looks: dict[str, Look] = {}
+    seen: Counter[str] = Counter()
     for series in panel.series:
-        if series.role == "model":
-            look: dict[str, Any] = {
-                "color": MODELS[models % len(MODELS)][0],
-                "marker": MODEL_MARKERS[models % len(MODEL_MARKERS)],
-            }
-            looks[series.label] = {**look, "linestyle": "-", "linewidth": 1.8, "markersize": 5.0}
-            models += 1
-        elif series.role == "readout":
-            host = looks[series.host]
-            looks[series.label] = {
-                "color": host["color"],
-                "marker": ("D", "X", "P", "*")[readouts % 4],
-                "linestyle": ("--", ":", "-.", (0, (5, 1, 1, 1)))[readouts % 4],
-                "linewidth": 1.3,
-                "markersize": 4.0,
-            }
-            readouts += 1
-        elif series.role == "random":
-            looks[series.label] = {
-                "color": RANDOM[0],
-                "marker": ("v", "^", "D", "s")[randoms % 4],
-                "linestyle": ("--", ":", "-.", (0, (5, 1, 1, 1)))[randoms % 4],
-                "linewidth": 1.2,
-                "markersize": 3.6,
-            }
-            randoms += 1
-        else:
-            style = ("-.", ":", (0, (5, 1, 1, 1, 1, 1)))[controls % 3]
-            looks[series.label] = {
-                "color": FLAT[0],
-                "marker": "s",
-                "linestyle": style,
-                "linewidth": 1.4,
-                "markersize": 4,
-            }
-            controls += 1
+        colours, markers, dashes, linewidth, markersize = kinds[series.role]
+        number = seen[series.role]
+        seen[series.role] += 1
+        looks[series.label] = {
+            "color": looks[series.host]["color"] if series.role == "readout" else colours[number % len(colours)],
+            "marker": markers[number % len(markers)],
+            "linestyle": dashes[number % len(dashes)],
+            "linewidth": linewidth,
+            "markersize": markersize,
+        }
     return looks
+
+
+def line_of(look: Look) -> Look:
+    """What of a series' look is its line's."""
+    return {name: look[name] for name in ("color", "linestyle", "linewidth")}
 
 
 def draw_accuracy(
     axes: Axes,
     panel: Panel,
-    looks: Looks,
-    slots: Sequence[tuple[float, int, Concatenated]] = (),
+    looks: dict[str, Look],
+    slots: Slots = (),
     narrow: bool = False,
     options: FigureOptions = FigureOptions(),  # noqa: B008  (frozen)
 ) -> None:
@@ -140,28 +129,21 @@ def draw_accuracy(
     ends = []
     shifts = _shifts(panel)
     for number, series in reversed(list(enumerate(panel.series))):
-        look = looks[series.label]
+        look, gid = looks[series.label], f"pt-{number}"
+        ends.append((series.values[-1], series.label, look["color"]))
         if series.is_flat:
             if np.isfinite(series.low[0]):
                 axes.axhspan(series.low[0], series.high[0], color=look["color"], alpha=0.13, linewidth=0)
-            line = axes.axhline(series.values[0], **{k: look[k] for k in ("color", "linestyle", "linewidth")})
-            line.set_gid(f"pt-{number}-0")
-            ends.append((series.values[0], series.label, look["color"]))
+            axes.axhline(series.values[0], **line_of(look)).set_gid(f"{gid}-0")
             continue
         for values in series.by_draw if series.curve.n_draws > 1 else ():
             axes.plot(series.depths, values, color=look["color"], linewidth=0.7, alpha=0.5, zorder=2)
         beside = series.depths + shifts[number]
         _bars(axes, beside, series.low, series.high, look)
-        _curve(axes, series, series.values, look, f"pt-{number}", beside)
-        ends.append((series.values[-1], series.label, look["color"]))
+        _curve(axes, series, series.values, look, gid, beside)
     for x, number, joint in slots:
-        _concatenated(
-            axes,
-            x,
-            joint,
-            looks[panel.series[number].label]["color"],
-            f"join-{number}-{joint.record.key[:8]}",
-        )
+        gid = f"join-{number}-{joint.record.key[:8]}"
+        _concatenated(axes, x, joint, looks[panel.series[number].label]["color"], gid)
     low, high = axes.get_ylim()
     span = (high - low) or 1.0
     own_limits = max(low - 0.03 * span, 0), high + 0.09 * span
@@ -173,16 +155,16 @@ def draw_accuracy(
     if panel.metric.percent:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}" if value <= 100 else "")
     axes.set_ylabel(panel.measured if not narrow else panel.measured.replace(", ", ",\n"))
-    own = f"Probes of every layer, {panel.title}"
-    own = panel.title if narrow or len(own) >= 44 else own
-    wide = 60 if not narrow else 34
-    axes.set_title(textwrap.shorten(own, wide, placeholder=" ...") if options.title is None else options.title)
-    if not narrow and options.title is None and len(own) < 44 and (words := interval_words(panel)):
-        _remark(axes, f"bars: {words}")
+    long = f"Probes of every layer, {panel.title}"
+    own = long if not narrow and len(long) < 44 else panel.title
+    short = textwrap.shorten(own, 34 if narrow else 60, placeholder=" ...")
+    axes.set_title(short if options.title is None else options.title)
+    if not narrow and options.title is None and len(own) < 44 and panel.interval_words:
+        _remark(axes, f"bars: {panel.interval_words}")
     _end_labels(axes, ends)
 
 
-def draw_difference(axes: Axes, panel: Panel, looks: Looks, narrow: bool = False) -> None:
+def draw_difference(axes: Axes, panel: Panel, looks: dict[str, Look], narrow: bool = False) -> None:
     """Fill the lower axes: what each layer is worth above the last one, with the simultaneous band.
 
     The axis is cut below, so that the shallow layers, far under the last one, do not flatten what matters.
@@ -198,8 +180,8 @@ def draw_difference(axes: Axes, panel: Panel, looks: Looks, narrow: bool = False
         if series.band_low is not None and series.band_high is not None:
             ends = [series.band_low, series.band_high]
             axes.fill_between(series.depths, ends[0], ends[1], color=look["color"], alpha=0.2, linewidth=0)
-        _curve(axes, series, series.minus_last, look, f"diff-{number}")
-        axes.axvline(series.depths[series.peak], color=look["color"], linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
+        _curve(axes, series, series.minus_last, look, f"diff-{number}", series.depths)
+        axes.axvline(series.depths[series.peak], color=look["color"], **DASHED)
         best.append(float(np.max(sign * np.array(ends))))
         worst.append(float(np.min(sign * np.array(ends))))
     end = 1.12 * max(best)
@@ -210,22 +192,7 @@ def draw_difference(axes: Axes, panel: Panel, looks: Looks, narrow: bool = False
     above = "Points above" if panel.metric.percent else "Difference to"
     axes.set_ylabel(f"{above}\n{reference}" if not narrow else "Difference" + "\n(points)" * panel.metric.percent)
     if not narrow and any(one.band_low is not None for _, one in drawn):
-        _remark(axes, f"band: {band_words(panel)}")
-
-
-def interval_words(panel: Panel) -> str:
-    """What the bars are; "" where the metric has none."""
-    if panel.metric.name in LABEL_FREE and not panel.over:
-        return ""
-    if panel.over:
-        return f"95 %, new {panel.over.split()[1]} and test rows, pointwise"
-    return f"95 % {'Wilson ' if panel.metric.name in ('top1', 'top5') else ''}intervals, pointwise"
-
-
-def band_words(panel: Panel) -> str:
-    """What the simultaneous band is: with several draws it is for these, and resamples the test rows alone."""
-    fixed = f" of these {' '.join(panel.over.split()[:2])}, test rows resampled" if panel.over else ""
-    return f"95 %, simultaneous over the layers{fixed}"
+        _remark(axes, f"band: {panel.band_words}")
 
 
 def _shifts(panel: Panel) -> list[float]:
@@ -236,7 +203,7 @@ def _shifts(panel: Panel) -> list[float]:
     return [places.get(number, 0.0) for number in range(len(panel.series))]
 
 
-def _bars(axes: Axes, x: Any, low: Any, high: Any, look: dict[str, Any]) -> None:
+def _bars(axes: Axes, x: Any, low: Any, high: Any, look: Look) -> None:
     """Intervals over the marks, with ends wider than a mark: an interval smaller than its mark is still seen."""
     axes.vlines(x, low, high, color=look["color"], linewidth=1.0, zorder=4.5)
     for end in (low, high):
@@ -246,30 +213,20 @@ def _bars(axes: Axes, x: Any, low: Any, high: Any, look: dict[str, Any]) -> None
         )  # fmt: skip
 
 
-def _curve(
-    axes: Axes, series: Series, values: np.ndarray, look: dict[str, Any], gid: str, x: np.ndarray | None = None
-) -> None:
-    x = series.depths if x is None else x
-    axes.plot(x, values, color=look["color"], linestyle=look["linestyle"], linewidth=look["linewidth"], zorder=3)
-    for index, (depth, value) in enumerate(zip(x, values, strict=True)):
-        reliable = series.reliable[index]
+def _curve(axes: Axes, series: Series, values: np.ndarray, look: Look, gid: str, x: np.ndarray) -> None:
+    axes.plot(x, values, **line_of(look), zorder=3)
+    for index, (depth, value, reliable) in enumerate(zip(x, values, series.reliable, strict=True)):
         axes.plot(
-            depth,
-            value,
-            marker=look["marker"],
-            markersize=look["markersize"] + (0 if reliable else 0.8),
-            color=look["color"],
-            markerfacecolor=look["color"] if reliable else PAPER,
-            markeredgewidth=1.4,
-            zorder=4,
+            depth, value, marker=look["marker"], markersize=look["markersize"] + (0 if reliable else 0.8),
+            color=look["color"], markerfacecolor=look["color"] if reliable else PAPER, markeredgewidth=1.4, zorder=4,
             gid=f"{gid}-{index}",
-        )
+        )  # fmt: skip
 
 
-def _peak(axes: Axes, series: Series, look: dict[str, Any], place: int, named: bool, shift: float) -> None:
+def _peak(axes: Axes, series: Series, look: Look, place: int, named: bool, shift: float) -> None:
     """Ring the chosen layer and underline the layers that are not significantly below it."""
     x, y = series.depths[series.peak], series.values[series.peak]
-    axes.axvline(x, color=look["color"], linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
+    axes.axvline(x, color=look["color"], **DASHED)
     axes.plot(
         x + shift, y, "o", markersize=11.5, markerfacecolor="none", color=look["color"], markeredgewidth=1.3, zorder=5
     )
@@ -290,24 +247,23 @@ def _peak(axes: Axes, series: Series, look: dict[str, Any], place: int, named: b
         )  # fmt: skip
 
 
-def _slots(panel: Panel, narrow: bool, most: int = 4) -> list[tuple[float, int, Concatenated]]:
-    """Abscissae for concatenations, right of the last layer: (x, number of the series, concatenation)."""
+def _slots(panel: Panel, narrow: bool) -> Slots:
     own = [
         (number, joint)
         for number, series in enumerate(panel.series)
         for joint in sorted(series.concatenated, key=lambda joint: len(joint.depths))
     ]
-    if len(own) > (2 if narrow else most):
+    if len(own) > (2 if narrow else MOST_SLOTS):
         own = [(number, joint) for number, joint in own if joint.chosen]
     last = _last_layer(panel)
     # room for the longest name below the axis
     letters = max([5, *(len(joint.name) for _, joint in own)])
     step = max(last, 4) * (0.26 if narrow else 0.09) * letters / 5
-    return [(last + step * (1.1 + place), number, joint) for place, (number, joint) in enumerate(own[:most])]
+    return [(last + step * (1.1 + place), number, joint) for place, (number, joint) in enumerate(own[:MOST_SLOTS])]
 
 
 def _last_layer(panel: Panel) -> int:
-    return max((int(series.depths[-1]) for series in panel.series), default=1)
+    return max(int(series.depths[-1]) for series in panel.series)
 
 
 def _concatenated(axes: Axes, x: float, joint: Concatenated, color: str, gid: str) -> None:
@@ -320,7 +276,7 @@ def _concatenated(axes: Axes, x: float, joint: Concatenated, color: str, gid: st
     )  # fmt: skip
 
 
-def _layer_axis(axes: Axes, panel: Panel, slots: Sequence[tuple[float, int, Concatenated]], narrow: bool) -> None:
+def _layer_axis(axes: Axes, panel: Panel, slots: Slots, narrow: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
     last = max(_last_layer(panel), 1)
@@ -332,34 +288,26 @@ def _layer_axis(axes: Axes, panel: Panel, slots: Sequence[tuple[float, int, Conc
         [*map(str, layers), *(joint.name for _, _, joint in slots)],
     )
     below = axes.get_xaxis_transform()
-    size: dict[str, Any] = {
-        "fontsize": points(8.5),
-        "color": QUIET,
-        "va": "top",
-        "textcoords": "offset points",
-        "xycoords": below,
-    }
+    size: dict[str, Any] = {"fontsize": points(8.5), "color": QUIET, "va": "top", "ha": "center"}
+    size |= {"textcoords": "offset points", "xycoords": below}
     down = (0, -points(17))
     words = layer_axis_words(panel, 44 if not narrow else 12 if slots else 24)
-    axes.annotate(words, (last / 2, 0), xytext=down, ha="center", **size)
+    axes.annotate(words, (last / 2, 0), xytext=down, **size)
     if slots:
-        axes.annotate("concatenated", ((slots[0][0] + slots[-1][0]) / 2, 0), xytext=down, ha="center", **size)
+        axes.annotate("concatenated", ((slots[0][0] + slots[-1][0]) / 2, 0), xytext=down, **size)
         for upper in axes.figure.axes:
             upper.axvline((last + slots[0][0]) / 2, color=RULE, linewidth=0.7, zorder=0)
 
 
 def layer_axis_words(panel: Panel, most: int = 44) -> str:
     """Name of the depth axis: what its ends are called in the networks, where all of them call them the same."""
-    from probekit.results.curve import layer_name
-
-    ends = set()
-    for series in panel.series:
-        if not series.is_flat:
-            first, last = layer_name(series.records[0]), layer_name(series.records[-1])
-            ends.add((f"{series.depths[0]}: {first}" if first else "", f"{series.depths[-1]}: {last}" if last else ""))
-    words = visible(", ".join(filter(None, ends.pop()))) if len(ends) == 1 else ""
-    named = f"layer ({words})" if words else "layer"
-    return named if len(named) <= most else "layer"
+    named = {
+        ", ".join(f"{s.depths[k]}: {layer_name(s.records[k])}" for k in (0, -1) if layer_name(s.records[k]))
+        for s in panel.series
+        if not s.is_flat
+    }
+    words = visible(named.pop()) if len(named) == 1 else ""
+    return f"layer ({words})" if words and len(words) <= most - len("layer ()") else "layer"
 
 
 def _remark(axes: Axes, text: str) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from probekit.reports.figures.depth import looks_of
-from probekit.reports.figures.options import FigureOptions, relabelled
-from probekit.reports.figures.style import QUIET
-from probekit.reports.panels import value_name
+from probekit.reports.figures.style import QUIET, FigureOptions
+from probekit.reports.panels import relabelled
 from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def label_frame(panels: Sequence[Panel]) -> pd.DataFrame:
             "train_rows": panel.train_rows,
             "per_class": series.records[0].per_class,
             "n_draws": series.curve.n_draws,
-            value_name(series): series.curve.values[place],
+            panel.metric.column: series.curve.values[place],
             "sd": series.curve.spread[place],
             "low": series.curve.low[place],
             "high": series.curve.high[place],
@@ -69,17 +68,13 @@ def label_figure(panels: Sequence[Panel], options: FigureOptions = FigureOptions
     options
         Size, limits, names and type; draw under `style(font_size=options.font_size)`.
     """
-    from matplotlib.figure import Figure
-
-    panels = [relabelled(panel, options.labels) for panel in panels]
+    panels, scale = [relabelled(panel, options.labels) for panel in panels], options.scale
     frame = label_frame(panels)
     largest = max((panel for panel in panels if panel.train_rows), key=lambda panel: panel.train_rows or 0)
-    width, scale = options.width or 6.0, options.scale
-    height = options.height or 4.0
-    figure = Figure(figsize=(width, height))
-    axes = figure.add_axes(
-        (0.62 * scale / width, 0.5 * scale / height, 1 - 0.74 * scale / width, 1 - 0.85 * scale / height)
+    figure, inside = options.new_figure(
+        6.0, 4.0, left=0.62 * scale, right=0.12 * scale, top=0.35 * scale, bottom=0.5 * scale
     )
+    axes = figure.subplots(gridspec_kw=inside)
     looks, factor = looks_of(largest), largest.metric.factor
     lines = 0
     for series in largest.series:
@@ -91,7 +86,7 @@ def label_figure(panels: Sequence[Panel], options: FigureOptions = FigureOptions
             name = series.label if series.is_flat else f"{series.label}, layer {depth} ({role})"
             beside = own["train_rows"] * 1.025**lines  # so that no interval hides behind another
             lines += 1
-            values = own[value_name(series)]
+            values = own[largest.metric.column]
             axes.errorbar(
                 beside, factor * values, yerr=[factor * (values - own["low"]), factor * (own["high"] - values)],
                 color=look["color"], linestyle=STYLES[role], marker=look["marker"], markersize=4, capsize=3.5,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from probekit.reports.figures.depth import looks_of
-from probekit.reports.figures.style import QUIET, points
-from probekit.reports.panels import build_panels, value_name
+from probekit.reports.figures.depth import line_of, looks_of
+from probekit.reports.figures.style import QUIET, FigureOptions, points
+from probekit.reports.panels import build_panels
 from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def metric_frame(panels: Sequence[Panel]) -> pd.DataFrame:
 
     return pd.DataFrame(
         {
-            "metric": value_name(series),
+            "metric": panel.metric.column,
             "series": series.label,
             "depth": int(depth),
             "value": series.curve.values[place],
@@ -62,25 +62,22 @@ def metric_frame(panels: Sequence[Panel]) -> pd.DataFrame:
 
 def metric_figure(panels: Sequence[Panel], narrow: bool = False) -> Figure:
     """Panels of one data set by layer, a small axes for each one's metric; draw under `style()`."""
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     columns = 1 if narrow else 2
     rows, names = -(-len(panels) // columns), len(panels[0].series)
     below = 0.55 + 0.17 * -(-names // (columns + 1))
     width, height = (4.0, 1.9 * rows + below) if narrow else (7.4, 2.2 * rows + below)
-    figure = Figure(figsize=(width, height))
+    figure, inside = FigureOptions().new_figure(width, height, left=0.55, right=0.12, top=0.25, bottom=below)
     grid = figure.subplots(rows, columns, sharex=True, squeeze=False)
-    figure.subplots_adjust(
-        left=0.55 / width, right=1 - 0.12 / width, top=1 - 0.25 / height, bottom=below / height, hspace=0.28, wspace=0.2
-    )
+    figure.subplots_adjust(**inside, hspace=0.28, wspace=0.2)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     for axes, panel in zip(grid.flat, panels, strict=False):
         looks = looks_of(panel)
         for series in panel.series:
-            look = dict(looks[series.label])
-            line = {name: look[name] for name in ("color", "linestyle", "linewidth")}
+            look = looks[series.label]
+            line = line_of(look)
             if series.is_flat:
                 axes.axhline(series.values[0], label=series.label, **line)
                 continue

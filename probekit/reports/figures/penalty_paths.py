@@ -6,23 +6,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from probekit.reports.figures.options import FigureOptions
-from probekit.reports.figures.style import MODELS, PAPER, QUIET, RULE, points
+from probekit.reports.figures.style import MODELS, PAPER, QUIET, RULE, FigureOptions, points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from probekit.reports.panels import Series
 
+MOST_LAYERS = 16
+
 
 def path_figure(
     series: Series,
     color: str = MODELS[0][0],
     narrow: bool = False,
-    most: int = 16,
     options: FigureOptions = FigureOptions(),  # noqa: B008  (frozen)
 ) -> Figure:
     """Validation accuracy along the penalty path, one small axes a layer, all layers faint behind each.
+
+    Of more than `MOST_LAYERS` layers an even choice is drawn that keeps the first, the best and the last.
 
     Parameters
     ----------
@@ -34,23 +36,21 @@ def path_figure(
         Two columns instead of four.
     options
         Size, limits and title.
-    most
-        With more layers than this, an even choice of them that keeps the first, the best and the last.
     """
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    shown = _even_choice(len(series.depths), most, keep=series.peak)
+    shown = list(range(len(series.depths)))
+    if len(shown) > MOST_LAYERS:
+        shown = sorted({*np.linspace(0, shown[-1], MOST_LAYERS - 1).round().astype(int).tolist(), series.peak})
     columns = 2 if narrow else 4
-    rows = -(-len(shown) // columns)
-    width, scale = options.width or (4.0 if narrow else 7.4), options.scale
-    height = options.height or 1.25 * rows + 0.5
-    figure = Figure(figsize=(width, height))
+    rows, scale = -(-len(shown) // columns), options.scale
+    top = (0.5 if options.title else 0.21) * scale
+    figure, inside = options.new_figure(
+        4.0 if narrow else 7.4, 1.25 * rows + 0.5, left=0.62 * scale, right=0.12, top=top, bottom=0.42 * scale
+    )
+    width = figure.get_figwidth()
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    figure.subplots_adjust(
-        left=0.62 * scale / width, right=1 - 0.12 / width, top=1 - (0.5 if options.title else 0.21) * scale / height,
-        bottom=0.42 * scale / height, hspace=0.5, wspace=0.12,
-    )  # fmt: skip
+    figure.subplots_adjust(**inside, hspace=0.5, wspace=0.12)
     figure.supylabel("Held-out accuracy (%)", x=0.1 * scale / width, fontsize=points(8.5), color=QUIET)
     if options.title:
         figure.suptitle(options.title, x=0.62 * scale / width, ha="left", fontsize=points(9.5), fontweight="bold")
@@ -78,10 +78,3 @@ def path_figure(
             axes.tick_params(labelbottom=True)
             axes.set_xlabel("log10 C", fontsize=points(7.5))
     return figure
-
-
-def _even_choice(count: int, most: int, keep: int) -> list[int]:
-    if count <= most:
-        return list(range(count))
-    chosen = sorted({*np.linspace(0, count - 1, most - 1).round().astype(int).tolist(), keep})
-    return chosen[:most]

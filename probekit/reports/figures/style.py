@@ -1,8 +1,25 @@
-"""Colours, marker shapes and type of every picture, once for paper and once for the page's light and dark themes."""
+"""What all figures share: colours and type, for paper and for the page's light and dark themes; options; writing."""
 
-from collections.abc import Iterator
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field
+from html import escape
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from igpt_model import atomic
+from probekit.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMATS = ("svg", "png", "pdf")
+BASE_SIZE = 9.0
+"""Points of ordinary type in a figure of the usual size; other sizes are in proportion to it."""
 
 # Okabe and Ito's colour-blind safe hues (https://jfly.uni-koeln.de/color/), some darkened to reach 3:1 on white;
 # beside each, the shade that reaches 3:1 on the dark page. Marker shape and line style tell series apart, too.
@@ -22,48 +39,14 @@ RANDOM = ("#6e7781", "#98a3ae")
 FLAT = ("#b06c00", "#e8ae4a")
 DARK = {INK: "#e6edf3", QUIET: "#9aa4af", RULE: "#363c44", PAPER: "#0f1419"} | dict([*MODELS, RANDOM, FLAT])
 CSS_NAME = {light: f"--c{number}" for number, light in enumerate(DARK)}
+DASHES: Sequence[Any] = ("--", ":", "-.", (0, (5, 1, 1, 1)))
 MODEL_MARKERS = ("o", "s", "^", "v", "P", "X")
-
-SETTINGS: Any = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 8.5,
-    "axes.labelcolor": QUIET,
-    "axes.edgecolor": QUIET,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "axes.facecolor": "none",
-    "grid.color": RULE,
-    "grid.linewidth": 0.7,
-    "text.color": INK,
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "ytick.major.size": 0,
-    "xtick.major.size": 3,
-    "figure.facecolor": PAPER,
-    "legend.frameon": False,
-    "text.parse_math": False,  # names of series and data sets are text, dollar signs and all
-    "legend.fontsize": 7.5,
-    "pdf.fonttype": 42,
-    "savefig.dpi": 200,
-}
 
 SIZES: Any = ("font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize")
 
 
 @contextmanager
-def style(salt: str = "figure", text_as_paths: bool = True, font_size: float = 9.0) -> Iterator[None]:
+def style(salt: str = "figure", text_as_paths: bool = True, font_size: float = BASE_SIZE) -> Iterator[None]:
     """House settings over matplotlib's defaults (never the user's matplotlibrc): the same picture on every machine.
 
     Parameters
@@ -79,8 +62,11 @@ def style(salt: str = "figure", text_as_paths: bool = True, font_size: float = 9
 
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(SETTINGS)
-        mpl.rcParams.update({name: SETTINGS[name] * font_size / SETTINGS["font.size"] for name in SIZES})
+        mpl.rcParams.update(
+            mpl.rc_params_from_file(Path(__file__).with_suffix(".mplstyle"), use_default_template=False)
+        )
+        for name in SIZES:
+            mpl.rcParams[name] *= font_size / BASE_SIZE
         mpl.rcParams["svg.hashsalt"] = f"probekit-{salt}"
         mpl.rcParams["svg.fonttype"] = "path" if text_as_paths else "none"
         yield
@@ -90,4 +76,105 @@ def points(size: float) -> float:
     """A size of type in proportion to the figure's ordinary type."""
     import matplotlib as mpl
 
-    return size * float(mpl.rcParams["font.size"]) / 9.0
+    return size * float(mpl.rcParams["font.size"]) / BASE_SIZE
+
+
+@dataclass(frozen=True)
+class FigureOptions:
+    """How a figure is drawn.
+
+    Attributes
+    ----------
+    width, height : inches; None for the figure's own
+    ylim : limits of the axis of values: percent, or the metric's own unit
+    labels : name of a series in the results -> name in print
+    title : over the figure in place of its own; "" for none
+    font_size : points of ordinary type
+    """
+
+    width: float | None = None
+    height: float | None = None
+    ylim: tuple[float, float] | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    title: str | None = None
+    font_size: float = BASE_SIZE
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("width", 2, 40), ("height", 2, 40), ("font_size", 4, 40)):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise UserError(
+                    f"{name} is {value:g}; expected {least} to {most} {'points' if 'font' in name else 'inches'}."
+                )
+        if self.ylim is not None and not self.ylim[0] < self.ylim[1]:
+            raise UserError(f"ylim is {self.ylim[0]:g} {self.ylim[1]:g}; expected two numbers, the lower one first.")
+
+    def limits(self, percent: bool) -> tuple[float, float] | None:
+        """`ylim`; a `UserError` where percentages are shown and it is none."""
+        if percent and self.ylim is not None and not 0 <= self.ylim[0] < self.ylim[1] <= 100:
+            raise UserError(f"ylim is {self.ylim[0]:g} {self.ylim[1]:g}; expected two percentages between 0 and 100.")
+        return self.ylim
+
+    @property
+    def scale(self) -> float:
+        """Of all type, and of the margins that hold it."""
+        return self.font_size / BASE_SIZE
+
+    def new_figure(self, width: float, height: float, **margins: float) -> tuple[Figure, dict[str, float]]:
+        """A figure of this size, else of the given one, and its margins as `gridspec_kw`.
+
+        Parameters
+        ----------
+        width, height
+            Inches, unless the options have their own.
+        margins
+            left, right, top, bottom: inches, which do not grow with the figure.
+        """
+        from matplotlib.figure import Figure
+
+        width, height = self.width or width, self.height or height
+        inside = {"left": margins["left"] / width, "right": 1 - margins["right"] / width}
+        inside |= {"top": 1 - margins["top"] / height, "bottom": margins["bottom"] / height}
+        return Figure(figsize=(width, height)), inside
+
+
+def save_figure(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Write a figure once a format, without dates, so that the bytes depend on the figure only."""
+    dateless = {"svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None, "ModDate": None}}
+    written = [stem.with_name(f"{stem.name}.{name}") for name in formats]
+    for name, path in zip(formats, written, strict=True):
+        buffer = BytesIO()
+        figure.savefig(buffer, format=name, metadata=dateless.get(name, {"Software": None}))
+        atomic.write_bytes(path, buffer.getvalue())
+    return written
+
+
+def inline_svg(figure: Figure, prefix: str, label: str, tooltips: Mapping[str, str] | None = None) -> str:
+    """A figure as one `<svg>` element, in the colours and type of the page it is put into.
+
+    Draw it under `style(prefix, text_as_paths=False)`: its colours become CSS variables (`CSS_NAME`), so that both
+    themes fit. `prefix` keeps identifiers unique in a page of several figures; `label` is for screen readers;
+    `tooltips` are texts by `gid` of an artist.
+    """
+    buffer = StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    view = re.search(r'viewBox="[^"]*"', svg)
+    assert view, "matplotlib writes a viewBox"
+    opening = f'<svg {view[0]} role="img" aria-label="{escape(label)}">'
+    svg = re.sub(r"<svg[^>]*>", lambda _: opening, svg, count=1)
+    # inside HTML the older xlink prefix needs no declaration, but href alone is the current spelling
+    svg = svg.replace("xlink:href=", "href=")
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    for colour, name in CSS_NAME.items():
+        svg = re.sub(colour, f"var({name})", svg, flags=re.IGNORECASE)
+    # type comes from the page; weight and size stay
+    svg = re.sub(r"font-family: [^;\"]*;?", "", svg)
+    svg = re.sub(r"(font: (?:\d+ )?[\d.]+px) [^;\"]*", r"\1 var(--type, system-ui, sans-serif)", svg)
+    # only the figure's background is left out: the page has its own
+    svg = re.sub(rf'<g id="{prefix}-patch_1">.*?</g>\s*', "", svg, count=1, flags=re.DOTALL)
+    for gid, text in (tooltips or {}).items():
+        svg = svg.replace(f'<g id="{prefix}-{gid}">', f'<g id="{prefix}-{gid}"><title>{escape(text)}</title>', 1)
+    return svg

@@ -71,59 +71,42 @@ def _canvas(panel: Panel, width: int, height: int) -> list[Text]:
     from rich.text import Text
 
     last = max(int(series.depths[-1]) for series in panel.series) or 1
-    ticks, height = round_ticks(
-        min(series.extent[0] for series in panel.series),
-        max(series.extent[1] for series in panel.series),
-        height,
-    )
+    ticks, height = round_ticks(*panel.extent, height)
     low, high = min(ticks.values()), max(ticks.values())
-    span = high - low
     columns = max(min(width - 8, 6 * last + 1), last + 1)
-    cells = [[(" ", "") for _ in range(columns)] for _ in range(height)]
+    cells = [[(" ", "")] * columns for _ in range(height)]
 
     def row(value: float) -> int:
-        return round((high - value) / span * (height - 1))
+        return round((high - value) / (high - low) * (height - 1))
 
     def column(depth: float) -> int:
         return round(depth / last * (columns - 1))
 
-    for series in reversed(panel.series):
-        mark, colour = _look(panel, series)
+    looks = [(series, *_look(panel, series)) for series in reversed(panel.series)]
+    for series, _, colour in looks:
         if series.is_flat:
             cells[row(series.values[0])] = [("╌", colour)] * columns
-            continue
-        for depth, bottom, top in zip(series.depths, series.low, series.high, strict=True):
-            for level in range(row(top), row(bottom) + 1):
-                if series.role == "model" and cells[level][column(depth)][0] in " ╌":
-                    cells[level][column(depth)] = ("│", f"{colour} dim")
-    for series in reversed(panel.series):
-        mark, colour = _look(panel, series)
-        for place, (depth, value) in enumerate(zip(series.depths, series.values, strict=True)):
-            if not series.is_flat:
-                chosen = series.role == "model" and place == series.peak
-                shown = mark if series.reliable[place] else "○"
-                cells[row(value)][column(depth)] = (shown, f"{colour} reverse bold" if chosen else colour)
+        for point in series.points if series.role == "model" and not series.is_flat else ():
+            for level in range(row(point.high), row(point.low) + 1):
+                if cells[level][column(point.depth)][0] in " ╌":
+                    cells[level][column(point.depth)] = ("│", f"{colour} dim")
+    for series, mark, colour in looks:
+        for point in () if series.is_flat else series.points:
+            bold = " reverse bold" if series.role == "model" and point.place == series.peak else ""
+            cells[row(point.value)][column(point.depth)] = (mark if point.reliable else "○", colour + bold)
 
-    lines = []
-    for number, cell_row in enumerate(cells):
-        line = Text().append(f"{ticks[number]:5g} ┤" if number in ticks else "      │", style="dim")
-        for character, colour in cell_row:
-            line.append(character, style=colour or None)
-        lines.append(line)
-    every = max(1, -(-3 * (last + 1) // columns))
+    lines = [
+        Text.assemble((f"{ticks[number]:5g} ┤" if number in ticks else "      │", "dim"), *cell_row)
+        for number, cell_row in enumerate(cells)
+    ]
     axis = [" "] * (columns + 3)
-    for depth in range(0, last + 1, every):
-        for offset, digit in enumerate(str(depth)):
-            axis[column(depth) + offset] = digit
-    lines.append(Text("      └" + "─" * columns, style="dim"))
-    lines.append(Text("       " + "".join(axis).rstrip() + "  layer", style="dim"))
-    for series in panel.models:
-        if not series.is_flat:
-            # colour and reverse video do not survive in a log
-            mark, colour = _look(panel, series)
-            below = " " * column(series.depths[series.peak]) + "↑"
-            words = f" {series.label}" if len(panel.models) > 1 else " best"
-            lines.append(Text().append("       ").append(below + words, style=colour))
+    for depth in range(0, last + 1, max(1, -(-3 * (last + 1) // columns))):
+        axis[column(depth) : column(depth) + len(str(depth))] = str(depth)
+    lines += [Text(f"      └{'─' * columns}\n       {''.join(axis).rstrip()}  layer", style="dim")]
+    for series, _, colour in looks[::-1]:
+        if series.role == "model" and not series.is_flat:  # colour and reverse video do not survive in a log
+            words = series.label if len(panel.models) > 1 else "best"
+            lines.append(Text.assemble("       ", (f"{' ' * column(series.best.depth)}↑ {words}", colour)))
     return lines
 
 
@@ -158,13 +141,12 @@ def _look(panel: Panel, series: Series) -> tuple[str, str]:
 def _legend(panel: Panel) -> Text:
     from rich.text import Text
 
-    legend = Text()
+    parts: list[str | tuple[str, str]] = []
     for series in panel.series:
         mark, colour = _look(panel, series)
-        legend.append(mark * (3 if series.is_flat else 1) + " ", style=colour)
         value = f" {series.curve.metric.text(series.values[0], unit=True)}" if series.is_flat else ""
-        legend.append(f"{visible(NAMES.get(series.label, series.label))}{value}   ")
+        name = visible(NAMES.get(series.label, series.label))
+        parts += [(mark * (3 if series.is_flat else 1) + " ", colour), f"{name}{value}   "]
     if any(not series.reliable.all() for series in panel.series):
-        legend.append("○ not converged, or C at the end of its grid   ", style="dim")
-    legend.append("│ 95 %, pointwise   ↑ best layer, chosen on held-out rows", style="dim")
-    return legend
+        parts.append(("○ not converged, or C at the end of its grid   ", "dim"))
+    return Text.assemble(*parts, ("│ 95 %, pointwise   ↑ best layer, chosen on held-out rows", "dim"))

@@ -9,8 +9,17 @@ from hypothesis import strategies as st
 from igpt_model import ImageTransform, Palette, TrainConfig
 from igpt_model.errors import UserError
 from igpt_model.images import SourceImages
-from igpt_model.training.batches import batch_indices, encode_all, epoch_order, mask_keys, token_batch, training_tokens
-from igpt_model.training.data import Spaced, encode_data, fit_palette
+from igpt_model.training.batches import (
+    Spaced,
+    batch_indices,
+    encode_all,
+    encode_data,
+    epoch_order,
+    fit_palette,
+    mask_keys,
+    token_batch,
+    training_tokens,
+)
 
 
 @settings(max_examples=50)

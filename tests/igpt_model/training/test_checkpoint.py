@@ -69,8 +69,11 @@ def test_newest_and_named_steps(tmp_path):
 
 def test_never_overwritten(tmp_path):
     save(tmp_path, 1)
-    with pytest.raises(FileExistsError):
-        save(tmp_path, 1)
+    there = {file: file.stat().st_mtime_ns for file in checkpoint_path(tmp_path, 1).iterdir()}
+    save(tmp_path, 1)  # the same contents
+    with pytest.raises(UserError, match="exists already, with other contents"):
+        save(tmp_path, 1, trainer=False)
+    assert {file: file.stat().st_mtime_ns for file in checkpoint_path(tmp_path, 1).iterdir()} == there
 
 
 def damage(folder, how):

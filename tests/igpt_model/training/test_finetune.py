@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from igpt_model import ImageTransform, Palette, UserError
-from igpt_model.classifier import Classifier, at_resolution, load_classifier, predict, predict_proba
+from igpt_model.classifier import Classifier, at_resolution, load_classifier, predict_proba
 from igpt_model.config import ModelConfig
 from igpt_model.features import encode
 from igpt_model.hashing import hash_arrays
@@ -24,6 +24,7 @@ from igpt_model.training.divergence import TrainingDiverged
 from igpt_model.training.engine import Engine
 from igpt_model.training.finetune import FinetuneConfig, Finetuning, Labelled, finetune
 from igpt_model.training.run_log import open_run, read_metrics
+from igpt_model.voting import modal_vote
 from tests.killing import killed_in
 
 CLASSES = ("left", "right", "none")
@@ -111,7 +112,8 @@ def test_a_small_set_is_learnt_by_heart(tmp_path, causal, from_scratch):
     records = run(tmp_path, pretrained(causal), steps=60, eval_every=30, from_scratch=from_scratch, patience=0)
     data = pictures()
     tuned = load_classifier(tmp_path)
-    found = predict(tuned.classifier, tuned.palette.encode(data.images), n_masks=5)
+    masked = predict_proba(tuned.classifier, tuned.palette.encode(data.images), n_masks=5)
+    found = modal_vote(masked.argmax(-1), np.arange(30))
     assert (found == data.labels).mean() > 0.9
     assert records[-1]["best_accuracy"] == tuned.val_accuracy > 0.8
     proba = tuned.predict_proba(list(data.images))
@@ -217,7 +219,7 @@ def test_masks_at_prediction_vote_and_do_not_depend_on_the_batch():
     assert not np.array_equal(together[0], together[1])
     alone = predict_proba(classifier, tokens[7:9], np.array([7, 8]), n_masks=5, batch_size=1)
     assert np.allclose(alone, together[:, 7:9], atol=1e-6)
-    voted = predict(classifier, tokens, n_masks=5)
+    voted = modal_vote(predict_proba(classifier, tokens, n_masks=5).argmax(-1), np.arange(len(tokens)))
     counts = np.stack([(together.argmax(-1) == k).sum(0) for k in range(3)], 1)
     assert np.array_equal(counts[np.arange(30), voted], counts.max(1))
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from igpt_model import ImageTransform, Palette, TrainConfig, UserError, train
 from igpt_model.atomic import replace_folder
 from igpt_model.hashing import hash_file
+from igpt_model.training.batches import DrawnAhead
 from igpt_model.training.checkpoint import (
     checkpoint_path,
     latest_checkpoint,
@@ -21,8 +22,8 @@ from igpt_model.training.checkpoint import (
     prune_checkpoints,
 )
 from igpt_model.training.distributed import Ranks
-from igpt_model.training.prefetch import DrawnAhead
-from igpt_model.training.pretrain import Pretraining, TrainingDiverged, evaluate
+from igpt_model.training.engine import Engine, Objective
+from igpt_model.training.pretrain import Pretraining, TrainingDiverged
 from igpt_model.training.run_log import open_run, read_metrics
 from tests.killing import killed_in
 
@@ -70,6 +71,12 @@ def begun(out, kind=Pretraining, **changes):
 
 def of_kind(records, kind):
     return [record for record in records if record["kind"] == kind]
+
+
+def evaluate(model, tokens, batch_size):
+    """The loss of a model on one process."""
+    config = TrainConfig(**{**TINY, "batch_size": batch_size})
+    return Engine(config, Ranks(), Objective(model)).evaluate(tokens)
 
 
 def weights_hash(out):
@@ -262,7 +269,7 @@ def test_a_high_learning_rate_stops_with_the_last_good_checkpoint(tmp_path):
     loaded = load_checkpoint(latest_checkpoint(tmp_path))
     assert loaded.step < 400
     assert all(bool(torch.isfinite(p).all()) for p in loaded.model.parameters())
-    assert evaluate(loaded.model, loaded.palette.encode(pictures(20, 1))) < 2 * np.log(4)
+    assert evaluate(loaded.model, loaded.palette.encode(pictures(20, 1)), 8) < 2 * np.log(4)
 
 
 def test_nan_weights_are_never_saved(tmp_path):
@@ -320,7 +327,7 @@ def test_bad_pictures_and_devices_are_refused(tmp_path):
     with pytest.raises(UserError, match="no validation images"):
         list(train(config, pictures(), pictures(0), tmp_path))
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="no CUDA device"):
+        with pytest.raises(UserError, match="The device cuda cannot be used"):
             run(tmp_path, device="cuda")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be used"):

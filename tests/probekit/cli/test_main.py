@@ -1,7 +1,6 @@
 """The command itself: help, unknown verbs, exit codes, one sentence for the user's errors."""
 
 import errno
-import os
 import signal
 import subprocess
 import sys
@@ -60,8 +59,7 @@ def test_an_interrupt_that_a_library_turned_into_another_exception(capsys):
 
     def library(_):
         try:
-            os.kill(os.getpid(), signal.SIGINT)
-            signal.pause()
+            signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt:
             raise ValueError("could not determine the shape") from None
 
@@ -79,6 +77,8 @@ def test_an_interrupt_that_a_library_turned_into_another_exception(capsys):
         (OSError(errno.ENOSPC, "No space left", "/x/y"), 2, "cannot use /x/y: the disk is full; free some space and "),
         (PermissionError(errno.EACCES, "denied", "/x"), 2, "/x"),
         (FileNotFoundError("runs/x holds no checkpoint; train first."), 2, "holds no checkpoint"),
+        (MemoryError(), 2, "there is not enough memory"),
+        (ImportError("x.so: failed to map segment from shared object: Cannot allocate memory"), 2, "not enough memory"),
         (KeyError("ours"), 1, "error in probekit itself"),
         (OSError(errno.EPROTO, "Protocol error", "/x"), 1, "error in probekit itself"),
     ],

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from igpt_model.errors import UserError
 from igpt_model.ranges import Range
 from probekit.cli.main import VERBS, app
 from probekit.cli.numbers import RANGES
 from tests.commands import run, run_all
 
 VALUES = ("0", "-1", "nan", "inf", "1e400", "1" + 20 * "0", "")
+ODD = (-1, 0, float("nan"), float("inf"), -float("inf"), 10**20, 10**400, 1e300, "", True, object())
 TRAIN = "--resolution 4 --n-colours 4 --n-layer 1 --n-embd 8 --n-head 1 --batch-size 8 --steps 2 --warmup-steps 1"
 COMMANDS = {
     "demo": "demo --out {new}",
@@ -65,8 +67,7 @@ def command(verb, flag, value, numbers, new):
 def test_every_numeric_flag_has_a_range():
     found = {(verb, argument.names[0]): argument.field_info for verb, argument, _ in flags()}
     assert len(found) > 60  # else this test has lost its subject
-    from igpt_model.training.config import TrainConfig
-    from igpt_model.training.finetune_config import FinetuneConfig
+    from igpt_model.training.config import FinetuneConfig, TrainConfig
 
     own = {
         name
@@ -88,6 +89,34 @@ def test_a_number_out_of_range_is_one_sentence(value, tmp_path, monkeypatch):
         assert code == 2, (verb, flag, value, printed)
         assert "Traceback" not in printed, (verb, flag, value, printed)
         assert not os.listdir(tmp_path), (verb, flag, value)
+
+
+@pytest.mark.parametrize("value", ["-1", ".nan", "1e400"])
+def test_a_number_of_a_config_file_is_held_to_the_same_range(value, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for verb, argument, numbers in flags():
+        flag = argument.names[0]
+        words = [word for word in command(verb, flag, value, numbers, "new") if not word.startswith(f"{flag}=")]
+        (tmp_path / "c.yaml").write_text(
+            f"{flag[2:]}: [{', '.join([value] * numbers)}]" if numbers > 1 else f"{flag[2:]}: {value}"
+        )
+        code, printed = run([*words[: len(words) - numbers + 1], "--config", "c.yaml"])
+        assert code == 2, (verb, flag, value, printed)
+        assert "Traceback" not in printed, (verb, flag, value, printed)
+        assert os.listdir(tmp_path) == ["c.yaml"], (verb, flag, value)
+
+
+def test_settings_made_in_python_are_held_to_them_too():
+    from igpt_model import FinetuneConfig, ModelConfig, TrainConfig
+
+    for config in (TrainConfig, FinetuneConfig, ModelConfig):
+        for name, field in config.__dataclass_fields__.items():
+            allowed = field.metadata.get("range")
+            for value in ODD:
+                number = isinstance(value, int | float) and not isinstance(value, bool)
+                if allowed is not None and not (number and value in allowed) and value != field.default:
+                    with pytest.raises(UserError, match=name):
+                        config(**{name: value})
 
 
 @pytest.fixture(scope="module")

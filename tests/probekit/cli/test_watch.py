@@ -9,7 +9,6 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from igpt_model import sample as sampling
 from igpt_model.features import encode
 from igpt_model.training.checkpoint import load_checkpoint
 from igpt_model.training.run_log import read_metrics
@@ -128,18 +127,6 @@ def test_lines_on_the_terminal(run, capsys):
     assert curve_history([]) == []
     assert train(run, *WATCH) == 0
     assert capsys.readouterr().out.count("best layer") == 3
-
-
-@pytest.mark.parametrize("way", [["--n", "5"], ["--n", "3", "--complete", "wandering-digits", "--each", "3"]])
-def test_pictures_are_drawn_in_parts_that_fit_and_are_the_same(run, tmp_path, monkeypatch, way):
-    assert main(["sample", str(run), "--out", str(tmp_path / "whole.png"), *way]) == 0
-    caches = []
-    real = sampling.Cache.__init__
-    monkeypatch.setattr(sampling, "images_at_once", lambda config: 2)
-    monkeypatch.setattr(sampling.Cache, "__init__", lambda *given: caches.append(given[2]) or real(*given))
-    assert main(["sample", str(run), "--out", str(tmp_path / "parts.png"), *way]) == 0
-    assert caches == ([2, 2, 1] if way == ["--n", "5"] else [2, 2, 2, 2, 1])
-    assert (tmp_path / "parts.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
 
 
 def test_completions_keep_what_was_given(run, tmp_path):

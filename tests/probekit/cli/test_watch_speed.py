@@ -4,9 +4,9 @@ import re
 
 import pytest
 
+from igpt_model.training import cost
 from igpt_model.training.run_log import read_metrics
 from probekit.cli.main import main
-from probekit.evaluate import plan
 
 L, D, T, V = 3, 16, 36, 4
 SIZES = ["--n-layer", str(L), "--n-embd", str(D), "--n-head", "2", "--resolution", "6", "--n-colours", str(V)]
@@ -24,7 +24,7 @@ def asked(monkeypatch):
         calls.append(how)
         return RATE
 
-    monkeypatch.setattr(plan, "matmul_rate", matmul_rate)
+    monkeypatch.setattr(cost, "matmul_rate", matmul_rate)
     return calls
 
 

@@ -108,7 +108,7 @@ def test_own_function_by_name(tmp_path, monkeypatch):
     [
         ((IMAGES, LABELS[:-1]), "50 images but 49 labels"),
         ((IMAGES.astype(float), LABELS), "uint8"),
-        ((IMAGES, LABELS - 1), "non-negative integer"),
+        ((IMAGES, LABELS - 1), "10 of 50 labels"),
         ((IMAGES, np.zeros(50, int)), "two classes"),
         ({"tset": (IMAGES, LABELS)}, "tset"),
     ],

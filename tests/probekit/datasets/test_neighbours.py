@@ -1,7 +1,10 @@
 """Data as people have them: files of other systems, labels in other forms, pictures of other kinds."""
 
+import io
 import itertools
 import os
+import struct
+import tarfile
 import unicodedata
 import warnings
 import zipfile
@@ -10,9 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from probekit.datasets import load_dataset
+from probekit.datasets.images import Decoding, decode
 from probekit.datasets.parts import label_array
 from probekit.runtime.errors import UserError
 
@@ -150,10 +154,13 @@ def test_whole_numbers_are_one_class_however_they_are_written(tmp_path):
     ("text", "words"),
     [
         (rows("ab" * 6).replace("7.png", "1.png"), "lists 1.png in rows 1 and 7"),
-        (rows("ab" * 6).replace("7.png", "./1.png"), "in rows 1 and 7"),
+        (rows("ab" * 6).replace("7.png", "./1.png"), "in rows 1 .as 1.png. and 7"),
         (rows("ab" * 6).replace("7.png", "77.png"), r"lists 77\.png, which does not exist"),
         (rows("ab" * 6).partition("\n")[2], "names neither images nor labels"),
+        (rows("ab" * 6).replace("7.png", "../d/1.png"), "in rows 1 .as 1.png. and 7"),
         ("", "is empty"),
+        (rows("ab" * 6).encode("utf-16-le").decode(), "UTF-16 without its mark"),
+        (rows([0, 1, -1] * 4), "4 of 12 labels of the train part are negative"),
         (rows(["a,x", "b,y"] * 6, head="path,label,class"), r"several could hold the label \(label, class\)"),
     ],
 )
@@ -174,6 +181,54 @@ def test_a_column_of_folds_is_said_not_to_be_used(tmp_path):
     labels = [f"{'ab'[i % 2]},{i // 4}" for i in range(12)]
     with pytest.warns(UserWarning, match="the column fold is not used"):
         load_dataset(listed(tmp_path / "d", rows(labels, head="path,label,fold")))
+
+
+def test_an_image_listed_by_its_path_or_a_link_is_the_same_image(tmp_path):
+    file = listed(tmp_path / "d", rows("ab" * 6))
+    (file.parent / "link.png").symlink_to(file.parent / "3.png")
+    for other in (str(file.parent / "3.png"), "link.png"):
+        file.write_text(rows("ab" * 6) + f"{other},a\n")
+        with pytest.raises(UserError, match=r"in rows 3 \(as 3.png\) and 12"):
+            load_dataset(file)
+
+
+def test_signs_of_missing_labels_are_said_and_two_signs_are_classes(tmp_path):
+    assert load_dataset(listed(tmp_path / "d", rows([-1, 1] * 6))).classes == ("-1", "1")
+    for number, name in enumerate(["NA", "None", "null", "<NA>"]):
+        with pytest.warns(UserWarning, match=f"the name {name!r}, which is a class here"):
+            load_dataset(listed(tmp_path / str(number), rows(["a", "b", name] * 4)))
+    labels = [f"{i % 2 if i < 8 else -1},{'train' if i < 8 else 'test'}" for i in range(12)]
+    with pytest.warns(UserWarning, match="the test part has no labels"):
+        data = load_dataset(listed(tmp_path / "e", rows(labels, head="path,label,split")))
+    assert data.classes == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    "names", [("01", "1"), ("cat", "c\u200bat"), ("cat", "cat\ufeff"), ("ab", "AB"), ("é", "\uff45\u0301")]
+)
+def test_names_that_look_alike_are_said_whatever_tells_them_apart(names):
+    with pytest.warns(UserWarning, match="2 classes of the names"):
+        load_dataset((X, Y), classes=names)
+
+
+@pytest.mark.parametrize(
+    "splits",
+    [
+        ("training_set", "test_set"),
+        ("seg_train", "seg_test", "seg_pred"),
+        ("train2017", "val2017"),
+        ("TrainingSet", "TestSet"),
+        ("images-train", "images-test"),
+        ("trainset/inner", "testset/inner"),
+    ],
+)
+def test_splits_under_other_words_are_no_classes(tmp_path, splits):
+    with pytest.raises(UserError, match="seem to be splits"):
+        load_dataset(
+            tree(tmp_path / "d", *(f"{split}/{label}" for split in splits for label in ("cat", "dog")), count=2)
+        )
+    with pytest.warns(UserWarning, match="the names of 2 folders below"):
+        assert load_dataset(tree(tmp_path / "e", "test_tube/a", "beaker/b")).classes == ("beaker", "test_tube")
 
 
 # ---- one home of labels
@@ -228,7 +283,7 @@ def test_a_missing_label_is_never_a_class(names, missing, at):
         ([["a", "b"]] * 24, "have the shape"),
         ([["a"], ["a", "b"]] * 12, "lists"),
         (["a", 1] * 12, "of the types int, str"),
-        (np.arange(24) - 1, "one non-negative integer per image"),
+        (np.arange(24) - 1, "1 of 24 labels of the train part are negative .row 0"),
         (Y + 1j, "complex"),
         (np.where(Y == 0, 10**12, Y), "at most 1,000,000 classes"),
     ],
@@ -240,7 +295,76 @@ def test_labels_of_arrays(labels, words):
         _ = load_dataset((X, labels)).splits["train"]
 
 
+def test_names_of_classes_in_every_form():
+    assert load_dataset((X, Y), classes=np.array([b"cat", b"dog"])).classes == ("cat", "dog")
+    assert load_dataset((X, Y), classes={"cat": 1, "dog": 0}).classes == ("dog", "cat")
+    assert load_dataset((X, Y), classes=[("tench", "Tinca"), ("goldfish",)]).classes == ("tench, Tinca", "goldfish")
+    named = load_dataset((X, np.array(["dog", "cat"])[Y]), classes=["dog", "cat"])
+    assert named.classes == ("dog", "cat")
+    assert (named.splits["train"].labels == named.splits["train"].row_ids % 2).all()
+    for classes, words in (
+        ("ab", "a list of names"),
+        (np.array("ab"), "a list of names"),
+        ({"a": 0, "b": 2}, "each once"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_dataset((X, Y), classes=classes)
+    with pytest.raises(UserError, match="that are not named"):
+        _ = load_dataset((X, ["dog", "cat"] * 12), classes=["dog", "cow"]).splits["train"]
+
+
+class Items:
+    """A torch Dataset whose items a function makes."""
+
+    def __init__(self, item, count=400, **attributes):
+        self.item, self.count = item, count
+        self.__dict__.update(attributes)
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, row):
+        return self.item(row)
+
+
+@pytest.mark.parametrize("wrong", [201, 57])
+@pytest.mark.parametrize("names", [False, True])
+def test_one_wrong_label_among_many_is_found_when_its_image_is_read(wrong, names):
+    written = ["cat", "dog"] if names else [0, 1]
+    items = Items(lambda i: (X[i % 24], written[(i + (i == wrong)) % 2]), targets=[written[i % 2] for i in range(400)])
+    data = load_dataset(items)
+    with pytest.raises(UserError, match=f"Item {wrong} has the label {written[(wrong + 1) % 2]}, but"):
+        _ = [split.images(0, len(split)) for split in data.splits.values()]
+
+
+def test_labels_that_change_are_found():
+    rng = np.random.default_rng(0)
+    data = load_dataset(Items(lambda i: (X[i % 24], int(rng.integers(2)))))
+    with pytest.raises(UserError, match="a label that changes"):
+        data.splits["train"].images(0, 50)
+
+
+def test_items_that_fail_are_one_sentence():
+    def fails(row):
+        if row == 5:
+            raise RuntimeError("disk\nfailed")
+        return X[row % 24], row % 2
+
+    for source, words in (
+        (Items(fails), r"Item 5 of the Items cannot be read \(RuntimeError: disk"),
+        (Items(lambda i: None), "Item 0 is a NoneType"),
+        (Items(lambda i: (X[i % 24], i % 2), classes=["a", "b"], class_to_idx={"a": 1, "b": 0}), "another order"),
+        ("", "An empty name"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_dataset(source)
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(UserError, match="A DataFrame was given"):
+        load_dataset(pandas.DataFrame({"image": list(X), "label": Y}))
+
+
 def test_names_and_floats_label_arrays():
+    assert load_dataset((X, Y.astype(np.float16))).classes == ("0", "1")
     assert load_dataset((X, ["dog", "cat"] * 12)).classes == ("cat", "dog")
     assert load_dataset((X, Y.astype(float))).splits["train"].labels.max() == 1
     assert load_dataset([(x, "ab"[y]) for x, y in zip(X, Y, strict=True)]).classes == ("a", "b")
@@ -309,12 +433,51 @@ def test_transparency_is_said(tmp_path, image, said):
     assert (data.splits["train"].images(0, 1)[0] == GREEN).all()
 
 
+def tiff(values, bits, photometric, sample_format=1):
+    """A grey TIFF of 4 x 4, written field by field, since Pillow writes few of these kinds."""
+    tags = {256: 4, 257: 4, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 4, 279: len(values)}
+    entries = [struct.pack("<HHII", tag, 3, 1, value) for tag, value in (tags | {339: sample_format}).items()]
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + len(values)) + values + directory
+
+
+def packed_12_bits(values):
+    pairs = zip(values[::2].tolist(), values[1::2].tolist(), strict=True)
+    return b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in pairs)
+
+
+GREY = np.arange(16) * 17  # of 8 bits; times 257 of 16, times 4095 / 255 of 12
+
+
+@pytest.mark.parametrize("white", ["largest", "smallest"])
+@pytest.mark.parametrize(
+    ("content", "bits", "kind", "options"),
+    [
+        ((GREY * 257).astype("<u2").tobytes(), 16, 1, {}),
+        (packed_12_bits(GREY * 4095 // 255), 12, 1, {}),
+        (GREY.astype(np.uint8).tobytes(), 8, 1, {}),
+        ((GREY / 255).astype("<f4").tobytes(), 32, 3, {"value_range": (0, 1)}),
+    ],
+    ids=["16", "12", "8", "float"],
+)
+def test_tiffs_of_every_depth_and_of_either_white(content, bits, kind, options, white):
+    if (bits, white) == (12, "smallest"):
+        pytest.skip("Pillow reads none of these")
+    shown = decode(tiff(content, bits, int(white == "largest"), kind), "x.tif", Decoding(**options))
+    assert shown[..., 0].ravel().tolist() == (GREY if white == "largest" else 255 - GREY).tolist()
+
+
+def test_a_truncated_image_is_refused_whatever_pillow_was_asked(monkeypatch):
+    content = io.BytesIO()
+    Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(content, "JPEG")
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(UserError, match="truncated"):
+        decode(content.getvalue()[:-800], "x.jpg")
+
+
 @pytest.mark.parametrize("source", ["folder", "zip", "csv", "parquet", "tar", "hub"])
 def test_every_source_of_files_takes_the_choices_of_decoding(tmp_path, source):
     """The pixels of a turned photograph and of a float TIFF, by each way of keeping them."""
-    import io
-    import tarfile
-
     exif = Image.Exif()
     exif[0x112] = 6
     turned = io.BytesIO()
@@ -370,9 +533,6 @@ def test_every_source_of_files_takes_the_choices_of_decoding(tmp_path, source):
     ],
 )
 def test_labels_of_tars_are_one_whole_number_or_name(tmp_path, label, words):
-    import io
-    import tarfile
-
     content = (tree(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
         for k in range(12):
@@ -384,9 +544,44 @@ def test_labels_of_tars_are_one_whole_number_or_name(tmp_path, label, words):
         load_dataset(tmp_path / "t.tar")
 
 
-def test_compressed_tars_say_so(tmp_path):
-    import tarfile
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"cls": b"0", "label": b"1"}, "several labels .cls 0 and label 1"),
+        ({"json": b'{"label": 1}', "cls": b"0"}, "several labels .label of json 1 and cls 0"),
+        ({"cls": b"0", "CLS": b"0"}, "has the field cls twice"),
+        ({"cls": b"1_0", "label": b"1_0"}, None),
+    ],
+)
+def test_labels_of_tars_that_contradict_one_another(tmp_path, fields, words):
+    content = (tree(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for k in range(12):
+            for field, data in {"png": content, **(fields if k % 2 else {"cls": b"cow"})}.items():
+                info = tarfile.TarInfo(f"{k}.{field}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    if words is None:
+        assert load_dataset(tmp_path / "t.tar").classes == ("1_0", "cow")
+        return
+    with pytest.raises(UserError, match=words):
+        load_dataset(tmp_path / "t.tar")
 
+
+def test_splits_of_saved_data_that_name_other_classes_are_refused(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    content = (tree(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
+    rows_of = {"image": [{"bytes": content, "path": None}] * 4, "label": [0, 1] * 2}
+    parts = {}
+    for split, names in (("train", ["a", "b"]), ("test", ["b", "a"])):
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+        parts[split] = datasets.Dataset.from_dict(rows_of, features=features)
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(UserError, match="the split test names other classes"):
+        load_dataset(tmp_path / "saved")
+
+
+def test_compressed_tars_say_so(tmp_path):
     with tarfile.open(tmp_path / "t.tar.gz", "w:gz") as tar:
         tar.add(tree(tmp_path / "d", "x", count=1))
     with pytest.raises(UserError, match="decompress it first"):
@@ -406,6 +601,12 @@ def test_parquet_labels_and_splits_by_column(tmp_path):
 
     split = ["train"] * 8 + ["test"] * 4
     assert sizes(load([0, 1] * 6, split=split))["test"] == 4
+    for name in ("train", "test"):
+        (tmp_path / "named" / name).mkdir(parents=True)
+        (tmp_path / "named" / name / "0.parquet").write_bytes((tmp_path / "p.PARQUET").read_bytes())
+    assert sizes(load_dataset(tmp_path / "named"))["test"] == 12
+    with pytest.raises(UserError, match="apart already; leave out split=split"):
+        load_dataset(f"{tmp_path / 'named'}#split=split")
     assert load([0.0, 1.0] * 6).classes == ("0", "1")
     for missing in (pyarrow.array([0, 1, None] * 4), ["a", "b", None] * 4):
         with pytest.raises(UserError, match="4 of 12 rows have no label"):

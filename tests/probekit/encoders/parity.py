@@ -3,7 +3,7 @@
     python tests/probekit/encoders/parity.py processors timm_tags models timm_models --out parity.jsonl
 
 writes one line of JSON a processor, tag or model as it goes, and run again leaves out what the file holds already;
-`--table` prints the tables of docs/reference/parity.md from it. test_parity.py asserts them.
+`--page` writes docs/reference/parity.md from it. test_parity.py asserts them.
 
 Everything is seeded. Models are random and small: `SHRINK` makes their configurations so by rules that know no class.
 """
@@ -15,6 +15,8 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -267,8 +269,12 @@ def _timm_model(timm, name: str) -> dict:
         model = timm.create_model(name).eval()
     except Exception as error:
         return {"why": f"not built: {type(error).__name__}: {_line(error)}"}
+    side = (getattr(model, "pretrained_cfg", {}).get("input_size") or [0])[-1]
+    # thousands of positions take hours; a model that says that it takes every size is run at a smaller one
+    any_size = getattr(getattr(model, "patch_embed", None), "strict_img_size", True) is False
     try:
-        encoder = from_timm(model, {"name": name, "source": name})
+        smaller = {"resolution": MOST_SIDE} if any_size and side > MOST_SIDE else {}
+        encoder = from_timm(model, {"name": name, "source": name}, **smaller)
     except UserError as error:
         return {"why": f"refused: {error}"}
     images = np.stack([encoder.prepare(odd_pictures()[0])])
@@ -278,6 +284,7 @@ def _timm_model(timm, name: str) -> dict:
             maps = model.forward_intermediates(encoder._normalise(images, CPU), intermediates_only=True)
     except Exception as error:
         return {"why": f"timm gives nothing to compare with: {_line(error)}", "layers": len(ours)}
+    maps = maps[-len(ours) :]  # TResNet gives its stem too
     if len(ours) != len(maps):
         return {"why": f"timm gives {len(maps)} intermediates, here are {len(ours)} layers", "layers": len(ours)}
     worst = 0.0
@@ -293,8 +300,12 @@ def _line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
+class TooLong(BaseException):
+    """No Exception, which an encoder would take for one of the model's."""
+
+
 def _too_long(*_):
-    raise TimeoutError(f"longer than {SECONDS} seconds")
+    raise TooLong(f"longer than {SECONDS} seconds")
 
 
 def campaign(part: str, out: Path, names: list[str] | None = None) -> dict[str, dict]:
@@ -309,7 +320,7 @@ def campaign(part: str, out: Path, names: list[str] | None = None) -> dict[str, 
             signal.alarm(SECONDS)
             try:
                 row = work["run"]()
-            except TimeoutError as error:
+            except TooLong as error:
                 row = {"why": f"not run: {error}"}
             except Exception as error:  # a traceback of ours is a finding
                 row = {"error": f"{type(error).__name__}: {_line(error)}"}
@@ -330,10 +341,26 @@ TITLES = {
 }
 
 
-def table(out: Path) -> str:
+HEAD = """# Parity
+
+Largest differences between what probekit computes and the library's own code. This page is written by `tests/probekit/encoders/parity.py` (a slow test, `test_parity.py`);
+Python {python}, torch {torch} on a CPU, transformers {transformers}, timm {timm}, torchvision {torchvision}, {date}. Everything is seeded; no weights are downloaded.
+
+- **Images**: four seeded images of 301 x 453, 453 x 301, 61 x 97 and 233 x 233, prepared by the encoder and by the library; the difference is that of the finished values, over the largest of them.
+  Both versions of each transformers class (Pillow and torchvision) are compared.
+- **Layers**: a random model, shrunk by general rules (widths divided by 8, 4, 2 or 1; at most two layers; images of at most 256), run by the encoder and by a plain forward pass
+  (`output_hidden_states`, `forward_intermediates`); the difference is that of the pooled features, over the largest of them.
+- **Refused** means one sentence from the encoder instead of features; **not built** means that transformers or timm could not build the model without further settings, or not below 120 million (timm: 320 million) parameters.
+"""  # noqa: E501
+
+
+def page(out: Path) -> str:
     """The page of docs/reference as Markdown: a summary, each largest difference, and why others were not run."""
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    text = ["| compared | run | largest difference | refused | not built |", "|---|---|---|---|---|"]
+    versions = {name: version(name) for name in ("torch", "transformers", "timm", "torchvision")}
+    python = ".".join(map(str, sys.version_info[:2]))
+    head = HEAD.format(python=python, date=date.fromtimestamp(out.stat().st_mtime), **versions)
+    text = [head, "| compared | run | largest difference | refused | not built |", "|---|---|---|---|---|"]
     for part, heading in TITLES.items():
         own = [row for row in rows if row["part"] == part]
         ran = [row["difference"] for row in own if "difference" in row]
@@ -367,7 +394,7 @@ if __name__ == "__main__":
     parser.add_argument("parts", nargs="*", choices=list(TITLES), metavar="PART")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--names", nargs="*")
-    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--page", type=Path)
     asked = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parent))
     from conftest import import_timm
@@ -375,5 +402,5 @@ if __name__ == "__main__":
     import_timm(stay=True)  # before transformers, which looks for torchvision once
     for part in asked.parts:
         campaign(part, asked.out, asked.names)
-    if asked.table:
-        sys.stdout.write(table(asked.out))
+    if asked.page:
+        asked.page.write_text(page(asked.out))

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from probekit.encoders import load_encoder
+from probekit.encoders.decisions import decision_lines
 from probekit.encoders.preparation import odd_pictures
 from probekit.runtime.errors import UserError
 
@@ -158,6 +159,8 @@ def test_what_cannot_be_followed_is_refused_in_one_sentence(tmp_path, settings, 
     np.testing.assert_allclose(x, 1.0)
 
 
+# at random, so small a MobileViT gives the same for every image
+@pytest.mark.filterwarnings("ignore:Layer .* has the same features")
 def test_the_users_sizes_and_values_take_the_place_of_the_processors_alone(tmp_path):
     settings = {"image_processor_type": "MobileViTImageProcessor", "size": EDGE, "crop_size": SQUARE}
     path = folder(
@@ -214,3 +217,43 @@ def test_interpolation_alone_changes_the_kernel_alone(tmp_path):
     np.testing.assert_array_equal(encoder.prepare(picture), expected)
     with pytest.raises(UserError, match="'cubic' is not known"):
         load_encoder(f"hf:{path}", interpolation="cubic")
+
+
+def test_a_misspelt_switch_is_refused_and_a_foreign_one_is_not(tmp_path):
+    settings = {"image_processor_type": "ViTImageProcessor", "size": SQUARE}
+    with pytest.raises(UserError, match="contains do_normalise, which"):
+        load_encoder(f"hf:{folder(tmp_path / 'a', **settings, do_normalise=False)}")
+    path = folder(tmp_path / "b", **settings, do_thumbnail=False, extra=None)
+    same_pictures(load_encoder(f"hf:{path}"), path)
+
+
+def test_two_files_that_disagree_are_said(tmp_path):
+    path = folder(tmp_path, image_processor_type="ViTImageProcessor", size=SQUARE, do_normalize=False)
+    nested = {"image_processor_type": "ViTImageProcessor", "size": SQUARE, "do_normalize": True}
+    (path / "processor_config.json").write_text(json.dumps({"image_processor": nested}))
+    encoder = load_encoder(f"hf:{path}")
+    assert "preprocessor_config.json next to it has another do_normalize" in encoder.provenance["pictures"]
+    same_pictures(encoder, path)
+    (path / "processor_config.json").write_text(json.dumps({"image_seq_length": 4}))
+    assert "pictures" not in load_encoder(f"hf:{path}").provenance
+    (path / "preprocessor_config.json").unlink()
+    assert "by default" in load_encoder(f"hf:{path}").provenance["pictures"]
+
+
+def test_an_adapter_is_not_left_out_in_silence(tmp_path, monkeypatch):
+    path = folder(tmp_path, image_processor_type="ViTImageProcessor", size=SQUARE)
+    (path / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr(T.utils, "is_peft_available", lambda: False)
+    with pytest.raises(UserError, match="contains an adapter"):
+        load_encoder(f"hf:{path}")
+
+
+def test_layers_of_the_file_that_the_configuration_lacks_are_said(tmp_path):
+    path = folder(
+        tmp_path, T.ViTConfig(**VIT | {"num_hidden_layers": 2}), image_processor_type="ViTImageProcessor", size=SQUARE
+    )
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    encoder = load_encoder(f"hf:{path}")
+    assert all(".1." in key for key in encoder.provenance["weights_unused"])
+    assert any("in the file, not used" in line for line in decision_lines(encoder))

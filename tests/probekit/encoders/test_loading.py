@@ -1,7 +1,5 @@
 """Names, options, baselines, devices."""
 
-import importlib.metadata
-
 import numpy as np
 import pytest
 import torch
@@ -64,9 +62,12 @@ def test_name_can_be_given_and_none_is_not_an_option():
     assert load_encoder(encoder) is encoder
 
 
-def test_entry_points_add_encoders(monkeypatch):
-    point = importlib.metadata.EntryPoint("mine", "probekit.encoders.pixels:PixelEncoder", "probekit.encoders")
-    monkeypatch.setattr("probekit.encoders.loading.entry_points", lambda group: [point])
+def test_entry_points_add_encoders(tmp_path, monkeypatch):
+    about = tmp_path / "mine-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[probekit.encoders]\nmine = probekit.encoders.pixels:PixelEncoder\n")
+    monkeypatch.syspath_prepend(tmp_path)
     # the text after the colon arrives as the first argument
     assert load_encoder("mine:7").provenance["resolution"] == 7
 

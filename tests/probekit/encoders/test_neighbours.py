@@ -160,6 +160,8 @@ OPERATIONS = {
     "sorted over the batch": (lambda x: x.sort(0)[0], COMPANY),
     "the neighbour": (lambda x: (x + x.roll(1, 0)) / 2, COMPANY),
     "attention over the batch": (over_the_batch, COMPANY),
+    "ordered by the batch": (lambda x: x[x.mean((1, 2, 3)).argsort()], COMPANY),
+    "8 bits of the batch's range": (lambda x: (x / x.abs().max() * 127).round() * (x.abs().max() / 127), COMPANY),
 }
 
 
@@ -176,6 +178,142 @@ def test_what_depends_on_more_than_the_picture_is_refused(name):
 )
 def test_what_depends_on_the_picture_alone_is_accepted(operation):
     assert load_encoder(Convs(operation), layers="b", resolution=32).widths == (8,)
+
+
+@pytest.mark.filterwarnings("ignore")  # of PyTorch: the function is called otherwise in later releases
+def test_a_dynamically_quantised_module_is_refused():
+    """Its activations are rounded by the range of the batch."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8))
+    assert load_encoder(net, layers="3", resolution=32).widths == (8,)
+    quantised = torch.ao.quantization.quantize_dynamic(net, {nn.Linear}, torch.qint8)
+    with pytest.raises(UserError, match=COMPANY):
+        load_encoder(quantised, layers="3", resolution=32)
+
+
+class Returns(nn.Module):
+    """A module whose layer `b` returns what a function makes of a map of 8 x 8 x 8."""
+
+    def __init__(self, function):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(3, 8, 4, 4), Function(function)
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
+class Function(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (torch.fft.fft2, "a tensor of complex64"),
+        (lambda x: x.argmax(1), "a tensor of int64"),
+        (lambda x: x > 0, "a tensor of bool"),
+        (lambda x: x.mean((2, 3)).to_sparse(), "a tensor of sparse_coo"),
+        (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), "a tensor of qint8"),
+        (lambda x: {"mask": x.mean((2, 3)) > 0, "features": x}, "a tensor of bool"),
+        (lambda x: x.flatten(2).mT.reshape(-1, 2, 8), "no axis counts the images"),
+        (lambda x: x.flatten(2).mT.reshape(-1, 16, 8), "no axis counts the images"),
+        (lambda x: x.flatten(2).mT.reshape(-1, 8), "no axis counts the images"),
+        (lambda x: (x.mean(), x), "no axis counts the images"),
+    ],
+)
+def test_outputs_that_are_no_features_are_refused(function, words):
+    with pytest.raises(UserError, match=words):
+        load_encoder(Returns(function), layers="b", resolution=32)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: torch.ones(len(x), 8), lambda x: x.relu() * 0, lambda x: (torch.ones(len(x), 4, 64, 64) / 64, x)],
+)
+def test_features_that_never_change_are_said(function):
+    with pytest.warns(UserWarning, match="Layer b of Returns has the same features for 5 different images"):
+        load_encoder(Returns(function), layers="b", resolution=32)
+
+
+@pytest.mark.parametrize("width", [8, 64])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_tokens_whose_channels_come_first_are_not_pooled_over_channels(width, fixed):
+    """(B, D, T): where 64 channels could be 64 positions, a wider picture or the picture's corner tells."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, width, 4, 4), nn.Flatten(2), nn.Linear(64, 64) if fixed else nn.Identity())
+    nn.init.eye_(net[2].weight) if fixed else None
+    options = {"layers": "2", "resolution": 32}
+    if fixed:
+        with pytest.raises(UserError, match="axes=BDT"):
+            load_encoder(net, **options)
+        options["axes"] = "BDT"
+    encoder = load_encoder(net, **options)
+    images = np.stack([encoder.prepare(picture) for picture in odd_pictures()])
+    x = torch.tensor(images).permute(0, 3, 1, 2) / 255
+    torch.testing.assert_close(encoder(images, np.arange(4))[0], net(x).mean(2).detach())
+    with pytest.raises(UserError, match="do not fit"):
+        load_encoder(net, layers="2", resolution=32, axes="DBT")
+
+
+@pytest.mark.parametrize("where", ["front", "end", "middle"])
+def test_prompts_that_make_another_grid_are_no_patches(where):
+    """16 patches and 9 prompts are 25 positions, a grid of 5 x 5."""
+    with pytest.raises(UserError, match="41 for an image twice as wide: 9 of them are no patches"):
+        load_encoder(Tokens(where, 9, "prompt"), layers="block", resolution=32)
+    if where == "front":
+        encoder = load_encoder(Tokens(where, 9, "prompt"), layers="block", resolution=32, prefix_tokens=9)
+        assert encoder.provenance["decisions"]["block"]["positions"] == 16
+
+
+def test_modules_that_cannot_be_observed_say_why():
+    net = nn.Sequential(nn.Conv2d(3, 8, 4, 4))
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Conv2d(3, 8, 4, 4))
+    for module, words in (
+        (torch.jit.trace(net, torch.rand(2, 3, 32, 32)), "is a TorchScript program"),
+        (torch.jit.script(net), "is a TorchScript program"),
+        (empty, r"no values for 0\.weight"),
+        (nn.Sequential(nn.LazyConv2d(8, 4, 4)), r"no values for 0\.weight"),
+        (
+            nn.Sequential(nn.Conv2d(3, 8, 4, 4)).bfloat16(),
+            r"its parameters are bfloat16: call|its parameters are bfloat16",
+        ),
+        (nn.Sequential(nn.Conv2d(3, 8, 4, 4)).double(), "its parameters are float64"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_encoder(module, layers="0", resolution=32)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mean": [123.7, 116.3, 103.5], "std": [58.4, 57.1, 57.4]}, "divide by 255"),
+        ({"std": float("nan")}, "std above 0"),
+        ({"mean": [0.5, 0.5]}, "one number or three"),
+        ({"resolution": 0}, "at least 1 x 1"),
+        ({"resolution": 32.5}, "one whole number or two"),
+        ({"resolution": "a"}, "one whole number or two"),
+        ({"layers": []}, "needs layers="),
+        ({"resolution": None, "prepare": lambda image: np.zeros((3, 32, 32))}, "prepare gave float64"),
+        ({"resolution": None, "prepare": lambda image: np.zeros((3, 32, 32), bool)}, "prepare gave bool"),
+    ],
+)
+def test_options_that_cannot_be_meant(options, words):
+    with pytest.raises(UserError, match=words):
+        load_encoder(Convs(), **{"layers": "b", "resolution": 32, **options})
+
+
+def test_numbers_in_every_form():
+    for mean in (0.5, [0.5] * 3, "0.5", "0.5,0.5,0.5", np.full(3, 0.5), torch.full((3,), 0.5)):
+        encoder = load_encoder(Convs(), layers="b", resolution="32", mean=mean)
+        assert encoder.provenance["normalisation"]["mean"] == [0.5] * 3
+        assert encoder.provenance["resolution"] == [32, 32]
 
 
 def test_a_preparation_of_training_is_refused():

@@ -234,3 +234,80 @@ def test_a_tied_parameter_that_the_file_names_once_is_not_missing(tmp_path):
     loaded = load_weights(net, tmp_path / "w.pt")
     assert loaded.missing == ()
     assert load_encoder(net, layers="b", resolution=8, loaded=loaded).layers == ("b",)
+
+
+BODY_0 = "body.0.weight"
+
+
+def changed(state, **more):
+    """A state dict with the first convolution's weight under other names, or other tensors beside it."""
+    state = dict(state)
+    for name, value in more.items():
+        if value is not None:
+            state[f"body.0.{name}"] = value
+        else:
+            state.pop(f"body.0.{name}")
+    return state
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"lora_A": torch.ones(2, 3), "lora_B": torch.ones(4, 2)},
+        {"base_layer.weight": torch.ones(4, 3, 3, 3), "weight": None, "lora_A.default.weight": torch.ones(2, 3)},
+        {"weight": None, "weight_g": torch.ones(4, 1, 1, 1), "weight_v": torch.ones(4, 3, 3, 3)},
+        {"weight": None, "parametrizations.weight.original0": torch.ones(4, 3, 3, 3)},
+        {"weight": None, "weight_orig": torch.ones(4, 3, 3, 3), "weight_mask": torch.ones(4, 3, 3, 3)},
+        {"adapter.down.weight": torch.ones(2, 2)},
+    ],
+)
+def test_what_changes_a_weight_is_merged_and_not_ignored(trained, tmp_path, more):
+    torch.save(changed(trained.state_dict(), **more), tmp_path / "w.pth")
+    with pytest.raises(UserError, match="merge it into the weights first"):
+        load_weights(Net(), tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_names_of_wrappers_inside_are_no_names(trained, tmp_path, wrapper):
+    state = {key.replace("body.0.", f"body.0.{wrapper}."): value for key, value in trained.state_dict().items()}
+    torch.save({f"net.{key}": value for key, value in state.items()}, tmp_path / "w.pth")
+    module = Net()
+    assert load_weights(module, tmp_path / "w.pth", strip_prefix="net.").missing == ()
+    assert torch.equal(module.body[0].weight, trained.body[0].weight)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w: (w * 100).to(torch.int8),
+        lambda w: w.to(torch.complex64),
+        lambda w: w.to_sparse(),
+        lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8),
+    ],
+)
+def test_numbers_of_another_kind_are_no_weights(trained, tmp_path, change):
+    state = trained.state_dict()
+    torch.save(state | {BODY_0: change(state[BODY_0])}, tmp_path / "w.pth")
+    loaded = load_weights(Net(), tmp_path / "w.pth")
+    assert loaded.missing == (BODY_0,)
+    with pytest.raises(UserError, match=r"of another shape or type are body\.0\.weight"):
+        load_encoder(Net(), layers="body.3", resolution=8, loaded=loaded)
+    for kind in (torch.float16, torch.bfloat16, torch.float64):
+        torch.save(state | {BODY_0: state[BODY_0].to(kind)}, tmp_path / "w.pth")
+        assert load_weights(Net(), tmp_path / "w.pth").missing == ()
+
+
+def test_advice_to_ignore_never_names_the_models_own_keys(trained, tmp_path):
+    more = {"body.3.total_ops": torch.ones(1), "projector.0.weight": torch.ones(1), "body.extra.weight": torch.ones(1)}
+    torch.save({**trained.state_dict(), **more}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"--ignore 'body\.\*\.total_ops' 'projector\.\*' 'body\.extra\.\*'"):
+        load_weights(Net(), tmp_path / "w.pth")
+    ignored = ["body.*.total_ops", "projector.*", "body.extra.*"]
+    assert load_weights(Net(), tmp_path / "w.pth", ignore=ignored).unused == tuple(sorted(more))
+
+
+@pytest.mark.parametrize("start", [b"\x89HDF\r\n\x1a\n", b"GGUF\3", b"\x1f\x8b\x08", b"\x93NUMPY", b"\x81\xa6params"])
+def test_weights_of_other_programs_say_so(tmp_path, start):
+    (tmp_path / "w.bin").write_bytes(start + bytes(100))
+    with pytest.raises(UserError, match=r"no file of torch\.save, safetensors or numpy\.savez"):
+        read_state(tmp_path / "w.bin")

@@ -14,7 +14,7 @@ from probekit.evaluate.layer_geometry import geometry
 from probekit.probes.geometry import linear_cka, rankme, two_nn_dimension
 from probekit.reports.panels import build_panels
 from probekit.reports.tables import layer_frame
-from probekit.results.calibration import fit_temperature
+from probekit.results.measured import fit_temperature
 from probekit.results.record import read_records
 from probekit.runtime.errors import UserError
 

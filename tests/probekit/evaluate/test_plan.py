@@ -11,17 +11,16 @@ import torch
 
 from igpt_model.config import ModelConfig
 from probekit.cli.main import main
-from probekit.cli.plan import planned_sweep
 from probekit.evaluate.plan import (
     Estimate,
     feature_bytes,
-    made_up_features,
-    matmul_rate,
     plan_extract,
     plan_sweep,
-    sweep_operations,
+    plan_sweep_without_features,
+    synthetic_features,
 )
 from probekit.evaluate.sweep import sweep
+from probekit.features.lazy_features import read_features
 from probekit.features.store import FeatureStore
 
 
@@ -78,7 +77,7 @@ def test_a_slow_encoder_is_planned_from_small_batches():
 
 @pytest.mark.slow
 def test_a_planned_sweep_takes_about_what_it_then_takes(tmp_path):
-    store = made_up_features(tmp_path / "f.h5", rows=400, width=12, n_classes=3, n_layers=3)
+    store = synthetic_features(rows=400, width=12, n_classes=3, n_layers=3)
     options = {"Cs": [0.01, 0.1, 1.0]}
     planned = plan_sweep(store, seconds=2.0, **options)
     begun = time.perf_counter()
@@ -90,15 +89,19 @@ def test_a_planned_sweep_takes_about_what_it_then_takes(tmp_path):
 
 
 def test_operations_of_a_sweep_by_hand():
-    assert sweep_operations(rows=10, widths=[2, 3], n_classes=4, n_penalties=5, iterations=1) == 4 * 10 * 5 * 4 * 5
-    assert matmul_rate(64, 0.05) > 1e6
+    planned = plan_sweep_without_features([2, 3], 10, 2, 4, rate=1e3)
+    assert planned.seconds == 4 * 10 * (2 + 3) * 4 * 45 * 100 / 1e3
+    assert "100 iterations" in planned.note
 
 
-def test_made_up_features_can_be_told_apart_but_not_all(tmp_path):
+def test_synthetic_features_overlap():
     from sklearn.linear_model import LogisticRegression
 
-    store = made_up_features(tmp_path / "f.h5", rows=600, width=12, n_classes=3)
-    score = LogisticRegression().fit(*store.read("train", 0)).score(*store.read("test", 0))
+    store = synthetic_features(rows=600, width=12, n_classes=3)
+    (X, y), test = (
+        (read_features(store, split, [store.layers[0]]), store.labels(split)) for split in ("train", "test")
+    )
+    score = LogisticRegression().fit(X, y).score(*test)
     assert 0.4 < score < 0.99
 
 
@@ -132,11 +135,11 @@ def test_a_thousand_classes_are_planned_from_twenty():
         tried.append(len(np.unique(store.labels("train"))))
         return Estimate("sweep", 0, 0, 2.0)
 
-    estimate, remark = planned_sweep([4], 8000, 50, 1000, "igpt", 0.3, None, probe)
+    estimate = plan_sweep_without_features([4], 8000, 50, 1000, 0.3, probe=probe, protocol="igpt")
     assert tried == [20]
     # 2 seconds for 4,000 rows of 20 classes; twice the rows and fifty times the classes
     assert estimate.seconds == pytest.approx(200)
-    assert "20 of 1,000 classes" in remark
+    assert "20 of 1,000 classes" in estimate.note
 
 
 @pytest.mark.parametrize("flag", ["--rows", "--test-rows", "--classes", "--ranks", "--seconds", "--rate"])

@@ -21,6 +21,7 @@ from probekit.results.journal import Journal
 from probekit.results.predictions import row_predictions
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError
+from probekit.selection.folds import CV_BELOW
 from probekit.selection.protocol import SGDConfig
 from tests.probekit.feature_doubles import MemoryStore, SealedStore
 
@@ -52,9 +53,8 @@ def test_choice_and_metrics_are_scikit_learns(tmp_path):
     np.testing.assert_allclose(record.l2s, 1 / (CS * len(y)))
 
 
-def test_a_large_training_split_is_chosen_on_val(tmp_path, monkeypatch):
-    monkeypatch.setattr("probekit.selection.folds.CV_BELOW", 100)
-    store = MemoryStore()
+def test_a_large_training_split_is_chosen_on_val(tmp_path):
+    store = MemoryStore(n_train=CV_BELOW)
     record = sweep(store, tmp_path, Cs=[0.1], dtype="float64", layers=["01"]).records[0]
     scaler = StandardScaler().fit(store.X["train"]["01"])
     model = LogisticRegression(C=0.1, tol=1e-10).fit(scaler.transform(store.X["train"]["01"]), store.y["train"])

@@ -5,8 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from probekit.features import inspect as inspect_module
-from probekit.features.inspect import cka, effective_rank, inspect, plot_cka
+from probekit.features.inspect import cka, effective_rank, inspect, plot_cka, read_rows
 from probekit.features.store import FeatureStore
 
 
@@ -38,10 +37,8 @@ def direct_cka(X, Z):
 
 # 200 rows of three layers: one tile; tiles of 13 rows, the last one short; of 50
 @pytest.mark.parametrize("tiles", [1 << 28, 8 * 3 * 13**2, 8 * 3 * 50**2])
-def test_cka_ignores_rotation_and_scale_and_equals_the_direct_formula(store, tiles, monkeypatch):
-    monkeypatch.setattr(inspect_module, "TILES", tiles)
-    monkeypatch.setattr(inspect_module, "PIECE", 4 * 6 * 31)
-    similar = cka(store)
+def test_cka_ignores_rotation_and_scale_and_equals_the_direct_formula(store, tiles):
+    similar = cka(store, tile_bytes=tiles)
     assert similar[0, 2] == pytest.approx(1, abs=1e-5)  # the rotation was rounded to float32
     X = [store.read("train", k)[0] for k in range(3)]
     expected = [[direct_cka(a, b) for b in X] for a in X]
@@ -50,8 +47,16 @@ def test_cka_ignores_rotation_and_scale_and_equals_the_direct_formula(store, til
     assert np.array_equal(similar, similar.T)
 
 
-def test_cka_and_frame_are_of_evenly_spaced_rows_of_the_split_asked_for(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(inspect_module, "PIECE", 4 * 6 * 7)
+@pytest.mark.parametrize("piece", [1, 4 * 6 * 7, 4 * 6 * 31, 1 << 26])
+def test_rows_read_in_pieces_are_those_of_the_layer(store, piece):
+    rows = np.array([0, 3, 4, 90, 150, 199])
+    for layer in store.layers:
+        np.testing.assert_array_equal(
+            read_rows(store, "train", layer, rows, piece), store.read("train", layer)[0][rows]
+        )
+
+
+def test_cka_and_frame_are_of_evenly_spaced_rows_of_the_split_asked_for(store, tmp_path):
     X = [store.read("train", k)[0] for k in range(3)]
     halves = {"train": ([x[:50] for x in X], [0, 1] * 25), "test": ([x[50:] for x in X], [0, 1] * 75)}
     both = FeatureStore.from_arrays(tmp_path / "both.h5", halves)
@@ -67,15 +72,14 @@ def test_a_constant_layer_is_like_no_other(tmp_path):
     assert cka(store).tolist() == [[1, 0], [0, 1]]
 
 
-def test_memory_of_cka_does_not_grow_with_the_number_of_layers(tmp_path, monkeypatch):
-    monkeypatch.setattr(inspect_module, "TILES", 1 << 19)
+def test_memory_of_cka_does_not_grow_with_the_number_of_layers(tmp_path):
     rng, peaks = np.random.default_rng(0), []
     for n_layers in (3, 24):
         layers = [rng.normal(size=(300, 300)).astype(np.float32) for _ in range(n_layers)]
         store = FeatureStore.from_arrays(tmp_path / f"{n_layers}.h5", {"train": (layers, [0, 1] * 150)})
-        cka(store)  # what is imported or cached on the way is no part of it
+        cka(store, tile_bytes=1 << 19)  # what is imported or cached on the way is no part of it
         tracemalloc.start()
-        cka(store)
+        cka(store, tile_bytes=1 << 19)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     # a layer in float64 is 0.7 MB; twenty-one more held together would be 15 MB

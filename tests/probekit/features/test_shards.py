@@ -96,3 +96,20 @@ def test_two_processes_with_the_environment_of_torchrun(tmp_path):
     expected = LinearEncoder().expected(dataset().splits["train"])
     for k, X in enumerate(expected):
         np.testing.assert_allclose(parent.read("train", k)[0], X, rtol=1e-6, atol=1e-6)
+
+
+def test_a_mapping_that_is_damaged_is_refused_without_opening_it(tmp_path, monkeypatch):
+    """HDF5 2.0 crashes where the count of dimensions within a mapping is damaged; rows are read from the shards."""
+    path = tmp_path / "f.h5"
+    shards(path, 2, monkeypatch)
+    parent = join(path, 2)
+    X, _ = parent.read("train", 0)
+    content = path.read_bytes()
+    # in the global heap: the name of the source's dataset, then the selection's type, version, length and dimensions
+    name = f"train/layers/{parent.layers[0]}\0".encode()
+    at = content.index(name, content.index(b"GCOL")) + len(name)
+    for offset in range(40):
+        path.write_bytes(content[: at + offset] + b"\xff" + content[at + offset + 1 :])
+        np.testing.assert_array_equal(FeatureStore(path).read("train", 0)[0], X)
+    path.write_bytes(content[: at + 16] + b"\xff" * 16 + content[at + 32 :])
+    assert "virtual dataset, does not show" in " ".join(verify(path).errors)

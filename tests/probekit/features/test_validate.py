@@ -140,5 +140,5 @@ def test_class_names_are_part_of_the_identity_and_older_files_are_accepted(path)
 
 @pytest.mark.parametrize("value", [5, None, [], 1.5])
 def test_what_is_no_path_is_a_type_error(value):
-    with pytest.raises(TypeError, match="expected the path of a feature file"):
+    with pytest.raises(TypeError, match="expected a text or a path"):
         FeatureStore.open(value)

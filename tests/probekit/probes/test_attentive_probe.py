@@ -137,7 +137,7 @@ def test_the_command_line_goes_from_pictures_to_the_record(tmp_path, capsys):
     small = ["--layers", "02", "--limit", "60", "--resolution", "8"]
     assert main(["extract", "tokens:random:tiny", "digits", *small, "--out", tokens]) == 0
     assert main(["sweep", tokens, "--probe", "attentive"]) == 0
-    assert "layer 00_02 attentive: test accuracy" in capsys.readouterr().out
+    assert "layer 00_02 attentive, seed 0: test accuracy" in capsys.readouterr().out
     (record,) = read_records(tmp_path)
     assert record.kind == "attentive"
     assert record.depth == 2

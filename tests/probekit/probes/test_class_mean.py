@@ -8,7 +8,7 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import normalize
 
 from probekit import sweep
-from probekit.probes.class_mean import ONE_ROW_SCALE, SCALES, class_means, distances
+from probekit.probes.class_mean import ONE_ROW_SCALE, SCALES, class_means, log_proba
 from probekit.results.predictions import row_predictions
 from tests.probekit.feature_doubles import MemoryStore
 
@@ -38,7 +38,7 @@ def test_weights_are_repetitions():
     rows = torch.from_numpy(X)
     weighted = class_means(rows, y, counts.astype(float), 3)
     repeated = class_means(rows[np.repeat(np.arange(30), counts)], np.repeat(y, counts), np.ones(counts.sum()), 3)
-    np.testing.assert_allclose(distances(rows, *weighted), distances(rows, *repeated), atol=1e-12)
+    np.testing.assert_allclose(log_proba(rows, *weighted, [1.0]), log_proba(rows, *repeated, [1.0]), atol=1e-12)
 
 
 def test_one_row_a_class_is_enough(tmp_path):

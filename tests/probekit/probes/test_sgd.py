@@ -9,7 +9,7 @@ from probekit.probes import fit_path
 from probekit.probes.sgd import SGDConfig, train_sgd
 from probekit.probes.sgd_batches import array_batches
 from probekit.runtime.errors import UserError
-from probekit.selection.protocol import mean_l2_to_C
+from probekit.solver.objective import l2_to_C
 
 CONFIG = SGDConfig(learning_rates=(1.0, 0.1, 0.01), epochs=3, batch_size=16, momentum=0.9, weight_decay=0.01)
 
@@ -87,7 +87,7 @@ def test_weight_decay_is_scikit_learns_penalty():
     config = SGDConfig(learning_rates=(0.3,), epochs=1500, batch_size=64, weight_decay=0.05)
     batches, n_steps = array_batches(layers[:1], y, config)
     grid = train_sgd(batches, (4,), 3, n_steps, config)
-    exact = fit_path(layers[0], y, mean_l2_to_C([0.05], 64), tol=1e-10)
+    exact = fit_path(layers[0], y, l2_to_C([0.05], 64), tol=1e-10)
     np.testing.assert_allclose(grid.coef[0][0], exact.coef[0], atol=1e-4)
 
 

@@ -8,18 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from probekit.probes import sgd_batches
 from probekit.probes.sgd import SGDConfig, train_sgd
-from probekit.probes.sgd_batches import array_batches, buffer_rows, epoch_order
+from probekit.probes.sgd_batches import array_batches, epoch_order
 
 CONFIG = SGDConfig(learning_rates=(1.0, 0.1), epochs=2, batch_size=48)
-N, WIDTHS = 1000, (3, 5)
+N, WIDTHS, BUFFER = 1000, (3, 5), {"buffer": 128}  # eight buffers to an epoch
 
 
 @pytest.fixture
-def stored(tmp_path, monkeypatch):
-    """Two layers in memory and in a file, with buffers of 128 rows: eight to an epoch."""
-    monkeypatch.setattr(sgd_batches, "BUFFER_BYTES", 128 * 4 * sum(WIDTHS))
+def stored(tmp_path):
+    """Two layers in memory and in a file."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, N)
     layers = [(rng.normal(size=(N, width)) + np.eye(3)[y][:, :1]).astype(np.float32) for width in WIDTHS]
@@ -46,9 +44,8 @@ class Counted:
 @pytest.mark.parametrize("start", [0, 1, 7, 19, 20, 33])
 def test_streamed_batches_are_those_in_memory(stored, start):
     layers, sources, y = stored
-    assert buffer_rows(WIDTHS) == 128
-    held, n_steps = array_batches(layers, y, CONFIG)
-    streamed, n_too = array_batches(sources, y, CONFIG)
+    held, n_steps = array_batches(layers, y, CONFIG, **BUFFER)
+    streamed, n_too = array_batches(sources, y, CONFIG, **BUFFER)
     assert n_steps == n_too == 2 * (N // 48)
     pairs = list(zip(held(start), streamed(start), strict=True))
     assert len(pairs) == n_steps - start
@@ -58,20 +55,19 @@ def test_streamed_batches_are_those_in_memory(stored, start):
             np.testing.assert_array_equal(here, there)
 
 
-def test_a_stream_holds_two_buffers_and_reads_neighbours_together(stored, monkeypatch):
+def test_a_stream_holds_two_buffers_and_reads_neighbours_together(stored):
     _, sources, y = stored
     counted, most = [Counted(source) for source in sources], []
-    batches, _ = array_batches(counted, y, CONFIG)
+    batches, _ = array_batches(counted, y, CONFIG, **BUFFER)
     for step, _ in enumerate(batches(0)):
         most.append(sum(counted[0].reads) - 48 * (step + 1))  # rows read and not yet handed out
         if step == N // 48 - 1:
             break
     assert max(most) <= 2 * 128
     assert sum(counted[0].reads) <= N  # no row is read twice
-    monkeypatch.setattr(sgd_batches, "BLOCKS", 4)  # blocks of 32 rows
     again = [Counted(source) for source in sources]
-    next(array_batches(again, y, CONFIG)[0](0))
-    assert max(again[0].reads) >= 32
+    next(array_batches(again, y, CONFIG, buffer=960)[0](0))
+    assert max(again[0].reads) >= 15  # a block of neighbours is a 64th of the buffer
 
 
 def test_every_row_is_seen_once_an_epoch_and_epochs_differ():
@@ -89,13 +85,12 @@ def test_every_row_is_seen_once_an_epoch_and_epochs_differ():
 KILLED = """
 import os, signal, sys
 import h5py
-from probekit.probes import sgd_batches
 from probekit.probes.sgd import SGDConfig, train_sgd
+from probekit.probes.sgd_batches import array_batches
 folder = sys.argv[1]
-sgd_batches.BUFFER_BYTES = 128 * 4 * 8
 config = SGDConfig(learning_rates=(1.0, 0.1), epochs=2, batch_size=48)
 with h5py.File(f"{folder}/x.h5") as file:
-    batches, n_steps = sgd_batches.array_batches([file["0"], file["1"]], file["y"][()], config)
+    batches, n_steps = array_batches([file["0"], file["1"]], file["y"][()], config, buffer=128)
     kill = lambda done, _: os.kill(os.getpid(), signal.SIGKILL) if done == 29 else None
     train_sgd(batches, (3, 5), 3, n_steps, config, state=f"{folder}/state.safetensors", save_every=6, progress=kill)
 """
@@ -105,7 +100,7 @@ def test_a_killed_stream_goes_on_in_the_middle_of_an_epoch(stored, tmp_path):
     layers, sources, y = stored
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, timeout=1200)
     assert killed.returncode == -9, killed.stderr.decode()
-    batches, n_steps = array_batches(sources, y, CONFIG)
+    batches, n_steps = array_batches(sources, y, CONFIG, **BUFFER)
     begun = []
 
     def noted(step):
@@ -115,7 +110,7 @@ def test_a_killed_stream_goes_on_in_the_middle_of_an_epoch(stored, tmp_path):
     state = tmp_path / "state.safetensors"
     resumed = train_sgd(noted, WIDTHS, 3, n_steps, CONFIG, state=state, save_every=6)
     assert begun == [24]  # epochs end after 20 and 40 steps
-    undisturbed = train_sgd(array_batches(layers, y, CONFIG)[0], WIDTHS, 3, n_steps, CONFIG)
+    undisturbed = train_sgd(array_batches(layers, y, CONFIG, **BUFFER)[0], WIDTHS, 3, n_steps, CONFIG)
     for layer in range(2):
         assert torch.equal(resumed.coef[layer], undisturbed.coef[layer])
         assert torch.equal(resumed.intercept[layer], undisturbed.intercept[layer])

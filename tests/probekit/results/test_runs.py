@@ -7,9 +7,8 @@ import pytest
 from scipy import stats
 
 from probekit import MemoryStore, Results, sweep
-from probekit.results.curve import depth_curve, verdict
+from probekit.results.curve import depth_curve, paired_curves, verdict
 from probekit.results.metrics import bootstrap_runs, wilson_interval
-from probekit.results.paired import paired_curves
 from probekit.results.predictions import row_predictions
 from probekit.results.runs import join_runs, model_name, read_runs, run_name
 from probekit.runtime.errors import UserError

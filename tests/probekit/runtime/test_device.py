@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-import probekit.runtime.device
 from probekit.probes import LinearProbe, fit_path
 from probekit.probes.attentive import fit_attentive
 from probekit.probes.sgd import SGDConfig, train_sgd
 from probekit.runtime.device import usable_device
 from probekit.runtime.errors import UserError, first_line
+from tests.fake_cuda import fake_cuda
 
 X, Y = np.random.default_rng(0).normal(size=(12, 4)), np.arange(12) % 2
 
@@ -32,21 +32,19 @@ def test_an_absent_device_is_refused(fit, device):
 
 
 def test_each_rank_takes_its_own_gpu(monkeypatch):
-    # as if the GPUs were there
-    monkeypatch.setattr(probekit.runtime.device.torch, "empty", lambda size, device: device)
-    current = []
-    monkeypatch.setattr(torch.cuda, "set_device", current.append)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert usable_device("cuda") == torch.device("cuda")
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    assert usable_device("cuda") == torch.device("cuda:3")
-    assert usable_device("cuda:1") == torch.device("cuda:1")  # said is said
-    assert usable_device("cpu") == torch.device("cpu")
+    with fake_cuda(devices=4) as counts:
+        assert usable_device("cuda") == torch.device("cuda")
+        monkeypatch.setenv("WORLD_SIZE", "4")
+        monkeypatch.setenv("LOCAL_RANK", "3")
+        assert usable_device("cuda") == torch.device("cuda:3")
+        assert usable_device("cuda:1") == torch.device("cuda:1")  # one that is named is used
+        assert usable_device("cpu") == torch.device("cpu")
     # pinned memory and library handles follow the current device
-    assert current == [torch.device("cuda:3"), torch.device("cuda:1")]
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UserError, match="Process 3 of this machine has no GPU of its own: there are 2"):
+    assert counts.chosen == ["cuda:3", "cuda:1"]
+    with (
+        fake_cuda(devices=2),
+        pytest.raises(UserError, match="Process 3 of this machine has no GPU of its own: there are 2"),
+    ):
         usable_device("cuda")
 
 

@@ -42,6 +42,19 @@ def test_csv_cells_come_back_and_are_no_formulas(names):
         assert cell in (escape.visible(name), "'" + escape.visible(name))
 
 
+@settings(max_examples=300)
+@given(st.one_of(NAMES, st.sampled_from(["..", ".", "../../x", "a/b", "-rf", ".hidden", "a" * 5000, "\0", "\ud800"])))
+def test_a_file_name_stays_in_its_folder(name):
+    made = escape.file_name(name)
+    assert len(made) <= 100
+    assert not made.startswith((".", "-"))
+    assert all(c.isalnum() or c in "-_." for c in made)
+
+
+def test_names_of_columns_are_cells_too():
+    assert escape.csv_text(pd.DataFrame({"=a": ["-b"], "c": [1.0]})) == "'=a,c\n'-b,1.0\n"
+
+
 def undo_latex(text):
     """A reader of the few commands that may occur: the text that TeX would set."""
     words = {

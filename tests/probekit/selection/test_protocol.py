@@ -10,13 +10,8 @@ from sklearn.linear_model import LogisticRegression
 
 from probekit.probes import PROTOCOLS, fit_path, get_protocol
 from probekit.runtime.errors import UserError
-from probekit.selection.protocol import (
-    clip_lambda_to_C,
-    cyanure_lambda_to_C,
-    kornblith_lambda_to_C,
-    mean_l2_to_C,
-    refine_grid,
-)
+from probekit.selection.protocol import kornblith_lambda_to_C, refine_grid
+from probekit.solver.objective import l2_to_C
 
 N, D = 80, 4
 
@@ -44,9 +39,9 @@ def minimised(X, y, n_classes, penalty, mean):
 # each objective as its source writes it, and the conversion that should find the same minimum
 CONVENTIONS = {
     "linear_eval: lambda W^2 + sum": (lambda W: 0.8 * (W**2).sum(), False, lambda K: kornblith_lambda_to_C(0.8, K)),
-    "CLIP: C = 1/lambda of scikit-learn": (lambda W: 0.4 * (W**2).sum(), False, lambda K: clip_lambda_to_C(0.8)),
-    "elk: lambda/2 W^2 + mean": (lambda W: 0.01 * (W**2).sum(), True, lambda K: mean_l2_to_C(0.02, N)),
-    "cyanure: lambda/(2N) W^2 + mean": (lambda W: 0.4 / N * (W**2).sum(), True, lambda K: cyanure_lambda_to_C(0.8)),
+    "CLIP: C = 1/lambda of scikit-learn": (lambda W: 0.4 * (W**2).sum(), False, lambda K: np.array(1 / 0.8)),
+    "elk: lambda/2 W^2 + mean": (lambda W: 0.01 * (W**2).sum(), True, lambda K: l2_to_C(0.02, N)),
+    "cyanure: lambda/(2N) W^2 + mean": (lambda W: 0.4 / N * (W**2).sum(), True, lambda K: np.array(1 / 0.8)),
 }
 
 

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
 from probekit.reports.figures.depth import depth_figure, looks_of, spread
-from probekit.reports.figures.options import FigureOptions
-from probekit.reports.figures.style import DARK, MODELS, PAPER, style
-from probekit.reports.report import save_figure
+from probekit.reports.figures.style import DARK, MODELS, PAPER, FigureOptions, save_figure, style
 from probekit.runtime.errors import UserError
 
 

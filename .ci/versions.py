@@ -1,0 +1,55 @@
+"""The default suite once with another Python, or with the oldest dependencies that pyproject.toml allows.
+
+    python .ci/versions.py python3.13
+    python .ci/versions.py python3.11 --oldest
+
+Makes the environment build/venv-NAME, or takes it as it is; words that follow go to pytest.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def oldest() -> list[str]:
+    """The lower bounds of the dependencies, as pins; an upper bound of another line stays pip's affair."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(d for name in ("hf", "compress", "openai", "datasets") for d in extras[name])]
+    bounds = (re.match(r"([\w-]+)>=([\d.]+)", line) for line in wanted)
+    # the first release of a line: 10 is any 10.x, of which pip would take the last
+    return [f"{found[1]}=={found[2]}" for found in bounds if found]
+
+
+def main() -> int:
+    """Make the environment and run the suite in it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("python")
+    parser.add_argument("--oldest", action="store_true")
+    asked, words = parser.parse_known_args()
+    version = subprocess.run([asked.python, "-V"], capture_output=True, text=True, check=True).stdout.split()[1]
+    folder = ROOT / "build" / f"venv-{version}{'-oldest' if asked.oldest else ''}"
+    python = folder / "bin" / "python"
+    if not (folder / "made").exists():
+        subprocess.run([asked.python, "-m", "venv", folder], check=True)
+        pins = ROOT / "constraints.txt"
+        if asked.oldest:
+            pins = folder / "oldest.txt"
+            pins.write_text("\n".join(oldest()) + "\n")
+        pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
+        # torch first and alone: its pin then decides the build, whatever another package would ask for
+        subprocess.run([*pip, "-c", pins, "torch"], check=True)
+        subprocess.run([*pip, "-c", pins, f"{ROOT}[dev]"], check=True)
+        (folder / "made").touch()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return subprocess.run([python, "-m", "pytest", "-q", *words], cwd=ROOT, env=environment, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""The kinds of what public functions are given, checked against their annotations before anything else happens.
+
+Only kinds: a number, a text, a mapping, an object of that class. Ranges and contents are the function's own affair, and
+so is what is annotated as `Any` or as NumPy's `ArrayLike`.
+"""
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from numbers import Integral, Real
+from os import PathLike
+from pathlib import Path
+from types import NoneType, SimpleNamespace, UnionType
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from igpt_model.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    import numpy as np
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_WORDS = {NoneType: "None", bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+
+
+class WrongType(UserError, TypeError):  # noqa: N818 (it names what happened, as StopIteration does)
+    """An argument is of another kind than the function takes."""
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function refuse arguments of a wrong kind, with a `WrongType` that names the argument and what it takes."""
+    signature = inspect.signature(function)
+    hints: list[dict[str, Any]] = []  # read at the first call: annotations may name what is defined later
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise WrongType(f"{_called(function)}: {error}.") from None
+        hints[:] = hints or [_hints(function)]
+        for name, value in given.items():
+            kind = signature.parameters[name].kind
+            if kind is not inspect.Parameter.VAR_KEYWORD:
+                for one in value if kind is inspect.Parameter.VAR_POSITIONAL else (value,):
+                    check_kind(name, one, hints[0].get(name, Any), _called(function))
+        return function(*args, **kwargs)
+
+    return call
+
+
+def check_fields(settings: Any) -> None:
+    """Check the fields of a dataclass in the same way."""
+    for name, hint in _hints(type(settings)).items():
+        check_kind(name, getattr(settings, name), hint, type(settings).__name__)
+
+
+def check_kind(name: str, value: Any, hint: Any, where: str) -> None:
+    """Refuse a value that is not of the annotated kind."""
+    if not _fits(value, hint):
+        plain = value is None or isinstance(value, str | int | float | bytes)
+        shown = _short(value) if plain else f"of type {type(value).__name__}"
+        raise WrongType(f"{name} is {shown}; {where} expected {_named(hint)}.")
+
+
+def plain_array(value: Any, what: str) -> "np.ndarray":
+    """A dense array of numbers, or `UserError` that names it."""
+    import numpy as np  # what only reads records need not wait for it
+
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        kind = "nested" if value.is_nested else "meta" if value.is_meta else str(value.layout).removeprefix("torch.")
+        if value.is_quantized or value.is_complex() or kind != "strided":
+            kind = "quantized" if value.is_quantized else "complex" if value.is_complex() else kind
+            raise UserError(f"A {kind} tensor is given as {what}, but a dense one of real numbers was expected.")
+        # NumPy has no bfloat16
+        value = value.detach().float() if value.is_floating_point() else value.detach()
+        return value.cpu().resolve_neg().numpy()
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise UserError(f"What is given as {what} is not an array ({first_line(error)}).") from None
+    if array.dtype.kind not in "fiub":
+        raise UserError(f"An array of type {array.dtype} is given as {what}, but numbers were expected.")
+    return array
+
+
+def _called(function: Callable[..., Any]) -> str:
+    return function.__qualname__.removesuffix(".__init__").removesuffix(".__call__")
+
+
+def _hints(of: Any) -> dict[str, Any]:
+    """The annotations; a name that only type checkers know stands for anything."""
+    space = dict(getattr(of, "__globals__", None) or vars(inspect.getmodule(of)))
+    found = {}
+    for name, hint in inspect.get_annotations(of).items():
+        if name == "return":
+            continue
+        while name not in found:
+            try:
+                found[name] = get_type_hints(SimpleNamespace(__annotations__={name: hint}), space)[name]
+            except NameError as error:
+                space[error.name] = Any
+    return found
+
+
+def _is_array_like(options: tuple[Any, ...]) -> bool:
+    """Whether the parts of a union are those of NumPy's `ArrayLike`."""
+    return any(str(getattr(option, "__module__", "")).startswith("numpy._typing") for option in options)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return _is_array_like(inner) or any(_fits(value, option) for option in inner)
+    if origin is Literal:
+        return isinstance(value, tuple({type(option) for option in inner}))
+    kind = origin or hint
+    if kind in (int, float):
+        return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    if not isinstance(kind, type) or kind is Any:
+        return True  # a type variable, or a class that is not known here
+    if kind is Callable:
+        return callable(value)
+    if issubclass(kind, Mapping):
+        return isinstance(value, Mapping) and all(
+            _fits(key, inner[0]) and _fits(item, inner[1]) for key, item in value.items() if inner
+        )
+    if kind is not str and issubclass(kind, Iterable) and kind.__module__ in ("builtins", "collections.abc"):
+        return _is_list(value, kind, inner)
+    if getattr(kind, "_is_protocol", False):
+        members = {*vars(kind), *inspect.get_annotations(kind)}
+        return any(hasattr(value, member) for member in members if not member.startswith("_"))
+    return isinstance(value, kind)
+
+
+def _is_list(value: Any, kind: type, inner: tuple[Any, ...]) -> bool:
+    """Whether a value can stand for a sequence: a list for a tuple, an array for both; never a text for its letters."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) != 1:
+        return False
+    if not isinstance(value, Sized) or (issubclass(kind, Sequence) and not hasattr(value, "__getitem__")):
+        return not issubclass(kind, Sized)
+    if str(getattr(value, "dtype", "object")) != "object":  # an array: its values are of one kind
+        array: Any = value
+        value = array[: len(inner) or 1].tolist() if type(array).__module__ == "numpy" else []
+    if kind is tuple and inner and inner[-1] is not ...:
+        return len(value) == len(inner) and all(map(_fits, value, inner))
+    return all(_fits(item, inner[0]) for item in value if inner)
+
+
+def _named(hint: Any) -> str:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return "an array" if _is_array_like(inner) else " or ".join(dict.fromkeys(_named(option) for option in inner))
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    kind = origin or hint
+    if kind in _WORDS:
+        return _WORDS[kind]
+    if kind in (Path, PathLike):
+        return "a path"
+    if kind is Callable:
+        return "a function"
+    if isinstance(kind, type) and issubclass(kind, Mapping):
+        return "a mapping" + (f" from {_named(inner[0])} to {_named(inner[1])}" if inner else "")
+    if isinstance(kind, type) and issubclass(kind, Iterable) and kind.__module__ in ("builtins", "collections.abc"):
+        return "a list" + (f" of {_named(inner[0])}" if inner else "")
+    name = getattr(kind, "__name__", str(kind))
+    return "anything" if kind is Any else f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, int) and abs(value) > 1 << 53:
+        return "a number of more than 53 bits"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
