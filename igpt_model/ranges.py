@@ -74,7 +74,9 @@ def check_settings(settings: Any) -> None:
     for name, hint in get_type_hints(type(settings)).items():
         if get_origin(hint) is Literal and getattr(settings, name) not in get_args(hint):
             raise UserError(f"{name} is {getattr(settings, name)!r}; choose {' or '.join(get_args(hint))}.")
-    check_ranges(settings)
+    for one in fields(settings):
+        if one.metadata.get("range") is not None:
+            check_range(one.name, getattr(settings, one.name), one.metadata["range"])
 
 
 def check_range(name: str, value: Any, allowed: Range) -> None:
@@ -90,14 +92,6 @@ def check_range(name: str, value: Any, allowed: Range) -> None:
             check_range(name, one, allowed)
     elif value is not None and (not isinstance(value, int | float) or value not in allowed):
         raise UserError(f"{name} is {_plain(value)}; expected a number {allowed}.")
-
-
-def check_ranges(settings: Any) -> None:
-    """Check every field of a dataclass that has a range (see `option`)."""
-    for one in fields(settings):
-        allowed = one.metadata.get("range")
-        if allowed is not None:
-            check_range(one.name, getattr(settings, one.name), allowed)
 
 
 def _plain(value: Any) -> str:

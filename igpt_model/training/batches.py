@@ -4,7 +4,7 @@ Nothing has to be saved to resume, no global generator is read, and ranks that s
 Letters in shapes: N images, B batch, P pixels per side, T = P*P tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from igpt_model.arguments import plain_array
 from igpt_model.errors import UserError
 from igpt_model.hashing import hash_arrays
 from igpt_model.images import ImageTransform, SourceImages
@@ -138,9 +139,17 @@ def fit_palette(config: TrainConfig, train_images: Any) -> Palette:
 
 def check_images(name: str, images: Any, resolution: int) -> None:
     """Refuse images that are none, or not uint8 (P, P, 3)."""
+    odd = str(getattr(images, "layout", "torch.strided")) != "torch.strided" or hasattr(images, "nnz")
+    if (
+        odd
+        or not hasattr(images, "__getitem__")
+        or not isinstance(images, Sized)
+        or isinstance(images, str | bytes | list)
+    ):
+        raise UserError(f"The {name} images are a {type(images).__name__}; give a dense array of uint8 (N, P, P, 3).")
     if len(images) == 0:
         raise UserError(f"There are no {name} images; give at least one.")
-    first = np.asarray(images[np.arange(1)])
+    first = plain_array(images[np.arange(1)], f"the {name} images")
     if first.dtype != np.uint8 or first.shape[1:] != (resolution, resolution, 3):
         raise UserError(
             f"The {name} images are {first.dtype} {first.shape[1:]}, but uint8 {(resolution, resolution, 3)} was "

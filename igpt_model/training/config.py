@@ -147,6 +147,7 @@ class FinetuneConfig:
     threads: int = option(0, THREADS, HARDWARE, Range(0, 1024))
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "augment", tuple(self.augment))
         object.__setattr__(self, "betas", tuple(self.betas))
         check_settings(self)

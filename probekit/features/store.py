@@ -29,20 +29,14 @@ class Features(Protocol):
     path : of the file; None in memory
     """
 
-    @property
-    def layers(self) -> tuple[str, ...]: ...
-    @property
-    def widths(self) -> tuple[int, ...]: ...
-    @property
-    def splits(self) -> tuple[str, ...]: ...
-    @property
-    def id(self) -> str: ...
-    @property
-    def encoder(self) -> dict[str, Any]: ...
-    @property
-    def dataset(self) -> dict[str, Any]: ...
-    @property
-    def classes(self) -> tuple[str, ...]: ...
+    layers: tuple[str, ...]
+    widths: tuple[int, ...]
+    splits: tuple[str, ...]
+    id: str
+    encoder: dict[str, Any]
+    dataset: dict[str, Any]
+    classes: tuple[str, ...]
+
     @property
     def path(self) -> Path | None: ...
 

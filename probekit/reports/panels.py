@@ -6,7 +6,7 @@ Here accuracies turn into percent and differences into percentage points; n laye
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -246,6 +246,23 @@ def points_of(curve: Curve) -> list[Point]:
         )
         for k, record in enumerate(curve.records)
     ]  # fmt: skip
+
+
+def curve_rows(panel: Panel) -> Iterator[dict[str, Any]]:
+    """The points of a panel's curves, one row a layer, in the units of records."""
+    for series in panel.series:
+        curve = series.curve
+        for k, depth in enumerate(curve.depths):
+            yield {
+                "series": series.label,
+                "depth": int(depth),
+                "value": curve.values[k],
+                "low": curve.low[k],
+                "high": curve.high[k],
+                "sd": curve.spread[k],
+                "n_draws": curve.n_draws,
+                "per_class": series.records[0].per_class,
+            }
 
 
 def value_range(values: np.ndarray, form: str) -> str:

@@ -38,6 +38,7 @@ class Curve:
     runs, seeds : names of the series that are pre-training runs, and draws of the training rows
     depths : int (n,), index of each layer; gaps where layers were left out; -1 for concatenated layers
     layers : names
+    peak : position of the layer chosen on held-out rows (`choose_layer`)
     val_accuracy, val_log_loss : held-out, at the chosen C: what layers are chosen by; means over runs and seeds
     values : on test, the mean over the draws
     low, high : pointwise 95 % limits, NaN where there are none. One draw: Wilson's of a count, Student's of another
@@ -59,6 +60,7 @@ class Curve:
     seeds: tuple[int, ...]
     depths: np.ndarray
     layers: tuple[str, ...]
+    peak: int
     val_accuracy: np.ndarray
     val_log_loss: np.ndarray
     values: np.ndarray
@@ -96,15 +98,6 @@ class Curve:
         if len(self.runs) > 1:
             return f"{len(self.runs)} runs" + (f" of {len(self.seeds)} seeds each" if len(self.seeds) > 1 else "")
         return f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
-
-    @property
-    def peak(self) -> int:
-        """Position of the layer chosen on held-out rows: accuracy, then log-loss, then the shallowest.
-
-        Layers that are not certified converged are passed over unless none is.
-        """
-        certified = np.flatnonzero(self.converged) if self.converged.any() else np.arange(len(self.depths))
-        return int(max(certified, key=lambda i: (self.val_accuracy[i], -self.val_log_loss[i], -i)))
 
     @property
     def last_depth(self) -> int:
@@ -231,6 +224,7 @@ def curve_of_draws(draws: Mapping[tuple[str, int], Sequence[Record]], metric: Me
         seeds=tuple(dict.fromkeys(seed for _, seed in draws)),
         depths=np.array([-1 if r.depth is None else r.depth for r in first]),
         layers=tuple("+".join(r.layers) for r in first),
+        peak=choose_layer(*each),
         val_accuracy=held[:, 0],
         val_log_loss=-held[:, 1],
         values=by_draw.mean(axis=0),

@@ -33,6 +33,9 @@ class Journal:
         self.path = Path(path)
         try:
             self._claims = self.path.parent / ".claims" / self.path.stem
+            for folder in (self._claims.parent, self._claims):
+                if folder.is_symlink():
+                    raise UserError(f"{folder} is a link, but locks are kept in a folder of probekit's: remove it.")
             self._claims.mkdir(parents=True, exist_ok=True)
             self._lock = self._claims.with_name(f"{self._claims.name}.lock")
             with file_lock(self._lock):

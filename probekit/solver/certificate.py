@@ -1,21 +1,14 @@
 """The proof each fit carries, measured in float64: bounds of the gap f(theta) - f*, whoever found theta.
 
-**duality_gap.** The penalised loss is l2-strongly convex in W. With t = ||W* - W|| and e = ||g_b||_1 / 2 (|g_b| if
-R = 1), convexity gives
-    f(theta) - f*  <=  max over t of  ||g_W|| t + e range(b* - b) - l2/2 t^2 ,
-and W changes no row's logits by more than sqrt(2) |x| ||W||, so that the optimal intercepts lie within
-range(b*) <= log(1 / q) + sqrt(2) |x| (||W|| + t), q the smallest class share and |x| the longest row. Together
-    f(theta) - f*  <=  (||g_W|| + sqrt(2) |x| e)^2 / (2 l2)  +  e (range(b) + log(1 / q) + sqrt(2) |x| ||W||) .
-With the intercepts solved (e at rounding) this is ||g_W||^2 / (2 l2), the duality gap at the point's probabilities. It
-holds at every theta, however far from the optimum. The rounding of the gradient is added to its norm.
+**duality_gap.** With e = ||g_b||_1 / 2 (|g_b| if R = 1), q the smallest class share and |x| the longest row,
+    f(theta) - f*  <=  (||g_W|| + sqrt(2) |x| e)^2 / (2 l2)  +  e (range(b) + log(1 / q) + sqrt(2) |x| ||W||)
+at every theta, however far from the optimum. The rounding of the gradient is added to its norm.
 
-**corrected_duality_gap.** Any distributions q_i over the classes are a dual point, and
+**corrected_duality_gap.** For any distributions q_i over the classes,
     f*  >=  f(theta) - sum_i w_i KL(q_i || p_i) - (the bound above with r in place of g) ,
     r = l2 W + sum_i w_i (q_i - onehot(y_i)) x_i' .
-With q = p (1 + t), t_ik = x_i u_k - its mean over p_i, a step u = -H^-1 g makes r = -l2 u and the bound half the
-squared Newton decrement, to second order: directions in which the rows curve no longer count as if l2 alone did. It
-holds for every u, and does not depend on digits that the rounding of theta has cost. A lower bound of f* that was
-proved at any theta serves every other.
+With q = p (1 + t), t_ik = x_i u_k - its mean over p_i, a step u = -H^-1 g makes it half the squared Newton decrement,
+to second order. It holds for every u, and serves every other theta. Proofs: docs/explanation/solver.md.
 
 Converged: the bound is at most `tol` of the loss, and max|g| at most 1e-2 of its value at W = 0. A probe left at zero
 has a relative gradient of 1, so it passes only where the data give no gradient at all.

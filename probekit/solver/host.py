@@ -8,6 +8,7 @@ bound is that of `certificate`, with the rounding of rows that are centred as th
 Shapes: N rows, c columns and a last one of ones, R coefficient rows (1 if K = 2), theta (R, c+1), logits (R, N).
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dposv
-from scipy.special import softmax, xlog1py
+from scipy.special import xlog1py
 from torch import Tensor
 
-from probekit.solver.certificate import GRADIENT_RATIO, KINDS, NO_WEIGHT, Certified
+from probekit.solver.certificate import GRADIENT_RATIO, KINDS, NO_WEIGHT, Certified, move
+from probekit.solver.continuation import LEAST_RATIO, lagrange
 from probekit.solver.data import WeightedData
+from probekit.solver.newton import RTOL, STEP_SHARE
 
 Array = NDArray[Any]
 
@@ -36,14 +39,11 @@ STEPS, MOST_STEPS = 25, 500  # of Newton's method from one start, and in all
 PRODUCTS = 250  # of conjugate gradients, all steps together
 RAY_STEPS = 30
 FLAT, FLAT_OF_MANY = 0.1, 0.4  # of the slope at the start of a step, where it ends; many classes make a look dearer
-RTOL = 0.05  # of r' M r at the start: what conjugate gradients of a step far from the optimum may leave
-STEP_SHARE = 0.1  # of the tolerance: what those of the last step may leave of the gradient bound
 INTERCEPT_STEPS = 4
 ENOUGH_OF_INTERCEPTS = 1e-6  # a residual that Newton's next step makes too small to count
 ROUNDING = {np.dtype(np.float64): 1e-14, np.dtype(np.float32): 1e-5}  # of losses by held rows, relative
 WAY = 10.0  # ratio of the penalties on the way to one whose start is too far away
 ROUGH = 1e-2  # relative gap of those
-CLOSE = 1e-3  # penalties nearer than this in log l2 do not serve as two points of an extrapolation
 
 
 def fit_on_host(data: WeightedData, l2s: Array, tol: float, max_iter: int) -> tuple[Certified, str] | None:
@@ -167,7 +167,6 @@ class HostProblem:
         offset = self.centre * (1.0 if self.inverse is None else self.inverse)
         self.norms = np.sqrt(squares * (1 + 1e-3) + 1.0) + 2 * np.sqrt(offset @ offset)
 
-    # ---- measuring
     def _block(self, rows: slice, exact: bool) -> Array:
         """The rows that logits and gradients are products of: float64 as given, or held."""
         if self.X is None or not exact:
@@ -307,7 +306,6 @@ class HostProblem:
         covariance.ravel()[:: self.R + 1] *= 1 + 1e-14
         return covariance
 
-    # ---- Newton's method
     def follow(self, l2s: Array, max_steps: int, starts: Array | None = None) -> Certified:
         """Probes of penalties (P,), weak to strong; the strong ones first, each from the last or what they point at.
 
@@ -319,18 +317,16 @@ class HostProblem:
             for i, l2 in enumerate(l2s[::-1]):
                 candidates = [point.theta for point in found[-1:]]
                 x = np.log(l2s[::-1][max(i - 3, 0) : i] / l2)
-                if len(x) > 1 and -np.diff(x).max() > CLOSE and x[-1] > CLOSE:
-                    apart = x[:, None] - x
-                    ratios = -x / np.where(apart == 0, 1.0, apart)  # column j over the differences to x_j
-                    weights = np.where(np.eye(len(x), dtype=bool), 1.0, ratios).prod(axis=1)
-                    candidates.append(np.tensordot(weights, [point.theta for point in found[-len(x) :]], axes=1))
+                if len(x) > 1 and -np.diff(x, append=0.0).max() > math.log(LEAST_RATIO):
+                    points = [point.theta for point in found[-len(x) :]]
+                    candidates.append(np.tensordot(lagrange(0.0, x, 2), points, axes=1))
                 if starts is not None:
                     candidates.append(self._from_given(starts[-1 - i]))
-                points = [self.evaluate(theta, l2, solve_intercept=self.X is not None) for theta in candidates]
+                starts_at = [self.evaluate(theta, l2, solve_intercept=self.X is not None) for theta in candidates]
                 if not found:
                     zero, noise = self.zero, self._noise(self.zero.at, 0.0, l2)
-                    points.append(replace(zero, bound=self.bound(zero.theta, zero.gradient, l2, noise)))
-                start = min(points, key=lambda point: point.loss)
+                    starts_at.append(replace(zero, bound=self.bound(zero.theta, zero.gradient, l2, noise)))
+                start = min(starts_at, key=lambda point: point.loss)
                 at, passes[-1 - i] = self.fit(l2, start, min(max_steps, STEPS), self.tol)
                 if self.X is None and max_steps > 1 and not self._enough(at, self.tol):
                     at = self._on_the_way(l2, at, min(max_steps, MOST_STEPS))
@@ -502,7 +498,6 @@ class HostProblem:
                 t = low + (high - low) * min(max(share, 0.1), 0.9)
         return self._point(here.theta + t * (-step), l2, at, exact=False) if falls else None
 
-    # ---- the rounding floor
     def _sharpen(self, at: _Point, l2: float) -> _Point:
         """The same with the bound by the dual point of a whole Newton step, where that is less.
 
@@ -510,52 +505,44 @@ class HostProblem:
         iterative refinement: where columns of 1e8 stand beside others, or rows of 1e4, the sums' rounding is more than
         a weak penalty allows. (Where a long double is no longer than a double, such fits stay open.)
         """
-        long, theta = np.longdouble, at.theta
-        rows, X, w, y, R = np.arange(self.N), self.held, self.w, self.y, self.R
+        long, theta, X, w = np.longdouble, at.theta, self.held, self.w
+        y, z = torch.from_numpy(self.y), torch.from_numpy(theta @ X.T)[None]
 
-        def behind(coefficients: Array) -> Array:
-            """Logits (N, K) less the label's."""
-            z = X @ coefficients.T
-            z = np.column_stack([np.zeros(self.N), z]) if R == 1 else z
-            return z - z[rows, y][:, None]
+        def displaced(step: Array) -> tuple[Array, Array]:
+            """q - p and p (K, N)."""
+            moved, p = move(z, torch.from_numpy(step.reshape(theta.shape) @ X.T)[None], y)
+            return moved[0].numpy(), p[0].numpy()
 
         def summed(residual: Array) -> Array:
-            return (residual[:, -R:] * w.astype(long)[:, None]).T @ X.astype(long)
+            return (residual[-self.R :].astype(long) * w) @ X.astype(long)
 
-        def balanced(residual: Array) -> Array:
-            """The same with the label's entry minus the sum of the others."""
-            residual[rows, y] = 0
-            residual[rows, y] = -residual.sum(axis=1)
-            return residual
-
-        p = np.maximum(softmax(behind(theta), axis=1), 1e-300)  # one that underflows may be any other as small
-        start = summed(balanced(p.astype(long)))
-        start[:, :-1] += l2 * theta[:, :-1].astype(long)
         H = self._hessian(at.at.p, l2)
         every, of_b = np.arange(len(H)), np.arange(X.shape[1] - 1, len(H), X.shape[1])
-        moved, r = np.zeros_like(p), start.astype(float)
+        step = np.zeros(len(H))
+        moved, p = displaced(step)
+        residual, label = p.astype(long), (self.y, np.arange(self.N))
+        residual[label] = 0
+        missed = residual.sum(axis=0)
+        residual[label] = -missed
+        start = summed(residual)
+        start[:, :-1] += l2 * theta[:, :-1].astype(long)
+        r = start.astype(float)
         # then the intercepts alone, to the last digit: what they leave is multiplied by the longest row
         for some in (every, of_b) if self.intercept else (every,):
-            step = np.zeros(len(H))
-            step[some] = -_solve(H[np.ix_(some, some)], r.ravel()[some])
-            change = behind(step.reshape(theta.shape))
-            moved = balanced(np.maximum(moved + p * (change - (p * change).sum(axis=1, keepdims=True)), -p))
-            moved[moved[rows, y] < -p[rows, y]] = 0  # outside the simplex
+            step[some] -= _solve(H[np.ix_(some, some)], r.ravel()[some])
+            moved, p = displaced(step)
             r = (start + summed(moved)).astype(float)
-        ratio = moved / p
-        divergence = float(w @ (p * (xlog1py(1 + ratio, ratio) - ratio)).sum(axis=1))
-        lengths = np.column_stack([np.linalg.norm(X, axis=1), X[:, -1]]) * w[:, None]
-        missed = 1 - p[rows, y]
+        ratio = np.maximum(moved / np.maximum(p, 1e-300), -1)
+        divergence = float((p * (xlog1py(1 + ratio, ratio) - ratio)).sum(axis=0) @ w)
+        lengths, size = np.column_stack([np.linalg.norm(X, axis=1), X[:, -1]]) * w[:, None], np.abs(moved).sum(axis=0)
         of_sums = np.finfo(long).eps * (missed @ lengths + [l2 * np.linalg.norm(theta[:, :-1]), 0.0])
-        noise = 8 * (of_sums.astype(float) + EPS * (np.abs(moved).sum(axis=1) @ lengths))
-        noise[0] += 2**0.5 * float(w @ ((missed + np.abs(moved).sum(axis=1)) * self.left_out))
-        without = theta.copy()
-        without[:, -1] = 0
-        widest = float(np.ptp(behind(without), axis=1).max())
+        noise = 8 * (of_sums + EPS * (size @ lengths)).astype(float)
+        noise[0] += 2**0.5 * float(w @ ((missed.astype(float) + size) * self.left_out))
+        logits = theta[:, :-1] @ X[:, :-1].T
+        widest = float((np.ptp(logits, axis=0) if self.R > 1 else np.abs(logits[0])).max())
         bound = divergence + self.bound(theta, r, l2, noise[0], noise[1], widest)
         return replace(at, bound=bound, kind=1) if bound < at.bound else at
 
-    # ---- what is returned
     def _columns(self, gradient: Array) -> Array:
         """Coefficients or gradients (R, c+1) in the columns of the rows (R, D+1)."""
         if self.basis is None:

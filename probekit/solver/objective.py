@@ -49,32 +49,3 @@ def log_probabilities(scores: Scores) -> Scores:
     if scores.shape[-1] == 1:
         return np.concatenate([-np.logaddexp(0.0, scores), -np.logaddexp(0.0, -scores)], axis=-1)
     return np.asarray(scores - logsumexp(scores, axis=-1, keepdims=True))
-
-
-def loss_and_gradient(
-    X: ArrayLike, y: ArrayLike, coef: Array, intercept: Array, l2: float, sample_weight: ArrayLike | None = None
-) -> tuple[float, Array, Array]:
-    """Mean loss + l2/2 ||W||^2 and its gradient, in plain float64 NumPy: the definition everything else is tested by.
-
-    Parameters
-    ----------
-    X : (N, D) array
-    y : (N,) integers in [0, K)
-    coef, intercept : (R, D) and (R,) arrays
-    l2 : penalty of the mean loss (see `C_to_l2`)
-    sample_weight : (N,) non-negative weights, None for ones
-
-    Returns
-    -------
-    value, gradient of coef (R, D), gradient of intercept (R,)
-    """
-    X = np.asarray(X, np.float64)
-    y = np.asarray(y)
-    weights = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
-    weights = weights / weights.sum()
-    log_proba = log_probabilities(logits(X, coef, intercept))
-    residual = np.exp(log_proba)
-    residual[np.arange(len(y)), y] -= 1.0
-    residual = (residual if coef.shape[0] > 1 else residual[:, 1:]) * weights[:, None]
-    value = -float(weights @ log_proba[np.arange(len(y)), y]) + 0.5 * l2 * float(np.sum(np.square(coef)))
-    return value, residual.T @ X + l2 * coef, residual.sum(axis=0)

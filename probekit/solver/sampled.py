@@ -16,73 +16,31 @@ import torch
 from torch import Tensor
 
 from probekit.solver.data import STREAM_ROWS
-from probekit.solver.eigenbasis import Coordinates
-from probekit.solver.mean_loss import MeanLoss, residuals_
+from probekit.solver.mean_loss import MeanLoss
 
 ROWS_PER_COLUMN = 6.0  # of a pair of classes; 1.5 takes 9,000 products where 6 takes 3,200 (4,000 x 128, 10 classes)
 BLOCK_ROWS_PER_COLUMN = 2.0  # of a class; 1 costs 58 products for 41, 10 gain none (20,000 x 768, 100 classes)
 DRAWS = 20.0  # of the leverage of a row: each column is drawn so often
 ANYHOW = 0.25  # of the rows that are drawn without a factor to measure leverages by
 SKETCH = 24  # random projections for leverages
-RIDGE = 1e-7  # of the largest eigenvalue: directions with less are not told apart
-EXACT_FLOPS = 2e9  # up to which all rows are taken: milliseconds
-EXACT_BLOCK = 1 << 22  # entries of the rows times probabilities
 AT_ONCE = 1 << 25  # shares of rows held while they are sampled
 CHUNK_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}  # of class blocks that are built and inverted together
 
 
-@dataclass(frozen=True)
-class PairFactor:
-    """A Cholesky factor of an approximate Hessian in an orthonormal basis of the classes' differences.
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """An approximate inverse Hessian.
 
     Attributes
     ----------
-    factor : (q*(D+1), q*(D+1)) lower triangle, q = K - 1 (1 for the sigmoid)
-    basis : (R, q), orthonormal columns that sum to zero ((1, 1) for the sigmoid)
-    l2 : penalty it was factored at
+    apply : the inverse times vectors (p, R, D+1)
+    l2 : penalty it was made at
     sketch : (S, R, D+1) random vectors whose mean square is the inverse; they measure leverages
     """
 
-    factor: Tensor
-    basis: Tensor
+    apply: Callable[[Tensor], Tensor]
     l2: float
     sketch: Tensor
-
-    def __call__(self, gradient: Tensor) -> Tensor:
-        p, _, columns = gradient.shape
-        inner = (self.basis.T @ gradient).reshape(p, -1)
-        # two triangular solves use the factor in place; cholesky_solve copies it at every call, 20 times the work
-        half = torch.linalg.solve_triangular(self.factor, inner.T, upper=False)
-        solved = torch.linalg.solve_triangular(self.factor.mT, half, upper=True).T
-        return self.basis @ solved.reshape(p, -1, columns)
-
-
-@dataclass(frozen=True)
-class ClassInverses:
-    """Inverses of an approximate Hessian's diagonal blocks; what classes have in common is left out.
-
-    Inverses are read once where two triangular solves read a factor twice: 9 ms for 25 (100 classes of 769 columns).
-
-    Attributes
-    ----------
-    inverses : (R, D+1, D+1), one a class
-    l2 : penalty they were made at
-    sketch : as above, of each class
-    """
-
-    inverses: Tensor
-    l2: float
-    sketch: Tensor
-
-    def __call__(self, gradient: Tensor) -> Tensor:
-        solved = torch.bmm(gradient.permute(1, 0, 2).contiguous(), self.inverses).permute(1, 0, 2)
-        if len(self.inverses) == 1:
-            return solved
-        # adding the same to every class changes no probability: never move along it
-        return solved - solved.mean(dim=1, keepdim=True)
-
-
-Factor = PairFactor | ClassInverses
 
 
 def class_basis(R: int, like: Tensor) -> Tensor:
@@ -93,21 +51,31 @@ def class_basis(R: int, like: Tensor) -> Tensor:
     return torch.linalg.qr(torch.cat([torch.ones_like(eye[:, :1]), eye[:, :-1]], dim=1))[0][:, 1:].to(like.dtype)
 
 
-def pair_factor(loss: MeanLoss, theta: Tensor, l2: float, importance: Tensor, last: "Factor | None") -> PairFactor:
-    """Factor of the pair-sampled Hessian at one theta (R, D+1); rows are drawn by their leverage in the `last` one."""
+def pair_factor(loss: MeanLoss, theta: Tensor, l2: float, last: Factor | None) -> Factor:
+    """By a Cholesky factor of the pair-sampled Hessian at one theta (R, D+1); `last` is one made before, if any is.
+
+    The factor is of an orthonormal basis of the classes' differences.
+    """
     theta = theta.to(loss.data.dtype)
-    R, columns = theta.shape
-    exact = len(loss.data) * theta.numel() ** 2 <= EXACT_FLOPS
-    hessian = exact_hessian(loss, theta) if exact else pair_sampled_hessian(loss, theta, importance, last)
-    factor, basis = _cholesky(hessian, l2, columns), class_basis(R, theta)
+    columns, basis = theta.shape[1], class_basis(len(theta), theta)
+    factor = _cholesky(pair_sampled_hessian(loss, theta, last), l2, columns)
     sketch = torch.linalg.solve_triangular(factor.mT, _noise(len(factor), factor), upper=True)
-    return PairFactor(factor, basis, l2, basis @ sketch.T.reshape(SKETCH, -1, columns))
+
+    def apply(gradient: Tensor) -> Tensor:
+        inner = (basis.T @ gradient).reshape(len(gradient), -1)
+        # two triangular solves use the factor in place; cholesky_solve copies it at every call, 20 times the work
+        half = torch.linalg.solve_triangular(factor, inner.T, upper=False)
+        solved = torch.linalg.solve_triangular(factor.mT, half, upper=True).T
+        return basis @ solved.reshape(len(gradient), -1, columns)
+
+    return Factor(apply, l2, basis @ sketch.T.reshape(SKETCH, -1, columns))
 
 
-def class_inverses(
-    loss: MeanLoss, theta: Tensor, l2: float, importance: Tensor, last: "Factor | None"
-) -> ClassInverses:
-    """Inverses of the class-sampled diagonal blocks at one theta (R, D+1), made a chunk of classes at a time."""
+def class_inverses(loss: MeanLoss, theta: Tensor, l2: float, last: Factor | None) -> Factor:
+    """By inverses of the class-sampled diagonal blocks at one theta (R, D+1), made a chunk of classes at a time.
+
+    Inverses are read once where two triangular solves read a factor twice: 9 ms for 25 (100 classes of 769 columns).
+    """
     theta = theta.to(loss.data.dtype)
     R, columns = theta.shape
     mass = loss.covariance(theta[None])[0].diagonal(dim1=-2, dim2=-1)
@@ -115,13 +83,18 @@ def class_inverses(
     sketch = torch.empty(SKETCH, R, columns, dtype=theta.dtype, device=theta.device)
     each = 3 * columns * columns * theta.element_size()
     for some in torch.arange(R, device=theta.device).split(max(CHUNK_BYTES.get(theta.device.type, 1 << 28) // each, 1)):
-        known = None if last is None else last.sketch[:, some]
-        draws = _draws(mass[some], columns, BLOCK_ROWS_PER_COLUMN, importance, known)
-        factor = _cholesky(_sampled_moments(loss, theta, _doubt_of(some, R), draws, len(some)), l2, columns)
+        draws = _draws(mass[some], columns, BLOCK_ROWS_PER_COLUMN, None if last is None else last.sketch[:, some])
+        factor = _cholesky(_sampled_moments(loss, theta, _doubt_of(some), draws, len(some)), l2, columns)
         half = torch.linalg.solve_triangular(factor.mT, _noise(columns, factor).expand(len(some), -1, -1), upper=True)
         sketch[:, some] = half.permute(2, 0, 1)
         inverses[some] = torch.cholesky_inverse(factor)
-    return ClassInverses(inverses, l2, sketch)
+
+    def apply(gradient: Tensor) -> Tensor:
+        solved = torch.bmm(gradient.permute(1, 0, 2).contiguous(), inverses).permute(1, 0, 2)
+        # adding the same to every class changes no probability: never move along it
+        return solved - solved.mean(dim=1, keepdim=True) if R > 1 else solved
+
+    return Factor(apply, l2, sketch)
 
 
 def _noise(size: int, like: Tensor) -> Tensor:
@@ -131,16 +104,11 @@ def _noise(size: int, like: Tensor) -> Tensor:
     return (noise / SKETCH**0.5).to(like.dtype)
 
 
-Draws = Callable[[Tensor, slice], Tensor]  # of the rows X (n, D+1), at a slice: draws (J, n) a unit of share
+Draws = Callable[[Tensor], Tensor]  # of the rows X (n, D+1): how often each is drawn (J, n), a unit of share
 
 
 def _draws(
-    mass: Tensor,
-    columns: int,
-    rows_per_column: float,
-    importance: Tensor,
-    sketch: Tensor | None,
-    pairs: Tensor | None = None,
+    mass: Tensor, columns: int, rows_per_column: float, sketch: Tensor | None, pairs: Tensor | None = None
 ) -> Draws:
     """How often rows are drawn: by the leverages in another factor, whose sketch (S, J or R, D+1) is given, and anyhow.
 
@@ -148,8 +116,8 @@ def _draws(
     """
     anyhow = (rows_per_column * columns / mass.clamp_min(1e-30))[:, None]
 
-    def draws(X: Tensor, rows: slice) -> Tensor:
-        found = anyhow.to(X.dtype) * importance[rows]
+    def draws(X: Tensor) -> Tensor:
+        found = anyhow.to(X.dtype).repeat(1, len(X))
         if sketch is None:
             return found
         found *= ANYHOW
@@ -161,46 +129,19 @@ def _draws(
     return draws
 
 
-def exact_hessian(loss: MeanLoss, theta: Tensor) -> Tensor:
-    """Hessian of the mean loss (no penalty) at one theta (R, D+1), from all rows, in `class_basis`."""
-    R, columns = theta.shape
-    total = torch.zeros(R * columns, R * columns, dtype=theta.dtype, device=theta.device)
-    for X, y, weights in loss.data.blocks(max(EXACT_BLOCK // (R * columns), 1)):
-        z = torch.mm(theta, X.T)[None]
-        p = residuals_(z, y, torch.empty_like(z))[2]
-        assert p is not None
-        root = weights.to(z.dtype).sqrt()
-        scaled = p[0].sqrt() * root if R == 1 else p[0] * root
-        rows = (scaled[:, None, :] * X.T).reshape(R * columns, len(X))
-        total.addmm_(rows, rows.T)
-    loss.data.sum_over_ranks(total)
-    if R == 1:
-        return total
-    blocks = total.view(R, columns, R, columns).neg_()
-    k = torch.arange(R, device=theta.device)
-    blocks[k, :, k, :] = 0.0
-    blocks[k, :, k, :] = -blocks.sum(dim=2)
-    basis = class_basis(R, theta)
-    inner = torch.einsum("kp,kilj,lq->piqj", basis, blocks, basis)
-    q = basis.shape[1] * columns
-    return inner.reshape(q, q)
-
-
-def pair_sampled_hessian(loss: MeanLoss, theta: Tensor, importance: Tensor, last: "Factor | None") -> Tensor:
+def pair_sampled_hessian(loss: MeanLoss, theta: Tensor, last: Factor | None) -> Tensor:
     """Approximate Hessian of the mean loss (no penalty) at one theta (R, D+1), in `class_basis`: (q(D+1), q(D+1))."""
     R, columns = theta.shape
-    covariance = loss.covariance(theta[None])[0]
-    sketch = None if last is None else last.sketch
+    covariance, sketch = loss.covariance(theta[None])[0], None if last is None else last.sketch
     if R == 1:
-        every = torch.zeros(1, dtype=torch.int64, device=theta.device)
-        draws = _draws(covariance[0], columns, ROWS_PER_COLUMN, importance, sketch)
-        hessian: Tensor = _sampled_moments(loss, theta, _doubt_of(every, 1), draws, 1)[0]
+        draws = _draws(covariance[0], columns, ROWS_PER_COLUMN, sketch)
+        hessian: Tensor = _sampled_moments(loss, theta, _doubt_of(slice(None)), draws, 1)[0]
         return hessian
     basis = class_basis(R, theta)
     pairs = torch.triu_indices(R, R, offset=1, device=theta.device)
     first, second = pairs
     edges = basis[first] - basis[second]
-    draws = _draws(-covariance[first, second], columns, ROWS_PER_COLUMN, importance, sketch, pairs)
+    draws = _draws(-covariance[first, second], columns, ROWS_PER_COLUMN, sketch, pairs)
     moments = _sampled_moments(loss, theta, lambda p: p[first] * p[second], draws, len(first))
     q = edges.shape[1]
     outer = (edges[:, :, None] * edges[:, None, :]).reshape(len(edges), q * q)
@@ -208,26 +149,8 @@ def pair_sampled_hessian(loss: MeanLoss, theta: Tensor, importance: Tensor, last
     return hessian.permute(0, 2, 1, 3).reshape(q * columns, q * columns)
 
 
-def row_importance(coordinates: Coordinates) -> Tensor:
-    """How much more often than others a row is to be sampled (N,): half 1, half its leverage over the mean.
-
-    A column that is zero but in a few rows would else be missing from most samples, where its curvature is not.
-    Leverages x' (X'X)^-1 x are norms of random projections of whitened rows, right to a third: enough for sampling.
-    """
-    data = coordinates.data
-    values = coordinates.eigenvalues
-    generator = torch.Generator(device=data.device).manual_seed(0)
-    whitened = torch.randn(len(values), SKETCH, dtype=torch.float64, device=data.device, generator=generator)
-    whitened /= (values + RIDGE * values.max()).clamp_min(1e-300).sqrt()[:, None]
-    whitened = whitened.to(data.dtype)
-    leverage = torch.cat([(X[:, :-1] @ whitened).square().sum(dim=1) for X, _, _ in data.blocks(STREAM_ROWS)])
-    return 0.5 + 0.5 * leverage / leverage.mean()
-
-
-def _doubt_of(classes: Tensor, R: int) -> Callable[[Tensor], Tensor]:
+def _doubt_of(classes: Tensor | slice) -> Callable[[Tensor], Tensor]:
     """p (1 - p) of some classes, as a function of the probabilities (R, n)."""
-    if R == 1:
-        return lambda p: p * (1 - p)
     return lambda p: p[classes] * (1 - p[classes])
 
 
@@ -242,12 +165,10 @@ def _sampled_moments(
     generator = torch.Generator(device=theta.device).manual_seed(0)
     moments = torch.zeros(n_moments, columns, columns, dtype=theta.dtype, device=theta.device)
     at_once = len(data) if data.ready and n_moments * len(data) < AT_ONCE else 0
-    first = 0
     for X, _, weights in data.blocks(max(STREAM_ROWS, at_once)):
         z = torch.mm(theta, X.T)
         mass_of_rows = share(z.sigmoid() if len(z) == 1 else z.softmax(dim=0)).mul_(weights.to(z.dtype))
-        rate = draws(X, slice(first, first + len(X)))
-        first += len(X)
+        rate = draws(X)
         draw = torch.rand(mass_of_rows.shape, dtype=z.dtype, device=z.device, generator=generator)
         moment, row = (draw < mass_of_rows * rate).nonzero(as_tuple=True)
         kept = torch.maximum(mass_of_rows[moment, row], 1 / rate[moment, row]).sqrt_()

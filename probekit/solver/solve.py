@@ -18,7 +18,7 @@ from probekit.solver.mean_loss import Evaluation, MeanLoss, covariance_of
 from probekit.solver.memory_plan import make_plan, penalties_at_once
 from probekit.solver.newton import SIDE_BY_SIDE, Newton, Refined, conjugate_gradients
 from probekit.solver.preconditioners import Kronecker
-from probekit.solver.sampled import Factor, class_inverses, pair_factor, row_importance
+from probekit.solver.sampled import Factor, class_inverses, pair_factor
 
 SOLVER_VERSION = "5"
 STRONG = 1e-3  # an l2 above this share of the largest eigenvalue of X'X is easy for the Kronecker preconditioner
@@ -27,6 +27,7 @@ FACTOR_REACH = 40.0  # a factor serves penalties down to this part of its own
 NODE_ROUNDS, NODE_PRODUCTS = 3, 40  # Newton steps by one factor, and products of each: more ask for a new factor
 FIRST_ROUNDS, FIRST_PRODUCTS = 2, 15  # the same by a factor of the node before
 NODE_FACTORS = 10  # for one node
+DEGREE = 5  # of the polynomial between nodes
 LEFT_OUT = 1e-2  # of the tolerance: what directions that are left out may add to a gap
 ONE_THREAD_ENTRIES = 1 << 19  # X of fewer entries is solved by one thread
 RETRY_PRODUCTS = 2000
@@ -97,11 +98,10 @@ class PathSolver:
 
     def __init__(self, data: WeightedData, l2: Tensor, tol: float, max_iter: int) -> None:
         self.data, self.tol, self.max_iter = data, tol, max_iter
-        self.l2, self.log_l2 = l2, l2.log()
-        self.log_l2_of = self.log_l2.tolist()  # on the host: reading one from a GPU waits for it
+        self.l2, self.log_l2 = l2, l2.log().tolist()  # on the host: reading one from a GPU waits for it
         self.R = data.n_coef_rows
         self.plan = make_plan(data, len(l2))
-        self.coordinates = find_coordinates(data, self.plan.in_memory, LEFT_OUT * tol * math.exp(self.log_l2_of[0]))
+        self.coordinates = find_coordinates(data, self.plan.in_memory, LEFT_OUT * tol * math.exp(self.log_l2[0]))
         self.exact = MeanLoss(self.coordinates.exact, self.coordinates.left_out)
         self.loss = MeanLoss(self.coordinates.data)
         prior = prior_intercept(data)
@@ -116,8 +116,7 @@ class PathSolver:
         self.low = torch.full_like(l2, -torch.inf)  # what is known to be below the optima
         self.stalled = torch.zeros_like(l2, dtype=torch.bool)
         self.factors: list[Factor] = []
-        self.importance: Tensor | None = None
-        self.factor_of = [-1] * len(l2)  # number of the factor that serves a penalty; -1: none
+        self.factor_of: list[Factor | None] = [None] * len(l2)  # what serves a penalty
         p = prior.softmax(dim=0) if self.R > 1 else prior.sigmoid() * (-prior).sigmoid()
         covariance = covariance_of(p[None, :, None], torch.ones_like(l2[:1]))
         self.kronecker = Kronecker(covariance, self.coordinates.eigenvalues, l2, self.loss.data.dtype)
@@ -137,13 +136,12 @@ class PathSolver:
             certified.put(open_, problem.follow(penalties, self.max_iter, certified.theta[open_]))
             return certified
         index = torch.from_numpy(open_).to(self.l2.device)
-        self.factors, self.factor_of = [], [-1] * len(self.l2)  # without sampled factors
+        self.factors, self.factor_of = [], [None] * len(self.l2)  # without sampled factors
         again = self._refine(index, self.theta[index], products=RETRY_PRODUCTS).at
         self.low[index] = torch.maximum(self.low[index], self.lower_bounds(again, self.l2[index]))
         at.put(index, again)
         return self.summarise(at, self.low)
 
-    # ---- evaluation and certificates
     def largest(self, gradient: Tensor) -> Tensor:
         """max|g| (P,) of gradients (P, R, r+1) in the columns of the centred rows.
 
@@ -182,21 +180,22 @@ class PathSolver:
         )
         return self.bound.lower(at, l2, -step)
 
-    # ---- Newton steps
     def precondition(self, index: Tensor) -> Callable[[Tensor], Tensor]:
         """Each problem by the factor that serves it, or by its own Kronecker product."""
-        names = torch.tensor([self.factor_of[i] for i in index.tolist()]) if self.factors else torch.empty(0)
-        groups = [(name, (names == name).nonzero()[:, 0].to(index.device)) for name in names.unique().tolist()]
+        mine = [self.factor_of[i] for i in index.tolist()]
+        distinct = list(dict.fromkeys(mine))
+        if distinct == [None]:
+            return lambda gradient: self.kronecker(gradient, index)
+        if len(distinct) == 1 and distinct[0] is not None:
+            return distinct[0].apply
+        groups = [(factor, [k for k, own in enumerate(mine) if own is factor]) for factor in distinct]
+        places = [(factor, torch.tensor(at, device=index.device)) for factor, at in groups]
 
         def apply(gradient: Tensor) -> Tensor:
-            if not groups:
-                return self.kronecker(gradient, index)
-            if len(groups) == 1 and groups[0][0] >= 0:
-                return self.factors[groups[0][0]](gradient)
             out = torch.empty_like(gradient)
-            for name, mine in groups:
-                part = gradient[mine]
-                out[mine] = self.kronecker(part, index[mine]) if name < 0 else self.factors[name](part)
+            for factor, at in places:
+                part = gradient[at]
+                out[at] = self.kronecker(part, index[at]) if factor is None else factor.apply(part)
             return out
 
         return apply
@@ -213,17 +212,17 @@ class PathSolver:
 
     def _renew_kronecker(self, index: Tensor, theta: Tensor) -> None:
         """Set the class factors of problems to their probes, where no factor of the Hessian takes their place."""
-        mine = [k for k, i in enumerate(index.tolist()) if self.factor_of[i] < 0]
+        mine = [k for k, i in enumerate(index.tolist()) if self.factor_of[i] is None]
         theta = theta[torch.tensor(mine, dtype=torch.int64, device=theta.device)]
         if mine and bool(theta[..., :-1].any()):
             covariance = self.loss.covariance(theta.to(self.loss.data.dtype))
             self.kronecker.update(covariance, index[torch.tensor(mine, device=index.device)])
 
-    # ---- the nodes
     def solve_nodes(self) -> None:
         """Solve the nodes: strong penalties side by side from zero, weak ones along the path, each from the last."""
-        narrow = len(choose_nodes(self.log_l2)) * self.R <= SIDE_BY_SIDE
-        self.nodes = choose_nodes(self.log_l2) if narrow else choose_nodes(self.log_l2, CLOSE_RATIO)
+        self.nodes = choose_nodes(self.log_l2)
+        if len(self.nodes) * self.R > SIDE_BY_SIDE:
+            self.nodes = choose_nodes(self.log_l2, CLOSE_RATIO)
         every = torch.tensor(self.nodes, device=self.l2.device)
         strong = self.l2[every] >= STRONG * self.coordinates.eigenvalues.max()
         strong[-1] = True
@@ -237,19 +236,22 @@ class PathSolver:
 
     def _start(self, node: int, solved: list[int]) -> Tensor:
         """The start of a penalty (R, D+1): extrapolated from its neighbours or the nearest, whichever has less loss."""
-        where = self.log_l2_of[node]
-        known = sorted(solved, key=lambda other: abs(self.log_l2_of[other] - where))[:3]
+        known = sorted(solved, key=lambda other: abs(self.log_l2[other] - self.log_l2[node]))[:3]
         nearest = self.theta[known[0]]
         if len(known) == 1:
             return nearest
-        points = torch.tensor(known, device=self.l2.device)
-        predicted = lagrange(self.log_l2[node][None], self.log_l2[points], self.theta[points], degree=2)
-        both = torch.stack([predicted[0], nearest])
+        both = torch.cat([self._mixed([node], known, self.theta[known], 2), nearest[None]])
         return both[self.exact.evaluate(both, self.l2[node].expand(2)).loss.nan_to_num(torch.inf).argmin()]
+
+    def _mixed(self, at: list[int], known: list[int], values: Tensor, degree: int) -> Tensor:
+        """Values (p, R, r+1) at penalties, interpolated from those at known ones (n, R, r+1)."""
+        points = [self.log_l2[i] for i in known]
+        weights = torch.from_numpy(np.stack([lagrange(self.log_l2[i], points, degree) for i in at]))
+        return torch.tensordot(weights.to(values.device), values, dims=1)
 
     def _solve_weak(self, node: int, solved: list[int]) -> None:
         """One node, by the factor at hand as long as it serves, or where none is affordable by Kronecker products."""
-        start, l2 = self._start(node, solved), math.exp(self.log_l2_of[node])
+        start, l2 = self._start(node, solved), math.exp(self.log_l2[node])
         index = torch.tensor([node], device=self.l2.device)
         if self.plan.factor is None:
             self._refine(index, start[None])
@@ -257,7 +259,7 @@ class PathSolver:
         if not self.factors or l2 < self.factors[-1].l2 / FACTOR_REACH:
             self._add_factor(start, l2)
         for attempt in range(NODE_FACTORS):
-            self.factor_of[node] = len(self.factors) - 1
+            self.factor_of[node] = self.factors[-1]
             rounds, products = (NODE_ROUNDS, NODE_PRODUCTS) if attempt else (FIRST_ROUNDS, FIRST_PRODUCTS)
             done = self._refine(index, start[None], rounds, products).done
             if bool(done) or self.n_iter[node] >= self.max_iter:
@@ -272,32 +274,28 @@ class PathSolver:
         if last is not None and last.l2 == l2:
             self.factors.pop()
         elif len(self.factors) >= self.plan.most_factors:
-            self.factors.pop(0)
-            self.factor_of = [max(number - 1, -1) for number in self.factor_of]
-        if self.importance is None:
-            self.importance = row_importance(self.coordinates)
-        self.factors.append(make(self.loss, theta, l2, self.importance, last))
+            gone = self.factors.pop(0)
+            self.factor_of = [None if own is gone else own for own in self.factor_of]
+        self.factors.append(make(self.loss, theta, l2, last))
 
     def _assign_factors(self) -> None:
         """Let the nearest factor serve each penalty that is weak, or little stronger than the strongest factor's."""
         if not self.factors:
             return
-        own = torch.tensor([factor.l2 for factor in self.factors], dtype=torch.float64, device=self.l2.device)
-        nearest = (self.log_l2[:, None] - own.log()).abs().argmin(dim=1)
-        weak = self.l2 < max(STRONG * float(self.coordinates.eigenvalues.max()), ABOVE * float(own.max()))
-        self.factor_of = torch.where(weak, nearest, -1).tolist()
+        strongest = max(factor.l2 for factor in self.factors)
+        reach = math.log(max(STRONG * float(self.coordinates.eigenvalues.max()), ABOVE * strongest))
+        for i, log_l2 in enumerate(self.log_l2):
+            nearest = min(self.factors, key=lambda factor: abs(math.log(factor.l2) - log_l2))
+            self.factor_of[i] = nearest if log_l2 < reach else None
 
-    # ---- everything else
     def interpolate(self) -> None:
         """Predict the penalties between the nodes."""
-        rest = [i for i in range(len(self.l2)) if i not in self.nodes]
+        rest = sorted(set(range(len(self.l2))) - set(self.nodes))
         if not rest:
             return
-        index = torch.tensor(rest, device=self.l2.device)
-        every = torch.tensor(self.nodes, device=self.l2.device)
         # where probabilities hardly move, theta is b / (curvature + l2): without that factor it is flatter, and so are
         # the errors of a polynomial
         scale = self.l2[:, None, None] + self.coordinates.eigenvalues / max(self.R, 2)
         scale = torch.nn.functional.pad(scale, (0, 1), value=1.0)
-        found = lagrange(self.log_l2[index], self.log_l2[every], self.theta[every] * scale[every])
-        self.theta[index] = found / scale[index]
+        nodes = self.theta[self.nodes] * scale[self.nodes]
+        self.theta[rest] = self._mixed(rest, self.nodes, nodes, DEGREE) / scale[rest]

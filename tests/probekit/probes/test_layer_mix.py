@@ -7,7 +7,7 @@ from scipy.special import softmax
 from probekit.probes import fit_path
 from probekit.probes.layer_mix import fit_layer_mix
 from probekit.runtime.errors import UserError
-from probekit.solver.objective import loss_and_gradient
+from tests.probekit.solver.reference import loss_and_gradient
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])

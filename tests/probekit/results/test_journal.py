@@ -142,3 +142,13 @@ def test_the_claim_of_a_killed_worker_is_taken_over(tmp_path):
     share_work(Journal(path), {"a": ["a"]}, lambda key: [{"key": key}], progress=lambda done: seen.append(set(done)))
     assert Journal(path).keys() == {"a"}
     assert seen == [set(), {"a"}]
+
+
+@pytest.mark.parametrize("folder", [".claims", ".claims/results"])
+def test_locks_are_kept_in_no_folder_that_a_link_leads_to(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "own" / folder).parent.mkdir(parents=True)
+    (tmp_path / "own" / folder).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="is a link"):
+        Journal(tmp_path / "own" / "results.jsonl")
+    assert not list((tmp_path / "elsewhere").iterdir())

@@ -48,6 +48,13 @@ def objective(X, y, weights, coef, intercept, l2):
     return float(share @ losses + l2 / 2 * np.sum(coef**2)), gradient, p
 
 
+def loss_and_gradient(X, y, coef, intercept, l2, weights=None):
+    """Value and the gradients of coef and intercept, on the rows as given."""
+    X, weights = np.asarray(X, np.float64), np.ones(len(y)) if weights is None else weights
+    value, gradient, _ = objective(X, np.asarray(y), weights, np.asarray(coef), np.asarray(intercept), l2)
+    return value, gradient[:, :-1], gradient[:, -1]
+
+
 def optimum(X, y, weights, n_classes, l2, max_steps=400):
     """The least value of the objective and a lower bound of it: damped Newton from zero, centred columns.
 

@@ -19,7 +19,8 @@ from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import get_protocol
 from probekit.selection.settings import FitSettings
 from probekit.solver.cuml_backend import fit_cuml, gpu_index, nearest_by_cuml
-from probekit.solver.objective import C_to_l2, loss_and_gradient
+from probekit.solver.objective import C_to_l2
+from tests.probekit.solver.reference import loss_and_gradient
 
 CS = np.array([0.01, 1.0, 30.0])
 

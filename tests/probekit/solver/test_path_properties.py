@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from probekit.probes import fit_path
 from probekit.solver.data import WeightedData
-from probekit.solver.objective import C_to_l2, loss_and_gradient
+from probekit.solver.objective import C_to_l2
 from probekit.solver.solve import certify
+from tests.probekit.solver.reference import loss_and_gradient
 
 CS = (0.01, 1.0)
 TIGHT = {"tol": 1e-10, "dtype": "float64"}
