@@ -42,7 +42,8 @@ def load_encoder(spec: Any, name: str | None = None, **options: Any) -> Encoder:
     spec : str, torch.nn.Module or Encoder
         `igpt:RUN[@STEP]`, `hf:FOLDER_OR_NAME`, `timm:NAME`, `torch:package.module:function`, `pixels[:SIDE]`,
         `histogram[:SIDE]`, `random:PRESET`, `random:RUN`, `random:hf:NAME`, `random:timm:NAME`, or a scheme that an
-        installed package adds through the entry-point group `probekit.encoders`. A module needs `layers=`.
+        installed package adds through the entry-point group `probekit.encoders`. A module needs `layers=`. Options may
+        follow in the text: `torch:package.module:function#layers=0,2#resolution=32`.
     name : str, optional
         Label in tables and curves instead of the encoder's own.
     **options
@@ -58,10 +59,35 @@ def load_encoder(spec: Any, name: str | None = None, **options: Any) -> Encoder:
         The form is not known, an option is not one of that encoder, or the model cannot be loaded.
     """
     options = {key: value for key, value in options.items() if value is not None}
+    if isinstance(spec, str):
+        spec, *written = spec.split("#")
+        options = dict(map(_option, written)) | options
     encoder = _load(spec, options)
     if name is not None:
         encoder.provenance["name"] = name
     return encoder
+
+
+_WRITTEN: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("resolution", "resize", "crop", "prefix_tokens", "seed"), int),
+    **dict.fromkeys(
+        ("mean", "std"), lambda text: float(text) if "," not in text else tuple(map(float, text.split(",")))
+    ),
+    **dict.fromkeys(("norm", "masked"), {"true": True, "false": False}.__getitem__),
+    **dict.fromkeys(("layers", "ignore"), lambda text: tuple(text.split(","))),
+}
+"""Options of an encoder that are no text, and how they are read from `#NAME=VALUE`."""
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    name = name.replace("-", "_")
+    try:
+        return name, _WRITTEN.get(name, str)(value)
+    except (ValueError, KeyError):
+        raise UserError(
+            f"#{text}: {value!r} is no value of {name}; write for example #resolution=32 or #norm=false."
+        ) from None
 
 
 def _load(spec: Any, options: dict[str, Any]) -> Encoder:

@@ -124,3 +124,13 @@ def test_unknown_dtype_is_refused_and_low_precision_stays_close():
     assert low[-1].dtype == torch.float32
     error = (low[-1] - exact[-1]).norm() / exact[-1].norm()
     assert 0 < error < 0.05
+
+
+def test_options_in_the_text_are_those_of_the_call():
+    written = load_encoder("pixels#resolution=6")
+    assert written.provenance == load_encoder("pixels", resolution=6).provenance
+    assert load_encoder("pixels#resolution=6", resolution=4).widths == (48,)  # the call's own come first
+    with pytest.raises(UserError, match="takes no option resolutoin"):
+        load_encoder("pixels#resolutoin=6")
+    with pytest.raises(UserError, match="'six' is no value of resolution"):
+        load_encoder("pixels#resolution=six")
