@@ -59,8 +59,9 @@ def load_encoder(spec: Any, name: str | None = None, **options: Any) -> Encoder:
         The form is not known, an option is not one of that encoder, or the model cannot be loaded.
     """
     options = {key: value for key, value in options.items() if value is not None}
-    if isinstance(spec, str):
-        spec, *written = spec.split("#")
+    # an existing path is itself, whatever its name
+    if isinstance(spec, str) and not os.path.exists(os.path.expanduser(spec.partition(":")[2])):
+        spec, *written = re.split(r"#(?=[\w-]+=)", spec)
         options = dict(map(_option, written)) | options
     encoder = _load(spec, options)
     if name is not None:
