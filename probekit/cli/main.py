@@ -242,6 +242,8 @@ def _run(words: list[str], run: Callable[[list[str]], object], debug: bool, inte
 
 def dispatch(words: list[str]) -> None:
     """Find the verb and run it."""
+    if words[:1] in (["help"], ["version"]):
+        words = [*words[1:], f"--{words[0]}"]
     if words and not words[0].startswith("-"):
         if words[0] not in VERBS:
             hint = did_you_mean(words[0], VERBS) or f" The verbs are {', '.join(VERBS)}."

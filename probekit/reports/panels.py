@@ -331,10 +331,9 @@ def build_panels(
             raise UserError(f"{metric} is of the features, whatever the probe: leave out readout {readout!r}.")
         known = list(dict.fromkeys(r.kind for r in singles))
         if readout not in known:
-            raise UserError(
-                f"The results hold no probe of kind {readout!r}; they have {', '.join(known) or 'the protocol alone'}: "
-                f"run `probekit sweep --checks {readout}`."
-            )
+            more = did_you_mean(readout, known) or " `probekit sweep --checks KIND` adds others."
+            there = ", ".join(known) or "the protocol's alone"
+            raise UserError(f"The results hold no probe of kind {readout!r}; they have {there}.{more}")
         records = [replace(r, kind="layer") for r in singles if r.kind == readout]
     groups: dict[tuple[str, str, int | None, str], list[Record]] = {}
     for record in records:

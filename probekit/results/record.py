@@ -4,7 +4,7 @@ n_C penalties of the path, N test rows, K classes.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from importlib import import_module
 from os import PathLike
@@ -351,6 +351,14 @@ def parse_lines(content: bytes, name: str | Path = RESULTS_NAME) -> list[dict[st
     return parsed
 
 
+def _study_folders(path: str | Path) -> Sequence[str | Path]:
+    """The folders of a study of several data sets, which each have results of their own; else the path itself."""
+    folder = Path(path) if isinstance(path, str | PathLike) else Path()
+    if (folder / "study.json").is_file() and not (folder / RESULTS_NAME).exists():
+        return sorted(file.parent for file in folder.glob(f"*/{RESULTS_NAME}")) or [path]
+    return [path]
+
+
 def read_records(*paths: str | Path) -> list[Record]:
     """The records of results files or folders, in the order in which they were finished; each key once.
 
@@ -360,7 +368,7 @@ def read_records(*paths: str | Path) -> list[Record]:
         There is no such file, a line cannot be read, or two records of one key have other figures.
     """
     found: dict[str, tuple[str, Record]] = {}
-    for path in paths:
+    for path in (folder for given in paths for folder in _study_folders(given)):
         file = results_path(path)
         if file.exists() and not file.is_file():
             raise UserError(f"{file} is not a regular file; give a folder that contains {RESULTS_NAME}.")

@@ -134,7 +134,8 @@ def draw_accuracy(
         gid = f"join-{number}-{joint.record.key[:8]}"
         _concatenated(axes, x, joint, looks[panel.series[number].label]["color"], gid)
     low, high = axes.get_ylim()
-    own_limits = max(low - 0.03 * (high - low), 0), high + 0.09 * (high - low)
+    span = (high - low) or 1.0
+    own_limits = max(low - 0.03 * span, 0), high + 0.09 * span
     axes.set_ylim(options.limits(panel.metric.percent) or own_limits)
     for place, series in enumerate(panel.models):
         if not series.is_flat:
@@ -246,7 +247,7 @@ def _slots(panel: Panel, narrow: bool) -> Slots:
     last = _last_layer(panel)
     # room for the longest name below the axis
     letters = max([5, *(len(joint.name) for _, joint in own)])
-    step = max(last, 4) * (0.19 if narrow else 0.08) * letters / 5
+    step = max(last, 4) * (0.26 if narrow else 0.09) * letters / 5
     return [(last + step * (1.1 + place), number, joint) for place, (number, joint) in enumerate(own[:MOST_SLOTS])]
 
 
