@@ -10,7 +10,7 @@ from typing import Any
 
 from igpt_model.arguments import checked
 from probekit.encoders.encoder import Encoder
-from probekit.encoders.preparation import asked_values
+from probekit.encoders.preparation import check_values
 from probekit.runtime.errors import UserError, did_you_mean
 
 ENTRY_POINTS = "probekit.encoders"
@@ -59,10 +59,10 @@ def load_encoder(spec: Any, name: str | None = None, **options: Any) -> Encoder:
         The form is not known, an option is not one of that encoder, or the model cannot be loaded.
     """
     options = {key: value for key, value in options.items() if value is not None}
-    if isinstance(spec, str):
-        spec, *written = spec.split("#")
+    # an existing path is itself, whatever its name
+    if isinstance(spec, str) and not os.path.exists(os.path.expanduser(spec.partition(":")[2])):
+        spec, *written = re.split(r"#(?=[\w-]+=)", spec)
         options = dict(map(_option, written)) | options
-    options |= {key: asked_values(options[key]) for key in ("mean", "std") if key in options}
     encoder = _load(spec, options)
     if name is not None:
         encoder.provenance["name"] = name
@@ -138,6 +138,9 @@ def _call(spec: str, function: Callable[..., Encoder], arguments: list[Any], opt
     if strange and not takes_all:
         known = ", ".join(list(parameters)[len(arguments) :])
         raise UserError(f"{spec} takes no option {', '.join(strange)}; it takes {known}.")
+    if str(getattr(function, "__module__", "")).startswith("probekit.encoders."):
+        for key in {"mean", "std"} & set(options):
+            check_values(key, options[key])
     try:
         return function(*arguments, **options)
     except TypeError as error:  # a function that hands its options on

@@ -1,5 +1,7 @@
 """Names, options, baselines, devices."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -134,3 +136,10 @@ def test_options_in_the_text_are_those_of_the_call():
         load_encoder("pixels#resolutoin=6")
     with pytest.raises(UserError, match="'six' is no value of resolution"):
         load_encoder("pixels#resolution=six")
+
+
+@pytest.mark.parametrize("name", ["a#b", "run#layers=1", "c#"])
+def test_a_folder_whose_name_has_a_hash_is_itself(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=re.escape(name)):
+        load_encoder(f"igpt:{tmp_path / name}")
