@@ -2,11 +2,12 @@
 
     python -m analyses.ablations RESULTS... --reference ARM [--out FOLDER]
 
-Series are runs, named ARM-sSEED: decay-s0, decay-s1, ... Every arm is compared with the reference's runs of the same
+Series are runs, named ARM-sSEED (decay-s0) or ARM alone. Every arm is compared with the reference's runs of the same
 seeds, at the layers chosen on held-out rows: intervals draw runs, then rows. Where the run folders are at hand, prints
 the last validation loss and the largest rise between two logged training losses as well. --out gets ablations.csv.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,10 +43,11 @@ def table(results: Results) -> "pd.DataFrame":
 
     rows = []
     for name in results.series:
-        arm, _, seed = name.rpartition("-s")
-        if not (arm and seed.isdigit()):
-            continue  # a control without seeds
         best = results.best(name)
+        arm, suffix = re.fullmatch(r"(.+?)(?:-s(\d+))?", name).groups()
+        seed = suffix or (best.encoder.get("training") or {}).get("train", {}).get("seed")
+        if seed is None:
+            continue  # a control without seeds
         correct = row_predictions(best).correct
         rows.append([arm, int(seed), best.depth, 100 * correct.mean(), *losses(best), correct])
     columns = ["arm", "seed", "layer", "accuracy", "val_loss", "largest_rise", "correct"]

@@ -41,9 +41,16 @@ def validation_loss(record: Record, run: Path | None = None) -> float | None:
 
 
 def loss_at(run: Path, step: int) -> float | None:
-    """The validation loss of a run at a step, interpolated: checkpoints also lie between two measurements."""
-    evals = [r for r in read_metrics(run / "metrics.jsonl" if run.is_dir() else run) if r["kind"] == "eval"]
-    return float(np.interp(step, [r["step"] for r in evals], [r["val_loss"] for r in evals])) if evals else None
+    """The validation loss of a run at a step, interpolated between two measurements.
+
+    Before the first one after update 0 it is the logged training loss: a line from update 0 would be far above it.
+    """
+    records = list(read_metrics(run / "metrics.jsonl" if run.is_dir() else run))
+    losses = [(r["step"], r["val_loss"]) for r in records if r["kind"] == "eval"]
+    trained = [(r["step"], r["loss"]) for r in records if r["kind"] == "step"]
+    if trained and len(losses) > 1 and 0 < step < losses[1][0]:
+        losses = trained
+    return float(np.interp(step, *zip(*losses, strict=True))) if losses else None
 
 
 def swept_points(results: Sequence[Path], run: Path | None = None) -> list[Point]:

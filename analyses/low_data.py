@@ -1,15 +1,17 @@
 """How good are probes on few labels (the paper's table 4: 73.2 % on CIFAR-10 from 40 labels), and at which layer?
 
-    python -m analyses.low_data RESULTS... [--series NAME --out FOLDER]
+    python -m analyses.low_data RESULTS... [--series NAME... --out FOLDER]
 
 RESULTS of sweeps with `--train-rows N --seeds 5`. One row a number of labels: mean and deviation over the seeds, each
 of which draws its own rows and chooses its own layer and C on rows held out of them; published rows below. --out gets
-labels_by_layer.csv and .svg: accuracy by layer, a line a number of labels, all labels included.
+labels_by_layer.csv and .svg: accuracy by layer, a line a number of labels, all labels and nearest neighbours (kNN)
+included; of several --series the first is drawn solid.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -58,50 +60,54 @@ def lines(records: Sequence[Record]) -> list[str]:
     return found
 
 
-def by_layer(records: Sequence[Record], series: str) -> "pd.DataFrame":
-    """Columns labels ("all" comes last), layer, mean, sd over seeds, seeds; percent."""
+def by_layer(records: Sequence[Record], series: Sequence[str]) -> "pd.DataFrame":
+    """Columns series, labels ("all labels" and kNN come last), layer, mean, sd over seeds, seeds; percent."""
     import pandas as pd
 
+    labels = {(r.kind, r.train_rows): f"{r.train_rows or 'all'} labels{', kNN' * (r.kind == 'knn')}" for r in records}
     rows = [
-        (r.train_rows or np.inf, r.depth, 100 * r.accuracy)
+        (r.series, r.kind, r.train_rows or np.inf, labels[r.kind, r.train_rows], r.depth, 100 * r.accuracy)
         for r in records
-        if r.series == series and r.kind == "layer" and r.depth is not None
+        if r.series in series and r.kind in ("layer", "knn") and r.depth is not None
     ]
-    if not rows:
-        raise UserError(f"Series {series!r} has no single layers in these results.")
-    groups = pd.DataFrame(rows, columns=["labels", "layer", "top1"]).groupby(["labels", "layer"]).top1
-    frame = groups.agg(mean="mean", sd="std", seeds="size").reset_index()
-    frame["labels"] = ["all" if n == np.inf else str(int(n)) for n in frame.labels]
-    return frame.round(3)
+    if missing := set(series) - {row[0] for row in rows}:
+        raise UserError(f"Series {sorted(missing)[0]!r} has no single layers in these results.")
+    frame = pd.DataFrame(rows, columns=["series", "kind", "number", "labels", "layer", "top1"])
+    groups = frame.sort_values("kind", ascending=False).groupby(["series", "number", "labels", "layer"]).top1
+    return groups.agg(mean="mean", sd="std", seeds="size").reset_index().drop(columns="number").round(3)
 
 
-def figure(frame: "pd.DataFrame") -> "Figure":
-    """Mean accuracy by layer; bars are one standard deviation over draws of the labelled rows."""
+def figure(frame: "pd.DataFrame", series: Sequence[str] = ("igpt",)) -> "Figure":
+    """Mean accuracy by layer, further series dashed; bars are one standard deviation over draws of labelled rows."""
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(6.4, 3.4))
-    axes = drawn.add_axes((0.08, 0.14, 0.89, 0.76))
+    drawn = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = drawn.subplots()
     for number, (labels, own) in enumerate(frame.groupby("labels", sort=False)):
-        look = {"color": MODELS[number][0], "marker": MODEL_MARKERS[number], "markersize": 4, "linewidth": 1.3}
-        axes.errorbar(own.layer, own["mean"], own.sd.fillna(0), label=f"{labels} labels", **look)
+        for name, line in own.groupby("series"):
+            first = name == series[0]
+            look: Any = {"color": MODELS[number][0], "marker": MODEL_MARKERS[number], "markersize": 4 if first else 2.5}
+            look |= {"linewidth": 1.3 if first else 0.9, "linestyle": "-" if first else ":"}
+            axes.errorbar(line.layer, line["mean"], line.sd.fillna(0), label=labels if first else None, **look)
     axes.set_xticks(sorted(frame.layer.unique()))
-    axes.set_xlabel("layer")
+    axes.set_xlabel(f"layer; dotted: {', '.join(series[1:])}" if len(series) > 1 else "layer")
     axes.set_title("Test accuracy, %, by number of labels; bars: one deviation over draws")
-    axes.legend(loc="lower center", ncols=3)
+    axes.legend(loc="best", ncols=2)
     return drawn
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read results and print accuracy by number of labels; draw it by layer where asked."""
     parser = command_line(__doc__)
-    parser.add_argument("--series", default="igpt")
+    parser.add_argument("--series", nargs="+", default=["igpt"])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     records = collect_records(options.results)
     none = "These results hold no sweep of few labels: run `probekit sweep --train-rows 40 --seeds 5`."
     print("\n".join(lines(records)) or none)
     if options.out:
-        write(options.out / "labels_by_layer", by_layer(records, options.series), figure)
+        frame = by_layer(records, options.series)
+        write(options.out / "labels_by_layer", frame, partial(figure, series=options.series))
 
 
 if __name__ == "__main__":

@@ -245,8 +245,8 @@ def test_importing_is_light(command):
 
 @pytest.mark.parametrize("path", OWN_FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_are_short_and_named_for_what_they_hold(path):
-    lines = len(path.read_text().splitlines())
-    assert lines <= 600, f"{path.relative_to(ROOT)} has {lines} lines: split it along its parts"
+    lines, most = len(path.read_text().splitlines()), 600 if path in SOURCES else 700  # tests have tables of cases
+    assert lines <= most, f"{path.relative_to(ROOT)} has {lines} lines: split it along its parts"
     assert path.name not in FORBIDDEN_NAMES, f"{path.name} says nothing about what it holds"
 
 

@@ -4,6 +4,7 @@ import re
 import sys
 import threading
 from importlib import import_module
+from inspect import unwrap
 from operator import attrgetter
 from pathlib import Path
 
@@ -23,10 +24,11 @@ def listed_functions():
     for module, name in re.findall(r"^\| \d+ \| `([\w.]+):([\w.]+)` \|", PAGE.read_text(), flags=re.MULTILINE):
         names.append(f"{module}:{name}")
         value = attrgetter(name)(import_module(module))
-        functions = vars(value).values() if isinstance(value, type) else [getattr(value, "__wrapped__", value)]
+        functions = vars(value).values() if isinstance(value, type) else [unwrap(value)]
         # images are transformed where the transform is called, not where it is made
         made = {"__init__", "__post_init__"}
-        codes |= {f.__code__: names[-1] for f in functions if hasattr(f, "__code__") and f.__name__ not in made}
+        plain = [unwrap(f) for f in functions if callable(f) and f.__name__ not in made]
+        codes |= {f.__code__: names[-1] for f in plain}
     return names, codes
 
 

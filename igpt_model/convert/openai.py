@@ -26,15 +26,13 @@ PUBLISHED_LOSSES = {(24, 512): 2.0895, (36, 1024): 2.0614, (48, 1536): 2.0466}
 _NOT_WEIGHTS = ("adam", "global_step", "clf/", "beta1_power", "beta2_power")
 
 
-def from_openai(variables: Mapping[str, np.ndarray], n_head: int | None = None, causal: bool = True) -> IGPT:
+def from_openai(variables: Mapping[str, np.ndarray], causal: bool = True) -> IGPT:
     """Build the IGPT that computes what the released code computes with these variables.
 
     Parameters
     ----------
     variables : dict of arrays
         By TensorFlow name, with or without `model/` in front and `:0` behind; optimizer slots are left out.
-    n_head : int, optional
-        Checked against the shapes of the variables.
     causal : bool
         False for the BERT checkpoints, whose variables have the same names.
     """
@@ -51,8 +49,6 @@ def from_openai(variables: Mapping[str, np.ndarray], n_head: int | None = None, 
     if wrong or not n_layer:
         raise UserError(f"These are not variables of OpenAI's iGPT: missing or unknown are {', '.join(wrong[:6])}.")
     heads = found["h0/attn/q_proj"].shape[0]
-    if n_head not in (None, heads):
-        raise UserError(f"n_head = {n_head} was requested, but the variables have {heads} heads.")
     (n_positions, d), n_colours = found["wpe"].shape, len(found["wte"])
     config = ModelConfig(n_layer, d, heads, n_colours, n_positions, causal)
 

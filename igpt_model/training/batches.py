@@ -4,7 +4,7 @@ Nothing has to be saved to resume, no global generator is read, and ranks that s
 Letters in shapes: N images, B batch, P pixels per side, T = P*P tokens.
 """
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -143,7 +143,7 @@ def check_images(name: str, images: Any, resolution: int) -> None:
     if (
         odd
         or not hasattr(images, "__getitem__")
-        or not isinstance(images, Sized)
+        or not hasattr(images, "__len__")
         or isinstance(images, str | bytes | list)
     ):
         raise UserError(f"The {name} images are a {type(images).__name__}; give a dense array of uint8 (N, P, P, 3).")

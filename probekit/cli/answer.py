@@ -84,7 +84,8 @@ def _show_features(store: "FeatureStore") -> None:
             note(line, "yellow")
     rows = ", ".join(f"{split} {len(store.labels(split)):,}" for split in store.splits)
     widths = ", ".join(map(str, sorted(set(store.widths))))
-    say(f"{store.path}: {len(store.layers)} layers of width {widths}, rows {rows}, {store.path.stat().st_size:,} bytes")
+    layers = f"{len(store.layers)} layer{'s' * (len(store.layers) > 1)} of width {widths}"
+    say(f"{store.path}: {layers}, rows {rows}, {store.path.stat().st_size:,} bytes")
     note(f"next: probekit sweep {store.path}")
 
 

@@ -8,11 +8,11 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from threading import current_thread, main_thread
 from types import FrameType
 
 from cyclopts import App, CycloptsError, Group
@@ -185,8 +185,12 @@ def main(argv: Sequence[str] | None = None, run: Callable[[list[str]], object] |
         if hasattr(stream, "reconfigure"):
             # a terminal that is not UTF-8 must not stop a result from being shown
             stream.reconfigure(errors="backslashreplace")
-    with _interrupts() as interrupts:
-        return _run(words, run or dispatch, debug, interrupts)
+    before, threading.excepthook = threading.excepthook, _thread_error
+    try:
+        with _interrupts() as interrupts:
+            return _run(words, run or dispatch, debug, interrupts)
+    finally:
+        threading.excepthook = before
 
 
 @contextmanager
@@ -198,7 +202,10 @@ def _interrupts() -> Iterator[list[int]]:
         received.append(number)
         signal.default_int_handler(number, frame)
 
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or current_thread() is not main_thread():
+    if (
+        signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        or threading.current_thread() is not threading.main_thread()
+    ):
         yield received
         return
     signal.signal(signal.SIGINT, note)
@@ -242,6 +249,8 @@ def _run(words: list[str], run: Callable[[list[str]], object], debug: bool, inte
 
 def dispatch(words: list[str]) -> None:
     """Find the verb and run it."""
+    if words[:1] in (["help"], ["version"]):
+        words = [*words[1:], f"--{words[0]}"]
     if words and not words[0].startswith("-"):
         if words[0] not in VERBS:
             hint = did_you_mean(words[0], VERBS) or f" The verbs are {', '.join(VERBS)}."
@@ -295,8 +304,8 @@ def users_sentence(error: BaseException) -> str | None:
 
 def _out_of_memory(error: BaseException) -> bool:
     """Whether NumPy, PyTorch or Python itself could not allocate memory."""
-    # the last one: of a library that cannot be loaded
-    words = ("can't allocate memory", "not enough memory", "out of memory", "Unable to allocate", "Cannot allocate mem")
+    words = ["can't allocate memory", "not enough memory", "out of memory", "Unable to allocate"]
+    words += ["Cannot allocate memory", "failed to map segment"]  # of a library that cannot be loaded
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | ImportError) and any(word in str(error) for word in words)
     )
@@ -317,6 +326,15 @@ def _report(sentence: str, code: int) -> int:
     except MemoryError:
         os.write(2, f"{text}\n".encode(errors="backslashreplace"))
     return code
+
+
+def _thread_error(about: threading.ExceptHookArgs) -> None:
+    """An error in a library's own thread (TensorBoard's writer on a full disk): one line where it is the user's."""
+    sentence = users_sentence(about.exc_value) if about.exc_value is not None else None
+    if sentence is None:
+        threading.__excepthook__(about)
+    else:
+        sys.stderr.write(f"warning: {visible(sentence)}\n")
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:

@@ -186,22 +186,29 @@ def choose_panels(
         and test == panel.test
     ]
     if not fitting:
-        asked = {"dataset": dataset, "protocol": protocol, "train-rows": train_rows, "test": test}
+        asked = {
+            "dataset": dataset,
+            "protocol": protocol,
+            "train-rows": train_rows,
+            "test": test if test != "test" else None,
+        }
         given = " ".join(f"--{name} {value}" for name, value in asked.items() if value is not None)
-        raise UserError(f"No probes fit {given}; choose one of: {_listed(panels)}.")
+        raise UserError(f"No probes fit {given or '--test test'}; there are {_listed(panels)}.")
     return fitting
 
 
 def one_panel(panels: "Sequence[Panel]") -> "Panel":
     """The only panel; a `UserError` lists several."""
     if len(panels) > 1:
-        raise UserError(f"Several sets of probes fit; choose one of: {_listed(panels)}.")
+        raise UserError(f"Several sets of probes fit; choose one of {_listed(panels)}.")
     return panels[0]
 
 
 def _listed(panels: "Sequence[Panel]") -> str:
-    return "; ".join(
-        f"--dataset {panel.dataset} --protocol {panel.protocol} --train-rows {panel.train_rows or 0}"
-        + ("" if panel.is_own_test else f" --test {panel.test}")
-        for panel in panels
-    )
+    """The flags that tell the panels apart, one set each; flags that all of them share are left out."""
+    flags = [
+        {"dataset": one.dataset, "protocol": one.protocol, "train-rows": one.train_rows or 0, "test": one.test}
+        for one in panels
+    ]
+    told = [name for name in flags[0] if len({str(own[name]) for own in flags}) > 1] or ["dataset"]
+    return "; ".join(" ".join(f"--{name} {own[name]}" for name in told) for own in flags)

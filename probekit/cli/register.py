@@ -139,9 +139,12 @@ def command_type(hint: Any) -> Any:
     if get_origin(hint) in (Union, types.UnionType):
         parts = [part for part in map(command_type, get_args(hint)) if part not in (None, type(None))]
         several = [part for part in parts if get_origin(part) is tuple]
-        # "a number or a list of them" is the number; "a name or a list of them" is the list; a path is more than text
-        order = [Path, str, int, float, bool] if not several else several if int not in parts else [int]
-        best = next((part for part in order if part in parts), parts[0] if parts else None)
+        # "a number or a list of them" is what stands first; "a name or a list of them" is the list; a path is more
+        # than text
+        first = parts[:1] if several and int in parts else several
+        best = next(
+            (part for part in (first or [Path, str, int, float, bool]) if part in parts), parts[0] if parts else None
+        )
         optional = type(None) in get_args(hint)
         return None if best is None else best | None if optional else best
     return None

@@ -25,9 +25,9 @@ def study(
     Parameters
     ----------
     encoders : list of str
-        igpt:RUN, igpt:RUN@STEP, hf:NAME, timm:NAME, torch:package.module:function, pixels, histogram, random:...;
-        NAME=ENCODER names its curve. Encoders of one NAME are pre-training runs of one model: one curve with mean and
-        interval.
+        igpt:RUN, igpt:RUN@STEP, hf:NAME, timm:NAME, torch:package.module:function, pixels, histogram, random:...; the
+        options of `extract` follow a #, as in timm:NAME#pool=cls#layers=blocks.*. NAME=ENCODER names its curve.
+        Encoders of one NAME are pre-training runs of one model: one curve with mean and interval.
     on : list of str
         Names of `probekit datasets`, folders of images, or archives.
     out : Path

@@ -51,5 +51,5 @@ def table(
         printed = printed_comparison(frame)
     printed = choose_columns(printed, columns, form)
     atomic.write_text(out, table_text(frame, printed, form, captions(panel)[kind], label))
-    say(f"wrote {out}: {len(frame)} rows")
+    say(f"wrote {out}: {len(frame)} row{'s' * (len(frame) != 1)}")
     return {"table": str(out), "rows": len(frame)}

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from igpt_model import atomic
 from igpt_model.checked_json import as_json, read_json
@@ -18,8 +18,10 @@ Kind = Literal["wandb", "mlflow"]
 PROJECT = "probekit"
 
 
-class Tracker(Protocol):
-    """One run of a tracker."""
+class Tracker:
+    """One run of a tracker; this one keeps nothing."""
+
+    id: str
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Scalars at a step."""
@@ -31,18 +33,7 @@ class Tracker(Protocol):
         """End the run."""
 
 
-class _Nothing:
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        pass
-
-    def file(self, path: Path) -> None:
-        pass
-
-    def close(self, failed: bool) -> None:
-        pass
-
-
-class _Wandb:
+class _Wandb(Tracker):
     def __init__(self, module: Any, name: str, config: dict[str, Any], out: Path, run_id: str | None) -> None:
         self.module = module
         self.run = module.init(project=PROJECT, name=name, config=config, dir=str(out), id=run_id, resume="allow")
@@ -59,7 +50,7 @@ class _Wandb:
         self.run.finish(exit_code=int(failed))
 
 
-class _Mlflow:
+class _Mlflow(Tracker):
     def __init__(self, module: Any, name: str, config: dict[str, Any], out: Path, run_id: str | None) -> None:
         self.module = module
         module.set_experiment(experiment_name=PROJECT)
@@ -101,7 +92,7 @@ def open_tracker(kind: Kind | None, name: str, config: Mapping[str, Any], out: P
         The package is not installed, or `out` was tracked elsewhere.
     """
     if kind is None:
-        yield _Nothing()
+        yield Tracker()
         return
     try:
         module = import_module(kind)
@@ -113,7 +104,7 @@ def open_tracker(kind: Kind | None, name: str, config: Mapping[str, Any], out: P
         raise UserError(f"{out} is tracked by {known['kind']}: give --tracker {known['kind']}, or delete {path}.")
     plain = as_json(dict(config), default=str)
     out.mkdir(parents=True, exist_ok=True)
-    run: Any = (_Wandb if kind == "wandb" else _Mlflow)(module, name, plain, out, known.get("id"))
+    run: Tracker = (_Wandb if kind == "wandb" else _Mlflow)(module, name, plain, out, known.get("id"))
     atomic.write_json(path, {"kind": kind, "id": run.id})
     try:
         yield run

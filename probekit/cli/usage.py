@@ -1,10 +1,11 @@
 """The words of a command line before cyclopts reads them: lists with commas, `--config`, and what is missing."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from inspect import Parameter
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from cyclopts import App, CycloptsError, MissingArgumentError
+from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
 
 from igpt_model.checked_json import mismatch, parse_json, read_bytes
 from probekit.runtime.errors import UserError, did_you_mean
@@ -20,16 +21,16 @@ def prepared(app: App, words: Sequence[str]) -> list[str]:
     if file is not None:
         rest = [*_positional(rest), *_from_config(Path(file), verb, arguments, rest), *rest[len(_positional(rest)) :]]
     lists = {name: one for one in arguments for name in one.names if _is_list(one.hint)}
-    return [verb, *_split(rest, lists)]
+    several = any(one.field_info.kind is Parameter.VAR_POSITIONAL for one in arguments)
+    return [verb, *_split(rest, lists, several)]
 
 
 def _is_list(hint: Any) -> bool:
     return get_origin(hint) is tuple or any(get_origin(part) is tuple for part in get_args(hint))
 
 
-def _split(words: Sequence[str], lists: Mapping[str, Any]) -> Iterator[str]:
-    """Split the values of list flags at commas."""
-    inside = False
+def _split(words: Sequence[str], lists: Mapping[str, Any], inside: bool) -> Iterator[str]:
+    """Split the values of list flags at commas, and what stands before the first flag where that is a list."""
     for word in words:
         flag, equals, value = word.partition("=")
         if not word.startswith("--"):
@@ -150,9 +151,15 @@ def _negated(one: Any, given: set[str]) -> bool:
 def usage_sentence(error: CycloptsError, app: App, words: Sequence[str]) -> str:
     """What is wrong with a command line, in one sentence that names the verb's own help."""
     verb = words[0]
-    if isinstance(error, MissingArgumentError) and error.argument is not None and not error.argument.tokens:
+    one = error.argument if isinstance(error, MissingArgumentError) else None
+    flags = [word.partition("=")[0] for word in words]
+    if one is not None and (given := set(one.names) & set(flags)):
+        sentence = f"{given.pop()} takes {max(one.token_count()[0], 1)} values, and fewer were given."
+    elif one is not None and not one.tokens:
         names = _missing(app, words)
         sentence = f"`probekit {verb}` needs {' and '.join([', '.join(names[:-1])] * bool(names[:-1]) + names[-1:])}."
+    elif isinstance(error, UnusedCliTokensError):
+        sentence = f"`probekit {verb}` takes no further argument {' '.join(error.unused_tokens or ())!r}."
     else:
         sentence = " ".join(str(error).split())
     return f"{sentence} See `probekit {verb} --help`."

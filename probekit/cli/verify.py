@@ -57,10 +57,12 @@ def verify(
     found: dict[str, Any] = {"file": str(file), "errors": report.errors, "warnings": report.warnings}
     if report.errors:
         present(found)
-        raise UserError(f"{file} has {len(report.errors)} error(s), listed above; extract it again or restore a copy.")
+        raise UserError(
+            f"{file} has the errors listed above ({len(report.errors)}): extract it again or restore a copy."
+        )
     if near_duplicates:
         found["near_duplicates"] = look_for_near_duplicates(file, loaded, layer, threshold, picture)
-    say(f"{file}: no errors, {len(report.warnings)} warning(s).")
+    say(f"{file}: no errors, {len(report.warnings) or 'no'} warning{'s' * (len(report.warnings) != 1)}.")
     return found
 
 

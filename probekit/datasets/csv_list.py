@@ -7,7 +7,6 @@ import codecs
 import csv
 import io
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,6 @@ from probekit.runtime.errors import UserError, first_line
 PATHS = ("path", "file_name", "filename", "file", "filepath", "image")
 LABELS = ("label", "class", "target")
 SUFFIXES = (".csv", ".tsv")
-# columns that speak of splits in words of their own
-UNUSED = ("fold", "set", "subset", "partition", "phase", "is_train", "is_test", "is_val", "is_valid", "is_training")
 
 
 def load(
@@ -68,8 +65,6 @@ def load(
     labels = label_array(np.array(columns[label], str), f"The labels of {file}")
     parts = {"train": Part(FileImages(str(file.parent), PackedNames(names)), labels)} if rows else {}
     parts, split = by_column(parts, header, columns.__getitem__, split, str(file), ("split",))
-    if ignored := [h for h in header if lower[h] in UNUSED and split is None]:
-        warnings.warn(f"{file}: the column {ignored[0]} is not used: all rows are one pool.", stacklevel=3)
     provenance: dict[str, Any] = {"source": "CSV list", "path": str(file), "checksum": hash_file(file)}
     provenance |= {"columns": {"image": image, "label": label, "split": split}}
     return assemble(title(name, "csv", str(file), file.suffix), str(file), parts, provenance, **options)

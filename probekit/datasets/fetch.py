@@ -15,7 +15,7 @@ from probekit.datasets.idx import MD5 as FASHION
 from probekit.datasets.openai_tokens import BASE as OPENAI
 from probekit.datasets.sources import md5_of
 from probekit.datasets.stl10 import ARCHIVE as STL10
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, did_you_mean
 
 BLOCK = 1 << 20
 TIMEOUT_S = 60
@@ -75,6 +75,7 @@ def fetch(name: str, root: str | Path, progress: Progress | None = None) -> list
     if name not in REMOTES:
         raise UserError(
             f"{name} cannot be fetched; {', '.join(REMOTES)} can; `probekit datasets` says where others lie."
+            f"{did_you_mean(name, REMOTES)}"
         )
     return [download(remote, Path(root).expanduser() / remote.name, progress) for remote in REMOTES[name]]
 

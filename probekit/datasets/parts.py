@@ -24,6 +24,8 @@ from probekit.runtime.errors import UserError
 
 # a column of one of these names whose values are names of splits says the split of each row
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "phase", "usage", "fold", "dataset")
+# columns that speak of splits in words of their own
+UNUSED = ("fold", "set", "subset", "partition", "phase", "is_train", "is_test", "is_val", "is_valid", "is_training")
 # pictures of the training part that are opened at once, to say what decoding drops
 OPENED = 8
 
@@ -164,6 +166,8 @@ def by_column(
 
     found = [name for name in names if name.lower() in always or says_splits(name)]
     if split is None and not found:
+        if ignored := [name for name in names if name.lower() in UNUSED]:
+            warnings.warn(f"{where}: the column {ignored[0]} is not used: all rows are one pool.", stacklevel=4)
         return parts, None
     split = column(split, found, names, "split", where)
     return divide(parts["train"], split, values(split), where), split

@@ -104,9 +104,7 @@ def _class_index(data: Dataset, other: Dataset, mapping: Mapping[str, str] | Non
         strange = sorted(set(mapping) - set(other.classes))
         if unknown or strange or not mapping:
             whose, which = (data.name, unknown) if unknown else (name, strange)
-            raise UserError(
-                f"The class map of {name} speaks of {', '.join(which[:5])}, which is not a class of {whose}."
-            )
+            raise UserError(f"The class map of {name} names {', '.join(which[:5])}, not a class of {whose}.")
         return np.array([place[mapping[c]] if c in mapping else -1 for c in other.classes], np.int64), "map"
     if all(label in place for label in other.classes):
         return np.array([place[label] for label in other.classes], np.int64), "name"

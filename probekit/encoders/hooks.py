@@ -185,7 +185,9 @@ class ModuleEncoder:
         module = _observable(module)
         if not layers:
             names = list(submodules(module))
-            raise UserError(f"A torch module needs layers=, names or globs of its submodules: {_shown(names)}.")
+            raise UserError(
+                f"A torch module needs layers= (--layers), names or globs of its submodules: {_shown(names)}."
+            )
         if prepare is None:
             prepare = preparation(resolution, resize, crop, interpolation)
             if prepare is None:

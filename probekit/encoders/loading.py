@@ -10,7 +10,7 @@ from typing import Any
 
 from igpt_model.arguments import checked
 from probekit.encoders.encoder import Encoder
-from probekit.encoders.preparation import asked_values
+from probekit.encoders.preparation import check_values
 from probekit.runtime.errors import UserError, did_you_mean
 
 ENTRY_POINTS = "probekit.encoders"
@@ -42,7 +42,8 @@ def load_encoder(spec: Any, name: str | None = None, **options: Any) -> Encoder:
     spec : str, torch.nn.Module or Encoder
         `igpt:RUN[@STEP]`, `hf:FOLDER_OR_NAME`, `timm:NAME`, `torch:package.module:function`, `pixels[:SIDE]`,
         `histogram[:SIDE]`, `random:PRESET`, `random:RUN`, `random:hf:NAME`, `random:timm:NAME`, or a scheme that an
-        installed package adds through the entry-point group `probekit.encoders`. A module needs `layers=`.
+        installed package adds through the entry-point group `probekit.encoders`. A module needs `layers=`. Options may
+        follow in the text: `torch:package.module:function#layers=0,2#resolution=32`.
     name : str, optional
         Label in tables and curves instead of the encoder's own.
     **options
@@ -58,11 +59,36 @@ def load_encoder(spec: Any, name: str | None = None, **options: Any) -> Encoder:
         The form is not known, an option is not one of that encoder, or the model cannot be loaded.
     """
     options = {key: value for key, value in options.items() if value is not None}
-    options |= {key: asked_values(options[key]) for key in ("mean", "std") if key in options}
+    # an existing path is itself, whatever its name
+    if isinstance(spec, str) and not os.path.exists(os.path.expanduser(spec.partition(":")[2])):
+        spec, *written = re.split(r"#(?=[\w-]+=)", spec)
+        options = dict(map(_option, written)) | options
     encoder = _load(spec, options)
     if name is not None:
         encoder.provenance["name"] = name
     return encoder
+
+
+_WRITTEN: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("resolution", "resize", "crop", "prefix_tokens", "seed"), int),
+    **dict.fromkeys(
+        ("mean", "std"), lambda text: float(text) if "," not in text else tuple(map(float, text.split(",")))
+    ),
+    **dict.fromkeys(("norm", "masked"), {"true": True, "false": False}.__getitem__),
+    **dict.fromkeys(("layers", "ignore"), lambda text: tuple(text.split(","))),
+}
+"""Options of an encoder that are no text, and how they are read from `#NAME=VALUE`."""
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    name = name.replace("-", "_")
+    try:
+        return name, _WRITTEN.get(name, str)(value)
+    except (ValueError, KeyError):
+        raise UserError(
+            f"#{text}: {value!r} is no value of {name}; write for example #resolution=32 or #norm=false."
+        ) from None
 
 
 def _load(spec: Any, options: dict[str, Any]) -> Encoder:
@@ -112,6 +138,9 @@ def _call(spec: str, function: Callable[..., Encoder], arguments: list[Any], opt
     if strange and not takes_all:
         known = ", ".join(list(parameters)[len(arguments) :])
         raise UserError(f"{spec} takes no option {', '.join(strange)}; it takes {known}.")
+    if str(getattr(function, "__module__", "")).startswith("probekit.encoders."):
+        for key in {"mean", "std"} & set(options):
+            check_values(key, options[key])
     try:
         return function(*arguments, **options)
     except TypeError as error:  # a function that hands its options on

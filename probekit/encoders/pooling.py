@@ -194,5 +194,6 @@ def _prefix(name: str, positions: int, sides: tuple[int, int], special_tokens: i
             return prefix
     raise UserError(
         f"Layer {name} has {positions} positions, which is not a grid of a {sides[0]} x {sides[1]} image "
-        f"with {special_tokens} or no special tokens in front; say prefix_tokens= (or axes=BDT if channels are second)."
+        f"with {special_tokens} or no special tokens in front; give prefix_tokens= (--prefix-tokens), or axes=BDT if "
+        "channels are second."
     )

@@ -233,12 +233,10 @@ def pair(value: Any) -> tuple[int, int]:
     return _numbers(value, 2, operator.index, "one whole number or two (height, width) are needed")
 
 
-def asked_values(values: Any) -> tuple[float, float, float]:
-    """A mean or deviation that the user gives, of pixel values from 0 to 1."""
-    numbers = triple(values)
-    if max(map(abs, numbers)) > LARGEST:
-        raise UserError(f"{values} was given, but mean and std are of pixel values from 0 to 1; divide by 255.")
-    return numbers
+def check_values(what: str, values: Any) -> None:
+    """Refuse a mean or deviation of pixel values from 0 to 255 that the user gives: those here go from 0 to 1."""
+    if max(map(abs, triple(values))) > LARGEST:
+        raise UserError(f"{what}={values} was given, but pixel values go from 0 to 1 here; divide it by 255.")
 
 
 def _numbers(values: Any, count: int, kind: Callable[[Any], Any], needed: str) -> Any:

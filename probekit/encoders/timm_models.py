@@ -135,7 +135,7 @@ def _listed_layers(model: Any, about: Mapping[str, Any]) -> list[str]:
     listed = info if isinstance(info, list) else getattr(info, "info", None)
     layers = [entry["module"] for entry in listed or [] if entry.get("module")]
     if not layers:
-        raise UserError(f"timm lists no feature layers for {about['source']}; name submodules with layers=.")
+        raise UserError(f"timm lists no feature layers for {about['source']}; name submodules with layers= (--layers).")
     there = submodules(model)
     absent = [name for name in layers if name not in there]
     if not absent:

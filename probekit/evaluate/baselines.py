@@ -14,10 +14,8 @@ PIXELS_AT_MOST = 32  # a side: raw pixels of larger images have too many columns
 def control_encoders(series: Mapping[str, tuple[Any, Any]], data: Dataset, device: str = "cpu") -> dict[str, Any]:
     """Raw pixels, and random weights of each architecture whose spec allows it: name -> encoder.
 
-    Parameters
-    ----------
-    series : name -> (spec, encoder) of the encoders under study; a control that is among them is not made again
-    data : gives the side of raw pixels: its images' own, but no larger than the encoders' input or 32
+    `series` has the (spec, encoder) under study by name; a control that is among them is not made again. Raw pixels
+    have the side of the images of `data`, but at most that of the encoders' input or 32.
     """
     kinds = {encoder.provenance.get("kind") for _, encoder in series.values()}
     made: dict[str, Any] = {}

@@ -13,7 +13,7 @@ from igpt_model import atomic
 from probekit.evaluate.runner import Job, Runner
 from probekit.features.store import Features
 from probekit.probes import PROBES, Protocol
-from probekit.results.measured import CALIBRATION, apply_temperature, fit_temperature
+from probekit.results.measured import CALIBRATION, apply_temperature, csv_table, fit_temperature
 from probekit.results.metrics import METRICS
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record, read_records
@@ -37,7 +37,7 @@ def calibrate(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> "pd.DataFrame":
-    """Calibration error, Brier score and log-loss of every probe of single layers, before and after a temperature.
+    """Calibration error, Brier score and log-loss of every probe, before and after a temperature.
 
     The temperature is fitted to the validation rows, which the probe with the chosen penalty is fitted without; the
     scores are those of the recorded predictions on the test rows, of every test set.
@@ -62,7 +62,8 @@ def calibrate(
     Returns
     -------
     pandas.DataFrame
-        One row a kind of probe, layer and test set, means over the seeds; the file `calibration.csv` has each seed.
+        One row a kind of probe, its layers and test set, means over the seeds; the file `calibration.csv` has each seed
+        and keeps the rows of other series.
 
     Raises
     ------
@@ -72,16 +73,15 @@ def calibrate(
     import pandas as pd
 
     runner = Runner(store, results_dir, protocol, Cs, series, make_settings("torch", device, "auto"))
-    same = (runner.store.id, runner.protocol.hash, runner.series, 1)
+    same = (runner.store.id, runner.protocol.hash, runner.series)
     mine = [
         r
         for r in read_records(runner.out)
-        if (r.identity.feature_id, r.identity.protocol_hash, r.series, len(r.layers)) == same
-        and not PROBES[r.probe].fits_together
+        if (r.identity.feature_id, r.identity.protocol_hash, r.series) == same and not PROBES[r.probe].fits_together
     ]
     if not mine:
         raise UserError(
-            f"{runner.out} has no probe of single layers of these features as series {runner.series!r} under protocol "
+            f"{runner.out} has no probe of these features as series {runner.series!r} under protocol "
             f"{runner.protocol.name}: sweep them first, or name --protocol, --Cs and --series of the sweep."
         )
     rows = []
@@ -92,17 +92,20 @@ def calibrate(
             predicted = row_predictions(on)
             y = np.searchsorted(predicted.classes, predicted.labels)
             scaled = apply_temperature(predicted.log_proba, temperature)
-            about = {"series": record.series, "probe": record.probe, "depth": record.depth, "seed": record.seed}
+            about = {"series": record.series, "probe": record.probe, "layers": "+".join(record.layers)}
             before = {name: METRICS[name](predicted.log_proba, y) for name in SCORES}
             after = {f"{name}_scaled": METRICS[name](scaled, y) for name in SCORES}
             rows.append(
-                {**about, "test_set": test, "temperature": temperature, **before, **after, "record": record.key}
+                {**about, "seed": record.seed, "test_set": test, "temperature": temperature, **before, **after}
+                | {"record": record.key}
             )
         if progress:
             progress(number, len(mine))
-    frame = pd.DataFrame(rows)
-    atomic.write_text(runner.out / CALIBRATION, csv_text(frame))
-    mean = frame.drop(columns=["record", "series", "seed"]).groupby(["probe", "depth", "test_set"], sort=False).mean()
+    frame, path = pd.DataFrame(rows), runner.out / CALIBRATION
+    stored = csv_table(path) if path.is_file() else frame[:0]
+    others = stored[~stored["record"].isin(frame["record"])]
+    atomic.write_text(path, csv_text(pd.concat([others, frame])))
+    mean = frame.drop(columns=["record", "series", "seed"]).groupby(["probe", "layers", "test_set"], sort=False).mean()
     return mean.reset_index()
 
 

@@ -35,7 +35,7 @@ def concat(
     out: str | Path | None = None,
     protocol: Protocol | str = "igpt",
     Cs: Sequence[float] | None = None,
-    window: int | Sequence[int] = 5,
+    window: Sequence[int] | int = 5,
     greedy_width: int | None = None,
     series: str | None = None,
     seeds: int | Sequence[int] = 1,

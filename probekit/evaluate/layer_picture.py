@@ -4,7 +4,6 @@ Such a figure shows clusters, no accuracies: in either method their distances an
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,14 +30,8 @@ CLASSES = {
 }
 
 
-def embed(X: np.ndarray, method: Method = "tsne", device: str = "cpu", seed: int = 0) -> np.ndarray:
-    """Two coordinates (N, 2) of each row of X (N, D): scikit-learn's t-SNE or umap-learn's UMAP; on a GPU cuML's.
-
-    Raises
-    ------
-    UserError
-        The package that does it is not installed.
-    """
+def embed(X: np.ndarray, method: Method = "tsne", device: str = "cpu") -> np.ndarray:
+    """Two coordinates (N, 2) of each row of X (N, D): scikit-learn's t-SNE or umap-learn's UMAP; on a GPU cuML's."""
     if method not in ("tsne", "umap"):
         raise UserError(f"method is {method!r}; choose tsne or umap.")
     module, name, package = CLASSES[method, usable_device(device).type]
@@ -49,43 +42,37 @@ def embed(X: np.ndarray, method: Method = "tsne", device: str = "cpu", seed: int
             f"{method} on {device} needs {module}, which is not installed; pip install {package}."
         ) from None
     size = {"perplexity": min(30.0, (len(X) - 1) / 3)} if method == "tsne" else {"n_neighbors": min(15, len(X) - 1)}
-    found = made(n_components=2, random_state=seed, **size).fit_transform(np.ascontiguousarray(X, np.float32))
+    found = made(n_components=2, random_state=0, **size).fit_transform(np.ascontiguousarray(X, np.float32))
     return np.asarray(found.get() if hasattr(found, "get") else found, np.float64)
 
 
 def layer_pictures(method: Method = "tsne", device: str = "cpu") -> Callable[[Any], "Figure"]:
     """What `write_report(figures={"layers": ...})` draws of a panel: each model's first, chosen and last layer."""
-    return partial(_draw, method=method, device=device)
 
+    def draw(panel: Any) -> "Figure":
+        from matplotlib.figure import Figure
 
-def _draw(panel: Any, method: Method, device: str) -> "Figure":
-    from matplotlib.figure import Figure
+        several = [series for series in panel.series if len(series.records) > 1]
+        rows = [[s.records[at] for at in sorted({0, s.peak, len(s.records) - 1})] for s in several]
+        if not rows:
+            raise UserError("No series has several layers, so there are none to draw.")
+        columns = max(map(len, rows))
+        figure = Figure(figsize=(2.4 * columns, 2.5 * len(rows)), layout="constrained")
+        grid: Any = figure.subplots(len(rows), columns, squeeze=False)
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for beside, own in zip(grid, rows, strict=True):
+            for axes, record in zip(beside, own, strict=False):
+                points, labels = picture_of(record, method, device)
+                axes.scatter(*points.T, c=labels, cmap="tab10" if labels.max() < 10 else "turbo", s=3, linewidths=0)
+                axes.set_title(f"{record.series}, layer {record.depth}", fontsize=8)
+        return figure
 
-    rows = [[series.records[place] for place in sorted({0, series.peak, len(series.records) - 1})]
-            for series in panel.series if len(series.records) > 1]  # fmt: skip
-    if not rows:
-        raise UserError("No series has several layers, so there are none to draw.")
-    columns = max(map(len, rows))
-    figure = Figure(figsize=(2.4 * columns, 2.5 * len(rows)), layout="constrained")
-    grid: Any = figure.subplots(len(rows), columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for beside, own in zip(grid, rows, strict=True):
-        for axes, record in zip(beside, own, strict=False):
-            points, labels = picture_of(record, method, device)
-            axes.scatter(*points.T, c=labels, cmap="tab10" if labels.max() < 10 else "turbo", s=3, linewidths=0)
-            axes.set_title(f"{record.series}, layer {record.depth}", fontsize=8)
-    return figure
+    return draw
 
 
 def picture_of(record: Record, method: Method = "tsne", device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates (n, 2) and classes (n,), counted from 0, of evenly spaced test rows of a record's layers.
-
-    Raises
-    ------
-    UserError
-        The feature file of the record is not where it was.
-    """
+    """Coordinates (n, 2) and classes (n,), counted from 0, of evenly spaced test rows of a record's layers."""
     path = (record.folder or Path()) / record.feature_file
     if not record.feature_file or not path.is_file():
         raise UserError(f"An image needs the features of {record.series}, but {path} is not a file.")

@@ -36,17 +36,11 @@ MAY_DIFFER |= {"depths", "last_depth"}  # which of its layers were kept: the pro
 
 
 def find_record(probe: str | Path, series: str | None = None) -> Record:
-    """The record of a probe.
+    """The record of a probe: of RESULTS/probes/KEY.safetensors, or the best single layer of a results folder.
 
     Parameters
     ----------
-    probe : RESULTS/probes/KEY.safetensors; or a results folder: its best single layer, chosen on held-out rows
-    series : which series of a results folder, where it holds several
-
-    Raises
-    ------
-    UserError
-        There is no such probe, or no record of it.
+    series : which series of a results folder, where it has several
     """
     path = Path(probe)
     if path.is_dir():
@@ -61,13 +55,7 @@ def find_record(probe: str | Path, series: str | None = None) -> Record:
 
 
 def load_fitted(record: Record, device: str = "cpu") -> FittedProbe:
-    """The fitted probe of a record that was read from disk.
-
-    Raises
-    ------
-    UserError
-        Its file is missing, or it needs training features (nearest neighbours) and their file has moved.
-    """
+    """The fitted probe of a record that was read from disk; a `UserError` if it or features it needs are missing."""
     folder = record.folder or Path()
 
     def read_rows(positions: np.ndarray) -> np.ndarray:

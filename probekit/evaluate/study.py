@@ -39,7 +39,7 @@ def study(
     out: str | Path,
     protocol: Protocol | str = "igpt",
     Cs: Sequence[float] | None = None,
-    window: int | Sequence[int] = 5,
+    window: Sequence[int] | int = 5,
     greedy_width: int | None = None,
     controls: bool = True,
     limit: int | None = None,
@@ -62,9 +62,10 @@ def study(
     Parameters
     ----------
     encoders : Encoder, str, sequence of them, or mapping from name to them or lists of them
-        igpt:RUN, igpt:RUN@STEP, hf:NAME, timm:NAME, torch:package.module:function, pixels, histogram, random:...;
-        NAME=ENCODER names its curve. Encoders of one NAME (in a mapping, a list of them) are pre-training runs of one
-        model: one curve with mean and interval.
+        igpt:RUN, igpt:RUN@STEP, hf:NAME, timm:NAME, torch:package.module:function, pixels, histogram, random:...; the
+        options of `load_encoder` follow a #, as in timm:NAME#pool=cls#layers=blocks.*. NAME=ENCODER names its curve.
+        Encoders of one NAME (in a mapping, a list of them) are pre-training runs of one model: one curve with mean and
+        interval.
     datasets : Dataset, str, or sequence of them
         Names of `probekit datasets`, folders of images, or archives.
     out : str or Path
@@ -117,8 +118,9 @@ def study(
     out = Path(out)
     check_at_least(limit=(limit, 1), batch_size=(batch_size, 1), workers=(workers, 0), greedy_width=(greedy_width, 0))
     seed_list(seeds)
-    if isinstance(window, int):
-        check_at_least(window=(window, 0))
+    window = window[0] if isinstance(window, Sequence) and len(window) == 1 else window
+    for size in window if isinstance(window, Sequence) else (window,):
+        check_at_least(window=(size, 0))
     specs = _named(encoders)
     loaded = [data if isinstance(data, Dataset) else load_dataset(data, root=root) for data in _listed(datasets)]
     maps: dict[str, Any] = {}
@@ -126,6 +128,7 @@ def study(
         extra_tests = {name: data if isinstance(data, Dataset) else load_dataset(data) for name, data in tests.items()}
     else:
         extra_tests, maps = written_tests(tests or (), root)
+        tests = dict(text.split("=", 1) for text in tests or ())
     if extra_tests:
         loaded = [with_tests(data, extra_tests, maps) for data in loaded]
     series = _by_name([(spec, load_as(spec, name, device, loaded[0])) for name, spec in specs])
@@ -133,7 +136,7 @@ def study(
     settled = resolve_protocol(protocol, Cs)
     settings = {
         "encoders": {name: _described(spec, encoder) for name, (spec, encoder) in series.items()},
-        "datasets": {data.name: str(data.provenance.get("path", data.name)) for data in loaded},
+        "datasets": {data.name: _asked_for(given, data) for given, data in zip(_listed(datasets), loaded, strict=True)},
         "protocol": settled.resolved(),
         "window": window,
         "greedy_width": greedy_width,
@@ -142,7 +145,7 @@ def study(
         "seeds": seeds,
         "backend": backend,
         "dtype": dtype,
-        "tests": {name: str(data.provenance.get("path", data.name)) for name, data in extra_tests.items()},
+        "tests": {name: _asked_for(given, extra_tests[name]) for name, given in tests.items()},
         "checks": tuple(checks),
     }
     _open(out, settings)
@@ -172,6 +175,11 @@ def study(
     return results
 
 
+def _asked_for(given: Any, data: Dataset) -> str:
+    """A data set as `--on` and `--test` take it: its path, or with its options where these were written."""
+    return given if isinstance(given, str) and "#" in given else str(data.provenance.get("path", data.name))
+
+
 def _open(out: Path, settings: Mapping[str, Any]) -> None:
     """Write study.json, or refuse a folder of a study with other settings, naming what differs."""
     path, mine = out / SETTINGS_NAME, as_json(settings)
@@ -187,7 +195,11 @@ def _open(out: Path, settings: Mapping[str, Any]) -> None:
         raise UserError(f"{str(error).rstrip('.')}: delete it, and run the same command again.") from None
     # studies from before there were further tests and checks have none
     same = {name for name in ("tests", "checks") if not there.get(name) and not mine[name]}
-    differing = differ(*({name: of.get(name) for name in mine if name not in same} for of in (there, mine)))
+    plans = [{name: of.get(name) for name in mine if name not in same} for of in (there, mine)]
+    for of in plans:  # options after a # are not in older ones; other options are other features, which are refused
+        for name in {"datasets", "tests"} & of.keys():
+            of[name] = {key: str(value).partition("#")[0] for key, value in dict(of[name] or {}).items()}
+    differing = differ(*plans)
     if differing:
         raise UserError(f"{out} contains another study ({differing}): choose another --out.")
 

@@ -38,8 +38,8 @@ def sweep(
     layers: str | Sequence[str | int] | None = None,
     series: str | None = None,
     seeds: int | Sequence[int] | None = None,
-    train_rows: int | None = None,
-    per_class: int | None = None,
+    train_rows: Sequence[int] | int | None = None,
+    per_class: Sequence[int] | int | None = None,
     backend: Literal["torch", "sklearn", "cuml"] = "torch",
     device: str = "cpu",
     dtype: Literal["auto", "float32", "float64"] = "auto",
@@ -74,10 +74,12 @@ def sweep(
         Number of repetitions, by default 1: seed 0 is the stored split, the others redraw the validation split and
         resample the training rows. With per_class or train_rows each seed draws rows of its own; with per_class by
         default 5.
-    train_rows : int
-        Use only this many labelled rows, train and validation together, drawn by class.
-    per_class : int
-        Use only this many labelled rows of each class (few-shot), drawn anew by each seed. Not with train_rows.
+    train_rows : int or sequence of int
+        Use only this many labelled rows, train and validation together, drawn by class. Several numbers: each in turn,
+        for a curve of accuracy over labels.
+    per_class : int or sequence of int
+        Use only this many labelled rows of each class (few-shot), drawn anew by each seed; several numbers as for
+        train_rows. Not with train_rows.
     backend : str
         Solver backend. Every solution is checked against our objective.
     device : str
@@ -138,8 +140,12 @@ def sweep(
     runner = Runner(features, out, resolved, None, series, make_settings(backend, device, dtype, parallel))
     names = choose_names(runner.store, layers)
     draws = seed_list((DRAWS if per_class else 1) if seeds is None else seeds)
+    sizes = (
+        [(rows, None) for rows in _listed(train_rows)] if per_class is None else [(None, k) for k in _listed(per_class)]
+    )
     jobs = [
-        Job((layer,), seed, train_rows, "" if kind == own else kind, per_class)
+        Job((layer,), seed, rows, "" if kind == own else kind, few)
+        for rows, few in sizes
         for kind in kinds
         for seed in draws
         for layer in names
@@ -156,6 +162,10 @@ def sweep(
     results = Results(runner.out).only(keys)
     warn_unconverged([record for record in results if record.tunes == "C"])
     return results
+
+
+def _listed(sizes: Sequence[int] | int | None) -> list[int | None]:
+    return list(sizes) if isinstance(sizes, Sequence) else [sizes]
 
 
 TEST_SHARE = 0.2  # of arrays without a split of their own

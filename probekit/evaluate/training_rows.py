@@ -26,11 +26,6 @@ def training_rows(
     seed : 0 takes the stored split; another seed redraws val and resamples the rows within each class (bootstrap)
     train_rows : use only so many labelled rows, val included, in class proportion; each seed draws its own
     per_class : use only so many labelled rows of each class instead (few-shot); each seed draws its own
-
-    Raises
-    ------
-    UserError
-        Splits are missing, labels are of one class, or more rows are requested than there are.
     """
     if "train" not in store.splits or "test" not in store.splits:
         raise UserError(f"{_name(store)} has splits {', '.join(store.splits)}; probing needs train and test.")

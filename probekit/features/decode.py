@@ -1,5 +1,6 @@
 """Decoded, prepared and hashed batches of images, made in this process or ahead of time in worker processes."""
 
+import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,8 +72,10 @@ def prepared_batches(
     made: Iterator[Any] = (batches[index] for index in range(len(batches)))
     if workers > 0:
         loader = DataLoader(
-            batches, batch_size=None, collate_fn=_as_it_is, num_workers=min(workers, len(ranges)), prefetch_factor=2
-        )
+            batches, batch_size=None, collate_fn=_as_it_is, num_workers=min(workers, len(ranges)), prefetch_factor=2,
+            # from Python 3.14 on the system's default would import the caller's script again
+            multiprocessing_context="fork" if sys.platform == "linux" else None,
+        )  # fmt: skip
         made = iter(loader)
     return _batches(made, parts, ranges)
 

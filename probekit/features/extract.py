@@ -101,23 +101,29 @@ def extract(
         parts = {name: part.limit(limit) for name, part in parts.items()}
     parts = {name: part for name, part in parts.items() if len(part)}
     ranks = ranks or current()
-    if ranks.world == 1:
-        header = declare(encoder, data, parts, batch_size, dtype, limit)
-        with shown(progress, "extract", "images") as show:
-            _write(path, header, encoder, parts, data.classes, batch_size, workers, show)
-        return _checked_pictures(FeatureStore(path))
     whole = declare(encoder, data, parts, batch_size, dtype, limit)
-    own, first = share(parts, whole.batch_size, ranks)
-    if own:
-        shard = {"rank": ranks.rank, "world": ranks.world, "splits": whole.splits, "first": first}
-        header = replace(whole, splits={name: len(part) for name, part in own.items()}, shard=shard)
-        with shown(progress, "extract", "images") as show:
-            _write(shard_path(path, ranks), header, encoder, own, data.classes, batch_size, workers, show)
-    barrier(ranks)
-    if ranks.rank == 0:
-        join(path, ranks)
-    barrier(ranks)
+    with shown(progress, "extract", "images") as show:
+        write_part(path, whole, ranks, encoder, parts, data.classes, batch_size, workers, show)
+    if ranks.world > 1:
+        barrier(ranks)
+        if ranks.rank == 0:
+            join(path, ranks)
+        barrier(ranks)
     return _checked_pictures(FeatureStore(path))
+
+
+def write_part(
+    path: Path, header: Header, ranks: Ranks, encoder: Any, parts: dict[str, Any], classes: Sequence[str],
+    batch_size: int | None = None, workers: int = 0, progress: Progress | None = None,
+) -> None:  # fmt: skip
+    """Write this rank's share of the file that `header` describes: all of it, a shard, or nothing."""
+    if ranks.world > 1:
+        parts, first = share(parts, header.batch_size, ranks)
+        shard = {"rank": ranks.rank, "world": ranks.world, "splits": header.splits, "first": first}
+        header = replace(header, splits={name: len(part) for name, part in parts.items()}, shard=shard)
+        path = shard_path(path, ranks)
+    if parts:
+        _write(path, header, encoder, parts, classes, batch_size, workers, progress)
 
 
 def _checked_pictures(store: FeatureStore) -> FeatureStore:

@@ -15,7 +15,7 @@ from igpt_model.hashing import hash_arrays, hash_json
 from probekit.features import format as layout
 from probekit.features.format import Header, file_layer_names
 from probekit.features.provenance import refuse_other, versions
-from probekit.features.validate import read_header
+from probekit.features.validate import attribute, read_header
 from probekit.features.writer import FeatureWriter, create_skeleton, write_lock
 from probekit.runtime.errors import UserError
 
@@ -240,6 +240,8 @@ def _refuse_other_contents(
 ) -> None:
     with layout.open_hdf5(path) as file:
         refuse_other(path, read_header(file), header)
+        if attribute(file, "shards"):
+            raise UserError(f"{path} is joined from shards: choose another --out or delete the file.")
         for split, y in labels.items():
             same = np.array_equal(file[layout.column_path(split, "labels")][()], y)
             done = layout.done_blocks(file[layout.ledger_path(split)][()])

@@ -51,8 +51,6 @@ class FittedClassMean(FittedProbe):
 class ClassMeanProbe(Probe):
     """Nearest class mean; the scale of its probabilities takes the place of C in the record.
 
-    References
-    ----------
     Wang et al., "SimpleShot: Revisiting Nearest-Neighbor Classification for Few-Shot Learning", 2019 (CL2N).
     """
 

@@ -35,17 +35,17 @@ def rankme(X: Any, device: str = "cpu") -> float | None:
     return float((-(shares * shares.log()).sum()).exp().nan_to_num(0.0))
 
 
-def two_nn_dimension(X: Any, most_rows: int = TWO_NN_ROWS, device: str = "cpu") -> float | None:
+def two_nn_dimension(X: Any, device: str = "cpu") -> float | None:
     """Intrinsic dimension by the ratio of the distances to the two nearest neighbours, computed in float64 on `device`.
 
-    Of more than `most_rows` rows of X (N, D) evenly spaced ones are used. None with fewer than 20 distinct rows.
+    Of more than 5,000 rows of X (N, D) evenly spaced ones are used. None with fewer than 20 distinct rows.
 
     References
     ----------
     Facco et al., "Estimating the intrinsic dimension of datasets by a minimal neighborhood information", 2017.
     """
-    if len(X) > most_rows:
-        X = X[np.linspace(0, len(X) - 1, most_rows).round().astype(int)]
+    if len(X) > TWO_NN_ROWS:
+        X = X[np.linspace(0, len(X) - 1, TWO_NN_ROWS).round().astype(int)]
     # the nearest neighbour of a repeated row would be its copy
     Z = to_device(X, device, torch.float64).unique(dim=0)
     if len(Z) < 20:

@@ -32,6 +32,7 @@ from probekit.solver import objective
 from probekit.solver.path import ProbePath, fit_path
 from probekit.solver.validation import (
     check_finite,
+    column_names,
     label_index,
     read_features,
     read_finite,
@@ -44,11 +45,6 @@ from probekit.solver.validation import (
 
 Array = NDArray[np.float64]
 Positions = NDArray[np.int64]
-
-FITTED = (
-    "classes_", "coef_", "intercept_", "certificate_", "converged_", "n_iter_", "solver_version_", "n_features_in_",
-    "feature_names_in_",
-)  # fmt: skip
 
 
 class _Probe(ClassifierMixin, BaseEstimator):
@@ -69,16 +65,23 @@ class _Probe(ClassifierMixin, BaseEstimator):
     def _path(self, X: Any, y: Any, Cs: Any, weights: Array) -> ProbePath:
         return fit_path(X, y, Cs, sample_weight=weights, **self._settings())
 
-    def _take(self, path: ProbePath, index: int, X: Any = None) -> None:
-        """Keep one fit of a path, and of the features it was fitted on, if given, their number and names."""
-        if X is not None:
-            validate_data(self, X, skip_check_array=True)
-        self.classes_ = path.classes
-        self.coef_, self.intercept_ = path.coef[index].copy(), path.intercept[index].copy()
-        self.certificate_ = {name: values[index].item() for name, values in path.certificates.items()}
-        self.converged_ = bool(path.converged[index])
-        self.n_iter_ = np.array([self.certificate_["n_iter"]], dtype=np.int32)
-        self.solver_version_ = path.solver_version
+    def _take(self, path: ProbePath, index: int, names: Any) -> None:
+        """Keep one fit of a path on features of these names, or of none."""
+        certificate = {name: values[index].item() for name, values in path.certificates.items()}
+        arrays = path.coef[index].copy(), path.intercept[index].copy(), path.classes
+        self._keep(*arrays, certificate, bool(path.converged[index]), path.solver_version, names)
+
+    def _keep(
+        self, coef: Array, intercept: Array, classes: NDArray[Any], certificate: dict[str, Any], converged: bool,
+        solver_version: str, names: Any,
+    ) -> None:  # fmt: skip
+        self.coef_, self.intercept_, self.classes_ = coef, intercept, classes
+        self.certificate_, self.converged_, self.solver_version_ = certificate, converged, solver_version
+        self.n_iter_ = np.array([certificate["n_iter"]], dtype=np.int32)
+        self.n_features_in_ = coef.shape[1]
+        self.__dict__.pop("feature_names_in_", None)
+        if names is not None:
+            self.feature_names_in_ = np.asarray(names, dtype=object)
 
     def _settings(self) -> dict[str, Any]:
         names = ("standardize", "tol", "max_iter", "backend", "device", "dtype", "fit_intercept")
@@ -175,17 +178,14 @@ class LinearProbe(_Probe):
             )
         read_penalties(self.C)
         features, y, _, weights = self._read(X, y, sample_weight)
-        self._take(self._path(features, y, [self.C], weights), 0, X)
+        self._take(self._path(features, y, [self.C], weights), 0, column_names(X))
         return self
 
     @classmethod
     def from_path(cls, path: ProbePath, index: int) -> "LinearProbe":
         """The fitted probe of penalty number `index` of a path, with the path's settings."""
         probe = cls(C=float(path.Cs[index]), backend=path.backend, **path.settings)
-        probe._take(path, index)
-        probe.n_features_in_ = path.coef.shape[2]
-        if path.feature_names is not None:
-            probe.feature_names_in_ = path.feature_names
+        probe._take(path, index, path.feature_names)
         return probe
 
     @checked
@@ -235,27 +235,21 @@ class LinearProbe(_Probe):
             if isinstance(facts["params"]["class_weight"], list):
                 facts["params"]["class_weight"] = dict(facts["params"]["class_weight"])
             probe = cls(**facts["params"])
-            probe.classes_ = np.array(facts["classes"], dtype=np.dtype(facts["classes_dtype"]))
-            read_labels(probe.classes_, len(facts["classes"]))
-            sorted_once = np.array_equal(np.unique(probe.classes_), probe.classes_)
+            classes = np.array(facts["classes"], dtype=np.dtype(facts["classes_dtype"]))
+            read_labels(classes, len(facts["classes"]))
+            sorted_once = np.array_equal(np.unique(classes), classes)
         except (UserError, TypeError, ValueError, OverflowError):
             raise not_ours from None
-        n_rows, names = 1 if len(probe.classes_) == 2 else len(probe.classes_), facts.get("feature_names")
+        n_rows, names = 1 if len(classes) == 2 else len(classes), facts.get("feature_names")
         if not (
             sorted_once
             and (coef.dtype, coef.ndim, len(coef)) == (np.float64, 2, n_rows)
             and (intercept.dtype, intercept.shape) == (np.float64, (n_rows,))
             and np.isfinite(coef).all() and np.isfinite(intercept).all()
-            and len(set(names or range(coef.shape[1]))) == coef.shape[1] > 0
+            and len(set(range(coef.shape[1]) if names is None else names)) == coef.shape[1] > 0
         ):  # fmt: skip
             raise not_ours
-        probe.coef_, probe.intercept_ = coef, intercept
-        probe.certificate_, probe.converged_ = facts["certificate"], facts["converged"]
-        probe.solver_version_ = facts["solver_version"]
-        probe.n_iter_ = np.array([probe.certificate_["n_iter"]], dtype=np.int32)
-        probe.n_features_in_ = coef.shape[1]
-        if names:
-            probe.feature_names_in_ = np.array(names, dtype=object)
+        probe._keep(coef, intercept, classes, facts["certificate"], facts["converged"], facts["solver_version"], names)
         return probe
 
 
@@ -325,7 +319,7 @@ class LinearProbeCV(_Probe):
             selection = cross_validate(Cs, self._rounds(y, weights, groups), fit_and_score)
         scores = selection.fold_accuracy, selection.fold_log_loss
         best = choose(scores[0].mean(axis=0), scores[1].mean(axis=0), Cs, selection.converged)
-        self._take(self._path(features, y, [float(Cs[best])], balanced), 0, X)
+        self._take(self._path(features, y, [float(Cs[best])], balanced), 0, column_names(X))
         self.accuracies_, self.log_losses_ = scores
         self.Cs_, self.index_, self.C_ = Cs, best, float(Cs[best])
         self.at_grid_edge_ = len(Cs) > 1 and best in (0, len(Cs) - 1)
@@ -366,9 +360,10 @@ class LinearProbeCV(_Probe):
         """The refitted probe as a `LinearProbe` (with `save`)."""
         check_is_fitted(self)
         probe = LinearProbe(C=self.C_, class_weight=self.class_weight, **self._settings())
-        for name in FITTED:
-            if hasattr(self, name):
-                setattr(probe, name, getattr(self, name))
+        probe._keep(
+            self.coef_, self.intercept_, self.classes_, self.certificate_, self.converged_, self.solver_version_,
+            getattr(self, "feature_names_in_", None),
+        )  # fmt: skip
         return probe
 
     @checked

@@ -29,21 +29,13 @@ def array_batches(
 ) -> tuple[Callable[[int], Iterator[Batch]], int]:
     """Batches for `train_sgd`, and how many there are in `config.epochs`.
 
+    `layers` are (N, D_l) arrays, tensors, or anything with a shape and row slices (an HDF5 dataset), which are read a
+    buffer of rows at a time (a multiple of 64, by default 1 GiB), the next one while this one is used, and give the
+    same batches. `y` (N,) are class indices.
+
     Each epoch has its own order, from (seed, epoch); `augment(X of every layer, y, rng)` gets a generator made from
-    (seed, step), so a resumed run sees what an undisturbed one does. The incomplete batch at an epoch's end is dropped.
-
-    Parameters
-    ----------
-    layers : one (N, D_l) a layer: arrays, tensors, or anything with a shape and row slices (an HDF5 dataset); the
-        latter are read a buffer at a time, the next one while this one is used, and give the same batches
-    y : (N,) class indices
-    config : epochs, batch_size, seed
-    augment : what changes features between reading and training
-    buffer : rows read at a time, a multiple of 64; by default those of 1 GiB
-
-    Returns
-    -------
-    batches, n_steps
+    (seed, step), so that a resumed run sees what an undisturbed one does. The incomplete batch at an epoch's end is
+    dropped.
     """
     size = min(config.batch_size, len(y))
     per_epoch = len(y) // size

@@ -79,7 +79,7 @@ def failed_fits(panel: Panel) -> Iterator[tuple[Any, ...]]:
         for record in records_of(series):
             failed = np.flatnonzero(~np.asarray(record.converged, dtype=bool))
             if len(failed):
-                worst = max((record.gap[k] for k in failed if record.gap[k] is not None), default=None)
+                worst = max((gap for k in failed if (gap := record.gap[k]) is not None), default=None)
                 which = ", ".join(f"{record.Cs[k]:.3g}" for k in failed)
                 count = f"{len(failed)} of {len(record.Cs)}"
                 yield series.label, _which(series, record), count, _scientific(worst), which

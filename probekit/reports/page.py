@@ -249,9 +249,9 @@ def _provenance(panel: Panel) -> list[tuple[str, str]]:
     ]
     for series in panel.series:
         own = series.records[0]
-        weights = own.encoder.get("weights_hash") or own.encoder.get("weights") or ""
-        parts = [f"features {own.identity.feature_id}", own.feature_file, f"weights {weights}" if weights else ""]
-        lines.append((series.label, ", ".join(part for part in parts if part)))
+        weights = own.encoder.get("weights_hash") or own.encoder.get("weights")
+        parts = [f"features {own.identity.feature_id}", own.feature_file, weights and f"weights {weights}"]
+        lines.append((series.label, ", ".join(filter(None, parts))))
     solvers = dict.fromkeys(
         f"{r.identity.backend}, version {r.identity.solver_version}, dtype {r.identity.dtype}, seed {r.seed}"
         for r in records

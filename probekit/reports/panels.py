@@ -6,7 +6,7 @@ Here accuracies turn into percent and differences into percentage points; n laye
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -248,6 +248,23 @@ def points_of(curve: Curve) -> list[Point]:
     ]  # fmt: skip
 
 
+def curve_rows(panel: Panel) -> Iterator[dict[str, Any]]:
+    """The points of a panel's curves, one row a layer, in the units of records."""
+    for series in panel.series:
+        curve = series.curve
+        for k, depth in enumerate(curve.depths):
+            yield {
+                "series": series.label,
+                "depth": int(depth),
+                "value": curve.values[k],
+                "low": curve.low[k],
+                "high": curve.high[k],
+                "sd": curve.spread[k],
+                "n_draws": curve.n_draws,
+                "per_class": series.records[0].per_class,
+            }
+
+
 def value_range(values: np.ndarray, form: str) -> str:
     """What several draws have chosen: "0.01", or "0.01 to 0.1"."""
     return " to ".join(dict.fromkeys(format(float(value), form) for value in (values.min(), values.max())))
@@ -314,10 +331,9 @@ def build_panels(
             raise UserError(f"{metric} is of the features, whatever the probe: leave out readout {readout!r}.")
         known = list(dict.fromkeys(r.kind for r in singles))
         if readout not in known:
-            raise UserError(
-                f"The results hold no probe of kind {readout!r}; they have {', '.join(known) or 'the protocol alone'}: "
-                f"run `probekit sweep --checks {readout}`."
-            )
+            more = did_you_mean(readout, known) or " `probekit sweep --checks KIND` adds others."
+            there = ", ".join(known) or "the protocol's alone"
+            raise UserError(f"The results hold no probe of kind {readout!r}; they have {there}.{more}")
         records = [replace(r, kind="layer") for r in singles if r.kind == readout]
     groups: dict[tuple[str, str, int | None, str], list[Record]] = {}
     for record in records:

@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from probekit.reports.panels import Panel, Point
-from probekit.reports.tables import KEY_LENGTH, require_one_protocol
+from probekit.reports.tables import KEY_LENGTH, require_one_protocol, with_limits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,21 +102,16 @@ def printed_comparison(frame: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     ours = frame["flag"] == "ours"
-    interval = [
-        f"{value:.1f}"
-        if pd.isna(low)
-        else f"{value:.1f} [{low:.1f}, {high:.1f}]"
-        if own
-        else f"{value:.1f} ± {high - value:.1f}"
-        for own, value, low, high in zip(ours, frame["accuracy"], frame["low"], frame["high"], strict=True)
-    ]
+    printed = frame[["accuracy", "low", "high"]].map(lambda value: "" if pd.isna(value) else f"{value:.1f}")
+    spread = (frame["high"] - frame["accuracy"]).map(" ± {:.1f}".format).where(frame["low"].notna(), "")
+    interval = with_limits(printed["accuracy"], printed["low"], printed["high"])
     return pd.DataFrame(
         {
             "Data set": frame["dataset"],
             "Method": frame["method"].where(~ours, frame["method"] + " (ours)"),
             "Layer": frame["layers"],
             "Features": frame["features"].map(lambda width: "" if pd.isna(width) else f"{int(width):,}"),
-            "Accuracy % [95 %]": interval,
+            "Accuracy % [95 %]": interval.where(ours, printed["accuracy"] + spread),
             "Protocol": frame["protocol"],
             "Source": frame["source"] + frame["flag"].map(lambda flag: "" if flag in ("ours", "S") else f" [{flag}]"),
             "Note": frame["note"],

@@ -156,11 +156,10 @@ def printed_frame(frame: pd.DataFrame, metric: Metric | str = "top1") -> pd.Data
     def text(values: pd.Series, sign: str = "") -> pd.Series:
         return values.map(lambda value: "" if pd.isna(value) else metric.text(metric.factor * value, sign))
 
-    def interval(value: pd.Series, low: pd.Series, high: pd.Series, sign: str = "") -> pd.Series:
-        bounds = " [" + text(low, sign) + ", " + text(high, sign) + "]"
-        return text(value, sign) + bounds.where(low.notna(), "")
+    def interval(value: str, low: str, high: str, sign: str = "") -> pd.Series:
+        return with_limits(*(text(frame[name], sign) for name in (value, low, high)))
 
-    above_last = interval(frame["minus_last"], frame["minus_last_low"], frame["minus_last_high"], "+")
+    above_last = interval("minus_last", "minus_last_low", "minus_last_high", "+")
     words = "Test %" if metric.name == "top1" else metric.words + " %" * metric.percent
     drawn = [("seeds", "n_seeds"), ("runs", "n_runs")]
     repeated = " and ".join(name for name, column in drawn if (frame[column] > 1).any())
@@ -171,7 +170,7 @@ def printed_frame(frame: pd.DataFrame, metric: Metric | str = "top1") -> pd.Data
             + (", " + frame["probe"]).mask(frame["kind"].isin(["layer", "concat"]), "")
             + frame["chosen_on_val"].map({True: " (best on val)", False: ""}),
             "Val %": (100 * frame["val_accuracy"]).map("{:.1f}".format),
-            f"{words} [95 % interval]": interval(frame[metric.column], frame["low"], frame["high"]),
+            f"{words} [95 % interval]": interval(metric.column, "low", "high"),
             **({f"SD over {repeated}": text(frame["sd"])} if repeated else {}),
             f"{'Points above' if metric.percent else 'Minus'} last layer [simultaneous]": above_last.mask(
                 reference, "(reference)"
@@ -195,6 +194,11 @@ def printed_frame(frame: pd.DataFrame, metric: Metric | str = "top1") -> pd.Data
     )
 
 
+def with_limits(value: pd.Series, low: pd.Series, high: pd.Series) -> pd.Series:
+    """Cells "value [low, high]" of printed numbers; without limits the value alone."""
+    return value + (" [" + low + ", " + high + "]").where(low != "", "")
+
+
 def captions(panel: Panel) -> dict[str, str]:
     """What stands over the tables "layers" and "comparison" of a panel."""
     intervals = f"; intervals: {panel.interval_words}" if panel.interval_words else ""
@@ -216,15 +220,14 @@ def write_subset_table(panel: Panel, stem: Path) -> list[Path]:
     frame = with_and_without(record for series in panel.series for record in series.records)
     if frame.empty or not panel.is_own_test:  # near-duplicates were looked for among the data set's own test rows
         return []
-    percent = "{:.1f}".format
-    interval = [f" [{100 * low:.1f}, {100 * high:.1f}]" for low, high in zip(frame["low"], frame["high"], strict=True)]
+    percent = (100 * frame[["top1", "top1_without", "low", "high"]]).map("{:.1f}".format)
     printed = pd.DataFrame(
         {
             "Series": frame["series"],
             "Layer": frame["layers"],
             "Left out": frame["n_excluded"].astype(str),
-            "All rows %": (100 * frame["top1"]).map(percent),
-            "Without % [95 % interval]": (100 * frame["top1_without"]).map(percent) + interval,
+            "All rows %": percent["top1"],
+            "Without % [95 % interval]": with_limits(percent["top1_without"], percent["low"], percent["high"]),
             "Difference": (100 * frame["difference"]).map("{:+.2f}".format),
             "Record": frame["key"].str[:KEY_LENGTH],
         }

@@ -38,6 +38,7 @@ class Curve:
     runs, seeds : names of the series that are pre-training runs, and draws of the training rows
     depths : int (n,), index of each layer; gaps where layers were left out; -1 for concatenated layers
     layers : names
+    peak : position of the layer chosen on held-out rows (`choose_layer`)
     val_accuracy, val_log_loss : held-out, at the chosen C: what layers are chosen by; means over runs and seeds
     values : on test, the mean over the draws
     low, high : pointwise 95 % limits, NaN where there are none. One draw: Wilson's of a count, Student's of another
@@ -59,6 +60,7 @@ class Curve:
     seeds: tuple[int, ...]
     depths: np.ndarray
     layers: tuple[str, ...]
+    peak: int
     val_accuracy: np.ndarray
     val_log_loss: np.ndarray
     values: np.ndarray
@@ -96,15 +98,6 @@ class Curve:
         if len(self.runs) > 1:
             return f"{len(self.runs)} runs" + (f" of {len(self.seeds)} seeds each" if len(self.seeds) > 1 else "")
         return f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
-
-    @property
-    def peak(self) -> int:
-        """Position of the layer chosen on held-out rows: accuracy, then log-loss, then the shallowest.
-
-        Layers that are not certified converged are passed over unless none is.
-        """
-        certified = np.flatnonzero(self.converged) if self.converged.any() else np.arange(len(self.depths))
-        return int(max(certified, key=lambda i: (self.val_accuracy[i], -self.val_log_loss[i], -i)))
 
     @property
     def last_depth(self) -> int:
@@ -199,11 +192,12 @@ def depth_curve(
         draws.setdefault((r.series, r.seed), []).append(r)
     first = next(iter(draws.values()))
     # a draw that is not finished is left out as a whole: its depths would be means over fewer seeds than the others
-    finished = {key: own for key, own in draws.items() if [r.layers for r in own] == [r.layers for r in first]}
+    shape = [(r.layers, r.width) for r in first]
+    finished = {key: own for key, own in draws.items() if [(r.layers, r.width) for r in own] == shape}
     if left := [name for name in runs if not any(series == name for series, _ in finished)]:
         raise UserError(
-            f"{left[0]!r} has other layers than {first[0].series!r}, or is not finished: runs of one model have the "
-            "same layers; finish its sweep, or give it another name."
+            f"{left[0]!r} has other layers or widths than {first[0].series!r}, or is not finished: runs of one model "
+            "have the same; finish its sweep, or give it another name."
         )
     return curve_of_draws(finished, metric)
 
@@ -230,6 +224,7 @@ def curve_of_draws(draws: Mapping[tuple[str, int], Sequence[Record]], metric: Me
         seeds=tuple(dict.fromkeys(seed for _, seed in draws)),
         depths=np.array([-1 if r.depth is None else r.depth for r in first]),
         layers=tuple("+".join(r.layers) for r in first),
+        peak=choose_layer(*each),
         val_accuracy=held[:, 0],
         val_log_loss=-held[:, 1],
         values=by_draw.mean(axis=0),
@@ -268,7 +263,9 @@ def pointwise_limits(
     metric: Metric, values_S: np.ndarray, rows_SM: np.ndarray | None, n_test: int
 ) -> tuple[float, float]:
     """95 % limits of the mean over S draws of one layer's values; NaN where nothing is known of their spread."""
-    if len(values_S) == 1 and metric.name in ("top1", "top5"):
+    # draws that agree on every row, all right or all wrong, leave nothing to resample
+    alike = len(values_S) == 1 or values_S.min() == 1 or values_S.max() == 0
+    if alike and metric.name in ("top1", "top5"):
         return wilson_interval(round(values_S[0] * n_test), n_test)
     if len(values_S) > 1 and rows_SM is not None:
         low, high = bootstrap_runs(list(rows_SM.astype(float)))
@@ -317,7 +314,10 @@ def paired_curves(a: Curve, b: Curve) -> PairedDifference:
     if a.n_draws == b.n_draws == 1:
         return paired_difference(best_a, best_b)
     if min(a.n_draws, b.n_draws) > 1 and a.n_draws != b.n_draws:
-        raise UserError(f"{a.series} has {a.over} and {b.series} {b.over}: a paired comparison needs the same.")
+        raise UserError(
+            f"{a.series} has {a.over} and {b.series} {b.over}: a paired comparison needs as many of both: sweep them "
+            "with the same --seeds."
+        )
     if not np.array_equal(row_predictions(best_a).row_ids, row_predictions(best_b).row_ids):
         raise UserError(f"{' and '.join(labels)} were tested on different rows: extract both from one data set.")
     return PairedDifference.from_rows(a.draws()[..., a.peak], b.draws()[..., b.peak], *labels, a.over or b.over)

@@ -133,9 +133,14 @@ def _features(record: Record) -> Path:
 
 def _cell(path: Path, key: str, value: str, column: str) -> float | None:
     """What a table has in a column, in its first row of a key; None where there is no such row, or no table."""
-    table: Any = _table(path, path.stat().st_mtime_ns) if path.is_file() else {}
+    table: Any = csv_table(path) if path.is_file() else {}
     found: Any = table[column][table[key] == value] if len(table) else []
     return float(found.iloc[0]) if len(found) else None
+
+
+def csv_table(path: Path) -> "pd.DataFrame":
+    """A table that `calibrate` or `geometry` wrote, read anew when the file has changed."""
+    return _table(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=8)

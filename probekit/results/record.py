@@ -3,22 +3,46 @@
 n_C penalties of the path, N test rows, K classes.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from igpt_model.checked_json import parse_json, read_bytes
+from igpt_model.checked_json import Int, Real, Text, mismatch, parse_json, read_bytes
 from igpt_model.hashing import hash_json
-from probekit.results.schema import check_record
 from probekit.runtime.errors import UserError
 
 SCHEMA = 1
 RESULTS_NAME = "results.jsonl"
 MOST_BYTES = 8 << 30
 """Largest results file that is read: some millions of records."""
+MOST_LAYERS = 10_000
+TEST_NAME = r"\w[\w.+-]{0,199}"  # of a further test set; it becomes part of a file's name
+
+# types of fields, with the bounds that a line of results.jsonl is checked against
+Name = Annotated[str, Text(1000)]
+Hash = Annotated[str, Text(32)]
+Share = Annotated[float, Real(0, 1)]
+Positive = Annotated[float, Real(0)]
+Count = Annotated[int, Int(0)]
+Depth = Annotated[int, Int(0, MOST_LAYERS)]
+Rows = Annotated[int, Int(1)]
+_SHARE, _NUMBER, _NAME = Real(0, 1), (float, None), Text(1000)
+_ENCODER = {
+    "name?": (_NAME, None),
+    "last_depth?": Int(0, MOST_LAYERS),
+    "depths?": [Int(0, MOST_LAYERS)],
+    "weights_hash?": (str, None),
+    "checkpoint?": (Text(), None),
+}
+_REFIT = {"converged": bool, "n_iter": Int(0), "grad_rel": (Real(0), None), "gap": _NUMBER, "kind?": _NAME}
+_METRICS: dict[str, Any] = dict.fromkeys(("top1", "mean_per_class", "top1_low", "top1_high"), _SHARE)
+_METRICS |= {"top5": (_SHARE, None), "log_loss": float, "n_test": Int(1)}
+_NUMBERS = {str: _NUMBER}  # what else is measured: a function of METRICS gives one number, or none
 
 
 @dataclass(frozen=True)
@@ -37,16 +61,16 @@ class Identity:
     method : "" for the protocol's own kind of probe, else the kind
     """
 
-    feature_id: str
-    layers: tuple[str, ...]
-    protocol_hash: str
-    split_hash: str
-    subset_hash: str
-    seed: int
-    dtype: str
-    backend: str
-    solver_version: str
-    method: str = ""
+    feature_id: Hash
+    layers: tuple[Name, ...]
+    protocol_hash: Hash
+    split_hash: Hash
+    subset_hash: Hash
+    seed: Count
+    dtype: Name
+    backend: Name
+    solver_version: Name
+    method: Name = ""
 
     @property
     def key(self) -> str:
@@ -102,42 +126,42 @@ class Record:
     """
 
     identity: Identity
-    kind: str
-    series: str
-    depth: int | None
-    n_layers: int
-    width: int
-    encoder: dict[str, Any]
-    dataset: dict[str, Any]
-    protocol: dict[str, Any]
-    feature_file: str
-    Cs: list[float]
-    l2s: list[float]
-    val_accuracy: list[float]
+    kind: Name
+    series: Name
+    depth: Depth | None
+    n_layers: Annotated[int, Int(1, MOST_LAYERS + 1)]
+    width: Annotated[int, Int(1, 1 << 40)]
+    encoder: Annotated[dict[str, Any], _ENCODER]
+    dataset: Annotated[dict[str, Any], {"name?": _NAME}]
+    protocol: Annotated[dict[str, Any], {"name": _NAME, "tol?": _NUMBER, "solver?": (str, None)}]
+    feature_file: Annotated[str, Text()]
+    Cs: list[Positive]
+    l2s: list[Positive]
+    val_accuracy: list[Share]
     val_log_loss: list[float]
-    n_iter: list[int]
+    n_iter: list[Count]
     converged: list[bool]
-    grad_rel: list[float]
-    gap: list[float]
-    selection: str
-    chosen_index: int
-    chosen_C: float  # noqa: N815 - C as scikit-learn spells it
+    grad_rel: list[Positive | None]
+    gap: list[float | None]
+    selection: Name
+    chosen_index: Count
+    chosen_C: Positive  # noqa: N815 - C as scikit-learn spells it
     at_grid_edge: bool
-    refit: dict[str, Any]
-    train_accuracy: float
-    metrics: dict[str, Any]
-    probe_file: str
+    refit: Annotated[dict[str, Any], _REFIT]
+    train_accuracy: Share
+    metrics: Annotated[dict[str, Any], _METRICS]
+    probe_file: Annotated[str, Text()]
     tests: dict[str, dict[str, Any]] = field(default_factory=dict)
-    probe: str = "linear"
-    reads: str = "layer"
-    tunes: str = "C"
-    train_rows: int | None = None
-    per_class: int | None = None
-    candidates: dict[str, Any] | None = None
+    probe: Name = "linear"
+    reads: Name = "layer"
+    tunes: Name = "C"
+    train_rows: Rows | None = None
+    per_class: Rows | None = None
+    candidates: Annotated[dict[str, Any] | None, (None, {"found_by?": [{"rule": str}]})] = None
     rankme: float | None = None
-    plan: str = ""
+    plan: Annotated[str, Text(10_000)] = ""
     seconds: float = 0.0
-    created: str = ""
+    created: Annotated[str, Text(100)] = ""
     versions: dict[str, str] = field(default_factory=dict)
     folder: Path | None = field(default=None, compare=False)
     test: str = "test"
@@ -222,6 +246,63 @@ class Record:
 _NOT_STORED = {"identity", "folder", "test"}
 
 
+def schema_of(hint: Any) -> Any:
+    """The schema in JSON (`igpt_model.checked_json`) of a type; a dataclass's fields with a default may be absent."""
+    if get_origin(hint) is Annotated:
+        return hint.__metadata__[0]
+    if is_dataclass(hint):
+        stored = [f for f in fields(hint) if f.name not in ("folder", "test")]
+        absent = {f.name: "?" * (f.default is not MISSING or f.default_factory is not MISSING) for f in stored}
+        hints = get_type_hints(hint, include_extras=True)
+        return {name + sign: schema_of(hints[name]) for name, sign in absent.items()}
+    if get_origin(hint) in (list, tuple):
+        return [schema_of(get_args(hint)[0])]
+    if get_origin(hint) in (Union, UnionType):
+        return tuple(None if one is NoneType else schema_of(one) for one in get_args(hint))
+    return get_origin(hint) or hint
+
+
+_RECORD = {"key": Text(32), **schema_of(Record)}
+_LISTS = ("Cs", "l2s", "val_accuracy", "val_log_loss", "n_iter", "converged", "grad_rel", "gap")
+
+
+def check_record(line: Mapping[str, Any], where: str) -> None:
+    """Refuse a line of results.jsonl that is no record.
+
+    Raises
+    ------
+    UserError
+        The message names the line (`where`), the key, and what was expected there.
+    """
+    problem = mismatch(line, _RECORD) or _inconsistency(line)
+    if problem:
+        raise UserError(f"{where} is not a record that can be read: {problem}.")
+
+
+def _inconsistency(line: Mapping[str, Any]) -> str | None:
+    n = len(line["Cs"])
+    wrong = [name for name in _LISTS if len(line[name]) != n]
+    if wrong or not 1 <= n <= 100_000:
+        return f"{', '.join(wrong) or 'Cs'} must have as many entries as Cs has, 1 to 100,000, and Cs has {n}"
+    if problem := mismatch(line["metrics"], _NUMBERS, "metrics"):
+        return problem
+    for name, metrics in line.get("tests", {}).items():
+        if not re.fullmatch(TEST_NAME, name):
+            return f"tests holds {name[:60]!r}, expected the name of a test set"
+        if problem := mismatch(metrics, _METRICS) or mismatch(metrics, _NUMBERS):
+            return f"tests.{name}: {problem}"
+    if line["chosen_index"] >= n:
+        return f"chosen_index is {line['chosen_index']}, expected less than {n}"
+    if not 1 <= len(line["identity"]["layers"]) <= MOST_LAYERS:
+        return f"identity.layers has {len(line['identity']['layers'])} entries, expected 1 to {MOST_LAYERS:,}"
+    if line["kind"] == "layer" and line["depth"] is None:
+        return "depth is None, expected the depth of a layer"
+    parts = line["probe_file"].replace("\\", "/").split("/")
+    if parts[0] == "" or ".." in parts:
+        return f"probe_file is {line['probe_file'][:60]!r}, expected a file in the folder of the results"
+    return None
+
+
 def test_file(probe_file: str, test: str) -> str:
     """The file of a probe's per-row predictions on a further test set, beside its own."""
     return f"{probe_file.removesuffix('.safetensors')}.{test}.safetensors"
@@ -270,6 +351,14 @@ def parse_lines(content: bytes, name: str | Path = RESULTS_NAME) -> list[dict[st
     return parsed
 
 
+def _study_folders(path: str | Path) -> Sequence[str | Path]:
+    """The folders of a study of several data sets, which each have results of their own; else the path itself."""
+    folder = Path(path) if isinstance(path, str | PathLike) else Path()
+    if (folder / "study.json").is_file() and not (folder / RESULTS_NAME).exists():
+        return sorted(file.parent for file in folder.glob(f"*/{RESULTS_NAME}")) or [path]
+    return [path]
+
+
 def read_records(*paths: str | Path) -> list[Record]:
     """The records of results files or folders, in the order in which they were finished; each key once.
 
@@ -279,7 +368,7 @@ def read_records(*paths: str | Path) -> list[Record]:
         There is no such file, a line cannot be read, or two records of one key have other figures.
     """
     found: dict[str, tuple[str, Record]] = {}
-    for path in paths:
+    for path in (folder for given in paths for folder in _study_folders(given)):
         file = results_path(path)
         if file.exists() and not file.is_file():
             raise UserError(f"{file} is not a regular file; give a folder that contains {RESULTS_NAME}.")
@@ -306,8 +395,3 @@ def _scores(record: Record) -> list[Any]:
 def _figures(record: Record) -> dict[str, Any]:
     """What must agree between two records of one key; when, and how fast, they were made may differ."""
     return {name: value for name, value in record.to_dict().items() if name not in ("created", "seconds", "versions")}
-
-
-def select_records(records: Iterable[Record], **wanted: Any) -> list[Record]:
-    """The records whose named fields have the wanted values: `select_records(records, kind="layer", seed=0)`."""
-    return [r for r in records if all(getattr(r, name) == value for name, value in wanted.items())]

@@ -52,7 +52,7 @@ def read_inputs(
     Cs: ArrayLike,
     sample_weight: ArrayLike | None,
     standardize: bool,
-    device: str,
+    device: str | torch.device,
     dtype: str | None,
     sharded: bool = False,
 ) -> Inputs:

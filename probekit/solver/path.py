@@ -133,7 +133,7 @@ def fit_path(
     tol: float = 1e-4,
     max_iter: int = 2000,
     backend: str = "torch",
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     dtype: str | None = None,
     fit_intercept: bool = True,
     rows_dealt: bool = False,

@@ -147,6 +147,14 @@ def test_loss_vs_probe_reads_sweeps_and_watched_runs(tmp_path, capsys):
     assert "No checkpoint" in capsys.readouterr().out
 
 
+def test_a_loss_before_the_first_validation_is_the_training_loss(tmp_path):
+    records = [{"kind": "eval", "step": step, "val_loss": loss} for step, loss in ((0, 4.0), (100, 2.0), (200, 1.0))]
+    records += [{"kind": "step", "step": step, "loss": loss} for step, loss in ((10, 3.0), (20, 2.5), (150, 9.0))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    # a line between the validations of 0 and 100 would give 3.6 at update 20
+    assert [loss_vs_probe.loss_at(tmp_path, step) for step in (0, 15, 20, 150)] == [4.0, 2.75, 2.5, 1.5]
+
+
 def test_low_data_is_a_mean_over_seeds_of_each_seeds_own_choice(tmp_path, capsys):
     labels = np.random.default_rng(0).integers(0, 10, 400)
     shared, rng = np.random.default_rng(1).standard_normal(400), np.random.default_rng(2)

@@ -9,6 +9,7 @@ import pytest
 
 from probekit.cli import demo
 from probekit.cli.main import VERBS, app, main
+from probekit.cli.usage import prepared
 
 ROOT = Path(__file__).parents[2]
 SYNOPSES = ROOT / "docs" / "reference" / "cli.md"
@@ -67,7 +68,7 @@ def test_commands_on_a_page_are_understood(page):
         for part in re.split(r"\s(?:&&|\||;)\s", line):
             words = shlex.split(part, comments=True)
             if words[0].endswith("probekit"):
-                app.parse_args(words[1:], exit_on_error=False, print_error=False)
+                app.parse_args(prepared(app, words[1:]), exit_on_error=False, print_error=False)
 
 
 @pytest.fixture

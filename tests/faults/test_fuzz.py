@@ -18,6 +18,8 @@ QUICK = {
     "idx",
     "cifar batches",
     "csv list",
+    "parquet",
+    "sharded feature file",
     "pickle of a data set",
 }
 

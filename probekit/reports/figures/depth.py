@@ -44,23 +44,12 @@ MOST_SLOTS = 4
 
 
 def depth_figure(panel: Panel, narrow: bool = False, options: FigureOptions = FigureOptions()) -> Figure:  # noqa: B008
-    """Accuracy by layer over its difference to the last layer.
+    """Accuracy by layer over its difference to the last layer; `narrow` is for a telephone's width.
 
-    Parameters
-    ----------
-    panel
-        Series measured on one data set under one protocol.
-    narrow
-        True draws for a telephone's width.
-    options
-        Size, limits, names and type; draw under `style(font_size=options.font_size)`.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Upper axes: test accuracy with pointwise Wilson bars; flat baselines as a line with a band; concatenations as
-        diamonds in their own columns; the layer chosen on validation rows ringed. Lower axes: accuracy minus the
-        last layer's, with its simultaneous 95 % band. Hollow markers: not converged, or C at the end of its grid.
+    Upper axes: test accuracy with pointwise Wilson bars; flat baselines as a line with a band; concatenations as
+    diamonds in their own columns; the layer chosen on validation rows ringed. Lower axes: accuracy minus the last
+    layer's, with its simultaneous 95 % band. Hollow markers: not converged, or C at the end of its grid.
+    Draw under `style(font_size=options.font_size)`.
     """
     panel, scale = relabelled(panel, options.labels), options.scale
     width = options.width or (4.0 if narrow else 7.4)
@@ -145,7 +134,8 @@ def draw_accuracy(
         gid = f"join-{number}-{joint.record.key[:8]}"
         _concatenated(axes, x, joint, looks[panel.series[number].label]["color"], gid)
     low, high = axes.get_ylim()
-    own_limits = max(low - 0.03 * (high - low), 0), high + 0.09 * (high - low)
+    span = (high - low) or 1.0
+    own_limits = max(low - 0.03 * span, 0), high + 0.09 * span
     axes.set_ylim(options.limits(panel.metric.percent) or own_limits)
     for place, series in enumerate(panel.models):
         if not series.is_flat:
@@ -257,7 +247,7 @@ def _slots(panel: Panel, narrow: bool) -> Slots:
     last = _last_layer(panel)
     # room for the longest name below the axis
     letters = max([5, *(len(joint.name) for _, joint in own)])
-    step = max(last, 4) * (0.19 if narrow else 0.08) * letters / 5
+    step = max(last, 4) * (0.26 if narrow else 0.09) * letters / 5
     return [(last + step * (1.1 + place), number, joint) for place, (number, joint) in enumerate(own[:MOST_SLOTS])]
 
 
@@ -351,21 +341,22 @@ def _key_entries(panel: Panel) -> list[tuple[Any, str]]:
 
     models = [series for series in panel.models if not series.is_flat]
     layered = [series for series in panel.series if not series.is_flat]
-    blank: dict[str, Any] = {"linestyle": "", "color": INK}
-    entries: list[tuple[Any, str]] = []
-    if models:
-        ring = Line2D([], [], marker="o", markersize=8.5, markerfacecolor="none", **blank)
-        entries.append((ring, "best layer, chosen on held-out training rows"))
-    if any(series.not_worse is not None for series in models):
-        entries.append((Line2D([], [], color=INK, linewidth=3.2), "not significantly worse than the best"))
-    if any(series.concatenated for series in models):
-        several = any(len(series.concatenated) > 1 for series in models)
-        label = "concatenated layers; large: best on held-out rows" if several else "one probe on concatenated layers"
-        entries.append((Line2D([], [], marker="D", markersize=5, **blank), label))
-    if any(not series.reliable.all() or any(not j.reliable for j in series.concatenated) for series in layered):
-        hollow = Line2D([], [], marker="o", markersize=5.5, markerfacecolor=PAPER, **blank)
-        entries.append((hollow, "hollow: not converged, or C at the end of its grid"))
-    if panel.over:
-        thin = Line2D([], [], color=INK, linewidth=0.7, alpha=0.5)
-        entries.append((thin, f"thin: each of {panel.over}; thick: their mean"))
-    return entries
+    several = any(len(series.concatenated) > 1 for series in models)
+    joined = "concatenated layers; large: best on held-out rows" if several else "one probe on concatenated layers"
+    doubtful = any(not all(one.reliable for one in (*series.points, *series.concatenated)) for series in layered)
+
+    def mark(**look: Any) -> Any:
+        return Line2D([], [], **{"linestyle": "", "color": INK} | look)
+
+    ring = mark(marker="o", markersize=8.5, markerfacecolor="none")
+    hollow = mark(marker="o", markersize=5.5, markerfacecolor=PAPER)
+    entries = [
+        (bool(models), ring, "best layer, chosen on held-out training rows"),
+        (any(series.not_worse is not None for series in models), mark(linestyle="-", linewidth=3.2),
+         "not significantly worse than the best"),
+        (any(series.concatenated for series in models), mark(marker="D", markersize=5), joined),
+        (doubtful, hollow, "hollow: not converged, or C at the end of its grid"),
+        (bool(panel.over), mark(linestyle="-", linewidth=0.7, alpha=0.5),
+         f"thin: each of {panel.over}; thick: their mean"),
+    ]  # fmt: skip
+    return [(handle, words) for shown, handle, words in entries if shown]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from probekit.reports.figures.depth import looks_of
 from probekit.reports.figures.style import QUIET, FigureOptions
-from probekit.reports.panels import relabelled
+from probekit.reports.panels import curve_rows, relabelled
 from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,51 +22,25 @@ STYLES = {"first": ":", "best": "-", "last": "--"}
 def label_frame(panels: Sequence[Panel]) -> pd.DataFrame:
     """One row a series, layer and number of labelled rows: mean over the draws, its spread and limits.
 
-    Parameters
-    ----------
-    panels
-        Of one data set, test set and protocol, each of another number of training rows.
-
-    Raises
-    ------
-    UserError
-        Fewer than two numbers of training rows.
+    The panels are of one data set, test set and protocol; fewer than two numbers of training rows raise `UserError`.
     """
     import pandas as pd
 
-    sizes = [panel for panel in panels if panel.train_rows]
+    sizes = sorted((panel for panel in panels if panel.train_rows), key=lambda panel: panel.train_rows or 0)
     if len(sizes) < 2:
         raise UserError(
             f"A label curve needs at least two numbers of training rows, and the results have {len(sizes)}: run "
             "`probekit sweep --per-class K` (or --train-rows N) with several, into one folder."
         )
-    return pd.DataFrame(
-        {
-            "series": series.label,
-            "depth": int(depth),
-            "train_rows": panel.train_rows,
-            "per_class": series.records[0].per_class,
-            "n_draws": series.curve.n_draws,
-            panel.metric.column: series.curve.values[place],
-            "sd": series.curve.spread[place],
-            "low": series.curve.low[place],
-            "high": series.curve.high[place],
-        }
-        for panel in sorted(sizes, key=lambda p: p.train_rows or 0)
-        for series in panel.series
-        for place, depth in enumerate(series.depths)
-    )
+    frame = pd.DataFrame({**row, "train_rows": panel.train_rows} for panel in sizes for row in curve_rows(panel))
+    columns = ["series", "depth", "train_rows", "per_class", "n_draws", "value", "sd", "low", "high"]
+    return frame[columns].rename(columns={"value": sizes[0].metric.column})
 
 
 def label_figure(panels: Sequence[Panel], options: FigureOptions = FigureOptions()) -> Figure:  # noqa: B008  (frozen)
     """Accuracy over labelled rows: of each model the first and the last layer, and the best at the most rows.
 
-    Parameters
-    ----------
-    panels
-        As for `label_frame`.
-    options
-        Size, limits, names and type; draw under `style(font_size=options.font_size)`.
+    Panels as for `label_frame`; draw under `style(font_size=options.font_size)`.
     """
     panels, scale = [relabelled(panel, options.labels) for panel in panels], options.scale
     frame = label_frame(panels)

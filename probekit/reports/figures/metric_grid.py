@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from probekit.reports.figures.depth import line_of, looks_of
 from probekit.reports.figures.style import QUIET, FigureOptions, points
-from probekit.reports.panels import build_panels
+from probekit.reports.panels import build_panels, curve_rows
 from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,21 +43,8 @@ def metric_frame(panels: Sequence[Panel]) -> pd.DataFrame:
     """The points of the figure: one row a metric, series and layer; values as in records."""
     import pandas as pd
 
-    return pd.DataFrame(
-        {
-            "metric": panel.metric.column,
-            "series": series.label,
-            "depth": int(depth),
-            "value": series.curve.values[place],
-            "low": series.curve.low[place],
-            "high": series.curve.high[place],
-            "sd": series.curve.spread[place],
-            "n_draws": series.curve.n_draws,
-        }
-        for panel in panels
-        for series in panel.series
-        for place, depth in enumerate(series.depths)
-    )
+    rows = [{"metric": panel.metric.column, **row} for panel in panels for row in curve_rows(panel)]
+    return pd.DataFrame(rows).drop(columns="per_class")
 
 
 def metric_figure(panels: Sequence[Panel], narrow: bool = False) -> Figure:

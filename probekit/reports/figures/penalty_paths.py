@@ -24,18 +24,8 @@ def path_figure(
 ) -> Figure:
     """Validation accuracy along the penalty path, one small axes a layer, all layers faint behind each.
 
-    Of more than `MOST_LAYERS` layers an even choice is drawn that keeps the first, the best and the last.
-
-    Parameters
-    ----------
-    series
-        One model's layers.
-    color
-        Of the layer in front.
-    narrow
-        Two columns instead of four.
-    options
-        Size, limits and title.
+    Of more than `MOST_LAYERS` layers an even choice is drawn that keeps the first, the best and the last. `color` is
+    that of the layer in front; narrow figures have two columns instead of four.
     """
     from matplotlib.ticker import MaxNLocator
 

@@ -47,26 +47,18 @@ SIZES: Any = ("font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize"
 
 @contextmanager
 def style(salt: str = "figure", text_as_paths: bool = True, font_size: float = BASE_SIZE) -> Iterator[None]:
-    """House settings over matplotlib's defaults (never the user's matplotlibrc): the same picture on every machine.
+    """The style sheet over matplotlib's defaults (never the user's matplotlibrc): the same picture on every machine.
 
-    Parameters
-    ----------
-    salt
-        What the SVG's identifiers are derived from, so that the same figure gives the same bytes.
-    text_as_paths
-        True for files that travel alone; False for SVG inside a page, which then uses the page's own type.
-    font_size
-        Points of ordinary type; all other sizes are in proportion.
+    SVG identifiers are derived from `salt`, so that the same figure gives the same bytes. Text is drawn as paths in
+    files that travel alone; SVG inside a page uses the page's own type. All sizes of type follow `font_size` (points).
     """
     import matplotlib as mpl
 
+    sheet = mpl.rc_params_from_file(Path(__file__).with_suffix(".mplstyle"), use_default_template=False)
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(
-            mpl.rc_params_from_file(Path(__file__).with_suffix(".mplstyle"), use_default_template=False)
-        )
-        for name in SIZES:
-            mpl.rcParams[name] *= font_size / BASE_SIZE
+        mpl.rcParams.update(sheet)
+        mpl.rcParams.update({name: sheet[name] * font_size / BASE_SIZE for name in SIZES})
         mpl.rcParams["svg.hashsalt"] = f"probekit-{salt}"
         mpl.rcParams["svg.fonttype"] = "path" if text_as_paths else "none"
         yield
@@ -121,14 +113,9 @@ class FigureOptions:
         return self.font_size / BASE_SIZE
 
     def new_figure(self, width: float, height: float, **margins: float) -> tuple[Figure, dict[str, float]]:
-        """A figure of this size, else of the given one, and its margins as `gridspec_kw`.
+        """A figure (inches, unless the options have their own size) and its margins as `gridspec_kw`.
 
-        Parameters
-        ----------
-        width, height
-            Inches, unless the options have their own.
-        margins
-            left, right, top, bottom: inches, which do not grow with the figure.
+        `margins` left, right, top and bottom are in inches, which do not grow with the figure.
         """
         from matplotlib.figure import Figure
 

@@ -144,10 +144,9 @@ def _legend(panel: Panel) -> Text:
     parts: list[str | tuple[str, str]] = []
     for series in panel.series:
         mark, colour = _look(panel, series)
-        parts += [
-            (mark * (3 if series.is_flat else 1) + " ", colour),
-            f"{visible(NAMES.get(series.label, series.label))}   ",
-        ]
+        value = f" {series.curve.metric.text(series.values[0], unit=True)}" if series.is_flat else ""
+        name = visible(NAMES.get(series.label, series.label))
+        parts += [(mark * (3 if series.is_flat else 1) + " ", colour), f"{name}{value}   "]
     if any(not series.reliable.all() for series in panel.series):
         parts.append(("○ not converged, or C at the end of its grid   ", "dim"))
     return Text.assemble(*parts, ("│ 95 %, pointwise   ↑ best layer, chosen on held-out rows", "dim"))

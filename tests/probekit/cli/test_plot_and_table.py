@@ -148,7 +148,7 @@ def test_any_metric_and_readout_is_a_figure_and_a_table_of_the_same_numbers(resu
         (("--metric", "rank-me"), "Did you mean rankme?"),
         (("--metric", "ece_scaled"), "probekit calibrate"),
         (("--metric", "rankme", "--readout", "knn"), "whatever the probe"),
-        (("--readout", "ridge"), "--checks ridge"),
+        (("--readout", "ridge"), "they have knn"),
         (("--kind", "path", "--metric", "ece"), "leave --metric"),
         (("--test", "fog"), "No probes fit --test fog"),
         (("--runs", "theirs"), "has one run"),

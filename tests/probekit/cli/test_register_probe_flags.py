@@ -27,4 +27,4 @@ def test_checks_bands_and_mixes_by_flag(features, capsys):
     lines = [json.loads(line) for line in (features.parent / "results.jsonl").read_text().splitlines()]
     assert [line["kind"] for line in lines] == ["layer"] * 2 + ["knn"] * 2 + ["ridge"] * 2 + ["concat", "banded", "mix"]
     shown = capsys.readouterr()
-    assert "banded: test accuracy" in (shown.out + shown.err).replace("\n", " ")
+    assert "concatenated (banded): " in (shown.out + shown.err).replace("\n", " ")

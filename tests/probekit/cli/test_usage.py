@@ -49,6 +49,27 @@ def test_a_pair_takes_a_comma_too_and_a_path_keeps_its_own(tmp_path, monkeypatch
     assert parsed("study", "pixels", "--on", "a,c", "--out", "s")["on"] == ("a", "c")
 
 
+def test_arguments_before_the_flags_are_a_list_too():
+    bound = parsed("study", "pixels:4,histogram:4", "--on", "digits", "--out", "s")
+    assert bound["encoders"] == ("pixels:4", "histogram:4")
+    assert parsed("study", "a=igpt:r,b=pixels", "--on", "digits", "--out", "s")["encoders"] == ("a=igpt:r", "b=pixels")
+    one = "torch:m:f#layers=0,2"
+    assert parsed("study", one, "--on", "digits", "--out", "s")["encoders"] == (one,)
+
+
+def test_an_argument_too_many_and_help_as_a_word(capsys):
+    assert main(["sweep", "a.h5", "b.h5"]) == 2
+    assert "takes no further argument 'b.h5'" in capsys.readouterr().err
+    assert main(["help", "sweep"]) == 0
+    assert "probekit sweep" in capsys.readouterr().out
+    assert main(["version"]) == 0
+
+
+def test_too_few_values_of_a_flag_are_called_so(capsys):
+    assert main(["plot", "r", "--out", "a.svg", "--ylim", "80"]) == 2
+    assert "--ylim takes 2 values, and fewer were given" in capsys.readouterr().err
+
+
 def test_a_comma_within_one_value_is_left_alone():
     words = ["plot", "results", "--out", "a.svg", "--labels", "igpt=Ours, small"]
     assert parsed(*words)["labels"] == ("igpt=Ours, small",)
@@ -64,7 +85,7 @@ def test_a_config_file_stands_for_words_and_the_line_wins(suffix, tmp_path):
     file = tmp_path / f"run.{suffix}"
     file.write_text(text)
     found = parsed("sweep", "--config", str(file), "--seeds", "3")
-    assert (found["features"].name, found["Cs"], found["seeds"], found["train_rows"]) == ("f.h5", (0.1, 1.0), 3, 50)
+    assert (found["features"].name, found["Cs"], found["seeds"], found["train_rows"]) == ("f.h5", (0.1, 1.0), 3, (50,))
     assert found["layers"] == ("00", "01")
     assert parsed("sweep", "other.h5", f"--config={file}")["features"].name == "other.h5"
 
@@ -90,8 +111,10 @@ def test_what_a_training_run_wrote_is_a_config(tmp_path):
 
 def test_what_a_study_wrote_is_a_config(tmp_path):
     line = ["study", "mine=pixels", "--on", "digits", "--limit", "60", "--Cs", "1e-3,1", "--window", "0", "-q"]
+    (tmp_path / "map.csv").write_text("\n".join(f"{k},{k}" for k in range(10)))
+    test = ["--test", f"again=wandering-digits#classes={tmp_path / 'map.csv'}"]
     quick = ["--protocol", "dinov2-45", "--no-controls"]
-    assert main([*line, *quick, "--out", str(tmp_path / "a")]) == 0
+    assert main([*line, *test, *quick, "--out", str(tmp_path / "a")]) == 0
     assert main(["study", "--config", str(tmp_path / "a" / "study.json"), "--out", str(tmp_path / "b"), "-q"]) == 0
     first, second = ((tmp_path / name / "study.json").read_bytes() for name in "ab")
     assert first == second

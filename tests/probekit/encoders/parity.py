@@ -271,7 +271,7 @@ def _timm_model(timm, name: str) -> dict:
         return {"why": f"not built: {type(error).__name__}: {_line(error)}"}
     side = (getattr(model, "pretrained_cfg", {}).get("input_size") or [0])[-1]
     # thousands of positions take hours; a model that says that it takes every size is run at a smaller one
-    any_size = getattr(getattr(model, "patch_embed", None), "strict_img_size", True) is False
+    any_size = any(getattr(part, "strict_img_size", True) is False for part in model.modules())
     try:
         smaller = {"resolution": MOST_SIDE} if any_size and side > MOST_SIDE else {}
         encoder = from_timm(model, {"name": name, "source": name}, **smaller)
@@ -356,18 +356,20 @@ Python {python}, torch {torch} on a CPU, transformers {transformers}, timm {timm
 
 def page(out: Path) -> str:
     """The page of docs/reference as Markdown: a summary, each largest difference, and why others were not run."""
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    versions = {name: version(name) for name in ("torch", "transformers", "timm", "torchvision")}
+    # a row that was made twice counts once, as it was made last
+    rows = list({(row["part"], row["name"]): row for row in map(json.loads, out.read_text().splitlines())}.values())
+    titles = {part: heading for part, heading in TITLES.items() if any(row["part"] == part for row in rows)}
+    versions = {name: version(name).partition("+")[0] for name in ("torch", "transformers", "timm", "torchvision")}
     python = ".".join(map(str, sys.version_info[:2]))
     head = HEAD.format(python=python, date=date.fromtimestamp(out.stat().st_mtime), **versions)
     text = [head, "| compared | run | largest difference | refused | not built |", "|---|---|---|---|---|"]
-    for part, heading in TITLES.items():
+    for part, heading in titles.items():
         own = [row for row in rows if row["part"] == part]
         ran = [row["difference"] for row in own if "difference" in row]
         refused = sum(row.get("why", "").startswith("refused") for row in own)
         counts = f"{len(ran):,} of {len(own):,} | {max(ran):.1e} | {refused} | {len(own) - len(ran) - refused}"
         text.append(f"| {heading} | {counts} |")
-    for part, heading in TITLES.items():
+    for part, heading in titles.items():
         own = sorted((row for row in rows if row["part"] == part), key=lambda row: row["name"])
         ran = [row for row in own if "difference" in row]
         text += ["", f"## {heading}", ""]

@@ -1,5 +1,7 @@
 """Names, options, baselines, devices."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -124,3 +126,20 @@ def test_unknown_dtype_is_refused_and_low_precision_stays_close():
     assert low[-1].dtype == torch.float32
     error = (low[-1] - exact[-1]).norm() / exact[-1].norm()
     assert 0 < error < 0.05
+
+
+def test_options_in_the_text_are_those_of_the_call():
+    written = load_encoder("pixels#resolution=6")
+    assert written.provenance == load_encoder("pixels", resolution=6).provenance
+    assert load_encoder("pixels#resolution=6", resolution=4).widths == (48,)  # the call's own come first
+    with pytest.raises(UserError, match="takes no option resolutoin"):
+        load_encoder("pixels#resolutoin=6")
+    with pytest.raises(UserError, match="'six' is no value of resolution"):
+        load_encoder("pixels#resolution=six")
+
+
+@pytest.mark.parametrize("name", ["a#b", "run#layers=1", "c#"])
+def test_a_folder_whose_name_has_a_hash_is_itself(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=re.escape(name)):
+        load_encoder(f"igpt:{tmp_path / name}")

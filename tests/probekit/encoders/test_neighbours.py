@@ -293,7 +293,7 @@ def test_modules_that_cannot_be_observed_say_why():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"mean": [123.7, 116.3, 103.5], "std": [58.4, 57.1, 57.4]}, "divide by 255"),
+        ({"mean": [123.7, 116.3, 103.5], "std": [58.4, 57.1, 57.4]}, "divide it by 255"),
         ({"std": float("nan")}, "std above 0"),
         ({"mean": [0.5, 0.5]}, "one number or three"),
         ({"resolution": 0}, "at least 1 x 1"),

@@ -7,11 +7,13 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from probekit import FeatureStore, sweep
+from probekit import FeatureStore, concat, sweep
 from probekit.cli.main import main
 from probekit.evaluate.calibrate import calibrate
 from probekit.evaluate.layer_geometry import geometry
 from probekit.probes.geometry import linear_cka, rankme, two_nn_dimension
+from probekit.reports.panels import build_panels
+from probekit.reports.tables import layer_frame
 from probekit.results.measured import fit_temperature
 from probekit.results.record import read_records
 from probekit.runtime.errors import UserError
@@ -42,16 +44,41 @@ def test_the_temperature_is_that_of_a_probe_that_never_saw_the_validation_rows(s
     scaler = StandardScaler().fit(X)
     model = LogisticRegression(C=record.chosen_C, tol=1e-10, max_iter=5000).fit(scaler.transform(X), y)
     expected = fit_temperature(model.predict_log_proba(scaler.transform(V)), v)
-    row = frame[(frame.probe == "linear") & (frame.depth == 1) & (frame.test_set == "test")].iloc[0]
+    row = frame[(frame.probe == "linear") & (frame.layers == record.layers[0]) & (frame.test_set == "test")].iloc[0]
     assert row.temperature == pytest.approx(expected, rel=1e-2)  # fits are certified to a relative gap of 1e-4
     assert row.log_loss == pytest.approx(record.metrics["log_loss"])
     with open(folder / "calibration.csv") as file:
         assert {line["record"] for line in csv.DictReader(file)} == {r.key for r in read_records(folder)}
 
 
+def test_concatenated_layers_have_a_temperature_and_another_series_keeps_its_own(swept, tmp_path):
+    store, _ = swept
+    for series in ("a", "b"):
+        splits = {
+            name: ([store.read(name, k)[0] + (series == "b") for k in (0, 1)], store.labels(name))
+            for name in store.splits
+        }
+        store = FeatureStore.from_arrays(tmp_path / f"{series}.h5", splits, {"name": series}, dict(store.dataset))
+        concat(store, tmp_path, Cs=CS, window=2, greedy_width=0, series=series)
+        calibrate(store, tmp_path, Cs=CS, series=series)
+    with open(tmp_path / "calibration.csv") as file:
+        assert {line["record"] for line in csv.DictReader(file)} == {r.key for r in read_records(tmp_path)}
+    assert (
+        len(layer_frame(build_panels(read_records(tmp_path), "ece_scaled"))) == 2 * 3 * 2
+    )  # series, probes, test sets
+
+
+def test_several_numbers_of_labels_in_one_call(swept, tmp_path):
+    store, _ = swept
+    results = sweep(store, tmp_path / "few", Cs=[0.1], per_class=[2, 4], seeds=2)
+    assert sorted({r.per_class for r in results}) == [2, 4]
+    assert len(results) == 2 * 2 * 2  # numbers, seeds, layers
+    assert len(sweep(store, tmp_path / "rows", Cs=[0.1], train_rows=(30, 60))) == 2 * 2
+
+
 def test_other_penalties_are_no_record_of_this_sweep(swept):
     store, folder = swept
-    with pytest.raises(UserError, match="no probe of single layers"):
+    with pytest.raises(UserError, match="has no probe of these features"):
         calibrate(store, folder, Cs=[1.0])
 
 

@@ -198,8 +198,16 @@ def test_the_attribute_is_the_function():
 
 
 def test_encoders_of_one_name_are_runs_of_one_model(no_report, tmp_path, data):
-    results = study(["net=pixels:2", "net=pixels:4"], data[0], tmp_path / "study", Cs=CS, window=0)
+    results = study(
+        ["net=histogram:2", "net=histogram:4"], data[0], tmp_path / "study", Cs=CS, window=0, controls=False
+    )
     assert results.series == ["net, run 1", "net, run 2"]
     assert results.curve("net").over == "2 runs"
-    again = study({"net": ["pixels:2", "pixels:4"]}, data[0], tmp_path / "study", Cs=CS, window=0)
+    again = study({"net": ["histogram:2", "histogram:4"]}, data[0], tmp_path / "study", Cs=CS, window=0, controls=False)
     assert [r.key for r in again] == [r.key for r in results]
+
+
+def test_a_study_of_several_data_sets_is_read_whole(no_report, tmp_path, data):
+    out = tmp_path / "study"
+    results = study("histogram:2", data, out, Cs=CS, window=0, controls=False)
+    assert [r.key for r in Results(out)] == [r.key for r in results]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from feature_fakes import LinearEncoder, dataset
 
-from probekit.features.extract import extract
+from probekit.features.extract import declare, extract, write_part
 from probekit.features.shards import join, shard_path
 from probekit.features.store import FeatureStore
 from probekit.features.verify import verify
@@ -18,23 +18,18 @@ from tests.ranks import run_ranks
 HERE = Path(__file__).parent
 
 
-def shards(path, world, monkeypatch, skip=()):
+def shards(path, world, skip=()):
     """Each rank's part, written one after the other, and not joined."""
-    monkeypatch.setattr("probekit.features.extract.barrier", lambda ranks: None)
-    monkeypatch.setattr("probekit.features.extract.join", lambda path, ranks: None)
-    for rank in range(world):
-        if rank in skip:
-            continue
-        try:
-            extract(LinearEncoder(), dataset(), path, batch_size=8, ranks=Ranks(rank, world))
-        except UserError as error:
-            assert "does not exist" in str(error)  # noqa: PT017  nothing is joined yet
+    encoder, data = LinearEncoder(), dataset()
+    header = declare(encoder, data, data.splits, 8, "float32", None)
+    for rank in set(range(world)) - set(skip):
+        write_part(path, header, Ranks(rank, world), encoder, data.splits, data.classes)
 
 
 @pytest.mark.parametrize("world", [2, 3, 5])
-def test_joined_shards_equal_an_undivided_run(tmp_path, monkeypatch, world):
+def test_joined_shards_equal_an_undivided_run(tmp_path, world):
     whole = extract(LinearEncoder(), dataset(), tmp_path / "whole.h5", batch_size=8)
-    shards(tmp_path / "f.h5", world, monkeypatch)
+    shards(tmp_path / "f.h5", world)
     parent = join(tmp_path / "f.h5", world)
     assert parent.id == whole.id
     with h5py.File(tmp_path / "f.h5") as file:
@@ -48,15 +43,15 @@ def test_joined_shards_equal_an_undivided_run(tmp_path, monkeypatch, world):
     assert verify(tmp_path / "f.h5", dataset()).errors == []
 
 
-def test_a_shard_that_was_never_written_is_named(tmp_path, monkeypatch):
-    shards(tmp_path / "f.h5", 3, monkeypatch, skip=[1])
+def test_a_shard_that_was_never_written_is_named(tmp_path):
+    shards(tmp_path / "f.h5", 3, skip=[1])
     with pytest.raises(UserError, match=r"missing: f.shard-00001-of-00003.h5"):
         join(tmp_path / "f.h5", 3)
 
 
-def test_a_vanished_foreign_or_damaged_shard_is_found_before_reading(tmp_path, monkeypatch):
+def test_a_vanished_foreign_or_damaged_shard_is_found_before_reading(tmp_path):
     path = tmp_path / "f.h5"
-    shards(path, 2, monkeypatch)
+    shards(path, 2)
     parent = join(path, 2)
     first, second = (shard_path(path, Ranks(rank, 2)) for rank in range(2))
     content = second.read_bytes()
@@ -77,9 +72,9 @@ def test_a_vanished_foreign_or_damaged_shard_is_found_before_reading(tmp_path, m
 
 
 @pytest.mark.parametrize("column", ["labels", "row_ids", "image_hashes"])
-def test_a_flipped_byte_of_the_parents_own_columns_is_found(tmp_path, monkeypatch, column):
+def test_a_flipped_byte_of_the_parents_own_columns_is_found(tmp_path, column):
     path = tmp_path / "f.h5"
-    shards(path, 2, monkeypatch)
+    shards(path, 2)
     join(path, 2)
     with h5py.File(path) as file:
         place = file[f"train/{column}"].id.get_offset()
@@ -98,10 +93,10 @@ def test_two_processes_with_the_environment_of_torchrun(tmp_path):
         np.testing.assert_allclose(parent.read("train", k)[0], X, rtol=1e-6, atol=1e-6)
 
 
-def test_a_mapping_that_is_damaged_is_refused_without_opening_it(tmp_path, monkeypatch):
+def test_a_mapping_that_is_damaged_is_refused_without_opening_it(tmp_path):
     """HDF5 2.0 crashes where the count of dimensions within a mapping is damaged; rows are read from the shards."""
     path = tmp_path / "f.h5"
-    shards(path, 2, monkeypatch)
+    shards(path, 2)
     parent = join(path, 2)
     X, _ = parent.read("train", 0)
     content = path.read_bytes()

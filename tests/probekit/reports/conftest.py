@@ -153,3 +153,14 @@ def panel(run_folder):
 def make_run(tmp_path):
     """A function that writes another run, different as asked, and returns its folder."""
     return lambda **changes: fill_run(tmp_path / f"run{len(list(tmp_path.iterdir()))}", **changes)
+
+
+@pytest.fixture
+def make_panel(make_run):
+    """A function that writes another run, different as asked, and returns its only panel."""
+
+    def made(**changes):
+        (only,) = build_panels(collect_records(make_run(**changes)))
+        return only
+
+    return made

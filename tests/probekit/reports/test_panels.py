@@ -54,16 +54,15 @@ def test_the_margin_is_the_difference_of_accuracies(panel):
     assert found.p < 1e-6
 
 
-def test_different_rows_or_missing_files_give_no_margin(panel, make_run):
-    other = build_panels(collect_records(make_run(n_test=400)))[0]
+def test_different_rows_or_missing_files_give_no_margin(panel, make_panel):
+    other = make_panel(n_test=400)
     best = panel.models[0].records[0]
     assert margin(best, other.models[0].records[0]) is None
-    without = make_run(probes=False)
-    assert margin(best, build_panels(collect_records(without))[0].models[0].records[0]) is None
+    assert margin(best, make_panel(probes=False).models[0].records[0]) is None
 
 
-def test_without_predictions_there_is_a_curve_but_no_verdict(make_run):
-    (panel,) = build_panels(collect_records(make_run(probes=False)))
+def test_without_predictions_there_is_a_curve_but_no_verdict(make_panel):
+    panel = make_panel(probes=False)
     series = panel.models[0]
     assert series.verdict is None
     assert series.band_low is None

@@ -17,7 +17,6 @@ from probekit.reports import write_report
 from probekit.reports.figures.depth import depth_figure
 from probekit.reports.fit_map import _ticks
 from probekit.reports.page import _model, p_value
-from probekit.reports.panels import build_panels, collect_records
 from probekit.reports.published import comparison_frame
 from probekit.reports.tables import choose_columns, layer_frame, printed_frame
 from probekit.results.record import read_records
@@ -231,9 +230,9 @@ def facts_of(panel):
     return {name: value for name, value, _ in _model(panel, panel.models[0])["facts"]}
 
 
-def test_a_best_layer_that_is_the_last_is_measured_against_the_strongest_control(make_run, panel):
+def test_a_best_layer_that_is_the_last_is_measured_against_the_strongest_control(make_panel, panel):
     assert facts_of(panel)["Points above the last layer"] == f"{100 * panel.models[0].verdict.gain:+.1f}"
-    (rising,) = build_panels(collect_records(make_run(trained=RISING, unconverged=())))
+    rising = make_panel(trained=RISING, unconverged=())
     model, random, pixels = rising.series
     assert model.verdict.shape == "no fall"
     assert pixels.values[0] > random.values[random.peak]
@@ -242,8 +241,8 @@ def test_a_best_layer_that_is_the_last_is_measured_against_the_strongest_control
     assert not any("last layer" in name for name in facts)
 
 
-def test_a_sweep_that_left_out_the_last_layers_never_speaks_of_them(make_run):
-    (part,) = build_panels(collect_records(make_run(trained=RISING[:9], encoder={"name": "igpt", "last_depth": 10})))
+def test_a_sweep_that_left_out_the_last_layers_never_speaks_of_them(make_panel):
+    part = make_panel(trained=RISING[:9], encoder={"name": "igpt", "last_depth": 10})
     said = _model(part, part.models[0])
     assert "layer 10 was not probed" in said["sentences"][1]
     assert "8 of 10" in dict(facts_of(part)).values()

@@ -37,7 +37,7 @@ def curve_of(correct, val, depths=None, last_depth=None):
         series="s", dataset="d", metric=METRICS["top1"], records=records, every=records, runs=("s",), seeds=(0,),
         depths=depths, layers=tuple(f"{k:02d}" for k in depths), values=correct.mean(0), metrics={},
         by_draw=correct.mean(0)[None], converged=np.ones(n_layers, bool), at_grid_edge=np.zeros(n_layers, bool),
-        rows_SMn=correct[None], **held,
+        rows_SMn=correct[None], peak=int(np.argmax(val)), **held,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from scipy import stats
 
 from probekit import MemoryStore, Results, sweep
 from probekit.results.curve import depth_curve, paired_curves, verdict
-from probekit.results.metrics import bootstrap_runs
+from probekit.results.metrics import bootstrap_runs, wilson_interval
 from probekit.results.predictions import row_predictions
 from probekit.results.runs import join_runs, model_name, read_runs, run_name
 from probekit.runtime.errors import UserError
@@ -16,14 +16,15 @@ from probekit.runtime.errors import UserError
 CS = [0.1, 10.0]
 
 
-def run_of(seed, n=120):
+def run_of(seed, n=120, width=4):
     """Features of two layers of one data set, as another training run of the same network would give them."""
     rows, rng = np.random.default_rng(0), np.random.default_rng(seed)
     y, split = np.arange(n) % 3, {}
     for name, at in (("train", slice(0, 60)), ("test", slice(60, n))):
         base = rows.normal(size=(n, 4))
         noise = {layer: rng.normal(size=(n, 4)) for layer in ("00", "01")}
-        split[name] = ({k: base[at] + np.eye(4)[y[at]] * (1 + int(k)) + noise[k][at] for k in noise}, y[at])
+        X = {k: base[at] + np.eye(4)[y[at]] * (1 + int(k)) + noise[k][at] for k in noise}
+        split[name] = ({k: X[k][:, :width] for k in X}, y[at])
     return MemoryStore(split, {"name": "net", "weights_hash": str(seed)}, {"name": "blobs"})
 
 
@@ -103,8 +104,23 @@ def test_runs_are_named_by_hand_where_the_sweep_did_not(folder):
 def test_a_run_with_other_layers_is_refused(folder):
     records = [r for r in Results(folder) if r.kind == "layer"]
     cut = [r for r in records if r.series != "net, run 2" or r.layers == ("00",)]
-    with pytest.raises(UserError, match=r"'net, run 2' has other layers than 'net, run 1'"):
+    with pytest.raises(UserError, match=r"'net, run 2' has other layers or widths than 'net, run 1'"):
         depth_curve(cut)
+
+
+def test_a_run_of_another_width_is_refused(tmp_path):
+    for number, width in ((1, 4), (2, 3)):
+        sweep(run_of(number, width=width), tmp_path, Cs=CS, series=run_name("net", number))
+    with pytest.raises(UserError, match="other layers or widths"):
+        Results(tmp_path).curve("net")
+
+
+def test_seeds_that_are_always_right_keep_an_interval_for_new_rows():
+    y = np.arange(90) % 3
+    results = sweep({"a": np.eye(3)[y], "b": np.eye(3)[y]}, y, Cs=[1.0, 10.0], seeds=3)
+    curve = results.curve()
+    assert (curve.values == 1).all()
+    assert curve.low == pytest.approx(wilson_interval(18, 18)[0])
 
 
 def test_runs_compare_with_a_single_curve_on_the_same_rows(folder):

@@ -14,15 +14,16 @@ from tests.probekit.solver.reference import objective, optimum, random_problem, 
 TOL = 1e-4
 
 
-def judge(seeds):
-    """Problems left open, and false certificates."""
+def judge(seeds, shares=(1.0,)):
+    """Problems left open, and false certificates: of the last of several penalties, shares of the problem's own."""
     opened, false = [], []
     for seed in seeds:
         problem = random_problem(seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            path = fit_path(problem.X, problem.y, [problem.C], sample_weight=problem.weights, dtype=problem.dtype)
-        converged, gap, _ = verdict(problem, path)
+            Cs = [share * problem.C for share in shares]
+            path = fit_path(problem.X, problem.y, Cs, sample_weight=problem.weights, dtype=problem.dtype)
+        converged, gap, _ = verdict(problem, path, len(Cs) - 1)
         # 1e-9: the rounding of the reference, whose losses are sums of 300 terms
         if converged and gap > TOL + 1e-9:
             false.append((seed, gap))
@@ -33,6 +34,13 @@ def judge(seeds):
 
 def test_no_certificate_is_false():
     opened, false = judge(range(30))
+    assert not false
+    assert not opened
+
+
+def test_no_certificate_is_false_along_a_path():
+    """Three penalties are fitted in PyTorch, one or two of rows in memory in NumPy: two programs, two certificates."""
+    opened, false = judge(range(12), (0.01, 0.1, 1.0))
     assert not false
     assert not opened
 

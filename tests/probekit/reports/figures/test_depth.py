@@ -109,10 +109,9 @@ def test_only_unsound_layers_are_hollow(figure, panel):
     assert any("hollow" in text.get_text() for text in figure.legends[0].get_texts())
 
 
-def test_the_key_names_only_marks_that_occur(make_run):
-    from probekit.reports.panels import build_panels, collect_records
+def test_the_key_names_only_marks_that_occur(make_panel):
 
-    (panel,) = build_panels(collect_records(make_run(unconverged=())))
+    panel = make_panel(unconverged=())
     with style():
         words = [text.get_text() for text in depth_figure(panel).legends[0].get_texts()]
     assert not any("hollow" in word for word in words)

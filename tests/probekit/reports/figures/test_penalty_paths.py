@@ -5,7 +5,6 @@ import pytest
 
 from probekit.reports.figures.penalty_paths import path_figure
 from probekit.reports.figures.style import MODELS, style
-from probekit.reports.panels import build_panels, collect_records
 
 
 def test_the_path_figure_shows_held_out_accuracy_and_the_chosen_C(panel):
@@ -20,10 +19,10 @@ def test_the_path_figure_shows_held_out_accuracy_and_the_chosen_C(panel):
         assert own[-1].get_xdata()[0] == pytest.approx(np.log10(record.chosen_C))
 
 
-def test_many_layers_are_thinned_evenly_and_the_best_is_kept(make_run):
+def test_many_layers_are_thinned_evenly_and_the_best_is_kept(make_panel):
 
     deep = tuple(np.interp(range(30), [0, 23, 29], [0.3, 0.8, 0.75]))
-    (panel,) = build_panels(collect_records(make_run(trained=deep)))
+    panel = make_panel(trained=deep)
     series = panel.models[0]
     with style():
         titles = [axes.get_title(loc="left") for axes in path_figure(series).axes]
