@@ -1,4 +1,4 @@
-"""The bounds of the gap against Newton's method: at probes and steps that no solver would choose, and near the optimum."""
+"""The bounds of the gap at probes and steps that no solver would choose, and near the optimum."""
 
 import numpy as np
 import pytest
