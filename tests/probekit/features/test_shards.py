@@ -37,6 +37,9 @@ def test_joined_shards_equal_an_undivided_run(tmp_path, world):
             for layer in whole.layers:
                 X, y = whole.read(split, layer)
                 np.testing.assert_array_equal(parent.read(split, layer)[0], X)
+                # parts that begin and end within shards, and beyond the last row
+                for rows in (slice(3, 25), slice(9, 10), slice(7, 7), slice(len(X) - 2, len(X) + 5)):
+                    np.testing.assert_array_equal(parent.stored(split, layer, rows), X[rows])
                 np.testing.assert_array_equal(file[f"{split}/layers/{layer}"][()], X)
             np.testing.assert_array_equal(parent.labels(split), y)
             np.testing.assert_array_equal(parent.row_ids(split), whole.row_ids(split))

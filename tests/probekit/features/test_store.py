@@ -148,3 +148,13 @@ def test_a_store_travels_to_other_processes(tmp_path, arrays):
     store = FeatureStore.from_arrays(tmp_path / "f.h5", arrays)
     with pickle.loads(pickle.dumps(store)) as copy:
         np.testing.assert_array_equal(copy.read("test", 0)[0], store.read("test", 0)[0])
+
+
+def test_a_store_is_swept_beside_its_file_or_where_one_says(tmp_path):
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 2
+    splits = {split: (rng.normal(size=(60, 3)) + y[:, None], y) for split in ("train", "test")}
+    store = FeatureStore.from_arrays(tmp_path / "f.h5", splits, {"name": "made"}, {"name": "made"})
+    for out, where in ((None, tmp_path), (tmp_path / "there", tmp_path / "there")):
+        assert len(store.sweep(out, Cs=[0.1])) == 1
+        assert (where / "results.jsonl").is_file()

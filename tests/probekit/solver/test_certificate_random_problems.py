@@ -39,7 +39,7 @@ def test_no_certificate_is_false():
 
 
 def test_no_certificate_is_false_along_a_path():
-    """Three penalties are fitted in PyTorch, one or two of rows in memory in NumPy: two programs, two certificates."""
+    """The last of three penalties, which is begun from the ones before it."""
     opened, false = judge(range(12), (0.01, 0.1, 1.0))
     assert not false
     assert not opened

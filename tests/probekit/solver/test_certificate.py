@@ -1,0 +1,105 @@
+"""The bounds of the gap at probes and steps that no solver would choose, and near the optimum."""
+
+import numpy as np
+import pytest
+import torch
+
+from probekit.solver.certificate import GapBound
+from probekit.solver.data import WeightedData
+from probekit.solver.mean_loss import MeanLoss
+from tests.probekit.solver.reference import objective, optimum
+
+
+def problem(seed, K, weightless=False):
+    """X (N, D), y, weights that sum to 1, l2; with `weightless` the last class has rows but no weight."""
+    rng = np.random.default_rng(seed)
+    N, D = int(rng.integers(3 * K, 80)), int(rng.integers(1, 7))
+    y = np.concatenate([np.arange(K), rng.integers(0, K, N - K)])
+    X = rng.normal(size=(N, D)) * 10.0 ** rng.uniform(-1, 1, D) + rng.normal(size=(K, D))[y]
+    weights = rng.uniform(0.1, 1, N) * (y < K - 1 if weightless else 1)
+    return X, y, weights / weights.sum(), 10.0 ** rng.uniform(-4, 0)
+
+
+def bound_of(X, y, weights, K):
+    rows = WeightedData(
+        torch.from_numpy(X), torch.from_numpy(y), torch.from_numpy(weights), K, torch.float64, torch.device("cpu")
+    )
+    return GapBound(MeanLoss(rows))
+
+
+def measured(bound, theta, step, l2):
+    """Loss, bound of the gap at theta, and lower bound of the optimum by `step`."""
+    l2 = torch.tensor([l2], dtype=torch.float64)
+    at = bound.exact.evaluate(torch.from_numpy(theta)[None], l2)
+    return at.loss.item(), bound.at(at, l2).item(), bound.lower(at, l2, torch.from_numpy(step)[None]).item()
+
+
+def newton_step(X, y, weights, theta, l2):
+    """-H^-1 g (R, D+1) with the whole Hessian; a ridge on their sum holds softmax intercepts."""
+    _, gradient, p = objective(X, y, weights, theta[:, :-1], theta[:, -1], l2)
+    ones = np.column_stack([X, np.ones(len(X))])
+    R, c = theta.shape
+    if R == 1:
+        covariance = (p[:, 0] * p[:, 1])[:, None, None]
+    else:
+        covariance = p[:, :, None] * np.eye(R) - p[:, :, None] * p[:, None, :]
+    H = np.einsum("n,nkj,na,nb->kajb", weights, covariance, ones, ones)
+    for k in range(R):
+        H[k, range(c - 1), k, range(c - 1)] += l2
+    if R > 1:
+        H[:, -1, :, -1] += 1.0
+    return -np.linalg.solve(H.reshape(R * c, R * c), gradient.ravel()).reshape(R, c)
+
+
+def shape_of(X, K):
+    return (1 if K == 2 else K, X.shape[1] + 1)
+
+
+@pytest.mark.parametrize("K", [2, 3, 6])
+@pytest.mark.parametrize("seed", range(12))
+def test_no_probe_and_no_step_make_a_bound_false(seed, K):
+    X, y, weights, l2 = problem(seed, K)
+    best, _ = optimum(X, y, weights, K, l2)
+    bound, rng = bound_of(X, y, weights, K), np.random.default_rng(seed)
+    for size in (0.0, 1e-2, 1.0, 30.0):
+        theta = size * rng.normal(size=shape_of(X, K))
+        for length in (0.0, 1e-2, 1.0, 30.0):
+            loss, gap, lower = measured(bound, theta, length * rng.normal(size=theta.shape), l2)
+            # the reference's value is above the optimum, by less than its own tolerance of 1e-13
+            assert loss - gap <= best * (1 + 1e-12)
+            assert lower <= best * (1 + 1e-12)
+
+
+def test_a_class_without_weight_makes_no_bound_false():
+    for seed in range(12):
+        X, y, weights, l2 = problem(seed, 4, weightless=True)
+        best, _ = optimum(X[y < 3], y[y < 3], weights[y < 3], 3, l2)  # the least value as its intercept falls
+        bound, rng = bound_of(X, y, weights, 4), np.random.default_rng(seed)
+        for size in (0.0, 0.1, 3.0):
+            theta = size * rng.normal(size=shape_of(X, 4))
+            loss, gap, lower = measured(bound, theta, rng.normal(size=theta.shape), l2)
+            assert loss - gap <= best * (1 + 1e-12)
+            assert lower <= best * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("K", [2, 3, 6])
+@pytest.mark.parametrize("seed", range(12))
+def test_near_the_optimum_a_newton_step_gives_the_gap_itself(seed, K):
+    X, y, weights, l2 = problem(seed, K)
+    best, theta, rng = optimum(X, y, weights, K, l2)[0], np.zeros(shape_of(X, K)), np.random.default_rng(seed)
+    for _ in range(60):  # damped, as the loss may be far from quadratic at zero
+        step = newton_step(X, y, weights, theta, l2)
+        theta = theta + step / max(1.0, np.abs(X @ step[:, :-1].T).max())
+    assert objective(X, y, weights, theta[:, :-1], theta[:, -1], l2)[0] == pytest.approx(best, rel=1e-10)
+    bound = bound_of(X, y, weights, K)
+    away = rng.normal(size=theta.shape) / np.abs(X).max()
+    theta = theta + 1e-4 * away
+    step = newton_step(X, y, weights, theta, l2)
+    loss, _, lower = measured(bound, theta, step, l2)
+    gap = loss - best
+    # third-order terms of a step of 1e-4 in the logits are 1e-4 of the gap (1e-9 or so), a rounding of the losses 1e-15
+    assert gap > 1e-13
+    assert loss - lower == pytest.approx(gap, rel=0.01, abs=1e-14)
+    # the step's intercepts are solved anew: wrong ones change nothing
+    step[:, -1] += rng.normal(size=len(step)) * 1e-4
+    assert measured(bound, theta, step, l2)[2] == pytest.approx(lower, abs=0.01 * gap + 1e-14)
