@@ -23,7 +23,7 @@ BLOCK_ROWS_PER_COLUMN = 2.0  # of a class; 1 costs 58 products for 41, 10 gain n
 DRAWS = 20.0  # of the leverage of a row: each column is drawn so often
 ANYHOW = 0.25  # of the rows that are drawn without a factor to measure leverages by
 SKETCH = 24  # random projections for leverages
-AT_ONCE = 1 << 25  # shares of rows held while they are sampled
+AT_ONCE = 1 << 22  # shares of rows held while they are sampled
 CHUNK_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}  # of class blocks that are built and inverted together
 
 
@@ -120,11 +120,14 @@ def _draws(
         found = anyhow.to(X.dtype).repeat(1, len(X))
         if sketch is None:
             return found
-        found *= ANYHOW
-        for one in sketch:
-            z = torch.mm(one, X.T)
-            found += DRAWS * (z if pairs is None else z[pairs[0]] - z[pairs[1]]).square_()
-        return found
+        z = torch.mm(sketch.reshape(-1, X.shape[1]), X.T).view(len(sketch), -1, len(X))
+        if pairs is None:
+            leverages = z.square_().sum(dim=0)
+        else:  # |z_k - z_l|^2 by inner products: classes squared are few beside pairs times SKETCH
+            products = z.permute(2, 1, 0) @ z.permute(2, 0, 1)
+            own, (one, other) = products.diagonal(dim1=1, dim2=2), pairs
+            leverages = (own[:, one] + own[:, other] - 2 * products[:, one, other]).clamp_min_(0).T
+        return found.mul_(ANYHOW).add_(leverages, alpha=DRAWS)
 
     return draws
 
@@ -140,13 +143,16 @@ def pair_sampled_hessian(loss: MeanLoss, theta: Tensor, last: Factor | None) -> 
     basis = class_basis(R, theta)
     pairs = torch.triu_indices(R, R, offset=1, device=theta.device)
     first, second = pairs
-    edges = basis[first] - basis[second]
     draws = _draws(-covariance[first, second], columns, ROWS_PER_COLUMN, sketch, pairs)
     moments = _sampled_moments(loss, theta, lambda p: p[first] * p[second], draws, len(first))
-    q = edges.shape[1]
-    outer = (edges[:, :, None] * edges[:, None, :]).reshape(len(edges), q * q)
-    hessian = (outer.T @ moments.reshape(len(edges), -1)).view(q, q, columns, columns)
-    return hessian.permute(0, 2, 1, 3).reshape(q * columns, q * columns)
+    laplacian = moments.new_zeros(R, R, columns * columns)
+    laplacian[first, second] = laplacian[second, first] = -moments.reshape(len(first), -1)
+    del moments
+    laplacian.diagonal().copy_(-laplacian.sum(dim=1).T)
+    q = basis.shape[1]
+    half = (basis.T @ laplacian.view(R, -1)).view(q, R, -1)
+    hessian = (half.transpose(1, 2) @ basis).view(q, columns, columns, q)
+    return hessian.permute(0, 1, 3, 2).reshape(q * columns, q * columns)
 
 
 def _doubt_of(classes: Tensor | slice) -> Callable[[Tensor], Tensor]:
@@ -164,8 +170,8 @@ def _sampled_moments(
     data, columns = loss.data, theta.shape[1]
     generator = torch.Generator(device=theta.device).manual_seed(0)
     moments = torch.zeros(n_moments, columns, columns, dtype=theta.dtype, device=theta.device)
-    at_once = len(data) if data.ready and n_moments * len(data) < AT_ONCE else 0
-    for X, _, weights in data.blocks(max(STREAM_ROWS, at_once)):
+    at_once = max(AT_ONCE // n_moments, 128)
+    for X, _, weights in data.blocks(at_once if data.ready else min(at_once, STREAM_ROWS)):
         z = torch.mm(theta, X.T)
         mass_of_rows = share(z.sigmoid() if len(z) == 1 else z.softmax(dim=0)).mul_(weights.to(z.dtype))
         rate = draws(X)
