@@ -275,7 +275,7 @@ def pointwise_limits(
         low, high = sample.mean() - half, sample.mean() + half
     else:
         return np.nan, np.nan
-    return max(float(low), 0.0), min(float(high), 1.0 if metric.percent else np.inf)
+    return max(float(low), 0.0), min(float(high), metric.most)
 
 
 def depth_curves(records: Iterable[Record], train_rows: int | None = None) -> dict[str, Curve]:

@@ -26,6 +26,7 @@ class Metric:
     rows : one value a row (N,) whose mean is the score, where there are such values
     percent : whether it is a share, shown in percent
     larger_is_better : False for losses and errors
+    most : the largest value there is (1 for a share), where limits of intervals end
     """
 
     name: str
@@ -34,6 +35,7 @@ class Metric:
     rows: Scores | None = None
     percent: bool = False
     larger_is_better: bool = True
+    most: float = np.inf
 
     def __call__(self, log_proba_NK: np.ndarray, y_N: np.ndarray) -> float | None:
         return self.function(log_proba_NK, y_N)
@@ -83,20 +85,19 @@ def metric(function: Any = None, **shown: Any) -> Any:
     Parameters
     ----------
     function : the score; with `by_row=True` it gives one value a row, and the score is their mean
-    shown : fields of `Metric`: words, percent, larger_is_better
+    shown : fields of `Metric`: words, percent (then `most` is 1), larger_is_better, most
     """
     if function is None:
         return lambda own: metric(own, **shown)
     by_row = shown.pop("by_row", False)
+    about = {"words": function.__name__.replace("_", " "), "most": 1.0 if shown.get("percent") else np.inf} | shown
 
     def mean(log_proba_NK: np.ndarray, y_N: np.ndarray) -> float | None:
         values = function(log_proba_NK, y_N)
         if values is None:
             return None
-        # weights of rows may round a share of all rows to more than 1
-        return min(float(values.mean()), 1.0) if shown.get("percent") else float(values.mean())
+        return min(float(values.mean()), about["most"])  # weights of rows may round a share of all rows to more than 1
 
-    about = {"words": function.__name__.replace("_", " ")} | shown
     score = mean if by_row else function
     METRICS[function.__name__] = Metric(function.__name__, score, rows=function if by_row else None, **about)
     return function
@@ -127,7 +128,7 @@ def log_loss(log_proba_NK: np.ndarray, y_N: np.ndarray) -> np.ndarray:
     return -log_proba_NK[np.arange(len(y_N)), y_N]
 
 
-@metric(by_row=True, words="Expected calibration error", larger_is_better=False)
+@metric(by_row=True, words="Expected calibration error", larger_is_better=False, most=1.0)
 def ece(log_proba_NK: np.ndarray, y_N: np.ndarray, n_bins: int = 15) -> np.ndarray:
     """Expected calibration error: confidence - correct of each row, signed as its bin's sum is.
 
@@ -145,7 +146,7 @@ def ece(log_proba_NK: np.ndarray, y_N: np.ndarray, n_bins: int = 15) -> np.ndarr
     return excess * np.sign(np.bincount(bins, weights=excess, minlength=n_bins))[bins]
 
 
-@metric(by_row=True, words="Brier score", larger_is_better=False)
+@metric(by_row=True, words="Brier score", larger_is_better=False, most=2.0)
 def brier(log_proba_NK: np.ndarray, y_N: np.ndarray) -> np.ndarray:
     """Squared distance between the probabilities and the one-hot label: 0 to 2.
 

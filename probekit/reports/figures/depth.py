@@ -310,7 +310,7 @@ def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     height = figure.get_size_inches()[1] * axes.get_position().height * 72
     line_height = (high - low) * points(11.5) / height
     ends = sorted(ends, key=lambda end: end[0])
-    wrapped = ["\n".join(textwrap.wrap(label[:MOST_LABEL], 11)) for _, label, _ in ends]
+    wrapped = ["\n".join(textwrap.wrap(label[:MOST_LABEL], 10)) for _, label, _ in ends]
     heights = [line_height * (text.count("\n") + 1) for text in wrapped]
     for centre, text, (_, _, colour) in zip(spread([end[0] for end in ends], heights), wrapped, ends, strict=True):
         axes.annotate(

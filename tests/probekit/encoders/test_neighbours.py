@@ -371,7 +371,7 @@ def test_tokens_of_other_names(name, count):
     if name == "register_tokens":
         assert load_encoder(Tokens("front", count, name), **options).provenance["decisions"]["block"]["positions"] == 16
         return
-    with pytest.raises(UserError, match="say prefix_tokens="):
+    with pytest.raises(UserError, match="prefix_tokens="):
         load_encoder(Tokens("front", count, name), **options)
     assert load_encoder(Tokens("front", count, name), prefix_tokens=count, **options).widths == (8,)
     with pytest.raises(UserError, match="not in front"):
