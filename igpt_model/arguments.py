@@ -36,16 +36,17 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            given = signature.bind(*args, **kwargs).arguments
+            given = signature.bind(*args, **kwargs)
         except TypeError as error:
             raise WrongType(f"{_called(function)}: {error}.") from None
         hints[:] = hints or [_hints(function)]
-        for name, value in given.items():
-            kind = signature.parameters[name].kind
-            if kind is not inspect.Parameter.VAR_KEYWORD:
-                for one in value if kind is inspect.Parameter.VAR_POSITIONAL else (value,):
-                    check_kind(name, one, hints[0].get(name, Any), _called(function))
-        return function(*args, **kwargs)
+        for name, value in given.arguments.items():
+            kind, hint = signature.parameters[name].kind, hints[0].get(name, Any)
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                given.arguments[name] = tuple(check_kind(name, one, hint, _called(function)) for one in value)
+            elif kind is not inspect.Parameter.VAR_KEYWORD:
+                given.arguments[name] = check_kind(name, value, hint, _called(function))
+        return function(*given.args, **given.kwargs)
 
     return call
 
@@ -53,15 +54,20 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 def check_fields(settings: Any) -> None:
     """Check the fields of a dataclass in the same way."""
     for name, hint in _hints(type(settings)).items():
-        check_kind(name, getattr(settings, name), hint, type(settings).__name__)
+        object.__setattr__(settings, name, check_kind(name, getattr(settings, name), hint, type(settings).__name__))
 
 
-def check_kind(name: str, value: Any, hint: Any, where: str) -> None:
-    """Refuse a value that is not of the annotated kind."""
+def check_kind(name: str, value: Any, hint: Any, where: str) -> Any:
+    """The value, a NumPy scalar as the Python one that is meant; refused if it is not of the annotated kind."""
+    kind = type(value)
+    scalar = kind.__module__ == "numpy" and kind.__name__ != "ndarray" and getattr(value, "ndim", 1) == 0
+    if scalar and _fits(value.item(), hint):
+        return value.item()
     if not _fits(value, hint):
         plain = value is None or isinstance(value, str | int | float | bytes)
         shown = _short(value) if plain else f"of type {type(value).__name__}"
         raise WrongType(f"{name} is {shown}; {where} expected {_named(hint)}.")
+    return value
 
 
 def plain_array(value: Any, what: str) -> "np.ndarray":

@@ -1,5 +1,6 @@
 """What a public function is given is of the kind that its annotation says, or refused by a sentence that says so."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from igpt_model.arguments import WrongType, check_fields, checked
+from igpt_model.arguments import WrongType, check_fields, check_kind, checked
 from igpt_model.errors import UserError
 
 
@@ -53,7 +54,7 @@ def test_what_fits_passes_and_the_rest_is_named(hint):
     guarded = checked(function)
     good, bad = VALUES[hint]
     for value in good:
-        assert guarded(value) is value
+        assert guarded(value) is value or (isinstance(value, np.generic) and type(guarded(value)) is type(value.item()))
     for value in bad:
         with pytest.raises(WrongType, match=r"^value is .*; .*function expected .+\.$") as caught:
             guarded(value=value)
@@ -96,3 +97,26 @@ def test_fields_of_a_dataclass():
         check_fields(Settings(0.5))
     with pytest.raises(WrongType, match="a number of more than 53 bits"):
         check_fields(Settings(1, 10**400))
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [(np.bool_(True), True), (np.float32(0.5), 0.5), (np.int64(3), 3), (np.str_("a"), "a")],
+)
+def test_numpys_scalars_stand_for_pythons(value, plain):
+    @checked
+    def function(one: bool | int | float | str, *more: bool | int | float | str):
+        return one, *more
+
+    assert function(value, value) == (plain, plain)
+
+    @dataclass(frozen=True)
+    class Settings:
+        one: bool | int | float | str
+
+        def __post_init__(self):
+            check_fields(self)
+
+    assert json.dumps(Settings(np.array(plain)[()]).one) == json.dumps(plain)
+    with pytest.raises(WrongType, match=r"standardize is of type bool; fit expected a whole number"):
+        check_kind("standardize", np.bool_(True), int, "fit")
