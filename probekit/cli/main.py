@@ -305,7 +305,8 @@ def users_sentence(error: BaseException) -> str | None:
 def _out_of_memory(error: BaseException) -> bool:
     """Whether NumPy, PyTorch or Python itself could not allocate memory."""
     words = ["can't allocate memory", "not enough memory", "out of memory", "Unable to allocate"]
-    words += ["Cannot allocate memory", "failed to map segment"]  # of a library that cannot be loaded
+    # a library that cannot be loaded, and what oneDNN says of it
+    words += ["Cannot allocate memory", "failed to map segment", "could not create a primitive"]
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | ImportError) and any(word in str(error) for word in words)
     )

@@ -58,7 +58,7 @@ VERBS = {
     "--out {out}/run",
     "study": "study pixels --on digits --limit 60 --Cs 1 --out {out}/study",
     "demo": "demo --steps 4 --batch-size 4 --n-layer 1 --n-embd 12 --limit 30 --out {out}/demo",
-    "geometry": "geometry {made}/f.h5",
+    "geometry": "geometry {made}/f.h5 -q",
     "predict": "predict {made}/res {made}/pictures",
     "compare": "compare {made}/res {made}/res2",
     "verify": "verify {made}/f.h5",

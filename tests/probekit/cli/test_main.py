@@ -80,6 +80,7 @@ def test_an_interrupt_that_a_library_turned_into_another_exception(capsys):
         (FileNotFoundError("runs/x holds no checkpoint; train first."), 2, "holds no checkpoint"),
         (MemoryError(), 2, "there is not enough memory"),
         (ImportError("x.so: failed to map segment from shared object"), 2, "not enough memory"),
+        (RuntimeError("could not create a primitive"), 2, "not enough memory"),
         (KeyError("ours"), 1, "error in probekit itself"),
         (OSError(errno.EPROTO, "Protocol error", "/x"), 1, "error in probekit itself"),
     ],
