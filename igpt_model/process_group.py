@@ -1,6 +1,7 @@
 """The torch.distributed group of the processes that torchrun started, joined once, for CPU and GPU tensors alike."""
 
 import atexit
+import gc
 
 import torch
 import torch.distributed as dist
@@ -24,7 +25,7 @@ def join_group(device: torch.device) -> None:
     if not dist.is_initialized():
         with_nccl = torch.cuda.is_available() and dist.is_nccl_available()
         dist.init_process_group("cpu:gloo,cuda:nccl" if with_nccl else "gloo", device_id=device if gpu else None)
-        atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
+        atexit.register(_leave)
     if gpu:
         if "nccl" not in dist.get_backend_config():
             raise UserError(
@@ -38,6 +39,13 @@ def join_group(device: torch.device) -> None:
                 f"The processes have GPUs of different models ({', '.join(sorted(set(models)))}), which round "
                 "differently; choose GPUs of one model with CUDA_VISIBLE_DEVICES, or one process."
             )
+
+
+def _leave() -> None:
+    """Close the group; a model that is garbage but still holds it goes first, or the process may abort at its end."""
+    gc.collect()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def wait_for_all() -> None:
