@@ -493,17 +493,18 @@ def layer_depth(name: str, curve: Curve) -> int:
 
 
 def series_margin(a: Series, b: Series) -> PairedDifference | None:
-    """By how much the best layer of `a` exceeds that of `b` on the test rows they share, over their draws.
+    """By how much the best layer of `a` exceeds that of `b` on the same test rows, over their draws.
 
-    None when per-row files are missing (of single draws, those of the two layers), no row is shared, or the two have
-    different numbers of draws.
+    None when per-row files are missing (of single draws, those of the two layers), the test rows differ, or the two
+    have different numbers of draws.
     """
     if a.curve.metric.name != "top1":
         return None
     try:
-        return paired_curves(a.curve, b.curve)
+        found = paired_curves(a.curve, b.curve)
     except UserError:
         return None
+    return found if all(found.n == s.best.record.metrics["n_test"] for s in (a, b)) else None
 
 
 def short_range(depths: Sequence[int]) -> str:
