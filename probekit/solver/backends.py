@@ -1,4 +1,4 @@
-"""Who solves it: `torch` (this package), `sklearn` (the oracle), `cuml` (an extra); our objective certifies all."""
+"""Backends: `torch` (this package), `sklearn` (the oracle), `cuml` (an extra); all are certified by our objective."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Fitted:
-    """theta (n_C, R, D+1) float64 on the rows' own coordinates, certificates, and who made it."""
+    """theta (n_C, R, D+1) float64 of the rows as given, certificates, and what made it."""
 
     theta: Array
     converged: NDArray[np.bool_]
