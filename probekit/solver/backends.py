@@ -33,7 +33,7 @@ class Fitted:
 def fit_backend(name: str, inputs: Inputs, l2s: Array, tol: float, max_iter: int, fit_intercept: bool) -> Fitted:
     """Solve with the named backend, then certify with the objective of this package."""
     backends: dict[str, Callable[..., Fitted]] = {"torch": _torch, "sklearn": _sklearn, "cuml": _cuml}
-    if not isinstance(name, str) or name not in backends:
+    if name not in backends:
         raise UserError(f"backend {name!r} is not known; choose torch, sklearn or cuml.")
     rows = replace(inputs.rows, intercept=fit_intercept)
     return backends[name](rows, l2s, tol, max_iter)

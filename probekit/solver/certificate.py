@@ -27,6 +27,8 @@ from torch import Tensor
 from probekit.solver.data import WeightedData
 from probekit.solver.mean_loss import EPS, Evaluation, MeanLoss, covariance_of, regular_intercepts
 
+Array = NDArray[Any]
+
 GRADIENT_RATIO = 1e-2
 NO_WEIGHT = 1e-18  # share by which a class without weight is given its intercept
 INTERCEPT_PASSES = 4  # one is exact but for clipped probabilities and rounding
@@ -43,6 +45,30 @@ class Certified:
 
     theta: NDArray[np.float64]
     figures: dict[str, NDArray[Any]]
+
+    @classmethod
+    def of(
+        cls, theta: Array, gradient: Array, shift: Array, at_zero: float, loss: Array, bound: Array, kind: Array,
+        n_iter: Array, stalled: Array,
+    ) -> "Certified":  # fmt: skip
+        """Figures of probes, with gradients (P, R, D+1) of the rows minus `shift` (D,) and max|g| at W = 0.
+
+        `bound` (P,) is of the gap, `kind` its place in `KINDS`; those that are not `stalled` had no steps left.
+        """
+        of_b = np.abs(gradient[..., -1]).max(axis=1)
+        of_given = gradient[..., :-1] + gradient[..., -1:] * shift
+        figures = {
+            "loss": loss,
+            "grad_max": np.maximum(np.abs(of_given).max(axis=(1, 2)), of_b),
+            "grad_rel": np.abs(gradient).max(axis=(1, 2)) / max(at_zero, 1e-300),
+            "gap_bound": bound,
+            "gap": bound / np.maximum(loss, 1e-300),
+            "kind": np.array(KINDS)[kind],
+            "intercept_residual": of_b,
+            "n_iter": n_iter,
+            "stop_reason": np.where(stalled, "stalled", "max_iter").astype(object),
+        }
+        return cls(theta, figures)
 
     def converged(self, tol: float) -> NDArray[np.bool_]:
         """The one definition of a converged fit (P,)."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.linalg.lapack import dposv
 from torch import Tensor
 
-from probekit.solver.certificate import GRADIENT_RATIO, KINDS, Certified, divergences, move, prior_intercept
+from probekit.solver.certificate import GRADIENT_RATIO, Certified, divergences, move, prior_intercept
 from probekit.solver.continuation import LEAST_RATIO, lagrange
 from probekit.solver.data import WeightedData
 from probekit.solver.mean_loss import regular_intercepts
@@ -331,9 +331,7 @@ class HostProblem:
                 if self.X is None and max_steps > 1 and not self._enough(at, self.tol):
                     at = self._on_the_way(l2, at, min(max_steps, MOST_STEPS))
                 found.append(at)
-        certified = self._certified(found[::-1], passes)
-        certified.figures["stop_reason"][passes > max_steps] = "max_iter"
-        return certified
+        return self._certified(found[::-1], passes, passes <= max_steps)
 
     def _enough(self, at: _Point, tol: float) -> bool:
         return at.gap <= tol and self._largest(at.gradient) <= self.limit
@@ -564,26 +562,14 @@ class HostProblem:
         with np.errstate(all="ignore"):
             points = [self.evaluate(self._from_given(t), l2) for t, l2 in zip(theta, l2s, strict=True)]
             points = [self._sharpen(at, l2) for at, l2 in zip(points, l2s, strict=True)]
-        return self._certified(points, np.ones(len(l2s), np.int64))
+        return self._certified(points, np.ones(len(l2s), np.int64), np.ones(len(l2s), bool))
 
-    def _certified(self, points: list[_Point], passes: Array) -> Certified:
+    def _certified(self, points: list[_Point], passes: Array, stalled: Array) -> Certified:
         theta = np.stack([self._columns(at.theta) for at in points])
         gradient = np.stack([self._columns(at.gradient) for at in points])
         theta[..., -1] -= theta[..., :-1] @ self.moved
-        of_given = gradient[..., :-1] + gradient[..., -1:] * self.moved
-        of_b = np.abs(gradient[..., -1]).max(axis=1)
-        figures = {
-            "loss": np.array([at.loss for at in points]),
-            "grad_max": np.maximum(np.abs(of_given).max(axis=(1, 2)), of_b),
-            "grad_rel": np.abs(gradient).max(axis=(1, 2)) / max(self.at_zero, 1e-300),
-            "gap_bound": np.array([at.bound for at in points]),
-            "gap": np.array([at.gap for at in points]),
-            "kind": np.array(KINDS)[[at.kind for at in points]],
-            "intercept_residual": of_b,
-            "n_iter": passes,
-            "stop_reason": np.full(len(points), "stalled", object),
-        }
-        return Certified(theta, figures)
+        loss, bound, kind = (np.array([getattr(at, name) for at in points]) for name in ("loss", "bound", "kind"))
+        return Certified.of(theta, gradient, self.moved, self.at_zero, loss, bound, kind, passes, stalled)
 
 
 def _solve(H: Array, g: Array) -> Array:

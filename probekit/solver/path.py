@@ -173,7 +173,7 @@ def fit_path(
         "standardize": standardize, "tol": tol, "max_iter": max_iter, "device": device, "dtype": dtype,
         "fit_intercept": fit_intercept,
     }  # fmt: skip
-    check_settings(tol, max_iter, standardize, fit_intercept, dtype)
+    check_settings(tol, max_iter, dtype)
     if rows_dealt and (backend != "torch" or not torch.distributed.is_initialized()):
         raise UserError(
             "rows_dealt needs the torch backend and a running torch.distributed group; start with torchrun."

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probekit.solver.certificate import GRADIENT_RATIO, KINDS, Certified, GapBound, prior_intercept
+from probekit.solver.certificate import GRADIENT_RATIO, Certified, GapBound, prior_intercept
 from probekit.solver.continuation import CLOSE_RATIO, choose_nodes, lagrange
 from probekit.solver.data import WeightedData
 from probekit.solver.eigenbasis import find_coordinates
@@ -147,24 +147,18 @@ class PathSolver:
     def summarise(self, at: Evaluation, low: Tensor) -> Certified:
         """The certificate of probes, by the better of their own bound and `low` (P,)."""
         own, below = self.bound.at(at, self.l2), (at.loss - low).clamp_min(0)
-        shift, of_b = self.coordinates.shift, at.gradient[..., -1:]
-        of_given = self.coordinates.to_columns(at.gradient)[..., :-1] + of_b * shift
-        gap = torch.minimum(own, below)
-        figures = {
+        measured = {
+            "theta": self.coordinates.to_original(at.theta),
+            "gradient": self.coordinates.to_columns(at.gradient),
+            "shift": self.coordinates.shift,
             "loss": at.loss,
-            "grad_max": torch.maximum(of_given.abs().amax(dim=(1, 2)), of_b.abs().amax(dim=(1, 2))),
-            "grad_rel": self.largest(at.gradient) / max(self.grad_at_zero, 1e-300),
-            "gap_bound": gap,
-            "gap": gap / at.loss.clamp_min(1e-300),
-            "kind": below < own,
-            "intercept_residual": of_b.abs().amax(dim=(1, 2)),
+            "bound": torch.minimum(own, below),
+            "kind": (below < own).long(),
             "n_iter": self.n_iter,
-            "stop_reason": self.stalled,
+            "stalled": self.stalled,
         }
-        arrays = {name: value.cpu().numpy() for name, value in figures.items()}
-        arrays["kind"] = np.array(KINDS)[arrays["kind"].astype(int)]
-        arrays["stop_reason"] = np.array(["max_iter", "stalled"], object)[arrays["stop_reason"].astype(int)]
-        return Certified(self.coordinates.to_original(at.theta).cpu().numpy(), arrays)
+        arrays = {name: value.cpu().numpy() for name, value in measured.items()}
+        return Certified.of(at_zero=self.grad_at_zero, **arrays)
 
     def lower_bounds(self, at: Evaluation, l2: Tensor) -> Tensor:
         """Lower bounds of the optima (P,) by as many conjugate gradients as it takes, in float64."""
