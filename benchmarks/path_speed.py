@@ -20,7 +20,6 @@ every k-th penalty, and the ratio is also given to ours on the same penalties: n
 is computed in float64 by one function. Rows go to benchmarks/results/path_speed.csv; `--toy` shrinks every case.
 """
 
-import argparse
 import signal
 import tempfile
 import time
@@ -31,7 +30,7 @@ import numpy as np
 import sklearn
 import torch
 from peers import PEERS, logistic_regression_cv
-from rows import record
+from rows import parser, record
 from rows import timed as timed_by
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -168,16 +167,16 @@ def compare(what, X, y, Cs, ways, every, limit):
             continue
         seconds, reached = run_peer(way, X, y, Cs[picked], goals, limit)
         excess = np.array(reached) / goals[: len(reached)] - 1
-        told = f"{what} {way[0]} {way[1]}, {way[2]}"
+        peer = f"{what} {way[0]} {way[1]}, {way[2]}"
         least = "at least " if len(reached) < len(Cs) else ""
-        yield f"{told}, penalties done of {len(picked)}", len(reached)
-        yield f"{told}, penalties at an equal or better objective", (excess <= EQUAL).sum()
-        yield f"{told}, CPU s", seconds
-        yield f"{told}, CPU s / ours ({least}for {len(Cs)} penalties)", seconds / ours
+        yield f"{peer}, penalties done of {len(picked)}", len(reached)
+        yield f"{peer}, penalties at an equal or better objective", (excess <= EQUAL).sum()
+        yield f"{peer}, CPU s", seconds
+        yield f"{peer}, CPU s / ours ({least}for {len(Cs)} penalties)", seconds / ours
         if every > 1:
-            yield f"{told}, CPU s / ours on the same penalties", seconds / same
+            yield f"{peer}, CPU s / ours on the same penalties", seconds / same
         if len(reached):
-            yield f"{told}, largest (theirs - ours) / ours", excess.max()
+            yield f"{peer}, largest (theirs - ours) / ours", excess.max()
         if (excess <= EQUAL).all() and (best is None or seconds < best[0]):
             best = seconds, f"{least}{way[0]} {way[1]}"
     if best:
@@ -279,16 +278,16 @@ TOYS = {"digits": ((300, 64, 10), 9), "fashion": ((600, 16, 10), 9), "large": ((
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("cases", nargs="*", default=["digits", "fashion"], help=f"{', '.join(CASES)}, sweep, scaling")
-    parser.add_argument("--root", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=("raw", "standardised"))
-    parser.add_argument("--ways", nargs="*", choices=[" ".join(way) for way in WAYS], metavar="WAY")
-    parser.add_argument("--limit", type=float, default=float("inf"), help="CPU seconds a peer")
-    parser.add_argument("--every", type=int, help="peers fit every k-th penalty")
-    parser.add_argument("--toy", action="store_true")
-    options = parser.parse_args()
+    line = parser(__doc__)
+    line.add_argument("cases", nargs="*", default=["digits", "fashion"], help=f"{', '.join(CASES)}, sweep, scaling")
+    line.add_argument("--root", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
+    line.add_argument("--seed", type=int, default=0)
+    line.add_argument("--only", choices=("raw", "standardised"))
+    line.add_argument("--ways", nargs="*", choices=[" ".join(way) for way in WAYS], metavar="WAY")
+    line.add_argument("--limit", type=float, default=float("inf"), help="CPU seconds a peer")
+    line.add_argument("--every", type=int, help="peers fit every k-th penalty")
+    line.add_argument("--toy", action="store_true")
+    options = line.parse_args()
     torch.set_num_threads(1)
     for name in options.cases:
         with tempfile.TemporaryDirectory() as folder:

@@ -24,7 +24,7 @@ def processor():
 
 def circumstances(device="cpu"):
     """What a figure depends on beside the code."""
-    # a copy of the tree without its history, or a machine without git, is told the commit
+    # for a copy of the tree without its history, or a machine without git
     commit = os.environ.get("PROBEKIT_COMMIT", "")
     if not commit:
         command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]

@@ -315,7 +315,7 @@ class LinearProbeCV(_Probe):
             return _held_out(path, features[held], y[held], weights[held])
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the choice below heeds it
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the choice below takes it into account
             selection = cross_validate(Cs, self._rounds(y, weights, groups), fit_and_score)
         scores = selection.fold_accuracy, selection.fold_log_loss
         best = choose(scores[0].mean(axis=0), scores[1].mean(axis=0), Cs, selection.converged)

@@ -1,4 +1,4 @@
-"""Who solves it: `torch` (this package), `sklearn` (the oracle), `cuml` (an extra); our objective certifies all."""
+"""Backends: `torch` (this package), `sklearn` (the oracle), `cuml` (an extra); all are certified by our objective."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Fitted:
-    """theta (n_C, R, D+1) float64 on the rows' own coordinates, certificates, and who made it."""
+    """theta (n_C, R, D+1) float64 of the rows as given, certificates, and what made it."""
 
     theta: Array
     converged: NDArray[np.bool_]
@@ -33,7 +33,7 @@ class Fitted:
 def fit_backend(name: str, inputs: Inputs, l2s: Array, tol: float, max_iter: int, fit_intercept: bool) -> Fitted:
     """Solve with the named backend, then certify with the objective of this package."""
     backends: dict[str, Callable[..., Fitted]] = {"torch": _torch, "sklearn": _sklearn, "cuml": _cuml}
-    if not isinstance(name, str) or name not in backends:
+    if name not in backends:
         raise UserError(f"backend {name!r} is not known; choose torch, sklearn or cuml.")
     rows = replace(inputs.rows, intercept=fit_intercept)
     return backends[name](rows, l2s, tol, max_iter)

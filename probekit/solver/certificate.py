@@ -1,4 +1,4 @@
-"""The proof each fit carries, measured in float64: bounds of the gap f(theta) - f*, whoever found theta.
+"""The certificate of each fit, measured in float64: bounds of the gap f(theta) - f*, however theta was found.
 
 **duality_gap.** With e = ||g_b||_1 / 2 (|g_b| if R = 1), q the smallest class share and |x| the longest row,
     f(theta) - f*  <=  (||g_W|| + sqrt(2) |x| e)^2 / (2 l2)  +  e (range(b) + log(1 / q) + sqrt(2) |x| ||W||)
@@ -27,6 +27,8 @@ from torch import Tensor
 from probekit.solver.data import WeightedData
 from probekit.solver.mean_loss import EPS, Evaluation, MeanLoss, covariance_of, regular_intercepts
 
+Array = NDArray[Any]
+
 GRADIENT_RATIO = 1e-2
 NO_WEIGHT = 1e-18  # share by which a class without weight is given its intercept
 INTERCEPT_PASSES = 4  # one is exact but for clipped probabilities and rounding
@@ -43,6 +45,30 @@ class Certified:
 
     theta: NDArray[np.float64]
     figures: dict[str, NDArray[Any]]
+
+    @classmethod
+    def of(
+        cls, theta: Array, gradient: Array, shift: Array, at_zero: float, loss: Array, bound: Array, kind: Array,
+        n_iter: Array, stalled: Array,
+    ) -> "Certified":  # fmt: skip
+        """Figures of probes, with gradients (P, R, D+1) of the rows minus `shift` (D,) and max|g| at W = 0.
+
+        `bound` (P,) is of the gap, `kind` its place in `KINDS`; those that are not `stalled` had no steps left.
+        """
+        of_b = np.abs(gradient[..., -1]).max(axis=1)
+        of_given = gradient[..., :-1] + gradient[..., -1:] * shift
+        figures = {
+            "loss": loss,
+            "grad_max": np.maximum(np.abs(of_given).max(axis=(1, 2)), of_b),
+            "grad_rel": np.abs(gradient).max(axis=(1, 2)) / max(at_zero, 1e-300),
+            "gap_bound": bound,
+            "gap": bound / np.maximum(loss, 1e-300),
+            "kind": np.array(KINDS)[kind],
+            "intercept_residual": of_b,
+            "n_iter": n_iter,
+            "stop_reason": np.where(stalled, "stalled", "max_iter").astype(object),
+        }
+        return cls(theta, figures)
 
     def converged(self, tol: float) -> NDArray[np.bool_]:
         """The one definition of a converged fit (P,)."""
@@ -133,8 +159,7 @@ class GapBound:
         residual = torch.zeros(P * R, columns, dtype=torch.float64, device=l2.device)
         divergence, noise = torch.zeros_like(l2), torch.zeros_like(at.noise)
         for X, weights, moved, p, rows in self._moved_blocks(both, linear):
-            ratio = (moved / p.clamp_min(1e-300)).clamp_min(-1)
-            divergence += (p * (torch.special.xlog1py(1 + ratio, ratio) - ratio)).sum(dim=1) @ weights
+            divergence += divergences(moved, p) @ weights
             noise += moved.abs().sum(dim=1) @ (weights[:, None] * loss.row_errors[rows])
             residual.addmm_((moved[:, -R:] * weights).reshape(P * R, len(X)), X)
         loss.data.sum_over_ranks(residual, divergence, noise)
@@ -153,7 +178,7 @@ class GapBound:
 def move(z: Tensor, v: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """q - p and p (P, K, n) at logits z (P, R, n), where those of a step, v, move them; y (n,) are the labels.
 
-    Probabilities end at zero. The label's entry is minus the sum of the others, so that no digits of small ones go.
+    Probabilities end at zero. The label's entry is minus the sum of the others, so that small ones keep their digits.
     """
     label = y.expand(len(z), 1, -1)
     if z.shape[1] == 1:
@@ -161,9 +186,15 @@ def move(z: Tensor, v: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     p, change = (z - z.gather(1, label)).softmax(dim=1), v - v.gather(1, label)
     t = (change - (p * change).sum(dim=1, keepdim=True)).clamp_min_(-1)
     total = (p * (1 + t)).scatter_(1, label, 0.0).sum(dim=1, keepdim=True)
-    moved = p * torch.where(total > 1, (1 + t) / total - 1, t)  # the others cannot have more than all
+    moved = p * torch.where(total > 1, (1 + t) / total - 1, t)  # together, the other classes have at most 1
     moved.scatter_(1, label, 0.0)
     return moved.scatter_(1, label, -moved.sum(dim=1, keepdim=True)), p
+
+
+def divergences(moved: Tensor, p: Tensor) -> Tensor:
+    """KL(q || p) of each row (P, n), from q - p and p (P, K, n)."""
+    ratio = (moved / p.clamp_min(1e-300)).clamp_min(-1)
+    return (p * (torch.special.xlog1py(1 + ratio, ratio) - ratio)).sum(dim=1)
 
 
 def class_shares(data: WeightedData) -> Tensor:

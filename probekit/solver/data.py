@@ -74,7 +74,7 @@ class WeightedData:
                 torch.distributed.all_reduce(tensor)
 
     def over_ranks(self, value: float, op: str) -> float:
-        """The "MIN" or "MAX" of a number over the ranks, by which all of them may decide alike."""
+        """The "MIN", "MAX" or "SUM" of a number over the ranks, so that all of them decide alike."""
         if not self.sharded:
             return value
         number = torch.tensor(value, dtype=torch.float64, device=self.device)

@@ -1,12 +1,13 @@
 """The solver's coordinates: centred rows in the eigenvectors of X'X, fewer of them where columns depend on others.
 
-The l2 penalty does not see rotations, so that an orthonormal basis of the row space changes nothing. In the eigenbasis
-a column is as small as the spread along its direction, and float32 rounds it to that size. (In mixed columns float32
-knows no curvature below 1e-7 of the largest: 10,000 x 256 standardised features took 15,700 products before, 956
-since.) The default preconditioner is diagonal there.
+The l2 penalty does not change under rotations, so that the optimum is the same in any orthonormal basis of the rows'
+span. In the eigenbasis a column is as small as the spread along its direction, and float32 rounds it to that size. (In
+the columns as given, float32 loses curvature below 1e-7 of the largest: 10,000 x 256 standardised features took 15,700
+products there, and 956 here.) The default preconditioner is diagonal here.
 
-Directions without rows (more features than rows, grey pixels in RGB, dead units) are left out. What the rows have in
-them is measured, and enters the certificate as rounding does; all are kept where it is more than a fit may be wrong.
+Directions in which the rows do not vary (more features than rows, grey pixels in RGB, dead units) are left out. The
+rows' parts along them are measured, and enter the certificate as rounding does; all directions are kept where these
+parts are more than the tolerance allows.
 """
 
 from dataclasses import dataclass, replace

@@ -1,9 +1,9 @@
 """Newton's method in NumPy on rows in memory: for small problems, and for one or two penalties of any size.
 
-Small problems, whose calls cost more than their flops, are solved by whole Hessians on centred float64 rows, along the
-path from strong penalties to weak. One or two penalties share no basis, factors or second copies in float64: gradients,
-losses and the bound are measured on the rows as they are, and steps come from conjugate gradients on float32 rows. The
-bound is that of `certificate`, with the rounding of rows that are centred as they are multiplied.
+Small problems are solved with whole Hessians on centred float64 rows, along the path from strong penalties to weak.
+For one or two penalties of larger ones, a basis or factors would not pay: gradients, losses and the bound are measured
+on the rows as they are, and centred as they are multiplied; steps come from conjugate gradients on float32 rows. The
+bound and the residuals repeat those of `certificate` and `mean_loss`, as NumPy's calls take less time than torch's.
 
 Shapes: N rows, c columns and a last one of ones, R coefficient rows (1 if K = 2), theta (R, c+1), logits (R, N).
 """
@@ -16,34 +16,38 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dposv
-from scipy.special import xlog1py
 from torch import Tensor
 
-from probekit.solver.certificate import GRADIENT_RATIO, KINDS, NO_WEIGHT, Certified, move
+from probekit.solver.certificate import GRADIENT_RATIO, Certified, divergences, move, prior_intercept
 from probekit.solver.continuation import LEAST_RATIO, lagrange
 from probekit.solver.data import WeightedData
+from probekit.solver.mean_loss import regular_intercepts
 from probekit.solver.newton import RTOL, STEP_SHARE
 
 Array = NDArray[Any]
 
 EPS = float(np.finfo(np.float64).eps)
-MOST_COLUMNS = (
-    320  # of whole Hessians, and the flops of one, up to which they are fastest: for paths, for few penalties
-)
-PATH_FLOPS, FEW_FLOPS = 4e7, 2e6  # of one, in a path and for few penalties: the same
+MOST_COLUMNS = 320  # of a whole Hessian, where that is the fastest method
+PATH_FLOPS, FEW_FLOPS = 4e7, 2e6  # of a whole Hessian, likewise: in a path, and for few penalties
 FEW_PENALTIES = 2
-BLOCK = 1 << 17  # logits that are worked on at a time: half a core's cache in float32
-WIDE = 8  # a block has at most so many times more entries of rows
-MOST_ENTRIES = 1 << 25  # of logits, and of rows copied to float32
-STEPS, MOST_STEPS = 25, 500  # of Newton's method from one start, and in all
+BLOCK = 1 << 17  # logits in a block of rows: half a core's cache in float32
+WIDE = 8  # entries of X in a block, at most, over those of its logits
+MOST_ENTRIES = 1 << 25  # of logits, and of X copied to float32
+STEPS, MOST_STEPS = 25, 500  # Newton steps from one start, and on the way to a weak penalty
 PRODUCTS = 250  # of conjugate gradients, all steps together
 RAY_STEPS = 30
-FLAT, FLAT_OF_MANY = 0.1, 0.4  # of the slope at the start of a step, where it ends; many classes make a look dearer
+FLAT, FLAT_OF_MANY = 0.1, 0.4  # of its start, to which a line search brings the slope; the second for many classes
 INTERCEPT_STEPS = 4
-ENOUGH_OF_INTERCEPTS = 1e-6  # a residual that Newton's next step makes too small to count
+ENOUGH_OF_INTERCEPTS = 1e-6  # gradient of the intercepts at which one more Newton step is the last
 ROUNDING = {np.dtype(np.float64): 1e-14, np.dtype(np.float32): 1e-5}  # of losses by held rows, relative
-WAY = 10.0  # ratio of the penalties on the way to one whose start is too far away
-ROUGH = 1e-2  # relative gap of those
+WAY = 10.0  # ratio between the penalties on the way to one that cannot be reached from its start
+ROUGH = 1e-2  # relative gap to which those are solved
+
+
+def whole_columns(data: WeightedData) -> float:
+    """Coefficients in a whole Hessian of these rows; infinity if they are on a GPU or shared among ranks."""
+    on_host = data.device.type == "cpu" and not data.sharded
+    return data.n_coef_rows * (min(len(data), data.width) + 1) if on_host else math.inf
 
 
 def fit_on_host(data: WeightedData, l2s: Array, tol: float, max_iter: int) -> tuple[Certified, str] | None:
@@ -51,18 +55,17 @@ def fit_on_host(data: WeightedData, l2s: Array, tol: float, max_iter: int) -> tu
 
     One or two penalties of a large problem are returned only if both are certified.
     """
-    few = len(l2s) <= FEW_PENALTIES
-    if data.device.type != "cpu" or data.sharded:
+    few, columns = len(l2s) <= FEW_PENALTIES, whole_columns(data)
+    if columns == math.inf:
         return None
-    columns = data.n_coef_rows * (min(len(data), data.width) + 1)
-    flops = len(data) * columns**2 if columns <= MOST_COLUMNS else np.inf
+    flops = len(data) * columns**2 if columns <= MOST_COLUMNS else math.inf
     if few and flops > FEW_FLOPS and max_iter > 1 and max(data.n_coef_rows, data.width) * len(data) <= MOST_ENTRIES:
         X = data.X
         if isinstance(X, Tensor) and X.dtype in (torch.float16, torch.float32, torch.float64):
             X = X.numpy()
         if isinstance(X, np.ndarray) and X.dtype.kind == "f":
             problem = HostProblem(data, tol, X)
-            found = problem.follow(l2s, min(max_iter, STEPS)) if problem.shares.min() > 0 else None
+            found = problem.follow(l2s, min(max_iter, STEPS)) if not len(problem.without) else None
             if found is not None and found.converged(tol).all():
                 return found, "each penalty alone; conjugate gradients in the columns as given"
     if flops > PATH_FLOPS:
@@ -72,8 +75,8 @@ def fit_on_host(data: WeightedData, l2s: Array, tol: float, max_iter: int) -> tu
 
 @dataclass
 class _Measured:
-    """Losses and residuals at logits (lists of blocks): the mean loss, Sum of w |x| times the probability missed by
-    labels, residuals p - onehot(y) (R, n), and p (R, n), or p (1 - p) if R = 1.
+    """What lists of blocks of logits (R, n) give: the mean loss, the sum of w |x| times the probability missed by the
+    label, residuals p - onehot(y) (R, n), and p (R, n), or p (1 - p) if R = 1.
     """
 
     logits: list[Array]
@@ -106,9 +109,9 @@ class HostProblem:
     def __init__(self, data: WeightedData, tol: float, X: Array | None = None) -> None:
         self.y, self.w, self.R, self.N = data.y.numpy(), data.weights.numpy(), data.n_coef_rows, len(data)
         self.tol, self.intercept, self.X = tol, data.intercept, X
-        self.shares = np.bincount(self.y, self.w, minlength=data.n_classes)
-        self.without = (self.shares == 0).nonzero()[0]
-        self.log_least = float(-np.log(self.shares[self.shares > 0].min()))
+        shares = np.bincount(self.y, self.w, minlength=data.n_classes)
+        self.without = (shares == 0).nonzero()[0]
+        self.log_least = float(-np.log(shares[shares > 0].min()))
         step = max(BLOCK // max(self.R, data.width // WIDE), 16)
         self.blocks = [slice(start, start + step) for start in range(0, self.N, step)]
         self.rows, self.sign = np.arange(step), 1.0 - 2.0 * self.y
@@ -122,9 +125,7 @@ class HostProblem:
             self._hold_float32(data, X)
         self.longest = float(np.sqrt(2) * self.norms.max())
         theta = np.zeros((self.R, self.held.shape[1]))
-        if self.intercept:
-            logs = np.log(np.maximum(self.shares, NO_WEIGHT))
-            theta[:, -1] = logs[1] - logs[0] if self.R == 1 else logs - logs.mean()
+        theta[:, -1] = prior_intercept(data).numpy()
         self.zero = self.evaluate(theta, 0.0)
         self.at_zero = self._largest(self.zero.gradient)
         self.limit = max(GRADIENT_RATIO * self.at_zero, 1e-14)
@@ -291,25 +292,24 @@ class HostProblem:
         return at, moved
 
     def _hessian_of_intercepts(self, p: list[Array]) -> Array:
-        """(R, R); the class with most curvature keeps its intercept."""
-        if self.R == 1:
-            of_b = sum(float(own[0] @ self.w[rows]) for own, rows in zip(p, self.blocks, strict=True))
-            return np.array([[max(of_b, 1e-280)]])
+        """(R, R), regular. `covariance_of` takes twice as long: NumPy computes only half of a symmetric product."""
         covariance = np.zeros((self.R, self.R))
         for own, rows in zip(p, self.blocks, strict=True):
-            half = own * np.sqrt(self.weights[rows])
-            covariance -= half @ half.T
-        np.fill_diagonal(covariance, 0.0)
-        np.fill_diagonal(covariance, -covariance.sum(axis=1))
-        most = int(covariance.diagonal().argmax())
-        covariance[most, most] *= 2
-        covariance.ravel()[:: self.R + 1] *= 1 + 1e-14
-        return covariance
+            if self.R == 1:
+                covariance += own[0] @ self.w[rows]
+            else:
+                half = own * np.sqrt(self.weights[rows])
+                covariance -= half @ half.T
+        if self.R > 1:
+            np.fill_diagonal(covariance, 0.0)
+            np.fill_diagonal(covariance, -covariance.sum(axis=1))
+        return regular_intercepts(torch.from_numpy(covariance)[None])[0].numpy()
 
     def follow(self, l2s: Array, max_steps: int, starts: Array | None = None) -> Certified:
-        """Probes of penalties (P,), weak to strong; the strong ones first, each from the last or what they point at.
+        """Probes of penalties (P,), weak to strong, solved from strong to weak.
 
-        `starts` (P, R, D+1), of the rows as given, are tried as well.
+        Each starts from the last one, an extrapolation or its own of `starts` (P, R, D+1), of the rows as given,
+        whichever has the least loss.
         """
         found: list[_Point] = []
         passes = np.ones(len(l2s), np.int64)
@@ -331,13 +331,13 @@ class HostProblem:
                 if self.X is None and max_steps > 1 and not self._enough(at, self.tol):
                     at = self._on_the_way(l2, at, min(max_steps, MOST_STEPS))
                 found.append(at)
-        return self._certified(found[::-1], passes)
+        return self._certified(found[::-1], passes, passes <= max_steps)
 
     def _enough(self, at: _Point, tol: float) -> bool:
         return at.gap <= tol and self._largest(at.gradient) <= self.limit
 
     def _on_the_way(self, l2: float, at: _Point, max_steps: int) -> _Point:
-        """The end of a fit left open: by a sharper bound, or from zero, by way of stronger penalties."""
+        """Finish a fit that was left open: by a sharper bound, or from zero, by way of stronger penalties."""
         again = self._sharpen(at, l2)
         if self._enough(again, self.tol):
             return again
@@ -369,7 +369,7 @@ class HostProblem:
             if new is None or not new.loss <= at.loss * (1 + ROUNDING[self.held.dtype]):
                 new = self._descend(at, step, decrement, l2)
             if new is None or (not new.gap < at.gap and decrement <= 1e-12 * at.loss):
-                # rid of what the ray's logits have gathered in rounding, as long as that helps
+                # logits that were moved along rays have collected rounding: measure anew, as long as that helps
                 again = at if at.exact else self.evaluate(at.theta, l2, solve_intercept=self.X is not None)
                 if at.exact or not again.gap < 0.5 * floor:
                     at = again
@@ -466,7 +466,7 @@ class HostProblem:
         return product
 
     def _descend(self, here: _Point, step: Array, decrement: float, l2: float) -> _Point | None:
-        """The point where the slope along -step has fallen to `FLAT` of its start, by the held rows; None if none is.
+        """The point where the slope along -step has fallen to `FLAT` of its start, by the held rows, or None.
 
         A ray costs one product, as a step of length one does. Nearly separated rows need steps of several lengths
         (each of length one divides the loss by e), many classes need short ones at first.
@@ -508,10 +508,9 @@ class HostProblem:
         long, theta, X, w = np.longdouble, at.theta, self.held, self.w
         y, z = torch.from_numpy(self.y), torch.from_numpy(theta @ X.T)[None]
 
-        def displaced(step: Array) -> tuple[Array, Array]:
-            """q - p and p (K, N)."""
-            moved, p = move(z, torch.from_numpy(step.reshape(theta.shape) @ X.T)[None], y)
-            return moved[0].numpy(), p[0].numpy()
+        def displaced(step: Array) -> tuple[Tensor, Tensor]:
+            """q - p and p (1, K, N)."""
+            return move(z, torch.from_numpy(step.reshape(theta.shape) @ X.T)[None], y)
 
         def summed(residual: Array) -> Array:
             return (residual[-self.R :].astype(long) * w) @ X.astype(long)
@@ -519,8 +518,8 @@ class HostProblem:
         H = self._hessian(at.at.p, l2)
         every, of_b = np.arange(len(H)), np.arange(X.shape[1] - 1, len(H), X.shape[1])
         step = np.zeros(len(H))
-        moved, p = displaced(step)
-        residual, label = p.astype(long), (self.y, np.arange(self.N))
+        _, p = displaced(step)
+        residual, label = p[0].numpy().astype(long), (self.y, np.arange(self.N))
         residual[label] = 0
         missed = residual.sum(axis=0)
         residual[label] = -missed
@@ -531,15 +530,15 @@ class HostProblem:
         for some in (every, of_b) if self.intercept else (every,):
             step[some] -= _solve(H[np.ix_(some, some)], r.ravel()[some])
             moved, p = displaced(step)
-            r = (start + summed(moved)).astype(float)
-        ratio = np.maximum(moved / np.maximum(p, 1e-300), -1)
-        divergence = float((p * (xlog1py(1 + ratio, ratio) - ratio)).sum(axis=0) @ w)
-        lengths, size = np.column_stack([np.linalg.norm(X, axis=1), X[:, -1]]) * w[:, None], np.abs(moved).sum(axis=0)
+            r = (start + summed(moved[0].numpy())).astype(float)
+        size = moved[0].abs().sum(dim=0).numpy()
+        lengths = np.column_stack([np.linalg.norm(X, axis=1), X[:, -1]]) * w[:, None]
         of_sums = np.finfo(long).eps * (missed @ lengths + [l2 * np.linalg.norm(theta[:, :-1]), 0.0])
         noise = 8 * (of_sums + EPS * (size @ lengths)).astype(float)
         noise[0] += 2**0.5 * float(w @ ((missed.astype(float) + size) * self.left_out))
         logits = theta[:, :-1] @ X[:, :-1].T
         widest = float((np.ptp(logits, axis=0) if self.R > 1 else np.abs(logits[0])).max())
+        divergence = float(divergences(moved, p)[0].numpy() @ w)
         bound = divergence + self.bound(theta, r, l2, noise[0], noise[1], widest)
         return replace(at, bound=bound, kind=1) if bound < at.bound else at
 
@@ -563,26 +562,14 @@ class HostProblem:
         with np.errstate(all="ignore"):
             points = [self.evaluate(self._from_given(t), l2) for t, l2 in zip(theta, l2s, strict=True)]
             points = [self._sharpen(at, l2) for at, l2 in zip(points, l2s, strict=True)]
-        return self._certified(points, np.ones(len(l2s), np.int64))
+        return self._certified(points, np.ones(len(l2s), np.int64), np.ones(len(l2s), bool))
 
-    def _certified(self, points: list[_Point], passes: Array) -> Certified:
+    def _certified(self, points: list[_Point], passes: Array, stalled: Array) -> Certified:
         theta = np.stack([self._columns(at.theta) for at in points])
         gradient = np.stack([self._columns(at.gradient) for at in points])
         theta[..., -1] -= theta[..., :-1] @ self.moved
-        of_given = gradient[..., :-1] + gradient[..., -1:] * self.moved
-        of_b = np.abs(gradient[..., -1]).max(axis=1)
-        figures = {
-            "loss": np.array([at.loss for at in points]),
-            "grad_max": np.maximum(np.abs(of_given).max(axis=(1, 2)), of_b),
-            "grad_rel": np.abs(gradient).max(axis=(1, 2)) / max(self.at_zero, 1e-300),
-            "gap_bound": np.array([at.bound for at in points]),
-            "gap": np.array([at.gap for at in points]),
-            "kind": np.array(KINDS)[[at.kind for at in points]],
-            "intercept_residual": of_b,
-            "n_iter": passes,
-            "stop_reason": np.full(len(points), "stalled", object),
-        }
-        return Certified(theta, figures)
+        loss, bound, kind = (np.array([getattr(at, name) for at in points]) for name in ("loss", "bound", "kind"))
+        return Certified.of(theta, gradient, self.moved, self.at_zero, loss, bound, kind, passes, stalled)
 
 
 def _solve(H: Array, g: Array) -> Array:

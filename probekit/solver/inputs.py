@@ -104,13 +104,13 @@ def _over_ranks(
     classes: NDArray[Any], mass: NDArray[np.float64], dtype: torch.dtype
 ) -> tuple[NDArray[Any], NDArray[np.float64], torch.dtype]:
     """Classes of all ranks' rows, the weight of each, and the widest precision that any rank chose."""
-    told: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(told, (classes, mass, dtype))
-    union = np.unique(np.concatenate([theirs for theirs, _, _ in told]))
+    ranks: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(ranks, (classes, mass, dtype))
+    union = np.unique(np.concatenate([theirs for theirs, _, _ in ranks]))
     total = np.zeros(len(union))
-    for theirs, weight, _ in told:
+    for theirs, weight, _ in ranks:
         total[np.searchsorted(union, theirs)] += weight
-    return union, total, max((kind for _, _, kind in told), key=lambda kind: torch.finfo(kind).bits)
+    return union, total, max((kind for _, _, kind in ranks), key=lambda kind: torch.finfo(kind).bits)
 
 
 def _solver_dtype(source: Any, dtype: str | None) -> torch.dtype:

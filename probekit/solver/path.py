@@ -48,7 +48,7 @@ class ProbePath:
         fit's own probabilities, "corrected_duality_gap" at those of a Newton step: both proofs), gap_bound (the same
         absolute), loss, grad_max, grad_rel (of centred rows, over its value at W = 0), intercept_residual, n_iter,
         stop_reason
-    backend, solver_version : who solved it; plan : how it went about it, in a sentence
+    backend, solver_version : what solved it; plan : the method, in a sentence
     settings : the other arguments of `fit_path`; feature_names : (D,) of a data frame's columns, else None
     """
 
@@ -173,7 +173,7 @@ def fit_path(
         "standardize": standardize, "tol": tol, "max_iter": max_iter, "device": device, "dtype": dtype,
         "fit_intercept": fit_intercept,
     }  # fmt: skip
-    check_settings(tol, max_iter, standardize, fit_intercept, dtype)
+    check_settings(tol, max_iter, dtype)
     if rows_dealt and (backend != "torch" or not torch.distributed.is_initialized()):
         raise UserError(
             "rows_dealt needs the torch backend and a running torch.distributed group; start with torchrun."

@@ -2,11 +2,11 @@
 
 The Hessian of the mean loss is a graph Laplacian over classes,
     H = sum_{k<l} (e_k - e_l)(e_k - e_l)' x  sum_i w_i p_ik p_il x_i x_i'  + l2 I ,
-so each pair of classes needs only rows that hesitate between those two. Sampling rows pair by pair with probability
+so each pair of classes needs only the rows to which both are probable. Sampling rows pair by pair with probability
 proportional to p_ik p_il (a row heavier than the threshold is kept with its own weight) keeps H's structure at weak
-penalties, where a common subset of rows loses it: about 1.5 rows a column and pair leave two or three conjugate
-gradient steps. Where all pairs are too many, the diagonal blocks sum_i w_i p_ik (1 - p_ik) x_i x_i' alone are sampled
-alike, and inverted in chunks of classes.
+penalties, where one subset of rows for all pairs would lose it: about 1.5 rows a column and pair leave two or three
+conjugate gradient steps. Where there are too many pairs, only the diagonal blocks sum_i w_i p_ik (1 - p_ik) x_i x_i'
+are sampled in the same way, and inverted in chunks of classes.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ from probekit.solver.mean_loss import MeanLoss
 
 ROWS_PER_COLUMN = 6.0  # of a pair of classes; 1.5 takes 9,000 products where 6 takes 3,200 (4,000 x 128, 10 classes)
 BLOCK_ROWS_PER_COLUMN = 2.0  # of a class; 1 costs 58 products for 41, 10 gain none (20,000 x 768, 100 classes)
-DRAWS = 20.0  # of the leverage of a row: each column is drawn so often
-ANYHOW = 0.25  # of the rows that are drawn without a factor to measure leverages by
+DRAWS = 20.0  # rows a column that are drawn by their leverages in another factor
+UNIFORM = 0.25  # share of the uniform draws that is kept beside them
 SKETCH = 24  # random projections for leverages
 AT_ONCE = 1 << 22  # shares of rows held while they are sampled
 CHUNK_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}  # of class blocks that are built and inverted together
@@ -110,14 +110,14 @@ Draws = Callable[[Tensor], Tensor]  # of the rows X (n, D+1): how often each is 
 def _draws(
     mass: Tensor, columns: int, rows_per_column: float, sketch: Tensor | None, pairs: Tensor | None = None
 ) -> Draws:
-    """How often rows are drawn: by the leverages in another factor, whose sketch (S, J or R, D+1) is given, and anyhow.
+    """How often rows are drawn: by their leverages in another factor, whose sketch is (S, J or R, D+1), and uniformly.
 
     Without one, `rows_per_column` rows a column of each moment, `mass` (J,) being the sums of w_i share_i.
     """
-    anyhow = (rows_per_column * columns / mass.clamp_min(1e-30))[:, None]
+    uniform = (rows_per_column * columns / mass.clamp_min(1e-30))[:, None]
 
     def draws(X: Tensor) -> Tensor:
-        found = anyhow.to(X.dtype).repeat(1, len(X))
+        found = uniform.to(X.dtype).repeat(1, len(X))
         if sketch is None:
             return found
         z = torch.mm(sketch.reshape(-1, X.shape[1]), X.T).view(len(sketch), -1, len(X))
@@ -127,7 +127,7 @@ def _draws(
             products = z.permute(2, 1, 0) @ z.permute(2, 0, 1)
             own, (one, other) = products.diagonal(dim1=1, dim2=2), pairs
             leverages = (own[:, one] + own[:, other] - 2 * products[:, one, other]).clamp_min_(0).T
-        return found.mul_(ANYHOW).add_(leverages, alpha=DRAWS)
+        return found.mul_(UNIFORM).add_(leverages, alpha=DRAWS)
 
     return draws
 

@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probekit.solver.certificate import GRADIENT_RATIO, KINDS, Certified, GapBound, prior_intercept
+from probekit.solver.certificate import GRADIENT_RATIO, Certified, GapBound, prior_intercept
 from probekit.solver.continuation import CLOSE_RATIO, choose_nodes, lagrange
 from probekit.solver.data import WeightedData
 from probekit.solver.eigenbasis import find_coordinates
-from probekit.solver.host import HostProblem, fit_on_host
+from probekit.solver.host import HostProblem, fit_on_host, whole_columns
 from probekit.solver.mean_loss import Evaluation, MeanLoss, covariance_of
 from probekit.solver.memory_plan import make_plan, penalties_at_once
 from probekit.solver.newton import SIDE_BY_SIDE, Newton, Refined, conjugate_gradients
@@ -25,10 +25,10 @@ STRONG = 1e-3  # an l2 above this share of the largest eigenvalue of X'X is easy
 ABOVE = 5.0  # a factor serves penalties up to so many times its own
 FACTOR_REACH = 40.0  # a factor serves penalties down to this part of its own
 NODE_ROUNDS, NODE_PRODUCTS = 3, 40  # Newton steps by one factor, and products of each: more ask for a new factor
-FIRST_ROUNDS, FIRST_PRODUCTS = 2, 15  # the same by a factor of the node before
+FIRST_ROUNDS, FIRST_PRODUCTS = 2, 15  # the same by the last node's factor
 NODE_FACTORS = 10  # for one node
 DEGREE = 5  # of the polynomial between nodes
-LEFT_OUT = 1e-2  # of the tolerance: what directions that are left out may add to a gap
+LEFT_OUT = 1e-2  # share of the tolerance that directions left out of the basis may add to a gap
 ONE_THREAD_ENTRIES = 1 << 19  # X of fewer entries is solved by one thread
 RETRY_PRODUCTS = 2000
 WHOLE_COLUMNS = 2000  # of the whole Hessian, for a fit that conjugate gradients left open
@@ -66,17 +66,12 @@ def solve(data: WeightedData, l2: NDArray[np.float64], tol: float, max_iter: int
 
 def certify(data: WeightedData, theta: NDArray[np.float64], l2: NDArray[np.float64]) -> Certified:
     """Certify probes made elsewhere: theta (P, R, D+1) of the rows as given."""
-    if _takes_whole_hessians(data):
+    if whole_columns(data) <= WHOLE_COLUMNS:
         return HostProblem(data, 0.0).certify(theta, l2)
     solver = PathSolver(data, torch.from_numpy(l2).to(data.device), -1.0, 0)
     solver.theta = solver.coordinates.from_original(torch.from_numpy(theta).to(data.device))
     at = solver.exact.evaluate(solver.theta, solver.l2)
     return solver.summarise(at, solver.lower_bounds(at, solver.l2))
-
-
-def _takes_whole_hessians(data: WeightedData) -> bool:
-    on_host = data.device.type == "cpu" and not data.sharded
-    return on_host and data.n_coef_rows * (min(len(data), data.width) + 1) <= WHOLE_COLUMNS
 
 
 @contextmanager
@@ -122,7 +117,7 @@ class PathSolver:
         self.kronecker = Kronecker(covariance, self.coordinates.eigenvalues, l2, self.loss.data.dtype)
 
     def run(self) -> Certified:
-        """Solve and certify every penalty; what stays open is tried again by slower and surer ways."""
+        """Solve and certify every penalty; fits that stay open are tried again by slower, more reliable methods."""
         self.solve_nodes()
         self.interpolate()
         every = torch.arange(len(self.l2), device=self.l2.device)
@@ -131,7 +126,7 @@ class PathSolver:
         open_ = (~certified.converged(self.tol)).nonzero()[0]
         if not len(open_) or self.max_iter == 1:
             return certified
-        if _takes_whole_hessians(self.data):
+        if self.plan.in_memory and whole_columns(self.data) <= WHOLE_COLUMNS:
             problem, penalties = HostProblem(self.data, self.tol), self.l2.numpy()[open_]
             certified.put(open_, problem.follow(penalties, self.max_iter, certified.theta[open_]))
             return certified
@@ -152,24 +147,18 @@ class PathSolver:
     def summarise(self, at: Evaluation, low: Tensor) -> Certified:
         """The certificate of probes, by the better of their own bound and `low` (P,)."""
         own, below = self.bound.at(at, self.l2), (at.loss - low).clamp_min(0)
-        shift, of_b = self.coordinates.shift, at.gradient[..., -1:]
-        of_given = self.coordinates.to_columns(at.gradient)[..., :-1] + of_b * shift
-        gap = torch.minimum(own, below)
-        figures = {
+        measured = {
+            "theta": self.coordinates.to_original(at.theta),
+            "gradient": self.coordinates.to_columns(at.gradient),
+            "shift": self.coordinates.shift,
             "loss": at.loss,
-            "grad_max": torch.maximum(of_given.abs().amax(dim=(1, 2)), of_b.abs().amax(dim=(1, 2))),
-            "grad_rel": self.largest(at.gradient) / max(self.grad_at_zero, 1e-300),
-            "gap_bound": gap,
-            "gap": gap / at.loss.clamp_min(1e-300),
-            "kind": below < own,
-            "intercept_residual": of_b.abs().amax(dim=(1, 2)),
+            "bound": torch.minimum(own, below),
+            "kind": (below < own).long(),
             "n_iter": self.n_iter,
-            "stop_reason": self.stalled,
+            "stalled": self.stalled,
         }
-        arrays = {name: value.cpu().numpy() for name, value in figures.items()}
-        arrays["kind"] = np.array(KINDS)[arrays["kind"].astype(int)]
-        arrays["stop_reason"] = np.array(["max_iter", "stalled"], object)[arrays["stop_reason"].astype(int)]
-        return Certified(self.coordinates.to_original(at.theta).cpu().numpy(), arrays)
+        arrays = {name: value.cpu().numpy() for name, value in measured.items()}
+        return Certified.of(at_zero=self.grad_at_zero, **arrays)
 
     def lower_bounds(self, at: Evaluation, l2: Tensor) -> Tensor:
         """Lower bounds of the optima (P,) by as many conjugate gradients as it takes, in float64."""

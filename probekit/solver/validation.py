@@ -5,7 +5,7 @@ refuses. N rows, D features.
 """
 
 import numbers
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -250,18 +250,13 @@ def require_strength(Cs: Array, total_weight: float) -> None:
         )
 
 
-def check_settings(
-    tol: Any, max_iter: Any, standardize: Any = False, fit_intercept: Any = True, dtype: Any = None
-) -> None:
-    """Refuse settings that no fit can mean."""
-    if isinstance(tol, bool) or not isinstance(tol, numbers.Real) or not 0 < cast("float", tol) <= 1e300:
+def check_settings(tol: float, max_iter: int, dtype: str | None) -> None:
+    """Refuse settings out of range, whose kinds `fit_path` has checked."""
+    if not 0 < tol <= 1e300:
         raise UserError(f"tol must be a positive finite number, but got {tol!r}; give for example 1e-4.")
-    if isinstance(max_iter, bool) or not isinstance(max_iter, numbers.Integral) or max_iter < 1:
+    if max_iter < 1:
         raise UserError(f"max_iter must be an integer of at least 1, but got {max_iter!r}; give for example 2000.")
-    for name, flag in (("standardize", standardize), ("fit_intercept", fit_intercept)):
-        if not isinstance(flag, (bool, np.bool_)):
-            raise UserError(f"{name} must be True or False, but got {flag!r}.")
-    if dtype is not None and not (isinstance(dtype, str) and dtype in ("float32", "float64")):
+    if dtype not in ("float32", "float64", None):
         raise UserError(f"dtype must be 'float32', 'float64' or None, but got {dtype!r}.")
 
 

@@ -280,10 +280,7 @@ def test_modules_that_cannot_be_observed_say_why():
         (torch.jit.script(net), "is a TorchScript program"),
         (empty, r"no values for 0\.weight"),
         (nn.Sequential(nn.LazyConv2d(8, 4, 4)), r"no values for 0\.weight"),
-        (
-            nn.Sequential(nn.Conv2d(3, 8, 4, 4)).bfloat16(),
-            r"its parameters are bfloat16: call|its parameters are bfloat16",
-        ),
+        (nn.Sequential(nn.Conv2d(3, 8, 4, 4)).bfloat16(), "its parameters are bfloat16"),
         (nn.Sequential(nn.Conv2d(3, 8, 4, 4)).double(), "its parameters are float64"),
     ):
         with pytest.raises(UserError, match=words):

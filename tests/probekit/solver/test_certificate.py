@@ -6,7 +6,7 @@ import torch
 
 from probekit.solver.certificate import GapBound
 from probekit.solver.data import WeightedData
-from probekit.solver.mean_loss import MeanLoss
+from probekit.solver.mean_loss import MeanLoss, residuals_
 from tests.probekit.solver.reference import objective, optimum
 
 
@@ -103,3 +103,12 @@ def test_near_the_optimum_a_newton_step_gives_the_gap_itself(seed, K):
     # the step's intercepts are solved anew: wrong ones change nothing
     step[:, -1] += rng.normal(size=len(step)) * 1e-4
     assert measured(bound, theta, step, l2)[2] == pytest.approx(lower, abs=0.01 * gap + 1e-14)
+
+
+def test_losses_of_two_classes_keep_their_digits_at_every_margin():
+    margins = np.concatenate([np.linspace(-60, 60, 2401), [-800.0, 800.0]])
+    y = torch.arange(len(margins)) % 2
+    z = torch.from_numpy(np.where(y.numpy() == 1, -margins, margins))
+    losses, _, _ = residuals_(z[None, None].clone(), y)
+    # two functions of one rounding each; the smallest losses are sums of denormal numbers
+    np.testing.assert_allclose(losses[0], np.logaddexp(0, margins), rtol=1e-15, atol=1e-300)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.exceptions import ConvergenceWarning
 
 from probekit.solver.host import HostProblem, fit_on_host
 from probekit.solver.inputs import read_inputs
@@ -124,3 +125,12 @@ def test_what_changes_nothing_moves_probabilities_no_further_than_both_gaps(seed
     gaps = [float(path.certificates["gap_bound"][0]) for path in (first, other)]
     allowed = sum(np.sqrt(2 * gap) for gap in gaps) ** 2
     assert share @ np.abs(p - q).sum(axis=1) ** 2 <= allowed + 1e-15
+
+
+@pytest.mark.parametrize("shape", [(60, 4, 3), (3000, 60, 3)])
+def test_too_few_steps_are_the_reason_by_every_method(shape):
+    X, y = problem(*shape)
+    with pytest.warns(ConvergenceWarning):
+        path = fit_path(X, y, [1e2, 1e3, 1e4], max_iter=1)
+    assert set(path.certificates["stop_reason"]) == {"max_iter"}
+    assert set(fit_path(X, y, [1.0, 1e1, 1e2]).certificates["stop_reason"]) == {"converged"}
