@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import signal
 
 import numpy as np
 
@@ -10,21 +9,11 @@ from probekit.cli.main import main
 from probekit.features.store import FeatureStore
 
 
-def run(words, seconds=0):
-    """Exit code and output of a command; it may take no longer than `seconds`, if given."""
+def run(words):
+    """Exit code and output of a command."""
     printed = io.StringIO()
-
-    def too_long(*_):
-        raise TimeoutError(f"waits: {words}")
-
-    before = signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(seconds)
-    try:
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            return main(words), printed.getvalue()
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        return main(words), printed.getvalue()
 
 
 def run_all(*lines):

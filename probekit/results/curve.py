@@ -413,16 +413,12 @@ def verdict(curve: Curve) -> Verdict:
     )
     gain = PairedDifference.from_rows(rows_SNn[..., peak], rows_SNn[..., last])
     p = max(p_rise, p_fall)
-    falls = p < ALPHA and gain.low > LEAST_FALL
+    shape = "no fall" if peak == last else "inconclusive"
+    if p < ALPHA and gain.low > LEAST_FALL:
+        shape = "rises then falls"
     return Verdict(
         curve=curve,
-        shape="inconclusive"
-        if curve.unprobed_ends
-        else "no fall"
-        if peak == last
-        else "rises then falls"
-        if falls
-        else "inconclusive",
+        shape="inconclusive" if curve.unprobed_ends else shape,
         peak_depth=int(curve.depths[peak]),
         accuracy=float(curve.values[peak]),
         gain=gain.difference,
