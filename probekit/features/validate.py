@@ -1,9 +1,9 @@
 """The one way to open a feature file: everything that it declares is checked before anything of it is read.
 
 Types, shapes against the file's size, names, and that nothing but the shards that a parent names is outside the file:
-no external storage, no links. Virtual datasets, the layers of a parent, are never opened. A file that passes has a fixed
-depth of groups, so that no cycle can be followed, and no array larger than what is stored is ever allocated for its
-rows.
+no external storage, no links. Virtual datasets, the layers of a parent, are never opened. A file that passes has a
+fixed depth of groups, so that no cycle can be followed, and no array larger than what is stored is ever allocated for
+its rows.
 """
 
 import math
