@@ -135,18 +135,19 @@ def list_folder(folder: Path) -> Listing:
                 linked.update(scanned.linked)
             folders += [prefix for _, prefix, _ in deeper]
             level = deeper
-    _refuse_doubles(folder, (name for (name, _), inode in zip(found.files, inodes, strict=True) if inode in linked))
+    doubtful = (name for (name, _), inode in zip(found.files, inodes, strict=True) if inode in linked)
+    refuse_doubles((os.path.join(folder, name) for name in doubtful), folder)
     _account(found, others, folders)
     return found
 
 
-def _refuse_doubles(folder: Path, names: Iterable[str]) -> None:
-    """Refuse an image that is there twice, as a link: it could be in two classes or splits."""
+def refuse_doubles(files: Iterable[str | Path], where: str | Path) -> None:
+    """Refuse files that are one, by a link: an image could be in two classes or splits."""
     seen: dict[_Identity, str] = {}
-    for name in names:
-        if (first := seen.setdefault(_identity(os.path.join(folder, name)), name)) != name:
+    for path in map(str, files):
+        if (first := seen.setdefault(_identity(path), path)) != path:
             raise UserError(
-                f"{folder}: {first} and {name} are one file (a link), so one image could be in two splits; remove one."
+                f"{where}: {first} and {path} are one file (a link), so one image could be in two splits; remove one."
             )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from probekit.datasets.corrupt import without_corrupt
 from probekit.datasets.images import Decoding, EncodedImages, Images, as_range, remarks
-from probekit.datasets.listing import is_clutter
+from probekit.datasets.listing import is_clutter, refuse_doubles
 from probekit.datasets.records import Dataset, Split, build
 from probekit.datasets.splits import SPLIT_NAMES
 from probekit.runtime.errors import UserError
@@ -213,6 +213,7 @@ def title(name: str, kind: str, path: str, suffix: str = "") -> str:
 
 def by_split(files: Sequence[Path], where: str) -> dict[str, list[Path]]:
     """Files by the split their names speak of; one split alone, or no names of splits, is a training pool."""
+    refuse_doubles(files, where)
     parts: dict[str, list[Path]] = {}
     common = Path(where) if Path(where).is_dir() else Path(where).parent
     for file in files:

@@ -627,6 +627,32 @@ def test_saved_splits_are_each_there_once(tmp_path, splits):
         load_dataset(tmp_path / "saved")
 
 
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_links_in_a_tar_are_refused(tmp_path, kind):
+    content = (tree(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for name, data in (
+            (f"{k}.{field}", data) for k in range(12) for field, data in (("png", content), ("cls", b"0"))
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            if name == "11.png":
+                info.type, info.size, info.linkname = kind, 0, "0.png"
+            tar.addfile(info, io.BytesIO(data))
+    with pytest.raises(UserError, match=r"11\.png is a link to 0\.png"):
+        load_dataset(tmp_path / "t.tar")
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".parquet"])
+def test_one_file_as_two_splits_is_refused(tmp_path, suffix):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "pool").touch()
+    for split in ("train", "test"):
+        (tmp_path / f"{split}{suffix}").symlink_to(tmp_path / "pool")
+    with pytest.raises(UserError, match="are one file"):
+        load_dataset(str(tmp_path / f"*{suffix}"))
+
+
 def test_compressed_tars_say_so(tmp_path):
     with tarfile.open(tmp_path / "t.tar.gz", "w:gz") as tar:
         tar.add(tree(tmp_path / "d", "x", count=1))
