@@ -3,7 +3,8 @@
     python .ci/versions.py python3.13
     python .ci/versions.py python3.11 --oldest
 
-Makes the environment build/venv-NAME, or takes it as it is; words that follow go to pytest.
+Makes the environment build/venv-NAME, or takes it as it is; words that follow go to pytest. With another Python it is
+that of `make setup`; with the oldest dependencies it has no timm, so that the tests of timm's encoders are skipped.
 """
 
 import argparse
@@ -18,12 +19,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def oldest() -> list[str]:
-    """The lower bounds of the dependencies, as pins; an upper bound of another line stays pip's affair."""
+    """The lower bounds of the dependencies as pins: `pillow>=10` gives `pillow==10`, which is 10.0.0 alone."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     wanted = [*project["dependencies"], *(d for name in ("hf", "compress", "openai", "datasets") for d in extras[name])]
     bounds = (re.match(r"([\w-]+)>=([\d.]+)", line) for line in wanted)
-    # the first release of a line: 10 is any 10.x, of which pip would take the last
     return [f"{found[1]}=={found[2]}" for found in bounds if found]
 
 
@@ -36,16 +36,16 @@ def main() -> int:
     version = subprocess.run([asked.python, "-V"], capture_output=True, text=True, check=True).stdout.split()[1]
     folder = ROOT / "build" / f"venv-{version}{'-oldest' if asked.oldest else ''}"
     python = folder / "bin" / "python"
-    if not (folder / "made").exists():
+    if not asked.oldest:
+        subprocess.run(["make", "setup", f"PYTHON={asked.python}", f"VENV={folder}"], cwd=ROOT, check=True)
+    elif not (folder / "made").exists():
         subprocess.run([asked.python, "-m", "venv", folder], check=True)
-        pins = ROOT / "constraints.txt"
-        if asked.oldest:
-            pins = folder / "oldest.txt"
-            pins.write_text("\n".join(oldest()) + "\n")
-        pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
-        # torch first and alone: its pin then decides the build, whatever another package would ask for
-        subprocess.run([*pip, "-c", pins, "torch"], check=True)
-        subprocess.run([*pip, "-c", pins, f"{ROOT}[dev]"], check=True)
+        pins = folder / "oldest.txt"
+        pins.write_text("\n".join(oldest()) + "\n")
+        pip: list[str | Path] = [python, "-m", "pip", "--disable-pip-version-check", "install", "-q", "-c", pins]
+        # torch first and alone, as in the Makefile
+        subprocess.run([*pip, "torch"], check=True)
+        subprocess.run([*pip, "-e", f"{ROOT}[dev]"], check=True)
         (folder / "made").touch()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     return subprocess.run([python, "-m", "pytest", "-q", *words], cwd=ROOT, env=environment, check=False).returncode

@@ -18,7 +18,7 @@ from analyses import command_line, over_runs, start
 from probekit.evaluate.mask_voting import mask_ensemble
 from probekit.features.store import FeatureStore
 from probekit.reports import build_panels, collect_records
-from probekit.reports.panels import Panel, Series, margin
+from probekit.reports.panels import Panel, Series, series_margin
 from probekit.reports.report import write_curve
 from probekit.results.predictions import row_predictions
 
@@ -35,7 +35,7 @@ def lines(panel: Panel, masks: Sequence[Path] = ()) -> list[str]:
     several = len(ours) == len(berts) > 1
     found = []
     for ar, bert in zip(ours, berts, strict=True) if several else product(ours, berts):
-        paired = margin(ar.records[ar.peak], bert.records[bert.peak])
+        paired = series_margin(ar, bert)
         words = f"{paired.words} points, p = {paired.p:.2g}" if paired else "no paired test"
         found.append(
             f"{panel.title}: {ar.label} (AR) at its best layer {ar.depths[ar.peak]} has {ar.values[ar.peak]:.1f} %, "

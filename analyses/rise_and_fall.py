@@ -41,7 +41,9 @@ def layers(results: Results, series: str) -> list[Record]:
 
 def seed_verdict(results: Results, name: str, controls: Sequence[str]) -> dict[str, Any]:
     """What one series shows, in percent and points."""
-    verdict, curve, best = results.verdict(name), results.curves()[name], results.best(name)
+    verdict = results.verdict(name)
+    curve = verdict.curve
+    best = curve.records[curve.peak]
     others = {"last": layers(results, name)[-1]}
     # a control gets its best layer on test rows, which is the harder comparison
     others |= {control: max(layers(results, control), key=lambda record: record.accuracy) for control in controls}

@@ -12,7 +12,7 @@ from typing import Any
 from analyses import print_panels, start
 from analyses.loss_vs_probe import validation_loss
 from igpt_model.config import ModelConfig
-from probekit.reports.panels import Panel, Series, margin
+from probekit.reports.panels import Panel, Series, series_margin
 
 NONE = "These results hold no trained iGPT."
 
@@ -35,7 +35,7 @@ def ladder(panel: Panel, size: Callable[[Series], Any], shown: str) -> list[str]
         ]
         if (loss := validation_loss(record)) is not None:
             words.append(f"validation loss {loss:.4f}")
-        if smaller and (paired := margin(record, smaller.records[smaller.peak])):
+        if smaller and (paired := series_margin(series, smaller)):
             words.append(f"{paired.words} points above {smaller.label}, p = {paired.p:.2g}")
         found.append(", ".join(words) + ("" if series.reliable[place] else f" ({series.points[place].fit_words})"))
     return [panel.title, *found] if found else []

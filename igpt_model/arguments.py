@@ -30,31 +30,32 @@ class WrongType(UserError, TypeError):  # noqa: N818 (it names what happened, as
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Let a function refuse arguments of a wrong kind, with a `WrongType` that names the argument and what it takes."""
-    signature = inspect.signature(function)
-    hints: list[dict[str, Any]] = []  # read at the first call: annotations may name what is defined later
+    signature, where = inspect.signature(function), _called(function)
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             given = signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise WrongType(f"{_called(function)}: {error}.") from None
-        hints[:] = hints or [_hints(function)]
+            raise WrongType(f"{where}: {error}.") from None
+        hints = _hints(function)  # not before the first call: annotations may name what is defined later
         for name, value in given.arguments.items():
-            kind, hint = signature.parameters[name].kind, hints[0].get(name, Any)
+            kind, hint = signature.parameters[name].kind, hints.get(name, Any)
             if kind is inspect.Parameter.VAR_POSITIONAL:
-                given.arguments[name] = tuple(check_kind(name, one, hint, _called(function)) for one in value)
+                given.arguments[name] = tuple(check_kind(name, one, hint, where) for one in value)
             elif kind is not inspect.Parameter.VAR_KEYWORD:
-                given.arguments[name] = check_kind(name, value, hint, _called(function))
+                given.arguments[name] = check_kind(name, value, hint, where)
         return function(*given.args, **given.kwargs)
 
     return call
 
 
 def check_fields(settings: Any) -> None:
-    """Check the fields of a dataclass in the same way."""
-    for name, hint in _hints(type(settings)).items():
-        object.__setattr__(settings, name, check_kind(name, getattr(settings, name), hint, type(settings).__name__))
+    """Check the fields of a dataclass in the same way; a list given for a tuple becomes one, as frozen fields are."""
+    kind: Any = type(settings)
+    for name, hint in _hints(kind).items():
+        value = check_kind(name, getattr(settings, name), hint, kind.__name__)
+        object.__setattr__(settings, name, tuple(value) if get_origin(hint) is tuple else value)
 
 
 def check_kind(name: str, value: Any, hint: Any, where: str) -> Any:
@@ -96,6 +97,7 @@ def _called(function: Callable[..., Any]) -> str:
     return function.__qualname__.removesuffix(".__init__").removesuffix(".__call__")
 
 
+@functools.cache
 def _hints(of: Any) -> dict[str, Any]:
     """The annotations; a name that only type checkers know stands for anything."""
     space = dict(getattr(of, "__globals__", None) or vars(inspect.getmodule(of)))

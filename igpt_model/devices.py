@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -53,6 +54,17 @@ def local_device(device: torch.device) -> torch.device:
         device = torch.device("cuda", local)
     torch.cuda.set_device(device)
     return device
+
+
+def send(values: Any, device: torch.device) -> torch.Tensor:
+    """An array or tensor of the host as a tensor on a device.
+
+    To a GPU it goes from pinned memory: the host goes on at once, instead of waiting for the GPU's running work.
+    """
+    tensor = torch.as_tensor(values)
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 @contextmanager

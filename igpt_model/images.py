@@ -43,7 +43,6 @@ class ImageTransform:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        object.__setattr__(self, "augment", tuple(self.augment))
         if not 1 <= self.resolution <= MAX_RESOLUTION:
             raise UserError(
                 f"A resolution of {self.resolution} was given; give 1 to {MAX_RESOLUTION:,} pixels per side."

@@ -3,7 +3,6 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from igpt_model.arguments import check_fields
 from igpt_model.config import MAX_COLOURS, ModelConfig
 from igpt_model.images import MAX_RESOLUTION, ImageTransform
 from igpt_model.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, RATE, SEED, WEIGHT, Range, check_settings, option
@@ -68,12 +67,9 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        object.__setattr__(self, "augment", tuple(self.augment))
-        object.__setattr__(self, "betas", tuple(self.betas))
+        check_settings(self)
         if self.keep_at is not None:
             object.__setattr__(self, "keep_at", tuple(sorted(self.keep_at)))
-        check_settings(self)
         _ = self.transform, self.model_config  # their own checks, now rather than later
 
     @property
@@ -147,9 +143,6 @@ class FinetuneConfig:
     threads: int = option(0, THREADS, HARDWARE, Range(0, 1024))
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        object.__setattr__(self, "augment", tuple(self.augment))
-        object.__setattr__(self, "betas", tuple(self.betas))
         check_settings(self)
 
     def transform(self, trained: ImageTransform) -> ImageTransform:

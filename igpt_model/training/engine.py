@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from igpt_model import objectives
+from igpt_model.devices import send
 from igpt_model.model import IGPT
 from igpt_model.training.checkpoint import (
     HEAD_FILE,
@@ -101,11 +102,11 @@ class Engine:
         for start in range(mine.start, mine.stop, micro):
             rows = slice(start, min(start + micro, mine.stop))
             batch = [
-                self.sent(torch.from_numpy(tokens_BT[rows])),
-                None if masks_BT is None else self.sent(masks_BT[rows]),
+                send(tokens_BT[rows], ranks.device),
+                None if masks_BT is None else send(masks_BT[rows], ranks.device),
             ]
             if labels_B is not None:
-                batch.append(self.sent(torch.from_numpy(labels_B[rows])))
+                batch.append(send(labels_B[rows], ranks.device))
             share = (rows.stop - rows.start) / len(tokens_BT)
             with sum_later(self.objective, ranks, later=rows.stop < mine.stop):
                 with self.autocast():
@@ -120,12 +121,6 @@ class Engine:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return total, whole(norm.detach())
-
-    def sent(self, tensor: Tensor) -> Tensor:
-        """Return a tensor on the device; from pinned memory the copy does not wait for the GPU's running work."""
-        if self.ranks.device.type == "cuda":
-            return tensor.pin_memory().to(self.ranks.device, non_blocking=True)
-        return tensor.to(self.ranks.device)
 
     def autocast(self) -> Any:
         """Return the context of a forward pass: bfloat16 if configured; the weights and the losses stay float32."""

@@ -64,8 +64,10 @@ def _json_frame(frame: Any) -> Any:
 
 
 def _json_results(results: "Results") -> dict[str, Any]:
+    from probekit.results.curve import verdict
+
     verdicts = [
-        {"series": name, "sentences": list(results.verdict(name).sentences())}
+        {"series": name, "sentences": verdict(curve).sentences()}
         for name, curve in results.curves().items()
         if len(curve.depths) > 1
     ]

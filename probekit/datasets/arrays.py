@@ -7,6 +7,8 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 
 from igpt_model.hashing import hash_file
 from probekit.datasets.images import ArrayImages, Decoding, Images, MadeImages, pixels_of
-from probekit.datasets.parts import Part, assemble, label_array, title
+from probekit.datasets.parts import NUMBER, Part, assemble, label_array, title
 from probekit.datasets.records import Dataset
 from probekit.datasets.splits import SPLIT_NAMES
 from probekit.runtime.errors import UserError, first_line
@@ -69,7 +71,10 @@ def _plain(labels: list[Any]) -> np.ndarray:
 
 
 def _compare_labels(found: list[Any], listed: np.ndarray, whose: str, rows: Any) -> None:
-    for row, label, expected in zip(rows, _plain(found).tolist(), listed[rows].tolist(), strict=True):
+    if listed.dtype.kind == "U" and all(isinstance(label, str) for label in found):
+        # whether "1.0" is read as a number depends on all names: one that is none stands for them
+        found = [*found, *islice((name for name in listed if not NUMBER.fullmatch(name)), 1)]
+    for row, label, expected in zip(rows, _plain(found).tolist(), listed[rows].tolist(), strict=False):
         if label != expected:
             raise UserError(
                 f"Item {row} has the label {label}, but {whose} says {expected} there (a target_transform, or a label "
@@ -177,10 +182,9 @@ def class_names(value: Any) -> tuple[str, ...] | None:
     if value is None:
         return None
     if isinstance(value, Mapping):
-        if sorted(value.values()) != list(range(len(value))):
-            raise UserError(
-                f"classes= maps names to {sorted(value.values())[:5]}, but 0, 1, ... are needed, each once."
-            )
+        given = list(value.values())
+        if not all(isinstance(k, Real) for k in given) or sorted(given) != list(range(len(given))):
+            raise UserError(f"classes= maps names to {given[:5]}, but 0, 1, ... are needed, each once.")
         value = sorted(value, key=value.__getitem__)
     if isinstance(value, str | bytes) or not np.iterable(value):
         raise UserError(f"classes={value!r} was given, but a list of names is needed.")

@@ -6,8 +6,6 @@ Row ids: the position among the rows of the split, in the order of the file.
 import codecs
 import csv
 import io
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 from igpt_model.checked_json import read_bytes
 from igpt_model.hashing import hash_file
 from probekit.datasets.images import FileImages, PackedNames
+from probekit.datasets.listing import existing
 from probekit.datasets.parts import Part, assemble, by_column, column, label_array, title
 from probekit.datasets.records import Dataset
 from probekit.runtime.errors import UserError, first_line
@@ -61,7 +60,7 @@ def load(
         if len(row) != len(header):
             raise UserError(f"Line {number} of {file} has {len(row)} fields, but the header has {len(header)}.")
     columns = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(header, ())
-    names = _existing(file, columns[image])
+    names = existing(str(file.parent), columns[image], str(file))
     labels = label_array(np.array(columns[label], str), f"The labels of {file}")
     parts = {"train": Part(FileImages(str(file.parent), PackedNames(names)), labels)} if rows else {}
     parts, split = by_column(parts, header, columns.__getitem__, split, str(file), ("split",))
@@ -89,43 +88,6 @@ def read_table(file: Path) -> tuple[list[str], list[list[str]]]:
         raise UserError(f"{file} is empty; expected a first line that names the columns, such as path,label.")
     header = [heading.strip() for heading in lines[0]]
     return header, [[field.strip() for field in line] for line in lines[1:] if any(line)]
-
-
-def _existing(file: Path, names: Sequence[str]) -> Sequence[str]:
-    """The listed files, each of which is there, once; a folder is listed once, whatever the number of its files."""
-    known: dict[str, tuple[str, dict[str, bool]]] = {}
-
-    def located(name: str) -> str | None:
-        """The path of a file without links, or None where it is not there."""
-        folder, last = os.path.split(os.path.join(file.parent, name))
-        if folder not in known:
-            entries = os.scandir(folder) if os.path.isdir(folder) else ()
-            known[folder] = os.path.realpath(folder), {entry.name: entry.is_symlink() for entry in entries}
-        path, is_link = known[folder]
-        place = os.path.join(path, last)
-        return None if last not in is_link else os.path.realpath(place) if is_link[last] else place
-
-    if names and not located(names[0]) and located(names[0].replace("\\", "/")):
-        names = [name.replace("\\", "/") for name in names]
-    seen: dict[str | None, int] = {}
-    missing = []
-    for number, name in enumerate(names):
-        place = located(name)
-        if place is None:
-            missing.append(name)
-        elif (first := seen.setdefault(place, number)) != number:
-            also = f" (as {names[first]})" if names[first] != name else ""
-            raise UserError(
-                f"{file} lists {name} in rows {first}{also} and {number} (counted from 0); leave one of them, or one "
-                "image could be in two splits."
-            )
-    if missing:
-        more = f", nor do {len(missing) - 1} others" if missing[1:] else ""
-        raise UserError(
-            f"{file} lists {missing[0]}, which does not exist in {file.parent}{more}: paths are absolute or relative "
-            "to the file's folder."
-        )
-    return names
 
 
 def looks_like(path: str) -> bool:

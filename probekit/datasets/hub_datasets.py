@@ -62,7 +62,7 @@ def load(
     """
     spec = name.removeprefix(PREFIX)
     place = os.path.expanduser(spec)
-    saved = any((Path(place) / marker).is_file() for marker in ("dataset_dict.json", "state.json"))
+    saved = looks_like(place)
     if not saved and parquet.looks_like(place):
         return parquet.load("parquet", place, image, label, split, **options)
     try:
@@ -89,9 +89,13 @@ def load(
         warnings.warn(
             f"{name}: the splits {', '.join(others)} are none of train, val and test: left out.", stacklevel=3
         )
-    for part, rows in loaded.items():
-        if part in others:
-            continue
+    named = {part: SPLIT_NAMES[part] for part in loaded if part in SPLIT_NAMES}
+    if "train" not in named.values() or len(set(named.values())) < len(named):
+        raise UserError(
+            f"{name} has the splits {', '.join(loaded) or '(none)'}, but train (and val, test) is expected, each once."
+        )
+    for part in named:
+        rows = loaded[part]
         features = {
             c: {"_type": type(f).__name__, "names": getattr(f, "names", None)} for c, f in rows.features.items()
         }
@@ -104,8 +108,8 @@ def load(
         values = parquet.arrow_labels(rows.with_format("arrow")[:][label]) if len(rows) else []
         encoded = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
         labels = label_array(values, f"The labels of {name}, {part},")
-        parts[SPLIT_NAMES[part]] = Part(HubImages(encoded, image), labels)
-    train = next((rows for part, rows in loaded.items() if SPLIT_NAMES.get(part) == "train"), rows)
+        parts[named[part]] = Part(HubImages(encoded, image), labels)
+    train = next(loaded[part] for part in named if named[part] == "train")
     parts, split = by_column(parts, train.column_names, train.__getitem__, split, name)
     provenance = {
         "source": "Hugging Face datasets",

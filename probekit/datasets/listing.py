@@ -7,6 +7,7 @@ encrypted archive are refused.
 import os
 import stat
 import zipfile
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,18 +57,32 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def _identity(folder: str) -> tuple[int, int]:
-    status = os.stat(folder)
+_Identity = tuple[int, int]
+
+
+def _identity(path: str) -> _Identity:
+    status = os.stat(path)
     return status.st_dev, status.st_ino
 
 
-_Place = tuple[str, str, frozenset[tuple[int, int]]]
+_Place = tuple[str, str, frozenset[_Identity]]
 
 
-def _scan(place: _Place) -> tuple[list[tuple[str, int]], list[str], list[_Place]]:
-    """Image files (path inside the whole, size), other files, and folders of one folder."""
+@dataclass
+class _Scanned:
+    """One folder: image files (path inside the whole, size) and their inodes, other files, folders, and the inodes that
+    links to images lead to."""
+
+    files: list[tuple[str, int]] = field(default_factory=list)
+    inodes: list[int] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    folders: list[_Place] = field(default_factory=list)
+    linked: list[int] = field(default_factory=list)
+
+
+def _scan(place: _Place) -> _Scanned:
     folder, prefix, above = place
-    files, others, folders = [], [], []
+    found = _Scanned()
     try:
         inside = above | {_identity(folder)}
         with os.scandir(folder) as entries:
@@ -77,20 +92,23 @@ def _scan(place: _Place) -> tuple[list[tuple[str, int]], list[str], list[_Place]
                 if entry.is_dir():
                     if _identity(entry.path) in inside:
                         raise UserError(f"{entry.path} is a link back to a folder that contains it; remove the link.")
-                    folders.append((entry.path, f"{prefix}{entry.name}/", inside))
+                    found.folders.append((entry.path, f"{prefix}{entry.name}/", inside))
                 elif not is_image(entry.name):
-                    others.append(prefix + entry.name)
+                    found.others.append(prefix + entry.name)
                 else:
                     status = entry.stat()
                     if stat.S_ISREG(status.st_mode):
-                        files.append((prefix + entry.name, status.st_size))
+                        found.files.append((prefix + entry.name, status.st_size))
+                        found.inodes.append(status.st_ino)
+                        if entry.is_symlink():
+                            found.linked.append(status.st_ino)
                     else:  # a pipe or a device, which would be waited for
-                        others.append(prefix + entry.name)
+                        found.others.append(prefix + entry.name)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is a link to nothing, or was removed just now; remove the link.") from None
     except OSError as error:
         raise UserError(f"{error.filename or folder} cannot be read ({error.strerror}); check its rights.") from None
-    return files, others, folders
+    return found
 
 
 def list_folder(folder: Path) -> Listing:
@@ -99,22 +117,76 @@ def list_folder(folder: Path) -> Listing:
     others: list[str] = []
     folders: list[str] = []
     level: list[_Place] = [(str(folder), "", frozenset())]
-    paths: dict[tuple[int, int], str] = {}
+    paths: dict[_Identity, str] = {}
+    inodes = array("Q")
+    linked: set[int] = set()
     with ThreadPoolExecutor(THREADS) as pool:
         while level:
             deeper: list[_Place] = []
-            for (path, _, above), (files, strange, inner) in zip(level, pool.map(_scan, level), strict=True):
+            for (path, _, above), scanned in zip(level, pool.map(_scan, level), strict=True):
                 here = _identity(path)
                 if here in paths and here not in above:
                     raise UserError(f"{path} and {paths[here]} are one folder (a link): its images would count twice.")
                 paths[here] = path
-                found.files += files
-                others += strange
-                deeper += inner
+                found.files += scanned.files
+                others += scanned.others
+                deeper += scanned.folders
+                inodes.extend(scanned.inodes)
+                linked.update(scanned.linked)
             folders += [prefix for _, prefix, _ in deeper]
             level = deeper
+    doubtful = (name for (name, _), inode in zip(found.files, inodes, strict=True) if inode in linked)
+    refuse_doubles((os.path.join(folder, name) for name in doubtful), folder)
     _account(found, others, folders)
     return found
+
+
+def refuse_doubles(files: Iterable[str | Path], where: str | Path) -> None:
+    """Refuse files that are one, by a link: an image could be in two classes or splits."""
+    seen: dict[_Identity, str] = {}
+    for path in map(str, files):
+        if (first := seen.setdefault(_identity(path), path)) != path:
+            raise UserError(
+                f"{where}: {first} and {path} are one file (a link), so one image could be in two splits; remove one."
+            )
+
+
+def existing(root: str, names: Sequence[str], where: str) -> Sequence[str]:
+    """The files that a list names under `root`, each of which is there, once, by whatever path or link; a folder is
+    scanned once, whatever the number of its files."""
+    known: dict[str, tuple[str, dict[str, bool]]] = {}
+
+    def located(name: str) -> str | None:
+        """The path of a file without links, or None where it is not there."""
+        folder, last = os.path.split(os.path.join(root, name))
+        if folder not in known:
+            entries = os.scandir(folder) if os.path.isdir(folder) else ()
+            known[folder] = os.path.realpath(folder), {entry.name: entry.is_symlink() for entry in entries}
+        path, is_link = known[folder]
+        place = os.path.join(path, last)
+        return None if last not in is_link else os.path.realpath(place) if is_link[last] else place
+
+    if names and not located(names[0]) and located(names[0].replace("\\", "/")):
+        names = [name.replace("\\", "/") for name in names]
+    seen: dict[str | None, int] = {}
+    missing = []
+    for number, name in enumerate(names):
+        place = located(name)
+        if place is None:
+            missing.append(name)
+        elif (first := seen.setdefault(place, number)) != number:
+            also = f" (as {names[first]})" if names[first] != name else ""
+            raise UserError(
+                f"{where} lists {name} in rows {first}{also} and {number} (counted from 0); leave one of them, or one "
+                "image could be in two splits."
+            )
+    if missing:
+        more = f", nor do {len(missing) - 1} others" if missing[1:] else ""
+        raise UserError(
+            f"{where} lists {missing[0]}, which does not exist{root and ' in '}{root}{more}: paths are absolute or "
+            "relative to the file's folder."
+        )
+    return names
 
 
 def _account(found: Listing, others: Iterable[str], folders: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from igpt_model.checked_json import Text, mismatch, parse_json
 from igpt_model.hashing import hash_json
 from probekit.datasets.images import EncodedImages, FileImages, Images, PackedNames
-from probekit.datasets.listing import is_clutter, is_image
+from probekit.datasets.listing import existing, is_clutter, is_image
 from probekit.datasets.parts import Part, assemble, by_column, by_split, column, expand, label_array, split_of, title
 from probekit.datasets.records import Dataset
 from probekit.runtime.errors import UserError, first_line
@@ -244,8 +244,8 @@ def _part(
     if str(kind) in ("string", "large_string"):
         with _as_sentence(where):
             named = [(file, name) for file in files for name in _open(file).read([image]).column(0).to_pylist()]
-        paths = [str(file.parent / (name or "")) for file, name in named]
-        images = FileImages("", PackedNames(paths))
+        paths = [os.path.join(file.parent, name or "") for file, name in named]
+        images = FileImages("", PackedNames(existing("", paths, where)))
     else:
         images = ParquetImages(
             tuple(map(str, files)), image, np.array(group_file), np.array(group), np.cumsum(sizes, dtype=np.int64)

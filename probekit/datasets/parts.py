@@ -17,7 +17,7 @@ import numpy as np
 
 from probekit.datasets.corrupt import without_corrupt
 from probekit.datasets.images import Decoding, EncodedImages, Images, as_range, remarks
-from probekit.datasets.listing import is_clutter
+from probekit.datasets.listing import is_clutter, refuse_doubles
 from probekit.datasets.records import Dataset, Split, build
 from probekit.datasets.splits import SPLIT_NAMES
 from probekit.runtime.errors import UserError
@@ -89,6 +89,9 @@ def _of_one_type(items: list[Any], where: str) -> np.ndarray:
     raise UserError(f"{where} are of the types {kinds}; give integers, or class names, for all images.")
 
 
+NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
+
+
 def _names(array: np.ndarray, where: str) -> np.ndarray:
     written, inverse = np.unique(array, return_inverse=True)
     names = [unicodedata.normalize("NFC", name).strip() for name in written.tolist()]
@@ -99,7 +102,7 @@ def _names(array: np.ndarray, where: str) -> np.ndarray:
             "is no label.",
             stacklevel=4,
         )
-    if all(re.fullmatch(r"[+-]?\d+(\.\d*)?", name) for name in names) and any("." in name for name in names):
+    if all(NUMBER.fullmatch(name) for name in names) and any("." in name for name in names):
         fractions = [name for name in names if float(name) != int(float(name))]
         if fractions:
             raise UserError(f"{where} hold {fractions[0]}, but a probe needs classes: integers or names.")
@@ -124,7 +127,6 @@ def split_of(name: str) -> str:
 
 # what programs write where a value is missing, and people may call a class
 MISSING = {"na", "n/a", "<na>", "#n/a", "null", "none", "?", "nat"}
-NEGATIVE = re.compile(r"-\d+")
 MOST_FILES = 1_000_000
 MOST_CLASSES = 1_000_000
 
@@ -211,6 +213,7 @@ def title(name: str, kind: str, path: str, suffix: str = "") -> str:
 
 def by_split(files: Sequence[Path], where: str) -> dict[str, list[Path]]:
     """Files by the split their names speak of; one split alone, or no names of splits, is a training pool."""
+    refuse_doubles(files, where)
     parts: dict[str, list[Path]] = {}
     common = Path(where) if Path(where).is_dir() else Path(where).parent
     for file in files:
@@ -347,7 +350,7 @@ def _negative(labels: np.ndarray) -> np.ndarray:
         return labels < 0
     names, inverse = np.unique(labels, return_inverse=True)
     numbers = all(re.fullmatch(r"-?\d+", name) for name in names) and set(names) != {"-1", "1"}
-    return np.array([numbers and NEGATIVE.fullmatch(name) is not None for name in names], bool)[inverse]
+    return np.array([numbers and name.startswith("-") for name in names], bool)[inverse]
 
 
 def _indexed(part: Part) -> Part:

@@ -81,7 +81,14 @@ def _samples(file: Path, label: str | None) -> list[_Sample]:
                     raise UserError(
                         f"{file}: {member.name} is larger than what the archive holds of it; copy it again."
                     )
-                if not member.isfile() or any(is_clutter(level) for level in member.name.split("/") if level != "."):
+                if any(is_clutter(level) for level in member.name.split("/") if level != "."):
+                    continue
+                if not member.isfile():
+                    if is_image(member.name) and (member.islnk() or member.issym()):
+                        raise UserError(
+                            f"{file}: {member.name} is a link to {member.linkname}, which is not followed; pack the "
+                            "files themselves (tar --dereference --hard-dereference), each once."
+                        )
                     continue
                 key, field = _key(member.name)
                 if not samples or samples[-1].key != key:

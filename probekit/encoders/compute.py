@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from probekit.runtime.device import usable_device
+from probekit.runtime.device import send, usable_device
 from probekit.runtime.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,17 +36,6 @@ class Compute:
     def to_dict(self) -> dict[str, str]:
         """For the provenance; the kind of device counts, not its number."""
         return {"device": self.device.type, "dtype": self.dtype}
-
-
-def send(values: Any, device: torch.device) -> torch.Tensor:
-    """An array or tensor of the host as a tensor on a device.
-
-    To a GPU it goes from pinned memory: the host goes on at once, instead of waiting for the batch being computed.
-    """
-    tensor = torch.as_tensor(values)
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 def compute(device: str | torch.device = "cpu", dtype: str = "float32") -> Compute:

@@ -3,14 +3,7 @@
 from itertools import groupby
 from typing import Any
 
-AXES = {
-    "BD": "vectors",
-    "BTD": "token sequences (batch first)",
-    "TBD": "token sequences (batch second)",
-    "BDT": "token sequences (channels second)",
-    "BCHW": "feature maps (channels first)",
-    "BHWC": "feature maps (channels last)",
-}
+from probekit.encoders.pooling import AXES
 
 
 def decision_lines(encoder: Any) -> list[str]:

@@ -39,14 +39,20 @@ class Encoder(Protocol):
         ...
 
 
+def layer_patterns(wanted: Any) -> list[str]:
+    """Names or globs of layers, from a text parted by commas, a sequence, or one number."""
+    if isinstance(wanted, str):
+        return [pattern.strip() for pattern in wanted.split(",")]
+    return [str(pattern) for pattern in (wanted if np.ndim(wanted) else [wanted])]
+
+
 def select_layers(names: Sequence[str], wanted: str | Sequence[str] | None) -> list[int]:
     """Positions, in depth order, of the layers that names or globs (in a sequence, or parted by commas) name; None:
     all."""
     if wanted is None:
         return list(range(len(names)))
-    patterns = [p.strip() for p in wanted.split(",")] if isinstance(wanted, str) else [str(p) for p in wanted]
     chosen: set[int] = set()
-    for pattern in patterns:
+    for pattern in layer_patterns(wanted):
         found = {i for i, name in enumerate(names) if name == pattern or fnmatchcase(name, pattern)}
         if not found:
             shown = ", ".join(names[:30]) + (", ..." if len(names) > 30 else "")

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from igpt_model.arguments import check_kind
 from probekit.encoders.compute import compute
+from probekit.encoders.encoder import layer_patterns
 from probekit.encoders.pooling import Layout, count_special_tokens, decide, first_tensor, has_class_token, map_axes
 from probekit.encoders.preparation import DescribedPreparation, Normalisation, Preparation, odd_pictures, pair, triple
 from probekit.encoders.row_checks import check_prepare, check_rows, check_tokens, settle_unloaded
@@ -41,9 +43,8 @@ def submodules(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
 def match_modules(module: torch.nn.Module, wanted: str | Sequence[str]) -> list[str]:
     """Names of the submodules that `wanted` names; in a glob, `*` stays within one level ("blocks.*")."""
     names = list(submodules(module))
-    patterns = [p.strip() for p in wanted.split(",")] if isinstance(wanted, str) else list(wanted)
     chosen: dict[str, None] = {}
-    for pattern in patterns:
+    for pattern in layer_patterns(wanted):
         levels = pattern.split(".")
         found = [
             name
@@ -99,7 +100,9 @@ def preparation(resolution: int | None, resize: Any, crop: Any, interpolation: s
     if resolution is None and resize is None and crop is None:
         return None
     size = crop if crop is not None else resolution if resolution is not None else resize
-    resize = tuple(resize) if isinstance(resize, list) else resize
+    if resize is not None:  # one number is the shorter side
+        one = np.ndim(resize) == 0 and "," not in str(resize)
+        resize = pair(resize)[0] if one else pair(resize)
     return Preparation(pair(size), resize, interpolation or "bilinear")
 
 
@@ -183,7 +186,8 @@ class ModuleEncoder:
         provenance: dict[str, Any] | None = None,
     ) -> None:
         module = _observable(module)
-        if not layers:
+        prefix_tokens = check_kind("prefix_tokens", prefix_tokens, int | None, type(self).__name__)
+        if layers is None or layer_patterns(layers) in ([], [""]):
             names = list(submodules(module))
             raise UserError(
                 f"A torch module needs layers= (--layers), names or globs of its submodules: {_shown(names)}."

@@ -59,9 +59,8 @@ def load_encoder(spec: Any, name: str | None = None, **options: Any) -> Encoder:
         The form is not known, an option is not one of that encoder, or the model cannot be loaded.
     """
     options = {key: value for key, value in options.items() if value is not None}
-    # an existing path is itself, whatever its name
-    if isinstance(spec, str) and not os.path.exists(os.path.expanduser(spec.partition(":")[2])):
-        spec, *written = re.split(r"#(?=[\w-]+=)", spec)
+    if isinstance(spec, str):
+        spec, *written = _parted(spec)
         options = dict(map(_option, written)) | options
     encoder = _load(spec, options)
     if name is not None:
@@ -78,6 +77,19 @@ _WRITTEN: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("layers", "ignore"), lambda text: tuple(text.split(","))),
 }
 """Options of an encoder that are no text, and how they are read from `#NAME=VALUE`."""
+
+
+def _parted(spec: str) -> list[str]:
+    """The name of an encoder and the options after it; a path in it that exists is itself, whatever its characters."""
+    marks = [mark.start() for mark in re.finditer(r"#(?=[\w-]+=)", spec)]
+    for end in (len(spec), *reversed(marks)):
+        # hf:PATH, tokens:igpt:PATH, igpt:PATH@STEP
+        rests = [spec[colon.end() : end] for colon in re.finditer(":", spec[:end])]
+        if any(os.path.exists(os.path.expanduser(path)) for rest in rests for path in (rest, rest.rpartition("@")[0])):
+            break
+    else:
+        end = min(marks, default=len(spec))
+    return [spec[:end], *re.split(r"#(?=[\w-]+=)", spec[end:])[1:]]
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -139,8 +151,9 @@ def _call(spec: str, function: Callable[..., Encoder], arguments: list[Any], opt
         known = ", ".join(list(parameters)[len(arguments) :])
         raise UserError(f"{spec} takes no option {', '.join(strange)}; it takes {known}.")
     if str(getattr(function, "__module__", "")).startswith("probekit.encoders."):
-        for key in {"mean", "std"} & set(options):
-            check_values(key, options[key])
+        for key in ("mean", "std"):
+            if key in options:
+                check_values(key, options[key])
     try:
         return function(*arguments, **options)
     except TypeError as error:  # a function that hands its options on

@@ -16,7 +16,14 @@ import torch
 from probekit.runtime.errors import UserError
 
 POOLS = ("mean", "cls", "both")
-AXES = ("BD", "BTD", "TBD", "BDT", "BCHW", "BHWC")
+AXES = {
+    "BD": "vectors",
+    "BTD": "token sequences (batch first)",
+    "TBD": "token sequences (batch second)",
+    "BDT": "token sequences (channels second)",
+    "BCHW": "feature maps (channels first)",
+    "BHWC": "feature maps (channels last)",
+}
 CLASS = ("cls_token", "class_token", "class_embedding")
 SPECIAL = (*CLASS, "dist_token", "distillation_token", "register_tokens", "reg_token")
 

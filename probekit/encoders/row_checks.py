@@ -81,10 +81,10 @@ def check_tokens(encoder: Any, examples: np.ndarray, told: bool) -> None:
     them most, and the lower right corner the last one. At the shallowest layer of tokens, a corner should change few
     positions, not few channels, where the number of channels could be that of positions and the user has not `told`.
     """
-    tokens = {name: layout for name, layout in encoder._layouts.items() if "T" in layout.axes}
-    for name, layout in tokens.items():
-        unclear = name == next(iter(tokens)) and name not in encoder._widened and not told
-        unclear = unclear and is_grid(layout.width, encoder._sides)
+    tokens = [(name, layout) for name, layout in encoder._layouts.items() if "T" in layout.axes]
+    for depth, (name, layout) in enumerate(tokens):
+        open_question = depth == 0 and not told and name not in encoder._widened
+        unclear = open_question and is_grid(layout.width, encoder._sides)
         if layout.prefix_tokens or unclear:
             h_BTD = _with_changed_corners(encoder, examples, name)
             change_TD = h_BTD[1] - h_BTD[0]

@@ -23,7 +23,11 @@ SHOWN = 4
 WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # parts of names of parameters that stand for a change of another weight
 ADAPTERS = re.compile(
-    r"lora_|base_layer|adapter|ia3_|parametrizations|weight_(g|v|u|orig|mask|scale)$|qweight|zero_point"
+    r"base_layer|adapter|prompt_embeddings|parametrizations|weight_(g|v|u|orig|mask|scale\w*|packed)$|"
+    # methods of peft
+    r"lora_|ia3_|(?<![^.])(hada|lokr|oft|boft|vera_lambda|vblora|randlora|fourierft|shira|c3a|ln_tuning)_|"
+    # quantisation: GPTQ, AWQ, bitsandbytes
+    r"qweight|zero_point|(?<![^.])(qzeros|g_idx|SCB)$|weight\.(absmax|quant_map|quant_state|nested_)"
 )
 COUNTER = "num_batches_tracked"
 """A counter of BatchNorm that evaluation never reads; files from before PyTorch 0.4.1 lack it, as torch accepts."""
@@ -73,6 +77,8 @@ def load_weights(
     content = read_state(path, state_key)
     prefix = WRAPPERS.sub("", strip_prefix or "")
     state = {WRAPPERS.sub("", key): value for key, value in content.items()}
+    if len(state) < len(content):
+        raise UserError(f"{path} has tensors under one name with and without the level of a wrapper; give one of them.")
     state = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     if not state:
         raise UserError(f"No key of {path} begins with {strip_prefix!r}; give another --strip-prefix.")

@@ -13,7 +13,7 @@ from igpt_model import atomic
 from probekit.evaluate.runner import Job, Runner
 from probekit.features.store import Features
 from probekit.probes import PROBES, Protocol
-from probekit.results.measured import CALIBRATION, apply_temperature, csv_table, fit_temperature
+from probekit.results.measured import CALIBRATION, SCALED, apply_temperature, csv_table, fit_temperature
 from probekit.results.metrics import METRICS
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record, read_records
@@ -94,7 +94,7 @@ def calibrate(
             scaled = apply_temperature(predicted.log_proba, temperature)
             about = {"series": record.series, "probe": record.probe, "layers": "+".join(record.layers)}
             before = {name: METRICS[name](predicted.log_proba, y) for name in SCORES}
-            after = {f"{name}_scaled": METRICS[name](scaled, y) for name in SCORES}
+            after = {f"{name}{SCALED}": METRICS[name](scaled, y) for name in SCORES}
             rows.append(
                 {**about, "seed": record.seed, "test_set": test, "temperature": temperature, **before, **after}
                 | {"record": record.key}

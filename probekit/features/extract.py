@@ -7,7 +7,7 @@ import contextlib
 import queue
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from igpt_model.arguments import checked
+from igpt_model.devices import cpu_threads
 from igpt_model.ranges import WORKERS, check_range
 from probekit.datasets import Dataset, load_dataset
 from probekit.encoders import load_encoder
@@ -96,7 +97,7 @@ def extract(
         raise UserError(f"Features cannot be stored as {dtype!r}; choose {' or '.join(layout.DTYPES)}.")
     check_at_least(batch_size=(batch_size, 1), limit=(limit, 1))
     check_range("workers", workers, WORKERS)
-    parts = {name: data.splits[name] for name in (list(splits) if splits is not None else []) or data.splits}
+    parts = {name: data.splits[name] for name in list(() if splits is None else splits) or data.splits}
     if limit is not None:
         parts = {name: part.limit(limit) for name, part in parts.items()}
     parts = {name: part for name, part in parts.items() if len(part)}
@@ -197,17 +198,6 @@ def _check_resumable(path: Path, asked: Header, parts: dict[str, Any], batch_siz
                     )
 
 
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Compute with the thread count the file was begun with: the bits of a matrix product depend on it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _fill(writer: FeatureWriter, encoder: Any, parts: dict[str, Any], workers: int, progress: Progress | None) -> None:
     header, todo = writer.header, writer.todo()
     total = sum(header.splits.values())
@@ -218,7 +208,8 @@ def _fill(writer: FeatureWriter, encoder: Any, parts: dict[str, Any], workers: i
         return
     ranges = [(split, block, header.rows(split, block)) for split, block in todo]
     batches = prepared_batches(parts, encoder.prepare, ranges, workers)
-    with _threads(header.threads), _Overlapped(writer) as sink, contextlib.closing(batches), torch.inference_mode():
+    # the thread count the file was begun with: the bits of a matrix product depend on it
+    with cpu_threads(header.threads), _Overlapped(writer) as sink, contextlib.closing(batches), torch.inference_mode():
         for batch in batches:
             features = encoder(batch.images, batch.row_ids)
             sink.put(batch, features)

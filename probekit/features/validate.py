@@ -170,8 +170,8 @@ def _check_split(file: h5py.File, header: Header, split: str, parent: bool) -> N
         name = layout.layer_path(split, layer)
         if not parent:
             expected[name] = ((n, width), header.dtype)
-        elif _virtual_shape(file, name) != (n, width):
-            raise _damaged(file, f"{name} is {_virtual_shape(file, name)}, not {(n, width)}.")
+        elif (shape := _virtual_shape(file, name)) != (n, width):
+            raise _damaged(file, f"{name} is {shape}, not {(n, width)}.")
     for name, (shape, kind) in expected.items():
         found = _dataset(file, name)
         if found.shape != shape or found.dtype != np.dtype(kind):
@@ -249,8 +249,8 @@ def _messages(file: h5py.File, name: str) -> dict[int, bytes]:
     return found
 
 
-def _is_virtual(file: h5py.File, name: str) -> bool:
-    message = _messages(file, name).get(_LAYOUT, bytes(3))
+def _is_virtual(messages: dict[int, bytes]) -> bool:
+    message = messages.get(_LAYOUT, bytes(3))
     return message[2 if message[0] < 3 else 1] == 3
 
 
@@ -279,7 +279,7 @@ def _check_links(file: h5py.File, group: str) -> None:
 
 
 def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    if _is_virtual(file, name):
+    if _is_virtual(_messages(file, name)):
         raise UserError(f"{file.filename} takes {name} from elsewhere (a virtual dataset), which is not read.")
     found = file[name]
     if not isinstance(found, h5py.Dataset):
@@ -289,9 +289,10 @@ def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
 
 def _virtual_shape(file: h5py.File, name: str) -> tuple[int, ...]:
     """The shape of a parent's layer, which is never opened: rows are read from the shards."""
-    if not _is_virtual(file, name):
+    messages = _messages(file, name)
+    if not _is_virtual(messages):
         raise _damaged(file, f"{name} is not taken from its shards.")
-    message = _messages(file, name)[_SHAPE]
+    message = messages[_SHAPE]
     first = 8 if message[0] == 1 else 4
     return struct.unpack_from(f"<{message[1]}Q", message, first)
 

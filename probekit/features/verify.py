@@ -120,7 +120,10 @@ with h5py.File(sys.argv[1], locking=False) as file:
              s.src_space.get_select_type() == h5py.h5s.SEL_ALL] for s in file[name].virtual_sources()
         )]))
 """
-"""A program of its own: a mapping is under no checksum, and HDF5 may crash where one is damaged."""
+"""A program of its own: a mapping is under no checksum, and HDF5 may crash where one is damaged.
+
+It runs with -P: modules of these names in the user's folder are not imported.
+"""
 
 
 def _check_shards(path: Path, report: VerifyReport) -> None:
@@ -140,7 +143,7 @@ def _check_shards(path: Path, report: VerifyReport) -> None:
                 [s.path.name, name, [at, 0], [at + n - 1, width - 1], n * width, True]
                 for s, at, n in ((s, first[split], s.header.splits[split]) for s, first in shards if split in first)
             )
-    command = [sys.executable, "-c", _MAPPINGS, str(path)]
+    command = [sys.executable, "-P", "-c", _MAPPINGS, str(path)]
     answer = subprocess.run(command, input=json.dumps(list(wanted)), capture_output=True, text=True, check=False)
     there = {} if answer.returncode else dict(parse_json(line, path, list) for line in answer.stdout.splitlines())
     wrong = [name for name in wanted if there.get(name) != wanted[name]]

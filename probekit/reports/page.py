@@ -42,6 +42,8 @@ SAMPLE_PICTURES = ("samples*.png", "samples/*.png")
 MOST_SAMPLES = 3
 MOST_SAMPLE_BYTES = 4_000_000
 MOST_SAMPLE_PIXELS = 16_000_000
+Margin = tuple[Series, Series, PairedDifference]
+"""Model, control, and by how much the model's best layer exceeds the control's."""
 CHOSEN_BY = {"val": "the held-out rows of the val split", "cv5": "five-fold cross-validation on train and val"}
 
 
@@ -105,6 +107,7 @@ def _panel(
     metrics: Sequence[Panel],
 ) -> dict[str, Any]:
     layered = [series for series in panel.models if not series.is_flat]
+    controls = list(_controls(panel))
     low, high = panel.extent
     high = max([high, *(joint.high for series in panel.series for joint in series.concatenated)])
     words = f"{', '.join(one.metric.words for one in metrics)} on {panel.title} by layer"
@@ -112,7 +115,7 @@ def _panel(
         "id": prefix,
         "of": panel,
         "files": {name: [os.path.basename(path) for path in own] for name, own in files.items()},
-        "models": [_model(panel, series) for series in panel.models],
+        "models": [_model(series, controls) for series in panel.models],
         "curve": _curve(panel, prefix),
         "further": [
             (name, _svg(partial(draw, panel), f"{prefix}{name}", f"{name} on {panel.title}"))
@@ -120,7 +123,7 @@ def _panel(
         ],
         "scale": (low, max(high - low, 1e-9), f"{low:.0f} to {high:.0f} %"),
         "concatenated": [(series, joint) for series in panel.series for joint in series.concatenated],
-        "controls": list(_controls(panel)),
+        "controls": controls,
         "metrics": _two_widths(partial(metric_figure, metrics), f"{prefix}m", words) if metrics else None,
         # the fits are the same whatever the test set: they are shown once
         "fits": _fits(panel, layered, prefix) if panel.is_own_test else None,
@@ -130,7 +133,7 @@ def _panel(
     }
 
 
-def _model(panel: Panel, series: Series) -> dict[str, Any]:
+def _model(series: Series, controls: Sequence[Margin]) -> dict[str, Any]:
     """Of a model's curve: sentences, warnings, and facts (name, value, remark)."""
     best, over, found = series.best, series.curve.over, series.verdict
     rows = (f"mean and standard deviation of {over}, " if over else "") + f"{best.record.metrics['n_test']:,} rows"
@@ -141,7 +144,7 @@ def _model(panel: Panel, series: Series) -> dict[str, Any]:
         others = [int(depth) for depth in series.depths[series.not_worse] if depth != best.depth]
         tied = f"not significantly worse: {short_range(others)}" if others else "all others significantly worse"
         facts.append(("Best layer", layer_words(series.curve, series.peak).removeprefix("layer "), tied))
-        facts += _points_above(panel, series)
+        facts += _points_above(series, controls)
     else:
         sentences = [
             f"{series.label}: the best layer, chosen on held-out training rows, is layer {best.depth}, with test "
@@ -156,23 +159,22 @@ def _model(panel: Panel, series: Series) -> dict[str, Any]:
     return {"sentences": sentences, "warnings": found.warnings if found else (), "facts": facts}
 
 
-def _points_above(panel: Panel, series: Series) -> list[tuple[str, str, str]]:
+def _points_above(series: Series, controls: Sequence[Margin]) -> list[tuple[str, str, str]]:
     """The gain over the last layer; where that layer itself is the best, the gain over the strongest control."""
     found = series.verdict
     if found is not None and series.peak != len(series.depths) - 1:
         than, gains = series.curve.reference, (100 * found.gain, 100 * found.gain_low, 100 * found.gain_high)
     else:
-        controls = [(control, margin) for model, control, margin in _controls(panel) if model is series]
-        if not controls:
+        own = [(control, margin) for model, control, margin in controls if model is series]
+        if not own:
             return []
-        control, margin = max(controls, key=lambda pair: pair[0].best.value)
+        control, margin = max(own, key=lambda pair: pair[0].best.value)
         than, gains = control.label, margin.points
     gain, low, high = gains
     return [(f"Points above {than}", f"{gain:+.1f}", f"{low:+.1f} to {high:+.1f}, paired 95 %")]
 
 
-def _controls(panel: Panel) -> Iterator[tuple[Series, Series, PairedDifference]]:
-    """Model, control, and by how much the model's best layer exceeds the control's."""
+def _controls(panel: Panel) -> Iterator[Margin]:
     for model in panel.models:
         for control in panel.series:
             found = series_margin(model, control) if control.role not in ("model", "readout") else None

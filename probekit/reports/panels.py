@@ -18,7 +18,6 @@ from probekit.results.curve import Curve, Verdict, curve_of_draws, depth_curve, 
 from probekit.results.measured import LABEL_FREE, find_metric
 from probekit.results.metrics import Metric
 from probekit.results.paired import PairedDifference
-from probekit.results.predictions import row_predictions
 from probekit.results.record import Record, read_records
 from probekit.results.runs import join_runs, model_names
 from probekit.runtime.errors import UserError, did_you_mean
@@ -190,6 +189,11 @@ class Panel:
         return max(self.series, key=lambda series: series.curve.n_draws).curve.over
 
     @property
+    def last_depth(self) -> int:
+        """Depth of the deepest layer that a series has."""
+        return max(int(series.depths[-1]) for series in self.series)
+
+    @property
     def extent(self) -> tuple[float, float]:
         """The least and the largest number of the points and intervals of its layers."""
         every = np.concatenate([values for one in self.series for values in (one.values, one.low, one.high)])
@@ -322,7 +326,7 @@ def build_panels(
     Raises
     ------
     UserError
-        There is no such metric, readout or series, or the metric cannot be had of these records.
+        There is no such metric, readout or series, or these records do not have the metric.
     """
     shown, records = find_metric(metric), join_runs(list(records), runs)
     singles = [r for r in records if len(r.layers) == 1 and r.kind != "layer"]
@@ -491,27 +495,16 @@ def layer_depth(name: str, curve: Curve) -> int:
 def series_margin(a: Series, b: Series) -> PairedDifference | None:
     """By how much the best layer of `a` exceeds that of `b` on the same test rows, over their draws.
 
-    None when the per-row files are missing, the test rows differ, or the two have other numbers of draws.
+    None when per-row files are missing (of single draws, those of the two layers), the test rows differ, or the two
+    have different numbers of draws.
     """
-    if any(s.curve.rows_SMn is None for s in (a, b)) or a.curve.metric.name != "top1":
+    if a.curve.metric.name != "top1":
         return None
     try:
-        return paired_curves(a.curve, b.curve)
+        found = paired_curves(a.curve, b.curve)
     except UserError:
         return None
-
-
-def margin(record: Record, other: Record) -> PairedDifference | None:
-    """By how much `record` exceeds `other` on their shared test rows: paired bootstrap interval, exact McNemar p.
-
-    Returns None when the per-row files are missing or the two were tested on different rows.
-    """
-    if any(r.folder is None or not (r.folder / r.probe_file).is_file() for r in (record, other)):
-        return None
-    ours, theirs = row_predictions(record), row_predictions(other)
-    if not np.array_equal(ours.row_ids, theirs.row_ids):
-        return None
-    return PairedDifference.from_rows(ours.correct, theirs.correct)
+    return found if all(found.n == s.best.record.metrics["n_test"] for s in (a, b)) else None
 
 
 def short_range(depths: Sequence[int]) -> str:

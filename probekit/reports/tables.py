@@ -12,7 +12,7 @@ import numpy as np
 from igpt_model import atomic
 from probekit.reports.panels import Panel, Point, Series, points_of, value_range
 from probekit.results.measured import find_metric
-from probekit.results.metrics import Metric
+from probekit.results.metrics import METRICS, Metric
 from probekit.results.subset_metrics import with_and_without
 from probekit.runtime.errors import UserError
 from probekit.runtime.escape import csv_text, latex, markdown
@@ -35,7 +35,7 @@ def require_one_protocol(panels: Sequence[Panel], mix_protocols: bool = False) -
     if len(found) > 1 and not mix_protocols:
         listed = ", ".join(f"{name} ({key[:6]})" for key, name in found.items())
         raise UserError(
-            f"these records follow different protocols: {listed}; give one of them, or ask to mix protocols"
+            f"These records follow different protocols ({listed}): choose the records of one, or set mix_protocols."
         )
 
 
@@ -78,7 +78,7 @@ def _row(
     panel: Panel, series: Series, point: Point, layers: str, chosen: bool, against: dict[str, float]
 ) -> dict[str, object]:
     curve, place, record, shown = point.curve, point.place, point.record, panel.metric.column
-    own = {"test_accuracy" if name == "top1" else name: values[place] for name, values in curve.metrics.items()}
+    own = {METRICS[name].column: values[place] for name, values in curve.metrics.items()}
     C, n_iter, gap, rankme = (
         curve.of_every(get)[:, place].astype(float)
         for get in (lambda r: r.chosen_C, lambda r: r.refit["n_iter"], lambda r: r.refit["gap"], lambda r: r.rankme)

@@ -243,7 +243,8 @@ class Record:
         return record
 
 
-_NOT_STORED = {"identity", "folder", "test"}
+_IN_MEMORY = {"folder", "test"}
+_NOT_STORED = {"identity", *_IN_MEMORY}
 
 
 def schema_of(hint: Any) -> Any:
@@ -251,7 +252,7 @@ def schema_of(hint: Any) -> Any:
     if get_origin(hint) is Annotated:
         return hint.__metadata__[0]
     if is_dataclass(hint):
-        stored = [f for f in fields(hint) if f.name not in ("folder", "test")]
+        stored = [f for f in fields(hint) if f.name not in _IN_MEMORY]
         absent = {f.name: "?" * (f.default is not MISSING or f.default_factory is not MISSING) for f in stored}
         hints = get_type_hints(hint, include_extras=True)
         return {name + sign: schema_of(hints[name]) for name, sign in absent.items()}

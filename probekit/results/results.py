@@ -121,7 +121,6 @@ class Results:
         return verdict(self.curve(series))
 
     @checked
-    @checked
     def compare(self, a: str, b: str) -> PairedDifference:
         """Paired comparison of the best layers of two series, over their seeds or runs."""
         return paired_curves(self.curve(a), self.curve(b))

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from igpt_model.devices import find_device as usable_device
+from igpt_model.devices import send
 
-__all__ = ["to_device", "usable_device"]
+__all__ = ["send", "to_device", "usable_device"]
 
 
 def to_device(values: Any, device: str | torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -18,6 +19,4 @@ def to_device(values: Any, device: str | torch.device, dtype: torch.dtype | None
     if not isinstance(values, torch.Tensor):
         values = torch.from_numpy(np.require(np.asarray(values), None, ["C", "W"]))
     where = device if isinstance(device, torch.device) else usable_device(device)
-    if where.type == "cuda" and values.device.type == "cpu":
-        return values.pin_memory().to(where, non_blocking=True).to(dtype=dtype)
-    return values.to(where).to(dtype=dtype)
+    return send(values, where).to(dtype=dtype)

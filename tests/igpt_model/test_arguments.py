@@ -99,6 +99,19 @@ def test_fields_of_a_dataclass():
         check_fields(Settings(1, 10**400))
 
 
+def test_lists_given_for_tuples_become_tuples():
+    @dataclass(frozen=True)
+    class Settings:
+        pair: tuple[float, float] = (0.0, 1.0)
+        names: tuple[str, ...] = ()
+
+        def __post_init__(self):
+            check_fields(self)
+
+    assert Settings([1, 2], ["a"]) == Settings((1, 2), ("a",))
+    assert len({Settings([1, 2]), Settings((1, 2))}) == 1
+
+
 @pytest.mark.parametrize(
     ("value", "plain"),
     [(np.bool_(True), True), (np.float32(0.5), 0.5), (np.int64(3), 3), (np.str_("a"), "a")],

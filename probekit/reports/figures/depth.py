@@ -244,15 +244,11 @@ def _slots(panel: Panel, narrow: bool) -> Slots:
     ]
     if len(own) > (2 if narrow else MOST_SLOTS):
         own = [(number, joint) for number, joint in own if joint.chosen]
-    last = _last_layer(panel)
+    last = panel.last_depth
     # room for the longest name below the axis
     letters = max([5, *(len(joint.name) for _, joint in own)])
     step = max(last, 4) * (0.26 if narrow else 0.09) * letters / 5
     return [(last + step * (1.1 + place), number, joint) for place, (number, joint) in enumerate(own[:MOST_SLOTS])]
-
-
-def _last_layer(panel: Panel) -> int:
-    return max(int(series.depths[-1]) for series in panel.series)
 
 
 def _concatenated(axes: Axes, x: float, joint: Concatenated, color: str, gid: str) -> None:
@@ -268,7 +264,7 @@ def _concatenated(axes: Axes, x: float, joint: Concatenated, color: str, gid: st
 def _layer_axis(axes: Axes, panel: Panel, slots: Slots, narrow: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    last = max(_last_layer(panel), 1)
+    last = max(panel.last_depth, 1)
     margin = 0.45 + 0.012 * last
     axes.set_xlim(-margin, (slots[-1][0] if slots else last) + margin)
     layers = [int(tick) for tick in MaxNLocator(nbins=12, integer=True).tick_values(0, last) if 0 <= tick <= last]

@@ -70,7 +70,7 @@ def terminal_curve(panel: Panel, width: int = 80, height: int = 16) -> Group:
 def _canvas(panel: Panel, width: int, height: int) -> list[Text]:
     from rich.text import Text
 
-    last = max(int(series.depths[-1]) for series in panel.series) or 1
+    last = max(panel.last_depth, 1)
     ticks, height = round_ticks(*panel.extent, height)
     low, high = min(ticks.values()), max(ticks.values())
     columns = max(min(width - 8, 6 * last + 1), last + 1)

@@ -70,6 +70,26 @@ def test_one_folder_under_two_names_is_refused(tmp_path, folder, link):
         load_dataset(tmp_path)
 
 
+@pytest.mark.parametrize("link", ["test/cat/new.png", "train/dog/new.png", "train/cat/new.png"])
+def test_one_image_under_two_names_is_refused(tmp_path, link):
+    tree(tmp_path / "pool", ".", count=24)
+    tree(tmp_path / "d", "train/cat", "train/dog", "test/cat", "test/dog", count=0)
+    names = [f"{split}/{label}/{i}.png" for split in ("train", "test") for label in ("cat", "dog") for i in range(6)]
+    for k, name in enumerate(names):  # links to images elsewhere, each of its own
+        (tmp_path / "d" / name).symlink_to(tmp_path / "pool" / f"{k}.png")
+    assert sizes(load_dataset(tmp_path / "d"))["test"] == 12
+    (tmp_path / "d" / link).symlink_to(tmp_path / "pool" / "0.png")
+    with pytest.raises(UserError, match="are one file"):
+        load_dataset(tmp_path / "d")
+    (tmp_path / "d" / link).unlink()
+    regular = tmp_path / "d" / "train" / "cat" / "regular.png"
+    regular.write_bytes((tmp_path / "pool" / "0.png").read_bytes())
+    assert sizes(load_dataset(tmp_path / "d"))["test"] == 12
+    (tmp_path / "d" / link).symlink_to(regular)
+    with pytest.raises(UserError, match="are one file"):
+        load_dataset(tmp_path / "d")
+
+
 def test_class_names_that_look_alike_are_said(tmp_path):
     with pytest.warns(UserWarning, match="2 classes of the names 'Cat', 'cat'"):
         assert load_dataset(tree(tmp_path / "a", "Cat", "cat", "dog")).classes == ("Cat", "cat", "dog")
@@ -306,6 +326,8 @@ def test_names_of_classes_in_every_form():
         ("ab", "a list of names"),
         (np.array("ab"), "a list of names"),
         ({"a": 0, "b": 2}, "each once"),
+        ({"a": 0, "b": None}, "each once"),
+        ({"a": [0], "b": "1"}, "each once"),
     ):
         with pytest.raises(UserError, match=words):
             load_dataset((X, Y), classes=classes)
@@ -335,6 +357,17 @@ def test_one_wrong_label_among_many_is_found_when_its_image_is_read(wrong, names
     data = load_dataset(items)
     with pytest.raises(UserError, match=f"Item {wrong} has the label {written[(wrong + 1) % 2]}, but"):
         _ = [split.images(0, len(split)) for split in data.splits.values()]
+
+
+@pytest.mark.parametrize("names", [["1.0", "a"], ["1.5", "2", "x"], ["1.0", "2"], ["01", "1"]])
+@pytest.mark.parametrize("listed", [False, True])
+def test_names_of_one_item_are_read_as_those_of_all(names, listed):
+    labels = [names[i % len(names)] for i in range(48)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # names that look alike are said
+        data = load_dataset(Items(lambda i: (X[i % 24], labels[i]), 48, **({"targets": labels} if listed else {})))
+    for split in data.splits.values():
+        assert [len(split.images(i, i + 1)) for i in range(len(split))] == [1] * len(split)
 
 
 def test_labels_that_change_are_found():
@@ -581,6 +614,45 @@ def test_splits_of_saved_data_that_name_other_classes_are_refused(tmp_path):
         load_dataset(tmp_path / "saved")
 
 
+@pytest.mark.filterwarnings("ignore:.*left out")
+@pytest.mark.parametrize("splits", [("train", "training"), ("train", "test", "testing"), ("other",), ()])
+def test_saved_splits_are_each_there_once(tmp_path, splits):
+    datasets = pytest.importorskip("datasets")
+    content = (tree(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    rows_of = {"image": [{"bytes": content, "path": None}] * 4, "label": [0, 1] * 2}
+    parts = {split: datasets.Dataset.from_dict(rows_of, features=features) for split in splits}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(UserError, match="is expected, each once"):
+        load_dataset(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_links_in_a_tar_are_refused(tmp_path, kind):
+    content = (tree(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for name, data in (
+            (f"{k}.{field}", data) for k in range(12) for field, data in (("png", content), ("cls", b"0"))
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            if name == "11.png":
+                info.type, info.size, info.linkname = kind, 0, "0.png"
+            tar.addfile(info, io.BytesIO(data))
+    with pytest.raises(UserError, match=r"11\.png is a link to 0\.png"):
+        load_dataset(tmp_path / "t.tar")
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".parquet"])
+def test_one_file_as_two_splits_is_refused(tmp_path, suffix):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "pool").touch()
+    for split in ("train", "test"):
+        (tmp_path / f"{split}{suffix}").symlink_to(tmp_path / "pool")
+    with pytest.raises(UserError, match="are one file"):
+        load_dataset(str(tmp_path / f"*{suffix}"))
+
+
 def test_compressed_tars_say_so(tmp_path):
     with tarfile.open(tmp_path / "t.tar.gz", "w:gz") as tar:
         tar.add(tree(tmp_path / "d", "x", count=1))
@@ -611,6 +683,28 @@ def test_parquet_labels_and_splits_by_column(tmp_path):
     for missing in (pyarrow.array([0, 1, None] * 4), ["a", "b", None] * 4):
         with pytest.raises(UserError, match="4 of 12 rows have no label"):
             load(missing)
+
+
+def test_paths_in_parquet_are_each_there_once(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    tree(tmp_path / "d", ".", count=12)
+    (tmp_path / "d" / "link.png").symlink_to("3.png")
+
+    def load(names):
+        table = pyarrow.table({"photo": pyarrow.array(names, pyarrow.string()), "label": [i % 2 for i in range(12)]})
+        parquet.write_table(table, tmp_path / "d" / "p.parquet")
+        return load_dataset(tmp_path / "d" / "p.parquet", image="photo")
+
+    names = [f"{i}.png" for i in range(12)]
+    assert sum(sizes(load(names)).values()) == 12
+    for other in ("3.png", "./3.png", str(tmp_path / "d" / "3.png"), "link.png"):
+        with pytest.raises(UserError, match=r"in rows 3 .*and 11"):
+            load([*names[:11], other])
+    for other in ("12.png", None):
+        with pytest.raises(UserError, match="which does not exist: paths"):
+            load([*names[:11], other])
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])

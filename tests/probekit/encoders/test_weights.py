@@ -259,6 +259,14 @@ def changed(state, **more):
         {"weight": None, "parametrizations.weight.original0": torch.ones(4, 3, 3, 3)},
         {"weight": None, "weight_orig": torch.ones(4, 3, 3, 3), "weight_mask": torch.ones(4, 3, 3, 3)},
         {"adapter.down.weight": torch.ones(2, 2)},
+        {"hada_w1_a": torch.ones(2, 2), "hada_w1_b": torch.ones(2, 2)},
+        {"lokr_w1": torch.ones(2, 2)},
+        {"oft_r.default": torch.ones(2, 2)},
+        {"vera_lambda_b.default": torch.ones(2)},
+        {"weight": torch.ones(4, dtype=torch.uint8), "weight.absmax": torch.ones(4)},
+        {"weight": None, "qzeros": torch.ones(4), "g_idx": torch.ones(4)},
+        {"SCB": torch.ones(4)},
+        {"weight_scale_inv": torch.ones(4)},
     ],
 )
 def test_what_changes_a_weight_is_merged_and_not_ignored(trained, tmp_path, more):
@@ -274,6 +282,12 @@ def test_names_of_wrappers_inside_are_no_names(trained, tmp_path, wrapper):
     module = Net()
     assert load_weights(module, tmp_path / "w.pth", strip_prefix="net.").missing == ()
     assert torch.equal(module.body[0].weight, trained.body[0].weight)
+
+
+def test_one_name_with_and_without_a_wrapper_is_refused(trained, tmp_path):
+    torch.save({**trained.state_dict(), "_orig_mod.body.0.weight": torch.zeros(4, 3, 3, 3)}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="with and without the level of a wrapper"):
+        load_weights(Net(), tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize(

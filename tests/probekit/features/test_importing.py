@@ -65,7 +65,6 @@ def test_pt_of_every_shape(tmp_path, arrays, shape):
     assert len(store.layers) == (2 if shape in ("list", "dict") else 1)
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("rows", [0, 19, 21])
 def test_other_numbers_of_rows_and_labels_are_refused_before_a_test_split_is_held_out(tmp_path, rows):
     np.savez(tmp_path / "x.npz", a=np.ones((rows, 3)), labels=np.arange(20) % 2)
@@ -73,6 +72,7 @@ def test_other_numbers_of_rows_and_labels_are_refused_before_a_test_split_is_hel
         import_features({"train": tmp_path / "x.npz"}, tmp_path / "x.h5")
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_pickle_is_not_executed(tmp_path):
     class Bomb:
         def __reduce__(self):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from probekit.reports.panels import build_panels, collect_records, margin, role_of, short_range
+from probekit.reports.panels import build_panels, collect_records, role_of, series_margin, short_range
 from probekit.reports.published import comparison_frame
 from probekit.reports.tables import layer_frame
 from probekit.runtime.errors import UserError
@@ -47,18 +47,28 @@ def test_one_concatenation_is_marked_as_chosen_on_val(panel):
 
 
 def test_the_margin_is_the_difference_of_accuracies(panel):
-    best, pixels = panel.models[0].records[panel.models[0].peak], panel.series[2].records[0]
-    found = margin(best, pixels)
-    assert found.difference == pytest.approx(best.accuracy - pixels.accuracy)
+    model, pixels = panel.models[0], panel.series[2]
+    found = series_margin(model, pixels)
+    assert found.difference == pytest.approx(model.best.record.accuracy - pixels.best.record.accuracy)
     assert found.low < found.difference < found.high
     assert found.p < 1e-6
 
 
 def test_different_rows_or_missing_files_give_no_margin(panel, make_panel):
-    other = make_panel(n_test=400)
-    best = panel.models[0].records[0]
-    assert margin(best, other.models[0].records[0]) is None
-    assert margin(best, make_panel(probes=False).models[0].records[0]) is None
+    for other in (make_panel(n_test=400), make_panel(probes=False)):
+        assert series_margin(panel.models[0], other.models[0]) is None
+        assert series_margin(other.models[0], panel.models[0]) is None
+
+
+def test_the_margin_needs_the_files_of_the_two_layers_only(make_run):
+    folder = make_run()
+    (panel,) = build_panels(collect_records(folder))
+    for record in panel.models[0].records:
+        if record is not panel.models[0].best.record:
+            (folder / record.probe_file).unlink()
+    (fewer,) = build_panels(collect_records(folder))
+    assert fewer.models[0].verdict is None
+    assert series_margin(fewer.models[0], fewer.series[2]) == series_margin(panel.models[0], panel.series[2])
 
 
 def test_without_predictions_there_is_a_curve_but_no_verdict(make_panel):

@@ -16,7 +16,7 @@ import pytest
 from probekit.reports import write_report
 from probekit.reports.figures.depth import depth_figure
 from probekit.reports.fit_map import _ticks
-from probekit.reports.page import _model, p_value
+from probekit.reports.page import _controls, _model, p_value
 from probekit.reports.published import comparison_frame
 from probekit.reports.tables import choose_columns, layer_frame, printed_frame
 from probekit.results.record import read_records
@@ -227,7 +227,7 @@ def test_the_page_renders(report, tmp_path):
 
 def facts_of(panel):
     """The large figures above the curve: what, value."""
-    return {name: value for name, value, _ in _model(panel, panel.models[0])["facts"]}
+    return {name: value for name, value, _ in _model(panel.models[0], list(_controls(panel)))["facts"]}
 
 
 def test_a_best_layer_that_is_the_last_is_measured_against_the_strongest_control(make_panel, panel):
@@ -243,7 +243,7 @@ def test_a_best_layer_that_is_the_last_is_measured_against_the_strongest_control
 
 def test_a_sweep_that_left_out_the_last_layers_never_speaks_of_them(make_panel):
     part = make_panel(trained=RISING[:9], encoder={"name": "igpt", "last_depth": 10})
-    said = _model(part, part.models[0])
+    said = _model(part.models[0], list(_controls(part)))
     assert "layer 10 was not probed" in said["sentences"][1]
     assert "8 of 10" in dict(facts_of(part)).values()
     assert "Points above\nlayer 8" in [axes.get_ylabel() for axes in depth_figure(part).axes]
