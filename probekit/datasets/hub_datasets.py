@@ -68,7 +68,7 @@ def load(
     try:
         import datasets
     except ModuleNotFoundError:
-        raise UserError(f"{name} needs Hugging Face's datasets: pip install 'igpt-probekit[datasets]'.") from None
+        raise UserError(f"{name} needs Hugging Face's datasets: pip install datasets.") from None
     title, _, config = (spec, "", "") if os.path.exists(place) else spec.partition(":")
     try:
         if saved:

@@ -108,7 +108,7 @@ def _pyarrow() -> Any:
     try:
         import pyarrow.parquet as parquet
     except ModuleNotFoundError:
-        raise UserError("Parquet files need pyarrow: pip install 'igpt-probekit[datasets]'.") from None
+        raise UserError("Parquet files need pyarrow: pip install pyarrow.") from None
     return parquet
 
 

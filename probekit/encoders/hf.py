@@ -47,7 +47,7 @@ def _transformers() -> Any:
         import transformers
         import transformers.image_processing_utils
     except ImportError as error:
-        raise UserError("hf: needs transformers; install it with: pip install 'igpt-probekit[hf]'.") from error
+        raise UserError("hf: needs transformers; install it with: pip install transformers.") from error
     except Exception as error:  # an installed torchvision of another build than torch breaks its import
         raise UserError(
             f"hf: transformers cannot be imported ({first_line(error)}); if torchvision is named, install the build "

@@ -63,7 +63,7 @@ def _timm() -> Any:
         import timm
         import timm.data
     except ImportError as error:
-        raise UserError("timm: needs timm; install it with: pip install 'igpt-probekit[timm]'.") from error
+        raise UserError("timm: needs timm; install it with: pip install timm.") from error
     except Exception as error:  # a torchvision of another build than torch breaks timm's import
         raise UserError(
             f"timm: timm cannot be imported ({first_line(error)}); install the build of torchvision that belongs "

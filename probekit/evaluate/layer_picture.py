@@ -25,8 +25,8 @@ MOST_ROWS = 2000  # more points hide one another
 CLASSES = {
     ("tsne", "cpu"): ("sklearn.manifold", "TSNE", "scikit-learn"),
     ("umap", "cpu"): ("umap", "UMAP", "umap-learn"),
-    ("tsne", "cuda"): ("cuml.manifold", "TSNE", "igpt-probekit[cuml-cu12]"),
-    ("umap", "cuda"): ("cuml.manifold", "UMAP", "igpt-probekit[cuml-cu12]"),
+    ("tsne", "cuda"): ("cuml.manifold", "TSNE", "cuml-cu12"),
+    ("umap", "cuda"): ("cuml.manifold", "UMAP", "cuml-cu12"),
 }
 
 
