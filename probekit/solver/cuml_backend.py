@@ -93,8 +93,7 @@ def _cuml(module: str, name: str) -> tuple[Any, Any, Any]:
         return import_module("cuml"), import_module("cupy"), getattr(import_module(f"cuml.{module}"), name)
     except ImportError as error:
         raise UserError(
-            "backend 'cuml' needs RAPIDS cuML, which is not installed; `pip install cuml-cu12`, "
-            "or use backend='torch'."
+            "backend 'cuml' needs RAPIDS cuML, which is not installed; `pip install cuml-cu12`, or use backend='torch'."
         ) from error
 
 

@@ -9,6 +9,7 @@ from probekit.runtime.memory import SHARE, free_memory
 from probekit.solver.data import WeightedData
 
 DENSE_COLUMNS = {"cpu": 6000, "cuda": 20000}  # largest Hessian worth a Cholesky factor: seconds, at most
+PAIR_CLASSES = 20  # most for pairs: 10,000 x 256 with 10 take 16 s for 57 by blocks, 6,000 x 64 with 40 16 s for 6
 VECTORS = 30  # of the size of one probe, that one penalty takes: theta, gradient, conjugate gradients
 MOST_FACTORS = 12  # kept along a path: about one a node
 LEAST_GROUP = 8  # penalties side by side that make holding X in memory worth solving the path in parts
@@ -81,6 +82,8 @@ def make_plan(rows: WeightedData, n_penalties: int, free: int | None = None) -> 
         "pairs": (hessian_columns, 4, hessian_columns**2 * size),
         "classes": (r + 1, 3, R * (r + 1) ** 2 * size),
     }
+    if R > PAIR_CLASSES:
+        del choices["pairs"]
     fits = [
         name for name, (columns, times, one) in choices.items() if columns <= most and vectors + times * one <= budget
     ]

@@ -61,3 +61,12 @@ def test_not_even_one_penalty(monkeypatch):
     monkeypatch.setattr(plan, "free_memory", lambda device: ONE // 2)
     with pytest.raises(UserError, match=r"One probe of 6 features and 3 classes takes .* GiB to solve, but .* on cpu"):
         fit_path(X, y, CS)
+
+
+@pytest.mark.parametrize(("K", "factor"), [(2, "pairs"), (20, "pairs"), (21, "classes"), (1000, "classes")])
+def test_many_classes_have_a_block_each(K, factor):
+    """Pairs of 1,000 classes of 6 columns would make a Hessian of 5,994 columns from 499,500 moments."""
+    y, weights = torch.arange(1000) % K, torch.full((1000,), 1e-3, dtype=torch.float64)
+    X = torch.randn(1000, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows = WeightedData(X, y, weights, K, torch.float64, torch.device("cpu"))
+    assert plan.make_plan(rows, 5, free=8 << 30).factor == factor
