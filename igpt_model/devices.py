@@ -1,4 +1,4 @@
-"""Where a computation runs: the named device, the number of CPU threads, the compiler; refused when not there."""
+"""Where a computation runs: devices, tensors sent to them, CPU threads, the compiler; refused when not there."""
 
 import os
 import shutil
