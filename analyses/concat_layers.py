@@ -1,4 +1,4 @@
-"""Are several layers together better than the best one (the paper joins five: 68.7 -> 72.0 on ImageNet)?
+"""Are several layers together better than the best one (the paper concatenates five: 68.7 -> 72.0 on ImageNet)?
 
     python -m analyses.concat_layers RESULTS...
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from analyses import print_panels, start
 from probekit.reports.panels import Panel
 
-NONE = "These results join no layers: run `probekit concat` first."
+NONE = "These results contain no concatenated layers: run `probekit concat` first."
 
 
 def lines(panel: Panel) -> list[str]:

@@ -8,8 +8,9 @@ RESULTS of sweeps over several checkpoints of a run (`igpt:RUN@STEP`), whose met
 """
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -45,12 +46,17 @@ def loss_at(run: Path, step: int) -> float | None:
 
     Before the first one after update 0 it is the logged training loss: a line from update 0 would be far above it.
     """
-    records = list(read_metrics(run / "metrics.jsonl" if run.is_dir() else run))
+    records = _metrics(run / "metrics.jsonl" if run.is_dir() else run)
     losses = [(r["step"], r["val_loss"]) for r in records if r["kind"] == "eval"]
     trained = [(r["step"], r["loss"]) for r in records if r["kind"] == "step"]
     if trained and len(losses) > 1 and 0 < step < losses[1][0]:
         losses = trained
     return float(np.interp(step, *zip(*losses, strict=True))) if losses else None
+
+
+@cache
+def _metrics(log: Path) -> list[dict[str, Any]]:
+    return read_metrics(log)  # once for all checkpoints of a run
 
 
 def swept_points(results: Sequence[Path], run: Path | None = None) -> list[Point]:

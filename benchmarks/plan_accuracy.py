@@ -1,7 +1,7 @@
 """Plans against what then really happens: `python benchmarks/plan_accuracy.py [--steps 60]`.
 
 Trains a tiny iGPT on wandering digits, extracts its features and sweeps them, each in a process of its own, after
-`probekit.plan` has said what that will take. Rows (planned, real, and planned over real; goal 0.75 to 1.25) go to
+`probekit.plan` has estimated what that will take. Rows (planned, real, and planned over real; goal 0.75 to 1.25) go to
 benchmarks/results/plan_accuracy.csv.
 """
 

@@ -1,6 +1,6 @@
-"""The kinds of what public functions are given, checked against their annotations before anything else happens.
+"""Checks of the kinds of arguments against a public function's annotations, before the function does anything.
 
-Only kinds: a number, a text, a mapping, an object of that class. Ranges and contents are the function's own affair, and
+Only kinds: a number, a text, a mapping, an object of that class. Ranges and contents are for the function to check, and
 so is what is annotated as `Any` or as NumPy's `ArrayLike`.
 """
 

@@ -54,7 +54,11 @@ WEIGHT = Range(0, 1e6)
 """A weight decay, or the weight of a loss."""
 WORKERS = Range(0, 1024)
 SEEDS = Range(1, 10_000)
-"""How many seeds."""
+"""A number of seeds."""
+INCHES = Range(2, 40)
+"""A side of a figure."""
+POINTS = Range(4, 40)
+"""Size of ordinary type in a figure."""
 
 
 def option(default: Any, help: str, group: str | None = None, allowed: Range | None = None) -> Any:

@@ -12,7 +12,7 @@ from igpt_model.config import ModelConfig
 from igpt_model.errors import UserError
 from igpt_model.model import IGPT
 
-CACHE_BYTES = 2 << 30  # cache that any machine is thought to have room for, see `images_at_once`
+CACHE_BYTES = 2 << 30  # a cache that is assumed to fit into any machine's memory, see `images_at_once`
 
 _DRAWS = 5  # a stream of randomness of its own under one seed
 

@@ -23,12 +23,12 @@ def run_all(*lines):
         assert code == 0, printed
 
 
-def write_features(path, shifts, classes=3):
+def write_features(path, shifts, classes=3, dataset="noise"):
     """A feature file of clouds of points, a layer a shift between the classes."""
     rng = np.random.default_rng(0)
     splits = {}
     for split, n in (("train", 60), ("val", 15), ("test", 30)):
         y = np.arange(n) % classes
         splits[split] = ([(rng.normal(size=(n, 4)) + s * np.eye(4)[y]).astype(np.float32) for s in shifts], y)
-    FeatureStore.from_arrays(path, splits, encoder={"name": "made"}, dataset={"name": "noise"})
+    FeatureStore.from_arrays(path, splits, encoder={"name": "made"}, dataset={"name": dataset})
     return path

@@ -239,7 +239,7 @@ def test_a_probe_touches_one_file_a_metric_one_a_figure_two_an_encoder_none_and_
     paths = [str(copy.parent), str(tmp_path / "corners")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", RUN], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", RUN], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1200
     )
     assert done.returncode == 0, done.stderr[-3000:]
     table = (tmp_path / "table.csv").read_text()

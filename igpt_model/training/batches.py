@@ -138,7 +138,7 @@ def fit_palette(config: TrainConfig, train_images: Any) -> Palette:
 
 
 def check_images(name: str, images: Any, resolution: int) -> None:
-    """Refuse images that are none, or not uint8 (P, P, 3)."""
+    """Refuse an empty set of images, or images that are not uint8 (P, P, 3)."""
     odd = str(getattr(images, "layout", "torch.strided")) != "torch.strided" or hasattr(images, "nnz")
     if (
         odd

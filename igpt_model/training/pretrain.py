@@ -69,7 +69,7 @@ def train(
     UserError
         Other settings or data than the run in `out` has, or images of another size.
     TrainingDiverged
-        See there.
+        The loss is not finite, or has risen and stays high.
     """
     for name, images in (("training", train_images), ("validation", val_images)):
         check_images(name, images, config.resolution)

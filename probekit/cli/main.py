@@ -142,7 +142,7 @@ _USERS_OS_ERRORS = {
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
     errno.ENOTDIR: "a part of that path is a file, not a folder; give another path",
     errno.EISDIR: "it is a folder, not a file; give a file",
-    errno.EFBIG: "the file would be larger than this system or `ulimit -f` allows; the same command goes on",
+    errno.EFBIG: "the file exceeds this system's limit or `ulimit -f`; raise it and run the same command again",
     errno.ELOOP: "it is a link where a file was expected, or links in a circle; give the path itself",
     errno.ENXIO: "it is a pipe or a device, not a file; give a file",
     errno.ENODEV: "it is a pipe or a device, not a file; give a file",

@@ -7,8 +7,10 @@ from typing import Any
 from igpt_model.ranges import (
     COUNT,
     COUNT_OR_NONE,
+    INCHES,
     LARGE,
     NOT_NEGATIVE,
+    POINTS,
     POSITIVE,
     RATE,
     SEED,
@@ -19,7 +21,6 @@ from igpt_model.ranges import (
 )
 
 _SIDE = Range(1, 65_536)
-_INCHES = Range(0.5, 100)
 # flags are spelled alike everywhere, so that a name has one range
 RANGES = {
     "Cs": POSITIVE,
@@ -27,9 +28,9 @@ RANGES = {
     "classes": Range(2, LARGE),
     "crop": _SIDE,
     "each": Range(1, 1000),
-    "font_size": Range(1, 200),
+    "font_size": POINTS,
     "greedy_width": Range(0, 10_000_000),
-    "height": _INCHES,
+    "height": INCHES,
     "keep": SHARE,
     "level": Range(0, 100),
     "limit": COUNT,
@@ -61,7 +62,7 @@ RANGES = {
     "top_k": COUNT,
     "train_rows": COUNT_OR_NONE,
     "value_range": Range(-1e15, 1e15),
-    "width": _INCHES,
+    "width": INCHES,
     "window": Range(0, 10_000),  # of a study: 0 concatenates none
     "workers": Range(0, 1024),
     "ylim": Range(-1e6, 1e6),

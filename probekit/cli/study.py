@@ -40,13 +40,12 @@ def study(
         Log the curves, with depth as the step, and the report to this experiment tracker, where it is installed.
     """
     from probekit.evaluate.study import study as run_study
-    from probekit.results.results import Results
 
     shown = {name: settings.get(name) for name in ("protocol", "seeds", "limit")}
     with open_tracker(tracker, out.name, {"encoders": encoders, "on": on, **shown}, out) as track:
         results = run_study(encoders, list(on), out, tests=list(tests), progress=progress, **settings)
-        curves = [curve for folder in results.paths for curve in Results(folder).curves().values()]
-        for depth, values in sorted(curve_scalars(curves).items()):
+        scalars = curve_scalars(results.curves().values()) if tracker else {}
+        for depth, values in sorted(scalars.items()):
             track.log(values, depth)
         track.file(out / "report" / "index.html")
     note(f"report: {(out / 'report' / 'index.html').resolve()}")

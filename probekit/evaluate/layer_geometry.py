@@ -37,7 +37,7 @@ def geometry(
     -------
     pandas.DataFrame
         One row a layer, shallow to deep; also written beside the feature file, as NAME.geometry.csv, for the figures of
-        `probekit plot --metric`. Empty where a figure cannot be had (see `rankme`, `two_nn_dimension`).
+        `probekit plot --metric`. Empty where a figure is not defined (see `rankme`, `two_nn_dimension`).
     """
     import pandas as pd
 
@@ -63,5 +63,8 @@ def geometry(
         try:
             atomic.write_text(table, csv_text(frame.assign(split=split)))
         except OSError as error:
-            warnings.warn(f"{table} cannot be written ({error.strerror}): no figure finds it there.", stacklevel=2)
+            warnings.warn(
+                f"{table} cannot be written ({error.strerror}), so `probekit plot` will lack these figures.",
+                stacklevel=2,
+            )
     return frame

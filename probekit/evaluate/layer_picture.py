@@ -75,7 +75,7 @@ def picture_of(record: Record, method: Method = "tsne", device: str = "cpu") -> 
     """Coordinates (n, 2) and classes (n,), counted from 0, of evenly spaced test rows of a record's layers."""
     path = (record.folder or Path()) / record.feature_file
     if not record.feature_file or not path.is_file():
-        raise UserError(f"An image needs the features of {record.series}, but {path} is not a file.")
+        raise UserError(f"A picture of {record.series} needs its feature file, but {path} is not a file.")
     layers: Sequence[str] = record.layers
     with FeatureStore.open(path) as store:
         y = store.labels("test")

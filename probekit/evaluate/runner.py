@@ -381,7 +381,9 @@ def check_kinds(kinds: Sequence[str], reads: Sequence[str], protocol: Protocol) 
         if kind not in PROBES or PROBES[kind].reads not in reads:
             known = sorted(k for k, probe in PROBES.items() if probe.reads in reads and not probe.fits_together)
             hint = did_you_mean(kind, known)
-            raise UserError(f"There is no probe {kind!r} of {' or '.join(reads)}: choose of {', '.join(known)}.{hint}")
+            raise UserError(
+                f"There is no probe {kind!r} of {' or '.join(reads)}: choose one of {', '.join(known)}.{hint}"
+            )
         PROBES[kind]().check(protocol)
     if len(kinds) > 1 and (PROBES[protocol.probe].fits_together or len({PROBES[kind].reads for kind in kinds}) > 1):
         raise UserError(

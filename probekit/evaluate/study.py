@@ -211,7 +211,7 @@ def _by_name(loaded: Sequence[tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
         if names.count(name) > 1:
             written = loaded[0][0] if isinstance(loaded[0][0], str) else "ENCODER"
             raise UserError(
-                f"Two encoders are called {name!r}: name them apart, as in 'first={written}', or, if they are "
+                f"Two encoders are called {name!r}: give each its own name, as in 'first={written}', or, if they are "
                 "pre-training runs of one model, give them one name as in NAME=ENCODER."
             )
     return dict(zip(names, loaded, strict=True))

@@ -167,10 +167,10 @@ def _layers(features: Any) -> dict[str, np.ndarray]:
 
 
 def check_rows(split: str, layers: Mapping[str, np.ndarray], y: np.ndarray) -> None:
-    """Refuse layers that have not one row for each label."""
+    """Refuse layers whose number of rows is not the number of labels."""
     for name, X in layers.items():
         if len(X) != len(y):
-            raise UserError(f"Layer {name} of {split} has {len(X)} rows and {len(y)} labels; expected as many.")
+            raise UserError(f"Layer {name} of {split} has {len(X)} rows and {len(y)} labels; expected one row a label.")
 
 
 def _labels(split: str, y: Any) -> np.ndarray:

@@ -1,8 +1,9 @@
 """The one way to open a feature file: everything that it declares is checked before anything of it is read.
 
 Types, shapes against the file's size, names, and that nothing but the shards that a parent names is outside the file:
-no external storage, no links, no foreign virtual sources. A file that passes has a fixed depth of groups, so that no
-cycle can be followed, and no array larger than what is stored is ever allocated for its rows.
+no external storage, no links. Virtual datasets, the layers of a parent, are never opened. A file that passes has a
+fixed depth of groups, so that no cycle can be followed, and no array larger than what is stored is ever allocated for
+its rows.
 """
 
 import math
@@ -210,8 +211,8 @@ def _check_storage(file: h5py.File, dataset: h5py.Dataset, name: str) -> None:
 def _messages(file: h5py.File, name: str) -> dict[int, bytes]:
     """The messages of an object's header by their types, from the file's own bytes.
 
-    HDF5 (2.0) writes beyond its memory when it opens a virtual dataset whose mapping is damaged, so that what a dataset
-    is must be known before it is opened. The layout is that of the HDF5 file format specification, section IV.A.
+    HDF5 (2.0) writes beyond its memory when it opens a virtual dataset whose mapping is damaged, so that the kind of a
+    dataset must be known before it is opened. The layout is that of the HDF5 file format specification, section IV.A.
     """
     if file.id.get_create_plist().get_sizes() != (8, 8):
         raise ValueError("its addresses are not of eight bytes")
@@ -244,7 +245,7 @@ def _messages(file: h5py.File, name: str) -> dict[int, bytes]:
                     where, count = struct.unpack("<QQ", content)
                     pieces.append((where + 4, count - 8) if new else (where, count))
                 elif kind in (_SHAPE, _LAYOUT) and (kind in found or shared & 2):
-                    raise ValueError(f"the header of {name} says its shape or layout twice")
+                    raise ValueError(f"the header of {name} gives its shape or layout twice")
                 found[kind] = content
     return found
 

@@ -326,7 +326,7 @@ def build_panels(
     Raises
     ------
     UserError
-        There is no such metric, readout or series, or the metric cannot be had of these records.
+        There is no such metric, readout or series, or these records do not have the metric.
     """
     shown, records = find_metric(metric), join_runs(list(records), runs)
     singles = [r for r in records if len(r.layers) == 1 and r.kind != "layer"]

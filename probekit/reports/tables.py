@@ -35,7 +35,7 @@ def require_one_protocol(panels: Sequence[Panel], mix_protocols: bool = False) -
     if len(found) > 1 and not mix_protocols:
         listed = ", ".join(f"{name} ({key[:6]})" for key, name in found.items())
         raise UserError(
-            f"these records follow different protocols: {listed}; give one of them, or ask to mix protocols"
+            f"These records follow different protocols ({listed}): choose the records of one, or set mix_protocols."
         )
 
 

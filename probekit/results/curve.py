@@ -185,7 +185,7 @@ def depth_curve(
     }.items():
         if len(values) > 1:
             found = ", ".join(sorted(values))
-            raise UserError(f"A depth curve has one {what}, but the records have {len(values)}: choose of {found}.")
+            raise UserError(f"A depth curve has one {what}, but the records have {len(values)}: choose one of {found}.")
     runs = list(models)  # as they first appear, each with its seeds in order
     draws: dict[tuple[str, int], list[Record]] = {}
     for r in sorted(layers, key=lambda r: (runs.index(r.series), r.seed, r.depth or 0)):
@@ -315,8 +315,8 @@ def paired_curves(a: Curve, b: Curve) -> PairedDifference:
         return paired_difference(best_a, best_b)
     if min(a.n_draws, b.n_draws) > 1 and a.n_draws != b.n_draws:
         raise UserError(
-            f"{a.series} has {a.over} and {b.series} {b.over}: a paired comparison needs as many of both: sweep them "
-            "with the same --seeds."
+            f"{a.series} has {a.over} and {b.series} {b.over}, but a paired comparison needs as many of one as of the "
+            "other: sweep both with the same --seeds."
         )
     if not np.array_equal(row_predictions(best_a).row_ids, row_predictions(best_b).row_ids):
         raise UserError(f"{' and '.join(labels)} were tested on different rows: extract both from one data set.")

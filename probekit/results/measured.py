@@ -72,7 +72,7 @@ def measured(record: Record, metric: Metric) -> Measured:
     Raises
     ------
     UserError
-        It cannot be had: too few classes, or `calibrate` or `geometry` has not been run.
+        It is not available: too few classes, or `calibrate` or `geometry` has not been run.
     """
     if metric.name in LABEL_FREE:
         return Measured(_of_features(record, metric.name), None, None)

@@ -49,8 +49,8 @@ def worker_processes(workers: int, work: Callable[..., Any], *args: Any, **setti
     ]
     inherited = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(each)
-    # inherited: a helper must not be interrupted, above all not while it still imports. The caller ends it
-    resource_tracker.ensure_running()  # on its start it would unblock the signal
+    # helpers inherit the blocked signal: none is interrupted, above all not during its imports; the caller ends them
+    resource_tracker.ensure_running()  # its start would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         for helper in helpers:
@@ -80,7 +80,7 @@ def _end_with_the_caller() -> None:
 
 
 def _help(threads: int, work: Callable[..., Any], args: tuple[Any, ...], settings: dict[str, Any]) -> None:
-    """Work silently: what goes wrong here goes wrong in the caller's process too, which tells it."""
+    """Work silently: what goes wrong here goes wrong in the caller's process too, which reports it."""
     import sys
     import warnings
 

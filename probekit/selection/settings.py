@@ -40,7 +40,7 @@ class FitSettings:
         return _version(self.backend, self.device)
 
     def fit_path(self, X: Any, y: np.ndarray, Cs: Any, weights: np.ndarray, protocol: Protocol) -> ProbePath:
-        """`solver.fit_path` under a protocol; the caller must heed `converged`, no warning is given."""
+        """`solver.fit_path` under a protocol; no warning is given, so the caller must check `converged`."""
         X, y, weights = self.shard(X, y, weights)
         return fit_path(
             X, y, Cs, sample_weight=None if (weights == 1).all() else weights, standardize=protocol.standardize,

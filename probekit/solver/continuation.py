@@ -1,8 +1,8 @@
 """Penalties as a path: nodes are solved one after the other, the rest is interpolated in log l2.
 
 The optimum is a smooth function of log l2. On a grid of ratio 1.44, solving every fourth penalty and interpolating with
-polynomials of degree five predicts the rest to a relative gap of about 1e-5. Predictions are starts only: whoever uses
-one compares it with the nearest solved probe by the loss.
+polynomials of degree five predicts the rest to a relative gap of about 1e-5. Predictions are starts only: a caller
+compares the loss of one with that of the nearest solved probe.
 """
 
 import math

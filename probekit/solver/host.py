@@ -75,13 +75,13 @@ def fit_on_host(data: WeightedData, l2s: Array, tol: float, max_iter: int) -> tu
 
 @dataclass
 class _Measured:
-    """What lists of blocks of logits (R, n) give: the mean loss, the sum of w |x| times the probability missed by the
-    label, residuals p - onehot(y) (R, n), and p (R, n), or p (1 - p) if R = 1.
+    """What lists of blocks of logits (R, n) give: the mean loss, sums (2,) of w |x| and w times the probability missed
+    by the label, residuals p - onehot(y) (R, n), and p (R, n), or p (1 - p) if R = 1.
     """
 
     logits: list[Array]
     loss: float
-    missed: float
+    missed: Array
     residuals: list[Array]
     p: list[Array]
 
@@ -124,6 +124,7 @@ class HostProblem:
         else:
             self._hold_float32(data, X)
         self.longest = float(np.sqrt(2) * self.norms.max())
+        self.weighted_norms = np.column_stack([self.norms, self.held[:, -1]]) * self.w[:, None]
         theta = np.zeros((self.R, self.held.shape[1]))
         theta[:, -1] = prior_intercept(data).numpy()
         self.zero = self.evaluate(theta, 0.0)
@@ -207,14 +208,14 @@ class HostProblem:
         return losses, z, missed, p
 
     def _measure(self, logits: list[Array]) -> _Measured:
-        loss, noise, residuals, kept = 0.0, 0.0, [], []
+        loss, sums, residuals, kept = 0.0, np.zeros(2), [], []
         for rows, z in zip(self.blocks, logits, strict=True):
             losses, residual, missed, p = self._residuals(z, rows)
             loss += float(self.w[rows] @ losses)
-            noise += float(self.w[rows] @ (missed * self.norms[rows]))
+            sums += missed @ self.weighted_norms[rows]
             residuals.append(residual)
             kept.append(p)
-        return _Measured(logits, loss, noise, residuals, kept)
+        return _Measured(logits, loss, sums, residuals, kept)
 
     def evaluate(self, theta: Array, l2: float, solve_intercept: bool = False) -> _Point:
         """Measure a probe in float64, its intercepts moved to their optimum first if asked."""
@@ -243,17 +244,19 @@ class HostProblem:
         if not self.intercept:
             gradient[:, -1] = 0.0
         square = float(np.vdot(W, W))
-        bound = self.bound(theta, gradient, l2, self._noise(at, square**0.5, l2)) if l2 else np.inf
+        bound = self.bound(theta, gradient, l2, *self._noise(at, square**0.5, l2)) if l2 else np.inf
         return _Point(theta, at.loss + 0.5 * l2 * square, gradient, bound, at, exact)
 
-    def _noise(self, at: _Measured, size: float, l2: float) -> float:
-        """Eight roundings of each row's term, what the rounding of logits makes of residuals, what a basis left out."""
-        rounding = 8 * EPS * (at.missed * (1 + self.longest * size) + l2 * size)
-        return rounding if self.basis is None else rounding + 2**0.5 * float(self.w @ self.left_out)
+    def _noise(self, at: _Measured, size: float, l2: float) -> tuple[float, float]:
+        """Bounds of the rounding in the gradients of W and b: eight roundings of each row's term.
 
-    def bound(
-        self, theta: Array, residual: Array, l2: float, noise: float, of_b: float = 0, widest: float = 0
-    ) -> float:
+        To that of W are added what the rounding of logits makes of residuals, and what a basis left out.
+        """
+        of_W, of_b = (8 * EPS * at.missed).tolist()
+        of_W = of_W * (1 + self.longest * size) + 8 * EPS * l2 * size
+        return of_W if self.basis is None else of_W + 2**0.5 * float(self.w @ self.left_out), of_b
+
+    def bound(self, theta: Array, residual: Array, l2: float, noise: float, of_b: float, widest: float = 0) -> float:
         """`GapBound` of one probe; `noise` and `of_b` bound the rounding in the norms of the residual of W and b.
 
         `widest` is the largest range of a row's logits without intercepts where it was measured.
@@ -277,7 +280,7 @@ class HostProblem:
         for _ in range(INTERCEPT_STEPS):
             of_b = sum((r @ self.w[rows] for r, rows in zip(at.residuals, self.blocks, strict=True)), np.zeros(self.R))
             size = float(np.abs(of_b).max())
-            if size <= 4 * EPS * at.missed or not size < before:
+            if size <= 4 * EPS * at.missed[0] or not size < before:
                 break
             if self.of_intercepts is None or size > 0.1 * before:
                 self.of_intercepts = self._hessian_of_intercepts(at.p)
@@ -325,7 +328,7 @@ class HostProblem:
                 starts_at = [self.evaluate(theta, l2, solve_intercept=self.X is not None) for theta in candidates]
                 if not found:
                     zero, noise = self.zero, self._noise(self.zero.at, 0.0, l2)
-                    starts_at.append(replace(zero, bound=self.bound(zero.theta, zero.gradient, l2, noise)))
+                    starts_at.append(replace(zero, bound=self.bound(zero.theta, zero.gradient, l2, *noise)))
                 start = min(starts_at, key=lambda point: point.loss)
                 at, passes[-1 - i] = self.fit(l2, start, min(max_steps, STEPS), self.tol)
                 if self.X is None and max_steps > 1 and not self._enough(at, self.tol):

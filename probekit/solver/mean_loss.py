@@ -245,7 +245,7 @@ def residuals_(z: Tensor, y: Tensor, keep: Tensor | None = None) -> tuple[Tensor
         if keep is not None:
             keep.copy_(torch.sigmoid(z) * torch.sigmoid(-z))
         z.sigmoid_()
-        missed = z[:, 0].double()
+        missed = z[:, 0].to(torch.float64, copy=True)  # z goes on to become residuals
         z.mul_(sign)
         return losses.double(), missed, keep
     label = y.expand(len(z), 1, -1)

@@ -22,8 +22,8 @@ from probekit.solver.sampled import Factor, class_inverses, pair_factor
 
 SOLVER_VERSION = "5"
 STRONG = 1e-3  # an l2 above this share of the largest eigenvalue of X'X is easy for the Kronecker preconditioner
-ABOVE = 5.0  # a factor serves penalties up to so many times its own
-FACTOR_REACH = 40.0  # a factor serves penalties down to this part of its own
+ABOVE = 5.0  # a factor is used for penalties up to this many times its own
+FACTOR_REACH = 40.0  # and for those down to its own divided by this
 NODE_ROUNDS, NODE_PRODUCTS = 3, 40  # Newton steps by one factor, and products of each: more ask for a new factor
 FIRST_ROUNDS, FIRST_PRODUCTS = 2, 15  # the same by the last node's factor
 NODE_FACTORS = 10  # for one node
@@ -239,7 +239,7 @@ class PathSolver:
         return torch.tensordot(weights.to(values.device), values, dims=1)
 
     def _solve_weak(self, node: int, solved: list[int]) -> None:
-        """One node, by the factor at hand as long as it serves, or where none is affordable by Kronecker products."""
+        """One node, by the last factor and then new ones, or by Kronecker products where no factor is affordable."""
         start, l2 = self._start(node, solved), math.exp(self.log_l2[node])
         index = torch.tensor([node], device=self.l2.device)
         if self.plan.factor is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igpt_model import atomic
+from igpt_model.ranges import INCHES, POINTS, check_range
 from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -92,12 +93,9 @@ class FigureOptions:
     font_size: float = BASE_SIZE
 
     def __post_init__(self) -> None:
-        for name, least, most in (("width", 2, 40), ("height", 2, 40), ("font_size", 4, 40)):
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                raise UserError(
-                    f"{name} is {value:g}; expected {least} to {most} {'points' if 'font' in name else 'inches'}."
-                )
+        check_range("width in inches", self.width, INCHES)
+        check_range("height in inches", self.height, INCHES)
+        check_range("font_size in points", self.font_size, POINTS)
         if self.ylim is not None and not self.ylim[0] < self.ylim[1]:
             raise UserError(f"ylim is {self.ylim[0]:g} {self.ylim[1]:g}; expected two numbers, the lower one first.")
 

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit
 
 from probekit.solver.certificate import GapBound
 from probekit.solver.data import WeightedData
+from probekit.solver.host import HostProblem
 from probekit.solver.mean_loss import MeanLoss, residuals_
 from tests.probekit.solver.reference import objective, optimum
 
@@ -20,11 +22,13 @@ def problem(seed, K, weightless=False):
     return X, y, weights / weights.sum(), 10.0 ** rng.uniform(-4, 0)
 
 
+def rows_of(X, y, weights, K):
+    tensors = (torch.from_numpy(part) for part in (X, y, weights))
+    return WeightedData(*tensors, K, torch.float64, torch.device("cpu"))
+
+
 def bound_of(X, y, weights, K):
-    rows = WeightedData(
-        torch.from_numpy(X), torch.from_numpy(y), torch.from_numpy(weights), K, torch.float64, torch.device("cpu")
-    )
-    return GapBound(MeanLoss(rows))
+    return GapBound(MeanLoss(rows_of(X, y, weights, K)))
 
 
 def measured(bound, theta, step, l2):
@@ -105,10 +109,42 @@ def test_near_the_optimum_a_newton_step_gives_the_gap_itself(seed, K):
     assert measured(bound, theta, step, l2)[2] == pytest.approx(lower, abs=0.01 * gap + 1e-14)
 
 
+@pytest.mark.parametrize("K", [2, 3, 6])
+def test_the_bound_in_numpy_is_that_in_torch(K):
+    for seed in range(12):
+        X, y, weights, l2 = problem(seed, K, weightless=K > 2)
+        X -= weights @ X  # the method in NumPy centres its rows
+        host, bound, rng = (
+            HostProblem(rows_of(X, y, weights, K), 1e-4),
+            bound_of(X, y, weights, K),
+            np.random.default_rng(seed),
+        )
+        for size in (0.0, 0.1, 3.0):
+            theta = size * rng.normal(size=shape_of(X, K))
+            loss, gap, _ = measured(bound, theta, np.zeros_like(theta), l2)
+            at = host.evaluate(theta, l2)
+            # the same sums in another order; allowances for rounding differ by a few eps |x| ||W||
+            assert (at.loss, at.bound) == pytest.approx((loss, gap), rel=1e-9)
+
+
+def test_rounding_of_the_intercepts_gradient_counts_by_the_longest_row():
+    """Symmetric rows have a gradient of exactly zero, so that only rounding is left of both bounds."""
+    X, y = np.array([[1.0, -1.0] * 2 + [1e8, -1e8] * 2]).T, np.array([0, 0, 1, 1] * 2)
+    weights = np.repeat([0.25 - 1e-12, 1e-12], 4)
+    l2, theta = 1e-10, np.zeros((1, 2))
+    at = HostProblem(rows_of(X, y, weights, 2), 1e-4).evaluate(theta, l2)
+    assert not at.gradient.any()
+    # 8 roundings of residuals of 1/2 that sum to e, (sqrt(2) |x| e)^2 / (2 l2)
+    expected = (2**0.5 * 1e8 * 8 * np.finfo(float).eps / 2) ** 2 / (2 * l2)
+    for found in (at.bound, measured(bound_of(X, y, weights, 2), theta, theta, l2)[1]):
+        assert found == pytest.approx(expected, rel=0.01)
+
+
 def test_losses_of_two_classes_keep_their_digits_at_every_margin():
     margins = np.concatenate([np.linspace(-60, 60, 2401), [-800.0, 800.0]])
     y = torch.arange(len(margins)) % 2
     z = torch.from_numpy(np.where(y.numpy() == 1, -margins, margins))
-    losses, _, _ = residuals_(z[None, None].clone(), y)
+    losses, missed, _ = residuals_(z[None, None].clone(), y)
     # two functions of one rounding each; the smallest losses are sums of denormal numbers
     np.testing.assert_allclose(losses[0], np.logaddexp(0, margins), rtol=1e-15, atol=1e-300)
+    np.testing.assert_allclose(missed[0], expit(margins), rtol=1e-15, atol=1e-300)
