@@ -61,7 +61,8 @@ def send(values: Any, device: torch.device) -> torch.Tensor:
 
     To a GPU it goes from pinned memory: the host goes on at once, instead of waiting for the GPU's running work.
     """
-    tensor = torch.as_tensor(values)
+    # the host is named: torch's default device is the user's
+    tensor = values if isinstance(values, torch.Tensor) else torch.as_tensor(values, device="cpu")
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -160,8 +160,9 @@ def existing(root: str, names: Sequence[str], where: str) -> Sequence[str]:
         """The path of a file without links, or None where it is not there."""
         folder, last = os.path.split(os.path.join(root, name))
         if folder not in known:
-            entries = os.scandir(folder) if os.path.isdir(folder) else ()
-            known[folder] = os.path.realpath(folder), {entry.name: entry.is_symlink() for entry in entries}
+            known[folder] = "", {}
+            if os.path.isdir(folder):
+                known[folder] = os.path.realpath(folder), {e.name: e.is_symlink() for e in os.scandir(folder)}
         path, is_link = known[folder]
         place = os.path.join(path, last)
         return None if last not in is_link else os.path.realpath(place) if is_link[last] else place

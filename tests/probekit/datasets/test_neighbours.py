@@ -702,7 +702,7 @@ def test_paths_in_parquet_are_each_there_once(tmp_path):
     for other in ("3.png", "./3.png", str(tmp_path / "d" / "3.png"), "link.png"):
         with pytest.raises(UserError, match=r"in rows 3 .*and 11"):
             load([*names[:11], other])
-    for other in ("12.png", None):
+    for other in ("12.png", None, "a\0/3.png", "x" * 5000):
         with pytest.raises(UserError, match="which does not exist: paths"):
             load([*names[:11], other])
 
