@@ -31,7 +31,7 @@ from igpt_model import TrainConfig, atomic, train
 from igpt_model.errors import UserError
 from probekit import Results, extract, load_encoder, sweep
 from probekit.reports import build_panels, collect_records
-from probekit.reports.panels import margin
+from probekit.reports.panels import series_margin
 
 NETWORKS = {  # share of the full width, objective
     "ar": (1, "autoregressive"),
@@ -126,7 +126,7 @@ def compare(work):
         yield f"{name}: best layer of {series.depths[-1]}, chosen on held-out rows", series.depths[series.peak]
         yield f"{name}: its test accuracy, %", series.values[series.peak]
     for one, other in (("ar", "bert"), ("ar", "half"), ("half", "quarter")):
-        paired = margin(*(by_name[name].records[by_name[name].peak] for name in (one, other)))
+        paired = series_margin(by_name[one], by_name[other])
         if paired:
             gain, low, high = paired.points
             yield f"{one} above {other}, points", gain

@@ -396,4 +396,4 @@ def test_a_limit_of_file_size_is_the_users(results, tmp_path):
         command = [sys.executable, "-c", LIMITED, "100", *map(str, words)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
-        assert "larger than" in done.stderr or "full" in done.stderr
+        assert "ulimit -f" in done.stderr or "full" in done.stderr
