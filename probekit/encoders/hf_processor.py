@@ -174,12 +174,19 @@ def load_processor(
             f"hf:{name}: preprocessor_config.json names {kind}, which this transformers does not have; "
             "give --resolution, --mean and --std, which replace it."
         )
+    texts = [key for key, value in written.items() if key.startswith("do_") and isinstance(value, str)]
+    if texts:
+        raise UserError(
+            f"hf:{name}: preprocessor_config.json contains {texts[0]}: {written[texts[0]]!r}, but true or false is "
+            "expected, without quotes; correct the file, or give --resolution, --mean and --std, which replace it."
+        )
     understood = _understood(processor) | ABOUT
     # a step switched off that the class does not have is harmless, but not the misspelt name of one that it has
     strange = sorted(
         key
         for key, value in written.items()
-        if key not in understood and (value or (value is not None and get_close_matches(key, understood, 1, 0.85)))
+        if key not in understood
+        and (value or (value is not None and get_close_matches(key.lower(), understood, 1, 0.85)))
     )
     if strange:
         raise UserError(

@@ -3,6 +3,7 @@
 No hidden state is kept: a hook holds on to the pooled (B, width) rows only. Letters: B images, H and W sides.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from fnmatch import fnmatchcase
@@ -265,6 +266,9 @@ class ModuleEncoder:
             )
         if any(x.shape != example.shape for x in made):
             raise UserError(f"prepare gave the shapes {made[0].shape} and {made[1].shape}; all must have one size.")
+        dropped = all(np.array_equal(x, example) for x in made)
+        if dropped and not all(np.array_equal(picture, pictures[0]) for picture in pictures):
+            warnings.warn(f"prepare makes the same of {len(made)} different images: it drops the image.", stacklevel=4)
         self._sides = example.shape[:2] if self._scales else example.shape[1:]
         return np.stack(made)
 

@@ -57,7 +57,7 @@ def check_rows(encoder: Any, examples: np.ndarray) -> None:
         if encoder._layouts[name].pool != "cls" and torch.equal(rows, rows[:1].expand_as(rows)):
             warnings.warn(
                 f"Layer {name} of {type(encoder.module).__name__} has the same features for {len(rows)} different "
-                "images: a mask or a constant, units that are never active, or a prepare that drops the image.",
+                "images: a mask, a constant, or units that are never active.",
                 stacklevel=4,
             )
     try:

@@ -223,6 +223,10 @@ def test_a_misspelt_switch_is_refused_and_a_foreign_one_is_not(tmp_path):
     settings = {"image_processor_type": "ViTImageProcessor", "size": SQUARE}
     with pytest.raises(UserError, match="contains do_normalise, which"):
         load_encoder(f"hf:{folder(tmp_path / 'a', **settings, do_normalise=False)}")
+    with pytest.raises(UserError, match="contains DO_NORMALIZE, which"):
+        load_encoder(f"hf:{folder(tmp_path / 'c', **settings, DO_NORMALIZE=False)}")
+    with pytest.raises(UserError, match="'false', but true or false is expected"):
+        load_encoder(f"hf:{folder(tmp_path / 'd', **settings, do_normalize='false')}")
     path = folder(tmp_path / "b", **settings, do_thumbnail=False, extra=None)
     same_pictures(load_encoder(f"hf:{path}"), path)
 

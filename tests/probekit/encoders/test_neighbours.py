@@ -319,6 +319,13 @@ def test_numbers_in_every_form():
         assert encoder.provenance["resolution"] == [32, 32]
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_a_preparation_that_drops_the_image_is_said(kind):
+    shape = (32, 32, 3) if kind == np.uint8 else (3, 32, 32)
+    with pytest.warns(UserWarning, match="prepare makes the same of 3 different images"):
+        load_encoder(Convs(), layers="b", prepare=lambda image: np.ones(shape, kind))
+
+
 def test_sizes_and_layers_in_every_form():
     for resize, written in (("64", 64), (np.int64(64), 64), ("64,32", [64, 32]), (np.array([64, 32]), [64, 32])):
         encoder = load_encoder(Convs(), layers="b", resize=resize, crop="32")
