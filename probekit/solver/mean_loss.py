@@ -59,12 +59,6 @@ class Evaluation:
         kept = None if self.probabilities is None else self.probabilities[index]
         return Evaluation(self.theta[index], self.gradient[index], self.loss[index], self.noise[index], kept)
 
-    @staticmethod
-    def join(parts: "list[Evaluation]") -> "Evaluation":
-        """Those of several, in order, without probabilities."""
-        names = ("theta", "gradient", "loss", "noise")
-        return Evaluation(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
-
 
 Block = tuple[Tensor, Tensor, Tensor, Tensor, int]  # X, y, weights, logits (P, R, n), number of its first row
 

@@ -22,7 +22,7 @@ from probekit.solver.certificate import GRADIENT_RATIO, Certified, divergences, 
 from probekit.solver.continuation import LEAST_RATIO, lagrange
 from probekit.solver.data import WeightedData
 from probekit.solver.mean_loss import regular_intercepts
-from probekit.solver.newton import RTOL, STEP_SHARE
+from probekit.solver.newton_torch import RTOL, STEP_SHARE
 
 Array = NDArray[Any]
 
@@ -50,7 +50,7 @@ def whole_columns(data: WeightedData) -> float:
     return data.n_coef_rows * (min(len(data), data.width) + 1) if on_host else math.inf
 
 
-def fit_on_host(data: WeightedData, l2s: Array, tol: float, max_iter: int) -> tuple[Certified, str] | None:
+def fit_in_numpy(data: WeightedData, l2s: Array, tol: float, max_iter: int) -> tuple[Certified, str] | None:
     """Probes of penalties (P,), weak to strong, and the method; None where rows are not meant for NumPy.
 
     One or two penalties of a large problem are returned only if both are certified.
@@ -64,13 +64,13 @@ def fit_on_host(data: WeightedData, l2s: Array, tol: float, max_iter: int) -> tu
         if isinstance(X, Tensor) and X.dtype in (torch.float16, torch.float32, torch.float64):
             X = X.numpy()
         if isinstance(X, np.ndarray) and X.dtype.kind == "f":
-            problem = HostProblem(data, tol, X)
+            problem = NumpyNewton(data, tol, X)
             found = problem.follow(l2s, min(max_iter, STEPS)) if not len(problem.without) else None
             if found is not None and found.converged(tol).all():
                 return found, "each penalty alone; conjugate gradients in the columns as given"
     if flops > PATH_FLOPS:
         return None
-    return HostProblem(data, tol).follow(l2s, max_iter), "one penalty after the other; whole Hessians"
+    return NumpyNewton(data, tol).follow(l2s, max_iter), "one penalty after the other; whole Hessians"
 
 
 @dataclass
@@ -103,7 +103,7 @@ class _Point:
         return self.bound / max(self.loss, 1e-300)
 
 
-class HostProblem:
+class NumpyNewton:
     """One set of rows; given X (N, D), what `data` holds, they are left as they are, else copied in float64."""
 
     def __init__(self, data: WeightedData, tol: float, X: Array | None = None) -> None:
