@@ -108,7 +108,8 @@ class NumpyNewton:
 
     def __init__(self, data: WeightedData, tol: float, X: Array | None = None) -> None:
         self.y, self.w, self.R, self.N = data.y.numpy(), data.weights.numpy(), data.n_coef_rows, len(data)
-        self.tol, self.intercept, self.X = tol, data.intercept, X
+        self.tol, self.intercept, self.whole = tol, data.intercept, X is None
+        self.X = np.empty(0) if X is None else X
         shares = np.bincount(self.y, self.w, minlength=data.n_classes)
         self.without = (shares == 0).nonzero()[0]
         self.log_least = float(-np.log(shares[shares > 0].min()))
@@ -118,11 +119,11 @@ class NumpyNewton:
         self.flat = FLAT if self.R == 1 else FLAT_OF_MANY
         self.basis: Array | None = None
         self.left_out = np.zeros(1)
-        self.of_intercepts: Array | None = None
-        if X is None:
+        self.inverse: Array | None = None
+        if self.whole:
             self._hold_all(data)
         else:
-            self._hold_float32(data, X)
+            self._hold_float32(data)
         self.longest = float(np.sqrt(2) * self.norms.max())
         self.weighted_norms = np.column_stack([self.norms, self.held[:, -1]]) * self.w[:, None]
         theta = np.zeros((self.R, self.held.shape[1]))
@@ -141,11 +142,13 @@ class NumpyNewton:
             z = held[:, :-1] @ self.basis
             self.left_out = np.linalg.norm(held[:, :-1] - z @ self.basis.T, axis=1)
             held = np.column_stack([z, held[:, -1]])
-        self.held, self.weights = held, self.w
+        self.held, self.weights, self.X = held, self.w, held[:, :-1]
+        self.centre = np.zeros(self.X.shape[1])
         self.norms = np.linalg.norm(held, axis=1) + self.left_out
 
-    def _hold_float32(self, data: WeightedData, X: Array) -> None:
+    def _hold_float32(self, data: WeightedData) -> None:
         """Centred float32 rows, norms of the rows, variances of the columns."""
+        X = self.X
         shift = np.zeros(data.width) if data.shift is None else data.shift.numpy()
         self.inverse = None if data.scale is None else 1 / data.scale.numpy()
         self.centre = shift
@@ -168,16 +171,6 @@ class NumpyNewton:
         # centred as they are multiplied: rounding is of the size of the rows as given
         offset = self.centre * (1.0 if self.inverse is None else self.inverse)
         self.norms = np.sqrt(squares * (1 + 1e-3) + 1.0) + 2 * np.sqrt(offset @ offset)
-
-    def _block(self, rows: slice, exact: bool) -> Array:
-        """The rows that logits and gradients are products of: float64 as given, or held."""
-        if self.X is None or not exact:
-            return self.held[rows, :-1]
-        return self.X[rows].astype(np.float64, copy=False)
-
-    def _times(self, W: Array, X: Array) -> Array:
-        """W X' (R, n)."""
-        return (X @ W[0])[None] if self.R == 1 else W @ X.T
 
     def _residuals(self, z: Array, rows: slice) -> tuple[Array, Array, Array, Array]:
         """Logits (R, n) into losses (n,), residuals (R, n), probability missed by the label (n,), and p."""
@@ -219,11 +212,9 @@ class NumpyNewton:
 
     def evaluate(self, theta: Array, l2: float, solve_intercept: bool = False) -> _Point:
         """Measure a probe in float64, its intercepts moved to their optimum first if asked."""
-        W, b = theta[:, :-1], theta[:, -1:]
-        if self.X is not None:
-            W = W if self.inverse is None else W * self.inverse
-            b = b - (W @ self.centre)[:, None]
-        at = self._measure([self._times(W, self._block(rows, exact=True)) + b for rows in self.blocks])
+        W = theta[:, :-1] if self.inverse is None else theta[:, :-1] * self.inverse
+        b = theta[:, -1:] - (W @ self.centre)[:, None]
+        at = self._measure([W @ self.X[rows].astype(np.float64, copy=False).T + b for rows in self.blocks])
         if solve_intercept and self.intercept:
             at, moved = self._solve_intercepts(at)
             theta = theta.copy()
@@ -235,8 +226,9 @@ class NumpyNewton:
         for rows, residuals in zip(self.blocks, at.residuals, strict=True):
             weighted = residuals * self.w[rows].astype(residuals.dtype, copy=False)
             gradient[:, -1] += weighted.sum(axis=1)
-            gradient[:, :-1] += weighted @ self._block(rows, exact)
-        if exact and self.X is not None:
+            X = self.X[rows].astype(np.float64, copy=False) if exact else self.held[rows, :-1]
+            gradient[:, :-1] += weighted @ X
+        if exact:
             gradient[:, :-1] -= gradient[:, -1:] * self.centre
             if self.inverse is not None:
                 gradient[:, :-1] *= self.inverse
@@ -275,16 +267,14 @@ class NumpyNewton:
         return float((of_W + self.longest * e) ** 2 / (2 * l2) + e * reach + lost)
 
     def _solve_intercepts(self, at: _Measured) -> tuple[_Measured, Array]:
-        """Newton's method for the intercepts, a Hessian serving while steps gain a digit; also how far they moved."""
+        """Newton's method for the intercepts; also how far they moved."""
         before, moved = np.inf, np.zeros(self.R)
         for _ in range(INTERCEPT_STEPS):
             of_b = sum((r @ self.w[rows] for r, rows in zip(at.residuals, self.blocks, strict=True)), np.zeros(self.R))
             size = float(np.abs(of_b).max())
             if size <= 4 * EPS * at.missed[0] or not size < before:
                 break
-            if self.of_intercepts is None or size > 0.1 * before:
-                self.of_intercepts = self._hessian_of_intercepts(at.p)
-            _, step, failed = dposv(self.of_intercepts, of_b)
+            _, step, failed = dposv(self._hessian_of_intercepts(at.p), of_b)
             if failed:
                 break
             step *= min(1.0, 4 / max(np.abs(step).max(), 1e-300))
@@ -325,13 +315,13 @@ class NumpyNewton:
                     candidates.append(np.tensordot(lagrange(0.0, x, 2), points, axes=1))
                 if starts is not None:
                     candidates.append(self._from_given(starts[-1 - i]))
-                starts_at = [self.evaluate(theta, l2, solve_intercept=self.X is not None) for theta in candidates]
+                starts_at = [self.evaluate(theta, l2, solve_intercept=not self.whole) for theta in candidates]
                 if not found:
                     zero, noise = self.zero, self._noise(self.zero.at, 0.0, l2)
                     starts_at.append(replace(zero, bound=self.bound(zero.theta, zero.gradient, l2, *noise)))
                 start = min(starts_at, key=lambda point: point.loss)
                 at, passes[-1 - i] = self.fit(l2, start, min(max_steps, STEPS), self.tol)
-                if self.X is None and max_steps > 1 and not self._enough(at, self.tol):
+                if self.whole and max_steps > 1 and not self._enough(at, self.tol):
                     at = self._on_the_way(l2, at, min(max_steps, MOST_STEPS))
                 found.append(at)
         return self._certified(found[::-1], passes, passes <= max_steps)
@@ -358,7 +348,7 @@ class NumpyNewton:
         passes, products, floor = 1, 0, np.inf
         for _ in range(max_steps):
             if at.gap <= tol and not at.exact:
-                at = self.evaluate(at.theta, l2, solve_intercept=self.X is not None)
+                at = self.evaluate(at.theta, l2, solve_intercept=not self.whole)
                 passes += 1
             if self._enough(at, tol) or not np.isfinite(at.loss) or products > PRODUCTS:
                 break
@@ -373,7 +363,7 @@ class NumpyNewton:
                 new = self._descend(at, step, decrement, l2)
             if new is None or (not new.gap < at.gap and decrement <= 1e-12 * at.loss):
                 # logits that were moved along rays have collected rounding: measure anew, as long as that helps
-                again = at if at.exact else self.evaluate(at.theta, l2, solve_intercept=self.X is not None)
+                again = at if at.exact else self.evaluate(at.theta, l2, solve_intercept=not self.whole)
                 if at.exact or not again.gap < 0.5 * floor:
                     at = again
                     break
@@ -383,7 +373,7 @@ class NumpyNewton:
 
     def _newton_step(self, at: _Point, l2: float) -> tuple[Array, float, int, bool]:
         """Step (R, D+1), decrement, products, and whether the certificate may be met after it."""
-        if self.X is not None:
+        if not self.whole:
             return self._conjugate_gradients(at, l2)
         step = _solve(self._hessian(at.at.p, l2), at.gradient.ravel()).reshape(at.gradient.shape)
         return step, float(np.vdot(step, at.gradient)), 0, False
@@ -459,7 +449,7 @@ class NumpyNewton:
         product = np.zeros(d.shape)
         for i, rows in enumerate(self.blocks):
             X = self.held[rows]
-            v = self._times(d, X)
+            v = d @ X.T
             if self.R > 1:
                 # relative to the label's entry, the mean is as small as the doubt about the row, with all its digits
                 v -= v[self.y[rows], self.rows[: len(X)]]
@@ -476,7 +466,7 @@ class NumpyNewton:
         """
         down = -step.astype(self.held.dtype)
         logits = [z.astype(self.held.dtype, copy=False) for z in here.at.logits]
-        change = [self._times(down, self.held[rows]) for rows in self.blocks]
+        change = [down @ self.held[rows].T for rows in self.blocks]
         of_W, square = -float(np.vdot(here.theta[:, :-1], step[:, :-1])), float(np.vdot(step[:, :-1], step[:, :-1]))
         penalty = 0.5 * l2 * float(np.vdot(here.theta[:, :-1], here.theta[:, :-1]))
         low, high, of_low, of_high = 0.0, np.inf, -decrement, np.inf

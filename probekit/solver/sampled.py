@@ -146,8 +146,8 @@ def _sampled_moments(
 
     Row i is in moment j with probability w_i share_ij rate_ij, at most 1, and weighted by its inverse. Without a sketch
     of another factor the rate is such that each moment has `rows_per_column` rows a column; `mass` (J,) are the sums of
-    w_i share_ij. With one, rates are the rows' leverages (J, n) by the spread (S, R, n) of their logits over the sketch,
-    besides a part that is uniform.
+    w_i share_ij. With one, rates are the rows' leverages (J, n) by the spread (S, R, n) of their logits over it, and a
+    uniform part.
     """
     data, columns, J = loss.data, theta.shape[1], len(mass)
     uniform = (rows_per_column * columns / mass.clamp_min(1e-30)).to(theta.dtype)[:, None]

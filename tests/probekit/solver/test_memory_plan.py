@@ -6,8 +6,8 @@ import torch
 
 from probekit.probes import fit_path
 from probekit.runtime.errors import UserError
-from probekit.solver import newton_numpy
 from probekit.solver import memory_plan as plan
+from probekit.solver import newton_numpy
 from probekit.solver.data import WeightedData
 from probekit.solver.memory_plan import penalties_at_once
 

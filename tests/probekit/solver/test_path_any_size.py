@@ -7,8 +7,8 @@ import torch
 
 from probekit.probes import fit_path
 from probekit.runtime.errors import UserError
-from probekit.solver import newton_numpy, newton_torch
 from probekit.solver import memory_plan as plan
+from probekit.solver import newton_numpy, newton_torch
 from probekit.solver import solve as solver
 from probekit.solver.data import WeightedData
 from probekit.solver.eigenbasis import find_coordinates
