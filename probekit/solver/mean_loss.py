@@ -161,7 +161,7 @@ class MeanLoss:
                 if R == 1:
                     v.mul_(p)
                 else:
-                    # relative to the label's entry, the mean is as small as the doubt about the row, with all its digits
+                    # relative to the label, the mean is as small as the doubt about the row, with all its digits
                     v.sub_(v.gather(1, y.expand(P, 1, -1)))
                     v.sub_((p * v).sum(dim=1, keepdim=True)).mul_(p)
                 product.addmm_(v.mul_(weights.to(v.dtype)).view(P * R, len(X)), X)
