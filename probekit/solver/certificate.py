@@ -96,6 +96,11 @@ class Certified:
         return Certified(np.concatenate([part.theta for part in parts]), figures)
 
 
+def gap_bound(of_W: Any, of_b: Any, reach: Any, longest: float, l2: Any) -> Any:
+    """The bound at the top of this file, of numbers or tensors: e is `of_b`, `longest` is sqrt(2) |x|."""
+    return (of_W + longest * of_b) ** 2 / (2 * l2) + of_b * reach
+
+
 class GapBound:
     """Bounds of the gap (P,) from evaluations of one loss, see the top of this file."""
 
@@ -123,9 +128,8 @@ class GapBound:
             lost = 2 * (g_b * without).sum(dim=1)
             e = g_b.masked_fill(without, 0.0).sum(dim=1) / 2
             spread = b.masked_fill(without, -torch.inf).amax(dim=1) - b.masked_fill(without, torch.inf).amin(dim=1)
-        e = e + noise[:, 1]
         reach = spread + self.log_least + self.longest * size
-        return (of_W + self.longest * e).square() / (2 * l2) + e * reach + lost
+        return gap_bound(of_W, e + noise[:, 1], reach, self.longest, l2) + lost
 
     def at(self, at: Evaluation, l2: Tensor) -> Tensor:
         """The same of evaluations, at their own probabilities (P,)."""

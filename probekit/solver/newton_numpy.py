@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.linalg.lapack import dposv
 from torch import Tensor
 
-from probekit.solver.certificate import GRADIENT_RATIO, Certified, divergences, move, prior_intercept
+from probekit.solver.certificate import GRADIENT_RATIO, Certified, divergences, gap_bound, move, prior_intercept
 from probekit.solver.continuation import LEAST_RATIO, lagrange
 from probekit.solver.data import WeightedData
 from probekit.solver.mean_loss import regular_intercepts
@@ -254,7 +254,6 @@ class NumpyNewton:
         `widest` is the largest range of a row's logits without intercepts where it was measured.
         """
         W, r_W, b, g_b = theta[:, :-1], residual[:, :-1], theta[:, -1], np.abs(residual[:, -1])
-        of_W = float(np.vdot(r_W, r_W)) ** 0.5 + noise
         if self.R == 1:
             e, spread, lost = g_b[0], abs(b[0]), 0.0
         else:
@@ -262,9 +261,8 @@ class NumpyNewton:
             lost = 2 * g_b[self.without].sum() if len(self.without) else 0.0
             given = np.delete(b, self.without) if len(self.without) else b
             e, spread = (g_b.sum() - lost / 2) / 2, given.max() - given.min()
-        e += of_b
         reach = spread + self.log_least + (widest or self.longest * float(np.vdot(W, W)) ** 0.5)
-        return float((of_W + self.longest * e) ** 2 / (2 * l2) + e * reach + lost)
+        return float(gap_bound(float(np.vdot(r_W, r_W)) ** 0.5 + noise, e + of_b, reach, self.longest, l2) + lost)
 
     def _solve_intercepts(self, at: _Measured) -> tuple[_Measured, Array]:
         """Newton's method for the intercepts; also how far they moved."""

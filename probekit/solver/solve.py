@@ -55,7 +55,7 @@ def solve(data: WeightedData, l2: NDArray[np.float64], tol: float, max_iter: int
             parts = np.array_split(penalties, -(-len(penalties) // penalties_at_once(data, len(penalties))))
             solvers = [PathSolver(data, torch.from_numpy(part).to(data.device), tol, max_iter) for part in parts]
             certified = Certified.join([solver.run() for solver in solvers])
-            plan = str(solvers[0].plan)
+            plan = solvers[0].plan.sentence
             if len(parts) > 1:
                 plan = f"{len(l2)} penalties in {len(parts)} parts, for want of memory; {plan}"
     reasons = certified.figures["stop_reason"]
