@@ -129,7 +129,8 @@ class NumpyNewton:
         theta = np.zeros((self.R, self.held.shape[1]))
         theta[:, -1] = prior_intercept(data).numpy()
         self.zero = self.evaluate(theta, 0.0)
-        self.at_zero = self._largest(self.zero.gradient)
+        # where the rows give no gradient, as constant columns do, what is left of it is rounding
+        self.at_zero = max(self._largest(self.zero.gradient), self._noise(self.zero.at, 0.0, 0.0)[0] / GRADIENT_RATIO)
         self.limit = max(GRADIENT_RATIO * self.at_zero, 1e-14)
 
     def _hold_all(self, data: WeightedData) -> None:

@@ -25,7 +25,6 @@ STRONG = 1e-3  # an l2 above this share of the largest eigenvalue of X'X is easy
 ABOVE = 5.0  # a factor is used for penalties up to this many times its own
 FACTOR_REACH = 40.0  # and for those down to its own divided by this
 NODE_ROUNDS, NODE_PRODUCTS = 3, 40  # Newton steps by one factor, and products of each: more ask for a new factor
-FIRST_ROUNDS, FIRST_PRODUCTS = 2, 15  # the same by the last node's factor
 NODE_FACTORS = 10  # for one node
 DEGREE = 5  # of the polynomial between nodes
 LEFT_OUT = 1e-2  # share of the tolerance that directions left out of the basis may add to a gap
@@ -102,7 +101,9 @@ class PathSolver:
         zero = torch.zeros(1, self.R, self.loss.data.width + 1, dtype=torch.float64, device=l2.device)
         zero[..., -1] = prior
         self.at = self.exact.evaluate(zero, l2[:1]).take(torch.zeros_like(self.every))  # at zero no penalty counts
-        self.grad_at_zero = float(self.largest(self.at.gradient[:1]))
+        # where the rows give no gradient, as constant columns do, what is left of it is rounding
+        rounding = float(self.at.noise[0, 0]) / GRADIENT_RATIO
+        self.grad_at_zero = max(float(self.largest(self.at.gradient[:1])), rounding)
         self.bound = GapBound(self.exact)
         self.newton = TorchNewton(
             self.loss, self.bound, self.largest, GRADIENT_RATIO * self.grad_at_zero, self.precondition, tol
@@ -230,7 +231,7 @@ class PathSolver:
             if self.plan.factor is not None and (not self.factors or l2 < self.factors[-1].l2 / FACTOR_REACH):
                 self._add_factor(start, l2)
             self.factor_of[node] = self.factors[-1] if self.factors else None
-            self._solve_weak(node, start, FIRST_ROUNDS, FIRST_PRODUCTS)
+            self._solve_weak(node, start)
             solved.append(node)
 
     def _start(self, node: int, solved: list[int]) -> Tensor:
@@ -248,16 +249,17 @@ class PathSolver:
         weights = torch.from_numpy(np.stack([lagrange(self.log_l2[i], points, degree) for i in at]))
         return torch.tensordot(weights.to(values.device), values, dims=1)
 
-    def _solve_weak(self, node: int, start: Tensor, rounds: int, products: int) -> None:
+    def _solve_weak(self, node: int, start: Tensor) -> None:
         """One penalty, by the factor that serves it and then new ones, or by Kronecker products if it has none."""
         index, l2 = self.every[node : node + 1], math.exp(self.log_l2[node])
         if self.factor_of[node] is None:
             self._refine(index, start[None])
             return
         for _ in range(NODE_FACTORS):
-            if not len(self._refine(index, start[None], rounds, products)) or self.n_iter[node] >= self.max_iter:
+            left = self._refine(index, start[None], NODE_ROUNDS, NODE_PRODUCTS)
+            if not len(left) or self.n_iter[node] >= self.max_iter:
                 return
-            start, rounds, products = self.at.theta[node], NODE_ROUNDS, NODE_PRODUCTS
+            start = self.at.theta[node]
             self._add_factor(start, l2)
             self.factor_of[node] = self.factors[-1]
 
@@ -291,4 +293,4 @@ class PathSolver:
         predicted = self._mixed(rest, self.nodes, nodes, DEGREE) / scale[rest]
         left = self._refine(self.every[rest], predicted, NODE_ROUNDS, NODE_PRODUCTS)
         for i in left.flip(0).tolist():
-            self._solve_weak(i, self.at.theta[i], NODE_ROUNDS, NODE_PRODUCTS)
+            self._solve_weak(i, self.at.theta[i])
