@@ -292,7 +292,7 @@ class Runner:
         assert fitted.selection is not None
         probe_file = f"probes/{identity.key}.safetensors"
         if self.is_rank0:
-            save_probe(self.out / probe_file, {"classes": fitted.classes.astype(np.int64), **fitted.arrays()})
+            save_probe(self.out / probe_file, fitted.arrays() | {"classes": fitted.classes.astype(np.int64)})
         found_by = [*job.found_by, *([fitted.search_info] if fitted.search_info else [])]
         kind, depth = job.probe or ("layer" if len(job.layers) == 1 else "concat"), None
         if len(job.layers) == 1:  # a file of some of a network's layers records their depths
