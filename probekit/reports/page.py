@@ -28,7 +28,7 @@ from probekit.reports.figures.penalty_paths import path_figure
 from probekit.reports.figures.style import CSS_NAME, DARK, inline_svg, style
 from probekit.reports.fit_map import doubtful_fits, failed_fits, fit_map, fit_sentence
 from probekit.reports.panels import Panel, Series, series_margin, short_range
-from probekit.reports.published import comparison_frame, printed_comparison
+from probekit.reports.published import comparison_table
 from probekit.results.curve import layer_name, layer_words
 from probekit.results.paired import PairedDifference, p_value
 from probekit.results.record import Record
@@ -234,9 +234,8 @@ def _fits(panel: Panel, layered: Sequence[Series], prefix: str) -> dict[str, Any
 
 
 def _published(panel: Panel) -> dict[str, Any] | None:
-    frame = comparison_frame([panel])
-    printed = printed_comparison(frame).drop(columns="Data set")
-    ours = frame["flag"] == "ours"
+    table = comparison_table([panel])
+    ours, printed = table.frame["flag"] == "ours", table.printed.drop(columns="Data set")
     rows = list(zip(ours, printed.itertuples(index=False), strict=True))
     return None if ours.all() else {"columns": list(printed.columns), "rows": rows}
 
