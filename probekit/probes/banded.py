@@ -64,15 +64,12 @@ def spread(gammas: Sequence[float], widths: Sequence[int]) -> Array:
     return np.repeat(np.asarray(gammas, np.float64), widths)
 
 
-def search_gammas(
-    n_bands: int, score: Callable[[tuple[float, ...]], float], factors: Sequence[float] = (4.0, 2.0)
-) -> list[tuple[tuple[float, ...], float]]:
+def search_gammas(n_bands: int, score: Callable[[tuple[float, ...]], float]) -> list[tuple[tuple[float, ...], float]]:
     """Search for the bands' factors by a held-out score, a band at a time: stronger or weaker, coarse steps, then fine.
 
     Parameters
     ----------
     score : held-out score of the gammas, never the test split's; it may choose C anew each time
-    factors : step sizes; with each, bands are gone through until none gains
 
     Returns
     -------
@@ -80,7 +77,7 @@ def search_gammas(
         The equal start and every step that gained.
     """
     steps = [((1.0,) * n_bands, score((1.0,) * n_bands))]
-    for factor in factors:
+    for factor in (4.0, 2.0):  # with each, bands are gone through until none gains
         gained = True
         while gained:
             gained = False

@@ -163,7 +163,7 @@ def _points_above(series: Series, controls: Sequence[Margin]) -> list[tuple[str,
     """The gain over the last layer; where that layer itself is the best, the gain over the strongest control."""
     found = series.verdict
     if found is not None and series.peak != len(series.depths) - 1:
-        than, gains = series.curve.reference, (100 * found.gain, 100 * found.gain_low, 100 * found.gain_high)
+        than, gains = series.curve.reference, found.gain.points
     else:
         own = [(control, margin) for model, control, margin in controls if model is series]
         if not own:

@@ -151,10 +151,8 @@ def choose_layer(*draws: Sequence[Record]) -> int:
     return max(certified or range(len(scores)), key=lambda i: (*scores[i], -i))
 
 
-def depth_curve(
-    records: Iterable[Record], train_rows: int | None = None, metric: Metric | str = "top1", kind: str = "layer"
-) -> Curve:
-    """The depth curve of one series on one dataset; records of concatenations and of other sizes are left out.
+def depth_curve(records: Iterable[Record], train_rows: int | None = None, metric: Metric | str = "top1") -> Curve:
+    """The depth curve of one series on one dataset; records of other kinds or sizes are left out.
 
     Parameters
     ----------
@@ -164,8 +162,6 @@ def depth_curve(
         Size of the training set that was asked for; None for all rows.
     metric
         Name of `METRICS`, or of a figure of the features (`probekit.results.measured`).
-    kind
-        "layer" for the protocol's probes, else another kind of probe of single layers: "knn", "ridge", "class-mean".
 
     Raises
     ------
@@ -173,7 +169,7 @@ def depth_curve(
         No layer records, more than one series or dataset, or records of more than one protocol or feature file.
     """
     metric = find_metric(metric) if isinstance(metric, str) else metric
-    layers = [r for r in records if r.kind == kind and len(r.layers) == 1 and r.train_rows == train_rows]
+    layers = [r for r in records if r.kind == "layer" and len(r.layers) == 1 and r.train_rows == train_rows]
     if not layers:
         raise UserError("No record of a single layer was given; run `probekit sweep` first.")
     models = model_names(layers)
@@ -278,20 +274,19 @@ def pointwise_limits(
     return max(float(low), 0.0), min(float(high), metric.most)
 
 
-def depth_curves(records: Iterable[Record], train_rows: int | None = None) -> dict[str, Curve]:
+def depth_curves(records: Iterable[Record]) -> dict[str, Curve]:
     """One curve a series (or a model with several runs), by name, in the order in which they first appear.
 
     With several datasets the names are "series on dataset".
     """
-    layers = [r for r in records if r.kind == "layer" and r.train_rows == train_rows]
+    layers = [r for r in records if r.kind == "layer" and r.train_rows is None]
     models = model_names(layers)
     groups: dict[tuple[str, str], list[Record]] = {}
     for r in layers:
         groups.setdefault((models[r.series], _dataset_name(r)), []).append(r)
     several = len({dataset for _, dataset in groups}) > 1
     return {
-        (f"{series} on {dataset}" if several else series): depth_curve(own, train_rows)
-        for (series, dataset), own in groups.items()
+        (f"{series} on {dataset}" if several else series): depth_curve(own) for (series, dataset), own in groups.items()
     }
 
 
@@ -333,7 +328,7 @@ class Verdict:
     shape : "rises then falls", "no fall" (the chosen layer is the last), or "inconclusive"; always inconclusive where
         the encoder's first or last layer was not probed
     peak_depth, accuracy : of the chosen layer
-    gain, gain_low, gain_high : chosen layer minus the last probed on test, paired bootstrap 95 %
+    gain : chosen layer minus the last probed, on the test rows
     p : max of p_rise and p_fall; 1 when the chosen layer is the first or the last
     p_rise, p_fall : one-sided exact McNemar tests, chosen layer against the first and against the last probed
     not_below : names of the layers not significantly below the chosen one
@@ -344,9 +339,7 @@ class Verdict:
     shape: str
     peak_depth: int
     accuracy: float
-    gain: float
-    gain_low: float
-    gain_high: float
+    gain: PairedDifference
     p: float
     p_rise: float
     p_fall: float
@@ -361,14 +354,6 @@ class Verdict:
     def dataset(self) -> str:
         return self.curve.dataset
 
-    @property
-    def last_depth(self) -> int:
-        return self.curve.last_depth
-
-    @property
-    def unprobed_ends(self) -> tuple[int, ...]:
-        return self.curve.unprobed_ends
-
     def sentences(self) -> list[str]:
         """The two sentences that matter: the best layer with its accuracy, and the gain over the last layer."""
         curve, at, test = self.curve, self.curve.peak, self.curve.records[0].test
@@ -380,9 +365,7 @@ class Verdict:
             f"{100 * curve.high[at]:.1f})."
         )
         p = p_words(self.p, f"Student over {curve.over}, rows resampled" if curve.over else "exact McNemar tests")
-        gain = (
-            f"{100 * self.gain:+.1f} points (95 % interval {100 * self.gain_low:+.1f} to {100 * self.gain_high:+.1f})"
-        )
+        gain = "{:+.1f} points (95 % interval {:+.1f} to {:+.1f})".format(*self.gain.points)
         if self.shape == "no fall":
             second = "The best layer is the last one, so accuracy does not fall towards the output."
         elif curve.unprobed_ends:
@@ -421,9 +404,7 @@ def verdict(curve: Curve) -> Verdict:
         shape="inconclusive" if curve.unprobed_ends else shape,
         peak_depth=int(curve.depths[peak]),
         accuracy=float(curve.values[peak]),
-        gain=gain.difference,
-        gain_low=gain.low,
-        gain_high=gain.high,
+        gain=gain,
         p=p,
         p_rise=p_rise,
         p_fall=p_fall,

@@ -212,12 +212,9 @@ def bootstrap_means(values_NS: np.ndarray, n_draws: int = 2000, seed: int = 0) -
     return means_BS
 
 
-def bootstrap_interval(
-    a_N: np.ndarray, b_N: np.ndarray | None = None, level: float = 0.95, n_draws: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of mean(a), or of mean(a) - mean(b) with the rows of a and b drawn as pairs."""
-    difference_N = np.asarray(a_N, float) - (0.0 if b_N is None else np.asarray(b_N, float))
-    means_B = bootstrap_means(difference_N[:, None], n_draws, seed)[:, 0]
+def bootstrap_interval(values_N: np.ndarray, level: float = 0.95, n_draws: int = 10_000) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean over rows; of a difference of two classifiers the rows are pairs."""
+    means_B = bootstrap_means(values_N[:, None], n_draws)[:, 0]
     low, high = np.quantile(means_B, [0.5 - level / 2, 0.5 + level / 2])
     return float(low), float(high)
 

@@ -318,17 +318,11 @@ def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
 
 def spread(centres: Sequence[float], heights: Sequence[float]) -> list[float]:
     """Ascending `centres` moved apart, as little as possible in squares, until boxes of `heights` do not overlap."""
+    from scipy.optimize import isotonic_regression
+
     # offset of a box's centre from the bottom of a stack of all boxes; less it, the centres must only not descend
     offsets = np.cumsum(heights) - np.asarray(heights) / 2
-    groups: list[tuple[float, int]] = []  # (mean, size): pool adjacent violators
-    for wish in np.asarray(centres, dtype=float) - offsets:
-        mean, size = float(wish), 1
-        while groups and groups[-1][0] > mean:
-            below_mean, below_size = groups.pop()
-            mean = (mean * size + below_mean * below_size) / (size + below_size)
-            size += below_size
-        groups.append((mean, size))
-    return [float(x) for x in np.repeat([g[0] for g in groups], [g[1] for g in groups]) + offsets]
+    return (isotonic_regression(np.asarray(centres) - offsets).x + offsets).tolist()
 
 
 def _key_entries(panel: Panel) -> list[tuple[Any, str]]:
