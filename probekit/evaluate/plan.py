@@ -1,4 +1,4 @@
-"""Disk, memory and time of extraction and sweep before they start: bytes counted, a few real steps timed."""
+"""Disk, memory and time of an extraction and a sweep, estimated beforehand: bytes are counted, a few steps timed."""
 
 import os
 import tempfile
@@ -36,7 +36,7 @@ def feature_bytes(rows: int, widths: Sequence[int], dtype: str = "float32") -> i
 
 
 def process_bytes() -> int:
-    """Resident memory of this process: what any step needs beside its own arrays (Python, PyTorch, libraries)."""
+    """Resident memory of this process: what any step needs besides its own arrays (Python, PyTorch, libraries)."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -82,9 +82,9 @@ def plan_extract(
     batch(0, 1)
     while size < most and 16 * batch(0, size) < seconds / 2:
         size = min(4 * size, most)
-    # the first of this size fills tables and caches, which a whole run hardly notices
+    # the first of this size also fills tables and caches, which is no part of a whole run's rate
     times = [batch((number * size * 7) % max(1, len(part) - size + 1), size) for number in range(4)][1:]
-    # at most two batches of features wait for the writer beside the one that is computed, and as many prepared images
+    # at most two batches of features wait for the writer besides the one that is computed, and as many prepared images
     image_bytes = encoder.prepare(part.images(0, 1)[0]).nbytes
     memory = 3 * (feature_bytes(batch_size, encoder.widths) + image_bytes * batch_size)
     memory += max(0, process_bytes() - before) * batch_size // size
@@ -94,7 +94,7 @@ def plan_extract(
 
 
 def plan_sweep(store: Any, seconds: float = 10.0, **options: Any) -> Estimate:
-    """Estimate a sweep by really probing three layers of the features, on as many rows as the time allows.
+    """Estimate a sweep by probing three layers of the features, on as many rows as the time allows.
 
     Parameters
     ----------
@@ -171,7 +171,7 @@ def _outputs(n_classes: int) -> int:
 
 
 def synthetic_features(rows: int, width: int, n_classes: int, n_layers: int = 1) -> MemoryStore:
-    """Features in memory of classes in overlapping clouds, with variances that fall as 1/k."""
+    """Features in memory: overlapping Gaussian classes, with variances that fall as 1/k."""
     rng, scale = np.random.default_rng(0), 1 / np.sqrt(np.arange(1, width + 1))
     centres = 0.7 * rng.standard_normal((n_classes, width)) * scale
     splits = {}

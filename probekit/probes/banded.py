@@ -84,7 +84,7 @@ def search_gammas(n_bands: int, score: Callable[[tuple[float, ...]], float]) -> 
             for band in range(n_bands):
                 for change in (factor, 1 / factor):
                     trial = tuple(g * change if i == band else g for i, g in enumerate(steps[-1][0]))
-                    if max(trial) / min(trial) > 2**10:  # a band that far below has no effect
+                    if max(trial) / min(trial) > 2**10:  # a band with a factor this small has no effect
                         continue
                     if (value := score(trial)) > steps[-1][1]:
                         steps.append((trial, value))

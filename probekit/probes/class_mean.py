@@ -1,6 +1,6 @@
 """Nearest class mean, as SimpleShot does it: features centred and scaled to unit length, then the nearest mean.
 
-It has nothing to fit but means, so it works from one row a class on. N rows, D columns, K classes.
+It fits class means alone, so one row per class is enough. N rows, D columns, K classes.
 """
 
 from collections.abc import Sequence

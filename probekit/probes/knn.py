@@ -1,4 +1,4 @@
-"""k nearest neighbours by cosine similarity, votes weighted as DINO's: a check that fits nothing.
+"""k nearest neighbours by cosine similarity, votes weighted as DINO's: nothing is fitted.
 
 N training rows, M queries, D features, K classes, n_k neighbourhood sizes.
 """
@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 
 KS = (10, 20, 100, 200)  # DINO's
 TEMPERATURE = 0.07
-LEAST_SHARE = 1e-12  # of the votes, so that a class without any has a logarithm
+LEAST_SHARE = 1e-12  # of the votes, so that the logarithm of a class without votes is finite
 _BLOCK = 1 << 24  # similarities held at once
 
 
@@ -84,7 +84,7 @@ class KNNProbe(Probe):
             columns=columns[use],
             weights=split.weights[use],
             device=settings.device,
-            selection=replace(selection, grid_ends=None),  # a wider grid makes no sense
+            selection=replace(selection, grid_ends=None),  # the end of the grid is no sign that it is too narrow
             certificate=EXACT,
             # a row is its own nearest neighbour, so the held-out accuracy is reported instead
             train_accuracy=float(selection.accuracy[selection.index]),

@@ -19,7 +19,7 @@ from probekit.selection.protocol import SGDConfig
 Batch = tuple[Sequence[Any], Any]  # X (B, D_l) of every layer, y (B,) class indices
 
 BUFFER_BYTES = 1 << 30  # of float32 rows of all layers; with read-ahead two buffers are held
-BLOCKS = 64  # to a buffer
+BLOCKS = 64  # per buffer
 
 
 def array_batches(
@@ -60,7 +60,7 @@ def count_steps(n_rows: int, config: SGDConfig) -> int:
 
 
 def epoch_order(n: int, buffer: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of the rows in an epoch (n,): outright random up to `buffer` rows, else in two steps."""
+    """The order of the rows in an epoch (n,): a random permutation up to `buffer` rows, else shuffled in two steps."""
     rng = np.random.default_rng([seed, epoch])
     if n <= buffer:
         return rng.permutation(n)
@@ -100,7 +100,7 @@ def _streamed(
                 rest = (rows, features) if len(rows) < size else None
                 if rest is not None:
                     break
-                ascending = np.argsort(rows)  # as rows in memory are taken
+                ascending = np.argsort(rows)  # the order of rows in memory
                 yield rows[ascending], [X[ascending] for X in features]
 
 

@@ -1,6 +1,6 @@
-"""Numbers that papers print, set beside ours. `published.csv` holds them, each with its source and paper version.
+"""Numbers printed in papers, next to ours. They are in `published.csv`, each with its source and paper version.
 
-Flags: S read in the source, S2 read in a secondary source, D derived from printed numbers. Nothing from memory.
+Flags: S read in the source, S2 read in a secondary source, D derived from printed numbers.
 Versions: P1 and P2 are the iGPT paper's first (ICML) and second (June 2020) version, BLOG is OpenAI's "Image GPT" page,
 NR a public user notebook; other versions name the paper or code that the number belongs to.
 """
@@ -105,7 +105,7 @@ def _theirs(panel: Panel, task: str) -> Iterator[tuple[Any, ...]]:
 
 
 def printed_comparison(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rounding that people read, from `comparison_frame`; ours keep their interval, theirs the printed spread."""
+    """`comparison_frame` as it is printed: rounded, our numbers with intervals, published ones with their spread."""
     import pandas as pd
 
     ours = frame["flag"] == "ours"

@@ -1,4 +1,4 @@
-"""The report folder: depth curve, tables, comparison, and the page that shows them all."""
+"""The report folder: depth curve, tables, comparison, and the HTML page."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write_report(
     `without_near_duplicates.{md,csv,tex}`.
 
     With several data sets, protocols or sizes of the training set, each has its own files (`depth_curve-NAME.svg` and
-    so on), since their numbers do not belong on one axis or into one table; the page shows them one below the other.
+    so on), since their numbers are not comparable; the page shows them one below the other.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def line_frame(figure: Figure) -> pd.DataFrame:
 
 
 def write_curve(panel: Panel, stem: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
-    """Write the depth curve once a format, and its points as CSV; the same records give the same bytes."""
+    """Write the depth curve in each format, and its points as CSV; the same records give the same bytes."""
     with style():
         written = save_figure(depth_figure(panel), stem, formats)
     return [*written, write_points(layer_frame([panel]), stem.with_name(f"{stem.name}.csv"))]

@@ -1,4 +1,4 @@
-"""Tables of results in Markdown, LaTeX and CSV; every row carries the key of the record it was read from."""
+"""Tables of results in Markdown, LaTeX and CSV; every row has the key of its record."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMATS = ("csv", "md", "tex")
-KEY_LENGTH = 10  # characters of a record's key in print; CSV files carry it whole
+KEY_LENGTH = 10  # characters of a record's key in print; CSV files have all of it
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table: `frame` has every column in full precision, `printed` the columns and the rounding that people read."""
+    """A table: `frame` has every column in full precision, `printed` the columns and rounding of print."""
 
     frame: pd.DataFrame
     printed: pd.DataFrame
@@ -66,7 +66,7 @@ def layer_table(panel: Panel) -> Table:
 
 
 def layer_frame(panels: Sequence[Panel]) -> pd.DataFrame:
-    """One row a probe: layers, then concatenated layers, of every series. Accuracies are fractions.
+    """One row per probe: layers, then concatenated layers, of every series. Accuracies are fractions.
 
     Returns
     -------
@@ -138,7 +138,7 @@ def _row(
 
 
 def path_frame(several: Sequence[Series]) -> pd.DataFrame:
-    """The points of path figures and maps of iterations: one row a fit; accuracies are fractions."""
+    """The points of path figures and maps of iterations: one row per fit; accuracies are fractions."""
     import pandas as pd
 
     return pd.DataFrame(
@@ -161,7 +161,7 @@ def path_frame(several: Sequence[Series]) -> pd.DataFrame:
 
 
 def printed_frame(frame: pd.DataFrame, metric: Metric | str = "top1") -> pd.DataFrame:
-    """The columns and the rounding that people read, from `layer_frame` of panels of one metric.
+    """`layer_frame` of panels of one metric as it is printed: fewer columns, rounded.
 
     Of several draws "C" is from the least to the largest that one has chosen, and "Record" the first one's.
     """
@@ -244,11 +244,11 @@ def subset_table(panel: Panel) -> Table | None:
 
 
 WIDE_COLUMNS = ("C", "Converged", "RankMe", "Protocol", "Record", "Note", "Data set")
-"""What a LaTeX table leaves out unless columns are asked for: a page is narrower than a screen."""
+"""Columns that a LaTeX table omits unless columns are given, since a page is narrower than a screen."""
 
 
 def choose_columns(printed: pd.DataFrame, columns: Sequence[str] | None, form: str) -> pd.DataFrame:
-    """The columns asked for, by name or by the beginning of one in any case; None: all, in LaTeX those for a paper.
+    """The given columns, by name or its beginning, in any case; None: all, in LaTeX without `WIDE_COLUMNS`.
 
     Raises
     ------
@@ -269,7 +269,7 @@ def choose_columns(printed: pd.DataFrame, columns: Sequence[str] | None, form: s
 
 
 def _latex(frame: pd.DataFrame, printed: pd.DataFrame, caption: str, label: str) -> str:
-    """booktabs, numbers to the right with a mathematical minus, the chosen layer of each series in bold."""
+    """A booktabs table: numbers right-aligned with a mathematical minus, the chosen layer of each series in bold."""
     best = frame["chosen_on_val"].to_numpy() if "chosen_on_val" in frame else np.zeros(len(printed), bool)
     numbers = [all(map(_is_number, column.astype(str))) for _, column in printed.items()]
     cells = printed.astype(str).map(_cell).rename(columns=latex)
@@ -286,10 +286,10 @@ def _is_number(cell: str) -> bool:
 
 
 def _cell(text: str) -> str:
-    """A cell in LaTeX: signs of numbers in mathematics, where a hyphen is a minus; the rest escaped."""
+    """A cell in LaTeX: signs of numbers in math mode, the rest escaped."""
     return re.sub(r"(?<![\w.-])([+-])(?=[\d.])", lambda sign: f"${sign[1]}$", latex(text))
 
 
 def _markdown_cell(cell: object) -> str:
-    # numbers and their intervals are ours, and stay readable in the file itself
+    # numbers and intervals need no escaping, and stay readable in the file
     return str(cell) if re.fullmatch(r"[-+0-9.,%() \[\]]*", str(cell)) else markdown(cell)

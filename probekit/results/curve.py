@@ -89,7 +89,7 @@ class Curve:
         return self.runs if len(self.runs) > 1 else self.seeds
 
     def of_every(self, get: Callable[[Record], Any]) -> np.ndarray:
-        """A figure of every record, (runs and seeds, n)."""
+        """A value of every record, (runs and seeds, n)."""
         return np.array([get(r) for r in self.every]).reshape(-1, len(self.records))
 
     @property
@@ -101,7 +101,7 @@ class Curve:
 
     @property
     def last_depth(self) -> int:
-        """Depth of the encoder's last layer, probed or not; a file of some layers only says where they stand."""
+        """Depth of the encoder's last layer, probed or not; a file of some layers records their depths."""
         return int(self.records[0].encoder.get("last_depth", self.records[0].n_layers - 1))
 
     @property
@@ -161,7 +161,7 @@ def depth_curve(records: Iterable[Record], train_rows: int | None = None, metric
     train_rows
         Size of the training set that was asked for; None for all rows.
     metric
-        Name of `METRICS`, or of a figure of the features (`probekit.results.measured`).
+        Name of `METRICS`, or of a measure of the features (`probekit.results.measured`).
 
     Raises
     ------
@@ -199,7 +199,7 @@ def depth_curve(records: Iterable[Record], train_rows: int | None = None, metric
 
 
 def curve_of_draws(draws: Mapping[tuple[str, int], Sequence[Record]], metric: Metric) -> Curve:
-    """The curve of (series, seed) -> records that stand for the same probes in the same order."""
+    """The curve of (series, seed) -> records of the same probes in the same order."""
     each, runs = list(draws.values()), list(dict.fromkeys(series for series, _ in draws))
     first = each[0]
     groups = [runs.index(series) for series, _ in draws] if len(runs) > 1 else list(range(len(each)))
@@ -238,7 +238,7 @@ def curve_of_draws(draws: Mapping[tuple[str, int], Sequence[Record]], metric: Me
 def _by_draw(
     found: Sequence[Sequence[Measured]], groups: Sequence[int], series: str
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Values (S, n) and what is resampled (S, M, n) of each draw; those of one group (the seeds of a run) averaged."""
+    """Values (S, n) and what is resampled (S, M, n) of each draw, averaged within groups (the seeds of a run)."""
     ids = [m.row_ids for draw in found for m in draw if m.row_ids is not None]
     if any(not np.array_equal(one, ids[0]) for one in ids):
         raise UserError(
@@ -258,7 +258,7 @@ def _by_draw(
 def pointwise_limits(
     metric: Metric, values_S: np.ndarray, rows_SM: np.ndarray | None, n_test: int
 ) -> tuple[float, float]:
-    """95 % limits of the mean over S draws of one layer's values; NaN where nothing is known of their spread."""
+    """95 % limits of the mean over S draws of one layer's values; NaN if their spread is not known."""
     # draws that agree on every row, all right or all wrong, leave nothing to resample
     alike = len(values_S) == 1 or values_S.min() == 1 or values_S.max() == 0
     if alike and metric.name in ("top1", "top5"):
@@ -355,7 +355,7 @@ class Verdict:
         return self.curve.dataset
 
     def sentences(self) -> list[str]:
-        """The two sentences that matter: the best layer with its accuracy, and the gain over the last layer."""
+        """Two sentences: the best layer with its accuracy, and the gain over the last layer."""
         curve, at, test = self.curve, self.curve.peak, self.curve.records[0].test
         on = self.dataset if test == "test" else f"{self.dataset}, tested on {test}"
         seeds = f"mean of {curve.over}, standard deviation {100 * curve.spread[at]:.1f}; " if curve.over else ""
@@ -423,7 +423,7 @@ def layer_name(record: Record) -> str:
 
 
 def layer_words(curve: Curve, place: int) -> str:
-    """A layer as a reader counts it: by number where 0 is the embedding, else by name and its place in the network."""
+    """A layer in words: its number if 0 is the embedding, else its name and its position in the network."""
     name, depth = layer_name(curve.records[place]), int(curve.depths[place])
     if name and name != "the embedding":
         return f"layer {depth} ({name}), number {depth + 1} of {curve.last_depth + 1}"

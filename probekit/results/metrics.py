@@ -47,7 +47,7 @@ class Metric:
 
     @property
     def column(self) -> str:
-        """Its column in tables: its name, but "test_accuracy" for top-1."""
+        """Its column in tables: its name, or "test_accuracy" for top-1."""
         return "test_accuracy" if self.name == "top1" else self.name
 
     def text(self, shown: float, sign: str = "", unit: bool = False) -> str:
@@ -198,7 +198,7 @@ def bootstrap_means(values_NS: np.ndarray, n_draws: int = 2000, seed: int = 0) -
     values_NS = np.asarray(values_NS, float)
     patterns_US, counts_U = np.unique(values_NS, axis=0, return_counts=True)
     n, rng = len(values_NS), np.random.default_rng(seed)
-    repeat = 4 * len(patterns_US) < n  # a multinomial costs four times as much a count as a row number does
+    repeat = 4 * len(patterns_US) < n  # a count of a multinomial costs as much as four row numbers
     means_BS = np.empty((n_draws, values_NS.shape[1]))
     block = max(1, (1 << 22) // (len(patterns_US) if repeat else n))
     for start in range(0, n_draws, block):

@@ -1,4 +1,4 @@
-"""Accuracy with and without some test rows: those that nearly repeat a training image, for instance.
+"""Accuracy with and without some test rows: for instance those that nearly repeat a training image.
 
 A row set is a small JSON file beside a feature file; nothing is fitted again, only scored on fewer rows.
 N test rows, K classes.
@@ -95,7 +95,7 @@ def metrics_without(record: Record, row_ids: Iterable[int]) -> dict[str, Any]:
 
 
 def with_and_without(records: Iterable[Record]) -> "pd.DataFrame":
-    """One line a record: accuracy over all test rows, and without the row set beside its feature file.
+    """One row per record: accuracy over all test rows, and without the row set beside its feature file.
 
     Records without a set, or whose test rows hold none of it, are left out of the table.
     """
