@@ -107,11 +107,6 @@ class Results:
         curve = self.curve(series)
         return curve.records[curve.peak]
 
-    @checked
-    def concats(self, series: str | None = None) -> list[Record]:
-        """Records of concatenated layers."""
-        return self.of(series, "concat")
-
     def curves(self) -> dict[str, Curve]:
         """The depth curve of every series that has single layers."""
         return depth_curves(self.records)

@@ -97,7 +97,7 @@ def test_bands_and_mixes_are_joined_records(tmp_path):
     results = concat(store, tmp_path, protocol=protocol, Cs=Cs, window=2, greedy_width=0, probes=["banded", "mix"])
     (banded,) = [r for r in results if r.kind == "banded"]
     (mix,) = [r for r in results if r.kind == "mix"]
-    (plain,) = results.concats()
+    (plain,) = results.of(kind="concat")
     assert banded.layers == mix.layers == plain.layers == ("00", "01")
     assert len({banded.key, mix.key, plain.key}) == 3
     rule, how = banded.candidates["found_by"]
