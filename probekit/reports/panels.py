@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from probekit.results.curve import Curve, Verdict, curve_of_draws, depth_curve, paired_curves, verdict
-from probekit.results.measured import LABEL_FREE, find_metric
+from probekit.results.measured import find_metric
 from probekit.results.metrics import Metric
 from probekit.results.paired import PairedDifference
 from probekit.results.record import Record, read_records
@@ -175,7 +175,7 @@ class Panel:
     @property
     def measured(self) -> str:
         """Name of the axis of values, with the kind of probe where it is not the protocol's."""
-        words = self.metric.words + (", kNN" if self.readout == "knn" else f", {self.readout}" if self.readout else "")
+        words = self.metric.words + (f", {READOUTS.get(self.readout, self.readout)}" if self.readout else "")
         return f"{words} (%)" if self.metric.percent else words
 
     @property
@@ -220,8 +220,8 @@ class Panel:
         """What the bars are; "" where the metric has none."""
         if self.over:
             return f"95 %, new {self.over.split()[1]} and test rows, pointwise"
-        kind = "Wilson " if self.metric.name in ("top1", "top5") else ""
-        return "" if self.metric.name in LABEL_FREE else f"95 % {kind}intervals, pointwise"
+        kind = "Wilson " if self.metric.counts else ""
+        return "" if self.metric.label_free else f"95 % {kind}intervals, pointwise"
 
     @property
     def band_words(self) -> str:
@@ -331,7 +331,7 @@ def build_panels(
     shown, records = find_metric(metric), join_runs(list(records), runs)
     singles = [r for r in records if len(r.layers) == 1 and r.kind != "layer"]
     if readout is not None:
-        if metric in LABEL_FREE:
+        if shown.label_free:
             raise UserError(f"{metric} is of the features, whatever the probe: leave out readout {readout!r}.")
         known = list(dict.fromkeys(r.kind for r in singles))
         if readout not in known:
@@ -374,7 +374,7 @@ def _curves(members: list[Record]) -> dict[str, list[Record]]:
 
 def _readouts(records: list[Record], host: Series) -> list[Series]:
     """The other kinds of probes that read single layers of a model, each as a curve."""
-    if host.role != "model" or host.curve.metric.name in LABEL_FREE:
+    if host.role != "model" or host.curve.metric.label_free:
         return []
     return [
         replace(
@@ -433,14 +433,14 @@ def build_series(records: list[Record], label: str, metric: Metric | str = "top1
         concatenated=_concatenated(records, curve),
         checks=tuple(
             depth_curve(own, records[0].train_rows, curve.metric)
-            for own in _other_kinds(records if role != "model" and curve.metric.name not in LABEL_FREE else []).values()
+            for own in _other_kinds(records if role != "model" and not curve.metric.label_free else []).values()
         ),
     )
 
 
 def _concatenated(records: list[Record], curve: Curve) -> tuple[Concatenated, ...]:
     """Each set of layers over its seeds. Runs choose their own sets: there, each rule that every run has followed."""
-    if curve.metric.name in LABEL_FREE:
+    if curve.metric.label_free:
         return ()
     several, every = len(curve.runs) > 1, dict.fromkeys((r.series, r.seed) for r in curve.every)
     joint = [r for r in records if len(r.layers) > 1 and (r.series, r.seed) in every]

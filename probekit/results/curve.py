@@ -261,7 +261,7 @@ def pointwise_limits(
     """95 % limits of the mean over S draws of one layer's values; NaN if their spread is not known."""
     # draws that agree on every row, all right or all wrong, leave nothing to resample
     alike = len(values_S) == 1 or values_S.min() == 1 or values_S.max() == 0
-    if alike and metric.name in ("top1", "top5"):
+    if alike and metric.counts:
         return wilson_interval(round(values_S[0] * n_test), n_test)
     if len(values_S) > 1 and rows_SM is not None:
         low, high = bootstrap_runs(list(rows_SM.astype(float)))

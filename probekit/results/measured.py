@@ -25,7 +25,7 @@ CALIBRATION = "calibration.csv"
 """Beside results.jsonl: the temperature of each probe, and its scores."""
 LARGEST_LOG_TEMPERATURE = np.log(1000.0)
 LABEL_FREE = {
-    name: Metric(name, lambda *_: None, words)
+    name: Metric(name, lambda *_: None, words, label_free=True)
     for name, words in {
         "rankme": "RankMe (effective rank)",
         "intrinsic_dimension": "Intrinsic dimension (TwoNN)",
@@ -74,7 +74,7 @@ def measured(record: Record, metric: Metric) -> Measured:
     UserError
         It is not available: too few classes, or `calibrate` or `geometry` has not been run.
     """
-    if metric.name in LABEL_FREE:
+    if metric.label_free:
         return Measured(_of_features(record, metric.name), None, None)
     is_scaled = metric.name.endswith(SCALED)
     present = record.folder is not None and (record.folder / record.probe_file).is_file()

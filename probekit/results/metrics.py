@@ -27,6 +27,8 @@ class Metric:
     percent : whether it is a share, shown in percent
     larger_is_better : False for losses and errors
     most : the largest value there is (1 for a share), where limits of intervals end
+    counts : whether `rows` are right or wrong (bool), so that one probe has Wilson's interval
+    label_free : whether it is a measure of the features, which no test row enters
     """
 
     name: str
@@ -36,6 +38,8 @@ class Metric:
     percent: bool = False
     larger_is_better: bool = True
     most: float = np.inf
+    counts: bool = False
+    label_free: bool = False
 
     def __call__(self, log_proba_NK: np.ndarray, y_N: np.ndarray) -> float | None:
         return self.function(log_proba_NK, y_N)
@@ -85,7 +89,7 @@ def metric(function: Any = None, **shown: Any) -> Any:
     Parameters
     ----------
     function : the score; with `by_row=True` it gives one value a row, and the score is their mean
-    shown : fields of `Metric`: words, percent (then `most` is 1), larger_is_better, most
+    shown : fields of `Metric`: words, percent (then `most` is 1), larger_is_better, most, counts
     """
     if function is None:
         return lambda own: metric(own, **shown)
@@ -103,13 +107,13 @@ def metric(function: Any = None, **shown: Any) -> Any:
     return function
 
 
-@metric(by_row=True, words="Test accuracy", percent=True)
+@metric(by_row=True, words="Test accuracy", percent=True, counts=True)
 def top1(log_proba_NK: np.ndarray, y_N: np.ndarray) -> np.ndarray:
     """Whether a row's most probable class is its own; of equal ones the first counts."""
     return log_proba_NK.argmax(1) == y_N
 
 
-@metric(by_row=True, words="Top-5 accuracy", percent=True)
+@metric(by_row=True, words="Top-5 accuracy", percent=True, counts=True)
 def top5(log_proba_NK: np.ndarray, y_N: np.ndarray) -> np.ndarray | None:
     """Whether a row's class is among its five most probable; None up to five classes."""
     return in_top_k(log_proba_NK, y_N, 5) if log_proba_NK.shape[1] > 5 else None
