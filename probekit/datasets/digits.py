@@ -1,8 +1,8 @@
 """Digits without a download: scikit-learn's 1,797 scans, as they are, inverted, or wandering over a larger canvas.
 
-A linear probe of raw pixels fails on the last two, so that a representation can show what it is worth. Inverted: half of
-the digits, drawn at random, are black on white. Wandering: each digit, quantised to four grey levels, lies at one of 25
-places on a black 12x12 canvas.
+A linear probe of raw pixels fails on the last two, so that a representation can show what it is worth. Inverted: half
+of the digits, drawn at random, are black on white. Wandering: each digit, quantised to four grey levels, lies at one of
+25 places on a black 12x12 canvas.
 
 Row ids: `digits`: the digit's number in scikit-learn's order. Inverted: `2 * digit + inverted`. Wandering:
 `25 * digit + place`, place = 5 * row + column of the upper left corner. So both data sets of a kind number the same
