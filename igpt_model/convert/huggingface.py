@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from igpt_model.atomic import new_folder, write_json
@@ -84,16 +85,9 @@ def to_huggingface(model: IGPT) -> "ImageGPTForCausalImageModeling":
     config = model.config
     if not config.causal:
         raise UserError("Hugging Face's ImageGPT is autoregressive only, so a BERT model cannot be written as one.")
-    hf_config = ImageGPTConfig(
-        vocab_size=config.vocab_size + 1,
-        n_positions=config.n_positions,
-        n_embd=config.n_embd,
-        n_layer=config.n_layer,
-        n_head=config.n_head,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-    )
+    sizes = {name: getattr(config, name) for name in ("n_positions", "n_embd", "n_layer", "n_head")}
+    no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    hf_config = ImageGPTConfig(vocab_size=config.vocab_size + 1, **sizes, **no_dropout)
     ours = {name: value.detach().float().cpu() for name, value in model.state_dict().items()}
     state = {
         "transformer.wte.weight": torch.cat([ours["wte.weight"], ours["sos"][None]]),
@@ -136,12 +130,8 @@ def from_pretrained_folder(path: str | Path) -> tuple[IGPT, Palette | None, Imag
         raise UserError(
             f"{processor_file} has {len(palette)} colour clusters, but the model knows {model.config.vocab_size}."
         )
-    side = round(model.config.n_positions**0.5)
-    if side**2 != model.config.n_positions:
-        return model, palette, None
-    from PIL import Image
-
-    return model, palette, ImageTransform(side, Image.Resampling(processor.get("resample", 2)).name.lower())
+    kernel = Image.Resampling(processor.get("resample", 2)).name.lower()
+    return model, palette, ImageTransform(model.config.side, kernel)
 
 
 def to_pretrained_folder(
@@ -154,21 +144,18 @@ def to_pretrained_folder(
     UserError
         `path` is there already, with other contents.
     """
-    from PIL import Image
-
     with new_folder(path) as partial:
         to_huggingface(model).save_pretrained(partial)
         if palette is not None:
-            side = transform.resolution if transform else round(model.config.n_positions**0.5)
-            kernel = Image.Resampling[transform.resize.upper() if transform else "BILINEAR"]
+            transform = transform or ImageTransform(model.config.side)
             processor = {
                 "image_processor_type": "ImageGPTImageProcessor",
                 "clusters": palette.centres_V3.tolist(),
                 "do_color_quantize": True,
                 "do_normalize": True,
                 "do_resize": True,
-                "resample": int(kernel),
-                "size": {"height": side, "width": side},
+                "resample": int(Image.Resampling[transform.resize.upper()]),
+                "size": {"height": transform.resolution, "width": transform.resolution},
             }
             write_json(partial / "preprocessor_config.json", processor)
 
