@@ -1,4 +1,4 @@
-"""Weights in and out: Hugging Face's ImageGPT (models and folders), OpenAI's released TensorFlow variables.
+"""Hugging Face's ImageGPT, models and folders, to IGPT and back.
 
 Hugging Face keeps the start vector as the last row of `wte` (V + 1 rows for V colours), linear weights as (in, out),
 and bias slots that are zero in the published weights.
@@ -16,7 +16,6 @@ from torch import Tensor
 from igpt_model.atomic import new_folder, write_json
 from igpt_model.checked_json import Int, Real, Text, read_json
 from igpt_model.config import ModelConfig
-from igpt_model.convert.openai import from_openai, from_openai_checkpoint
 from igpt_model.errors import UserError
 from igpt_model.images import ImageTransform
 from igpt_model.model import IGPT
@@ -24,15 +23,6 @@ from igpt_model.palette import Palette
 
 if TYPE_CHECKING:
     from transformers import ImageGPTForCausalImageModeling
-
-__all__ = [
-    "from_huggingface",
-    "from_openai",
-    "from_openai_checkpoint",
-    "from_pretrained_folder",
-    "to_huggingface",
-    "to_pretrained_folder",
-]
 
 # our names of a block's linear layers are Hugging Face's as well
 _LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
