@@ -30,7 +30,7 @@ def save(run, step, trainer=True):
     return model
 
 
-def test_round_trip(tmp_path):
+def test_a_saved_checkpoint_loads_with_the_same_bits(tmp_path):
     model = save(tmp_path, 60)
     loaded = load_checkpoint(tmp_path / "checkpoints" / "0000060")
     tokens = torch.arange(18).reshape(2, 9) % 5
@@ -66,7 +66,7 @@ def test_newest_and_named_steps(tmp_path):
         latest_checkpoint(tmp_path / "none")
 
 
-def test_never_overwritten(tmp_path):
+def test_a_checkpoint_is_never_overwritten(tmp_path):
     save(tmp_path, 1)
     there = {file: file.stat().st_mtime_ns for file in checkpoint_path(tmp_path, 1).iterdir()}
     save(tmp_path, 1)  # the same contents
