@@ -75,9 +75,9 @@ def to_huggingface(model: IGPT) -> "ImageGPTForCausalImageModeling":
     config = model.config
     if not config.causal:
         raise UserError("Hugging Face's ImageGPT is autoregressive only, so a BERT model cannot be written as one.")
-    sizes = {name: getattr(config, name) for name in ("n_positions", "n_embd", "n_layer", "n_head")}
-    no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    hf_config = ImageGPTConfig(vocab_size=config.vocab_size + 1, **sizes, **no_dropout)
+    sizes: dict[str, Any] = {name: getattr(config, name) for name in ("n_positions", "n_embd", "n_layer", "n_head")}
+    sizes |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    hf_config = ImageGPTConfig(vocab_size=config.vocab_size + 1, **sizes)
     ours = {name: value.detach().float().cpu() for name, value in model.state_dict().items()}
     state = {
         "transformer.wte.weight": torch.cat([ours["wte.weight"], ours["sos"][None]]),

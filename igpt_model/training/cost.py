@@ -190,10 +190,12 @@ def _checkpoint_seconds(config: TrainConfig, timer: Callable[[Callable[[], objec
     sizes = config if n_params < LARGE else replace(config, n_layer=1, n_embd=512, n_head=8)
     model = IGPT(sizes.model_config)
     moments = {f"{name}/{i}": torch.zeros_like(p) for name, p in model.named_parameters() for i in range(2)}
-    about = (Palette.rgb_grid(config.n_colours), ImageTransform(config.resolution, config.resize), 0, (moments, {}))
+    palette, transform = Palette.rgb_grid(config.n_colours), ImageTransform(config.resolution, config.resize)
     with tempfile.TemporaryDirectory() as folder:
         steps = iter(range(1000))
-        took = timer(lambda: save_checkpoint(checkpoint_path(folder, next(steps)), model, *about))
+        took = timer(
+            lambda: save_checkpoint(checkpoint_path(folder, next(steps)), model, palette, transform, 0, (moments, {}))
+        )
     return took * n_params / model.config.n_params
 
 

@@ -73,7 +73,7 @@ def test_a_page_begins_with_a_sentence_that_says_what_it_is_for(page):
     assert re.match(r"[A-Z`*]|probekit ", first), f"{page}: after its heading comes {first!r}"
 
 
-@pytest.mark.parametrize("page", filter(commands, PAGES), ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", list(filter(commands, PAGES)), ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_on_a_page_are_understood(page):
     for line in commands(page):
         for part in re.split(r"\s(?:&&|\||;)\s", line):
