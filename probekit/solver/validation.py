@@ -19,6 +19,7 @@ Array = NDArray[np.float64]
 NARROW_FLOATS = ("bfloat16", "float8")  # NumPy extension types, which NumPy itself counts as raw bytes
 LARGEST_STRENGTH = 1e100  # of C times the sum of the weights, or of its inverse: squares of both must stay finite
 FINITE_ROWS = 8192  # checked at a time
+SAFE_SQUARES = 1e30  # a sum of squares: each value is finite, in float32 too
 
 
 class NotANumberError(UserError, TypeError):
@@ -134,6 +135,8 @@ def check_finite(X: Any, dtype: torch.dtype | None = None) -> None:
     """Refuse NaN and infinity in features that `read_features` returned, as they are or cast to `dtype`."""
     for start in range(0, X.shape[0], FINITE_ROWS):
         block = X[start : start + FINITE_ROWS]
+        if not isinstance(block, Tensor) and np.vdot(block, block) < SAFE_SQUARES:
+            continue
         values = block if isinstance(block, Tensor) else torch.from_numpy(np.require(block, None, ["C", "W"]))
         require_finite(values if dtype is None else values.to(dtype), start)
 
@@ -225,16 +228,15 @@ def read_weights(sample_weight: Any, n_rows: int) -> Array:
 
 def read_penalties(Cs: Any) -> Array:
     """Inverse penalties (n_C,) float64, positive and finite, in the order given."""
-    sentence = f"Cs must be positive finite numbers, but got {short(Cs)}; give for example np.logspace(-6, 5, 45)."
     try:
         given = np.atleast_1d(_as_array(Cs, "Cs"))
-        if given.dtype.kind not in "fiuO":
-            raise TypeError
-        penalties = given.astype(np.float64)
+        penalties = given.astype(np.float64) if given.dtype.kind in "fiuO" else np.empty(0)
     except (TypeError, ValueError, OverflowError):
-        raise UserError(sentence) from None
-    if penalties.ndim != 1 or not len(penalties) or not (np.isfinite(penalties).all() and (penalties > 0).all()):
-        raise UserError(sentence)
+        penalties = np.empty(0)
+    if penalties.ndim != 1 or not len(penalties) or not ((penalties > 0) & (penalties < np.inf)).all():
+        raise UserError(
+            f"Cs must be positive finite numbers, but got {short(Cs)}; give for example np.logspace(-6, 5, 45)."
+        )
     return penalties
 
 
