@@ -152,22 +152,25 @@ class HostProblem:
         shift = np.zeros(data.width) if data.shift is None else data.shift.numpy()
         self.inverse = None if data.scale is None else 1 / data.scale.numpy()
         self.centre = shift
-        if self.intercept:
-            blocks = [slice(None)] if X.dtype == np.float64 else self.blocks
-            self.centre = np.sum([self.w[rows] @ X[rows].astype(np.float64, copy=False) for rows in blocks], axis=0)
+        if self.intercept:  # any centre near the mean serves; a float32 one is subtracted from float32 rows in float32
+            held = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
+            w = self.w.astype(held)
+            self.centre = np.sum([w[rows] @ X[rows].astype(held, copy=False) for rows in self.blocks], axis=0)
         self.moved = (self.centre - shift) * (1.0 if self.inverse is None else self.inverse)
         self.held = np.empty((self.N, data.width + 1), np.float32)
         self.held[:, -1] = 1.0 if self.intercept else 0.0
         self.weights = self.w.astype(np.float32)
         self.variances, squares = np.zeros(data.width), np.empty(self.N)
+        ones = np.ones(data.width, np.float32)
         for rows in self.blocks:
             block = X[rows] - self.centre
             if self.inverse is not None:
-                block *= self.inverse
+                block = block * self.inverse
             self.held[rows, :-1] = block
             block = np.square(self.held[rows, :-1])
-            squares[rows] = block.sum(axis=1)
+            squares[rows] = block @ ones
             self.variances += self.weights[rows] @ block
+        self.centre = self.centre.astype(np.float64)
         # centred as they are multiplied: rounding is of the size of the rows as given
         offset = self.centre * (1.0 if self.inverse is None else self.inverse)
         self.norms = np.sqrt(squares * (1 + 1e-3) + 1.0) + 2 * np.sqrt(offset @ offset)
