@@ -173,14 +173,17 @@ class LinearProbe(_Probe):
 
     def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
         """Fit on features (N, D) and labels (N,)."""
+        C = self._penalty()
+        features, y, _, weights = self._read(X, y, sample_weight)
+        self._take(self._path(features, y, [C], weights), 0, column_names(X))
+        return self
+
+    def _penalty(self) -> float:
         if np.ndim(self.C):
             raise UserError(
                 f"C must be one positive number, but got {short(self.C)}; LinearProbeCV chooses among several."
             )
-        read_penalties(self.C)
-        features, y, _, weights = self._read(X, y, sample_weight)
-        self._take(self._path(features, y, [self.C], weights), 0, column_names(X))
-        return self
+        return float(read_penalties(self.C)[0])
 
     @classmethod
     def from_path(cls, path: ProbePath, index: int) -> "LinearProbe":
@@ -194,7 +197,7 @@ class LinearProbe(_Probe):
         """Write parameters, weights and certificate as one safetensors file, whole or not at all."""
         check_is_fitted(self)
         arrays = {"coef": np.ascontiguousarray(self.coef_), "intercept": np.ascontiguousarray(self.intercept_)}
-        params = self.get_params() | {"C": read_penalties(self.C).item()}
+        params = self.get_params() | {"C": self._penalty()}
         if isinstance(self.class_weight, dict):  # JSON would turn its keys into text
             params["class_weight"] = [[label, float(weight)] for label, weight in self.class_weight.items()]
         facts = {

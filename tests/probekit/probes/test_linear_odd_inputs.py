@@ -82,7 +82,6 @@ REFUSED_X = {
     "long double too large": (X.astype(np.longdouble) * np.longdouble("1e400"), "too large"),
     "columns of one name": (pd.DataFrame(X, columns=list("aabb")), "a name of its own"),
     "nested tensor": (torch.nested.nested_tensor([torch.ones(4)] * 60, layout=torch.jagged), "nested"),
-    "quantized tensor": (torch.quantize_per_tensor(torch.ones(60, 4), 0.5, 0, torch.quint8), "dequantize"),
     "columns of two kinds of names": (pd.DataFrame(X, columns=["a", 1, "b", 2]), "all of them text"),
 }
 
@@ -625,7 +624,7 @@ def test_what_load_would_refuse_is_not_saved(tmp_path):
     probe = LinearProbe(device=torch.device("cpu")).fit(X, Y)
     probe.save(tmp_path / "probe")
     assert LinearProbe.load(tmp_path / "probe").device == "cpu"
-    with pytest.raises(UserError, match=r"params\.C"):
+    with pytest.raises(UserError, match="but got 'x'"):
         probe.set_params(C="x").save(tmp_path / "other")
     with pytest.raises(UserError, match="UTF-8"):
         LinearProbe().fit(X, np.array(["\ud800", "b", "c"], object)[Y]).save(tmp_path / "other")
