@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from probekit.runtime.device import to_device
 from probekit.runtime.errors import UserError, first_line
 
 Array = NDArray[np.float64]
@@ -137,8 +138,8 @@ def check_finite(X: Any, dtype: torch.dtype | None = None) -> None:
         block = X[start : start + FINITE_ROWS]
         if not isinstance(block, Tensor) and block.dtype.itemsize > 3 and np.vdot(block, block) < SAFE_SQUARES:
             continue
-        values = block if isinstance(block, Tensor) else torch.from_numpy(np.require(block, None, ["C", "W"]))
-        require_finite(values if dtype is None else values.to(dtype), start)
+        values = block if isinstance(block, Tensor) else to_device(block, torch.device("cpu"))
+        require_finite(values.to(dtype=dtype), start)
 
 
 def require_finite(block: Tensor, start: int) -> None:

@@ -565,6 +565,19 @@ def test_a_penalty_of_every_kind_of_number_is_fitted_and_saved(tmp_path, C):
     assert LinearProbe.load(tmp_path / "probe").C == 0.5
 
 
+@pytest.mark.parametrize("standardize", [False, True])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_reversed_rows_and_columns_are_read_whatever_their_strides(fit, standardize, order):
+    """One row of reversed rows is contiguous, and still has a negative stride, which torch refuses."""
+    given = np.array(X[::-1, ::-1], order=order)[::-1, ::-1]
+    assert min(given.strides) < 0
+    plain, fitted = fit(X, Y, standardize=standardize), fit(given, Y, standardize=standardize)
+    np.testing.assert_allclose(proba(fitted, given), proba(plain, X), atol=1e-4)
+    np.testing.assert_allclose(proba(fitted, given[:1]), proba(plain, X[:1]), atol=1e-4)
+    with pytest.raises(UserError, match="row 0"):
+        proba(fitted, np.array([[np.nan, 1.0, 1.0, 1.0]])[::-1, ::-1])
+
+
 @pytest.mark.parametrize("index", [2, -3, 1.0, 1.5, True, None, "0"])
 def test_a_penalty_that_a_path_has_not_is_refused(index):
     path = fit_path(X, Y, [0.1, 1.0])
