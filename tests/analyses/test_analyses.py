@@ -91,7 +91,8 @@ def test_training_log_of_fine_tuned_runs(tmp_path):
     assert frame.run.tolist() == ["a0", "a0", "a1", "a1", "s0", "s0"]
     assert frame.val_accuracy.tolist() == [0.25, 0.5, 0.125, 0.75, 0.0, 0.25]
     assert frame.loss.tolist() == [0.4, 0.2] * 3
-    assert frame.arm.unique().tolist() == ["pre-trained, last layer, L_gen x 1", "from scratch, last layer, L_gen x 0"]
+    arms = ["pre-trained, last layer, joint loss", "from scratch, last layer, loss of the classes alone"]
+    assert frame.arm.unique().tolist() == arms
     losses, accuracies = training_log.training_figure(frame).axes
     assert [line.get_ydata().tolist() for line in losses.lines] == [[0.2, 0.1]] * 3
     assert [line.get_ydata().tolist() for line in accuracies.lines] == [[0.25, 0.5], [0.125, 0.75], [0.0, 0.25]]
