@@ -23,13 +23,13 @@ def results(tmp_path_factory):
     return folder
 
 
-def test_depth_curve(results, tmp_path, capsys):
+def test_the_depth_curve_is_drawn_in_every_format(results, tmp_path, capsys):
     depth_curve.main([str(results), "--out", str(tmp_path)])
     assert "the best layer, chosen on held-out training rows" in " ".join(capsys.readouterr().out.split())
     assert {path.suffix for path in tmp_path.iterdir()} == {".svg", ".png", ".pdf", ".csv"}
 
 
-def test_concat_layers(results, capsys):
+def test_concatenated_layers_are_compared_with_the_best_one(results, capsys):
     concat_layers.main([str(results)])
     printed = capsys.readouterr().out.splitlines()
     concatenated = [record for record in read_records(results) if record.kind == "concat"]

@@ -248,7 +248,7 @@ def test_an_unfinished_run_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("module", [ablations, ar_vs_bert, finetuning, loss_vs_probe, low_data, resolution, scale])
-def test_help(module, capsys):
+def test_every_module_explains_its_command(module, capsys):
     with pytest.raises(SystemExit) as stopped:
         module.main(["--help"])
     assert stopped.value.code == 0
