@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probekit.solver.certificate import GRADIENT_RATIO, Certified, GapBound, prior_intercept
+from probekit.solver.certificate import GRADIENT_RATIO, Certified, GapBound, class_shares, prior_intercept
 from probekit.solver.continuation import CLOSE_RATIO, choose_nodes, lagrange
 from probekit.solver.data import WeightedData
 from probekit.solver.eigenbasis import find_coordinates
@@ -97,9 +97,9 @@ class PathSolver:
         self.coordinates = find_coordinates(data, self.plan.in_memory, LEFT_OUT * tol * math.exp(self.log_l2[0]))
         self.exact = MeanLoss(self.coordinates.exact, self.coordinates.left_out)
         self.loss = MeanLoss(self.coordinates.data)
-        prior = prior_intercept(data)
         zero = torch.zeros(1, self.R, self.loss.data.width + 1, dtype=torch.float64, device=l2.device)
-        zero[..., -1] = prior
+        if data.intercept:
+            zero[..., -1] = prior_intercept(class_shares(data))
         self.at = self.exact.evaluate(zero, l2[:1]).take(torch.zeros_like(self.every))  # at zero no penalty counts
         # where the rows give no gradient, as constant columns do, what is left of it is rounding
         rounding = float(self.at.noise[0, 0]) / GRADIENT_RATIO
@@ -113,6 +113,7 @@ class PathSolver:
         self.stalled = torch.zeros_like(l2, dtype=torch.bool)
         self.factors: list[Factor] = []
         self.factor_of: list[Factor | None] = [None] * len(l2)  # what serves a penalty
+        prior = zero[0, :, -1]
         p = prior.softmax(dim=0) if self.R > 1 else prior.sigmoid() * (-prior).sigmoid()
         covariance = covariance_of(p[None, :, None], torch.ones_like(l2[:1]))
         self.kronecker = Kronecker(covariance, self.coordinates.eigenvalues, l2, self.loss.data.dtype)
