@@ -292,6 +292,8 @@ class PathSolver:
         scale = torch.nn.functional.pad(scale, (0, 1), value=1.0)
         nodes = self.at.theta[self.nodes] * scale[self.nodes]
         predicted = self._mixed(rest, self.nodes, nodes, DEGREE) / scale[rest]
-        left = self._refine(self.every[rest], predicted, NODE_ROUNDS, NODE_PRODUCTS)
-        for i in left.flip(0).tolist():
+        # without factors there is nothing better to do with one that takes longer
+        limits = (NODE_ROUNDS, NODE_PRODUCTS) if self.factors else ()
+        left = self._refine(self.every[rest], predicted, *limits)
+        for i in left.flip(0).tolist() if self.factors else ():
             self._solve_weak(i, self.at.theta[i])
