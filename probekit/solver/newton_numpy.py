@@ -367,7 +367,11 @@ class NumpyNewton:
                 passes += 1
             if self._enough(at, tol) or not np.isfinite(at.loss) or products > PRODUCTS:
                 break
-            step, decrement, spent, last = self._newton_step(at, l2)
+            if self.whole:
+                step = _solve(self._hessian(at.at.p, l2), at.gradient.ravel()).reshape(at.gradient.shape)
+                decrement, spent, last = float(np.vdot(step, at.gradient)), 0, False
+            else:
+                step, decrement, spent, last = self._conjugate_gradients(at, l2)
             products, passes = products + spent, passes + 1 + spent
             if not decrement > 0:
                 break
@@ -385,13 +389,6 @@ class NumpyNewton:
                 new, floor = again, again.gap
             at = new
         return (at if at.exact else self.evaluate(at.theta, l2)), passes
-
-    def _newton_step(self, at: _Point, l2: float) -> tuple[Array, float, int, bool]:
-        """Step (R, D+1), decrement, products, and whether the certificate may be met after it."""
-        if not self.whole:
-            return self._conjugate_gradients(at, l2)
-        step = _solve(self._hessian(at.at.p, l2), at.gradient.ravel()).reshape(at.gradient.shape)
-        return step, float(np.vdot(step, at.gradient)), 0, False
 
     def _hessian(self, p: list[Array], l2: float) -> Array:
         """The Hessian (R*c, R*c), with curvature along the directions that change no probability.
@@ -422,7 +419,10 @@ class NumpyNewton:
         return total
 
     def _conjugate_gradients(self, at: _Point, l2: float) -> tuple[Array, float, int, bool]:
-        """Newton's step until the residual is what the quadratic model, or the certificate, can use."""
+        """Newton's step (R, D+1) until the residual is what the quadratic model, or the certificate, can use.
+
+        Also the decrement, products, and whether the certificate may be met after it.
+        """
         weighted = [p * self.weights[rows] for p, rows in zip(at.at.p, self.blocks, strict=True)]
         scale = float(np.abs(at.gradient).max())
         curvature = np.zeros(self.R)
