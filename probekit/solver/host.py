@@ -132,6 +132,8 @@ class HostProblem:
             theta[:, -1] = prior_intercept(shares)
         self.zero = self.evaluate(theta, 0.0)
         self.at_zero = self._largest(self.zero.gradient)
+        if self.at_zero <= self._noise(self.zero.at, 0.0, 0.0)[0]:
+            self.at_zero = math.inf  # rounding alone, as of constant columns: no gradient is large against it
         self.limit = max(GRADIENT_RATIO * self.at_zero, 1e-14)
 
     def _hold_all(self, data: WeightedData) -> None:

@@ -102,7 +102,10 @@ class PathSolver:
         self.theta = torch.zeros(len(l2), self.R, self.loss.data.width + 1, dtype=torch.float64, device=l2.device)
         if data.intercept:
             self.theta[..., -1] = prior_intercept(class_shares(data))
-        self.grad_at_zero = float(self.largest(self.exact.evaluate(self.theta[:1], l2[:1]).gradient))
+        zero = self.exact.evaluate(self.theta[:1], l2[:1])
+        at_zero = self.largest(zero.gradient)
+        # rounding alone, as of constant columns, is no measure: no gradient is large against it
+        self.grad_at_zero = float(torch.where(at_zero <= zero.noise[:, 0], torch.inf, at_zero))
         self.bound = GapBound(self.exact)
         self.newton = Newton(
             self.loss, self.bound, self.largest, GRADIENT_RATIO * self.grad_at_zero, self.precondition, tol
