@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 
 from probekit.reports import write_report
+from probekit.reports.convergence import _ticks
 from probekit.reports.figures.depth import depth_figure
-from probekit.reports.fit_map import _ticks
 from probekit.reports.page import _controls, _model, p_value
 from probekit.reports.published import comparison_table
 from probekit.reports.tables import choose_columns, layer_frame, printed_frame
