@@ -18,7 +18,8 @@ HOSTILE = [
     r"\input{/etc/passwd}", "=cmd|' /C calc'!A0", "+1", "-2+3", "@SUM(A1)", " =1", "\t=1", "'=1", "a|b", "a\nb", "a\rb",
     "\x1b]0;title\x07", "\x9b31m", "$x^2$", "$", r"$\frac$", "~^_{}%&#", "<script>alert(1)</script>", "[x](js:1)",
     "![i](http://h)", "`code`", "**b**", "--", "---", "[cell]", "*star", "\u202egnp", "\ud800", "?`", "\0", "",
-    "a;=1", "a;\u3000+1", "\uff1d1", "\xa0=1", "\ufffe", "\U0001ffff", "a\u200bb", "\u00ad", "\U000e0041", "]]>", "&amp;",
+    "a;=1", "a;\u3000+1", "\uff1d1", "\xa0=1", "\ufffe", "\U0001ffff", "a\u200bb",
+    "\u00ad", "\U000e0041", "]]>", "&amp;",
 ]  # fmt: skip
 NAMES = st.one_of(
     st.sampled_from(HOSTILE), st.text(max_size=40), st.text("\\$`|*_~^=+-@[]<>#%&{};\x1b\n'\"", max_size=12)
