@@ -66,7 +66,8 @@ def comparison_frame(panels: Sequence[Panel], task: str = "linear_probe", mix_pr
     import pandas as pd
 
     require_one_protocol(panels, mix_protocols)
-    rows = [row for panel in panels for row in [*_ours(panel), *_theirs(panel, task)]]
+    once = {panel.title: panel for panel in panels}.values()  # several protocols on the same data are several panels
+    rows = [row for panel in panels for row in _ours(panel)] + [row for panel in once for row in _theirs(panel, task)]
     frame = pd.DataFrame(rows, columns=COLUMNS)
     return frame.sort_values(["dataset", "accuracy"], ascending=[True, False], kind="stable", ignore_index=True)
 

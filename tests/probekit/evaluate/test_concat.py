@@ -109,7 +109,7 @@ def test_a_killed_search_goes_on(tmp_path):
     assert (tmp_path / "results.jsonl").read_bytes() == before
 
 
-def test_refusals(tmp_path):
+def test_requests_that_concatenate_nothing_are_refused(tmp_path):
     with pytest.raises(UserError, match="nothing to concatenate"):
         concat(MemoryStore(strength=(1.0,)), tmp_path / "one", Cs=CS)
     with pytest.raises(UserError, match="budget of 3 columns"):

@@ -173,7 +173,7 @@ def test_two_workers_train_one_grid(tmp_path):
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 3
 
 
-def test_sgd_refusals(tmp_path):
+def test_what_sgd_cannot_do_is_refused(tmp_path):
     with pytest.raises(UserError, match="neither standardise nor refit"):
         sweep(MemoryStore(), tmp_path, protocol=SMALL_SGD.with_(standardize=True))
     with pytest.raises(UserError, match="cannot concatenate"):

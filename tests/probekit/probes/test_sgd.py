@@ -91,7 +91,7 @@ def test_weight_decay_is_scikit_learns_penalty():
     np.testing.assert_allclose(grid.coef[0][0], exact.coef[0], atol=1e-4)
 
 
-def test_refusals(tmp_path):
+def test_too_few_batches_and_another_runs_state_are_refused(tmp_path):
     layers, y = rows()
     batches, n_steps = array_batches(layers, y, CONFIG)
     with pytest.raises(UserError, match=f"ended after {n_steps} of {n_steps + 1} steps"):

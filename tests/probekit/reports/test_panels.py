@@ -110,5 +110,5 @@ def test_no_results_is_one_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("depths", "words"), [((6, 7, 8), "6\N{EN DASH}8"), ((2,), "2"), ((9, 2, 5), "2,5,9"), ((1, 3, 5, 7), "4 layers")]
 )
-def test_short_range(depths, words):
+def test_depths_in_a_row_are_written_as_a_range(depths, words):
     assert short_range(depths) == words

@@ -196,7 +196,7 @@ def test_samples_beside_the_results_and_of_the_probed_runs_are_embedded(make_run
 
 
 @pytest.mark.parametrize(("p", "text"), [(0.0, "< 0.0001"), (0.04321, "0.043"), (1.0, "1")])
-def test_p_value(p, text):
+def test_a_p_value_is_written_with_two_digits(p, text):
     assert p_value(p) == text
 
 

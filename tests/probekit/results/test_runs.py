@@ -141,6 +141,6 @@ def test_another_kind_of_probe_has_its_own_curve_over_runs(folder):
     assert curve.by_draw[0, 1] == pytest.approx(np.mean([row_predictions(r).correct.mean() for r in first]))
 
 
-def test_names():
+def test_a_number_of_a_run_is_no_part_of_the_models_name():
     assert model_name("a, run 12") == "a"
     assert model_name("a, run twelve") == "a, run twelve"
