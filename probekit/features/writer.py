@@ -84,7 +84,14 @@ def _nothing_ignored() -> Iterator[None]:
     """Raise what h5py only prints: its objects are closed, and their last bytes written, where Python frees them."""
     ignored: list[BaseException] = []
     before = sys.unraisablehook, sys.excepthook
-    sys.unraisablehook = lambda it: ignored.append(it.exc_value) if _error_number(it.exc_value) else before[0](it)
+
+    def note(failure: Any) -> None:
+        if _error_number(failure.exc_value):
+            ignored.append(failure.exc_value)
+        else:
+            before[0](failure)
+
+    sys.unraisablehook = note
     sys.excepthook = lambda *_: None  # Cython prints it by this one too
     try:
         yield
