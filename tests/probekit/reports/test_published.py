@@ -56,7 +56,7 @@ def test_panels_of_several_protocols_bring_a_published_row_once(panel):
     from dataclasses import replace
 
     several = [replace(panel, dataset="cifar10", protocol_hash=name) for name in ("a", "b", "c")]
-    frame = comparison_frame(several, mix_protocols=True)
+    frame = comparison_frame(several)
     assert (frame["flag"] != "ours").sum() == len(published("linear_probe", "cifar10"))
 
 
