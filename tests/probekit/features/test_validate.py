@@ -11,7 +11,6 @@ import pytest
 
 from probekit.cli.main import main
 from probekit.features import format as layout
-from probekit.features import validate
 from probekit.features.compress import compress
 from probekit.features.inspect import inspect
 from probekit.features.store import FeatureStore
@@ -128,10 +127,10 @@ def test_thousands_of_splits_that_are_one_group_are_not_all_checked(path):
         FeatureStore.open(path)
 
 
-def test_chunks_larger_than_memory_are_not_unpacked(path, monkeypatch):
-    compress(path)
-    monkeypatch.setattr(validate, "MOST_CHUNK", 100)
-    with pytest.raises(UserError, match="chunks of more than 100 bytes in train/layers/00"):
+def test_chunks_larger_than_memory_are_not_unpacked(path):
+    with h5py.File(path, "r+") as file:
+        put(LAYER, (24, 1 << 21), "f4", chunks=(24, 1 << 21))(file)
+    with pytest.raises(UserError, match="chunks of more than 134,217,728 bytes in train/layers/00"):
         FeatureStore.open(path)
 
 
