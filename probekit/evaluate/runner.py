@@ -21,6 +21,7 @@ import torch
 from scipy.special import log_softmax
 from sklearn.exceptions import ConvergenceWarning
 
+from igpt_model.checked_json import Text, check_json
 from igpt_model.differences import differ
 from igpt_model.hashing import hash_json
 from probekit.evaluate.layer_geometry import rankme
@@ -82,6 +83,7 @@ class Runner:
         self.out = Path(results_dir if results_dir is not None else Path(self.store.path or "").parent)
         self.protocol = resolve_protocol(protocol, Cs)
         self.series = series or self._own_series(str(self.store.encoder.get("name", "encoder")))
+        check_json(self.series, "The name of the series", Text(1000))
         self.settings = settings
         self._rows: dict[tuple[int, int | None, int | None], TrainingRows] = {}
 
