@@ -21,6 +21,7 @@ from igpt_model.training.checkpoint import (
 )
 from igpt_model.training.distributed import Ranks, find_ranks
 from igpt_model.training.run_log import read_metrics
+from probekit.encoders.igpt import load_run
 from tests.igpt_model.training.test_pretrain import of_kind, pictures
 from tests.ranks import run_ranks
 
@@ -146,6 +147,7 @@ def test_shards_are_whole_or_found_damaged_and_hold_no_pickle(runs, tmp_path):
     one, two = load_checkpoint(folder), load_checkpoint(written)
     assert (one.weights_hash, one.step) == (two.weights_hash, two.step)
     assert (written / "weights.safetensors").is_file()
+    assert load_run(str(folder)).provenance["weights_hash"] == one.weights_hash  # `igpt:` takes a folder of shards
     shard = next((folder / "weights").iterdir())
     content = shard.read_bytes()
     shard.write_bytes(content[:-1])
