@@ -23,7 +23,7 @@ def shortened(message: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of another library's error, to be quoted in a sentence; its class's name if there is none."""
+    """Return the first line of another library's error, to be quoted in a sentence, or its class's name."""
     # without the codes that colour a terminal
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)[: 2 * LENGTH])
     line = (text.strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
