@@ -1,4 +1,4 @@
-"""Disk, memory and time of extraction and sweep before they start: bytes counted, a few real steps timed."""
+"""Disk, memory and time of an extraction and a sweep, estimated beforehand: bytes are counted, a few steps timed."""
 
 import os
 import tempfile
@@ -38,7 +38,7 @@ def feature_bytes(rows: int, widths: Sequence[int], dtype: str = "float32") -> i
 
 
 def process_bytes() -> int:
-    """Resident memory of this process: what any step needs beside its own arrays (Python, PyTorch, libraries)."""
+    """Resident memory of this process: what any step needs besides its own arrays (Python, PyTorch, libraries)."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -99,7 +99,7 @@ def _most(
 
 
 def plan_sweep(store: Any, seconds: float = 10.0, **options: Any) -> Estimate:
-    """Estimate a sweep by really probing three layers of the features, on as many rows as the time allows.
+    """Estimate a sweep by probing three layers of the features, on as many rows as the time allows.
 
     Parameters
     ----------
@@ -173,7 +173,7 @@ def _outputs(n_classes: int) -> int:
 
 
 def synthetic_features(rows: int, width: int, n_classes: int, n_layers: int = 1) -> MemoryStore:
-    """Features in memory of classes in overlapping clouds, with variances that fall as 1/k."""
+    """Features in memory: overlapping Gaussian classes, with variances that fall as 1/k."""
     rng, scale = np.random.default_rng(0), 1 / np.sqrt(np.arange(1, width + 1))
     centres = 0.7 * rng.standard_normal((n_classes, width)) * scale
     splits = {}

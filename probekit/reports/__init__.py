@@ -1,18 +1,20 @@
-"""Pictures, tables and one self-contained page, made of records alone."""
+"""Figures, tables and a self-contained HTML page, made from records alone."""
 
 from probekit.reports.figures.terminal import print_panel, terminal_curve
 from probekit.reports.panels import Panel, Series, build_panels, collect_records
-from probekit.reports.published import comparison_frame, published
+from probekit.reports.published import comparison_table, published
 from probekit.reports.report import write_report
-from probekit.reports.tables import layer_frame
+from probekit.reports.tables import Table, layer_frame, layer_table
 
 __all__ = [
     "Panel",
     "Series",
+    "Table",
     "build_panels",
     "collect_records",
-    "comparison_frame",
+    "comparison_table",
     "layer_frame",
+    "layer_table",
     "print_panel",
     "published",
     "terminal_curve",

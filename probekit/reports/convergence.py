@@ -1,0 +1,108 @@
+"""Convergence in the report: which fits are certified, their iterations, and chosen fits that are not reliable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from probekit.reports.panels import Panel, Series, fit_words
+from probekit.results.record import Record
+
+LEFT, WIDTH = 34, 640  # of the map, in its own units
+
+
+def records_of(series: Series) -> list[Record]:
+    """Records that the figures of a series show, of all runs and seeds; other kinds of probes are in tables only."""
+    every = [*series.curve.every, *(record for joint in series.concatenated for record in joint.curve.every)]
+    return list({record.key: record for record in every}.values())
+
+
+def fit_sentence(panel: Panel) -> str:
+    """How many fits there were and how many are certified."""
+    records = [record for series in panel.series if series.role != "readout" for record in records_of(series)]
+    path = np.concatenate([np.asarray(record.converged, dtype=bool) for record in records])
+    refits = np.array([bool(record.refit["converged"]) for record in records])
+    edge = sum(record.at_grid_edge for record in records)
+    tolerance = records[0].protocol.get("tol")
+    if path.all() and refits.all():
+        along, at = f"All {len(path):,}", f"all {len(refits)}"
+    else:
+        along, at = f"{path.sum():,} of {len(path):,}", f"{refits.sum()} of {len(refits)}"
+    sentence = f"{along} fits along the penalty paths and {at} refits at the chosen C are certified converged"
+    sentence += f" to a relative objective gap of {tolerance:g}." if isinstance(tolerance, float) else "."
+    if edge:
+        sentence += f" In {edge} of them C is at the end of its grid, so a better one may exist beyond it."
+    return sentence
+
+
+def fit_map(series: Series) -> dict[str, Any]:
+    """The map of layers x penalties: sizes, ticks, and each layer's fits (opacity by log iterations, converged)."""
+    iterations = [np.maximum(np.asarray(record.n_iter, dtype=float), 1) for record in series.records]
+    least, most = min(own.min() for own in iterations), max(own.max() for own in iterations)
+    longest = max(len(own) for own in iterations)
+    size = min((WIDTH - LEFT) / longest, 22.0)
+    rows = []
+    for record, own, depth in zip(series.records, iterations, series.depths, strict=True):
+        opacity = np.round(0.12 + 0.88 * np.log(own / least) / max(np.log(most / least), 1e-9), 2)
+        fits = list(zip(opacity.tolist(), record.converged, strict=True))
+        rows.append((int(depth), int(own.min()), int(own.max()), record.chosen_index, fits))
+    return {
+        "label": series.label,
+        "over": series.curve.over,
+        "left": LEFT,
+        "size": size,
+        "tall": min(max(size, 11.0), 16.0),
+        "longest": longest,
+        "rows": rows,
+        "failures": sum(not converged for *_, fits in rows for _, converged in fits),
+        "least": int(least),
+        "most": int(most),
+        "ticks": _ticks(np.log10(series.records[0].Cs), most=max(int(longest * size // 26), 1)),
+    }
+
+
+def _ticks(exponents: np.ndarray, most: int = 8) -> list[tuple[float, str]]:
+    """Positions (in cells) and labels of whole powers of ten along a grid; its ends if it spans less than two."""
+    whole = np.arange(np.ceil(exponents.min() - 1e-9), exponents.max() + 1e-9)
+    if len(whole) < 2 or most < 3 or (np.diff(exponents) <= 0).any():
+        return [(float(place), f"{exponents[place]:.2g}") for place in dict.fromkeys((0, len(exponents) - 1))][:most]
+    kept = whole[:: -(-len(whole) // most)]
+    places = np.interp(kept, exponents, np.arange(len(exponents)))
+    return [(float(place), str(int(power))) for place, power in zip(places, kept, strict=True)]
+
+
+def failed_fits(panel: Panel) -> Iterator[tuple[Any, ...]]:
+    """For each layer with fits that did not converge: series, layer, count, largest known gap, their C."""
+    for series in panel.series:
+        for record in records_of(series):
+            failed = np.flatnonzero(~np.asarray(record.converged, dtype=bool))
+            if len(failed):
+                worst = max((gap for k in failed if (gap := record.gap[k]) is not None), default=None)
+                which = ", ".join(f"{record.Cs[k]:.3g}" for k in failed)
+                count = f"{len(failed)} of {len(record.Cs)}"
+                yield series.label, _which(series, record), count, _scientific(worst), which
+
+
+def doubtful_fits(panel: Panel) -> Iterator[tuple[Any, ...]]:
+    """Chosen fits that did not converge or whose C is at the end of the grid: series, layer, numbers, reason."""
+    for series in panel.series:
+        for record in records_of(series):
+            if record.is_converged and not record.at_grid_edge:
+                continue
+            where = "refit" if record.converged[record.chosen_index] else "path"
+            why = f"not converged ({where}; stopped by {record.refit.get('stop_reason', 'unknown')})"
+            figures = _scientific(record.refit.get("gap")), _scientific(record.refit.get("grad_rel"))
+            about = (series.label, _which(series, record), f"{record.chosen_C:.3g}", record.refit["n_iter"])
+            yield *about, *figures, fit_words(True, record.at_grid_edge) if record.is_converged else why
+
+
+def _which(series: Series, record: Record) -> str:
+    """The layers of a record, with its run and seed where the series has several."""
+    run = f", {record.series}" if len(series.curve.runs) > 1 else ""
+    return "+".join(record.layers) + run + (f", seed {record.seed}" if len(series.curve.seeds) > 1 else "")
+
+
+def _scientific(value: float | None) -> str:
+    return "" if value is None else f"{value:.1e}"

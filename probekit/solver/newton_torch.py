@@ -1,0 +1,218 @@
+"""Damped Newton steps by preconditioned conjugate gradients, for many problems at once.
+
+Gradients and losses are measured in float64, the Hessian products in the working precision: as in iterative
+refinement, a step needs only a few correct digits, so float32's rounding floor is never met.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from probekit.solver.certificate import GapBound
+from probekit.solver.mean_loss import Evaluation, MeanLoss
+
+# of the numbers of problems (p,): their approximate inverse Hessians times vectors (p, R, D+1)
+Preconditioner = Callable[[Tensor], Callable[[Tensor], Tensor]]
+
+SIDE_BY_SIDE = 640  # coefficient rows in one product: wider is no faster on a CPU, and blocks of rows grow short
+NEAR = 10.0  # times the tolerance: a decrement below it makes the step one that may be certified
+RTOL = 0.05  # of r' M r at the start: what conjugate gradients of a step far from the optimum may leave
+STEP_SHARE = 0.1  # of the tolerance: what those of the last step may leave of the gradient bound
+LEAST_FORCING = {torch.float64: 1e-24, torch.float32: 1e-9}  # of r' M r: below, products are rounding
+WAIT = 4  # products on a GPU between two looks at which problems have stopped: each look waits for it
+HALVINGS = 25
+ROUNDING = 1e-14  # of the loss: a change below it is none
+SUFFICIENT_DECREASE = 1e-4
+PATIENCE = 5  # Newton steps in which the bound may fail to halve
+
+
+@dataclass
+class Refined:
+    """Where Newton ended.
+
+    at : evaluation; low (P,) : lower bounds of the optima; done, stalled (P,) bool; products (P,)
+    over the rows
+    """
+
+    at: Evaluation
+    low: Tensor
+    done: Tensor
+    stalled: Tensor
+    products: Tensor
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products (P,) of P pairs, summed in float64: near an optimum their sign decides."""
+    return (a.double() * b.double()).sum(dim=(-2, -1))
+
+
+@dataclass
+class TorchNewton:
+    """The method for one set of rows.
+
+    Attributes
+    ----------
+    loss : in the working precision, for Hessian products
+    bound : of the gap; holds the loss in float64
+    largest : max|g| (P,) of gradients (P, R, D+1) in the columns of the rows; limit : what it may be at the end
+    precondition : approximate inverse Hessians times vectors
+    tol : relative gap
+    """
+
+    loss: MeanLoss
+    bound: GapBound
+    largest: Callable[[Tensor], Tensor]
+    limit: float
+    precondition: Preconditioner
+    tol: float
+
+    def __call__(
+        self, theta: Tensor, l2: Tensor, low: Tensor, numbers: Tensor, max_rounds: int, max_products: int
+    ) -> Refined:
+        """Minimise P problems from theta (P, R, D+1).
+
+        Parameters
+        ----------
+        l2 : (P,) penalties; low : (P,) what is known to be below the optima, or minus infinity
+        numbers : (P,) of the problems, for the preconditioner
+        max_rounds, max_products : Newton steps, and Hessian products of each
+        """
+        P, R, _ = theta.shape
+        index = torch.arange(P, device=theta.device)
+        keep = self.loss.data.dtype if self.loss.may_keep(P * R, self.loss.data.dtype) else None
+        here = self.bound.exact.evaluate(theta, l2, keep)
+        done, stalled = torch.zeros_like(l2, dtype=torch.bool), torch.zeros_like(l2, dtype=torch.bool)
+        products, waited = torch.ones_like(numbers), torch.zeros_like(numbers)
+        best, low = torch.full_like(l2, torch.inf), low.clone()
+        for round_ in range(max_rounds + 1):
+            now = here if len(index) == P else here.take(index)
+            low[index] = torch.maximum(low[index], now.loss - self.bound.at(now, l2[index]))
+            gap = (now.loss - low[index]) / now.loss
+            waited[index] = torch.where(gap <= 0.5 * best[index], 0, waited[index] + 1)
+            best[index] = torch.minimum(best[index], gap)
+            done[index] = (gap <= self.tol) & (self.largest(now.gradient) <= self.limit)
+            stalled[index] |= ~done[index] & (waited[index] > PATIENCE) & (gap < 1)
+            todo = (~done[index] & ~stalled[index]).nonzero()[:, 0]
+            if round_ == max_rounds or not len(todo):
+                break
+            if len(todo) < len(index):
+                index, now = index[todo], now.take(todo)
+            # what conjugate gradients of the last step may leave
+            enough = 2 * l2[index] * STEP_SHARE * self.tol * now.loss
+            step, gain, spent, left = conjugate_gradients(
+                self.loss, now, l2[index], self.precondition, numbers[index], enough, max_products, NEAR * self.tol
+            )
+            products[index] += spent
+            last = (left[..., :-1].square().sum(dim=(1, 2)) <= 2 * enough).nonzero()[:, 0]
+            if len(last):
+                ends = index[last]
+                low[ends] = torch.maximum(low[ends], self.bound.lower(now.take(last), l2[ends], -step[last]))
+            moved, failed, tries = self._descend(now, step, gain, l2[index], keep)
+            products[index] += tries
+            stalled[index[failed]] = True
+            if len(index) == P:
+                here = moved
+            else:
+                here.put(index, moved)
+        return Refined(here, low, done, stalled, products)
+
+    def _descend(
+        self, now: Evaluation, step: Tensor, gain: Tensor, l2: Tensor, keep: torch.dtype | None
+    ) -> tuple[Evaluation, Tensor, int]:
+        """Halve each problem's step until its loss falls; those that find no descent (numbers in `now`) stay there."""
+        length, open_ = torch.ones_like(now.loss), torch.arange(len(l2), device=step.device)
+        moved, tries = now, 0
+        while len(open_) and tries < HALVINGS:
+            start = now if not tries else now.take(open_)
+            trial = self.bound.exact.evaluate(start.theta - length[open_, None, None] * step[open_], l2[open_], keep)
+            # where the whole step is worth less than the loss's rounding, nothing can be asked but not to rise
+            wanted = start.loss * (1 + ROUNDING) - SUFFICIENT_DECREASE * length[open_] * gain[open_]
+            better = trial.loss <= wanted
+            worse = (~better).nonzero()[:, 0]
+            if not tries:
+                moved = trial
+                moved.put(worse, now.take(worse))
+            elif len(worse) < len(open_):
+                fell = better.nonzero()[:, 0]
+                moved.put(open_[fell], trial.take(fell))
+            open_, tries = open_[worse], tries + 1
+            length[open_] *= 0.5
+        return moved, open_, tries
+
+
+def conjugate_gradients(
+    loss: MeanLoss,
+    at: Evaluation,
+    l2: Tensor,
+    precondition: Preconditioner,
+    numbers: Tensor,
+    enough: Tensor,
+    max_products: int,
+    near: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Solve H step = gradient for P problems, with `numbers` for the preconditioner.
+
+    A problem stops when the squared norm of its residual's coefficients is at most `enough` (P,), or, unless its
+    decrement is less than `near` of its loss, when r' M r has fallen to the share of its start that a Newton step can
+    use: no more digits than the quadratic model has.
+
+    Returns
+    -------
+    step (P, R, D+1) float64; gain (P,), the decrement as found, from below; products; residual (P, R, D+1)
+    """
+    dtype = loss.data.dtype
+    floor = LEAST_FORCING[dtype]
+    # float32 directions of a gradient that may be 1e-12: scale it to one
+    scale = at.gradient.abs().amax(dim=(1, 2)).clamp_min(1e-300)
+    enough = enough / scale.square()
+    relative = scale.square() / at.loss
+    # what each problem ends with, written when it leaves the iteration
+    ends = [
+        torch.zeros_like(at.gradient),
+        torch.zeros_like(l2),
+        torch.zeros_like(numbers),
+        at.gradient.to(dtype, copy=True),
+    ]
+    index = torch.arange(len(l2), device=l2.device)
+    theta, probabilities, apply = at.theta, at.probabilities, precondition(numbers)
+    r = (at.gradient / scale[:, None, None]).to(dtype)
+    step, total, products = ends[0].clone(), ends[1].clone(), ends[2].clone()
+    d = apply(r)
+    rz = start = dot(r, d)
+    active = rz > 0
+    every = WAIT if l2.is_cuda else 1
+    for count in range(1, max_products + 1):
+        Hd = loss.hessian_products(theta, l2, d, probabilities)
+        curvature = dot(d, Hd)
+        active = active & (curvature > 0) & (rz > 0)
+        # one that has stopped takes no more steps, and stays as it is until the host looks
+        alpha = torch.where(active, rz / curvature.clamp_min(1e-300), 0.0)
+        step += alpha[:, None, None] * d.double()
+        total += alpha * rz
+        products += active
+        r = r - alpha.to(dtype)[:, None, None] * Hd
+        z = apply(r)
+        last, rz = rz, dot(r, z)
+        d = z + (rz / last.clamp_min(1e-300)).to(dtype)[:, None, None] * d
+        share = total * relative
+        forcing = torch.where(share < near, floor, share.clamp(floor, RTOL))
+        active = active & (rz > forcing * start) & (r[..., :-1].double().square().sum(dim=(1, 2)) > enough)
+        if count % every and count < max_products:
+            continue
+        more = active.nonzero()[:, 0]
+        if len(more) == len(index) and count < max_products:
+            continue
+        for whole, part in zip(ends, (step, total, products, r), strict=True):
+            whole[index] = part
+        if not len(more) or count == max_products:
+            break
+        index, theta, l2, d, r, rz, start = (part[more] for part in (index, theta, l2, d, r, rz, start))
+        step, total, products, active = step[more], total[more], products[more], active[more]
+        enough, relative = enough[more], relative[more]
+        probabilities = None if probabilities is None else probabilities[more]
+        apply = precondition(numbers[index])
+    step, total, products, r = ends
+    scale = scale[:, None, None]
+    return step * scale, total * scale.flatten().square(), products, r.double() * scale
