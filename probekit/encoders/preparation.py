@@ -127,9 +127,10 @@ class Normalisation:
             raise UserError(f"mean {self.mean} and std {self.std} were given; each needs three numbers, std above 0.")
 
     def __call__(self, images_BHWC: np.ndarray, device: torch.device) -> torch.Tensor:
-        """uint8 (B, H, W, 3) as float32 (B, 3, H, W) on `device`; finished floats (B, 3, H, W) pass unchanged."""
+        """uint8 (B, H, W, 3) as float32 (B, 3, H, W) on `device`; finished floats (B, 3, H, W) are copied, as a
+        model may change its input in place."""
         if images_BHWC.dtype != np.uint8:
-            return send(images_BHWC, device)
+            return send(images_BHWC, device).clone()
         x = send(images_BHWC, device).permute(0, 3, 1, 2).contiguous().float() / 255
         mean, std = (send(torch.tensor(values), device).view(1, 3, 1, 1) for values in (self.mean, self.std))
         return (x - mean) / std
