@@ -125,37 +125,28 @@ def _observable(module: torch.nn.Module) -> torch.nn.Module:
 
 
 class ModuleEncoder:
-    """Pooled outputs of named submodules.
+    """Pooled outputs of named submodules of `module`, which is put into evaluation mode and called with float (B, 3, H, W).
 
     Parameters
     ----------
-    module : torch.nn.Module
-        Put into evaluation mode; called with float (B, 3, H, W).
     layers : str or sequence of str
         Names or globs of submodules ("layer?", "blocks.*", "encoder.layers.*.mlp").
     pool : str
         "mean" (over patches or the map), "cls" or "both".
     prepare : callable, optional
-        image HWC uint8 -> uint8 (H, W, 3) of one size, or float (3, H, W) already normalised; picklable.
-    resolution, resize, crop, interpolation : optional
-        Used when there is no `prepare`.
+        image HWC uint8 -> uint8 (H, W, 3) of one size, or float (3, H, W) already normalised; picklable. Else by
+        `resolution`, `resize`, `crop` and `interpolation`.
     mean, std : optional
         Of (x / 255 - mean) / std, for uint8 images; 0 and 1 if not given.
-    axes : str, optional
-        "BCHW", "BHWC", "BTD", "TBD", "BDT" or "BD" where the shapes leave it open.
-    prefix_tokens : int, optional
-        Special tokens in front of the patches, where the parameters do not tell.
-    suggested_prefix : int, optional
-        What the library that made the model says about that; taken for the layers where it leaves a grid.
+    axes, prefix_tokens : optional
+        "BCHW", "BHWC", "BTD", "TBD", "BDT" or "BD"; special tokens in front of the patches: where the shapes and parameters
+        leave them open. `suggested_prefix` is what the model's library says, taken where it leaves a grid.
     forward : callable, optional
         (module, x) -> anything, instead of `module(x)`.
     data : Dataset, optional
-        Shapes are found on its first training pictures when `prepare` is the user's own function, which may not take
-        every size.
+        Shapes are found on its first training pictures when `prepare` is the user's own, which may not take every size.
     loaded : Loaded, optional
         What a weights file left out: refused if a chosen layer depends on it.
-    provenance : dict, optional
-        Entries to add.
 
     Raises
     ------
@@ -404,15 +395,8 @@ def load_function(
     ignore: Sequence[str] = (),
     **options: Any,
 ) -> ModuleEncoder:
-    """`torch:package.module:function`: the function returns a module, or (module, prepare).
-
-    Parameters
-    ----------
-    weights, state_key, strip_prefix, ignore : optional
-        A weights file for the module, see `probekit.encoders.weights.load_weights`.
-    **options
-        As `ModuleEncoder` takes them; `layers` is needed.
-    """
+    """`torch:package.module:function`: the function returns a module, or (module, prepare); `weights` are for that
+    module (`load_weights`), the other options those of `ModuleEncoder`, of which `layers` is needed."""
     made = import_object(spec)
     if callable(made) and not isinstance(made, torch.nn.Module):
         try:

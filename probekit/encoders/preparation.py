@@ -65,15 +65,9 @@ def known_kernel(name: str) -> str:
 class Preparation(DescribedPreparation):
     """Resize, then centre crop, to one fixed size; picklable.
 
-    Parameters
-    ----------
-    crop : (int, int)
-        Height and width of the result.
-    resize : int or (int, int), optional
-        One number: the shorter side gets this length. Two: height and width, the aspect ratio is not kept. None: the
-        shorter side (of crop and image) decides, so that the crop covers as much as it can.
-    interpolation : str
-        One of Pillow's kernels.
+    `crop` is height and width of the result. `resize`: one number is the length of the shorter side; two are height and
+    width, where the aspect ratio is not kept; None lets the shorter side (of crop and image) decide, so that the crop
+    covers as much as it can.
     """
 
     crop: tuple[int, int]
