@@ -31,9 +31,10 @@ ORIENTATION, BITS, PHOTOMETRIC = 0x112, 258, 262
 class Decoding:
     """Choices that a picture file leaves open.
 
-    `exif`: "apply" turns a picture as its EXIF orientation says (as viewers show it), "ignore" takes the pixels as they are
-    stored (as torchvision's ImageFolder does). `value_range` is what is black and what is white in pictures of floats or of
-    16 or 32 bits; without it 0 and 65535 for 16 bits, while the others are refused: nothing in the file says their range.
+    `exif`: "apply" turns a picture as its EXIF orientation says (as viewers show it), "ignore" takes the pixels as they
+    are stored (as torchvision's ImageFolder does). `value_range` is what is black and what is white in pictures of
+    floats or of 16 or 32 bits; without it 0 and 65535 for 16 bits, while the others are refused: nothing in the file
+    says their range.
     """
 
     exif: str = "apply"

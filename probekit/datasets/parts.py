@@ -269,9 +269,9 @@ def assemble(
 ) -> Dataset:
     """The data set of parts called train, val and test; the options after `versions` are those of every source.
 
-    A part whose labels are all negative has none and is left out with a warning; without train, the data set can only be
-    tested on. `classes` are the names of the labels 0, 1, ...; without them class names in sorted order, or the numbers
-    themselves. `versions` is how often a pool holds the same images (`build`), `where` the path for messages.
+    A part whose labels are all negative has none and is left out with a warning; without train, the data set can only
+    be tested on. `classes` are the names of the labels 0, 1, ...; without them class names in sorted order, or the
+    numbers themselves. `versions` is how often a pool holds the same images (`build`), `where` the path for messages.
 
     Parameters
     ----------

@@ -125,7 +125,8 @@ def _observable(module: torch.nn.Module) -> torch.nn.Module:
 
 
 class ModuleEncoder:
-    """Pooled outputs of named submodules of `module`, which is put into evaluation mode and called with float (B, 3, H, W).
+    """Pooled outputs of named submodules of `module`, which is put into evaluation mode and called with float (B, 3, H,
+    W).
 
     Parameters
     ----------
@@ -139,8 +140,8 @@ class ModuleEncoder:
     mean, std : optional
         Of (x / 255 - mean) / std, for uint8 images; 0 and 1 if not given.
     axes, prefix_tokens : optional
-        "BCHW", "BHWC", "BTD", "TBD", "BDT" or "BD"; special tokens in front of the patches: where the shapes and parameters
-        leave them open. `suggested_prefix` is what the model's library says, taken where it leaves a grid.
+        "BCHW", "BHWC", "BTD", "TBD", "BDT" or "BD"; special tokens in front of the patches: where the shapes and
+        parameters leave them open. `suggested_prefix` is what the model's library says, taken where it leaves a grid.
     forward : callable, optional
         (module, x) -> anything, instead of `module(x)`.
     data : Dataset, optional

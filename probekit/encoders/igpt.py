@@ -28,8 +28,8 @@ class IGPTEncoder:
     """Pooled features of an iGPT's layers; what "layer k" is lies in `igpt_model.features`.
 
     Images are prepared by `transform`, the model's own, without its augmentation. `norm` applies the norm that reads a
-    layer next (False: the raw residual stream); of the chosen `layers` nothing deeper is computed than the deepest one. A
-    BERT model gets `masked` inputs, as in training and as the paper probes it; masks depend on (`seed`, row id).
+    layer next (False: the raw residual stream); of the chosen `layers` nothing deeper is computed than the deepest one.
+    A BERT model gets `masked` inputs, as in training and as the paper probes it; masks depend on (`seed`, row id).
     `compile` compiles each block: worth its minute for many images on a GPU; the last digits differ.
     """
 
