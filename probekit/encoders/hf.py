@@ -297,7 +297,11 @@ def find_hidden_states(model: Any, forward: Any, sides: tuple[int, int]) -> dict
     def note(name: str) -> Any:
         def hook(_: Any, __: Any, output: Any) -> None:
             with suppress(UserError):
-                outputs.append((name, first_tensor(output, name)))
+                tensor = first_tensor(output, name)
+                parts = list(output.values()) if isinstance(output, Mapping) else output
+                # tensors deeper inside are those of a norm or block within, which is found by itself
+                if tensor is output or any(tensor is part for part in parts):
+                    outputs.append((name, tensor))
 
         return hook
 
