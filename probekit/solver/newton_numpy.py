@@ -66,7 +66,8 @@ def fit_in_numpy(data: WeightedData, l2s: Array, tol: float, max_iter: int) -> t
         if isinstance(X, Tensor) and X.dtype in (torch.float16, torch.float32, torch.float64):
             X = X.numpy()
         if isinstance(X, np.ndarray) and X.dtype.kind == "f":
-            problem = NumpyNewton(data, tol, X)
+            with np.errstate(all="ignore"):  # squares that float32 does not hold: left to the path
+                problem = NumpyNewton(data, tol, X)
             found = None if len(problem.weightless) else problem.follow(l2s, min(max_iter, STEPS))
             if found is not None and found.converged(tol).all():
                 return found, "each penalty alone; conjugate gradients in the columns as given"
@@ -438,7 +439,7 @@ class NumpyNewton:
         M[:, :-1] = 1 / (curvature[:, None] * self.variances + l2)
         M[:, -1] = 1 / np.maximum(curvature, 1e-30)
         r = at.gradient / scale
-        step, total, spent = np.zeros_like(r), 0.0, 0
+        step, total, spent, left = np.zeros_like(r), 0.0, 0, math.inf
         z = M * r
         rz = start = float(np.vdot(r, z))
         d = z

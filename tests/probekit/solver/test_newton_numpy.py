@@ -134,3 +134,14 @@ def test_too_few_steps_are_the_reason_by_every_method(shape):
         path = fit_path(X, y, [1e2, 1e3, 1e4], max_iter=1)
     assert set(path.certificates["stop_reason"]) == {"max_iter"}
     assert set(fit_path(X, y, [1.0, 1e1, 1e2]).certificates["stop_reason"]) == {"converged"}
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e30])
+@pytest.mark.parametrize("K", [2, 10])
+def test_rows_whose_squares_float32_does_not_hold_are_fitted(scale, K):
+    X, y = problem(1000, 64, K)
+    path = fit_path(scale * X, y, [1e-3 / scale**2])
+    # the same problem in other units
+    expected = fit_path(X, y, [1e-3])
+    assert path.converged.all()
+    assert path.certificates["loss"][0] == pytest.approx(expected.certificates["loss"][0], rel=2 * TOL)
