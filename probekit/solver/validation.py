@@ -243,8 +243,7 @@ def read_penalties(Cs: Any) -> Array:
 
 def require_strength(Cs: Array, total_weight: float) -> None:
     """Refuse penalties whose l2, or its inverse, no float64 arithmetic can square."""
-    with np.errstate(over="ignore", under="ignore"):
-        strength = Cs * total_weight
+    strength = Cs * total_weight
     wrong = ~((strength >= 1 / LARGEST_STRENGTH) & (strength <= LARGEST_STRENGTH))
     if wrong.any():
         raise UserError(
