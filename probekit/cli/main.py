@@ -238,7 +238,7 @@ def _run(words: list[str], run: Callable[[list[str]], object], debug: bool, inte
             return _report(usage_sentence(error, app, words), 2)
         sentence = users_sentence(error)
         if sentence is not None:
-            return _report(sentence, 2)
+            return _report(with_flags(sentence, words), 2)
         if not debug:
             traceback.print_exc()
         return _report(
@@ -251,7 +251,10 @@ def dispatch(words: list[str]) -> None:
     """Find the verb and run it."""
     if words[:1] in (["help"], ["version"]):
         words = [*words[1:], f"--{words[0]}"]
-    if words and not words[0].startswith("-"):
+    if words and words[0] not in ("--help", "-h", "--version", "--install-completion"):
+        if words[0].startswith("-"):
+            hint = did_you_mean(words[0], ["--help", "--version"]) or " Write the verb first: probekit VERB [FLAGS]."
+            raise UserError(f"there is no verb before {words[0]}.{hint}")
         if words[0] not in VERBS:
             hint = did_you_mean(words[0], VERBS) or f" The verbs are {', '.join(VERBS)}."
             raise UserError(f"there is no verb {words[0]!r}.{hint}")
@@ -300,6 +303,17 @@ def users_sentence(error: BaseException) -> str | None:
     if isinstance(error, FileNotFoundError | FileExistsError | PermissionError):
         return str(error)
     return None
+
+
+def with_flags(sentence: str, words: list[str]) -> str:
+    """A sentence of the library, with the parameters of the verb as their flags: series_a becomes --series-a."""
+    if not words or words[0] not in VERBS:
+        return sentence
+    names = {name for one in app[words[0]].assemble_argument_collection() for name in one.names}
+    flags = {name[2:].replace("-", "_"): name for name in names if name.startswith("--")}
+    # only what can be nothing else: "keep is 1; ..." and words with _ that are in no path and no quotes
+    sentence = re.sub(r"^\w+(?= is )", lambda found: flags.get(found[0], found[0]), sentence)
+    return re.sub(r"(?<![\w./'=-])\w+_\w+(?![\w/'(=-]|\.\w)", lambda found: flags.get(found[0], found[0]), sentence)
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -9,7 +9,6 @@ import base64
 import json
 import os
 import re
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -33,7 +32,7 @@ from probekit.results.curve import layer_name, layer_words
 from probekit.results.paired import PairedDifference, p_value
 from probekit.results.record import Record
 from probekit.runtime.errors import UserError
-from probekit.runtime.escape import terminal, visible
+from probekit.runtime.escape import command, terminal, visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,7 +79,7 @@ def render_page(
         ],
         samples=list(_samples([*sources, *_runs(panels)])),
         sources=[str(source) for source in sources],
-        command=shlex.join(["probekit", "report", *map(str, sources)]),
+        command=command("report", *sources),
         version=_version(),
     )
     return terminal(page)  # no control character of a name enters the page either

@@ -98,8 +98,9 @@ class Results:
         curves = depth_curves(own)
         if len(curves) != 1:
             named = "These results" if series is None else f"The records of series {series!r}"
-            found = ", ".join(curves)[:200] or "no record is of a single layer"
-            raise UserError(f"{named} have {len(curves)} depth curves ({found}): choose one.")
+            if not curves:
+                raise UserError(f"{named} hold no probe of a single layer: run `probekit sweep`.")
+            raise UserError(f"{named} have {len(curves)} depth curves; choose a series: {'; '.join(curves)}.")
         return next(iter(curves.values()))
 
     def best(self, series: str | None = None) -> Record:
