@@ -220,7 +220,7 @@ def _curve(panel: Panel, prefix: str) -> dict[str, Markup]:
 def _fits(panel: Panel, layered: Sequence[Series], prefix: str) -> dict[str, Any]:
     paths = []
     for number, series in enumerate(layered):
-        label = f"Held-out accuracy of {series.label} along the penalty path, one frame a layer"
+        label = f"Held-out accuracy of {series.label} along the penalty path, one panel per layer"
         draw = partial(path_figure, series, looks_of(panel)[series.label]["color"])
         paths.append((series.label, _two_widths(draw, f"{prefix}c{number}", label)))
     return {
