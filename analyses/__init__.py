@@ -29,6 +29,14 @@ def panels(results: Sequence[Path]) -> list[Panel]:
     return build_panels(collect_records(results))
 
 
+def shown(name: str) -> str:
+    """Return a series' name as a picture writes it: igpt-s0, random-s0 and pixels-12 in words."""
+    head, _, tail = name.rpartition("-")
+    if tail.startswith("s") and tail[1:].isdigit():
+        return "random weights" if head == "random" else f"{head.replace('igpt', 'iGPT')}, seed {tail[1:]}"
+    return f"raw pixels, {tail} x {tail}" if head == "pixels" else name
+
+
 def print_panels(
     page: str | None, lines: Callable[[Panel], list[str]], none: str, arguments: Sequence[str] | None
 ) -> None:

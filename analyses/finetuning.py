@@ -53,7 +53,8 @@ def arm(settings: Mapping[str, Any]) -> str:
     """What is compared, in words, from a run's settings; runs with other seeds or rates are of the same arm."""
     words = ["from scratch" if settings["from_scratch"] else "pre-trained"]
     words.append("last layer" if settings["layer"] == -1 else f"layer {settings['layer']}")
-    words.append(f"L_gen x {settings['gen_weight']:g}")
+    losses = {0: "loss of the classes alone", 1: "joint loss"}
+    words.append(losses.get(settings["gen_weight"], f"joint loss, generative x {settings['gen_weight']:g}"))
     return ", ".join(words)
 
 

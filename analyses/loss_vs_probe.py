@@ -118,8 +118,8 @@ def figure(frame: "pd.DataFrame") -> "Figure":
     left.scatter(frame.chosen, rows, s=16, color="white", edgecolor=INK, linewidth=0.8)
     left.set_yticks(rows, [f"{step:,}" for step in frame.step])
     left.set_xticks(np.arange(grid.shape[1]))
-    left.set(xlabel="layer", ylabel="update")
-    left.set_title("Test accuracy, %; dot: layer chosen on held-out rows")
+    left.set(xlabel="layer (0 is the embedding)", ylabel="update")
+    left.set_title("Test accuracy, %; dot: layer chosen on validation rows")
     drawn.colorbar(shades, ax=left, pad=0.02)
     curves = {"chosen layer": grid[rows, frame.chosen], "last layer": grid[:, -1], "layer 0": grid[:, 0]}
     for (name, values), (colour, *_), marker in zip(curves.items(), MODELS, MODEL_MARKERS, strict=False):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analyses import command_line, start, write
+from analyses import command_line, shown, start, write
 from probekit.reports import collect_records
 from probekit.reports.figures.style import MODEL_MARKERS, MODELS
 from probekit.reports.published import published
@@ -90,8 +90,8 @@ def figure(frame: "pd.DataFrame", series: Sequence[str] = ("igpt",)) -> "Figure"
             look |= {"linewidth": 1.3 if first else 0.9, "linestyle": "-" if first else ":"}
             axes.errorbar(line.layer, line["mean"], line.sd.fillna(0), label=labels if first else None, **look)
     axes.set_xticks(sorted(frame.layer.unique()))
-    axes.set_xlabel(f"layer; dotted: {', '.join(series[1:])}" if len(series) > 1 else "layer")
-    axes.set_title("Test accuracy, %, by number of labels; bars: one deviation over draws")
+    axes.set_xlabel("layer (0 is the embedding)" + "".join(f"; dotted: {shown(name)}" for name in series[1:]))
+    axes.set_title("Test accuracy, %, by number of labels; bars: one standard deviation over draws")
     axes.legend(loc="best", ncols=2)
     return drawn
 

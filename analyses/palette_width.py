@@ -72,7 +72,7 @@ def figure(frame: "pd.DataFrame") -> "Figure":
     axes.set_xscale("log", base=2)
     ratios = sorted(set(frame.V / frame.D))
     axes.set_xticks(ratios, [f"{x:g}" if x >= 1 else f"1/{1 / x:g}" for x in ratios])
-    axes.set_xlabel("palette / width")
+    axes.set_xlabel("colours of the palette / width of the model; a point a run, line: mean over seeds")
     axes.set_title("Chosen layer minus last layer, points; bars: 95 % over test rows")
     axes.legend(loc="upper left")
     return drawn

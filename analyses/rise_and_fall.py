@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analyses import command_line, over_runs, start
+from analyses import command_line, over_runs, shown, start
 from igpt_model import atomic
 from probekit.reports.figures.style import FLAT, MODELS, QUIET, RANDOM, save_figure, style
 from probekit.results.paired import paired_correct
@@ -102,14 +102,6 @@ def lines(found: dict[str, Any]) -> list[str]:
     return printed
 
 
-def shown(name: str) -> str:
-    """Return a series' name as the picture writes it: igpt-s0, random-s0 and pixels-12 in words."""
-    head, _, tail = name.rpartition("-")
-    if tail.startswith("s") and tail[1:].isdigit():
-        return "random weights" if head == "random" else f"{head}, seed {tail[1:]}"
-    return f"raw pixels, {tail} x {tail}" if head == "pixels" else name
-
-
 def figure(found: dict[str, Any]) -> "Figure":
     """Every seed's curve with 95 % bars and its chosen layer ringed; random weights; raw pixels as a level."""
     from matplotlib.figure import Figure
@@ -134,8 +126,8 @@ def figure(found: dict[str, Any]) -> "Figure":
         else:
             axes.plot(values, color=RANDOM[0], marker="v", markersize=3, linewidth=1, linestyle=":", label=shown(name))
     axes.set_xticks(np.arange(len(found["seeds"][0]["accuracy"])))
-    axes.set_xlabel("layer (0 is the embedding)", color=QUIET)
-    axes.set_title("Test accuracy of linear probes, %; ring: layer chosen on held-out rows")
+    axes.set_xlabel("layer (0 is the embedding); bars: 95 %; ring: layer chosen on validation rows", color=QUIET)
+    axes.set_title("Test accuracy of a linear probe on each layer, %")
     axes.legend(loc="best")
     return drawn
 

@@ -61,6 +61,8 @@ def check_fields(settings: Any) -> None:
 def check_kind(name: str, value: Any, hint: Any, where: str) -> Any:
     """The value, a NumPy scalar as the Python one that is meant; refused if it is not of the annotated kind."""
     kind = type(value)
+    if kind in _plain_kinds(hint):
+        return value
     scalar = kind.__module__ == "numpy" and kind.__name__ != "ndarray" and getattr(value, "ndim", 1) == 0
     if scalar and _fits(value.item(), hint):
         return value.item()
@@ -111,6 +113,12 @@ def _hints(of: Any) -> dict[str, Any]:
             except NameError as error:
                 space[error.name] = Any
     return found
+
+
+@functools.cache
+def _plain_kinds(hint: Any) -> frozenset[Any]:
+    """The plain kinds that a hint allows: most values are of one of them, and need no further look."""
+    return frozenset(get_args(hint) if get_origin(hint) in (Union, UnionType) else [hint]) & _WORDS.keys()
 
 
 def _is_array_like(options: tuple[Any, ...]) -> bool:

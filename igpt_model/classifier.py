@@ -4,7 +4,7 @@ Letters: B images of a batch, N images, T positions, D width, K classes, M masks
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from igpt_model.checked_json import Int, Real, mismatch
-from igpt_model.config import ModelConfig
 from igpt_model.errors import UserError
 from igpt_model.features import pool
 from igpt_model.images import ImageTransform
@@ -22,7 +21,7 @@ from igpt_model.model import IGPT, Linear
 from igpt_model.objectives import draw_masks, loss_of_state
 from igpt_model.palette import Palette
 from igpt_model.training.checkpoint import (
-    HEAD_FILE,
+    HEAD,
     DamagedCheckpoint,
     list_checkpoints,
     load_checkpoint,
@@ -112,16 +111,12 @@ def at_resolution(model: IGPT, resolution: int) -> IGPT:
     Position t belongs to pixel t (for an autoregressive model: to the pixel that is predicted there): the table is
     a grid of P x P vectors; it is interpolated linearly. The paper pre-trains anew at each resolution: this is ours.
     """
-    config = ModelConfig.from_dict({**model.config.to_dict(), "n_positions": resolution**2})
-    state = dict(model.state_dict())
-    side = round(model.config.n_positions**0.5)
-    if side**2 != model.config.n_positions:
-        raise UserError(f"The model has {model.config.n_positions} positions, no square, so it cannot be resized.")
+    side, state = model.config.side, dict(model.state_dict())
     if side != resolution:
         grid_DPP = state["wpe.weight"].T.reshape(1, -1, side, side)
         resized = F.interpolate(grid_DPP, size=(resolution, resolution), mode="bilinear", antialias=True)
         state["wpe.weight"] = resized.flatten(2)[0].T.contiguous()
-    return IGPT.from_state(config, state)
+    return IGPT.from_state(replace(model.config, n_positions=resolution**2), state)
 
 
 @dataclass
@@ -150,30 +145,25 @@ def load_classifier(run_dir: str | Path, device: str | torch.device = "cpu") -> 
     UserError
         The folder holds no fine-tuning run.
     """
-    best: tuple[float, Path] | None = None
-    for folder in list_checkpoints(run_dir):
-        accuracy = read_accuracy(folder)
-        if accuracy is not None and (best is None or accuracy > best[0]):
-            best = (accuracy, folder)
+    scored = [(read_accuracy(folder), folder) for folder in list_checkpoints(run_dir)]
+    # `max` keeps the first of equals
+    best = max(
+        ((value, folder) for value, folder in scored if value is not None), key=lambda pair: pair[0], default=None
+    )
     if best is None:
         raise UserError(f"{run_dir} contains no fine-tuned classifier; make one with `probekit finetune`.")
     loaded = load_checkpoint(best[1], device)
     about = loaded.provenance["finetune"]
     classifier = Classifier(loaded.model, len(about["classes"]), about["layer"])
-    weight = read_tensors(best[1] / HEAD_FILE).get("clf.weight")
+    weight = read_tensors(best[1], HEAD).get("clf.weight")
     if weight is None or weight.shape != classifier.clf.weight.shape:
-        raise DamagedCheckpoint(f"{best[1] / HEAD_FILE} does not hold a head of {len(about['classes'])} classes.")
+        raise DamagedCheckpoint(
+            f"{best[1] / HEAD}.safetensors does not hold a head of {len(about['classes'])} classes."
+        )
     classifier.clf.weight = nn.Parameter(weight)
     plain = ImageTransform(loaded.transform.resolution, loaded.transform.resize)
-    return FineTuned(
-        classifier.to(device).eval(),
-        loaded.palette,
-        plain,
-        tuple(about["classes"]),
-        loaded.step,
-        best[0],
-        loaded.provenance,
-    )
+    about_run = (tuple(about["classes"]), loaded.step, best[0], loaded.provenance)
+    return FineTuned(classifier.to(device).eval(), loaded.palette, plain, *about_run)
 
 
 def read_accuracy(checkpoint: Path) -> float | None:

@@ -3,6 +3,7 @@
 Letters: B images, T positions, D width (`n_embd`), V palette colours, L blocks (`n_layer`).
 """
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -87,9 +88,15 @@ class ModelConfig:
         A training step costs three times as much an image.
         """
         t, d = self.n_positions, self.n_embd
-        matmul = 2 * t * (12 * self.n_layer * d * d + self.vocab_size * d)
-        attention = 4 * t * t * d * self.n_layer
-        return matmul + attention
+        return 2 * t * (12 * self.n_layer * d * d + self.vocab_size * d) + 4 * t * t * d * self.n_layer
+
+    @property
+    def side(self) -> int:
+        """Pixels per side of the images; `UserError` where the positions are no square."""
+        side = math.isqrt(self.n_positions)
+        if side**2 != self.n_positions:
+            raise UserError(f"The model has {self.n_positions} positions, which are no square of pixels.")
+        return side
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dictionary that JSON can hold."""
@@ -99,14 +106,15 @@ class ModelConfig:
     @checked
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
         """Build from `to_dict`'s result; an unknown field is refused."""
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        kinds: dict[Any, Any] = {int: Int(), bool: bool, float: float}
+        known = {f.name: kinds[f.type] for f in fields(cls)}
+        unknown = sorted(set(values) - set(known))
         if unknown:
             raise UserError(
                 f"The model configuration contains {', '.join(unknown)}, which this version does not know: "
-                f"it knows {', '.join(field.name for field in fields(cls))}."
+                f"it knows {', '.join(known)}."
             )
-        kinds: dict[Any, Any] = {int: Int(), bool: bool, float: float}
-        problem = mismatch(values, {f"{f.name}?": kinds[f.type] for f in fields(cls)})
+        problem = mismatch(values, {f"{name}?": kind for name, kind in known.items()})
         if problem:
             raise UserError(f"The model configuration cannot be used: {problem}.")
         return cls(**values)

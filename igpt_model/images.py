@@ -50,7 +50,18 @@ class ImageTransform:
         if self.resize not in KERNELS:
             raise UserError(f"Unknown resize kernel {self.resize!r}; choose one of {', '.join(KERNELS)}.")
         for name in self.augment:
-            self._check(name)
+            kind, *amounts = name.split(":")
+            match kind, [int(part) if re.fullmatch("[0-9]{1,5}", part) else 0 for part in amounts]:
+                case "flip", []:
+                    continue
+                case "pad_crop", [pad] if 0 < pad < self.resolution:
+                    continue
+                case "resize_crop", [low, high, side] if 0 < side <= low <= high:
+                    continue
+            raise UserError(
+                f"Unknown augmentation {name!r}; choose 'flip', 'pad_crop:N' with N from 1 to {self.resolution - 1}, "
+                "or 'resize_crop:LOW:HIGH:SIDE' with SIDE <= LOW <= HIGH, such as resize_crop:256:384:224."
+            )
         if any(name.startswith("resize_crop") for name in self.augment[1:]):
             raise UserError("resize_crop reads the image before it is prepared, so it must come first, and once.")
 
@@ -62,33 +73,18 @@ class ImageTransform:
         low, high, side = map(int, self.augment[0].split(":")[1:])
         return low, high, side
 
-    def _check(self, name: str) -> None:
-        kind, *amounts = name.split(":")
-        lengths = [int(part) if re.fullmatch("[0-9]{1,5}", part) else 0 for part in amounts]
-        match kind, lengths:
-            case "flip", []:
-                return
-            case "pad_crop", [pad] if 0 < pad < self.resolution:
-                return
-            case "resize_crop", [low, high, side] if 0 < side <= low <= high:
-                return
-        raise UserError(
-            f"Unknown augmentation {name!r}; choose 'flip', 'pad_crop:N' with N from 1 to {self.resolution - 1}, or "
-            "'resize_crop:LOW:HIGH:SIDE' with SIDE <= LOW <= HIGH, such as resize_crop:256:384:224."
-        )
-
     def __call__(self, image_HWC: np.ndarray) -> np.ndarray:
         """Return the image as uint8 (P, P, 3). Grey images (H, W) or (H, W, 1) become RGB."""
         image = _as_rgb(image_HWC)
         height, width = image.shape[:2]
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
-        image = image[top : top + side, left : left + side]
-        if side == self.resolution:
-            return np.ascontiguousarray(image)
-        kernel = Image.Resampling[self.resize.upper()]
-        size = (self.resolution, self.resolution)
-        return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size, kernel))
+        image = np.ascontiguousarray(image[top : top + side, left : left + side])
+        return image if side == self.resolution else self._resample(image)
+
+    def _resample(self, image: np.ndarray, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
+        size, kernel = (self.resolution, self.resolution), Image.Resampling[self.resize.upper()]
+        return np.asarray(Image.fromarray(image).resize(size, kernel, box=box))
 
     def random_crop(self, image_HWC: np.ndarray, draws: np.ndarray) -> np.ndarray:
         """Return uint8 (P, P, 3) of a random square, for "resize_crop".
@@ -105,9 +101,7 @@ class ImageTransform:
         crop = min(height, width) * side / length
         top, left = draws[1] * (height - crop), draws[2] * (width - crop)
         # rounding must not push the box over the edge
-        box = (left, top, min(left + crop, width), min(top + crop, height))
-        size, kernel = (self.resolution, self.resolution), Image.Resampling[self.resize.upper()]
-        return np.asarray(Image.fromarray(image).resize(size, kernel, box=box))
+        return self._resample(image, (left, top, min(left + crop, width), min(top + crop, height)))
 
     def augment_batch(self, images_BPP: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Change each image of a batch at random.
@@ -125,8 +119,8 @@ class ImageTransform:
             elif kind == "pad_crop":
                 pad = int(amount)
                 down, right = rng.integers(0, 2 * pad + 1, (2, len(batch)))
-                rows = _reflected(down, pad, batch.shape[1])
-                columns = _reflected(right, pad, batch.shape[2])
+                source = np.pad(np.arange(batch.shape[1]), pad, mode="reflect")  # which row or column is seen there
+                rows, columns = (source[offset[:, None] + np.arange(batch.shape[1])] for offset in (down, right))
                 batch = batch[np.arange(len(batch))[:, None, None], rows[:, :, None], columns[:, None, :]]
         return batch
 
@@ -171,17 +165,7 @@ class SourceImages:
 
 def _as_rgb(image_HWC: np.ndarray) -> np.ndarray:
     image = np.asarray(image_HWC)
-    if image.ndim == 2:
-        image = image[:, :, None]
+    image = image[:, :, None] if image.ndim == 2 else image
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
         raise UserError(f"An image must be uint8 (H, W, 3) or (H, W), not {image.dtype} {image.shape}.")
-    if image.shape[2] == 1:
-        image = np.repeat(image, 3, axis=2)
-    return image
-
-
-def _reflected(offset_B: np.ndarray, pad: int, side: int) -> np.ndarray:
-    """Source rows (B, side) of a crop at `offset` in an image reflected by `pad` without repeating its edge."""
-    position = offset_B[:, None] - pad + np.arange(side)
-    position = np.abs(position)
-    return np.where(position > side - 1, 2 * (side - 1) - position, position)
+    return image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)

@@ -28,7 +28,7 @@ def judged(results, name, random, compare=probekit.compare):
         "counts": bool(falls and ahead and against["the last layer"]["points"] >= LEAST_FALL),
         "shape": verdict.shape,
         "peak": verdict.peak_depth,
-        "last": verdict.last_depth,
+        "last": last.depth,
         "accuracy": verdict.accuracy,
         "p": verdict.p,
         "not significantly below the best": list(verdict.not_below),

@@ -1,4 +1,4 @@
-"""Weights in and out: Hugging Face's ImageGPT (models and folders), OpenAI's released TensorFlow variables.
+"""Hugging Face's ImageGPT, models and folders, to IGPT and back.
 
 Hugging Face keeps the start vector as the last row of `wte` (V + 1 rows for V colours), linear weights as (in, out),
 and bias slots that are zero in the published weights.
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from igpt_model.atomic import new_folder, write_json
 from igpt_model.checked_json import Int, Real, Text, read_json
 from igpt_model.config import ModelConfig
-from igpt_model.convert.openai import from_openai, from_openai_checkpoint
 from igpt_model.errors import UserError
 from igpt_model.images import ImageTransform
 from igpt_model.model import IGPT
@@ -23,15 +23,6 @@ from igpt_model.palette import Palette
 
 if TYPE_CHECKING:
     from transformers import ImageGPTForCausalImageModeling
-
-__all__ = [
-    "from_huggingface",
-    "from_openai",
-    "from_openai_checkpoint",
-    "from_pretrained_folder",
-    "to_huggingface",
-    "to_pretrained_folder",
-]
 
 # our names of a block's linear layers are Hugging Face's as well
 _LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
@@ -84,16 +75,9 @@ def to_huggingface(model: IGPT) -> "ImageGPTForCausalImageModeling":
     config = model.config
     if not config.causal:
         raise UserError("Hugging Face's ImageGPT is autoregressive only, so a BERT model cannot be written as one.")
-    hf_config = ImageGPTConfig(
-        vocab_size=config.vocab_size + 1,
-        n_positions=config.n_positions,
-        n_embd=config.n_embd,
-        n_layer=config.n_layer,
-        n_head=config.n_head,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-    )
+    sizes: dict[str, Any] = {name: getattr(config, name) for name in ("n_positions", "n_embd", "n_layer", "n_head")}
+    sizes |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    hf_config = ImageGPTConfig(vocab_size=config.vocab_size + 1, **sizes)
     ours = {name: value.detach().float().cpu() for name, value in model.state_dict().items()}
     state = {
         "transformer.wte.weight": torch.cat([ours["wte.weight"], ours["sos"][None]]),
@@ -136,12 +120,8 @@ def from_pretrained_folder(path: str | Path) -> tuple[IGPT, Palette | None, Imag
         raise UserError(
             f"{processor_file} has {len(palette)} colour clusters, but the model knows {model.config.vocab_size}."
         )
-    side = round(model.config.n_positions**0.5)
-    if side**2 != model.config.n_positions:
-        return model, palette, None
-    from PIL import Image
-
-    return model, palette, ImageTransform(side, Image.Resampling(processor.get("resample", 2)).name.lower())
+    kernel = Image.Resampling(processor.get("resample", 2)).name.lower()
+    return model, palette, ImageTransform(model.config.side, kernel)
 
 
 def to_pretrained_folder(
@@ -154,21 +134,18 @@ def to_pretrained_folder(
     UserError
         `path` is there already, with other contents.
     """
-    from PIL import Image
-
     with new_folder(path) as partial:
         to_huggingface(model).save_pretrained(partial)
         if palette is not None:
-            side = transform.resolution if transform else round(model.config.n_positions**0.5)
-            kernel = Image.Resampling[transform.resize.upper() if transform else "BILINEAR"]
+            transform = transform or ImageTransform(model.config.side)
             processor = {
                 "image_processor_type": "ImageGPTImageProcessor",
                 "clusters": palette.centres_V3.tolist(),
                 "do_color_quantize": True,
                 "do_normalize": True,
                 "do_resize": True,
-                "resample": int(kernel),
-                "size": {"height": side, "width": side},
+                "resample": int(Image.Resampling[transform.resize.upper()]),
+                "size": {"height": transform.resolution, "width": transform.resolution},
             }
             write_json(partial / "preprocessor_config.json", processor)
 

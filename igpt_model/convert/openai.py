@@ -103,10 +103,7 @@ def from_openai_checkpoint(
             f"{file} has {len(palette)} colours, but the model knows {model.config.vocab_size} colours; give OpenAI's "
             "kmeans_centers.npy."
         )
-    side = round(model.config.n_positions**0.5)
-    if side**2 != model.config.n_positions:
-        raise UserError(f"{prefix} has {model.config.n_positions} positions, which are no square of pixels.")
-    return model, palette, ImageTransform(side)
+    return model, palette, ImageTransform(model.config.side)
 
 
 def what_to_expect(config: ModelConfig) -> str:

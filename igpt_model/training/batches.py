@@ -133,19 +133,15 @@ def encode_data(
 
 def fit_palette(config: TrainConfig, train_images: Any) -> Palette:
     """Fit the palette to at most `PALETTE_IMAGES` training images, evenly spaced."""
-    n = len(train_images)
-    return Palette.fit(train_images[evenly_spaced(n, PALETTE_IMAGES)], config.n_colours, config.seed)
+    images = Spaced(train_images, PALETTE_IMAGES)
+    return Palette.fit(images[np.arange(len(images))], config.n_colours, config.seed)
 
 
 def check_images(name: str, images: Any, resolution: int) -> None:
     """Refuse an empty set of images, or images that are not uint8 (P, P, 3)."""
-    odd = str(getattr(images, "layout", "torch.strided")) != "torch.strided" or hasattr(images, "nnz")
-    if (
-        odd
-        or not hasattr(images, "__getitem__")
-        or not hasattr(images, "__len__")
-        or isinstance(images, str | bytes | list)
-    ):
+    sparse = str(getattr(images, "layout", "torch.strided")) != "torch.strided" or hasattr(images, "nnz")
+    indexed = hasattr(images, "__getitem__") and hasattr(images, "__len__")
+    if sparse or not indexed or isinstance(images, str | bytes | list):
         raise UserError(f"The {name} images are a {type(images).__name__}; give a dense array of uint8 (N, P, P, 3).")
     if len(images) == 0:
         raise UserError(f"There are no {name} images; give at least one.")
@@ -161,18 +157,14 @@ class Spaced:
     """At most n images of a lazy sequence, evenly spaced: rows sorted by class would begin with one class."""
 
     def __init__(self, images: Any, n: int) -> None:
-        self.images, self.chosen = images, evenly_spaced(len(images), n)
+        self.images = images
+        self.chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), n)).astype(np.int64))
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def __getitem__(self, index: np.ndarray) -> np.ndarray:
         return self.images[self.chosen[index]]
-
-
-def evenly_spaced(n: int, count: int) -> np.ndarray:
-    """Return at most `count` of the indices 0 to n-1, ends included, int64."""
-    return np.unique(np.linspace(0, n - 1, min(n, count)).astype(np.int64))
 
 
 class DrawnAhead(Generic[T]):

@@ -33,7 +33,7 @@ from igpt_model.palette import Palette
 from igpt_model.training.distributed import Ranks
 
 FORMAT = 1
-HEAD_FILE = "classifier.safetensors"  # beside the weights, where the model was fine-tuned
+HEAD = "classifier"  # the file beside the weights, where the model was fine-tuned
 _HASH = Text(32)
 _ABOUT = {
     "format": Int(0),
@@ -98,31 +98,25 @@ def save_checkpoint(
         `folder` is there already, with other contents.
     """
     ranks, folder = ranks or Ranks(), Path(folder)
+    split = ranks.parallel == "fsdp"  # the hash is then known once all are read
     about = {
         "format": FORMAT,
         "step": step,
         "model": model.config.to_dict(),
-        "weights_hash": None,  # of shards: known once they are read
+        "weights_hash": None if split or not ranks.first else hash_arrays(model.state_dict()),
         "palette_hash": palette.hash,
         "n_colours": len(palette),
         "provenance": dict(provenance or {}),
     }
     with ExitStack() as stack:
         partial = ranks.once(lambda: stack.enter_context(new_folder(folder)))
-        if ranks.parallel == "fsdp":
-            write_shards(partial / "weights", model.state_dict())
-            if trainer_state is not None:
-                write_shards(partial / "trainer", trainer_state[0])
-        elif ranks.first:
-            weights = _on_cpu(model.state_dict())
-            about["weights_hash"] = hash_arrays(weights)
-            save_file(weights, partial / "weights.safetensors")
-            if trainer_state is not None:
-                save_file(_on_cpu(trainer_state[0]), partial / "trainer.safetensors")
+        _write_tensors(partial, "weights", model.state_dict(), ranks)
+        if trainer_state is not None:
+            _write_tensors(partial, "trainer", trainer_state[0], ranks)
         if ranks.first:
             palette.save(partial / "palette.safetensors")
             if head is not None:
-                save_file(_on_cpu(head), partial / HEAD_FILE)
+                _write_tensors(partial, HEAD, head, Ranks())
             write_json(partial / "config.json", about)
             write_json(partial / "transform.json", transform.to_dict())
             if trainer_state is not None:
@@ -135,10 +129,6 @@ def save_checkpoint(
             write_json(partial / "manifest.json", manifest)
     ranks.gather(None)  # no rank continues before the checkpoint is complete
     return folder
-
-
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def list_checkpoints(run_dir: str | Path) -> list[Path]:
@@ -217,7 +207,7 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu", weig
     config = ModelConfig.from_dict(about["model"])
     weights_hash = about["weights_hash"]
     if weights:
-        state = read_weights(folder, about)
+        state = read_weights(folder)
         weights_hash = weights_hash or hash_arrays(state)
         model = IGPT.from_state(config, state, str(folder)).to(device).eval()
     else:
@@ -228,34 +218,14 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu", weig
     return Checkpoint(model, config, palette, transform, about["step"], weights_hash, provenance, folder)
 
 
-def read_weights(folder: Path, about: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
-    """Return a checkpoint's whole weights, whether they are in one file or in shards.
-
-    Raises
-    ------
-    DamagedCheckpoint
-        They cannot be read, or are not those that `config.json` names.
-    """
-    shards = folder / "weights"
-    state = read_shards(shards) if shards.is_dir() else read_tensors(folder / "weights.safetensors")
-    expected = (about or read_about(folder))["weights_hash"]
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Return a checkpoint's whole weights; `DamagedCheckpoint` where they are not those that `config.json` names."""
+    state, expected = read_tensors(folder, "weights"), read_about(folder)["weights_hash"]
     if expected is not None and hash_arrays(state) != expected:
         raise DamagedCheckpoint(
             f"The checkpoint {folder} is damaged: its weights are not those that config.json names."
         )
     return state
-
-
-def load_trainer_state(
-    folder: str | Path, tensors: bool = True, schema: Any = dict
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the (tensors, JSON values) that `save_checkpoint` was given; with tensors=False, no tensors."""
-    folder = Path(folder)
-    shards, file = folder / "trainer", folder / "trainer.safetensors"
-    if not (shards.is_dir() or file.is_file()) or not (folder / "trainer.json").is_file():
-        raise UserError(f"{folder} contains no trainer state, so training cannot resume from it.")
-    state = {} if not tensors else read_shards(shards) if shards.is_dir() else read_tensors(file)
-    return state, read_json(folder / "trainer.json", schema)
 
 
 def consolidate(source: str | Path, target: str | Path) -> Path:
@@ -322,15 +292,11 @@ def _check_listed(folder: Path, manifest: Mapping[str, str]) -> None:
             raise UserError(f"its manifest lists {name!r}, outside it.")
     if "weights.safetensors" not in manifest and not any(name.startswith("weights/") for name in manifest):
         raise UserError("its manifest lists no weights.")
-    present = [file for file in folder.rglob("*") if file.suffix in (".safetensors", ".json") and not file.is_dir()]
-    for name in [
-        "config.json",
-        "palette.safetensors",
-        "transform.json",
-        *sorted(str(file.relative_to(folder)) for file in present),
-    ]:
-        if name not in manifest and name != "manifest.json":
-            raise UserError(f"its manifest does not list {name}.")
+    present = (file for file in folder.rglob("*") if file.suffix in (".safetensors", ".json") and not file.is_dir())
+    needed = {"config.json", "palette.safetensors", "transform.json", *(str(f.relative_to(folder)) for f in present)}
+    missing = sorted(needed - {*manifest, "manifest.json"})
+    if missing:
+        raise UserError(f"its manifest does not list {missing[0]}.")
 
 
 def _check_tensors(folder: Path, config: ModelConfig) -> None:
@@ -359,22 +325,18 @@ def _damage(folder: Path) -> DamagedCheckpoint | None:
     return None
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint's safetensors file; `DamagedCheckpoint` where it cannot be read."""
-    try:
-        open_regular(path).close()  # a pipe or a device would be waited for
-        return load_file(path)
-    except (OSError, SafetensorError, UserError) as error:
-        raise DamagedCheckpoint(f"The checkpoint file {path} cannot be read ({first_line(error)}).") from error
+# Tensors are in one safetensors file, or split among ranks in a folder of several: one a rank, through
+# torch.distributed.checkpoint. Any number of ranks reads what any number wrote: each file's header says which part of a
+# tensor it holds.
 
 
-# Tensors split among ranks, in a folder of safetensors files: one a rank, through torch.distributed.checkpoint. Any
-# number of ranks reads what any number wrote: each file's header says which part of a tensor it holds.
-
-
-def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write this rank's parts of the tensors; every rank must call it. Tensors that all ranks hold are written once."""
-    _distributed("save", tensors, storage_writer=_storage("Writer")(str(folder), save_distributed=True))
+def _write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
+    """Write `name`: with "fsdp" this rank's parts (every rank must call), of tensors that all ranks hold only once."""
+    if ranks.parallel == "fsdp":
+        _distributed("save", tensors, storage_writer=_storage("Writer")(str(folder / name), save_distributed=True))
+    elif ranks.first:
+        whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        save_file(whole, folder / f"{name}.safetensors")
 
 
 def fill_from_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -382,16 +344,26 @@ def fill_from_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     _distributed("load", tensors, storage_reader=_storage("Reader")(str(folder)))
 
 
-def read_shards(folder: Path) -> dict[str, Tensor]:
-    """Return the whole tensors, on the processor, asking no other rank."""
-    reader = _storage("Reader")(str(folder))
+def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    """Return the whole tensors called "weights", "trainer" or `HEAD`, on the processor, asking no other rank.
+
+    Raises
+    ------
+    DamagedCheckpoint
+        They cannot be read.
+    """
+    file, shards = folder / f"{name}.safetensors", folder / name
+    reader = _storage("Reader")(str(shards)) if shards.is_dir() else None
     try:
+        if reader is None:
+            open_regular(file).close()  # a pipe or a device would be waited for
+            return load_file(file)
         known = reader.read_metadata().state_dict_metadata
-        tensors = {name: torch.empty(about.size, dtype=about.properties.dtype) for name, about in known.items()}
+        tensors = {key: torch.empty(about.size, dtype=about.properties.dtype) for key, about in known.items()}
         _distributed("load", tensors, storage_reader=reader, no_dist=True)
+        return tensors
     except Exception as error:  # torch.distributed.checkpoint has no error class of its own for damaged files
-        raise DamagedCheckpoint(f"The checkpoint files in {folder} cannot be read ({first_line(error)}).") from error
-    return tensors
+        raise DamagedCheckpoint(f"The checkpoint file {file} cannot be read ({first_line(error)}).") from error
 
 
 def _storage(kind: str) -> Any:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -28,14 +27,13 @@ from igpt_model.training.distributed import Ranks
 from igpt_model.training.engine import Engine
 
 FLOAT = 4
-CHECKPOINT_BYTES, KEPT_BYTES = 12, 4
-"""A parameter with Adam's moments, and without them."""
-LARGE = 50_000_000  # parameters above which a smaller checkpoint is written: bytes a second are the same for all
+CHECKPOINT_BYTES, KEPT_BYTES = 12, 4  # of a parameter, with Adam's moments and without
+LARGE = 50_000_000  # parameters above which a smaller checkpoint is timed: bytes per second are the same for all
 
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Of one run.
+    """Cost of one run.
 
     Attributes
     ----------
@@ -77,19 +75,21 @@ def training_cost(
         config = replace(config, device="cpu", compile=False)
     device, model, images = find_device(config.device), config.model_config, math.ceil(config.batch_size / ranks)
     timer = timer or partial(_median_seconds, device=device)
-    operations = training_flops(model, images, config.checkpoint_blocks)
+    flops = partial(training_flops, checkpoint_blocks=config.checkpoint_blocks)
     with cpu_threads(config.threads):
         if rate is not None:
-            step, note = operations / rate, f"{rate / 1e12:g} TFLOP/s a rank"
+            step, note = flops(model, images) / rate, f"{rate / 1e12:g} TFLOP/s a rank"
         else:
             timed = replace(config, batch_size=images, micro_batch=min(config.micro_batch, images), parallel="none")
             few, possible = images, seconds / 4 * matmul_rate(seconds=0.1, device=config.device)
-            if operations > possible:
+            if flops(model, images) > possible:
                 timed = replace(timed, n_layer=min(2, model.n_layer), n_embd=model.n_embd, n_head=model.n_head)
-                few = int(possible / training_flops(timed.model_config, 1, config.checkpoint_blocks))
-                few = min(max(few, 1), images)
-            share = operations / training_flops(timed.model_config, few, config.checkpoint_blocks)
-            step = share * timer(_update(Engine(timed, Ranks(device=device)), few))
+                few = min(max(int(possible / flops(timed.model_config, 1)), 1), images)
+            share = flops(model, images) / flops(timed.model_config, few)
+            rng, engine = np.random.default_rng(0), Engine(timed, Ranks(device=device))
+            tokens = rng.integers(0, model.vocab_size, (few, model.n_positions))
+            masks = None if model.causal else torch.from_numpy(rng.random(tokens.shape) < model.mask_prob)
+            step = share * timer(lambda: engine.update(tokens, masks, 0.0))
             blocks = f"{timed.model_config.n_layer} of {model.n_layer} blocks"
             note = "" if share == 1 else f"{blocks}, {few} of {images} images"
         save = _checkpoint_seconds(config, timer) / (ranks if config.parallel == "fsdp" else 1)  # each writes its part
@@ -169,7 +169,7 @@ def rank_memory(
     with torch.device("meta"):
         shapes = [parameter.shape for parameter in IGPT(config).parameters()]
     parts = ranks if parallel == "fsdp" else 1  # each tensor is cut by rows
-    weights = FLOAT * sum(-(-shape[0] // parts) * prod(shape[1:]) for shape in shapes)
+    weights = FLOAT * sum(-(-shape[0] // parts) * math.prod(shape[1:]) for shape in shapes)
     matrices = 12 * d * d + 2 * d  # of a block: the current one, the prefetched next one and one gradient
     gathered = FLOAT * (3 * matrices + 2 * (config.n_params - config.n_layer * matrices)) if parallel == "fsdp" else 0
     # A block keeps its input, both norms' outputs before and after their gains, the state between, q, k, v, the mixed
@@ -185,25 +185,16 @@ def rank_memory(
     return RankMemory(weights, weights, 2 * weights, gathered, activations, max(2 * FLOAT * bt * v, inside))
 
 
-def _update(engine: Engine, images: int) -> Callable[[], object]:
-    """Return an update of synthetic images."""
-    model, rng = engine.model.config, np.random.default_rng(0)
-    tokens = rng.integers(0, model.vocab_size, (images, model.n_positions))
-    masks = None if model.causal else torch.from_numpy(rng.random(tokens.shape) < model.mask_prob)
-    return lambda: engine.update(tokens, masks, 0.0)
-
-
 def _checkpoint_seconds(config: TrainConfig, timer: Callable[[Callable[[], object]], float]) -> float:
-    """Return the seconds that saving a checkpoint takes."""
     n_params = config.model_config.n_params
     sizes = config if n_params < LARGE else replace(config, n_layer=1, n_embd=512, n_head=8)
     model = IGPT(sizes.model_config)
     moments = {f"{name}/{i}": torch.zeros_like(p) for name, p in model.named_parameters() for i in range(2)}
-    about = (Palette.rgb_grid(config.n_colours), ImageTransform(config.resolution, config.resize))
+    palette, transform = Palette.rgb_grid(config.n_colours), ImageTransform(config.resolution, config.resize)
     with tempfile.TemporaryDirectory() as folder:
         steps = iter(range(1000))
         took = timer(
-            lambda: save_checkpoint(checkpoint_path(folder, next(steps)), model, *about, 0, trainer_state=(moments, {}))
+            lambda: save_checkpoint(checkpoint_path(folder, next(steps)), model, palette, transform, 0, (moments, {}))
         )
     return took * n_params / model.config.n_params
 

@@ -15,13 +15,7 @@ from torch import Tensor, nn
 from igpt_model import objectives
 from igpt_model.devices import send
 from igpt_model.model import IGPT
-from igpt_model.training.checkpoint import (
-    HEAD_FILE,
-    fill_from_shards,
-    load_trainer_state,
-    read_tensors,
-    read_weights,
-)
+from igpt_model.training.checkpoint import HEAD, fill_from_shards, read_tensors, read_weights
 from igpt_model.training.config import FinetuneConfig, TrainConfig
 from igpt_model.training.distributed import Ranks, share_model, sum_later, whole
 from igpt_model.training.optim import like, make_optimizer, optimizer_tensors, restore_optimizer, start_optimizer
@@ -163,13 +157,13 @@ class Engine:
             fill_from_shards(folder / "trainer", start_optimizer(self.model, self.optimizer))
             return
         weights = read_weights(folder)
-        head = read_tensors(folder / HEAD_FILE) if self.head else {}
+        head = read_tensors(folder, HEAD) if self.head else {}
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(like(parameter, weights[name]))
             for name, parameter in self.head.items():
                 parameter.copy_(head[name])
-        restore_optimizer(self.trained, self.optimizer, load_trainer_state(folder)[0])
+        restore_optimizer(self.trained, self.optimizer, read_tensors(folder, "trainer"))
 
     def finite(self) -> bool:
         """Whether all weights are finite, on every rank."""

@@ -18,8 +18,7 @@ from igpt_model.classifier import Classifier, at_resolution, predict_proba
 from igpt_model.devices import find_device
 from igpt_model.errors import UserError
 from igpt_model.model import IGPT
-from igpt_model.palette import Palette
-from igpt_model.training.batches import TrainingData, check_images, encode_data
+from igpt_model.training.batches import check_images, encode_data
 from igpt_model.training.checkpoint import Checkpoint, load_checkpoint
 from igpt_model.training.config import FinetuneConfig
 from igpt_model.training.distributed import Ranks, find_ranks
@@ -138,19 +137,16 @@ class Finetuning(Run):
         # without L_gen the output matrix, and blocks above the head's layer, have no part in the loss
         loss = JointLoss(self.classifier, config.gen_weight)
         engine = Engine(config, ranks, loss, some_unused=not config.gen_weight)
-        super().__init__(config, out, engine, transform, LossWatch())
-        self.parts, self.source_palette = parts, source.palette
+        train, val = parts
+        labels = {"train_labels": train.labels, "val_labels": val.labels}
+        super().__init__(
+            *(config, out, engine, transform, LossWatch()),
+            first_palette=lambda: source.palette,
+            encode=lambda palette: encode_data(train.images, val.images, palette, transform, **labels),
+        )
         self.about = {"config": run_config["finetune"], **{k: v for k, v in run_config.items() if k != "finetune"}}
         self.best_step, self.best_accuracy, self.stale = 0, -1.0, 0
         self.accuracy: tuple[int, float] | None = None  # of the step at which it was last measured
-
-    def first_palette(self) -> Palette:
-        return self.source_palette
-
-    def encode(self, palette: Palette) -> TrainingData:
-        train, val = self.parts
-        labels = {"train_labels": train.labels, "val_labels": val.labels}
-        return encode_data(train.images, val.images, palette, self.transform, **labels)
 
     def provenance(self) -> dict[str, Any]:
         about = {**self.about, "layer": self.classifier.layer, "val_accuracy": self.measured}

@@ -24,13 +24,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
     The paper found that a decay of 0.01 made no difference; 0 is the default.
     """
-    decayed: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
+    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        (decayed if parameter.ndim >= 2 and name.removeprefix("igpt.").startswith("h.") else rest).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        if parameter.requires_grad:
+            decays = parameter.ndim >= 2 and name.removeprefix("igpt.").startswith("h.")
+            groups[not decays].append(parameter)
+    return [{"params": groups[0], "weight_decay": weight_decay}, {"params": groups[1], "weight_decay": 0.0}]
 
 
 def make_optimizer(

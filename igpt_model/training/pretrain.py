@@ -16,7 +16,7 @@ from igpt_model.checked_json import Int
 from igpt_model.devices import check_compiler, find_device
 from igpt_model.errors import UserError
 from igpt_model.palette import Palette
-from igpt_model.training.batches import Spaced, TrainingData, check_images, encode_data, fit_palette
+from igpt_model.training.batches import Spaced, check_images, encode_data, fit_palette
 from igpt_model.training.checkpoint import list_checkpoints
 from igpt_model.training.config import TrainConfig
 from igpt_model.training.distributed import Ranks, find_ranks
@@ -108,28 +108,19 @@ class Pretraining(Run):
     ) -> None:
         # the output matrix starts at zero, so that training starts at the loss log(n_colours)
         watch = LossWatch(math.log(config.n_colours), config.spike)
-        super().__init__(config, out, Engine(config, ranks), config.transform, watch)
-        self.images, self.given_palette, self.data_provenance = images, palette, data_provenance
-        self.schedule = config.schedule
+        train, val = images[0], Spaced(images[1], config.eval_images)
+        super().__init__(
+            *(config, out, Engine(config, ranks), config.transform, watch),
+            first_palette=lambda: palette or fit_palette(config, train),
+            encode=lambda found: encode_data(train, val, found, config.transform),
+        )
+        self.data_provenance, self.schedule, self.progress = data_provenance, config.schedule, watch
+        self.circumstances = {"threads": torch.get_num_threads(), "ranks": ranks.size}
 
     def open(self, changed: dict[str, Any]) -> Iterator[Record]:
         yield from super().open(changed)
         if self.new:
             yield from self.evaluate_and_save(pausing=False)
-
-    def first_palette(self) -> Palette:
-        return self.given_palette or fit_palette(self.config, self.images[0])
-
-    def encode(self, palette: Palette) -> TrainingData:
-        train, val = self.images
-        return encode_data(train, Spaced(val, self.config.eval_images), palette, self.transform)
-
-    @property
-    def progress(self) -> LossWatch:
-        return self.watch
-
-    def circumstances(self) -> Record:
-        return {"threads": torch.get_num_threads(), "ranks": self.ranks.size}
 
     def provenance(self) -> dict[str, Any]:
         made = {"train": self.config.to_dict(), "data": self.data_provenance}

@@ -10,12 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from igpt_model.checked_json import read_json
 from igpt_model.devices import cpu_threads
 from igpt_model.errors import UserError
 from igpt_model.images import ImageTransform
@@ -27,7 +28,6 @@ from igpt_model.training.checkpoint import (
     checkpoint_path,
     list_checkpoints,
     load_checkpoint,
-    load_trainer_state,
     newest_good,
     prune_checkpoints,
     save_checkpoint,
@@ -65,7 +65,14 @@ def records_of(
 
 
 class Run(ABC):
-    """The state of a run between updates; `transform` augments its training images."""
+    """The state of a run between updates.
+
+    Parameters
+    ----------
+    transform : augments the training images
+    first_palette : returns the palette of a run that has no checkpoint yet; called on rank 0
+    encode : returns the data as tokens of a palette
+    """
 
     schedule = "constant"
     clock = staticmethod(time.perf_counter)
@@ -78,22 +85,17 @@ class Run(ABC):
         engine: Engine,
         transform: ImageTransform,
         watch: LossWatch,
+        first_palette: Callable[[], Palette],
+        encode: Callable[[Palette], TrainingData],
     ) -> None:
         self.config, self.out, self.engine, self.ranks = config, out, engine, engine.ranks
-        self.transform, self.watch = transform, watch
-        self.step = 0
+        self.transform, self.watch, self.first_palette, self.encode = transform, watch, first_palette, encode
+        self.step, self.progress = 0, cast(Any, self)
+        self.circumstances: Record = {}  # further values of trainer.json, which nothing depends on
         # what each update since the last record returned, on the device: the host need not wait for every step
         self.updates: list[tuple[Tensor, Tensor]] = []
 
     # what pre-training and fine-tuning do in their own ways
-
-    @abstractmethod
-    def encode(self, palette: Palette) -> TrainingData:
-        """Return the run's data as tokens."""
-
-    @abstractmethod
-    def first_palette(self) -> Palette:
-        """Return the palette of a run that has no checkpoint yet; called on rank 0."""
 
     @abstractmethod
     def provenance(self) -> dict[str, Any]:
@@ -116,15 +118,6 @@ class Run(ABC):
     @abstractmethod
     def kept(self) -> tuple[int, set[int]]:
         """How many of the newest checkpoints are kept, and the steps of those that are kept besides."""
-
-    @property
-    def progress(self) -> Any:
-        """The object whose attributes `state_schema` names."""
-        return self
-
-    def circumstances(self) -> Record:
-        """Return further values of trainer.json, which nothing depends on."""
-        return {}
 
     @property
     def worth_saving(self) -> bool:
@@ -152,7 +145,7 @@ class Run(ABC):
         else:
             loaded = load_checkpoint(folder, weights=False)
             self.palette, self.step = loaded.palette, loaded.step
-            state = load_trainer_state(folder, tensors=False, schema={**self.state_schema, "data_hash": str})[1]
+            state = read_json(folder / "trainer.json", {**self.state_schema, "data_hash": str})
             self.engine.restore(folder)
             for name in self.state_schema:
                 setattr(self.progress, name, state[name])
@@ -294,7 +287,7 @@ class Run(ABC):
             self.metrics.sync()
         if not self.ranks.once(folder.exists):  # it does if it was kept for good and later ones were lost
             values = {name: getattr(self.progress, name) for name in self.state_schema}
-            state = (self.engine.state(), {**values, "data_hash": self.data.hash, **self.circumstances()})
+            state = (self.engine.state(), {**values, "data_hash": self.data.hash, **self.circumstances})
             save_checkpoint(
                 *(folder, self.engine.model, self.palette, self.transform, self.step, state, self.provenance()),
                 *(self.ranks, self.engine.head or None),

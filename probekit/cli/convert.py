@@ -28,8 +28,8 @@ def convert(source: str, target: Path, *, palette: Path | None = None, bert: boo
     bert
         For a TensorFlow checkpoint: the model is one of the BERT models.
     """
-    from igpt_model.convert.huggingface import from_openai_checkpoint, from_pretrained_folder, to_pretrained_folder
-    from igpt_model.convert.openai import what_to_expect
+    from igpt_model.convert.huggingface import from_pretrained_folder, to_pretrained_folder
+    from igpt_model.convert.openai import from_openai_checkpoint, what_to_expect
     from igpt_model.training.checkpoint import load_checkpoint
     from probekit.encoders.igpt import checkpoint_folder
 

@@ -85,9 +85,8 @@ def plan(
 
 
 def _extraction(
-    spec: str | None, config: TrainConfig, data: Any, rows: int, ranks: int, seconds: float,
-    speed: float | None,
-) -> tuple[Any, list[int]]:  # fmt: skip
+    spec: str | None, config: TrainConfig, data: Any, rows: int, ranks: int, seconds: float, speed: float | None
+) -> tuple[Any, list[int]]:
     """Return the estimate, and the widths of the encoder's layers."""
     from igpt_model.model import IGPT
     from igpt_model.palette import Palette
@@ -95,25 +94,22 @@ def _extraction(
     from probekit.encoders.igpt import IGPTEncoder
     from probekit.evaluate.plan import Estimate, feature_bytes, plan_extract
 
+    data = data or load_dataset("digits")  # any images will do
+    if spec is not None:
+        encoder = load_encoder(spec, data=data)
+        return plan_extract(encoder, data, seconds=seconds, rows=rows, ranks=ranks), list(encoder.widths)
     model = config.model_config
     widths, note = [model.n_embd] * (model.n_layer + 1), f"{rows:,} images, {model.n_layer + 1} layers"
-    disk, timed = feature_bytes(rows, widths), model
-    if spec is None and speed is not None:
-        memory, took = 4 * model.n_params + 3 * feature_bytes(128, widths), rows * model.flops_per_image / speed / ranks
-        return Estimate("extract", disk, memory, took, note), widths
-    if spec is not None:
-        encoder: Any = load_encoder(spec, data=data)
-    else:
-        timed = replace(model, n_layer=2) if model.n_params > LARGE else model
-        palette, transform = Palette.rgb_grid(config.n_colours), config.transform
-        encoder = IGPTEncoder(IGPT(timed), palette, transform, device=config.device, dtype=config.dtype)
-    sample = data or load_dataset("digits")  # any images will do
-    planned = plan_extract(encoder, sample, seconds=seconds, rows=rows, ranks=ranks)
-    if timed is model:
-        return planned, list(encoder.widths)
+    disk, memory = feature_bytes(rows, widths), 4 * model.n_params + 3 * feature_bytes(128, widths)
+    if speed is not None:
+        return Estimate("extract", disk, memory, rows * model.flops_per_image / speed / ranks, note), widths
+    timed = replace(model, n_layer=2) if model.n_params > LARGE else model
+    palette = Palette.rgb_grid(config.n_colours)
+    own = IGPTEncoder(IGPT(timed), palette, config.transform, device=config.device, dtype=config.dtype)
+    planned = plan_extract(own, data, seconds=seconds, rows=rows, ranks=ranks)
     took = planned.seconds * model.flops_per_image / timed.flops_per_image
-    note += f"; from 2 of {model.n_layer} blocks"
-    return Estimate("extract", disk, planned.memory + 4 * model.n_params, took, note), widths
+    note += "" if timed is model else f"; from 2 of {model.n_layer} blocks"
+    return Estimate("extract", disk, max(memory, planned.memory), took, note), widths
 
 
 def _time(seconds: float) -> str:

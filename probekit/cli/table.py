@@ -36,20 +36,15 @@ def table(
         \\label of a .tex table.
     """
     from igpt_model import atomic
-    from probekit.reports.published import comparison_frame, printed_comparison
-    from probekit.reports.tables import captions, choose_columns, layer_frame, printed_frame, table_text
+    from probekit.reports.published import comparison_table
+    from probekit.reports.tables import layer_table
 
     form = check_ending(out, FORMATS)
     if kind == "comparison" and choice.get("metric", "top1") != "top1":
         raise UserError("Published numbers are accuracies: leave --metric out of --kind comparison.")
     panel = one_panel(choose_panels(results, **choice))
-    if kind == "layers":
-        frame = layer_frame([panel])
-        printed = printed_frame(frame, panel.metric)
-    else:
-        frame = comparison_frame([panel])
-        printed = printed_comparison(frame)
-    printed = choose_columns(printed, columns, form)
-    atomic.write_text(out, table_text(frame, printed, form, captions(panel)[kind], label))
-    say(f"wrote {out}: {len(frame)} row{'s' * (len(frame) != 1)}")
-    return {"table": str(out), "rows": len(frame)}
+    made = layer_table(panel) if kind == "layers" else comparison_table([panel])
+    atomic.write_text(out, made.text(form, columns, label))
+    rows = len(made.frame)
+    say(f"wrote {out}: {rows} row{'s' * (rows != 1)}")
+    return {"table": str(out), "rows": rows}

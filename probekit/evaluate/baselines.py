@@ -8,7 +8,7 @@ from probekit.datasets import Dataset
 from probekit.encoders import load_encoder
 from probekit.encoders.pixels import resolution_of
 
-PIXELS_AT_MOST = 32  # a side: raw pixels of larger images have too many columns for a control
+PIXELS_AT_MOST = 32  # pixels per side: larger images have too many columns for a control
 
 
 def control_encoders(series: Mapping[str, tuple[Any, Any]], data: Dataset, device: str = "cpu") -> dict[str, Any]:

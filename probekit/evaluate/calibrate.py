@@ -62,8 +62,8 @@ def calibrate(
     Returns
     -------
     pandas.DataFrame
-        One row a kind of probe, its layers and test set, means over the seeds; the file `calibration.csv` has each seed
-        and keeps the rows of other series.
+        One row per kind of probe, layers and test set, with means over the seeds; `calibration.csv` has each seed, and
+        keeps the rows of other series.
 
     Raises
     ------

@@ -77,7 +77,7 @@ def concat(
     dtype : str
         Precision of the solver; auto is float64 where that costs nothing.
     probes : sequence of str
-        Kinds of probes of the windows beside the plain one: banded (one penalty per layer), mix (a learned softmax mix
+        Kinds of probes of the windows besides the plain one: banded (one penalty per layer), mix (a learned softmax mix
         of the layers).
     workers : int
         Processes that share the work and the cores, as in `sweep`.
@@ -172,7 +172,7 @@ def search(
     layers : tuple of int
     how : {"rule", "tried", "steps": [{"layers", "val_accuracy", "columns"}]}
     """
-    # a step compares layers on few penalties; the final probe gets the whole grid
+    # a step compares layers on few penalties; the final probe is fitted on the whole grid
     coarse = runner.protocol.with_(Cs=subsample_grid(runner.protocol.Cs), refine=0)
     scout = Runner(runner.store, runner.out, coarse, None, runner.series, runner.settings)
     journal = Journal(runner.out / "candidates.jsonl")

@@ -1,4 +1,4 @@
-"""Figures of each layer that need no labels: effective rank, intrinsic dimension, likeness to the last layer."""
+"""Measures of each layer that need no labels: effective rank, intrinsic dimension, similarity to the last layer."""
 
 import warnings
 from pathlib import Path
@@ -29,15 +29,15 @@ def geometry(
     split : str
         Split whose rows are used.
     device : str
-        Where the figures are computed: cpu, cuda, cuda:1.
+        Where they are computed: cpu, cuda, cuda:1.
     progress : callable
         Called with (layers done, layers in all).
 
     Returns
     -------
     pandas.DataFrame
-        One row a layer, shallow to deep; also written beside the feature file, as NAME.geometry.csv, for the figures of
-        `probekit plot --metric`. Empty where a figure is not defined (see `rankme`, `two_nn_dimension`).
+        One row per layer, shallow to deep; also written beside the feature file, as NAME.geometry.csv, for
+        `probekit plot --metric`. Empty where a measure is not defined (see `rankme`, `two_nn_dimension`).
     """
     import pandas as pd
 
@@ -64,7 +64,7 @@ def geometry(
             atomic.write_text(table, csv_text(frame.assign(split=split)))
         except OSError as error:
             warnings.warn(
-                f"{table} cannot be written ({error.strerror}), so `probekit plot` will lack these figures.",
+                f"{table} cannot be written ({error.strerror}), so `probekit plot` will lack these measures.",
                 stacklevel=2,
             )
     return frame

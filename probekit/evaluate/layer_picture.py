@@ -1,6 +1,6 @@
 """A layer's test rows in two dimensions, coloured by class: a figure for the report, by t-SNE or UMAP.
 
-Such a figure shows clusters, no accuracies: in either method their distances and sizes mean little.
+Such a figure shows clusters, not accuracies: with either method, distances and sizes mean little.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Method = Literal["tsne", "umap"]
 
-MOST_ROWS = 2000  # more points hide one another
+MOST_ROWS = 2000  # more points would hide one another
 CLASSES = {
     ("tsne", "cpu"): ("sklearn.manifold", "TSNE", "scikit-learn"),
     ("umap", "cpu"): ("umap", "UMAP", "umap-learn"),

@@ -1,16 +1,18 @@
-"""Disk, memory and time of extraction and sweep before they start: bytes counted, a few real steps timed."""
+"""Disk, memory and time of an extraction and a sweep, estimated beforehand: bytes are counted, a few steps timed."""
 
 import os
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from probekit.evaluate.sweep import sweep
+from probekit.features.extract import extract
 from probekit.features.memory_store import MemoryStore
 
 ROW_BYTES = 24  # label, row id and image hash
@@ -36,7 +38,7 @@ def feature_bytes(rows: int, widths: Sequence[int], dtype: str = "float32") -> i
 
 
 def process_bytes() -> int:
-    """Resident memory of this process: what any step needs beside its own arrays (Python, PyTorch, libraries)."""
+    """Resident memory of this process: what any step needs besides its own arrays (Python, PyTorch, libraries)."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -54,47 +56,50 @@ def plan_extract(
     ranks: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Estimate:
-    """Estimate an extraction from three real batches: decoding, preparing and the encoder's forward pass.
+    """Estimate an extraction by really extracting as many images as the time allows.
 
     Parameters
     ----------
     encoder : Encoder
     data : Dataset
-    seconds : about how long to measure; a slow encoder is measured on smaller batches
+    seconds : about how long to measure; small data sets are extracted whole
     rows : images in all, where `data` is only a sample of them
     ranks : processes that share the rows
     """
-    import torch
-
-    part = next(iter(data.splits.values()))
+    name, part = max(data.splits.items(), key=lambda item: len(item[1]))
     total = rows or sum(len(split) for split in data.splits.values())
 
-    def batch(first: int, size: int) -> float:
-        begun = clock()
-        images = np.stack([encoder.prepare(image) for image in part.images(first, first + size)])
-        with torch.inference_mode():
-            for feature in encoder(images, part.row_ids[first : first + size]):
-                feature.cpu()
-        return clock() - begun
+    def images(count: int) -> float:
+        chosen = part.take(np.linspace(0, len(part) - 1, count).astype(np.int64))
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            begun, sample = clock(), replace(data, splits={name: chosen})
+            with extract(encoder, sample, f"{folder}/f.h5", None, batch_size, dtype=dtype):  # type: ignore[arg-type]
+                return clock() - begun
 
-    before = process_bytes()
-    size, most = 1, min(batch_size, len(part))
-    batch(0, 1)
-    while size < most and 16 * batch(0, size) < seconds / 2:
-        size = min(4 * size, most)
-    # the first of this size fills tables and caches, which a whole run hardly notices
-    times = [batch((number * size * 7) % max(1, len(part) - size + 1), size) for number in range(4)][1:]
+    before, first = process_bytes(), images(1)  # what a process does once: it loads libraries, it fills tables
+    size, took = _most(images, min(4, len(part)), len(part), clock() + seconds, clock)
     # at most two batches of features wait for the writer beside the one that is computed, and as many prepared images
     image_bytes = encoder.prepare(part.images(0, 1)[0]).nbytes
     memory = 3 * (feature_bytes(batch_size, encoder.widths) + image_bytes * batch_size)
-    memory += max(0, process_bytes() - before) * batch_size // size
-    took = float(np.median(times)) / size * total / ranks
-    note = f"{total:,} images, {len(encoder.widths)} layers"
-    return Estimate("extract", feature_bytes(total, encoder.widths, dtype), memory, took, note)
+    memory += max(0, process_bytes() - before) * max(1, batch_size // size)
+    disk, note = feature_bytes(total, encoder.widths, dtype), f"{total:,} images, {len(encoder.widths)} layers"
+    return Estimate("extract", disk, memory, first + took / size * total / ranks, note)
+
+
+def _most(
+    action: Callable[[int], float], rows: int, most: int, until: float, clock: Callable[[], float], tries: int = 1
+) -> tuple[int, float]:
+    """Time `action` for four times as many rows again and again, while `tries` of them end in time; return the last."""
+    took = action(rows)
+    while rows < most and clock() + 4 * tries * took < until:
+        rows = min(most, 4 * rows)
+        took = action(rows)
+    return rows, took
 
 
 def plan_sweep(store: Any, seconds: float = 10.0, **options: Any) -> Estimate:
-    """Estimate a sweep by really probing three layers of the features, on as many rows as the time allows.
+    """Estimate a sweep by probing three layers of the features, on as many rows as the time allows.
 
     Parameters
     ----------
@@ -108,20 +113,17 @@ def plan_sweep(store: Any, seconds: float = 10.0, **options: Any) -> Estimate:
     available = sum(len(store.labels(split)) for split in store.splits if split != "test")
 
     def probe(layer: str, rows: int) -> float:
-        """Seconds for each column of the layer."""
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             begun = time.perf_counter()
             sweep(store, out=folder, layers=[layer], train_rows=None if rows >= available else rows, **options)
-            return (time.perf_counter() - begun) / widths[layer]
+            return time.perf_counter() - begun
 
-    rows, until = min(available, 1000), time.perf_counter() + seconds
-    probe(tried[0], min(rows, 300))
-    took = probe(tried[0], rows)
-    while rows < available and time.perf_counter() + 4 * took * widths[tried[0]] * len(tried) < until:
-        rows = min(available, 4 * rows)
-        took = probe(tried[0], rows)
-    a_column = [took, *(probe(layer, rows) for layer in tried[1:] if time.perf_counter() < until)]
+    until = time.perf_counter() + seconds
+    probe(tried[0], min(available, 300))
+    rows, took = _most(partial(probe, tried[0]), min(available, 1000), available, until, time.perf_counter, len(tried))
+    a_column = [took / widths[tried[0]]]
+    a_column += [probe(layer, rows) / widths[layer] for layer in tried[1:] if time.perf_counter() < until]
     classes = int(max(store.labels(split).max() for split in store.splits)) + 1
     test = len(store.labels("test")) if "test" in store.splits else 0
     took = float(np.mean(a_column)) * sum(widths.values()) * available / rows
@@ -171,7 +173,7 @@ def _outputs(n_classes: int) -> int:
 
 
 def synthetic_features(rows: int, width: int, n_classes: int, n_layers: int = 1) -> MemoryStore:
-    """Features in memory of classes in overlapping clouds, with variances that fall as 1/k."""
+    """Features in memory: overlapping Gaussian classes, with variances that fall as 1/k."""
     rng, scale = np.random.default_rng(0), 1 / np.sqrt(np.arange(1, width + 1))
     centres = 0.7 * rng.standard_normal((n_classes, width)) * scale
     splits = {}

@@ -24,14 +24,14 @@ from probekit.runtime.errors import UserError, check_at_least, first_line
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_COLUMNS = 1 << 24  # of a row that a probe is tried on
+MOST_COLUMNS = 1 << 24  # of the row with which a probe is tested on loading
 _SOURCES = {
     "pixels": {"resolution": Int(1, 65_536)},
     "histogram": {"resolution": Int(1, 65_536)},
     "igpt": {"checkpoint": Text(), "norm": str, "input": str},
 }
 # what may differ between the encoder of the features and the one that is given
-MAY_DIFFER = {"name", "device", "dtype", "step", "training", "function", "note"}  # and where it is
+MAY_DIFFER = {"name", "device", "dtype", "step", "training", "function", "note"}  # and its location
 MAY_DIFFER |= {"depths", "last_depth"}  # which of its layers were kept: the probe's are found by name
 
 
@@ -68,7 +68,7 @@ def load_fitted(record: Record, device: str = "cpu") -> FittedProbe:
     try:
         fitted = kind.from_arrays(arrays, read_rows, device)
         if record.reads != "tokens":
-            # arrays that do not fit together fail here, not in the middle of the images
+            # arrays of wrong shapes fail here, not while images are read
             proba = fitted.predict_log_proba(np.ones((1, min(record.width, MOST_COLUMNS)), np.float32))
             if proba.shape != (1, len(fitted.classes)):
                 raise ValueError(f"it gives probabilities of shape {proba.shape} for {len(fitted.classes)} classes")
@@ -105,7 +105,7 @@ def encoder_of(record: Record) -> tuple[str, dict[str, Any]]:
 
 
 def layer_index(layer: str, layers: Sequence[str]) -> int:
-    """Which of an encoder's layers a feature file calls `layer`: by its name, or by what follows the number there."""
+    """Which of an encoder's layers a feature file calls `layer`: by its name, or by the part after the number."""
     plain = [name.replace("/", ".") for name in layers]
     for name in (layer, layer.partition("_")[2]):
         if name in plain:

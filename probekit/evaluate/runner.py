@@ -157,10 +157,10 @@ class Runner:
         if self.is_rank0:
             share_work(self.results, {key: [key] for key in open_keys}, lambda key: [self.test(key)])
         if self.settings.sharded:
-            broadcast(None)  # the others wait for the tests
+            broadcast(None)  # the other ranks wait for the tests
 
     def groups(self, jobs: Mapping[str, Job]) -> dict[str, list[str]]:
-        """Keys that one worker claims together, by the name of the claim: on a CPU mostly one each."""
+        """Keys that one worker claims together, by the name of the claim; on a CPU usually a single key."""
         on_gpu = usable_device(self.settings.device).type == "cuda" and self.settings.backend == "torch"
         at_once = LAYERS_AT_ONCE if on_gpu and not self.settings.sharded else 1
         together: dict[Any, list[str]] = {}
@@ -261,7 +261,7 @@ class Runner:
             yield from self.each(self._choose_alone, [job for key, job in jobs.items() if key not in finished])
 
     def each(self, call: Callable[[Job], T], jobs: Sequence[Job]) -> Iterator[T]:
-        """What a call returns for each job, in order; on a GPU several at once, as many as fit."""
+        """Results of a call for each job, in order; on a GPU as many at once as fit in memory."""
         device = usable_device(self.settings.device)
         entries = [len(self.rows(job).y) * sum(self.layer_widths(job.layers)) for job in jobs]
         room = next((n for n in range(len(jobs), 1, -1) if self.fits(n, max(entries, default=0), device)), 1)
@@ -292,7 +292,7 @@ class Runner:
         assert fitted.selection is not None
         probe_file = f"probes/{identity.key}.safetensors"
         if self.is_rank0:
-            save_probe(self.out / probe_file, {"classes": fitted.classes.astype(np.int64), **fitted.arrays()})
+            save_probe(self.out / probe_file, fitted.arrays() | {"classes": fitted.classes.astype(np.int64)})
         found_by = [*job.found_by, *([fitted.search_info] if fitted.search_info else [])]
         kind, depth = job.probe or ("layer" if len(job.layers) == 1 else "concat"), None
         if len(job.layers) == 1:  # a file of some of a network's layers records their depths

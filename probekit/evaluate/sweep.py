@@ -1,4 +1,4 @@
-"""`sweep`: probe every layer of a feature file under a protocol; one record a layer and seed."""
+"""`sweep`: probe every layer of a feature file under a protocol; one record per layer and seed."""
 
 import fnmatch
 import re
@@ -87,7 +87,7 @@ def sweep(
     dtype : str
         Precision of the solver; auto is float64 where that costs nothing.
     checks : sequence of str
-        Cheap probes of every layer beside the protocol's: knn (nearest neighbours), ridge, or another kind of
+        Cheap probes of every layer besides the protocol's: knn (nearest neighbours), ridge, or another kind of
         `probekit.probes.PROBES` that reads a layer.
     probe : str
         Kind of probe instead of the protocol's own; attentive, AIM's, needs a file extracted from tokens:igpt:RUN.
@@ -136,7 +136,7 @@ def sweep(
             _folders.append(tempfile.TemporaryDirectory(prefix="probekit-"))
             out = _folders[-1].name
     elif y is not None:
-        raise UserError("y was given beside a feature file, which contains its own labels; leave y out.")
+        raise UserError("y was given with a feature file, which contains its own labels; leave y out.")
     runner = Runner(features, out, resolved, None, series, make_settings(backend, device, dtype, parallel))
     names = choose_names(runner.store, layers)
     draws = seed_list((DRAWS if per_class else 1) if seeds is None else seeds)

@@ -35,7 +35,7 @@ class AttentivePool(nn.Module):
     def __init__(self, width: int, n_heads: int, n_classes: int) -> None:
         super().__init__()
         self.n_heads = n_heads
-        # AIM's: no learned scale, so none is regularised away
+        # as in AIM, without a learned scale, which weight decay would shrink
         self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
         self.query = nn.Parameter(torch.empty(n_heads, width // n_heads))
         self.key = nn.Linear(width, width, bias=False)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from probekit.probes.logistic import LogisticProbe
 from probekit.probes.probe import FittedLinear, Probe, standardized
@@ -20,8 +20,6 @@ from probekit.selection.choose_C import choose_C
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol, subsample_grid
 from probekit.selection.settings import FitSettings
-from probekit.solver.path import ProbePath, fit_path
-from probekit.solver.validation import check_finite, is_wide, read_features
 
 Array = NDArray[np.float64]
 
@@ -66,56 +64,12 @@ def spread(gammas: Sequence[float], widths: Sequence[int]) -> Array:
     return np.repeat(np.asarray(gammas, np.float64), widths)
 
 
-def scale_bands(X: Any, gammas: Sequence[float], widths: Sequence[int]) -> torch.Tensor:
-    """Columns (N, sum of widths) multiplied by the factors of their bands, in float32 or, where X needs it, float64.
-
-    A tensor stays on its device.
-    """
-    features, factors = read_features(X), spread(gammas, widths)
-    if features.shape[1] != len(factors):
-        raise UserError(f"X has {features.shape[1]} columns, but the bands have {len(factors)}; give their widths.")
-    where = features.device if isinstance(features, torch.Tensor) else torch.device("cpu")
-    dtype = torch.float64 if is_wide(features) else torch.float32
-    scaled = (to_device(features[:], where).double() * to_device(factors, where)).to(dtype)
-    if not scaled.isfinite().all():
-        check_finite(features)
-        width = str(dtype).removeprefix("torch.")
-        raise UserError(f"Features times the factors {list(gammas)} are too large for {width}; scale X first.")
-    return scaled
-
-
-def fit_banded(
-    X: Any, y: ArrayLike, Cs: ArrayLike, widths: Sequence[int], gammas: Sequence[float], **options: Any
-) -> ProbePath:
-    """Probes with penalty 1/(2 gamma_g^2) on band g, in scikit-learn's convention: band g has C_g = C gamma_g^2.
-
-    Parameters
-    ----------
-    X : (N, sum of widths) features, band after band; standardise them beforehand
-    y, Cs, options : as in `fit_path`
-    widths, gammas : columns of each band, and its factor; 0 leaves a band out
-
-    Returns
-    -------
-    ProbePath
-        coef on the columns as given. Certificates are of the scaled problem, which has the same objective.
-    """
-    if options.get("standardize"):
-        raise UserError("fit_banded cannot standardise, which would undo the bands; standardise X first.")
-    path = fit_path(scale_bands(X, gammas, widths), y, Cs, **options)
-    path.coef[...] *= spread(gammas, widths)
-    return path
-
-
-def search_gammas(
-    n_bands: int, score: Callable[[tuple[float, ...]], float], factors: Sequence[float] = (4.0, 2.0)
-) -> list[tuple[tuple[float, ...], float]]:
+def search_gammas(n_bands: int, score: Callable[[tuple[float, ...]], float]) -> list[tuple[tuple[float, ...], float]]:
     """Search for the bands' factors by a held-out score, a band at a time: stronger or weaker, coarse steps, then fine.
 
     Parameters
     ----------
     score : held-out score of the gammas, never the test split's; it may choose C anew each time
-    factors : step sizes; with each, bands are gone through until none gains
 
     Returns
     -------
@@ -123,14 +77,14 @@ def search_gammas(
         The equal start and every step that gained.
     """
     steps = [((1.0,) * n_bands, score((1.0,) * n_bands))]
-    for factor in factors:
+    for factor in (4.0, 2.0):  # with each, bands are gone through until none gains
         gained = True
         while gained:
             gained = False
             for band in range(n_bands):
                 for change in (factor, 1 / factor):
                     trial = tuple(g * change if i == band else g for i, g in enumerate(steps[-1][0]))
-                    if max(trial) / min(trial) > 2**10:  # a band that far below has no effect
+                    if max(trial) / min(trial) > 2**10:  # a band with a factor this small has no effect
                         continue
                     if (value := score(trial)) > steps[-1][1]:
                         steps.append((trial, value))

@@ -1,18 +1,18 @@
 """Nearest class mean, as SimpleShot does it: features centred and scaled to unit length, then the nearest mean.
 
-It has nothing to fit but means, so it works from one row a class on. N rows, D columns, K classes.
+It fits class means alone, so one row per class is enough. N rows, D columns, K classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probekit.probes.probe import EXACT, FittedProbe, Probe, ReadRows
+from probekit.probes.probe import EXACT, FittedProbe, Probe
 from probekit.runtime.device import to_device
 from probekit.selection.choose_C import HeldOut, cross_validate, score_log_proba
 from probekit.selection.folds import TrainingRows
@@ -28,24 +28,15 @@ ONE_ROW_SCALE = 8.0  # where a class has a single row, so that none can be held 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FittedClassMean(FittedProbe):
-    """The centre (D,) of the training rows, the means (K, D) of their unit vectors, and the scale."""
+    """The centre (D,) of the training rows, the means (K, D) of their unit vectors, and the scale (1,)."""
 
     centre: np.ndarray
     means: np.ndarray
-    scale: float
+    scale: np.ndarray
 
     def predict_log_proba(self, X: np.ndarray) -> np.ndarray:
         centre, means = (to_device(values, self.device) for values in (self.centre, self.means))
-        return log_proba(to_device(X, self.device), centre, means, [self.scale])[0].cpu().numpy()
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {"centre": self.centre, "means": self.means, "scale": np.array([self.scale])}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray], read_rows: ReadRows, device: str = "cpu") -> Self:
-        scale = float(arrays["scale"][0])
-        known: dict[str, Any] = {name: arrays[name] for name in ("classes", "centre", "means")}
-        return cls(**known, scale=scale, device=device)
+        return log_proba(to_device(X, self.device), centre, means, self.scale)[0].cpu().numpy()
 
 
 class ClassMeanProbe(Probe):
@@ -59,9 +50,6 @@ class ClassMeanProbe(Probe):
 
     def grid(self, protocol: Protocol) -> Sequence[float]:
         return SCALES
-
-    def n_fits(self, split: TrainingRows, protocol: Protocol) -> int:
-        return 1
 
     def fit(
         self, X: Any, widths: Sequence[int], split: TrainingRows, protocol: Protocol, settings: FitSettings
@@ -82,17 +70,15 @@ class ClassMeanProbe(Probe):
             return scored(held, means_of(fitted), scales)
 
         rounds = [(everything, everything)] if alone else split.rounds(rule)
-        selection = cross_validate(scales, rounds, fit_and_score, rule)
+        selection = cross_validate(scales, rounds, fit_and_score, rule, settings.on_fit)
         use, scale = split.final(protocol.refit), float(selection.chosen)
         centre, means = fitted = means_of(use)
         right = scored(use, fitted, [scale])
-        if settings.on_fit:
-            settings.on_fit(1)
         return FittedClassMean(
             classes=classes,
             centre=centre.cpu().numpy(),
             means=means.cpu().numpy(),
-            scale=scale,
+            scale=np.array([scale]),
             device=settings.device,
             selection=replace(selection, grid_ends=None),  # the scale changes no prediction
             certificate=EXACT,

@@ -31,7 +31,7 @@ def rankme(X: Any, device: str = "cpu") -> float | None:
         gram = gram + (block.T @ block if tall else block @ block.T)
     values = torch.linalg.eigvalsh(gram).clamp_min(0.0).sqrt()
     shares = values / values.sum() + 1e-7  # the paper's epsilon
-    # features of zeros have no shares, and rank 0
+    # all-zero features have no shares: rank 0
     return float((-(shares * shares.log()).sum()).exp().nan_to_num(0.0))
 
 
@@ -46,7 +46,7 @@ def two_nn_dimension(X: Any, device: str = "cpu") -> float | None:
     """
     if len(X) > TWO_NN_ROWS:
         X = X[np.linspace(0, len(X) - 1, TWO_NN_ROWS).round().astype(int)]
-    # the nearest neighbour of a repeated row would be its copy
+    # without it the nearest neighbour of a repeated row would be its copy
     Z = to_device(X, device, torch.float64).unique(dim=0)
     if len(Z) < 20:
         return None
@@ -83,5 +83,5 @@ def linear_cka(X: Any, Z: Any, device: str = "cpu") -> float:
     else:  # fewer rows than columns: the same sums by way of the Gram matrices
         K, L = X @ X.T, Z @ Z.T
         between, within = (K * L).sum(), K.square().sum() * L.square().sum()
-    # constant features are like no other
+    # constant features have no similarity to others
     return float((between / within.sqrt()).nan_to_num(0.0))

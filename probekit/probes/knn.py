@@ -1,4 +1,4 @@
-"""k nearest neighbours by cosine similarity, votes weighted as DINO's: a check that fits nothing.
+"""k nearest neighbours by cosine similarity, votes weighted as DINO's: nothing is fitted.
 
 N training rows, M queries, D features, K classes, n_k neighbourhood sizes.
 """
@@ -23,35 +23,35 @@ Array = NDArray[np.float64]
 
 KS = (10, 20, 100, 200)  # DINO's
 TEMPERATURE = 0.07
-LEAST_SHARE = 1e-12  # of the votes, so that a class without any has a logarithm
+LEAST_SHARE = 1e-12  # of the votes, so that the logarithm of a class without votes is finite
 _BLOCK = 1 << 24  # similarities held at once
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FittedKNN(FittedProbe):
-    """The training features (N, D) that vote, with `columns` (N,), their class indices, and `weights` (N,).
+    """The training features (N, D) of which `k` (1,) vote, with `columns` (N,), their classes, and `weights` (N,).
 
     The file stores their `positions` (N,) among train and val joined, not the features.
     """
 
-    k: int
+    k: np.ndarray
     train: Any
     positions: np.ndarray
     columns: np.ndarray
     weights: np.ndarray
 
     def predict_log_proba(self, X: np.ndarray) -> np.ndarray:
-        votes = knn_proba(self.train, self.columns, X, [self.k], sample_weight=self.weights, device=self.device)[0]
+        votes = knn_proba(self.train, self.columns, X, self.k, sample_weight=self.weights, device=self.device)[0]
         return np.log(np.maximum(votes, LEAST_SHARE))
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        named = {"positions": self.positions, "columns": self.columns, "weights": self.weights}
-        return {"k": np.array([self.k]), **named}
+    @classmethod
+    def stored(cls) -> list[str]:
+        return [name for name in super().stored() if name != "train"]
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], read_rows: ReadRows, device: str = "cpu") -> Self:
-        named: dict[str, Any] = {name: arrays[name] for name in ("classes", "positions", "columns", "weights")}
-        return cls(k=int(arrays["k"][0]), train=read_rows(arrays["positions"]), device=device, **named)
+        own: dict[str, Any] = {name: arrays[name] for name in cls.stored()}
+        return cls(**own, train=read_rows(arrays["positions"]), device=device)
 
 
 class KNNProbe(Probe):
@@ -78,13 +78,13 @@ class KNNProbe(Probe):
         k = int(selection.chosen)
         return FittedKNN(
             classes=classes,
-            k=k,
+            k=np.array([k]),
             train=X[use],
             positions=split.positions[use],
             columns=columns[use],
             weights=split.weights[use],
             device=settings.device,
-            selection=replace(selection, grid_ends=None),  # a wider grid makes no sense
+            selection=replace(selection, grid_ends=None),  # the end of the grid is no sign that it is too narrow
             certificate=EXACT,
             # a row is its own nearest neighbour, so the held-out accuracy is reported instead
             train_accuracy=float(selection.accuracy[selection.index]),
@@ -96,7 +96,7 @@ def knn_proba(
     X: ArrayLike,
     y: ArrayLike,
     queries: ArrayLike,
-    ks: Sequence[int] = KS,
+    ks: Sequence[int] | NDArray[Any] = KS,
     temperature: float = TEMPERATURE,
     sample_weight: ArrayLike | None = None,
     device: str = "cpu",
@@ -123,8 +123,8 @@ def knn_proba(
 
 
 def _votes(
-    train: torch.Tensor, columns: np.ndarray, weights: np.ndarray, asked: torch.Tensor, ks: Sequence[int],
-    temperature: float = TEMPERATURE, backend: str = "torch",
+    train: torch.Tensor, columns: np.ndarray, weights: np.ndarray, asked: torch.Tensor,
+    ks: Sequence[int] | NDArray[Any],    temperature: float = TEMPERATURE, backend: str = "torch",
 ) -> Iterator[torch.Tensor]:  # fmt: skip
     """Blocks (n_k, m, K) of what `knn_proba` returns, of rows at unit length on a device.
 

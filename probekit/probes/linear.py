@@ -20,6 +20,7 @@ from sklearn.model_selection import (
     StratifiedShuffleSplit,
     check_cv,
 )
+from sklearn.utils import check_random_state
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -172,14 +173,17 @@ class LinearProbe(_Probe):
 
     def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
         """Fit on features (N, D) and labels (N,)."""
+        C = self._penalty()
+        features, y, _, weights = self._read(X, y, sample_weight)
+        self._take(self._path(features, y, [C], weights), 0, column_names(X))
+        return self
+
+    def _penalty(self) -> float:
         if np.ndim(self.C):
             raise UserError(
                 f"C must be one positive number, but got {short(self.C)}; LinearProbeCV chooses among several."
             )
-        read_penalties(self.C)
-        features, y, _, weights = self._read(X, y, sample_weight)
-        self._take(self._path(features, y, [self.C], weights), 0, column_names(X))
-        return self
+        return float(read_penalties(self.C)[0])
 
     @classmethod
     def from_path(cls, path: ProbePath, index: int) -> "LinearProbe":
@@ -193,7 +197,7 @@ class LinearProbe(_Probe):
         """Write parameters, weights and certificate as one safetensors file, whole or not at all."""
         check_is_fitted(self)
         arrays = {"coef": np.ascontiguousarray(self.coef_), "intercept": np.ascontiguousarray(self.intercept_)}
-        params = self.get_params()
+        params = self.get_params() | {"C": self._penalty()}
         if isinstance(self.class_weight, dict):  # JSON would turn its keys into text
             params["class_weight"] = [[label, float(weight)] for label, weight in self.class_weight.items()]
         facts = {
@@ -266,7 +270,7 @@ class LinearProbeCV(_Probe):
     cv : int, stratified folds, at most as many as the rarest class has rows; a fraction in (0, 1), one stratified
         hold-out; a scikit-learn splitter or an iterable of (training, held-out) positions. Folds and hold-out keep
         groups together where `fit` is given them
-    random_state : seed of folds and hold-out
+    random_state : seed of folds and hold-out; an integer, a `numpy.random.RandomState` or None, as scikit-learn's
     standardize, tol, max_iter, class_weight, backend, device, dtype, fit_intercept : see `LinearProbe`
 
     Attributes
@@ -280,7 +284,7 @@ class LinearProbeCV(_Probe):
         Cs: Any = None,
         *,
         cv: Any = 5,
-        random_state: int = 0,
+        random_state: Any = 0,
         standardize: bool = False,
         tol: float = 1e-4,
         max_iter: int = 2000,
@@ -372,7 +376,7 @@ class LinearProbeCV(_Probe):
         self.probe_.save(path)
 
 
-def _splitter(cv: Any, y: NDArray[Any], seed: int, grouped: bool) -> Any:
+def _splitter(cv: Any, y: NDArray[Any], seed: Any, grouped: bool) -> Any:
     """What splits rows with labels y into rounds."""
     refused = UserError(
         "cv must be an integer of at least 2 (folds), a fraction between 0 and 1 (held out), a splitter or an iterable "
@@ -381,6 +385,14 @@ def _splitter(cv: Any, y: NDArray[Any], seed: int, grouped: bool) -> Any:
     cv = 5 if cv is None else cv
     if isinstance(cv, (bool, np.bool_, str)):
         raise refused
+    if isinstance(cv, numbers.Real):
+        try:
+            check_random_state(seed)
+        except ValueError as error:
+            raise UserError(
+                "random_state must be None, an integer from 0 to 2**32 - 1 or a numpy.random.RandomState, but got "
+                f"{short(seed)}."
+            ) from error
     if isinstance(cv, numbers.Integral):
         if cv < 2:
             raise refused
@@ -398,7 +410,10 @@ def _splitter(cv: Any, y: NDArray[Any], seed: int, grouped: bool) -> Any:
         return part(n_splits=1, test_size=float(cv), random_state=seed)
     if isinstance(cv, type) or not (hasattr(cv, "split") or isinstance(cv, Iterable)):
         raise refused
-    return check_cv(cv, y, classifier=True)
+    try:
+        return check_cv(cv, y, classifier=True)
+    except TypeError:  # an array of one number
+        raise refused from None
 
 
 def _positions(part: Any, weights: Array) -> Positions:

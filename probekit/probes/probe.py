@@ -6,7 +6,7 @@ rows, D columns, R coefficient rows (1 for two classes, else K), K classes.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -40,6 +40,8 @@ FitAndScore = Callable[[np.ndarray, np.ndarray, np.ndarray], HeldOut]  # (grid, 
 class FittedProbe(ABC):
     """A fitted probe; read back from its file it has no `selection`, `certificate` or `train_accuracy`.
 
+    The further fields of a subclass are arrays, and what its file stores.
+
     Attributes
     ----------
     classes : (K,) labels in column order
@@ -61,14 +63,20 @@ class FittedProbe(ABC):
     def predict_log_proba(self, X: np.ndarray) -> np.ndarray:
         """Logarithms of class probabilities (N, K) of features (N, D) as they were read."""
 
-    @abstractmethod
+    @classmethod
+    def stored(cls) -> list[str]:
+        """Names of the fields that are in its file."""
+        return [f.name for f in fields(cls) if f.name == "classes" or f not in fields(FittedProbe)]
+
     def arrays(self) -> dict[str, np.ndarray]:
-        """What `from_arrays` needs, besides `classes`."""
+        """What `from_arrays` needs."""
+        return {name: getattr(self, name) for name in self.stored()}
 
     @classmethod
-    @abstractmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], read_rows: ReadRows, device: str = "cpu") -> Self:
-        """The probe from its arrays and `classes`; `read_rows` reads training features by their positions."""
+        """The probe from its arrays; `read_rows` reads training features by their positions."""
+        own: dict[str, Any] = {name: arrays[name] for name in cls.stored()}
+        return cls(**own, device=device)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -81,13 +89,6 @@ class FittedLinear(FittedProbe):
     def predict_log_proba(self, X: np.ndarray) -> np.ndarray:
         rows, coef, intercept = (to_device(values, self.device).double() for values in (X, self.coef, self.intercept))
         return log_probabilities(rows @ coef.mT + intercept).cpu().numpy()
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {"coef": self.coef, "intercept": self.intercept}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray], read_rows: ReadRows, device: str = "cpu") -> Self:
-        return cls(classes=arrays["classes"], coef=arrays["coef"], intercept=arrays["intercept"], device=device)
 
 
 class Probe(ABC):

@@ -1,6 +1,6 @@
 """Ridge regression to one-hot targets: every penalty from one eigendecomposition, as big_vision's few-shot probe does.
 
-A cheap check beside the logistic probe. N rows, D features, K classes, n_C penalties.
+A cheap check of the logistic probe. N rows, D features, K classes, n_C penalties.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ class RidgeProbe(Probe):
         coef, intercept = fit_ridge(Z[use], columns[use], [selection.chosen], split.weights[use], settings.device)
         right = score_log_proba(scores(use, coef, intercept), columns[use], split.weights[use])
         raw, bias = coef[0] / scale, intercept[0]
-        if len(classes) == 2:  # one row of coefficients, as in every two-class probe
+        if len(classes) == 2:  # one row of coefficients, as in all two-class probes
             raw, bias = raw[1:] - raw[:1], bias[1:] - bias[:1]
         return FittedLinear(
             classes=classes,

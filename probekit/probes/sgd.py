@@ -34,8 +34,8 @@ from probekit.solver.objective import log_probabilities
 
 Array = NDArray[np.float64]
 VERSION = "sgd-2"
-SCORES = 1 << 24  # held at once while heads are scored
-BLOCK_ROWS = 8192  # of a pass over features
+SCORES = 1 << 24  # scores held at once
+BLOCK_ROWS = 8192  # rows read at once in a pass over features
 
 
 class SGDProbe(Probe):
@@ -113,7 +113,7 @@ def _choose_rate(grid: "SGDGrid", layer: int, X: Any, split: TrainingRows, confi
 
         def log_proba(block: Any) -> Tensor:
             scores = grid.scores(layer, block)
-            own = scores.isfinite().all(2).all(1)  # a rate that is too large ends in overflow
+            own = scores.isfinite().all(2).all(1)  # a learning rate that is too large overflows
             finite.logical_and_(own)
             return torch.where(own[:, None, None], scores, 0.0).log_softmax(-1)
 
@@ -220,8 +220,8 @@ def train_sgd(
 
     Parameters
     ----------
-    batches : called with a step, yields the batches from that step on: (X of every layer, y). Augmentation belongs
-        here; `sgd_batches.array_batches` makes one from arrays or files
+    batches : called with a step, yields the batches from that step on: (X of every layer, y), as those of
+        `sgd_batches.array_batches`
     widths : D_l of every layer
     n_classes, n_steps : K (labels are 0 to K-1), and the length of the schedule
     config : learning rates, momentum, weight decay

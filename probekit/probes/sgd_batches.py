@@ -19,13 +19,11 @@ from probekit.selection.protocol import SGDConfig
 Batch = tuple[Sequence[Any], Any]  # X (B, D_l) of every layer, y (B,) class indices
 
 BUFFER_BYTES = 1 << 30  # of float32 rows of all layers; with read-ahead two buffers are held
-BLOCKS = 64  # to a buffer
-
-Augment = Callable[[list[np.ndarray], np.ndarray, np.random.Generator], list[np.ndarray]]
+BLOCKS = 64  # per buffer
 
 
 def array_batches(
-    layers: Sequence[Any], y: np.ndarray, config: SGDConfig, augment: Augment | None = None, buffer: int | None = None
+    layers: Sequence[Any], y: np.ndarray, config: SGDConfig, buffer: int | None = None
 ) -> tuple[Callable[[int], Iterator[Batch]], int]:
     """Batches for `train_sgd`, and how many there are in `config.epochs`.
 
@@ -33,9 +31,7 @@ def array_batches(
     buffer of rows at a time (a multiple of 64, by default 1 GiB), the next one while this one is used, and give the
     same batches. `y` (N,) are class indices.
 
-    Each epoch has its own order, from (seed, epoch); `augment(X of every layer, y, rng)` gets a generator made from
-    (seed, step), so that a resumed run sees what an undisturbed one does. The incomplete batch at an epoch's end is
-    dropped.
+    Each epoch has its own order, from (seed, epoch). The incomplete batch at an epoch's end is dropped.
     """
     size = min(config.batch_size, len(y))
     per_epoch = len(y) // size
@@ -52,10 +48,7 @@ def array_batches(
                 source = ((rows, [_float32(X[rows]) for X in layers]) for rows in chosen)
             else:
                 source = _streamed(layers, order, size, buffer, first)
-            for index, (rows, features) in enumerate(source, first):
-                if augment is not None:
-                    rng = np.random.default_rng([config.seed, 1, epoch * per_epoch + index])
-                    features = augment(features, y[rows], rng)
+            for rows, features in source:
                 yield features, y[rows]
 
     return batches, count_steps(len(y), config)
@@ -67,7 +60,7 @@ def count_steps(n_rows: int, config: SGDConfig) -> int:
 
 
 def epoch_order(n: int, buffer: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of the rows in an epoch (n,): outright random up to `buffer` rows, else in two steps."""
+    """The order of the rows in an epoch (n,): a random permutation up to `buffer` rows, else shuffled in two steps."""
     rng = np.random.default_rng([seed, epoch])
     if n <= buffer:
         return rng.permutation(n)
@@ -107,7 +100,7 @@ def _streamed(
                 rest = (rows, features) if len(rows) < size else None
                 if rest is not None:
                     break
-                ascending = np.argsort(rows)  # as rows in memory are taken
+                ascending = np.argsort(rows)  # the order of rows in memory
                 yield rows[ascending], [X[ascending] for X in features]
 
 

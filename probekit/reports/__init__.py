@@ -1,4 +1,4 @@
-"""Pictures, tables and one self-contained page, made of records alone."""
+"""Figures, tables and a self-contained HTML page, made from records alone."""
 
 from probekit.reports.figures.terminal import print_panel, terminal_curve
 from probekit.reports.panels import Panel, Series, build_panels, collect_records

@@ -1,4 +1,4 @@
-"""Convergence for people: which fits finished, where the work was, which chosen fits are in doubt."""
+"""Convergence in the report: which fits are certified, their iterations, and chosen fits that are not reliable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEFT, WIDTH = 34, 640  # of the map, in its own units
 
 
 def records_of(series: Series) -> list[Record]:
-    """Every record that a series shows in its figures, of all runs and seeds; its checks are in the tables only."""
+    """Records that the figures of a series show, of all runs and seeds; other kinds of probes are in tables only."""
     every = [*series.curve.every, *(record for joint in series.concatenated for record in joint.curve.every)]
     return list({record.key: record for record in every}.values())
 
@@ -38,7 +38,7 @@ def fit_sentence(panel: Panel) -> str:
 
 
 def fit_map(series: Series) -> dict[str, Any]:
-    """The map layers x penalties: sizes, ticks, and of each layer its fits (opacity by log iterations, converged)."""
+    """The map of layers x penalties: sizes, ticks, and each layer's fits (opacity by log iterations, converged)."""
     iterations = [np.maximum(np.asarray(record.n_iter, dtype=float), 1) for record in series.records]
     least, most = min(own.min() for own in iterations), max(own.max() for own in iterations)
     longest = max(len(own) for own in iterations)
@@ -64,7 +64,7 @@ def fit_map(series: Series) -> dict[str, Any]:
 
 
 def _ticks(exponents: np.ndarray, most: int = 8) -> list[tuple[float, str]]:
-    """Places (in cells) and names of whole powers of ten along a grid; its ends where it spans less than two."""
+    """Positions (in cells) and labels of whole powers of ten along a grid; its ends if it spans less than two."""
     whole = np.arange(np.ceil(exponents.min() - 1e-9), exponents.max() + 1e-9)
     if len(whole) < 2 or most < 3 or (np.diff(exponents) <= 0).any():
         return [(float(place), f"{exponents[place]:.2g}") for place in dict.fromkeys((0, len(exponents) - 1))][:most]
@@ -74,7 +74,7 @@ def _ticks(exponents: np.ndarray, most: int = 8) -> list[tuple[float, str]]:
 
 
 def failed_fits(panel: Panel) -> Iterator[tuple[Any, ...]]:
-    """Of each layer with fits along the path that did not converge: series, layer, count, worst known gap, their C."""
+    """For each layer with fits that did not converge: series, layer, count, largest known gap, their C."""
     for series in panel.series:
         for record in records_of(series):
             failed = np.flatnonzero(~np.asarray(record.converged, dtype=bool))
@@ -86,7 +86,7 @@ def failed_fits(panel: Panel) -> Iterator[tuple[Any, ...]]:
 
 
 def doubtful_fits(panel: Panel) -> Iterator[tuple[Any, ...]]:
-    """The chosen fits that are not converged or whose C is at the end of the grid: series, layer, figures, why."""
+    """Chosen fits that did not converge or whose C is at the end of the grid: series, layer, numbers, reason."""
     for series in panel.series:
         for record in records_of(series):
             if record.is_converged and not record.at_grid_edge:

@@ -1,6 +1,6 @@
-"""The page: one file that explains itself and loads nothing.
+"""The HTML report: one self-contained file.
 
-`page.html.jinja` holds the words and the look; here records become what it shows.
+`page.html.jinja` has the text and the style; this module computes its variables from panels.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from probekit.reports.figures.penalty_paths import path_figure
 from probekit.reports.figures.style import CSS_NAME, DARK, inline_svg, style
 from probekit.reports.fit_map import doubtful_fits, failed_fits, fit_map, fit_sentence
 from probekit.reports.panels import Panel, Series, series_margin, short_range
-from probekit.reports.published import comparison_frame, printed_comparison
+from probekit.reports.published import comparison_table
 from probekit.results.curve import layer_name, layer_words
 from probekit.results.paired import PairedDifference, p_value
 from probekit.results.record import Record
@@ -53,7 +53,7 @@ def render_page(
     figures: Mapping[str, Callable[[Panel], Figure]] = MappingProxyType({}),
     metrics: Mapping[str, Sequence[Panel]] = MappingProxyType({}),
 ) -> str:
-    """The report as one HTML page without a single network request: pictures, type and style are inside, no scripts.
+    """The report as one HTML page without scripts or network requests: images and style are inside.
 
     `sources` are the results that were read: sample pictures and `config.json` are looked for beside them. `files` are
     those of the report, to be linked: panel's slug -> what they belong to -> paths. `figures` are further ones by name;
@@ -82,7 +82,7 @@ def render_page(
         command=command("report", *sources),
         version=_version(),
     )
-    return terminal(page)  # no control character of a name enters the page either
+    return terminal(page)  # names are shown without control characters
 
 
 def _title(panels: Sequence[Panel]) -> str:
@@ -124,7 +124,7 @@ def _panel(
         "concatenated": [(series, joint) for series in panel.series for joint in series.concatenated],
         "controls": controls,
         "metrics": _two_widths(partial(metric_figure, metrics), f"{prefix}m", words) if metrics else None,
-        # the fits are the same whatever the test set: they are shown once
+        # the fits do not depend on the test set, so they are shown once
         "fits": _fits(panel, layered, prefix) if panel.is_own_test else None,
         "published": _published(panel),
         "provenance": _provenance(panel),
@@ -133,7 +133,7 @@ def _panel(
 
 
 def _model(series: Series, controls: Sequence[Margin]) -> dict[str, Any]:
-    """Of a model's curve: sentences, warnings, and facts (name, value, remark)."""
+    """Sentences, warnings and facts (name, value, remark) of a model's curve."""
     best, over, found = series.best, series.curve.over, series.verdict
     rows = (f"mean and standard deviation of {over}, " if over else "") + f"{best.record.metrics['n_test']:,} rows"
     accuracy = f"{best.value:.1f} %" + (f" ± {best.spread:.1f}" if over else "")
@@ -162,7 +162,7 @@ def _points_above(series: Series, controls: Sequence[Margin]) -> list[tuple[str,
     """The gain over the last layer; where that layer itself is the best, the gain over the strongest control."""
     found = series.verdict
     if found is not None and series.peak != len(series.depths) - 1:
-        than, gains = series.curve.reference, (100 * found.gain, 100 * found.gain_low, 100 * found.gain_high)
+        than, gains = series.curve.reference, found.gain.points
     else:
         own = [(control, margin) for model, control, margin in controls if model is series]
         if not own:
@@ -191,7 +191,7 @@ def _svg(
 def _two_widths(
     draw: Callable[[bool], Figure], prefix: str, label: str, tooltips: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, Markup]:
-    """A figure as SVG for a desktop ("wide") and for a telephone ("narrow")."""
+    """A figure as SVG for a desktop ("wide") and for a phone ("narrow")."""
     return {
         name: _svg(partial(draw, name == "narrow"), prefix + name[0], label, tooltips) for name in ("wide", "narrow")
     }
@@ -233,9 +233,8 @@ def _fits(panel: Panel, layered: Sequence[Series], prefix: str) -> dict[str, Any
 
 
 def _published(panel: Panel) -> dict[str, Any] | None:
-    frame = comparison_frame([panel])
-    printed = printed_comparison(frame).drop(columns="Data set")
-    ours = frame["flag"] == "ours"
+    table = comparison_table([panel])
+    ours, printed = table.frame["flag"] == "ours", table.printed.drop(columns="Data set")
     rows = list(zip(ours, printed.itertuples(index=False), strict=True))
     return None if ours.all() else {"columns": list(printed.columns), "rows": rows}
 
@@ -272,7 +271,7 @@ def _protocol_words(name: str, record: Record) -> str:
 
 
 def _date(created: str) -> str:
-    """`2026-11-24T22:54:49+00:00` without seconds, as people write it."""
+    """`2026-11-24T22:54:49+00:00` without seconds: `2026-11-24 22:54 UTC`."""
     return created[:16].replace("T", " ") + (" UTC" if created.endswith("+00:00") else "")
 
 
@@ -286,7 +285,7 @@ def _documents(panel: Panel) -> list[tuple[str, str]]:
 
 
 def _runs(panels: Sequence[Panel]) -> Iterator[Path]:
-    """The folders of the training runs whose checkpoints were probed, where they still are.
+    """The folders of the training runs whose checkpoints were probed, if they still exist.
 
     A record may come from anywhere: only one that knows the hash of a checkpoint's weights brings pictures of its run.
     """
@@ -299,7 +298,7 @@ def _runs(panels: Sequence[Panel]) -> Iterator[Path]:
 
 
 def _samples(sources: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    """Name and content of pictures drawn from models: of each folder the last few, by hand and while it trained."""
+    """Name and content of images sampled from models: the last few of each folder, also from during training."""
     folders = [(source if source.is_dir() else source.parent).resolve() for source in sources]
     for folder in dict.fromkeys(folders):
         for path in [path for pattern in SAMPLE_PICTURES for path in sorted(folder.glob(pattern))[-MOST_SAMPLES:]]:
@@ -311,7 +310,7 @@ def _samples(sources: Sequence[Path]) -> Iterator[tuple[str, str]]:
 
 
 def _picture(path: Path) -> bytes | None:
-    """The pixels of a PNG file, encoded again: nothing else of a file, and no file that is none, enters a page."""
+    """A PNG file encoded anew, so that only its pixels enter the page; None if it cannot be decoded."""
     from PIL import Image
 
     if not path.is_file() or path.stat().st_size > MOST_SAMPLE_BYTES:
@@ -321,7 +320,7 @@ def _picture(path: Path) -> bytes | None:
             if image.width * image.height > MOST_SAMPLE_PIXELS:
                 return None
             pixels = image.convert("RGB")
-    except Exception:  # decoders raise many kinds of errors for damaged files; a page does without the picture
+    except Exception:  # decoders raise many kinds of errors for damaged files; the page omits the image
         return None
     clean = Image.frombytes("RGB", pixels.size, pixels.tobytes())
     buffer = BytesIO()

@@ -1,6 +1,6 @@
-"""Records, gathered into what one picture shows: series of layers on one data set under one protocol.
+"""Records grouped into panels: what one figure shows, the series of one data set under one protocol.
 
-Here accuracies turn into percent and differences into percentage points; n layers of a series.
+Accuracies are converted to percent here, differences to percentage points. n layers of a series.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from probekit.results.curve import Curve, Verdict, curve_of_draws, depth_curve, paired_curves, verdict
-from probekit.results.measured import LABEL_FREE, find_metric
+from probekit.results.measured import find_metric
 from probekit.results.metrics import Metric
 from probekit.results.paired import PairedDifference
 from probekit.results.record import Record, read_records
@@ -25,14 +25,14 @@ from probekit.runtime.escape import file_name, visible
 
 ROLES = ("model", "readout", "random", "flat")
 READOUTS = {"knn": "kNN", "class-mean": "class mean"}
-"""Kinds of probes by the name that they have in print; another one has its own."""
+"""Names in print of kinds of probes; a kind that is not listed keeps its own."""
 
 NAMES = {"random": "random weights", "pixels": "raw pixels", "histogram": "colour histogram"}
 
 
 @dataclass(frozen=True)
 class Point:
-    """One probe of a curve over its draws, in units as shown: percent, or the metric's own unit.
+    """One probe of a curve over its draws, in the units shown: percent, or the metric's own unit.
 
     Attributes
     ----------
@@ -80,23 +80,23 @@ class Concatenated(Point):
 
     @property
     def name(self) -> str:
-        """Its layers in a few letters, or how each run found its own."""
+        """Its layers in a few characters, or the rule by which each run chose them."""
         return short_range(self.depths) if self.depths else self.rule
 
     @property
     def title(self) -> str:
-        """Its name as people say it: "layers 6–8 concatenated"."""
+        """Its name in full: "layers 6–8 concatenated"."""
         words = f"layers {self.name}" if self.depths and "layers" not in self.name else self.name
         return f"{words} concatenated" + ("" if self.record.kind == "concat" else f" ({self.record.kind})")
 
     @property
     def layers(self) -> str:
-        """Every layer ("2+6+9"), or how each run found its own."""
+        """Every layer ("2+6+9"), or the rule by which each run chose them."""
         return "+".join(map(str, self.depths)) or self.rule
 
     @property
     def cell(self) -> str:
-        """Its layers in a table, which has room to list what a figure counts: three neighbours, or more apart."""
+        """Its layers in a table cell, which lists up to three; more are a range or a number, as in figures."""
         counted = (len(self.depths) > 3 and "layers" not in self.name) or not self.depths
         listed = self.name if counted else ", ".join(map(str, self.depths))
         return listed + ("" if self.record.kind == "concat" else f", {self.record.kind}")
@@ -157,7 +157,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """Series that may stand on the same axes: one data set and test set, protocol, number of training rows, metric."""
+    """Series that share axes: one data set and test set, protocol, number of training rows, and metric."""
 
     dataset: str
     protocol: str
@@ -175,17 +175,17 @@ class Panel:
     @property
     def measured(self) -> str:
         """Name of the axis of values, with the kind of probe where it is not the protocol's."""
-        words = self.metric.words + (", kNN" if self.readout == "knn" else f", {self.readout}" if self.readout else "")
+        words = self.metric.words + (f", {READOUTS.get(self.readout, self.readout)}" if self.readout else "")
         return f"{words} (%)" if self.metric.percent else words
 
     @property
     def is_own_test(self) -> bool:
-        """Whether the figures are of the data set's own test rows."""
+        """Whether the numbers are of the data set's own test rows."""
         return self.test == "test"
 
     @property
     def over(self) -> str:
-        """What the most repeated of its series is a mean over ("3 seeds", "3 runs"); "" for single draws."""
+        """What the series with the most draws is a mean over ("3 seeds", "3 runs"); "" for single draws."""
         return max(self.series, key=lambda series: series.curve.n_draws).curve.over
 
     @property
@@ -220,8 +220,8 @@ class Panel:
         """What the bars are; "" where the metric has none."""
         if self.over:
             return f"95 %, new {self.over.split()[1]} and test rows, pointwise"
-        kind = "Wilson " if self.metric.name in ("top1", "top5") else ""
-        return "" if self.metric.name in LABEL_FREE else f"95 % {kind}intervals, pointwise"
+        kind = "Wilson " if self.metric.counts else ""
+        return "" if self.metric.label_free else f"95 % {kind}intervals, pointwise"
 
     @property
     def band_words(self) -> str:
@@ -253,7 +253,7 @@ def points_of(curve: Curve) -> list[Point]:
 
 
 def curve_rows(panel: Panel) -> Iterator[dict[str, Any]]:
-    """The points of a panel's curves, one row a layer, in the units of records."""
+    """The points of a panel's curves, one row per layer, in the units of records."""
     for series in panel.series:
         curve = series.curve
         for k, depth in enumerate(curve.depths):
@@ -280,7 +280,7 @@ def fit_words(converged: bool, at_grid_edge: bool) -> str:
 
 
 def role_of(record: Record) -> str:
-    """Tell a trained model from its controls by the series' name and the number of layers in its file."""
+    """Role of a series ("model", "random" or "flat"), from its name and the number of layers in its file."""
     if record.series.startswith("random"):
         return "random"
     return "flat" if record.n_layers == 1 else "model"
@@ -331,7 +331,7 @@ def build_panels(
     shown, records = find_metric(metric), join_runs(list(records), runs)
     singles = [r for r in records if len(r.layers) == 1 and r.kind != "layer"]
     if readout is not None:
-        if metric in LABEL_FREE:
+        if shown.label_free:
             raise UserError(f"{metric} is of the features, whatever the probe: leave out readout {readout!r}.")
         known = list(dict.fromkeys(r.kind for r in singles))
         if readout not in known:
@@ -374,7 +374,7 @@ def _curves(members: list[Record]) -> dict[str, list[Record]]:
 
 def _readouts(records: list[Record], host: Series) -> list[Series]:
     """The other kinds of probes that read single layers of a model, each as a curve."""
-    if host.role != "model" or host.curve.metric.name in LABEL_FREE:
+    if host.role != "model" or host.curve.metric.label_free:
         return []
     return [
         replace(
@@ -391,7 +391,7 @@ def _other_kinds(records: list[Record]) -> dict[str, list[Record]]:
     for r in records:
         if len(r.layers) == 1 and r.kind != "layer":
             kinds.setdefault(r.kind, []).append(replace(r, kind="layer"))
-    # attentive probes of several files of tokens are no curve
+    # attentive probes of several token files do not form a curve
     return {
         kind: own
         for kind, own in kinds.items()
@@ -400,7 +400,7 @@ def _other_kinds(records: list[Record]) -> dict[str, list[Record]]:
 
 
 def _tokens_beside_pooled(by_file: dict[tuple[str, str], list[Record]]) -> dict[tuple[str, str], list[Record]]:
-    """Probes of tokens, which have a feature file of their own, put with the curve of the same series and weights."""
+    """Probes of tokens, which have a feature file of their own, added to the curve of the same series and weights."""
     hosts = {key: list(own) for key, own in by_file.items() if any(r.reads != "tokens" for r in own)}
     for (name, feature_id), own in by_file.items():
         if (name, feature_id) in hosts:
@@ -433,14 +433,14 @@ def build_series(records: list[Record], label: str, metric: Metric | str = "top1
         concatenated=_concatenated(records, curve),
         checks=tuple(
             depth_curve(own, records[0].train_rows, curve.metric)
-            for own in _other_kinds(records if role != "model" and curve.metric.name not in LABEL_FREE else []).values()
+            for own in _other_kinds(records if role != "model" and not curve.metric.label_free else []).values()
         ),
     )
 
 
 def _concatenated(records: list[Record], curve: Curve) -> tuple[Concatenated, ...]:
     """Each set of layers over its seeds. Runs choose their own sets: there, each rule that every run has followed."""
-    if curve.metric.name in LABEL_FREE:
+    if curve.metric.label_free:
         return ()
     several, every = len(curve.runs) > 1, dict.fromkeys((r.series, r.seed) for r in curve.every)
     joint = [r for r in records if len(r.layers) > 1 and (r.series, r.seed) in every]

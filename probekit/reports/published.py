@@ -1,6 +1,6 @@
-"""Numbers that papers print, set beside ours. `published.csv` holds them, each with its source and paper version.
+"""Numbers printed in papers, next to ours. They are in `published.csv`, each with its source and paper version.
 
-Flags: S read in the source, S2 read in a secondary source, D derived from printed numbers. Nothing from memory.
+Flags: S read in the source, S2 read in a secondary source, D derived from printed numbers.
 Versions: P1 and P2 are the iGPT paper's first (ICML) and second (June 2020) version, BLOG is OpenAI's "Image GPT" page,
 NR a public user notebook; other versions name the paper or code that the number belongs to.
 """
@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from probekit.reports.panels import Panel, Point
-from probekit.reports.tables import KEY_LENGTH, require_one_protocol, with_limits
+from probekit.reports.tables import KEY_LENGTH, Table, with_limits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,11 +43,21 @@ def published(task: str | None = None, dataset: str | None = None) -> pd.DataFra
     return frame.reset_index(drop=True)
 
 
-def comparison_frame(panels: Sequence[Panel], task: str = "linear_probe", mix_protocols: bool = False) -> pd.DataFrame:
-    """Our best layer, last layer, baselines and concatenated layers beside the published rows of the same data sets.
+def comparison_table(panels: Sequence[Panel], task: str = "linear_probe") -> Table:
+    """Our best layer, last layer, baselines and concatenated layers beside the published rows of the same data sets."""
+    frame, title = comparison_frame(panels, task), ", ".join(dict.fromkeys(panel.title for panel in panels))
+    caption = (
+        f"Ours beside published numbers on {title}. Published rows follow their authors' protocols and models; "
+        "S2 marks a secondary source, D a number derived from printed ones."
+    )
+    return Table(frame, printed_comparison(frame), caption)
+
+
+def comparison_frame(panels: Sequence[Panel], task: str = "linear_probe") -> pd.DataFrame:
+    """The rows of `comparison_table`, sorted by data set and accuracy.
 
     Published rows follow their authors' protocols: the table sets numbers side by side and claims no equality of
-    conditions. Rows are sorted by data set and accuracy.
+    conditions.
 
     Parameters
     ----------
@@ -55,8 +65,6 @@ def comparison_frame(panels: Sequence[Panel], task: str = "linear_probe", mix_pr
         From `build_panels`.
     task
         Which published rows to bring.
-    mix_protocols
-        Allow records of different protocols of ours in one table.
 
     Returns
     -------
@@ -65,8 +73,8 @@ def comparison_frame(panels: Sequence[Panel], task: str = "linear_probe", mix_pr
     """
     import pandas as pd
 
-    require_one_protocol(panels, mix_protocols)
-    rows = [row for panel in panels for row in [*_ours(panel), *_theirs(panel, task)]]
+    once = {panel.title: panel for panel in panels}.values()  # several protocols on the same data are several panels
+    rows = [row for panel in panels for row in _ours(panel)] + [row for panel in once for row in _theirs(panel, task)]
     frame = pd.DataFrame(rows, columns=COLUMNS)
     return frame.sort_values(["dataset", "accuracy"], ascending=[True, False], kind="stable", ignore_index=True)
 
@@ -98,7 +106,7 @@ def _theirs(panel: Panel, task: str) -> Iterator[tuple[Any, ...]]:
 
 
 def printed_comparison(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rounding that people read, from `comparison_frame`; ours keep their interval, theirs the printed spread."""
+    """`comparison_frame` as it is printed: rounded, our numbers with intervals, published ones with their spread."""
     import pandas as pd
 
     ours = frame["flag"] == "ours"

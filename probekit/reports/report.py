@@ -1,4 +1,4 @@
-"""The report folder: depth curve, tables, comparison, and the page that shows them all."""
+"""The report folder: depth curve, tables, comparison, and the HTML page."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from probekit.reports.figures.metric_grid import metric_frame, metric_panels
 from probekit.reports.figures.style import FORMATS, save_figure, style
 from probekit.reports.page import render_page
 from probekit.reports.panels import Panel, build_panels, collect_records
-from probekit.reports.published import comparison_frame, printed_comparison
-from probekit.reports.tables import captions, layer_frame, path_frame, printed_frame, write_subset_table, write_table
+from probekit.reports.published import comparison_table
+from probekit.reports.tables import layer_frame, layer_table, path_frame, subset_table
 from probekit.runtime.errors import UserError
 from probekit.runtime.escape import csv_text
 
@@ -38,7 +38,7 @@ def write_report(
     `without_near_duplicates.{md,csv,tex}`.
 
     With several data sets, protocols or sizes of the training set, each has its own files (`depth_curve-NAME.svg` and
-    so on), since their numbers do not belong on one axis or into one table; the page shows them one below the other.
+    so on), since their numbers are not comparable; the page shows them one below the other.
 
     Parameters
     ----------
@@ -78,8 +78,13 @@ def write_report(
             suffix = "" if len(panels) == 1 else f"-{panel.slug}"
             own = files[panel.slug] = {
                 "curve": write_curve(panel, out / f"depth_curve{suffix}"),
-                "tables": _write_tables(panel, out, suffix),
+                "tables": [
+                    *layer_table(panel).write(out / f"table{suffix}"),
+                    *comparison_table([panel]).write(out / f"comparison{suffix}"),
+                ],
             }
+            if subset := subset_table(panel):
+                own["tables"] += subset.write(out / f"without_near_duplicates{suffix}")
             if panel.is_own_test:
                 layered = [series for series in panel.series if not series.is_flat]
                 own["paths"] = [write_points(path_frame(layered or panel.series), out / f"penalty_paths{suffix}.csv")]
@@ -119,16 +124,7 @@ def line_frame(figure: Figure) -> pd.DataFrame:
 
 
 def write_curve(panel: Panel, stem: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
-    """Write the depth curve once a format, and its points as CSV; the same records give the same bytes."""
+    """Write the depth curve in each format, and its points as CSV; the same records give the same bytes."""
     with style():
         written = save_figure(depth_figure(panel), stem, formats)
     return [*written, write_points(layer_frame([panel]), stem.with_name(f"{stem.name}.csv"))]
-
-
-def _write_tables(panel: Panel, out: Path, suffix: str) -> list[Path]:
-    caption, layers, compared = captions(panel), layer_frame([panel]), comparison_frame([panel])
-    return [
-        *write_table(layers, printed_frame(layers), out / f"table{suffix}", caption["layers"]),
-        *write_table(compared, printed_comparison(compared), out / f"comparison{suffix}", caption["comparison"]),
-        *write_subset_table(panel, out / f"without_near_duplicates{suffix}"),
-    ]

@@ -1,9 +1,10 @@
-"""Tables of results in Markdown, LaTeX and CSV; every row carries the key of the record it was read from."""
+"""Tables of results in Markdown, LaTeX and CSV; every row has the key of its record."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,34 +21,52 @@ from probekit.runtime.escape import csv_text, latex, markdown
 if TYPE_CHECKING:
     import pandas as pd
 
-KEY_LENGTH = 10  # characters of a record's key in print; CSV files carry it whole
+FORMATS = ("csv", "md", "tex")
+KEY_LENGTH = 10  # characters of a record's key in print; CSV files have all of it
 
 
-def require_one_protocol(panels: Sequence[Panel], mix_protocols: bool = False) -> None:
-    """Refuse panels of different protocols, whose numbers cannot be compared, unless asked to take them.
+@dataclass(frozen=True)
+class Table:
+    """A table: `frame` has every column in full precision, `printed` the columns and rounding of print."""
 
-    Raises
-    ------
-    UserError
-        Two protocols among the panels and `mix_protocols` is False.
-    """
-    found = {panel.protocol_hash: panel.protocol for panel in panels}
-    if len(found) > 1 and not mix_protocols:
-        listed = ", ".join(f"{name} ({key[:6]})" for key, name in found.items())
-        raise UserError(
-            f"These records follow different protocols ({listed}): choose the records of one, or set mix_protocols."
-        )
+    frame: pd.DataFrame
+    printed: pd.DataFrame
+    caption: str
+
+    def text(self, form: str, columns: Sequence[str] | None = None, label: str = "tab:probes") -> str:
+        """As "csv" (of `frame`), "md" or "tex" (of these columns of `printed`, see `choose_columns`)."""
+        printed = choose_columns(self.printed, columns, form)
+        if form == "csv":
+            return csv_text(self.frame)
+        if form == "md":
+            cells = printed.rename(columns=_markdown_cell).map(_markdown_cell)
+            return f"{markdown(self.caption)}\n\n{cells.to_markdown(index=False, disable_numparse=True)}\n"
+        return _latex(self.frame, printed, self.caption, label)
+
+    def write(self, stem: Path) -> list[Path]:
+        """Write `stem.csv`, `stem.md` and `stem.tex`; returns the three."""
+        files = [stem.with_name(f"{stem.name}.{form}") for form in FORMATS]
+        for form, path in zip(FORMATS, files, strict=True):
+            atomic.write_text(path, self.text(form))
+        return files
 
 
-def layer_frame(panels: Sequence[Panel], mix_protocols: bool = False) -> pd.DataFrame:
-    """One row a probe: layers, then concatenated layers, of every series. Accuracies are fractions.
+def layer_table(panel: Panel) -> Table:
+    """The table of every probe of a panel."""
+    intervals = f"; intervals: {panel.interval_words}" if panel.interval_words else ""
+    band = f"; differences to the last layer: {panel.band_words}" if panel.has_band else ""
+    caption = (
+        f"{panel.measured.removesuffix(' (%)')} of probes on {panel.title}, protocol {panel.protocol} "
+        f"({panel.protocol_hash[:6]}). C and layers are chosen on held-out training rows"
+        + (f"; values are means over {panel.over}" if panel.over else "")
+        + f"{intervals}{band}."
+    )
+    frame = layer_frame([panel])
+    return Table(frame, printed_frame(frame, panel.metric), caption)
 
-    Parameters
-    ----------
-    panels
-        From `build_panels`.
-    mix_protocols
-        Allow rows of different protocols in one table.
+
+def layer_frame(panels: Sequence[Panel]) -> pd.DataFrame:
+    """One row per probe: layers, then concatenated layers, of every series. Accuracies are fractions.
 
     Returns
     -------
@@ -56,7 +75,6 @@ def layer_frame(panels: Sequence[Panel], mix_protocols: bool = False) -> pd.Data
     """
     import pandas as pd
 
-    require_one_protocol(panels, mix_protocols)
     return pd.DataFrame(row for panel in panels for series in panel.series for row in _rows(panel, series))
 
 
@@ -120,7 +138,7 @@ def _row(
 
 
 def path_frame(several: Sequence[Series]) -> pd.DataFrame:
-    """The points of path figures and maps of iterations: one row a fit; accuracies are fractions."""
+    """The points of path figures and maps of iterations: one row per fit; accuracies are fractions."""
     import pandas as pd
 
     return pd.DataFrame(
@@ -143,7 +161,7 @@ def path_frame(several: Sequence[Series]) -> pd.DataFrame:
 
 
 def printed_frame(frame: pd.DataFrame, metric: Metric | str = "top1") -> pd.DataFrame:
-    """The columns and the rounding that people read, from `layer_frame` of panels of one metric.
+    """`layer_frame` of panels of one metric as it is printed: fewer columns, rounded.
 
     Of several draws "C" is from the least to the largest that one has chosen, and "Record" the first one's.
     """
@@ -199,27 +217,13 @@ def with_limits(value: pd.Series, low: pd.Series, high: pd.Series) -> pd.Series:
     return value + (" [" + low + ", " + high + "]").where(low != "", "")
 
 
-def captions(panel: Panel) -> dict[str, str]:
-    """What stands over the tables "layers" and "comparison" of a panel."""
-    intervals = f"; intervals: {panel.interval_words}" if panel.interval_words else ""
-    band = f"; differences to the last layer: {panel.band_words}" if panel.has_band else ""
-    return {
-        "layers": f"{panel.measured.removesuffix(' (%)')} of probes on {panel.title}, protocol {panel.protocol} "
-        f"({panel.protocol_hash[:6]}). C and layers are chosen on held-out training rows"
-        + (f"; values are means over {panel.over}" if panel.over else "")
-        + f"{intervals}{band}.",
-        "comparison": f"Ours beside published numbers on {panel.title}. Published rows follow their authors' protocols "
-        "and models; S2 marks a secondary source, D a number derived from printed ones.",
-    }
-
-
-def write_subset_table(panel: Panel, stem: Path) -> list[Path]:
-    """Write the table of accuracies with and without the rows beside a feature file; no file where there are none."""
+def subset_table(panel: Panel) -> Table | None:
+    """Accuracies with and without the rows of a set beside a feature file; None where there is no such set."""
     import pandas as pd
 
     frame = with_and_without(record for series in panel.series for record in series.records)
     if frame.empty or not panel.is_own_test:  # near-duplicates were looked for among the data set's own test rows
-        return []
+        return None
     percent = (100 * frame[["top1", "top1_without", "low", "high"]]).map("{:.1f}".format)
     printed = pd.DataFrame(
         {
@@ -236,30 +240,15 @@ def write_subset_table(panel: Panel, stem: Path) -> list[Path]:
         f"Accuracy on {panel.title} over all test rows, and without those that nearly repeat a training image "
         "(`probekit verify --near-duplicates`). Nothing was fitted or chosen again."
     )
-    return write_table(frame, printed, stem, caption)
-
-
-def write_table(frame: pd.DataFrame, printed: pd.DataFrame, stem: Path, caption: str) -> list[Path]:
-    """Write `stem.csv` (all columns, full precision), `stem.md` and `stem.tex` (booktabs).
-
-    Returns
-    -------
-    list of Path
-        The three files.
-    """
-    files = []
-    for form in ("csv", "md", "tex"):
-        files.append(stem.with_name(f"{stem.name}.{form}"))
-        atomic.write_text(files[-1], table_text(frame, choose_columns(printed, None, form), form, caption))
-    return files
+    return Table(frame, printed, caption)
 
 
 WIDE_COLUMNS = ("C", "Converged", "RankMe", "Protocol", "Record", "Note", "Data set")
-"""What a LaTeX table leaves out unless columns are asked for: a page is narrower than a screen."""
+"""Columns that a LaTeX table omits unless columns are given, since a page is narrower than a screen."""
 
 
 def choose_columns(printed: pd.DataFrame, columns: Sequence[str] | None, form: str) -> pd.DataFrame:
-    """The columns asked for, by name or by the beginning of one in any case; None: all, in LaTeX those for a paper.
+    """The given columns, by name or its beginning, in any case; None: all, in LaTeX without `WIDE_COLUMNS`.
 
     Raises
     ------
@@ -279,18 +268,8 @@ def choose_columns(printed: pd.DataFrame, columns: Sequence[str] | None, form: s
     return printed[chosen]
 
 
-def table_text(frame: pd.DataFrame, printed: pd.DataFrame, form: str, caption: str, label: str = "tab:probes") -> str:
-    """A table as "csv" (of `frame`, full precision), "md" or "tex" (of `printed`, with caption and label)."""
-    if form == "csv":
-        return csv_text(frame)
-    if form == "md":
-        cells = printed.rename(columns=_markdown_cell).map(_markdown_cell)
-        return f"{markdown(caption)}\n\n{cells.to_markdown(index=False, disable_numparse=True)}\n"
-    return _latex(frame, printed, caption, label)
-
-
 def _latex(frame: pd.DataFrame, printed: pd.DataFrame, caption: str, label: str) -> str:
-    """booktabs, numbers to the right with a mathematical minus, the chosen layer of each series in bold."""
+    """A booktabs table: numbers right-aligned with a mathematical minus, the chosen layer of each series in bold."""
     best = frame["chosen_on_val"].to_numpy() if "chosen_on_val" in frame else np.zeros(len(printed), bool)
     numbers = [all(map(_is_number, column.astype(str))) for _, column in printed.items()]
     cells = printed.astype(str).map(_cell).rename(columns=latex)
@@ -307,10 +286,10 @@ def _is_number(cell: str) -> bool:
 
 
 def _cell(text: str) -> str:
-    """A cell in LaTeX: signs of numbers in mathematics, where a hyphen is a minus; the rest escaped."""
+    """A cell in LaTeX: signs of numbers in math mode, the rest escaped."""
     return re.sub(r"(?<![\w.-])([+-])(?=[\d.])", lambda sign: f"${sign[1]}$", latex(text))
 
 
 def _markdown_cell(cell: object) -> str:
-    # numbers and their intervals are ours, and stay readable in the file itself
+    # numbers and intervals need no escaping, and stay readable in the file
     return str(cell) if re.fullmatch(r"[-+0-9.,%() \[\]]*", str(cell)) else markdown(cell)

@@ -89,7 +89,7 @@ class Curve:
         return self.runs if len(self.runs) > 1 else self.seeds
 
     def of_every(self, get: Callable[[Record], Any]) -> np.ndarray:
-        """A figure of every record, (runs and seeds, n)."""
+        """A value of every record, (runs and seeds, n)."""
         return np.array([get(r) for r in self.every]).reshape(-1, len(self.records))
 
     @property
@@ -101,7 +101,7 @@ class Curve:
 
     @property
     def last_depth(self) -> int:
-        """Depth of the encoder's last layer, probed or not; a file of some layers only says where they stand."""
+        """Depth of the encoder's last layer, probed or not; a file of some layers records their depths."""
         return int(self.records[0].encoder.get("last_depth", self.records[0].n_layers - 1))
 
     @property
@@ -151,10 +151,8 @@ def choose_layer(*draws: Sequence[Record]) -> int:
     return max(certified or range(len(scores)), key=lambda i: (*scores[i], -i))
 
 
-def depth_curve(
-    records: Iterable[Record], train_rows: int | None = None, metric: Metric | str = "top1", kind: str = "layer"
-) -> Curve:
-    """The depth curve of one series on one dataset; records of concatenations and of other sizes are left out.
+def depth_curve(records: Iterable[Record], train_rows: int | None = None, metric: Metric | str = "top1") -> Curve:
+    """The depth curve of one series on one dataset; records of other kinds or sizes are left out.
 
     Parameters
     ----------
@@ -163,9 +161,7 @@ def depth_curve(
     train_rows
         Size of the training set that was asked for; None for all rows.
     metric
-        Name of `METRICS`, or of a figure of the features (`probekit.results.measured`).
-    kind
-        "layer" for the protocol's probes, else another kind of probe of single layers: "knn", "ridge", "class-mean".
+        Name of `METRICS`, or of a measure of the features (`probekit.results.measured`).
 
     Raises
     ------
@@ -173,7 +169,7 @@ def depth_curve(
         No layer records, more than one series or dataset, or records of more than one protocol or feature file.
     """
     metric = find_metric(metric) if isinstance(metric, str) else metric
-    layers = [r for r in records if r.kind == kind and len(r.layers) == 1 and r.train_rows == train_rows]
+    layers = [r for r in records if r.kind == "layer" and len(r.layers) == 1 and r.train_rows == train_rows]
     if not layers:
         raise UserError("No record of a single layer was given; run `probekit sweep` first.")
     models = model_names(layers)
@@ -203,7 +199,7 @@ def depth_curve(
 
 
 def curve_of_draws(draws: Mapping[tuple[str, int], Sequence[Record]], metric: Metric) -> Curve:
-    """The curve of (series, seed) -> records that stand for the same probes in the same order."""
+    """The curve of (series, seed) -> records of the same probes in the same order."""
     each, runs = list(draws.values()), list(dict.fromkeys(series for series, _ in draws))
     first = each[0]
     groups = [runs.index(series) for series, _ in draws] if len(runs) > 1 else list(range(len(each)))
@@ -242,7 +238,7 @@ def curve_of_draws(draws: Mapping[tuple[str, int], Sequence[Record]], metric: Me
 def _by_draw(
     found: Sequence[Sequence[Measured]], groups: Sequence[int], series: str
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Values (S, n) and what is resampled (S, M, n) of each draw; those of one group (the seeds of a run) averaged."""
+    """Values (S, n) and what is resampled (S, M, n) of each draw, averaged within groups (the seeds of a run)."""
     ids = [m.row_ids for draw in found for m in draw if m.row_ids is not None]
     if any(not np.array_equal(one, ids[0]) for one in ids):
         raise UserError(
@@ -262,10 +258,10 @@ def _by_draw(
 def pointwise_limits(
     metric: Metric, values_S: np.ndarray, rows_SM: np.ndarray | None, n_test: int
 ) -> tuple[float, float]:
-    """95 % limits of the mean over S draws of one layer's values; NaN where nothing is known of their spread."""
+    """95 % limits of the mean over S draws of one layer's values; NaN if their spread is not known."""
     # draws that agree on every row, all right or all wrong, leave nothing to resample
     alike = len(values_S) == 1 or values_S.min() == 1 or values_S.max() == 0
-    if alike and metric.name in ("top1", "top5"):
+    if alike and metric.counts:
         return wilson_interval(round(values_S[0] * n_test), n_test)
     if len(values_S) > 1 and rows_SM is not None:
         low, high = bootstrap_runs(list(rows_SM.astype(float)))
@@ -278,20 +274,19 @@ def pointwise_limits(
     return max(float(low), 0.0), min(float(high), metric.most)
 
 
-def depth_curves(records: Iterable[Record], train_rows: int | None = None) -> dict[str, Curve]:
+def depth_curves(records: Iterable[Record]) -> dict[str, Curve]:
     """One curve a series (or a model with several runs), by name, in the order in which they first appear.
 
     With several datasets the names are "series on dataset".
     """
-    layers = [r for r in records if r.kind == "layer" and r.train_rows == train_rows]
+    layers = [r for r in records if r.kind == "layer" and r.train_rows is None]
     models = model_names(layers)
     groups: dict[tuple[str, str], list[Record]] = {}
     for r in layers:
         groups.setdefault((models[r.series], _dataset_name(r)), []).append(r)
     several = len({dataset for _, dataset in groups}) > 1
     return {
-        (f"{series} on {dataset}" if several else series): depth_curve(own, train_rows)
-        for (series, dataset), own in groups.items()
+        (f"{series} on {dataset}" if several else series): depth_curve(own) for (series, dataset), own in groups.items()
     }
 
 
@@ -333,7 +328,7 @@ class Verdict:
     shape : "rises then falls", "no fall" (the chosen layer is the last), or "inconclusive"; always inconclusive where
         the encoder's first or last layer was not probed
     peak_depth, accuracy : of the chosen layer
-    gain, gain_low, gain_high : chosen layer minus the last probed on test, paired bootstrap 95 %
+    gain : chosen layer minus the last probed, on the test rows
     p : max of p_rise and p_fall; 1 when the chosen layer is the first or the last
     p_rise, p_fall : one-sided exact McNemar tests, chosen layer against the first and against the last probed
     not_below : names of the layers not significantly below the chosen one
@@ -344,9 +339,7 @@ class Verdict:
     shape: str
     peak_depth: int
     accuracy: float
-    gain: float
-    gain_low: float
-    gain_high: float
+    gain: PairedDifference
     p: float
     p_rise: float
     p_fall: float
@@ -361,16 +354,8 @@ class Verdict:
     def dataset(self) -> str:
         return self.curve.dataset
 
-    @property
-    def last_depth(self) -> int:
-        return self.curve.last_depth
-
-    @property
-    def unprobed_ends(self) -> tuple[int, ...]:
-        return self.curve.unprobed_ends
-
     def sentences(self) -> list[str]:
-        """The two sentences that matter: the best layer with its accuracy, and the gain over the last layer."""
+        """Two sentences: the best layer with its accuracy, and the gain over the last layer."""
         curve, at, test = self.curve, self.curve.peak, self.curve.records[0].test
         on = self.dataset if test == "test" else f"{self.dataset}, tested on {test}"
         seeds = f"mean of {curve.over}, standard deviation {100 * curve.spread[at]:.1f}; " if curve.over else ""
@@ -380,9 +365,7 @@ class Verdict:
             f"{100 * curve.high[at]:.1f})."
         )
         p = p_words(self.p, f"Student over {curve.over}, rows resampled" if curve.over else "exact McNemar tests")
-        gain = (
-            f"{100 * self.gain:+.1f} points (95 % interval {100 * self.gain_low:+.1f} to {100 * self.gain_high:+.1f})"
-        )
+        gain = "{:+.1f} points (95 % interval {:+.1f} to {:+.1f})".format(*self.gain.points)
         if self.shape == "no fall":
             second = "The best layer is the last one, so accuracy does not fall towards the output."
         elif curve.unprobed_ends:
@@ -421,9 +404,7 @@ def verdict(curve: Curve) -> Verdict:
         shape="inconclusive" if curve.unprobed_ends else shape,
         peak_depth=int(curve.depths[peak]),
         accuracy=float(curve.values[peak]),
-        gain=gain.difference,
-        gain_low=gain.low,
-        gain_high=gain.high,
+        gain=gain,
         p=p,
         p_rise=p_rise,
         p_fall=p_fall,
@@ -442,7 +423,7 @@ def layer_name(record: Record) -> str:
 
 
 def layer_words(curve: Curve, place: int) -> str:
-    """A layer as a reader counts it: by number where 0 is the embedding, else by name and its place in the network."""
+    """A layer in words: its number if 0 is the embedding, else its name and its position in the network."""
     name, depth = layer_name(curve.records[place]), int(curve.depths[place])
     if name and name != "the embedding":
         return f"layer {depth} ({name}), number {depth + 1} of {curve.last_depth + 1}"

@@ -1,4 +1,4 @@
-"""Any figure of a record: a metric on its test rows, the same after a temperature, or one of its layer's features.
+"""Any measure of a record: a metric on its test rows, with or without a temperature, or a measure of its features.
 
 N test rows, K classes; M values that are resampled in the place of rows.
 """
@@ -26,18 +26,18 @@ CALIBRATION = "calibration.csv"
 """Beside results.jsonl: the temperature of each probe, and its scores."""
 LARGEST_LOG_TEMPERATURE = np.log(1000.0)
 LABEL_FREE = {
-    name: Metric(name, lambda *_: None, words)
+    name: Metric(name, lambda *_: None, words, label_free=True)
     for name, words in {
         "rankme": "RankMe (effective rank)",
         "intrinsic_dimension": "Intrinsic dimension (TwoNN)",
         "cka_to_last": "Linear CKA to the last layer",
     }.items()
 }
-"""Figures of a layer's features, which no test row enters: columns of the table of `geometry`."""
+"""Measures of a layer's features, which use no test rows: columns of the table of `geometry`."""
 
 
 class Measured(NamedTuple):
-    """A record's figure; `values` (M,) have it as their mean, None without per-row files; `row_ids` (N,)."""
+    """A measure of a record: `value` is the mean of `values` (M,), None without per-row files; `row_ids` (N,)."""
 
     value: float
     values: np.ndarray | None
@@ -75,7 +75,7 @@ def measured(record: Record, metric: Metric) -> Measured:
     UserError
         It is not available: too few classes, or `calibrate` or `geometry` has not been run.
     """
-    if metric.name in LABEL_FREE:
+    if metric.label_free:
         return Measured(_of_features(record, metric.name), None, None)
     is_scaled = metric.name.endswith(SCALED)
     present = record.folder is not None and (record.folder / record.probe_file).is_file()
@@ -136,7 +136,7 @@ def _features(record: Record) -> Path:
 
 
 def _cell(path: Path, key: str, value: str, column: str) -> float | None:
-    """What a table has in a column, in its first row of a key; None where there is no such row, or no table."""
+    """The value in a column of a table's first row with a key; None if there is no such row or no table."""
     table: Any = csv_table(path) if path.is_file() else {}
     found: Any = table[column][table[key] == value] if len(table) else []
     return float(found.iloc[0]) if len(found) else None

@@ -27,6 +27,8 @@ class Metric:
     percent : whether it is a share, shown in percent
     larger_is_better : False for losses and errors
     most : the largest value there is (1 for a share), where limits of intervals end
+    counts : whether `rows` are right or wrong (bool), so that one probe has Wilson's interval
+    label_free : whether it is a measure of the features, which no test row enters
     """
 
     name: str
@@ -36,6 +38,8 @@ class Metric:
     percent: bool = False
     larger_is_better: bool = True
     most: float = np.inf
+    counts: bool = False
+    label_free: bool = False
 
     def __call__(self, log_proba_NK: np.ndarray, y_N: np.ndarray) -> float | None:
         return self.function(log_proba_NK, y_N)
@@ -47,7 +51,7 @@ class Metric:
 
     @property
     def column(self) -> str:
-        """Its column in tables: its name, but "test_accuracy" for top-1."""
+        """Its column in tables: its name, or "test_accuracy" for top-1."""
         return "test_accuracy" if self.name == "top1" else self.name
 
     def text(self, shown: float, sign: str = "", unit: bool = False) -> str:
@@ -85,7 +89,7 @@ def metric(function: Any = None, **shown: Any) -> Any:
     Parameters
     ----------
     function : the score; with `by_row=True` it gives one value a row, and the score is their mean
-    shown : fields of `Metric`: words, percent (then `most` is 1), larger_is_better, most
+    shown : fields of `Metric`: words, percent (then `most` is 1), larger_is_better, most, counts
     """
     if function is None:
         return lambda own: metric(own, **shown)
@@ -103,13 +107,13 @@ def metric(function: Any = None, **shown: Any) -> Any:
     return function
 
 
-@metric(by_row=True, words="Test accuracy", percent=True)
+@metric(by_row=True, words="Test accuracy", percent=True, counts=True)
 def top1(log_proba_NK: np.ndarray, y_N: np.ndarray) -> np.ndarray:
     """Whether a row's most probable class is its own; of equal ones the first counts."""
     return log_proba_NK.argmax(1) == y_N
 
 
-@metric(by_row=True, words="Top-5 accuracy", percent=True)
+@metric(by_row=True, words="Top-5 accuracy", percent=True, counts=True)
 def top5(log_proba_NK: np.ndarray, y_N: np.ndarray) -> np.ndarray | None:
     """Whether a row's class is among its five most probable; None up to five classes."""
     return in_top_k(log_proba_NK, y_N, 5) if log_proba_NK.shape[1] > 5 else None
@@ -198,7 +202,7 @@ def bootstrap_means(values_NS: np.ndarray, n_draws: int = 2000, seed: int = 0) -
     values_NS = np.asarray(values_NS, float)
     patterns_US, counts_U = np.unique(values_NS, axis=0, return_counts=True)
     n, rng = len(values_NS), np.random.default_rng(seed)
-    repeat = 4 * len(patterns_US) < n  # a multinomial costs four times as much a count as a row number does
+    repeat = 4 * len(patterns_US) < n  # a count of a multinomial costs as much as four row numbers
     means_BS = np.empty((n_draws, values_NS.shape[1]))
     block = max(1, (1 << 22) // (len(patterns_US) if repeat else n))
     for start in range(0, n_draws, block):
@@ -212,12 +216,9 @@ def bootstrap_means(values_NS: np.ndarray, n_draws: int = 2000, seed: int = 0) -
     return means_BS
 
 
-def bootstrap_interval(
-    a_N: np.ndarray, b_N: np.ndarray | None = None, level: float = 0.95, n_draws: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of mean(a), or of mean(a) - mean(b) with the rows of a and b drawn as pairs."""
-    difference_N = np.asarray(a_N, float) - (0.0 if b_N is None else np.asarray(b_N, float))
-    means_B = bootstrap_means(difference_N[:, None], n_draws, seed)[:, 0]
+def bootstrap_interval(values_N: np.ndarray, level: float = 0.95, n_draws: int = 10_000) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean over rows; of a difference of two classifiers the rows are pairs."""
+    means_B = bootstrap_means(values_N[:, None], n_draws)[:, 0]
     low, high = np.quantile(means_B, [0.5 - level / 2, 0.5 + level / 2])
     return float(low), float(high)
 

@@ -13,7 +13,7 @@ from probekit.results.predictions import row_predictions
 from probekit.results.record import Record
 from probekit.runtime.errors import UserError
 
-LEAST_P = 1e-4  # smaller ones are printed alike
+LEAST_P = 1e-4  # smaller ones are printed as "< 0.0001"
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def p_greater(a_SN: np.ndarray, b_SN: np.ndarray) -> float:
 
 
 def p_value(p: float) -> str:
-    """A p-value in print: two digits, never a bare zero."""
+    """A p-value in print: two digits, never zero."""
     return f"{p:.2g}" if p >= LEAST_P else f"< {LEAST_P:.4f}"
 
 

@@ -108,11 +108,6 @@ class Results:
         curve = self.curve(series)
         return curve.records[curve.peak]
 
-    @checked
-    def concats(self, series: str | None = None) -> list[Record]:
-        """Records of concatenated layers."""
-        return self.of(series, "concat")
-
     def curves(self) -> dict[str, Curve]:
         """The depth curve of every series that has single layers."""
         return depth_curves(self.records)
@@ -127,13 +122,13 @@ class Results:
         return paired_curves(self.curve(a), self.curve(b))
 
     def frame(self) -> "pd.DataFrame":
-        """One row a record: what it is, how it was chosen, how it tests, and whether to trust it."""
+        """One row per record: what it is, how it was chosen, its test metrics, and whether it converged."""
         import pandas as pd
 
         return pd.DataFrame([_row(record) for record in self.records])
 
     def plot_depth(self, ax: Any = None) -> "Axes":
-        """Draw test accuracy over depth, one line a series (the mean of its seeds or runs), with pointwise 95 % bars.
+        """Draw test accuracy over depth, one line per series (the mean of its seeds or runs), with pointwise 95 % bars.
 
         The layer chosen on held-out rows is ringed; a fit that is not certified is crossed. A series of one layer (raw
         pixels) becomes a dashed level.
@@ -170,7 +165,7 @@ class Results:
         return f"Results({len(self)} records, series {', '.join(self.series)}, in {where})"
 
     def _repr_html_(self) -> str:
-        """The table that a notebook shows: one row a record, the columns that are read first."""
+        """The table that a notebook shows: one row per record, with the most important columns."""
         shown = self.frame()[["series", "dataset", "layers", "C", "top1", "low", "high", "converged"]]
         return str(shown.to_html(index=False, float_format="{:.4g}".format))
 

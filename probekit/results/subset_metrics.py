@@ -1,4 +1,4 @@
-"""Accuracy with and without some test rows: those that nearly repeat a training image, for instance.
+"""Accuracy with and without some test rows: for instance those that nearly repeat a training image.
 
 A row set is a small JSON file beside a feature file; nothing is fitted again, only scored on fewer rows.
 N test rows, K classes.
@@ -71,9 +71,9 @@ def row_set_path(feature_file: str | Path, name: str = "near-duplicates") -> Pat
     return Path(feature_file).with_suffix(f".{name}.json")
 
 
-def row_set_of(record: Record, name: str = "near-duplicates") -> RowSet | None:
+def row_set_of(record: Record) -> RowSet | None:
     """The set beside a record's feature file, where there is one of its data set."""
-    path = row_set_path(record.folder / record.feature_file, name) if record.folder and record.feature_file else None
+    path = row_set_path(record.folder / record.feature_file) if record.folder and record.feature_file else None
     rows = RowSet.load(path) if path and path.is_file() else None
     return rows if rows and rows.dataset == record.dataset.get("name") else None
 
@@ -94,8 +94,8 @@ def metrics_without(record: Record, row_ids: Iterable[int]) -> dict[str, Any]:
     return score(rows.log_proba[keep].astype(np.float64), columns) | {"n_excluded": int((~keep).sum())}
 
 
-def with_and_without(records: Iterable[Record], rows: RowSet | None = None) -> "pd.DataFrame":
-    """One line a record: accuracy over all test rows, and without a row set (None: the one beside its feature file).
+def with_and_without(records: Iterable[Record]) -> "pd.DataFrame":
+    """One row per record: accuracy over all test rows, and without the row set beside its feature file.
 
     Records without a set, or whose test rows hold none of it, are left out of the table.
     """
@@ -103,7 +103,7 @@ def with_and_without(records: Iterable[Record], rows: RowSet | None = None) -> "
 
     lines = []
     for record in records:
-        found = rows if rows is not None else row_set_of(record)
+        found = row_set_of(record)
         less = metrics_without(record, found.row_ids) if found and found.split == "test" else {"n_excluded": 0}
         if found and less["n_excluded"]:
             lines.append(

@@ -17,6 +17,10 @@ def to_device(values: Any, device: str | torch.device, dtype: torch.dtype | None
     To a GPU they go from pinned memory and as they are stored: the host neither waits for the copy nor widens it.
     """
     if not isinstance(values, torch.Tensor):
-        values = torch.from_numpy(np.require(np.asarray(values), None, ["C", "W"]))
+        array = np.require(np.asarray(values), None, ["C", "W"])
+        # torch reads neither foreign byte order nor a negative stride, which one row of reversed rows still has
+        if not array.dtype.isnative or min(array.strides, default=0) < 0:
+            array = array.astype(array.dtype.newbyteorder("="), order="C")
+        values = torch.from_numpy(array)
     where = device if isinstance(device, torch.device) else usable_device(device)
     return send(values, where).to(dtype=dtype)

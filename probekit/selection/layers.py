@@ -23,11 +23,7 @@ def windows(n_layers: int, centre: int, width: int = 5) -> tuple[int, ...]:
 
 
 def greedy(
-    widths: Sequence[int],
-    score: Callable[[list[tuple[int, ...]]], list[float]],
-    max_width: int | None = None,
-    start: tuple[int, ...] = (),
-    min_gain: float = 0.0,
+    widths: Sequence[int], score: Callable[[list[tuple[int, ...]]], list[float]], max_width: int | None = None
 ) -> list[tuple[tuple[int, ...], float]]:
     """Add the layer that raises a held-out score most, until the budget of columns is spent or no layer gains.
 
@@ -36,16 +32,14 @@ def greedy(
     widths : columns of each layer
     score : held-out scores of sorted tuples of layers, all that a step compares at once; never the test split's
     max_width : columns allowed together, None for no limit
-    start : layers to begin with
-    min_gain : least gain that keeps the search going
 
     Returns
     -------
     list of (layers, score)
-        Every step taken, the first being the best single layer (or `start`); ties go to the shallower layer.
+        Every step taken, the first being the best single layer; ties go to the shallower layer.
     """
-    chosen = tuple(sorted(start))
-    steps: list[tuple[tuple[int, ...], float]] = [(chosen, score([chosen])[0])] if chosen else []
+    chosen: tuple[int, ...] = ()
+    steps: list[tuple[tuple[int, ...], float]] = []
     while True:
         used = sum(widths[layer] for layer in chosen)
         candidates = [
@@ -58,7 +52,7 @@ def greedy(
         scores = score([tuple(sorted((*chosen, layer))) for layer in candidates])
         scored = dict(zip(candidates, scores, strict=True))
         best = max(candidates, key=lambda layer: (scored[layer], -layer))
-        if steps and scored[best] <= steps[-1][1] + min_gain:
+        if steps and scored[best] <= steps[-1][1]:
             break
         chosen = tuple(sorted((*chosen, best)))
         steps.append((chosen, scored[best]))

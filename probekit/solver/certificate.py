@@ -17,7 +17,7 @@ has a relative gradient of 1, so it passes only where the data give no gradient 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from probekit.solver.data import WeightedData
 from probekit.solver.mean_loss import EPS, Evaluation, MeanLoss, covariance_of, regular_intercepts
 
 Array = NDArray[Any]
+Numbers = TypeVar("Numbers", Tensor, Array)
 
 GRADIENT_RATIO = 1e-2
 NO_WEIGHT = 1e-18  # share by which a class without weight is given its intercept
@@ -204,9 +205,8 @@ def class_shares(data: WeightedData) -> Tensor:
     return shares
 
 
-def prior_intercept(data: WeightedData) -> Tensor:
-    """The best intercept of the zero probe (R,): log class shares, centred (log odds for two classes)."""
-    if not data.intercept:
-        return torch.zeros(data.n_coef_rows, dtype=torch.float64, device=data.device)
-    log_share = class_shares(data).clamp_min(NO_WEIGHT).log()
-    return (log_share[1:] - log_share[:1]) if data.n_classes == 2 else log_share - log_share.mean()
+def prior_intercept(shares: Numbers) -> Numbers:
+    """The best intercept of the zero probe (R,) from class shares (K,): log shares, centred (log odds if K = 2)."""
+    least = shares.clip(NO_WEIGHT)
+    log_share = least.log() if isinstance(least, Tensor) else np.log(least)
+    return log_share[1:] - log_share[:1] if len(shares) == 2 else log_share - log_share.mean()

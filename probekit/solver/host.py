@@ -28,7 +28,7 @@ Array = NDArray[Any]
 
 EPS = float(np.finfo(np.float64).eps)
 MOST_COLUMNS = 320  # of a whole Hessian, where that is the fastest method
-PATH_FLOPS, FEW_FLOPS = 4e7, 2e6  # of a whole Hessian, likewise: in a path, and for few penalties
+PATH_FLOPS, FEW_FLOPS = 4e7, 2e6  # of a whole Hessian, likewise: in a path, and (with its basis) for few penalties
 FEW_PENALTIES = 2
 BLOCK = 1 << 17  # logits in a block of rows: half a core's cache in float32
 WIDE = 8  # entries of X in a block, at most, over those of its logits
@@ -59,7 +59,9 @@ def fit_on_host(data: WeightedData, l2s: Array, tol: float, max_iter: int) -> tu
     if columns == math.inf:
         return None
     flops = len(data) * columns**2 if columns <= MOST_COLUMNS else math.inf
-    if few and flops > FEW_FLOPS and max_iter > 1 and max(data.n_coef_rows, data.width) * len(data) <= MOST_ENTRIES:
+    with_basis = flops + (4 * data.width * len(data) ** 2 if data.width > len(data) else 0)
+    held = max(data.n_coef_rows, data.width) * len(data)
+    if few and with_basis > FEW_FLOPS and max_iter > 1 and held <= MOST_ENTRIES:
         X = data.X
         if isinstance(X, Tensor) and X.dtype in (torch.float16, torch.float32, torch.float64):
             X = X.numpy()
@@ -126,7 +128,8 @@ class HostProblem:
         self.longest = float(np.sqrt(2) * self.norms.max())
         self.weighted_norms = np.column_stack([self.norms, self.held[:, -1]]) * self.w[:, None]
         theta = np.zeros((self.R, self.held.shape[1]))
-        theta[:, -1] = prior_intercept(data).numpy()
+        if self.intercept:
+            theta[:, -1] = prior_intercept(shares)
         self.zero = self.evaluate(theta, 0.0)
         self.at_zero = self._largest(self.zero.gradient)
         self.limit = max(GRADIENT_RATIO * self.at_zero, 1e-14)
@@ -149,22 +152,25 @@ class HostProblem:
         shift = np.zeros(data.width) if data.shift is None else data.shift.numpy()
         self.inverse = None if data.scale is None else 1 / data.scale.numpy()
         self.centre = shift
-        if self.intercept:
-            blocks = [slice(None)] if X.dtype == np.float64 else self.blocks
-            self.centre = np.sum([self.w[rows] @ X[rows].astype(np.float64, copy=False) for rows in blocks], axis=0)
+        if self.intercept:  # any centre near the mean serves; a float32 one is subtracted from float32 rows in float32
+            held = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
+            w = self.w.astype(held)
+            self.centre = np.sum([w[rows] @ X[rows].astype(held, copy=False) for rows in self.blocks], axis=0)
         self.moved = (self.centre - shift) * (1.0 if self.inverse is None else self.inverse)
         self.held = np.empty((self.N, data.width + 1), np.float32)
         self.held[:, -1] = 1.0 if self.intercept else 0.0
         self.weights = self.w.astype(np.float32)
         self.variances, squares = np.zeros(data.width), np.empty(self.N)
+        ones = np.ones(data.width, np.float32)
         for rows in self.blocks:
             block = X[rows] - self.centre
             if self.inverse is not None:
-                block *= self.inverse
+                block = block * self.inverse
             self.held[rows, :-1] = block
             block = np.square(self.held[rows, :-1])
-            squares[rows] = block.sum(axis=1)
+            squares[rows] = block @ ones
             self.variances += self.weights[rows] @ block
+        self.centre = self.centre.astype(np.float64)
         # centred as they are multiplied: rounding is of the size of the rows as given
         offset = self.centre * (1.0 if self.inverse is None else self.inverse)
         self.norms = np.sqrt(squares * (1 + 1e-3) + 1.0) + 2 * np.sqrt(offset @ offset)
@@ -177,6 +183,8 @@ class HostProblem:
 
     def _times(self, W: Array, X: Array) -> Array:
         """W X' (R, n)."""
+        if not W.any():
+            return np.zeros((self.R, len(X)), X.dtype)
         return (X @ W[0])[None] if self.R == 1 else W @ X.T
 
     def _residuals(self, z: Array, rows: slice) -> tuple[Array, Array, Array, Array]:

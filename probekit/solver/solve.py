@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probekit.solver.certificate import GRADIENT_RATIO, Certified, GapBound, prior_intercept
+from probekit.solver.certificate import GRADIENT_RATIO, Certified, GapBound, class_shares, prior_intercept
 from probekit.solver.continuation import CLOSE_RATIO, choose_nodes, lagrange
 from probekit.solver.data import WeightedData
 from probekit.solver.eigenbasis import find_coordinates
@@ -99,9 +99,9 @@ class PathSolver:
         self.coordinates = find_coordinates(data, self.plan.in_memory, LEFT_OUT * tol * math.exp(self.log_l2[0]))
         self.exact = MeanLoss(self.coordinates.exact, self.coordinates.left_out)
         self.loss = MeanLoss(self.coordinates.data)
-        prior = prior_intercept(data)
         self.theta = torch.zeros(len(l2), self.R, self.loss.data.width + 1, dtype=torch.float64, device=l2.device)
-        self.theta[..., -1] = prior
+        if data.intercept:
+            self.theta[..., -1] = prior_intercept(class_shares(data))
         self.grad_at_zero = float(self.largest(self.exact.evaluate(self.theta[:1], l2[:1]).gradient))
         self.bound = GapBound(self.exact)
         self.newton = Newton(
@@ -112,6 +112,7 @@ class PathSolver:
         self.stalled = torch.zeros_like(l2, dtype=torch.bool)
         self.factors: list[Factor] = []
         self.factor_of: list[Factor | None] = [None] * len(l2)  # what serves a penalty
+        prior = self.theta[0, :, -1]
         p = prior.softmax(dim=0) if self.R > 1 else prior.sigmoid() * (-prior).sigmoid()
         covariance = covariance_of(p[None, :, None], torch.ones_like(l2[:1]))
         self.kronecker = Kronecker(covariance, self.coordinates.eigenvalues, l2, self.loss.data.dtype)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from probekit.runtime.device import to_device
 from probekit.runtime.errors import UserError, first_line
 
 Array = NDArray[np.float64]
@@ -19,6 +20,7 @@ Array = NDArray[np.float64]
 NARROW_FLOATS = ("bfloat16", "float8")  # NumPy extension types, which NumPy itself counts as raw bytes
 LARGEST_STRENGTH = 1e100  # of C times the sum of the weights, or of its inverse: squares of both must stay finite
 FINITE_ROWS = 8192  # checked at a time
+SAFE_SQUARES = 1e30  # a sum of squares: each value is finite, in float32 too
 
 
 class NotANumberError(UserError, TypeError):
@@ -134,8 +136,10 @@ def check_finite(X: Any, dtype: torch.dtype | None = None) -> None:
     """Refuse NaN and infinity in features that `read_features` returned, as they are or cast to `dtype`."""
     for start in range(0, X.shape[0], FINITE_ROWS):
         block = X[start : start + FINITE_ROWS]
-        values = block if isinstance(block, Tensor) else torch.from_numpy(np.require(block, None, ["C", "W"]))
-        require_finite(values if dtype is None else values.to(dtype), start)
+        if not isinstance(block, Tensor) and block.dtype.itemsize > 3 and np.vdot(block, block) < SAFE_SQUARES:
+            continue
+        values = block if isinstance(block, Tensor) else to_device(block, torch.device("cpu"))
+        require_finite(values.to(dtype=dtype), start)
 
 
 def require_finite(block: Tensor, start: int) -> None:
@@ -175,13 +179,14 @@ def read_labels(y: Any, n_rows: int, name: str = "y") -> NDArray[Any]:
         )
     kind = labels.dtype.kind
     if kind == "U" and not hasattr(y, "dtype"):
-        _labels_from_objects(np.array(y, object), name)  # NumPy makes text of numbers and of NaN that stand among text
+        # NumPy makes text of numbers and of NaN that stand among text, and of an enumeration's names in place of values
+        labels = _labels_from_objects(np.array(y, object), name).astype(str)
     if kind == "f":
         _require_whole(labels, name)
         if labels.dtype.itemsize > 8:
             labels = labels.astype(np.float64)
-    elif kind == "O":
-        labels = _labels_from_objects(labels, name)
+    elif kind in "OT":  # T is NumPy's text of any length
+        labels = _labels_from_objects(labels.astype(object), name)
     elif kind not in "biuU":
         raise UserError(f"Unknown label type: {name} contains {labels.dtype} values, expected integers or text.")
     return labels if labels.dtype.isnative else labels.astype(labels.dtype.newbyteorder("="))
@@ -225,16 +230,15 @@ def read_weights(sample_weight: Any, n_rows: int) -> Array:
 
 def read_penalties(Cs: Any) -> Array:
     """Inverse penalties (n_C,) float64, positive and finite, in the order given."""
-    sentence = f"Cs must be positive finite numbers, but got {short(Cs)}; give for example np.logspace(-6, 5, 45)."
     try:
         given = np.atleast_1d(_as_array(Cs, "Cs"))
-        if given.dtype.kind not in "fiuO":
-            raise TypeError
-        penalties = given.astype(np.float64)
+        penalties = given.astype(np.float64) if given.dtype.kind in "fiuO" else np.empty(0)
     except (TypeError, ValueError, OverflowError):
-        raise UserError(sentence) from None
-    if penalties.ndim != 1 or not len(penalties) or not (np.isfinite(penalties).all() and (penalties > 0).all()):
-        raise UserError(sentence)
+        penalties = np.empty(0)
+    if penalties.ndim != 1 or not len(penalties) or not ((penalties > 0) & (penalties < np.inf)).all():
+        raise UserError(
+            f"Cs must be positive finite numbers, but got {short(Cs)}; give for example np.logspace(-6, 5, 45)."
+        )
     return penalties
 
 
@@ -253,17 +257,20 @@ def require_strength(Cs: Array, total_weight: float) -> None:
 def check_settings(tol: float, max_iter: int, dtype: str | None) -> None:
     """Refuse settings out of range, whose kinds `fit_path` has checked."""
     if not 0 < tol <= 1e300:
-        raise UserError(f"tol must be a positive finite number, but got {tol!r}; give for example 1e-4.")
+        raise UserError(f"tol must be a positive finite number, but got {short(tol)}; give for example 1e-4.")
     if max_iter < 1:
-        raise UserError(f"max_iter must be an integer of at least 1, but got {max_iter!r}; give for example 2000.")
+        raise UserError(f"max_iter must be an integer of at least 1, but got {short(max_iter)}; give for example 2000.")
     if dtype not in ("float32", "float64", None):
         raise UserError(f"dtype must be 'float32', 'float64' or None, but got {dtype!r}.")
 
 
 def _dense(values: Tensor, name: str) -> Tensor:
     """A tensor that holds its values one by one, apart from any graph."""
-    if values.layout != torch.strided:
-        raise UserError(f"{name} is a sparse tensor, but a dense one is expected; convert it with {name}.to_dense().")
+    if values.layout != torch.strided or values.is_nested:
+        kind, way = ("nested", "to_padded_tensor(0)") if values.is_nested else ("sparse", "to_dense()")
+        raise UserError(f"{name} is a {kind} tensor, but a dense one is expected; convert it with {name}.{way}.")
+    if values.is_quantized:
+        raise UserError(f"{name} is a quantized tensor, but plain numbers are expected; give {name}.dequantize().")
     if values.device.type == "meta":
         raise UserError(f"{name} is a tensor on the device 'meta', which contains no values; give one on cpu or cuda.")
     return values.detach().resolve_conj().resolve_neg()
@@ -368,7 +375,7 @@ def _labels_from_objects(labels: NDArray[Any], name: str) -> NDArray[Any]:
         types = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise UserError(f"Unknown label type: {name} contains {types}; give labels of one type, integers or text.")
     if text:
-        return labels if text == {str} else np.array([str(value) for value in labels], object)
+        return labels if text == {str} else np.array([str.__str__(value) for value in labels], object)
     if strange:
         _require_whole(labels.astype(np.float64), name)
     try:

@@ -23,13 +23,13 @@ def results(tmp_path_factory):
     return folder
 
 
-def test_depth_curve(results, tmp_path, capsys):
+def test_the_depth_curve_is_drawn_in_every_format(results, tmp_path, capsys):
     depth_curve.main([str(results), "--out", str(tmp_path)])
     assert "the best layer, chosen on held-out training rows" in " ".join(capsys.readouterr().out.split())
     assert {path.suffix for path in tmp_path.iterdir()} == {".svg", ".png", ".pdf", ".csv"}
 
 
-def test_concat_layers(results, capsys):
+def test_concatenated_layers_are_compared_with_the_best_one(results, capsys):
     concat_layers.main([str(results)])
     printed = capsys.readouterr().out.splitlines()
     concatenated = [record for record in read_records(results) if record.kind == "concat"]
@@ -91,7 +91,8 @@ def test_training_log_of_fine_tuned_runs(tmp_path):
     assert frame.run.tolist() == ["a0", "a0", "a1", "a1", "s0", "s0"]
     assert frame.val_accuracy.tolist() == [0.25, 0.5, 0.125, 0.75, 0.0, 0.25]
     assert frame.loss.tolist() == [0.4, 0.2] * 3
-    assert frame.arm.unique().tolist() == ["pre-trained, last layer, L_gen x 1", "from scratch, last layer, L_gen x 0"]
+    arms = ["pre-trained, last layer, joint loss", "from scratch, last layer, loss of the classes alone"]
+    assert frame.arm.unique().tolist() == arms
     losses, accuracies = training_log.training_figure(frame).axes
     assert [line.get_ydata().tolist() for line in losses.lines] == [[0.2, 0.1]] * 3
     assert [line.get_ydata().tolist() for line in accuracies.lines] == [[0.25, 0.5], [0.125, 0.75], [0.0, 0.25]]

@@ -215,8 +215,8 @@ def test_finetuning_compares_with_the_first_on_the_same_rows(tmp_path, capsys):
     finetuning.main([*runs, "--results", str(results)])
     first, second, probe, *published = capsys.readouterr().out.splitlines()
     assert first.startswith(" 80.0 % [")
-    assert "a (pre-trained, last layer, L_gen x 1) on cifar10" in first
-    assert "b (from scratch, last layer, L_gen x 0)" in second
+    assert "a (pre-trained, last layer, joint loss) on cifar10" in first
+    assert "b (from scratch, last layer, loss of the classes alone)" in second
     assert ": -20.0 [" in second
     assert "p = 1.8e-12" in second  # 40 rows for the first, none for the second: 2 / 2^40
     assert "probe of igpt, layer 1 on wandering-digits: other test rows" in probe
@@ -235,11 +235,11 @@ def test_finetuning_takes_seeds_together(tmp_path, capsys):
     rows = {name: [np.arange(200) < 200 * accuracy for accuracy in accuracies] for name, accuracies in arms.items()}
     low, high = bootstrap_runs(rows["a"])
     assert printed[0] == (
-        f" 75.0 % [{100 * low:.1f}, {100 * high:.1f}], sd 5.0, 3 seeds: pre-trained, last layer, L_gen x 1"
+        f" 75.0 % [{100 * low:.1f}, {100 * high:.1f}], sd 5.0, 3 seeds: pre-trained, last layer, joint loss"
     )
     low, high = bootstrap_runs([1.0 * b - a for a, b in zip(rows["a"], rows["b"], strict=True)])
     interval = f"[{100 * low:+.1f}, {100 * high:+.1f}] points (-20.0, -5.0, -35.0)"
-    assert f"L_gen x 0: -20.0 {interval} against pre-trained, last layer, L_gen x 1" in printed[1]
+    assert f"loss of the classes alone: -20.0 {interval} against pre-trained, last layer, joint loss" in printed[1]
 
 
 def test_an_unfinished_run_is_refused(tmp_path):
@@ -248,7 +248,7 @@ def test_an_unfinished_run_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("module", [ablations, ar_vs_bert, finetuning, loss_vs_probe, low_data, resolution, scale])
-def test_help(module, capsys):
+def test_every_module_explains_its_command(module, capsys):
     with pytest.raises(SystemExit) as stopped:
         module.main(["--help"])
     assert stopped.value.code == 0

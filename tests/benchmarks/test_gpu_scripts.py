@@ -218,8 +218,7 @@ def test_a_run_counts_if_all_four_conditions_hold(modules, change, counts):
     import planned_tests
 
     given = {"shape": "rises then falls", "p": 1e-4, "fall": 0.03, "pixels": 0.1, "random": 0.2} | change
-    verdict = Told(shape=given["shape"], p=given["p"], peak_depth=1, last_depth=2, accuracy=0.5, not_below=(1,),
-                   warnings=())  # fmt: skip
+    verdict = Told(shape=given["shape"], p=given["p"], peak_depth=1, accuracy=0.5, not_below=(1,), warnings=())
     layers = [SimpleNamespace(name=name, depth=depth) for depth, name in enumerate(("first", "best", "last"))]
     controls = {name: SimpleNamespace(name=name, depth=0) for name in ("pixels", "random")}
     results = SimpleNamespace(

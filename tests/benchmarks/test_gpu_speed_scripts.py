@@ -224,7 +224,7 @@ def test_a_trace_gets_the_spans_on_its_own_clock(modules):
     }  # fmt: skip
 
 
-def test_extraction_forward(tmp_path):
+def test_forward_passes_are_measured_beside_their_peers(tmp_path):
     results = tmp_path / "results"
     start(results, "extract_speed.py", "forward")
     found = rows(results / "gpu" / "extract_speed_toy.csv")
@@ -265,7 +265,7 @@ def test_extraction_formats_and_compiled_blocks(tmp_path):
 
 
 @pytest.mark.slow
-def test_training_steps(tmp_path):
+def test_training_steps_are_measured_in_every_part(tmp_path):
     start(tmp_path / "results", "train_speed.py", "ratio", "batches", "L")
     found = rows(tmp_path / "results" / "gpu" / "train_speed_toy.csv")
     assert the(found, "ratio:", "ratio to HF ImageGPT") > 0

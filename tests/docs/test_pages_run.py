@@ -62,7 +62,18 @@ def commands(page):
     return [line for line in lines if re.match(r"(\S*/)?probekit \w", line)]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+NAV = [ROOT / "docs" / page for page in re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)]
+
+
+@pytest.mark.parametrize("page", NAV, ids=lambda page: str(page.relative_to(ROOT / "docs")))
+def test_a_page_begins_with_a_sentence_that_says_what_it_is_for(page):
+    heading, *rest = re.sub(r"<!--.*?-->", "", page.read_text(), flags=re.S).strip().splitlines()
+    first = next(line for line in rest if line.strip())
+    assert heading.startswith("# ")
+    assert re.match(r"[A-Z`*]|probekit ", first), f"{page}: after its heading comes {first!r}"
+
+
+@pytest.mark.parametrize("page", list(filter(commands, PAGES)), ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_on_a_page_are_understood(page):
     for line in commands(page):
         for part in re.split(r"\s(?:&&|\||;)\s", line):

@@ -182,16 +182,15 @@ def _results(folder: Path) -> None:
 
 def _use_results(folder: Path) -> None:
     from probekit.reports.panels import build_panels, collect_records
-    from probekit.reports.tables import captions, layer_frame, printed_frame, table_text
+    from probekit.reports.tables import FORMATS, layer_table
     from probekit.results.results import Results
 
     results = Results(folder)
     results.frame()
     panels = build_panels(collect_records([folder]))
     for panel in panels:
-        frame = layer_frame([panel])
-        for form in ("csv", "md", "tex"):
-            table_text(frame, printed_frame(frame), form, captions(panel)["layers"])
+        for form in FORMATS:
+            layer_table(panel).text(form)
     for series in results.series:
         results.verdict(series)
 

@@ -50,7 +50,7 @@ def test_arrays_beyond_memory(tmp_path, as_features):
         import_features(tmp_path / "f.h5", tmp_path / "x.npz") if as_features else load_dataset(str(tmp_path / "x.npz"))
 
 
-def test_gzip(tmp_path):
+def test_a_gzip_file_that_unfolds_to_too_much_is_refused(tmp_path):
     content = struct.pack(">HBB3I", 0, 8, 3, 100, 10, 10) + bytes(10_000)
     (tmp_path / "a.gz").write_bytes(gzip.compress(content))
     assert read_idx(tmp_path / "a.gz").shape == (100, 10, 10)

@@ -16,7 +16,7 @@ def random_image(height, width, seed=0):
 
 @pytest.mark.parametrize("shape", [(8, 8), (30, 20), (20, 31), (7, 50)])
 @pytest.mark.parametrize("resize", ["nearest", "box", "bilinear", "bicubic"])
-def test_same_as_pillow_fit(shape, resize):
+def test_preparing_is_the_same_as_pillows_fit(shape, resize):
     image = random_image(*shape)
     ours = ImageTransform(8, resize)(image)
     side = min(shape)
@@ -28,7 +28,7 @@ def test_same_as_pillow_fit(shape, resize):
         assert np.array_equal(ours, np.asarray(ImageOps.fit(Image.fromarray(image), (8, 8), Image.Resampling.BOX)))
 
 
-def test_a_picture_of_the_right_size_is_unchanged():
+def test_an_image_of_the_right_size_is_unchanged():
     image = random_image(12, 12)
     assert np.array_equal(ImageTransform(12)(image), image)
 
@@ -39,7 +39,7 @@ def test_box_halving_is_the_mean_of_four():
     assert np.abs(ImageTransform(4, "box")(image) - mean).max() <= 1  # Pillow rounds after each of its two passes
 
 
-def test_grey_pictures_become_rgb():
+def test_grey_images_become_rgb():
     grey = random_image(5, 5)[:, :, 0]
     expected = np.repeat(grey[:, :, None], 3, 2)
     assert np.array_equal(ImageTransform(5)(grey), expected)
@@ -99,7 +99,7 @@ def test_bad_settings_are_refused(arguments):
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4, 3), np.uint8)])
-def test_bad_pictures_are_refused(image):
+def test_bad_images_are_refused(image):
     with pytest.raises(UserError, match="uint8"):
         ImageTransform(4)(image)
 

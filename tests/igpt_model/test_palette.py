@@ -117,7 +117,7 @@ def test_decode_inverts_encode_on_the_centres():
     )
 
 
-def test_save_load_pickle(tmp_path):
+def test_a_palette_survives_its_file_and_a_pickle(tmp_path):
     palette = Palette.fit(photographs(), 8)
     palette.encode(np.zeros((1, 2, 2, 3), np.uint8))
     palette.save(tmp_path / "palette.safetensors")
@@ -132,7 +132,7 @@ def test_save_load_pickle(tmp_path):
         Palette.load(tmp_path / "none")
 
 
-def test_rgb_grid():
+def test_a_grid_palette_is_regular_for_cubes_and_even_for_other_sizes():
     grid = Palette.rgb_grid(27).centres_V3
     assert {tuple(c) for c in grid.tolist()} == {(r, g, b) for r in (-1, 0, 1) for g in (-1, 0, 1) for b in (-1, 0, 1)}
     for n in (1, 4, 100):
@@ -147,7 +147,7 @@ def test_bad_centres_are_refused(centres):
         Palette(centres)
 
 
-def test_bad_pictures_and_tokens_are_refused():
+def test_bad_images_and_tokens_are_refused():
     palette = Palette.rgb_grid(8)
     with pytest.raises(UserError, match="uint8"):
         palette.encode(np.zeros((1, 2, 2, 3)))

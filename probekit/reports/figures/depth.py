@@ -1,4 +1,4 @@
-"""The depth curve as a matplotlib figure. Nothing here computes statistics: `panels` brings them.
+"""The depth curve as a matplotlib figure. It computes no statistics: they are in the panel.
 
 Legend: accuracies in percent, differences in percentage points.
 """
@@ -46,7 +46,7 @@ BESIDE = 0.5  # of a layer: how far from its tick something of it may stand
 
 
 def depth_figure(panel: Panel, narrow: bool = False, options: FigureOptions = FigureOptions()) -> Figure:  # noqa: B008
-    """Accuracy by layer over its difference to the last layer; `narrow` is for a telephone's width.
+    """Accuracy by layer over its difference to the last layer; `narrow` is for the width of a phone.
 
     Upper axes: test accuracy with pointwise Wilson bars; flat baselines as a line with a band; concatenations as
     diamonds in their own columns; the layer chosen on validation rows ringed. Lower axes: accuracy minus the last
@@ -105,7 +105,7 @@ def looks_of(panel: Panel) -> dict[str, Look]:
 
 
 def line_of(look: Look) -> Look:
-    """What of a series' look is its line's."""
+    """The part of a look that `Axes.plot` takes for a line."""
     return {name: look[name] for name in ("color", "linestyle", "linewidth")}
 
 
@@ -156,9 +156,9 @@ def draw_accuracy(
 
 
 def draw_difference(axes: Axes, panel: Panel, looks: dict[str, Look], narrow: bool = False) -> None:
-    """Fill the lower axes: what each layer is worth above the last one, with the simultaneous band.
+    """Fill the lower axes: each layer minus the last one, with the simultaneous band.
 
-    The axis is cut below, so that the shallow layers, far under the last one, do not flatten what matters.
+    The axis is cut below: shallow layers, far under the last one, would flatten the rest.
     """
     axes.axhline(0, color=QUIET, linewidth=0.9)
     sign = 1 if panel.metric.larger_is_better else -1
@@ -190,7 +190,7 @@ def draw_difference(axes: Axes, panel: Panel, looks: dict[str, Look], narrow: bo
 
 
 def _shifts(panel: Panel) -> list[float]:
-    """Series at one depth stand a little apart, so that no interval hides behind another."""
+    """Horizontal offset of each series, so that intervals at one depth do not hide one another."""
     layered = [number for number, series in enumerate(panel.series) if not series.is_flat]
     step = min(0.12, 0.5 / max(len(layered), 1))
     places = {number: step * (place - (len(layered) - 1) / 2) for place, number in enumerate(layered)}
@@ -198,7 +198,7 @@ def _shifts(panel: Panel) -> list[float]:
 
 
 def _bars(axes: Axes, x: Any, low: Any, high: Any, look: Look) -> None:
-    """Intervals over the marks, with ends wider than a mark: an interval smaller than its mark is still seen."""
+    """Intervals drawn over the markers, with ends wider than a marker, so that short intervals stay visible."""
     axes.vlines(x, low, high, color=look["color"], linewidth=1.0, zorder=4.5)
     for end in (low, high):
         axes.plot(
@@ -238,7 +238,7 @@ def _peak(axes: Axes, series: Series, look: Look, place: int, shift: float, wide
             f"{layer}{series.curve.metric.text(y, unit=True)}",
             (x, 1.0), xycoords=below, xytext=(-5 if left else 5, -2),
             textcoords="offset points", ha="right" if left else "left", va="top", color=INK, fontweight="bold",
-            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6},  # a grid line would strike the words through
+            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6},  # otherwise a grid line would cross the text
         )  # fmt: skip
 
 
@@ -295,7 +295,7 @@ def _layer_axis(axes: Axes, panel: Panel, slots: Slots, narrow: bool, wide: floa
 
 
 def layer_axis_words(panel: Panel, most: int = 44) -> str:
-    """Name of the depth axis: what its ends are called in the networks, where all of them call them the same."""
+    """Name of the depth axis: with the names of its first and last layer where all networks share them."""
     named = {
         ", ".join(f"{s.depths[k]}: {layer_name(s.records[k])}" for k in (0, -1) if layer_name(s.records[k]))
         for s in panel.series
@@ -324,21 +324,15 @@ def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
 
 def spread(centres: Sequence[float], heights: Sequence[float]) -> list[float]:
     """Ascending `centres` moved apart, as little as possible in squares, until boxes of `heights` do not overlap."""
+    from scipy.optimize import isotonic_regression
+
     # offset of a box's centre from the bottom of a stack of all boxes; less it, the centres must only not descend
     offsets = np.cumsum(heights) - np.asarray(heights) / 2
-    groups: list[tuple[float, int]] = []  # (mean, size): pool adjacent violators
-    for wish in np.asarray(centres, dtype=float) - offsets:
-        mean, size = float(wish), 1
-        while groups and groups[-1][0] > mean:
-            below_mean, below_size = groups.pop()
-            mean = (mean * size + below_mean * below_size) / (size + below_size)
-            size += below_size
-        groups.append((mean, size))
-    return [float(x) for x in np.repeat([g[0] for g in groups], [g[1] for g in groups]) + offsets]
+    return (isotonic_regression(np.asarray(centres) - offsets).x + offsets).tolist()
 
 
 def _key_entries(panel: Panel) -> list[tuple[Any, str]]:
-    """What the marks mean: a handle and its words, only for marks that occur."""
+    """Entries of the key: a handle and its text, for the kinds of marks that occur."""
     from matplotlib.lines import Line2D
 
     models = [series for series in panel.models if not series.is_flat]

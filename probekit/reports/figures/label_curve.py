@@ -20,7 +20,7 @@ STYLES = {"first": ":", "best": "-", "last": "--"}
 
 
 def label_frame(panels: Sequence[Panel]) -> pd.DataFrame:
-    """One row a series, layer and number of labelled rows: mean over the draws, its spread and limits.
+    """One row per series, layer and number of labelled rows: mean over the draws, its spread and limits.
 
     The panels are of one data set, test set and protocol; fewer than two numbers of training rows raise `UserError`.
     """
@@ -38,7 +38,7 @@ def label_frame(panels: Sequence[Panel]) -> pd.DataFrame:
 
 
 def label_figure(panels: Sequence[Panel], options: FigureOptions = FigureOptions()) -> Figure:  # noqa: B008  (frozen)
-    """Accuracy over labelled rows: of each model the first and the last layer, and the best at the most rows.
+    """Accuracy over labelled rows: each model's first and last layer, and its best layer with the most rows.
 
     Panels as for `label_frame`; draw under `style(font_size=options.font_size)`.
     """

@@ -1,4 +1,4 @@
-"""Metrics beside accuracy, a small axes each, of the same probes."""
+"""Other metrics of the same probes, one small axes each."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def metric_panels(records: Sequence[Record], **choice: object) -> dict[str, list
     for name in SHOWN if size <= MOST_NUMBERS else ():
         try:
             found = build_panels(records, name, **choice)  # type: ignore[arg-type]
-        except UserError:  # records from before there was this metric, without their probabilities
+        except UserError:  # records older than the metric, whose probabilities are not stored
             continue
         for panel in found:
             panels.setdefault(panel.slug, []).append(panel)
@@ -40,7 +40,7 @@ def metric_panels(records: Sequence[Record], **choice: object) -> dict[str, list
 
 
 def metric_frame(panels: Sequence[Panel]) -> pd.DataFrame:
-    """The points of the figure: one row a metric, series and layer; values as in records."""
+    """The points of the figure: one row per metric, series and layer; values as in records."""
     import pandas as pd
 
     rows = [{"metric": panel.metric.column, **row} for panel in panels for row in curve_rows(panel)]
@@ -48,7 +48,7 @@ def metric_frame(panels: Sequence[Panel]) -> pd.DataFrame:
 
 
 def metric_figure(panels: Sequence[Panel], narrow: bool = False) -> Figure:
-    """Panels of one data set by layer, a small axes for each one's metric; draw under `style()`."""
+    """Metrics of one data set by layer, one small axes per panel; draw under `style()`."""
     from matplotlib.ticker import MaxNLocator
 
     columns = 1 if narrow else 2

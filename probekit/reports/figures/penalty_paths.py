@@ -1,4 +1,4 @@
-"""Held-out accuracy along the grid of C, a small axes a layer."""
+"""Held-out accuracy along the grid of C, one small axes per layer."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def path_figure(
     narrow: bool = False,
     options: FigureOptions = FigureOptions(),  # noqa: B008  (frozen)
 ) -> Figure:
-    """Validation accuracy along the penalty path, one small axes a layer, all layers faint behind each.
+    """Validation accuracy along the penalty path, one small axes per layer, the other layers faint behind it.
 
-    Of more than `MOST_LAYERS` layers an even choice is drawn that keeps the first, the best and the last. `color` is
+    Of more than `MOST_LAYERS` layers, evenly spaced ones are drawn, with the first, the best and the last. `color` is
     that of the layer in front; narrow figures have two columns instead of four.
     """
     from matplotlib.ticker import MaxNLocator

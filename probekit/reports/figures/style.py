@@ -1,4 +1,4 @@
-"""What all figures share: colours and type, for paper and for the page's light and dark themes; options; writing."""
+"""What all figures share: colours and type (paper, light and dark page), options, and writing to files."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SIZES: Any = ("font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize"
 
 @contextmanager
 def style(salt: str = "figure", text_as_paths: bool = True, font_size: float = BASE_SIZE) -> Iterator[None]:
-    """The style sheet over matplotlib's defaults (never the user's matplotlibrc): the same picture on every machine.
+    """The style sheet over matplotlib's defaults (never the user's matplotlibrc): the same figure on every machine.
 
     SVG identifiers are derived from `salt`, so that the same figure gives the same bytes. Text is drawn as paths in
     files that travel alone; SVG inside a page uses the page's own type. All sizes of type follow `font_size` (points).
@@ -100,7 +100,7 @@ class FigureOptions:
             raise UserError(f"ylim is {self.ylim[0]:g} {self.ylim[1]:g}; expected two numbers, the lower one first.")
 
     def limits(self, percent: bool) -> tuple[float, float] | None:
-        """`ylim`; a `UserError` where percentages are shown and it is none."""
+        """`ylim`; a `UserError` if percentages are shown and it is outside 0 to 100."""
         if percent and self.ylim is not None and not 0 <= self.ylim[0] < self.ylim[1] <= 100:
             raise UserError(f"ylim is {self.ylim[0]:g} {self.ylim[1]:g}; expected two percentages between 0 and 100.")
         return self.ylim
@@ -124,7 +124,7 @@ class FigureOptions:
 
 
 def save_figure(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
-    """Write a figure once a format, without dates, so that the bytes depend on the figure only."""
+    """Write a figure in each format, without dates, so that the bytes depend on the figure only."""
     dateless = {"svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None, "ModDate": None}}
     written = [stem.with_name(f"{stem.name}.{name}") for name in formats]
     for name, path in zip(formats, written, strict=True):
@@ -155,7 +155,7 @@ def inline_svg(figure: Figure, prefix: str, label: str, tooltips: Mapping[str, s
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
     for colour, name in CSS_NAME.items():
         svg = re.sub(colour, f"var({name})", svg, flags=re.IGNORECASE)
-    # type comes from the page; weight and size stay
+    # the page supplies the font; weight and size stay
     svg = re.sub(r"font-family: [^;\"]*;?", "", svg)
     svg = re.sub(r"(font: (?:\d+ )?[\d.]+px) [^;\"]*", r"\1 var(--type, system-ui, sans-serif)", svg)
     # only the figure's background is left out: the page has its own

@@ -1,4 +1,4 @@
-"""The depth curve in a terminal: characters where a picture cannot go."""
+"""The depth curve in a terminal: drawn with characters."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def print_panel(panel: Panel, console: Console | None = None) -> None:
 
 
 def terminal_curve(panel: Panel, width: int = 80, height: int = 16) -> Group:
-    """The curve as a rich renderable: one mark a layer, the chosen layer in reverse, hollow where not converged.
+    """The curve as a rich renderable: one mark per layer, the chosen layer in reverse, hollow where not converged.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def _canvas(panel: Panel, width: int, height: int) -> list[Text]:
         axis[column(depth) : column(depth) + len(str(depth))] = str(depth)
     lines += [Text(f"      └{'─' * columns}\n       {''.join(axis).rstrip()}  layer", style="dim")]
     for series, _, colour in looks[::-1]:
-        if series.role == "model" and not series.is_flat:  # colour and reverse video do not survive in a log
+        if series.role == "model" and not series.is_flat:  # colour and reverse video are lost in a log file
             words = series.label if len(panel.models) > 1 else "best"
             lines.append(Text.assemble("       ", (f"{' ' * column(series.best.depth)}↑ {words}", colour)))
     return lines

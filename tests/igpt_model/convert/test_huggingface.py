@@ -7,11 +7,11 @@ import torch
 from igpt_model.config import ModelConfig
 from igpt_model.convert.huggingface import (
     from_huggingface,
-    from_openai,
     from_pretrained_folder,
     to_huggingface,
     to_pretrained_folder,
 )
+from igpt_model.convert.openai import from_openai
 from igpt_model.errors import UserError
 from igpt_model.features import encode
 from igpt_model.images import ImageTransform

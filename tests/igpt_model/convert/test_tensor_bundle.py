@@ -41,7 +41,7 @@ def bit_by_bit(data):
 
 @settings(deadline=None)
 @given(st.binary(max_size=200))
-def test_masked_crc(data):
+def test_the_masked_checksum_equals_one_computed_bit_by_bit(data):
     crc = bit_by_bit(data)  # Castagnoli's polynomial; the mask as in LevelDB's crc32c.h
     assert masked_crc(data) == ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
 
@@ -105,7 +105,7 @@ def test_every_flipped_byte_is_found(copied):
         file.write_bytes(content)
 
 
-def test_cut_or_missing_files_are_told(copied):
+def test_cut_or_missing_files_are_named(copied):
     prefix = copied / "model.ckpt-131000"
     data = Path(f"{prefix}.data-00000-of-00001")
     content = data.read_bytes()
@@ -138,14 +138,14 @@ def test_a_wrong_palette_is_refused(copied):
     assert from_openai_checkpoint(copied)[1] is None
 
 
-def test_what_to_expect():
+def test_the_published_loss_of_a_size_is_named_where_there_is_one():
     from igpt_model import ModelConfig
 
     assert "2.0895 nats a pixel (3.0145 bits)" in what_to_expect(ModelConfig.preset("S"))
     assert "no test loss is published" in what_to_expect(ModelConfig.preset("S", causal=False))
 
 
-def test_probekit_convert(copied, tmp_path, capsys):
+def test_a_converted_checkpoint_is_a_run(copied, tmp_path, capsys):
     from igpt_model.training.checkpoint import load_checkpoint
     from probekit.cli.main import main
 

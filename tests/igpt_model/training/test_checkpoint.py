@@ -13,8 +13,8 @@ from igpt_model.training.checkpoint import (
     latest_checkpoint,
     list_checkpoints,
     load_checkpoint,
-    load_trainer_state,
     prune_checkpoints,
+    read_tensors,
     save_checkpoint,
 )
 
@@ -30,7 +30,7 @@ def save(run, step, trainer=True):
     return model
 
 
-def test_round_trip(tmp_path):
+def test_a_saved_checkpoint_loads_with_the_same_bits(tmp_path):
     model = save(tmp_path, 60)
     loaded = load_checkpoint(tmp_path / "checkpoints" / "0000060")
     tokens = torch.arange(18).reshape(2, 9) % 5
@@ -41,9 +41,8 @@ def test_round_trip(tmp_path):
     assert loaded.weights_hash == hash_arrays(model.state_dict())
     assert loaded.provenance["data"] == {"name": "noise"}
     assert loaded.provenance["palette_hash"] == loaded.palette.hash
-    tensors, values = load_trainer_state(loaded.path)
-    assert torch.equal(tensors["wte.weight/exp_avg"], torch.full((5, 8), 60.0))
-    assert values == {"lowest": 1 / 3}
+    assert torch.equal(read_tensors(loaded.path, "trainer")["wte.weight/exp_avg"], torch.full((5, 8), 60.0))
+    assert json.loads((loaded.path / "trainer.json").read_text()) == {"lowest": 1 / 3}
 
 
 def test_no_pickle_in_the_folder(tmp_path):
@@ -67,7 +66,7 @@ def test_newest_and_named_steps(tmp_path):
         latest_checkpoint(tmp_path / "none")
 
 
-def test_never_overwritten(tmp_path):
+def test_a_checkpoint_is_never_overwritten(tmp_path):
     save(tmp_path, 1)
     there = {file: file.stat().st_mtime_ns for file in checkpoint_path(tmp_path, 1).iterdir()}
     save(tmp_path, 1)  # the same contents
@@ -131,7 +130,7 @@ def test_pruning_keeps_the_newest_and_the_chosen(tmp_path):
     assert not leftover.exists()
     for step in (20, 40, 50):
         check_checkpoint(checkpoint_path(tmp_path, step))
-    load_trainer_state(checkpoint_path(tmp_path, 40))
-    with pytest.raises(UserError, match="no trainer state"):
-        load_trainer_state(checkpoint_path(tmp_path, 20))
+    assert read_tensors(checkpoint_path(tmp_path, 40), "trainer")
+    with pytest.raises(DamagedCheckpoint, match=r"trainer\.safetensors cannot be read"):
+        read_tensors(checkpoint_path(tmp_path, 20), "trainer")
     assert np.isfinite(load_checkpoint(checkpoint_path(tmp_path, 20)).model.wte.weight.detach().numpy()).all()

@@ -338,7 +338,7 @@ def test_left_before_an_evaluation_the_step_is_done_again(tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_on_a_gpu(tmp_path, dtype):
+def test_a_small_set_is_learnt_on_a_gpu(tmp_path, dtype):
     records = run(tmp_path, pretrained(causal=False), device="cuda", dtype=dtype, steps=60, eval_masks=2, patience=0)
     assert records[-1]["best_accuracy"] > 0.8
     tuned = load_classifier(tmp_path, "cuda")

@@ -72,7 +72,7 @@ def test_update_is_adamw_by_hand():
     assert np.allclose(weight.detach().numpy(), value, atol=1e-6)
 
 
-def test_saved_state_goes_on_bit_for_bit():
+def test_restored_state_continues_with_the_same_bits():
     def push(model, optimizer, seed):
         generator = torch.Generator().manual_seed(seed)
         for parameter in model.parameters():

@@ -85,7 +85,7 @@ def test_an_interrupt_that_a_library_turned_into_another_exception(capsys):
         (OSError(errno.EPROTO, "Protocol error", "/x"), 1, "error in probekit itself"),
     ],
 )
-def test_exit_codes(error, code, words, capsys):
+def test_an_error_gives_its_exit_code_and_a_traceback_only_if_it_is_ours(error, code, words, capsys):
     assert main(["train"], raising(error)) == code
     printed = capsys.readouterr().err
     assert words in printed

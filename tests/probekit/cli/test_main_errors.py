@@ -58,7 +58,7 @@ def one_sentence(error, words):
 
 
 @pytest.mark.parametrize("verb", ["extract", "train", "finetune", "study", "verify", "sample", "plan"])
-def test_unknown_dataset(verb, tmp_path, features, refused):
+def test_an_unknown_data_set_is_one_sentence_with_the_nearest_name(verb, tmp_path, features, refused):
     shutil.copytree(demo.pretrained_files(), tmp_path / "run")
     name, run = "wandering-digit", tmp_path / "run"
     arguments = {
@@ -77,7 +77,7 @@ def test_unknown_dataset_to_fetch(tmp_path, refused):
     refused("datasets", "fetch", "cifar11", "--root", tmp_path, words=["cifar11", "cifar10"])
 
 
-def test_unknown_layer(tmp_path, features, refused):
+def test_an_unknown_layer_is_one_sentence_and_nothing_is_written(tmp_path, features, refused):
     refused("sweep", features, "--layers", "77", words=["77", "00, 01, 02"])
     new = tmp_path / "new.h5"
     refused("extract", "random:tiny", "digits", "--layers", "77", "--out", new, words=["77", "00, 01"])
@@ -127,7 +127,7 @@ def test_a_folder_of_one_class(tmp_path, refused):
     refused("study", "pixels", "--on", tmp_path / "pictures", "--out", tmp_path / "study", words=["class"])
 
 
-def test_nan_features(tmp_path, features, refused):
+def test_features_that_are_not_numbers_are_one_sentence(tmp_path, features, refused):
     with h5py.File(features, "r+") as file:
         file["train/layers/01"][3, 2] = np.nan
     refused("sweep", features, "--Cs", "1", words=["NaN", "01"])

@@ -64,7 +64,7 @@ def check(data, truth):
     assert sorted(seen) == sorted(truth)
 
 
-def test_folder(tree):
+def test_a_folder_of_classes_is_a_data_set_named_for_it(tree):
     check(load_dataset(str(tree[0])), tree[1])
     assert load_dataset("folder", root=tree[0]).name == "pets"
 

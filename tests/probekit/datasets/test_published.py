@@ -123,7 +123,7 @@ def idx(array):
 
 
 @pytest.mark.parametrize("packed_up", [True, False])
-def test_fashion_mnist(tmp_path, packed_up):
+def test_fashion_mnist_is_read_packed_or_not(tmp_path, packed_up):
     images = RNG.integers(0, 256, (60, 28, 28), dtype=np.uint8)
     labels = (np.arange(60) % 10).astype(np.uint8)
     for part in ("train", "t10k"):
@@ -174,7 +174,7 @@ def test_stl10_is_stored_column_by_column(tmp_path, fold):
 
 
 @pytest.mark.parametrize("side", [32, 64])
-def test_small_imagenet(tmp_path, side):
+def test_downsampled_imagenet_is_read_at_every_side(tmp_path, side):
     images = RNG.integers(0, 256, (50, side, side, 3), dtype=np.uint8)
     labels = np.arange(50) % 5
     for i in range(1, 11):

@@ -219,7 +219,7 @@ def test_function_by_name_with_a_weights_file(tmp_path, monkeypatch):
         load_encoder("torch:my_nets:nothing", layers="0")
 
 
-def test_weights_files(tmp_path):
+def test_weights_files_load_and_what_they_lack_is_named(tmp_path):
     from safetensors.torch import save_file
 
     m = nn.Linear(2, 3)

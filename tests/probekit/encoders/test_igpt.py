@@ -83,7 +83,7 @@ def test_random_run_keeps_config_and_palette_with_fresh_weights(tmp_path):
     assert encoder.provenance["palette_hash"] == palette.hash
 
 
-def test_random_preset():
+def test_a_random_preset_has_finite_features_of_every_layer():
     encoder = load_encoder("random:tiny", resolution=6, n_colours=27)
     assert len(encoder.layers) == 11
     assert all(bool(torch.isfinite(f).all()) for f in encoder(IMAGES, ROWS))

@@ -74,7 +74,7 @@ def test_entry_points_add_encoders(tmp_path, monkeypatch):
     assert load_encoder("mine:7").provenance["resolution"] == 7
 
 
-def test_layer_choice():
+def test_layers_are_chosen_by_name_or_glob_in_order_of_depth():
     names = ["embed", "block.0", "block.1", "block.10", "norm"]
     assert select_layers(names, None) == [0, 1, 2, 3, 4]
     assert select_layers(names, "norm, block.?") == [1, 2, 4]

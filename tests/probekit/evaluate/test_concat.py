@@ -36,7 +36,7 @@ def halves(**options):
 
 def test_greedy_finds_the_two_layers_that_complement_each_other(tmp_path):
     results = concat(halves(), tmp_path, Cs=CS, window=3, greedy_width=8)
-    greedy = next(r for r in results.concats() if "greedy" in r.candidates["found_by"][0]["rule"])
+    greedy = next(r for r in results.of(kind="concat") if "greedy" in r.candidates["found_by"][0]["rule"])
     assert greedy.layers in (("01", "03"), ("02", "03"))
     assert greedy.width == 8
     assert greedy.accuracy > results.best().accuracy + 0.2
@@ -48,7 +48,7 @@ def test_greedy_finds_the_two_layers_that_complement_each_other(tmp_path):
 
 def test_the_window_is_the_paper_s(tmp_path):
     results = concat(MemoryStore(strength=(0, 0, 0.5, 1.5, 0.5, 0, 0)), tmp_path, Cs=CS, greedy_width=0)
-    (window,) = results.concats()
+    (window,) = results.of(kind="concat")
     assert window.layers == ("01", "02", "03", "04", "05")
     assert window.depth is None
     assert window.width == 20
@@ -58,12 +58,12 @@ def test_the_window_is_the_paper_s(tmp_path):
 
 def test_several_windows_and_the_end_of_the_network(tmp_path):
     results = concat(MemoryStore(strength=(0, 0, 0, 1.5)), tmp_path, Cs=CS, window=(2, 3), greedy_width=0)
-    assert [r.layers for r in results.concats()] == [("02", "03"), ("01", "02", "03")]
+    assert [r.layers for r in results.of(kind="concat")] == [("02", "03"), ("01", "02", "03")]
 
 
 def test_a_set_found_twice_is_one_record_with_both_rules(tmp_path):
     results = concat(MemoryStore(strength=(1.0, 1.0)), tmp_path, Cs=CS, window=2)
-    records = results.concats()
+    records = results.of(kind="concat")
     assert len(records) <= 1  # greedy may stop at one layer
     if len(records[0].candidates["found_by"]) == 2:
         assert records[0].layers == ("00", "01")
@@ -75,7 +75,7 @@ def test_joined_sets_are_chosen_before_test_rows_are_read(tmp_path):
     sweep(store, tmp_path, Cs=CS)
     chosen = tmp_path / "choices.jsonl"
     store.opened = lambda: sum(json.loads(line)["kind"] == "concat" for line in chosen.open()) >= 1
-    assert concat(store, tmp_path, Cs=CS, window=3).concats()
+    assert concat(store, tmp_path, Cs=CS, window=3).of(kind="concat")
 
 
 def test_choices_do_not_depend_on_test_labels(tmp_path):
@@ -84,7 +84,7 @@ def test_choices_do_not_depend_on_test_labels(tmp_path):
         store = halves()
         if name == "permuted":
             store.y["test"] = np.random.default_rng(1).permutation(store.y["test"])
-        records = concat(store, tmp_path / name, Cs=CS, window=3, greedy_width=8).concats()
+        records = concat(store, tmp_path / name, Cs=CS, window=3, greedy_width=8).of(kind="concat")
         chosen.append([(r.layers, r.chosen_C, r.val_accuracy, r.candidates) for r in records])
     assert chosen[0] == chosen[1]
 
@@ -109,7 +109,7 @@ def test_a_killed_search_goes_on(tmp_path):
     assert (tmp_path / "results.jsonl").read_bytes() == before
 
 
-def test_refusals(tmp_path):
+def test_requests_that_concatenate_nothing_are_refused(tmp_path):
     with pytest.raises(UserError, match="nothing to concatenate"):
         concat(MemoryStore(strength=(1.0,)), tmp_path / "one", Cs=CS)
     with pytest.raises(UserError, match="budget of 3 columns"):

@@ -2,14 +2,15 @@
 
 import os
 import re
+import tempfile
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from igpt_model.config import ModelConfig
+from probekit import load_dataset
 from probekit.cli.main import main
 from probekit.evaluate.plan import (
     Estimate,
@@ -32,47 +33,49 @@ def test_planned_bytes_are_those_of_a_real_file(tmp_path, dtype):
 
 
 class Clock:
-    """A clock that only the encoder moves: 0.01 s a call and 0.001 s an image."""
+    """An encoder, and a clock that only it moves: 0.01 s a call, 0.001 s an image, a second at the first call."""
 
-    widths = (4,)
+    layers, widths, provenance = ("00",), (4,), {"name": "clock"}
     now = 0.0
 
     def prepare(self, image):
         return image
 
     def __call__(self, images, row_ids):
-        self.now += 0.01 + 0.001 * len(images)
+        self.now += 0.01 + 0.001 * len(images) + (self.now == 0)
         return [torch.zeros(len(images), 4)]
 
 
-class Part:
-    """Blank pictures."""
-
-    row_ids = np.arange(1000)
-
-    def __len__(self):
-        return 1000
-
-    def images(self, start, stop):
-        return [np.zeros((2, 2, 3), np.uint8)] * (stop - start)
+@pytest.fixture(scope="module")
+def images():
+    """1,000 images, of which 720 are the largest split."""
+    return load_dataset((np.random.default_rng(0).integers(0, 255, (1000, 2, 2, 3), np.uint8), np.arange(1000) % 2))
 
 
 @pytest.mark.parametrize(("rows", "ranks"), [(None, 1), (50_000, 1), (50_000, 8)])
-def test_extraction_is_planned_from_batches_of_the_real_size(rows, ranks):
+def test_extraction_is_planned_from_all_images_of_a_split_where_the_time_allows(images, rows, ranks):
     encoder = Clock()
-    data = SimpleNamespace(splits={"train": Part()})
-    plan = plan_extract(encoder, data, batch_size=100, seconds=5.0, rows=rows, ranks=ranks, clock=lambda: encoder.now)
-    # a batch of 100 takes 0.11 s
-    assert plan.seconds == pytest.approx((rows or 1000) / 100 * 0.11 / ranks)
+    plan = plan_extract(encoder, images, batch_size=90, seconds=9, rows=rows, ranks=ranks, clock=lambda: encoder.now)
+    # the first call with one image, once; a batch of 90 takes 0.1 s
+    assert plan.seconds == pytest.approx(1.011 + (rows or 1000) / 90 * 0.1 / ranks)
     assert plan.disk == (rows or 1000) * (16 + 24)
 
 
-def test_a_slow_encoder_is_planned_from_small_batches():
+def test_a_slow_encoder_is_planned_from_few_images(images):
     encoder = Clock()
-    data = SimpleNamespace(splits={"train": Part()})
-    # a batch of 4 would let 16 times its 0.014 s pass half of the time: the next size, 16, is measured
-    plan = plan_extract(encoder, data, batch_size=1000, seconds=0.5, clock=lambda: encoder.now)
-    assert plan.seconds == pytest.approx(1000 / 16 * 0.026)
+    plan = plan_extract(encoder, images, batch_size=1000, seconds=0.1, clock=lambda: encoder.now)
+    # 4 images take 0.014 s and 16 take 0.026 s: four times that is more than what is left
+    assert plan.seconds == pytest.approx(1.011 + 1000 / 16 * 0.026)
+
+
+def test_a_plan_of_extraction_leaves_no_file_behind(images, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    tempfile.tempdir = None
+    try:
+        plan_extract(Clock(), images, seconds=0.01)
+    finally:
+        tempfile.tempdir = None
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

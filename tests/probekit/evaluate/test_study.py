@@ -128,7 +128,7 @@ def test_other_encoders_and_data_are_refused(no_report, tmp_path, data):
         study("pixels", data[1], tmp_path / "study", Cs=CS)
 
 
-def test_names(no_report, tmp_path, data):
+def test_encoders_of_one_name_need_names_of_their_own(no_report, tmp_path, data):
     with pytest.raises(UserError, match="Two encoders are called 'pixels'"):
         study(["pixels:2", "pixels:4"], data[0], tmp_path / "study", Cs=CS)
     results = study(["small=pixels:2", "large=pixels:4"], data[0], tmp_path / "study", Cs=CS)
@@ -173,7 +173,7 @@ def test_controls_of_a_run(no_report, tmp_path, data):
     assert results.series == ["igpt", "pixels", "random"]
 
 
-def test_the_verb(tmp_path, data, capsys):
+def test_the_verb_writes_a_page_of_all_encoders_and_data_sets(tmp_path, data, capsys):
     out = tmp_path / "study"
     arguments = ["study", "pixels:2", "wide=pixels:4", "--on", *data, "--out", str(out), "--Cs", "0.01", "--Cs", "1"]
     assert main(arguments) == 0

@@ -63,7 +63,7 @@ def test_two_ranks_have_the_records_of_one_process(features, tmp_path):
         ({"parallel": "rows", "workers": 2}, "linear probes only"),
     ],
 )
-def test_refusals(tmp_path, options, message):
+def test_options_that_sharded_rows_do_not_have_are_refused(tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         sweep(MemoryStore(), tmp_path, Cs=CS, **options)
 

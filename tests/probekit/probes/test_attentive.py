@@ -56,7 +56,7 @@ def test_the_same_seed_gives_the_same_bits_whatever_the_global_state():
     assert np.abs(other - first).max() > 1e-6
 
 
-def test_refusals():
+def test_pooled_features_and_heads_that_do_not_divide_are_refused():
     tokens, y = needle(20, 0)
     with pytest.raises(UserError, match="with a label each"):
         fit_attentive(tokens.mean(axis=1), y)

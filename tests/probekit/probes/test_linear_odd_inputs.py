@@ -2,6 +2,9 @@
 
 import json
 import warnings
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
 
 import h5py
 import numpy as np
@@ -78,6 +81,7 @@ REFUSED_X = {
     "too large for float64": (np.array([[10**400]] * 60, object), "too large|no number"),
     "long double too large": (X.astype(np.longdouble) * np.longdouble("1e400"), "too large"),
     "columns of one name": (pd.DataFrame(X, columns=list("aabb")), "a name of its own"),
+    "nested tensor": (torch.nested.nested_tensor([torch.ones(4)] * 60, layout=torch.jagged), "nested"),
     "columns of two kinds of names": (pd.DataFrame(X, columns=["a", 1, "b", 2]), "all of them text"),
 }
 
@@ -179,6 +183,14 @@ def test_labels_that_are_none_are_refused_in_one_sentence(fit, name):
     sentence(error)
 
 
+class Name(str, Enum):  # noqa: UP042 (`str()` of a StrEnum is its value)
+    """Text whose `str()` is another text: NumPy makes arrays of that one."""
+
+    FIRST = "ab"
+    SECOND = "c"
+    THIRD = "def"
+
+
 ACCEPTED_Y = {
     "list": (Y.tolist(), [0, 1, 2]),
     "floats": (Y.astype(np.float32), [0, 1, 2]),
@@ -189,6 +201,9 @@ ACCEPTED_Y = {
     "object integers": (Y.astype(object), [0, 1, 2]),
     "large integers": (np.array([1, 2**70, 2**80], object)[Y], [1, 2**70, 2**80]),
     "series": (pd.Series(Y), [0, 1, 2]),
+    "text of any length": (np.array(NAMES).astype(np.dtypes.StringDType())[Y], NAMES),
+    "enumeration of text": ([Name(NAMES[label]) for label in Y], NAMES),
+    "enumeration of text as objects": (np.array([Name(NAMES[label]) for label in Y], object), NAMES),
     "categories": (pd.Series(np.array(NAMES)[Y], dtype="category"), NAMES),
     "tensor": (torch.from_numpy(Y), [0, 1, 2]),
     "bfloat16 tensor": (torch.from_numpy(Y).bfloat16(), [0, 1, 2]),
@@ -210,7 +225,7 @@ def test_labels_of_every_kind_give_the_plain_answer(request, fit, name):
 
 
 REFUSED_SETTINGS = [
-    *({"tol": tol} for tol in (0, -1.0, np.inf, np.nan, "small", None, True)),
+    *({"tol": tol} for tol in (0, -1.0, np.inf, np.nan, "small", None, True, 10**400)),
     *({"max_iter": max_iter} for max_iter in (-5, 0, 2.5, np.nan, "many", None, True)),
     *({"standardize": flag} for flag in ("yes", 1, None)),
     *({"fit_intercept": flag} for flag in ("no", 0, None)),
@@ -283,11 +298,20 @@ def test_a_penalty_given_twice_is_answered_twice_and_chosen_once():
 
 @pytest.mark.parametrize(
     "cv",
-    [0, 1, -3, True, False, 0.0, 1.0, 1.5, -0.2, np.nan, "5", object(), [], [(0, 1)], [([0, 1], [99])], [[0, 1, 2]]],
-)
+    [0, 1, np.array(3), True, False, 0.0, 1.0, 1.5, -0.2, np.nan, "5", object(), [], [(0, 1)], [([0, 1], [99])],
+     [[0, 1, 2]]],
+)  # fmt: skip
 def test_a_cv_that_splits_nothing_is_refused_in_one_sentence(cv):
     with pytest.raises(UserError, match="cv") as error:
         LinearProbeCV((0.1, 1.0), cv=cv).fit(X, Y)
+    sentence(error)
+
+
+@pytest.mark.parametrize("cv", [2, 0.5])
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, "0", np.nan, [1], np.random.default_rng(0)])
+def test_a_seed_that_is_none_is_refused_by_its_name(cv, seed):
+    with pytest.raises(UserError, match="random_state must be") as error:
+        LinearProbeCV((0.1, 1.0), cv=cv, random_state=seed).fit(X, Y)
     sentence(error)
 
 
@@ -533,6 +557,27 @@ def test_balanced_weights_count_a_class_of_weight_zero_as_removed():
     np.testing.assert_allclose(with_zero.predict_proba(X)[:, :3], removed.predict_proba(X), atol=1e-3)
 
 
+@pytest.mark.parametrize("C", [Decimal("0.5"), Fraction(1, 2), np.array(0.5), torch.tensor(0.5), np.float16(0.5)])
+def test_a_penalty_of_every_kind_of_number_is_fitted_and_saved(tmp_path, C):
+    fitted = LinearProbe(C).fit(X, Y)
+    np.testing.assert_array_equal(fitted.coef_, LinearProbe(0.5).fit(X, Y).coef_)
+    fitted.save(tmp_path / "probe")
+    assert LinearProbe.load(tmp_path / "probe").C == 0.5
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_reversed_rows_and_columns_are_read_whatever_their_strides(fit, standardize, order):
+    """One row of reversed rows is contiguous, and still has a negative stride, which torch refuses."""
+    given = np.array(X[::-1, ::-1], order=order)[::-1, ::-1]
+    assert min(given.strides) < 0
+    plain, fitted = fit(X, Y, standardize=standardize), fit(given, Y, standardize=standardize)
+    np.testing.assert_allclose(proba(fitted, given), proba(plain, X), atol=1e-4)
+    np.testing.assert_allclose(proba(fitted, given[:1]), proba(plain, X[:1]), atol=1e-4)
+    with pytest.raises(UserError, match="row 0"):
+        proba(fitted, np.array([[np.nan, 1.0, 1.0, 1.0]])[::-1, ::-1])
+
+
 @pytest.mark.parametrize("index", [2, -3, 1.0, 1.5, True, None, "0"])
 def test_a_penalty_that_a_path_has_not_is_refused(index):
     path = fit_path(X, Y, [0.1, 1.0])
@@ -592,7 +637,7 @@ def test_what_load_would_refuse_is_not_saved(tmp_path):
     probe = LinearProbe(device=torch.device("cpu")).fit(X, Y)
     probe.save(tmp_path / "probe")
     assert LinearProbe.load(tmp_path / "probe").device == "cpu"
-    with pytest.raises(UserError, match=r"params\.C"):
+    with pytest.raises(UserError, match="but got 'x'"):
         probe.set_params(C="x").save(tmp_path / "other")
     with pytest.raises(UserError, match="UTF-8"):
         LinearProbe().fit(X, np.array(["\ud800", "b", "c"], object)[Y]).save(tmp_path / "other")

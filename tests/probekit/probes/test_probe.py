@@ -13,8 +13,8 @@ from sklearn.preprocessing import StandardScaler
 
 from probekit.evaluate.concat import concat
 from probekit.evaluate.sweep import sweep
-from probekit.probes import get_protocol
-from probekit.probes.banded import fit_banded
+from probekit.probes import fit_path, get_protocol
+from probekit.probes.banded import spread
 from probekit.probes.geometry import rankme
 from probekit.probes.sgd import SGDConfig
 from probekit.reports.panels import build_panels
@@ -97,7 +97,7 @@ def test_bands_and_mixes_are_joined_records(tmp_path):
     results = concat(store, tmp_path, protocol=protocol, Cs=Cs, window=2, greedy_width=0, probes=["banded", "mix"])
     (banded,) = [r for r in results if r.kind == "banded"]
     (mix,) = [r for r in results if r.kind == "mix"]
-    (plain,) = results.concats()
+    (plain,) = results.of(kind="concat")
     assert banded.layers == mix.layers == plain.layers == ("00", "01")
     assert len({banded.key, mix.key, plain.key}) == 3
     rule, how = banded.candidates["found_by"]
@@ -106,8 +106,9 @@ def test_bands_and_mixes_are_joined_records(tmp_path):
     X = np.concatenate([training(store, layer)[0] for layer in store.layers], axis=1)
     y = training(store, "00")[1]
     scaler = StandardScaler().fit(X)
-    exact = fit_banded(scaler.transform(X), y, [banded.chosen_C], (4, 4), how["gammas"], tol=1e-10)
-    test = scaler.transform(np.concatenate([store.X["test"][layer] for layer in store.layers], axis=1))
+    factors = spread(how["gammas"], (4, 4))
+    exact = fit_path(factors * scaler.transform(X), y, [banded.chosen_C], tol=1e-10)
+    test = factors * scaler.transform(np.concatenate([store.X["test"][layer] for layer in store.layers], axis=1))
     np.testing.assert_allclose(np.exp(row_predictions(banded).log_proba), exact.predict_proba(test)[0], atol=2e-3)
     weights = np.array(mix.candidates["found_by"][-1]["weights"])
     assert weights.sum() == pytest.approx(1)
@@ -173,7 +174,7 @@ def test_two_workers_train_one_grid(tmp_path):
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 3
 
 
-def test_sgd_refusals(tmp_path):
+def test_what_sgd_cannot_do_is_refused(tmp_path):
     with pytest.raises(UserError, match="neither standardise nor refit"):
         sweep(MemoryStore(), tmp_path, protocol=SMALL_SGD.with_(standardize=True))
     with pytest.raises(UserError, match="cannot concatenate"):

@@ -52,5 +52,13 @@ def test_ours_stand_beside_theirs(panel):
     assert (printed.loc[frame["flag"] == "D", "Source"].str.endswith("[D]")).all()
 
 
+def test_panels_of_several_protocols_bring_a_published_row_once(panel):
+    from dataclasses import replace
+
+    several = [replace(panel, dataset="cifar10", protocol_hash=name) for name in ("a", "b", "c")]
+    frame = comparison_frame(several)
+    assert (frame["flag"] != "ours").sum() == len(published("linear_probe", "cifar10"))
+
+
 def test_an_unknown_data_set_has_no_published_rows(panel):
     assert (comparison_frame([panel])["flag"] == "ours").all()

@@ -196,7 +196,7 @@ def test_samples_beside_the_results_and_of_the_probed_runs_are_embedded(make_run
 
 
 @pytest.mark.parametrize(("p", "text"), [(0.0, "< 0.0001"), (0.04321, "0.043"), (1.0, "1")])
-def test_p_value(p, text):
+def test_a_p_value_is_written_with_two_digits(p, text):
     assert p_value(p) == text
 
 
@@ -231,7 +231,7 @@ def facts_of(panel):
 
 
 def test_a_best_layer_that_is_the_last_is_measured_against_the_strongest_control(make_panel, panel):
-    assert facts_of(panel)["Points above the last layer"] == f"{100 * panel.models[0].verdict.gain:+.1f}"
+    assert facts_of(panel)["Points above the last layer"] == f"{panel.models[0].verdict.gain.points[0]:+.1f}"
     rising = make_panel(trained=RISING, unconverged=())
     model, random, pixels = rising.series
     assert model.verdict.shape == "no fall"

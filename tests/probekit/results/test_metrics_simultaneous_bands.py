@@ -96,7 +96,7 @@ def test_a_clear_fall_is_found_and_said():
     found = verdict(curve_of(correct, [0.4, 0.8, 0.6]))
     assert found.shape == "rises then falls"
     assert found.p == max(found.p_rise, found.p_fall)
-    assert found.gain_low <= found.gain <= found.gain_high
+    assert found.gain.low <= found.gain.difference <= found.gain.high
     best, gain = found.sentences()
     assert "layer 1 of 2" in best
     assert "rises, then falls" in gain
@@ -133,7 +133,7 @@ def test_without_the_first_and_the_last_layer_nothing_is_said_of_rise_and_fall(d
     found = verdict(curve_of(correct, [0.4, 0.8, 0.6], depths, last_depth))
     missing = {0, last_depth} - set(depths)
     assert found.falls == (not missing)
-    assert set(found.unprobed_ends) == missing
+    assert set(found.curve.unprobed_ends) == missing
     best, second = found.sentences()
     assert f"layer {depths[1]} of 5" in best
     assert told in second

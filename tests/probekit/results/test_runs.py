@@ -135,12 +135,12 @@ def test_runs_compare_with_a_single_curve_on_the_same_rows(folder):
 
 
 def test_another_kind_of_probe_has_its_own_curve_over_runs(folder):
-    curve = depth_curve(Results(folder).records, kind="class-mean")
+    curve = depth_curve([replace(r, kind="layer") for r in Results(folder) if r.kind == "class-mean"])
     assert curve.n_draws == 3
     first = [r for r in Results(folder) if r.kind == "class-mean" and r.series == "net, run 1" and r.layers == ("01",)]
     assert curve.by_draw[0, 1] == pytest.approx(np.mean([row_predictions(r).correct.mean() for r in first]))
 
 
-def test_names():
+def test_a_number_of_a_run_is_no_part_of_the_models_name():
     assert model_name("a, run 12") == "a"
     assert model_name("a, run twelve") == "a, run twelve"

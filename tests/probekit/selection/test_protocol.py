@@ -91,7 +91,7 @@ def test_four_halvings_end_at_eight_steps_a_decade():
     np.testing.assert_allclose([low * high, 3], [Cs[3] ** 2, 3])
 
 
-def test_identities():
+def test_a_protocols_hash_depends_on_its_settings_and_not_on_its_source():
     hashes = {name: protocol.hash for name, protocol in PROTOCOLS.items()}
     assert len(set(hashes.values())) == len(hashes)
     igpt = PROTOCOLS["igpt"]
