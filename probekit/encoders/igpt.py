@@ -20,7 +20,7 @@ from igpt_model.objectives import draw_masks
 from igpt_model.palette import Palette
 from igpt_model.training.checkpoint import latest_checkpoint, load_checkpoint
 from probekit.encoders.compute import compute
-from probekit.encoders.encoder import select_layers
+from probekit.encoders.encoder import encoder_repr, select_layers
 from probekit.runtime.errors import UserError
 
 
@@ -48,6 +48,8 @@ class IGPTEncoder:
     provenance : dict, optional
         Entries to add.
     """
+
+    __repr__ = encoder_repr
 
     def __init__(
         self,
