@@ -32,8 +32,6 @@ MEASURE = Group.create_ordered("Features and probes")
 SHOW = Group.create_ordered("Results")
 LOOK = Group.create_ordered("Before and after")
 
-_FETCH = {"action": "?", "name": "?"}
-
 # Verbs are listed with their one line of help, so that `probekit --help` need not import torch.
 VERBS: dict[str, Verb] = {
     "demo": Verb(MAKE, "From nothing to a depth curve: minutes on two CPU cores.", "probekit.cli.demo:demo"),
@@ -74,12 +72,7 @@ VERBS: dict[str, Verb] = {
         "probekit.evaluate.layer_geometry:geometry",
         unit="layers",
     ),
-    "concat": Verb(
-        MEASURE,
-        "Probe concatenated layers.",
-        "probekit.evaluate.concat:concat",
-        unit="sets of layers",
-    ),
+    "concat": Verb(MEASURE, "Probe concatenated layers.", "probekit.evaluate.concat:concat", unit="sets of layers"),
     "import": Verb(MEASURE, "Make a feature file from arrays.", "probekit.features.importing:import_features"),
     "predict": Verb(MEASURE, "Classify images with a stored probe.", "probekit.cli.predict:predict"),
     "report": Verb(

@@ -198,3 +198,26 @@ def test_two_random_networks_look_different(panel):
     first, second = looks[random.label], looks["random b"]
     assert first["marker"] != second["marker"]
     assert first["linestyle"] != second["linestyle"]
+
+
+@pytest.mark.parametrize("width", [3.3, 4.0, 5.5, 7.4])
+@pytest.mark.parametrize("font_size", [7, 9, 12])
+def test_no_words_touch_or_leave_the_figure_at_any_width(panel, width, font_size):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    options = FigureOptions(width=width, font_size=font_size)
+    with style(font_size=font_size):
+        drawn = depth_figure(panel, options=options)
+        renderer = FigureCanvasAgg(drawn).get_renderer()
+        drawn.draw(renderer)
+        whole = drawn.bbox
+        below = [label.get_window_extent(renderer) for label in drawn.axes[1].get_xticklabels()]
+        key = drawn.legends[0].get_window_extent(renderer)
+        inside = drawn.axes[0].get_window_extent(renderer)
+        named = [text for text in drawn.axes[0].texts if text.get_text().endswith(" %")]
+        for left, right in zip(below, below[1:], strict=False):
+            assert left.x1 <= right.x0
+        # a column of a paper takes no larger type than its own: the key of 12 points is wider than 3.3 inches
+        assert key.x1 <= whole.x1 or width < 4 * font_size / 9
+        assert len(named) == 1
+        assert inside.x0 <= named[0].get_window_extent(renderer).x0 or width < 4 * font_size / 9
