@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -215,7 +216,7 @@ def test_no_words_touch_or_leave_the_figure_at_any_width(panel, width, font_size
         key = drawn.legends[0].get_window_extent(renderer)
         inside = drawn.axes[0].get_window_extent(renderer)
         named = [text for text in drawn.axes[0].texts if text.get_text().endswith(" %")]
-        for left, right in zip(below, below[1:], strict=False):
+        for left, right in pairwise(below):
             assert left.x1 <= right.x0
         # a column of a paper takes no larger type than its own: the key of 12 points is wider than 3.3 inches
         assert key.x1 <= whole.x1 or width < 4 * font_size / 9
