@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analyses import command_line, start
-from igpt_model import atomic
+from analyses import command_line, start, write
 from probekit import extract, load_dataset, load_encoder
 from probekit.evaluate.sweep import sweep
 from probekit.results.results import Results
@@ -60,6 +59,8 @@ class HeadParts:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Extract the parts, probe them, print and write the table."""
+    import pandas as pd
+
     parser = command_line(__doc__, results=False)
     parser.add_argument("run")
     parser.add_argument("dataset")
@@ -72,14 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     store = extract(parts, load_dataset(options.dataset), out=options.out / "features.h5", limit=options.limit)
     sweep(store, options.out, Cs=CS)
     rows = [
-        (record.layers[0], record.width, 100 * record.accuracy, 100 * record.metrics["top1_low"])
-        for record in Results(options.out)
+        [r.layers[0], r.width, round(100 * r.accuracy, 2), round(100 * r.metrics["top1_low"], 2)]
+        for r in Results(options.out)
     ]
-    lines = [f"{name},{width},{accuracy:.2f},{low:.2f}" for name, width, accuracy, low in rows]
-    atomic.write_text(options.out / "head_width.csv", "\n".join(["part,columns,top1,top1_low", *lines]) + "\n")
+    frame = pd.DataFrame(rows, columns=["part", "columns", "top1", "top1_low"])
+    write(options.out / "head_width", frame)
     config = encoder.model.config
-    print(f"{options.run}: V = {config.vocab_size}, D = {config.n_embd}")
-    print("\n".join(f"  {name:<20} {width:>4} columns  {accuracy:5.1f} %" for name, width, accuracy, _ in rows))
+    print(f"{options.run}: V = {config.vocab_size}, D = {config.n_embd}", frame.to_string(index=False), sep="\n")
 
 
 if __name__ == "__main__":

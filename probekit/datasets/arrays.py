@@ -25,6 +25,8 @@ from probekit.runtime.memory import check_npz
 IMAGE_NAMES = ("image", "img", "picture", "pixel_values")
 LABEL_NAMES = ("label", "labels", "target", "targets", "fine_label", "coarse_label", "class", "y")
 ITEMS_ASKED = 32
+# items read several times, to see whether they are the same
+ITEMS_READ, READINGS = 8, 4
 # what the arrays of an .npz are called, with the split before or after, or without one
 ARRAYS = {**dict.fromkeys(("images", "x", "data"), "images"), **dict.fromkeys(("labels", "y", "targets"), "labels")}
 
@@ -140,7 +142,7 @@ def _labels_of_items(value: Any) -> tuple[np.ndarray, str]:
     return listed, f".{name}"
 
 
-def _as_part(value: Any) -> Part:
+def _as_part(value: Any, named: bool) -> Part:
     if isinstance(value, tuple) and len(value) == 2:
         images, labels = value
         plain = isinstance(images, list | tuple)
@@ -150,11 +152,48 @@ def _as_part(value: Any) -> Part:
     # the items of a pandas or polars table are its columns
     if indexed and not isinstance(value, str | bytes | np.ndarray) and not hasattr(value, "columns"):
         labels, whose = _labels_of_items(value)
-        return Part(TorchImages(value, labels, whose), labels)
+        _refuse_random_items(value)
+        return Part(
+            TorchImages(value, labels, whose),
+            labels,
+            _own_classes(value) if named and labels.dtype.kind == "i" else None,
+        )
     raise UserError(
         f"A {type(value).__name__} was given, but (images, labels), a torch Dataset, or a dict of them with the keys "
         "train, val and test is needed."
     )
+
+
+def _refuse_random_items(dataset: Any) -> None:
+    """Refuse the transforms of training: a feature would be of another image each time."""
+    for row in range(min(len(dataset), ITEMS_READ)):
+        first, *others = (to_rgb(item_at(dataset, row)[0], f"item {row}") for _ in range(READINGS))
+        if not all(np.array_equal(first, other) for other in others):
+            raise UserError(
+                f"Item {row} of the {type(dataset).__name__} is another image each time that it is read (a random crop "
+                "or flip of training?); give it the transform of evaluation, or none."
+            )
+
+
+def _own_classes(dataset: Any) -> tuple[str, ...] | None:
+    """Names of a data set's labels: its `classes`, those that `datasets` declares, or those of what it is made of."""
+    if parts := getattr(dataset, "datasets", None):  # torch's ConcatDataset
+        found = {_own_classes(part) for part in parts}
+        if len(found) > 1:
+            raise UserError(
+                f"The parts of the {type(dataset).__name__} have other .classes; give sets of one numbering."
+            )
+        return found.pop()
+    names = getattr(dataset, "classes", None)
+    index = getattr(dataset, "class_to_idx", None)
+    for key, feature in dict(getattr(dataset, "features", None) or {}).items():
+        names = getattr(feature, "names", None) if names is None and key.lower() in LABEL_NAMES else names
+    if names is None and hasattr(dataset, "dataset"):  # torch's Subset
+        return _own_classes(dataset.dataset)
+    classes = class_names(names)
+    if classes and isinstance(index, Mapping) and any(index.get(c, k) != k for k, c in enumerate(classes)):
+        raise UserError(f"{type(dataset).__name__} has .classes in another order than .class_to_idx; give classes=.")
+    return classes
 
 
 def load_objects(value: Any, name: str = "arrays", classes: Any = None, **options: Any) -> Dataset:
@@ -167,13 +206,10 @@ def load_objects(value: Any, name: str = "arrays", classes: Any = None, **option
     named = {key: SPLIT_NAMES.get(str(key).lower()) for key in given}
     if "train" not in named.values() or None in named.values() or len(set(named.values())) < len(named):
         raise UserError(f"Parts named {', '.join(map(str, given))} were given, but train (and val, test) is expected.")
-    parts = {str(named[key]): _as_part(part) for key, part in given.items()}
-    source = next(part for key, part in given.items() if named[key] == "train")
-    index = getattr(source, "class_to_idx", None) if classes is None else None
-    classes = class_names(getattr(source, "classes", None) if classes is None else classes)
-    if classes and isinstance(index, Mapping) and any(index.get(c, k) != k for k, c in enumerate(classes)):
-        raise UserError(f"{type(source).__name__} has .classes in another order than .class_to_idx; give classes=.")
-    about = {"source": f"{type(source).__name__} in memory"}
+    # what the user says takes the place of what the data sets say
+    parts = {str(named[key]): _as_part(part, classes is None) for key, part in given.items()}
+    about = {"source": f"{' and '.join(sorted({type(part).__name__ for part in given.values()}))} in memory"}
+    classes = class_names(classes)
     return assemble(name, "The data set", parts, about, classes, val_is_test=False, **options)
 
 
@@ -181,6 +217,8 @@ def class_names(value: Any) -> tuple[str, ...] | None:
     """Names of the labels 0, 1, ...: from a sequence of texts or of synonyms, or from a mapping of names to labels."""
     if value is None:
         return None
+    if isinstance(value, Mapping) and set(value) == set(range(len(value))):
+        value = [value[k] for k in range(len(value))]
     if isinstance(value, Mapping):
         given = list(value.values())
         if not all(isinstance(k, Real) for k in given) or sorted(given) != list(range(len(given))):

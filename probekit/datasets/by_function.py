@@ -12,6 +12,13 @@ from typing import Any
 from probekit.datasets.splits import SPLIT_NAMES
 from probekit.runtime.errors import UserError, first_line
 
+# how a class says that it has no split of a name
+NO_SPLIT = (ValueError, KeyError, AssertionError, NotImplementedError)
+
+
+class _NoSplitError(UserError):
+    pass
+
 
 def call(function: Callable[..., Any], spec: str, root: str | Path | None, options: dict[str, Any]) -> Any:
     """What `function` returns; of a class in torchvision's convention, {"train": ..., "test": ...}."""
@@ -29,23 +36,25 @@ def call(function: Callable[..., Any], spec: str, root: str | Path | None, optio
     def made(**more: Any) -> Any:
         try:
             return function(**given, **more)
-        except (RuntimeError, OSError) as error:
-            raise UserError(f"{spec} cannot be read under root={root} ({first_line(error)}).") from None
+        except UserError:
+            raise
+        except Exception as error:  # whatever the user's own code raises
+            called = ", ".join(f"{key}={value!r}" for key, value in {**given, **more}.items())
+            reason = f"{spec}({called}) failed ({type(error).__name__}: {first_line(error)})."
+            raise (_NoSplitError if isinstance(error, NO_SPLIT) else UserError)(reason) from error
 
     if "root" in parameters and "train" in parameters and "train" not in options:
         return {"train": made(train=True), "test": made(train=False)}
-    if "root" in parameters and "split" in parameters and "split" not in options:
-        found: dict[str, Any] = {}
-        for written, split in SPLIT_NAMES.items():
-            if split in found:
-                continue
-            try:
+    if "root" not in parameters or "split" not in parameters or "split" in options:
+        return made()
+    found: dict[str, Any] = {}
+    absent: list[_NoSplitError] = []
+    for written, split in SPLIT_NAMES.items():
+        try:
+            if split not in found:
                 found[split] = made(split=written)
-            except UserError:
-                raise
-            except ValueError:  # torchvision's own check of the argument: there is no such split
-                continue
-        if "train" not in found:
-            raise UserError(f"{spec} has no train split; write a function that returns a dict with train and test.")
-        return found
-    return function(**given)
+        except _NoSplitError as error:
+            absent.append(error)
+    if "train" not in found:
+        raise UserError(f"{absent[0]} Write a function that returns a dict with train and test.")
+    return found

@@ -34,20 +34,6 @@ IMAGENET = "image-net.org/download-images.php, with an account"
 ENTRIES = (
     Entry("digits", "1,797 handwritten digits, 8x8, 10 classes", EMBEDDED, "digits:load_centred", False),
     Entry(
-        "inverted-digits",
-        "the digits, each black on white or white on black at random, 8x8, 10 classes",
-        EMBEDDED,
-        "digits:load_inverted",
-        False,
-    ),
-    Entry(
-        "inverted-digits-2",
-        "the same splits of digits, but each training digit both ways",
-        EMBEDDED,
-        "digits:load_inverted",
-        False,
-    ),
-    Entry(
         "wandering-digits",
         "the digits in 4 grey levels, each at one place of a 12x12 canvas, 10 classes",
         EMBEDDED,

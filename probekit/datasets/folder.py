@@ -74,7 +74,7 @@ def _by_split(listing: Listing, where: str) -> dict[str, tuple[tuple[str, ...], 
     members: dict[str, list[tuple[str, str]]] = {}
     shared: dict[str, str] = {}
     written: dict[str, set[str]] = {}
-    deeper: dict[str, str] = {}
+    deeper: dict[str, dict[str, str]] = {}
     for name in names:
         inner = name.split("/", level + 2 + has_splits)[level:]
         if len(inner) < 2 + has_splits:
@@ -82,7 +82,8 @@ def _by_split(listing: Listing, where: str) -> dict[str, tuple[tuple[str, ...], 
             hint = f" (if its {lists[0]} file lists the labels, give that file)" if lists else ""
             raise UserError(f"{where}: {name} is in no class folder{hint}; expected {LAYOUT}.")
         if len(inner) > 2 + has_splits:
-            deeper.setdefault(inner[1 + has_splits], f"{inner[int(has_splits)]}/{inner[1 + has_splits]}")
+            upper, lower = inner[int(has_splits)], inner[1 + has_splits]
+            deeper.setdefault(lower, {})[upper] = f"{upper}/{lower}"
         split = SPLIT_NAMES[inner[0].lower()] if has_splits else ""
         if has_splits:
             written.setdefault(split, set()).add(inner[0])
@@ -105,16 +106,23 @@ def _by_split(listing: Listing, where: str) -> dict[str, tuple[tuple[str, ...], 
     return found
 
 
-def _say_deeper_folders(deeper: dict[str, str], where: str) -> None:
-    """Folders below a class folder, by their own name and the first path: splits there are refused, others are said."""
-    splits = [path for name, path in deeper.items() if name.lower() in SPLIT_NAMES]
-    if splits:
+def _say_deeper_folders(deeper: dict[str, dict[str, str]], where: str) -> None:
+    """Folders below class folders, by their own name and that of the class: what could be the classes themselves is
+    refused, others are said."""
+    paths = [path for within in deeper.values() for path in within.values()]
+    if splits := [path for name, within in deeper.items() if name.lower() in SPLIT_NAMES for path in within.values()]:
         raise UserError(f"{where} has splits inside classes ({splits[0]}); expected {LAYOUT}.")
+    repeated = [name for name, within in deeper.items() if len(within) > 1]
+    if len(repeated) > 1:
+        uppers = list(deeper[repeated[0]])
+        raise UserError(
+            f"{where}: {' and '.join(uppers[:3])} each contain {', '.join(repeated[:3])}, so either level could be the "
+            f"classes: give the folder of one of them ({where}/{uppers[0]}), or a CSV file of path,label."
+        )
     if len(deeper) > 1:  # CLASS/images/NAME says nothing more than CLASS/NAME
-        shown = ", ".join(list(deeper.values())[:3])
         warnings.warn(
-            f"{where}: the names of {len(deeper)} folders below class folders ({shown}, ...) are not used: the class "
-            "is the upper folder.",
+            f"{where}: the names of {len(deeper)} folders below class folders ({', '.join(paths[:3])}, ...) are not "
+            "used: the class is the upper folder.",
             stacklevel=5,
         )
 
@@ -123,10 +131,15 @@ def _refuse_empty_classes(listing: Listing, level: int, has_splits: bool, where:
     """A class whose folder holds no image that is read would vanish from the classes without a word."""
     for folder, suffixes in sorted(listing.folders.items()):
         parts = folder.rstrip("/").split("/")
-        split = parts[level].lower() if has_splits and len(parts) > level else ""
-        if len(parts) != level + 1 + has_splits or (has_splits and SPLIT_NAMES.get(split) != "train"):
+        split = SPLIT_NAMES.get(parts[level].lower()) if has_splits and len(parts) > level else None
+        if len(parts) != level + 1 + has_splits or (has_splits and split is None):
             continue
         held = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items())) or "nothing"
+        if split in ("val", "test"):
+            warnings.warn(
+                f"{where}: the folder {folder.rstrip('/')} contains no image that is read ({held}).", stacklevel=5
+            )
+            continue
         raise UserError(
             f"{where}: the folder {folder.rstrip('/')} contains no image that is read ({held}), so its class would be "
             f"lost; remove it, or convert its files (read are {', '.join(SUFFIXES)})."
@@ -162,6 +175,8 @@ def _sources(path: str) -> tuple[dict[str, Part], str, Counter[str]]:
         for name, size in found.files:
             listing.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
         for split, (classes, labels, names) in _by_split(found, str(place)).items():
+            if not split and archives and len(archives) > 1:
+                split = split_of(f"{place.parent.name}/{place.stem}")
             packed = PackedNames([found.names.get(name, name) for name in names] if found.names else names)
             images = ZipImages(str(place), packed) if archives is not None else FileImages(str(place), packed)
             if split in splits:

@@ -105,7 +105,7 @@ def load(
                 f"{name}: the split {part} names other classes than the others; give splits of one data set."
             )
         classes = names
-        values = parquet.arrow_labels(rows.with_format("arrow")[:][label]) if len(rows) else []
+        values = parquet.arrow_labels(rows.select_columns([label]).with_format("arrow")[:][label]) if len(rows) else []
         encoded = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
         labels = label_array(values, f"The labels of {name}, {part},")
         parts[named[part]] = Part(HubImages(encoded, image), labels)

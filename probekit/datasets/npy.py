@@ -117,7 +117,12 @@ def load(
         "labels_hash": hash_file(labels_file),
     }
     pool = Part(MappedImages(tuple(map(str, files)), tuple(spans)), np.concatenate(parts))
-    return assemble(title(name, "npy", str(place), ".npy"), str(place), {"train": pool}, provenance, **options)
+    # several corruptions, or severities one after the other, of the same images
+    in_five = severity is None and len(labels) % SEVERITIES == 0
+    repeated = in_five and (labels.reshape(SEVERITIES, -1) == labels[: len(labels) // SEVERITIES]).all()
+    versions = len(files) * (SEVERITIES if repeated else 1)
+    label = title(name, "npy", str(place), ".npy")
+    return assemble(label, str(place), {"train": pool}, provenance, versions=versions, **options)
 
 
 def _span(rows: int, severity: str | int | None, file: Path) -> tuple[int, int]:

@@ -239,6 +239,8 @@ def _part(
                 sizes.append(rows)
     assert image is not None
     assert label is not None
+    if len({array.dtype.kind for array in labels}) > 1:
+        raise UserError(f"{where}: the labels of some files are numbers and of others names; give them alike.")
     kind = schema.field(image).type
     images: Images
     if str(kind) in ("string", "large_string"):

@@ -5,18 +5,21 @@ all sources take. Shape legend: N rows of a part.
 """
 
 import glob
+import os
 import re
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from probekit.datasets.corrupt import without_corrupt
-from probekit.datasets.images import Decoding, EncodedImages, Images, as_range, remarks
+from probekit.datasets.images import Decoding, EncodedImages, Images, as_range, hash_image, remarks
 from probekit.datasets.listing import is_clutter, refuse_doubles
 from probekit.datasets.records import Dataset, Split, build
 from probekit.datasets.splits import SPLIT_NAMES
@@ -50,7 +53,7 @@ def label_array(values: Any, where: str) -> np.ndarray:
     if np.ma.is_masked(values):
         _refuse_missing(np.ma.getmaskarray(values), where)
     try:
-        array = np.asarray(values)
+        array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
     except ValueError:
         raise UserError(
             f"{where} are lists of different lengths, but one label per image is needed: choose one."
@@ -90,12 +93,19 @@ def _of_one_type(items: list[Any], where: str) -> np.ndarray:
 
 
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
+# several labels written as one text
+LISTED = re.compile(r"\[.*\]|\{.*\}|(tensor|array)\(.*\)")
+JOINED = re.compile(r"[|;,]")
 
 
 def _names(array: np.ndarray, where: str) -> np.ndarray:
     written, inverse = np.unique(array, return_inverse=True)
     names = [unicodedata.normalize("NFC", name).strip() for name in written.tolist()]
     _refuse_missing(np.array([name.lower() in ("", "nan") for name in names], bool)[inverse], where)
+    parted = {name: {part.strip() for part in JOINED.split(name)} for name in names if JOINED.search(name)}
+    several = [name for name in names if LISTED.fullmatch(name) or parted.get(name, {""}) <= set(names)]
+    if several:
+        raise UserError(f"{where} hold {several[0]!r}, which is no single class: give each image one of them.")
     if unclear := [name for name in names if name.lower() in MISSING]:
         warnings.warn(
             f"{where} hold the name {unclear[0]!r}, which is a class here; leave those rows out if it means that there "
@@ -164,7 +174,8 @@ def by_column(
         return parts, None
 
     def says_splits(name: str) -> bool:
-        return name.lower() in SPLIT_COLUMNS and {str(v).strip().lower() for v in values(name)} <= set(SPLIT_NAMES)
+        # one word of them is enough: others, such as "dev", are refused by `divide`
+        return name.lower() in SPLIT_COLUMNS and any(str(v).strip().lower() in SPLIT_NAMES for v in values(name))
 
     found = [name for name in names if name.lower() in always or says_splits(name)]
     if split is None and not found:
@@ -215,15 +226,18 @@ def by_split(files: Sequence[Path], where: str) -> dict[str, list[Path]]:
     """Files by the split their names speak of; one split alone, or no names of splits, is a training pool."""
     refuse_doubles(files, where)
     parts: dict[str, list[Path]] = {}
-    common = Path(where) if Path(where).is_dir() else Path(where).parent
+    common = Path(os.path.commonpath([where if Path(where).is_dir() else file.parent for file in files]))
     for file in files:
-        inside = file.relative_to(common) if file.is_relative_to(common) else Path(file.name)
-        parts.setdefault(split_of(str(inside.with_suffix(""))), []).append(file)
+        parts.setdefault(split_of(str(file.relative_to(common).with_suffix(""))), []).append(file)
     if "" in parts and len(parts) > 1:
         raise UserError(
             f"{where} mixes files that name a split and files that do not (the first: {parts[''][0].name}): "
             "name each train, val or test, as in train-0000.tar."
         )
+    stems = {re.split(r"\d", file.stem)[0]: file for file in parts.get("", [])}
+    if len(stems) > 1:
+        shown = " and ".join(file.name for file in list(stems.values())[:2])
+        warnings.warn(f"{where}: files of several names ({shown}) are one pool of rows.", stacklevel=4)
     return {"train": parts[""]} if "" in parts else parts
 
 
@@ -245,6 +259,7 @@ def assemble(
     parts: Mapping[str, Part],
     provenance: Mapping[str, Any],
     classes: Sequence[str] | None = None,
+    versions: int = 1,
     *,
     val_is_test: bool = True,
     skip_corrupt: bool = False,
@@ -252,16 +267,19 @@ def assemble(
     exif: str | None = None,
     value_range: Sequence[float] | str | None = None,
 ) -> Dataset:
-    """The data set of parts called train, val and test; the options after `classes` are those of every source.
+    """The data set of parts called train, val and test; the options after `versions` are those of every source.
 
     Parameters
     ----------
     name, where : str
         Of the data set, and its path (for messages).
     parts : mapping of split to `Part`
-        A split whose labels are all negative has none: it is left out with a warning.
+        A split whose labels are all negative has none: it is left out with a warning. Without train, the data set can
+        only be tested on.
     classes : sequence of str, optional
         Names of the labels 0, 1, ...; None for class names in sorted order, or the numbers themselves.
+    versions : int
+        How often a pool holds the same images, see `build`.
     val_is_test : bool
         Without a test part, val is the test split, as ImageNet is reported.
     skip_corrupt : bool
@@ -274,74 +292,119 @@ def assemble(
     Raises
     ------
     UserError
-        There is no training part, a class of another part is not in it, or an option is for picture files alone.
+        There is no labelled part, two parts do not fit together, or an option is for picture files alone.
     """
-    parts = dict(parts)
-    for split, part in list(parts.items()):
-        negative = _negative(part.labels)
-        if len(negative) and negative.all():
-            del parts[split]
-            warnings.warn(f"{where}: the {split} part has no labels (all are negative) and is left out.", stacklevel=3)
-        elif negative.any():
-            row = int(np.argmax(negative))
-            raise UserError(
-                f"{where}: {int(negative.sum())} of {len(negative)} labels of the {split} part are negative (row {row}"
-                f", counted from 0, has {part.labels[row]}), which means no label; leave those rows out, or give names."
-            )
-    if "train" not in parts:
-        raise UserError(f"{where} has {', '.join(sorted(parts)) or 'no labelled rows'}, but a train part is needed.")
-    if moved := val_is_test and "val" in parts and "test" not in parts:
+    parts = _labelled(parts, where)
+    if not parts:
+        raise UserError(f"{where} has no labelled rows, but a train part is needed.")
+    if classes is None and len({part.labels.dtype.kind for part in parts.values()}) > 1:
+        raise UserError(f"{where}: the labels of one part are numbers and those of another names; give them alike.")
+    parts = {split: _indexed(part) for split, part in parts.items()}
+    without_train = f"{where} has {' and '.join(sorted(parts))}, but a train part is needed."
+    if moved := "val" in parts and "test" not in parts and (val_is_test or "train" not in parts):
         parts["test"] = parts.pop("val")
+    first = parts.get("train") or parts["test"]
     decoding: dict[str, Any] = {}
     if all(isinstance(part.images, EncodedImages) for part in parts.values()):
         how = Decoding(exif or "apply", as_range(value_range))
         decoding = {"decoding": how.to_dict()}
         for part in parts.values():
             part.images.how = how  # type: ignore[attr-defined]
-        _say_what_is_dropped(parts["train"], where)
+        _say_what_is_dropped(first, where)
     elif skip_corrupt or exif or value_range is not None:
         raise UserError(
             f"skip_corrupt, exif and value_range are for image files, and {where} contains none; leave them out."
         )
-    parts = {split: _indexed(part) for split, part in parts.items()}
-    classes = classes if classes is not None else parts["train"].classes
-    if classes is None:
-        labels = np.concatenate([part.labels for part in parts.values()])
-        if (largest := int(labels.max(initial=-1))) >= MOST_CLASSES:
-            raise UserError(
-                f"{where}: there is a label {largest}, but labels number at most {MOST_CLASSES:,} classes from 0 up; "
-                "number them without gaps, or give names."
-            )
-        classes = tuple(str(k) for k in range(largest + 1))
-        if absent := len(classes) - len(np.unique(labels[labels >= 0])):
-            warnings.warn(
-                f"{where}: {absent} of the labels 0 to {len(classes) - 1} have no image; each is a class all the same.",
-                stacklevel=3,
-            )
+    _refuse_equal_parts(parts, where)
+    classes = tuple(classes or first.classes or _numbers([part.labels for part in parts.values()], where))
+    if {name.lower() for name in classes} <= set(SPLIT_NAMES) and classes:
+        raise UserError(
+            f"{where} has the classes {' and '.join(classes)}, which are splits: give each as a part of its own (a "
+            "dict with train and test), or the folder or column that holds the classes."
+        )
     skipped: dict[str, Any] = {}
 
     def read(split: str) -> Split:
+        if split not in parts:
+            raise UserError(without_train)
         part = parts[split]
         labels = part.labels
         if part.classes is not None:
-            strange = sorted(set(part.classes) - set(classes))
+            present = np.unique(labels)
+            if len(present) and present[-1] >= len(part.classes):
+                raise UserError(
+                    f"{where}: the {split} part has the label {present[-1]}, which its classes do not name."
+                )
+            strange = sorted({part.classes[k] for k in present} - set(classes))
             if strange:
-                lacks = "are not named" if split == "train" else "train lacks"
+                lacks = "are not named" if part is first else "train lacks"
                 raise UserError(f"{where}: the {split} part has classes that {lacks} ({', '.join(strange[:5])}).")
-            labels = np.array([classes.index(label) for label in part.classes], np.int64)[labels]
+            if part.classes != classes:  # of which two may have one name
+                place = {label: k for k, label in reversed(list(enumerate(classes)))}
+                labels = np.array([place.get(label, -1) for label in part.classes], np.int64)[labels]
         rows = Split.of(part.images, labels, source_rows=part.rows)
         return without_corrupt(rows, split, skipped) if skip_corrupt else rows
 
-    made = {split: (lambda split=split: read(split)) for split in parts}
+    made = {split: (lambda split=split: read(split)) for split in ("train", *parts)}
     return build(
         name,
-        tuple(classes),
+        classes,
         {**provenance, "val_part_is_test": moved, **decoding, "skipped": skipped},
         made["train"],
         made.get("test"),
         made.get("val"),
         split_seed=split_seed,
+        versions=versions,
     )
+
+
+def _labelled(parts: Mapping[str, Part], where: str) -> dict[str, Part]:
+    """The parts whose labels are not all negative (which the hub writes where labels are withheld)."""
+    kept = {}
+    for split, part in parts.items():
+        negative = _negative(part.labels)
+        if negative.any() and not negative.all():
+            row = int(np.argmax(negative))
+            raise UserError(
+                f"{where}: {int(negative.sum())} of {len(negative)} labels of the {split} part are negative (row {row}"
+                f", counted from 0, has {part.labels[row]}), which means no label; leave those rows out, or give names."
+            )
+        if negative.any():
+            warnings.warn(f"{where}: the {split} part has no labels (all are negative) and is left out.", stacklevel=4)
+        else:
+            kept[split] = part
+    return kept
+
+
+def _refuse_equal_parts(parts: Mapping[str, Part], where: str) -> None:
+    """Refuse two splits that are one: as many rows with the same labels, which begin with the same (several) images."""
+
+    def begins(part: Part) -> list[int]:
+        rows = np.arange(min(OPENED, len(part.labels))) if part.rows is None else part.rows[:OPENED]
+        return [hash_image(image) for image in part.images.read(rows)]
+
+    for (one, a), (other, b) in combinations(parts.items(), 2):
+        if a.classes == b.classes and np.array_equal(a.labels, b.labels):
+            seen: list[list[int]] = []
+            with suppress(UserError):  # an image that cannot be read is reported when its row is
+                seen = [begins(a), begins(b)]
+            if seen and seen[0] == seen[1] and len(set(seen[0])) > 1:
+                raise UserError(f"{where}: {one} and {other} are the same images; leave one of them out.")
+
+
+def _numbers(labels: Sequence[np.ndarray], where: str) -> list[str]:
+    """Names of classes that have none: the numbers from 0 to the largest label."""
+    largest = max(int(part.max(initial=-1)) for part in labels)
+    if largest >= MOST_CLASSES:
+        raise UserError(
+            f"{where}: there is a label {largest}, but labels number at most {MOST_CLASSES:,} classes from 0 up; "
+            "number them without gaps, or give names."
+        )
+    if absent := largest + 1 - len(np.unique(np.concatenate(labels))):
+        warnings.warn(
+            f"{where}: {absent} of the labels 0 to {largest} have no image; each is a class all the same.", stacklevel=4
+        )
+    return [str(k) for k in range(largest + 1)]
 
 
 def _negative(labels: np.ndarray) -> np.ndarray:

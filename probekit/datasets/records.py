@@ -7,7 +7,7 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -139,12 +139,15 @@ class Dataset:
     provenance : dict
         JSON: name, source, split rule, checksums, options.
     splits : Mapping of Split
+    everything : callable, optional
+        All rows of a source that has no test part of its own; it becomes a further test set as a whole.
     """
 
     name: str
     classes: tuple[str, ...]
     provenance: dict[str, Any]
     splits: Mapping[str, Split]
+    everything: Callable[[], Split] | None = None
 
     def __getitem__(self, split: str) -> Split:
         return self.splits[split]
@@ -155,7 +158,7 @@ class Dataset:
 
 def build(
     name: str,
-    classes: tuple[str, ...],
+    classes: Sequence[str],
     provenance: dict[str, Any],
     pool: Callable[[], Split],
     test: Callable[[], Split] | None,
@@ -164,53 +167,55 @@ def build(
     split_seed: int = 0,
     val_fraction: float = 0.1,
     test_fraction: float = 0.2,
+    versions: int = 1,
 ) -> Dataset:
     """A Dataset from a training pool and, where the source has them, its own val and test parts.
 
     Without `val`, a stratified `val_fraction` of the pool is held out; without `test`, first a stratified
-    `test_fraction` of the pool. The rule used is written into the provenance.
+    `test_fraction` of the pool. Of a pool that holds the same images in several `versions`, one block of rows after the
+    other, all versions of an image are in one split. The rule used is written into the provenance.
     """
     check_classes(name, classes)
-    cache: dict[str, Split] = {}
 
-    def whole() -> Split:
-        if "whole" not in cache:
-            rows = pool()
-            found = np.unique(rows.labels)
-            if len(found) < 2:
-                raise UserError(
-                    f"The training labels of {name} are of {len(found)} class, but a probe needs at least two classes."
-                )
-            if len(classes) <= found[-1]:
-                raise UserError(f"{name} has the label {found[-1]}, but only {len(classes)} classes are named.")
-            cache["whole"] = rows
-        return cache["whole"]
-
-    def without_test() -> tuple[Split, Split | None]:
-        if test is not None:
-            return whole(), None
-        kept, held = stratified_holdout(whole().labels, test_fraction, split_seed)
-        return whole().take(kept), whole().take(held)
-
-    def part(index: int) -> Split:
-        rows = without_test()[0]
-        if val is not None:
-            return rows if index == 0 else val()
-        return rows.take(stratified_holdout(rows.labels, val_fraction, split_seed)[index])
-
-    def held_test() -> Split:
-        rows = test() if test is not None else without_test()[1]
-        assert rows is not None
+    def checked(rows: Split) -> Split:
+        if (largest := int(rows.labels.max(initial=-1))) >= len(classes):
+            raise UserError(f"{name} has the label {largest}, but only {len(classes)} classes are named.")
         return rows
 
+    def held_out(rows: Split, fraction: float) -> tuple[Split, Split]:
+        size = len(rows) // versions
+        starts = size * np.arange(versions)[:, None]
+        kept, held = stratified_holdout(rows.labels[:size], fraction, split_seed)
+        return rows.take((starts + kept).ravel()), rows.take((starts + held).ravel())
+
+    @cache
+    def train_and_test() -> tuple[Split, Split | None]:
+        rows = checked(pool())
+        if (found := len(np.unique(rows.labels))) < 2:
+            raise UserError(
+                f"The training labels of {name} are of {found} class, but a probe needs at least two classes."
+            )
+        return (rows, None) if test else held_out(rows, test_fraction)
+
+    @cache
+    def train_and_val() -> tuple[Split, Split]:
+        rows = train_and_test()[0]
+        return (rows, checked(val())) if val else held_out(rows, val_fraction)
+
     rule = {
-        "test": "the source's own" if test is not None else f"stratified {test_fraction:g} of the rows",
-        "val": "the source's own" if val is not None else f"stratified {val_fraction:g} of the training rows",
+        "test": "the source's own" if test else f"stratified {test_fraction:g} of the rows",
+        "val": "the source's own" if val else f"stratified {val_fraction:g} of the training rows",
         "seed": split_seed,
         "function": "probekit.datasets.splits.stratified_holdout",
+        **({"versions": versions} if versions > 1 else {}),
     }
-    makers = {"train": lambda: part(0), "val": lambda: part(1), "test": held_test}
-    return Dataset(name, tuple(classes), {"name": name, **provenance, "split_rule": rule}, Splits(makers))
+    makers: dict[str, Callable[[], Any]] = {
+        "train": lambda: train_and_val()[0],
+        "val": lambda: train_and_val()[1],
+        "test": lambda: checked(test()) if test else train_and_test()[1],
+    }
+    about = {"name": name, **provenance, "split_rule": rule}
+    return Dataset(name, tuple(classes), about, Splits(makers), None if test else lambda: checked(pool()))
 
 
 def check_classes(name: str, classes: Sequence[str]) -> None:

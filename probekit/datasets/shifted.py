@@ -54,7 +54,7 @@ def with_tests(
             "classes_by": how,
             "labels": sorted({int(k) for k in index_K if k >= 0}),
             "classes_left_out": int((index_K < 0).sum()),
-            "rows": "test" if _has_own_test(other) else "all",
+            "rows": "all" if other.everything else "test",
         }
     return replace(data, provenance={**data.provenance, "tests": described}, splits=Splits(makers))
 
@@ -73,23 +73,8 @@ def read_class_map(path: str | Path) -> dict[str, str]:
     return {test: train for test, train in [first, *rows]}  # noqa: C416  (of lists)
 
 
-def _has_own_test(data: Dataset) -> bool:
-    return data.provenance.get("split_rule", {}).get("test") in (None, "the source's own")
-
-
-def _rows(data: Dataset) -> Split:
-    """The rows that a test set tests on, in the order of the source."""
-    if _has_own_test(data):
-        return data.splits["test"]
-    parts = [data.splits[split] for split in OWN]
-    ids = np.concatenate([part.row_ids for part in parts])
-    order = np.argsort(ids, kind="stable")
-    labels, sources = (np.concatenate([getattr(p, c) for p in parts])[order] for c in ("labels", "source_rows"))
-    return Split(parts[0].source, labels, ids[order], sources)
-
-
 def _relabelled(data: Dataset, index_K: np.ndarray) -> Split:
-    rows = _rows(data)
+    rows = data.everything() if data.everything else data.splits["test"]
     rows = rows.take(np.flatnonzero(index_K[rows.labels] >= 0))
     return replace(rows, labels=index_K[rows.labels])
 
@@ -97,8 +82,14 @@ def _relabelled(data: Dataset, index_K: np.ndarray) -> Split:
 def _class_index(data: Dataset, other: Dataset, mapping: Mapping[str, str] | None, name: str) -> tuple[np.ndarray, str]:
     """The label in `data` of each class of `other`, int64, -1 for those left out; and how it was found."""
     place = {label: k for k, label in enumerate(data.classes)}
+    several = {label for k, label in enumerate(data.classes) if place[label] != k}
     if mapping is None and data.classes == other.classes:  # two classes may have one name, as ImageNet's cranes
         return np.arange(len(data.classes)), "name"
+    if shared := several & {*(mapping.values() if mapping is not None else other.classes)}:
+        raise UserError(
+            f"{data.name} has several classes called {min(shared)!r}, so that of the test set {name} could be any; "
+            "give each class a name of its own (classes=)."
+        )
     if mapping is not None:
         unknown = sorted(set(mapping.values()) - set(place))
         strange = sorted(set(mapping) - set(other.classes))
@@ -111,8 +102,9 @@ def _class_index(data: Dataset, other: Dataset, mapping: Mapping[str, str] | Non
     mine, theirs = (all(c.isdecimal() for c in classes) for classes in (data.classes, other.classes))
     if theirs and not mine and max(map(int, other.classes)) < len(data.classes):
         return np.array([int(label) for label in other.classes], np.int64), "number"
-    if mine and not theirs and len(other.classes) == len(data.classes):
-        return np.arange(len(other.classes)), "number"
+    numbers = [str(k) for k in range(len(other.classes))]
+    if not theirs and set(data.classes) == set(numbers):  # of which "10" may stand before "2"
+        return np.array([place[number] for number in numbers], np.int64), "number"
     missing = [label for label in other.classes if label not in place]
     shown = ", ".join(missing[:5]) + (", ..." if missing[5:] else "")
     raise UserError(

@@ -131,6 +131,7 @@ def _text(content: bytes, name: str) -> str:
 
 def _part(files: list[Path], label: str | None) -> tuple[Part, int]:
     shards, offsets, sizes, labels, skipped = [], [], [], [], 0
+    fields: dict[str, str] = {}
     for number, file in enumerate(files):
         for sample in _samples(file, label):
             if sample.image is None:
@@ -148,10 +149,14 @@ def _part(files: list[Path], label: str | None) -> tuple[Part, int]:
                     f".cls (or a key of .json): name it, as in {file}#label=FIELD (images in folders of classes are "
                     "read from a folder or zip)."
                 )
+            fields.setdefault(next(iter(sample.labels)), f"{file}: the sample {sample.key}")
             shards.append(number)
             offsets.append(sample.image[0])
             sizes.append(sample.image[1])
             labels.append(next(iter(sample.labels.values())))
+    if len(fields) > 1:
+        (one, first), (other, second) = list(fields.items())[:2]
+        raise UserError(f"{first} has its label in the field {one}, but {second} in {other}; give shards of one form.")
     values = label_array(np.array([*labels, None], object)[:-1], f"The labels of {files[0]}")
     if values.dtype.kind == "U" and all(re.fullmatch(r"[+-]?\d{1,18}", name) for name in np.unique(values)):
         values = values.astype(np.int64)

@@ -97,6 +97,11 @@ class Certified:
         return Certified(np.concatenate([part.theta for part in parts]), figures)
 
 
+def gap_bound(of_W: Any, of_b: Any, reach: Any, longest: float, l2: Any) -> Any:
+    """The bound at the top of this file, of numbers or tensors: e is `of_b`, `longest` is sqrt(2) |x|."""
+    return (of_W + longest * of_b) ** 2 / (2 * l2) + of_b * reach
+
+
 class GapBound:
     """Bounds of the gap (P,) from evaluations of one loss, see the top of this file."""
 
@@ -124,9 +129,8 @@ class GapBound:
             lost = 2 * (g_b * without).sum(dim=1)
             e = g_b.masked_fill(without, 0.0).sum(dim=1) / 2
             spread = b.masked_fill(without, -torch.inf).amax(dim=1) - b.masked_fill(without, torch.inf).amin(dim=1)
-        e = e + noise[:, 1]
         reach = spread + self.log_least + self.longest * size
-        return (of_W + self.longest * e).square() / (2 * l2) + e * reach + lost
+        return gap_bound(of_W, e + noise[:, 1], reach, self.longest, l2) + lost
 
     def at(self, at: Evaluation, l2: Tensor) -> Tensor:
         """The same of evaluations, at their own probabilities (P,)."""
@@ -139,12 +143,11 @@ class GapBound:
         """
         loss, (P, R, columns) = self.exact, direction.shape
         both = torch.cat([at.theta, direction])
-        linear = loss.linear(both) if loss.may_keep(len(both) * R, both.dtype) else None
         before = torch.full_like(l2, torch.inf)
         for _ in range(INTERCEPT_PASSES if loss.data.intercept else 0):
             total, spread = torch.zeros(P, R, dtype=torch.float64, device=l2.device), torch.zeros_like(l2)
             covariance = torch.zeros(P, R, R, dtype=torch.float64, device=l2.device)
-            for _, weights, moved, p, _ in self._moved_blocks(both, linear):
+            for _, weights, moved, p, _ in self._moved_blocks(both):
                 total += moved[:, -R:] @ weights
                 spread += moved.abs().sum(dim=1) @ weights
                 covariance += covariance_of(p if R > 1 else p[:, :1] * p[:, 1:], weights)
@@ -159,7 +162,7 @@ class GapBound:
             both[P:, :, -1] -= torch.where(todo[:, None], step, 0.0)
         residual = torch.zeros(P * R, columns, dtype=torch.float64, device=l2.device)
         divergence, noise = torch.zeros_like(l2), torch.zeros_like(at.noise)
-        for X, weights, moved, p, rows in self._moved_blocks(both, linear):
+        for X, weights, moved, p, rows in self._moved_blocks(both):
             divergence += divergences(moved, p) @ weights
             noise += moved.abs().sum(dim=1) @ (weights[:, None] * loss.row_errors[rows])
             residual.addmm_((moved[:, -R:] * weights).reshape(P * R, len(X)), X)
@@ -167,12 +170,10 @@ class GapBound:
         residual = residual.view(P, R, columns) + at.gradient
         return at.loss - divergence - self(at.theta, residual, at.noise + noise, l2)
 
-    def _moved_blocks(
-        self, both: Tensor, linear: Tensor | None
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, slice]]:
+    def _moved_blocks(self, both: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, slice]]:
         """Blocks of rows X, weights, q - p (P, K, n) at the dual point, p, and numbers of the rows."""
         P = len(both) // 2
-        for X, y, weights, z, start in self.exact.logit_blocks(both.view(-1, both.shape[2]), len(both), linear):
+        for X, y, weights, z, start in self.exact.logit_blocks(both.view(-1, both.shape[2]), len(both)):
             yield X, weights, *move(z[:P], z[P:], y), slice(start, start + len(X))
 
 

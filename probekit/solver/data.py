@@ -96,33 +96,22 @@ class WeightedData:
                 f"X has {len(self)} rows by its shape, but rows {start} to {stop} are {len(raw)}; repair it."
             )
         block = to_device(raw, self.device)
-        if self.shift is None and self.scale is None:
-            block = block.to(torch.float64 if self.projection is not None else self.dtype)
-        else:
-            # the shift is subtracted in float64: a large mean over a small spread would cancel in float32
-            block = block.to(torch.float64)
-            if self.shift is not None:
-                block = block - self.shift
-            if self.scale is not None:
-                block = block / self.scale
-            block = block if self.projection is not None else block.to(self.dtype)
+        # in float64, then cast: a large mean over a small spread would cancel in float32, and the rounding of a
+        # projected column is of its own size, not of the features'
+        if self.shift is not None:
+            block = block.double() - self.shift
+        if self.scale is not None:
+            block = block.double() / self.scale
+        if self.projection is not None:
+            block = block.double() @ self.projection
         out = torch.empty(len(block), self.width + 1, dtype=self.dtype, device=self.device)
-        if self.projection is None:
-            out[:, :-1] = block
-        else:
-            # projected in float64, then cast: a column's rounding is of its own size, not of the features'
-            out[:, :-1] = block.double() @ self.projection
+        out[:, :-1] = block
         out[:, -1] = 1.0 if self.intercept else 0.0
         return out
 
     def blocks(self, block_rows: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield (X (n, width + 1), y (n,), weights (n,) float64) over all rows in order."""
-        if self.ready:
-            for start in range(0, len(self), block_rows):
-                stop = min(start + block_rows, len(self))
-                yield self.read(start, stop), self.y[start:stop], self.weights[start:stop]
-            return
-        for start, chunk in self._read_ahead():
+        for start, chunk in [(0, self.read(0, len(self)))] if self.ready else self._read_ahead():
             for inner in range(0, len(chunk), block_rows):
                 part = chunk[inner : inner + block_rows]
                 rows = slice(start + inner, start + inner + len(part))

@@ -59,12 +59,6 @@ class Evaluation:
         kept = None if self.probabilities is None else self.probabilities[index]
         return Evaluation(self.theta[index], self.gradient[index], self.loss[index], self.noise[index], kept)
 
-    @staticmethod
-    def join(parts: "list[Evaluation]") -> "Evaluation":
-        """Those of several, in order, without probabilities."""
-        names = ("theta", "gradient", "loss", "noise")
-        return Evaluation(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
-
 
 Block = tuple[Tensor, Tensor, Tensor, Tensor, int]  # X, y, weights, logits (P, R, n), number of its first row
 
@@ -103,11 +97,8 @@ class MeanLoss:
         """Whether `n_entries` values a row fit in the memory for kept logits or probabilities."""
         return n_entries * self.data.largest_share * torch.finfo(dtype).bits // 8 <= self.keep_bytes
 
-    def logit_blocks(self, flat: Tensor, P: int, linear: Tensor | None = None) -> Iterator[Block]:
-        """The rows in blocks, with their logits, whose buffer is reused.
-
-        `linear` (P*R, N) are logits without intercepts, which save the product.
-        """
+    def logit_blocks(self, flat: Tensor, P: int) -> Iterator[Block]:
+        """The rows in blocks, with their logits, whose buffer is reused."""
         PR, start, N = len(flat), 0, len(self.data)
         step = max(self.block_entries // PR, 128)
         step = max(-(-N // -(-N // step)), 1)  # blocks of equal size
@@ -115,10 +106,7 @@ class MeanLoss:
             self._buffer = torch.empty(PR * step, dtype=flat.dtype, device=flat.device)
         for X, y, weights in self.data.blocks(step):
             z = self._buffer[: PR * len(X)].view(PR, len(X))
-            if linear is None:
-                torch.mm(flat, X.T, out=z)
-            else:
-                torch.add(linear[:, start : start + len(X)], flat[:, -1:], out=z)
+            torch.mm(flat, X.T, out=z)
             yield X, y, weights, z.view(P, PR // P, len(X)), start
             start += len(X)
 
@@ -133,7 +121,7 @@ class MeanLoss:
         gradient = torch.zeros_like(flat)
         for X, y, weights, z, start in self.logit_blocks(flat, P):
             rows = slice(start, start + len(X))
-            losses, missed, _ = residuals_(z, y, None if kept is None else kept[:, :, rows])
+            losses, missed = residuals_(z, y, None if kept is None else kept[:, :, rows])
             loss += losses @ weights
             noise += missed @ (weights[:, None] * self.row_errors[rows])
             gradient.addmm_(z.mul_(weights.to(z.dtype)).view(P * R, len(X)), X)
@@ -144,23 +132,13 @@ class MeanLoss:
         noise[:, 0] += 8 * EPS * l2 * size.sqrt()
         return Evaluation(theta, gradient, loss + 0.5 * l2 * size, noise, kept)
 
-    def linear(self, theta: Tensor) -> Tensor:
-        """Logits (P*R, N) of every row without their intercepts."""
-        P, R, columns = theta.shape
-        coef, start = theta[..., :-1].reshape(P * R, columns - 1), 0
-        out = torch.empty(P * R, len(self.data), dtype=theta.dtype, device=theta.device)
-        for X, _, _ in self.data.blocks(max(STREAM_ROWS, CPU_BLOCK // 8)):
-            torch.mm(coef, X[:, :-1].T, out=out[:, start : start + len(X)])
-            start += len(X)
-        return out
-
     def covariance(self, theta: Tensor) -> Tensor:
         """Weighted mean softmax covariance diag(p) - p p' of each probe (P, R, R) float64."""
         P, R, columns = theta.shape
         covariance = torch.zeros(P, R, R, dtype=torch.float64, device=theta.device)
         for _, y, weights, z, _ in self.logit_blocks(theta.reshape(P * R, columns), P):
-            p = residuals_(z, y, torch.empty_like(z))[2]
-            assert p is not None
+            p = torch.empty_like(z)
+            residuals_(z, y, p)
             covariance += covariance_of(p, weights.to(p.dtype)).double()
         self.data.sum_over_ranks(covariance)
         return covariance
@@ -169,29 +147,24 @@ class MeanLoss:
         self, theta: Tensor, l2: Tensor, direction: Tensor, probabilities: Tensor | None = None
     ) -> Tensor:
         """Hessian at theta times direction (P, R, D+1); probabilities (P, R, N) save one of three products."""
-        with _tensor_cores(direction):
-            return self._hessian_products(theta, l2, direction, probabilities)
-
-    def _hessian_products(self, theta: Tensor, l2: Tensor, direction: Tensor, probabilities: Tensor | None) -> Tensor:
         P, R, columns = theta.shape
         product = torch.zeros(P * R, columns, dtype=direction.dtype, device=direction.device)
-        at = None if probabilities is not None else theta.to(direction.dtype).reshape(P * R, columns)
-        for X, y, weights, v, start in self.logit_blocks(direction.reshape(P * R, columns), P):
-            if probabilities is not None:
-                p = probabilities[:, :, start : start + len(X)]
-            else:
-                assert at is not None
-                z = torch.mm(at, X.T).view(P, R, len(X))
-                kept = residuals_(z, y, torch.empty_like(z))[2]
-                assert kept is not None
-                p = kept
-            if R == 1:
-                v.mul_(p)
-            else:
-                # relative to the label's entry, the mean is as small as the doubt about the row, with all its digits
-                v.sub_(v.gather(1, y.expand(P, 1, -1)))
-                v.sub_((p * v).sum(dim=1, keepdim=True)).mul_(p)
-            product.addmm_(v.mul_(weights.to(v.dtype)).view(P * R, len(X)), X)
+        flat = theta.to(direction.dtype).reshape(P * R, columns)
+        with _tensor_cores(direction):
+            for X, y, weights, v, start in self.logit_blocks(direction.reshape(P * R, columns), P):
+                if probabilities is not None:
+                    p = probabilities[:, :, start : start + len(X)]
+                else:
+                    z = torch.mm(flat, X.T).view(P, R, len(X))
+                    p = torch.empty_like(z)
+                    residuals_(z, y, p)
+                if R == 1:
+                    v.mul_(p)
+                else:
+                    # relative to the label, the mean is as small as the doubt about the row, with all its digits
+                    v.sub_(v.gather(1, y.expand(P, 1, -1)))
+                    v.sub_((p * v).sum(dim=1, keepdim=True)).mul_(p)
+                product.addmm_(v.mul_(weights.to(v.dtype)).view(P * R, len(X)), X)
         self.data.sum_over_ranks(product)
         product = product.view(P, R, columns)
         product[..., :-1] += l2.to(product.dtype)[:, None, None] * direction[..., :-1]
@@ -230,13 +203,13 @@ class _TensorCores:
 _tensor_cores = _TensorCores()
 
 
-def residuals_(z: Tensor, y: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+def residuals_(z: Tensor, y: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Logits (P, R, n) of rows with labels y (n,) into residuals p - onehot(y), in place.
 
     Returns
     -------
-    losses (P, n) float64, probability missed by the label (P, n) float64, `keep` filled with probabilities (R = 1: with
-    the curvatures p (1 - p))
+    losses (P, n) float64, probability missed by the label (P, n) float64; `keep` is filled with probabilities, or, if
+    R = 1, with the curvatures p (1 - p)
     """
     if z.shape[1] == 1:
         sign = (1 - 2 * y).to(z.dtype)
@@ -247,7 +220,7 @@ def residuals_(z: Tensor, y: Tensor, keep: Tensor | None = None) -> tuple[Tensor
         z.sigmoid_()
         missed = z[:, 0].to(torch.float64, copy=True)  # z goes on to become residuals
         z.mul_(sign)
-        return losses.double(), missed, keep
+        return losses.double(), missed
     label = y.expand(len(z), 1, -1)
     own = z.gather(1, label)
     z.scatter_(1, label, -torch.inf)
@@ -261,7 +234,7 @@ def residuals_(z: Tensor, y: Tensor, keep: Tensor | None = None) -> tuple[Tensor
     if keep is not None:
         keep.copy_(z.scatter_(1, label, mine.exp() / total))
     z.scatter_(1, label, -missed)
-    return losses.double(), missed[:, 0].double(), keep
+    return losses.double(), missed[:, 0].double()
 
 
 def covariance_of(p: Tensor, weights: Tensor) -> Tensor:

@@ -25,18 +25,13 @@ class Plan:
         None, Kronecker products only
     most_factors : kept at the same time
     in_memory : X held, else streamed
-    bytes_needed : estimate
     sentence : the same in words
     """
 
     factor: str | None
     most_factors: int
     in_memory: bool
-    bytes_needed: int
     sentence: str
-
-    def __str__(self) -> str:
-        return self.sentence
 
 
 def agreed_memory(rows: WeightedData, free: int | None = None) -> int:
@@ -70,45 +65,32 @@ def penalties_at_once(rows: WeightedData, n_penalties: int, free: int | None = N
 def make_plan(rows: WeightedData, n_penalties: int, free: int | None = None) -> Plan:
     """Decide how to solve `n_penalties` on these rows with `free` bytes (measured, if None)."""
     free = agreed_memory(rows, free)
-    size = _bytes(rows)
-    N, D, R, r = len(rows), rows.width, rows.n_coef_rows, _columns(rows)
-    X = _held_bytes(rows, N)
-    vectors = VECTORS * n_penalties * R * (r + 1) * size
-    hessian_columns = max(R - 1, 1) * (r + 1)
-    budget = int(SHARE * free)
-    most = DENSE_COLUMNS.get(rows.device.type, 6000)
-    # one factor is kept while another is made, of a matrix and a copy of it; class blocks are made a chunk at a time
+    budget, size = int(SHARE * free), _bytes(rows)
+    D, R, r = rows.width, rows.n_coef_rows, _columns(rows)
+    X, vectors = _held_bytes(rows, len(rows)), VECTORS * n_penalties * R * (r + 1) * size
+    pairs = max(R - 1, 1) * (r + 1)
+    # columns, bytes, and matrices alive while one is made beside the last (of class blocks a chunk is made at a time)
     choices = {
-        "pairs": (hessian_columns, 4, hessian_columns**2 * size),
-        "classes": (r + 1, 3, R * (r + 1) ** 2 * size),
+        "pairs": (pairs, pairs**2 * size, 4, f"pair-sampled Hessians of {pairs} columns"),
+        "classes": (r + 1, R * (r + 1) ** 2 * size, 3, f"a sampled Hessian block of {r + 1} columns for each class"),
     }
-    if R > PAIR_CLASSES:
-        del choices["pairs"]
-    fits = [
-        name for name, (columns, times, one) in choices.items() if columns <= most and vectors + times * one <= budget
-    ]
-    factor, most_factors, taken = (fits[0] if fits else None), 0, 0
-    if factor:
-        _, times, one = choices[factor]
-        most_factors = int(min(MOST_FACTORS, max((budget - vectors - X) // one - times + 1, 1)))
-        taken = (times - 1 + most_factors) * one
+    factor, most_factors, taken, how = None, 0, 0, "Kronecker preconditioners"
+    for name, (columns, one, alive, words) in choices.items():
+        allowed = columns <= DENSE_COLUMNS[rows.device.type] and (name != "pairs" or R <= PAIR_CLASSES)
+        if factor is None and allowed and vectors + alive * one <= budget:
+            most_factors = int(min(MOST_FACTORS, max((budget - vectors - X) // one - alive + 1, 1)))
+            factor, taken, how = name, (alive - 1 + most_factors) * one, words
     basis = 8 * (4 * D * r if r < D else 3 * r * r)  # float64, while the columns are found that the solver works with
     needed = max(vectors + taken, basis)
     in_memory = needed + X <= budget
     needed += X if in_memory else 0
     sentence = (
-        f"{N} rows x {D} features, {rows.n_classes} classes, {n_penalties} penalties: "
+        f"{len(rows)} rows x {D} features, {rows.n_classes} classes, {n_penalties} penalties: "
         + (f"rows reduced exactly to {r} columns; " if r < D else "")
         + ("X in memory" if in_memory else "X streamed in row blocks")
-        + ", "
-        + {
-            "pairs": f"path following with pair-sampled Hessians of {hessian_columns} columns",
-            "classes": f"path following with a sampled Hessian block of {r + 1} columns for each class",
-            None: "path following with Kronecker preconditioners",
-        }[factor]
-        + f"; about {needed / 2**30:.2f} GiB of {free / 2**30:.1f} GiB free."
+        + f", path following with {how}; about {needed / 2**30:.2f} GiB of {free / 2**30:.1f} GiB free."
     )
-    return Plan(factor, most_factors, in_memory, needed, sentence)
+    return Plan(factor, most_factors, in_memory, sentence)
 
 
 def _bytes(rows: WeightedData) -> int:

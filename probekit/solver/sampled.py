@@ -4,9 +4,10 @@ The Hessian of the mean loss is a graph Laplacian over classes,
     H = sum_{k<l} (e_k - e_l)(e_k - e_l)' x  sum_i w_i p_ik p_il x_i x_i'  + l2 I ,
 so each pair of classes needs only the rows to which both are probable. Sampling rows pair by pair with probability
 proportional to p_ik p_il (a row heavier than the threshold is kept with its own weight) keeps H's structure at weak
-penalties, where one subset of rows for all pairs would lose it: about 1.5 rows a column and pair leave two or three
-conjugate gradient steps. Where there are too many pairs, only the diagonal blocks sum_i w_i p_ik (1 - p_ik) x_i x_i'
-are sampled in the same way, and inverted in chunks of classes.
+penalties, where one subset of rows for all pairs would lose it. With many classes, only the diagonal blocks
+sum_i w_i p_ik (1 - p_ik) x_i x_i' are sampled in the same way, and inverted in chunks of classes.
+
+Shapes: R coefficient rows, c = D + 1 columns, J moments that are sampled (pairs or classes), S = `SKETCH` vectors.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from probekit.solver.data import STREAM_ROWS
 from probekit.solver.mean_loss import MeanLoss
 
 ROWS_PER_COLUMN = 6.0  # of a pair of classes; 1.5 takes 9,000 products where 6 takes 3,200 (4,000 x 128, 10 classes)
@@ -33,9 +33,9 @@ class Factor:
 
     Attributes
     ----------
-    apply : the inverse times vectors (p, R, D+1)
+    apply : the inverse times vectors (p, R, c)
     l2 : penalty it was made at
-    sketch : (S, R, D+1) random vectors whose mean square is the inverse; they measure leverages
+    sketch : (S, R, c) random vectors whose mean square is the inverse; they measure leverages
     """
 
     apply: Callable[[Tensor], Tensor]
@@ -52,7 +52,7 @@ def class_basis(R: int, like: Tensor) -> Tensor:
 
 
 def pair_factor(loss: MeanLoss, theta: Tensor, l2: float, last: Factor | None) -> Factor:
-    """By a Cholesky factor of the pair-sampled Hessian at one theta (R, D+1); `last` is one made before, if any is.
+    """By a Cholesky factor of the pair-sampled Hessian at one theta (R, c); `last` is one made before, if any is.
 
     The factor is of an orthonormal basis of the classes' differences.
     """
@@ -71,20 +71,44 @@ def pair_factor(loss: MeanLoss, theta: Tensor, l2: float, last: Factor | None) -
     return Factor(apply, l2, basis @ sketch.T.reshape(SKETCH, -1, columns))
 
 
+def pair_sampled_hessian(loss: MeanLoss, theta: Tensor, last: Factor | None) -> Tensor:
+    """Approximate Hessian of the mean loss (no penalty) at one theta (R, c), in `class_basis`: (q c, q c)."""
+    R, columns = theta.shape
+    covariance, basis = loss.covariance(theta[None])[0], class_basis(R, theta)
+    sketch = None if last is None else last.sketch
+    if R == 1:
+        return _sampled_moments(loss, theta, lambda p: p * (1 - p), covariance[0], ROWS_PER_COLUMN, sketch)[0]
+    one, other = torch.triu_indices(R, R, offset=1, device=theta.device)
+
+    def leverages(spread: Tensor) -> Tensor:
+        """|z_k - z_l|^2 by inner products: classes squared are few beside pairs times S."""
+        products = spread.permute(2, 1, 0) @ spread.permute(2, 0, 1)
+        own = products.diagonal(dim1=1, dim2=2)
+        return (own[:, one] + own[:, other] - 2 * products[:, one, other]).clamp_min(0).T
+
+    mass = -covariance[one, other]
+    moments = _sampled_moments(loss, theta, lambda p: p[one] * p[other], mass, ROWS_PER_COLUMN, sketch, leverages)
+    apart = basis[one] - basis[other]
+    classes = (apart[:, :, None] * apart[:, None]).flatten(1)  # (J, q q)
+    hessian = (classes.T @ moments.flatten(1)).view(*2 * basis.shape[1:], columns, columns)
+    return hessian.transpose(1, 2).reshape(basis.shape[1] * columns, -1)
+
+
 def class_inverses(loss: MeanLoss, theta: Tensor, l2: float, last: Factor | None) -> Factor:
-    """By inverses of the class-sampled diagonal blocks at one theta (R, D+1), made a chunk of classes at a time.
+    """By inverses of the class-sampled diagonal blocks at one theta (R, c), made a chunk of classes at a time.
 
     Inverses are read once where two triangular solves read a factor twice: 9 ms for 25 (100 classes of 769 columns).
     """
     theta = theta.to(loss.data.dtype)
     R, columns = theta.shape
-    mass = loss.covariance(theta[None])[0].diagonal(dim1=-2, dim2=-1)
+    mass = loss.covariance(theta[None])[0].diagonal()
     inverses = torch.empty(R, columns, columns, dtype=theta.dtype, device=theta.device)
     sketch = torch.empty(SKETCH, R, columns, dtype=theta.dtype, device=theta.device)
-    each = 3 * columns * columns * theta.element_size()
-    for some in torch.arange(R, device=theta.device).split(max(CHUNK_BYTES.get(theta.device.type, 1 << 28) // each, 1)):
-        draws = _draws(mass[some], columns, BLOCK_ROWS_PER_COLUMN, None if last is None else last.sketch[:, some])
-        factor = _cholesky(_sampled_moments(loss, theta, _doubt_of(some), draws, len(some)), l2, columns)
+    chunk = max(CHUNK_BYTES.get(theta.device.type, 1 << 28) // (3 * columns * columns * theta.element_size()), 1)
+    for some in torch.arange(R, device=theta.device).split(chunk):
+        before = None if last is None else last.sketch[:, some]
+        moments = _sampled_moments(loss, theta, _doubt_of(some), mass[some], BLOCK_ROWS_PER_COLUMN, before)
+        factor = _cholesky(moments, l2, columns)
         half = torch.linalg.solve_triangular(factor.mT, _noise(columns, factor).expand(len(some), -1, -1), upper=True)
         sketch[:, some] = half.permute(2, 0, 1)
         inverses[some] = torch.cholesky_inverse(factor)
@@ -98,87 +122,48 @@ def class_inverses(loss: MeanLoss, theta: Tensor, l2: float, last: Factor | None
 
 
 def _noise(size: int, like: Tensor) -> Tensor:
-    """Random (size, SKETCH) of mean square 1 / SKETCH."""
+    """Random (size, S) of mean square 1 / S."""
     generator = torch.Generator(device=like.device).manual_seed(0)
     noise = torch.randn(size, SKETCH, dtype=torch.float64, device=like.device, generator=generator)
     return (noise / SKETCH**0.5).to(like.dtype)
 
 
-Draws = Callable[[Tensor], Tensor]  # of the rows X (n, D+1): how often each is drawn (J, n), a unit of share
-
-
-def _draws(
-    mass: Tensor, columns: int, rows_per_column: float, sketch: Tensor | None, pairs: Tensor | None = None
-) -> Draws:
-    """How often rows are drawn: by their leverages in another factor, whose sketch is (S, J or R, D+1), and uniformly.
-
-    Without one, `rows_per_column` rows a column of each moment, `mass` (J,) being the sums of w_i share_i.
-    """
-    uniform = (rows_per_column * columns / mass.clamp_min(1e-30))[:, None]
-
-    def draws(X: Tensor) -> Tensor:
-        found = uniform.to(X.dtype).repeat(1, len(X))
-        if sketch is None:
-            return found
-        z = torch.mm(sketch.reshape(-1, X.shape[1]), X.T).view(len(sketch), -1, len(X))
-        if pairs is None:
-            leverages = z.square_().sum(dim=0)
-        else:  # |z_k - z_l|^2 by inner products: classes squared are few beside pairs times SKETCH
-            products = z.permute(2, 1, 0) @ z.permute(2, 0, 1)
-            own, (one, other) = products.diagonal(dim1=1, dim2=2), pairs
-            leverages = (own[:, one] + own[:, other] - 2 * products[:, one, other]).clamp_min_(0).T
-        return found.mul_(UNIFORM).add_(leverages, alpha=DRAWS)
-
-    return draws
-
-
-def pair_sampled_hessian(loss: MeanLoss, theta: Tensor, last: Factor | None) -> Tensor:
-    """Approximate Hessian of the mean loss (no penalty) at one theta (R, D+1), in `class_basis`: (q(D+1), q(D+1))."""
-    R, columns = theta.shape
-    covariance, sketch = loss.covariance(theta[None])[0], None if last is None else last.sketch
-    if R == 1:
-        draws = _draws(covariance[0], columns, ROWS_PER_COLUMN, sketch)
-        hessian: Tensor = _sampled_moments(loss, theta, _doubt_of(slice(None)), draws, 1)[0]
-        return hessian
-    basis = class_basis(R, theta)
-    pairs = torch.triu_indices(R, R, offset=1, device=theta.device)
-    first, second = pairs
-    draws = _draws(-covariance[first, second], columns, ROWS_PER_COLUMN, sketch, pairs)
-    moments = _sampled_moments(loss, theta, lambda p: p[first] * p[second], draws, len(first))
-    laplacian = moments.new_zeros(R, R, columns * columns)
-    laplacian[first, second] = laplacian[second, first] = -moments.reshape(len(first), -1)
-    del moments
-    laplacian.diagonal().copy_(-laplacian.sum(dim=1).T)
-    q = basis.shape[1]
-    half = (basis.T @ laplacian.view(R, -1)).view(q, R, -1)
-    hessian = (half.transpose(1, 2) @ basis).view(q, columns, columns, q)
-    return hessian.permute(0, 1, 3, 2).reshape(q * columns, q * columns)
-
-
-def _doubt_of(classes: Tensor | slice) -> Callable[[Tensor], Tensor]:
+def _doubt_of(classes: Tensor) -> Callable[[Tensor], Tensor]:
     """p (1 - p) of some classes, as a function of the probabilities (R, n)."""
     return lambda p: p[classes] * (1 - p[classes])
 
 
 def _sampled_moments(
-    loss: MeanLoss, theta: Tensor, share: Callable[[Tensor], Tensor], draws: Draws, n_moments: int
+    loss: MeanLoss,
+    theta: Tensor,
+    share: Callable[[Tensor], Tensor],
+    mass: Tensor,
+    rows_per_column: float,
+    sketch: Tensor | None,
+    leverages: Callable[[Tensor], Tensor] = lambda spread: spread.square().sum(dim=0),
 ) -> Tensor:
-    """Estimates (J, D+1, D+1) of sum_i w_i share_j(p_i) x_i x_i' for J shares of the probabilities (R, n) of rows.
+    """Estimates (J, c, c) of sum_i w_i share_j(p_i) x_i x_i' for J shares of the probabilities (R, n) of rows.
 
-    A row is in moment j with probability w_i share_ij draws_ij, at most 1, and weighted by its inverse.
+    Row i is in moment j with probability w_i share_ij rate_ij, at most 1, and weighted by its inverse. Without a sketch
+    of another factor the rate is such that each moment has `rows_per_column` rows a column; `mass` (J,) are the sums of
+    w_i share_ij. With one, rates are the rows' leverages (J, n) by the spread (S, R, n) of their logits over it, and a
+    uniform part.
     """
-    data, columns = loss.data, theta.shape[1]
+    data, columns, J = loss.data, theta.shape[1], len(mass)
+    uniform = (rows_per_column * columns / mass.clamp_min(1e-30)).to(theta.dtype)[:, None]
     generator = torch.Generator(device=theta.device).manual_seed(0)
-    moments = torch.zeros(n_moments, columns, columns, dtype=theta.dtype, device=theta.device)
-    at_once = max(AT_ONCE // n_moments, 128)
-    for X, _, weights in data.blocks(at_once if data.ready else min(at_once, STREAM_ROWS)):
+    moments = torch.zeros(J, columns, columns, dtype=theta.dtype, device=theta.device)
+    for X, _, weights in data.blocks(max(AT_ONCE // J, 128)):
         z = torch.mm(theta, X.T)
-        mass_of_rows = share(z.sigmoid() if len(z) == 1 else z.softmax(dim=0)).mul_(weights.to(z.dtype))
-        rate = draws(X)
-        draw = torch.rand(mass_of_rows.shape, dtype=z.dtype, device=z.device, generator=generator)
-        moment, row = (draw < mass_of_rows * rate).nonzero(as_tuple=True)
-        kept = torch.maximum(mass_of_rows[moment, row], 1 / rate[moment, row]).sqrt_()
-        ends = torch.bincount(moment, minlength=n_moments).cumsum(0).tolist()
+        expected = share(z.sigmoid() if len(z) == 1 else z.softmax(dim=0)).mul_(weights.to(z.dtype))
+        rate = uniform.expand_as(expected)
+        if sketch is not None:
+            spread = torch.mm(sketch.reshape(-1, columns), X.T).view(SKETCH, -1, len(X))
+            rate = UNIFORM * uniform + DRAWS * leverages(spread)
+        draw = torch.rand(expected.shape, dtype=z.dtype, device=z.device, generator=generator)
+        moment, row = (draw < expected * rate).nonzero(as_tuple=True)
+        kept = torch.maximum(expected[moment, row], 1 / rate[moment, row]).sqrt_()
+        ends = torch.bincount(moment, minlength=J).cumsum(0).tolist()
         for j, (start, stop) in enumerate(zip([0, *ends], ends, strict=False)):
             A = X.T.index_select(1, row[start:stop]).mul_(kept[start:stop])
             moments[j].addmm_(A, A.T)

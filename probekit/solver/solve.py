@@ -13,10 +13,10 @@ from probekit.solver.certificate import GRADIENT_RATIO, Certified, GapBound, cla
 from probekit.solver.continuation import CLOSE_RATIO, choose_nodes, lagrange
 from probekit.solver.data import WeightedData
 from probekit.solver.eigenbasis import find_coordinates
-from probekit.solver.host import HostProblem, fit_on_host, whole_columns
 from probekit.solver.mean_loss import Evaluation, MeanLoss, covariance_of
 from probekit.solver.memory_plan import make_plan, penalties_at_once
-from probekit.solver.newton import SIDE_BY_SIDE, Newton, Refined, conjugate_gradients
+from probekit.solver.newton_numpy import NumpyNewton, fit_in_numpy, whole_columns
+from probekit.solver.newton_torch import SIDE_BY_SIDE, TorchNewton, conjugate_gradients
 from probekit.solver.preconditioners import Kronecker
 from probekit.solver.sampled import Factor, class_inverses, pair_factor
 
@@ -25,7 +25,6 @@ STRONG = 1e-3  # an l2 above this share of the largest eigenvalue of X'X is easy
 ABOVE = 5.0  # a factor is used for penalties up to this many times its own
 FACTOR_REACH = 40.0  # and for those down to its own divided by this
 NODE_ROUNDS, NODE_PRODUCTS = 3, 40  # Newton steps by one factor, and products of each: more ask for a new factor
-FIRST_ROUNDS, FIRST_PRODUCTS = 2, 15  # the same by the last node's factor
 NODE_FACTORS = 10  # for one node
 DEGREE = 5  # of the polynomial between nodes
 LEFT_OUT = 1e-2  # share of the tolerance that directions left out of the basis may add to a gap
@@ -46,7 +45,7 @@ def solve(data: WeightedData, l2: NDArray[np.float64], tol: float, max_iter: int
     """
     penalties, place = np.unique(l2, return_inverse=True)
     with _threads_for(data):
-        found = fit_on_host(data, penalties, tol, max_iter)
+        found = fit_in_numpy(data, penalties, tol, max_iter)
         if found is not None:
             certified, how = found
             plan = f"{len(data)} rows x {data.width} features, {data.n_classes} classes, {len(l2)} penalties: {how}."
@@ -55,7 +54,7 @@ def solve(data: WeightedData, l2: NDArray[np.float64], tol: float, max_iter: int
             parts = np.array_split(penalties, -(-len(penalties) // penalties_at_once(data, len(penalties))))
             solvers = [PathSolver(data, torch.from_numpy(part).to(data.device), tol, max_iter) for part in parts]
             certified = Certified.join([solver.run() for solver in solvers])
-            plan = str(solvers[0].plan)
+            plan = solvers[0].plan.sentence
             if len(parts) > 1:
                 plan = f"{len(l2)} penalties in {len(parts)} parts, for want of memory; {plan}"
     reasons = certified.figures["stop_reason"]
@@ -67,10 +66,9 @@ def solve(data: WeightedData, l2: NDArray[np.float64], tol: float, max_iter: int
 def certify(data: WeightedData, theta: NDArray[np.float64], l2: NDArray[np.float64]) -> Certified:
     """Certify probes made elsewhere: theta (P, R, D+1) of the rows as given."""
     if whole_columns(data) <= WHOLE_COLUMNS:
-        return HostProblem(data, 0.0).certify(theta, l2)
+        return NumpyNewton(data, 0.0).certify(theta, l2)
     solver = PathSolver(data, torch.from_numpy(l2).to(data.device), -1.0, 0)
-    solver.theta = solver.coordinates.from_original(torch.from_numpy(theta).to(data.device))
-    at = solver.exact.evaluate(solver.theta, solver.l2)
+    at = solver.exact.evaluate(solver.coordinates.from_original(torch.from_numpy(theta).to(data.device)), solver.l2)
     return solver.summarise(at, solver.lower_bounds(at, solver.l2))
 
 
@@ -94,25 +92,28 @@ class PathSolver:
     def __init__(self, data: WeightedData, l2: Tensor, tol: float, max_iter: int) -> None:
         self.data, self.tol, self.max_iter = data, tol, max_iter
         self.l2, self.log_l2 = l2, l2.log().tolist()  # on the host: reading one from a GPU waits for it
-        self.R = data.n_coef_rows
+        self.every, self.R = torch.arange(len(l2), device=l2.device), data.n_coef_rows
         self.plan = make_plan(data, len(l2))
         self.coordinates = find_coordinates(data, self.plan.in_memory, LEFT_OUT * tol * math.exp(self.log_l2[0]))
         self.exact = MeanLoss(self.coordinates.exact, self.coordinates.left_out)
         self.loss = MeanLoss(self.coordinates.data)
-        self.theta = torch.zeros(len(l2), self.R, self.loss.data.width + 1, dtype=torch.float64, device=l2.device)
+        zero = torch.zeros(1, self.R, self.loss.data.width + 1, dtype=torch.float64, device=l2.device)
         if data.intercept:
-            self.theta[..., -1] = prior_intercept(class_shares(data))
-        self.grad_at_zero = float(self.largest(self.exact.evaluate(self.theta[:1], l2[:1]).gradient))
+            zero[..., -1] = prior_intercept(class_shares(data))
+        self.at = self.exact.evaluate(zero, l2[:1]).take(torch.zeros_like(self.every))  # at zero no penalty counts
+        # where the rows give no gradient, as constant columns do, what is left of it is rounding
+        rounding = float(self.at.noise[0, 0]) / GRADIENT_RATIO
+        self.grad_at_zero = max(float(self.largest(self.at.gradient[:1])), rounding)
         self.bound = GapBound(self.exact)
-        self.newton = Newton(
+        self.newton = TorchNewton(
             self.loss, self.bound, self.largest, GRADIENT_RATIO * self.grad_at_zero, self.precondition, tol
         )
-        self.n_iter = torch.zeros(len(l2), dtype=torch.int64, device=l2.device)
+        self.n_iter = torch.zeros_like(self.every)
         self.low = torch.full_like(l2, -torch.inf)  # what is known to be below the optima
         self.stalled = torch.zeros_like(l2, dtype=torch.bool)
         self.factors: list[Factor] = []
         self.factor_of: list[Factor | None] = [None] * len(l2)  # what serves a penalty
-        prior = self.theta[0, :, -1]
+        prior = zero[0, :, -1]
         p = prior.softmax(dim=0) if self.R > 1 else prior.sigmoid() * (-prior).sigmoid()
         covariance = covariance_of(p[None, :, None], torch.ones_like(l2[:1]))
         self.kronecker = Kronecker(covariance, self.coordinates.eigenvalues, l2, self.loss.data.dtype)
@@ -121,22 +122,19 @@ class PathSolver:
         """Solve and certify every penalty; fits that stay open are tried again by slower, more reliable methods."""
         self.solve_nodes()
         self.interpolate()
-        every = torch.arange(len(self.l2), device=self.l2.device)
-        at = self._refine(every, self.theta).at
-        certified = self.summarise(at, self.low)
+        certified = self.summarise(self.at, self.low)
         open_ = (~certified.converged(self.tol)).nonzero()[0]
         if not len(open_) or self.max_iter == 1:
             return certified
         if self.plan.in_memory and whole_columns(self.data) <= WHOLE_COLUMNS:
-            problem, penalties = HostProblem(self.data, self.tol), self.l2.numpy()[open_]
+            problem, penalties = NumpyNewton(self.data, self.tol), self.l2.numpy()[open_]
             certified.put(open_, problem.follow(penalties, self.max_iter, certified.theta[open_]))
             return certified
-        index = torch.from_numpy(open_).to(self.l2.device)
+        index = self.every[open_]
         self.factors, self.factor_of = [], [None] * len(self.l2)  # without sampled factors
-        again = self._refine(index, self.theta[index], products=RETRY_PRODUCTS).at
-        self.low[index] = torch.maximum(self.low[index], self.lower_bounds(again, self.l2[index]))
-        at.put(index, again)
-        return self.summarise(at, self.low)
+        self._refine(index, self.at.theta[index], products=RETRY_PRODUCTS)
+        self.low[index] = torch.maximum(self.low[index], self.lower_bounds(self.at.take(index), self.l2[index]))
+        return self.summarise(self.at, self.low)
 
     def largest(self, gradient: Tensor) -> Tensor:
         """max|g| (P,) of gradients (P, R, r+1) in the columns of the centred rows.
@@ -164,41 +162,51 @@ class PathSolver:
     def lower_bounds(self, at: Evaluation, l2: Tensor) -> Tensor:
         """Lower bounds of the optima (P,) by as many conjugate gradients as it takes, in float64."""
         kronecker = Kronecker(self.exact.covariance(at.theta), self.coordinates.eigenvalues, l2, torch.float64)
-        enough, names = 0.2 * l2 * max(self.tol, 1e-6) * at.loss, torch.arange(len(l2), device=l2.device)
+        enough, numbers = 0.2 * l2 * max(self.tol, 1e-6) * at.loss, torch.arange(len(l2), device=l2.device)
         step, *_ = conjugate_gradients(
-            self.exact, at, l2, lambda some: lambda v: kronecker(v, some), names, enough, RETRY_PRODUCTS, math.inf
+            self.exact, at, l2, lambda some: lambda v: kronecker(v, some), numbers, enough, RETRY_PRODUCTS, math.inf
         )
         return self.bound.lower(at, l2, -step)
 
     def precondition(self, index: Tensor) -> Callable[[Tensor], Tensor]:
         """Each problem by the factor that serves it, or by its own Kronecker product."""
         mine = [self.factor_of[i] for i in index.tolist()]
-        distinct = list(dict.fromkeys(mine))
-        if distinct == [None]:
-            return lambda gradient: self.kronecker(gradient, index)
-        if len(distinct) == 1 and distinct[0] is not None:
-            return distinct[0].apply
-        groups = [(factor, [k for k, own in enumerate(mine) if own is factor]) for factor in distinct]
-        places = [(factor, torch.tensor(at, device=index.device)) for factor, at in groups]
+        places = [
+            (factor, torch.tensor([k for k, own in enumerate(mine) if own is factor], device=index.device))
+            for factor in dict.fromkeys(mine)
+        ]
+
+        def by_one(factor: Factor | None, gradient: Tensor, numbers: Tensor) -> Tensor:
+            return self.kronecker(gradient, numbers) if factor is None else factor.apply(gradient)
 
         def apply(gradient: Tensor) -> Tensor:
+            if len(places) == 1:
+                return by_one(mine[0], gradient, index)
             out = torch.empty_like(gradient)
             for factor, at in places:
-                part = gradient[at]
-                out[at] = self.kronecker(part, index[at]) if factor is None else factor.apply(part)
+                out[at] = by_one(factor, gradient[at], index[at])
             return out
 
         return apply
 
-    def _refine(self, index: Tensor, start: Tensor, rounds: int = 30, products: int = 300) -> Refined:
-        """Newton steps for the problems at `index` from `start`, stored."""
+    def _refine(self, index: Tensor, start: Tensor, rounds: int = 30, products: int = 300) -> Tensor:
+        """Newton steps for the problems at `index` from `start`, stored; those that are not done.
+
+        Side by side, but fewer at a time where their probabilities take too much memory.
+        """
         self._renew_kronecker(index, start)
         rounds, products = min(rounds, self.max_iter), max(min(products, self.max_iter), 1)
-        refined = self.newton(start, self.l2[index], self.low[index], index, rounds, products)
-        self.theta[index], self.low[index] = refined.at.theta, refined.low
-        self.n_iter[index] += refined.products
-        self.stalled[index] = refined.stalled
-        return refined
+        group = max(SIDE_BY_SIDE // self.R, 1)
+        while group > 1 and not self.loss.may_keep(group * self.R, self.loss.data.dtype):
+            group = -(-group // 2)
+        left = []
+        for some, theta in zip(index.split(group), start.split(group), strict=True):
+            refined = self.newton(theta, self.l2[some], self.low[some], some, rounds, products)
+            self.at.put(some, refined.at)
+            self.low[some], self.stalled[some] = refined.low, refined.stalled
+            self.n_iter[some] += refined.products
+            left.append(some[~refined.done])
+        return torch.cat(left)
 
     def _renew_kronecker(self, index: Tensor, theta: Tensor) -> None:
         """Set the class factors of problems to their probes, where no factor of the Hessian takes their place."""
@@ -213,24 +221,27 @@ class PathSolver:
         self.nodes = choose_nodes(self.log_l2)
         if len(self.nodes) * self.R > SIDE_BY_SIDE:
             self.nodes = choose_nodes(self.log_l2, CLOSE_RATIO)
-        every = torch.tensor(self.nodes, device=self.l2.device)
+        every = self.every[self.nodes]
         strong = self.l2[every] >= STRONG * self.coordinates.eigenvalues.max()
         strong[-1] = True
         batch = every[strong]
-        self._refine(batch, self.theta[batch])
+        self._refine(batch, self.at.theta[batch])
         solved = batch.tolist()
         for node in every[~strong].flip(0).tolist():
-            self._solve_weak(node, solved)
+            l2, start = math.exp(self.log_l2[node]), self._start(node, solved)
+            if self.plan.factor is not None and (not self.factors or l2 < self.factors[-1].l2 / FACTOR_REACH):
+                self._add_factor(start, l2)
+            self.factor_of[node] = self.factors[-1] if self.factors else None
+            self._solve_weak(node, start)
             solved.append(node)
-        self._assign_factors()
 
     def _start(self, node: int, solved: list[int]) -> Tensor:
         """The start of a penalty (R, D+1): extrapolated from its neighbours or the nearest, whichever has less loss."""
         known = sorted(solved, key=lambda other: abs(self.log_l2[other] - self.log_l2[node]))[:3]
-        nearest = self.theta[known[0]]
+        nearest = self.at.theta[known[0]]
         if len(known) == 1:
             return nearest
-        both = torch.cat([self._mixed([node], known, self.theta[known], 2), nearest[None]])
+        both = torch.cat([self._mixed([node], known, self.at.theta[known], 2), nearest[None]])
         return both[self.exact.evaluate(both, self.l2[node].expand(2)).loss.nan_to_num(torch.inf).argmin()]
 
     def _mixed(self, at: list[int], known: list[int], values: Tensor, degree: int) -> Tensor:
@@ -239,23 +250,19 @@ class PathSolver:
         weights = torch.from_numpy(np.stack([lagrange(self.log_l2[i], points, degree) for i in at]))
         return torch.tensordot(weights.to(values.device), values, dims=1)
 
-    def _solve_weak(self, node: int, solved: list[int]) -> None:
-        """One node, by the last factor and then new ones, or by Kronecker products where no factor is affordable."""
-        start, l2 = self._start(node, solved), math.exp(self.log_l2[node])
-        index = torch.tensor([node], device=self.l2.device)
-        if self.plan.factor is None:
+    def _solve_weak(self, node: int, start: Tensor) -> None:
+        """One penalty, by the factor that serves it and then new ones, or by Kronecker products if it has none."""
+        index, l2 = self.every[node : node + 1], math.exp(self.log_l2[node])
+        if self.factor_of[node] is None:
             self._refine(index, start[None])
             return
-        if not self.factors or l2 < self.factors[-1].l2 / FACTOR_REACH:
-            self._add_factor(start, l2)
-        for attempt in range(NODE_FACTORS):
-            self.factor_of[node] = self.factors[-1]
-            rounds, products = (NODE_ROUNDS, NODE_PRODUCTS) if attempt else (FIRST_ROUNDS, FIRST_PRODUCTS)
-            done = self._refine(index, start[None], rounds, products).done
-            if bool(done) or self.n_iter[node] >= self.max_iter:
+        for _ in range(NODE_FACTORS):
+            left = self._refine(index, start[None], NODE_ROUNDS, NODE_PRODUCTS)
+            if not len(left) or self.n_iter[node] >= self.max_iter:
                 return
-            start = self.theta[node]
+            start = self.at.theta[node]
             self._add_factor(start, l2)
+            self.factor_of[node] = self.factors[-1]
 
     def _add_factor(self, theta: Tensor, l2: float) -> None:
         """A new factor; it takes the place of one at the same penalty, or of the oldest where memory holds no more."""
@@ -268,24 +275,23 @@ class PathSolver:
             self.factor_of = [None if own is gone else own for own in self.factor_of]
         self.factors.append(make(self.loss, theta, l2, last))
 
-    def _assign_factors(self) -> None:
-        """Let the nearest factor serve each penalty that is weak, or little stronger than the strongest factor's."""
-        if not self.factors:
-            return
-        strongest = max(factor.l2 for factor in self.factors)
-        reach = math.log(max(STRONG * float(self.coordinates.eigenvalues.max()), ABOVE * strongest))
-        for i, log_l2 in enumerate(self.log_l2):
-            nearest = min(self.factors, key=lambda factor: abs(math.log(factor.l2) - log_l2))
-            self.factor_of[i] = nearest if log_l2 < reach else None
-
     def interpolate(self) -> None:
-        """Predict the penalties between the nodes."""
+        """Predict the penalties between the nodes, and refine them side by side; what is then left, one by one."""
         rest = sorted(set(range(len(self.l2))) - set(self.nodes))
         if not rest:
             return
+        if self.factors:  # the nearest serves a penalty that is weak, or little stronger than the strongest factor's
+            strongest = max(factor.l2 for factor in self.factors)
+            reach = math.log(max(STRONG * float(self.coordinates.eigenvalues.max()), ABOVE * strongest))
+            for i, log_l2 in enumerate(self.log_l2):
+                nearest = min(self.factors, key=lambda factor: abs(math.log(factor.l2) - log_l2))
+                self.factor_of[i] = nearest if log_l2 < reach else None
         # where probabilities hardly move, theta is b / (curvature + l2): without that factor it is flatter, and so are
         # the errors of a polynomial
         scale = self.l2[:, None, None] + self.coordinates.eigenvalues / max(self.R, 2)
         scale = torch.nn.functional.pad(scale, (0, 1), value=1.0)
-        nodes = self.theta[self.nodes] * scale[self.nodes]
-        self.theta[rest] = self._mixed(rest, self.nodes, nodes, DEGREE) / scale[rest]
+        nodes = self.at.theta[self.nodes] * scale[self.nodes]
+        predicted = self._mixed(rest, self.nodes, nodes, DEGREE) / scale[rest]
+        left = self._refine(self.every[rest], predicted, NODE_ROUNDS, NODE_PRODUCTS)
+        for i in left.flip(0).tolist():
+            self._solve_weak(i, self.at.theta[i])

@@ -7,8 +7,8 @@ from scipy.special import expit
 
 from probekit.solver.certificate import GapBound
 from probekit.solver.data import WeightedData
-from probekit.solver.host import HostProblem
 from probekit.solver.mean_loss import MeanLoss, residuals_
+from probekit.solver.newton_numpy import NumpyNewton
 from tests.probekit.solver.reference import objective, optimum
 
 
@@ -114,15 +114,12 @@ def test_the_bound_in_numpy_is_that_in_torch(K):
     for seed in range(12):
         X, y, weights, l2 = problem(seed, K, weightless=K > 2)
         X -= weights @ X  # the method in NumPy centres its rows
-        host, bound, rng = (
-            HostProblem(rows_of(X, y, weights, K), 1e-4),
-            bound_of(X, y, weights, K),
-            np.random.default_rng(seed),
-        )
+        rows, rng = rows_of(X, y, weights, K), np.random.default_rng(seed)
+        method, bound = NumpyNewton(rows, 1e-4), GapBound(MeanLoss(rows))
         for size in (0.0, 0.1, 3.0):
             theta = size * rng.normal(size=shape_of(X, K))
             loss, gap, _ = measured(bound, theta, np.zeros_like(theta), l2)
-            at = host.evaluate(theta, l2)
+            at = method.evaluate(theta, l2)
             # the same sums in another order; allowances for rounding differ by a few eps |x| ||W||
             assert (at.loss, at.bound) == pytest.approx((loss, gap), rel=1e-9)
 
@@ -132,7 +129,7 @@ def test_rounding_of_the_intercepts_gradient_counts_by_the_longest_row():
     X, y = np.array([[1.0, -1.0] * 2 + [1e8, -1e8] * 2]).T, np.array([0, 0, 1, 1] * 2)
     weights = np.repeat([0.25 - 1e-12, 1e-12], 4)
     l2, theta = 1e-10, np.zeros((1, 2))
-    at = HostProblem(rows_of(X, y, weights, 2), 1e-4).evaluate(theta, l2)
+    at = NumpyNewton(rows_of(X, y, weights, 2), 1e-4).evaluate(theta, l2)
     assert not at.gradient.any()
     # 8 roundings of residuals of 1/2 that sum to e, (sqrt(2) |x| e)^2 / (2 l2)
     expected = (2**0.5 * 1e8 * 8 * np.finfo(float).eps / 2) ** 2 / (2 * l2)
@@ -144,7 +141,7 @@ def test_losses_of_two_classes_keep_their_digits_at_every_margin():
     margins = np.concatenate([np.linspace(-60, 60, 2401), [-800.0, 800.0]])
     y = torch.arange(len(margins)) % 2
     z = torch.from_numpy(np.where(y.numpy() == 1, -margins, margins))
-    losses, missed, _ = residuals_(z[None, None].clone(), y)
+    losses, missed = residuals_(z[None, None].clone(), y)
     # two functions of one rounding each; the smallest losses are sums of denormal numbers
     np.testing.assert_allclose(losses[0], np.logaddexp(0, margins), rtol=1e-15, atol=1e-300)
     np.testing.assert_allclose(missed[0], expit(margins), rtol=1e-15, atol=1e-300)

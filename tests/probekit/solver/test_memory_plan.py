@@ -6,8 +6,8 @@ import torch
 
 from probekit.probes import fit_path
 from probekit.runtime.errors import UserError
-from probekit.solver import host
 from probekit.solver import memory_plan as plan
+from probekit.solver import newton_numpy
 from probekit.solver.data import WeightedData
 from probekit.solver.memory_plan import penalties_at_once
 
@@ -44,7 +44,7 @@ def test_parts_are_as_large_as_memory_allows(budget, expected):
 def test_a_path_solved_in_parts_is_the_path(monkeypatch):
     X, y = problem()
     whole = fit_path(X, y, CS, tol=1e-10)
-    monkeypatch.setattr(host, "MOST_COLUMNS", 0)
+    monkeypatch.setattr(newton_numpy, "MOST_COLUMNS", 0)
     monkeypatch.setattr(plan, "free_memory", lambda device: int((HELD + 9 * ONE) / plan.SHARE) + 1)
     parts = fit_path(X, y, CS, tol=1e-10)
     assert parts.plan.startswith("13 penalties in 2 parts, for want of memory; 90 rows x 6 features")
@@ -57,7 +57,7 @@ def test_a_path_solved_in_parts_is_the_path(monkeypatch):
 
 def test_not_even_one_penalty(monkeypatch):
     X, y = problem()
-    monkeypatch.setattr(host, "MOST_COLUMNS", 0)
+    monkeypatch.setattr(newton_numpy, "MOST_COLUMNS", 0)
     monkeypatch.setattr(plan, "free_memory", lambda device: ONE // 2)
     with pytest.raises(UserError, match=r"One probe of 6 features and 3 classes takes .* GiB to solve, but .* on cpu"):
         fit_path(X, y, CS)

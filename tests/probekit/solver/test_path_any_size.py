@@ -7,8 +7,8 @@ import torch
 
 from probekit.probes import fit_path
 from probekit.runtime.errors import UserError
-from probekit.solver import host, newton
 from probekit.solver import memory_plan as plan
+from probekit.solver import newton_numpy, newton_torch
 from probekit.solver import solve as solver
 from probekit.solver.data import WeightedData
 from probekit.solver.eigenbasis import find_coordinates
@@ -18,7 +18,7 @@ from tests.ranks import run_ranks
 @pytest.fixture(autouse=True)
 def conjugate_gradients(monkeypatch):
     """The method of large problems, on problems small enough for the other one."""
-    monkeypatch.setattr(host, "MOST_COLUMNS", 0)
+    monkeypatch.setattr(newton_numpy, "MOST_COLUMNS", 0)
 
 
 CS = [1e-3, 1e-1, 10.0]
@@ -110,7 +110,7 @@ def test_nodes_too_wide_to_go_side_by_side_lead_to_the_same_probes(columns, monk
     Cs = np.logspace(-4, 4, 17)
     monkeypatch.setattr(plan, "DENSE_COLUMNS", {"cpu": columns})
     together = fit_path(X, y, Cs, tol=1e-10, dtype="float64")
-    for module in (solver, newton):
+    for module in (solver, newton_torch):
         monkeypatch.setattr(module, "SIDE_BY_SIDE", 8)  # two probes of four classes
     alone = fit_path(X, y, Cs, tol=1e-10, dtype="float64")
     assert together.converged.all()

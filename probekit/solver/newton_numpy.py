@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from scipy.linalg.lapack import dposv
 from torch import Tensor
 
-from probekit.solver.certificate import GRADIENT_RATIO, Certified, divergences, move, prior_intercept
+from probekit.solver.certificate import GRADIENT_RATIO, Certified, divergences, gap_bound, move, prior_intercept
 from probekit.solver.continuation import LEAST_RATIO, lagrange
 from probekit.solver.data import WeightedData
 from probekit.solver.mean_loss import regular_intercepts
-from probekit.solver.newton import RTOL, STEP_SHARE
+from probekit.solver.newton_torch import RTOL, STEP_SHARE
 
 Array = NDArray[Any]
 
@@ -50,7 +50,7 @@ def whole_columns(data: WeightedData) -> float:
     return data.n_coef_rows * (min(len(data), data.width) + 1) if on_host else math.inf
 
 
-def fit_on_host(data: WeightedData, l2s: Array, tol: float, max_iter: int) -> tuple[Certified, str] | None:
+def fit_in_numpy(data: WeightedData, l2s: Array, tol: float, max_iter: int) -> tuple[Certified, str] | None:
     """Probes of penalties (P,), weak to strong, and the method; None where rows are not meant for NumPy.
 
     One or two penalties of a large problem are returned only if both are certified.
@@ -66,13 +66,13 @@ def fit_on_host(data: WeightedData, l2s: Array, tol: float, max_iter: int) -> tu
         if isinstance(X, Tensor) and X.dtype in (torch.float16, torch.float32, torch.float64):
             X = X.numpy()
         if isinstance(X, np.ndarray) and X.dtype.kind == "f":
-            problem = HostProblem(data, tol, X)
+            problem = NumpyNewton(data, tol, X)
             found = problem.follow(l2s, min(max_iter, STEPS)) if not len(problem.without) else None
             if found is not None and found.converged(tol).all():
                 return found, "each penalty alone; conjugate gradients in the columns as given"
     if flops > PATH_FLOPS:
         return None
-    return HostProblem(data, tol).follow(l2s, max_iter), "one penalty after the other; whole Hessians"
+    return NumpyNewton(data, tol).follow(l2s, max_iter), "one penalty after the other; whole Hessians"
 
 
 @dataclass
@@ -105,12 +105,13 @@ class _Point:
         return self.bound / max(self.loss, 1e-300)
 
 
-class HostProblem:
+class NumpyNewton:
     """One set of rows; given X (N, D), what `data` holds, they are left as they are, else copied in float64."""
 
     def __init__(self, data: WeightedData, tol: float, X: Array | None = None) -> None:
         self.y, self.w, self.R, self.N = data.y.numpy(), data.weights.numpy(), data.n_coef_rows, len(data)
-        self.tol, self.intercept, self.X = tol, data.intercept, X
+        self.tol, self.intercept, self.whole = tol, data.intercept, X is None
+        self.X = np.empty(0) if X is None else X
         shares = np.bincount(self.y, self.w, minlength=data.n_classes)
         self.without = (shares == 0).nonzero()[0]
         self.log_least = float(-np.log(shares[shares > 0].min()))
@@ -120,18 +121,19 @@ class HostProblem:
         self.flat = FLAT if self.R == 1 else FLAT_OF_MANY
         self.basis: Array | None = None
         self.left_out = np.zeros(1)
-        self.of_intercepts: Array | None = None
-        if X is None:
+        self.inverse: Array | None = None
+        if self.whole:
             self._hold_all(data)
         else:
-            self._hold_float32(data, X)
+            self._hold_float32(data)
         self.longest = float(np.sqrt(2) * self.norms.max())
         self.weighted_norms = np.column_stack([self.norms, self.held[:, -1]]) * self.w[:, None]
         theta = np.zeros((self.R, self.held.shape[1]))
         if self.intercept:
             theta[:, -1] = prior_intercept(shares)
         self.zero = self.evaluate(theta, 0.0)
-        self.at_zero = self._largest(self.zero.gradient)
+        # where the rows give no gradient, as constant columns do, what is left of it is rounding
+        self.at_zero = max(self._largest(self.zero.gradient), self._noise(self.zero.at, 0.0, 0.0)[0] / GRADIENT_RATIO)
         self.limit = max(GRADIENT_RATIO * self.at_zero, 1e-14)
 
     def _hold_all(self, data: WeightedData) -> None:
@@ -144,11 +146,13 @@ class HostProblem:
             z = held[:, :-1] @ self.basis
             self.left_out = np.linalg.norm(held[:, :-1] - z @ self.basis.T, axis=1)
             held = np.column_stack([z, held[:, -1]])
-        self.held, self.weights = held, self.w
+        self.held, self.weights, self.X = held, self.w, held[:, :-1]
+        self.centre = np.zeros(self.X.shape[1])
         self.norms = np.linalg.norm(held, axis=1) + self.left_out
 
-    def _hold_float32(self, data: WeightedData, X: Array) -> None:
+    def _hold_float32(self, data: WeightedData) -> None:
         """Centred float32 rows, norms of the rows, variances of the columns."""
+        X = self.X
         shift = np.zeros(data.width) if data.shift is None else data.shift.numpy()
         self.inverse = None if data.scale is None else 1 / data.scale.numpy()
         self.centre = shift
@@ -174,18 +178,6 @@ class HostProblem:
         # centred as they are multiplied: rounding is of the size of the rows as given
         offset = self.centre * (1.0 if self.inverse is None else self.inverse)
         self.norms = np.sqrt(squares * (1 + 1e-3) + 1.0) + 2 * np.sqrt(offset @ offset)
-
-    def _block(self, rows: slice, exact: bool) -> Array:
-        """The rows that logits and gradients are products of: float64 as given, or held."""
-        if self.X is None or not exact:
-            return self.held[rows, :-1]
-        return self.X[rows].astype(np.float64, copy=False)
-
-    def _times(self, W: Array, X: Array) -> Array:
-        """W X' (R, n)."""
-        if not W.any():
-            return np.zeros((self.R, len(X)), X.dtype)
-        return (X @ W[0])[None] if self.R == 1 else W @ X.T
 
     def _residuals(self, z: Array, rows: slice) -> tuple[Array, Array, Array, Array]:
         """Logits (R, n) into losses (n,), residuals (R, n), probability missed by the label (n,), and p."""
@@ -227,11 +219,13 @@ class HostProblem:
 
     def evaluate(self, theta: Array, l2: float, solve_intercept: bool = False) -> _Point:
         """Measure a probe in float64, its intercepts moved to their optimum first if asked."""
-        W, b = theta[:, :-1], theta[:, -1:]
-        if self.X is not None:
-            W = W if self.inverse is None else W * self.inverse
-            b = b - (W @ self.centre)[:, None]
-        at = self._measure([self._times(W, self._block(rows, exact=True)) + b for rows in self.blocks])
+        W = theta[:, :-1] if self.inverse is None else theta[:, :-1] * self.inverse
+        b = theta[:, -1:] - (W @ self.centre)[:, None]
+        if W.any():
+            logits = [W @ self.X[rows].astype(np.float64, copy=False).T + b for rows in self.blocks]
+        else:
+            logits = [np.tile(b, len(self.y[rows])) for rows in self.blocks]
+        at = self._measure(logits)
         if solve_intercept and self.intercept:
             at, moved = self._solve_intercepts(at)
             theta = theta.copy()
@@ -243,8 +237,9 @@ class HostProblem:
         for rows, residuals in zip(self.blocks, at.residuals, strict=True):
             weighted = residuals * self.w[rows].astype(residuals.dtype, copy=False)
             gradient[:, -1] += weighted.sum(axis=1)
-            gradient[:, :-1] += weighted @ self._block(rows, exact)
-        if exact and self.X is not None:
+            X = self.X[rows].astype(np.float64, copy=False) if exact else self.held[rows, :-1]
+            gradient[:, :-1] += weighted @ X
+        if exact:
             gradient[:, :-1] -= gradient[:, -1:] * self.centre
             if self.inverse is not None:
                 gradient[:, :-1] *= self.inverse
@@ -270,7 +265,6 @@ class HostProblem:
         `widest` is the largest range of a row's logits without intercepts where it was measured.
         """
         W, r_W, b, g_b = theta[:, :-1], residual[:, :-1], theta[:, -1], np.abs(residual[:, -1])
-        of_W = float(np.vdot(r_W, r_W)) ** 0.5 + noise
         if self.R == 1:
             e, spread, lost = g_b[0], abs(b[0]), 0.0
         else:
@@ -278,21 +272,18 @@ class HostProblem:
             lost = 2 * g_b[self.without].sum() if len(self.without) else 0.0
             given = np.delete(b, self.without) if len(self.without) else b
             e, spread = (g_b.sum() - lost / 2) / 2, given.max() - given.min()
-        e += of_b
         reach = spread + self.log_least + (widest or self.longest * float(np.vdot(W, W)) ** 0.5)
-        return float((of_W + self.longest * e) ** 2 / (2 * l2) + e * reach + lost)
+        return float(gap_bound(float(np.vdot(r_W, r_W)) ** 0.5 + noise, e + of_b, reach, self.longest, l2) + lost)
 
     def _solve_intercepts(self, at: _Measured) -> tuple[_Measured, Array]:
-        """Newton's method for the intercepts, a Hessian serving while steps gain a digit; also how far they moved."""
+        """Newton's method for the intercepts; also how far they moved."""
         before, moved = np.inf, np.zeros(self.R)
         for _ in range(INTERCEPT_STEPS):
             of_b = sum((r @ self.w[rows] for r, rows in zip(at.residuals, self.blocks, strict=True)), np.zeros(self.R))
             size = float(np.abs(of_b).max())
             if size <= 4 * EPS * at.missed[0] or not size < before:
                 break
-            if self.of_intercepts is None or size > 0.1 * before:
-                self.of_intercepts = self._hessian_of_intercepts(at.p)
-            _, step, failed = dposv(self.of_intercepts, of_b)
+            _, step, failed = dposv(self._hessian_of_intercepts(at.p), of_b)
             if failed:
                 break
             step *= min(1.0, 4 / max(np.abs(step).max(), 1e-300))
@@ -333,13 +324,13 @@ class HostProblem:
                     candidates.append(np.tensordot(lagrange(0.0, x, 2), points, axes=1))
                 if starts is not None:
                     candidates.append(self._from_given(starts[-1 - i]))
-                starts_at = [self.evaluate(theta, l2, solve_intercept=self.X is not None) for theta in candidates]
+                starts_at = [self.evaluate(theta, l2, solve_intercept=not self.whole) for theta in candidates]
                 if not found:
                     zero, noise = self.zero, self._noise(self.zero.at, 0.0, l2)
                     starts_at.append(replace(zero, bound=self.bound(zero.theta, zero.gradient, l2, *noise)))
                 start = min(starts_at, key=lambda point: point.loss)
                 at, passes[-1 - i] = self.fit(l2, start, min(max_steps, STEPS), self.tol)
-                if self.X is None and max_steps > 1 and not self._enough(at, self.tol):
+                if self.whole and max_steps > 1 and not self._enough(at, self.tol):
                     at = self._on_the_way(l2, at, min(max_steps, MOST_STEPS))
                 found.append(at)
         return self._certified(found[::-1], passes, passes <= max_steps)
@@ -366,7 +357,7 @@ class HostProblem:
         passes, products, floor = 1, 0, np.inf
         for _ in range(max_steps):
             if at.gap <= tol and not at.exact:
-                at = self.evaluate(at.theta, l2, solve_intercept=self.X is not None)
+                at = self.evaluate(at.theta, l2, solve_intercept=not self.whole)
                 passes += 1
             if self._enough(at, tol) or not np.isfinite(at.loss) or products > PRODUCTS:
                 break
@@ -381,7 +372,7 @@ class HostProblem:
                 new = self._descend(at, step, decrement, l2)
             if new is None or (not new.gap < at.gap and decrement <= 1e-12 * at.loss):
                 # logits that were moved along rays have collected rounding: measure anew, as long as that helps
-                again = at if at.exact else self.evaluate(at.theta, l2, solve_intercept=self.X is not None)
+                again = at if at.exact else self.evaluate(at.theta, l2, solve_intercept=not self.whole)
                 if at.exact or not again.gap < 0.5 * floor:
                     at = again
                     break
@@ -391,7 +382,7 @@ class HostProblem:
 
     def _newton_step(self, at: _Point, l2: float) -> tuple[Array, float, int, bool]:
         """Step (R, D+1), decrement, products, and whether the certificate may be met after it."""
-        if self.X is not None:
+        if not self.whole:
             return self._conjugate_gradients(at, l2)
         step = _solve(self._hessian(at.at.p, l2), at.gradient.ravel()).reshape(at.gradient.shape)
         return step, float(np.vdot(step, at.gradient)), 0, False
@@ -467,7 +458,7 @@ class HostProblem:
         product = np.zeros(d.shape)
         for i, rows in enumerate(self.blocks):
             X = self.held[rows]
-            v = self._times(d, X)
+            v = d @ X.T
             if self.R > 1:
                 # relative to the label's entry, the mean is as small as the doubt about the row, with all its digits
                 v -= v[self.y[rows], self.rows[: len(X)]]
@@ -484,7 +475,7 @@ class HostProblem:
         """
         down = -step.astype(self.held.dtype)
         logits = [z.astype(self.held.dtype, copy=False) for z in here.at.logits]
-        change = [self._times(down, self.held[rows]) for rows in self.blocks]
+        change = [down @ self.held[rows].T for rows in self.blocks]
         of_W, square = -float(np.vdot(here.theta[:, :-1], step[:, :-1])), float(np.vdot(step[:, :-1], step[:, :-1]))
         penalty = 0.5 * l2 * float(np.vdot(here.theta[:, :-1], here.theta[:, :-1]))
         low, high, of_low, of_high = 0.0, np.inf, -decrement, np.inf

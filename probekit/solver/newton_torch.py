@@ -5,7 +5,7 @@ refinement, a step needs only a few correct digits, so float32's rounding floor 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ PATIENCE = 5  # Newton steps in which the bound may fail to halve
 class Refined:
     """Where Newton ended.
 
-    at : evaluation without probabilities; low (P,) : lower bounds of the optima; done, stalled (P,) bool; products (P,)
+    at : evaluation; low (P,) : lower bounds of the optima; done, stalled (P,) bool; products (P,)
     over the rows
     """
 
@@ -49,7 +49,7 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 @dataclass
-class Newton:
+class TorchNewton:
     """The method for one set of rows.
 
     Attributes
@@ -69,33 +69,22 @@ class Newton:
     tol: float
 
     def __call__(
-        self, theta: Tensor, l2: Tensor, low: Tensor, names: Tensor, max_rounds: int, max_products: int
+        self, theta: Tensor, l2: Tensor, low: Tensor, numbers: Tensor, max_rounds: int, max_products: int
     ) -> Refined:
-        """Minimise P problems from theta (P, R, D+1), or fewer at a time where probabilities take too much memory.
+        """Minimise P problems from theta (P, R, D+1).
 
         Parameters
         ----------
         l2 : (P,) penalties; low : (P,) what is known to be below the optima, or minus infinity
-        names : (P,) numbers of the problems, for the preconditioner
+        numbers : (P,) of the problems, for the preconditioner
         max_rounds, max_products : Newton steps, and Hessian products of each
         """
         P, R, _ = theta.shape
-        dtype, group = self.loss.data.dtype, max(SIDE_BY_SIDE // R, 1)
-        while group > 1 and not self.loss.may_keep(group * R, dtype):
-            group = -(-group // 2)
-        if group < P:
-            runs = [
-                self(theta[some], l2[some], low[some], names[some], max_rounds, max_products)
-                for some in torch.arange(P, device=theta.device).split(group)
-            ]
-            at = Evaluation.join([run.at for run in runs])
-            rest = ("low", "done", "stalled", "products")
-            return Refined(at, *(torch.cat([getattr(run, name) for run in runs]) for name in rest))
         index = torch.arange(P, device=theta.device)
-        keep = dtype if self.loss.may_keep(P * R, dtype) else None
+        keep = self.loss.data.dtype if self.loss.may_keep(P * R, self.loss.data.dtype) else None
         here = self.bound.exact.evaluate(theta, l2, keep)
         done, stalled = torch.zeros_like(l2, dtype=torch.bool), torch.zeros_like(l2, dtype=torch.bool)
-        products, waited = torch.ones_like(names), torch.zeros_like(names)
+        products, waited = torch.ones_like(numbers), torch.zeros_like(numbers)
         best, low = torch.full_like(l2, torch.inf), low.clone()
         for round_ in range(max_rounds + 1):
             now = here if len(index) == P else here.take(index)
@@ -104,7 +93,7 @@ class Newton:
             waited[index] = torch.where(gap <= 0.5 * best[index], 0, waited[index] + 1)
             best[index] = torch.minimum(best[index], gap)
             done[index] = (gap <= self.tol) & (self.largest(now.gradient) <= self.limit)
-            stalled[index] = ~done[index] & (waited[index] > PATIENCE) & (gap < 1)
+            stalled[index] |= ~done[index] & (waited[index] > PATIENCE) & (gap < 1)
             todo = (~done[index] & ~stalled[index]).nonzero()[:, 0]
             if round_ == max_rounds or not len(todo):
                 break
@@ -113,7 +102,7 @@ class Newton:
             # what conjugate gradients of the last step may leave
             enough = 2 * l2[index] * STEP_SHARE * self.tol * now.loss
             step, gain, spent, left = conjugate_gradients(
-                self.loss, now, l2[index], self.precondition, names[index], enough, max_products, NEAR * self.tol
+                self.loss, now, l2[index], self.precondition, numbers[index], enough, max_products, NEAR * self.tol
             )
             products[index] += spent
             last = (left[..., :-1].square().sum(dim=(1, 2)) <= 2 * enough).nonzero()[:, 0]
@@ -122,16 +111,12 @@ class Newton:
                 low[ends] = torch.maximum(low[ends], self.bound.lower(now.take(last), l2[ends], -step[last]))
             moved, failed, tries = self._descend(now, step, gain, l2[index], keep)
             products[index] += tries
-            if len(index) == P and not len(failed):
+            stalled[index[failed]] = True
+            if len(index) == P:
                 here = moved
             else:
                 here.put(index, moved)
-            if len(failed):
-                stalled[index[failed]] = True
-                index = index[~stalled[index]]
-                if not len(index):
-                    break
-        return Refined(replace(here, probabilities=None), low, done, stalled, products)
+        return Refined(here, low, done, stalled, products)
 
     def _descend(
         self, now: Evaluation, step: Tensor, gain: Tensor, l2: Tensor, keep: torch.dtype | None
@@ -162,12 +147,12 @@ def conjugate_gradients(
     at: Evaluation,
     l2: Tensor,
     precondition: Preconditioner,
-    names: Tensor,
+    numbers: Tensor,
     enough: Tensor,
     max_products: int,
     near: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Solve H step = gradient for P problems, called `names` by the preconditioner.
+    """Solve H step = gradient for P problems, with `numbers` for the preconditioner.
 
     A problem stops when the squared norm of its residual's coefficients is at most `enough` (P,), or, unless its
     decrement is less than `near` of its loss, when r' M r has fallen to the share of its start that a Newton step can
@@ -187,11 +172,11 @@ def conjugate_gradients(
     ends = [
         torch.zeros_like(at.gradient),
         torch.zeros_like(l2),
-        torch.zeros_like(names),
+        torch.zeros_like(numbers),
         at.gradient.to(dtype, copy=True),
     ]
     index = torch.arange(len(l2), device=l2.device)
-    theta, probabilities, apply = at.theta, at.probabilities, precondition(names)
+    theta, probabilities, apply = at.theta, at.probabilities, precondition(numbers)
     r = (at.gradient / scale[:, None, None]).to(dtype)
     step, total, products = ends[0].clone(), ends[1].clone(), ends[2].clone()
     d = apply(r)
@@ -227,7 +212,7 @@ def conjugate_gradients(
         step, total, products, active = step[more], total[more], products[more], active[more]
         enough, relative = enough[more], relative[more]
         probabilities = None if probabilities is None else probabilities[more]
-        apply = precondition(names[index])
+        apply = precondition(numbers[index])
     step, total, products, r = ends
     scale = scale[:, None, None]
     return step * scale, total * scale.flatten().square(), products, r.double() * scale

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.exceptions import ConvergenceWarning
 
-from probekit.solver.host import HostProblem, fit_on_host
 from probekit.solver.inputs import read_inputs
+from probekit.solver.newton_numpy import NumpyNewton, fit_in_numpy
 from probekit.solver.path import fit_path
 from tests.probekit.solver.reference import objective, optimum
 
@@ -22,11 +22,11 @@ def problem(n, d, K, seed=0, offset=0.0):
 
 
 def alone(X, y, C=1.0, weights=None, standardize=False, dtype=None, fit_intercept=True, tol=TOL):
-    """What `fit_on_host` itself gives, and the mean loss's l2."""
+    """What `fit_in_numpy` itself gives, and the mean loss's l2."""
     inputs = read_inputs(X, y, [C], weights, standardize, "cpu", dtype)
     rows = inputs.rows if fit_intercept else type(inputs.rows)(**{**vars(inputs.rows), "intercept": False})
     l2 = 1 / (C * inputs.total_weight)
-    found = fit_on_host(rows, np.array([l2]), tol, 2000)
+    found = fit_in_numpy(rows, np.array([l2]), tol, 2000)
     return found and found[0], l2
 
 
@@ -73,15 +73,15 @@ def test_what_it_is_not_meant_for_is_left_to_the_path():
     assert alone(X, y, weights=(y > 0).astype(float))[0] is None  # a class without weight
     assert alone(X, y, tol=1e-300)[0] is None  # nothing certifies that
     rows = read_inputs(torch.from_numpy(X).bfloat16(), y, [1.0], None, False, "cpu", None).rows
-    assert fit_on_host(rows, np.array([1e-2]), TOL, 2000) is None
+    assert fit_in_numpy(rows, np.array([1e-2]), TOL, 2000) is None
 
 
 def test_a_start_at_the_answer_ends_at_once():
     X, y = problem(300, 30, 6)
     rows = read_inputs(X, y, [1.0], None, False, "cpu", None).rows
-    host, l2 = HostProblem(rows, TOL, X), np.array([1 / 300])
-    first = host.follow(l2, 25)
-    again = host.follow(l2, 25, first.theta)
+    method, l2 = NumpyNewton(rows, TOL, X), np.array([1 / 300])
+    first = method.follow(l2, 25)
+    again = method.follow(l2, 25, first.theta)
     assert again.figures["n_iter"][0] < first.figures["n_iter"][0] / 3
 
 
