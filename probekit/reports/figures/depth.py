@@ -27,6 +27,7 @@ from probekit.reports.figures.style import (
 )
 from probekit.reports.panels import relabelled
 from probekit.results.curve import layer_name
+from probekit.runtime.errors import UserError
 from probekit.runtime.escape import visible
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ DASHED: Look = {"linewidth": 0.9, "linestyle": (0, (2, 2)), "zorder": 1}
 MOST_LABEL = 80  # characters of a name in a figure
 MOST_SLOTS = 4
 LETTER = 0.068  # inches, about, of a letter below the axis
+LEAST_HEIGHT = 1.6  # inches of both axes together
 BESIDE = 0.5  # of a layer: how far from its tick something of it may stand
 
 
@@ -63,6 +65,11 @@ def depth_figure(panel: Panel, narrow: bool = False, options: FigureOptions = Fi
     figure, inside = options.new_figure(
         width, (4.6 if narrow else 4.4) + below, left=0.74 * scale, right=0.92 * scale, top=top, bottom=below
     )
+    least = top + below + LEAST_HEIGHT * scale
+    if figure.get_figheight() < least:
+        raise UserError(
+            f"height is {options.height:g} inches; this figure needs at least {least:.1f} at this font size."
+        )
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1), gridspec_kw={**inside, "hspace": 0.22})
     looks = looks_of(panel)
     wide = (width * (inside["right"] - inside["left"])) / scale  # of the axes, in inches of ordinary type

@@ -95,7 +95,15 @@ def test_a_readout_is_renamed_with_its_model_and_has_its_colour(panel):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"width": 0.5}, {"font_size": 100}, {"ylim": (80, 20)}, {"ylim": (0, 101)}, {"labels": {"nobody": "x"}}]
+    "wrong",
+    [
+        {"width": 0.5},
+        {"height": 2},
+        {"font_size": 100},
+        {"ylim": (80, 20)},
+        {"ylim": (0, 101)},
+        {"labels": {"nobody": "x"}},
+    ],
 )
 def test_options_that_cannot_be_drawn_are_refused(panel, wrong):
     with pytest.raises(UserError), style():
