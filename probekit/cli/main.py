@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -262,10 +263,23 @@ def dispatch(words: list[str]) -> None:
             raise UserError(f"an argument is {what} (an unset variable of the shell?); give a value, or leave it out.")
     if "\0" in "".join(words):
         raise UserError("an argument contains a NUL character, which no path or name may hold; remove it.")
+    if any(re.search(r"(^|=|:)(hf|timm|hf-data):", word) for word in words):
+        _use_the_cache_where_there_is_no_network()
     with console.only_rank0_prints():
         chosen, given, _ = app.parse_args(words, exit_on_error=False, print_error=False)
         check_numbers(given)
         chosen(*given.args, **given.kwargs)
+
+
+def _use_the_cache_where_there_is_no_network() -> None:
+    """Put the hub's libraries into offline mode where its name does not resolve: they would retry for a minute."""
+    if any(name.lower().endswith("_proxy") or name in ("HF_ENDPOINT", "HF_HUB_OFFLINE") for name in os.environ):
+        return
+    try:
+        socket.getaddrinfo("huggingface.co", 443)
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        console.note("no network: models and data sets of the Hugging Face hub are read from the cache", "yellow")
 
 
 def whole_help(verb: str) -> None:
