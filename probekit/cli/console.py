@@ -149,11 +149,13 @@ def table(frame: Any) -> Any:
     from rich.table import Table
 
     made = Table(box=box.SIMPLE_HEAD)
-    for name, column in frame.items():
+    for place, (name, column) in enumerate(frame.items()):
         words = visible(name).split("_")
         numbers = column.dtype.kind in "fiu"
-        # in a narrow terminal a heading is broken between words, never cut within one
-        made.add_column(" ".join(words), justify="right" if numbers else "left", min_width=max(map(len, words)))
+        # in a narrow terminal a heading is broken between words, and a name, which stands first, not at all
+        longest = max([*map(len, words), *(len(visible(cell)) for cell in column if not place)])
+        how = {"justify": "right" if numbers else "left", "min_width": min(longest, 30), "overflow": "fold"}
+        made.add_column(" ".join(words), **how)
     for row in frame.itertuples(index=False):
         made.add_row(*(f"{value:.4g}" if isinstance(value, float) else visible(value) for value in row))
     return made
