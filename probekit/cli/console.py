@@ -154,7 +154,7 @@ def table(frame: Any) -> Any:
         numbers = column.dtype.kind in "fiu"
         # in a narrow terminal a heading is broken between words, and a name, which stands first, not at all
         longest = max([*map(len, words), *(len(visible(cell)) for cell in column if not place)])
-        how = {"justify": "right" if numbers else "left", "min_width": min(longest, 30), "overflow": "fold"}
+        how: dict[str, Any] = {"justify": "right" if numbers else "left", "min_width": min(longest, 30), "overflow": "fold"}
         made.add_column(" ".join(words), **how)
     for row in frame.itertuples(index=False):
         made.add_row(*(f"{value:.4g}" if isinstance(value, float) else visible(value) for value in row))
