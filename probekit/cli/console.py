@@ -149,13 +149,11 @@ def table(frame: Any) -> Any:
     from rich.table import Table
 
     made = Table(box=box.SIMPLE_HEAD)
-    for place, (name, column) in enumerate(frame.items()):
+    for name, column in frame.items():
         words = visible(name).split("_")
-        numbers = column.dtype.kind in "fiu"
-        # in a narrow terminal a heading is broken between words, and a name, which stands first, not at all
-        longest = max([*map(len, words), *(len(visible(cell)) for cell in column if not place)])
-        how: dict[str, Any] = {"justify": "right" if numbers else "left", "min_width": min(longest, 30), "overflow": "fold"}
-        made.add_column(" ".join(words), **how)
+        side = "right" if column.dtype.kind in "fiu" else "left"
+        # in a narrow terminal a heading is broken between words, never cut within one, and no character of a cell is lost
+        made.add_column(" ".join(words), justify=side, min_width=max(map(len, words)), overflow="fold")
     for row in frame.itertuples(index=False):
         made.add_row(*(f"{value:.4g}" if isinstance(value, float) else visible(value) for value in row))
     return made
