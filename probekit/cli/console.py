@@ -152,7 +152,7 @@ def table(frame: Any) -> Any:
     for name, column in frame.items():
         words = visible(name).split("_")
         side = "right" if column.dtype.kind in "fiu" else "left"
-        # in a narrow terminal a heading is broken between words, never cut within one, and no character of a cell is lost
+        # in a narrow terminal a heading is broken between words, never cut within one; a cell loses no character
         made.add_column(" ".join(words), justify=side, min_width=max(map(len, words)), overflow="fold")
     for row in frame.itertuples(index=False):
         made.add_row(*(f"{value:.4g}" if isinstance(value, float) else visible(value) for value in row))
