@@ -73,7 +73,8 @@ def _canvas(panel: Panel, width: int, height: int) -> list[Text]:
     last = max(panel.last_depth, 1)
     ticks, height = round_ticks(*panel.extent, height)
     low, high = min(ticks.values()), max(ticks.values())
-    columns = max(min(width - len("  100 ┤") - len("  layer"), 6 * last + 1), last + 1)
+    beside = len("  100 ┤") + len(str(last)) - 1 + len("  layer")
+    columns = max(min(width - beside, 6 * last + 1), last + 1)
     cells = [[(" ", "")] * columns for _ in range(height)]
 
     def row(value: float) -> int:
