@@ -191,13 +191,15 @@ def measure(name, options):
         X, y, source = X[: case[0]].astype(np.float32), y[: case[0]], "scikit-learn's digits"
     else:
         X, y, source = features(case, options.root, options.seed)
+    every = options.every or every
+    Cs, every = (CS[every // 2 :: every], 1) if options.picked else (CS, every)
     ways = [way for way in WAYS if options.ways is None or " ".join(way) in options.ways]
     for kind in ("raw", "standardised"):
         if options.only in (None, kind):
             Z = StandardScaler().fit_transform(X).astype(np.float32) if kind == "standardised" else X
-            what = f"{name} {len(X)}x{X.shape[1]}, {y.max() + 1} classes, {len(CS)} penalties, {source}, {kind}, "
+            what = f"{name} {len(X)}x{X.shape[1]}, {y.max() + 1} classes, {len(Cs)} penalties, {source}, {kind}, "
             what += f"scikit-learn {sklearn.__version__}:"
-            yield from compare(what, Z, y, CS, ways, options.every or every, options.limit)
+            yield from compare(what, Z, y, Cs, ways, every, options.limit)
 
 
 def whole_sweep(options, folder):
@@ -286,6 +288,7 @@ def main():
     line.add_argument("--ways", nargs="*", choices=[" ".join(way) for way in WAYS], metavar="WAY")
     line.add_argument("--limit", type=float, default=float("inf"), help="CPU seconds a peer")
     line.add_argument("--every", type=int, help="peers fit every k-th penalty")
+    line.add_argument("--picked", action="store_true", help="ours fits those penalties alone too")
     line.add_argument("--toy", action="store_true")
     options = line.parse_args()
     torch.set_num_threads(1)

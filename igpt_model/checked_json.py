@@ -14,6 +14,8 @@ import json
 import math
 import os
 import stat
+import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,10 +128,30 @@ def parse_json(content: bytes | str, where: str | Path, schema: Any = None) -> A
     except ValueError as error:
         raise UserError(f"{where} is not valid JSON ({first_line(error)}).") from None
     if schema is not None:
-        problem = mismatch(value, schema)
-        if problem:
-            raise UserError(f"{where} cannot be used: {problem}.")
+        _check(value, where, schema)
     return value
+
+
+def check_json(value: Any, what: str, schema: Any = dict) -> None:
+    """Refuse a value that JSON cannot hold, or that could not be read back with its schema.
+
+    Raises
+    ------
+    UserError
+        NaN, half a surrogate pair, an object that is none of JSON's, or not as the schema says.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{what} cannot be stored as JSON ({first_line(error)}); give texts, finite numbers, lists and mappings."
+        ) from None
+    _check(value, what, schema)
+
+
+def _check(value: Any, where: str | Path, schema: Any) -> None:
+    if problem := mismatch(value, schema):
+        raise UserError(f"{where} cannot be used: {problem}.")
 
 
 def as_json(value: Any, default: Callable[[Any], Any] | None = None) -> Any:
@@ -176,7 +198,7 @@ def _agrees(value: Any, schema: Any) -> bool:
     if isinstance(schema, Real) or schema is float:
         bounds = schema if isinstance(schema, Real) else Real()
         # Python compares integers of any size with floats, but isfinite converts them
-        return number and bounds.least <= value <= bounds.most and abs(value) <= 1.8e308
+        return number and bounds.least <= value <= bounds.most and abs(value) <= sys.float_info.max
     if isinstance(schema, Text):
         good = isinstance(value, str) and len(value) <= schema.most and "\0" not in value
         return good and (not schema.file_name or is_file_name(value))
@@ -195,8 +217,7 @@ def is_file_name(name: str) -> bool:
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"the key {twice[:60]!r} is there twice")
     return value
 

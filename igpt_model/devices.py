@@ -25,6 +25,8 @@ def find_device(device: str | torch.device) -> torch.device:
     name = str(device)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
     try:
         chosen = local_device(torch.device(name))
         torch.empty(1, device=chosen)

@@ -56,7 +56,7 @@ def run_lock(folder: str | Path) -> Iterator[None]:
 
 
 def open_lock_file(path: Path) -> int:
-    """Open, or make, a lock file; a link, a folder or a pipe in its place is refused.
+    """Open, or make, a lock file; a link of either kind, a folder or a pipe in its place is refused.
 
     Raises
     ------
@@ -75,10 +75,13 @@ def open_lock_file(path: Path) -> int:
                 f"{path} must be a regular file of probekit's, and it is something else: remove it."
             ) from None
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise UserError(f"{path} must be a regular file of probekit's, and it is something else: remove it.")
-    return descriptor
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode) and found.st_nlink < 2:
+        return descriptor
+    os.close(descriptor)
+    if found.st_nlink > 1:
+        raise UserError(f"{path} has another name too (a hard link), and both would change: put a copy in its place.")
+    raise UserError(f"{path} must be a regular file of probekit's, and it is something else: remove it.")
 
 
 @contextmanager

@@ -101,3 +101,11 @@ def _plain(value: Any) -> str:
         # str() itself refuses integers of more than some thousand digits
         return str(value) if abs(value) < 10**30 else "a number of more than 30 digits"
     return f"{value:g}" if isinstance(value, float) else repr(value)
+
+
+def check_at_least(**numbers: tuple[int | None, int]) -> None:
+    """Refuse, by its name, a number below its least one or absurdly large: `check_at_least(limit=(limit, 1))`."""
+    for name, (number, least) in numbers.items():
+        if number is not None and number < least:
+            raise UserError(f"{name} is {number}; expected at least {least}.")
+        check_range(name, number, Range(least, LARGE))

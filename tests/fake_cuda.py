@@ -280,6 +280,8 @@ def fake_cuda(devices: int = 1, model: Callable[[], str] = lambda: "FAKE") -> It
         }.items():  # fmt: skip
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
         stack.enter_context(mock.patch.object(torch, "Generator", _Generator))
+        # optimisers of a CUDA build ask the driver about graphs; a CPU build has no accelerator
+        stack.enter_context(mock.patch.object(torch.accelerator, "current_accelerator", return_value=None))
         stack.enter_context(mock.patch.object(ThreadPoolExecutor, "submit", watched_submit))
         stack.enter_context(_Functions(counts))
         stack.enter_context(_Kernels(counts))

@@ -13,10 +13,10 @@ from typing import Any, Literal
 from igpt_model import atomic
 from igpt_model.checked_json import read_json
 from igpt_model.differences import differ
-from igpt_model.ranges import option
+from igpt_model.ranges import check_at_least, option
 from igpt_model.training.config import TrainConfig
 from probekit.cli.console import note, progress
-from probekit.runtime.errors import UserError, check_at_least
+from probekit.runtime.errors import UserError
 
 RECIPE = "Recipe"
 FASHION_IMAGES = 3000  # of each split of Fashion-MNIST: enough for the verdict, and minutes of features and probes

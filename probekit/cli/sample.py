@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from igpt_model.images import ImageTransform
+from igpt_model.ranges import check_at_least
 from probekit.cli.console import say
 from probekit.cli.plot import check_ending
 from probekit.datasets import load_dataset
-from probekit.runtime.errors import UserError, check_at_least
+from probekit.runtime.errors import UserError
 
 
 def sample(

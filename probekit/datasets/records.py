@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from igpt_model.hashing import hash_arrays
+from igpt_model.ranges import check_at_least
 from probekit.datasets.images import Images, hash_image
 from probekit.datasets.splits import stratified_holdout, stratified_subset
-from probekit.runtime.errors import UserError, check_at_least
+from probekit.runtime.errors import UserError
 
 HASH_BLOCK = 1024
 

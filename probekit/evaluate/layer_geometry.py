@@ -1,13 +1,18 @@
-"""Measures of each layer that need no labels: effective rank, intrinsic dimension, similarity to the last layer."""
+"""Measures of each layer that need no labels: effective rank, intrinsic dimension, similarity to the last layer.
+
+N rows, D and E columns.
+"""
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
 
 from igpt_model import atomic
 from probekit.features.lazy_features import read_features
 from probekit.features.store import Features, FeatureStore
-from probekit.probes.geometry import linear_cka, rankme, two_nn_dimension
 from probekit.results.measured import geometry_file
 from probekit.runtime.device import to_device
 from probekit.runtime.escape import csv_text
@@ -15,6 +20,11 @@ from probekit.runtime.progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
+
+WIDEST = 8192  # a matrix larger than this both ways would cost more than the probe
+TWO_NN_ROWS = 5000  # the estimate's relative error is about 1 / sqrt(rows)
+DISCARDED = 0.1  # share of the largest distance ratios that the fit leaves out, as in the paper
+BLOCK, RANK_ROWS = 512, 1 << 14
 
 
 def geometry(
@@ -68,3 +78,74 @@ def geometry(
                 stacklevel=2,
             )
     return frame
+
+
+def rankme(X: Any, device: str = "cpu") -> float | None:
+    """exp of the entropy of the singular values of X (N, D), as shares of their sum (Garrido et al. 2023, equation 1).
+
+    The columns are not centred, as in the paper; between 1 and min(N, D). None when min(N, D) is above 8,192.
+    Computed in float64 on `device`.
+    """
+    if min(X.shape) > WIDEST:
+        return None
+    tall = X.shape[1] <= X.shape[0]
+    gram: Any = 0.0
+    for start in range(0, len(X) if tall else 1, RANK_ROWS):
+        block = to_device(X[start : start + RANK_ROWS] if tall else X[:], device, torch.float64)
+        gram = gram + (block.T @ block if tall else block @ block.T)
+    values = torch.linalg.eigvalsh(gram).clamp_min(0.0).sqrt()
+    shares = values / values.sum() + 1e-7  # the paper's epsilon
+    # all-zero features have no shares: rank 0
+    return float((-(shares * shares.log()).sum()).exp().nan_to_num(0.0))
+
+
+def two_nn_dimension(X: Any, device: str = "cpu") -> float | None:
+    """Intrinsic dimension by the ratio of the distances to the two nearest neighbours, computed in float64 on `device`.
+
+    Of more than 5,000 rows of X (N, D) evenly spaced ones are used. None with fewer than 20 distinct rows.
+
+    References
+    ----------
+    Facco et al., "Estimating the intrinsic dimension of datasets by a minimal neighborhood information", 2017.
+    """
+    if len(X) > TWO_NN_ROWS:
+        X = X[np.linspace(0, len(X) - 1, TWO_NN_ROWS).round().astype(int)]
+    # without it the nearest neighbour of a repeated row would be its copy
+    Z = to_device(X, device, torch.float64).unique(dim=0)
+    if len(Z) < 20:
+        return None
+    Z = Z - Z.mean(0)
+    squares, blocks = Z.square().sum(1), []
+    for start in range(0, len(Z), BLOCK):
+        rows = Z[start : start + BLOCK]
+        distance = squares[start : start + BLOCK, None] + squares - 2 * rows @ Z.T
+        distance.diagonal(start).fill_(torch.inf)
+        blocks.append(distance.topk(2, largest=False).values.clamp_min(0).sqrt())
+    nearest = torch.cat(blocks).cpu().numpy()
+    apart = nearest[:, 0] > 0
+    log_ratio = np.sort(np.log(nearest[apart, 1] / nearest[apart, 0]))
+    kept = int(len(log_ratio) * (1 - DISCARDED))
+    # the ratios follow a Pareto law: -log(1 - F) is a straight line through 0 in log(ratio), its slope the dimension
+    survival = -np.log1p(-np.arange(1, kept + 1) / len(log_ratio))
+    x = log_ratio[:kept]
+    return float(x @ survival / (x @ x)) if x.any() else None
+
+
+def linear_cka(X: Any, Z: Any, device: str = "cpu") -> float:
+    """Linear centred kernel alignment of features X (N, D) and Z (N, E) of the same rows, in float64 on `device`.
+
+    0 to 1, where 1 is equality up to rotation and scale.
+
+    References
+    ----------
+    Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019, section 3.
+    """
+    X, Z = (to_device(A, device, torch.float64) for A in (X, Z))
+    X, Z = X - X.mean(0), Z - Z.mean(0)
+    if min(X.shape[1], Z.shape[1]) <= len(X):
+        between, within = (X.T @ Z).square().sum(), (X.T @ X).square().sum() * (Z.T @ Z).square().sum()
+    else:  # fewer rows than columns: the same sums by way of the Gram matrices
+        K, L = X @ X.T, Z @ Z.T
+        between, within = (K * L).sum(), K.square().sum() * L.square().sum()
+    # constant features have no similarity to others
+    return float((between / within.sqrt()).nan_to_num(0.0))

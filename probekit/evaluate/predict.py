@@ -9,6 +9,7 @@ import numpy as np
 from igpt_model.arguments import checked
 from igpt_model.checked_json import Int, Text, mismatch, read_bytes
 from igpt_model.differences import differences
+from igpt_model.ranges import check_at_least
 from probekit.datasets.images import Decoding, decode
 from probekit.datasets.listing import SUFFIXES, list_folder
 from probekit.encoders.encoder import Encoder
@@ -19,7 +20,7 @@ from probekit.probes import PROBES, FittedProbe
 from probekit.results.predictions import load_probe
 from probekit.results.record import RESULTS_NAME, Record, read_records
 from probekit.results.results import Results
-from probekit.runtime.errors import UserError, check_at_least, first_line
+from probekit.runtime.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,13 +21,14 @@ import torch
 from scipy.special import log_softmax
 from sklearn.exceptions import ConvergenceWarning
 
+from igpt_model.checked_json import Text, check_json
 from igpt_model.differences import differ
 from igpt_model.hashing import hash_json
+from probekit.evaluate.layer_geometry import rankme
 from probekit.evaluate.training_rows import training_rows
 from probekit.features.lazy_features import BLOCK_ROWS, fits, read_features, training_features
 from probekit.features.store import Features, FeatureStore
 from probekit.probes import PROBES, FittedProbe, Probe, Protocol
-from probekit.probes.geometry import rankme
 from probekit.results.journal import Journal, share_work
 from probekit.results.metrics import score
 from probekit.results.predictions import RowPredictions, load_probe, save_probe
@@ -82,6 +83,7 @@ class Runner:
         self.out = Path(results_dir if results_dir is not None else Path(self.store.path or "").parent)
         self.protocol = resolve_protocol(protocol, Cs)
         self.series = series or self._own_series(str(self.store.encoder.get("name", "encoder")))
+        check_json(self.series, "The name of the series", Text(1000))
         self.settings = settings
         self._rows: dict[tuple[int, int | None, int | None], TrainingRows] = {}
 

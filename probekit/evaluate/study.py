@@ -14,6 +14,7 @@ from igpt_model import atomic
 from igpt_model.arguments import checked
 from igpt_model.checked_json import as_json, read_json
 from igpt_model.differences import differ
+from igpt_model.ranges import check_at_least
 from probekit.datasets import Dataset, load_dataset
 from probekit.datasets.catalogue import written_tests
 from probekit.datasets.shifted import with_tests
@@ -24,7 +25,7 @@ from probekit.evaluate.sweep import seed_list, sweep
 from probekit.features.extract import extract
 from probekit.results.results import Results
 from probekit.results.runs import run_name
-from probekit.runtime.errors import UserError, check_at_least
+from probekit.runtime.errors import UserError
 from probekit.runtime.escape import file_name
 from probekit.selection.protocol import Protocol, resolve_protocol
 

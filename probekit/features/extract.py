@@ -17,7 +17,7 @@ import torch
 
 from igpt_model.arguments import checked
 from igpt_model.devices import cpu_threads
-from igpt_model.ranges import WORKERS, check_range
+from igpt_model.ranges import WORKERS, check_at_least, check_range
 from probekit.datasets import Dataset, load_dataset
 from probekit.encoders import load_encoder
 from probekit.encoders.encoder import Encoder
@@ -30,7 +30,7 @@ from probekit.features.store import FeatureStore
 from probekit.features.transfer import Transfer
 from probekit.features.validate import read_header
 from probekit.features.writer import FeatureWriter, create_skeleton, write_lock
-from probekit.runtime.errors import UserError, check_at_least
+from probekit.runtime.errors import UserError
 from probekit.runtime.progress_bar import shown
 from probekit.runtime.ranks import Ranks, barrier, current
 from probekit.runtime.temporary import temporary_folder

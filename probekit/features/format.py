@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import xxhash
 
+from igpt_model.checked_json import Int, Text, check_json
 from igpt_model.hashing import hash_json
 from probekit.runtime.errors import UserError, first_line
 
@@ -23,7 +24,20 @@ DTYPES = ("float32", "float16")
 ROW_COLUMNS = {"labels": np.int64, "row_ids": np.int64, "image_hashes": np.uint64}
 PLACES = {"path", "checkpoint", "source", "of", "_name_or_path"}
 """Entries of a provenance that say where something lay or came from; hashes beside them say what it was."""
-_JSON_ATTRIBUTES = ("encoder", "dataset", "layer_names", "splits", "versions", "shard", "shards")
+_ROWS, _NAMED = {str: Int(1, 1 << 40)}, {"name?": (Text(1000), None)}
+SCHEMAS: dict[str, Any] = {
+    "encoder": _NAMED,
+    "dataset": _NAMED,
+    "layer_names": [Text(1000)],
+    "splits": _ROWS,
+    "versions": dict,
+    "shard": (None, {"rank": Int(0), "world": Int(1), "splits": _ROWS, "first": {str: Int(0, 1 << 40)}}),
+    "shards": (
+        None,
+        [{"file": Text(255, file_name=True), "id": Text(32), "first": {str: Int(0, 1 << 40)}, "rows": _ROWS}],
+    ),
+}
+"""The attributes that are JSON."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,10 @@ class Header:
     versions: dict[str, str]
     shard: dict[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("encoder", "dataset"):
+            check_provenance(name, getattr(self, name))
+
     def n_blocks(self, split: str) -> int:
         """Blocks of a split, the last one perhaps short."""
         return -(-self.splits[split] // self.batch_size)
@@ -65,6 +83,11 @@ class Header:
     def bytes_per_row(self) -> int:
         """Bytes on disk of one row of one split, its labels and hashes included."""
         return sum(self.widths) * np.dtype(self.dtype).itemsize + 24
+
+
+def check_provenance(name: str, value: Any) -> None:
+    """Refuse a description of an encoder or a data set that no file and no record could hold: `UserError`."""
+    check_json(value, f"The description of the {name}", SCHEMAS[name])
 
 
 def file_layer_names(names: Sequence[str]) -> tuple[str, ...]:
@@ -207,7 +230,7 @@ def _load_filters(file: h5py.File, dataset: h5py.Dataset) -> None:
 def write_header(file: h5py.File, header: Header, shards: Sequence[Mapping[str, Any]] | None = None) -> None:
     """Write the attributes, all of fixed size, with `complete = 0` and an empty id."""
     fields = {**asdict(header), "shards": shards}
-    for name in _JSON_ATTRIBUTES:
+    for name in SCHEMAS:
         text = json.dumps(fields[name], ensure_ascii=False).encode()
         if len(text) > 60_000:
             raise UserError(

@@ -60,7 +60,7 @@ class MemoryStore:
         arrays |= {f"{split}/y": y for split, y in self._y.items()}
         arrays |= {f"{split}/row_ids": rows for split, rows in self._row_ids.items()}
         about = {"arrays": hash_arrays(arrays), "encoder": self.encoder, "dataset": self.dataset}
-        self.id = hash_json(as_json(about, default=str))
+        self.id = hash_json(as_json(about))
 
     @checked
     def layer(self, layer: str | int) -> str:

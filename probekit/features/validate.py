@@ -18,30 +18,19 @@ from typing import Any
 import h5py
 import numpy as np
 
-from igpt_model.checked_json import Int, Text, parse_json
+from igpt_model.checked_json import parse_json
 from probekit.features import format as layout
-from probekit.features.format import DTYPES, FORMAT, VERSION, Header
+from probekit.features.format import DTYPES, FORMAT, SCHEMAS, VERSION, Header
 from probekit.runtime.errors import UserError, first_line
 
 # damaged metadata make HDF5 and h5py fail in many ways
-DAMAGE = (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError, OverflowError)
+DAMAGE = (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError, ArithmeticError, struct.error)
 MOST_BYTES = 1 << 16
 """Largest attribute: what HDF5 stores in an object's header."""
-_ROWS = {str: Int(1, 1 << 40)}
-_SCHEMAS = {
-    "encoder": {"name?": (Text(1000), None)},
-    "dataset": {"name?": (Text(1000), None)},
-    "layer_names": [Text(1000)],
-    "splits": _ROWS,
-    "versions": dict,
-    "shard": (None, {"rank": Int(0), "world": Int(1), "splits": _ROWS, "first": {str: Int(0, 1 << 40)}}),
-    "shards": (
-        None,
-        [{"file": Text(255, file_name=True), "id": Text(32), "first": {str: Int(0, 1 << 40)}, "rows": _ROWS}],
-    ),
-}
 # those that HDF5 knows or that `compress` uses: deflate, shuffle, fletcher32, lzf, blosc2, zstd
 _FILTERS = {1, 2, 3, 32000, 32015, 32026}
+MOST_CHUNK = 1 << 27
+"""Largest chunk in memory, to which HDF5 unpacks it whole: a row of the widest layer takes half of it."""
 _SHAPE, _LAYOUT, _CONTINUATION = 1, 8, 16  # types of the messages in an object's header
 
 
@@ -67,10 +56,10 @@ def attribute(file: h5py.File, name: str) -> Any:
     value = file.attrs[name]
     if isinstance(value, bytes):
         value = value.decode()
-    if name in _SCHEMAS:
+    if name in SCHEMAS:
         if not isinstance(value, str):
             raise _damaged(file, f"its attribute {name} is not text.")
-        return parse_json(value, f"Attribute {name} of {file.filename}", _SCHEMAS[name])
+        return parse_json(value, f"Attribute {name} of {file.filename}", SCHEMAS[name])
     if isinstance(value, np.integer):
         return int(value)
     if not isinstance(value, str):
@@ -102,8 +91,9 @@ def read_classes(file: h5py.File) -> tuple[str, ...]:
         return ()
     names = _dataset(file, "classes")
     kind = h5py.check_string_dtype(names.dtype)
-    if names.ndim != 1 or kind is None or names.shape[0] > 1 << 24:
-        raise _damaged(file, "classes are not a list of names.")
+    # of variable length, a few bytes could point to one long name a million times
+    if names.ndim != 1 or kind is None or kind.length is None or names.shape[0] > 1 << 24:
+        raise _damaged(file, "classes are not a list of names of a fixed length.")
     _check_storage(file, names, "classes")
     return tuple(names.asstr()[()])
 
@@ -117,7 +107,7 @@ def _header(file: h5py.File) -> Header:
             f"{file.filename} is feature file version {version}, "
             f"but this probekit reads up to version {VERSION}: upgrade it."
         )
-    values = {name: attribute(file, name) for name in _SCHEMAS}
+    values = {name: attribute(file, name) for name in SCHEMAS}
     for name, value in values.items():
         if value is None and name not in ("shard", "shards"):
             raise _damaged(file, f"it has no attribute {name}.")
@@ -132,9 +122,10 @@ def _header(file: h5py.File) -> Header:
     for name in ("complete", "id"):
         if attribute(file, name) is None:
             raise _damaged(file, f"it has no attribute {name}.")
-    _check_links(file, "/")
+    seen: dict[int, str] = {}
+    _names(file, "/", seen)
     parent = bool(values["shards"])
-    layers = tuple(sorted(_names(file, f"{next(iter(splits))}/layers")))
+    layers = tuple(sorted(_names(file, f"{next(iter(splits))}/layers", seen)))
     if not layers or len(layers) != len(values["layer_names"]):
         raise _damaged(file, f"it has {len(layers)} layers and {len(values['layer_names'])} names of layers.")
     header = Header(
@@ -151,16 +142,16 @@ def _header(file: h5py.File) -> Header:
         shard=values["shard"],
     )
     for split in splits:
-        _check_split(file, header, split, parent)
+        _check_split(file, header, split, parent, seen)
     read_classes(file)
     return header
 
 
-def _check_split(file: h5py.File, header: Header, split: str, parent: bool) -> None:
+def _check_split(file: h5py.File, header: Header, split: str, parent: bool, seen: dict[int, str]) -> None:
     n = header.splits[split]
-    if set(_names(file, split)) != {*layout.ROW_COLUMNS, "ledger", "layers"}:
-        raise _damaged(file, f"split {split} contains {', '.join(_names(file, split))[:200]}.")
-    if sorted(_names(file, f"{split}/layers")) != list(header.layers):
+    if set(members := _names(file, split, seen)) != {*layout.ROW_COLUMNS, "ledger", "layers"}:
+        raise _damaged(file, f"split {split} contains {', '.join(members)[:200]}.")
+    if sorted(_names(file, f"{split}/layers", seen)) != list(header.layers):
         raise _damaged(file, f"split {split} has other layers than the first split.")
     expected: dict[str, tuple[tuple[int, ...], Any]] = {
         layout.column_path(split, column): ((n,), kind) for column, kind in layout.ROW_COLUMNS.items()
@@ -196,6 +187,8 @@ def _check_storage(file: h5py.File, dataset: h5py.Dataset, name: str) -> None:
         if offset is None or offset + need > size:
             raise _damaged(file, f"{name} declares {need:,} bytes, which a file of {size:,} does not hold.")
         return
+    if math.prod(dataset.chunks) * dataset.dtype.itemsize > MOST_CHUNK:
+        raise UserError(f"{file.filename} has chunks of more than {MOST_CHUNK:,} bytes in {name}, which are not read.")
     filters = {plan.get_filter(number)[0] for number in range(plan.get_nfilters())}
     if filters - _FILTERS:
         raise UserError(f"{file.filename} stores {name} by HDF5 filter {min(filters - _FILTERS)}, which is not read.")
@@ -255,28 +248,27 @@ def _is_virtual(messages: dict[int, bytes]) -> bool:
     return message[2 if message[0] < 3 else 1] == 3
 
 
-def _names(file: h5py.File, group: str) -> list[str]:
-    """The members of a group, all of them stored in the file itself."""
-    _check_links(file, group)
-    return list(file[group])
-
-
-def _check_links(file: h5py.File, group: str) -> None:
-    """Refuse a group that is none, that holds links to elsewhere, or that holds too much to be listed."""
+def _names(file: h5py.File, group: str, seen: dict[int, str]) -> list[str]:
+    """The members of a group, all of them in the file itself and nowhere else in it; `seen` are the members so far."""
     parent, _, own = group.rstrip("/").rpartition("/")
     if own and not isinstance(file[parent or "/"].get(own, getlink=True), h5py.HardLink):
         raise UserError(f"{file.filename} has a link in the place of {group}, which is not followed.")
     found = None if own and _LAYOUT in _messages(file, group) else file[group]
     if not isinstance(found, h5py.Group) or len(found) > 100_000:
         raise _damaged(file, f"{group} is not a group of a feature file.")
-    for name in found:
-        link = found.get(name, getlink=True)
+    names = list(found)
+    for name in names:
+        link, path = found.get(name, getlink=True), f"{group.rstrip('/')}/{name}"
         if not isinstance(link, h5py.HardLink):
             where = getattr(link, "filename", "") or "the same file"
             raise UserError(
-                f"{file.filename} has a link in the place of {group.rstrip('/')}/{name} (to {link.path} in {where}), "
-                "which is not followed."
+                f"{file.filename} has a link in the place of {path} (to {link.path} in {where}), which is not followed."
             )
+        # thousands of splits that are one group would take hours to check
+        first = seen.setdefault(found.id.links.get_info(name.encode()).u, path)
+        if first != path:
+            raise _damaged(file, f"{path} is {first}, under another name.")
+    return names
 
 
 def _dataset(file: h5py.File, name: str) -> h5py.Dataset:

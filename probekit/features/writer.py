@@ -8,7 +8,9 @@ fsync, their ledger rows, fsync. HDF5 metadata are touched once more, to set `id
 import contextlib
 import errno
 import os
+import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -52,26 +54,51 @@ def write_lock(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def full_disk_as_sentence(path: Path) -> Iterator[None]:
-    """Turn the system's "no space left" into what to do about it."""
+    """Turn the system's "no space left" into what to do about it; its other errors inside HDF5's stay the system's."""
     try:
         yield
     except (OSError, RuntimeError) as error:
-        if _is_full(error):
+        number = _error_number(error)
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(
                 f"The disk (or quota) of {path.parent} is full while writing {path.name}; "
                 "every finished block is kept: free some space and run the same command again."
             ) from None
+        if number:
+            raise OSError(number, os.strerror(number), str(path)) from None
         raise
 
 
-def _is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it followed on, says so; HDF5 repeats the system only inside its own message."""
-    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+def _error_number(error: BaseException | None) -> int | None:
+    """The system's number of an error, or of one that it followed on; HDF5 repeats it only inside its own message."""
     while error is not None:
-        if getattr(error, "errno", None) in codes or any(f"errno = {code}," in str(error) for code in codes):
-            return True
+        inside = re.search(r"errno = (\d+),", str(error))
+        if number := getattr(error, "errno", None) or (inside and int(inside[1])):
+            return number
         error = error.__context__
-    return False
+    return None
+
+
+@contextlib.contextmanager
+def _nothing_ignored() -> Iterator[None]:
+    """Raise what h5py only prints: its objects are closed, and their last bytes written, where Python frees them."""
+    ignored: list[BaseException] = []
+    before = sys.unraisablehook, sys.excepthook
+
+    def note(failure: Any) -> None:
+        if _error_number(failure.exc_value):
+            ignored.append(failure.exc_value)
+        else:
+            before[0](failure)
+
+    sys.unraisablehook = note
+    sys.excepthook = lambda *_: None  # Cython prints it by this one too
+    try:
+        yield
+    finally:
+        sys.unraisablehook, sys.excepthook = before
+    if ignored:
+        raise ignored[0]
 
 
 def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -> h5py.h5d.DatasetID:
@@ -98,7 +125,7 @@ def new_hdf5(path: Path, check: Callable[[Path], None] = lambda partial: None) -
     try:
         with full_disk_as_sentence(path):
             _try_to_write(partial)
-            with h5py.File(partial, "w", locking=False) as file:
+            with _nothing_ignored(), h5py.File(partial, "w", locking=False) as file:
                 yield file
             check(partial)
             sync(partial)

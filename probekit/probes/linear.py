@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -312,6 +313,8 @@ class LinearProbeCV(_Probe):
         features, y, weights, balanced = self._read(X, y, sample_weight)
         if len(np.unique(y)) < 2:
             raise UserError(f"y contains one class only ({y[:1].tolist()[0]!r}); a probe needs at least two classes.")
+        if not isinstance(features, (np.ndarray, torch.Tensor)):
+            features = np.asarray(features[:])  # a source need not know rows by their positions; folds hold most of it
         check_finite(features)  # here, where rows have their own numbers, and not within a fold
 
         def fit_and_score(grid: Array, train: Positions, held: Positions) -> HeldOut:

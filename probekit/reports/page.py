@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from igpt_model.checked_json import read_json
+from probekit.reports.convergence import doubtful_fits, failed_fits, fit_map, fit_sentence
 from probekit.reports.figures.depth import depth_figure, looks_of
 from probekit.reports.figures.metric_grid import metric_figure
 from probekit.reports.figures.penalty_paths import path_figure
 from probekit.reports.figures.style import CSS_NAME, DARK, inline_svg, style
-from probekit.reports.fit_map import doubtful_fits, failed_fits, fit_map, fit_sentence
 from probekit.reports.panels import Panel, Series, series_margin, short_range
 from probekit.reports.published import comparison_table
 from probekit.results.curve import layer_name, layer_words

@@ -44,39 +44,35 @@ def published(task: str | None = None, dataset: str | None = None) -> pd.DataFra
 
 
 def comparison_table(panels: Sequence[Panel], task: str = "linear_probe") -> Table:
-    """Our best layer, last layer, baselines and concatenated layers beside the published rows of the same data sets."""
-    frame, title = comparison_frame(panels, task), ", ".join(dict.fromkeys(panel.title for panel in panels))
-    caption = (
-        f"Ours beside published numbers on {title}. Published rows follow their authors' protocols and models; "
-        "S2 marks a secondary source, D a number derived from printed ones."
-    )
-    return Table(frame, printed_comparison(frame), caption)
+    """Our best layer, last layer, baselines and concatenated layers, and the published rows of the same data sets.
 
-
-def comparison_frame(panels: Sequence[Panel], task: str = "linear_probe") -> pd.DataFrame:
-    """The rows of `comparison_table`, sorted by data set and accuracy.
-
-    Published rows follow their authors' protocols: the table sets numbers side by side and claims no equality of
-    conditions.
+    Published rows follow their authors' protocols: the numbers are not directly comparable.
 
     Parameters
     ----------
     panels
         From `build_panels`.
     task
-        Which published rows to bring.
+        Which published rows to add, one of `TASKS`.
 
     Returns
     -------
-    pandas.DataFrame
-        Columns dataset, method, layers, features, protocol, accuracy (percent), low, high, source, flag, note.
+    Table
+        Its frame has the columns dataset, method, layers, features, protocol, accuracy (percent), low, high, source,
+        flag and note, sorted by data set and accuracy.
     """
     import pandas as pd
 
-    once = {panel.title: panel for panel in panels}.values()  # several protocols on the same data are several panels
-    rows = [row for panel in panels for row in _ours(panel)] + [row for panel in once for row in _theirs(panel, task)]
+    once = {panel.title: panel for panel in panels}  # several protocols on the same data are several panels
+    rows = [*(row for panel in panels for row in _ours(panel))]
+    rows += [row for panel in once.values() for row in _theirs(panel, task)]
     frame = pd.DataFrame(rows, columns=COLUMNS)
-    return frame.sort_values(["dataset", "accuracy"], ascending=[True, False], kind="stable", ignore_index=True)
+    frame = frame.sort_values(["dataset", "accuracy"], ascending=[True, False], kind="stable", ignore_index=True)
+    caption = (
+        f"Ours beside published numbers on {', '.join(once)}. Published rows follow their authors' protocols and "
+        "models; S2 marks a secondary source, D a number derived from printed ones."
+    )
+    return Table(frame, _printed(frame), caption)
 
 
 def _ours(panel: Panel) -> Iterator[tuple[Any, ...]]:
@@ -105,8 +101,8 @@ def _theirs(panel: Panel, task: str) -> Iterator[tuple[Any, ...]]:
         yield *about, *limits, source, row.flag, row.note
 
 
-def printed_comparison(frame: pd.DataFrame) -> pd.DataFrame:
-    """`comparison_frame` as it is printed: rounded, our numbers with intervals, published ones with their spread."""
+def _printed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table as it is printed: rounded, our numbers with intervals, published ones with their spread."""
     import pandas as pd
 
     ours = frame["flag"] == "ours"

@@ -117,7 +117,7 @@ class Record:
     probe_file : coefficients and per-row test predictions, relative to the results file
     train_rows : size of the training subset that was asked for, None for all rows
     per_class : rows of each class in it, where it was drawn so (few-shot)
-    rankme : effective rank of the layer's training features (`probes.rank`), None where it was not computed
+    rankme : effective rank of the layer's training features, None where it was not computed
     plan : how the solver went about the grid, in a sentence; empty for other probes
     candidates : how layers, bands, mixes or checks were found; how many were tried, how each did held out
     feature_file : relative to the results file where possible

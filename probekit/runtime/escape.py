@@ -25,21 +25,22 @@ _LATEX = {
     **{plain: f"\\{plain}" for plain in "&%$#_{}"},
 }
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~#&$!])")
-_FORMULA = ("=", "+", "-", "@")
+_FORMULA = "=+\\-@\uff1d\uff0b\uff0d\uff20"  # of full width too, which spreadsheets in East Asia take
 
 
 def visible(text: Any) -> str:
     r"""The text with control characters, line breaks and half surrogates written out: ESC becomes "\x1b".
 
-    Marks that reorder what is displayed (Unicode's bidirectional controls) are written out too.
+    Characters that are displayed as nothing, or that reorder what is displayed, are written out too, and those that
+    XML (SVG, HTML) does not allow.
     """
     return "".join(f"\\x{ord(c):02x}" if _hidden(c) else c for c in str(text))
 
 
 def _hidden(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in (
-        "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
-    )
+    # U+200C and U+200D belong to the spelling of Persian and of languages of India
+    hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in "\u200c\u200d"
+    return hidden or ord(character) & 0xFFFE == 0xFFFE
 
 
 def terminal(text: Any) -> str:
@@ -55,10 +56,10 @@ def command(*words: Any) -> str:
 def csv_cell(text: Any) -> str:
     """For a cell of a CSV file: a spreadsheet takes no formula from it.
 
-    An apostrophe is put before text that begins like a formula, which spreadsheets show as that text.
+    An apostrophe is put before text that begins like a formula, also behind a semicolon, which separates cells where
+    the comma is the decimal sign. Spreadsheets show it as that text.
     """
-    shown = visible(text)
-    return f"'{shown}" if shown.lstrip(" '").startswith(_FORMULA) else shown
+    return re.sub(rf"(^|;)(?=[\s']*[{_FORMULA}])", r"\1'", visible(text))
 
 
 def csv_text(frame: "pd.DataFrame", float_format: str | None = None) -> str:

@@ -11,7 +11,7 @@ With q = p (1 + t), t_ik = x_i u_k - its mean over p_i, a step u = -H^-1 g makes
 to second order. It holds for every u, and serves every other theta. Proofs: docs/explanation/solver.md.
 
 Converged: the bound is at most `tol` of the loss, and max|g| at most 1e-2 of its value at W = 0. A probe left at zero
-has a relative gradient of 1, so it passes only where the data give no gradient at all.
+has a relative gradient of 1, so it passes only where the data give no gradient but rounding; then it is 0.
 """
 
 import math

@@ -91,11 +91,12 @@ class WeightedData:
         raw = self.X[start:stop]
         if self.ready:
             return raw.to(self.dtype)
-        if len(raw) != stop - start:
-            raise UserError(
-                f"X has {len(self)} rows by its shape, but rows {start} to {stop} are {len(raw)}; repair it."
-            )
         block = to_device(raw, self.device)
+        if block.shape != (stop - start, self.X.shape[1]):
+            raise UserError(
+                f"X has {len(self)} rows of {self.X.shape[1]} features by its shape, but rows {start} to {stop} are of "
+                f"shape {tuple(block.shape)}; repair it."
+            )
         # in float64, then cast: a large mean over a small spread would cancel in float32, and the rounding of a
         # projected column is of its own size, not of the features'
         if self.shift is not None:

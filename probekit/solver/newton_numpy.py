@@ -138,7 +138,13 @@ class NumpyNewton:
 
     def _hold_all(self, data: WeightedData) -> None:
         """Centred float64 rows, in a basis of as many columns as there are rows."""
-        held = replace(data, dtype=torch.float64).read(0, self.N).numpy()
+        if isinstance(data.X, np.ndarray):  # what `read` does; for ten rows torch's calls would take longer than a step
+            held = np.full((self.N, data.width + 1), 1.0 if self.intercept else 0.0)
+            held[:, :-1] = data.X
+            if data.shift is not None and data.scale is not None:
+                held[:, :-1] = (held[:, :-1] - data.shift.numpy()) / data.scale.numpy()
+        else:
+            held = replace(data, dtype=torch.float64).read(0, self.N).numpy()
         self.moved = self.w @ held[:, :-1] if self.intercept else np.zeros(data.width)
         held[:, :-1] -= self.moved
         if data.width > self.N:

@@ -61,10 +61,13 @@ def read_features(X: Any) -> Any:
         raise UserError("X is a sparse matrix, but dense features are expected; convert it with X.toarray().")
     if hasattr(X, "__cuda_array_interface__"):
         return _table(torch.as_tensor(X))
-    if isinstance(X, np.ndarray) or not (hasattr(X, "shape") and hasattr(X, "dtype")):
-        X = _as_array(X, "X")
-    _require_table(X)
-    dtype = np.dtype(X.dtype)
+    try:
+        if isinstance(X, np.ndarray) or not (hasattr(X, "shape") and hasattr(X, "dtype")):
+            X = _as_array(X, "X")
+        _require_table(X)
+        dtype = np.dtype(X.dtype)
+    except (TypeError, RuntimeError) as error:  # of a data set whose file is closed, or another library's number format
+        raise UserError(f"X cannot be read ({first_line(error)}); give an array, or an open source of rows.") from error
     if dtype.kind == "c":
         raise UserError(f"Complex data not supported: X contains {dtype} values, expected real numbers.")
     if dtype.kind == "O":

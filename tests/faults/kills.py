@@ -11,6 +11,8 @@ file-size  RLIMIT_FSIZE of several sizes
 memory     RLIMIT_AS a little above what the process has when the verb begins
 full-disk  an output folder on a tmpfs of several sizes (needs root)
 clock      the system's time jumps by years, forth and back, while the verb runs (needs a C compiler)
+io         one call that changes a file fails: EIO, ENOSPC, EDQUOT, EROFS, EACCES (needs root and a C compiler)
+pairs      a verb and each that follows it in `VERBS` at once in one folder
 ranks      one of two ranks is killed under torchrun (gloo)
 
 What `--state` names keeps each finished part as a line, so that the same command goes on where it was stopped.
@@ -18,6 +20,7 @@ What `--state` names keeps each finished part as a line, so that the same comman
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import importlib
 import json
@@ -27,6 +30,7 @@ import random
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -75,6 +79,8 @@ FILE_SIZES = (0, 2_000, 40_000)
 MEMORY = (0, 24 << 20)
 DISKS = ("8k", "200k")
 JUMPS = (0, -10 * 31_557_600, 10 * 31_557_600, -86_400, 86_400)
+ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+FAILING_CALLS = 4
 HANG = 600.0
 
 
@@ -389,12 +395,75 @@ def clock(subject: Subject, number: int) -> tuple[int, list[str]]:
     return jumps, problems
 
 
+def io_error(subject: Subject, number: int) -> tuple[int, list[str]]:
+    """One write, fsync, rename or the like fails: a sentence and exit code 2, or done without; then likewise."""
+    error, rng = ERRORS[number], random.Random(f"io {subject.verb} {number}")
+    disk, problems = subject.scratch / f"io-{number}", []
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk], check=True)
+
+    def failing(left: int) -> int:
+        out, what = disk / f"call{left}", f"{errno.errorcode[error]} at call {left}"
+        out.mkdir()
+        subject.fill(out)
+        set_failing(disk, left, error)
+        problems.extend(_limited(subject, out, what, None))
+        calls = set_failing(None, -1, 0)
+        problems.extend(subject.finish(out, f"after {what}"))
+        shutil.rmtree(out)
+        return calls
+
+    try:
+        calls = failing(-1)  # none fails: how many there are
+        points = {rng.randrange(calls) for _ in range(FAILING_CALLS if calls else 0)}
+        for point in sorted(points):
+            failing(point)
+        return len(points), problems
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def set_failing(disk: Path | None, left: int, error: int) -> int:
+    """Let one call on a disk fail after `left` others (-1: none); how many there were since the last time."""
+    with open(os.environ["IO_SHIM"], "r+b") as page:
+        calls = struct.unpack("4q", page.read(32))[3]
+        page.seek(0)
+        page.write(struct.pack("4q", os.stat(disk).st_dev if disk else 0, left, error, 0))
+    return calls
+
+
+def pairs(subject: Subject, number: int) -> tuple[int, list[str]]:
+    """Another verb at once in the same folder: each ends well or in a sentence, again too, and nothing is left."""
+    verbs = list(VERBS)
+    place = verbs.index(subject.verb) + 1 + number
+    if place >= len(verbs):
+        return 0, []
+    out, other = subject.folder(f"pair-{number}"), VERBS[verbs[place]].format(made=subject.made, out=".")
+    if verbs[place] in NEEDS and subject.verb not in NEEDS:
+        assert run(NEEDS[verbs[place]].format(made=subject.made, out="."), out)[0] == 0
+    problems = []
+    for child in [Child(words, out) for words in (subject.words, other)]:
+        if not child.wait():
+            child.send(signal.SIGKILL, group=True)
+        if child.code not in (0, 2) or "Traceback" in child.printed:
+            problems.append(f"{subject.verb} and {verbs[place]}: rc {child.code}: {child.printed[-300:]}")
+    for words in (subject.words, other):
+        code, printed = run(words, out)
+        if code not in (0, 2) or "Traceback" in printed:
+            problems.append(f"{subject.verb} and {verbs[place]}, again: rc {code}: {printed[-300:]}")
+    left = [name for name, what in outcome(out).items() if what == "a leftover"]
+    shutil.rmtree(out)
+    return 1, problems + [f"left: {name}" for name in left]
+
+
 CHECKS: dict[str, tuple[Callable[[Subject, int], tuple[int, list[str]]], int]] = {
     "at-once": (at_once, 2),
     "file-size": (file_size, len(FILE_SIZES)),
     "memory": (memory, len(MEMORY)),
     "full-disk": (full_disk, len(DISKS)),
     "clock": (clock, 1),
+    "io": (io_error, len(ERRORS)),
+    "pairs": (pairs, len(VERBS) - 1),
 }
 """The checks but kills and ranks, and how many parts each has for a verb."""
 
@@ -463,17 +532,18 @@ def set_offset(file: Path, seconds: int) -> None:
         opened.write(seconds.to_bytes(8, sys.byteorder, signed=True))
 
 
-def with_jumping_clock(checks: list[str]) -> None:
-    """Start this program again under `clock_shim.c` where the clock is to jump and there is a compiler."""
+def with_shims(checks: list[str]) -> None:
+    """Start this program again under `clock_shim.c` and `io_shim.c` where one is asked for and a compiler is there."""
     compiler = shutil.which("cc")
-    if "clock" not in checks or compiler is None or "CLOCK_SHIM" in os.environ:
+    if not {"clock", "io"} & set(checks) or compiler is None or "CLOCK_SHIM" in os.environ:
         return
-    folder = Path(tempfile.mkdtemp(prefix="clock-shim-"))
-    source = Path(__file__).with_name("clock_shim.c")
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", source, "-o", folder / "shim.so", "-ldl"], check=True)
+    folder = Path(tempfile.mkdtemp(prefix="shims-"))
+    sources = [Path(__file__).with_name(name) for name in ("clock_shim.c", "io_shim.c")]
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", *sources, "-o", folder / "shim.so", "-ldl"], check=True)
     (folder / "offset").write_bytes(bytes(8))
-    faked = {"LD_PRELOAD": str(folder / "shim.so"), "CLOCK_SHIM": str(folder / "offset")}
-    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | faked)
+    (folder / "failing").write_bytes(bytes(32))
+    shims = {"CLOCK_SHIM": str(folder / "offset"), "IO_SHIM": str(folder / "failing")}
+    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | shims | {"LD_PRELOAD": str(folder / "shim.so")})
 
 
 def main() -> int:
@@ -486,7 +556,7 @@ def main() -> int:
     asked = parser.parse_args()
     checks = asked.checks.split(",")
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    with_jumping_clock(checks)
+    with_shims(checks)
     verbs = [verb for verb in VERBS if asked.only is None or verb in asked.only.split(",")]
     state, each = State(asked.state), -(-asked.kills // (len(verbs) - len(set(SLOW) & set(verbs)) // 2))
     warm()
@@ -506,9 +576,9 @@ def main() -> int:
                     state.add("kills", verb, number, *kill(subject, number))
                 number += 1
             for check in checks:
-                if check == "full-disk" and os.geteuid() != 0:
+                if check in ("full-disk", "io") and os.geteuid() != 0:
                     continue
-                if check == "clock" and "CLOCK_SHIM" not in os.environ:
+                if check in ("clock", "io") and "CLOCK_SHIM" not in os.environ:
                     continue
                 check_of_verb, parts = CHECKS.get(check, (None, 0))
                 for number in range(parts):

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igpt_model.checked_json import Int, Real, Text, is_file_name, mismatch, parse_json, read_bytes, read_json
+from igpt_model.checked_json import (
+    Int,
+    Real,
+    Text,
+    check_json,
+    is_file_name,
+    mismatch,
+    parse_json,
+    read_bytes,
+    read_json,
+)
 from igpt_model.errors import UserError
 
 JSON = st.recursive(
@@ -69,6 +79,35 @@ def test_a_changed_file_is_read_or_refused_in_a_sentence(bytes_, at):
 def test_what_is_wrong_is_named(content, message):
     with pytest.raises(UserError, match=message):
         parse_json(content, "f.json", SCHEMA)
+
+
+@pytest.mark.parametrize("schema", [float, Real(), Real(0), (float, None)], ids=str)
+def test_infinity_and_what_is_larger_than_any_float_are_no_finite_numbers(schema):
+    for value in (float("inf"), float("nan"), 10**400):
+        assert "expected a finite number" in mismatch(value, schema)
+    assert mismatch(1.7e308, schema) is None
+
+
+def test_a_key_that_is_twice_among_many_is_named_at_once():
+    # comparing each of 300,000 names with all others would take half an hour
+    many = ",".join(f'"{number}": 1' for number in range(300_000))
+    with pytest.raises(UserError, match="'299999' is there twice"):
+        parse_json(f'{{{many}, "299999": 2}}', "f.json")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"a": float("nan")}, "cannot be stored as JSON"),
+        ({"a": [10**5000]}, "cannot be stored as JSON"),
+        ({"a": "\ud800"}, "cannot be stored as JSON"),
+        ({"a": {1, 2}}, "cannot be stored as JSON"),
+        ([], "the whole is a list, expected an object"),
+    ],
+)
+def test_what_json_cannot_hold_is_refused_before_it_is_written(value, words):
+    with pytest.raises(UserError, match=f"The notes .*{words}"):
+        check_json(value, "The notes")
 
 
 def test_pipes_folders_and_large_files_are_refused(tmp_path):

@@ -53,6 +53,17 @@ def test_a_lock_that_is_no_file_is_refused(tmp_path, kind):
         pass
 
 
+def test_a_lock_with_another_name_is_refused_and_left_as_it_is(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    os.link(tmp_path / "notes.txt", tmp_path / RUN_LOCK)
+    with pytest.raises(UserError, match="hard link"), run_lock(tmp_path):
+        pass
+    os.link(tmp_path / "notes.txt", tmp_path / ".a.json.partial")
+    with pytest.raises(UserError, match="hard link"):
+        write_bytes(tmp_path / "a.json", b"other")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
 def test_only_regular_files_are_replaced(tmp_path, kind):
     target = tmp_path / "out.svg"

@@ -25,7 +25,8 @@ def import_timm(stay=False):
         if not (site / "timm").is_dir():
             return None
         declared = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
+        # a CUDA build of torch loads the operators themselves, and declaring one twice ends the process
+        for name in () if torch.version.cuda else ("nms", "qnms"):
             declared.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
         sys.path.append(str(site))
         try:

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from feature_fakes import LinearEncoder, dataset
 
+from probekit.evaluate.sweep import sweep
 from probekit.features import format as layout
 from probekit.features.extract import extract
 from probekit.features.format import file_layer_names
+from probekit.features.memory_store import MemoryStore
 from probekit.features.store import FeatureStore
 from probekit.runtime.errors import UserError
 
@@ -74,6 +76,23 @@ def test_the_same_arrays_again_are_the_same_file_and_others_are_refused(tmp_path
 def test_arrays_that_do_not_fit(tmp_path, splits, message):
     with pytest.raises(UserError, match=message):
         FeatureStore.from_arrays(tmp_path / "f.h5", splits)
+
+
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [({"x": float("nan")}, "cannot be stored"), ({"x": "\ud800"}, "cannot be stored"), ({"x": {1}}, "cannot be stored"),
+     ({"name": 5}, "name is 5, expected a text"), ({"name": "a" * 2000}, "expected a text of at most 1000")],
+)  # fmt: skip
+def test_a_description_that_no_record_could_hold_is_refused_before_any_fit(tmp_path, arrays, about, words):
+    """It was found when the record was written, after the fits, or when it was read."""
+    with pytest.raises(UserError, match=f"description of the encoder .*{words}"):
+        FeatureStore.from_arrays(tmp_path / "f.h5", arrays, encoder=about)
+    with pytest.raises(UserError, match=f"description of the dataset .*{words}"):
+        MemoryStore(arrays, dataset=about)
+    store = MemoryStore(arrays)
+    with pytest.raises(UserError, match="name of the series"):
+        sweep(store, out=tmp_path / "out", Cs=[1.0], series="\ud800")
+    assert not list(tmp_path.glob("**/*.jsonl"))
 
 
 def test_layer_names_sort_from_shallow_to_deep():

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 
 import h5py
@@ -88,6 +89,9 @@ CHANGES = {
     "no layers": lambda f: f.__delitem__("train/layers"),
     "further layer in one split": lambda f: f.__setitem__("test/layers/02", np.zeros((12, 3), np.float32)),
     "altered class name": lambda f: f["classes"].__setitem__(0, b"x"),
+    "classes of variable length": put("classes", (3,), h5py.string_dtype(), data=["a", "b", "c"]),
+    "split under two names": lambda f: f.__setitem__("more", f["train"]),
+    "layer under two names": replaced("test/layers/01", lambda f, n: f.__setitem__(n, f["test/layers/00"])),
     "classes of numbers": put("classes", (3,), "i8"),
     **{f"{name} {value!r}"[:40]: text(name, value) for name in ("splits", "layer_names", "encoder", "dataset")
        for value in ({}, [], None, 5, "x", {"train": "24"}, {"train": -1}, {"train": 2**62}, {"../x": 24}, [5, 5])},
@@ -113,6 +117,33 @@ def test_it_is_refused_by_every_reader(path, kind):
         with pytest.raises(UserError):
             read(path)
     assert verify(path).errors
+
+
+def test_thousands_of_splits_that_are_one_group_are_not_all_checked(path):
+    with h5py.File(path, "r+") as file:
+        for number in range(2000):
+            file[f"s{number}"] = file["train"]
+    with pytest.raises(UserError, match="is /s0, under another name"):
+        FeatureStore.open(path)
+
+
+def test_chunks_larger_than_memory_are_not_unpacked(path):
+    with h5py.File(path, "r+") as file:
+        put(LAYER, (24, 1 << 21), "f4", chunks=(24, 1 << 21))(file)
+    with pytest.raises(UserError, match="chunks of more than 134,217,728 bytes in train/layers/00"):
+        FeatureStore.open(path)
+
+
+@pytest.mark.parametrize("name", [LAYER, "train"])
+def test_any_byte_of_an_object_header_may_be_damaged(path, name):
+    whole = path.read_bytes()
+    with h5py.File(path) as file:
+        at = file.id.links.get_info(name.encode()).u
+    # the lengths of the first two messages, and the addresses that they continue at
+    for place, byte in itertools.product((*range(at, at + 26), *range(at + 16, at + 280, 8)), (0, 1, 0x10, 0xFF)):
+        path.write_bytes(whole[:place] + bytes([byte]) + whole[place + 1 :])
+        with contextlib.suppress(UserError):
+            FeatureStore.open(path)
 
 
 @pytest.mark.parametrize("verb", ["verify", "inspect", "compress", "sweep"])

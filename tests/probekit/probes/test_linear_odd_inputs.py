@@ -535,16 +535,40 @@ def test_a_fit_that_is_refused_leaves_the_fitted_probe_as_it_was(estimator):
     assert {name: value for name, value in vars(estimator).items() if name.endswith("_")} == before
 
 
+class Rows:
+    """A source of row slices, and of nothing else, that gives `given` whatever shape and type it says it has."""
+
+    def __init__(self, given, shape=None, dtype="f4"):
+        self.given, self.shape, self.dtype = given, shape or given.shape, dtype
+
+    def __getitem__(self, rows):
+        assert isinstance(rows, slice)
+        return self.given[rows]
+
+
 @pytest.mark.parametrize("standardize", [False, True])
-def test_a_source_with_fewer_rows_than_its_shape_says_is_refused(standardize):
-    class Short:
-        shape, dtype = (20_000, 4), np.dtype("f4")
+@pytest.mark.parametrize("shape", [(20_000, 4), (10_000, 5)])
+def test_a_source_whose_rows_are_not_of_its_shape_is_refused(standardize, shape):
+    source = Rows(np.ones((10_000, 4), np.float32), shape)
+    with pytest.raises(UserError, match=rf"has {shape[0]} rows of {shape[1]} features by its shape"):
+        fit_path(source, np.arange(shape[0]) % 2, [1.0], standardize=standardize)
 
-        def __getitem__(self, rows):
-            return np.ones((20_000, 4), np.float32)[rows][:5000]
 
-    with pytest.raises(UserError, match="has 20000 rows by its shape"):
-        fit_path(Short(), np.arange(20_000) % 2, [1.0], standardize=standardize)
+@pytest.mark.parametrize("cv", [2, 0.3, [(range(40), range(40, 60))]])
+@pytest.mark.parametrize("source", [Rows(X), hdf5("f4"), hdf5(">f8")], ids=["slices", "HDF5", "big-endian HDF5"])
+def test_folds_of_a_source_are_those_of_the_array(cv, source):
+    """HDF5 reads positions in ascending order only, and a hold-out's are in none."""
+    plain, fitted = (LinearProbeCV(CS, cv=cv).fit(given, Y) for given in (X, source))
+    np.testing.assert_allclose(fitted.log_losses_, plain.log_losses_, atol=1e-4)
+
+
+def test_a_source_that_cannot_be_read_is_refused_in_one_sentence(fit):
+    with h5py.File("x", "w", driver="core", backing_store=False) as file:
+        closed = file.create_dataset("x", data=X)
+    for source in (closed, Rows(X, dtype=torch.float32)):
+        with pytest.raises(UserError, match="cannot be read") as error:
+            fit(source, Y)
+        sentence(error)
 
 
 def test_balanced_weights_count_a_class_of_weight_zero_as_removed():

@@ -12,10 +12,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from probekit.evaluate.concat import concat
+from probekit.evaluate.layer_geometry import rankme
 from probekit.evaluate.sweep import sweep
 from probekit.probes import fit_path, get_protocol
 from probekit.probes.banded import spread
-from probekit.probes.geometry import rankme
 from probekit.probes.sgd import SGDConfig
 from probekit.reports.panels import build_panels
 from probekit.reports.tables import layer_frame, printed_frame

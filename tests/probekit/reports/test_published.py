@@ -2,7 +2,7 @@
 
 import pytest
 
-from probekit.reports.published import TASKS, comparison_frame, printed_comparison, published
+from probekit.reports.published import TASKS, comparison_table, published
 
 
 def value(**wanted):
@@ -41,14 +41,14 @@ def test_the_public_depth_curve_rises_to_layer_16_and_falls():
 def test_ours_stand_beside_theirs(panel):
     from dataclasses import replace
 
-    frame = comparison_frame([replace(panel, dataset="cifar10")])
+    table = comparison_table([replace(panel, dataset="cifar10")])
+    frame, printed = table.frame, table.printed
     ours = frame[frame["flag"] == "ours"]
     assert len(frame) - len(ours) == len(published("linear_probe", "cifar10"))
     assert frame["accuracy"].is_monotonic_decreasing
     assert ours["source"].str.startswith("record ").all()
     best = ours[ours["layers"] == "8, best layer (on val)"]
     assert best["accuracy"].item() == pytest.approx(panel.models[0].values[8])
-    printed = printed_comparison(frame)
     assert (printed.loc[frame["flag"] == "D", "Source"].str.endswith("[D]")).all()
 
 
@@ -56,9 +56,9 @@ def test_panels_of_several_protocols_bring_a_published_row_once(panel):
     from dataclasses import replace
 
     several = [replace(panel, dataset="cifar10", protocol_hash=name) for name in ("a", "b", "c")]
-    frame = comparison_frame(several)
+    frame = comparison_table(several).frame
     assert (frame["flag"] != "ours").sum() == len(published("linear_probe", "cifar10"))
 
 
 def test_an_unknown_data_set_has_no_published_rows(panel):
-    assert (comparison_frame([panel])["flag"] == "ours").all()
+    assert (comparison_table([panel]).frame["flag"] == "ours").all()

@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 
 from probekit.reports import write_report
+from probekit.reports.convergence import _ticks
 from probekit.reports.figures.depth import depth_figure
-from probekit.reports.fit_map import _ticks
 from probekit.reports.page import _controls, _model, p_value
-from probekit.reports.published import comparison_frame
+from probekit.reports.published import comparison_table
 from probekit.reports.tables import choose_columns, layer_frame, printed_frame
 from probekit.results.record import read_records
 from probekit.runtime.errors import UserError
@@ -247,7 +247,7 @@ def test_a_sweep_that_left_out_the_last_layers_never_speaks_of_them(make_panel):
     assert "layer 10 was not probed" in said["sentences"][1]
     assert "8 of 10" in dict(facts_of(part)).values()
     assert "Points above\nlayer 8" in [axes.get_ylabel() for axes in depth_figure(part).axes]
-    ours = comparison_frame([part]).query("method == 'igpt' and source.str.startswith('record')")
+    ours = comparison_table([part]).frame.query("method == 'igpt' and source.str.startswith('record')")
     assert "8, best layer (on val)" in set(ours["layers"])
     assert not ours["layers"].str.contains("last").any()
 

@@ -1,9 +1,11 @@
 """Names in outputs: what goes in comes out as text, whatever it is."""
 
 import csv
+import html
 import io
 import re
 import unicodedata
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
@@ -16,9 +18,11 @@ HOSTILE = [
     r"\input{/etc/passwd}", "=cmd|' /C calc'!A0", "+1", "-2+3", "@SUM(A1)", " =1", "\t=1", "'=1", "a|b", "a\nb", "a\rb",
     "\x1b]0;title\x07", "\x9b31m", "$x^2$", "$", r"$\frac$", "~^_{}%&#", "<script>alert(1)</script>", "[x](js:1)",
     "![i](http://h)", "`code`", "**b**", "--", "---", "[cell]", "*star", "\u202egnp", "\ud800", "?`", "\0", "",
+    "a;=1", "a;\u3000+1", "\uff1d1", "\xa0=1", "\ufffe", "\U0001ffff", "a\u200bb",
+    "\u00ad", "\U000e0041", "]]>", "&amp;",
 ]  # fmt: skip
 NAMES = st.one_of(
-    st.sampled_from(HOSTILE), st.text(max_size=40), st.text("\\$`|*_~^=+-@[]<>#%&{}\x1b\n'\"", max_size=12)
+    st.sampled_from(HOSTILE), st.text(max_size=40), st.text("\\$`|*_~^=+-@[]<>#%&{};\x1b\n'\"", max_size=12)
 )
 
 
@@ -26,10 +30,17 @@ NAMES = st.one_of(
 @given(NAMES)
 def test_nothing_invisible_is_left(name):
     shown = escape.visible(name)
-    assert not any(unicodedata.category(c) in ("Cc", "Cs") for c in shown)
+    assert not any(unicodedata.category(c) in ("Cc", "Cs", "Cf") and c not in "\u200c\u200d" for c in shown)
     assert escape.visible(shown) == shown
     assert shown.encode().decode() == shown
     assert set(escape.terminal(name)) - {"\n"} <= set(shown) | set("\\x0123456789abcdef")
+
+
+@settings(max_examples=300)
+@given(NAMES)
+def test_what_is_visible_may_stand_in_xml(name):
+    shown = escape.visible(name)
+    assert (ElementTree.fromstring(f"<a>{html.escape(shown)}</a>").text or "") == shown
 
 
 @settings(max_examples=300)
@@ -38,8 +49,9 @@ def test_csv_cells_come_back_and_are_no_formulas(names):
     frame = pd.DataFrame([[escape.csv_cell(name) for name in names]])
     (row,) = csv.reader(io.StringIO(frame.to_csv(index=False, header=False)))
     for cell, name in zip(row, names, strict=True):
-        assert not cell.lstrip().startswith(("=", "+", "-", "@"))
-        assert cell in (escape.visible(name), "'" + escape.visible(name))
+        # some programs separate cells by semicolons
+        assert not any(part.lstrip().startswith(tuple("=+-@\uff1d\uff0b\uff0d\uff20")) for part in cell.split(";"))
+        assert cell.replace("'", "") == escape.visible(name).replace("'", "")
 
 
 @settings(max_examples=300)

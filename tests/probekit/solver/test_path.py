@@ -92,3 +92,19 @@ def test_a_constant_column_has_scale_one_whatever_its_rows_and_weights():
             mean, scale = standardizer(np.full((n_rows, 1), value), weights)
             assert scale[0] == 1.0
             assert mean[0] == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "K", "Cs"), [(20, 3, 3, [1.0]), (300, 2, 2, [1e-3, 1e3]), (1500, 150, 10, [1e-3, 1.0, 1e3])]
+)
+@pytest.mark.parametrize("value", [1 / 3, 1e3, 1e9])
+@pytest.mark.parametrize("standardize", [False, True])
+def test_constant_features_leave_the_class_shares_and_are_certified(n, d, K, Cs, value, standardize):
+    """The gradient is rounding alone, of the size of the features: what is left of it is no doubt about the fit."""
+    rng = np.random.default_rng(0)
+    y, weights = np.r_[np.arange(K), rng.integers(0, K, n - K)], rng.uniform(0.1, 10, n)
+    X = np.full((n, d), value) * rng.uniform(0.5, 2, d)
+    path = fit_path(X, y, Cs, sample_weight=weights, standardize=standardize)
+    assert path.converged.all()
+    shares = np.bincount(y, weights) / weights.sum()
+    np.testing.assert_allclose(path.predict_proba(X), np.broadcast_to(shares, (len(Cs), n, K)), atol=1e-6)
