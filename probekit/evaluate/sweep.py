@@ -124,9 +124,9 @@ def sweep(
         if out is not None:
             raise UserError(f"Two folders for results were given, {y} and {out}; write out=FOLDER once.")
         y, out = None, y
-    if isinstance(features, list | tuple) and features:  # of arrays, shallow to deep
+    if isinstance(features, Sequence | np.ndarray) and not isinstance(features, str):  # of arrays, shallow to deep
         features = {f"{number:02d}": X for number, X in enumerate(features)}
-    if features is None or isinstance(features, int | float | list | tuple):
+    if features is None or isinstance(features, int | float):
         raise TypeError(
             f"features is a {type(features).__name__}; expected a feature file, its path or a dict of arrays."
         )
