@@ -31,64 +31,27 @@ class Entry:
 
 EMBEDDED = "embedded (scikit-learn)"
 IMAGENET = "image-net.org/download-images.php, with an account"
+FETCH = "probekit datasets fetch"
 ENTRIES = (
     Entry("digits", "1,797 handwritten digits, 8x8, 10 classes", EMBEDDED, "digits:load_centred", False),
     Entry(
-        "wandering-digits",
-        "the digits in 4 grey levels, each at one place of a 12x12 canvas, 10 classes",
-        EMBEDDED,
-        "digits:load_wandering",
-        False,
+        "wandering-digits", "digits in 4 greys, each at one place of 12x12", EMBEDDED, "digits:load_wandering", False
     ),
     Entry(
-        "wandering-digits-25",
-        "the same splits of digits, but each training digit at all 25 places",
-        EMBEDDED,
-        "digits:load_wandering",
-        False,
+        "wandering-digits-25", "the same splits, training digits at all 25", EMBEDDED, "digits:load_wandering", False
     ),
-    Entry(
-        "fashion-mnist",
-        "60,000 + 10,000 grey pictures of clothes, 28x28, 10 classes",
-        "probekit datasets fetch, or Debian's package dataset-fashion-mnist",
-        "idx:load",
-    ),
-    Entry("cifar10", "50,000 + 10,000 photographs, 32x32, 10 classes", "probekit datasets fetch", "cifar:load"),
-    Entry("cifar100", "50,000 + 10,000 photographs, 32x32, 100 classes", "probekit datasets fetch", "cifar:load"),
-    Entry("stl10", "5,000 + 8,000 photographs, 96x96, 10 classes", "probekit datasets fetch", "stl10:load"),
+    Entry("fashion-mnist", "70,000 grey pictures of clothes, 28x28", f"{FETCH}, or dataset-fashion-mnist", "idx:load"),
+    Entry("cifar10", "50,000 + 10,000 photographs, 32x32, 10 classes", FETCH, "cifar:load"),
+    Entry("cifar100", "50,000 + 10,000 photographs, 32x32, 100 classes", FETCH, "cifar:load"),
+    Entry("stl10", "5,000 + 8,000 photographs, 96x96, 10 classes", FETCH, "stl10:load"),
     Entry("imagenet32", "ImageNet at 32x32, 1,000 classes", IMAGENET, "imagenet_small:load"),
     Entry("imagenet64", "ImageNet at 64x64, 1,000 classes", IMAGENET, "imagenet_small:load"),
-    Entry(
-        "openai-tokens",
-        "the token arrays released with iGPT (CIFAR-10, ImageNet) as 32x32 pictures",
-        "probekit datasets fetch (CIFAR-10)",
-        "openai_tokens:load",
-    ),
-    Entry(
-        "folder",
-        "any labelled images: SPLIT/CLASS/NAME or CLASS/NAME in a folder or zip",
-        "yours; root=FOLDER, FILE.zip or 'FOLDER/NAME-*.zip'",
-        "folder:load",
-    ),
-    Entry(
-        "npz",
-        "train_images, train_labels, test_images, ... in one .npz file",
-        "yours; root=FILE.npz",
-        "arrays:load_npz",
-    ),
-    Entry("csv", "a CSV file that lists images: path,label[,split]", "yours; root=FILE.csv", "csv_list:load"),
-    Entry(
-        "parquet",
-        "parquet files of encoded images, as datasets writes them",
-        "yours; root=FILE.parquet, 'FOLDER/*.parquet' or FOLDER",
-        "parquet:load",
-    ),
-    Entry(
-        "webdataset",
-        "tars in webdataset's layout: KEY.jpg, KEY.cls",
-        "yours; root=FILE.tar, 'train-{0000..0012}.tar' or FOLDER",
-        "tars:load",
-    ),
+    Entry("openai-tokens", "the token arrays released with iGPT, 32x32", f"{FETCH} (CIFAR-10)", "openai_tokens:load"),
+    Entry("folder", "images as SPLIT/CLASS/NAME or CLASS/NAME", "yours: FOLDER, FILE.zip, '*.zip'", "folder:load"),
+    Entry("npz", "train_images, train_labels, test_images, ...", "yours: FILE.npz", "arrays:load_npz"),
+    Entry("csv", "a table that lists images: path,label[,split]", "yours: FILE.csv", "csv_list:load"),
+    Entry("parquet", "encoded images, as datasets writes them", "yours: FILE.parquet or FOLDER", "parquet:load"),
+    Entry("webdataset", "tars in webdataset's layout: KEY.jpg, KEY.cls", "yours: FILE.tar or FOLDER", "tars:load"),
 )
 FORMS = (
     "a folder or zip of images (SPLIT/CLASS/NAME)",

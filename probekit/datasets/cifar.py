@@ -32,21 +32,8 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 def load(
     name: str, root: str | Path | None = None, labels: str = "fine", verify: bool = True, split_seed: int = 0
 ) -> Dataset:
-    """Read CIFAR.
-
-    Parameters
-    ----------
-    name : str
-        "cifar10" or "cifar100".
-    root : path
-        The archive, or a folder that holds it, its extracted folder, or NAME-train.zip and NAME-test.zip with images.
-    labels : str
-        CIFAR-100: "fine" (100 classes) or "coarse" (20).
-    verify : bool
-        Compare an archive's md5 with the published one.
-    split_seed : int
-        Of the validation split, a stratified tenth of the training images.
-    """
+    """Read CIFAR from the archive, its folder, or NAME-train.zip and NAME-test.zip; `labels` of CIFAR-100: fine or
+    coarse."""
     if labels not in ("fine", "coarse") or (labels == "coarse" and name == "cifar10"):
         raise UserError(f"labels={labels!r} was given, but {name} has {'fine or coarse' if '100' in name else 'fine'}.")
     if root is not None and (Path(root).expanduser() / f"{name}-train.zip").is_file():

@@ -32,17 +32,8 @@ def load(
     split: str | None = None,
     **options: Any,
 ) -> Dataset:
-    """Read a .csv or .tsv file with a header line; fields are parted by whichever of , ; and tab parts the header.
-
-    Parameters
-    ----------
-    root : path
-        The file, in UTF-8 (or UTF-16 with its mark).
-    image, label, split : str, optional
-        Columns; without them `path` (or file_name, ...), `label` (or class, target), and the one column of splits,
-        if there is one. Labels are class names, in sorted order.
-    **options : see `probekit.datasets.parts.assemble`
-    """
+    """Read a table with a header line, parted by whichever of , ; and tab parts that; `image`, `label` and `split` name
+    columns where several could be meant. Labels are class names, in sorted order."""
     if root is None or not Path(root).expanduser().is_file():
         raise UserError(f"{root} is not a file; give root=FILE.csv with the columns path, label and perhaps split.")
     file = Path(root).expanduser()

@@ -52,25 +52,8 @@ REMOTES: dict[str, tuple[Remote, ...]] = {
 def fetch(name: str, root: str | Path, progress: Progress | None = None) -> list[Path]:
     """Download a data set's files into `root`; what is there and right already is left alone.
 
-    Parameters
-    ----------
-    name : str
-        One of `REMOTES`.
-    root : path
-        Made if it is not there.
-    progress : callable, optional
-        Called with (file name, bytes so far, bytes in all or None).
-
-    Returns
-    -------
-    list of Path
-        The files.
-
-    Raises
-    ------
-    UserError
-        The data set cannot be fetched, the download failed (the part stays and the next call goes on from it), or the
-        file is not the published one.
+    `progress` is called with (file name, bytes so far, bytes in all or None). A `UserError` where the data set cannot
+    be fetched, the file is not the published one, or the download failed (the next call resumes it).
     """
     if name not in REMOTES:
         raise UserError(

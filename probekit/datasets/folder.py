@@ -189,14 +189,7 @@ def _sources(path: str) -> tuple[dict[str, Part], str, Counter[str]]:
 
 
 def load(name: str, root: str | Path | None = None, **options: Any) -> Dataset:
-    """Read an image folder, a zip archive, or several archives that hold one split each.
-
-    Parameters
-    ----------
-    root : path
-        A folder, a .zip, a quoted glob of zips ('data/cifar10-*.zip'), or a folder of zips.
-    **options : see `probekit.datasets.parts.assemble`
-    """
+    """Read an image folder, a .zip, a quoted glob of zips ('data/cifar10-*.zip'), or a folder of zips."""
     if root is None:
         raise UserError("No path was given for the image folder; pass root=FOLDER (on the command line --root).")
     path = os.path.expanduser(str(root))

@@ -48,18 +48,8 @@ def load(
     split: str | None = None,
     **options: Any,
 ) -> Dataset:
-    """Read a data set by `datasets.load_dataset`, or a folder that `save_to_disk` or `to_parquet` wrote.
-
-    Parameters
-    ----------
-    name : str
-        `hf-data:NAME`, `hf-data:NAME:CONFIG`, or `hf-data:FOLDER`.
-    root : path, optional
-        `datasets`' cache folder, where it is not the usual one.
-    image, label, split : str, optional
-        Columns, where several could be meant; `split` where the data set itself has one pool of rows.
-    **options : see `probekit.datasets.parts.assemble`
-    """
+    """Read a data set by `datasets.load_dataset` (`root` is its cache), or a folder that `save_to_disk` or `to_parquet`
+    wrote; `image`, `label` and `split` name columns where several could be meant."""
     spec = name.removeprefix(PREFIX)
     place = os.path.expanduser(spec)
     saved = looks_like(place)

@@ -60,17 +60,7 @@ def read_idx(path: Path, most: int = MOST_BYTES) -> np.ndarray:
 
 
 def load(name: str, root: str | Path | None = None, verify: bool = True, split_seed: int = 0) -> Dataset:
-    """Read Fashion-MNIST.
-
-    Parameters
-    ----------
-    root : path, optional
-        Folder of the four files (.gz or not); None: Debian's package dataset-fashion-mnist, if it is installed.
-    verify : bool
-        Compare the md5 of .gz files with the published ones.
-    split_seed : int
-        Of the validation split, a stratified tenth of the training images.
-    """
+    """Read Fashion-MNIST from a folder of its four files (.gz or not), or Debian's package dataset-fashion-mnist."""
     if root is None and not DEBIAN.is_dir():
         raise not_found(name)
     place = DEBIAN if root is None else Path(root).expanduser()

@@ -6,12 +6,12 @@ the ten batches one after the other. Letters: N images, P pixels a side.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from igpt_model.hashing import hash_json
+from probekit.datasets.images import ArrayImages, StackedImages
 from probekit.datasets.records import Dataset, Split, build
 from probekit.datasets.restricted_pickle import loads, whole_numbers
 from probekit.runtime.errors import UserError
@@ -21,42 +21,11 @@ WHERE = "https://image-net.org/download-images.php (needs an account)"
 N_BATCHES = 10
 
 
-@dataclass(frozen=True, eq=False)
-class PlanarImages:
-    """Images as planar rows (N, 3 * P * P), red then green then blue, in several chunks; never joined in memory."""
-
-    chunks: tuple[np.ndarray, ...]
-    side: int
-
-    def __len__(self) -> int:
-        return sum(map(len, self.chunks))
-
-    def read(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The images at `rows`, each HWC uint8 RGB."""
-        starts = np.cumsum([0, *map(len, self.chunks)])
-        images = []
-        for row in rows:
-            chunk = int(np.searchsorted(starts, row, side="right")) - 1
-            plane = self.chunks[chunk][row - starts[chunk]].reshape(3, self.side, self.side)
-            images.append(np.ascontiguousarray(plane.transpose(1, 2, 0)))
-        return images
-
-
 def load(
     name: str, root: str | Path | None = None, batches: Sequence[int] | None = None, split_seed: int = 0
 ) -> Dataset:
-    """Read imagenet32 or imagenet64.
-
-    Parameters
-    ----------
-    root : path
-        Folder of the extracted files.
-    batches : sequence of int, optional
-        Training batches to read, 1 to 10; None: all. Each is a tenth of the 1.28 million images and held in memory:
-        0.4 GB at 32 x 32, 1.6 GB at 64 x 64.
-    split_seed : int
-        Of the validation split, a stratified tenth of the training images.
-    """
+    """Read imagenet32 or imagenet64; of `batches` (1 to 10) each is a tenth of the images and held in memory: 0.4 GB at
+    32 x 32, 1.6 GB at 64 x 64."""
     side = int(name.removeprefix("imagenet"))
     if root is None:
         raise UserError(
@@ -70,8 +39,10 @@ def load(
         raise UserError(f"{place} lacks {', '.join(missing) or 'any batch'}; extract what comes from {WHERE} there.")
 
     def read(parts: list[str]) -> Split:
-        pairs = [_batch(place / part, side) for part in parts]
-        return Split.of(PlanarImages(tuple(p[0] for p in pairs), side), np.concatenate([p[1] for p in pairs]))
+        planes, labels = zip(*(_batch(place / part, side) for part in parts), strict=True)
+        # views of planar rows, red then green then blue
+        images = [ArrayImages(rows.reshape(-1, 3, side, side).transpose(0, 2, 3, 1)) for rows in planes]
+        return Split.of(StackedImages(tuple(images)), np.concatenate(labels))
 
     sizes = {part: (place / part).stat().st_size for part in [*names, "val_data"]}
     provenance = {"source": SOURCE, "path": str(place), "files": sizes, "listing_hash": hash_json(sizes)}

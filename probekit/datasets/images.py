@@ -31,14 +31,10 @@ ORIENTATION, BITS, PHOTOMETRIC = 0x112, 258, 262
 class Decoding:
     """Choices that a picture file leaves open.
 
-    Parameters
-    ----------
-    exif : {"apply", "ignore"}
-        Turn a picture as its EXIF orientation says (as viewers show it), or take the pixels as they are stored (as
-        torchvision's ImageFolder does).
-    value_range : (float, float), optional
-        What is black and what is white in pictures of floats or of 16 or 32 bits; None: 0 and 65535 for 16 bits; the
-        others are refused, since nothing in the file says their range.
+    `exif`: "apply" turns a picture as its EXIF orientation says (as viewers show it), "ignore" takes the pixels as they
+    are stored (as torchvision's ImageFolder does). `value_range` is what is black and what is white in pictures of
+    floats or of 16 or 32 bits; without it 0 and 65535 for 16 bits, while the others are refused: nothing in the file
+    says their range.
     """
 
     exif: str = "apply"
@@ -204,6 +200,22 @@ class MadeImages:
     def read(self, rows: np.ndarray) -> list[np.ndarray]:
         """The images at `rows`, each HWC uint8 RGB."""
         return self.make(self.items, rows)
+
+
+@dataclass(frozen=True, eq=False)
+class StackedImages:
+    """The images of several sources, one source after the other; never joined in memory."""
+
+    sources: tuple[Images, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sources))
+
+    def read(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The images at `rows`, each HWC uint8 RGB."""
+        starts = np.cumsum([0, *map(len, self.sources)])
+        which = np.searchsorted(starts, rows, side="right") - 1
+        return [self.sources[k].read(np.array([row - starts[k]]))[0] for row, k in zip(rows, which, strict=True)]
 
 
 class EncodedImages(ABC):

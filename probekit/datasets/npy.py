@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from igpt_model.hashing import hash_file
-from probekit.datasets.images import ArrayImages
+from probekit.datasets.images import ArrayImages, StackedImages
 from probekit.datasets.parts import Part, assemble, label_array, title
 from probekit.datasets.records import Dataset
 from probekit.runtime.errors import UserError, first_line
@@ -29,14 +29,15 @@ SEVERITIES = 5
 
 @dataclass(eq=False)
 class MappedImages:
-    """Rows (first to stop of each file) of memory-mapped .npy arrays, uint8 (N, H, W[, 3]), mapped in each process."""
+    """Rows `first` to `stop` of a .npy array, uint8 (N, H, W[, 3]), which each process maps for itself."""
 
-    files: tuple[str, ...]
-    spans: tuple[tuple[int, int], ...]
+    file: str
+    first: int
+    stop: int
     _mapped: Any = field(default=None, repr=False)
 
     def __len__(self) -> int:
-        return sum(stop - first for first, stop in self.spans)
+        return self.stop - self.first
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_mapped": None}
@@ -44,15 +45,8 @@ class MappedImages:
     def read(self, rows: np.ndarray) -> list[np.ndarray]:
         """The images at `rows`, each HWC uint8 RGB."""
         if self._mapped is None:
-            self._mapped = [
-                ArrayImages(_array(file)[slice(*span)]) for file, span in zip(self.files, self.spans, strict=True)
-            ]
-        ends = np.cumsum([stop - first for first, stop in self.spans])
-        which = np.searchsorted(ends, rows, side="right")
-        return [
-            self._mapped[k].read(np.array([row - (ends[k - 1] if k else 0)]))[0]
-            for row, k in zip(np.asarray(rows).tolist(), which.tolist(), strict=True)
-        ]
+            self._mapped = ArrayImages(_array(self.file)[self.first : self.stop])
+        return self._mapped.read(rows)
 
 
 def _array(file: str | Path) -> np.ndarray:
@@ -71,19 +65,9 @@ def load(
     severity: str | int | None = None,
     **options: Any,
 ) -> Dataset:
-    """Read arrays of images and labels as one pool of rows.
-
-    Parameters
-    ----------
-    root : path
-        A folder with `labels.npy` and one array a corruption; `NAME_data.npy` with `NAME_labels.npy` beside it; or a
-        single array with `labels.npy` beside it.
-    corruption : str, optional
-        One array of the folder (its name without .npy); all without it.
-    severity : 1 to 5, optional
-        One of the five equal parts of each array; all without it.
-    **options : see `probekit.datasets.parts.assemble`
-    """
+    """Read arrays as one pool of rows: a folder with `labels.npy` and one array a corruption, `NAME_data.npy` with
+    `NAME_labels.npy`, or an array with `labels.npy` beside it; all of it, or one `corruption`, one `severity` (1 to
+    5)."""
     place = Path(os.path.expanduser(str(root)))
     labels_file = place / LABELS
     if place.is_dir():
@@ -100,13 +84,14 @@ def load(
     if not files or not labels_file.is_file():
         raise UserError(f"{place} needs {labels_file.name} beside its arrays of images (numpy.save of integers).")
     labels = label_array(_array(labels_file), f"The labels of {labels_file}")
-    spans, parts = [], []
+    sources, parts = [], []
     for file in files:
         rows = len(_array(file))
         if rows != len(labels):
             raise UserError(f"{file} has {rows} images, but {labels_file.name} has {len(labels)} labels.")
-        spans.append(_span(rows, severity, file))
-        parts.append(labels[slice(*spans[-1])])
+        first, stop = _span(rows, severity, file)
+        sources.append(MappedImages(str(file), first, stop))
+        parts.append(labels[first:stop])
     sizes = {file.name: file.stat().st_size for file in files}
     provenance = {
         "source": "npy arrays",
@@ -116,7 +101,7 @@ def load(
         "files": sizes,
         "labels_hash": hash_file(labels_file),
     }
-    pool = Part(MappedImages(tuple(map(str, files)), tuple(spans)), np.concatenate(parts))
+    pool = Part(StackedImages(tuple(sources)), np.concatenate(parts))
     # several corruptions, or severities one after the other, of the same images
     in_five = severity is None and len(labels) % SEVERITIES == 0
     repeated = in_five and (labels.reshape(SEVERITIES, -1) == labels[: len(labels) // SEVERITIES]).all()

@@ -27,17 +27,7 @@ def _decoded(palette: Palette, tokens: np.ndarray, rows: np.ndarray) -> list[np.
 
 
 def load(name: str, root: str | Path | None = None, part: str = "cifar10", split_seed: int = 0) -> Dataset:
-    """Read the released token arrays.
-
-    Parameters
-    ----------
-    root : path
-        Folder of the .npy files, the palette's kmeans_centers.npy among them.
-    part : str
-        "cifar10" or "imagenet".
-    split_seed : int
-        Of the validation split where there is no va file.
-    """
+    """Read the released token arrays, of `part` cifar10 or imagenet, and the kmeans_centers.npy of their palette."""
     if part not in ("cifar10", "imagenet"):
         raise UserError(f"part={part!r} was given, but the released arrays are cifar10 and imagenet.")
     if root is None:

@@ -175,17 +175,10 @@ def load(
     split: str | None = None,
     **options: Any,
 ) -> Dataset:
-    """Read parquet files whose rows hold one encoded image and one label.
+    """Read a .parquet file, a quoted glob, or a folder of them, whose rows hold one encoded image and one label each.
 
-    Parameters
-    ----------
-    root : path
-        A .parquet file, a quoted glob, or a folder of them (to every depth). The word train, val or test in a path
-        says its split.
-    image, label, split : str, optional
-        Columns. Without them those that `datasets` declared, or the one column of bytes and the one called label; and,
-        where no file names a split, the one column of splits, if there is one.
-    **options : see `probekit.datasets.parts.assemble`
+    The word train, val or test in a path says its split. `image`, `label` and `split` name columns; without them those
+    are taken that `datasets` declared, or the one of bytes, the one called label, and the one of splits.
     """
     where = os.path.expanduser(str(root)) if root is not None else ""
     files = [file for file in expand(where, ".parquet") if file.is_file()] if where else []

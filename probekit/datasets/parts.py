@@ -269,17 +269,12 @@ def assemble(
 ) -> Dataset:
     """The data set of parts called train, val and test; the options after `versions` are those of every source.
 
+    A part whose labels are all negative has none and is left out with a warning; without train, the data set can only
+    be tested on. `classes` are the names of the labels 0, 1, ...; without them class names in sorted order, or the
+    numbers themselves. `versions` is how often a pool holds the same images (`build`), `where` the path for messages.
+
     Parameters
     ----------
-    name, where : str
-        Of the data set, and its path (for messages).
-    parts : mapping of split to `Part`
-        A split whose labels are all negative has none: it is left out with a warning. Without train, the data set can
-        only be tested on.
-    classes : sequence of str, optional
-        Names of the labels 0, 1, ...; None for class names in sorted order, or the numbers themselves.
-    versions : int
-        How often a pool holds the same images, see `build`.
     val_is_test : bool
         Without a test part, val is the test split, as ImageNet is reported.
     skip_corrupt : bool
@@ -288,11 +283,6 @@ def assemble(
     split_seed : int
         Seed of held-out parts.
     exif, value_range : see `probekit.datasets.images.Decoding`
-
-    Raises
-    ------
-    UserError
-        There is no labelled part, two parts do not fit together, or an option is for picture files alone.
     """
     parts = _labelled(parts, where)
     if not parts:

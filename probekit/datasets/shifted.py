@@ -25,19 +25,8 @@ def with_tests(
 
     Of a test set that has its own test part that part is used, of one that is a pool of rows (CIFAR-10-C, ImageNet-V2)
     all of them. Classes are matched by name. Where one side has only numbers for names (arrays; ImageNet-V2's folders
-    "0" to "999") a number is the label itself.
-
-    Parameters
-    ----------
-    data : Dataset
-    tests : name -> Dataset
-    maps : name -> {class of the test set: class of `data`}, optional
-        For names that differ. Rows of classes that are not in the map are left out, and counted in the provenance.
-
-    Raises
-    ------
-    UserError
-        A name that cannot be a split, or a class that `data` lacks.
+    "0" to "999") a number is the label itself. `maps` gives, by test set, {its class: class of `data`} where names
+    differ; rows of other classes are left out, and counted in the provenance.
     """
     makers: dict[str, Any] = {split: (lambda split=split: data.splits[split]) for split in data.splits}
     described: dict[str, Any] = dict(data.provenance.get("tests", {}))

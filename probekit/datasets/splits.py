@@ -15,23 +15,10 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def random_bits(seed: int, ids_N: np.ndarray) -> np.ndarray:
-    """64 random bits for each (seed, id), by the SplitMix64 mixer.
+    """uint64 (N,): 64 random bits for each (seed, id), by the SplitMix64 mixer (Steele, Lea and Flood, OOPSLA 2014).
 
     A written-down integer function, because the streams of `numpy.random.Generator` may change between releases and a
     split must not.
-
-    Parameters
-    ----------
-    seed : int
-    ids_N : array of int (N,)
-
-    Returns
-    -------
-    uint64 (N,)
-
-    References
-    ----------
-    Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
     """
 
     def mix(z: np.ndarray) -> np.ndarray:

@@ -18,19 +18,8 @@ SIDE = 96
 def load(
     name: str, root: str | Path | None = None, fold: int | None = None, verify: bool = True, split_seed: int = 0
 ) -> Dataset:
-    """Read the labelled part: 5,000 training and 8,000 test images of 96 x 96.
-
-    Parameters
-    ----------
-    root : path
-        The archive, or a folder that holds it or its extracted folder.
-    fold : int, optional
-        One of the ten published folds of 1,000 training images, 0 to 9; None: all 5,000.
-    verify : bool
-        Compare the archive's md5 with the published one.
-    split_seed : int
-        Of the validation split, a stratified tenth of the training images.
-    """
+    """Read the labelled part, 5,000 training and 8,000 test images of 96 x 96, or one published `fold` (0 to 9) of
+    training."""
     if fold is not None and fold not in range(10):
         raise UserError(f"Fold {fold} was requested, but STL-10 has the folds 0 to 9.")
     files, _ = locate(name, root, [ARCHIVE], ["train_X.bin"])

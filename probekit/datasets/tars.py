@@ -167,17 +167,10 @@ def _part(files: list[Path], label: str | None) -> tuple[Part, int]:
 
 
 def load(name: str, root: str | Path | None = None, label: str | None = None, **options: Any) -> Dataset:
-    """Read webdataset shards.
+    """Read webdataset shards: a .tar, a quoted glob or brace range ('train-{0000..0012}.tar'), or a folder of tars.
 
-    Parameters
-    ----------
-    root : path
-        A .tar, a quoted glob or brace range ('train-{0000..0012}.tar'), or a folder of tars. The word train, val or
-        test in a file's name says its split.
-    label : str, optional
-        The field that holds the label, or a key of the .json field; `cls` (or the key `label`) without it. Whole
-        numbers are labels as they are, text names a class.
-    **options : see `probekit.datasets.parts.assemble`
+    The word train, val or test in a file's name says its split. `label` is the field that holds the label, or a key of
+    the .json field; whole numbers are labels as they are, text names a class.
     """
     files = expand(os.path.expanduser(str(root)), ".tar") if root is not None else []
     missing = [file for file in files if not file.is_file()]

@@ -154,10 +154,13 @@ def _load(path: Path) -> Any:
     if start.lstrip()[:1] == b"<":
         raise ValueError("it is a web page: download the file itself")
     if path.name.endswith(".index.json"):
-        shards = read_json(path, {"weight_map": dict})["weight_map"].values()
-        if any(Path(str(shard)).name != shard for shard in shards):
+        places = read_json(path, {"weight_map": dict})["weight_map"]
+        if any(Path(str(shard)).name != shard for shard in places.values()):
             raise ValueError("it names files of other folders")
-        return {key: value for shard in sorted(set(shards)) for key, value in _load(path.parent / shard).items()}
+        shards = {shard: _load(path.parent / shard) for shard in sorted(set(places.values()))}
+        if held := sorted({(key, shard) for shard in shards for key in shards[shard]} ^ set(places.items())):
+            raise ValueError(f"it and its files disagree on where {held[0][0]} is: copy all of one version")
+        return {key: shards[shard][key] for key, shard in places.items()}
     return _load_torch(path)
 
 

@@ -65,22 +65,9 @@ def load_hf(
     revision: str | None = None,
     **options: Any,
 ) -> Encoder:
-    """`hf:FOLDER_OR_NAME`: a local folder, or a model of the hub (downloaded by transformers).
+    """`hf:FOLDER_OR_NAME`: a local folder, or a model of the hub (downloaded by transformers, at `revision`).
 
-    Parameters
-    ----------
-    name : str
-    weights, state_key, strip_prefix, ignore : optional
-        A weights file to put over the model's own.
-    revision : str, optional
-        Commit or tag on the hub.
-    **options
-        As `HFEncoder` takes them: layers, pool, resolution, mean, std, device, dtype and others.
-
-    Raises
-    ------
-    UserError
-        Nothing is there, it is no vision model, or its weights are incomplete.
+    A weights file may take the place of the model's own (`load_weights`); `options` are those of `HFEncoder`.
     """
     transformers = _transformers()
     config, written = _config(name, revision)
@@ -206,23 +193,11 @@ def _of_timm(
 
 
 class HFEncoder(ModuleEncoder):
-    """A transformers vision model.
+    """A transformers vision model; of CLIP-like pairs the vision part.
 
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel
-        Of CLIP-like pairs the vision part is taken.
-    processor : transformers image processor, optional
-        None where resolution, mean and std are given.
-    about : dict
-        Entries for the provenance.
-    loaded : Loaded, optional
-        What its checkpoint left out.
-    layers : str or sequence of str, optional
-        None: every hidden state (0 is the embedding), the blocks inside stages and, if it is another tensor, the last
-        state after the final norm. Otherwise names or globs of submodules ("encoder.layers.*.blocks.*").
-    pool : str
-        "mean" over patches (special tokens left out), "cls", or "both".
+    Without `layers`, every hidden state (0 is the embedding), the blocks inside stages and, if it is another tensor,
+    the last state after the final norm; otherwise names or globs of submodules ("encoder.layers.*.blocks.*").
+    `processor` is None where resolution, mean and std are given; `about` are entries for the provenance.
     """
 
     def __init__(
@@ -322,7 +297,11 @@ def find_hidden_states(model: Any, forward: Any, sides: tuple[int, int]) -> dict
     def note(name: str) -> Any:
         def hook(_: Any, __: Any, output: Any) -> None:
             with suppress(UserError):
-                outputs.append((name, first_tensor(output, name)))
+                tensor = first_tensor(output, name)
+                parts = list(output.values()) if isinstance(output, Mapping) else output
+                # tensors deeper inside are those of a norm or block within, which is found by itself
+                if tensor is output or any(tensor is part for part in parts):
+                    outputs.append((name, tensor))
 
         return hook
 

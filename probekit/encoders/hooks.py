@@ -15,7 +15,7 @@ import torch
 from igpt_model.arguments import check_kind
 from probekit.encoders.compute import compute
 from probekit.encoders.encoder import encoder_repr, layer_patterns
-from probekit.encoders.pooling import Layout, count_special_tokens, decide, first_tensor, has_class_token, map_axes
+from probekit.encoders.pooling import Layout, count_special_tokens, decide, first_tensor, has_class_token
 from probekit.encoders.preparation import DescribedPreparation, Normalisation, Preparation, odd_pictures, pair, triple
 from probekit.encoders.row_checks import check_prepare, check_rows, check_tokens, settle_unloaded
 from probekit.encoders.weights import Loaded, hash_weights, load_weights
@@ -125,37 +125,29 @@ def _observable(module: torch.nn.Module) -> torch.nn.Module:
 
 
 class ModuleEncoder:
-    """Pooled outputs of named submodules.
+    """Pooled outputs of named submodules of `module`, which is put into evaluation mode and called with float (B, 3, H,
+    W).
 
     Parameters
     ----------
-    module : torch.nn.Module
-        Put into evaluation mode; called with float (B, 3, H, W).
     layers : str or sequence of str
         Names or globs of submodules ("layer?", "blocks.*", "encoder.layers.*.mlp").
     pool : str
         "mean" (over patches or the map), "cls" or "both".
     prepare : callable, optional
-        image HWC uint8 -> uint8 (H, W, 3) of one size, or float (3, H, W) already normalised; picklable.
-    resolution, resize, crop, interpolation : optional
-        Used when there is no `prepare`.
+        image HWC uint8 -> uint8 (H, W, 3) of one size, or float (3, H, W) already normalised; picklable. Else by
+        `resolution`, `resize`, `crop` and `interpolation`.
     mean, std : optional
         Of (x / 255 - mean) / std, for uint8 images; 0 and 1 if not given.
-    axes : str, optional
-        "BCHW", "BHWC", "BTD", "TBD", "BDT" or "BD" where the shapes leave it open.
-    prefix_tokens : int, optional
-        Special tokens in front of the patches, where the parameters do not tell.
-    suggested_prefix : int, optional
-        What the library that made the model says about that; taken for the layers where it leaves a grid.
+    axes, prefix_tokens : optional
+        "BCHW", "BHWC", "BTD", "TBD", "BDT" or "BD"; special tokens in front of the patches: where the shapes and
+        parameters leave them open. `suggested_prefix` is what the model's library says, taken where it leaves a grid.
     forward : callable, optional
         (module, x) -> anything, instead of `module(x)`.
     data : Dataset, optional
-        Shapes are found on its first training pictures when `prepare` is the user's own function, which may not take
-        every size.
+        Shapes are found on its first training pictures when `prepare` is the user's own, which may not take every size.
     loaded : Loaded, optional
         What a weights file left out: refused if a chosen layer depends on it.
-    provenance : dict, optional
-        Entries to add.
 
     Raises
     ------
@@ -199,8 +191,8 @@ class ModuleEncoder:
             prepare = preparation(resolution, resize, crop, interpolation)
             if prepare is None:
                 raise UserError("A torch module needs prepare= or resolution= (--resolution): its input size.")
-        elif not (resolution is resize is crop is None):
-            raise UserError("prepare= and resolution, resize or crop were both given; give one of them.")
+        elif not (resolution is resize is crop is interpolation is None):
+            raise UserError("prepare= and resolution, resize, crop or interpolation were both given; give one of them.")
         self.prepare = prepare
         self._normalise = Normalisation(triple(0.0 if mean is None else mean), triple(1.0 if std is None else std))
         self._compute = compute(device, dtype)
@@ -209,6 +201,17 @@ class ModuleEncoder:
         self._eager = any(COMPILED in part._modules or part._compiled_call_impl for part in module.modules())
         own_prepare = isinstance(prepare, DescribedPreparation)
         examples = self._examples(None if own_prepare else data, own_prepare)
+        given = mean is not None or std is not None
+        if given and not self._scales:
+            raise UserError("prepare= returns finished floats, which mean= and std= do not change; leave these out.")
+        own = getattr(module, "pretrained_cfg", None) or {}
+        if self._scales and not given and {"mean", "std"} <= set(own):
+            raise UserError(
+                f"{type(module).__name__} was trained with mean={own['mean']} and std={own['std']} (its "
+                "pretrained_cfg); give these, or others, as mean= and std=."
+            )
+        unscaled = {} if given or not self._scales else {"input": "values from 0 to 1: no mean and std were given"}
+        weights_hash = hash_weights(module)
         advice = SIZE_ADVICE if isinstance(prepare, Preparation) else PREPARE_ADVICE
         names = match_modules(module, layers)
         self._layouts = self._decide(names, examples, pool, axes, prefix_tokens, suggested_prefix, advice)
@@ -217,12 +220,18 @@ class ModuleEncoder:
         loaded = loaded or Loaded()
         check_tokens(self, examples, axes is not None)
         check_rows(self, examples)
+        if hash_weights(module) != weights_hash:
+            raise UserError(
+                f"{type(module).__name__} changes its own parameters or buffers when it runs (statistics of the first "
+                "batch?), but features must depend on the image alone; set them before, and keep them."
+            )
         if loaded.missing:
             settle_unloaded(self, examples, loaded)
+            weights_hash = hash_weights(module)
         self.provenance: dict[str, Any] = {
             "name": type(module).__name__,
             "kind": "torch",
-            "weights_hash": hash_weights(module),
+            "weights_hash": weights_hash,
             "config": {"class": f"{type(module).__module__}.{type(module).__qualname__}"},
             "pooling": pool,
             "norm": "the submodule's own output, nothing added",
@@ -233,6 +242,7 @@ class ModuleEncoder:
             "decisions": {name: layout.to_dict() for name, layout in self._layouts.items()},
             **loaded.to_dict(),
             **self._compute.to_dict(),
+            **unscaled,
             **(provenance or {}),
         }
 
@@ -255,7 +265,6 @@ class ModuleEncoder:
                 f"prepare failed on an image of {pictures[0].shape[0]} x {pictures[0].shape[1]} "
                 f"({type(error).__name__}: {first_line(error)}){noise}."
             ) from error
-        check_prepare(self.prepare, pictures, made)
         example = made[0]
         self._scales = example.dtype == np.uint8
         if (
@@ -266,6 +275,7 @@ class ModuleEncoder:
             raise UserError(
                 f"prepare gave {example.dtype} {example.shape}, but uint8 (H, W, 3) or float32 (3, H, W) is needed."
             )
+        check_prepare(self.prepare, pictures, made)
         if any(x.shape != example.shape for x in made):
             raise UserError(f"prepare gave the shapes {made[0].shape} and {made[1].shape}; all must have one size.")
         dropped = all(np.array_equal(x, example) for x in made)
@@ -296,8 +306,8 @@ class ModuleEncoder:
         special = count_special_tokens(self.module) if suggested_prefix is None else suggested_prefix
         class_token = has_class_token(self.module)
         wide: dict[str, list[tuple[int, ...]]] = {}
-        unclear = any(len(f[0]) == 4 and not map_axes(f[0], self._sides) for f in shapes[0].values())
-        if axes is None and (unclear or (prefix_tokens is None and any(len(f[0]) == 3 for f in shapes[0].values()))):
+        dimensions = {len(found[0]) for found in shapes[0].values()}
+        if axes is None and (4 in dimensions or (3 in dimensions and prefix_tokens is None)):
             # any failure means only that this model takes no other width: decide() then asks the user
             with suppress(Exception):
                 wide = self._shapes(names, np.concatenate([examples[:2]] * 2, axis=2 if self._scales else 3))
@@ -388,15 +398,8 @@ def load_function(
     ignore: Sequence[str] = (),
     **options: Any,
 ) -> ModuleEncoder:
-    """`torch:package.module:function`: the function returns a module, or (module, prepare).
-
-    Parameters
-    ----------
-    weights, state_key, strip_prefix, ignore : optional
-        A weights file for the module, see `probekit.encoders.weights.load_weights`.
-    **options
-        As `ModuleEncoder` takes them; `layers` is needed.
-    """
+    """`torch:package.module:function`: the function returns a module, or (module, prepare); `weights` are for that
+    module (`load_weights`), the other options those of `ModuleEncoder`, of which `layers` is needed."""
     made = import_object(spec)
     if callable(made) and not isinstance(made, torch.nn.Module):
         try:

@@ -27,26 +27,10 @@ from probekit.runtime.errors import UserError
 class IGPTEncoder:
     """Pooled features of an iGPT's layers; what "layer k" is lies in `igpt_model.features`.
 
-    Parameters
-    ----------
-    model : IGPT
-    palette : Palette
-    transform : ImageTransform
-        The preparation of images the model was trained with; its augmentation is not applied.
-    name : str
-        Short label in tables and curves.
-    norm : bool
-        Apply the norm that reads a layer next; False keeps the raw residual stream.
-    layers : str or sequence of str, optional
-        Names or globs of the layers to keep; nothing deeper than the deepest one is computed.
-    masked : bool
-        BERT only: feed masked inputs, as in training and as the paper probes them; masks depend on (seed, row id).
-    seed : int
-        Of those masks.
-    compile : bool
-        Compile each block (torch.compile): worth its minute for many images on a GPU; the last digits differ.
-    provenance : dict, optional
-        Entries to add.
+    Images are prepared by `transform`, the model's own, without its augmentation. `norm` applies the norm that reads a
+    layer next (False: the raw residual stream); of the chosen `layers` nothing deeper is computed than the deepest one.
+    A BERT model gets `masked` inputs, as in training and as the paper probes it; masks depend on (`seed`, row id).
+    `compile` compiles each block: worth its minute for many images on a GPU; the last digits differ.
     """
 
     __repr__ = encoder_repr
@@ -109,14 +93,18 @@ class IGPTEncoder:
             **(provenance or {}),
         }
 
+    def inputs(self, images_BHWC: np.ndarray, row_ids_B: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Tokens (B, T) of prepared images, and their masks where inputs are masked."""
+        tokens_BT = self._compute.send(self.palette.encode(images_BHWC).astype(np.int64))
+        if not self.masked:
+            return tokens_BT, None
+        mask_BT = draw_masks(row_ids_B, tokens_BT.shape[1], self.model.config.mask_prob, self.seed)
+        return tokens_BT, self._compute.send(mask_BT)
+
     @torch.no_grad()
     def __call__(self, images_BHWC: np.ndarray, row_ids_B: np.ndarray) -> list[torch.Tensor]:
         """One (B, n_embd) float32 tensor a layer, from uint8 (B, P, P, 3)."""
-        tokens_BT = self._compute.send(self.palette.encode(images_BHWC).astype(np.int64))
-        mask_BT = None
-        if self.masked:
-            mask_BT = draw_masks(row_ids_B, tokens_BT.shape[1], self.model.config.mask_prob, self.seed)
-            mask_BT = self._compute.send(mask_BT)
+        tokens_BT, mask_BT = self.inputs(images_BHWC, row_ids_B)
         with self._compute.context():
             return [X.float() for X in encode(self.model, tokens_BT, self.norm, mask_BT, self._chosen)]
 
@@ -128,15 +116,7 @@ def _input_rule(causal: bool, masked: bool, mask_prob: float, seed: int) -> str:
 
 
 def load_run(run: str, **options: Any) -> IGPTEncoder:
-    """`igpt:RUN`, the newest checkpoint of a run folder; `igpt:RUN@STEP`, that step; or a checkpoint folder itself.
-
-    `options` as `IGPTEncoder` takes them: norm, layers, masked, seed, device, dtype, compile.
-
-    Raises
-    ------
-    UserError
-        Nothing is there, or the checkpoint is damaged or has another palette than it was trained with.
-    """
+    """`igpt:RUN`, the newest checkpoint of a run folder; `igpt:RUN@STEP`, that step; or a checkpoint folder itself."""
     checkpoint = load_checkpoint(checkpoint_folder(run))
     about = {
         "checkpoint": str(checkpoint.path or run),
@@ -162,14 +142,8 @@ def load_random(
 ) -> IGPTEncoder:
     """`random:PRESET`, an untrained iGPT with a fixed RGB-grid palette, or `random:RUN`, a run's config and palette.
 
-    Parameters
-    ----------
-    resolution, n_colours : int
-        For a preset: pixels a side (32 if None) and colours of the palette. A run brings its own.
-    weights_seed : int
-        Of the weights. The training run's own seed is not used again: its model started from those very weights.
-    **options
-        As `IGPTEncoder` takes them.
+    `resolution` and `n_colours` are for a preset. The training run's own seed is not used again: its model started from
+    those very weights.
     """
     about: dict[str, Any] = {"weights_seed": weights_seed}
     if source in PRESETS:

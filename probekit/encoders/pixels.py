@@ -53,17 +53,8 @@ class _Baseline:
 
 
 class PixelEncoder(_Baseline):
-    """The image itself: P x P x 3 numbers in [0, 1], one layer "pixels".
-
-    Parameters
-    ----------
-    resolution : int, optional
-        P; the image is resized and centre-cropped to P x P (untouched where it is that size already).
-    data : Dataset, optional
-        Whose first training image gives P when `resolution` is None.
-    interpolation : str
-    device : str
-    """
+    """The image itself: P x P x 3 numbers in [0, 1], one layer "pixels"; resized and centre-cropped where it has
+    another size. P is `resolution`, or that of the first training image of `data`."""
 
     kind = "pixels"
 

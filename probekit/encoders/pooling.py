@@ -7,7 +7,7 @@ Each decision is recorded, and what stays open is an error.
 Letters: B images, T positions, D width, C channels, H and W sides of a map.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -60,11 +60,8 @@ class Layout:
 
 
 def first_tensor(output: Any, module: str) -> torch.Tensor:
-    """The tensor of a module's output: itself, or the first of a tuple, list or mapping."""
-    parts = list(output.values()) if isinstance(output, Mapping) else output
-    for part in parts if isinstance(parts, list | tuple) else [parts]:
-        if not isinstance(part, torch.Tensor):
-            continue
+    """The tensor of a module's output: itself, or the first of a tuple, list or mapping, however deep."""
+    for part in _tensors(output):
         if part.is_floating_point() and part.layout == torch.strided:
             return part
         kind = part.dtype if part.layout == torch.strided else part.layout
@@ -73,6 +70,15 @@ def first_tensor(output: Any, module: str) -> torch.Tensor:
             "floating-point numbers; choose another layer."
         )
     raise UserError(f"The module {module} returns {type(output).__name__} without a tensor; choose another layer.")
+
+
+def _tensors(output: Any) -> Iterator[torch.Tensor]:
+    """The tensors of a nested output, in its order."""
+    if isinstance(output, torch.Tensor):
+        yield output
+    parts = list(output.values()) if isinstance(output, Mapping) else output
+    for part in parts if isinstance(parts, list | tuple) else ():
+        yield from _tensors(part)
 
 
 def count_special_tokens(module: torch.nn.Module) -> int:
@@ -128,6 +134,8 @@ def decide(
     batch = changed[0]
     if axes is None:
         axes = _axes(name, shape, batch, sides, wide)
+    elif len(shape) == len(axes) == 4 and (seen := map_axes(shape, sides) or axes) != axes:
+        raise UserError(f"Layer {name} of shape {shape} is {AXES[seen]}, but axes={axes} was given; say axes={seen}.")
     if axes not in AXES or len(axes) != len(shape) or axes.index("B") != batch:
         raise UserError(f"The axes {axes!r} do not fit layer {name} of shape {shape}; choose {', '.join(AXES)}.")
     if "T" not in axes:
@@ -169,10 +177,18 @@ def _axes(name: str, shape: tuple[int, ...], batch: int, sides: tuple[int, int],
     if len(shape) == 3:
         return "TBD" if batch else "BDT" if changed == [2] else "BTD"
     if len(shape) == 4 and batch == 0:
-        if seen := map_axes(shape, sides):
+        by_width = {2: "BHWC", 3: "BCHW"}
+        seen = map_axes(shape, sides)
+        if seen and changed and [by_width.get(i) for i in changed] != [seen]:
+            raise UserError(
+                f"Layer {name} has the shapes {shape} and {wide} for images of {sides[0]} x {sides[1]} and of twice "
+                "the width, which is no feature map (attention between positions, or heads?); choose another layer."
+            )
+        if not seen and len(changed) == 1 and changed[0] in by_width:
+            square = shape[changed[0] - 1] == shape[changed[0]] or sides[0] != sides[1]
+            seen = by_width[changed[0]] if square else None
+        if seen:
             return seen
-        if changed in ([2], [3]):
-            return "BHWC" if changed == [2] else "BCHW"
         raise UserError(f"Layer {name} has shape {shape}, any axis could be the channels; say axes=BCHW or axes=BHWC.")
     raise UserError(
         f"Layer {name} has shape {shape}, which is not a vector, token sequence or map; choose another layer."

@@ -65,15 +65,9 @@ def known_kernel(name: str) -> str:
 class Preparation(DescribedPreparation):
     """Resize, then centre crop, to one fixed size; picklable.
 
-    Parameters
-    ----------
-    crop : (int, int)
-        Height and width of the result.
-    resize : int or (int, int), optional
-        One number: the shorter side gets this length. Two: height and width, the aspect ratio is not kept. None: the
-        shorter side (of crop and image) decides, so that the crop covers as much as it can.
-    interpolation : str
-        One of Pillow's kernels.
+    `crop` is height and width of the result. `resize`: one number is the length of the shorter side; two are height and
+    width, where the aspect ratio is not kept; None lets the shorter side (of crop and image) decide, so that the crop
+    covers as much as it can.
     """
 
     crop: tuple[int, int]
@@ -127,9 +121,10 @@ class Normalisation:
             raise UserError(f"mean {self.mean} and std {self.std} were given; each needs three numbers, std above 0.")
 
     def __call__(self, images_BHWC: np.ndarray, device: torch.device) -> torch.Tensor:
-        """uint8 (B, H, W, 3) as float32 (B, 3, H, W) on `device`; finished floats (B, 3, H, W) pass unchanged."""
+        """uint8 (B, H, W, 3) as float32 (B, 3, H, W) on `device`; finished floats (B, 3, H, W) are copied, as a
+        model may change its input in place."""
         if images_BHWC.dtype != np.uint8:
-            return send(images_BHWC, device)
+            return send(images_BHWC, device).clone()
         x = send(images_BHWC, device).permute(0, 3, 1, 2).contiguous().float() / 255
         mean, std = (send(torch.tensor(values), device).view(1, 3, 1, 1) for values in (self.mean, self.std))
         return (x - mean) / std

@@ -40,6 +40,11 @@ def check_rows(encoder: Any, examples: np.ndarray) -> None:
 
     before = _random_state(device)
     pair = run(examples[:2])
+    if bad := [name for name, rows in pair.items() if not rows.isfinite().all()]:
+        raise UserError(
+            f"Layer {bad[0]} of {type(encoder.module).__name__} has values that are not finite: look for NaN in the "
+            "weights, or values beyond the number format."
+        )
     drawn = _random_state(device) != before
     again = run(examples[:2])
     # a generator of the module's own, a counter or a moving average leaves no trace in the global state; a CPU repeats
@@ -47,6 +52,12 @@ def check_rows(encoder: Any, examples: np.ndarray) -> None:
     drawn = drawn or (device.type == "cpu" and not all(torch.equal(pair[name], again[name]) for name in pair))
     for rerun in (again, *(run(examples[:2]) for _ in range(REPEATS - 1 if drawn else 0))):
         _compare(encoder, pair, rerun, 0.0 if drawn else tolerance, "the same batch is run again", drawn)
+    if drawn:
+        warnings.warn(
+            f"{type(encoder.module).__name__} draws random numbers in evaluation mode, or repeats itself to rounding "
+            f"only: {REPEATS} runs gave the same features, but a rare event would not have shown.",
+            stacklevel=4,
+        )
     # two of the others are as dark and as bright as can be: what is taken over the batch shows
     ends = (0, 255) if examples.dtype == np.uint8 else (4 * examples.min(), 4 * examples.max())
     extreme = np.stack([np.full_like(examples[0], value) for value in ends])

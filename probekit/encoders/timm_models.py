@@ -30,18 +30,10 @@ def load_timm(
     ignore: str | Sequence[str] = (),
     **options: Any,
 ) -> ModuleEncoder:
-    """`timm:NAME`, with timm's pretrained weights, or those of a file.
+    """`timm:NAME`, as `timm.create_model` takes it, with timm's pretrained weights, or those of a file
+    (`load_weights`).
 
-    Parameters
-    ----------
-    name : str
-        As `timm.create_model` takes it.
-    layers : str or sequence of str, optional
-        None: the submodules in the model's `feature_info` (each block of a ViT, each stage of a ConvNet).
-    weights, state_key, strip_prefix, ignore : optional
-        A weights file instead of timm's own.
-    **options
-        As `ModuleEncoder` takes them; size, crop and normalisation come from the model's own data config.
+    Options are those of `ModuleEncoder`; size, crop and normalisation come from the model's own data config.
     """
     model = _create(name, pretrained=weights is None)
     loaded = load_weights(model, weights, state_key, strip_prefix, ignore) if weights is not None else Loaded()
@@ -95,13 +87,7 @@ def from_timm(
     prefix_tokens: int | None = None,
     **options: Any,
 ) -> ModuleEncoder:
-    """Wrap a timm model that is already made.
-
-    Raises
-    ------
-    UserError
-        timm lists no features for it and `layers` is None.
-    """
+    """Wrap a timm model that is already made; without `layers`, the submodules in its `feature_info`."""
     settings = dict(getattr(model, "pretrained_cfg", None) or {})
     if layers is None:
         layers = _listed_layers(model, about)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from igpt_model.features import pool
-from igpt_model.objectives import draw_masks
 from probekit.encoders.encoder import encoder_repr
 from probekit.encoders.igpt import IGPTEncoder, load_random, load_run
 from probekit.runtime.errors import UserError
@@ -38,31 +37,20 @@ class TokenEncoder:
     def __call__(self, images_BHWC: np.ndarray, row_ids_B: np.ndarray) -> list[torch.Tensor]:
         """One (B, T * D) float32 tensor a layer."""
         own = self._pooled
-        model, device = own.model, own._compute.device
-        tokens_BT = torch.as_tensor(own.palette.encode(images_BHWC).astype(np.int64)).to(device)
-        mask_BT = None
-        if own.masked:
-            mask_BT = draw_masks(row_ids_B, tokens_BT.shape[1], model.config.mask_prob, own.seed)
-            mask_BT = torch.as_tensor(mask_BT).to(device)
+        tokens_BT, mask_BT = own.inputs(images_BHWC, row_ids_B)
         found = []
         with own._compute.context():
-            states = zip(range(own._chosen[-1] + 1), model.hidden_states(tokens_BT, mask_BT), strict=False)
+            states = zip(range(own._chosen[-1] + 1), own.model.hidden_states(tokens_BT, mask_BT), strict=False)
             for k, h_BTD in states:
                 if k in own._chosen:
                     # each position as a picture of one: its mean is itself, so "layer k" stays where it is defined
                     one_at_a_time = h_BTD.reshape(-1, 1, h_BTD.shape[2])
-                    found.append(pool(model, k, one_at_a_time, own.norm).reshape(len(h_BTD), -1).float())
+                    found.append(pool(own.model, k, one_at_a_time, own.norm).reshape(len(h_BTD), -1).float())
         return found
 
 
 def load_tokens(spec: str, **options: Any) -> TokenEncoder:
-    """`tokens:igpt:RUN[@STEP]`, `tokens:random:RUN` or `tokens:random:PRESET`; options as those take them.
-
-    Raises
-    ------
-    UserError
-        Another kind of encoder is asked for.
-    """
+    """`tokens:igpt:RUN[@STEP]`, `tokens:random:RUN` or `tokens:random:PRESET`; options as those take them."""
     scheme, _, rest = spec.partition(":")
     loaders: dict[str, Callable[..., IGPTEncoder]] = {"igpt": load_run, "random": load_random}
     if scheme not in loaders or not rest or rest.startswith(("hf:", "timm:")):

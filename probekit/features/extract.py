@@ -124,8 +124,18 @@ def write_part(
         shard = {"rank": ranks.rank, "world": ranks.world, "splits": header.splits, "first": first}
         header = replace(header, splits={name: len(part) for name, part in parts.items()}, shard=shard)
         path = shard_path(path, ranks)
-    if parts:
-        _write(path, header, encoder, parts, classes, batch_size, workers, progress)
+    if not parts:
+        return
+    with write_lock(path):
+        if path.exists():
+            _check_resumable(path, header, parts, batch_size)
+        else:
+            labels = {name: part.labels for name, part in parts.items()}
+            row_ids = {name: part.row_ids for name, part in parts.items()}
+            create_skeleton(path, header, labels, row_ids, classes)
+        with FeatureWriter(path) as writer:
+            _fill(writer, encoder, parts, workers, progress)
+            writer.finish()
 
 
 def _checked_pictures(store: FeatureStore) -> FeatureStore:
@@ -139,28 +149,6 @@ def _checked_pictures(store: FeatureStore) -> FeatureStore:
                 stacklevel=3,
             )
     return store
-
-
-def _write(
-    path: Path,
-    header: Header,
-    encoder: Any,
-    parts: dict[str, Any],
-    classes: Sequence[str],
-    batch_size: int | None,
-    workers: int,
-    progress: Progress | None,
-) -> None:
-    with write_lock(path):
-        if path.exists():
-            _check_resumable(path, header, parts, batch_size)
-        else:
-            labels = {name: part.labels for name, part in parts.items()}
-            row_ids = {name: part.row_ids for name, part in parts.items()}
-            create_skeleton(path, header, labels, row_ids, classes)
-        with FeatureWriter(path) as writer:
-            _fill(writer, encoder, parts, workers, progress)
-            writer.finish()
 
 
 def declare(

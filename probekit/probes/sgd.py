@@ -220,8 +220,8 @@ def train_sgd(
 
     Parameters
     ----------
-    batches : called with a step, yields the batches from that step on: (X of every layer, y), as those of
-        `sgd_batches.array_batches`
+    batches : called with a step, yields the batches from that step on: (X of every layer, y), augmented or not;
+        `sgd_batches.array_batches` makes one from arrays or files
     widths : D_l of every layer
     n_classes, n_steps : K (labels are 0 to K-1), and the length of the schedule
     config : learning rates, momentum, weight decay

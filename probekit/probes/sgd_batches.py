@@ -21,9 +21,11 @@ Batch = tuple[Sequence[Any], Any]  # X (B, D_l) of every layer, y (B,) class ind
 BUFFER_BYTES = 1 << 30  # of float32 rows of all layers; with read-ahead two buffers are held
 BLOCKS = 64  # per buffer
 
+Augment = Callable[[list[np.ndarray], np.ndarray, np.random.Generator], list[np.ndarray]]
+
 
 def array_batches(
-    layers: Sequence[Any], y: np.ndarray, config: SGDConfig, buffer: int | None = None
+    layers: Sequence[Any], y: np.ndarray, config: SGDConfig, augment: Augment | None = None, buffer: int | None = None
 ) -> tuple[Callable[[int], Iterator[Batch]], int]:
     """Batches for `train_sgd`, and how many there are in `config.epochs`.
 
@@ -31,7 +33,9 @@ def array_batches(
     buffer of rows at a time (a multiple of 64, by default 1 GiB), the next one while this one is used, and give the
     same batches. `y` (N,) are class indices.
 
-    Each epoch has its own order, from (seed, epoch). The incomplete batch at an epoch's end is dropped.
+    Each epoch has its own order, from (seed, epoch); `augment(X of every layer, y, rng)` gets a generator made from
+    (seed, step), so that a resumed run is the same as an uninterrupted one. The incomplete batch at an epoch's end is
+    dropped.
     """
     size = min(config.batch_size, len(y))
     per_epoch = len(y) // size
@@ -48,7 +52,10 @@ def array_batches(
                 source = ((rows, [_float32(X[rows]) for X in layers]) for rows in chosen)
             else:
                 source = _streamed(layers, order, size, buffer, first)
-            for rows, features in source:
+            for index, (rows, features) in enumerate(source, first):
+                if augment is not None:
+                    rng = np.random.default_rng([config.seed, 1, epoch * per_epoch + index])
+                    features = augment(features, y[rows], rng)
                 yield features, y[rows]
 
     return batches, count_steps(len(y), config)

@@ -24,7 +24,8 @@ _LATEX = {
     "\N{EN DASH}": r"\textendash{}",
     **{plain: f"\\{plain}" for plain in "&%$#_{}"},
 }
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~#&$!])")
+# the colon, dot and @ of what GitHub would make a link or a mention
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~#&$!@]|:(?=//)|(?<=[wW]{3})\.)")
 _FORMULA = "=+\\-@\uff1d\uff0b\uff0d\uff20"  # of full width too, which spreadsheets in East Asia take
 
 

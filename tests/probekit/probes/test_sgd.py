@@ -20,9 +20,14 @@ def rows(n=70, widths=(4, 7), n_classes=3):
     return [(rng.normal(size=(n, w)) + y[:, None] * np.eye(w)[0]).astype(np.float32) for w in widths], y
 
 
-def test_every_head_is_a_plain_torch_loop():
+def jitter(features, y, rng):
+    return [X + 0.1 * rng.normal(size=X.shape).astype(np.float32) for X in features]
+
+
+@pytest.mark.parametrize("augment", [None, jitter])
+def test_every_head_is_a_plain_torch_loop(augment):
     layers, y = rows()
-    batches, n_steps = array_batches(layers, y, CONFIG)
+    batches, n_steps = array_batches(layers, y, CONFIG, augment)
     grid = train_sgd(batches, (4, 7), 3, n_steps, CONFIG)
     assert grid.step == n_steps == 3 * (70 // 16)
     for layer, width in enumerate((4, 7)):
@@ -48,7 +53,7 @@ def test_every_head_is_a_plain_torch_loop():
 @pytest.mark.parametrize("how", [KeyboardInterrupt, RuntimeError])
 def test_resumed_is_undisturbed(tmp_path, killed_at, how):
     layers, y = rows()
-    batches, n_steps = array_batches(layers, y, CONFIG)
+    batches, n_steps = array_batches(layers, y, CONFIG, jitter)
     undisturbed = train_sgd(batches, (4, 7), 3, n_steps, CONFIG)
 
     def dying(start):

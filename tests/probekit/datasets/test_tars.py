@@ -1,0 +1,98 @@
+"""Tars in layouts that people write."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from probekit.datasets import load_dataset
+from probekit.runtime.errors import UserError
+
+RNG = np.random.default_rng(0)
+
+
+def tree(root, *folders, count=6):
+    for folder in folders:
+        (root / folder).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(root / folder / f"{i}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ('{"label": [0, 1]}', "are lists"),
+        ('{"label": 0.5}', r"hold 0\.5"),
+        ('{"label": null}', "have no label|no label"),
+    ],
+)
+def test_labels_of_tars_are_one_whole_number_or_name(tmp_path, label, words):
+    content = (tree(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for k in range(12):
+            for name, data in ((f"{k}.png", content), (f"{k}.json", label.encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    with pytest.raises(UserError, match=words):
+        load_dataset(tmp_path / "t.tar")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"cls": b"0", "label": b"1"}, "several labels .cls 0 and label 1"),
+        ({"json": b'{"label": 1}', "cls": b"0"}, "several labels .label of json 1 and cls 0"),
+        ({"cls": b"0", "CLS": b"0"}, "has the field cls twice"),
+        ({"cls": b"1_0", "label": b"1_0"}, None),
+    ],
+)
+def test_labels_of_tars_that_contradict_one_another(tmp_path, fields, words):
+    content = (tree(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for k in range(12):
+            for field, data in {"png": content, **(fields if k % 2 else {"cls": b"cow"})}.items():
+                info = tarfile.TarInfo(f"{k}.{field}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    if words is None:
+        assert load_dataset(tmp_path / "t.tar").classes == ("1_0", "cow")
+        return
+    with pytest.raises(UserError, match=words):
+        load_dataset(tmp_path / "t.tar")
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_links_in_a_tar_are_refused(tmp_path, kind):
+    content = (tree(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for name, data in (
+            (f"{k}.{field}", data) for k in range(12) for field, data in (("png", content), ("cls", b"0"))
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            if name == "11.png":
+                info.type, info.size, info.linkname = kind, 0, "0.png"
+            tar.addfile(info, io.BytesIO(data))
+    with pytest.raises(UserError, match=r"11\.png is a link to 0\.png"):
+        load_dataset(tmp_path / "t.tar")
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".parquet"])
+def test_one_file_as_two_splits_is_refused(tmp_path, suffix):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "pool").touch()
+    for split in ("train", "test"):
+        (tmp_path / f"{split}{suffix}").symlink_to(tmp_path / "pool")
+    with pytest.raises(UserError, match="are one file"):
+        load_dataset(str(tmp_path / f"*{suffix}"))
+
+
+def test_compressed_tars_say_so(tmp_path):
+    with tarfile.open(tmp_path / "t.tar.gz", "w:gz") as tar:
+        tar.add(tree(tmp_path / "d", "x", count=1))
+    with pytest.raises(UserError, match="decompress it first"):
+        load_dataset(tmp_path / "t.tar.gz")

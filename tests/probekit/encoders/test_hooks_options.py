@@ -1,0 +1,177 @@
+"""Options and modules that cannot be meant."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from probekit.encoders import load_encoder
+from probekit.runtime.errors import UserError
+
+
+class Convs(nn.Module):
+    """Two convolutions, and one more operation between them."""
+
+    def __init__(self, operation=lambda x: x):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.operation = nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 8, 3, 2), operation
+
+    def forward(self, x):
+        return self.b(self.operation(self.a(x)))
+
+
+def test_modules_that_cannot_be_observed_say_why():
+    net = nn.Sequential(nn.Conv2d(3, 8, 4, 4))
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Conv2d(3, 8, 4, 4))
+    for module, words in (
+        (torch.jit.trace(net, torch.rand(2, 3, 32, 32)), "is a TorchScript program"),
+        (torch.jit.script(net), "is a TorchScript program"),
+        (empty, r"no values for 0\.weight"),
+        (nn.Sequential(nn.LazyConv2d(8, 4, 4)), r"no values for 0\.weight"),
+        (nn.Sequential(nn.Conv2d(3, 8, 4, 4)).bfloat16(), "its parameters are bfloat16"),
+        (nn.Sequential(nn.Conv2d(3, 8, 4, 4)).double(), "its parameters are float64"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_encoder(module, layers="0", resolution=32)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mean": [123.7, 116.3, 103.5], "std": [58.4, 57.1, 57.4]}, "divide it by 255"),
+        ({"std": float("nan")}, "std above 0"),
+        ({"mean": [0.5, 0.5]}, "one number or three"),
+        ({"resolution": 0}, "at least 1 x 1"),
+        ({"resolution": 32.5}, "one whole number or two"),
+        ({"resolution": "a"}, "one whole number or two"),
+        ({"layers": []}, "needs layers="),
+        ({"layers": ""}, "needs layers="),
+        ({"layers": ["b", 3]}, "No submodule matches '3'"),
+        ({"prefix_tokens": "2"}, "prefix_tokens is '2'"),
+        ({"prefix_tokens": 2.5}, "prefix_tokens is 2.5"),
+        ({"resize": (64, 64, 64)}, "one whole number or two"),
+        ({"resize": {"shortest_edge": 64}}, "one whole number or two"),
+        ({"resolution": None, "prepare": lambda image: np.zeros((3, 32, 32))}, "prepare gave float64"),
+        ({"resolution": None, "prepare": lambda image: np.zeros((3, 32, 32), bool)}, "prepare gave bool"),
+    ],
+)
+def test_options_that_cannot_be_meant(options, words):
+    with pytest.raises(UserError, match=words):
+        load_encoder(Convs(), **{"layers": "b", "resolution": 32, **options})
+
+
+def test_numbers_in_every_form():
+    for mean in (0.5, [0.5] * 3, "0.5", "0.5,0.5,0.5", np.full(3, 0.5), torch.full((3,), 0.5)):
+        encoder = load_encoder(Convs(), layers="b", resolution="32", mean=mean)
+        assert encoder.provenance["normalisation"]["mean"] == [0.5] * 3
+        assert encoder.provenance["resolution"] == [32, 32]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_a_preparation_that_drops_the_image_is_said(kind):
+    shape = (32, 32, 3) if kind == np.uint8 else (3, 32, 32)
+    with pytest.warns(UserWarning, match="prepare makes the same of 3 different images"):
+        load_encoder(Convs(), layers="b", prepare=lambda image: np.ones(shape, kind))
+
+
+def test_sizes_and_layers_in_every_form():
+    for resize, written in (("64", 64), (np.int64(64), 64), ("64,32", [64, 32]), (np.array([64, 32]), [64, 32])):
+        encoder = load_encoder(Convs(), layers="b", resize=resize, crop="32")
+        assert encoder.provenance["preparation"]["resize"] == written
+        assert encoder.provenance["preparation"]["crop"] == [32, 32]
+    net = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 8, 1))
+    for layers in (1, [1], np.array([0, 1]), np.array(["0", "1"]), ("1",), "0,1"):
+        assert load_encoder(net, layers=layers, resolution=32).layers[-1] == "1"
+
+
+def test_a_preparation_of_training_is_refused():
+    def crop(image):
+        top = torch.randint(0, 3, ()).item()
+        return np.resize(image, (35, 35, 3))[top : top + 32, :32]
+
+    def mirror_now_and_then(image):
+        image = np.resize(image, (32, 32, 3))
+        return image[:, ::-1] if np.random.rand() < 0.2 else image  # noqa: NPY002
+
+    for prepare in (crop, mirror_now_and_then):
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        with pytest.raises(UserError, match="something else of an image"):
+            load_encoder(Convs(), layers="b", prepare=prepare)
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "refused"),
+    [
+        ("torch:net_of_test:Net", {"layers": "layer1", "resolution": 32, "norm": False}, "norm"),
+        ("random:tiny", {"axes": "BCHW"}, "axes"),
+        ("tokens:random:tiny", {"mean": 0.5}, "mean"),
+        ("pixels:8", {"layers": "x"}, "layers"),
+    ],
+)
+def test_options_of_other_encoders_are_refused(net_module, spec, options, refused):
+    with pytest.raises(UserError, match=f"takes no option {refused}"):
+        load_encoder(spec, **options)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1, self.layer1, self.fc = (
+            nn.Conv2d(3, 4, 3, 2),
+            nn.BatchNorm2d(4),
+            nn.Conv2d(4, 4, 3),
+            nn.Linear(4, 9),
+        )
+
+    def forward(self, x):
+        return self.fc(self.layer1(self.bn1(self.conv1(x))).mean((2, 3)))
+
+
+@pytest.fixture
+def net_module(monkeypatch):
+    module = types.ModuleType("net_of_test")
+    module.Net = Net
+    monkeypatch.setitem(sys.modules, "net_of_test", module)
+
+
+def floats(image):
+    return np.ascontiguousarray(np.moveaxis(image[:32, :32], -1, 0), np.float32) / 255
+
+
+def test_values_of_the_user_are_used_or_refused():
+    net = nn.Sequential(nn.Conv2d(3, 4, 4, 4))
+    options = {"layers": "0"}
+    with pytest.raises(UserError, match="finished floats"):
+        load_encoder(net, prepare=floats, mean=0.5, **options)
+    with pytest.raises(UserError, match="interpolation were both given"):
+        load_encoder(net, prepare=floats, interpolation="nearest", **options)
+    with pytest.raises(UserError, match=r"prepare gave object \(\)"):
+        load_encoder(net, prepare=lambda image: {"pixel_values": floats(image)}, **options)
+    assert load_encoder(net, resolution=32, **options).provenance["input"].startswith("values from 0 to 1")
+    assert "input" not in load_encoder(net, resolution=32, mean=0.5, std=0.5, **options).provenance
+    net.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
+    with pytest.raises(UserError, match=r"trained with mean=\(0.5"):
+        load_encoder(net, resolution=32, **options)
+    assert load_encoder(net, resolution=32, mean=0.5, std=0.2, **options).widths == (4,)
+
+
+def test_a_model_may_change_its_input_in_place():
+    class InPlace(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.sub_(0.5).div_(0.25))
+
+    net = InPlace(nn.Conv2d(3, 4, 4, 4))
+    images = np.stack([floats(x) for x in np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)])
+    kept = images.copy()
+    features = load_encoder(net, layers="0", prepare=floats)(images, np.arange(2))[0]
+    assert np.array_equal(images, kept)
+    with torch.no_grad():
+        expected = net[0]((torch.tensor(kept) - 0.5) / 0.25).mean((2, 3))
+    # one convolution in float32: sums of 48 products
+    assert torch.allclose(features, expected, atol=1e-5)
