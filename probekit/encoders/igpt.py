@@ -134,7 +134,9 @@ def checkpoint_folder(run: str) -> Path:
         return latest_checkpoint(folder, int(step))
     if not Path(run).is_dir():
         raise UserError(f"There is no run folder {run!r}; give the folder that `probekit train` wrote.")
-    return Path(run) if (Path(run) / "weights.safetensors").exists() else latest_checkpoint(run)
+    # a checkpoint itself, its weights in one file or in shards
+    whole = any((Path(run) / name).exists() for name in ("weights.safetensors", "weights"))
+    return Path(run) if whole else latest_checkpoint(run)
 
 
 def load_random(

@@ -153,7 +153,7 @@ def fit_path(
     sample_weight : (N,) non-negative weights, None for ones
     standardize : scale each feature by its weighted mean and deviation first; the penalty acts on the scaled weights
     tol : relative objective gap that a converged fit has at most
-    max_iter : Newton steps of one fit, and Hessian products of each, at most
+    max_iter : Newton steps of one fit, and Hessian products of each, at most; `n_iter` counts passes over the rows
     backend : "torch", "sklearn" (the oracle) or "cuml"
     device : torch device of the torch backend
     dtype : "float32" or "float64" arithmetic of the solver; None takes float64 for float64 features and for small X (up
