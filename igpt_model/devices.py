@@ -40,7 +40,7 @@ def find_device(device: str | torch.device) -> torch.device:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """This process's own GPU (LOCAL_RANK) for a bare "cuda", set as the current one; other devices as they are.
+    """Return this process's own GPU (LOCAL_RANK) for a bare "cuda", made the current one; other devices as they are.
 
     A process that has not set its device pins memory and opens library handles on GPU 0, whichever it computes on.
     """
@@ -59,7 +59,7 @@ def local_device(device: torch.device) -> torch.device:
 
 
 def send(values: Any, device: torch.device) -> torch.Tensor:
-    """An array or tensor of the host as a tensor on a device.
+    """Return an array or tensor of the host as a tensor on a device.
 
     To a GPU it goes from pinned memory: the host goes on at once, instead of waiting for the GPU's running work.
     """

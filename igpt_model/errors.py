@@ -18,12 +18,12 @@ class UserError(ValueError):
 
 
 def shortened(message: str) -> str:
-    """The message, or the two ends of one of more than `LONGEST` characters."""
+    """Return the message, or the two ends of one of more than `LONGEST` characters."""
     return message if len(message) <= LONGEST else f"{message[: LONGEST // 2]} ... {message[-LONGEST // 3 :]}"
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's error, to be quoted in a sentence; its class's name if it has none."""
+    """Return the first line of another library's error, to be quoted in a sentence, or its class's name."""
     # without the codes that colour a terminal
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)[: 2 * LENGTH])
     line = (text.strip().splitlines() or [type(error).__name__])[0].rstrip(". ")

@@ -76,23 +76,10 @@ def encode(
     wanted = range(model.L + 1) if layers is None else sorted(layers)
     if not wanted or not 0 <= wanted[0] <= wanted[-1] <= model.L:
         raise UserError(f"layers are {list(wanted)}, but the model has layers 0 to {model.L}; give at least one.")
-    if inference.fits(model):
-        return _encode_in_pieces(model, tokens_BT, norm, mask_BT, wanted)
-    # the range comes first: it ends before a block deeper than the last wanted state is run
-    states = zip(range(wanted[-1] + 1), model.hidden_states(tokens_BT, mask_BT), strict=False)
-    return [pool(model, k, h_BTD, norm) for k, h_BTD in states if k in wanted]
-
-
-def _tensor(values: Tensor | np.ndarray, what: str, device: torch.device) -> Tensor:
-    if not isinstance(values, Tensor) or values.layout != torch.strided or values.is_meta:
-        values = plain_array(values, what)  # which refuses what no tensor can be made of
-    return torch.as_tensor(values, device=device)
-
-
-def _encode_in_pieces(
-    model: IGPT, tokens_BT: Tensor, norm: bool, mask_BT: Tensor | None, wanted: Sequence[int]
-) -> list[Tensor]:
-    """`encode` on a CPU: a few images at a time, through buffers that stay in the cache."""
+    if not inference.fits(model):
+        # the range comes first: it ends before a block deeper than the last wanted state is run
+        states = zip(range(wanted[-1] + 1), model.hidden_states(tokens_BT, mask_BT), strict=False)
+        return [pool(model, k, h_BTD, norm) for k, h_BTD in states if k in wanted]
     n_images, n_positions = tokens_BT.shape
     pooled = {k: torch.empty(n_images, model.config.n_embd) for k in wanted}
 
@@ -103,5 +90,12 @@ def _encode_in_pieces(
             if k in pooled:
                 torch.mean(n_MTD if norm else h_MTD, 1, out=pooled[k][rows])
 
+    # on a CPU: a few images at a time, through buffers that stay in the cache
     inference.for_each_piece(model, n_images, n_positions, fill)
     return list(pooled.values())
+
+
+def _tensor(values: Tensor | np.ndarray, what: str, device: torch.device) -> Tensor:
+    if not isinstance(values, Tensor) or values.layout != torch.strided or values.is_meta:
+        values = plain_array(values, what)  # which refuses what no tensor can be made of
+    return torch.as_tensor(values, device=device)

@@ -24,7 +24,7 @@ STRIP = 64
 
 
 def fits(model: IGPT) -> bool:
-    """Whether this path may be taken: float32 on a CPU, no gradients, no autocast."""
+    """Return whether this path may be taken: float32 on a CPU, no gradients, no autocast."""
     weight = model.wte.weight
     return (
         weight.device.type == "cpu"
@@ -35,7 +35,7 @@ def fits(model: IGPT) -> bool:
 
 
 def pieces(model: IGPT, n_images: int, n_positions: int) -> list[slice]:
-    """The images that go through the blocks together, almost equally many in each piece.
+    """Return the images that go through the blocks together, almost equally many in each piece.
 
     Pieces depend on the model and the batch, never on the number of threads; their number is even, for two threads.
     """
@@ -136,7 +136,7 @@ def states_in_place(
 
 
 def has_onednn() -> bool:
-    """Whether this PyTorch has oneDNN's linear layer, which it keeps for compiled models, and oneDNN is enabled."""
+    """Return whether this PyTorch has oneDNN's linear layer, meant for compiled models, and oneDNN is enabled."""
     mkldnn = torch.backends.mkldnn
     return mkldnn.is_available() and bool(mkldnn.enabled) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 

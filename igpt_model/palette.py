@@ -168,7 +168,7 @@ class Palette:
         all_3V = np.ascontiguousarray(self.centres_V3.T, np.float64)
         for blue, green, red in np.argwhere(touched & ~self._filled).tolist():
             corner = np.array([red, green, blue]) * _EDGE
-            index, centres_3V = _possible(all_3V, corner, _EDGE)
+            index, centres_3V = _candidates(all_3V, corner, _EDGE)
             axis = to_unit(corner[:, None] + np.arange(_EDGE))
             r, g, b = (axis[:, None, :] - centres_3V[:, :, None]) ** 2
             red_and_green = r[:, None, :] + g[:, :, None]
@@ -229,8 +229,8 @@ class Palette:
         return cls(centres)
 
 
-def _possible(centres_3V: np.ndarray, corner: np.ndarray, edge: int) -> tuple[np.ndarray, np.ndarray]:
-    """Those centres that are nearest to some colour of a cube, with their indices.
+def _candidates(centres_3V: np.ndarray, corner: np.ndarray, edge: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of the centres that may be nearest to some colour of a cube, and these centres (3, n).
 
     A centre that is farther from the cube's nearest point than another is from its farthest point can never win.
     """

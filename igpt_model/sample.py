@@ -116,30 +116,19 @@ def sample(
     size = at_once or images_at_once(config)
     for start in range(0, n, size):
         part_NT = tokens_NT[start : start + size]
+        # each image has its own stream of randomness
         streams = [np.random.default_rng([seed, _DRAWS, start + i]) for i in range(len(part_NT))]
-        _fill(model, part_NT, n_given, streams, temperature, top_k)
+        cache = Cache(model, *part_NT.shape)
+        # `embed` puts the start vector in front and drops the last pixel that it is given: one more than the prefix
+        inputs_NSD = model.embed(part_NT[:, : n_given + 1])
+        for t in range(n_given, config.n_positions):
+            logits_NV = advance(model, inputs_NSD, cache)
+            part_NT[:, t] = _draw(logits_NV, temperature, top_k, streams)
+            if t + 1 < config.n_positions:
+                inputs_NSD = (model.wte(part_NT[:, t]) + model.wpe.weight[t + 1])[:, None]
+            elif logits_NV.isnan().any():  # the last pixel sees all others, so it is NaN if any was
+                raise UserError("The model's logits are not numbers: its weights are damaged; take another checkpoint.")
     return tokens_NT
-
-
-def _fill(
-    model: IGPT,
-    tokens_NT: Tensor,
-    n_given: int,
-    streams: list[np.random.Generator],
-    temperature: float,
-    top_k: int | None,
-) -> None:
-    """Draw the pixels after the given ones, in place; each image has its own stream of randomness."""
-    cache = Cache(model, *tokens_NT.shape)
-    # `embed` puts the start vector in front and drops the last pixel it is given, so one more than the prefix goes in
-    inputs_NSD = model.embed(tokens_NT[:, : n_given + 1])
-    for t in range(n_given, tokens_NT.shape[1]):
-        logits_NV = advance(model, inputs_NSD, cache)
-        tokens_NT[:, t] = _draw(logits_NV, temperature, top_k, streams)
-        if t + 1 < tokens_NT.shape[1]:
-            inputs_NSD = (model.wte(tokens_NT[:, t]) + model.wpe.weight[t + 1])[:, None]
-        elif logits_NV.isnan().any():  # the last pixel sees all others, so it is NaN if any was
-            raise UserError("The model's logits are not numbers: its weights are damaged; take another checkpoint.")
 
 
 def _draw(logits_NV: Tensor, temperature: float, top_k: int | None, streams: list[np.random.Generator]) -> Tensor:

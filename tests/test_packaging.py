@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -32,6 +33,17 @@ def test_the_wheel_holds_both_packages_their_data_and_nothing_else(tmp_path):
     assert any("pretrained" in name and name.endswith("weights.safetensors") for name in data)
     assert data <= names, sorted(data - names)
     assert "probekit = probekit.cli.main:main" in points
+
+
+def test_the_oldest_versions_that_are_tried_are_the_lower_bounds():
+    """After a bound was raised: uv pip compile, as .ci/versions.py says."""
+    lines = (ROOT / ".ci" / "oldest.txt").read_text().splitlines()
+    pins = {named(name): Version(version) for name, _, version in (line.partition("==") for line in lines) if version}
+    extras = [
+        line for name in ("hf", "compress", "openai", "datasets") for line in PROJECT["optional-dependencies"][name]
+    ]
+    for wanted in map(Requirement, [*PROJECT["dependencies"], *extras]):
+        assert Version(next(s.version for s in wanted.specifier if s.operator == ">=")) == pins[named(wanted.name)]
 
 
 def test_every_requirement_is_pinned_with_those_of_its_own():

@@ -39,7 +39,7 @@ class Entry:
 
 
 def masked_crc(content: bytes | bytearray) -> int:
-    """The CRC-32C of some bytes as TensorFlow and LevelDB store it, so that a checksum of checksums stays strong.
+    """Return the CRC-32C of bytes as TensorFlow and LevelDB store it, so that a checksum of checksums stays strong.
 
     Raises
     ------

@@ -91,7 +91,7 @@ class TrainConfig:
         )
 
     def keeps(self, step: int) -> bool:
-        """Whether this step's checkpoint is kept permanently: `keep_at`, or powers of two from 64 on; and step 0."""
+        """Return whether a step's checkpoint is kept for good: `keep_at`, or powers of two from 64 on; and step 0."""
         powers = step >= 64 and step & (step - 1) == 0
         return step == 0 or (powers if self.keep_at is None else step in self.keep_at)
 
@@ -146,7 +146,7 @@ class FinetuneConfig:
         check_settings(self)
 
     def transform(self, trained: ImageTransform) -> ImageTransform:
-        """How images are prepared: as in pre-training, at this run's resolution, with this run's augmentation."""
+        """Return how images are prepared: as in pre-training, at this run's resolution and with its augmentation."""
         return ImageTransform(self.resolution or trained.resolution, trained.resize, self.augment)
 
     def to_dict(self) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Ranks:
         return value
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is true on any rank."""
+        """Return whether `flag` is true on any rank."""
         return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
 
     def gather(self, value: Any) -> list[Any]:

@@ -166,6 +166,6 @@ class Engine:
         restore_optimizer(self.trained, self.optimizer, read_tensors(folder, "trainer"))
 
     def finite(self) -> bool:
-        """Whether all weights are finite, on every rank."""
+        """Return whether all weights are finite, on every rank."""
         local = [p.to_local() if hasattr(p, "to_local") else p for p in self.parameters]
         return not self.ranks.any(not all(bool(torch.isfinite(p).all()) for p in local))

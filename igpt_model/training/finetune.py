@@ -205,7 +205,7 @@ class Finetuning(Run):
             return "patience"
         return super().reason
 
-    def more(self, kind: str) -> Record:
+    def extra_fields(self, kind: str) -> Record:
         if kind == "start":
             return {"layer": self.classifier.layer}
         return {"best_step": self.best_step, "best_accuracy": self.best_accuracy, "reason": self.reason}

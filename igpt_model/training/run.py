@@ -129,7 +129,7 @@ class Run(ABC):
         """Why no update is left to do, or None."""
         return "steps" if self.step >= self.config.steps else None
 
-    def more(self, kind: str) -> Record:
+    def extra_fields(self, kind: str) -> Record:
         """Return what a "start" or "end" record contains beyond the fields of every run."""
         return {}
 
@@ -173,7 +173,7 @@ class Run(ABC):
             "ranks": self.ranks.size,
             "palette_hash": self.palette.hash,
             "data_hash": self.data.hash,
-            **self.more("start"),
+            **self.extra_fields("start"),
         }
 
     def records(self, stop: Callable[[], bool] | None) -> Iterator[Record]:
@@ -207,7 +207,7 @@ class Run(ABC):
                 if pausing and self.reason is None:
                     yield {"kind": "paused", "step": self.step}
                     return
-            yield {"kind": "end", "step": self.step, **self.more("end")}
+            yield {"kind": "end", "step": self.step, **self.extra_fields("end")}
         except (GeneratorExit, KeyboardInterrupt):
             # the loop over the records was left, or Ctrl-C came between two updates; several ranks cannot know that the
             # others left as well

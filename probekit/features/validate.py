@@ -37,13 +37,20 @@ _SHAPE, _LAYOUT, _CONTINUATION = 1, 8, 16  # types of the messages in an object'
 @contextmanager
 def reading(path: str | Path) -> Iterator[h5py.File]:
     """Open a feature file that has been checked, to read from it; what fails now says that the file is damaged."""
-    with layout.open_hdf5(path) as file:
-        try:
-            yield file
-        except UserError:
-            raise
-        except DAMAGE as error:
-            raise _damaged(file, error) from error
+    with layout.open_hdf5(path) as file, _damage_named(file):
+        yield file
+
+
+@contextmanager
+def _damage_named(file: h5py.File) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except RecursionError:
+        raise _damaged(file, "it is nested too deeply.") from None
+    except DAMAGE as error:
+        raise UserError(f"{file.filename} is damaged ({first_line(error)}): copy or extract it again.") from error
 
 
 def attribute(file: h5py.File, name: str) -> Any:
@@ -75,14 +82,8 @@ def read_header(file: h5py.File) -> Header:
     UserError
         It is no feature file of this version, it is damaged, or it points elsewhere; the message says where.
     """
-    try:
+    with _damage_named(file):
         return _header(file)
-    except UserError:
-        raise
-    except RecursionError:
-        raise _damaged(file, "it is nested too deeply.") from None
-    except DAMAGE as error:
-        raise _damaged(file, error) from error
 
 
 def read_classes(file: h5py.File) -> tuple[str, ...]:
@@ -304,7 +305,5 @@ def _number(file: h5py.File, name: str, least: int, most: int) -> int:
     return value
 
 
-def _damaged(file: h5py.File, what: str | BaseException) -> UserError:
-    if isinstance(what, BaseException):
-        return UserError(f"{file.filename} is damaged ({first_line(what)}): copy or extract it again.")
+def _damaged(file: h5py.File, what: str) -> UserError:
     return UserError(f"{file.filename} is damaged: {what}")

@@ -5,6 +5,7 @@ Jinja's autoescape and by `html.escape`.)
 """
 
 import re
+import shlex
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,8 @@ _LATEX = {
     "\N{EN DASH}": r"\textendash{}",
     **{plain: f"\\{plain}" for plain in "&%$#_{}"},
 }
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~#&$!])")
+# the colon, dot and @ of what GitHub would make a link or a mention
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~#&$!@]|:(?=//)|(?<=[wW]{3})\.)")
 _FORMULA = "=+\\-@\uff1d\uff0b\uff0d\uff20"  # of full width too, which spreadsheets in East Asia take
 
 
@@ -45,6 +47,11 @@ def _hidden(character: str) -> bool:
 def terminal(text: Any) -> str:
     r"""For a terminal: as `visible`, but lines may break, since they are whole lines of ours."""
     return "\n".join(visible(line) for line in str(text).split("\n"))
+
+
+def command(*words: Any) -> str:
+    """A command of ours, to be typed in a shell as it is printed."""
+    return shlex.join(["probekit", *map(str, words)])
 
 
 def csv_cell(text: Any) -> str:

@@ -182,6 +182,8 @@ class _TensorCores:
         self.lock, self.users, self.before = Lock(), 0, "highest"
 
     def _count(self, change: int) -> None:
+        if not change:
+            return
         with self.lock:
             if not self.users:
                 self.before = torch.get_float32_matmul_precision()
@@ -190,14 +192,12 @@ class _TensorCores:
 
     @contextmanager
     def __call__(self, direction: Tensor) -> Iterator[None]:
-        if not (direction.is_cuda and direction.dtype == torch.float32):
-            yield
-            return
-        self._count(1)
+        user = int(direction.is_cuda and direction.dtype == torch.float32)
+        self._count(user)
         try:
             yield
         finally:
-            self._count(-1)
+            self._count(-user)
 
 
 _tensor_cores = _TensorCores()

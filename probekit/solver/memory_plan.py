@@ -9,7 +9,7 @@ from probekit.runtime.memory import SHARE, free_memory
 from probekit.solver.data import WeightedData
 
 DENSE_COLUMNS = {"cpu": 6000, "cuda": 20000}  # largest Hessian worth a Cholesky factor: seconds, at most
-PAIR_CLASSES = 20  # most for pairs: 10,000 x 256 with 10 take 16 s for 57 by blocks, 6,000 x 64 with 40 16 s for 6
+PAIR_CLASSES = 20  # most for pairs: 6,000 x 96 with 20 take 12 s, by blocks 17 s; 6,000 x 64 with 24 2.7 s and 1.6 s
 VECTORS = 30  # of the size of one probe, that one penalty takes: theta, gradient, conjugate gradients
 MOST_FACTORS = 12  # kept along a path: about one a node
 LEAST_GROUP = 8  # penalties side by side that make holding X in memory worth solving the path in parts

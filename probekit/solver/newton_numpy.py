@@ -67,7 +67,7 @@ def fit_in_numpy(data: WeightedData, l2s: Array, tol: float, max_iter: int) -> t
             X = X.numpy()
         if isinstance(X, np.ndarray) and X.dtype.kind == "f":
             problem = NumpyNewton(data, tol, X)
-            found = problem.follow(l2s, min(max_iter, STEPS)) if not len(problem.without) else None
+            found = None if len(problem.weightless) else problem.follow(l2s, min(max_iter, STEPS))
             if found is not None and found.converged(tol).all():
                 return found, "each penalty alone; conjugate gradients in the columns as given"
     if flops > PATH_FLOPS:
@@ -106,14 +106,25 @@ class _Point:
 
 
 class NumpyNewton:
-    """One set of rows; given X (N, D), what `data` holds, they are left as they are, else copied in float64."""
+    """The method for one set of rows: with whole Hessians, or, given X (N, D), what `data` holds, in its columns.
+
+    Attributes
+    ----------
+    whole : which of the two
+    held : (N, c+1) rows that Hessians are made of: centred, with a last column of ones; float64, or float32 beside X
+    X : (N, c) what losses and gradients are measured on, in float64: a row is (X - centre) * inverse
+    moved : (D,) what centring subtracted from the rows of `data`
+    basis : (D, c) of the rows where columns are more than rows, else None; left_out (N,) : what it leaves of each
+    norms, longest : (N,) of the rows, the last column included, and sqrt(2) times the largest
+    weightless : numbers of the classes without weight
+    """
 
     def __init__(self, data: WeightedData, tol: float, X: Array | None = None) -> None:
         self.y, self.w, self.R, self.N = data.y.numpy(), data.weights.numpy(), data.n_coef_rows, len(data)
         self.tol, self.intercept, self.whole = tol, data.intercept, X is None
         self.X = np.empty(0) if X is None else X
         shares = np.bincount(self.y, self.w, minlength=data.n_classes)
-        self.without = (shares == 0).nonzero()[0]
+        self.weightless = (shares == 0).nonzero()[0]
         self.log_least = float(-np.log(shares[shares > 0].min()))
         step = max(BLOCK // max(self.R, data.width // WIDE), 16)
         self.blocks = [slice(start, start + step) for start in range(0, self.N, step)]
@@ -121,7 +132,7 @@ class NumpyNewton:
         self.flat = FLAT if self.R == 1 else FLAT_OF_MANY
         self.basis: Array | None = None
         self.left_out = np.zeros(1)
-        self.inverse: Array | None = None
+        self.inverse: Array | float = 1.0
         if self.whole:
             self._hold_all(data)
         else:
@@ -160,29 +171,26 @@ class NumpyNewton:
         """Centred float32 rows, norms of the rows, variances of the columns."""
         X = self.X
         shift = np.zeros(data.width) if data.shift is None else data.shift.numpy()
-        self.inverse = None if data.scale is None else 1 / data.scale.numpy()
+        self.inverse = 1.0 if data.scale is None else 1 / data.scale.numpy()
         self.centre = shift
         if self.intercept:  # any centre near the mean serves; a float32 one is subtracted from float32 rows in float32
             held = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
             w = self.w.astype(held)
             self.centre = np.sum([w[rows] @ X[rows].astype(held, copy=False) for rows in self.blocks], axis=0)
-        self.moved = (self.centre - shift) * (1.0 if self.inverse is None else self.inverse)
+        self.moved = (self.centre - shift) * self.inverse
         self.held = np.empty((self.N, data.width + 1), np.float32)
         self.held[:, -1] = 1.0 if self.intercept else 0.0
         self.weights = self.w.astype(np.float32)
         self.variances, squares = np.zeros(data.width), np.empty(self.N)
         ones = np.ones(data.width, np.float32)
         for rows in self.blocks:
-            block = X[rows] - self.centre
-            if self.inverse is not None:
-                block = block * self.inverse
-            self.held[rows, :-1] = block
+            self.held[rows, :-1] = (X[rows] - self.centre) * self.inverse
             block = np.square(self.held[rows, :-1])
             squares[rows] = block @ ones
             self.variances += self.weights[rows] @ block
         self.centre = self.centre.astype(np.float64)
         # centred as they are multiplied: rounding is of the size of the rows as given
-        offset = self.centre * (1.0 if self.inverse is None else self.inverse)
+        offset = self.centre * self.inverse
         self.norms = np.sqrt(squares * (1 + 1e-3) + 1.0) + 2 * np.sqrt(offset @ offset)
 
     def _residuals(self, z: Array, rows: slice) -> tuple[Array, Array, Array, Array]:
@@ -225,7 +233,7 @@ class NumpyNewton:
 
     def evaluate(self, theta: Array, l2: float, solve_intercept: bool = False) -> _Point:
         """Measure a probe in float64, its intercepts moved to their optimum first if asked."""
-        W = theta[:, :-1] if self.inverse is None else theta[:, :-1] * self.inverse
+        W = theta[:, :-1] * self.inverse
         b = theta[:, -1:] - (W @ self.centre)[:, None]
         if W.any():
             logits = [W @ self.X[rows].astype(np.float64, copy=False).T + b for rows in self.blocks]
@@ -246,9 +254,7 @@ class NumpyNewton:
             X = self.X[rows].astype(np.float64, copy=False) if exact else self.held[rows, :-1]
             gradient[:, :-1] += weighted @ X
         if exact:
-            gradient[:, :-1] -= gradient[:, -1:] * self.centre
-            if self.inverse is not None:
-                gradient[:, :-1] *= self.inverse
+            gradient[:, :-1] = (gradient[:, :-1] - gradient[:, -1:] * self.centre) * self.inverse
         gradient[:, :-1] += l2 * W
         if not self.intercept:
             gradient[:, -1] = 0.0
@@ -275,8 +281,8 @@ class NumpyNewton:
             e, spread, lost = g_b[0], abs(b[0]), 0.0
         else:
             # a class without weight has its best intercept at minus infinity, and its whole probability to lose
-            lost = 2 * g_b[self.without].sum() if len(self.without) else 0.0
-            given = np.delete(b, self.without) if len(self.without) else b
+            lost = 2 * g_b[self.weightless].sum() if len(self.weightless) else 0.0
+            given = np.delete(b, self.weightless) if len(self.weightless) else b
             e, spread = (g_b.sum() - lost / 2) / 2, given.max() - given.min()
         reach = spread + self.log_least + (widest or self.longest * float(np.vdot(W, W)) ** 0.5)
         return float(gap_bound(float(np.vdot(r_W, r_W)) ** 0.5 + noise, e + of_b, reach, self.longest, l2) + lost)
@@ -319,27 +325,27 @@ class NumpyNewton:
         Each starts from the last one, an extrapolation or its own of `starts` (P, R, D+1), of the rows as given,
         whichever has the least loss.
         """
-        found: list[_Point] = []
-        passes = np.ones(len(l2s), np.int64)
+        P, passes = len(l2s), np.ones(len(l2s), np.int64)
+        found: dict[int, _Point] = {}
         with np.errstate(all="ignore"):
-            for i, l2 in enumerate(l2s[::-1]):
-                candidates = [point.theta for point in found[-1:]]
-                x = np.log(l2s[::-1][max(i - 3, 0) : i] / l2)
-                if len(x) > 1 and -np.diff(x, append=0.0).max() > math.log(LEAST_RATIO):
-                    points = [point.theta for point in found[-len(x) :]]
-                    candidates.append(np.tensordot(lagrange(0.0, x, 2), points, axes=1))
+            for i in reversed(range(P)):
+                l2, known = l2s[i], range(i + 1, min(i + 4, P))
+                candidates = [found[j].theta for j in known[:1]]
+                x = np.log(l2s[known] / l2)
+                if len(x) > 1 and np.diff(x, prepend=0.0).max() > math.log(LEAST_RATIO):
+                    thetas = [found[j].theta for j in known]
+                    candidates.append(np.tensordot(lagrange(0.0, x, 2), thetas, axes=1))
                 if starts is not None:
-                    candidates.append(self._from_given(starts[-1 - i]))
+                    candidates.append(self._from_given(starts[i]))
                 starts_at = [self.evaluate(theta, l2, solve_intercept=not self.whole) for theta in candidates]
                 if not found:
                     zero, noise = self.zero, self._noise(self.zero.at, 0.0, l2)
                     starts_at.append(replace(zero, bound=self.bound(zero.theta, zero.gradient, l2, *noise)))
                 start = min(starts_at, key=lambda point: point.loss)
-                at, passes[-1 - i] = self.fit(l2, start, min(max_steps, STEPS), self.tol)
-                if self.whole and max_steps > 1 and not self._enough(at, self.tol):
-                    at = self._on_the_way(l2, at, min(max_steps, MOST_STEPS))
-                found.append(at)
-        return self._certified(found[::-1], passes, passes <= max_steps)
+                found[i], passes[i] = self.fit(l2, start, min(max_steps, STEPS), self.tol)
+                if self.whole and max_steps > 1 and not self._enough(found[i], self.tol):
+                    found[i] = self._on_the_way(l2, found[i], min(max_steps, MOST_STEPS))
+        return self._certified([found[i] for i in range(P)], passes, passes <= max_steps)
 
     def _enough(self, at: _Point, tol: float) -> bool:
         return at.gap <= tol and self._largest(at.gradient) <= self.limit
@@ -367,7 +373,11 @@ class NumpyNewton:
                 passes += 1
             if self._enough(at, tol) or not np.isfinite(at.loss) or products > PRODUCTS:
                 break
-            step, decrement, spent, last = self._newton_step(at, l2)
+            if self.whole:
+                step = _solve(self._hessian(at.at.p, l2), at.gradient.ravel()).reshape(at.gradient.shape)
+                decrement, spent, last = float(np.vdot(step, at.gradient)), 0, False
+            else:
+                step, decrement, spent, last = self._conjugate_gradients(at, l2)
             products, passes = products + spent, passes + 1 + spent
             if not decrement > 0:
                 break
@@ -385,13 +395,6 @@ class NumpyNewton:
                 new, floor = again, again.gap
             at = new
         return (at if at.exact else self.evaluate(at.theta, l2)), passes
-
-    def _newton_step(self, at: _Point, l2: float) -> tuple[Array, float, int, bool]:
-        """Step (R, D+1), decrement, products, and whether the certificate may be met after it."""
-        if not self.whole:
-            return self._conjugate_gradients(at, l2)
-        step = _solve(self._hessian(at.at.p, l2), at.gradient.ravel()).reshape(at.gradient.shape)
-        return step, float(np.vdot(step, at.gradient)), 0, False
 
     def _hessian(self, p: list[Array], l2: float) -> Array:
         """The Hessian (R*c, R*c), with curvature along the directions that change no probability.
@@ -422,7 +425,10 @@ class NumpyNewton:
         return total
 
     def _conjugate_gradients(self, at: _Point, l2: float) -> tuple[Array, float, int, bool]:
-        """Newton's step until the residual is what the quadratic model, or the certificate, can use."""
+        """Newton's step (R, D+1) until the residual is what the quadratic model, or the certificate, can use.
+
+        Also the decrement, products, and whether the certificate may be met after it.
+        """
         weighted = [p * self.weights[rows] for p, rows in zip(at.at.p, self.blocks, strict=True)]
         scale = float(np.abs(at.gradient).max())
         curvature = np.zeros(self.R)

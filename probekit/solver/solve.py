@@ -241,14 +241,14 @@ class PathSolver:
         nearest = self.at.theta[known[0]]
         if len(known) == 1:
             return nearest
-        both = torch.cat([self._mixed([node], known, self.at.theta[known], 2), nearest[None]])
+        both = torch.cat([self._mixed([node], known, 2), nearest[None]])
         return both[self.exact.evaluate(both, self.l2[node].expand(2)).loss.nan_to_num(torch.inf).argmin()]
 
-    def _mixed(self, at: list[int], known: list[int], values: Tensor, degree: int) -> Tensor:
-        """Values (p, R, r+1) at penalties, interpolated from those at known ones (n, R, r+1)."""
+    def _mixed(self, at: list[int], known: list[int], degree: int) -> Tensor:
+        """Probes (p, R, r+1) of penalties, interpolated in log l2 from those of known ones."""
         points = [self.log_l2[i] for i in known]
         weights = torch.from_numpy(np.stack([lagrange(self.log_l2[i], points, degree) for i in at]))
-        return torch.tensordot(weights.to(values.device), values, dims=1)
+        return torch.tensordot(weights.to(self.l2.device), self.at.theta[known], dims=1)
 
     def _solve_weak(self, node: int, start: Tensor) -> None:
         """One penalty, by the factor that serves it and then new ones, or by Kronecker products if it has none."""
@@ -286,12 +286,9 @@ class PathSolver:
             for i, log_l2 in enumerate(self.log_l2):
                 nearest = min(self.factors, key=lambda factor: abs(math.log(factor.l2) - log_l2))
                 self.factor_of[i] = nearest if log_l2 < reach else None
-        # where probabilities hardly move, theta is b / (curvature + l2): without that factor it is flatter, and so are
-        # the errors of a polynomial
-        scale = self.l2[:, None, None] + self.coordinates.eigenvalues / max(self.R, 2)
-        scale = torch.nn.functional.pad(scale, (0, 1), value=1.0)
-        nodes = self.at.theta[self.nodes] * scale[self.nodes]
-        predicted = self._mixed(rest, self.nodes, nodes, DEGREE) / scale[rest]
-        left = self._refine(self.every[rest], predicted, NODE_ROUNDS, NODE_PRODUCTS)
-        for i in left.flip(0).tolist():
+        predicted = self._mixed(rest, self.nodes, DEGREE)
+        # without factors there is nothing better to do with one that takes longer
+        limits = (NODE_ROUNDS, NODE_PRODUCTS) if self.factors else ()
+        left = self._refine(self.every[rest], predicted, *limits)
+        for i in left.flip(0).tolist() if self.factors else ():
             self._solve_weak(i, self.at.theta[i])

@@ -1,6 +1,5 @@
 """The scripts for a GPU, at toy size on the CPU: what they measure, that they resume, and that a check can fail."""
 
-import csv
 import json
 import os
 import subprocess
@@ -16,29 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 from igpt_model.training.optim import learning_rate
+from tests.benchmarks.scripts import GPU, ROOT, rows, start
 
-ROOT = Path(__file__).parents[2]
-GPU = ROOT / "benchmarks" / "gpu"
 SPOILT = ("losses", "features", "path", "sweep")
 
 
-def start(results, script, *arguments, code=0):
-    """Run a script as a user would; its output."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PROBEKIT_BENCHMARK_RESULTS": str(results)}
-    environment["OMP_NUM_THREADS"] = "1"
-    command = [sys.executable, str(GPU / script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=results.parent)
-    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
-
-
-def rows(path):
-    with open(path, newline="") as file:
-        return {row["measure"]: float(row["value"]) for row in csv.DictReader(file)}
-
-
 def test_the_check_of_training_and_features_passes_on_the_cpu(tmp_path):
-    said = start(tmp_path / "results", "check.py", "losses", "features", "--device", "cpu", "--toy")
+    said = start(tmp_path / "results", "check.py", "losses", "features")
     found = rows(tmp_path / "results" / "gpu" / "check.csv")
     assert f"{len(found)} of {len(found)} within their bounds on cpu" in said
     for layer in ("00", "01", "02", "03"):
@@ -50,7 +33,7 @@ def test_the_check_of_training_and_features_passes_on_the_cpu(tmp_path):
 
 @pytest.mark.slow
 def test_the_check_of_paths_and_sweeps_passes_on_the_cpu(tmp_path):
-    said = start(tmp_path / "results", "check.py", "path", "sweep", "--device", "cpu", "--toy")
+    said = start(tmp_path / "results", "check.py", "path", "sweep")
     found = rows(tmp_path / "results" / "gpu" / "check.csv")
     assert f"{len(found)} of {len(found)} within their bounds on cpu" in said
     assert sum(measure.startswith("sweep, layer") for measure in found) == 4
@@ -60,7 +43,7 @@ def test_the_check_of_paths_and_sweeps_passes_on_the_cpu(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("part", SPOILT)
 def test_the_check_fails_when_a_part_is_off_by_the_rounding_of_tf32(tmp_path, part):
-    said = start(tmp_path / "results", "check.py", part, "--device", "cpu", "--toy", "--spoil", part, code=1)
+    said = start(tmp_path / "results", "check.py", part, "--spoil", part, code=1)
     far = [line for line in said.splitlines() if line.startswith("FAR")]
     what = {"losses": "training, float32", "features": "features, float32"}.get(part, part)
     assert any(what in line for line in far)
@@ -69,7 +52,7 @@ def test_the_check_fails_when_a_part_is_off_by_the_rounding_of_tf32(tmp_path, pa
 
 
 def cifar(tmp_path, *arguments, code=0):
-    where = ["--device", "cpu", "--toy", "--out", tmp_path / "run", "--archives", tmp_path / "none"]
+    where = ["--out", tmp_path / "run", "--archives", tmp_path / "none"]
     return start(tmp_path / "results", "train_cifar10.py", *where, *arguments, code=code)
 
 

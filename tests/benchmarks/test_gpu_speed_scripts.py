@@ -1,43 +1,16 @@
 """The speed scripts for a GPU, at toy size on the CPU: what they measure, that it adds up, and that they resume."""
 
-import csv
 import gzip
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from argparse import Namespace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-GPU = ROOT / "benchmarks" / "gpu"
-
-
-def start(results, script, *arguments, code=0):
-    """Run a script as a user would; its output and what it said to stderr."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PROBEKIT_BENCHMARK_RESULTS": str(results)}
-    environment["OMP_NUM_THREADS"] = "1"
-    command = [sys.executable, str(GPU / script), "--device", "cpu", "--toy", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=results.parent)
-    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout + done.stderr
-
-
-def rows(path):
-    with open(path, newline="") as file:
-        return {row["measure"]: float(row["value"]) for row in csv.DictReader(file)}
-
-
-def the(found, *words):
-    """The value of the only row that holds all the words."""
-    hits = [value for measure, value in found.items() if all(word in measure for word in words)]
-    assert len(hits) == 1, (words, [measure for measure in found if words[0] in measure])
-    return hits[0]
+from tests.benchmarks.scripts import GPU, rows, start, the
 
 
 @pytest.fixture(scope="module")

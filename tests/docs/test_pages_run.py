@@ -73,6 +73,18 @@ def test_a_page_begins_with_a_sentence_that_says_what_it_is_for(page):
     assert re.match(r"[A-Z`*]|probekit ", first), f"{page}: after its heading comes {first!r}"
 
 
+def test_files_that_pages_name_exist():
+    """Except in logs, which describe the tree of their day."""
+    tests = {path.name for path in (ROOT / "tests").rglob("*.py")}
+    gone = []
+    for page in (page for page in PAGES if "log" not in str(page.relative_to(ROOT))):
+        text = page.read_text()
+        gone += [(page.name, name) for name in re.findall(r"\btest_\w+\.py", text) if name not in tests]
+        named = re.findall(r"\b(?:tests|probekit|igpt_model|benchmarks|analyses)/[\w/]+\.(?:py|csv|sh|c)\b", text)
+        gone += [(page.name, name) for name in named if not (ROOT / name).exists()]
+    assert not gone
+
+
 @pytest.mark.parametrize("page", list(filter(commands, PAGES)), ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_on_a_page_are_understood(page):
     for line in commands(page):

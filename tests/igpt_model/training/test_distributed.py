@@ -21,6 +21,8 @@ from igpt_model.training.checkpoint import (
 )
 from igpt_model.training.distributed import Ranks, find_ranks
 from igpt_model.training.run_log import read_metrics
+from probekit.encoders.igpt import load_run
+from tests.igpt_model.training.test_pretrain import of_kind, pictures
 from tests.ranks import run_ranks
 
 SETTINGS = {
@@ -40,25 +42,11 @@ SETTINGS = {
 }
 
 
-def pictures(n=60, seed=0):
-    """Columns of two of four greys."""
-    rng = np.random.default_rng(seed)
-    greys = np.array([0, 85, 170, 255], np.uint8)[rng.integers(4, size=(n, 2))]
-    columns = np.arange(5) == rng.integers(5, size=(n, 1))
-    grey_NP = np.where(columns, greys[:, :1], greys[:, 1:])
-    return np.broadcast_to(grey_NP[:, None, :, None], (n, 5, 5, 3)).copy()
-
-
-def of_kind(records, kind):
-    return [record for record in records if record["kind"] == kind]
-
-
 SCRIPT = """
 import json, sys
-sys.path.insert(0, sys.argv[1])
-from test_distributed import pictures
 from igpt_model import TrainConfig, train
-for job in json.loads(sys.argv[2]):
+from tests.igpt_model.training.test_pretrain import pictures
+for job in json.loads(sys.argv[1]):
     config = TrainConfig(**job["settings"])
     updates = iter([False] * job.get("pause", 10**6) + [True] * 10**6)
     for record in train(config, pictures(), pictures(17, 1), job["out"], {"name": "bars"}, stop=updates.__next__):
@@ -114,7 +102,7 @@ def runs(tmp_path_factory):
         job(root / "mixed", pause=3, parallel="ddp"),
         job(root / "mixed", parallel="fsdp"),
     ]
-    run_ranks(["-c", SCRIPT, Path(__file__).parent, json.dumps(ways)])
+    run_ranks(["-c", SCRIPT, json.dumps(ways)])
     return root
 
 
@@ -161,6 +149,7 @@ def test_shards_are_whole_or_found_damaged_and_hold_no_pickle(runs, tmp_path):
     one, two = load_checkpoint(folder), load_checkpoint(written)
     assert (one.weights_hash, one.step) == (two.weights_hash, two.step)
     assert (written / "weights.safetensors").is_file()
+    assert load_run(str(folder)).provenance["weights_hash"] == one.weights_hash  # `igpt:` takes a folder of shards
     shard = next((folder / "weights").iterdir())
     content = shard.read_bytes()
     shard.write_bytes(content[:-1])
@@ -207,7 +196,7 @@ def test_torchrun_ended_by_slurm_saves_and_goes_on(runs, tmp_path):
     script.write_text(SCRIPT)
     jobs = json.dumps([job(out, parallel="fsdp", steps=150, checkpoint_every=150, eval_every=150, keep_at=(0,))])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(script), str(Path(__file__).parent), jobs]
+    command += [str(script), jobs]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
     process = subprocess.Popen(command, env=environment)
     while not (out / "metrics.jsonl").exists() or not of_kind(read_metrics(out / "metrics.jsonl"), "step"):

@@ -12,10 +12,6 @@ IMAGES = RNG.integers(0, 256, (50, 5, 7, 3), dtype=np.uint8)
 LABELS = np.arange(50) % 5
 
 
-def own_dataset(n: int = 50):
-    return {"train": (IMAGES[:n], LABELS[:n]), "test": (IMAGES[:10], LABELS[:10])}
-
-
 def test_arrays_come_back_and_never_twice():
     data = load_dataset((IMAGES, LABELS))
     rows = np.concatenate([data.splits[s].row_ids for s in data.splits])

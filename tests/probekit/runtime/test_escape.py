@@ -20,6 +20,7 @@ HOSTILE = [
     "![i](http://h)", "`code`", "**b**", "--", "---", "[cell]", "*star", "\u202egnp", "\ud800", "?`", "\0", "",
     "a;=1", "a;\u3000+1", "\uff1d1", "\xa0=1", "\ufffe", "\U0001ffff", "a\u200bb",
     "\u00ad", "\U000e0041", "]]>", "&amp;",
+    "http://h.org", "www.h.org", "a@h.org",
 ]  # fmt: skip
 NAMES = st.one_of(
     st.sampled_from(HOSTILE), st.text(max_size=40), st.text("\\$`|*_~^=+-@[]<>#%&{};\x1b\n'\"", max_size=12)
@@ -96,6 +97,7 @@ def test_markdown_shows_the_name(name):
     markdown_it = pytest.importorskip("markdown_it")
     (inline,) = [t for t in markdown_it.MarkdownIt().parse(f"x{escape.markdown(name)}x") if t.type == "inline"]
     assert all(child.type in ("text", "text_special") for child in inline.children)
+    assert not re.search(r"(?i)(?<!\\)://|www\.|(?<!\\)@", escape.markdown(name))
     # CommonMark trims nothing inside a line, and takes no entity apart here since "&" is escaped
     assert "".join(child.content for child in inline.children) == f"x{escape.visible(name)}x"
 
