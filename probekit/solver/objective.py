@@ -33,6 +33,7 @@ def logits(X: ArrayLike, coef: Array, intercept: Array) -> Array:
     return np.asarray(X, np.float64) @ np.asarray(coef, np.float64).T + np.asarray(intercept, np.float64)
 
 
+@np.errstate(under="ignore")
 def probabilities(scores: Array) -> Array:
     """Class probabilities (..., N, K) from scores (..., N, R)."""
     if scores.shape[-1] == 1:
@@ -41,6 +42,7 @@ def probabilities(scores: Array) -> Array:
     return np.asarray(softmax(scores, axis=-1))
 
 
+@np.errstate(under="ignore")
 def log_probabilities(scores: Scores) -> Scores:
     """Logarithms of `probabilities`, accurate where those underflow; of a tensor, on its device."""
     if isinstance(scores, torch.Tensor):

@@ -68,6 +68,10 @@ class ProbePath:
     def __len__(self) -> int:
         return len(self.Cs)
 
+    def __repr__(self) -> str:
+        sizes = f"{len(self.Cs)} C, {len(self.classes)} classes, {self.coef.shape[-1]} features"
+        return f"{type(self).__name__}({sizes}; {self.converged.sum()} of {len(self.Cs)} fits converged)"
+
     def decision_function(self, X: Any) -> Array:
         """Scores (n_C, N, R)."""
         n_C, R, D = self.coef.shape
@@ -180,7 +184,8 @@ def fit_path(
         )
     # the solver names the device of whatever is not on the host, which is torch's default unless a user changed it
     home = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
-    with home, rank_zero_factors(rows_dealt):
+    # underflow and overflow are looked for where they matter; a user may have set NumPy to raise them
+    with home, rank_zero_factors(rows_dealt), np.errstate(all="ignore"):
         inputs = read_inputs(X, y, Cs, sample_weight, standardize, device, dtype, rows_dealt)
         l2s = objective.C_to_l2(inputs.Cs, inputs.total_weight)
         fitted = fit_backend(backend, inputs, l2s, tol=tol, max_iter=max_iter, fit_intercept=fit_intercept)

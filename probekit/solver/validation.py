@@ -72,17 +72,13 @@ def read_features(X: Any) -> Any:
         raise UserError(f"Complex data not supported: X contains {dtype} values, expected real numbers.")
     if dtype.kind == "O":
         return _from_objects(X)
-    if dtype.name.startswith(NARROW_FLOATS):
-        return _cast(X, np.float32)
-    if dtype.kind not in "fiub":
+    narrow, on_host = dtype.name.startswith(NARROW_FLOATS), isinstance(X, np.ndarray)
+    if dtype.kind not in "fiub" and not narrow:
         raise UserError(f"X contains {dtype} values, expected real numbers; convert it with X.astype(float).")
-    if dtype.kind in "iub" and isinstance(X, np.ndarray):
-        return X.astype(np.float64 if is_wide(X) else np.float32)
-    if dtype.kind == "f" and dtype.itemsize > 8:
-        return _cast(X, np.float64)
-    if not dtype.isnative:
-        return _cast(X, np.float64 if is_wide(X) else np.float32)
-    return X
+    if not (narrow or dtype.itemsize > 8 or not dtype.isnative or (dtype.kind in "iub" and on_host)):
+        return X
+    rows = CastRows(X, np.float64 if is_wide(X) else np.float32)
+    return rows[:] if on_host else rows
 
 
 def short(value: Any) -> str:
@@ -247,8 +243,7 @@ def read_penalties(Cs: Any) -> Array:
 
 def require_strength(Cs: Array, total_weight: float) -> None:
     """Refuse penalties whose l2, or its inverse, no float64 arithmetic can square."""
-    with np.errstate(over="ignore", under="ignore"):
-        strength = Cs * total_weight
+    strength = Cs * total_weight
     wrong = ~((strength >= 1 / LARGEST_STRENGTH) & (strength <= LARGEST_STRENGTH))
     if wrong.any():
         raise UserError(
@@ -301,10 +296,9 @@ def _require_table(X: Any) -> None:
 
 
 def _as_array(values: Any, name: str) -> NDArray[Any]:
-    if isinstance(values, Tensor):
-        return _host(values, name)
     if isinstance(values, (list, tuple)) and any(isinstance(value, Tensor) for value in values):
         values = [_host(value, name) for value in values]
+    values = _host(values, name)
     if isinstance(values, np.ma.MaskedArray) and np.ma.getmaskarray(values).any():
         raise UserError(f"{name} is a masked array with masked entries, expected values everywhere; fill or drop them.")
     try:
@@ -323,11 +317,6 @@ def _from_objects(X: Any) -> Array:
         return values.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise NotANumberError(f"X holds an object that is no number ({first_line(error)}); drop it.") from error
-
-
-def _cast(X: Any, dtype: type[np.floating[Any]]) -> Any:
-    rows = CastRows(X, dtype)
-    return rows[:] if isinstance(X, np.ndarray) else rows
 
 
 def _few(names: NDArray[Any]) -> str:

@@ -668,6 +668,14 @@ def test_what_load_would_refuse_is_not_saved(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_numpy_set_to_raise_what_rounds_to_zero_or_infinity_raises_nothing(request, fit):
+    with np.errstate(all="raise"):
+        fitted = fit(X, Y)
+        assert proba(fitted, X * 1e3).max() == 1.0
+        fit(X * 1e-200, Y)
+    np.testing.assert_array_equal(proba(fitted, X), proba(PLAIN[request.node.callspec.params["fit"]], X))
+
+
 def test_torchs_default_device_is_not_the_solvers(fit):
     torch.set_default_device("meta")  # any tensor made without a device would hold no values
     try:
