@@ -183,11 +183,10 @@ class NumpyNewton:
         self.held[:, -1] = 1.0 if self.intercept else 0.0
         self.weights = self.w.astype(np.float32)
         self.variances, squares = np.zeros(data.width), np.empty(self.N)
-        ones = np.ones(data.width, np.float32)
         for rows in self.blocks:
             self.held[rows, :-1] = (X[rows] - self.centre) * self.inverse
             block = np.square(self.held[rows, :-1])
-            squares[rows] = block @ ones
+            squares[rows] = block @ np.ones(data.width, np.float32)
             self.variances += self.weights[rows] @ block
         self.centre = self.centre.astype(np.float64)
         # centred as they are multiplied: rounding is of the size of the rows as given
