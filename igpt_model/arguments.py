@@ -8,6 +8,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from difflib import get_close_matches
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
@@ -37,7 +38,9 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         try:
             given = signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise WrongType(f"{where}: {error}.") from None
+            known = signature.parameters
+            near = [one for name in kwargs if name not in known for one in get_close_matches(name, known, n=1)]
+            raise WrongType(f"{where}: {error}.{f' Did you mean {near[0]}?' if near else ''}") from None
         hints = _hints(function)  # not before the first call: annotations may name what is defined later
         for name, value in given.arguments.items():
             kind, hint = signature.parameters[name].kind, hints.get(name, Any)
@@ -181,9 +184,15 @@ def _named(hint: Any) -> str:
     if isinstance(kind, type) and issubclass(kind, Mapping):
         return "a mapping" + (f" from {_named(inner[0])} to {_named(inner[1])}" if inner else "")
     if isinstance(kind, type) and issubclass(kind, Iterable) and kind.__module__ in ("builtins", "collections.abc"):
-        return "a list" + (f" of {_named(inner[0])}" if inner else "")
+        return "a list" + (f" of {_several(_named(inner[0]))}" if inner else "")
     name = getattr(kind, "__name__", str(kind))
     return "anything" if kind is Any else f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+
+
+def _several(words: str) -> str:
+    """The plural of words of `_named`: "a number or a text" is "numbers or texts"."""
+    each = [word.partition(" ")[2] if word.startswith(("a ", "an ")) else word for word in words.split(" or ")]
+    return " or ".join(f"{word}s" if word.isalpha() else word for word in each)
 
 
 def _short(value: Any) -> str:

@@ -34,11 +34,9 @@ class Range:
         ends = f"from {_plain(self.least)} to {_plain(self.most)}"
         if self.above and self.below:
             return f"between {_plain(self.least)} and {_plain(self.most)}"
-        return (
-            ends
-            + (f", above {_plain(self.least)}" if self.above else "")
-            + (f", below {_plain(self.most)}" if self.below else "")
-        )
+        if self.above:
+            return f"above {_plain(self.least)}, at most {_plain(self.most)}"
+        return f"of at least {_plain(self.least)}, below {_plain(self.most)}" if self.below else ends
 
 
 COUNT = Range(1, LARGE)

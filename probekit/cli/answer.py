@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from igpt_model.checked_json import parse_json
 from probekit.cli.console import detail, note, rich_console, say, table, wants_json
+from probekit.runtime.escape import command
 
 if TYPE_CHECKING:
     from probekit.features.store import FeatureStore
@@ -56,7 +57,14 @@ def _show_results(results: "Results") -> None:
         layer = f"{record.series} layer {'+'.join(record.layers)} {record.kind}"
         say(f"{layer}, seed {record.seed}: test accuracy {100 * record.accuracy:.1f} %")
     for path in results.paths:
-        note(f"records in {path}; next: probekit report {path}")
+        note(f"records in {path}" + ("" if _has_report(path) else f"; next: {command('report', path)}"))
+
+
+def _has_report(path: Path) -> bool:
+    """Whether the report of some results, or of the study they belong to, is newer than they are."""
+    pages = [folder / "report" / "index.html" for folder in (path, path.parent)]
+    changed = (path / "results.jsonl").stat().st_mtime if path.is_dir() else path.stat().st_mtime
+    return any(page.exists() and page.stat().st_mtime >= changed for page in pages)
 
 
 def _json_frame(frame: Any) -> Any:
@@ -88,7 +96,7 @@ def _show_features(store: "FeatureStore") -> None:
     widths = ", ".join(map(str, sorted(set(store.widths))))
     layers = f"{len(store.layers)} layer{'s' * (len(store.layers) > 1)} of width {widths}"
     say(f"{store.path}: {layers}, rows {rows}, {store.path.stat().st_size:,} bytes")
-    note(f"next: probekit sweep {store.path}")
+    note(f"next: {command('sweep', store.path)}")
 
 
 def _json_features(store: "FeatureStore") -> dict[str, Any]:

@@ -151,9 +151,9 @@ def table(frame: Any) -> Any:
     made = Table(box=box.SIMPLE_HEAD)
     for name, column in frame.items():
         words = visible(name).split("_")
-        numbers = column.dtype.kind in "fiu"
-        # in a narrow terminal a heading is broken between words, never cut within one
-        made.add_column(" ".join(words), justify="right" if numbers else "left", min_width=max(map(len, words)))
+        number, longest = column.dtype.kind in "fiu", max(map(len, words))
+        # in a narrow terminal a heading is broken between words, never cut within one; a cell loses no character
+        made.add_column(" ".join(words), justify="right" if number else "left", min_width=longest, overflow="fold")
     for row in frame.itertuples(index=False):
         made.add_row(*(f"{value:.4g}" if isinstance(value, float) else visible(value) for value in row))
     return made

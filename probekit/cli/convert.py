@@ -1,13 +1,16 @@
 """`probekit convert`: weights from OpenAI or Hugging Face to a run folder, and from a run to Hugging Face's format."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from igpt_model.images import ImageTransform
-from igpt_model.model import IGPT
-from igpt_model.palette import Palette
 from probekit.cli.console import note, say
 from probekit.runtime.errors import UserError
+from probekit.runtime.escape import command
+
+if TYPE_CHECKING:
+    from igpt_model.images import ImageTransform
+    from igpt_model.model import IGPT
+    from igpt_model.palette import Palette
 
 
 def convert(source: str, target: Path, *, palette: Path | None = None, bert: bool = False) -> dict[str, Any]:
@@ -50,12 +53,12 @@ def convert(source: str, target: Path, *, palette: Path | None = None, bert: boo
         say(f"{target}: step {checkpoint.step} for Hugging Face's from_pretrained")
         return {"folder": str(target), "step": checkpoint.step}
     say(f"wrote {written}")
-    note(f"next: probekit extract igpt:{target} DATASET --out features.h5")
+    note(f"next: {command('extract', f'igpt:{target}', 'DATASET', '--out', 'features.h5')}")
     return {"run": str(target), "checkpoint": str(written)}
 
 
 def _write_run(
-    target: Path, source: str, model: IGPT, palette: Palette | None, transform: ImageTransform | None, where: str
+    target: Path, source: str, model: "IGPT", palette: "Palette | None", transform: "ImageTransform | None", where: str
 ) -> Path:
     """Write a run folder with one checkpoint, of step 0."""
     from igpt_model.atomic import new_folder

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from probekit.cli.console import say, table
+from probekit.cli.console import progress, say, table
 from probekit.runtime.errors import UserError
 
 
@@ -26,13 +26,18 @@ def datasets(action: str | None = None, name: str | None = None, *, root: Path |
         rows = [{"name": entry.name, "contents": entry.note, "source": entry.where} for entry in list_datasets()]
         say(table(pd.DataFrame(rows)))
         return rows
-    if action != "fetch" or name is None or root is None:
-        raise UserError(
-            "`probekit datasets` lists them; to download one write `probekit datasets fetch NAME --root FOLDER`."
-        )
-    from probekit.datasets.fetch import fetch
+    from probekit.datasets.fetch import REMOTES, fetch
 
-    paths = fetch(name, root)
+    if action != "fetch":
+        raise UserError(
+            f"{action!r} is no action of `probekit datasets`: without one it lists data sets, fetch downloads."
+        )
+    if name is None or (root is None and name in REMOTES):
+        raise UserError(
+            f"`probekit datasets fetch` needs NAME, one of {', '.join(REMOTES)}, and --root, the folder to write into."
+        )
+    with progress("download", "") as show:
+        paths = fetch(name, root or ".", lambda file, done, total: show(f"download {file}", "bytes", done, total or 0))
     for path in paths:
         say(str(path))
     return [{"path": str(path)} for path in paths]

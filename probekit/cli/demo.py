@@ -17,7 +17,6 @@ from igpt_model.ranges import check_at_least, option
 from igpt_model.training.config import TrainConfig
 from probekit.cli.console import note, progress
 from probekit.runtime.errors import UserError
-from probekit.runtime.workers import worker_processes
 
 RECIPE = "Recipe"
 FASHION_IMAGES = 3000  # of each split of Fashion-MNIST: enough for the verdict, and minutes of features and probes
@@ -96,6 +95,7 @@ def demo(
         only --limit has an effect.
     """
     from probekit.datasets import load_dataset
+    from probekit.runtime.workers import worker_processes
 
     seconds: dict[str, float] = {}
     recipe.check(on, pretrained)  # before anything is written: a refused recipe leaves no folder behind
@@ -157,7 +157,7 @@ def _probe(out: Path, shown: bool = True) -> None:
         with stage(f"probe {file.removesuffix('.h5')}", "fits") as show:
             sweep(out / file, out=out, Cs=Cs, layers=LAYERS.get(file), progress=show)
     columns = GREEDY_LAYERS * max(FeatureStore.open(out / "features.h5").widths)
-    with stage("join layers", "sets of layers") as show:
+    with stage("concatenate layers", "sets of layers") as show:
         concat(out / "features.h5", out, Cs=Cs, greedy_width=columns, progress=show)
 
 

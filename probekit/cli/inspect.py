@@ -22,12 +22,14 @@ def inspect(file: Path, *, split: str | None = None, picture: Path | None = None
     from probekit import FeatureStore
     from probekit.features.inspect import cka, plot_cka
     from probekit.features.inspect import inspect as inspect_features
+    from probekit.reports.figures.style import style
 
     store = FeatureStore.open(file)
     name = store.encoder.get("name", "unnamed encoder")
     say(f"{file}: {name} on {store.dataset.get('name', 'unnamed data')}, {store.dtype}")
     say("rows: " + ", ".join(f"{part} {len(store.labels(part)):,}" for part in store.splits))
     if picture is not None:
-        write_figure(plot_cka(cka(store, split), store.layers).figure, picture)
+        with style():
+            write_figure(plot_cka(cka(store, split), store.layers).figure, picture)
         note(f"wrote {picture}")
     return inspect_features(store, split)

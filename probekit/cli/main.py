@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -31,8 +32,6 @@ MODEL = Group.create_ordered("Models")
 MEASURE = Group.create_ordered("Features and probes")
 SHOW = Group.create_ordered("Results")
 LOOK = Group.create_ordered("Before and after")
-
-_FETCH = {"action": "?", "name": "?"}
 
 # Verbs are listed with their one line of help, so that `probekit --help` need not import torch.
 VERBS: dict[str, Verb] = {
@@ -74,12 +73,7 @@ VERBS: dict[str, Verb] = {
         "probekit.evaluate.layer_geometry:geometry",
         unit="layers",
     ),
-    "concat": Verb(
-        MEASURE,
-        "Probe concatenated layers.",
-        "probekit.evaluate.concat:concat",
-        unit="sets of layers",
-    ),
+    "concat": Verb(MEASURE, "Probe concatenated layers.", "probekit.evaluate.concat:concat", unit="sets of layers"),
     "import": Verb(MEASURE, "Make a feature file from arrays.", "probekit.features.importing:import_features"),
     "predict": Verb(MEASURE, "Classify images with a stored probe.", "probekit.cli.predict:predict"),
     "report": Verb(
@@ -238,7 +232,7 @@ def _run(words: list[str], run: Callable[[list[str]], object], debug: bool, inte
             return _report(usage_sentence(error, app, words), 2)
         sentence = users_sentence(error)
         if sentence is not None:
-            return _report(sentence, 2)
+            return _report(with_flags(sentence, words), 2)
         if not debug:
             traceback.print_exc()
         return _report(
@@ -251,7 +245,10 @@ def dispatch(words: list[str]) -> None:
     """Find the verb and run it."""
     if words[:1] in (["help"], ["version"]):
         words = [*words[1:], f"--{words[0]}"]
-    if words and not words[0].startswith("-"):
+    if words and words[0] not in ("--help", "-h", "--version", "--install-completion"):
+        if words[0].startswith("-"):
+            hint = did_you_mean(words[0], ["--help", "--version"]) or " Write the verb first: probekit VERB [FLAGS]."
+            raise UserError(f"there is no verb before {words[0]}.{hint}")
         if words[0] not in VERBS:
             hint = did_you_mean(words[0], VERBS) or f" The verbs are {', '.join(VERBS)}."
             raise UserError(f"there is no verb {words[0]!r}.{hint}")
@@ -266,10 +263,23 @@ def dispatch(words: list[str]) -> None:
             raise UserError(f"an argument is {what} (an unset variable of the shell?); give a value, or leave it out.")
     if "\0" in "".join(words):
         raise UserError("an argument contains a NUL character, which no path or name may hold; remove it.")
+    if any(re.search(r"(^|=|:)(hf|timm|hf-data):", word) for word in words):
+        _use_the_cache_where_there_is_no_network()
     with console.only_rank0_prints():
         chosen, given, _ = app.parse_args(words, exit_on_error=False, print_error=False)
         check_numbers(given)
         chosen(*given.args, **given.kwargs)
+
+
+def _use_the_cache_where_there_is_no_network() -> None:
+    """Put the hub's libraries into offline mode where its name does not resolve: they would retry for a minute."""
+    if any(name.lower().endswith("_proxy") or name in ("HF_ENDPOINT", "HF_HUB_OFFLINE") for name in os.environ):
+        return
+    try:
+        socket.getaddrinfo("huggingface.co", 443)
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        console.note("no network: models and data sets of the Hugging Face hub are read from the cache", "yellow")
 
 
 def whole_help(verb: str) -> None:
@@ -300,6 +310,17 @@ def users_sentence(error: BaseException) -> str | None:
     if isinstance(error, FileNotFoundError | FileExistsError | PermissionError):
         return str(error)
     return None
+
+
+def with_flags(sentence: str, words: list[str]) -> str:
+    """A sentence of the library, with the parameters of the verb as their flags: series_a becomes --series-a."""
+    if not words or words[0] not in VERBS:
+        return sentence
+    names = {name for one in app[words[0]].assemble_argument_collection() for name in one.names}
+    flags = {name[2:].replace("-", "_"): name for name in names if name.startswith("--")}
+    # only what can be nothing else: "keep is 1; ..." and words with _ that are in no path and no quotes
+    sentence = re.sub(r"^\w+(?= is )", lambda found: flags.get(found[0], found[0]), sentence)
+    return re.sub(r"(?<![\w./'=-])\w+_\w+(?![\w/'(=-]|\.\w)", lambda found: flags.get(found[0], found[0]), sentence)
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from probekit.reports.panels import Panel
 
 FORMATS = ("svg", "png", "pdf")
+HASH = 6  # characters of a protocol's hash in print
 INHERITS = {"plot": "probekit.cli.plot:choose_panels"}
 
 
@@ -73,8 +74,8 @@ def plot(
     with style(font_size=font_size):
         if kind == "labels":
             if len({(one.dataset, one.protocol_hash) for one in panels}) > 1:
-                names = "; ".join(sorted({f"--dataset {one.dataset} --protocol {one.protocol}" for one in panels}))
-                raise UserError(f"A label curve is of one data set under one protocol; choose one of: {names}.")
+                choices = _listed(panels, ("dataset", "protocol"))
+                raise UserError(f"A label curve is of one data set under one protocol; choose one of {choices}.")
             figure, points = label_figure(panels, options), label_frame(panels)
         elif kind == "depth":
             figure, points = depth_figure(one_panel(panels), narrow, options), layer_frame([one_panel(panels)])
@@ -155,7 +156,7 @@ def choose_panels(
     dataset
         Data set, where the results hold several.
     protocol
-        Protocol, where the results hold several.
+        Protocol, where the results hold several, by its name or the first six characters of its hash.
     train_rows
         Size of the training set, where the results hold several; 0 is all rows.
     test
@@ -181,7 +182,8 @@ def choose_panels(
         panel
         for panel in panels
         if dataset in (None, panel.dataset)
-        and protocol in (None, panel.protocol, panel.protocol.rstrip("*"))  # the star says that its Cs were changed
+        # the star says that its Cs were changed; where two grids share a name, the hash tells them apart
+        and protocol in (None, panel.protocol, panel.protocol.rstrip("*"), panel.protocol_hash[:HASH])
         and (train_rows is None or (train_rows or None) == panel.train_rows)
         and test == panel.test
     ]
@@ -204,11 +206,18 @@ def one_panel(panels: "Sequence[Panel]") -> "Panel":
     return panels[0]
 
 
-def _listed(panels: "Sequence[Panel]") -> str:
+def _listed(panels: "Sequence[Panel]", names: Sequence[str] = ("dataset", "protocol", "train-rows", "test")) -> str:
     """The flags that tell the panels apart, one set each; flags that all of them share are left out."""
+
+    def protocol(one: "Panel") -> str:
+        twins = {other.protocol_hash for other in panels if other.protocol == one.protocol}
+        Cs = one.series[0].records[0].Cs
+        grid = f" ({len(Cs)} C from {min(Cs):g} to {max(Cs):g})" if len(Cs) > 1 else f" (C = {Cs[0]:g})"
+        return one.protocol if len(twins) == 1 else one.protocol_hash[:HASH] + grid
+
     flags = [
-        {"dataset": one.dataset, "protocol": one.protocol, "train-rows": one.train_rows or 0, "test": one.test}
+        {"dataset": one.dataset, "protocol": protocol(one), "train-rows": one.train_rows or 0, "test": one.test}
         for one in panels
     ]
-    told = [name for name in flags[0] if len({str(own[name]) for own in flags}) > 1] or ["dataset"]
-    return "; ".join(" ".join(f"--{name} {own[name]}" for name in told) for own in flags)
+    differing = [name for name in names if len({str(own[name]) for own in flags}) > 1] or ["dataset"]
+    return "; ".join(dict.fromkeys(" ".join(f"--{name} {own[name]}" for name in differing) for own in flags))

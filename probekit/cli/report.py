@@ -30,12 +30,15 @@ def report(
     device
         Where pictures are computed: cpu, or cuda by cuML.
     """
-    from probekit.evaluate.layer_picture import layer_pictures
     from probekit.reports import write_report
     from probekit.results.runs import read_runs
 
+    figures = {}
+    if pictures:
+        from probekit.evaluate.layer_picture import layer_pictures
+
+        figures[f"layers_{pictures}"] = layer_pictures(pictures, device)
     first = results[0] if results[0].is_dir() else results[0].parent
-    figures = {f"layers_{pictures}": layer_pictures(pictures, device)} if pictures else {}
     page = write_report(results, first / "report" if out is None else out, figures, read_runs(runs))
     show_curves(*results, runs=runs)
     return page

@@ -13,6 +13,7 @@ from probekit.cli.console import is_rank0, note, progress, say
 from probekit.cli.tracker import Kind, open_tracker, training_scalars
 from probekit.cli.watch import DepthWatch, WatchConfig, curve_history, probe_line, read_probes, share_of_peak
 from probekit.datasets import Dataset, Split, load_dataset
+from probekit.runtime.escape import command
 from probekit.runtime.progress_bar import Show
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def train(
         config, data, out, limit=limit, palette=colours, tensorboard=tensorboard, tracker=tracker, watch=watch
     )
     say(f"{out}: step {last['step']}" + (f", validation loss {last['val_loss']:.4f}" if "val_loss" in last else ""))
-    note(f"next: probekit extract igpt:{out} {dataset} --out {out / 'features.h5'}")
+    note(f"next: {command('extract', f'igpt:{out}', dataset, '--out', out / 'features.h5')}")
     return {"run": str(out), **last}
 
 

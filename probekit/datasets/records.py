@@ -6,7 +6,7 @@ Shape legend: N rows of a split; H, W image sides; images are HWC uint8 RGB.
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
@@ -43,6 +43,14 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        """Image (HWC uint8 RGB) and label of one row, as a map-style data set of PyTorch gives them."""
+        at = range(len(self))[index]
+        return self.images(at, at + 1)[0], int(self.labels[at])
+
+    def __repr__(self) -> str:
+        return f"Split({len(self):,} images, {len(np.unique(self.labels))} classes)"
 
     @classmethod
     def of(cls, source: Images, labels: Any, row_ids: Any = None, source_rows: Any = None) -> "Split":
@@ -139,8 +147,14 @@ class Dataset:
     name: str
     classes: tuple[str, ...]
     provenance: dict[str, Any]
-    splits: Mapping[str, Split] = field(repr=False)
-    everything: Callable[[], Split] | None = field(default=None, repr=False)
+    splits: Mapping[str, Split]
+    everything: Callable[[], Split] | None = None
+
+    def __getitem__(self, split: str) -> Split:
+        return self.splits[split]
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.name!r}: {len(self.classes)} classes, splits {', '.join(self.splits)})"
 
 
 def build(

@@ -39,6 +39,14 @@ class Encoder(Protocol):
         ...
 
 
+def encoder_repr(encoder: Encoder) -> str:
+    """What a notebook shows of an encoder: its name, and the layers with their widths."""
+    layers, widths = encoder.layers, sorted(set(encoder.widths))
+    ends = layers[0] if len(layers) == 1 else f"{layers[0]} to {layers[-1]}"
+    name = f"{type(encoder).__name__}({encoder.provenance.get('name')!r}: "
+    return f"{name}{len(layers)} layer{'s' * (len(layers) > 1)} ({ends}) of width {', '.join(map(str, widths))})"
+
+
 def layer_patterns(wanted: Any) -> list[str]:
     """Names or globs of layers, from a text parted by commas, a sequence, or one number."""
     if isinstance(wanted, str):

@@ -14,7 +14,7 @@ import torch
 
 from igpt_model.arguments import check_kind
 from probekit.encoders.compute import compute
-from probekit.encoders.encoder import layer_patterns
+from probekit.encoders.encoder import encoder_repr, layer_patterns
 from probekit.encoders.pooling import Layout, count_special_tokens, decide, first_tensor, has_class_token
 from probekit.encoders.preparation import DescribedPreparation, Normalisation, Preparation, odd_pictures, pair, triple
 from probekit.encoders.row_checks import check_prepare, check_rows, check_tokens, settle_unloaded
@@ -155,6 +155,8 @@ class ModuleEncoder:
         The shapes leave open what an output is, or a picture's features depend on more than the picture: on chance, on
         the other pictures of its batch, or on how many there are.
     """
+
+    __repr__ = encoder_repr
 
     def __init__(
         self,

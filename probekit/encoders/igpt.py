@@ -20,7 +20,7 @@ from igpt_model.objectives import draw_masks
 from igpt_model.palette import Palette
 from igpt_model.training.checkpoint import latest_checkpoint, load_checkpoint
 from probekit.encoders.compute import compute
-from probekit.encoders.encoder import select_layers
+from probekit.encoders.encoder import encoder_repr, select_layers
 from probekit.runtime.errors import UserError
 
 
@@ -32,6 +32,8 @@ class IGPTEncoder:
     A BERT model gets `masked` inputs, as in training and as the paper probes it; masks depend on (`seed`, row id).
     `compile` compiles each block: worth its minute for many images on a GPU; the last digits differ.
     """
+
+    __repr__ = encoder_repr
 
     def __init__(
         self,

@@ -135,6 +135,8 @@ def _load(spec: Any, options: dict[str, Any]) -> Encoder:
             return _call(spec, point.load(), [rest], options)
     added = "".join(f", {point.name}:..." for point in entry_points(group=ENTRY_POINTS))
     near = did_you_mean(scheme, SCHEMES)
+    if not near and not rest:
+        near = f" A model of the Hugging Face hub is hf:{spec}, one of timm is timm:{spec}."
     raise UserError(f"The encoder {spec!r} is not known; write {FORMS}{added}.{near}")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from probekit.encoders.compute import compute
+from probekit.encoders.encoder import encoder_repr
 from probekit.encoders.preparation import Preparation
 from probekit.runtime.errors import UserError
 
@@ -30,6 +31,8 @@ class _Baseline:
     """One layer, called `kind`, of images of P x P."""
 
     kind, config, pooling = "", dict[str, Any](), "none"
+
+    __repr__ = encoder_repr
 
     def __init__(self, width: int, side: int, interpolation: str, device: str) -> None:
         self.prepare = Preparation((side, side), interpolation=interpolation)

@@ -11,12 +11,15 @@ import numpy as np
 import torch
 
 from igpt_model.features import pool
+from probekit.encoders.encoder import encoder_repr
 from probekit.encoders.igpt import IGPTEncoder, load_random, load_run
 from probekit.runtime.errors import UserError
 
 
 class TokenEncoder:
     """An iGPT encoder without the mean over positions; each position goes through the norm that reads it next."""
+
+    __repr__ = encoder_repr
 
     def __init__(self, encoder: IGPTEncoder) -> None:
         self._pooled = encoder

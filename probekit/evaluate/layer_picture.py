@@ -66,6 +66,9 @@ def layer_pictures(method: Method = "tsne", device: str = "cpu") -> Callable[[An
                 points, labels = picture_of(record, method, device)
                 axes.scatter(*points.T, c=labels, cmap="tab10" if labels.max() < 10 else "turbo", s=3, linewidths=0)
                 axes.set_title(f"{record.series}, layer {record.depth}", fontsize=8)
+        name = {"tsne": "t-SNE", "umap": "UMAP"}[method]
+        words = f"{name} of test rows, coloured by class; sizes of clusters and distances between them mean little."
+        figure.supxlabel(words, fontsize=7.5)
         return figure
 
     return draw

@@ -119,7 +119,7 @@ def plan_sweep(store: Any, seconds: float = 10.0, **options: Any) -> Estimate:
             sweep(store, out=folder, layers=[layer], train_rows=None if rows >= available else rows, **options)
             return time.perf_counter() - begun
 
-    until = time.perf_counter() + seconds
+    before, until = process_bytes(), time.perf_counter() + seconds
     probe(tried[0], min(available, 300))
     rows, took = _most(partial(probe, tried[0]), min(available, 1000), available, until, time.perf_counter, len(tried))
     a_column = [took / widths[tried[0]]]
@@ -127,7 +127,9 @@ def plan_sweep(store: Any, seconds: float = 10.0, **options: Any) -> Estimate:
     classes = int(max(store.labels(split).max() for split in store.splits)) + 1
     test = len(store.labels("test")) if "test" in store.splits else 0
     took = float(np.mean(a_column)) * sum(widths.values()) * available / rows
-    return Estimate("sweep", *sweep_bytes(available, test, store.widths, classes), took, "this feature file")
+    disk, memory = sweep_bytes(available, test, store.widths, classes)
+    memory += max(0, process_bytes() - before)  # what probing loads
+    return Estimate("sweep", disk, memory, took, "this feature file")
 
 
 def plan_sweep_without_features(

@@ -198,7 +198,7 @@ class Runner:
                 differing = [key for key in mine if key not in ("name", "source") and mine[key] != theirs.get(key)]
                 if differing == ["Cs"]:
                     Cs = self.protocol.Cs
-                    return f"{name}, {len(Cs)} C from {min(Cs):g} to {max(Cs):g}"
+                    return f"{name}, {f'{len(Cs)} C from {min(Cs):g} to {max(Cs):g}' if Cs[1:] else f'C = {Cs[0]:g}'}"
         return name
 
     def refuse_other_settings(self, jobs: Sequence[Job]) -> None:

@@ -2,7 +2,6 @@
 
 import fnmatch
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -21,6 +20,7 @@ from probekit.results.results import Results
 from probekit.runtime.errors import UserError
 from probekit.runtime.progress import Progress
 from probekit.runtime.progress_bar import shown
+from probekit.runtime.temporary import temporary_folder
 from probekit.runtime.workers import worker_processes
 from probekit.selection.protocol import resolve_protocol
 from probekit.selection.settings import make_settings
@@ -30,7 +30,7 @@ DRAWS = 5  # draws of a few labelled rows a class, unless seeds says how many
 
 @checked
 def sweep(
-    features: Features | Mapping[str, ArrayLike] | str | Path,
+    features: Features | Mapping[str, ArrayLike] | Sequence[ArrayLike] | str | Path,
     y: ArrayLike | None = None,
     out: str | Path | None = None,
     protocol: Protocol | str = "igpt",
@@ -124,7 +124,9 @@ def sweep(
         if out is not None:
             raise UserError(f"Two folders for results were given, {y} and {out}; write out=FOLDER once.")
         y, out = None, y
-    if features is None or isinstance(features, int | float | list | tuple):
+    if isinstance(features, Sequence | np.ndarray) and not isinstance(features, str):  # of arrays, shallow to deep
+        features = {f"{number:02d}": X for number, X in enumerate(features)}
+    if features is None or isinstance(features, int | float):
         raise TypeError(
             f"features is a {type(features).__name__}; expected a feature file, its path or a dict of arrays."
         )
@@ -133,8 +135,7 @@ def sweep(
     if isinstance(features, Mapping):
         features = from_arrays(features, y)
         if out is None:
-            _folders.append(tempfile.TemporaryDirectory(prefix="probekit-"))
-            out = _folders[-1].name
+            out = temporary_folder()
     elif y is not None:
         raise UserError("y was given with a feature file, which contains its own labels; leave y out.")
     runner = Runner(features, out, resolved, None, series, make_settings(backend, device, dtype, parallel))
@@ -169,7 +170,6 @@ def _listed(sizes: Sequence[int] | int | None) -> list[int | None]:
 
 
 TEST_SHARE = 0.2  # of arrays without a split of their own
-_folders: list[tempfile.TemporaryDirectory[str]] = []  # of the results of arrays, removed when Python ends
 
 
 def from_arrays(layers: Mapping[str, ArrayLike], y: ArrayLike | None) -> MemoryStore:

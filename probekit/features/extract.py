@@ -33,6 +33,7 @@ from probekit.features.writer import FeatureWriter, create_skeleton, write_lock
 from probekit.runtime.errors import UserError
 from probekit.runtime.progress_bar import shown
 from probekit.runtime.ranks import Ranks, barrier, current
+from probekit.runtime.temporary import temporary_folder
 
 BATCH_SIZE = 128
 Progress = Callable[[int, int], Any]
@@ -42,7 +43,7 @@ Progress = Callable[[int, int], Any]
 def extract(
     encoder: Encoder | str,
     data: Dataset | str,
-    out: str | Path,
+    out: str | Path | None = None,
     splits: Sequence[str] | None = None,
     batch_size: int | None = None,
     workers: int = 0,
@@ -63,7 +64,7 @@ def extract(
     data : Dataset or str
         A data set, or what `load_dataset` takes.
     out : str or Path
-        The feature file (HDF5).
+        The feature file (HDF5); by default one in a temporary folder, removed when Python ends.
     splits : sequence of str
         Splits to extract, for example train and test; by default all.
     batch_size : int
@@ -92,7 +93,7 @@ def extract(
     """
     data = load_dataset(data)
     encoder = load_encoder(encoder, data=data) if isinstance(encoder, str) else encoder
-    path = Path(out)
+    path = temporary_folder() / "features.h5" if out is None else Path(out)
     if dtype not in layout.DTYPES:
         raise UserError(f"Features cannot be stored as {dtype!r}; choose {' or '.join(layout.DTYPES)}.")
     check_at_least(batch_size=(batch_size, 1), limit=(limit, 1))

@@ -106,11 +106,12 @@ def plot_cka(similar: np.ndarray, layers: tuple[str, ...], ax: Any = None) -> An
 
     ax = ax or plt.subplots(figsize=(1.5 + 0.28 * len(layers), 1.2 + 0.28 * len(layers)), layout="constrained")[1]
     image = ax.imshow(similar, vmin=0, vmax=1, cmap="magma", origin="lower")
+    ax.grid(False)
     names = [mathtext(layer[:80]) for layer in layers]
     ax.set_xticks(range(len(layers)), names, rotation=90)
     ax.set_yticks(range(len(layers)), names)
-    ax.set_title("Linear CKA between layers")
-    ax.figure.colorbar(image, ax=ax)
+    ax.set(title="Similarity of layers", xlabel="layer", ylabel="layer")
+    ax.figure.colorbar(image, ax=ax, label="linear CKA (1: equal up to rotation and scale)")
     return ax
 
 

@@ -86,6 +86,9 @@ class FittedLinear(FittedProbe):
     coef: np.ndarray
     intercept: np.ndarray
 
+    def __repr__(self) -> str:
+        return f"FittedLinear({len(self.classes)} classes, {self.coef.shape[1]} features)"
+
     def predict_log_proba(self, X: np.ndarray) -> np.ndarray:
         rows, coef, intercept = (to_device(values, self.device).double() for values in (X, self.coef, self.intercept))
         return log_probabilities(rows @ coef.mT + intercept).cpu().numpy()

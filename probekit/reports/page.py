@@ -9,7 +9,6 @@ import base64
 import json
 import os
 import re
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -33,7 +32,7 @@ from probekit.results.curve import layer_name, layer_words
 from probekit.results.paired import PairedDifference, p_value
 from probekit.results.record import Record
 from probekit.runtime.errors import UserError
-from probekit.runtime.escape import terminal, visible
+from probekit.runtime.escape import command, terminal, visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,7 +79,7 @@ def render_page(
         ],
         samples=list(_samples([*sources, *_runs(panels)])),
         sources=[str(source) for source in sources],
-        command=shlex.join(["probekit", "report", *map(str, sources)]),
+        command=command("report", *sources),
         version=_version(),
     )
     return terminal(page)  # names are shown without control characters
@@ -221,7 +220,7 @@ def _curve(panel: Panel, prefix: str) -> dict[str, Markup]:
 def _fits(panel: Panel, layered: Sequence[Series], prefix: str) -> dict[str, Any]:
     paths = []
     for number, series in enumerate(layered):
-        label = f"Held-out accuracy of {series.label} along the penalty path, one frame per layer"
+        label = f"Held-out accuracy of {series.label} along the penalty path, one panel per layer"
         draw = partial(path_figure, series, looks_of(panel)[series.label]["color"])
         paths.append((series.label, _two_widths(draw, f"{prefix}c{number}", label)))
     return {

@@ -4,7 +4,7 @@ n layers probed, N test rows, S draws: pre-training runs or draws of the trainin
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,11 @@ class Curve:
     converged: np.ndarray
     at_grid_edge: np.ndarray
     rows_SMn: np.ndarray | None  # noqa: N815
+
+    def __repr__(self) -> str:
+        value = self.metric.text(self.metric.factor * self.values[self.peak], unit=True)
+        best = f"{layer_words(self, self.peak)} with {self.metric.words.lower()} {value}"
+        return f"Curve({self.series} on {self.dataset}: {len(self.depths)} layers, best {best})"
 
     @property
     def n_draws(self) -> int:
@@ -274,7 +279,7 @@ def pointwise_limits(
     return max(float(low), 0.0), min(float(high), metric.most)
 
 
-def depth_curves(records: Iterable[Record]) -> dict[str, Curve]:
+def depth_curves(records: Iterable[Record], metric: Metric | str = "top1") -> dict[str, Curve]:
     """One curve a series (or a model with several runs), by name, in the order in which they first appear.
 
     With several datasets the names are "series on dataset".
@@ -286,7 +291,8 @@ def depth_curves(records: Iterable[Record]) -> dict[str, Curve]:
         groups.setdefault((models[r.series], _dataset_name(r)), []).append(r)
     several = len({dataset for _, dataset in groups}) > 1
     return {
-        (f"{series} on {dataset}" if several else series): depth_curve(own) for (series, dataset), own in groups.items()
+        (f"{series} on {dataset}" if several else series): depth_curve(own, metric=metric)
+        for (series, dataset), own in groups.items()
     }
 
 
@@ -335,7 +341,7 @@ class Verdict:
     warnings : one sentence for each doubt (unconverged fits, C at the end of its grid)
     """
 
-    curve: Curve = field(repr=False)
+    curve: Curve
     shape: str
     peak_depth: int
     accuracy: float
@@ -345,6 +351,9 @@ class Verdict:
     p_fall: float
     not_below: tuple[str, ...]
     warnings: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return " ".join(self.sentences())
 
     @property
     def falls(self) -> bool:

@@ -16,6 +16,7 @@ from probekit.results.metrics import METRICS, Metric
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record
 from probekit.runtime.errors import UserError, did_you_mean, first_line
+from probekit.runtime.escape import command
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,10 +103,13 @@ def _temperature(record: Record) -> float:
     path = (record.folder or Path()) / CALIBRATION
     found = _cell(path, "record", record.key, "temperature")
     if found is None:
+        protocol = str(record.protocol["name"])
+        words = ["calibrate", _features(record), "--out", record.folder, "--series", record.series]
+        words += ["--protocol", protocol.rstrip("*")] if protocol != "igpt" else []
+        words += ["--Cs", *record.Cs] if protocol.endswith("*") else []
         raise UserError(
             f"{path} has no temperature of {record.series}, layer {'+'.join(record.layers)} ({record.probe}, seed "
-            f"{record.seed}): run `probekit calibrate {_features(record)} --out {record.folder} --series "
-            f"'{record.series}'` first."
+            f"{record.seed}): run `{command(*words)}` first."
         )
     return found
 
@@ -116,8 +120,8 @@ def _of_features(record: Record, name: str) -> float:
     found = _cell(geometry_file(_features(record)), "layer", record.layers[0], name)
     if found is None:
         raise UserError(
-            f"{name} of {record.series}, layer {record.layers[0]} has not been measured: run `probekit geometry "
-            f"{_features(record)}` first."
+            f"{name} of {record.series}, layer {record.layers[0]} has not been measured: run "
+            f"`{command('geometry', _features(record))}` first."
         )
     return found
 

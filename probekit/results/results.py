@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from igpt_model.arguments import checked
 from probekit.results.curve import Curve, Verdict, depth_curves, layer_name, paired_curves, verdict
+from probekit.results.measured import find_metric
 from probekit.results.paired import PairedDifference, paired_difference
 from probekit.results.record import Record, read_records, results_path
 from probekit.results.runs import model_names
@@ -56,6 +57,9 @@ class Results:
     def __len__(self) -> int:
         return len(self.records)
 
+    def __getitem__(self, index: int) -> Record:
+        return self.records[index]
+
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records)
 
@@ -98,8 +102,9 @@ class Results:
         curves = depth_curves(own)
         if len(curves) != 1:
             named = "These results" if series is None else f"The records of series {series!r}"
-            found = ", ".join(curves)[:200] or "no record is of a single layer"
-            raise UserError(f"{named} have {len(curves)} depth curves ({found}): choose one.")
+            if not curves:
+                raise UserError(f"{named} hold no probe of a single layer: run `probekit sweep`.")
+            raise UserError(f"{named} have {len(curves)} depth curves; choose a series: {'; '.join(curves)}.")
         return next(iter(curves.values()))
 
     def best(self, series: str | None = None) -> Record:
@@ -107,9 +112,9 @@ class Results:
         curve = self.curve(series)
         return curve.records[curve.peak]
 
-    def curves(self) -> dict[str, Curve]:
+    def curves(self, metric: str = "top1") -> dict[str, Curve]:
         """The depth curve of every series that has single layers."""
-        return depth_curves(self.records)
+        return depth_curves(self.records, metric=metric)
 
     def verdict(self, series: str | None = None) -> Verdict:
         """Whether accuracy of a series rises and then falls with depth."""
@@ -126,8 +131,8 @@ class Results:
 
         return pd.DataFrame([_row(record) for record in self.records])
 
-    def plot_depth(self, ax: Any = None) -> "Axes":
-        """Draw test accuracy over depth, one line per series (the mean of its seeds or runs), with pointwise 95 % bars.
+    def plot_depth(self, ax: Any = None, metric: str = "top1") -> "Axes":
+        """Draw a metric over depth, one line per series (the mean of its seeds or runs), with pointwise 95 % bars.
 
         The layer chosen on held-out rows is ringed; a fit that is not certified is crossed. A series of one layer (raw
         pixels) becomes a dashed level.
@@ -135,7 +140,7 @@ class Results:
         import matplotlib.pyplot as plt
 
         axes: Axes = ax if ax is not None else plt.subplots(figsize=(6, 4))[1]
-        curves = self.curves()
+        curves = self.curves(metric)
         for series, curve in curves.items():
             name = mathtext(series)
             if len(curve.depths) == 1:
@@ -149,7 +154,7 @@ class Results:
             axes.scatter(curve.depths[doubtful], curve.values[doubtful], marker="x", color="black", zorder=4)
         first = {layer_name(curve.records[0]) for curve in curves.values() if len(curve.depths) > 1}
         axes.set_xlabel(f"layer (0 is {name})" if len(first) == 1 and (name := first.pop()) else "layer")
-        axes.set_ylabel("test accuracy")
+        axes.set_ylabel(find_metric(metric).words)
         axes.legend()
         return axes
 

@@ -5,6 +5,7 @@ Jinja's autoescape and by `html.escape`.)
 """
 
 import re
+import shlex
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,11 @@ def _hidden(character: str) -> bool:
 def terminal(text: Any) -> str:
     r"""For a terminal: as `visible`, but lines may break, since they are whole lines of ours."""
     return "\n".join(visible(line) for line in str(text).split("\n"))
+
+
+def command(*words: Any) -> str:
+    """A command of ours, to be typed in a shell as it is printed."""
+    return shlex.join(["probekit", *map(str, words)])
 
 
 def csv_cell(text: Any) -> str:

@@ -3,17 +3,21 @@
 import os
 import zipfile
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from probekit.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 SHARE = 0.6  # of the free memory that a computation may take
 
 
-def free_memory(device: torch.device) -> int:
+def free_memory(device: "torch.device | None" = None) -> int:
     """Bytes free on a CUDA device, blocks that torch caches for itself included, or on the host."""
-    if device.type == "cuda":
+    if device is not None and device.type == "cuda":
+        import torch
+
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + cached
     try:
@@ -36,6 +40,6 @@ def check_npz(path: str | Path) -> None:
     """
     with zipfile.ZipFile(path) as archive:
         need = sum(info.file_size for info in archive.infolist())
-    free = free_memory(torch.device("cpu"))
+    free = free_memory()
     if need > free:
         raise UserError(f"{path} holds arrays of {need / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB of memory are free.")

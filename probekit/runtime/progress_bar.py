@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 10.0
+FIRST_LINE = 0.2
+"""The first line comes after this share of that time, so that nobody wonders whether the work has begun."""
 
 
 class Show(Protocol):
@@ -84,7 +86,7 @@ def _bar(what: str, unit: str, clock: Callable[[], float]) -> Iterator[Show]:
 @contextmanager
 def _lines(what: str, unit: str, seconds: float, clock: Callable[[], float]) -> Iterator[Show]:
     rate = _Rate(clock)
-    last_time, last_line = clock(), ""
+    last_time, last_line = clock() - (1 - FIRST_LINE) * seconds, ""
 
     def show(done: int, total: int, note: str = "") -> None:
         nonlocal last_time, last_line

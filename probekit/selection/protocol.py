@@ -77,6 +77,10 @@ class Protocol:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def __repr__(self) -> str:
+        scaled = ", standardized" * self.standardize
+        return f"Protocol({self.name!r}: {len(self.Cs)} C from {min(self.Cs):g} to {max(self.Cs):g}{scaled})"
+
     def resolved(self) -> dict[str, Any]:
         """The protocol as JSON: what a record stores and `hash` identifies."""
         resolved = asdict(self) | {"Cs": [float(C) for C in self.Cs]}

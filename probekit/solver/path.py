@@ -68,6 +68,10 @@ class ProbePath:
     def __len__(self) -> int:
         return len(self.Cs)
 
+    def __repr__(self) -> str:
+        sizes = f"{len(self.Cs)} C, {len(self.classes)} classes, {self.coef.shape[-1]} features"
+        return f"{type(self).__name__}({sizes}; {self.converged.sum()} of {len(self.Cs)} fits converged)"
+
     def decision_function(self, X: Any) -> Array:
         """Scores (n_C, N, R)."""
         n_C, R, D = self.coef.shape

@@ -27,6 +27,7 @@ from probekit.reports.figures.style import (
 )
 from probekit.reports.panels import relabelled
 from probekit.results.curve import layer_name
+from probekit.runtime.errors import UserError
 from probekit.runtime.escape import visible
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ Slots = Sequence[tuple[float, int, "Concatenated"]]
 DASHED: Look = {"linewidth": 0.9, "linestyle": (0, (2, 2)), "zorder": 1}
 MOST_LABEL = 80  # characters of a name in a figure
 MOST_SLOTS = 4
+LETTER = 0.068  # inches, about, of a letter below the axis
+LEAST_HEIGHT = 1.6  # inches of both axes together
+BESIDE = 0.5  # of a layer: how far from its tick something of it may stand
 
 
 def depth_figure(panel: Panel, narrow: bool = False, options: FigureOptions = FigureOptions()) -> Figure:  # noqa: B008
@@ -55,18 +59,24 @@ def depth_figure(panel: Panel, narrow: bool = False, options: FigureOptions = Fi
     width = options.width or (4.0 if narrow else 7.4)
     narrow = narrow or width / scale < 5.5
     key = _key_entries(panel)
-    columns = 1 if narrow else 2
+    columns = 1 if width / scale < 7 else 2  # two columns of the longest words
     below = scale * (0.56 + 0.17 * -(-len(key) // columns))
     top = (0.3 if options.title != "" else 0.12) * scale
     figure, inside = options.new_figure(
         width, (4.6 if narrow else 4.4) + below, left=0.74 * scale, right=0.92 * scale, top=top, bottom=below
     )
+    least = top + below + LEAST_HEIGHT * scale
+    if figure.get_figheight() < least:
+        raise UserError(
+            f"height is {options.height:g} inches; this figure needs at least {least:.1f} at this font size."
+        )
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1), gridspec_kw={**inside, "hspace": 0.22})
     looks = looks_of(panel)
-    slots = _slots(panel, narrow)
-    draw_accuracy(upper, panel, looks, slots, narrow, options)
+    wide = (width * (inside["right"] - inside["left"])) / scale  # of the axes, in inches of ordinary type
+    slots = _slots(panel, wide, narrow)
+    draw_accuracy(upper, panel, looks, slots, narrow, options, wide)
     draw_difference(lower, panel, looks, narrow)
-    _layer_axis(lower, panel, slots, narrow)
+    _layer_axis(lower, panel, slots, narrow, wide)
     figure.align_ylabels()
     if key:
         handles, labels = zip(*key, strict=True)
@@ -81,8 +91,8 @@ def looks_of(panel: Panel) -> dict[str, Look]:
     """Colour, marker and line style of each series, by its label; a readout has its model's colour."""
     kinds: dict[str, tuple[Sequence[str], Sequence[str], Sequence[Any], float, float]] = {
         "model": ([colour for colour, _ in MODELS], MODEL_MARKERS, ("-",), 1.8, 5.0),
-        "readout": ([""], ("D", "X", "P", "*"), DASHES, 1.3, 4.0),
-        "random": (RANDOM[:1], ("v", "^", "D", "s"), DASHES, 1.2, 3.6),
+        "readout": ([""], ("P", "X", "*", "p"), DASHES, 1.3, 4.0),
+        "random": (RANDOM[:1], ("v", "^", "<", ">"), DASHES, 1.2, 3.6),
         "flat": (FLAT[:1], ("s",), ("-.", ":", (0, (5, 1, 1, 1, 1, 1))), 1.4, 4.0),
     }
     looks: dict[str, Look] = {}
@@ -113,8 +123,9 @@ def draw_accuracy(
     slots: Slots = (),
     narrow: bool = False,
     options: FigureOptions = FigureOptions(),  # noqa: B008  (frozen)
+    wide: float = 5.7,
 ) -> None:
-    """Fill the upper axes; `slots` gives each concatenation an abscissa right of the last layer."""
+    """Fill the upper axes, `wide` inches; `slots` gives each concatenation an abscissa right of the last layer."""
     ends = []
     shifts = _shifts(panel)
     for number, series in reversed(list(enumerate(panel.series))):
@@ -140,7 +151,7 @@ def draw_accuracy(
     for place, series in enumerate(panel.models):
         if not series.is_flat:
             shift = shifts[panel.series.index(series)]
-            _peak(axes, series, looks[series.label], place, len(panel.models) == 1, shift)
+            _peak(axes, series, looks[series.label], place, shift, wide if len(panel.models) == 1 else 0)
     if panel.metric.percent:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}" if value <= 100 else "")
     axes.set_ylabel(panel.measured if not narrow else panel.measured.replace(", ", ",\n"))
@@ -148,8 +159,6 @@ def draw_accuracy(
     own = long if not narrow and len(long) < 44 else panel.title
     short = textwrap.shorten(own, 34 if narrow else 60, placeholder=" ...")
     axes.set_title(short if options.title is None else options.title)
-    if not narrow and options.title is None and len(own) < 44 and panel.interval_words:
-        _remark(axes, f"bars: {panel.interval_words}")
     _end_labels(axes, ends)
 
 
@@ -181,7 +190,10 @@ def draw_difference(axes: Axes, panel: Panel, looks: dict[str, Look], narrow: bo
     above = "Points above" if panel.metric.percent else "Difference to"
     axes.set_ylabel(f"{above}\n{reference}" if not narrow else "Difference" + "\n(points)" * panel.metric.percent)
     if not narrow and any(one.band_low is not None for _, one in drawn):
-        _remark(axes, f"band: {panel.band_words}")
+        axes.text(
+            1.0, 1.02, f"band: {panel.band_words}", transform=axes.transAxes, ha="right", va="bottom", color=QUIET,
+            fontsize=points(7.5),
+        )  # fmt: skip
 
 
 def _shifts(panel: Panel) -> list[float]:
@@ -212,8 +224,8 @@ def _curve(axes: Axes, series: Series, values: np.ndarray, look: Look, gid: str,
         )  # fmt: skip
 
 
-def _peak(axes: Axes, series: Series, look: Look, place: int, named: bool, shift: float) -> None:
-    """Ring the chosen layer and underline the layers that are not significantly below it."""
+def _peak(axes: Axes, series: Series, look: Look, place: int, shift: float, wide: float) -> None:
+    """Ring the chosen layer and underline the layers not significantly below it; name it in axes `wide` inches."""
     x, y = series.depths[series.peak], series.values[series.peak]
     axes.axvline(x, color=look["color"], **DASHED)
     axes.plot(
@@ -226,17 +238,18 @@ def _peak(axes: Axes, series: Series, look: Look, place: int, named: bool, shift
             (depth - 0.42, depth + 0.42), (height, height), color=look["color"], linewidth=3.2, transform=below,
             solid_capstyle="butt", zorder=2,
         )  # fmt: skip
-    if named:
+    if wide:
         left = x > (series.depths[0] + series.depths[-1]) / 2
+        layer = f"layer {x}: " if wide > 2.5 else ""
         axes.annotate(
-            f"layer {x}: {series.curve.metric.text(y, unit=True)}",
+            f"{layer}{series.curve.metric.text(y, unit=True)}",
             (x, 1.0), xycoords=below, xytext=(-5 if left else 5, -2),
             textcoords="offset points", ha="right" if left else "left", va="top", color=INK, fontweight="bold",
             bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6},  # otherwise a grid line would cross the text
         )  # fmt: skip
 
 
-def _slots(panel: Panel, narrow: bool) -> Slots:
+def _slots(panel: Panel, wide: float, narrow: bool) -> Slots:
     own = [
         (number, joint)
         for number, series in enumerate(panel.series)
@@ -245,10 +258,12 @@ def _slots(panel: Panel, narrow: bool) -> Slots:
     if len(own) > (2 if narrow else MOST_SLOTS):
         own = [(number, joint) for number, joint in own if joint.chosen]
     last = panel.last_depth
-    # room for the longest name below the axis
-    letters = max([5, *(len(joint.name) for _, joint in own)])
-    step = max(last, 4) * (0.26 if narrow else 0.09) * letters / 5
-    return [(last + step * (1.1 + place), number, joint) for place, (number, joint) in enumerate(own[:MOST_SLOTS])]
+    # room for the longest name below the axis, but at most half of it for all of them
+    letters = max([4, *(len(joint.name) for _, joint in own)])
+    share = min(LETTER * (letters + 1) / wide, 0.5 / max(len(own[:MOST_SLOTS]), 1))
+    step = max(last, 4) * share / (1 - min(share * (len(own[:MOST_SLOTS]) + 0.5), 0.6))
+    first = max(last + 1.1 * step, last + BESIDE + 0.6 * step)
+    return [(first + step * place, number, joint) for place, (number, joint) in enumerate(own[:MOST_SLOTS])]
 
 
 def _concatenated(axes: Axes, x: float, joint: Concatenated, color: str, gid: str) -> None:
@@ -261,13 +276,15 @@ def _concatenated(axes: Axes, x: float, joint: Concatenated, color: str, gid: st
     )  # fmt: skip
 
 
-def _layer_axis(axes: Axes, panel: Panel, slots: Slots, narrow: bool) -> None:
+def _layer_axis(axes: Axes, panel: Panel, slots: Slots, narrow: bool, wide: float) -> None:
     from matplotlib.ticker import MaxNLocator
 
     last = max(panel.last_depth, 1)
     margin = 0.45 + 0.012 * last
     axes.set_xlim(-margin, (slots[-1][0] if slots else last) + margin)
-    layers = [int(tick) for tick in MaxNLocator(nbins=12, integer=True).tick_values(0, last) if 0 <= tick <= last]
+    room = wide * (last + 2 * margin) / (axes.get_xlim()[1] + margin) / (LETTER * (len(str(last)) + 1.5))
+    ticks = MaxNLocator(nbins=max(min(12, int(room)), 1), integer=True).tick_values(0, last)
+    layers = [int(tick) for tick in ticks if 0 <= tick <= last]
     axes.set_xticks(
         [*layers, *(x for x, _, _ in slots)],
         [*map(str, layers), *(joint.name for _, _, joint in slots)],
@@ -281,7 +298,7 @@ def _layer_axis(axes: Axes, panel: Panel, slots: Slots, narrow: bool) -> None:
     if slots:
         axes.annotate("concatenated", ((slots[0][0] + slots[-1][0]) / 2, 0), xytext=down, **size)
         for upper in axes.figure.axes:
-            upper.axvline((last + slots[0][0]) / 2, color=RULE, linewidth=0.7, zorder=0)
+            upper.axvline(max((last + slots[0][0]) / 2, last + BESIDE), color=RULE, linewidth=0.7, zorder=0)
 
 
 def layer_axis_words(panel: Panel, most: int = 44) -> str:
@@ -293,10 +310,6 @@ def layer_axis_words(panel: Panel, most: int = 44) -> str:
     }
     words = visible(named.pop()) if len(named) == 1 else ""
     return f"layer ({words})" if words and len(words) <= most - len("layer ()") else "layer"
-
-
-def _remark(axes: Axes, text: str) -> None:
-    axes.text(1.0, 1.02, text, transform=axes.transAxes, ha="right", va="bottom", color=QUIET, fontsize=points(7.5))
 
 
 def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
@@ -342,6 +355,7 @@ def _key_entries(panel: Panel) -> list[tuple[Any, str]]:
     hollow = mark(marker="o", markersize=5.5, markerfacecolor=PAPER)
     entries = [
         (bool(models), ring, "best layer, chosen on held-out training rows"),
+        (bool(panel.interval_words), mark(marker="|", markersize=9), f"bars: {panel.interval_words}"),
         (any(series.not_worse is not None for series in models), mark(linestyle="-", linewidth=3.2),
          "not significantly worse than the best"),
         (any(series.concatenated for series in models), mark(marker="D", markersize=5), joined),

@@ -73,7 +73,8 @@ def _canvas(panel: Panel, width: int, height: int) -> list[Text]:
     last = max(panel.last_depth, 1)
     ticks, height = round_ticks(*panel.extent, height)
     low, high = min(ticks.values()), max(ticks.values())
-    columns = max(min(width - 8, 6 * last + 1), last + 1)
+    beside = len("  100 ┤") + len(str(last)) - 1 + len("  layer")
+    columns = max(min(width - beside, 6 * last + 1), last + 1)
     cells = [[(" ", "")] * columns for _ in range(height)]
 
     def row(value: float) -> int:
@@ -106,7 +107,10 @@ def _canvas(panel: Panel, width: int, height: int) -> list[Text]:
     for series, _, colour in looks[::-1]:
         if series.role == "model" and not series.is_flat:  # colour and reverse video are lost in a log file
             words = series.label if len(panel.models) > 1 else "best"
-            lines.append(Text.assemble("       ", (f"{' ' * column(series.best.depth)}↑ {words}", colour)))
+            at = column(series.best.depth)
+            fits = at + len(words) + 2 <= columns + len("  layer")
+            arrow = f"{' ' * at}↑ {words}" if fits else f"{words} ↑".rjust(at + 1)
+            lines.append(Text.assemble("       ", (arrow, colour)))
     return lines
 
 

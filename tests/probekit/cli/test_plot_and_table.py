@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -189,3 +190,12 @@ def test_pre_training_runs_are_one_series_of_figure_table_cards_and_verdict(resu
             assert float(row["sd"]) == pytest.approx(np.std(values, ddof=1))
     assert "SD over runs" in (tmp_path / "report" / "table.md").read_text()
     assert run("plot", *folders, "--runs", "theirs", "--out", tmp_path / "p.svg", "--metric", "log_loss") == 0
+
+
+def test_sweeps_with_other_penalties_are_told_apart_by_the_hash(results, tmp_path, capsys):
+    assert run("sweep", results / "features.h5", "--protocol", "dinov2-45", "--Cs", 0.5) == 0
+    capsys.readouterr()
+    assert run("plot", results, "--out", tmp_path / "a.svg") == 2
+    listed = re.findall(r"--protocol ([0-9a-f]{6}) \((2 C from 0.01 to 1|C = 0.5)\)", capsys.readouterr().err)
+    assert len(dict(listed)) == 2
+    assert run("plot", results, "--out", tmp_path / "a.svg", "--protocol", listed[0][0]) == 0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probekit.cli.main import SHOW, VERBS, Verb, app, main, register
+from probekit.cli.main import SHOW, VERBS, Verb, app, main, register, with_flags
 from probekit.cli.usage import prepared
 from tests.commands import write_features
 
@@ -220,3 +220,23 @@ def test_a_reader_that_has_ended_is_no_error(tmp_path):
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_wrong_flag_before_any_verb_has_a_hint(capsys):
+    for words, hint in ((["--hlep"], "--help"), (["--versoin"], "--version"), (["-q", "sweep"], "verb first")):
+        assert main(words) == 2
+        assert hint in capsys.readouterr().err
+
+
+def test_the_librarys_parameters_are_flags_on_the_command_line():
+    line = ["compare", "a", "b"]
+    assert with_flags("Several series (x): name one as series_a.", line).endswith("name one as --series-a.")
+    assert with_flags("keep is 1.0; expected less.", ["sample", "run"]) == "--keep is 1.0; expected less."
+    for kept in ("a/series_a/b is no folder.", "There is no layer 'series_a'.", "series_a.csv is empty.", "x is y."):
+        assert with_flags(kept, line) == kept
+
+
+@pytest.mark.parametrize("words", [["train"], ["study"], ["--hlep"], ["datasets", "ls"], ["report", "nothing"]])
+def test_a_usage_error_does_not_wait_for_torch(words):
+    code = f"import sys; from probekit.cli.main import main; sys.exit(main({words!r}) != 2 or 'torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -105,7 +105,7 @@ def test_table_and_page_give_spread_and_the_range_of_C_over_the_draws(seeds, tmp
     ]
     assert cells.tolist() == ranges
     page = write_report(seeds, tmp_path / "report").read_text()
-    assert "once for all seeds and anew in each pre-training run" in page
+    assert "once for all seeds, and separately for each pre-training run" in page
     assert all(text in page for text in ranges)
 
 

@@ -1,5 +1,7 @@
 """Every metric of a record: its value against scikit-learn, its resampled values against resampling of whole rows."""
 
+import shutil
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -106,9 +108,10 @@ def test_what_was_not_measured_names_the_command(folder):
         find_metric("f1")
 
 
-def test_scaled_scores_and_figures_of_features_are_those_of_their_tables(folder):
+def test_scaled_scores_and_figures_of_features_are_those_of_their_tables(folder, tmp_path):
     from probekit.evaluate.layer_geometry import geometry
 
+    folder = shutil.copytree(folder, tmp_path / "measured")  # another test wants one that was not
     table = calibrate(folder / "features.h5", Cs=[0.1, 10.0])
     figures = geometry(folder / "features.h5")
     layers = [r for r in Results(folder) if r.kind == "layer"]

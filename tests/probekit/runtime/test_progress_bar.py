@@ -22,9 +22,10 @@ def test_plain_lines_now_and_then(capsys):
             clock.now += 1
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "train: 10/40 steps, 1 steps/s, 30 s left, loss 10",
-        "train: 20/40 steps, 1 steps/s, 20 s left, loss 20",
-        "train: 30/40 steps, 1 steps/s, 10 s left, loss 30",
+        "train: 2/40 steps, 1 steps/s, 38 s left, loss 2",  # soon, so that nobody wonders whether it has begun
+        "train: 12/40 steps, 1 steps/s, 28 s left, loss 12",
+        "train: 22/40 steps, 1 steps/s, 18 s left, loss 22",
+        "train: 32/40 steps, 1 steps/s, 8 s left, loss 32",
         "train: 40/40 steps, 1 steps/s, loss 40",
     ]
 

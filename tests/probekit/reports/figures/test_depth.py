@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -53,9 +54,8 @@ def test_bars_are_the_wilson_limits_and_the_band_is_the_simultaneous_one(figure,
     (band,) = [c for c in figure.axes[1].collections if isinstance(c, PolyCollection)]
     ys = band.get_paths()[0].vertices[:, 1]
     assert ys.max() == pytest.approx(series.band_high.max())
-    words = " ".join(text.get_text() for axes in figure.axes for text in axes.texts)
-    assert "pointwise" in words
-    assert "simultaneous" in words
+    assert any("pointwise" in text.get_text() for text in figure.legends[0].get_texts())
+    assert any("simultaneous" in text.get_text() for text in figure.axes[1].texts)
 
 
 def test_an_interval_is_seen_beside_the_smallest_mark_and_beside_other_series(figure, panel):
@@ -95,7 +95,15 @@ def test_a_readout_is_renamed_with_its_model_and_has_its_colour(panel):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"width": 0.5}, {"font_size": 100}, {"ylim": (80, 20)}, {"ylim": (0, 101)}, {"labels": {"nobody": "x"}}]
+    "wrong",
+    [
+        {"width": 0.5},
+        {"height": 2},
+        {"font_size": 100},
+        {"ylim": (80, 20)},
+        {"ylim": (0, 101)},
+        {"labels": {"nobody": "x"}},
+    ],
 )
 def test_options_that_cannot_be_drawn_are_refused(panel, wrong):
     with pytest.raises(UserError), style():
@@ -199,3 +207,26 @@ def test_two_random_networks_look_different(panel):
     first, second = looks[random.label], looks["random b"]
     assert first["marker"] != second["marker"]
     assert first["linestyle"] != second["linestyle"]
+
+
+@pytest.mark.parametrize("width", [3.3, 4.0, 5.5, 7.4])
+@pytest.mark.parametrize("font_size", [7, 9, 12])
+def test_no_words_touch_or_leave_the_figure_at_any_width(panel, width, font_size):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    options = FigureOptions(width=width, font_size=font_size)
+    with style(font_size=font_size):
+        drawn = depth_figure(panel, options=options)
+        renderer = FigureCanvasAgg(drawn).get_renderer()
+        drawn.draw(renderer)
+        whole = drawn.bbox
+        below = [label.get_window_extent(renderer) for label in drawn.axes[1].get_xticklabels()]
+        key = drawn.legends[0].get_window_extent(renderer)
+        inside = drawn.axes[0].get_window_extent(renderer)
+        named = [text for text in drawn.axes[0].texts if text.get_text().endswith(" %")]
+        for left, right in pairwise(below):
+            assert left.x1 <= right.x0
+        # a column of a paper takes no larger type than its own: the key of 12 points is wider than 3.3 inches
+        assert key.x1 <= whole.x1 or width < 4 * font_size / 9
+        assert len(named) == 1
+        assert inside.x0 <= named[0].get_window_extent(renderer).x0 or width < 4 * font_size / 9

@@ -1,0 +1,12 @@
+"""Folders for results and features that the user gave no place: they are removed when Python ends."""
+
+import tempfile
+from pathlib import Path
+
+_folders: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def temporary_folder() -> Path:
+    """A new empty folder."""
+    _folders.append(tempfile.TemporaryDirectory(prefix="probekit-"))
+    return Path(_folders[-1].name)
