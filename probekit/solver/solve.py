@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probekit.solver.certificate import GRADIENT_RATIO, Certified, GapBound, class_shares, prior_intercept
-from probekit.solver.continuation import CLOSE_RATIO, choose_nodes, lagrange
+from probekit.solver.continuation import CLOSE_RATIO, NODE_RATIO, choose_nodes, lagrange
 from probekit.solver.data import WeightedData
 from probekit.solver.eigenbasis import find_coordinates
 from probekit.solver.mean_loss import Evaluation, MeanLoss, covariance_of
@@ -91,10 +91,13 @@ class PathSolver:
 
     def __init__(self, data: WeightedData, l2: Tensor, tol: float, max_iter: int) -> None:
         self.data, self.tol, self.max_iter = data, tol, max_iter
-        self.l2, self.log_l2 = l2, l2.log().tolist()  # on the host: reading one from a GPU waits for it
-        self.every, self.R = torch.arange(len(l2), device=l2.device), data.n_coef_rows
+        self.R, self.asked = data.n_coef_rows, len(l2)
         self.plan = make_plan(data, len(l2))
-        self.coordinates = find_coordinates(data, self.plan.in_memory, LEFT_OUT * tol * math.exp(self.log_l2[0]))
+        self.coordinates = find_coordinates(data, self.plan.in_memory, LEFT_OUT * tol * float(l2[0]))
+        if max_iter:
+            l2 = torch.cat([l2, self._way_to(float(l2[-1])).to(l2)])
+        self.l2, self.log_l2 = l2, l2.log().tolist()  # on the host: reading one from a GPU waits for it
+        self.every = torch.arange(len(l2), device=l2.device)
         self.exact = MeanLoss(self.coordinates.exact, self.coordinates.left_out)
         self.loss = MeanLoss(self.coordinates.data)
         zero = torch.zeros(1, self.R, self.loss.data.width + 1, dtype=torch.float64, device=l2.device)
@@ -122,7 +125,9 @@ class PathSolver:
         """Solve and certify every penalty; fits that stay open are tried again by slower, more reliable methods."""
         self.solve_nodes()
         self.interpolate()
-        certified = self.summarise(self.at, self.low)
+        self.n_iter[self.asked - 1] += self.n_iter[self.asked :].sum()
+        asked = np.arange(self.asked)
+        certified = self.summarise(self.at, self.low).take(asked)
         open_ = (~certified.converged(self.tol)).nonzero()[0]
         if not len(open_) or self.max_iter == 1:
             return certified
@@ -134,7 +139,15 @@ class PathSolver:
         self.factors, self.factor_of = [], [None] * len(self.l2)  # without sampled factors
         self._refine(index, self.at.theta[index], products=RETRY_PRODUCTS)
         self.low[index] = torch.maximum(self.low[index], self.lower_bounds(self.at.take(index), self.l2[index]))
-        return self.summarise(self.at, self.low)
+        return self.summarise(self.at, self.low).take(asked)
+
+    def _way_to(self, l2: float) -> Tensor:
+        """Stronger penalties on the way to the strongest one asked for, where that is too weak to start from zero."""
+        strong = STRONG * float(self.coordinates.eigenvalues.max())
+        steps = max(math.floor(math.log(max(strong / l2, 1.0)) / math.log(NODE_RATIO)), 0)
+        if self.asked + steps > penalties_at_once(self.data, self.asked + steps):
+            steps = 0
+        return l2 * NODE_RATIO ** torch.arange(1, steps + 1, dtype=torch.float64)
 
     def largest(self, gradient: Tensor) -> Tensor:
         """max|g| (P,) of gradients (P, R, r+1) in the columns of the centred rows.

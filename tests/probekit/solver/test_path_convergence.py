@@ -71,3 +71,15 @@ def test_near_duplicate_penalties():
         assert path.converged.all()
         # certified to 1e-4 each
         np.testing.assert_allclose(path.certificates["loss"][:3], path.certificates["loss"][0], rtol=1e-4)
+
+
+def test_one_weak_penalty_costs_no_more_than_a_path_to_it():
+    """Started from zero by a Kronecker product, this fit takes 24 times the passes of 25 penalties that end at it."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 10, 1500)
+    latent = rng.normal(size=(10, 24))[y] + 1.5 * rng.normal(size=(1500, 24))
+    X = np.maximum(latent @ rng.normal(size=(24, 64)) / 5 + rng.normal(size=64), 0)
+    alone = fit_path(X, y, [1e4], standardize=True)
+    path = fit_path(X, y, np.logspace(-6, 4, 25), standardize=True)
+    assert alone.converged.all()
+    assert alone.certificates["n_iter"].sum() <= 2 * path.certificates["n_iter"].sum()
