@@ -145,4 +145,4 @@ def test_corrupt_images_are_skipped_only_with_the_flag_and_recorded(tmp_path, ca
     assert main(["verify", str(store.path), "--data", str(tmp_path / "pets")]) == 0
     assert "no errors, no warnings" in capsys.readouterr().out
     assert main(["extract", "pixels:4", "digits", "--out", str(tmp_path / "g.h5"), "--skip-corrupt"]) == 2
-    assert "takes no option skip_corrupt" in capsys.readouterr().err
+    assert "takes no option --skip-corrupt" in capsys.readouterr().err
