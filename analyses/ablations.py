@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     frame = table(Results(*options.results))
-    arms = {arm: dict(zip(own.seed, own.correct, strict=True)) for arm, own in frame.groupby("arm")}
+    arms = {str(arm): dict(zip(own.seed, own.correct, strict=True)) for arm, own in frame.groupby("arm")}
     shown = frame.drop(columns="correct").round(4)
     print("\n".join([shown.to_string(index=False), *over_runs.arm_lines(arms, options.reference)]))
     if options.out:
