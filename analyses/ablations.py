@@ -7,7 +7,6 @@ seeds, at the layers chosen on held-out rows: intervals draw runs, then rows. Wh
 the last validation loss and the largest rise between two logged training losses as well. --out gets ablations.csv.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,12 +43,11 @@ def table(results: Results) -> "pd.DataFrame":
     rows = []
     for name in results.series:
         best = results.best(name)
-        arm, suffix = re.fullmatch(r"(.+?)(?:-s(\d+))?", name).groups()
-        seed = suffix or (best.encoder.get("training") or {}).get("train", {}).get("seed")
+        arm, seed = over_runs.arm_and_seed(name, best)
         if seed is None:
             continue  # a control without seeds
         correct = row_predictions(best).correct
-        rows.append([arm, int(seed), best.depth, 100 * correct.mean(), *losses(best), correct])
+        rows.append([arm, seed, best.depth, 100 * correct.mean(), *losses(best), correct])
     columns = ["arm", "seed", "layer", "accuracy", "val_loss", "largest_rise", "correct"]
     return pd.DataFrame(rows, columns=columns).sort_values(["arm", "seed"], ignore_index=True)
 
@@ -61,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     frame = table(Results(*options.results))
-    arms = {arm: dict(zip(own.seed, own.correct, strict=True)) for arm, own in frame.groupby("arm")}
+    arms = {str(arm): dict(zip(own.seed, own.correct, strict=True)) for arm, own in frame.groupby("arm")}
     shown = frame.drop(columns="correct").round(4)
     print("\n".join([shown.to_string(index=False), *over_runs.arm_lines(arms, options.reference)]))
     if options.out:

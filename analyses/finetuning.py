@@ -5,7 +5,7 @@
 RUNS are folders of `probekit finetune`. The first is the reference: the others, such as `--from-scratch` or another
 `--layer`, are compared with it on the same test rows; with --results also the best probe, and published rows. Runs that
 differ in their seed alone (also series NAME-s0, NAME-s1, ... of the results) are taken together as well, and paired
-with the first's by seed: intervals draw runs, then rows.
+with the first's by seed: intervals draw runs, then rows. A series without -sSEED has the seed of its training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,8 +65,8 @@ def best_probes(results: Sequence[Path]) -> list[Tested]:
         for series in panel.models:
             rows = row_predictions(series.records[series.peak])
             name = f"probe of {series.label}, layer {series.depths[series.peak]}"
-            model, _, seed = series.label.rpartition("-s")  # igpt-s0, igpt-s1: probes of the seeds' checkpoints
-            own = (f"probe of {model}", int(seed)) if seed.isdigit() else ()
+            model, seed = over_runs.arm_and_seed(series.label, series.records[series.peak])
+            own = () if seed is None else (f"probe of {model}", seed)
             found.append(Tested(name, rows.row_ids, rows.correct, panel.dataset, *own))
     return found
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from probekit.results.metrics import bootstrap_runs, wilson_interval
+from probekit.results.record import Record
 
 
 class Together(NamedTuple):
@@ -21,6 +22,15 @@ class Together(NamedTuple):
         """A difference as text, with that of each run."""
         each = ", ".join(f"{value:+.1f}" for value in self.each)
         return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}] points ({each})"
+
+
+def arm_and_seed(series: str, record: Record) -> tuple[str, int | None]:
+    """The arm and the seed of a series: ARM-sSEED, or ARM alone with the seed of its training (None without one)."""
+    arm, _, suffix = series.rpartition("-s")
+    if arm and suffix.isdecimal():
+        return arm, int(suffix)
+    seed = (record.encoder.get("training") or {}).get("train", {}).get("seed")
+    return series, None if seed is None else int(seed)
 
 
 def accuracy(runs: Sequence[np.ndarray]) -> Together:

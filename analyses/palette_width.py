@@ -56,25 +56,31 @@ def rank_correlation(frame: "pd.DataFrame") -> tuple[float, float]:
 
 
 def figure(frame: "pd.DataFrame") -> "Figure":
-    """Fall against V / D, a colour a width; bars are 95 % over test rows, the line joins the means of cells."""
+    """Fall against V / D, a colour a width; bars are 95 % over test rows, the line joins the means of cells.
+
+    Widths of the same ratio, and seeds of a width, stand beside one another.
+    """
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = drawn.subplots()
     axes.axhline(0, color=QUIET, linewidth=0.9)
+    ratio = frame.V / frame.D
+    beside = frame.groupby(ratio).D.transform(lambda widths: widths.rank(method="dense") - (widths.nunique() + 1) / 2)
+    place = ratio * 1.18**beside
     for number, (width, own) in enumerate(frame.groupby("D")):
-        look = {"color": MODELS[number][0], "marker": MODEL_MARKERS[number]}
-        at = own.V / own.D * 1.05 ** (own.seed - 1)
-        axes.vlines(at, own.low, own.high, color=look["color"], linewidth=0.9, alpha=0.6)
-        axes.plot(at, own.fall, linestyle="", markersize=4, **look)
-        means = own.groupby(own.V / own.D).fall.mean()
-        axes.plot(means.index, means, linewidth=1.4, color=look["color"], label=f"width {width}")
+        colour = MODELS[number][0]
+        at = place[own.index] * 1.05 ** (own.seed - 1)
+        axes.vlines(at, own.low, own.high, color=colour, linewidth=0.9, alpha=0.6)
+        axes.plot(at, own.fall, linestyle="", color=colour, marker=MODEL_MARKERS[number], markersize=4)
+        means = own.groupby(place[own.index]).fall.mean()
+        axes.plot(means.index, means, linewidth=1.4, color=colour, label=f"width {width}")
     axes.set_xscale("log", base=2)
-    ratios = sorted(set(frame.V / frame.D))
+    ratios = sorted(set(ratio))
     axes.set_xticks(ratios, [f"{x:g}" if x >= 1 else f"1/{1 / x:g}" for x in ratios])
-    axes.set_xlabel("colours of the palette / width of the model; a point a run, line: mean over seeds")
+    axes.set_xlabel("colours of the palette / width of the model; a point a run, line: means")
     axes.set_title("Chosen layer minus last layer, points; bars: 95 % over test rows")
-    axes.legend(loc="upper left")
+    axes.legend(loc="upper left", ncols=frame.D.nunique())
     return drawn
 
 

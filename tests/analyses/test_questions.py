@@ -3,12 +3,13 @@
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import ablations, ar_vs_bert, finetuning, loss_vs_probe, low_data, resolution, scale
+from analyses import ablations, ar_vs_bert, finetuning, loss_vs_probe, low_data, over_runs, resolution, scale
 from igpt_model.config import ModelConfig
 from probekit.results.metrics import bootstrap_runs
 from probekit.results.predictions import RowPredictions, row_predictions, save_probe
@@ -240,6 +241,21 @@ def test_finetuning_takes_seeds_together(tmp_path, capsys):
     low, high = bootstrap_runs([1.0 * b - a for a, b in zip(rows["a"], rows["b"], strict=True)])
     interval = f"[{100 * low:+.1f}, {100 * high:+.1f}] points (-20.0, -5.0, -35.0)"
     assert f"loss of the classes alone: -20.0 {interval} against pre-trained, last layer, joint loss" in printed[1]
+
+
+@pytest.mark.parametrize(
+    ("series", "trained", "expected"),
+    [
+        ("d16-s2", 0, ("d16", 2)),
+        ("d16", 0, ("d16", 0)),
+        ("d16", None, ("d16", None)),
+        ("two-sides", 1, ("two-sides", 1)),
+        ("-s1", 4, ("-s1", 4)),
+    ],
+)
+def test_a_series_has_the_seed_of_its_name_or_of_its_training(series, trained, expected):
+    training = None if trained is None else {"train": {"seed": trained}}
+    assert over_runs.arm_and_seed(series, SimpleNamespace(encoder={"training": training})) == expected
 
 
 def test_an_unfinished_run_is_refused(tmp_path):
