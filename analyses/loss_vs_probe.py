@@ -10,7 +10,7 @@ RESULTS of sweeps over several checkpoints of a run (`igpt:RUN@STEP`), whose met
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,9 @@ class Point(NamedTuple):
     accuracies: tuple[float, ...]
 
 
+_metrics = cache(read_metrics)  # once for all checkpoints of a run
+
+
 def validation_loss(record: Record, run: Path | None = None) -> float | None:
     """Loss of the checkpoint that a record's features came from; `run` where its folder has moved."""
     place, step = record.encoder.get("checkpoint"), record.encoder.get("step")
@@ -52,11 +55,6 @@ def loss_at(run: Path, step: int) -> float | None:
     if trained and len(losses) > 1 and 0 < step < losses[1][0]:
         losses = trained
     return float(np.interp(step, *zip(*losses, strict=True))) if losses else None
-
-
-@cache
-def _metrics(log: Path) -> list[dict[str, Any]]:
-    return read_metrics(log)  # once for all checkpoints of a run
 
 
 def swept_points(results: Sequence[Path], run: Path | None = None) -> list[Point]:

@@ -94,15 +94,15 @@ def _extraction(
     from probekit.encoders.igpt import IGPTEncoder
     from probekit.evaluate.plan import Estimate, feature_bytes, plan_extract
 
+    model = config.model_config
+    widths, note = [model.n_embd] * (model.n_layer + 1), f"{rows:,} images, {model.n_layer + 1} layers"
+    disk, memory = feature_bytes(rows, widths), 4 * model.n_params + 3 * feature_bytes(128, widths)
+    if spec is None and speed is not None:
+        return Estimate("extract", disk, memory, rows * model.flops_per_image / speed / ranks, note), widths
     data = data or load_dataset("digits")  # any images will do
     if spec is not None:
         encoder = load_encoder(spec, data=data)
         return plan_extract(encoder, data, seconds=seconds, rows=rows, ranks=ranks), list(encoder.widths)
-    model = config.model_config
-    widths, note = [model.n_embd] * (model.n_layer + 1), f"{rows:,} images, {model.n_layer + 1} layers"
-    disk, memory = feature_bytes(rows, widths), 4 * model.n_params + 3 * feature_bytes(128, widths)
-    if speed is not None:
-        return Estimate("extract", disk, memory, rows * model.flops_per_image / speed / ranks, note), widths
     timed = replace(model, n_layer=2) if model.n_params > LARGE else model
     palette = Palette.rgb_grid(config.n_colours)
     own = IGPTEncoder(IGPT(timed), palette, config.transform, device=config.device, dtype=config.dtype)

@@ -23,7 +23,7 @@ from probekit.encoders.encoder import Encoder
 from probekit.encoders.hf_processor import ProcessorPreparation, load_processor, prepare_with
 from probekit.encoders.hooks import ModuleEncoder, failure_as_sentence, match_modules, preparation
 from probekit.encoders.igpt import IGPTEncoder
-from probekit.encoders.pooling import first_tensor
+from probekit.encoders.pooling import first_tensor, parts_of
 from probekit.encoders.preparation import (
     DescribedPreparation,
     known_kernel,
@@ -298,9 +298,8 @@ def find_hidden_states(model: Any, forward: Any, sides: tuple[int, int]) -> dict
         def hook(_: Any, __: Any, output: Any) -> None:
             with suppress(UserError):
                 tensor = first_tensor(output, name)
-                parts = list(output.values()) if isinstance(output, Mapping) else output
                 # tensors deeper inside are those of a norm or block within, which is found by itself
-                if tensor is output or any(tensor is part for part in parts):
+                if tensor is output or any(tensor is part for part in parts_of(output)):
                     outputs.append((name, tensor))
 
         return hook

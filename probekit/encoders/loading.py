@@ -81,15 +81,19 @@ _WRITTEN: dict[str, Callable[[str], Any]] = {
 
 def _parted(spec: str) -> list[str]:
     """The name of an encoder and the options after it; a path in it that exists is itself, whatever its characters."""
-    marks = [mark.start() for mark in re.finditer(r"#(?=[\w-]+=)", spec)]
-    for end in (len(spec), *reversed(marks)):
-        # hf:PATH, tokens:igpt:PATH, igpt:PATH@STEP
-        rests = [spec[colon.end() : end] for colon in re.finditer(":", spec[:end])]
-        if any(os.path.exists(os.path.expanduser(path)) for rest in rests for path in (rest, rest.rpartition("@")[0])):
-            break
-    else:
-        end = min(marks, default=len(spec))
-    return [spec[:end], *re.split(r"#(?=[\w-]+=)", spec[end:])[1:]]
+    name, *written = re.split(r"#(?=[\w-]+=)", spec)
+    for count in range(len(written), 0, -1):
+        longer = "#".join([name, *written[:count]])
+        if _names_a_path(longer):
+            return [longer, *written[count:]]
+    return [name, *written]
+
+
+def _names_a_path(spec: str) -> bool:
+    """Whether what follows a colon exists: hf:PATH, tokens:igpt:PATH, igpt:PATH@STEP."""
+    rests = [spec[colon.end() :] for colon in re.finditer(":", spec)]
+    paths = (path for rest in rests for path in (rest, rest.rpartition("@")[0]))
+    return any(os.path.exists(os.path.expanduser(path)) for path in paths)
 
 
 def _option(text: str) -> tuple[str, Any]:

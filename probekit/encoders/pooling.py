@@ -7,7 +7,7 @@ Each decision is recorded, and what stays open is an error.
 Letters: B images, T positions, D width, C channels, H and W sides of a map.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -76,9 +76,15 @@ def _tensors(output: Any) -> Iterator[torch.Tensor]:
     """The tensors of a nested output, in its order."""
     if isinstance(output, torch.Tensor):
         yield output
-    parts = list(output.values()) if isinstance(output, Mapping) else output
-    for part in parts if isinstance(parts, list | tuple) else ():
+    for part in parts_of(output):
         yield from _tensors(part)
+
+
+def parts_of(output: Any) -> Sequence[Any]:
+    """What a tuple, list or mapping contains, one level down; nothing of a tensor or another object."""
+    if isinstance(output, Mapping):
+        return list(output.values())
+    return output if isinstance(output, list | tuple) else ()
 
 
 def count_special_tokens(module: torch.nn.Module) -> int:

@@ -64,7 +64,7 @@ def comparison_table(panels: Sequence[Panel], task: str = "linear_probe") -> Tab
     import pandas as pd
 
     once = {panel.title: panel for panel in panels}  # several protocols on the same data are several panels
-    rows = [*(row for panel in panels for row in _ours(panel))]
+    rows = [row for panel in panels for row in _ours(panel)]
     rows += [row for panel in once.values() for row in _theirs(panel, task)]
     frame = pd.DataFrame(rows, columns=COLUMNS)
     frame = frame.sort_values(["dataset", "accuracy"], ascending=[True, False], kind="stable", ignore_index=True)

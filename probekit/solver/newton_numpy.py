@@ -175,9 +175,9 @@ class NumpyNewton:
         self.inverse = 1.0 if data.scale is None else 1 / data.scale.numpy()
         self.centre = shift
         if self.intercept:  # any centre near the mean serves; a float32 one is subtracted from float32 rows in float32
-            held = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
-            w = self.w.astype(held)
-            self.centre = np.sum([w[rows] @ X[rows].astype(held, copy=False) for rows in self.blocks], axis=0)
+            dtype = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
+            w = self.w.astype(dtype)
+            self.centre = np.sum([w[rows] @ X[rows].astype(dtype, copy=False) for rows in self.blocks], axis=0)
         self.moved = (self.centre - shift) * self.inverse
         self.held = np.empty((self.N, data.width + 1), np.float32)
         self.held[:, -1] = 1.0 if self.intercept else 0.0
@@ -567,7 +567,7 @@ class NumpyNewton:
         return float(np.abs(self._columns(gradient)).max())
 
     def _from_given(self, theta: Array) -> Array:
-        """Solver parameters of the rows as given (R, D+1), and back."""
+        """Solver parameters (R, c+1) from those of the rows as given (R, D+1)."""
         W = theta[:, :-1]
         return np.column_stack([W if self.basis is None else W @ self.basis, theta[:, -1] + W @ self.moved])
 

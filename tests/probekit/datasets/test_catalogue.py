@@ -3,29 +3,18 @@
 import os
 import unicodedata
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from probekit.datasets import load_dataset
-
-RNG = np.random.default_rng(0)
-
-
-def tree(root, *folders, count=6):
-    for folder in folders:
-        (root / folder).mkdir(parents=True)
-        for i in range(count):
-            Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(root / folder / f"{i}.png")
-    return root
+from tests.probekit.datasets.image_folders import image_folder
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_a_path_in_the_other_unicode_form_is_found(tmp_path, form):
     other = {"NFC": "NFD", "NFD": "NFC"}[form]
-    tree(tmp_path / unicodedata.normalize(form, "café"), "a", "b")
+    image_folder(tmp_path / unicodedata.normalize(form, "café"), "a", "b")
     assert load_dataset(str(tmp_path / unicodedata.normalize(other, "café"))).classes == ("a", "b")
 
 
@@ -36,5 +25,5 @@ def test_an_existing_folder_is_itself_whatever_its_name(tmp_path, name):
     if name in (".", "..") or len(os.fsencode(name)) > 200:
         return
     if not place.exists():
-        tree(place, "a", "b", count=2)
+        image_folder(place, "a", "b", count=2)
     assert load_dataset(place).classes == ("a", "b")

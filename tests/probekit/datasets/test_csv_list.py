@@ -1,25 +1,14 @@
 """Tables that other programs write."""
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from probekit.datasets import load_dataset
 from probekit.runtime.errors import UserError
-
-RNG = np.random.default_rng(0)
-
-
-def tree(root, *folders, count=6):
-    for folder in folders:
-        (root / folder).mkdir(parents=True)
-        for i in range(count):
-            Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(root / folder / f"{i}.png")
-    return root
+from tests.probekit.datasets.image_folders import image_folder
 
 
 def listed(root, text, encoding="utf-8", suffix=".csv"):
-    tree(root, ".", count=12) if not root.exists() else None
+    image_folder(root, ".", count=12) if not root.exists() else None
     (root / f"list{suffix}").write_bytes(text.encode(encoding))
     return root / f"list{suffix}"
 

@@ -1,26 +1,15 @@
 """Saved data sets whose splits do not fit together."""
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from probekit.datasets import load_dataset
 from probekit.runtime.errors import UserError
-
-RNG = np.random.default_rng(0)
-
-
-def tree(root, *folders, count=6):
-    for folder in folders:
-        (root / folder).mkdir(parents=True)
-        for i in range(count):
-            Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(root / folder / f"{i}.png")
-    return root
+from tests.probekit.datasets.image_folders import image_folder
 
 
 def test_splits_of_saved_data_that_name_other_classes_are_refused(tmp_path):
     datasets = pytest.importorskip("datasets")
-    content = (tree(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
+    content = (image_folder(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
     rows_of = {"image": [{"bytes": content, "path": None}] * 4, "label": [0, 1] * 2}
     parts = {}
     for split, names in (("train", ["a", "b"]), ("test", ["b", "a"])):
@@ -35,7 +24,7 @@ def test_splits_of_saved_data_that_name_other_classes_are_refused(tmp_path):
 @pytest.mark.parametrize("splits", [("train", "training"), ("train", "test", "testing"), ("other",), ()])
 def test_saved_splits_are_each_there_once(tmp_path, splits):
     datasets = pytest.importorskip("datasets")
-    content = (tree(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
+    content = (image_folder(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
     rows_of = {"image": [{"bytes": content, "path": None}] * 4, "label": [0, 1] * 2}
     parts = {split: datasets.Dataset.from_dict(rows_of, features=features) for split in splits}

@@ -6,37 +6,25 @@ import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from probekit.datasets import load_dataset
 from probekit.runtime.errors import UserError
+from tests.probekit.datasets.image_folders import image_folder
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.integers(0, 256, (60, 8, 8), dtype=np.uint8), np.arange(60) % 3
 
 
-def fill(folder, names, kind="PNG"):
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / name, kind)
-
-
-def tree(root, *folders, count=6, suffix="png", kind="PNG"):
-    for folder in folders:
-        fill(root / folder, [f"{i}.{suffix}" for i in range(count)], kind)
-    return root
-
-
 @pytest.mark.parametrize("extra", ["unlabeled", "dev", "annotations", "extra/cat", "holdout/cat", "images"])
 def test_a_folder_beside_the_splits_that_is_none_is_refused(tmp_path, extra):
-    tree(tmp_path, "train/cat", "train/dog", "test/cat", "test/dog", extra)
+    image_folder(tmp_path, "train/cat", "train/dog", "test/cat", "test/dog", extra)
     with pytest.raises(UserError, match=r"contains test, train and next to them \w+, which is not a split"):
         load_dataset(tmp_path)
     assert load_dataset(tmp_path / "train").classes == ("cat", "dog")
 
 
 def test_a_folder_without_images_beside_the_splits_is_counted(tmp_path):
-    tree(tmp_path, "train/cat", "train/dog", "test/cat", "test/dog")
+    image_folder(tmp_path, "train/cat", "train/dog", "test/cat", "test/dog")
     (tmp_path / "annotations").mkdir()
     for i in range(4):
         (tmp_path / "annotations" / f"{i}.xml").touch()
@@ -48,19 +36,19 @@ def test_a_folder_without_images_beside_the_splits_is_counted(tmp_path):
 
 
 def test_trains_beside_cars_are_a_class(tmp_path):
-    assert load_dataset(tree(tmp_path, "train", "car", "bus")).classes == ("bus", "car", "train")
+    assert load_dataset(image_folder(tmp_path, "train", "car", "bus")).classes == ("bus", "car", "train")
 
 
 @pytest.mark.parametrize("names", [("train", "training"), ("val", "validation"), ("Test", "test")])
 def test_two_folders_of_one_split_are_refused(tmp_path, names):
     folders = [f"{name}/{label}" for name in {"train", *names} for label in ("cat", "dog")]
-    tree(tmp_path, *folders)
+    image_folder(tmp_path, *folders)
     with pytest.raises(UserError, match="which both mean"):
         load_dataset(tmp_path)
 
 
 def test_images_of_all_usual_suffixes_are_read(tmp_path):
-    tree(tmp_path, "cat", "dog")
+    image_folder(tmp_path, "cat", "dog")
     for suffix, kind in (
         ("jfif", "JPEG"),
         ("JPE", "JPEG"),
@@ -70,7 +58,7 @@ def test_images_of_all_usual_suffixes_are_read(tmp_path):
         ("pbm", "PPM"),
     ):
         try:
-            tree(tmp_path, suffix, suffix=suffix, kind=kind, count=3)
+            image_folder(tmp_path, suffix, suffix=suffix, kind=kind, count=3)
         except (KeyError, OSError):
             pytest.skip(f"this Pillow does not write {kind}")
     data = load_dataset(tmp_path)
@@ -81,7 +69,7 @@ def test_images_of_all_usual_suffixes_are_read(tmp_path):
 @pytest.mark.parametrize("held", [[], ["0.heic", "1.heic"], ["notes.txt"]], ids=["empty", "heic", "text"])
 @pytest.mark.parametrize("level", ["", "train/"])
 def test_a_class_that_would_vanish_is_refused(tmp_path, held, level):
-    tree(tmp_path, f"{level}cat", f"{level}dog")
+    image_folder(tmp_path, f"{level}cat", f"{level}dog")
     (tmp_path / f"{level}owl").mkdir()
     for name in held:
         (tmp_path / f"{level}owl" / name).touch()
@@ -91,7 +79,7 @@ def test_a_class_that_would_vanish_is_refused(tmp_path, held, level):
 
 
 def test_a_test_split_may_lack_a_class(tmp_path):
-    tree(tmp_path, "train/cat", "train/dog", "test/cat")
+    image_folder(tmp_path, "train/cat", "train/dog", "test/cat")
     (tmp_path / "test" / "dog").mkdir()
     with pytest.warns(UserWarning, match=r"the folder test/dog contains no image that is read \(nothing\)"):
         assert load_dataset(tmp_path).classes == ("cat", "dog")
@@ -99,7 +87,7 @@ def test_a_test_split_may_lack_a_class(tmp_path):
 
 def test_class_names_of_both_unicode_forms_are_one(tmp_path):
     for split, form in (("train", "NFC"), ("test", "NFD")):
-        tree(tmp_path, f"{split}/{unicodedata.normalize(form, 'café')}", f"{split}/dog")
+        image_folder(tmp_path, f"{split}/{unicodedata.normalize(form, 'café')}", f"{split}/dog")
     data = load_dataset(tmp_path)
     assert data.classes == ("caf\u00e9", "dog")
     assert len(data.splits["test"]) == 12
@@ -108,7 +96,7 @@ def test_class_names_of_both_unicode_forms_are_one(tmp_path):
 
 @pytest.mark.parametrize("form", ["./{}/{}.png", "{}\\{}.png", "wrap/{}/{}.png", ".\\x\\{}\\{}.png"])
 def test_zip_members_of_other_programs(tmp_path, form):
-    folder = tree(tmp_path / "d", "a", "b")
+    folder = image_folder(tmp_path / "d", "a", "b")
     with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
         for label in "ab":
             for i in range(6):
@@ -123,7 +111,7 @@ def test_zip_members_of_other_programs(tmp_path, form):
     ("offset", "value", "words"), [(6, 1, "is encrypted"), (8, 9, "Deflate64"), (8, 99, "AES"), (8, 77, "method 77")]
 )
 def test_zips_that_python_does_not_read_are_refused_at_once(tmp_path, offset, value, words):
-    folder = tree(tmp_path / "d", "a", "b")
+    folder = image_folder(tmp_path / "d", "a", "b")
     with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
         for path in sorted(folder.rglob("*.png")):
             archive.write(path, str(path.relative_to(folder)))
@@ -138,7 +126,7 @@ def test_zips_that_python_does_not_read_are_refused_at_once(tmp_path, offset, va
 
 
 def test_links_that_lead_nowhere_or_back(tmp_path):
-    tree(tmp_path / "d", "a", "b")
+    image_folder(tmp_path / "d", "a", "b")
     (tmp_path / "d" / "a" / "up").symlink_to("..")
     with pytest.raises(UserError, match="link back to a folder that contains it"):
         load_dataset(tmp_path / "d")
@@ -147,21 +135,21 @@ def test_links_that_lead_nowhere_or_back(tmp_path):
     with pytest.raises(UserError, match="link to nothing"):
         load_dataset(tmp_path / "d")
     (tmp_path / "d" / "a" / "9.png").unlink()
-    tree(tmp_path / "elsewhere", "c")
+    image_folder(tmp_path / "elsewhere", "c")
     (tmp_path / "d" / "c").symlink_to(tmp_path / "elsewhere" / "c")
     assert load_dataset(tmp_path / "d").classes == ("a", "b", "c")
 
 
 @pytest.mark.parametrize("name", ["pets [v2]", "pets?", "pets*", "pets (v2)", "a#b", "ä ö"])
 def test_an_existing_path_is_itself(tmp_path, name):
-    tree(tmp_path / name, "a", "b")
+    image_folder(tmp_path / name, "a", "b")
     assert load_dataset(str(tmp_path / name)).classes == ("a", "b")
 
 
 def test_home_and_windows_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     np.savez(tmp_path / "x.npz", images=X, labels=Y)
-    tree(tmp_path / "pets", "a", "b")
+    image_folder(tmp_path / "pets", "a", "b")
     assert load_dataset("~/pets").classes == load_dataset("folder", root="~/pets").classes == ("a", "b")
     assert len(load_dataset("~/x.npz").classes) == len(load_dataset("npz", root="~/x.npz").classes) == 3
     for path in (r"C:\data\pets", "D:/data/pets"):
@@ -261,7 +249,7 @@ def test_dictionaries_as_items():
 def test_a_folder_that_may_not_be_read(tmp_path):
     if os.geteuid() == 0:
         pytest.skip("root reads everything")
-    tree(tmp_path, "a", "b")
+    image_folder(tmp_path, "a", "b")
     (tmp_path / "a").chmod(0)
     with pytest.raises(UserError, match="check its rights"):
         load_dataset(tmp_path)

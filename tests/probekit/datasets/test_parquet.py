@@ -1,32 +1,17 @@
 """Columns of parquet files."""
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from probekit.datasets import load_dataset
 from probekit.runtime.errors import UserError
-
-RNG = np.random.default_rng(0)
-
-
-def tree(root, *folders, count=6):
-    for folder in folders:
-        (root / folder).mkdir(parents=True)
-        for i in range(count):
-            Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(root / folder / f"{i}.png")
-    return root
-
-
-def sizes(data):
-    return {split: len(data.splits[split]) for split in data.splits}
+from tests.probekit.datasets.image_folders import image_folder, split_sizes
 
 
 def test_parquet_labels_and_splits_by_column(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    content = (tree(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
+    content = (image_folder(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
 
     def load(labels, **columns):
         table = pyarrow.table({"image": [content] * 12, "label": labels, **columns})
@@ -34,11 +19,11 @@ def test_parquet_labels_and_splits_by_column(tmp_path):
         return load_dataset(tmp_path / "p.PARQUET")
 
     split = ["train"] * 8 + ["test"] * 4
-    assert sizes(load([0, 1] * 6, split=split))["test"] == 4
+    assert split_sizes(load([0, 1] * 6, split=split))["test"] == 4
     for name in ("train", "test"):
         (tmp_path / "named" / name).mkdir(parents=True)
         (tmp_path / "named" / name / "0.parquet").write_bytes((tmp_path / "p.PARQUET").read_bytes())
-    assert sizes(load_dataset(tmp_path / "named"))["test"] == 12
+    assert split_sizes(load_dataset(tmp_path / "named"))["test"] == 12
     with pytest.raises(UserError, match="apart already; leave out split=split"):
         load_dataset(f"{tmp_path / 'named'}#split=split")
     assert load([0.0, 1.0] * 6).classes == ("0", "1")
@@ -51,7 +36,7 @@ def test_paths_in_parquet_are_each_there_once(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    tree(tmp_path / "d", ".", count=12)
+    image_folder(tmp_path / "d", ".", count=12)
     (tmp_path / "d" / "link.png").symlink_to("3.png")
 
     def load(names):
@@ -60,7 +45,7 @@ def test_paths_in_parquet_are_each_there_once(tmp_path):
         return load_dataset(tmp_path / "d" / "p.parquet", image="photo")
 
     names = [f"{i}.png" for i in range(12)]
-    assert sum(sizes(load(names)).values()) == 12
+    assert sum(split_sizes(load(names)).values()) == 12
     for other in ("3.png", "./3.png", str(tmp_path / "d" / "3.png"), "link.png"):
         with pytest.raises(UserError, match=r"in rows 3 .*and 11"):
             load([*names[:11], other])

@@ -12,13 +12,10 @@ from hypothesis import strategies as st
 from probekit.datasets import load_dataset
 from probekit.datasets.parts import label_array
 from probekit.runtime.errors import UserError
+from tests.probekit.datasets.image_folders import split_sizes
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8), np.arange(24) % 2
-
-
-def sizes(data):
-    return {split: len(data.splits[split]) for split in data.splits}
 
 
 WHOLE = st.integers(0, 9)
@@ -180,4 +177,4 @@ def test_names_and_floats_label_arrays():
 def test_arrays_of_an_npz_under_other_names(tmp_path, keys):
     np.savez(tmp_path / "a.NPZ.npz", **dict(zip(keys, (X, Y, X[:8], Y[:8]), strict=True)))
     (tmp_path / "a.NPZ.npz").rename(tmp_path / "a.NPZ")
-    assert sizes(load_dataset(tmp_path / "a.NPZ"))["val"] == 8
+    assert split_sizes(load_dataset(tmp_path / "a.NPZ"))["val"] == 8

@@ -14,6 +14,7 @@ from PIL import Image
 
 from probekit.datasets import load_dataset
 from probekit.runtime.errors import UserError
+from tests.probekit.datasets.image_folders import image_folder
 
 RNG = np.random.default_rng(0)
 
@@ -26,14 +27,6 @@ def png(array):
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "png")
     return buffer.getvalue()
-
-
-def tree(root, *folders, count=6):
-    for folder in folders:
-        (root / folder).mkdir(parents=True)
-        for i, picture in enumerate(pictures(count)):
-            Image.fromarray(picture).save(root / folder / f"{i}.png")
-    return root
 
 
 def tar(path, fields):
@@ -228,14 +221,14 @@ def test_shards_of_other_forms_are_no_one_pool(tmp_path):
     "uppers", [("dev", "eval"), ("photo", "sketch"), ("images", "masks"), ("fold0", "fold1", "fold2")]
 )
 def test_either_of_two_levels_could_be_the_classes(tmp_path, uppers):
-    tree(tmp_path, *(f"{upper}/{label}" for upper in uppers for label in ("cat", "dog")))
+    image_folder(tmp_path, *(f"{upper}/{label}" for upper in uppers for label in ("cat", "dog")))
     with pytest.raises(UserError, match="either level could be the classes"):
         load_dataset(tmp_path)
     assert load_dataset(tmp_path / uppers[0]).classes == ("cat", "dog")
 
 
 def test_a_column_with_a_word_of_its_own_for_a_split(tmp_path):
-    tree(tmp_path, "images", count=20)
+    image_folder(tmp_path, "images", count=20)
     for column, word in (("set", "eval"), ("phase", "dev"), ("split", "holdout")):
         rows = [f"images/{i}.png,{'ab'[i % 2]},{'train' if i < 12 else word}" for i in range(20)]
         (tmp_path / "list.csv").write_text("\n".join([f"path,label,{column}", *rows]))
@@ -265,8 +258,8 @@ def test_all_versions_of_an_image_are_in_one_split(severities, arrays, seed):
 
 @pytest.mark.parametrize("folders", [("cat",), ("cat", "dog"), ("test/cat",), ("val/cat", "val/dog")])
 def test_a_test_set_needs_no_training_part_and_may_hold_one_class(tmp_path, folders):
-    main = load_dataset(tree(tmp_path / "main", "train/cat", "train/dog", "test/cat", "test/dog"))
-    other = tree(tmp_path / "other", *folders)
+    main = load_dataset(image_folder(tmp_path / "main", "train/cat", "train/dog", "test/cat", "test/dog"))
+    other = image_folder(tmp_path / "other", *folders)
     split = load_dataset(main, tests={"other": other}).splits["other"]
     assert split.labels.tolist() == [k for k, _ in enumerate(folders) for _ in range(6)]
     if "/" in folders[0]:
@@ -276,9 +269,9 @@ def test_a_test_set_needs_no_training_part_and_may_hold_one_class(tmp_path, fold
 
 def test_numbers_for_names_are_labels_whatever_their_order(tmp_path):
     """A data set of folders 0 to 11, in the order of text 0, 1, 10, 11, 2, and a test set of named classes."""
-    main = load_dataset(tree(tmp_path / "numbers", *map(str, range(12)), count=5))
+    main = load_dataset(image_folder(tmp_path / "numbers", *map(str, range(12)), count=5))
     names = [f"class {k:02d}" for k in range(12)]
-    split = load_dataset(main, tests={"named": tree(tmp_path / "names", *names, count=5)}).splits["named"]
+    split = load_dataset(main, tests={"named": image_folder(tmp_path / "names", *names, count=5)}).splits["named"]
     assert [int(main.classes[k]) for k in split.labels] == np.repeat(np.arange(12), 5).tolist()
 
 

@@ -3,22 +3,11 @@
 import io
 import tarfile
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from probekit.datasets import load_dataset
 from probekit.runtime.errors import UserError
-
-RNG = np.random.default_rng(0)
-
-
-def tree(root, *folders, count=6):
-    for folder in folders:
-        (root / folder).mkdir(parents=True)
-        for i in range(count):
-            Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(root / folder / f"{i}.png")
-    return root
+from tests.probekit.datasets.image_folders import image_folder
 
 
 @pytest.mark.parametrize(
@@ -30,7 +19,7 @@ def tree(root, *folders, count=6):
     ],
 )
 def test_labels_of_tars_are_one_whole_number_or_name(tmp_path, label, words):
-    content = (tree(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
+    content = (image_folder(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
         for k in range(12):
             for name, data in ((f"{k}.png", content), (f"{k}.json", label.encode())):
@@ -51,7 +40,7 @@ def test_labels_of_tars_are_one_whole_number_or_name(tmp_path, label, words):
     ],
 )
 def test_labels_of_tars_that_contradict_one_another(tmp_path, fields, words):
-    content = (tree(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
+    content = (image_folder(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
         for k in range(12):
             for field, data in {"png": content, **(fields if k % 2 else {"cls": b"cow"})}.items():
@@ -67,7 +56,7 @@ def test_labels_of_tars_that_contradict_one_another(tmp_path, fields, words):
 
 @pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
 def test_links_in_a_tar_are_refused(tmp_path, kind):
-    content = (tree(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
+    content = (image_folder(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
         for name, data in (
             (f"{k}.{field}", data) for k in range(12) for field, data in (("png", content), ("cls", b"0"))
@@ -93,6 +82,6 @@ def test_one_file_as_two_splits_is_refused(tmp_path, suffix):
 
 def test_compressed_tars_say_so(tmp_path):
     with tarfile.open(tmp_path / "t.tar.gz", "w:gz") as tar:
-        tar.add(tree(tmp_path / "d", "x", count=1))
+        tar.add(image_folder(tmp_path / "d", "x", count=1))
     with pytest.raises(UserError, match="decompress it first"):
         load_dataset(tmp_path / "t.tar.gz")

@@ -5,35 +5,18 @@ import collections
 import enum
 import json
 import re
-import sys
-import types
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
 from probekit.encoders import load_encoder
 from probekit.encoders.checkpoint_files import read_state
 from probekit.runtime.errors import UserError
+from tests.probekit.encoders.small_modules import CLASSIFIER, Classifier
 
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.bn1, self.layer1, self.fc = (
-            nn.Conv2d(3, 4, 3, 2),
-            nn.BatchNorm2d(4),
-            nn.Conv2d(4, 4, 3),
-            nn.Linear(4, 9),
-        )
-
-    def forward(self, x):
-        return self.fc(self.layer1(self.bn1(self.conv1(x))).mean((2, 3)))
-
-
-SHAPES = {key: value.shape for key, value in Net().state_dict().items() if value.ndim}
+SHAPES = {key: value.shape for key, value in Classifier().state_dict().items() if value.ndim}
 
 
 BODY = {key: torch.rand(shape) for key, shape in SHAPES.items() if not key.startswith("fc")}
@@ -109,7 +92,13 @@ def load_by_the_messages(path, steps=4):
     options = {}
     for _ in range(steps):
         try:
-            return load_encoder("torch:net_of_test:Net", weights=str(path), layers="layer1", resolution=32, **options)
+            return load_encoder(
+                CLASSIFIER,
+                weights=str(path),
+                layers="layer1",
+                resolution=32,
+                **options,
+            )
         except UserError as error:
             text = str(error)
         key, prefix = (
@@ -128,21 +117,14 @@ def load_by_the_messages(path, steps=4):
     return pytest.fail(f"{steps} steps were not enough: {options}")
 
 
-@pytest.fixture
-def net_module(monkeypatch):
-    module = types.ModuleType("net_of_test")
-    module.Net = Net
-    monkeypatch.setitem(sys.modules, "net_of_test", module)
-
-
 @pytest.mark.parametrize("name", CONTAINERS)
-def test_checkpoints_load_by_following_the_messages(tmp_path, net_module, name):
+def test_checkpoints_load_by_following_the_messages(tmp_path, name):
     torch.save(CONTAINERS[name], tmp_path / "c.pth")
     loaded = load_by_the_messages(tmp_path / "c.pth").module.state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in BODY.items())
 
 
-def test_weights_in_other_files(tmp_path, net_module):
+def test_weights_in_other_files(tmp_path):
     from safetensors.torch import save_file
 
     keys = list(BODY)
@@ -167,12 +149,22 @@ def test_weights_in_other_files(tmp_path, net_module):
         (b"", "read safely"),
     ],
 )
-def test_files_that_are_no_weights_say_what_they_are(tmp_path, net_module, content, words):
+def test_files_that_are_no_weights_say_what_they_are(tmp_path, content, words):
     (tmp_path / "w.pth").write_bytes(content)
     with pytest.raises(UserError, match=words):
-        load_encoder("torch:net_of_test:Net", weights=str(tmp_path / "w.pth"), layers="layer1", resolution=32)
+        load_encoder(
+            CLASSIFIER,
+            weights=str(tmp_path / "w.pth"),
+            layers="layer1",
+            resolution=32,
+        )
     with pytest.raises(UserError, match="is a folder"):
-        load_encoder("torch:net_of_test:Net", weights=str(tmp_path), layers="layer1", resolution=32)
+        load_encoder(
+            CLASSIFIER,
+            weights=str(tmp_path),
+            layers="layer1",
+            resolution=32,
+        )
 
 
 @pytest.mark.parametrize("stale", ["a tensor twice", "a tensor less", "a tensor more", None])

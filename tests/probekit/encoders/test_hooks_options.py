@@ -1,8 +1,5 @@
 """Options and modules that cannot be meant."""
 
-import sys
-import types
-
 import numpy as np
 import pytest
 import torch
@@ -10,18 +7,7 @@ from torch import nn
 
 from probekit.encoders import load_encoder
 from probekit.runtime.errors import UserError
-
-
-class Convs(nn.Module):
-    """Two convolutions, and one more operation between them."""
-
-    def __init__(self, operation=lambda x: x):
-        super().__init__()
-        torch.manual_seed(0)
-        self.a, self.b, self.operation = nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 8, 3, 2), operation
-
-    def forward(self, x):
-        return self.b(self.operation(self.a(x)))
+from tests.probekit.encoders.small_modules import CLASSIFIER, Convs
 
 
 def test_modules_that_cannot_be_observed_say_why():
@@ -108,36 +94,19 @@ def test_a_preparation_of_training_is_refused():
 @pytest.mark.parametrize(
     ("spec", "options", "refused"),
     [
-        ("torch:net_of_test:Net", {"layers": "layer1", "resolution": 32, "norm": False}, "norm"),
+        (
+            CLASSIFIER,
+            {"layers": "layer1", "resolution": 32, "norm": False},
+            "norm",
+        ),
         ("random:tiny", {"axes": "BCHW"}, "axes"),
         ("tokens:random:tiny", {"mean": 0.5}, "mean"),
         ("pixels:8", {"layers": "x"}, "layers"),
     ],
 )
-def test_options_of_other_encoders_are_refused(net_module, spec, options, refused):
+def test_options_of_other_encoders_are_refused(spec, options, refused):
     with pytest.raises(UserError, match=f"takes no option {refused}"):
         load_encoder(spec, **options)
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.bn1, self.layer1, self.fc = (
-            nn.Conv2d(3, 4, 3, 2),
-            nn.BatchNorm2d(4),
-            nn.Conv2d(4, 4, 3),
-            nn.Linear(4, 9),
-        )
-
-    def forward(self, x):
-        return self.fc(self.layer1(self.bn1(self.conv1(x))).mean((2, 3)))
-
-
-@pytest.fixture
-def net_module(monkeypatch):
-    module = types.ModuleType("net_of_test")
-    module.Net = Net
-    monkeypatch.setitem(sys.modules, "net_of_test", module)
 
 
 def floats(image):

@@ -8,27 +8,7 @@ from torch import nn
 from probekit.encoders import load_encoder
 from probekit.encoders.preparation import odd_pictures
 from probekit.runtime.errors import UserError
-
-
-class Returns(nn.Module):
-    """A module whose layer `b` returns what a function makes of a map of 8 x 8 x 8."""
-
-    def __init__(self, function):
-        super().__init__()
-        torch.manual_seed(0)
-        self.a, self.b = nn.Conv2d(3, 8, 4, 4), Function(function)
-
-    def forward(self, x):
-        return self.b(self.a(x))
-
-
-class Function(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
+from tests.probekit.encoders.small_modules import Returns
 
 
 @pytest.mark.parametrize(

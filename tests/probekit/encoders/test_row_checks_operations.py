@@ -8,18 +8,7 @@ from torch.nn import functional
 
 from probekit.encoders import load_encoder
 from probekit.runtime.errors import UserError
-
-
-class Convs(nn.Module):
-    """Two convolutions, and one more operation between them."""
-
-    def __init__(self, operation=lambda x: x):
-        super().__init__()
-        torch.manual_seed(0)
-        self.a, self.b, self.operation = nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 8, 3, 2), operation
-
-    def forward(self, x):
-        return self.b(self.operation(self.a(x)))
+from tests.probekit.encoders.small_modules import Convs, Returns
 
 
 class Counter:
@@ -100,27 +89,6 @@ def test_a_dynamically_quantised_module_is_refused():
     quantised = torch.ao.quantization.quantize_dynamic(net, {nn.Linear}, torch.qint8)
     with pytest.raises(UserError, match=COMPANY):
         load_encoder(quantised, layers="3", resolution=32)
-
-
-class Returns(nn.Module):
-    """A module whose layer `b` returns what a function makes of a map of 8 x 8 x 8."""
-
-    def __init__(self, function):
-        super().__init__()
-        torch.manual_seed(0)
-        self.a, self.b = nn.Conv2d(3, 8, 4, 4), Function(function)
-
-    def forward(self, x):
-        return self.b(self.a(x))
-
-
-class Function(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 @pytest.mark.parametrize(
