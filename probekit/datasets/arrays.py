@@ -73,8 +73,8 @@ def _plain(labels: list[Any]) -> np.ndarray:
 
 
 def _compare_labels(found: list[Any], listed: np.ndarray, whose: str, rows: Any) -> None:
-    if listed.dtype.kind == "U" and all(isinstance(label, str) for label in found):
-        # whether "1.0" is read as a number depends on all names: one that is none stands for them
+    if listed.dtype.kind == "U" and any(isinstance(label, str) and "." in label for label in found):
+        # "1.0" counts as a number only where all names are numbers: one name that is not, if any, stands for the others
         found = [*found, *islice((name for name in listed if not NUMBER.fullmatch(name)), 1)]
     for row, label, expected in zip(rows, _plain(found).tolist(), listed[rows].tolist(), strict=False):
         if label != expected:
@@ -184,13 +184,13 @@ def _own_classes(dataset: Any) -> tuple[str, ...] | None:
                 f"The parts of the {type(dataset).__name__} have other .classes; give sets of one numbering."
             )
         return found.pop()
-    names = getattr(dataset, "classes", None)
-    index = getattr(dataset, "class_to_idx", None)
-    for key, feature in dict(getattr(dataset, "features", None) or {}).items():
-        names = getattr(feature, "names", None) if names is None and key.lower() in LABEL_NAMES else names
+    features = dict(getattr(dataset, "features", None) or {})
+    declared = [getattr(feature, "names", None) for key, feature in features.items() if key.lower() in LABEL_NAMES]
+    names = next((found for found in (getattr(dataset, "classes", None), *declared) if found is not None), None)
     if names is None and hasattr(dataset, "dataset"):  # torch's Subset
         return _own_classes(dataset.dataset)
     classes = class_names(names)
+    index = getattr(dataset, "class_to_idx", None)
     if classes and isinstance(index, Mapping) and any(index.get(c, k) != k for k, c in enumerate(classes)):
         raise UserError(f"{type(dataset).__name__} has .classes in another order than .class_to_idx; give classes=.")
     return classes

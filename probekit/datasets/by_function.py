@@ -12,7 +12,7 @@ from typing import Any
 from probekit.datasets.splits import SPLIT_NAMES
 from probekit.runtime.errors import UserError, first_line
 
-# how a class says that it has no split of a name
+# what a class raises for a split that it does not have
 NO_SPLIT = (ValueError, KeyError, AssertionError, NotImplementedError)
 
 

@@ -74,7 +74,7 @@ def _by_split(listing: Listing, where: str) -> dict[str, tuple[tuple[str, ...], 
     members: dict[str, list[tuple[str, str]]] = {}
     shared: dict[str, str] = {}
     written: dict[str, set[str]] = {}
-    deeper: dict[str, dict[str, str]] = {}
+    deeper: dict[str, dict[str, None]] = {}
     for name in names:
         inner = name.split("/", level + 2 + has_splits)[level:]
         if len(inner) < 2 + has_splits:
@@ -83,7 +83,7 @@ def _by_split(listing: Listing, where: str) -> dict[str, tuple[tuple[str, ...], 
             raise UserError(f"{where}: {name} is in no class folder{hint}; expected {LAYOUT}.")
         if len(inner) > 2 + has_splits:
             upper, lower = inner[int(has_splits)], inner[1 + has_splits]
-            deeper.setdefault(lower, {})[upper] = f"{upper}/{lower}"
+            deeper.setdefault(lower, {})[upper] = None
         split = SPLIT_NAMES[inner[0].lower()] if has_splits else ""
         if has_splits:
             written.setdefault(split, set()).add(inner[0])
@@ -106,13 +106,13 @@ def _by_split(listing: Listing, where: str) -> dict[str, tuple[tuple[str, ...], 
     return found
 
 
-def _say_deeper_folders(deeper: dict[str, dict[str, str]], where: str) -> None:
-    """Folders below class folders, by their own name and that of the class: what could be the classes themselves is
-    refused, others are said."""
-    paths = [path for within in deeper.values() for path in within.values()]
-    if splits := [path for name, within in deeper.items() if name.lower() in SPLIT_NAMES for path in within.values()]:
+def _say_deeper_folders(deeper: dict[str, dict[str, None]], where: str) -> None:
+    """Refuse folders below class folders that could be splits or the classes themselves, warn of others; `deeper` has
+    the class folders in which each name occurs."""
+    paths = [f"{upper}/{name}" for name, uppers in deeper.items() for upper in uppers]
+    if splits := [path for path in paths if path.rpartition("/")[2].lower() in SPLIT_NAMES]:
         raise UserError(f"{where} has splits inside classes ({splits[0]}); expected {LAYOUT}.")
-    repeated = [name for name, within in deeper.items() if len(within) > 1]
+    repeated = [name for name, uppers in deeper.items() if len(uppers) > 1]
     if len(repeated) > 1:
         uppers = list(deeper[repeated[0]])
         raise UserError(

@@ -102,8 +102,12 @@ def _names(array: np.ndarray, where: str) -> np.ndarray:
     written, inverse = np.unique(array, return_inverse=True)
     names = [unicodedata.normalize("NFC", name).strip() for name in written.tolist()]
     _refuse_missing(np.array([name.lower() in ("", "nan") for name in names], bool)[inverse], where)
-    parted = {name: {part.strip() for part in JOINED.split(name)} for name in names if JOINED.search(name)}
-    several = [name for name in names if LISTED.fullmatch(name) or parted.get(name, {""}) <= set(names)]
+    known = set(names)
+    several = [
+        name
+        for name in names
+        if LISTED.fullmatch(name) or (JOINED.search(name) and {part.strip() for part in JOINED.split(name)} <= known)
+    ]
     if several:
         raise UserError(f"{where} hold {several[0]!r}, which is no single class: give each image one of them.")
     if unclear := [name for name in names if name.lower() in MISSING]:

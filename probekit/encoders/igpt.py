@@ -25,7 +25,7 @@ from probekit.runtime.errors import UserError
 
 
 class IGPTEncoder:
-    """Pooled features of an iGPT's layers; what "layer k" is lies in `igpt_model.features`.
+    """Pooled features of an iGPT's layers; `igpt_model.features` defines "layer k".
 
     Images are prepared by `transform`, the model's own, without its augmentation. `norm` applies the norm that reads a
     layer next (False: the raw residual stream); of the chosen `layers` nothing deeper is computed than the deepest one.

@@ -124,7 +124,7 @@ def knn_proba(
 
 def _votes(
     train: torch.Tensor, columns: np.ndarray, weights: np.ndarray, asked: torch.Tensor,
-    ks: Sequence[int] | NDArray[Any],    temperature: float = TEMPERATURE, backend: str = "torch",
+    ks: Sequence[int] | NDArray[Any], temperature: float = TEMPERATURE, backend: str = "torch",
 ) -> Iterator[torch.Tensor]:  # fmt: skip
     """Blocks (n_k, m, K) of what `knn_proba` returns, of rows at unit length on a device.
 

@@ -1,5 +1,6 @@
 """Choosing the method from the shapes and the free memory, in words a user can read."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from probekit.runtime.memory import SHARE, free_memory
 from probekit.solver.data import WeightedData
 
 DENSE_COLUMNS = {"cpu": 6000, "cuda": 20000}  # largest Hessian worth a Cholesky factor: seconds, at most
-PAIR_CLASSES = 20  # most for pairs: 6,000 x 96 with 20 take 12 s, by blocks 17 s; 6,000 x 64 with 24 2.7 s and 1.6 s
+PAIR_CLASSES = 20  # most for pairs: with 20 (6,000 x 96) they take 12 s, blocks 17; with 24 (6,000 x 64) 2.7 and 1.6
 VECTORS = 30  # of the size of one probe, that one penalty takes: theta, gradient, conjugate gradients
 MOST_FACTORS = 12  # kept along a path: about one a node
 LEAST_GROUP = 8  # penalties side by side that make holding X in memory worth solving the path in parts
@@ -37,6 +38,12 @@ class Plan:
 def agreed_memory(rows: WeightedData, free: int | None = None) -> int:
     """Free bytes (measured, if None); if rows are sharded, of the rank with least: all must choose alike."""
     return int(rows.over_ranks(free_memory(rows.device) if free is None else free, "MIN"))
+
+
+def whole_columns(rows: WeightedData) -> float:
+    """Coefficients in a whole Hessian of these rows; infinity if they are on a GPU or shared among ranks."""
+    on_host = rows.device.type == "cpu" and not rows.sharded
+    return rows.n_coef_rows * (_columns(rows) + 1) if on_host else math.inf
 
 
 def penalties_at_once(rows: WeightedData, n_penalties: int, free: int | None = None) -> int:
@@ -74,9 +81,10 @@ def make_plan(rows: WeightedData, n_penalties: int, free: int | None = None) -> 
         "pairs": (pairs, pairs**2 * size, 4, f"pair-sampled Hessians of {pairs} columns"),
         "classes": (r + 1, R * (r + 1) ** 2 * size, 3, f"a sampled Hessian block of {r + 1} columns for each class"),
     }
+    most_columns = DENSE_COLUMNS.get(rows.device.type, DENSE_COLUMNS["cpu"])
     factor, most_factors, taken, how = None, 0, 0, "Kronecker preconditioners"
     for name, (columns, one, alive, words) in choices.items():
-        allowed = columns <= DENSE_COLUMNS[rows.device.type] and (name != "pairs" or R <= PAIR_CLASSES)
+        allowed = columns <= most_columns and (name != "pairs" or R <= PAIR_CLASSES)
         if factor is None and allowed and vectors + alive * one <= budget:
             most_factors = int(min(MOST_FACTORS, max((budget - vectors - X) // one - alive + 1, 1)))
             factor, taken, how = name, (alive - 1 + most_factors) * one, words

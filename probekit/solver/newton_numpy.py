@@ -22,6 +22,7 @@ from probekit.solver.certificate import GRADIENT_RATIO, Certified, divergences, 
 from probekit.solver.continuation import LEAST_RATIO, lagrange
 from probekit.solver.data import WeightedData
 from probekit.solver.mean_loss import regular_intercepts
+from probekit.solver.memory_plan import whole_columns
 from probekit.solver.newton_torch import RTOL, STEP_SHARE
 
 Array = NDArray[Any]
@@ -42,12 +43,6 @@ ENOUGH_OF_INTERCEPTS = 1e-6  # gradient of the intercepts at which one more Newt
 ROUNDING = {np.dtype(np.float64): 1e-14, np.dtype(np.float32): 1e-5}  # of losses by held rows, relative
 WAY = 10.0  # ratio between the penalties on the way to one that cannot be reached from its start
 ROUGH = 1e-2  # relative gap to which those are solved
-
-
-def whole_columns(data: WeightedData) -> float:
-    """Coefficients in a whole Hessian of these rows; infinity if they are on a GPU or shared among ranks."""
-    on_host = data.device.type == "cpu" and not data.sharded
-    return data.n_coef_rows * (min(len(data), data.width) + 1) if on_host else math.inf
 
 
 def fit_in_numpy(data: WeightedData, l2s: Array, tol: float, max_iter: int) -> tuple[Certified, str] | None:
@@ -175,9 +170,9 @@ class NumpyNewton:
         self.inverse = 1.0 if data.scale is None else 1 / data.scale.numpy()
         self.centre = shift
         if self.intercept:  # any centre near the mean serves; a float32 one is subtracted from float32 rows in float32
-            held = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
-            w = self.w.astype(held)
-            self.centre = np.sum([w[rows] @ X[rows].astype(held, copy=False) for rows in self.blocks], axis=0)
+            dtype = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
+            w = self.w.astype(dtype)
+            self.centre = np.sum([w[rows] @ X[rows].astype(dtype, copy=False) for rows in self.blocks], axis=0)
         self.moved = (self.centre - shift) * self.inverse
         self.held = np.empty((self.N, data.width + 1), np.float32)
         self.held[:, -1] = 1.0 if self.intercept else 0.0
@@ -567,7 +562,7 @@ class NumpyNewton:
         return float(np.abs(self._columns(gradient)).max())
 
     def _from_given(self, theta: Array) -> Array:
-        """Solver parameters of the rows as given (R, D+1), and back."""
+        """Solver parameters (R, c+1) from those of the rows as given (R, D+1)."""
         W = theta[:, :-1]
         return np.column_stack([W if self.basis is None else W @ self.basis, theta[:, -1] + W @ self.moved])
 

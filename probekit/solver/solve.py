@@ -9,13 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probekit.solver.certificate import GRADIENT_RATIO, Certified, GapBound, class_shares, prior_intercept
+from probekit.solver.certificate import GRADIENT_RATIO, Certified, GapBound, prior_intercept
 from probekit.solver.continuation import CLOSE_RATIO, NODE_RATIO, choose_nodes, lagrange
 from probekit.solver.data import WeightedData
 from probekit.solver.eigenbasis import find_coordinates
 from probekit.solver.mean_loss import Evaluation, MeanLoss, covariance_of
-from probekit.solver.memory_plan import make_plan, penalties_at_once
-from probekit.solver.newton_numpy import NumpyNewton, fit_in_numpy, whole_columns
+from probekit.solver.memory_plan import make_plan, penalties_at_once, whole_columns
+from probekit.solver.newton_numpy import NumpyNewton, fit_in_numpy
 from probekit.solver.newton_torch import SIDE_BY_SIDE, TorchNewton, conjugate_gradients
 from probekit.solver.preconditioners import Kronecker
 from probekit.solver.sampled import Factor, class_inverses, pair_factor
@@ -94,20 +94,21 @@ class PathSolver:
         self.R, self.asked = data.n_coef_rows, len(l2)
         self.plan = make_plan(data, len(l2))
         self.coordinates = find_coordinates(data, self.plan.in_memory, LEFT_OUT * tol * float(l2[0]))
+        self.strong = STRONG * float(self.coordinates.eigenvalues.max())
         if max_iter:
             l2 = torch.cat([l2, self._way_to(float(l2[-1])).to(l2)])
         self.l2, self.log_l2 = l2, l2.log().tolist()  # on the host: reading one from a GPU waits for it
         self.every = torch.arange(len(l2), device=l2.device)
         self.exact = MeanLoss(self.coordinates.exact, self.coordinates.left_out)
         self.loss = MeanLoss(self.coordinates.data)
+        self.bound = GapBound(self.exact)
         zero = torch.zeros(1, self.R, self.loss.data.width + 1, dtype=torch.float64, device=l2.device)
         if data.intercept:
-            zero[..., -1] = prior_intercept(class_shares(data))
+            zero[..., -1] = prior_intercept(self.bound.shares)
         self.at = self.exact.evaluate(zero, l2[:1]).take(torch.zeros_like(self.every))  # at zero no penalty counts
         # where the rows give no gradient, as constant columns do, what is left of it is rounding
         rounding = float(self.at.noise[0, 0]) / GRADIENT_RATIO
         self.grad_at_zero = max(float(self.largest(self.at.gradient[:1])), rounding)
-        self.bound = GapBound(self.exact)
         self.newton = TorchNewton(
             self.loss, self.bound, self.largest, GRADIENT_RATIO * self.grad_at_zero, self.precondition, tol
         )
@@ -143,9 +144,8 @@ class PathSolver:
 
     def _way_to(self, l2: float) -> Tensor:
         """Stronger penalties on the way to the strongest one asked for, where that is too weak to start from zero."""
-        strong = STRONG * float(self.coordinates.eigenvalues.max())
-        steps = max(math.floor(math.log(max(strong / l2, 1.0)) / math.log(NODE_RATIO)), 0)
-        if self.asked + steps > penalties_at_once(self.data, self.asked + steps):
+        steps = math.floor(math.log(max(self.strong / l2, 1.0)) / math.log(NODE_RATIO))
+        if steps and self.asked + steps > penalties_at_once(self.data, self.asked + steps):
             steps = 0
         return l2 * NODE_RATIO ** torch.arange(1, steps + 1, dtype=torch.float64)
 
@@ -235,7 +235,7 @@ class PathSolver:
         if len(self.nodes) * self.R > SIDE_BY_SIDE:
             self.nodes = choose_nodes(self.log_l2, CLOSE_RATIO)
         every = self.every[self.nodes]
-        strong = self.l2[every] >= STRONG * self.coordinates.eigenvalues.max()
+        strong = self.l2[every] >= self.strong
         strong[-1] = True
         batch = every[strong]
         self._refine(batch, self.at.theta[batch])
@@ -293,15 +293,15 @@ class PathSolver:
         rest = sorted(set(range(len(self.l2))) - set(self.nodes))
         if not rest:
             return
-        if self.factors:  # the nearest serves a penalty that is weak, or little stronger than the strongest factor's
-            strongest = max(factor.l2 for factor in self.factors)
-            reach = math.log(max(STRONG * float(self.coordinates.eigenvalues.max()), ABOVE * strongest))
-            for i, log_l2 in enumerate(self.log_l2):
-                nearest = min(self.factors, key=lambda factor: abs(math.log(factor.l2) - log_l2))
-                self.factor_of[i] = nearest if log_l2 < reach else None
         predicted = self._mixed(rest, self.nodes, DEGREE)
-        # without factors there is nothing better to do with one that takes longer
-        limits = (NODE_ROUNDS, NODE_PRODUCTS) if self.factors else ()
-        left = self._refine(self.every[rest], predicted, *limits)
-        for i in left.flip(0).tolist() if self.factors else ():
+        if not self.factors:  # there is nothing better to do with a penalty that takes longer
+            self._refine(self.every[rest], predicted)
+            return
+        # the nearest factor serves a penalty that is weak, or little stronger than the strongest factor's
+        reach = math.log(max(self.strong, ABOVE * max(factor.l2 for factor in self.factors)))
+        for i, log_l2 in enumerate(self.log_l2):
+            nearest = min(self.factors, key=lambda factor: abs(math.log(factor.l2) - log_l2))
+            self.factor_of[i] = nearest if log_l2 < reach else None
+        left = self._refine(self.every[rest], predicted, NODE_ROUNDS, NODE_PRODUCTS)
+        for i in left.flip(0).tolist():
             self._solve_weak(i, self.at.theta[i])

@@ -3,15 +3,12 @@
 import os
 import unicodedata
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from probekit.datasets import load_dataset
 from tests.probekit.datasets.image_folders import image_folder
-
-RNG = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])

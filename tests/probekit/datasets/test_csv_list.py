@@ -1,13 +1,10 @@
 """Tables that other programs write."""
 
-import numpy as np
 import pytest
 
 from probekit.datasets import load_dataset
 from probekit.runtime.errors import UserError
 from tests.probekit.datasets.image_folders import image_folder
-
-RNG = np.random.default_rng(0)
 
 
 def listed(root, text, encoding="utf-8", suffix=".csv"):

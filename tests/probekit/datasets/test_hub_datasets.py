@@ -1,13 +1,10 @@
 """Saved data sets whose splits do not fit together."""
 
-import numpy as np
 import pytest
 
 from probekit.datasets import load_dataset
 from probekit.runtime.errors import UserError
 from tests.probekit.datasets.image_folders import image_folder
-
-RNG = np.random.default_rng(0)
 
 
 def test_splits_of_saved_data_that_name_other_classes_are_refused(tmp_path):

@@ -20,14 +20,6 @@ RNG = np.random.default_rng(0)
 X, Y = RNG.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8), np.arange(24) % 2
 
 
-def rows(labels, separator=",", head="path,label", end="\n"):
-    lines = [
-        head.replace(",", separator),
-        *(f"{i}.png{separator}{label}" for i, label in zip(range(12), labels, strict=False)),
-    ]
-    return end.join(lines) + end
-
-
 def saved(root, image, suffix, **options):
     for label in "ab":
         (root / label).mkdir(parents=True)

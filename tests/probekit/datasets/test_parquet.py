@@ -1,13 +1,10 @@
 """Columns of parquet files."""
 
-import numpy as np
 import pytest
 
 from probekit.datasets import load_dataset
 from probekit.runtime.errors import UserError
 from tests.probekit.datasets.image_folders import image_folder, split_sizes
-
-RNG = np.random.default_rng(0)
 
 
 def test_parquet_labels_and_splits_by_column(tmp_path):

@@ -11,7 +11,6 @@ from probekit.cli.main import main
 from probekit.datasets.shifted import read_class_map, with_tests
 from probekit.runtime.errors import UserError
 
-RNG = np.random.default_rng(0)
 CLASSES = ("ant", "bee", "cow")
 
 

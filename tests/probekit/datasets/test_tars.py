@@ -3,14 +3,11 @@
 import io
 import tarfile
 
-import numpy as np
 import pytest
 
 from probekit.datasets import load_dataset
 from probekit.runtime.errors import UserError
 from tests.probekit.datasets.image_folders import image_folder
-
-RNG = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize(
