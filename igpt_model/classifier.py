@@ -162,8 +162,15 @@ def load_classifier(run_dir: str | Path, device: str | torch.device = "cpu") -> 
         )
     classifier.clf.weight = nn.Parameter(weight)
     plain = ImageTransform(loaded.transform.resolution, loaded.transform.resize)
-    about_run = (tuple(about["classes"]), loaded.step, best[0], loaded.provenance)
-    return FineTuned(classifier.to(device).eval(), loaded.palette, plain, *about_run)
+    return FineTuned(
+        classifier.to(device).eval(),
+        loaded.palette,
+        plain,
+        tuple(about["classes"]),
+        loaded.step,
+        best[0],
+        loaded.provenance,
+    )
 
 
 def read_accuracy(checkpoint: Path) -> float | None:

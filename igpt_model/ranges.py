@@ -31,12 +31,13 @@ class Range:
         if self.most == math.inf:
             words = f"above {_plain(self.least)}" if self.above else f"of at least {_plain(self.least)}"
             return "finite" if self.least == -math.inf else words
-        ends = f"from {_plain(self.least)} to {_plain(self.most)}"
         if self.above and self.below:
             return f"between {_plain(self.least)} and {_plain(self.most)}"
         if self.above:
             return f"above {_plain(self.least)}, at most {_plain(self.most)}"
-        return f"of at least {_plain(self.least)}, below {_plain(self.most)}" if self.below else ends
+        if self.below:
+            return f"of at least {_plain(self.least)}, below {_plain(self.most)}"
+        return f"from {_plain(self.least)} to {_plain(self.most)}"
 
 
 COUNT = Range(1, LARGE)
@@ -96,16 +97,16 @@ def check_range(name: str, value: Any, allowed: Range) -> None:
         raise UserError(f"{name} is {_plain(value)}; expected a number {allowed}.")
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        # str() itself refuses integers of more than some thousand digits
-        return str(value) if abs(value) < 10**30 else "a number of more than 30 digits"
-    return f"{value:g}" if isinstance(value, float) else repr(value)
-
-
 def check_at_least(**numbers: tuple[int | None, int]) -> None:
     """Refuse, by its name, a number below its least one or absurdly large: `check_at_least(limit=(limit, 1))`."""
     for name, (number, least) in numbers.items():
         if number is not None and number < least:
             raise UserError(f"{name} is {number}; expected at least {least}.")
         check_range(name, number, Range(least, LARGE))
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        # str() itself refuses integers of more than some thousand digits
+        return str(value) if abs(value) < 10**30 else "a number of more than 30 digits"
+    return f"{value:g}" if isinstance(value, float) else repr(value)

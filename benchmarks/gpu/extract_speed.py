@@ -62,9 +62,9 @@ def best_of(action, device, seconds):
 
 def ours(config, device, compiled):
     """The encoder in bfloat16."""
-    side = round(config.n_positions**0.5)
     palette = Palette.rgb_grid(config.vocab_size)
-    return IGPTEncoder(IGPT(config), palette, ImageTransform(side), device=device, dtype="bfloat16", compile=compiled)
+    prepare = ImageTransform(config.side)
+    return IGPTEncoder(IGPT(config), palette, prepare, device=device, dtype="bfloat16", compile=compiled)
 
 
 def forward(toy, device, compiled_too, only):
@@ -119,7 +119,7 @@ def forward(toy, device, compiled_too, only):
 
 def pictures(config, n):
     """A data set of photographs' squares in the model's size."""
-    return load_dataset(photographs(n, round(config.n_positions**0.5)), name="photographs")
+    return load_dataset(photographs(n, config.side), name="photographs")
 
 
 def without_file(encoder, data, batch):

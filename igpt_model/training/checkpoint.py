@@ -353,17 +353,20 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
         They cannot be read.
     """
     file, shards = folder / f"{name}.safetensors", folder / name
-    reader = _storage("Reader")(str(shards)) if shards.is_dir() else None
-    try:
-        if reader is None:
+    if not shards.is_dir():
+        try:
             open_regular(file).close()  # a pipe or a device would be waited for
             return load_file(file)
+        except (OSError, SafetensorError, UserError) as error:
+            raise DamagedCheckpoint(f"The checkpoint file {file} cannot be read ({first_line(error)}).") from error
+    reader = _storage("Reader")(str(shards))
+    try:
         known = reader.read_metadata().state_dict_metadata
         tensors = {key: torch.empty(about.size, dtype=about.properties.dtype) for key, about in known.items()}
         _distributed("load", tensors, storage_reader=reader, no_dist=True)
         return tensors
     except Exception as error:  # torch.distributed.checkpoint has no error class of its own for damaged files
-        raise DamagedCheckpoint(f"The checkpoint file {file} cannot be read ({first_line(error)}).") from error
+        raise DamagedCheckpoint(f"The checkpoint files in {shards} cannot be read ({first_line(error)}).") from error
 
 
 def _storage(kind: str) -> Any:

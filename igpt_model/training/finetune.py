@@ -140,7 +140,11 @@ class Finetuning(Run):
         train, val = parts
         labels = {"train_labels": train.labels, "val_labels": val.labels}
         super().__init__(
-            *(config, out, engine, transform, LossWatch()),
+            config,
+            out,
+            engine,
+            transform,
+            LossWatch(),
             first_palette=lambda: source.palette,
             encode=lambda palette: encode_data(train.images, val.images, palette, transform, **labels),
         )

@@ -110,7 +110,11 @@ class Pretraining(Run):
         watch = LossWatch(math.log(config.n_colours), config.spike)
         train, val = images[0], Spaced(images[1], config.eval_images)
         super().__init__(
-            *(config, out, Engine(config, ranks), config.transform, watch),
+            config,
+            out,
+            Engine(config, ranks),
+            config.transform,
+            watch,
             first_palette=lambda: palette or fit_palette(config, train),
             encode=lambda found: encode_data(train, val, found, config.transform),
         )

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -90,7 +90,8 @@ class Run(ABC):
     ) -> None:
         self.config, self.out, self.engine, self.ranks = config, out, engine, engine.ranks
         self.transform, self.watch, self.first_palette, self.encode = transform, watch, first_palette, encode
-        self.step, self.progress = 0, cast(Any, self)
+        self.step = 0
+        self.progress: Any = self  # the object whose attributes `state_schema` names
         self.circumstances: Record = {}  # further values of trainer.json, which nothing depends on
         # what each update since the last record returned, on the device: the host need not wait for every step
         self.updates: list[tuple[Tensor, Tensor]] = []

@@ -416,7 +416,7 @@ def from_imagegpt(
     if clusters is None:
         raise UserError(f"{whose} has no colour clusters in preprocessor_config.json; add that file.")
     igpt = from_huggingface(model)
-    side = round(igpt.config.n_positions**0.5)
+    side = igpt.config.side
     palette = Palette(np.array(clusters, dtype=np.float32))
     steps_off = dict.fromkeys(("do_rescale", "do_normalize", "do_color_quantize"), False)
     prepare = ProcessorPreparation(processor, steps_off, None, pixels=True)

@@ -151,15 +151,18 @@ from test_pretrain import TINY, pictures
 from igpt_model import TrainConfig, train
 changed = {"steps": int(sys.argv[3]), "checkpoint_every": 5, "objective": "bert", "augment": ("flip",)}
 config = TrainConfig(**{**TINY, **changed})
-for record in train(config, pictures(), pictures(20, 1), sys.argv[1], {"name": "bars"}):
+for number, record in enumerate(train(config, pictures(), pictures(20, 1), sys.argv[1], {"name": "bars"}), 1):
     print(record["kind"], record["step"], flush=True)
+    if number == int(sys.argv[4]):
+        signal.pause()
 """
 
 
-def start(out, steps):
+def start(out, steps, waits_at=0):
+    """A run; after record `waits_at`, if given, it goes no further."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     here = os.path.dirname(__file__)
-    command = [sys.executable, "-c", SCRIPT, str(out), here, str(steps)]
+    command = [sys.executable, "-c", SCRIPT, str(out), here, str(steps), str(waits_at)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
@@ -169,10 +172,13 @@ def test_killed_at_random_it_ends_with_the_same_bits(tmp_path, at_most, steps):
     rng = np.random.default_rng(0)
     kills = 0
     for attempt in range(at_most + 1):
-        process = start(tmp_path / "killed", steps)
+        last = attempt == at_most
+        n_records = 10**6 if last else rng.integers(1, 45 * steps // 120)
+        # where the kill comes late, the run must not have ended
+        process = start(tmp_path / "killed", steps, waits_at=0 if last else n_records + 5)
         lines = iter(process.stdout.readline, "")
         # from the first record on, some records later and at no particular moment after that one
-        for _record in range(rng.integers(1, 45 * steps // 120) if attempt < at_most else 10**6):
+        for _record in range(n_records):
             if not next(lines, ""):
                 break
         else:
