@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from probekit.reports.panels import Panel
 
 FORMATS = ("svg", "png", "pdf")
-HASH = 6  # characters of a protocol's hash in print
 INHERITS = {"plot": "probekit.cli.plot:choose_panels"}
 
 
@@ -183,7 +182,7 @@ def choose_panels(
         for panel in panels
         if dataset in (None, panel.dataset)
         # the star says that its Cs were changed; where two grids share a name, the hash tells them apart
-        and protocol in (None, panel.protocol, panel.protocol.rstrip("*"), panel.protocol_hash[:HASH])
+        and protocol in (None, panel.protocol, panel.protocol.rstrip("*"), panel.short_hash)
         and (train_rows is None or (train_rows or None) == panel.train_rows)
         and test == panel.test
     ]
@@ -208,12 +207,11 @@ def one_panel(panels: "Sequence[Panel]") -> "Panel":
 
 def _listed(panels: "Sequence[Panel]", names: Sequence[str] = ("dataset", "protocol", "train-rows", "test")) -> str:
     """The flags that tell the panels apart, one set each; flags that all of them share are left out."""
+    from probekit.selection.protocol import grid_words
 
     def protocol(one: "Panel") -> str:
         twins = {other.protocol_hash for other in panels if other.protocol == one.protocol}
-        Cs = one.series[0].records[0].Cs
-        grid = f" ({len(Cs)} C from {min(Cs):g} to {max(Cs):g})" if len(Cs) > 1 else f" (C = {Cs[0]:g})"
-        return one.protocol if len(twins) == 1 else one.protocol_hash[:HASH] + grid
+        return one.protocol if len(twins) == 1 else f"{one.short_hash} ({grid_words(one.series[0].records[0].Cs)})"
 
     flags = [
         {"dataset": one.dataset, "protocol": protocol(one), "train-rows": one.train_rows or 0, "test": one.test}

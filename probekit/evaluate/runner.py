@@ -39,7 +39,7 @@ from probekit.runtime.progress import FitProgress, Progress
 from probekit.runtime.ranks import broadcast, current
 from probekit.runtime.streams import on_streams
 from probekit.selection.folds import TrainingRows
-from probekit.selection.protocol import resolve_protocol
+from probekit.selection.protocol import grid_words, resolve_protocol
 from probekit.selection.settings import FitSettings
 
 T = TypeVar("T")
@@ -197,8 +197,7 @@ class Runner:
             if line.get("series") == name and line["identity"]["feature_id"] == self.store.id:
                 differing = [key for key in mine if key not in ("name", "source") and mine[key] != theirs.get(key)]
                 if differing == ["Cs"]:
-                    Cs = self.protocol.Cs
-                    return f"{name}, {f'{len(Cs)} C from {min(Cs):g} to {max(Cs):g}' if Cs[1:] else f'C = {Cs[0]:g}'}"
+                    return f"{name}, {grid_words(self.protocol.Cs)}"
         return name
 
     def refuse_other_settings(self, jobs: Sequence[Job]) -> None:

@@ -230,6 +230,11 @@ class Panel:
         return f"95 %, simultaneous over the layers{fixed}"
 
     @property
+    def short_hash(self) -> str:
+        """The protocol's hash in print, which tells apart protocols of one name."""
+        return self.protocol_hash[:6]
+
+    @property
     def slug(self) -> str:
         """A file name's part that tells panels apart."""
         text = f"{self.dataset}-{self.protocol}" + (f"-{self.train_rows}" if self.train_rows else "")

@@ -57,7 +57,7 @@ def layer_table(panel: Panel) -> Table:
     band = f"; differences to the last layer: {panel.band_words}" if panel.has_band else ""
     caption = (
         f"{panel.measured.removesuffix(' (%)')} of probes on {panel.title}, protocol {panel.protocol} "
-        f"({panel.protocol_hash[:6]}). C and layers are chosen on held-out training rows"
+        f"({panel.short_hash}). C and layers are chosen on held-out training rows"
         + (f"; values are means over {panel.over}" if panel.over else "")
         + f"{intervals}{band}."
     )

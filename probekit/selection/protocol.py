@@ -79,7 +79,7 @@ class Protocol:
 
     def __repr__(self) -> str:
         scaled = ", standardized" * self.standardize
-        return f"Protocol({self.name!r}: {len(self.Cs)} C from {min(self.Cs):g} to {max(self.Cs):g}{scaled})"
+        return f"Protocol({self.name!r}: {grid_words(self.Cs)}{scaled})"
 
     def resolved(self) -> dict[str, Any]:
         """The protocol as JSON: what a record stores and `hash` identifies."""
@@ -116,6 +116,11 @@ def kornblith_lambda_to_C(lambdas: Any, n_classes: int = 3) -> np.ndarray:
     For two classes it keeps two rows of weights, which end as -w/2 and w/2 of the one sigmoid row w, so C = 1/lambda.
     """
     return (1.0 if n_classes == 2 else 0.5) / np.asarray(lambdas, np.float64)
+
+
+def grid_words(Cs: Sequence[float]) -> str:
+    """A grid of penalties in a few words: "45 C from 1e-06 to 1e+05", or "C = 1"."""
+    return f"{len(Cs)} C from {min(Cs):g} to {max(Cs):g}" if len(Cs) > 1 else f"C = {Cs[0]:g}"
 
 
 def refine_grid(Cs: Any, best: int, step: int) -> tuple[float, ...]:

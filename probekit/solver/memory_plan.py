@@ -1,5 +1,6 @@
 """Choosing the method from the shapes and the free memory, in words a user can read."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,12 @@ class Plan:
 def agreed_memory(rows: WeightedData, free: int | None = None) -> int:
     """Free bytes (measured, if None); if rows are sharded, of the rank with least: all must choose alike."""
     return int(rows.over_ranks(free_memory(rows.device) if free is None else free, "MIN"))
+
+
+def whole_columns(rows: WeightedData) -> float:
+    """Coefficients in a whole Hessian of these rows; infinity if they are on a GPU or shared among ranks."""
+    on_host = rows.device.type == "cpu" and not rows.sharded
+    return rows.n_coef_rows * (_columns(rows) + 1) if on_host else math.inf
 
 
 def penalties_at_once(rows: WeightedData, n_penalties: int, free: int | None = None) -> int:

@@ -22,6 +22,7 @@ from probekit.solver.certificate import GRADIENT_RATIO, Certified, divergences, 
 from probekit.solver.continuation import LEAST_RATIO, lagrange
 from probekit.solver.data import WeightedData
 from probekit.solver.mean_loss import regular_intercepts
+from probekit.solver.memory_plan import whole_columns
 from probekit.solver.newton_torch import RTOL, STEP_SHARE
 
 Array = NDArray[Any]
@@ -42,12 +43,6 @@ ENOUGH_OF_INTERCEPTS = 1e-6  # gradient of the intercepts at which one more Newt
 ROUNDING = {np.dtype(np.float64): 1e-14, np.dtype(np.float32): 1e-5}  # of losses by held rows, relative
 WAY = 10.0  # ratio between the penalties on the way to one that cannot be reached from its start
 ROUGH = 1e-2  # relative gap to which those are solved
-
-
-def whole_columns(data: WeightedData) -> float:
-    """Coefficients in a whole Hessian of these rows; infinity if they are on a GPU or shared among ranks."""
-    on_host = data.device.type == "cpu" and not data.sharded
-    return data.n_coef_rows * (min(len(data), data.width) + 1) if on_host else math.inf
 
 
 def fit_in_numpy(data: WeightedData, l2s: Array, tol: float, max_iter: int) -> tuple[Certified, str] | None:

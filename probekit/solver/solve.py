@@ -14,8 +14,8 @@ from probekit.solver.continuation import CLOSE_RATIO, NODE_RATIO, choose_nodes, 
 from probekit.solver.data import WeightedData
 from probekit.solver.eigenbasis import find_coordinates
 from probekit.solver.mean_loss import Evaluation, MeanLoss, covariance_of
-from probekit.solver.memory_plan import make_plan, penalties_at_once
-from probekit.solver.newton_numpy import NumpyNewton, fit_in_numpy, whole_columns
+from probekit.solver.memory_plan import make_plan, penalties_at_once, whole_columns
+from probekit.solver.newton_numpy import NumpyNewton, fit_in_numpy
 from probekit.solver.newton_torch import SIDE_BY_SIDE, TorchNewton, conjugate_gradients
 from probekit.solver.preconditioners import Kronecker
 from probekit.solver.sampled import Factor, class_inverses, pair_factor
