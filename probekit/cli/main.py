@@ -7,7 +7,6 @@ import errno
 import os
 import re
 import signal
-import socket
 import sys
 import threading
 import traceback
@@ -273,6 +272,8 @@ def dispatch(words: list[str]) -> None:
 
 def _use_the_cache_where_there_is_no_network() -> None:
     """Put the hub's libraries into offline mode where its name does not resolve: they would retry for a minute."""
+    import socket
+
     if any(name.lower().endswith("_proxy") or name in ("HF_ENDPOINT", "HF_HUB_OFFLINE") for name in os.environ):
         return
     try:
