@@ -5,7 +5,7 @@
 
 Makes the environment build/venv-NAME, or takes it as it is; words that follow go to pytest. With another Python it is
 that of `make setup`; with the oldest dependencies it has no timm, so that the tests of timm's encoders are skipped.
-oldest.txt has the lower bounds of pyproject.toml and what they need, for which pip alone searches too long:
+oldest.txt has the lower bounds of pyproject.toml and what they need; pip alone would search too long for them:
 `uv pip compile --python-version 3.11 --resolution lowest-direct --extra dev pyproject.toml`.
 """
 

@@ -126,12 +126,8 @@ def sweep(
         y, out = None, y
     if isinstance(features, Sequence | np.ndarray) and not isinstance(features, str):  # of arrays, shallow to deep
         features = {f"{number:02d}": X for number, X in enumerate(features)}
-    if features is None or isinstance(features, int | float):
-        raise TypeError(
-            f"features is a {type(features).__name__}; expected a feature file, its path or a dict of arrays."
-        )
     if isinstance(features, Mapping) and not features:
-        raise UserError("No layer was given; give a dict of one or more arrays (rows, width).")
+        raise UserError("No layer was given; give a dict or list of one or more arrays (rows, width).")
     if isinstance(features, Mapping):
         features = from_arrays(features, y)
         if out is None:

@@ -78,8 +78,8 @@ class Protocol:
         check_fields(self)
 
     def __repr__(self) -> str:
-        scaled = ", standardized" * self.standardize
-        return f"Protocol({self.name!r}: {grid_words(self.Cs)}{scaled})"
+        grid = grid_words(self.Cs) if self.sgd is None else f"{len(self.sgd.learning_rates)} learning rates"
+        return f"Protocol({self.name!r}: {grid}{', standardized' * self.standardize})"
 
     def resolved(self) -> dict[str, Any]:
         """The protocol as JSON: what a record stores and `hash` identifies."""
@@ -120,7 +120,9 @@ def kornblith_lambda_to_C(lambdas: Any, n_classes: int = 3) -> np.ndarray:
 
 def grid_words(Cs: Sequence[float]) -> str:
     """A grid of penalties in a few words: "45 C from 1e-06 to 1e+05", or "C = 1"."""
-    return f"{len(Cs)} C from {min(Cs):g} to {max(Cs):g}" if len(Cs) > 1 else f"C = {Cs[0]:g}"
+    if len(Cs) < 2:
+        return f"C = {Cs[0]:g}" if Cs else "no C"
+    return f"{len(Cs)} C from {min(Cs):g} to {max(Cs):g}"
 
 
 def refine_grid(Cs: Any, best: int, step: int) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ at-once    two and three processes at once on one folder
 file-size  RLIMIT_FSIZE of several sizes
 memory     RLIMIT_AS a little above what the process has when the verb begins
 full-disk  an output folder on a tmpfs of several sizes (needs root)
-clock      the system's time jumps by years, forth and back, while the verb runs (needs a C compiler)
+clock      the system's time jumps by years, back and forth, while the verb runs (needs a C compiler)
 io         one call that changes a file fails: EIO, ENOSPC, EDQUOT, EROFS, EACCES (needs root and a C compiler)
 pairs      a verb and each that follows it in `VERBS` at once in one folder
 ranks      one of two ranks is killed under torchrun (gloo)
@@ -313,17 +313,22 @@ def kill(subject: Subject, number: int) -> tuple[int, list[str]]:
     return kills, problems
 
 
-def at_once(subject: Subject, number: int) -> tuple[int, list[str]]:
-    """Several processes at once on one folder: each ends well, or says that another one is at it."""
-    processes = 2 + number % 2
-    out = subject.folder(f"together-{number}")
-    children = [Child(subject.words, out) for _ in range(processes)]
-    problems = []
+def together(commands: list[str], out: Path, what: str) -> tuple[list[Child], list[str]]:
+    """Run commands at once in a folder to their ends; what went wrong."""
+    children, problems = [Child(words, out) for words in commands], []
     for child in children:
         if not child.wait():
             child.send(signal.SIGKILL, group=True)
         if child.code not in (0, 2) or "Traceback" in child.printed:
-            problems.append(f"rc {child.code}: {child.printed[-300:]}")
+            problems.append(f"{what}: rc {child.code}: {child.printed[-300:]}")
+    return children, problems
+
+
+def at_once(subject: Subject, number: int) -> tuple[int, list[str]]:
+    """Several processes at once on one folder: each ends well, or says that another one is at it."""
+    processes = 2 + number % 2
+    out = subject.folder(f"together-{number}")
+    children, problems = together([subject.words] * processes, out, "at once")
     if 0 not in [child.code for child in children]:
         problems.append(f"no process got through: {[child.code for child in children]}")
     problems += differences(subject.expected, outcome(out))
@@ -382,7 +387,7 @@ def full_disk(subject: Subject, number: int) -> tuple[int, list[str]]:
 
 
 def clock(subject: Subject, number: int) -> tuple[int, list[str]]:
-    """The system's time jumps by years, forth and back, while the verb runs."""
+    """The system's time jumps by years, back and forth, while the verb runs."""
     now, rng = Path(os.environ["CLOCK_SHIM"]), random.Random(f"clock {subject.verb} {number}")
     out, jumps = subject.folder(f"clock-{number}"), 0
     child, until = Child(subject.words, out), time.monotonic() + HANG
@@ -441,12 +446,7 @@ def pairs(subject: Subject, number: int) -> tuple[int, list[str]]:
     out, other = subject.folder(f"pair-{number}"), VERBS[verbs[place]].format(made=subject.made, out=".")
     if verbs[place] in NEEDS and subject.verb not in NEEDS:
         assert run(NEEDS[verbs[place]].format(made=subject.made, out="."), out)[0] == 0
-    problems = []
-    for child in [Child(words, out) for words in (subject.words, other)]:
-        if not child.wait():
-            child.send(signal.SIGKILL, group=True)
-        if child.code not in (0, 2) or "Traceback" in child.printed:
-            problems.append(f"{subject.verb} and {verbs[place]}: rc {child.code}: {child.printed[-300:]}")
+    _, problems = together([subject.words, other], out, f"{subject.verb} and {verbs[place]}")
     for words in (subject.words, other):
         code, printed = run(words, out)
         if code not in (0, 2) or "Traceback" in printed:

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from probekit.probes import PROTOCOLS, fit_path, get_protocol
 from probekit.runtime.errors import UserError
-from probekit.selection.protocol import kornblith_lambda_to_C, refine_grid
+from probekit.selection.protocol import grid_words, kornblith_lambda_to_C, refine_grid
 from probekit.solver.objective import l2_to_C
 
 N, D = 80, 4
@@ -103,3 +103,10 @@ def test_a_protocols_hash_depends_on_its_settings_and_not_on_its_source():
         assert json.loads(json.dumps(protocol.resolved())) == protocol.resolved()
     with pytest.raises(UserError, match="choose one of igpt, dinov2-45, clip-coarse-fine, kornblith, sgd-imagenet"):
         get_protocol("nobody")
+
+
+def test_every_protocol_is_shown_in_one_line_with_its_grid():
+    assert repr(PROTOCOLS["dinov2-45"]) == "Protocol('dinov2-45': 45 C from 1e-06 to 100000)"
+    assert "9 learning rates" in repr(PROTOCOLS["sgd-imagenet"])
+    assert all("\n" not in repr(protocol) for protocol in PROTOCOLS.values())
+    assert [grid_words(Cs) for Cs in ((), (0.5,), (0.01, 1))] == ["no C", "C = 0.5", "2 C from 0.01 to 1"]
