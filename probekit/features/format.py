@@ -68,7 +68,8 @@ class Header:
 
     def __post_init__(self) -> None:
         for name in ("encoder", "dataset"):
-            check_provenance(name, getattr(self, name))
+            # before anything is computed: no file and no record could hold it
+            check_json(getattr(self, name), f"The description of the {name}", SCHEMAS[name])
 
     def n_blocks(self, split: str) -> int:
         """Blocks of a split, the last one perhaps short."""
@@ -83,11 +84,6 @@ class Header:
     def bytes_per_row(self) -> int:
         """Bytes on disk of one row of one split, its labels and hashes included."""
         return sum(self.widths) * np.dtype(self.dtype).itemsize + 24
-
-
-def check_provenance(name: str, value: Any) -> None:
-    """Refuse a description of an encoder or a data set that no file and no record could hold: `UserError`."""
-    check_json(value, f"The description of the {name}", SCHEMAS[name])
 
 
 def file_layer_names(names: Sequence[str]) -> tuple[str, ...]:

@@ -250,7 +250,10 @@ def _is_virtual(messages: dict[int, bytes]) -> bool:
 
 
 def _names(file: h5py.File, group: str, seen: dict[int, str]) -> list[str]:
-    """The members of a group, all of them in the file itself and nowhere else in it; `seen` are the members so far."""
+    """The members of a group; one that is elsewhere or has two names is refused.
+
+    `seen` has the names of all members so far, by their addresses in the file.
+    """
     parent, _, own = group.rstrip("/").rpartition("/")
     if own and not isinstance(file[parent or "/"].get(own, getlink=True), h5py.HardLink):
         raise UserError(f"{file.filename} has a link in the place of {group}, which is not followed.")

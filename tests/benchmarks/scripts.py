@@ -11,13 +11,13 @@ GPU = ROOT / "benchmarks" / "gpu"
 
 
 def start(results, script, *arguments, code=0):
-    """Run a script; return what it printed on stdout and then on stderr."""
+    """Run a script; return its `stdout` and `stderr`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PROBEKIT_BENCHMARK_RESULTS": str(results)}
     environment["OMP_NUM_THREADS"] = "1"
     command = [sys.executable, str(GPU / script), "--device", "cpu", "--toy", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=results.parent)
     assert done.returncode == code, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout + done.stderr
+    return done
 
 
 def rows(path):

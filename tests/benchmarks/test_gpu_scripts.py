@@ -21,7 +21,7 @@ SPOILT = ("losses", "features", "path", "sweep")
 
 
 def test_the_check_of_training_and_features_passes_on_the_cpu(tmp_path):
-    said = start(tmp_path / "results", "check.py", "losses", "features")
+    said = start(tmp_path / "results", "check.py", "losses", "features").stdout
     found = rows(tmp_path / "results" / "gpu" / "check.csv")
     assert f"{len(found)} of {len(found)} within their bounds on cpu" in said
     for layer in ("00", "01", "02", "03"):
@@ -33,7 +33,7 @@ def test_the_check_of_training_and_features_passes_on_the_cpu(tmp_path):
 
 @pytest.mark.slow
 def test_the_check_of_paths_and_sweeps_passes_on_the_cpu(tmp_path):
-    said = start(tmp_path / "results", "check.py", "path", "sweep")
+    said = start(tmp_path / "results", "check.py", "path", "sweep").stdout
     found = rows(tmp_path / "results" / "gpu" / "check.csv")
     assert f"{len(found)} of {len(found)} within their bounds on cpu" in said
     assert sum(measure.startswith("sweep, layer") for measure in found) == 4
@@ -43,7 +43,7 @@ def test_the_check_of_paths_and_sweeps_passes_on_the_cpu(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("part", SPOILT)
 def test_the_check_fails_when_a_part_is_off_by_the_rounding_of_tf32(tmp_path, part):
-    said = start(tmp_path / "results", "check.py", part, "--spoil", part, code=1)
+    said = start(tmp_path / "results", "check.py", part, "--spoil", part, code=1).stdout
     far = [line for line in said.splitlines() if line.startswith("FAR")]
     what = {"losses": "training, float32", "features": "features, float32"}.get(part, part)
     assert any(what in line for line in far)
@@ -53,7 +53,7 @@ def test_the_check_fails_when_a_part_is_off_by_the_rounding_of_tf32(tmp_path, pa
 
 def cifar(tmp_path, *arguments, code=0):
     where = ["--out", tmp_path / "run", "--archives", tmp_path / "none"]
-    return start(tmp_path / "results", "train_cifar10.py", *where, *arguments, code=code)
+    return start(tmp_path / "results", "train_cifar10.py", *where, *arguments, code=code).stdout
 
 
 @pytest.mark.slow
