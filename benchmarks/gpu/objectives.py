@@ -134,7 +134,7 @@ def compare(work):
             yield f"{one} above {other}, points, high end of 95 %", high
             yield f"{one} against {other}, p", paired.p
     print("\n".join(ar_vs_bert.lines(panel)))
-    print("\n".join(scale.ladder(panel, scale.parameters, "{:,}".format, "parameters")), flush=True)
+    print("\n".join(scale.lines(panel)), flush=True)
 
 
 def main():

@@ -112,7 +112,14 @@ def test_single_fits_are_compared_over_thirty_shapes(modules):
 @pytest.mark.slow
 def test_the_toy_sizes_run(modules, tmp_path):
     options = Namespace(
-        root=tmp_path / "absent", seed=0, toy=True, only=None, ways=["lbfgs warm equal"], every=None, limit=np.inf
+        root=tmp_path / "absent",
+        seed=0,
+        toy=True,
+        only=None,
+        ways=["lbfgs warm equal"],
+        every=None,
+        limit=np.inf,
+        picked=False,
     )
     for name in modules.path_speed.CASES:
         rows = dict(modules.path_speed.measure(name, options))
