@@ -2,11 +2,27 @@
 
 import atexit
 import gc
+import os
+import re
 
 import torch
 import torch.distributed as dist
 
-from igpt_model.errors import UserError
+from igpt_model.errors import UserError, first_line
+
+
+def launched() -> tuple[int, int]:
+    """Return this process's rank and the number of processes, as torchrun or Slurm set them; (0, 1) without these.
+
+    Raises
+    ------
+    UserError
+        RANK or WORLD_SIZE is no number that they set.
+    """
+    rank, size = (os.environ.get(name, usual) for name, usual in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if not (re.fullmatch("[0-9]{1,7}", rank) and re.fullmatch("[0-9]{1,7}", size) and int(rank) < int(size)):
+        raise UserError(f"The environment says RANK={rank!r} and WORLD_SIZE={size!r}; unset them, or use torchrun.")
+    return int(rank), int(size)
 
 
 def join_group(device: torch.device) -> None:
@@ -18,13 +34,19 @@ def join_group(device: torch.device) -> None:
     Raises
     ------
     UserError
-        The group was opened without NCCL but the device is a GPU, or the processes' GPUs are of different models:
-        their sums and factorisations differ in last bits, on which the processes would decide differently.
+        The variables that torchrun sets are missing, the group was opened without NCCL but the device is a GPU, or the
+        processes' GPUs are of different models: their sums and factorisations differ in last bits, on which the
+        processes would decide differently.
     """
     gpu = device.type == "cuda"
     if not dist.is_initialized():
         with_nccl = torch.cuda.is_available() and dist.is_nccl_available()
-        dist.init_process_group("cpu:gloo,cuda:nccl" if with_nccl else "gloo", device_id=device if gpu else None)
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if with_nccl else "gloo", device_id=device if gpu else None)
+        except ValueError as error:  # MASTER_ADDR is not set, or is nonsense
+            raise UserError(
+                f"The processes cannot be joined ({first_line(error)}); start them with torchrun."
+            ) from None
         atexit.register(_leave)
     if gpu:
         if "nccl" not in dist.get_backend_config():

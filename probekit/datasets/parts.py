@@ -73,6 +73,8 @@ def label_array(values: Any, where: str) -> np.ndarray:
         if (array != np.rint(array)).any() or np.abs(array).max(initial=0) >= 2**53:
             strange = float(array[(array != np.rint(array)) | (np.abs(array) >= 2**53)][0])
             raise UserError(f"{where} hold {strange:g}, but a probe needs classes: integers or names.")
+    if array.dtype.kind == "u" and array.max(initial=0) >= 1 << 63:
+        raise UserError(f"{where} hold {array.max()}, which is beyond 64-bit integers; number the classes from 0 up.")
     if array.dtype.kind in "iubf":
         return array.astype(np.int64)
     if array.dtype.kind != "U":

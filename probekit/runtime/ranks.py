@@ -1,6 +1,5 @@
 """Who does what when several processes work together: rows, layers and files divided among ranks."""
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +22,11 @@ def current() -> Ranks:
     """The rank of torch.distributed where it is initialised, else torchrun's RANK and WORLD_SIZE, else the only one."""
     import torch.distributed as dist
 
+    from igpt_model.process_group import launched
+
     if dist.is_available() and dist.is_initialized():
         return Ranks(dist.get_rank(), dist.get_world_size())
-    return Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    return Ranks(*launched())
 
 
 def start_group(device: str = "cpu") -> None:
