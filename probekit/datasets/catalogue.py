@@ -164,12 +164,34 @@ def _with_written_options(text: str, options: dict[str, Any]) -> tuple[str, dict
     return text, {**options, **{key: value for key, _, value in pairs}}
 
 
+def _number(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise ValueError
+    return int(text)
+
+
+_WRITTEN: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("seed", "split_seed", "fold"), _number),
+    "batches": lambda text: [_number(part) for part in text.split(",")],
+    **dict.fromkeys(("verify", "skip_corrupt"), {"true": True, "false": False}.__getitem__),
+}
+"""Options of our own sources that are no text, and how they are read from `#NAME=VALUE`."""
+
+
 def _taken(load: Callable[..., Dataset], text: str, options: dict[str, Any]) -> dict[str, Any]:
     parameters = inspect.signature(load).parameters
     known = set(parameters) | (COMMON if "options" in parameters else set())
     strange = [name for name in options if name not in known]
     if strange:
         raise UserError(f"The data set {text!r} takes no option {', '.join(strange)}; leave that out.")
+    for name in options.keys() & _WRITTEN.keys():
+        if isinstance(options[name], str):
+            try:
+                options[name] = _WRITTEN[name](options[name].lower())
+            except (ValueError, KeyError):
+                raise UserError(
+                    f"#{name}={options[name]} is no value of {name}; write #split_seed=1 or #verify=false."
+                ) from None
     return options
 
 

@@ -119,7 +119,7 @@ def _names(array: np.ndarray, where: str) -> np.ndarray:
             stacklevel=4,
         )
     if all(NUMBER.fullmatch(name) for name in names) and any("." in name for name in names):
-        fractions = [name for name in names if float(name) != int(float(name))]
+        fractions = [name for name in names if not float(name).is_integer()]
         if fractions:
             raise UserError(f"{where} hold {fractions[0]}, but a probe needs classes: integers or names.")
         names = [str(int(float(name))) for name in names]
@@ -203,7 +203,7 @@ def expand(pattern: str, suffix: str) -> list[Path]:
         return [file for file in found if not any(map(is_clutter, file.relative_to(path).parts))]
     if path.exists():
         return [path]
-    braces = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    braces = re.search(r"\{([0-9]{1,4000})\.\.([0-9]{1,4000})\}", pattern)
     if braces:
         first, last = braces.groups()
         if not 0 <= int(last) - int(first) < MOST_FILES:

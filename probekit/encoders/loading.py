@@ -122,7 +122,7 @@ def _load(spec: Any, options: dict[str, Any]) -> Encoder:
         scheme = f"random:{inner}"
     if scheme in ("pixels", "histogram"):
         if colon:
-            if not rest.isdigit():
+            if not re.fullmatch("[0-9]{1,9}", rest):
                 raise UserError(f"{spec!r}: after {scheme}: come the pixels per side, for example {scheme}:32.")
             options["resolution"] = int(rest)
         return _call(spec, _function(SCHEMES[scheme]), [], options)

@@ -27,7 +27,9 @@ from igpt_model.training.run_log import MetricsLog
 from probekit.cli.usage import read_config
 from probekit.datasets import load_dataset
 from probekit.datasets.images import decode
+from probekit.datasets.parts import label_array
 from probekit.datasets.restricted_pickle import loads
+from probekit.encoders import load_encoder
 from probekit.encoders.checkpoint_files import read_state
 from probekit.features.importing import import_features
 from probekit.features.memory_store import write_arrays
@@ -378,6 +380,34 @@ def test_labels_beyond_64_bits(tmp_path):
     np.save(tmp_path / "y.npy", np.array([2**63, 1, 2, 3], np.uint64))
     found = refused(import_features, tmp_path / "f.h5", tmp_path / "x.npy", train_labels=tmp_path / "y.npy")
     assert "beyond 64-bit integers" in found
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["seed=x", "seed=-1", "seed=\N{SUPERSCRIPT TWO}", f"seed={'9' * 5000}", "seed=1.5", "seed=nan", "split_seed=1"],
+)
+def test_options_of_a_data_set_that_are_no_values(option):
+    refused(load_dataset, f"digits#{option}")
+
+
+def test_options_of_a_data_set_have_their_types(tmp_path):
+    for kind in "ab":
+        (tmp_path / kind).mkdir()
+        for number in range(10):
+            (tmp_path / kind / f"{number}.png").write_bytes(picture(number + 2))
+    first, second = (load_dataset(f"{tmp_path}#split_seed={seed}#skip_corrupt=false") for seed in (0, 1))
+    assert not np.array_equal(first.splits["test"].row_ids, second.splits["test"].row_ids)
+    refused(load_dataset, f"{tmp_path}#skip_corrupt=perhaps")
+
+
+@pytest.mark.parametrize("digits", ["\N{SUPERSCRIPT TWO}", "9" * 5000, "-1", ""])
+def test_numbers_in_names(tmp_path, digits):
+    (tmp_path / "run").mkdir()
+    for spec in (f"pixels:{digits}", f"igpt:{tmp_path / 'run'}@{digits}", f"pixels#resolution={digits}"):
+        refused(load_encoder, spec)
+    refused(load_dataset, f"{tmp_path}/a{{0..{digits}}}.tar")
+    if digits.isdecimal():
+        refused(label_array, np.array(["1.0", f"{digits}.0"]), "The labels")
 
 
 MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{k + 1}: &a{k + 1} {{<<: [{', '.join([f'*a{k}'] * 10)}]}}\n" for k in range(9))
