@@ -384,7 +384,7 @@ def test_labels_beyond_64_bits(tmp_path):
 
 @pytest.mark.parametrize(
     "option",
-    ["seed=x", "seed=-1", "seed=\N{SUPERSCRIPT TWO}", f"seed={'9' * 5000}", "seed=1.5", "seed=nan", "split_seed=1"],
+    ["seed=x", "seed=-1", "seed=\N{SUPERSCRIPT TWO}", f"seed={'9' * 200}", "seed=1.5", "seed=nan", "split_seed=1"],
 )
 def test_options_of_a_data_set_that_are_no_values(option):
     refused(load_dataset, f"digits#{option}")
@@ -400,14 +400,14 @@ def test_options_of_a_data_set_have_their_types(tmp_path):
     refused(load_dataset, f"{tmp_path}#skip_corrupt=perhaps")
 
 
-@pytest.mark.parametrize("digits", ["\N{SUPERSCRIPT TWO}", "9" * 5000, "-1", ""])
+@pytest.mark.parametrize("digits", ["\N{SUPERSCRIPT TWO}", "9" * 200, "-1", ""])
 def test_numbers_in_names(tmp_path, digits):
     (tmp_path / "run").mkdir()
     for spec in (f"pixels:{digits}", f"igpt:{tmp_path / 'run'}@{digits}", f"pixels#resolution={digits}"):
         refused(load_encoder, spec)
     refused(load_dataset, f"{tmp_path}/a{{0..{digits}}}.tar")
     if digits.isdecimal():
-        refused(label_array, np.array(["1.0", f"{digits}.0"]), "The labels")
+        refused(label_array, np.array(["1.0", f"{digits * 5}.0"]), "The labels")
 
 
 MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{k + 1}: &a{k + 1} {{<<: [{', '.join([f'*a{k}'] * 10)}]}}\n" for k in range(9))
