@@ -22,6 +22,8 @@ from probekit.runtime.errors import UserError, first_line
 FORMAT = "probekit.features"
 VERSION = 1
 DTYPES = ("float32", "float16")
+MOST_COLUMNS = 1 << 24
+"""Largest width of a layer."""
 ROW_COLUMNS = {"labels": np.int64, "row_ids": np.int64, "image_hashes": np.uint64}
 PLACES = {"path", "checkpoint", "source", "of", "_name_or_path"}
 """Entries of a provenance that say where something lay or came from; hashes beside them say what it was."""
@@ -79,6 +81,8 @@ class Header:
         check_splits(self.splits)
         for name in SCHEMAS.keys() - {"shards"}:
             check_json(getattr(self, name), f"The description of the {name.replace('_', ' ')}", SCHEMAS[name])
+        if not all(1 <= width <= MOST_COLUMNS for width in self.widths):
+            raise UserError(f"A layer has {max(self.widths):,} columns; a feature file holds 1 to {MOST_COLUMNS:,}.")
         if len(depths := self.encoder.get("depths", self.layers)) != len(self.layers):
             raise UserError(f"The encoder has {len(depths)} depths for {len(self.layers)} layers; give one each.")
 

@@ -293,7 +293,7 @@ def _virtual_shape(file: h5py.File, name: str) -> tuple[int, ...]:
 
 def _width(file: h5py.File, name: str, parent: bool) -> int:
     shape = _virtual_shape(file, name) if parent else _dataset(file, name).shape
-    if shape is None or len(shape) != 2 or not 1 <= shape[1] <= 1 << 24:
+    if shape is None or len(shape) != 2 or not 1 <= shape[1] <= layout.MOST_COLUMNS:
         raise _damaged(file, f"{name} has shape {shape}, expected (rows, width).")
     return int(shape[1])
 
