@@ -28,7 +28,7 @@ from probekit.evaluate.layer_geometry import rankme
 from probekit.evaluate.training_rows import training_rows
 from probekit.features.lazy_features import BLOCK_ROWS, fits, read_features, training_features
 from probekit.features.store import Features, FeatureStore
-from probekit.probes import PROBES, FittedProbe, Probe, Protocol
+from probekit.probes.probe import PROBES, FittedProbe, Probe
 from probekit.results.journal import Journal, share_work
 from probekit.results.metrics import score
 from probekit.results.predictions import RowPredictions, load_probe, save_probe
@@ -39,7 +39,7 @@ from probekit.runtime.progress import FitProgress, Progress
 from probekit.runtime.ranks import broadcast, current
 from probekit.runtime.streams import on_streams
 from probekit.selection.folds import TrainingRows
-from probekit.selection.protocol import grid_words, resolve_protocol
+from probekit.selection.protocol import Protocol, grid_words, resolve_protocol
 from probekit.selection.settings import FitSettings
 
 T = TypeVar("T")
