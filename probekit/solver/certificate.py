@@ -31,8 +31,6 @@ Array = NDArray[Any]
 Numbers = TypeVar("Numbers", Tensor, Array)
 
 GRADIENT_RATIO = 1e-2
-RTOL = 0.05  # of r' M r at the start: what conjugate gradients of a step far from the optimum may leave
-STEP_SHARE = 0.1  # of the tolerance: what those of the last step may leave of the gradient bound
 NO_WEIGHT = 1e-18  # share by which a class without weight is given its intercept
 INTERCEPT_PASSES = 4  # one is exact but for clipped probabilities and rounding
 KINDS = ("duality_gap", "corrected_duality_gap")

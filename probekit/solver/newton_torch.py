@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from probekit.solver.certificate import RTOL, STEP_SHARE, GapBound
+from probekit.solver.certificate import GapBound
+from probekit.solver.continuation import RTOL, STEP_SHARE
 from probekit.solver.mean_loss import Evaluation, MeanLoss
 
 # of the numbers of problems (p,): their approximate inverse Hessians times vectors (p, R, D+1)
