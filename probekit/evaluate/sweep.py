@@ -112,6 +112,9 @@ def sweep(
     """
     if per_class is not None and train_rows is not None:
         raise UserError(f"per_class is {per_class} and train_rows is {train_rows}: give one of the two.")
+    sizes: list[tuple[int | None, int | None]] = [(rows, None) for rows in _listed("train_rows", train_rows)]
+    if per_class is not None:
+        sizes = [(None, few) for few in _listed("per_class", per_class)]
     resolved = resolve_protocol(protocol, Cs)
     own = resolved.probe
     kinds = list(dict.fromkeys([probe or own, *checks]))
@@ -137,9 +140,6 @@ def sweep(
     runner = Runner(features, out, resolved, None, series, make_settings(backend, device, dtype, parallel))
     names = choose_names(runner.store, layers)
     draws = seed_list((DRAWS if per_class else 1) if seeds is None else seeds)
-    sizes = (
-        [(rows, None) for rows in _listed(train_rows)] if per_class is None else [(None, k) for k in _listed(per_class)]
-    )
     jobs = [
         Job((layer,), seed, rows, "" if kind == own else kind, few)
         for rows, few in sizes
@@ -161,7 +161,9 @@ def sweep(
     return results
 
 
-def _listed(sizes: Sequence[int] | int | None) -> list[int | None]:
+def _listed(name: str, sizes: Sequence[int] | int | None) -> list[int | None]:
+    if isinstance(sizes, Sequence) and not sizes:
+        raise UserError(f"{name} is empty; give one or more numbers of rows, or leave it out.")
     return list(sizes) if isinstance(sizes, Sequence) else [sizes]
 
 
