@@ -23,6 +23,7 @@ from igpt_model.images import ImageTransform
 from igpt_model.locks import run_lock
 from igpt_model.objectives import draw_masks
 from igpt_model.palette import Palette
+from igpt_model.process_group import Ranks
 from igpt_model.training.batches import DrawnAhead, TrainingData, mask_keys, token_batch
 from igpt_model.training.checkpoint import (
     checkpoint_path,
@@ -33,7 +34,6 @@ from igpt_model.training.checkpoint import (
     save_checkpoint,
 )
 from igpt_model.training.config import FinetuneConfig, TrainConfig
-from igpt_model.training.distributed import Ranks
 from igpt_model.training.divergence import LossWatch, TrainingDiverged
 from igpt_model.training.engine import Engine
 from igpt_model.training.optim import learning_rate

@@ -24,6 +24,7 @@ from sklearn.exceptions import ConvergenceWarning
 from igpt_model.checked_json import Text, check_json
 from igpt_model.differences import differ
 from igpt_model.hashing import hash_json
+from igpt_model.process_group import current_ranks
 from probekit.evaluate.layer_geometry import rankme
 from probekit.evaluate.training_rows import training_rows
 from probekit.features.lazy_features import BLOCK_ROWS, fits, read_features, training_features
@@ -36,7 +37,6 @@ from probekit.results.record import RESULTS_NAME, SCHEMA, Identity, Record, migr
 from probekit.runtime.device import to_device, usable_device
 from probekit.runtime.errors import UserError, did_you_mean
 from probekit.runtime.progress import FitProgress, Progress
-from probekit.runtime.ranks import broadcast, current
 from probekit.runtime.streams import on_streams
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol, grid_words, resolve_protocol
@@ -102,7 +102,7 @@ class Runner:
     @property
     def is_rank0(self) -> bool:
         """Whether this process writes: where rows are sharded, only rank 0 does."""
-        return not self.settings.sharded or current().rank == 0
+        return not self.settings.sharded or current_ranks().first
 
     def path_for(self, workers: int) -> Path | None:
         """The feature file for other processes; features in memory are refused where there are several."""
@@ -159,7 +159,7 @@ class Runner:
         if self.is_rank0:
             share_work(self.results, {key: [key] for key in open_keys}, lambda key: [self.test(key)])
         if self.settings.sharded:
-            broadcast(None)  # the other ranks wait for the tests
+            self.settings.agree(None)  # the other ranks wait for the tests
 
     def groups(self, jobs: Mapping[str, Job]) -> dict[str, list[str]]:
         """Keys that one worker claims together, by the name of the claim; on a CPU usually a single key."""
@@ -182,10 +182,10 @@ class Runner:
         if not self.settings.sharded:
             share_work(journal, groups, work, progress)
         elif self.is_rank0:
-            share_work(journal, groups, lambda name: work(broadcast(name)), progress)
-            broadcast(None)
+            share_work(journal, groups, lambda name: work(self.settings.agree(name)), progress)
+            self.settings.agree(None)
         else:
-            while (name := broadcast(None)) is not None:
+            while (name := self.settings.agree(None)) is not None:
                 for _ in work(name):
                     pass
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from igpt_model import ImageTransform, Palette, TrainConfig, UserError, train
 from igpt_model.atomic import replace_folder
 from igpt_model.hashing import hash_file
+from igpt_model.process_group import Ranks
 from igpt_model.training.batches import DrawnAhead
 from igpt_model.training.checkpoint import (
     checkpoint_path,
@@ -21,7 +22,6 @@ from igpt_model.training.checkpoint import (
     load_checkpoint,
     prune_checkpoints,
 )
-from igpt_model.training.distributed import Ranks
 from igpt_model.training.engine import Engine, Objective
 from igpt_model.training.pretrain import Pretraining, TrainingDiverged
 from igpt_model.training.run_log import open_run, read_metrics
