@@ -80,7 +80,7 @@ class Ranks:
 
 
 def current_ranks() -> Ranks:
-    """Return the rank in torch.distributed's group, where there is one, else torchrun's, else that of the only process."""
+    """Return the rank in the group of torch.distributed if there is one, else torchrun's, else that of one process."""
     if dist.is_available() and dist.is_initialized():
         return Ranks(dist.get_rank(), dist.get_world_size())
     return Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))

@@ -73,7 +73,7 @@ import torch, torch.distributed as dist
 torch.set_num_threads(1)
 from tests.fake_cuda import fake_cuda
 from igpt_model.errors import UserError
-from probekit.runtime.device import usable_device
+from igpt_model.devices import find_device
 from igpt_model.process_group import current_ranks, join_group
 
 opened, names = [], ["FAKE", "FAKE"]
@@ -91,15 +91,15 @@ with fake_cuda(devices=2, model=lambda: names[rank]) as counts, \\
     if first == "barrier":
         current_ranks().wait()
     else:
-        join_group(usable_device("cuda"))
+        join_group(find_device("cuda"))
         assert opened[0][1] == torch.device("cuda", rank)
-    join_group(usable_device("cuda"))
+    join_group(find_device("cuda"))
     assert [backend for backend, _ in opened] == ["cpu:gloo,cuda:nccl"], opened
     assert set(counts.chosen) == {f"cuda:{rank}"}, counts.chosen
-    assert usable_device("cuda") == torch.device("cuda", rank)
+    assert find_device("cuda") == torch.device("cuda", rank)
     names[1] = "OTHER"
     try:
-        join_group(usable_device("cuda"))
+        join_group(find_device("cuda"))
     except UserError as error:
         print("refused:", error)
     total = torch.ones(1)
