@@ -83,7 +83,7 @@ CROSSING = {
     "tests/probekit/test_notebook.py": "the public names, as a notebook uses them",
 }
 LONGEST_CHAIN = 16
-"""Modules of the library of which each imports the next, also inside functions; imports for types alone do not count."""
+"""Modules of the library of which each imports the next, also inside functions; imports for types do not count."""
 REPLACED = 29
 """Most attributes of modules and classes that tests may replace."""
 
