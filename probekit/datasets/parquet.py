@@ -56,7 +56,7 @@ class ParquetImages(EncodedImages):
         reader = self._opened
         if reader is None or reader.owner != (os.getpid(), number) or row < reader.first:
             file = self.files[self.group_file[number]]
-            reader = self._opened = _GroupReader(file, int(self.group[number]), self.column, start, number)
+            reader = self._opened = GroupReader(file, int(self.group[number]), self.column, start, number)
         value = reader.value(row)
         name = f"{reader.file}, row {row - start} of row group {int(self.group[number])}"
         content = value.get("bytes") if isinstance(value, dict) else value
@@ -73,7 +73,7 @@ def _beside(value: Any, file: str, name: str) -> tuple[bytes, str]:
     return path.read_bytes(), str(path)
 
 
-class _GroupReader:
+class GroupReader:
     """One row group's column, streamed forwards in batches of `BATCH` rows."""
 
     def __init__(self, file: str, group: int, column: str, first: int, number: int):

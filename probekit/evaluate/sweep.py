@@ -15,14 +15,14 @@ from probekit.evaluate.runner import Job, Runner, check_kinds, warn_unconverged
 from probekit.evaluate.training_rows import seed_list
 from probekit.features.memory_store import MemoryStore
 from probekit.features.store import Features
-from probekit.probes import PROBES, Protocol
+from probekit.probes.probe import PROBES
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError
 from probekit.runtime.progress import Progress
 from probekit.runtime.progress_bar import shown
 from probekit.runtime.temporary import temporary_folder
 from probekit.runtime.workers import worker_processes
-from probekit.selection.protocol import resolve_protocol
+from probekit.selection.protocol import Protocol, resolve_protocol
 from probekit.selection.settings import make_settings
 
 DRAWS = 5  # draws of a few labelled rows a class, unless seeds says how many
