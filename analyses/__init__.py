@@ -36,7 +36,8 @@ def shown(name: str) -> str:
     head, _, tail = name.rpartition("-")
     if tail.startswith("s") and tail[1:].isdigit():
         return "random weights" if head == "random" else f"{head.replace('igpt', 'iGPT')}, seed {tail[1:]}"
-    return f"raw pixels, {tail} x {tail}" if head == "pixels" else name
+    words = {"random": "random weights", "pixels": "raw pixels", "public-igpt": "public iGPT"}
+    return f"raw pixels, {tail} x {tail}" if head == "pixels" else words.get(name, name)
 
 
 def print_panels(

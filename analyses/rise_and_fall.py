@@ -105,7 +105,7 @@ def figure(found: dict[str, Any]) -> "Figure":
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(6.4, 3.7))
-    axes = drawn.add_axes((0.08, 0.13, 0.89, 0.77))
+    axes = drawn.add_axes((0.08, 0.19, 0.89, 0.72))
     depths = np.arange(len(found["seeds"][0]["accuracy"]))
     for number, seed in enumerate(found["seeds"]):
         accuracy, colour = seed["accuracy"], MODELS[number % len(MODELS)][0]
@@ -118,15 +118,14 @@ def figure(found: dict[str, Any]) -> "Figure":
         axes.scatter(at + shift, accuracy[at], s=80, facecolors="none", edgecolors=colour, linewidth=1.2, zorder=3)
     for name, values in found["controls"].items():
         if len(values) == 1:
-            axes.axhline(values[0], color=FLAT[0], linewidth=1.1, linestyle="--")
-            look: Any = {"textcoords": "offset points", "color": FLAT[0], "ha": "right", "va": "top"}
-            axes.annotate(f"{shown(name)}: {values[0]:.1f}", (depths[-1], values[0]), (0, -4), **look)
+            level = f"{shown(name)}: {values[0]:.1f}"
+            axes.axhline(values[0], color=FLAT[0], linewidth=1.1, linestyle="--", label=level)
         else:
             axes.plot(values, color=RANDOM[0], marker="v", markersize=3, linewidth=1, linestyle=":", label=shown(name))
     axes.set_xticks(depths)
     axes.set_xlabel("layer (0 is the embedding); bars: 95 %; ring: layer chosen on validation rows", color=QUIET)
     axes.set_title("Test accuracy of a linear probe on each layer, %")
-    axes.legend(loc="best")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=5, columnspacing=1.2, handlelength=1.6)
     return drawn
 
 
