@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from probekit.runtime.device import send
+from igpt_model.devices import send
 from probekit.runtime.errors import UserError, first_line
 
 KERNELS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
