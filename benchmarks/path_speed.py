@@ -129,8 +129,8 @@ def run_peer(way, X, y, Cs, goals, limit):
     name, start, until = way
     if name == "LogisticRegressionCV":
         seconds, fits = within(limit, lambda: logistic_regression_cv(X, y, Cs))
-        return seconds, [objective(X, y, *theta, C) for theta, C in zip(fits or [], Cs, strict=False)]
-    spent, reached = 0.0, []
+        return seconds, [objective(X, y, coef, b, C) for (coef, b), C in zip(fits or [], Cs, strict=False)]
+    spent, reached = 0.0, list[float]()
     fit = PEERS[name](X, y)
     for C, goal in zip(Cs, goals, strict=True):
         for tol in LADDER if until == "equal" else LADDER[:1]:
@@ -139,7 +139,7 @@ def run_peer(way, X, y, Cs, goals, limit):
             spent += seconds
             if theta is None:
                 return spent, reached
-            value = objective(X, y, *theta, C)
+            value = objective(X, y, theta[0], theta[1], C)
             if value <= goal * (1 + EQUAL):
                 break
         reached.append(value)
