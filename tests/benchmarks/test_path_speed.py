@@ -92,7 +92,7 @@ def test_a_peer_out_of_time_gives_a_lower_bound(modules):
 
     seconds, result = speed.within(0.05, endless)  # stopped within a fit, not after it
     assert result is None
-    assert 0.04 < seconds < 5
+    assert 0.02 < seconds < 5  # kernels count the CPU time of timers in ticks of up to 10 ms
 
 
 def test_single_fits_are_compared_over_thirty_shapes(modules):
