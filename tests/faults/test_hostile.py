@@ -27,7 +27,7 @@ from igpt_model.training.run_log import MetricsLog
 from probekit.cli.usage import read_config
 from probekit.datasets import load_dataset
 from probekit.datasets.images import decode
-from probekit.datasets.parts import label_array
+from probekit.datasets.labels import label_array
 from probekit.datasets.restricted_pickle import loads
 from probekit.encoders import load_encoder
 from probekit.encoders.checkpoint_files import read_state
