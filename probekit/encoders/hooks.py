@@ -185,7 +185,8 @@ class ModuleEncoder:
         if layers is None or layer_patterns(layers) in ([], [""]):
             names = list(submodules(module))
             raise UserError(
-                f"A torch module needs layers= (--layers), names or globs of its submodules: {_shown(names)}."
+                "A torch module needs layers= (--layers; in a study #layers=...), names or globs of its submodules: "
+                f"{_shown(names)}."
             )
         if prepare is None:
             prepare = preparation(resolution, resize, crop, interpolation)
