@@ -4,6 +4,7 @@ N test rows, K classes; M values that are resampled in the place of rows.
 """
 
 import os
+import re
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -60,7 +61,9 @@ def find_metric(name: str) -> Metric:
     """
     known = METRICS | LABEL_FREE
     if name not in metric_names():
-        hint = did_you_mean(name, metric_names()) or (" Accuracy is top1." if "acc" in name.lower() else "")
+        hint = did_you_mean(name, metric_names()) or (
+            " Accuracy is top1." if re.search("acc|cur", name.lower()) else ""
+        )
         raise UserError(f"There is no metric {name!r}; there are {', '.join(metric_names())}.{hint}")
     if name in known:
         return known[name]
