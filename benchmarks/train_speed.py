@@ -15,8 +15,8 @@ from minimal_gpt import MinimalGPT
 from rows import clock_and_name, parser, record, turns
 
 from igpt_model import TrainConfig
+from igpt_model.process_group import Ranks
 from igpt_model.training.batches import token_batch
-from igpt_model.training.distributed import Ranks
 from igpt_model.training.engine import Engine
 
 

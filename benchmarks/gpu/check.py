@@ -35,9 +35,9 @@ from rows import record
 
 from igpt_model import TrainConfig, train
 from igpt_model.model import NORM_EPS
+from igpt_model.process_group import Ranks
 from igpt_model.training.batches import encode_all, token_batch
 from igpt_model.training.checkpoint import latest_checkpoint, load_checkpoint
-from igpt_model.training.distributed import Ranks
 from igpt_model.training.engine import Engine
 from igpt_model.training.optim import learning_rate
 from probekit import extract, fit_path, load_dataset, load_encoder, sweep

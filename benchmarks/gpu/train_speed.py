@@ -31,8 +31,8 @@ from pictures import photographs
 from train_speed import Size, measure, product
 
 from igpt_model import IGPT, ImageTransform, Palette, TrainConfig
+from igpt_model.process_group import Ranks
 from igpt_model.training.cost import training_cost
-from igpt_model.training.distributed import Ranks
 from igpt_model.training.engine import Engine
 from probekit import extract, load_dataset, sweep
 from probekit.encoders.igpt import IGPTEncoder

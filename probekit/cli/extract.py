@@ -49,7 +49,7 @@ def extract(
     store : str
         Precision of the stored features.
     """
-    from probekit import load_dataset
+    from probekit.datasets import load_dataset
     from probekit.datasets.catalogue import written_tests
     from probekit.datasets.shifted import with_tests
 
@@ -60,9 +60,9 @@ def extract(
         data = with_tests(data, *written_tests(test, root, skip_corrupt, given))
 
     # the data set is refused before PyTorch is imported
-    from probekit import extract as extract_features
-    from probekit import load_encoder
+    from probekit.encoders import load_encoder
     from probekit.encoders.decisions import decision_lines
+    from probekit.features.extract import extract as extract_features
 
     loaded = load_encoder(encoder, data=data, **options.given())
     for line in decision_lines(loaded):

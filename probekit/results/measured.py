@@ -61,9 +61,7 @@ def find_metric(name: str) -> Metric:
     """
     known = METRICS | LABEL_FREE
     if name not in metric_names():
-        hint = did_you_mean(name, metric_names()) or (
-            " Accuracy is top1." if re.search("acc|cur", name.lower()) else ""
-        )
+        hint = did_you_mean(name, metric_names()) or (" Accuracy is top1." if re.search("acc|cur", name, re.I) else "")
         raise UserError(f"There is no metric {name!r}; there are {', '.join(metric_names())}.{hint}")
     if name in known:
         return known[name]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from igpt_model.devices import find_device
 from probekit.probes import LinearProbe, fit_path
 from probekit.probes.attentive import fit_attentive
 from probekit.probes.sgd import SGDConfig, train_sgd
-from probekit.runtime.device import usable_device
 from probekit.runtime.errors import UserError, first_line
 from tests.fake_cuda import fake_cuda
 
@@ -33,19 +33,19 @@ def test_an_absent_device_is_refused(fit, device):
 
 def test_each_rank_takes_its_own_gpu(monkeypatch):
     with fake_cuda(devices=4) as counts:
-        assert usable_device("cuda") == torch.device("cuda")
+        assert find_device("cuda") == torch.device("cuda")
         monkeypatch.setenv("WORLD_SIZE", "4")
         monkeypatch.setenv("LOCAL_RANK", "3")
-        assert usable_device("cuda") == torch.device("cuda:3")
-        assert usable_device("cuda:1") == torch.device("cuda:1")  # one that is named is used
-        assert usable_device("cpu") == torch.device("cpu")
+        assert find_device("cuda") == torch.device("cuda:3")
+        assert find_device("cuda:1") == torch.device("cuda:1")  # one that is named is used
+        assert find_device("cpu") == torch.device("cpu")
     # pinned memory and library handles follow the current device
     assert counts.chosen == ["cuda:3", "cuda:1"]
     with (
         fake_cuda(devices=2),
         pytest.raises(UserError, match="Process 3 of this machine has no GPU of its own: there are 2"),
     ):
-        usable_device("cuda")
+        find_device("cuda")
 
 
 def test_of_an_error_the_first_line_is_quoted_or_its_name():
