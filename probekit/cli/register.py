@@ -14,7 +14,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -109,7 +109,7 @@ def read_signature(target: str) -> tuple[inspect.Signature, str]:
     # the function without its body and decorators
     found[0].body, found[0].decorator_list = found[0].body[:1], []
     names = _Names(Path=Path, Literal=Literal, Sequence=Sequence)
-    header = compile(ast.Module(found[:1], []), spec.origin, "exec", __future__.annotations.compiler_flag)
+    header = compile(ast.Module([found[0]], []), spec.origin, "exec", __future__.annotations.compiler_flag)
     exec(header, {}, names)
     signature = inspect.signature(names[name])
     parameters = [
@@ -169,9 +169,14 @@ def _flag(
     if group is not None:
         more["group"] = group
     if allowed := allowed or RANGES.get(name):
-        more["validator"] = lambda _, value: isinstance(value, str) or check_range(_dashed(name), value, allowed)
+        more["validator"] = partial(_check_number, _dashed(name), allowed)
     how = Parameter(name=spelled, help=help, negative_iterable=(), **more)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, how])
+
+
+def _check_number(flag: str, allowed: Range, _: Any, value: Any) -> None:
+    if not isinstance(value, str):
+        check_range(flag, value, allowed)
 
 
 def _dashed(name: str) -> str:
