@@ -97,7 +97,7 @@ class Results:
         if not own:
             known = list(dict.fromkeys(models.values()))
             hint = did_you_mean(str(series), known)
-            if any(series in (r.depth, *r.layers) for r in self.records):
+            if any(str(series) in r.layers for r in self.records):
                 hint = " It is a layer: compare two of them as compare(results[0], results[1])."
             raise UserError(f"There is no series {series!r}; there are {', '.join(known)}.{hint}")
         curves = depth_curves(own)
