@@ -35,6 +35,8 @@ def open_run(out: str | Path, settings: Mapping[str, Any], free: Iterable[str] =
         raise UserError(f"The run folder {out} cannot be used: {error}; give another --out.") from error
     changed = changes(there, settings)
     fixed = {name: pair for name, pair in changed.items() if name not in free}
+    if other := {"train", "finetune"} & there.keys() - settings.keys():
+        raise UserError(f"{out} contains a run of `probekit {other.pop()}`; give another --out.")
     if fixed:
         differing = differ(*({name: pair[side] for name, pair in fixed.items()} for side in (0, 1)))
         raise UserError(f"{out} contains a run with other settings: {differing}; use the same ones or another --out.")

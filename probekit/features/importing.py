@@ -100,7 +100,7 @@ def import_features(
         if split in labels:
             y = _labels_alone(Path(labels[split]))
         if y is None:
-            raise UserError(f"{path} contains no labels ({', '.join(LABEL_KEYS)}); give them as a separate file.")
+            raise UserError(f"{path} contains no labels ({', '.join(LABEL_KEYS)}); give their file as {split}_labels.")
         splits[split] = (layers, label_array(y, f"{path}: its labels"))
         hashes[split] = hash_file(path)
         same = next((other for other in splits if other != split and _equal(splits[other][0], layers)), None)

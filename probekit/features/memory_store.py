@@ -92,7 +92,8 @@ class MemoryStore:
 
     def __repr__(self) -> str:
         rows = ", ".join(f"{split} {len(y):,}" for split, y in self._y.items())
-        return f"MemoryStore({len(self.layers)} layers, {rows} rows)"
+        layers = f"{len(self.layers)} layer{'s' * (len(self.layers) > 1)}"
+        return f"MemoryStore({layers}, {rows} rows)"
 
 
 @checked

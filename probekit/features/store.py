@@ -248,7 +248,8 @@ class FeatureStore:
 
     def __repr__(self) -> str:
         rows = ", ".join(f"{split} {n:,}" for split, n in self.header.splits.items())
-        return f"FeatureStore({str(self.path)!r}: {len(self.layers)} layers, {rows} rows, {self.dtype})"
+        layers = f"{len(self.layers)} layer{'s' * (len(self.layers) > 1)}"
+        return f"FeatureStore({str(self.path)!r}: {layers}, {rows} rows, {self.dtype})"
 
 
 class _Shard(FeatureStore):

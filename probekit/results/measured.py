@@ -3,6 +3,8 @@
 N test rows, K classes; M values that are resampled in the place of rows.
 """
 
+import os
+import re
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -59,7 +61,7 @@ def find_metric(name: str) -> Metric:
     """
     known = METRICS | LABEL_FREE
     if name not in metric_names():
-        hint = did_you_mean(name, metric_names()) or (" Accuracy is top1." if "cur" in name.lower() else "")
+        hint = did_you_mean(name, metric_names()) or (" Accuracy is top1." if re.search("acc|cur", name, re.I) else "")
         raise UserError(f"There is no metric {name!r}; there are {', '.join(metric_names())}.{hint}")
     if name in known:
         return known[name]
@@ -134,7 +136,7 @@ def geometry_file(features: Path) -> Path:
 
 
 def _features(record: Record) -> Path:
-    return (record.folder or Path()) / record.feature_file
+    return Path(os.path.normpath((record.folder or Path()) / record.feature_file))
 
 
 def _cell(path: Path, key: str, value: str, column: str) -> float | None:

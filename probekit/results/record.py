@@ -379,7 +379,13 @@ def read_records(*paths: str | Path) -> list[Record]:
         if file.exists() and not file.is_file():
             raise UserError(f"{file} is not a regular file; give a folder that contains {RESULTS_NAME}.")
         if not file.is_file():
-            raise UserError(f"{path} contains no {RESULTS_NAME}; make it with `probekit sweep`.")
+            if not Path(path).exists():
+                raise UserError(
+                    f"{path} does not exist; give a folder with a {RESULTS_NAME}, as `probekit sweep` makes."
+                )
+            beside = Path(path).parent / RESULTS_NAME
+            found_at = f"give {beside.parent}, which does" if beside.is_file() else "make it with `probekit sweep`"
+            raise UserError(f"{path} contains no {RESULTS_NAME}; {found_at}.")
         for number, line in enumerate(parse_lines(read_bytes(file, MOST_BYTES), file), start=1):
             where = f"Record {number} of {file}"
             record = Record.from_dict(line, file.parent, where)
