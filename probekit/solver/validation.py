@@ -227,17 +227,20 @@ def read_weights(sample_weight: Any, n_rows: int) -> Array:
     return weights
 
 
-def read_penalties(Cs: Any) -> Array:
+def read_penalties(Cs: Any, name: str = "Cs") -> Array:
     """Inverse penalties (n_C,) float64, positive and finite, in the order given."""
     try:
-        given = np.atleast_1d(_as_array(Cs, "Cs"))
+        given = np.atleast_1d(_as_array(Cs, name))
         penalties = given.astype(np.float64) if given.dtype.kind in "fiuO" else np.empty(0)
     except (TypeError, ValueError, OverflowError):
         penalties = np.empty(0)
     if penalties.ndim != 1 or not len(penalties) or not ((penalties > 0) & (penalties < np.inf)).all():
-        raise UserError(
-            f"Cs must be positive finite numbers, but got {short(Cs)}; give for example np.logspace(-6, 5, 45)."
+        expected = (
+            ("positive finite numbers", "np.logspace(-6, 5, 45)")
+            if name == "Cs"
+            else ("a positive finite number", "1.0")
         )
+        raise UserError(f"{name} must be {expected[0]}, but got {short(Cs)}; give for example {expected[1]}.")
     return penalties
 
 
