@@ -85,7 +85,7 @@ def read(
             c: {"_type": type(f).__name__, "names": getattr(f, "names", None)} for c, f in rows.features.items()
         }
         image, label, names = parquet.choose_columns(features, schema, image, label, name)
-        if parts and classes is not None and names != classes:
+        if parts and names != classes:
             raise UserError(
                 f"{name}: the split {part} names other classes than the others; give splits of one data set."
             )

@@ -36,7 +36,7 @@ CLUTTER_FILES = {"thumbs.db", "desktop.ini", "ehthumbs.db"}
 
 def is_clutter(name: str) -> bool:
     """Whether a file or folder of this name is no part of anybody's data: hidden, or left by a system."""
-    return name.startswith(".") or name.lower() in CLUTTER | CLUTTER_FILES
+    return (name.startswith(".") and name != "..") or name.lower() in CLUTTER | CLUTTER_FILES
 
 
 def expand(pattern: str, suffix: str = "") -> list[Path]:
@@ -253,7 +253,9 @@ def list_archive(archive: Path) -> Listing:
         with zipfile.ZipFile(archive) as opened:
             for info in opened.infolist():
                 # Windows programs write backslashes, others begin with "./"
-                name = "/".join(part for part in info.filename.replace("\\", "/").split("/") if part not in ("", "."))
+                name = "/".join(
+                    part for part in info.filename.replace("\\", "/").split("/") if part not in ("", ".", "..")
+                )
                 if any(map(is_clutter, name.split("/"))):
                     continue
                 if info.is_dir() or info.filename.endswith("\\"):

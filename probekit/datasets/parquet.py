@@ -139,8 +139,6 @@ def choose_columns(
     import pyarrow.types as kinds
 
     names = list(schema.names)
-    if len(set(names)) < len(names):
-        raise UserError(f"{where} has several columns of one name; give each its own.")
 
     def declared(name: str, kind: str) -> bool:
         return features.get(name, {}).get("_type") == kind

@@ -193,7 +193,10 @@ class ModuleEncoder:
         self._normalise = Normalisation(triple(0.0 if mean is None else mean), triple(1.0 if std is None else std))
         self._compute = compute(device, dtype)
         self._forward = forward
-        self.module = module.to(self._compute.device).eval()
+        # what these return may be anything, where the module has its own
+        module.to(self._compute.device)
+        module.eval()
+        self.module = module
         self._eager = any(COMPILED in part._modules or part._compiled_call_impl for part in module.modules())
         own_prepare = isinstance(prepare, DescribedPreparation)
         examples = self._examples(None if own_prepare else data, own_prepare)
