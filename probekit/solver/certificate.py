@@ -102,7 +102,8 @@ class Bound:
 
     def __init__(self, longest: float, shares: Any) -> None:
         self.longest, self.shares, self.without = longest, shares, shares == 0
-        self.far = 1e300 * self.without  # takes a class's intercept out of a maximum
+        self.far = 0 * shares  # takes the intercept of a class without weight out of a maximum
+        self.far[self.without] = 1e300
         self.log_least = -math.log(float(shares[shares > 0].min()))
 
     def __call__(self, theta: Any, residual: Any, noise: Any, l2: Any, widest: float | None = None) -> Any:
