@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+D = TypeVar("D")
 _WORDS = {NoneType: "None", bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -59,6 +60,18 @@ def check_fields(settings: Any) -> None:
     for name, hint in _hints(kind).items():
         value = check_kind(name, getattr(settings, name), hint, kind.__name__)
         object.__setattr__(settings, name, tuple(value) if get_origin(hint) is tuple else value)
+
+
+def from_json(kind: type[D], values: Mapping[str, Any], what: str) -> D:
+    """Build a dataclass, called `what` in messages, from a JSON object of its fields; its own checks do the rest."""
+    known = inspect.signature(kind).parameters
+    needed = {name for name, field in known.items() if field.default is field.empty}
+    if wrong := sorted(needed - set(values)) or sorted(set(values) - set(known)):
+        raise UserError(
+            f"{what} {'contains' if wrong[0] in values else 'lacks'} {', '.join(wrong)}; this version knows "
+            f"{', '.join(known)}."
+        )
+    return kind(**values)
 
 
 def check_kind(name: str, value: Any, hint: Any, where: str) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
 from igpt_model.errors import UserError, first_line
@@ -68,6 +69,21 @@ def send(values: Any, device: torch.device) -> torch.Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def to_device(values: Any, device: str | torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Return numbers as a tensor on a device, cast there; an array that is on the host already is shared, not copied.
+
+    To a GPU they go from pinned memory and as they are stored: the host neither waits for the copy nor widens it.
+    """
+    if not isinstance(values, torch.Tensor):
+        array = np.require(np.asarray(values), None, ["C", "W"])
+        # torch reads neither foreign byte order nor a negative stride, which one row of reversed rows still has
+        if not array.dtype.isnative or min(array.strides, default=0) < 0:
+            array = array.astype(array.dtype.newbyteorder("="), order="C")
+        values = torch.from_numpy(array)
+    where = device if isinstance(device, torch.device) else find_device(device)
+    return send(values, where).to(dtype=dtype)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from igpt_model.hashing import hash_arrays, hash_file
 from igpt_model.images import ImageTransform
 from igpt_model.model import IGPT
 from igpt_model.palette import Palette
-from igpt_model.training.distributed import Ranks
+from igpt_model.process_group import Ranks
 
 FORMAT = 1
 HEAD = "classifier"  # the file beside the weights, where the model was fine-tuned

@@ -27,7 +27,7 @@ def settle(json: bool = False, quiet: bool = False, verbose: bool = False, debug
 
 
 def is_rank0() -> bool:
-    """Whether this process may print: under torchrun rank 0 alone (`probekit.runtime.ranks` would import torch)."""
+    """Whether this process may print: under torchrun rank 0 alone (`igpt_model.process_group` would import torch)."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -133,7 +133,8 @@ def _train(out: Path, recipe: DemoRecipe) -> None:
 
 
 def _extract(out: Path, data: Any, limit: int | None) -> None:
-    from probekit import extract, load_encoder
+    from probekit.encoders import load_encoder
+    from probekit.features.extract import extract
 
     with progress("extract", "images") as show:
         for file, spec in ENCODERS.items():
@@ -145,7 +146,7 @@ def _probe(out: Path, shown: bool = True) -> None:
     from probekit.evaluate.concat import concat
     from probekit.evaluate.sweep import sweep
     from probekit.features.store import FeatureStore
-    from probekit.probes import get_protocol
+    from probekit.selection.protocol import get_protocol
 
     Cs = [C for C in get_protocol("igpt").Cs if C <= LARGEST_C]
 

@@ -49,11 +49,12 @@ def extract(
     store : str
         Precision of the stored features.
     """
-    from probekit import extract as extract_features
-    from probekit import load_dataset, load_encoder
+    from probekit.datasets import load_dataset
     from probekit.datasets.catalogue import written_tests
     from probekit.datasets.shifted import with_tests
+    from probekit.encoders import load_encoder
     from probekit.encoders.decisions import decision_lines
+    from probekit.features.extract import extract as extract_features
 
     decoding: dict[str, Any] = {"exif": exif, "value_range": value_range}
     given = {name: value for name, value in decoding.items() if value is not None}

@@ -41,7 +41,7 @@ def verify(
     picture
         Draw the nearest pairs to this SVG, PNG or PDF file (needs --data).
     """
-    from probekit import load_dataset
+    from probekit.datasets import load_dataset
     from probekit.features.verify import skipped_corrupt
     from probekit.features.verify import verify as verify_file
 
@@ -70,8 +70,8 @@ def look_for_near_duplicates(
     file: Path, data: Any, layer: str | None, threshold: float | None, picture: Path | None
 ) -> list[int]:
     """Find, count and draw near-duplicates of test images in train, and leave their row ids beside the file."""
-    from probekit import FeatureStore
     from probekit.features.duplicates import near_duplicates_in_features, near_duplicates_in_pixels, plot_pairs
+    from probekit.features.store import FeatureStore
     from probekit.results.subset_metrics import RowSet, row_set_path
 
     store = FeatureStore.open(file)

@@ -1,6 +1,7 @@
 """Find a published data set's files under a root: in an extracted folder, or inside the official archive."""
 
 import hashlib
+import shlex
 import tarfile
 import zlib
 from collections.abc import Sequence
@@ -74,6 +75,11 @@ def md5_of(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def fetch_command(name: str, root: str | Path) -> str:
+    """The command that downloads a data set, for messages; the path is quoted for a shell."""
+    return f"`probekit datasets fetch {name} --root {shlex.quote(str(root))}`"
+
+
 def not_found(name: str) -> UserError:
     """The error of a data set by name for which no folder was given."""
     return UserError(f"{name} not found. Run `probekit datasets fetch {name} --root DIR`, then pass `--root DIR`.")
@@ -97,6 +103,5 @@ def locate(
                 return Files(path, archive), marker
     names = " or ".join(archive.name for archive in archives)
     raise UserError(
-        f"{root} does not contain {name} ({names}, or its extracted files); fetch it with "
-        f"`probekit datasets fetch {name} --root {root}`."
+        f"{root} does not contain {name} ({names}, or its extracted files); fetch it with {fetch_command(name, root)}."
     )

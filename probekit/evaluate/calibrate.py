@@ -12,7 +12,7 @@ import numpy as np
 from igpt_model import atomic
 from probekit.evaluate.runner import Job, Runner
 from probekit.features.store import Features
-from probekit.probes import PROBES, Protocol
+from probekit.probes.probe import PROBES
 from probekit.results.measured import CALIBRATION, SCALED, apply_temperature, csv_table, fit_temperature
 from probekit.results.metrics import METRICS
 from probekit.results.predictions import row_predictions
@@ -20,6 +20,7 @@ from probekit.results.record import Record, read_records
 from probekit.runtime.errors import UserError
 from probekit.runtime.escape import csv_text
 from probekit.runtime.progress import Progress
+from probekit.selection.protocol import Protocol
 from probekit.selection.settings import make_settings
 
 if TYPE_CHECKING:

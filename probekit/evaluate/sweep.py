@@ -15,14 +15,14 @@ from probekit.evaluate.runner import Job, Runner, check_kinds, warn_unconverged
 from probekit.evaluate.training_rows import seed_list
 from probekit.features.memory_store import MemoryStore
 from probekit.features.store import Features
-from probekit.probes import PROBES, Protocol
+from probekit.probes.probe import PROBES
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError
 from probekit.runtime.progress import Progress
 from probekit.runtime.progress_bar import shown
 from probekit.runtime.temporary import temporary_folder
 from probekit.runtime.workers import worker_processes
-from probekit.selection.protocol import resolve_protocol
+from probekit.selection.protocol import Protocol, resolve_protocol
 from probekit.selection.settings import make_settings
 
 DRAWS = 5  # draws of a few labelled rows a class, unless seeds says how many
@@ -112,6 +112,9 @@ def sweep(
     """
     if per_class is not None and train_rows is not None:
         raise UserError(f"per_class is {per_class} and train_rows is {train_rows}: give one of the two.")
+    sizes: list[tuple[int | None, int | None]] = [(rows, None) for rows in _listed("train_rows", train_rows)]
+    if per_class is not None:
+        sizes = [(None, few) for few in _listed("per_class", per_class)]
     resolved = resolve_protocol(protocol, Cs)
     own = resolved.probe
     kinds = list(dict.fromkeys([probe or own, *checks]))
@@ -137,9 +140,6 @@ def sweep(
     runner = Runner(features, out, resolved, None, series, make_settings(backend, device, dtype, parallel))
     names = choose_names(runner.store, layers)
     draws = seed_list((DRAWS if per_class else 1) if seeds is None else seeds)
-    sizes = (
-        [(rows, None) for rows in _listed(train_rows)] if per_class is None else [(None, k) for k in _listed(per_class)]
-    )
     jobs = [
         Job((layer,), seed, rows, "" if kind == own else kind, few)
         for rows, few in sizes
@@ -161,7 +161,9 @@ def sweep(
     return results
 
 
-def _listed(sizes: Sequence[int] | int | None) -> list[int | None]:
+def _listed(name: str, sizes: Sequence[int] | int | None) -> list[int | None]:
+    if isinstance(sizes, Sequence) and not sizes:
+        raise UserError(f"{name} is empty; give one or more numbers of rows, or leave it out.")
     return list(sizes) if isinstance(sizes, Sequence) else [sizes]
 
 

@@ -13,7 +13,7 @@ import torch
 
 from igpt_model.arguments import plain_array
 from igpt_model.hashing import hash_file
-from probekit.datasets.parts import label_array
+from probekit.datasets.labels import label_array
 from probekit.datasets.splits import stratified_holdout
 from probekit.features.memory_store import check_rows
 from probekit.features.store import FeatureStore

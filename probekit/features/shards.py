@@ -12,17 +12,17 @@ from typing import Any
 import h5py
 import numpy as np
 
+from igpt_model.process_group import Ranks
 from probekit.features import format as layout
 from probekit.features.format import Header
 from probekit.features.store import FeatureStore
 from probekit.features.writer import new_hdf5, write_lock
 from probekit.runtime.errors import UserError
-from probekit.runtime.ranks import Ranks, shard_range
 
 
 def shard_path(path: Path, ranks: Ranks) -> Path:
     """The file that a rank writes: features.h5 -> features.shard-00001-of-00004.h5."""
-    return path.with_name(f"{path.stem}.shard-{ranks.rank:05d}-of-{ranks.world:05d}{path.suffix}")
+    return path.with_name(f"{path.stem}.shard-{ranks.rank:05d}-of-{ranks.size:05d}{path.suffix}")
 
 
 def share(parts: Mapping[str, Any], batch_size: int, ranks: Ranks) -> tuple[dict[str, Any], dict[str, int]]:
@@ -35,8 +35,8 @@ def share(parts: Mapping[str, Any], batch_size: int, ranks: Ranks) -> tuple[dict
     """
     own, first = {}, {}
     for name, part in parts.items():
-        blocks = shard_range(-(-len(part) // batch_size), ranks)
-        if len(blocks):
+        blocks = ranks.part(0, -(-len(part) // batch_size))
+        if blocks.start < blocks.stop:
             rows = np.arange(blocks.start * batch_size, min(blocks.stop * batch_size, len(part)))
             own[name], first[name] = part.take(rows), int(rows[0])
     return own, first
@@ -51,7 +51,7 @@ def join(path: str | Path, ranks_or_world: Ranks | int) -> FeatureStore:
         A shard is missing or incomplete (it is named), or shards do not cover the rows of a split once each.
     """
     path = Path(path)
-    world = ranks_or_world.world if isinstance(ranks_or_world, Ranks) else ranks_or_world
+    world = ranks_or_world.size if isinstance(ranks_or_world, Ranks) else ranks_or_world
     found = [shard_path(path, Ranks(rank, world)) for rank in range(world)]
     # a rank that was given no block writes no file; coverage is checked below
     shards = [FeatureStore(shard) for shard in found if shard.exists()]

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from igpt_model.devices import find_device, to_device
 from probekit.probes.probe import FittedProbe, Probe, ReadRows
 from probekit.probes.sgd import cosine, end_of_schedule, without_certificate
-from probekit.runtime.device import to_device, usable_device
 from probekit.runtime.errors import UserError
 from probekit.selection.choose_C import HeldOut, cross_validate, score_log_proba
 from probekit.selection.folds import TrainingRows
@@ -78,7 +78,7 @@ class FittedAttentive(FittedProbe):
         state = {name.removeprefix(PREFIX): torch.from_numpy(values) for name, values in own.items()}
         module = AttentivePool(state["key.weight"].shape[0], state["query"].shape[0], len(state["head.bias"]))
         module.load_state_dict(state)
-        return cls(classes=arrays["classes"], module=module.to(usable_device(device)).eval())
+        return cls(classes=arrays["classes"], module=module.to(find_device(device)).eval())
 
 
 class AttentiveProbe(Probe):
@@ -179,7 +179,7 @@ def fit_attentive(
                 parameter.zero_()
             else:
                 parameter.normal_(0.0, shape[2] ** -0.5, generator=generator)
-    target = usable_device(device)
+    target = find_device(device)
     module.to(target).train()
     optimiser = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=weight_decay)
     size = min(batch_size, len(labels))

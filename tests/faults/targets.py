@@ -98,11 +98,11 @@ class _Pixels:
 
 
 def _sharded(folder: Path) -> None:
+    from igpt_model.process_group import Ranks
     from probekit.datasets import load_dataset
     from probekit.features.extract import declare
     from probekit.features.shards import join, shard_path, share
     from probekit.features.writer import FeatureWriter, create_skeleton
-    from probekit.runtime.ranks import Ranks
 
     images = np.random.default_rng(0).integers(0, 256, (40, 2, 2, 3), dtype=np.uint8)
     data = load_dataset((images, np.arange(40) % 3))
