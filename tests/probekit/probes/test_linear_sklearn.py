@@ -139,6 +139,8 @@ def substitute(solvers: tuple[str, ...], made: list) -> Callable:
 
     class Probe(LinearProbe):
         def set_params(self, **params):  # scikit-learn's limits count other iterations, and its tol is another figure
+            if "multi_class" in params:
+                pytest.skip("before scikit-learn 1.8 this test asks for one-vs-rest, which LinearProbe has not")
             for name in ("tol", "max_iter"):
                 params.pop(name, None)
             return super().set_params(**params)
