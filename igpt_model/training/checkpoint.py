@@ -372,8 +372,6 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
 def _storage(kind: str) -> Any:
     from torch.distributed import checkpoint as dcp
 
-    if not hasattr(dcp, f"HuggingFaceStorage{kind}"):
-        raise UserError(f"Sharded checkpoints need torch 2.8 or newer, and this is {torch.__version__}; upgrade torch.")
     return getattr(dcp, f"HuggingFaceStorage{kind}")
 
 

@@ -66,7 +66,7 @@ def _load_torch(path: Path) -> Any:
                 wrong = re.search(
                     rf"Can only (SETITEM|append|extend)\w*.* got <class '{re.escape(__name__)}\.(.+?)'>", said
                 )
-                # PyTorch 2.8 does not look before it sets an item
+                # PyTorch 2.9 does not look before it sets an item
                 as_dict = re.search(r"^'(\S+)' object does not support item assignment", said)
                 if refused is not None:
                     name = refused[1] if "." in refused[1] else f"builtins.{refused[1]}"

@@ -56,10 +56,10 @@ RUN: dict[str, tuple[tuple[str, ...], list[dict]]] = {
     "test_n_iter": (("lbfgs",), [{"solver": "lbfgs", "use_legacy_attributes": False}]),
     "test_LogisticRegressionCV_on_folds": (("newton-cholesky",), [{}]),
     "test_logisticregression_liblinear_sample_weight": (("liblinear",), [SEED | {"params": {"tol": 1e-12}}]),
-    "test_multinomial_identifiability_on_iris": (("lbfgs",), [one | {"solver": "lbfgs"} for one in BOTH]),
+    "test_multinomial_identifiability_on_iris": (("lbfgs",), [SEED | one | {"solver": "lbfgs"} for one in BOTH]),
     "test_sample_weight_not_modified": (
         ("lbfgs",),
-        [{"class_weight": {0: 1.0, 1: 10.0, 2: 1.0}}, {"class_weight": "balanced"}],
+        [SEED | {"class_weight": {0: 1.0, 1: 10.0, 2: 1.0}}, SEED | {"class_weight": "balanced"}],
     ),
     "test_single_feature_newton_cg": (("newton-cg",), [{}]),
 }
@@ -139,8 +139,6 @@ def substitute(solvers: tuple[str, ...], made: list) -> Callable:
 
     class Probe(LinearProbe):
         def set_params(self, **params):  # scikit-learn's limits count other iterations, and its tol is another figure
-            if "multi_class" in params:
-                pytest.skip("before scikit-learn 1.8 this test asks for one-vs-rest, which LinearProbe has not")
             for name in ("tol", "max_iter"):
                 params.pop(name, None)
             return super().set_params(**params)
