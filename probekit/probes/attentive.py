@@ -115,9 +115,9 @@ class AttentiveProbe(Probe):
             return fit_attentive(tokens[drawn], split.y[drawn], learning_rate=rate, **own)
 
         def fit_and_score(rates: Array, fitted: np.ndarray, held: np.ndarray) -> HeldOut:
-            log_proba = np.stack([train(fitted, rate).predict_log_proba(tokens[held]) for rate in rates])
-            n_steps = self.options["epochs"] * max(len(fitted) // self.options["batch_size"], 1)
-            facts = without_certificate(len(rates), n_steps)
+            made = [train(fitted, rate) for rate in rates]
+            log_proba = np.stack([one.predict_log_proba(tokens[held]) for one in made])
+            facts = without_certificate(len(rates), made[0].certificate["n_iter"])
             return score_log_proba(log_proba, columns[held], split.weights[held], facts)
 
         rates = self.learning_rates
@@ -125,12 +125,10 @@ class AttentiveProbe(Probe):
         use, rate = split.final(protocol.refit), selection.chosen
         final = train(use, rate)
         right = final.predict_log_proba(tokens[use]).argmax(axis=1) == columns[use]
-        n_steps = int(selection.n_iter[0])
         info = {"rule": "attentive probe", "learning_rate": rate, "n_heads": heads, "tokens": len(widths)}
         return replace(
             final,
             selection=selection,
-            certificate=end_of_schedule(n_steps),
             train_accuracy=float(right @ split.weights[use] / split.weights[use].sum()),
             search_info={**info, **self.options},
         )
@@ -193,4 +191,4 @@ def fit_attentive(
         scores = module(to_device(X_BTD, target, torch.float32))
         nn.functional.cross_entropy(scores, to_device(y_B, target)).backward()
         optimiser.step()
-    return FittedAttentive(classes=classes, module=module.eval())
+    return FittedAttentive(classes=classes, module=module.eval(), certificate=end_of_schedule(n_steps))
