@@ -8,6 +8,7 @@ float32 weights; `--compile` compiles ours. Rows go to benchmarks/results/train_
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,8 +71,8 @@ def hugging_face(size, device, dtype):
     """An update of Hugging Face's ImageGPT; the start token in front, so that every pixel is predicted."""
     from transformers import ImageGPTConfig, ImageGPTForCausalImageModeling
 
-    sizes = {"vocab_size": size.colours + 1, "n_positions": size.side**2, "n_embd": size.width}
-    none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_cache": False}
+    sizes: dict[str, Any] = {"vocab_size": size.colours + 1, "n_positions": size.side**2, "n_embd": size.width}
+    none: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_cache": False}
     model = ImageGPTForCausalImageModeling(ImageGPTConfig(**sizes, n_layer=size.layers, n_head=size.heads, **none))
 
     def loss(model, tokens):
@@ -139,7 +140,8 @@ def main():
     options.add_argument("--batch", type=int, default=32, help="pictures a step, on cuda")
     given = options.parse_args()
     clock, name = clock_and_name(given, "train_speed")
-    sizes, dtype = CPU_SIZES, "float32"
+    sizes: tuple[Size, ...] = CPU_SIZES
+    dtype = "float32"
     if given.device == "cuda":
         sizes, dtype = (Size("iGPT-S, 1024 tokens, bf16", 24, 512, 8, 32, 512, given.batch),), "bfloat16"
     for size in sizes:

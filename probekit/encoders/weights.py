@@ -60,6 +60,16 @@ def hash_weights(module: torch.nn.Module) -> str:
     return hash_arrays(state)
 
 
+def load_weights_of(module: torch.nn.Module, options: dict[str, Any]) -> Loaded | None:
+    """Load the weights file that an encoder's options name, and take these options out; None where they name none."""
+    asked = {key: options.pop(key) for key in ("weights", "state_key", "strip_prefix", "ignore") if key in options}
+    path = asked.pop("weights", None)
+    given = {key: value for key, value in asked.items() if value}
+    if path is None and given:
+        raise UserError(f"{' and '.join(given)} speak of a weights file, but none was given (weights=, --weights).")
+    return None if path is None else load_weights(module, path, **given)
+
+
 def load_weights(
     module: torch.nn.Module,
     path: str | Path,
