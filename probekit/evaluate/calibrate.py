@@ -6,7 +6,7 @@ N rows, K classes.
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -86,23 +86,14 @@ def calibrate(
             f"{runner.out} has no probe of these features as series {runner.series!r} under protocol "
             f"{runner.protocol.name}: sweep them first, or name --protocol, --Cs and --series of the sweep."
         )
-    rows, left_out = [], []
+    rows: list[dict[str, Any]] = []
+    left_out: list[str] = []
     for number, record in enumerate(mine, start=1):
         temperature = held_out_temperature(runner, record)
         if temperature is None:
             left_out.append(f"{'+'.join(record.layers)} of {record.train_rows} rows, seed {record.seed}")
-        for test in (record.test, *record.tests) if temperature is not None else ():
-            on = record.on(test)
-            predicted = row_predictions(on)
-            y = np.searchsorted(predicted.classes, predicted.labels)
-            scaled = apply_temperature(predicted.log_proba, temperature)
-            about = {"series": record.series, "probe": record.probe, "layers": "+".join(record.layers)}
-            before = {name: METRICS[name](predicted.log_proba, y) for name in SCORES}
-            after = {f"{name}{SCALED}": METRICS[name](scaled, y) for name in SCORES}
-            rows.append(
-                {**about, "seed": record.seed, "test_set": test, "temperature": temperature, **before, **after}
-                | {"record": record.key}
-            )
+        else:
+            rows += [_row(record, test, temperature) for test in (record.test, *record.tests)]
         if progress:
             progress(number, len(mine))
     if left_out:
@@ -116,6 +107,17 @@ def calibrate(
     atomic.write_text(path, csv_text(pd.concat([others, frame])))
     mean = frame.drop(columns=["record", "series", "seed"]).groupby(["probe", "layers", "test_set"], sort=False).mean()
     return mean.reset_index()
+
+
+def _row(record: Record, test: str, temperature: float) -> dict[str, Any]:
+    """The scores of a record's recorded predictions on a test set, as fitted and with the temperature."""
+    predicted = row_predictions(record.on(test))
+    y = np.searchsorted(predicted.classes, predicted.labels)
+    scaled = apply_temperature(predicted.log_proba, temperature)
+    about = {"series": record.series, "probe": record.probe, "layers": "+".join(record.layers), "seed": record.seed}
+    before = {name: METRICS[name](predicted.log_proba, y) for name in SCORES}
+    after = {f"{name}{SCALED}": METRICS[name](scaled, y) for name in SCORES}
+    return {**about, "test_set": test, "temperature": temperature, **before, **after, "record": record.key}
 
 
 def held_out_temperature(runner: Runner, record: Record) -> float | None:
