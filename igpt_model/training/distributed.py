@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from igpt_model.errors import UserError
 from igpt_model.model import IGPT
-from igpt_model.process_group import Ranks, join_group
+from igpt_model.process_group import Ranks, join_group, launched
 
 
 def find_ranks(parallel: str, device: torch.device, batch_size: int = 0) -> Ranks:
@@ -26,7 +26,7 @@ def find_ranks(parallel: str, device: torch.device, batch_size: int = 0) -> Rank
         Several processes without `parallel`, which would write over one another, `parallel` without torchrun, "fsdp" on
         a CPU with a PyTorch (2.6) whose FSDP2 cannot, or a batch that the processes cannot share evenly.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    _, size = launched()
     if parallel == "none":
         if size > 1:
             raise UserError(f"torchrun started {size} processes, but parallel is none; choose ddp or fsdp.")

@@ -108,9 +108,11 @@ def column(given: str | None, candidates: Sequence[str], every: Sequence[str], w
     if given is not None:
         if given not in every:
             raise UserError(f"{where} has no column {given!r}; it has {', '.join(every)}.")
-        return given
+        candidates = [name for name in every if name == given]
     if len(candidates) == 1:
         return candidates[0]
+    if len({*candidates}) == 1:
+        raise UserError(f"{where} has several columns of the one name {candidates[0]}; give each its own.")
     found = f"several could hold the {what} ({', '.join(candidates)})" if candidates else f"none looks like {what}s"
     raise UserError(f"{where} has the columns {', '.join(every)}, and {found}: name it, as in {where}#{what}=COLUMN.")
 

@@ -182,7 +182,8 @@ class ModuleEncoder:
         if layers is None or layer_patterns(layers) in ([], [""]):
             names = list(submodules(module))
             raise UserError(
-                f"A torch module needs layers= (--layers), names or globs of its submodules: {_shown(names)}."
+                "A torch module needs layers= (--layers; in a study #layers=...), names or globs of its submodules: "
+                f"{_shown(names)}."
             )
         if prepare is not None and not (resolution is resize is crop is interpolation is None):
             raise UserError("prepare= and resolution, resize, crop or interpolation were both given; give one of them.")
@@ -193,7 +194,10 @@ class ModuleEncoder:
         self._normalise = Normalisation(triple(0.0 if mean is None else mean), triple(1.0 if std is None else std))
         self._compute = compute(device, dtype)
         self._forward = forward
-        self.module = module.to(self._compute.device).eval()
+        # what these return may be anything, where the module has its own
+        module.to(self._compute.device)
+        module.eval()
+        self.module = module
         self._eager = any(COMPILED in part._modules or part._compiled_call_impl for part in module.modules())
         own_prepare = isinstance(prepare, DescribedPreparation)
         examples = self._examples(None if own_prepare else data, own_prepare)

@@ -62,9 +62,9 @@ class Layout:
 def first_tensor(output: Any, module: str) -> torch.Tensor:
     """The tensor of a module's output: itself, or the first of a tuple, list or mapping, however deep."""
     for part in _tensors(output):
-        if part.is_floating_point() and part.layout == torch.strided:
-            return part
-        kind = part.dtype if part.layout == torch.strided else part.layout
+        if part.is_floating_point() and part.layout == torch.strided and not part.is_nested:
+            return part.as_subclass(torch.Tensor) if type(part) is not torch.Tensor else part
+        kind = "nested rows" if part.is_nested else part.dtype if part.layout == torch.strided else part.layout
         raise UserError(
             f"The module {module} returns a tensor of {str(kind).removeprefix('torch.')}, but features are "
             "floating-point numbers; choose another layer."
@@ -137,6 +137,8 @@ def decide(
             f"Layer {name} has the shapes {shape} and {other} for 2 and 3 images: no axis counts the images; choose a "
             "layer outside windows and of images that are not flattened together."
         )
+    if 0 in shape:
+        raise UserError(f"Layer {name} has the shape {shape}, which holds no numbers; choose another layer.")
     batch = changed[0]
     if axes is None:
         axes = _axes(name, shape, batch, sides, wide)

@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -146,6 +147,14 @@ def _checked_pictures(store: FeatureStore) -> FeatureStore:
             warnings.warn(
                 f"{counts.max():,} of the {counts.sum():,} images of split {split} are identical; look at some "
                 "(are they decoded as they should be?).",
+                stacklevel=3,
+            )
+    for one, other in combinations([name for name in ("train", "val", "test") if name in store.splits], 2):
+        hashes = store.image_hashes(other)
+        if (shared := int(np.isin(hashes, store.image_hashes(one)).sum())) > max(2, len(hashes) // 100):
+            warnings.warn(
+                f"{shared:,} of the {len(hashes):,} images of split {other} are in {one} too, to the pixel; a test on "
+                "them measures memory (`probekit verify` lists rows).",
                 stacklevel=3,
             )
     return store
