@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def command_line(page: str | None, results: bool = True) -> argparse.ArgumentParser:
-    """A parser whose --help is a module's docstring, with its own line breaks; results folders are its arguments."""
+def command_line(page: str | None, *flags: str, folders: str = "results") -> argparse.ArgumentParser:
+    """A parser whose --help is a module's docstring; its arguments are `folders`, each of `flags` names a path."""
     parser = argparse.ArgumentParser(description=page, formatter_class=argparse.RawDescriptionHelpFormatter)
-    if results:
-        parser.add_argument("results", nargs="+", type=Path)
+    if folders:
+        parser.add_argument(folders, nargs="+", type=Path)
+    for flag in flags:
+        parser.add_argument(flag, type=Path)
     return parser
 
 
@@ -34,7 +36,8 @@ def shown(name: str) -> str:
     head, _, tail = name.rpartition("-")
     if tail.startswith("s") and tail[1:].isdigit():
         return "random weights" if head == "random" else f"{head.replace('igpt', 'iGPT')}, seed {tail[1:]}"
-    return f"raw pixels, {tail} x {tail}" if head == "pixels" else name
+    words = {"random": "random weights", "pixels": "raw pixels", "public-igpt": "public iGPT"}
+    return f"raw pixels, {tail} x {tail}" if head == "pixels" else words.get(name, name)
 
 
 def print_panels(

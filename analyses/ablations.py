@@ -54,9 +54,8 @@ def table(results: Results) -> "pd.DataFrame":
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print runs and arms; write the table where asked."""
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, "--out")
     parser.add_argument("--reference", required=True)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     frame = table(Results(*options.results))
     arms = {str(arm): dict(zip(own.seed, own.correct, strict=True)) for arm, own in frame.groupby("arm")}

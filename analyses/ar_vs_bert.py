@@ -82,9 +82,8 @@ def votes(berts: Sequence[Series], masks: Sequence[Path]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read results and print every pair."""
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, "--out")
     parser.add_argument("--masks", nargs="*", type=Path, default=())
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     records = collect_records(options.results)
     found = build_panels(records)

@@ -6,7 +6,6 @@ Published rows come from probekit/reports/published.csv, each with its source an
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from analyses import command_line, panels, start
 from probekit.reports.published import TASKS, comparison_table
@@ -14,9 +13,8 @@ from probekit.reports.published import TASKS, comparison_table
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read results, print the table, write it where asked."""
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, "--out")
     parser.add_argument("--task", choices=TASKS, default="linear_probe")
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     table = comparison_table(panels(options.results), options.task)
     print(table.printed.to_markdown(index=False, disable_numparse=True))

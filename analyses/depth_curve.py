@@ -6,7 +6,6 @@ Prints the curve and its two sentences for each data set and protocol; with --ou
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from analyses import command_line, panels, start
 from probekit.reports import print_panel
@@ -15,9 +14,7 @@ from probekit.reports.report import write_curve
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read results, print every panel, write the pictures where asked."""
-    parser = command_line(__doc__)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args(arguments)
+    options = command_line(__doc__, "--out").parse_args(arguments)
     for panel in panels(options.results):
         print_panel(panel)
         if options.out:

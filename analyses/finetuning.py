@@ -103,8 +103,7 @@ def seeds_together(tested: Sequence[Tested]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read fine-tuned runs and print them beside one another."""
-    parser = command_line(__doc__, results=False)
-    parser.add_argument("runs", nargs="+", type=Path)
+    parser = command_line(__doc__, folders="runs")
     parser.add_argument("--results", nargs="*", type=Path, default=[])
     options = parser.parse_args(arguments)
     tested = [*map(read_run, options.runs), *best_probes(options.results)]

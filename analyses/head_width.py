@@ -10,14 +10,14 @@ the features, the records and `head_width.csv`.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from analyses import command_line, start, write
-from probekit import extract, load_dataset, load_encoder
+from probekit import UserError, extract, load_dataset, load_encoder
+from probekit.encoders.igpt import IGPTEncoder
 from probekit.evaluate.sweep import sweep
 from probekit.results.results import Results
 
@@ -36,7 +36,7 @@ def split_of_head(head_VD: Tensor) -> tuple[Tensor, Tensor]:
 class HeadParts:
     """The last layer of an iGPT encoder in parts: read by the output matrix, not read, random ones, and whole."""
 
-    def __init__(self, encoder: Any, seeds: int) -> None:
+    def __init__(self, encoder: IGPTEncoder, seeds: int) -> None:
         last = encoder.layers[-1]
         self._last, self.prepare = encoder, encoder.prepare
         read_Dr, unread_Ds = split_of_head(encoder.model.head.weight.detach())
@@ -61,15 +61,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Extract the parts, probe them, print and write the table."""
     import pandas as pd
 
-    parser = command_line(__doc__, results=False)
+    parser = command_line(__doc__, folders="")
     parser.add_argument("run")
     parser.add_argument("dataset")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args(arguments)
-    encoder = load_encoder(f"igpt:{options.run}")
-    parts = HeadParts(load_encoder(f"igpt:{options.run}", layers=encoder.layers[-1]), options.seeds)
+    name = f"igpt:{options.run}"
+    encoder = load_encoder(name, layers=load_encoder(name).layers[-1])
+    if not isinstance(encoder, IGPTEncoder):
+        raise UserError(f"{name} is a {type(encoder).__name__}, not an iGPT: give a run of `probekit train`.")
+    parts = HeadParts(encoder, options.seeds)
     store = extract(parts, load_dataset(options.dataset), out=options.out / "features.h5", limit=options.limit)
     sweep(store, options.out, Cs=CS)
     rows = [

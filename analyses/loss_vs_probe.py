@@ -54,7 +54,10 @@ def loss_at(run: Path, step: int) -> float | None:
     trained = [(r["step"], r["loss"]) for r in records if r["kind"] == "step"]
     if trained and len(losses) > 1 and 0 < step < losses[1][0]:
         losses = trained
-    return float(np.interp(step, *zip(*losses, strict=True))) if losses else None
+    if not losses:
+        return None
+    steps, values = np.array(losses, float).T
+    return float(np.interp(step, steps, values))
 
 
 def swept_points(results: Sequence[Path], run: Path | None = None) -> list[Point]:
@@ -131,11 +134,7 @@ def figure(frame: "pd.DataFrame") -> "Figure":
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read results or runs and print loss beside accuracy; write table and picture where asked."""
-    parser = command_line(__doc__, results=False)
-    parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--run", type=Path)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args(arguments)
+    options = command_line(__doc__, "--run", "--out", folders="folders").parse_args(arguments)
     swept = [path for path in options.folders if path.is_file() or (path / RESULTS_NAME).is_file()]
     points = swept_points(swept, options.run) if swept else []
     points += [p for path in options.folders if path.is_dir() for p in watched_points(path)]

@@ -10,7 +10,6 @@ included; of several --series the first is drawn solid.
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,12 +49,12 @@ def lines(records: Sequence[Record]) -> list[str]:
         seeds = f"{len(values)} seed{'s' if len(values) > 1 else ''}"
         found.append(f"{dataset:<18} {labels:>6} labels  {np.mean(values):5.1f}{spread} %  {series} (ours, {seeds})")
     for dataset in dict.fromkeys(name for name, _, _ in ours):
-        for row in published("low_data", dataset).itertuples():
-            note = f"; {row.note}" if isinstance(row.note, str) else ""
-            spread = f" ± {row.spread:g}" if row.spread == row.spread else ""
+        for row in published("low_data", dataset).to_dict("records"):
+            note = f"; {row['note']}" if isinstance(row["note"], str) else ""
+            spread = f" ± {row['spread']:g}" if np.isfinite(row["spread"]) else ""
             found.append(
-                f"{dataset:<18} {int(row.labels):>6} labels  {row.value:5.1f}{spread} %  {row.method} "
-                f"({row.source}, {row.version}{note})"
+                f"{dataset:<18} {int(row['labels']):>6} labels  {row['value']:5.1f}{spread} %  {row['method']} "
+                f"({row['source']}, {row['version']}{note})"
             )
     return found
 
@@ -98,9 +97,8 @@ def figure(frame: "pd.DataFrame", series: Sequence[str] = ("igpt",)) -> "Figure"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read results and print accuracy by number of labels; draw it by layer where asked."""
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, "--out")
     parser.add_argument("--series", nargs="+", default=["igpt"])
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     records = collect_records(options.results)
     none = "These results hold no sweep of few labels: run `probekit sweep --train-rows 40 --seeds 5`."

@@ -9,7 +9,6 @@ training seed are read from the records. --out gets palette_width.csv and .svg.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -86,9 +85,8 @@ def figure(frame: "pd.DataFrame") -> "Figure":
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print runs, cells and the rank correlation; write table and picture where asked."""
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, "--out")
     parser.add_argument("--seeds", nargs="*", type=int)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     frame = falls(Results(*options.results))
     print(frame.round(3).to_string(index=False))

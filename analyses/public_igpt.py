@@ -37,8 +37,8 @@ class Block(nn.Module):
     def attention(self, h_BTD: Tensor) -> Tensor:
         """Causal attention with the weights of `nn.MultiheadAttention`; the fused kernel takes no (T, T) mask."""
         q, k, v = F.linear(h_BTD, self.attn.in_proj_weight, self.attn.in_proj_bias).chunk(3, -1)
-        heads = (x.unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in (q, k, v))
-        return self.attn.out_proj(F.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).flatten(2))
+        q, k, v = (x.unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in (q, k, v))
+        return self.attn.out_proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
 
 
 class GPT(nn.Module):
@@ -57,6 +57,8 @@ class GPT(nn.Module):
 
 class PublicIGPT(nn.Module):
     """Pictures in, logits of every pixel out; `embed`, `gpt.layers.k` and `gpt.ln_f` are the layers to probe."""
+
+    centroids: Tensor
 
     def __init__(self) -> None:
         super().__init__()

@@ -10,7 +10,6 @@ of every random one at p < .01 (exact McNemar tests on the same rows). --out get
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,12 +52,11 @@ def seed_verdict(results: Results, name: str, controls: Sequence[str]) -> dict[s
         numbers = (round(points, 2) for points in one.points)
         against[other] = {**dict(zip(("points", "low", "high"), numbers, strict=True)), "p": one.p}
         conditions[other] = one.points[0] >= (LEAST_GAIN if other == "last" else 0) and one.p < ALPHA
+    percent = {"accuracy": curve.values, "low": curve.low, "high": curve.high}
     return {
         "series": name,
         "dataset": verdict.dataset,
-        "accuracy": np.round(100 * curve.values, 2).tolist(),
-        "low": np.round(100 * curve.low, 2).tolist(),
-        "high": np.round(100 * curve.high, 2).tolist(),
+        **{name: np.round(100 * values, 2).tolist() for name, values in percent.items()},
         "certified": bool(curve.converged.all()),
         "chosen": verdict.peak_depth,
         "shape": verdict.shape,
@@ -107,38 +105,36 @@ def figure(found: dict[str, Any]) -> "Figure":
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(6.4, 3.7))
-    axes = drawn.add_axes((0.08, 0.13, 0.89, 0.77))
+    axes = drawn.add_axes((0.08, 0.19, 0.89, 0.72))
+    depths = np.arange(len(found["seeds"][0]["accuracy"]))
     for number, seed in enumerate(found["seeds"]):
-        depths, accuracy = np.arange(len(seed["accuracy"])), np.array(seed["accuracy"])
-        colour = MODELS[number % len(MODELS)][0]
+        accuracy, colour = seed["accuracy"], MODELS[number % len(MODELS)][0]
         shift = 0.06 * (number - (len(found["seeds"]) - 1) / 2)
         axes.vlines(depths + shift, seed["low"], seed["high"], color=colour, linewidth=1, alpha=0.6)
-        look = {"color": colour, "marker": "o", "markersize": 3.5, "linewidth": 1.4}
-        axes.plot(depths + shift, accuracy, label=shown(seed["series"]), **look)
+        axes.plot(
+            depths + shift, accuracy, "o-", color=colour, markersize=3.5, linewidth=1.4, label=shown(seed["series"])
+        )
         at = seed["chosen"]
         axes.scatter(at + shift, accuracy[at], s=80, facecolors="none", edgecolors=colour, linewidth=1.2, zorder=3)
     for name, values in found["controls"].items():
         if len(values) == 1:
-            axes.axhline(values[0], color=FLAT[0], linewidth=1.1, linestyle="--")
-            words = f"{shown(name)}: {values[0]:.1f}"
-            at = (len(found["seeds"][0]["accuracy"]) - 1, values[0])
-            axes.annotate(words, at, (0, -4), textcoords="offset points", color=FLAT[0], ha="right", va="top")
+            level = f"{shown(name)}: {values[0]:.1f}"
+            axes.axhline(values[0], color=FLAT[0], linewidth=1.1, linestyle="--", label=level)
         else:
             axes.plot(values, color=RANDOM[0], marker="v", markersize=3, linewidth=1, linestyle=":", label=shown(name))
-    axes.set_xticks(np.arange(len(found["seeds"][0]["accuracy"])))
+    axes.set_xticks(depths)
     axes.set_xlabel("layer (0 is the embedding); bars: 95 %; ring: layer chosen on validation rows", color=QUIET)
     axes.set_title("Test accuracy of a linear probe on each layer, %")
-    axes.legend(loc="best")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=5, columnspacing=1.2, handlelength=1.6)
     return drawn
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the verdicts; write them and the picture where asked."""
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, "--out")
     parser.add_argument("--model", default="igpt")
     parser.add_argument("--random", default="random")
     parser.add_argument("--pixels", default="pixels")
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     found = study(Results(*options.results), options.model, options.random, options.pixels)
     print("\n".join(lines(found)))

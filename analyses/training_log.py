@@ -39,8 +39,9 @@ def training_frame(run: Path) -> "pd.DataFrame":
     for record in read_metrics(run / "metrics.jsonl"):
         if record["kind"] in ("step", "eval"):
             row = rows.setdefault(record["step"], {"step": record["step"]})
-            loss = {"loss": record.get("clf_loss", record.get("loss"))} if record["kind"] == "step" else {}
-            row.update(loss | {k: record[k] for k in ("val_loss", "val_accuracy") if k in record})
+            if record["kind"] == "step":
+                row["loss"] = record["clf_loss"] if "clf_loss" in record else record["loss"]
+            row.update({k: record[k] for k in ("val_loss", "val_accuracy") if k in record})
     about = {"run": run.name, "arm": words, "seed": settings.get("seed")}
     return pd.DataFrame([about | rows[step] for step in sorted(rows)], columns=list(COLUMNS)).round(6)
 
@@ -80,8 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read the runs' logs, write the table and the picture."""
     import pandas as pd
 
-    parser = command_line(__doc__, results=False)
-    parser.add_argument("runs", nargs="+", type=Path)
+    parser = command_line(__doc__, folders="runs")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--mark", type=int)
     parser.add_argument("--name", default="training")

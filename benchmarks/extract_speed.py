@@ -146,7 +146,7 @@ def reading(rounds, megabytes=192):
         def plain():
             buffer = np.empty(X.nbytes, np.uint8)
             with open(plain_file, "rb", buffering=0) as file:
-                view, at = memoryview(buffer), 0
+                view, at = buffer.data, 0
                 while at < len(view):
                     at += file.readinto(view[at:])
 
@@ -185,7 +185,7 @@ def main():
         "palette": lambda: palette(rounds, clock),
         "reading": lambda: reading(rounds),
     }
-    begun, verdicts = time.perf_counter(), []
+    begun, verdicts = time.perf_counter(), list[str]()
     for part in arguments.only or parts:
         record(name, judged(parts[part](), verdicts))
     print(f"\n{torch.get_num_threads()} thread(s), {time.perf_counter() - begun:.0f} s in all", *verdicts, sep="\n")

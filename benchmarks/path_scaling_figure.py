@@ -18,7 +18,7 @@ ROW = re.compile(r"scaling over (\w+): (\d+)x(\d+), (\d+) classes, (\d+) penalti
 
 def measured(path):
     """{axis: (sizes, seconds)} of the newest run of each size."""
-    found = {axis: {} for axis in AXES}
+    found: dict[str, dict[int, float]] = {axis: {} for axis in AXES}
     with open(path, newline="") as file:
         for row in csv.DictReader(file):
             if match := ROW.fullmatch(row["measure"]):

@@ -14,10 +14,10 @@ penalties, and is timed in one or both of two ways:
 - *default*: at tol=1e-4, whatever its objective;
 - *equal*: at the loosest of tol = 1e-4, 1e-5, ... 1e-9 that brings its objective within 1e-4 of ours, tried in turn,
   each from where the last one stopped. So it knows when to stop, which a user does not.
-Times are CPU seconds. A peer that has spent `--limit` of them is stopped, also within a fit; the ratio to ours, which
-did every penalty, is then a lower bound, and the row says how many penalties it had done. With `--every k`, peers fit
-every k-th penalty, and the ratio is also given to ours on the same penalties: nothing is scaled up. Every objective
-is computed in float64 by one function. Rows go to benchmarks/results/path_speed.csv; `--toy` shrinks every case.
+Times are CPU seconds. A peer that has spent `--limit` of them, or `--times` as many as ours, is stopped, also within a
+fit; the ratio to ours, which did every penalty, is then a lower bound ("stopped at CPU s / ours"), and a row says how
+many penalties it had done. Nothing is scaled up. Every objective is computed in float64 by one function. Rows go to
+benchmarks/results/path_speed.csv, a table of them is printed at the end of a case; `--toy` shrinks every case.
 """
 
 import signal
@@ -30,7 +30,7 @@ import numpy as np
 import sklearn
 import torch
 from peers import PEERS, logistic_regression_cv
-from rows import parser, record
+from rows import parser, record, table
 from rows import timed as timed_by
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -129,8 +129,8 @@ def run_peer(way, X, y, Cs, goals, limit):
     name, start, until = way
     if name == "LogisticRegressionCV":
         seconds, fits = within(limit, lambda: logistic_regression_cv(X, y, Cs))
-        return seconds, [objective(X, y, *theta, C) for theta, C in zip(fits or [], Cs, strict=False)]
-    spent, reached = 0.0, []
+        return seconds, [objective(X, y, coef, b, C) for (coef, b), C in zip(fits or [], Cs, strict=False)]
+    spent, reached = 0.0, list[float]()
     fit = PEERS[name](X, y)
     for C, goal in zip(Cs, goals, strict=True):
         for tol in LADDER if until == "equal" else LADDER[:1]:
@@ -139,15 +139,26 @@ def run_peer(way, X, y, Cs, goals, limit):
             spent += seconds
             if theta is None:
                 return spent, reached
-            value = objective(X, y, *theta, C)
+            value = objective(X, y, theta[0], theta[1], C)
             if value <= goal * (1 + EQUAL):
                 break
         reached.append(value)
     return spent, reached
 
 
-def compare(what, X, y, Cs, ways, every, limit):
-    """Yield the rows of ours and of each peer on one matrix; peers fit every `every`-th penalty."""
+def verdict(peer, total, excess, seconds, ours):
+    """Yield the rows of a peer that did len(excess) of `total` fits in its CPU seconds; ours did them all."""
+    excess = np.asarray(excess)
+    yield f"{peer}, fits done of {total}", len(excess)
+    yield f"{peer}, fits at an equal or better objective", (excess <= EQUAL).sum()
+    yield f"{peer}, CPU s", seconds
+    yield f"{peer}, {'CPU s' if len(excess) == total else 'stopped at CPU s'} / ours", seconds / ours
+    if len(excess):
+        yield f"{peer}, largest (theirs - ours) / ours", excess.max()
+
+
+def compare(what, X, y, Cs, ways, limit, times=np.inf):
+    """Yield the rows of ours and of each peer on one matrix; a peer has `limit` CPU seconds, or `times` ours."""
     few = slice(0, 1 + (1 << 19) // X.shape[1])  # first calls load libraries
     fit_path(X[few], y[few] % 2, Cs[:2])
     LogisticRegression(C=1e-3).fit(X[few], y[few] % 2)
@@ -155,51 +166,37 @@ def compare(what, X, y, Cs, ways, every, limit):
     yield f"{what} ours, CPU s", ours
     yield f"{what} ours, share of fits certified", path.converged.mean()
     yield f"{what} ours, ns per entry of X and penalty", 1e9 * ours / (X.size * len(Cs))
-    picked = np.arange(every // 2, len(Cs), every)
-    same = timed(lambda: fit_path(X, y, Cs[picked]))[0] if every > 1 else ours
-    if every > 1:
-        yield f"{what} ours on {len(picked)} of the penalties, CPU s", same
-    goals = np.array([objective(X, y, path.coef[i], path.intercept[i], Cs[i]) for i in picked])
+    goals = np.array([objective(X, y, path.coef[i], path.intercept[i], C) for i, C in enumerate(Cs)])
     best = None
     for way in ways:
         R = 1 if y.max() == 1 else y.max() + 1
         if way[0] == "newton-cholesky" and 8 * (R * (X.shape[1] + 1)) ** 2 > HESSIAN_BYTES:
             continue
-        seconds, reached = run_peer(way, X, y, Cs[picked], goals, limit)
+        seconds, reached = run_peer(way, X, y, Cs, goals, min(limit, times * ours))
         excess = np.array(reached) / goals[: len(reached)] - 1
-        peer = f"{what} {way[0]} {way[1]}, {way[2]}"
-        least = "at least " if len(reached) < len(Cs) else ""
-        yield f"{peer}, penalties done of {len(picked)}", len(reached)
-        yield f"{peer}, penalties at an equal or better objective", (excess <= EQUAL).sum()
-        yield f"{peer}, CPU s", seconds
-        yield f"{peer}, CPU s / ours ({least}for {len(Cs)} penalties)", seconds / ours
-        if every > 1:
-            yield f"{peer}, CPU s / ours on the same penalties", seconds / same
-        if len(reached):
-            yield f"{peer}, largest (theirs - ours) / ours", excess.max()
+        yield from verdict(f"{what} {way[0]} {way[1]}, {way[2]}", len(Cs), excess, seconds, ours)
         if (excess <= EQUAL).all() and (best is None or seconds < best[0]):
-            best = seconds, f"{least}{way[0]} {way[1]}"
+            best = seconds, f"{'at least ' if len(reached) < len(Cs) else ''}{way[0]} {way[1]}"
     if best:
-        yield f"{what} ratio to the fastest peer at an equal objective ({best[1]})", best[0] / ours
+        yield f"{what} fastest peer at an equal objective ({best[1]}), CPU s / ours", best[0] / ours
 
 
 def measure(name, options):
     """Yield the rows of one case, raw and standardised."""
-    case, every = (TOYS if options.toy else CASES)[name]
+    case = (TOYS if options.toy else CASES)[name]
     if name == "digits":
         X, y = load_digits(return_X_y=True)
         X, y, source = X[: case[0]].astype(np.float32), y[: case[0]], "scikit-learn's digits"
     else:
         X, y, source = features(case, options.root, options.seed)
-    every = options.every or every
-    Cs, every = (CS[every // 2 :: every], 1) if options.picked else (CS, every)
+    Cs = CS[4::9] if options.toy else CS
     ways = [way for way in WAYS if options.ways is None or " ".join(way) in options.ways]
     for kind in ("raw", "standardised"):
         if options.only in (None, kind):
             Z = StandardScaler().fit_transform(X).astype(np.float32) if kind == "standardised" else X
             what = f"{name} {len(X)}x{X.shape[1]}, {y.max() + 1} classes, {len(Cs)} penalties, {source}, {kind}, "
             what += f"scikit-learn {sklearn.__version__}:"
-            yield from compare(what, Z, y, Cs, ways, every, options.limit)
+            yield from compare(what, Z, y, Cs, ways, options.limit, options.times)
 
 
 def whole_sweep(options, folder):
@@ -233,19 +230,12 @@ def whole_sweep(options, folder):
             rounds.append((fitted, y[train][rows], shown, goals))
     for way in (("newton-cg", "warm", "default"), ("lbfgs", "warm", "default"), ("newton-cg", "warm", "equal"),
                 ("lbfgs", "warm", "equal")):  # fmt: skip
-        spent, done, equal, worst = 0.0, 0, 0, 0.0
+        spent, excesses, limit = 0.0, [], min(options.limit, options.times * ours)
         for fitted, labels, shown, goals in rounds:
-            seconds, reached = run_peer(way, fitted, labels, CS, goals, options.limit - spent)
-            excess = np.array(reached) / goals[: len(reached)] - 1
-            spent, done, equal = spent + seconds, done + len(reached), equal + (excess <= EQUAL).sum()
-            worst = max([worst, *excess])
-            spent += timed(lambda shown=shown: [(shown @ weights).argmax(1) for _ in CS])[0]
-        least = "at least " if done < len(rounds) * len(CS) else ""
-        yield f"{what} loop of {' '.join(way)}, fits done of {len(rounds) * len(CS)}", done
-        yield f"{what} loop of {' '.join(way)}, fits at an equal or better objective", equal
-        yield f"{what} loop of {' '.join(way)}, largest (theirs - ours) / ours", worst
-        yield f"{what} loop of {' '.join(way)}, CPU s", spent
-        yield f"{what} loop of {' '.join(way)}, CPU s / ours{least and f' ({least.strip()})'}", spent / ours
+            seconds, reached = run_peer(way, fitted, labels, CS, goals, limit - spent)
+            excesses.extend(np.array(reached) / goals[: len(reached)] - 1)
+            spent += seconds + timed(lambda shown=shown: [(shown @ weights).argmax(1) for _ in CS])[0]
+        yield from verdict(f"{what} loop of {' '.join(way)}", len(rounds) * len(CS), excesses, spent, ours)
 
 
 def scaling(root, toy):
@@ -273,10 +263,9 @@ def scaling(root, toy):
         yield f"scaling over {axis}: slope of log seconds over log {axis}", slope
 
 
-CASES = {"digits": ((1797, 64, 10), 1), "fashion": ((10_000, 256, 10), 1), "large": ((50_000, 512, 10), 5),
-         "classes": ((20_000, 768, 100), 5)}  # fmt: skip
-TOYS = {"digits": ((300, 64, 10), 9), "fashion": ((600, 16, 10), 9), "large": ((900, 24, 10), 15),
-        "classes": ((900, 24, 20), 15)}  # fmt: skip
+CASES = {"digits": (1797, 64, 10), "fashion": (10_000, 256, 10), "large": (50_000, 512, 10),
+         "classes": (20_000, 768, 100)}  # fmt: skip
+TOYS = {"digits": (300, 64, 10), "fashion": (600, 16, 10), "large": (900, 24, 10), "classes": (900, 24, 20)}
 
 
 def main():
@@ -287,8 +276,7 @@ def main():
     line.add_argument("--only", choices=("raw", "standardised"))
     line.add_argument("--ways", nargs="*", choices=[" ".join(way) for way in WAYS], metavar="WAY")
     line.add_argument("--limit", type=float, default=float("inf"), help="CPU seconds a peer")
-    line.add_argument("--every", type=int, help="peers fit every k-th penalty")
-    line.add_argument("--picked", action="store_true", help="ours fits those penalties alone too")
+    line.add_argument("--times", type=float, default=float("inf"), help="CPU seconds a peer, in ours")
     line.add_argument("--toy", action="store_true")
     options = line.parse_args()
     torch.set_num_threads(1)
@@ -298,7 +286,7 @@ def main():
                 rows = scaling(options.root, options.toy)
             else:
                 rows = whole_sweep(options, Path(folder)) if name == "sweep" else measure(name, options)
-            record("path_speed_toy" if options.toy else "path_speed", rows)
+            print(table(record("path_speed_toy" if options.toy else "path_speed", rows)))
 
 
 if __name__ == "__main__":

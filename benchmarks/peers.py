@@ -19,7 +19,7 @@ MAX_ITER = 1000  # of the fits at the default tolerance; tighter ones have ten t
 def scikit_learn(X, y, solver):
     """`LogisticRegression`, warm-started by itself."""
     model = LogisticRegression(solver=solver, warm_start=True)
-    rows = {np.float32: X}
+    rows: dict[type, np.ndarray] = {np.float32: X}
 
     def fit(C, tol, cold):
         dtype = np.float64 if tol < 1e-4 else np.float32

@@ -10,6 +10,7 @@ import os
 import resource
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rows import parser, record, timed
@@ -21,7 +22,7 @@ from probekit import extract, load_dataset, load_encoder, sweep
 from probekit.evaluate.plan import plan_extract, plan_sweep, process_bytes
 from probekit.features.store import FeatureStore
 
-MODEL = {"model": "tiny", "n_head": 3, "resolution": 12, "n_colours": 8, "batch_size": 32}
+MODEL: dict[str, Any] = {"model": "tiny", "n_head": 3, "resolution": 12, "n_colours": 8, "batch_size": 32}
 
 
 def settings(steps):
@@ -42,8 +43,8 @@ def size_of(folder):
 def run_train(folder, steps):
     """Really train; the clock starts when the pictures are encoded."""
     data, config = load_dataset("wandering-digits"), settings(steps)
-    parts = [pictures(config, data.splits[name]) for name in ("train", "val")]
-    records = train(config, *parts, Path(folder) / "run")
+    train_images, val_images = (pictures(config, data.splits[name]) for name in ("train", "val"))
+    records = train(config, train_images, val_images, Path(folder) / "run")
     next(records)
     return timed(lambda: [None for _ in records])[0], size_of(Path(folder) / "run" / "checkpoints")
 
@@ -57,7 +58,9 @@ def run_extract(folder, steps):
 
 def run_sweep(folder, steps):
     """Really sweep."""
-    return timed(lambda: sweep(Path(folder) / "f.h5", Path(folder) / "results"))[0], size_of(Path(folder) / "results")
+    return timed(lambda: sweep(Path(folder) / "f.h5", out=Path(folder) / "results"))[0], size_of(
+        Path(folder) / "results"
+    )
 
 
 def plan_of_train(folder, steps):

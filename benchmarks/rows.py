@@ -42,13 +42,13 @@ def circumstances(device="cpu"):
 
 
 def record(name, measures, device="cpu"):
-    """Print measures, an iterable of (what, value), and append them to results/NAME.csv as they come.
+    """Print measures, an iterable of (what, value), and append them to results/NAME.csv as they come; return them.
 
     NAME may hold folders ("gpu/check"). The environment variable PROBEKIT_BENCHMARK_RESULTS puts results elsewhere.
     """
     target = RESULTS / f"{name}.csv"
     target.parent.mkdir(parents=True, exist_ok=True)
-    around = circumstances(device)
+    around, done = circumstances(device), []
     for what, value in measures:
         row = {**around, "load": f"{os.getloadavg()[0]:.1f}", "measure": what, "value": f"{value:.4g}"}
         new = not target.exists()
@@ -58,6 +58,24 @@ def record(name, measures, device="cpu"):
                 rows.writeheader()
             rows.writerow(row)
         print(f"{what}: {value:.4g}", flush=True)
+        done.append((what, value))
+    return done
+
+
+def table(measures):
+    """Measures named "title: subject, quantity" as one table: a row a subject under its title, a column a quantity."""
+    cells: dict[tuple, dict[str, str]] = {}
+    for what, value in measures:
+        rest, _, quantity = what.rpartition(", ")
+        title, _, subject = rest.rpartition(": ")
+        cells.setdefault((title, subject), {})[quantity] = f"{value:.4g}"
+    columns = list(dict.fromkeys(quantity for row in cells.values() for quantity in row))
+    lines, last = [["", *columns], ["---"] * (1 + len(columns))], ""
+    for (title, subject), row in cells.items():
+        lines += [[f"**{title}**"] + [""] * len(columns)] * (title != last)
+        lines.append([subject, *(row.get(column, "") for column in columns)])
+        last = title
+    return "\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def timed(work, device="cpu", clock=time.perf_counter):

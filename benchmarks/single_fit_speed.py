@@ -75,7 +75,7 @@ def peers(X, y, value):
 
 def matrix(shapes, repeats, dtype):
     """Yield the rows of every shape and of all together."""
-    ratios = {"equal objective": [], "default tolerance": []}
+    ratios: dict[str, list] = {"equal objective": [], "default tolerance": []}
     for n, d, K in shapes:
         X, y = problem(n, d, K)
         X = X.astype(dtype)
@@ -85,7 +85,7 @@ def matrix(shapes, repeats, dtype):
 
         probe, first = timed(ours)
         others = peers(X, y, objective(X, y, probe.coef_, probe.intercept_, 1.0))
-        seconds = {name: [] for name in ("ours", *others)}
+        seconds: dict[str, list] = {name: [] for name in ("ours", *others)}
         for _ in range(repeats if first[1] > 0.02 else 20):
             seconds["ours"].append(timed(ours)[1])
             fastest = min((min(s[1] for s in own) for own in seconds.values() if own), default=0.0)
@@ -129,7 +129,7 @@ def main():
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    shapes = [shape for shape in SHAPES if shape[0] * shape[1] <= 2000] if options.toy else SHAPES
+    shapes = [shape for shape in SHAPES if shape[0] * shape[1] <= 2000 or not options.toy]
     shapes = shapes[slice(*map(int, options.shapes.split(":")))]
     name = "single_fit_speed" + ("_float32" if options.dtype == "float32" else "") + ("_toy" if options.toy else "")
     record(name, matrix(shapes, 1 if options.toy else options.repeats, options.dtype))

@@ -12,7 +12,7 @@ import torch
 from rows import record
 
 from igpt_model import TrainConfig
-from igpt_model.training.distributed import Ranks
+from igpt_model.process_group import Ranks
 from igpt_model.training.engine import Engine
 
 TURNS, WARM = 10, 5

@@ -8,6 +8,7 @@ float32 weights; `--compile` compiles ours. Rows go to benchmarks/results/train_
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,8 @@ from minimal_gpt import MinimalGPT
 from rows import clock_and_name, parser, record, turns
 
 from igpt_model import TrainConfig
+from igpt_model.process_group import Ranks
 from igpt_model.training.batches import token_batch
-from igpt_model.training.distributed import Ranks
 from igpt_model.training.engine import Engine
 
 
@@ -70,8 +71,8 @@ def hugging_face(size, device, dtype):
     """An update of Hugging Face's ImageGPT; the start token in front, so that every pixel is predicted."""
     from transformers import ImageGPTConfig, ImageGPTForCausalImageModeling
 
-    sizes = {"vocab_size": size.colours + 1, "n_positions": size.side**2, "n_embd": size.width}
-    none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_cache": False}
+    sizes: dict[str, Any] = {"vocab_size": size.colours + 1, "n_positions": size.side**2, "n_embd": size.width}
+    none: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_cache": False}
     model = ImageGPTForCausalImageModeling(ImageGPTConfig(**sizes, n_layer=size.layers, n_head=size.heads, **none))
 
     def loss(model, tokens):
@@ -139,7 +140,8 @@ def main():
     options.add_argument("--batch", type=int, default=32, help="pictures a step, on cuda")
     given = options.parse_args()
     clock, name = clock_and_name(given, "train_speed")
-    sizes, dtype = CPU_SIZES, "float32"
+    sizes: tuple[Size, ...] = CPU_SIZES
+    dtype = "float32"
     if given.device == "cuda":
         sizes, dtype = (Size("iGPT-S, 1024 tokens, bf16", 24, 512, 8, 32, 512, given.batch),), "bfloat16"
     for size in sizes:

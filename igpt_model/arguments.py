@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+D = TypeVar("D")
 _WORDS = {NoneType: "None", bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -61,6 +62,18 @@ def check_fields(settings: Any) -> None:
         object.__setattr__(settings, name, tuple(value) if get_origin(hint) is tuple else value)
 
 
+def from_json(kind: type[D], values: Mapping[str, Any], what: str) -> D:
+    """Build a dataclass, called `what` in messages, from a JSON object of its fields; its own checks do the rest."""
+    known = inspect.signature(kind).parameters
+    needed = {name for name, field in known.items() if field.default is field.empty}
+    if wrong := sorted(needed - set(values)) or sorted(set(values) - set(known)):
+        raise UserError(
+            f"{what} {'contains' if wrong[0] in values else 'lacks'} {', '.join(wrong)}; this version knows "
+            f"{', '.join(known)}."
+        )
+    return kind(**values)
+
+
 def check_kind(name: str, value: Any, hint: Any, where: str) -> Any:
     """The value, a NumPy scalar as the Python one that is meant; refused if it is not of the annotated kind."""
     kind = type(value)
@@ -94,7 +107,8 @@ def plain_array(value: Any, what: str) -> "np.ndarray":
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise UserError(f"What is given as {what} is not an array ({first_line(error)}).") from None
     if array.dtype.kind not in "fiub":
-        raise UserError(f"An array of type {array.dtype} is given as {what}, but numbers were expected.")
+        hint = "; np.unique(values, return_inverse=True)[1] numbers them" if array.dtype.kind in "US" else ""
+        raise UserError(f"An array of type {array.dtype} is given as {what}, but numbers were expected{hint}.")
     return array
 
 

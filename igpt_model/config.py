@@ -4,11 +4,10 @@ Letters: B images, T positions, D width (`n_embd`), V palette colours, L blocks 
 """
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from igpt_model.arguments import checked
-from igpt_model.checked_json import Int, mismatch
+from igpt_model.arguments import checked, from_json
 from igpt_model.errors import UserError
 from igpt_model.ranges import Range, check_settings
 
@@ -106,15 +105,4 @@ class ModelConfig:
     @checked
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
         """Build from `to_dict`'s result; an unknown field is refused."""
-        kinds: dict[Any, Any] = {int: Int(), bool: bool, float: float}
-        known = {f.name: kinds[f.type] for f in fields(cls)}
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            raise UserError(
-                f"The model configuration contains {', '.join(unknown)}, which this version does not know: "
-                f"it knows {', '.join(known)}."
-            )
-        problem = mismatch(values, {f"{name}?": kind for name, kind in known.items()})
-        if problem:
-            raise UserError(f"The model configuration cannot be used: {problem}.")
-        return cls(**values)
+        return from_json(cls, values, "The model configuration")

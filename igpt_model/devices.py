@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
 from igpt_model.errors import UserError, first_line
@@ -32,11 +33,19 @@ def find_device(device: str | torch.device) -> torch.device:
         torch.empty(1, device=chosen)
         if chosen.type == "meta":
             raise NotImplementedError("its tensors hold no values")
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(
             f"The device {device!s} cannot be used ({first_line(error)}); choose cpu, or cuda where a GPU is."
         ) from error
     return chosen
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a dense tensor of real numbers, in memory."""
+    plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_nested
+    return plain and not (value.is_quantized or value.is_complex() or value.is_meta)
 
 
 def local_device(device: torch.device) -> torch.device:
@@ -68,6 +77,21 @@ def send(values: Any, device: torch.device) -> torch.Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def to_device(values: Any, device: str | torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Return numbers as a tensor on a device, cast there; an array that is on the host already is shared, not copied.
+
+    To a GPU they go from pinned memory and as they are stored: the host neither waits for the copy nor widens it.
+    """
+    if not isinstance(values, torch.Tensor):
+        array = np.require(np.asarray(values), None, ["C", "W"])
+        # torch reads neither foreign byte order nor a negative stride, which one row of reversed rows still has
+        if not array.dtype.isnative or min(array.strides, default=0) < 0:
+            array = array.astype(array.dtype.newbyteorder("="), order="C")
+        values = torch.from_numpy(array)
+    where = device if isinstance(device, torch.device) else find_device(device)
+    return send(values, where).to(dtype=dtype)
 
 
 @contextmanager

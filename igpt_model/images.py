@@ -5,14 +5,13 @@ Letters in shapes: B images, P pixels per side.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from igpt_model.arguments import check_fields, checked
-from igpt_model.checked_json import Int, mismatch
+from igpt_model.arguments import check_fields, checked, from_json
 from igpt_model.errors import UserError
 
 MAX_RESOLUTION = 4096  # 17 million tokens an image
@@ -126,16 +125,13 @@ class ImageTransform:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values."""
-        return {"resolution": self.resolution, "resize": self.resize, "augment": list(self.augment)}
+        return asdict(self) | {"augment": list(self.augment)}
 
     @classmethod
     @checked
     def from_dict(cls, values: Mapping[str, Any]) -> "ImageTransform":
         """Rebuild from `to_dict`."""
-        problem = mismatch(values, {"resolution": Int(1, MAX_RESOLUTION), "resize": str, "augment": [str]})
-        if problem:
-            raise UserError(f"The image transform cannot be used: {problem}.")
-        return cls(values["resolution"], values["resize"], tuple(values["augment"]))
+        return from_json(cls, values, "The image transform")
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,104 @@
-"""The torch.distributed group of the processes that torchrun started, joined once, for CPU and GPU tensors alike."""
+"""Processes that work together: their numbers, and the torch.distributed group that they join once, for all devices."""
 
 import atexit
 import gc
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from igpt_model.errors import UserError
+from igpt_model.errors import UserError, first_line
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process, number `rank` of the `size` processes of a run, which computes on `device`.
+
+    `parallel` says how they train one model: "none", "ddp" or "fsdp".
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    parallel: str = "none"
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes what is written once."""
+        return self.rank == 0
+
+    def part(self, start: int, stop: int) -> slice:
+        """Return this rank's share of the rows start to stop - 1: a contiguous one, sizes at most one apart."""
+        n = stop - start
+        return slice(start + n * self.rank // self.size, start + n * (self.rank + 1) // self.size)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Return the sum over ranks of a tensor on the device."""
+        if self.size > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """Return whether `flag` is true on any rank."""
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value, in the order of the ranks."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def once(self, make: Callable[[], T]) -> T:
+        """Let rank 0 call `make`; every rank gets its result, or raises its `UserError`."""
+        if self.size == 1:
+            return make()
+        outcome: list[Any] = [None, None]
+        if self.first:
+            try:
+                outcome[0] = make()
+            except UserError as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def wait(self) -> None:
+        """Wait until every rank has come here, by gloo: a barrier would take NCCL where both are there."""
+        if self.size > 1:
+            join_group(torch.device("cpu"))
+            dist.all_reduce(torch.zeros(1))
+
+
+def current_ranks() -> Ranks:
+    """Return the rank in the group of torch.distributed if there is one, else torchrun's, else that of one process."""
+    if dist.is_available() and dist.is_initialized():
+        return Ranks(dist.get_rank(), dist.get_world_size())
+    return Ranks(*launched())
+
+
+def launched() -> tuple[int, int]:
+    """Return this process's rank and the number of processes, as torchrun or Slurm set them; (0, 1) without these.
+
+    Raises
+    ------
+    UserError
+        RANK or WORLD_SIZE is no number that they set.
+    """
+    rank, size = (os.environ.get(name, usual) for name, usual in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if not (re.fullmatch("[0-9]{1,7}", rank) and re.fullmatch("[0-9]{1,7}", size) and int(rank) < int(size)):
+        raise UserError(f"The environment says RANK={rank!r} and WORLD_SIZE={size!r}; unset them, or use torchrun.")
+    return int(rank), int(size)
 
 
 def join_group(device: torch.device) -> None:
@@ -24,7 +116,12 @@ def join_group(device: torch.device) -> None:
     gpu = device.type == "cuda"
     if not dist.is_initialized():
         with_nccl = torch.cuda.is_available() and dist.is_nccl_available()
-        dist.init_process_group("cpu:gloo,cuda:nccl" if with_nccl else "gloo", device_id=device if gpu else None)
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if with_nccl else "gloo", device_id=device if gpu else None)
+        except ValueError as error:  # MASTER_ADDR is not set, or is nonsense
+            raise UserError(
+                f"The processes cannot be joined ({first_line(error)}); start them with torchrun."
+            ) from None
         atexit.register(_leave)
     if gpu:
         if "nccl" not in dist.get_backend_config():
@@ -46,8 +143,3 @@ def _leave() -> None:
     gc.collect()
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def wait_for_all() -> None:
-    """Wait until every process of the group has come here, by gloo: a barrier would take NCCL where both are there."""
-    dist.all_reduce(torch.zeros(1))

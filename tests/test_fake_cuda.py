@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 from igpt_model.config import ModelConfig
 from igpt_model.features import encode
 from igpt_model.model import IGPT
+from igpt_model.process_group import Ranks
 from igpt_model.training.config import TrainConfig
-from igpt_model.training.distributed import Ranks
 from igpt_model.training.engine import Engine
 from probekit.evaluate.concat import concat
 from probekit.evaluate.layer_geometry import linear_cka, rankme, two_nn_dimension

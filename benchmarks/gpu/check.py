@@ -29,15 +29,15 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from gpu.pictures import photographs
 from path_speed import objective
-from pictures import photographs
 from rows import record
 
 from igpt_model import TrainConfig, train
 from igpt_model.model import NORM_EPS
+from igpt_model.process_group import Ranks
 from igpt_model.training.batches import encode_all, token_batch
 from igpt_model.training.checkpoint import latest_checkpoint, load_checkpoint
-from igpt_model.training.distributed import Ranks
 from igpt_model.training.engine import Engine
 from igpt_model.training.optim import learning_rate
 from probekit import extract, fit_path, load_dataset, load_encoder, sweep
@@ -86,14 +86,14 @@ def losses(size, device, images, val_images, folder, spoil):
     about = {"n_layer": n_layer, "n_embd": n_embd, "n_head": 4, "resolution": side, "n_colours": colours}
     about |= {"augment": ("flip", "pad_crop:2"), "batch_size": 16, "lr": 1e-3, "warmup_steps": 5, "steps": steps}
     about |= {"log_every": 1, "eval_every": steps, "checkpoint_every": steps, "eval_images": 64}
-    reference = None
+    told = {
+        dtype: list(train(TrainConfig(**about, dtype=dtype, device=device), images, val_images, folder / dtype))
+        for dtype in ("float32", "bfloat16")
+    }
+    palette = load_checkpoint(latest_checkpoint(folder / "float32")).palette
+    reference = reference_losses(TrainConfig(**about), images, palette)
     for dtype, most, least in (("float32", 1e-4, 0.0), ("bfloat16", 2e-2, 1e-7)):
-        run = folder / dtype
-        told = list(train(TrainConfig(**about, dtype=dtype, device=device), images, val_images, run))
-        if reference is None:
-            palette = load_checkpoint(latest_checkpoint(run)).palette
-            reference = reference_losses(TrainConfig(**about), images, palette)
-        found = noisy([line["loss"] for line in told if line["kind"] == "step"], spoil == "losses")
+        found = noisy([line["loss"] for line in told[dtype] if line["kind"] == "step"], spoil == "losses")
         far = np.abs(found - reference) / reference
         yield Row(f"training, {dtype}: loss of {steps} updates, largest relative difference", far.max(), most, least)
     yield Row("training: float64's loss, last update to the first", reference[-1] / reference[0], 0.97)
@@ -151,11 +151,11 @@ def path(X, y, device, spoil):
 
 def swept(store, device, folder, spoil):
     """Yield for each layer the share of test rows that a sweep on the device answers otherwise than one on the CPU."""
-    Cs = np.logspace(-5, 3, 9)
+    Cs = np.logspace(-5, 3, 9).tolist()
     both = {where: sweep(store, folder / where, Cs=Cs, device=where, dtype="float32") for where in {device, "cpu"}}
     # on a CPU the device's own sweep would be the reference: float64 stands in for it
     exact = sweep(store, folder / "float64", Cs=Cs, dtype="float64") if device == "cpu" else both["cpu"]
-    pairs = (sorted(found.of(kind="layer"), key=lambda r: r.depth) for found in (both[device], exact))
+    pairs = (sorted(found.of(kind="layer"), key=lambda r: r.depth or 0) for found in (both[device], exact))
     for mine, theirs in zip(*pairs, strict=True):
         answers = row_predictions(mine).predictions.copy()
         if spoil == "sweep":

@@ -26,11 +26,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import number_formats
-from cifar10_tokens import load
 from extract_speed import body_flops, hugging_face
-from overlap import Spans, Watched, shares, traced, watched
-from parts import command_line, read, run, timed
-from pictures import photographs
+from gpu.cifar10_tokens import load
+from gpu.overlap import Spans, Watched, shares, traced, watched
+from gpu.parts import command_line, read, run, timed
+from gpu.pictures import photographs
 from rows import RESULTS
 from train_speed import product
 
@@ -54,7 +54,7 @@ def sizes(toy):
 def best_of(action, device, seconds):
     """The best time of a call, over as many as fit the seconds (three at least) after a first one."""
     action()
-    times = []
+    times: list[float] = []
     while len(times) < 3 or sum(times) < seconds:
         times.append(timed(action, device)[0])
     return min(times)
@@ -133,7 +133,8 @@ def without_file(encoder, data, batch):
                 if waiting is not None:
                     waiting.arrays()
                 waiting = features
-        waiting.arrays()
+        if waiting is not None:
+            waiting.arrays()
 
 
 def writing(toy, device, compiled):
@@ -151,7 +152,7 @@ def writing(toy, device, compiled):
 
         actions = {"no file": bare, "float32": partial(written, "float32"), "float16": partial(written, "float16")}
         bare()  # colours are looked up and kernels compiled
-        seconds = {name: [] for name in actions}
+        seconds: dict[str, list[float]] = {name: [] for name in actions}
         for _ in range(3):
             for name, action in actions.items():
                 seconds[name].append(timed(action, device)[0])

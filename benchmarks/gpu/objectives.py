@@ -21,9 +21,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from cifar10_tokens import SOURCE, load
-from parts import command_line, read, run
-from timed_training import measure, spread
+from gpu.cifar10_tokens import SOURCE, load
+from gpu.parts import command_line, read, run
+from gpu.timed_training import measure, spread
 from train_cifar10 import pictures_of, toy_data
 
 from analyses import ar_vs_bert, scale
@@ -108,8 +108,8 @@ def network(name, work):
         yield "validation loss, nats a pixel", losses[-1]
     encoder = load_encoder(f"igpt:{work.out / name}", device=config.device, dtype=config.dtype)
     extract(encoder, work.data, work.out / f"{name}.h5", batch_size=256)
-    Cs = np.logspace(-5, 3, 5) if work.given.toy else None
-    results = sweep(work.out / f"{name}.h5", work.out / "results", Cs=Cs, series=name, device=config.device)
+    Cs = np.logspace(-5, 3, 5).tolist() if work.given.toy else None
+    results = sweep(work.out / f"{name}.h5", out=work.out / "results", Cs=Cs, series=name, device=config.device)
     for found in results.of(series=name, kind="layer"):
         yield f"layer {found.layers[0]}: test accuracy", found.accuracy
 

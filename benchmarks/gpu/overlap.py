@@ -10,6 +10,7 @@ import importlib
 import json
 import time
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -55,7 +56,7 @@ class Watched:
 @contextmanager
 def watched(spans):
     """While the body runs, extractions clock their copies to the host and their writing."""
-    module = importlib.import_module("probekit.features.extract")
+    module: Any = importlib.import_module("probekit.features.extract")
     writer, transfer = module.FeatureWriter, module.Transfer
     module.FeatureWriter = type("FeatureWriter", (writer,), {"write": spans.around("writing", writer.write)})
     module.Transfer = type("Transfer", (transfer,), {"arrays": spans.around("copying to the host", transfer.arrays)})
@@ -98,7 +99,7 @@ def lay_over(trace, spans, marked):
     """Add the spans to a trace, the mark being `marked` on their clock; the GPU's intervals on that clock."""
     events = trace["traceEvents"]
     zero = next(event["ts"] for event in events if event.get("name") == MARK and "ts" in event) - marked * 1e6
-    found = {"computing": [], "copying on the GPU": []}
+    found: dict[str, list] = {"computing": [], "copying on the GPU": []}
     kinds = {"kernel": "computing", "gpu_memcpy": "copying on the GPU"}
     for event in events:
         if event.get("cat") in kinds and "dur" in event:
@@ -113,7 +114,7 @@ def lay_over(trace, spans, marked):
 
 def union(intervals):
     """Disjoint intervals, in order, that cover the same time."""
-    merged = []
+    merged: list[list[float]] = []
     for begun, ended in sorted(intervals):
         if merged and begun <= merged[-1][1]:
             merged[-1][1] = max(merged[-1][1], ended)

@@ -29,7 +29,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from parts import command_line, read, run, timed
+from gpu.parts import command_line, read, run, timed
 from path_speed import PENALTIES, TOL
 
 from probekit import FeatureStore
@@ -157,11 +157,12 @@ def peers(X, y, path, sizes, device, warm):
 def layers(sizes, device, features, minutes):
     """Rows of all layers, ours and the peer; layers after so many minutes of solving are left out and scaled for."""
     penalties = np.asarray(sizes.penalties)
-    warm = made_up(2000, 64, sizes.K, device)
-    solve(*warm, penalties[:: sizes.every], device)  # first calls load libraries
-    lbfgs(*warm, sizes.K, 0.1, 0.0, 3)
-    ours, certified, gaps, accuracies, memory = [], [], [], [], 0
-    theirs, told = {"cold": [], "warm": []}, {"cold": [], "warm": []}
+    X, y = made_up(2000, 64, sizes.K, device)
+    solve(X, y, penalties[:: sizes.every], device)  # first calls load libraries
+    lbfgs(X, y, sizes.K, 0.1, 0.0, 3)
+    ours, certified, gaps, accuracies, memory = list[float](), [], [], [], 0
+    theirs: dict[str, list] = {"cold": [], "warm": []}
+    told: dict[str, list] = {"cold": [], "warm": []}
     for layer, (X, y) in enumerate(layers_of(sizes, device, features)):
         if sum(ours) > 60 * minutes:
             break
@@ -174,7 +175,7 @@ def layers(sizes, device, features, minutes):
         ours.append(took)
         certified.append(path.converged.mean())
         gaps.append(path.certificates["gap"].max())
-        n, d, K = *X.shape, int(y.max()) + 1
+        (n, d), K = X.shape, int(y.max()) + 1
         accuracies.append(accuracy(X, y, path.coef[penalties.argmin()], path.intercept[penalties.argmin()]))
         if len(theirs["cold"]) < sizes.peer_layers and layer % (sizes.layers // sizes.peer_layers) == 0:
             for how in theirs:
@@ -224,7 +225,7 @@ def streams(sizes, device, features):
 
 def imagenet(sizes, device, minutes):
     """Rows of one wide layer over growing numbers of rows, within about so many minutes."""
-    spent, counts, seconds = 0.0, [], []
+    spent, counts, seconds = 0.0, list[int](), list[float]()
     for n in sizes.rows:
         if seconds:
             slope = max(np.polyfit(np.log(counts[-2:]), np.log(seconds[-2:]), 1)[0], 1.0) if len(seconds) > 1 else 1.0

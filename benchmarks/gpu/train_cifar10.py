@@ -33,11 +33,11 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from cifar10_tokens import SOURCE, load, pack
-from pictures import photographs
-from planned_tests import measures, planned_tests
+from gpu.cifar10_tokens import SOURCE, load, pack
+from gpu.pictures import photographs
+from gpu.planned_tests import measures, planned_tests
+from gpu.timed_training import train_within
 from rows import record
-from timed_training import train_within
 
 from analyses import training_log
 from igpt_model import TrainConfig, atomic
@@ -168,7 +168,7 @@ def do_extract(given, runs, data, palette):
 
 def do_sweep(given, runs, data, palette):
     """Probe every layer; the records are kept without what each penalty gave."""
-    Cs = np.logspace(-5, 3, 5) if given.toy else None
+    Cs = np.logspace(-5, 3, 5).tolist() if given.toy else None
     for name in dict.fromkeys(["pixels", *(run.name for run in runs), *(run.random for run in runs)]):
         sweep(file_of(given.out, name), given.out, Cs=Cs, series=name, device=given.device)
         lines = [json.loads(line) for line in (given.out / "results.jsonl").read_text().splitlines()]
@@ -219,7 +219,7 @@ def run_measures(run):
 
 def stage_measures(out):
     """The seconds of each stage."""
-    spent = {}
+    spent: dict[str, float] = {}
     for line in map(json.loads, (out / "stages.jsonl").read_text().splitlines()):
         spent[line["stage"]] = spent.get(line["stage"], 0.0) + line["seconds"]
     return [(f"stage {stage}: s", seconds) for stage, seconds in spent.items()]
@@ -257,7 +257,7 @@ def main():
     given = arguments()
     given.out.mkdir(parents=True, exist_ok=True)
     data, palette = load(toy_data(given.archives, given.out / "data") if given.toy else given.data)
-    runs = [Run(*map(int, text.split(":")), given.out) for text in given.runs]
+    runs = [Run(int(width), int(seed), given.out) for width, seed in (text.split(":") for text in given.runs)]
     work = {"train": do_train, "extract": do_extract, "sweep": do_sweep, "report": do_report}
     for stage in (stage for stage in STAGES if stage in given.stages):
         print(f"--- {stage}", flush=True)

@@ -26,13 +26,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from parts import command_line, read, run, timed
-from pictures import photographs
+from gpu.parts import command_line, read, run, timed
+from gpu.pictures import photographs
 from train_speed import Size, measure, product
 
 from igpt_model import IGPT, ImageTransform, Palette, TrainConfig
+from igpt_model.process_group import Ranks
 from igpt_model.training.cost import training_cost
-from igpt_model.training.distributed import Ranks
 from igpt_model.training.engine import Engine
 from probekit import extract, load_dataset, sweep
 from probekit.encoders.igpt import IGPTEncoder
@@ -136,10 +136,10 @@ def planned_and_real_features(toy, device):
         begun = time.perf_counter()
         with extract(encoder, data, Path(folder) / "f.h5") as store:
             found.append(("extract, s", planned.seconds, time.perf_counter() - begun))
-            options = {"Cs": np.logspace(-4, 0, 5)} if toy else {}
-            planned = plan_sweep(store, seconds=1.0 if toy else 15.0, device=device, **options)
+            Cs = np.logspace(-4, 0, 5).tolist() if toy else None
+            planned = plan_sweep(store, seconds=1.0 if toy else 15.0, device=device, Cs=Cs)
             begun = time.perf_counter()
-            sweep(store, Path(folder) / "results", device=device, **options)
+            sweep(store, out=Path(folder) / "results", device=device, Cs=Cs)
             found.append(("sweep, s", planned.seconds, time.perf_counter() - begun))
     return found
 

@@ -4,11 +4,9 @@ Nothing has to be saved to resume, no global generator is read, and ranks that s
 Letters in shapes: N images, B batch, P pixels per side, T = P*P tokens.
 """
 
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +18,6 @@ from igpt_model.palette import Palette
 from igpt_model.training.config import TrainConfig
 
 PALETTE_IMAGES = 50_000  # images, evenly spaced, whose pixels the palette is fitted to
-T = TypeVar("T")
 _ORDER, _AUGMENT, _CROP = 1, 2, 4  # streams of randomness under one seed (3: igpt_model.voting)
 
 
@@ -165,28 +162,3 @@ class Spaced:
 
     def __getitem__(self, index: np.ndarray) -> np.ndarray:
         return self.images[self.chosen[index]]
-
-
-class DrawnAhead(Generic[T]):
-    """Calls `draw` for a step; with `ahead` (the device is not the processor), a thread then draws the next one.
-
-    A batch is a function of its step alone, so drawing ahead changes nothing about it. None is drawn from `steps` on.
-    """
-
-    def __init__(self, draw: Callable[[int], T], steps: int, ahead: bool) -> None:
-        self.draw, self.steps = draw, steps
-        self.pool = ThreadPoolExecutor(1, "batches") if ahead else None
-        self.next: tuple[int, Future[T]] | None = None
-
-    def __call__(self, step: int) -> T:
-        """Return the batch of a step; an error while it was drawn ahead is raised here."""
-        if self.pool is None:
-            return self.draw(step)
-        drawn = self.next[1].result() if self.next is not None and self.next[0] == step else self.draw(step)
-        self.next = (step + 1, self.pool.submit(self.draw, step + 1)) if step + 1 < self.steps else None
-        return drawn
-
-    def close(self) -> None:
-        """Wait for what is being drawn and end the thread."""
-        if self.pool is not None:
-            self.pool.shutdown(cancel_futures=True)

@@ -30,7 +30,7 @@ from igpt_model.hashing import hash_arrays, hash_file
 from igpt_model.images import ImageTransform
 from igpt_model.model import IGPT
 from igpt_model.palette import Palette
-from igpt_model.training.distributed import Ranks
+from igpt_model.process_group import Ranks
 
 FORMAT = 1
 HEAD = "classifier"  # the file beside the weights, where the model was fine-tuned
@@ -248,7 +248,8 @@ def prune_checkpoints(run_dir: str | Path, keep_last: int, keep: set[int]) -> li
     removed = []
     for folder in folders[: -max(1, keep_last)]:
         if int(folder.name) in keep:
-            for name in ("trainer.safetensors", "trainer.json"):
+            # first what says that it can be resumed: a kill halfway leaves none that only seems so
+            for name in ("trainer.json", "trainer.safetensors"):
                 (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder / "trainer", ignore_errors=True)
             continue

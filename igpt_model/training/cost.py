@@ -21,9 +21,9 @@ from igpt_model.devices import cpu_threads, find_device
 from igpt_model.images import ImageTransform
 from igpt_model.model import IGPT
 from igpt_model.palette import Palette
+from igpt_model.process_group import Ranks
 from igpt_model.training.checkpoint import checkpoint_path, save_checkpoint
 from igpt_model.training.config import TrainConfig
-from igpt_model.training.distributed import Ranks
 from igpt_model.training.engine import Engine
 
 FLOAT = 4

@@ -5,10 +5,8 @@ whole model on each rank; "fsdp" (FSDP2, `fully_shard`) splits weights, gradient
 """
 
 import os
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,66 +14,7 @@ from torch import Tensor, nn
 
 from igpt_model.errors import UserError
 from igpt_model.model import IGPT
-from igpt_model.process_group import join_group
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process, number `rank` of the `size` processes of a run, which computes on `device`.
-
-    `parallel` is "none", "ddp" or "fsdp".
-    """
-
-    parallel: str = "none"
-    rank: int = 0
-    size: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    @property
-    def first(self) -> bool:
-        """Whether this rank writes what is written once."""
-        return self.rank == 0
-
-    def part(self, start: int, stop: int) -> slice:
-        """Return this rank's share of the rows start to stop - 1: a contiguous one, sizes at most one apart."""
-        n = stop - start
-        return slice(start + n * self.rank // self.size, start + n * (self.rank + 1) // self.size)
-
-    def sum(self, value: Tensor) -> Tensor:
-        """Return the sum over ranks of a tensor on the device."""
-        if self.size > 1:
-            value = value.clone()
-            dist.all_reduce(value)
-        return value
-
-    def any(self, flag: bool) -> bool:
-        """Return whether `flag` is true on any rank."""
-        return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
-
-    def gather(self, value: Any) -> list[Any]:
-        """Return every rank's value, in the order of the ranks."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
-        return values
-
-    def once(self, make: Callable[[], T]) -> T:
-        """Let rank 0 call `make`; every rank gets its result, or raises its `UserError`."""
-        if self.size == 1:
-            return make()
-        outcome: list[Any] = [None, None]
-        if self.first:
-            try:
-                outcome[0] = make()
-            except UserError as error:
-                outcome[1] = error
-        dist.broadcast_object_list(outcome, src=0)
-        if outcome[1] is not None:
-            raise outcome[1]
-        return outcome[0]
+from igpt_model.process_group import Ranks, join_group, launched
 
 
 def find_ranks(parallel: str, device: torch.device, batch_size: int = 0) -> Ranks:
@@ -87,7 +26,7 @@ def find_ranks(parallel: str, device: torch.device, batch_size: int = 0) -> Rank
         Several processes without `parallel`, which would write over one another, `parallel` without torchrun, "fsdp" on
         a CPU with a PyTorch (2.6) whose FSDP2 cannot, or a batch that the processes cannot share evenly.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    _, size = launched()
     if parallel == "none":
         if size > 1:
             raise UserError(f"torchrun started {size} processes, but parallel is none; choose ddp or fsdp.")
@@ -97,7 +36,7 @@ def find_ranks(parallel: str, device: torch.device, batch_size: int = 0) -> Rank
             f"parallel is {parallel}, but this process was not started by torchrun; start it with torchrun."
         )
     join_group(device)
-    ranks = Ranks(parallel, dist.get_rank(), dist.get_world_size(), device)
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), device, parallel)
     if batch_size % ranks.size:
         raise UserError(f"batch_size is {batch_size}, which {ranks.size} ranks cannot share evenly; change it.")
     return ranks

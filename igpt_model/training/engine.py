@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from igpt_model import objectives
 from igpt_model.devices import send
 from igpt_model.model import IGPT
+from igpt_model.process_group import Ranks
 from igpt_model.training.checkpoint import HEAD, fill_from_shards, read_tensors, read_weights
 from igpt_model.training.config import FinetuneConfig, TrainConfig
-from igpt_model.training.distributed import Ranks, share_model, sum_later, whole
+from igpt_model.training.distributed import share_model, sum_later, whole
 from igpt_model.training.optim import like, make_optimizer, optimizer_tensors, restore_optimizer, start_optimizer
 
 

@@ -16,10 +16,11 @@ from igpt_model.checked_json import Int
 from igpt_model.devices import check_compiler, find_device
 from igpt_model.errors import UserError
 from igpt_model.palette import Palette
+from igpt_model.process_group import Ranks
 from igpt_model.training.batches import Spaced, check_images, encode_data, fit_palette
 from igpt_model.training.checkpoint import list_checkpoints
 from igpt_model.training.config import TrainConfig
-from igpt_model.training.distributed import Ranks, find_ranks
+from igpt_model.training.distributed import find_ranks
 from igpt_model.training.divergence import LossWatch, TrainingDiverged
 from igpt_model.training.engine import Engine
 from igpt_model.training.run import Record, Run, records_of

@@ -23,7 +23,9 @@ from igpt_model.images import ImageTransform
 from igpt_model.locks import run_lock
 from igpt_model.objectives import draw_masks
 from igpt_model.palette import Palette
-from igpt_model.training.batches import DrawnAhead, TrainingData, mask_keys, token_batch
+from igpt_model.process_group import Ranks
+from igpt_model.read_ahead import read_ahead
+from igpt_model.training.batches import TrainingData, mask_keys, token_batch
 from igpt_model.training.checkpoint import (
     checkpoint_path,
     list_checkpoints,
@@ -33,7 +35,6 @@ from igpt_model.training.checkpoint import (
     save_checkpoint,
 )
 from igpt_model.training.config import FinetuneConfig, TrainConfig
-from igpt_model.training.distributed import Ranks
 from igpt_model.training.divergence import LossWatch, TrainingDiverged
 from igpt_model.training.engine import Engine
 from igpt_model.training.optim import learning_rate
@@ -157,7 +158,8 @@ class Run(ABC):
                 "number and name agree; give the same data or another --out."
             )
         self.tokens_per_step = self.config.batch_size * self.data.train.shape[1]
-        self.batches = DrawnAhead(self.draw, self.config.steps, ahead=self.ranks.device.type == "cuda")
+        steps = range(self.step, self.config.steps)
+        self.batches = read_ahead(steps, self.draw, ahead=self.ranks.device.type == "cuda")
         log = self.out / "metrics.jsonl"
         self.metrics = MetricsLog(log, None if folder is None else self.step) if self.ranks.first else None
         yield {
@@ -236,7 +238,7 @@ class Run(ABC):
 
     def update(self) -> None:
         """Take the step's batch and update the weights."""
-        tokens, masks, rows = self.batches(self.step)
+        tokens, masks, rows = next(self.batches)
         labels = None if self.data.train_labels is None else self.data.train_labels[rows]
         self.updates.append(self.engine.update(tokens, masks, self.rate(self.step), labels))
         self.step += 1

@@ -1,8 +1,6 @@
 """`probekit demo`: from nothing to a depth curve in minutes; each stage goes on where a killed run stopped."""
 
 import os
-import shutil
-import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.resources import files
@@ -133,7 +131,8 @@ def _train(out: Path, recipe: DemoRecipe) -> None:
 
 
 def _extract(out: Path, data: Any, limit: int | None) -> None:
-    from probekit import extract, load_encoder
+    from probekit.encoders import load_encoder
+    from probekit.features.extract import extract
 
     with progress("extract", "images") as show:
         for file, spec in ENCODERS.items():
@@ -145,7 +144,7 @@ def _probe(out: Path, shown: bool = True) -> None:
     from probekit.evaluate.concat import concat
     from probekit.evaluate.sweep import sweep
     from probekit.features.store import FeatureStore
-    from probekit.probes import get_protocol
+    from probekit.selection.protocol import get_protocol
 
     Cs = [C for C in get_protocol("igpt").Cs if C <= LARGEST_C]
 
@@ -196,16 +195,10 @@ def use_pretrained(out: Path, on: str) -> None:
     source = pretrained_files(on)
     for checkpoint in (source / "checkpoints").iterdir():
         target = out / "checkpoints" / checkpoint.name
-        if target.exists():
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{checkpoint.name}.", suffix=".partial", dir=target.parent))
-        for file in checkpoint.iterdir():
-            (partial / file.name).write_bytes(file.read_bytes())
-        partial.chmod(0o755)
-        atomic.replace_folder(partial, target)
-    for leftover in (out / "checkpoints").glob(".*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        if not target.exists():
+            with atomic.new_folder(target) as partial:
+                for file in checkpoint.iterdir():
+                    (partial / file.name).write_bytes(file.read_bytes())
     for name in ("config.json", "metrics.jsonl"):
         if (source / name).is_file():
             atomic.write_bytes(out / name, (source / name).read_bytes())

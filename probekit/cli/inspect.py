@@ -19,9 +19,9 @@ def inspect(file: Path, *, split: str | None = None, picture: Path | None = None
     picture
         Draw the layers' similarity (linear CKA) to this SVG, PNG or PDF file.
     """
-    from probekit import FeatureStore
     from probekit.features.inspect import cka, plot_cka
     from probekit.features.inspect import inspect as inspect_features
+    from probekit.features.store import FeatureStore
     from probekit.reports.figures.style import style
 
     store = FeatureStore.open(file)

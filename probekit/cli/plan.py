@@ -53,9 +53,10 @@ def plan(
         TFLOP/s that each rank will reach, to estimate for another machine; updates and features are then not timed.
     """
     from igpt_model.training.cost import training_cost
-    from probekit import FeatureStore, load_dataset
+    from probekit.datasets import load_dataset
     from probekit.evaluate.plan import Estimate, plan_sweep, plan_sweep_without_features, process_bytes
-    from probekit.probes import get_protocol
+    from probekit.features.store import FeatureStore
+    from probekit.selection.protocol import get_protocol
 
     stored = None if features is None else FeatureStore.open(features)  # a wrong path is refused before any timing
     get_protocol(protocol)
@@ -90,7 +91,8 @@ def _extraction(
     """Return the estimate, and the widths of the encoder's layers."""
     from igpt_model.model import IGPT
     from igpt_model.palette import Palette
-    from probekit import load_dataset, load_encoder
+    from probekit.datasets import load_dataset
+    from probekit.encoders import load_encoder
     from probekit.encoders.igpt import IGPTEncoder
     from probekit.evaluate.plan import Estimate, feature_bytes, plan_extract
 

@@ -37,7 +37,7 @@ def predict(
         Images per batch.
     """
     from igpt_model import atomic
-    from probekit import load_encoder
+    from probekit.encoders import load_encoder
     from probekit.evaluate.predict import encoder_of, find_record
     from probekit.evaluate.predict import predict as predict_images
     from probekit.runtime.escape import csv_text

@@ -41,7 +41,7 @@ def verify(
     picture
         Draw the nearest pairs to this SVG, PNG or PDF file (needs --data).
     """
-    from probekit import load_dataset
+    from probekit.datasets import load_dataset
     from probekit.features.verify import skipped_corrupt
     from probekit.features.verify import verify as verify_file
 
@@ -57,9 +57,8 @@ def verify(
     found: dict[str, Any] = {"file": str(file), "errors": report.errors, "warnings": report.warnings}
     if report.errors:
         present(found)
-        raise UserError(
-            f"{file} has the errors listed above ({len(report.errors)}): extract it again or restore a copy."
-        )
+        other = "give --data the data set it was made from, " if any("other data" in e for e in report.errors) else ""
+        raise UserError(f"{file} has the errors listed above: {other}extract it again, or restore a copy.")
     if near_duplicates:
         found["near_duplicates"] = look_for_near_duplicates(file, loaded, layer, threshold, picture)
     say(f"{file}: no errors, {len(report.warnings) or 'no'} warning{'s' * (len(report.warnings) != 1)}.")
@@ -70,8 +69,8 @@ def look_for_near_duplicates(
     file: Path, data: Any, layer: str | None, threshold: float | None, picture: Path | None
 ) -> list[int]:
     """Find, count and draw near-duplicates of test images in train, and leave their row ids beside the file."""
-    from probekit import FeatureStore
     from probekit.features.duplicates import near_duplicates_in_features, near_duplicates_in_pixels, plot_pairs
+    from probekit.features.store import FeatureStore
     from probekit.results.subset_metrics import RowSet, row_set_path
 
     store = FeatureStore.open(file)

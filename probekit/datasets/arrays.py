@@ -3,12 +3,10 @@
 Shape legend: N images, H and W sides.
 """
 
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,8 @@ import numpy as np
 
 from igpt_model.hashing import hash_file
 from probekit.datasets.images import ArrayImages, Decoding, Images, MadeImages, pixels_of
-from probekit.datasets.parts import NUMBER, Part, assemble, label_array, title
+from probekit.datasets.labels import NUMBER, class_names, label_array
+from probekit.datasets.parts import Found, Part, assemble
 from probekit.datasets.records import Dataset
 from probekit.datasets.splits import SPLIT_NAMES
 from probekit.runtime.errors import UserError, first_line
@@ -142,7 +141,7 @@ def _labels_of_items(value: Any) -> tuple[np.ndarray, str]:
     return listed, f".{name}"
 
 
-def _as_part(value: Any, named: bool) -> Part:
+def _as_part(value: Any, named: bool = True) -> Part:
     if isinstance(value, tuple) and len(value) == 2:
         images, labels = value
         plain = isinstance(images, list | tuple)
@@ -209,49 +208,25 @@ def load_objects(value: Any, name: str = "arrays", classes: Any = None, **option
     # what the user says takes the place of what the data sets say
     parts = {str(named[key]): _as_part(part, classes is None) for key, part in given.items()}
     about = {"source": f"{' and '.join(sorted({type(part).__name__ for part in given.values()}))} in memory"}
-    classes = class_names(classes)
-    return assemble(name, "The data set", parts, about, classes, val_is_test=False, **options)
+    return assemble(name, "The data set", Found(parts, about, class_names(classes), val_is_test=False), **options)
 
 
-def class_names(value: Any) -> tuple[str, ...] | None:
-    """Names of the labels 0, 1, ...: from a sequence of texts or of synonyms, or from a mapping of names to labels."""
-    if value is None:
-        return None
-    if isinstance(value, Mapping) and set(value) == set(range(len(value))):
-        value = [value[k] for k in range(len(value))]
-    if isinstance(value, Mapping):
-        given = list(value.values())
-        if not all(isinstance(k, Real) for k in given) or sorted(given) != list(range(len(given))):
-            raise UserError(f"classes= maps names to {given[:5]}, but 0, 1, ... are needed, each once.")
-        value = sorted(value, key=value.__getitem__)
-    if isinstance(value, str | bytes) or not np.iterable(value):
-        raise UserError(f"classes={value!r} was given, but a list of names is needed.")
-
-    def written(name: Any) -> str:
-        if isinstance(name, list | tuple | np.ndarray):  # torchvision's ImageNet gives synonyms
-            return ", ".join(map(written, name))
-        return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
-
-    return tuple(map(written, value))
-
-
-def load_npz(name: str, root: str | Path | None = None, **options: Any) -> Dataset:
+def read_npz(path: str) -> Found:
     """Read an .npz file with train_images, train_labels (or x_train, y_train; images, labels), and so on for val, test.
 
     `classes`, an array of names, is optional. Object arrays are refused: reading them would run pickled code.
     """
-    root = None if root is None else os.path.expanduser(root)
-    if root is None or not Path(root).is_file():
-        raise UserError(f"{root} is not a file; give root=FILE.npz (on the command line --root).")
+    if not Path(path).is_file():
+        raise UserError(f"{path} is not a file; give root=FILE.npz (on the command line --root).")
     try:
-        check_npz(root)
-        with np.load(root, allow_pickle=False) as archive:
+        check_npz(path)
+        with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
     except UserError:
         raise
     except Exception as error:
         raise UserError(
-            f"{root} is not an .npz file of plain arrays ({first_line(error)}); save it with numpy.savez."
+            f"{path} is not an .npz file of plain arrays ({first_line(error)}); save it with numpy.savez."
         ) from error
     found: dict[tuple[str, str], list[str]] = {}
     for key in arrays:
@@ -260,31 +235,22 @@ def load_npz(name: str, root: str | Path | None = None, **options: Any) -> Datas
         kinds = [ARRAYS[word] for word in words if word in ARRAYS]
         if len(kinds) == len(splits) == 1 and len(words) <= 2 and (len(words) == 1 or set(words) & set(SPLIT_NAMES)):
             found.setdefault((splits[0], kinds[0]), []).append(key)
-    parts: dict[str, Any] = {}
+    parts: dict[str, Part] = {}
     for (split, kind), keys in found.items():
         if len(keys) > 1:
             raise UserError(
-                f"{root} contains {' and '.join(keys)}, which both mean the {split} split; leave one of them."
+                f"{path} contains {' and '.join(keys)}, which both mean the {split} split; leave one of them."
             )
         if (split, "labels" if kind == "images" else "images") not in found:
-            raise UserError(f"{root} contains {keys[0]} without its partner; add both.")
-        parts[split] = tuple(arrays[found[split, k][0]] for k in ("images", "labels"))
+            raise UserError(f"{path} contains {keys[0]} without its partner; add both.")
+        parts[split] = _as_part(tuple(arrays[found[split, k][0]] for k in ("images", "labels")))
     if "train" not in parts:
         raise UserError(
-            f"{root} contains {', '.join(arrays) or 'nothing'}, but train_images and train_labels (or images, labels) "
+            f"{path} contains {', '.join(arrays) or 'nothing'}, but train_images and train_labels (or images, labels) "
             "are needed."
         )
-    data = load_objects(parts, title(name, "npz", root, ".npz"), arrays.get("classes"), **options)
     unused = [key for key in arrays if [key] not in found.values() and key != "classes"]
     if unused:
-        warnings.warn(f"{root}: arrays of other names are left out: {', '.join(unused)}.", stacklevel=3)
-    data.provenance.update(source="npz file", path=str(root), checksum=hash_file(root), left_out=unused)
-    return data
-
-
-def looks_like(path: str) -> bool:
-    """Whether `path` is an .npz file that exists."""
-    return path.lower().endswith(".npz") and Path(path).is_file()
-
-
-load = load_npz
+        warnings.warn(f"{path}: arrays of other names are left out: {', '.join(unused)}.", stacklevel=3)
+    about = {"source": "npz file", "path": path, "checksum": hash_file(path), "left_out": unused}
+    return Found(parts, about, class_names(arrays.get("classes")), val_is_test=False)

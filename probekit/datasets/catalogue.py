@@ -4,7 +4,7 @@ import inspect
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import Any
 
 from igpt_model.arguments import checked
 from probekit.datasets import arrays, by_function, csv_list, folder, hub_datasets, npy, parquet, tars
-from probekit.datasets.parts import assemble
+from probekit.datasets.listing import expand
+from probekit.datasets.parts import Found, assemble
 from probekit.datasets.records import Dataset
 from probekit.runtime.errors import UserError, did_you_mean
 from probekit.runtime.imports import import_object
@@ -20,12 +21,12 @@ from probekit.runtime.imports import import_object
 
 @dataclass(frozen=True)
 class Entry:
-    """One data set by name: a note, where to get it, and the function that loads it."""
+    """One data set by name: a note, where to get it, and the function that loads it (none: a form in `OWN`)."""
 
     name: str
     note: str
     where: str
-    loader: str
+    loader: str = ""
     needs_root: bool = True
 
 
@@ -47,11 +48,11 @@ ENTRIES = (
     Entry("imagenet32", "ImageNet at 32x32, 1,000 classes", IMAGENET, "imagenet_small:load"),
     Entry("imagenet64", "ImageNet at 64x64, 1,000 classes", IMAGENET, "imagenet_small:load"),
     Entry("openai-tokens", "the token arrays released with iGPT, 32x32", f"{FETCH} (CIFAR-10)", "openai_tokens:load"),
-    Entry("folder", "images as SPLIT/CLASS/NAME or CLASS/NAME", "yours: FOLDER, FILE.zip, '*.zip'", "folder:load"),
-    Entry("npz", "train_images, train_labels, test_images, ...", "yours: FILE.npz", "arrays:load_npz"),
-    Entry("csv", "a table that lists images: path,label[,split]", "yours: FILE.csv", "csv_list:load"),
-    Entry("parquet", "encoded images, as datasets writes them", "yours: FILE.parquet or FOLDER", "parquet:load"),
-    Entry("webdataset", "tars in webdataset's layout: KEY.jpg, KEY.cls", "yours: FILE.tar or FOLDER", "tars:load"),
+    Entry("folder", "images as SPLIT/CLASS/NAME or CLASS/NAME", "yours: FOLDER, FILE.zip, '*.zip'"),
+    Entry("npz", "train_images, train_labels, test_images, ...", "yours: FILE.npz"),
+    Entry("csv", "a table that lists images: path,label[,split]", "yours: FILE.csv"),
+    Entry("parquet", "encoded images, as datasets writes them", "yours: FILE.parquet or FOLDER"),
+    Entry("webdataset", "tars in webdataset's layout: KEY.jpg, KEY.cls", "yours: FILE.tar or FOLDER"),
 )
 FORMS = (
     "a folder or zip of images (SPLIT/CLASS/NAME)",
@@ -62,16 +63,38 @@ FORMS = (
     "hf-data:NAME[:CONFIG]",
     "package.module:function",
 )
-# a file or folder is what the first of these says it is; columns follow a #, as in birds.csv#label=species
-PATHS: tuple[tuple[str, Any], ...] = (
-    ("csv", csv_list),
-    ("parquet", parquet),
-    ("webdataset", tars),
-    ("npy", npy),
-    ("npz", arrays),
-    ("folder", folder),
-)
-COMMON = {n for n, p in inspect.signature(assemble).parameters.items() if p.kind is p.KEYWORD_ONLY} - {"val_is_test"}
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of a user's own data: what its files end with, whether a folder is of it, and the function that reads it;
+    that function's options follow a #, as in birds.csv#label=species."""
+
+    suffixes: tuple[str, ...]
+    in_folder: Callable[[str], bool]
+    read: Callable[..., Found]
+
+    def means(self, path: str) -> bool:
+        """Whether a path, a glob or a range in braces is of this form, and exists."""
+        if os.path.isdir(path):
+            return self.in_folder(path)
+        return any(file.is_file() and file.name.lower().endswith(self.suffixes) for file in expand(path))
+
+
+def _no(_: str) -> bool:
+    return False
+
+
+# a file or folder is what the first of these says it is
+OWN: dict[str, Form] = {
+    "csv": Form((".csv", ".tsv"), _no, csv_list.read),
+    "parquet": Form((".parquet",), parquet.in_folder, parquet.read),
+    "webdataset": Form(tars.SUFFIXES, tars.in_folder, tars.read),
+    "npy": Form((".npy",), npy.in_folder, npy.read),
+    "npz": Form((".npz",), _no, arrays.read_npz),
+    "folder": Form((".zip",), os.path.isdir, folder.read),
+}
+COMMON = {n for n, p in inspect.signature(assemble).parameters.items() if p.kind is p.KEYWORD_ONLY}
 
 
 def list_datasets() -> list[Entry]:
@@ -120,26 +143,34 @@ def load_dataset(
     if not options.get("skip_corrupt", True):
         options.pop("skip_corrupt")
     if not isinstance(source, str | Path):
-        return arrays.load_objects(source, **_taken(arrays.load_objects, type(source).__name__, options))
+        _check_options(arrays.load_objects, type(source).__name__, options, COMMON)
+        return arrays.load_objects(source, **options)
     root = None if root is None else os.path.expanduser(root)
     text, options = _with_written_options(str(source), options)
     if not text.strip():
         raise UserError(f"An empty name of a data set was given; give {'; '.join(FORMS)}.")
     for entry in ENTRIES:
+        if entry.name == text and not entry.loader:
+            if root is None:
+                raise UserError(f"No path was given for {text}; pass root=PATH (on the command line --root).")
+            return _read_form(text, str(root), options)
         if entry.name == text:
             module, function = entry.loader.split(":")
             load: Callable[..., Dataset] = getattr(import_module(f"probekit.datasets.{module}"), function)
-            return load(entry.name, **_with_root(entry, root), **_taken(load, text, options))
-    if text.startswith(hub_datasets.PREFIX):
-        return hub_datasets.load(text, root, **_taken(hub_datasets.load, text, options))
+            _check_options(load, text, options)
+            return load(entry.name, **_with_root(entry, root), **options)
     # a name typed here, or copied from macOS: either form of an accent
-    forms = [os.path.expanduser(unicodedata.normalize(form, text)) for form in ("NFC", "NFD")]
-    path = next((form for form in (os.path.expanduser(text), *forms) if Path(form).exists()), os.path.expanduser(text))
-    if hub_datasets.looks_like(path):
-        return hub_datasets.load(hub_datasets.PREFIX + path, root, **_taken(hub_datasets.load, text, options))
-    for kind, module_of_kind in PATHS:
-        if module_of_kind.looks_like(path):
-            return module_of_kind.load(kind, path, **_taken(module_of_kind.load, text, options))
+    path = os.path.expanduser(text.removeprefix(hub_datasets.PREFIX))
+    forms = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
+    path = next((form for form in forms if Path(form).exists()), path)
+    on_hub = text.startswith(hub_datasets.PREFIX)
+    if hub_datasets.in_folder(path) or (on_hub and not OWN["parquet"].means(path)):
+        own = {"root": root, **options}
+        title = Path(path if os.path.exists(path) else path.partition(":")[0]).name
+        return _read(hub_datasets.read, path, title, hub_datasets.PREFIX + path, own)
+    for kind, form in OWN.items():
+        if form.means(path):
+            return _read_form(kind, path, options)
     if re.match(r"[A-Za-z]:[\\/]", text) and not Path(path).exists():
         raise UserError(f"{text} does not exist; check the path.")
     if ":" in text and not text.startswith("file:") and not Path(path).exists():
@@ -164,13 +195,47 @@ def _with_written_options(text: str, options: dict[str, Any]) -> tuple[str, dict
     return text, {**options, **{key: value for key, _, value in pairs}}
 
 
-def _taken(load: Callable[..., Dataset], text: str, options: dict[str, Any]) -> dict[str, Any]:
-    parameters = inspect.signature(load).parameters
-    known = set(parameters) | (COMMON if "options" in parameters else set())
-    strange = [name for name in options if name not in known]
-    if strange:
+def _read_form(kind: str, path: str, options: dict[str, Any]) -> Dataset:
+    """A data set in one of the forms `OWN`, called by its path."""
+    form = OWN[kind]
+    stem = re.split(r"[*?\[{]", Path(path.rstrip("/")).name)[0]
+    for suffix in form.suffixes:
+        stem = stem.removesuffix(suffix)
+    return _read(form.read, path, stem.rstrip("-_.") or Path(path).parent.name or kind, path, options)
+
+
+def _read(read: Callable[..., Found], path: str, name: str, where: str, options: dict[str, Any]) -> Dataset:
+    _check_options(read, where, options, COMMON)
+    own = {key: options[key] for key in options if key not in COMMON}
+    return assemble(name, where, read(path, **own), **{key: options[key] for key in options if key in COMMON})
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise ValueError
+    return int(text)
+
+
+_WRITTEN: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("seed", "split_seed", "fold"), _number),
+    "batches": lambda text: [_number(part) for part in text.split(",")],
+    **dict.fromkeys(("verify", "skip_corrupt"), {"true": True, "false": False}.__getitem__),
+}
+"""Options of our own sources that are no text, and how they are read from `#NAME=VALUE`."""
+
+
+def _check_options(load: Callable[..., Any], text: str, options: dict[str, Any], more: Iterable[str] = ()) -> None:
+    known = {*list(inspect.signature(load).parameters)[1:], *more}
+    if strange := [name for name in options if name not in known]:
         raise UserError(f"The data set {text!r} takes no option {', '.join(strange)}; leave that out.")
-    return options
+    for name in options.keys() & _WRITTEN.keys():
+        if isinstance(options[name], str):
+            try:
+                options[name] = _WRITTEN[name](options[name].lower())
+            except (ValueError, KeyError):
+                raise UserError(
+                    f"#{name}={options[name]} is no value of {name}; write #split_seed=1 or #verify=false."
+                ) from None
 
 
 def _with_root(entry: Entry, root: str | Path | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from probekit.datasets import folder
 from probekit.datasets.images import ArrayImages
+from probekit.datasets.parts import assemble
 from probekit.datasets.records import Dataset, Split, build
 from probekit.datasets.restricted_pickle import loads, whole_numbers
 from probekit.datasets.sources import Archive, Files, locate
@@ -37,7 +38,8 @@ def load(
     if labels not in ("fine", "coarse") or (labels == "coarse" and name == "cifar10"):
         raise UserError(f"labels={labels!r} was given, but {name} has {'fine or coarse' if '100' in name else 'fine'}.")
     if root is not None and (Path(root).expanduser() / f"{name}-train.zip").is_file():
-        return folder.load(name, str(Path(root).expanduser() / f"{name}-*.zip"), split_seed=split_seed)
+        zips = str(Path(root).expanduser() / f"{name}-*.zip")
+        return assemble(name, zips, folder.read(zips), split_seed=split_seed)
     files, marker = locate(name, root, ARCHIVES[name], MARKERS[name])
     binary = marker.endswith(".bin")
     end = ".bin" if binary else ""

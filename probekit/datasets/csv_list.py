@@ -14,50 +14,40 @@ import numpy as np
 from igpt_model.checked_json import read_bytes
 from igpt_model.hashing import hash_file
 from probekit.datasets.images import FileImages, PackedNames
+from probekit.datasets.labels import label_array
 from probekit.datasets.listing import existing
-from probekit.datasets.parts import Part, assemble, by_column, column, label_array, title
-from probekit.datasets.records import Dataset
+from probekit.datasets.parts import Found, Part, by_column, column
 from probekit.runtime.errors import UserError, first_line
 
 PATHS = ("path", "file_name", "filename", "file", "filepath", "image")
 LABELS = ("label", "class", "target")
-SUFFIXES = (".csv", ".tsv")
 
 
-def load(
-    name: str,
-    root: str | Path | None = None,
-    image: str | None = None,
-    label: str | None = None,
-    split: str | None = None,
-    **options: Any,
-) -> Dataset:
+def read(path: str, image: str | None = None, label: str | None = None, split: str | None = None) -> Found:
     """Read a table with a header line, parted by whichever of , ; and tab parts that; `image`, `label` and `split` name
     columns where several could be meant. Labels are class names, in sorted order."""
-    if root is None or not Path(root).expanduser().is_file():
-        raise UserError(f"{root} is not a file; give root=FILE.csv with the columns path, label and perhaps split.")
-    file = Path(root).expanduser()
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{path} is not a file; give root=FILE.csv with the columns path, label and perhaps split.")
     header, rows = read_table(file)
-    lower = {heading: heading.lower() for heading in header}
-    named = bool(set(lower.values()) & {*PATHS, *LABELS})
-    if not named and not image and not label:
+    images, labels = ([h for h in header if h.lower() in known] for known in (PATHS, LABELS))
+    if not (images or labels or image or label):
         raise UserError(
             f"The first line of {file} ({', '.join(header)}) names neither images nor labels; write a first line such "
             f"as path,label, or name the columns, as in {file}#image=COLUMN#label=COLUMN."
         )
-    image = column(image, [h for h in header if lower[h] in PATHS], header, "image", str(file))
-    label = column(label, [h for h in header if lower[h] in LABELS and h != image], header, "label", str(file))
+    image = column(image, images, header, "image", path)
+    label = column(label, [h for h in labels if h != image], header, "label", path)
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise UserError(f"Line {number} of {file} has {len(row)} fields, but the header has {len(header)}.")
     columns = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(header, ())
-    names = existing(str(file.parent), columns[image], str(file))
-    labels = label_array(np.array(columns[label], str), f"The labels of {file}")
-    parts = {"train": Part(FileImages(str(file.parent), PackedNames(names)), labels)} if rows else {}
-    parts, split = by_column(parts, header, columns.__getitem__, split, str(file), ("split",))
-    provenance: dict[str, Any] = {"source": "CSV list", "path": str(file), "checksum": hash_file(file)}
-    provenance |= {"columns": {"image": image, "label": label, "split": split}}
-    return assemble(title(name, "csv", str(file), file.suffix), str(file), parts, provenance, **options)
+    names = existing(str(file.parent), columns[image], path)
+    values = label_array(np.array(columns[label], str), f"The labels of {file}")
+    parts = {"train": Part(FileImages(str(file.parent), PackedNames(names)), values)} if rows else {}
+    parts, split = by_column(parts, header, columns.__getitem__, split, path, ("split",))
+    about: dict[str, Any] = {"source": "CSV list", "path": path, "checksum": hash_file(file)}
+    return Found(parts, about | {"columns": {"image": image, "label": label, "split": split}})
 
 
 def read_table(file: Path) -> tuple[list[str], list[list[str]]]:
@@ -79,8 +69,3 @@ def read_table(file: Path) -> tuple[list[str], list[list[str]]]:
         raise UserError(f"{file} is empty; expected a first line that names the columns, such as path,label.")
     header = [heading.strip() for heading in lines[0]]
     return header, [[field.strip() for field in line] for line in lines[1:] if any(line)]
-
-
-def looks_like(path: str) -> bool:
-    """Whether `path` is a .csv or .tsv file that exists."""
-    return path.lower().endswith(SUFFIXES) and Path(path).is_file()

@@ -5,21 +5,18 @@ pool. A folder with train and val but no test is taken as ImageNet is reported: 
 held out of train. Rows are sorted by class name, then file name; the row id is the place in that order in the split.
 """
 
-import glob
 import os
 import unicodedata
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xxhash
 
 from probekit.datasets.images import FileImages, PackedNames, ZipImages
-from probekit.datasets.listing import SUFFIXES, Listing, list_archive, list_folder
-from probekit.datasets.parts import Part, assemble, split_of, title
-from probekit.datasets.records import Dataset
+from probekit.datasets.listing import SUFFIXES, Listing, expand, list_archive, list_folder
+from probekit.datasets.parts import Found, Part, split_of
 from probekit.datasets.splits import SPLIT_NAMES
 from probekit.runtime.errors import UserError
 
@@ -148,28 +145,27 @@ def _refuse_empty_classes(listing: Listing, level: int, has_splits: bool, where:
 
 def _archives(path: str) -> list[Path] | None:
     """The zip archives that `path` means: one archive, a glob, or a folder that holds nothing but archives."""
-    if not os.path.exists(path) and any(sign in path for sign in "*?["):
-        return sorted(Path(p) for p in glob.glob(path)) or None
-    if path.lower().endswith(".zip"):
-        return [Path(path)]
-    zips, has_folders = [], False
+    if not os.path.isdir(path):
+        return expand(path)
     with os.scandir(path) as entries:
-        for entry in entries:
-            if not entry.name.startswith("."):
-                has_folders = has_folders or entry.is_dir()
-                if entry.name.lower().endswith(".zip"):
-                    zips.append(Path(entry.path))
-    return sorted(zips) if zips and not has_folders else None
+        shown = [entry for entry in entries if not entry.name.startswith(".")]
+    zips = sorted(Path(entry.path) for entry in shown if entry.name.lower().endswith(".zip"))
+    return zips if zips and not any(entry.is_dir() for entry in shown) else None
 
 
-def _sources(path: str) -> tuple[dict[str, Part], str, Counter[str]]:
-    """The part of each split, a hash over all names and sizes (or, in archives, checksums), and what is no image."""
+def read(path: str) -> Found:
+    """Read an image folder, a .zip, a quoted glob of zips ('data/cifar10-*.zip'), or a folder of zips.
+
+    The provenance has a hash over all names and sizes (in archives, checksums), and what is no image.
+    """
     archives = _archives(path)
     listing = xxhash.xxh3_128()
     splits: dict[str, Part] = {}
     left_out: Counter[str] = Counter()
-    for place in archives if archives is not None else [Path(path)]:
-        found = list_archive(place) if archives is not None else list_folder(place)
+    for place in [Path(path)] if archives is None else archives:
+        if not place.exists():
+            raise UserError(f"{place} does not exist; give a folder or zip archive laid out as {LAYOUT}.")
+        found = list_folder(place) if archives is None else list_archive(place)
         found.files.sort()
         left_out += found.left_out
         for name, size in found.files:
@@ -178,24 +174,13 @@ def _sources(path: str) -> tuple[dict[str, Part], str, Counter[str]]:
             if not split and archives and len(archives) > 1:
                 split = split_of(f"{place.parent.name}/{place.stem}")
             packed = PackedNames([found.names.get(name, name) for name in names] if found.names else names)
-            images = ZipImages(str(place), packed) if archives is not None else FileImages(str(place), packed)
             if split in splits:
                 raise UserError(
                     f"{path}: the {split or 'unsplit'} part is in more than one archive, the second is {place.name}; "
                     "name the archives of one data set, for example 'FOLDER/cifar10-*.zip'."
                 )
-            splits[split] = Part(images, labels, classes)
-    return splits, listing.hexdigest(), left_out
-
-
-def load(name: str, root: str | Path | None = None, **options: Any) -> Dataset:
-    """Read an image folder, a .zip, a quoted glob of zips ('data/cifar10-*.zip'), or a folder of zips."""
-    if root is None:
-        raise UserError("No path was given for the image folder; pass root=FOLDER (on the command line --root).")
-    path = os.path.expanduser(str(root))
-    if not any(sign in path for sign in "*?[") and not Path(path).exists():
-        raise UserError(f"{path} does not exist; give a folder or zip archive laid out as {LAYOUT}.")
-    splits, listing_hash, left_out = _sources(path)
+            kind = FileImages if archives is None else ZipImages
+            splits[split] = Part(kind(str(place), packed), labels, classes)
     others = ", ".join(f"{count} {suffix}" for suffix, count in sorted(left_out.items()))
     if not splits:
         held = f" (it holds {others})" if others else ""
@@ -206,12 +191,5 @@ def load(name: str, root: str | Path | None = None, **options: Any) -> Dataset:
         if len(splits) > 1:
             raise UserError(f"{path} mixes archives with and without a split level; expected {LAYOUT}.")
         splits = {"train": splits[""]}
-    provenance = {"source": "image folder", "path": path, "listing_hash": listing_hash, "left_out": dict(left_out)}
-    return assemble(title(name, "folder", path, ".zip"), path, splits, provenance, **options)
-
-
-def looks_like(path: str) -> bool:
-    """Whether `path` is a folder, a zip, or a glob that matches zips."""
-    if not os.path.exists(path) and any(sign in path for sign in "*?["):
-        return any(found.lower().endswith(".zip") for found in glob.glob(path))
-    return Path(path).is_dir() or (path.lower().endswith(".zip") and Path(path).exists())
+    about = {"source": "image folder", "path": path, "listing_hash": listing.hexdigest(), "left_out": dict(left_out)}
+    return Found(splits, about)

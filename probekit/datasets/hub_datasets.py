@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from igpt_model.checked_json import read_bytes
 from probekit.datasets import parquet
 from probekit.datasets.images import EncodedImages
-from probekit.datasets.parts import Part, assemble, by_column, label_array
-from probekit.datasets.records import Dataset
+from probekit.datasets.labels import object_labels
+from probekit.datasets.parquet import arrow_labels
+from probekit.datasets.parts import Found, Part, by_column
 from probekit.datasets.splits import SPLIT_NAMES
 from probekit.runtime.errors import UserError, first_line
 
@@ -37,34 +39,29 @@ class HubImages(EncodedImages):
             return content, name
         if path is None or not os.path.isfile(path):
             raise UserError(f"{name} contains no image, and its file {path} does not exist.")
-        return Path(path).read_bytes(), path
+        return read_bytes(path), path
 
 
-def load(
-    name: str,
-    root: str | Path | None = None,
+def read(
+    spec: str,
+    root: str | None = None,
     image: str | None = None,
     label: str | None = None,
     split: str | None = None,
-    **options: Any,
-) -> Dataset:
-    """Read a data set by `datasets.load_dataset` (`root` is its cache), or a folder that `save_to_disk` or `to_parquet`
-    wrote; `image`, `label` and `split` name columns where several could be meant."""
-    spec = name.removeprefix(PREFIX)
-    place = os.path.expanduser(spec)
-    saved = looks_like(place)
-    if not saved and parquet.looks_like(place):
-        return parquet.load("parquet", place, image, label, split, **options)
+) -> Found:
+    """Read a data set by `datasets.load_dataset` (`root` is its cache), or a folder that `save_to_disk` wrote; `image`,
+    `label` and `split` name columns where several could be meant."""
+    name = PREFIX + spec
     try:
         import datasets
     except ModuleNotFoundError:
         raise UserError(f"{name} needs Hugging Face's datasets: pip install datasets.") from None
-    title, _, config = (spec, "", "") if os.path.exists(place) else spec.partition(":")
+    title, _, config = (spec, "", "") if os.path.exists(spec) else spec.partition(":")
     try:
-        if saved:
-            loaded = datasets.load_from_disk(place)
+        if in_folder(spec):
+            loaded = datasets.load_from_disk(spec)
         else:
-            loaded = datasets.load_dataset(title, config or None, cache_dir=str(root) if root else None)
+            loaded = datasets.load_dataset(title, config or None, cache_dir=root)
     except Exception as error:  # whatever the hub, the cache or a builder says
         raise UserError(
             f"{name} cannot be loaded by datasets ({first_line(error)}); expected hf-data:NAME, hf-data:NAME:CONFIG, "
@@ -72,36 +69,32 @@ def load(
         ) from None
     if isinstance(loaded, datasets.Dataset):
         loaded = {"train": loaded}
-    parts: dict[str, Part] = {}
-    classes: list[str] | None = None
-    others = [part for part in loaded if part not in SPLIT_NAMES]
-    if others:
+    if others := [part for part in loaded if part not in SPLIT_NAMES]:
         warnings.warn(
             f"{name}: the splits {', '.join(others)} are none of train, val and test: left out.", stacklevel=3
         )
-    named = {part: SPLIT_NAMES[part] for part in loaded if part in SPLIT_NAMES}
-    if "train" not in named.values() or len(set(named.values())) < len(named):
+    named = {SPLIT_NAMES[part]: loaded[part] for part in loaded if part in SPLIT_NAMES}
+    if "train" not in named or len(named) + len(others) < len(loaded):
         raise UserError(
             f"{name} has the splits {', '.join(loaded) or '(none)'}, but train (and val, test) is expected, each once."
         )
-    for part in named:
-        rows = loaded[part]
+    parts: dict[str, Part] = {}
+    classes: list[str] | None = None
+    for part, rows in named.items():
+        schema = rows.features.arrow_schema
         features = {
             c: {"_type": type(f).__name__, "names": getattr(f, "names", None)} for c, f in rows.features.items()
         }
-        image, label, names = parquet.choose_columns(features, rows.features.arrow_schema, image, label, name)
-        if classes is not None and names != classes:
+        image, label, names = parquet.choose_columns(features, schema, image, label, name)
+        if parts and names != classes:
             raise UserError(
                 f"{name}: the split {part} names other classes than the others; give splits of one data set."
             )
         classes = names
-        values = parquet.arrow_labels(rows.select_columns([label]).with_format("arrow")[:][label]) if len(rows) else []
-        encoded = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-        labels = label_array(values, f"The labels of {name}, {part},")
-        parts[named[part]] = Part(HubImages(encoded, image), labels)
-    train = next(loaded[part] for part in named if named[part] == "train")
+        parts[part] = _part(rows, image, label, f"The labels of {name}, {part},")
+    train = named["train"]
     parts, split = by_column(parts, train.column_names, train.__getitem__, split, name)
-    provenance = {
+    about = {
         "source": "Hugging Face datasets",
         "path": spec,
         "config": config or None,
@@ -110,9 +103,17 @@ def load(
         "fingerprints": {part: rows._fingerprint for part, rows in loaded.items()},
         "datasets": datasets.__version__,
     }
-    return assemble(Path(title.rstrip("/")).name, name, parts, provenance, classes, **options)
+    return Found(parts, about, classes)
 
 
-def looks_like(path: str) -> bool:
+def _part(rows: Any, image: str, label: str, whose: str) -> Part:
+    import datasets
+
+    values = rows.select_columns([label]).with_format("arrow")[:][label] if len(rows) else None
+    encoded = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    return Part(HubImages(encoded, image), object_labels([], whose) if values is None else arrow_labels(values, whose))
+
+
+def in_folder(path: str) -> bool:
     """Whether `path` is a folder that `datasets` wrote with `save_to_disk`."""
     return any((Path(path) / marker).is_file() for marker in ("dataset_dict.json", "state.json"))

@@ -16,7 +16,7 @@ import numpy as np
 from igpt_model.checked_json import read_bytes
 from probekit.datasets.images import ArrayImages
 from probekit.datasets.records import Dataset, Split, build
-from probekit.datasets.sources import md5_of, not_found
+from probekit.datasets.sources import fetch_command, md5_of, not_found
 from probekit.runtime.errors import UserError, first_line
 
 SOURCE = "H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST, 2017"
@@ -91,4 +91,4 @@ def _find(place: Path, stem: str, name: str) -> Path:
     for path in (place / f"{stem}.gz", place / stem):
         if path.is_file():
             return path
-    raise UserError(f"{place} lacks {stem}.gz; fetch it with `probekit datasets fetch {name} --root {place}`.")
+    raise UserError(f"{place} lacks {stem}.gz; fetch it with {fetch_command(name, place)}.")

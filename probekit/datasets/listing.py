@@ -4,7 +4,9 @@ Nothing is left out without being counted: a link back to a folder above, a memb
 encrypted archive are refused.
 """
 
+import glob
 import os
+import re
 import stat
 import zipfile
 from array import array
@@ -21,11 +23,12 @@ SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
     *(".tif", ".tiff", ".avif", ".jp2", ".tga"),
 )
-# what the standard library's zipfile decompresses: stored, deflate, bzip2, LZMA
-ZIP_METHODS = {0, 8, 12, 14}
-ZIP_NAMES = {9: "Deflate64", 93: "Zstandard", 98: "PPMd", 99: "AES"}
+# stored and deflate: of bzip2 and LZMA the standard library unpacks whole blocks, whatever size was declared
+ZIP_METHODS = {0, 8}
+ZIP_NAMES = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 98: "PPMd", 99: "AES"}
 
 THREADS = 8
+MOST_FILES = 1_000_000
 # what systems and programs leave in folders, beside names that begin with a dot
 CLUTTER = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__", "#recycle"}
 CLUTTER_FILES = {"thumbs.db", "desktop.ini", "ehthumbs.db"}
@@ -33,7 +36,40 @@ CLUTTER_FILES = {"thumbs.db", "desktop.ini", "ehthumbs.db"}
 
 def is_clutter(name: str) -> bool:
     """Whether a file or folder of this name is no part of anybody's data: hidden, or left by a system."""
-    return name.startswith(".") or name.lower() in CLUTTER | CLUTTER_FILES
+    return (name.startswith(".") and name != "..") or name.lower() in CLUTTER | CLUTTER_FILES
+
+
+def expand(pattern: str, suffix: str = "") -> list[Path]:
+    """Files that a path means: itself, a glob, a range in braces ("{000..012}"), or a folder's files with `suffix`.
+
+    Hidden files are left out; a folder is searched to every depth.
+    """
+    path = Path(pattern)
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.name.lower().endswith(suffix))
+        return [file for file in found if not any(map(is_clutter, file.relative_to(path).parts))]
+    braces = re.search(r"\{([0-9]{1,4000})\.\.([0-9]{1,4000})\}", pattern)
+    if path.exists() or not (braces or any(sign in pattern for sign in "*?[")):
+        return [path]
+    if not braces:
+        return sorted(map(Path, glob.glob(pattern)))
+    first, last = braces.groups()
+    if not 0 <= int(last) - int(first) < MOST_FILES:
+        raise UserError(
+            f"{pattern[:200]} means {first[:20]} to {last[:20]}; give a range of 1 to {MOST_FILES:,} files."
+        )
+    numbers = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+    return [path for n in numbers for path in expand(pattern[: braces.start()] + n + pattern[braces.end() :], suffix)]
+
+
+def shards(path: str, suffix: str) -> list[Path]:
+    """The files, all of which are there, that a path means (`expand`)."""
+    files = expand(path, suffix)
+    missing = [file for file in files if not file.is_file()]
+    if missing or not files:
+        what = f"{missing[0]} does not exist" if missing else f"{path} contains no {suffix} file"
+        raise UserError(f"{what}; give root=FILE{suffix}, a glob or a folder.")
+    return files
 
 
 @dataclass
@@ -217,7 +253,9 @@ def list_archive(archive: Path) -> Listing:
         with zipfile.ZipFile(archive) as opened:
             for info in opened.infolist():
                 # Windows programs write backslashes, others begin with "./"
-                name = "/".join(part for part in info.filename.replace("\\", "/").split("/") if part not in ("", "."))
+                name = "/".join(
+                    part for part in info.filename.replace("\\", "/").split("/") if part not in ("", ".", "..")
+                )
                 if any(map(is_clutter, name.split("/"))):
                     continue
                 if info.is_dir() or info.filename.endswith("\\"):
@@ -254,6 +292,6 @@ def _check_member(archive: Path, info: zipfile.ZipInfo) -> None:
     if info.compress_type not in ZIP_METHODS:
         method = ZIP_NAMES.get(info.compress_type, f"method {info.compress_type}")
         raise UserError(
-            f"{archive} is compressed with {method} (the first image: {info.filename}), which Python does not read; "
+            f"{archive} is compressed with {method} (the first image: {info.filename}), which is not read; "
             "unpack it into a folder, or pack it again with Deflate."
         )

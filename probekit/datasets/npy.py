@@ -10,7 +10,6 @@ Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corr
 Recht et al., "Do CIFAR-10 Classifiers Generalize to CIFAR-10?", 2018.
 """
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ import numpy as np
 
 from igpt_model.hashing import hash_file
 from probekit.datasets.images import ArrayImages, StackedImages
-from probekit.datasets.parts import Part, assemble, label_array, title
-from probekit.datasets.records import Dataset
+from probekit.datasets.labels import label_array
+from probekit.datasets.parts import Found, Part
 from probekit.runtime.errors import UserError, first_line
 
 LABELS = "labels.npy"
@@ -58,18 +57,12 @@ def _array(file: str | Path) -> np.ndarray:
         ) from None
 
 
-def load(
-    name: str,
-    root: str | Path | None = None,
-    corruption: str | None = None,
-    severity: str | int | None = None,
-    **options: Any,
-) -> Dataset:
+def read(path: str, corruption: str | None = None, severity: str | int | None = None) -> Found:
     """Read arrays as one pool of rows: a folder with `labels.npy` and one array a corruption, `NAME_data.npy` with
     `NAME_labels.npy`, or an array with `labels.npy` beside it; all of it, or one `corruption`, one `severity` (1 to
     5)."""
-    place = Path(os.path.expanduser(str(root)))
-    labels_file = place / LABELS
+    place = Path(path)
+    files, labels_file = [place], place / LABELS
     if place.is_dir():
         files = sorted(p for p in place.glob("*.npy") if p.name != LABELS)
         if corruption is not None:
@@ -78,7 +71,6 @@ def load(
                 raise UserError(f"{place} has no corruption {corruption!r}; it has {', '.join(known)}.")
             files = [place / f"{corruption}.npy"]
     else:
-        files = [place]
         own = place.with_name(place.name.replace("data.npy", "labels.npy"))
         labels_file = own if own != place and own.is_file() else place.with_name(LABELS)
     if not files or not labels_file.is_file():
@@ -92,22 +84,19 @@ def load(
         first, stop = _span(rows, severity, file)
         sources.append(MappedImages(str(file), first, stop))
         parts.append(labels[first:stop])
-    sizes = {file.name: file.stat().st_size for file in files}
-    provenance = {
+    # several corruptions, or severities one after the other, of the same images
+    in_five = severity is None and len(labels) % SEVERITIES == 0
+    repeated = in_five and (labels.reshape(SEVERITIES, -1) == labels[: len(labels) // SEVERITIES]).all()
+    about = {
         "source": "npy arrays",
         "path": str(place),
         "corruption": corruption,
         "severity": int(severity) if severity is not None else None,
-        "files": sizes,
+        "files": {file.name: file.stat().st_size for file in files},
         "labels_hash": hash_file(labels_file),
     }
     pool = Part(StackedImages(tuple(sources)), np.concatenate(parts))
-    # several corruptions, or severities one after the other, of the same images
-    in_five = severity is None and len(labels) % SEVERITIES == 0
-    repeated = in_five and (labels.reshape(SEVERITIES, -1) == labels[: len(labels) // SEVERITIES]).all()
-    versions = len(files) * (SEVERITIES if repeated else 1)
-    label = title(name, "npy", str(place), ".npy")
-    return assemble(label, str(place), {"train": pool}, provenance, versions=versions, **options)
+    return Found({"train": pool}, about, versions=len(files) * (SEVERITIES if repeated else 1))
 
 
 def _span(rows: int, severity: str | int | None, file: Path) -> tuple[int, int]:
@@ -119,6 +108,6 @@ def _span(rows: int, severity: str | int | None, file: Path) -> tuple[int, int]:
     return (int(severity) - 1) * part, int(severity) * part
 
 
-def looks_like(path: str) -> bool:
-    """Whether `path` is an .npy array, or a folder that holds labels.npy."""
-    return (Path(path) / LABELS).is_file() or (path.lower().endswith(".npy") and Path(path).is_file())
+def in_folder(folder: str) -> bool:
+    """Whether a folder holds labels.npy."""
+    return (Path(folder) / LABELS).is_file()

@@ -14,7 +14,7 @@ from igpt_model.hashing import hash_json
 from igpt_model.palette import Palette
 from probekit.datasets.images import MadeImages
 from probekit.datasets.records import Dataset, Split, build
-from probekit.datasets.sources import not_found
+from probekit.datasets.sources import fetch_command, not_found
 from probekit.runtime.errors import UserError, first_line
 
 SOURCE = "OpenAI, image-gpt, released data (2020): tokens of centre-cropped 32 x 32 images, for evaluation"
@@ -73,7 +73,7 @@ def load(name: str, root: str | Path | None = None, part: str = "cifar10", split
 def _array(path: Path) -> np.ndarray:
     if not path.is_file():
         raise UserError(
-            f"There is no {path}; `probekit datasets fetch openai-tokens --root {path.parent}` gets the palette and "
+            f"There is no {path}; {fetch_command('openai-tokens', path.parent)} gets the palette and "
             f"the arrays of CIFAR-10, and those of ImageNet are at {BASE}."
         )
     try:

@@ -12,17 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from igpt_model.checked_json import Text, mismatch, parse_json
+from igpt_model.checked_json import Text, mismatch, parse_json, read_bytes
 from igpt_model.hashing import hash_json
 from probekit.datasets.images import EncodedImages, FileImages, Images, PackedNames
-from probekit.datasets.listing import existing, is_clutter, is_image
-from probekit.datasets.parts import Part, assemble, by_column, by_split, column, expand, label_array, split_of, title
-from probekit.datasets.records import Dataset
+from probekit.datasets.labels import label_array, object_labels
+from probekit.datasets.listing import existing, is_clutter, is_image, shards
+from probekit.datasets.parts import Found, Part, by_column, by_split, column, split_of
 from probekit.runtime.errors import UserError, first_line
 
 BATCH = 64
 """Rows of encoded images held at a time: pages of a column are read as they are needed, not a row group at once."""
 BUFFER_BYTES = 1 << 20
+MOST_ROWS = 100_000_000
 LABEL_NAMES = ("label", "labels", "target", "class", "cls")
 
 
@@ -56,7 +57,7 @@ class ParquetImages(EncodedImages):
         reader = self._opened
         if reader is None or reader.owner != (os.getpid(), number) or row < reader.first:
             file = self.files[self.group_file[number]]
-            reader = self._opened = _GroupReader(file, int(self.group[number]), self.column, start, number)
+            reader = self._opened = GroupReader(file, int(self.group[number]), self.column, start, number)
         value = reader.value(row)
         name = f"{reader.file}, row {row - start} of row group {int(self.group[number])}"
         content = value.get("bytes") if isinstance(value, dict) else value
@@ -70,10 +71,10 @@ def _beside(value: Any, file: str, name: str) -> tuple[bytes, str]:
         raise UserError(
             f"{name} contains no encoded image, and its file {path} does not exist; write the images into it."
         )
-    return path.read_bytes(), str(path)
+    return read_bytes(path), str(path)
 
 
-class _GroupReader:
+class GroupReader:
     """One row group's column, streamed forwards in batches of `BATCH` rows."""
 
     def __init__(self, file: str, group: int, column: str, first: int, number: int):
@@ -126,6 +127,12 @@ def declared_features(schema: Any) -> dict[str, dict[str, Any]]:
     return {name: value for name, value in found.items() if isinstance(value, dict)}
 
 
+def _column(file: Path, name: str) -> Any:
+    """A whole column of a file, as Arrow holds it."""
+    with _as_sentence(file):
+        return _open(file).read([name]).column(0)
+
+
 def choose_columns(
     features: dict[str, dict[str, Any]], schema: Any, image: str | None, label: str | None, where: str
 ) -> tuple[str, str, list[str] | None]:
@@ -133,135 +140,105 @@ def choose_columns(
     import pyarrow.types as kinds
 
     names = list(schema.names)
-    if len(set(names)) < len(names):
-        raise UserError(f"{where} has several columns of one name; give each its own.")
-    declared = [n for n in names if features.get(n, {}).get("_type") == "Image"]
 
-    def holds_bytes(kind: Any) -> bool:
+    def declared(name: str, kind: str) -> bool:
+        return features.get(name, {}).get("_type") == kind
+
+    def holds_bytes(name: str) -> bool:
+        kind = schema.field(name).type
         if kinds.is_struct(kind):
             return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
         return kinds.is_binary(kind) or kinds.is_large_binary(kind)
 
-    image = column(
-        image, declared or [n for n in names if holds_bytes(schema.field(n).type)], names, "image", where
-    )  # fmt: skip
-    labels = [
-        n
-        for n in names
-        if n != image
-        and (
-            features.get(n, {}).get("_type") == "ClassLabel"
-            or n.lower() in LABEL_NAMES
-            or n.lower().endswith(("_label", "_labels"))
-        )
-    ]
+    images = [n for n in names if declared(n, "Image")] or [n for n in names if holds_bytes(n)]
+    image = column(image, images, names, "image", where)
+    called = [n for n in names if n.lower() in LABEL_NAMES or n.lower().endswith(("_label", "_labels"))]
+    labels = [n for n in names if n != image and (n in called or declared(n, "ClassLabel"))]
     label = column(label, labels, names, "label", where)
     if kinds.is_list(schema.field(label).type) or kinds.is_large_list(schema.field(label).type):
         raise UserError(
             f"{where}: the column {label} contains several labels per row, but a probe needs one class per row."
         )
     classes = features.get(label, {}).get("names")
-    problem = mismatch(classes, ([Text(10_000)], None))
-    if problem:
+    if problem := mismatch(classes, ([Text(10_000)], None)):
         raise UserError(f"{where} declares class names that cannot be used: {problem.replace('the whole', label)}.")
     return image, label, classes
 
 
-def load(
-    name: str,
-    root: str | Path | None = None,
-    image: str | None = None,
-    label: str | None = None,
-    split: str | None = None,
-    **options: Any,
-) -> Dataset:
+def read(path: str, image: str | None = None, label: str | None = None, split: str | None = None) -> Found:
     """Read a .parquet file, a quoted glob, or a folder of them, whose rows hold one encoded image and one label each.
 
     The word train, val or test in a path says its split. `image`, `label` and `split` name columns; without them those
     are taken that `datasets` declared, or the one of bytes, the one called label, and the one of splits.
     """
-    where = os.path.expanduser(str(root)) if root is not None else ""
-    files = [file for file in expand(where, ".parquet") if file.is_file()] if where else []
-    if not files:
-        raise UserError(f"{root} contains no .parquet file; give root=FILE.parquet, a glob or a folder.")
+    files = shards(path, ".parquet")
     folders = sorted({str(file.parent) for file in files if not split_of(file.parent.name)})
     if len(folders) > 1:
-        raise UserError(f"{where} contains parquet files in several folders ({', '.join(folders)}): name one of them.")
+        raise UserError(f"{path} contains parquet files in several folders ({', '.join(folders)}): name one of them.")
     parts: dict[str, Part] = {}
     classes: list[str] | None = None
-    sizes: dict[str, int] = {}
+    for part, members in by_split(files, path).items():
+        parts[part], classes, image, label = _part(members, image, label, path, classes)
 
     def values(name: str) -> list[Any]:
-        return [value for file in files for value in _open(file).read([name]).column(0).to_pylist()]
+        return [value for file in files for value in _column(file, name).to_pylist()]
 
-    for part, members in by_split(files, where).items():
-        parts[part], classes, columns = _part(members, image, label, where, classes)
-        sizes |= {str(file): file.stat().st_size for file in members}
-    with _as_sentence(where):
-        parts, split = by_column(parts, list(_open(files[0]).schema_arrow.names), values, split, where)
-    columns |= {"split": split} if split else {}
-    listing = [[Path(file).name, size] for file, size in sorted(sizes.items())]
-    provenance = {
+    with _as_sentence(path):
+        names = list(_open(files[0]).schema_arrow.names)
+    parts, split = by_column(parts, names, values, split, path)
+    sizes = sorted([file.name, file.stat().st_size] for file in files)
+    about = {
         "source": "parquet",
-        "path": where,
-        "columns": columns,
+        "path": path,
+        "columns": {"image": image, "label": label} | ({"split": split} if split else {}),
         "files": len(files),
-        "listing_hash": hash_json([listing, {name: part.labels.tolist() for name, part in parts.items()}]),
+        "listing_hash": hash_json([sizes, {name: part.labels.tolist() for name, part in parts.items()}]),
     }
-    return assemble(title(name, "parquet", where, ".parquet"), where, parts, provenance, classes, **options)
+    return Found(parts, about, classes)
 
 
 def _part(
     files: Sequence[Path], image: str | None, label: str | None, where: str, classes: list[str] | None
-) -> tuple[Part, list[str] | None, dict[str, str]]:
-    labels, group_file, group, sizes = [], [], [], []
+) -> tuple[Part, list[str] | None, str, str]:
+    """The rows of a split's files, the class names that they declare, and the columns of images and labels."""
+    labels, groups = [], []
     for number, file in enumerate(files):
         with _as_sentence(file):
             opened = _open(file)
             schema = opened.schema_arrow
             image, label, names = choose_columns(declared_features(schema), schema, image, label, where)
+            rows = [opened.metadata.row_group(k).num_rows for k in range(opened.metadata.num_row_groups)]
+            if opened.metadata.num_rows > MOST_ROWS:  # which a file of a few bytes may claim
+                raise UserError(f"{file} declares {opened.metadata.num_rows:,} rows; at most {MOST_ROWS:,} are read.")
         if classes is not None and names is not None and names != classes:
             raise UserError(f"{file} names other classes than the files before it; give files of one data set.")
         classes = names or classes
-        with _as_sentence(file):
-            labels.append(label_array(arrow_labels(opened.read([label]).column(0)), f"The labels of {file}"))
-        for k in range(opened.metadata.num_row_groups):
-            if rows := opened.metadata.row_group(k).num_rows:
-                group_file.append(number)
-                group.append(k)
-                sizes.append(rows)
+        labels.append(arrow_labels(_column(file, label), f"The labels of {file}"))
+        groups += [(number, k, count) for k, count in enumerate(rows) if count]
     assert image is not None
     assert label is not None
     if len({array.dtype.kind for array in labels}) > 1:
         raise UserError(f"{where}: the labels of some files are numbers and of others names; give them alike.")
-    kind = schema.field(image).type
     images: Images
-    if str(kind) in ("string", "large_string"):
-        with _as_sentence(where):
-            named = [(file, name) for file in files for name in _open(file).read([image]).column(0).to_pylist()]
-        paths = [os.path.join(file.parent, name or "") for file, name in named]
+    if str(schema.field(image).type) in ("string", "large_string"):
+        paths = [os.path.join(f.parent, name or "") for f in files for name in _column(f, image).to_pylist()]
         images = FileImages("", PackedNames(existing("", paths, where)))
     else:
-        images = ParquetImages(
-            tuple(map(str, files)), image, np.array(group_file), np.array(group), np.cumsum(sizes, dtype=np.int64)
-        )
-    return Part(images, np.concatenate(labels)), classes, {"image": image, "label": label}
+        group_file, group, counts = np.array(groups, np.int64).reshape(-1, 3).T
+        images = ParquetImages(tuple(map(str, files)), image, group_file, group, np.cumsum(counts))
+    return Part(images, np.concatenate(labels)), classes, image, label
 
 
-def arrow_labels(column: Any) -> Any:
-    """An Arrow column as NumPy, where nothing is missing (else whole numbers would become floats)."""
-    return np.array([*column.to_pylist(), None], object)[:-1] if column.null_count else column.to_numpy()
+def arrow_labels(column: Any, where: str) -> np.ndarray:
+    """The labels of an Arrow column; where some are missing, NumPy would make floats of whole numbers."""
+    return object_labels(column.to_pylist(), where) if column.null_count else label_array(column.to_numpy(), where)
 
 
-def looks_like(path: str) -> bool:
-    """Whether `path` is a .parquet file, a glob of them, or a folder that holds some, at its top or one below."""
-    if Path(path).is_dir():
-        return _holds_parquet(path)
-    return path.lower().endswith(".parquet") and any(file.is_file() for file in expand(path, ".parquet"))
+def in_folder(folder: str) -> bool:
+    """Whether a folder holds parquet files, at its top or one below.
 
-
-def _holds_parquet(folder: str) -> bool:
-    """The first images met decide against it: a folder of a million images is not listed to find out."""
+    The first images met decide against it: a folder of a million images is not listed to find out.
+    """
     with os.scandir(folder) as entries:
         top = [entry for entry in entries if not is_clutter(entry.name)]
     if any(entry.name.lower().endswith(".parquet") for entry in top):

@@ -1,6 +1,7 @@
 """Find a published data set's files under a root: in an extracted folder, or inside the official archive."""
 
 import hashlib
+import shlex
 import tarfile
 import zlib
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from igpt_model.checked_json import open_regular, read_bytes
 from igpt_model.hashing import hash_file
 from probekit.runtime.errors import UserError, first_line
 
@@ -34,7 +36,7 @@ class Files:
             missing = [name for name in names if not (self.place / name).is_file()]
             if missing:
                 raise UserError(f"{self.place} lacks {', '.join(missing)}; extract the official archive again.")
-            return [(self.place / name).read_bytes() for name in names]
+            return [read_bytes(self.place / name, 4 << 30) for name in names]
         try:
             with tarfile.open(self.place, "r:*") as tar:
                 found: dict[str, bytes] = {}
@@ -68,10 +70,15 @@ class Files:
 def md5_of(path: str | Path) -> str:
     """The md5 of a file: what the publishers of old data sets give."""
     digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def fetch_command(name: str, root: str | Path) -> str:
+    """The command that downloads a data set, for messages; the path is quoted for a shell."""
+    return f"`probekit datasets fetch {name} --root {shlex.quote(str(root))}`"
 
 
 def not_found(name: str) -> UserError:
@@ -97,6 +104,5 @@ def locate(
                 return Files(path, archive), marker
     names = " or ".join(archive.name for archive in archives)
     raise UserError(
-        f"{root} does not contain {name} ({names}, or its extracted files); fetch it with "
-        f"`probekit datasets fetch {name} --root {root}`."
+        f"{root} does not contain {name} ({names}, or its extracted files); fetch it with {fetch_command(name, root)}."
     )

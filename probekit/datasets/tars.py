@@ -21,9 +21,9 @@ import numpy as np
 from igpt_model.checked_json import parse_json
 from igpt_model.hashing import hash_json
 from probekit.datasets.images import EncodedImages
-from probekit.datasets.listing import is_clutter, is_image
-from probekit.datasets.parts import Part, assemble, by_split, expand, label_array, title
-from probekit.datasets.records import Dataset
+from probekit.datasets.labels import object_labels
+from probekit.datasets.listing import is_clutter, is_image, shards
+from probekit.datasets.parts import Found, Part, by_split
 from probekit.runtime.errors import UserError, first_line
 
 LABEL_FIELDS = ("cls", "cls.txt", "label", "label.txt")
@@ -70,135 +70,127 @@ class _Sample:
 
 
 def _samples(file: Path, label: str | None) -> list[_Sample]:
-    samples: list[_Sample] = []
-    known: set[str] = set()
+    samples: dict[str, _Sample] = {}
+    last = ""
     try:
         size = file.stat().st_size
         with tarfile.open(file, "r:") as tar:
             for member in tar:
-                if member.issparse() or member.offset_data + member.size > size:
+                tar.members = []  # type: ignore[attr-defined]  # it keeps every header; a shard may have a million
+                if member.issparse() or member.size < 0 or member.offset_data + member.size > size:
                     # its size is a claim, and reading would fill the memory with what is not there
                     raise UserError(
                         f"{file}: {member.name} is larger than what the archive holds of it; copy it again."
                     )
                 if any(is_clutter(level) for level in member.name.split("/") if level != "."):
                     continue
-                if not member.isfile():
-                    if is_image(member.name) and (member.islnk() or member.issym()):
-                        raise UserError(
-                            f"{file}: {member.name} is a link to {member.linkname}, which is not followed; pack the "
-                            "files themselves (tar --dereference --hard-dereference), each once."
-                        )
-                    continue
-                key, field = _key(member.name)
-                if not samples or samples[-1].key != key:
-                    if key in known:
+                if member.isfile():
+                    key, field = _key(member.name)
+                    if key != last and key in samples:
                         raise UserError(f"{file} contains the sample {key} twice, or its members stand apart.")
-                    known.add(key)
-                    samples.append(_Sample(key))
-                sample = samples[-1]
-                if field in sample.fields:
-                    raise UserError(f"{file}: the sample {key} has the field {field} twice.")
-                sample.fields += (field,)
-                if is_image(f".{field}"):
-                    if sample.image is not None:
-                        raise UserError(
-                            f"{file}: the sample {key} has more than one image ({', '.join(sample.fields)})."
-                        )
-                    sample.image = (member.offset_data, member.size)
-                elif field == label or (label is None and field in LABEL_FIELDS):
-                    sample.labels[field] = _text(tar.extractfile(member).read(), f"{file}: {member.name}")  # type: ignore[union-attr]
-                elif field == "json":
-                    value = parse_json(tar.extractfile(member).read(), member.name)  # type: ignore[union-attr]
-                    if isinstance(value, dict) and value.get(label or "label") is not None:
-                        sample.labels[f"{label or 'label'} of json"] = value[label or "label"]
-                tar.members = []  # type: ignore[attr-defined]  # it keeps every header; a shard may have a million
+                    last = key
+                    _enter(samples.setdefault(key, _Sample(key)), field, tar, member, f"{file}: ", label)
+                elif is_image(member.name) and (member.islnk() or member.issym()):
+                    raise UserError(
+                        f"{file}: {member.name} is a link to {member.linkname}, which is not followed; pack the "
+                        "files themselves (tar --dereference --hard-dereference), each once."
+                    )
     except UserError:
         raise
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+    except Exception as error:  # a damaged header leads tarfile to errors of many kinds, RecursionError among them
         packed = file.suffix.lower() != ".tar"
         hint = "decompress it first: a compressed one cannot be entered in the middle" if packed else "copy it again"
         raise UserError(f"{file} is not a whole uncompressed tar file ({first_line(error)}); {hint}.") from None
-    return samples
+    return list(samples.values())
 
 
-def _text(content: bytes, name: str) -> str:
-    try:
-        return content.decode().strip()
-    except UnicodeDecodeError:
-        raise UserError(f"{name} is not text in UTF-8; write the label as a number or a name.") from None
+def _enter(sample: _Sample, field: str, tar: tarfile.TarFile, member: Any, where: str, label: str | None) -> None:
+    """One member of a sample: its image, a label, or another field."""
+    if field in sample.fields:
+        raise UserError(f"{where}the sample {sample.key} has the field {field} twice.")
+    sample.fields += (field,)
+    if is_image(f".{field}"):
+        if sample.image is not None:
+            raise UserError(f"{where}the sample {sample.key} has more than one image ({', '.join(sample.fields)}).")
+        sample.image = (member.offset_data, member.size)
+    elif field == label or (label is None and field in LABEL_FIELDS):
+        try:
+            sample.labels[field] = tar.extractfile(member).read().decode().strip()  # type: ignore[union-attr]
+        except UnicodeDecodeError:
+            raise UserError(
+                f"{where}{member.name} is not text in UTF-8; write the label as a number or a name."
+            ) from None
+    elif field == "json":
+        key = label or "label"
+        value = parse_json(tar.extractfile(member).read(), member.name)  # type: ignore[union-attr]
+        if isinstance(value, dict) and value.get(key) is not None:
+            sample.labels[f"{key} of json"] = value[key]
+
+
+def _label(sample: _Sample, file: Path) -> tuple[str, Any]:
+    """The one label of a sample, and its field."""
+    if len({str(value).strip() for value in sample.labels.values()}) > 1:
+        found = " and ".join(f"{field} {value}" for field, value in sample.labels.items())
+        raise UserError(
+            f"{file}: the sample {sample.key} has several labels ({found}); name the field that is meant, as "
+            f"in {file}#label=FIELD."
+        )
+    if not sample.labels:
+        raise UserError(
+            f"{file}: the sample {sample.key} has the fields {', '.join(sample.fields)} but no label; expected "
+            f".cls (or a key of .json): name it, as in {file}#label=FIELD (images in folders of classes are "
+            "read from a folder or zip)."
+        )
+    return next(iter(sample.labels.items()))
 
 
 def _part(files: list[Path], label: str | None) -> tuple[Part, int]:
-    shards, offsets, sizes, labels, skipped = [], [], [], [], 0
+    """The samples of a split's shards that have an image, and how many have none."""
+    places, labels, skipped = [], [], 0
     fields: dict[str, str] = {}
     for number, file in enumerate(files):
         for sample in _samples(file, label):
             if sample.image is None:
                 skipped += 1
                 continue
-            if len({str(value).strip() for value in sample.labels.values()}) > 1:
-                found = " and ".join(f"{field} {value}" for field, value in sample.labels.items())
-                raise UserError(
-                    f"{file}: the sample {sample.key} has several labels ({found}); name the field that is meant, as "
-                    f"in {file}#label=FIELD."
-                )
-            if not sample.labels:
-                raise UserError(
-                    f"{file}: the sample {sample.key} has the fields {', '.join(sample.fields)} but no label; expected "
-                    f".cls (or a key of .json): name it, as in {file}#label=FIELD (images in folders of classes are "
-                    "read from a folder or zip)."
-                )
-            fields.setdefault(next(iter(sample.labels)), f"{file}: the sample {sample.key}")
-            shards.append(number)
-            offsets.append(sample.image[0])
-            sizes.append(sample.image[1])
-            labels.append(next(iter(sample.labels.values())))
+            field, value = _label(sample, file)
+            fields.setdefault(field, f"{file}: the sample {sample.key}")
+            places.append((number, *sample.image))
+            labels.append(value)
     if len(fields) > 1:
         (one, first), (other, second) = list(fields.items())[:2]
         raise UserError(f"{first} has its label in the field {one}, but {second} in {other}; give shards of one form.")
-    values = label_array(np.array([*labels, None], object)[:-1], f"The labels of {files[0]}")
+    values = object_labels(labels, f"The labels of {files[0]}")
     if values.dtype.kind == "U" and all(re.fullmatch(r"[+-]?\d{1,18}", name) for name in np.unique(values)):
         values = values.astype(np.int64)
-    images = TarImages(
-        tuple(map(str, files)), np.array(shards, np.int64), np.array(offsets, np.int64), np.array(sizes, np.int64)
-    )
-    return Part(images, values), skipped
+    return Part(TarImages(tuple(map(str, files)), *np.array(places, np.int64).reshape(-1, 3).T), values), skipped
 
 
-def load(name: str, root: str | Path | None = None, label: str | None = None, **options: Any) -> Dataset:
+def read(path: str, label: str | None = None) -> Found:
     """Read webdataset shards: a .tar, a quoted glob or brace range ('train-{0000..0012}.tar'), or a folder of tars.
 
     The word train, val or test in a file's name says its split. `label` is the field that holds the label, or a key of
     the .json field; whole numbers are labels as they are, text names a class.
     """
-    files = expand(os.path.expanduser(str(root)), ".tar") if root is not None else []
-    missing = [file for file in files if not file.is_file()]
-    if not files or missing:
-        raise UserError(f"{missing[0] if missing else root} does not exist; give root=FILE.tar, a glob or a folder.")
-    found = {split: _part(shards, label) for split, shards in by_split(files, os.path.expanduser(str(root))).items()}
-    sizes = {str(file.name): file.stat().st_size for file in files}
+    files = shards(path, ".tar")
+    found = {split: _part(members, label) for split, members in by_split(files, path).items()}
+    sizes = {file.name: file.stat().st_size for file in files}
     listing = {
         split: [part.images.offsets.tolist(), part.images.sizes.tolist(), part.labels.tolist()]  # type: ignore[attr-defined]
         for split, (part, _) in found.items()
     }
-    provenance = {
+    about = {
         "source": "webdataset tars",
-        "path": str(root),
+        "path": path,
         "files": len(files),
         "listing_hash": hash_json([sizes, listing]),
         "samples_without_image": sum(skipped for _, skipped in found.values()),
     }
-    parts = {split: part for split, (part, _) in found.items()}
-    return assemble(title(name, "webdataset", str(root), ".tar"), str(root), parts, provenance, **options)
+    return Found({split: part for split, (part, _) in found.items()}, about)
 
 
-def looks_like(path: str) -> bool:
-    """Whether `path` is a tar, a glob or brace range of them, or a folder whose only data are tars."""
-    if Path(path).is_dir():
-        with os.scandir(path) as entries:
-            names = [entry.name for entry in entries if not is_clutter(entry.name)]
-        return any(name.lower().endswith(SUFFIXES) for name in names) and not any(
-            Path(path, name).is_dir() for name in names
-        )
-    return path.lower().endswith(SUFFIXES) and all(file.is_file() for file in expand(path, ".tar") or [Path(path)])
+def in_folder(folder: str) -> bool:
+    """Whether the only data of a folder are tars."""
+    with os.scandir(folder) as entries:
+        shown = [entry for entry in entries if not is_clutter(entry.name)]
+    return any(e.name.lower().endswith(SUFFIXES) for e in shown) and not any(e.is_dir() for e in shown)

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from igpt_model.checked_json import read_json
+from igpt_model.checked_json import open_regular, read_json
 from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.memory import check_npz
 
 # globals that one file may name before it is given up: whole pickled models name a few dozen
 MOST_GLOBALS = 200
@@ -142,13 +143,14 @@ def read_state(path: str | Path, state_key: str | None = None) -> dict[str, torc
 
 def _load(path: Path) -> Any:
     """What a file holds, by its first bytes: safetensors, NumPy's .npz, a list of shards, else PyTorch's."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         start = file.read(64)
     if start[8:9] == b"{":
         from safetensors.torch import load_file
 
         return load_file(path)
     if path.suffix.lower() == ".npz":
+        check_npz(path)
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
     if start.startswith(b"version https://git-lfs"):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from probekit.runtime.device import send, usable_device
+from igpt_model.devices import find_device, send
 from probekit.runtime.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -42,4 +42,4 @@ def compute(device: str | torch.device = "cpu", dtype: str = "float32") -> Compu
     """The place and format for an encoder; "auto" takes a CUDA device when there is one."""
     if dtype not in DTYPES:
         raise UserError(f"The dtype {dtype!r} is not known; choose {', '.join(DTYPES)}.")
-    return Compute(usable_device(device), dtype)
+    return Compute(find_device(device), dtype)

@@ -1,13 +1,10 @@
 """Hugging Face vision models: every hidden state, pooled as it arises.
 
-Which submodule makes `hidden_states[k]` is found, not assumed: the model runs once with all hidden states, and each is
-matched with the submodule that returned that very tensor. Of models in stages, whose hidden states are those between
-stages, the blocks inside are layers too. ImageGPT is converted to an iGPT and run as one: its own
-processor leaves out the start token. Letters: B images, k layers.
+Of models in stages, whose hidden states are those between stages, the blocks inside are layers too. ImageGPT is
+converted to an iGPT and run as one: its own processor leaves out the start token. Letters: B images.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,25 +18,23 @@ from igpt_model.images import ImageTransform
 from igpt_model.palette import Palette
 from probekit.encoders.encoder import Encoder
 from probekit.encoders.hf_processor import ProcessorPreparation, load_processor, prepare_with
-from probekit.encoders.hooks import ModuleEncoder, failure_as_sentence, match_modules, preparation
+from probekit.encoders.hf_states import AFTER_NORM, find_hidden_states
+from probekit.encoders.hooks import ModuleEncoder, match_modules
 from probekit.encoders.igpt import IGPTEncoder
-from probekit.encoders.pooling import first_tensor, parts_of
 from probekit.encoders.preparation import (
-    DescribedPreparation,
     known_kernel,
     largest_difference,
     odd_pictures,
     odd_results,
     pair,
+    preparation,
+    sides,
 )
-from probekit.encoders.weights import Loaded, load_weights
+from probekit.encoders.weights import Loaded, load_weights_of
 from probekit.runtime.errors import UserError, first_line
 
-AFTER_NORM = "last_hidden_state, after the final norm"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 IMAGE_TOWERS = ("vision_model", "image_model", "vision_tower", "visual")
-# what transformers calls the blocks inside a stage
-BLOCKS = ("blocks", "layers")
 
 
 def _transformers() -> Any:
@@ -56,18 +51,10 @@ def _transformers() -> Any:
     return transformers
 
 
-def load_hf(
-    name: str,
-    weights: str | None = None,
-    state_key: str | None = None,
-    strip_prefix: str | None = None,
-    ignore: str | Sequence[str] = (),
-    revision: str | None = None,
-    **options: Any,
-) -> Encoder:
+def load_hf(name: str, revision: str | None = None, **options: Any) -> Encoder:
     """`hf:FOLDER_OR_NAME`: a local folder, or a model of the hub (downloaded by transformers, at `revision`).
 
-    A weights file may take the place of the model's own (`load_weights`); `options` are those of `HFEncoder`.
+    A weights file may take the place of the model's own (`load_weights_of`); other `options` are those of `HFEncoder`.
     """
     transformers = _transformers()
     config, written = _config(name, revision)
@@ -83,9 +70,8 @@ def load_hf(
         )
     except Exception as error:
         raise UserError(f"hf:{name} cannot be loaded ({first_line(error)}); check the folder or name.") from error
-    if weights is not None:
-        loaded = load_weights(model, weights, state_key, strip_prefix, ignore)
-    else:
+    loaded = load_weights_of(model, options)
+    if loaded is None:
         loaded = Loaded(f"hf:{name}", tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])))
     about = {"name": Path(name.rstrip("/")).name, "source": name, "revision": getattr(config, "_commit_hash", None)}
     return _encoder(model, name, revision, written, about, loaded, options)
@@ -221,28 +207,19 @@ class HFEncoder(ModuleEncoder):
         model, loaded = _image_tower(model, loaded or Loaded())
         model.eval()
         whose = f"hf:{about.get('source')}"
-        if processor is not None and interpolation is not None:
-            if not hasattr(processor, "resample"):
-                raise UserError(f"{whose}: {type(processor).__name__} takes no interpolation; leave it out.")
-            processor.resample = Image.Resampling[known_kernel(interpolation).upper()]
         before = preparation(resolution, resize, crop, interpolation or _kernel(processor))
-        prepare: DescribedPreparation | None = before
-        if processor is not None:
-            prepare, left = prepare_with(processor, whose, before, mean, std)
-            if left is not None:
-                mean, std = left.mean, left.std
-        if prepare is None or (processor is None and (mean is None or std is None)):
-            raise UserError(
-                f"{whose} has no preprocessor_config.json that says how images are prepared, and transformers knows no "
-                "image processor for it; give resolution, mean and std (--resolution --mean --std)."
-            )
-        example = np.asarray(prepare(odd_pictures()[0]))
-        sides = example.shape[:2] if example.dtype == np.uint8 else example.shape[1:]
+        prepare, mean, std = _prepared(processor, whose, before, interpolation, mean, std)
+        size = sides(np.asarray(prepare(odd_pictures()[0])))
         if prefix_tokens is None and model.config.model_type == "dinov3_convnext":
             prefix_tokens = 1  # its last_hidden_state begins with the mean of the map
-        forward, input_rule = _forward(model, sides)
-        states = find_hidden_states(model, forward, sides)
-        named = {name: states[name] for name in self._named(model, layers, states)}
+        forward, input_rule = _forward(model, size)
+        states = find_hidden_states(model, forward, size)
+        named = states
+        if layers is not None:
+            named = {name: states[name] for name in match_modules(model, layers) if name in states}
+        normed = next(
+            (f", but {name} is the last one after the final norm" for name in named if named[name] == AFTER_NORM), ""
+        )
         super().__init__(
             model,
             list(states) if layers is None else layers,
@@ -258,16 +235,29 @@ class HFEncoder(ModuleEncoder):
             provenance={
                 "kind": "hf",
                 "config": model.config.to_dict(),
-                "norm": _norm_state(named),
+                "norm": f"raw hidden states{normed}",
                 "hidden_states": named,
                 "input": input_rule,
                 **about,
             },
         )
 
-    @staticmethod
-    def _named(model: Any, layers: Any, states: Mapping[str, str]) -> list[str]:
-        return list(states) if layers is None else [n for n in match_modules(model, layers) if n in states]
+
+def _prepared(processor: Any, whose: str, before: Any, interpolation: str | None, mean: Any, std: Any) -> Any:
+    """`prepare`, and the mean and deviation that are left for the batch."""
+    if processor is None:
+        if before is None or mean is None or std is None:
+            raise UserError(
+                f"{whose} has no preprocessor_config.json that says how images are prepared, and transformers knows no "
+                "image processor for it; give resolution, mean and std (--resolution --mean --std)."
+            )
+        return before, mean, std
+    if interpolation is not None:
+        if not hasattr(processor, "resample"):
+            raise UserError(f"{whose}: {type(processor).__name__} takes no interpolation; leave it out.")
+        processor.resample = Image.Resampling[known_kernel(interpolation).upper()]
+    prepare, left = prepare_with(processor, whose, before, mean, std)
+    return (prepare, mean, std) if left is None else (prepare, left.mean, left.std)
 
 
 def _kernel(processor: Any) -> str | None:
@@ -287,92 +277,6 @@ def _image_tower(model: Any, loaded: Loaded) -> tuple[Any, Loaded]:
     prefix = f"{tower}."
     missing = tuple(key.removeprefix(prefix) for key in loaded.missing if key.startswith(prefix))
     return getattr(model, tower), replace(loaded, missing=missing)
-
-
-def find_hidden_states(model: Any, forward: Any, sides: tuple[int, int]) -> dict[str, str]:
-    """Which submodule makes which hidden state: {submodule: "hidden_states[k]"}, and the blocks inside stages."""
-    # kept alive here: an id is free to be used again once its object is gone
-    outputs: list[tuple[str, torch.Tensor]] = []
-
-    def note(name: str) -> Any:
-        def hook(_: Any, __: Any, output: Any) -> None:
-            with suppress(UserError):
-                tensor = first_tensor(output, name)
-                # tensors deeper inside are those of a norm or block within, which is found by itself
-                if tensor is output or any(tensor is part for part in parts_of(output)):
-                    outputs.append((name, tensor))
-
-        return hook
-
-    # an identity hands on what another submodule made
-    makers = {n: m for n, m in model.named_modules() if n and not isinstance(m, torch.nn.Identity)}
-    handles = [module.register_forward_hook(note(name)) for name, module in makers.items()]
-    # no blank image: without biases all states of one would be zero, and the last one equal to its norm
-    image = torch.rand((1, 3, *sides), generator=torch.Generator().manual_seed(0))
-    image = image.to(next(model.parameters()).device)
-    try:
-        with torch.no_grad(), failure_as_sentence(model, sides):
-            output = forward(model, image, output_hidden_states=True)
-    finally:
-        for handle in handles:
-            handle.remove()
-    made: dict[int, list[str]] = {}
-    for name, tensor in outputs:
-        made.setdefault(id(tensor), []).append(name)
-    states = getattr(output, "hidden_states", None)
-    if not states:
-        raise UserError(f"{type(model).__name__} gives no hidden states; name submodules through torch: instead.")
-    found: dict[str, str] = {}
-    for k, state in enumerate(states):
-        if state is image:  # DINOv3's ConvNeXt begins with the picture itself
-            continue
-        names = made.get(id(state)) or _reordered(outputs, state)
-        if not names:
-            raise UserError(
-                f"hidden_states[{k}] of {type(model).__name__} is made by no submodule; name layers through torch:."
-            )
-        # of several that return the same tensor, the numbered block says most; else the outermost, which ends last
-        block = [name for name in names if name.rpartition(".")[2].isdigit()]
-        found[min(block, key=len) if block else names[-1]] = f"hidden_states[{k}]" + (
-            "" if id(state) in made else ", whose positions are in another order"
-        )
-    last = getattr(output, "last_hidden_state", None)
-    if last is not None and id(last) in made and last is not states[-1] and not torch.equal(last, states[-1]):
-        maker = made[id(last)][-1]
-        if sum(name == maker for name, _ in outputs) == 1:  # BLIP's norm reads its pooled vector too
-            found[maker] = AFTER_NORM
-    stages, between = dict(found), {id(state) for state in states}
-    for name, tensor in outputs:
-        stage, _, number = name.rpartition(".")
-        stage, _, kind = stage.rpartition(".")
-        if stage in stages and kind in BLOCKS and number.isdigit() and id(tensor) not in between:
-            found[name] = f"a block inside {stages[stage]}"
-    return found
-
-
-def _reordered(outputs: Sequence[tuple[str, torch.Tensor]], state: torch.Tensor) -> list[str]:
-    """The submodules whose output has exactly this state's positions in another order or form, as Hiera's embedding, or
-    PVTv2's tokens, which become a map.
-
-    Their mean is the same; a token in front there could not be told, but neither could it in the state.
-    """
-
-    def positions(h: torch.Tensor) -> torch.Tensor:
-        return torch.unique(h.flatten(0, -2), dim=0)
-
-    as_tokens = state.flatten(2).mT if state.ndim == 4 else state
-    return [
-        name
-        for name, h in outputs
-        if h.ndim == 3
-        and h.shape == as_tokens.shape
-        and (torch.equal(h, as_tokens) or torch.equal(positions(h), positions(as_tokens)))
-    ]
-
-
-def _norm_state(states: Mapping[str, str]) -> str:
-    normed = [name for name, state in states.items() if state == AFTER_NORM]
-    return "raw hidden states" + (f", but {normed[0]} is the last one after the final norm" if normed else "")
 
 
 def _forward(model: Any, sides: tuple[int, int]) -> tuple[Any, str]:

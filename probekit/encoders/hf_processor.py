@@ -18,9 +18,9 @@ from probekit.encoders.preparation import (
     DescribedPreparation,
     Normalisation,
     Preparation,
-    odd_results,
     plain,
     settle,
+    sides,
     triple,
 )
 from probekit.runtime.errors import UserError, first_line
@@ -33,6 +33,7 @@ ABOUT = {
 }
 # switches of the steps that --resolution, --resize and --crop take the place of
 SIZE_SWITCHES = ("do_resize", "do_center_crop", "do_crop", "do_pad", "do_thumbnail", "do_align_long_axis")
+REPLACE = "give --resolution, --mean and --std, which replace it"
 VALUE_SWITCHES = ("do_rescale", "do_normalize", "include_top")
 
 
@@ -85,23 +86,12 @@ def prepare_with(
     values_off = {name: False for name in VALUE_SWITCHES if name in has}
     finished = ProcessorPreparation(processor, sizes_off, before, pixels=False)
     pixels = ProcessorPreparation(processor, sizes_off | values_off, before, pixels=True)
-    if mean is None or std is None:
-        prepare, left = settle(whose, finished, pixels, _normalisations(processor))
-    else:
-        prepare, left = pixels, Normalisation() if odd_results(whose, pixels)[0].dtype == np.uint8 else None
-    if not (mean is None and std is None):
-        if left is None:
-            raise UserError(
-                f"{whose}: the last step of {type(processor).__name__} is not a scale and shift of integers, so "
-                "--mean and --std cannot take its place; leave them out."
-            )
-        left = Normalisation(left.mean if mean is None else triple(mean), left.std if std is None else triple(std))
+    prepare, left = settle(whose, finished, pixels, _normalisations(processor), mean, std)
     if before is not None:
-        given = np.asarray(prepare(np.zeros((*before.crop, 3), np.uint8)))
-        sides = given.shape[:2] if given.dtype == np.uint8 else given.shape[1:]
-        if tuple(sides) != before.crop:
+        made = sides(np.asarray(prepare(np.zeros((*before.crop, 3), np.uint8))))
+        if made != before.crop:
             raise UserError(
-                f"{whose}: {type(processor).__name__} makes {sides[0]} x {sides[1]} of images of {before.crop[0]} x "
+                f"{whose}: {type(processor).__name__} makes {made[0]} x {made[1]} of images of {before.crop[0]} x "
                 f"{before.crop[1]} and cannot be told otherwise; leave out --resolution, --resize and --crop."
             )
     return prepare, left
@@ -143,10 +133,7 @@ def load_processor(
     default = _default_class(transformers, config)
     named = {"image_processor_type", "feature_extractor_type"} & set(written)
     if "auto_map" in written and not named:
-        raise UserError(
-            f"hf:{name}: its image processor is code of its own, which is not run here; give --resolution, --mean and "
-            "--std, which replace it."
-        )
+        raise UserError(f"hf:{name}: its image processor is code of its own, which is not run here; {REPLACE}.")
     if not written:
         if default is None:
             return None, None
@@ -164,21 +151,25 @@ def load_processor(
     except Exception as error:
         if named or default is None:
             raise UserError(
-                f"hf:{name}: its image processor cannot be made ({first_line(error)}); "
-                "give --resolution, --mean and --std, which replace it."
+                f"hf:{name}: its image processor cannot be made ({first_line(error)}); {REPLACE}."
             ) from error
         processor = _make(default, dict(written), name)
+    _check_settings(processor, written, name)
+    return processor, None
+
+
+def _check_settings(processor: Any, written: Mapping[str, Any], name: str) -> None:
+    """Refuse a processor file whose class is another, or whose settings its class does not read."""
     kind = written.get("image_processor_type") or written.get("feature_extractor_type") or type(processor).__name__
     if _plain_name(kind) != _plain_name(type(processor).__name__):
         raise UserError(
-            f"hf:{name}: preprocessor_config.json names {kind}, which this transformers does not have; "
-            "give --resolution, --mean and --std, which replace it."
+            f"hf:{name}: preprocessor_config.json names {kind}, which this transformers does not have; {REPLACE}."
         )
     texts = [key for key, value in written.items() if key.startswith("do_") and isinstance(value, str)]
     if texts:
         raise UserError(
             f"hf:{name}: preprocessor_config.json contains {texts[0]}: {written[texts[0]]!r}, but true or false is "
-            "expected, without quotes; correct the file, or give --resolution, --mean and --std, which replace it."
+            f"expected, without quotes; correct the file, or {REPLACE}."
         )
     understood = _understood(processor) | ABOUT
     # a step switched off that the class does not have is harmless, but not the misspelt name of one that it has
@@ -191,9 +182,8 @@ def load_processor(
     if strange:
         raise UserError(
             f"hf:{name}: preprocessor_config.json contains {', '.join(strange)}, which {type(processor).__name__} does "
-            "not understand; correct the file, or give --resolution, --mean and --std, which replace it."
+            f"not understand; correct the file, or {REPLACE}."
         )
-    return processor, None
 
 
 def _make(kind: Any, settings: dict[str, Any], name: str) -> Any:

@@ -16,9 +16,17 @@ from igpt_model.arguments import check_kind
 from probekit.encoders.compute import compute
 from probekit.encoders.encoder import encoder_repr, layer_patterns
 from probekit.encoders.pooling import Layout, count_special_tokens, decide, first_tensor, has_class_token
-from probekit.encoders.preparation import DescribedPreparation, Normalisation, Preparation, odd_pictures, pair, triple
-from probekit.encoders.row_checks import check_prepare, check_rows, check_tokens, settle_unloaded
-from probekit.encoders.weights import Loaded, hash_weights, load_weights
+from probekit.encoders.preparation import (
+    DescribedPreparation,
+    Normalisation,
+    Preparation,
+    odd_pictures,
+    preparation,
+    sides,
+    triple,
+)
+from probekit.encoders.row_checks import check_features, check_prepare
+from probekit.encoders.weights import Loaded, hash_weights, load_weights_of
 from probekit.runtime.errors import UserError, first_line
 from probekit.runtime.imports import import_object
 
@@ -94,17 +102,6 @@ def described(prepare: Callable[..., Any]) -> Any:
         return prepare.to_dict()
     kind = prepare if hasattr(prepare, "__qualname__") else type(prepare)
     return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def preparation(resolution: int | None, resize: Any, crop: Any, interpolation: str | None) -> Preparation | None:
-    """The user's --resolution, --resize, --crop, --interpolation; None where no size is given."""
-    if resolution is None and resize is None and crop is None:
-        return None
-    size = crop if crop is not None else resolution if resolution is not None else resize
-    if resize is not None:  # one number is the shorter side
-        one = np.ndim(resize) == 0 and "," not in str(resize)
-        resize = pair(resize)[0] if one else pair(resize)
-    return Preparation(pair(size), resize, interpolation or "bilinear")
 
 
 def _observable(module: torch.nn.Module) -> torch.nn.Module:
@@ -185,32 +182,26 @@ class ModuleEncoder:
         if layers is None or layer_patterns(layers) in ([], [""]):
             names = list(submodules(module))
             raise UserError(
-                f"A torch module needs layers= (--layers), names or globs of its submodules: {_shown(names)}."
+                "A torch module needs layers= (--layers; in a study #layers=...), names or globs of its submodules: "
+                f"{_shown(names)}."
             )
-        if prepare is None:
-            prepare = preparation(resolution, resize, crop, interpolation)
-            if prepare is None:
-                raise UserError("A torch module needs prepare= or resolution= (--resolution): its input size.")
-        elif not (resolution is resize is crop is interpolation is None):
+        if prepare is not None and not (resolution is resize is crop is interpolation is None):
             raise UserError("prepare= and resolution, resize, crop or interpolation were both given; give one of them.")
+        prepare = prepare or preparation(resolution, resize, crop, interpolation)
+        if prepare is None:
+            raise UserError("A torch module needs prepare= or resolution= (--resolution): its input size.")
         self.prepare = prepare
         self._normalise = Normalisation(triple(0.0 if mean is None else mean), triple(1.0 if std is None else std))
         self._compute = compute(device, dtype)
         self._forward = forward
-        self.module = module.to(self._compute.device).eval()
+        # what these return may be anything, where the module has its own
+        module.to(self._compute.device)
+        module.eval()
+        self.module = module
         self._eager = any(COMPILED in part._modules or part._compiled_call_impl for part in module.modules())
         own_prepare = isinstance(prepare, DescribedPreparation)
         examples = self._examples(None if own_prepare else data, own_prepare)
-        given = mean is not None or std is not None
-        if given and not self._scales:
-            raise UserError("prepare= returns finished floats, which mean= and std= do not change; leave these out.")
-        own = getattr(module, "pretrained_cfg", None) or {}
-        if self._scales and not given and {"mean", "std"} <= set(own):
-            raise UserError(
-                f"{type(module).__name__} was trained with mean={own['mean']} and std={own['std']} (its "
-                "pretrained_cfg); give these, or others, as mean= and std=."
-            )
-        unscaled = {} if given or not self._scales else {"input": "values from 0 to 1: no mean and std were given"}
+        unscaled = self._unscaled(mean is not None or std is not None)
         weights_hash = hash_weights(module)
         advice = SIZE_ADVICE if isinstance(prepare, Preparation) else PREPARE_ADVICE
         names = match_modules(module, layers)
@@ -218,16 +209,7 @@ class ModuleEncoder:
         self.layers = tuple(self._layouts)
         self.widths = tuple(layout.width for layout in self._layouts.values())
         loaded = loaded or Loaded()
-        check_tokens(self, examples, axes is not None)
-        check_rows(self, examples)
-        if hash_weights(module) != weights_hash:
-            raise UserError(
-                f"{type(module).__name__} changes its own parameters or buffers when it runs (statistics of the first "
-                "batch?), but features must depend on the image alone; set them before, and keep them."
-            )
-        if loaded.missing:
-            settle_unloaded(self, examples, loaded)
-            weights_hash = hash_weights(module)
+        weights_hash = check_features(self, examples, axes is not None, loaded, weights_hash)
         self.provenance: dict[str, Any] = {
             "name": type(module).__name__,
             "kind": "torch",
@@ -245,6 +227,20 @@ class ModuleEncoder:
             **unscaled,
             **(provenance or {}),
         }
+
+    def _unscaled(self, given: bool) -> dict[str, str]:
+        """What the provenance says of pixels without mean and deviation, which must be `given` where there are some."""
+        if not self._scales and given:
+            raise UserError("prepare= returns finished floats, which mean= and std= do not change; leave these out.")
+        if given or not self._scales:
+            return {}
+        own = getattr(self.module, "pretrained_cfg", None) or {}
+        if {"mean", "std"} <= set(own):
+            raise UserError(
+                f"{type(self.module).__name__} was trained with mean={own['mean']} and std={own['std']} (its "
+                "pretrained_cfg); give these, or others, as mean= and std=."
+            )
+        return {"input": "values from 0 to 1: no mean and std were given"}
 
     def _examples(self, data: Any, own: bool) -> np.ndarray:
         """Three different prepared pictures, stacked; of the data set where there is one to take them from."""
@@ -267,11 +263,8 @@ class ModuleEncoder:
             ) from error
         example = made[0]
         self._scales = example.dtype == np.uint8
-        if (
-            example.dtype not in (np.uint8, np.float32)
-            or example.ndim != 3
-            or (example.shape[2] if self._scales else example.shape[0]) != 3
-        ):
+        known = example.dtype in (np.uint8, np.float32) and example.ndim == 3
+        if not known or example.shape[2 if self._scales else 0] != 3:
             raise UserError(
                 f"prepare gave {example.dtype} {example.shape}, but uint8 (H, W, 3) or float32 (3, H, W) is needed."
             )
@@ -281,7 +274,7 @@ class ModuleEncoder:
         dropped = all(np.array_equal(x, example) for x in made)
         if dropped and not all(np.array_equal(picture, pictures[0]) for picture in pictures):
             warnings.warn(f"prepare makes the same of {len(made)} different images: it drops the image.", stacklevel=4)
-        self._sides = example.shape[:2] if self._scales else example.shape[1:]
+        self._sides = sides(example)
         return np.stack(made)
 
     def _decide(
@@ -304,7 +297,6 @@ class ModuleEncoder:
             count = len(shapes[0][often[0]])
             raise UserError(f"The submodule {often[0]} runs {count} times in a forward pass; choose other layers.")
         special = count_special_tokens(self.module) if suggested_prefix is None else suggested_prefix
-        class_token = has_class_token(self.module)
         wide: dict[str, list[tuple[int, ...]]] = {}
         dimensions = {len(found[0]) for found in shapes[0].values()}
         if axes is None and (4 in dimensions or (3 in dimensions and prefix_tokens is None)):
@@ -324,7 +316,7 @@ class ModuleEncoder:
                 axes,
                 prefix_tokens,
                 wide[name][0] if name in wide else None,
-                class_token,
+                has_class_token(self.module),
             )
             for name, found in shapes[0].items()
         }
@@ -390,16 +382,9 @@ class ModuleEncoder:
         return [pooled[name] for name in self.layers]
 
 
-def load_function(
-    spec: str,
-    weights: str | None = None,
-    state_key: str | None = None,
-    strip_prefix: str | None = None,
-    ignore: Sequence[str] = (),
-    **options: Any,
-) -> ModuleEncoder:
-    """`torch:package.module:function`: the function returns a module, or (module, prepare); `weights` are for that
-    module (`load_weights`), the other options those of `ModuleEncoder`, of which `layers` is needed."""
+def load_function(spec: str, **options: Any) -> ModuleEncoder:
+    """`torch:package.module:function`: the function returns a module, or (module, prepare); a weights file is for that
+    module (`load_weights_of`), the other options are those of `ModuleEncoder`, of which `layers` is needed."""
     made = import_object(spec)
     if callable(made) and not isinstance(made, torch.nn.Module):
         try:
@@ -412,8 +397,9 @@ def load_function(
     module, prepare = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(module, torch.nn.Module):
         raise UserError(f"{spec} returned {type(made).__name__}, but a torch module, or (module, prepare), is needed.")
-    if weights is not None:
-        options["loaded"] = load_weights(module, weights, state_key, strip_prefix, ignore)
+    loaded = load_weights_of(module, options)
     if prepare is not None:
         options.setdefault("prepare", prepare)
-    return ModuleEncoder(module, provenance={"name": spec.rpartition(":")[2], "function": spec}, **options)
+    return ModuleEncoder(
+        module, loaded=loaded, provenance={"name": spec.rpartition(":")[2], "function": spec}, **options
+    )

@@ -62,9 +62,9 @@ class Layout:
 def first_tensor(output: Any, module: str) -> torch.Tensor:
     """The tensor of a module's output: itself, or the first of a tuple, list or mapping, however deep."""
     for part in _tensors(output):
-        if part.is_floating_point() and part.layout == torch.strided:
-            return part
-        kind = part.dtype if part.layout == torch.strided else part.layout
+        if part.is_floating_point() and part.layout == torch.strided and not part.is_nested:
+            return part.as_subclass(torch.Tensor) if type(part) is not torch.Tensor else part
+        kind = "nested rows" if part.is_nested else part.dtype if part.layout == torch.strided else part.layout
         raise UserError(
             f"The module {module} returns a tensor of {str(kind).removeprefix('torch.')}, but features are "
             "floating-point numbers; choose another layer."
@@ -137,6 +137,8 @@ def decide(
             f"Layer {name} has the shapes {shape} and {other} for 2 and 3 images: no axis counts the images; choose a "
             "layer outside windows and of images that are not flattened together."
         )
+    if 0 in shape:
+        raise UserError(f"Layer {name} has the shape {shape}, which holds no numbers; choose another layer.")
     batch = changed[0]
     if axes is None:
         axes = _axes(name, shape, batch, sides, wide)
@@ -151,26 +153,8 @@ def decide(
         width = shape[axes.index("D" if axes == "BD" else "C")]
         return Layout(axes, 0, 1 if axes == "BD" else shape[axes.index("H")] * shape[axes.index("W")], width, pool)
     positions, width = shape[axes.index("T")], shape[axes.index("D")]
-    prefix = _prefix(name, positions, sides, special_tokens) if prefix_tokens is None else prefix_tokens
-    if not 0 <= prefix < positions:
-        raise UserError(f"Layer {name} has {positions} positions, which cannot begin with {prefix} special tokens.")
-    if prefix_tokens is None and wide is not None and len(wide) == 3:
-        grown = wide[axes.index("T")]
-        if grown != positions and not is_grid(grown - prefix, (sides[0], 2 * sides[1])):
-            raise UserError(
-                f"Layer {name} has {positions} positions, and {grown} for an image twice as wide: "
-                f"{2 * positions - grown - prefix} of them are no patches; say prefix_tokens= where they are in front, "
-                "or leave them out in a submodule of your own."
-            )
-    if prefix_tokens is not None and not is_grid(positions - prefix, sides):
-        # nothing says that positions must be a grid, but where another number leaves one, this one is a mistake
-        better = [n for n in dict.fromkeys((special_tokens, 0)) if positions > n and is_grid(positions - n, sides)]
-        if better:
-            raise UserError(
-                f"Layer {name} has {positions} positions: {prefix} special tokens in front leave {positions - prefix}, "
-                f"which is not a grid of a {sides[0]} x {sides[1]} image, but {better[0]} would; "
-                f"say prefix_tokens={better[0]}."
-            )
+    grown = wide[axes.index("T")] if wide is not None and len(wide) == 3 else positions
+    prefix = _prefix(name, positions, grown, sides, special_tokens, prefix_tokens)
     if pool != "mean" and (prefix == 0 or (prefix_tokens is None and not class_token)):
         raise UserError(f"Layer {name} has no CLS token; take pool=mean (or say prefix_tokens=1 if the first one is).")
     return Layout(axes, prefix, positions - prefix, width * (2 if pool == "both" else 1), pool)
@@ -217,12 +201,31 @@ def _proportional(height: int, width: int, sides: tuple[int, int]) -> bool:
     return False
 
 
-def _prefix(name: str, positions: int, sides: tuple[int, int], special_tokens: int) -> int:
-    for prefix in dict.fromkeys((special_tokens, 0)):
-        if positions > prefix and is_grid(positions - prefix, sides):
-            return prefix
-    raise UserError(
-        f"Layer {name} has {positions} positions, which is not a grid of a {sides[0]} x {sides[1]} image "
-        f"with {special_tokens} or no special tokens in front; give prefix_tokens= (--prefix-tokens), or axes=BDT if "
-        "channels are second."
-    )
+def _prefix(name: str, positions: int, grown: int, sides: tuple[int, int], special: int, given: int | None) -> int:
+    """The special tokens in front: as many as are `given`, or that leave a grid, also of the positions of an image
+    twice as wide (`grown`)."""
+    grids = [n for n in dict.fromkeys((special, 0)) if positions > n and is_grid(positions - n, sides)]
+    if given is None:
+        if not grids:
+            raise UserError(
+                f"Layer {name} has {positions} positions, which is not a grid of a {sides[0]} x {sides[1]} image "
+                f"with {special} or no special tokens in front; give prefix_tokens= (--prefix-tokens), or axes=BDT if "
+                "channels are second."
+            )
+        if grown != positions and not is_grid(grown - grids[0], (sides[0], 2 * sides[1])):
+            raise UserError(
+                f"Layer {name} has {positions} positions, and {grown} for an image twice as wide: "
+                f"{2 * positions - grown - grids[0]} of them are no patches; say prefix_tokens= where they are in "
+                "front, or leave them out in a submodule of your own."
+            )
+        return grids[0]
+    if not 0 <= given < positions:
+        raise UserError(f"Layer {name} has {positions} positions, which cannot begin with {given} special tokens.")
+    # nothing says that positions must be a grid, but where another number leaves one, this one is a mistake
+    if grids and not is_grid(positions - given, sides):
+        raise UserError(
+            f"Layer {name} has {positions} positions: {given} special tokens in front leave {positions - given}, "
+            f"which is not a grid of a {sides[0]} x {sides[1]} image, but {grids[0]} would; "
+            f"say prefix_tokens={grids[0]}."
+        )
+    return given

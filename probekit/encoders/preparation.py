@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from probekit.runtime.device import send
+from igpt_model.devices import send
 from probekit.runtime.errors import UserError, first_line
 
 KERNELS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
@@ -153,28 +153,70 @@ def settle(
     finished: DescribedPreparation,
     pixels: DescribedPreparation | None,
     normalisations: Sequence[Normalisation],
+    mean: Any = None,
+    std: Any = None,
 ) -> tuple[DescribedPreparation, Normalisation | None]:
     """How a model's own preparation is run: (pixels, normalisation) as uint8 that a `Normalisation` finishes, or
     (finished, None).
 
     `finished` is the model's own, `pixels` the same without its last scale and shift, which may be one of
-    `normalisations`: the first that agrees on all `odd_pictures` is taken. A `UserError` where it fails, or its
-    pictures have no one size.
+    `normalisations`: the first that agrees on all `odd_pictures` is taken. The user's `mean` and `std` take its place,
+    each alone too. A `UserError` where it fails, or its pictures have no one size.
     """
+    made: tuple[DescribedPreparation, Normalisation | None] = finished, None
+    if pixels is not None and mean is not None and std is not None:
+        if odd_results(whose, pixels)[0].dtype == np.uint8:
+            made = pixels, Normalisation()
+    else:
+        made = _separated(whose, finished, pixels, normalisations)
+    prepare, left = made
+    if mean is None and std is None:
+        return made
+    if left is None:
+        raise UserError(
+            f"{whose}: the last step of its preparation is not a scale and shift of integers, so --mean and --std "
+            "cannot take its place; leave them out."
+        )
+    return prepare, Normalisation(left.mean if mean is None else triple(mean), left.std if std is None else triple(std))
+
+
+def _separated(
+    whose: str,
+    finished: DescribedPreparation,
+    pixels: DescribedPreparation | None,
+    normalisations: Sequence[Normalisation],
+) -> tuple[DescribedPreparation, Normalisation | None]:
     whole = odd_results(whose, finished)
     if not all(np.isfinite(x).all() for x in whole):
         raise UserError(
             f"{whose} prepares images with values that are not finite; give --resolution, --mean and --std."
         )
+    grey: list[np.ndarray] = []
     if pixels is not None:
-        grey: list[np.ndarray] = []
         with suppress(UserError):  # its steps may not be separable
             grey = odd_results(whose, pixels)
-        if grey and all(x.dtype == np.uint8 for x in grey):
-            for normalise in normalisations:
-                if all(largest_difference(normalise, g, x) <= 0 for g, x in zip(grey, whole, strict=True)):
-                    return pixels, normalise
+    if pixels is not None and grey and all(x.dtype == np.uint8 for x in grey):
+        for normalise in normalisations:
+            if all(largest_difference(normalise, g, x) <= 0 for g, x in zip(grey, whole, strict=True)):
+                return pixels, normalise
     return finished, None
+
+
+def sides(prepared: np.ndarray) -> tuple[int, int]:
+    """Height and width of a prepared image: uint8 (H, W, 3), or float (3, H, W)."""
+    height, width = prepared.shape[:2] if prepared.dtype == np.uint8 else prepared.shape[1:]
+    return height, width
+
+
+def preparation(resolution: int | None, resize: Any, crop: Any, interpolation: str | None) -> Preparation | None:
+    """The user's --resolution, --resize, --crop, --interpolation; None where no size is given."""
+    if resolution is None and resize is None and crop is None:
+        return None
+    size = crop if crop is not None else resolution if resolution is not None else resize
+    if resize is not None:  # one number is the shorter side
+        one = np.ndim(resize) == 0 and "," not in str(resize)
+        resize = pair(resize)[0] if one else pair(resize)
+    return Preparation(pair(size), resize, interpolation or "bilinear")
 
 
 def odd_results(whose: str, prepare: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:

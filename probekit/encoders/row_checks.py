@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from probekit.encoders.pooling import is_grid
-from probekit.encoders.weights import WRAPPERS, Loaded
+from probekit.encoders.weights import WRAPPERS, Loaded, hash_weights
 from probekit.runtime.errors import UserError, first_line
 
 # Share of a value's own size by which batches of other sizes may change it. float32 on a CPU: other kernels and another
@@ -25,6 +25,22 @@ TOLERANCE, COARSE_TOLERANCE = 1e-3, 3e-2
 FLOOR = 1e-30
 # runs of one batch, where random numbers are drawn: rare events must show
 REPEATS = 8
+
+
+def check_features(encoder: Any, examples: np.ndarray, told: bool, loaded: Loaded, weights_hash: str) -> str:
+    """Every check of an encoder's features, in turn; returns the hash of the weights, in which what no file brought is
+    0."""
+    check_tokens(encoder, examples, told)
+    check_rows(encoder, examples)
+    if hash_weights(encoder.module) != weights_hash:
+        raise UserError(
+            f"{type(encoder.module).__name__} changes its own parameters or buffers when it runs (statistics of the "
+            "first batch?), but features must depend on the image alone; set them before, and keep them."
+        )
+    if not loaded.missing:
+        return weights_hash
+    settle_unloaded(encoder, examples, loaded)
+    return hash_weights(encoder.module)
 
 
 def check_rows(encoder: Any, examples: np.ndarray) -> None:
@@ -56,7 +72,7 @@ def check_rows(encoder: Any, examples: np.ndarray) -> None:
         warnings.warn(
             f"{type(encoder.module).__name__} draws random numbers in evaluation mode, or repeats itself to rounding "
             f"only: {REPEATS} runs gave the same features, but a rare event would not have shown.",
-            stacklevel=4,
+            stacklevel=5,
         )
     # two of the others are as dark and as bright as can be: what is taken over the batch shows
     ends = (0, 255) if examples.dtype == np.uint8 else (4 * examples.min(), 4 * examples.max())
@@ -69,7 +85,7 @@ def check_rows(encoder: Any, examples: np.ndarray) -> None:
             warnings.warn(
                 f"Layer {name} of {type(encoder.module).__name__} has the same features for {len(rows)} different "
                 "images: a mask, a constant, or units that are never active.",
-                stacklevel=4,
+                stacklevel=5,
             )
     try:
         alone = run(examples[:1])

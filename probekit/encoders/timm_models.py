@@ -12,42 +12,40 @@ import numpy as np
 import torch
 from PIL import Image
 
-from probekit.encoders.hooks import ModuleEncoder, preparation, submodules
-from probekit.encoders.preparation import DescribedPreparation, Normalisation, known_kernel, plain, settle, triple
-from probekit.encoders.weights import Loaded, load_weights
+from probekit.encoders.hooks import ModuleEncoder, submodules
+from probekit.encoders.preparation import (
+    DescribedPreparation,
+    Normalisation,
+    known_kernel,
+    plain,
+    preparation,
+    settle,
+    triple,
+)
+from probekit.encoders.weights import load_weights_of
 from probekit.runtime.errors import UserError, first_line
 
 # the steps with which timm's evaluation transform ends; they are left to `Normalisation`
 LAST_STEPS = (("ToTensor", "MaybeToTensor"), ("Normalize",))
 
 
-def load_timm(
-    name: str,
-    layers: str | Sequence[str] | None = None,
-    weights: str | None = None,
-    state_key: str | None = None,
-    strip_prefix: str | None = None,
-    ignore: str | Sequence[str] = (),
-    **options: Any,
-) -> ModuleEncoder:
+def load_timm(name: str, **options: Any) -> ModuleEncoder:
     """`timm:NAME`, as `timm.create_model` takes it, with timm's pretrained weights, or those of a file
-    (`load_weights`).
+    (`load_weights_of`).
 
     Options are those of `ModuleEncoder`; size, crop and normalisation come from the model's own data config.
     """
-    model = _create(name, pretrained=weights is None)
-    loaded = load_weights(model, weights, state_key, strip_prefix, ignore) if weights is not None else Loaded()
-    return from_timm(model, {"name": name, "source": name}, layers, loaded=loaded, **options)
+    model = _create(name, pretrained=options.get("weights") is None)
+    loaded = load_weights_of(model, options)
+    return from_timm(model, {"name": name, "source": name}, loaded=loaded, **options)
 
 
-def load_random_timm(
-    name: str, weights_seed: int = 0, layers: str | Sequence[str] | None = None, **options: Any
-) -> ModuleEncoder:
+def load_random_timm(name: str, weights_seed: int = 0, **options: Any) -> ModuleEncoder:
     """`random:timm:NAME`: the architecture with fresh weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(weights_seed)
         model = _create(name, pretrained=False)
-    return from_timm(model, {"name": "random", "source": name, "weights_seed": weights_seed}, layers, **options)
+    return from_timm(model, {"name": "random", "source": name, "weights_seed": weights_seed}, **options)
 
 
 def _timm() -> Any:
@@ -91,23 +89,20 @@ def from_timm(
     settings = dict(getattr(model, "pretrained_cfg", None) or {})
     if layers is None:
         layers = _listed_layers(model, about)
-    replaced = not (resolution is resize is crop is None)
     own = resolve(settings, {} if interpolation is None else {"interpolation": known_kernel(interpolation)})
-    if replaced:
-        kernel = interpolation or own["interpolation"]
-        prepare: DescribedPreparation | None = preparation(resolution, resize, crop, kernel)
-        left: Normalisation | None = Normalisation(triple(own["mean"]), triple(own["std"]))
+    prepare: DescribedPreparation | None = preparation(resolution, resize, crop, interpolation or own["interpolation"])
+    if prepare is None:
+        prepare, left = prepare_with(own, f"timm:{about['source']}", mean, std)
+        mean, std = (None, None) if left is None else (left.mean, left.std)
     else:
-        prepare, left = prepare_with(own, f"timm:{about['source']}")
-    if left is None and not (mean is None and std is None):
-        raise UserError(f"timm:{about['source']}: its transform normalises by itself; leave out --mean and --std.")
+        mean, std = (own["mean"] if mean is None else mean), (own["std"] if std is None else std)
     tokens = model.num_prefix_tokens if isinstance(getattr(model, "num_prefix_tokens", None), int) else None
     return ModuleEncoder(
         model,
         layers,
         prepare=prepare,
-        mean=mean if mean is not None or left is None else left.mean,
-        std=std if std is not None or left is None else left.std,
+        mean=mean,
+        std=std,
         prefix_tokens=prefix_tokens,
         suggested_prefix=tokens,
         provenance={"kind": "timm", "config": plain(settings), **about},
@@ -174,7 +169,9 @@ class TimmPreparation(DescribedPreparation):
         return {"transform": "timm.data.create_transform", "settings": plain(self.config)}
 
 
-def prepare_with(config: Mapping[str, Any], whose: str) -> tuple[DescribedPreparation, Normalisation | None]:
+def prepare_with(
+    config: Mapping[str, Any], whose: str, mean: Any = None, std: Any = None
+) -> tuple[DescribedPreparation, Normalisation | None]:
     """`prepare` and what is left for `Normalisation` (None: nothing), from timm's data configuration."""
     timm = _timm()
     try:
@@ -189,4 +186,4 @@ def prepare_with(config: Mapping[str, Any], whose: str) -> tuple[DescribedPrepar
     if all(type(s).__name__ in names for s, names in zip(steps[-2:], LAST_STEPS, strict=True)):
         pixels = TimmPreparation(type(transform)(steps[:-2]), config)
     ends = [Normalisation(triple(config["mean"]), triple(config["std"]))]
-    return settle(whose, TimmPreparation(transform, config), pixels, ends)
+    return settle(whose, TimmPreparation(transform, config), pixels, ends, mean, std)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from igpt_model.devices import is_plain
 from igpt_model.hashing import hash_arrays
 from probekit.encoders.checkpoint_files import read_state
 from probekit.runtime.errors import UserError
@@ -58,6 +59,16 @@ def hash_weights(module: torch.nn.Module) -> str:
         if isinstance(value, torch.Tensor)
     }
     return hash_arrays(state)
+
+
+def load_weights_of(module: torch.nn.Module, options: dict[str, Any]) -> Loaded | None:
+    """Load the weights file that an encoder's options name, and take these options out; None where they name none."""
+    asked = {key: options.pop(key) for key in ("weights", "state_key", "strip_prefix", "ignore") if key in options}
+    path = asked.pop("weights", None)
+    given = {key: value for key, value in asked.items() if value}
+    if path is None and given:
+        raise UserError(f"{' and '.join(given)} speak of a weights file, but none was given (weights=, --weights).")
+    return None if path is None else load_weights(module, path, **given)
 
 
 def load_weights(
@@ -112,8 +123,7 @@ def load_weights(
 
 def _fits(value: torch.Tensor, own: torch.Tensor) -> bool:
     """Whether a file's tensor is what a parameter holds: of its shape, plain numbers, and real where it is."""
-    plain = value.layout == torch.strided and not (value.is_quantized or value.is_complex() or value.is_meta)
-    return plain and value.shape == own.shape and value.is_floating_point() == own.is_floating_point()
+    return is_plain(value) and value.shape == own.shape and value.is_floating_point() == own.is_floating_point()
 
 
 def _stands_for_missing(key: str, own: set[str], missing: set[str]) -> bool:

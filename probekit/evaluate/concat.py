@@ -14,7 +14,7 @@ from igpt_model.arguments import checked
 from probekit.evaluate.runner import Job, Runner, check_kinds, warn_unconverged
 from probekit.evaluate.training_rows import seed_list
 from probekit.features.store import Features
-from probekit.probes import PROBES, Protocol
+from probekit.probes.probe import PROBES
 from probekit.results.curve import choose_layer
 from probekit.results.journal import Journal
 from probekit.results.record import Record, read_records
@@ -25,7 +25,7 @@ from probekit.runtime.progress_bar import shown
 from probekit.runtime.workers import worker_processes
 from probekit.selection.choose_C import Selection, choose_C
 from probekit.selection.layers import greedy, windows
-from probekit.selection.protocol import subsample_grid
+from probekit.selection.protocol import Protocol, subsample_grid
 from probekit.selection.settings import make_settings
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from igpt_model.devices import find_device
 from probekit.features.lazy_features import read_features
 from probekit.features.store import FeatureStore
 from probekit.results.record import Record
-from probekit.runtime.device import usable_device
 from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def embed(X: np.ndarray, method: Method = "tsne", device: str = "cpu") -> np.nda
     """Two coordinates (N, 2) of each row of X (N, D): scikit-learn's t-SNE or umap-learn's UMAP; on a GPU cuML's."""
     if method not in ("tsne", "umap"):
         raise UserError(f"method is {method!r}; choose tsne or umap.")
-    module, name, package = CLASSES[method, usable_device(device).type]
+    module, name, package = CLASSES[method, find_device(device).type]
     try:
         made = getattr(import_module(module), name)
     except ImportError:

@@ -16,7 +16,7 @@ from probekit.encoders.encoder import Encoder
 from probekit.features.format import content
 from probekit.features.lazy_features import training_features
 from probekit.features.store import FeatureStore
-from probekit.probes import PROBES, FittedProbe
+from probekit.probes.probe import PROBES, FittedProbe
 from probekit.results.predictions import load_probe
 from probekit.results.record import RESULTS_NAME, Record, read_records
 from probekit.results.results import Results

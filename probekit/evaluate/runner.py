@@ -22,24 +22,24 @@ from scipy.special import log_softmax
 from sklearn.exceptions import ConvergenceWarning
 
 from igpt_model.checked_json import Text, check_json
+from igpt_model.devices import find_device, to_device
 from igpt_model.differences import differ
 from igpt_model.hashing import hash_json
+from igpt_model.process_group import current_ranks
 from probekit.evaluate.layer_geometry import rankme
 from probekit.evaluate.training_rows import training_rows
 from probekit.features.lazy_features import BLOCK_ROWS, fits, read_features, training_features
 from probekit.features.store import Features, FeatureStore
-from probekit.probes import PROBES, FittedProbe, Probe, Protocol
+from probekit.probes.probe import PROBES, FittedProbe, Probe
 from probekit.results.journal import Journal, share_work
 from probekit.results.metrics import score
 from probekit.results.predictions import RowPredictions, load_probe, save_probe
 from probekit.results.record import RESULTS_NAME, SCHEMA, Identity, Record, migrate, test_file
-from probekit.runtime.device import to_device, usable_device
 from probekit.runtime.errors import UserError, did_you_mean
 from probekit.runtime.progress import FitProgress, Progress
-from probekit.runtime.ranks import broadcast, current
 from probekit.runtime.streams import on_streams
 from probekit.selection.folds import TrainingRows
-from probekit.selection.protocol import grid_words, resolve_protocol
+from probekit.selection.protocol import Protocol, grid_words, resolve_protocol
 from probekit.selection.settings import FitSettings
 
 T = TypeVar("T")
@@ -102,7 +102,7 @@ class Runner:
     @property
     def is_rank0(self) -> bool:
         """Whether this process writes: where rows are sharded, only rank 0 does."""
-        return not self.settings.sharded or current().rank == 0
+        return not self.settings.sharded or current_ranks().first
 
     def path_for(self, workers: int) -> Path | None:
         """The feature file for other processes; features in memory are refused where there are several."""
@@ -159,11 +159,11 @@ class Runner:
         if self.is_rank0:
             share_work(self.results, {key: [key] for key in open_keys}, lambda key: [self.test(key)])
         if self.settings.sharded:
-            broadcast(None)  # the other ranks wait for the tests
+            self.settings.agree(None)  # the other ranks wait for the tests
 
     def groups(self, jobs: Mapping[str, Job]) -> dict[str, list[str]]:
         """Keys that one worker claims together, by the name of the claim; on a CPU usually a single key."""
-        on_gpu = usable_device(self.settings.device).type == "cuda" and self.settings.backend == "torch"
+        on_gpu = find_device(self.settings.device).type == "cuda" and self.settings.backend == "torch"
         at_once = LAYERS_AT_ONCE if on_gpu and not self.settings.sharded else 1
         together: dict[Any, list[str]] = {}
         for number, (key, job) in enumerate(jobs.items()):
@@ -182,10 +182,10 @@ class Runner:
         if not self.settings.sharded:
             share_work(journal, groups, work, progress)
         elif self.is_rank0:
-            share_work(journal, groups, lambda name: work(broadcast(name)), progress)
-            broadcast(None)
+            share_work(journal, groups, lambda name: work(self.settings.agree(name)), progress)
+            self.settings.agree(None)
         else:
-            while (name := broadcast(None)) is not None:
+            while (name := self.settings.agree(None)) is not None:
                 for _ in work(name):
                     pass
 
@@ -249,7 +249,7 @@ class Runner:
             )
         normalize = self.protocol.normalize
         found = [training_features(self.store, job.layers, rows.positions, normalize, lazy) for job in jobs]
-        device = usable_device(self.settings.device)
+        device = find_device(self.settings.device)
         moved = not lazy and device.type == "cuda" and self.fits(len(rows.y), width, device)
         return [to_device(X, device) for X in found] if moved else found
 
@@ -263,7 +263,7 @@ class Runner:
 
     def each(self, call: Callable[[Job], T], jobs: Sequence[Job]) -> Iterator[T]:
         """Results of a call for each job, in order; on a GPU as many at once as fit in memory."""
-        device = usable_device(self.settings.device)
+        device = find_device(self.settings.device)
         entries = [len(self.rows(job).y) * sum(self.layer_widths(job.layers)) for job in jobs]
         room = next((n for n in range(len(jobs), 1, -1) if self.fits(n, max(entries, default=0), device)), 1)
         return on_streams([partial(call, job) for job in jobs], device, room)

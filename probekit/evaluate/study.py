@@ -4,6 +4,7 @@ Files: `out/study.json` (what the study is), `features/SERIES.h5`, `results.json
 data sets each has its own folder, and the report covers them all.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,7 +20,8 @@ from probekit.datasets import Dataset, load_dataset
 from probekit.datasets.catalogue import written_tests
 from probekit.datasets.shifted import with_tests
 from probekit.encoders.encoder import Encoder
-from probekit.evaluate.baselines import control_encoders, load_as
+from probekit.encoders.loading import load_encoder
+from probekit.encoders.pixels import resolution_of
 from probekit.evaluate.concat import concat
 from probekit.evaluate.sweep import seed_list, sweep
 from probekit.features.extract import extract
@@ -30,6 +32,7 @@ from probekit.runtime.escape import file_name
 from probekit.selection.protocol import Protocol, resolve_protocol
 
 SETTINGS_NAME = "study.json"
+PIXELS_AT_MOST = 32  # pixels per side: larger images have too many columns for a control
 Progress = Callable[[str, str, int, int], Any]
 
 
@@ -176,6 +179,46 @@ def study(
     return results
 
 
+def control_encoders(series: Mapping[str, tuple[Any, Any]], data: Dataset, device: str = "cpu") -> dict[str, Any]:
+    """Raw pixels, and random weights of each architecture whose spec allows it: name -> encoder.
+
+    `series` has the (spec, encoder) under study by name; a control that is among them is not made again. Raw pixels
+    have the side of the images of `data`, but at most that of the encoders' input or 32.
+    """
+    kinds = {encoder.provenance.get("kind") for _, encoder in series.values()}
+    made: dict[str, Any] = {}
+    if "pixels" not in kinds:
+        inputs = [e.provenance.get("resolution") for _, e in series.values()]
+        known = [side for side in inputs if isinstance(side, int)]
+        side = min([resolution_of("pixels", None, data), PIXELS_AT_MOST, *([max(known)] if known else [])])
+        made["pixels"] = load_encoder(f"pixels:{side}", device=device)
+    random = {name: control for name, (spec, _) in series.items() if (control := random_spec(spec))}
+    seen: set[str] = set()
+    for name, spec in random.items():
+        encoder = load_as(spec, "random" if len(random) == 1 else f"random {name}", device, data)
+        # two checkpoints of one run have the same untrained network
+        same = json.dumps([encoder.provenance.get(key) for key in ("weights_hash", "palette_hash", "preparation")])
+        if same not in seen:
+            made[encoder.provenance["name"]] = encoder
+        seen.add(same)
+    return made
+
+
+def random_spec(spec: Any) -> str | None:
+    """The spec of the same architecture with random weights, or None where there is no such form."""
+    scheme, colon, rest = spec.partition(":") if isinstance(spec, str) else ("", "", "")
+    if not colon:
+        return None
+    return {"igpt": f"random:{rest}", "hf": f"random:hf:{rest}", "timm": f"random:timm:{rest}"}.get(scheme)
+
+
+def load_as(spec: Any, name: str | None, device: str, data: Dataset) -> Any:
+    """An encoder from its spec, with the given series name (None: its own); an encoder object is kept as it is."""
+    if not isinstance(spec, str) and hasattr(spec, "layers"):
+        return load_encoder(spec, name=name)
+    return load_encoder(spec, name=name, device=device, data=data)
+
+
 def _asked_for(given: Any, data: Dataset) -> str:
     """A data set as `--on` and `--test` take it: its path, or with its options where these were written."""
     return given if isinstance(given, str) and "#" in given else str(data.provenance.get("path", data.name))
@@ -194,14 +237,7 @@ def _open(out: Path, settings: Mapping[str, Any]) -> None:
         return
     except UserError as error:
         raise UserError(f"{str(error).rstrip('.')}: delete it, and run the same command again.") from None
-    # studies from before there were further tests and checks have none
-    same = {name for name in ("tests", "checks") if not there.get(name) and not mine[name]}
-    plans = [{name: of.get(name) for name in mine if name not in same} for of in (there, mine)]
-    for of in plans:  # options after a # are not in older ones; other options are other features, which are refused
-        for name in {"datasets", "tests"} & of.keys():
-            of[name] = {key: str(value).partition("#")[0] for key, value in dict(of[name] or {}).items()}
-    differing = differ(*plans)
-    if differing:
+    if differing := differ(there, mine):
         raise UserError(f"{out} contains another study ({differing}): choose another --out.")
 
 

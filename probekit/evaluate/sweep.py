@@ -2,6 +2,7 @@
 
 import fnmatch
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -15,14 +16,14 @@ from probekit.evaluate.runner import Job, Runner, check_kinds, warn_unconverged
 from probekit.evaluate.training_rows import seed_list
 from probekit.features.memory_store import MemoryStore
 from probekit.features.store import Features
-from probekit.probes import PROBES, Protocol
+from probekit.probes.probe import PROBES
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError
 from probekit.runtime.progress import Progress
 from probekit.runtime.progress_bar import shown
 from probekit.runtime.temporary import temporary_folder
 from probekit.runtime.workers import worker_processes
-from probekit.selection.protocol import resolve_protocol
+from probekit.selection.protocol import Protocol, resolve_protocol
 from probekit.selection.settings import make_settings
 
 DRAWS = 5  # draws of a few labelled rows a class, unless seeds says how many
@@ -111,7 +112,10 @@ def sweep(
         Unusable features, labels, layers or penalties, or a folder whose series of this name was made otherwise.
     """
     if per_class is not None and train_rows is not None:
-        raise UserError(f"per_class is {per_class} and train_rows is {train_rows}: give one of the two.")
+        raise UserError("per_class and train_rows were both given: give one of the two.")
+    sizes: list[tuple[int | None, int | None]] = [(rows, None) for rows in _listed("train_rows", train_rows)]
+    if per_class is not None:
+        sizes = [(None, few) for few in _listed("per_class", per_class)]
     resolved = resolve_protocol(protocol, Cs)
     own = resolved.probe
     kinds = list(dict.fromkeys([probe or own, *checks]))
@@ -137,9 +141,6 @@ def sweep(
     runner = Runner(features, out, resolved, None, series, make_settings(backend, device, dtype, parallel))
     names = choose_names(runner.store, layers)
     draws = seed_list((DRAWS if per_class else 1) if seeds is None else seeds)
-    sizes = (
-        [(rows, None) for rows in _listed(train_rows)] if per_class is None else [(None, k) for k in _listed(per_class)]
-    )
     jobs = [
         Job((layer,), seed, rows, "" if kind == own else kind, few)
         for rows, few in sizes
@@ -157,11 +158,19 @@ def sweep(
         runner.run(jobs, show)
     keys = {runner.identity(job).key for job in jobs}
     results = Results(runner.out).only(keys)
+    if others := sorted({record.series for record in results} - {runner.series}):
+        warnings.warn(
+            f"{runner.out} holds these probes as series {', '.join(others)}, so {runner.series!r} was not recorded; "
+            "give another out to name them so.",
+            stacklevel=3,
+        )
     warn_unconverged([record for record in results if record.tunes == "C"])
     return results
 
 
-def _listed(sizes: Sequence[int] | int | None) -> list[int | None]:
+def _listed(name: str, sizes: Sequence[int] | int | None) -> list[int | None]:
+    if isinstance(sizes, Sequence) and not sizes:
+        raise UserError(f"{name} is empty; give one or more numbers of rows, or leave it out.")
     return list(sizes) if isinstance(sizes, Sequence) else [sizes]
 
 
@@ -202,7 +211,7 @@ def choose_names(store: Features, layers: str | Sequence[str | int] | None) -> l
         matched: list[str] = []
         if isinstance(layer, str):
             matched = [name for name in store.layers if fnmatch.fnmatchcase(name, layer)]
-            if not matched and layer.isdecimal():  # names begin with the depth, in two digits or more
+            if not matched and re.fullmatch("[0-9]{1,9}", layer):  # names begin with the depth, in two digits or more
                 matched = [name for name in store.layers if re.fullmatch(f"0*{int(layer)}(_.*)?", name)]
             if not matched and set("*?[") & set(layer):
                 raise UserError(f"No layer matches {layer!r}; there are {', '.join(store.layers)}.")

@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ import torch
 
 from igpt_model.arguments import checked
 from igpt_model.devices import cpu_threads
+from igpt_model.process_group import Ranks, current_ranks
 from igpt_model.ranges import WORKERS, check_at_least, check_range
 from probekit.datasets import Dataset, load_dataset
 from probekit.encoders import load_encoder
@@ -32,7 +34,6 @@ from probekit.features.validate import read_header
 from probekit.features.writer import FeatureWriter, create_skeleton, write_lock
 from probekit.runtime.errors import UserError
 from probekit.runtime.progress_bar import shown
-from probekit.runtime.ranks import Ranks, barrier, current
 from probekit.runtime.temporary import temporary_folder
 
 BATCH_SIZE = 128
@@ -102,15 +103,15 @@ def extract(
     if limit is not None:
         parts = {name: part.limit(limit) for name, part in parts.items()}
     parts = {name: part for name, part in parts.items() if len(part)}
-    ranks = ranks or current()
+    ranks = ranks or current_ranks()
     whole = declare(encoder, data, parts, batch_size, dtype, limit)
     with shown(progress, "extract", "images") as show:
         write_part(path, whole, ranks, encoder, parts, data.classes, batch_size, workers, show)
-    if ranks.world > 1:
-        barrier(ranks)
-        if ranks.rank == 0:
+    if ranks.size > 1:
+        ranks.wait()
+        if ranks.first:
             join(path, ranks)
-        barrier(ranks)
+        ranks.wait()
     return _checked_pictures(FeatureStore(path))
 
 
@@ -119,9 +120,9 @@ def write_part(
     batch_size: int | None = None, workers: int = 0, progress: Progress | None = None,
 ) -> None:  # fmt: skip
     """Write this rank's share of the file that `header` describes: all of it, a shard, or nothing."""
-    if ranks.world > 1:
+    if ranks.size > 1:
         parts, first = share(parts, header.batch_size, ranks)
-        shard = {"rank": ranks.rank, "world": ranks.world, "splits": header.splits, "first": first}
+        shard = {"rank": ranks.rank, "world": ranks.size, "splits": header.splits, "first": first}
         header = replace(header, splits={name: len(part) for name, part in parts.items()}, shard=shard)
         path = shard_path(path, ranks)
     if not parts:
@@ -146,6 +147,14 @@ def _checked_pictures(store: FeatureStore) -> FeatureStore:
             warnings.warn(
                 f"{counts.max():,} of the {counts.sum():,} images of split {split} are identical; look at some "
                 "(are they decoded as they should be?).",
+                stacklevel=3,
+            )
+    for one, other in combinations([name for name in ("train", "val", "test") if name in store.splits], 2):
+        hashes = store.image_hashes(other)
+        if (shared := int(np.isin(hashes, store.image_hashes(one)).sum())) > max(2, len(hashes) // 100):
+            warnings.warn(
+                f"{shared:,} of the {len(hashes):,} images of split {other} are in {one} too, to the pixel; a test on "
+                "them measures memory (`probekit verify` lists rows).",
                 stacklevel=3,
             )
     return store

@@ -12,17 +12,17 @@ from typing import Any
 import h5py
 import numpy as np
 
+from igpt_model.process_group import Ranks
 from probekit.features import format as layout
 from probekit.features.format import Header
-from probekit.features.store import FeatureStore
+from probekit.features.store import FeatureStore, first_gap
 from probekit.features.writer import new_hdf5, write_lock
 from probekit.runtime.errors import UserError
-from probekit.runtime.ranks import Ranks, shard_range
 
 
 def shard_path(path: Path, ranks: Ranks) -> Path:
     """The file that a rank writes: features.h5 -> features.shard-00001-of-00004.h5."""
-    return path.with_name(f"{path.stem}.shard-{ranks.rank:05d}-of-{ranks.world:05d}{path.suffix}")
+    return path.with_name(f"{path.stem}.shard-{ranks.rank:05d}-of-{ranks.size:05d}{path.suffix}")
 
 
 def share(parts: Mapping[str, Any], batch_size: int, ranks: Ranks) -> tuple[dict[str, Any], dict[str, int]]:
@@ -35,8 +35,8 @@ def share(parts: Mapping[str, Any], batch_size: int, ranks: Ranks) -> tuple[dict
     """
     own, first = {}, {}
     for name, part in parts.items():
-        blocks = shard_range(-(-len(part) // batch_size), ranks)
-        if len(blocks):
+        blocks = ranks.part(0, -(-len(part) // batch_size))
+        if blocks.start < blocks.stop:
             rows = np.arange(blocks.start * batch_size, min(blocks.stop * batch_size, len(part)))
             own[name], first[name] = part.take(rows), int(rows[0])
     return own, first
@@ -51,7 +51,7 @@ def join(path: str | Path, ranks_or_world: Ranks | int) -> FeatureStore:
         A shard is missing or incomplete (it is named), or shards do not cover the rows of a split once each.
     """
     path = Path(path)
-    world = ranks_or_world.world if isinstance(ranks_or_world, Ranks) else ranks_or_world
+    world = ranks_or_world.size if isinstance(ranks_or_world, Ranks) else ranks_or_world
     found = [shard_path(path, Ranks(rank, world)) for rank in range(world)]
     # a rank that was given no block writes no file; coverage is checked below
     shards = [FeatureStore(shard) for shard in found if shard.exists()]
@@ -91,13 +91,8 @@ def _whole_header(path: Path, shards: list[FeatureStore], found: list[Path]) -> 
                 f"{shard.path.name} was made with other settings than {shards[0].path.name}; extract it again."
             )
     for split, n in whole.items():
-        ranges = sorted((_place(s, "first")[split], s.header.splits[split]) for s in shards if split in s.splits)
-        at = 0
-        for first, rows in ranges:
-            if first != at:
-                break
-            at += rows
-        if at != n:
+        ranges = ((_place(s, "first")[split], s.header.splits[split]) for s in shards if split in s.splits)
+        if (at := first_gap(ranges, n)) is not None:
             missing = [shard.name for shard in found if not shard.exists()]
             raise UserError(
                 f"Rows {at} on of {split} are in no shard of {path.name} (missing: {', '.join(missing) or 'none'}); "

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from igpt_model.devices import to_device
 from probekit.probes.logistic import LogisticProbe
 from probekit.probes.probe import FittedLinear, Probe, standardized
-from probekit.runtime.device import to_device
 from probekit.runtime.errors import UserError
 from probekit.selection.choose_C import choose_C
 from probekit.selection.folds import TrainingRows

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from igpt_model.devices import to_device
 from probekit.probes.probe import EXACT, FittedProbe, Probe
-from probekit.runtime.device import to_device
 from probekit.selection.choose_C import HeldOut, cross_validate, score_log_proba
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from igpt_model.devices import to_device
 from probekit.probes.logistic import certificate_of
 from probekit.probes.probe import FittedLinear, Probe, standardized
-from probekit.runtime.device import to_device
 from probekit.runtime.errors import UserError
 from probekit.selection.choose_C import CERTIFICATE, HeldOut, score_path
 from probekit.selection.folds import TrainingRows

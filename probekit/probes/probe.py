@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from torch import Tensor
 
-from probekit.runtime.device import to_device
+from igpt_model.devices import to_device
 from probekit.runtime.errors import UserError
 from probekit.selection.choose_C import HeldOut, Selection, cross_validate
 from probekit.selection.folds import TrainingRows

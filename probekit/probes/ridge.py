@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from igpt_model.devices import to_device
 from probekit.probes.probe import EXACT, FittedLinear, Probe, standardized
-from probekit.runtime.device import to_device
 from probekit.selection.choose_C import HeldOut, score_log_proba
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol

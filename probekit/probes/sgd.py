@@ -21,10 +21,10 @@ from torch import Tensor
 
 from igpt_model.atomic import write_bytes
 from igpt_model.checked_json import as_json
+from igpt_model.devices import find_device, to_device
 from igpt_model.hashing import hash_json
 from probekit.probes.probe import FittedLinear, Probe
 from probekit.probes.sgd_batches import Batch, array_batches, count_steps
-from probekit.runtime.device import to_device, usable_device
 from probekit.runtime.errors import UserError
 from probekit.selection.choose_C import HeldOut, cross_validate, score_blocks
 from probekit.selection.folds import TrainingRows
@@ -242,7 +242,7 @@ def train_sgd(
     """
     identity = {"config": asdict(config), "widths": list(widths), "n_classes": n_classes, "n_steps": n_steps}
     run = hash_json(as_json(identity))
-    target = usable_device(device)
+    target = find_device(device)
     grid = _load(Path(state), run, target) if state is not None and Path(state).exists() else None
     grid = grid or SGDGrid.zeros(widths, n_classes, len(config.learning_rates), target)
     rates = torch.tensor(config.learning_rates, dtype=torch.float32, device=target)[:, None]

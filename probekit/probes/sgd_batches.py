@@ -8,12 +8,12 @@ N rows, D_l columns of layer l, B rows of a batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from igpt_model.read_ahead import read_ahead
 from probekit.selection.protocol import SGDConfig
 
 Batch = tuple[Sequence[Any], Any]  # X (B, D_l) of every layer, y (B,) class indices
@@ -88,27 +88,22 @@ def _streamed(
     """
     starts = range(first * size // buffer * buffer, len(order), buffer)
     rest: tuple[np.ndarray, list[np.ndarray]] | None = None
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        waiting = reader.submit(_read, layers, order[starts[0] : starts[0] + buffer]) if len(starts) else None
-        for start in starts:
-            assert waiting is not None
-            read = waiting.result()
-            if start + buffer < len(order):
-                waiting = reader.submit(_read, layers, order[start + buffer : start + 2 * buffer])
-            mine = order[start : start + buffer]
-            at = first * size - start if start == starts[0] else 0  # a resumed epoch begins within a buffer
-            while at < len(mine):
-                taken = mine[at : at + size - (0 if rest is None else len(rest[0]))]
-                at += len(taken)
-                rows, features = taken, _take(read, taken)
-                if rest is not None:
-                    rows = np.concatenate([rest[0], rows])
-                    features = [np.concatenate(pair) for pair in zip(rest[1], features, strict=True)]
-                rest = (rows, features) if len(rows) < size else None
-                if rest is not None:
-                    break
-                ascending = np.argsort(rows)  # the order of rows in memory
-                yield rows[ascending], [X[ascending] for X in features]
+    read = read_ahead(starts, lambda start: _read(layers, order[start : start + buffer]))
+    for start, held in zip(starts, read, strict=True):
+        mine = order[start : start + buffer]
+        at = first * size - start if start == starts[0] else 0  # a resumed epoch begins within a buffer
+        while at < len(mine):
+            taken = mine[at : at + size - (0 if rest is None else len(rest[0]))]
+            at += len(taken)
+            rows, features = taken, _take(held, taken)
+            if rest is not None:
+                rows = np.concatenate([rest[0], rows])
+                features = [np.concatenate(pair) for pair in zip(rest[1], features, strict=True)]
+            rest = (rows, features) if len(rows) < size else None
+            if rest is not None:
+                break
+            ascending = np.argsort(rows)  # the order of rows in memory
+            yield rows[ascending], [X[ascending] for X in features]
 
 
 def _read(layers: Sequence[Any], rows: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:

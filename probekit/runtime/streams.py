@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-from probekit.runtime.device import usable_device
+from igpt_model.devices import find_device
 
 T = TypeVar("T")
 
@@ -18,7 +18,7 @@ def on_streams(work: Sequence[Callable[[], T]], device: str | torch.device, at_o
     of another. A stream begins after what the caller has queued, and is finished when its result is given. Elsewhere
     the calls run one after another.
     """
-    where = usable_device(device)
+    where = find_device(device)
     if where.type != "cuda" or min(len(work), at_once) < 2:
         yield from (call() for call in work)
         return

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from probekit.runtime.device import to_device
+from igpt_model.devices import to_device
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol, refine_grid
 from probekit.selection.settings import FitSettings

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from igpt_model.devices import find_device
+from igpt_model.process_group import current_ranks, join_group
 from probekit.runtime.errors import UserError
-from probekit.runtime.ranks import broadcast, current, shard_range, start_group, sum_over_ranks
 from probekit.selection.protocol import Protocol
 from probekit.solver.path import ProbePath, fit_path
 
@@ -52,16 +53,16 @@ class FitSettings:
         """This rank's share of rows; all of them where rows are not sharded."""
         if not self.sharded:
             return X, y, weights
-        own = np.array(shard_range(len(y), current()))
+        own = np.arange(len(y))[current_ranks().part(0, len(y))]
         return X[own], y[own], weights[own]
 
     def sum(self, values: np.ndarray) -> np.ndarray:
         """The sum of what the ranks computed of their shares."""
-        return sum_over_ranks(values) if self.sharded else values
+        return np.sum(current_ranks().gather(values), axis=0) if self.sharded else values
 
     def agree(self, value: Any) -> Any:
         """Rank 0's value on all ranks: a last bit that differs must not let them choose differently."""
-        return broadcast(value) if self.sharded else value
+        return current_ranks().once(lambda: value) if self.sharded else value
 
 
 def make_settings(backend: str, device: str, dtype: str, parallel: str = "layers") -> FitSettings:
@@ -76,12 +77,12 @@ def make_settings(backend: str, device: str, dtype: str, parallel: str = "layers
         raise UserError(f"parallel may be layers or rows, but {parallel} was given.")
     if parallel == "layers":
         return FitSettings(backend, device, dtype)
-    if backend != "torch" or current().world == 1:
+    if backend != "torch" or current_ranks().size == 1:
         raise UserError(
             "parallel is rows, which needs the torch backend and several processes: start with "
             "`torchrun --nproc-per-node N --no-python probekit ...`."
         )
-    start_group(device)
+    join_group(find_device(device))
     return FitSettings(backend, device, dtype, sharded=True)
 
 

@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 NODE_RATIO = 5.8  # largest ratio of l2 between neighbouring nodes
 CLOSE_RATIO = 3.1  # the same where nodes are solved one by one: nearer starts, and nothing between them to refine
 LEAST_RATIO = 1.01  # nearer penalties are no two points of a polynomial: one of them is a node, at most
+RTOL = 0.05  # of r' M r at the start: what conjugate gradients of a step far from the optimum may leave
+STEP_SHARE = 0.1  # of the tolerance: what those of the last step may leave of the gradient bound
 
 
 def choose_nodes(log_l2: list[float], ratio: float = NODE_RATIO) -> list[int]:

@@ -6,7 +6,6 @@ intercept is then one more coefficient, which no penalty touches.
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probekit.runtime.device import to_device
+from igpt_model.devices import to_device
+from igpt_model.read_ahead import read_ahead
 from probekit.runtime.errors import UserError
 
 STREAM_ROWS = 8192  # rows read at a time from a source outside memory
@@ -120,9 +120,6 @@ class WeightedData:
 
     def _read_ahead(self) -> Iterator[tuple[int, Tensor]]:
         """Chunks of the source, the next one being read while the caller works on this one."""
-        if len(self) <= STREAM_ROWS:  # nothing to read ahead, and a thread costs more than a small fit
-            yield 0, self.read(0, len(self))
-            return
         # the reader's kernels go to the caller's stream, in the order in which they are waited for
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
 
@@ -130,13 +127,9 @@ class WeightedData:
             with torch.cuda.stream(stream) if stream else nullcontext():
                 return self.read(start, min(start + STREAM_ROWS, len(self)))
 
-        with ThreadPoolExecutor(max_workers=1) as reader:
-            waiting = reader.submit(read, 0)
-            for start in range(0, len(self), STREAM_ROWS):
-                chunk = waiting.result()
-                if start + STREAM_ROWS < len(self):
-                    waiting = reader.submit(read, start + STREAM_ROWS)
-                yield start, chunk
+        starts = range(0, max(len(self), 1), STREAM_ROWS)  # a rank may hold none of the rows
+        # a thread costs more than a small fit
+        yield from zip(starts, read_ahead(starts, read, ahead=len(starts) > 1), strict=True)
 
     def materialise(self) -> "WeightedData":
         """The same rows, transformed and held in memory column after column: products run over long rows of X'."""

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from probekit.runtime.device import usable_device
+from igpt_model.devices import find_device
 from probekit.runtime.errors import UserError
 from probekit.solver.data import WeightedData, mean_and_deviation
 from probekit.solver.validation import (
@@ -57,7 +57,7 @@ def read_inputs(
     sharded: bool = False,
 ) -> Inputs:
     """Check everything once, before any work."""
-    where = usable_device(device)
+    where = find_device(device)
     penalties = read_penalties(Cs)
     source = read_features(X)
     solver_dtype = _solver_dtype(source, dtype)

@@ -19,11 +19,10 @@ from scipy.linalg.lapack import dposv
 from torch import Tensor
 
 from probekit.solver.certificate import GRADIENT_RATIO, Certified, divergences, gap_bound, move, prior_intercept
-from probekit.solver.continuation import LEAST_RATIO, lagrange
+from probekit.solver.continuation import LEAST_RATIO, RTOL, STEP_SHARE, lagrange
 from probekit.solver.data import WeightedData
 from probekit.solver.mean_loss import regular_intercepts
 from probekit.solver.memory_plan import whole_columns
-from probekit.solver.newton_torch import RTOL, STEP_SHARE
 
 Array = NDArray[Any]
 

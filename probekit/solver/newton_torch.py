@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from probekit.solver.certificate import GapBound
+from probekit.solver.continuation import RTOL, STEP_SHARE
 from probekit.solver.mean_loss import Evaluation, MeanLoss
 
 # of the numbers of problems (p,): their approximate inverse Hessians times vectors (p, R, D+1)
@@ -18,8 +19,6 @@ Preconditioner = Callable[[Tensor], Callable[[Tensor], Tensor]]
 
 SIDE_BY_SIDE = 640  # coefficient rows in one product: wider is no faster on a CPU, and blocks of rows grow short
 NEAR = 10.0  # times the tolerance: a decrement below it makes the step one that may be certified
-RTOL = 0.05  # of r' M r at the start: what conjugate gradients of a step far from the optimum may leave
-STEP_SHARE = 0.1  # of the tolerance: what those of the last step may leave of the gradient bound
 LEAST_FORCING = {torch.float64: 1e-24, torch.float32: 1e-9}  # of r' M r: below, products are rounding
 WAIT = 4  # products on a GPU between two looks at which problems have stopped: each look waits for it
 HALVINGS = 25

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probekit.runtime.device import to_device
+from igpt_model.devices import to_device
 from probekit.runtime.errors import UserError, first_line
 
 Array = NDArray[np.float64]

@@ -58,20 +58,20 @@ def test_the_best_peer_is_the_fastest_at_an_equal_objective(modules):
     X, y = problem(3)
     Cs = np.logspace(-3, 5, 4)
     ways = [("lbfgs", "cold", "default"), ("newton-cg", "warm", "equal"), ("lbfgs", "warm", "equal")]
-    rows = dict(modules.path_speed.compare("it:", X, y, Cs, ways, 1, np.inf))
+    rows = dict(modules.path_speed.compare("it:", X, y, Cs, ways, np.inf))
     ours = rows["it: ours, CPU s"]
     assert rows["it: ours, share of fits certified"] == 1
     assert rows["it: ours, ns per entry of X and penalty"] == pytest.approx(1e9 * ours / (X.size * 4))
     equal = []
     for way in map(" ".join, ways):
         name = "it: " + ", ".join(way.rsplit(" ", 1))
-        assert rows[f"{name}, penalties done of 4"] == 4
-        assert rows[f"{name}, CPU s / ours (for 4 penalties)"] == rows[f"{name}, CPU s"] / ours
+        assert rows[f"{name}, fits done of 4"] == 4
+        assert rows[f"{name}, CPU s / ours"] == rows[f"{name}, CPU s"] / ours
         if rows[f"{name}, largest (theirs - ours) / ours"] <= modules.path_speed.EQUAL:
-            assert rows[f"{name}, penalties at an equal or better objective"] == 4
+            assert rows[f"{name}, fits at an equal or better objective"] == 4
             equal.append(rows[f"{name}, CPU s"])
     assert len(equal) >= 2
-    (best,) = (value for name, value in rows.items() if "ratio to the fastest peer" in name)
+    (best,) = (value for name, value in rows.items() if "fastest peer at an equal" in name)
     assert best == min(equal) / ours
 
 
@@ -79,10 +79,12 @@ def test_a_peer_out_of_time_gives_a_lower_bound(modules):
     X, y = problem(3)
     speed = modules.path_speed
     ways = [("lbfgs", "cold", "equal")]
-    rows = dict(speed.compare("it:", X, y, np.logspace(-3, 0, 9), ways, 3, 0.0))
-    assert rows["it: lbfgs cold, equal, penalties done of 3"] == 0
-    assert "it: lbfgs cold, equal, CPU s / ours (at least for 9 penalties)" in rows
-    assert not any("largest" in name for name in rows)
+    for limits in ((0.0, np.inf), (np.inf, 0.0)):
+        rows = dict(speed.compare("it:", X, y, np.logspace(-3, 0, 3), ways, *limits))
+        assert rows["it: lbfgs cold, equal, fits done of 3"] == 0
+        assert "it: lbfgs cold, equal, stopped at CPU s / ours" in rows
+        assert "it: lbfgs cold, equal, CPU s / ours" not in rows
+        assert not any("largest" in name for name in rows)
 
     def endless():
         while True:
@@ -90,7 +92,7 @@ def test_a_peer_out_of_time_gives_a_lower_bound(modules):
 
     seconds, result = speed.within(0.05, endless)  # stopped within a fit, not after it
     assert result is None
-    assert 0.04 < seconds < 5
+    assert 0.02 < seconds < 5  # kernels count the CPU time of timers in ticks of up to 10 ms
 
 
 def test_single_fits_are_compared_over_thirty_shapes(modules):
@@ -117,12 +119,11 @@ def test_the_toy_sizes_run(modules, tmp_path):
         toy=True,
         only=None,
         ways=["lbfgs warm equal"],
-        every=None,
         limit=np.inf,
-        picked=False,
+        times=np.inf,
     )
     for name in modules.path_speed.CASES:
         rows = dict(modules.path_speed.measure(name, options))
-        assert sum("lbfgs warm, equal, CPU s / ours on" in row for row in rows) == 2  # raw and standardised
+        assert sum("lbfgs warm, equal, CPU s / ours" in row for row in rows) == 2  # raw and standardised
     rows = dict(modules.path_speed.whole_sweep(options, tmp_path))
     assert sum("CPU s / ours" in row for row in rows) == 4

@@ -5,9 +5,11 @@ import textwrap
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
 
 from igpt_model.errors import UserError
-from igpt_model.process_group import join_group
+from igpt_model.process_group import Ranks, current_ranks, join_group
 from tests.ranks import run_ranks
 
 
@@ -20,6 +22,22 @@ def test_a_group_opened_without_nccl_is_refused_for_a_gpu(tmp_path):
         dist.destroy_process_group()
 
 
+@given(count=st.integers(0, 200), size=st.integers(1, 17))
+def test_shares_are_disjoint_complete_and_even(count, size):
+    shares = [range(count)[Ranks(rank, size).part(0, count)] for rank in range(size)]
+    assert [number for share in shares for number in share] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_the_rank_is_torchruns_or_the_only_one(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert current_ranks() == Ranks(0, 1)
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert current_ranks() == Ranks(2, 3)
+
+
 def test_two_processes_wait_and_then_share_the_rows_of_a_path_in_one_group():
     """A barrier first, as extraction leaves one behind; then a path whose rows are shared."""
     code = """
@@ -28,10 +46,10 @@ def test_two_processes_wait_and_then_share_the_rows_of_a_path_in_one_group():
     import numpy as np, torch, torch.distributed as dist
     torch.set_num_threads(1)
     from probekit.probes import fit_path
-    from probekit.runtime.ranks import barrier, current, start_group
-    barrier(current())
+    from igpt_model.process_group import current_ranks, join_group
+    current_ranks().wait()
     group = id(dist.group.WORLD)  # no reference: a group that outlives its end may abort the process at exit
-    start_group("cpu")
+    join_group(torch.device("cpu"))
     assert id(dist.group.WORLD) == group
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(60, 4)), np.arange(60) % 3
@@ -55,8 +73,8 @@ import torch, torch.distributed as dist
 torch.set_num_threads(1)
 from tests.fake_cuda import fake_cuda
 from igpt_model.errors import UserError
-from probekit.runtime.device import usable_device
-from probekit.runtime.ranks import barrier, current, start_group
+from igpt_model.devices import find_device
+from igpt_model.process_group import current_ranks, join_group
 
 opened, names = [], ["FAKE", "FAKE"]
 real = dist.init_process_group
@@ -71,17 +89,17 @@ with fake_cuda(devices=2, model=lambda: names[rank]) as counts, \\
         mock.patch.object(dist, "get_backend_config", lambda: opened[-1][0]):
     first = sys.argv[1]
     if first == "barrier":
-        barrier(current())
+        current_ranks().wait()
     else:
-        start_group("cuda")
+        join_group(find_device("cuda"))
         assert opened[0][1] == torch.device("cuda", rank)
-    start_group("cuda")
+    join_group(find_device("cuda"))
     assert [backend for backend, _ in opened] == ["cpu:gloo,cuda:nccl"], opened
     assert set(counts.chosen) == {f"cuda:{rank}"}, counts.chosen
-    assert usable_device("cuda") == torch.device("cuda", rank)
+    assert find_device("cuda") == torch.device("cuda", rank)
     names[1] = "OTHER"
     try:
-        start_group("cuda")
+        join_group(find_device("cuda"))
     except UserError as error:
         print("refused:", error)
     total = torch.ones(1)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from igpt_model import IGPT, ModelConfig, TrainConfig, objectives
+from igpt_model.process_group import Ranks
 from igpt_model.training.cost import rank_memory
-from igpt_model.training.distributed import Ranks
 from igpt_model.training.engine import Engine
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from igpt_model import TrainConfig, UserError, train
+from igpt_model.process_group import Ranks
 from igpt_model.training.checkpoint import (
     check_checkpoint,
     consolidate,
@@ -19,7 +20,7 @@ from igpt_model.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,
 )
-from igpt_model.training.distributed import Ranks, find_ranks
+from igpt_model.training.distributed import find_ranks
 from igpt_model.training.run_log import read_metrics
 from probekit.encoders.igpt import load_run
 from tests.igpt_model.training.test_pretrain import of_kind, pictures
@@ -164,7 +165,7 @@ def test_older_kept_shards_lose_their_optimiser(runs):
 
 def test_the_rows_of_a_batch_are_shared_without_gap_or_overlap():
     for size in (1, 2, 3, 7):
-        parts = [Ranks("ddp", r, size, torch.device("cpu")).part(5, 26) for r in range(size)]
+        parts = [Ranks(r, size, parallel="ddp").part(5, 26) for r in range(size)]
         rows = np.concatenate([np.arange(p.start, p.stop) for p in parts])
         assert rows.tolist() == list(range(5, 26))
         assert max(p.stop - p.start for p in parts) - min(p.stop - p.start for p in parts) <= 1

@@ -8,7 +8,7 @@ import torch
 
 from igpt_model import TrainConfig, UserError, train
 from igpt_model.devices import check_compiler
-from igpt_model.training.distributed import Ranks
+from igpt_model.process_group import Ranks
 from igpt_model.training.engine import Engine
 from tests.igpt_model.training.test_pretrain import TINY, of_kind, pictures
 

@@ -12,6 +12,7 @@ from igpt_model.features import encode
 from igpt_model.hashing import hash_arrays
 from igpt_model.model import IGPT
 from igpt_model.objectives import draw_masks, loss
+from igpt_model.process_group import Ranks
 from igpt_model.training.checkpoint import (
     Checkpoint,
     list_checkpoints,
@@ -19,7 +20,6 @@ from igpt_model.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from igpt_model.training.distributed import Ranks
 from igpt_model.training.divergence import TrainingDiverged
 from igpt_model.training.engine import Engine
 from igpt_model.training.finetune import FinetuneConfig, Finetuning, Labelled, finetune

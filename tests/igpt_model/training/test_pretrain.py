@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from igpt_model import ImageTransform, Palette, TrainConfig, UserError, train
 from igpt_model.atomic import replace_folder
 from igpt_model.hashing import hash_file
-from igpt_model.training.batches import DrawnAhead
+from igpt_model.process_group import Ranks
+from igpt_model.read_ahead import read_ahead
 from igpt_model.training.checkpoint import (
     checkpoint_path,
     latest_checkpoint,
@@ -21,7 +22,6 @@ from igpt_model.training.checkpoint import (
     load_checkpoint,
     prune_checkpoints,
 )
-from igpt_model.training.distributed import Ranks
 from igpt_model.training.engine import Engine, Objective
 from igpt_model.training.pretrain import Pretraining, TrainingDiverged
 from igpt_model.training.run_log import open_run, read_metrics
@@ -399,6 +399,6 @@ def test_drawing_ahead_changes_no_bit(tmp_path):
     run(tmp_path / "drawn", **settings)
     ahead = begun(tmp_path / "ahead", **settings)
     list(ahead.open({}))
-    ahead.batches = DrawnAhead(ahead.draw, ahead.config.steps, ahead=True)
+    ahead.batches = read_ahead(range(ahead.config.steps), ahead.draw)
     list(ahead.records(None))
     assert weights_hash(tmp_path / "ahead") == weights_hash(tmp_path / "drawn")

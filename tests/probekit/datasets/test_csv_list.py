@@ -112,3 +112,15 @@ def test_signs_of_missing_labels_are_said_and_two_signs_are_classes(tmp_path):
     with pytest.warns(UserWarning, match="the test part has no labels"):
         data = load_dataset(listed(tmp_path / "e", rows(labels, head="path,label,split")))
     assert data.classes == ("0", "1")
+
+
+def test_columns_of_one_name_are_refused_where_one_is_read(tmp_path):
+    lines = [f"{i}.png,{'ab'[i % 2]},{i % 2}" for i in range(12)]
+    table = listed(tmp_path / "d", "\n".join(["path,label,label", *lines]))
+    for source in (table, f"{table}#label=label"):
+        with pytest.raises(UserError, match="several columns of the one name label"):
+            load_dataset(source)
+    assert load_dataset(listed(tmp_path / "d", "\n".join(["path,label,x", *lines]))).classes == ("a", "b")
+    for option in ("path", "name", "root"):
+        with pytest.raises(UserError, match=f"takes no option {option}"):
+            load_dataset(f"{table}#{option}=x")

@@ -161,7 +161,7 @@ def test_parquet_is_streamed_not_loaded(pictures, monkeypatch):
     table = pyarrow.table({"image": [content] * 1000, "label": np.arange(1000) % 2})
     parquet.write_table(table, root / "one-group.parquet")
     opened, longest = [], []
-    real = ours._GroupReader
+    real = ours.GroupReader
 
     class Watched(real):
         def __init__(self, *args):
@@ -173,7 +173,7 @@ def test_parquet_is_streamed_not_loaded(pictures, monkeypatch):
             longest.append(len(self._values))
             return found
 
-    monkeypatch.setattr(ours, "_GroupReader", Watched)
+    monkeypatch.setattr(ours, "GroupReader", Watched)
     train = load_dataset(root / "one-group.parquet").splits["train"]
     for start in range(0, len(train), 50):
         train.images(start, start + 50)

@@ -31,3 +31,18 @@ def test_saved_splits_are_each_there_once(tmp_path, splits):
     datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
     with pytest.raises(UserError, match="is expected, each once"):
         load_dataset(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("declares", ["train", "test"])
+def test_one_split_with_class_names_and_one_without_are_refused(tmp_path, declares):
+    datasets = pytest.importorskip("datasets")
+    content = (image_folder(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
+    rows_of = {"image": [{"bytes": content, "path": None}] * 4, "label": [0, 1] * 2}
+    parts = {}
+    for split in ("train", "test"):
+        label = datasets.ClassLabel(names=["b", "a"]) if split == declares else datasets.Value("int64")
+        features = datasets.Features({"image": datasets.Image(), "label": label})
+        parts[split] = datasets.Dataset.from_dict(rows_of, features=features)
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(UserError, match="the split test names other classes"):
+        load_dataset(tmp_path / "saved")

@@ -52,3 +52,13 @@ def test_paths_in_parquet_are_each_there_once(tmp_path):
     for other in ("12.png", None, "a\0/3.png", "x" * 5000):
         with pytest.raises(UserError, match="which does not exist: paths"):
             load([*names[:11], other])
+
+
+def test_a_range_with_a_missing_file_is_refused(tmp_path):
+    pyarrow, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
+    content = (image_folder(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
+    for number in (0, 2):
+        rows = pyarrow.table({"image": [content] * 4, "label": [0, 1] * 2})
+        parquet.write_table(rows, tmp_path / f"s-{number}.parquet")
+    with pytest.raises(UserError, match=r"s-1\.parquet does not exist"):
+        load_dataset(tmp_path / "s-{0..2}.parquet")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probekit.datasets import load_dataset
-from probekit.datasets.parts import label_array
+from probekit.datasets.labels import label_array
 from probekit.runtime.errors import UserError
 from tests.probekit.datasets.image_folders import split_sizes
 

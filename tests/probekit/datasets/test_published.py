@@ -3,6 +3,7 @@
 import gzip
 import io
 import pickle
+import shlex
 import struct
 import tarfile
 
@@ -258,3 +259,13 @@ def test_damaged_archives_are_named(tmp_path):
     archive.write_bytes(gzip.compress(b"nothing like a tar")[:-9])
     with pytest.raises(UserError, match="not a whole archive"):
         _ = load_dataset("cifar10", root=archive, verify=False).splits["train"]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "fashion-mnist", "openai-tokens"])
+def test_commands_in_messages_are_quoted_for_a_shell(tmp_path, name):
+    folder = tmp_path / "my data; $HOME"
+    folder.mkdir()
+    with pytest.raises(UserError) as caught:
+        load_dataset(name, folder)
+    command = str(caught.value).split("`")[1]
+    assert shlex.split(command) == ["probekit", "datasets", "fetch", name, "--root", str(folder)]

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import zipfile
 
 import pytest
 
@@ -85,3 +86,23 @@ def test_compressed_tars_say_so(tmp_path):
         tar.add(image_folder(tmp_path / "d", "x", count=1))
     with pytest.raises(UserError, match="decompress it first"):
         load_dataset(tmp_path / "t.tar.gz")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_members_that_name_a_folder_above_are_read(tmp_path, kind):
+    content = (image_folder(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
+    file = tmp_path / f"t.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(file, "w") as archive:
+            for k in range(12):
+                archive.writestr(f"{'../' * (k < 6)}{'ab'[k % 2]}/{k}.png", content)
+    else:
+        with tarfile.open(file, "w") as tar:
+            for k in range(12):
+                for name, data in ((f"../{k}.png", content), (f"../{k}.cls", str(k % 2).encode())):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    data = load_dataset(file)
+    assert sum(len(data[split]) for split in data.splits) == 12  # a part of them was left out without a word before
+    assert len(data["train"].images(0, 1)) == 1

@@ -144,3 +144,42 @@ def test_a_model_may_change_its_input_in_place():
         expected = net[0]((torch.tensor(kept) - 0.5) / 0.25).mean((2, 3))
     # one convolution in float32: sums of 48 products
     assert torch.allclose(features, expected, atol=1e-5)
+
+
+def test_what_a_modules_own_methods_return_does_not_matter():
+    class Silent(nn.Sequential):
+        def to(self, *args, **kwargs):
+            super().to(*args, **kwargs)
+
+        def train(self, mode=True):
+            super().train(mode)
+
+    assert load_encoder(Silent(nn.Conv2d(3, 4, 4, 4)), layers="0", resolution=32).widths == (4,)
+
+
+class Apply(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.conv, self.function, self.out = nn.Conv2d(3, 8, 4, 4), function, nn.Identity()
+
+    def forward(self, x):
+        return self.out(self.function(self.conv(x)))
+
+
+def test_outputs_of_other_kinds_of_tensors():
+    class Marked(torch.Tensor):
+        pass
+
+    marked = load_encoder(Apply(lambda x: x.as_subclass(Marked)), layers="out", resolution=32)
+    assert type(marked(np.zeros((2, 32, 32, 3), np.uint8), np.arange(2))[0]) is torch.Tensor
+    for function, words in (
+        (lambda x: x[:, :0], "holds no numbers"),
+        (lambda x: torch.nested.as_nested_tensor([one.flatten(1).T for one in x]), "tensor of nested rows"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_encoder(Apply(function), layers="out", resolution=32)
+
+
+def test_options_of_a_weights_file_need_one():
+    with pytest.raises(UserError, match="state_key and ignore speak of a weights file"):
+        load_encoder("torch:torch.nn:Identity", layers="0", state_key="model", ignore="head.*")

@@ -9,8 +9,7 @@ import torch
 import probekit
 from probekit import UserError, load_dataset, load_encoder
 from probekit.cli.main import main
-from probekit.evaluate.baselines import control_encoders, random_spec
-from probekit.evaluate.study import study
+from probekit.evaluate.study import control_encoders, random_spec, study
 from probekit.features.store import FeatureStore
 from probekit.results.record import read_records
 from probekit.results.results import Results

@@ -1,10 +1,13 @@
 """One pass, every layer, exactly what the encoder gives; interrupted runs end with the same file."""
 
+import warnings
+
 import h5py
 import numpy as np
 import pytest
 from feature_fakes import LinearEncoder, dataset
 
+from probekit.datasets import load_dataset
 from probekit.features.extract import extract
 from probekit.features.store import FeatureStore
 from probekit.runtime.errors import UserError
@@ -132,3 +135,15 @@ def test_nan_features_name_layer_and_row(tmp_path):
 def test_limit_takes_as_many_rows(tmp_path):
     store = extract(LinearEncoder(), dataset(), tmp_path / "f.h5", limit=20)
     assert [len(store.labels(split)) for split in store.splits] == [20, 20]
+
+
+def test_images_that_two_splits_share_are_said(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    labels = np.arange(40) % 2
+    shared = {"train": (images, labels), "test": (images[:10:-3], labels[:10:-3])}
+    with pytest.warns(UserWarning, match=r"of the 10 images of split test are in train too, to the pixel"):
+        extract("pixels:8", load_dataset(shared), tmp_path / "f.h5")
+    apart = {"train": (images[:30], labels[:30]), "test": (images[30:], labels[30:])}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        extract("pixels:8", load_dataset(apart), tmp_path / "g.h5")

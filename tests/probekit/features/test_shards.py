@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from feature_fakes import LinearEncoder, dataset
 
+from igpt_model.process_group import Ranks
 from probekit.features.extract import declare, extract, write_part
 from probekit.features.shards import join, shard_path
 from probekit.features.store import FeatureStore
 from probekit.features.verify import verify
 from probekit.runtime.errors import UserError
-from probekit.runtime.ranks import Ranks
 from tests.ranks import run_ranks
 
 HERE = Path(__file__).parent

@@ -1,0 +1,155 @@
+"""What is a label: whole numbers from 0 up, or names of classes, in whatever form a source holds them.
+
+Shape legend: N rows.
+"""
+
+import re
+import unicodedata
+import warnings
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from probekit.runtime.errors import UserError
+
+NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
+# several labels written as one text
+LISTED = re.compile(r"\[.*\]|\{.*\}|(tensor|array)\(.*\)")
+JOINED = re.compile(r"[|;,]")
+# what programs write where a value is missing, and people may call a class
+MISSING = {"na", "n/a", "<na>", "#n/a", "null", "none", "?", "nat"}
+MOST_CLASSES = 1_000_000
+
+
+def label_array(values: Any, where: str) -> np.ndarray:
+    """Labels as int64 (N,), or as text (N,) where they are class names.
+
+    Whole numbers may be written as floats (pandas does so once one was missing); names are stripped of spaces and
+    brought to one Unicode form, as "é" is one character or two.
+    """
+    if np.ma.is_masked(values):
+        _refuse_missing(np.ma.getmaskarray(values), where)
+    try:
+        array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    except ValueError:
+        raise UserError(
+            f"{where} are lists of different lengths, but one label per image is needed: choose one."
+        ) from None
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise UserError(
+            f"{where} have the shape {array.shape}, but one non-negative integer per image is needed: give "
+            "labels.argmax(1) for one-hot rows; of several labels per image, choose one."
+        )
+    if array.dtype.kind == "O":
+        array = _of_one_type(array.tolist(), where)
+    if array.dtype.kind == "f":
+        array = array.astype(np.float64)
+        _refuse_missing(np.isnan(array), where)
+        strange = (array != np.rint(array)) | (np.abs(array) >= 2**53)
+        if strange.any():
+            raise UserError(f"{where} hold {array[strange][0]:g}, but a probe needs classes: integers or names.")
+    if array.dtype.kind == "u" and array.max(initial=0) >= 1 << 63:
+        raise UserError(f"{where} hold {array.max()}, which is beyond 64-bit integers; number the classes from 0 up.")
+    if array.dtype.kind in "iubf":
+        return array.astype(np.int64)
+    if array.dtype.kind != "U":
+        raise UserError(f"{where} are of type {array.dtype}, but integers from 0 up or class names are needed.")
+    return _names(array, where)
+
+
+def object_labels(values: list[Any], where: str) -> np.ndarray:
+    """`label_array` of Python values, of which some may be missing (NumPy would make floats of the others)."""
+    return label_array(np.array([*values, None], object)[:-1], where)
+
+
+def _of_one_type(items: list[Any], where: str) -> np.ndarray:
+    if any(isinstance(item, list | tuple | set | dict | np.ndarray) for item in items):
+        raise UserError(f"{where} are lists, but one label per image is needed: choose one.")
+    _refuse_missing(np.array([item is None or str(item) in ("nan", "<NA>", "--") for item in items], bool), where)
+    if all(isinstance(item, str) for item in items):
+        return np.array(items, str)
+    if all(isinstance(item, int | float | np.number | np.bool_) for item in items):
+        return np.array(items)
+    kinds = ", ".join(sorted({type(item).__name__ for item in items}))
+    raise UserError(f"{where} are of the types {kinds}; give integers, or class names, for all images.")
+
+
+def _names(array: np.ndarray, where: str) -> np.ndarray:
+    written, inverse = np.unique(array, return_inverse=True)
+    names = [unicodedata.normalize("NFC", name).strip() for name in written.tolist()]
+    _refuse_missing(np.array([name.lower() in ("", "nan") for name in names], bool)[inverse], where)
+    known = set(names)
+    for name in names:
+        parts = JOINED.split(name)
+        if LISTED.fullmatch(name) or (len(parts) > 1 and {part.strip() for part in parts} <= known):
+            raise UserError(f"{where} hold {name!r}, which is no single class: give each image one of them.")
+    if unclear := [name for name in names if name.lower() in MISSING]:
+        warnings.warn(
+            f"{where} hold the name {unclear[0]!r}, which is a class here; leave those rows out if it means that there "
+            "is no label.",
+            stacklevel=4,
+        )
+    if all(map(NUMBER.fullmatch, names)) and any("." in name for name in names):
+        for name in names:
+            if not float(name).is_integer():
+                raise UserError(f"{where} hold {name}, but a probe needs classes: integers or names.")
+        names = [str(int(float(name))) for name in names]
+    return np.array(names, str)[inverse] if names else array
+
+
+def _refuse_missing(missing: np.ndarray, where: str) -> None:
+    if missing.any():
+        raise UserError(
+            f"{where}: {int(missing.sum())} of {len(missing)} rows have no label (the first: row "
+            f"{int(np.argmax(missing))}, counted from 0); give each image a class, or leave those rows out."
+        )
+
+
+def negative(labels: np.ndarray) -> np.ndarray:
+    """Which labels are negative, bool (N,): numbers, or names that are all numbers (and not just -1 and 1)."""
+    if labels.dtype.kind == "i":
+        return labels < 0
+    names, inverse = np.unique(labels, return_inverse=True)
+    numbers = all(re.fullmatch(r"-?\d+", name) for name in names) and set(names) != {"-1", "1"}
+    return np.array([numbers and name.startswith("-") for name in names], bool)[inverse]
+
+
+def class_names(value: Any) -> tuple[str, ...] | None:
+    """Names of the labels 0, 1, ...: from a sequence of texts or of synonyms, or from a mapping of names to labels."""
+    if value is None:
+        return None
+    if isinstance(value, Mapping) and set(value) == set(range(len(value))):
+        value = [value[k] for k in range(len(value))]
+    if isinstance(value, Mapping):
+        given = list(value.values())
+        if not all(isinstance(k, Real) for k in given) or sorted(given) != list(range(len(given))):
+            raise UserError(f"classes= maps names to {given[:5]}, but 0, 1, ... are needed, each once.")
+        value = sorted(value, key=value.__getitem__)
+    if isinstance(value, str | bytes) or not np.iterable(value):
+        raise UserError(f"classes={value!r} was given, but a list of names is needed.")
+
+    def written(name: Any) -> str:
+        if isinstance(name, list | tuple | np.ndarray):  # torchvision's ImageNet gives synonyms
+            return ", ".join(map(written, name))
+        return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+
+    return tuple(map(written, value))
+
+
+def numbers_as_names(labels: Sequence[np.ndarray], where: str) -> list[str]:
+    """Names of classes that have none: the numbers from 0 to the largest label."""
+    largest = max(int(part.max(initial=-1)) for part in labels)
+    if largest >= MOST_CLASSES:
+        raise UserError(
+            f"{where}: there is a label {largest}, but labels number at most {MOST_CLASSES:,} classes from 0 up; "
+            "number them without gaps, or give names."
+        )
+    if absent := largest + 1 - len(np.unique(np.concatenate(labels))):
+        warnings.warn(
+            f"{where}: {absent} of the labels 0 to {largest} have no image; each is a class all the same.", stacklevel=4
+        )
+    return [str(k) for k in range(largest + 1)]
