@@ -107,7 +107,8 @@ def plain_array(value: Any, what: str) -> "np.ndarray":
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise UserError(f"What is given as {what} is not an array ({first_line(error)}).") from None
     if array.dtype.kind not in "fiub":
-        raise UserError(f"An array of type {array.dtype} is given as {what}, but numbers were expected.")
+        hint = "; np.unique(values, return_inverse=True)[1] numbers them" if array.dtype.kind in "US" else ""
+        raise UserError(f"An array of type {array.dtype} is given as {what}, but numbers were expected{hint}.")
     return array
 
 

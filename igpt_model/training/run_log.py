@@ -35,6 +35,8 @@ def open_run(out: str | Path, settings: Mapping[str, Any], free: Iterable[str] =
         raise UserError(f"The run folder {out} cannot be used: {error}; give another --out.") from error
     changed = changes(there, settings)
     fixed = {name: pair for name, pair in changed.items() if name not in free}
+    if other := {"train", "finetune"} & there.keys() - settings.keys():
+        raise UserError(f"{out} contains a run of `probekit {other.pop()}`; give another --out.")
     if fixed:
         differing = differ(*({name: pair[side] for name, pair in fixed.items()} for side in (0, 1)))
         raise UserError(f"{out} contains a run with other settings: {differing}; use the same ones or another --out.")
@@ -48,9 +50,8 @@ class MetricsLog:
         self.path = Path(path)
         check_target(self.path)  # a link in its place would be written through
         records = [] if step is None else [r for r in read_metrics(self.path, step) if r["step"] <= step]
-        text = "".join(json.dumps(record) + "\n" for record in records)
-        if not self.path.exists() or read_bytes(self.path) != text.encode():
-            write_text(self.path, text)
+        # a new file in any case: one with a second name (hard link) would change under both
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in records))
         self._file = open(self.path, "a")  # noqa: SIM115 (closed by close(), at the end of the run)
 
     def append(self, record: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """How a verb's answer is shown: text by its type, or one JSON value."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,21 +38,27 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, dict | list | str | int | float | bool | None) else str(value)
 
 
-def show_curves(*results: Path, runs: Sequence[str] = ()) -> bool:
-    """Draw the depth curves of results in the terminal, each with its verdict below; return whether one was."""
+def show_curves(*results: Path, runs: Sequence[str] = (), keys: Container[str] | None = None) -> bool:
+    """Draw the depth curves of results in the terminal, each with its verdict below; return whether one was.
+
+    With `keys`, only figures in which a record has one of them.
+    """
     from probekit.cli.plot import read_panels
+    from probekit.reports.convergence import records_of
     from probekit.reports.figures.terminal import print_panel
 
     panels = [] if wants_json() else read_panels(results, runs=runs)
     for panel in panels:
-        print_panel(panel, rich_console())
+        shown = (record for series in panel.series for record in records_of(series))
+        if keys is None or any(record.key in keys for record in shown):
+            print_panel(panel, rich_console())
     return bool(panels)
 
 
 def _show_results(results: "Results") -> None:
     for plan in dict.fromkeys(record.plan for record in results if record.plan):
         detail(f"plan: {plan}")
-    has_curve = show_curves(*results.paths)
+    has_curve = show_curves(*results.paths, keys={record.key for record in results})
     for record in () if has_curve else results:
         layer = f"{record.series} layer {'+'.join(record.layers)} {record.kind}"
         say(f"{layer}, seed {record.seed}: test accuracy {100 * record.accuracy:.1f} %")

@@ -104,7 +104,7 @@ def progress(what: str, unit: str) -> Iterator[Any]:
         What is being done, for example "train".
     unit : str
         What is counted, for example "steps". "" for work in named stages, each with a bar of its own: the yielded
-        function then takes (stage, unit, done, total).
+        function then takes (stage, unit, done, total, note).
     """
     if not unit:
         with _stages() as stages:
@@ -129,16 +129,16 @@ def _counted(what: str, unit: str, show: Callable[..., None]) -> Callable[..., N
 
 
 @contextmanager
-def _stages() -> Iterator[Callable[[str, str, int, int], None]]:
+def _stages() -> Iterator[Callable[..., None]]:
     """A progress bar a stage: the next one begins when something else is being done."""
     with ExitStack() as bars:
         current: list[tuple[str, Any]] = []
 
-        def show(what: str, unit: str, done: int, total: int) -> None:
+        def show(what: str, unit: str, done: int, total: int, note: str = "") -> None:
             if not current or current[0][0] != what:
                 bars.close()
                 current[:] = [(what, bars.enter_context(progress(what, unit)))]
-            current[0][1](done, total)
+            current[0][1](done, total, note)
 
         yield show
 

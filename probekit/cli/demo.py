@@ -1,8 +1,6 @@
 """`probekit demo`: from nothing to a depth curve in minutes; each stage goes on where a killed run stopped."""
 
 import os
-import shutil
-import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.resources import files
@@ -197,16 +195,10 @@ def use_pretrained(out: Path, on: str) -> None:
     source = pretrained_files(on)
     for checkpoint in (source / "checkpoints").iterdir():
         target = out / "checkpoints" / checkpoint.name
-        if target.exists():
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{checkpoint.name}.", suffix=".partial", dir=target.parent))
-        for file in checkpoint.iterdir():
-            (partial / file.name).write_bytes(file.read_bytes())
-        partial.chmod(0o755)
-        atomic.replace_folder(partial, target)
-    for leftover in (out / "checkpoints").glob(".*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        if not target.exists():
+            with atomic.new_folder(target) as partial:
+                for file in checkpoint.iterdir():
+                    (partial / file.name).write_bytes(file.read_bytes())
     for name in ("config.json", "metrics.jsonl"):
         if (source / name).is_file():
             atomic.write_bytes(out / name, (source / name).read_bytes())

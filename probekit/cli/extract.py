@@ -52,15 +52,18 @@ def extract(
     from probekit.datasets import load_dataset
     from probekit.datasets.catalogue import written_tests
     from probekit.datasets.shifted import with_tests
-    from probekit.encoders import load_encoder
-    from probekit.encoders.decisions import decision_lines
-    from probekit.features.extract import extract as extract_features
 
     decoding: dict[str, Any] = {"exif": exif, "value_range": value_range}
     given = {name: value for name, value in decoding.items() if value is not None}
     data = load_dataset(dataset, root=root, skip_corrupt=skip_corrupt, **given)
     if test:
         data = with_tests(data, *written_tests(test, root, skip_corrupt, given))
+
+    # the data set is refused before PyTorch is imported
+    from probekit.encoders import load_encoder
+    from probekit.encoders.decisions import decision_lines
+    from probekit.features.extract import extract as extract_features
+
     loaded = load_encoder(encoder, data=data, **options.given())
     for line in decision_lines(loaded):
         detail(line)

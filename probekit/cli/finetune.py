@@ -1,5 +1,6 @@
 """`probekit finetune`: a pre-trained run and a labelled data set in, a classifier out, tested once at the end."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from igpt_model import atomic
 from igpt_model.training.config import FinetuneConfig
 from probekit.cli.console import is_rank0, note, progress, say
-from probekit.cli.train import prepared_images, tensorboard_writer, training_images
+from probekit.cli.train import PreparedImages, tensorboard_writer, training_images
 from probekit.datasets import Dataset, load_dataset
 
 TEST_FILE = "test.json"
@@ -49,7 +50,7 @@ def finetune(
     note(f"fine-tuned: {out}")
     if test and is_rank0():  # one of the processes that torchrun starts measures
         found = measure_on_test(config, data, out, limit=limit)
-        interval = f"[{100 * found['top1_low']:.1f}, {100 * found['top1_high']:.1f}]"
+        interval = f"(95 % interval {100 * found['top1_low']:.1f} to {100 * found['top1_high']:.1f})"
         say(f"test accuracy of step {found['step']}: {100 * found['top1']:.1f} % {interval}, {found['n_test']:,} rows")
         answer["test"] = found
     return answer
@@ -66,17 +67,18 @@ def run_finetuning(
 
     source = load_checkpoint(checkpoint_folder(run))
     transform = config.transform(source.transform)
-    parts = []
-    for name in ("train", "val"):
-        split = data.splits[name].limit(limit)
-        training = name == "train"
-        images = training_images(split, transform) if training else prepared_images(split, transform, "prepare val")
-        parts.append(Labelled(images, split.labels))
+    train, val = (data.splits[name].limit(limit) for name in ("train", "val"))
     provenance = {**data.provenance, "limit": limit}
     record: dict[str, Any] = {}
     words = ""
-    with tensorboard_writer(out, tensorboard and is_rank0()) as write, progress("fine-tune", "steps") as show:
-        for record in fine_tune(config, source, parts[0], parts[1], data.classes, out, provenance):
+    with tensorboard_writer(out, tensorboard and is_rank0()) as write, progress("fine-tune", "") as stages:
+        show = partial(stages, "fine-tune", "steps")
+        images = training_images(train, transform, partial(stages, "prepare train", "images"))
+        parts = (
+            Labelled(images, train.labels),
+            Labelled(PreparedImages(val, transform, partial(stages, "prepare val", "images")), val.labels),
+        )
+        for record in fine_tune(config, source, *parts, data.classes, out, provenance):
             write(record)
             if record["kind"] == "start":
                 again = f"resuming from step {record['step']}" if record["resumed"] else "fine-tuning"
@@ -105,7 +107,8 @@ def measure_on_test(config: FinetuneConfig, data: Dataset, out: Path, *, limit: 
 
     tuned = load_classifier(out, config.device)
     split = data.splits["test"].limit(limit)
-    tokens = tuned.palette.encode(prepared_images(split, tuned.transform, "prepare test"))
+    with progress("prepare test", "images") as show:
+        tokens = tuned.palette.encode(PreparedImages(split, tuned.transform, show).all)
     proba_MNK = predict_proba(tuned.classifier, tokens, split.row_ids, config.eval_masks, config.seed)
     predicted = modal_vote(proba_MNK.argmax(-1), split.row_ids, config.seed)
     right = int((predicted == split.labels).sum())

@@ -20,7 +20,6 @@ from rich.console import Console
 
 from probekit import __version__
 from probekit.cli import console
-from probekit.cli.numbers import check_numbers
 from probekit.cli.register import Verb, command
 from probekit.cli.usage import prepared, usage_sentence
 from probekit.runtime.errors import UserError, did_you_mean, shortened
@@ -41,11 +40,21 @@ VERBS: dict[str, Verb] = {
         "probekit.cli.study:study",
         {"encoders": "*", "on": "--on", "tests": "--test"},
     ),
-    "train": Verb(MODEL, "Train an iGPT on a data set and write a run folder.", "probekit.cli.train:train"),
+    "train": Verb(
+        MODEL,
+        "Train an iGPT on a data set and write a run folder.",
+        "probekit.cli.train:train",
+        needs={"probe_images": "--probe-every", "sample_images": "--sample-every"},
+    ),
     "finetune": Verb(
         MODEL, "Train a pre-trained iGPT with a linear head on labelled images.", "probekit.cli.finetune:finetune"
     ),
-    "sample": Verb(MODEL, "Draw images from a trained iGPT.", "probekit.cli.sample:sample"),
+    "sample": Verb(
+        MODEL,
+        "Draw images from a trained iGPT.",
+        "probekit.cli.sample:sample",
+        needs=dict.fromkeys(("each", "keep", "root"), "--complete"),
+    ),
     "convert": Verb(MODEL, "Convert weights from and to Hugging Face's format.", "probekit.cli.convert:convert"),
     "extract": Verb(
         MEASURE,
@@ -58,6 +67,7 @@ VERBS: dict[str, Verb] = {
         "Probe every layer of a feature file over a path of penalties.",
         "probekit.evaluate.sweep:sweep",
         unit="fits",
+        features="features",
     ),
     "calibrate": Verb(
         MEASURE,
@@ -65,23 +75,42 @@ VERBS: dict[str, Verb] = {
         "probekit.evaluate.calibrate:calibrate",
         {"results_dir": "--out"},
         unit="probes",
+        features="store",
     ),
     "geometry": Verb(
         MEASURE,
         "Effective rank, intrinsic dimension and CKA of every layer.",
         "probekit.evaluate.layer_geometry:geometry",
         unit="layers",
+        features="store",
     ),
-    "concat": Verb(MEASURE, "Probe concatenated layers.", "probekit.evaluate.concat:concat", unit="sets of layers"),
+    "concat": Verb(
+        MEASURE,
+        "Probe concatenated layers.",
+        "probekit.evaluate.concat:concat",
+        unit="sets of layers",
+        features="features",
+    ),
     "import": Verb(MEASURE, "Make a feature file from arrays.", "probekit.features.importing:import_features"),
     "predict": Verb(MEASURE, "Classify images with a stored probe.", "probekit.cli.predict:predict"),
     "report": Verb(
-        SHOW, "Write depth curves, tables and an HTML page.", "probekit.cli.report:report", {"results": "*"}
+        SHOW,
+        "Write depth curves, tables and an HTML page.",
+        "probekit.cli.report:report",
+        {"results": "*"},
+        needs={"device": "--pictures"},
     ),
     "compare": Verb(SHOW, "Compare two results on the test rows they share.", "probekit.results.results:compare"),
-    "plot": Verb(SHOW, "Draw one figure to a file.", "probekit.cli.plot:plot", {"results": "*"}),
+    "plot": Verb(
+        SHOW, "Draw one figure to a file.", "probekit.cli.plot:plot", {"results": "*"}, needs={"series": "--kind path"}
+    ),
     "table": Verb(SHOW, "Write one table to a file.", "probekit.cli.table:table", {"results": "*"}),
-    "plan": Verb(LOOK, "Estimate time, memory and disk of train, extract and sweep.", "probekit.cli.plan:plan"),
+    "plan": Verb(
+        LOOK,
+        "Estimate time, memory and disk of train, extract and sweep.",
+        "probekit.cli.plan:plan",
+        needs={"root": "--dataset"},
+    ),
     "datasets": Verb(
         LOOK,
         "List the data sets known by name, or fetch one.",
@@ -89,7 +118,12 @@ VERBS: dict[str, Verb] = {
         {"action": "?", "name": "?"},
     ),
     "compress": Verb(LOOK, "Rewrite a feature file in compressed chunks.", "probekit.features.compress:compress"),
-    "verify": Verb(LOOK, "Check a feature file for damage and doubtful contents.", "probekit.cli.verify:verify"),
+    "verify": Verb(
+        LOOK,
+        "Check a feature file for damage and doubtful contents.",
+        "probekit.cli.verify:verify",
+        needs={**dict.fromkeys(("layer", "picture", "threshold"), "--near-duplicates"), "root": "--data"},
+    ),
     "inspect": Verb(LOOK, "Show the contents of a feature file, layer by layer.", "probekit.cli.inspect:inspect"),
 }
 
@@ -227,9 +261,10 @@ def _run(words: list[str], run: Callable[[list[str]], object], debug: bool, inte
             traceback.clear_frames(error.__traceback__)  # what they hold is needed to say so
         if interrupts:
             return _report(_interrupted(), 130)
-        if isinstance(error, CycloptsError):
+        if isinstance(error, CycloptsError) and not isinstance(error.__cause__, UserError):
             return _report(usage_sentence(error, app, words), 2)
-        sentence = users_sentence(error)
+        # a number outside its range is an error of cyclopts that our own has caused
+        sentence = users_sentence(error.__cause__ or error if isinstance(error, CycloptsError) else error)
         if sentence is not None:
             return _report(with_flags(sentence, words), 2)
         if not debug:
@@ -266,7 +301,6 @@ def dispatch(words: list[str]) -> None:
         _use_the_cache_where_there_is_no_network()
     with console.only_rank0_prints():
         chosen, given, _ = app.parse_args(words, exit_on_error=False, print_error=False)
-        check_numbers(given)
         chosen(*given.args, **given.kwargs)
 
 

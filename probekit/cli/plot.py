@@ -1,6 +1,7 @@
 """`probekit plot`: one figure to one file, from records."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -81,6 +82,8 @@ def plot(
         else:
             panel = one_panel(panels)
             one = find_series(panel, series) if series else (panel.models or list(panel.series))[0]
+            if title is None:
+                options = replace(options, title=f"{one.label}, {panel.title}")
             figure, points = path_figure(one, narrow=narrow, options=options), path_frame([one])
         save_figure(figure, out.with_suffix(""), (form,))
     beside = out.with_suffix(".csv")

@@ -5,6 +5,8 @@ A public function's signature is read from its source, so that help and errors o
 function of `probekit.cli` with `**settings` also takes the flags of the public function named in its `INHERITS`.
 """
 
+import __future__
+
 import ast
 import builtins
 import inspect
@@ -12,7 +14,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,9 +22,12 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from cyclopts import Group, Parameter
 
+from igpt_model.ranges import Range, check_range
 from probekit.cli import console
 from probekit.cli.answer import present
 from probekit.cli.console import progress
+from probekit.cli.numbers import RANGES
+from probekit.runtime.errors import UserError
 
 SCALARS = (int, float, bool, Path, str)
 EVERY_VERB = Group("Every verb", sort_key=1000)
@@ -49,6 +54,8 @@ class Verb:
     function : "package.module:function"
     rename : parameter -> flag, "*" for an argument that takes several values, or "?" for one that may be absent
     unit : what its progress counts; "" where the function names its stages itself
+    features : the parameter that is a feature file; the file, and the protocol, are checked before PyTorch is imported
+    needs : parameter -> the flag, or flag and value, without which it would change nothing
     """
 
     group: Group
@@ -56,10 +63,12 @@ class Verb:
     function: str
     rename: Mapping[str, str] = field(default_factory=dict)
     unit: str = ""
+    features: str = ""
+    needs: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Other(type):
-    """The class of any annotation that the command line cannot express: `a.B`, `a[B]` and `a | B` are understood."""
+    """The class of what the command line cannot express: `a.B`, `a[B]`, `a | B` and `a(B)` are understood."""
 
     def __getattr__(cls, name: str) -> "type":
         if name.startswith("__"):
@@ -68,6 +77,9 @@ class _Other(type):
 
     def __getitem__(cls, item: Any) -> "type":
         return cls
+
+    def __call__(cls, *args: Any, **settings: Any) -> None:
+        return None
 
 
 class Other(metaclass=_Other):
@@ -79,14 +91,12 @@ class _Names(dict[str, Any]):
         return getattr(builtins, name, Other)
 
 
-_NAMES = _Names(Path=Path, Literal=Literal, Sequence=Sequence)
-
-
 @cache
 def read_signature(target: str) -> tuple[inspect.Signature, str]:
     """Signature and docstring of "package.module:function", read from the source without importing the module.
 
-    Annotations that are not plain types, `Path`, `Literal` or `Sequence` become `Other`.
+    Annotations that are not plain types, `Path`, `Literal` or `Sequence` become `Other`; a default that is made by a
+    call is None.
     """
     module, _, name = target.partition(":")
     spec = find_spec(module)
@@ -96,33 +106,17 @@ def read_signature(target: str) -> tuple[inspect.Signature, str]:
     found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
     if not found:
         raise LookupError(f"{module} defines no function {name}.")
-    given = found[0].args
-    positional = [*given.posonlyargs, *given.args]
-    defaults: list[ast.expr | None] = [*([None] * (len(positional) - len(given.defaults))), *given.defaults]
-    kind = inspect.Parameter
-    rows: list[tuple[ast.arg, ast.expr | None, Any]] = [
-        (one, default, kind.POSITIONAL_OR_KEYWORD) for one, default in zip(positional, defaults, strict=True)
-    ]
-    rows += [(given.vararg, None, kind.VAR_POSITIONAL)] if given.vararg else []
-    rows += [
-        (one, default, kind.KEYWORD_ONLY) for one, default in zip(given.kwonlyargs, given.kw_defaults, strict=True)
-    ]
+    # the function without its body and decorators
+    found[0].body, found[0].decorator_list = found[0].body[:1], []
+    names = _Names(Path=Path, Literal=Literal, Sequence=Sequence)
+    header = compile(ast.Module([found[0]], []), spec.origin, "exec", __future__.annotations.compiler_flag)
+    exec(header, {}, names)
+    signature = inspect.signature(names[name])
     parameters = [
-        kind(one.arg, how, default=kind.empty if default is None else _value(default), annotation=_hint(one.annotation))
-        for one, default, how in rows
+        one.replace(annotation=Other if one.annotation is one.empty else eval(one.annotation, {}, names))
+        for one in signature.parameters.values()
     ]
-    return inspect.Signature(parameters), ast.get_docstring(found[0]) or ""
-
-
-def _value(node: ast.expr) -> Any:
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        return None
-
-
-def _hint(node: ast.expr | None) -> Any:
-    return Other if node is None else eval(compile(ast.Expression(node), "<annotation>", "eval"), {}, _NAMES)
+    return inspect.Signature(parameters), inspect.getdoc(names[name]) or ""
 
 
 def command_type(hint: Any) -> Any:
@@ -164,7 +158,9 @@ def described(doc: str) -> tuple[str, dict[str, str]]:
     return prose, helps
 
 
-def _flag(name: str, hint: Any, default: Any, help: str, spelled: Any = None, group: Any = None) -> inspect.Parameter:
+def _flag(
+    name: str, hint: Any, default: Any, help: str, spelled: Any = None, group: Any = None, allowed: Range | None = None
+) -> inspect.Parameter:
     """A keyword parameter as cyclopts reads it; lists take one or several values after the flag."""
     several = get_origin(hint) is tuple or any(get_origin(part) is tuple for part in get_args(hint))
     more: dict[str, Any] = {"consume_multiple": True} if several else {}
@@ -172,8 +168,15 @@ def _flag(name: str, hint: Any, default: Any, help: str, spelled: Any = None, gr
         more["show_default"] = False
     if group is not None:
         more["group"] = group
+    if allowed := allowed or RANGES.get(name):
+        more["validator"] = partial(_check_number, _dashed(name), allowed)
     how = Parameter(name=spelled, help=help, negative_iterable=(), **more)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, how])
+
+
+def _check_number(flag: str, allowed: Range, _: Any, value: Any) -> None:
+    if not isinstance(value, str):
+        check_range(flag, value, allowed)
 
 
 def _dashed(name: str) -> str:
@@ -196,8 +199,8 @@ def _parameters(
             hints = get_type_hints(type(one.default))
             for each in fields(one.default):
                 about, group = each.metadata.get("help", ""), _group(each.metadata.get("group"))
-                default = getattr(one.default, each.name)
-                yield _flag(each.name, hints[each.name], default, about, _dashed(each.name), group)
+                spelled, default = _dashed(each.name), getattr(one.default, each.name)
+                yield _flag(each.name, hints[each.name], default, about, spelled, group, each.metadata.get("range"))
             continue
         hint = command_type(one.annotation)
         if one.kind is kind.VAR_KEYWORD or hint is None or name == "progress":
@@ -210,6 +213,24 @@ def _parameters(
             yield one.replace(kind=kind.POSITIONAL_ONLY, annotation=Annotated[hint, Parameter(help=help)])
         else:
             yield _flag(name, hint, one.default, help, spelled or _dashed(name))
+
+
+def _check_features(file: Path, given: Mapping[str, Any]) -> None:
+    """Refuse a feature file or a protocol that cannot be used."""
+    from probekit.features.store import FeatureStore
+    from probekit.selection.protocol import resolve_protocol
+
+    FeatureStore.open(file)
+    if "protocol" in given:
+        resolve_protocol(given["protocol"], given.get("Cs"))
+
+
+def _refuse_idle(entry: Verb, given: Mapping[str, Any]) -> None:
+    """Refuse a flag that would change nothing without another one, which was not given."""
+    for name, need in entry.needs.items():
+        other, _, value = need[2:].replace("-", "_").partition(" ")
+        if name in given and not (given.get(other) == value if value else given.get(other)):
+            raise UserError(f"{_dashed(name)} changes nothing without {need}; add that, or leave {_dashed(name)} out.")
 
 
 def command(verb: str, entry: Verb) -> Callable[..., None]:
@@ -259,11 +280,14 @@ def command(verb: str, entry: Verb) -> Callable[..., None]:
         console.settle(**{flag: given.pop(flag, False) for flag in COMMON})
         given.pop("config_file", None)
         given |= dict(zip(arguments, args, strict=False))
+        _refuse_idle(entry, given)
         if several is not None:
             given[several] = list(args[len(arguments) :])
         for bundle, kind in bundles.items():
             names = {each.name for each in fields(kind)}
             given[bundle] = kind(**{flag: given.pop(flag) for flag in names & set(given)})
+        if entry.features:
+            _check_features(given[entry.features], given)
         with progress(verb, entry.unit) if "progress" in own else nullcontext() as show:
             if show is not None:
                 given["progress"] = show

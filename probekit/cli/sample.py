@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from igpt_model.images import ImageTransform
-from igpt_model.ranges import check_at_least
 from probekit.cli.console import say
 from probekit.cli.plot import check_ending
 from probekit.datasets import load_dataset
@@ -55,6 +54,7 @@ def sample(
     device
         cpu, cuda, cuda:1.
     """
+    check_ending(out, ("png",))
     import numpy as np
 
     from igpt_model import atomic
@@ -64,10 +64,6 @@ def sample(
     from probekit.cli.pictures import picture_grid, png_bytes
     from probekit.encoders.igpt import checkpoint_folder
 
-    check_ending(out, ("png",))
-    check_at_least(n=(n, 1), scale=(scale, 1), each=(each, 1))
-    if not 0 < keep < 1:
-        raise UserError(f"keep is {keep}; expected a share between 0 and 1.")
     checkpoint = load_checkpoint(checkpoint_folder(run), find_device(device))
     if complete is None:
         tokens = draw(checkpoint.model, n, temperature, top_k, seed)

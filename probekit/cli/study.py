@@ -39,6 +39,9 @@ def study(
     tracker : str
         Log the curves, with depth as the step, and the report to this experiment tracker, where it is installed.
     """
+    from probekit.selection.protocol import resolve_protocol
+
+    resolve_protocol(settings.get("protocol", "igpt"), settings.get("Cs"))  # refused before PyTorch is imported
     from probekit.evaluate.study import study as run_study
 
     shown = {name: settings.get(name) for name in ("protocol", "seeds", "limit")}

@@ -40,6 +40,8 @@ def table(
     from probekit.reports.tables import layer_table
 
     form = check_ending(out, FORMATS)
+    if form == "csv" and columns:
+        raise UserError("A .csv file has all columns: leave --columns out, or write an .md or .tex file.")
     if kind == "comparison" and choice.get("metric", "top1") != "top1":
         raise UserError("Published numbers are accuracies: leave --metric out of --kind comparison.")
     panel = one_panel(choose_panels(results, **choice))

@@ -1,7 +1,9 @@
 """`probekit train`: a data set in, a run folder out; turns train()'s records into progress and TensorBoard events."""
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,16 +86,17 @@ def run_training(
     from igpt_model.training.pretrain import train as train_model
 
     transform, split = config.transform, data.splits["train"].limit(limit)
-    train_images = training_images(split, transform)
-    val_images = prepared_images(data.splits["val"].limit(limit), transform, "prepare val")
     provenance = {**data.provenance, "limit": limit}
-    records = train_model(config, train_images, val_images, out, data_provenance=provenance, palette=palette)
     looks = DepthWatch(watch, split, out, config.steps, config.device)
     writes = tensorboard_writer(out, tensorboard and is_rank0())
     tracked = open_tracker(tracker if is_rank0() else None, out.name, {**vars(config), "data": provenance}, out)
     last: dict[str, Any] = {}
-    with writes as write, tracked as track, progress("train", "steps") as show:
-        print_record = _Printer(config, show)
+    with writes as write, tracked as track, progress("train", "") as stages:
+        train_images = training_images(split, transform, partial(stages, "prepare train", "images"))
+        val = data.splits["val"].limit(limit)
+        val_images = PreparedImages(val, transform, partial(stages, "prepare val", "images"))
+        records = train_model(config, train_images, val_images, out, data_provenance=provenance, palette=palette)
+        print_record = _Printer(config, partial(stages, "train", "steps"))
         for record in records:
             last |= {name: record[name] for name in ("step", "val_loss") if name in record}
             write(record)
@@ -161,23 +164,43 @@ def _start_line(record: dict[str, Any]) -> str:
     return f"resuming from step {record['step']}: {sizes}{changed}" if record["resumed"] else f"training: {sizes}"
 
 
-def training_images(split: Split, transform: ImageTransform) -> np.ndarray | SourceImages:
+def training_images(split: Split, transform: ImageTransform, show: Show) -> "PreparedImages | SourceImages":
     """A split's images prepared, or as they are where the augmentation resizes them anew at every step."""
     if transform.source_crop is not None:
         return SourceImages(split.read, len(split), transform)
-    return prepared_images(split, transform, "prepare train")
+    return PreparedImages(split, transform, show)
 
 
-def prepared_images(split: Split, transform: ImageTransform, what: str) -> np.ndarray:
-    """All of a split's images at the model's resolution: uint8 (N, P, P, 3)."""
-    side = transform.resolution
-    prepared = np.empty((len(split), side, side, 3), dtype=np.uint8)
-    with progress(what, "images") as show:
-        for start in range(0, len(split), PREPARE_BLOCK):
-            stop = min(start + PREPARE_BLOCK, len(split))
-            prepared[start:stop] = [transform(image) for image in split.images(start, stop)]
-            show(stop, len(split))
-    return prepared
+class PreparedImages:
+    """A split's images at the model's resolution, uint8 (N, P, P, 3): prepared when they are first read.
+
+    A folder of another run is refused before that, by the size of the first image, which is prepared by itself.
+    """
+
+    def __init__(self, split: Split, transform: ImageTransform, show: Show) -> None:
+        self.split, self.transform, self.show = split, transform, show
+        if "WORLD_SIZE" in os.environ:  # under torchrun all processes prepare at once: none waits for another
+            _ = self.all
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: np.ndarray) -> np.ndarray:
+        return self._prepare(self.split.read(index)) if len(index) == 1 else self.all[index]
+
+    def _prepare(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack([self.transform(image) for image in images])
+
+    @cached_property
+    def all(self) -> np.ndarray:
+        """All of them."""
+        side = self.transform.resolution
+        prepared = np.empty((len(self), side, side, 3), dtype=np.uint8)
+        for start in range(0, len(self), PREPARE_BLOCK):
+            stop = min(start + PREPARE_BLOCK, len(self))
+            prepared[start:stop] = self._prepare(self.split.images(start, stop))
+            self.show(stop, len(self))
+        return prepared
 
 
 @contextmanager

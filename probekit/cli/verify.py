@@ -57,9 +57,8 @@ def verify(
     found: dict[str, Any] = {"file": str(file), "errors": report.errors, "warnings": report.warnings}
     if report.errors:
         present(found)
-        raise UserError(
-            f"{file} has the errors listed above ({len(report.errors)}): extract it again or restore a copy."
-        )
+        other = "give --data the data set it was made from, " if any("other data" in e for e in report.errors) else ""
+        raise UserError(f"{file} has the errors listed above: {other}extract it again, or restore a copy.")
     if near_duplicates:
         found["near_duplicates"] = look_for_near_duplicates(file, loaded, layer, threshold, picture)
     say(f"{file}: no errors, {len(report.warnings) or 'no'} warning{'s' * (len(report.warnings) != 1)}.")

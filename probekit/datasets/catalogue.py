@@ -225,10 +225,32 @@ def _read(read: Callable[..., Found], path: str, name: str, where: str, options:
     return assemble(name, where, read(path, **own), **{key: options[key] for key in options if key in COMMON})
 
 
+def _number(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise ValueError
+    return int(text)
+
+
+_WRITTEN: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("seed", "split_seed", "fold"), _number),
+    "batches": lambda text: [_number(part) for part in text.split(",")],
+    **dict.fromkeys(("verify", "skip_corrupt"), {"true": True, "false": False}.__getitem__),
+}
+"""Options of our own sources that are no text, and how they are read from `#NAME=VALUE`."""
+
+
 def _check_options(load: Callable[..., Any], text: str, options: dict[str, Any], more: Iterable[str] = ()) -> None:
     known = {*list(inspect.signature(load).parameters)[1:], *more}
     if strange := [name for name in options if name not in known]:
         raise UserError(f"The data set {text!r} takes no option {', '.join(strange)}; leave that out.")
+    for name in options.keys() & _WRITTEN.keys():
+        if isinstance(options[name], str):
+            try:
+                options[name] = _WRITTEN[name](options[name].lower())
+            except (ValueError, KeyError):
+                raise UserError(
+                    f"#{name}={options[name]} is no value of {name}; write #split_seed=1 or #verify=false."
+                ) from None
 
 
 def written_tests(

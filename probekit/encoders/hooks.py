@@ -175,7 +175,8 @@ class ModuleEncoder:
         if layers is None or layer_patterns(layers) in ([], [""]):
             names = list(submodules(module))
             raise UserError(
-                f"A torch module needs layers= (--layers), names or globs of its submodules: {_shown(names)}."
+                "A torch module needs layers= (--layers; in a study #layers=...), names or globs of its submodules: "
+                f"{_shown(names)}."
             )
         if prepare is not None and not (resolution is resize is crop is interpolation is None):
             raise UserError("prepare= and resolution, resize, crop or interpolation were both given; give one of them.")

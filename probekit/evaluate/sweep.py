@@ -2,6 +2,7 @@
 
 import fnmatch
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -111,7 +112,7 @@ def sweep(
         Unusable features, labels, layers or penalties, or a folder whose series of this name was made otherwise.
     """
     if per_class is not None and train_rows is not None:
-        raise UserError(f"per_class is {per_class} and train_rows is {train_rows}: give one of the two.")
+        raise UserError("per_class and train_rows were both given: give one of the two.")
     sizes: list[tuple[int | None, int | None]] = [(rows, None) for rows in _listed("train_rows", train_rows)]
     if per_class is not None:
         sizes = [(None, few) for few in _listed("per_class", per_class)]
@@ -157,6 +158,12 @@ def sweep(
         runner.run(jobs, show)
     keys = {runner.identity(job).key for job in jobs}
     results = Results(runner.out).only(keys)
+    if others := sorted({record.series for record in results} - {runner.series}):
+        warnings.warn(
+            f"{runner.out} holds these probes as series {', '.join(others)}, so {runner.series!r} was not recorded; "
+            "give another out to name them so.",
+            stacklevel=3,
+        )
     warn_unconverged([record for record in results if record.tunes == "C"])
     return results
 
@@ -204,7 +211,7 @@ def choose_names(store: Features, layers: str | Sequence[str | int] | None) -> l
         matched: list[str] = []
         if isinstance(layer, str):
             matched = [name for name in store.layers if fnmatch.fnmatchcase(name, layer)]
-            if not matched and layer.isdecimal():  # names begin with the depth, in two digits or more
+            if not matched and re.fullmatch("[0-9]{1,9}", layer):  # names begin with the depth, in two digits or more
                 matched = [name for name in store.layers if re.fullmatch(f"0*{int(layer)}(_.*)?", name)]
             if not matched and set("*?[") & set(layer):
                 raise UserError(f"No layer matches {layer!r}; there are {', '.join(store.layers)}.")

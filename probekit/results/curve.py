@@ -365,8 +365,9 @@ class Verdict:
 
     def sentences(self) -> list[str]:
         """Two sentences: the best layer with its accuracy, and the gain over the last layer."""
-        curve, at, test = self.curve, self.curve.peak, self.curve.records[0].test
-        on = self.dataset if test == "test" else f"{self.dataset}, tested on {test}"
+        curve, at, first = self.curve, self.curve.peak, self.curve.records[0]
+        on = self.dataset if first.test == "test" else f"{self.dataset}, tested on {first.test}"
+        on += f", {first.train_rows:,} training rows" if first.train_rows else ""
         seeds = f"mean of {curve.over}, standard deviation {100 * curve.spread[at]:.1f}; " if curve.over else ""
         best = (
             f"{curve.series} on {on}: the best layer, chosen on held-out training rows, is {layer_words(curve, at)}, "

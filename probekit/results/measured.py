@@ -3,6 +3,8 @@
 N test rows, K classes; M values that are resampled in the place of rows.
 """
 
+import os
+import re
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -59,7 +61,7 @@ def find_metric(name: str) -> Metric:
     """
     known = METRICS | LABEL_FREE
     if name not in metric_names():
-        hint = did_you_mean(name, metric_names()) or (" Accuracy is top1." if "cur" in name.lower() else "")
+        hint = did_you_mean(name, metric_names()) or (" Accuracy is top1." if re.search("acc|cur", name, re.I) else "")
         raise UserError(f"There is no metric {name!r}; there are {', '.join(metric_names())}.{hint}")
     if name in known:
         return known[name]
@@ -111,6 +113,8 @@ def _temperature(record: Record) -> float:
             f"{path} has no temperature of {record.series}, layer {'+'.join(record.layers)} ({record.probe}, seed "
             f"{record.seed}): run `{command(*words)}` first."
         )
+    if not 0 < found < np.inf:
+        raise UserError(f"{path} has the temperature {found:g} of {record.key}; delete it, and make it again.")
     return found
 
 
@@ -132,14 +136,17 @@ def geometry_file(features: Path) -> Path:
 
 
 def _features(record: Record) -> Path:
-    return (record.folder or Path()) / record.feature_file
+    return Path(os.path.normpath((record.folder or Path()) / record.feature_file))
 
 
 def _cell(path: Path, key: str, value: str, column: str) -> float | None:
     """The value in a column of a table's first row with a key; None if there is no such row or no table."""
     table: Any = csv_table(path) if path.is_file() else {}
-    found: Any = table[column][table[key] == value] if len(table) else []
-    return float(found.iloc[0]) if len(found) else None
+    try:
+        found: Any = table[column][table[key] == value] if len(table) else []
+        return float(found.iloc[0]) if len(found) else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} has no numbers {column} by {key} ({error}); delete it, and make it again.") from None
 
 
 def csv_table(path: Path) -> "pd.DataFrame":

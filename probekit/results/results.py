@@ -96,9 +96,10 @@ class Results:
         own = [r for r in self.records if series in (None, r.series, models[r.series])]
         if not own:
             known = list(dict.fromkeys(models.values()))
-            raise UserError(
-                f"There is no series {series!r}; there are {', '.join(known)}.{did_you_mean(str(series), known)}"
-            )
+            hint = did_you_mean(str(series), known)
+            if any(str(series) in r.layers for r in self.records):
+                hint = " It is a layer: compare two of them as compare(results[0], results[1])."
+            raise UserError(f"There is no series {series!r}; there are {', '.join(known)}.{hint}")
         curves = depth_curves(own)
         if len(curves) != 1:
             named = "These results" if series is None else f"The records of series {series!r}"

@@ -464,15 +464,13 @@ def _use_config(folder: Path) -> None:
 
     from igpt_model.errors import UserError
     from probekit.cli.main import app
-    from probekit.cli.numbers import check_numbers
     from probekit.cli.usage import prepared, usage_sentence
 
     problem: Exception | None = None
     for verb, name in (("train", "a.json"), ("train", "b.yaml"), ("study", "c.json"), ("sweep", "d.yaml")):
         words = [verb, *(["--out", "x"] if verb == "study" else []), "--config", str(folder / name)]
         try:
-            _, given, _ = app.parse_args(prepared(app, words), exit_on_error=False, print_error=False)
-            check_numbers(given)
+            app.parse_args(prepared(app, words), exit_on_error=False, print_error=False)
         except UserError as error:
             problem = error
         except CycloptsError as error:

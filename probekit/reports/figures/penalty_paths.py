@@ -32,7 +32,7 @@ def path_figure(
     shown = list(range(len(series.depths)))
     if len(shown) > MOST_LAYERS:
         shown = sorted({*np.linspace(0, shown[-1], MOST_LAYERS - 1).round().astype(int).tolist(), series.peak})
-    columns = 2 if narrow else 4
+    columns = min(2 if narrow else 4, len(shown))
     rows, scale = -(-len(shown) // columns), options.scale
     top = (0.5 if options.title else 0.21) * scale
     figure, inside = options.new_figure(

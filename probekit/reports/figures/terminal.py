@@ -153,4 +153,6 @@ def _legend(panel: Panel) -> Text:
         parts += [(mark * (3 if series.is_flat else 1) + " ", colour), f"{name}{value}   "]
     if any(not series.reliable.all() for series in panel.series):
         parts.append(("○ not converged, or C at the end of its grid   ", "dim"))
-    return Text.assemble(*parts, ("│ 95 %, pointwise   ↑ best layer, chosen on held-out rows", "dim"))
+    if any(not series.is_flat for series in panel.models):
+        parts.append(("│ 95 %, pointwise   ↑ best layer, chosen on held-out rows", "dim"))
+    return Text.assemble(*parts)

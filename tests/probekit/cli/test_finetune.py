@@ -57,3 +57,14 @@ def test_other_settings_and_missing_runs_are_refused(run, tmp_path, capsys):
     assert tune(tmp_path / "nothing", tmp_path / "b") == 2
     assert tune(run, tmp_path / "c", "--layer", "5") == 2
     assert "layers 0 to 1" in capsys.readouterr().err
+
+
+def test_a_folder_of_another_run_is_refused_before_images_are_prepared(run, capsys):
+    more = ["--steps", "5", "--batch-size", "8", "--limit", "60", "--no-tensorboard"]
+    assert main(["train", "wandering-digits", "--out", str(run), *SIZES, *more]) == 2
+    train = capsys.readouterr().err
+    assert tune(run, run) == 2
+    tuned = capsys.readouterr().err
+    assert "train.steps: 3 there, 5 here" in train
+    assert "contains a run of `probekit train`" in tuned
+    assert "prepare" not in train + tuned

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -240,3 +241,35 @@ def test_the_librarys_parameters_are_flags_on_the_command_line():
 def test_a_usage_error_does_not_wait_for_torch(words):
     code = f"import sys; from probekit.cli.main import main; sys.exit(main({words!r}) != 2 or 'torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_wrong_files_and_names_do_not_wait_for_torch(tmp_path, monkeypatch):
+    """One process for all of them: each verb that reads a feature file, and the others that begin with an input."""
+    monkeypatch.chdir(tmp_path)
+    write_features(tmp_path / "f.h5", (2, 2))
+    lines = [[verb, "nothing.h5"] for verb, entry in VERBS.items() if entry.features]
+    lines += [["sweep", "f.h5", "--protocol", "igtp"], ["concat", "f.h5", "--Cs", "-1"]]
+    lines += [["extract", "pixels", "nothing", "--out", "x.h5"], ["sample", "run", "--out", "x.jpg"]]
+    lines += [["study", "pixels", "--on", "digits", "--out", "s", "--protocol", "igtp"]]
+    each = f"[(main(words), 'torch' in sys.modules) for words in {lines!r}]"
+    code = f"import sys; from probekit.cli.main import main; print({each})"
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert printed.strip() == str([(2, False)] * len(lines))
+    assert len(lines) > 8
+    assert not {"x.h5", "x.jpg", "s"} & set(os.listdir())
+
+
+def test_a_flag_that_would_change_nothing_is_refused(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    declared = [(verb, name, need) for verb, entry in VERBS.items() for name, need in entry.needs.items()]
+    assert len(declared) > 8
+    for verb, name, need in declared:
+        own = {one.field_info.name: one for one in app[verb].assemble_argument_collection()}
+        other, _, value = need.partition(" ")
+        assert other in {flag for one in own.values() for flag in one.names}, (verb, need)
+        assert not value or value in get_args(own[other[2:]].hint), (verb, need)
+        flag, files = own[name].name, ["a.png", "--out", "b.png"] if verb in ("sample", "plot") else ["a"]
+        files = ["a", "--out", "b"] if verb == "train" else [] if verb == "plan" else files
+        assert main([verb, *files, flag, "0.5" if own[name].hint is float else "1"]) == 2
+        assert f"{flag} changes nothing without {need}" in capsys.readouterr().err, (verb, name)
+    assert not os.listdir()

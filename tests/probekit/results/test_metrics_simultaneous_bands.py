@@ -23,7 +23,7 @@ def curve_of(correct, val, depths=None, last_depth=None):
     about = {"is_converged": True, "n_layers": n_layers, "encoder": encoder}
     depths = np.arange(n_layers) if depths is None else np.array(depths)
     records = tuple(
-        SimpleNamespace(selection_score=(v, 0.0), layers=(f"{d:02d}",), test="test", **about)
+        SimpleNamespace(selection_score=(v, 0.0), layers=(f"{d:02d}",), test="test", train_rows=None, **about)
         for v, d in zip(val, depths, strict=True)
     )
     held = {
