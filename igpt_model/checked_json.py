@@ -25,6 +25,7 @@ from igpt_model.errors import UserError, first_line
 
 MAX_BYTES = 256 << 20
 """Largest JSON file that is read; the largest ones written are of a few MB."""
+_SPARSE = 1 << 30  # a larger file of which less than a thousandth is stored is refused
 _BIGGEST = 1 << 53  # integers beyond are no longer exact in other JSON readers
 
 
@@ -68,22 +69,40 @@ def open_regular(path: str | Path) -> BinaryIO:
     Raises
     ------
     UserError
-        It is not a regular file.
+        It is not a regular file, or declares gigabytes that are nearly all holes, which would be read for hours.
     OSError
         It does not exist, or may not be read.
     """
     # O_NONBLOCK: a pipe without a writer would otherwise wait for one in open() itself
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        mode = os.fstat(descriptor).st_mode
+        mode, size = (about := os.fstat(descriptor)).st_mode, about.st_size
         if stat.S_ISDIR(mode):
             raise UserError(f"{path} is a folder, but a file was expected.")
         if not stat.S_ISREG(mode):
             raise UserError(f"{path} is a pipe or a device, but a regular file was expected.")
+        if size > _SPARSE and _is_hollow(descriptor, size):
+            raise UserError(f"{path} declares {size:,} bytes, of which nearly none are stored: copy it again.")
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def _is_hollow(descriptor: int, size: int) -> bool:
+    """Whether less than a thousandth of a file is stored; the rest are holes, which are read as zeros."""
+    stored = at = 0
+    try:
+        while stored < size // 1000:
+            at = os.lseek(descriptor, at, os.SEEK_DATA)
+            stored -= at
+            at = os.lseek(descriptor, at, os.SEEK_HOLE)
+            stored += at
+    except OSError:  # no more data
+        return True
+    finally:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    return False
 
 
 def read_bytes(path: str | Path, most: int = MAX_BYTES) -> bytes:
@@ -141,12 +160,13 @@ def check_json(value: Any, what: str, schema: Any = dict) -> None:
         NaN, half a surrogate pair, an object that is none of JSON's, or not as the schema says.
     """
     try:
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"{what} cannot be stored as JSON ({first_line(error)}); give texts, finite numbers, lists and mappings."
         ) from None
-    _check(value, what, schema)
+    _check(json.loads(text), what, schema)
 
 
 def _check(value: Any, where: str | Path, schema: Any) -> None:

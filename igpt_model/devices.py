@@ -33,11 +33,19 @@ def find_device(device: str | torch.device) -> torch.device:
         torch.empty(1, device=chosen)
         if chosen.type == "meta":
             raise NotImplementedError("its tensors hold no values")
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(
             f"The device {device!s} cannot be used ({first_line(error)}); choose cpu, or cuda where a GPU is."
         ) from error
     return chosen
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a dense tensor of real numbers, in memory."""
+    plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_nested
+    return plain and not (value.is_quantized or value.is_complex() or value.is_meta)
 
 
 def local_device(device: torch.device) -> torch.device:

@@ -3,6 +3,7 @@
 import atexit
 import gc
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from igpt_model.errors import UserError
+from igpt_model.errors import UserError, first_line
 
 T = TypeVar("T")
 
@@ -83,7 +84,21 @@ def current_ranks() -> Ranks:
     """Return the rank in the group of torch.distributed if there is one, else torchrun's, else that of one process."""
     if dist.is_available() and dist.is_initialized():
         return Ranks(dist.get_rank(), dist.get_world_size())
-    return Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    return Ranks(*launched())
+
+
+def launched() -> tuple[int, int]:
+    """Return this process's rank and the number of processes, as torchrun or Slurm set them; (0, 1) without these.
+
+    Raises
+    ------
+    UserError
+        RANK or WORLD_SIZE is no number that they set.
+    """
+    rank, size = (os.environ.get(name, usual) for name, usual in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if not (re.fullmatch("[0-9]{1,7}", rank) and re.fullmatch("[0-9]{1,7}", size) and int(rank) < int(size)):
+        raise UserError(f"The environment says RANK={rank!r} and WORLD_SIZE={size!r}; unset them, or use torchrun.")
+    return int(rank), int(size)
 
 
 def join_group(device: torch.device) -> None:
@@ -101,7 +116,12 @@ def join_group(device: torch.device) -> None:
     gpu = device.type == "cuda"
     if not dist.is_initialized():
         with_nccl = torch.cuda.is_available() and dist.is_nccl_available()
-        dist.init_process_group("cpu:gloo,cuda:nccl" if with_nccl else "gloo", device_id=device if gpu else None)
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if with_nccl else "gloo", device_id=device if gpu else None)
+        except ValueError as error:  # MASTER_ADDR is not set, or is nonsense
+            raise UserError(
+                f"The processes cannot be joined ({first_line(error)}); start them with torchrun."
+            ) from None
         atexit.register(_leave)
     if gpu:
         if "nccl" not in dist.get_backend_config():

@@ -4,7 +4,7 @@ Hugging Face keeps the start vector as the last row of `wte` (V + 1 rows for V c
 and bias slots that are zero in the published weights.
 """
 
-import pickle
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,8 @@ from torch import Tensor
 from igpt_model.atomic import new_folder, write_json
 from igpt_model.checked_json import Int, Real, Text, read_json
 from igpt_model.config import ModelConfig
-from igpt_model.errors import UserError
+from igpt_model.devices import is_plain
+from igpt_model.errors import UserError, first_line
 from igpt_model.images import ImageTransform
 from igpt_model.model import IGPT
 from igpt_model.palette import Palette
@@ -151,7 +152,6 @@ def to_pretrained_folder(
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     for name in ("model.safetensors", "pytorch_model.bin"):
@@ -166,11 +166,15 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         for shard in shards:
             safe = shard.suffix == ".safetensors"
             try:
-                state |= load_file(shard) if safe else torch.load(shard, map_location="cpu", weights_only=True)
-            except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+                content = load_file(shard) if safe else torch.load(shard, map_location="cpu", weights_only=True)
+                if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+                    raise TypeError("it holds no tensors by name")
+            except Exception as error:  # PyTorch's restricted unpickler raises whatever a damaged pickle leads to
                 raise UserError(
-                    f"{shard} is damaged or contains more than tensors, so that it is not opened: download it again."
+                    f"{shard} is damaged or contains more than tensors, so that it is not opened "
+                    f"({first_line(error)}): download it again."
                 ) from error
+            state |= content
         return state
     raise UserError(f"{folder} contains neither model.safetensors nor pytorch_model.bin (nor all of their shards).")
 
@@ -187,14 +191,17 @@ def _from_state(hf_state: Mapping[str, Tensor], hf_config: Mapping[str, Any], so
     state = {
         name: value for name, value in state.items() if not name.startswith("score.") and not name.endswith(dropped)
     }
-    n_layer = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("h.")), default=-1)
+    n_layer = len({match[0] for match in map(re.compile(r"h\.\d+\.").match, state) if match})
     expected = {"wte.weight", *(theirs for _, theirs, _ in _pairs(n_layer))}
     wrong = sorted(expected ^ (set(state) - {"lm_head.weight"}))
     if wrong or not n_layer:
         raise UserError(
             f"{source} is not a Hugging Face ImageGPT model: missing or unknown are {', '.join(wrong[:6])}."
         )
-
+    axes = {"wte.weight": 2, "lm_head.weight": 2, **{theirs: 1 + matrix for _, theirs, matrix in _pairs(n_layer)}}
+    axes["wpe.weight"] = 2
+    if odd := [name for name, value in state.items() if not is_plain(value) or value.ndim != axes[name]]:
+        raise UserError(f"{source}: {odd[0]} is no dense tensor of {axes[odd[0]]} axes; save the model's state_dict().")
     rows, width = state["wte.weight"].shape
     biased = any(bool(value.any()) for name, value in state.items() if name.endswith(".bias"))
     config = ModelConfig(

@@ -5,6 +5,7 @@ Names and shapes are those of the released code (scope `model/`); D width, H hea
 `mlp/c_fc/w [D, 4D]`, `mlp/c_proj/w [4D, D]`, `ln_1/g`, `ln_2/g`.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 
 from igpt_model.config import ModelConfig
 from igpt_model.convert.tensor_bundle import bundle_prefix, read_bundle
-from igpt_model.errors import UserError
+from igpt_model.errors import UserError, first_line
 from igpt_model.images import ImageTransform
 from igpt_model.model import IGPT
 from igpt_model.palette import Palette
@@ -38,9 +39,7 @@ def from_openai(variables: Mapping[str, np.ndarray], causal: bool = True) -> IGP
     """
     found = {name.removeprefix("model/").removesuffix(":0"): np.asarray(value) for name, value in variables.items()}
     found = {name: value for name, value in found.items() if not any(word in name.lower() for word in _NOT_WEIGHTS)}
-    n_layer = 1 + max(
-        (int(name[1:].split("/")[0]) for name in found if name[0] == "h" and name[1:2].isdigit()), default=-1
-    )
+    n_layer = len({match[0] for match in map(re.compile(r"h\d+/").match, found) if match})
     expected = {"wpe", "wte", "wtet", "ln_f/g"} | ({"sos"} if causal else set())
     for i in range(n_layer):
         expected |= {f"h{i}/attn/{part}_proj" for part in "qkvc"}
@@ -48,10 +47,18 @@ def from_openai(variables: Mapping[str, np.ndarray], causal: bool = True) -> IGP
     wrong = sorted(expected ^ (set(found) - ({"sos"} - expected)))
     if wrong or not n_layer:
         raise UserError(f"These are not variables of OpenAI's iGPT: missing or unknown are {', '.join(wrong[:6])}.")
+    try:
+        return _from_variables(found, n_layer, causal)
+    except (IndexError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"The variables have not the shapes and types of a model's ({first_line(error)}).") from error
+
+
+def _from_variables(found: Mapping[str, np.ndarray], n_layer: int, causal: bool) -> IGPT:
     heads = found["h0/attn/q_proj"].shape[0]
     (n_positions, d), n_colours = found["wpe"].shape, len(found["wte"])
     config = ModelConfig(n_layer, d, heads, n_colours, n_positions, causal)
-
     state = {
         "wte.weight": found["wte"],
         "wpe.weight": found["wpe"],

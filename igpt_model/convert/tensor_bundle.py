@@ -13,10 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
+from igpt_model.checked_json import read_bytes
 from igpt_model.errors import UserError
 
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER = 48
+_MOST_BYTES = 4 << 20  # of an index: those of OpenAI have some tens of kilobytes
+_MOST_NAME = 1000
 # tensorflow/core/framework/types.proto
 _DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 6: "i1", 9: "<i8", 10: "?", 19: "<f2"}
 
@@ -74,7 +77,7 @@ def bundle_prefix(path: str | Path) -> Path:
 def read_index(prefix: str | Path) -> tuple[int, dict[str, Entry]]:
     """Return the number of data files and every tensor's entry by name."""
     path = Path(f"{prefix}.index")
-    content = path.read_bytes()
+    content = read_bytes(path, _MOST_BYTES)
     if len(content) < _FOOTER or struct.unpack("<Q", content[-8:])[0] != _MAGIC:
         raise DamagedBundle(
             f"{path} is not the index of a TensorFlow checkpoint, or it is truncated; download it again."
@@ -84,15 +87,20 @@ def read_index(prefix: str | Path) -> tuple[int, dict[str, Entry]]:
         _, at = _block_handle(content, at)  # of a meta-index, which is empty
         handle, _ = _block_handle(content, at)
         records: dict[bytes, bytes] = {}
+        end = 0
         for _, value in _block(content, handle, path):
-            records |= dict(_block(content, _block_handle(value, 0)[0], path))
+            (start, size), _ = _block_handle(value, 0)
+            if start < end:  # thousands of handles of one block would take for ever
+                raise ValueError("its blocks overlap")
+            end = start + size
+            records |= dict(_block(content, (start, size), path))
         header = dict(_fields(records.pop(b"")))
         if header.get(2, 0) != 0:
             raise DamagedBundle(
                 f"{path} was written on a big-endian machine, which is not supported; convert it there."
             )
         return int(header.get(1, 1)), {name.decode(): _entry(value) for name, value in records.items()}
-    except (IndexError, KeyError, struct.error, ValueError) as error:
+    except (IndexError, KeyError, struct.error, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise DamagedBundle(f"{path} cannot be read as a TensorFlow index ({error!r}); fetch it again.") from error
@@ -114,6 +122,7 @@ def read_bundle(path: str | Path, wanted: Callable[[str], bool] = lambda name: T
     prefix = bundle_prefix(path)
     shards, entries = read_index(prefix)
     tensors = {}
+    read = (0, 0)  # so far: the data file, and where in it
     # in the order of the files
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].shard, item[1].offset)):
         if not wanted(name):
@@ -126,9 +135,11 @@ def read_bundle(path: str | Path, wanted: Callable[[str], bool] = lambda name: T
         if not file.is_file():
             raise UserError(f"{file} does not exist, but {name} is stored in it; download all {shards} data files.")
         dtype = np.dtype(_DTYPES[entry.dtype])
-        whole = entry.offset + entry.size <= file.stat().st_size  # before as many bytes are allocated
+        # before as many bytes are allocated; those of one tensor only, or a small file would fill the memory
+        whole = entry.offset + entry.size <= file.stat().st_size and (entry.shard, entry.offset) >= read
         if not whole or entry.size != prod(entry.shape) * dtype.itemsize:
             raise DamagedBundle(f"{file} is truncated: {name} is incomplete; download it again.")
+        read = entry.shard, entry.offset + entry.size
         with open(file, "rb") as opened:
             opened.seek(entry.offset)
             content = bytearray(entry.size)  # writable, because the array shares it
@@ -163,6 +174,8 @@ def _block(content: bytes, handle: tuple[int, int], path: Path) -> Iterator[tupl
         fresh, at = _varint(block, at)
         length, at = _varint(block, at)
         key = key[:shared] + block[at : at + fresh]
+        if len(key) > _MOST_NAME:
+            raise ValueError(f"a name of more than {_MOST_NAME} bytes")
         at += fresh
         yield key, block[at : at + length]
         at += length
@@ -170,12 +183,13 @@ def _block(content: bytes, handle: tuple[int, int], path: Path) -> Iterator[tupl
 
 def _varint(content: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
-    while True:
+    while shift < 64:
         byte = content[at]
         value |= (byte & 127) << shift
         at, shift = at + 1, shift + 7
         if byte < 128:
             return value, at
+    raise ValueError("a number of more than 64 bits")
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
@@ -202,6 +216,8 @@ def _entry(message: bytes) -> Entry:
     one = dict(fields)
     shape = one.get(2, b"")
     dims = [dict(_fields(dim)).get(1, 0) for number, dim in _fields(shape) if number == 2]  # type: ignore[arg-type]
+    if len(dims) > 8 or not all(0 < int(n) < 1 << 40 for n in dims):
+        raise ValueError("the shape of no variable")
     crc = struct.unpack("<I", one[6])[0] if 6 in one else 0  # type: ignore[arg-type]
     shard, offset, size = (int(one.get(number, 0)) for number in (3, 4, 5))
     return Entry(int(one.get(1, 0)), tuple(map(int, dims)), shard, offset, size, crc, any(n == 7 for n, _ in fields))

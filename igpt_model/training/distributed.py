@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from igpt_model.errors import UserError
 from igpt_model.model import IGPT
-from igpt_model.process_group import Ranks, join_group
+from igpt_model.process_group import Ranks, join_group, launched
 
 
 def find_ranks(parallel: str, device: torch.device, batch_size: int = 0) -> Ranks:
@@ -26,7 +26,7 @@ def find_ranks(parallel: str, device: torch.device, batch_size: int = 0) -> Rank
         Several processes without `parallel`, which would write over one another, `parallel` without torchrun, "fsdp" on
         a CPU with a PyTorch (2.6) whose FSDP2 cannot, or a batch that the processes cannot share evenly.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    _, size = launched()
     if parallel == "none":
         if size > 1:
             raise UserError(f"torchrun started {size} processes, but parallel is none; choose ddp or fsdp.")
@@ -35,8 +35,6 @@ def find_ranks(parallel: str, device: torch.device, batch_size: int = 0) -> Rank
         raise UserError(
             f"parallel is {parallel}, but this process was not started by torchrun; start it with torchrun."
         )
-    if parallel == "fsdp" and device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
-        raise UserError(f"PyTorch {torch.__version__} cannot shard a model on a CPU; choose ddp, or a newer PyTorch.")
     join_group(device)
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), device, parallel)
     if batch_size % ranks.size:

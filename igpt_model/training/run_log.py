@@ -50,9 +50,8 @@ class MetricsLog:
         self.path = Path(path)
         check_target(self.path)  # a link in its place would be written through
         records = [] if step is None else [r for r in read_metrics(self.path, step) if r["step"] <= step]
-        text = "".join(json.dumps(record) + "\n" for record in records)
-        if not self.path.exists() or read_bytes(self.path) != text.encode():
-            write_text(self.path, text)
+        # a new file in any case: one with a second name (hard link) would change under both
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in records))
         self._file = open(self.path, "a")  # noqa: SIM115 (closed by close(), at the end of the run)
 
     def append(self, record: Mapping[str, Any]) -> None:

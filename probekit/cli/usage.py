@@ -74,12 +74,19 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     import yaml
 
+    class Plain(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):  # a few lines of them may stand for millions of values
+                raise yaml.YAMLError("it contains an alias, *NAME; write the value itself")
+            return super().compose_node(parent, index)
+
     if not path.is_file():
         raise UserError(f"--config {path}: there is no such file; give a YAML or JSON file.")
     try:
         # JSON is YAML, but for numbers such as 1e-3, which YAML 1.1 reads as text
-        text = read_bytes(path, most=1 << 20)
-        content = parse_json(text, path) if path.suffix == ".json" else yaml.safe_load(text)
+        text = read_bytes(path, most=1 << 18)
+        content = parse_json(text, path) if path.suffix == ".json" else yaml.load(text, Plain)
+        str(content)  # a number of thousands of digits has no text
     except Exception as error:  # what a tag such as !!timestamp raises depends on what it stands before
         raise UserError(f"--config {path} cannot be read ({' '.join(str(error).split())}).") from None
     if not isinstance(content, dict):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from igpt_model.checked_json import read_bytes
 from probekit.datasets import parquet
 from probekit.datasets.images import EncodedImages
 from probekit.datasets.labels import object_labels
@@ -38,7 +39,7 @@ class HubImages(EncodedImages):
             return content, name
         if path is None or not os.path.isfile(path):
             raise UserError(f"{name} contains no image, and its file {path} does not exist.")
-        return Path(path).read_bytes(), path
+        return read_bytes(path), path
 
 
 def read(

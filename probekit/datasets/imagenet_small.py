@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from igpt_model.checked_json import read_bytes
 from igpt_model.hashing import hash_json
 from probekit.datasets.images import ArrayImages, StackedImages
 from probekit.datasets.records import Dataset, Split, build
@@ -51,7 +52,7 @@ def load(
 
 
 def _batch(path: Path, side: int) -> tuple[np.ndarray, np.ndarray]:
-    value = loads(path.read_bytes(), str(path))
+    value = loads(read_bytes(path, 4 << 30), str(path))
     data = value.get("data") if isinstance(value, dict) else None
     width = 3 * side * side
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (width,):

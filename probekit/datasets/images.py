@@ -23,6 +23,8 @@ from probekit.runtime.errors import UserError, first_line
 # Pillow opens grey pictures of 16 bits as I;16 (before release 11, and PGM still, as I); their range is that of 16 bits
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
+# others that Pillow knows may run a program (Ghostscript), or are none that pictures are published in
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "PPM", "TIFF", "AVIF", "JPEG2000", "TGA")
 # EXIF and TIFF tags
 ORIENTATION, BITS, PHOTOMETRIC = 0x112, 258, 262
 
@@ -94,7 +96,7 @@ def decode(content: bytes, name: str, how: Decoding = Decoding()) -> np.ndarray:
     # other code of this process may have asked Pillow to fill what a file lacks with grey
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with _opened(content) as image:
             return pixels_of(image, name, how)
     except UserError:
         raise
@@ -105,6 +107,11 @@ def decode(content: bytes, name: str, how: Decoding = Decoding()) -> np.ndarray:
             f"{name} is not an image that can be decoded ({reason}); repair or remove it (`probekit extract` "
             "leaves out what is corrupt with --skip-corrupt)."
         ) from error
+
+
+def _opened(content: bytes) -> Image.Image:
+    Image.init()
+    return Image.open(io.BytesIO(content), formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 def pixels_of(image: Image.Image, name: str, how: Decoding) -> np.ndarray:
@@ -255,23 +262,27 @@ def remarks(images: EncodedImages, rows: np.ndarray) -> list[str]:
     for row in rows:
         with suppress(Exception):  # a file that cannot be read is reported when its row is
             content, name = images.encoded(int(row))
-            with Image.open(io.BytesIO(content)) as image:
-                if (frames := getattr(image, "n_frames", 1)) > 1:
-                    found.setdefault(f"has {frames} frames, of which the first is taken", name)
+            with _opened(content) as image:
+                if getattr(image, "is_animated", False):  # to count the frames would take minutes in some files
+                    found.setdefault("has several frames, of which the first is taken", name)
                 if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
                     found.setdefault("is transparent in places, where the colour stored beneath is taken", name)
     return [f"{name} {what}" for what, name in found.items()]
 
 
 @dataclass(eq=False)
-class FileImages(EncodedImages):
-    """Image files of a folder."""
+class NamedImages(EncodedImages):
+    """Image files by their names in a folder or archive."""
 
     root: str
     names: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+class FileImages(NamedImages):
+    """Image files of a folder."""
 
     def encoded(self, row: int) -> tuple[bytes, str]:
         """The file's content."""
@@ -284,23 +295,19 @@ class FileImages(EncodedImages):
             ) from error
 
 
-@dataclass(eq=False)
-class ZipImages(EncodedImages):
+class ZipImages(NamedImages):
     """Image members of a zip archive; each process opens the archive for itself."""
-
-    archive: str
-    names: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.names)
 
     def encoded(self, row: int) -> tuple[bytes, str]:
         """The member's content."""
         if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = (os.getpid(), zipfile.ZipFile(self.archive))
-        name = f"{self.archive}:{self.names[row]}"
+            self._opened = (os.getpid(), zipfile.ZipFile(self.root))
+        name = f"{self.root}:{self.names[row]}"
+        archive = self._opened[1]
         try:
-            return self._opened[1].read(self.names[row]), name
+            with archive.open(self.names[row]) as member:
+                # with a limit, or a member whose size is a lie would be unpacked whole
+                return member.read(archive.getinfo(self.names[row]).file_size + 1), name
         except Exception as error:  # damaged, encrypted, or packed by a method that zipfile lacks
             raise UserError(
                 f"{name} cannot be read from the archive ({first_line(error)}); copy the archive again."

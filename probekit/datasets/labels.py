@@ -52,6 +52,8 @@ def label_array(values: Any, where: str) -> np.ndarray:
         strange = (array != np.rint(array)) | (np.abs(array) >= 2**53)
         if strange.any():
             raise UserError(f"{where} hold {array[strange][0]:g}, but a probe needs classes: integers or names.")
+    if array.dtype.kind == "u" and array.max(initial=0) >= 1 << 63:
+        raise UserError(f"{where} hold {array.max()}, which is beyond 64-bit integers; number the classes from 0 up.")
     if array.dtype.kind in "iubf":
         return array.astype(np.int64)
     if array.dtype.kind != "U":
@@ -93,7 +95,7 @@ def _names(array: np.ndarray, where: str) -> np.ndarray:
         )
     if all(map(NUMBER.fullmatch, names)) and any("." in name for name in names):
         for name in names:
-            if float(name) != int(float(name)):
+            if not float(name).is_integer():
                 raise UserError(f"{where} hold {name}, but a probe needs classes: integers or names.")
         names = [str(int(float(name))) for name in names]
     return np.array(names, str)[inverse] if names else array

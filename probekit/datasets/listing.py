@@ -23,9 +23,9 @@ SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
     *(".tif", ".tiff", ".avif", ".jp2", ".tga"),
 )
-# what the standard library's zipfile decompresses: stored, deflate, bzip2, LZMA
-ZIP_METHODS = {0, 8, 12, 14}
-ZIP_NAMES = {9: "Deflate64", 93: "Zstandard", 98: "PPMd", 99: "AES"}
+# stored and deflate: of bzip2 and LZMA the standard library unpacks whole blocks, whatever size was declared
+ZIP_METHODS = {0, 8}
+ZIP_NAMES = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 98: "PPMd", 99: "AES"}
 
 THREADS = 8
 MOST_FILES = 1_000_000
@@ -48,7 +48,7 @@ def expand(pattern: str, suffix: str = "") -> list[Path]:
     if path.is_dir():
         found = sorted(p for p in path.rglob("*") if p.name.lower().endswith(suffix))
         return [file for file in found if not any(map(is_clutter, file.relative_to(path).parts))]
-    braces = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    braces = re.search(r"\{([0-9]{1,4000})\.\.([0-9]{1,4000})\}", pattern)
     if path.exists() or not (braces or any(sign in pattern for sign in "*?[")):
         return [path]
     if not braces:
@@ -292,6 +292,6 @@ def _check_member(archive: Path, info: zipfile.ZipInfo) -> None:
     if info.compress_type not in ZIP_METHODS:
         method = ZIP_NAMES.get(info.compress_type, f"method {info.compress_type}")
         raise UserError(
-            f"{archive} is compressed with {method} (the first image: {info.filename}), which Python does not read; "
+            f"{archive} is compressed with {method} (the first image: {info.filename}), which is not read; "
             "unpack it into a folder, or pack it again with Deflate."
         )

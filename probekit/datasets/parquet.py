@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from igpt_model.checked_json import Text, mismatch, parse_json
+from igpt_model.checked_json import Text, mismatch, parse_json, read_bytes
 from igpt_model.hashing import hash_json
 from probekit.datasets.images import EncodedImages, FileImages, Images, PackedNames
 from probekit.datasets.labels import label_array, object_labels
@@ -23,6 +23,7 @@ from probekit.runtime.errors import UserError, first_line
 BATCH = 64
 """Rows of encoded images held at a time: pages of a column are read as they are needed, not a row group at once."""
 BUFFER_BYTES = 1 << 20
+MOST_ROWS = 100_000_000
 LABEL_NAMES = ("label", "labels", "target", "class", "cls")
 
 
@@ -70,7 +71,7 @@ def _beside(value: Any, file: str, name: str) -> tuple[bytes, str]:
         raise UserError(
             f"{name} contains no encoded image, and its file {path} does not exist; write the images into it."
         )
-    return path.read_bytes(), str(path)
+    return read_bytes(path), str(path)
 
 
 class GroupReader:
@@ -207,6 +208,8 @@ def _part(
             schema = opened.schema_arrow
             image, label, names = choose_columns(declared_features(schema), schema, image, label, where)
             rows = [opened.metadata.row_group(k).num_rows for k in range(opened.metadata.num_row_groups)]
+            if opened.metadata.num_rows > MOST_ROWS:  # which a file of a few bytes may claim
+                raise UserError(f"{file} declares {opened.metadata.num_rows:,} rows; at most {MOST_ROWS:,} are read.")
         if classes is not None and names is not None and names != classes:
             raise UserError(f"{file} names other classes than the files before it; give files of one data set.")
         classes = names or classes

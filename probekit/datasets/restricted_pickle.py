@@ -9,6 +9,7 @@ import io
 import math
 import pickle
 import re
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -42,8 +43,14 @@ class _Array:
         self.value = _frombuffer(content, dtype, shape, "F" if fortran else "C")
 
 
+@cache
+def _latin1(text: str) -> bytes:
+    """Made once of each text: a pickle of a few MB may name one thousands of times, and would fill the memory."""
+    return text.encode("latin1")
+
+
 def _frombuffer(content: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
-    content = content.encode("latin1") if isinstance(content, str) else content  # Python 2's bytes
+    content = _latin1(content) if isinstance(content, str) else content  # Python 2's bytes
     sizes = all(isinstance(n, int) and 0 <= n < 1 << 40 for n in shape) and len(shape) <= 8
     if not sizes or math.prod(shape) * dtype.dtype.itemsize != len(content):
         raise _Wrong("an array's shape does not fit its bytes")
@@ -54,7 +61,7 @@ _NAMES = {
     ("numpy", "ndarray"): None,
     ("numpy", "dtype"): _DType,
     ("__builtin__", "bytes"): lambda: b"",  # as protocols 0 to 2 write no bytes at all
-    ("_codecs", "encode"): lambda text, *_: text.encode("latin1"),
+    ("_codecs", "encode"): lambda text, *_: _latin1(text),
     ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
     ("numpy._core.multiarray", "scalar"): lambda dtype, content: _frombuffer(content, dtype, (), "C")[()],
     ("numpy._core.numeric", "_frombuffer"): _frombuffer,
@@ -127,6 +134,8 @@ def loads(content: bytes, name: str) -> Any:
         raise UserError(
             f"{name} is not a pickle of plain arrays ({first_line(error)}); download it again from the source."
         ) from error
+    finally:
+        _latin1.cache_clear()
 
 
 def whole_numbers(value: Any) -> np.ndarray | None:

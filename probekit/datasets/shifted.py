@@ -88,7 +88,7 @@ def _class_index(data: Dataset, other: Dataset, mapping: Mapping[str, str] | Non
         return np.array([place[mapping[c]] if c in mapping else -1 for c in other.classes], np.int64), "map"
     if all(label in place for label in other.classes):
         return np.array([place[label] for label in other.classes], np.int64), "name"
-    mine, theirs = (all(c.isdecimal() for c in classes) for classes in (data.classes, other.classes))
+    mine, theirs = (all(c.isdecimal() and len(c) < 20 for c in classes) for classes in (data.classes, other.classes))
     if theirs and not mine and max(map(int, other.classes)) < len(data.classes):
         return np.array([int(label) for label in other.classes], np.int64), "number"
     numbers = [str(k) for k in range(len(other.classes))]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from igpt_model.checked_json import open_regular, read_bytes
 from igpt_model.hashing import hash_file
 from probekit.runtime.errors import UserError, first_line
 
@@ -35,7 +36,7 @@ class Files:
             missing = [name for name in names if not (self.place / name).is_file()]
             if missing:
                 raise UserError(f"{self.place} lacks {', '.join(missing)}; extract the official archive again.")
-            return [(self.place / name).read_bytes() for name in names]
+            return [read_bytes(self.place / name, 4 << 30) for name in names]
         try:
             with tarfile.open(self.place, "r:*") as tar:
                 found: dict[str, bytes] = {}
@@ -69,7 +70,7 @@ class Files:
 def md5_of(path: str | Path) -> str:
     """The md5 of a file: what the publishers of old data sets give."""
     digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()

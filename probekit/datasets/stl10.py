@@ -35,8 +35,10 @@ def load(
         rows = Split.of(images, np.frombuffer(labels, dtype=np.uint8).astype(np.int64) - 1)
         if chosen is None:
             return rows
-        lines = folds[0].decode().splitlines()
-        return rows.take(np.array(lines[chosen].split(), dtype=np.int64))
+        try:
+            return rows.take(np.array(folds[0].decode().splitlines()[chosen].split(), dtype=np.int64))
+        except (ValueError, IndexError) as error:
+            raise UserError(f"fold_indices.txt has no rows of fold {chosen} ({error}); extract it again.") from None
 
     names = ["train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin"]
     provenance = {"source": SOURCE, "fold": fold, **files.provenance(*names, verify=verify)}

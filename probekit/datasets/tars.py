@@ -77,7 +77,7 @@ def _samples(file: Path, label: str | None) -> list[_Sample]:
         with tarfile.open(file, "r:") as tar:
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # it keeps every header; a shard may have a million
-                if member.issparse() or member.offset_data + member.size > size:
+                if member.issparse() or member.size < 0 or member.offset_data + member.size > size:
                     # its size is a claim, and reading would fill the memory with what is not there
                     raise UserError(
                         f"{file}: {member.name} is larger than what the archive holds of it; copy it again."
@@ -97,7 +97,7 @@ def _samples(file: Path, label: str | None) -> list[_Sample]:
                     )
     except UserError:
         raise
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+    except Exception as error:  # a damaged header leads tarfile to errors of many kinds, RecursionError among them
         packed = file.suffix.lower() != ".tar"
         hint = "decompress it first: a compressed one cannot be entered in the middle" if packed else "copy it again"
         raise UserError(f"{file} is not a whole uncompressed tar file ({first_line(error)}); {hint}.") from None

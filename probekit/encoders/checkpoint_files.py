@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from igpt_model.checked_json import read_json
+from igpt_model.checked_json import open_regular, read_json
 from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.memory import check_npz
 
 # globals that one file may name before it is given up: whole pickled models name a few dozen
 MOST_GLOBALS = 200
@@ -66,11 +67,15 @@ def _load_torch(path: Path) -> Any:
                 wrong = re.search(
                     rf"Can only (SETITEM|append|extend)\w*.* got <class '{re.escape(__name__)}\.(.+?)'>", said
                 )
+                # PyTorch 2.9 does not look before it sets an item
+                as_dict = re.search(r"^'(\S+)' object does not support item assignment", said)
                 if refused is not None:
                     name = refused[1] if "." in refused[1] else f"builtins.{refused[1]}"
                     if name in stand_ins:
                         raise
                     stand_ins[name] = _stand_in(name)
+                elif as_dict is not None and as_dict[1] in stand_ins:
+                    stand_ins[as_dict[1]] = _stand_in(as_dict[1], OpaqueDict)
                 elif wrong is not None:
                     stand_ins[wrong[2]] = _stand_in(wrong[2], OpaqueDict if wrong[1] == "SETITEM" else OpaqueList)
                 else:
@@ -138,13 +143,14 @@ def read_state(path: str | Path, state_key: str | None = None) -> dict[str, torc
 
 def _load(path: Path) -> Any:
     """What a file holds, by its first bytes: safetensors, NumPy's .npz, a list of shards, else PyTorch's."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         start = file.read(64)
     if start[8:9] == b"{":
         from safetensors.torch import load_file
 
         return load_file(path)
     if path.suffix.lower() == ".npz":
+        check_npz(path)
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
     if start.startswith(b"version https://git-lfs"):

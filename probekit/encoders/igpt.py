@@ -3,6 +3,7 @@
 Letters: B images, P pixels a side, T = P * P tokens.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def load_run(run: str, **options: Any) -> IGPTEncoder:
 def checkpoint_folder(run: str) -> Path:
     """The checkpoint folder that RUN or RUN@STEP means."""
     folder, at, step = run.rpartition("@")
-    if at and step.isdigit() and not Path(run).exists():
+    if at and re.fullmatch("[0-9]{1,15}", step) and not Path(run).exists():
         return latest_checkpoint(folder, int(step))
     if not Path(run).is_dir():
         raise UserError(f"There is no run folder {run!r}; give the folder that `probekit train` wrote.")

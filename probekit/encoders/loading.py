@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from igpt_model.arguments import checked
+from igpt_model.ranges import SEED, Range, check_range
 from probekit.encoders.encoder import Encoder
 from probekit.encoders.preparation import check_values
 from probekit.runtime.errors import UserError, did_you_mean
@@ -63,6 +64,9 @@ def load_encoder(spec: Any, name: str | None = None, **options: Any) -> Encoder:
     if isinstance(spec, str):
         spec, *written = _parted(spec)
         options = dict(map(_option, written)) | options
+    for option in options.keys() & _RANGES.keys():
+        if isinstance(options[option], int | float):
+            check_range(option, options[option], _RANGES[option])
     encoder = _load(spec, options)
     if name is not None:
         encoder.provenance["name"] = name
@@ -78,6 +82,12 @@ _WRITTEN: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("layers", "ignore"), lambda text: tuple(text.split(","))),
 }
 """Options of an encoder that are no text, and how they are read from `#NAME=VALUE`."""
+_RANGES = {
+    "resolution": Range(0, 4096),
+    **dict.fromkeys(("resize", "crop"), Range(1, 65_536)),
+    "prefix_tokens": Range(0, 1_000_000),
+    "seed": SEED,
+}
 
 
 def _parted(spec: str) -> list[str]:
@@ -123,7 +133,7 @@ def _load(spec: Any, options: dict[str, Any]) -> Encoder:
         scheme = f"random:{inner}"
     if scheme in ("pixels", "histogram"):
         if colon:
-            if not rest.isdigit():
+            if not re.fullmatch("[0-9]{1,4}", rest):
                 raise UserError(f"{spec!r}: after {scheme}: come the pixels per side, for example {scheme}:32.")
             options["resolution"] = int(rest)
         return _call(spec, _function(SCHEMES[scheme]), [], options)

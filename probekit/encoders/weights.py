@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from igpt_model.devices import is_plain
 from igpt_model.hashing import hash_arrays
 from probekit.encoders.checkpoint_files import read_state
 from probekit.runtime.errors import UserError
@@ -122,8 +123,7 @@ def load_weights(
 
 def _fits(value: torch.Tensor, own: torch.Tensor) -> bool:
     """Whether a file's tensor is what a parameter holds: of its shape, plain numbers, and real where it is."""
-    plain = value.layout == torch.strided and not (value.is_quantized or value.is_complex() or value.is_meta)
-    return plain and value.shape == own.shape and value.is_floating_point() == own.is_floating_point()
+    return is_plain(value) and value.shape == own.shape and value.is_floating_point() == own.is_floating_point()
 
 
 def _stands_for_missing(key: str, own: set[str], missing: set[str]) -> bool:

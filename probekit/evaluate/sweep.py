@@ -211,7 +211,7 @@ def choose_names(store: Features, layers: str | Sequence[str | int] | None) -> l
         matched: list[str] = []
         if isinstance(layer, str):
             matched = [name for name in store.layers if fnmatch.fnmatchcase(name, layer)]
-            if not matched and layer.isdecimal():  # names begin with the depth, in two digits or more
+            if not matched and re.fullmatch("[0-9]{1,9}", layer):  # names begin with the depth, in two digits or more
                 matched = [name for name in store.layers if re.fullmatch(f"0*{int(layer)}(_.*)?", name)]
             if not matched and set("*?[") & set(layer):
                 raise UserError(f"No layer matches {layer!r}; there are {', '.join(store.layers)}.")

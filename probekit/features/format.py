@@ -5,6 +5,7 @@ N rows of a split, D width of a layer, B rows of a block (one batch), L layers.
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,13 +22,22 @@ from probekit.runtime.errors import UserError, first_line
 FORMAT = "probekit.features"
 VERSION = 1
 DTYPES = ("float32", "float16")
+MOST_COLUMNS = 1 << 24
+"""Largest width of a layer."""
 ROW_COLUMNS = {"labels": np.int64, "row_ids": np.int64, "image_hashes": np.uint64}
 PLACES = {"path", "checkpoint", "source", "of", "_name_or_path"}
 """Entries of a provenance that say where something lay or came from; hashes beside them say what it was."""
 _ROWS, _NAMED = {str: Int(1, 1 << 40)}, {"name?": (Text(1000), None)}
+_SKIPPED = {"skipped?": ({str: {"count": Int(0), "names": [str]}}, None)}
 SCHEMAS: dict[str, Any] = {
-    "encoder": _NAMED,
-    "dataset": _NAMED,
+    "encoder": _NAMED | {"depths?": [Int(0, 10_000)], "tokens?": (Int(1, 1 << 24), None)},
+    "dataset": {
+        **_NAMED,
+        **_SKIPPED,
+        "limit?": (Int(1), None),
+        "decoding?": ({"exif?": (str, None), "value_range?": ([float], None)}, None),
+        "tests?": {str: {"labels?": [Int()], **_SKIPPED}},
+    },
     "layer_names": [Text(1000)],
     "splits": _ROWS,
     "versions": dict,
@@ -67,9 +77,14 @@ class Header:
     shard: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("encoder", "dataset"):
-            # before anything is computed: no file and no record could hold it
-            check_json(getattr(self, name), f"The description of the {name}", SCHEMAS[name])
+        # before anything is computed: no file and no record could hold it
+        check_splits(self.splits)
+        for name in SCHEMAS.keys() - {"shards"}:
+            check_json(getattr(self, name), f"The description of the {name.replace('_', ' ')}", SCHEMAS[name])
+        if not all(1 <= width <= MOST_COLUMNS for width in self.widths):
+            raise UserError(f"A layer has {max(self.widths):,} columns; a feature file holds 1 to {MOST_COLUMNS:,}.")
+        if len(depths := self.encoder.get("depths", self.layers)) != len(self.layers):
+            raise UserError(f"The encoder has {len(depths)} depths for {len(self.layers)} layers; give one each.")
 
     def n_blocks(self, split: str) -> int:
         """Blocks of a split, the last one perhaps short."""
@@ -84,6 +99,15 @@ class Header:
     def bytes_per_row(self) -> int:
         """Bytes on disk of one row of one split, its labels and hashes included."""
         return sum(self.widths) * np.dtype(self.dtype).itemsize + 24
+
+
+def check_splits(splits: Mapping[str, int], where: str = "The features") -> None:
+    """Refuse names of splits that no group of the file can have, and their absence."""
+    if not splits:
+        raise UserError(f"{where}: it has no split.")
+    for split in splits:
+        if not re.fullmatch(r"[^/\0]{1,200}", split) or split in (".", "..", "classes"):
+            raise UserError(f"{where}: {split[:200]!r} is not a name of a split.")
 
 
 def file_layer_names(names: Sequence[str]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from igpt_model.arguments import plain_array
+from igpt_model.checked_json import open_regular
 from igpt_model.hashing import hash_file
 from probekit.datasets.labels import label_array
 from probekit.datasets.splits import stratified_holdout
@@ -148,6 +149,7 @@ def _load(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"There is no file {path}; give a .npy, .npz, .pt or .csv file.")
     try:
+        open_regular(path).close()
         if path.suffix == ".npy":
             return np.load(path, allow_pickle=False)
         if path.suffix == ".npz":

@@ -50,7 +50,7 @@ class MemoryStore:
         classes: Sequence[str] = (),
     ):
         self._X = {split: _layers(features) for split, (features, _) in splits.items()}
-        self._y = {split: _labels(split, y) for split, (_, y) in splits.items()}
+        self._y = _labels(splits)
         self.encoder, self.dataset = dict(encoder or {}), dict(dataset or {})
         header = _header(self._X, self._y, self.encoder, self.dataset, "float32", ROWS_A_BLOCK)
         self.layers, self.widths = header.layer_names, header.widths
@@ -123,15 +123,11 @@ def write_arrays(
         is there already and holds something else.
     """
     path = Path(path)
-    layers, labels = {}, {}
-    for split, (features, y) in splits.items():
-        layers[split] = _layers(features)
-        labels[split] = _labels(split, y)
-    ids = _row_ids(labels, row_ids)
-    hashes = {
-        split: _row_values("image hashes", split, len(y), image_hashes, np.zeros(len(y), np.uint64)).astype(np.uint64)
-        for split, y in labels.items()
-    }
+    layers, labels = {split: _layers(features) for split, (features, _) in splits.items()}, _labels(splits)
+    ids, hashes = _row_ids(labels, row_ids), {}
+    for split, y in labels.items():
+        given = (image_hashes or {}).get(split, np.zeros(len(y), np.uint64))
+        hashes[split] = _whole_numbers(given, f"image hashes of {split}", len(y)).astype(np.uint64)
     header = _header(layers, labels, encoder, dataset, dtype, batch_size)
     with write_lock(path):
         begun = path.exists()
@@ -167,6 +163,10 @@ def _layers(features: Any) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _labels(splits: Mapping[str, tuple[Any, Any]]) -> dict[str, np.ndarray]:
+    return {split: _whole_numbers(y, f"labels of {split}").astype(np.int64) for split, (_, y) in splits.items()}
+
+
 def check_rows(split: str, layers: Mapping[str, np.ndarray], y: np.ndarray) -> None:
     """Refuse layers whose number of rows is not the number of labels."""
     for name, X in layers.items():
@@ -174,27 +174,22 @@ def check_rows(split: str, layers: Mapping[str, np.ndarray], y: np.ndarray) -> N
             raise UserError(f"Layer {name} of {split} has {len(X)} rows and {len(y)} labels; expected one row a label.")
 
 
-def _labels(split: str, y: Any) -> np.ndarray:
-    y = plain_array(y, f"the labels of {split}")
-    if y.ndim != 1 or y.dtype.kind not in "iu":
-        raise UserError(f"Labels of {split} have shape {y.shape} and type {y.dtype}; expected one integer per row.")
-    return y.astype(np.int64)
-
-
-def _row_values(what: str, split: str, n: int, given: Mapping[str, Any] | None, usual: np.ndarray) -> np.ndarray:
-    """Whole numbers that a caller gives for each row of a split, or the usual ones."""
-    values = plain_array((given or {}).get(split, usual), f"{what} of {split}")
-    if values.shape != (n,) or values.dtype.kind not in "iu":
-        raise UserError(
-            f"The {what} of {split} have shape {values.shape} and type {values.dtype}; expected {n} whole numbers."
-        )
-    return values
+def _whole_numbers(values: Any, what: str, n: int | None = None) -> np.ndarray:
+    """One whole number per row (n,); refused where they are others, or beyond 64-bit integers."""
+    array = plain_array(values, what)
+    if array.ndim != 1 or array.dtype.kind not in "iu" or n not in (None, len(array)):
+        rows = "row" if n is None else f"of {n} rows"
+        raise UserError(f"The {what} have shape {array.shape} and type {array.dtype}; expected one integer per {rows}.")
+    if array.dtype.kind == "u" and what.startswith(("labels", "row ids")) and array.max(initial=0) >= 1 << 63:
+        raise UserError(f"The {what} hold {array.max()}, which is beyond 64-bit integers; give smaller ones.")
+    return array
 
 
 def _row_ids(labels: Mapping[str, np.ndarray], given: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
     ids, first = {}, 0
     for split, y in labels.items():
-        ids[split] = _row_values("row ids", split, len(y), given, np.arange(first, first + len(y))).astype(np.int64)
+        values = (given or {}).get(split, np.arange(first, first + len(y)))
+        ids[split] = _whole_numbers(values, f"row ids of {split}", len(y)).astype(np.int64)
         first += len(y)
     return ids
 
@@ -246,8 +241,7 @@ def _refuse_other_contents(
         for split, y in labels.items():
             same = np.array_equal(file[layout.column_path(split, "labels")][()], y)
             done = layout.done_blocks(file[layout.ledger_path(split)][()])
-            for block in np.flatnonzero(done) if same else []:
-                rows = header.rows(split, int(block))
+            for rows in (header.rows(split, int(block)) for block in np.flatnonzero(done)):
                 for name, X in zip(header.layers, layers[split].values(), strict=True):
                     there = file[layout.layer_path(split, name)][rows]
                     same = same and np.array_equal(there, X[rows].astype(header.dtype))

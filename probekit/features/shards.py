@@ -15,7 +15,7 @@ import numpy as np
 from igpt_model.process_group import Ranks
 from probekit.features import format as layout
 from probekit.features.format import Header
-from probekit.features.store import FeatureStore
+from probekit.features.store import FeatureStore, first_gap
 from probekit.features.writer import new_hdf5, write_lock
 from probekit.runtime.errors import UserError
 
@@ -91,13 +91,8 @@ def _whole_header(path: Path, shards: list[FeatureStore], found: list[Path]) -> 
                 f"{shard.path.name} was made with other settings than {shards[0].path.name}; extract it again."
             )
     for split, n in whole.items():
-        ranges = sorted((_place(s, "first")[split], s.header.splits[split]) for s in shards if split in s.splits)
-        at = 0
-        for first, rows in ranges:
-            if first != at:
-                break
-            at += rows
-        if at != n:
+        ranges = ((_place(s, "first")[split], s.header.splits[split]) for s in shards if split in s.splits)
+        if (at := first_gap(ranges, n)) is not None:
             missing = [shard.name for shard in found if not shard.exists()]
             raise UserError(
                 f"Rows {at} on of {split} are in no shard of {path.name} (missing: {', '.join(missing) or 'none'}); "

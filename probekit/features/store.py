@@ -3,7 +3,7 @@
 N rows of a split, D width of a layer, L layers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -234,10 +234,8 @@ class FeatureStore:
         """Refuse unless the shards hold every row of every split once."""
         shards = self.shards()
         for split, n in self.header.splits.items():
-            at = 0
-            for first, rows in sorted((first[split], s.header.splits[split]) for s, first in shards if split in first):
-                at = at + rows if first == at else -1
-            if at != n:
+            ranges = ((first[split], s.header.splits[split]) for s, first in shards if split in first)
+            if first_gap(ranges, n) is not None:
                 raise UserError(f"The shards of {self.path} do not hold every row of {split} once; join them again.")
             if any((s.layers, s.widths, s.dtype) != (self.layers, self.widths, self.dtype) for s, _ in shards):
                 raise UserError(f"The shards of {self.path} have other layers than it declares; join them again.")
@@ -259,6 +257,16 @@ class _Shard(FeatureStore):
 
     def _check_cover(self) -> None:
         raise UserError(f"{self.path} is a parent of shards, but it is named as a shard; extract it again.")
+
+
+def first_gap(ranges: Iterable[tuple[int, int]], n: int) -> int | None:
+    """The first of n rows that ranges (first, rows) leave out or hold twice; None where each is in one of them."""
+    at = 0
+    for first, rows in sorted(ranges):
+        if first != at:
+            return min(first, at)
+        at += rows
+    return None if at == n else min(at, n)
 
 
 def known_ids(header: layout.Header, ledgers: Mapping[str, np.ndarray], classes: Sequence[str]) -> set[str]:

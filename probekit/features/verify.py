@@ -167,7 +167,7 @@ def _check_layers(file: h5py.File, header: Header, split: str, report: VerifyRep
     for index, layer in enumerate(header.layers):
         lowest: np.ndarray | None = None
         highest: np.ndarray | None = None
-        for rows, first_block, X in _blocks(file, header, split, layer):
+        for rows, first_block, X in _blocks(file, header, split, layer, done):
             for block in range(first_block, first_block + -(-len(X) // header.batch_size)):
                 own = header.rows(split, block)
                 part = X[own.start - rows.start : own.stop - rows.start]
@@ -190,14 +190,18 @@ def _check_layers(file: h5py.File, header: Header, split: str, report: VerifyRep
             report.warnings.append(f"Layers {header.layers[a]} and {header.layers[b]} of {split} are equal.")
 
 
-def _blocks(file: h5py.File, header: Header, split: str, layer: str) -> Iterator[tuple[slice, int, np.ndarray]]:
-    """Runs of whole blocks of about READ_BYTES: their rows, the first block's number, the features."""
+def _blocks(
+    file: h5py.File, header: Header, split: str, layer: str, done: np.ndarray
+) -> Iterator[tuple[slice, int, np.ndarray]]:
+    """Runs of whole blocks of about READ_BYTES, of which some are done: rows, the first block's number, features."""
     name, n = layout.layer_path(split, layer), header.splits[split]
     block_bytes = header.batch_size * file[name].shape[1] * file[name].dtype.itemsize
     step = max(1, READ_BYTES // max(1, block_bytes)) * header.batch_size
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
-        yield rows, start // header.batch_size, layout.read_rows(file, name, rows)
+        first = start // header.batch_size
+        if done[first : first + step // header.batch_size].any():
+            yield rows, first, layout.read_rows(file, name, rows)
 
 
 def _named(rows: slice) -> str:

@@ -113,6 +113,8 @@ def _temperature(record: Record) -> float:
             f"{path} has no temperature of {record.series}, layer {'+'.join(record.layers)} ({record.probe}, seed "
             f"{record.seed}): run `{command(*words)}` first."
         )
+    if not 0 < found < np.inf:
+        raise UserError(f"{path} has the temperature {found:g} of {record.key}; delete it, and make it again.")
     return found
 
 
@@ -140,8 +142,11 @@ def _features(record: Record) -> Path:
 def _cell(path: Path, key: str, value: str, column: str) -> float | None:
     """The value in a column of a table's first row with a key; None if there is no such row or no table."""
     table: Any = csv_table(path) if path.is_file() else {}
-    found: Any = table[column][table[key] == value] if len(table) else []
-    return float(found.iloc[0]) if len(found) else None
+    try:
+        found: Any = table[column][table[key] == value] if len(table) else []
+        return float(found.iloc[0]) if len(found) else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} has no numbers {column} by {key} ({error}); delete it, and make it again.") from None
 
 
 def csv_table(path: Path) -> "pd.DataFrame":

@@ -39,6 +39,11 @@ _ENCODER = {
     "weights_hash?": (str, None),
     "checkpoint?": (Text(), None),
 }
+_DATASET = {
+    "name?": _NAME,
+    "classes?": (list, None),
+    "decoding?": ({"exif?": (str, None), "value_range?": ([float], None)}, None),
+}
 _REFIT = {"converged": bool, "n_iter": Int(0), "grad_rel": (Real(0), None), "gap": _NUMBER, "kind?": _NAME}
 _METRICS: dict[str, Any] = dict.fromkeys(("top1", "mean_per_class", "top1_low", "top1_high"), _SHARE)
 _METRICS |= {"top5": (_SHARE, None), "log_loss": float, "n_test": Int(1)}
@@ -132,7 +137,7 @@ class Record:
     n_layers: Annotated[int, Int(1, MOST_LAYERS + 1)]
     width: Annotated[int, Int(1, 1 << 40)]
     encoder: Annotated[dict[str, Any], _ENCODER]
-    dataset: Annotated[dict[str, Any], {"name?": _NAME}]
+    dataset: Annotated[dict[str, Any], _DATASET]
     protocol: Annotated[dict[str, Any], {"name": _NAME, "tol?": _NUMBER, "solver?": (str, None)}]
     feature_file: Annotated[str, Text()]
     Cs: list[Positive]

@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from igpt_model.checked_json import open_regular
 from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,17 +30,20 @@ def free_memory(device: "torch.device | None" = None) -> int:
 
 
 def check_npz(path: str | Path) -> None:
-    """Refuse an .npz file whose arrays, unpacked, would not fit in the memory that is free.
+    """Refuse an .npz file whose arrays, unpacked, would not fit in the memory that is free, or may be larger than told.
 
     Raises
     ------
     UserError
-        They would not.
+        They would not, or they are compressed by what NumPy does not use, whose unpacked size is unknown.
     zipfile.BadZipFile
         It is no .npz file.
     """
-    with zipfile.ZipFile(path) as archive:
+    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
         need = sum(info.file_size for info in archive.infolist())
+        methods = {info.compress_type for info in archive.infolist()} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+    if methods:
+        raise UserError(f"{path} is compressed by zip's method {min(methods)}; save it with numpy.savez_compressed.")
     free = free_memory()
     if need > free:
         raise UserError(f"{path} holds arrays of {need / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB of memory are free.")

@@ -38,7 +38,7 @@ RED_BLUE = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
 def test_of_several_frames_the_first_is_taken_and_that_is_said(tmp_path, suffix):
     options = {"lossless": True} if suffix == ".webp" else {}
     saved(tmp_path / "d", RED_BLUE[0], suffix, save_all=True, append_images=RED_BLUE[1:], **options)
-    with pytest.warns(UserWarning, match="has 2 frames, of which the first is taken"):
+    with pytest.warns(UserWarning, match="has several frames, of which the first is taken"):
         data = load_dataset(tmp_path / "d")
     assert data.splits["train"].images(0, 1)[0].reshape(-1, 3).mean(0).tolist() == [255, 0, 0]
 
