@@ -3,10 +3,11 @@
     python .ci/versions.py python3.13
     python .ci/versions.py python3.11 --oldest
 
-Makes the environment build/venv-NAME, or takes it as it is; words that follow go to pytest. With another Python it is
-that of `make setup`; with the oldest dependencies it has no timm, so that the tests of timm's encoders are skipped.
-oldest.txt has the lower bounds of pyproject.toml and what they need; pip alone would search too long for them:
-`uv pip compile --python-version 3.11 --resolution lowest-direct --extra dev pyproject.toml`.
+Makes the environment build/venv-NAME, or takes it as it is; words that follow go to pytest (`-n 2 --dist worksteal`).
+With another Python it is that of `make setup`; with the oldest dependencies it has no timm, so that the tests of timm's
+encoders are skipped. oldest.txt has the lower bounds of pyproject.toml and what they need; pip alone would search too
+long for them: `uv pip compile --python-version 3.11 --resolution lowest-direct --no-annotate --no-header --extra dev
+pyproject.toml`.
 """
 
 import argparse

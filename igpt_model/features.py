@@ -67,12 +67,15 @@ def encode(
         Only these, shallow to deep; nothing deeper than the last of them is computed.
     """
     device = model.wte.weight.device
-    tokens_BT = _tensor(tokens_BT, "tokens", device)
-    if tokens_BT.ndim != 2:
-        raise UserError(f"Tokens of shape {tuple(tokens_BT.shape)} were given, but (images, pixels) is expected.")
-    mask_BT = None if mask_BT is None else _tensor(mask_BT, "the mask", device)
-    if mask_BT is not None and mask_BT.shape != tokens_BT.shape:
-        raise UserError(f"A mask of shape {tuple(mask_BT.shape)} was given for tokens of {tuple(tokens_BT.shape)}.")
+    tokens_BT = _tensor(tokens_BT, "tokens")
+    _check_tokens(tokens_BT, model.config.vocab_size)
+    tokens_BT = tokens_BT.to(device)
+    mask_BT = None if mask_BT is None else _tensor(mask_BT, "the mask").to(device)
+    if mask_BT is not None and (mask_BT.shape != tokens_BT.shape or mask_BT.dtype != torch.bool):
+        raise UserError(
+            f"The mask is {mask_BT.dtype} {tuple(mask_BT.shape)}, but bool {tuple(tokens_BT.shape)} is expected: "
+            "True where a pixel is hidden."
+        )
     wanted = range(model.L + 1) if layers is None else sorted(layers)
     if not wanted or not 0 <= wanted[0] <= wanted[-1] <= model.L:
         raise UserError(f"layers are {list(wanted)}, but the model has layers 0 to {model.L}; give at least one.")
@@ -95,7 +98,21 @@ def encode(
     return list(pooled.values())
 
 
-def _tensor(values: Tensor | np.ndarray, what: str, device: torch.device) -> Tensor:
+def _tensor(values: Tensor | np.ndarray, what: str) -> Tensor:
     if not isinstance(values, Tensor) or values.layout != torch.strided or values.is_meta:
-        values = plain_array(values, what)  # which refuses what no tensor can be made of
-    return torch.as_tensor(values, device=device)
+        values = torch.as_tensor(plain_array(values, what), device="cpu")  # refuses what no tensor can be made of
+    return values
+
+
+def _check_tokens(tokens_BT: Tensor, n_colours: int) -> None:
+    whole = not (tokens_BT.is_floating_point() or tokens_BT.dtype == torch.bool)
+    if not whole or tokens_BT.ndim != 2 or not tokens_BT.shape[1]:
+        raise UserError(
+            f"Tokens are {tokens_BT.dtype} {tuple(tokens_BT.shape)}, but whole numbers (images, pixels) are expected."
+        )
+    if tokens_BT.device.type == "cpu" and len(tokens_BT):  # on a GPU it would be waited for
+        low, high = (int(end) for end in tokens_BT.long().aminmax())
+        if not 0 <= low <= high < n_colours:
+            raise UserError(
+                f"Tokens run from {low} to {high}, but the model knows {n_colours} colours: 0 to {n_colours - 1}."
+            )

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from igpt_model.arguments import checked
 from igpt_model.config import ModelConfig
 from igpt_model.errors import UserError
+from igpt_model.ranges import SEED, check_range
 
 NORM_EPS = 1e-5
 GELU_SLOPE = 1.702
@@ -112,7 +113,7 @@ class IGPT(nn.Module):
     ----------
     config : ModelConfig
     seed : int
-        Seed of the initial weights. Under `torch.device("meta")` no weights are drawn.
+        Seed of the initial weights, from 0 to 2**32 - 1. Under `torch.device("meta")` no weights are drawn.
 
     Attributes
     ----------
@@ -123,6 +124,7 @@ class IGPT(nn.Module):
 
     @checked
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+        check_range("seed", seed, SEED)
         super().__init__()
         self.config = config
         self.checkpoint_blocks = False

@@ -21,7 +21,7 @@ def loss_of_state(model: IGPT, h_BTD: Tensor, tokens_BT: Tensor, mask_BT: Tensor
     """
     if mask_BT is None:
         return F.cross_entropy(model.logits(h_BTD).flatten(0, 1), tokens_BT.long().flatten())
-    # int64 before the mask: torch 2.6 cannot index uint16
+    # int64 before the mask: PyTorch 2.9 cannot index uint16
     nll_M = F.cross_entropy(model.logits(h_BTD[mask_BT]), tokens_BT.long()[mask_BT], reduction="none")
     share_B1 = 1 / (mask_BT.sum(1, keepdim=True).clamp(min=1) * len(mask_BT))
     return (nll_M * share_B1.expand_as(mask_BT)[mask_BT]).sum()

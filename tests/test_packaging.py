@@ -5,9 +5,10 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -50,6 +51,8 @@ def test_every_requirement_is_pinned_with_those_of_its_own():
     lines = [line.strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
     pinned = {named(line.partition("==")[0]) for line in lines if "==" in line}
     assert "torch==2.13.0" in lines
+    if Version(version("torch")).public != "2.13.0":
+        pytest.skip("other versions than the pinned ones are installed, which need other packages")
     extras = PROJECT["optional-dependencies"]
     todo = [Requirement(line) for line in [*PROJECT["dependencies"], *extras["dev"], *extras["docs"], *extras["hf"]]]
     seen = {named(PROJECT["name"])}

@@ -248,7 +248,8 @@ def prune_checkpoints(run_dir: str | Path, keep_last: int, keep: set[int]) -> li
     removed = []
     for folder in folders[: -max(1, keep_last)]:
         if int(folder.name) in keep:
-            for name in ("trainer.safetensors", "trainer.json"):
+            # first what says that it can be resumed: a kill halfway leaves none that only seems so
+            for name in ("trainer.json", "trainer.safetensors"):
                 (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder / "trainer", ignore_errors=True)
             continue
@@ -372,8 +373,6 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
 def _storage(kind: str) -> Any:
     from torch.distributed import checkpoint as dcp
 
-    if not hasattr(dcp, f"HuggingFaceStorage{kind}"):
-        raise UserError(f"Sharded checkpoints need torch 2.8 or newer, and this is {torch.__version__}; upgrade torch.")
     return getattr(dcp, f"HuggingFaceStorage{kind}")
 
 

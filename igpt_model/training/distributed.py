@@ -35,8 +35,6 @@ def find_ranks(parallel: str, device: torch.device, batch_size: int = 0) -> Rank
         raise UserError(
             f"parallel is {parallel}, but this process was not started by torchrun; start it with torchrun."
         )
-    if parallel == "fsdp" and device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
-        raise UserError(f"PyTorch {torch.__version__} cannot shard a model on a CPU; choose ddp, or a newer PyTorch.")
     join_group(device)
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), device, parallel)
     if batch_size % ranks.size:

@@ -67,11 +67,15 @@ def _load_torch(path: Path) -> Any:
                 wrong = re.search(
                     rf"Can only (SETITEM|append|extend)\w*.* got <class '{re.escape(__name__)}\.(.+?)'>", said
                 )
+                # PyTorch 2.9 does not look before it sets an item
+                as_dict = re.search(r"^'(\S+)' object does not support item assignment", said)
                 if refused is not None:
                     name = refused[1] if "." in refused[1] else f"builtins.{refused[1]}"
                     if name in stand_ins:
                         raise
                     stand_ins[name] = _stand_in(name)
+                elif as_dict is not None and as_dict[1] in stand_ins:
+                    stand_ins[as_dict[1]] = _stand_in(as_dict[1], OpaqueDict)
                 elif wrong is not None:
                     stand_ins[wrong[2]] = _stand_in(wrong[2], OpaqueDict if wrong[1] == "SETITEM" else OpaqueList)
                 else:

@@ -3,9 +3,10 @@
 N rows, K classes.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -69,7 +70,7 @@ def calibrate(
     Raises
     ------
     UserError
-        The folder has no record of these features under this protocol.
+        The folder has no record of these features under this protocol, or none with validation rows to scale on.
     """
     import pandas as pd
 
@@ -85,23 +86,21 @@ def calibrate(
             f"{runner.out} has no probe of these features as series {runner.series!r} under protocol "
             f"{runner.protocol.name}: sweep them first, or name --protocol, --Cs and --series of the sweep."
         )
-    rows = []
+    rows: list[dict[str, Any]] = []
+    left_out: list[str] = []
     for number, record in enumerate(mine, start=1):
         temperature = held_out_temperature(runner, record)
-        for test in (record.test, *record.tests):
-            on = record.on(test)
-            predicted = row_predictions(on)
-            y = np.searchsorted(predicted.classes, predicted.labels)
-            scaled = apply_temperature(predicted.log_proba, temperature)
-            about = {"series": record.series, "probe": record.probe, "layers": "+".join(record.layers)}
-            before = {name: METRICS[name](predicted.log_proba, y) for name in SCORES}
-            after = {f"{name}{SCALED}": METRICS[name](scaled, y) for name in SCORES}
-            rows.append(
-                {**about, "seed": record.seed, "test_set": test, "temperature": temperature, **before, **after}
-                | {"record": record.key}
-            )
+        if temperature is None:
+            left_out.append(f"{'+'.join(record.layers)} of {record.train_rows} rows, seed {record.seed}")
+        else:
+            rows += [_row(record, test, temperature) for test in (record.test, *record.tests)]
         if progress:
             progress(number, len(mine))
+    if left_out:
+        problem = f"{'; '.join(left_out[:3])}: a class has validation rows only, so there is no temperature to fit"
+        if not rows:
+            raise UserError(f"No probe can be calibrated ({problem}); sweep with more rows.")
+        warnings.warn(f"{len(left_out)} probes are left out ({problem}).", stacklevel=2)
     frame, path = pd.DataFrame(rows), runner.out / CALIBRATION
     stored = csv_table(path) if path.is_file() else frame[:0]
     others = stored[~stored["record"].isin(frame["record"])]
@@ -110,13 +109,30 @@ def calibrate(
     return mean.reset_index()
 
 
-def held_out_temperature(runner: Runner, record: Record) -> float:
-    """The temperature of a record's probe: fitted anew without the validation rows, then scaled on these."""
+def _row(record: Record, test: str, temperature: float) -> dict[str, Any]:
+    """The scores of a record's recorded predictions on a test set, as fitted and with the temperature."""
+    predicted = row_predictions(record.on(test))
+    y = np.searchsorted(predicted.classes, predicted.labels)
+    scaled = apply_temperature(predicted.log_proba, temperature)
+    about = {"series": record.series, "probe": record.probe, "layers": "+".join(record.layers), "seed": record.seed}
+    before = {name: METRICS[name](predicted.log_proba, y) for name in SCORES}
+    after = {f"{name}{SCALED}": METRICS[name](scaled, y) for name in SCORES}
+    return {**about, "test_set": test, "temperature": temperature, **before, **after, "record": record.key}
+
+
+def held_out_temperature(runner: Runner, record: Record) -> float | None:
+    """The temperature of a record's probe: fitted anew without the validation rows, then scaled on these.
+
+    None where a class of few rows has validation rows only.
+    """
     own = runner.protocol.probe
     train_rows = None if record.per_class else record.train_rows
     probe = "" if record.probe == own else record.probe
     job = Job(record.layers, record.seed, train_rows, probe, record.per_class)
-    split, (X,) = runner.rows(job), runner.features([job])
+    split = runner.rows(job)
+    if len(np.setdiff1d(split.y[split.is_val], split.y[~split.is_val])):
+        return None
+    (X,) = runner.features([job])
     one = runner.protocol.with_(Cs=[record.chosen_C], refine=0, selection="val", refit="train")
     fitted = runner.probe(job).fit(X, runner.widths(job), split, one, runner.settings)
     held = np.flatnonzero(split.is_val)

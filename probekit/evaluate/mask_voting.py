@@ -16,6 +16,7 @@ import numpy as np
 from igpt_model.differences import differ
 from igpt_model.voting import modal_vote
 from probekit.evaluate.predict import load_fitted
+from probekit.features.lazy_features import read_features
 from probekit.features.store import FeatureStore
 from probekit.results.metrics import wilson_interval
 from probekit.results.paired import PairedDifference
@@ -68,7 +69,7 @@ def mask_ensemble(record: Record, stores: Sequence[FeatureStore | str | Path], s
         opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
         _check_same(record, opened, own.row_ids, inputs)
         inputs.append(opened.encoder.get("input"))
-        X_ND, _ = opened.read_many("test", record.layers)
+        X_ND = read_features(opened, "test", record.layers, normalize=bool(record.protocol.get("normalize")))
         predicted.append(fitted.classes[fitted.predict_log_proba(X_ND).argmax(1)])
     predicted_MN = np.stack(predicted)
     voted = modal_vote(predicted_MN, own.row_ids, seed)

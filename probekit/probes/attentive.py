@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from igpt_model.devices import find_device, to_device
 from probekit.probes.probe import FittedProbe, Probe, ReadRows
 from probekit.probes.sgd import cosine, end_of_schedule, without_certificate
+from probekit.probes.sgd_batches import array_batches
 from probekit.runtime.errors import UserError
 from probekit.selection.choose_C import HeldOut, cross_validate, score_log_proba
 from probekit.selection.folds import TrainingRows
-from probekit.selection.protocol import Protocol
+from probekit.selection.protocol import Protocol, SGDConfig
 from probekit.selection.settings import FitSettings
 from probekit.solver.objective import log_probabilities
 
@@ -114,9 +115,9 @@ class AttentiveProbe(Probe):
             return fit_attentive(tokens[drawn], split.y[drawn], learning_rate=rate, **own)
 
         def fit_and_score(rates: Array, fitted: np.ndarray, held: np.ndarray) -> HeldOut:
-            log_proba = np.stack([train(fitted, rate).predict_log_proba(tokens[held]) for rate in rates])
-            n_steps = self.options["epochs"] * max(len(fitted) // self.options["batch_size"], 1)
-            facts = without_certificate(len(rates), n_steps)
+            made = [train(fitted, rate) for rate in rates]
+            log_proba = np.stack([one.predict_log_proba(tokens[held]) for one in made])
+            facts = without_certificate(len(rates), made[0].certificate["n_iter"])
             return score_log_proba(log_proba, columns[held], split.weights[held], facts)
 
         rates = self.learning_rates
@@ -124,12 +125,10 @@ class AttentiveProbe(Probe):
         use, rate = split.final(protocol.refit), selection.chosen
         final = train(use, rate)
         right = final.predict_log_proba(tokens[use]).argmax(axis=1) == columns[use]
-        n_steps = int(selection.n_iter[0])
         info = {"rule": "attentive probe", "learning_rate": rate, "n_heads": heads, "tokens": len(widths)}
         return replace(
             final,
             selection=selection,
-            certificate=end_of_schedule(n_steps),
             train_accuracy=float(right @ split.weights[use] / split.weights[use].sum()),
             search_info={**info, **self.options},
         )
@@ -151,7 +150,7 @@ def fit_attentive(
 
     Parameters
     ----------
-    tokens : (N, T, D) features of every position, a row-sliceable array (a memory map does)
+    tokens : (N, T, D) features of every position, an array (a memory map is read a batch at a time) or tensor
     y : (N,) labels
     n_heads : must divide D
     epochs, batch_size, learning_rate, weight_decay : ours; AIM searches the rate for each model
@@ -182,19 +181,14 @@ def fit_attentive(
     target = find_device(device)
     module.to(target).train()
     optimiser = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    size = min(batch_size, len(labels))
-    n_steps, step = epochs * (len(labels) // size), 0
-    source: Any = tokens if hasattr(tokens, "shape") else np.asarray(tokens)
-    label = to_device(columns, target)
-    for epoch in range(epochs):
-        order = np.random.default_rng([seed, epoch]).permutation(len(labels))
-        for start in range(0, len(labels) - size + 1, size):
-            rows = np.sort(order[start : start + size])
-            batch = to_device(source[rows], target, torch.float32)
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate * cosine(step, n_steps)
-            optimiser.zero_grad()
-            nn.functional.cross_entropy(module(batch), label[rows]).backward()
-            optimiser.step()
-            step += 1
-    return FittedAttentive(classes=classes, module=module.eval())
+    source = tokens if isinstance(tokens, np.ndarray | Tensor) else np.asarray(tokens)
+    order = SGDConfig(epochs=epochs, batch_size=batch_size, seed=seed)
+    batches, n_steps = array_batches([source], columns, order, buffer=len(labels))
+    for step, ((X_BTD,), y_B) in enumerate(batches(0)):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate * cosine(step, n_steps)
+        optimiser.zero_grad()
+        scores = module(to_device(X_BTD, target, torch.float32))
+        nn.functional.cross_entropy(scores, to_device(y_B, target)).backward()
+        optimiser.step()
+    return FittedAttentive(classes=classes, module=module.eval(), certificate=end_of_schedule(n_steps))

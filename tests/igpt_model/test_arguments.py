@@ -131,5 +131,5 @@ def test_numpys_scalars_stand_for_pythons(value, plain):
             check_fields(self)
 
     assert json.dumps(Settings(np.array(plain)[()]).one) == json.dumps(plain)
-    with pytest.raises(WrongType, match=r"standardize is of type bool; fit expected a whole number"):
+    with pytest.raises(WrongType, match=r"standardize is of type bool_?; fit expected a whole number"):
         check_kind("standardize", np.bool_(True), int, "fit")

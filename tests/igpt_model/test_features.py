@@ -125,3 +125,24 @@ def test_names_sort_as_the_layers_do():
 def test_tokens_of_another_shape_are_refused(model):
     with pytest.raises(UserError, match="expected"):
         encode(model, np.zeros((2, 4, 4), np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.full((2, 3), 0.5), "whole numbers"),
+        (np.ones((2, 3), bool), "whole numbers"),
+        (np.zeros((2, 0), int), "whole numbers"),
+        (np.full((2, 3), 9999), "run from 9999 to 9999, but the model knows"),
+        (torch.full((1, 3), -1), "run from -1 to -1"),
+    ],
+)
+def test_tokens_that_are_none_of_the_models_are_refused(model, values, message):
+    with pytest.raises(UserError, match=message):
+        encode(model, values)
+
+
+def test_a_mask_is_of_bool(tokens):
+    bert = IGPT(ModelConfig(1, 8, 2, 65_536, tokens.shape[1], causal=False))
+    with pytest.raises(UserError, match="True where a pixel is hidden"):
+        encode(bert, tokens, mask_BT=np.zeros(tokens.shape, int))

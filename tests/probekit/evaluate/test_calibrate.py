@@ -109,3 +109,20 @@ def test_the_label_curve_is_the_mean_over_the_draws(swept, tmp_path):
     assert float(lines["toy", "1", "15"]["test_accuracy"]) == pytest.approx(np.mean(draws))
     assert float(lines["toy", "1", "15"]["sd"]) == pytest.approx(np.std(draws, ddof=1))
     assert ("toy, class mean", "1", "60") in lines
+
+
+def test_few_labels_of_which_some_class_has_validation_rows_only_are_left_out_by_name(tmp_path):
+    rng = np.random.default_rng(0)
+    parts = {}
+    for split, n in (("train", 60), ("val", 30), ("test", 60)):
+        y = np.arange(n) % 6
+        parts[split] = ([(rng.normal(size=(n, 5)) + y[:, None]).astype(np.float32)], y)
+    store = FeatureStore.from_arrays(tmp_path / "f.h5", parts)
+    sweep(store, out=tmp_path / "few", per_class=2, seeds=4, Cs=[1.0])
+    with pytest.warns(UserWarning, match=r"2 probes are left out \(00 of 12 rows, seed 0; .*validation rows only"):
+        calibrate(store, tmp_path / "few", Cs=[1.0])
+    with open(tmp_path / "few" / "calibration.csv") as file:
+        assert [row["seed"] for row in csv.DictReader(file)] == ["2", "3"]
+    sweep(store, out=tmp_path / "rows", per_class=2, seeds=[0], Cs=[1.0])
+    with pytest.raises(UserError, match=r"No probe can be calibrated .*; sweep with more rows"):
+        calibrate(store, tmp_path / "rows", Cs=[1.0])

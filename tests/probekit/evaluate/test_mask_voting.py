@@ -17,6 +17,7 @@ from probekit.evaluate.sweep import sweep
 from probekit.results.predictions import load_probe
 from probekit.results.record import read_records
 from probekit.runtime.errors import UserError
+from probekit.selection.protocol import PROTOCOLS
 
 
 def store(folder, data, seed, weights_seed=0, splits=None):
@@ -76,3 +77,14 @@ def test_the_analysis_prints_what_the_ensemble_says(fitted, capsys):
     printed = capsys.readouterr().out
     assert f"igpt, 5 masks: {100 * found.accuracy:.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}]" in printed
     assert ", ".join(f"{100 * value:.1f}" for value in found.single) in printed
+
+
+def test_rows_are_scaled_to_unit_length_where_the_probe_was_fitted_on_such(fitted, tmp_path):
+    folder, _, _, others = fitted
+    sweep(folder / "0-0.h5", out=tmp_path, protocol=PROTOCOLS["dinov2-45"].with_(Cs=[1000.0], normalize=True))
+    (record,) = [r for r in read_records(tmp_path) if r.depth == 1]
+    probe = load_probe(tmp_path / record.probe_file)
+    X, labels = FeatureStore.open(others[0]).read("test", 1)
+    X = X.astype(float) / np.linalg.norm(X.astype(float), axis=1, keepdims=True)
+    vote = probe["classes"][(X @ probe["coef"].T + probe["intercept"]).argmax(1)]
+    assert mask_ensemble(record, others[:1]).single[1] == pytest.approx(np.mean(vote == labels))

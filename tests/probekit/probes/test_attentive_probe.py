@@ -82,6 +82,9 @@ def test_an_attentive_probe_stands_beside_the_linear_ones(tmp_path):
     assert record.accuracy > 0.9 > 0.65 > max(r.accuracy for r in results if r.kind == "layer" and r.depth == 1)
     assert record.depth == 1
     assert record.selection == "val"
+    # 20 epochs of 50 rows: choosing leaves the 60 of val out, the final fit has them all
+    assert list(record.n_iter) == [20 * (300 // 50)] * 2
+    assert record.refit["n_iter"] == 20 * (360 // 50)
     assert record.chosen_C == 1e-2  # the other rate learns nothing in so few steps
     probe, rows = load_probe(record.folder / record.probe_file), row_predictions(record)
     np.testing.assert_allclose(rows.log_proba, by_hand(probe, X["test"].astype(np.float64)), atol=1e-4)

@@ -40,7 +40,9 @@ def test_pixels_are_a_level_with_their_interval(figure, panel):
     pixels = panel.series[2]
     level = marks(figure.axes[0], "pt-2-")["pt-2-0"]
     assert np.allclose(level.get_ydata(), pixels.values[0])
-    spans = [patch.get_bbox() for patch in figure.axes[0].patches]
+    # a rectangle, or a polygon before Matplotlib 3.9
+    patches = figure.axes[0].patches
+    spans = [patch.get_path().transformed(patch.get_patch_transform()).get_extents() for patch in patches]
     assert any(np.allclose((box.y0, box.y1), (pixels.low[0], pixels.high[0])) for box in spans)
 
 
