@@ -9,7 +9,8 @@ newton-cholesky is left out where its Hessian would have more than 4 million ent
 fastest is neither repeated nor tried at a tighter tolerance. `--shapes 0:10` measures some of them.
 
 Rows go to benchmarks/results/single_fit_speed.csv: for each shape the ratios ours / the fastest peer, then geometric
-mean, worst, and shapes within 1.5. Set OMP_NUM_THREADS=1: `--threads` sets torch's threads alone.
+mean, largest, and shapes within 1.5; a table of them is printed at the end. Set
+OMP_NUM_THREADS=1: `--threads` sets torch's threads alone.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import warnings
 import numpy as np
 import torch
 from path_speed import objective
-from rows import record
+from rows import record, table
 from sklearn.linear_model import LogisticRegression
 
 from probekit import LinearProbe
@@ -109,14 +110,15 @@ def matrix(shapes, repeats, dtype):
             label = f"{what} {group}, {best[0]} tol={best[1]:g}"
             yield f"{label}, CPU ms", 1e3 * least[best][1]
             yield f"{label}, excess of its objective", others[best][1]
-            yield f"{label}, ours / it, wall time", ratios[group][-1][0]
-            yield f"{label}, ours / it, CPU time", ratios[group][-1][1]
+            yield f"{label}, ours / it in wall time", ratios[group][-1][0]
+            yield f"{label}, ours / it in CPU time", ratios[group][-1][1]
     for group, found in ratios.items():
         for clock, name in enumerate(("wall time", "CPU time")):
             of = np.array(found)[:, clock]
-            yield f"{len(of)} shapes, {group}, {name}: geometric mean of ours / the fastest", np.exp(np.log(of).mean())
-            yield f"{len(of)} shapes, {group}, {name}: largest ours / the fastest", of.max()
-            yield f"{len(of)} shapes, {group}, {name}: shapes within 1.5", (of <= 1.5).sum()
+            what = f"{len(of)} shapes, ours / the fastest peer in {name}: {group}"
+            yield f"{what}, geometric mean", np.exp(np.log(of).mean())
+            yield f"{what}, largest", of.max()
+            yield f"{what}, shapes within 1.5", (of <= 1.5).sum()
 
 
 def main():
@@ -132,7 +134,7 @@ def main():
     shapes = [shape for shape in SHAPES if shape[0] * shape[1] <= 2000 or not options.toy]
     shapes = shapes[slice(*map(int, options.shapes.split(":")))]
     name = "single_fit_speed" + ("_float32" if options.dtype == "float32" else "") + ("_toy" if options.toy else "")
-    record(name, matrix(shapes, 1 if options.toy else options.repeats, options.dtype))
+    print(table(record(name, matrix(shapes, 1 if options.toy else options.repeats, options.dtype))))
 
 
 if __name__ == "__main__":

@@ -92,7 +92,10 @@ def demo(
         Start from the checkpoint in the package instead of training, which takes under a minute; of the recipe's flags
         only --limit has an effect.
     """
+    from probekit.cli.answer import show_curves
+    from probekit.cli.train import run_training
     from probekit.datasets import load_dataset
+    from probekit.reports import write_report
     from probekit.runtime.workers import worker_processes
 
     seconds: dict[str, float] = {}
@@ -105,14 +108,16 @@ def demo(
     if pretrained:
         use_pretrained(out, on)
     else:
-        _train(out, recipe)
+        images = load_dataset("wandering-digits-25")
+        run_training(recipe.train_config(), images, out, limit=recipe.limit, tensorboard=False)
     seconds["train"], start = perf_counter() - start, perf_counter()
     _extract(out, data, recipe.limit)
     seconds["extract"], start = perf_counter() - start, perf_counter()
     with worker_processes(min(len(os.sched_getaffinity(0)), MOST_WORKERS), _probe, out, shown=False):
         _probe(out)
     seconds["probe"], start = perf_counter() - start, perf_counter()
-    page = _report(out)
+    page = write_report(out, out / "report")
+    show_curves(out)
     seconds["report"] = perf_counter() - start
     note(f"time: {', '.join(f'{name} {value:.0f} s' for name, value in seconds.items())}")
     note(f"report: {page.resolve()}")
@@ -121,13 +126,6 @@ def demo(
 
 ENCODERS = {"features.h5": "igpt:{out}", "features-pixels.h5": "pixels:{side}", "features-random.h5": "random:{out}"}
 SIDES = {"wandering-digits": 12, "fashion-mnist": 14}  # of the pictures that the models see
-
-
-def _train(out: Path, recipe: DemoRecipe) -> None:
-    from probekit.cli.train import run_training
-    from probekit.datasets import load_dataset
-
-    run_training(recipe.train_config(), load_dataset("wandering-digits-25"), out, limit=recipe.limit, tensorboard=False)
 
 
 def _extract(out: Path, data: Any, limit: int | None) -> None:
@@ -158,15 +156,6 @@ def _probe(out: Path, shown: bool = True) -> None:
     columns = GREEDY_LAYERS * max(FeatureStore.open(out / "features.h5").widths)
     with stage("concatenate layers", "sets of layers") as show:
         concat(out / "features.h5", out, Cs=Cs, greedy_width=columns, progress=show)
-
-
-def _report(out: Path) -> Path:
-    from probekit.cli.answer import show_curves
-    from probekit.reports import write_report
-
-    page = write_report(out, out / "report")
-    show_curves(out)
-    return page
 
 
 def _open(out: Path, settings: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 
 from cyclopts import App, CycloptsError, Group
@@ -32,36 +33,24 @@ SHOW = Group.create_ordered("Results")
 LOOK = Group.create_ordered("Before and after")
 
 # Verbs are listed with their one line of help, so that `probekit --help` need not import torch.
-VERBS: dict[str, Verb] = {
-    "demo": Verb(MAKE, "From nothing to a depth curve: minutes on two CPU cores.", "probekit.cli.demo:demo"),
+_VERBS: dict[str, Verb] = {
+    "demo": Verb(MAKE, "From nothing to a depth curve: minutes on two CPU cores."),
     "study": Verb(
         MAKE,
         "Encoders on data sets: extract, sweep, concatenate, baselines, report.",
-        "probekit.cli.study:study",
-        {"encoders": "*", "on": "--on", "tests": "--test"},
+        rename={"encoders": "*", "on": "--on", "tests": "--test"},
     ),
     "train": Verb(
         MODEL,
         "Train an iGPT on a data set and write a run folder.",
-        "probekit.cli.train:train",
         needs={"probe_images": "--probe-every", "sample_images": "--sample-every"},
     ),
-    "finetune": Verb(
-        MODEL, "Train a pre-trained iGPT with a linear head on labelled images.", "probekit.cli.finetune:finetune"
-    ),
+    "finetune": Verb(MODEL, "Train a pre-trained iGPT with a linear head on labelled images."),
     "sample": Verb(
-        MODEL,
-        "Draw images from a trained iGPT.",
-        "probekit.cli.sample:sample",
-        needs=dict.fromkeys(("each", "keep", "root"), "--complete"),
+        MODEL, "Draw images from a trained iGPT.", needs=dict.fromkeys(("each", "keep", "root"), "--complete")
     ),
-    "convert": Verb(MODEL, "Convert weights from and to Hugging Face's format.", "probekit.cli.convert:convert"),
-    "extract": Verb(
-        MEASURE,
-        "Write every layer's pooled features of a data set to one file.",
-        "probekit.cli.extract:extract",
-        unit="images",
-    ),
+    "convert": Verb(MODEL, "Convert weights from and to Hugging Face's format."),
+    "extract": Verb(MEASURE, "Write every layer's pooled features of a data set to one file.", unit="images"),
     "sweep": Verb(
         MEASURE,
         "Probe every layer of a feature file over a path of penalties.",
@@ -92,40 +81,25 @@ VERBS: dict[str, Verb] = {
         features="features",
     ),
     "import": Verb(MEASURE, "Make a feature file from arrays.", "probekit.features.importing:import_features"),
-    "predict": Verb(MEASURE, "Classify images with a stored probe.", "probekit.cli.predict:predict"),
+    "predict": Verb(MEASURE, "Classify images with a stored probe."),
     "report": Verb(
-        SHOW,
-        "Write depth curves, tables and an HTML page.",
-        "probekit.cli.report:report",
-        {"results": "*"},
-        needs={"device": "--pictures"},
+        SHOW, "Write depth curves, tables and an HTML page.", rename={"results": "*"}, needs={"device": "--pictures"}
     ),
     "compare": Verb(SHOW, "Compare two results on the test rows they share.", "probekit.results.results:compare"),
-    "plot": Verb(
-        SHOW, "Draw one figure to a file.", "probekit.cli.plot:plot", {"results": "*"}, needs={"series": "--kind path"}
-    ),
-    "table": Verb(SHOW, "Write one table to a file.", "probekit.cli.table:table", {"results": "*"}),
-    "plan": Verb(
-        LOOK,
-        "Estimate time, memory and disk of train, extract and sweep.",
-        "probekit.cli.plan:plan",
-        needs={"root": "--dataset"},
-    ),
-    "datasets": Verb(
-        LOOK,
-        "List the data sets known by name, or fetch one.",
-        "probekit.cli.datasets:datasets",
-        {"action": "?", "name": "?"},
-    ),
+    "plot": Verb(SHOW, "Draw one figure to a file.", rename={"results": "*"}, needs={"series": "--kind path"}),
+    "table": Verb(SHOW, "Write one table to a file.", rename={"results": "*"}),
+    "plan": Verb(LOOK, "Estimate time, memory and disk of train, extract and sweep.", needs={"root": "--dataset"}),
+    "datasets": Verb(LOOK, "List the data sets known by name, or fetch one.", rename={"action": "?", "name": "?"}),
     "compress": Verb(LOOK, "Rewrite a feature file in compressed chunks.", "probekit.features.compress:compress"),
     "verify": Verb(
         LOOK,
         "Check a feature file for damage and doubtful contents.",
-        "probekit.cli.verify:verify",
         needs={**dict.fromkeys(("layer", "picture", "threshold"), "--near-duplicates"), "root": "--data"},
     ),
-    "inspect": Verb(LOOK, "Show the contents of a feature file, layer by layer.", "probekit.cli.inspect:inspect"),
+    "inspect": Verb(LOOK, "Show the contents of a feature file, layer by layer."),
 }
+# a verb that presents something has a module of its name
+VERBS = {verb: replace(one, function=one.function or f"probekit.cli.{verb}:{verb}") for verb, one in _VERBS.items()}
 
 app = App(
     name="probekit",

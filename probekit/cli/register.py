@@ -51,7 +51,7 @@ class Verb:
     Attributes
     ----------
     group, help : where and how `probekit --help` lists it
-    function : "package.module:function"
+    function : "package.module:function"; by default that of the verb's name in `probekit.cli`
     rename : parameter -> flag, "*" for an argument that takes several values, or "?" for one that may be absent
     unit : what its progress counts; "" where the function names its stages itself
     features : the parameter that is a feature file; the file, and the protocol, are checked before PyTorch is imported
@@ -60,7 +60,7 @@ class Verb:
 
     group: Group
     help: str
-    function: str
+    function: str = ""
     rename: Mapping[str, str] = field(default_factory=dict)
     unit: str = ""
     features: str = ""

@@ -35,7 +35,6 @@ class Tracker:
 
 class _Wandb(Tracker):
     def __init__(self, module: Any, name: str, config: dict[str, Any], out: Path, run_id: str | None) -> None:
-        self.module = module
         self.run = module.init(project=PROJECT, name=name, config=config, dir=str(out), id=run_id, resume="allow")
         self.id = str(self.run.id)
 

@@ -133,7 +133,10 @@ class _Printer:
     def __call__(self, record: dict[str, Any]) -> None:
         kind, config = record["kind"], self.config
         if kind == "start":
-            note(_start_line(record))
+            sizes = f"{record['n_params']:,} parameters, {record['n_train']:,} training images"
+            changed = "".join(f"; {name} is now {value}" for name, value in record["changed"].items())
+            again = f"resuming from step {record['step']}: {sizes}{changed}"
+            note(again if record["resumed"] else f"training: {sizes}")
             model = config.model_config
             if record["step"] < config.steps:
                 self.share = share_of_peak(
@@ -156,12 +159,6 @@ class _Printer:
             note(probe_line(record))
         elif kind == "samples":
             note(f"samples: {record['path']}")
-
-
-def _start_line(record: dict[str, Any]) -> str:
-    sizes = f"{record['n_params']:,} parameters, {record['n_train']:,} training images"
-    changed = "".join(f"; {name} is now {value}" for name, value in record["changed"].items())
-    return f"resuming from step {record['step']}: {sizes}{changed}" if record["resumed"] else f"training: {sizes}"
 
 
 def training_images(split: Split, transform: ImageTransform, show: Show) -> "PreparedImages | SourceImages":

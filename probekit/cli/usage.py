@@ -133,7 +133,7 @@ def _from_config(path: Path, verb: str, arguments: Sequence[Any], words: Sequenc
         if one is None:
             hint = did_you_mean(str(key), by_name) or f" See `probekit {verb} --help`."
             raise UserError(f"--config {path}: `probekit {verb}` has no flag {key}.{hint}")
-        if value is None or given & set(one.names) or _negated(one, given):
+        if value is None or given & set(one.names) or {f"--no-{name[2:]}" for name in one.names} & given:
             continue
         items = value if isinstance(value, list) else [value]
         if any(isinstance(item, list | dict) for item in items):
@@ -149,10 +149,6 @@ def _from_config(path: Path, verb: str, arguments: Sequence[Any], words: Sequenc
         elif not _positional(words):
             leading += values
     return [*leading, *flags]
-
-
-def _negated(one: Any, given: set[str]) -> bool:
-    return any(f"--no-{name[2:]}" in given for name in one.names)
 
 
 def usage_sentence(error: CycloptsError, app: App, words: Sequence[str]) -> str:

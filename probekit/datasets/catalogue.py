@@ -145,20 +145,45 @@ def load_dataset(
     if not isinstance(source, str | Path):
         _check_options(arrays.load_objects, type(source).__name__, options, COMMON)
         return arrays.load_objects(source, **options)
-    root = None if root is None else os.path.expanduser(root)
+    root = None if root is None else os.path.expanduser(str(root))
     text, options = _with_written_options(str(source), options)
     if not text.strip():
         raise UserError(f"An empty name of a data set was given; give {'; '.join(FORMS)}.")
     for entry in ENTRIES:
-        if entry.name == text and not entry.loader:
-            if root is None:
-                raise UserError(f"No path was given for {text}; pass root=PATH (on the command line --root).")
-            return _read_form(text, str(root), options)
         if entry.name == text:
-            module, function = entry.loader.split(":")
-            load: Callable[..., Dataset] = getattr(import_module(f"probekit.datasets.{module}"), function)
-            _check_options(load, text, options)
-            return load(entry.name, **_with_root(entry, root), **options)
+            return _read_entry(entry, root, options)
+    if (found := _read_path(text, root, options)) is not None:
+        return found
+    exists = Path(os.path.expanduser(text)).exists()
+    if re.match(r"[A-Za-z]:[\\/]", text) and not exists:
+        raise UserError(f"{text} does not exist; check the path.")
+    if ":" in text and not text.startswith("file:") and not exists:
+        value = import_object(text)
+        if callable(value):
+            return load_dataset(by_function.call(value, text, root, options))
+        return load_dataset(value, root, **options)
+    known = ", ".join(entry.name for entry in ENTRIES)
+    state = "is of no form that can be read" if exists else "is no known name and no path that exists"
+    hint = did_you_mean(text, [entry.name for entry in ENTRIES])
+    raise UserError(f"The data set {text!r} {state}.{hint} Give {'; '.join(FORMS)}; or one of {known}.")
+
+
+def _read_entry(entry: Entry, root: str | None, options: dict[str, Any]) -> Dataset:
+    """A data set by its name."""
+    if not entry.needs_root and root is not None:
+        raise UserError(f"{entry.name} is embedded and takes no root, but root={root} was given; leave it out.")
+    if not entry.loader:
+        if root is None:
+            raise UserError(f"No path was given for {entry.name}; pass root=PATH (on the command line --root).")
+        return _read_form(entry.name, root, options)
+    module, function = entry.loader.split(":")
+    load: Callable[..., Dataset] = getattr(import_module(f"probekit.datasets.{module}"), function)
+    _check_options(load, entry.name, options)
+    return load(entry.name, **({"root": root} if entry.needs_root else {}), **options)
+
+
+def _read_path(text: str, root: str | None, options: dict[str, Any]) -> Dataset | None:
+    """A data set by its path, or of the hub; None where there is neither."""
     # a name typed here, or copied from macOS: either form of an accent
     path = os.path.expanduser(text.removeprefix(hub_datasets.PREFIX))
     forms = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
@@ -171,17 +196,7 @@ def load_dataset(
     for kind, form in OWN.items():
         if form.means(path):
             return _read_form(kind, path, options)
-    if re.match(r"[A-Za-z]:[\\/]", text) and not Path(path).exists():
-        raise UserError(f"{text} does not exist; check the path.")
-    if ":" in text and not text.startswith("file:") and not Path(path).exists():
-        value = import_object(text)
-        if callable(value):
-            return load_dataset(by_function.call(value, text, root, options))
-        return load_dataset(value, root, **options)
-    known = ", ".join(entry.name for entry in ENTRIES)
-    exists = "is of no form that can be read" if Path(path).exists() else "is no known name and no path that exists"
-    hint = did_you_mean(text, [entry.name for entry in ENTRIES])
-    raise UserError(f"The data set {text!r} {exists}.{hint} Give {'; '.join(FORMS)}; or one of {known}.")
+    return None
 
 
 def _with_written_options(text: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -236,14 +251,6 @@ def _check_options(load: Callable[..., Any], text: str, options: dict[str, Any],
                 raise UserError(
                     f"#{name}={options[name]} is no value of {name}; write #split_seed=1 or #verify=false."
                 ) from None
-
-
-def _with_root(entry: Entry, root: str | Path | None) -> dict[str, Any]:
-    if entry.needs_root:
-        return {"root": root}
-    if root is not None:
-        raise UserError(f"{entry.name} is embedded and takes no root, but root={root} was given; leave it out.")
-    return {}
 
 
 def written_tests(

@@ -271,14 +271,18 @@ def remarks(images: EncodedImages, rows: np.ndarray) -> list[str]:
 
 
 @dataclass(eq=False)
-class FileImages(EncodedImages):
-    """Image files of a folder."""
+class NamedImages(EncodedImages):
+    """Image files by their names in a folder or archive."""
 
     root: str
     names: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+class FileImages(NamedImages):
+    """Image files of a folder."""
 
     def encoded(self, row: int) -> tuple[bytes, str]:
         """The file's content."""
@@ -291,21 +295,14 @@ class FileImages(EncodedImages):
             ) from error
 
 
-@dataclass(eq=False)
-class ZipImages(EncodedImages):
+class ZipImages(NamedImages):
     """Image members of a zip archive; each process opens the archive for itself."""
-
-    archive: str
-    names: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.names)
 
     def encoded(self, row: int) -> tuple[bytes, str]:
         """The member's content."""
         if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = (os.getpid(), zipfile.ZipFile(self.archive))
-        name = f"{self.archive}:{self.names[row]}"
+            self._opened = (os.getpid(), zipfile.ZipFile(self.root))
+        name = f"{self.root}:{self.names[row]}"
         archive = self._opened[1]
         try:
             with archive.open(self.names[row]) as member:

@@ -20,6 +20,7 @@ from probekit.encoders.preparation import (
     DescribedPreparation,
     Normalisation,
     Preparation,
+    described,
     odd_pictures,
     preparation,
     sides,
@@ -94,14 +95,6 @@ def failure_as_sentence(
             f"{type(module).__name__} fails on {count}images of {sides[0]} x {sides[1]} ({type(error).__name__}: "
             f"{first_line(error)}); {advice}."
         ) from error
-
-
-def described(prepare: Callable[..., Any]) -> Any:
-    """A preparation for the provenance: the same in every process, so without an address in memory."""
-    if isinstance(prepare, DescribedPreparation):
-        return prepare.to_dict()
-    kind = prepare if hasattr(prepare, "__qualname__") else type(prepare)
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _observable(module: torch.nn.Module) -> torch.nn.Module:

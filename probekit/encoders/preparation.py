@@ -43,6 +43,14 @@ class DescribedPreparation(ABC):
         """As JSON values, for the provenance."""
 
 
+def described(prepare: Callable[..., Any]) -> Any:
+    """A preparation for the provenance: the same in every process, so without an address in memory."""
+    if isinstance(prepare, DescribedPreparation):
+        return prepare.to_dict()
+    kind = prepare if hasattr(prepare, "__qualname__") else type(prepare)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 def plain(value: Any) -> Any:
     """Settings of another library as JSON values."""
     if isinstance(value, Mapping):

@@ -184,7 +184,7 @@ class LinearProbe(_Probe):
             raise UserError(
                 f"C must be one positive number, but got {short(self.C)}; LinearProbeCV chooses among several."
             )
-        return float(read_penalties(self.C)[0])
+        return float(read_penalties(self.C, "C")[0])
 
     @classmethod
     def from_path(cls, path: ProbePath, index: int) -> "LinearProbe":

@@ -5,7 +5,7 @@ n values of a grid, N held-out rows, K classes.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,9 +80,8 @@ class Selection:
     @property
     def at_grid_edge(self) -> bool:
         """Whether the chosen value is the first or last of the grid: a wider one might hold a better."""
-        return self.grid_ends is not None and not (
-            self.grid_ends[0] * (1 + 1e-9) < self.chosen < self.grid_ends[1] * (1 - 1e-9)
-        )
+        first, last = self.grid_ends or (0.0, np.inf)
+        return not first * (1 + 1e-9) < self.chosen < last * (1 - 1e-9)
 
     @property
     def score(self) -> float:
@@ -93,10 +92,9 @@ class Selection:
         """Both grids as one, ascending."""
         order = np.argsort(np.concatenate([self.grid, other.grid]))
         names = ("grid", "accuracy", "log_loss", *CERTIFICATE, "fold_accuracy", "fold_log_loss")
-        merged = {
-            name: np.concatenate([getattr(self, name), getattr(other, name)], axis=-1)[..., order] for name in names
-        }
-        return Selection(**merged, rule=self.rule, grid_ends=self.grid_ends, plan=self.plan)
+        pairs = {name: [getattr(self, name), getattr(other, name)] for name in names}
+        merged: dict[str, Any] = {name: np.concatenate(pair, axis=-1)[..., order] for name, pair in pairs.items()}
+        return replace(self, **merged, l2s=None)
 
     def to_dict(self) -> dict[str, Any]:
         """The part of a record that says how the value was chosen, as JSON."""
@@ -133,15 +131,9 @@ def cross_validate(
     rule: str = "",
     on_fit: Callable[[int], None] | None = None,
 ) -> Selection:
-    """Fit every value of a grid in every round and score it on the rows held out.
+    """Fit every value of a grid (n,) in every round, (rows to fit, rows held out), and score it on the rows held out.
 
-    Parameters
-    ----------
-    grid : (n,) values
-    rounds : pairs (rows to fit, rows held out)
-    fit_and_score : called with (grid, rows to fit, rows held out), gives the round's `HeldOut`
-    rule : the name of the rounds in records
-    on_fit : callback with the number of fits just completed
+    `fit_and_score` takes the grid and a round and gives its `HeldOut`; `on_fit` the number of fits just completed.
     """
     values = np.asarray(grid, np.float64)
     scores = []
@@ -149,22 +141,22 @@ def cross_validate(
         scores.append(fit_and_score(values, fitted, held))
         if on_fit:
             on_fit(len(values))
-    exact = {"n_iter": np.zeros(len(values)), "grad_rel": np.zeros(len(values)), "gap": np.zeros(len(values))}
-    worst: dict[str, NDArray[Any]] = exact | {"converged": np.ones(len(values), bool)}
-    for number, own in enumerate(scores):
-        for name, figures in own.certificates.items():
-            together = np.logical_and if name == "converged" else np.maximum
-            worst[name] = together(worst[name], figures) if number else np.asarray(figures)
-    total = sum(own.weight for own in scores)
-    shares = [max(own.weight, np.finfo(float).tiny) for own in scores]
+    worst: dict[str, NDArray[Any]] = {}
+    for name in CERTIFICATE:
+        exact = np.full(len(values), name == "converged", bool if name == "converged" else float)
+        together = np.logical_and if name == "converged" else np.maximum
+        worst[name] = together.reduce([own.certificates.get(name, exact) for own in scores])
+    correct, loss = (np.array([getattr(own, part) for own in scores]) for part in ("correct", "loss"))
+    weights = np.array([[own.weight] for own in scores])
+    shares = np.maximum(weights, np.finfo(float).tiny)
     return Selection(
         grid=values,
-        accuracy=np.sum([own.correct for own in scores], axis=0) / total,
-        log_loss=np.sum([own.loss for own in scores], axis=0) / total,
+        accuracy=correct.sum(axis=0) / weights.sum(),
+        log_loss=loss.sum(axis=0) / weights.sum(),
         **worst,
         rule=rule,
-        fold_accuracy=np.array([own.correct / share for own, share in zip(scores, shares, strict=True)]),
-        fold_log_loss=np.array([own.loss / share for own, share in zip(scores, shares, strict=True)]),
+        fold_accuracy=correct / shares,
+        fold_log_loss=loss / shares,
         grid_ends=(float(values.min()), float(values.max())) if len(values) > 1 else None,
         plan=scores[-1].plan,
     )
@@ -197,14 +189,9 @@ def score_blocks(
 
 
 def score_path(path: ProbePath, X: Any, columns: np.ndarray, weights: np.ndarray) -> tuple[Array, Array]:
-    """Weighted sums over rows of correctness and of cross-entropy (nats): two arrays (n,).
+    """Weighted sums (n,) of correctness and of cross-entropy (nats) over rows X (N, D) of classes `columns` (N,).
 
-    On the device of the path, a block of rows at a time, so that K = 1,000 needs no more memory.
-
-    Parameters
-    ----------
-    X : (N, D) array or tensor, or a source whose slices are read
-    columns : (N,) positions in `path.classes`
+    On the device of the path, a block of rows at a time, so that K = 1,000 needs no more memory. X may be a source.
     """
     device = path.settings.get("device", "cpu")
     n_C, R, D = path.coef.shape

@@ -2,17 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from probekit.runtime.errors import UserError
 
 
 def windows(n_layers: int, centre: int, width: int = 5) -> tuple[int, ...]:
-    """The `width` consecutive layers around `centre`, moved inwards at the ends (the paper's five, section 4.3).
-
-    Raises
-    ------
-    UserError
-        The centre is not a layer, or no window of that width exists.
-    """
+    """The `width` consecutive layers around `centre`, moved inwards at the ends (the paper's five, section 4.3)."""
     if not 0 <= centre < n_layers:
         raise UserError(f"layer {centre} was requested but there are {n_layers} layers (0 to {n_layers - 1}).")
     if width < 1:
@@ -27,26 +23,15 @@ def greedy(
 ) -> list[tuple[tuple[int, ...], float]]:
     """Add the layer that raises a held-out score most, until the budget of columns is spent or no layer gains.
 
-    Parameters
-    ----------
-    widths : columns of each layer
-    score : held-out scores of sorted tuples of layers, all that a step compares at once; never the test split's
-    max_width : columns allowed together, None for no limit
-
-    Returns
-    -------
-    list of (layers, score)
-        Every step taken, the first being the best single layer; ties go to the shallower layer.
+    `widths` are the columns of each layer, `max_width` those allowed together (None: no limit). `score` gives held-out
+    scores of sorted tuples of layers, all that a step compares at once; never the test split's. Returned is (layers,
+    score) of every step, the first being the best single layer; ties go to the shallower layer.
     """
     chosen: tuple[int, ...] = ()
     steps: list[tuple[tuple[int, ...], float]] = []
     while True:
-        used = sum(widths[layer] for layer in chosen)
-        candidates = [
-            layer
-            for layer in range(len(widths))
-            if layer not in chosen and (max_width is None or used + widths[layer] <= max_width)
-        ]
+        left = np.inf if max_width is None else max_width - sum(widths[layer] for layer in chosen)
+        candidates = [layer for layer, width in enumerate(widths) if layer not in chosen and width <= left]
         if not candidates:
             break
         scores = score([tuple(sorted((*chosen, layer))) for layer in candidates])

@@ -129,7 +129,7 @@ def refine_grid(Cs: Any, best: int, step: int) -> tuple[float, ...]:
     """The two penalties beside the best one, at the grid's spacing in log C halved `step` times."""
     log_Cs = np.log(np.asarray(Cs, np.float64))
     spacing = (log_Cs[-1] - log_Cs[0]) / (len(log_Cs) - 1) / 2**step
-    return tuple(float(value) for value in np.exp([log_Cs[best] - spacing, log_Cs[best] + spacing]))
+    return tuple(np.exp([log_Cs[best] - spacing, log_Cs[best] + spacing]).tolist())
 
 
 SEARCH_PENALTIES = 9  # of the grid, evenly spaced, while gammas, mixes or sets of layers are compared
@@ -140,32 +140,24 @@ def subsample_grid(Cs: Sequence[float]) -> tuple[float, ...]:
     return tuple(Cs[:: max(1, -(-(len(Cs) - 1) // (SEARCH_PENALTIES - 1)))])
 
 
-def _grid(values: np.ndarray) -> tuple[float, ...]:
-    return tuple(float(value) for value in np.sort(values))
-
-
 _DECADES = np.logspace(-6, 6, 7)  # CLIP's and linear_eval's coarse lambdas
+_GRID_45 = tuple(np.logspace(-6, 5, 45).tolist())
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
-        Protocol("igpt", _grid(np.logspace(-6, 5, 45)), standardize=True, source="probekit: DESIGN section 5"),
-        Protocol(
-            "dinov2-45",
-            _grid(np.logspace(-6, 5, 45)),
-            selection="val",
-            source="facebookresearch/dinov2 log_regression.py",
-        ),
+        Protocol("igpt", _GRID_45, standardize=True, source="probekit: DESIGN section 5"),
+        Protocol("dinov2-45", _GRID_45, selection="val", source="facebookresearch/dinov2 log_regression.py"),
         Protocol(
             "clip-coarse-fine",
-            _grid(1 / _DECADES),
+            tuple(np.sort(1 / _DECADES).tolist()),
             selection="val",
             refine=4,
             source="CLIP paper, appendix A.3: lambda 1e-6 to 1e6, then 8 steps a decade",
         ),
         Protocol(
             "kornblith",
-            _grid(kornblith_lambda_to_C(_DECADES)),
+            tuple(np.sort(kornblith_lambda_to_C(_DECADES)).tolist()),
             selection="val",
             refine=4,
             max_iter=1000,
@@ -185,13 +177,7 @@ PROTOCOLS: dict[str, Protocol] = {
 
 
 def get_protocol(protocol: "str | Protocol") -> Protocol:
-    """A protocol by name, or the one given.
-
-    Raises
-    ------
-    UserError
-        No protocol has that name.
-    """
+    """A protocol by name, or the one given; `UserError` where no protocol has that name."""
     if isinstance(protocol, Protocol):
         return protocol
     if protocol not in PROTOCOLS:
@@ -205,9 +191,8 @@ def resolve_protocol(protocol: str | Protocol, Cs: Any = None) -> Protocol:
     resolved = get_protocol(protocol)
     if resolved.sgd is not None:
         if Cs is not None:
-            raise UserError(
-                f"Protocol {resolved.name} trains by SGD with its own learning rates; Cs do not apply to it."
-            )
+            what = f"Protocol {resolved.name} trains by SGD with its own learning rates"
+            raise UserError(f"{what}; Cs do not apply to it.")
         return resolved
     if Cs is not None:
         resolved = resolved.with_(Cs=np.unique(np.atleast_1d(np.asarray(Cs, np.float64))))

@@ -66,13 +66,7 @@ class FitSettings:
 
 
 def make_settings(backend: str, device: str, dtype: str, parallel: str = "layers") -> FitSettings:
-    """The settings of a sweep; with `parallel` "rows" the processes started by torchrun share the rows of every fit.
-
-    Raises
-    ------
-    UserError
-        `parallel` is unknown, or rows are to be sharded with another backend or without torchrun.
-    """
+    """The settings of a sweep; with `parallel` "rows" the processes started by torchrun share the rows of every fit."""
     if parallel not in ("layers", "rows"):
         raise UserError(f"parallel may be layers or rows, but {parallel} was given.")
     if parallel == "layers":

@@ -1,8 +1,6 @@
 """Backends: `torch` (this package), `sklearn` (the oracle), `cuml` (an extra); all are certified by our objective."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,55 +10,36 @@ from probekit.runtime.errors import UserError
 from probekit.solver.certificate import Certified
 from probekit.solver.cuml_backend import fit_cuml
 from probekit.solver.data import WeightedData
-from probekit.solver.inputs import Inputs
 from probekit.solver.objective import l2_to_C
 from probekit.solver.solve import SOLVER_VERSION, certify, solve
 
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """theta (n_C, R, D+1) float64 of the rows as given, certificates, and what made it."""
-
-    theta: Array
-    converged: NDArray[np.bool_]
-    certificates: dict[str, NDArray[Any]]
-    solver_version: str
-    plan: str = ""
+Answer = tuple[Certified, str, str]  # probes, the version of what made them, and how
 
 
-def fit_backend(name: str, inputs: Inputs, l2s: Array, tol: float, max_iter: int, fit_intercept: bool) -> Fitted:
-    """Solve with the named backend, then certify with the objective of this package."""
-    backends: dict[str, Callable[..., Fitted]] = {"torch": _torch, "sklearn": _sklearn, "cuml": _cuml}
+def fit_backend(name: str, rows: WeightedData, l2s: Array, tol: float, max_iter: int) -> Answer:
+    """Solve with the named backend, and certify with the objective of this package."""
+    backends: dict[str, Callable[..., Answer]] = {"torch": _torch, "sklearn": _sklearn, "cuml": _cuml}
     if name not in backends:
         raise UserError(f"backend {name!r} is not known; choose torch, sklearn or cuml.")
-    rows = replace(inputs.rows, intercept=fit_intercept)
     return backends[name](rows, l2s, tol, max_iter)
 
 
-def _fitted(certified: Certified, tol: float, version: str, plan: str = "") -> Fitted:
-    theta = certified.theta
-    if theta.shape[1] > 1:
-        theta = theta - theta.mean(axis=1, keepdims=True)
-    # decrement_gap is the name that `gap` had in records up to solver version 4
-    figures = certified.figures | {"decrement_gap": certified.figures["gap"]}
-    return Fitted(theta, certified.converged(tol), figures, version, plan)
-
-
-def _torch(rows: WeightedData, l2s: Array, tol: float, max_iter: int) -> Fitted:
+def _torch(rows: WeightedData, l2s: Array, tol: float, max_iter: int) -> Answer:
     certified, plan = solve(rows, l2s, tol, max_iter)
-    return _fitted(certified, tol, f"torch-{SOLVER_VERSION}", plan)
+    return certified, f"torch-{SOLVER_VERSION}", plan
 
 
-def _external(rows: WeightedData, l2s: Array, tol: float, fits: list[tuple[Array, Array, int]], version: str) -> Fitted:
+def _external(rows: WeightedData, l2s: Array, tol: float, fits: list[tuple[Array, Array, int]], version: str) -> Answer:
     certified = certify(rows, np.stack([np.column_stack([coef, intercept]) for coef, intercept, _ in fits]), l2s)
     certified.figures["n_iter"] = np.array([n for _, _, n in fits], np.int64)
     certified.figures["stop_reason"] = np.where(certified.converged(tol), "converged", "backend stopped")
-    return _fitted(certified, tol, version)
+    return certified, version, ""
 
 
-def _sklearn(rows: WeightedData, l2s: Array, tol: float, max_iter: int) -> Fitted:
+def _sklearn(rows: WeightedData, l2s: Array, tol: float, max_iter: int) -> Answer:
     import warnings
 
     import sklearn
@@ -82,6 +61,6 @@ def _sklearn(rows: WeightedData, l2s: Array, tol: float, max_iter: int) -> Fitte
     return _external(rows, l2s, tol, fits, f"sklearn-{sklearn.__version__}")
 
 
-def _cuml(rows: WeightedData, l2s: Array, tol: float, max_iter: int) -> Fitted:
+def _cuml(rows: WeightedData, l2s: Array, tol: float, max_iter: int) -> Answer:
     fits, version = fit_cuml(rows, l2_to_C(l2s, len(rows)), min(1e-4, tol) * 1e-3, max_iter, rows.intercept)
     return _external(rows, l2s, tol, fits, f"cuml-{version}")

@@ -97,40 +97,43 @@ class Certified:
         return Certified(np.concatenate([part.theta for part in parts]), figures)
 
 
-def gap_bound(of_W: Any, of_b: Any, reach: Any, longest: float, l2: Any) -> Any:
-    """The bound at the top of this file, of numbers or tensors: e is `of_b`, `longest` is sqrt(2) |x|."""
-    return (of_W + longest * of_b) ** 2 / (2 * l2) + of_b * reach
+class Bound:
+    """The bound at the top of this file, for probes of rows whose `longest` is sqrt(2) |x|; of NumPy or torch."""
+
+    def __init__(self, longest: float, shares: Any) -> None:
+        self.longest, self.shares, self.without = longest, shares, shares == 0
+        self.far = 0 * shares  # takes the intercept of a class without weight out of a maximum
+        self.far[self.without] = 1e300
+        self.log_least = -math.log(float(shares[shares > 0].min()))
+
+    def __call__(self, theta: Any, residual: Any, noise: Any, l2: Any, widest: float | None = None) -> Any:
+        """What `residual`, the gradient or that of another dual point, allows f(theta) - f* to be at most (...).
+
+        `noise` (..., 2) bounds the rounding in it, of W and of b; `widest` is the largest range of a row's logits
+        without intercepts, where it was measured.
+        """
+        xp: Any = torch if isinstance(theta, Tensor) else np
+        size, of_W = (xp.sqrt((part[..., :-1] * part[..., :-1]).sum(axis=(-2, -1))) for part in (theta, residual))
+        b, g_b = theta[..., -1], abs(residual[..., -1])
+        if b.shape[-1] == 1:
+            e, spread, lost = g_b[..., 0], abs(b[..., 0]), 0.0
+        else:
+            # a class without weight has its best intercept at minus infinity, and its whole probability to lose
+            lost = 2 * (g_b * self.without).sum(axis=-1)
+            e = (g_b.sum(axis=-1) - lost / 2) / 2
+            spread = xp.amax(b - self.far, axis=-1) - xp.amin(b + self.far, axis=-1)
+        e = e + noise[..., 1]
+        reach = spread + self.log_least + (self.longest * size if widest is None else widest)
+        return (of_W + noise[..., 0] + self.longest * e) ** 2 / (2 * l2) + e * reach + lost
 
 
-class GapBound:
+class GapBound(Bound):
     """Bounds of the gap (P,) from evaluations of one loss, see the top of this file."""
 
     def __init__(self, exact: MeanLoss) -> None:
         self.exact = exact
-        data = exact.data
-        self.shares = class_shares(data)
-        self.log_least = -math.log(float(self.shares[self.shares > 0].min()))
         norms = exact.row_norms[:, 0] + (0.0 if exact.left_out is None else exact.left_out)
-        self.longest = math.sqrt(2) * data.over_ranks(float(norms.max()), "MAX")
-
-    def __call__(self, theta: Tensor, residual: Tensor, noise: Tensor, l2: Tensor) -> Tensor:
-        """What `residual`, the gradient or that of another dual point, allows f(theta) - f* to be at most (P,).
-
-        `noise` (P, 2) bounds the rounding in it, of W and of b.
-        """
-        of_W = torch.linalg.vector_norm(residual[..., :-1], dim=(1, 2)) + noise[:, 0]
-        size = torch.linalg.vector_norm(theta[..., :-1], dim=(1, 2))
-        b, g_b = theta[..., -1], residual[..., -1].abs()
-        if b.shape[1] == 1:
-            e, spread, lost = g_b[:, 0], b[:, 0].abs(), torch.zeros_like(l2)
-        else:
-            # a class without weight has its best intercept at minus infinity, and its whole probability to lose
-            without = self.shares == 0
-            lost = 2 * (g_b * without).sum(dim=1)
-            e = g_b.masked_fill(without, 0.0).sum(dim=1) / 2
-            spread = b.masked_fill(without, -torch.inf).amax(dim=1) - b.masked_fill(without, torch.inf).amin(dim=1)
-        reach = spread + self.log_least + self.longest * size
-        return gap_bound(of_W, e + noise[:, 1], reach, self.longest, l2) + lost
+        super().__init__(math.sqrt(2) * exact.data.over_ranks(float(norms.max()), "MAX"), class_shares(exact.data))
 
     def at(self, at: Evaluation, l2: Tensor) -> Tensor:
         """The same of evaluations, at their own probabilities (P,)."""

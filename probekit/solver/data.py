@@ -19,6 +19,7 @@ from igpt_model.read_ahead import read_ahead
 from probekit.runtime.errors import UserError
 
 STREAM_ROWS = 8192  # rows read at a time from a source outside memory
+LEAST_SPREAD = 1e-150  # of a column: its square has all its digits
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,8 @@ def weighted_mean(data: WeightedData) -> Tensor:
 def mean_and_deviation(data: WeightedData) -> tuple[Tensor, Tensor]:
     """Weighted mean and deviation (D,) in float64; a constant column gets deviation 1.
 
-    Whether a spread is one is judged in float64, the precision of these sums, not in the solver's.
+    Whether a spread is one is judged in float64, the precision of these sums, not in the solver's. One whose square
+    is no number of float64 is none.
     """
     mean = weighted_mean(data)
     square = torch.zeros_like(mean)
@@ -164,5 +166,5 @@ def mean_and_deviation(data: WeightedData) -> tuple[Tensor, Tensor]:
         square += weights @ (X[:, :-1] - mean).square_()
     data.sum_over_ranks(square)
     deviation = square.sqrt()
-    constant = deviation <= 10 * torch.finfo(torch.float64).eps * mean.abs()
+    constant = deviation <= (10 * torch.finfo(torch.float64).eps * mean.abs()).clamp_min(LEAST_SPREAD)
     return mean, torch.where(constant, 1.0, deviation)

@@ -11,14 +11,12 @@ from igpt_model.devices import find_device
 from probekit.runtime.errors import UserError
 from probekit.solver.data import WeightedData, mean_and_deviation
 from probekit.solver.validation import (
-    FINITE_ROWS,
     check_finite,
     is_wide,
     read_features,
     read_labels,
     read_penalties,
     read_weights,
-    require_finite,
     require_strength,
 )
 
@@ -78,7 +76,7 @@ def read_inputs(
         weights=torch.from_numpy(weights / total).to(where),
         n_classes=len(classes), dtype=solver_dtype, device=where, sharded=sharded,
     )  # fmt: skip
-    _require_finite(rows)
+    check_finite(source, solver_dtype)
     mean = scale = None
     if standardize:
         mean_t, scale_t = mean_and_deviation(rows)
@@ -118,14 +116,3 @@ def _solver_dtype(source: Any, dtype: str | None) -> torch.dtype:
         return {"float32": torch.float32, "float64": torch.float64}[dtype]
     exact = is_wide(source) or source.shape[0] * source.shape[1] <= SMALL
     return torch.float64 if exact else torch.float32
-
-
-def _require_finite(rows: WeightedData) -> None:
-    """Refuse NaN, infinity and what the solver's precision makes of too large values."""
-    if isinstance(rows.X, (np.ndarray, torch.Tensor)):
-        check_finite(rows.X, rows.dtype)
-        return
-    start = 0
-    for block, _, _ in rows.blocks(FINITE_ROWS):
-        require_finite(block, start)
-        start += len(block)

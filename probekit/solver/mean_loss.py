@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from threading import Lock
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +28,7 @@ CPU_BLOCK = 1 << 18
 GPU_BLOCKS = (1 << 22, 1 << 28)
 KEEP_BYTES = 1 << 28  # CPU: probabilities or logits kept, which saves one matrix product of three
 EPS = torch.finfo(torch.float64).eps
+_LOCK, _users, _before = Lock(), 0, "highest"  # of `_tensor_cores`
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,8 @@ class MeanLoss:
         for X, y, weights, z, start in self.logit_blocks(flat, P):
             rows = slice(start, start + len(X))
             losses, missed = residuals_(z, y, None if kept is None else kept[:, :, rows])
-            loss += losses @ weights
-            noise += missed @ (weights[:, None] * self.row_errors[rows])
+            loss += losses.double() @ weights
+            noise += missed.double() @ (weights[:, None] * self.row_errors[rows])
             gradient.addmm_(z.mul_(weights.to(z.dtype)).view(P * R, len(X)), X)
         self.data.sum_over_ranks(loss, gradient, noise)
         gradient = gradient.view(P, R, columns)
@@ -171,70 +174,79 @@ class MeanLoss:
         return product
 
 
-class _TensorCores:
+@contextmanager
+def _tensor_cores(direction: Tensor) -> Iterator[None]:
     """TF32 for products with float32 directions on a GPU: three digits are enough for a step that float64 measures.
 
     With its rounding imitated on a CPU a path took 878 products for 627, all certified (3,000 x 96, 10 classes).
     The precision is the process's: of the threads that solve layers side by side the first sets it, the last restores.
     """
-
-    def __init__(self) -> None:
-        self.lock, self.users, self.before = Lock(), 0, "highest"
-
-    def _count(self, change: int) -> None:
-        if not change:
-            return
-        with self.lock:
-            if not self.users:
-                self.before = torch.get_float32_matmul_precision()
-            self.users += change
-            torch.set_float32_matmul_precision("high" if self.users else self.before)
-
-    @contextmanager
-    def __call__(self, direction: Tensor) -> Iterator[None]:
-        user = int(direction.is_cuda and direction.dtype == torch.float32)
-        self._count(user)
-        try:
-            yield
-        finally:
-            self._count(-user)
+    global _users, _before
+    if not direction.is_cuda or direction.dtype != torch.float32:
+        yield
+        return
+    with _LOCK:
+        _before = _before if _users else torch.get_float32_matmul_precision()
+        _users += 1
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _users -= 1
+            if not _users:
+                torch.set_float32_matmul_precision(_before)
 
 
-_tensor_cores = _TensorCores()
-
-
-def residuals_(z: Tensor, y: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Logits (P, R, n) of rows with labels y (n,) into residuals p - onehot(y), in place.
+def residuals_(z: Any, y: Any, keep: Any = None) -> tuple[Any, Any]:
+    """Logits (..., R, n) of rows with labels y (n,) into residuals p - onehot(y), in place; of NumPy or torch.
 
     Returns
     -------
-    losses (P, n) float64, probability missed by the label (P, n) float64; `keep` is filled with probabilities, or, if
-    R = 1, with the curvatures p (1 - p)
+    losses (..., n), probability missed by the label (..., n); `keep` is filled with probabilities, or, if R = 1, with
+    the curvatures p (1 - p)
     """
-    if z.shape[1] == 1:
-        sign = (1 - 2 * y).to(z.dtype)
-        z.mul_(sign)  # the margin by which the wrong class leads
-        losses = torch.nn.functional.softplus(z[:, 0], threshold=40)  # torch's default of 20 loses 2e-9 there
+    xp: Any = torch if isinstance(z, Tensor) else np
+    if z.shape[-2] == 1:
+        positive = y == 1
+        margin = xp.where(positive, -z, z)  # by which the wrong class leads
+        small = xp.exp(-abs(margin))
+        losses = margin.clip(0) + xp.log1p(small)
+        both = 1 + small
+        missed = xp.where(margin > 0, 1.0, small) / both
         if keep is not None:
-            keep.copy_(torch.sigmoid(z) * torch.sigmoid(-z))
-        z.sigmoid_()
-        missed = z[:, 0].to(torch.float64, copy=True)  # z goes on to become residuals
-        z.mul_(sign)
-        return losses.double(), missed
-    label = y.expand(len(z), 1, -1)
-    own = z.gather(1, label)
-    z.scatter_(1, label, -torch.inf)
-    top = torch.maximum(z.amax(dim=1, keepdim=True), own)
-    others = z.sub_(top).exp_().sum(dim=1, keepdim=True)
-    mine = own.sub_(top)  # log of the label's share, 0 where it leads
-    total = mine.exp().add_(others)
-    z.div_(total)
-    losses = torch.where(mine == 0, others.log1p(), total.log() - mine)[:, 0]
+            keep[...] = small / (both * both)
+        z[...] = xp.where(positive, -missed, missed)
+        return losses[..., 0, :], missed[..., 0, :]
+    own = _of_label(z, y)
+    _set_label(z, y, -np.inf)
+    largest = z.amax if xp is torch else z.max
+    top = xp.maximum(largest(axis=-2, keepdims=True), own)
+    z -= top
+    others = xp.exp(z, out=z).sum(axis=-2, keepdims=True)
+    own -= top  # log of the label's share, 0 where it leads
+    mine = xp.exp(own)
+    total = mine + others
+    z /= total
+    losses = xp.where(own == 0, xp.log1p(others), xp.log(total) - own)
     missed = others / total
     if keep is not None:
-        keep.copy_(z.scatter_(1, label, mine.exp() / total))
-    z.scatter_(1, label, -missed)
-    return losses.double(), missed[:, 0].double()
+        _set_label(z, y, mine / total)
+        keep[...] = z
+    _set_label(z, y, -missed)
+    return losses[..., 0, :], missed[..., 0, :]
+
+
+def _of_label(z: Any, y: Any) -> Any:
+    """The labels' entries (..., 1, n) of logits (..., R, n)."""
+    return z.gather(-2, y.expand(*z.shape[:-2], 1, -1)) if isinstance(z, Tensor) else z[y, np.arange(len(y))][None]
+
+
+def _set_label(z: Any, y: Any, values: Any) -> None:
+    if isinstance(z, Tensor):
+        z.scatter_(-2, y.expand(*z.shape[:-2], 1, -1), values)
+    else:
+        z[y, np.arange(len(y))] = values
 
 
 def covariance_of(p: Tensor, weights: Tensor) -> Tensor:

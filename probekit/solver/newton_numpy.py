@@ -3,7 +3,7 @@
 Small problems are solved with whole Hessians on centred float64 rows, along the path from strong penalties to weak.
 For one or two penalties of larger ones, a basis or factors would not pay: gradients, losses and the bound are measured
 on the rows as they are, and centred as they are multiplied; steps come from conjugate gradients on float32 rows. The
-bound and the residuals repeat those of `certificate` and `mean_loss`, as NumPy's calls take less time than torch's.
+functions of `certificate` and `mean_loss` that both methods use take arrays of either, as NumPy's calls take less time.
 
 Shapes: N rows, c columns and a last one of ones, R coefficient rows (1 if K = 2), theta (R, c+1), logits (R, N).
 """
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from scipy.linalg.lapack import dposv
 from torch import Tensor
 
-from probekit.solver.certificate import GRADIENT_RATIO, Certified, divergences, gap_bound, move, prior_intercept
+from probekit.solver.certificate import GRADIENT_RATIO, Bound, Certified, divergences, move, prior_intercept
 from probekit.solver.continuation import LEAST_RATIO, RTOL, STEP_SHARE, lagrange
 from probekit.solver.data import WeightedData
-from probekit.solver.mean_loss import regular_intercepts
+from probekit.solver.mean_loss import regular_intercepts, residuals_
 from probekit.solver.memory_plan import whole_columns
 
 Array = NDArray[Any]
@@ -62,7 +62,7 @@ def fit_in_numpy(data: WeightedData, l2s: Array, tol: float, max_iter: int) -> t
         if isinstance(X, np.ndarray) and X.dtype.kind == "f":
             with np.errstate(all="ignore"):  # squares that float32 does not hold: left to the path
                 problem = NumpyNewton(data, tol, X)
-            found = None if len(problem.weightless) else problem.follow(l2s, min(max_iter, STEPS))
+            found = None if problem.bound.without.any() else problem.follow(l2s, min(max_iter, STEPS))
             if found is not None and found.converged(tol).all():
                 return found, "each penalty alone; conjugate gradients in the columns as given"
     if flops > PATH_FLOPS:
@@ -110,8 +110,7 @@ class NumpyNewton:
     X : (N, c) what losses and gradients are measured on, in float64: a row is (X - centre) * inverse
     moved : (D,) what centring subtracted from the rows of `data`
     basis : (D, c) of the rows where columns are more than rows, else None; left_out (N,) : what it leaves of each
-    norms, longest : (N,) of the rows, the last column included, and sqrt(2) times the largest
-    weightless : numbers of the classes without weight
+    norms : (N,) of the rows, the last column included
     """
 
     def __init__(self, data: WeightedData, tol: float, X: Array | None = None) -> None:
@@ -119,11 +118,9 @@ class NumpyNewton:
         self.tol, self.intercept, self.whole = tol, data.intercept, X is None
         self.X = np.empty(0) if X is None else X
         shares = np.bincount(self.y, self.w, minlength=data.n_classes)
-        self.weightless = (shares == 0).nonzero()[0]
-        self.log_least = float(-np.log(shares[shares > 0].min()))
         step = max(BLOCK // max(self.R, data.width // WIDE), 16)
         self.blocks = [slice(start, start + step) for start in range(0, self.N, step)]
-        self.rows, self.sign = np.arange(step), 1.0 - 2.0 * self.y
+        self.rows = np.arange(step)
         self.flat = FLAT if self.R == 1 else FLAT_OF_MANY
         self.basis: Array | None = None
         self.left_out = np.zeros(1)
@@ -132,7 +129,7 @@ class NumpyNewton:
             self._hold_all(data)
         else:
             self._hold_float32(data)
-        self.longest = float(np.sqrt(2) * self.norms.max())
+        self.bound = Bound(float(np.sqrt(2) * self.norms.max()), shares)
         self.weighted_norms = np.column_stack([self.norms, self.held[:, -1]]) * self.w[:, None]
         theta = np.zeros((self.R, self.held.shape[1]))
         if self.intercept:
@@ -187,38 +184,11 @@ class NumpyNewton:
         offset = self.centre * self.inverse
         self.norms = np.sqrt(squares * (1 + 1e-3) + 1.0) + 2 * np.sqrt(offset @ offset)
 
-    def _residuals(self, z: Array, rows: slice) -> tuple[Array, Array, Array, Array]:
-        """Logits (R, n) into losses (n,), residuals (R, n), probability missed by the label (n,), and p."""
-        if self.R == 1:
-            sign = self.sign[rows]
-            margin = z[0] * sign  # by which the wrong class leads
-            small = np.exp(-np.abs(margin))
-            losses = np.maximum(margin, 0) + np.log1p(small)
-            missed = np.where(margin > 0, 1, small) / (1 + small)
-            return losses, (missed * sign)[None], missed, (small / np.square(1 + small))[None]
-        label = self.y[rows], self.rows[: z.shape[1]]
-        own = z[label]
-        z = z.copy()
-        z[label] = -np.inf
-        top = np.maximum(z.max(axis=0), own)
-        z -= top
-        np.exp(z, out=z)
-        others = z.sum(axis=0)
-        own -= top
-        mine = np.exp(own)
-        total = mine + others
-        losses = np.where(own == 0, np.log1p(others), np.log(total) - own)
-        z /= total
-        p = z.astype(self.held.dtype)
-        p[label] = mine / total
-        missed = others / total
-        z[label] = -missed
-        return losses, z, missed, p
-
     def _measure(self, logits: list[Array]) -> _Measured:
         loss, sums, residuals, kept = 0.0, np.zeros(2), [], []
         for rows, z in zip(self.blocks, logits, strict=True):
-            losses, residual, missed, p = self._residuals(z, rows)
+            residual, p = z.copy(), np.empty(z.shape, self.held.dtype)
+            losses, missed = residuals_(residual, self.y[rows], p)
             loss += float(self.w[rows] @ losses)
             sums += missed @ self.weighted_norms[rows]
             residuals.append(residual)
@@ -253,33 +223,19 @@ class NumpyNewton:
         if not self.intercept:
             gradient[:, -1] = 0.0
         square = float(np.vdot(W, W))
-        bound = self.bound(theta, gradient, l2, *self._noise(at, square**0.5, l2)) if l2 else np.inf
+        bound = float(self.bound(theta, gradient, self._noise(at, square**0.5, l2), l2)) if l2 else np.inf
         return _Point(theta, at.loss + 0.5 * l2 * square, gradient, bound, at, exact)
 
-    def _noise(self, at: _Measured, size: float, l2: float) -> tuple[float, float]:
+    def _noise(self, at: _Measured, size: float, l2: float) -> Array:
         """Bounds of the rounding in the gradients of W and b: eight roundings of each row's term.
 
         To that of W are added what the rounding of logits makes of residuals, and what a basis left out.
         """
-        of_W, of_b = (8 * EPS * at.missed).tolist()
-        of_W = of_W * (1 + self.longest * size) + 8 * EPS * l2 * size
-        return of_W if self.basis is None else of_W + 2**0.5 * float(self.w @ self.left_out), of_b
-
-    def bound(self, theta: Array, residual: Array, l2: float, noise: float, of_b: float, widest: float = 0) -> float:
-        """`GapBound` of one probe; `noise` and `of_b` bound the rounding in the norms of the residual of W and b.
-
-        `widest` is the largest range of a row's logits without intercepts where it was measured.
-        """
-        W, r_W, b, g_b = theta[:, :-1], residual[:, :-1], theta[:, -1], np.abs(residual[:, -1])
-        if self.R == 1:
-            e, spread, lost = g_b[0], abs(b[0]), 0.0
-        else:
-            # a class without weight has its best intercept at minus infinity, and its whole probability to lose
-            lost = 2 * g_b[self.weightless].sum() if len(self.weightless) else 0.0
-            given = np.delete(b, self.weightless) if len(self.weightless) else b
-            e, spread = (g_b.sum() - lost / 2) / 2, given.max() - given.min()
-        reach = spread + self.log_least + (widest or self.longest * float(np.vdot(W, W)) ** 0.5)
-        return float(gap_bound(float(np.vdot(r_W, r_W)) ** 0.5 + noise, e + of_b, reach, self.longest, l2) + lost)
+        noise = 8 * EPS * at.missed
+        noise[0] = noise[0] * (1 + self.bound.longest * size) + 8 * EPS * l2 * size
+        if self.basis is not None:
+            noise[0] += 2**0.5 * float(self.w @ self.left_out)
+        return np.asarray(noise)
 
     def _solve_intercepts(self, at: _Measured) -> tuple[_Measured, Array]:
         """Newton's method for the intercepts; also how far they moved."""
@@ -333,8 +289,9 @@ class NumpyNewton:
                     candidates.append(self._from_given(starts[i]))
                 starts_at = [self.evaluate(theta, l2, solve_intercept=not self.whole) for theta in candidates]
                 if not found:
-                    zero, noise = self.zero, self._noise(self.zero.at, 0.0, l2)
-                    starts_at.append(replace(zero, bound=self.bound(zero.theta, zero.gradient, l2, *noise)))
+                    zero = self.zero
+                    noise = self._noise(zero.at, 0.0, l2)
+                    starts_at.append(replace(zero, bound=float(self.bound(zero.theta, zero.gradient, noise, l2))))
                 start = min(starts_at, key=lambda point: point.loss)
                 found[i], passes[i] = self.fit(l2, start, min(max_steps, STEPS), self.tol)
                 if self.whole and max_steps > 1 and not self._enough(found[i], self.tol):
@@ -547,7 +504,7 @@ class NumpyNewton:
         logits = theta[:, :-1] @ X[:, :-1].T
         widest = float((np.ptp(logits, axis=0) if self.R > 1 else np.abs(logits[0])).max())
         divergence = float(divergences(moved, p)[0].numpy() @ w)
-        bound = divergence + self.bound(theta, r, l2, noise[0], noise[1], widest)
+        bound = divergence + float(self.bound(theta, r, noise, l2, widest))
         return replace(at, bound=bound, kind=1) if bound < at.bound else at
 
     def _columns(self, gradient: Array) -> Array:

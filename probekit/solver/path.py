@@ -4,7 +4,7 @@ import numbers
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
@@ -188,12 +188,18 @@ def fit_path(
     with home, rank_zero_factors(rows_dealt), np.errstate(all="ignore"):
         inputs = read_inputs(X, y, Cs, sample_weight, standardize, device, dtype, rows_dealt)
         l2s = objective.C_to_l2(inputs.Cs, inputs.total_weight)
-        fitted = fit_backend(backend, inputs, l2s, tol=tol, max_iter=max_iter, fit_intercept=fit_intercept)
-    coef, intercept = inputs.unscale(fitted.theta[..., :-1], fitted.theta[..., -1])
+        rows = replace(inputs.rows, intercept=fit_intercept)
+        certified, version, plan = fit_backend(backend, rows, l2s, tol, max_iter)
+    theta = certified.theta
+    if theta.shape[1] > 1:
+        theta = theta - theta.mean(axis=1, keepdims=True)
+    coef, intercept = inputs.unscale(theta[..., :-1], theta[..., -1])
+    # decrement_gap is the name that `gap` had in records up to solver version 4
+    certificates = certified.figures | {"decrement_gap": certified.figures["gap"]}
     path = ProbePath(
-        Cs=inputs.Cs, l2s=l2s, classes=inputs.classes, coef=coef, intercept=intercept, converged=fitted.converged,
-        certificates=fitted.certificates, backend=backend, solver_version=fitted.solver_version, plan=fitted.plan,
-        settings=settings, feature_names=column_names(X),
+        Cs=inputs.Cs, l2s=l2s, classes=inputs.classes, coef=coef, intercept=intercept,
+        converged=certified.converged(tol), certificates=certificates, backend=backend, solver_version=version,
+        plan=plan, settings=settings, feature_names=column_names(X),
     )  # fmt: skip
     if warn and not path.converged.all():
         worst = ", ".join(f"{C:.3g}" for C in path.Cs[~path.converged][:5])

@@ -17,7 +17,6 @@ from probekit.runtime.errors import UserError, first_line
 
 Array = NDArray[np.float64]
 
-NARROW_FLOATS = ("bfloat16", "float8")  # NumPy extension types, which NumPy itself counts as raw bytes
 LARGEST_STRENGTH = 1e100  # of C times the sum of the weights, or of its inverse: squares of both must stay finite
 FINITE_ROWS = 8192  # checked at a time
 SAFE_SQUARES = 1e30  # a sum of squares: each value is finite, in float32 too
@@ -54,28 +53,36 @@ def read_features(X: Any) -> Any:
     array, tensor or source
         Of a native real dtype that torch reads; integers that float32 cannot hold and numbers in objects as float64.
     """
-    if isinstance(X, Tensor):
-        return _table(X)
-    column_names(X)
-    if _is_sparse(X):
-        raise UserError("X is a sparse matrix, but dense features are expected; convert it with X.toarray().")
-    if hasattr(X, "__cuda_array_interface__"):
-        return _table(torch.as_tensor(X))
+    if hasattr(X, "__cuda_array_interface__") and not isinstance(X, Tensor):
+        X = torch.as_tensor(X)
     try:
-        if isinstance(X, np.ndarray) or not (hasattr(X, "shape") and hasattr(X, "dtype")):
+        if isinstance(X, Tensor):
+            X = _dense(X, "X")
+        elif not (hasattr(X, "shape") and hasattr(X, "dtype")) or isinstance(X, np.ndarray) or hasattr(X, "nnz"):
+            column_names(X)
             X = _as_array(X, "X")
-        _require_table(X)
-        dtype = np.dtype(X.dtype)
+        shape = tuple(X.shape)
+        dtype: Any = X.dtype if isinstance(X, Tensor) else np.dtype(X.dtype)
     except (TypeError, RuntimeError) as error:  # of a data set whose file is closed, or another library's number format
         raise UserError(f"X cannot be read ({first_line(error)}); give an array, or an open source of rows.") from error
-    if dtype.kind == "c":
+    if len(shape) != 2:
+        raise UserError(
+            f"X has shape {shape}, expected (rows, features). Reshape your data: X.reshape(-1, 1) if it is one "
+            "feature, X.reshape(1, -1) if it is one row."
+        )
+    for size, unit in zip(shape, ("sample(s)", "feature(s)"), strict=True):
+        if not size:
+            # the second half of the sentence is scikit-learn's, whose estimator checks look for it
+            raise UserError(f"X has 0 {unit} (shape={shape}) while a minimum of 1 is required.")
+    kind = dtype.kind if isinstance(dtype, np.dtype) else "c" if dtype.is_complex else "f"
+    if kind == "c":
         raise UserError(f"Complex data not supported: X contains {dtype} values, expected real numbers.")
-    if dtype.kind == "O":
+    if kind == "O":
         return _from_objects(X)
-    narrow, on_host = dtype.name.startswith(NARROW_FLOATS), isinstance(X, np.ndarray)
-    if dtype.kind not in "fiub" and not narrow:
+    if kind not in "fiub":
         raise UserError(f"X contains {dtype} values, expected real numbers; convert it with X.astype(float).")
-    if not (narrow or dtype.itemsize > 8 or not dtype.isnative or (dtype.kind in "iub" and on_host)):
+    on_host = isinstance(X, np.ndarray)
+    if isinstance(X, Tensor) or (dtype.itemsize <= 8 and dtype.isnative and not (kind in "iub" and on_host)):
         return X
     rows = CastRows(X, np.float64 if is_wide(X) else np.float32)
     return rows[:] if on_host else rows
@@ -135,30 +142,26 @@ def check_finite(X: Any, dtype: torch.dtype | None = None) -> None:
     """Refuse NaN and infinity in features that `read_features` returned, as they are or cast to `dtype`."""
     for start in range(0, X.shape[0], FINITE_ROWS):
         block = X[start : start + FINITE_ROWS]
-        if not isinstance(block, Tensor) and block.dtype.itemsize > 3 and np.vdot(block, block) < SAFE_SQUARES:
+        if not isinstance(block, Tensor):
+            if block.dtype.itemsize > 3 and np.vdot(block, block) < SAFE_SQUARES:
+                continue
+            block = to_device(block, torch.device("cpu"))
+        values = block.to(dtype=dtype or (block.dtype if block.dtype == torch.float64 else torch.float32))
+        # a norm is finite only if every value and its square is: the exact look is for the suspects
+        if bool(torch.isfinite(torch.linalg.vector_norm(values))):
             continue
-        values = block if isinstance(block, Tensor) else to_device(block, torch.device("cpu"))
-        require_finite(values.to(dtype=dtype), start)
-
-
-def require_finite(block: Tensor, start: int) -> None:
-    """Refuse NaN and infinity in a block of rows, the first of which is row `start` of X."""
-    values = block if block.dtype in (torch.float32, torch.float64) else block.float()
-    # a norm is finite only if every value and its square is: the exact look is for the suspects
-    if bool(torch.isfinite(torch.linalg.vector_norm(values))):
-        return
-    bad = (~torch.isfinite(values)).any(dim=1).nonzero()
-    if len(bad):
-        width = str(block.dtype).removeprefix("torch.")
-        raise UserError(
-            f"Input X contains NaN, infinity or a value too large for {width} in row {start + int(bad[0])}; "
-            "drop or repair such rows first."
-        )
-    if not bool(torch.isfinite(torch.linalg.vector_norm(values.double()))):
-        raise UserError(
-            f"X holds values up to {float(values.abs().max()):.3g}, whose squares are too large for float64; "
-            "scale its columns first."
-        )
+        bad = (~torch.isfinite(values)).any(dim=1).nonzero()
+        if len(bad):
+            width = str(values.dtype).removeprefix("torch.")
+            raise UserError(
+                f"Input X contains NaN, infinity or a value too large for {width} in row {start + int(bad[0])}; "
+                "drop or repair such rows first."
+            )
+        if not bool(torch.isfinite(torch.linalg.vector_norm(values.double()))):
+            raise UserError(
+                f"X holds values up to {float(values.abs().max()):.3g}, whose squares are too large for float64; "
+                "scale its columns first."
+            )
 
 
 def read_labels(y: Any, n_rows: int, name: str = "y") -> NDArray[Any]:
@@ -168,8 +171,6 @@ def read_labels(y: Any, n_rows: int, name: str = "y") -> NDArray[Any]:
     """
     if y is None:
         raise UserError("A probe requires y to be passed, but the target y is None; give one class label per row.")
-    if _is_sparse(y):
-        raise UserError(f"{name} is a sparse matrix, but one label per row is expected; convert it with .toarray().")
     labels = _as_array(y, name)
     if labels.shape != (n_rows,):
         raise UserError(
@@ -180,10 +181,8 @@ def read_labels(y: Any, n_rows: int, name: str = "y") -> NDArray[Any]:
     if kind == "U" and not hasattr(y, "dtype"):
         # NumPy makes text of numbers and of NaN that stand among text, and of an enumeration's names in place of values
         labels = _labels_from_objects(np.array(y, object), name).astype(str)
-    if kind == "f":
-        _require_whole(labels, name)
-        if labels.dtype.itemsize > 8:
-            labels = labels.astype(np.float64)
+    elif kind == "f":
+        labels = _whole(labels, name)
     elif kind in "OT":  # T is NumPy's text of any length
         labels = _labels_from_objects(labels.astype(object), name)
     elif kind not in "biuU":
@@ -206,39 +205,48 @@ def read_weights(sample_weight: Any, n_rows: int) -> Array:
     """Weights (N,) float64: finite, not negative, not all zero; None for ones."""
     if sample_weight is None:
         return np.ones(n_rows)
-    given = _as_array(sample_weight, "sample_weight")
-    sentence = "sample_weight must be one finite non-negative number a row, not all zero"
-    try:
-        if given.dtype.kind not in "fiubO" or any(isinstance(value, (str, bytes)) for value in given.flat[:1]):
-            raise TypeError
-        weights = np.array(given, np.float64)
-    except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{sentence}, but it contains {given.dtype} values.") from None
-    if weights.shape != (n_rows,):
-        raise UserError(f"{sentence}, but it has shape {weights.shape} and X has {n_rows} rows.")
-    wrong = ~np.isfinite(weights) | (weights < 0)
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise UserError(f"{sentence}, but row {row} has {weights[row]}.")
-    with np.errstate(over="ignore"):
-        total = weights.sum()
-    if not 0 < total < np.inf:
-        raise UserError(f"{sentence}, but the weights sum to {total}.")
+    weights, wrong = _numbers(sample_weight, "sample_weight", "fiubO"), ""
+    if weights is None:
+        wrong = f"contains {_as_array(sample_weight, 'sample_weight').dtype} values"
+    elif weights.shape != (n_rows,):
+        wrong = f"has shape {weights.shape} and X has {n_rows} rows"
+    elif not (np.isfinite(weights) & (weights >= 0)).all():
+        row = int((~(np.isfinite(weights) & (weights >= 0))).argmax())
+        wrong = f"has {weights[row]} in row {row}"
+    else:
+        with np.errstate(over="ignore"):
+            total = weights.sum()
+        wrong = "" if 0 < total < np.inf else f"sums to {total}"
+    if wrong or weights is None:
+        raise UserError(f"sample_weight must be one finite non-negative number a row, not all zero, but it {wrong}.")
     return weights
 
 
-def read_penalties(Cs: Any) -> Array:
+def read_penalties(Cs: Any, name: str = "Cs") -> Array:
     """Inverse penalties (n_C,) float64, positive and finite, in the order given."""
-    try:
-        given = np.atleast_1d(_as_array(Cs, "Cs"))
-        penalties = given.astype(np.float64) if given.dtype.kind in "fiuO" else np.empty(0)
-    except (TypeError, ValueError, OverflowError):
-        penalties = np.empty(0)
+    penalties = _numbers(Cs, name)
+    penalties = np.empty(0) if penalties is None else np.atleast_1d(penalties)
     if penalties.ndim != 1 or not len(penalties) or not ((penalties > 0) & (penalties < np.inf)).all():
-        raise UserError(
-            f"Cs must be positive finite numbers, but got {short(Cs)}; give for example np.logspace(-6, 5, 45)."
+        expected = (
+            ("positive finite numbers", "np.logspace(-6, 5, 45)")
+            if name == "Cs"
+            else ("a positive finite number", "1.0")
         )
+        raise UserError(f"{name} must be {expected[0]}, but got {short(Cs)}; give for example {expected[1]}.")
     return penalties
+
+
+def _numbers(values: Any, name: str, kinds: str = "fiuO") -> Array | None:
+    """Real numbers as a float64 array of their own; None if some are none (text that looks like one is not)."""
+    given = _as_array(values, name)
+    if given.dtype.kind not in kinds or (
+        given.dtype.kind == "O" and any(isinstance(value, (str, bytes)) for value in given.flat)
+    ):
+        return None
+    try:
+        return np.array(given, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def require_strength(Cs: Array, total_weight: float) -> None:
@@ -264,38 +272,19 @@ def check_settings(tol: float, max_iter: int, dtype: str | None) -> None:
 
 def _dense(values: Tensor, name: str) -> Tensor:
     """A tensor that holds its values one by one, apart from any graph."""
-    if values.layout != torch.strided or values.is_nested:
-        kind, way = ("nested", "to_padded_tensor(0)") if values.is_nested else ("sparse", "to_dense()")
-        raise UserError(f"{name} is a {kind} tensor, but a dense one is expected; convert it with {name}.{way}.")
-    if values.is_quantized:
-        raise UserError(f"{name} is a quantized tensor, but plain numbers are expected; give {name}.dequantize().")
-    if values.device.type == "meta":
-        raise UserError(f"{name} is a tensor on the device 'meta', which contains no values; give one on cpu or cuda.")
+    ways = {
+        "nested": (values.is_nested, "to_padded_tensor(0)"), "sparse": (values.layout != torch.strided, "to_dense()"),
+        "quantized": (values.is_quantized, "dequantize()"), "meta": (values.is_meta, "to('cpu') after it has values"),
+    }  # fmt: skip
+    for kind, (is_one, way) in ways.items():
+        if is_one:
+            raise UserError(f"{name} is a {kind} tensor, but plain numbers are expected; convert it with {name}.{way}.")
     return values.detach().resolve_conj().resolve_neg()
 
 
-def _table(X: Tensor) -> Tensor:
-    X = _dense(X, "X")
-    _require_table(X)
-    if X.is_complex():
-        raise UserError(f"Complex data not supported: X contains {X.dtype} values, expected real numbers.")
-    return X
-
-
-def _require_table(X: Any) -> None:
-    shape = tuple(X.shape)
-    if len(shape) != 2:
-        raise UserError(
-            f"X has shape {shape}, expected (rows, features). Reshape your data: X.reshape(-1, 1) if it is one "
-            "feature, X.reshape(1, -1) if it is one row."
-        )
-    for size, unit in zip(shape, ("sample(s)", "feature(s)"), strict=True):
-        if not size:
-            # the second half of the sentence is scikit-learn's, whose estimator checks look for it
-            raise UserError(f"X has 0 {unit} (shape={shape}) while a minimum of 1 is required.")
-
-
 def _as_array(values: Any, name: str) -> NDArray[Any]:
+    if hasattr(values, "nnz") and (hasattr(values, "toarray") or hasattr(values, "todense")):  # SciPy's, pydata's
+        raise UserError(f"{name} is sparse, but dense values are expected; convert it with {name}.toarray().")
     if isinstance(values, (list, tuple)) and any(isinstance(value, Tensor) for value in values):
         values = [_host(value, name) for value in values]
     values = _host(values, name)
@@ -323,11 +312,6 @@ def _few(names: NDArray[Any]) -> str:
     return ", ".join(map(str, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _is_sparse(values: Any) -> bool:
-    """SciPy's and pydata's sparse containers, known by what they have and dense ones lack."""
-    return hasattr(values, "nnz") and (hasattr(values, "toarray") or hasattr(values, "todense"))
-
-
 def _host(values: Any, name: str) -> Any:
     if isinstance(values, Tensor):
         values = _dense(values, name).cpu()
@@ -335,7 +319,8 @@ def _host(values: Any, name: str) -> Any:
     return values
 
 
-def _require_whole(labels: NDArray[Any], name: str) -> None:
+def _whole(labels: NDArray[Any], name: str) -> NDArray[Any]:
+    """Labels that are floats, at most float64, none of them missing or continuous."""
     finite = np.isfinite(labels)
     if not finite.all():
         row = int((~finite).argmax())
@@ -346,31 +331,30 @@ def _require_whole(labels: NDArray[Any], name: str) -> None:
             f"Unknown label type: continuous. {name} contains {labels[int(broken.argmax())]}, expected class labels; "
             "bin the values first, or give integers or text."
         )
+    return labels if labels.dtype.itemsize <= 8 else labels.astype(np.float64)
 
 
 def _labels_from_objects(labels: NDArray[Any], name: str) -> NDArray[Any]:
     """Objects that are all text, all truth values or all whole numbers, as such; what else there is, is refused."""
     kinds = {type(value) for value in labels}
-    strange = {kind for kind in kinds if not issubclass(kind, (str, numbers.Integral, np.bool_))}
-    for row, value in enumerate(labels if strange else ()):
-        # NaN differs from itself; pandas' NA and NaT are known by name
-        if (
-            value is None
-            or type(value).__name__ in ("NAType", "NaTType")
-            or (isinstance(value, float) and value != value)
-        ):
-            raise UserError(f"{name} is missing (NaN, None or NA) in row {row}; drop rows without a label.")
-    text, truth = ({kind for kind in kinds if issubclass(kind, own)} for own in (str, (bool, np.bool_)))
-    if any(part and part != kinds for part in (text, truth)) or not all(
-        issubclass(kind, (str, numbers.Real, np.bool_)) for kind in kinds
-    ):
+    if not all(issubclass(kind, (str, numbers.Integral)) for kind in kinds):
+        for row, value in enumerate(labels):
+            # NaN differs from itself; pandas' NA and NaT are known by name
+            missing = value is None or type(value).__name__ in ("NAType", "NaTType")
+            if missing or (isinstance(value, float) and value != value):
+                raise UserError(f"{name} is missing (NaN, None or NA) in row {row}; drop rows without a label.")
+    families = {next((f for f in (str, (bool, np.bool_), numbers.Real) if issubclass(k, f)), None) for k in kinds}
+    family = families.pop()
+    if families or family is None:
         types = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise UserError(f"Unknown label type: {name} contains {types}; give labels of one type, integers or text.")
-    if text:
-        return labels if text == {str} else np.array([str.__str__(value) for value in labels], object)
-    if strange:
-        _require_whole(labels.astype(np.float64), name)
+    if family is str:
+        return np.array([str.__str__(value) for value in labels], object)
+    if family is not numbers.Real:
+        return labels.astype(bool)
+    if not all(issubclass(kind, numbers.Integral) for kind in kinds):
+        return _whole(labels.astype(np.float64), name)
     try:
-        return labels.astype(bool if truth else np.float64 if strange else np.int64)
+        return labels.astype(np.int64)
     except OverflowError:
         return np.array([int(value) for value in labels], object)

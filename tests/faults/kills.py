@@ -238,7 +238,8 @@ def outcome(out: Path) -> dict[str, object]:
 
 
 def _figures(line: dict) -> str:
-    times = ("seconds", "created", "tokens_per_s")
+    # and the path of the feature file, which depends on the folder
+    times = ("seconds", "created", "tokens_per_s", "feature_file")
     return json.dumps({k: v for k, v in line.items() if k not in times}, sort_keys=True)
 
 

@@ -119,7 +119,7 @@ def test_extraction_resumes_and_verifies_with_further_tests(corrupted, tmp_path,
         tmp_path / "main.npz",
         train_images=pool()[0],
         train_labels=pool()[1],
-        test_images=pool(9)[0],
+        test_images=pool(9, seed=9)[0],
         test_labels=pool(9)[1],
     )
     path = tmp_path / "f.h5"

@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from probekit import LinearProbe
 from probekit.solver.path import fit_path
+from tests.probekit.solver import hostile
 from tests.probekit.solver.reference import objective, optimum, random_problem, verdict
 
 TOL = 1e-4
@@ -43,6 +44,28 @@ def test_no_certificate_is_false_along_a_path():
     opened, false = judge(range(12), (0.01, 0.1, 1.0))
     assert not false
     assert not opened
+
+
+# contradicting copies of rows, a class a row, columns of 1e-20 beside 1e20, subnormal numbers, offsets of 1e12, classes
+# without weight, weights of 1e80, integers to 2^63; strided, reversed, mapped, narrow. Columns of 1e18 that are not
+# standardised leave a gradient of rounding, and are left open
+@pytest.mark.parametrize("seeds", [range(25), pytest.param(range(25, 1000), marks=pytest.mark.slow)], ids=len)
+@pytest.mark.timeout(3600)
+def test_no_certificate_is_false_of_odd_structures_and_storage(seeds):
+    wrong, left_open = hostile.judge(seeds)
+    assert not wrong
+    assert left_open < 0.1
+
+
+def test_a_spread_whose_square_is_no_number_is_none():
+    """Such a column was scaled by 1 where the square had vanished, and by rounding where a part of it had."""
+    X, y = np.arange(12.0)[:, None] * [1e-310, 1e-160, 1e-140, 1.0], np.arange(12) % 2
+    path = fit_path(X, y, [1.0], standardize=True)
+    assert path.converged.all()
+    assert np.isfinite(path.coef).all()
+    # the first two columns count as constant; the others are one column in two units
+    np.testing.assert_allclose(path.coef[0, 0, 2] * 1e-140, path.coef[0, 0, 3], rtol=1e-9)
+    assert np.abs(path.coef[0, 0, :2]).max() < 1e-100
 
 
 @pytest.mark.slow
