@@ -80,8 +80,8 @@ def test_threads_change_no_bit_and_their_number_is_left_as_it_was():
 
 def test_an_error_in_a_thread_is_raised():
     model, tokens = model_of(), torch.randint(0, 7, (9, 100))
-    tokens[4, 5] = 7
-    with pytest.raises(IndexError):
+    model.blocks[1].attn.c_attn.weight = torch.nn.Parameter(torch.zeros(5, 5))
+    with pytest.raises(RuntimeError):  # of the product; its words depend on the build
         encode(model, tokens)
 
 
