@@ -122,11 +122,11 @@ def write_part(
     """Write this rank's share of the file that `header` describes: all of it, a shard, or nothing."""
     if ranks.size > 1:
         parts, first = share(parts, header.batch_size, ranks)
+        if not parts:
+            return
         shard = {"rank": ranks.rank, "world": ranks.size, "splits": header.splits, "first": first}
         header = replace(header, splits={name: len(part) for name, part in parts.items()}, shard=shard)
         path = shard_path(path, ranks)
-    if not parts:
-        return
     with write_lock(path):
         if path.exists():
             _check_resumable(path, header, parts, batch_size)
