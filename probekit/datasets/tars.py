@@ -59,6 +59,9 @@ def _key(name: str) -> tuple[str, str]:
     return f"{folder}/{stem}" if folder else stem, field.lower()
 
 
+AFTER_END = 1 << 16  # bytes that must be zero after the last member: tar fills records of 10 kB
+
+
 @dataclass
 class _Sample:
     """The fields of one sample that matter here."""
@@ -95,6 +98,14 @@ def _samples(file: Path, label: str | None) -> list[_Sample]:
                         f"{file}: {member.name} is a link to {member.linkname}, which is not followed; pack the "
                         "files themselves (tar --dereference --hard-dereference), each once."
                     )
+            end = tar.offset
+        with open(file, "rb") as opened:  # tarfile takes a damaged header for the end
+            opened.seek(end)
+            if opened.read(AFTER_END).strip(b"\0"):
+                raise UserError(
+                    f"{file} has data after byte {end:,}, where its members end: a header is damaged, or archives were "
+                    "joined; copy or pack it again."
+                )
     except UserError:
         raise
     except Exception as error:  # a damaged header leads tarfile to errors of many kinds, RecursionError among them

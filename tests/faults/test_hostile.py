@@ -338,6 +338,24 @@ def test_headers_of_tars(tmp_path, what):
     refused(load_dataset, str(tmp_path / "train.tar"))
 
 
+@pytest.mark.parametrize("damage", ["a header", "a second archive"])
+def test_a_tar_that_seems_to_end_early(tmp_path, damage):
+    content = bytearray()
+    for number in range(8):
+        for name, value in ((f"{number}.png", picture(number + 3)), (f"{number}.cls", b"%d" % (number % 2))):
+            about = tarfile.TarInfo(name)
+            about.size = len(value)
+            content += about.tobuf() + value + bytes(-len(value) % 512)
+    whole = bytes(content) + bytes(1024)
+    (tmp_path / "train.tar").write_bytes(whole)
+    assert sum(len(split.labels) for split in load_dataset(str(tmp_path / "train.tar")).splits.values()) == 8
+    content[content.find(b"5.png")] ^= 1
+    damaged = {"a header": bytes(content) + bytes(1024), "a second archive": whole + whole}[damage]
+    (tmp_path / "train.tar").write_bytes(damaged)
+    with pytest.raises(UserError, match="has data after byte"):
+        load_dataset(str(tmp_path / "train.tar"))
+
+
 def test_a_pickle_makes_the_bytes_of_a_text_once():
     text = b"X" + struct.pack("<I", 100_000) + b"a" * 100_000 + b"q\x01X\x06\0\0\0latin1q\x02"
     made = loads(b"\x80\x02c_codecs\nencode\nq\x00" + text + b"]q\x03(" + b"h\x00h\x01h\x02\x86R" * 1000 + b"e.", "it")
