@@ -5,6 +5,7 @@ import warnings
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
+from uuid import uuid4
 
 import h5py
 import numpy as np
@@ -102,7 +103,7 @@ def hdf5(dtype):
     file = (
         h5py.File.in_memory()
         if hasattr(h5py.File, "in_memory")
-        else h5py.File("x", "w", driver="core", backing_store=False)
+        else h5py.File(uuid4().hex, "w", driver="core", backing_store=False)
     )
     return file.create_dataset("x", data=X.astype(dtype), dtype=dtype)
 
