@@ -202,7 +202,6 @@ ACCEPTED_Y = {
     "object integers": (Y.astype(object), [0, 1, 2]),
     "large integers": (np.array([1, 2**70, 2**80], object)[Y], [1, 2**70, 2**80]),
     "series": (pd.Series(Y), [0, 1, 2]),
-    "text of any length": (np.array(NAMES).astype(np.dtypes.StringDType())[Y], NAMES),
     "enumeration of text": ([Name(NAMES[label]) for label in Y], NAMES),
     "enumeration of text as objects": (np.array([Name(NAMES[label]) for label in Y], object), NAMES),
     "categories": (pd.Series(np.array(NAMES)[Y], dtype="category"), NAMES),
@@ -211,6 +210,8 @@ ACCEPTED_Y = {
     "long double": (Y.astype(np.longdouble), [0, 1, 2]),
     "tensor with gradient": (torch.from_numpy(Y).double().requires_grad_(), [0, 1, 2]),
 }
+if hasattr(np.dtypes, "StringDType"):  # NumPy 2
+    ACCEPTED_Y["text of any length"] = np.array(NAMES).astype(np.dtypes.StringDType())[Y], NAMES
 
 
 @pytest.mark.parametrize("name", ACCEPTED_Y)
