@@ -106,17 +106,13 @@ def read_signature(target: str) -> tuple[inspect.Signature, str]:
     found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
     if not found:
         raise LookupError(f"{module} defines no function {name}.")
-    # the function without its body and decorators
+    # Python itself reads the function's header, without body and decorators; unknown names become Other
     found[0].body, found[0].decorator_list = found[0].body[:1], []
     names = _Names(Path=Path, Literal=Literal, Sequence=Sequence)
     header = compile(ast.Module([found[0]], []), spec.origin, "exec", __future__.annotations.compiler_flag)
     exec(header, {}, names)
-    signature = inspect.signature(names[name])
-    parameters = [
-        one.replace(annotation=Other if one.annotation is one.empty else eval(one.annotation, {}, names))
-        for one in signature.parameters.values()
-    ]
-    return inspect.Signature(parameters), inspect.getdoc(names[name]) or ""
+    signature = inspect.signature(names[name], globals={}, locals=names, eval_str=True)
+    return signature, inspect.getdoc(names[name]) or ""
 
 
 def command_type(hint: Any) -> Any:
