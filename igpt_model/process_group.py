@@ -29,6 +29,10 @@ class Ranks:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     parallel: str = "none"
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.size:
+            raise ValueError(f"Rank {self.rank} of {self.size} processes does not exist; ranks count from 0.")
+
     @property
     def first(self) -> bool:
         """Whether this rank writes what is written once."""
@@ -88,12 +92,12 @@ def current_ranks() -> Ranks:
 
 
 def launched() -> tuple[int, int]:
-    """Return this process's rank and the number of processes, as torchrun or Slurm set them; (0, 1) without these.
+    """Return this process's rank and the number of processes, as torchrun sets them; (0, 1) without these.
 
     Raises
     ------
     UserError
-        RANK or WORLD_SIZE is no number that they set.
+        RANK or WORLD_SIZE is no number that torchrun sets.
     """
     rank, size = (os.environ.get(name, usual) for name, usual in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if not (re.fullmatch("[0-9]{1,7}", rank) and re.fullmatch("[0-9]{1,7}", size) and int(rank) < int(size)):

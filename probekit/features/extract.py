@@ -140,10 +140,13 @@ def write_part(
 
 
 def _checked_pictures(store: FeatureStore) -> FeatureStore:
-    """Warn where one picture fills a split: decoded to black or white, most likely, which nothing else would show."""
+    """Warn where one picture fills a split: decoded to black or white, most likely, which nothing else would show; and
+    of other pictures that two splits share."""
+    filling = []
     for split in store.splits:
-        _, counts = np.unique(store.image_hashes(split), return_counts=True)
+        hashes, counts = np.unique(store.image_hashes(split), return_counts=True)
         if len(counts) and counts.sum() > 2 and counts.max() > counts.sum() / 2:
+            filling.append(hashes[counts.argmax()])
             warnings.warn(
                 f"{counts.max():,} of the {counts.sum():,} images of split {split} are identical; look at some "
                 "(are they decoded as they should be?).",
@@ -151,7 +154,8 @@ def _checked_pictures(store: FeatureStore) -> FeatureStore:
             )
     for one, other in combinations([name for name in ("train", "val", "test") if name in store.splits], 2):
         hashes = store.image_hashes(other)
-        if (shared := int(np.isin(hashes, store.image_hashes(one)).sum())) > max(2, len(hashes) // 100):
+        in_both = np.isin(hashes, store.image_hashes(one)) & ~np.isin(hashes, filling)
+        if (shared := int(in_both.sum())) > max(2, len(hashes) // 100):
             warnings.warn(
                 f"{shared:,} of the {len(hashes):,} images of split {other} are in {one} too, to the pixel; a test on "
                 "them measures memory (`probekit verify` lists rows).",

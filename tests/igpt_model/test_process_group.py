@@ -38,6 +38,11 @@ def test_the_rank_is_torchruns_or_the_only_one(monkeypatch):
     assert current_ranks() == Ranks(2, 3)
 
 
+def test_a_rank_beyond_the_others_is_refused():
+    with pytest.raises(ValueError, match="Rank 3 of 3"):
+        Ranks(3, 3)
+
+
 def test_two_processes_wait_and_then_share_the_rows_of_a_path_in_one_group():
     """A barrier first, as extraction leaves one behind; then a path whose rows are shared."""
     code = """
