@@ -9,7 +9,6 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,21 +139,22 @@ def write_part(
 
 
 def _checked_pictures(store: FeatureStore) -> FeatureStore:
-    """Warn where one picture fills a split: decoded to black or white, most likely, which nothing else would show."""
-    for split in store.splits:
-        _, counts = np.unique(store.image_hashes(split), return_counts=True)
+    """Warn where one picture fills a split, decoded to black or white most likely, and where splits share pictures."""
+    hashes = {split: store.image_hashes(split) for split in store.splits}
+    for split, own in hashes.items():
+        _, counts = np.unique(own, return_counts=True)
         if len(counts) and counts.sum() > 2 and counts.max() > counts.sum() / 2:
             warnings.warn(
                 f"{counts.max():,} of the {counts.sum():,} images of split {split} are identical; look at some "
                 "(are they decoded as they should be?).",
                 stacklevel=3,
             )
-    for one, other in combinations([name for name in ("train", "val", "test") if name in store.splits], 2):
-        hashes = store.image_hashes(other)
-        if (shared := int(np.isin(hashes, store.image_hashes(one)).sum())) > max(2, len(hashes) // 100):
+    usual: dict[str, np.ndarray] = {split: hashes[split] for split in ("train", "val", "test") if split in hashes}
+    for one, other, shared in layout.shared_images(usual):
+        if shared.sum() > max(2, len(shared) // 100):
             warnings.warn(
-                f"{shared:,} of the {len(hashes):,} images of split {other} are in {one} too, to the pixel; a test on "
-                "them measures memory (`probekit verify` lists rows).",
+                f"{shared.sum():,} of the {len(shared):,} images of split {other} are in {one} too, to the pixel; a "
+                "test on them measures memory (`probekit verify` lists rows).",
                 stacklevel=3,
             )
     return store
