@@ -139,22 +139,26 @@ def write_part(
 
 
 def _checked_pictures(store: FeatureStore) -> FeatureStore:
-    """Warn where one picture fills a split, decoded to black or white most likely, and where splits share pictures."""
+    """Warn where one picture fills a split: decoded to black or white, most likely, which nothing else would show; and
+    of other pictures that two splits share."""
     hashes = {split: store.image_hashes(split) for split in store.splits}
+    filling = []
     for split, own in hashes.items():
-        _, counts = np.unique(own, return_counts=True)
+        different, counts = np.unique(own, return_counts=True)
         if len(counts) and counts.sum() > 2 and counts.max() > counts.sum() / 2:
+            filling.append(different[counts.argmax()])
             warnings.warn(
                 f"{counts.max():,} of the {counts.sum():,} images of split {split} are identical; look at some "
                 "(are they decoded as they should be?).",
                 stacklevel=3,
             )
     usual: dict[str, np.ndarray] = {split: hashes[split] for split in ("train", "val", "test") if split in hashes}
-    for one, other, shared in layout.shared_images(usual):
-        if shared.sum() > max(2, len(shared) // 100):
+    for one, other, in_both in layout.shared_images(usual):
+        shared = int((in_both & ~np.isin(hashes[other], filling)).sum())
+        if shared > max(2, len(in_both) // 100):
             warnings.warn(
-                f"{shared.sum():,} of the {len(shared):,} images of split {other} are in {one} too, to the pixel; a "
-                "test on them measures memory (`probekit verify` lists rows).",
+                f"{shared:,} of the {len(in_both):,} images of split {other} are in {one} too, to the pixel; a test on "
+                "them measures memory (`probekit verify` lists rows).",
                 stacklevel=3,
             )
     return store

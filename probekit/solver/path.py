@@ -183,7 +183,8 @@ def fit_path(
             "rows_dealt needs the torch backend and a running torch.distributed group; start with torchrun."
         )
     # the solver names the device of whatever is not on the host, which is torch's default unless a user changed it
-    home = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+    # (asked of a tensor: get_default_device of PyTorch 2.9 fails once a default was set and reset)
+    home = nullcontext() if torch.empty(0).device.type == "cpu" else torch.device("cpu")
     # underflow and overflow are looked for where they matter; a user may have set NumPy to raise them
     with home, rank_zero_factors(rows_dealt), np.errstate(all="ignore"):
         inputs = read_inputs(X, y, Cs, sample_weight, standardize, device, dtype, rows_dealt)

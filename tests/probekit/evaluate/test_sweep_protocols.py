@@ -95,7 +95,7 @@ def linear_eval(X, y, C):
         return np.block(blocks) + np.diag(penalty)
 
     zero = np.zeros(K * (D + 1))
-    found = minimize(value_and_gradient, zero, jac=True, hess=hessian, method="trust-exact", options={"gtol": 1e-9})
+    found = minimize(value_and_gradient, zero, jac=True, hess=hessian, method="trust-ncg", options={"gtol": 1e-9})
     theta = found.x.reshape(K, D + 1)
     coef, intercept = theta[:, :-1] / scale, theta[:, -1] - theta[:, -1].mean()
     return (coef[1:] - coef[:1], intercept[1:] - intercept[:1]) if K == 2 else (coef, intercept)
