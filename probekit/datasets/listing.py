@@ -18,6 +18,7 @@ from pathlib import Path
 
 from igpt_model.checked_json import MAX_BYTES, open_regular
 from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.whole_files import check_zip
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
@@ -251,6 +252,7 @@ def list_archive(archive: Path) -> Listing:
     open_regular(archive).close()  # a device would be read for ever
     try:
         with zipfile.ZipFile(archive) as opened:
+            check_zip(opened, archive)
             for info in opened.infolist():
                 # Windows programs write backslashes, others begin with "./"
                 name = "/".join(

@@ -16,6 +16,7 @@ from probekit.datasets.images import MadeImages
 from probekit.datasets.records import Dataset, Split, build
 from probekit.datasets.sources import fetch_command, not_found
 from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.whole_files import check_npy
 
 SOURCE = "OpenAI, image-gpt, released data (2020): tokens of centre-cropped 32 x 32 images, for evaluation"
 BASE = "https://openaipublic.blob.core.windows.net/image-gpt/"
@@ -77,7 +78,9 @@ def _array(path: Path) -> np.ndarray:
             f"the arrays of CIFAR-10, and those of ImageNet are at {BASE}."
         )
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        check_npy(path, array)
+        return array
     except Exception as error:
         raise UserError(f"{path} is not a plain .npy array ({first_line(error)}); download it again.") from error
 

@@ -20,6 +20,7 @@ from probekit.features.memory_store import check_rows
 from probekit.features.store import FeatureStore
 from probekit.runtime.errors import UserError, first_line
 from probekit.runtime.memory import check_npz
+from probekit.runtime.whole_files import check_npy
 
 LABEL_KEYS = ("labels", "label", "y", "targets", "target")
 # what pandas and data bases call a column that numbers the rows
@@ -151,7 +152,9 @@ def _load(path: Path) -> Any:
     try:
         open_regular(path).close()
         if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False)
+            array = np.load(path, allow_pickle=False)
+            check_npy(path, array)
+            return array
         if path.suffix == ".npz":
             check_npz(path)
             with np.load(path, allow_pickle=False) as archive:
