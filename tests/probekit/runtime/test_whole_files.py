@@ -74,7 +74,7 @@ def test_features_of_two_arrays_in_a_npy_file_are_refused(tmp_path):
     with open(tmp_path / "x.npy", "wb") as file:
         for _ in range(2):
             np.save(file, np.ones((20, 3), np.float32))
-    with pytest.raises(UserError, match="cannot be read as plain arrays .its array ends at byte"):
+    with pytest.raises(UserError, match=r"cannot be read as plain arrays .its array ends at byte"):
         import_features(tmp_path / "f.h5", train=tmp_path / "x.npy", train_labels=tmp_path / "y.npy")
     (tmp_path / "z.npy").write_bytes((tmp_path / "x.npy").read_bytes()[: -128 - 20 * 3 * 4])
     import_features(tmp_path / "f.h5", train=tmp_path / "z.npy", train_labels=tmp_path / "y.npy")
