@@ -1,4 +1,4 @@
-"""Files of which a reader would take a part for the whole: zip archives that were joined, .npy files of several arrays."""
+"""Files of which a reader would take a part for the whole: joined zip archives, .npy files of several arrays."""
 
 import os
 import zipfile
@@ -30,8 +30,9 @@ def check_npy(path: str | Path, array: Any) -> None:
         raise ValueError("it is an .npz file or a pickle by another name")
     with open(path, "rb") as file:
         start = file.read(12)
-        # version 1 gives the header's length in two bytes, the later ones in four
-        header = 10 + int.from_bytes(start[8:10], "little") if start[6] == 1 else 12 + int.from_bytes(start[8:], "little")
+        # the header's length is in two bytes in version 1, in four later
+        first = 10 if start[6] == 1 else 12
+        header = first + int.from_bytes(start[8:first], "little")
         size = os.fstat(file.fileno()).st_size
     if header + array.nbytes != size:
         raise ValueError(
