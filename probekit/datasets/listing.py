@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from igpt_model.checked_json import MAX_BYTES, open_regular
+from igpt_model.whole_files import check_zip
 from probekit.runtime.errors import UserError, first_line
-from probekit.runtime.whole_files import check_zip
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from igpt_model.hashing import hash_file
+from igpt_model.whole_files import check_npy
 from probekit.datasets.images import ArrayImages, StackedImages
 from probekit.datasets.labels import label_array
 from probekit.datasets.parts import Found, Part
 from probekit.runtime.errors import UserError, first_line
-from probekit.runtime.whole_files import check_npy
 
 LABELS = "labels.npy"
 SEVERITIES = 5

@@ -12,11 +12,11 @@ import numpy as np
 
 from igpt_model.hashing import hash_json
 from igpt_model.palette import Palette
+from igpt_model.whole_files import check_npy
 from probekit.datasets.images import MadeImages
 from probekit.datasets.records import Dataset, Split, build
 from probekit.datasets.sources import fetch_command, not_found
 from probekit.runtime.errors import UserError, first_line
-from probekit.runtime.whole_files import check_npy
 
 SOURCE = "OpenAI, image-gpt, released data (2020): tokens of centre-cropped 32 x 32 images, for evaluation"
 BASE = "https://openaipublic.blob.core.windows.net/image-gpt/"

@@ -14,13 +14,13 @@ import torch
 from igpt_model.arguments import plain_array
 from igpt_model.checked_json import open_regular
 from igpt_model.hashing import hash_file
+from igpt_model.whole_files import check_npy
 from probekit.datasets.labels import label_array
 from probekit.datasets.splits import stratified_holdout
 from probekit.features.memory_store import check_rows
 from probekit.features.store import FeatureStore
 from probekit.runtime.errors import UserError, first_line
 from probekit.runtime.memory import check_npz
-from probekit.runtime.whole_files import check_npy
 
 LABEL_KEYS = ("labels", "label", "y", "targets", "target")
 # what pandas and data bases call a column that numbers the rows

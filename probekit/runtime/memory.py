@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igpt_model.checked_json import open_regular
+from igpt_model.whole_files import check_zip
 from probekit.runtime.errors import UserError
-from probekit.runtime.whole_files import check_zip
 
 if TYPE_CHECKING:
     import torch

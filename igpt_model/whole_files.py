@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from probekit.runtime.errors import UserError
+from igpt_model.errors import UserError
 
 
 def check_zip(archive: zipfile.ZipFile, path: str | Path) -> None:
