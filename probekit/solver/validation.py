@@ -210,8 +210,8 @@ def read_weights(sample_weight: Any, n_rows: int) -> Array:
         wrong = f"contains {_as_array(sample_weight, 'sample_weight').dtype} values"
     elif weights.shape != (n_rows,):
         wrong = f"has shape {weights.shape} and X has {n_rows} rows"
-    elif not (np.isfinite(weights) & (weights >= 0)).all():
-        row = int((~(np.isfinite(weights) & (weights >= 0))).argmax())
+    elif (bad := ~(np.isfinite(weights) & (weights >= 0))).any():
+        row = int(bad.argmax())
         wrong = f"has {weights[row]} in row {row}"
     else:
         with np.errstate(over="ignore"):
