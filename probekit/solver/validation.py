@@ -344,10 +344,10 @@ def _labels_from_objects(labels: NDArray[Any], name: str) -> NDArray[Any]:
             if missing or (isinstance(value, float) and value != value):
                 raise UserError(f"{name} is missing (NaN, None or NA) in row {row}; drop rows without a label.")
     families = {next((f for f in (str, (bool, np.bool_), numbers.Real) if issubclass(k, f)), None) for k in kinds}
-    family = families.pop()
-    if families or family is None:
+    if len(families) != 1 or None in families:  # a damaged file may name no class at all
         types = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise UserError(f"Unknown label type: {name} contains {types}; give labels of one type, integers or text.")
+    (family,) = families
     if family is str:
         return np.array([str.__str__(value) for value in labels], object)
     if family is not numbers.Real:
