@@ -76,13 +76,13 @@ def open_regular(path: str | Path) -> BinaryIO:
     # O_NONBLOCK: a pipe without a writer would otherwise wait for one in open() itself
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        mode, size = (about := os.fstat(descriptor)).st_mode, about.st_size
-        if stat.S_ISDIR(mode):
+        about = os.fstat(descriptor)
+        if stat.S_ISDIR(about.st_mode):
             raise UserError(f"{path} is a folder, but a file was expected.")
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISREG(about.st_mode):
             raise UserError(f"{path} is a pipe or a device, but a regular file was expected.")
-        if size > _SPARSE and _is_hollow(descriptor, size):
-            raise UserError(f"{path} declares {size:,} bytes, of which nearly none are stored: copy it again.")
+        if about.st_size > _SPARSE and _is_hollow(descriptor, about.st_size):
+            raise UserError(f"{path} declares {about.st_size:,} bytes, of which nearly none are stored: copy it again.")
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)

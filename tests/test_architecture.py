@@ -57,7 +57,7 @@ FOUNDATION = {
     f"igpt_model.{name}"
     for name in (
         *("arguments", "errors", "hashing", "atomic", "checked_json", "differences", "locks", "ranges", "devices"),
-        *("process_group", "read_ahead"),
+        *("process_group", "read_ahead", "whole_files"),
     )
 }
 LAZY = {

@@ -198,8 +198,8 @@ def _from_state(hf_state: Mapping[str, Tensor], hf_config: Mapping[str, Any], so
         raise UserError(
             f"{source} is not a Hugging Face ImageGPT model: missing or unknown are {', '.join(wrong[:6])}."
         )
-    axes = {"wte.weight": 2, "lm_head.weight": 2, **{theirs: 1 + matrix for _, theirs, matrix in _pairs(n_layer)}}
-    axes["wpe.weight"] = 2
+    axes = {theirs: 1 + matrix for _, theirs, matrix in _pairs(n_layer)}
+    axes |= dict.fromkeys(("wte.weight", "wpe.weight", "lm_head.weight"), 2)
     if odd := [name for name, value in state.items() if not is_plain(value) or value.ndim != axes[name]]:
         raise UserError(f"{source}: {odd[0]} is no dense tensor of {axes[odd[0]]} axes; save the model's state_dict().")
     rows, width = state["wte.weight"].shape

@@ -52,7 +52,9 @@ def from_openai(variables: Mapping[str, np.ndarray], causal: bool = True) -> IGP
     except (IndexError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"The variables have not the shapes and types of a model's ({first_line(error)}).") from error
+        raise UserError(
+            f"The variables do not have the shapes and types of a model's ({first_line(error)})."
+        ) from error
 
 
 def _from_variables(found: Mapping[str, np.ndarray], n_layer: int, causal: bool) -> IGPT:

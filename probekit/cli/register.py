@@ -54,7 +54,7 @@ class Verb:
     function : "package.module:function"; by default that of the verb's name in `probekit.cli`
     rename : parameter -> flag, "*" for an argument that takes several values, or "?" for one that may be absent
     unit : what its progress counts; "" where the function names its stages itself
-    features : the parameter that is a feature file; the file, and the protocol, are checked before PyTorch is imported
+    features : the parameter that is a feature file; it is opened, and the protocol checked, before PyTorch is imported
     needs : parameter -> the flag, or flag and value, without which it would change nothing
     """
 
@@ -211,14 +211,15 @@ def _parameters(
             yield _flag(name, hint, one.default, help, spelled or _dashed(name))
 
 
-def _check_features(file: Path, given: Mapping[str, Any]) -> None:
-    """Refuse a feature file or a protocol that cannot be used."""
+def _opened(file: Path, given: Mapping[str, Any]) -> Any:
+    """Open a feature file; the file, or the protocol beside it, is refused here if it cannot be used."""
     from probekit.features.store import FeatureStore
     from probekit.selection.protocol import resolve_protocol
 
-    FeatureStore.open(file)
+    store = FeatureStore.open(file)
     if "protocol" in given:
         resolve_protocol(given["protocol"], given.get("Cs"))
+    return store
 
 
 def _refuse_idle(entry: Verb, given: Mapping[str, Any]) -> None:
@@ -283,7 +284,7 @@ def command(verb: str, entry: Verb) -> Callable[..., None]:
             names = {each.name for each in fields(kind)}
             given[bundle] = kind(**{flag: given.pop(flag) for flag in names & set(given)})
         if entry.features:
-            _check_features(given[entry.features], given)
+            given[entry.features] = _opened(given[entry.features], given)
         with progress(verb, entry.unit) if "progress" in own else nullcontext() as show:
             if show is not None:
                 given["progress"] = show

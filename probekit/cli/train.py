@@ -1,6 +1,5 @@
 """`probekit train`: a data set in, a run folder out; turns train()'s records into progress and TensorBoard events."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -175,8 +174,10 @@ class PreparedImages:
     """
 
     def __init__(self, split: Split, transform: ImageTransform, show: Show) -> None:
+        from igpt_model.process_group import launched
+
         self.split, self.transform, self.show = split, transform, show
-        if "WORLD_SIZE" in os.environ:  # under torchrun all processes prepare at once: none waits for another
+        if launched()[1] > 1:  # all processes prepare at once: none waits for another
             _ = self.all
 
     def __len__(self) -> int:

@@ -60,7 +60,11 @@ def read_table(file: Path) -> tuple[list[str], list[list[str]]]:
             raise csv.Error("it contains NUL: UTF-16 without its mark, or no text")
         top = text.partition("\n")[0]
         separator = "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=top.count)
-        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        lines = list(reader)
+        # a field of several lines may be meant, or be what a quote that is not closed took of the rows below it
+        if reader.line_num > len(lines):
+            _refuse_open_quote(text, separator, file)
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(
             f"{file} is not a text file of comma-separated values ({first_line(error)}); save it as UTF-8."
@@ -69,3 +73,16 @@ def read_table(file: Path) -> tuple[list[str], list[list[str]]]:
         raise UserError(f"{file} is empty; expected a first line that names the columns, such as path,label.")
     header = [heading.strip() for heading in lines[0]]
     return header, [[field.strip() for field in line] for line in lines[1:] if any(line)]
+
+
+def _refuse_open_quote(text: str, separator: str, file: Path) -> None:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    end = 0
+    try:
+        for _ in reader:
+            end = reader.line_num
+    except csv.Error:
+        raise UserError(
+            f"{file}: a quote in the row that begins on line {end + 1} is not closed, or closed before the end of its "
+            'field, so that rows below it would be lost; write a quote within a field twice ("").'
+        ) from None

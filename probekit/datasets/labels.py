@@ -85,8 +85,9 @@ def _names(array: np.ndarray, where: str) -> np.ndarray:
     known = set(names)
     for name in names:
         parts = JOINED.split(name)
-        if LISTED.fullmatch(name) or (len(parts) > 1 and {part.strip() for part in parts} <= known):
-            raise UserError(f"{where} hold {name!r}, which is no single class: give each image one of them.")
+        listed = LISTED.fullmatch(name) or (len(parts) > 1 and {part.strip() for part in parts} <= known)
+        if listed or len(name.splitlines()) > 1:
+            raise UserError(f"{where} hold {name[:80]!r}, which is no single class: give each image one of them.")
     if unclear := [name for name in names if name.lower() in MISSING]:
         warnings.warn(
             f"{where} hold the name {unclear[0]!r}, which is a class here; leave those rows out if it means that there "

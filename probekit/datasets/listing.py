@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from igpt_model.checked_json import MAX_BYTES, open_regular
+from igpt_model.whole_files import check_zip
 from probekit.runtime.errors import UserError, first_line
 
 SUFFIXES = (
@@ -251,6 +252,7 @@ def list_archive(archive: Path) -> Listing:
     open_regular(archive).close()  # a device would be read for ever
     try:
         with zipfile.ZipFile(archive) as opened:
+            check_zip(opened, archive)
             for info in opened.infolist():
                 # Windows programs write backslashes, others begin with "./"
                 name = "/".join(

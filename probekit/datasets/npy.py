@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from igpt_model.hashing import hash_file
+from igpt_model.whole_files import check_npy
 from probekit.datasets.images import ArrayImages, StackedImages
 from probekit.datasets.labels import label_array
 from probekit.datasets.parts import Found, Part
@@ -50,7 +51,9 @@ class MappedImages:
 
 def _array(file: str | Path) -> np.ndarray:
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        check_npy(file, array)
+        return array
     except (OSError, ValueError) as error:
         raise UserError(
             f"{file} is not an array that numpy.save wrote ({first_line(error)}); download it again."

@@ -12,6 +12,7 @@ import numpy as np
 
 from igpt_model.hashing import hash_json
 from igpt_model.palette import Palette
+from igpt_model.whole_files import check_npy
 from probekit.datasets.images import MadeImages
 from probekit.datasets.records import Dataset, Split, build
 from probekit.datasets.sources import fetch_command, not_found
@@ -77,7 +78,9 @@ def _array(path: Path) -> np.ndarray:
             f"the arrays of CIFAR-10, and those of ImageNet are at {BASE}."
         )
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        check_npy(path, array)
+        return array
     except Exception as error:
         raise UserError(f"{path} is not a plain .npy array ({first_line(error)}); download it again.") from error
 

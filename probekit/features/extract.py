@@ -9,7 +9,6 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,20 +139,25 @@ def write_part(
 
 
 def _checked_pictures(store: FeatureStore) -> FeatureStore:
-    """Warn where one picture fills a split: decoded to black or white, most likely, which nothing else would show."""
-    for split in store.splits:
-        _, counts = np.unique(store.image_hashes(split), return_counts=True)
+    """Warn where one picture fills a split: decoded to black or white, most likely, which nothing else would show; and
+    of other pictures that two splits share."""
+    hashes = {split: store.image_hashes(split) for split in store.splits}
+    filling = []
+    for split, own in hashes.items():
+        different, counts = np.unique(own, return_counts=True)
         if len(counts) and counts.sum() > 2 and counts.max() > counts.sum() / 2:
+            filling.append(different[counts.argmax()])
             warnings.warn(
                 f"{counts.max():,} of the {counts.sum():,} images of split {split} are identical; look at some "
                 "(are they decoded as they should be?).",
                 stacklevel=3,
             )
-    for one, other in combinations([name for name in ("train", "val", "test") if name in store.splits], 2):
-        hashes = store.image_hashes(other)
-        if (shared := int(np.isin(hashes, store.image_hashes(one)).sum())) > max(2, len(hashes) // 100):
+    usual: dict[str, np.ndarray] = {split: hashes[split] for split in ("train", "val", "test") if split in hashes}
+    for one, other, in_both in layout.shared_images(usual):
+        shared = int((in_both & ~np.isin(hashes[other], filling)).sum())
+        if shared > max(2, len(in_both) // 100):
             warnings.warn(
-                f"{shared:,} of the {len(hashes):,} images of split {other} are in {one} too, to the pixel; a test on "
+                f"{shared:,} of the {len(in_both):,} images of split {other} are in {one} too, to the pixel; a test on "
                 "them measures memory (`probekit verify` lists rows).",
                 stacklevel=3,
             )

@@ -6,8 +6,9 @@ N rows of a split, D width of a layer, B rows of a block (one batch), L layers.
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,11 @@ class Header:
     def __post_init__(self) -> None:
         # before anything is computed: no file and no record could hold it
         check_splits(self.splits)
-        for name in SCHEMAS.keys() - {"shards"}:
-            check_json(getattr(self, name), f"The description of the {name.replace('_', ' ')}", SCHEMAS[name])
-        if not all(1 <= width <= MOST_COLUMNS for width in self.widths):
-            raise UserError(f"A layer has {max(self.widths):,} columns; a feature file holds 1 to {MOST_COLUMNS:,}.")
+        for name, schema in SCHEMAS.items():
+            if name != "shards":  # which only the parent of shards has
+                check_json(getattr(self, name), f"The description of the {name.replace('_', ' ')}", schema)
+        if wrong := [width for width in self.widths if not 1 <= width <= MOST_COLUMNS]:
+            raise UserError(f"A layer has {wrong[0]:,} columns; a feature file holds 1 to {MOST_COLUMNS:,}.")
         if len(depths := self.encoder.get("depths", self.layers)) != len(self.layers):
             raise UserError(f"The encoder has {len(depths)} depths for {len(self.layers)} layers; give one each.")
 
@@ -104,10 +106,16 @@ class Header:
 def check_splits(splits: Mapping[str, int], where: str = "The features") -> None:
     """Refuse names of splits that no group of the file can have, and their absence."""
     if not splits:
-        raise UserError(f"{where}: it has no split.")
+        raise UserError(f"{where}: there is no split.")
     for split in splits:
         if not re.fullmatch(r"[^/\0]{1,200}", split) or split in (".", "..", "classes"):
             raise UserError(f"{where}: {split[:200]!r} is not a name of a split.")
+
+
+def shared_images(hashes: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Each two splits, and which images of the second one (N,) are in the first too; an unknown hash is 0."""
+    for one, other in combinations(hashes, 2):
+        yield one, other, np.isin(hashes[other], hashes[one][hashes[one] != 0])
 
 
 def file_layer_names(names: Sequence[str]) -> tuple[str, ...]:

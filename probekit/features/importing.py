@@ -14,6 +14,7 @@ import torch
 from igpt_model.arguments import plain_array
 from igpt_model.checked_json import open_regular
 from igpt_model.hashing import hash_file
+from igpt_model.whole_files import check_npy
 from probekit.datasets.labels import label_array
 from probekit.datasets.splits import stratified_holdout
 from probekit.features.memory_store import check_rows
@@ -151,7 +152,9 @@ def _load(path: Path) -> Any:
     try:
         open_regular(path).close()
         if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False)
+            array = np.load(path, allow_pickle=False)
+            check_npy(path, array)
+            return array
         if path.suffix == ".npz":
             check_npz(path)
             with np.load(path, allow_pickle=False) as archive:

@@ -127,7 +127,7 @@ def write_arrays(
     ids, hashes = _row_ids(labels, row_ids), {}
     for split, y in labels.items():
         given = (image_hashes or {}).get(split, np.zeros(len(y), np.uint64))
-        hashes[split] = _whole_numbers(given, f"image hashes of {split}", len(y)).astype(np.uint64)
+        hashes[split] = _whole_numbers(given, "image_hashes", split, len(y))
     header = _header(layers, labels, encoder, dataset, dtype, batch_size)
     with write_lock(path):
         begun = path.exists()
@@ -164,7 +164,7 @@ def _layers(features: Any) -> dict[str, np.ndarray]:
 
 
 def _labels(splits: Mapping[str, tuple[Any, Any]]) -> dict[str, np.ndarray]:
-    return {split: _whole_numbers(y, f"labels of {split}").astype(np.int64) for split, (_, y) in splits.items()}
+    return {split: _whole_numbers(y, "labels", split) for split, (_, y) in splits.items()}
 
 
 def check_rows(split: str, layers: Mapping[str, np.ndarray], y: np.ndarray) -> None:
@@ -174,22 +174,23 @@ def check_rows(split: str, layers: Mapping[str, np.ndarray], y: np.ndarray) -> N
             raise UserError(f"Layer {name} of {split} has {len(X)} rows and {len(y)} labels; expected one row a label.")
 
 
-def _whole_numbers(values: Any, what: str, n: int | None = None) -> np.ndarray:
-    """One whole number per row (n,); refused where they are others, or beyond 64-bit integers."""
+def _whole_numbers(values: Any, column: str, split: str, n: int | None = None) -> np.ndarray:
+    """One whole number per row (n,) in the column's type; refused where they are others, or beyond that type."""
+    what, kind = f"{column.replace('_', ' ')} of {split}", layout.ROW_COLUMNS[column]
     array = plain_array(values, what)
     if array.ndim != 1 or array.dtype.kind not in "iu" or n not in (None, len(array)):
-        rows = "row" if n is None else f"of {n} rows"
-        raise UserError(f"The {what} have shape {array.shape} and type {array.dtype}; expected one integer per {rows}.")
-    if array.dtype.kind == "u" and what.startswith(("labels", "row ids")) and array.max(initial=0) >= 1 << 63:
+        rows = "per row" if n is None else f"for each of {n} rows"
+        raise UserError(f"The {what} have shape {array.shape} and type {array.dtype}; expected one integer {rows}.")
+    if array.max(initial=0) > np.iinfo(kind).max:
         raise UserError(f"The {what} hold {array.max()}, which is beyond 64-bit integers; give smaller ones.")
-    return array
+    return array.astype(kind)
 
 
 def _row_ids(labels: Mapping[str, np.ndarray], given: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
     ids, first = {}, 0
     for split, y in labels.items():
         values = (given or {}).get(split, np.arange(first, first + len(y)))
-        ids[split] = _whole_numbers(values, f"row ids of {split}", len(y)).astype(np.int64)
+        ids[split] = _whole_numbers(values, "row_ids", split, len(y))
         first += len(y)
     return ids
 

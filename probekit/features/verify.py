@@ -210,8 +210,7 @@ def _named(rows: slice) -> str:
 
 def _look_for_leaks(file: h5py.File, header: Header, report: VerifyReport) -> None:
     hashes = {split: file[layout.column_path(split, "image_hashes")][()] for split in header.splits}
-    for a, b in combinations(hashes, 2):
-        shared = np.isin(hashes[b], hashes[a][hashes[a] != 0])
+    for a, b, shared in layout.shared_images(hashes):
         if shared.any():
             ids = file[layout.column_path(b, "row_ids")][()][shared][:3]
             report.warnings.append(

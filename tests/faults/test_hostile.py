@@ -311,6 +311,17 @@ def header(name, size, kind=b"0"):
     return bytes(content)
 
 
+def members(n):
+    """The members of a tar of n pictures and their labels, without the zeros at its end."""
+    made = b""
+    for number in range(n):
+        for name, content in ((f"{number}.png", picture(number + 3)), (f"{number}.cls", b"%d" % (number % 2))):
+            about = tarfile.TarInfo(name)
+            about.size = len(content)
+            made += about.tobuf() + content + bytes(-len(content) % 512)
+    return made
+
+
 PAX = b"30 size=99999999999999999999\n".ljust(512, b"\0")
 TARS = {
     "long names in a chain": (header("L", 5, b"L") + b"abcde".ljust(512, b"\0")) * 3000,
@@ -328,24 +339,13 @@ TARS = {
 
 @pytest.mark.parametrize("what", TARS)
 def test_headers_of_tars(tmp_path, what):
-    with open(tmp_path / "train.tar", "wb") as file:
-        for number in range(4):
-            for name, content in ((f"{number}.png", picture(number + 3)), (f"{number}.cls", b"%d" % (number % 2))):
-                about = tarfile.TarInfo(name)
-                about.size = len(content)
-                file.write(about.tobuf() + content + bytes(-len(content) % 512))
-        file.write(TARS[what] + bytes(1024))
+    (tmp_path / "train.tar").write_bytes(members(4) + TARS[what] + bytes(1024))
     refused(load_dataset, str(tmp_path / "train.tar"))
 
 
 @pytest.mark.parametrize("damage", ["a header", "a second archive"])
 def test_a_tar_that_seems_to_end_early(tmp_path, damage):
-    content = bytearray()
-    for number in range(8):
-        for name, value in ((f"{number}.png", picture(number + 3)), (f"{number}.cls", b"%d" % (number % 2))):
-            about = tarfile.TarInfo(name)
-            about.size = len(value)
-            content += about.tobuf() + value + bytes(-len(value) % 512)
+    content = bytearray(members(8))
     whole = bytes(content) + bytes(1024)
     (tmp_path / "train.tar").write_bytes(whole)
     assert sum(len(split.labels) for split in load_dataset(str(tmp_path / "train.tar")).splits.values()) == 8

@@ -1,0 +1,80 @@
+"""Files whose readers stop early: what would be left out is refused."""
+
+import io
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+
+from probekit.datasets import load_dataset
+from probekit.features.importing import import_features
+from probekit.runtime.errors import UserError
+from tests.probekit.datasets.image_folders import image_folder
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (20, 6, 6, 3), dtype=np.uint8)
+LABELS = np.arange(20) % 2
+
+
+def zipped(root, name):
+    """A zip of an image folder with twelve images, and its bytes."""
+    folder = image_folder(root / name, "cat", "dog")
+    with zipfile.ZipFile(root / f"{name}.zip", "w") as archive:
+        for file in sorted(folder.rglob("*.png")):
+            archive.write(file, f"{file.parent.name}/{name}-{file.name}")
+    return (root / f"{name}.zip").read_bytes()
+
+
+def test_zips_that_were_joined_are_refused(tmp_path):
+    one, other = zipped(tmp_path, "one"), zipped(tmp_path, "other")
+    (tmp_path / "both.zip").write_bytes(one + other)
+    with pytest.raises(UserError, match=r"both\.zip begins with members that its directory does not list"):
+        load_dataset(tmp_path / "both.zip")
+    # what stands before an archive that unpacks itself is no member
+    (tmp_path / "program.zip").write_bytes(b"MZ" + bytes(500) + one)
+    assert load_dataset(tmp_path / "program.zip").classes == ("cat", "dog")
+
+
+def test_a_directory_that_begins_too_late_is_refused(tmp_path):
+    content = zipped(tmp_path, "one")
+    end = content.rindex(b"PK\5\6")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        lost = 46 + len(archive.infolist()[0].filename)
+    size, start = struct.unpack("<2L", content[end + 12 : end + 20])
+    late = struct.pack("<2L", size - lost, start + lost)
+    (tmp_path / "late.zip").write_bytes(content[: end + 12] + late + content[end + 20 :])
+    with pytest.raises(UserError, match="begins with members that its directory does not list"):
+        load_dataset(tmp_path / "late.zip")
+
+
+def test_npz_files_that_were_joined_or_name_an_array_twice_are_refused(tmp_path):
+    np.savez(tmp_path / "one.npz", images=IMAGES, labels=LABELS)
+    content = (tmp_path / "one.npz").read_bytes()
+    (tmp_path / "both.npz").write_bytes(content * 2)
+    with pytest.raises(UserError, match=r"both\.npz begins with members that its directory does not list"):
+        load_dataset(tmp_path / "both.npz")
+    with zipfile.ZipFile(tmp_path / "one.npz", "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("labels.npy", archive.read("labels.npy"))
+    with pytest.raises(UserError, match=r"one\.npz contains labels\.npy twice"):
+        load_dataset(tmp_path / "one.npz")
+
+
+@pytest.mark.parametrize("twice", ["noise.npy", "labels.npy"])
+def test_a_npy_file_of_two_arrays_is_refused(tmp_path, twice):
+    for name, array in (("noise.npy", IMAGES), ("labels.npy", LABELS)):
+        with open(tmp_path / name, "wb") as file:
+            for _ in range(1 + (name == twice)):
+                np.save(file, array)
+    with pytest.raises(UserError, match=rf"{twice} is not an array that numpy\.save wrote .its array ends at byte"):
+        load_dataset(tmp_path)
+
+
+def test_features_of_two_arrays_in_a_npy_file_are_refused(tmp_path):
+    np.save(tmp_path / "y.npy", LABELS)
+    with open(tmp_path / "x.npy", "wb") as file:
+        for _ in range(2):
+            np.save(file, np.ones((20, 3), np.float32))
+    with pytest.raises(UserError, match=r"cannot be read as plain arrays .its array ends at byte"):
+        import_features(tmp_path / "f.h5", train=tmp_path / "x.npy", train_labels=tmp_path / "y.npy")
+    (tmp_path / "z.npy").write_bytes((tmp_path / "x.npy").read_bytes()[: -128 - 20 * 3 * 4])
+    import_features(tmp_path / "f.h5", train=tmp_path / "z.npy", train_labels=tmp_path / "y.npy")
