@@ -272,7 +272,7 @@ def test_a_changed_byte_of_an_archive_that_is_not_verified_is_found_by_its_check
     assert len(splits["train"]) + len(splits["val"]) == len(images)
     content[len(content) // 2] ^= 255
     archive.write_bytes(content)
-    with pytest.raises(UserError, match="not a whole archive .CRC check failed"):
+    with pytest.raises(UserError, match=r"not a whole archive .CRC check failed"):
         _ = load_dataset("cifar10", root=archive, verify=False).splits["train"]
 
 
