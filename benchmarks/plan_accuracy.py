@@ -58,9 +58,8 @@ def run_extract(folder, steps):
 
 def run_sweep(folder, steps):
     """Really sweep."""
-    return timed(lambda: sweep(Path(folder) / "f.h5", out=Path(folder) / "results"))[0], size_of(
-        Path(folder) / "results"
-    )
+    out = Path(folder) / "results"
+    return timed(lambda: sweep(Path(folder) / "f.h5", out=out))[0], size_of(out)
 
 
 def plan_of_train(folder, steps):

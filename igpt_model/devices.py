@@ -5,7 +5,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ def find_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> TypeGuard[torch.Tensor]:
     """Whether a value is a dense tensor of real numbers, in memory."""
     plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_nested
     return plain and not (value.is_quantized or value.is_complex() or value.is_meta)

@@ -19,7 +19,7 @@ from igpt_model.read_ahead import read_ahead
 from probekit.runtime.errors import UserError
 
 STREAM_ROWS = 8192  # rows read at a time from a source outside memory
-LEAST_SPREAD = 1e-150  # of a column: its square has all its digits
+LEAST_SPREAD = 1e-150  # of a column that is not constant: the square of a smaller one soon loses digits in float64
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,8 @@ def weighted_mean(data: WeightedData) -> Tensor:
 def mean_and_deviation(data: WeightedData) -> tuple[Tensor, Tensor]:
     """Weighted mean and deviation (D,) in float64; a constant column gets deviation 1.
 
-    Whether a spread is one is judged in float64, the precision of these sums, not in the solver's. One whose square
-    is no number of float64 is none.
+    Whether a column is constant is judged in float64, the precision of these sums, not in the solver's; so is one whose
+    squared deviations float64 cannot hold.
     """
     mean = weighted_mean(data)
     square = torch.zeros_like(mean)

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from igpt_model.devices import find_device
+from igpt_model.process_group import current_ranks
 from probekit.runtime.errors import UserError
 from probekit.solver.data import WeightedData, mean_and_deviation
 from probekit.solver.validation import (
@@ -102,8 +103,7 @@ def _over_ranks(
     classes: NDArray[Any], mass: NDArray[np.float64], dtype: torch.dtype
 ) -> tuple[NDArray[Any], NDArray[np.float64], torch.dtype]:
     """Classes of all ranks' rows, the weight of each, and the widest precision that any rank chose."""
-    ranks: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(ranks, (classes, mass, dtype))
+    ranks = current_ranks().gather((classes, mass, dtype))
     union = np.unique(np.concatenate([theirs for theirs, _, _ in ranks]))
     total = np.zeros(len(union))
     for theirs, weight, _ in ranks:

@@ -210,8 +210,8 @@ def read_weights(sample_weight: Any, n_rows: int) -> Array:
         wrong = f"contains {_as_array(sample_weight, 'sample_weight').dtype} values"
     elif weights.shape != (n_rows,):
         wrong = f"has shape {weights.shape} and X has {n_rows} rows"
-    elif not (np.isfinite(weights) & (weights >= 0)).all():
-        row = int((~(np.isfinite(weights) & (weights >= 0))).argmax())
+    elif (bad := ~(np.isfinite(weights) & (weights >= 0))).any():
+        row = int(bad.argmax())
         wrong = f"has {weights[row]} in row {row}"
     else:
         with np.errstate(over="ignore"):
@@ -344,10 +344,10 @@ def _labels_from_objects(labels: NDArray[Any], name: str) -> NDArray[Any]:
             if missing or (isinstance(value, float) and value != value):
                 raise UserError(f"{name} is missing (NaN, None or NA) in row {row}; drop rows without a label.")
     families = {next((f for f in (str, (bool, np.bool_), numbers.Real) if issubclass(k, f)), None) for k in kinds}
-    family = families.pop()
-    if families or family is None:
+    if len(families) != 1 or None in families:  # a damaged file may name no class at all
         types = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise UserError(f"Unknown label type: {name} contains {types}; give labels of one type, integers or text.")
+    (family,) = families
     if family is str:
         return np.array([str.__str__(value) for value in labels], object)
     if family is not numbers.Real:

@@ -637,6 +637,7 @@ DAMAGE = {
     "max_iter 0": _facts(max_iter=0), "a class twice": _facts(classes=[0, 0, 1]), "order": _facts(classes=[2, 1, 0]),
     "nested": _facts(classes=[[0], [1], [2]]), "mixed": _facts(classes=[0, "a", None], classes_dtype="O"),
     "dates": _facts(classes_dtype="M8[s]"), "text": _facts(classes=["a", "b", "c"]), "none": _facts(classes=[]),
+    "none, of objects": _facts(classes=[], classes_dtype="O"),
     "names": _facts(feature_names=["a"]), "one name": _facts(feature_names=["a"] * 4),
     "version": lambda arrays, metadata: metadata.update(version="2"),
     "NaN": _array("coef", _with_nan), "NaN intercept": _array("intercept", _with_nan),

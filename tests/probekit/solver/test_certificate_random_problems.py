@@ -57,8 +57,8 @@ def test_no_certificate_is_false_of_odd_structures_and_storage(seeds):
     assert left_open < 0.1
 
 
-def test_a_spread_whose_square_is_no_number_is_none():
-    """Such a column was scaled by 1 where the square had vanished, and by rounding where a part of it had."""
+def test_a_column_whose_squared_spread_underflows_counts_as_constant():
+    """Such a column was scaled by 1 where the square had vanished, and by its rounding where it had lost digits."""
     X, y = np.arange(12.0)[:, None] * [1e-310, 1e-160, 1e-140, 1.0], np.arange(12) % 2
     path = fit_path(X, y, [1.0], standardize=True)
     assert path.converged.all()
