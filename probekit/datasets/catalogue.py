@@ -4,7 +4,7 @@ import inspect
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -74,11 +74,11 @@ class Form:
     in_folder: Callable[[str], bool]
     read: Callable[..., Found]
 
-    def means(self, path: str) -> bool:
-        """Whether a path, a glob or a range in braces is of this form, and exists."""
+    def means(self, path: str, files: Sequence[Path]) -> bool:
+        """Whether a folder, or one of the `files` that another path means (`expand`), exists and is of this form."""
         if os.path.isdir(path):
             return self.in_folder(path)
-        return any(file.is_file() and file.name.lower().endswith(self.suffixes) for file in expand(path))
+        return any(file.name.lower().endswith(self.suffixes) and file.is_file() for file in files)
 
 
 def _no(_: str) -> bool:
@@ -188,13 +188,14 @@ def _read_path(text: str, root: str | None, options: dict[str, Any]) -> Dataset 
     path = os.path.expanduser(text.removeprefix(hub_datasets.PREFIX))
     forms = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
     path = next((form for form in forms if Path(form).exists()), path)
+    files = [] if os.path.isdir(path) else expand(path)
     on_hub = text.startswith(hub_datasets.PREFIX)
-    if hub_datasets.in_folder(path) or (on_hub and not OWN["parquet"].means(path)):
+    if hub_datasets.in_folder(path) or (on_hub and not OWN["parquet"].means(path, files)):
         own = {"root": root, **options}
         title = Path(path if os.path.exists(path) else path.partition(":")[0]).name
         return _read(hub_datasets.read, path, title, hub_datasets.PREFIX + path, own)
     for kind, form in OWN.items():
-        if form.means(path):
+        if form.means(path, files):
             return _read_form(kind, path, options)
     return None
 

@@ -59,7 +59,11 @@ def read_class_map(path: str | Path) -> dict[str, str]:
     for number, row in enumerate([first, *rows], start=1):
         if len(row) != 2:
             raise UserError(f"Line {number} of {path} has {len(row)} fields; expected TEST_CLASS,TRAINING_CLASS.")
-    return {test: train for test, train in [first, *rows]}  # noqa: C416  (of lists)
+    found: dict[str, str] = {}
+    for test, train in [first, *rows]:
+        if found.setdefault(test, train) != train:
+            raise UserError(f"{path} maps {test} to {found[test]} and to {train}; leave one of them.")
+    return found
 
 
 def _relabelled(data: Dataset, index_K: np.ndarray) -> Split:

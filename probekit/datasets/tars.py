@@ -28,6 +28,7 @@ from probekit.runtime.errors import UserError, first_line
 
 LABEL_FIELDS = ("cls", "cls.txt", "label", "label.txt")
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+AFTER_END = 1 << 16  # bytes after the last member that must be zero: tar fills records of 10 kB
 
 
 @dataclass(eq=False)
@@ -57,9 +58,6 @@ def _key(name: str) -> tuple[str, str]:
     folder, _, last = name.rpartition("/")
     stem, _, field = last.partition(".")
     return f"{folder}/{stem}" if folder else stem, field.lower()
-
-
-AFTER_END = 1 << 16  # bytes that must be zero after the last member: tar fills records of 10 kB
 
 
 @dataclass

@@ -261,6 +261,21 @@ def test_damaged_archives_are_named(tmp_path):
         _ = load_dataset("cifar10", root=archive, verify=False).splits["train"]
 
 
+def test_a_changed_byte_of_an_archive_that_is_not_verified_is_found_by_its_checksum(tmp_path):
+    folder, images, *_ = write_cifar10(tmp_path, "binary")
+    with tarfile.open(tmp_path / "plain.tar", "w") as tar:
+        tar.add(folder, folder.name)
+    content = bytearray(gzip.compress((tmp_path / "plain.tar").read_bytes(), 0))  # stored: a byte is a value
+    archive = tmp_path / "cifar-10-binary.tar.gz"
+    archive.write_bytes(content)
+    splits = load_dataset("cifar10", root=archive, verify=False).splits
+    assert len(splits["train"]) + len(splits["val"]) == len(images)
+    content[len(content) // 2] ^= 255
+    archive.write_bytes(content)
+    with pytest.raises(UserError, match=r"not a whole archive .CRC check failed"):
+        _ = load_dataset("cifar10", root=archive, verify=False).splits["train"]
+
+
 @pytest.mark.parametrize("name", ["cifar10", "fashion-mnist", "openai-tokens"])
 def test_commands_in_messages_are_quoted_for_a_shell(tmp_path, name):
     folder = tmp_path / "my data; $HOME"

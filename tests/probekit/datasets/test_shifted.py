@@ -105,6 +105,9 @@ def test_a_class_map_leaves_out_what_it_does_not_name(tmp_path):
         load_dataset(primary(), tests={"zoo": other})
     with pytest.raises(UserError, match="not a class of"):
         with_tests(primary(), {"zoo": other}, {"zoo": {"insect": "wasp"}})
+    (tmp_path / "map.csv").write_text("insect,bee\ninsect,ant\n")
+    with pytest.raises(UserError, match=r"map\.csv maps insect to bee and to ant"):
+        read_class_map(tmp_path / "map.csv")
 
 
 @pytest.mark.parametrize("name", ["test", "a/b", ".hidden", "", "train"])
