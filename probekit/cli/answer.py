@@ -48,10 +48,10 @@ def show_curves(*results: Path, runs: Sequence[str] = (), keys: Container[str] |
     from probekit.reports.figures.terminal import print_panel
 
     panels = [] if wants_json() else read_panels(results, runs=runs)
+    if keys is not None:
+        panels = [panel for panel in panels if any(r.key in keys for one in panel.series for r in records_of(one))]
     for panel in panels:
-        shown = (record for series in panel.series for record in records_of(series))
-        if keys is None or any(record.key in keys for record in shown):
-            print_panel(panel, rich_console())
+        print_panel(panel, rich_console())
     return bool(panels)
 
 

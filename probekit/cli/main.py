@@ -235,10 +235,11 @@ def _run(words: list[str], run: Callable[[list[str]], object], debug: bool, inte
             traceback.clear_frames(error.__traceback__)  # what they hold is needed to say so
         if interrupts:
             return _report(_interrupted(), 130)
-        if isinstance(error, CycloptsError) and not isinstance(error.__cause__, UserError):
-            return _report(usage_sentence(error, app, words), 2)
-        # a number outside its range is an error of cyclopts that our own has caused
-        sentence = users_sentence(error.__cause__ or error if isinstance(error, CycloptsError) else error)
+        if isinstance(error, CycloptsError):
+            if not isinstance(error.__cause__, UserError):
+                return _report(usage_sentence(error, app, words), 2)
+            error = error.__cause__  # our own, of a number outside its range
+        sentence = users_sentence(error)
         if sentence is not None:
             return _report(with_flags(sentence, words), 2)
         if not debug:

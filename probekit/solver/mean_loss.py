@@ -218,7 +218,7 @@ def residuals_(z: Any, y: Any, keep: Any = None) -> tuple[Any, Any]:
             keep[...] = small / (both * both)
         z[...] = xp.where(positive, -missed, missed)
         return losses[..., 0, :], missed[..., 0, :]
-    own = _of_label(z, y)
+    own = of_label(z, y)
     _set_label(z, y, -np.inf)
     largest = z.amax if xp is torch else z.max
     top = xp.maximum(largest(axis=-2, keepdims=True), own)
@@ -237,8 +237,8 @@ def residuals_(z: Any, y: Any, keep: Any = None) -> tuple[Any, Any]:
     return losses[..., 0, :], missed[..., 0, :]
 
 
-def _of_label(z: Any, y: Any) -> Any:
-    """The labels' entries (..., 1, n) of logits (..., R, n)."""
+def of_label(z: Any, y: Any) -> Any:
+    """The labels' entries (..., 1, n) of logits, tensors (..., R, n) or NumPy's (R, n)."""
     return z.gather(-2, y.expand(*z.shape[:-2], 1, -1)) if isinstance(z, Tensor) else z[y, np.arange(len(y))][None]
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from probekit.solver.certificate import GRADIENT_RATIO, Bound, Certified, divergences, move, prior_intercept
 from probekit.solver.continuation import LEAST_RATIO, RTOL, STEP_SHARE, lagrange
 from probekit.solver.data import WeightedData
-from probekit.solver.mean_loss import regular_intercepts, residuals_
+from probekit.solver.mean_loss import of_label, regular_intercepts, residuals_
 from probekit.solver.memory_plan import whole_columns
 
 Array = NDArray[Any]
@@ -120,7 +120,6 @@ class NumpyNewton:
         shares = np.bincount(self.y, self.w, minlength=data.n_classes)
         step = max(BLOCK // max(self.R, data.width // WIDE), 16)
         self.blocks = [slice(start, start + step) for start in range(0, self.N, step)]
-        self.rows = np.arange(step)
         self.flat = FLAT if self.R == 1 else FLAT_OF_MANY
         self.basis: Array | None = None
         self.left_out = np.zeros(1)
@@ -424,7 +423,7 @@ class NumpyNewton:
             v = d @ X.T
             if self.R > 1:
                 # relative to the label's entry, the mean is as small as the doubt about the row, with all its digits
-                v -= v[self.y[rows], self.rows[: len(X)]]
+                v -= of_label(v, self.y[rows])
                 v -= np.einsum("kn,kn->n", p[i], v)
             v *= weighted[i]
             product += v @ X
