@@ -8,6 +8,7 @@ import glob
 import os
 import re
 import stat
+import warnings
 import zipfile
 from array import array
 from collections import Counter
@@ -70,7 +71,21 @@ def shards(path: str, suffix: str) -> list[Path]:
     if missing or not files:
         what = f"{missing[0]} does not exist" if missing else f"{path} contains no {suffix} file"
         raise UserError(f"{what}; give root=FILE{suffix}, a glob or a folder.")
+    if os.path.isdir(path):
+        _say_absent_shards(files)
     return files
+
+
+def _say_absent_shards(files: Iterable[Path]) -> None:
+    """Warn where names such as train-00000-of-00003.parquet promise more files than there are."""
+    names = (re.match("(.+)-[0-9]+-of-([0-9]+)", str(file)) for file in files)
+    for (stem, promised), count in Counter(name.groups() for name in names if name).items():
+        if count < int(promised):
+            warnings.warn(
+                f"{stem}-*-of-{promised}: {count} of {int(promised)} files are there; the rows of the others are "
+                "missing.",
+                stacklevel=5,
+            )
 
 
 @dataclass

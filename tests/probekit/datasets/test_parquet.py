@@ -1,5 +1,7 @@
 """Columns of parquet files."""
 
+import warnings
+
 import pytest
 
 from probekit.datasets import load_dataset
@@ -62,3 +64,19 @@ def test_a_range_with_a_missing_file_is_refused(tmp_path):
         parquet.write_table(rows, tmp_path / f"s-{number}.parquet")
     with pytest.raises(UserError, match=r"s-1\.parquet does not exist"):
         load_dataset(tmp_path / "s-{0..2}.parquet")
+
+
+def test_shards_that_a_folder_lacks_are_said(tmp_path):
+    pyarrow, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
+    content = (image_folder(tmp_path / "d", "x", count=1) / "x" / "0.png").read_bytes()
+    (tmp_path / "p").mkdir()
+    for number in (0, 2, 1):
+        rows = pyarrow.table({"image": [content] * 4, "label": [0, 1] * 2})
+        parquet.write_table(rows, tmp_path / "p" / f"train-0000{number}-of-00003-a09b.parquet")
+        if number == 2:
+            with pytest.warns(UserWarning, match=r"train-\*-of-00003: 2 of 3 files are there"):
+                load_dataset(tmp_path / "p")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_dataset(tmp_path / "p")
+        load_dataset(f"{tmp_path}/p/train-0000[01]*.parquet")

@@ -7,7 +7,7 @@ from torch import nn
 
 from probekit.encoders import load_encoder
 from probekit.runtime.errors import UserError
-from tests.probekit.encoders.small_modules import CLASSIFIER, Convs
+from tests.probekit.encoders.small_modules import CLASSIFIER, Convs, Returns
 
 
 def test_modules_that_cannot_be_observed_say_why():
@@ -157,27 +157,18 @@ def test_what_a_modules_own_methods_return_does_not_matter():
     assert load_encoder(Silent(nn.Conv2d(3, 4, 4, 4)), layers="0", resolution=32).widths == (4,)
 
 
-class Apply(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.conv, self.function, self.out = nn.Conv2d(3, 8, 4, 4), function, nn.Identity()
-
-    def forward(self, x):
-        return self.out(self.function(self.conv(x)))
-
-
 def test_outputs_of_other_kinds_of_tensors():
     class Marked(torch.Tensor):
         pass
 
-    marked = load_encoder(Apply(lambda x: x.as_subclass(Marked)), layers="out", resolution=32)
+    marked = load_encoder(Returns(lambda x: x.as_subclass(Marked)), layers="b", resolution=32)
     assert type(marked(np.zeros((2, 32, 32, 3), np.uint8), np.arange(2))[0]) is torch.Tensor
     for function, words in (
         (lambda x: x[:, :0], "holds no numbers"),
         (lambda x: torch.nested.as_nested_tensor([one.flatten(1).T for one in x]), "tensor of nested rows"),
     ):
         with pytest.raises(UserError, match=words):
-            load_encoder(Apply(function), layers="out", resolution=32)
+            load_encoder(Returns(function), layers="b", resolution=32)
 
 
 def test_options_of_a_weights_file_need_one():
