@@ -62,10 +62,13 @@ def check_fields(settings: Any) -> None:
         object.__setattr__(settings, name, tuple(value) if get_origin(hint) is tuple else value)
 
 
-def from_json(kind: type[D], values: Mapping[str, Any], what: str) -> D:
-    """Build a dataclass, called `what` in messages, from a JSON object of its fields; its own checks do the rest."""
+def from_json(kind: type[D], values: Mapping[str, Any], what: str, whole: bool = False) -> D:
+    """Build a dataclass, called `what` in messages, from a JSON object of its fields; its own checks do the rest.
+
+    Fields without a default must be there; in one that is written `whole`, all of them.
+    """
     known = inspect.signature(kind).parameters
-    needed = {name for name, field in known.items() if field.default is field.empty}
+    needed = {name for name, field in known.items() if whole or field.default is field.empty}
     if wrong := sorted(needed - set(values)) or sorted(set(values) - set(known)):
         raise UserError(
             f"{what} {'contains' if wrong[0] in values else 'lacks'} {', '.join(wrong)}; this version knows "

@@ -131,7 +131,7 @@ class ImageTransform:
     @checked
     def from_dict(cls, values: Mapping[str, Any]) -> "ImageTransform":
         """Rebuild from `to_dict`."""
-        return from_json(cls, values, "The image transform")
+        return from_json(cls, values, "The image transform", whole=True)
 
 
 @dataclass(frozen=True)

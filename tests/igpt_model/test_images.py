@@ -84,6 +84,9 @@ def test_flip_turns_about_half_and_leaves_the_input_alone():
 def test_dict_and_pickle_round_trips():
     transform = ImageTransform(16, "box", ("flip", "pad_crop:4"))
     assert ImageTransform.from_dict(transform.to_dict()) == transform
+    for name in transform.to_dict():  # a default in the place of a lost setting would be another transform
+        with pytest.raises(UserError, match=f"The image transform lacks {name}"):
+            ImageTransform.from_dict({key: value for key, value in transform.to_dict().items() if key != name})
     assert pickle.loads(pickle.dumps(transform)) == transform
 
 
