@@ -241,6 +241,7 @@ _WRITTEN: dict[str, Callable[[str], Any]] = {
 
 
 def _check_options(load: Callable[..., Any], text: str, options: dict[str, Any], more: Iterable[str] = ()) -> None:
+    """Refuse options that `load` does not take, and put values in the place of those written as text (`_WRITTEN`)."""
     known = {*list(inspect.signature(load).parameters)[1:], *more}
     if strange := [name for name in options if name not in known]:
         raise UserError(f"The data set {text!r} takes no option {', '.join(strange)}; leave that out.")

@@ -126,7 +126,10 @@ def loads(content: bytes, name: str) -> Any:
     Python 2's strings become str (latin-1).
     """
     try:
-        value = _Restricted(io.BytesIO(content), encoding="latin1").load()
+        stream = io.BytesIO(content)
+        value = _Restricted(stream, encoding="latin1").load()
+        if stream.read(1):
+            raise _Wrong("another value, or damage, follows the first")
         if isinstance(value, dict):
             return {key: one.value if isinstance(one, _Array) else one for key, one in value.items()}
         return value.value if isinstance(value, _Array) else value

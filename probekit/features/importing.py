@@ -178,6 +178,15 @@ def _read_csv(path: Path) -> dict[str, np.ndarray]:
     import pandas as pd
 
     frame = pd.read_csv(path)
+    # where rows have more fields than there are names, pandas makes an index of the first: R writes names of rows so
+    index = frame.index
+    unnamed = 0 if isinstance(index, pd.RangeIndex) else index.nlevels
+    numbers = unnamed == 1 and index.to_numpy().dtype.kind in "iuf"
+    if unnamed > 1 or (numbers and not _numbers_the_rows("index", index.to_numpy())):
+        raise UserError(
+            f"{path} has {frame.shape[1] + unnamed} fields in a row, but {frame.shape[1]} names in its first line; "
+            "name each column."
+        )
     if any(_is_fraction(str(column)) for column in frame.columns):
         raise UserError(
             f"{path} has no head line: its first line contains values; write the names of the columns first."

@@ -33,6 +33,11 @@ def test_texts_and_numbers_are_read():
         assert loads(pickle.dumps(value, protocol), "b") == value
 
 
+def test_a_value_after_the_first_is_not_left_out():
+    with pytest.raises(UserError, match="another value, or damage, follows the first"):
+        loads(pickle.dumps({"n": 1}) + pickle.dumps({"n": 2}), "b")
+
+
 def array(dtype: bytes, shape: bytes, content: bytes, state: bytes = b"NNN") -> bytes:
     """A pickle of one array as protocol 2 writes it, its parts given."""
     return (

@@ -173,6 +173,19 @@ def test_the_same_rows_in_another_file_are_refused_too(tmp_path, arrays):
         import_features(tmp_path / "f.h5", train=tmp_path / "a.npz", test=tmp_path / "b.npz")
 
 
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_csv_with_fewer_names_than_fields_loses_no_column(tmp_path, lost):
+    names = ["a", "b", "c", "label"]
+    rows = [",".join(map(str, [*x, y])) for x, y in zip(np.linspace(0, 1, 36).reshape(12, 3), Y, strict=True)]
+    (tmp_path / "x.csv").write_text("\n".join([",".join(names[lost:]), *rows]))
+    with pytest.raises(UserError, match=f"has 4 fields in a row, but {4 - lost} names in its first line"):
+        import_features(tmp_path / "f.h5", train=tmp_path / "x.csv")
+    # R's write.table leaves out the name of the column of names of rows, which is no feature
+    named = [f"{name},{row}" for name, row in zip([7, 3, *range(10, 20)], rows, strict=True)]
+    (tmp_path / "r.csv").write_text("\n".join([",".join(names), *named]))
+    assert import_features(tmp_path / "f.h5", train=tmp_path / "r.csv").widths == (3,)
+
+
 def test_a_csv_without_a_head_line_loses_no_row(tmp_path, arrays):
     np.savetxt(tmp_path / "x.csv", np.column_stack([arrays["conv"], Y]), delimiter=",")
     with pytest.raises(UserError, match="no head line"):
