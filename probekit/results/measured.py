@@ -106,7 +106,14 @@ def _temperature(record: Record) -> float:
     found = _cell(path, "record", record.key, "temperature")
     if found is None:
         protocol = str(record.protocol["name"])
-        words = ["calibrate", _features(record), "--out", record.folder, "--series", record.series]
+        words: list[Any] = [
+            "calibrate",
+            os.path.normpath(_features(record)),
+            "--out",
+            record.folder,
+            "--series",
+            record.series,
+        ]
         words += ["--protocol", protocol.rstrip("*")] if protocol != "igpt" else []
         words += ["--Cs", *record.Cs] if protocol.endswith("*") else []
         raise UserError(
@@ -125,7 +132,7 @@ def _of_features(record: Record, name: str) -> float:
     if found is None:
         raise UserError(
             f"{name} of {record.series}, layer {record.layers[0]} has not been measured: run "
-            f"`{command('geometry', _features(record))}` first."
+            f"`{command('geometry', os.path.normpath(_features(record)))}` first."
         )
     return found
 
@@ -136,7 +143,7 @@ def geometry_file(features: Path) -> Path:
 
 
 def _features(record: Record) -> Path:
-    return Path(os.path.normpath((record.folder or Path()) / record.feature_file))
+    return (record.folder or Path()) / record.feature_file
 
 
 def _cell(path: Path, key: str, value: str, column: str) -> float | None:
