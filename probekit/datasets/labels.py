@@ -86,7 +86,7 @@ def _names(array: np.ndarray, where: str) -> np.ndarray:
     for name in names:
         parts = JOINED.split(name)
         listed = LISTED.fullmatch(name) or (len(parts) > 1 and {part.strip() for part in parts} <= known)
-        if listed or len(name.splitlines()) > 1:
+        if listed or "\n" in name or "\r" in name:
             raise UserError(f"{where} hold {name[:80]!r}, which is no single class: give each image one of them.")
     if unclear := [name for name in names if name.lower() in MISSING]:
         warnings.warn(
