@@ -10,6 +10,7 @@ import probekit
 from probekit import UserError, load_dataset, load_encoder
 from probekit.cli.main import main
 from probekit.evaluate.study import control_encoders, random_spec, study
+from probekit.features.extract import extract
 from probekit.features.store import FeatureStore
 from probekit.results.record import read_records
 from probekit.results.results import Results
@@ -210,3 +211,30 @@ def test_a_study_of_several_data_sets_is_read_whole(no_report, tmp_path, data):
     out = tmp_path / "study"
     results = study("histogram:2", data, out, Cs=CS, window=0, controls=False)
     assert [r.key for r in Results(out)] == [r.key for r in results]
+
+
+def test_a_study_that_failed_before_its_first_features_may_be_corrected(no_report, tmp_path, data, monkeypatch):
+    def no_room(*_, **__):
+        raise UserError("no room")
+
+    monkeypatch.setattr("probekit.evaluate.study.extract", no_room)
+    with pytest.raises(UserError, match="no room"):
+        study("pixels", data[0], tmp_path / "study", Cs=CS)
+    monkeypatch.setattr("probekit.evaluate.study.extract", extract)
+    assert (tmp_path / "study" / "study.json").is_file()
+    study("pixels", data[0], tmp_path / "study", Cs=CS, limit=30)
+    with pytest.raises(UserError, match="limit: 30 there, null here"):
+        study("pixels", data[0], tmp_path / "study", Cs=CS)
+
+
+def test_of_two_studies_that_begin_at_the_same_moment_one_is_refused(no_report, tmp_path, data, monkeypatch):
+    def interrupted(encoder, data_set, out, **how):
+        monkeypatch.undo()
+        monkeypatch.setattr(Results, "report", lambda *_: None)
+        study("pixels", data[0], tmp_path / "study", Cs=CS, seeds=2)
+        return extract(encoder, data_set, out, **how)
+
+    monkeypatch.setattr("probekit.evaluate.study.extract", interrupted)
+    with pytest.raises(UserError, match="seeds: 2 there, 1 here"):
+        study("pixels", data[0], tmp_path / "study", Cs=CS)
+    assert {r.seed for r in read_records(tmp_path / "study")} == {0, 1}
