@@ -13,7 +13,6 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from probekit.datasets.splits import stratified_holdout
-from probekit.evaluate.runner import Runner
 from probekit.evaluate.sweep import sweep
 from probekit.features.store import FeatureStore
 from probekit.probes import PROBES, get_protocol
@@ -301,18 +300,18 @@ def test_layers_trained_together_with_one_that_is_finished_leave_its_file_alone(
     assert (tmp_path / first.probe_file).read_bytes() == before
 
 
-def test_of_two_sweeps_that_begin_one_series_with_other_penalties_at_once_one_is_refused(tmp_path, monkeypatch):
+def test_of_two_sweeps_that_begin_one_series_with_other_penalties_at_once_one_is_refused(tmp_path):
     """Both find an empty folder, so that both take the encoder's name."""
-    store, choose = MemoryStore(), Runner.choose
+    store, others = MemoryStore(), []
 
-    def late(self, jobs):
-        monkeypatch.undo()
-        sweep(store, tmp_path, Cs=CS[:2])
-        return choose(self, jobs)
+    class Late(MemoryStore):
+        def stored(self, *which):
+            if not others:
+                others.append(sweep(store, tmp_path, Cs=CS[:2]))
+            return super().stored(*which)
 
-    monkeypatch.setattr(Runner, "choose", late)
     with pytest.raises(UserError, match=r"made otherwise \(protocol\.Cs"):
-        sweep(store, tmp_path, Cs=CS)
+        sweep(Late(), tmp_path, Cs=CS)
     assert {len(record.Cs) for record in Results(tmp_path)} == {2}
     assert len(Journal(tmp_path / "choices.jsonl").lines()) == len(Results(tmp_path))
     named = {record.series for record in sweep(store, tmp_path, Cs=CS)}  # again: under a name of its own
