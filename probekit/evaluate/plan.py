@@ -15,7 +15,8 @@ from probekit.datasets.records import Dataset
 from probekit.encoders.encoder import Encoder
 from probekit.evaluate.sweep import sweep
 from probekit.features.extract import extract
-from probekit.features.store import Features, FeatureStore
+from probekit.features.readable import Features
+from probekit.features.store import FeatureStore
 
 ROW_BYTES = 24  # label, row id and image hash
 RECORD_BYTES = 12_000  # a line of results.jsonl and one of choices.jsonl, 45 penalties each
