@@ -13,7 +13,6 @@ import numpy as np
 from igpt_model import atomic
 from probekit.evaluate.runner import Job, Runner
 from probekit.features.readable import Features
-from probekit.probes.probe import PROBES
 from probekit.results.measured import CALIBRATION, SCALED, apply_temperature, csv_table, fit_temperature
 from probekit.results.metrics import METRICS
 from probekit.results.predictions import row_predictions
@@ -76,11 +75,7 @@ def calibrate(
 
     runner = Runner(store, results_dir, protocol, Cs, series, make_settings("torch", device, "auto"))
     same = (runner.store.id, runner.protocol.hash, runner.series)
-    mine = [
-        r
-        for r in read_records(runner.out)
-        if (r.identity.feature_id, r.identity.protocol_hash, r.series) == same and not PROBES[r.probe].fits_together
-    ]
+    mine = [r for r in read_records(runner.out) if (r.identity.feature_id, r.identity.protocol_hash, r.series) == same]
     if not mine:
         raise UserError(
             f"{runner.out} has no probe of these features as series {runner.series!r} under protocol "
@@ -132,8 +127,9 @@ def held_out_temperature(runner: Runner, record: Record) -> float | None:
     split = runner.rows(job)
     if len(np.setdiff1d(split.y[split.is_val], split.y[~split.is_val])):
         return None
-    (X,) = runner.features([job])
-    one = runner.protocol.with_(Cs=[record.chosen_C], refine=0, selection="val", refit="train")
+    X = runner.features(job)
+    Cs = [record.chosen_C] if runner.protocol.Cs else []  # a protocol of SGD has learning rates instead
+    one = runner.protocol.with_(Cs=Cs, refine=0, selection="val", refit="train")
     fitted = runner.probe(job).fit(X, runner.widths(job), split, one, runner.settings)
     held = np.flatnonzero(split.is_val)
     y = np.searchsorted(fitted.classes, split.y[held])

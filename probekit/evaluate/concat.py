@@ -100,7 +100,7 @@ def concat(
     if parallel == "rows" and (probes or workers != 1):
         raise UserError("parallel='rows' supports plain linear probes only; remove probes and workers.")
     runner = Runner(features, out, protocol, Cs, series, make_settings(backend, device, dtype, parallel))
-    if PROBES[runner.protocol.probe].fits_together:
+    if PROBES[runner.protocol.probe].tunes != "C":
         raise UserError(
             f"Protocol {runner.protocol.name} trains by SGD, which cannot concatenate layers; use igpt or another."
         )
@@ -190,15 +190,15 @@ def search(
 
         def examine(job: Job) -> dict[str, Any]:
             start = perf_counter()
-            selection = choose_C(scout.features([job])[0], scout.rows(job), scout.protocol, scout.settings)
+            selection = choose_C(scout.features(job), scout.rows(job), scout.protocol, scout.settings)
             facts = {"score": selection.score, "val_accuracy": float(selection.accuracy[selection.index])}
             facts |= {"C": selection.chosen, "converged": bool(selection.converged[selection.index])}
             about = {"key": scout.identity(job).key, "layers": job.layers}
             return {**about, **facts, "seconds": round(perf_counter() - start, 3)}
 
-        examined, groups = len(scores), scout.groups(by_key)
+        examined = len(scores)
         shown = (lambda done: progress(examined + len(done), most)) if progress else None
-        scout.share(journal, groups, lambda name: scout.each(examine, [by_key[key] for key in groups[name]]), shown)
+        scout.share(journal, by_key, lambda key: examine(by_key[key]), shown)
         lines = {line["key"]: line for line in journal.lines()}
         scores.update(zip(new, (lines[key] for key in by_key), strict=True))
         return [float(scores[indices]["score"]) for indices in sets]

@@ -7,14 +7,14 @@ reads the test split, once, and writes the record. Nothing is tested before ever
 import os
 import platform
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from sklearn.exceptions import ConvergenceWarning
 from igpt_model.checked_json import Text, check_json
 from igpt_model.devices import find_device, to_device
 from igpt_model.differences import differ
-from igpt_model.hashing import hash_json
 from igpt_model.process_group import current_ranks
 from probekit.evaluate.layer_geometry import rankme
 from probekit.evaluate.training_rows import training_rows
@@ -38,15 +37,9 @@ from probekit.results.predictions import RowPredictions, load_probe, save_probe
 from probekit.results.record import RESULTS_NAME, SCHEMA, Identity, Record, migrate, test_file
 from probekit.runtime.errors import UserError, did_you_mean
 from probekit.runtime.progress import FitProgress, Progress
-from probekit.runtime.streams import on_streams
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol, grid_words, resolve_protocol
 from probekit.selection.settings import FitSettings
-
-T = TypeVar("T")
-
-LAYERS_AT_ONCE = 3
-"""On a GPU, each on a stream. Not measured: `benchmarks/gpu/path_speed.py streams` compares 1, 2, 3 and 4."""
 
 
 @dataclass(frozen=True)
@@ -149,46 +142,31 @@ class Runner:
             sizes = {key: self.probe(job).n_fits(self.rows(job), self.protocol) for key, job in by_key.items()}
             fit_progress = FitProgress(sizes, by_key.keys() & done, progress)
             self.settings, finish = replace(settings, on_fit=fit_progress.count), fit_progress.finish
-        groups = self.groups(by_key)
-        wanted = {name: own for name, keys in groups.items() if (own := [key for key in keys if key in open_keys])}
         try:
-            self.share(
-                self.choices, wanted, lambda name: self.choose({key: by_key[key] for key in groups[name]}), finish
-            )
+            self.share(self.choices, open_keys, lambda key: self.choose(by_key[key]), finish)
         finally:
             self.settings = settings
         if self.is_rank0:
-            share_work(self.results, {key: [key] for key in open_keys}, lambda key: [self.test(key)])
+            share_work(self.results, open_keys, self.test)
         if self.settings.sharded:
             self.settings.agree(None)  # the other ranks wait for the tests
-
-    def groups(self, jobs: Mapping[str, Job]) -> dict[str, list[str]]:
-        """Keys that one worker claims together, by the name of the claim; on a CPU usually a single key."""
-        on_gpu = find_device(self.settings.device).type == "cuda" and self.settings.backend == "torch"
-        at_once = LAYERS_AT_ONCE if on_gpu and not self.settings.sharded else 1
-        together: dict[Any, list[str]] = {}
-        for number, (key, job) in enumerate(jobs.items()):
-            part = 0 if self.probe(job).fits_together else number // at_once
-            together.setdefault((job.probe, job.draw, part), []).append(key)
-        return {keys[0] if len(keys) == 1 else hash_json(sorted(keys)): keys for keys in together.values()}
 
     def share(
         self,
         journal: Journal,
-        groups: Mapping[str, Collection[str]],
-        work: Callable[[str], Iterable[Mapping[str, Any]]],
+        keys: Collection[str],
+        work: Callable[[str], Mapping[str, Any]],
         progress: Callable[[set[str]], None] | None = None,
     ) -> None:
-        """`share_work`; with rows sharded, all ranks work on each name together, and rank 0 has the journal."""
+        """`share_work`; with rows sharded, all ranks work on each key together, and rank 0 has the journal."""
         if not self.settings.sharded:
-            share_work(journal, groups, work, progress)
+            share_work(journal, keys, work, progress)
         elif self.is_rank0:
-            share_work(journal, groups, lambda name: work(self.settings.agree(name)), progress)
+            share_work(journal, keys, lambda key: work(self.settings.agree(key)), progress)
             self.settings.agree(None)
         else:
-            while (name := self.settings.agree(None)) is not None:
-                for _ in work(name):
-                    pass
+            while (key := self.settings.agree(None)) is not None:
+                work(key)
 
     def _own_series(self, name: str) -> str:
         """The series' name: the encoder's, followed by the penalties where the folder has it with other penalties."""
@@ -248,58 +226,28 @@ class Runner:
         widths = self.layer_widths(job.layers)
         return token_widths(self.store.encoder, sum(widths)) if self.probe(job).reads == "tokens" else widths
 
-    def features(self, jobs: Sequence[Job]) -> list[Any]:
-        """Features (n, D) of the training rows that the jobs share; left in their file where memory is too small.
+    def features(self, job: Job) -> Any:
+        """Features (n, D) of a job's training rows; left in their file where memory is too small.
 
-        On a GPU with enough memory they are tensors there, moved once for all rounds.
+        On a GPU with enough memory they are a tensor there, moved once for all rounds.
         """
-        rows, probe = self.rows(jobs[0]), self.probe(jobs[0])
-        width = sum(sum(self.layer_widths(job.layers)) for job in jobs)
+        rows, probe, width = self.rows(job), self.probe(job), sum(self.layer_widths(job.layers))
         lazy = self.settings.sharded or not self.fits(len(rows.y), width)
         if lazy and not probe.streams:
             raise UserError(
-                f"{len(rows.y):,} rows of layer {'+'.join(jobs[0].layers)} with {width:,} columns do not fit in "
+                f"{len(rows.y):,} rows of layer {'+'.join(job.layers)} with {width:,} columns do not fit in "
                 f"memory, as a {probe.kind} probe needs them: leave that out, or set train_rows."
             )
-        normalize = self.protocol.normalize
-        found = [training_features(self.store, job.layers, rows.positions, normalize, lazy) for job in jobs]
+        X = training_features(self.store, job.layers, rows.positions, self.protocol.normalize, lazy)
         device = find_device(self.settings.device)
         moved = not lazy and device.type == "cuda" and self.fits(len(rows.y), width, device)
-        return [to_device(X, device) for X in found] if moved else found
+        return to_device(X, device) if moved else X
 
-    def choose(self, jobs: Mapping[str, Job]) -> Iterator[dict[str, Any]]:
-        """Choose and fit the probes of jobs that are claimed together; yields each one's line of choices.jsonl."""
-        finished = self.choices.keys() | self.results.keys()
-        if self.probe(next(iter(jobs.values()))).fits_together:
-            yield from self._choose_together(jobs, finished)
-        else:
-            yield from self.each(self._choose_alone, [job for key, job in jobs.items() if key not in finished])
-
-    def each(self, call: Callable[[Job], T], jobs: Sequence[Job]) -> Iterator[T]:
-        """Results of a call for each job, in order; on a GPU as many at once as fit in memory."""
-        device = find_device(self.settings.device)
-        entries = [len(self.rows(job).y) * sum(self.layer_widths(job.layers)) for job in jobs]
-        room = next((n for n in range(len(jobs), 1, -1) if self.fits(n, max(entries, default=0), device)), 1)
-        return on_streams([partial(call, job) for job in jobs], device, room)
-
-    def _choose_alone(self, job: Job) -> dict[str, Any]:
-        start, (X,) = perf_counter(), self.features([job])
+    def choose(self, job: Job) -> dict[str, Any]:
+        """Choose and fit a job's probe; returns its line of choices.jsonl."""
+        start, X = perf_counter(), self.features(job)
         fitted = self.probe(job).fit(X, self.widths(job), self.rows(job), self.protocol, self.settings)
         return self._line(job, fitted, X, perf_counter() - start)
-
-    def _choose_together(self, jobs: Mapping[str, Job], finished: Collection[str]) -> Iterator[dict[str, Any]]:
-        """Lines of jobs that are fitted in one call, which may save its state and resume; none of finished ones."""
-        start, own = perf_counter(), list(jobs.values())
-        probe = self.probe(own[0])
-        checkpoint = self.out / probe.kind / f"{hash_json(sorted(jobs))}.safetensors"
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        layers, widths = self.features(own), [self.widths(job) for job in own]
-        settings = replace(self.settings, checkpoint=checkpoint)
-        fitted = probe.fit_many(layers, widths, self.rows(own[0]), self.protocol, settings)
-        for (key, job), X, made in zip(jobs.items(), layers, fitted, strict=True):
-            if key not in finished:
-                yield self._line(job, made, X, (perf_counter() - start) / len(jobs))
-        checkpoint.unlink(missing_ok=True)
 
     def _line(self, job: Job, fitted: FittedProbe, X: Any, seconds: float) -> dict[str, Any]:
         """Write the file of a probe fitted on X (n, D); returns the record without test metrics."""
@@ -394,16 +342,14 @@ def check_kinds(kinds: Sequence[str], reads: Sequence[str], protocol: Protocol) 
     """Refuse kinds of probes that are unknown, read what a call does not offer, or do not go with the protocol."""
     for kind in kinds:
         if kind not in PROBES or PROBES[kind].reads not in reads:
-            known = sorted(k for k, probe in PROBES.items() if probe.reads in reads and not probe.fits_together)
+            known = sorted(k for k, probe in PROBES.items() if probe.reads in reads)
             hint = did_you_mean(kind, known)
             raise UserError(
                 f"There is no probe {kind!r} of {' or '.join(reads)}: choose one of {', '.join(known)}.{hint}"
             )
         PROBES[kind]().check(protocol)
-    if len(kinds) > 1 and (PROBES[protocol.probe].fits_together or len({PROBES[kind].reads for kind in kinds}) > 1):
-        raise UserError(
-            f"{', '.join(kinds)} cannot be probed in one call: checks go with an exact protocol and pooled features."
-        )
+    if len({PROBES[kind].reads for kind in kinds}) > 1:
+        raise UserError(f"{', '.join(kinds)} cannot be probed in one call: some read pooled features, some tokens.")
 
 
 def warn_unconverged(records: Sequence[Record]) -> None:

@@ -122,8 +122,6 @@ def sweep(
     check_kinds(kinds, ("layer", "tokens"), resolved)
     if parallel == "rows" and (workers != 1 or not all(PROBES[kind].shards for kind in kinds)):
         raise UserError("parallel='rows' supports linear probes only; remove probe, checks and workers.")
-    if workers != 1 and PROBES[own].fits_together:
-        raise UserError(f"workers is {workers}, but {own} trains all layers in one process: leave workers out.")
     if isinstance(y, str | Path):  # sweep(file, folder)
         if out is not None:
             raise UserError(f"Two folders for results were given, {y} and {out}; write out=FOLDER once.")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from igpt_model.devices import find_device, to_device
 from probekit.probes.probe import FittedProbe, Probe, ReadRows
 from probekit.probes.sgd import cosine, end_of_schedule, without_certificate
-from probekit.probes.sgd_batches import array_batches
+from probekit.probes.sgd_batches import array_batches, count_steps
 from probekit.runtime.errors import UserError
 from probekit.selection.choose_C import HeldOut, cross_validate, score_log_proba
 from probekit.selection.folds import TrainingRows
@@ -183,8 +183,8 @@ def fit_attentive(
     optimiser = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=weight_decay)
     source = tokens if isinstance(tokens, np.ndarray | Tensor) else np.asarray(tokens)
     order = SGDConfig(epochs=epochs, batch_size=batch_size, seed=seed)
-    batches, n_steps = array_batches([source], columns, order, buffer=len(labels))
-    for step, ((X_BTD,), y_B) in enumerate(batches(0)):
+    n_steps = count_steps(len(labels), order)
+    for step, (X_BTD, y_B) in enumerate(array_batches(source, columns, order, buffer=len(labels))):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate * cosine(step, n_steps)
         optimiser.zero_grad()

@@ -5,7 +5,7 @@ rows, D columns, R coefficient rows (1 for two classes, else K), K classes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Self
 
@@ -106,7 +106,6 @@ class Probe(ABC):
     fitted : the class of its fitted probes
     streams : takes features that stay in their file, an array-like whose slices are read
     shards : can be fitted by several processes, each with a share of the rows
-    fits_together : all layers are fitted in one call of `fit_many`, in one process
     """
 
     kind: ClassVar[str]
@@ -115,7 +114,6 @@ class Probe(ABC):
     fitted: ClassVar[type[FittedProbe]] = FittedLinear
     streams: ClassVar[bool] = False
     shards: ClassVar[bool] = False
-    fits_together: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         if "kind" in vars(cls):
@@ -151,14 +149,6 @@ class Probe(ABC):
         widths : columns of each layer in X, or of each token
         split : labels, weights and rounds
         """
-
-    def fit_many(
-        self, layers: Sequence[Any], widths: Sequence[Sequence[int]], split: TrainingRows, protocol: Protocol,
-        settings: FitSettings,
-    ) -> Iterator[FittedProbe]:  # fmt: skip
-        """A fitted probe of each of several layers on the same rows, in order."""
-        for X, own in zip(layers, widths, strict=True):
-            yield self.fit(X, own, split, protocol, settings)
 
     def cross_validate(
         self, split: TrainingRows, protocol: Protocol, settings: FitSettings, fit_and_score: FitAndScore

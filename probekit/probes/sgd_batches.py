@@ -4,10 +4,10 @@ Reading rows one by one from a file costs a thousand times a sequential read, so
 of neighbouring rows in random order, a buffer of many blocks at a time, then all rows within a buffer. What fits in one
 buffer is shuffled at once. The order depends on (seed, epoch) and the shapes only, never on the machine's memory.
 
-N rows, D_l columns of layer l, B rows of a batch.
+N rows, D columns, B rows of a batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,49 +16,42 @@ from torch import Tensor
 from igpt_model.read_ahead import read_ahead
 from probekit.selection.protocol import SGDConfig
 
-Batch = tuple[Sequence[Any], Any]  # X (B, D_l) of every layer, y (B,) class indices
+Batch = tuple[Any, Any]  # X (B, D), y (B,) class indices
 
-BUFFER_BYTES = 1 << 30  # of float32 rows of all layers; with read-ahead two buffers are held
+BUFFER_BYTES = 1 << 30  # of float32 rows; with read-ahead two buffers are held
 BLOCKS = 64  # per buffer
 
-Augment = Callable[[list[np.ndarray], np.ndarray, np.random.Generator], list[np.ndarray]]
+Augment = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
 
 
 def array_batches(
-    layers: Sequence[Any], y: np.ndarray, config: SGDConfig, augment: Augment | None = None, buffer: int | None = None
-) -> tuple[Callable[[int], Iterator[Batch]], int]:
-    """Batches for `train_sgd`, and how many there are in `config.epochs`.
+    X: Any, y: np.ndarray, config: SGDConfig, augment: Augment | None = None, buffer: int | None = None
+) -> Iterator[Batch]:
+    """Batches for `train_sgd`: as many as `count_steps` says.
 
-    `layers` are (N, D_l) arrays, tensors, or anything with a shape and row slices (an HDF5 dataset), which are read a
-    buffer of rows at a time (a multiple of 64, by default 1 GiB), the next one while this one is used, and give the
-    same batches. `y` (N,) are class indices.
+    X is an (N, D) array, a tensor, or anything with a shape and row slices (an HDF5 dataset), which is read a buffer of
+    rows at a time (by default about 1 GiB), the next one while this one is used, and gives the same batches. `y` (N,)
+    are class indices.
 
-    Each epoch has its own order, from (seed, epoch); `augment(X of every layer, y, rng)` gets a generator made from
-    (seed, step), so that a resumed run is the same as an uninterrupted one. The incomplete batch at an epoch's end is
-    dropped.
+    Each epoch has its own order, from (seed, epoch); `augment(X, y, rng)` gets the rows of a batch and a generator made
+    from (seed, step). The incomplete batch at an epoch's end is dropped.
     """
     size = min(config.batch_size, len(y))
-    per_epoch = len(y) // size
-    buffer = buffer or max(BUFFER_BYTES // (4 * sum(X.shape[1] for X in layers) * BLOCKS), 1) * BLOCKS
-    in_memory = all(isinstance(X, np.ndarray | Tensor) for X in layers)
-
-    def batches(start: int) -> Iterator[Batch]:
-        for epoch in range(start // per_epoch, config.epochs):
-            first = start % per_epoch if epoch == start // per_epoch else 0
-            order = epoch_order(len(y), buffer, config.seed, epoch)[: per_epoch * size]
-            source: Iterator[tuple[np.ndarray, list[Any]]]
-            if in_memory:
-                chosen = (np.sort(order[at * size : (at + 1) * size]) for at in range(first, per_epoch))
-                source = ((rows, [_float32(X[rows]) for X in layers]) for rows in chosen)
-            else:
-                source = _streamed(layers, order, size, buffer, first)
-            for index, (rows, features) in enumerate(source, first):
+    rows = -(-(buffer or BUFFER_BYTES // (4 * X.shape[1])) // size) * size  # no batch spans two buffers
+    in_memory = isinstance(X, np.ndarray | Tensor)
+    for epoch in range(config.epochs):
+        order = epoch_order(len(y), rows, config.seed, epoch)[: len(y) // size * size]
+        buffers = [np.sort(order[at : at + rows]) for at in range(0, len(order), rows)]
+        sources = read_ahead(buffers, lambda held: X if in_memory else _read(X, held), ahead=not in_memory)
+        for number, (held, source) in enumerate(zip(buffers, sources, strict=True)):
+            for at in range(number * rows, number * rows + len(held), size):
+                chosen = np.sort(order[at : at + size])
+                features = source[chosen if in_memory else np.searchsorted(held, chosen)]
+                features = features.float() if isinstance(features, Tensor) else np.asarray(features, np.float32)
                 if augment is not None:
-                    rng = np.random.default_rng([config.seed, 1, epoch * per_epoch + index])
-                    features = augment(features, y[rows], rng)
-                yield features, y[rows]
-
-    return batches, count_steps(len(y), config)
+                    rng = np.random.default_rng([config.seed, 1, epoch * (len(y) // size) + at // size])
+                    features = augment(features, y[chosen], rng)
+                yield features, y[chosen]
 
 
 def count_steps(n_rows: int, config: SGDConfig) -> int:
@@ -71,7 +64,7 @@ def epoch_order(n: int, buffer: int, seed: int, epoch: int) -> np.ndarray:
     rng = np.random.default_rng([seed, epoch])
     if n <= buffer:
         return rng.permutation(n)
-    block = buffer // BLOCKS
+    block = max(buffer // BLOCKS, 1)
     starts = rng.permutation(np.arange(0, n, block))
     order = np.concatenate([np.arange(start, min(start + block, n)) for start in starts])
     for start in range(0, n, buffer):
@@ -79,49 +72,10 @@ def epoch_order(n: int, buffer: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
-def _streamed(
-    layers: Sequence[Any], order: np.ndarray, size: int, buffer: int, first: int
-) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-    """Batches of `size` rows of `order` from number `first` on, each (rows ascending, features of every layer).
-
-    A batch that spans two buffers takes its rows from both.
-    """
-    starts = range(first * size // buffer * buffer, len(order), buffer)
-    rest: tuple[np.ndarray, list[np.ndarray]] | None = None
-    read = read_ahead(starts, lambda start: _read(layers, order[start : start + buffer]))
-    for start, held in zip(starts, read, strict=True):
-        mine = order[start : start + buffer]
-        at = first * size - start if start == starts[0] else 0  # a resumed epoch begins within a buffer
-        while at < len(mine):
-            taken = mine[at : at + size - (0 if rest is None else len(rest[0]))]
-            at += len(taken)
-            rows, features = taken, _take(held, taken)
-            if rest is not None:
-                rows = np.concatenate([rest[0], rows])
-                features = [np.concatenate(pair) for pair in zip(rest[1], features, strict=True)]
-            rest = (rows, features) if len(rows) < size else None
-            if rest is not None:
-                break
-            ascending = np.argsort(rows)  # the order of rows in memory
-            yield rows[ascending], [X[ascending] for X in features]
-
-
-def _read(layers: Sequence[Any], rows: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The given rows of every layer in ascending order, neighbours in one read each: (rows, features)."""
-    rows = np.sort(rows)
-    runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
-    held = [np.empty((len(rows), X.shape[1]), np.float32) for X in layers]
-    at = 0
-    for run in runs:
-        for X, into in zip(layers, held, strict=True):
-            into[at : at + len(run)] = X[int(run[0]) : int(run[-1]) + 1]
+def _read(X: Any, rows: np.ndarray) -> np.ndarray:
+    """The given ascending rows, neighbours in one read each."""
+    held, at = np.empty((len(rows), X.shape[1]), np.float32), 0
+    for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
+        held[at : at + len(run)] = X[int(run[0]) : int(run[-1]) + 1]
         at += len(run)
-    return rows, held
-
-
-def _float32(X: Any) -> Any:
-    return X.float() if isinstance(X, Tensor) else np.asarray(X, np.float32)
-
-
-def _take(read: tuple[np.ndarray, list[np.ndarray]], rows: np.ndarray) -> list[np.ndarray]:
-    return [X[np.searchsorted(read[0], rows)] for X in read[1]]
+    return held

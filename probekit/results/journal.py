@@ -6,7 +6,7 @@ Two locks, both the operating system's (flock), which lets go of a lock when its
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import sleep
@@ -88,23 +88,22 @@ class Journal:
         return True
 
     @contextmanager
-    def claim(self, name: str, keys: Collection[str] | None = None) -> Iterator[bool]:
-        """Hold the work `name` (None: one key of that name) while computing its `keys`.
+    def claim(self, key: str) -> Iterator[bool]:
+        """Hold a key while computing its line.
 
         True when it is ours to do, False when done or claimed by a living process. The claim of a process that died is
         free again at once.
         """
-        wanted = set(keys if keys is not None else [name])
-        file = self._claims / name
+        file = self._claims / key
         with file_lock(file, wait=False) as held:
             if not held:
                 yield False
                 return
             try:
                 # another worker may have finished the key between our reading of the journal and this lock
-                yield not wanted <= self.keys()
+                yield key not in self.keys()
             finally:
-                if wanted <= self.keys():
+                if key in self.keys():
                     # safe while we hold it: a process that still has the unlinked file locked sees the key done
                     file.unlink(missing_ok=True)
 
@@ -140,37 +139,32 @@ def _read_all(descriptor: int) -> bytes:
 
 def share_work(
     journal: Journal,
-    groups: Mapping[str, Collection[str]],
-    work: Callable[[str], Iterable[Mapping[str, Any]]],
+    keys: Collection[str],
+    work: Callable[[str], Mapping[str, Any]],
     progress: Callable[[set[str]], None] | None = None,
     poll_seconds: float = 0.2,
 ) -> None:
-    """Have every key of every group in the journal when this returns, shared among any number of processes.
+    """Have every key in the journal when this returns, shared among any number of processes.
 
     Parameters
     ----------
-    groups : name of a piece of work -> the keys of its lines; each name is worked at by one process at a time
-    work : computes the lines of a name; called for the names that no other living process holds
+    work : computes the line of a key; called for the keys that no other living process holds
     progress : called with the keys that are done, whenever they have changed
     """
-    wanted = {key for keys in groups.values() for key in keys}
     shown: set[str] | None = None
     while True:
-        done = journal.keys() & wanted
+        done = journal.keys() & set(keys)
         if progress and done != shown:
             shown = done
             progress(done)
-        if done == wanted:
+        if done == set(keys):
             return
-        worked = False
-        for name, keys in groups.items():
-            if set(keys) <= done:
+        for key in keys:
+            if key in done:
                 continue
-            with journal.claim(name, keys) as ours:
+            with journal.claim(key) as ours:
                 if ours:
-                    for line in work(name):
-                        journal.append(line)
-                    worked = True
+                    journal.append(work(key))
                     break
-        if not worked:
+        else:
             sleep(poll_seconds)

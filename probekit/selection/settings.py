@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ class FitSettings:
     dtype : of the solver's arithmetic, "auto" for `fit_path`'s own choice
     sharded : each rank of a torch.distributed group fits its share of the rows; all call with the same arguments
     on_fit : callback with the number of fits just completed
-    checkpoint : file in which a probe that trains for long may save its state; removed when its results are stored
     """
 
     backend: str = "torch"
@@ -33,7 +31,6 @@ class FitSettings:
     dtype: str = "auto"
     sharded: bool = False
     on_fit: Callable[[int], None] | None = field(default=None, compare=False)
-    checkpoint: Path | None = field(default=None, compare=False)
 
     @property
     def version(self) -> str:
