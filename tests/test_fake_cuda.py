@@ -4,7 +4,6 @@ Ceilings are what was counted and a third as much again: they hold a change that
 inner loop, and are to be lowered with each change that removes some.
 """
 
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,7 +23,6 @@ from probekit.evaluate.sweep import sweep
 from probekit.probes import LinearProbe, fit_path, get_protocol
 from probekit.probes.knn import knn_proba
 from probekit.probes.ridge import fit_ridge
-from probekit.runtime.streams import on_streams
 from probekit.selection.protocol import SGDConfig
 from probekit.solver.data import STREAM_ROWS, WeightedData
 from probekit.solver.mean_loss import _tensor_cores
@@ -82,17 +80,6 @@ def test_the_fake_device_sees_a_stream_that_does_not_wait():
         assert float((b + 1).sum()) == 9
 
 
-def test_calls_on_streams_come_back_in_order_each_on_its_own():
-    def call(rows):
-        return float(torch.ones(rows, device="cuda").sum()), torch.cuda.current_stream()
-
-    with fake_cuda():
-        found = list(on_streams([partial(call, rows) for rows in range(1, 5)], "cuda"))
-    assert [total for total, _ in found] == [1, 2, 3, 4]
-    assert len({stream for _, stream in found}) == 4
-    assert list(on_streams([partial(int, "7"), partial(int, "8")], "cpu")) == [7, 8]
-
-
 def test_rows_that_are_read_ahead_belong_to_the_callers_stream_and_on_a_cpu_cuda_is_not_touched(monkeypatch):
     many = np.ones((2 * STREAM_ROWS, 2), np.float32)
 
@@ -103,8 +90,8 @@ def test_rows_that_are_read_ahead_belong_to_the_callers_stream_and_on_a_cpu_cuda
         return sum(float(X.sum()) for X, _, _ in rows.blocks(STREAM_ROWS))
 
     expected = 3.0 * len(many)  # two columns and the intercept's
-    with fake_cuda():
-        assert list(on_streams([partial(total, "cuda"), partial(total, "cuda")], "cuda")) == [expected, expected]
+    with fake_cuda(), torch.cuda.stream(torch.cuda.Stream()):
+        assert total("cuda") == expected
     for name in ("stream", "current_stream"):  # either starts CUDA where there is one
         monkeypatch.delattr(torch.cuda, name)
     assert total("cpu") == expected
@@ -241,8 +228,6 @@ def test_a_sweep_on_the_gpu_has_the_records_of_the_cpus(tmp_path):
     assert kernels <= KERNELS["sweep"]
     assert syncs <= SYNCS["sweep"]
     assert counts.host_bytes <= HOST_BYTES["sweep"]
-    # three layers at once, and the stream that was there before
-    assert len(counts.streams) == 4
 
 
 def same_records(ours, theirs):

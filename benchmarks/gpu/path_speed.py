@@ -7,7 +7,6 @@ Parts, in order of worth:
   penalty with history 10, and along the whole path from strong to weak, each from the one before, with history 100.
   The cold one fits some penalties, evenly spread, both fit some layers, and their time is scaled (the rows say so);
   so is ours, when it has not been through all layers after `--layer-minutes`.
-- streams: the first layers 1, 2, 3 and 4 at once, each on a CUDA stream: seconds a layer.
 - imagenet: one layer of 1,536 columns and 1,000 classes, 45 penalties, on ever more rows up to 1,281,167, as long as
   the next size should end within `--minutes`; the slope over rows, and what all rows would take.
 - cuml: cuML's LogisticRegression on one layer, where it is installed, at an equal gap: its tolerance is lowered from
@@ -18,7 +17,6 @@ in 256 dimensions whose deviations fall as j^-1/2, times a random matrix of the 
 `--features FILE` takes a feature file's layers instead, standardised. Rows go to benchmarks/results/gpu/path_speed.csv.
 """
 
-import itertools
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -34,9 +32,8 @@ from path_speed import PENALTIES, TOL
 
 from probekit import FeatureStore
 from probekit.probes import fit_path
-from probekit.runtime.streams import on_streams
 
-PARTS = ("layers", "streams", "imagenet", "cuml")
+PARTS = ("layers", "imagenet", "cuml")
 
 
 @dataclass(frozen=True)
@@ -206,23 +203,6 @@ def layers(sizes, device, features, minutes):
         yield f"{peer}, ratio{' (goal 10)' if how == 'warm' else ''}{note}", sum(seconds) * scaled / (sum(ours) * scale)
 
 
-def streams(sizes, device, features):
-    """Rows of layers at once: seconds a layer, and whether all are certified."""
-    most = 2 if sizes.n < 10_000 else 4
-    first = list(itertools.islice(layers_of(sizes, device, features), most))
-    Cs = 1 / (len(first[0][0]) * np.asarray(sizes.penalties))
-
-    def fit(X, y):
-        return fit_path(X, y, Cs, tol=TOL, device=device).converged.mean()
-
-    fit(*first[0])  # libraries are loaded
-    for at_once in range(1, most + 1):
-        work = [partial(fit, X, y) for X, y in first[:at_once]]
-        took, certified = timed(lambda work=work: list(on_streams(work, device)), device)
-        yield f"{at_once} at once, s a layer", took / at_once
-        yield f"{at_once} at once, share of fits certified", np.mean(certified)
-
-
 def imagenet(sizes, device, minutes):
     """Rows of one wide layer over growing numbers of rows, within about so many minutes."""
     spent, counts, seconds = 0.0, list[int](), list[float]()
@@ -305,7 +285,6 @@ def main():
     sizes = TOY if given.toy else Sizes()
     work = {
         "layers": partial(layers, sizes, given.device, given.features, given.layer_minutes),
-        "streams": partial(streams, sizes, given.device, given.features),
         "imagenet": partial(imagenet, sizes, given.device, given.minutes),
         "cuml": partial(cuml, sizes, given.device, given.features),
     }

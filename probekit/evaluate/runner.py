@@ -342,14 +342,16 @@ def check_kinds(kinds: Sequence[str], reads: Sequence[str], protocol: Protocol) 
     """Refuse kinds of probes that are unknown, read what a call does not offer, or do not go with the protocol."""
     for kind in kinds:
         if kind not in PROBES or PROBES[kind].reads not in reads:
-            known = sorted(k for k, probe in PROBES.items() if probe.reads in reads)
+            known = sorted(k for k, probe in PROBES.items() if probe.reads in reads and probe().grid(protocol))
             hint = did_you_mean(kind, known)
             raise UserError(
                 f"There is no probe {kind!r} of {' or '.join(reads)}: choose one of {', '.join(known)}.{hint}"
             )
         PROBES[kind]().check(protocol)
-    if len({PROBES[kind].reads for kind in kinds}) > 1:
-        raise UserError(f"{', '.join(kinds)} cannot be probed in one call: some read pooled features, some tokens.")
+    if len(kinds) > 1 and (protocol.sgd is not None or len({PROBES[kind].reads for kind in kinds}) > 1):
+        raise UserError(
+            f"{', '.join(kinds)} cannot be probed in one call: checks go with an exact protocol and pooled features."
+        )
 
 
 def warn_unconverged(records: Sequence[Record]) -> None:

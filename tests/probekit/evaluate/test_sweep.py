@@ -292,7 +292,7 @@ def test_layers_of_a_file_that_holds_some_stand_where_they_stand_in_the_network(
     assert "layer 10 was not probed" in second
 
 
-def test_layers_trained_together_with_one_that_is_finished_leave_its_file_alone(tmp_path):
+def test_a_finished_layer_of_sgd_is_left_alone(tmp_path):
     short = get_protocol("sgd-imagenet").with_(name="short", sgd=SGDConfig((1.0,), 1, 64))
     first = sweep(MemoryStore(), tmp_path, protocol=short, layers=["01"]).records[0]
     before = (tmp_path / first.probe_file).read_bytes()

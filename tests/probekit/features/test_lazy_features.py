@@ -45,8 +45,9 @@ class NoMemory(Runner):
     def fits(self, *_):
         return False
 
-    def features(self, jobs):
-        return [NeverWhole(X._read, X._splits, X._positions, X.shape[1]) for X in super().features(jobs)]
+    def features(self, job):
+        X = super().features(job)
+        return NeverWhole(X._read, X._splits, X._positions, X.shape[1])
 
 
 def streamed(store, out, protocol="igpt", Cs=None, layers=None, seeds=(0,), train_rows=None):

@@ -109,9 +109,9 @@ def _work(path, log, delay, keys):
         with open(log, "a") as file:
             file.write(f"{key}\n")
         time.sleep(delay)
-        return [{"key": key}]
+        return {"key": key}
 
-    share_work(journal, {key: [key] for key in keys}, work, poll_seconds=0.02)
+    share_work(journal, keys, work, poll_seconds=0.02)
 
 
 def test_two_workers_share_and_repeat_nothing(tmp_path):
@@ -139,7 +139,7 @@ def test_the_claim_of_a_killed_worker_is_taken_over(tmp_path):
     os.kill(worker.pid, signal.SIGKILL)
     worker.join(1200)
     seen = []
-    share_work(Journal(path), {"a": ["a"]}, lambda key: [{"key": key}], progress=lambda done: seen.append(set(done)))
+    share_work(Journal(path), ["a"], lambda key: {"key": key}, progress=lambda done: seen.append(set(done)))
     assert Journal(path).keys() == {"a"}
     assert seen == [set(), {"a"}]
 
