@@ -21,7 +21,7 @@ X, Y = np.random.default_rng(0).normal(size=(12, 4)), np.arange(12) % 2
         lambda device: fit_path(X, Y, [1.0], device=device),
         lambda device: LinearProbe(device=device).fit(X, Y),
         lambda device: fit_attentive(X[:, None], Y, n_heads=1, device=device),
-        lambda device: train_sgd(lambda start: iter(()), (4,), 2, 1, SGDConfig(), device=device),
+        lambda device: train_sgd([], 4, 2, 1, SGDConfig(), device=device),
     ],
     ids=["path", "estimator", "attentive", "sgd"],
 )
