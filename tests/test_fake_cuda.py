@@ -18,8 +18,9 @@ from igpt_model.process_group import Ranks
 from igpt_model.training.config import TrainConfig
 from igpt_model.training.engine import Engine
 from probekit.evaluate.concat import concat
-from probekit.evaluate.layer_geometry import linear_cka, rankme, two_nn_dimension
+from probekit.evaluate.layer_geometry import linear_cka, two_nn_dimension
 from probekit.evaluate.sweep import sweep
+from probekit.features.inspect import rankme
 from probekit.probes import LinearProbe, fit_path, get_protocol
 from probekit.probes.knn import knn_proba
 from probekit.probes.ridge import fit_ridge

@@ -12,6 +12,7 @@ import torch
 
 from igpt_model import atomic
 from igpt_model.devices import to_device
+from probekit.features.inspect import rankme
 from probekit.features.lazy_features import read_features
 from probekit.features.readable import Features
 from probekit.features.store import FeatureStore
@@ -22,10 +23,9 @@ from probekit.runtime.progress import Progress
 if TYPE_CHECKING:
     import pandas as pd
 
-WIDEST = 8192  # a matrix larger than this both ways would cost more than the probe
 TWO_NN_ROWS = 5000  # the estimate's relative error is about 1 / sqrt(rows)
 DISCARDED = 0.1  # share of the largest distance ratios that the fit leaves out, as in the paper
-BLOCK, RANK_ROWS = 512, 1 << 14
+BLOCK = 512
 
 
 def geometry(
@@ -79,25 +79,6 @@ def geometry(
                 stacklevel=2,
             )
     return frame
-
-
-def rankme(X: Any, device: str = "cpu") -> float | None:
-    """exp of the entropy of the singular values of X (N, D), as shares of their sum (Garrido et al. 2023, equation 1).
-
-    The columns are not centred, as in the paper; between 1 and min(N, D). None when min(N, D) is above 8,192.
-    Computed in float64 on `device`.
-    """
-    if min(X.shape) > WIDEST:
-        return None
-    tall = X.shape[1] <= X.shape[0]
-    gram: Any = 0.0
-    for start in range(0, len(X) if tall else 1, RANK_ROWS):
-        block = to_device(X[start : start + RANK_ROWS] if tall else X[:], device, torch.float64)
-        gram = gram + (block.T @ block if tall else block @ block.T)
-    values = torch.linalg.eigvalsh(gram).clamp_min(0.0).sqrt()
-    shares = values / values.sum() + 1e-7  # the paper's epsilon
-    # all-zero features have no shares: rank 0
-    return float((-(shares * shares.log()).sum()).exp().nan_to_num(0.0))
 
 
 def two_nn_dimension(X: Any, device: str = "cpu") -> float | None:

@@ -25,8 +25,8 @@ from igpt_model.checked_json import Text, check_json
 from igpt_model.devices import find_device, to_device
 from igpt_model.differences import differ
 from igpt_model.process_group import current_ranks
-from probekit.evaluate.layer_geometry import rankme
 from probekit.evaluate.training_rows import training_rows
+from probekit.features.inspect import rankme
 from probekit.features.lazy_features import BLOCK_ROWS, fits, read_features, training_features
 from probekit.features.readable import Features
 from probekit.features.store import FeatureStore

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
+from igpt_model.devices import to_device
 from probekit.features.store import FeatureStore
 from probekit.runtime.errors import UserError
 from probekit.runtime.escape import mathtext
@@ -20,6 +22,8 @@ PIECE = 1 << 26
 """Bytes of a layer read at a time."""
 TILES = 1 << 28
 """Bytes of the Gram matrices' tiles that are held at a time."""
+WIDEST = 8192  # a matrix larger than this both ways would cost more than the probe
+RANK_ROWS = 1 << 14
 
 
 def inspect(path: str | Path | FeatureStore, split: str | None = None, rows: int = ROWS) -> "pandas.DataFrame":
@@ -28,9 +32,8 @@ def inspect(path: str | Path | FeatureStore, split: str | None = None, rows: int
     Returns
     -------
     frame with the columns
-        layer, width; mean and std of all values; norm_mean and norm_std (Euclidean norm of a row); effective_rank
-        (exponential of the entropy of the covariance's normalised eigenvalues, Roy and Vetterli 2007); dead_columns
-        (constant over these rows).
+        layer, width; mean and std of all values; norm_mean and norm_std (Euclidean norm of a row); rankme;
+        dead_columns (constant over these rows).
     """
     import pandas
 
@@ -48,22 +51,30 @@ def inspect(path: str | Path | FeatureStore, split: str | None = None, rows: int
                 "std": X.std(),
                 "norm_mean": norms.mean(),
                 "norm_std": norms.std(),
-                "effective_rank": effective_rank(X),
+                "rankme": rankme(X),
                 "dead_columns": int((X.min(axis=0) == X.max(axis=0)).sum()),
             }
         )
     return pandas.DataFrame(lines)
 
 
-def effective_rank(X: np.ndarray) -> float:
-    """exp of the entropy of the eigenvalues of the covariance of X (N, D), as shares of their sum; 0 for constant X."""
-    X = X - X.mean(axis=0)
-    gram = X.T @ X if X.shape[1] <= X.shape[0] else X @ X.T
-    values = np.clip(np.linalg.eigvalsh(gram), 0, None)
-    if values.sum() == 0:
-        return 0.0
-    shares = values[values > 0] / values.sum()
-    return float(np.exp(-(shares * np.log(shares)).sum()))
+def rankme(X: Any, device: str = "cpu") -> float | None:
+    """exp of the entropy of the singular values of X (N, D), as shares of their sum (Garrido et al. 2023, equation 1).
+
+    The columns are not centred, as in the paper; between 1 and min(N, D). None when min(N, D) is above 8,192.
+    Computed in float64 on `device`.
+    """
+    if min(X.shape) > WIDEST:
+        return None
+    tall = X.shape[1] <= X.shape[0]
+    gram: Any = 0.0
+    for start in range(0, len(X) if tall else 1, RANK_ROWS):
+        block = to_device(X[start : start + RANK_ROWS] if tall else X[:], device, torch.float64)
+        gram = gram + (block.T @ block if tall else block @ block.T)
+    values = torch.linalg.eigvalsh(gram).clamp_min(0.0).sqrt()
+    shares = values / values.sum() + 1e-7  # the paper's epsilon
+    # all-zero features have no shares: rank 0
+    return float((-(shares * shares.log()).sum()).exp().nan_to_num(0.0))
 
 
 def cka(

@@ -10,7 +10,8 @@ from sklearn.preprocessing import StandardScaler
 from probekit import FeatureStore, concat, sweep
 from probekit.cli.main import main
 from probekit.evaluate.calibrate import calibrate
-from probekit.evaluate.layer_geometry import geometry, linear_cka, rankme, two_nn_dimension
+from probekit.evaluate.layer_geometry import geometry, linear_cka, two_nn_dimension
+from probekit.features.inspect import rankme
 from probekit.reports.panels import build_panels
 from probekit.reports.tables import layer_frame
 from probekit.results.measured import fit_temperature

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from probekit.evaluate.layer_geometry import linear_cka, rankme, two_nn_dimension
+from probekit.evaluate.layer_geometry import linear_cka, two_nn_dimension
+from probekit.features.inspect import rankme
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 5, 10])

@@ -12,8 +12,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from probekit.evaluate.concat import concat
-from probekit.evaluate.layer_geometry import rankme
 from probekit.evaluate.sweep import sweep
+from probekit.features.inspect import rankme
 from probekit.probes import fit_path, get_protocol
 from probekit.probes.banded import spread
 from probekit.probes.sgd import SGDConfig
