@@ -108,6 +108,8 @@ def _from_config(path: Path, verb: str, arguments: Sequence[Any], words: Sequenc
             raise UserError(f"--config {path}: `probekit {verb}` has no flag {key}.{hint}")
         if value is None or given & set(one.names) or {f"--no-{name[2:]}" for name in one.names} & given:
             continue
+        if isinstance(value, dict):
+            value = [f"{name}={item}" for name, item in value.items()]
         items = value if isinstance(value, list) else [value]
         if any(isinstance(item, list | dict) for item in items):
             raise UserError(

@@ -139,7 +139,7 @@ def study(
     folders = _folders(loaded, out)
     settled = resolve_protocol(protocol, Cs)
     flags = {  # as the command line has them, so that `--config study.json` reads them
-        "encoders": [f"{name}={_described(*own)}" for name, own in series.items()],
+        "encoders": {name: _described(*own) for name, own in series.items()},
         "on": [_asked_for(given, data) for given, data in zip(_listed(datasets), loaded, strict=True)],
         "protocol": settled.name.rstrip("*"),
         "Cs": settled.Cs,
@@ -150,7 +150,7 @@ def study(
         "seeds": seeds,
         "backend": backend,
         "dtype": dtype,
-        "test": [f"{name}={_asked_for(given, extra_tests[name])}" for name, given in tests.items()],
+        "test": {name: _asked_for(given, extra_tests[name]) for name, given in tests.items()},
         "checks": checks,
     }
     settings = {"study": flags, "protocol": settled.resolved()}
