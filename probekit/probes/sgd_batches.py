@@ -21,7 +21,7 @@ Batch = tuple[Any, Any]  # X (B, D), y (B,) class indices
 BUFFER_BYTES = 1 << 30  # of float32 rows; with read-ahead two buffers are held
 BLOCKS = 64  # per buffer
 
-Augment = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
+Augment = Callable[[Any, np.ndarray, np.random.Generator], Any]
 
 
 def array_batches(
