@@ -592,7 +592,8 @@ def parts(verbs: list[str], checks: list[str], state: State, kills: int) -> Iter
             yield from ((check, verb, number) for number in range(CHECKS[check][1]))
     if "pairs" in checks:
         both = [pair for pair in itertools.combinations(VERBS, 2) if set(pair) & set(verbs)]
-        both.sort(key=lambda pair: -sum(verb in SHARING for verb in pair))
+        dear = (*SLOW, "sweep (two workers)")
+        both.sort(key=lambda pair: (not any(set(pair) <= own for own in SHARING), sum(verb in dear for verb in pair)))
         yield from (("pairs", first, following(first).index(second)) for first, second in both)
 
 
