@@ -17,7 +17,7 @@ import torch
 
 from igpt_model.checked_json import open_regular, read_json
 from probekit.runtime.errors import UserError, first_line
-from probekit.runtime.memory import check_npz
+from probekit.runtime.memory import read_npz
 
 # globals that one file may name before it is given up: whole pickled models name a few dozen
 MOST_GLOBALS = 200
@@ -150,9 +150,7 @@ def _load(path: Path) -> Any:
 
         return load_file(path)
     if path.suffix.lower() == ".npz":
-        check_npz(path)
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
+        return read_npz(path)
     if start.startswith(b"version https://git-lfs"):
         raise ValueError("it is a pointer of Git LFS: fetch the file itself with git lfs pull")
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):

@@ -14,7 +14,7 @@ from igpt_model.arguments import checked
 from igpt_model.checked_json import Real
 from probekit.evaluate.runner import Job, Runner, check_kinds, warn_unconverged
 from probekit.evaluate.training_rows import seed_list
-from probekit.features.store import Features
+from probekit.features.readable import Features
 from probekit.probes.probe import PROBES
 from probekit.results.curve import choose_layer
 from probekit.results.journal import Journal

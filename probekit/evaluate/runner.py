@@ -29,7 +29,8 @@ from igpt_model.process_group import current_ranks
 from probekit.evaluate.layer_geometry import rankme
 from probekit.evaluate.training_rows import training_rows
 from probekit.features.lazy_features import BLOCK_ROWS, fits, read_features, training_features
-from probekit.features.store import Features, FeatureStore
+from probekit.features.readable import Features
+from probekit.features.store import FeatureStore
 from probekit.probes.probe import PROBES, FittedProbe, Probe, restore
 from probekit.results.journal import Journal, share_work
 from probekit.results.metrics import score
@@ -202,7 +203,7 @@ class Runner:
     def _own_series(self, name: str) -> str:
         """The series' name: the encoder's, followed by the penalties where the folder has it with other penalties."""
         mine = self.protocol.resolved()
-        for line in self._lines(self.results):
+        for line in self._whole(self.results.lines(), self.results):
             theirs = line["protocol"]
             if line.get("series") == name and line["identity"]["feature_id"] == self.store.id:
                 differing = [key for key in mine if key not in ("name", "source") and mine[key] != theirs.get(key)]
@@ -210,12 +211,13 @@ class Runner:
                     return f"{name}, {grid_words(self.protocol.Cs)}"
         return name
 
-    def _lines(self, journal: Journal) -> list[Mapping[str, Any]]:
-        """The lines of results.jsonl or choices.jsonl, each a record that other programs may have damaged."""
-        lines = journal.lines()
-        for number, line in enumerate(lines, start=1):
+    def _whole(
+        self, lines: Sequence[Mapping[str, Any]], journal: Journal, first: int = 0
+    ) -> Iterator[Mapping[str, Any]]:
+        """Lines of results.jsonl or choices.jsonl after the first ones, each checked: others may have damaged them."""
+        for number, line in enumerate(lines, start=first + 1):
             check_record(line, f"Record {number} of {journal.path}", tested=journal is self.results)
-        return [migrate(line) for line in lines]
+            yield migrate(line)
 
     def refuse_other_settings(self, jobs: Sequence[Job]) -> None:
         """Refuse a folder whose series of the same name was made with other settings, naming what differs.
@@ -226,17 +228,30 @@ class Runner:
         about: dict[str, Any] = {"dtype": self.settings.dtype, "backend": self.settings.backend}
         about["solver"] = self.probe(jobs[0]).version(self.settings)
         mine = {"feature file": self.store.id, **about, "protocol": _without_name(self.protocol.resolved())}
-        for line in [*self._lines(self.results), *self._lines(self.choices)]:
-            if line.get("series") != self.series or (line["reads"] == "tokens") not in reads_tokens:
-                continue
-            identity, names = line["identity"], ("feature_id", "dtype", "backend", "solver_version", "protocol")
-            theirs = {new: identity.get(old) for new, old in zip(mine, names, strict=True)}
-            differing = differ(theirs | {"protocol": _without_name(line["protocol"])}, mine)
-            if differing:
-                raise UserError(
-                    f"{self.results.path} contains series {self.series!r} made otherwise ({differing}): "
-                    "use the same settings, another series name or another output folder."
-                )
+
+        def check(lines: Iterable[Mapping[str, Any]]) -> None:
+            for line in lines:
+                if line.get("series") != self.series or (line["reads"] == "tokens") not in reads_tokens:
+                    continue
+                identity, names = line["identity"], ("feature_id", "dtype", "backend", "solver_version", "protocol")
+                theirs = {new: identity.get(old) for new, old in zip(mine, names, strict=True)}
+                differing = differ(theirs | {"protocol": _without_name(line["protocol"])}, mine)
+                if differing:
+                    raise UserError(
+                        f"{self.results.path} contains series {self.series!r} made otherwise ({differing}): "
+                        "use the same settings, another series name or another output folder."
+                    )
+
+        seen = 0
+
+        def check_new(chosen: Sequence[Mapping[str, Any]]) -> None:
+            nonlocal seen
+            check(self._whole(chosen[seen:], self.choices, seen))
+            seen = len(chosen)
+
+        check(self._whole(self.results.lines(), self.results))
+        check_new(self.choices.lines())
+        self.choices.check = check_new  # another process may begin the series otherwise at the same moment
 
     def layer_widths(self, layers: Sequence[str]) -> list[int]:
         """Columns of each layer."""
