@@ -19,7 +19,7 @@ INT32 = 2**31  # cuML counts rows, columns and entries in 32 bits
 def fit_each(
     LogisticRegression: Any, X: Any, y: Any, weights: Any, Cs: Array, options: dict[str, Any]
 ) -> tuple[Array, NDArray[np.int64]]:
-    """Probes (n_C, R, D+1) on the host and iterations (n_C,) of an estimator of scikit-learn's kind, a fit a penalty."""
+    """Probes (n_C, R, D+1) on the host and iterations (n_C,), by a model of scikit-learn's kind for each penalty."""
     theta, n_iter = [], []
     for C in Cs:
         model = LogisticRegression(C=float(C), **options).fit(X, y, sample_weight=weights)

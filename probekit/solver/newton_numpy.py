@@ -307,7 +307,8 @@ class NumpyNewton:
             return again
         strongest = max(float(self.w @ np.square(self.held[:, :-1]).sum(axis=1)), WAY * l2)
         steps, other = int(np.ceil(np.log(strongest / l2) / np.log(WAY))), self.zero
-        for way, tol in zip(np.geomspace(strongest, l2, steps + 1)[1:], [ROUGH] * (steps - 1) + [self.tol], strict=True):
+        for way in np.geomspace(strongest, l2, steps + 1)[1:]:
+            tol = self.tol if way == l2 else ROUGH
             other, _ = self.fit(way, self.evaluate(other.theta, way), max_steps, tol)
         return min(again, self._sharpen(other, l2), key=lambda point: point.bound)
 

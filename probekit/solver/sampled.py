@@ -12,6 +12,7 @@ Shapes: R coefficient rows, c = D + 1 columns, J moments that are sampled (pairs
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -115,7 +116,7 @@ def class_inverses(loss: MeanLoss, theta: Tensor, l2: float, last: Factor | None
     chunk = max(CHUNK_BYTES.get(theta.device.type, 1 << 28) // (3 * columns * columns * theta.element_size()), 1)
     for some in torch.arange(R, device=theta.device).split(chunk):
         before = None if last is None else last.sketch[:, some]
-        moments = _sampled_moments(loss, theta, _doubt_of(some), mass[some], BLOCK_ROWS_PER_COLUMN, before)
+        moments = _sampled_moments(loss, theta, partial(_doubt, some), mass[some], BLOCK_ROWS_PER_COLUMN, before)
         factor = _cholesky(moments, l2, columns)
         half = torch.linalg.solve_triangular(factor.mT, _noise(columns, factor).expand(len(some), -1, -1), upper=True)
         sketch[:, some] = half.permute(2, 0, 1)
@@ -136,9 +137,9 @@ def _noise(size: int, like: Tensor) -> Tensor:
     return (noise / SKETCH**0.5).to(like.dtype)
 
 
-def _doubt_of(classes: Tensor) -> Callable[[Tensor], Tensor]:
-    """p (1 - p) of some classes, as a function of the probabilities (R, n)."""
-    return lambda p: p[classes] * (1 - p[classes])
+def _doubt(classes: Tensor, p: Tensor) -> Tensor:
+    """p (1 - p) of some classes, from the probabilities (R, n)."""
+    return p[classes] * (1 - p[classes])
 
 
 def _sampled_moments(

@@ -241,8 +241,9 @@ class PathSolver:
         return min(self.factors, key=lambda factor: abs(math.log(factor.l2) - log_l2))
 
     def _new_factor(self, theta: Tensor, l2: float) -> Factor:
-        """A factor at theta; it takes the place of one at the same penalty, or of the oldest if memory holds no more."""
+        """A factor at theta, kept in place of one at the same penalty, or of the oldest if memory holds no more."""
         make, last = pair_factor if self.plan.factor == "pairs" else class_inverses, self.factors[-1:]
         factor = make(self.loss, theta, l2, last[0] if last else None)
-        self.factors = [own for own in self.factors if own.l2 != l2][-self.plan.most_factors + 1 :] + [factor]
+        others = [own for own in self.factors if own.l2 != l2]
+        self.factors = [*others[1 - self.plan.most_factors :], factor]
         return factor
