@@ -268,11 +268,10 @@ class NumpyNewton:
             np.fill_diagonal(covariance, -covariance.sum(axis=1))
         return regular_intercepts(torch.from_numpy(covariance)[None])[0].numpy()
 
-    def follow(self, l2s: Array, max_steps: int, starts: Array | None = None) -> Certified:
+    def follow(self, l2s: Array, max_steps: int) -> Certified:
         """Probes of penalties (P,), weak to strong, solved from strong to weak.
 
-        Each starts from the last one, an extrapolation or its own of `starts` (P, R, D+1), of the rows as given,
-        whichever has the least loss.
+        Each starts from the last one or an extrapolation, whichever has less loss.
         """
         P, passes = len(l2s), np.ones(len(l2s), np.int64)
         found: dict[int, _Point] = {}
@@ -284,8 +283,6 @@ class NumpyNewton:
                 if len(x) > 1 and np.diff(x, prepend=0.0).max() > math.log(LEAST_RATIO):
                     thetas = [found[j].theta for j in known]
                     candidates.append(np.tensordot(lagrange(0.0, x, 2), thetas, axes=1))
-                if starts is not None:
-                    candidates.append(self._from_given(starts[i]))
                 starts_at = [self.evaluate(theta, l2, solve_intercept=not self.whole) for theta in candidates]
                 if not found:
                     zero = self.zero
@@ -513,18 +510,6 @@ class NumpyNewton:
     def _largest(self, gradient: Array) -> float:
         """max|g| of centred rows: a mean of 1e8 times the rounding of the intercepts' gradient says nothing."""
         return float(np.abs(self._columns(gradient)).max())
-
-    def _from_given(self, theta: Array) -> Array:
-        """Solver parameters (R, c+1) from those of the rows as given (R, D+1)."""
-        W = theta[:, :-1]
-        return np.column_stack([W if self.basis is None else W @ self.basis, theta[:, -1] + W @ self.moved])
-
-    def certify(self, theta: Array, l2s: Array) -> Certified:
-        """The certificates of probes (P, R, D+1) of the rows as given."""
-        with np.errstate(all="ignore"):
-            points = [self.evaluate(self._from_given(t), l2) for t, l2 in zip(theta, l2s, strict=True)]
-            points = [self._sharpen(at, l2) for at, l2 in zip(points, l2s, strict=True)]
-        return self._certified(points, np.ones(len(l2s), np.int64), np.ones(len(l2s), bool))
 
     def _certified(self, points: list[_Point], passes: Array, stalled: Array) -> Certified:
         theta = np.stack([self._columns(at.theta) for at in points])

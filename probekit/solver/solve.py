@@ -60,8 +60,6 @@ def solve(data: WeightedData, l2: NDArray[np.float64], tol: float, max_iter: int
 
 def certify(data: WeightedData, theta: NDArray[np.float64], l2: NDArray[np.float64]) -> Certified:
     """Certify probes made elsewhere: theta (P, R, D+1) of the rows as given."""
-    if whole_columns(data) <= WHOLE_COLUMNS:
-        return NumpyNewton(data, 0.0).certify(theta, l2)
     solver = PathSolver(data, torch.from_numpy(l2).to(data.device), CERTIFY_TOL, 0)
     start = solver.coordinates.from_original(torch.from_numpy(theta).to(data.device))
     refined = solver.newton(start, solver.l2, solver.low, solver.kronecker(start, solver.l2), 30, RETRY_PRODUCTS)
@@ -138,7 +136,7 @@ class PathSolver:
         """Fits that stayed open by a slower, more reliable method: whole Hessians, or without sampled factors."""
         if self.plan.in_memory and whole_columns(self.data) <= WHOLE_COLUMNS:
             problem, penalties = NumpyNewton(self.data, self.tol), self.l2.numpy()[open_]
-            certified.put(open_, problem.follow(penalties, self.max_iter, certified.theta[open_]))
+            certified.put(open_, problem.follow(penalties, self.max_iter))
             return certified
         self._refine(open_.tolist(), self.at.theta[open_], products=RETRY_PRODUCTS)
         return self.summarise(self.at, self.low).take(np.arange(self.asked))

@@ -81,9 +81,8 @@ def ordinary_problem(seed):
         if len(np.unique(y[rows])) > 1:
             X, y = X[rows], y[rows]
     noise = rng.choice([0, 0, 0.1, 0.25, 0.5]) if len(y) < 1000 else 0.0
-    wrong = rng.random(len(y)) < noise
-    y = np.where(wrong, rng.permutation(y), y)
-    y = np.unique(y, return_inverse=True)[1]
+    noisy = np.where(rng.random(len(y)) < noise, rng.permutation(y), y)
+    y = np.unique(noisy if len(np.unique(noisy)) > 1 else y, return_inverse=True)[1]
     weights = np.ones(len(y))
     weighting = str(rng.choice(["none", "none", "zeros", "uneven", "balanced"]))
     if weighting == "zeros":

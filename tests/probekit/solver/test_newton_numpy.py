@@ -76,15 +76,6 @@ def test_what_it_is_not_meant_for_is_left_to_the_path():
     assert fit_in_numpy(rows, np.array([1e-2]), TOL, 2000) is None
 
 
-def test_a_start_at_the_answer_ends_at_once():
-    X, y = problem(300, 30, 6)
-    rows = read_inputs(X, y, [1.0], None, False, "cpu", None).rows
-    method, l2 = NumpyNewton(rows, TOL, X), np.array([1 / 300])
-    first = method.follow(l2, 25)
-    again = method.follow(l2, 25, first.theta)
-    assert again.figures["n_iter"][0] < first.figures["n_iter"][0] / 3
-
-
 @settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
