@@ -88,10 +88,12 @@ class PathSolver:
         self.plan = make_plan(data, len(l2))
         negligible = LEFT_OUT * tol * float(l2[0]) if max_iter else -1.0
         self.coordinates = find_coordinates(data, self.plan.in_memory, negligible)
-        self.strong = STRONG * float(self.coordinates.eigenvalues.max())
-        if max_iter:
-            l2 = torch.cat([l2, self._way_to(float(l2[-1])).to(l2)])
-        self.l2, self.log_l2 = l2, l2.log().tolist()  # on the host: reading one from a GPU waits for it
+        strong = STRONG * float(self.coordinates.eigenvalues.max())
+        if max_iter:  # stronger ones on the way to the strongest asked for, where that is too weak to start from zero
+            steps = math.floor(math.log(max(strong / float(l2[-1]), 1.0)) / math.log(NODE_RATIO))
+            l2 = torch.cat([l2, l2[-1] * NODE_RATIO ** torch.arange(1, steps + 1).to(l2)])
+        # on the host: reading one from a GPU waits for it
+        self.l2, self.log_l2, self.weak = l2, l2.log().tolist(), (l2 < strong).tolist()
         self.exact = MeanLoss(self.coordinates.exact, self.coordinates.left_out)
         self.loss = MeanLoss(self.coordinates.data)
         self.bound = GapBound(self.exact)
@@ -115,14 +117,14 @@ class PathSolver:
         nodes = choose_nodes(self.log_l2)
         if len(nodes) * self.R > SIDE_BY_SIDE:
             nodes = choose_nodes(self.log_l2, CLOSE_RATIO)
-        first = next((k for k, node in enumerate(nodes) if self.log_l2[node] >= math.log(self.strong)), len(nodes) - 1)
+        first = next((k for k, node in enumerate(nodes) if not self.weak[node]), len(nodes) - 1)
         self._solve(nodes[first:])  # strong ones together, from zero
         self.nodes = nodes[first:]
         for node in reversed(nodes[:first]):
             self._solve([node], self._factor_for(node))
             self.nodes.append(node)
         rest = sorted(set(range(len(self.l2))) - set(nodes))
-        nearest = [self._nearest_factor(self.log_l2[i]) for i in rest]
+        nearest = [self._nearest_factor(i) for i in rest]
         for factor in dict.fromkeys(nearest):
             self._solve([i for i, own in zip(rest, nearest, strict=True) if own is factor], factor)
         self.n_iter[self.asked - 1] += self.n_iter[self.asked :].sum()
@@ -140,11 +142,6 @@ class PathSolver:
             return certified
         self._refine(open_.tolist(), self.at.theta[open_], products=RETRY_PRODUCTS)
         return self.summarise(self.at, self.low).take(np.arange(self.asked))
-
-    def _way_to(self, l2: float) -> Tensor:
-        """Stronger penalties on the way to the strongest one asked for, where that is too weak to start from zero."""
-        steps = math.floor(math.log(max(self.strong / l2, 1.0)) / math.log(NODE_RATIO))
-        return l2 * NODE_RATIO ** torch.arange(1, steps + 1, dtype=torch.float64)
 
     def largest(self, gradient: Tensor) -> Tensor:
         """max|g| (P,) of gradients (P, R, r+1) in the columns of the centred rows.
@@ -233,10 +230,10 @@ class PathSolver:
             return self.factors[-1] if self.factors else None
         return self._new_factor(self._start([node])[0], l2)
 
-    def _nearest_factor(self, log_l2: float) -> Factor | None:
-        if log_l2 >= math.log(self.strong) or not self.factors:
-            return None
-        return min(self.factors, key=lambda factor: abs(math.log(factor.l2) - log_l2))
+    def _nearest_factor(self, number: int) -> Factor | None:
+        """The factor that serves a penalty between nodes: none if it is strong."""
+        apart = [abs(math.log(factor.l2) - self.log_l2[number]) for factor in self.factors]
+        return self.factors[int(np.argmin(apart))] if self.weak[number] and apart else None
 
     def _new_factor(self, theta: Tensor, l2: float) -> Factor:
         """A factor at theta, kept in place of one at the same penalty, or of the oldest if memory holds no more."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.exceptions import ConvergenceWarning
 
 from probekit.solver.inputs import read_inputs
-from probekit.solver.newton_numpy import NumpyNewton, fit_in_numpy
+from probekit.solver.newton_numpy import fit_in_numpy
 from probekit.solver.path import fit_path
 from tests.probekit.solver.reference import objective, optimum
 
