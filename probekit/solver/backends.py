@@ -32,7 +32,7 @@ def fit_backend(name: str, rows: WeightedData, l2s: Array, tol: float, max_iter:
         raise UserError(f"backend {name!r} is not known; choose torch, sklearn or cuml.")
     # their tol is of a gradient, ours is a relative gap: they get one tight enough to certify
     theta, n_iter, version = fitters[name](rows, l2_to_C(l2s, len(rows)), min(1e-4, tol) * 1e-3, max_iter)
-    certified = certify(rows, theta, l2s)
+    certified = certify(rows, theta, l2s, tol)
     certified.figures["n_iter"] = n_iter
     certified.figures["stop_reason"] = np.where(certified.converged(tol), "converged", "backend stopped")
     return certified, f"{name}-{version}", ""

@@ -29,7 +29,7 @@ DEGREE = 5  # of the polynomial between nodes
 LEFT_OUT = 1e-2  # share of the tolerance that directions left out of the basis may add to a gap
 ONE_THREAD_ENTRIES = 1 << 19  # X of fewer entries is solved by one thread
 RETRY_PRODUCTS = 2000
-CERTIFY_TOL = 1e-6  # to which the optimum is found that a probe made elsewhere is compared with
+CERTIFY_SHARE = 0.1  # of the tolerance, to which the optimum is found that a probe made elsewhere is compared with
 WHOLE_COLUMNS = 2000  # of the whole Hessian, for a fit that conjugate gradients left open
 
 
@@ -58,9 +58,9 @@ def solve(data: WeightedData, l2: NDArray[np.float64], tol: float, max_iter: int
     return certified.take(place), plan
 
 
-def certify(data: WeightedData, theta: NDArray[np.float64], l2: NDArray[np.float64]) -> Certified:
-    """Certify probes made elsewhere: theta (P, R, D+1) of the rows as given."""
-    solver = PathSolver(data, torch.from_numpy(l2).to(data.device), CERTIFY_TOL, 0)
+def certify(data: WeightedData, theta: NDArray[np.float64], l2: NDArray[np.float64], tol: float) -> Certified:
+    """Certify probes made elsewhere: theta (P, R, D+1) of the rows as given, which are asked to be within `tol`."""
+    solver = PathSolver(data, torch.from_numpy(l2).to(data.device), CERTIFY_SHARE * tol, 0)
     start = solver.coordinates.from_original(torch.from_numpy(theta).to(data.device))
     refined = solver.newton(start, solver.l2, solver.low, solver.kronecker(start, solver.l2), 30, RETRY_PRODUCTS)
     return solver.summarise(solver.exact.evaluate(start, solver.l2), refined.low)
