@@ -138,10 +138,11 @@ def study(
     series = _by_name([(spec, load_as(spec, name, device, loaded[0])) for name, spec in specs])
     folders = _folders(loaded, out)
     settled = resolve_protocol(protocol, Cs)
-    settings = {
-        "encoders": {name: _described(spec, encoder) for name, (spec, encoder) in series.items()},
-        "datasets": {data.name: _asked_for(given, data) for given, data in zip(_listed(datasets), loaded, strict=True)},
-        "protocol": settled.resolved(),
+    flags = {  # as the command line has them, so that `--config study.json` reads them
+        "encoders": {name: _described(*own) for name, own in series.items()},
+        "on": [_asked_for(given, data) for given, data in zip(_listed(datasets), loaded, strict=True)],
+        "protocol": settled.name.rstrip("*"),
+        "Cs": settled.Cs,
         "window": window,
         "greedy_width": greedy_width,
         "controls": controls,
@@ -149,9 +150,10 @@ def study(
         "seeds": seeds,
         "backend": backend,
         "dtype": dtype,
-        "tests": {name: _asked_for(given, extra_tests[name]) for name, given in tests.items()},
-        "checks": tuple(checks),
+        "test": {name: _asked_for(given, extra_tests[name]) for name, given in tests.items()},
+        "checks": checks,
     }
+    settings = {"study": flags, "protocol": settled.resolved()}
     _open(out, settings)
     show_stage = progress or (lambda *_: None)
     solving: dict[str, Any] = {"protocol": settled, "backend": backend, "device": device}
@@ -166,6 +168,7 @@ def study(
         for name, encoder in here.items():
             show = partial(show_stage, f"extract {name}", "images")
             stores[name] = extract(encoder, data, folder / "features" / f"{file_name(name)}.h5", progress=show, **how)
+            _open(out, settings)  # another study may have begun at the same moment
         for name, store in stores.items():
             show = partial(show_stage, f"probe {name}", "fits")
             sweep(store, out=folder, series=name, seeds=seeds, checks=checks, progress=show, **solving)
@@ -225,20 +228,26 @@ def _asked_for(given: Any, data: Dataset) -> str:
 
 
 def _open(out: Path, settings: Mapping[str, Any]) -> None:
-    """Write study.json, or refuse a folder of a study with other settings, naming what differs."""
+    """Write study.json, or refuse a folder of a study with other settings, naming what differs.
+
+    That of a study which failed before its first features is overwritten.
+    """
     path, mine = out / SETTINGS_NAME, as_json(settings)
+    begun = any(out.glob("features/*.h5")) or any(out.glob("*/features/*.h5"))
     try:
         there = read_json(path, dict)
     except (FileNotFoundError, NotADirectoryError):
+        there = None
+    except UserError as error:
+        raise UserError(f"{str(error).rstrip('.')}: delete it, and run the same command again.") from None
+    differing = "" if there is None else differ(there, mine)
+    if begun and differing:
+        raise UserError(f"{out} contains another study ({differing}): choose another --out.")
+    if there is None or differing:
         try:
             atomic.write_json(path, mine)
         except OSError as error:
             raise UserError(f"{out} cannot be written ({error.strerror}): choose another --out.") from None
-        return
-    except UserError as error:
-        raise UserError(f"{str(error).rstrip('.')}: delete it, and run the same command again.") from None
-    if differing := differ(there, mine):
-        raise UserError(f"{out} contains another study ({differing}): choose another --out.")
 
 
 def _by_name(loaded: Sequence[tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
