@@ -5,6 +5,7 @@ n layers probed, N test rows, S draws: pre-training runs or draws of the trainin
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,7 @@ class Curve:
         """What the others are compared with: the last layer, or the deepest one probed by its number."""
         return f"layer {self.depths[-1]}" if self.last_depth in self.unprobed_ends else "the last layer"
 
+    @cached_property
     def minus_last(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Value minus the last layer's, and its simultaneous 95 % band: difference, low, high, each (n,).
 
@@ -127,6 +129,7 @@ class Curve:
         rows_Mn = self.rows()
         return self.values - self.values[-1], *simultaneous_band(rows_Mn, rows_Mn[:, -1])
 
+    @cached_property
     def not_worse(self) -> np.ndarray:
         """Which layers are not significantly (5 %) worse than the chosen one: bool (n,)."""
         sign = 1 if self.metric.larger_is_better else -1
@@ -425,7 +428,7 @@ def verdict(curve: Curve) -> Verdict:
         p=p,
         p_rise=p_rise,
         p_fall=p_fall,
-        not_below=tuple(np.array(curve.layers)[curve.not_worse()].tolist()),
+        not_below=tuple(np.array(curve.layers)[curve.not_worse].tolist()),
         warnings=_warnings(curve),
     )
 
