@@ -108,7 +108,8 @@ def run_training(
                 track.log(training_scalars(seen), seen["step"])
                 print_record(seen)
     if is_rank0() and watch.probe_every:
-        say("\n".join(curve_history(read_probes(out))))
+        for line in curve_history(read_probes(out)):
+            say(line)
     return last
 
 

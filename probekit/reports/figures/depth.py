@@ -23,6 +23,7 @@ from probekit.reports.figures.style import (
     RANDOM,
     RULE,
     FigureOptions,
+    brief,
     points,
 )
 from probekit.reports.panels import relabelled
@@ -40,7 +41,6 @@ Look = dict[str, Any]
 Slots = Sequence[tuple[float, int, "Concatenated"]]
 """Of each concatenation: its abscissa right of the last layer, the number of its series, and itself."""
 DASHED: Look = {"linewidth": 0.9, "linestyle": (0, (2, 2)), "zorder": 1}
-MOST_LABEL = 80  # characters of a name in a figure
 MOST_SLOTS = 4
 LETTER = 0.068  # inches, about, of a letter below the axis
 LEAST_HEIGHT = 1.6  # inches of both axes together
@@ -319,7 +319,7 @@ def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     height = figure.get_size_inches()[1] * axes.get_position().height * 72
     line_height = (high - low) * points(11.5) / height
     ends = sorted(ends, key=lambda end: end[0])
-    wrapped = ["\n".join(textwrap.wrap(label[:MOST_LABEL], 10)) for _, label, _ in ends]
+    wrapped = ["\n".join(textwrap.wrap(brief(label), 10)) for _, label, _ in ends]
     heights = [line_height * (text.count("\n") + 1) for text in wrapped]
     for centre, text, (_, _, colour) in zip(spread([end[0] for end in ends], heights), wrapped, ends, strict=True):
         axes.annotate(
