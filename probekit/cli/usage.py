@@ -157,7 +157,7 @@ def _from_config(path: Path, verb: str, arguments: Sequence[Any], words: Sequenc
             hint = did_you_mean(str(key), by_name) or f" See `probekit {verb} --help`."
             raise UserError(f"--config {path}: `probekit {verb}` has no flag {key}.{hint}")
         if (other := seen.setdefault(one.name, str(key))) != str(key):
-            raise UserError(f"--config {path}: {other} and {key} are one flag; leave one of them out.")
+            raise UserError(f"--config {path}: {other!r} and {key!r} are one flag; leave one of them out.")
         if value is None or given & set(one.names) or {f"--no-{name[2:]}" for name in one.names} & given:
             continue
         items = value if isinstance(value, list) else [value]

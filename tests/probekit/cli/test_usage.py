@@ -107,7 +107,7 @@ def test_a_tag_that_yaml_cannot_build_is_one_sentence(value, tmp_path, capsys):
         ("steps: false", "steps is False"),
         ("tensorboard: 'no'", "tensorboard is 'no'; expected true or false"),
         ("dataset: yes\ndataset: no", "the key 'dataset' is there twice"),
-        ("n-layer: 1\nn_layer: 2", "n-layer and n_layer are one flag"),
+        ("n-layer: 1\nn_layer: 2", "'n-layer' and 'n_layer' are one flag"),
         ("config: other.yaml", "no flag config"),
         ("steps: 1:30", "--steps is '1:30'"),
         ("steps: 2.6", "--steps is '2.6'; expected a whole number"),
