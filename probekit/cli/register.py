@@ -10,6 +10,7 @@ import __future__
 import ast
 import builtins
 import inspect
+import os
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -245,6 +246,11 @@ def _refuse_idle(entry: Verb, given: Mapping[str, Any]) -> None:
             raise UserError(f"{_dashed(name)} changes nothing without {need}; add that, or leave {_dashed(name)} out.")
 
 
+def _at_home(value: Any) -> Any:
+    """A path whose ~ the shell has left alone, as in --out=~/x, with the home folder in its place."""
+    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
+
+
 def command(verb: str, entry: Verb) -> Callable[..., None]:
     """The function that cyclopts registers: it calls the verb's function and shows what that returns."""
     module, _, name = entry.function.partition(":")
@@ -289,6 +295,7 @@ def command(verb: str, entry: Verb) -> Callable[..., None]:
     bundles: dict[str, Any] = {one.name: type(one.default) for one in own.values() if is_dataclass(one.default)}
 
     def call(*args: Any, **given: Any) -> None:
+        args, given = tuple(map(_at_home, args)), {flag: _at_home(value) for flag, value in given.items()}
         console.settle(**{flag: given.pop(flag, False) for flag in COMMON})
         given.pop("config_file", None)
         given |= dict(zip(arguments, args, strict=False))

@@ -3,7 +3,8 @@
 N rows of a split, D width of a layer, L layers.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -184,12 +185,12 @@ class FeatureStore:
         """`labels`, `row_ids` or `image_hashes` of a split."""
         if column not in layout.ROW_COLUMNS:
             raise UserError(f"There is no column {column!r}; a split has {', '.join(layout.ROW_COLUMNS)}.")
-        with reading(self.path) as file:
+        with self._file() as file:
             return file[layout.column_path(self.named_split(split), column)][()]
 
     def ledger(self, split: str) -> np.ndarray:
         """The checksums of a split's blocks, uint64 (n_blocks, L + 2)."""
-        with reading(self.path) as file:
+        with self._file() as file:
             return file[layout.ledger_path(self.named_split(split))][()]
 
     def shards(self) -> list[tuple["FeatureStore", dict[str, int]]]:
@@ -218,7 +219,7 @@ class FeatureStore:
         """Rows of one layer of one split in the type they are stored as, (N, D)."""
         name = self.layer(layer)
         if not self._shards:
-            with reading(self.path) as file:
+            with self._file() as file:
                 return layout.read_rows(file, layout.layer_path(self.named_split(split), name), rows)
         start, stop, _ = rows.indices(self.header.splits[self.named_split(split)])
         X = np.empty((max(0, stop - start), self.widths[self.layers.index(name)]), dtype=self.dtype)
@@ -229,6 +230,14 @@ class FeatureStore:
                 if low < high:
                     X[low - start : high - start] = shard.stored(split, name, slice(low - begin, high - begin))
         return X
+
+    @contextmanager
+    def _file(self) -> Iterator[Any]:
+        """The file, which must still be the one that was opened."""
+        with reading(self.path) as file:
+            if attribute(file, "id") != self.id:
+                raise UserError(f"{self.path} was replaced by other features since it was opened; open it again.")
+            yield file
 
     def _check_cover(self) -> None:
         """Refuse unless the shards hold every row of every split once."""

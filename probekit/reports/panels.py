@@ -310,6 +310,8 @@ def collect_records(results: str | Path | Iterable[str | Path]) -> list[Record]:
         A path holds no results, or nothing has been recorded yet.
     """
     paths = [results] if isinstance(results, str | Path) else list(results)
+    if not paths:
+        raise UserError("No results were given; give folders with a results.jsonl, as `probekit sweep` makes.")
     records = read_records(*paths)
     if not records:
         raise UserError(f"{', '.join(map(str, paths))} contains no finished probe yet: run `probekit sweep` first.")

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from igpt_model import atomic
-from igpt_model.arguments import checked
+from igpt_model.arguments import WrongType, checked
 from probekit.reports.figures.depth import depth_figure
 from probekit.reports.figures.metric_grid import metric_frame, metric_panels
 from probekit.reports.figures.style import FORMATS, save_figure, style
@@ -97,6 +97,9 @@ def write_report(
             for (name, draw), stem in zip(figures.items(), stems, strict=True):
                 with style():
                     figure = draw(panel)
+                    if not hasattr(figure, "savefig"):
+                        made = type(figure).__name__
+                        raise WrongType(f"figures[{name!r}] made {made}; write_report expected a matplotlib Figure.")
                     written = save_figure(figure, out / f"{stem}{suffix}")
                 own[f"figure {name}"] = [*written, write_points(line_frame(figure), out / f"{stem}{suffix}.csv")]
         page = out / "index.html"

@@ -137,6 +137,15 @@ def test_streams_that_take_nothing(streams, code, tmp_path):
     assert verify(tmp_path / "g.h5").errors == []
 
 
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_features(tmp_path / "f.h5", (1,))
+    assert main(["compress", "~/f.h5", "--out=~/g.h5"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix) == ["f.h5", "g.h5"]
+    assert not (tmp_path / "~").exists()
+
+
 def test_a_current_folder_that_is_gone(tmp_path, monkeypatch, capsys):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
