@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from igpt_model import atomic
 from igpt_model.ranges import INCHES, POINTS, check_range
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, first_line
 from probekit.runtime.escape import visible
 
 if TYPE_CHECKING:
@@ -55,7 +55,12 @@ def style(salt: str = "figure", text_as_paths: bool = True, font_size: float = B
     SVG identifiers are derived from `salt`, so that the same figure gives the same bytes. Text is drawn as paths in
     files that travel alone; SVG inside a page uses the page's own type. All sizes of type follow `font_size` (points).
     """
-    import matplotlib as mpl
+    try:
+        import matplotlib as mpl
+    except ValueError as error:
+        raise UserError(
+            f"matplotlib cannot be imported ({first_line(error)}); check MPLBACKEND in the environment."
+        ) from None
 
     sheet = mpl.rc_params_from_file(Path(__file__).with_suffix(".mplstyle"), use_default_template=False)
     with mpl.rc_context():

@@ -1,6 +1,7 @@
 """The command itself: help, unknown verbs, exit codes, one sentence for the user's errors."""
 
 import errno
+import os
 import re
 import signal
 import subprocess
@@ -135,6 +136,22 @@ def test_streams_that_take_nothing(streams, code, tmp_path):
     assert done.returncode in (code, 0 if "head" in streams else code), done.stderr  # all may be in the pipe already
     assert not re.search("Traceback|Exception ignored", done.stderr)
     assert verify(tmp_path / "g.h5").errors == []
+
+
+@pytest.mark.parametrize("name", ["RANK", "SOURCE_DATE_EPOCH"])
+@pytest.mark.parametrize("value", ["abc", "", "-1", "01", " 0"])
+def test_an_environment_variable_that_is_no_number(name, value, monkeypatch, capsys):
+    monkeypatch.setenv(name, value)
+    assert main(["datasets"]) == 2
+    assert f"the environment variable {name} is {value!r}" in capsys.readouterr().err
+
+
+def test_a_backend_of_matplotlib_that_is_none(tmp_path):
+    code = "from probekit.reports.figures.style import style\nwith style(): pass"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "MPLBACKEND": "x"}
+    )
+    assert "check MPLBACKEND in the environment" in done.stderr.splitlines()[-1]
 
 
 def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
