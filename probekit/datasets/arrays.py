@@ -18,8 +18,8 @@ from probekit.datasets.labels import NUMBER, class_names, label_array
 from probekit.datasets.parts import Found, Part, assemble
 from probekit.datasets.records import Dataset
 from probekit.datasets.splits import SPLIT_NAMES
+from probekit.runtime import memory
 from probekit.runtime.errors import UserError, first_line
-from probekit.runtime.memory import check_npz
 
 IMAGE_NAMES = ("image", "img", "picture", "pixel_values")
 LABEL_NAMES = ("label", "labels", "target", "targets", "fine_label", "coarse_label", "class", "y")
@@ -219,9 +219,7 @@ def read_npz(path: str) -> Found:
     if not Path(path).is_file():
         raise UserError(f"{path} is not a file; give root=FILE.npz (on the command line --root).")
     try:
-        check_npz(path)
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
+        arrays = memory.read_npz(path)
     except UserError:
         raise
     except Exception as error:

@@ -5,6 +5,7 @@ container beside the weights: argparse's Namespace, Lightning's AttributeDict, a
 stand-in takes the place of each: nothing of that name is imported or called, what it holds is kept as data.
 """
 
+import os
 import re
 import zipfile
 from collections import OrderedDict
@@ -17,7 +18,7 @@ import torch
 
 from igpt_model.checked_json import open_regular, read_json
 from probekit.runtime.errors import UserError, first_line
-from probekit.runtime.memory import check_npz
+from probekit.runtime.memory import read_npz
 
 # globals that one file may name before it is given up: whole pickled models name a few dozen
 MOST_GLOBALS = 200
@@ -110,7 +111,7 @@ def read_state(path: str | Path, state_key: str | None = None) -> dict[str, torc
 
     `state_key` is their key inside nested dictionaries: "model", or "teacher.backbone" for two levels.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
         raise UserError(f"{path} is a folder; give one file." if path.is_dir() else f"There is no weights file {path}.")
     try:
@@ -150,9 +151,7 @@ def _load(path: Path) -> Any:
 
         return load_file(path)
     if path.suffix.lower() == ".npz":
-        check_npz(path)
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
+        return read_npz(path)
     if start.startswith(b"version https://git-lfs"):
         raise ValueError("it is a pointer of Git LFS: fetch the file itself with git lfs pull")
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):

@@ -12,7 +12,7 @@ import numpy as np
 
 from igpt_model import atomic
 from probekit.evaluate.runner import Job, Runner
-from probekit.features.store import Features
+from probekit.features.readable import Features
 from probekit.probes.probe import PROBES
 from probekit.results.measured import CALIBRATION, SCALED, apply_temperature, csv_table, fit_temperature
 from probekit.results.metrics import METRICS
@@ -100,7 +100,7 @@ def calibrate(
         problem = f"{'; '.join(left_out[:3])}: a class has validation rows only, so there is no temperature to fit"
         if not rows:
             raise UserError(f"No probe can be calibrated ({problem}); sweep with more rows.")
-        warnings.warn(f"{len(left_out)} probes are left out ({problem}).", stacklevel=2)
+        warnings.warn(f"Probes left out: {len(left_out)} ({problem}).", stacklevel=2)
     frame, path = pd.DataFrame(rows), runner.out / CALIBRATION
     stored = csv_table(path) if path.is_file() else frame[:0]
     others = stored[~stored["record"].isin(frame["record"])]

@@ -15,7 +15,7 @@ from probekit.datasets.splits import stratified_holdout
 from probekit.evaluate.runner import Job, Runner, check_kinds, warn_unconverged
 from probekit.evaluate.training_rows import seed_list
 from probekit.features.memory_store import MemoryStore
-from probekit.features.store import Features
+from probekit.features.readable import Features
 from probekit.probes.probe import PROBES
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError
@@ -134,10 +134,10 @@ def sweep(
         raise UserError("No layer was given; give a dict or list of one or more arrays (rows, width).")
     if isinstance(features, Mapping):
         features = from_arrays(features, y)
-        if out is None:
-            out = temporary_folder()
     elif y is not None:
         raise UserError("y was given with a feature file, which contains its own labels; leave y out.")
+    if out is None and isinstance(features, MemoryStore):
+        out = temporary_folder()
     runner = Runner(features, out, resolved, None, series, make_settings(backend, device, dtype, parallel))
     names = choose_names(runner.store, layers)
     draws = seed_list((DRAWS if per_class else 1) if seeds is None else seeds)

@@ -20,7 +20,7 @@ from probekit.datasets.splits import stratified_holdout
 from probekit.features.memory_store import check_rows
 from probekit.features.store import FeatureStore
 from probekit.runtime.errors import UserError, first_line
-from probekit.runtime.memory import check_npz
+from probekit.runtime.memory import read_npz
 
 LABEL_KEYS = ("labels", "label", "y", "targets", "target")
 # what pandas and data bases call a column that numbers the rows
@@ -156,9 +156,7 @@ def _load(path: Path) -> Any:
             check_npy(path, array)
             return array
         if path.suffix == ".npz":
-            check_npz(path)
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
+            return read_npz(path)
         if path.suffix in (".pt", ".pth"):
             return torch.load(path, map_location="cpu", weights_only=True)
         if path.suffix == ".csv":

@@ -15,6 +15,7 @@ from igpt_model.hashing import hash_arrays, hash_json
 from probekit.features import format as layout
 from probekit.features.format import Header, file_layer_names
 from probekit.features.provenance import refuse_other, versions
+from probekit.features.readable import Readable
 from probekit.features.validate import attribute, read_header
 from probekit.features.writer import FeatureWriter, create_skeleton, write_lock
 from probekit.runtime.errors import UserError
@@ -22,7 +23,7 @@ from probekit.runtime.errors import UserError
 ROWS_A_BLOCK = 4096
 
 
-class MemoryStore:
+class MemoryStore(Readable):
     """Features in memory, to be probed like those of a file.
 
     Parameters

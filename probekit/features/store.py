@@ -5,60 +5,19 @@ N rows of a split, D width of a layer, L layers.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 
 from igpt_model.arguments import checked
 from probekit.features import format as layout
+from probekit.features.readable import Readable
 from probekit.features.validate import attribute, read_classes, read_header, reading
 from probekit.runtime.errors import UserError
 
 
-class Features(Protocol):
-    """Features of several layers and splits, in a file (`FeatureStore`) or in memory (`MemoryStore`).
-
-    Attributes
-    ----------
-    layers, widths : names, shallow to deep, and columns of each
-    splits : names
-    id : identity of data and provenance
-    encoder, dataset : provenance
-    classes : names of the labels; empty where unknown
-    path : of the file; None in memory
-    """
-
-    layers: tuple[str, ...]
-    widths: tuple[int, ...]
-    splits: tuple[str, ...]
-    id: str
-    encoder: dict[str, Any]
-    dataset: dict[str, Any]
-    classes: tuple[str, ...]
-
-    @property
-    def path(self) -> Path | None: ...
-
-    def layer(self, layer: str | int) -> str:
-        """The name of a layer given by name or index; an unknown one raises `UserError`."""
-        ...
-
-    def labels(self, split: str) -> np.ndarray:
-        """int64 (N,)"""
-        ...
-
-    def row_ids(self, split: str) -> np.ndarray:
-        """int64 (N,), the position of each row in the source"""
-        ...
-
-    def stored(self, split: str, layer: str | int, rows: slice = slice(None)) -> np.ndarray:
-        """Rows of one layer of one split in the type they are stored as, (N, D)."""
-        ...
-
-
-class FeatureStore:
+class FeatureStore(Readable):
     """A complete feature file, open for reading. It holds no file handle: it may be pickled, and shared by processes.
 
     Attributes
@@ -118,11 +77,6 @@ class FeatureStore:
         write_arrays(path, splits, encoder or {}, dataset or {}, **options)
         return cls(path)
 
-    @property
-    def tests(self) -> tuple[str, ...]:
-        """The splits that probes are tested on: "test", then the further test sets."""
-        return tuple(split for split in self.splits if split not in ("train", "val"))
-
     @checked
     def layer(self, layer: str | int) -> str:
         """The file's name of a layer given by that name, the encoder's name, or its index (-1: the deepest)."""
@@ -133,28 +87,6 @@ class FeatureStore:
         if layer in self.header.layer_names:
             return self.layers[self.header.layer_names.index(str(layer))]
         raise UserError(f"{self.path} has no layer {layer!r}; it has {', '.join(self.layers)}.")
-
-    def read(self, split: str, layer: str | int) -> tuple[np.ndarray, np.ndarray]:
-        """One layer of one split, read in one piece into the array that is returned.
-
-        Returns
-        -------
-        X : float32 array (N, D)
-        y : int64 array (N,)
-        """
-        return self.stored(split, layer).astype(np.float32, copy=False), self.labels(split)
-
-    @checked
-    def read_many(self, split: str, layers: Sequence[str | int]) -> tuple[np.ndarray, np.ndarray]:
-        """Several layers side by side, in the given order: X float32 (N, sum of D), y int64 (N,)."""
-        names = [self.layer(layer) for layer in layers]
-        widths = [self.widths[self.layers.index(name)] for name in names]
-        X = np.empty((self.header.splits[self.named_split(split)], sum(widths)), dtype=np.float32)
-        column = 0
-        for name, width in zip(names, widths, strict=True):
-            X[:, column : column + width] = self.stored(split, name)
-            column += width
-        return X, self.labels(split)
 
     def labels(self, split: str) -> np.ndarray:
         """The labels of a split, int64 (N,)."""
@@ -167,11 +99,6 @@ class FeatureStore:
     def image_hashes(self, split: str) -> np.ndarray:
         """Hashes of the decoded pixels, uint64 (N,); 0 where unknown."""
         return self.column(split, "image_hashes")
-
-    @checked
-    def sweep(self, out: str | Path | None = None, **options: Any) -> Any:
-        """Probe every layer: `probekit.sweep(self, out=out, ...)`; results go beside the file by default."""
-        return import_module("probekit").sweep(self, out=out or self.path.parent, **options)
 
     @checked
     def named_split(self, split: str) -> str:
