@@ -165,12 +165,8 @@ def study(
         stores = {}
         for (name, encoder), stem in zip(here.items(), file_names([*here]), strict=True):
             show = partial(show_stage, f"extract {name}", "images")
-<<<<<<< HEAD
             stores[name] = extract(encoder, data, folder / "features" / f"{stem}.h5", progress=show, **how)
-=======
-            stores[name] = extract(encoder, data, folder / "features" / f"{file_name(name)}.h5", progress=show, **how)
             _open(out, settings)  # another study may have begun at the same moment
->>>>>>> main
         for name, store in stores.items():
             show = partial(show_stage, f"probe {name}", "fits")
             sweep(store, out=folder, series=name, seeds=seeds, checks=checks, progress=show, **solving)
