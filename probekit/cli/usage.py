@@ -81,7 +81,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
     class Plain(yaml.SafeLoader):
         # numbers stay as they are written, for the flag to read: YAML 1.1 takes 011 for 9, 1:30 for 90, `on` for true
-        yaml_implicit_resolvers: ClassVar = {}
+        yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):  # a few lines of them may stand for millions of values

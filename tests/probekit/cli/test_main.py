@@ -159,7 +159,7 @@ def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_features(tmp_path / "f.h5", (1,))
     assert main(["compress", "~/f.h5", "--out=~/g.h5"]) == 0
-    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix) == ["f.h5", "g.h5"]
+    assert sorted(path.name for path in tmp_path.glob("*.h5")) == ["f.h5", "g.h5"]
     assert not (tmp_path / "~").exists()
 
 
