@@ -131,7 +131,7 @@ def test_a_file_that_was_replaced_is_not_read_as_the_one_that_was_opened(tmp_pat
     other = FeatureStore.from_arrays(tmp_path / "g.h5", arrays, encoder={"name": "another"})
     other.path.replace(store.path)
     for read in (lambda: store.read("train", 0), lambda: store.labels("test"), lambda: store.ledger("train")):
-        with pytest.raises(UserError, match="was replaced by other features since it was opened"):
+        with pytest.raises(UserError, match="was replaced by another file"):
             read()
 
 
