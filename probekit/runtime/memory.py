@@ -1,14 +1,7 @@
 """How much memory there is to use."""
 
 import os
-import zipfile
-from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-from igpt_model.checked_json import open_regular
-from igpt_model.whole_files import check_zip
-from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -29,29 +22,3 @@ def free_memory(device: "torch.device | None" = None) -> int:
         return int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):
         return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
-
-
-def check_npz(path: str | Path) -> None:
-    """Refuse an .npz file whose arrays, unpacked, would not fit in the memory that is free, or may be larger than told,
-    or of which some would not be read.
-
-    Raises
-    ------
-    UserError
-        They would not, or they are compressed by what NumPy does not use, whose unpacked size is unknown; or several
-        files were joined, or two arrays have one name.
-    zipfile.BadZipFile
-        It is no .npz file.
-    """
-    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-        need = sum(info.file_size for info in archive.infolist())
-        methods = {info.compress_type for info in archive.infolist()} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
-        twice = [name for name, count in Counter(archive.namelist()).items() if count > 1]
-        check_zip(archive, path)
-    if methods:
-        raise UserError(f"{path} is compressed by zip's method {min(methods)}; save it with numpy.savez_compressed.")
-    if twice:
-        raise UserError(f"{path} contains {twice[0]} twice; save each array once.")
-    free = free_memory()
-    if need > free:
-        raise UserError(f"{path} holds arrays of {need / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB of memory are free.")
