@@ -17,6 +17,7 @@ from probekit.datasets.parts import Found, assemble
 from probekit.datasets.records import Dataset
 from probekit.runtime.errors import UserError, did_you_mean
 from probekit.runtime.imports import import_object
+from probekit.runtime.written_options import read_values, split_options
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,10 @@ def load_dataset(
     if not isinstance(source, str | Path):
         _check_options(arrays.load_objects, type(source).__name__, options, COMMON)
         return arrays.load_objects(source, **options)
+    text, written = split_options(str(source))
+    root = written.pop("root", root)
     root = None if root is None else os.path.expanduser(str(root))
-    text, options = _with_written_options(str(source), options)
+    options |= written
     if not text.strip():
         raise UserError(f"An empty name of a data set was given; give {'; '.join(FORMS)}.")
     for entry in ENTRIES:
@@ -200,17 +203,6 @@ def _read_path(text: str, root: str | None, options: dict[str, Any]) -> Dataset 
     return None
 
 
-def _with_written_options(text: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """`PATH#label=species` as the path and its options; a path that holds a # and exists is itself."""
-    if "#" not in text or Path(os.path.expanduser(text)).exists():
-        return text, options
-    text, *written = text.split("#")
-    pairs = [part.partition("=") for part in written]
-    if not all(key.isidentifier() and sign and value for key, sign, value in pairs):
-        raise UserError(f"{'#'.join([text, *written])!r} has options of another form; write SOURCE#label=COLUMN.")
-    return text, {**options, **{key: value for key, _, value in pairs}}
-
-
 def _read_form(kind: str, path: str, options: dict[str, Any]) -> Dataset:
     """A data set in one of the forms `OWN`, called by its path."""
     form = OWN[kind]
@@ -226,33 +218,12 @@ def _read(read: Callable[..., Found], path: str, name: str, where: str, options:
     return assemble(name, where, read(path, **own), **{key: options[key] for key in options if key in COMMON})
 
 
-def _number(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,9}", text):
-        raise ValueError
-    return int(text)
-
-
-_WRITTEN: dict[str, Callable[[str], Any]] = {
-    **dict.fromkeys(("seed", "split_seed", "fold"), _number),
-    "batches": lambda text: [_number(part) for part in text.split(",")],
-    **dict.fromkeys(("verify", "skip_corrupt"), {"true": True, "false": False}.__getitem__),
-}
-"""Options of our own sources that are no text, and how they are read from `#NAME=VALUE`."""
-
-
 def _check_options(load: Callable[..., Any], text: str, options: dict[str, Any], more: Iterable[str] = ()) -> None:
-    """Refuse options that `load` does not take, and put values in the place of those written as text (`_WRITTEN`)."""
+    """Refuse options that `load` does not take, and put values in the place of those written as text."""
     known = {*list(inspect.signature(load).parameters)[1:], *more}
     if strange := [name for name in options if name not in known]:
         raise UserError(f"The data set {text!r} takes no option {', '.join(strange)}; leave that out.")
-    for name in options.keys() & _WRITTEN.keys():
-        if isinstance(options[name], str):
-            try:
-                options[name] = _WRITTEN[name](options[name].lower())
-            except (ValueError, KeyError):
-                raise UserError(
-                    f"#{name}={options[name]} is no value of {name}; write #split_seed=1 or #verify=false."
-                ) from None
+    options.update(read_values(options))
 
 
 def written_tests(
@@ -272,14 +243,12 @@ def written_tests(
             raise UserError(f"--test is {text!r}; expected NAME=DATASET, as in --test v2=imagenetv2.")
         if name in tests:
             raise UserError(f"Two test sets are called {name!r}: give each a name of its own.")
-        options = re.findall(r"#classes=([^#]*)", spec)
-        if options:
-            maps[name] = read_class_map(options[0])
-            spec = re.sub(r"#classes=[^#]*", "", spec)
-        needs_root = any(entry.name == spec.partition("#")[0] and entry.needs_root for entry in ENTRIES)
-        given: dict[str, Any] = {"skip_corrupt": True} if skip_corrupt and not needs_root else {}
-        tests[name] = load_dataset(spec, root=root if needs_root else None, **given)
-        more = {key: value for key, value in (decoding or {}).items() if f"#{key}=" not in spec}
-        if more and "decoding" in tests[name].provenance:
-            tests[name] = load_dataset(spec, root=root if needs_root else None, **given, **more)
+        spec, options = split_options(spec)
+        if "classes" in options:
+            maps[name] = read_class_map(options.pop("classes"))
+        needs_root = any(entry.name == spec and entry.needs_root for entry in ENTRIES)
+        given: dict[str, Any] = {"root": root} if needs_root else {"skip_corrupt": True} if skip_corrupt else {}
+        tests[name] = load_dataset(spec, **given | options)
+        if decoding and "decoding" in tests[name].provenance and not decoding.keys() <= options.keys():
+            tests[name] = load_dataset(spec, **{**given, **decoding, **options})
     return tests, maps
