@@ -42,34 +42,27 @@ def test_other_forms_are_refused(text):
         split_options(text)
 
 
-def test_values_of_other_types():
-    written = {
-        "seed": "7",
-        "batches": "1,2",
-        "verify": "False",
-        "mean": "0.5",
-        "std": "1,2,3",
-        "layers": "0",
-        "label": "1",
-    }
-    values = {
-        "seed": 7,
-        "batches": (1, 2),
-        "verify": False,
-        "mean": 0.5,
-        "std": (1, 2, 3),
-        "layers": ("0",),
-        "label": "1",
-    }
-    assert read_values(written) == values
-    assert read_values({"seed": 7, "batches": [1]}) == {"seed": 7, "batches": [1]}
-    for name, value in (
-        ("seed", "-1"),
-        ("seed", "1_0"),
-        ("fold", "1.0"),
-        ("batches", "1,"),
-        ("norm", "no"),
-        ("std", "a"),
-    ):
-        with pytest.raises(UserError, match=f"#{name}={value} is no value of {name}; write for example #{name}="):
-            read_values({name: value})
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("seed", "7", 7),
+        ("batches", "1,2", (1, 2)),
+        ("verify", "False", False),
+        ("mean", "0.5", 0.5),
+        ("std", "1,2,3", (1, 2, 3)),
+        ("layers", "0", ("0",)),
+        ("label", "1", "1"),
+        ("seed", 7, 7),
+    ],
+)
+def test_values_of_other_types(name, text, value):
+    assert read_values({name: text}) == {name: value}
+
+
+@pytest.mark.parametrize(
+    "written", ["seed=-1", "seed=1_0", "fold=1.0", "batches=1,", "norm=no", "std=a", "split_seed=99999999999"]
+)
+def test_values_that_are_none(written):
+    name, value = written.split("=")
+    with pytest.raises(UserError, match=f"#{written} is no value of {name}; write for example #{name}="):
+        read_values({name: value})
