@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from analyses import command_line, over_runs, start
-from probekit.evaluate.mask_voting import mask_ensemble
+from analyses.mask_voting import mask_ensemble
 from probekit.features.store import FeatureStore
 from probekit.reports import build_panels, collect_records
 from probekit.reports.panels import Panel, Series, series_margin

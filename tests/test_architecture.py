@@ -49,8 +49,6 @@ ARROWS = {
         "probekit.results",
         "probekit.runtime",
     },
-    # masked predictions of BERT are combined in one way, for probes as for fine-tuned classifiers
-    "probekit.evaluate.mask_voting": {"probekit", "igpt_model.voting"},
     "probekit.cli": {"probekit", "igpt_model"},
 }
 FOUNDATION = {

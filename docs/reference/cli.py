@@ -1,4 +1,4 @@
-"""The page docs/reference/cli.md, made from the commands themselves: `python -m probekit.cli.reference`."""
+"""The page cli.md beside this file, made from the commands themselves: `python docs/reference/cli.py`."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from probekit.cli.register import COMMON, CONFIG, EVERY_VERB
 
 HEAD = """# The command line
 
-<!-- made by `python -m probekit.cli.reference`; edit the docstrings of the functions instead -->
+<!-- made by `python docs/reference/cli.py`; edit the docstrings of the functions instead -->
 
 The answer is printed on stdout, the verdict last; progress, plans and remarks go to stderr. Exit codes: 0 done; 2 the
 input cannot be used (one sentence says what was given, what was expected and what to do); 1 an error in probekit
@@ -38,4 +38,4 @@ def reference() -> str:
 
 
 if __name__ == "__main__":
-    Path("docs/reference/cli.md").write_text(reference())
+    Path(__file__).with_suffix(".md").write_text(reference())

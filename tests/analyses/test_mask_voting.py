@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from analyses.mask_voting import mask_ensemble
 from igpt_model.config import ModelConfig
 from igpt_model.images import ImageTransform
 from igpt_model.model import IGPT
@@ -12,7 +13,6 @@ from igpt_model.palette import Palette
 from probekit import FeatureStore, extract
 from probekit.datasets import load_dataset
 from probekit.encoders.igpt import IGPTEncoder
-from probekit.evaluate.mask_voting import mask_ensemble
 from probekit.evaluate.sweep import sweep
 from probekit.results.predictions import load_probe
 from probekit.results.record import read_records
