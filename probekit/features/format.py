@@ -165,16 +165,10 @@ def content(provenance: Any) -> Any:
     return [content(value) for value in provenance] if isinstance(provenance, list | tuple) else provenance
 
 
-def file_id(
-    header: Header, ledgers: Mapping[str, np.ndarray], classes: Sequence[str] = (), places: bool = False
-) -> str:
-    """The identity of a complete file: what it declares but `PLACES`, class names, every block's checksum.
-
-    Older files of this version have the id without `classes`, or the one with `places`, which hashes the paths too.
-    """
+def file_id(header: Header, ledgers: Mapping[str, np.ndarray], classes: Sequence[str] = ()) -> str:
+    """The identity of a complete file: what it declares but `PLACES`, class names, every block's checksum."""
     declared = asdict(header)
-    if not places:
-        declared |= {name: content(declared[name]) for name in ("encoder", "dataset")}
+    declared |= {name: content(declared[name]) for name in ("encoder", "dataset")}
     checksums = {split: xxhash.xxh3_128_hexdigest(ledger.tobytes()) for split, ledger in ledgers.items()}
     named = {"classes": list(classes)} if classes else {}
     return hash_json({"header": declared, "checksums": checksums, **named})

@@ -15,7 +15,7 @@ from igpt_model.hashing import hash_arrays, hash_json
 from probekit.features import format as layout
 from probekit.features.format import Header, file_layer_names
 from probekit.features.provenance import refuse_other, versions
-from probekit.features.validate import attribute, read_header
+from probekit.features.validate import attribute, read_header, reading
 from probekit.features.writer import FeatureWriter, create_skeleton, write_lock
 from probekit.runtime.errors import UserError
 
@@ -130,21 +130,22 @@ def write_arrays(
         hashes[split] = _whole_numbers(given, "image_hashes", split, len(y))
     header = _header(layers, labels, encoder, dataset, dtype, batch_size)
     with write_lock(path):
-        begun = path.exists()
-        if begun:
-            _refuse_other_contents(path, header, layers, labels)
-        else:
-            create_skeleton(path, header, labels, ids, classes)
-        try:
-            with FeatureWriter(path) as writer:
+        there = None
+        if path.exists():
+            with reading(path) as file:
+                refuse_other(path, read_header(file), header)
+                there = attribute(file, "id")
+
+        def fill(partial: Path) -> None:
+            with FeatureWriter(partial) as writer:
                 for split, block in writer.todo():
                     rows = header.rows(split, block)
                     writer.write(split, block, hashes[split][rows], [X[rows] for X in layers[split].values()])
-                writer.finish()
-        except UserError:
-            if not begun:
-                path.unlink()  # refused features leave no file in the way of the corrected ones
-            raise
+                identity = writer.finish()
+                if there not in (None, identity):
+                    raise UserError(f"{path} contains other features: choose another --out or delete the file.")
+
+        create_skeleton(path, header, labels, ids, classes, fill)
 
 
 def _layers(features: Any) -> dict[str, np.ndarray]:
@@ -227,24 +228,3 @@ def _header(
         threads=1,
         versions=versions(),
     )
-
-
-def _refuse_other_contents(
-    path: Path,
-    header: Header,
-    layers: Mapping[str, Mapping[str, np.ndarray]],
-    labels: Mapping[str, np.ndarray],
-) -> None:
-    with layout.open_hdf5(path) as file:
-        refuse_other(path, read_header(file), header)
-        if attribute(file, "shards"):
-            raise UserError(f"{path} is joined from shards: choose another --out or delete the file.")
-        for split, y in labels.items():
-            same = np.array_equal(file[layout.column_path(split, "labels")][()], y)
-            done = layout.done_blocks(file[layout.ledger_path(split)][()])
-            for rows in (header.rows(split, int(block)) for block in np.flatnonzero(done)):
-                for name, X in zip(header.layers, layers[split].values(), strict=True):
-                    there = file[layout.layer_path(split, name)][rows]
-                    same = same and np.array_equal(there, X[rows].astype(header.dtype))
-            if not same:
-                raise UserError(f"{path} contains other features of {split}: choose another --out or delete the file.")

@@ -87,7 +87,7 @@ class FeatureStore:
             self.id: str = attribute(file, "id")
             self.classes = read_classes(file)
             """The names of the labels; empty where nobody gave any."""
-            if self.id not in known_ids(self.header, ledgers, self.classes):
+            if self.id != layout.file_id(self.header, ledgers, self.classes):
                 raise UserError(
                     f"{path} was altered after it was written: its id does not match what it declares; "
                     "`probekit verify` says more."
@@ -267,12 +267,3 @@ def first_gap(ranges: Iterable[tuple[int, int]], n: int) -> int | None:
             return min(first, at)
         at += rows
     return None if at == n else min(at, n)
-
-
-def known_ids(header: layout.Header, ledgers: Mapping[str, np.ndarray], classes: Sequence[str]) -> set[str]:
-    """The ids that an intact file may have: the present one, and those that earlier versions wrote."""
-    return {
-        layout.file_id(header, ledgers, classes),
-        layout.file_id(header, ledgers),
-        layout.file_id(header, ledgers, places=True),
-    }
