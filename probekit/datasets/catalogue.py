@@ -68,12 +68,12 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Form:
-    """A form of a user's own data: what its files end with, whether a folder is of it, and the function that reads it;
+    """A form of a user's own data: the function that reads it, what its files end with, and whether a folder is of it;
     that function's options follow a #, as in birds.csv#label=species."""
 
-    suffixes: tuple[str, ...]
-    in_folder: Callable[[str], bool]
     read: Callable[..., Found]
+    suffixes: tuple[str, ...] = ()
+    in_folder: Callable[[str], bool] = lambda path: False
 
     def means(self, path: str, files: Sequence[Path]) -> bool:
         """Whether a folder, or one of the `files` that another path means (`expand`), exists and is of this form."""
@@ -82,18 +82,16 @@ class Form:
         return any(file.name.lower().endswith(self.suffixes) and file.is_file() for file in files)
 
 
-def _no(_: str) -> bool:
-    return False
-
-
+HUB = "hf-data:"
 # a file or folder is what the first of these says it is
 OWN: dict[str, Form] = {
-    "csv": Form((".csv", ".tsv"), _no, csv_list.read),
-    "parquet": Form((".parquet",), parquet.in_folder, parquet.read),
-    "webdataset": Form(tars.SUFFIXES, tars.in_folder, tars.read),
-    "npy": Form((".npy",), npy.in_folder, npy.read),
-    "npz": Form((".npz",), _no, arrays.read_npz),
-    "folder": Form((".zip",), os.path.isdir, folder.read),
+    HUB: Form(hub_datasets.read, in_folder=hub_datasets.in_folder),
+    "csv": Form(csv_list.read, (".csv", ".tsv")),
+    "parquet": Form(parquet.read, (".parquet",), parquet.in_folder),
+    "webdataset": Form(tars.read, tars.SUFFIXES, tars.in_folder),
+    "npy": Form(npy.read, (".npy",), npy.in_folder),
+    "npz": Form(arrays.read_npz, (".npz",)),
+    "folder": Form(folder.read, (".zip",), os.path.isdir),
 }
 COMMON = {n for n, p in inspect.signature(assemble).parameters.items() if p.kind is p.KEYWORD_ONLY}
 
@@ -178,7 +176,7 @@ def _read_entry(entry: Entry, root: str | None, options: dict[str, Any]) -> Data
     if not entry.loader:
         if root is None:
             raise UserError(f"No path was given for {entry.name}; pass root=PATH (on the command line --root).")
-        return _read_form(entry.name, root, options)
+        return _read_form(entry.name, root, None, options)
     module, function = entry.loader.split(":")
     load: Callable[..., Dataset] = getattr(import_module(f"probekit.datasets.{module}"), function)
     _check_options(load, entry.name, options)
@@ -188,34 +186,29 @@ def _read_entry(entry: Entry, root: str | None, options: dict[str, Any]) -> Data
 def _read_path(text: str, root: str | None, options: dict[str, Any]) -> Dataset | None:
     """A data set by its path, or of the hub; None where there is neither."""
     # a name typed here, or copied from macOS: either form of an accent
-    path = os.path.expanduser(text.removeprefix(hub_datasets.PREFIX))
+    path = os.path.expanduser(text.removeprefix(HUB))
     forms = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
     path = next((form for form in forms if Path(form).exists()), path)
     files = [] if os.path.isdir(path) else expand(path)
-    on_hub = text.startswith(hub_datasets.PREFIX)
-    if hub_datasets.in_folder(path) or (on_hub and not OWN["parquet"].means(path, files)):
-        own = {"root": root, **options}
-        title = Path(path if os.path.exists(path) else path.partition(":")[0]).name
-        return _read(hub_datasets.read, path, title, hub_datasets.PREFIX + path, own)
-    for kind, form in OWN.items():
-        if form.means(path, files):
-            return _read_form(kind, path, options)
-    return None
+    on_hub = text.startswith(HUB)
+    for kind in (HUB, "parquet") if on_hub else OWN:
+        if OWN[kind].means(path, files):
+            return _read_form(kind, path, root, options)
+    return _read_form(HUB, path, root, options) if on_hub else None
 
 
-def _read_form(kind: str, path: str, options: dict[str, Any]) -> Dataset:
-    """A data set in one of the forms `OWN`, called by its path."""
-    form = OWN[kind]
-    stem = re.split(r"[*?\[{]", Path(path.rstrip("/")).name)[0]
+def _read_form(kind: str, path: str, root: str | None, options: dict[str, Any]) -> Dataset:
+    """A data set in one of the forms `OWN`, called by its path; `root` is the cache of the hub's."""
+    form, where = OWN[kind], HUB + path if kind == HUB else path
+    title = path if kind != HUB or os.path.exists(path) else path.partition(":")[0]
+    stem = re.split(r"[*?\[{]", Path(title.rstrip("/")).name)[0]
     for suffix in form.suffixes:
         stem = stem.removesuffix(suffix)
-    return _read(form.read, path, stem.rstrip("-_.") or Path(path).parent.name or kind, path, options)
-
-
-def _read(read: Callable[..., Found], path: str, name: str, where: str, options: dict[str, Any]) -> Dataset:
-    _check_options(read, where, options, COMMON)
-    own = {key: options[key] for key in options if key not in COMMON}
-    return assemble(name, where, read(path, **own), **{key: options[key] for key in options if key in COMMON})
+    _check_options(form.read, where, options, COMMON)
+    own = {key: value for key, value in options.items() if key not in COMMON}
+    found = form.read(path, **own | ({"root": root} if kind == HUB else {}))
+    common = {key: options[key] for key in options.keys() & COMMON}
+    return assemble(stem.rstrip("-_.") or Path(path).parent.name or kind, where, found, **common)
 
 
 def _check_options(load: Callable[..., Any], text: str, options: dict[str, Any], more: Iterable[str] = ()) -> None:
