@@ -6,58 +6,18 @@ N rows of a split, D width of a layer, L layers.
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 
 from igpt_model.arguments import checked
 from probekit.features import format as layout
+from probekit.features.interface import Features
 from probekit.features.validate import attribute, read_classes, read_header, reading
 from probekit.runtime.errors import UserError
 
 
-class Features(Protocol):
-    """Features of several layers and splits, in a file (`FeatureStore`) or in memory (`MemoryStore`).
-
-    Attributes
-    ----------
-    layers, widths : names, shallow to deep, and columns of each
-    splits : names
-    id : identity of data and provenance
-    encoder, dataset : provenance
-    classes : names of the labels; empty where unknown
-    path : of the file; None in memory
-    """
-
-    layers: tuple[str, ...]
-    widths: tuple[int, ...]
-    splits: tuple[str, ...]
-    id: str
-    encoder: dict[str, Any]
-    dataset: dict[str, Any]
-    classes: tuple[str, ...]
-
-    @property
-    def path(self) -> Path | None: ...
-
-    def layer(self, layer: str | int) -> str:
-        """The name of a layer given by name or index; an unknown one raises `UserError`."""
-        ...
-
-    def labels(self, split: str) -> np.ndarray:
-        """int64 (N,)"""
-        ...
-
-    def row_ids(self, split: str) -> np.ndarray:
-        """int64 (N,), the position of each row in the source"""
-        ...
-
-    def stored(self, split: str, layer: str | int, rows: slice = slice(None)) -> np.ndarray:
-        """Rows of one layer of one split in the type they are stored as, (N, D)."""
-        ...
-
-
-class FeatureStore:
+class FeatureStore(Features):
     """A complete feature file, open for reading. It holds no file handle: it may be pickled, and shared by processes.
 
     Attributes
@@ -72,7 +32,7 @@ class FeatureStore:
 
     @checked
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path: Path = Path(path)
         with reading(path) as file:
             self.header = header = read_header(file)
             self.layers, self.widths, self.splits = header.layers, header.widths, tuple(header.splits)
@@ -122,17 +82,6 @@ class FeatureStore:
         """The splits that probes are tested on: "test", then the further test sets."""
         return tuple(split for split in self.splits if split not in ("train", "val"))
 
-    @checked
-    def layer(self, layer: str | int) -> str:
-        """The file's name of a layer given by that name, the encoder's name, or its index (-1: the deepest)."""
-        if isinstance(layer, int) and -len(self.layers) <= layer < len(self.layers):
-            return self.layers[layer]
-        if layer in self.layers:
-            return str(layer)
-        if layer in self.header.layer_names:
-            return self.layers[self.header.layer_names.index(str(layer))]
-        raise UserError(f"{self.path} has no layer {layer!r}; it has {', '.join(self.layers)}.")
-
     def read(self, split: str, layer: str | int) -> tuple[np.ndarray, np.ndarray]:
         """One layer of one split, read in one piece into the array that is returned.
 
@@ -155,14 +104,6 @@ class FeatureStore:
             column += width
         return X, self.labels(split)
 
-    def labels(self, split: str) -> np.ndarray:
-        """The labels of a split, int64 (N,)."""
-        return self.column(split, "labels")
-
-    def row_ids(self, split: str) -> np.ndarray:
-        """The position of each row in the source, int64 (N,)."""
-        return self.column(split, "row_ids")
-
     def image_hashes(self, split: str) -> np.ndarray:
         """Hashes of the decoded pixels, uint64 (N,); 0 where unknown."""
         return self.column(split, "image_hashes")
@@ -171,13 +112,6 @@ class FeatureStore:
     def sweep(self, out: str | Path | None = None, **options: Any) -> Any:
         """Probe every layer: `probekit.sweep(self, out=out, ...)`; results go beside the file by default."""
         return import_module("probekit").sweep(self, out=out or self.path.parent, **options)
-
-    @checked
-    def named_split(self, split: str) -> str:
-        """The name itself; `UserError` where there is no such split."""
-        if split not in self.header.splits:
-            raise UserError(f"{self.path} has no split {split!r}; it has {', '.join(self.splits)}.")
-        return split
 
     @checked
     def column(self, split: str, column: str) -> np.ndarray:
@@ -245,11 +179,6 @@ class FeatureStore:
 
     def __exit__(self, *_: object) -> None:
         return None
-
-    def __repr__(self) -> str:
-        rows = ", ".join(f"{split} {n:,}" for split, n in self.header.splits.items())
-        layers = f"{len(self.layers)} layer{'s' * (len(self.layers) > 1)}"
-        return f"FeatureStore({str(self.path)!r}: {layers}, {rows} rows, {self.dtype})"
 
 
 class _Shard(FeatureStore):

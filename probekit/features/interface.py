@@ -1,0 +1,80 @@
+"""What features of several layers and splits offer to those that probe them, in a file or in memory.
+
+N rows of a split, D width of a layer.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from igpt_model.arguments import checked
+from probekit.features.format import Header
+from probekit.runtime.errors import UserError
+
+
+class Features:
+    """Features of several layers and splits, in a file (`FeatureStore`) or in memory (`MemoryStore`).
+
+    Attributes
+    ----------
+    layers, widths : names, shallow to deep, and columns of each
+    splits : names
+    id : identity of data and provenance
+    encoder, dataset : provenance
+    classes : names of the labels; empty where unknown
+    path : of the file; None in memory
+    """
+
+    header: Header
+    layers: tuple[str, ...]
+    widths: tuple[int, ...]
+    splits: tuple[str, ...]
+    id: str
+    encoder: dict[str, Any]
+    dataset: dict[str, Any]
+    classes: tuple[str, ...]
+    path: Path | None = None
+
+    @checked
+    def layer(self, layer: str | int) -> str:
+        """The name of a layer given by that name, the encoder's name, or its index (-1: the deepest)."""
+        if isinstance(layer, int) and -len(self.layers) <= layer < len(self.layers):
+            return self.layers[layer]
+        if layer in self.layers:
+            return str(layer)
+        if layer in self.header.layer_names:
+            return self.layers[self.header.layer_names.index(str(layer))]
+        raise UserError(f"{self._title()} has no layer {layer!r}; it has {', '.join(self.layers)}.")
+
+    @checked
+    def named_split(self, split: str) -> str:
+        """The name itself; `UserError` where there is no such split."""
+        if split not in self.header.splits:
+            raise UserError(f"{self._title()} has no split {split!r}; it has {', '.join(self.splits)}.")
+        return split
+
+    def labels(self, split: str) -> np.ndarray:
+        """The labels of a split, int64 (N,)."""
+        return self.column(split, "labels")
+
+    def row_ids(self, split: str) -> np.ndarray:
+        """The position of each row in the source, int64 (N,)."""
+        return self.column(split, "row_ids")
+
+    def column(self, split: str, column: str) -> np.ndarray:
+        """`labels` or `row_ids` of a split."""
+        raise NotImplementedError
+
+    def stored(self, split: str, layer: str | int, rows: slice = slice(None)) -> np.ndarray:
+        """Rows of one layer of one split in the type they are stored as, (N, D)."""
+        raise NotImplementedError
+
+    def _title(self) -> str:
+        return type(self).__name__ if self.path is None else str(self.path)
+
+    def __repr__(self) -> str:
+        where, stored = ("", "") if self.path is None else (f"{str(self.path)!r}: ", f", {self.header.dtype}")
+        layers = f"{len(self.layers)} layer{'s' * (len(self.layers) > 1)}"
+        rows = ", ".join(f"{split} {n:,}" for split, n in self.header.splits.items())
+        return f"{type(self).__name__}({where}{layers}, {rows} rows{stored})"
