@@ -73,22 +73,30 @@ def load_npz(path: str | Path, free: int) -> dict[str, np.ndarray]:
     ------
     UserError
         There is no such file, or it is no .npz file; its arrays would take more than `free` bytes, or it is compressed
-        by what NumPy does not use, whose unpacked size is unknown; files were joined, or two arrays have one name.
+        by what NumPy does not use, whose unpacked size is unknown; files were joined, two arrays have one name, or
+        bytes follow an array in its member.
     """
-    with _as_sentence(path, "numpy.savez"):
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-            check_zip(archive, path)
+    with _as_sentence(path, "numpy.savez"), open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        check_zip(archive, path)
         if methods := {info.compress_type for info in members} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
             raise UserError(
                 f"{path} is compressed by zip's method {min(methods)}; save it with numpy.savez_compressed."
             )
-        (name, count), *_ = Counter(info.filename.removesuffix(".npy") for info in members).most_common() or [("", 0)]
-        if count > 1:
-            raise UserError(f"{path} contains {name} twice; save each array once.")
+        names = [info.filename.removesuffix(".npy") for info in members]
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise UserError(f"{path} contains {twice[0]} twice; save each array once.")
         if (need := sum(info.file_size for info in members)) > free:
             raise UserError(
                 f"{path} holds arrays of {need / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB of memory are free."
             )
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
+        arrays = {}
+        for name, info in zip(names, members, strict=True):
+            with archive.open(info) as member:
+                arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
+                if member.read(1):
+                    raise UserError(
+                        f"{path} contains more than one array in {info.filename}, or its header is damaged; save "
+                        "it again."
+                    )
+        return arrays

@@ -12,7 +12,7 @@ import numpy as np
 
 from igpt_model import atomic
 from probekit.evaluate.runner import Job, Runner
-from probekit.features.interface import Features
+from probekit.features.readable import Features
 from probekit.probes.probe import PROBES
 from probekit.results.measured import CALIBRATION, SCALED, apply_temperature, csv_table, fit_temperature
 from probekit.results.metrics import METRICS

@@ -13,7 +13,7 @@ import numpy as np
 from igpt_model.arguments import checked
 from probekit.evaluate.runner import Job, Runner, check_kinds, warn_unconverged
 from probekit.evaluate.training_rows import seed_list
-from probekit.features.interface import Features
+from probekit.features.readable import Features
 from probekit.probes.probe import PROBES
 from probekit.results.curve import choose_layer
 from probekit.results.journal import Journal

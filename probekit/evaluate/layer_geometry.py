@@ -12,8 +12,8 @@ import torch
 
 from igpt_model import atomic
 from igpt_model.devices import to_device
-from probekit.features.interface import Features
 from probekit.features.lazy_features import read_features
+from probekit.features.readable import Features
 from probekit.features.store import FeatureStore
 from probekit.results.measured import geometry_file
 from probekit.runtime.escape import csv_text

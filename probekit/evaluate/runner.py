@@ -28,8 +28,8 @@ from igpt_model.hashing import hash_json
 from igpt_model.process_group import current_ranks
 from probekit.evaluate.layer_geometry import rankme
 from probekit.evaluate.training_rows import training_rows
-from probekit.features.interface import Features
 from probekit.features.lazy_features import BLOCK_ROWS, fits, read_features, training_features
+from probekit.features.readable import Features
 from probekit.features.store import FeatureStore
 from probekit.probes.probe import PROBES, FittedProbe, Probe
 from probekit.results.journal import Journal, share_work

@@ -14,8 +14,8 @@ from igpt_model.arguments import checked
 from probekit.datasets.splits import stratified_holdout
 from probekit.evaluate.runner import Job, Runner, check_kinds, warn_unconverged
 from probekit.evaluate.training_rows import seed_list
-from probekit.features.interface import Features
 from probekit.features.memory_store import MemoryStore
+from probekit.features.readable import Features
 from probekit.probes.probe import PROBES
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError

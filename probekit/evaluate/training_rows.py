@@ -10,7 +10,7 @@ import numpy as np
 from igpt_model.hashing import hash_arrays
 from igpt_model.ranges import SEEDS, check_range
 from probekit.datasets.splits import random_bits, stratified_holdout, stratified_subset
-from probekit.features.interface import Features
+from probekit.features.readable import Features
 from probekit.runtime.errors import UserError
 from probekit.selection.folds import TrainingRows
 

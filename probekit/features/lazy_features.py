@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from probekit.features.interface import Features
+from probekit.features.readable import Features
 from probekit.runtime.errors import UserError
 from probekit.runtime.memory import SHARE, free_memory
 

@@ -14,8 +14,8 @@ from igpt_model.checked_json import as_json
 from igpt_model.hashing import hash_arrays, hash_json
 from probekit.features import format as layout
 from probekit.features.format import Header, file_layer_names
-from probekit.features.interface import Features
 from probekit.features.provenance import refuse_other, versions
+from probekit.features.readable import Features
 from probekit.features.validate import attribute, read_header, reading
 from probekit.features.writer import FeatureWriter, create_skeleton, write_lock
 from probekit.runtime.errors import UserError

@@ -3,8 +3,7 @@
 N rows of a split, D width of a layer, L layers.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from igpt_model.arguments import checked
 from probekit.features import format as layout
-from probekit.features.interface import Features
+from probekit.features.readable import Features
 from probekit.features.validate import attribute, read_classes, read_header, reading
 from probekit.runtime.errors import UserError
 
@@ -77,41 +76,9 @@ class FeatureStore(Features):
         write_arrays(path, splits, encoder or {}, dataset or {}, **options)
         return cls(path)
 
-    @property
-    def tests(self) -> tuple[str, ...]:
-        """The splits that probes are tested on: "test", then the further test sets."""
-        return tuple(split for split in self.splits if split not in ("train", "val"))
-
-    def read(self, split: str, layer: str | int) -> tuple[np.ndarray, np.ndarray]:
-        """One layer of one split, read in one piece into the array that is returned.
-
-        Returns
-        -------
-        X : float32 array (N, D)
-        y : int64 array (N,)
-        """
-        return self.stored(split, layer).astype(np.float32, copy=False), self.labels(split)
-
-    @checked
-    def read_many(self, split: str, layers: Sequence[str | int]) -> tuple[np.ndarray, np.ndarray]:
-        """Several layers side by side, in the given order: X float32 (N, sum of D), y int64 (N,)."""
-        names = [self.layer(layer) for layer in layers]
-        widths = [self.widths[self.layers.index(name)] for name in names]
-        X = np.empty((self.header.splits[self.named_split(split)], sum(widths)), dtype=np.float32)
-        column = 0
-        for name, width in zip(names, widths, strict=True):
-            X[:, column : column + width] = self.stored(split, name)
-            column += width
-        return X, self.labels(split)
-
     def image_hashes(self, split: str) -> np.ndarray:
         """Hashes of the decoded pixels, uint64 (N,); 0 where unknown."""
         return self.column(split, "image_hashes")
-
-    @checked
-    def sweep(self, out: str | Path | None = None, **options: Any) -> Any:
-        """Probe every layer: `probekit.sweep(self, out=out, ...)`; results go beside the file by default."""
-        return import_module("probekit").sweep(self, out=out or self.path.parent, **options)
 
     @checked
     def column(self, split: str, column: str) -> np.ndarray:

@@ -3,6 +3,8 @@
 N rows of a split, D width of a layer.
 """
 
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,38 @@ class Features:
     def row_ids(self, split: str) -> np.ndarray:
         """The position of each row in the source, int64 (N,)."""
         return self.column(split, "row_ids")
+
+    @property
+    def tests(self) -> tuple[str, ...]:
+        """The splits that probes are tested on: "test", then the further test sets."""
+        return tuple(split for split in self.splits if split not in ("train", "val"))
+
+    def read(self, split: str, layer: str | int) -> tuple[np.ndarray, np.ndarray]:
+        """One layer of one split, read in one piece into the array that is returned.
+
+        Returns
+        -------
+        X : float32 array (N, D)
+        y : int64 array (N,)
+        """
+        return self.stored(split, layer).astype(np.float32, copy=False), self.labels(split)
+
+    @checked
+    def read_many(self, split: str, layers: Sequence[str | int]) -> tuple[np.ndarray, np.ndarray]:
+        """Several layers side by side, in the given order: X float32 (N, sum of D), y int64 (N,)."""
+        names = [self.layer(layer) for layer in layers]
+        widths = [self.widths[self.layers.index(name)] for name in names]
+        X = np.empty((self.header.splits[self.named_split(split)], sum(widths)), dtype=np.float32)
+        column = 0
+        for name, width in zip(names, widths, strict=True):
+            X[:, column : column + width] = self.stored(split, name)
+            column += width
+        return X, self.labels(split)
+
+    @checked
+    def sweep(self, out: str | Path | None = None, **options: Any) -> Any:
+        """Probe every layer: `probekit.sweep(self, out=out, ...)`, whose folder of results is the default."""
+        return import_module("probekit").sweep(self, out=out, **options)
 
     def column(self, split: str, column: str) -> np.ndarray:
         """`labels` or `row_ids` of a split."""
