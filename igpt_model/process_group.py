@@ -63,14 +63,14 @@ class Ranks:
         return values
 
     def once(self, make: Callable[[], T]) -> T:
-        """Let rank 0 call `make`; every rank gets its result, or raises its `UserError`."""
+        """Let rank 0 call `make`; every rank gets its result, or raises its `UserError` or `OSError`."""
         if self.size == 1:
             return make()
         outcome: list[Any] = [None, None]
         if self.first:
             try:
                 outcome[0] = make()
-            except UserError as error:
+            except (UserError, OSError) as error:
                 outcome[1] = error
         dist.broadcast_object_list(outcome, src=0)
         if outcome[1] is not None:

@@ -34,6 +34,8 @@ def load(
         )
     place = Path(root).expanduser()
     numbers = list(range(1, N_BATCHES + 1)) if batches is None else [int(b) for b in batches]
+    if len(set(numbers)) < len(numbers):
+        raise UserError(f"#batches={','.join(map(str, numbers))} names a batch twice; name each once.")
     names = [f"train_data_batch_{i}" for i in numbers]
     missing = [part for part in [*names, "val_data"] if not (place / part).is_file()]
     if missing or not names:

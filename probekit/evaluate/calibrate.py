@@ -100,7 +100,7 @@ def calibrate(
         problem = f"{'; '.join(left_out[:3])}: a class has validation rows only, so there is no temperature to fit"
         if not rows:
             raise UserError(f"No probe can be calibrated ({problem}); sweep with more rows.")
-        warnings.warn(f"{len(left_out)} probes are left out ({problem}).", stacklevel=2)
+        warnings.warn(f"Probes left out: {len(left_out)} ({problem}).", stacklevel=2)
     frame, path = pd.DataFrame(rows), runner.out / CALIBRATION
     stored = csv_table(path) if path.is_file() else frame[:0]
     others = stored[~stored["record"].isin(frame["record"])]

@@ -210,17 +210,30 @@ class Runner:
         about: dict[str, Any] = {"dtype": self.settings.dtype, "backend": self.settings.backend}
         about["solver"] = self.probe(jobs[0]).version(self.settings)
         mine = {"feature file": self.store.id, **about, "protocol": _without_name(self.protocol.resolved())}
-        for line in map(migrate, [*self.results.lines(), *self.choices.lines()]):
-            if line.get("series") != self.series or (line["reads"] == "tokens") not in reads_tokens:
-                continue
-            identity, names = line["identity"], ("feature_id", "dtype", "backend", "solver_version", "protocol")
-            theirs = {new: identity.get(old) for new, old in zip(mine, names, strict=True)}
-            differing = differ(theirs | {"protocol": _without_name(line["protocol"])}, mine)
-            if differing:
-                raise UserError(
-                    f"{self.results.path} contains series {self.series!r} made otherwise ({differing}): "
-                    "use the same settings, another series name or another output folder."
-                )
+
+        def check(lines: Sequence[Mapping[str, Any]]) -> None:
+            for line in map(migrate, lines):
+                if line.get("series") != self.series or (line["reads"] == "tokens") not in reads_tokens:
+                    continue
+                identity, names = line["identity"], ("feature_id", "dtype", "backend", "solver_version", "protocol")
+                theirs = {new: identity.get(old) for new, old in zip(mine, names, strict=True)}
+                differing = differ(theirs | {"protocol": _without_name(line["protocol"])}, mine)
+                if differing:
+                    raise UserError(
+                        f"{self.results.path} contains series {self.series!r} made otherwise ({differing}): "
+                        "use the same settings, another series name or another output folder."
+                    )
+
+        seen = 0
+
+        def check_new(chosen: Sequence[Mapping[str, Any]]) -> None:
+            nonlocal seen
+            check(chosen[seen:])
+            seen = len(chosen)
+
+        check(self.results.lines())
+        check_new(self.choices.lines())
+        self.choices.check = check_new  # another process may begin the series otherwise at the same moment
 
     def layer_widths(self, layers: Sequence[str]) -> list[int]:
         """Columns of each layer."""

@@ -166,6 +166,7 @@ def study(
         for name, encoder in here.items():
             show = partial(show_stage, f"extract {name}", "images")
             stores[name] = extract(encoder, data, folder / "features" / f"{file_name(name)}.h5", progress=show, **how)
+            _open(out, settings)  # another study may have begun at the same moment
         for name, store in stores.items():
             show = partial(show_stage, f"probe {name}", "fits")
             sweep(store, out=folder, series=name, seeds=seeds, checks=checks, progress=show, **solving)
@@ -225,20 +226,26 @@ def _asked_for(given: Any, data: Dataset) -> str:
 
 
 def _open(out: Path, settings: Mapping[str, Any]) -> None:
-    """Write study.json, or refuse a folder of a study with other settings, naming what differs."""
+    """Write study.json, or refuse a folder of a study with other settings, naming what differs.
+
+    That of a study which failed before its first features is overwritten.
+    """
     path, mine = out / SETTINGS_NAME, as_json(settings)
+    begun = any(out.glob("features/*.h5")) or any(out.glob("*/features/*.h5"))
     try:
         there = read_json(path, dict)
     except (FileNotFoundError, NotADirectoryError):
+        there = None
+    except UserError as error:
+        raise UserError(f"{str(error).rstrip('.')}: delete it, and run the same command again.") from None
+    differing = "" if there is None else differ(there, mine)
+    if begun and differing:
+        raise UserError(f"{out} contains another study ({differing}): choose another --out.")
+    if there is None or differing:
         try:
             atomic.write_json(path, mine)
         except OSError as error:
             raise UserError(f"{out} cannot be written ({error.strerror}): choose another --out.") from None
-        return
-    except UserError as error:
-        raise UserError(f"{str(error).rstrip('.')}: delete it, and run the same command again.") from None
-    if differing := differ(there, mine):
-        raise UserError(f"{out} contains another study ({differing}): choose another --out.")
 
 
 def _by_name(loaded: Sequence[tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:

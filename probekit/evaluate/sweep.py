@@ -134,10 +134,10 @@ def sweep(
         raise UserError("No layer was given; give a dict or list of one or more arrays (rows, width).")
     if isinstance(features, Mapping):
         features = from_arrays(features, y)
-        if out is None:
-            out = temporary_folder()
     elif y is not None:
         raise UserError("y was given with a feature file, which contains its own labels; leave y out.")
+    if out is None and isinstance(features, MemoryStore):
+        out = temporary_folder()
     runner = Runner(features, out, resolved, None, series, make_settings(backend, device, dtype, parallel))
     names = choose_names(runner.store, layers)
     draws = seed_list((DRAWS if per_class else 1) if seeds is None else seeds)

@@ -107,12 +107,9 @@ def extract(
     whole = declare(encoder, data, parts, batch_size, dtype, limit)
     with shown(progress, "extract", "images") as show:
         write_part(path, whole, ranks, encoder, parts, data.classes, batch_size, workers, show)
-    if ranks.size > 1:
-        ranks.wait()
-        if ranks.first:
-            join(path, ranks)
-        ranks.wait()
-    return _checked_pictures(FeatureStore(path))
+    ranks.wait()
+    store = ranks.once(lambda: join(path, ranks) if ranks.size > 1 else FeatureStore(path))
+    return _checked_pictures(store) if ranks.first else store
 
 
 def write_part(

@@ -6,7 +6,7 @@ Two locks, both the operating system's (flock), which lets go of a lock when its
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import sleep
@@ -27,10 +27,15 @@ class Journal:
     Parameters
     ----------
     path : path of the .jsonl file; its folder is made when missing
+
+    Attributes
+    ----------
+    check : called under the lock with the lines that are there, before one is appended
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.check: Callable[[Sequence[Mapping[str, Any]]], object] = len
         try:
             self._claims = self.path.parent / ".claims" / self.path.stem
             for folder in (self._claims.parent, self._claims):
@@ -69,6 +74,7 @@ class Journal:
                 end = whole_length(content)
                 if line["key"] in {before["key"] for before in known}:
                     return False
+                self.check(known)
                 os.ftruncate(descriptor, end)
                 os.lseek(descriptor, end, os.SEEK_SET)
                 try:

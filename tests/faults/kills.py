@@ -1,6 +1,7 @@
 """Kills, collisions, limits and clock jumps: a verb run again afterwards must end in what an undisturbed run gives.
 
     python tests/faults/kills.py [--kills 300] [--only train,sweep] [--checks kills,at-once,...] [--state FILE]
+                                 [--minutes N]
 
 Verbs run on tiny inputs in children forked from this process, which has imported everything and computed nothing.
 
@@ -12,10 +13,12 @@ memory     RLIMIT_AS a little above what the process has when the verb begins
 full-disk  an output folder on a tmpfs of several sizes (needs root)
 clock      the system's time jumps by years, back and forth, while the verb runs (needs a C compiler)
 io         one call that changes a file fails: EIO, ENOSPC, EDQUOT, EROFS, EACCES (needs root and a C compiler)
-pairs      a verb and each that follows it in `VERBS` at once in one folder
+pairs      two verbs at once in one folder: what both leave is what one after the other leaves
+reading    a verb that reads what another one is writing
 ranks      one of two ranks is killed under torchrun (gloo)
 
-What `--state` names keeps each finished part as a line, so that the same command goes on where it was stopped.
+What `--state` names keeps each finished part as a line, with the commit, so that the same command goes on where it was
+stopped.
 """
 
 import argparse
@@ -23,6 +26,7 @@ import contextlib
 import errno
 import fcntl
 import importlib
+import itertools
 import json
 import os
 import pkgutil
@@ -38,42 +42,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from verbs import ANSWERS, NEEDS, READS, SHARING, SLOW, TRAIN, VERBS
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-TRAIN = (
-    "train wandering-digits --resolution 12 --n-colours 4 --n-layer 2 --n-embd 12 --n-head 2 --batch-size 8 "
-    "--steps 20 --warmup-steps 2 --checkpoint-every 5 --limit 40 --threads 1 --out {out}/run"
-)
-VERBS = {
-    "sample": "sample {made}/run --n 2 --out {out}/s.png",
-    "convert": "convert {made}/run {out}/hf",
-    "extract": "extract igpt:{made}/run wandering-digits --limit 150 --batch-size 8 --out {out}/f.h5",
-    "import": "import --train {made}/x.npz --out {out}/i.h5",
-    "compress": "compress {made}/f.h5 --out {out}/c.h5",
-    "sweep": "sweep {made}/f.h5 --Cs 0.01 0.1 1 --out {out}",
-    "sweep, two workers": "sweep {made}/f.h5 --Cs 0.01 0.1 1 10 --seeds 8 --workers 2 --out {out}",
-    "concat": "concat {made}/f.h5 --Cs 0.1 1 --window 2 --out {out}",
-    "calibrate": "calibrate {made}/f.h5 --Cs 0.1 --Cs 1 --out {out}",
-    "table": "table {made}/res --out {out}/t.csv",
-    "plot": "plot {made}/res --out {out}/curve.svg",
-    "report": "report {made}/res --out {out}/report",
-    "train": TRAIN,
-    "finetune": "finetune {made}/run wandering-digits --limit 40 --steps 16 --eval-every 5 --batch-size 8 --threads 1 "
-    "--out {out}/run",
-    "study": "study pixels --on digits --limit 60 --Cs 1 --out {out}/study",
-    "demo": "demo --steps 4 --batch-size 4 --n-layer 1 --n-embd 12 --limit 30 --out {out}/demo",
-    "geometry": "geometry {made}/f.h5 -q",
-    "predict": "predict {made}/res {made}/pictures",
-    "compare": "compare {made}/res {made}/res2",
-    "verify": "verify {made}/f.h5",
-    "inspect": "inspect {made}/f.h5",
-}
-SLOW = ("train", "finetune", "study", "demo")
-"""Verbs that get half as many kills as the others."""
-NEEDS = {"concat": "sweep {made}/f.h5 --Cs 0.1 1 --out {out}", "calibrate": "sweep {made}/f.h5 --Cs 0.1 1 --out {out}"}
-"""What must be in a verb's output folder before it starts."""
-ANSWERS = ("geometry", "predict", "compare", "verify", "inspect")
-"""Verbs that write nothing: what they print is compared."""
+
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 FILE_SIZES = (0, 2_000, 40_000)
 MEMORY = (0, 24 << 20)
@@ -81,6 +54,7 @@ DISKS = ("8k", "200k")
 JUMPS = (0, -10 * 31_557_600, 10 * 31_557_600, -86_400, 86_400)
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 FAILING_CALLS = 2
+READ_TIMES = 3
 HANG = 600.0
 
 
@@ -252,8 +226,13 @@ def differences(expected: dict[str, object], found: dict[str, object]) -> list[s
 class Subject:
     """A verb with its undisturbed outcome and duration."""
 
-    def __init__(self, verb: str, made: Path, scratch: Path) -> None:
-        self.verb, self.made, self.scratch = verb, made, scratch
+    def __init__(self, verb: str, made: Path, scratch: Path, other: Callable[[str], "Subject"]) -> None:
+        self.verb, self.made, self.scratch, self.other = verb, made, scratch, other
+        self._filled = scratch / "filled"
+        if verb in NEEDS:
+            self._filled.mkdir(parents=True)
+            code, printed = run(NEEDS[verb].format(made=made, out="."), self._filled)
+            assert code == 0, printed
         whole = self.folder("whole")
         begun = time.monotonic()
         self.code, self.answer = run(self.words, whole)
@@ -275,8 +254,7 @@ class Subject:
 
     def fill(self, out: Path) -> None:
         if self.verb in NEEDS:
-            code, printed = run(NEEDS[self.verb].format(made=self.made, out="."), out)
-            assert code == 0, printed
+            shutil.copytree(self._filled, out, dirs_exist_ok=True)
 
     def finish(self, out: Path, what: str) -> list[str]:
         """Run the verb to its end in a folder that was disturbed, and compare."""
@@ -448,22 +426,74 @@ def set_failing(disk: Path | None, left: int, error: int) -> int:
 
 
 def pairs(subject: Subject, number: int) -> tuple[int, list[str]]:
-    """Another verb at once in the same folder: each ends well or in a sentence, again too, and nothing is left."""
-    verbs = list(VERBS)
-    place = verbs.index(subject.verb) + 1 + number
-    if place >= len(verbs):
+    """Two verbs at once in one folder: each ends well or in a sentence; again, what one after the other leaves."""
+    if number >= len(following(subject.verb)):
         return 0, []
-    out, other = subject.folder(f"pair-{number}"), VERBS[verbs[place]].format(made=subject.made, out=".")
-    if verbs[place] in NEEDS and subject.verb not in NEEDS:
-        assert run(NEEDS[verbs[place]].format(made=subject.made, out="."), out)[0] == 0
-    _, problems = together([subject.words, other], out, f"{subject.verb} and {verbs[place]}")
-    for words in (subject.words, other):
-        code, printed = run(words, out)
-        if code not in (0, 2) or "Traceback" in printed:
-            problems.append(f"{subject.verb} and {verbs[place]}, again: rc {code}: {printed[-300:]}")
-    left = [name for name, what in outcome(out).items() if what == "a leftover"]
+    other = subject.other(following(subject.verb)[number])
+    both, what = (subject, other), f"{subject.verb} and {other.verb}"
+
+    def again(out: Path) -> list[str]:
+        problems = []
+        for verb in both:
+            code, printed = (0, "") if verb.verb in ANSWERS else run(verb.words, out)
+            if code not in (0, 2) or "Traceback" in printed:
+                problems.append(f"{what}, again: rc {code}: {printed[-300:]}")
+        return problems
+
+    out = subject.folder(f"pair-{number}")
+    other.fill(out)
+    children, problems = together([verb.words for verb in both], out, what)
+    for verb, child in zip(both, children, strict=True):
+        if verb.verb in ANSWERS and child.printed != verb.answer:
+            problems.append(f"{what}: another answer of {verb.verb}: {child.printed[-300:]}")
+    problems += again(out)
+    found, truth = outcome(out), subject.expected | other.expected
+    # of verbs that share files, what one after the other leaves, in either order
+    for order in (both, both[::-1]) if set(subject.expected) & set(other.expected) else ():
+        shutil.rmtree(out)
+        subject.folder(out.name)
+        other.fill(out)
+        for verb in order:
+            run(verb.words, out)
+        problems += again(out)
+        truth = outcome(out)
+        if truth == found:
+            break
     shutil.rmtree(out)
-    return 1, problems + [f"left: {name}" for name in left]
+    return 1, problems + [f"{what}: {problem}" for problem in differences(truth, found)]
+
+
+def following(verb: str) -> list[str]:
+    """The verbs that a verb is paired with: each two of `VERBS` once."""
+    verbs = list(VERBS)
+    return verbs[verbs.index(verb) + 1 :]
+
+
+def reading(subject: Subject, number: int) -> tuple[int, list[str]]:
+    """A verb that reads what this one is writing, at a random moment: a sentence, and the writer is as alone."""
+    readers, rng = READS.get(subject.verb, ()), random.Random(f"reading {subject.verb} {number}")
+    if number >= len(readers) * READ_TIMES:
+        return 0, []
+    words = readers[number % len(readers)].format(made=subject.made, out=".")
+    out = subject.folder(f"read-{number}")
+    writer = Child(subject.words, out)
+    writer.wait(rng.uniform(0, 1) * subject.length)
+    code, printed = run(words, out)
+    problems = []
+    if code not in (0, 1, 2) or "Traceback" in printed or (code == 1 and not words.startswith("verify")):
+        problems.append(f"{words}, meanwhile: rc {code}: {printed[-300:]}")
+    if not writer.wait():
+        writer.send(signal.SIGKILL, group=True)
+    if writer.code != 0 or "Traceback" in writer.printed:
+        problems.append(f"{subject.verb} while {words}: rc {writer.code}: {writer.printed[-300:]}")
+    found = outcome(out)
+    problems += differences(subject.expected, {name: found.get(name) for name in subject.expected})
+    code, printed = run(words, out)
+    if code != 0 or "Traceback" in printed:
+        problems.append(f"{words}, then: rc {code}: {printed[-300:]}")
+    problems += [f"left: {name}" for name, what in outcome(out).items() if what == "a leftover"]
+    shutil.rmtree(out)
+    return 1, problems
 
 
 CHECKS: dict[str, tuple[Callable[[Subject, int], tuple[int, list[str]]], int]] = {
@@ -474,6 +504,7 @@ CHECKS: dict[str, tuple[Callable[[Subject, int], tuple[int, list[str]]], int]] =
     "clock": (clock, 1),
     "io": (io_error, len(ERRORS)),
     "pairs": (pairs, len(VERBS) - 1),
+    "reading": (reading, READ_TIMES * max(map(len, READS.values()))),
 }
 """The checks but kills and ranks, and how many parts each has for a verb."""
 
@@ -517,6 +548,8 @@ class State:
 
     def __init__(self, path: Path | None) -> None:
         self.path, self.parts = path, []
+        asked = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+        self._commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
         if path is not None and path.exists():
             self.parts = [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -524,7 +557,8 @@ class State:
         return any((p["check"], p["verb"], p["number"]) == (check, verb, number) for p in self.parts)
 
     def add(self, check: str, verb: str, number: int, count: int, problems: list[str]) -> None:
-        self.parts.append({"check": check, "verb": verb, "number": number, "count": count, "problems": problems})
+        part = {"check": check, "verb": verb, "number": number, "count": count, "problems": problems}
+        self.parts.append(part | {"commit": self._commit})
         for problem in problems:
             print(f"{check}, {verb}, {number}:", " ".join(problem.split()), flush=True)
         if self.path is not None:
@@ -534,6 +568,25 @@ class State:
     def total(self, check: str, verb: str) -> tuple[int, int]:
         own = [p for p in self.parts if (p["check"], p["verb"]) == (check, verb)]
         return sum(p["count"] for p in own), sum(len(p["problems"]) for p in own)
+
+
+def parts(verbs: list[str], checks: list[str], state: State, kills: int) -> Iterator[tuple[str, str, int]]:
+    """Check, verb and number of everything that is still to be done; kills of a verb until there are enough."""
+    for verb in verbs:
+        number, wanted = 0, kills // 2 if verb in SLOW else kills
+        while "kills" in checks and state.total("kills", verb)[0] < wanted and number < 20 * kills:
+            yield "kills", verb, number
+            number += 1
+        for check in (check for check in CHECKS if check in checks and check != "pairs"):
+            if check in ("full-disk", "io") and os.geteuid() != 0:
+                continue
+            if check in ("clock", "io") and "CLOCK_SHIM" not in os.environ:
+                continue
+            yield from ((check, verb, number) for number in range(CHECKS[check][1]))
+    if "pairs" in checks:
+        both = [pair for pair in itertools.combinations(VERBS, 2) if set(pair) & set(verbs)]
+        both.sort(key=lambda pair: -sum(verb in SHARING for verb in pair))
+        yield from (("pairs", first, following(first).index(second)) for first, second in both)
 
 
 def set_offset(file: Path, seconds: int) -> None:
@@ -563,7 +616,8 @@ def main() -> int:
     parser.add_argument("--only", help="verbs, separated by commas")
     parser.add_argument("--checks", default=",".join(["kills", *CHECKS, "ranks"]))
     parser.add_argument("--state", type=Path)
-    asked = parser.parse_args()
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin nothing after so long")
+    asked, begun = parser.parse_args(), time.monotonic()
     checks = asked.checks.split(",")
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     with_shims(checks)
@@ -574,28 +628,21 @@ def main() -> int:
         scratch = Path(name)
         made = scratch / "made"
         make(made)
-        for order, verb in enumerate(verbs):
-            try:
-                subject = Subject(verb, made, scratch / str(order))
-            except RuntimeError as error:
-                state.add("undisturbed", verb, 0, 1, [str(error)])
-                continue
-            number, wanted = 0, each // 2 if verb in SLOW else each
-            while "kills" in checks and state.total("kills", verb)[0] < wanted and number < 20 * each:
-                if not state.has("kills", verb, number):
-                    state.add("kills", verb, number, *kill(subject, number))
-                number += 1
-            for check in checks:
-                if check in ("full-disk", "io") and os.geteuid() != 0:
-                    continue
-                if check in ("clock", "io") and "CLOCK_SHIM" not in os.environ:
-                    continue
-                check_of_verb, parts = CHECKS.get(check, (None, 0))
-                for number in range(parts):
-                    if check_of_verb is not None and not state.has(check, verb, number):
-                        state.add(check, verb, number, *check_of_verb(subject, number))
-            print(f"{verb} ({subject.length:.1f} s): done", flush=True)
-            shutil.rmtree(scratch / str(order), ignore_errors=True)
+        subjects: dict[str, Subject] = {}
+
+        def subject(verb: str) -> Subject:
+            if verb not in subjects:
+                subjects[verb] = Subject(verb, made, scratch / str(list(VERBS).index(verb)), subject)
+                print(f"{verb}: {subjects[verb].length:.1f} s alone", flush=True)
+            return subjects[verb]
+
+        for check, verb, number in parts(verbs, checks, state, each):
+            if time.monotonic() - begun > 60 * asked.minutes:
+                print("not finished: the same command goes on")
+                return 3
+            if not state.has(check, verb, number):
+                check_of_verb = kill if check == "kills" else CHECKS[check][0]
+                state.add(check, verb, number, *check_of_verb(subject(verb), number))
         if "ranks" in checks:
             for number, (verb, problems) in enumerate(ranks(made, scratch / "ranks")):
                 state.add("ranks", verb, number, 1, problems)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from probekit.datasets import load_dataset
+from probekit.encoders.checkpoint_files import read_state
 from probekit.features.importing import import_features
 from probekit.runtime.errors import UserError
 from tests.probekit.datasets.image_folders import image_folder
@@ -62,6 +63,22 @@ def test_npz_files_that_were_joined_or_name_an_array_twice_are_refused(tmp_path)
         archive.writestr("labels", archive.read("labels.npy"))
     with pytest.raises(UserError, match=r"two\.npz contains labels twice"):
         load_dataset(tmp_path / "two.npz")
+
+
+def test_an_array_after_another_in_a_member_of_an_npz_file_is_refused(tmp_path):
+    np.savez(tmp_path / "one.npz", images=IMAGES)
+    member = io.BytesIO()
+    for labels in (LABELS, 1 - LABELS):
+        np.save(member, labels)
+    with zipfile.ZipFile(tmp_path / "one.npz", "a") as archive:
+        archive.writestr("labels.npy", member.getvalue())
+    for read in (
+        load_dataset,
+        lambda path: import_features(tmp_path / "f.h5", train=path),
+        lambda path: read_state(path),
+    ):
+        with pytest.raises(UserError, match=r"one\.npz contains more than one array in labels\.npy"):
+            read(tmp_path / "one.npz")
 
 
 @pytest.mark.parametrize("twice", ["noise.npy", "labels.npy"])

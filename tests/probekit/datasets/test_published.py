@@ -187,6 +187,8 @@ def test_downsampled_imagenet_is_read_at_every_side(tmp_path, side):
     same(data.splits["train"], images, labels)
     same(data.splits["test"], images, labels)
     assert len(data.classes) == 1000
+    with pytest.raises(UserError, match="#batches=1,1 names a batch twice"):
+        load_dataset(f"imagenet{side}#batches=1,1", root=tmp_path)
     few = load_dataset(f"imagenet{side}", root=tmp_path, batches=[1, 2])
     assert len(few.splits["train"]) + len(few.splits["val"]) == 10
     other = 96 - side

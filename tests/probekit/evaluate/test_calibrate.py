@@ -119,7 +119,7 @@ def test_few_labels_of_which_some_class_has_validation_rows_only_are_left_out_by
         parts[split] = ([(rng.normal(size=(n, 5)) + y[:, None]).astype(np.float32)], y)
     store = FeatureStore.from_arrays(tmp_path / "f.h5", parts)
     sweep(store, out=tmp_path / "few", per_class=2, seeds=4, Cs=[1.0])
-    with pytest.warns(UserWarning, match=r"2 probes are left out \(00 of 12 rows, seed 0; .*validation rows only"):
+    with pytest.warns(UserWarning, match=r"Probes left out: 2 \(00 of 12 rows, seed 0; .*validation rows only"):
         calibrate(store, tmp_path / "few", Cs=[1.0])
     with open(tmp_path / "few" / "calibration.csv") as file:
         assert [row["seed"] for row in csv.DictReader(file)] == ["2", "3"]

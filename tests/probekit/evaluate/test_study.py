@@ -1,6 +1,7 @@
 """A study on tiny data: what it writes, that it goes on without computing anew, and what it refuses."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 import probekit
 from probekit import UserError, load_dataset, load_encoder
 from probekit.cli.main import main
+from probekit.datasets.records import Splits
 from probekit.evaluate.study import control_encoders, random_spec, study
 from probekit.features.store import FeatureStore
 from probekit.results.record import read_records
@@ -210,3 +212,32 @@ def test_a_study_of_several_data_sets_is_read_whole(no_report, tmp_path, data):
     out = tmp_path / "study"
     results = study("histogram:2", data, out, Cs=CS, window=0, controls=False)
     assert [r.key for r in Results(out)] == [r.key for r in results]
+
+
+def test_a_study_that_failed_before_its_first_features_may_be_corrected(no_report, tmp_path, data):
+    out = tmp_path / "study"
+    out.mkdir()
+    (out / "features").write_text("in the way")
+    with pytest.raises(FileExistsError):
+        study("pixels", data[0], out, Cs=CS)
+    assert (out / "study.json").is_file()
+    (out / "features").unlink()
+    study("pixels", data[0], out, Cs=CS, limit=30)
+    with pytest.raises(UserError, match="limit: 30 there, null here"):
+        study("pixels", data[0], out, Cs=CS)
+
+
+def test_of_two_studies_that_begin_at_the_same_moment_one_is_refused(no_report, tmp_path, data):
+    whole, others = load_dataset(data[0]), []
+
+    def test_rows():
+        """Read where features are declared, after study.json is written."""
+        if not others:
+            others.append(study("pixels:4", data[0], tmp_path / "study", Cs=CS, seeds=2))
+        return whole.splits["test"]
+
+    makers = {name: lambda name=name: whole.splits[name] for name in ("train", "val")}
+    late = replace(whole, splits=Splits({**makers, "test": test_rows}))
+    with pytest.raises(UserError, match="seeds: 2 there, 1 here"):
+        study("pixels:4", late, tmp_path / "study", Cs=CS)
+    assert {r.seed for r in read_records(tmp_path / "study")} == {0, 1}

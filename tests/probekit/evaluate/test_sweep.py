@@ -298,3 +298,22 @@ def test_layers_trained_together_with_one_that_is_finished_leave_its_file_alone(
     before = (tmp_path / first.probe_file).read_bytes()
     assert len(sweep(MemoryStore(), tmp_path, protocol=short)) == 3
     assert (tmp_path / first.probe_file).read_bytes() == before
+
+
+def test_of_two_sweeps_that_begin_one_series_with_other_penalties_at_once_one_is_refused(tmp_path):
+    """Both find an empty folder, so that both take the encoder's name."""
+    store, others = MemoryStore(), []
+
+    class Late(MemoryStore):
+        def stored(self, *which):
+            if not others:
+                others.append(sweep(store, tmp_path, Cs=CS[:2]))
+            return super().stored(*which)
+
+    with pytest.raises(UserError, match=r"made otherwise \(protocol\.Cs"):
+        sweep(Late(), tmp_path, Cs=CS)
+    assert {len(record.Cs) for record in Results(tmp_path)} == {2}
+    assert len(Journal(tmp_path / "choices.jsonl").lines()) == len(Results(tmp_path))
+    named = {record.series for record in sweep(store, tmp_path, Cs=CS)}  # again: under a name of its own
+    assert len(Results(tmp_path)) == 2 * len(store.layers)
+    assert not named & {r.series for r in sweep(store, tmp_path, Cs=CS[:2])}

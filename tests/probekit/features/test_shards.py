@@ -111,3 +111,14 @@ def test_a_mapping_that_is_damaged_is_refused_without_opening_it(tmp_path):
         np.testing.assert_array_equal(FeatureStore(path).read("train", 0)[0], X)
     path.write_bytes(content[: at + 16] + b"\xff" * 16 + content[at + 32 :])
     assert "virtual dataset, does not show" in " ".join(verify(path).errors)
+
+
+def test_a_refusal_of_the_join_reaches_every_rank_in_its_sentence(tmp_path):
+    (tmp_path / "f.h5").mkdir()  # no rank writes to this name but the one that joins
+    printed = run_ranks([HERE / "shard_worker.py", tmp_path / "f.h5", "refused"], folders=[HERE])
+    assert all("f.h5 is a folder, but a feature file is needed" in text for text in printed), printed
+
+
+def test_pictures_that_are_shared_are_reported_by_one_rank(tmp_path):
+    printed = run_ranks([HERE / "shard_worker.py", tmp_path / "f.h5", "shared"], folders=[HERE])
+    assert [text.count("are in train too") for text in printed] == [1, 0], printed

@@ -177,3 +177,17 @@ def test_a_store_is_swept_beside_its_file_or_where_one_says(tmp_path):
     for out, where in ((None, tmp_path), (tmp_path / "there", tmp_path / "there")):
         assert len(store.sweep(out, Cs=[0.1])) == 1
         assert (where / "results.jsonl").is_file()
+
+
+def test_features_in_memory_are_read_and_swept_like_those_of_a_file(tmp_path, arrays):
+    store, memory = FeatureStore.from_arrays(tmp_path / "f.h5", arrays), MemoryStore(arrays)
+    assert memory.tests == store.tests
+    for split in store.splits:
+        for one, other in zip(memory.read_many(split, [-1, 0]), store.read_many(split, [-1, 0]), strict=True):
+            np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(memory.read(split, 0)[0], store.read(split, 0)[0])
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 2
+    memory = MemoryStore({split: (rng.normal(size=(60, 3)) + y[:, None], y) for split in ("train", "test")})
+    assert len(memory.sweep(Cs=[0.1])) == len(memory.sweep(tmp_path / "there", Cs=[0.1])) == 1
+    assert (tmp_path / "there" / "results.jsonl").is_file()
