@@ -144,9 +144,8 @@ def load_dataset(
     if not isinstance(source, str | Path):
         _check_options(arrays.load_objects, type(source).__name__, options, COMMON)
         return arrays.load_objects(source, **options)
-    text, written = split_options(str(source))
-    root = written.pop("root", root)
     root = None if root is None else os.path.expanduser(str(root))
+    text, written = split_options(str(source))
     options |= written
     if not text.strip():
         raise UserError(f"An empty name of a data set was given; give {'; '.join(FORMS)}.")
@@ -213,7 +212,7 @@ def _read_form(kind: str, path: str, root: str | None, options: dict[str, Any]) 
 
 def _check_options(load: Callable[..., Any], text: str, options: dict[str, Any], more: Iterable[str] = ()) -> None:
     """Refuse options that `load` does not take, and put values in the place of those written as text."""
-    known = {*list(inspect.signature(load).parameters)[1:], *more}
+    known = {*list(inspect.signature(load).parameters)[1:], *more} - {"root"}
     if strange := [name for name in options if name not in known]:
         raise UserError(f"The data set {text!r} takes no option {', '.join(strange)}; leave that out.")
     options.update(read_values(options))

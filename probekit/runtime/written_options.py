@@ -29,7 +29,8 @@ def split_options(text: str) -> tuple[str, dict[str, str]]:
 def _names_a_path(text: str) -> bool:
     """Whether the text, or what follows one of its colons, exists: PATH, hf:PATH, tokens:igpt:PATH, igpt:PATH@STEP."""
     rests = [text, *(text[colon.end() :] for colon in re.finditer(":", text))]
-    return any(os.path.exists(os.path.expanduser(path)) for rest in rests for path in (rest, rest.rpartition("@")[0]))
+    paths = (path for rest in rests for path in (rest, re.sub("@[^@#]*$", "", rest)))
+    return any(os.path.exists(os.path.expanduser(path)) for path in paths)
 
 
 def _whole_number(text: str) -> int:
