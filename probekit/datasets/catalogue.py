@@ -235,12 +235,14 @@ def written_tests(
             raise UserError(f"--test is {text!r}; expected NAME=DATASET, as in --test v2=imagenetv2.")
         if name in tests:
             raise UserError(f"Two test sets are called {name!r}: give each a name of its own.")
-        spec, options = split_options(spec)
+        place, options = split_options(spec)
         if "classes" in options:
             maps[name] = read_class_map(options.pop("classes"))
-        needs_root = any(entry.name == spec and entry.needs_root for entry in ENTRIES)
+        spec = "#".join([place, *(f"{key}={value}" for key, value in options.items())])
+        needs_root = any(entry.name == place and entry.needs_root for entry in ENTRIES)
         given: dict[str, Any] = {"root": root} if needs_root else {"skip_corrupt": True} if skip_corrupt else {}
-        tests[name] = load_dataset(spec, **given | options)
-        if decoding and "decoding" in tests[name].provenance and not decoding.keys() <= options.keys():
-            tests[name] = load_dataset(spec, **{**given, **decoding, **options})
+        tests[name] = load_dataset(spec, **given)
+        more = {key: value for key, value in (decoding or {}).items() if key not in options}
+        if more and "decoding" in tests[name].provenance:
+            tests[name] = load_dataset(spec, **given, **more)
     return tests, maps
