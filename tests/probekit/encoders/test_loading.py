@@ -139,7 +139,9 @@ def test_options_in_the_text_are_those_of_the_call():
 
 
 @pytest.mark.parametrize("name", ["a#b", "run#layers=1", "c#"])
-@pytest.mark.parametrize("form", ["igpt:{}", "igpt:{}@4", "tokens:igpt:{}", "random:{}", "igpt:{}#layers=0", "igpt:{}@4#layers=0"])
+@pytest.mark.parametrize(
+    "form", ["igpt:{}", "igpt:{}@4", "tokens:igpt:{}", "random:{}", "igpt:{}#layers=0", "igpt:{}@4#layers=0"]
+)
 def test_a_folder_whose_name_has_a_hash_is_itself(tmp_path, name, form):
     (tmp_path / name).mkdir()
     with pytest.raises(UserError, match=re.escape(f"{name} contains no checkpoints")):
