@@ -73,7 +73,8 @@ def plan_of_extract(folder, steps):
     """The plan for the same."""
     encoder, data = load_encoder(f"igpt:{folder}/run"), load_dataset("wandering-digits")
     base = process_bytes()
-    planned = plan_extract(encoder, data, seconds=4)
+    with tempfile.TemporaryDirectory() as sample:
+        planned, _ = plan_extract(encoder, data, sample, seconds=4)
     return planned.seconds, base + planned.memory, planned.disk
 
 

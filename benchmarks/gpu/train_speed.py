@@ -132,7 +132,7 @@ def planned_and_real_features(toy, device):
     encoder = IGPTEncoder(IGPT(model), palette, transform, device=device, dtype="bfloat16")
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        planned = plan_extract(encoder, data, seconds=0.5 if toy else 4.0)
+        planned, _ = plan_extract(encoder, data, folder, seconds=0.5 if toy else 4.0)
         begun = time.perf_counter()
         with extract(encoder, data, Path(folder) / "f.h5") as store:
             found.append(("extract, s", planned.seconds, time.perf_counter() - begun))

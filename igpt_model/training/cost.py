@@ -1,4 +1,4 @@
-"""What training will cost: bytes and operations counted, an update and a checkpoint timed.
+"""What training will cost: bytes and operations counted, three updates timed.
 
 A model that takes too long is timed with two blocks and fewer images, and its time scaled by the operations.
 
@@ -6,9 +6,7 @@ Letters: B images of a rank that are in flight (its micro-batch), T positions, D
 """
 
 import math
-import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,17 +15,13 @@ import torch
 
 from igpt_model.config import ModelConfig
 from igpt_model.devices import cpu_threads, find_device
-from igpt_model.images import ImageTransform
 from igpt_model.model import IGPT
-from igpt_model.palette import Palette
 from igpt_model.process_group import Ranks
-from igpt_model.training.checkpoint import checkpoint_path, save_checkpoint
 from igpt_model.training.config import TrainConfig
 from igpt_model.training.engine import Engine
 
 FLOAT = 4
 CHECKPOINT_BYTES, KEPT_BYTES = 12, 4  # of a parameter, with Adam's moments and without
-LARGE = 50_000_000  # parameters above which a smaller checkpoint is timed: bytes per second are the same for all
 
 
 @dataclass(frozen=True)
@@ -36,28 +30,24 @@ class TrainingCost:
 
     Attributes
     ----------
-    step, checkpoint : seconds each
-    seconds : of the whole run, without reading images and fitting the palette
+    rate : FLOP/s that a rank reaches
+    step : seconds of an update
+    seconds : of all updates and evaluations; reading images, the palette and checkpoints are not counted
     memory : bytes that a rank holds beside the process itself: state, activations, temporary gradients
     disk : bytes of the tensors in the checkpoints that are left at the end
-    scaled_from : what was timed instead of whole updates, "" where those were
+    note : how the rate is known, "" where whole updates were timed
     """
 
+    rate: float
     step: float
-    checkpoint: float
     seconds: float
     memory: int
     disk: int
-    scaled_from: str
+    note: str
 
 
 def training_cost(
-    config: TrainConfig,
-    val_images: int = 0,
-    ranks: int = 1,
-    seconds: float = 4.0,
-    rate: float | None = None,
-    timer: Callable[[Callable[[], object]], float] | None = None,
+    config: TrainConfig, val_images: int = 0, ranks: int = 1, seconds: float = 4.0, rate: float | None = None
 ) -> TrainingCost:
     """Time three updates of a run's settings and count what the run consists of.
 
@@ -68,30 +58,12 @@ def training_cost(
     ranks : processes that would share the work; exchanging gradients is not counted
     seconds : about how long to measure
     rate : FLOP/s that each rank will reach, for another machine: updates are then counted, not timed
-    timer : returns the seconds of a call; default: the median of three
     """
-    if rate is not None:
-        config = replace(config, device="cpu", compile=False)
-    device, model, images = find_device(config.device), config.model_config, math.ceil(config.batch_size / ranks)
-    timer = timer or partial(_median_seconds, device=device)
-    flops = partial(training_flops, checkpoint_blocks=config.checkpoint_blocks)
-    with cpu_threads(config.threads):
-        if rate is not None:
-            step, note = flops(model, images) / rate, f"{rate / 1e12:g} TFLOP/s a rank"
-        else:
-            timed = replace(config, batch_size=images, micro_batch=min(config.micro_batch, images), parallel="none")
-            few, possible = images, seconds / 4 * matmul_rate(seconds=0.1, device=config.device)
-            if flops(model, images) > possible:
-                timed = replace(timed, n_layer=min(2, model.n_layer), n_embd=model.n_embd, n_head=model.n_head)
-                few = min(max(int(possible / flops(timed.model_config, 1)), 1), images)
-            share = flops(model, images) / flops(timed.model_config, few)
-            rng, engine = np.random.default_rng(0), Engine(timed, Ranks(device=device))
-            tokens = rng.integers(0, model.vocab_size, (few, model.n_positions))
-            masks = None if model.causal else torch.from_numpy(rng.random(tokens.shape) < model.mask_prob)
-            step = share * timer(lambda: engine.update(tokens, masks, 0.0))
-            blocks = f"{timed.model_config.n_layer} of {model.n_layer} blocks"
-            note = "" if share == 1 else f"{blocks}, {few} of {images} images"
-        save = _checkpoint_seconds(config, timer) / (ranks if config.parallel == "fsdp" else 1)  # each writes its part
+    model, images = config.model_config, math.ceil(config.batch_size / ranks)
+    note = f"{(rate or 0) / 1e12:g} TFLOP/s a rank"
+    if rate is None:
+        rate, note = _update_rate(config, images, seconds)
+    step = training_flops(model, images, config.checkpoint_blocks) / rate
     # a forward pass is a third of an update's work
     evaluation = step / images / 3 * min(config.eval_images, val_images) / ranks
     evaluations = 1 + math.ceil(config.steps / config.eval_every)
@@ -101,13 +73,37 @@ def training_cost(
     a_parameter += KEPT_BYTES * sum(config.keeps(done) for done in saved[: -config.keep_last])
     micro = min(config.micro_batch or images, images)
     return TrainingCost(
+        rate=rate,
         step=step,
-        checkpoint=save,
-        seconds=config.steps * step + evaluations * evaluation + len(saved) * save,
+        seconds=config.steps * step + evaluations * evaluation,
         memory=sum(rank_memory(model, micro, ranks, config.parallel, config.dtype, config.checkpoint_blocks).values()),
         disk=a_parameter * model.n_params,
-        scaled_from=note,
+        note=note,
     )
+
+
+def _update_rate(config: TrainConfig, images: int, seconds: float) -> tuple[float, str]:
+    """FLOP/s of an update of `images` images, or of as large a part of it as the time allows, and which part."""
+    device, model = find_device(config.device), config.model_config
+    flops = partial(training_flops, checkpoint_blocks=config.checkpoint_blocks)
+    with cpu_threads(config.threads):
+        timed = replace(config, batch_size=images, micro_batch=min(config.micro_batch, images), parallel="none")
+        few, possible, note = images, seconds / 4 * matmul_rate(seconds=0.1, device=config.device), ""
+        if flops(model, images) > possible:
+            timed = replace(timed, n_layer=min(2, model.n_layer), n_embd=model.n_embd, n_head=model.n_head)
+            few = min(max(int(possible / flops(timed.model_config, 1)), 1), images)
+            note = f"from {timed.model_config.n_layer} of {model.n_layer} blocks, {few} of {images} images"
+        rng, engine = np.random.default_rng(0), Engine(timed, Ranks(device=device))
+        tokens = rng.integers(0, model.vocab_size, (few, model.n_positions))
+        masks = None if model.causal else torch.from_numpy(rng.random(tokens.shape) < model.mask_prob)
+        times = []
+        for _ in range(4):
+            begun = time.perf_counter()
+            engine.update(tokens, masks, 0.0)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - begun)
+    return flops(timed.model_config, few) / float(np.median(times[1:])), note
 
 
 def training_flops(config: ModelConfig, images: int, checkpoint_blocks: bool = False) -> int:
@@ -174,29 +170,3 @@ def rank_memory(
     activations = config.n_layer * (FLOAT * btd if checkpoint_blocks else block) + output
     state = {"weights": weights, "gradients": weights, "optimizer": 2 * weights, "gathered": gathered}
     return state | {"activations": activations, "transient": max(2 * FLOAT * bt * v, inside)}
-
-
-def _checkpoint_seconds(config: TrainConfig, timer: Callable[[Callable[[], object]], float]) -> float:
-    n_params = config.model_config.n_params
-    sizes = config if n_params < LARGE else replace(config, n_layer=1, n_embd=512, n_head=8)
-    model = IGPT(sizes.model_config)
-    moments = {f"{name}/{i}": torch.zeros_like(p) for name, p in model.named_parameters() for i in range(2)}
-    palette, transform = Palette.rgb_grid(config.n_colours), ImageTransform(config.resolution, config.resize)
-    with tempfile.TemporaryDirectory() as folder:
-        steps = iter(range(1000))
-        took = timer(
-            lambda: save_checkpoint(checkpoint_path(folder, next(steps)), model, palette, transform, 0, (moments, {}))
-        )
-    return took * n_params / model.config.n_params
-
-
-def _median_seconds(action: Callable[[], object], device: torch.device) -> float:
-    """Return the median time of three calls after a first."""
-    times = []
-    for _ in range(4):
-        begun = time.perf_counter()
-        action()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - begun)
-    return float(np.median(times[1:]))

@@ -2,12 +2,16 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+import numpy as np
 
 from igpt_model.training.config import TrainConfig
 from probekit.cli.console import say
 
-LARGE = 200_000_000  # parameters of a model that is timed with two blocks
+LARGE = 200_000_000  # parameters of a model whose extraction is counted, not timed
+A_CLASS = 10  # extracted images of each class that a sweep is timed on
 
 
 def plan(
@@ -36,7 +40,7 @@ def plan(
     encoder
         Estimate the extraction of this encoder; by default of the iGPT that the flags describe.
     features
-        Estimate the sweep of this feature file; by default of synthetic features of the encoder's widths.
+        Estimate the sweep of this feature file; by default of the images that were extracted to estimate that step.
     rows
         Training and validation images together, where no data set is given.
     test_rows
@@ -52,66 +56,58 @@ def plan(
     rate
         TFLOP/s that each rank will reach, to estimate for another machine; updates and features are then not timed.
     """
+    from igpt_model.model import IGPT
+    from igpt_model.palette import Palette
     from igpt_model.training.cost import training_cost
     from probekit.datasets import load_dataset
-    from probekit.evaluate.plan import Estimate, plan_sweep, plan_sweep_without_features, process_bytes
+    from probekit.encoders import load_encoder
+    from probekit.encoders.igpt import IGPTEncoder
+    from probekit.evaluate import plan as steps
     from probekit.features.store import FeatureStore
     from probekit.selection.protocol import get_protocol
 
     stored = None if features is None else FeatureStore.open(features)  # a wrong path is refused before any timing
     get_protocol(protocol)
-    data = None if dataset is None else load_dataset(dataset, root=root)
-    if data is not None:
+    data = load_dataset(dataset or "digits", root=root)  # without a data set any images will do
+    if dataset is not None:
         counts = {name: len(split) for name, split in data.splits.items()}
         test_rows, classes = counts.get("test", 0), len(data.classes)
         rows = sum(counts.values()) - test_rows
-    base, speed = process_bytes(), None if rate is None else rate * 1e12
+    images, model, base = rows + test_rows, config.model_config, steps.process_bytes()
+    speed = None if rate is None else rate * 1e12
     cost = training_cost(config, val_images=rows // 10, ranks=ranks, seconds=seconds / 3, rate=speed)
-    loaded = process_bytes() - base  # what PyTorch loads on its first update
+    loaded = steps.process_bytes() - base  # what PyTorch loads on its first update
     note = f"{config.steps:,} steps of {cost.step:.3g} s, {config.steps * config.batch_size / rows:.3g} epochs"
-    note += f"; from {cost.scaled_from}" if cost.scaled_from else ""
-    extraction, widths = _extraction(encoder, config, data, rows + test_rows, ranks, seconds / 3, speed)
-    estimates = [Estimate("train", cost.disk, loaded + cost.memory, cost.seconds, note), extraction]
-    if stored is not None:
-        estimates.append(plan_sweep(stored, seconds, protocol=protocol))
-    else:
-        shape = (widths, rows, test_rows, classes)
-        estimates.append(plan_sweep_without_features(*shape, seconds, speed, protocol=protocol))
+    note += f"; {cost.note}" if cost.note else ""
+    estimates = [steps.Estimate("train", cost.disk, loaded + cost.memory, cost.seconds, note)]
+    known, widths, weights = None, [model.n_embd] * (model.n_layer + 1), 4 * model.n_params
+    if encoder is not None:
+        known, weights = load_encoder(encoder, data=data), 0
+    elif rate is None and model.n_params <= LARGE:
+        parts = (IGPT(model), Palette.rgb_grid(config.n_colours), config.transform)
+        known = IGPTEncoder(*parts, device=config.device, dtype=config.dtype)
+    with TemporaryDirectory() as folder:
+        if known is not None:
+            one, sample = steps.plan_extract(known, data, folder, seconds / 3, images, ranks)
+            widths, estimates = list(known.widths), [*estimates, replace(one, memory=one.memory + weights)]
+            counted = rate is not None or np.unique(sample.labels("train"), return_counts=True)[1].min() < A_CLASS
+        else:
+            disk, memory = steps.feature_bytes(images, widths), weights + 3 * steps.feature_bytes(128, widths)
+            took, note = images * model.flops_per_image / cost.rate / ranks, f"not timed: {images:,} images"
+            estimates.append(steps.Estimate("extract", disk, memory, took, f"{note}, {len(widths)} layers"))
+            counted = True
+        if stored is not None:
+            estimates.append(steps.plan_sweep(stored, seconds, protocol=protocol))
+        elif counted:
+            estimates.append(steps.count_sweep(widths, rows, test_rows, classes, cost.rate))
+        else:
+            estimates.append(steps.plan_sweep(sample, seconds, rows, test_rows, classes, protocol=protocol))
     for one in estimates:
         say(
             f"{one.step}: {_time(one.seconds)}, {_size(base + one.memory)} of memory"
             f"{' per rank' if ranks > 1 and one.step != 'sweep' else ''}, {_size(one.disk)} on disk ({one.note})"
         )
     return [asdict(one) | {"memory": base + one.memory} for one in estimates]
-
-
-def _extraction(
-    spec: str | None, config: TrainConfig, data: Any, rows: int, ranks: int, seconds: float, speed: float | None
-) -> tuple[Any, list[int]]:
-    """Return the estimate, and the widths of the encoder's layers."""
-    from igpt_model.model import IGPT
-    from igpt_model.palette import Palette
-    from probekit.datasets import load_dataset
-    from probekit.encoders import load_encoder
-    from probekit.encoders.igpt import IGPTEncoder
-    from probekit.evaluate.plan import Estimate, feature_bytes, plan_extract
-
-    model = config.model_config
-    widths, note = [model.n_embd] * (model.n_layer + 1), f"{rows:,} images, {model.n_layer + 1} layers"
-    disk, memory = feature_bytes(rows, widths), 4 * model.n_params + 3 * feature_bytes(128, widths)
-    if spec is None and speed is not None:
-        return Estimate("extract", disk, memory, rows * model.flops_per_image / speed / ranks, note), widths
-    data = data or load_dataset("digits")  # any images will do
-    if spec is not None:
-        encoder = load_encoder(spec, data=data)
-        return plan_extract(encoder, data, seconds=seconds, rows=rows, ranks=ranks), list(encoder.widths)
-    timed = replace(model, n_layer=2) if model.n_params > LARGE else model
-    palette = Palette.rgb_grid(config.n_colours)
-    own = IGPTEncoder(IGPT(timed), palette, config.transform, device=config.device, dtype=config.dtype)
-    planned = plan_extract(own, data, seconds=seconds, rows=rows, ranks=ranks)
-    took = planned.seconds * model.flops_per_image / timed.flops_per_image
-    note += "" if timed is model else f"; from 2 of {model.n_layer} blocks"
-    return Estimate("extract", disk, max(memory, planned.memory), took, note), widths
 
 
 def _time(seconds: float) -> str:

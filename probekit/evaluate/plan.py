@@ -1,24 +1,26 @@
 """Disk, memory and time of an extraction and a sweep, estimated beforehand: bytes are counted, a few steps timed."""
 
 import os
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
+from probekit.datasets.records import Dataset
+from probekit.encoders.encoder import Encoder
 from probekit.evaluate.sweep import sweep
 from probekit.features.extract import extract
-from probekit.features.memory_store import MemoryStore
+from probekit.features.readable import Features
+from probekit.features.store import FeatureStore
 
 ROW_BYTES = 24  # label, row id and image hash
 RECORD_BYTES = 12_000  # a line of results.jsonl and one of choices.jsonl, 45 penalties each
 PENALTIES, ITERATIONS = 45, 100  # of a sweep that is not timed; weak penalties need several hundred iterations
-SYNTHETIC_ROWS, SYNTHETIC_CLASSES = 4000, 20  # at most, where there is no feature file yet
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,9 @@ class Estimate:
     note: str = ""
 
 
-def feature_bytes(rows: int, widths: Sequence[int], dtype: str = "float32") -> int:
-    """Bytes of a feature file's rows: every layer, labels, row ids and hashes."""
-    return rows * (sum(widths) * (2 if dtype == "float16" else 4) + ROW_BYTES)
+def feature_bytes(rows: int, widths: Sequence[int]) -> int:
+    """Bytes of a feature file's rows: every layer in float32, labels, row ids and hashes."""
+    return rows * (4 * sum(widths) + ROW_BYTES)
 
 
 def process_bytes() -> int:
@@ -47,117 +49,96 @@ def process_bytes() -> int:
 
 
 def plan_extract(
-    encoder: Any,
-    data: Any,
-    batch_size: int = 128,
-    dtype: str = "float32",
+    encoder: Encoder,
+    data: Dataset,
+    folder: str | Path,
     seconds: float = 3.0,
     rows: int | None = None,
     ranks: int = 1,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Estimate:
+    batch_size: int = 128,
+) -> tuple[Estimate, FeatureStore]:
     """Estimate an extraction by really extracting as many images as the time allows.
 
     Parameters
     ----------
     encoder : Encoder
     data : Dataset
-    seconds : about how long to measure; small data sets are extracted whole
+    folder : where the feature files go
+    seconds : about how long to measure; the largest split of a small data set is extracted whole
     rows : images in all, where `data` is only a sample of them
     ranks : processes that share the rows
+
+    Returns
+    -------
+    estimate : Estimate
+    store : FeatureStore
+        The extracted images as split "train", the first of them also as "test".
     """
-    name, part = max(data.splits.items(), key=lambda item: len(item[1]))
+    part = max(data.splits.values(), key=len)
     total = rows or sum(len(split) for split in data.splits.values())
+    most = min(total, len(part))
 
-    def images(count: int) -> float:
-        chosen = part.take(np.linspace(0, len(part) - 1, count).astype(np.int64))
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            begun, sample = clock(), replace(data, splits={name: chosen})
-            with extract(encoder, sample, f"{folder}/f.h5", None, batch_size, dtype=dtype):  # type: ignore[arg-type]
-                return clock() - begun
+    def images(count: int) -> FeatureStore:
+        chosen = np.linspace(0, len(part) - 1, count).astype(np.int64)
+        sample = replace(data, splits={"train": part.take(chosen), "test": part.take(chosen[:1])})
+        return extract(encoder, sample, Path(folder) / f"{count}.h5", batch_size=batch_size)
 
-    before, first = process_bytes(), images(1)  # what a process does once: it loads libraries, it fills tables
-    size, took = _most(images, min(4, len(part)), len(part), clock() + seconds, clock)
+    before = process_bytes()
+    first, _ = _timed(images, 1)  # what a process does once: it loads libraries, it fills tables
+    loaded = process_bytes()
+    size, took, store = _as_many_as_possible(images, min(4, most), most, seconds)
     # at most two batches of features wait for the writer beside the one that is computed, and as many prepared images
     image_bytes = encoder.prepare(part.images(0, 1)[0]).nbytes
     memory = 3 * (feature_bytes(batch_size, encoder.widths) + image_bytes * batch_size)
-    memory += max(0, process_bytes() - before) * max(1, batch_size // size)
-    disk, note = feature_bytes(total, encoder.widths, dtype), f"{total:,} images, {len(encoder.widths)} layers"
-    return Estimate("extract", disk, memory, first + took / size * total / ranks, note)
+    memory += max(0, loaded - before) + max(0, process_bytes() - loaded) * max(1, batch_size // size)
+    disk, note = feature_bytes(total, encoder.widths), f"{total:,} images, {len(encoder.widths)} layers"
+    return Estimate("extract", disk, memory, first + took / (size + 1) * total / ranks, note), store
 
 
-def _most(
-    action: Callable[[int], float], rows: int, most: int, until: float, clock: Callable[[], float], tries: int = 1
-) -> tuple[int, float]:
-    """Time `action` for four times as many rows again and again, while `tries` of them end in time; return the last."""
-    took = action(rows)
-    while rows < most and clock() + 4 * tries * took < until:
-        rows = min(most, 4 * rows)
-        took = action(rows)
-    return rows, took
-
-
-def plan_sweep(store: Any, seconds: float = 10.0, **options: Any) -> Estimate:
+def plan_sweep(
+    store: Features,
+    seconds: float = 10.0,
+    rows: int | None = None,
+    test_rows: int | None = None,
+    classes: int | None = None,
+    **options: Any,
+) -> Estimate:
     """Estimate a sweep by probing three layers of the features, on as many rows as the time allows.
 
     Parameters
     ----------
     store : FeatureStore
     seconds : about how long to measure; small files are probed whole
+    rows, test_rows, classes : of the features that will be swept, where `store` is only a sample of them
     **options : of `probekit.evaluate.sweep.sweep`: protocol, Cs, backend, device, dtype
     """
-    widths = dict(zip(store.layers, store.widths, strict=True))
     # shallow, middle and deep layers cost differently
-    tried = list(dict.fromkeys(store.layers[len(widths) * share // 6] for share in (1, 3, 5)))
+    tried = [store.layers[at] for at in dict.fromkeys(len(store.layers) * share // 6 for share in (1, 3, 5))]
     available = sum(len(store.labels(split)) for split in store.splits if split != "test")
+    sampled = int(max(store.labels(split).max() for split in store.splits)) + 1
 
-    def probe(layer: str, rows: int) -> float:
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            begun = time.perf_counter()
-            sweep(store, out=folder, layers=[layer], train_rows=None if rows >= available else rows, **options)
-            return time.perf_counter() - begun
+    def probe(count: int, layers: Sequence[str] = tried) -> None:
+        with TemporaryDirectory() as folder:
+            sweep(store, out=folder, layers=layers, train_rows=None if count >= available else count, **options)
 
-    before, until = process_bytes(), time.perf_counter() + seconds
-    probe(tried[0], min(available, 300))
-    rows, took = _most(partial(probe, tried[0]), min(available, 1000), available, until, time.perf_counter, len(tried))
-    a_column = [took / widths[tried[0]]]
-    a_column += [probe(layer, rows) / widths[layer] for layer in tried[1:] if time.perf_counter() < until]
-    classes = int(max(store.labels(split).max() for split in store.splits)) + 1
-    test = len(store.labels("test")) if "test" in store.splits else 0
-    took = float(np.mean(a_column)) * sum(widths.values()) * available / rows
-    disk, memory = sweep_bytes(available, test, store.widths, classes)
+    before, few = process_bytes(), min(available, 300)
+    _timed(lambda count: probe(count, tried[:1]), few)  # loads libraries
+    size, took, _ = _as_many_as_possible(probe, few, available, seconds)
+    rows, classes = rows or available, classes or sampled
+    test_rows = len(store.labels("test")) if test_rows is None else test_rows
+    disk, memory = sweep_bytes(rows, test_rows, store.widths, classes)
     memory += max(0, process_bytes() - before)  # what probing loads
-    return Estimate("sweep", disk, memory, took, "this feature file")
+    share = sum(store.widths[store.layers.index(layer)] for layer in tried) / sum(store.widths)
+    note = f"from {len(tried)} of {len(store.layers)} layers, {size:,} of {rows:,} rows"
+    return Estimate("sweep", disk, memory, took / share * rows / size * classes / sampled, note)
 
 
-def plan_sweep_without_features(
-    widths: Sequence[int],
-    rows: int,
-    test_rows: int,
-    classes: int,
-    seconds: float = 10.0,
-    rate: float | None = None,
-    probe: Callable[..., Estimate] = plan_sweep,
-    **options: Any,
-) -> Estimate:
-    """Estimate a sweep over layers of these widths from synthetic features, or by `rate` (FLOP/s) without timing.
-
-    `probe` and `options` are as in `plan_sweep`, which estimates the sweep of the synthetic features.
-    """
-    disk, memory = sweep_bytes(rows, test_rows, widths, classes)
-    if rate is not None:
-        # each iteration of each penalty multiplies by the features twice
-        operations = 4 * rows * sum(widths) * _outputs(classes) * PENALTIES * ITERATIONS
-        return Estimate(
-            "sweep", disk, memory, operations / rate, f"{PENALTIES} penalties, {ITERATIONS} iterations each"
-        )
-    sampled, few = min(rows, SYNTHETIC_ROWS), min(classes, SYNTHETIC_CLASSES)
-    one = probe(synthetic_features(sampled, max(widths), few), seconds, **options)
-    took = one.seconds * sum(widths) / max(widths) * rows / sampled * classes / few
-    scaled = f", from {few} of {classes:,} classes" if few < classes else ""
-    return Estimate("sweep", disk, memory, took, f"synthetic features{scaled}; real ones may take longer or shorter")
+def count_sweep(widths: Sequence[int], rows: int, test_rows: int, classes: int, rate: float) -> Estimate:
+    """Estimate a sweep over layers of these widths by its operations at `rate` FLOP/s."""
+    # each iteration of each penalty multiplies by the features twice
+    operations = 4 * rows * sum(widths) * _outputs(classes) * PENALTIES * ITERATIONS
+    note = f"not timed: {PENALTIES} penalties, {ITERATIONS} iterations each"
+    return Estimate("sweep", *sweep_bytes(rows, test_rows, widths, classes), operations / rate, note)
 
 
 def sweep_bytes(rows: int, test_rows: int, widths: Sequence[int], n_classes: int) -> tuple[int, int]:
@@ -174,13 +155,19 @@ def _outputs(n_classes: int) -> int:
     return 1 if n_classes == 2 else n_classes
 
 
-def synthetic_features(rows: int, width: int, n_classes: int, n_layers: int = 1) -> MemoryStore:
-    """Features in memory: overlapping Gaussian classes, with variances that fall as 1/k."""
-    rng, scale = np.random.default_rng(0), 1 / np.sqrt(np.arange(1, width + 1))
-    centres = 0.7 * rng.standard_normal((n_classes, width)) * scale
-    splits = {}
-    for split, n in (("train", rows), ("test", max(n_classes, rows // 5))):
-        y = np.arange(n) % n_classes
-        X = centres[y] + rng.standard_normal((n, width)) * scale
-        splits[split] = ([X.astype(np.float32)] * n_layers, y)
-    return MemoryStore(splits, {"name": "synthetic"}, {"name": "synthetic"})
+def _timed(action: Callable[[int], Any], count: int) -> tuple[float, Any]:
+    begun = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = action(count)
+    return time.perf_counter() - begun, result
+
+
+def _as_many_as_possible(action: Callable[[int], Any], count: int, most: int, seconds: float) -> tuple[int, float, Any]:
+    """Call `action` for four times as many rows again and again while the time allows: rows, seconds, result."""
+    until = time.perf_counter() + seconds
+    took, result = _timed(action, count)
+    while count < most and time.perf_counter() + 4 * took < until:
+        count = min(most, 4 * count)
+        took, result = _timed(action, count)
+    return count, took, result

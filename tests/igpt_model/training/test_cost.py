@@ -1,4 +1,4 @@
-"""Costs against runs really made: bytes on disk, and seconds of a clock that counts work, not the machine's load.
+"""Costs against runs really made: bytes on disk, and seconds as a multiple of those of an update.
 
 benchmarks/plan_accuracy.py compares with real time.
 """
@@ -27,33 +27,21 @@ SMALL = {
     "checkpoint_every": 35,
     "keep_last": 2,
 }
-UPDATE, SAVE = 0.5, 0.25
 
 
 def pictures(n, side=8):
     return np.random.default_rng(0).integers(0, 4, (n, side, side, 1)).astype(np.uint8).repeat(3, -1) * 60
 
 
-def timer():
-    """Really does what it times; the update, which comes first, takes `UPDATE` seconds and the checkpoint `SAVE`."""
-    answers = iter([UPDATE, SAVE])
-
-    def timed(action):
-        action()
-        return next(answers)
-
-    return timed
-
-
-def test_a_run_is_the_sum_of_its_updates_evaluations_and_checkpoints(tmp_path):
+def test_a_run_is_the_sum_of_its_updates_and_evaluations(tmp_path):
     config = TrainConfig(**SMALL)
-    planned = training_cost(config, val_images=64, seconds=60, timer=timer())
-    assert (planned.step, planned.checkpoint, planned.scaled_from) == (UPDATE, SAVE, "")
+    planned = training_cost(config, val_images=64, seconds=600)
+    assert planned.note == ""
+    assert planned.step * planned.rate == pytest.approx(training_flops(config.model_config, 16))
     records = list(train(config, pictures(200), pictures(64), tmp_path / "run"))
     evaluations = sum(record["kind"] == "eval" for record in records)
-    saved = sum(record["kind"] == "checkpoint" for record in records)
     # an evaluation is a forward pass, a third of an update's operations, of 64 images instead of 16
-    assert planned.seconds == pytest.approx(70 * UPDATE + evaluations * UPDATE / 3 * 64 / 16 + saved * SAVE)
+    assert planned.seconds == pytest.approx(planned.step * (70 + evaluations / 3 * 64 / 16))
     checkpoints = tmp_path / "run" / "checkpoints"
     written = sum(os.path.getsize(file) for file in checkpoints.rglob("*") if file.is_file())
     assert planned.disk == pytest.approx(written, rel=0.1)
@@ -80,13 +68,10 @@ def test_micro_batches_and_shards_take_less_memory():
 @pytest.mark.parametrize("objective", ["autoregressive", "bert"])
 def test_a_model_too_large_for_the_time_is_scaled_by_its_operations(objective):
     config = TrainConfig(**{**SMALL, "n_layer": 6, "objective": objective})
-    whole = training_cost(config, seconds=60, timer=timer())
-    scaled = training_cost(config, seconds=0, timer=timer())  # no time: two blocks and one image
-    assert scaled.scaled_from == "2 of 6 blocks, 1 of 16 images"
-    assert scaled.memory == whole.memory
-    of_whole = training_flops(config.model_config, 16)
-    of_timed = training_flops(ModelConfig(**{**config.model_config.to_dict(), "n_layer": 2}), 1)
-    assert scaled.step == pytest.approx(whole.step * of_whole / of_timed)
+    scaled = training_cost(config, seconds=0)  # no time: two blocks and one image
+    assert scaled.note == "from 2 of 6 blocks, 1 of 16 images"
+    assert scaled.step * scaled.rate == pytest.approx(training_flops(config.model_config, 16))
+    assert scaled.memory == training_cost(config, rate=1e12).memory
 
 
 def test_measuring_leaves_the_global_random_state_alone():

@@ -12,37 +12,28 @@ import torch
 from igpt_model.config import ModelConfig
 from probekit import load_dataset
 from probekit.cli.main import main
-from probekit.evaluate.plan import (
-    Estimate,
-    feature_bytes,
-    plan_extract,
-    plan_sweep,
-    plan_sweep_without_features,
-    synthetic_features,
-)
+from probekit.evaluate.plan import count_sweep, feature_bytes, plan_extract, plan_sweep
 from probekit.evaluate.sweep import sweep
-from probekit.features.lazy_features import read_features
+from probekit.features.memory_store import MemoryStore
 from probekit.features.store import FeatureStore
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_planned_bytes_are_those_of_a_real_file(tmp_path, dtype):
+def test_planned_bytes_are_those_of_a_real_file(tmp_path):
     X = np.random.default_rng(0).normal(size=(5000, 40)).astype(np.float32)
-    FeatureStore.from_arrays(tmp_path / "f.h5", {"train": ([X, X[:, :24]], np.arange(5000) % 3)}, dtype=dtype)
-    assert os.path.getsize(tmp_path / "f.h5") == pytest.approx(feature_bytes(5000, [40, 24], dtype), rel=0.02)
+    FeatureStore.from_arrays(tmp_path / "f.h5", {"train": ([X, X[:, :24]], np.arange(5000) % 3)})
+    assert os.path.getsize(tmp_path / "f.h5") == pytest.approx(feature_bytes(5000, [40, 24]), rel=0.02)
 
 
-class Clock:
-    """An encoder, and a clock that only it moves: 0.01 s a call, 0.001 s an image, a second at the first call."""
+class Slow:
+    """An encoder that takes at least a millisecond an image, however busy the machine is."""
 
-    layers, widths, provenance = ("00",), (4,), {"name": "clock"}
-    now = 0.0
+    layers, widths, provenance = ("00",), (4,), {"name": "slow"}
 
     def prepare(self, image):
         return image
 
     def __call__(self, images, row_ids):
-        self.now += 0.01 + 0.001 * len(images) + (self.now == 0)
+        time.sleep(0.001 * len(images))
         return [torch.zeros(len(images), 4)]
 
 
@@ -52,35 +43,47 @@ def images():
     return load_dataset((np.random.default_rng(0).integers(0, 255, (1000, 2, 2, 3), np.uint8), np.arange(1000) % 2))
 
 
-@pytest.mark.parametrize(("rows", "ranks"), [(None, 1), (50_000, 1), (50_000, 8)])
-def test_extraction_is_planned_from_all_images_of_a_split_where_the_time_allows(images, rows, ranks):
-    encoder = Clock()
-    plan = plan_extract(encoder, images, batch_size=90, seconds=9, rows=rows, ranks=ranks, clock=lambda: encoder.now)
-    # the first call with one image, once; a batch of 90 takes 0.1 s
-    assert plan.seconds == pytest.approx(1.011 + (rows or 1000) / 90 * 0.1 / ranks)
-    assert plan.disk == (rows or 1000) * (16 + 24)
+@pytest.mark.parametrize("ranks", [1, 8])
+def test_an_extraction_is_planned_from_the_images_really_extracted(images, tmp_path, ranks):
+    plan, store = plan_extract(Slow(), images, tmp_path, seconds=600, rows=50_000, ranks=ranks, batch_size=90)
+    assert len(store.labels("train")) == 720  # with this much time, the whole split
+    assert plan.seconds > 50 / ranks
+    assert plan.disk == 50_000 * (16 + 24)
+    assert plan_extract(Slow(), images, tmp_path / "again", seconds=0)[0].disk == 1000 * (16 + 24)
 
 
-def test_a_slow_encoder_is_planned_from_few_images(images):
-    encoder = Clock()
-    plan = plan_extract(encoder, images, batch_size=1000, seconds=0.1, clock=lambda: encoder.now)
-    # 4 images take 0.014 s and 16 take 0.026 s: four times that is more than what is left
-    assert plan.seconds == pytest.approx(1.011 + 1000 / 16 * 0.026)
+def test_a_slow_encoder_is_planned_from_few_images(images, tmp_path):
+    plan, store = plan_extract(Slow(), images, tmp_path, seconds=0)
+    assert len(store.labels("train")) == 4
+    assert plan.seconds > 1
 
 
-def test_a_plan_of_extraction_leaves_no_file_behind(images, tmp_path, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    tempfile.tempdir = None
-    try:
-        plan_extract(Clock(), images, seconds=0.01)
-    finally:
-        tempfile.tempdir = None
-    assert list(tmp_path.iterdir()) == []
+def overlapping(rows=400, width=12, classes=3, layers=3):
+    """Features in memory: Gaussian classes that a probe cannot fully tell apart."""
+    rng, splits = np.random.default_rng(0), {}
+    centres = 0.7 * rng.standard_normal((classes, width))
+    for split, n in (("train", rows), ("test", rows // 5)):
+        y = np.arange(n) % classes
+        X = centres[y] + rng.standard_normal((n, width))
+        splits[split] = ([X.astype(np.float32)] * layers, y)
+    return MemoryStore(splits, {"name": "overlapping"}, {"name": "overlapping"})
+
+
+def test_a_sample_is_scaled_to_the_rows_layers_and_classes_of_the_whole():
+    store = overlapping(layers=6)
+    few = plan_sweep(store, seconds=0, Cs=[0.1])  # no time: 300 rows
+    assert few.note == "from 3 of 6 layers, 300 of 400 rows"
+    whole = plan_sweep(store, 0, 3_000_000, 50, 30, Cs=[0.1])
+    assert whole.note == "from 3 of 6 layers, 300 of 3,000,000 rows"
+    # three layers of 300 rows take a millisecond at least; here are twice the layers, 10,000 times the rows, ten times
+    # the classes
+    assert whole.seconds > 0.001 * 2 * 10_000 * 10
+    assert whole.disk > 6 * 50 * (24 + 4 * 30)
 
 
 @pytest.mark.slow
 def test_a_planned_sweep_takes_about_what_it_then_takes(tmp_path):
-    store = synthetic_features(rows=400, width=12, n_classes=3, n_layers=3)
+    store = overlapping()
     options = {"Cs": [0.01, 0.1, 1.0]}
     planned = plan_sweep(store, seconds=2.0, **options)
     begun = time.perf_counter()
@@ -92,20 +95,9 @@ def test_a_planned_sweep_takes_about_what_it_then_takes(tmp_path):
 
 
 def test_operations_of_a_sweep_by_hand():
-    planned = plan_sweep_without_features([2, 3], 10, 2, 4, rate=1e3)
+    planned = count_sweep([2, 3], 10, 2, 4, 1e3)
     assert planned.seconds == 4 * 10 * (2 + 3) * 4 * 45 * 100 / 1e3
     assert "100 iterations" in planned.note
-
-
-def test_synthetic_features_overlap():
-    from sklearn.linear_model import LogisticRegression
-
-    store = synthetic_features(rows=600, width=12, n_classes=3)
-    (X, y), test = (
-        (read_features(store, split, [store.layers[0]]), store.labels(split)) for split in ("train", "test")
-    )
-    score = LogisticRegression().fit(X, y).score(*test)
-    assert 0.4 < score < 0.99
 
 
 SIZES = ["--n-embd", "8", "--n-head", "2", "--resolution", "4", "--n-colours", "8"]
@@ -131,18 +123,16 @@ def test_a_training_on_several_ranks_is_planned_for_each(capsys):
     assert "10 steps of" in line
 
 
-def test_a_thousand_classes_are_planned_from_twenty():
-    tried = []
-
-    def probe(store, seconds, protocol):
-        tried.append(len(np.unique(store.labels("train"))))
-        return Estimate("sweep", 0, 0, 2.0)
-
-    estimate = plan_sweep_without_features([4], 8000, 50, 1000, 0.3, probe=probe, protocol="igpt")
-    assert tried == [20]
-    # 2 seconds for 4,000 rows of 20 classes; twice the rows and fifty times the classes
-    assert estimate.seconds == pytest.approx(200)
-    assert "20 of 1,000 classes" in estimate.note
+def test_a_sweep_without_features_is_timed_on_extracted_images(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    tempfile.tempdir = None
+    try:
+        assert main(["plan", *TINY, *ROWS, "--n-layer", "2", "--protocol", "kornblith", "--seconds", "60"]) == 0
+    finally:
+        tempfile.tempdir = None
+    line = capsys.readouterr().out.splitlines()[2]
+    assert re.search(r"from 3 of 3 layers, [\d,]+ of 200 rows", line)
+    assert list(tmp_path.iterdir()) == []  # and no file is left behind
 
 
 @pytest.mark.parametrize("flag", ["--rows", "--test-rows", "--classes", "--ranks", "--seconds", "--rate"])
