@@ -1,4 +1,4 @@
-"""What holds for every test: properties are not timed, one thread, and signals as a terminal has them.
+"""What holds for every test: properties are not timed, one thread, plain output, and signals as a terminal has them.
 
 A property test has no deadline, since a loaded machine is no error. One thread: the bits of sums depend on their
 number, and two workers of pytest with two threads each compete for two cores. SIGINT and SIGHUP: a shell that starts
@@ -8,6 +8,7 @@ the tests in the background, and `nohup`, ignore them, and every process of the 
 import os
 import signal
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -17,3 +18,13 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def plain_output():
+    """80 columns and no colours, whatever the terminal asks for; pytest's own output has them still."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "80")
+        for name in ("LINES", "FORCE_COLOR", "NO_COLOR", "PYTHON_COLORS", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+            patch.delenv(name, raising=False)
+        yield

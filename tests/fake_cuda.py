@@ -276,7 +276,7 @@ def fake_cuda(devices: int = 1, model: Callable[[], str] = lambda: "FAKE") -> It
             "get_device_capability": lambda device=None: (9, 0), "get_rng_state": lambda device=None: torch.zeros(1),
             "get_rng_state_all": list, "set_rng_state_all": lambda states: None,
             "manual_seed_all": lambda seed: None, "Stream": Stream, "current_stream": Stream.current,
-            "stream": Stream.use,
+            "stream": Stream.use, "is_current_stream_capturing": lambda: False,
         }.items():  # fmt: skip
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
         stack.enter_context(mock.patch.object(torch, "Generator", _Generator))

@@ -9,7 +9,7 @@ import numpy as np
 from igpt_model import atomic
 from igpt_model.training.config import FinetuneConfig
 from probekit.cli.console import is_rank0, note, progress, say
-from probekit.cli.train import PreparedImages, tensorboard_writer, training_images
+from probekit.cli.train import PreparedImages, Printer, tensorboard_writer, training_images
 from probekit.datasets import Dataset, load_dataset
 
 TEST_FILE = "test.json"
@@ -70,9 +70,8 @@ def run_finetuning(
     train, val = (data.splits[name].limit(limit) for name in ("train", "val"))
     provenance = {**data.provenance, "limit": limit}
     record: dict[str, Any] = {}
-    words = ""
     with tensorboard_writer(out, tensorboard and is_rank0()) as write, progress("fine-tune", "") as stages:
-        show = partial(stages, "fine-tune", "steps")
+        print_record = Printer("fine-tuning", partial(stages, "fine-tune", "steps"))
         images = training_images(train, transform, partial(stages, "prepare train", "images"))
         parts = (
             Labelled(images, train.labels),
@@ -80,21 +79,7 @@ def run_finetuning(
         )
         for record in fine_tune(config, source, *parts, data.classes, out, provenance):
             write(record)
-            if record["kind"] == "start":
-                again = f"resuming from step {record['step']}" if record["resumed"] else "fine-tuning"
-                note(
-                    f"{again}: {record['n_params']:,} parameters, {record['n_train']:,} images, layer {record['layer']}"
-                )
-                show(record["step"], config.steps)
-            elif record["kind"] == "damaged":
-                note(f"skipped a damaged checkpoint, now {record['path']}", "yellow")
-            elif record["kind"] == "step":
-                speed = f"{record['tokens_per_s']:,.0f} tokens/s"
-                show(record["step"], config.steps, f"loss {record['loss']:.4f}{words}, {speed}")
-            elif record["kind"] == "eval":
-                words = f", val {100 * record['val_accuracy']:.1f} % (best {100 * record['best_accuracy']:.1f} %)"
-            elif record["kind"] == "end" and record["reason"] == "patience":
-                note(f"stopped at step {record['step']}: no better than step {record['best_step']} since")
+            print_record(record)
     return record
 
 

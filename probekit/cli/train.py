@@ -12,7 +12,7 @@ from igpt_model.images import ImageTransform, SourceImages
 from igpt_model.training.config import TrainConfig
 from probekit.cli.console import is_rank0, note, progress, say
 from probekit.cli.tracker import Kind, open_tracker, training_scalars
-from probekit.cli.watch import DepthWatch, WatchConfig, curve_history, probe_line, read_probes, share_of_peak
+from probekit.cli.watch import DepthWatch, WatchConfig, probe_line, read_probes
 from probekit.datasets import Dataset, Split, load_dataset
 from probekit.runtime.escape import command
 from probekit.runtime.progress_bar import Show
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from igpt_model.palette import Palette
 
 PREPARE_BLOCK = 512
+MOST_LINES = 16
+"""Probes that are listed at the end of a run."""
 
 
 def train(
@@ -95,7 +97,7 @@ def run_training(
         val = data.splits["val"].limit(limit)
         val_images = PreparedImages(val, transform, partial(stages, "prepare val", "images"))
         records = train_model(config, train_images, val_images, out, data_provenance=provenance, palette=palette)
-        print_record = _Printer(config, partial(stages, "train", "steps"))
+        print_record = Printer("training", partial(stages, "train", "steps"))
         for record in records:
             last |= {name: record[name] for name in ("step", "val_loss") if name in record}
             write(record)
@@ -108,7 +110,7 @@ def run_training(
                 track.log(training_scalars(seen), seen["step"])
                 print_record(seen)
     if is_rank0() and watch.probe_every:
-        say("\n".join(curve_history(read_probes(out))))
+        say("\n".join(map(probe_line, read_probes(out)[-MOST_LINES:])))
     return last
 
 
@@ -121,43 +123,36 @@ def shared_palette(source: str) -> "Palette":
     return Palette.load(file if file.is_file() else checkpoint_folder(source) / "palette.safetensors")
 
 
-class _Printer:
-    """Prints the records of a run as progress and remarks."""
+class Printer:
+    """Prints the records of a run (`verb`: "training" or "fine-tuning") as progress and remarks."""
 
-    def __init__(self, config: TrainConfig, show: Show) -> None:
-        self.config, self.show = config, show
-        self.val_loss: float | None = None
-        self.share: Callable[[float], float] | None = None
+    def __init__(self, verb: str, show: Show) -> None:
+        self.verb, self.show, self.steps, self.val = verb, show, 0, ""
 
     def __call__(self, record: dict[str, Any]) -> None:
-        kind, config = record["kind"], self.config
+        kind, step = record["kind"], record["step"]
         if kind == "start":
-            sizes = f"{record['n_params']:,} parameters, {record['n_train']:,} training images"
+            self.steps = record["steps"]
+            begun = f"resuming from step {step}" if record["resumed"] else self.verb
+            layer = f", layer {record['layer']}" if "layer" in record else ""
             changed = "".join(f"; {name} is now {value}" for name, value in record["changed"].items())
-            again = f"resuming from step {record['step']}: {sizes}{changed}"
-            note(again if record["resumed"] else f"training: {sizes}")
-            model = config.model_config
-            if record["step"] < config.steps:
-                self.share = share_of_peak(
-                    model.flops_per_image, model.n_positions, config.dtype, config.device, record["ranks"]
-                )
-            self.show(record["step"], config.steps)
+            note(f"{begun}: {record['n_params']:,} parameters, {record['n_train']:,} images{layer}{changed}")
+            self.show(step, self.steps)
         elif kind == "damaged":
             note(f"skipped a damaged checkpoint, now {record['path']}: {record['reason']}", "yellow")
         elif kind == "step":
-            words = [f"loss {record['loss']:.4f}"]
-            if self.val_loss is not None:
-                words.append(f"val {self.val_loss:.4f}")
-            words.append(f"{record['tokens_per_s']:,.0f} tokens/s")
-            if self.share is not None:
-                words.append(f"{100 * self.share(record['tokens_per_s']):.0f} % of the matrix rate")
-            self.show(record["step"], config.steps, ", ".join(words))
+            words = f"loss {record['loss']:.4f}{self.val}, {record['tokens_per_s']:,.0f} tokens/s"
+            self.show(step, self.steps, words)
+        elif kind == "eval" and "val_accuracy" in record:
+            self.val = f", val {100 * record['val_accuracy']:.1f} % (best {100 * record['best_accuracy']:.1f} %)"
         elif kind == "eval":
-            self.val_loss = record["val_loss"]
+            self.val = f", val {record['val_loss']:.4f}"
         elif kind == "probe":
             note(probe_line(record))
         elif kind == "samples":
             note(f"samples: {record['path']}")
+        elif kind == "end" and record.get("reason") == "patience":
+            note(f"stopped at step {step}: no better than step {record['best_step']} since")
 
 
 def training_images(split: Split, transform: ImageTransform, show: Show) -> "PreparedImages | SourceImages":

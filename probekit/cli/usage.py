@@ -7,10 +7,8 @@ from typing import Any, get_args, get_origin
 
 from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
 
-from igpt_model.checked_json import mismatch, parse_json, read_bytes
+from igpt_model.checked_json import parse_json, read_bytes
 from probekit.runtime.errors import UserError, did_you_mean
-
-NESTED = ("train", "finetune")  # under which the config.json of a run keeps its flags
 
 
 def prepared(app: App, words: Sequence[str]) -> list[str]:
@@ -94,36 +92,11 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-_STUDY = {
-    "encoders": {str: str},
-    "datasets": {str: str},
-    "tests?": ({str: str}, None),
-    "protocol": {"name": str, "Cs": [float]},
-}
-
-
-def _flags_of(path: Path, verb: str) -> dict[str, Any]:
-    """The flags in a file: in what a run or a study wrote they are named or nested otherwise."""
-    content = read_config(path)
-    section = content.get(verb)
-    if verb in NESTED and isinstance(section, dict):
-        return section
-    if verb != "study" or not isinstance(content.get("encoders"), dict):
-        return content
-    problem = mismatch(content, _STUDY)
-    if problem:
-        raise UserError(f"--config {path} is not a study.json that can be used: {problem}.")
-    flags = dict(content)
-    flags["encoders"] = [f"{name}={spec}" for name, spec in flags["encoders"].items()]
-    flags["on"] = list(flags.pop("datasets").values())
-    flags["test"] = [f"{name}={spec}" for name, spec in (flags.pop("tests", None) or {}).items()]
-    protocol = flags["protocol"]
-    return flags | {"protocol": protocol["name"].rstrip("*"), "Cs": protocol["Cs"]}
-
-
 def _from_config(path: Path, verb: str, arguments: Sequence[Any], words: Sequence[str]) -> list[str]:
     """The words that a file stands for: arguments first; a flag of the command line is left to it."""
-    content = _flags_of(path, verb)
+    content = read_config(path)
+    if isinstance(content.get(verb), dict):  # what a run or a study wrote
+        content = content[verb]
     by_name = {name.lstrip("-").replace("-", "_").lower(): one for one in arguments for name in one.names}
     given = {word.partition("=")[0] for word in words if word.startswith("-")}
     leading: list[str] = []
@@ -135,6 +108,8 @@ def _from_config(path: Path, verb: str, arguments: Sequence[Any], words: Sequenc
             raise UserError(f"--config {path}: `probekit {verb}` has no flag {key}.{hint}")
         if value is None or given & set(one.names) or {f"--no-{name[2:]}" for name in one.names} & given:
             continue
+        if isinstance(value, dict):
+            value = [f"{name}={item}" for name, item in value.items()]
         items = value if isinstance(value, list) else [value]
         if any(isinstance(item, list | dict) for item in items):
             raise UserError(

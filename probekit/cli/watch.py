@@ -4,7 +4,7 @@ Letters: N images, T tokens, L + 1 layers.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ C = 0.01
 """The one penalty of the watching probes, on standardised features: to see a curve's shape, not to report figures."""
 HELD_OUT = 0.25
 WATCHING = "Watching"
-BARS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
@@ -154,33 +153,8 @@ def read_probes(out: Path) -> list[dict[str, Any]]:
     return [found[step] for step in sorted(found)]
 
 
-def probe_line(record: dict[str, Any], low: float | None = None, high: float | None = None) -> str:
-    """One line a probe: the curve as bars (layer 0 to the left, between `low` and `high`), its peak, the last layer."""
-    accuracy: Sequence[float] = record["accuracy"]
-    low, high = min(accuracy) if low is None else low, max(accuracy) if high is None else high
-    bars = "".join(BARS[round((value - low) / max(high - low, 1e-9) * (len(BARS) - 1))] for value in accuracy)
-    peak, last = record["peak"], len(accuracy) - 1
-    best = f"best layer {peak:2d} of {last}: {100 * accuracy[peak]:5.1f} %, last {100 * accuracy[-1]:5.1f} %"
-    return f"step {record['step']:>7}  {bars}  {best}"
-
-
-def curve_history(records: Sequence[dict[str, Any]], most: int = 16) -> list[str]:
-    """The curves of a run one below the other on one scale, the newest last: how the peak emerges."""
-    values = [value for record in records for value in record["accuracy"]]
-    if not values:
-        return []
-    chosen = np.unique(np.linspace(0, len(records) - 1, min(most, len(records))).round().astype(int))
-    head = (
-        f"probes while training, held-out rows of the training split, bars from {100 * min(values):.0f} to "
-        f"{100 * max(values):.0f} %:"
-    )
-    return [head, *(probe_line(records[i], min(values), max(values)) for i in chosen)]
-
-
-def share_of_peak(flops_per_image: int, n_tokens: int, dtype: str, device: str, ranks: int) -> Callable[[float], float]:
-    """Measure the matrix rate now; return what turns tokens a second of training into a share of it."""
-    from igpt_model.training.cost import matmul_rate
-
-    rate = matmul_rate(device=device, dtype=dtype) * ranks
-    # backward is twice the forward pass
-    return lambda tokens_per_s: 3 * flops_per_image * tokens_per_s / n_tokens / rate
+def probe_line(record: dict[str, Any]) -> str:
+    """One line a probe: the layer with the highest accuracy, and the last one."""
+    accuracy, peak = record["accuracy"], record["peak"]
+    best = f"best layer {peak} of {len(accuracy) - 1}: {100 * accuracy[peak]:.1f} %"
+    return f"step {record['step']}, probes on held-out training images: {best}, last {100 * accuracy[-1]:.1f} %"

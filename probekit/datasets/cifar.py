@@ -37,8 +37,8 @@ def load(
     coarse."""
     if labels not in ("fine", "coarse") or (labels == "coarse" and name == "cifar10"):
         raise UserError(f"labels={labels!r} was given, but {name} has {'fine or coarse' if '100' in name else 'fine'}.")
-    if root is not None and (Path(root).expanduser() / f"{name}-train.zip").is_file():
-        zips = str(Path(root).expanduser() / f"{name}-*.zip")
+    if root is not None and (Path(root) / f"{name}-train.zip").is_file():
+        zips = str(Path(root) / f"{name}-*.zip")
         return assemble(name, zips, folder.read(zips), split_seed=split_seed)
     files, marker = locate(name, root, ARCHIVES[name], MARKERS[name])
     binary = marker.endswith(".bin")

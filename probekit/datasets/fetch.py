@@ -60,7 +60,7 @@ def fetch(name: str, root: str | Path, progress: Progress | None = None) -> list
             f"{name} cannot be fetched; {', '.join(REMOTES)} can; `probekit datasets` says where others lie."
             f"{did_you_mean(name, REMOTES)}"
         )
-    return [download(remote, Path(root).expanduser() / remote.name, progress) for remote in REMOTES[name]]
+    return [download(remote, Path(os.path.expanduser(root)) / remote.name, progress) for remote in REMOTES[name]]
 
 
 def download(remote: Remote, target: Path, progress: Progress | None = None) -> Path:

@@ -63,7 +63,7 @@ def load(name: str, root: str | Path | None = None, verify: bool = True, split_s
     """Read Fashion-MNIST from a folder of its four files (.gz or not), or Debian's package dataset-fashion-mnist."""
     if root is None and not DEBIAN.is_dir():
         raise not_found(name)
-    place = DEBIAN if root is None else Path(root).expanduser()
+    place = DEBIAN if root is None else Path(root)
     paths = {stem: _find(place, stem, name) for stem in MD5}
     checksums: dict[str, Any] = {}
     for stem, path in paths.items():

@@ -32,7 +32,7 @@ def load(
         raise UserError(
             f"No folder was given for {name}; pass root=FOLDER (--root). It can be downloaded from {WHERE}."
         )
-    place = Path(root).expanduser()
+    place = Path(root)
     numbers = list(range(1, N_BATCHES + 1)) if batches is None else [int(b) for b in batches]
     if len(set(numbers)) < len(numbers):
         raise UserError(f"#batches={','.join(map(str, numbers))} names a batch twice; name each once.")

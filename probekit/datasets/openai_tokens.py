@@ -33,7 +33,7 @@ def load(name: str, root: str | Path | None = None, part: str = "cifar10", split
         raise UserError(f"part={part!r} was given, but the released arrays are cifar10 and imagenet.")
     if root is None:
         raise not_found(name)
-    place = Path(root).expanduser()
+    place = Path(root)
     palette = Palette(_array(place / "kmeans_centers.npy"))
     n_classes = 10 if part == "cifar10" else 1000
 

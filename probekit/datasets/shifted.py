@@ -3,6 +3,7 @@
 Shape legend: N rows of a test set, K classes of the data set that probes are trained on.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -51,7 +52,7 @@ def with_tests(
 def read_class_map(path: str | Path) -> dict[str, str]:
     """A class map from a CSV file of two columns: class of the test set, class of the training set; no header."""
     try:
-        first, rows = read_table(Path(path).expanduser())
+        first, rows = read_table(Path(os.path.expanduser(path)))
     except OSError as error:
         raise UserError(
             f"The class map {path} cannot be read ({first_line(error)}); give a CSV file of two columns."

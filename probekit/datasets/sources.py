@@ -95,7 +95,7 @@ def locate(
     has."""
     if root is None:
         raise not_found(name)
-    root = Path(root).expanduser()
+    root = Path(root)
     for archive, marker in zip(archives, markers, strict=True):
         for folder in (root, root / archive.folder):
             if (folder / marker).is_file():

@@ -5,6 +5,7 @@ container beside the weights: argparse's Namespace, Lightning's AttributeDict, a
 stand-in takes the place of each: nothing of that name is imported or called, what it holds is kept as data.
 """
 
+import os
 import re
 import zipfile
 from collections import OrderedDict
@@ -111,7 +112,7 @@ def read_state(path: str | Path, state_key: str | None = None) -> dict[str, torc
 
     `state_key` is their key inside nested dictionaries: "model", or "teacher.backbone" for two levels.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
         raise UserError(f"{path} is a folder; give one file." if path.is_dir() else f"There is no weights file {path}.")
     try:

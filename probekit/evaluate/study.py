@@ -138,10 +138,11 @@ def study(
     series = _by_name([(spec, load_as(spec, name, device, loaded[0])) for name, spec in specs])
     folders = _folders(loaded, out)
     settled = resolve_protocol(protocol, Cs)
-    settings = {
-        "encoders": {name: _described(spec, encoder) for name, (spec, encoder) in series.items()},
-        "datasets": {data.name: _asked_for(given, data) for given, data in zip(_listed(datasets), loaded, strict=True)},
-        "protocol": settled.resolved(),
+    flags = {  # as the command line has them, so that `--config study.json` reads them
+        "encoders": {name: _described(*own) for name, own in series.items()},
+        "on": [_asked_for(given, data) for given, data in zip(_listed(datasets), loaded, strict=True)],
+        "protocol": settled.name.rstrip("*"),
+        "Cs": settled.Cs,
         "window": window,
         "greedy_width": greedy_width,
         "controls": controls,
@@ -149,9 +150,10 @@ def study(
         "seeds": seeds,
         "backend": backend,
         "dtype": dtype,
-        "tests": {name: _asked_for(given, extra_tests[name]) for name, given in tests.items()},
-        "checks": tuple(checks),
+        "test": {name: _asked_for(given, extra_tests[name]) for name, given in tests.items()},
+        "checks": checks,
     }
+    settings = {"study": flags, "protocol": settled.resolved()}
     _open(out, settings)
     show_stage = progress or (lambda *_: None)
     solving: dict[str, Any] = {"protocol": settled, "backend": backend, "device": device}

@@ -125,9 +125,7 @@ def write_part(
         header = replace(header, splits={name: len(part) for name, part in parts.items()}, shard=shard)
         path = shard_path(path, ranks)
     with write_lock(path):
-        if path.exists():
-            _check_resumable(path, header, parts, batch_size)
-        else:
+        if not (path.exists() and _resumable(path, header, parts, batch_size)):
             labels = {name: part.labels for name, part in parts.items()}
             row_ids = {name: part.row_ids for name, part in parts.items()}
             create_skeleton(path, header, labels, row_ids, classes)
@@ -183,19 +181,26 @@ def declare(
     )
 
 
-def _check_resumable(path: Path, asked: Header, parts: dict[str, Any], batch_size: int | None) -> None:
-    """Refuse unless the file on disk is the one asked for, down to labels and row ids."""
+def _resumable(path: Path, asked: Header, parts: dict[str, Any], batch_size: int | None) -> bool:
+    """Refuse unless the file on disk is the one asked for, down to labels and row ids; False if it has no block yet."""
     with layout.open_hdf5(path) as file:
         there = read_header(file)
+        begun = any(file[layout.ledger_path(split)][()].any() for split in there.splits)
         reused = {**vars(asked), "threads": there.threads, "batch_size": batch_size or there.batch_size}
-        refuse_other(path, there, Header(**reused))
-        for name, part in parts.items():
-            for column in ("labels", "row_ids"):
-                if not np.array_equal(file[layout.column_path(name, column)][()], getattr(part, column)):
-                    raise UserError(
-                        f"{path} was started with other {column} of split {name} than the data set has now: "
-                        "choose another --out or delete the file."
-                    )
+        try:
+            refuse_other(path, there, Header(**reused))
+            for name, part in parts.items():
+                for column in ("labels", "row_ids"):
+                    if not np.array_equal(file[layout.column_path(name, column)][()], getattr(part, column)):
+                        raise UserError(
+                            f"{path} was started with other {column} of split {name} than the data set has now: "
+                            "choose another --out or delete the file."
+                        )
+        except UserError:
+            if begun:
+                raise
+            return False
+    return True
 
 
 def _fill(writer: FeatureWriter, encoder: Any, parts: dict[str, Any], workers: int, progress: Progress | None) -> None:

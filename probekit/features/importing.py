@@ -13,6 +13,7 @@ import torch
 
 from igpt_model.arguments import plain_array
 from igpt_model.checked_json import open_regular
+from igpt_model.devices import is_plain
 from igpt_model.hashing import hash_file
 from igpt_model.whole_files import load_npy, load_npz
 from probekit.datasets.labels import label_array
@@ -156,7 +157,15 @@ def _load(path: Path) -> Any:
     try:
         open_regular(path).close()
         if path.suffix in (".pt", ".pth"):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            parts = content.values() if isinstance(content, Mapping) else content
+            for one in parts if not isinstance(parts, torch.Tensor) else [parts]:
+                # a stride of 0 makes any number of rows of one
+                if is_plain(one) and one.nbytes > one.untyped_storage().nbytes():
+                    raise UserError(
+                        f"{path} holds fewer numbers than the {one.numel():,} that it declares: save a copy."
+                    )
+            return content
         if path.suffix == ".csv":
             return _read_csv(path)
     except UserError:

@@ -3,10 +3,16 @@
 N rows of a split, D width of a layer, L layers.
 """
 
+<<<<<<< HEAD
 from collections.abc import Iterable, Mapping
+=======
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+>>>>>>> main
 from pathlib import Path
 from typing import Any, Self
 
+import h5py
 import numpy as np
 
 from igpt_model.arguments import checked
@@ -85,12 +91,12 @@ class FeatureStore(Features):
         """`labels`, `row_ids` or `image_hashes` of a split."""
         if column not in layout.ROW_COLUMNS:
             raise UserError(f"There is no column {column!r}; a split has {', '.join(layout.ROW_COLUMNS)}.")
-        with reading(self.path) as file:
+        with self._opened() as file:
             return file[layout.column_path(self.named_split(split), column)][()]
 
     def ledger(self, split: str) -> np.ndarray:
         """The checksums of a split's blocks, uint64 (n_blocks, L + 2)."""
-        with reading(self.path) as file:
+        with self._opened() as file:
             return file[layout.ledger_path(self.named_split(split))][()]
 
     def shards(self) -> list[tuple["FeatureStore", dict[str, int]]]:
@@ -119,7 +125,7 @@ class FeatureStore(Features):
         """Rows of one layer of one split in the type they are stored as, (N, D)."""
         name = self.layer(layer)
         if not self._shards:
-            with reading(self.path) as file:
+            with self._opened() as file:
                 return layout.read_rows(file, layout.layer_path(self.named_split(split), name), rows)
         start, stop, _ = rows.indices(self.header.splits[self.named_split(split)])
         X = np.empty((max(0, stop - start), self.widths[self.layers.index(name)]), dtype=self.dtype)
@@ -131,15 +137,35 @@ class FeatureStore(Features):
                     X[low - start : high - start] = shard.stored(split, name, slice(low - begin, high - begin))
         return X
 
+    @contextmanager
+    def _opened(self) -> Iterator[h5py.File]:
+        """The file, as long as it is the one that was checked."""
+        with reading(self.path) as file:
+            if attribute(file, "id") != self.id:
+                raise UserError(f"{self.path} was replaced by another file while it was read: start again.")
+            yield file
+
     def _check_cover(self) -> None:
-        """Refuse unless the shards hold every row of every split once."""
-        shards = self.shards()
+        """Refuse unless the shards hold every row of every split once, where the checksums say."""
+        shards, size = self.shards(), self.header.batch_size
+        for shard, first in shards:
+            own = shard.header
+            if (own.layers, own.widths, own.dtype, own.batch_size) != (self.layers, self.widths, self.dtype, size):
+                raise UserError(f"The shards of {self.path} have other layers than it declares; join them again.")
+            if set(first) != set(own.splits) or set(first) - set(self.splits):
+                raise UserError(f"{self.path} and its shard {shard.path.name} disagree on its splits; join them again.")
         for split, n in self.header.splits.items():
-            ranges = ((first[split], s.header.splits[split]) for s, first in shards if split in first)
+            parts = sorted((first[split], number) for number, (_, first) in enumerate(shards) if split in first)
+            ranges = [(at, shards[number][0].header.splits[split]) for at, number in parts]
             if first_gap(ranges, n) is not None:
                 raise UserError(f"The shards of {self.path} do not hold every row of {split} once; join them again.")
-            if any((s.layers, s.widths, s.dtype) != (self.layers, self.widths, self.dtype) for s, _ in shards):
-                raise UserError(f"The shards of {self.path} have other layers than it declares; join them again.")
+            joined = np.concatenate([shards[number][0].ledger(split) for _, number in parts])
+            # the seals depend on a block's number
+            if not np.array_equal(joined[:, :-1], self.ledger(split)[:, :-1]):
+                raise UserError(
+                    f"The shards of {self.path} do not hold the rows of {split} in its order, by their checksums; "
+                    "join them again."
+                )
 
     def __enter__(self) -> Self:
         return self

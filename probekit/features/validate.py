@@ -126,19 +126,22 @@ def _header(file: h5py.File) -> Header:
     layers = tuple(sorted(_names(file, f"{next(iter(splits))}/layers", seen)))
     if not layers or len(layers) != len(values["layer_names"]):
         raise _damaged(file, f"it has {len(layers)} layers and {len(values['layer_names'])} names of layers.")
-    header = Header(
-        encoder=values["encoder"],
-        dataset=values["dataset"],
-        dtype=attribute(file, "dtype"),
-        layers=layers,
-        layer_names=tuple(values["layer_names"]),
-        widths=tuple(_width(file, layout.layer_path(next(iter(splits)), layer), parent) for layer in layers),
-        splits=splits,
-        batch_size=_number(file, "batch_size", 1, 1 << 40),
-        threads=_number(file, "threads", 1, 1 << 20),
-        versions=values["versions"],
-        shard=values["shard"],
-    )
+    try:
+        header = Header(
+            encoder=values["encoder"],
+            dataset=values["dataset"],
+            dtype=attribute(file, "dtype"),
+            layers=layers,
+            layer_names=tuple(values["layer_names"]),
+            widths=tuple(_width(file, layout.layer_path(next(iter(splits)), layer), parent) for layer in layers),
+            splits=splits,
+            batch_size=_number(file, "batch_size", 1, 1 << 40),
+            threads=_number(file, "threads", 1, 1 << 20),
+            versions=values["versions"],
+            shard=values["shard"],
+        )
+    except UserError as error:  # two of its values contradict one another
+        raise _damaged(file, str(error)) from None
     for split in splits:
         _check_split(file, header, split, parent, seen)
     read_classes(file)
@@ -164,8 +167,11 @@ def _check_split(file: h5py.File, header: Header, split: str, parent: bool, seen
             raise _damaged(file, f"{name} is {shape}, not {(n, width)}.")
     for name, (shape, kind) in expected.items():
         found = _dataset(file, name)
-        if found.shape != shape or found.dtype != np.dtype(kind):
-            raise _damaged(file, f"{name} is {found.dtype} {found.shape}, expected {np.dtype(kind)} {shape}.")
+        # NumPy's type alone leaves out enumerations, and numbers of fewer bits, in other places or of another bias
+        exact = found.id.get_type() == h5py.h5t.py_create(np.dtype(kind))
+        if found.shape != shape or found.dtype != np.dtype(kind) or not exact:
+            stored = f"{found.dtype} {found.shape}{'' if exact else ' in a form of its own'}"
+            raise _damaged(file, f"{name} is {stored}, expected {np.dtype(kind)} {shape}.")
         if name in columns and found.id.get_create_plist().get_layout() != h5py.h5d.CONTIGUOUS:
             raise _damaged(file, f"{name} is not stored in one piece.")
         _check_storage(file, found, name)

@@ -140,7 +140,7 @@ def _model(series: Series, controls: Sequence[Margin]) -> dict[str, Any]:
     facts = [("Test accuracy, best layer", accuracy, f"{best.low:.1f} to {best.high:.1f}, 95 %, {rows}")]
     if found is not None:
         sentences = found.sentences()
-        others = [int(depth) for depth in series.depths[series.not_worse] if depth != best.depth]
+        others = [int(depth) for depth in series.depths[series.curve.not_worse] if depth != best.depth]
         tied = f"not significantly worse: {short_range(others)}" if others else "all others significantly worse"
         facts.append(("Best layer", layer_words(series.curve, series.peak).removeprefix("layer "), tied))
         facts += _points_above(series, controls)
@@ -200,12 +200,13 @@ def _two_widths(
 def _curve(panel: Panel, prefix: str) -> dict[str, Markup]:
     tooltips: dict[str, str] = {}
     for number, series in enumerate(panel.series):
+        minus_last = series.minus_last[0]
         for place, point in enumerate(series.points):
             text = (
                 f"{series.label}, layer {point.depth}: {point.value:.1f} % [{point.low:.1f}, {point.high:.1f}], "
                 f"C = {point.C}, {point.fit_words}"
             )
-            above = f"{series.minus_last[place]:+.1f} points above {series.curve.reference}"
+            above = f"{minus_last[place]:+.1f} points above {series.curve.reference}"
             tooltips |= {f"pt-{number}-{place}": text, f"diff-{number}-{place}": f"{text}; {above}"}
         for joint in series.concatenated:
             tooltips[f"join-{number}-{joint.record.key[:8]}"] = (

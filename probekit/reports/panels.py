@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -30,6 +31,16 @@ READOUTS = {"knn": "kNN", "class-mean": "class mean"}
 NAMES = {"random": "random weights", "pixels": "raw pixels", "histogram": "colour histogram"}
 
 
+def _of_curve(name: str, shown: bool = False) -> property:
+    """What the curve of a series has of this name; `shown` in percent or the metric's unit; of a point at its place."""
+
+    def get(one: Point | Series) -> Any:
+        value = one.curve.metric.factor * getattr(one.curve, name) if shown else getattr(one.curve, name)
+        return value[one.place] if isinstance(one, Point) else value
+
+    return property(get)
+
+
 @dataclass(frozen=True)
 class Point:
     """One probe of a curve over its draws, in the units shown: percent, or the metric's own unit.
@@ -39,26 +50,28 @@ class Point:
     curve, place : the curve, and which of its probes
     record, depth : of the first draw
     value, low, high : the metric on test, the mean over the draws, and its 95 % limits (NaN for none)
-    by_draw, spread : values of each run or seed (S,), and their standard deviation (NaN with one)
-    held_out : held-out accuracy in percent
+    spread : standard deviation over the runs or seeds (NaN with one)
     reliable, fit_words : whether the fits of every draw converged with C inside its grid; the worst of all in words
     C, width : what the draws have chosen, and how many features they read: "0.01", or "0.01 to 0.1"
     """
 
     curve: Curve
     place: int
-    record: Record
-    depth: int
-    value: float
-    low: float
-    high: float
-    spread: float
-    by_draw: np.ndarray
-    held_out: float
-    reliable: bool
-    fit_words: str
-    C: str
-    width: str
+
+    record, depth, reliable = map(_of_curve, ("records", "depths", "reliable"))
+    value, low, high, spread = (_of_curve(name, shown=True) for name in ("values", "low", "high", "spread"))
+
+    @property
+    def fit_words(self) -> str:
+        return fit_words(self.curve.converged[self.place], self.curve.at_grid_edge[self.place])
+
+    @property
+    def C(self) -> str:
+        return value_range(self.curve.of_every(lambda r: r.chosen_C)[:, self.place], ".3g")
+
+    @property
+    def width(self) -> str:
+        return value_range(self.curve.of_every(lambda r: r.width)[:, self.place], ",.0f")
 
 
 @dataclass(frozen=True)
@@ -108,41 +121,31 @@ class Series:
 
     Attributes
     ----------
-    label, role : the name in print; "model", "readout" (another kind of probe of a model's layers), "random" (a network
-        without training) or "flat" (no depth)
-    curve, verdict : from `probekit.results`; a verdict is of the accuracy of a series with depth and per-row files
-    records, depths, peak, reliable : as in the curve
-    points : the layers' probes
-    values, low, high : the metric on test, the mean over the draws, and its pointwise 95 % limits, NaN for none
-    by_draw, spread : values of each run or seed (S, n), and their standard deviation, NaN with one
-    minus_last, band_low, band_high : against the last layer, simultaneous 95 % band (None without per-row files)
-    not_worse : bool, layers not significantly worse than the best (None without per-row files)
+    label : the name in print
+    curve : from `probekit.results`; it has `records`, `depths`, `peak` and `reliable`
     concatenated : concatenated layers: plain, with a penalty a layer ("banded"), or mixed ("mix")
-    checks : other kinds of probes of single layers of a control, a curve each
+    checks : other kinds of probes of single layers of a control
     host : of a readout, the label of its model
+    values, low, high : the metric on test, the mean over the draws, and its pointwise 95 % limits, NaN for none
+    by_draw : values of each run or seed (S, n)
     """
 
     label: str
-    role: str
     curve: Curve
-    records: tuple[Record, ...]
-    depths: np.ndarray
-    peak: int
-    reliable: np.ndarray
-    points: tuple[Point, ...]
-    values: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    by_draw: np.ndarray
-    spread: np.ndarray
-    minus_last: np.ndarray
-    band_low: np.ndarray | None
-    band_high: np.ndarray | None
-    not_worse: np.ndarray | None
-    verdict: Verdict | None
     concatenated: tuple[Concatenated, ...] = ()
-    checks: tuple[Curve, ...] = ()
+    checks: tuple[Series, ...] = ()
     host: str = ""
+
+    records, depths, peak, reliable = map(_of_curve, ("records", "depths", "peak", "reliable"))
+    values, low, high, by_draw = (_of_curve(name, shown=True) for name in ("values", "low", "high", "by_draw"))
+
+    @property
+    def role(self) -> str:
+        """One of `ROLES`: "readout" (another kind of probe of a model), "random" (not trained), "flat" (no depth)."""
+        if self.host:
+            return "readout"
+        first = self.records[0]
+        return "random" if first.series.startswith("random") else "flat" if first.n_layers == 1 else "model"
 
     @property
     def is_flat(self) -> bool:
@@ -150,9 +153,31 @@ class Series:
         return len(self.depths) == 1
 
     @property
+    def is_paired(self) -> bool:
+        """Whether layers are compared on the same rows: there are several, and per-row files."""
+        return self.curve.rows_SMn is not None and not self.is_flat
+
+    @property
+    def points(self) -> list[Point]:
+        """The layers' probes."""
+        return [Point(self.curve, place) for place in range(len(self.depths))]
+
+    @property
     def best(self) -> Point:
         """The probe of the layer chosen on held-out rows."""
-        return self.points[self.peak]
+        return Point(self.curve, self.peak)
+
+    @property
+    def minus_last(self) -> np.ndarray:
+        """Against the last layer, (1, n); where layers are paired, then the ends of its simultaneous band: (3, n)."""
+        found = self.curve.minus_last if self.is_paired else [self.curve.values - self.curve.values[-1]]
+        return self.curve.metric.factor * np.array(found)
+
+    @cached_property
+    def verdict(self) -> Verdict | None:
+        """On the accuracy of a series with paired layers; None of a readout."""
+        has_one = self.is_paired and not self.host and self.curve.metric.name == "top1"
+        return verdict(self.curve) if has_one else None
 
 
 @dataclass(frozen=True)
@@ -213,7 +238,7 @@ class Panel:
     @property
     def has_band(self) -> bool:
         """Whether a model has a simultaneous band."""
-        return any(series.band_low is not None for series in self.models)
+        return any(series.is_paired for series in self.models)
 
     @property
     def interval_words(self) -> str:
@@ -241,22 +266,6 @@ class Panel:
         return file_name(text + ("" if self.is_own_test else f"-on-{self.test}"))
 
 
-def points_of(curve: Curve) -> list[Point]:
-    """The probes of a curve."""
-    factor, Cs, widths = curve.metric.factor, *map(curve.of_every, (lambda r: r.chosen_C, lambda r: r.width))
-    return [
-        Point(
-            curve=curve, place=k, record=record, depth=int(curve.depths[k]),
-            value=float(factor * curve.values[k]), low=float(factor * curve.low[k]), high=float(factor * curve.high[k]),
-            spread=float(factor * curve.spread[k]), by_draw=factor * curve.by_draw[:, k],
-            held_out=float(100 * curve.val_accuracy[k]), reliable=bool(curve.reliable[k]),
-            fit_words=fit_words(bool(curve.converged[k]), bool(curve.at_grid_edge[k])),
-            C=value_range(Cs[:, k], ".3g"), width=value_range(widths[:, k], ",.0f"),
-        )
-        for k, record in enumerate(curve.records)
-    ]  # fmt: skip
-
-
 def curve_rows(panel: Panel) -> Iterator[dict[str, Any]]:
     """The points of a panel's curves, one row per layer, in the units of records."""
     for series in panel.series:
@@ -282,13 +291,6 @@ def value_range(values: np.ndarray, form: str) -> str:
 def fit_words(converged: bool, at_grid_edge: bool) -> str:
     """How fits ended, in a few words."""
     return "not converged" if not converged else "C at the end of its grid" if at_grid_edge else "converged"
-
-
-def role_of(record: Record) -> str:
-    """Role of a series ("model", "random" or "flat"), from its name and the number of layers in its file."""
-    if record.series.startswith("random"):
-        return "random"
-    return "flat" if record.n_layers == 1 else "model"
 
 
 def collect_records(results: str | Path | Iterable[str | Path]) -> list[Record]:
@@ -354,8 +356,12 @@ def build_panels(
         lines = []
         for label, own in _curves(members).items():
             if any(record.kind == "layer" for record in own):
-                lines.append(build_series(own, label, shown))
-                lines += _readouts(own, lines[-1])
+                one, others = build_series(own, label, shown), {} if shown.label_free else _other_kinds(own)
+                host = label if one.role == "model" else ""
+                further = [
+                    build_series(others[kind], f"{label}, {READOUTS.get(kind, kind)}", shown, host) for kind in others
+                ]
+                lines += [one, *further] if host else [replace(one, checks=tuple(further))]
         lines.sort(key=lambda series: ROLES.index(series.role))
         if lines:
             name = members[0].protocol["name"]
@@ -375,19 +381,6 @@ def _curves(members: list[Record]) -> dict[str, list[Record]]:
         clash = f" ({feature_id[:6]})" if names.count(name) > 1 else ""
         curves.setdefault(NAMES.get(name, visible(models[name])) + clash, []).extend(own)
     return curves
-
-
-def _readouts(records: list[Record], host: Series) -> list[Series]:
-    """The other kinds of probes that read single layers of a model, each as a curve."""
-    if host.role != "model" or host.curve.metric.label_free:
-        return []
-    return [
-        replace(
-            build_series(own, f"{host.label}, {READOUTS.get(kind, kind)}", host.curve.metric),
-            role="readout", host=host.label, verdict=None,
-        )
-        for kind, own in _other_kinds(records).items()
-    ]  # fmt: skip
 
 
 def _other_kinds(records: list[Record]) -> dict[str, list[Record]]:
@@ -417,30 +410,10 @@ def _tokens_beside_pooled(by_file: dict[tuple[str, str], list[Record]]) -> dict[
     return hosts
 
 
-def build_series(records: list[Record], label: str, metric: Metric | str = "top1") -> Series:
+def build_series(records: list[Record], label: str, metric: Metric | str = "top1", host: str = "") -> Series:
     """One encoder's records (layers, concatenations, seeds, runs) of one data set, protocol and number of rows."""
     curve = depth_curve(records, records[0].train_rows, metric)
-    role = role_of(curve.records[0])
-    paired, factor = curve.rows_SMn is not None and len(curve.depths) > 1, curve.metric.factor
-    band = [factor * values for values in curve.minus_last()[1:]] if paired else [None, None]
-    return Series(
-        label=label,
-        role=role,
-        curve=curve,
-        **{name: getattr(curve, name) for name in ("records", "depths", "peak", "reliable")},
-        points=tuple(points_of(curve)),
-        **{name: factor * getattr(curve, name) for name in ("values", "low", "high", "by_draw", "spread")},
-        minus_last=factor * (curve.values - curve.values[-1]),
-        band_low=band[0],
-        band_high=band[1],
-        not_worse=curve.not_worse() if paired else None,
-        verdict=verdict(curve) if paired and curve.metric.name == "top1" else None,
-        concatenated=_concatenated(records, curve),
-        checks=tuple(
-            depth_curve(own, records[0].train_rows, curve.metric)
-            for own in _other_kinds(records if role != "model" and not curve.metric.label_free else []).values()
-        ),
-    )
+    return Series(label, curve, _concatenated(records, curve), host=host)
 
 
 def _concatenated(records: list[Record], curve: Curve) -> tuple[Concatenated, ...]:
@@ -461,9 +434,7 @@ def _concatenated(records: list[Record], curve: Curve) -> tuple[Concatenated, ..
             sets = {r.layers for (r,) in draws.values()}
             depths = tuple(layer_depth(name, curve) for name in next(iter(sets))) if len(sets) == 1 else ()
             one = curve_of_draws(draws, curve.metric)
-            found[keys] = Concatenated(
-                **vars(points_of(one)[0]), depths=depths, rule=str(way), chosen=False, margin=_joint_margin(one, curve)
-            )
+            found[keys] = Concatenated(one, 0, depths, str(way), False, _joint_margin(one, curve))
     scores = [(one.curve.converged[0], one.curve.val_accuracy[0], -one.curve.val_log_loss[0]) for one in found.values()]
     return tuple(replace(one, chosen=n == scores.index(max(scores))) for n, one in enumerate(found.values()))
 

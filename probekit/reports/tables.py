@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from igpt_model import atomic
-from probekit.reports.panels import Panel, Point, Series, points_of, value_range
+from probekit.reports.panels import Panel, Point, Series, value_range
 from probekit.results.measured import find_metric
 from probekit.results.metrics import METRICS, Metric
 from probekit.results.subset_metrics import with_and_without
@@ -79,16 +79,15 @@ def layer_frame(panels: Sequence[Panel]) -> pd.DataFrame:
 
 
 def _rows(panel: Panel, series: Series) -> Iterator[dict[str, object]]:
-    bands = {"minus_last": series.minus_last, "minus_last_low": series.band_low, "minus_last_high": series.band_high}
-    unknown = dict.fromkeys(bands, np.nan)
+    unknown = dict.fromkeys(("minus_last", "minus_last_low", "minus_last_high"), np.nan)
+    above: Iterable[np.ndarray] = () if series.is_flat else series.minus_last / panel.metric.factor
     for point in series.points:
-        known = {} if series.is_flat else {name: band for name, band in bands.items() if band is not None}
-        against = {name: band[point.place] / panel.metric.factor for name, band in known.items()}
+        against = {name: values[point.place] for name, values in zip(unknown, above, strict=False)}
         is_best = not series.is_flat and point.place == series.peak
         yield _row(panel, series, point, str(point.depth), is_best, unknown | against)
     for joint in series.concatenated:
         yield _row(panel, series, joint, joint.layers, joint.chosen, unknown)
-    for point in (point for check in series.checks for point in points_of(check)):
+    for point in (point for check in series.checks for point in check.points):
         yield _row(panel, series, point, str(point.depth), False, unknown)
 
 

@@ -5,6 +5,7 @@ n layers probed, N test rows, S draws: pre-training runs or draws of the trainin
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,7 @@ class Curve:
         """What the others are compared with: the last layer, or the deepest one probed by its number."""
         return f"layer {self.depths[-1]}" if self.last_depth in self.unprobed_ends else "the last layer"
 
+    @cached_property
     def minus_last(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Value minus the last layer's, and its simultaneous 95 % band: difference, low, high, each (n,).
 
@@ -127,6 +129,7 @@ class Curve:
         rows_Mn = self.rows()
         return self.values - self.values[-1], *simultaneous_band(rows_Mn, rows_Mn[:, -1])
 
+    @cached_property
     def not_worse(self) -> np.ndarray:
         """Which layers are not significantly (5 %) worse than the chosen one: bool (n,)."""
         sign = 1 if self.metric.larger_is_better else -1
@@ -195,6 +198,13 @@ def depth_curve(records: Iterable[Record], train_rows: int | None = None, metric
     # a draw that is not finished is left out as a whole: its depths would be means over fewer seeds than the others
     shape = [(r.layers, r.width) for r in first]
     finished = {key: own for key, own in draws.items() if [(r.layers, r.width) for r in own] == shape}
+    for own in finished.values():
+        if len({r.depth for r in own}) < len(own) or len({r.n_layers for r in own}) > 1:
+            depths = ", ".join(f"{r.depth} of {r.n_layers}" for r in own)
+            raise UserError(
+                f"The layers of series {own[0].series!r} have the depths {depths[:200]}; expected one each, of one "
+                "number of layers: remove these records and sweep again."
+            )
     if left := [name for name in runs if not any(series == name for series, _ in finished)]:
         raise UserError(
             f"{left[0]!r} has other layers or widths than {first[0].series!r}, or is not finished: runs of one model "
@@ -418,7 +428,7 @@ def verdict(curve: Curve) -> Verdict:
         p=p,
         p_rise=p_rise,
         p_fall=p_fall,
-        not_below=tuple(np.array(curve.layers)[curve.not_worse()].tolist()),
+        not_below=tuple(np.array(curve.layers)[curve.not_worse].tolist()),
         warnings=_warnings(curve),
     )
 

@@ -174,14 +174,13 @@ def draw_difference(axes: Axes, panel: Panel, looks: dict[str, Look], narrow: bo
     best, worst = [least], [-least]
     for number, series in reversed(drawn):
         look = looks[series.label]
-        ends = [series.minus_last]
-        if series.band_low is not None and series.band_high is not None:
-            ends = [series.band_low, series.band_high]
-            axes.fill_between(series.depths, ends[0], ends[1], color=look["color"], alpha=0.2, linewidth=0)
-        _curve(axes, series, series.minus_last, look, f"diff-{number}", series.depths)
+        values, *band = series.minus_last
+        if band:
+            axes.fill_between(series.depths, *band, color=look["color"], alpha=0.2, linewidth=0)
+        _curve(axes, series, values, look, f"diff-{number}", series.depths)
         axes.axvline(series.depths[series.peak], color=look["color"], **DASHED)
-        best.append(float(np.max(sign * np.array(ends))))
-        worst.append(float(np.min(sign * np.array(ends))))
+        best.append(float(np.max(sign * np.array(band or values))))
+        worst.append(float(np.min(sign * np.array(band or values))))
     end = 1.12 * max(best)
     limits = (sign * max(1.12 * min(worst), -2 * max(end, 2 * least)), sign * end)
     axes.set_ylim(min(limits), max(limits))
@@ -189,7 +188,7 @@ def draw_difference(axes: Axes, panel: Panel, looks: dict[str, Look], narrow: bo
     reference = references.pop() if len(references) == 1 else "the deepest layer probed"
     above = "Points above" if panel.metric.percent else "Difference to"
     axes.set_ylabel(f"{above}\n{reference}" if not narrow else "Difference" + "\n(points)" * panel.metric.percent)
-    if not narrow and any(one.band_low is not None for _, one in drawn):
+    if not narrow and any(one.is_paired for _, one in drawn):
         axes.text(
             1.0, 1.02, f"band: {panel.band_words}", transform=axes.transAxes, ha="right", va="bottom", color=QUIET,
             fontsize=points(7.5),
@@ -232,7 +231,7 @@ def _peak(axes: Axes, series: Series, look: Look, place: int, shift: float, wide
         x + shift, y, "o", markersize=11.5, markerfacecolor="none", color=look["color"], markeredgewidth=1.3, zorder=5
     )
     below = axes.get_xaxis_transform()
-    for depth in series.depths[series.not_worse] if series.not_worse is not None else ():
+    for depth in series.depths[series.curve.not_worse] if series.is_paired else ():
         height = 0.012 + 0.024 * place
         axes.plot(
             (depth - 0.42, depth + 0.42), (height, height), color=look["color"], linewidth=3.2, transform=below,
@@ -267,9 +266,10 @@ def _slots(panel: Panel, wide: float, narrow: bool) -> Slots:
 
 
 def _concatenated(axes: Axes, x: float, joint: Concatenated, color: str, gid: str) -> None:
+    factor = joint.curve.metric.factor
     _bars(axes, [x], [joint.low], [joint.high], {"color": color, "markersize": 6.5})
-    for value in joint.by_draw if joint.curve.n_draws > 1 else ():
-        axes.plot(x, value, marker="_", markersize=5, color=color, markeredgewidth=0.7, alpha=0.5, zorder=2)
+    for value in joint.curve.by_draw if joint.curve.n_draws > 1 else ():
+        axes.plot(x, factor * value, marker="_", markersize=5, color=color, markeredgewidth=0.7, alpha=0.5, zorder=2)
     axes.plot(
         x, joint.value, marker="D", markersize=6.5 if joint.chosen else 5, color=color, markeredgewidth=1.4,
         markerfacecolor=color if joint.reliable else PAPER, zorder=5, gid=gid,
@@ -356,7 +356,7 @@ def _key_entries(panel: Panel) -> list[tuple[Any, str]]:
     entries = [
         (bool(models), ring, "best layer, chosen on held-out training rows"),
         (bool(panel.interval_words), mark(marker="|", markersize=9), f"bars: {panel.interval_words}"),
-        (any(series.not_worse is not None for series in models), mark(linestyle="-", linewidth=3.2),
+        (any(series.is_paired for series in models), mark(linestyle="-", linewidth=3.2),
          "not significantly worse than the best"),
         (any(series.concatenated for series in models), mark(marker="D", markersize=5), joined),
         (doubtful, hollow, "hollow: not converged, or C at the end of its grid"),

@@ -88,7 +88,7 @@ def _canvas(panel: Panel, width: int, height: int) -> list[Text]:
         if series.is_flat:
             cells[row(series.values[0])] = [("╌", colour)] * columns
         for point in series.points if series.role == "model" and not series.is_flat else ():
-            for level in range(row(point.high), row(point.low) + 1):
+            for level in range(row(point.high), row(point.low) + 1) if math.isfinite(point.low) else ():
                 if cells[level][column(point.depth)][0] in " ╌":
                     cells[level][column(point.depth)] = ("│", f"{colour} dim")
     for series, mark, colour in looks:

@@ -277,6 +277,7 @@ def test_output_that_cannot_be_written(verb, where, tmp_path, features, refused)
 
 def test_a_demo_folder_of_another_recipe(tmp_path, refused):
     (tmp_path / "demo.json").write_text(json.dumps({"steps": 3}))
+    (tmp_path / "checkpoints" / "0000003").mkdir(parents=True)
     refused("demo", "--out", tmp_path, "--steps", "4", words=["steps: 3 there, 4 here"])
 
 

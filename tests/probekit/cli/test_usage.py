@@ -217,7 +217,7 @@ def test_a_reader_that_has_ended_is_no_error(tmp_path):
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [sys.executable, "-m", "probekit", "datasets"], stdout=write, stderr=subprocess.PIPE, timeout=120, check=False
+        [sys.executable, "-m", "probekit", "datasets"], stdout=write, stderr=subprocess.PIPE, timeout=1200, check=False
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")

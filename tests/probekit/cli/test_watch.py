@@ -14,7 +14,7 @@ from igpt_model.training.checkpoint import load_checkpoint
 from igpt_model.training.run_log import read_metrics
 from probekit.cli.main import main
 from probekit.cli.pictures import picture_grid
-from probekit.cli.watch import C, curve_history, layer_accuracies, probe_line, read_probes
+from probekit.cli.watch import C, layer_accuracies, probe_line, read_probes
 from probekit.datasets import load_dataset
 from probekit.datasets.splits import stratified_holdout
 
@@ -115,16 +115,8 @@ def test_a_palette_is_shared_by_runs_and_files(run, tmp_path, capsys):
 
 
 def test_lines_on_the_terminal(run, capsys):
-    records = [
-        {"step": step, "accuracy": curve, "peak": int(np.argmax(curve))}
-        for step, curve in ((0, [0.1, 0.1, 0.1]), (8, [0.1, 0.8, 0.45]))
-    ]
-    assert probe_line(records[1]) == "step       8  ▁█▄  best layer  1 of 2:  80.0 %, last  45.0 %"
-    drawn = curve_history(records)
-    assert "from 10 to 80 %" in drawn[0]
-    assert "▁▁▁" in drawn[1]
-    assert "▁█▄" in drawn[2]
-    assert curve_history([]) == []
+    expected = "step 8, probes on held-out training images: best layer 1 of 2: 80.0 %, last 45.0 %"
+    assert probe_line({"step": 8, "accuracy": [0.1, 0.8, 0.45], "peak": 1}) == expected
     assert train(run, *WATCH) == 0
     assert capsys.readouterr().out.count("best layer") == 3
 

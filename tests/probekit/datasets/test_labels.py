@@ -1,5 +1,6 @@
 """Labels, classes and splits are the user's: two possible meanings are refused, what is left out is counted."""
 
+import contextlib
 import os
 import unicodedata
 import zipfile
@@ -8,6 +9,9 @@ import numpy as np
 import pytest
 
 from probekit.datasets import load_dataset
+from probekit.datasets.catalogue import ENTRIES
+from probekit.datasets.shifted import read_class_map
+from probekit.encoders.checkpoint_files import read_state
 from probekit.runtime.errors import UserError
 from tests.probekit.datasets.image_folders import image_folder
 
@@ -155,6 +159,19 @@ def test_home_and_windows_paths(tmp_path, monkeypatch):
     for path in (r"C:\data\pets", "D:/data/pets"):
         with pytest.raises(UserError, match="does not exist; check the path"):
             load_dataset(path)
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in ENTRIES])
+def test_the_home_of_nobody_is_no_folder(name):
+    """As `~` is in a container whose user has no entry among the users and no HOME; some names read no folder."""
+    with contextlib.suppress(UserError):
+        load_dataset(name, root="~nobody-of-this-name/data")
+
+
+def test_files_in_the_home_of_nobody_do_not_exist():
+    for read in (read_class_map, read_state):
+        with pytest.raises(UserError, match="~nobody-of-this-name"):
+            read("~nobody-of-this-name/x.csv")
 
 
 SEVERAL = (RNG.random((60, 14)) < 0.3).astype(np.uint8)

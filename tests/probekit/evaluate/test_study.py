@@ -125,7 +125,7 @@ def test_other_encoders_and_data_are_refused(no_report, tmp_path, data):
     study("pixels", data[0], tmp_path / "study", Cs=CS)
     with pytest.raises(UserError, match=r"encoders.*histogram"):
         study(["pixels", "histogram:4"], data[0], tmp_path / "study", Cs=CS)
-    with pytest.raises(UserError, match=r"datasets.*second"):
+    with pytest.raises(UserError, match=r"study.on: .*second"):
         study("pixels", data[1], tmp_path / "study", Cs=CS)
 
 
@@ -181,7 +181,7 @@ def test_the_verb_writes_a_page_of_all_encoders_and_data_sets(tmp_path, data, ca
     page = (out / "report" / "index.html").read_text()
     assert all(word in page for word in ("first", "second", "wide"))
     settings = json.loads((out / "study.json").read_text())
-    assert settings["encoders"] == {"pixels": "pixels:2", "wide": "pixels:4"}
+    assert settings["study"]["encoders"] == {"pixels": "pixels:2", "wide": "pixels:4"}
     assert main([*arguments, "--limit", "10"]) == 2
     assert "limit: null there, 10 here" in capsys.readouterr().err
     assert main(["study", "--on", data[0], "--out", str(out)]) == 2

@@ -1,5 +1,6 @@
 """The sweep: what it chooses, that test rows take no part, and that it survives kills, copies and bad input."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -121,14 +122,17 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path):
     assert [r.metrics for r in results] == [r.metrics for r in undisturbed]
 
 
-def _slow_sweep(out, log, delay):
+def _slow_sweep(out, log, *delays):
+    """Sweep with a fit that writes a line and waits for the next of the delays, the last one for good."""
+    waits = itertools.chain(delays, itertools.repeat(delays[-1]))
+
     class Slow(LogisticProbe):
         kind = "slow"
 
         def fit(self, *arguments):
             with open(log, "a") as file:
                 file.write(f"{os.getpid()}\n")
-            time.sleep(delay)
+            time.sleep(next(waits))
             return super().fit(*arguments)
 
     try:
@@ -146,7 +150,7 @@ def _wait_for(condition):
 
 def test_a_killed_worker_is_replaced_and_two_share_the_rest(tmp_path):
     log, out = tmp_path / "log", tmp_path / "out"
-    victim = SPAWN.Process(target=_slow_sweep, args=(out, log, 0.5))
+    victim = SPAWN.Process(target=_slow_sweep, args=(out, log, 0, 3600))  # in its second fit when it is killed
     victim.start()
     _wait_for(lambda: (out / "choices.jsonl").exists() and len(Journal(out / "choices.jsonl").lines()) >= 1)
     os.kill(victim.pid, signal.SIGKILL)

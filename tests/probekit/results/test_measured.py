@@ -88,12 +88,12 @@ def test_curves_of_losses_have_bands_and_choose_as_accuracy_does(folder):
     layers = [r for r in Results(folder) if r.kind == "layer"]
     curve, accuracy = depth_curve(layers, metric="log_loss"), depth_curve(layers)
     assert curve.peak == accuracy.peak
-    difference, low, high = curve.minus_last()
+    difference, low, high = curve.minus_last
     assert ((low <= difference) & (difference <= high)).all()
-    assert curve.not_worse()[curve.peak]
+    assert curve.not_worse[curve.peak]
     assert (curve.low < curve.values).all()
     assert (curve.values < curve.high).all()
-    assert not curve.not_worse()[0]  # the first layer has twice the loss
+    assert not curve.not_worse[0]  # the first layer has twice the loss
 
 
 def test_what_was_not_measured_names_the_command(folder):

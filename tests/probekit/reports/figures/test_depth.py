@@ -33,7 +33,7 @@ def test_every_layer_is_a_point_at_its_accuracy(figure, panel):
         drawn = [float(points[f"pt-{number}-{place}"].get_ydata()[0]) for place in range(len(series.depths))]
         assert drawn == pytest.approx(series.values.tolist())
     drawn = [float(mark.get_ydata()[0]) for mark in marks(lower, "diff-0-").values()]
-    assert drawn == pytest.approx(panel.models[0].minus_last.tolist())
+    assert drawn == pytest.approx(panel.models[0].minus_last[0].tolist())
 
 
 def test_pixels_are_a_level_with_their_interval(figure, panel):
@@ -55,7 +55,7 @@ def test_bars_are_the_wilson_limits_and_the_band_is_the_simultaneous_one(figure,
     assert any(len(own) == len(expected) and np.allclose(np.array(own)[:, :, 1], expected) for own in bars)
     (band,) = [c for c in figure.axes[1].collections if isinstance(c, PolyCollection)]
     ys = band.get_paths()[0].vertices[:, 1]
-    assert ys.max() == pytest.approx(series.band_high.max())
+    assert ys.max() == pytest.approx(series.minus_last[2].max())
     assert any("pointwise" in text.get_text() for text in figure.legends[0].get_texts())
     assert any("simultaneous" in text.get_text() for text in figure.axes[1].texts)
 
@@ -85,7 +85,7 @@ def test_limits_names_and_size_are_those_asked_for(panel):
 
 def test_a_readout_is_renamed_with_its_model_and_has_its_colour(panel):
     model, random = panel.models[0], next(series for series in panel.series if series.role == "random")
-    readout = replace(random, role="readout", label="igpt, kNN", host="igpt")
+    readout = replace(random, label="igpt, kNN", host="igpt")
     both = replace(panel, series=(model, readout))
     looks = looks_of(both)
     assert looks["igpt, kNN"]["color"] == looks["igpt"]["color"]
@@ -130,7 +130,7 @@ def test_the_key_names_only_marks_that_occur(make_panel):
 
 def test_the_lower_axis_shows_the_top_of_the_band_whole(figure, panel):
     low, high = figure.axes[1].get_ylim()
-    assert high > panel.models[0].band_high.max()
+    assert high > panel.models[0].minus_last[2].max()
     assert low < 0
 
 
