@@ -28,6 +28,7 @@ ROLES = ("model", "readout", "random", "flat")
 READOUTS = {"knn": "kNN", "class-mean": "class mean"}
 """Names in print of kinds of probes; a kind that is not listed keeps its own."""
 
+C_AT_EDGE = "C at the end of its grid"
 NAMES = {"random": "random weights", "pixels": "raw pixels", "histogram": "colour histogram"}
 
 
@@ -63,7 +64,8 @@ class Point:
 
     @property
     def fit_words(self) -> str:
-        return fit_words(self.curve.converged[self.place], self.curve.at_grid_edge[self.place])
+        at_edge = C_AT_EDGE if self.curve.at_grid_edge[self.place] else "converged"
+        return at_edge if self.curve.converged[self.place] else "not converged"
 
     @property
     def C(self) -> str:
@@ -286,11 +288,6 @@ def curve_rows(panel: Panel) -> Iterator[dict[str, Any]]:
 def value_range(values: np.ndarray, form: str) -> str:
     """What several draws have chosen: "0.01", or "0.01 to 0.1"."""
     return " to ".join(dict.fromkeys(format(float(value), form) for value in (values.min(), values.max())))
-
-
-def fit_words(converged: bool, at_grid_edge: bool) -> str:
-    """How fits ended, in a few words."""
-    return "not converged" if not converged else "C at the end of its grid" if at_grid_edge else "converged"
 
 
 def collect_records(results: str | Path | Iterable[str | Path]) -> list[Record]:
