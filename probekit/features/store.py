@@ -3,12 +3,8 @@
 N rows of a split, D width of a layer, L layers.
 """
 
-<<<<<<< HEAD
-from collections.abc import Iterable, Mapping
-=======
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
->>>>>>> main
 from pathlib import Path
 from typing import Any, Self
 
