@@ -18,6 +18,8 @@ _MORE = {"eval": {"val_loss": float}, "step": {"loss": float}, "probe": {"accura
 def open_run(out: str | Path, settings: Mapping[str, Any], free: Iterable[str] = ()) -> dict[str, Any]:
     """Start a run in `out`, or resume the existing one if its settings are the same.
 
+    A run without a checkpoint has nothing to resume: one with other settings takes its place.
+
     Names in `free`, such as "train.threads", may differ; those that do are returned with their new values.
 
     Raises
@@ -27,15 +29,16 @@ def open_run(out: str | Path, settings: Mapping[str, Any], free: Iterable[str] =
     """
     path = Path(out) / "config.json"
     try:
-        if not path.exists():
+        there = read_json(path, dict) if path.exists() else {}
+        ours = {"train", "finetune"} & there.keys()
+        if not there or (ours and not any(Path(out).glob("checkpoints/*[0-9]*"))):
             write_json(path, as_json(settings))
             return {}
-        there = read_json(path, dict)
     except OSError as error:
         raise UserError(f"The run folder {out} cannot be used: {error}; give another --out.") from error
     changed = changes(there, settings)
     fixed = {name: pair for name, pair in changed.items() if name not in free}
-    if other := {"train", "finetune"} & there.keys() - settings.keys():
+    if other := ours - settings.keys():
         raise UserError(f"{out} contains a run of `probekit {other.pop()}`; give another --out.")
     if fixed:
         differing = differ(*({name: pair[side] for name, pair in fixed.items()} for side in (0, 1)))
@@ -90,6 +93,8 @@ def read_metrics(path: str | Path, step: int | None = None) -> list[dict[str, An
         try:
             kind = parse_json(line, where, _RECORD)["kind"]
             record = parse_json(line, where, _MORE.get(kind))
+            if kind == "probe" and record["peak"] >= len(record["accuracy"]):
+                raise UserError(f"{where} has the peak {record['peak']} of {len(record['accuracy'])} layers.")
         except UserError as error:
             problem = problem or error
             continue

@@ -159,13 +159,14 @@ def _probe(out: Path, shown: bool = True) -> None:
 
 
 def _open(out: Path, settings: dict[str, Any]) -> None:
-    """Write what this demo is, or refuse a folder that holds another one."""
+    """Write what this demo is, or refuse a folder that holds another one, or files without a demo."""
     path = out / "demo.json"
-    if path.exists():
+    begun = any(out.glob("checkpoints/*[0-9]*")) or any(out.glob("*.h5"))
+    if path.exists() and begun:
         there = read_json(path, dict)
         if differing := differ(there, settings):
             raise UserError(f"{out} contains another demo ({differing}); give another --out, or delete that folder.")
-    elif out.is_dir() and any(not file.name.startswith(".demo.json.") for file in out.iterdir()):
+    elif not path.exists() and out.is_dir() and any(not file.name.startswith(".demo.json.") for file in out.iterdir()):
         raise UserError(f"{out} is not empty and contains no demo; give another --out.")
     else:
         atomic.write_json(path, settings)

@@ -90,12 +90,6 @@ class Certified:
         for name in set(self.figures) - {"n_iter"}:
             self.figures[name][index[better]] = new.figures[name][better]
 
-    @staticmethod
-    def join(parts: list["Certified"]) -> "Certified":
-        """The probes of several, in order."""
-        figures = {name: np.concatenate([part.figures[name] for part in parts]) for name in parts[0].figures}
-        return Certified(np.concatenate([part.theta for part in parts]), figures)
-
 
 class Bound:
     """The bound at the top of this file, for probes of rows whose `longest` is sqrt(2) |x|; of NumPy or torch."""
@@ -132,11 +126,11 @@ class GapBound(Bound):
 
     def __init__(self, exact: MeanLoss) -> None:
         self.exact = exact
-        norms = exact.row_norms[:, 0] + (0.0 if exact.left_out is None else exact.left_out)
-        super().__init__(math.sqrt(2) * exact.data.over_ranks(float(norms.max()), "MAX"), class_shares(exact.data))
+        longest = exact.data.over_ranks(float(exact.row_norms.max()), "MAX")
+        super().__init__(math.sqrt(2) * longest, class_shares(exact.data))
 
     def at(self, at: Evaluation, l2: Tensor) -> Tensor:
-        """The same of evaluations, at their own probabilities (P,)."""
+        """Of evaluations at their own probabilities (P,)."""
         return self(at.theta, at.gradient, at.noise, l2)
 
     def lower(self, at: Evaluation, l2: Tensor, direction: Tensor) -> Tensor:
@@ -148,8 +142,7 @@ class GapBound(Bound):
         both = torch.cat([at.theta, direction])
         before = torch.full_like(l2, torch.inf)
         for _ in range(INTERCEPT_PASSES if loss.data.intercept else 0):
-            total, spread = torch.zeros(P, R, dtype=torch.float64, device=l2.device), torch.zeros_like(l2)
-            covariance = torch.zeros(P, R, R, dtype=torch.float64, device=l2.device)
+            total, spread, covariance = l2.new_zeros(P, R), torch.zeros_like(l2), l2.new_zeros(P, R, R)
             for _, weights, moved, p, _ in self._moved_blocks(both):
                 total += moved[:, -R:] @ weights
                 spread += moved.abs().sum(dim=1) @ weights
@@ -163,8 +156,7 @@ class GapBound(Bound):
             before = size
             step = torch.linalg.solve(regular_intercepts(covariance), total)
             both[P:, :, -1] -= torch.where(todo[:, None], step, 0.0)
-        residual = torch.zeros(P * R, columns, dtype=torch.float64, device=l2.device)
-        divergence, noise = torch.zeros_like(l2), torch.zeros_like(at.noise)
+        residual, divergence, noise = l2.new_zeros(P * R, columns), torch.zeros_like(l2), torch.zeros_like(at.noise)
         for X, weights, moved, p, rows in self._moved_blocks(both):
             divergence += divergences(moved, p) @ weights
             noise += moved.abs().sum(dim=1) @ (weights[:, None] * loss.row_errors[rows])

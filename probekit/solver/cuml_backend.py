@@ -1,7 +1,6 @@
 """cuML as a backend: one copy of the rows on the GPU for a whole path of penalties, or for all nearest neighbours."""
 
 from collections.abc import Callable
-from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -17,9 +16,20 @@ Array = NDArray[np.float64]
 INT32 = 2**31  # cuML counts rows, columns and entries in 32 bits
 
 
-def fit_cuml(
-    rows: WeightedData, Cs: Array, tol: float, max_iter: int, fit_intercept: bool
-) -> tuple[list[tuple[Array, Array, int]], str]:
+def fit_each(
+    LogisticRegression: Any, X: Any, y: Any, weights: Any, Cs: Array, options: dict[str, Any]
+) -> tuple[Array, NDArray[np.int64]]:
+    """Probes (n_C, R, D+1) on the host and iterations (n_C,), by a model of scikit-learn's kind for each penalty."""
+    theta, n_iter = [], []
+    for C in Cs:
+        model = LogisticRegression(C=float(C), **options).fit(X, y, sample_weight=weights)
+        coef = np.asarray(model.coef_, np.float64)
+        theta.append(np.column_stack([coef, np.broadcast_to(np.asarray(model.intercept_, np.float64), len(coef))]))
+        n_iter.append(int(np.max(model.n_iter_)))
+    return np.stack(theta), np.array(n_iter, np.int64)
+
+
+def fit_cuml(rows: WeightedData, Cs: Array, tol: float, max_iter: int) -> tuple[Array, NDArray[np.int64], str]:
     """Fit one cuML model a penalty on the GPU of `rows.device` (the first one for "cpu").
 
     Parameters
@@ -30,7 +40,7 @@ def fit_cuml(
 
     Returns
     -------
-    (coef (R, D), intercept (R,), iterations) of each penalty, all on the host in float64, and cuML's version
+    probes (n_C, R, D+1) on the host in float64, iterations (n_C,), and cuML's version
 
     Raises
     ------
@@ -43,20 +53,12 @@ def fit_cuml(
             f"{len(rows) * rows.width}; use backend='torch'."
         )
     cuml, cupy, LogisticRegression = _cuml("linear_model", "LogisticRegression")
-
-    on_gpu, fits = partial(_on_gpu, cupy), []
     with cupy.cuda.Device(gpu_index(rows.device)):
-        X, y = on_gpu(rows.materialise().X[:, :-1]), on_gpu(rows.y)
+        X, y = _on_gpu(cupy, rows.materialise().X[:, :-1]), _on_gpu(cupy, rows.y)
         equal = bool((rows.weights == rows.weights[0]).all())
-        weights = None if equal else on_gpu((rows.weights * len(rows)).to(rows.dtype))
-        for C in Cs:
-            model = LogisticRegression(
-                C=float(C), tol=tol, max_iter=max_iter, fit_intercept=fit_intercept, output_type="numpy"
-            )
-            model.fit(X, y, sample_weight=weights)
-            coef, intercept = np.asarray(model.coef_, np.float64), np.asarray(model.intercept_, np.float64)
-            fits.append((coef, np.broadcast_to(intercept, len(coef)).copy(), int(np.max(model.n_iter_))))
-    return fits, str(cuml.__version__)
+        weights = None if equal else _on_gpu(cupy, (rows.weights * len(rows)).to(rows.dtype))
+        options = {"tol": tol, "max_iter": max_iter, "fit_intercept": rows.intercept, "output_type": "numpy"}
+        return *fit_each(LogisticRegression, X, y, weights, Cs, options), str(cuml.__version__)
 
 
 def nearest_by_cuml(train: torch.Tensor, k: int) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:

@@ -65,15 +65,17 @@ def find_coordinates(data: WeightedData, in_memory: bool = True, negligible: flo
     # a block is (x - shift) / scale: a shift of scaled features moves by shift * scale
     raw_shift = shift if data.scale is None else shift * data.scale
     centred = replace(data, dtype=torch.float64, shift=raw_shift if data.shift is None else data.shift + raw_shift)
-    left_out = torch.zeros(len(data), dtype=torch.float64, device=data.device)
-    of_rows = None
+    rows = centred
     if len(data) < data.width and negligible >= 0 and not data.sharded:
         of_rows = torch.linalg.qr(torch.cat([X[:, :-1] for X, _, _ in centred.blocks(STREAM_ROWS)]).T)[0]
-        left_out = _left_out(centred, of_rows)
-        if float(data.weights @ left_out.square()) > negligible:
-            of_rows = None
-    values, vectors = torch.linalg.eigh(_moment(centred, of_rows))
-    basis = vectors if of_rows is None else of_rows @ vectors
+        rows = replace(centred, projection=of_rows)
+    moment = torch.zeros(rows.width, rows.width, dtype=torch.float64, device=rows.device)
+    for X, _, weights in rows.blocks(STREAM_ROWS):
+        moment += X[:, :-1].T @ (X[:, :-1] * weights[:, None])
+    rows.sum_over_ranks(moment)
+    values, vectors = torch.linalg.eigh(moment)
+    basis = vectors if rows is centred else of_rows @ vectors
+    left_out = torch.zeros_like(data.weights) if rows is centred else _left_out(centred, basis)
     some = values > NULL * values[-1]
     if negligible >= 0 and 0 < int(some.sum()) <= WORTH_REDUCING * len(values):
         outside = _left_out(centred, basis[:, some])
@@ -92,13 +94,3 @@ def _left_out(centred: WeightedData, basis: Tensor) -> Tensor:
     """Norms (N,) of what the rows have outside a basis (D, r)."""
     rows = (X[:, :-1] for X, _, _ in centred.blocks(STREAM_ROWS))
     return torch.cat([torch.linalg.vector_norm(X - (X @ basis) @ basis.T, dim=1) for X in rows])
-
-
-def _moment(centred: WeightedData, basis: Tensor | None) -> Tensor:
-    """Weighted X'X, of the rows in a basis if one is given."""
-    rows = centred if basis is None else replace(centred, projection=basis)
-    moment = torch.zeros(rows.width, rows.width, dtype=torch.float64, device=rows.device)
-    for X, _, weights in rows.blocks(STREAM_ROWS):
-        moment += X[:, :-1].T @ (X[:, :-1] * weights[:, None])
-    rows.sum_over_ranks(moment)
-    return moment

@@ -69,7 +69,7 @@ Block = tuple[Tensor, Tensor, Tensor, Tensor, int]  # X, y, weights, logits (P, 
 class MeanLoss:
     """The mean loss of weighted data as a function of theta; `left_out` (N,) are what `Coordinates` say of the rows."""
 
-    def __init__(self, data: WeightedData, left_out: Tensor | None = None) -> None:
+    def __init__(self, data: WeightedData, left_out: Tensor | float = 0.0) -> None:
         self.data, self.left_out = data, left_out
         self._buffer = torch.empty(0)
         self.block_entries, self.keep_bytes = CPU_BLOCK, KEEP_BYTES
@@ -79,10 +79,9 @@ class MeanLoss:
 
     @cached_property
     def row_norms(self) -> Tensor:
-        """(N, 2) float64: norms of the rows, the last column included, and of their last column."""
-        blocks = self.data.blocks(STREAM_ROWS)
-        norms = [torch.stack([torch.linalg.vector_norm(X, dim=1), X[:, -1]], dim=1).double() for X, _, _ in blocks]
-        return torch.cat(norms)
+        """(N,) float64: norms of the rows, the last column and what was left out of them included."""
+        norms = [torch.linalg.vector_norm(X, dim=1).double() for X, _, _ in self.data.blocks(STREAM_ROWS)]
+        return torch.cat(norms) + self.left_out
 
     @cached_property
     def row_errors(self) -> Tensor:
@@ -90,11 +89,8 @@ class MeanLoss:
 
         Eight roundings of a term and its sum, those of the rotation, and what the basis leaves out of the row.
         """
-        rounding = torch.tensor([8 + self.data.width**0.5, 8.0], dtype=torch.float64, device=self.data.device)
-        errors = EPS * rounding * self.row_norms
-        if self.left_out is not None:
-            errors[:, 0] += 2**0.5 * self.left_out
-        return errors
+        of_W = EPS * (8 + self.data.width**0.5) * self.row_norms + 2**0.5 * self.left_out
+        return torch.stack([of_W, torch.full_like(of_W, 8 * EPS * self.data.intercept)], dim=1)
 
     def may_keep(self, n_entries: int, dtype: torch.dtype) -> bool:
         """Whether `n_entries` values a row fit in the memory for kept logits or probabilities."""
@@ -119,9 +115,7 @@ class MeanLoss:
         theta = theta.to(self.data.dtype, copy=True)
         flat = theta.view(P * R, columns)
         kept = torch.empty(P, R, len(self.data), dtype=keep, device=theta.device) if keep else None
-        loss = torch.zeros(P, dtype=torch.float64, device=theta.device)
-        noise = torch.zeros(P, 2, dtype=torch.float64, device=theta.device)
-        gradient = torch.zeros_like(flat)
+        loss, noise, gradient = torch.zeros_like(l2), l2.new_zeros(P, 2), torch.zeros_like(flat)
         for X, y, weights, z, start in self.logit_blocks(flat, P):
             rows = slice(start, start + len(X))
             losses, missed = residuals_(z, y, None if kept is None else kept[:, :, rows])

@@ -13,11 +13,8 @@ from torch import Tensor
 from probekit.solver.certificate import GapBound
 from probekit.solver.continuation import RTOL, STEP_SHARE
 from probekit.solver.mean_loss import Evaluation, MeanLoss
+from probekit.solver.preconditioners import Preconditioner
 
-# of the numbers of problems (p,): their approximate inverse Hessians times vectors (p, R, D+1)
-Preconditioner = Callable[[Tensor], Callable[[Tensor], Tensor]]
-
-SIDE_BY_SIDE = 640  # coefficient rows in one product: wider is no faster on a CPU, and blocks of rows grow short
 NEAR = 10.0  # times the tolerance: a decrement below it makes the step one that may be certified
 LEAST_FORCING = {torch.float64: 1e-24, torch.float32: 1e-9}  # of r' M r: below, products are rounding
 WAIT = 4  # products on a GPU between two looks at which problems have stopped: each look waits for it
@@ -56,7 +53,6 @@ class TorchNewton:
     loss : in the working precision, for Hessian products
     bound : of the gap; holds the loss in float64
     largest : max|g| (P,) of gradients (P, R, D+1) in the columns of the rows; limit : what it may be at the end
-    precondition : approximate inverse Hessians times vectors
     tol : relative gap
     """
 
@@ -64,18 +60,17 @@ class TorchNewton:
     bound: GapBound
     largest: Callable[[Tensor], Tensor]
     limit: float
-    precondition: Preconditioner
     tol: float
 
     def __call__(
-        self, theta: Tensor, l2: Tensor, low: Tensor, numbers: Tensor, max_rounds: int, max_products: int
+        self, theta: Tensor, l2: Tensor, low: Tensor, precondition: Preconditioner, max_rounds: int, max_products: int
     ) -> Refined:
         """Minimise P problems from theta (P, R, D+1).
 
         Parameters
         ----------
         l2 : (P,) penalties; low : (P,) what is known to be below the optima, or minus infinity
-        numbers : (P,) of the problems, for the preconditioner
+        precondition : approximate inverse Hessians of the P problems
         max_rounds, max_products : Newton steps, and Hessian products of each
         """
         P, R, _ = theta.shape
@@ -83,7 +78,7 @@ class TorchNewton:
         keep = self.loss.data.dtype if self.loss.may_keep(P * R, self.loss.data.dtype) else None
         here = self.bound.exact.evaluate(theta, l2, keep)
         done, stalled = torch.zeros_like(l2, dtype=torch.bool), torch.zeros_like(l2, dtype=torch.bool)
-        products, waited = torch.ones_like(numbers), torch.zeros_like(numbers)
+        products, waited = torch.ones_like(index), torch.zeros_like(index)
         best, low = torch.full_like(l2, torch.inf), low.clone()
         for round_ in range(max_rounds + 1):
             now = here if len(index) == P else here.take(index)
@@ -101,7 +96,7 @@ class TorchNewton:
             # what conjugate gradients of the last step may leave
             enough = 2 * l2[index] * STEP_SHARE * self.tol * now.loss
             step, gain, spent, left = conjugate_gradients(
-                self.loss, now, l2[index], self.precondition, numbers[index], enough, max_products, NEAR * self.tol
+                self.loss, now, l2[index], precondition.take(index), enough, max_products, NEAR * self.tol
             )
             products[index] += spent
             last = (left[..., :-1].square().sum(dim=(1, 2)) <= 2 * enough).nonzero()[:, 0]
@@ -121,24 +116,19 @@ class TorchNewton:
         self, now: Evaluation, step: Tensor, gain: Tensor, l2: Tensor, keep: torch.dtype | None
     ) -> tuple[Evaluation, Tensor, int]:
         """Halve each problem's step until its loss falls; those that find no descent (numbers in `now`) stay there."""
-        length, open_ = torch.ones_like(now.loss), torch.arange(len(l2), device=step.device)
-        moved, tries = now, 0
-        while len(open_) and tries < HALVINGS:
-            start = now if not tries else now.take(open_)
-            trial = self.bound.exact.evaluate(start.theta - length[open_, None, None] * step[open_], l2[open_], keep)
+        length = torch.ones_like(now.loss)
+        tries = 0
+        while tries < HALVINGS:
+            tries += 1
+            trial = self.bound.exact.evaluate(now.theta - length[:, None, None] * step, l2, keep)
             # where the whole step is worth less than the loss's rounding, nothing can be asked but not to rise
-            wanted = start.loss * (1 + ROUNDING) - SUFFICIENT_DECREASE * length[open_] * gain[open_]
-            better = trial.loss <= wanted
-            worse = (~better).nonzero()[:, 0]
-            if not tries:
-                moved = trial
-                moved.put(worse, now.take(worse))
-            elif len(worse) < len(open_):
-                fell = better.nonzero()[:, 0]
-                moved.put(open_[fell], trial.take(fell))
-            open_, tries = open_[worse], tries + 1
-            length[open_] *= 0.5
-        return moved, open_, tries
+            wanted = now.loss * (1 + ROUNDING) - SUFFICIENT_DECREASE * length * gain
+            worse = (~(trial.loss <= wanted)).nonzero()[:, 0]
+            if not len(worse):
+                break
+            length[worse] *= 0.5
+        trial.put(worse, now.take(worse))
+        return trial, worse, tries
 
 
 def conjugate_gradients(
@@ -146,12 +136,11 @@ def conjugate_gradients(
     at: Evaluation,
     l2: Tensor,
     precondition: Preconditioner,
-    numbers: Tensor,
     enough: Tensor,
     max_products: int,
     near: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Solve H step = gradient for P problems, with `numbers` for the preconditioner.
+    """Solve H step = gradient for P problems.
 
     A problem stops when the squared norm of its residual's coefficients is at most `enough` (P,), or, unless its
     decrement is less than `near` of its loss, when r' M r has fallen to the share of its start that a Newton step can
@@ -171,14 +160,14 @@ def conjugate_gradients(
     ends = [
         torch.zeros_like(at.gradient),
         torch.zeros_like(l2),
-        torch.zeros_like(numbers),
+        torch.zeros_like(l2, dtype=torch.int64),
         at.gradient.to(dtype, copy=True),
     ]
     index = torch.arange(len(l2), device=l2.device)
-    theta, probabilities, apply = at.theta, at.probabilities, precondition(numbers)
+    theta, probabilities = at.theta, at.probabilities
     r = (at.gradient / scale[:, None, None]).to(dtype)
     step, total, products = ends[0].clone(), ends[1].clone(), ends[2].clone()
-    d = apply(r)
+    d = precondition(r)
     rz = start = dot(r, d)
     active = rz > 0
     every = WAIT if l2.is_cuda else 1
@@ -192,7 +181,7 @@ def conjugate_gradients(
         total += alpha * rz
         products += active
         r = r - alpha.to(dtype)[:, None, None] * Hd
-        z = apply(r)
+        z = precondition(r)
         last, rz = rz, dot(r, z)
         d = z + (rz / last.clamp_min(1e-300)).to(dtype)[:, None, None] * d
         share = total * relative
@@ -211,7 +200,7 @@ def conjugate_gradients(
         step, total, products, active = step[more], total[more], products[more], active[more]
         enough, relative = enough[more], relative[more]
         probabilities = None if probabilities is None else probabilities[more]
-        apply = precondition(numbers[index])
+        precondition = precondition.take(more)
     step, total, products, r = ends
     scale = scale[:, None, None]
     return step * scale, total * scale.flatten().square(), products, r.double() * scale

@@ -12,6 +12,7 @@ Shapes: R coefficient rows, c = D + 1 columns, J moments that are sampled (pairs
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,18 +30,26 @@ CHUNK_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}  # of class blocks that are buil
 
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """An approximate inverse Hessian.
+    """An approximate inverse Hessian, which serves all problems near it.
 
     Attributes
     ----------
-    apply : the inverse times vectors (p, R, c)
+    solve : the inverse times vectors (p, R, c)
     l2 : penalty it was made at
     sketch : (S, R, c) random vectors whose mean square is the inverse; they measure leverages
     """
 
-    apply: Callable[[Tensor], Tensor]
+    solve: Callable[[Tensor], Tensor]
     l2: float
     sketch: Tensor
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """The inverse times vectors (p, R, c)."""
+        return self.solve(vectors)
+
+    def take(self, index: Tensor) -> "Factor":
+        """Itself: it is the same for all problems."""
+        return self
 
 
 def class_basis(R: int, like: Tensor) -> Tensor:
@@ -61,14 +70,14 @@ def pair_factor(loss: MeanLoss, theta: Tensor, l2: float, last: Factor | None) -
     factor = _cholesky(pair_sampled_hessian(loss, theta, last), l2, columns)
     sketch = torch.linalg.solve_triangular(factor.mT, _noise(len(factor), factor), upper=True)
 
-    def apply(gradient: Tensor) -> Tensor:
+    def solve(gradient: Tensor) -> Tensor:
         inner = (basis.T @ gradient).reshape(len(gradient), -1)
         # two triangular solves use the factor in place; cholesky_solve copies it at every call, 20 times the work
         half = torch.linalg.solve_triangular(factor, inner.T, upper=False)
         solved = torch.linalg.solve_triangular(factor.mT, half, upper=True).T
         return basis @ solved.reshape(len(gradient), -1, columns)
 
-    return Factor(apply, l2, basis @ sketch.T.reshape(SKETCH, -1, columns))
+    return Factor(solve, l2, basis @ sketch.T.reshape(SKETCH, -1, columns))
 
 
 def pair_sampled_hessian(loss: MeanLoss, theta: Tensor, last: Factor | None) -> Tensor:
@@ -107,18 +116,18 @@ def class_inverses(loss: MeanLoss, theta: Tensor, l2: float, last: Factor | None
     chunk = max(CHUNK_BYTES.get(theta.device.type, 1 << 28) // (3 * columns * columns * theta.element_size()), 1)
     for some in torch.arange(R, device=theta.device).split(chunk):
         before = None if last is None else last.sketch[:, some]
-        moments = _sampled_moments(loss, theta, _doubt_of(some), mass[some], BLOCK_ROWS_PER_COLUMN, before)
+        moments = _sampled_moments(loss, theta, partial(_doubt, some), mass[some], BLOCK_ROWS_PER_COLUMN, before)
         factor = _cholesky(moments, l2, columns)
         half = torch.linalg.solve_triangular(factor.mT, _noise(columns, factor).expand(len(some), -1, -1), upper=True)
         sketch[:, some] = half.permute(2, 0, 1)
         inverses[some] = torch.cholesky_inverse(factor)
 
-    def apply(gradient: Tensor) -> Tensor:
+    def solve(gradient: Tensor) -> Tensor:
         solved = torch.bmm(gradient.permute(1, 0, 2).contiguous(), inverses).permute(1, 0, 2)
         # adding the same to every class changes no probability: never move along it
         return solved - solved.mean(dim=1, keepdim=True) if R > 1 else solved
 
-    return Factor(apply, l2, sketch)
+    return Factor(solve, l2, sketch)
 
 
 def _noise(size: int, like: Tensor) -> Tensor:
@@ -128,9 +137,9 @@ def _noise(size: int, like: Tensor) -> Tensor:
     return (noise / SKETCH**0.5).to(like.dtype)
 
 
-def _doubt_of(classes: Tensor) -> Callable[[Tensor], Tensor]:
-    """p (1 - p) of some classes, as a function of the probabilities (R, n)."""
-    return lambda p: p[classes] * (1 - p[classes])
+def _doubt(classes: Tensor, p: Tensor) -> Tensor:
+    """p (1 - p) of some classes, from the probabilities (R, n)."""
+    return p[classes] * (1 - p[classes])
 
 
 def _sampled_moments(

@@ -572,11 +572,18 @@ class State:
 
 def parts(verbs: list[str], checks: list[str], state: State, kills: int) -> Iterator[tuple[str, str, int]]:
     """Check, verb and number of everything that is still to be done; kills of a verb until there are enough."""
+    numbers = dict.fromkeys(verbs, 0)
+    while few := [
+        verb
+        for verb in verbs
+        if "kills" in checks
+        and state.total("kills", verb)[0] < (kills // 2 if verb in SLOW else kills)
+        and numbers[verb] < 20 * kills
+    ]:
+        for verb in few:
+            yield "kills", verb, numbers[verb]
+            numbers[verb] += 1
     for verb in verbs:
-        number, wanted = 0, kills // 2 if verb in SLOW else kills
-        while "kills" in checks and state.total("kills", verb)[0] < wanted and number < 20 * kills:
-            yield "kills", verb, number
-            number += 1
         for check in (check for check in CHECKS if check in checks and check != "pairs"):
             if check in ("full-disk", "io") and os.geteuid() != 0:
                 continue
@@ -585,7 +592,8 @@ def parts(verbs: list[str], checks: list[str], state: State, kills: int) -> Iter
             yield from ((check, verb, number) for number in range(CHECKS[check][1]))
     if "pairs" in checks:
         both = [pair for pair in itertools.combinations(VERBS, 2) if set(pair) & set(verbs)]
-        both.sort(key=lambda pair: -sum(verb in SHARING for verb in pair))
+        dear = (*SLOW, "sweep (two workers)")
+        both.sort(key=lambda pair: (not any(set(pair) <= own for own in SHARING), sum(verb in dear for verb in pair)))
         yield from (("pairs", first, following(first).index(second)) for first, second in both)
 
 

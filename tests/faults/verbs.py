@@ -32,8 +32,8 @@ SLOW = ("train", "finetune", "study", "demo")
 """Verbs that get half as many kills as the others."""
 NEEDS = {"concat": "sweep {made}/f.h5 --Cs 0.1 1 --out {out}", "calibrate": "sweep {made}/f.h5 --Cs 0.1 1 --out {out}"}
 """What must be in a verb's output folder before it starts."""
-SHARING = ("sweep (two workers)", "concat", "calibrate", "sweep", "train", "finetune", "study", "demo")
-"""Verbs that write into a folder others write into: their pairs come first."""
+SHARING = ({"sweep", "sweep (two workers)", "concat", "calibrate"}, {"train", "finetune"})
+"""Verbs that write the same files: their pairs come first."""
 READS = {
     "extract": (
         "verify {out}/f.h5",

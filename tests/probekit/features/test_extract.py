@@ -120,6 +120,15 @@ def test_other_arguments_on_the_same_file_are_refused(tmp_path, change, message)
         extract(**{**arguments, **change})
 
 
+def test_an_extraction_that_failed_before_its_first_block_may_be_corrected(tmp_path):
+    path, data = tmp_path / "f.h5", dataset()
+    with pytest.raises(UserError, match="not finite at row 0"):
+        extract(LinearEncoder(nan_at_row=0), data, path, batch_size=64)
+    extract(LinearEncoder(), data, path, batch_size=8, dtype="float16", splits=["test"])
+    extract(LinearEncoder(), data, tmp_path / "whole.h5", batch_size=8, dtype="float16", splits=["test"])
+    assert content(path) == content(tmp_path / "whole.h5")
+
+
 @pytest.mark.parametrize("option", [{"batch_size": 0}, {"limit": 0}, {"workers": -1}])
 def test_numbers_that_make_no_sense_are_refused(tmp_path, option):
     with pytest.raises(UserError, match="expected"):

@@ -120,8 +120,12 @@ def hostile_problem(seed, folder):
     return Hostile(X, values, y, weights, Cs, settings, " | ".join([*what, storage, str(weighting), str(settings)]))
 
 
-def verdicts(problem):
-    """For each penalty: (converged, true relative gap at most known, claimed gap)."""
+def newton(X, y, weights, n_classes, l2):
+    return optimum(X, y, weights, n_classes, l2, 100)[0]
+
+
+def verdicts(problem, least=newton):
+    """For each penalty: (converged, relative gap to the `least` objective known, claimed gap)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         path = fit_path(problem.X, problem.y, problem.Cs, sample_weight=problem.weights, **problem.settings)
@@ -135,7 +139,7 @@ def verdicts(problem):
     centred = ((X - mean) / scale).astype(np.float64)
     out = []
     for i, l2 in enumerate(path.l2s):
-        best = optimum(centred, problem.y, problem.weights, len(path.classes), l2, 100)[0]
+        best = least(centred, problem.y, problem.weights, len(path.classes), l2)
         coef, intercept = path.coef[i].astype(np.longdouble), path.intercept[i].astype(np.longdouble)
         loss = objective(X, problem.y, problem.weights, coef, intercept, 0.0)[0]
         ours = loss + l2 / 2 * np.sum(np.square(coef * scale))

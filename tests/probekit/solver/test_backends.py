@@ -292,4 +292,4 @@ def test_more_entries_than_cuml_can_count_are_refused():
     rows = type("Many", (), {"width": 2**16, "__len__": lambda self: 2**15})()
 
     with pytest.raises(UserError, match="32 bits, but 32768 rows of 65536 features"):
-        fit_cuml(rows, CS, 1e-4, 10, True)
+        fit_cuml(rows, CS, 1e-4, 10)

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from probekit import LinearProbe
 from probekit.solver.path import fit_path
-from tests.probekit.solver import hostile
+from tests.probekit.solver import hostile, ordinary
 from tests.probekit.solver.reference import objective, optimum, random_problem, verdict
 
 TOL = 1e-4
@@ -55,6 +55,16 @@ def test_no_certificate_is_false_of_odd_structures_and_storage(seeds):
     wrong, left_open = hostile.judge(seeds)
     assert not wrong
     assert left_open < 0.1
+
+
+# toy sets with equal, scaled, one-hot, integer and constant columns, word counts, up to 300 classes, 50 % wrong labels,
+# one positive in ten thousand, weights of zero, two rows, C from 1e-8 to 1e8, some nearly twice; paths and single fits
+@pytest.mark.parametrize("seeds", [range(20), pytest.param(range(20, 500), marks=pytest.mark.slow)], ids=len)
+@pytest.mark.timeout(3600)
+def test_no_certificate_is_false_of_ordinary_data(seeds):
+    wrong, left_open = ordinary.judge(seeds)
+    assert not wrong
+    assert left_open < 0.02
 
 
 def test_a_column_whose_squared_spread_underflows_counts_as_constant():

@@ -1,4 +1,4 @@
-"""Too little memory: a path is solved in parts, with the answer of the whole, or one sentence says what is missing."""
+"""Too little memory: fewer factors or none, rows read again in each pass, or one sentence says what is missing."""
 
 import numpy as np
 import pytest
@@ -9,10 +9,11 @@ from probekit.runtime.errors import UserError
 from probekit.solver import memory_plan as plan
 from probekit.solver import newton_numpy
 from probekit.solver.data import WeightedData
-from probekit.solver.memory_plan import penalties_at_once
 
-CS = np.logspace(2, -4, 13)  # not ascending: parts must be put back in order
-ONE = plan.VECTORS * 3 * 7 * 8  # bytes of a probe of 3 classes and 6 columns in float64
+CS = np.logspace(2, -4, 13)
+PROBE = 3 * 7 * 8  # bytes of a probe of 3 classes and 6 columns in float64
+VECTORS = 13 * (plan.KEPT + plan.VECTORS) * PROBE
+FACTOR = 14**2 * 8  # of the pairs of 3 classes
 HELD = 2 * 90 * 7 * 8  # bytes of the rows
 
 
@@ -29,37 +30,39 @@ def rows():
 
 
 @pytest.mark.parametrize(
-    ("budget", "expected"),
+    ("budget", "factor", "most_factors", "in_memory"),
     [
-        (HELD + 20 * ONE, 13),  # all fit beside X
-        (HELD + 9 * ONE, 9),  # a few do: rather in parts than reading X again and again
-        (HELD + 2 * ONE, (HELD + 2 * ONE) // ONE),  # next to none does: X stays outside
-        (1 * ONE, 1),
+        (VECTORS + HELD + 20 * FACTOR, "pairs", plan.MOST_FACTORS, True),
+        (VECTORS + HELD + 5 * FACTOR, "pairs", 3, True),
+        (VECTORS + 4 * FACTOR, "pairs", 2, False),  # a factor is worth more than rows in memory
+        (VECTORS + 3 * (3 * 7**2 * 8), "classes", 2, False),
+        (VECTORS, None, 0, False),
     ],
 )
-def test_parts_are_as_large_as_memory_allows(budget, expected):
-    assert penalties_at_once(rows(), 13, free=int(budget / plan.SHARE) + 1) == expected
+def test_the_plan_fits_the_memory(budget, factor, most_factors, in_memory):
+    made = plan.make_plan(rows(), 13, free=int(budget / plan.SHARE) + 1)
+    assert (made.factor, made.most_factors, made.in_memory) == (factor, most_factors, in_memory)
 
 
-def test_a_path_solved_in_parts_is_the_path(monkeypatch):
+@pytest.mark.parametrize("budget", [VECTORS, VECTORS + 4 * FACTOR])
+def test_little_memory_leads_to_the_same_probes(budget, monkeypatch):
     X, y = problem()
-    whole = fit_path(X, y, CS, tol=1e-10)
     monkeypatch.setattr(newton_numpy, "MOST_COLUMNS", 0)
-    monkeypatch.setattr(plan, "free_memory", lambda device: int((HELD + 9 * ONE) / plan.SHARE) + 1)
-    parts = fit_path(X, y, CS, tol=1e-10)
-    assert parts.plan.startswith("13 penalties in 2 parts, for want of memory; 90 rows x 6 features")
-    assert "parts" not in whole.plan
-    assert parts.converged.all()
+    ample = fit_path(X, y, CS, tol=1e-10)
+    monkeypatch.setattr(plan, "free_memory", lambda device: int(budget / plan.SHARE) + 1)
+    scarce = fit_path(X, y, CS, tol=1e-10)
+    assert "streamed" in scarce.plan
+    assert scarce.converged.all()
     # certified to a relative gap of 1e-10 at a curvature of at least l2
-    np.testing.assert_allclose(parts.coef, whole.coef, rtol=1e-3, atol=2e-4)
-    np.testing.assert_allclose(parts.certificates["loss"], whole.certificates["loss"], rtol=1e-8)
+    np.testing.assert_allclose(scarce.coef, ample.coef, rtol=1e-3, atol=2e-4)
+    np.testing.assert_allclose(scarce.certificates["loss"], ample.certificates["loss"], rtol=1e-8)
 
 
-def test_not_even_one_penalty(monkeypatch):
+def test_probes_that_do_not_fit(monkeypatch):
     X, y = problem()
     monkeypatch.setattr(newton_numpy, "MOST_COLUMNS", 0)
-    monkeypatch.setattr(plan, "free_memory", lambda device: ONE // 2)
-    with pytest.raises(UserError, match=r"One probe of 6 features and 3 classes takes .* GiB to solve, but .* on cpu"):
+    monkeypatch.setattr(plan, "free_memory", lambda device: int(VECTORS / plan.SHARE) - 1)
+    with pytest.raises(UserError, match=r"13 penalties of 6 features and 3 classes take .* GiB to solve, .* on cpu"):
         fit_path(X, y, CS)
 
 

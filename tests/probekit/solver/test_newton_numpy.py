@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.exceptions import ConvergenceWarning
 
 from probekit.solver.inputs import read_inputs
-from probekit.solver.newton_numpy import NumpyNewton, fit_in_numpy
+from probekit.solver.newton_numpy import fit_in_numpy
 from probekit.solver.path import fit_path
 from tests.probekit.solver.reference import objective, optimum
 
@@ -74,15 +74,6 @@ def test_what_it_is_not_meant_for_is_left_to_the_path():
     assert alone(X, y, tol=1e-300)[0] is None  # nothing certifies that
     rows = read_inputs(torch.from_numpy(X).bfloat16(), y, [1.0], None, False, "cpu", None).rows
     assert fit_in_numpy(rows, np.array([1e-2]), TOL, 2000) is None
-
-
-def test_a_start_at_the_answer_ends_at_once():
-    X, y = problem(300, 30, 6)
-    rows = read_inputs(X, y, [1.0], None, False, "cpu", None).rows
-    method, l2 = NumpyNewton(rows, TOL, X), np.array([1 / 300])
-    first = method.follow(l2, 25)
-    again = method.follow(l2, 25, first.theta)
-    assert again.figures["n_iter"][0] < first.figures["n_iter"][0] / 3
 
 
 @settings(max_examples=20, deadline=None)

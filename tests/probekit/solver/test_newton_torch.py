@@ -33,8 +33,17 @@ def start(K, size=1.0, seed=0):
     return size * torch.randn(P, 1 if K == 2 else K, D + 1, dtype=torch.float64, generator=torch.manual_seed(seed))
 
 
-def unchanged(numbers):
-    return lambda gradient: gradient
+class Unchanged:
+    """No preconditioner."""
+
+    def __call__(self, vectors):
+        return vectors
+
+    def take(self, index):
+        return self
+
+
+unchanged = Unchanged()
 
 
 def largest(gradient):
@@ -57,7 +66,7 @@ def test_conjugate_gradients_solve_the_newton_equation_in_as_many_products_as_un
     at = exact.evaluate(start(K), L2, dtype)
     products = 2 * at.theta[0].numel()  # as many as unknowns in exact arithmetic, and a reserve for rounding
     step, gain, spent, residual = conjugate_gradients(
-        working, at, L2, unchanged, torch.arange(P), torch.zeros_like(L2), products, math.inf
+        working, at, L2, unchanged, torch.zeros_like(L2), products, math.inf
     )
     H, g = hessians(exact, at.theta), at.gradient.flatten(1)
     left = torch.linalg.vector_norm((H @ step.flatten(1)[..., None])[..., 0] - g, dim=1)
@@ -76,13 +85,12 @@ def test_a_problem_that_stops_early_keeps_its_step_while_the_others_go_on(K):
     at = loss.evaluate(start(K), L2, torch.float64)
     # the squared residual at which each stops: after its first product, in the middle, never
     enough = at.gradient[..., :-1].square().sum(dim=(1, 2)) * torch.tensor([10.0, 1e-4, 0.0])
-    arguments = (torch.arange(P), enough, 60, math.inf)
-    step, gain, spent, residual = conjugate_gradients(loss, at, L2, unchanged, *arguments)
+    step, gain, spent, residual = conjugate_gradients(loss, at, L2, unchanged, enough, 60, math.inf)
     assert spent[0] == 1
     assert spent[0] < spent[1] < spent[2]
     for i in range(P):
         some = torch.tensor([i])
-        alone = conjugate_gradients(loss, at.take(some), L2[some], unchanged, some, enough[some], 60, math.inf)
+        alone = conjugate_gradients(loss, at.take(some), L2[some], unchanged, enough[some], 60, math.inf)
         # the same operations on other shapes: rounding, which conjugate gradients make more of
         for ours, theirs in zip((step, gain, spent, residual), alone, strict=True):
             torch.testing.assert_close(ours[some].double(), theirs.double(), rtol=1e-6, atol=1e-9)
@@ -91,7 +99,7 @@ def test_a_problem_that_stops_early_keeps_its_step_while_the_others_go_on(K):
 @pytest.mark.parametrize("K", [2, 4])
 def test_a_step_is_halved_until_the_loss_falls_and_an_ascent_is_refused(K):
     loss, _ = losses(K)
-    newton = TorchNewton(loss, GapBound(loss), largest, 1.0, unchanged, 1e-4)
+    newton = TorchNewton(loss, GapBound(loss), largest, 1.0, 1e-4)
     now = loss.evaluate(start(K), L2)
     gain = now.gradient.square().sum(dim=(1, 2))
     lengths = torch.tensor([1e-3, 1e3, -1.0], dtype=torch.float64)  # short, far too long, uphill
@@ -115,9 +123,9 @@ def test_every_start_leads_to_the_optimum_in_a_few_newton_steps(K, size):
     working, exact = losses(K, torch.float32)
     bound = GapBound(exact)
     at = exact.evaluate(start(K, 0.0), L2)
-    newton = TorchNewton(working, bound, largest, 1e-2 * float(largest(at.gradient).max()), unchanged, 1e-6)
+    newton = TorchNewton(working, bound, largest, 1e-2 * float(largest(at.gradient).max()), 1e-6)
     none = torch.full_like(L2, -torch.inf)
-    found = newton(start(K, size), L2, none, torch.arange(P), 30, 100)
+    found = newton(start(K, size), L2, none, unchanged, 30, 100)
     assert found.done.all()
     assert not found.stalled.any()
     X, y, weights = (part.numpy() for part in (exact.data.X[:, :-1], exact.data.y, exact.data.weights))

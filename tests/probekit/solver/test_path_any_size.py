@@ -8,7 +8,7 @@ import torch
 from probekit.probes import fit_path
 from probekit.runtime.errors import UserError
 from probekit.solver import memory_plan as plan
-from probekit.solver import newton_numpy, newton_torch
+from probekit.solver import newton_numpy
 from probekit.solver import solve as solver
 from probekit.solver.data import WeightedData
 from probekit.solver.eigenbasis import find_coordinates
@@ -110,8 +110,7 @@ def test_nodes_too_wide_to_go_side_by_side_lead_to_the_same_probes(columns, monk
     Cs = np.logspace(-4, 4, 17)
     monkeypatch.setattr(plan, "DENSE_COLUMNS", {"cpu": columns})
     together = fit_path(X, y, Cs, tol=1e-10, dtype="float64")
-    for module in (solver, newton_torch):
-        monkeypatch.setattr(module, "SIDE_BY_SIDE", 8)  # two probes of four classes
+    monkeypatch.setattr(solver, "SIDE_BY_SIDE", 8)  # two probes of four classes
     alone = fit_path(X, y, Cs, tol=1e-10, dtype="float64")
     assert together.converged.all()
     assert alone.converged.all()
@@ -125,7 +124,7 @@ def test_streamed_rows_have_the_answer_of_rows_in_memory(tmp_path, monkeypatch):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["x"] = X
     in_memory = fit(X, y)
-    vectors = 30 * len(CS) * 4 * 13 * 8
+    vectors = (plan.KEPT + plan.VECTORS) * len(CS) * 4 * 13 * 8
     monkeypatch.setattr(plan, "free_memory", lambda device: int(1.2 * (vectors + 5 * 39**2 * 8) / plan.SHARE))
     with h5py.File(tmp_path / "x.h5") as file:
         streamed = fit(file["x"], y)

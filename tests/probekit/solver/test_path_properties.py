@@ -143,7 +143,7 @@ def test_the_certificate_refuses_zero_itself(n_classes, scale):
     zero = torch.zeros(5, 1 if n_classes == 2 else n_classes, 6, dtype=torch.float64)
     share = np.log(np.bincount(y))
     zero[..., -1] = torch.from_numpy(share[1:] - share[0] if n_classes == 2 else share)
-    certificate = certify(rows, zero.numpy(), l2.numpy())
+    certificate = certify(rows, zero.numpy(), l2.numpy(), 1e-6)
     np.testing.assert_allclose(certificate.figures["grad_rel"], 1.0, rtol=1e-6)
     assert not certificate.converged(tol=1.0).any()
 
