@@ -230,16 +230,22 @@ class _Overlapped:
 
     def __init__(self, writer: FeatureWriter):
         self._writer = writer
-        self._waiting: queue.Queue[tuple[Batch, Transfer] | None] = queue.Queue(maxsize=2)
+        # an interrupt within a Queue's put or get may leave it locked, and `__exit__` would wait for ever
+        self._waiting: queue.SimpleQueue[tuple[Batch, Transfer] | None] = queue.SimpleQueue()
+        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(2):
+            self._room.put(None)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="probekit-writer", daemon=True)
 
     def put(self, batch: Batch, features: list[torch.Tensor]) -> None:
         self._raise()
+        self._room.get()
         self._waiting.put((batch, Transfer(features)))
 
     def _work(self) -> None:
         while (item := self._waiting.get()) is not None:
+            self._room.put(None)
             if self._error is not None:
                 continue
             batch, transfer = item
