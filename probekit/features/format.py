@@ -186,16 +186,10 @@ def content(provenance: Any) -> Any:
     return [content(value) for value in provenance] if isinstance(provenance, list | tuple) else provenance
 
 
-def file_id(
-    header: Header, ledgers: Mapping[str, np.ndarray], classes: Sequence[str] = (), places: bool = False
-) -> str:
-    """The identity of a complete file: what it declares but `PLACES`, class names, every block's checksum.
-
-    Older files of this version have the id without `classes`, or the one with `places`, which hashes the paths too.
-    """
+def file_id(header: Header, ledgers: Mapping[str, np.ndarray], classes: Sequence[str] = ()) -> str:
+    """The identity of a complete file: what it declares but `PLACES`, class names, every block's checksum."""
     declared = asdict(header)
-    if not places:
-        declared |= {name: content(declared[name]) for name in ("encoder", "dataset")}
+    declared |= {name: content(declared[name]) for name in ("encoder", "dataset")}
     checksums = {split: xxhash.xxh3_128_hexdigest(ledger.tobytes()) for split, ledger in ledgers.items()}
     named = {"classes": list(classes)} if classes else {}
     return hash_json({"header": declared, "checksums": checksums, **named})
@@ -235,7 +229,6 @@ def read_rows(file: h5py.File, name: str, rows: slice = slice(None)) -> np.ndarr
     dataset = file[name]
     start, stop, _ = rows.indices(len(dataset))
     X = np.empty((stop - start, *dataset.shape[1:]), dtype=dataset.dtype)
-    _load_filters(file, dataset)
     # None for anything but a contiguous dataset that holds data
     offset = dataset.id.get_offset() if file.mode == "r" and dataset.dtype.isnative else None
     try:
@@ -260,20 +253,6 @@ def _read_bytes(path: str, offset: int, into: np.ndarray) -> None:
             if not count:
                 raise OSError(f"the file ends {len(left):,} bytes too early")
             left = left[count:]
-
-
-def _load_filters(file: h5py.File, dataset: h5py.Dataset) -> None:
-    """Register hdf5plugin's filters, where a dataset needs one that HDF5 itself lacks."""
-    plan = dataset.id.get_create_plist()
-    filters = [plan.get_filter(number)[0] for number in range(plan.get_nfilters())]
-    if all(h5py.h5z.filter_avail(code) for code in filters):
-        return
-    try:
-        import hdf5plugin  # noqa: F401  registers them on import
-    except ImportError:
-        raise UserError(
-            f"{file.filename} is compressed by a plugin of HDF5 that is not installed: run `pip install hdf5plugin`."
-        ) from None
 
 
 def write_header(file: h5py.File, header: Header, shards: Sequence[Mapping[str, Any]] | None = None) -> None:

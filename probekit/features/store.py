@@ -3,7 +3,7 @@
 N rows of a split, D width of a layer, L layers.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -13,12 +13,12 @@ import numpy as np
 
 from igpt_model.arguments import checked
 from probekit.features import format as layout
-from probekit.features.readable import Readable
+from probekit.features.readable import Features
 from probekit.features.validate import attribute, read_classes, read_header, reading
 from probekit.runtime.errors import UserError
 
 
-class FeatureStore(Readable):
+class FeatureStore(Features):
     """A complete feature file, open for reading. It holds no file handle: it may be pickled, and shared by processes.
 
     Attributes
@@ -33,7 +33,7 @@ class FeatureStore(Readable):
 
     @checked
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path: Path = Path(path)
         with reading(path) as file:
             self.header = header = read_header(file)
             self.layers, self.widths, self.splits = header.layers, header.widths, tuple(header.splits)
@@ -48,7 +48,7 @@ class FeatureStore(Readable):
             self.id: str = attribute(file, "id")
             self.classes = read_classes(file)
             """The names of the labels; empty where nobody gave any."""
-            if self.id not in known_ids(self.header, ledgers, self.classes):
+            if self.id != layout.file_id(self.header, ledgers, self.classes):
                 raise UserError(
                     f"{path} was altered after it was written: its id does not match what it declares; "
                     "`probekit verify` says more."
@@ -78,35 +78,9 @@ class FeatureStore(Readable):
         write_arrays(path, splits, encoder or {}, dataset or {}, **options)
         return cls(path)
 
-    @checked
-    def layer(self, layer: str | int) -> str:
-        """The file's name of a layer given by that name, the encoder's name, or its index (-1: the deepest)."""
-        if isinstance(layer, int) and -len(self.layers) <= layer < len(self.layers):
-            return self.layers[layer]
-        if layer in self.layers:
-            return str(layer)
-        if layer in self.header.layer_names:
-            return self.layers[self.header.layer_names.index(str(layer))]
-        raise UserError(f"{self.path} has no layer {layer!r}; it has {', '.join(self.layers)}.")
-
-    def labels(self, split: str) -> np.ndarray:
-        """The labels of a split, int64 (N,)."""
-        return self.column(split, "labels")
-
-    def row_ids(self, split: str) -> np.ndarray:
-        """The position of each row in the source, int64 (N,)."""
-        return self.column(split, "row_ids")
-
     def image_hashes(self, split: str) -> np.ndarray:
         """Hashes of the decoded pixels, uint64 (N,); 0 where unknown."""
         return self.column(split, "image_hashes")
-
-    @checked
-    def named_split(self, split: str) -> str:
-        """The name itself; `UserError` where there is no such split."""
-        if split not in self.header.splits:
-            raise UserError(f"{self.path} has no split {split!r}; it has {', '.join(self.splits)}.")
-        return split
 
     @checked
     def column(self, split: str, column: str) -> np.ndarray:
@@ -195,11 +169,6 @@ class FeatureStore(Readable):
     def __exit__(self, *_: object) -> None:
         return None
 
-    def __repr__(self) -> str:
-        rows = ", ".join(f"{split} {n:,}" for split, n in self.header.splits.items())
-        layers = f"{len(self.layers)} layer{'s' * (len(self.layers) > 1)}"
-        return f"FeatureStore({str(self.path)!r}: {layers}, {rows} rows, {self.dtype})"
-
 
 class _Shard(FeatureStore):
     """A shard of a parent file, which has no shards of its own."""
@@ -216,12 +185,3 @@ def first_gap(ranges: Iterable[tuple[int, int]], n: int) -> int | None:
             return min(first, at)
         at += rows
     return None if at == n else min(at, n)
-
-
-def known_ids(header: layout.Header, ledgers: Mapping[str, np.ndarray], classes: Sequence[str]) -> set[str]:
-    """The ids that an intact file may have: the present one, and those that earlier versions wrote."""
-    return {
-        layout.file_id(header, ledgers, classes),
-        layout.file_id(header, ledgers),
-        layout.file_id(header, ledgers, places=True),
-    }

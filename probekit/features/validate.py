@@ -26,8 +26,8 @@ from probekit.runtime.errors import UserError, first_line
 DAMAGE = (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError, ArithmeticError, struct.error)
 MOST_BYTES = 1 << 16
 """Largest attribute: what HDF5 stores in an object's header."""
-# those that HDF5 knows or that `compress` uses: deflate, shuffle, fletcher32, lzf, blosc2, zstd
-_FILTERS = {1, 2, 3, 32000, 32015, 32026}
+# those that h5py has: deflate, shuffle, fletcher32, lzf
+_FILTERS = {1, 2, 3, 32000}
 MOST_CHUNK = 1 << 27
 """Largest chunk in memory, to which HDF5 unpacks it whole: a row of the widest layer takes half of it."""
 _SHAPE, _LAYOUT, _CONTINUATION = 1, 8, 16  # types of the messages in an object's header
@@ -195,7 +195,10 @@ def _check_storage(file: h5py.File, dataset: h5py.Dataset, name: str) -> None:
         raise UserError(f"{file.filename} has chunks of more than {MOST_CHUNK:,} bytes in {name}, which are not read.")
     filters = {plan.get_filter(number)[0] for number in range(plan.get_nfilters())}
     if filters - _FILTERS:
-        raise UserError(f"{file.filename} stores {name} by HDF5 filter {min(filters - _FILTERS)}, which is not read.")
+        raise UserError(
+            f"{file.filename} stores {name} by HDF5 filter {min(filters - _FILTERS)}, which is not read; rewrite it "
+            "with gzip or without compression (h5repack)."
+        )
     n_chunks = math.prod(-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True))
     fits = all(c <= n for n, c in zip(dataset.shape, dataset.chunks, strict=True))
     # a chunk takes at least a byte: a number of chunks beyond the file's size need not be counted
