@@ -193,7 +193,9 @@ def mismatch(value: Any, schema: Any, key: str = "") -> str | None:
         if not isinstance(value, dict):
             return f"{name} is {_short(value)}, expected an object"
         if set(schema) == {str}:
-            return _first(mismatch(item, schema[str], f"{key}.{_short(k, 40)}") for k, item in value.items())
+            return _first(
+                mismatch(item, schema[str], f"{key}.{_short(k, 40)}".lstrip(".")) for k, item in value.items()
+            )
         for field, inner in schema.items():
             given = field.removesuffix("?")
             if given not in value:

@@ -22,7 +22,6 @@ from igpt_model.objectives import draw_masks, loss_of_state
 from igpt_model.palette import Palette
 from igpt_model.training.checkpoint import (
     HEAD,
-    DamagedCheckpoint,
     list_checkpoints,
     load_checkpoint,
     read_about,
@@ -155,12 +154,8 @@ def load_classifier(run_dir: str | Path, device: str | torch.device = "cpu") -> 
     loaded = load_checkpoint(best[1], device)
     about = loaded.provenance["finetune"]
     classifier = Classifier(loaded.model, len(about["classes"]), about["layer"])
-    weight = read_tensors(best[1], HEAD).get("clf.weight")
-    if weight is None or weight.shape != classifier.clf.weight.shape:
-        raise DamagedCheckpoint(
-            f"{best[1] / HEAD}.safetensors does not hold a head of {len(about['classes'])} classes."
-        )
-    classifier.clf.weight = nn.Parameter(weight)
+    # of the right shape: the checkpoint was checked when it was loaded
+    classifier.clf.weight = nn.Parameter(read_tensors(best[1], HEAD)["clf.weight"])
     plain = ImageTransform(loaded.transform.resolution, loaded.transform.resize)
     return FineTuned(
         classifier.to(device).eval(),

@@ -51,6 +51,8 @@ def run_lock(folder: str | Path) -> Iterator[None]:
         finally:
             # a full disk must not hide what ended the run
             os.ftruncate(descriptor, 0)
+            # closing it leaves the lock to forked processes that still have it open
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
 

@@ -154,6 +154,8 @@ class IGPT(nn.Module):
             name: torch.empty(value.shape, dtype=torch.float32, device=value.device).copy_(value)
             for name, value in state.items()
         }
+        if bad := [name for name, value in copied.items() if not (value.is_meta or torch.isfinite(value).all())]:
+            raise UserError(f"{source} has weights that are not finite, or not in float32, in {', '.join(bad[:6])}.")
         model.load_state_dict(copied, assign=True)
         return model
 

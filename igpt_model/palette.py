@@ -13,7 +13,7 @@ from igpt_model.arguments import checked, plain_array
 from igpt_model.atomic import write_bytes
 from igpt_model.errors import UserError
 from igpt_model.hashing import hash_arrays
-from igpt_model.whole_files import check_npy
+from igpt_model.whole_files import load_npy
 
 _SAMPLE = 1 << 17  # pixels that k-means sees; on CIFAR-10 twice or half as many change the error by 1 %, as a seed does
 _EDGE = 16  # the table of all 2^24 colours is filled in cubes of 16 x 16 x 16, those that images touch
@@ -223,12 +223,10 @@ class Palette:
 
         if not Path(path).is_file():
             raise UserError(f"There is no palette at {path}.")
+        if Path(path).suffix == ".npy":
+            return cls(load_npy(path))
         try:
-            if Path(path).suffix == ".npy":
-                centres = np.load(path, allow_pickle=False)
-                check_npy(path, centres)
-            else:
-                centres = load_file(path)["centres"]
+            centres = load_file(path)["centres"]
         except Exception as error:
             raise UserError(f"{path} is not a palette in safetensors or npy format ({str(error)[:200]}).") from error
         return cls(centres)

@@ -67,7 +67,6 @@ LAZY = {
     "timm",
     "tensorboard",
     "torch.utils.tensorboard",
-    "hdf5plugin",
 }
 FORBIDDEN_NAMES = {"utils.py", "common.py", "helpers.py", "base.py", "misc.py"}
 

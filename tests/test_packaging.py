@@ -33,16 +33,14 @@ def test_the_wheel_holds_both_packages_their_data_and_nothing_else(tmp_path):
     data = {str(p.relative_to(ROOT)) for p in data if "__pycache__" not in p.parts and not p.name.startswith(".")}
     assert any("pretrained" in name and name.endswith("weights.safetensors") for name in data)
     assert data <= names, sorted(data - names)
-    assert "probekit = probekit.cli.main:main" in points
+    assert "probekit = probekit.__main__:main" in points
 
 
 def test_the_oldest_versions_that_are_tried_are_the_lower_bounds():
     """After a bound was raised: uv pip compile, as .ci/versions.py says."""
     lines = (ROOT / ".ci" / "oldest.txt").read_text().splitlines()
     pins = {named(name): Version(version) for name, _, version in (line.partition("==") for line in lines) if version}
-    extras = [
-        line for name in ("hf", "compress", "openai", "datasets") for line in PROJECT["optional-dependencies"][name]
-    ]
+    extras = [line for name in ("hf", "openai", "datasets") for line in PROJECT["optional-dependencies"][name]]
     for wanted in map(Requirement, [*PROJECT["dependencies"], *extras]):
         assert Version(next(s.version for s in wanted.specifier if s.operator == ">=")) == pins[named(wanted.name)]
 

@@ -33,6 +33,7 @@ from igpt_model.palette import Palette
 from igpt_model.process_group import Ranks
 
 FORMAT = 1
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 HEAD = "classifier"  # the file beside the weights, where the model was fine-tuned
 _HASH = Text(32)
 _ABOUT = {
@@ -163,14 +164,20 @@ def latest_checkpoint(run_dir: str | Path, step: int | None = None) -> Path:
     return chosen
 
 
-def newest_good(run_dir: str | Path) -> tuple[Path | None, list[dict[str, Any]]]:
+def newest_good(run_dir: str | Path, schema: Any = dict) -> tuple[Path | None, list[dict[str, Any]]]:
     """Return the newest good checkpoint that can be resumed, and a record for each damaged one.
 
-    Damaged ones are renamed; those without optimiser state are skipped.
+    Damaged ones, of which `trainer.json` is not as the schema says among them, are renamed; those without optimiser
+    state are skipped.
     """
     events = []
     for candidate in reversed(list_checkpoints(run_dir)):
-        error = _damage(candidate)
+        error: UserError | None = _damage(candidate)
+        try:
+            if error is None and (candidate / "trainer.json").is_file():
+                read_json(candidate / "trainer.json", schema)
+        except UserError as other:
+            error = other
         if error is not None:
             aside = candidate.with_name(f"damaged-{candidate.name}-{time.time_ns()}")
             candidate.rename(aside)
@@ -199,12 +206,7 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu", weig
     about = read_about(folder)
     if about["format"] != FORMAT:
         raise UserError(f"{folder} has checkpoint format {about['format']}; this version reads {FORMAT}.")
-    palette = Palette.load(folder / "palette.safetensors")
-    if palette.hash != about["palette_hash"]:
-        raise UserError(
-            f"The palette in {folder} is not the one its model was trained with; restore the original file."
-        )
-    config = ModelConfig.from_dict(about["model"])
+    config, palette, transform = _check_parts(folder, about)
     weights_hash = about["weights_hash"]
     if weights:
         state = read_weights(folder)
@@ -213,7 +215,6 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu", weig
     else:
         with torch.device("meta"):
             model = IGPT(config)
-    transform = ImageTransform.from_dict(read_json(folder / "transform.json"))
     provenance = {**about["provenance"], "weights_hash": weights_hash, "palette_hash": about["palette_hash"]}
     return Checkpoint(model, config, palette, transform, about["step"], weights_hash, provenance, folder)
 
@@ -280,8 +281,8 @@ def check_checkpoint(folder: str | Path) -> None:
                 raise UserError(f"{name} is not the file that was written.")
         about = read_about(folder)
         if about["format"] == FORMAT:  # else `load_checkpoint` refuses the version
-            _check_tensors(folder, ModelConfig.from_dict(about["model"]))
-        ImageTransform.from_dict(read_json(folder / "transform.json"))
+            config, _, _ = _check_parts(folder, about)
+            _check_tensors(folder, config, about)
     except (OSError, UserError, SafetensorError) as error:
         raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: {str(error).rstrip('.')}.") from error
 
@@ -300,16 +301,58 @@ def _check_listed(folder: Path, manifest: Mapping[str, str]) -> None:
         raise UserError(f"its manifest does not list {missing[0]}.")
 
 
-def _check_tensors(folder: Path, config: ModelConfig) -> None:
-    """Refuse tensor files whose headers cannot be read, or weights that are not those of the configured model."""
+def _check_parts(folder: Path, about: Mapping[str, Any]) -> tuple[ModelConfig, Palette, ImageTransform]:
+    """Return a checkpoint's model configuration, palette and transform; refuse what cannot be of one model."""
+    config, palette = ModelConfig.from_dict(about["model"]), Palette.load(folder / "palette.safetensors")
+    transform = ImageTransform.from_dict(read_json(folder / "transform.json"))
+    if palette.hash != about["palette_hash"] or len(palette) != config.vocab_size:
+        raise UserError(
+            f"The palette in {folder} is not the one its model was trained with; restore the original file."
+        )
+    trained = about["provenance"].get("train")
+    given = {**(trained if isinstance(trained, dict) else {}), **about}
+    own = {**config.to_dict(), "n_colours": config.vocab_size}
+    for name in ("n_layer", "n_embd", "n_head", "n_colours"):  # a preset's are None
+        if given.get(name) not in (None, own[name]):
+            raise UserError(f"{folder / 'config.json'} contradicts itself on {name}; restore the original file.")
+    if transform.resolution**2 != config.n_positions:
+        raise UserError(
+            f"{folder / 'transform.json'} makes images of {transform.resolution} pixels per side, but the model in "
+            f"config.json has {config.n_positions} positions; restore the original files."
+        )
+    if folder.parent.name == "checkpoints" and folder.name.isdecimal() and int(folder.name) != about["step"]:
+        raise UserError(f"{folder} names another step than its config.json ({about['step']}): rename it.")
+    if about["weights_hash"] is None and not (folder / "weights").is_dir():
+        raise UserError(f"{folder / 'config.json'} has no weights_hash; restore the original file.")
+    return config, palette, transform
+
+
+def _check_tensors(folder: Path, config: ModelConfig, about: Mapping[str, Any]) -> None:
+    """Refuse tensor files whose headers cannot be read, or are not those of the configured model and its optimiser."""
+    with torch.device("meta"):
+        expected = {"weights": {name: list(value.shape) for name, value in IGPT(config).state_dict().items()}}
+    tuned = about["provenance"].get("finetune")
+    classes = tuned.get("classes") if isinstance(tuned, dict) else None
+    if isinstance(classes, list):
+        expected[HEAD] = {"clf.weight": [len(classes), config.n_embd]}
+    owners = {**expected["weights"], **{f"igpt.{name}": shape for name, shape in expected["weights"].items()}}
+    owners |= expected.get(HEAD, {})
     for file in folder.glob("*.safetensors"):
         with safe_open(str(file), framework="pt") as opened:
             shapes = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-        if file.name == "weights.safetensors":
-            with torch.device("meta"):
-                expected = {name: list(value.shape) for name, value in IGPT(config).state_dict().items()}
-            if shapes != expected:
-                raise UserError("its weights do not fit its config.json.")
+            if file.stem == "trainer":  # AdamW's state, of all parameters that have had a gradient
+                present = {name.rpartition("/")[0] for name in shapes} & set(owners)
+                expected["trainer"] = {f"{name}/{key}": owners[name] for name in present for key in _MOMENTS}
+                expected["trainer"] |= {f"{name}/step": [] for name in present}
+            if shapes != expected.get(file.stem, shapes):
+                raise UserError(f"{file.name} does not fit its config.json.")
+            steps = {float(opened.get_tensor(name)) for name in shapes if name.endswith("/step")}
+        if steps - {float(about["step"])}:
+            raise UserError(f"{file.name} is of another step than its config.json ({about['step']}).")
+    if (folder / "trainer.json").exists():  # older kept checkpoints lose all three
+        for name in ("trainer", HEAD) if tuned else ("trainer",):
+            if not (folder / f"{name}.safetensors").is_file() and not (folder / name).is_dir():
+                raise UserError(f"it has a trainer.json and no {name}.safetensors.")
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -357,7 +400,12 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     if not shards.is_dir():
         try:
             open_regular(file).close()  # a pipe or a device would be waited for
-            return load_file(file)
+            tensors = load_file(file)
+            for key, value in tensors.items():
+                negative = key.endswith("/exp_avg_sq") and bool((value < 0).any())  # a mean of squares
+                if value.dtype != torch.float32 or not torch.isfinite(value).all() or negative:
+                    raise UserError(f"{key} does not hold what a checkpoint's float32 tensors may")
+            return tensors
         except (OSError, SafetensorError, UserError) as error:
             raise DamagedCheckpoint(f"The checkpoint file {file} cannot be read ({first_line(error)}).") from error
     reader = _storage("Reader")(str(shards))

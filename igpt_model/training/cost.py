@@ -9,7 +9,6 @@ import math
 import time
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -77,7 +76,7 @@ def training_cost(
         rate=rate,
         step=step,
         seconds=config.steps * step + evaluations * evaluation,
-        memory=sum(rank_memory(model, micro, ranks, config.parallel, config.dtype, config.checkpoint_blocks)),
+        memory=sum(rank_memory(model, micro, ranks, config.parallel, config.dtype, config.checkpoint_blocks).values()),
         disk=a_parameter * model.n_params,
         note=note,
     )
@@ -125,25 +124,6 @@ def matmul_rate(size: int = 1024, seconds: float = 0.5, device: str = "cpu", dty
     return 2 * size**3 / best
 
 
-class RankMemory(NamedTuple):
-    """Bytes that one rank holds; allocator waste, CUDA's own workspace (about 1 GB) and NCCL's buffers are not counted.
-
-    Attributes
-    ----------
-    weights, gradients, optimizer : float32, Adam's two moments; with "fsdp" this rank's share of them
-    gathered : with "fsdp", the whole weights and gradients of the current blocks and of the embeddings
-    activations : what the forward pass keeps for the backward pass; BERT, which predicts fewer positions, keeps less
-    transient : what the backward pass makes on the way, at its largest: an estimate
-    """
-
-    weights: int
-    gradients: int
-    optimizer: int
-    gathered: int
-    activations: int
-    transient: int
-
-
 def rank_memory(
     config: ModelConfig,
     images: int,
@@ -151,14 +131,24 @@ def rank_memory(
     parallel: str = "none",
     dtype: str = "float32",
     checkpoint_blocks: bool = False,
-) -> RankMemory:
-    """Return the memory of the rank that has the most, by arithmetic alone.
+) -> dict[str, int]:
+    """Return the bytes of the rank that holds the most, by arithmetic alone.
+
+    Allocator waste, CUDA's own workspace (about 1 GB) and NCCL's buffers are not counted.
 
     Parameters
     ----------
     images : B, images that a rank passes through the model at a time
     parallel : "none", "ddp" or "fsdp" (as `TrainConfig.parallel`)
     dtype : "float32", or "bfloat16" for autocast
+
+    Returns
+    -------
+    dict
+        weights, gradients, optimizer : float32, Adam's two moments; with "fsdp" this rank's share of them.
+        gathered : with "fsdp", the whole weights and gradients of the current blocks and of the embeddings.
+        activations : what the forward pass keeps for the backward pass; BERT, which predicts fewer places, keeps less.
+        transient : what the backward pass makes on the way, at its largest: an estimate.
     """
     t, d, v, half = config.n_positions, config.n_embd, config.vocab_size, dtype == "bfloat16"
     bt, btd = images * t, images * t * d
@@ -178,4 +168,5 @@ def rank_memory(
     # gradients of the MLP's hidden states and of the residual stream, and the block itself if it is computed again
     inside = (16 if half else 32) * btd + 8 * btd + (block if checkpoint_blocks else 0)
     activations = config.n_layer * (FLOAT * btd if checkpoint_blocks else block) + output
-    return RankMemory(weights, weights, 2 * weights, gathered, activations, max(2 * FLOAT * bt * v, inside))
+    state = {"weights": weights, "gradients": weights, "optimizer": 2 * weights, "gathered": gathered}
+    return state | {"activations": activations, "transient": max(2 * FLOAT * bt * v, inside)}

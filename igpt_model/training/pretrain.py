@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from igpt_model.arguments import checked
-from igpt_model.checked_json import Int
+from igpt_model.checked_json import Int, Real
 from igpt_model.devices import check_compiler, find_device
 from igpt_model.errors import UserError
 from igpt_model.palette import Palette
@@ -96,7 +96,7 @@ class Pretraining(Run):
     """A pre-training run."""
 
     config: TrainConfig
-    state_schema: ClassVar = {"lowest": (float, math.inf), "bad_records": Int(0)}
+    state_schema: ClassVar = {"lowest": (Real(0), math.inf), "bad_records": Int(0)}
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 `Run` contains the loop and all that both have in common; `pretrain` and `finetune` derive what differs.
 """
 
+import os
 import signal
 import threading
 import time
@@ -20,13 +21,14 @@ from igpt_model.checked_json import read_json
 from igpt_model.devices import cpu_threads
 from igpt_model.errors import UserError
 from igpt_model.images import ImageTransform
-from igpt_model.locks import run_lock
+from igpt_model.locks import RUN_LOCK, run_lock
 from igpt_model.objectives import draw_masks
 from igpt_model.palette import Palette
 from igpt_model.process_group import Ranks
 from igpt_model.read_ahead import read_ahead
 from igpt_model.training.batches import TrainingData, mask_keys, token_batch
 from igpt_model.training.checkpoint import (
+    check_checkpoint,
     checkpoint_path,
     list_checkpoints,
     load_checkpoint,
@@ -92,6 +94,7 @@ class Run(ABC):
         self.config, self.out, self.engine, self.ranks = config, out, engine, engine.ranks
         self.transform, self.watch, self.first_palette, self.encode = transform, watch, first_palette, encode
         self.step = 0
+        self.place = self._place()  # before anything is written
         self.progress: Any = self  # the object whose attributes `state_schema` names
         self.circumstances: Record = {}  # further values of trainer.json, which nothing depends on
         # what each update since the last record returned, on the device: the host need not wait for every step
@@ -139,7 +142,8 @@ class Run(ABC):
 
     def open(self, changed: dict[str, Any]) -> Iterator[Record]:
         """Restore the newest good checkpoint, or start; encode the images."""
-        folder, damaged = self.ranks.once(lambda: newest_good(self.out))
+        schema = {**self.state_schema, "data_hash": str}
+        folder, damaged = self.ranks.once(lambda: newest_good(self.out, schema))
         yield from damaged
         self.new = folder is None
         if folder is None:
@@ -147,7 +151,7 @@ class Run(ABC):
         else:
             loaded = load_checkpoint(folder, weights=False)
             self.palette, self.step = loaded.palette, loaded.step
-            state = read_json(folder / "trainer.json", {**self.state_schema, "data_hash": str})
+            state = read_json(folder / "trainer.json", schema)
             self.engine.restore(folder)
             for name in self.state_schema:
                 setattr(self.progress, name, state[name])
@@ -288,7 +292,7 @@ class Run(ABC):
         record = self.log({"kind": "checkpoint", "step": self.step, "path": str(folder.relative_to(self.out))})
         if self.metrics is not None:
             self.metrics.sync()
-        if not self.ranks.once(folder.exists):  # it does if it was kept for good and later ones were lost
+        if not self.ranks.once(lambda: self._is_saved(folder)):
             values = {name: getattr(self.progress, name) for name in self.state_schema}
             state = (self.engine.state(), {**values, "data_hash": self.data.hash, **self.circumstances})
             save_checkpoint(
@@ -298,6 +302,27 @@ class Run(ABC):
         if self.ranks.first:
             prune_checkpoints(self.out, *self.kept)
         return record
+
+    def _place(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self.out / RUN_LOCK)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _is_saved(self, folder: Path) -> bool:
+        """Whether the checkpoint is there: it is if it was kept for good and later ones were lost.
+
+        A `UserError` if it is damaged, or where the run's folder is no longer the one that this run holds the lock of.
+        """
+        if self._place() != self.place:
+            raise UserError(
+                f"The run folder {self.out} was moved, removed or replaced, or its {RUN_LOCK} was, while the run wrote "
+                "into it: nothing more is written; start the same command again with the folder where it is now."
+            )
+        if folder.exists():
+            check_checkpoint(folder)
+        return folder.exists()
 
     def log(self, record: Record) -> Record:
         """Append a record to metrics.jsonl (rank 0) and return it."""

@@ -93,6 +93,8 @@ def read_metrics(path: str | Path, step: int | None = None) -> list[dict[str, An
         try:
             kind = parse_json(line, where, _RECORD)["kind"]
             record = parse_json(line, where, _MORE.get(kind))
+            if kind == "probe" and record["peak"] >= len(record["accuracy"]):
+                raise UserError(f"{where} has the peak {record['peak']} of {len(record['accuracy'])} layers.")
         except UserError as error:
             problem = problem or error
             continue

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,17 +101,14 @@ def run_training(
         print_record = Printer("training", partial(stages, "train", "steps"))
         for record in records:
             last |= {name: record[name] for name in ("step", "val_loss") if name in record}
-            write(record)
-            track.log(training_scalars(record), int(record.get("step", 0)))
-            if not is_rank0():  # the other processes of torchrun only train
-                continue
-            print_record(record)
-            for seen in looks.probe_checkpoint(record):
+            # the other processes of torchrun only train
+            for seen in chain([record], looks.probe_checkpoint(record)) if is_rank0() else ():
                 write(seen)
                 track.log(training_scalars(seen), seen["step"])
                 print_record(seen)
     if is_rank0() and watch.probe_every:
-        say("\n".join(map(probe_line, read_probes(out)[-MOST_LINES:])))
+        for record in read_probes(out)[-MOST_LINES:]:
+            say(probe_line(record))
     return last
 
 

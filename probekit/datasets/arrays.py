@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from igpt_model.hashing import hash_file
+from igpt_model.whole_files import load_npz
 from probekit.datasets.images import ArrayImages, Decoding, Images, MadeImages, pixels_of
 from probekit.datasets.labels import NUMBER, class_names, label_array
 from probekit.datasets.parts import Found, Part, assemble
 from probekit.datasets.records import Dataset
 from probekit.datasets.splits import SPLIT_NAMES
-from probekit.runtime import memory
 from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.memory import free_memory
 
 IMAGE_NAMES = ("image", "img", "picture", "pixel_values")
 LABEL_NAMES = ("label", "labels", "target", "targets", "fine_label", "coarse_label", "class", "y")
@@ -218,14 +219,7 @@ def read_npz(path: str) -> Found:
     """
     if not Path(path).is_file():
         raise UserError(f"{path} is not a file; give root=FILE.npz (on the command line --root).")
-    try:
-        arrays = memory.read_npz(path)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{path} is not an .npz file of plain arrays ({first_line(error)}); save it with numpy.savez."
-        ) from error
+    arrays = load_npz(path, free_memory())
     found: dict[tuple[str, str], list[str]] = {}
     for key in arrays:
         words = key.lower().split("_")

@@ -17,6 +17,7 @@ from probekit.datasets.parts import Found, assemble
 from probekit.datasets.records import Dataset
 from probekit.runtime.errors import UserError, did_you_mean
 from probekit.runtime.imports import import_object
+from probekit.runtime.written_options import read_values, split_options
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,12 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Form:
-    """A form of a user's own data: what its files end with, whether a folder is of it, and the function that reads it;
+    """A form of a user's own data: the function that reads it, what its files end with, and whether a folder is of it;
     that function's options follow a #, as in birds.csv#label=species."""
 
-    suffixes: tuple[str, ...]
-    in_folder: Callable[[str], bool]
     read: Callable[..., Found]
+    suffixes: tuple[str, ...] = ()
+    in_folder: Callable[[str], bool] = lambda path: False
 
     def means(self, path: str, files: Sequence[Path]) -> bool:
         """Whether a folder, or one of the `files` that another path means (`expand`), exists and is of this form."""
@@ -81,18 +82,16 @@ class Form:
         return any(file.name.lower().endswith(self.suffixes) and file.is_file() for file in files)
 
 
-def _no(_: str) -> bool:
-    return False
-
-
+HUB = "hf-data:"
 # a file or folder is what the first of these says it is
 OWN: dict[str, Form] = {
-    "csv": Form((".csv", ".tsv"), _no, csv_list.read),
-    "parquet": Form((".parquet",), parquet.in_folder, parquet.read),
-    "webdataset": Form(tars.SUFFIXES, tars.in_folder, tars.read),
-    "npy": Form((".npy",), npy.in_folder, npy.read),
-    "npz": Form((".npz",), _no, arrays.read_npz),
-    "folder": Form((".zip",), os.path.isdir, folder.read),
+    HUB: Form(hub_datasets.read, in_folder=hub_datasets.in_folder),
+    "csv": Form(csv_list.read, (".csv", ".tsv")),
+    "parquet": Form(parquet.read, (".parquet",), parquet.in_folder),
+    "webdataset": Form(tars.read, tars.SUFFIXES, tars.in_folder),
+    "npy": Form(npy.read, (".npy",), npy.in_folder),
+    "npz": Form(arrays.read_npz, (".npz",)),
+    "folder": Form(folder.read, (".zip",), os.path.isdir),
 }
 COMMON = {n for n, p in inspect.signature(assemble).parameters.items() if p.kind is p.KEYWORD_ONLY}
 
@@ -146,7 +145,8 @@ def load_dataset(
         _check_options(arrays.load_objects, type(source).__name__, options, COMMON)
         return arrays.load_objects(source, **options)
     root = None if root is None else os.path.expanduser(str(root))
-    text, options = _with_written_options(str(source), options)
+    text, written = split_options(str(source))
+    options |= written
     if not text.strip():
         raise UserError(f"An empty name of a data set was given; give {'; '.join(FORMS)}.")
     for entry in ENTRIES:
@@ -175,7 +175,7 @@ def _read_entry(entry: Entry, root: str | None, options: dict[str, Any]) -> Data
     if not entry.loader:
         if root is None:
             raise UserError(f"No path was given for {entry.name}; pass root=PATH (on the command line --root).")
-        return _read_form(entry.name, root, options)
+        return _read_form(entry.name, root, None, options)
     module, function = entry.loader.split(":")
     load: Callable[..., Dataset] = getattr(import_module(f"probekit.datasets.{module}"), function)
     _check_options(load, entry.name, options)
@@ -185,74 +185,37 @@ def _read_entry(entry: Entry, root: str | None, options: dict[str, Any]) -> Data
 def _read_path(text: str, root: str | None, options: dict[str, Any]) -> Dataset | None:
     """A data set by its path, or of the hub; None where there is neither."""
     # a name typed here, or copied from macOS: either form of an accent
-    path = os.path.expanduser(text.removeprefix(hub_datasets.PREFIX))
+    path = os.path.expanduser(text.removeprefix(HUB))
     forms = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
     path = next((form for form in forms if Path(form).exists()), path)
     files = [] if os.path.isdir(path) else expand(path)
-    on_hub = text.startswith(hub_datasets.PREFIX)
-    if hub_datasets.in_folder(path) or (on_hub and not OWN["parquet"].means(path, files)):
-        own = {"root": root, **options}
-        title = Path(path if os.path.exists(path) else path.partition(":")[0]).name
-        return _read(hub_datasets.read, path, title, hub_datasets.PREFIX + path, own)
-    for kind, form in OWN.items():
-        if form.means(path, files):
-            return _read_form(kind, path, options)
-    return None
+    on_hub = text.startswith(HUB)
+    for kind in (HUB, "parquet") if on_hub else OWN:
+        if OWN[kind].means(path, files):
+            return _read_form(kind, path, root, options)
+    return _read_form(HUB, path, root, options) if on_hub else None
 
 
-def _with_written_options(text: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """`PATH#label=species` as the path and its options; a path that holds a # and exists is itself."""
-    if "#" not in text or Path(os.path.expanduser(text)).exists():
-        return text, options
-    text, *written = text.split("#")
-    pairs = [part.partition("=") for part in written]
-    if not all(key.isidentifier() and sign and value for key, sign, value in pairs):
-        raise UserError(f"{'#'.join([text, *written])!r} has options of another form; write SOURCE#label=COLUMN.")
-    return text, {**options, **{key: value for key, _, value in pairs}}
-
-
-def _read_form(kind: str, path: str, options: dict[str, Any]) -> Dataset:
-    """A data set in one of the forms `OWN`, called by its path."""
-    form = OWN[kind]
-    stem = re.split(r"[*?\[{]", Path(path.rstrip("/")).name)[0]
+def _read_form(kind: str, path: str, root: str | None, options: dict[str, Any]) -> Dataset:
+    """A data set in one of the forms `OWN`, called by its path; `root` is the cache of the hub's."""
+    form, where = OWN[kind], HUB + path if kind == HUB else path
+    title = path if kind != HUB or os.path.exists(path) else path.partition(":")[0]
+    stem = re.split(r"[*?\[{]", Path(title.rstrip("/")).name)[0]
     for suffix in form.suffixes:
         stem = stem.removesuffix(suffix)
-    return _read(form.read, path, stem.rstrip("-_.") or Path(path).parent.name or kind, path, options)
-
-
-def _read(read: Callable[..., Found], path: str, name: str, where: str, options: dict[str, Any]) -> Dataset:
-    _check_options(read, where, options, COMMON)
-    own = {key: options[key] for key in options if key not in COMMON}
-    return assemble(name, where, read(path, **own), **{key: options[key] for key in options if key in COMMON})
-
-
-def _number(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,9}", text):
-        raise ValueError
-    return int(text)
-
-
-_WRITTEN: dict[str, Callable[[str], Any]] = {
-    **dict.fromkeys(("seed", "split_seed", "fold"), _number),
-    "batches": lambda text: [_number(part) for part in text.split(",")],
-    **dict.fromkeys(("verify", "skip_corrupt"), {"true": True, "false": False}.__getitem__),
-}
-"""Options of our own sources that are no text, and how they are read from `#NAME=VALUE`."""
+    _check_options(form.read, where, options, COMMON)
+    own = {key: value for key, value in options.items() if key not in COMMON}
+    found = form.read(path, **own | ({"root": root} if kind == HUB else {}))
+    common = {key: options[key] for key in options.keys() & COMMON}
+    return assemble(stem.rstrip("-_.") or Path(path).parent.name or kind, where, found, **common)
 
 
 def _check_options(load: Callable[..., Any], text: str, options: dict[str, Any], more: Iterable[str] = ()) -> None:
-    """Refuse options that `load` does not take, and put values in the place of those written as text (`_WRITTEN`)."""
-    known = {*list(inspect.signature(load).parameters)[1:], *more}
+    """Refuse options that `load` does not take, and put values in the place of those written as text."""
+    known = {*list(inspect.signature(load).parameters)[1:], *more} - {"root"}
     if strange := [name for name in options if name not in known]:
         raise UserError(f"The data set {text!r} takes no option {', '.join(strange)}; leave that out.")
-    for name in options.keys() & _WRITTEN.keys():
-        if isinstance(options[name], str):
-            try:
-                options[name] = _WRITTEN[name](options[name].lower())
-            except (ValueError, KeyError):
-                raise UserError(
-                    f"#{name}={options[name]} is no value of {name}; write #split_seed=1 or #verify=false."
-                ) from None
+    options.update(read_values(options))
 
 
 def written_tests(
@@ -272,14 +235,14 @@ def written_tests(
             raise UserError(f"--test is {text!r}; expected NAME=DATASET, as in --test v2=imagenetv2.")
         if name in tests:
             raise UserError(f"Two test sets are called {name!r}: give each a name of its own.")
-        options = re.findall(r"#classes=([^#]*)", spec)
-        if options:
-            maps[name] = read_class_map(options[0])
-            spec = re.sub(r"#classes=[^#]*", "", spec)
-        needs_root = any(entry.name == spec.partition("#")[0] and entry.needs_root for entry in ENTRIES)
-        given: dict[str, Any] = {"skip_corrupt": True} if skip_corrupt and not needs_root else {}
-        tests[name] = load_dataset(spec, root=root if needs_root else None, **given)
-        more = {key: value for key, value in (decoding or {}).items() if f"#{key}=" not in spec}
+        place, options = split_options(spec)
+        if "classes" in options:
+            maps[name] = read_class_map(options.pop("classes"))
+        spec = "#".join([place, *(f"{key}={value}" for key, value in options.items())])
+        needs_root = any(entry.name == place and entry.needs_root for entry in ENTRIES)
+        given: dict[str, Any] = {"root": root} if needs_root else {"skip_corrupt": True} if skip_corrupt else {}
+        tests[name] = load_dataset(spec, **given)
+        more = {key: value for key, value in (decoding or {}).items() if key not in options}
         if more and "decoding" in tests[name].provenance:
-            tests[name] = load_dataset(spec, root=root if needs_root else None, **given, **more)
+            tests[name] = load_dataset(spec, **given, **more)
     return tests, maps

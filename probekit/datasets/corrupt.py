@@ -17,8 +17,11 @@ NAMES_KEPT = 100
 MOST = 5000
 
 
-def corrupt_rows(rows: Split) -> np.ndarray:
-    """Positions, int64, of the rows whose image cannot be decoded; every image is decoded once, by several threads."""
+def without_corrupt(rows: Split, part: str, skipped: dict[str, Any]) -> Split:
+    """The rows that decode; what was left out is entered in `skipped` under `part`, as row ids and names.
+
+    Every image is decoded once, by several threads.
+    """
 
     def fails(row: int) -> bool:
         try:
@@ -27,17 +30,9 @@ def corrupt_rows(rows: Split) -> np.ndarray:
             return True
         return False
 
-    found: list[int] = []
     with ThreadPoolExecutor(THREADS) as pool:
-        for start in range(0, len(rows), BLOCK):
-            block = range(start, min(start + BLOCK, len(rows)))
-            found += [row for row, failed in zip(block, pool.map(fails, block), strict=True) if failed]
-    return np.array(found, dtype=np.int64)
-
-
-def without_corrupt(rows: Split, part: str, skipped: dict[str, Any]) -> Split:
-    """The rows that decode; what was left out is entered in `skipped` under `part`, as row ids and names."""
-    bad = corrupt_rows(rows)
+        blocks = (range(start, min(start + BLOCK, len(rows))) for start in range(0, len(rows), BLOCK))
+        bad = np.flatnonzero([failed for block in blocks for failed in pool.map(fails, block)])
     if not len(bad):
         return rows
     names = getattr(rows.source, "names", None)

@@ -18,8 +18,6 @@ from probekit.datasets.parts import Found, Part, by_column
 from probekit.datasets.splits import SPLIT_NAMES
 from probekit.runtime.errors import UserError, first_line
 
-PREFIX = "hf-data:"
-
 
 @dataclass(eq=False)
 class HubImages(EncodedImages):
@@ -51,7 +49,7 @@ def read(
 ) -> Found:
     """Read a data set by `datasets.load_dataset` (`root` is its cache), or a folder that `save_to_disk` wrote; `image`,
     `label` and `split` name columns where several could be meant."""
-    name = PREFIX + spec
+    name = f"hf-data:{spec}"
     try:
         import datasets
     except ModuleNotFoundError:

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from igpt_model.hashing import hash_file
-from igpt_model.whole_files import check_npy
+from igpt_model.whole_files import load_npy
 from probekit.datasets.images import ArrayImages, StackedImages
 from probekit.datasets.labels import label_array
 from probekit.datasets.parts import Found, Part
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError
 
 LABELS = "labels.npy"
 SEVERITIES = 5
@@ -45,19 +45,8 @@ class MappedImages:
     def read(self, rows: np.ndarray) -> list[np.ndarray]:
         """The images at `rows`, each HWC uint8 RGB."""
         if self._mapped is None:
-            self._mapped = ArrayImages(_array(self.file)[self.first : self.stop])
+            self._mapped = ArrayImages(load_npy(self.file, "r")[self.first : self.stop])
         return self._mapped.read(rows)
-
-
-def _array(file: str | Path) -> np.ndarray:
-    try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-        check_npy(file, array)
-        return array
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{file} is not an array that numpy.save wrote ({first_line(error)}); download it again."
-        ) from None
 
 
 def read(path: str, corruption: str | None = None, severity: str | int | None = None) -> Found:
@@ -78,10 +67,10 @@ def read(path: str, corruption: str | None = None, severity: str | int | None = 
         labels_file = own if own != place and own.is_file() else place.with_name(LABELS)
     if not files or not labels_file.is_file():
         raise UserError(f"{place} needs {labels_file.name} beside its arrays of images (numpy.save of integers).")
-    labels = label_array(_array(labels_file), f"The labels of {labels_file}")
+    labels = label_array(load_npy(labels_file), f"The labels of {labels_file}")
     sources, parts = [], []
     for file in files:
-        rows = len(_array(file))
+        rows = len(load_npy(file, "r"))
         if rows != len(labels):
             raise UserError(f"{file} has {rows} images, but {labels_file.name} has {len(labels)} labels.")
         first, stop = _span(rows, severity, file)

@@ -12,11 +12,11 @@ import numpy as np
 
 from igpt_model.hashing import hash_json
 from igpt_model.palette import Palette
-from igpt_model.whole_files import check_npy
+from igpt_model.whole_files import load_npy
 from probekit.datasets.images import MadeImages
 from probekit.datasets.records import Dataset, Split, build
 from probekit.datasets.sources import fetch_command, not_found
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError
 
 SOURCE = "OpenAI, image-gpt, released data (2020): tokens of centre-cropped 32 x 32 images, for evaluation"
 BASE = "https://openaipublic.blob.core.windows.net/image-gpt/"
@@ -77,12 +77,7 @@ def _array(path: Path) -> np.ndarray:
             f"There is no {path}; {fetch_command('openai-tokens', path.parent)} gets the palette and "
             f"the arrays of CIFAR-10, and those of ImageNet are at {BASE}."
         )
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        check_npy(path, array)
-        return array
-    except Exception as error:
-        raise UserError(f"{path} is not a plain .npy array ({first_line(error)}); download it again.") from error
+    return load_npy(path, "r")
 
 
 def _labels(values: np.ndarray, name: str) -> np.ndarray:

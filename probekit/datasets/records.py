@@ -19,6 +19,7 @@ from probekit.datasets.splits import stratified_holdout, stratified_subset
 from probekit.runtime.errors import UserError
 
 HASH_BLOCK = 1024
+VAL, TEST = 0.1, 0.2  # shares that are held out
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,15 +167,13 @@ def build(
     val: Callable[[], Split] | None = None,
     *,
     split_seed: int = 0,
-    val_fraction: float = 0.1,
-    test_fraction: float = 0.2,
     versions: int = 1,
 ) -> Dataset:
     """A Dataset from a training pool and, where the source has them, its own val and test parts.
 
-    Without `val`, a stratified `val_fraction` of the pool is held out; without `test`, first a stratified
-    `test_fraction` of the pool. Of a pool that holds the same images in several `versions`, one block of rows after the
-    other, all versions of an image are in one split. The rule used is written into the provenance.
+    Without `val`, a stratified tenth of the pool is held out; without `test`, first a stratified fifth. Of a pool that
+    holds the same images in several `versions`, one block of rows after the other, all versions of an image are in one
+    split. The rule used is written into the provenance.
     """
     check_classes(name, classes)
 
@@ -196,16 +195,16 @@ def build(
             raise UserError(
                 f"The training labels of {name} are of {found} class, but a probe needs at least two classes."
             )
-        return (rows, None) if test else held_out(rows, test_fraction)
+        return (rows, None) if test else held_out(rows, TEST)
 
     @cache
     def train_and_val() -> tuple[Split, Split]:
         rows = train_and_test()[0]
-        return (rows, checked(val())) if val else held_out(rows, val_fraction)
+        return (rows, checked(val())) if val else held_out(rows, VAL)
 
     rule = {
-        "test": "the source's own" if test else f"stratified {test_fraction:g} of the rows",
-        "val": "the source's own" if val else f"stratified {val_fraction:g} of the training rows",
+        "test": "the source's own" if test else f"stratified {TEST:g} of the rows",
+        "val": "the source's own" if val else f"stratified {VAL:g} of the training rows",
         "seed": split_seed,
         "function": "probekit.datasets.splits.stratified_holdout",
         **({"versions": versions} if versions > 1 else {}),

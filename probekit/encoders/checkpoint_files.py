@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from igpt_model.checked_json import open_regular, read_json
+from igpt_model.whole_files import load_npz
 from probekit.runtime.errors import UserError, first_line
-from probekit.runtime.memory import read_npz
+from probekit.runtime.memory import free_memory
 
 # globals that one file may name before it is given up: whole pickled models name a few dozen
 MOST_GLOBALS = 200
@@ -151,7 +152,7 @@ def _load(path: Path) -> Any:
 
         return load_file(path)
     if path.suffix.lower() == ".npz":
-        return read_npz(path)
+        return load_npz(path, free_memory())
     if start.startswith(b"version https://git-lfs"):
         raise ValueError("it is a pointer of Git LFS: fetch the file itself with git lfs pull")
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):

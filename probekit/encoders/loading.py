@@ -14,6 +14,7 @@ from igpt_model.ranges import SEED, Range, check_range
 from probekit.encoders.encoder import Encoder
 from probekit.encoders.preparation import check_values
 from probekit.runtime.errors import UserError, did_you_mean
+from probekit.runtime.written_options import read_values, split_options
 
 ENTRY_POINTS = "probekit.encoders"
 # scheme -> module:function, the text after the colon is the first argument
@@ -62,8 +63,8 @@ def load_encoder(spec: Any, name: str | None = None, **options: Any) -> Encoder:
     """
     options = {key: value for key, value in options.items() if value is not None}
     if isinstance(spec, str):
-        spec, *written = _parted(spec)
-        options = dict(map(_option, written)) | options
+        spec, written = split_options(spec)
+        options = read_values(written) | options
     for option in options.keys() & _RANGES.keys():
         if isinstance(options[option], int | float):
             check_range(option, options[option], _RANGES[option])
@@ -73,49 +74,12 @@ def load_encoder(spec: Any, name: str | None = None, **options: Any) -> Encoder:
     return encoder
 
 
-_WRITTEN: dict[str, Callable[[str], Any]] = {
-    **dict.fromkeys(("resolution", "resize", "crop", "prefix_tokens", "seed"), int),
-    **dict.fromkeys(
-        ("mean", "std"), lambda text: float(text) if "," not in text else tuple(map(float, text.split(",")))
-    ),
-    **dict.fromkeys(("norm", "masked"), {"true": True, "false": False}.__getitem__),
-    **dict.fromkeys(("layers", "ignore"), lambda text: tuple(text.split(","))),
-}
-"""Options of an encoder that are no text, and how they are read from `#NAME=VALUE`."""
 _RANGES = {
     "resolution": Range(0, 4096),
     **dict.fromkeys(("resize", "crop"), Range(1, 65_536)),
     "prefix_tokens": Range(0, 1_000_000),
     "seed": SEED,
 }
-
-
-def _parted(spec: str) -> list[str]:
-    """The name of an encoder and the options after it; a path in it that exists is itself, whatever its characters."""
-    name, *written = re.split(r"#(?=[\w-]+=)", spec)
-    for count in range(len(written), 0, -1):
-        longer = "#".join([name, *written[:count]])
-        if _names_a_path(longer):
-            return [longer, *written[count:]]
-    return [name, *written]
-
-
-def _names_a_path(spec: str) -> bool:
-    """Whether what follows a colon exists: hf:PATH, tokens:igpt:PATH, igpt:PATH@STEP."""
-    rests = [spec[colon.end() :] for colon in re.finditer(":", spec)]
-    paths = (path for rest in rests for path in (rest, rest.rpartition("@")[0]))
-    return any(os.path.exists(os.path.expanduser(path)) for path in paths)
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, _, value = text.partition("=")
-    name = name.replace("-", "_")
-    try:
-        return name, _WRITTEN.get(name, str)(value)
-    except (ValueError, KeyError):
-        raise UserError(
-            f"#{text}: {value!r} is no value of {name}; write for example #resolution=32 or #norm=false."
-        ) from None
 
 
 def _load(spec: Any, options: dict[str, Any]) -> Encoder:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from igpt_model.arguments import checked
+from igpt_model.checked_json import Real
 from probekit.evaluate.runner import Job, Runner, check_kinds, warn_unconverged
 from probekit.evaluate.training_rows import seed_list
 from probekit.features.readable import Features
@@ -175,7 +176,7 @@ def search(
     # a step compares layers on few penalties; the final probe is fitted on the whole grid
     coarse = runner.protocol.with_(Cs=subsample_grid(runner.protocol.Cs), refine=0)
     scout = Runner(runner.store, runner.out, coarse, None, runner.series, runner.settings)
-    journal = Journal(runner.out / "candidates.jsonl")
+    journal = Journal(runner.out / "candidates.jsonl", {"score": float, "val_accuracy": Real(0, 1)})
     scores: dict[tuple[int, ...], dict[str, Any]] = {
         (runner.store.layers.index(record.layers[0]),): _score_of(record, scout.protocol.Cs) for record in singles
     }

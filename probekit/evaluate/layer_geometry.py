@@ -72,7 +72,7 @@ def geometry(
     if opened.path is not None:
         table = geometry_file(Path(opened.path))
         try:
-            atomic.write_text(table, csv_text(frame.assign(split=split)))
+            atomic.write_text(table, csv_text(frame.assign(split=split, features=opened.id)))
         except OSError as error:
             warnings.warn(
                 f"{table} cannot be written ({error.strerror}), so `probekit plot` will lack these measures.",

@@ -16,16 +16,15 @@ from probekit.encoders.encoder import Encoder
 from probekit.features.format import content
 from probekit.features.lazy_features import training_features
 from probekit.features.store import FeatureStore
-from probekit.probes.probe import PROBES, FittedProbe
+from probekit.probes.probe import FittedProbe, restore
 from probekit.results.predictions import load_probe
 from probekit.results.record import RESULTS_NAME, Record, read_records
 from probekit.results.results import Results
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_COLUMNS = 1 << 24  # of the row with which a probe is tested on loading
 _SOURCES = {
     "pixels": {"resolution": Int(1, 65_536)},
     "histogram": {"resolution": Int(1, 65_536)},
@@ -64,23 +63,8 @@ def load_fitted(record: Record, device: str = "cpu") -> FittedProbe:
         normalize = bool(record.protocol.get("normalize"))
         return np.asarray(training_features(store, record.layers, positions, normalize))
 
-    kind, path = PROBES[record.probe].fitted, folder / record.probe_file
-    arrays = load_probe(path)
-    try:
-        fitted = kind.from_arrays(arrays, read_rows, device)
-        if record.reads != "tokens":
-            # arrays of wrong shapes fail here, not while images are read
-            proba = fitted.predict_log_proba(np.ones((1, min(record.width, MOST_COLUMNS)), np.float32))
-            if proba.shape != (1, len(fitted.classes)):
-                raise ValueError(f"it gives probabilities of shape {proba.shape} for {len(fitted.classes)} classes")
-    except UserError:
-        raise
-    except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
-        raise UserError(
-            f"Probe file {path} is no {record.probe} probe of {record.width} columns ({first_line(error)}); delete its "
-            "record's line and run the sweep again."
-        ) from None
-    return fitted
+    path, width = folder / record.probe_file, None if record.reads == "tokens" else record.width
+    return restore(record.probe, load_probe(path), width, read_rows, device, path)
 
 
 def encoder_of(record: Record) -> tuple[str, dict[str, Any]]:

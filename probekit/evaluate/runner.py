@@ -31,11 +31,20 @@ from probekit.evaluate.training_rows import training_rows
 from probekit.features.lazy_features import BLOCK_ROWS, fits, read_features, training_features
 from probekit.features.readable import Features
 from probekit.features.store import FeatureStore
-from probekit.probes.probe import PROBES, FittedProbe, Probe
+from probekit.probes.probe import PROBES, FittedProbe, Probe, restore
 from probekit.results.journal import Journal, share_work
 from probekit.results.metrics import score
 from probekit.results.predictions import RowPredictions, load_probe, save_probe
-from probekit.results.record import RESULTS_NAME, SCHEMA, Identity, Record, migrate, test_file
+from probekit.results.record import (
+    RESULTS_NAME,
+    SCHEMA,
+    Identity,
+    Record,
+    check_record,
+    check_recordable,
+    migrate,
+    test_file,
+)
 from probekit.runtime.errors import UserError, did_you_mean
 from probekit.runtime.progress import FitProgress, Progress
 from probekit.runtime.streams import on_streams
@@ -83,6 +92,8 @@ class Runner:
             raise UserError("These features are in no file; give the folder of the results with out.")
         self.out = Path(results_dir if results_dir is not None else Path(self.store.path or "").parent)
         self.protocol = resolve_protocol(protocol, Cs)
+        if series == "":
+            raise UserError("series is empty; give the curve a name, or leave it out.")
         self.series = series or self._own_series(str(self.store.encoder.get("name", "encoder")))
         check_json(self.series, "The name of the series", Text(1000))
         self.settings = settings
@@ -140,6 +151,7 @@ class Runner:
 
     def run(self, jobs: Sequence[Job], progress: Progress | None = None) -> None:
         """Record every job in results.jsonl: every choice first, then the tests; other processes may share the work."""
+        check_recordable(self.store)
         self.refuse_other_settings(jobs)
         by_key = {self.identity(job).key: job for job in jobs}
         done = self.results.keys()
@@ -193,13 +205,21 @@ class Runner:
     def _own_series(self, name: str) -> str:
         """The series' name: the encoder's, followed by the penalties where the folder has it with other penalties."""
         mine = self.protocol.resolved()
-        for line in map(migrate, self.results.lines()):
+        for line in self._whole(self.results.lines(), self.results):
             theirs = line["protocol"]
             if line.get("series") == name and line["identity"]["feature_id"] == self.store.id:
                 differing = [key for key in mine if key not in ("name", "source") and mine[key] != theirs.get(key)]
                 if differing == ["Cs"]:
                     return f"{name}, {grid_words(self.protocol.Cs)}"
         return name
+
+    def _whole(
+        self, lines: Sequence[Mapping[str, Any]], journal: Journal, first: int = 0
+    ) -> Iterator[Mapping[str, Any]]:
+        """Lines of results.jsonl or choices.jsonl after the first ones, each checked: others may have damaged them."""
+        for number, line in enumerate(lines, start=first + 1):
+            check_record(line, f"Record {number} of {journal.path}", tested=journal is self.results)
+            yield migrate(line)
 
     def refuse_other_settings(self, jobs: Sequence[Job]) -> None:
         """Refuse a folder whose series of the same name was made with other settings, naming what differs.
@@ -211,8 +231,8 @@ class Runner:
         about["solver"] = self.probe(jobs[0]).version(self.settings)
         mine = {"feature file": self.store.id, **about, "protocol": _without_name(self.protocol.resolved())}
 
-        def check(lines: Sequence[Mapping[str, Any]]) -> None:
-            for line in map(migrate, lines):
+        def check(lines: Iterable[Mapping[str, Any]]) -> None:
+            for line in lines:
                 if line.get("series") != self.series or (line["reads"] == "tokens") not in reads_tokens:
                     continue
                 identity, names = line["identity"], ("feature_id", "dtype", "backend", "solver_version", "protocol")
@@ -228,10 +248,10 @@ class Runner:
 
         def check_new(chosen: Sequence[Mapping[str, Any]]) -> None:
             nonlocal seen
-            check(chosen[seen:])
+            check(self._whole(chosen[seen:], self.choices, seen))
             seen = len(chosen)
 
-        check(self.results.lines())
+        check(self._whole(self.results.lines(), self.results))
         check_new(self.choices.lines())
         self.choices.check = check_new  # another process may begin the series otherwise at the same moment
 
@@ -347,17 +367,18 @@ class Runner:
         start = perf_counter()
         line = next(line for line in self.choices.lines() if line["key"] == key)
         layers, normalize = line["identity"]["layers"], self.protocol.normalize
-        arrays = load_probe(self.out / line["probe_file"])
+        path = self.out / line["probe_file"]
+        arrays, width = load_probe(path), None if line["reads"] == "tokens" else line["width"]
 
         def read_rows(positions: np.ndarray) -> np.ndarray:
             return np.asarray(training_features(self.store, layers, positions, normalize))
 
-        fitted = PROBES[line["probe"]].fitted.from_arrays(arrays, read_rows, self.settings.device)
+        fitted = restore(line["probe"], arrays, width, read_rows, self.settings.device, path)
         metrics = {}
         for split in (split for split in self.store.splits if split not in ("train", "val")):
             rows, metrics[split] = self._predict(split, layers, fitted)
             if split == "test":
-                save_probe(self.out / line["probe_file"], arrays, rows)
+                save_probe(path, arrays, rows)
             else:
                 save_probe(self.out / test_file(line["probe_file"], split), {"classes": rows.classes}, rows)
         other_tests = {"tests": metrics} if len(metrics) > 1 else {}

@@ -72,16 +72,12 @@ def prepared_batches(
     made: Iterator[Any] = (batches[index] for index in range(len(batches)))
     if workers > 0:
         loader = DataLoader(
-            batches, batch_size=None, collate_fn=_as_it_is, num_workers=min(workers, len(ranges)), prefetch_factor=2,
+            batches, batch_size=None, num_workers=min(workers, len(ranges)), prefetch_factor=2,
             # from Python 3.14 on the system's default would import the caller's script again
             multiprocessing_context="fork" if sys.platform == "linux" else None,
         )  # fmt: skip
         made = iter(loader)
     return _batches(made, parts, ranges)
-
-
-def _as_it_is(value: Any) -> Any:
-    return value
 
 
 def _batches(

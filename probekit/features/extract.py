@@ -4,10 +4,10 @@ N rows of a split, B rows of a block (one batch), H, W, C an image.
 """
 
 import contextlib
-import queue
-import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,7 @@ from probekit.runtime.progress_bar import shown
 from probekit.runtime.temporary import temporary_folder
 
 BATCH_SIZE = 128
+WAITING = 2  # batches that wait to be written: their features are in memory
 Progress = Callable[[int, int], Any]
 
 
@@ -213,54 +214,29 @@ def _fill(writer: FeatureWriter, encoder: Any, parts: dict[str, Any], workers: i
     ranges = [(split, block, header.rows(split, block)) for split, block in todo]
     batches = prepared_batches(parts, encoder.prepare, ranges, workers)
     # the thread count the file was begun with: the bits of a matrix product depend on it
-    with cpu_threads(header.threads), _Overlapped(writer) as sink, contextlib.closing(batches), torch.inference_mode():
-        for batch in batches:
-            features = encoder(batch.images, batch.row_ids)
-            sink.put(batch, features)
-            done += len(batch.row_ids)
-            if progress:
-                progress(done, total)
+    waiting: deque[Future[None]] = deque()
 
+    def write(batch: Batch, features: Transfer) -> None:
+        writer.write(batch.split, batch.block, batch.image_hashes, features.arrays())
 
-class _Overlapped:
-    """A thread that takes features to the host and writes them while the next batch is computed.
-
-    At most two batches wait, so memory stays bounded; an error in the thread is raised at the next `put` or at the end.
-    """
-
-    def __init__(self, writer: FeatureWriter):
-        self._writer = writer
-        self._waiting: queue.Queue[tuple[Batch, Transfer] | None] = queue.Queue(maxsize=2)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="probekit-writer", daemon=True)
-
-    def put(self, batch: Batch, features: list[torch.Tensor]) -> None:
-        self._raise()
-        self._waiting.put((batch, Transfer(features)))
-
-    def _work(self) -> None:
-        while (item := self._waiting.get()) is not None:
-            if self._error is not None:
-                continue
-            batch, transfer = item
-            try:
-                self._writer.write(batch.split, batch.block, batch.image_hashes, transfer.arrays())
-            except BaseException as error:
-                self._error = error
-
-    def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def __enter__(self) -> "_Overlapped":
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._waiting.put(None)
-        self._thread.join()
-        if self._error is None:
+    # a thread takes features to the host and writes them while the next batch is computed; the number of threads is
+    # that with which the file was begun, since the bits of a matrix product depend on it
+    with (
+        cpu_threads(header.threads),
+        ThreadPoolExecutor(1, "probekit-writer") as thread,
+        contextlib.closing(batches),
+        torch.inference_mode(),
+    ):
+        try:
+            for batch in batches:
+                if len(waiting) > WAITING:
+                    waiting.popleft().result()
+                waiting.append(thread.submit(write, batch, Transfer(encoder(batch.images, batch.row_ids))))
+                done += len(batch.row_ids)
+                if progress:
+                    progress(done, total)
+        finally:
             # what was computed before an interruption is kept too
-            self._writer.commit()
-        if kind is None:
-            self._raise()
+            for written in waiting:
+                written.result()
+            writer.commit()

@@ -31,9 +31,18 @@ PLACES = {"path", "checkpoint", "source", "of", "_name_or_path"}
 _ROWS, _NAMED = {str: Int(1, 1 << 40)}, {"name?": (Text(1000), None)}
 _SKIPPED = {"skipped?": ({str: {"count": Int(0), "names": [str]}}, None)}
 SCHEMAS: dict[str, Any] = {
-    "encoder": _NAMED | {"depths?": [Int(0, 10_000)], "tokens?": (Int(1, 1 << 24), None)},
+    # what records hold too is of the types that they have there, so that no sweep ends in lines that cannot be read
+    "encoder": {
+        **_NAMED,
+        "depths?": [Int(0, 10_000)],
+        "last_depth?": Int(0, 10_000),
+        "tokens?": (Int(1, 1 << 24), None),
+        "weights_hash?": (str, None),
+        "checkpoint?": (Text(), None),
+    },
     "dataset": {
         **_NAMED,
+        "classes?": (list, None),
         **_SKIPPED,
         "limit?": (Int(1), None),
         "decoding?": ({"exif?": (str, None), "value_range?": ([float], None)}, None),
@@ -85,8 +94,20 @@ class Header:
                 check_json(getattr(self, name), f"The description of the {name.replace('_', ' ')}", schema)
         if wrong := [width for width in self.widths if not 1 <= width <= MOST_COLUMNS]:
             raise UserError(f"A layer has {wrong[0]:,} columns; a feature file holds 1 to {MOST_COLUMNS:,}.")
-        if len(depths := self.encoder.get("depths", self.layers)) != len(self.layers):
-            raise UserError(f"The encoder has {len(depths)} depths for {len(self.layers)} layers; give one each.")
+        depths: Sequence[int] = self.encoder.get("depths", range(len(self.layers)))
+        if len(set(depths)) != len(self.layers) or len(depths) != len(self.layers):
+            raise UserError(
+                f"The encoder has {len(depths)} depths for {len(self.layers)} layers; give one each, all different."
+            )
+        if (deepest := max(depths, default=0)) > (last := self.encoder.get("last_depth", deepest)):
+            raise UserError(f"The encoder has a layer of depth {deepest}, but its last_depth is {last}.")
+        if len(set(self.layer_names)) < len(self.layer_names):
+            raise UserError(f"Two layers have one name ({', '.join(self.layer_names)[:200]}); give each its own.")
+        if self.shard:
+            first, whole = self.shard["first"], self.shard["splits"]
+            outside = [s for s, n in self.splits.items() if s in first and first[s] + n > whole.get(s, 0)]
+            if set(first) != set(self.splits) or outside or self.shard["rank"] >= self.shard["world"]:
+                raise UserError("The description of the shard has other rows than its splits; extract it again.")
 
     def n_blocks(self, split: str) -> int:
         """Blocks of a split, the last one perhaps short."""
@@ -165,16 +186,10 @@ def content(provenance: Any) -> Any:
     return [content(value) for value in provenance] if isinstance(provenance, list | tuple) else provenance
 
 
-def file_id(
-    header: Header, ledgers: Mapping[str, np.ndarray], classes: Sequence[str] = (), places: bool = False
-) -> str:
-    """The identity of a complete file: what it declares but `PLACES`, class names, every block's checksum.
-
-    Older files of this version have the id without `classes`, or the one with `places`, which hashes the paths too.
-    """
+def file_id(header: Header, ledgers: Mapping[str, np.ndarray], classes: Sequence[str] = ()) -> str:
+    """The identity of a complete file: what it declares but `PLACES`, class names, every block's checksum."""
     declared = asdict(header)
-    if not places:
-        declared |= {name: content(declared[name]) for name in ("encoder", "dataset")}
+    declared |= {name: content(declared[name]) for name in ("encoder", "dataset")}
     checksums = {split: xxhash.xxh3_128_hexdigest(ledger.tobytes()) for split, ledger in ledgers.items()}
     named = {"classes": list(classes)} if classes else {}
     return hash_json({"header": declared, "checksums": checksums, **named})
@@ -214,7 +229,6 @@ def read_rows(file: h5py.File, name: str, rows: slice = slice(None)) -> np.ndarr
     dataset = file[name]
     start, stop, _ = rows.indices(len(dataset))
     X = np.empty((stop - start, *dataset.shape[1:]), dtype=dataset.dtype)
-    _load_filters(file, dataset)
     # None for anything but a contiguous dataset that holds data
     offset = dataset.id.get_offset() if file.mode == "r" and dataset.dtype.isnative else None
     try:
@@ -239,20 +253,6 @@ def _read_bytes(path: str, offset: int, into: np.ndarray) -> None:
             if not count:
                 raise OSError(f"the file ends {len(left):,} bytes too early")
             left = left[count:]
-
-
-def _load_filters(file: h5py.File, dataset: h5py.Dataset) -> None:
-    """Register hdf5plugin's filters, where a dataset needs one that HDF5 itself lacks."""
-    plan = dataset.id.get_create_plist()
-    filters = [plan.get_filter(number)[0] for number in range(plan.get_nfilters())]
-    if all(h5py.h5z.filter_avail(code) for code in filters):
-        return
-    try:
-        import hdf5plugin  # noqa: F401  registers them on import
-    except ImportError:
-        raise UserError(
-            f"{file.filename} is compressed by a plugin of HDF5 that is not installed: run `pip install hdf5plugin`."
-        ) from None
 
 
 def write_header(file: h5py.File, header: Header, shards: Sequence[Mapping[str, Any]] | None = None) -> None:

@@ -13,14 +13,15 @@ import torch
 
 from igpt_model.arguments import plain_array
 from igpt_model.checked_json import open_regular
+from igpt_model.devices import is_plain
 from igpt_model.hashing import hash_file
-from igpt_model.whole_files import check_npy
+from igpt_model.whole_files import load_npy, load_npz
 from probekit.datasets.labels import label_array
 from probekit.datasets.splits import stratified_holdout
 from probekit.features.memory_store import check_rows
 from probekit.features.store import FeatureStore
 from probekit.runtime.errors import UserError, first_line
-from probekit.runtime.memory import read_npz
+from probekit.runtime.memory import free_memory
 
 LABEL_KEYS = ("labels", "label", "y", "targets", "target")
 # what pandas and data bases call a column that numbers the rows
@@ -149,16 +150,22 @@ def _hold_out_test(splits: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np
 def _load(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"There is no file {path}; give a .npy, .npz, .pt or .csv file.")
+    if path.suffix == ".npy":
+        return load_npy(path)
+    if path.suffix == ".npz":
+        return load_npz(path, free_memory())
     try:
         open_regular(path).close()
-        if path.suffix == ".npy":
-            array = np.load(path, allow_pickle=False)
-            check_npy(path, array)
-            return array
-        if path.suffix == ".npz":
-            return read_npz(path)
         if path.suffix in (".pt", ".pth"):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            parts = content.values() if isinstance(content, Mapping) else content
+            for one in parts if not isinstance(parts, torch.Tensor) else [parts]:
+                # a stride of 0 makes any number of rows of one
+                if is_plain(one) and one.nbytes > one.untyped_storage().nbytes():
+                    raise UserError(
+                        f"{path} holds fewer numbers than the {one.numel():,} that it declares: save a copy."
+                    )
+            return content
         if path.suffix == ".csv":
             return _read_csv(path)
     except UserError:

@@ -15,15 +15,15 @@ from igpt_model.hashing import hash_arrays, hash_json
 from probekit.features import format as layout
 from probekit.features.format import Header, file_layer_names
 from probekit.features.provenance import refuse_other, versions
-from probekit.features.readable import Readable
-from probekit.features.validate import attribute, read_header
+from probekit.features.readable import Features
+from probekit.features.validate import attribute, read_header, reading
 from probekit.features.writer import FeatureWriter, create_skeleton, write_lock
 from probekit.runtime.errors import UserError
 
 ROWS_A_BLOCK = 4096
 
 
-class MemoryStore(Readable):
+class MemoryStore(Features):
     """Features in memory, to be probed like those of a file.
 
     Parameters
@@ -39,8 +39,6 @@ class MemoryStore(Readable):
         Lengths or layers that do not agree, or labels that are not integers.
     """
 
-    path = None
-
     @checked
     def __init__(
         self,
@@ -53,8 +51,8 @@ class MemoryStore(Readable):
         self._X = {split: _layers(features) for split, (features, _) in splits.items()}
         self._y = _labels(splits)
         self.encoder, self.dataset = dict(encoder or {}), dict(dataset or {})
-        header = _header(self._X, self._y, self.encoder, self.dataset, "float32", ROWS_A_BLOCK)
-        self.layers, self.widths = header.layer_names, header.widths
+        self.header = _header(self._X, self._y, self.encoder, self.dataset, "float32", ROWS_A_BLOCK)
+        self.layers, self.widths = self.header.layer_names, self.header.widths
         self.splits, self.classes = tuple(self._X), tuple(classes)
         self._row_ids = _row_ids(self._y, row_ids)
         arrays = {f"{split}/{name}": X for split, layers in self._X.items() for name, X in layers.items()}
@@ -63,38 +61,14 @@ class MemoryStore(Readable):
         about = {"arrays": hash_arrays(arrays), "encoder": self.encoder, "dataset": self.dataset}
         self.id = hash_json(as_json(about))
 
-    @checked
-    def layer(self, layer: str | int) -> str:
-        """The name of a layer given by name or index (-1: the deepest)."""
-        if isinstance(layer, int) and -len(self.layers) <= layer < len(self.layers):
-            return self.layers[layer]
-        if layer not in self.layers:
-            raise UserError(f"There is no layer {layer!r}: the features have {', '.join(self.layers)}.")
-        return str(layer)
-
-    def labels(self, split: str) -> np.ndarray:
-        """The labels of a split, int64 (N,)."""
-        return self._y[self._split(split)]
-
-    def row_ids(self, split: str) -> np.ndarray:
-        """The position of each row in the source, int64 (N,)."""
-        return self._row_ids[self._split(split)]
+    def column(self, split: str, column: str) -> np.ndarray:
+        """`labels` or `row_ids` of a split."""
+        return {"labels": self._y, "row_ids": self._row_ids}[column][self.named_split(split)]
 
     @checked
     def stored(self, split: str, layer: str | int, rows: slice = slice(None)) -> np.ndarray:
         """Rows of one layer of one split as they were given, (N, D)."""
-        return self._X[self._split(split)][self.layer(layer)][rows]
-
-    @checked
-    def _split(self, split: str) -> str:
-        if split not in self._X:
-            raise UserError(f"There is no split {split!r}: the features have {', '.join(self.splits)}.")
-        return split
-
-    def __repr__(self) -> str:
-        rows = ", ".join(f"{split} {len(y):,}" for split, y in self._y.items())
-        layers = f"{len(self.layers)} layer{'s' * (len(self.layers) > 1)}"
-        return f"MemoryStore({layers}, {rows} rows)"
+        return self._X[self.named_split(split)][self.layer(layer)][rows]
 
 
 @checked
@@ -131,21 +105,22 @@ def write_arrays(
         hashes[split] = _whole_numbers(given, "image_hashes", split, len(y))
     header = _header(layers, labels, encoder, dataset, dtype, batch_size)
     with write_lock(path):
-        begun = path.exists()
-        if begun:
-            _refuse_other_contents(path, header, layers, labels)
-        else:
-            create_skeleton(path, header, labels, ids, classes)
-        try:
-            with FeatureWriter(path) as writer:
+        there = None
+        if path.exists():
+            with reading(path) as file:
+                refuse_other(path, read_header(file), header)
+                there = attribute(file, "id")
+
+        def fill(partial: Path) -> None:
+            with FeatureWriter(partial) as writer:
                 for split, block in writer.todo():
                     rows = header.rows(split, block)
                     writer.write(split, block, hashes[split][rows], [X[rows] for X in layers[split].values()])
-                writer.finish()
-        except UserError:
-            if not begun:
-                path.unlink()  # refused features leave no file in the way of the corrected ones
-            raise
+                identity = writer.finish()
+                if there not in (None, identity):
+                    raise UserError(f"{path} contains other features: choose another --out or delete the file.")
+
+        create_skeleton(path, header, labels, ids, classes, fill)
 
 
 def _layers(features: Any) -> dict[str, np.ndarray]:
@@ -228,24 +203,3 @@ def _header(
         threads=1,
         versions=versions(),
     )
-
-
-def _refuse_other_contents(
-    path: Path,
-    header: Header,
-    layers: Mapping[str, Mapping[str, np.ndarray]],
-    labels: Mapping[str, np.ndarray],
-) -> None:
-    with layout.open_hdf5(path) as file:
-        refuse_other(path, read_header(file), header)
-        if attribute(file, "shards"):
-            raise UserError(f"{path} is joined from shards: choose another --out or delete the file.")
-        for split, y in labels.items():
-            same = np.array_equal(file[layout.column_path(split, "labels")][()], y)
-            done = layout.done_blocks(file[layout.ledger_path(split)][()])
-            for rows in (header.rows(split, int(block)) for block in np.flatnonzero(done)):
-                for name, X in zip(header.layers, layers[split].values(), strict=True):
-                    there = file[layout.layer_path(split, name)][rows]
-                    same = same and np.array_equal(there, X[rows].astype(header.dtype))
-            if not same:
-                raise UserError(f"{path} contains other features of {split}: choose another --out or delete the file.")

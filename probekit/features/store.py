@@ -3,20 +3,22 @@
 N rows of a split, D width of a layer, L layers.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+import h5py
 import numpy as np
 
 from igpt_model.arguments import checked
 from probekit.features import format as layout
-from probekit.features.readable import Readable
+from probekit.features.readable import Features
 from probekit.features.validate import attribute, read_classes, read_header, reading
 from probekit.runtime.errors import UserError
 
 
-class FeatureStore(Readable):
+class FeatureStore(Features):
     """A complete feature file, open for reading. It holds no file handle: it may be pickled, and shared by processes.
 
     Attributes
@@ -31,7 +33,7 @@ class FeatureStore(Readable):
 
     @checked
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path: Path = Path(path)
         with reading(path) as file:
             self.header = header = read_header(file)
             self.layers, self.widths, self.splits = header.layers, header.widths, tuple(header.splits)
@@ -46,7 +48,7 @@ class FeatureStore(Readable):
             self.id: str = attribute(file, "id")
             self.classes = read_classes(file)
             """The names of the labels; empty where nobody gave any."""
-            if self.id not in known_ids(self.header, ledgers, self.classes):
+            if self.id != layout.file_id(self.header, ledgers, self.classes):
                 raise UserError(
                     f"{path} was altered after it was written: its id does not match what it declares; "
                     "`probekit verify` says more."
@@ -76,47 +78,21 @@ class FeatureStore(Readable):
         write_arrays(path, splits, encoder or {}, dataset or {}, **options)
         return cls(path)
 
-    @checked
-    def layer(self, layer: str | int) -> str:
-        """The file's name of a layer given by that name, the encoder's name, or its index (-1: the deepest)."""
-        if isinstance(layer, int) and -len(self.layers) <= layer < len(self.layers):
-            return self.layers[layer]
-        if layer in self.layers:
-            return str(layer)
-        if layer in self.header.layer_names:
-            return self.layers[self.header.layer_names.index(str(layer))]
-        raise UserError(f"{self.path} has no layer {layer!r}; it has {', '.join(self.layers)}.")
-
-    def labels(self, split: str) -> np.ndarray:
-        """The labels of a split, int64 (N,)."""
-        return self.column(split, "labels")
-
-    def row_ids(self, split: str) -> np.ndarray:
-        """The position of each row in the source, int64 (N,)."""
-        return self.column(split, "row_ids")
-
     def image_hashes(self, split: str) -> np.ndarray:
         """Hashes of the decoded pixels, uint64 (N,); 0 where unknown."""
         return self.column(split, "image_hashes")
-
-    @checked
-    def named_split(self, split: str) -> str:
-        """The name itself; `UserError` where there is no such split."""
-        if split not in self.header.splits:
-            raise UserError(f"{self.path} has no split {split!r}; it has {', '.join(self.splits)}.")
-        return split
 
     @checked
     def column(self, split: str, column: str) -> np.ndarray:
         """`labels`, `row_ids` or `image_hashes` of a split."""
         if column not in layout.ROW_COLUMNS:
             raise UserError(f"There is no column {column!r}; a split has {', '.join(layout.ROW_COLUMNS)}.")
-        with reading(self.path) as file:
+        with self._opened() as file:
             return file[layout.column_path(self.named_split(split), column)][()]
 
     def ledger(self, split: str) -> np.ndarray:
         """The checksums of a split's blocks, uint64 (n_blocks, L + 2)."""
-        with reading(self.path) as file:
+        with self._opened() as file:
             return file[layout.ledger_path(self.named_split(split))][()]
 
     def shards(self) -> list[tuple["FeatureStore", dict[str, int]]]:
@@ -145,7 +121,7 @@ class FeatureStore(Readable):
         """Rows of one layer of one split in the type they are stored as, (N, D)."""
         name = self.layer(layer)
         if not self._shards:
-            with reading(self.path) as file:
+            with self._opened() as file:
                 return layout.read_rows(file, layout.layer_path(self.named_split(split), name), rows)
         start, stop, _ = rows.indices(self.header.splits[self.named_split(split)])
         X = np.empty((max(0, stop - start), self.widths[self.layers.index(name)]), dtype=self.dtype)
@@ -157,26 +133,41 @@ class FeatureStore(Readable):
                     X[low - start : high - start] = shard.stored(split, name, slice(low - begin, high - begin))
         return X
 
+    @contextmanager
+    def _opened(self) -> Iterator[h5py.File]:
+        """The file, as long as it is the one that was checked."""
+        with reading(self.path) as file:
+            if attribute(file, "id") != self.id:
+                raise UserError(f"{self.path} was replaced by another file while it was read: start again.")
+            yield file
+
     def _check_cover(self) -> None:
-        """Refuse unless the shards hold every row of every split once."""
-        shards = self.shards()
+        """Refuse unless the shards hold every row of every split once, where the checksums say."""
+        shards, size = self.shards(), self.header.batch_size
+        for shard, first in shards:
+            own = shard.header
+            if (own.layers, own.widths, own.dtype, own.batch_size) != (self.layers, self.widths, self.dtype, size):
+                raise UserError(f"The shards of {self.path} have other layers than it declares; join them again.")
+            if set(first) != set(own.splits) or set(first) - set(self.splits):
+                raise UserError(f"{self.path} and its shard {shard.path.name} disagree on its splits; join them again.")
         for split, n in self.header.splits.items():
-            ranges = ((first[split], s.header.splits[split]) for s, first in shards if split in first)
+            parts = sorted((first[split], number) for number, (_, first) in enumerate(shards) if split in first)
+            ranges = [(at, shards[number][0].header.splits[split]) for at, number in parts]
             if first_gap(ranges, n) is not None:
                 raise UserError(f"The shards of {self.path} do not hold every row of {split} once; join them again.")
-            if any((s.layers, s.widths, s.dtype) != (self.layers, self.widths, self.dtype) for s, _ in shards):
-                raise UserError(f"The shards of {self.path} have other layers than it declares; join them again.")
+            joined = np.concatenate([shards[number][0].ledger(split) for _, number in parts])
+            # the seals depend on a block's number
+            if not np.array_equal(joined[:, :-1], self.ledger(split)[:, :-1]):
+                raise UserError(
+                    f"The shards of {self.path} do not hold the rows of {split} in its order, by their checksums; "
+                    "join them again."
+                )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         return None
-
-    def __repr__(self) -> str:
-        rows = ", ".join(f"{split} {n:,}" for split, n in self.header.splits.items())
-        layers = f"{len(self.layers)} layer{'s' * (len(self.layers) > 1)}"
-        return f"FeatureStore({str(self.path)!r}: {layers}, {rows} rows, {self.dtype})"
 
 
 class _Shard(FeatureStore):
@@ -194,12 +185,3 @@ def first_gap(ranges: Iterable[tuple[int, int]], n: int) -> int | None:
             return min(first, at)
         at += rows
     return None if at == n else min(at, n)
-
-
-def known_ids(header: layout.Header, ledgers: Mapping[str, np.ndarray], classes: Sequence[str]) -> set[str]:
-    """The ids that an intact file may have: the present one, and those that earlier versions wrote."""
-    return {
-        layout.file_id(header, ledgers, classes),
-        layout.file_id(header, ledgers),
-        layout.file_id(header, ledgers, places=True),
-    }

@@ -20,7 +20,7 @@ from igpt_model.checked_json import parse_json
 from igpt_model.differences import differences
 from probekit.features import format as layout
 from probekit.features.format import Header
-from probekit.features.store import FeatureStore, known_ids
+from probekit.features.store import FeatureStore
 from probekit.features.validate import DAMAGE, attribute, read_classes, read_header
 from probekit.runtime.errors import UserError
 
@@ -99,10 +99,8 @@ def _check_identity(file: h5py.File, header: Header, report: VerifyReport) -> No
     classes = read_classes(file)
     if attribute(file, "complete") != 1:
         report.errors.append("The file is not marked complete; run the same `probekit extract` again to finish it.")
-    elif attribute(file, "id") not in known_ids(header, ledgers, classes):
+    elif attribute(file, "id") != layout.file_id(header, ledgers, classes):
         report.errors.append("The id does not match provenance and checksums: one of them was altered after writing.")
-    elif classes and attribute(file, "id") != layout.file_id(header, ledgers, classes):
-        report.warnings.append("An earlier version wrote this file: its class names are under no checksum.")
     for split in header.splits if classes else ():
         labels = file[layout.column_path(split, "labels")][()]
         if labels.min() < 0 or labels.max() >= len(classes):

@@ -61,8 +61,8 @@ def full_disk_as_sentence(path: Path) -> Iterator[None]:
         number = _error_number(error)
         if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(
-                f"The disk (or quota) of {path.parent} is full while writing {path.name}; "
-                "every finished block is kept: free some space and run the same command again."
+                f"The disk (or quota) of {path.parent} is full while writing {path.name}: free some space and run the "
+                "same command again; an extraction goes on from its last finished block."
             ) from None
         if number:
             raise OSError(number, os.strerror(number), str(path)) from None
@@ -141,8 +141,12 @@ def create_skeleton(
     labels: Mapping[str, np.ndarray],
     row_ids: Mapping[str, np.ndarray],
     classes: Sequence[str] = (),
+    fill: Callable[[Path], None] = lambda partial: None,
 ) -> None:
-    """Build the whole file but its features, under a temporary name, then rename it into place (the lock is held)."""
+    """Build the whole file but its features, under a temporary name, then rename it into place (the lock is held).
+
+    `fill` may write the features before the file has its name.
+    """
     need = sum(n * header.bytes_per_row for n in header.splits.values())
     free = shutil.disk_usage(path.parent).free
     if need > free:
@@ -150,7 +154,7 @@ def create_skeleton(
             f"{path.name} needs {need / 1e6:,.1f} MB and {path.parent} has {free / 1e6:,.1f} MB free: "
             "free some space, choose another --out, or store float16 (--store float16)."
         )
-    with new_hdf5(path) as file:
+    with new_hdf5(path, fill) as file:
         layout.write_header(file, header)
         if classes:
             names = [name.encode() for name in classes]
@@ -284,15 +288,15 @@ class FeatureWriter:
                 "put it back, or run the same command again to start over."
             )
 
-    def finish(self) -> None:
-        """Set the file's id and mark it complete, once every block is durable."""
+    def finish(self) -> str:
+        """Set the file's id and mark it complete, once every block is durable; return the id."""
         self.commit()
         self._still_there()
         if self.todo():
             raise RuntimeError(f"{self.path}: {len(self.todo())} blocks are still to be written.")
-        if self.complete:
-            return
         identity = layout.file_id(self.header, self._ledgers, self._classes)
+        if self.complete:
+            return identity
         with full_disk_as_sentence(self.path):
             with layout.open_hdf5(self.path, "r+") as file:
                 layout.set_id(file, identity)
@@ -301,6 +305,7 @@ class FeatureWriter:
                 layout.set_complete(file)
             os.fsync(self._descriptor)
         self.complete = True
+        return identity
 
     def __enter__(self) -> Self:
         return self

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from igpt_model.devices import to_device
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, first_line
 from probekit.selection.choose_C import HeldOut, Selection, cross_validate
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol
@@ -30,6 +30,7 @@ class _Kinds(dict[str, type["Probe"]]):
 
 
 PROBES: dict[str, type["Probe"]] = _Kinds()
+MOST_COLUMNS = 1 << 24  # of the row with which a probe is tried
 EXACT = {"converged": True, "n_iter": 0, "grad_rel": 0.0, "gap": 0.0, "stop_reason": "closed form"}
 
 ReadRows = Callable[[np.ndarray], np.ndarray]  # positions among train and val joined -> their features
@@ -167,6 +168,30 @@ class Probe(ABC):
         rule = split.resolve_rule(protocol.selection)
         selection = cross_validate(self.grid(protocol), split.rounds(rule), fit_and_score, rule, settings.on_fit)
         return selection, split.final(protocol.refit)
+
+
+def restore(
+    kind: str, arrays: Mapping[str, np.ndarray], width: int | None, read_rows: ReadRows, device: str, where: Any
+) -> FittedProbe:
+    """The fitted probe of a kind from the arrays of the file `where`.
+
+    It is tried on a row of `width` columns (None: it reads tokens): arrays of wrong shapes fail here, not while images
+    are read.
+    """
+    try:
+        fitted = PROBES[kind].fitted.from_arrays(arrays, read_rows, device)
+        if width is not None:
+            proba = fitted.predict_log_proba(np.ones((1, min(width, MOST_COLUMNS)), np.float32))
+            if proba.shape != (1, len(fitted.classes)):
+                raise ValueError(f"it gives probabilities of shape {proba.shape} for {len(fitted.classes)} classes")
+    except UserError:
+        raise
+    except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"Probe file {where} is no {kind} probe of {width} columns ({first_line(error)}); delete its "
+            "record's line and run the sweep again."
+        ) from None
+    return fitted
 
 
 def standardized(X: Any, split: TrainingRows, protocol: Protocol, device: str) -> tuple[Tensor, np.ndarray, np.ndarray]:

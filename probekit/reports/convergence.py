@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from probekit.reports.panels import Panel, Series, fit_words
+from probekit.reports.panels import C_AT_EDGE, Panel, Series
 from probekit.results.record import Record
 
 LEFT, WIDTH = 34, 640  # of the map, in its own units
@@ -95,7 +95,7 @@ def doubtful_fits(panel: Panel) -> Iterator[tuple[Any, ...]]:
             why = f"not converged ({where}; stopped by {record.refit.get('stop_reason', 'unknown')})"
             figures = _scientific(record.refit.get("gap")), _scientific(record.refit.get("grad_rel"))
             about = (series.label, _which(series, record), f"{record.chosen_C:.3g}", record.refit["n_iter"])
-            yield *about, *figures, fit_words(True, record.at_grid_edge) if record.is_converged else why
+            yield *about, *figures, C_AT_EDGE if record.is_converged else why
 
 
 def _which(series: Series, record: Record) -> str:

@@ -198,6 +198,13 @@ def depth_curve(records: Iterable[Record], train_rows: int | None = None, metric
     # a draw that is not finished is left out as a whole: its depths would be means over fewer seeds than the others
     shape = [(r.layers, r.width) for r in first]
     finished = {key: own for key, own in draws.items() if [(r.layers, r.width) for r in own] == shape}
+    for own in finished.values():
+        if len({r.depth for r in own}) < len(own) or len({r.n_layers for r in own}) > 1:
+            depths = ", ".join(f"{r.depth} of {r.n_layers}" for r in own)
+            raise UserError(
+                f"The layers of series {own[0].series!r} have the depths {depths[:200]}; expected one each, of one "
+                "number of layers: remove these records and sweep again."
+            )
     if left := [name for name in runs if not any(series == name for series, _ in finished)]:
         raise UserError(
             f"{left[0]!r} has other layers or widths than {first[0].series!r}, or is not finished: runs of one model "

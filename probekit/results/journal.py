@@ -27,14 +27,15 @@ class Journal:
     Parameters
     ----------
     path : path of the .jsonl file; its folder is made when missing
+    more : schema of what each line holds besides its key
 
     Attributes
     ----------
     check : called under the lock with the lines that are there, before one is appended
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, more: Mapping[str, Any] | None = None):
+        self.path, self._schema = Path(path), {**_LINE, **(more or {})}
         self.check: Callable[[Sequence[Mapping[str, Any]]], object] = len
         try:
             self._claims = self.path.parent / ".claims" / self.path.stem
@@ -52,7 +53,7 @@ class Journal:
 
     def lines(self) -> list[dict[str, Any]]:
         """All whole lines, oldest first; a `UserError` if the file is none of ours."""
-        return _keyed(read_bytes(self.path, MOST_BYTES), self.path) if self.path.exists() else []
+        return _keyed(read_bytes(self.path, MOST_BYTES), self.path, self._schema) if self.path.exists() else []
 
     def keys(self) -> set[str]:
         """Keys of all finished work."""
@@ -70,7 +71,7 @@ class Journal:
             descriptor = open_lock_file(self.path)
             try:
                 content = _read_all(descriptor)
-                known = _keyed(content, self.path)
+                known = _keyed(content, self.path, self._schema)
                 end = whole_length(content)
                 if line["key"] in {before["key"] for before in known}:
                     return False
@@ -109,11 +110,11 @@ class Journal:
                     file.unlink(missing_ok=True)
 
 
-def _keyed(content: bytes, path: Path) -> list[dict[str, Any]]:
+def _keyed(content: bytes, path: Path, schema: Mapping[str, Any]) -> list[dict[str, Any]]:
     lines = parse_lines(content, path)
     # a torn line of ours begins as a whole one and may be cut; another program's file may not
     ours = content.lstrip(b"\0 \r\n")[:1] in (b"", b"{")
-    if ours and all(mismatch(line, _LINE) is None for line in lines):
+    if ours and all(mismatch(line, schema) is None for line in lines):
         return lines
     raise UserError(f"{path} contains lines that are not records of probekit's: choose another output folder.")
 

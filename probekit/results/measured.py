@@ -128,7 +128,7 @@ def _temperature(record: Record) -> float:
 def _of_features(record: Record, name: str) -> float:
     if name == "rankme" and record.rankme is not None:
         return float(record.rankme)
-    found = _cell(geometry_file(_features(record)), "layer", record.layers[0], name)
+    found = _cell(geometry_file(_features(record)), "layer", record.layers[0], name, record.identity.feature_id)
     if found is None:
         raise UserError(
             f"{name} of {record.series}, layer {record.layers[0]} has not been measured: run "
@@ -146,12 +146,20 @@ def _features(record: Record) -> Path:
     return (record.folder or Path()) / record.feature_file
 
 
-def _cell(path: Path, key: str, value: str, column: str) -> float | None:
-    """The value in a column of a table's first row with a key; None if there is no such row or no table."""
+def _cell(path: Path, key: str, value: str, column: str, features: str = "") -> float | None:
+    """The value in a column of the rows with a key; None if there is no such row, or no table.
+
+    Of a table of feature files, only rows of the file with the id `features` count; older tables do not name it.
+    """
     table: Any = csv_table(path) if path.is_file() else {}
     try:
-        found: Any = table[column][table[key] == value] if len(table) else []
-        return float(found.iloc[0]) if len(found) else None
+        rows = table[table[key] == value] if len(table) else table
+        if features and len(rows) and "features" in rows:
+            rows = rows[rows["features"] == features]
+        found = {float(one) for one in rows[column]} if len(rows) else set()
+        if len(found) > 1:
+            raise ValueError(f"{len(found)} different ones of {value}")
+        return next(iter(found), None)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} has no numbers {column} by {key} ({error}); delete it, and make it again.") from None
 
@@ -166,7 +174,7 @@ def _table(path: Path, _changed: int) -> "pd.DataFrame":
     import pandas as pd
 
     try:
-        return pd.read_csv(path, dtype={"layer": str, "record": str})
+        return pd.read_csv(path, dtype={"layer": str, "record": str, "features": str})
     except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}); delete it, and make it again.") from None
 

@@ -123,6 +123,8 @@ def paired_correct(a: Record, b: Record) -> tuple[np.ndarray, np.ndarray]:
         names = f"{a.dataset.get('name')} and {b.dataset.get('name')}"
         raise UserError(f"A paired comparison needs the same test rows, but the records are of {names}.")
     rows_a, rows_b, both = row_predictions(a), row_predictions(b), f"{record_label(a)} and {record_label(b)}"
+    if any(len(np.unique(rows.row_ids)) < len(rows.row_ids) for rows in (rows_a, rows_b)):
+        raise UserError(f"{both} cannot be paired: several of their test rows have one row id; give each its own.")
     _, at_a, at_b = np.intersect1d(rows_a.row_ids, rows_b.row_ids, return_indices=True)
     if not len(at_a):
         raise UserError(f"{both} share no test row: extract both from the same test split.")

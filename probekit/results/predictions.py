@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from igpt_model.atomic import write_bytes
 from igpt_model.checked_json import open_regular
@@ -46,14 +46,18 @@ class RowPredictions:
 def save_probe(path: str | Path, arrays: Mapping[str, np.ndarray], rows: RowPredictions | None = None) -> None:
     """Write the arrays of a probe, `classes` among them, and with `rows` what it predicts, atomically."""
     tested = {f"test_{name}": getattr(rows, name).astype(kind) for name, kind in _TESTED.items() if rows is not None}
-    write_bytes(path, save({name: np.ascontiguousarray(value) for name, value in {**arrays, **tested}.items()}))
+    content = {name: np.ascontiguousarray(value) for name, value in {**arrays, **tested}.items()}
+    # a file of another probe would fit in its place: it says which one it is
+    write_bytes(path, save(content, {"name": Path(path).name}))
 
 
 def load_probe(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays of a probe file: `classes`, those of its kind, and test_* where the probe has been tested."""
     try:
         open_regular(path).close()  # a pipe or a device would be waited for
-        arrays = load_file(path)
+        with safe_open(path, "numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            written_as = (file.metadata() or {}).get("name", Path(path).name)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"Probe file {path} cannot be read ({first_line(error)}); delete its record's line and run the sweep again."
@@ -62,6 +66,8 @@ def load_probe(path: str | Path) -> dict[str, np.ndarray]:
         if name in arrays and np.can_cast(arrays[name].dtype, kind, "safe"):  # compact files hold narrower numbers
             arrays[name] = arrays[name].astype(kind, copy=False)
     problem = _problem(arrays)
+    if written_as != Path(path).name:
+        problem = f"it was written as {written_as[:200]}, of another probe"
     if problem:
         raise UserError(f"Probe file {path} cannot be used: {problem}; delete its record's line and run again.")
     return arrays
@@ -72,6 +78,12 @@ def _problem(arrays: Mapping[str, np.ndarray]) -> str | None:
     classes = arrays.get("classes")
     if classes is None or classes.dtype != np.int64 or classes.ndim != 1 or len(classes) < 1:
         return "it holds no classes"
+    if (np.diff(classes) <= 0).any():
+        return "its classes are not in ascending order"
+    # the logarithm of no probability is minus infinity
+    least = {name: np.isnan(v) if name == "test_log_proba" else ~np.isfinite(v) for name, v in arrays.items()}
+    if wrong := [name for name, bad in least.items() if bad.any()]:
+        return f"{wrong[0]} holds NaN or infinity"
     tested = {f"test_{name}": kind for name, kind in _TESTED.items() if f"test_{name}" in arrays}
     if tested and len(tested) < len(_TESTED):
         return f"it holds {', '.join(tested)} and lacks other arrays of its test rows"
@@ -82,7 +94,8 @@ def _problem(arrays: Mapping[str, np.ndarray]) -> str | None:
             continue
         if arrays[name].shape != shape or arrays[name].dtype != kind:
             return f"{name} is {arrays[name].dtype} {arrays[name].shape}, expected {np.dtype(kind)} {shape}"
-    return "test_log_proba holds NaN" if tested and np.isnan(arrays["test_log_proba"]).any() else None
+    wrong = [name for name in ("test_labels", "test_predictions") if not np.isin(arrays.get(name, []), classes).all()]
+    return f"{wrong[0]} holds labels that are none of its classes" if wrong else None
 
 
 def row_predictions(record: Record) -> RowPredictions:
@@ -96,4 +109,26 @@ def row_predictions(record: Record) -> RowPredictions:
             f"Probe file {path} does not hold predictions of the {record.metrics['n_test']:,} test rows that its "
             "record counts; delete the record's line and run the sweep again."
         )
-    return RowPredictions(**{name: arrays[f"test_{name}"] for name in _TESTED}, classes=arrays["classes"])
+    rows = RowPredictions(**{name: arrays[f"test_{name}"] for name in _TESTED}, classes=arrays["classes"])
+    if problem := _contradiction(rows, record):
+        raise UserError(
+            f"Probe file {path} contradicts itself or its record: {problem}; delete the record's line and run again."
+        )
+    return rows
+
+
+def _contradiction(rows: RowPredictions, record: Record) -> str | None:
+    """Where predictions, probabilities and the record of a probe cannot all be of it, or None."""
+    if abs(float(rows.correct.mean()) - record.accuracy) > 1e-6:
+        return f"{rows.correct.mean():.4%} of its predictions are right, and the record has {record.accuracy:.4%}"
+    if not rows.log_proba.shape[1]:  # a compact file
+        return None
+    best, columns = rows.log_proba.max(axis=1), np.searchsorted(rows.classes, rows.predictions)
+    # all sums of a large file would take longer than the rest of its reading
+    sums = np.exp(rows.log_proba[:1000].astype(np.float64)).sum(axis=1)
+    if not np.isfinite(best).all() or best.max() > 1e-3 or not np.allclose(sums, 1, atol=0.01):
+        return "test_log_proba holds no logarithms of probabilities"
+    # of equal ones the last bit of float32 may make another the largest
+    if (rows.log_proba[np.arange(len(columns)), columns] < best - 1e-3).any():
+        return "its predictions are not the most probable classes"
+    return None

@@ -3,6 +3,7 @@
 n_C penalties of the path, N test rows, K classes.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
@@ -12,7 +13,9 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from igpt_model.checked_json import Int, Real, Text, mismatch, parse_json, read_bytes
+import numpy as np
+
+from igpt_model.checked_json import Int, Real, Text, check_json, mismatch, parse_json, read_bytes
 from igpt_model.hashing import hash_json
 from probekit.runtime.errors import UserError
 
@@ -28,6 +31,7 @@ Name = Annotated[str, Text(1000)]
 Hash = Annotated[str, Text(32)]
 Share = Annotated[float, Real(0, 1)]
 Positive = Annotated[float, Real(0)]
+Tried = Annotated[float, Real(1e-300, 1e300)]  # a value of a grid, shown on a logarithmic axis
 Count = Annotated[int, Int(0)]
 Depth = Annotated[int, Int(0, MOST_LAYERS)]
 Rows = Annotated[int, Int(1)]
@@ -46,7 +50,9 @@ _DATASET = {
 }
 _REFIT = {"converged": bool, "n_iter": Int(0), "grad_rel": (Real(0), None), "gap": _NUMBER, "kind?": _NAME}
 _METRICS: dict[str, Any] = dict.fromkeys(("top1", "mean_per_class", "top1_low", "top1_high"), _SHARE)
-_METRICS |= {"top5": (_SHARE, None), "log_loss": float, "n_test": Int(1)}
+_NEARLY = -1e-6  # a loss of 0 may be below it by rounding
+_METRICS |= {"top5": (_SHARE, None), "log_loss": Real(_NEARLY), "n_test": Int(1)}
+_METRICS |= {"ece?": (Real(_NEARLY, 1 - _NEARLY), None), "brier?": (Real(_NEARLY, 2 - _NEARLY), None)}
 _NUMBERS = {str: _NUMBER}  # what else is measured: a function of METRICS gives one number, or none
 
 
@@ -140,7 +146,7 @@ class Record:
     dataset: Annotated[dict[str, Any], _DATASET]
     protocol: Annotated[dict[str, Any], {"name": _NAME, "tol?": _NUMBER, "solver?": (str, None)}]
     feature_file: Annotated[str, Text()]
-    Cs: list[Positive]
+    Cs: list[Tried]
     l2s: list[Positive]
     val_accuracy: list[Share]
     val_log_loss: list[float]
@@ -150,7 +156,7 @@ class Record:
     gap: list[float | None]
     selection: Name
     chosen_index: Count
-    chosen_C: Positive  # noqa: N815 - C as scikit-learn spells it
+    chosen_C: Tried  # noqa: N815 - C as scikit-learn spells it
     at_grid_edge: bool
     refit: Annotated[dict[str, Any], _REFIT]
     train_accuracy: Share
@@ -231,21 +237,10 @@ class Record:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], folder: str | Path | None = None, where: str = "A record") -> "Record":
         """Read a line back; one of another schema, or whose key does not fit the identity, raises `UserError`."""
-        if not isinstance(value, Mapping) or value.get("schema") != SCHEMA:
-            found = value.get("schema") if isinstance(value, Mapping) else None
-            if not isinstance(found, int):
-                raise UserError(f"{where} is not a record of probekit: it names no schema; remove it.")
-            raise UserError(f"{where} has schema {found}, but this probekit reads schema {SCHEMA}: upgrade probekit.")
-        check_record(value, where)
-        value = migrate(value)
+        identity = check_record(value, where)
         known = {f.name for f in fields(cls)} - _NOT_STORED
-        body = {name: item for name, item in value.items() if name in known}
-        record = cls(identity=Identity.from_dict(value["identity"]), folder=Path(folder) if folder else None, **body)
-        if record.key != value["key"]:
-            raise UserError(
-                f"Record {value['key']} does not match its own identity (hash {record.key}): the line was edited."
-            )
-        return record
+        body = {name: item for name, item in migrate(value).items() if name in known}
+        return cls(identity=identity, folder=Path(folder) if folder else None, **body)
 
 
 _IN_MEMORY = {"folder", "test"}
@@ -269,43 +264,93 @@ def schema_of(hint: Any) -> Any:
 
 
 _RECORD = {"key": Text(32), **schema_of(Record)}
+_CHOICE = {name: schema for name, schema in _RECORD.items() if name != "metrics"}
 _LISTS = ("Cs", "l2s", "val_accuracy", "val_log_loss", "n_iter", "converged", "grad_rel", "gap")
 
 
-def check_record(line: Mapping[str, Any], where: str) -> None:
-    """Refuse a line of results.jsonl that is no record.
+def check_recordable(store: Any) -> None:
+    """Refuse features of which no record could be read back, or whose test rows contradict their description.
 
     Raises
     ------
     UserError
-        The message names the line (`where`), the key, and what was expected there.
+        Before anything is fitted: it says what is wrong.
     """
-    problem = mismatch(line, _RECORD) or _inconsistency(line)
+    check_json(dict(store.encoder), "The description of the encoder", _ENCODER)
+    check_json(dict(store.dataset), "The description of the dataset", _DATASET)
+    described = store.dataset.get("tests", {})
+    for split in store.splits:
+        if not re.fullmatch(TEST_NAME, split):
+            raise UserError(
+                f"{split[:200]!r} cannot name a set of test rows; give letters, digits, '.', '+', '-', '_'."
+            )
+        known = described.get(split, {}).get("labels")
+        if known is not None and len(other := np.setdiff1d(store.labels(split), known)):
+            raise UserError(
+                f"The {split} split has the label {other[0]}, which its description leaves out; extract again."
+            )
+
+
+def check_record(line: Mapping[str, Any], where: str, tested: bool = True) -> Identity:
+    """The identity of a line of results.jsonl, or of choices.jsonl, whose probes are not `tested` yet.
+
+    Raises
+    ------
+    UserError
+        It is no such line; the message names it (`where`), the key, and what was expected there.
+    """
+    schema = line.get("schema") if isinstance(line, Mapping) else None
+    if type(schema) is not int:
+        raise UserError(f"{where} is not a record of probekit: it names no schema; remove it.")
+    if schema != SCHEMA:
+        raise UserError(f"{where} has schema {schema}, but this probekit reads schema {SCHEMA}: upgrade probekit.")
+    problem = mismatch(line, _RECORD if tested else _CHOICE) or _inconsistency(line)
     if problem:
         raise UserError(f"{where} is not a record that can be read: {problem}.")
+    identity = Identity.from_dict(line["identity"])
+    if identity.key != line["key"]:
+        raise UserError(
+            f"Record {line['key']} does not match its own identity (hash {identity.key}): the line was edited."
+        )
+    return identity
 
 
 def _inconsistency(line: Mapping[str, Any]) -> str | None:
-    n = len(line["Cs"])
+    """What two values of a record, each of its type, contradict one another in, or None."""
+    n, index, layers = len(line["Cs"]), line["chosen_index"], line["identity"]["layers"]
     wrong = [name for name in _LISTS if len(line[name]) != n]
     if wrong or not 1 <= n <= 100_000:
         return f"{', '.join(wrong) or 'Cs'} must have as many entries as Cs has, 1 to 100,000, and Cs has {n}"
-    if problem := mismatch(line["metrics"], _NUMBERS, "metrics"):
-        return problem
-    for name, metrics in line.get("tests", {}).items():
-        if not re.fullmatch(TEST_NAME, name):
+    if index >= n:
+        return f"chosen_index is {index}, expected less than {n}"
+    if not math.isclose(line["chosen_C"], line["Cs"][index], rel_tol=1e-9):
+        return f"chosen_C is {line['chosen_C']:g}, expected {line['Cs'][index]:g}, entry {index} of Cs"
+    for name, metrics in {"metrics": line.get("metrics"), **line.get("tests", {})}.items():
+        place = name if name == "metrics" else f"tests.{name}"
+        if name != "metrics" and (name == "test" or not re.fullmatch(TEST_NAME, name)):
             return f"tests holds {name[:60]!r}, expected the name of a test set"
-        if problem := mismatch(metrics, _METRICS) or mismatch(metrics, _NUMBERS):
-            return f"tests.{name}: {problem}"
-    if line["chosen_index"] >= n:
-        return f"chosen_index is {line['chosen_index']}, expected less than {n}"
-    if not 1 <= len(line["identity"]["layers"]) <= MOST_LAYERS:
-        return f"identity.layers has {len(line['identity']['layers'])} entries, expected 1 to {MOST_LAYERS:,}"
-    if line["kind"] == "layer" and line["depth"] is None:
-        return "depth is None, expected the depth of a layer"
+        if metrics is None:
+            continue
+        if problem := mismatch(metrics, _METRICS, place) or mismatch(metrics, _NUMBERS, place):
+            return problem
+        low, top1, high = (metrics[key] for key in ("top1_low", "top1", "top1_high"))
+        top5 = metrics["top5"]
+        # Wilson's limits of all rows or none are off by rounding
+        if not low - 1e-9 <= top1 <= high + 1e-9 or (top5 is not None and top5 < top1 - 1e-9):
+            return f"{place} has top1 {top1:g} with limits {low:g} and {high:g} and top5 {top5}, out of their order"
+    if not 1 <= len(layers) <= MOST_LAYERS:
+        return f"identity.layers has {len(layers)} entries, expected 1 to {MOST_LAYERS:,}"
+    if line["kind"] == "layer" and (line["depth"] is None or len(layers) > 1):
+        return f"depth is {line['depth']} and identity.layers has {len(layers)} entries, expected one layer's depth"
+    depths = line["encoder"].get("depths", range(line["n_layers"]))
+    last = line["encoder"].get("last_depth", max(depths, default=0))
+    if line["depth"] is not None and not (line["depth"] in depths and line["depth"] <= last):
+        return f"depth is {line['depth']}, expected one of the encoder's, at most {last}"
+    if len(depths) != line["n_layers"]:
+        return f"n_layers is {line['n_layers']}, and the encoder has {len(depths)} depths"
     parts = line["probe_file"].replace("\\", "/").split("/")
-    if parts[0] == "" or ".." in parts:
-        return f"probe_file is {line['probe_file'][:60]!r}, expected a file in the folder of the results"
+    if parts[0] == "" or ".." in parts or parts[-1] != f"{line['key']}.safetensors":
+        return f"probe_file is {line['probe_file'][:60]!r}, expected KEY.safetensors in the folder of the results"
     return None
 
 

@@ -8,6 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from igpt_model.errors import UserError
@@ -83,3 +84,9 @@ def test_a_member_of_a_tar(tmp_path, member, sparse):
 def test_a_range_of_files(pattern):
     with pytest.raises(UserError, match="give a range of 1 to 1,000,000 files"):
         expand(pattern, ".tar")
+
+
+def test_tensors_that_repeat_one_number(tmp_path):
+    torch.save({"a": torch.zeros(1).expand(10**9, 4), "labels": torch.arange(2)}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="fewer numbers than the 4,000,000,000"):
+        import_features(tmp_path / "f.h5", tmp_path / "x.pt")

@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from probekit.features.readable import Features
 from probekit.runtime.errors import UserError
 
 
 @dataclass
-class MemoryStore:
+class MemoryStore(Features):
     """What `sweep` needs of a FeatureStore. Layer `k` separates the classes by `strength[k]`."""
 
     strength: tuple[float, ...] = (0.0, 1.5, 0.8)

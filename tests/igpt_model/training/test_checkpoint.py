@@ -24,7 +24,8 @@ TRANSFORM = ImageTransform(3, "box", ("flip",))
 
 def save(run, step, trainer=True):
     model = IGPT(CONFIG, seed=step)
-    state = ({"wte.weight/exp_avg": torch.full((5, 8), float(step))}, {"lowest": 1 / 3}) if trainer else None
+    moments = {f"wte.weight/{key}": torch.full((5, 8), float(step)) for key in ("exp_avg", "exp_avg_sq")}
+    state = (moments | {"wte.weight/step": torch.tensor(float(step))}, {"lowest": 1 / 3}) if trainer else None
     path = checkpoint_path(run, step)
     save_checkpoint(path, model, Palette.rgb_grid(5), TRANSFORM, step, state, {"data": {"name": "noise"}})
     return model

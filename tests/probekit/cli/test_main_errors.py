@@ -182,8 +182,6 @@ TRAIN = "train digits --out {new}"
         (f"{SAMPLE} --complete wandering-digits --each 0", ["each is 0"]),
         (f"{SAMPLE} --keep nan", ["keep is nan"]),
         (f"{SAMPLE} --complete wandering-digits --keep 0.01", ["keep is 0.01", "12 pixels"]),
-        ("compress {features} --level 99 --out {new}", ["Level 99", "gzip", "1 to 9"]),
-        ("compress {features} --method lzf --level 2 --out {new}", ["Level 2", "lzf"]),
         ("plan --classes 1", ["--classes is 1", "from 2"]),
     ],
 )

@@ -57,7 +57,7 @@ def test_the_same_arrays_again_are_the_same_file_and_others_are_refused(tmp_path
     first = FeatureStore.from_arrays(tmp_path / "f.h5", arrays)
     assert FeatureStore.from_arrays(tmp_path / "f.h5", arrays).id == first.id
     arrays["train"][0]["stem"][0, 0] += 1
-    with pytest.raises(UserError, match="other features of train"):
+    with pytest.raises(UserError, match="contains other features"):
         FeatureStore.from_arrays(tmp_path / "f.h5", arrays)
     assert FeatureStore.from_arrays(tmp_path / "g.h5", arrays).id != first.id
 
@@ -124,6 +124,15 @@ def test_a_file_that_shrinks_while_it_is_read_is_one_sentence(tmp_path, arrays):
         os.truncate(store.path, file[name].id.get_offset() + 4)
         with pytest.raises(UserError, match=r"cannot be read at .*bytes too early"):
             layout.read_rows(file, name)
+
+
+def test_a_file_that_was_replaced_is_not_read_as_the_one_that_was_opened(tmp_path, arrays):
+    store = FeatureStore.from_arrays(tmp_path / "f.h5", arrays)
+    other = FeatureStore.from_arrays(tmp_path / "g.h5", arrays, encoder={"name": "another"})
+    other.path.replace(store.path)
+    for read in (lambda: store.read("train", 0), lambda: store.labels("test"), lambda: store.ledger("train")):
+        with pytest.raises(UserError, match="was replaced by another file"):
+            read()
 
 
 def test_unknown_layer_and_split_list_what_there_is(tmp_path, arrays):

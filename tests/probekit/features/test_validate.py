@@ -157,16 +157,17 @@ def test_verbs_end_in_one_sentence(path, tmp_path, verb):
     assert "another file (/etc/passwd)" in printed.getvalue()
 
 
-def test_class_names_are_part_of_the_identity_and_older_files_are_accepted(path):
+def test_class_names_are_part_of_the_identity(path):
     with h5py.File(path, "r+") as file:
         header, classes = read_header(file), read_classes(file)
         ledgers = {split: file[layout.ledger_path(split)][()] for split in header.splits}
         assert attribute(file, "id") == layout.file_id(header, ledgers, classes) != layout.file_id(header, ledgers)
-        layout.set_id(file, layout.file_id(header, ledgers))  # as files were written before
-    assert FeatureStore.open(path).classes == ("a", "b", "c")
-    report = verify(path)
-    assert report.ok
-    assert report.warnings == ["An earlier version wrote this file: its class names are under no checksum."]
+        names = np.array([b"a", b"b", b"d"], dtype=h5py.string_dtype("utf-8", 1))
+        del file["classes"]
+        file.create_dataset("classes", data=names, track_times=False)
+    with pytest.raises(UserError, match="was altered after it was written"):
+        FeatureStore.open(path)
+    assert "altered after writing" in verify(path).errors[0]
 
 
 @pytest.mark.parametrize("value", [5, None, [], 1.5])
