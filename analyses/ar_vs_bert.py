@@ -18,7 +18,7 @@ from analyses import command_line, over_runs, start
 from analyses.mask_voting import mask_ensemble
 from probekit.features.store import FeatureStore
 from probekit.reports import build_panels, collect_records
-from probekit.reports.panels import Panel, Series, series_margin
+from probekit.reports.panels import Panel, Series, series_margin, slugs
 from probekit.reports.report import write_curve
 from probekit.results.predictions import row_predictions
 
@@ -91,9 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n".join(printed) or "These results do not hold an autoregressive and a BERT model on the same data.")
     ours, berts = (dict.fromkeys(s.records[0].series for panel in found for s in runs_of(panel)[k]) for k in (0, 1))
     runs = {name: list(own) for name, own in (("AR", ours), ("BERT", berts)) if len(own) > 1}
-    for panel in build_panels(records, runs=runs) if options.out else []:
+    drawn = build_panels(records, runs=runs) if options.out else []
+    for panel, slug in zip(drawn, slugs(drawn), strict=True):
         options.out.mkdir(parents=True, exist_ok=True)
-        print(*write_curve(panel, options.out / f"ar_vs_bert-{panel.slug}", ("svg", "png")), sep="\n")
+        print(*write_curve(panel, options.out / f"ar_vs_bert-{slug}", ("svg", "png")), sep="\n")
 
 
 if __name__ == "__main__":

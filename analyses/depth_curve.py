@@ -9,17 +9,19 @@ from collections.abc import Sequence
 
 from analyses import command_line, panels, start
 from probekit.reports import print_panel
+from probekit.reports.panels import slugs
 from probekit.reports.report import write_curve
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read results, print every panel, write the pictures where asked."""
     options = command_line(__doc__, "--out").parse_args(arguments)
-    for panel in panels(options.results):
+    found = panels(options.results)
+    for panel, slug in zip(found, slugs(found), strict=True):
         print_panel(panel)
         if options.out:
             options.out.mkdir(parents=True, exist_ok=True)
-            print(*write_curve(panel, options.out / f"depth_curve-{panel.slug}"), sep="\n")
+            print(*write_curve(panel, options.out / f"depth_curve-{slug}"), sep="\n")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def test_the_wheel_holds_both_packages_their_data_and_nothing_else(tmp_path):
     data = {str(p.relative_to(ROOT)) for p in data if "__pycache__" not in p.parts and not p.name.startswith(".")}
     assert any("pretrained" in name and name.endswith("weights.safetensors") for name in data)
     assert data <= names, sorted(data - names)
-    assert "probekit = probekit.cli.main:main" in points
+    assert "probekit = probekit.__main__:main" in points
 
 
 def test_the_oldest_versions_that_are_tried_are_the_lower_bounds():

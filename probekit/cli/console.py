@@ -3,11 +3,11 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
-from probekit.runtime.escape import terminal, visible
+from probekit.runtime.escape import losable, visible
 
 
 @dataclass
@@ -77,20 +77,23 @@ def detail(text: str) -> None:
 
 
 def rich_console(**options: Any) -> Any:
-    """A rich console that leaves a closed stdout (`| head`) to `main`, where rich would end the process itself."""
+    """A rich console that prints text as it is, ":bug:" and "[red]" too.
+
+    A closed stdout (`| head`) is left to `main`, where rich would end the process itself.
+    """
     from rich.console import Console
 
     class _Console(Console):
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
 
-    return _Console(**options)
+    return _Console(emoji=False, markup=False, highlight=False, **options)
 
 
 def _print(text: Any, style: str | None, stderr: bool) -> None:
     plain = isinstance(text, str)
-    shown = terminal(text) if plain else text
-    rich_console(stderr=stderr, highlight=False, markup=False, soft_wrap=plain).print(shown, style=style)
+    with losable() if stderr else nullcontext():
+        rich_console(stderr=stderr, soft_wrap=plain).print(visible(text) if plain else text, style=style)
     sys.stdout.flush()
 
 

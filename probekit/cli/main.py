@@ -12,19 +12,18 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import FrameType
 
 from cyclopts import App, CycloptsError, Group
-from rich.console import Console
 
 from probekit import __version__
 from probekit.cli import console
 from probekit.cli.register import Verb, command
 from probekit.cli.usage import prepared, usage_sentence
 from probekit.runtime.errors import UserError, did_you_mean, shortened
-from probekit.runtime.escape import terminal, visible
+from probekit.runtime.escape import losable, visible
 
 MAKE = Group.create_ordered("One command")
 MODEL = Group.create_ordered("Models")
@@ -179,6 +178,7 @@ def main(argv: Sequence[str] | None = None, run: Callable[[list[str]], object] |
         The exit code: 0, 1, 2, 130, or 141 when nobody reads stdout any more.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_closed_streams()
     debug = "--debug" in words
     warnings.showwarning = _show_warning
     console.settle(quiet=bool({"-q", "--quiet"} & set(words)))
@@ -189,9 +189,31 @@ def main(argv: Sequence[str] | None = None, run: Callable[[list[str]], object] |
     before, threading.excepthook = threading.excepthook, _thread_error
     try:
         with _interrupts() as interrupts:
-            return _run(words, run or dispatch, debug, interrupts)
+            return _written(_run(words, run or dispatch, debug, interrupts))
     finally:
         threading.excepthook = before
+
+
+def _open_closed_streams() -> None:
+    """Open what the shell has closed (`>&-`): the next file would get its number, and with it all that is printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
+def _written(code: int) -> int:
+    """The exit code, after everything has been printed; what cannot be (`>/dev/full`, `| head`) is discarded."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            code = code or 2
+    return code
 
 
 @contextmanager
@@ -223,9 +245,7 @@ def _run(words: list[str], run: Callable[[list[str]], object], debug: bool, inte
     except KeyboardInterrupt:
         return _report(_interrupted(), 130)
     except BrokenPipeError:
-        # whoever read stdout has ended (`| head`): nothing can be printed any more, and nothing is at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return 128 + signal.SIGPIPE  # whoever read stdout has ended (`| head`)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:
@@ -261,17 +281,27 @@ def dispatch(words: list[str]) -> None:
         if words[0] not in VERBS:
             hint = did_you_mean(words[0], VERBS) or f" The verbs are {', '.join(VERBS)}."
             raise UserError(f"there is no verb {words[0]!r}.{hint}")
+        try:
+            os.getcwd()  # some libraries end the process where there is none
+        except FileNotFoundError:
+            raise UserError("the current folder does not exist any more; change to another one.") from None
         if {"--help", "-h"} & set(words):
             whole_help(words[0])
         else:
             words = prepared(app, words)
     for before, word in zip(["", *words], words, strict=False):
+        flag, equals, value = word.partition("=") if word.startswith("--") else (before, "", word)
         # an empty title is a figure without one
-        if word.removeprefix("--out=") in ("", ".h5") and before != "--title":
-            what = "empty" if not word.endswith(".h5") else f"an ending alone, {word!r}"
+        if (value in ("", ".h5") and flag != "--title") and (equals or not word.startswith("--")):
+            what = f"an ending alone, {value!r}" if value else "empty"
             raise UserError(f"an argument is {what} (an unset variable of the shell?); give a value, or leave it out.")
     if "\0" in "".join(words):
         raise UserError("an argument contains a NUL character, which no path or name may hold; remove it.")
+    for name in ("RANK", "SOURCE_DATE_EPOCH"):  # any RANK but 0 prints nothing; matplotlib reads the other
+        if not re.fullmatch("0|[1-9][0-9]{0,17}", value := os.environ.get(name, "0")):
+            raise UserError(
+                f"the environment variable {name} is {value!r}; expected a whole number: set it, or unset it."
+            )
     if any(re.search(r"(^|=|:)(hf|timm|hf-data):", word) for word in words):
         _use_the_cache_where_there_is_no_network()
     with console.only_rank0_prints():
@@ -351,12 +381,12 @@ def _number_inside(error: BaseException) -> int | None:
 
 def _report(sentence: str, code: int) -> int:
     who = "probekit" if console.is_rank0() else f"probekit, rank {os.environ['RANK']}"
-    text = terminal(f"{who}: {shortened(sentence)}")
-    try:
-        stderr = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-        stderr.print(text, style="red" if code != 130 else None)
-    except MemoryError:
-        os.write(2, f"{text}\n".encode(errors="backslashreplace"))
+    text = visible(f"{who}: {shortened(sentence)}")
+    with suppress(OSError):
+        try:
+            console.rich_console(stderr=True, soft_wrap=True).print(text, style="red" if code != 130 else None)
+        except MemoryError:
+            os.write(2, f"{text}\n".encode(errors="backslashreplace"))
     return code
 
 
@@ -366,10 +396,14 @@ def _thread_error(about: threading.ExceptHookArgs) -> None:
     if sentence is None:
         threading.__excepthook__(about)
     else:
-        sys.stderr.write(f"warning: {visible(sentence)}\n")
+        _warn(sentence)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    if not console.is_rank0():
-        return
-    sys.stderr.write(f"warning: {visible(' '.join(str(message).split()))}\n")
+    if console.is_rank0():
+        _warn(" ".join(str(message).split()))
+
+
+def _warn(words: str) -> None:
+    with losable():
+        sys.stderr.write(f"warning: {visible(words)}\n")

@@ -61,7 +61,7 @@ def plot(
     from probekit.reports.figures.depth import depth_figure
     from probekit.reports.figures.label_curve import label_figure, label_frame
     from probekit.reports.figures.penalty_paths import path_figure
-    from probekit.reports.figures.style import FigureOptions, save_figure, style
+    from probekit.reports.figures.style import FigureOptions, brief, save_figure, style
     from probekit.reports.panels import find_series
     from probekit.reports.tables import layer_frame, path_frame
     from probekit.runtime.escape import csv_text
@@ -83,7 +83,7 @@ def plot(
             panel = one_panel(panels)
             one = find_series(panel, series) if series else (panel.models or list(panel.series))[0]
             if title is None:
-                options = replace(options, title=f"{one.label}, {panel.title}")
+                options = replace(options, title=brief(f"{brief(one.label, 40)}, {panel.title}"))
             figure, points = path_figure(one, narrow=narrow, options=options), path_frame([one])
         save_figure(figure, out.with_suffix(""), (form,))
     beside = out.with_suffix(".csv")
@@ -100,6 +100,9 @@ def read_labels(texts: tuple[str, ...]) -> dict[str, str]:
             raise UserError(
                 f"--labels is {text!r}; expected NAME=NAME IN PRINT, as in --labels igpt='iGPT-S, CIFAR-10'."
             )
+    names = [old for old, _, _ in pairs]
+    if len(set(names)) < len(names):
+        raise UserError(f"--labels names {max(names, key=names.count)!r} twice; give each series one name.")
     return {old: new for old, _, new in pairs}
 
 

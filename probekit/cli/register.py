@@ -10,9 +10,10 @@ import __future__
 import ast
 import builtins
 import inspect
+import os
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache, partial
 from importlib import import_module
@@ -20,9 +21,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, Token
 
-from igpt_model.ranges import Range, check_range
+from igpt_model.ranges import Range
 from probekit.cli import console
 from probekit.cli.answer import present
 from probekit.cli.console import progress
@@ -158,21 +159,36 @@ def _flag(
     name: str, hint: Any, default: Any, help: str, spelled: Any = None, group: Any = None, allowed: Range | None = None
 ) -> inspect.Parameter:
     """A keyword parameter as cyclopts reads it; lists take one or several values after the flag."""
-    several = get_origin(hint) is tuple or any(get_origin(part) is tuple for part in get_args(hint))
+    parts = (hint, *get_args(hint))
+    several = any(get_origin(part) is tuple for part in parts)
     more: dict[str, Any] = {"consume_multiple": True} if several else {}
     if default in ((), None):
         more["show_default"] = False
     if group is not None:
         more["group"] = group
-    if allowed := allowed or RANGES.get(name):
-        more["validator"] = partial(_check_number, _dashed(name), allowed)
+    if kinds := {inner for part in parts for inner in (part, *get_args(part))} & {int, float}:
+        about = _dashed(name), kinds.pop(), allowed or RANGES.get(name) or Range()
+        more |= {"converter": partial(_numbers, *about, several), "json_list": False}
     how = Parameter(name=spelled, help=help, negative_iterable=(), **more)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, how])
 
 
-def _check_number(flag: str, allowed: Range, _: Any, value: Any) -> None:
-    if not isinstance(value, str):
-        check_range(flag, value, allowed)
+def _numbers(flag: str, kind: type, allowed: Range, several: bool, _: Any, tokens: Sequence[Token]) -> Any:
+    """The number or numbers of a flag; cyclopts would round 2.6 where a whole one is expected."""
+    values = [_number(token.value, kind) for token in tokens]
+    for value, token in zip(values, tokens, strict=True):
+        if value is None or value not in allowed:
+            shown = token.value[:60] if value is not None else repr(token.value[:60])
+            raise UserError(f"{flag} is {shown}; expected a {'whole ' * (kind is int)}number {allowed}.")
+    return tuple(values) if several else values[0]
+
+
+def _number(text: str, kind: type) -> int | float | None:
+    with suppress(ValueError):
+        return int(text) if kind is int else float(text)
+    with suppress(ValueError):
+        return int(value) if (value := float(text)).is_integer() else None
+    return None
 
 
 def _dashed(name: str) -> str:
@@ -230,6 +246,11 @@ def _refuse_idle(entry: Verb, given: Mapping[str, Any]) -> None:
             raise UserError(f"{_dashed(name)} changes nothing without {need}; add that, or leave {_dashed(name)} out.")
 
 
+def _at_home(value: Any) -> Any:
+    """A path whose ~ the shell has left alone, as in --out=~/x, with the home folder in its place."""
+    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
+
+
 def command(verb: str, entry: Verb) -> Callable[..., None]:
     """The function that cyclopts registers: it calls the verb's function and shows what that returns."""
     module, _, name = entry.function.partition(":")
@@ -274,6 +295,7 @@ def command(verb: str, entry: Verb) -> Callable[..., None]:
     bundles: dict[str, Any] = {one.name: type(one.default) for one in own.values() if is_dataclass(one.default)}
 
     def call(*args: Any, **given: Any) -> None:
+        args, given = tuple(map(_at_home, args)), {flag: _at_home(value) for flag, value in given.items()}
         console.settle(**{flag: given.pop(flag, False) for flag in COMMON})
         given.pop("config_file", None)
         given |= dict(zip(arguments, args, strict=False))

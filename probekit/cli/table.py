@@ -1,5 +1,6 @@
 """`probekit table`: one table to one file, from records."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,8 @@ def table(
     from probekit.reports.tables import layer_table
 
     form = check_ending(out, FORMATS)
+    if not re.fullmatch(r"[^\W_][\w .:/+*-]*", label):
+        raise UserError(f"--label is {label!r}; expected letters, digits and any of the signs .:/+*-_ after a letter.")
     if form == "csv" and columns:
         raise UserError("A .csv file has all columns: leave --columns out, or write an .md or .tex file.")
     if kind == "comparison" and choice.get("metric", "top1") != "top1":

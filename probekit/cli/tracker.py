@@ -13,6 +13,7 @@ from typing import Any, Literal
 from igpt_model import atomic
 from igpt_model.checked_json import as_json, read_json
 from probekit.runtime.errors import UserError
+from probekit.runtime.escape import file_names
 
 Kind = Literal["wandb", "mlflow"]
 PROJECT = "probekit"
@@ -126,9 +127,17 @@ def training_scalars(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def curve_scalars(curves: Any) -> dict[int, dict[str, float]]:
-    """Depth curves as scalars, depth in place of the step: {depth: {"DATA/SERIES/accuracy": value}}."""
+    """Depth curves as scalars, depth in place of the step: {depth: {"DATA/SERIES/accuracy": value}}.
+
+    Trackers refuse most punctuation in these names, so that they are written as those of files are.
+    """
     found: dict[int, dict[str, float]] = {}
+    curves = list(curves)
+    data, series = (
+        dict(zip(names, file_names(names), strict=True))
+        for names in ([*{c.dataset: 0 for c in curves}], [*{c.series: 0 for c in curves}])
+    )
     for curve in curves:
         for depth, value in zip(curve.depths, curve.values, strict=True):
-            found.setdefault(int(depth), {})[f"{curve.dataset}/{curve.series}/accuracy"] = float(value)
+            found.setdefault(int(depth), {})[f"{data[curve.dataset]}/{series[curve.series]}/accuracy"] = float(value)
     return found

@@ -107,7 +107,8 @@ def run_training(
                 track.log(training_scalars(seen), seen["step"])
                 print_record(seen)
     if is_rank0() and watch.probe_every:
-        say("\n".join(map(probe_line, read_probes(out)[-MOST_LINES:])))
+        for record in read_probes(out)[-MOST_LINES:]:
+            say(probe_line(record))
     return last
 
 

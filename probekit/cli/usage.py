@@ -1,9 +1,10 @@
 """The words of a command line before cyclopts reads them: lists with commas, `--config`, and what is missing."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import Parameter
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, ClassVar, get_args, get_origin
 
 from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
 
@@ -29,14 +30,16 @@ def _is_list(hint: Any) -> bool:
 
 def _split(words: Sequence[str], lists: Mapping[str, Any], inside: bool) -> Iterator[str]:
     """Split the values of list flags at commas, and what stands before the first flag where that is a list."""
-    for word in words:
+    for word, following in zip(words, [*words, "--"][1:], strict=True):
         flag, equals, value = word.partition("=")
         if not word.startswith("--"):
             yield from _parts(word) if inside else [word]
             continue
         inside = flag in lists and not equals
+        if inside and following.startswith("--"):
+            raise UserError(f"{flag} takes one value or several, and none was given; give some, or leave it out.")
         parts = _parts(value) if equals and flag in lists else []
-        yield from [flag, *parts] if len(parts) > 1 and not parts[0].startswith("-") else [word]
+        yield from [flag, *parts] if len(parts) > 1 and not re.match(r"-[^\d.]", parts[0]) else [word]
 
 
 def _parts(word: str) -> list[str]:
@@ -52,6 +55,8 @@ def _positional(words: Sequence[str]) -> list[str]:
 
 
 def _without_config(words: Sequence[str]) -> tuple[list[str], str | None]:
+    if sum(word.partition("=")[0] == "--config" for word in words) > 1:
+        raise UserError("--config was given twice; put everything into one file.")
     for at, word in enumerate(words):
         if word == "--config":
             if at + 1 == len(words):
@@ -73,10 +78,24 @@ def read_config(path: Path) -> dict[str, Any]:
     import yaml
 
     class Plain(yaml.SafeLoader):
+        # numbers stay as they are written, for the flag to read: YAML 1.1 takes 011 for 9, 1:30 for 90, `on` for true
+        yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):  # a few lines of them may stand for millions of values
                 raise yaml.YAMLError("it contains an alias, *NAME; write the value itself")
             return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = [key.value for key, _ in node.value if key.id == "scalar"]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise yaml.YAMLError(f"the key {twice[0]!r} is there twice")
+            return super().construct_mapping(node, deep)
+
+    Plain.add_implicit_resolver(
+        "tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)\Z"), [*"tTfF"]
+    )
+    Plain.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(~|null|Null|NULL|)\Z"), ["~", "n", "N", ""])
 
     if not path.is_file():
         raise UserError(f"--config {path}: there is no such file; give a YAML or JSON file.")
@@ -97,7 +116,11 @@ def _from_config(path: Path, verb: str, arguments: Sequence[Any], words: Sequenc
     content = read_config(path)
     if isinstance(content.get(verb), dict):  # what a run or a study wrote
         content = content[verb]
-    by_name = {name.lstrip("-").replace("-", "_").lower(): one for one in arguments for name in one.names}
+    by_name = {
+        name.lstrip("-").replace("-", "_").lower(): one
+        for one in arguments for name in one.names if name != "--config"
+    }  # fmt: skip
+    seen: dict[str, str] = {}
     given = {word.partition("=")[0] for word in words if word.startswith("-")}
     leading: list[str] = []
     flags: list[str] = []
@@ -106,6 +129,8 @@ def _from_config(path: Path, verb: str, arguments: Sequence[Any], words: Sequenc
         if one is None:
             hint = did_you_mean(str(key), by_name) or f" See `probekit {verb} --help`."
             raise UserError(f"--config {path}: `probekit {verb}` has no flag {key}.{hint}")
+        if (other := seen.setdefault(one.name, str(key))) != str(key):
+            raise UserError(f"--config {path}: {other!r} and {key!r} are one flag; leave one of them out.")
         if value is None or given & set(one.names) or {f"--no-{name[2:]}" for name in one.names} & given:
             continue
         if isinstance(value, dict):
@@ -115,10 +140,13 @@ def _from_config(path: Path, verb: str, arguments: Sequence[Any], words: Sequenc
             raise UserError(
                 f"--config {path}: {key} contains a list or a mapping inside; write one value, or a list of them."
             )
+        if any(isinstance(item, bool) != (one.hint is bool) for item in items):
+            expected = "true or false" if one.hint is bool else "something other than true or false"
+            raise UserError(f"--config {path}: {key} is {value!r}; expected {expected}.")
         values = [str(item) for item in items]
         if one.field_info.is_keyword:
             if isinstance(value, bool):
-                flags.append(next(name for name in one.names if name.startswith("--no-") != value))
+                flags += [name for name in one.names if name.startswith("--no-") != value][:1]
             elif values:
                 flags += [one.name, *values] if not values[0].startswith("-") else [f"{one.name}={v}" for v in values]
         elif not _positional(words):
@@ -131,11 +159,12 @@ def usage_sentence(error: CycloptsError, app: App, words: Sequence[str]) -> str:
     verb = words[0]
     one = error.argument if isinstance(error, MissingArgumentError) else None
     flags = [word.partition("=")[0] for word in words]
-    if one is not None and (given := set(one.names) & set(flags)):
-        sentence = f"{given.pop()} takes {max(one.token_count()[0], 1)} values, and fewer were given."
-    elif one is not None and not one.tokens:
-        names = _missing(app, words)
+    names = [] if one is None or set(one.names) & set(flags) else _missing(app, words)
+    if names:
         sentence = f"`probekit {verb}` needs {' and '.join([', '.join(names[:-1])] * bool(names[:-1]) + names[-1:])}."
+    elif one is not None:
+        n = max(one.token_count()[0], 1)
+        sentence = f"{one.name} takes {f'{n} values, and fewer were' if n > 1 else 'a value, and none was'} given."
     elif isinstance(error, UnusedCliTokensError):
         sentence = f"`probekit {verb}` takes no further argument {' '.join(error.unused_tokens or ())!r}."
     else:

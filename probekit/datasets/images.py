@@ -175,7 +175,7 @@ class ArrayImages:
 
     def __post_init__(self) -> None:
         a = self.array
-        if a.dtype != np.uint8 or not (a.ndim == 3 or (a.ndim == 4 and a.shape[3] in (1, 3))):
+        if a.dtype != np.uint8 or not (a.ndim == 3 or (a.ndim == 4 and a.shape[3] in (1, 3))) or 0 in a.shape[1:]:
             raise UserError(
                 f"Images of shape {a.shape} and type {a.dtype} were given, "
                 "but uint8 of shape (N, H, W) or (N, H, W, 3) is needed."

@@ -21,6 +21,8 @@ JOINED = re.compile(r"[|;,]")
 # what programs write where a value is missing, and people may call a class
 MISSING = {"na", "n/a", "<na>", "#n/a", "null", "none", "?", "nat"}
 MOST_CLASSES = 1_000_000
+MOST_LETTERS = 10_000
+"""Longest name of a class: NumPy holds each row's name in the room of the longest one."""
 
 
 def label_array(values: Any, where: str) -> np.ndarray:
@@ -31,6 +33,8 @@ def label_array(values: Any, where: str) -> np.ndarray:
     """
     if np.ma.is_masked(values):
         _refuse_missing(np.ma.getmaskarray(values), where)
+    if isinstance(values, list | tuple):
+        _refuse_long(values, where)
     try:
         array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
     except ValueError:
@@ -71,11 +75,21 @@ def _of_one_type(items: list[Any], where: str) -> np.ndarray:
         raise UserError(f"{where} are lists, but one label per image is needed: choose one.")
     _refuse_missing(np.array([item is None or str(item) in ("nan", "<NA>", "--") for item in items], bool), where)
     if all(isinstance(item, str) for item in items):
+        _refuse_long(items, where)
         return np.array(items, str)
     if all(isinstance(item, int | float | np.number | np.bool_) for item in items):
         return np.array(items)
     kinds = ", ".join(sorted({type(item).__name__ for item in items}))
     raise UserError(f"{where} are of the types {kinds}; give integers, or class names, for all images.")
+
+
+def _refuse_long(values: Sequence[Any], where: str) -> None:
+    longest = max((value for value in values if isinstance(value, str)), key=len, default="")
+    if len(longest) > MOST_LETTERS:
+        raise UserError(
+            f"{where} hold a name of {len(longest):,} characters ({longest[:40]!r}...), but the name of a class has "
+            f"{MOST_LETTERS:,} at most."
+        )
 
 
 def _names(array: np.ndarray, where: str) -> np.ndarray:

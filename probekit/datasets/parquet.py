@@ -140,6 +140,8 @@ def choose_columns(
     import pyarrow.types as kinds
 
     names = list(schema.names)
+    if twice := [name for name in names if names.count(name) > 1]:  # Arrow then finds none of them by its name
+        raise UserError(f"{where} has several columns of the one name {twice[0]}; give each its own.")
 
     def declared(name: str, kind: str) -> bool:
         return features.get(name, {}).get("_type") == kind

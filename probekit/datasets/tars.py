@@ -91,10 +91,12 @@ def _samples(file: Path, label: str | None) -> list[_Sample]:
                         raise UserError(f"{file} contains the sample {key} twice, or its members stand apart.")
                     last = key
                     _enter(samples.setdefault(key, _Sample(key)), field, tar, member, f"{file}: ", label)
-                elif is_image(member.name) and (member.islnk() or member.issym()):
+                elif is_image(member.name) and not member.isdir():
+                    is_link = member.islnk() or member.issym()
+                    what = f"a link to {member.linkname}, which is not followed" if is_link else "no regular file"
                     raise UserError(
-                        f"{file}: {member.name} is a link to {member.linkname}, which is not followed; pack the "
-                        "files themselves (tar --dereference --hard-dereference), each once."
+                        f"{file}: {member.name} is {what}; pack the files themselves (tar --dereference "
+                        "--hard-dereference), each once."
                     )
             end = tar.offset
         with open(file, "rb") as opened:  # tarfile takes a damaged header for the end
@@ -124,7 +126,7 @@ def _enter(sample: _Sample, field: str, tar: tarfile.TarFile, member: Any, where
         sample.image = (member.offset_data, member.size)
     elif field == label or (label is None and field in LABEL_FIELDS):
         try:
-            sample.labels[field] = tar.extractfile(member).read().decode().strip()  # type: ignore[union-attr]
+            sample.labels[field] = tar.extractfile(member).read().decode("utf-8-sig").strip()  # type: ignore[union-attr]
         except UnicodeDecodeError:
             raise UserError(
                 f"{where}{member.name} is not text in UTF-8; write the label as a number or a name."

@@ -92,6 +92,8 @@ class Runner:
             raise UserError("These features are in no file; give the folder of the results with out.")
         self.out = Path(results_dir if results_dir is not None else Path(self.store.path or "").parent)
         self.protocol = resolve_protocol(protocol, Cs)
+        if series == "":
+            raise UserError("series is empty; give the curve a name, or leave it out.")
         self.series = series or self._own_series(str(self.store.encoder.get("name", "encoder")))
         check_json(self.series, "The name of the series", Text(1000))
         self.settings = settings

@@ -28,7 +28,7 @@ from probekit.features.extract import extract
 from probekit.results.results import Results
 from probekit.results.runs import run_name
 from probekit.runtime.errors import UserError
-from probekit.runtime.escape import file_name
+from probekit.runtime.escape import file_name, file_names
 from probekit.selection.protocol import Protocol, resolve_protocol
 
 SETTINGS_NAME = "study.json"
@@ -165,9 +165,9 @@ def study(
         (folder / "features").mkdir(parents=True, exist_ok=True)
         how: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "limit": limit}
         stores = {}
-        for name, encoder in here.items():
+        for (name, encoder), stem in zip(here.items(), file_names([*here]), strict=True):
             show = partial(show_stage, f"extract {name}", "images")
-            stores[name] = extract(encoder, data, folder / "features" / f"{file_name(name)}.h5", progress=show, **how)
+            stores[name] = extract(encoder, data, folder / "features" / f"{stem}.h5", progress=show, **how)
             _open(out, settings)  # another study may have begun at the same moment
         for name, store in stores.items():
             show = partial(show_stage, f"probe {name}", "fits")
@@ -272,8 +272,9 @@ def _folders(datasets: Sequence[Dataset], out: Path) -> list[tuple[Dataset, Path
     if len(datasets) == 1:
         return [(datasets[0], out)]
     slugs = [file_name(data.name) for data in datasets]
-    for slug in slugs:
-        if slugs.count(slug) > 1 or slug in ("", "report"):
+    folded = [slug.casefold() for slug in slugs]
+    for slug in folded:
+        if folded.count(slug) > 1 or slug in ("", "report"):
             raise UserError(f"Data set name {slug!r} cannot have a folder of its own: give the data sets other names.")
     return [(data, out / slug) for data, slug in zip(datasets, slugs, strict=True)]
 

@@ -49,15 +49,15 @@ CHOSEN_BY = {"val": "the held-out rows of the val split", "cv5": "five-fold cros
 def render_page(
     panels: Sequence[Panel],
     sources: Sequence[Path],
-    files: Mapping[str, Mapping[str, Sequence[Path]]],
+    files: Mapping[Any, Mapping[str, Sequence[Path]]],
     figures: Mapping[str, Callable[[Panel], Figure]] = MappingProxyType({}),
-    metrics: Mapping[str, Sequence[Panel]] = MappingProxyType({}),
+    metrics: Mapping[Any, Sequence[Panel]] = MappingProxyType({}),
 ) -> str:
     """The report as one HTML page without scripts or network requests: images and style are inside.
 
     `sources` are the results that were read: sample pictures and `config.json` are looked for beside them. `files` are
-    those of the report, to be linked: panel's slug -> what they belong to -> paths. `figures` are further ones by name;
-    `metrics` has the same panels of other metrics by slug.
+    those of the report, to be linked: panel's key -> what they belong to -> paths. `figures` are further ones by name;
+    `metrics` has the same panels of other metrics by key.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -74,7 +74,7 @@ def render_page(
         title=_title(panels),
         colours=[(name, light, DARK[light]) for light, name in CSS_NAME.items()],
         panels=[
-            _panel(panel, f"p{number}", files.get(panel.slug, {}), figures, metrics.get(panel.slug, ()))
+            _panel(panel, f"p{number}", files.get(panel.key, {}), figures, metrics.get(panel.key, ()))
             for number, panel in enumerate(panels)
         ],
         samples=list(_samples([*sources, *_runs(panels)])),
@@ -117,8 +117,8 @@ def _panel(
         "models": [_model(series, controls) for series in panel.models],
         "curve": _curve(panel, prefix),
         "further": [
-            (name, _svg(partial(draw, panel), f"{prefix}{name}", f"{name} on {panel.title}"))
-            for name, draw in figures.items()
+            (f"figure {name}", _svg(partial(draw, panel), f"{prefix}f{number}", f"{name} on {panel.title}"))
+            for number, (name, draw) in enumerate(figures.items())
         ],
         "scale": (low, max(high - low, 1e-9), f"{low:.0f} to {high:.0f} %"),
         "concatenated": [(series, joint) for series in panel.series for joint in series.concatenated],

@@ -22,7 +22,7 @@ from probekit.results.paired import PairedDifference
 from probekit.results.record import Record, read_records
 from probekit.results.runs import join_runs, model_names
 from probekit.runtime.errors import UserError, did_you_mean
-from probekit.runtime.escape import file_name, visible
+from probekit.runtime.escape import file_name, file_names, visible
 
 ROLES = ("model", "readout", "random", "flat")
 READOUTS = {"knn": "kNN", "class-mean": "class mean"}
@@ -262,10 +262,20 @@ class Panel:
         return self.protocol_hash[:6]
 
     @property
-    def slug(self) -> str:
-        """A file name's part that tells panels apart."""
-        text = f"{self.dataset}-{self.protocol}" + (f"-{self.train_rows}" if self.train_rows else "")
-        return file_name(text + ("" if self.is_own_test else f"-on-{self.test}"))
+    def key(self) -> tuple[str, str, int | None, str]:
+        """What tells panels of one metric apart."""
+        name = self.series[0].records[0].dataset.get("name", "unnamed")
+        return name, self.protocol_hash, self.train_rows, self.test
+
+
+def slugs(panels: Sequence[Panel]) -> list[str]:
+    """A part of file names for each panel; no two are alike."""
+    parts = [(p.dataset, p.protocol, f"{p.train_rows or ''}", "" if p.is_own_test else f"on-{p.test}") for p in panels]
+    texts = ["-".join(filter(None, words)) for words in parts]
+    plain = [file_name(text) for text in texts]
+    alike = [plain.count(name) > 1 for name in plain]
+    hashes = [f"-{panel.short_hash}" * twin for panel, twin in zip(panels, alike, strict=True)]
+    return file_names([text + own for text, own in zip(texts, hashes, strict=True)])
 
 
 def curve_rows(panel: Panel) -> Iterator[dict[str, Any]]:
@@ -299,6 +309,8 @@ def collect_records(results: str | Path | Iterable[str | Path]) -> list[Record]:
         A path holds no results, or nothing has been recorded yet.
     """
     paths = [results] if isinstance(results, str | Path) else list(results)
+    if not paths:
+        raise UserError("No results were given; give folders with a results.jsonl, as `probekit sweep` makes.")
     records = read_records(*paths)
     if not records:
         raise UserError(f"{', '.join(map(str, paths))} contains no finished probe yet: run `probekit sweep` first.")
@@ -345,7 +357,7 @@ def build_panels(
         records = [replace(r, kind="layer") for r in singles if r.kind == readout]
     groups: dict[tuple[str, str, int | None, str], list[Record]] = {}
     for record in records:
-        group = (visible(record.dataset.get("name", "unnamed")), record.identity.protocol_hash, record.train_rows)
+        group = (record.dataset.get("name", "unnamed"), record.identity.protocol_hash, record.train_rows)
         for test in (record.test, *record.tests):
             groups.setdefault((*group, test), []).append(record.on(test))
     panels = []
@@ -362,7 +374,8 @@ def build_panels(
         lines.sort(key=lambda series: ROLES.index(series.role))
         if lines:
             name = members[0].protocol["name"]
-            panels.append(Panel(dataset, name, protocol_hash, train_rows, tuple(lines), test, readout or ""))
+            shared = visible(dataset), name, protocol_hash, train_rows
+            panels.append(Panel(*shared, tuple(lines), test, readout or ""))
     return panels
 
 
@@ -374,9 +387,14 @@ def _curves(members: list[Record]) -> dict[str, list[Record]]:
     by_file = _tokens_beside_pooled(by_file)
     models, names = model_names(members), [name for name, _ in by_file]
     curves: dict[str, list[Record]] = {}
+    owners: dict[str, tuple[str, str]] = {}
     for (name, feature_id), own in by_file.items():
-        clash = f" ({feature_id[:6]})" if names.count(name) > 1 else ""
-        curves.setdefault(NAMES.get(name, visible(models[name])) + clash, []).extend(own)
+        clash, number = f" ({feature_id[:6]})" if names.count(name) > 1 else "", 2
+        label = plain = NAMES.get(name, visible(models[name])) + clash
+        # other names may look the same: "random" and "random weights", a line break and its escape
+        while owners.setdefault(label, (models[name], clash)) != (models[name], clash):
+            label, number = f"{plain} ({number})", number + 1
+        curves.setdefault(label, []).extend(own)
     return curves
 
 

@@ -8,20 +8,23 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from igpt_model import atomic
-from igpt_model.arguments import checked
+from igpt_model.arguments import WrongType, checked
 from probekit.reports.figures.depth import depth_figure
 from probekit.reports.figures.metric_grid import metric_frame, metric_panels
 from probekit.reports.figures.style import FORMATS, save_figure, style
 from probekit.reports.page import render_page
-from probekit.reports.panels import Panel, build_panels, collect_records
+from probekit.reports.panels import Panel, build_panels, collect_records, slugs
 from probekit.reports.published import comparison_table
 from probekit.reports.tables import layer_frame, layer_table, path_frame, subset_table
 from probekit.runtime.errors import UserError
-from probekit.runtime.escape import csv_text
+from probekit.runtime.escape import csv_text, file_names
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+
+
+OWN_FILES = ("depth_curve", "table", "comparison", "without_near_duplicates", "penalty_paths", "metrics", "index")
 
 
 @checked
@@ -73,10 +76,10 @@ def write_report(
     out = Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        files: dict[str, dict[str, list[Path]]] = {}
-        for panel in panels:
-            suffix = "" if len(panels) == 1 else f"-{panel.slug}"
-            own = files[panel.slug] = {
+        files: dict[Any, dict[str, list[Path]]] = {}
+        for panel, slug in zip(panels, slugs(panels), strict=True):
+            suffix = "" if len(panels) == 1 else f"-{slug}"
+            own = files[panel.key] = {
                 "curve": write_curve(panel, out / f"depth_curve{suffix}"),
                 "tables": [
                     *layer_table(panel).write(out / f"table{suffix}"),
@@ -88,13 +91,17 @@ def write_report(
             if panel.is_own_test:
                 layered = [series for series in panel.series if not series.is_flat]
                 own["paths"] = [write_points(path_frame(layered or panel.series), out / f"penalty_paths{suffix}.csv")]
-            if panel.slug in metrics:
-                own["metrics"] = [write_points(metric_frame(metrics[panel.slug]), out / f"metrics{suffix}.csv")]
-            for name, draw in figures.items():
+            if panel.key in metrics:
+                own["metrics"] = [write_points(metric_frame(metrics[panel.key]), out / f"metrics{suffix}.csv")]
+            stems = file_names([*OWN_FILES, *figures])[len(OWN_FILES) :]
+            for (name, draw), stem in zip(figures.items(), stems, strict=True):
                 with style():
                     figure = draw(panel)
-                    own[name] = save_figure(figure, out / f"{name}{suffix}")
-                own[name].append(write_points(line_frame(figure), out / f"{name}{suffix}.csv"))
+                    if not hasattr(figure, "savefig"):
+                        made = type(figure).__name__
+                        raise WrongType(f"figures[{name!r}] made {made}; write_report expected a matplotlib Figure.")
+                    written = save_figure(figure, out / f"{stem}{suffix}")
+                own[f"figure {name}"] = [*written, write_points(line_frame(figure), out / f"{stem}{suffix}.csv")]
         page = out / "index.html"
         atomic.write_text(page, render_page(panels, sources, files, figures, metrics))
     except OSError as error:

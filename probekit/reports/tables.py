@@ -291,4 +291,4 @@ def _cell(text: str) -> str:
 
 def _markdown_cell(cell: object) -> str:
     # numbers and intervals need no escaping, and stay readable in the file
-    return str(cell) if re.fullmatch(r"[-+0-9.,%() \[\]]*", str(cell)) else markdown(cell)
+    return str(cell) if re.fullmatch(r"[-+]?[\d.,]+( %)?( \[[-+\d., ]*\])?", str(cell)) else markdown(cell)

@@ -5,6 +5,7 @@ N rows, K classes, B bootstrap draws, S series of per-row values that share the 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,10 @@ class Metric:
     most: float = np.inf
     counts: bool = False
     label_free: bool = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # functions made where a metric is defined cannot be pickled; its name can
+        return import_module("probekit.results.measured").find_metric, (self.name,)
 
     def __call__(self, log_proba_NK: np.ndarray, y_N: np.ndarray) -> float | None:
         return self.function(log_proba_NK, y_N)

@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igpt_model.arguments import checked
+from igpt_model.arguments import WrongType, checked
 from probekit.results.curve import Curve, Verdict, depth_curves, layer_name, paired_curves, verdict
 from probekit.results.measured import find_metric
 from probekit.results.paired import PairedDifference, paired_difference
@@ -29,6 +29,8 @@ class Results:
 
     @checked
     def __init__(self, *paths: str | Path):
+        if not paths:
+            raise UserError("Results needs a results file or folder; records in memory are Results.from_records(...).")
         self.records: list[Record] = read_records(*paths)
         self.paths = tuple(Path(path) for path in paths)
 
@@ -43,15 +45,15 @@ class Results:
     @checked
     def from_records(cls, records: Iterable[Record]) -> "Results":
         """Some records only, for instance those of one dataset."""
-        results = cls()
-        results.records = list(records)
+        results = cls.__new__(cls)
+        results.paths, results.records = (), list(records)
         return results
 
     @checked
     def only(self, keys: Collection[str]) -> "Results":
         """The records with these keys, of the same files."""
-        results = Results()
-        results.paths, results.records = self.paths, [record for record in self.records if record.key in keys]
+        results = Results.from_records(record for record in self.records if record.key in keys)
+        results.paths = self.paths
         return results
 
     def __len__(self) -> int:
@@ -90,8 +92,11 @@ class Results:
             raise UserError(f"No probe was tested on {test!r}; the test sets are {', '.join(['test', *known])}.")
         return Results.from_records(found)
 
+    @checked
     def curve(self, series: str | None = None) -> Curve:
         """The depth curve of a series, or of a model with several runs (None: the only one)."""
+        if not self.records:
+            raise UserError("These results hold no records.")
         models = model_names(self.records)
         own = [r for r in self.records if series in (None, r.series, models[r.series])]
         if not own:
@@ -108,15 +113,18 @@ class Results:
             raise UserError(f"{named} have {len(curves)} depth curves; choose a series: {'; '.join(curves)}.")
         return next(iter(curves.values()))
 
+    @checked
     def best(self, series: str | None = None) -> Record:
         """The layer chosen on held-out rows, never the one that tests best; of several seeds or runs the first's."""
         curve = self.curve(series)
         return curve.records[curve.peak]
 
+    @checked
     def curves(self, metric: str = "top1") -> dict[str, Curve]:
         """The depth curve of every series that has single layers."""
         return depth_curves(self.records, metric=metric)
 
+    @checked
     def verdict(self, series: str | None = None) -> Verdict:
         """Whether accuracy of a series rises and then falls with depth."""
         return verdict(self.curve(series))
@@ -132,6 +140,7 @@ class Results:
 
         return pd.DataFrame([_row(record) for record in self.records])
 
+    @checked
     def plot_depth(self, ax: Any = None, metric: str = "top1") -> "Axes":
         """Draw a metric over depth, one line per series (the mean of its seeds or runs), with pointwise 95 % bars.
 
@@ -140,6 +149,8 @@ class Results:
         """
         import matplotlib.pyplot as plt
 
+        if ax is not None and not hasattr(ax, "errorbar"):
+            raise WrongType(f"ax is of type {type(ax).__name__}; Results.plot_depth expected axes of matplotlib.")
         axes: Axes = ax if ax is not None else plt.subplots(figsize=(6, 4))[1]
         curves = self.curves(metric)
         for series, curve in curves.items():
@@ -171,7 +182,7 @@ class Results:
 
     def _repr_html_(self) -> str:
         """The table that a notebook shows: one row per record, with the most important columns."""
-        shown = self.frame()[["series", "dataset", "layers", "C", "top1", "low", "high", "converged"]]
+        shown = self.frame().reindex(columns=["series", "dataset", "layers", "C", "top1", "low", "high", "converged"])
         return str(shown.to_html(index=False, float_format="{:.4g}".format))
 
 

@@ -61,10 +61,12 @@ def join_runs(records: Sequence[Record], runs: Mapping[str, Sequence[str]]) -> l
 
 def read_runs(texts: Sequence[str]) -> dict[str, list[str]]:
     """`NAME=SERIES,SERIES` or `NAME` texts of the command line as a mapping."""
-    found = {}
+    found: dict[str, list[str]] = {}
     for text in texts:
         name, equals, series = text.partition("=")
         if not name or (equals and not series):
             raise UserError(f"--runs is {text!r}; expected NAME=SERIES,SERIES,... or the NAME that several runs have.")
+        if name in found:
+            raise UserError(f"--runs names {name!r} twice; name all runs of a model at once.")
         found[name] = [one.strip() for one in series.split(",") if one.strip()]
     return found

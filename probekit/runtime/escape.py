@@ -4,9 +4,12 @@ Names of series, layers, data sets and classes travel into tables, figures, page
 Jinja's autoescape and by `html.escape`.)
 """
 
+import hashlib
 import re
 import shlex
 import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ _LATEX = {
 }
 # the colon, dot and @ of what GitHub would make a link or a mention
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~#&$!@]|:(?=//)|(?<=[wW]{3})\.)")
+_BLANK = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # letters and signs without a glyph
 _FORMULA = "=+\\-@\uff1d\uff0b\uff0d\uff20"  # of full width too, which spreadsheets in East Asia take
 
 
@@ -41,12 +45,23 @@ def visible(text: Any) -> str:
 def _hidden(character: str) -> bool:
     # U+200C and U+200D belong to the spelling of Persian and of languages of India
     hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in "\u200c\u200d"
-    return hidden or ord(character) & 0xFFFE == 0xFFFE
+    return hidden or character in _BLANK or ord(character) & 0xFFFE == 0xFFFE
 
 
 def terminal(text: Any) -> str:
     r"""For a terminal: as `visible`, but lines may break, since they are whole lines of ours."""
     return "\n".join(visible(line) for line in str(text).split("\n"))
+
+
+@contextmanager
+def losable() -> Iterator[None]:
+    """Within it, a remark on stderr that cannot be written (`2> log` on a full disk) is lost, and the work goes on."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
 
 
 def command(*words: Any) -> str:
@@ -71,14 +86,26 @@ def csv_text(frame: "pd.DataFrame", float_format: str | None = None) -> str:
 
 def file_name(text: Any) -> str:
     """For a part of a file's name: letters, digits, "-", "_" and "." only; "" where nothing is left."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in str(text))[:100].strip("-.")
+    plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in str(text))
+    return plain.encode()[:100].decode(errors="ignore").strip("-.")
+
+
+def file_names(texts: Sequence[str]) -> list[str]:
+    """`file_name` of each; those that would be empty or alike, also where case is ignored, get a hash of their text."""
+    plain = [file_name(text) for text in texts]
+    folded = [name.casefold() for name in plain]
+    for at, text in enumerate(texts):
+        if not plain[at] or folded.count(folded[at]) > 1:
+            own = hashlib.sha256(f"{texts[:at].count(text)} {text}".encode(errors="surrogatepass"))
+            plain[at] = f"{plain[at]}-{own.hexdigest()[:8]}".strip("-")
+    return plain
 
 
 def latex(text: Any) -> str:
     """For LaTeX in text mode."""
     escaped = "".join(_LATEX.get(c, c) for c in visible(text))
     # two of a kind would become one longer dash, and a cell that begins so an argument of the line break before it
-    escaped = re.sub(r"-(?=-)|[?!](?=\\textasciigrave)|,(?=,)", r"\g<0>{}", escaped)
+    escaped = re.sub(r"-(?=-)|[?!](?=\\textasciigrave)|,(?=,)|'(?=')", r"\g<0>{}", escaped)
     return re.sub(r"^(\s*)([\[*])", r"\1{\2}", escaped)
 
 

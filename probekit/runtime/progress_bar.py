@@ -9,7 +9,10 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from probekit.runtime.escape import losable, visible
+
 SECONDS_BETWEEN_LINES = 10.0
+LONGEST_NAME = 40  # characters in front of a bar
 FIRST_LINE = 0.2
 """The first line comes after this share of that time, so that nobody wonders whether the work has begun."""
 
@@ -38,7 +41,7 @@ def progress_bar(
     seconds_between_lines : float
         How often a line is printed where there is no terminal.
     """
-    terminal = sys.stderr.isatty() or in_notebook()
+    terminal, what = sys.stderr.isatty() or in_notebook(), visible(what)
     with _bar(what, unit, clock) if terminal else _lines(what, unit, seconds_between_lines, clock) as show:
         yield show
 
@@ -65,17 +68,18 @@ def shown(progress: Any, what: str, unit: str) -> Iterator[Any]:
 def _bar(what: str, unit: str, clock: Callable[[], float]) -> Iterator[Show]:
     rate = _Rate(clock)
     columns = [
-        TextColumn("{task.description:<18}"),
+        TextColumn("{task.description:<18}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[rate]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     ]
     with Progress(*columns, console=None if in_notebook() else Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=None, rate="", note="")
+        name = what if len(what) <= LONGEST_NAME else f"{what[:LONGEST_NAME]}..."
+        task = bar.add_task(name, total=None, rate="", note="")
 
         def show(done: int, total: int, note: str = "") -> None:
             bar.update(task, completed=done, total=total, rate=rate.words(done, unit), note=note)
@@ -103,8 +107,9 @@ def _lines(what: str, unit: str, seconds: float, clock: Callable[[], float]) -> 
             + ([f"{left:.0f} s left"] if left is not None and done < total else [])
             + [note] * bool(note)
         )
-        sys.stderr.write(", ".join([line, *details]) + "\n")
-        sys.stderr.flush()
+        with losable():
+            sys.stderr.write(", ".join([line, *details]) + "\n")
+            sys.stderr.flush()
         last_time, last_line = now, line
 
     yield show

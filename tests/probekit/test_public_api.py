@@ -1,6 +1,9 @@
 """Every public name, each argument of it in turn of a wrong kind: a sentence, and never an error of what lies below."""
 
+import copy
 import inspect
+import pickle
+import re
 
 import numpy as np
 import pytest
@@ -225,3 +228,43 @@ def test_what_does_work_refuses_at_once_what_it_cannot_mean(name, calls):
     for argument in list(right)[:3]:
         with pytest.raises((UserError, TypeError)):
             function(**{**right, argument: object()})
+
+
+def test_objects_are_pickled_and_copied(calls):
+    results = calls["compare"][1]["a"]
+    store = calls["sweep"][1]["features"]
+    probe = LinearProbe().fit(X, y)
+    kept = (store, results, results[0], results.curve(), results.verdict(), results[0].load_probe(), probe)
+    for kept_object in (
+        *kept,
+        probekit.PROTOCOLS["igpt"],
+        probekit.fit_path(X, y, [0.1]),
+        MemoryStore(calls["MemoryStore"][1]["splits"]),
+    ):
+        for again in (lambda o: pickle.loads(pickle.dumps(o)), copy.copy, copy.deepcopy):
+            assert type(again(kept_object)) is type(kept_object)
+
+
+MISUSED = {
+    "no path": (lambda results: Results(), "Results needs a results file or folder"),
+    "no records": (lambda results: Results.from_records([]).curve(), "These results hold no records"),
+    "no results": (lambda results: probekit.write_report([]), "No results were given"),
+    "axes": (lambda results: results.plot_depth(ax=5), "ax is of type int"),
+    "metric": (lambda results: results.curves(metric=5), "metric is 5"),
+    "keyword": (lambda results: results.curve(serie="a"), "Did you mean series?"),
+    "figure": (lambda results: probekit.write_report(results.path, "r", {"a": lambda panel: 5}), "made int; write_rep"),
+    "empty name": (lambda results: probekit.sweep({"a": X}, y, Cs=[0.1], series=""), "series is empty"),
+}
+
+
+@pytest.mark.parametrize("name", MISUSED)
+def test_what_cannot_be_meant_is_a_sentence(name, calls, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call, words = MISUSED[name]
+    with pytest.raises(UserError, match=re.escape(words)):
+        call(calls["compare"][1]["a"])
+
+
+def test_no_records_are_an_empty_table():
+    assert "<table" in Results.from_records([])._repr_html_()
+    assert len(Results.from_records([]).frame()) == 0

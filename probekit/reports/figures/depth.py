@@ -23,6 +23,7 @@ from probekit.reports.figures.style import (
     RANDOM,
     RULE,
     FigureOptions,
+    brief,
     points,
 )
 from probekit.reports.panels import relabelled
@@ -40,7 +41,6 @@ Look = dict[str, Any]
 Slots = Sequence[tuple[float, int, "Concatenated"]]
 """Of each concatenation: its abscissa right of the last layer, the number of its series, and itself."""
 DASHED: Look = {"linewidth": 0.9, "linestyle": (0, (2, 2)), "zorder": 1}
-MOST_LABEL = 80  # characters of a name in a figure
 MOST_SLOTS = 4
 LETTER = 0.068  # inches, about, of a letter below the axis
 LEAST_HEIGHT = 1.6  # inches of both axes together
@@ -157,7 +157,9 @@ def draw_accuracy(
     axes.set_ylabel(panel.measured if not narrow else panel.measured.replace(", ", ",\n"))
     long = f"Probes of every layer, {panel.title}"
     own = long if not narrow and len(long) < 44 else panel.title
-    short = textwrap.shorten(own, 34 if narrow else 60, placeholder=" ...")
+    most = 34 if narrow else 60
+    short = textwrap.shorten(own, most, placeholder=" ...")
+    short = brief(own, most - 15) if short.strip() == "..." else short  # a single long word
     axes.set_title(short if options.title is None else options.title)
     _end_labels(axes, ends)
 
@@ -319,9 +321,12 @@ def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     height = figure.get_size_inches()[1] * axes.get_position().height * 72
     line_height = (high - low) * points(11.5) / height
     ends = sorted(ends, key=lambda end: end[0])
-    wrapped = ["\n".join(textwrap.wrap(label[:MOST_LABEL], 10)) for _, label, _ in ends]
+    bounds = low - line_height, high + line_height / 2
+    most = max(int((bounds[1] - bounds[0]) / line_height / max(len(ends), 1)), 1)  # lines of each, so that all fit
+    wrapped = ["\n".join(textwrap.wrap(brief(label), 10, max_lines=most, placeholder="...")) for _, label, _ in ends]
     heights = [line_height * (text.count("\n") + 1) for text in wrapped]
-    for centre, text, (_, _, colour) in zip(spread([end[0] for end in ends], heights), wrapped, ends, strict=True):
+    centres = spread([end[0] for end in ends], heights, *bounds)
+    for centre, text, (_, _, colour) in zip(centres, wrapped, ends, strict=True):
         axes.annotate(
             text, (1.0, centre), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
             va="center", color=colour, fontsize=points(8.5), fontweight="bold", linespacing=1.05,
@@ -329,13 +334,19 @@ def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
         )  # fmt: skip
 
 
-def spread(centres: Sequence[float], heights: Sequence[float]) -> list[float]:
-    """Ascending `centres` moved apart, as little as possible in squares, until boxes of `heights` do not overlap."""
+def spread(
+    centres: Sequence[float], heights: Sequence[float], low: float = -np.inf, high: float = np.inf
+) -> list[float]:
+    """Ascending `centres` moved apart, as little as possible in squares, until boxes of `heights` do not overlap.
+
+    The boxes stay between `low` and `high`; where they do not fit, they begin at `low`.
+    """
     from scipy.optimize import isotonic_regression
 
     # offset of a box's centre from the bottom of a stack of all boxes; less it, the centres must only not descend
     offsets = np.cumsum(heights) - np.asarray(heights) / 2
-    return (isotonic_regression(np.asarray(centres) - offsets).x + offsets).tolist()
+    bottoms = isotonic_regression(np.asarray(centres) - offsets).x
+    return (np.clip(bottoms, low, max(low, high - sum(heights))) + offsets).tolist()
 
 
 def _key_entries(panel: Panel) -> list[tuple[Any, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from probekit.reports.figures.depth import looks_of
-from probekit.reports.figures.style import QUIET, FigureOptions
+from probekit.reports.figures.style import QUIET, FigureOptions, brief
 from probekit.reports.panels import curve_rows, relabelled
 from probekit.runtime.errors import UserError
 
@@ -57,7 +57,7 @@ def label_figure(panels: Sequence[Panel], options: FigureOptions = FigureOptions
         look: dict[str, Any] = looks[series.label]
         for depth, role in sorted(chosen.items()):
             own = frame[(frame["series"] == series.label) & (frame["depth"] == depth)]
-            name = series.label if series.is_flat else f"{series.label}, layer {depth} ({role})"
+            name = brief(series.label, 40) + ("" if series.is_flat else f", layer {depth} ({role})")
             beside = own["train_rows"] * 1.025**lines  # so that no interval hides behind another
             lines += 1
             values = own[largest.metric.column]
@@ -74,6 +74,6 @@ def label_figure(panels: Sequence[Panel], options: FigureOptions = FigureOptions
     axes.set_ylabel(largest.measured)
     if limits := options.limits(largest.metric.percent):
         axes.set_ylim(limits)
-    axes.set_title(f"Label efficiency, {largest.dataset}" if options.title is None else options.title)
+    axes.set_title(brief(f"Label efficiency, {largest.dataset}") if options.title is None else options.title)
     axes.legend(labelcolor=QUIET, loc="best")
     return figure

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from probekit.reports.figures.depth import line_of, looks_of
-from probekit.reports.figures.style import QUIET, FigureOptions, points
+from probekit.reports.figures.style import QUIET, FigureOptions, brief, points
 from probekit.reports.panels import build_panels, curve_rows
 from probekit.runtime.errors import UserError
 
@@ -22,20 +22,20 @@ MOST_NUMBERS = 400_000_000
 """Test rows times classes times probes that a report reads once more for each metric: half a minute."""
 
 
-def metric_panels(records: Sequence[Record], **choice: object) -> dict[str, list[Panel]]:
-    """Panels of every metric of `SHOWN` that the records have, by the slug of their panel of accuracy.
+def metric_panels(records: Sequence[Record], **choice: object) -> dict[Any, list[Panel]]:
+    """Panels of every metric of `SHOWN` that the records have, by the key of their panel of accuracy.
 
     Empty where the records have more probabilities than `MOST_NUMBERS`; `probekit plot --metric` draws each of them.
     """
     size = sum(r.metrics["n_test"] * len(r.dataset.get("classes") or [0] * 10) * (1 + len(r.tests)) for r in records)
-    panels: dict[str, list[Panel]] = {}
+    panels: dict[Any, list[Panel]] = {}
     for name in SHOWN if size <= MOST_NUMBERS else ():
         try:
             found = build_panels(records, name, **choice)  # type: ignore[arg-type]
         except UserError:  # records older than the metric, whose probabilities are not stored
             continue
         for panel in found:
-            panels.setdefault(panel.slug, []).append(panel)
+            panels.setdefault(panel.key, []).append(panel)
     return panels
 
 
@@ -63,14 +63,14 @@ def metric_figure(panels: Sequence[Panel], narrow: bool = False) -> Figure:
     for axes, panel in zip(grid.flat, panels, strict=False):
         looks = looks_of(panel)
         for series in panel.series:
-            look = looks[series.label]
+            look, name = looks[series.label], brief(series.label, 40)
             line = line_of(look)
             if series.is_flat:
-                axes.axhline(series.values[0], label=series.label, **line)
+                axes.axhline(series.values[0], label=name, **line)
                 continue
             if series.role == "model":
                 axes.fill_between(series.depths, series.low, series.high, color=look["color"], alpha=0.12, linewidth=0)
-            axes.plot(series.depths, series.values, marker=look["marker"], markersize=3.5, label=series.label, **line)
+            axes.plot(series.depths, series.values, marker=look["marker"], markersize=3.5, label=name, **line)
         axes.set_title(panel.measured, fontsize=points(8.5))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         axes.tick_params(labelsize=points(7.5))

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from igpt_model import atomic
 from igpt_model.ranges import INCHES, POINTS, check_range
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.escape import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("svg", "png", "pdf")
+LONGEST_TITLE = 160  # characters
 BASE_SIZE = 9.0
 """Points of ordinary type in a figure of the usual size; other sizes are in proportion to it."""
 
@@ -53,7 +55,12 @@ def style(salt: str = "figure", text_as_paths: bool = True, font_size: float = B
     SVG identifiers are derived from `salt`, so that the same figure gives the same bytes. Text is drawn as paths in
     files that travel alone; SVG inside a page uses the page's own type. All sizes of type follow `font_size` (points).
     """
-    import matplotlib as mpl
+    try:
+        import matplotlib as mpl
+    except ValueError as error:
+        raise UserError(
+            f"matplotlib cannot be imported ({first_line(error)}); check MPLBACKEND in the environment."
+        ) from None
 
     sheet = mpl.rc_params_from_file(Path(__file__).with_suffix(".mplstyle"), use_default_template=False)
     with mpl.rc_context():
@@ -70,6 +77,12 @@ def points(size: float) -> float:
     import matplotlib as mpl
 
     return size * float(mpl.rcParams["font.size"]) / BASE_SIZE
+
+
+def brief(name: str, most: int = 80) -> str:
+    """A name in a figure, visibly cut. A key leaves out what begins with an underscore, so that a space precedes it."""
+    text = name if len(name) <= most else f"{name[:most]}..."
+    return f" {text}" if text.startswith("_") else text
 
 
 @dataclass(frozen=True)
@@ -96,6 +109,9 @@ class FigureOptions:
         check_range("width in inches", self.width, INCHES)
         check_range("height in inches", self.height, INCHES)
         check_range("font_size in points", self.font_size, POINTS)
+        # the one who draws may give any text
+        object.__setattr__(self, "labels", {old: visible(new) for old, new in self.labels.items()})
+        object.__setattr__(self, "title", self.title and brief(visible(self.title), LONGEST_TITLE))
         if self.ylim is not None and not self.ylim[0] < self.ylim[1]:
             raise UserError(f"ylim is {self.ylim[0]:g} {self.ylim[1]:g}; expected two numbers, the lower one first.")
 
@@ -150,14 +166,18 @@ def inline_svg(figure: Figure, prefix: str, label: str, tooltips: Mapping[str, s
     assert view, "matplotlib writes a viewBox"
     opening = f'<svg {view[0]} role="img" aria-label="{escape(label)}">'
     svg = re.sub(r"<svg[^>]*>", lambda _: opening, svg, count=1)
-    # inside HTML the older xlink prefix needs no declaration, but href alone is the current spelling
-    svg = svg.replace("xlink:href=", "href=")
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
-    for colour, name in CSS_NAME.items():
-        svg = re.sub(colour, f"var({name})", svg, flags=re.IGNORECASE)
-    # the page supplies the font; weight and size stay
-    svg = re.sub(r"font-family: [^;\"]*;?", "", svg)
-    svg = re.sub(r"(font: (?:\d+ )?[\d.]+px) [^;\"]*", r"\1 var(--type, system-ui, sans-serif)", svg)
+
+    def for_page(tag: re.Match[str]) -> str:
+        # inside HTML the older xlink prefix needs no declaration, but href alone is the current spelling
+        text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", tag[0].replace("xlink:href=", "href="))
+        for colour, name in CSS_NAME.items():
+            text = re.sub(colour, f"var({name})", text, flags=re.IGNORECASE)
+        # the page supplies the font; weight and size stay
+        text = re.sub(r"font-family: [^;\"]*;?", "", text)
+        return re.sub(r"(font: (?:\d+ )?[\d.]+px) [^;\"]*", r"\1 var(--type, system-ui, sans-serif)", text)
+
+    # tags alone: a series may be called "url(#a)" or "#0072b2"
+    svg = re.sub(r"<[^>]*>", for_page, re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL))
     # only the figure's background is left out: the page has its own
     svg = re.sub(rf'<g id="{prefix}-patch_1">.*?</g>\s*', "", svg, count=1, flags=re.DOTALL)
     for gid, text in (tooltips or {}).items():

@@ -1,6 +1,8 @@
 """The command itself: help, unknown verbs, exit codes, one sentence for the user's errors."""
 
 import errno
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +13,9 @@ from importlib import import_module
 import pytest
 
 from probekit.cli.main import VERBS, app, main, users_sentence
+from probekit.features.verify import verify
 from probekit.runtime.errors import UserError
+from tests.commands import write_features
 
 
 def test_help_names_every_verb(capsys):
@@ -118,3 +122,55 @@ def test_warnings_are_one_line_without_a_source_line(capsys):
         warnings.simplefilter("always")
         assert main(["train"], lambda words: warnings.warn("3 fits\n did not converge", stacklevel=1)) == 0
     assert capsys.readouterr().err == "warning: 3 fits did not converge\n"
+
+
+@pytest.mark.parametrize(
+    ("streams", "code"),
+    [("<&- >&- 2>&-", 0), (">&-", 0), ("2>&-", 0), (">/dev/full", 2), ("2>/dev/full", 0), ("| head -n 1", 141)],
+)
+def test_streams_that_take_nothing(streams, code, tmp_path):
+    """A closed stream's number must not become that of a file, and no stream stops what writes to another."""
+    file = write_features(tmp_path / "f.h5", (1,))
+    words = f"{sys.executable} -m probekit compress {file} --out {tmp_path / 'g.h5'} {streams}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", words], capture_output=True, text=True)
+    assert done.returncode in (code, 0 if "head" in streams else code), done.stderr  # all may be in the pipe already
+    assert not re.search("Traceback|Exception ignored", done.stderr)
+    assert verify(tmp_path / "g.h5").errors == []
+
+
+@pytest.mark.parametrize("name", ["RANK", "SOURCE_DATE_EPOCH"])
+@pytest.mark.parametrize("value", ["abc", "", "-1", "01", " 0"])
+def test_an_environment_variable_that_is_no_number(name, value, monkeypatch, capsys):
+    monkeypatch.setenv(name, value)
+    assert main(["datasets"]) == 2
+    assert f"the environment variable {name} is {value!r}" in capsys.readouterr().err
+
+
+def test_a_backend_of_matplotlib_that_is_none(tmp_path):
+    code = "from probekit.reports.figures.style import style\nwith style(): pass"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "MPLBACKEND": "x"}
+    )
+    assert "check MPLBACKEND in the environment" in done.stderr.splitlines()[-1]
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_features(tmp_path / "f.h5", (1,))
+    assert main(["compress", "~/f.h5", "--out=~/g.h5"]) == 0
+    assert sorted(path.name for path in tmp_path.glob("*.h5")) == ["f.h5", "g.h5"]
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_current_folder_that_is_gone(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["demo"]) == 2
+    assert "the current folder does not exist any more" in capsys.readouterr().err
+
+
+def test_an_error_is_one_line_whatever_it_names(capsys):
+    assert main(["train"], raising(UserError("No \n\x1b[31m[red]:bug:[/red] here."))) == 2
+    assert capsys.readouterr().err == "probekit: No \\x0a\\x1b[31m[red]:bug:[/red] here.\n"

@@ -100,6 +100,68 @@ def test_a_tag_that_yaml_cannot_build_is_one_sentence(value, tmp_path, capsys):
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("steps: true", "steps is True; expected something other than true or false"),
+        ("steps: false", "steps is False"),
+        ("tensorboard: 'no'", "tensorboard is 'no'; expected true or false"),
+        ("dataset: yes\ndataset: no", "the key 'dataset' is there twice"),
+        ("n-layer: 1\nn_layer: 2", "'n-layer' and 'n_layer' are one flag"),
+        ("config: other.yaml", "no flag config"),
+        ("steps: 1:30", "--steps is '1:30'"),
+        ("steps: 2.6", "--steps is '2.6'; expected a whole number"),
+        ("steps: 0x10", "--steps is '0x10'"),
+        ("steps: ~\nbetas: [0.9]", "--betas takes 2 values"),
+    ],
+)
+def test_what_a_config_file_cannot_mean(content, words, tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text(content)
+    assert main(["train", "digits", "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run")]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_file_means_what_is_written(tmp_path):
+    content = "on: [digits]\nencoders: no\nlimit: 011\nCs: [1e-3]\nout: 2020-01-01\ntest: null\n"
+    (tmp_path / "run.yaml").write_text(content)
+    found = parsed("study", "--config", str(tmp_path / "run.yaml"))
+    assert (found["on"], found["encoders"], found["limit"], found["Cs"]) == (("digits",), ("no",), 11, (0.001,))
+    assert str(found["out"]) == "2020-01-01"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("sweep f.h5 --seeds 2.6", "--seeds is '2.6'; expected a whole number from 1 to 10000"),
+        ("sweep f.h5 --seeds None", "--seeds is 'None'"),
+        ("sweep f.h5 --Cs None", "--Cs is 'None'"),
+        ("sweep f.h5 --Cs=[1,2]", "--Cs is '[1'"),
+        ("sweep f.h5 --train-rows 1.5,2", "--train-rows is '1.5'"),
+        ("sweep f.h5 --Cs", "--Cs takes one value or several, and none was given"),
+        ("sweep f.h5 --layers --out x", "--layers takes one value or several, and none was given"),
+        ("sweep f.h5 --series=", "an argument is empty"),
+        ("sweep f.h5 --config a.yaml --config b.yaml", "--config was given twice"),
+        ("train digits --out x --steps", "--steps takes a value, and none was given"),
+        ("train digits --out x --keep-at 1.5", "--keep-at is '1.5'"),
+        ("plot r --out a.svg --labels a=b --labels a=c", "--labels names 'a' twice"),
+        ("report r --runs a=b,c --runs a=d", "--runs names 'a' twice"),
+        ("table r --out a.tex --label }\\input{x}", "--label is"),
+    ],
+)
+def test_a_line_that_cannot_be_meant(line, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(line.split()) == 2
+    assert words in capsys.readouterr().err
+    assert not os.listdir(tmp_path)
+
+
+def test_numbers_may_be_written_in_several_ways():
+    found = [parsed("sweep", "f.h5", "--seeds", text)["seeds"] for text in ("1e3", "1_000", "+10", "5.0")]
+    assert found == [1000, 1000, 10, 5]
+    assert parsed("plot", "r", "--out", "a.svg", "--ylim=-5,5")["ylim"] == (-5.0, 5.0)
+
+
 def test_what_a_training_run_wrote_is_a_config(tmp_path):
     line = ["--n-layer", "1", "--n-embd", "8", "--n-head", "2", "--resolution", "6", "--n-colours", "4", "--steps", "1"]
     quick = ["--batch-size", "4", "--limit", "20", "--no-tensorboard", "-q"]

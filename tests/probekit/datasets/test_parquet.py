@@ -29,6 +29,12 @@ def test_parquet_labels_and_splits_by_column(tmp_path):
     with pytest.raises(UserError, match="apart already; leave out split=split"):
         load_dataset(f"{tmp_path / 'named'}#split=split")
     assert load([0.0, 1.0] * 6).classes == ("0", "1")
+    with pytest.raises(UserError, match="a name of 10,001 characters"):
+        load(["a" * 10_001, "b"] * 6)
+    table = pyarrow.table([[content] * 12, [0, 1] * 6, [0, 1] * 6], names=["image", "label", "label"])
+    parquet.write_table(table, tmp_path / "twice.parquet")
+    with pytest.raises(UserError, match="several columns of the one name label"):
+        load_dataset(tmp_path / "twice.parquet")
     for missing in (pyarrow.array([0, 1, None] * 4), ["a", "b", None] * 4):
         with pytest.raises(UserError, match="4 of 12 rows have no label"):
             load(missing)

@@ -126,6 +126,15 @@ def test_a_file_that_shrinks_while_it_is_read_is_one_sentence(tmp_path, arrays):
             layout.read_rows(file, name)
 
 
+def test_a_file_that_was_replaced_is_not_read_as_the_one_that_was_opened(tmp_path, arrays):
+    store = FeatureStore.from_arrays(tmp_path / "f.h5", arrays)
+    other = FeatureStore.from_arrays(tmp_path / "g.h5", arrays, encoder={"name": "another"})
+    other.path.replace(store.path)
+    for read in (lambda: store.read("train", 0), lambda: store.labels("test"), lambda: store.ledger("train")):
+        with pytest.raises(UserError, match="was replaced by another file"):
+            read()
+
+
 def test_unknown_layer_and_split_list_what_there_is(tmp_path, arrays):
     store = FeatureStore.from_arrays(tmp_path / "f.h5", arrays)
     with pytest.raises(UserError, match="no layer 'tail'; it has 00_stem, 01_head"):

@@ -1,9 +1,11 @@
 """Records become panels: what shares axes, what is a control, what is compared with what."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from probekit.reports.panels import build_panels, collect_records, series_margin, short_range
+from probekit.reports.panels import build_panels, collect_records, series_margin, short_range, slugs
 from probekit.reports.tables import layer_frame
 from probekit.runtime.errors import UserError
 
@@ -107,3 +109,31 @@ def test_no_results_is_one_sentence(tmp_path):
 )
 def test_depths_in_a_row_are_written_as_a_range(depths, words):
     assert short_range(depths) == words
+
+
+def test_names_that_look_the_same_stay_apart(run_folder):
+    """Written out, a line break is the same as its escape; "random" is printed as "random weights"."""
+    layers = [r for r in collect_records(run_folder) if r.series == "pixels"]
+    names = ["a\n", "a\\x0a", "random", "random weights", "a\\x0a (2)"]
+    (only,) = build_panels([replace(r, series=name) for name in names for r in layers])
+    labels = [series.label for series in only.series]
+    assert len(set(labels)) == len(names)
+    assert all(len(series.records) == 1 for series in only.series)
+
+
+def test_files_of_panels_are_never_alike(run_folder):
+    layers = [r for r in collect_records(run_folder) if r.series == "pixels"]
+    names = ["a/b", "a-b", "A-B", "a\n", "a\\x0a", "..", "", "x" * 300, "x" * 301, "\u65e5" * 200]
+    records = [replace(r, dataset={**r.dataset, "name": name}) for name in names for r in layers]
+    # the star of a changed grid, and two grids of one name
+    other = [("igpt*", "aaaa"), ("igpt*", "bbbb")]
+    records += [
+        replace(r, protocol={**r.protocol, "name": name}, identity=replace(r.identity, protocol_hash=own))
+        for name, own in other for r in layers
+    ]  # fmt: skip
+    panels = build_panels(records)
+    assert len(panels) == len({panel.key for panel in panels}) == len(names) + len(other)
+    found = slugs(panels)
+    assert len({name.casefold() for name in found}) == len(panels)
+    assert all(name and len(name.encode()) < 130 and "/" not in name for name in found)
+    assert slugs(panels[:1]) == ["a-b-igpt"]  # a single one needs no hash

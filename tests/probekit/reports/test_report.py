@@ -165,6 +165,18 @@ def test_names_from_users_are_escaped(make_run, tmp_path):
     assert "&lt;b&gt;&amp;net" in page
 
 
+def test_further_figures_stay_in_the_folder_and_replace_nothing(run_folder, report, tmp_path):
+    from matplotlib.figure import Figure
+
+    names = ["../out", "table", "\\1", "<i>", "a/b", "a-b"]
+    page = write_report(run_folder, tmp_path / "report", dict.fromkeys(names, lambda panel: Figure()))
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+    assert (page.parent / "table.csv").read_bytes() == (report / "table.csv").read_bytes()
+    own = {path.name for path in page.parent.iterdir()} - {path.name for path in report.iterdir()}
+    assert len(own) == 4 * len(names)  # svg, png, pdf, csv
+    assert own <= set(re.findall(r'href="([^"]+)"', page.read_text()))
+
+
 def test_a_folder_that_cannot_be_written_is_one_sentence(run_folder, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="choose another --out"):

@@ -19,7 +19,7 @@ HOSTILE = [
     "\x1b]0;title\x07", "\x9b31m", "$x^2$", "$", r"$\frac$", "~^_{}%&#", "<script>alert(1)</script>", "[x](js:1)",
     "![i](http://h)", "`code`", "**b**", "--", "---", "[cell]", "*star", "\u202egnp", "\ud800", "?`", "\0", "",
     "a;=1", "a;\u3000+1", "\uff1d1", "\xa0=1", "\ufffe", "\U0001ffff", "a\u200bb",
-    "\u00ad", "\U000e0041", "]]>", "&amp;",
+    "\u00ad", "\U000e0041", "]]>", "&amp;", "\u034f", "\u2800", "\u3164", "a''b'''", "[1](2)",
     "http://h.org", "www.h.org", "a@h.org",
 ]  # fmt: skip
 NAMES = st.one_of(
@@ -62,6 +62,16 @@ def test_a_file_name_stays_in_its_folder(name):
     assert len(made) <= 100
     assert not made.startswith((".", "-"))
     assert all(c.isalnum() or c in "-_." for c in made)
+
+
+@settings(max_examples=300)
+@given(st.lists(NAMES, max_size=8))
+def test_names_of_files_are_never_alike(names):
+    names = [*names, *names[:1], *(name.upper() for name in names), *(name.replace("/", "-") for name in names)]
+    made = escape.file_names(names)
+    assert len({name.casefold() for name in made}) == len(names)
+    assert all(made)
+    assert made == escape.file_names(names)
 
 
 def test_names_of_columns_are_cells_too():

@@ -1,8 +1,12 @@
 """Progress off a terminal: plain lines, not too many, with rate and time left."""
 
 import io
+import os
 from contextlib import redirect_stderr
 
+import pytest
+
+from probekit.runtime.escape import visible
 from probekit.runtime.progress_bar import progress_bar, shown
 
 
@@ -60,3 +64,21 @@ def test_the_argument_of_public_functions(capsys, monkeypatch):
     with shown(True, "sweep", "fits") as progress:
         progress(2, 2)
     assert "sweep: 2/2 fits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("name", ["[red]x[/red]", "[/]", ":bug:", "\x1b[31m", "a\nb", "{0} %s", "x" * 10_000])
+def test_a_name_is_text_in_it(name, terminal):
+    file = io.StringIO()
+    file.isatty = lambda: terminal
+    with redirect_stderr(file), progress_bar(f"extract {name}", "images") as show:
+        show(1, 1)
+    printed = file.getvalue()
+    assert visible(name)[:20] in printed
+    assert not terminal or len(printed) < 5000
+
+
+def test_lines_that_cannot_be_written_stop_no_work():
+    with open("/dev/full", "w") as full, redirect_stderr(full), progress_bar("train", "steps") as show:
+        show(1, 1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # what is left is written when it is closed

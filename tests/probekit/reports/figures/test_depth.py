@@ -201,6 +201,10 @@ def test_labels_do_not_overlap_and_move_as_little_as_they_can(boxes):
     stacked = np.cumsum(heights) - heights / 2
     nearest = IsotonicRegression().fit_transform(np.arange(len(wishes)), wishes - stacked) + stacked
     assert placed == pytest.approx(nearest)
+    inside = np.array(spread(wishes, heights, 0, 90))
+    assert (np.diff(inside) - (heights[:-1] + heights[1:]) / 2 > -1e-9).all()
+    assert inside[0] - heights[0] / 2 >= -1e-9
+    assert inside[-1] + heights[-1] / 2 <= 90 + 1e-9
 
 
 def test_two_random_networks_look_different(panel):

@@ -1,0 +1,46 @@
+"""Names in figures stay text, whatever they are."""
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+from matplotlib.figure import Figure
+
+from probekit.reports.figures.metric_grid import metric_figure
+from probekit.reports.figures.style import FigureOptions, brief, inline_svg, save_figure, style
+from probekit.reports.panels import relabelled
+from probekit.runtime.escape import visible
+
+
+def test_what_looks_like_a_colour_or_a_link_in_a_name_is_left_alone():
+    name = 'url(#a) #0072B2 xlink:href= id="b" href="#c font-family: d; <g id="e"> -->'
+    with style("x", text_as_paths=False):
+        figure = Figure()
+        figure.text(0.1, 0.1, name, color="#0072b2")
+        svg = inline_svg(figure, "x", "label")
+    (text,) = re.findall(r"<text[^>]*>(.*?)</text>", svg, flags=re.DOTALL)
+    assert ElementTree.fromstring(f"<a>{text}</a>").text == name
+    assert "fill: var(--c" in svg
+
+
+@pytest.mark.parametrize("name", ["\x1b[31m", "a\nb", "\u202e", "\x00", "\ud800", "$\\frac$", "_a", "x" * 10_000])
+def test_texts_of_the_command_line_are_text(name, tmp_path):
+    options = FigureOptions(title=name, labels={"a": name})
+    with style():
+        figure = Figure()
+        axes = figure.subplots()
+        axes.set_title(options.title)
+        axes.plot([0, 1], label=brief(options.labels["a"]))
+        (shown,) = [text.get_text() for text in axes.legend().get_texts()]
+        for path in save_figure(figure, tmp_path / "f"):
+            assert path.stat().st_size > 500
+    ElementTree.parse(tmp_path / "f.svg")
+    assert shown.strip().removesuffix("...") == visible(name)[:80]
+    assert len(name) < 80 or shown.endswith("...")
+
+
+def test_a_key_shows_names_that_begin_with_an_underscore(panel):
+    hidden = relabelled(panel, {"igpt": "_igpt"})
+    with style():
+        (legend,) = metric_figure([hidden]).legends
+    assert [text.get_text().strip() for text in legend.get_texts()] == ["_igpt", "random weights", "raw pixels"]
