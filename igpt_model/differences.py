@@ -28,7 +28,7 @@ def changes(there: Any, here: Any) -> dict[str, tuple[Any, Any]]:
 def differences(there: Any, here: Any, name: str = "") -> list[str]:
     """Return the changes as "name: old there, new here", with `name` before each."""
     named = {f"{name}.{key}".strip("."): pair for key, pair in changes(there, here).items()}
-    return [f"{key}: {_short(old)} there, {_short(new)} here" for key, (old, new) in named.items()]
+    return ["{}: {} there, {} here".format(key, *_short(*pair)) for key, pair in named.items()]
 
 
 def differ(there: Any, here: Any) -> str:
@@ -38,9 +38,18 @@ def differ(there: Any, here: Any) -> str:
     return "; ".join(found[:SHOWN]) + more
 
 
-def _short(value: Any) -> str:
-    numbers = isinstance(value, list) and len(value) > 2 and all(isinstance(x, int | float) for x in value)
-    text = (
-        f"{len(value)} values {value[0]:.3g} to {value[-1]:.3g}" if numbers else json.dumps(value, ensure_ascii=False)
-    )
-    return text if len(text) <= LENGTH else f"{text[: LENGTH - 3]}..."
+def _short(*values: Any) -> tuple[str, ...]:
+    """Two values in a few characters each, of long ones those about the first that differs."""
+    texts = tuple(_summary(value) for value in values)
+    if texts[0] == texts[1]:
+        texts = tuple(json.dumps(value, ensure_ascii=False) for value in values)
+    same = next((i for i, pair in enumerate(zip(*texts, strict=False)) if len(set(pair)) > 1), 0)
+    begin = same - 20 if same > LENGTH // 2 and max(map(len, texts)) > LENGTH else 0
+    texts = tuple("..." * (begin > 0) + text[begin:] for text in texts)
+    return tuple(text if len(text) <= LENGTH else f"{text[: LENGTH - 3]}..." for text in texts)
+
+
+def _summary(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 2 and all(isinstance(x, int | float) for x in value):
+        return f"{len(value)} values {value[0]:.3g} to {value[-1]:.3g}"
+    return json.dumps(value, ensure_ascii=False)

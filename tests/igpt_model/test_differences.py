@@ -1,9 +1,11 @@
 """Every difference is named by its path, and equal values give no words."""
 
+import re
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igpt_model.differences import differ, differences
+from igpt_model.differences import LENGTH, differ, differences
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
@@ -28,3 +30,21 @@ def test_the_path_of_each_difference_is_named():
     assert list(differences(there, here)) == expected
     many = differ({str(k): 0 for k in range(9)}, {str(k): 1 for k in range(9)})
     assert many.endswith("and 3 more")
+
+
+@given(st.text(min_size=30, max_size=200), st.text(max_size=3), st.text(max_size=3))
+def test_two_long_texts_are_shown_where_they_differ(start, one, other):
+    """Two files in one deep folder."""
+    shown_apart([start + one], [start + other])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=40), st.lists(st.floats(0, 1), max_size=3))
+def test_two_lists_of_numbers_with_the_same_ends_are_shown_where_they_differ(numbers, inserted):
+    shown_apart([0.0, *numbers, 1.0], [0.0, *numbers[:-1], *inserted, 1.0])
+
+
+def shown_apart(one, other):
+    for line in differences({"a": one}, {"a": other}):
+        there, here = re.fullmatch(r"a: (.*) there, (.*) here", line, re.DOTALL).groups()
+        assert there != here
+        assert max(len(there), len(here)) <= LENGTH
