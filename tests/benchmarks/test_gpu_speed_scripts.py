@@ -51,7 +51,6 @@ def test_paths_are_certified_and_the_peer_is_held_to_the_same_objective(paths):
         assert 0.5 < the(found, f"{peer} {how}, share that came within 1e-5") <= 1
     # a start from the penalty before saves evaluations
     assert the(found, f"{peer} warm, evaluations") < the(found, f"{peer} cold, evaluations")
-    assert all(the(found, f"{count} at once, share of fits certified") == 1 for count in (1, 2))
     assert the(found, "cuML is installed") == 0
 
 
