@@ -124,9 +124,11 @@ class PathSolver:
             self._solve([node], self._factor_for(node))
             self.nodes.append(node)
         rest = sorted(set(range(len(self.l2))) - set(nodes))
-        nearest = [self._nearest_factor(i) for i in rest]
-        for factor in dict.fromkeys(nearest):
-            self._solve([i for i, own in zip(rest, nearest, strict=True) if own is factor], factor)
+        while rest:
+            nearest = self._nearest_factor(rest[-1])
+            some = [i for i in rest if self._nearest_factor(i) == nearest]
+            self._solve(some, None if nearest is None else self.factors[nearest])
+            rest = [i for i in rest if i not in some]
         self.n_iter[self.asked - 1] += self.n_iter[self.asked :].sum()
         certified = self.summarise(self.at, self.low).take(np.arange(self.asked))
         open_ = (~certified.converged(self.tol)).nonzero()[0]
@@ -230,15 +232,14 @@ class PathSolver:
             return self.factors[-1] if self.factors else None
         return self._new_factor(self._start([node])[0], l2)
 
-    def _nearest_factor(self, number: int) -> Factor | None:
-        """The factor that serves a penalty between nodes: none if it is strong."""
+    def _nearest_factor(self, number: int) -> int | None:
+        """The position of the factor that serves a penalty between nodes: none if it is strong."""
         apart = [abs(math.log(factor.l2) - self.log_l2[number]) for factor in self.factors]
-        return self.factors[int(np.argmin(apart))] if self.weak[number] and apart else None
+        return int(np.argmin(apart)) if self.weak[number] and apart else None
 
     def _new_factor(self, theta: Tensor, l2: float) -> Factor:
         """A factor at theta, kept in place of one at the same penalty, or of the oldest if memory holds no more."""
-        make, last = pair_factor if self.plan.factor == "pairs" else class_inverses, self.factors[-1:]
-        factor = make(self.loss, theta, l2, last[0] if last else None)
-        others = [own for own in self.factors if own.l2 != l2]
-        self.factors = [*others[1 - self.plan.most_factors :], factor]
-        return factor
+        make, last = pair_factor if self.plan.factor == "pairs" else class_inverses, (self.factors or [None])[-1]
+        self.factors = [own for own in self.factors[1 - self.plan.most_factors :] if own.l2 != l2]
+        self.factors.append(make(self.loss, theta, l2, last))
+        return self.factors[-1]
