@@ -216,6 +216,13 @@ def _written(code: int) -> int:
     return code
 
 
+# an exception within these leaves a queue's or future's lock locked, so that its threads wait for ever
+_TAKING_LOCKS = {
+    getattr(threading.Condition, name).__code__
+    for name in ("__enter__", "__exit__", "_acquire_restore", "_release_save")
+}
+
+
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
     """Collect the SIGINTs received: a library may turn the KeyboardInterrupt into another exception."""
@@ -223,6 +230,10 @@ def _interrupts() -> Iterator[list[int]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
+        if frame is not None and frame.f_code in _TAKING_LOCKS:
+            again = (threading.main_thread().ident, number)
+            threading.Timer(0.02, signal.pthread_kill, again).start()
+            return
         signal.default_int_handler(number, frame)
 
     if (

@@ -213,7 +213,6 @@ def _fill(writer: FeatureWriter, encoder: Any, parts: dict[str, Any], workers: i
         return
     ranges = [(split, block, header.rows(split, block)) for split, block in todo]
     batches = prepared_batches(parts, encoder.prepare, ranges, workers)
-    # the thread count the file was begun with: the bits of a matrix product depend on it
     waiting: deque[Future[None]] = deque()
 
     def write(batch: Batch, features: Transfer) -> None:

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
+from functools import partial
 from importlib import import_module
 
 import pytest
@@ -57,6 +59,28 @@ def raising(error):
         raise error
 
     return app
+
+
+def test_an_interrupt_while_a_lock_is_taken_comes_once_it_is_held_properly(capsys):
+    """An exception within `Condition.__enter__` would leave the lock of a queue or future locked."""
+    done = []
+
+    class Taken:
+        acquire = release = None
+        __enter__ = staticmethod(partial(signal.raise_signal, signal.SIGINT))
+
+        def __exit__(self, *_):
+            done.append("released")
+
+    def run(_):
+        with threading.Condition(Taken()):
+            done.append("entered")
+            time.sleep(60)
+        done.append("left")
+
+    assert main([], run=run) == 130
+    assert done == ["entered", "released"]
+    assert "interrupted" in capsys.readouterr().err
 
 
 def test_an_interrupt_that_a_library_turned_into_another_exception(capsys):
