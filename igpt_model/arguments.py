@@ -179,7 +179,10 @@ def _is_list(value: Any, kind: type, inner: tuple[Any, ...]) -> bool:
         return not issubclass(kind, Sized)
     if str(getattr(value, "dtype", "object")) != "object":  # an array: its values are of one kind
         array: Any = value
-        value = array[: len(inner) or 1].tolist() if type(array).__module__ == "numpy" else []
+        try:
+            value = array[: len(inner) or 1].tolist()
+        except (RuntimeError, AttributeError):  # a meta tensor
+            value = []
     if kind is tuple and inner and inner[-1] is not ...:
         return len(value) == len(inner) and all(map(_fits, value, inner))
     return all(_fits(item, inner[0]) for item in value if inner)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from igpt_model.arguments import check_fields, checked, from_json
+from igpt_model.arguments import check_fields, checked, from_json, plain_array
 from igpt_model.errors import UserError
 
 MAX_RESOLUTION = 4096  # 17 million tokens an image
@@ -160,7 +160,7 @@ class SourceImages:
 
 
 def _as_rgb(image_HWC: np.ndarray) -> np.ndarray:
-    image = np.asarray(image_HWC)
+    image = plain_array(image_HWC, "an image")
     image = image[:, :, None] if image.ndim == 2 else image
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
         raise UserError(f"An image must be uint8 (H, W, 3) or (H, W), not {image.dtype} {image.shape}.")

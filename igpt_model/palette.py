@@ -259,13 +259,16 @@ def _address(pixels_N3: np.ndarray, address: np.ndarray) -> np.ndarray:
 def _count_colours(images: Any, n_colours: int, seed: int, sample: int) -> tuple[np.ndarray, np.ndarray]:
     """Distinct colours (packed RGB) and how often each occurs: in all images if they are few, else in the sample."""
     rng = np.random.default_rng([seed, 511])
-    given = [images] if isinstance(images, np.ndarray) else list(images)
-    if not given or any(np.asarray(p).dtype != np.uint8 or np.asarray(p).shape[-1] != 3 for p in given):
+    if not hasattr(images, "__iter__") and not hasattr(images, "__getitem__"):
+        raise UserError(f"A palette is fitted to uint8 RGB images, not to what is of type {type(images).__name__}.")
+    several = [images] if isinstance(images, np.ndarray) else images
+    given = [plain_array(image, "an image of a palette") for image in several]
+    if not given or any(image.dtype != np.uint8 or image.shape[-1:] != (3,) for image in given):
         raise UserError("A palette is fitted to uint8 RGB images, at least one of them.")
     seen = np.zeros(1 << 24, bool)
     packed_parts = []
     for image in given:
-        pixels = np.asarray(image).reshape(-1, 3).astype(np.int32)
+        pixels = image.reshape(-1, 3).astype(np.int32)
         packed = (pixels[:, 0] << 16) | (pixels[:, 1] << 8) | pixels[:, 2]
         seen[packed] = True
         packed_parts.append(packed)

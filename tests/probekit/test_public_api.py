@@ -6,6 +6,7 @@ import pickle
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse
 import torch
@@ -44,6 +45,10 @@ WRONG = {
     "objects": np.array([None, object()], object),
     "texts": np.array(["a"] * 60),
     "scalar": np.array(3.0),
+    "gradients": torch.ones(60, 4, requires_grad=True),
+    "row numbers": torch.arange(60),
+    "series": pd.Series(range(60)),
+    "nested tensor": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
 }
 RNG = np.random.default_rng(0)
 X, y = RNG.normal(size=(60, 4)).astype(np.float32), np.arange(60) % 3
