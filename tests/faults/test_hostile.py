@@ -38,6 +38,7 @@ from probekit.features.store import FeatureStore
 from probekit.features.validate import read_header
 from probekit.features.verify import verify
 from probekit.results.measured import _cell
+from tests.commands import run
 from tests.faults.targets import _huggingface
 
 ODD = (5, -1, 1.5, True, "x", [], [1], {}, {"a": 1}, None)
@@ -434,12 +435,17 @@ def test_numbers_in_names(tmp_path, digits):
 MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{k + 1}: &a{k + 1} {{<<: [{', '.join([f'*a{k}'] * 10)}]}}\n" for k in range(9))
 
 
-@pytest.mark.parametrize(
-    "text", [MERGES, "seed: &a 1\nlimit: *a\n", f"seed: 0x{'f' * 6000}\n", f"seed: {'[' * 5000}\n"]
-)
+@pytest.mark.parametrize("text", [MERGES, "seed: &a 1\nlimit: *a\n", f"seed: {'[' * 5000}\n"])
 def test_configurations_that_unfold(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)
     assert "cannot be read" in refused(read_config, tmp_path / "c.yaml")
+
+
+def test_a_number_of_thousands_of_digits_in_a_configuration_is_its_flags_to_refuse(tmp_path):
+    (tmp_path / "c.yaml").write_text(f"seed: 0x{'f' * 6000}\n")
+    code, printed = run(["train", "digits", "--out", str(tmp_path / "run"), "--config", str(tmp_path / "c.yaml")])
+    assert code == 2
+    assert "--seed" in printed
 
 
 @pytest.mark.parametrize(
