@@ -239,7 +239,8 @@ class PathSolver:
 
     def _new_factor(self, theta: Tensor, l2: float) -> Factor:
         """A factor at theta, kept in place of one at the same penalty, or of the oldest if memory holds no more."""
-        make, last = pair_factor if self.plan.factor == "pairs" else class_inverses, (self.factors or [None])[-1]
+        make = pair_factor if self.plan.factor == "pairs" else class_inverses
+        last = self.factors[-1] if self.factors else None
         self.factors = [own for own in self.factors[1 - self.plan.most_factors :] if own.l2 != l2]
         self.factors.append(make(self.loss, theta, l2, last))
         return self.factors[-1]
