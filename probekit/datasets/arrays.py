@@ -149,8 +149,9 @@ def _as_part(value: Any, named: bool = True) -> Part:
         source: Images = MadeImages(tuple(images), _listed) if plain else ArrayImages(np.asarray(images))
         return Part(source, label_array(labels, "The labels"))
     indexed = hasattr(value, "__getitem__") and hasattr(value, "__len__")
-    # the items of a pandas or polars table are its columns
-    if indexed and not isinstance(value, str | bytes | np.ndarray) and not hasattr(value, "columns"):
+    # the items of a pandas or polars table are its columns; those of an array or a tensor are no pairs
+    no_items = isinstance(value, str | bytes | np.ndarray) or hasattr(value, "columns") or hasattr(value, "detach")
+    if indexed and not no_items:
         labels, whose = _labels_of_items(value)
         _refuse_random_items(value)
         return Part(
