@@ -227,14 +227,24 @@ _TAKING_LOCKS = {
 def _interrupts() -> Iterator[list[int]]:
     """Collect the SIGINTs received: a library may turn the KeyboardInterrupt into another exception."""
     received: list[int] = []
+    before = sys.unraisablehook
+
+    def later() -> None:
+        if signal.getsignal(signal.SIGINT) is note:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
         if frame is not None and frame.f_code in _TAKING_LOCKS:
-            again = (threading.main_thread().ident, number)
-            threading.Timer(0.02, signal.pthread_kill, again).start()
+            threading.Timer(0.02, later).start()
             return
         signal.default_int_handler(number, frame)
+
+    def ignored(unraisable: "sys.UnraisableHookArgs") -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):  # in a destructor or callback, where it ends
+            threading.Timer(0.02, later).start()
+        else:
+            before(unraisable)
 
     if (
         signal.getsignal(signal.SIGINT) is not signal.default_int_handler
@@ -243,10 +253,12 @@ def _interrupts() -> Iterator[list[int]]:
         yield received
         return
     signal.signal(signal.SIGINT, note)
+    sys.unraisablehook = ignored
     try:
         yield received
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.unraisablehook = before
 
 
 def _run(words: list[str], run: Callable[[list[str]], object], debug: bool, interrupts: list[int]) -> int:

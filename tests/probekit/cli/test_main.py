@@ -83,6 +83,25 @@ def test_an_interrupt_while_a_lock_is_taken_comes_once_it_is_held_properly(capsy
     assert "interrupted" in capsys.readouterr().err
 
 
+def test_an_interrupt_in_a_destructor_comes_after_it(capsys):
+    """Python only prints what is raised in destructors and callbacks of weak references, and goes on."""
+
+    class Freed:
+        __del__ = staticmethod(partial(signal.raise_signal, signal.SIGINT))
+
+    def run(_):
+        del (freed := {"one": Freed()})["one"]
+        assert not freed
+        time.sleep(60)
+
+    before = sys.unraisablehook
+    assert main([], run=run) == 130
+    printed = capsys.readouterr().err
+    assert "interrupted" in printed
+    assert "Traceback" not in printed
+    assert sys.unraisablehook is before
+
+
 def test_an_interrupt_that_a_library_turned_into_another_exception(capsys):
     before = signal.getsignal(signal.SIGINT)
 
