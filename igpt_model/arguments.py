@@ -89,7 +89,17 @@ def check_kind(name: str, value: Any, hint: Any, where: str) -> Any:
         plain = value is None or isinstance(value, str | int | float | bytes)
         shown = _short(value) if plain else f"of type {type(value).__name__}"
         raise WrongType(f"{name} is {shown}; {where} expected {_named(hint)}.")
-    return value
+    return _as_list(value, hint)
+
+
+def _as_list(value: Any, hint: Any) -> Any:
+    """An array, tensor or series of one axis as the list that it stands for; what may be an array stays one."""
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = [kind for kind in (get_origin(option) or option for option in options) if isinstance(kind, type)]
+    wanted = any(issubclass(kind, Iterable) and not issubclass(kind, str | Mapping) for kind in kinds)
+    if not wanted or isinstance(value, tuple(kinds)) or _is_array_like(options) or not hasattr(value, "tolist"):
+        return value
+    return value.tolist()
 
 
 def plain_array(value: Any, what: str) -> "np.ndarray":
@@ -181,7 +191,9 @@ def _is_list(value: Any, kind: type, inner: tuple[Any, ...]) -> bool:
         array: Any = value
         try:
             value = array[: len(inner) or 1].tolist()
-        except (RuntimeError, AttributeError):  # a meta tensor
+        except RuntimeError:  # a meta tensor
+            return False
+        except AttributeError:
             value = []
     if kind is tuple and inner and inner[-1] is not ...:
         return len(value) == len(inner) and all(map(_fits, value, inner))

@@ -9,8 +9,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 
 from igpt_model.arguments import plain_array
+from igpt_model.devices import is_plain
 from igpt_model.errors import UserError
 from igpt_model.hashing import hash_arrays
 from igpt_model.images import ImageTransform, SourceImages
@@ -136,7 +138,7 @@ def fit_palette(config: TrainConfig, train_images: Any) -> Palette:
 
 def check_images(name: str, images: Any, resolution: int) -> None:
     """Refuse an empty set of images, or images that are not uint8 (P, P, 3)."""
-    sparse = str(getattr(images, "layout", "torch.strided")) != "torch.strided" or hasattr(images, "nnz")
+    sparse = (isinstance(images, torch.Tensor) and not is_plain(images)) or hasattr(images, "nnz")
     indexed = hasattr(images, "__getitem__") and hasattr(images, "__len__")
     if sparse or not indexed or isinstance(images, str | bytes | list):
         raise UserError(f"The {name} images are a {type(images).__name__}; give a dense array of uint8 (N, P, P, 3).")

@@ -452,8 +452,9 @@ def _config(folder: Path) -> None:
     (folder / "b.yaml").write_text(
         "dataset: digits\nout: x\n" + "".join(f"{k}: {json.dumps(v)}\n" for k, v in settings.items())
     )
-    study = {"encoders": {"a": "pixels"}, "datasets": {"b": "digits"}, "tests": {}, "limit": 10, "seeds": 1}
-    (folder / "c.json").write_text(json.dumps(study | {"protocol": {"name": "igpt", "Cs": [1.0, 2.0]}}))
+    flags = {"encoders": {"a": "pixels"}, "on": ["b=digits"], "test": {}, "limit": 10, "seeds": 1, "protocol": "igpt"}
+    study = {"study": flags | {"Cs": [1.0, 2.0]}, "protocol": {"name": "igpt", "Cs": [1.0, 2.0]}}
+    (folder / "c.json").write_text(json.dumps(study))
     sweep = "features: f.h5\nout: res\nCs: [0.1, 1]\nlayers: ['*0', a]\nseeds: 2\nworkers: 1\nprotocol: igpt\n"
     (folder / "d.yaml").write_text(sweep)
 
