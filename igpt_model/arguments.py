@@ -94,12 +94,17 @@ def check_kind(name: str, value: Any, hint: Any, where: str) -> Any:
 
 def _as_list(value: Any, hint: Any) -> Any:
     """An array, tensor or series of one axis as the list that it stands for; what may be an array stays one."""
+    kinds = _list_kinds(hint)
+    return value.tolist() if kinds and hasattr(value, "tolist") and not isinstance(value, kinds) else value
+
+
+@functools.cache
+def _list_kinds(hint: Any) -> tuple[type, ...]:
+    """The classes that a hint allows, if lists are among them and arrays are not."""
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    kinds = [kind for kind in (get_origin(option) or option for option in options) if isinstance(kind, type)]
-    wanted = any(issubclass(kind, Iterable) and not issubclass(kind, str | Mapping) for kind in kinds)
-    if not wanted or isinstance(value, tuple(kinds)) or _is_array_like(options) or not hasattr(value, "tolist"):
-        return value
-    return value.tolist()
+    kinds = tuple(kind for kind in (get_origin(option) or option for option in options) if isinstance(kind, type))
+    lists = any(issubclass(kind, Iterable) and not issubclass(kind, str | Mapping) for kind in kinds)
+    return kinds if lists and not _is_array_like(options) else ()
 
 
 def plain_array(value: Any, what: str) -> "np.ndarray":
