@@ -102,7 +102,8 @@ def _as_list(value: Any, hint: Any) -> Any:
 def _list_kinds(hint: Any) -> tuple[type, ...]:
     """The classes that a hint allows, if lists are among them and arrays are not."""
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    kinds = tuple(kind for kind in (get_origin(option) or option for option in options) if isinstance(kind, type))
+    named = (get_origin(option) or option for option in options)
+    kinds = tuple(kind for kind in named if isinstance(kind, type) and not getattr(kind, "_is_protocol", False))
     lists = any(issubclass(kind, Iterable) and not issubclass(kind, str | Mapping) for kind in kinds)
     return kinds if lists and not _is_array_like(options) else ()
 

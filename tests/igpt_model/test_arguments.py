@@ -40,6 +40,7 @@ VALUES: dict[Any, tuple[list[Any], list[Any]]] = {  # annotation: what fits, wha
     npt.ArrayLike: ([5, [1], np.ones(2), None, object()], []),
     Any: ([5, None], []),
     Named: ([Someone()], [5, "a", None, object(), {}]),
+    Named | Sequence[Named]: ([Someone(), [Someone()]], [5, "a", np.ones(2)]),
     Someone | str: ([Someone(), "a"], [Someone, 5]),
     torch.Tensor: ([torch.ones(2), torch.empty(2, device="meta")], [np.ones(2), [1.0]]),
 }
