@@ -9,6 +9,7 @@ import numpy as np
 
 from igpt_model.training.config import TrainConfig
 from probekit.cli.console import say
+from probekit.runtime.escape import three_figures
 
 LARGE = 200_000_000  # parameters of a model whose extraction is counted, not timed
 A_CLASS = 10  # extracted images of each class that a sweep is timed on
@@ -77,7 +78,8 @@ def plan(
     speed = None if rate is None else rate * 1e12
     cost = training_cost(config, val_images=rows // 10, ranks=ranks, seconds=seconds / 3, rate=speed)
     loaded = steps.process_bytes() - base  # what PyTorch loads on its first update
-    note = f"{config.steps:,} steps of {cost.step:.3g} s, {config.steps * config.batch_size / rows:.3g} epochs"
+    epochs = three_figures(config.steps * config.batch_size / rows)
+    note = f"{config.steps:,} steps of {three_figures(cost.step)} s, {epochs} epochs"
     note += f"; {cost.note}" if cost.note else ""
     estimates = [steps.Estimate("train", cost.disk, loaded + cost.memory, cost.seconds, note)]
     known, widths, weights = None, [model.n_embd] * (model.n_layer + 1), 4 * model.n_params
@@ -114,11 +116,12 @@ def _time(seconds: float) -> str:
     for size, name in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {name}"
-    return f"{seconds:.3g} seconds"
+    return f"{three_figures(seconds)} seconds"
 
 
 def _size(count: float) -> str:
+    count = float(f"{count:.3g}")  # 999.9 MB are 1 GB
     for size, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
         if count >= size:
-            return f"{count / size:.3g} {name}"
+            return f"{three_figures(count / size)} {name}"
     return f"{count / 1e3:.3g} kB"

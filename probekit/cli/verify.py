@@ -8,6 +8,7 @@ from probekit.cli.answer import present
 from probekit.cli.console import note, say
 from probekit.cli.plot import write_figure
 from probekit.runtime.errors import UserError
+from probekit.runtime.escape import three_figures
 
 
 def verify(
@@ -91,8 +92,9 @@ def look_for_near_duplicates(
     rows = RowSet("near-duplicates", store.dataset.get("name", ""), found.query_split, tuple(sorted(ids.tolist())), how)
     rows.save(row_set_path(file))
     total = len(store.labels(found.query_split))
+    share = three_figures(100 * len(ids) / total)
     say(
-        f"{len(ids)} of {total:,} {found.query_split} images ({100 * len(ids) / total:.2g} %) are near one of "
+        f"{len(ids)} of {total:,} {found.query_split} images ({share} %) are near one of "
         f"{found.match_split} ({found.space}); row ids: {row_set_path(file)}"
     )
     if picture is not None:

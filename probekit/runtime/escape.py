@@ -117,3 +117,8 @@ def markdown(text: Any) -> str:
 def mathtext(text: Any) -> str:
     """For matplotlib, which reads what stands between two dollar signs as a formula."""
     return visible(text).replace("$", r"\$")
+
+
+def three_figures(value: float) -> str:
+    """A number in three significant figures, from a thousand on whole: never with an exponent for being large."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from probekit.runtime.escape import losable, visible
+from probekit.runtime.escape import losable, three_figures, visible
 
 SECONDS_BETWEEN_LINES = 10.0
 LONGEST_NAME = 40  # characters in front of a bar
@@ -132,7 +132,7 @@ class _Rate:
         per_second = self._per_second(done)
         if per_second is None:
             return ""
-        return f"{per_second:.3g} {unit}/s" if per_second < 1000 else f"{per_second:,.0f} {unit}/s"
+        return f"{three_figures(per_second)} {unit}/s"
 
     def seconds_left(self, done: int, total: int) -> float | None:
         per_second = self._per_second(done)

@@ -11,6 +11,7 @@ import torch
 
 from igpt_model.config import ModelConfig
 from probekit import load_dataset
+from probekit.cli import plan
 from probekit.cli.main import main
 from probekit.evaluate.plan import count_sweep, feature_bytes, plan_extract, plan_sweep
 from probekit.evaluate.sweep import sweep
@@ -152,3 +153,11 @@ def test_machines_that_are_not_here_are_planned_from_their_rate(capsys):
     assert f"{seconds / 60:.1f} minutes" in extract or f"{seconds:.3g} seconds" in extract
     assert f"{feature_bytes(1_331_167, [1536] * 49) / 1e9:.3g} GB on disk" in extract
     assert "100 iterations" in probe
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [(999.4e6, "999 MB"), (999.96e6, "1 GB"), (2.5e13, "25 TB"), (28_800, "28.8 kB"), (3e15, "3,000 TB")],
+)
+def test_sizes_have_no_exponent(count, shown):
+    assert plan._size(count) == shown

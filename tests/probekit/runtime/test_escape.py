@@ -125,3 +125,10 @@ def test_figures_read_no_formula(name):
     from matplotlib.cbook import is_math_text
 
     assert not is_math_text(escape.mathtext(name))
+
+
+@given(st.floats(1e-3, 1e12))
+def test_a_number_in_three_figures_is_near_and_has_no_exponent(value):
+    shown = escape.three_figures(value)
+    assert re.fullmatch(r"[\d,]+(\.\d+)?", shown)
+    assert float(shown.replace(",", "")) == pytest.approx(value, rel=5.1e-3)  # half a unit of the third figure
