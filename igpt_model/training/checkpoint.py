@@ -170,20 +170,18 @@ def newest_good(run_dir: str | Path, schema: Any = dict) -> tuple[Path | None, l
     Damaged ones, of which `trainer.json` is not as the schema says among them, are renamed; those without optimiser
     state are skipped.
     """
-    events = []
+    events: list[dict[str, Any]] = []
     for candidate in reversed(list_checkpoints(run_dir)):
-        error: UserError | None = _damage(candidate)
+        trainer = candidate / "trainer.json"
         try:
-            if error is None and (candidate / "trainer.json").is_file():
-                read_json(candidate / "trainer.json", schema)
-        except UserError as other:
-            error = other
-        if error is not None:
+            check_checkpoint(candidate)
+            if trainer.is_file():
+                read_json(trainer, schema)
+                return candidate, events
+        except UserError as error:
             aside = candidate.with_name(f"damaged-{candidate.name}-{time.time_ns()}")
             candidate.rename(aside)
             events.append({"kind": "damaged", "step": int(candidate.name), "path": str(aside), "reason": str(error)})
-        elif (candidate / "trainer.json").is_file():
-            return candidate, events
     return None, events
 
 

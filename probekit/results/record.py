@@ -325,12 +325,12 @@ def _inconsistency(line: Mapping[str, Any]) -> str | None:
         return f"chosen_index is {index}, expected less than {n}"
     if not math.isclose(line["chosen_C"], line["Cs"][index], rel_tol=1e-9):
         return f"chosen_C is {line['chosen_C']:g}, expected {line['Cs'][index]:g}, entry {index} of Cs"
-    for name, metrics in {"metrics": line.get("metrics"), **line.get("tests", {})}.items():
-        place = name if name == "metrics" else f"tests.{name}"
-        if name != "metrics" and (name == "test" or not re.fullmatch(TEST_NAME, name)):
+    scores = {"metrics": line["metrics"]} if "metrics" in line else {}
+    for name, metrics in line.get("tests", {}).items():
+        if name == "test" or not re.fullmatch(TEST_NAME, name):
             return f"tests holds {name[:60]!r}, expected the name of a test set"
-        if metrics is None:
-            continue
+        scores[f"tests.{name}"] = metrics
+    for place, metrics in scores.items():
         if problem := mismatch(metrics, _METRICS, place) or mismatch(metrics, _NUMBERS, place):
             return problem
         low, top1, high = (metrics[key] for key in ("top1_low", "top1", "top1_high"))

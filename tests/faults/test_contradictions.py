@@ -109,6 +109,19 @@ def test_records_that_contradict_themselves(results, what, name):
     assert str(found.value).count(". ") == 0
 
 
+@pytest.mark.parametrize("name", ["more", "metrics"])
+def test_further_test_rows_without_numbers_or_that_are_called_as_the_field_of_the_others(results, name):
+    written = lines(results / "results.jsonl")
+    good = written[0]["metrics"]
+    for own, further, problem in (
+        (good, None, rf"tests\.{name} is None"),
+        (good | {"log_loss": -3.0}, good, "log_loss"),
+    ):
+        put(results / "results.jsonl", [{**written[0], "metrics": own, "tests": {name: further}}])
+        with pytest.raises(UserError, match=rf"Record 1 of .*{problem}"):
+            Results(results)
+
+
 @pytest.mark.parametrize("line", [{"key": "abc"}, {"key": "abc", "series": "made"}, {"key": "a", "protocol": None}])
 @pytest.mark.parametrize("name", ["results.jsonl", "choices.jsonl"])
 def test_lines_that_are_no_records_are_named_by_verbs_that_add_some(results, line, name):
