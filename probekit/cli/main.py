@@ -229,20 +229,23 @@ def _interrupts() -> Iterator[list[int]]:
     received: list[int] = []
     before = sys.unraisablehook
 
-    def later() -> None:
+    def send() -> None:
         if signal.getsignal(signal.SIGINT) is note:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    def send_later() -> None:
+        threading.Timer(0.02, send).start()
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
         if frame is not None and frame.f_code in _TAKING_LOCKS:
-            threading.Timer(0.02, later).start()
+            send_later()
             return
         signal.default_int_handler(number, frame)
 
     def ignored(unraisable: "sys.UnraisableHookArgs") -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):  # in a destructor or callback, where it ends
-            threading.Timer(0.02, later).start()
+            send_later()
         else:
             before(unraisable)
 
@@ -313,9 +316,9 @@ def dispatch(words: list[str]) -> None:
         else:
             words = prepared(app, words)
     for before, word in zip(["", *words], words, strict=False):
-        flag, equals, value = word.partition("=") if word.startswith("--") else (before, "", word)
+        flag, value = word.split("=", 1) if word.startswith("--") and "=" in word else (before, word)
         # an empty title is a figure without one
-        if (value in ("", ".h5") and flag != "--title") and (equals or not word.startswith("--")):
+        if value in ("", ".h5") and flag != "--title":
             what = f"an ending alone, {value!r}" if value else "empty"
             raise UserError(f"an argument is {what} (an unset variable of the shell?); give a value, or leave it out.")
     if "\0" in "".join(words):

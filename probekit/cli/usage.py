@@ -1,6 +1,7 @@
 """The words of a command line before cyclopts reads them: lists with commas, `--config`, and what is missing."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import Parameter
 from pathlib import Path
@@ -87,8 +88,8 @@ def read_config(path: Path) -> dict[str, Any]:
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            names = [key.value for key, _ in node.value if key.id == "scalar"]
-            if twice := [name for name in names if names.count(name) > 1]:
+            names = Counter(key.value for key, _ in node.value if key.id == "scalar")
+            if twice := [name for name, times in names.items() if times > 1]:
                 raise yaml.YAMLError(f"the key {twice[0]!r} is there twice")
             return super().construct_mapping(node, deep)
 

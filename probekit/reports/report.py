@@ -74,6 +74,7 @@ def write_report(
         )
     metrics = metric_panels(records, runs=runs)
     out = Path(out)
+    stems = file_names([*OWN_FILES, *figures])[len(OWN_FILES) :]
     try:
         out.mkdir(parents=True, exist_ok=True)
         files: dict[Any, dict[str, list[Path]]] = {}
@@ -93,7 +94,6 @@ def write_report(
                 own["paths"] = [write_points(path_frame(layered or panel.series), out / f"penalty_paths{suffix}.csv")]
             if panel.key in metrics:
                 own["metrics"] = [write_points(metric_frame(metrics[panel.key]), out / f"metrics{suffix}.csv")]
-            stems = file_names([*OWN_FILES, *figures])[len(OWN_FILES) :]
             for (name, draw), stem in zip(figures.items(), stems, strict=True):
                 with style():
                     figure = draw(panel)
