@@ -60,9 +60,10 @@ def training_cost(
     rate : FLOP/s that each rank will reach, for another machine: updates are then counted, not timed
     """
     model, images = config.model_config, math.ceil(config.batch_size / ranks)
-    note = f"{(rate or 0) / 1e12:g} TFLOP/s a rank"
     if rate is None:
         rate, note = _update_rate(config, images, seconds)
+    else:
+        note = f"{rate / 1e12:g} TFLOP/s a rank"
     step = training_flops(model, images, config.checkpoint_blocks) / rate
     # a forward pass is a third of an update's work
     evaluation = step / images / 3 * min(config.eval_images, val_images) / ranks

@@ -98,13 +98,12 @@ def _samples(file: Path, label: str | None) -> list[_Sample]:
                         f"{file}: {member.name} is {what}; pack the files themselves (tar --dereference "
                         "--hard-dereference), each once."
                     )
-            end = tar.offset
-        with open(file, "rb") as opened:  # tarfile takes a damaged header for the end
-            opened.seek(end)
-            if opened.read(AFTER_END).strip(b"\0"):
+            # tarfile takes a damaged header for the end
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(AFTER_END).strip(b"\0"):
                 raise UserError(
-                    f"{file} has data after byte {end:,}, where its members end: a header is damaged, or archives were "
-                    "joined; copy or pack it again."
+                    f"{file} has data after byte {tar.offset:,}, where its members end: a header is damaged, or "
+                    "archives were joined; copy or pack it again."
                 )
     except UserError:
         raise

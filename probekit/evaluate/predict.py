@@ -63,8 +63,8 @@ def load_fitted(record: Record, device: str = "cpu") -> FittedProbe:
         normalize = bool(record.protocol.get("normalize"))
         return np.asarray(training_features(store, record.layers, positions, normalize))
 
-    path, width = folder / record.probe_file, None if record.reads == "tokens" else record.width
-    return restore(record.probe, load_probe(path), width, read_rows, device, path)
+    path = folder / record.probe_file
+    return restore(record.probe, load_probe(path), record.width, read_rows, device, path)
 
 
 def encoder_of(record: Record) -> tuple[str, dict[str, Any]]:

@@ -316,12 +316,12 @@ class Runner:
         line = next(line for line in self.choices.lines() if line["key"] == key)
         layers, normalize = line["identity"]["layers"], self.protocol.normalize
         path = self.out / line["probe_file"]
-        arrays, width = load_probe(path), None if line["reads"] == "tokens" else line["width"]
+        arrays = load_probe(path)
 
         def read_rows(positions: np.ndarray) -> np.ndarray:
             return np.asarray(training_features(self.store, layers, positions, normalize))
 
-        fitted = restore(line["probe"], arrays, width, read_rows, self.settings.device, path)
+        fitted = restore(line["probe"], arrays, line["width"], read_rows, self.settings.device, path)
         metrics = {}
         for split in (split for split in self.store.splits if split not in ("train", "val")):
             rows, metrics[split] = self._predict(split, layers, fitted)

@@ -272,9 +272,9 @@ def _folders(datasets: Sequence[Dataset], out: Path) -> list[tuple[Dataset, Path
     if len(datasets) == 1:
         return [(datasets[0], out)]
     slugs = [file_name(data.name) for data in datasets]
-    folded = [slug.casefold() for slug in slugs]
-    for slug in folded:
-        if folded.count(slug) > 1 or slug in ("", "report"):
+    taken = ["", "report", *(slug.casefold() for slug in slugs)]
+    for slug in slugs:
+        if taken.count(slug.casefold()) > 1:
             raise UserError(f"Data set name {slug!r} cannot have a folder of its own: give the data sets other names.")
     return [(data, out / slug) for data, slug in zip(datasets, slugs, strict=True)]
 

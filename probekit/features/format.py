@@ -105,8 +105,10 @@ class Header:
             raise UserError(f"Two layers have one name ({', '.join(self.layer_names)[:200]}); give each its own.")
         if self.shard:
             first, whole = self.shard["first"], self.shard["splits"]
-            outside = [s for s, n in self.splits.items() if s in first and first[s] + n > whole.get(s, 0)]
-            if set(first) != set(self.splits) or outside or self.shard["rank"] >= self.shard["world"]:
+            inside = set(first) == set(self.splits) and all(
+                first[split] + n <= whole.get(split, 0) for split, n in self.splits.items()
+            )
+            if not inside or self.shard["rank"] >= self.shard["world"]:
                 raise UserError("The description of the shard has other rows than its splits; extract it again.")
 
     def n_blocks(self, split: str) -> int:

@@ -159,7 +159,7 @@ def _load(path: Path) -> Any:
         if path.suffix in (".pt", ".pth"):
             content = torch.load(path, map_location="cpu", weights_only=True)
             parts = content.values() if isinstance(content, Mapping) else content
-            for one in parts if not isinstance(parts, torch.Tensor) else [parts]:
+            for one in [parts] if isinstance(parts, torch.Tensor) else parts:
                 # a stride of 0 makes any number of rows of one
                 if is_plain(one) and one.nbytes > one.untyped_storage().nbytes():
                     raise UserError(

@@ -5,6 +5,7 @@ N rows of a split, D width of a layer, L layers.
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -55,7 +56,7 @@ class FeatureStore(Features):
                 )
             self._shards: list[dict[str, Any]] = attribute(file, "shards") or []
         if self._shards:
-            self._check_cover()
+            self._check_cover(ledgers)
 
     @classmethod
     def open(cls, path: str | Path) -> "FeatureStore":
@@ -141,7 +142,7 @@ class FeatureStore(Features):
                 raise UserError(f"{self.path} was replaced by another file while it was read: start again.")
             yield file
 
-    def _check_cover(self) -> None:
+    def _check_cover(self, ledgers: Mapping[str, np.ndarray]) -> None:
         """Refuse unless the shards hold every row of every split once, where the checksums say."""
         shards, size = self.shards(), self.header.batch_size
         for shard, first in shards:
@@ -151,13 +152,13 @@ class FeatureStore(Features):
             if set(first) != set(own.splits) or set(first) - set(self.splits):
                 raise UserError(f"{self.path} and its shard {shard.path.name} disagree on its splits; join them again.")
         for split, n in self.header.splits.items():
-            parts = sorted((first[split], number) for number, (_, first) in enumerate(shards) if split in first)
-            ranges = [(at, shards[number][0].header.splits[split]) for at, number in parts]
-            if first_gap(ranges, n) is not None:
+            parts = [(first[split], shard) for shard, first in shards if split in first]
+            if first_gap(((at, shard.header.splits[split]) for at, shard in parts), n) is not None:
                 raise UserError(f"The shards of {self.path} do not hold every row of {split} once; join them again.")
-            joined = np.concatenate([shards[number][0].ledger(split) for _, number in parts])
+            parts.sort(key=itemgetter(0))
+            joined = np.concatenate([shard.ledger(split) for _, shard in parts])
             # the seals depend on a block's number
-            if not np.array_equal(joined[:, :-1], self.ledger(split)[:, :-1]):
+            if not np.array_equal(joined[:, :-1], ledgers[split][:, :-1]):
                 raise UserError(
                     f"The shards of {self.path} do not hold the rows of {split} in its order, by their checksums; "
                     "join them again."
@@ -173,7 +174,7 @@ class FeatureStore(Features):
 class _Shard(FeatureStore):
     """A shard of a parent file, which has no shards of its own."""
 
-    def _check_cover(self) -> None:
+    def _check_cover(self, ledgers: Mapping[str, np.ndarray]) -> None:
         raise UserError(f"{self.path} is a parent of shards, but it is named as a shard; extract it again.")
 
 

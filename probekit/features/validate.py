@@ -126,6 +126,8 @@ def _header(file: h5py.File) -> Header:
     layers = tuple(sorted(_names(file, f"{next(iter(splits))}/layers", seen)))
     if not layers or len(layers) != len(values["layer_names"]):
         raise _damaged(file, f"it has {len(layers)} layers and {len(values['layer_names'])} names of layers.")
+    widths = tuple(_width(file, layout.layer_path(next(iter(splits)), layer), parent) for layer in layers)
+    batch_size, threads = _number(file, "batch_size", 1, 1 << 40), _number(file, "threads", 1, 1 << 20)
     try:
         header = Header(
             encoder=values["encoder"],
@@ -133,10 +135,10 @@ def _header(file: h5py.File) -> Header:
             dtype=attribute(file, "dtype"),
             layers=layers,
             layer_names=tuple(values["layer_names"]),
-            widths=tuple(_width(file, layout.layer_path(next(iter(splits)), layer), parent) for layer in layers),
+            widths=widths,
             splits=splits,
-            batch_size=_number(file, "batch_size", 1, 1 << 40),
-            threads=_number(file, "threads", 1, 1 << 20),
+            batch_size=batch_size,
+            threads=threads,
             versions=values["versions"],
             shard=values["shard"],
         )

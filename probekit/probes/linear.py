@@ -446,9 +446,8 @@ def _held_out(path: ProbePath, X: Any, y: NDArray[Any], weights: Array) -> HeldO
 
 def _column(y: Any) -> Any:
     """Labels given as one column, flat, with scikit-learn's warning."""
-    if (
-        getattr(y, "is_nested", False) or getattr(y, "shape", ())[1:] != (1,) or hasattr(y, "nnz")
-    ):  # nested tensors have no shape
+    nested = getattr(y, "is_nested", False)  # such a tensor has no shape
+    if nested or getattr(y, "shape", ())[1:] != (1,) or hasattr(y, "nnz"):
         return y
     warnings.warn(
         "A column-vector y was passed when a 1d array was expected; give y of shape (n_samples,), as y.ravel() is.",

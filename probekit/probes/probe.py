@@ -161,16 +161,16 @@ class Probe(ABC):
 
 
 def restore(
-    kind: str, arrays: Mapping[str, np.ndarray], width: int | None, read_rows: ReadRows, device: str, where: Any
+    kind: str, arrays: Mapping[str, np.ndarray], width: int, read_rows: ReadRows, device: str, where: Any
 ) -> FittedProbe:
     """The fitted probe of a kind from the arrays of the file `where`.
 
-    It is tried on a row of `width` columns (None: it reads tokens): arrays of wrong shapes fail here, not while images
+    Unless it reads tokens, it is tried on a row of `width` columns: arrays of wrong shapes fail here, not while images
     are read.
     """
     try:
         fitted = PROBES[kind].fitted.from_arrays(arrays, read_rows, device)
-        if width is not None:
+        if PROBES[kind].reads != "tokens":
             proba = fitted.predict_log_proba(np.ones((1, min(width, MOST_COLUMNS)), np.float32))
             if proba.shape != (1, len(fitted.classes)):
                 raise ValueError(f"it gives probabilities of shape {proba.shape} for {len(fitted.classes)} classes")

@@ -118,16 +118,18 @@ class PathSolver:
         if len(nodes) * self.R > SIDE_BY_SIDE:
             nodes = choose_nodes(self.log_l2, CLOSE_RATIO)
         first = next((k for k, node in enumerate(nodes) if not self.weak[node]), len(nodes) - 1)
-        self._solve(nodes[first:])  # strong ones together, from zero
-        self.nodes = nodes[first:]
+        strong = nodes[first:]
+        self._solve(strong, self.at.theta[strong])  # together, from zero
+        self.nodes = strong
         for node in reversed(nodes[:first]):
-            self._solve([node], self._factor_for(node))
+            start = self._start([node])
+            self._solve([node], start, self._factor_for(node, start[0]))
             self.nodes.append(node)
         rest = sorted(set(range(len(self.l2))) - set(nodes))
         while rest:
             nearest = self._nearest_factor(rest[-1])
             some = [i for i in rest if self._nearest_factor(i) == nearest]
-            self._solve(some, None if nearest is None else self.factors[nearest])
+            self._solve(some, self._start(some), None if nearest is None else self.factors[nearest])
             rest = [i for i in rest if i not in some]
         self.n_iter[self.asked - 1] += self.n_iter[self.asked :].sum()
         certified = self.summarise(self.at, self.low).take(np.arange(self.asked))
@@ -195,9 +197,8 @@ class PathSolver:
             left.append(index[~refined.done])
         return list(torch.cat(left).tolist())
 
-    def _solve(self, some: list[int], factor: Factor | None = None) -> None:
-        """Solve some penalties from predictions; by a factor, if given, and by new ones where it does not serve."""
-        start = self._start(some)
+    def _solve(self, some: list[int], start: Tensor, factor: Factor | None = None) -> None:
+        """Solve some penalties from `start`; by a factor, if given, and by new ones where it does not serve."""
         if factor is None:
             self._refine(some, start)
             return
@@ -210,12 +211,10 @@ class PathSolver:
             left = self._refine(left, self.at.theta[left], factor, NODE_ROUNDS, NODE_PRODUCTS)
 
     def _start(self, some: list[int]) -> Tensor:
-        """Starts of penalties (p, R, r+1): zero, or by a polynomial in log l2 through the nodes.
+        """Starts of penalties (p, R, r+1) by a polynomial in log l2 through the nodes.
 
         Beyond the nodes it is extrapolated; the nearest node takes its place if it has less loss.
         """
-        if not self.nodes:
-            return self.at.theta[some]
         nearest, points = min(self.nodes), [self.log_l2[i] for i in self.nodes]
         beyond = some[0] < nearest
         weights = np.stack([lagrange(self.log_l2[i], points, 2 if beyond else DEGREE) for i in some])
@@ -225,12 +224,12 @@ class PathSolver:
         both = torch.cat([predicted, self.at.theta[[nearest]]])
         return both[self.exact.evaluate(both, self.l2[some].expand(2)).loss.nan_to_num(torch.inf).argmin()][None]
 
-    def _factor_for(self, node: int) -> Factor | None:
-        """The factor made last, or a new one where that is of a penalty too far from this node's."""
+    def _factor_for(self, node: int, start: Tensor) -> Factor | None:
+        """The factor made last, or a new one at `start` where that is of a penalty too far from this node's."""
         l2 = math.exp(self.log_l2[node])
         if self.plan.factor is None or (self.factors and l2 >= self.factors[-1].l2 / FACTOR_REACH):
             return self.factors[-1] if self.factors else None
-        return self._new_factor(self._start([node])[0], l2)
+        return self._new_factor(start, l2)
 
     def _nearest_factor(self, number: int) -> int | None:
         """The position of the factor that serves a penalty between nodes: none if it is strong."""
