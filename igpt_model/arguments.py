@@ -101,7 +101,7 @@ def _as_list(value: Any, hint: Any) -> Any:
 @functools.cache
 def _list_kinds(hint: Any) -> tuple[type, ...]:
     """The classes that a hint allows, if lists are among them and arrays are not."""
-    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    options = _options(hint)
     named = (get_origin(option) or option for option in options)
     kinds = tuple(kind for kind in named if isinstance(kind, type) and not getattr(kind, "_is_protocol", False))
     lists = any(issubclass(kind, Iterable) and not issubclass(kind, str | Mapping) for kind in kinds)
@@ -154,7 +154,12 @@ def _hints(of: Any) -> dict[str, Any]:
 @functools.cache
 def _plain_kinds(hint: Any) -> frozenset[Any]:
     """The plain kinds that a hint allows: most values are of one of them, and need no further look."""
-    return frozenset(get_args(hint) if get_origin(hint) in (Union, UnionType) else [hint]) & _WORDS.keys()
+    return frozenset(_options(hint)) & _WORDS.keys()
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The parts of a union, or the one hint."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _is_array_like(options: tuple[Any, ...]) -> bool:
@@ -230,7 +235,7 @@ def _named(hint: Any) -> str:
 def _several(words: str) -> str:
     """The plural of words of `_named`: "a number or a text" is "numbers or texts"."""
     each = [word.partition(" ")[2] if word.startswith(("a ", "an ")) else word for word in words.split(" or ")]
-    return " or ".join(f"{word}s" if word.isalpha() else word for word in each)
+    return " or ".join(f"{word}s" if word.removeprefix("whole ").isalpha() else word for word in each)
 
 
 def _short(value: Any) -> str:

@@ -344,8 +344,9 @@ def _check_tensors(folder: Path, config: ModelConfig, about: Mapping[str, Any]) 
                 expected["trainer"] |= {f"{name}/step": [] for name in present}
             if shapes != expected.get(file.stem, shapes):
                 raise UserError(f"{file.name} does not fit its config.json.")
-            steps = {float(opened.get_tensor(name)) for name in shapes if name.endswith("/step")}
-        if steps - {float(about["step"])}:
+            steps = [name for name in shapes if name.endswith("/step")] if file.stem == "trainer" else []
+            others = {float(opened.get_tensor(name)) for name in steps} - {float(about["step"])}
+        if others:
             raise UserError(f"{file.name} is of another step than its config.json ({about['step']}).")
     if (folder / "trainer.json").exists():  # older kept checkpoints lose all three
         for name in ("trainer", HEAD) if tuned else ("trainer",):

@@ -80,10 +80,10 @@ def _problem(arrays: Mapping[str, np.ndarray]) -> str | None:
         return "it holds no classes"
     if (np.diff(classes) <= 0).any():
         return "its classes are not in ascending order"
-    # the logarithm of no probability is minus infinity
-    least = {name: np.isnan(v) if name == "test_log_proba" else ~np.isfinite(v) for name, v in arrays.items()}
-    if wrong := [name for name, bad in least.items() if bad.any()]:
-        return f"{wrong[0]} holds NaN or infinity"
+    for name, value in arrays.items():
+        # the logarithm of a probability of 0 is minus infinity
+        if np.isnan(value).any() if name == "test_log_proba" else not np.isfinite(value).all():
+            return f"{name} holds NaN or infinity"
     tested = {f"test_{name}": kind for name, kind in _TESTED.items() if f"test_{name}" in arrays}
     if tested and len(tested) < len(_TESTED):
         return f"it holds {', '.join(tested)} and lacks other arrays of its test rows"

@@ -403,10 +403,12 @@ def test_a_run_that_has_ended_leaves_no_lock_to_processes_that_it_forked(tmp_pat
         child = os.fork()
         if child == 0:
             signal.pause()
-    with run_lock(tmp_path):
-        pass
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    try:
+        with run_lock(tmp_path):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 # feature files
