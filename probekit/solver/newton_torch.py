@@ -117,7 +117,9 @@ class TorchNewton:
     ) -> tuple[Evaluation, Tensor, int]:
         """Halve each problem's step until its loss falls; those that find no descent (numbers in `now`) stay there."""
         length = torch.ones_like(now.loss)
-        for tries in range(1, HALVINGS + 1):
+        tries = 0
+        while tries < HALVINGS:
+            tries += 1
             trial = self.bound.exact.evaluate(now.theta - length[:, None, None] * step, l2, keep)
             # where the whole step is worth less than the loss's rounding, nothing can be asked but not to rise
             wanted = now.loss * (1 + ROUNDING) - SUFFICIENT_DECREASE * length * gain
