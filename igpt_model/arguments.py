@@ -235,7 +235,7 @@ def _named(hint: Any) -> str:
 def _several(words: str) -> str:
     """The plural of words of `_named`: "a number or a text" is "numbers or texts"."""
     each = [word.partition(" ")[2] if word.startswith(("a ", "an ")) else word for word in words.split(" or ")]
-    return " or ".join(f"{word}s" if word.isalpha() else word for word in each)
+    return " or ".join(f"{word}s" if word.removeprefix("whole ").isalpha() else word for word in each)
 
 
 def _short(value: Any) -> str:

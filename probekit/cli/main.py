@@ -326,7 +326,7 @@ def dispatch(words: list[str]) -> None:
     for name in ("RANK", "SOURCE_DATE_EPOCH"):  # any RANK but 0 prints nothing; matplotlib reads the other
         if not re.fullmatch("0|[1-9][0-9]{0,17}", value := os.environ.get(name, "0")):
             raise UserError(
-                f"the environment variable {name} is {value!r}; expected a whole number: set it, or unset it."
+                f"the environment variable {name} is {value!r}; expected a whole number; correct or unset it."
             )
     if any(re.search(r"(^|=|:)(hf|timm|hf-data):", word) for word in words):
         _use_the_cache_where_there_is_no_network()

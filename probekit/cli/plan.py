@@ -12,7 +12,7 @@ from probekit.cli.console import say
 from probekit.runtime.escape import three_figures
 
 LARGE = 200_000_000  # parameters of a model whose extraction is counted, not timed
-A_CLASS = 10  # extracted images of each class that a sweep is timed on
+LEAST_PER_CLASS = 10  # with fewer extracted images of any class the sweep is counted, not timed
 
 
 def plan(
@@ -55,7 +55,7 @@ def plan(
     seconds
         Approximate seconds of measuring per step.
     rate
-        TFLOP/s that each rank will reach, to estimate for another machine; updates and features are then not timed.
+        TFLOP/s that each rank will reach, for another machine; only --encoder and --features are then timed.
     """
     from igpt_model.model import IGPT
     from igpt_model.palette import Palette
@@ -92,7 +92,8 @@ def plan(
         if known is not None:
             one, sample = steps.plan_extract(known, data, folder, seconds / 3, images, ranks)
             widths, estimates = list(known.widths), [*estimates, replace(one, memory=one.memory + weights)]
-            counted = rate is not None or np.unique(sample.labels("train"), return_counts=True)[1].min() < A_CLASS
+            fewest = np.unique(sample.labels("train"), return_counts=True)[1].min()
+            counted = rate is not None or fewest < LEAST_PER_CLASS
         else:
             disk, memory = steps.feature_bytes(images, widths), weights + 3 * steps.feature_bytes(128, widths)
             took, note = images * model.flops_per_image / cost.rate / ranks, f"not timed: {images:,} images"

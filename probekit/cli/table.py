@@ -42,7 +42,7 @@ def table(
 
     form = check_ending(out, FORMATS)
     if not re.fullmatch(r"[^\W_][\w .:/+*-]*", label):
-        raise UserError(f"--label is {label!r}; expected letters, digits and any of the signs .:/+*-_ after a letter.")
+        raise UserError(f"--label is {label!r}; expected letters, digits, spaces and .:/+*-_, a letter or digit first.")
     if form == "csv" and columns:
         raise UserError("A .csv file has all columns: leave --columns out, or write an .md or .tex file.")
     if kind == "comparison" and choice.get("metric", "top1") != "top1":

@@ -4,7 +4,7 @@ The tracker's own settings hold (WANDB_MODE=offline, MLFLOW_TRACKING_URI, ...). 
 `OUT/tracker.json`, so that a resumed command goes on in the same run.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -129,15 +129,17 @@ def training_scalars(record: Mapping[str, Any]) -> dict[str, float]:
 def curve_scalars(curves: Any) -> dict[int, dict[str, float]]:
     """Depth curves as scalars, depth in place of the step: {depth: {"DATA/SERIES/accuracy": value}}.
 
-    Trackers refuse most punctuation in these names, so that they are written as those of files are.
+    Trackers refuse most punctuation in these names, so they are written like names of files.
     """
     found: dict[int, dict[str, float]] = {}
     curves = list(curves)
-    data, series = (
-        dict(zip(names, file_names(names), strict=True))
-        for names in ([*{c.dataset: 0 for c in curves}], [*{c.series: 0 for c in curves}])
-    )
+    data, series = _plain_names(c.dataset for c in curves), _plain_names(c.series for c in curves)
     for curve in curves:
         for depth, value in zip(curve.depths, curve.values, strict=True):
             found.setdefault(int(depth), {})[f"{data[curve.dataset]}/{series[curve.series]}/accuracy"] = float(value)
     return found
+
+
+def _plain_names(texts: Iterable[str]) -> dict[str, str]:
+    names = list(dict.fromkeys(texts))
+    return dict(zip(names, file_names(names), strict=True))

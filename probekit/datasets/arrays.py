@@ -150,8 +150,8 @@ def _as_part(value: Any, named: bool = True) -> Part:
         return Part(source, label_array(labels, "The labels"))
     indexed = hasattr(value, "__getitem__") and hasattr(value, "__len__")
     # the items of a pandas or polars table are its columns; those of an array or a tensor are no pairs
-    no_items = isinstance(value, str | bytes | np.ndarray) or hasattr(value, "columns") or hasattr(value, "detach")
-    if indexed and not no_items:
+    no_items = any(hasattr(value, name) for name in ("columns", "detach", "nnz"))  # frames, tensors, sparse arrays
+    if indexed and not no_items and not isinstance(value, str | bytes | np.ndarray):
         labels, whose = _labels_of_items(value)
         _refuse_random_items(value)
         return Part(

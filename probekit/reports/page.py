@@ -26,7 +26,7 @@ from probekit.reports.figures.depth import depth_figure, looks_of
 from probekit.reports.figures.metric_grid import metric_figure
 from probekit.reports.figures.penalty_paths import path_figure
 from probekit.reports.figures.style import CSS_NAME, DARK, inline_svg, style
-from probekit.reports.panels import Panel, Series, series_margin, short_range
+from probekit.reports.panels import Panel, PanelKey, Series, series_margin, short_range
 from probekit.reports.published import comparison_table
 from probekit.results.curve import layer_name, layer_words
 from probekit.results.paired import PairedDifference, p_value
@@ -49,9 +49,9 @@ CHOSEN_BY = {"val": "the held-out rows of the val split", "cv5": "five-fold cros
 def render_page(
     panels: Sequence[Panel],
     sources: Sequence[Path],
-    files: Mapping[Any, Mapping[str, Sequence[Path]]],
+    files: Mapping[PanelKey, Mapping[str, Sequence[Path]]],
     figures: Mapping[str, Callable[[Panel], Figure]] = MappingProxyType({}),
-    metrics: Mapping[Any, Sequence[Panel]] = MappingProxyType({}),
+    metrics: Mapping[PanelKey, Sequence[Panel]] = MappingProxyType({}),
 ) -> str:
     """The report as one HTML page without scripts or network requests: images and style are inside.
 

@@ -28,12 +28,15 @@ ROLES = ("model", "readout", "random", "flat")
 READOUTS = {"knn": "kNN", "class-mean": "class mean"}
 """Names in print of kinds of probes; a kind that is not listed keeps its own."""
 
+PanelKey = tuple[str, str, int | None, str]
+"""Data set, hash of the protocol, training rows (None for all) and test set: what a panel is of."""
+
 C_AT_EDGE = "C at the end of its grid"
 NAMES = {"random": "random weights", "pixels": "raw pixels", "histogram": "colour histogram"}
 
 
 def _of_curve(name: str, shown: bool = False) -> property:
-    """What the curve of a series has of this name; `shown` in percent or the metric's unit; of a point at its place."""
+    """An attribute of the curve, of a point its entry there; `shown` in percent or the metric's own unit."""
 
     def get(one: Point | Series) -> Any:
         value = one.curve.metric.factor * getattr(one.curve, name) if shown else getattr(one.curve, name)
@@ -262,7 +265,7 @@ class Panel:
         return self.protocol_hash[:6]
 
     @property
-    def key(self) -> tuple[str, str, int | None, str]:
+    def key(self) -> PanelKey:
         """What tells panels of one metric apart."""
         name = self.series[0].records[0].dataset.get("name", "unnamed")
         return name, self.protocol_hash, self.train_rows, self.test
@@ -355,7 +358,7 @@ def build_panels(
             there = ", ".join(known) or "the protocol's alone"
             raise UserError(f"The results hold no probe of kind {readout!r}; they have {there}.{more}")
         records = [replace(r, kind="layer") for r in singles if r.kind == readout]
-    groups: dict[tuple[str, str, int | None, str], list[Record]] = {}
+    groups: dict[PanelKey, list[Record]] = {}
     for record in records:
         group = (record.dataset.get("name", "unnamed"), record.identity.protocol_hash, record.train_rows)
         for test in (record.test, *record.tests):

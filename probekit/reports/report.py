@@ -13,7 +13,7 @@ from probekit.reports.figures.depth import depth_figure
 from probekit.reports.figures.metric_grid import metric_frame, metric_panels
 from probekit.reports.figures.style import FORMATS, save_figure, style
 from probekit.reports.page import render_page
-from probekit.reports.panels import Panel, build_panels, collect_records, slugs
+from probekit.reports.panels import Panel, PanelKey, build_panels, collect_records, slugs
 from probekit.reports.published import comparison_table
 from probekit.reports.tables import layer_frame, layer_table, path_frame, subset_table
 from probekit.runtime.errors import UserError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 OWN_FILES = ("depth_curve", "table", "comparison", "without_near_duplicates", "penalty_paths", "metrics", "index")
+"""Names that no further figure may take."""
 
 
 @checked
@@ -77,7 +78,7 @@ def write_report(
     stems = file_names([*OWN_FILES, *figures])[len(OWN_FILES) :]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        files: dict[Any, dict[str, list[Path]]] = {}
+        files: dict[PanelKey, dict[str, list[Path]]] = {}
         for panel, slug in zip(panels, slugs(panels), strict=True):
             suffix = "" if len(panels) == 1 else f"-{slug}"
             own = files[panel.key] = {
@@ -98,8 +99,8 @@ def write_report(
                 with style():
                     figure = draw(panel)
                     if not hasattr(figure, "savefig"):
-                        made = type(figure).__name__
-                        raise WrongType(f"figures[{name!r}] made {made}; write_report expected a matplotlib Figure.")
+                        got = type(figure).__name__
+                        raise WrongType(f"figures[{name!r}] returned {got}; write_report expected a matplotlib Figure.")
                     written = save_figure(figure, out / f"{stem}{suffix}")
                 own[f"figure {name}"] = [*written, write_points(line_frame(figure), out / f"{stem}{suffix}.csv")]
         page = out / "index.html"

@@ -91,6 +91,12 @@ def test_annotations_that_only_type_checkers_know_stand_for_anything():
         guarded([5], "x")
 
 
+def test_numbers_of_a_list_are_in_the_plural():
+    for hint, words in ((int | Sequence[int], "a whole number or a list of whole numbers"), (Sequence[str], "texts")):
+        with pytest.raises(WrongType, match=rf"expected .*{words}\.$"):
+            check_kind("seeds", object(), hint, "sweep")
+
+
 def test_fields_of_a_dataclass():
     @dataclass
     class Settings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from probekit.reports.figures.depth import line_of, looks_of
 from probekit.reports.figures.style import QUIET, FigureOptions, brief, points
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from probekit.reports.panels import Panel
+    from probekit.reports.panels import Panel, PanelKey
     from probekit.results.record import Record
 
 SHOWN = ("mean_per_class", "log_loss", "brier", "ece")
@@ -22,13 +22,13 @@ MOST_NUMBERS = 400_000_000
 """Test rows times classes times probes that a report reads once more for each metric: half a minute."""
 
 
-def metric_panels(records: Sequence[Record], **choice: object) -> dict[Any, list[Panel]]:
+def metric_panels(records: Sequence[Record], **choice: object) -> dict[PanelKey, list[Panel]]:
     """Panels of every metric of `SHOWN` that the records have, by the key of their panel of accuracy.
 
     Empty where the records have more probabilities than `MOST_NUMBERS`; `probekit plot --metric` draws each of them.
     """
     size = sum(r.metrics["n_test"] * len(r.dataset.get("classes") or [0] * 10) * (1 + len(r.tests)) for r in records)
-    panels: dict[Any, list[Panel]] = {}
+    panels: dict[PanelKey, list[Panel]] = {}
     for name in SHOWN if size <= MOST_NUMBERS else ():
         try:
             found = build_panels(records, name, **choice)  # type: ignore[arg-type]

@@ -109,7 +109,7 @@ class FigureOptions:
         check_range("width in inches", self.width, INCHES)
         check_range("height in inches", self.height, INCHES)
         check_range("font_size in points", self.font_size, POINTS)
-        # the one who draws may give any text
+        # titles and labels may be any text: control characters are written out
         object.__setattr__(self, "labels", {old: visible(new) for old, new in self.labels.items()})
         object.__setattr__(self, "title", self.title and brief(visible(self.title), LONGEST_TITLE))
         if self.ylim is not None and not self.ylim[0] < self.ylim[1]:

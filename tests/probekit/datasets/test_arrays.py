@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 
 from probekit.datasets import load_dataset
@@ -20,6 +21,23 @@ def test_arrays_come_back_and_never_twice():
         split = data.splits[name]
         assert np.array_equal(np.stack(split.images(0, len(split))), IMAGES[split.row_ids])
         assert np.array_equal(split.labels, LABELS[split.row_ids])
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(
+    "alone",
+    [
+        lambda: torch.zeros(4, 3),
+        lambda: torch.eye(3).to_sparse(),
+        lambda: torch.empty(3, device="meta"),
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        lambda: scipy.sparse.eye(3).tocsr(),
+        lambda: scipy.sparse.coo_array(np.eye(3)),
+    ],
+)
+def test_tensors_and_sparse_arrays_alone_are_no_data_set(alone):
+    with pytest.raises(UserError, match=r"was given, but \(images, labels\)"):
+        load_dataset(alone())
 
 
 def test_grey_and_lists_become_rgb():

@@ -6,6 +6,7 @@ import torch
 
 from probekit.probes import LinearProbe
 from probekit.probes.attentive import AttentivePool, fit_attentive
+from probekit.probes.probe import restore
 from probekit.runtime.errors import UserError
 
 
@@ -62,3 +63,9 @@ def test_pooled_features_and_heads_that_do_not_divide_are_refused():
         fit_attentive(tokens.mean(axis=1), y)
     with pytest.raises(UserError, match="4 heads do not divide 6"):
         fit_attentive(tokens, y, n_heads=4)
+
+
+def test_arrays_of_no_attentive_probe_are_refused_with_the_columns_it_should_have():
+    arrays = {"classes": np.arange(2), "coef": np.zeros((1, 48))}
+    with pytest.raises(UserError, match=r"Probe file p\.safetensors is no attentive probe of 48 columns"):
+        restore("attentive", arrays, 48, lambda rows: rows, "cpu", "p.safetensors")

@@ -1,4 +1,4 @@
-"""Random problems of odd structure, size and storage, and the objective of their fits in long doubles."""
+"""Random problems of odd structure, size and storage, and false certificates of their fits, judged in long doubles."""
 
 import warnings
 from dataclasses import dataclass
@@ -124,7 +124,7 @@ def newton(X, y, weights, n_classes, l2):
     return optimum(X, y, weights, n_classes, l2, 100)[0]
 
 
-def verdicts(problem, least=newton):
+def verdicts(problem, least):
     """For each penalty: (converged, relative gap to the `least` objective known, claimed gap)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -148,12 +148,18 @@ def verdicts(problem, least=newton):
 
 
 def judge(seeds):
-    """Sentences about fits whose certificate is false, and the share of fits left open."""
+    """`false_certificates` of these problems."""
+    with TemporaryDirectory() as folder:
+        return false_certificates(seeds, lambda seed: hostile_problem(seed, folder))
+
+
+def false_certificates(seeds, make, least=newton):
+    """Sentences about fits whose certificate is false, and the share of fits left open; `make` has a seed's problem."""
     wrong, left_open, fits = [], 0, 0
-    with TemporaryDirectory() as folder, np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):
         for seed in seeds:
-            problem = hostile_problem(seed, folder)
-            for C, (converged, gap, claimed) in zip(problem.Cs, verdicts(problem), strict=True):
+            problem = make(seed)
+            for C, (converged, gap, claimed) in zip(problem.Cs, verdicts(problem, least), strict=True):
                 fits, left_open = fits + 1, left_open + (not converged)
                 # 1e-9: the rounding of the reference
                 if converged and not gap <= TOL + 1e-9:

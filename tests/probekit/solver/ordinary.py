@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from probekit import LinearProbe
 from probekit.solver.path import fit_path
-from tests.probekit.solver.hostile import TOL, Hostile, verdicts
+from tests.probekit.solver.hostile import TOL, Hostile, false_certificates
 from tests.probekit.solver.reference import objective, optimum
 
 TOYS = ["iris", "wine", "breast_cancer", "digits", "counts", "blobs", "moons", "one positive in ten thousand"]
@@ -120,34 +120,27 @@ def least(X, y, weights, n_classes, l2):
 
 
 def judge(seeds, alone=0.3):
-    """Sentences about false certificates, and the share of fits left open.
+    """`false_certificates` of these problems, and the `disagreements` of a share of them."""
+    wrong, left_open = false_certificates(seeds, ordinary_problem, least)
+    for seed in seeds:
+        if np.random.default_rng(seed).random() < alone:
+            wrong += disagreements(seed)
+    return wrong, left_open
 
-    A share of the problems is fitted by a `LinearProbe` for each penalty also: both are certified, so that neither may
-    have an objective of more than the other's and the tolerance.
+
+def disagreements(seed):
+    """Sentences about penalties for which a path and a `LinearProbe` are both certified, but not of equal objective.
+
+    Neither may have an objective of more than the other's and the tolerance.
     """
-    wrong, left_open, fits = [], 0, 0
-    with np.errstate(all="ignore"):
-        for seed in seeds:
-            problem = ordinary_problem(seed)
-            found = verdicts(problem, least)
-            losses = {}
-            if np.random.default_rng(seed).random() < alone:
-                losses = single_losses(problem)
-            for i, (C, (converged, gap, claimed)) in enumerate(zip(problem.Cs, found, strict=True)):
-                fits, left_open = fits + 1, left_open + (not converged)
-                # 1e-9: the rounding of the reference
-                if converged and not gap <= TOL + 1e-9:
-                    wrong.append(f"{seed}: C = {C:.3g}, gap {gap:.2e}, claimed {claimed:.2e} | {problem.what}")
-                if i in losses and converged and abs(np.log(losses[i][0] / losses[i][1])) > TOL + 1e-9:
-                    wrong.append(f"{seed}: C = {C:.3g}, path and single fit {losses[i]} | {problem.what}")
-    return wrong, left_open / fits
-
-
-def single_losses(problem):
-    """The losses of path and single fit of each penalty for which both are certified."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", ConvergenceWarning)
+        problem = ordinary_problem(seed)
         path = fit_path(problem.X, problem.y, problem.Cs, sample_weight=problem.weights, **problem.settings)
         probes = [LinearProbe(C=C, **problem.settings).fit(problem.X, problem.y, problem.weights) for C in problem.Cs]
-    losses = zip(path.certificates["loss"], (probe.certificate_["loss"] for probe in probes), strict=True)
-    return {i: both for i, both in enumerate(losses) if path.converged[i] and probes[i].converged_}
+    wrong = []
+    for C, certified, loss, probe in zip(problem.Cs, path.converged, path.certificates["loss"], probes, strict=True):
+        single = probe.certificate_["loss"]
+        if certified and probe.converged_ and abs(np.log(loss / single)) > TOL + 1e-9:
+            wrong.append(f"{seed}: C = {C:.3g}, path {loss}, single fit {single} | {problem.what}")
+    return wrong
