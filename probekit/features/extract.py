@@ -229,7 +229,8 @@ def _fill(writer: FeatureWriter, encoder: Any, parts: dict[str, Any], workers: i
         try:
             for batch in batches:
                 if len(waiting) > WAITING:
-                    waiting.popleft().result()
+                    waiting[0].result()  # one that failed stays there: below, its error is raised and no later one
+                    waiting.popleft()
                 waiting.append(thread.submit(write, batch, Transfer(encoder(batch.images, batch.row_ids))))
                 done += len(batch.row_ids)
                 if progress:

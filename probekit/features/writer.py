@@ -267,14 +267,16 @@ class FeatureWriter:
         if not self._pending:
             return
         self._still_there()
+        # if this fails they stay undone: the system reports lost bytes once, and the next fsync succeeds without them
+        pending, self._pending, self._pending_bytes = self._pending, [], 0
         with full_disk_as_sentence(self.path):
             os.fsync(self._descriptor)
-            for split, block in self._pending:
+            for split, block in pending:
                 self._put(layout.ledger_path(split), block, self._ledgers[split][block : block + 1])
             os.fsync(self._descriptor)
-        for split, block in self._pending:
+        for split, block in pending:
             self.done[split][block] = True
-        self._pending, self._pending_bytes, self._committed_at = [], 0, time.monotonic()
+        self._committed_at = time.monotonic()
 
     def _still_there(self) -> None:
         """Refuse to go on writing into a file that nobody can open any more, or beside one put in its place."""

@@ -141,6 +141,15 @@ def test_nan_features_name_layer_and_row(tmp_path):
         extract(LinearEncoder(nan_at_row=21), dataset(), tmp_path / "f.h5", batch_size=8)
 
 
+def test_of_several_batches_that_cannot_be_written_the_first_is_named(tmp_path):
+    class Nowhere(LinearEncoder):
+        def features(self, images_BHWC, row_ids_B):
+            return [np.full_like(X, np.nan) for X in super().features(images_BHWC, row_ids_B)]
+
+    with pytest.raises(UserError, match="not finite at row 0 of train"):
+        extract(Nowhere(), dataset(), tmp_path / "f.h5", batch_size=8)
+
+
 def test_limit_takes_as_many_rows(tmp_path):
     store = extract(LinearEncoder(), dataset(), tmp_path / "f.h5", limit=20)
     assert [len(store.labels(split)) for split in store.splits] == [20, 20]

@@ -1,13 +1,15 @@
 """One writer at a time, and no skeleton that cannot fit."""
 
 import errno
+import os
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from feature_fakes import LinearEncoder, dataset
 
 from probekit.features.extract import extract
-from probekit.features.writer import new_hdf5, write_lock
+from probekit.features.writer import FeatureWriter, new_hdf5, write_lock
 from probekit.runtime.errors import UserError
 
 
@@ -35,6 +37,27 @@ def test_a_write_that_fails_where_an_object_is_freed_is_not_ignored(tmp_path, nu
     with pytest.raises(raised, match=r"full|Input/output error"):
         write()
     assert not list(tmp_path.iterdir())
+
+
+def test_blocks_whose_bytes_a_disk_lost_stay_undone(tmp_path, monkeypatch):
+    """Linux reports lost bytes to one fsync; the next one of the same file succeeds."""
+
+    def lost(descriptor):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(LinearEncoder(fail_after=0), dataset(), tmp_path / "f.h5", batch_size=8)
+    with FeatureWriter(tmp_path / "f.h5") as writer:
+        features = [np.zeros((8, width), np.float32) for width in writer.header.widths]
+        writer.write("train", 0, np.zeros(8, np.uint64), features)
+        with monkeypatch.context() as patch:
+            patch.setattr("probekit.features.writer.os.fsync", lost)
+            with pytest.raises(OSError, match="Input/output error"):
+                writer.commit()
+        writer.write("train", 1, np.zeros(8, np.uint64), features)
+        writer.commit()
+    with FeatureWriter(tmp_path / "f.h5") as writer:
+        assert np.flatnonzero(writer.done["train"]).tolist() == [1]
 
 
 def test_too_small_a_disk_is_said_before_anything_is_computed(tmp_path, monkeypatch):
