@@ -51,10 +51,8 @@ def run_lock(folder: str | Path) -> Iterator[None]:
         finally:
             # a full disk must not hide what ended the run
             os.ftruncate(descriptor, 0)
-            # closing it leaves the lock to forked processes that still have it open
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
-        os.close(descriptor)
+        _release(descriptor)
 
 
 def open_lock_file(path: Path) -> int:
@@ -103,7 +101,7 @@ def file_lock(path: Path, wait: bool = True) -> Iterator[bool]:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield wait or try_lock(descriptor)
     finally:
-        os.close(descriptor)
+        _release(descriptor)
 
 
 def try_lock(descriptor: int) -> bool:
@@ -113,6 +111,12 @@ def try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _release(descriptor: int) -> None:
+    """Close a lock's file; closing alone leaves the lock to forked processes that still have it open."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
 
 
 def _holder(descriptor: int) -> str:

@@ -106,14 +106,8 @@ def _temperature(record: Record) -> float:
     found = _cell(path, "record", record.key, "temperature")
     if found is None:
         protocol = str(record.protocol["name"])
-        words: list[Any] = [
-            "calibrate",
-            os.path.normpath(_features(record)),
-            "--out",
-            record.folder,
-            "--series",
-            record.series,
-        ]
+        features = os.path.normpath(_features(record))
+        words: list[Any] = ["calibrate", features, "--out", record.folder, "--series", record.series]
         words += ["--protocol", protocol.rstrip("*")] if protocol != "igpt" else []
         words += ["--Cs", *record.Cs] if protocol.endswith("*") else []
         raise UserError(

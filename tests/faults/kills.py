@@ -427,8 +427,6 @@ def set_failing(disk: Path | None, left: int, error: int) -> int:
 
 def pairs(subject: Subject, number: int) -> tuple[int, list[str]]:
     """Two verbs at once in one folder: each ends well or in a sentence; again, what one after the other leaves."""
-    if number >= len(following(subject.verb)):
-        return 0, []
     other = subject.other(following(subject.verb)[number])
     both, what = (subject, other), f"{subject.verb} and {other.verb}"
 
