@@ -159,7 +159,7 @@ def _probe(out: Path, shown: bool = True) -> None:
 
 
 def _open(out: Path, settings: dict[str, Any]) -> None:
-    """Write what this demo is, or refuse a folder that holds another one, or files without a demo."""
+    """Write what this demo is, also over one that has made nothing yet; refuse a folder of anything else."""
     path = out / "demo.json"
     begun = any(out.glob("checkpoints/*[0-9]*")) or any(out.glob("*.h5"))
     if path.exists() and begun:

@@ -32,7 +32,7 @@ from probekit.results.curve import layer_name, layer_words
 from probekit.results.paired import PairedDifference, p_value
 from probekit.results.record import Record
 from probekit.runtime.errors import UserError
-from probekit.runtime.escape import command, terminal, visible
+from probekit.runtime.escape import command, visible, visible_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,7 +82,7 @@ def render_page(
         command=command("report", *sources),
         version=_version(),
     )
-    return terminal(page)  # names are shown without control characters
+    return visible_lines(page)  # names are shown without control characters
 
 
 def _title(panels: Sequence[Panel]) -> str:

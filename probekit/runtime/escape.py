@@ -47,8 +47,8 @@ def _hidden(character: str) -> bool:
     return hidden or character in _BLANK or ord(character) & 0xFFFE == 0xFFFE
 
 
-def terminal(text: Any) -> str:
-    r"""For a terminal: as `visible`, but lines may break, since they are whole lines of ours."""
+def visible_lines(text: Any) -> str:
+    """As `visible`, but lines may break: for a whole page or file of ours."""
     return "\n".join(visible(line) for line in str(text).split("\n"))
 
 

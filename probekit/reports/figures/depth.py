@@ -337,7 +337,7 @@ def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
 def spread(
     centres: Sequence[float], heights: Sequence[float], low: float = -np.inf, high: float = np.inf
 ) -> list[float]:
-    """Ascending `centres` moved apart, as little as possible in squares, until boxes of `heights` do not overlap.
+    """Ascending `centres` moved apart, in least squares as little as possible, until boxes of `heights` do not overlap.
 
     The boxes stay between `low` and `high`; where they do not fit, they begin at `low`.
     """

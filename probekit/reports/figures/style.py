@@ -80,7 +80,7 @@ def points(size: float) -> float:
 
 
 def brief(name: str, most: int = 80) -> str:
-    """A name in a figure, visibly cut. A key leaves out what begins with an underscore, so that a space precedes it."""
+    """A name in a figure, visibly cut; after a space if it begins with an underscore, or legends would leave it out."""
     text = name if len(name) <= most else f"{name[:most]}..."
     return f" {text}" if text.startswith("_") else text
 

@@ -34,7 +34,7 @@ def test_nothing_invisible_is_left(name):
     assert not any(unicodedata.category(c) in ("Cc", "Cs", "Cf") and c not in "\u200c\u200d" for c in shown)
     assert escape.visible(shown) == shown
     assert shown.encode().decode() == shown
-    assert set(escape.terminal(name)) - {"\n"} <= set(shown) | set("\\x0123456789abcdef")
+    assert set(escape.visible_lines(name)) - {"\n"} <= set(shown) | set("\\x0123456789abcdef")
 
 
 @settings(max_examples=300)
