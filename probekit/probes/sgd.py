@@ -75,10 +75,11 @@ class SGDProbe(Probe):
         def score(rates: Array, _: np.ndarray, held: np.ndarray) -> HeldOut:
             """Scores of the heads on rows; the worst where one diverged."""
             finite = torch.ones(len(rates), dtype=torch.bool, device=coefs.device)
+            exact, offset = coefs.double(), intercepts.double()[:, None]
 
             def log_proba(block: Any) -> Tensor:
                 rows = to_device(block, coefs.device, torch.float64)
-                scores = torch.einsum("nd,gkd->gnk", rows, coefs.double()) + intercepts.double()[:, None]
+                scores = torch.einsum("nd,gkd->gnk", rows, exact) + offset
                 own = scores.isfinite().all(2).all(1)  # a learning rate that is too large overflows
                 finite.logical_and_(own)
                 return torch.where(own[:, None, None], scores, 0.0).log_softmax(-1)

@@ -159,7 +159,7 @@ class MeanLoss:
                     v.mul_(p)
                 else:
                     # relative to the label, the mean is as small as the doubt about the row, with all its digits
-                    v.sub_(v.gather(1, y.expand(P, 1, -1)))
+                    v.sub_(of_label(v, y))
                     v.sub_((p * v).sum(dim=1, keepdim=True)).mul_(p)
                 product.addmm_(v.mul_(weights.to(v.dtype)).view(P * R, len(X)), X)
         self.data.sum_over_ranks(product)
@@ -173,7 +173,7 @@ def _tensor_cores(direction: Tensor) -> Iterator[None]:
     """TF32 for products with float32 directions on a GPU: three digits are enough for a step that float64 measures.
 
     With its rounding imitated on a CPU a path took 878 products for 627, all certified (3,000 x 96, 10 classes).
-    The precision is the process's: of the threads that solve layers side by side the first sets it, the last restores.
+    The precision is the process's: of threads that solve at the same time the first sets it, the last restores it.
     """
     global _users, _before
     if not direction.is_cuda or direction.dtype != torch.float32:
