@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
-from probekit.runtime.escape import losable, visible
+from probekit.runtime.escape import visible
+from probekit.runtime.stderr import losable
 
 
 @dataclass

@@ -23,7 +23,8 @@ from probekit.cli import console
 from probekit.cli.register import Verb, command
 from probekit.cli.usage import prepared, usage_sentence
 from probekit.runtime.errors import UserError, did_you_mean, shortened
-from probekit.runtime.escape import losable, visible
+from probekit.runtime.escape import visible
+from probekit.runtime.stderr import losable
 
 MAKE = Group.create_ordered("One command")
 MODEL = Group.create_ordered("Models")

@@ -8,8 +8,7 @@ import hashlib
 import re
 import shlex
 import unicodedata
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -51,17 +50,6 @@ def _hidden(character: str) -> bool:
 def terminal(text: Any) -> str:
     r"""For a terminal: as `visible`, but lines may break, since they are whole lines of ours."""
     return "\n".join(visible(line) for line in str(text).split("\n"))
-
-
-@contextmanager
-def losable() -> Iterator[None]:
-    """Within it, a remark on stderr that cannot be written (`2> log` on a full disk) is lost, and the work goes on."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError:
-        pass
 
 
 def command(*words: Any) -> str:

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from probekit.runtime.escape import losable, three_figures, visible
+from probekit.runtime.escape import three_figures, visible
+from probekit.runtime.stderr import losable
 
 SECONDS_BETWEEN_LINES = 10.0
 LONGEST_NAME = 40  # characters in front of a bar
