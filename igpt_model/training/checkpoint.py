@@ -348,7 +348,7 @@ def _check_tensors(folder: Path, config: ModelConfig, about: Mapping[str, Any]) 
             others = {float(opened.get_tensor(name)) for name in steps} - {float(about["step"])}
         if others:
             raise UserError(f"{file.name} is of another step than its config.json ({about['step']}).")
-    if (folder / "trainer.json").exists():  # older kept checkpoints lose all three
+    if (folder / "trainer.json").exists():  # older kept checkpoints have neither
         for name in ("trainer", HEAD) if tuned else ("trainer",):
             if not (folder / f"{name}.safetensors").is_file() and not (folder / name).is_dir():
                 raise UserError(f"it has a trainer.json and no {name}.safetensors.")

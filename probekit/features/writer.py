@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from igpt_model.atomic import check_target, sync
-from igpt_model.locks import open_lock_file, try_lock
+from igpt_model.locks import file_lock
 from probekit.features import format as layout
 from probekit.features.format import Header
 from probekit.features.validate import attribute, read_classes, read_header
@@ -43,13 +43,10 @@ def write_lock(path: Path) -> Iterator[None]:
         raise UserError(f"{path} is a folder, but a feature file is needed, such as {path / 'features.h5'}.")
     check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = open_lock_file(path.parent / f".{path.name}.lock")
-    try:
-        if not try_lock(descriptor):
+    with file_lock(path.parent / f".{path.name}.lock", wait=False) as held:
+        if not held:
             raise UserError(f"{path} is being written by another process; wait for it, or choose another --out.")
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -122,7 +122,7 @@ class Bound:
 
 
 class GapBound(Bound):
-    """Bounds of the gap (P,) from evaluations of one loss, see the top of this file."""
+    """Bounds of the gap (P,) from evaluations of one loss; see the top of this file."""
 
     def __init__(self, exact: MeanLoss) -> None:
         self.exact = exact
@@ -130,7 +130,7 @@ class GapBound(Bound):
         super().__init__(math.sqrt(2) * longest, class_shares(exact.data))
 
     def at(self, at: Evaluation, l2: Tensor) -> Tensor:
-        """Of evaluations at their own probabilities (P,)."""
+        """The bound (P,) of evaluations, at their own probabilities."""
         return self(at.theta, at.gradient, at.noise, l2)
 
     def lower(self, at: Evaluation, l2: Tensor, direction: Tensor) -> Tensor:
