@@ -27,8 +27,8 @@ def split_options(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _names_a_path(text: str) -> bool:
-    """Whether the text, or what follows one of its colons, exists: PATH, hf:PATH, tokens:igpt:PATH, igpt:PATH@STEP."""
-    rests = [text, *(text[colon.end() :] for colon in re.finditer(":", text))]
+    """Whether the text, or what follows a colon before any option, exists: PATH, hf:PATH, tokens:igpt:PATH@STEP."""
+    rests = [text, *(text[colon.end() :] for colon in re.finditer(":", text.partition("#")[0]))]
     paths = (path for rest in rests for path in (rest, re.sub("@[^@#]*$", "", rest)))
     return any(os.path.exists(os.path.expanduser(path)) for path in paths)
 

@@ -1,7 +1,7 @@
 """Options written after a data set or an encoder: one grammar, and paths that exist are themselves."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from probekit.datasets import load_dataset
@@ -13,6 +13,7 @@ NAMES = st.from_regex(r"[a-z][a-z_]{0,8}", fullmatch=True)
 VALUES = st.text(st.characters(exclude_characters="#", exclude_categories=["Cs", "Cc"]), min_size=1)
 
 
+@example({"label": ":~", "mean": "/", "module": "a:."})
 @given(st.dictionaries(NAMES, VALUES))
 def test_what_is_written_is_read(options):
     text = "no/such/place" + "".join(f"#{name}={value}" for name, value in options.items())
