@@ -19,7 +19,7 @@ from probekit.datasets.labels import NUMBER, class_names, label_array
 from probekit.datasets.parts import Found, Part, assemble
 from probekit.datasets.records import Dataset
 from probekit.datasets.splits import SPLIT_NAMES
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained
 from probekit.runtime.memory import free_memory
 
 IMAGE_NAMES = ("image", "img", "picture", "pixel_values")
@@ -58,12 +58,8 @@ class TorchImages:
 
 def item_at(dataset: Any, row: int) -> tuple[Any, Any]:
     """Image and label of one item; a `UserError` that names it, whatever the data set's own code raises."""
-    try:
+    with explained(f"Item {row} of the {type(dataset).__name__} cannot be read", named=True):
         item = dataset[row]
-    except Exception as error:
-        raise UserError(
-            f"Item {row} of the {type(dataset).__name__} cannot be read ({type(error).__name__}: {first_line(error)})."
-        ) from error
     return image_and_label(item, row)
 
 

@@ -18,7 +18,7 @@ import xxhash
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from igpt_model.checked_json import read_bytes
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained, first_line
 
 # Pillow opens grey pictures of 16 bits as I;16 (before release 11, and PGM still, as I); their range is that of 16 bits
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -304,11 +304,10 @@ class ZipImages(NamedImages):
             self._opened = (os.getpid(), zipfile.ZipFile(self.root))
         name = f"{self.root}:{self.names[row]}"
         archive = self._opened[1]
-        try:
-            with archive.open(self.names[row]) as member:
-                # with a limit, or a member whose size is a lie would be unpacked whole
-                return member.read(archive.getinfo(self.names[row]).file_size + 1), name
-        except Exception as error:  # damaged, encrypted, or packed by a method that zipfile lacks
-            raise UserError(
-                f"{name} cannot be read from the archive ({first_line(error)}); copy the archive again."
-            ) from error
+        # damaged, encrypted, or packed by a method that zipfile lacks
+        with (
+            explained(f"{name} cannot be read from the archive", "copy the archive again"),
+            archive.open(self.names[row]) as member,
+        ):
+            # with a limit, or a member whose size is a lie would be unpacked whole
+            return member.read(archive.getinfo(self.names[row]).file_size + 1), name

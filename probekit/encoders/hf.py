@@ -31,7 +31,7 @@ from probekit.encoders.preparation import (
     sides,
 )
 from probekit.encoders.weights import Loaded, load_weights_of
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained, first_line
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 IMAGE_TOWERS = ("vision_model", "image_model", "vision_tower", "visual")
@@ -64,12 +64,10 @@ def load_hf(name: str, revision: str | None = None, **options: Any) -> Encoder:
             "merge it into the weights (merge_and_unload)."
         )
     kind = transformers.ImageGPTForCausalImageModeling if config.model_type == "imagegpt" else transformers.AutoModel
-    try:
+    with explained(f"hf:{name} cannot be loaded", "check the folder or name"):
         model, info = kind.from_pretrained(
             name, config=config, revision=revision, dtype=torch.float32, output_loading_info=True
         )
-    except Exception as error:
-        raise UserError(f"hf:{name} cannot be loaded ({first_line(error)}); check the folder or name.") from error
     loaded = load_weights_of(model, options)
     if loaded is None:
         loaded = Loaded(f"hf:{name}", tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])))
@@ -92,12 +90,8 @@ def load_random_hf(name: str, weights_seed: int = 0, **options: Any) -> Encoder:
 def _config(name: str, revision: str | None) -> tuple[Any, dict[str, Any]]:
     """A model's configuration, and what its processor file says; nothing where it has none."""
     transformers = _transformers()
-    try:
+    with explained(f"hf:{name} is neither a folder with a config.json nor a model that can be fetched"):
         config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except Exception as error:
-        raise UserError(
-            f"hf:{name} is neither a folder with a config.json nor a model that can be fetched ({first_line(error)})."
-        ) from error
     folder = Path(name)
     if folder.is_dir() and not (folder / PROCESSOR_FILES[0]).is_file() and not _nested_settings(folder):
         return config, {}

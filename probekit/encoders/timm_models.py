@@ -23,7 +23,7 @@ from probekit.encoders.preparation import (
     triple,
 )
 from probekit.encoders.weights import load_weights_of
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained, first_line
 
 # the steps with which timm's evaluation transform ends; they are left to `Normalisation`
 LAST_STEPS = (("ToTensor", "MaybeToTensor"), ("Normalize",))
@@ -64,12 +64,8 @@ def _timm() -> Any:
 
 def _create(name: str, pretrained: bool) -> Any:
     timm = _timm()
-    try:
+    with explained(f"timm:{name} cannot be made", "`timm.list_models()` lists the names"):
         return timm.create_model(name, pretrained=pretrained)
-    except Exception as error:
-        raise UserError(
-            f"timm:{name} cannot be made ({first_line(error)}); `timm.list_models()` lists the names."
-        ) from error
 
 
 def from_timm(
@@ -174,13 +170,9 @@ def prepare_with(
 ) -> tuple[DescribedPreparation, Normalisation | None]:
     """`prepare` and what is left for `Normalisation` (None: nothing), from timm's data configuration."""
     timm = _timm()
-    try:
+    # "interpolation: random" and other settings that evaluation does not take
+    with explained(f"{whose}: timm cannot make its transform", "give --interpolation, or --resolution", named=True):
         transform = timm.data.create_transform(**config, is_training=False)
-    except Exception as error:  # "interpolation: random" and other settings that evaluation does not take
-        raise UserError(
-            f"{whose}: timm cannot make its transform ({type(error).__name__}: {first_line(error)}); "
-            "give --interpolation, or --resolution."
-        ) from error
     steps = list(transform.transforms)
     pixels = None
     if all(type(s).__name__ in names for s, names in zip(steps[-2:], LAST_STEPS, strict=True)):
