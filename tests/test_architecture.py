@@ -29,7 +29,6 @@ ARROWS = {
     "probekit.datasets.openai_tokens": {"probekit.datasets", "probekit.runtime", "igpt_model.palette"},
     "probekit.encoders": {"probekit.encoders", "probekit.runtime"},
     "probekit.encoders.igpt": {"probekit.encoders", "probekit.runtime", "igpt_model"},
-    "probekit.encoders.tokens": {"probekit.encoders", "probekit.runtime", "igpt_model"},
     # Hugging Face's ImageGPT is an iGPT: it is converted and run as one
     "probekit.encoders.hf": {"probekit.encoders", "probekit.runtime", "igpt_model"},
     "probekit.features": {"probekit.features", "probekit.encoders", "probekit.datasets", "probekit.runtime"},

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from igpt_model.arguments import checked
-from probekit.datasets import arrays, by_function, csv_list, folder, hub_datasets, npy, parquet, tars
+from probekit.datasets import arrays, csv_list, folder, hub_datasets, npy, parquet, tars
 from probekit.datasets.listing import expand
 from probekit.datasets.parts import Found, assemble
 from probekit.datasets.records import Dataset
@@ -165,7 +165,7 @@ def load_dataset(
     if ":" in text and not text.startswith("file:") and not exists:
         value = import_object(text)
         if callable(value):
-            return load_dataset(by_function.call(value, text, root, options))
+            return load_dataset(arrays.call(value, text, root, options))
         return load_dataset(value, root, **options)
     known = ", ".join(entry.name for entry in ENTRIES)
     state = "is of no form that can be read" if exists else "is no known name and no path that exists"

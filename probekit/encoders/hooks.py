@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from igpt_model.arguments import check_kind
-from probekit.encoders.compute import compute
-from probekit.encoders.encoder import encoder_repr, layer_patterns
+from probekit.encoders.encoder import compute, encoder_repr, layer_patterns
 from probekit.encoders.pooling import Layout, count_special_tokens, decide, first_tensor, has_class_token
 from probekit.encoders.preparation import (
     DescribedPreparation,
