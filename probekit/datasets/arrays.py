@@ -51,7 +51,6 @@ class TorchImages:
         return len(self.dataset)
 
     def read(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The images at `rows`, each HWC uint8 RGB."""
         items = [item_at(self.dataset, int(row)) for row in rows]
         _compare_labels([label for _, label in items], self.labels, self.whose, rows)
         return [to_rgb(image, f"item {row}") for (image, _), row in zip(items, rows, strict=True)]

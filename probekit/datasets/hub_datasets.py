@@ -17,6 +17,7 @@ from probekit.datasets.parquet import arrow_labels
 from probekit.datasets.parts import Found, Part, by_column
 from probekit.datasets.splits import SPLIT_NAMES
 from probekit.runtime.errors import UserError, explained
+from probekit.runtime.imports import library
 
 
 @dataclass(eq=False)
@@ -50,10 +51,7 @@ def read(
     """Read a data set by `datasets.load_dataset` (`root` is its cache), or a folder that `save_to_disk` wrote; `image`,
     `label` and `split` name columns where several could be meant."""
     name = f"hf-data:{spec}"
-    try:
-        import datasets
-    except ModuleNotFoundError:
-        raise UserError(f"{name} needs Hugging Face's datasets: pip install datasets.") from None
+    datasets = library("datasets", name)
     title, _, config = (spec, "", "") if os.path.exists(spec) else spec.partition(":")
     forms = "hf-data:NAME, hf-data:NAME:CONFIG, or hf-data:FOLDER with parquet files or what save_to_disk wrote"
     with explained(f"{name} cannot be loaded by datasets", f"expected {forms}"):

@@ -51,7 +51,6 @@ class ProcessorPreparation(DescribedPreparation):
     pixels: bool
 
     def __call__(self, image_HWC: np.ndarray) -> np.ndarray:
-        """One image, HWC uint8."""
         if self.before is not None:
             image_HWC = self.before(image_HWC)
         picture = Image.fromarray(np.ascontiguousarray(image_HWC))
@@ -64,7 +63,6 @@ class ProcessorPreparation(DescribedPreparation):
         return np.ascontiguousarray(x_CHW, np.float32)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
         return {
             "processor": type(self.processor).__name__,
             "settings": plain(self.processor.to_dict()),

@@ -110,7 +110,6 @@ class Preparation(DescribedPreparation):
         return np.ascontiguousarray(image_HWC[top : top + self.crop[0], left : left + self.crop[1]])
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
         resize = list(self.resize) if isinstance(self.resize, tuple) else self.resize
         return {"resize": resize, "crop": list(self.crop), "interpolation": self.interpolation}
 
@@ -138,7 +137,6 @@ class Normalisation:
         return (x - mean) / std
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
         return {"mean": list(self.mean), "std": list(self.std)}
 
 
