@@ -47,7 +47,7 @@ def _transformers() -> Any:
 def load_hf(name: str, revision: str | None = None, **options: Any) -> Encoder:
     """`hf:FOLDER_OR_NAME`: a local folder, or a model of the hub (downloaded by transformers, at `revision`).
 
-    A weights file may take the place of the model's own (`load_weights_of`); `options` are those of `from_transformers`.
+    A weights file may take the place of the model's own (`load_weights_of`); options are those of `from_transformers`.
     """
     transformers = _transformers()
     config, written = _config(name, revision)
