@@ -212,7 +212,7 @@ def _look_for_leaks(file: h5py.File, header: Header, report: VerifyReport) -> No
         if shared.any():
             ids = file[layout.column_path(b, "row_ids")][()][shared][:3]
             report.warnings.append(
-                f"{int(shared.sum())} images of {b} are also in {a}, pixel for pixel (rows {', '.join(map(str, ids))}"
+                f"{shared.sum()} images of {b} are also in {a}, pixel for pixel (row ids {', '.join(map(str, ids))}"
                 f"{', ...' if shared.sum() > 3 else ''})."
             )
 

@@ -401,7 +401,7 @@ def test_labels_beyond_64_bits(tmp_path):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(4, 2)))
     np.save(tmp_path / "y.npy", np.array([2**63, 1, 2, 3], np.uint64))
     found = refused(import_features, tmp_path / "f.h5", tmp_path / "x.npy", train_labels=tmp_path / "y.npy")
-    assert "exceeds 64-bit integers" in found
+    assert "beyond 64-bit integers" in found
 
 
 @pytest.mark.parametrize(

@@ -121,4 +121,4 @@ def test_a_refusal_of_the_join_reaches_every_rank_in_its_sentence(tmp_path):
 
 def test_pictures_that_are_shared_are_reported_by_one_rank(tmp_path):
     printed = run_ranks([HERE / "shard_worker.py", tmp_path / "f.h5", "shared"], folders=[HERE])
-    assert [text.count("are in train too") for text in printed] == [1, 0], printed
+    assert [text.count("are also in train") for text in printed] == [1, 0], printed

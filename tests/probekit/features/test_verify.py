@@ -122,7 +122,7 @@ def test_warnings_do_not_make_a_file_unusable(tmp_path):
     assert report.ok
     assert "Layer 02_c of train has 1 constant columns of 3." in report.warnings
     assert "Layers 00_a and 01_b of train are equal." in report.warnings
-    assert any(text.startswith("1 images of test are in train too") for text in report.warnings)
+    assert any(text.startswith("1 images of test are also in train") for text in report.warnings)
 
 
 def test_nan_with_a_right_checksum_is_an_error(tmp_path):
