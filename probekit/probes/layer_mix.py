@@ -1,4 +1,4 @@
-"""A learned mix of layers: one linear probe on a softmax-weighted sum of them, as SUPERB's probes of speech models do.
+"""A learned mix of layers: one linear probe on their softmax-weighted sum, as SUPERB probes speech models.
 
 L layers of one width D, N rows, K classes.
 """
@@ -35,7 +35,7 @@ class LayerMixProbe(Probe):
         self, X: Any, widths: Sequence[int], split: TrainingRows, protocol: Protocol, settings: FitSettings
     ) -> FittedLinear:
         if len(set(widths)) != 1:
-            raise UserError(f"A mix needs layers of one width, but they have {', '.join(map(str, widths))} columns.")
+            raise UserError(f"A mix needs layers of equal width, but they have {', '.join(map(str, widths))} columns.")
         Z, shift, scale = standardized(X, split, protocol, settings.device)
         layers_LND = Z.view(len(Z), len(widths), widths[0]).transpose(0, 1)
         options: dict[str, Any] = {"tol": protocol.tol, "backend": settings.backend, "device": settings.device}
@@ -71,10 +71,10 @@ class LayerMixProbe(Probe):
 
 @dataclass(frozen=True, eq=False)
 class LayerMix:
-    """A fitted mix: shares of the layers (L,), and the certified probe of the mix, one penalty, exact for these shares.
+    """A fitted mix: weights of the layers (L,), and a probe with one penalty that is certified for these weights.
 
-    `mix_gradient` is max|gradient| of the objective with respect to the shares' logits: the problem is not convex, so
-    it shows a stationary point, not the best one.
+    `mix_gradient` is max|gradient| of the objective with respect to the logits of the weights. The problem is not
+    convex, so a small value indicates a stationary point, not the optimum.
     """
 
     weights: Array
@@ -99,9 +99,9 @@ def fit_layer_mix(
     device: str = "cpu",
     **options: Any,
 ) -> LayerMix:
-    """Minimise `1/2 ||W||^2 + C sum_i s_i ce_i(W sum_l softmax(a)_l x_il + b)` over W, b and a, from equal shares.
+    """Minimise `1/2 ||W||^2 + C sum_i s_i ce_i(W sum_l softmax(a)_l x_il + b)` over W, b and a, from equal weights.
 
-    All are fitted together by L-BFGS in float64; then W and b are solved exactly for that mix and certified.
+    All are fitted jointly by L-BFGS in float64; then W and b are solved and certified for the resulting mix.
 
     Parameters
     ----------
@@ -109,8 +109,8 @@ def fit_layer_mix(
     y : (N,) labels
     C : inverse penalty
     sample_weight : (N,), None for ones
-    device : where it is computed
-    options : of the final `fit_path`
+    device : device of the computation
+    options : options of the final `fit_path`
 
     Raises
     ------
@@ -119,7 +119,7 @@ def fit_layer_mix(
     """
     stacked = [to_device(layer, device, torch.float64) for layer in layers]
     if len({layer.shape for layer in stacked}) != 1:
-        raise UserError(f"A mix needs layers of one width, but got {', '.join(str(x.shape[1]) for x in stacked)}.")
+        raise UserError(f"A mix needs layers of equal width; got widths {', '.join(str(x.shape[1]) for x in stacked)}.")
     x_LND = torch.stack(stacked)
     classes, columns = np.unique(np.asarray(y), return_inverse=True)
     target = to_device(columns, device)
@@ -131,7 +131,7 @@ def fit_layer_mix(
     logits_L, coef, intercept = (x_LND.new_zeros(shape).requires_grad_() for shape in shapes)
 
     def objective() -> torch.Tensor:
-        # scores of every layer first: L products of (N, D) with W, then a sum over layers, cheaper than mixing features
+        # summing the scores of the layers, L products of (N, D) with W, is cheaper than mixing features
         scores = torch.einsum("l,lnr->nr", logits_L.softmax(dim=0), x_LND @ coef.T) + intercept
         if n_rows == 1:
             losses = torch.nn.functional.softplus(torch.where(target == 1, -scores[:, 0], scores[:, 0]))

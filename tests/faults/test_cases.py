@@ -322,7 +322,7 @@ def test_an_encoder_that_a_record_does_not_describe(results, about):
     record = Results(results).best()
     with pytest.raises(UserError, match="does not say where its encoder"):
         encoder_of(replace(record, encoder=about))
-    with pytest.raises(UserError, match="There is no kind of probe 'x' here"):
+    with pytest.raises(UserError, match="Unknown kind of probe 'x'"):
         replace(record, probe="x").load_probe()
 
 

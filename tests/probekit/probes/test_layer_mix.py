@@ -36,5 +36,5 @@ def test_a_mix_is_a_stationary_point_and_finds_the_layer_that_knows(rows, n_clas
     joined = np.concatenate(layers, axis=1) @ mix.concatenated_coef().T + mix.path.intercept[0]
     mixed = np.einsum("l,lnd->nd", mix.weights, np.stack(layers))
     np.testing.assert_allclose(joined, mix.path.decision_function(mixed)[0], atol=1e-10)
-    with pytest.raises(UserError, match="one width"):
+    with pytest.raises(UserError, match="equal width"):
         fit_layer_mix([X, X[:, :2]], y, 1.0)

@@ -284,7 +284,7 @@ def test_penalties_that_are_none_are_refused_in_one_sentence(C):
 
 
 def test_several_penalties_need_the_estimator_that_chooses():
-    with pytest.raises(UserError, match="LinearProbeCV chooses"):
+    with pytest.raises(UserError, match="use LinearProbeCV"):
         LinearProbe([0.1, 1.0]).fit(X, Y)
     with pytest.raises(UserError, match="sequence of penalties"):
         LinearProbeCV(10).fit(X, Y)
