@@ -1,12 +1,15 @@
 """What holds for every test: properties are not timed, one thread, plain output, and signals as a terminal has them.
 
-A property test has no deadline, since a loaded machine is no error. One thread: the bits of sums depend on their
+A property test has no deadline, since a loaded machine is no error. With --hypothesis-seed its examples depend on the
+seed alone: hypothesis draws one value in twenty from the literals of the modules imported so far, that is by the order
+of the tests, which differs from run to run between two workers. One thread: the bits of sums depend on their
 number, and two workers of pytest with two threads each compete for two cores. SIGINT and SIGHUP: a shell that starts
 the tests in the background, and `nohup`, ignore them, and every process of the tests would inherit that.
 """
 
 import os
 import signal
+import sys
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,6 +21,13 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+
+def pytest_configure(config):
+    """Examples of a seed that do not depend on what was imported (hypothesis before 6.131 collects no literals)."""
+    providers = sys.modules.get("hypothesis.internal.conjecture.providers")
+    if config.getoption("--hypothesis-seed", None) is not None and hasattr(providers, "_get_local_constants"):
+        providers._get_local_constants = lambda: providers._local_constants
 
 
 @pytest.fixture(autouse=True, scope="session")
