@@ -2,6 +2,7 @@
 # make check  lint, format, types                      make docs   the documentation, strictly
 # make package  wheel and sdist, installed in an empty environment and run
 # make bench  the CPU benchmarks (minutes)             make setup  only the environment
+# make properties  every property test with thirty seeds      (SEEDS="31 34" TIMES=10: four others, ten times the examples)
 # make faults damaged files, kills, two processes on one folder, full disks (hours; stopped and started again it goes on)
 # make coverage  lines and branches that the default suite runs
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 DEMO   ?= demo
 
-.PHONY: setup demo demo-pretrained test test-slow coverage check docs bench faults package clean
+.PHONY: setup demo demo-pretrained test test-slow properties coverage check docs bench faults package clean
 
 setup: $(VENV)/.dev-installed
 
@@ -45,6 +46,11 @@ test: $(VENV)/.dev-installed
 
 test-slow: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest -m slow
+
+SEEDS ?= 1 30
+TIMES ?= 1
+properties: $(VENV)/.dev-installed
+	PROPERTIES="$(SEEDS) $(TIMES)" PYTHONPATH=.ci OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -p seeds -m 'hypothesis and not gpu'
 
 check: $(VENV)/.dev-installed
 	$(BIN)/ruff check .

@@ -30,6 +30,13 @@ def pytest_configure(config):
         providers._get_local_constants = lambda: providers._local_constants
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """PyTorch's random numbers do not depend on the tests before; pytest-randomly sees to Python's and NumPy's."""
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.default_generator.manual_seed(int(item.config.getoption("randomly_seed", 0)))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def plain_output():
     """80 columns and no colours, whatever the terminal asks for; pytest's own output has them still."""
