@@ -5,7 +5,7 @@ import os
 import sys
 from typing import Any
 
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, explained
 
 
 def import_object(spec: str) -> Any:
@@ -35,3 +35,11 @@ def import_object(spec: str) -> Any:
             raise UserError(f"{module_name} has no {name!r} (from {spec!r}); check the name.")
         value = getattr(value, part)
     return value
+
+
+def library(module: str, user: str) -> Any:
+    """The module of an optional package, imported for `user`; a `UserError` where that cannot be done."""
+    package = module.partition(".")[0]
+    advice = f"pip install {package}, and packages that it names in the builds that belong together"
+    with explained(f"{user} needs {package}, which cannot be imported", advice):
+        return importlib.import_module(module)

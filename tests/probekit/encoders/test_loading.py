@@ -8,8 +8,7 @@ import torch
 
 from probekit.datasets import load_dataset
 from probekit.encoders import Preparation, load_encoder
-from probekit.encoders.compute import compute
-from probekit.encoders.encoder import select_layers
+from probekit.encoders.encoder import compute, select_layers
 from probekit.encoders.preparation import Normalisation, triple
 from probekit.runtime.errors import UserError
 
