@@ -3,7 +3,7 @@
 A property test has no deadline, since a loaded machine is no error. Nothing is left to chance: --randomly-seed and
 --hypothesis-seed have a default, and examples depend on the seed alone. Hypothesis by itself draws one value in twenty
 from the literals of the modules imported so far, that is by the order of the tests, which two workers share out anew
-in each run. `make properties` explores other seeds. One thread: the bits of sums depend on their number, and two workers
+in each run. `make properties` tries other seeds. One thread: the bits of sums depend on their number, and two workers
 of pytest with two threads each compete for two cores. SIGINT and SIGHUP: a shell that starts the tests in the
 background, and `nohup`, ignore them, and every process of the tests would inherit that.
 """
