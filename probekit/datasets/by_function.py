@@ -1,7 +1,7 @@
-"""`module:function`: the user's own data, and classes that follow torchvision's convention.
+"""`module:function`: a user's function that returns data, or a data set class in torchvision's convention.
 
 torchvision's data sets are classes that take `root` and either `train=True | False` or `split="train" | ...`; such a
-class is called once for each split that it has.
+class is called once per split.
 """
 
 import inspect
@@ -12,7 +12,7 @@ from typing import Any
 from probekit.datasets.splits import SPLIT_NAMES
 from probekit.runtime.errors import UserError, first_line
 
-# what a class raises for a split that it does not have
+# what classes raise for a split that they do not have
 NO_SPLIT = (ValueError, KeyError, AssertionError, NotImplementedError)
 
 
@@ -21,7 +21,7 @@ class _NoSplitError(UserError):
 
 
 def call(function: Callable[..., Any], spec: str, root: str | Path | None, options: dict[str, Any]) -> Any:
-    """What `function` returns; of a class in torchvision's convention, {"train": ..., "test": ...}."""
+    """What `function` returns; for a class in torchvision's convention, {"train": ..., "test": ...}."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -30,7 +30,7 @@ def call(function: Callable[..., Any], spec: str, root: str | Path | None, optio
     if root is not None and not takes_root:
         raise UserError(f"{spec} takes no root, but root={root} was given; leave it out.")
     if "root" in parameters and parameters["root"].default is inspect.Parameter.empty and root is None:
-        raise UserError(f"{spec} needs its folder; give root=FOLDER (on the command line --root).")
+        raise UserError(f"{spec} needs a folder; give root=FOLDER (on the command line --root).")
     given = {**options, **({"root": str(root)} if root is not None else {})}
 
     def made(**more: Any) -> Any:

@@ -72,14 +72,16 @@ def _from_pickle(content: bytes, name: str, is100: bool, labels: str) -> tuple[n
         raise UserError(f"{name} is not a CIFAR batch: it lacks data (N, 3072) or {key}; extract the archive again.")
     found = whole_numbers(value[key])
     if found is None or len(found) != len(data):
-        raise UserError(f"{name} is not a CIFAR batch: {key} are not {len(data):,} numbers; extract the archive again.")
+        raise UserError(
+            f"{name} is not a CIFAR batch: {key} are not {len(data):,} integers; extract the archive again."
+        )
     return _images(data), found
 
 
 def _from_binary(content: bytes, name: str, is100: bool, labels: str) -> tuple[np.ndarray, np.ndarray]:
     heading = 2 if is100 else 1  # CIFAR-100: coarse label, fine label, pixels
     if not content or len(content) % (heading + 3072):
-        raise UserError(f"{name} has {len(content)} bytes, no whole number of CIFAR records; extract it again.")
+        raise UserError(f"{name} has {len(content)} bytes, not a whole number of CIFAR records; extract it again.")
     records = np.frombuffer(content, dtype=np.uint8).reshape(-1, heading + 3072)
     column = 0 if labels == "coarse" or not is100 else 1
     return _images(records[:, heading:]), records[:, column].astype(np.int64)
@@ -94,6 +96,6 @@ def _classes100(files: Files, binary: bool, labels: str) -> tuple[str, ...]:
     names = value.get(f"{labels}_label_names") if isinstance(value, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(
-            f"meta is not a list of CIFAR's classes: it lacks {labels}_label_names; extract the archive again."
+            f"meta does not contain CIFAR's class names: it lacks {labels}_label_names; extract the archive again."
         )
     return tuple(names)

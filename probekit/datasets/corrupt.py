@@ -1,4 +1,4 @@
-"""Which image files cannot be decoded: found before anything is computed, named, and left out when that is asked for.
+"""Skipping image files that cannot be decoded (`skip_corrupt`): all are decoded once, failures are listed.
 
 N rows of a split.
 """
@@ -18,7 +18,7 @@ MOST = 5000
 
 
 def without_corrupt(rows: Split, part: str, skipped: dict[str, Any]) -> Split:
-    """The rows that decode; what was left out is entered in `skipped` under `part`, as row ids and names.
+    """The rows that can be decoded; row ids and names of the others are stored in `skipped[part]`.
 
     Every image is decoded once, by several threads.
     """
@@ -39,15 +39,15 @@ def without_corrupt(rows: Split, part: str, skipped: dict[str, Any]) -> Split:
     found = [names[row] if names is not None else f"row {row}" for row in rows.source_rows[bad[:NAMES_KEPT]]]
     if len(bad) > MOST or len(bad) == len(rows):
         raise UserError(
-            f"{len(bad):,} of the {len(rows):,} images of {part} cannot be decoded, the first is {found[0]}; "
-            f"at most {MOST:,} are skipped: copy or download the data again."
+            f"{len(bad):,} of the {len(rows):,} images of {part} cannot be decoded (the first: {found[0]}); at most "
+            f"{MOST:,}, and never all, are skipped: copy or download the data again."
         )
     skipped[part] = {"count": len(bad), "row_ids": rows.row_ids[bad].tolist(), "names": found}
     return rows.take(np.setdiff1d(np.arange(len(rows)), bad))
 
 
 def skipped_lines(provenance: dict[str, Any]) -> list[str]:
-    """What was left out of a data set, one sentence for each part, for printing; empty when nothing was."""
+    """One line per split from which corrupt images were left out, for printing."""
     lines = []
     for part, entry in (provenance.get("skipped") or {}).items():
         shown = ", ".join(entry["names"][:5]) + (", ..." if entry["count"] > 5 else "")

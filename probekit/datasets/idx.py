@@ -25,7 +25,7 @@ CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
-# md5 of the published .gz, and of the one in Debian's package dataset-fashion-mnist, which is packed anew
+# md5 of the published .gz, and of the recompressed one in Debian's package dataset-fashion-mnist
 MD5 = {
     "train-images-idx3-ubyte": ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", "cf8536b0aa1a6ac5fa3f23001093305c"),
     "train-labels-idx1-ubyte": ("25c81989df183df01b3e8a0aad5dffbe", "10bea18fdb374794d4bb42e356e600c9"),
@@ -33,7 +33,7 @@ MD5 = {
     "t10k-labels-idx1-ubyte": ("bb300cfdad3c16e7a12a480ee83cd310", "0d30e22e447f3c33dab9ed536400ac01"),
 }
 
-MOST_BYTES = 1 << 30  # unpacked; Fashion-MNIST has 47 MB
+MOST_BYTES = 1 << 30  # decompressed; Fashion-MNIST has 47 MB
 
 
 def read_idx(path: Path, most: int = MOST_BYTES) -> np.ndarray:
@@ -41,12 +41,12 @@ def read_idx(path: Path, most: int = MOST_BYTES) -> np.ndarray:
     try:
         content = read_bytes(path, most)
         if path.suffix == ".gz":
-            # no more than is allowed: a small file may unfold to a thousand times its size
+            # with a limit: a small file may decompress to a thousand times its size
             content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(most + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be unpacked ({first_line(error)}); download it again.") from error
+        raise UserError(f"{path} cannot be decompressed ({first_line(error)}); download it again.") from error
     if len(content) > most:
-        raise UserError(f"{path} unfolds to more than {most:,} bytes; download it again.")
+        raise UserError(f"{path} decompresses to more than {most:,} bytes; download it again.")
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise UserError(f"{path} is not an idx file of unsigned bytes; download it again.")
     axes = content[3]
@@ -55,7 +55,7 @@ def read_idx(path: Path, most: int = MOST_BYTES) -> np.ndarray:
     shape = tuple(int(n) for n in np.frombuffer(content, dtype=">u4", count=axes, offset=4))
     values = np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * axes)
     if values.size != math.prod(shape):
-        raise UserError(f"{path} contains {values.size} values where its header promises {shape}; download it again.")
+        raise UserError(f"{path} contains {values.size} values but its header says {shape}; download it again.")
     return values.reshape(shape)
 
 
@@ -71,7 +71,7 @@ def load(name: str, root: str | Path | None = None, verify: bool = True, split_s
         if verify and path.suffix == ".gz" and checksums[path.name] not in MD5[stem]:
             raise UserError(
                 f"{path} has md5 {checksums[path.name]}, but the published file has {MD5[stem][0]}; download it again "
-                "(verify=False takes it as it is)."
+                "(verify=False skips this check)."
             )
 
     def part(images: str, labels: str) -> Split:

@@ -1,8 +1,8 @@
 """Downsampled ImageNet (32 x 32 or 64 x 64) from the official pickles: train_data_batch_1 to 10, and val_data.
 
 The official validation images are the test split, as the iGPT paper uses them; val is held out of train. Labels keep
-the files' own numbering, 1 to 1,000 (not the usual alphabetical one), shifted to start at 0. Row ids: the position in
-the ten batches one after the other. Letters: N images, P pixels a side.
+the numbering of the files, 1 to 1,000 (not the usual alphabetical one), shifted to start at 0. Row ids: the position in
+the concatenated batches. Letters: N images.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ N_BATCHES = 10
 def load(
     name: str, root: str | Path | None = None, batches: Sequence[int] | None = None, split_seed: int = 0
 ) -> Dataset:
-    """Read imagenet32 or imagenet64; of `batches` (1 to 10) each is a tenth of the images and held in memory: 0.4 GB at
-    32 x 32, 1.6 GB at 64 x 64."""
+    """Read imagenet32 or imagenet64. `batches` selects training batches (1 to 10), each a tenth of the images, held in
+    memory: 0.4 GB at 32 x 32, 1.6 GB at 64 x 64."""
     side = int(name.removeprefix("imagenet"))
     if root is None:
         raise UserError(
@@ -39,7 +39,7 @@ def load(
     names = [f"train_data_batch_{i}" for i in numbers]
     missing = [part for part in [*names, "val_data"] if not (place / part).is_file()]
     if missing or not names:
-        raise UserError(f"{place} lacks {', '.join(missing) or 'any batch'}; extract what comes from {WHERE} there.")
+        raise UserError(f"{place} lacks {', '.join(missing) or 'any batch'}; extract the files from {WHERE} there.")
 
     def read(parts: list[str]) -> Split:
         planes, labels = zip(*(_batch(place / part, side) for part in parts), strict=True)
@@ -58,8 +58,10 @@ def _batch(path: Path, side: int) -> tuple[np.ndarray, np.ndarray]:
     data = value.get("data") if isinstance(value, dict) else None
     width = 3 * side * side
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (width,):
-        raise UserError(f"{path} contains no images of {side} x {side}: data (N, {width}) uint8 is expected.")
+        raise UserError(
+            f"{path} does not contain images of {side} x {side}: expected data (N, {width}) uint8; download it again."
+        )
     labels = whole_numbers(value.get("labels"))
     if labels is None or len(labels) != len(data) or labels.min(initial=1) < 1 or labels.max(initial=1) > 1000:
-        raise UserError(f"{path} contains no {len(data)} labels from 1 to 1000, one for each image.")
+        raise UserError(f"{path} does not contain {len(data)} labels from 1 to 1000, one per image; download it again.")
     return data, labels - 1

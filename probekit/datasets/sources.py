@@ -1,4 +1,4 @@
-"""Find a published data set's files under a root: in an extracted folder, or inside the official archive."""
+"""Locate a published data set's files under a root: in an extracted folder, or inside the official archive."""
 
 import hashlib
 import shlex
@@ -16,7 +16,7 @@ from probekit.runtime.errors import UserError, first_line
 
 @dataclass(frozen=True)
 class Archive:
-    """A published archive: its file name, md5, and the folder inside."""
+    """A published archive: its file name, md5, and the folder that it contains."""
 
     name: str
     md5: str
@@ -25,7 +25,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Files:
-    """Where a data set's files are: the extracted folder, or the archive."""
+    """A data set's files, in an extracted folder or in an archive."""
 
     place: Path
     archive: Archive | None
@@ -40,16 +40,18 @@ class Files:
         try:
             with tarfile.open(self.place, "r:*") as tar:
                 found: dict[str, bytes] = {}
-                for member in tar:  # one pass: a compressed archive cannot be jumped in
+                for member in tar:  # one pass: compressed archives do not allow random access
                     name = member.name.rpartition("/")[2]
                     if name in names and name not in found and member.isfile():
                         content = tar.extractfile(member)
                         assert content is not None
                         found[name] = content.read()
-                while tar.fileobj.read(1 << 20):  # gzip compares its checksum at the end, which tarfile does not reach
+                while tar.fileobj.read(1 << 20):  # gzip verifies its checksum at the end, which tarfile does not reach
                     pass
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{self.place} is not a whole archive ({first_line(error)}); download it again.") from error
+            raise UserError(
+                f"{self.place} is not a complete archive ({first_line(error)}); download it again."
+            ) from error
         missing = [name for name in names if name not in found]
         if missing:
             raise UserError(f"{self.place} lacks {', '.join(missing)}; download the official archive again.")
@@ -64,13 +66,13 @@ class Files:
         if verify and md5 != self.archive.md5:
             raise UserError(
                 f"{self.place} has md5 {md5}, but the published archive has {self.archive.md5}; download it again "
-                "(verify=False takes it as it is)."
+                "(verify=False skips this check)."
             )
         return {"path": str(self.place), "md5": md5, "official": md5 == self.archive.md5}
 
 
 def md5_of(path: str | Path) -> str:
-    """The md5 of a file: what the publishers of old data sets give."""
+    """The md5 of a file, the checksum published for older data sets."""
     digest = hashlib.md5(usedforsecurity=False)
     with open_regular(path) as file:
         while block := file.read(1 << 22):
@@ -79,20 +81,20 @@ def md5_of(path: str | Path) -> str:
 
 
 def fetch_command(name: str, root: str | Path) -> str:
-    """The command that downloads a data set, for messages; the path is quoted for a shell."""
+    """The command that downloads a data set, for messages, with the path quoted for a shell."""
     return f"`probekit datasets fetch {name} --root {shlex.quote(str(root))}`"
 
 
 def not_found(name: str) -> UserError:
-    """The error of a data set by name for which no folder was given."""
+    """The error for a data set known by name when no folder was given."""
     return UserError(f"{name} not found. Run `probekit datasets fetch {name} --root DIR`, then pass `--root DIR`.")
 
 
 def locate(
     name: str, root: str | Path | None, archives: Sequence[Archive], markers: Sequence[str]
 ) -> tuple[Files, str]:
-    """The extracted folder or archive under `root`, and which of the markers (one an archive: a file of its content) it
-    has."""
+    """The extracted folder or archive under `root`, and its marker. Each archive has one marker: a file that identifies
+    its extracted folder."""
     if root is None:
         raise not_found(name)
     root = Path(root)

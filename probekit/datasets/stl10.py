@@ -18,17 +18,17 @@ SIDE = 96
 def load(
     name: str, root: str | Path | None = None, fold: int | None = None, verify: bool = True, split_seed: int = 0
 ) -> Dataset:
-    """Read the labelled part, 5,000 training and 8,000 test images of 96 x 96, or one published `fold` (0 to 9) of
-    training."""
+    """Read the labelled part: 8,000 test and 5,000 training images of 96 x 96, or one published training `fold` (0 to
+    9)."""
     if fold is not None and fold not in range(10):
-        raise UserError(f"Fold {fold} was requested, but STL-10 has the folds 0 to 9.")
+        raise UserError(f"Fold {fold} was requested; STL-10 has folds 0 to 9.")
     files, _ = locate(name, root, [ARCHIVE], ["train_X.bin"])
 
     def part(which: str, chosen: int | None) -> Split:
         names = [f"{which}_X.bin", f"{which}_y.bin", *(["fold_indices.txt"] if chosen is not None else [])]
         pixels, labels, *folds = files.read(*names)
         if not pixels or len(pixels) % (3 * SIDE * SIDE):
-            raise UserError(f"{which}_X.bin has {len(pixels)} bytes, no whole number of images; extract it again.")
+            raise UserError(f"{which}_X.bin has {len(pixels)} bytes, not a whole number of images; extract it again.")
         # each plane is stored column by column
         planes = np.frombuffer(pixels, dtype=np.uint8).reshape(-1, 3, SIDE, SIDE)
         images = ArrayImages(planes.transpose(0, 3, 2, 1))
