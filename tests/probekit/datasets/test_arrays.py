@@ -113,7 +113,7 @@ def test_own_function_by_name(tmp_path, monkeypatch):
     assert load_dataset("pictures_made_here:make").classes == ("0", "1", "2")
     with pytest.raises(UserError, match="no 'nothing'"):
         load_dataset("pictures_made_here:nothing")
-    with pytest.raises(UserError, match="no module 'no_such_module'"):
+    with pytest.raises(UserError, match="'no_such_module'"):
         load_dataset("no_such_module:make")
 
 
