@@ -1,4 +1,4 @@
-"""Differences between the settings that a file or folder was made with and those of this call."""
+"""Differences between the settings stored in a file or folder and those of the current call."""
 
 import json
 from typing import Any
@@ -20,7 +20,7 @@ def changes(there: Any, here: Any) -> dict[str, tuple[Any, Any]]:
         elif old != new:
             found[name] = old, new
 
-    # a file gives lists back for tuples, and text for keys that were numbers
+    # JSON turns tuples into lists and numeric keys into text
     compare(as_json(there), as_json(here), "")
     return found
 
@@ -32,14 +32,14 @@ def differences(there: Any, here: Any, name: str = "") -> list[str]:
 
 
 def differ(there: Any, here: Any) -> str:
-    """Return the first few `differences` in one line; empty where there are none."""
+    """Return the first few `differences` in one line; empty if there are none."""
     found = differences(there, here)
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return "; ".join(found[:SHOWN]) + more
 
 
 def _short(*values: Any) -> tuple[str, ...]:
-    """Two values in a few characters each, of long ones those about the first that differs."""
+    """Two values, abbreviated to the characters around the first difference if they are long."""
     texts = tuple(_summary(value) for value in values)
     if texts[0] == texts[1]:
         texts = tuple(json.dumps(value, ensure_ascii=False) for value in values)

@@ -1,4 +1,4 @@
-"""Votes among several masks of the same images (paper, appendix A, for BERT models).
+"""Majority votes over several masks of the same images (paper, appendix A, for BERT models).
 
 Letters: M masks, N images, K classes.
 """
@@ -19,13 +19,13 @@ def modal_vote(predicted_MN: ArrayLike, keys_N: ArrayLike, seed: int = 0) -> np.
     predicted_MN : integers (M, N)
         Class of every image under every mask.
     keys_N : integers (N,)
-        Row ids: the result for a row depends neither on other rows nor on their order.
+        Row ids; the result for a row does not depend on other rows or their order.
     """
     predicted_MN, keys_N = np.asarray(predicted_MN), np.asarray(keys_N, dtype=np.int64)
     if predicted_MN.ndim != 2 or predicted_MN.shape[1:] != keys_N.shape or len(predicted_MN) == 0:
         raise UserError(
-            f"Predictions {predicted_MN.shape} and row ids {keys_N.shape} were given, but (masks, images) and "
-            "(images,) are needed."
+            f"Predictions have shape {predicted_MN.shape} and row ids {keys_N.shape}; give (masks, images) and "
+            "(images,)."
         )
     classes = np.unique(predicted_MN)
     votes_NK = (predicted_MN[:, :, None] == classes).sum(0)

@@ -188,7 +188,7 @@ def test_a_written_folder_comes_back_whole_and_transformers_reads_it(tmp_path):
     hf = transformers.ImageGPTForCausalImageModeling.from_pretrained(tmp_path / "out")
     assert torch.equal(hf.lm_head.weight, model.head.weight)
     to_pretrained_folder(tmp_path / "out", model, palette, transform)  # as it is there: nothing to do
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         to_pretrained_folder(tmp_path / "out", model)
     assert not [file for file in tmp_path.iterdir() if file.name != "out"]
 

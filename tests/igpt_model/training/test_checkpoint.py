@@ -71,7 +71,7 @@ def test_a_checkpoint_is_never_overwritten(tmp_path):
     save(tmp_path, 1)
     there = {file: file.stat().st_mtime_ns for file in checkpoint_path(tmp_path, 1).iterdir()}
     save(tmp_path, 1)  # the same contents
-    with pytest.raises(UserError, match="exists already, with other contents"):
+    with pytest.raises(UserError, match="already exists with different contents"):
         save(tmp_path, 1, trainer=False)
     assert {file: file.stat().st_mtime_ns for file in checkpoint_path(tmp_path, 1).iterdir()} == there
 

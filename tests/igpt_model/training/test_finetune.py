@@ -266,7 +266,7 @@ def test_other_settings_models_data_and_labels_are_refused(tmp_path):
         list(finetune(config, pretrained(), swapped, pictures(12, 1), CLASSES, tmp_path, {"name": "bars"}))
     with pytest.raises(UserError, match="but 0 to 1 is needed"):
         list(finetune(config, pretrained(), pictures(), pictures(12, 1), CLASSES[:2], tmp_path / "b"))
-    with pytest.raises(UserError, match="layers 0 to 2"):
+    with pytest.raises(UserError, match="give 0 to 2"):
         run(tmp_path / "c", layer=3)
 
 
