@@ -265,7 +265,8 @@ def _count_colours(images: Any, n_colours: int, seed: int, sample: int) -> tuple
     given = [plain_array(image, "an image of a palette") for image in several]
     if not given or any(image.dtype != np.uint8 or image.shape[-1:] != (3,) for image in given):
         raise UserError("A palette is fitted to uint8 RGB images, at least one of them.")
-    packed = np.concatenate([image.reshape(-1, 3).astype(np.int32) @ np.int32([1 << 16, 1 << 8, 1]) for image in given])
+    place = np.array([1 << 16, 1 << 8, 1], np.int32)
+    packed = np.concatenate([image.reshape(-1, 3).astype(np.int32) @ place for image in given])
     if len(packed) == 0:
         raise UserError("A palette is fitted to uint8 RGB images, at least one of them.")
     counts = np.bincount(packed)

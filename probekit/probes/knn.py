@@ -100,8 +100,8 @@ def knn_proba(
 ) -> Array:
     """Share of the votes of each class (n_k, M, K): every neighbour votes with exp(cosine similarity / temperature).
 
-    X is (N, D), y (N,) class indices 0 to K-1, queries (M, D), sample_weight (N,) how much each vote counts; a number of
-    neighbours above N means all. Similarities are float32, votes float64; ties at the edge are broken arbitrarily.
+    X is (N, D), y (N,) class indices 0 to K-1, queries (M, D), sample_weight (N,) how much each vote counts; more
+    neighbours than N means all. Similarities are float32, votes float64; ties at the edge are broken arbitrarily.
     """
     weights = np.ones(len(np.asarray(y))) if sample_weight is None else np.asarray(sample_weight, np.float64)
     rows, asked = _unit(X, device), _unit(queries, device)
