@@ -299,11 +299,13 @@ def _read_parts(folder: Path, about: Mapping[str, Any], trainer: Any) -> Checkpo
         raise UserError(
             f"The palette in {folder} is not the one its model was trained with; restore the original file."
         )
-    trained = about["provenance"].get("train")
-    given = {**(trained if isinstance(trained, dict) else {}), **about}
-    own = {**config.to_dict(), "n_colours": config.vocab_size}
-    for name in ("n_layer", "n_embd", "n_head", "n_colours"):  # a preset's are None
-        if given.get(name) not in (None, own[name]):
+    trained, tuned = (about["provenance"].get(name) for name in ("train", "finetune"))
+    settings = (trained, tuned.get("config") if isinstance(tuned, dict) else None)
+    given = {name: value for one in settings if isinstance(one, dict) for name, value in one.items()} | about
+    own = {**config.to_dict(), **transform.to_dict(), "n_colours": config.vocab_size}
+    own["objective"] = "autoregressive" if config.causal else "bert"
+    for name in own.keys() & given.keys():
+        if given[name] not in (None, 0, own[name]):  # None is a preset's size, 0 the resolution of pre-training
             raise UserError(f"{folder / 'config.json'} contradicts itself on {name}; restore the original file.")
     if transform.resolution**2 != config.n_positions:
         raise UserError(
