@@ -68,7 +68,9 @@ def claim(
             write_json(path, as_json(settings))
             return {}
     except OSError as error:
-        raise UserError(f"The folder {path.parent} cannot be used: {error}; give another --out.") from error
+        raise UserError(
+            f"The folder {path.parent} cannot be written or read ({error.strerror}); give another --out."
+        ) from error
     changed = changes(there, settings)
     if fixed := {name: pair for name, pair in changed.items() if name not in free}:
         differing = differ(*({name: pair[side] for name, pair in fixed.items()} for side in (0, 1)))
