@@ -301,7 +301,7 @@ def _read_parts(folder: Path, about: Mapping[str, Any], trainer: Any) -> Checkpo
         )
     trained, tuned = (about["provenance"].get(name) for name in ("train", "finetune"))
     settings = (trained, tuned.get("config") if isinstance(tuned, dict) else None)
-    given = {name: value for one in settings if isinstance(one, dict) for name, value in one.items()} | about
+    given = {name: value for one in settings if isinstance(one, dict) for name, value in one.items()} | dict(about)
     own = {**config.to_dict(), **transform.to_dict(), "n_colours": config.vocab_size}
     own["objective"] = "autoregressive" if config.causal else "bert"
     for name in own.keys() & given.keys():
