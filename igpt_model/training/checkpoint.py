@@ -304,7 +304,7 @@ def _read_parts(folder: Path, about: Mapping[str, Any], trainer: Any) -> Checkpo
     given = {name: value for one in settings if isinstance(one, dict) for name, value in one.items()} | dict(about)
     own = {**config.to_dict(), **transform.to_dict(), "n_colours": config.vocab_size}
     own["objective"] = "autoregressive" if config.causal else "bert"
-    for name in own.keys() & given.keys():
+    for name in sorted(own.keys() & given.keys()):
         if given[name] not in (None, 0, own[name]):  # None is a preset's size, 0 the resolution of pre-training
             raise UserError(f"{folder / 'config.json'} contradicts itself on {name}; restore the original file.")
     if transform.resolution**2 != config.n_positions:
