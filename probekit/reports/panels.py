@@ -173,6 +173,12 @@ class Series:
         return Point(self.curve, self.peak)
 
     @property
+    def fitted(self) -> list[Record]:
+        """Records of its layers and concatenations, of all runs and seeds; other kinds of probes are in tables only."""
+        every = [*self.curve.every, *(record for joint in self.concatenated for record in joint.curve.every)]
+        return list({record.key: record for record in every}.values())
+
+    @property
     def minus_last(self) -> np.ndarray:
         """Against the last layer, (1, n); where layers are paired, then the ends of its simultaneous band: (3, n)."""
         found = self.curve.minus_last if self.is_paired else [self.curve.values - self.curve.values[-1]]
