@@ -164,19 +164,9 @@ _USERS_OS_ERRORS = {
 
 
 def main(argv: Sequence[str] | None = None, run: Callable[[list[str]], object] | None = None) -> int:
-    """Run the command line.
+    """Run the command line `argv` (by default the process's) and return the exit code; 141 when nobody reads stdout.
 
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        The arguments after the program's name; taken from the process by default.
-    run : callable, optional
-        Called with them instead of the verb.
-
-    Returns
-    -------
-    int
-        The exit code: 0, 1, 2, 130, or 141 when nobody reads stdout any more.
+    `run` is called with the words in place of the verb.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     _open_closed_streams()

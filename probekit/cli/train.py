@@ -80,10 +80,7 @@ def run_training(
 ) -> dict[str, Any]:
     """Train on `data`'s train split, evaluate on its val split, show progress; resumes the run in `out`.
 
-    Returns
-    -------
-    dict
-        The last step and, where it was evaluated in this call, its validation loss.
+    Returns the last step and, where it was evaluated in this call, its validation loss.
     """
     from igpt_model.training.pretrain import train as train_model
 

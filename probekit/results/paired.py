@@ -107,13 +107,7 @@ def p_words(p: float, test: str) -> str:
 
 
 def paired_difference(a: Record, b: Record) -> PairedDifference:
-    """Paired comparison of two records on the test rows they share.
-
-    Raises
-    ------
-    UserError
-        The two share no test row, or disagree about the label of one.
-    """
+    """Paired comparison of two records on the test rows they share."""
     return PairedDifference.from_rows(*paired_correct(a, b), record_label(a), record_label(b))
 
 
