@@ -199,7 +199,7 @@ def _open_closed_streams() -> None:
 
 
 def _bound_terminal_size() -> None:
-    """Keep the width of what is printed between 20 and 1000: rich takes COLUMNS and LINES as they are, "0" and "9e9"."""
+    """Keep the width of what is printed between 20 and 1000: rich takes COLUMNS and LINES as they are, 0 too."""
     columns = shutil.get_terminal_size().columns
     if "COLUMNS" in os.environ or columns < 20:
         os.environ["COLUMNS"] = str(min(max(columns, 20), 1000))
