@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
@@ -21,7 +22,6 @@ import numpy as np
 from markupsafe import Markup
 
 from igpt_model.checked_json import read_json
-from probekit import __version__
 from probekit.reports.figures.depth import depth_figure
 from probekit.reports.figures.penalty_paths import path_figure
 from probekit.reports.figures.style import CSS_NAME, DARK, NARROW, FigureOptions, inline_svg, style
@@ -74,7 +74,7 @@ def render_page(
         samples=list(_samples([*sources, *_runs(panels)])),
         sources=[str(source) for source in sources],
         command=command("report", *sources),
-        version=__version__,
+        version=import_module("probekit").__version__,
     )
     return visible_lines(page)  # names are shown without control characters
 

@@ -243,7 +243,7 @@ def curve_of_draws(draws: Mapping[tuple[str, int], Sequence[Record]], metric: Me
         high=np.array([high for _, high in limits]),
         by_draw=by_draw,
         spread=by_draw.std(axis=0, ddof=1) if len(by_draw) > 1 else np.full(len(first), np.nan),
-        metrics={n: np.array([[r.metrics.get(n, np.nan) for r in draw] for draw in each]).mean(axis=0) for n in names},
+        metrics={n: np.array([[r.metrics.get(n) for r in d] for d in each], float).mean(axis=0) for n in names},
         converged=np.all([[r.is_converged for r in draw] for draw in each], axis=0),
         at_grid_edge=np.any([[r.at_grid_edge for r in draw] for draw in each], axis=0),
         rows_SMn=rows,
