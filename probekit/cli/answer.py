@@ -43,7 +43,8 @@ def show_curves(*results: Path, runs: Sequence[str] = (), keys: Container[str] |
 
     With `keys`, only figures in which a record has one of them.
     """
-    from probekit.reports import build_panels, collect_records, print_panel
+    from probekit.reports.figures.terminal import print_panel
+    from probekit.reports.panels import build_panels, collect_records
     from probekit.results.runs import read_runs
 
     panels = [] if wants_json() else build_panels(collect_records(results), runs=read_runs(runs))
