@@ -89,6 +89,8 @@ class Header:
     def __post_init__(self) -> None:
         # before anything is computed: no file and no record could hold it
         check_splits(self.splits)
+        if self.dtype not in DTYPES:
+            raise UserError(f"Features cannot be stored as {str(self.dtype)[:60]!r}; choose {' or '.join(DTYPES)}.")
         for name, schema in SCHEMAS.items():
             if name != "shards":  # which only the parent of shards has
                 check_json(getattr(self, name), f"The description of the {name.replace('_', ' ')}", schema)

@@ -19,11 +19,11 @@ import numpy as np
 
 from igpt_model.checked_json import open_regular, parse_json
 from probekit.features import format as layout
-from probekit.features.format import DTYPES, FORMAT, SCHEMAS, VERSION, Header
+from probekit.features.format import FORMAT, SCHEMAS, VERSION, Header
 from probekit.runtime.errors import UserError, first_line
 
 # damaged metadata make HDF5 and h5py fail in many ways
-DAMAGE = (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError, ArithmeticError, struct.error)
+_DAMAGE = (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError, ArithmeticError, struct.error)
 MOST_BYTES = 1 << 16
 """Largest attribute: what HDF5 stores in an object's header."""
 # those that h5py has: deflate, shuffle, fletcher32, lzf
@@ -35,21 +35,14 @@ _SHAPE, _LAYOUT, _CONTINUATION = 1, 8, 16  # types of the messages in an object'
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[h5py.File]:
-    """Open a feature file that has been checked, to read from it; what fails now says that the file is damaged."""
-    with layout.open_hdf5(path) as file, _damage_named(file):
-        yield file
-
-
-@contextmanager
-def _damage_named(file: h5py.File) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except RecursionError:
-        raise _damaged(file, "it is nested too deeply.") from None
-    except DAMAGE as error:
-        raise UserError(f"{file.filename} is damaged ({first_line(error)}): copy or extract it again.") from error
+    """Open a feature file to read from it; whatever fails meanwhile says that the file is damaged."""
+    with layout.open_hdf5(path) as file:
+        try:
+            yield file
+        except UserError:
+            raise
+        except _DAMAGE as error:
+            raise UserError(f"{path} is damaged ({first_line(error)}): copy or extract it again.") from error
 
 
 def attribute(file: h5py.File, name: str) -> Any:
@@ -81,8 +74,45 @@ def read_header(file: h5py.File) -> Header:
     UserError
         It is no feature file of this version, it is damaged, or it points elsewhere; the message says where.
     """
-    with _damage_named(file):
-        return _header(file)
+    if attribute(file, "format") != FORMAT:
+        raise UserError(f"{file.filename} is HDF5 but no feature file (no attribute format = {FORMAT!r}).")
+    version = _number(file, "version", 1, 1 << 31)
+    if version > VERSION:
+        raise UserError(
+            f"{file.filename} is feature file version {version}, "
+            f"but this probekit reads up to version {VERSION}: upgrade it."
+        )
+    values = {name: attribute(file, name) for name in (*SCHEMAS, "dtype", "complete", "id")}
+    for name, value in values.items():
+        if value is None and name not in ("shard", "shards"):
+            raise _damaged(file, f"it has no attribute {name}.")
+    splits: dict[str, int] = values["splits"]
+    layout.check_splits(splits, f"{file.filename} is damaged")
+    if values["complete"] == 1:
+        open_regular(file.filename).close()  # refuses what is nearly all holes, and would be read for hours
+    seen: dict[int, str] = {}
+    _names(file, "/", seen)
+    parent = bool(values["shards"])
+    layers = tuple(sorted(_names(file, f"{next(iter(splits))}/layers", seen)))
+    if not layers or len(layers) != len(values["layer_names"]):
+        raise _damaged(file, f"it has {len(layers)} layers and {len(values['layer_names'])} names of layers.")
+    widths = tuple(_width(file, layout.layer_path(next(iter(splits)), layer), parent) for layer in layers)
+    batch_size, threads = _number(file, "batch_size", 1, 1 << 40), _number(file, "threads", 1, 1 << 20)
+    try:
+        header = Header(
+            **{name: values[name] for name in ("encoder", "dataset", "dtype", "splits", "versions", "shard")},
+            layers=layers,
+            layer_names=tuple(values["layer_names"]),
+            widths=widths,
+            batch_size=batch_size,
+            threads=threads,
+        )
+    except UserError as error:  # two of its values contradict one another
+        raise _damaged(file, str(error)) from None
+    for split in splits:
+        _check_split(file, header, split, parent, seen)
+    read_classes(file)
+    return header
 
 
 def read_classes(file: h5py.File) -> tuple[str, ...]:
@@ -96,58 +126,6 @@ def read_classes(file: h5py.File) -> tuple[str, ...]:
         raise _damaged(file, "classes are not a list of names of a fixed length.")
     _check_storage(file, names, "classes")
     return tuple(names.asstr()[()])
-
-
-def _header(file: h5py.File) -> Header:
-    if attribute(file, "format") != FORMAT:
-        raise UserError(f"{file.filename} is HDF5 but no feature file (no attribute format = {FORMAT!r}).")
-    version = _number(file, "version", 1, 1 << 31)
-    if version > VERSION:
-        raise UserError(
-            f"{file.filename} is feature file version {version}, "
-            f"but this probekit reads up to version {VERSION}: upgrade it."
-        )
-    values = {name: attribute(file, name) for name in SCHEMAS}
-    for name, value in values.items():
-        if value is None and name not in ("shard", "shards"):
-            raise _damaged(file, f"it has no attribute {name}.")
-    splits: dict[str, int] = values["splits"]
-    layout.check_splits(splits, f"{file.filename} is damaged")
-    if attribute(file, "dtype") not in DTYPES:
-        raise _damaged(file, f"its dtype is {repr(attribute(file, 'dtype'))[:60]}.")
-    for name in ("complete", "id"):
-        if attribute(file, name) is None:
-            raise _damaged(file, f"it has no attribute {name}.")
-    if attribute(file, "complete") == 1:
-        open_regular(file.filename).close()  # refuses what is nearly all holes, and would be read for hours
-    seen: dict[int, str] = {}
-    _names(file, "/", seen)
-    parent = bool(values["shards"])
-    layers = tuple(sorted(_names(file, f"{next(iter(splits))}/layers", seen)))
-    if not layers or len(layers) != len(values["layer_names"]):
-        raise _damaged(file, f"it has {len(layers)} layers and {len(values['layer_names'])} names of layers.")
-    widths = tuple(_width(file, layout.layer_path(next(iter(splits)), layer), parent) for layer in layers)
-    batch_size, threads = _number(file, "batch_size", 1, 1 << 40), _number(file, "threads", 1, 1 << 20)
-    try:
-        header = Header(
-            encoder=values["encoder"],
-            dataset=values["dataset"],
-            dtype=attribute(file, "dtype"),
-            layers=layers,
-            layer_names=tuple(values["layer_names"]),
-            widths=widths,
-            splits=splits,
-            batch_size=batch_size,
-            threads=threads,
-            versions=values["versions"],
-            shard=values["shard"],
-        )
-    except UserError as error:  # two of its values contradict one another
-        raise _damaged(file, str(error)) from None
-    for split in splits:
-        _check_split(file, header, split, parent, seen)
-    read_classes(file)
-    return header
 
 
 def _check_split(file: h5py.File, header: Header, split: str, parent: bool, seen: dict[int, str]) -> None:

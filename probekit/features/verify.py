@@ -21,7 +21,7 @@ from igpt_model.differences import differences
 from probekit.features import format as layout
 from probekit.features.format import Header
 from probekit.features.store import FeatureStore
-from probekit.features.validate import DAMAGE, attribute, read_classes, read_header
+from probekit.features.validate import attribute, read_classes, read_header, reading
 from probekit.runtime.errors import UserError
 
 READ_BYTES = 64 << 20
@@ -59,7 +59,7 @@ def verify(path: str | Path, data: Any = None) -> VerifyReport:
     if not path.is_file():
         raise UserError(f"There is no feature file {path}; give the path of a file made by `probekit extract`.")
     try:
-        with layout.open_hdf5(path) as file:
+        with reading(path) as file:
             header = read_header(file)
             _check_identity(file, header, report)
             for split in header.splits:
@@ -73,17 +73,17 @@ def verify(path: str | Path, data: Any = None) -> VerifyReport:
                 _look_for_leaks(file, header, report)
                 if data is not None:
                     _compare_with(file, header, data, report)
-    except (UserError, *DAMAGE) as error:
-        report.errors.append(str(error) if isinstance(error, UserError) else f"{path} is damaged: {error}.")
+    except UserError as error:
+        report.errors.append(str(error))
     return report
 
 
 def skipped_corrupt(path: str | Path) -> bool:
     """Whether a feature file, finished or not, was made without images that could not be decoded."""
     try:
-        with layout.open_hdf5(path) as file:
+        with reading(path) as file:
             return bool(read_header(file).dataset.get("skipped"))
-    except (UserError, *DAMAGE):
+    except UserError:
         return False  # `verify` says what is wrong with the file
 
 

@@ -23,7 +23,7 @@ from igpt_model.atomic import check_target, sync
 from igpt_model.locks import file_lock
 from probekit.features import format as layout
 from probekit.features.format import Header
-from probekit.features.validate import attribute, read_classes, read_header
+from probekit.features.validate import attribute, read_classes, read_header, reading
 from probekit.runtime.errors import UserError
 
 COMMIT_BYTES = 32 << 20
@@ -189,7 +189,7 @@ class FeatureWriter:
 
     def __init__(self, path: Path):
         self.path = path
-        with layout.open_hdf5(path) as file:
+        with reading(path) as file:
             self.header = read_header(file)
             self._classes = read_classes(file)
             self.complete = attribute(file, "complete") == 1

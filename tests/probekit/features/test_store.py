@@ -70,12 +70,21 @@ def test_the_same_arrays_again_are_the_same_file_and_others_are_refused(tmp_path
         ({"train": (np.zeros(3), [0, 1, 0])}, r"shape \(rows, width\)"),
         ({"train": (np.zeros((2, 2)), [0, 1]), "test": (np.zeros((2, 3)), [0, 1])}, "other layers or widths"),
         ({"train": (np.array([[np.nan, 0]]), [0])}, "not finite at row 0"),
+        ({"train": (np.ma.array([[1.0, 2.0]], mask=[[True, False]]), [0])}, "masked array is given as layer 00"),
+        ({"train": (np.ones((2, 2)), np.ma.array([0, 1], mask=[0, 1]))}, "masked array is given as labels of train"),
         ({}, "no rows"),
     ],
 )
 def test_arrays_that_do_not_fit(tmp_path, splits, message):
     with pytest.raises(UserError, match=message):
         FeatureStore.from_arrays(tmp_path / "f.h5", splits)
+
+
+@pytest.mark.parametrize("column", ["row_ids", "image_hashes"])
+def test_a_column_of_a_split_that_is_not_there_is_refused(tmp_path, arrays, column):
+    with pytest.raises(UserError, match=f"{column} has the split 'tets', which has no features"):
+        FeatureStore.from_arrays(tmp_path / "f.h5", arrays, **{column: {"tets": np.arange(11)}})
+    assert not list(tmp_path.glob("*.h5"))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +115,7 @@ def test_layer_names_sort_from_shallow_to_deep():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("rows", [slice(None), slice(3, 8), slice(5, 5), slice(-2, None)])
+@pytest.mark.parametrize("rows", [slice(None), slice(3, 8), slice(5, 5), slice(-2, None), slice(1, 9, 3), slice(8, 3)])
 def test_rows_are_those_that_plain_h5py_reads(tmp_path, arrays, dtype, rows):
     store = FeatureStore.from_arrays(tmp_path / "f.h5", arrays, dtype=dtype)
     for layer in store.layers:
