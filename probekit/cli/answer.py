@@ -93,7 +93,7 @@ def _json_results(results: "Results") -> dict[str, Any]:
 
 
 def _show_features(store: "FeatureStore") -> None:
-    from probekit.datasets.corrupt import skipped_lines
+    from probekit.datasets.parts import skipped_lines
 
     for origin in (store.dataset, *store.dataset.get("tests", {}).values()):
         for line in skipped_lines(origin):

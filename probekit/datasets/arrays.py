@@ -3,8 +3,9 @@
 Shape legend: N images, H and W sides.
 """
 
+import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +20,7 @@ from probekit.datasets.labels import NUMBER, class_names, label_array
 from probekit.datasets.parts import Found, Part, assemble
 from probekit.datasets.records import Dataset
 from probekit.datasets.splits import SPLIT_NAMES
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained, first_line
 from probekit.runtime.memory import free_memory
 
 IMAGE_NAMES = ("image", "img", "picture", "pixel_values")
@@ -50,7 +51,6 @@ class TorchImages:
         return len(self.dataset)
 
     def read(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The images at `rows`, each HWC uint8 RGB."""
         items = [item_at(self.dataset, int(row)) for row in rows]
         _compare_labels([label for _, label in items], self.labels, self.whose, rows)
         return [to_rgb(image, f"item {row}") for (image, _), row in zip(items, rows, strict=True)]
@@ -58,12 +58,8 @@ class TorchImages:
 
 def item_at(dataset: Any, row: int) -> tuple[Any, Any]:
     """Image and label of one item; a `UserError` that names it, whatever the data set's own code raises."""
-    try:
+    with explained(f"Item {row} of the {type(dataset).__name__} cannot be read", named=True):
         item = dataset[row]
-    except Exception as error:
-        raise UserError(
-            f"Item {row} of the {type(dataset).__name__} cannot be read ({type(error).__name__}: {first_line(error)})."
-        ) from error
     return image_and_label(item, row)
 
 
@@ -247,3 +243,51 @@ def read_npz(path: str) -> Found:
         warnings.warn(f"{path}: arrays of other names are left out: {', '.join(unused)}.", stacklevel=3)
     about = {"source": "npz file", "path": path, "checksum": hash_file(path), "left_out": unused}
     return Found(parts, about, class_names(arrays.get("classes")), val_is_test=False)
+
+
+# what a class raises for a split that it does not have
+NO_SPLIT = (ValueError, KeyError, AssertionError, NotImplementedError)
+
+
+class _NoSplitError(UserError):
+    pass
+
+
+def call(function: Callable[..., Any], spec: str, root: str | Path | None, options: dict[str, Any]) -> Any:
+    """What `function` returns; of a class in torchvision's convention, {"train": ..., "test": ...}."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        parameters = {}  # type: ignore[assignment]
+    takes_root = "root" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if root is not None and not takes_root:
+        raise UserError(f"{spec} takes no root, but root={root} was given; leave it out.")
+    if "root" in parameters and parameters["root"].default is inspect.Parameter.empty and root is None:
+        raise UserError(f"{spec} needs its folder; give root=FOLDER (on the command line --root).")
+    given = {**options, **({"root": str(root)} if root is not None else {})}
+
+    def made(**more: Any) -> Any:
+        try:
+            return function(**given, **more)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the user's own code raises
+            called = ", ".join(f"{key}={value!r}" for key, value in {**given, **more}.items())
+            reason = f"{spec}({called}) failed ({type(error).__name__}: {first_line(error)})."
+            raise (_NoSplitError if isinstance(error, NO_SPLIT) else UserError)(reason) from error
+
+    if "root" in parameters and "train" in parameters and "train" not in options:
+        return {"train": made(train=True), "test": made(train=False)}
+    if "root" not in parameters or "split" not in parameters or "split" in options:
+        return made()
+    found: dict[str, Any] = {}
+    absent: list[_NoSplitError] = []
+    for written, split in SPLIT_NAMES.items():
+        try:
+            if split not in found:
+                found[split] = made(split=written)
+        except _NoSplitError as error:
+            absent.append(error)
+    if "train" not in found:
+        raise UserError(f"{absent[0]} Write a function that returns a dict with train and test.")
+    return found

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from igpt_model.arguments import checked
-from probekit.datasets import arrays, by_function, csv_list, folder, hub_datasets, npy, parquet, tars
+from probekit.datasets import arrays, csv_list, folder, hub_datasets, npy, parquet, tars
 from probekit.datasets.listing import expand
 from probekit.datasets.parts import Found, assemble
 from probekit.datasets.records import Dataset
@@ -42,12 +42,17 @@ ENTRIES = (
     Entry(
         "wandering-digits-25", "the same splits, training digits at all 25", EMBEDDED, "digits:load_wandering", False
     ),
-    Entry("fashion-mnist", "70,000 grey pictures of clothes, 28x28", f"{FETCH}, or dataset-fashion-mnist", "idx:load"),
-    Entry("cifar10", "50,000 + 10,000 photographs, 32x32, 10 classes", FETCH, "cifar:load"),
-    Entry("cifar100", "50,000 + 10,000 photographs, 32x32, 100 classes", FETCH, "cifar:load"),
-    Entry("stl10", "5,000 + 8,000 photographs, 96x96, 10 classes", FETCH, "stl10:load"),
-    Entry("imagenet32", "ImageNet at 32x32, 1,000 classes", IMAGENET, "imagenet_small:load"),
-    Entry("imagenet64", "ImageNet at 64x64, 1,000 classes", IMAGENET, "imagenet_small:load"),
+    Entry(
+        "fashion-mnist",
+        "70,000 grey pictures of clothes, 28x28",
+        f"{FETCH}, or dataset-fashion-mnist",
+        "published:load_fashion",
+    ),
+    Entry("cifar10", "50,000 + 10,000 photographs, 32x32, 10 classes", FETCH, "published:load_cifar"),
+    Entry("cifar100", "50,000 + 10,000 photographs, 32x32, 100 classes", FETCH, "published:load_cifar"),
+    Entry("stl10", "5,000 + 8,000 photographs, 96x96, 10 classes", FETCH, "published:load_stl10"),
+    Entry("imagenet32", "ImageNet at 32x32, 1,000 classes", IMAGENET, "published:load_imagenet"),
+    Entry("imagenet64", "ImageNet at 64x64, 1,000 classes", IMAGENET, "published:load_imagenet"),
     Entry("openai-tokens", "the token arrays released with iGPT, 32x32", f"{FETCH} (CIFAR-10)", "openai_tokens:load"),
     Entry("folder", "images as SPLIT/CLASS/NAME or CLASS/NAME", "yours: FOLDER, FILE.zip, '*.zip'"),
     Entry("npz", "train_images, train_labels, test_images, ...", "yours: FILE.npz"),
@@ -160,7 +165,7 @@ def load_dataset(
     if ":" in text and not text.startswith("file:") and not exists:
         value = import_object(text)
         if callable(value):
-            return load_dataset(by_function.call(value, text, root, options))
+            return load_dataset(arrays.call(value, text, root, options))
         return load_dataset(value, root, **options)
     known = ", ".join(entry.name for entry in ENTRIES)
     state = "is of no form that can be read" if exists else "is no known name and no path that exists"

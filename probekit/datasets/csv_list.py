@@ -17,7 +17,7 @@ from probekit.datasets.images import FileImages, PackedNames
 from probekit.datasets.labels import label_array
 from probekit.datasets.listing import existing
 from probekit.datasets.parts import Found, Part, by_column, column
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained, first_line
 
 PATHS = ("path", "file_name", "filename", "file", "filepath", "image")
 LABELS = ("label", "class", "target")
@@ -54,35 +54,26 @@ def read_table(file: Path) -> tuple[list[str], list[list[str]]]:
     """The first line and the others that are not empty, without spaces round their fields."""
     content = read_bytes(file)
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
+    with explained(f"{file} is not a text file of comma-separated values", "save it as UTF-8", ValueError):
         text = content.decode("utf-16" if wide else "utf-8-sig")
         if "\0" in text:
-            raise csv.Error("it contains NUL: UTF-16 without its mark, or no text")
-        top = text.partition("\n")[0]
-        separator = "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=top.count)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-        lines = list(reader)
-        # a field of several lines may be meant, or be what a quote that is not closed took of the rows below it
-        if reader.line_num > len(lines):
-            _refuse_open_quote(text, separator, file)
-    except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError("it contains NUL: UTF-16 without its mark, or no text")
+    top = text.partition("\n")[0]
+    separator = "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=top.count)
+    # strict, or a quote that is not closed takes the rows below it
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    lines: list[list[str]] = []
+    begin = 1
+    try:
+        for line in reader:
+            lines.append(line)
+            begin = reader.line_num + 1
+    except csv.Error as error:
         raise UserError(
-            f"{file} is not a text file of comma-separated values ({first_line(error)}); save it as UTF-8."
+            f"{file}: the row that begins on line {begin} cannot be read ({first_line(error)}); close each quote at "
+            'the end of its field, and write one within a field twice ("").'
         ) from None
     if not lines:
         raise UserError(f"{file} is empty; expected a first line that names the columns, such as path,label.")
     header = [heading.strip() for heading in lines[0]]
     return header, [[field.strip() for field in line] for line in lines[1:] if any(line)]
-
-
-def _refuse_open_quote(text: str, separator: str, file: Path) -> None:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    end = 0
-    try:
-        for _ in reader:
-            end = reader.line_num
-    except csv.Error:
-        raise UserError(
-            f"{file}: a quote in the row that begins on line {end + 1} is not closed, or closed before the end of its "
-            'field, so that rows below it would be lost; write a quote within a field twice ("").'
-        ) from None

@@ -10,11 +10,8 @@ from http.client import HTTPException
 from pathlib import Path
 
 from igpt_model.atomic import write_text
-from probekit.datasets.cifar import ARCHIVES as CIFAR
-from probekit.datasets.idx import MD5 as FASHION
 from probekit.datasets.openai_tokens import BASE as OPENAI
-from probekit.datasets.sources import md5_of
-from probekit.datasets.stl10 import ARCHIVE as STL10
+from probekit.datasets.published import CIFAR, FASHION, STL10, md5_of
 from probekit.runtime.errors import UserError, did_you_mean
 
 BLOCK = 1 << 20

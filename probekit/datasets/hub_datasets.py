@@ -16,7 +16,8 @@ from probekit.datasets.labels import object_labels
 from probekit.datasets.parquet import arrow_labels
 from probekit.datasets.parts import Found, Part, by_column
 from probekit.datasets.splits import SPLIT_NAMES
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained
+from probekit.runtime.imports import library
 
 
 @dataclass(eq=False)
@@ -50,21 +51,14 @@ def read(
     """Read a data set by `datasets.load_dataset` (`root` is its cache), or a folder that `save_to_disk` wrote; `image`,
     `label` and `split` name columns where several could be meant."""
     name = f"hf-data:{spec}"
-    try:
-        import datasets
-    except ModuleNotFoundError:
-        raise UserError(f"{name} needs Hugging Face's datasets: pip install datasets.") from None
+    datasets = library("datasets", name)
     title, _, config = (spec, "", "") if os.path.exists(spec) else spec.partition(":")
-    try:
+    forms = "hf-data:NAME, hf-data:NAME:CONFIG, or hf-data:FOLDER with parquet files or what save_to_disk wrote"
+    with explained(f"{name} cannot be loaded by datasets", f"expected {forms}"):
         if in_folder(spec):
             loaded = datasets.load_from_disk(spec)
         else:
             loaded = datasets.load_dataset(title, config or None, cache_dir=root)
-    except Exception as error:  # whatever the hub, the cache or a builder says
-        raise UserError(
-            f"{name} cannot be loaded by datasets ({first_line(error)}); expected hf-data:NAME, hf-data:NAME:CONFIG, "
-            "or hf-data:FOLDER with parquet files or what save_to_disk wrote."
-        ) from None
     if isinstance(loaded, datasets.Dataset):
         loaded = {"train": loaded}
     if others := [part for part in loaded if part not in SPLIT_NAMES]:

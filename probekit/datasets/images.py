@@ -18,7 +18,7 @@ import xxhash
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from igpt_model.checked_json import read_bytes
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained, first_line
 
 # Pillow opens grey pictures of 16 bits as I;16 (before release 11, and PGM still, as I); their range is that of 16 bits
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -56,7 +56,6 @@ class Decoding:
         return cls(written.get("exif") or "apply", as_range(written.get("value_range")))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
         return {"exif": self.exif, "value_range": list(self.value_range) if self.value_range else None}
 
 
@@ -185,7 +184,6 @@ class ArrayImages:
         return len(self.array)
 
     def read(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The images at `rows`, each HWC uint8 RGB."""
         chosen = self.array[rows]
         if chosen.ndim == 3:
             chosen = chosen[..., None]
@@ -205,7 +203,6 @@ class MadeImages:
         return len(self.items)
 
     def read(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The images at `rows`, each HWC uint8 RGB."""
         return self.make(self.items, rows)
 
 
@@ -219,7 +216,6 @@ class StackedImages:
         return sum(map(len, self.sources))
 
     def read(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The images at `rows`, each HWC uint8 RGB."""
         starts = np.cumsum([0, *map(len, self.sources)])
         which = np.searchsorted(starts, rows, side="right") - 1
         return [self.sources[k].read(np.array([row - starts[k]]))[0] for row, k in zip(rows, which, strict=True)]
@@ -249,7 +245,6 @@ class EncodedImages(ABC):
         return range(len(rows))
 
     def read(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The images at `rows`, each HWC uint8 RGB."""
         images: list[Any] = [None] * len(rows)
         for place in self.order(rows):
             images[place] = decode(*self.encoded(int(rows[place])), self.how)
@@ -285,7 +280,6 @@ class FileImages(NamedImages):
     """Image files of a folder."""
 
     def encoded(self, row: int) -> tuple[bytes, str]:
-        """The file's content."""
         path = Path(self.root) / self.names[row]
         try:
             return read_bytes(path), str(path)
@@ -299,16 +293,14 @@ class ZipImages(NamedImages):
     """Image members of a zip archive; each process opens the archive for itself."""
 
     def encoded(self, row: int) -> tuple[bytes, str]:
-        """The member's content."""
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = (os.getpid(), zipfile.ZipFile(self.root))
         name = f"{self.root}:{self.names[row]}"
         archive = self._opened[1]
-        try:
-            with archive.open(self.names[row]) as member:
-                # with a limit, or a member whose size is a lie would be unpacked whole
-                return member.read(archive.getinfo(self.names[row]).file_size + 1), name
-        except Exception as error:  # damaged, encrypted, or packed by a method that zipfile lacks
-            raise UserError(
-                f"{name} cannot be read from the archive ({first_line(error)}); copy the archive again."
-            ) from error
+        # damaged, encrypted, or packed by a method that zipfile lacks
+        with (
+            explained(f"{name} cannot be read from the archive", "copy the archive again"),
+            archive.open(self.names[row]) as member,
+        ):
+            # with a limit, or a member whose size is a lie would be unpacked whole
+            return member.read(archive.getinfo(self.names[row]).file_size + 1), name

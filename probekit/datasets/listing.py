@@ -19,7 +19,7 @@ from pathlib import Path
 
 from igpt_model.checked_json import MAX_BYTES, open_regular
 from igpt_model.whole_files import check_zip
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
@@ -265,34 +265,30 @@ def list_archive(archive: Path) -> Listing:
     others, folders = [], []
     seen: set[str] = set()
     open_regular(archive).close()  # a device would be read for ever
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            check_zip(opened, archive)
-            for info in opened.infolist():
-                # Windows programs write backslashes, others begin with "./"
-                name = "/".join(
-                    part for part in info.filename.replace("\\", "/").split("/") if part not in ("", ".", "..")
-                )
-                if any(map(is_clutter, name.split("/"))):
-                    continue
-                if info.is_dir() or info.filename.endswith("\\"):
-                    folders.append(f"{name}/")
-                elif not is_image(name):
-                    others.append(name)
-                else:
-                    _check_member(archive, info)
-                    if name in seen:
-                        raise UserError(f"{archive} contains {name} twice; pack it again with one of them.")
-                    seen.add(name)
-                    found.files.append((name, info.CRC))
-                    if name != info.filename:
-                        found.names[name] = info.filename
-    except UserError:
-        raise
-    except Exception as error:  # zipfile raises errors of many kinds for damaged directories
-        raise UserError(
-            f"{archive} is not a whole zip archive ({first_line(error)}); copy or download it again."
-        ) from error
+    # zipfile raises errors of many kinds for damaged directories
+    with (
+        explained(f"{archive} is not a whole zip archive", "copy or download it again"),
+        zipfile.ZipFile(archive) as opened,
+    ):
+        check_zip(opened, archive)
+        for info in opened.infolist():
+            # Windows programs write backslashes, others begin with "./"
+            parts = info.filename.replace("\\", "/").split("/")
+            name = "/".join(part for part in parts if part not in ("", ".", ".."))
+            if any(map(is_clutter, name.split("/"))):
+                continue
+            if info.is_dir() or info.filename.endswith("\\"):
+                folders.append(f"{name}/")
+            elif not is_image(name):
+                others.append(name)
+            else:
+                _check_member(archive, info)
+                if name in seen:
+                    raise UserError(f"{archive} contains {name} twice; pack it again with one of them.")
+                seen.add(name)
+                found.files.append((name, info.CRC))
+                if name != info.filename:
+                    found.names[name] = info.filename
     _account(found, others, folders)
     return found
 

@@ -43,7 +43,6 @@ class MappedImages:
         return {**self.__dict__, "_mapped": None}
 
     def read(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The images at `rows`, each HWC uint8 RGB."""
         if self._mapped is None:
             self._mapped = ArrayImages(load_npy(self.file, "r")[self.first : self.stop])
         return self._mapped.read(rows)

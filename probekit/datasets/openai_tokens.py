@@ -14,13 +14,12 @@ from igpt_model.hashing import hash_json
 from igpt_model.palette import Palette
 from igpt_model.whole_files import load_npy
 from probekit.datasets.images import MadeImages
+from probekit.datasets.published import CIFAR10_CLASSES, fetch_command, not_found
 from probekit.datasets.records import Dataset, Split, build
-from probekit.datasets.sources import fetch_command, not_found
 from probekit.runtime.errors import UserError
 
 SOURCE = "OpenAI, image-gpt, released data (2020): tokens of centre-cropped 32 x 32 images, for evaluation"
 BASE = "https://openaipublic.blob.core.windows.net/image-gpt/"
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def _decoded(palette: Palette, tokens: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:

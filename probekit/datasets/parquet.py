@@ -19,6 +19,7 @@ from probekit.datasets.labels import label_array, object_labels
 from probekit.datasets.listing import existing, is_clutter, is_image, shards
 from probekit.datasets.parts import Found, Part, by_column, by_split, column, split_of
 from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.imports import library
 
 BATCH = 64
 """Rows of encoded images held at a time: pages of a column are read as they are needed, not a row group at once."""
@@ -105,16 +106,8 @@ def _as_sentence(file: str | Path) -> Iterator[None]:
         raise UserError(f"{file} is not a whole parquet file ({first_line(error)}); copy it again.") from None
 
 
-def _pyarrow() -> Any:
-    try:
-        import pyarrow.parquet as parquet
-    except ModuleNotFoundError:
-        raise UserError("Parquet files need pyarrow: pip install pyarrow.") from None
-    return parquet
-
-
 def _open(file: str | Path) -> Any:
-    return _pyarrow().ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
+    return library("pyarrow.parquet", "A parquet file").ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
 
 
 def declared_features(schema: Any) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -16,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from probekit.datasets.corrupt import without_corrupt
 from probekit.datasets.images import Decoding, EncodedImages, Images, as_range, hash_image, remarks
 from probekit.datasets.labels import negative, numbers_as_names
-from probekit.datasets.listing import refuse_doubles
+from probekit.datasets.listing import THREADS, refuse_doubles
 from probekit.datasets.records import Dataset, Split, build
 from probekit.datasets.splits import SPLIT_NAMES
 from probekit.runtime.errors import UserError
@@ -30,6 +30,8 @@ SPLIT_COLUMNS = ("split", "set", "subset", "partition", "phase", "usage", "fold"
 UNUSED = ("fold", "set", "subset", "partition", "phase", "is_train", "is_test", "is_val", "is_valid", "is_training")
 # images of the training part that are opened at once, to say what decoding drops
 OPENED = 8
+# corrupt images: those that are named in the provenance, and those that are left out at most
+NAMES_KEPT, MOST_CORRUPT = 100, 5000
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,3 +267,42 @@ def _say_what_is_dropped(part: Part, where: str) -> None:
         rows = rows[np.linspace(0, len(rows) - 1, OPENED).astype(int)]
     for remark in remarks(part.images, rows[:OPENED]):
         warnings.warn(f"{where}: {remark}; convert the images first if that is not meant.", stacklevel=4)
+
+
+def without_corrupt(rows: Split, part: str, skipped: dict[str, Any]) -> Split:
+    """The rows that decode; what was left out is entered in `skipped` under `part`, as row ids and names.
+
+    Every image is decoded once, by several threads.
+    """
+
+    def fails(row: int) -> bool:
+        try:
+            rows.images(row, row + 1)
+        except UserError:
+            return True
+        return False
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        # in blocks, or the pool would hold an entry for each of a million rows
+        blocks = (range(start, min(start + 1024, len(rows))) for start in range(0, len(rows), 1024))
+        bad = np.flatnonzero([failed for block in blocks for failed in pool.map(fails, block)])
+    if not len(bad):
+        return rows
+    names = getattr(rows.source, "names", None)
+    found = [names[row] if names is not None else f"row {row}" for row in rows.source_rows[bad[:NAMES_KEPT]]]
+    if len(bad) > MOST_CORRUPT or len(bad) == len(rows):
+        raise UserError(
+            f"{len(bad):,} of the {len(rows):,} images of {part} cannot be decoded, the first is {found[0]}; "
+            f"at most {MOST_CORRUPT:,} are skipped: copy or download the data again."
+        )
+    skipped[part] = {"count": len(bad), "row_ids": rows.row_ids[bad].tolist(), "names": found}
+    return rows.take(np.setdiff1d(np.arange(len(rows)), bad))
+
+
+def skipped_lines(provenance: dict[str, Any]) -> list[str]:
+    """What was left out of a data set, one sentence for each part, for printing; empty when nothing was."""
+    lines = []
+    for part, entry in (provenance.get("skipped") or {}).items():
+        shown = ", ".join(entry["names"][:5]) + (", ..." if entry["count"] > 5 else "")
+        lines.append(f"{entry['count']} corrupt image(s) of {part} left out: {shown}")
+    return lines

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import explained
 
 _Wrong = pickle.UnpicklingError
 
@@ -126,17 +126,14 @@ def loads(content: bytes, name: str) -> Any:
     Python 2's strings become str (latin-1).
     """
     try:
-        stream = io.BytesIO(content)
-        value = _Restricted(stream, encoding="latin1").load()
-        if stream.read(1):
-            raise _Wrong("another value, or damage, follows the first")
-        if isinstance(value, dict):
-            return {key: one.value if isinstance(one, _Array) else one for key, one in value.items()}
-        return value.value if isinstance(value, _Array) else value
-    except Exception as error:
-        raise UserError(
-            f"{name} is not a pickle of plain arrays ({first_line(error)}); download it again from the source."
-        ) from error
+        with explained(f"{name} is not a pickle of plain arrays", "download it again from the source"):
+            stream = io.BytesIO(content)
+            value = _Restricted(stream, encoding="latin1").load()
+            if stream.read(1):
+                raise _Wrong("another value, or damage, follows the first")
+            if isinstance(value, dict):
+                return {key: one.value if isinstance(one, _Array) else one for key, one in value.items()}
+            return value.value if isinstance(value, _Array) else value
     finally:
         _latin1.cache_clear()
 

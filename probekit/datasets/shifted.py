@@ -14,7 +14,7 @@ import numpy as np
 
 from probekit.datasets.csv_list import read_table
 from probekit.datasets.records import Dataset, Split, Splits
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained
 
 OWN = ("train", "val", "test")
 
@@ -51,12 +51,8 @@ def with_tests(
 
 def read_class_map(path: str | Path) -> dict[str, str]:
     """A class map from a CSV file of two columns: class of the test set, class of the training set; no header."""
-    try:
+    with explained(f"The class map {path} cannot be read", "give a CSV file of two columns", OSError):
         first, rows = read_table(Path(os.path.expanduser(path)))
-    except OSError as error:
-        raise UserError(
-            f"The class map {path} cannot be read ({first_line(error)}); give a CSV file of two columns."
-        ) from None
     for number, row in enumerate([first, *rows], start=1):
         if len(row) != 2:
             raise UserError(f"Line {number} of {path} has {len(row)} fields; expected TEST_CLASS,TRAINING_CLASS.")

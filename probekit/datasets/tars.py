@@ -44,7 +44,6 @@ class TarImages(EncodedImages):
         return len(self.shards)
 
     def encoded(self, row: int) -> tuple[bytes, str]:
-        """The member's content."""
         file = self.files[self.shards[row]]
         try:
             with open(file, "rb") as opened:

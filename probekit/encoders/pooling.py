@@ -40,7 +40,6 @@ class Layout:
     pool: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
         return asdict(self)
 
     def __call__(self, output: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from igpt_model.devices import send
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained
 
 KERNELS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 # of (height, width): both orientations, smaller and larger than common inputs, sides that no patch or stride divides
@@ -110,7 +110,6 @@ class Preparation(DescribedPreparation):
         return np.ascontiguousarray(image_HWC[top : top + self.crop[0], left : left + self.crop[1]])
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
         resize = list(self.resize) if isinstance(self.resize, tuple) else self.resize
         return {"resize": resize, "crop": list(self.crop), "interpolation": self.interpolation}
 
@@ -138,7 +137,6 @@ class Normalisation:
         return (x - mean) / std
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
         return {"mean": list(self.mean), "std": list(self.std)}
 
 
@@ -229,7 +227,11 @@ def preparation(resolution: int | None, resize: Any, crop: Any, interpolation: s
 
 def odd_results(whose: str, prepare: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
     """What a preparation makes of the `odd_pictures`; a `UserError` where that is not one picture of one size."""
-    made = [_attempt(whose, prepare, picture) for picture in odd_pictures()]
+    made = []
+    for picture in odd_pictures():
+        what = f"{whose} cannot prepare an image of {picture.shape[0]} x {picture.shape[1]}"
+        with explained(what, "give --resolution, --mean and --std, which replace it"):
+            made.append(np.asarray(prepare(picture)))
     shapes = list(dict.fromkeys(x.shape for x in made))
     if any(
         len(shape) != 3 or shape[-1 if x.dtype == np.uint8 else 0] != 3 for shape, x in zip(shapes, made, strict=False)
@@ -254,18 +256,6 @@ def largest_difference(normalise: Normalisation, pixels_HWC: np.ndarray, finishe
     # rounding grows with what is subtracted, so each channel's largest value sets its scale
     scale = ROUNDING * np.maximum(np.abs(finished_CHW).max((1, 2), keepdims=True), 1.0)
     return float(np.maximum(np.abs(x - finished_CHW) - scale, 0).max())
-
-
-def _attempt(whose: str, prepare: Callable[[np.ndarray], np.ndarray], picture: np.ndarray) -> np.ndarray:
-    try:
-        return np.asarray(prepare(picture))
-    except UserError:
-        raise
-    except Exception as error:  # whatever the other library raises
-        raise UserError(
-            f"{whose} cannot prepare an image of {picture.shape[0]} x {picture.shape[1]} ({first_line(error)}); "
-            "give --resolution, --mean and --std, which replace it."
-        ) from error
 
 
 def triple(values: Any) -> tuple[float, float, float]:

@@ -16,7 +16,7 @@ import torch
 
 from probekit.encoders.pooling import is_grid
 from probekit.encoders.weights import WRAPPERS, Loaded, hash_weights
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained
 
 # Share of a value's own size by which batches of other sizes may change it. float32 on a CPU: other kernels and another
 # order of sums, 6e-8 a step. Elsewhere (TF32 in cuDNN's convolutions, half precision): 1e-3 a step.
@@ -87,15 +87,9 @@ def check_rows(encoder: Any, examples: np.ndarray) -> None:
                 "images: a mask, a constant, or units that are never active.",
                 stacklevel=5,
             )
-    try:
+    what = f"{type(encoder.module).__name__} fails on a batch of one image"
+    with explained(what, f"a data set's last batch may be one; {_hint(encoder.module, drawn)}", named=True):
         alone = run(examples[:1])
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{type(encoder.module).__name__} fails on a batch of one image ({type(error).__name__}: "
-            f"{first_line(error)}), which the last batch of a data set may be; {_hint(encoder.module, drawn)}."
-        ) from error
     _compare(
         encoder, {name: rows[:1] for name, rows in pair.items()}, alone, tolerance, "it is alone in its batch", drawn
     )

@@ -1,4 +1,4 @@
-"""Features that somebody else made: arrays in memory, or files of NumPy and PyTorch.
+"""Features given as arrays: kept in memory for probing, or written to a feature file.
 
 N rows of a split, D width of a layer.
 """
@@ -24,19 +24,19 @@ ROWS_A_BLOCK = 4096
 
 
 class MemoryStore(Features):
-    """Features in memory, to be probed like those of a file.
+    """Features in memory, with the same interface as a feature file.
 
     Parameters
     ----------
     splits : {"train": (features, y), ...}, as in `write_arrays`
     encoder, dataset : provenance; their "name" is shown in tables
-    row_ids : per split, where known; counted from 0 through all splits when not given
+    row_ids : per split, if known; by default numbered from 0 through all splits
     classes : names of the labels
 
     Raises
     ------
     UserError
-        Lengths or layers that do not agree, or labels that are not integers.
+        Lengths or layers do not agree, or labels are not integers.
     """
 
     @checked
@@ -67,7 +67,7 @@ class MemoryStore(Features):
 
     @checked
     def stored(self, split: str, layer: str | int, rows: slice = slice(None)) -> np.ndarray:
-        """Rows of one layer of one split as they were given, (N, D)."""
+        """Rows of one layer of one split in the dtype that was passed, (N, D)."""
         return self._X[self.named_split(split)][self.layer(layer)][rows]
 
 
@@ -89,13 +89,13 @@ def write_arrays(
     ----------
     splits : {"train": (features, y), ...}
         Features are a dict of layer name to (N, D), a list of (N, D), shallow to deep, or one (N, D); y is (N,) int.
-    row_ids, image_hashes : per split, where known; row ids are counted from 0 through all splits when not given
+    row_ids, image_hashes : per split, if known; row ids are numbered from 0 through all splits by default
 
     Raises
     ------
     UserError
-        Lengths or layers that do not agree, labels that are not integers, features that are not finite, or a file that
-        is there already and holds something else.
+        Lengths or layers do not agree, labels are not integers, features are not finite, or `path` already contains
+        different features.
     """
     path = Path(path)
     layers, labels = {split: _layers(features) for split, (features, _) in splits.items()}, _labels(splits)
@@ -115,7 +115,7 @@ def write_arrays(
                     writer.write(split, block, hashes[split][rows], [X[rows] for X in layers[split].values()])
                 identity = writer.finish()
                 if there not in (None, identity):
-                    raise UserError(f"{path} contains other features: choose another --out or delete the file.")
+                    raise UserError(f"{path} contains different features: choose another --out or delete the file.")
 
         create_skeleton(path, header, labels, ids, classes, fill)
 
@@ -141,21 +141,21 @@ def _labels(splits: Mapping[str, tuple[Any, Any]]) -> dict[str, np.ndarray]:
 
 
 def check_rows(split: str, layers: Mapping[str, np.ndarray], y: np.ndarray) -> None:
-    """Refuse layers whose number of rows is not the number of labels."""
+    """Raise unless every layer has as many rows as there are labels."""
     for name, X in layers.items():
         if len(X) != len(y):
-            raise UserError(f"Layer {name} of {split} has {len(X)} rows and {len(y)} labels; expected one row a label.")
+            raise UserError(f"Layer {name} of {split} has {len(X)} rows and {len(y)} labels; give one label per row.")
 
 
 def _whole_numbers(values: Any, column: str, split: str, n: int | None = None) -> np.ndarray:
-    """One whole number per row (n,) in the column's type; refused where they are others, or beyond that type."""
+    """One integer per row (n,) in the column's dtype; `UserError` for other values or integers that do not fit."""
     what, kind = f"{column.replace('_', ' ')} of {split}", layout.ROW_COLUMNS[column]
     array = plain_array(values, what)
     if array.ndim != 1 or array.dtype.kind not in "iu" or n not in (None, len(array)):
         rows = "per row" if n is None else f"for each of {n} rows"
-        raise UserError(f"The {what} have shape {array.shape} and type {array.dtype}; expected one integer {rows}.")
+        raise UserError(f"The {what} have shape {array.shape} and dtype {array.dtype}; expected one integer {rows}.")
     if array.max(initial=0) > np.iinfo(kind).max:
-        raise UserError(f"The {what} hold {array.max()}, which is beyond 64-bit integers; give smaller ones.")
+        raise UserError(f"The {what} contain {array.max()}, which exceeds 64-bit integers; give smaller ones.")
     return array.astype(kind)
 
 
@@ -186,10 +186,10 @@ def _header(
     first = next(iter(layers))
     widths = {name: X.shape[1] for name, X in layers[first].items()}
     if not widths or not all(widths.values()):
-        raise UserError(f"Split {first} has no layer, or one of width 0; give arrays of shape (rows, width).")
+        raise UserError(f"Split {first} has no layer or one of width 0; give arrays of shape (rows, width).")
     for split, arrays in layers.items():
         if {name: X.shape[1] for name, X in arrays.items()} != widths:
-            raise UserError(f"Split {split} has other layers or widths than split {first}; give every split the same.")
+            raise UserError(f"Split {split} has different layers or widths from split {first}; give both the same.")
         check_rows(split, arrays, labels[split])
     return Header(
         encoder=dict(encoder),

@@ -13,13 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from igpt_model.devices import to_device
 from probekit.probes.probe import EXACT, FittedProbe, Probe, ReadRows
-from probekit.selection.choose_C import HeldOut, score_blocks
+from probekit.selection.choose_C import Array, FitSettings, HeldOut, score_blocks
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol
-from probekit.selection.settings import FitSettings
 from probekit.solver.cuml_backend import nearest_by_cuml
-
-Array = NDArray[np.float64]
 
 KS = (10, 20, 100, 200)  # DINO's
 TEMPERATURE = 0.07

@@ -9,20 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from igpt_model.devices import to_device
 from probekit.probes.logistic import certificate_of
 from probekit.probes.probe import FittedLinear, Probe, standardized
 from probekit.runtime.errors import UserError
-from probekit.selection.choose_C import CERTIFICATE, HeldOut, score_path
+from probekit.selection.choose_C import CERTIFICATE, Array, FitSettings, HeldOut, score_path
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol, subsample_grid
-from probekit.selection.settings import FitSettings
 from probekit.solver.objective import C_to_l2
 from probekit.solver.path import ProbePath, fit_path
-
-Array = NDArray[np.float64]
 
 
 class LayerMixProbe(Probe):

@@ -9,17 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from igpt_model.devices import to_device
 from probekit.probes.probe import EXACT, FittedLinear, Probe, standardized
-from probekit.selection.choose_C import HeldOut, score_log_proba
+from probekit.selection.choose_C import Array, FitSettings, HeldOut, score_log_proba
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol
-from probekit.selection.settings import FitSettings
 from probekit.solver.objective import C_to_l2
-
-Array = NDArray[np.float64]
 
 
 class RidgeProbe(Probe):

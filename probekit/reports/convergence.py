@@ -10,8 +10,6 @@ import numpy as np
 from probekit.reports.panels import C_AT_EDGE, Panel, Series
 from probekit.results.record import Record
 
-LEFT, WIDTH = 34, 640  # of the map, in its own units
-
 
 def records_of(series: Series) -> list[Record]:
     """Records that the figures of a series show, of all runs and seeds; other kinds of probes are in tables only."""
@@ -35,42 +33,6 @@ def fit_sentence(panel: Panel) -> str:
     if edge:
         sentence += f" In {edge} of them C is at the end of its grid, so a better one may exist beyond it."
     return sentence
-
-
-def fit_map(series: Series) -> dict[str, Any]:
-    """The map of layers x penalties: sizes, ticks, and each layer's fits (opacity by log iterations, converged)."""
-    iterations = [np.maximum(np.asarray(record.n_iter, dtype=float), 1) for record in series.records]
-    least, most = min(own.min() for own in iterations), max(own.max() for own in iterations)
-    longest = max(len(own) for own in iterations)
-    size = min((WIDTH - LEFT) / longest, 22.0)
-    rows = []
-    for record, own, depth in zip(series.records, iterations, series.depths, strict=True):
-        opacity = np.round(0.12 + 0.88 * np.log(own / least) / max(np.log(most / least), 1e-9), 2)
-        fits = list(zip(opacity.tolist(), record.converged, strict=True))
-        rows.append((int(depth), int(own.min()), int(own.max()), record.chosen_index, fits))
-    return {
-        "label": series.label,
-        "over": series.curve.over,
-        "left": LEFT,
-        "size": size,
-        "tall": min(max(size, 11.0), 16.0),
-        "longest": longest,
-        "rows": rows,
-        "failures": sum(not converged for *_, fits in rows for _, converged in fits),
-        "least": int(least),
-        "most": int(most),
-        "ticks": _ticks(np.log10(series.records[0].Cs), most=max(int(longest * size // 26), 1)),
-    }
-
-
-def _ticks(exponents: np.ndarray, most: int = 8) -> list[tuple[float, str]]:
-    """Positions (in cells) and labels of whole powers of ten along a grid; its ends if it spans less than two."""
-    whole = np.arange(np.ceil(exponents.min() - 1e-9), exponents.max() + 1e-9)
-    if len(whole) < 2 or most < 3 or (np.diff(exponents) <= 0).any():
-        return [(float(place), f"{exponents[place]:.2g}") for place in dict.fromkeys((0, len(exponents) - 1))][:most]
-    kept = whole[:: -(-len(whole) // most)]
-    places = np.interp(kept, exponents, np.arange(len(exponents)))
-    return [(float(place), str(int(power))) for place, power in zip(places, kept, strict=True)]
 
 
 def failed_fits(panel: Panel) -> Iterator[tuple[Any, ...]]:

@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from igpt_model.checked_json import read_json
-from probekit.reports.convergence import doubtful_fits, failed_fits, fit_map, fit_sentence
-from probekit.reports.figures.depth import depth_figure, looks_of
-from probekit.reports.figures.metric_grid import metric_figure
+from probekit.reports.convergence import doubtful_fits, failed_fits, fit_sentence
+from probekit.reports.figures.depth import depth_figure
 from probekit.reports.figures.penalty_paths import path_figure
-from probekit.reports.figures.style import CSS_NAME, DARK, inline_svg, style
+from probekit.reports.figures.style import CSS_NAME, DARK, NARROW, FigureOptions, inline_svg, style
 from probekit.reports.panels import Panel, PanelKey, Series, series_margin, short_range
 from probekit.reports.published import comparison_table
 from probekit.results.curve import layer_name, layer_words
@@ -51,13 +50,11 @@ def render_page(
     sources: Sequence[Path],
     files: Mapping[PanelKey, Mapping[str, Sequence[Path]]],
     figures: Mapping[str, Callable[[Panel], Figure]] = MappingProxyType({}),
-    metrics: Mapping[PanelKey, Sequence[Panel]] = MappingProxyType({}),
 ) -> str:
     """The report as one HTML page without scripts or network requests: images and style are inside.
 
     `sources` are the results that were read: sample pictures and `config.json` are looked for beside them. `files` are
-    those of the report, to be linked: panel's key -> what they belong to -> paths. `figures` are further ones by name;
-    `metrics` has the same panels of other metrics by key.
+    those of the report, to be linked: panel's key -> what they belong to -> paths. `figures` are further ones by name.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -73,10 +70,7 @@ def render_page(
     page = environment.get_template("page.html.jinja").render(
         title=_title(panels),
         colours=[(name, light, DARK[light]) for light, name in CSS_NAME.items()],
-        panels=[
-            _panel(panel, f"p{number}", files.get(panel.key, {}), figures, metrics.get(panel.key, ()))
-            for number, panel in enumerate(panels)
-        ],
+        panels=[_panel(panel, f"p{number}", files.get(panel.key, {}), figures) for number, panel in enumerate(panels)],
         samples=list(_samples([*sources, *_runs(panels)])),
         sources=[str(source) for source in sources],
         command=command("report", *sources),
@@ -103,13 +97,11 @@ def _panel(
     prefix: str,
     files: Mapping[str, Sequence[Path]],
     figures: Mapping[str, Callable[[Panel], Figure]],
-    metrics: Sequence[Panel],
 ) -> dict[str, Any]:
     layered = [series for series in panel.models if not series.is_flat]
     controls = list(_controls(panel))
     low, high = panel.extent
     high = max([high, *(joint.high for series in panel.series for joint in series.concatenated)])
-    words = f"{', '.join(one.metric.words for one in metrics)} on {panel.title} by layer"
     return {
         "id": prefix,
         "of": panel,
@@ -123,7 +115,6 @@ def _panel(
         "scale": (low, max(high - low, 1e-9), f"{low:.0f} to {high:.0f} %"),
         "concatenated": [(series, joint) for series in panel.series for joint in series.concatenated],
         "controls": controls,
-        "metrics": _two_widths(partial(metric_figure, metrics), f"{prefix}m", words) if metrics else None,
         # the fits do not depend on the test set, so they are shown once
         "fits": _fits(panel, layered, prefix) if panel.is_own_test else None,
         "published": _published(panel),
@@ -189,12 +180,11 @@ def _svg(
 
 
 def _two_widths(
-    draw: Callable[[bool], Figure], prefix: str, label: str, tooltips: Mapping[str, str] = MappingProxyType({})
+    draw: Callable[[FigureOptions], Figure], prefix: str, label: str, tooltips: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, Markup]:
     """A figure as SVG for a desktop ("wide") and for a phone ("narrow")."""
-    return {
-        name: _svg(partial(draw, name == "narrow"), prefix + name[0], label, tooltips) for name in ("wide", "narrow")
-    }
+    sizes = {"wide": FigureOptions(), "narrow": FigureOptions(width=NARROW)}
+    return {name: _svg(partial(draw, size), prefix + name[0], label, tooltips) for name, size in sizes.items()}
 
 
 def _curve(panel: Panel, prefix: str) -> dict[str, Markup]:
@@ -221,12 +211,10 @@ def _curve(panel: Panel, prefix: str) -> dict[str, Markup]:
 def _fits(panel: Panel, layered: Sequence[Series], prefix: str) -> dict[str, Any]:
     paths = []
     for number, series in enumerate(layered):
-        label = f"Held-out accuracy of {series.label} along the penalty path, one panel per layer"
-        draw = partial(path_figure, series, looks_of(panel)[series.label]["color"])
-        paths.append((series.label, _two_widths(draw, f"{prefix}c{number}", label)))
+        label = f"Held-out accuracy of every fit of {series.label} by layer and penalty"
+        paths.append((series, _two_widths(partial(path_figure, series), f"{prefix}c{number}", label)))
     return {
         "sentence": fit_sentence(panel),
-        "maps": [fit_map(series) for series in layered],
         "failed": list(failed_fits(panel)),
         "doubtful": list(doubtful_fits(panel)),
         "paths": paths,

@@ -6,7 +6,7 @@ Accuracies are converted to percent here, differences to percentage points. n la
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -279,23 +279,6 @@ def slugs(panels: Sequence[Panel]) -> list[str]:
     alike = [plain.count(name) > 1 for name in plain]
     hashes = [f"-{panel.short_hash}" * twin for panel, twin in zip(panels, alike, strict=True)]
     return file_names([text + own for text, own in zip(texts, hashes, strict=True)])
-
-
-def curve_rows(panel: Panel) -> Iterator[dict[str, Any]]:
-    """The points of a panel's curves, one row per layer, in the units of records."""
-    for series in panel.series:
-        curve = series.curve
-        for k, depth in enumerate(curve.depths):
-            yield {
-                "series": series.label,
-                "depth": int(depth),
-                "value": curve.values[k],
-                "low": curve.low[k],
-                "high": curve.high[k],
-                "sd": curve.spread[k],
-                "n_draws": curve.n_draws,
-                "per_class": series.records[0].per_class,
-            }
 
 
 def value_range(values: np.ndarray, form: str) -> str:

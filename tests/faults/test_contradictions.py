@@ -474,7 +474,7 @@ def test_numbers_in_a_form_that_numpy_has_not(swept, tmp_path, name, kind):
         h5py.h5d.create(group.id, last.encode(), odd_type(kind), h5py.h5s.create_simple(shape)).write(
             h5py.h5s.ALL, h5py.h5s.ALL, np.ones(shape, "f4" if kind == "bias" else "i8")
         )
-    with pytest.raises(UserError, match=r"in a form of its own|is damaged"):
+    with pytest.raises(UserError, match=r"in a non-standard representation|is damaged"):
         FeatureStore.open(path)
 
 
@@ -483,7 +483,7 @@ def test_a_feature_file_that_is_replaced_while_it_is_read(swept, tmp_path):
     other = write_features(tmp_path / "other.h5", [2.0, 2.0])
     os.replace(other, store.path)
     for read in (lambda: store.stored("train", 0), lambda: store.labels("train"), lambda: store.ledger("train")):
-        with pytest.raises(UserError, match="was replaced by another file"):
+        with pytest.raises(UserError, match="was replaced while"):
             read()
 
 
@@ -520,7 +520,7 @@ def test_shards_in_another_place(joined, change):
     assert FeatureStore.open(joined).stored("train", 0).shape == (16, 3)
     with h5py.File(joined, "r+") as file:
         file.attrs["shards"] = json.dumps(change(json.loads(file.attrs["shards"])))
-    with pytest.raises(UserError, match=r"join them again|join the shards again"):
+    with pytest.raises(UserError, match="extract again"):
         FeatureStore.open(joined)
     assert not verify(joined).ok
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from igpt_model.errors import UserError
 from probekit.datasets import load_dataset
-from probekit.datasets.idx import read_idx
 from probekit.datasets.listing import expand
+from probekit.datasets.published import read_idx
 from probekit.features.importing import import_features
 
 

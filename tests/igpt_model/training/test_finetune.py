@@ -20,9 +20,9 @@ from igpt_model.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from igpt_model.training.divergence import TrainingDiverged
 from igpt_model.training.engine import Engine
 from igpt_model.training.finetune import FinetuneConfig, Finetuning, Labelled, finetune
+from igpt_model.training.run import TrainingDiverged
 from igpt_model.training.run_log import open_run, read_metrics
 from igpt_model.voting import modal_vote
 from tests.killing import killed_in

@@ -72,8 +72,11 @@ def test_whole_numbers_are_one_class_however_they_are_written(tmp_path):
         ("", "is empty"),
         (rows("ab" * 6).encode("utf-16-le").decode(), "UTF-16 without its mark"),
         (rows([0, 1, -1] * 4), "4 of 12 labels of the train part are negative"),
-        (rows([*"ababab", '"a', *"babab"]), r"a quote in the row that begins on line 8 is not closed"),
-        (rows([f'{x},"note' for x in "ab" * 6], head="path,label,note"), "the row that begins on line 2 is not closed"),
+        (rows([*"ababab", '"a', *"babab"]), "the row that begins on line 8 cannot be read"),
+        (
+            rows([f'{x},"note' for x in "ab" * 6], head="path,label,note"),
+            "the row that begins on line 2 cannot be read",
+        ),
         (rows([*"ab", '"a', *"babab", 'a"', *"bab"]), r"hold 'a\\n3\.png,b.*, which is no single class"),
         (rows(["a,x", "b,y"] * 6, head="path,label,class"), r"several could hold the label \(label, class\)"),
     ],

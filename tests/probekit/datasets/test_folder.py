@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from probekit.datasets import load_dataset
-from probekit.datasets.corrupt import skipped_lines
 from probekit.datasets.images import PackedNames
+from probekit.datasets.parts import skipped_lines
 from probekit.runtime.errors import UserError
 
 # the README beside the splits is counted in a warning; test_labels.py tests that

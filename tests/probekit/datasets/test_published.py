@@ -13,8 +13,8 @@ import pytest
 from igpt_model.palette import Palette
 from probekit.datasets import list_datasets, load_dataset
 from probekit.datasets.fetch import REMOTES
-from probekit.datasets.idx import DEBIAN
 from probekit.datasets.images import hash_image
+from probekit.datasets.published import DEBIAN
 from probekit.datasets.restricted_pickle import loads
 from probekit.runtime.errors import UserError
 

@@ -91,5 +91,5 @@ def test_pictures_prepared_to_different_sizes_are_refused():
     batches = prepared_batches(
         {"train": split}, lambda picture: np.array(picture)[: next(uneven)], [("train", 0, slice(0, 10))], 0
     )
-    with pytest.raises(UserError, match=r"prepare gave the shapes \(2, 64, 3\) and \(3, 64, 3\)"):
+    with pytest.raises(UserError, match=r"prepare returned the shapes \(2, 64, 3\) and \(3, 64, 3\)"):
         list(batches)

@@ -108,7 +108,7 @@ def test_an_unfinished_file_that_was_cut_short_is_refused_and_stays(tmp_path, le
     os.truncate(path, int(os.path.getsize(path) * left))
     before = path.read_bytes()
     for action in (lambda: extract(LinearEncoder(), dataset(), path), lambda: FeatureStore.open(path)):
-        with pytest.raises(UserError, match="was truncated"):
+        with pytest.raises(UserError, match="is truncated"):
             action()
     assert path.read_bytes() == before
 

@@ -123,7 +123,7 @@ def test_thousands_of_splits_that_are_one_group_are_not_all_checked(path):
     with h5py.File(path, "r+") as file:
         for number in range(2000):
             file[f"s{number}"] = file["train"]
-    with pytest.raises(UserError, match="is /s0, under another name"):
+    with pytest.raises(UserError, match="is another name of /s0"):
         FeatureStore.open(path)
 
 
