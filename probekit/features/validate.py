@@ -120,9 +120,9 @@ def read_classes(file: h5py.File) -> tuple[str, ...]:
         return ()
     names = _dataset(file, "classes")
     kind = h5py.check_string_dtype(names.dtype)
-    # with variable-length strings, a few bytes could refer to one long name a million times
-    if names.ndim != 1 or kind is None or kind.length is None or names.shape[0] > 1 << 24:
-        raise _damaged(file, "its classes are not a list of fixed-length strings.")
+    # a few bytes of variable-length strings, or of compressed ones, could unfold to a million long names
+    if names.ndim != 1 or kind is None or kind.length is None or names.chunks or names.shape[0] > 1 << 24:
+        raise _damaged(file, "its classes are not a list of fixed-length strings, stored in one piece.")
     _check_storage(file, names, "classes")
     return tuple(names.asstr()[()])
 
