@@ -151,7 +151,7 @@ def _same_files(a: Path, b: Path) -> bool:
 
 
 def replace_folder(partial: Path, target: Path) -> None:
-    """Rename the finished folder `partial` to `target`, which is not there, after flushing all that is in it to disk."""
+    """Rename the finished folder `partial` to `target`, which is not there; all in it is flushed to disk first."""
     for path in [*partial.rglob("*"), partial]:
         sync(path)
     os.rename(partial, target)

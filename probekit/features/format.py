@@ -18,6 +18,7 @@ import xxhash
 
 from igpt_model.checked_json import Int, Text, check_json
 from igpt_model.hashing import hash_json
+from igpt_model.ranges import Range, check_range
 from probekit.runtime.errors import UserError, first_line
 
 FORMAT = "probekit.features"
@@ -94,6 +95,8 @@ class Header:
         for name, schema in SCHEMAS.items():
             if name != "shards":  # which only the parent of shards has
                 check_json(getattr(self, name), f"The description of the {name.replace('_', ' ')}", schema)
+        for name in ("batch_size", "threads"):
+            check_range(name, getattr(self, name), Range(1, 1 << 40))
         if wrong := [width for width in self.widths if not 1 <= width <= MOST_COLUMNS]:
             raise UserError(f"A layer has {wrong[0]:,} columns; expected 1 to {MOST_COLUMNS:,}.")
         depths: Sequence[int] = self.encoder.get("depths", range(len(self.layers)))
@@ -143,12 +146,17 @@ def shared_images(hashes: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str, 
         yield one, other, np.isin(hashes[other], hashes[one][hashes[one] != 0])
 
 
+def check_classes(classes: Sequence[str]) -> None:
+    """Raise unless the names of the labels can be stored and read back."""
+    check_json(list(classes), "The list of classes", [Text(10_000)])
+
+
 def file_layer_names(names: Sequence[str]) -> tuple[str, ...]:
     """Names that sort from shallow to deep: "blocks.3" at index 4 becomes "04_blocks.3"; "04" stays."""
     digits = max(2, len(str(len(names) - 1)))
     numbered = []
     for index, name in enumerate(names):
-        number, clean = f"{index:0{digits}d}", name.replace("/", ".")
+        number, clean = f"{index:0{digits}d}", str(name).replace("/", ".")
         numbered.append(clean if clean == number or clean.startswith(f"{number}_") else f"{number}_{clean}")
     return tuple(numbered)
 

@@ -53,6 +53,7 @@ class MemoryStore(Features):
         self.encoder, self.dataset = dict(encoder or {}), dict(dataset or {})
         self.header = _header(self._X, self._y, self.encoder, self.dataset, "float32", ROWS_A_BLOCK)
         self.layers, self.widths = self.header.layer_names, self.header.widths
+        layout.check_classes(classes)
         self.splits, self.classes = tuple(self._X), tuple(classes)
         self._row_ids = _row_column("row_ids", self._y, row_ids)
         arrays = {f"{split}/{name}": X for split, layers in self._X.items() for name, X in layers.items()}

@@ -75,13 +75,16 @@ def read_header(file: h5py.File) -> Header:
     """
     if attribute(file, "format") != FORMAT:
         raise UserError(f"{file.filename} is HDF5 but not a feature file (no attribute format = {FORMAT!r}).")
-    version = _number(file, "version", 1, 1 << 31)
+    version = attribute(file, "version")
+    if not isinstance(version, int) or version < 1:
+        raise _damaged(file, f"its version is {repr(version)[:60]}.")
     if version > VERSION:
         raise UserError(
             f"{file.filename} has feature file version {version}, "
             f"but this probekit reads versions up to {VERSION}: upgrade probekit."
         )
-    values = {name: attribute(file, name) for name in (*SCHEMAS, "dtype", "complete", "id")}
+    stored = (*SCHEMAS, "dtype", "batch_size", "threads", "complete", "id")
+    values = {name: attribute(file, name) for name in stored}
     for name, value in values.items():
         if value is None and name not in ("shard", "shards"):
             raise _damaged(file, f"it has no attribute {name}.")
@@ -96,15 +99,10 @@ def read_header(file: h5py.File) -> Header:
     if not layers or len(layers) != len(values["layer_names"]):
         raise _damaged(file, f"it has {len(layers)} layers but {len(values['layer_names'])} layer names.")
     widths = tuple(_width(file, layout.layer_path(next(iter(splits)), layer), parent) for layer in layers)
-    batch_size, threads = _number(file, "batch_size", 1, 1 << 40), _number(file, "threads", 1, 1 << 20)
     try:
         header = Header(
-            **{name: values[name] for name in ("encoder", "dataset", "dtype", "splits", "versions", "shard")},
-            layers=layers,
-            layer_names=tuple(values["layer_names"]),
-            widths=widths,
-            batch_size=batch_size,
-            threads=threads,
+            **{name: value for name, value in values.items() if name not in ("shards", "complete", "id")}
+            | {"layers": layers, "layer_names": tuple(values["layer_names"]), "widths": widths}
         )
     except UserError as error:  # two of its values contradict one another
         raise _damaged(file, str(error)) from None
@@ -284,13 +282,6 @@ def _width(file: h5py.File, name: str, parent: bool) -> int:
     if shape is None or len(shape) != 2 or not 1 <= shape[1] <= layout.MOST_COLUMNS:
         raise _damaged(file, f"{name} has shape {shape}, expected (rows, width).")
     return int(shape[1])
-
-
-def _number(file: h5py.File, name: str, least: int, most: int) -> int:
-    value = attribute(file, name)
-    if not isinstance(value, int) or not least <= value <= most:
-        raise _damaged(file, f"its attribute {name} is {repr(value)[:60]}, expected {least} or more.")
-    return value
 
 
 def _damaged(file: h5py.File, what: str) -> UserError:

@@ -144,6 +144,7 @@ def create_skeleton(
 
     `fill` may write the features before the file is renamed.
     """
+    layout.check_classes(classes)
     need = sum(n * header.bytes_per_row for n in header.splits.values())
     free = shutil.disk_usage(path.parent).free
     if need > free:
@@ -246,7 +247,8 @@ class FeatureWriter:
             stored = np.ascontiguousarray(X, dtype=self.header.dtype)
         if not np.isfinite(stored).all():
             bad = rows.start + int(np.flatnonzero(~np.isfinite(stored).all(axis=1))[0])
-            hint = " in float16; store float32" if np.isfinite(X).all() else "; check the encoder and its input"
+            advice = {"float16": " in float16; store float32", "float32": " in float32; scale it down"}
+            hint = advice[self.header.dtype] if np.isfinite(X).all() else "; check the encoder and its input"
             raise UserError(f"Layer {layer} is not finite at row {bad} of {split}{hint}.")
         return stored
 

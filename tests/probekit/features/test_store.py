@@ -72,12 +72,30 @@ def test_the_same_arrays_again_are_the_same_file_and_others_are_refused(tmp_path
         ({"train": (np.array([[np.nan, 0]]), [0])}, "not finite at row 0"),
         ({"train": (np.ma.array([[1.0, 2.0]], mask=[[True, False]]), [0])}, "masked array is given as layer 00"),
         ({"train": (np.ones((2, 2)), np.ma.array([0, 1], mask=[0, 1]))}, "masked array is given as labels of train"),
+        ({"train": ({0: np.ones((2, 2))}, [0, 1])}, r"\[0\] is 0, expected a text"),
+        ({"train": (np.full((2, 2), 1e300), [0, 1])}, "not finite at row 0 of train in float32; scale it down"),
         ({}, "no rows"),
     ],
 )
 def test_arrays_that_do_not_fit(tmp_path, splits, message):
     with pytest.raises(UserError, match=message):
         FeatureStore.from_arrays(tmp_path / "f.h5", splits)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"batch_size": 0}, "batch_size is 0; expected"), ({"batch_size": -1}, "batch_size is -1"),
+     ({"batch_size": 10**30}, "batch_size is a number of more than 30"), ({"batch_size": 2**41}, "batch_size is"),
+     ({"classes": ("\ud800", "b")}, "list of classes"), ({"classes": ("a\0", "b")}, "list of classes"),
+     ({"classes": ("a" * 20_000, "b")}, "list of classes")],
+)  # fmt: skip
+def test_options_that_no_file_could_hold(tmp_path, arrays, options, message):
+    with pytest.raises(UserError, match=message):
+        FeatureStore.from_arrays(tmp_path / "f.h5", arrays, **options)
+    if "classes" in options:
+        with pytest.raises(UserError, match=message):
+            MemoryStore(arrays, **options)
+    assert not [name for name in tmp_path.iterdir() if name.name != ".f.h5.lock"]
 
 
 @pytest.mark.parametrize("column", ["row_ids", "image_hashes"])
