@@ -95,8 +95,8 @@ class Header:
         for name, schema in SCHEMAS.items():
             if name != "shards":  # which only the parent of shards has
                 check_json(getattr(self, name), f"The description of the {name.replace('_', ' ')}", schema)
-        for name in ("batch_size", "threads"):
-            check_range(name, getattr(self, name), Range(1, 1 << 40))
+        check_range("batch_size", self.batch_size, Range(1, 1 << 40))
+        check_range("threads", self.threads, Range(1, 1 << 12))
         if wrong := [width for width in self.widths if not 1 <= width <= MOST_COLUMNS]:
             raise UserError(f"A layer has {wrong[0]:,} columns; expected 1 to {MOST_COLUMNS:,}.")
         depths: Sequence[int] = self.encoder.get("depths", range(len(self.layers)))
