@@ -38,6 +38,8 @@ def check_target(path: str | Path) -> None:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
+    except ValueError:
+        raise UserError(f"{str(path)!r} cannot be the name of a file; give another one.") from None
     if stat.S_ISLNK(mode):
         raise UserError(f"{path} is a link to {os.readlink(path)}; give that path itself, or remove the link.")
     if not stat.S_ISREG(mode):

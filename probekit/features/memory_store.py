@@ -64,7 +64,10 @@ class MemoryStore(Features):
 
     def column(self, split: str, column: str) -> np.ndarray:
         """`labels` or `row_ids` of a split."""
-        return {"labels": self._y, "row_ids": self._row_ids}[column][self.named_split(split)]
+        columns = {"labels": self._y, "row_ids": self._row_ids}
+        if column not in columns:
+            raise UserError(f"Unknown column {column!r}; choose one of {', '.join(columns)}.")
+        return columns[column][self.named_split(split)]
 
     @checked
     def stored(self, split: str, layer: str | int, rows: slice = slice(None)) -> np.ndarray:

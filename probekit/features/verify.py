@@ -18,6 +18,7 @@ import numpy as np
 from igpt_model.arguments import checked
 from igpt_model.checked_json import parse_json
 from igpt_model.differences import differences
+from probekit.datasets import Dataset
 from probekit.features import format as layout
 from probekit.features.format import Header
 from probekit.features.store import FeatureStore
@@ -41,7 +42,7 @@ class VerifyReport:
 
 
 @checked
-def verify(path: str | Path, data: Any = None) -> VerifyReport:
+def verify(path: str | Path, data: Dataset | None = None) -> VerifyReport:
     """Check a feature file, a parent of shards, or an unfinished file.
 
     Parameters

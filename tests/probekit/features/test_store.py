@@ -218,6 +218,9 @@ def test_a_store_is_swept_beside_its_file_or_where_one_says(tmp_path):
 def test_features_in_memory_are_read_and_swept_like_those_of_a_file(tmp_path, arrays):
     store, memory = FeatureStore.from_arrays(tmp_path / "f.h5", arrays), MemoryStore(arrays)
     assert memory.tests == store.tests
+    for either in (memory, store):
+        with pytest.raises(UserError, match="Unknown column 'x'"):
+            either.column("train", "x")
     for split in store.splits:
         for one, other in zip(memory.read_many(split, [-1, 0]), store.read_many(split, [-1, 0]), strict=True):
             np.testing.assert_array_equal(one, other)
