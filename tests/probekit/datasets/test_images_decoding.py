@@ -57,7 +57,7 @@ def test_a_range_says_what_is_black_and_white():
 def test_values_of_no_known_range_are_refused(array):
     with pytest.raises(UserError, match=r"x\.tif is a .* image with values from .*--value-range"):
         decode(encoded(array, "TIFF"), "x.tif")
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="non-finite"):
         decode(encoded(np.full((2, 2), np.nan, np.float32), "TIFF"), "x", Decoding(value_range=(0, 1)))
 
 

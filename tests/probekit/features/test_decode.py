@@ -81,7 +81,7 @@ def test_a_corrupt_picture_is_named_also_from_a_worker(tmp_path, workers):
     (tmp_path / "dog" / "3.png").write_bytes(b"cut")
     source = load_dataset(tmp_path).splits["train"].source
     rows = Split.of(source, np.arange(len(source)) % 2)
-    with pytest.raises(UserError, match=r"dog/3.png is not an image .* --skip-corrupt"):
+    with pytest.raises(UserError, match=r"dog/3.png cannot be decoded as an image .* --skip-corrupt"):
         list(prepared_batches({"train": rows}, small, [("train", 0, slice(0, len(rows)))], workers))
 
 
