@@ -1,6 +1,6 @@
-"""OpenAI's released TensorFlow checkpoints and variables -> IGPT.
+"""Convert OpenAI's released TensorFlow checkpoints and variables to IGPT.
 
-Names and shapes are those of the released code (scope `model/`); D width, H heads, E = D / H, V colours:
+Names and shapes as in the released code (scope `model/`); D width, H heads, E = D / H, V colours:
 `wpe [T, D]`, `wte [V, D]`, `wtet [V, D]`, `sos [D]`, `ln_f/g [D]`, and per block `attn/{q,k,v,c}_proj [H, E, D]`,
 `mlp/c_fc/w [D, 4D]`, `mlp/c_proj/w [4D, D]`, `ln_1/g`, `ln_2/g`.
 """
@@ -20,64 +20,59 @@ from igpt_model.model import IGPT
 from igpt_model.palette import Palette
 
 PUBLISHED_LOSSES = {(24, 512): 2.0895, (36, 1024): 2.0614, (48, 1536): 2.0466}
-"""Nats a pixel on the ImageNet test arrays at 32 x 32, by (n_layer, n_embd): the released autoregressive models after
-1,000,000 steps (the README of github.com/openai/image-gpt)."""
+"""Nats per pixel on the ImageNet test arrays at 32 x 32, by (n_layer, n_embd), of the released autoregressive models
+after 1,000,000 steps (README of github.com/openai/image-gpt)."""
 
-# what a training checkpoint holds beside the weights; the class head `clf` of fine-tuned ones is no part of the model
+# ignored variables of a training checkpoint; `clf` is the class head of fine-tuned ones
 _NOT_WEIGHTS = ("adam", "global_step", "clf/", "beta1_power", "beta2_power")
 
 
 def from_openai(variables: Mapping[str, np.ndarray], causal: bool = True) -> IGPT:
-    """Build the IGPT that computes what the released code computes with these variables.
+    """Build the IGPT that is equivalent to the released code with these variables.
 
     Parameters
     ----------
     variables : dict of arrays
-        By TensorFlow name, with or without `model/` in front and `:0` behind; optimizer slots are left out.
+        By TensorFlow name, with or without the prefix `model/` and the suffix `:0`; optimizer slots are ignored.
     causal : bool
         False for the BERT checkpoints, whose variables have the same names.
     """
     found = {name.removeprefix("model/").removesuffix(":0"): np.asarray(value) for name, value in variables.items()}
     found = {name: value for name, value in found.items() if not any(word in name.lower() for word in _NOT_WEIGHTS)}
-    n_layer = len({match[0] for match in map(re.compile(r"h\d+/").match, found) if match})
-    expected = {"wpe", "wte", "wtet", "ln_f/g"} | ({"sos"} if causal else set())
-    for i in range(n_layer):
-        expected |= {f"h{i}/attn/{part}_proj" for part in "qkvc"}
-        expected |= {f"h{i}/{name}" for name in ("ln_1/g", "ln_2/g", "mlp/c_fc/w", "mlp/c_proj/w")}
-    wrong = sorted(expected ^ (set(found) - ({"sos"} - expected)))
-    if wrong or not n_layer:
-        raise UserError(f"These are not variables of OpenAI's iGPT: missing or unknown are {', '.join(wrong[:6])}.")
     try:
-        return _from_variables(found, n_layer, causal)
+        model = _from_variables(found, causal)
+    except KeyError as error:
+        raise UserError(f"These are not variables of OpenAI's iGPT: {error} is missing.") from None
     except (IndexError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(
-            f"The variables do not have the shapes and types of a model's ({first_line(error)})."
-        ) from error
+        raise UserError(f"The variables do not have the shapes and dtypes of an iGPT ({first_line(error)}).") from error
+    if unknown := sorted(found.keys() - {"sos"}):
+        raise UserError(f"These are not variables of OpenAI's iGPT: unknown are {', '.join(unknown[:6])}.")
+    return model
 
 
-def _from_variables(found: Mapping[str, np.ndarray], n_layer: int, causal: bool) -> IGPT:
-    heads = found["h0/attn/q_proj"].shape[0]
-    (n_positions, d), n_colours = found["wpe"].shape, len(found["wte"])
-    config = ModelConfig(n_layer, d, heads, n_colours, n_positions, causal)
+def _from_variables(found: dict[str, np.ndarray], causal: bool) -> IGPT:
+    """Build the model; the variables that it takes are removed from `found`."""
+    n_layer = len({match[0] for match in map(re.compile(r"h\d+/").match, found) if match})
+    (n_positions, d), heads = found["wpe"].shape, found["h0/attn/q_proj"].shape[0]
+    config = ModelConfig(n_layer, d, heads, len(found["wte"]), n_positions, causal)
     state = {
-        "wte.weight": found["wte"],
-        "wpe.weight": found["wpe"],
-        "ln_f.g": found["ln_f/g"],
-        "head.weight": found["wtet"],
+        "wte.weight": found.pop("wte"),
+        "wpe.weight": found.pop("wpe"),
+        "ln_f.g": found.pop("ln_f/g"),
+        "head.weight": found.pop("wtet"),
     }
     if causal:
-        state["sos"] = found["sos"].reshape(d)
+        state["sos"] = found.pop("sos").reshape(d)
     for i in range(n_layer):
-        attn, mlp = f"h{i}/attn", f"h{i}/mlp"
         # rows (h, e) are outputs of q, k and v (`bsf,hef->bhse`), but inputs of the last projection (`bhse,hef->bsf`)
-        state[f"h.{i}.attn.c_attn.weight"] = np.concatenate([found[f"{attn}/{x}_proj"].reshape(d, d) for x in "qkv"])
-        state[f"h.{i}.attn.c_proj.weight"] = found[f"{attn}/c_proj"].reshape(d, d).T
-        state[f"h.{i}.mlp.c_fc.weight"] = found[f"{mlp}/c_fc/w"].reshape(d, 4 * d).T
-        state[f"h.{i}.mlp.c_proj.weight"] = found[f"{mlp}/c_proj/w"].reshape(4 * d, d).T
+        q, k, v, c = (found.pop(f"h{i}/attn/{part}_proj").reshape(d, d) for part in "qkvc")
+        state[f"h.{i}.attn.c_attn.weight"], state[f"h.{i}.attn.c_proj.weight"] = np.concatenate([q, k, v]), c.T
+        state[f"h.{i}.mlp.c_fc.weight"] = found.pop(f"h{i}/mlp/c_fc/w").reshape(d, 4 * d).T
+        state[f"h.{i}.mlp.c_proj.weight"] = found.pop(f"h{i}/mlp/c_proj/w").reshape(4 * d, d).T
         for norm in ("ln_1", "ln_2"):
-            state[f"h.{i}.{norm}.g"] = found[f"h{i}/{norm}/g"]
+            state[f"h.{i}.{norm}.g"] = found.pop(f"h{i}/{norm}/g")
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()}
     return IGPT.from_state(config, tensors, "The variables")
 
@@ -85,18 +80,18 @@ def _from_variables(found: Mapping[str, np.ndarray], n_layer: int, causal: bool)
 def from_openai_checkpoint(
     path: str | Path, palette_file: str | Path | None = None, causal: bool = True
 ) -> tuple[IGPT, Palette | None, ImageTransform]:
-    """Read a TensorFlow checkpoint as OpenAI released them, without TensorFlow; every tensor's checksum is checked.
+    """Read a TensorFlow checkpoint released by OpenAI, without TensorFlow; checks the checksum of every tensor.
 
     Parameters
     ----------
-    path : the checkpoint's prefix (`.../model.ckpt-1000000`), its `.index`, or the folder it is alone in
-    palette_file : `kmeans_centers.npy`, (V, 3) in [-1, 1]; by default the file of this name beside the checkpoint
+    path : the checkpoint's prefix (`.../model.ckpt-1000000`), its `.index`, or a folder with this checkpoint only
+    palette_file : `kmeans_centers.npy`, (V, 3) in [-1, 1]; by default the file of this name next to the checkpoint
     causal : False for the BERT checkpoints
 
     Returns
     -------
     model, palette (None if there is none), transform
-        Images at the model's resolution; the kernel of OpenAI's arrays is not published, and bilinear is ours.
+        Images at the model's resolution; OpenAI's resize kernel is not published, so bilinear is our choice.
     """
     prefix = bundle_prefix(path)
     variables = read_bundle(prefix, lambda name: not any(word in name.lower() for word in _NOT_WEIGHTS))
@@ -109,7 +104,7 @@ def from_openai_checkpoint(
     palette = None if absent else Palette.load(file)
     if palette is not None and len(palette) != model.config.vocab_size:
         raise UserError(
-            f"{file} has {len(palette)} colours, but the model knows {model.config.vocab_size} colours; give OpenAI's "
+            f"{file} has {len(palette)} colours, but the model has {model.config.vocab_size} colours; give OpenAI's "
             "kmeans_centers.npy."
         )
     return model, palette, ImageTransform(model.config.side)
@@ -121,6 +116,6 @@ def what_to_expect(config: ModelConfig) -> str:
     if published is None:
         return "no test loss is published for a model of this size and objective"
     return (
-        f"published test loss after 1,000,000 steps: {published} nats a pixel ({published / np.log(2):.4f} bits) "
+        f"published test loss after 1,000,000 steps: {published} nats per pixel ({published / np.log(2):.4f} bits) "
         "on OpenAI's ImageNet test arrays"
     )

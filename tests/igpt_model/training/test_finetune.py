@@ -11,7 +11,7 @@ from igpt_model.config import ModelConfig
 from igpt_model.features import encode
 from igpt_model.hashing import hash_arrays
 from igpt_model.model import IGPT
-from igpt_model.objectives import draw_masks, loss
+from igpt_model.objectives import draw_masks, loss, modal_vote
 from igpt_model.process_group import Ranks
 from igpt_model.training.checkpoint import (
     Checkpoint,
@@ -24,7 +24,6 @@ from igpt_model.training.engine import Engine
 from igpt_model.training.finetune import FinetuneConfig, Finetuning, Labelled, finetune
 from igpt_model.training.run import TrainingDiverged
 from igpt_model.training.run_log import open_run, read_metrics
-from igpt_model.voting import modal_vote
 from tests.killing import killed_in
 
 CLASSES = ("left", "right", "none")
@@ -262,9 +261,9 @@ def test_other_settings_models_data_and_labels_are_refused(tmp_path):
         run(tmp_path, pretrained(seed=9), steps=5)
     config = FinetuneConfig(**{**TINY, "steps": 5})
     swapped = Labelled(pictures().images, pictures().labels[::-1].copy())
-    with pytest.raises(UserError, match="not those that the run"):
+    with pytest.raises(UserError, match="differ from those that the run"):
         list(finetune(config, pretrained(), swapped, pictures(12, 1), CLASSES, tmp_path, {"name": "bars"}))
-    with pytest.raises(UserError, match="but 0 to 1 is needed"):
+    with pytest.raises(UserError, match="integers from 0 to 1"):
         list(finetune(config, pretrained(), pictures(), pictures(12, 1), CLASSES[:2], tmp_path / "b"))
     with pytest.raises(UserError, match="give 0 to 2"):
         run(tmp_path / "c", layer=3)

@@ -218,7 +218,7 @@ def test_other_settings_on_the_same_output_are_refused(tmp_path):
         ({"protocol": "sgd-imagenet"}, "omit Cs"),
         ({"checks": ["forest"]}, "knn, linear, ridge"),
         ({"seeds": 0}, "at least 1"),
-        ({"train_rows": 10_000}, "10000 training rows"),
+        ({"train_rows": 10_000}, "train_rows is 10000"),
         ({"backend": "cuml"}, "cuML"),
         ({"backend": "nobody"}, "nobody"),
     ],
