@@ -128,11 +128,6 @@ class Header:
         start = block * self.batch_size
         return slice(start, min(start + self.batch_size, self.splits[split]))
 
-    @property
-    def bytes_per_row(self) -> int:
-        """Bytes on disk of one row of one split, its labels and hashes included."""
-        return sum(self.widths) * np.dtype(self.dtype).itemsize + 24
-
 
 def check_splits(splits: Mapping[str, int], where: str = "The features") -> None:
     """Raise if there is no split, or if a split's name cannot be the name of an HDF5 group."""

@@ -12,15 +12,11 @@ from probekit.runtime.errors import UserError
 
 
 class Transfer:
-    """Transfer of the features of one batch to the host.
+    """Transfer of the features of one batch, a tensor or array per layer, to the host.
 
     Created by the computing thread; the writing thread calls `arrays`. Copies from a GPU run in a separate stream that
     waits only for this batch, because in the computing stream they would queue behind the following batches. They go to
     pinned memory, without which a copy does not overlap with computation.
-
-    Parameters
-    ----------
-    features : tensors or arrays, one per layer
     """
 
     def __init__(self, features: Iterable[Any]):

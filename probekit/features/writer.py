@@ -145,7 +145,7 @@ def create_skeleton(
     `fill` may write the features before the file is renamed.
     """
     layout.check_classes(classes)
-    need = sum(n * header.bytes_per_row for n in header.splits.values())
+    need = sum(header.splits.values()) * (sum(header.widths) * np.dtype(header.dtype).itemsize + 24)
     free = shutil.disk_usage(path.parent).free
     if need > free:
         raise UserError(
