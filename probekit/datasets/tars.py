@@ -21,10 +21,10 @@ import numpy as np
 from igpt_model.checked_json import parse_json
 from igpt_model.hashing import hash_json
 from probekit.datasets.images import EncodedImages
-from probekit.datasets.labels import object_labels
-from probekit.datasets.listing import is_clutter, is_image, shards
+from probekit.datasets.labels import label_array
+from probekit.datasets.listing import flat, is_clutter, is_image, shards
 from probekit.datasets.parts import Found, Part, by_split
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained
 
 LABEL_FIELDS = ("cls", "cls.txt", "label", "label.txt")
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -72,7 +72,9 @@ class _Sample:
 def _samples(file: Path, label: str | None) -> list[_Sample]:
     samples: dict[str, _Sample] = {}
     last = ""
-    try:
+    # a damaged header leads tarfile to errors of many kinds, RecursionError among them
+    hint = "copy it again" if file.suffix.lower() == ".tar" else "decompress it first, to be entered in the middle"
+    with explained(f"{file} is not a whole uncompressed tar file", hint):
         size = file.stat().st_size
         with tarfile.open(file, "r:") as tar:
             for member in tar:
@@ -104,12 +106,6 @@ def _samples(file: Path, label: str | None) -> list[_Sample]:
                     f"{file} has data after byte {tar.offset:,}, where its members end: a header is damaged, or "
                     "archives were joined; copy or pack it again."
                 )
-    except UserError:
-        raise
-    except Exception as error:  # a damaged header leads tarfile to errors of many kinds, RecursionError among them
-        packed = file.suffix.lower() != ".tar"
-        hint = "decompress it first: a compressed one cannot be entered in the middle" if packed else "copy it again"
-        raise UserError(f"{file} is not a whole uncompressed tar file ({first_line(error)}); {hint}.") from None
     return list(samples.values())
 
 
@@ -169,7 +165,7 @@ def _part(files: list[Path], label: str | None) -> tuple[Part, int]:
     if len(fields) > 1:
         (one, first), (other, second) = list(fields.items())[:2]
         raise UserError(f"{first} has its label in the field {one}, but {second} in {other}; give shards of one form.")
-    values = object_labels(labels, f"The labels of {files[0]}")
+    values = label_array(labels, f"The labels of {files[0]}")
     if values.dtype.kind == "U" and all(re.fullmatch(r"[+-]?\d{1,18}", name) for name in np.unique(values)):
         values = values.astype(np.int64)
     return Part(TarImages(tuple(map(str, files)), *np.array(places, np.int64).reshape(-1, 3).T), values), skipped
@@ -200,6 +196,4 @@ def read(path: str, label: str | None = None) -> Found:
 
 def in_folder(folder: str) -> bool:
     """Whether the only data of a folder are tars."""
-    with os.scandir(folder) as entries:
-        shown = [entry for entry in entries if not is_clutter(entry.name)]
-    return any(e.name.lower().endswith(SUFFIXES) for e in shown) and not any(e.is_dir() for e in shown)
+    return bool(flat(folder, SUFFIXES))
