@@ -38,23 +38,9 @@ class DemoRecipe:
 
     def train_config(self) -> TrainConfig:
         """The training run: wandering digits fit 12 x 12 pixels and four grey levels without loss."""
-        return TrainConfig(
-            n_layer=self.n_layer,
-            n_embd=self.n_embd,
-            n_head=3,
-            resolution=12,
-            n_colours=4,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            warmup_steps=min(100, self.steps // 5),
-            seed=self.seed,
-            eval_every=300,
-            eval_images=512,
-            checkpoint_every=50,
-            keep_last=2,
-            keep_at=(),
-        )
+        own: dict[str, Any] = {name: value for name, value in asdict(self).items() if name != "limit"}
+        own |= {"n_head": 3, "resolution": 12, "n_colours": 4, "warmup_steps": min(100, self.steps // 5)}
+        return TrainConfig(**own, eval_every=300, eval_images=512, checkpoint_every=50, keep_last=2, keep_at=())
 
     def check(self, on: str, pretrained: bool) -> None:
         """Refuse sizes that cannot be, and flags that would change nothing, as a `UserError`."""

@@ -24,8 +24,8 @@ LABELS = ("label", "class", "target")
 
 
 def read(path: str, image: str | None = None, label: str | None = None, split: str | None = None) -> Found:
-    """Read a table with a header line, parted by whichever of , ; and tab parts that; `image`, `label` and `split` name
-    columns where several could be meant. Labels are class names, in sorted order."""
+    """Read a table with a header line; the separator is whichever of comma, semicolon and tab is most frequent there.
+    `image`, `label` and `split` name columns where several are possible. Labels are class names, in sorted order."""
     file = Path(path)
     if not file.is_file():
         raise UserError(f"{path} is not a file; give root=FILE.csv with the columns path, label and perhaps split.")
@@ -40,7 +40,9 @@ def read(path: str, image: str | None = None, label: str | None = None, split: s
     label = column(label, [h for h in labels if h != image], header, "label", path)
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
-            raise UserError(f"Line {number} of {file} has {len(row)} fields, but the header has {len(header)}.")
+            raise UserError(
+                f"Row {number} of {file} has {len(row)} fields, but the header has {len(header)}; correct it."
+            )
     columns = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(header, ())
     names = existing(str(file.parent), columns[image], path)
     values = label_array(np.array(columns[label], str), f"The labels of {file}")
@@ -51,16 +53,16 @@ def read(path: str, image: str | None = None, label: str | None = None, split: s
 
 
 def read_table(file: Path) -> tuple[list[str], list[list[str]]]:
-    """The first line and the others that are not empty, without spaces round their fields."""
+    """The header and the non-empty lines of a table, with fields stripped of spaces."""
     content = read_bytes(file)
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     with explained(f"{file} is not a text file of comma-separated values", "save it as UTF-8", ValueError):
         text = content.decode("utf-16" if wide else "utf-8-sig")
         if "\0" in text:
-            raise ValueError("it contains NUL: UTF-16 without its mark, or no text")
+            raise ValueError("it contains NUL: UTF-16 without a byte order mark, or a binary file")
     top = text.partition("\n")[0]
     separator = "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=top.count)
-    # strict, or a quote that is not closed takes the rows below it
+    # strict: an unclosed quote must not swallow the rows below it
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     lines: list[list[str]] = []
     begin = 1
@@ -71,9 +73,9 @@ def read_table(file: Path) -> tuple[list[str], list[list[str]]]:
     except csv.Error as error:
         raise UserError(
             f"{file}: the row that begins on line {begin} cannot be read ({first_line(error)}); close each quote at "
-            'the end of its field, and write one within a field twice ("").'
+            'the end of its field, and double each quote inside a field ("").'
         ) from None
     if not lines:
-        raise UserError(f"{file} is empty; expected a first line that names the columns, such as path,label.")
+        raise UserError(f"{file} is empty; write a first line that names the columns, such as path,label.")
     header = [heading.strip() for heading in lines[0]]
     return header, [[field.strip() for field in line] for line in lines[1:] if any(line)]

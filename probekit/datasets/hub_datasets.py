@@ -21,7 +21,7 @@ from probekit.runtime.imports import library
 
 @dataclass(eq=False)
 class HubImages(EncodedImages):
-    """The image column of a `datasets.Dataset`, whose rows are memory-mapped; nothing is decoded until it is read."""
+    """The image column of a `datasets.Dataset`: rows are memory-mapped, and images are decoded when read."""
 
     dataset: Any
     column: str
@@ -30,7 +30,7 @@ class HubImages(EncodedImages):
         return len(self.dataset)
 
     def encoded(self, row: int) -> tuple[bytes, str]:
-        """The bytes that the column holds, or the file that it names."""
+        """The bytes in the column, or the content of the file that it names."""
         return encoded_image(self.dataset[row][self.column], f"{self.column} of row {row}", Path())
 
 
@@ -41,12 +41,12 @@ def read(
     label: str | None = None,
     split: str | None = None,
 ) -> Found:
-    """Read a data set by `datasets.load_dataset` (`root` is its cache), or a folder that `save_to_disk` wrote; `image`,
-    `label` and `split` name columns where several could be meant."""
+    """Read a data set with `datasets.load_dataset` (`root` is its cache), or a folder written by `save_to_disk`;
+    `image`, `label` and `split` name columns where several are possible."""
     name = f"hf-data:{spec}"
     datasets = library("datasets", name)
     title, _, config = (spec, "", "") if os.path.exists(spec) else spec.partition(":")
-    forms = "hf-data:NAME, hf-data:NAME:CONFIG, or hf-data:FOLDER with parquet files or what save_to_disk wrote"
+    forms = "hf-data:NAME, hf-data:NAME:CONFIG, or hf-data:FOLDER with parquet files or the output of save_to_disk"
     with explained(f"{name} cannot be loaded by datasets", f"expected {forms}"):
         if in_folder(spec):
             loaded = datasets.load_from_disk(spec)
@@ -56,12 +56,12 @@ def read(
         loaded = {"train": loaded}
     if others := [part for part in loaded if part not in SPLIT_NAMES]:
         warnings.warn(
-            f"{name}: the splits {', '.join(others)} are none of train, val and test: left out.", stacklevel=3
+            f"{name}: the splits {', '.join(others)} are left out; only train, val and test are used.", stacklevel=3
         )
     named = {SPLIT_NAMES[part]: loaded[part] for part in loaded if part in SPLIT_NAMES}
     if "train" not in named or len(named) + len(others) < len(loaded):
         raise UserError(
-            f"{name} has the splits {', '.join(loaded) or '(none)'}, but train (and val, test) is expected, each once."
+            f"{name} has the splits {', '.join(loaded) or '(none)'}; expected train and perhaps val, test, each once."
         )
     parts: dict[str, Part] = {}
     classes: list[str] | None = None
@@ -73,7 +73,7 @@ def read(
         image, label, names = parquet.choose_columns(features, schema, image, label, name)
         if parts and names != classes:
             raise UserError(
-                f"{name}: the split {part} names other classes than the others; give splits of one data set."
+                f"{name}: the split {part} has different classes from the others; give splits of one data set."
             )
         classes = names
         parts[part] = _part(rows, image, label, f"The labels of {name}, {part},")

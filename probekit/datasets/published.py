@@ -31,7 +31,7 @@ MOST_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class Archive:
-    """A published archive: its file name, md5, and the folder inside."""
+    """A published archive: its file name, md5, and the folder that it contains."""
 
     name: str
     md5: str
@@ -40,7 +40,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Files:
-    """Where a data set's files are: the extracted folder, or the archive."""
+    """A data set's files, in an extracted folder or in an archive."""
 
     place: Path
     archive: Archive | None
@@ -54,17 +54,17 @@ class Files:
             return [read_bytes(self.place / name, MOST_BYTES) for name in names]
         damage = tarfile.TarError, OSError, EOFError, zlib.error
         with (
-            explained(f"{self.place} is not a whole archive", "download it again", *damage),
+            explained(f"{self.place} is not a complete archive", "download it again", *damage),
             tarfile.open(self.place, "r:*") as tar,
         ):
             found: dict[str, bytes] = {}
-            for member in tar:  # one pass: a compressed archive cannot be jumped in
+            for member in tar:  # one pass: compressed archives do not allow random access
                 name = member.name.rpartition("/")[2]
                 if name in names and name not in found and member.isfile():
                     content = tar.extractfile(member)
                     assert content is not None
                     found[name] = content.read()
-            while tar.fileobj.read(1 << 20):  # gzip compares its checksum at the end, which tarfile does not reach
+            while tar.fileobj.read(1 << 20):  # gzip verifies its checksum at the end, which tarfile does not reach
                 pass
         missing = [name for name in names if name not in found]
         if missing:
@@ -80,13 +80,13 @@ class Files:
         if verify and md5 != self.archive.md5:
             raise UserError(
                 f"{self.place} has md5 {md5}, but the published archive has {self.archive.md5}; download it again "
-                "(verify=False takes it as it is)."
+                "(verify=False skips this check)."
             )
         return {"path": str(self.place), "md5": md5, "official": md5 == self.archive.md5}
 
 
 def md5_of(path: str | Path) -> str:
-    """The md5 of a file: what the publishers of old data sets give."""
+    """The md5 of a file, the checksum published for older data sets."""
     digest = hashlib.md5(usedforsecurity=False)
     with open_regular(path) as file:
         while block := file.read(1 << 22):
@@ -95,20 +95,20 @@ def md5_of(path: str | Path) -> str:
 
 
 def fetch_command(name: str, root: str | Path) -> str:
-    """The command that downloads a data set, for messages; the path is quoted for a shell."""
+    """The command that downloads a data set, for messages, with the path quoted for a shell."""
     return f"`probekit datasets fetch {name} --root {shlex.quote(str(root))}`"
 
 
 def not_found(name: str) -> UserError:
-    """The error of a data set by name for which no folder was given."""
+    """The error for a data set known by name when no folder was given."""
     return UserError(f"{name} not found. Run `probekit datasets fetch {name} --root DIR`, then pass `--root DIR`.")
 
 
 def locate(
     name: str, root: str | Path | None, archives: Sequence[Archive], markers: Sequence[str]
 ) -> tuple[Files, str]:
-    """The extracted folder or archive under `root`, and which of the markers (one an archive: a file of its content) it
-    has."""
+    """The extracted folder or archive under `root`, and its marker. Each archive has one marker: a file that identifies
+    its extracted folder."""
     if root is None:
         raise not_found(name)
     root = Path(root)
@@ -184,17 +184,19 @@ def from_pickle(content: bytes, name: str, side: int, key: str) -> tuple[np.ndar
     data = value.get("data") if isinstance(value, dict) else None
     width = 3 * side * side
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (width,):
-        raise UserError(f"{name} contains no images of {side} x {side}: data (N, {width}) uint8; extract it again.")
+        raise UserError(
+            f"{name} does not contain images of {side} x {side}: data (N, {width}) uint8; extract it again."
+        )
     labels = whole_numbers(value.get(key))
     if labels is None or len(labels) != len(data):
-        raise UserError(f"{name} contains no {key}, a whole number for each of {len(data):,} images; extract it again.")
+        raise UserError(f"{name} lacks {key}, one integer for each of {len(data):,} images; extract it again.")
     return _images(data, side), labels
 
 
 def from_binary(content: bytes, name: str, heading: int, column: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels (int64) of records that begin with `heading` labels, of which that in `column` is read."""
+    """Images and labels (int64) of records that begin with `heading` labels, of which the one in `column` is used."""
     if not content or len(content) % (heading + 3072):
-        raise UserError(f"{name} has {len(content)} bytes, no whole number of CIFAR records; extract it again.")
+        raise UserError(f"{name} has {len(content)} bytes, not a whole number of CIFAR records; extract it again.")
     records = np.frombuffer(content, dtype=np.uint8).reshape(-1, heading + 3072)
     return _images(records[:, heading:], 32), records[:, column].astype(np.int64)
 
@@ -207,7 +209,7 @@ def _classes100(files: Files, binary: bool, labels: str) -> tuple[str, ...]:
     value = loads(content, "meta")
     names = value.get(key) if isinstance(value, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"meta is not a list of CIFAR's classes: it lacks {key}; extract the archive again.")
+        raise UserError(f"meta does not contain CIFAR's class names: it lacks {key}; extract the archive again.")
     return tuple(names)
 
 
@@ -257,17 +259,17 @@ STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monk
 def load_stl10(
     name: str, root: str | Path | None = None, fold: int | None = None, verify: bool = True, split_seed: int = 0
 ) -> Dataset:
-    """Read the labelled part, 5,000 training and 8,000 test images of 96 x 96, or one published `fold` (0 to 9) of
-    training."""
+    """Read the labelled part: 8,000 test and 5,000 training images of 96 x 96, or one published training `fold` (0 to
+    9)."""
     if fold is not None and fold not in range(10):
-        raise UserError(f"Fold {fold} was requested, but STL-10 has the folds 0 to 9.")
+        raise UserError(f"Fold {fold} was requested; STL-10 has folds 0 to 9.")
     files, _ = locate(name, root, [STL10], ["train_X.bin"])
 
     def part(which: str, chosen: int | None) -> Split:
         names = [f"{which}_X.bin", f"{which}_y.bin", *(["fold_indices.txt"] if chosen is not None else [])]
         pixels, labels, *folds = files.read(*names)
         if not pixels or len(pixels) % (3 * 96 * 96):
-            raise UserError(f"{which}_X.bin has {len(pixels)} bytes, no whole number of images; extract it again.")
+            raise UserError(f"{which}_X.bin has {len(pixels)} bytes, not a whole number of images; extract it again.")
         # each plane is stored column by column
         planes = np.frombuffer(pixels, dtype=np.uint8).reshape(-1, 3, 96, 96)
         images = ArrayImages(planes.transpose(0, 3, 2, 1))
@@ -292,7 +294,7 @@ FASHION_CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
-# md5 of the published .gz, and of the one in Debian's package dataset-fashion-mnist, which is packed anew
+# md5 of the published .gz, and of the recompressed one in Debian's package dataset-fashion-mnist
 FASHION = {
     "train-images-idx3-ubyte": ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", "cf8536b0aa1a6ac5fa3f23001093305c"),
     "train-labels-idx1-ubyte": ("25c81989df183df01b3e8a0aad5dffbe", "10bea18fdb374794d4bb42e356e600c9"),
@@ -300,18 +302,18 @@ FASHION = {
     "t10k-labels-idx1-ubyte": ("bb300cfdad3c16e7a12a480ee83cd310", "0d30e22e447f3c33dab9ed536400ac01"),
 }
 
-MOST_IDX_BYTES = 1 << 30  # unpacked; Fashion-MNIST has 47 MB
+MOST_IDX_BYTES = 1 << 30  # decompressed; Fashion-MNIST has 47 MB
 
 
 def read_idx(path: Path, most: int = MOST_IDX_BYTES) -> np.ndarray:
     """One idx file of unsigned bytes, of at most `most` bytes."""
-    with explained(f"{path} cannot be unpacked", "download it again", OSError, EOFError, zlib.error):
+    with explained(f"{path} cannot be decompressed", "download it again", OSError, EOFError, zlib.error):
         content = read_bytes(path, most)
         if path.suffix == ".gz":
-            # no more than is allowed: a small file may unfold to a thousand times its size
+            # with a limit: a small file may decompress to a thousand times its size
             content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(most + 1)
     if len(content) > most:
-        raise UserError(f"{path} unfolds to more than {most:,} bytes; download it again.")
+        raise UserError(f"{path} decompresses to more than {most:,} bytes; download it again.")
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise UserError(f"{path} is not an idx file of unsigned bytes; download it again.")
     axes = content[3]
@@ -320,7 +322,7 @@ def read_idx(path: Path, most: int = MOST_IDX_BYTES) -> np.ndarray:
     shape = tuple(int(n) for n in np.frombuffer(content, dtype=">u4", count=axes, offset=4))
     values = np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * axes)
     if values.size != math.prod(shape):
-        raise UserError(f"{path} contains {values.size} values where its header promises {shape}; download it again.")
+        raise UserError(f"{path} contains {values.size} values but its header says {shape}; download it again.")
     return values.reshape(shape)
 
 

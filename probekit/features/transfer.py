@@ -1,4 +1,4 @@
-"""Features from where they are computed to the host, beside the next batch's computation."""
+"""Copy features from the device to the host while the next batch is computed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,15 +8,15 @@ import torch
 
 
 class Transfer:
-    """The features of one batch on their way to the host.
+    """Transfer of the features of one batch to the host.
 
-    Made by the thread that computes; `arrays` is called by the one that writes. From a GPU the copies run in a stream
-    of their own, which waits for this batch only: in the computing stream they would queue up behind the batches that
-    follow. They land in pinned memory, so that they and the computation really overlap.
+    Created by the computing thread; the writing thread calls `arrays`. Copies from a GPU run in a separate stream that
+    waits only for this batch, because in the computing stream they would queue behind the following batches. They go to
+    pinned memory, without which a copy does not overlap with computation.
 
     Parameters
     ----------
-    features : tensors or arrays, one a layer
+    features : tensors or arrays, one per layer
     """
 
     def __init__(self, features: Sequence[Any]):
@@ -26,10 +26,10 @@ class Transfer:
             self._computed = torch.cuda.current_stream(self._features[0].device).record_event()
 
     def arrays(self) -> list[np.ndarray]:
-        """The features as float32 arrays; on a GPU's features the caller waits until they are there."""
+        """The features as float32 arrays; blocks until a GPU's copies have finished."""
         if self._computed is None:
             return [feature.to("cpu", torch.float32).numpy() for feature in self._features]
-        stream = torch.cuda.Stream(self._features[0].device)  # taken from a pool: no new one for each batch
+        stream = torch.cuda.Stream(self._features[0].device)  # from CUDA's pool of streams
         stream.wait_event(self._computed)
         with torch.cuda.stream(stream):
             landed = [
@@ -37,6 +37,6 @@ class Transfer:
                 for feature in self._features
             ]
         stream.synchronize()
-        # only now may their memory on the device be used again
+        # only now may their device memory be reused
         self._features = []
         return [tensor.numpy() for tensor in landed]

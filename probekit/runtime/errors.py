@@ -1,4 +1,4 @@
-"""probekit's user error is igpt_model's: one class, one exit code."""
+"""The error classes of igpt_model, which probekit shares."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ def explained(what: str, advice: str = "", *kinds: type[Exception], named: bool 
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """`" Did you mean knn?"` for a name that resembles a known one, whatever its case; else ""."""
+    """`" Did you mean knn?"` for a name that resembles a known one, ignoring case; otherwise ""."""
     by_lower = {name.lower(): name for name in known}
     near = get_close_matches(given.lower(), by_lower, n=1)
     return f" Did you mean {by_lower[near[0]]}?" if near else ""

@@ -197,7 +197,7 @@ def test_a_size_that_cannot_be_leaves_nothing_behind(line, words, tmp_path, feat
     [
         ("extract pixels digits --out {folder}", ["is a folder", "features.h5"]),
         ("sweep {folder}", ["is a folder", "features.h5"]),
-        ("verify {folder}", ["no feature file"]),
+        ("verify {folder}", ["Feature file", "does not exist"]),
         ("plot {folder} --out {folder}", ["ends in nothing", ".svg, .png or .pdf"]),
         ("sample {run} --out {folder}", ["ends in nothing; give --out a name that ends in .png."]),
         ("sample {run} --out {folder}.png", ["is a folder"]),

@@ -133,7 +133,7 @@ def test_options_in_the_text_are_those_of_the_call():
     assert load_encoder("pixels#resolution=6", resolution=4).widths == (48,)  # the call's own come first
     with pytest.raises(UserError, match="takes no option resolutoin"):
         load_encoder("pixels#resolutoin=6")
-    with pytest.raises(UserError, match="#resolution=six is no value of resolution"):
+    with pytest.raises(UserError, match="#resolution=six is not a valid value"):
         load_encoder("pixels#resolution=six")
 
 

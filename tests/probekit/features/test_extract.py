@@ -159,7 +159,7 @@ def test_images_that_two_splits_share_are_said(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
     labels = np.arange(40) % 2
     shared = {"train": (images, labels), "test": (images[:10:-3], labels[:10:-3])}
-    with pytest.warns(UserWarning, match=r"of the 10 images of split test are in train too, to the pixel"):
+    with pytest.warns(UserWarning, match=r"of the 10 images of split test are also in train, pixel for pixel"):
         extract("pixels:8", load_dataset(shared), tmp_path / "f.h5")
     apart = {"train": (images[:30], labels[:30]), "test": (images[30:], labels[30:])}
     with warnings.catch_warnings():
