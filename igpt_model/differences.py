@@ -57,7 +57,7 @@ def claim(
     Raises
     ------
     UserError
-        The folder can't be written, or holds `what` with other settings; the message names those that differ.
+        The folder is not writable, or contains `what` with different settings, which the message lists.
     """
     try:
         try:
@@ -75,7 +75,7 @@ def claim(
     if fixed := {name: pair for name, pair in changed.items() if name not in free}:
         differing = differ(*({name: pair[side] for name, pair in fixed.items()} for side in (0, 1)))
         raise UserError(
-            f"{path.parent} contains {what} with other settings: {differing}; use the same ones or another --out."
+            f"{path.parent} contains {what} with different settings ({differing}); use those or another --out."
         )
     return {name: new for name, (_, new) in changed.items()}
 

@@ -210,7 +210,7 @@ def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     state = read_tensors(checkpoint.path, "weights")
     if checkpoint.weights_hash and hash_arrays(state) != checkpoint.weights_hash:
         raise DamagedCheckpoint(
-            f"The checkpoint {checkpoint.path} is damaged: its weights are not those that config.json names."
+            f"The checkpoint {checkpoint.path} is damaged: its weights do not match the hash in config.json."
         )
     return state
 

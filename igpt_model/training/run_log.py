@@ -18,7 +18,7 @@ _MORE = {"eval": {"val_loss": float}, "step": {"loss": float}, "probe": {"accura
 def open_run(out: str | Path, settings: Mapping[str, Any], free: Iterable[str] = ()) -> dict[str, Any]:
     """Start a run in `out`, or resume the existing one if its settings are the same.
 
-    A run without a checkpoint has nothing to resume: one with other settings takes its place.
+    A run without a checkpoint cannot be resumed and is replaced by one with different settings.
 
     Settings in `free`, such as "train.threads", may differ; those that do are returned with their new values.
 

@@ -176,7 +176,7 @@ def restore(
         raise
     except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(
-            f"Probe file {where} is not a {kind} probe of {width} columns ({first_line(error)}); delete its "
+            f"Probe file {where} is not of kind {kind} with {width} columns ({first_line(error)}); delete its "
             "record's line and run the sweep again."
         ) from None
     return fitted

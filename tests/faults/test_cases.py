@@ -311,7 +311,7 @@ def test_a_probe_whose_arrays_do_not_fit(results, change):
     assert record.load_probe().predict_log_proba(np.zeros((2, 3))).shape == (2, 3)
     change(arrays)
     save_file(arrays, results / record.probe_file)
-    with pytest.raises(UserError, match=r"is no linear probe of 3 columns"):
+    with pytest.raises(UserError, match=r"is not of kind linear with 3 columns"):
         record.load_probe()
 
 

@@ -156,7 +156,7 @@ def test_late_pixels_cost_what_early_ones_do_but_for_attention():
         ({"n": 1, "temperature": float("nan")}, "temperature = nan"),
         ({"n": 1, "top_k": 0}, "top_k = 0"),
         ({"n": 1, "seed": -1}, "seed = -1"),
-        ({"n": 1, "at_once": 0}, "at_once = 0"),
+        ({"n": 1, "at_once": 0}, "at_once is 0"),
         ({"n": 2, "prefix_tokens": [[0, 1]]}, "prefix has shape"),
         ({"n": 1, "prefix_tokens": [0] * 13}, "prefix has shape"),
         ({"n": 1, "prefix_tokens": [7]}, "give 0 to 6"),

@@ -53,5 +53,5 @@ def test_without_a_compiler_it_is_refused_before_anything_is_written(tmp_path, m
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
-    with pytest.raises(UserError, match=r"gcc or clang, .*set CC to another one"):
+    with pytest.raises(UserError, match=r"gcc or clang .*set CC to another one"):
         check_compiler(torch.device("cuda"))

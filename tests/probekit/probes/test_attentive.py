@@ -67,5 +67,5 @@ def test_pooled_features_and_heads_that_do_not_divide_are_refused():
 
 def test_arrays_of_no_attentive_probe_are_refused_with_the_columns_it_should_have():
     arrays = {"classes": np.arange(2), "coef": np.zeros((1, 48))}
-    with pytest.raises(UserError, match=r"Probe file p\.safetensors is no attentive probe of 48 columns"):
+    with pytest.raises(UserError, match=r"Probe file p\.safetensors is not of kind attentive with 48 columns"):
         restore("attentive", arrays, 48, lambda rows: rows, "cpu", "p.safetensors")
