@@ -53,13 +53,8 @@ def save_probe(path: str | Path, arrays: Mapping[str, np.ndarray], rows: RowPred
 
 def load_probe(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays of a probe file: `classes`, those of its kind, and test_* where the probe has been tested."""
-<<<<<<< HEAD
-    try:
-        open_regular(path).close()  # opening a pipe or a device could block
-=======
     with explained(f"Probe file {path} cannot be read", "delete its record's line and run the sweep again"):
         open_regular(path).close()  # a pipe or a device would be waited for
->>>>>>> main
         with safe_open(path, "numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             written_as = (file.metadata() or {}).get("name", Path(path).name)
