@@ -100,7 +100,9 @@ def file_lock(path: Path, wait: float = WAIT_SECONDS) -> Iterator[bool]:
         while not (held := try_lock(descriptor)) and time.monotonic() < until:
             time.sleep(0.01)
         if wait and not held:
-            raise UserError(f"{path} is locked by another process (perhaps a stopped one); end it, and run the command again.")
+            raise UserError(
+                f"{path} is locked by another process (perhaps a stopped one); end it, and run the command again."
+            )
         yield held
     finally:
         _release(descriptor)
