@@ -216,7 +216,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return _is_list(value, kind, inner)
     if getattr(kind, "_is_protocol", False):
         members = {*vars(kind), *inspect.get_annotations(kind)}
-        return any(hasattr(value, member) for member in members if not member.startswith("_"))
+        return all(hasattr(value, member) for member in members if not member.startswith("_"))
     return isinstance(value, kind)
 
 

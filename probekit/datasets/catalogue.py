@@ -159,7 +159,7 @@ def load_dataset(
             return _read_entry(entry, root, options)
     if (found := _read_path(text, root, options)) is not None:
         return found
-    exists = Path(os.path.expanduser(text)).exists()
+    exists = os.path.exists(os.path.expanduser(text))
     if re.match(r"[A-Za-z]:[\\/]", text) and not exists:
         raise UserError(f"{text} does not exist; check the path.")
     if ":" in text and not text.startswith("file:") and not exists:
@@ -192,7 +192,7 @@ def _read_path(text: str, root: str | None, options: dict[str, Any]) -> Dataset 
     # accents are one character or two (macOS), in the text as on the disk
     path = os.path.expanduser(text.removeprefix(HUB))
     forms = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
-    path = next((form for form in forms if Path(form).exists()), path)
+    path = next((form for form in forms if os.path.exists(form)), path)
     files = [] if os.path.isdir(path) else expand(path)
     on_hub = text.startswith(HUB)
     for kind in (HUB, "parquet") if on_hub else OWN:
