@@ -9,8 +9,7 @@ from time import perf_counter
 from typing import Any, Literal
 
 from igpt_model import atomic
-from igpt_model.checked_json import read_json
-from igpt_model.differences import differ
+from igpt_model.differences import claim
 from igpt_model.ranges import check_at_least, option
 from igpt_model.training.config import TrainConfig
 from probekit.cli.console import note, progress
@@ -148,14 +147,9 @@ def _open(out: Path, settings: dict[str, Any]) -> None:
     """Write what this demo is, also over one that has made nothing yet; refuse a folder of anything else."""
     path = out / "demo.json"
     begun = any(out.glob("checkpoints/*[0-9]*")) or any(out.glob("*.h5"))
-    if path.exists() and begun:
-        there = read_json(path, dict)
-        if differing := differ(there, settings):
-            raise UserError(f"{out} contains another demo ({differing}); give another --out, or delete that folder.")
-    elif not path.exists() and out.is_dir() and any(not file.name.startswith(".demo.json.") for file in out.iterdir()):
+    if not path.exists() and out.is_dir() and any(not file.name.startswith(".demo.json.") for file in out.iterdir()):
         raise UserError(f"{out} is not empty and contains no demo; give another --out.")
-    else:
-        atomic.write_json(path, settings)
+    claim(path, settings, lambda _: begun, "a demo")
 
 
 def pretrained_files(on: str = "wandering-digits") -> Any:
