@@ -105,7 +105,7 @@ class Protocol:
         if "Cs" in changes:
             try:
                 changes["Cs"] = tuple(float(C) for C in changes["Cs"])
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 raise UserError(f"Cs is {changes['Cs']!r}; give positive numbers such as [0.01, 0.1, 1].") from None
         return replace(self, **({"name": f"{self.name}*"} | changes))
 
