@@ -470,7 +470,7 @@ class NumpyNewton:
             for rows, residuals, dz in zip(self.blocks, at.residuals, change, strict=True):
                 slope -= float(self.w[rows] @ np.einsum("kn,kn->n", residuals, dz))
             falls = loss <= here.loss * (1 + ROUNDING[self.held.dtype])
-            if falls and abs(slope) <= self.flat * decrement + EPS * here.loss:  # the second: what rounding leaves of it
+            if falls and abs(slope) <= self.flat * decrement + EPS * here.loss:  # the last: what rounding leaves of it
                 break
             if falls and slope < 0:
                 low, of_low = t, slope
