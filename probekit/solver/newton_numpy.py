@@ -36,7 +36,7 @@ MOST_ENTRIES = 1 << 25  # of logits, and of X copied to float32
 STEPS, MOST_STEPS = 25, 500  # Newton steps from one start, and on the way to a weak penalty
 PRODUCTS = 250  # of conjugate gradients, all steps together
 RAY_STEPS = 30
-FAR = 0.3  # decrement over loss of a step, above which the next is along one direction
+FAR = 0.3  # decrement over loss, above which a step that follows such a step is along one direction
 FLAT, FLAT_OF_MANY = 0.1, 0.4  # of its start, to which a line search brings the slope; the second for many classes
 INTERCEPT_STEPS = 4
 ENOUGH_OF_INTERCEPTS = 1e-6  # gradient of the intercepts at which one more Newton step is the last
@@ -129,7 +129,8 @@ class NumpyNewton:
             self._hold_all(data)
         else:
             self._hold_float32(data)
-        self.before: tuple[Array, Array, float] | None = None  # of a far step: gradient g, direction, g' M g
+        # of a far step: the gradient g, its direction, g' M g, and the decrement over that
+        self.before: tuple[Array, Array, float, float] | None = None
         self.bound = Bound(float(np.sqrt(2) * self.norms.max()), shares)
         self.weighted_norms = np.column_stack([self.norms, self.held[:, -1]]) * self.w[:, None]
         theta = np.zeros((self.R, self.held.shape[1]))
@@ -391,9 +392,11 @@ class NumpyNewton:
         z = M * r
         rz = start = float(np.vdot(r, z))
         d = z
-        if self.before is not None:
-            gradient, last, size = self.before
-            along = scale * (z + max(float(np.vdot(z, at.gradient - gradient)), 0.0) / size * last)
+        size = rz * scale**2
+        # far, too, if what the step before gained of its g' M g is expected of this one
+        if self.before is not None and self.before[3] * size > FAR * at.loss:
+            gradient, last, before, _ = self.before
+            along = scale * (z + max(float(np.vdot(z, at.gradient - gradient)), 0.0) / before * last)
             moved = [
                 self._moved(along.astype(np.float32), p, rows) for p, rows in zip(at.at.p, self.blocks, strict=True)
             ]
@@ -402,7 +405,7 @@ class NumpyNewton:
             slope = float(np.vdot(along, at.gradient))
             if curved > 0 and slope > 0:
                 length = slope / curved
-                self.before = (at.gradient, along, rz * scale**2) if length * slope > FAR * at.loss else None
+                self.before = (at.gradient, along, size, length * slope / size)
                 return length * along, [np.float32(length) * v for v in moved], length * slope, 1, False
         spread = float(self.variances.sum())
         enough = 2 * l2 * STEP_SHARE * self.tol * at.loss / scale**2
@@ -425,7 +428,8 @@ class NumpyNewton:
             small = left <= enough and np.abs(r).max() <= 0.5 * self.limit / scale
             if rz <= min(max(total * scale**2 / at.loss, 1e-9), RTOL) * start or small:
                 break
-        self.before = (at.gradient, step * scale, start * scale**2) if total * scale**2 > FAR * at.loss else None
+        far = total * scale**2 > FAR * at.loss
+        self.before = (at.gradient, step * scale, size, total / start) if far else None
         return step * scale, None, total * scale**2, spent, left <= 2 * enough
 
     def _moved(self, d: Array, p: Array, rows: slice) -> Array:
