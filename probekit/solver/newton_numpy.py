@@ -396,17 +396,17 @@ class NumpyNewton:
         # far, too, if what the step before gained of its g' M g is expected of this one
         if self.before is not None and self.before[3] * size > FAR * at.loss:
             gradient, last, before, _ = self.before
-            along = scale * (z + max(float(np.vdot(z, at.gradient - gradient)), 0.0) / before * last)
+            along = z + max(float(np.vdot(z, at.gradient - gradient)), 0.0) / before * last
             moved = [
                 self._moved(along.astype(np.float32), p, rows) for p, rows in zip(at.at.p, self.blocks, strict=True)
             ]
             curved = l2 * float(np.vdot(along[:, :-1], along[:, :-1]))
             curved += sum(float(np.vdot(v, own * v)) for v, own in zip(moved, weighted, strict=True))
-            slope = float(np.vdot(along, at.gradient))
+            slope = float(np.vdot(along, r))
             if curved > 0 and slope > 0:
-                length = slope / curved
-                self.before = (at.gradient, along, size, length * slope / size)
-                return length * along, [np.float32(length) * v for v in moved], length * slope, 1, False
+                length, decrement = scale * slope / curved, scale**2 * slope**2 / curved
+                self.before = (at.gradient, scale * along, size, decrement / size)
+                return length * along, [np.float32(length) * v for v in moved], decrement, 1, False
         spread = float(self.variances.sum())
         enough = 2 * l2 * STEP_SHARE * self.tol * at.loss / scale**2
         while spent < PRODUCTS:
