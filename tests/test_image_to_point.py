@@ -13,7 +13,7 @@ import numpy as np
 from probekit import Results, extract, load_dataset, load_encoder, sweep
 from probekit.reports.figures.depth import depth_figure
 from probekit.reports.panels import build_panels
-from probekit.selection.settings import FitSettings
+from probekit.selection.choose_C import FitSettings
 
 PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "architecture.md"
 

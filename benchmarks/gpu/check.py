@@ -38,8 +38,7 @@ from igpt_model.model import NORM_EPS
 from igpt_model.process_group import Ranks
 from igpt_model.training.batches import encode_all, token_batch
 from igpt_model.training.checkpoint import latest_checkpoint, load_checkpoint
-from igpt_model.training.engine import Engine
-from igpt_model.training.optim import learning_rate
+from igpt_model.training.engine import Engine, learning_rate
 from probekit import extract, fit_path, load_dataset, load_encoder, sweep
 from probekit.results.predictions import row_predictions
 

@@ -1,25 +1,84 @@
 """One update and one evaluation, on one process or on many: the model, its optimiser, and nothing about runs.
 
+AdamW with beta2 0.95, linear warm-up, cosine to zero (FACTS section 3). Every batch is the same whatever the number of
+ranks: rank r of R takes the r-th part of its rows. "ddp" keeps the whole model on each rank; "fsdp" (FSDP2,
+`fully_shard`) splits weights, gradients and optimiser state among them.
+
 Letters in shapes: N images, B images of a batch (over all ranks), T positions.
 """
 
 import math
+import os
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from igpt_model import objectives
 from igpt_model.devices import send
+from igpt_model.errors import UserError
 from igpt_model.model import IGPT
-from igpt_model.process_group import Ranks
-from igpt_model.training.checkpoint import HEAD, fill_from_shards, read_tensors, read_weights
+from igpt_model.process_group import Ranks, join_group, launched
+from igpt_model.training.checkpoint import HEAD, Checkpoint, fill_from_shards, read_tensors, read_weights
 from igpt_model.training.config import FinetuneConfig, TrainConfig
-from igpt_model.training.distributed import share_model, sum_later, whole
-from igpt_model.training.optim import like, make_optimizer, optimizer_tensors, restore_optimizer, start_optimizer
+
+
+def find_ranks(parallel: str, device: torch.device, batch_size: int = 0) -> Ranks:
+    """Join the processes that torchrun started, if any; `UserError` where they do not fit `parallel` or the batch."""
+    if parallel == "none":
+        if (size := launched()[1]) > 1:
+            raise UserError(f"torchrun started {size} processes, but parallel is none; choose ddp or fsdp.")
+        return Ranks(device=device)
+    if "RANK" not in os.environ and not dist.is_initialized():
+        raise UserError(
+            f"parallel is {parallel}, but this process was not started by torchrun; start it with torchrun."
+        )
+    join_group(device)
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), device, parallel)
+    if batch_size % ranks.size:
+        raise UserError(f"batch_size is {batch_size}, which {ranks.size} ranks cannot share evenly; change it.")
+    return ranks
+
+
+def share_model(objective: nn.Module, model: IGPT, ranks: Ranks, some_unused: bool = False) -> nn.Module:
+    """Return `objective` (a module around `model` that gives the loss) as this run's ranks compute it.
+
+    "fsdp" changes `model` in place: its parameters become DTensors, split by rows, gathered a block at a time.
+    `some_unused`: not every parameter has a part in the loss, for which "ddp" must look at each pass.
+    """
+    if ranks.parallel == "ddp":
+        objective.to(ranks.device)
+        ids = [ranks.device.index] if ranks.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(
+            objective, device_ids=ids, gradient_as_bucket_view=True, find_unused_parameters=some_unused
+        )
+    if ranks.parallel == "fsdp":
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(ranks.device.type, (ranks.size,))
+        for block in model.blocks:  # each moves to the device as it is split: the whole model is never there
+            fully_shard(block, mesh=mesh)
+        fully_shard(objective, mesh=mesh)
+        return objective
+    return objective.to(ranks.device)
+
+
+def sum_later(shared: nn.Module, ranks: Ranks, later: bool) -> Any:
+    """Return the context of one part of a batch: with `later`, gradients are not exchanged yet but kept adding up."""
+    if ranks.parallel == "ddp" and later:
+        return shared.no_sync()  # type: ignore[operator]  # only DistributedDataParallel comes here
+    if ranks.parallel == "fsdp":
+        shared.set_requires_gradient_sync(not later)  # type: ignore[operator]  # fully_shard added the method
+    return nullcontext()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor that may be split among ranks as a plain one; all ranks must ask."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 class Objective(nn.Module):
@@ -36,18 +95,11 @@ class Objective(nn.Module):
 
 
 class Engine:
-    """A model in training, with its optimiser.
+    """A model in training, with its optimiser, on the ranks that share each batch.
 
-    Parameters
-    ----------
-    config : TrainConfig or FinetuneConfig
-    ranks : Ranks
-        The processes that share each batch.
-    objective : module, optional
-        Returns (loss, reported parts of the loss) from `(tokens_BT, mask_BT)`, and labels if `update` gets any. Its
-        `model` is trained: an IGPT, or a module with one as `igpt` and a head. Default: a new IGPT's own loss.
-    some_unused : bool
-        Not every parameter has a part in the loss.
+    `objective`, by default a new IGPT's own loss, returns (loss, reported parts of the loss) from `(tokens_BT,
+    mask_BT)`, and labels if `update` gets any. Its `model` is trained: an IGPT, or a module with one as `igpt` and a
+    head. With `some_unused` not every parameter has a part in the loss.
     """
 
     def __init__(
@@ -72,22 +124,11 @@ class Engine:
     def update(
         self, tokens_BT: np.ndarray, masks_BT: Tensor | None, rate: float, labels_B: np.ndarray | None = None
     ) -> tuple[Tensor, Tensor]:
-        """One step of the optimiser: forward, backward, clip, AdamW.
+        """One step of the optimiser at learning rate `rate`: forward, backward, clip, AdamW.
 
-        Parameters
-        ----------
-        tokens_BT : int64 array
-            The whole batch; each rank takes its part.
-        rate : float
-            The learning rate.
-        labels_B : int64 array, optional
-            Passed to the objective after the masks.
-
-        Returns
-        -------
-        parts, norm : tensors on the device
-            This rank's share of what the objective reports (the sum over ranks is the batch's mean); the norm of the
-            gradient before clipping.
+        Each rank takes its part of the whole batch that is given (int64); labels are passed to the objective after the
+        masks. Returns, as tensors on the device, this rank's share of what the objective reports (the sum over ranks
+        is the batch's mean), and the norm of the gradient before clipping.
         """
         config, ranks = self.config, self.ranks
         mine = ranks.part(0, len(tokens_BT))
@@ -151,13 +192,15 @@ class Engine:
         """Return the optimiser's state as tensors by name."""
         return optimizer_tensors(self.trained, self.optimizer)
 
-    def restore(self, folder: Path) -> None:
+    def restore(self, checkpoint: Checkpoint) -> None:
         """Take weights and optimiser state from a checkpoint that any number of ranks wrote."""
+        folder = checkpoint.path
+        assert folder is not None
         if self.ranks.parallel == "fsdp" and (folder / "weights").is_dir():
             fill_from_shards(folder / "weights", self.model.state_dict())
             fill_from_shards(folder / "trainer", start_optimizer(self.model, self.optimizer))
             return
-        weights = read_weights(folder)
+        weights = read_weights(checkpoint)
         head = read_tensors(folder, HEAD) if self.head else {}
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
@@ -170,3 +213,79 @@ class Engine:
         """Return whether all weights are finite, on every rank."""
         local = [p.to_local() if hasattr(p, "to_local") else p for p in self.parameters]
         return not self.ranks.any(not all(bool(torch.isfinite(p).all()) for p in local))
+
+
+def learning_rate(step: int, peak: float, warmup_steps: int, steps: int, schedule: str = "cosine") -> float:
+    """Return the rate of update number `step` (from 0).
+
+    Linear from `peak / warmup_steps` to `peak`, then half a cosine to 0 after `steps` updates, or constant.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    if schedule == "constant":
+        return peak
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Split the parameters: the blocks' matrices decay, while embeddings, gains, biases and a classifier's head do not.
+
+    The paper found that a decay of 0.01 made no difference; 0 is the default.
+    """
+    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.ndim >= 2 and name.removeprefix("igpt.").startswith("h.")
+            groups[not decays].append(parameter)
+    return [{"params": groups[0], "weight_decay": weight_decay}, {"params": groups[1], "weight_decay": 0.0}]
+
+
+def make_optimizer(
+    model: nn.Module, lr: float, betas: tuple[float, float] = (0.9, 0.95), weight_decay: float = 0.0
+) -> torch.optim.AdamW:
+    """Build AdamW in its fused form: one kernel a tensor list, on CPU as on CUDA."""
+    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=betas, eps=1e-8, fused=True)
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return the optimiser's state by parameter name, e.g. "h.0.ln_1.g/exp_avg": safetensors holds it, no pickle."""
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}/{key}": torch.as_tensor(value).detach()
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Put the tensors of `optimizer_tensors` back, whole ones also where the parameters are split among ranks."""
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        owner, _, key = name.rpartition("/")
+        parameter = parameters[owner]
+        # fused and capturable AdamW keep `step` where the parameter lives; the moments have its layout
+        optimizer.state[parameter][key] = (
+            like(parameter, tensor) if tensor.ndim else tensor.clone().to(parameter.device)
+        )
+
+
+def start_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Give every parameter AdamW's state before a first update, to be filled in place; return it as tensors by name."""
+    for parameter in model.parameters():
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer_tensors(model, optimizer)
+
+
+def like(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy of a whole tensor where, and split as, the parameter is."""
+    if hasattr(parameter, "placements"):
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(parameter, DTensor)
+        return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return tensor.clone().to(parameter.device)

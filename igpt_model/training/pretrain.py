@@ -20,10 +20,8 @@ from igpt_model.process_group import Ranks
 from igpt_model.training.batches import Spaced, check_images, encode_data, fit_palette
 from igpt_model.training.checkpoint import list_checkpoints
 from igpt_model.training.config import TrainConfig
-from igpt_model.training.distributed import find_ranks
-from igpt_model.training.divergence import LossWatch, TrainingDiverged
-from igpt_model.training.engine import Engine
-from igpt_model.training.run import Record, Run, records_of
+from igpt_model.training.engine import Engine, find_ranks
+from igpt_model.training.run import LossWatch, Record, Run, TrainingDiverged, records_of
 
 __all__ = ["TrainConfig", "TrainingDiverged", "train"]
 

@@ -3,6 +3,7 @@
 `Run` contains the loop and all that both have in common; `pretrain` and `finetune` derive what differs.
 """
 
+import math
 import os
 import signal
 import threading
@@ -17,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from igpt_model.checked_json import read_json
 from igpt_model.devices import cpu_threads
 from igpt_model.errors import UserError
 from igpt_model.images import ImageTransform
@@ -31,15 +31,12 @@ from igpt_model.training.checkpoint import (
     check_checkpoint,
     checkpoint_path,
     list_checkpoints,
-    load_checkpoint,
     newest_good,
     prune_checkpoints,
     save_checkpoint,
 )
 from igpt_model.training.config import FinetuneConfig, TrainConfig
-from igpt_model.training.divergence import LossWatch, TrainingDiverged
-from igpt_model.training.engine import Engine
-from igpt_model.training.optim import learning_rate
+from igpt_model.training.engine import Engine, learning_rate
 from igpt_model.training.run_log import MetricsLog, open_run
 
 Record = dict[str, Any]
@@ -65,6 +62,51 @@ def records_of(
         run = make()
         yield from run.open(changed)
         yield from run.records(stop)
+
+
+PATIENCE = 5  # records in a row for which a spiking loss is watched before training stops
+
+
+class TrainingDiverged(UserError):  # noqa: N818 (it names what happened, as StopIteration does)
+    """The loss became infinite or NaN, or rose and stayed high; the last good checkpoint is still there."""
+
+
+class LossWatch:
+    """Checks every record of the training loss.
+
+    `first` is the loss at which training starts; `spike` the share of its decrease since then that may be lost again
+    (0: any, so that only finiteness is checked).
+    """
+
+    def __init__(self, first: float = 0.0, spike: float = 0.0) -> None:
+        self.first, self.spike = first, spike
+        self.lowest, self.bad_records = math.inf, 0
+
+    @property
+    def reliable(self) -> bool:
+        """Whether the weights may be saved: a loss that has risen is watched for a while first."""
+        return self.bad_records == 0
+
+    def check(self, step: int, loss: float, norm: float, last: bool, good: int | None) -> None:
+        """Take in the loss and the largest gradient norm since the last record; raise `TrainingDiverged` if unsound.
+
+        `last` says that no record follows; `good` is the step of the newest checkpoint, for the message.
+        """
+        advice = f"the last good checkpoint is of step {good}; start again in another folder with a lower lr"
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingDiverged(
+                f"The loss or its gradient is not finite at step {step} (loss {loss}, gradient norm {norm}): {advice}."
+            )
+        self.lowest = min(self.lowest, loss)
+        limit = self.lowest + self.spike * (self.first - self.lowest)
+        # early on, before there is progress to lose, worse than guessing by half counts
+        learned = self.first - self.lowest > 0.05
+        risen = self.spike > 0 and loss > (limit if learned else 1.5 * self.first)
+        self.bad_records = self.bad_records + 1 if risen else 0
+        if self.bad_records >= PATIENCE or (self.bad_records and last):
+            raise TrainingDiverged(
+                f"The loss was {self.lowest:.3f} at best, is {loss:.3f} at step {step} and stays high: {advice}."
+            )
 
 
 class Run(ABC):
@@ -99,8 +141,6 @@ class Run(ABC):
         self.circumstances: Record = {}  # further values of trainer.json, which nothing depends on
         # what each update since the last record returned, on the device: the host need not wait for every step
         self.updates: list[tuple[Tensor, Tensor]] = []
-
-    # what pre-training and fine-tuning do in their own ways
 
     @abstractmethod
     def provenance(self) -> dict[str, Any]:
@@ -138,25 +178,22 @@ class Run(ABC):
         """Return what a "start" or "end" record contains beyond the fields of every run."""
         return {}
 
-    # what they share
-
     def open(self, changed: dict[str, Any]) -> Iterator[Record]:
         """Restore the newest good checkpoint, or start; encode the images."""
         schema = {**self.state_schema, "data_hash": str}
-        folder, damaged = self.ranks.once(lambda: newest_good(self.out, schema))
+        found, damaged = self.ranks.once(lambda: newest_good(self.out, schema))
         yield from damaged
-        self.new = folder is None
-        if folder is None:
-            self.palette, state = self.ranks.once(self.first_palette), None
+        self.new = found is None
+        state: Any = found.trainer if found else None
+        if found is None:
+            self.palette = self.ranks.once(self.first_palette)
         else:
-            loaded = load_checkpoint(folder, weights=False)
-            self.palette, self.step = loaded.palette, loaded.step
-            state = read_json(folder / "trainer.json", schema)
-            self.engine.restore(folder)
+            self.palette, self.step = found.palette, found.step
+            self.engine.restore(found)
             for name in self.state_schema:
                 setattr(self.progress, name, state[name])
         self.data = self.encode(self.palette)
-        if state is not None and state["data_hash"] != self.data.hash:
+        if state and state["data_hash"] != self.data.hash:
             raise UserError(
                 f"The images or labels are not those that the run in {self.out} was started with, although their "
                 "number and name agree; give the same data or another --out."
@@ -165,12 +202,12 @@ class Run(ABC):
         steps = range(self.step, self.config.steps)
         self.batches = read_ahead(steps, self.draw, ahead=self.ranks.device.type == "cuda")
         log = self.out / "metrics.jsonl"
-        self.metrics = MetricsLog(log, None if folder is None else self.step) if self.ranks.first else None
+        self.metrics = MetricsLog(log, None if self.new else self.step) if self.ranks.first else None
         yield {
             "kind": "start",
             "step": self.step,
             "steps": self.config.steps,
-            "resumed": folder is not None,
+            "resumed": not self.new,
             "changed": changed,
             "n_params": sum(p.numel() for p in self.engine.parameters),
             "n_train": len(self.data.train),

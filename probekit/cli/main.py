@@ -6,6 +6,7 @@ Exit codes: 0 done; 2 the user's input; 1 our fault; 130 interrupted, with what 
 import errno
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -164,22 +165,13 @@ _USERS_OS_ERRORS = {
 
 
 def main(argv: Sequence[str] | None = None, run: Callable[[list[str]], object] | None = None) -> int:
-    """Run the command line.
+    """Run the command line `argv` (by default the process's) and return the exit code; 141 when nobody reads stdout.
 
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        The arguments after the program's name; taken from the process by default.
-    run : callable, optional
-        Called with them instead of the verb.
-
-    Returns
-    -------
-    int
-        The exit code: 0, 1, 2, 130, or 141 when nobody reads stdout any more.
+    `run` is called with the words in place of the verb.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     _open_closed_streams()
+    _bound_terminal_size()
     debug = "--debug" in words
     warnings.showwarning = _show_warning
     console.settle(quiet=bool({"-q", "--quiet"} & set(words)))
@@ -206,6 +198,15 @@ def _open_closed_streams() -> None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
+def _bound_terminal_size() -> None:
+    """Keep the width of what is printed between 20 and 1000: rich takes COLUMNS and LINES as they are, 0 too."""
+    columns = shutil.get_terminal_size().columns
+    if "COLUMNS" in os.environ or columns < 20:
+        os.environ["COLUMNS"] = str(min(max(columns, 20), 1000))
+    if not re.fullmatch("[0-9]{1,4}", os.environ.get("LINES", "24")):
+        del os.environ["LINES"]
+
+
 def _written(code: int) -> int:
     """The exit code, after everything has been printed; what cannot be (`>/dev/full`, `| head`) is discarded."""
     for stream in (sys.stdout, sys.stderr):
@@ -213,7 +214,8 @@ def _written(code: int) -> int:
             stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            code = code or 2
+            if stream is sys.stdout:
+                code = code or 2
     return code
 
 

@@ -38,8 +38,8 @@ def plot(
     out
         File to write; its ending chooses the format: .svg, .png or .pdf.
     kind
-        depth: accuracy by layer with intervals. path: one series over the grid of C. labels: accuracy over
-        the number of labelled rows, from sweeps with several --per-class or --train-rows.
+        depth: accuracy by layer with intervals. path: held-out accuracy of one series by layer and C. labels: accuracy
+        over the number of labelled rows, from sweeps with several --per-class or --train-rows.
     series
         Series of kind path; by default the first trained model.
     narrow
@@ -61,12 +61,12 @@ def plot(
     from probekit.reports.figures.depth import depth_figure
     from probekit.reports.figures.label_curve import label_figure, label_frame
     from probekit.reports.figures.penalty_paths import path_figure
-    from probekit.reports.figures.style import FigureOptions, brief, save_figure, style
+    from probekit.reports.figures.style import NARROW, FigureOptions, brief, save_figure, style
     from probekit.reports.panels import find_series
     from probekit.reports.tables import layer_frame, path_frame
     from probekit.runtime.escape import csv_text
 
-    options = FigureOptions(width, height, ylim, read_labels(labels), title, font_size)
+    options = FigureOptions(width or (NARROW if narrow else None), height, ylim, read_labels(labels), title, font_size)
     form = check_ending(out, FORMATS)
     if kind == "path" and (choice.get("metric", "top1"), choice.get("readout")) != ("top1", None):
         raise UserError("--kind path shows held-out accuracy over C; leave --metric and --readout to depth and labels.")
@@ -78,13 +78,13 @@ def plot(
                 raise UserError(f"A label curve is of one data set under one protocol; choose one of {choices}.")
             figure, points = label_figure(panels, options), label_frame(panels)
         elif kind == "depth":
-            figure, points = depth_figure(one_panel(panels), narrow, options), layer_frame([one_panel(panels)])
+            figure, points = depth_figure(one_panel(panels), options), layer_frame([one_panel(panels)])
         else:
             panel = one_panel(panels)
             one = find_series(panel, series) if series else (panel.models or list(panel.series))[0]
             if title is None:
                 options = replace(options, title=brief(f"{brief(one.label, 40)}, {panel.title}"))
-            figure, points = path_figure(one, narrow=narrow, options=options), path_frame([one])
+            figure, points = path_figure(one, options), path_frame([one])
         save_figure(figure, out.with_suffix(""), (form,))
     beside = out.with_suffix(".csv")
     atomic.write_text(beside, csv_text(points))
@@ -126,22 +126,6 @@ def check_ending(out: Path, formats: Sequence[str]) -> str:
     return form
 
 
-def read_panels(
-    results: Sequence[Path], metric: str = "top1", readout: str | None = None, runs: Sequence[str] = ()
-) -> "list[Panel]":
-    """The panels of some results, none where they hold no single layer; `runs` as on the command line.
-
-    Raises
-    ------
-    UserError
-        They have not the metric, readout or runs asked for.
-    """
-    from probekit.reports.panels import build_panels, collect_records
-    from probekit.results.runs import read_runs
-
-    return build_panels(collect_records(list(results)), metric, readout, read_runs(runs))
-
-
 def choose_panels(
     results: Sequence[Path],
     dataset: str | None = None,
@@ -180,7 +164,10 @@ def choose_panels(
     UserError
         They hold no single layer, not the metric, readout or runs asked for, or none fits; the message lists them.
     """
-    panels = read_panels(results, metric, readout, runs)
+    from probekit.reports.panels import build_panels, collect_records
+    from probekit.results.runs import read_runs
+
+    panels = build_panels(collect_records(results), metric, readout, read_runs(runs))
     if not panels:
         raise UserError("The results hold no probe of a single layer: run `probekit sweep`.")
     fitting = [

@@ -69,13 +69,7 @@ def _without_config(words: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file.
-
-    Raises
-    ------
-    UserError
-        The file is absent or does not hold a mapping.
-    """
+    """The mapping in a YAML or JSON file; a `UserError` if it is absent or holds none."""
     import yaml
 
     class Plain(yaml.SafeLoader):

@@ -1,4 +1,4 @@
-"""What `load_dataset` knows by name, and how it tells names, paths and arrays apart."""
+"""`load_dataset`: the table of data sets known by name, and how names, paths and arrays are told apart."""
 
 import inspect
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from igpt_model.arguments import checked
-from probekit.datasets import arrays, by_function, csv_list, folder, hub_datasets, npy, parquet, tars
+from probekit.datasets import arrays, csv_list, folder, hub_datasets, npy, parquet, tars
 from probekit.datasets.listing import expand
 from probekit.datasets.parts import Found, assemble
 from probekit.datasets.records import Dataset
@@ -22,7 +22,7 @@ from probekit.runtime.written_options import read_values, split_options
 
 @dataclass(frozen=True)
 class Entry:
-    """One data set by name: a note, where to get it, and the function that loads it (none: a form in `OWN`)."""
+    """A data set known by name: a note, where to get it, and its loader ("" for the forms of `OWN`)."""
 
     name: str
     note: str
@@ -42,12 +42,17 @@ ENTRIES = (
     Entry(
         "wandering-digits-25", "the same splits, training digits at all 25", EMBEDDED, "digits:load_wandering", False
     ),
-    Entry("fashion-mnist", "70,000 grey pictures of clothes, 28x28", f"{FETCH}, or dataset-fashion-mnist", "idx:load"),
-    Entry("cifar10", "50,000 + 10,000 photographs, 32x32, 10 classes", FETCH, "cifar:load"),
-    Entry("cifar100", "50,000 + 10,000 photographs, 32x32, 100 classes", FETCH, "cifar:load"),
-    Entry("stl10", "5,000 + 8,000 photographs, 96x96, 10 classes", FETCH, "stl10:load"),
-    Entry("imagenet32", "ImageNet at 32x32, 1,000 classes", IMAGENET, "imagenet_small:load"),
-    Entry("imagenet64", "ImageNet at 64x64, 1,000 classes", IMAGENET, "imagenet_small:load"),
+    Entry(
+        "fashion-mnist",
+        "70,000 grey pictures of clothes, 28x28",
+        f"{FETCH}, or dataset-fashion-mnist",
+        "published:load_fashion",
+    ),
+    Entry("cifar10", "50,000 + 10,000 photographs, 32x32, 10 classes", FETCH, "published:load_cifar"),
+    Entry("cifar100", "50,000 + 10,000 photographs, 32x32, 100 classes", FETCH, "published:load_cifar"),
+    Entry("stl10", "5,000 + 8,000 photographs, 96x96, 10 classes", FETCH, "published:load_stl10"),
+    Entry("imagenet32", "ImageNet at 32x32, 1,000 classes", IMAGENET, "published:load_imagenet"),
+    Entry("imagenet64", "ImageNet at 64x64, 1,000 classes", IMAGENET, "published:load_imagenet"),
     Entry("openai-tokens", "the token arrays released with iGPT, 32x32", f"{FETCH} (CIFAR-10)", "openai_tokens:load"),
     Entry("folder", "images as SPLIT/CLASS/NAME or CLASS/NAME", "yours: FOLDER, FILE.zip, '*.zip'"),
     Entry("npz", "train_images, train_labels, test_images, ...", "yours: FILE.npz"),
@@ -68,22 +73,22 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Form:
-    """A form of a user's own data: the function that reads it, what its files end with, and whether a folder is of it;
-    that function's options follow a #, as in birds.csv#label=species."""
+    """A file format for the user's own data: the function that reads it, its suffixes, and a test for folders. Options
+    of that function follow a #, as in birds.csv#label=species."""
 
     read: Callable[..., Found]
     suffixes: tuple[str, ...] = ()
     in_folder: Callable[[str], bool] = lambda path: False
 
     def means(self, path: str, files: Sequence[Path]) -> bool:
-        """Whether a folder, or one of the `files` that another path means (`expand`), exists and is of this form."""
+        """Whether `path` is a folder of this form, or one of the `files` that it expands to is."""
         if os.path.isdir(path):
             return self.in_folder(path)
         return any(file.name.lower().endswith(self.suffixes) and file.is_file() for file in files)
 
 
 HUB = "hf-data:"
-# a file or folder is what the first of these says it is
+# tried in this order; the first match reads the file or folder
 OWN: dict[str, Form] = {
     HUB: Form(hub_datasets.read, in_folder=hub_datasets.in_folder),
     "csv": Form(csv_list.read, (".csv", ".tsv")),
@@ -110,15 +115,15 @@ def load_dataset(
     Parameters
     ----------
     source : str, path, tuple, dict or torch Dataset
-        A name of `list_datasets()`; the path of an image folder, zip archive (or quoted glob of archives), .npz, .csv,
-        .parquet or .tar; `hf-data:NAME[:CONFIG]`; `package.module:function`, a function that returns any of these or
-        a class of torchvision's kind; `(images, labels)`, a torch Dataset, or a dict of them by split. Options may
-        follow a path: `birds.parquet#label=species#image=photo`.
+        A name from `list_datasets()`; the path of an image folder, zip archive (or quoted glob of archives), .npz,
+        .csv, .parquet or .tar; `hf-data:NAME[:CONFIG]`; `package.module:function`, a function that returns any of
+        these or a data set class like torchvision's; `(images, labels)`, a torch Dataset, or a dict of them by split.
+        Options may follow a path: `birds.parquet#label=species#image=photo`.
     root : path, optional
-        Folder (or file) where a data set known by name lies, for those that are not embedded.
+        Folder (or file) of a data set known by name, for those that are not embedded.
     tests : mapping of name to source, optional
-        Further test sets, each as `source`: other pictures of the same classes, or of some of them. They become splits
-        of these names (`probekit.datasets.shifted.with_tests`).
+        Further test sets, each given like `source`: other images of the same classes, or of some of them. They become
+        splits with these names (`probekit.datasets.shifted.with_tests`).
     **options
         Passed to the loader, for example `split_seed`, or `skip_corrupt=True` to leave out image files that cannot be
         decoded (they are listed in the provenance).
@@ -130,7 +135,7 @@ def load_dataset(
     Raises
     ------
     UserError
-        The name is not known (the message lists the known ones), or the source cannot be read.
+        The name is unknown (the message lists the known ones), or the source cannot be read.
     """
     if tests:
         from probekit.datasets.shifted import with_tests
@@ -148,7 +153,7 @@ def load_dataset(
     text, written = split_options(str(source))
     options |= written
     if not text.strip():
-        raise UserError(f"An empty name of a data set was given; give {'; '.join(FORMS)}.")
+        raise UserError(f"An empty data set name was given; give {'; '.join(FORMS)}.")
     for entry in ENTRIES:
         if entry.name == text:
             return _read_entry(entry, root, options)
@@ -160,16 +165,16 @@ def load_dataset(
     if ":" in text and not text.startswith("file:") and not exists:
         value = import_object(text)
         if callable(value):
-            return load_dataset(by_function.call(value, text, root, options))
+            return load_dataset(arrays.call(value, text, root, options))
         return load_dataset(value, root, **options)
     known = ", ".join(entry.name for entry in ENTRIES)
-    state = "is of no form that can be read" if exists else "is no known name and no path that exists"
+    state = "is not in a supported format" if exists else "is neither a known name nor an existing path"
     hint = did_you_mean(text, [entry.name for entry in ENTRIES])
-    raise UserError(f"The data set {text!r} {state}.{hint} Give {'; '.join(FORMS)}; or one of {known}.")
+    raise UserError(f"The data set {text!r} {state}.{hint} Give {'; '.join(FORMS)}; or one of the names {known}.")
 
 
 def _read_entry(entry: Entry, root: str | None, options: dict[str, Any]) -> Dataset:
-    """A data set by its name."""
+    """Load a data set known by name."""
     if not entry.needs_root and root is not None:
         raise UserError(f"{entry.name} is embedded and takes no root, but root={root} was given; leave it out.")
     if not entry.loader:
@@ -183,11 +188,8 @@ def _read_entry(entry: Entry, root: str | None, options: dict[str, Any]) -> Data
 
 
 def _read_path(text: str, root: str | None, options: dict[str, Any]) -> Dataset | None:
-    """A data set by its path, or of the hub; None where there is neither."""
-    # a name typed here, or copied from macOS: either form of an accent
-    path = os.path.expanduser(text.removeprefix(HUB))
-    forms = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
-    path = next((form for form in forms if Path(form).exists()), path)
+    """Load a data set from a path or the Hugging Face hub; None if `text` is neither."""
+    path = _as_on_disk(os.path.expanduser(text.removeprefix(HUB)))
     files = [] if os.path.isdir(path) else expand(path)
     on_hub = text.startswith(HUB)
     for kind in (HUB, "parquet") if on_hub else OWN:
@@ -196,8 +198,19 @@ def _read_path(text: str, root: str | None, options: dict[str, Any]) -> Dataset 
     return _read_form(HUB, path, root, options) if on_hub else None
 
 
+def _as_on_disk(path: str) -> str:
+    """`path`, or if it does not exist, with each part's accents as on the disk: one character or two (macOS)."""
+    found = ""
+    for part in () if os.path.exists(path) else Path(path).parts:
+        forms = (os.path.join(found, unicodedata.normalize(form, part)) for form in ("NFC", "NFD"))
+        found = next(filter(os.path.exists, (os.path.join(found, part), *forms)), "")
+        if not found:
+            break
+    return found or path
+
+
 def _read_form(kind: str, path: str, root: str | None, options: dict[str, Any]) -> Dataset:
-    """A data set in one of the forms `OWN`, called by its path; `root` is the cache of the hub's."""
+    """Load a data set in one of the forms `OWN`, named after its path; `root` is the cache folder for hub data sets."""
     form, where = OWN[kind], HUB + path if kind == HUB else path
     title = path if kind != HUB or os.path.exists(path) else path.partition(":")[0]
     stem = re.split(r"[*?\[{]", Path(title.rstrip("/")).name)[0]
@@ -211,10 +224,10 @@ def _read_form(kind: str, path: str, root: str | None, options: dict[str, Any]) 
 
 
 def _check_options(load: Callable[..., Any], text: str, options: dict[str, Any], more: Iterable[str] = ()) -> None:
-    """Refuse options that `load` does not take, and put values in the place of those written as text."""
+    """Refuse options that `load` does not take, and parse the values of those written as text."""
     known = {*list(inspect.signature(load).parameters)[1:], *more} - {"root"}
     if strange := [name for name in options if name not in known]:
-        raise UserError(f"The data set {text!r} takes no option {', '.join(strange)}; leave that out.")
+        raise UserError(f"The data set {text!r} takes no option {', '.join(strange)}; leave it out.")
     options.update(read_values(options))
 
 
@@ -223,8 +236,8 @@ def written_tests(
 ) -> tuple[dict, dict]:
     """Test sets and class maps from texts `NAME=DATASET[#classes=MAP.csv]`, for `with_tests`.
 
-    `root` is where data sets known by name lie, as for `load_dataset`; `decoding` (exif, value_range) is for those of
-    image files that name no choice of their own (`NAME=FOLDER#exif=apply`).
+    `root` is passed to data sets known by name, as in `load_dataset`; `decoding` (exif, value_range) is the default for
+    image files, which options of a text override (`NAME=FOLDER#exif=apply`).
     """
     from probekit.datasets.shifted import read_class_map
 
@@ -234,7 +247,7 @@ def written_tests(
         if not (name and sign and spec):
             raise UserError(f"--test is {text!r}; expected NAME=DATASET, as in --test v2=imagenetv2.")
         if name in tests:
-            raise UserError(f"Two test sets are called {name!r}: give each a name of its own.")
+            raise UserError(f"Two test sets are named {name!r}; give each a different name.")
         place, options = split_options(spec)
         if "classes" in options:
             maps[name] = read_class_map(options.pop("classes"))

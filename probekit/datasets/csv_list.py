@@ -17,15 +17,15 @@ from probekit.datasets.images import FileImages, PackedNames
 from probekit.datasets.labels import label_array
 from probekit.datasets.listing import existing
 from probekit.datasets.parts import Found, Part, by_column, column
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained, first_line
 
 PATHS = ("path", "file_name", "filename", "file", "filepath", "image")
 LABELS = ("label", "class", "target")
 
 
 def read(path: str, image: str | None = None, label: str | None = None, split: str | None = None) -> Found:
-    """Read a table with a header line, parted by whichever of , ; and tab parts that; `image`, `label` and `split` name
-    columns where several could be meant. Labels are class names, in sorted order."""
+    """Read a table with a header line; the separator is whichever of comma, semicolon and tab is most frequent there.
+    `image`, `label` and `split` name columns where several are possible. Labels are class names, in sorted order."""
     file = Path(path)
     if not file.is_file():
         raise UserError(f"{path} is not a file; give root=FILE.csv with the columns path, label and perhaps split.")
@@ -40,7 +40,9 @@ def read(path: str, image: str | None = None, label: str | None = None, split: s
     label = column(label, [h for h in labels if h != image], header, "label", path)
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
-            raise UserError(f"Line {number} of {file} has {len(row)} fields, but the header has {len(header)}.")
+            raise UserError(
+                f"Row {number} of {file} has {len(row)} fields, but the header has {len(header)}; correct it."
+            )
     columns = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(header, ())
     names = existing(str(file.parent), columns[image], path)
     values = label_array(np.array(columns[label], str), f"The labels of {file}")
@@ -51,38 +53,29 @@ def read(path: str, image: str | None = None, label: str | None = None, split: s
 
 
 def read_table(file: Path) -> tuple[list[str], list[list[str]]]:
-    """The first line and the others that are not empty, without spaces round their fields."""
+    """The header and the non-empty lines of a table, with fields stripped of spaces."""
     content = read_bytes(file)
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
+    with explained(f"{file} is not a text file of comma-separated values", "save it as UTF-8", ValueError):
         text = content.decode("utf-16" if wide else "utf-8-sig")
         if "\0" in text:
-            raise csv.Error("it contains NUL: UTF-16 without its mark, or no text")
-        top = text.partition("\n")[0]
-        separator = "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=top.count)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-        lines = list(reader)
-        # a field of several lines may be meant, or be what a quote that is not closed took of the rows below it
-        if reader.line_num > len(lines):
-            _refuse_open_quote(text, separator, file)
-    except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError("it contains NUL: UTF-16 without a byte order mark, or a binary file")
+    top = text.partition("\n")[0]
+    separator = "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=top.count)
+    # strict: an unclosed quote must not swallow the rows below it
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    lines: list[list[str]] = []
+    begin = 1
+    try:
+        for line in reader:
+            lines.append(line)
+            begin = reader.line_num + 1
+    except csv.Error as error:
         raise UserError(
-            f"{file} is not a text file of comma-separated values ({first_line(error)}); save it as UTF-8."
+            f"{file}: the row that begins on line {begin} cannot be read ({first_line(error)}); close each quote at "
+            'the end of its field, and double each quote inside a field ("").'
         ) from None
     if not lines:
-        raise UserError(f"{file} is empty; expected a first line that names the columns, such as path,label.")
+        raise UserError(f"{file} is empty; write a first line that names the columns, such as path,label.")
     header = [heading.strip() for heading in lines[0]]
     return header, [[field.strip() for field in line] for line in lines[1:] if any(line)]
-
-
-def _refuse_open_quote(text: str, separator: str, file: Path) -> None:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    end = 0
-    try:
-        for _ in reader:
-            end = reader.line_num
-    except csv.Error:
-        raise UserError(
-            f"{file}: a quote in the row that begins on line {end + 1} is not closed, or closed before the end of its "
-            'field, so that rows below it would be lost; write a quote within a field twice ("").'
-        ) from None

@@ -1,10 +1,10 @@
-"""Digits without a download: scikit-learn's 1,797 scans, centred or wandering over a larger canvas.
+"""Digits without a download: scikit-learn's 1,797 scans, centred or shifted on a larger canvas.
 
-Wandering digits are a task where raw pixels fail and a representation can show what it is worth: each 8x8 digit,
-quantised to four grey levels, lies at one of 25 places on a black 12x12 canvas.
+Wandering digits are a task on which raw pixels do badly and learned features can do better: each 8x8 digit, quantised
+to four grey levels, is placed at one of 25 positions on a black 12x12 canvas.
 
-Row ids: `digits`: the digit's number in scikit-learn's order. Wandering: `25 * digit + place`, place = 5 * row + column
-of the upper left corner, so both wandering data sets number the same picture alike, and `row_id // 25` is the digit.
+Row ids: `digits`: the index in scikit-learn's order. Wandering: `25 * index + place`, place = 5 * row + column of the
+upper left corner, so an image has the same id in both wandering data sets, and `row_id // 25` is the digit's index.
 """
 
 import numpy as np
@@ -34,7 +34,7 @@ def _pool_and_test(labels_N: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndar
 
 
 def place(levels_N88: np.ndarray, digits: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Put the chosen digits at the chosen places: uint8 (M, 12, 12)."""
+    """Draw each digit at its position on the canvas: uint8 (M, 12, 12)."""
     canvas = np.zeros((len(digits), CANVAS, CANVAS), dtype=np.uint8)
     tops, lefts = np.divmod(places, CANVAS - SIDE + 1)
     for at in range(PLACES):
@@ -46,7 +46,7 @@ def place(levels_N88: np.ndarray, digits: np.ndarray, places: np.ndarray) -> np.
 
 
 def load_centred(name: str = "digits", seed: int = 0) -> Dataset:
-    """scikit-learn's digits as they are: 8x8, 17 grey levels (0 to 16, stored as 0 to 255)."""
+    """scikit-learn's digits: 8x8, 17 grey levels (0 to 16, rescaled to 0 to 255)."""
     scans, labels = _scans()
     source = ArrayImages(np.rint(scans * (255 / 16)).astype(np.uint8))
     everything = Split.of(source, labels)
@@ -62,7 +62,7 @@ def load_centred(name: str = "digits", seed: int = 0) -> Dataset:
 
 
 def load_wandering(name: str = "wandering-digits", seed: int = 0) -> Dataset:
-    """Wandering digits: one place a digit, or in train and val (`wandering-digits-25`) all 25.
+    """Wandering digits: each digit at one position, or in train and val of `wandering-digits-25` at all 25.
 
     900 digits are for training (810 train, 90 val) and 897 for testing; test is the same in both data sets.
     """
@@ -95,7 +95,7 @@ def load_wandering(name: str = "wandering-digits", seed: int = 0) -> Dataset:
         "test_rule": f"stratified {N_TEST} of {len(labels)} digits",
         "val_rule": "stratified 0.1 of the training digits: no digit is in two splits",
     }
-    # val is split by digit, not by row, or one digit's other places would sit in train
+    # val is split by digit, not by row, so that no digit is in train at other positions
     return build(
         name,
         CLASSES,

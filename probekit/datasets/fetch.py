@@ -1,4 +1,4 @@
-"""Download published data sets: resumable, checked, and renamed into place only when whole."""
+"""Download published data sets: resumable, verified by checksum, and renamed into place only when complete."""
 
 import os
 import shutil
@@ -10,11 +10,8 @@ from http.client import HTTPException
 from pathlib import Path
 
 from igpt_model.atomic import write_text
-from probekit.datasets.cifar import ARCHIVES as CIFAR
-from probekit.datasets.idx import MD5 as FASHION
 from probekit.datasets.openai_tokens import BASE as OPENAI
-from probekit.datasets.sources import md5_of
-from probekit.datasets.stl10 import ARCHIVE as STL10
+from probekit.datasets.published import CIFAR, FASHION, STL10, md5_of
 from probekit.runtime.errors import UserError, did_you_mean
 
 BLOCK = 1 << 20
@@ -24,7 +21,7 @@ Progress = Callable[[str, int, int | None], None]  # file name, bytes so far, by
 
 @dataclass(frozen=True)
 class Remote:
-    """One file to fetch, with its published md5 where there is one."""
+    """One file to download, with its md5 if one was published."""
 
     url: str
     name: str
@@ -50,25 +47,25 @@ REMOTES: dict[str, tuple[Remote, ...]] = {
 
 
 def fetch(name: str, root: str | Path, progress: Progress | None = None) -> list[Path]:
-    """Download a data set's files into `root`; what is there and right already is left alone.
+    """Download a data set's files into `root`; files that are already there and correct are kept.
 
-    `progress` is called with (file name, bytes so far, bytes in all or None). A `UserError` where the data set cannot
-    be fetched, the file is not the published one, or the download failed (the next call resumes it).
+    `progress` is called with (file name, bytes so far, total bytes or None). Raises `UserError` if the data set cannot
+    be fetched, a file is not the published one, or the download failed (the next call resumes it).
     """
     if name not in REMOTES:
         raise UserError(
-            f"{name} cannot be fetched; {', '.join(REMOTES)} can; `probekit datasets` says where others lie."
+            f"{name} cannot be fetched, but {', '.join(REMOTES)} can; `probekit datasets` lists sources of others."
             f"{did_you_mean(name, REMOTES)}"
         )
     return [download(remote, Path(os.path.expanduser(root)) / remote.name, progress) for remote in REMOTES[name]]
 
 
 def download(remote: Remote, target: Path, progress: Progress | None = None) -> Path:
-    """Download one file, going on from `target`.partial if that is there."""
+    """Download one file, resuming from `target`.partial if that exists."""
     if target.is_file():
         if remote.md5 is None or md5_of(target) == remote.md5:
             return target
-        raise UserError(f"{target} is there but is not the published file; move it away and fetch again.")
+        raise UserError(f"{target} exists but is not the published file; move it away and fetch again.")
     partial = target.with_name(target.name + ".partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +92,7 @@ def _receive(remote: Remote, partial: Path, progress: Progress | None) -> None:
     start = partial.stat().st_size if partial.is_file() else 0
     version = _etag(partial).read_text() if _etag(partial).is_file() else None
     if start and not version and not remote.md5:
-        start = 0  # nothing would notice that the two parts are of different versions
+        start = 0  # without either, a change of the file between the two parts would go unnoticed
     request = urllib.request.Request(remote.url, headers={"User-Agent": "igpt-probekit"})
     if start:
         request.add_header("Range", f"bytes={start}-")
@@ -106,7 +103,7 @@ def _receive(remote: Remote, partial: Path, progress: Progress | None) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416 or not start:
             raise
-        # nothing is left to send: the part is whole, or of another version, which its checksum tells
+        # nothing left to send: the partial file is complete, or from another version, which the checksum detects
         if error.headers.get("Content-Range") == f"bytes */{start}":
             return None
         partial.unlink()
@@ -120,7 +117,8 @@ def _receive(remote: Remote, partial: Path, progress: Progress | None) -> None:
             write_text(_etag(partial), response.headers["ETag"])
         if total is not None and shutil.disk_usage(partial.parent).free < total - start:
             raise UserError(
-                f"{partial.parent} has too little room for {remote.name} ({total - start} bytes are to come)."
+                f"{partial.parent} has too little space for {remote.name} ({total - start} bytes needed); free some, "
+                "or choose another --root."
             )
         with open(partial, "ab" if start else "wb") as file:
             done = start

@@ -1,8 +1,8 @@
 """Image folders and zip archives: SPLIT/CLASS/NAME or CLASS/NAME.
 
-Splits are called train (or training), val (valid, validation), test (testing). Without a split level all images are one
-pool. A folder with train and val but no test is taken as ImageNet is reported: val is the test split, and a new val is
-held out of train. Rows are sorted by class name, then file name; the row id is the place in that order in the split.
+Splits are named train (or training), val (valid, validation), test (testing). Without a split level all images are one
+pool. With train and val but no test, val becomes the test split, as is usual for ImageNet, and a new val is held out of
+train. Rows are sorted by class name, then file name; the row id is the position in that order within the split.
 """
 
 import os
@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 
 from probekit.datasets.images import FileImages, PackedNames, ZipImages
-from probekit.datasets.listing import SUFFIXES, Listing, expand, list_archive, list_folder
+from probekit.datasets.listing import SUFFIXES, Listing, expand, flat, list_archive, list_folder
 from probekit.datasets.parts import Found, Part, split_of
 from probekit.datasets.splits import SPLIT_NAMES
 from probekit.runtime.errors import UserError
@@ -24,7 +24,7 @@ LAYOUT = "SPLIT/CLASS/NAME.png or CLASS/NAME.png (png, jpg, webp, bmp, gif, ppm,
 
 
 def _wrapping(names: list[str]) -> int:
-    """How many folders are wrapped round everything, above splits and classes."""
+    """Number of single folders that contain everything, above splits and classes."""
     depth = 0
     while names:
         tops = {name.split("/", depth + 1)[depth] for name in names}
@@ -38,7 +38,8 @@ def _wrapping(names: list[str]) -> int:
 def _split_level(names: list[str], level: int, where: str) -> bool:
     """Whether the folders at `level` are splits; a mixture of splits and others is refused.
 
-    A folder called "train" or "test" that holds images itself is a class (trains beside cars): a split holds folders.
+    A folder named "train" or "test" that contains images directly is a class (trains next to cars): splits contain
+    folders.
     """
     deep: dict[str, bool] = {}
     for name in names:
@@ -51,14 +52,14 @@ def _split_level(names: list[str], level: int, where: str) -> bool:
         alike = sorted(top for top in deep if deep[top] and split_of(top))
         if "train" in map(split_of, alike) and not splits:
             raise UserError(
-                f"{where} contains {', '.join(alike[:4])}, which hold folders and seem to be splits; call them train, "
-                "val and test, or give the folder of one of them."
+                f"{where} contains {', '.join(alike[:4])}, which contain folders and seem to be splits; rename them to "
+                "train, val and test, or give the folder of one of them."
             )
         return False
     others = ", ".join(sorted(set(deep) - set(splits))[:4])
     raise UserError(
-        f"{where} contains {', '.join(sorted(splits))} and next to them {others}, which is not a split: move it away, "
-        f"or give the folder of one split ({where}/{sorted(splits)[-1]}); expected {LAYOUT}."
+        f"{where} contains {', '.join(sorted(splits))} next to {others}, which is not a split; expected {LAYOUT}: move "
+        f"it away, or give the folder of one split ({where}/{sorted(splits)[-1]})."
     )
 
 
@@ -67,7 +68,7 @@ def _by_split(listing: Listing, where: str) -> dict[str, tuple[tuple[str, ...], 
     names = [name for name, _ in listing.files]
     level = _wrapping(names)
     has_splits = _split_level(names, level, where)
-    # one string a class, shared by its rows: a million names are kept once, not several times
+    # rows of a class share one string, which saves memory for a million rows
     members: dict[str, list[tuple[str, str]]] = {}
     shared: dict[str, str] = {}
     written: dict[str, set[str]] = {}
@@ -76,23 +77,25 @@ def _by_split(listing: Listing, where: str) -> dict[str, tuple[tuple[str, ...], 
         inner = name.split("/", level + 2 + has_splits)[level:]
         if len(inner) < 2 + has_splits:
             lists = [suffix for suffix in (".csv", ".tsv", ".parquet") if listing.left_out[suffix]]
-            hint = f" (if its {lists[0]} file lists the labels, give that file)" if lists else ""
-            raise UserError(f"{where}: {name} is in no class folder{hint}; expected {LAYOUT}.")
+            hint = f" (if the {lists[0]} file lists the labels, give that file)" if lists else ""
+            raise UserError(f"{where}: {name} is not in a class folder{hint}; expected {LAYOUT}.")
         if len(inner) > 2 + has_splits:
             upper, lower = inner[int(has_splits)], inner[1 + has_splits]
             deeper.setdefault(lower, {})[upper] = None
         split = SPLIT_NAMES[inner[0].lower()] if has_splits else ""
         if has_splits:
             written.setdefault(split, set()).add(inner[0])
-        # macOS writes accents as two characters, others as one: they name one class
+        # macOS stores accents as two characters, others as one: both are the same class
         label = inner[int(has_splits)]
         plain = shared.setdefault(label, unicodedata.normalize("NFC", label))
         members.setdefault(split, []).append((plain, name))
     for split, folders in written.items():
         if len(folders) > 1:
-            raise UserError(f"{where} has {' and '.join(sorted(folders))}, which both mean {split}; leave one of them.")
+            raise UserError(
+                f"{where} has {' and '.join(sorted(folders))}, which both mean {split}; keep only one of them."
+            )
     _refuse_empty_classes(listing, level, has_splits, where)
-    _say_deeper_folders(deeper, where)
+    _check_deeper_folders(deeper, where)
     found = {}
     for split, rows in members.items():
         rows.sort()
@@ -103,12 +106,12 @@ def _by_split(listing: Listing, where: str) -> dict[str, tuple[tuple[str, ...], 
     return found
 
 
-def _say_deeper_folders(deeper: dict[str, dict[str, None]], where: str) -> None:
-    """Refuse folders below class folders that could be splits or the classes themselves, warn of others; `deeper` has
-    the class folders in which each name occurs."""
+def _check_deeper_folders(deeper: dict[str, dict[str, None]], where: str) -> None:
+    """Refuse folders below class folders that could be splits or the classes themselves, warn about others; `deeper`
+    maps each name to the class folders that contain it."""
     paths = [f"{upper}/{name}" for name, uppers in deeper.items() for upper in uppers]
     if splits := [path for path in paths if path.rpartition("/")[2].lower() in SPLIT_NAMES]:
-        raise UserError(f"{where} has splits inside classes ({splits[0]}); expected {LAYOUT}.")
+        raise UserError(f"{where} has splits inside class folders ({splits[0]}); expected {LAYOUT}.")
     repeated = [name for name, uppers in deeper.items() if len(uppers) > 1]
     if len(repeated) > 1:
         uppers = list(deeper[repeated[0]])
@@ -116,47 +119,44 @@ def _say_deeper_folders(deeper: dict[str, dict[str, None]], where: str) -> None:
             f"{where}: {' and '.join(uppers[:3])} each contain {', '.join(repeated[:3])}, so either level could be the "
             f"classes: give the folder of one of them ({where}/{uppers[0]}), or a CSV file of path,label."
         )
-    if len(deeper) > 1:  # CLASS/images/NAME says nothing more than CLASS/NAME
+    if len(deeper) > 1:  # CLASS/images/NAME means the same as CLASS/NAME
         warnings.warn(
-            f"{where}: the names of {len(deeper)} folders below class folders ({', '.join(paths[:3])}, ...) are not "
-            "used: the class is the upper folder.",
+            f"{where}: the names of {len(deeper)} folders inside class folders ({', '.join(paths[:3])}, ...) are not "
+            "used; the upper folder is the class.",
             stacklevel=5,
         )
 
 
 def _refuse_empty_classes(listing: Listing, level: int, has_splits: bool, where: str) -> None:
-    """A class whose folder holds no image that is read would vanish from the classes without a word."""
+    """Refuse class folders without a readable image: their classes would silently be missing."""
     for folder, suffixes in sorted(listing.folders.items()):
         parts = folder.rstrip("/").split("/")
         split = SPLIT_NAMES.get(parts[level].lower()) if has_splits and len(parts) > level else None
         if len(parts) != level + 1 + has_splits or (has_splits and split is None):
             continue
-        held = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items())) or "nothing"
+        held = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items())) or "empty"
         if split in ("val", "test"):
             warnings.warn(
-                f"{where}: the folder {folder.rstrip('/')} contains no image that is read ({held}).", stacklevel=5
+                f"{where}: the folder {folder.rstrip('/')} contains no readable image ({held}).", stacklevel=5
             )
             continue
         raise UserError(
-            f"{where}: the folder {folder.rstrip('/')} contains no image that is read ({held}), so its class would be "
-            f"lost; remove it, or convert its files (read are {', '.join(SUFFIXES)})."
+            f"{where}: the folder {folder.rstrip('/')} contains no readable image ({held}), so its class would be "
+            f"missing; remove it, or convert its files to one of {', '.join(SUFFIXES)}."
         )
 
 
 def _archives(path: str) -> list[Path] | None:
-    """The zip archives that `path` means: one archive, a glob, or a folder that holds nothing but archives."""
+    """The zip archives at `path`: one archive, a glob, or a folder of archives; None for a folder of images."""
     if not os.path.isdir(path):
         return expand(path)
-    with os.scandir(path) as entries:
-        shown = [entry for entry in entries if not entry.name.startswith(".")]
-    zips = sorted(Path(entry.path) for entry in shown if entry.name.lower().endswith(".zip"))
-    return zips if zips and not any(entry.is_dir() for entry in shown) else None
+    return flat(path, (".zip",)) or None
 
 
 def read(path: str) -> Found:
     """Read an image folder, a .zip, a quoted glob of zips ('data/cifar10-*.zip'), or a folder of zips.
 
-    The provenance has a hash over all names and sizes (in archives, checksums), and what is no image.
+    The provenance has a hash of all names and sizes (in archives, checksums), and counts files that are not images.
     """
     archives = _archives(path)
     listing = xxhash.xxh3_128()
@@ -176,17 +176,17 @@ def read(path: str) -> Found:
             packed = PackedNames([found.names.get(name, name) for name in names] if found.names else names)
             if split in splits:
                 raise UserError(
-                    f"{path}: the {split or 'unsplit'} part is in more than one archive, the second is {place.name}; "
-                    "name the archives of one data set, for example 'FOLDER/cifar10-*.zip'."
+                    f"{path}: more than one archive contains the {split or 'unsplit'} part (the second: {place.name}); "
+                    "give the archives of one data set, for example 'FOLDER/cifar10-*.zip'."
                 )
             kind = FileImages if archives is None else ZipImages
             splits[split] = Part(kind(str(place), packed), labels, classes)
     others = ", ".join(f"{count} {suffix}" for suffix, count in sorted(left_out.items()))
     if not splits:
-        held = f" (it holds {others})" if others else ""
+        held = f" (only {others})" if others else ""
         raise UserError(f"{path} contains no images{held}; expected {LAYOUT}.")
     if others:
-        warnings.warn(f"{path}: files that are not images by their suffix are left out: {others}.", stacklevel=3)
+        warnings.warn(f"{path}: files without an image suffix are left out: {others}.", stacklevel=3)
     if "" in splits:
         if len(splits) > 1:
             raise UserError(f"{path} mixes archives with and without a split level; expected {LAYOUT}.")

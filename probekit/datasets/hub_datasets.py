@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from igpt_model.checked_json import read_bytes
 from probekit.datasets import parquet
 from probekit.datasets.images import EncodedImages
-from probekit.datasets.labels import object_labels
-from probekit.datasets.parquet import arrow_labels
+from probekit.datasets.labels import label_array
+from probekit.datasets.parquet import arrow_labels, encoded_image
 from probekit.datasets.parts import Found, Part, by_column
 from probekit.datasets.splits import SPLIT_NAMES
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained
+from probekit.runtime.imports import library
 
 
 @dataclass(eq=False)
 class HubImages(EncodedImages):
-    """The image column of a `datasets.Dataset`, whose rows are memory-mapped; nothing is decoded until it is read."""
+    """The image column of a `datasets.Dataset`: rows are memory-mapped, and images are decoded when read."""
 
     dataset: Any
     column: str
@@ -30,14 +30,8 @@ class HubImages(EncodedImages):
         return len(self.dataset)
 
     def encoded(self, row: int) -> tuple[bytes, str]:
-        """The bytes that the column holds, or the file that it names."""
-        value, name = self.dataset[row][self.column] or {}, f"{self.column} of row {row}"
-        content, path = value.get("bytes"), value.get("path")
-        if content is not None:
-            return content, name
-        if path is None or not os.path.isfile(path):
-            raise UserError(f"{name} contains no image, and its file {path} does not exist.")
-        return read_bytes(path), path
+        """The bytes in the column, or the content of the file that it names."""
+        return encoded_image(self.dataset[row][self.column], f"{self.column} of row {row}", Path())
 
 
 def read(
@@ -47,34 +41,27 @@ def read(
     label: str | None = None,
     split: str | None = None,
 ) -> Found:
-    """Read a data set by `datasets.load_dataset` (`root` is its cache), or a folder that `save_to_disk` wrote; `image`,
-    `label` and `split` name columns where several could be meant."""
+    """Read a data set with `datasets.load_dataset` (`root` is its cache), or a folder written by `save_to_disk`;
+    `image`, `label` and `split` name columns where several are possible."""
     name = f"hf-data:{spec}"
-    try:
-        import datasets
-    except ModuleNotFoundError:
-        raise UserError(f"{name} needs Hugging Face's datasets: pip install datasets.") from None
+    datasets = library("datasets", name)
     title, _, config = (spec, "", "") if os.path.exists(spec) else spec.partition(":")
-    try:
+    forms = "hf-data:NAME, hf-data:NAME:CONFIG, or hf-data:FOLDER with parquet files or the output of save_to_disk"
+    with explained(f"{name} cannot be loaded by datasets", f"expected {forms}"):
         if in_folder(spec):
             loaded = datasets.load_from_disk(spec)
         else:
             loaded = datasets.load_dataset(title, config or None, cache_dir=root)
-    except Exception as error:  # whatever the hub, the cache or a builder says
-        raise UserError(
-            f"{name} cannot be loaded by datasets ({first_line(error)}); expected hf-data:NAME, hf-data:NAME:CONFIG, "
-            "or hf-data:FOLDER with parquet files or what save_to_disk wrote."
-        ) from None
     if isinstance(loaded, datasets.Dataset):
         loaded = {"train": loaded}
     if others := [part for part in loaded if part not in SPLIT_NAMES]:
         warnings.warn(
-            f"{name}: the splits {', '.join(others)} are none of train, val and test: left out.", stacklevel=3
+            f"{name}: the splits {', '.join(others)} are left out; only train, val and test are used.", stacklevel=3
         )
     named = {SPLIT_NAMES[part]: loaded[part] for part in loaded if part in SPLIT_NAMES}
     if "train" not in named or len(named) + len(others) < len(loaded):
         raise UserError(
-            f"{name} has the splits {', '.join(loaded) or '(none)'}, but train (and val, test) is expected, each once."
+            f"{name} has the splits {', '.join(loaded) or '(none)'}; expected train and perhaps val, test, each once."
         )
     parts: dict[str, Part] = {}
     classes: list[str] | None = None
@@ -86,7 +73,7 @@ def read(
         image, label, names = parquet.choose_columns(features, schema, image, label, name)
         if parts and names != classes:
             raise UserError(
-                f"{name}: the split {part} names other classes than the others; give splits of one data set."
+                f"{name}: the split {part} has different classes from the others; give splits of one data set."
             )
         classes = names
         parts[part] = _part(rows, image, label, f"The labels of {name}, {part},")
@@ -109,7 +96,7 @@ def _part(rows: Any, image: str, label: str, whose: str) -> Part:
 
     values = rows.select_columns([label]).with_format("arrow")[:][label] if len(rows) else None
     encoded = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-    return Part(HubImages(encoded, image), object_labels([], whose) if values is None else arrow_labels(values, whose))
+    return Part(HubImages(encoded, image), label_array([], whose) if values is None else arrow_labels(values, whose))
 
 
 def in_folder(path: str) -> bool:

@@ -1,4 +1,4 @@
-"""Where pixels come from: arrays in memory, image files in a folder, members of zip archives.
+"""Sources of pixels: arrays in memory, image files in a folder, members of zip archives.
 
 Shape legend: N images, H and W sides; every reader returns HWC uint8 RGB (grey is repeated three times).
 """
@@ -18,12 +18,12 @@ import xxhash
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from igpt_model.checked_json import read_bytes
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained, first_line
 
-# Pillow opens grey pictures of 16 bits as I;16 (before release 11, and PGM still, as I); their range is that of 16 bits
+# Pillow opens 16-bit grey images as I;16 (as I before release 11, and still for PGM); their range is 0 to 65535
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
-# others that Pillow knows may run a program (Ghostscript), or are none that pictures are published in
+# Pillow's other formats may run a program (Ghostscript), or are not used for data sets
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "PPM", "TIFF", "AVIF", "JPEG2000", "TGA")
 # EXIF and TIFF tags
 ORIENTATION, BITS, PHOTOMETRIC = 0x112, 258, 262
@@ -31,12 +31,12 @@ ORIENTATION, BITS, PHOTOMETRIC = 0x112, 258, 262
 
 @dataclass(frozen=True)
 class Decoding:
-    """Choices that a picture file leaves open.
+    """Decoding options that an image file does not determine.
 
-    `exif`: "apply" turns a picture as its EXIF orientation says (as viewers show it), "ignore" takes the pixels as they
-    are stored (as torchvision's ImageFolder does). `value_range` is what is black and what is white in pictures of
-    floats or of 16 or 32 bits; without it 0 and 65535 for 16 bits, while the others are refused: nothing in the file
-    says their range.
+    `exif`: "apply" rotates an image by its EXIF orientation (as viewers show it), "ignore" takes the pixels as stored
+    (as torchvision's ImageFolder does). `value_range` gives black and white for floating-point, 16-bit and 32-bit
+    images; the default for 16 bits is 0 and 65535, and the others are refused without it, since the file does not
+    define their range.
     """
 
     exif: str = "apply"
@@ -47,16 +47,15 @@ class Decoding:
             raise UserError(f"exif={self.exif!r} was given; choose apply or ignore.")
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
             raise UserError(
-                f"value_range={self.value_range} was given; give what is black and a larger value for white."
+                f"value_range={self.value_range} was given; give the value of black and a larger one for white."
             )
 
     @classmethod
     def from_dict(cls, written: Mapping[str, Any]) -> "Decoding":
-        """What `to_dict` wrote into a data set's provenance; the defaults where a data set had no files."""
+        """From the provenance of a data set (`to_dict`); the defaults for data sets without files."""
         return cls(written.get("exif") or "apply", as_range(written.get("value_range")))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
         return {"exif": self.exif, "value_range": list(self.value_range) if self.value_range else None}
 
 
@@ -82,30 +81,30 @@ class Images(Protocol):
 
 
 def hash_image(image_HWC: np.ndarray) -> int:
-    """xxh3_64 of an image's shape and pixels: equal pictures have equal numbers, whatever their format."""
+    """xxh3_64 of an image's shape and pixels: the same for equal images in different file formats."""
     image_HWC = np.ascontiguousarray(image_HWC)
     seed = (image_HWC.shape[0] << 32) ^ image_HWC.shape[1]
     return xxhash.xxh3_64_intdigest(image_HWC.data, seed=seed)
 
 
 def decode(content: bytes, name: str, how: Decoding = Decoding()) -> np.ndarray:
-    """Decode one image file to HWC uint8 RGB (transparent parts and palettes as Pillow converts them).
+    """Decode one image file to HWC uint8 RGB (transparency and palettes as Pillow converts them).
 
-    Of several frames the first is taken. 16 bits become 8 by division by 257, rounded.
+    Only the first of several frames is used. 16-bit values are divided by 257 and rounded.
     """
-    # other code of this process may have asked Pillow to fill what a file lacks with grey
+    # other code in this process may have set this, which fills missing parts of truncated files with grey
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         with _opened(content) as image:
             return pixels_of(image, name, how)
     except UserError:
         raise
-    except Exception as error:  # Pillow's decoders raise what their formats' parsers raise: struct.error, KeyError, ...
-        # Pillow's own words would name a buffer in memory, not the file
-        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else first_line(error)
+    except Exception as error:  # Pillow's decoders raise many types: struct.error, KeyError, ...
+        # Pillow's message would name a buffer in memory, not the file
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else first_line(error)
         raise UserError(
-            f"{name} is not an image that can be decoded ({reason}); repair or remove it (`probekit extract` "
-            "leaves out what is corrupt with --skip-corrupt)."
+            f"{name} cannot be decoded as an image ({reason}); repair or remove it (`probekit extract --skip-corrupt` "
+            "leaves out corrupt images)."
         ) from error
 
 
@@ -120,7 +119,7 @@ def pixels_of(image: Image.Image, name: str, how: Decoding) -> np.ndarray:
     turned = image.getexif().get(ORIENTATION, 1)
     if turned != 1:
         if image.format == "TIFF":
-            image.load()  # Pillow turns TIFFs while it loads them
+            image.load()  # Pillow rotates TIFFs while loading them
             back = {6: 8, 8: 6}.get(turned, turned) if how.exif == "ignore" else 1
             image.getexif()[ORIENTATION] = back
             image = ImageOps.exif_transpose(image)
@@ -132,23 +131,23 @@ def pixels_of(image: Image.Image, name: str, how: Decoding) -> np.ndarray:
         kind = "floating-point" if image.mode == "F" else "32-bit"
         values = np.asarray(image)
         raise UserError(
-            f"{name} is a {kind} image with values from {values.min():g} to {values.max():g}, and nothing says which "
-            "are black and white; give --value-range (value_range=), for example --value-range 0 1."
+            f"{name} is a {kind} image with values from {values.min():g} to {values.max():g}, but no values for black "
+            "and white are given; set --value-range (value_range=), for example --value-range 0 1."
         )
     tags = getattr(image, "tag_v2", {})
     low, high = how.value_range or (0, 2 ** min(16, *tags.get(BITS, (16,))) - 1)
-    if tags.get(PHOTOMETRIC) == 0:  # the smallest value is white, which Pillow heeds for 8 bits only
+    if tags.get(PHOTOMETRIC) == 0:  # the smallest value is white, which Pillow handles for 8 bits only
         low, high = high, low
     grey_HW = (np.asarray(image).astype(np.float64) - low) * (255 / (high - low))
     if not np.isfinite(grey_HW).all():
-        raise UserError(f"{name} contains values that are not finite; repair or remove it.")
+        raise UserError(f"{name} contains non-finite values; repair or remove it.")
     return np.repeat(np.rint(np.clip(grey_HW, 0, 255)).astype(np.uint8)[..., None], 3, axis=2)
 
 
 class PackedNames(Sequence[str]):
-    """Many file names in two arrays: about their own length in memory, and shared by forked workers.
+    """Many file names packed into two arrays, which forked workers share.
 
-    A million Python strings take several times that, and reference counting copies their pages into every worker.
+    A million Python strings take several times the memory, and reference counts would copy them into every worker.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -185,7 +184,6 @@ class ArrayImages:
         return len(self.array)
 
     def read(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The images at `rows`, each HWC uint8 RGB."""
         chosen = self.array[rows]
         if chosen.ndim == 3:
             chosen = chosen[..., None]
@@ -196,7 +194,7 @@ class ArrayImages:
 
 @dataclass(frozen=True, eq=False)
 class MadeImages:
-    """Images that a function makes of the rows asked for: `make(items, rows)` is a list of HWC uint8 RGB."""
+    """Images computed on reading: `make(items, rows)` returns a list of HWC uint8 RGB."""
 
     items: Any
     make: Callable[[Any, np.ndarray], list[np.ndarray]]
@@ -205,13 +203,12 @@ class MadeImages:
         return len(self.items)
 
     def read(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The images at `rows`, each HWC uint8 RGB."""
         return self.make(self.items, rows)
 
 
 @dataclass(frozen=True, eq=False)
 class StackedImages:
-    """The images of several sources, one source after the other; never joined in memory."""
+    """The images of several sources, one after the other, without joining them in memory."""
 
     sources: tuple[Images, ...]
 
@@ -219,20 +216,19 @@ class StackedImages:
         return sum(map(len, self.sources))
 
     def read(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The images at `rows`, each HWC uint8 RGB."""
         starts = np.cumsum([0, *map(len, self.sources)])
         which = np.searchsorted(starts, rows, side="right") - 1
         return [self.sources[k].read(np.array([row - starts[k]]))[0] for row, k in zip(rows, which, strict=True)]
 
 
 class EncodedImages(ABC):
-    """Encoded picture files, decoded when read; where their bytes are is all that a subclass says."""
+    """Encoded image files, decoded when read; subclasses implement only where their bytes come from."""
 
     how = Decoding()
     random_access = True
-    """Whether a row costs the same wherever it is."""
+    """Whether rows can be read in any order at the same cost."""
     _opened: Any = None
-    """What one process holds open: a file handle shared over fork has one read position."""
+    """File handle of one process: forked processes would share its read position."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
@@ -242,14 +238,13 @@ class EncodedImages(ABC):
 
     @abstractmethod
     def encoded(self, row: int) -> tuple[bytes, str]:
-        """The bytes of one picture file, and what messages call it; a `UserError` where it cannot be read."""
+        """The bytes of one image file and its name for messages; raises `UserError` if it cannot be read."""
 
     def order(self, rows: np.ndarray) -> Iterable[int]:
-        """The order in which positions of `rows` are read best."""
+        """The fastest order in which to read `rows`, as positions in it."""
         return range(len(rows))
 
     def read(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The images at `rows`, each HWC uint8 RGB."""
         images: list[Any] = [None] * len(rows)
         for place in self.order(rows):
             images[place] = decode(*self.encoded(int(rows[place])), self.how)
@@ -257,22 +252,22 @@ class EncodedImages(ABC):
 
 
 def remarks(images: EncodedImages, rows: np.ndarray) -> list[str]:
-    """What decoding drops from a few pictures at `rows`: transparency, further frames; nothing where all is kept."""
+    """What decoding discards from the images at `rows` (transparency, further frames), one sentence each."""
     found: dict[str, str] = {}
     for row in rows:
-        with suppress(Exception):  # a file that cannot be read is reported when its row is
+        with suppress(Exception):  # an unreadable file is reported when its row is read
             content, name = images.encoded(int(row))
             with _opened(content) as image:
-                if getattr(image, "is_animated", False):  # to count the frames would take minutes in some files
-                    found.setdefault("has several frames, of which the first is taken", name)
+                if getattr(image, "is_animated", False):  # counting the frames would take minutes for some files
+                    found.setdefault("has several frames, of which only the first is used", name)
                 if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
-                    found.setdefault("is transparent in places, where the colour stored beneath is taken", name)
+                    found.setdefault("is partly transparent, and transparency is ignored", name)
     return [f"{name} {what}" for what, name in found.items()]
 
 
 @dataclass(eq=False)
-class NamedImages(EncodedImages):
-    """Image files by their names in a folder or archive."""
+class FileImages(EncodedImages):
+    """Image files, named relative to a folder."""
 
     root: str
     names: Sequence[str]
@@ -280,12 +275,7 @@ class NamedImages(EncodedImages):
     def __len__(self) -> int:
         return len(self.names)
 
-
-class FileImages(NamedImages):
-    """Image files of a folder."""
-
     def encoded(self, row: int) -> tuple[bytes, str]:
-        """The file's content."""
         path = Path(self.root) / self.names[row]
         try:
             return read_bytes(path), str(path)
@@ -295,20 +285,18 @@ class FileImages(NamedImages):
             ) from error
 
 
-class ZipImages(NamedImages):
-    """Image members of a zip archive; each process opens the archive for itself."""
+class ZipImages(FileImages):
+    """Image members of a zip archive, which each process opens separately."""
 
     def encoded(self, row: int) -> tuple[bytes, str]:
-        """The member's content."""
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = (os.getpid(), zipfile.ZipFile(self.root))
         name = f"{self.root}:{self.names[row]}"
         archive = self._opened[1]
-        try:
-            with archive.open(self.names[row]) as member:
-                # with a limit, or a member whose size is a lie would be unpacked whole
-                return member.read(archive.getinfo(self.names[row]).file_size + 1), name
-        except Exception as error:  # damaged, encrypted, or packed by a method that zipfile lacks
-            raise UserError(
-                f"{name} cannot be read from the archive ({first_line(error)}); copy the archive again."
-            ) from error
+        # damaged, encrypted, or compressed by a method that zipfile lacks
+        with (
+            explained(f"{name} cannot be read from the archive", "copy the archive again"),
+            archive.open(self.names[row]) as member,
+        ):
+            # with a limit: the declared size of a member may be wrong
+            return member.read(archive.getinfo(self.names[row]).file_size + 1), name

@@ -1,4 +1,4 @@
-"""What is a label: whole numbers from 0 up, or names of classes, in whatever form a source holds them.
+"""Labels in any form that a source stores them: converted to integers from 0 up, or to class names.
 
 Shape legend: N rows.
 """
@@ -15,38 +15,41 @@ import numpy as np
 from probekit.runtime.errors import UserError
 
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
-# several labels written as one text
+# several labels in one string
 LISTED = re.compile(r"\[.*\]|\{.*\}|(tensor|array)\(.*\)")
 JOINED = re.compile(r"[|;,]")
-# what programs write where a value is missing, and people may call a class
+# written by programs for missing values, but possible as class names
 MISSING = {"na", "n/a", "<na>", "#n/a", "null", "none", "?", "nat"}
+LISTS = (list, tuple, set, dict, np.ndarray)
 MOST_CLASSES = 1_000_000
 MOST_LETTERS = 10_000
-"""Longest name of a class: NumPy holds each row's name in the room of the longest one."""
+"""Longest class name: in a NumPy array every row takes the memory of the longest one."""
 
 
 def label_array(values: Any, where: str) -> np.ndarray:
-    """Labels as int64 (N,), or as text (N,) where they are class names.
+    """Labels as int64 (N,), or as strings (N,) if they are class names.
 
-    Whole numbers may be written as floats (pandas does so once one was missing); names are stripped of spaces and
-    brought to one Unicode form, as "é" is one character or two.
+    Integers may be stored as floats (as pandas does after missing values); names are stripped of spaces and normalised
+    to one Unicode form, as "é" can be one character or two.
     """
     if np.ma.is_masked(values):
         _refuse_missing(np.ma.getmaskarray(values), where)
-    if isinstance(values, list | tuple):
-        _refuse_long(values, where)
     try:
-        array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+        if isinstance(values, list | tuple) and not any(isinstance(value, LISTS) for value in values):
+            array: np.ndarray = np.empty(len(values), object)  # NumPy would make texts of numbers beside texts
+            array[:] = [value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value for value in values]
+        else:
+            array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
     except ValueError:
         raise UserError(
-            f"{where} are lists of different lengths, but one label per image is needed: choose one."
+            f"{where} are lists of different lengths, but one label per image is needed; choose one for each image."
         ) from None
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
         raise UserError(
-            f"{where} have the shape {array.shape}, but one non-negative integer per image is needed: give "
-            "labels.argmax(1) for one-hot rows; of several labels per image, choose one."
+            f"{where} have shape {array.shape}, but one non-negative integer per image is needed; pass "
+            "labels.argmax(1) for one-hot rows, or choose one label for each image."
         )
     if array.dtype.kind == "O":
         array = _of_one_type(array.tolist(), where)
@@ -55,41 +58,32 @@ def label_array(values: Any, where: str) -> np.ndarray:
         _refuse_missing(np.isnan(array), where)
         strange = (array != np.rint(array)) | (np.abs(array) >= 2**53)
         if strange.any():
-            raise UserError(f"{where} hold {array[strange][0]:g}, but a probe needs classes: integers or names.")
+            raise UserError(f"{where} contain {array[strange][0]:g}, but must be classes; give integers or names.")
     if array.dtype.kind == "u" and array.max(initial=0) >= 1 << 63:
-        raise UserError(f"{where} hold {array.max()}, which is beyond 64-bit integers; number the classes from 0 up.")
+        raise UserError(f"{where} contain {array.max()}, too large for int64; number the classes from 0 up.")
     if array.dtype.kind in "iubf":
         return array.astype(np.int64)
     if array.dtype.kind != "U":
-        raise UserError(f"{where} are of type {array.dtype}, but integers from 0 up or class names are needed.")
+        raise UserError(f"{where} have type {array.dtype}; give integers from 0 up, or class names.")
     return _names(array, where)
 
 
-def object_labels(values: list[Any], where: str) -> np.ndarray:
-    """`label_array` of Python values, of which some may be missing (NumPy would make floats of the others)."""
-    return label_array(np.array([*values, None], object)[:-1], where)
-
-
 def _of_one_type(items: list[Any], where: str) -> np.ndarray:
-    if any(isinstance(item, list | tuple | set | dict | np.ndarray) for item in items):
-        raise UserError(f"{where} are lists, but one label per image is needed: choose one.")
+    if any(isinstance(item, LISTS) for item in items):
+        raise UserError(f"{where} are lists, but one label per image is needed; choose one for each image.")
     _refuse_missing(np.array([item is None or str(item) in ("nan", "<NA>", "--") for item in items], bool), where)
     if all(isinstance(item, str) for item in items):
-        _refuse_long(items, where)
+        longest = max(items, key=len, default="")
+        if len(longest) > MOST_LETTERS:
+            raise UserError(
+                f"{where} contain a name of {len(longest):,} characters ({longest[:40]!r}...), but class names are "
+                f"limited to {MOST_LETTERS:,}; shorten it."
+            )
         return np.array(items, str)
     if all(isinstance(item, int | float | np.number | np.bool_) for item in items):
         return np.array(items)
     kinds = ", ".join(sorted({type(item).__name__ for item in items}))
-    raise UserError(f"{where} are of the types {kinds}; give integers, or class names, for all images.")
-
-
-def _refuse_long(values: Sequence[Any], where: str) -> None:
-    longest = max((value for value in values if isinstance(value, str)), key=len, default="")
-    if len(longest) > MOST_LETTERS:
-        raise UserError(
-            f"{where} hold a name of {len(longest):,} characters ({longest[:40]!r}...), but the name of a class has "
-            f"{MOST_LETTERS:,} at most."
-        )
+    raise UserError(f"{where} have the types {kinds}; give integers for all images, or names for all.")
 
 
 def _names(array: np.ndarray, where: str) -> np.ndarray:
@@ -101,17 +95,17 @@ def _names(array: np.ndarray, where: str) -> np.ndarray:
         parts = JOINED.split(name)
         listed = LISTED.fullmatch(name) or (len(parts) > 1 and {part.strip() for part in parts} <= known)
         if listed or "\n" in name or "\r" in name:
-            raise UserError(f"{where} hold {name[:80]!r}, which is no single class: give each image one of them.")
+            raise UserError(f"{where} contain {name[:80]!r}, which is not a single class; give each image only one.")
     if unclear := [name for name in names if name.lower() in MISSING]:
         warnings.warn(
-            f"{where} hold the name {unclear[0]!r}, which is a class here; leave those rows out if it means that there "
-            "is no label.",
+            f"{where} contain {unclear[0]!r}, which is used as a class name; remove those rows if it means that the "
+            "label is missing.",
             stacklevel=4,
         )
     if all(map(NUMBER.fullmatch, names)) and any("." in name for name in names):
         for name in names:
             if not float(name).is_integer():
-                raise UserError(f"{where} hold {name}, but a probe needs classes: integers or names.")
+                raise UserError(f"{where} contain {name}, but must be classes; give integers or names.")
         names = [str(int(float(name))) for name in names]
     return np.array(names, str)[inverse] if names else array
 
@@ -120,12 +114,12 @@ def _refuse_missing(missing: np.ndarray, where: str) -> None:
     if missing.any():
         raise UserError(
             f"{where}: {int(missing.sum())} of {len(missing)} rows have no label (the first: row "
-            f"{int(np.argmax(missing))}, counted from 0); give each image a class, or leave those rows out."
+            f"{int(np.argmax(missing))}, counted from 0); label or remove those rows."
         )
 
 
 def negative(labels: np.ndarray) -> np.ndarray:
-    """Which labels are negative, bool (N,): numbers, or names that are all numbers (and not just -1 and 1)."""
+    """Whether each label is negative, bool (N,): integers, or names that are all integers (except just -1 and 1)."""
     if labels.dtype.kind == "i":
         return labels < 0
     names, inverse = np.unique(labels, return_inverse=True)
@@ -134,7 +128,7 @@ def negative(labels: np.ndarray) -> np.ndarray:
 
 
 def class_names(value: Any) -> tuple[str, ...] | None:
-    """Names of the labels 0, 1, ...: from a sequence of texts or of synonyms, or from a mapping of names to labels."""
+    """Names of the labels 0, 1, ..., from a sequence of strings (or of synonyms) or a mapping of names to labels."""
     if value is None:
         return None
     if isinstance(value, Mapping) and set(value) == set(range(len(value))):
@@ -142,10 +136,10 @@ def class_names(value: Any) -> tuple[str, ...] | None:
     if isinstance(value, Mapping):
         given = list(value.values())
         if not all(isinstance(k, Real) for k in given) or sorted(given) != list(range(len(given))):
-            raise UserError(f"classes= maps names to {given[:5]}, but 0, 1, ... are needed, each once.")
+            raise UserError(f"classes= maps names to {given[:5]}; map them to 0, 1, ..., each once.")
         value = sorted(value, key=value.__getitem__)
     if isinstance(value, str | bytes) or not np.iterable(value):
-        raise UserError(f"classes={value!r} was given, but a list of names is needed.")
+        raise UserError(f"classes={value!r} was given; give a list of names.")
 
     def written(name: Any) -> str:
         if isinstance(name, list | tuple | np.ndarray):  # torchvision's ImageNet gives synonyms
@@ -156,15 +150,15 @@ def class_names(value: Any) -> tuple[str, ...] | None:
 
 
 def numbers_as_names(labels: Sequence[np.ndarray], where: str) -> list[str]:
-    """Names of classes that have none: the numbers from 0 to the largest label."""
+    """Default class names: the numbers from 0 to the largest label."""
     largest = max(int(part.max(initial=-1)) for part in labels)
     if largest >= MOST_CLASSES:
         raise UserError(
-            f"{where}: there is a label {largest}, but labels number at most {MOST_CLASSES:,} classes from 0 up; "
-            "number them without gaps, or give names."
+            f"{where}: the largest label is {largest}, but at most {MOST_CLASSES:,} classes are supported; number them "
+            "from 0 without gaps, or give names."
         )
     if absent := largest + 1 - len(np.unique(np.concatenate(labels))):
         warnings.warn(
-            f"{where}: {absent} of the labels 0 to {largest} have no image; each is a class all the same.", stacklevel=4
+            f"{where}: {absent} of the labels 0 to {largest} have no image, but still count as classes.", stacklevel=4
         )
     return [str(k) for k in range(largest + 1)]

@@ -1,7 +1,7 @@
-"""What a folder or a zip archive holds: image files, and a count of everything else.
+"""List the image files of a folder or zip archive, and count all other files.
 
-Nothing is left out without being counted: a link back to a folder above, a member that Python cannot decompress and an
-encrypted archive are refused.
+Nothing is skipped silently: links back to a parent folder, members that Python cannot decompress and encrypted archives
+are refused.
 """
 
 import glob
@@ -19,32 +19,32 @@ from pathlib import Path
 
 from igpt_model.checked_json import MAX_BYTES, open_regular
 from igpt_model.whole_files import check_zip
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
     *(".tif", ".tiff", ".avif", ".jp2", ".tga"),
 )
-# stored and deflate: of bzip2 and LZMA the standard library unpacks whole blocks, whatever size was declared
+# stored and deflate: for bzip2 and LZMA the standard library decompresses whole blocks, whatever the declared size
 ZIP_METHODS = {0, 8}
 ZIP_NAMES = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 98: "PPMd", 99: "AES"}
 
 THREADS = 8
 MOST_FILES = 1_000_000
-# what systems and programs leave in folders, beside names that begin with a dot
+# files of operating systems and programs, besides names that begin with a dot
 CLUTTER = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__", "#recycle"}
 CLUTTER_FILES = {"thumbs.db", "desktop.ini", "ehthumbs.db"}
 
 
 def is_clutter(name: str) -> bool:
-    """Whether a file or folder of this name is no part of anybody's data: hidden, or left by a system."""
+    """Whether a file or folder is hidden or was created by the operating system, judging by its name."""
     return (name.startswith(".") and name != "..") or name.lower() in CLUTTER | CLUTTER_FILES
 
 
 def expand(pattern: str, suffix: str = "") -> list[Path]:
-    """Files that a path means: itself, a glob, a range in braces ("{000..012}"), or a folder's files with `suffix`.
+    """Files that a path refers to: itself, or those of a glob, a brace range ("{000..012}") or a folder (by `suffix`).
 
-    Hidden files are left out; a folder is searched to every depth.
+    Hidden files are left out; folders are searched recursively.
     """
     path = Path(pattern)
     if path.is_dir():
@@ -64,25 +64,33 @@ def expand(pattern: str, suffix: str = "") -> list[Path]:
     return [path for n in numbers for path in expand(pattern[: braces.start()] + n + pattern[braces.end() :], suffix)]
 
 
+def flat(folder: str, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files with one of the suffixes in a folder that contains no folders."""
+    with os.scandir(folder) as entries:
+        shown = [entry for entry in entries if not is_clutter(entry.name)]
+    found = sorted(Path(entry.path) for entry in shown if entry.name.lower().endswith(suffixes))
+    return [] if any(entry.is_dir() for entry in shown) else found
+
+
 def shards(path: str, suffix: str) -> list[Path]:
-    """The files, all of which are there, that a path means (`expand`)."""
+    """The files that a path refers to (`expand`); raises `UserError` unless all exist."""
     files = expand(path, suffix)
     missing = [file for file in files if not file.is_file()]
     if missing or not files:
         what = f"{missing[0]} does not exist" if missing else f"{path} contains no {suffix} file"
         raise UserError(f"{what}; give root=FILE{suffix}, a glob or a folder.")
     if os.path.isdir(path):
-        _say_absent_shards(files)
+        _warn_of_missing_shards(files)
     return files
 
 
-def _say_absent_shards(files: Iterable[Path]) -> None:
-    """Warn where names such as train-00000-of-00003.parquet promise more files than there are."""
+def _warn_of_missing_shards(files: Iterable[Path]) -> None:
+    """Warn if names such as train-00000-of-00003.parquet imply more files than there are."""
     names = (re.match("(.+)-[0-9]+-of-([0-9]+)", str(file)) for file in files)
     for (stem, promised), count in Counter(name.groups() for name in names if name).items():
         if count < int(promised):
             warnings.warn(
-                f"{stem}-*-of-{promised}: {count} of {int(promised)} files are there; the rows of the others are "
+                f"{stem}-*-of-{promised}: only {count} of {int(promised)} files exist; the rows of the others are "
                 "missing.",
                 stacklevel=5,
             )
@@ -90,9 +98,8 @@ def _say_absent_shards(files: Iterable[Path]) -> None:
 
 @dataclass
 class Listing:
-    """What a folder or archive holds: (path inside, size or checksum) of each image, how many other files there are by
-    suffix, the suffixes in each folder without any image, and an archive's own names where they differ
-    ("./cat/0.png")."""
+    """Contents of a folder or archive: (path inside, size or checksum) per image, counts of other files by suffix, the
+    same for each folder without images, and original names in an archive if they differ ("./cat/0.png")."""
 
     files: list[tuple[str, int]] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
@@ -105,7 +112,7 @@ def _suffix(name: str) -> str:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is a picture, by its suffix."""
+    """Whether a file is an image, by its suffix."""
     return name.lower().endswith(SUFFIXES)
 
 
@@ -122,8 +129,8 @@ _Place = tuple[str, str, frozenset[_Identity]]
 
 @dataclass
 class _Scanned:
-    """One folder: image files (path inside the whole, size) and their inodes, other files, folders, and the inodes that
-    links to images lead to."""
+    """One folder: image files (path relative to the root, size) and their inodes, other files, folders, and the inodes
+    that links to images point to."""
 
     files: list[tuple[str, int]] = field(default_factory=list)
     inodes: list[int] = field(default_factory=list)
@@ -154,17 +161,17 @@ def _scan(place: _Place) -> _Scanned:
                         found.inodes.append(status.st_ino)
                         if entry.is_symlink():
                             found.linked.append(status.st_ino)
-                    else:  # a pipe or a device, which would be waited for
+                    else:  # a pipe or a device, on which reading could block
                         found.others.append(prefix + entry.name)
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename} is a link to nothing, or was removed just now; remove the link.") from None
+        raise UserError(f"{error.filename} is a broken link, or was just removed; remove the link.") from None
     except OSError as error:
-        raise UserError(f"{error.filename or folder} cannot be read ({error.strerror}); check its rights.") from None
+        raise UserError(f"{error.filename or folder} cannot be read ({error.strerror}); check permissions.") from None
     return found
 
 
 def list_folder(folder: Path) -> Listing:
-    """Every file, unsorted; folders are read by threads, since network disks answer slowly."""
+    """List every file, unsorted; folders are read by threads, since network disks are slow to respond."""
     found = Listing()
     others: list[str] = []
     folders: list[str] = []
@@ -178,7 +185,10 @@ def list_folder(folder: Path) -> Listing:
             for (path, _, above), scanned in zip(level, pool.map(_scan, level), strict=True):
                 here = _identity(path)
                 if here in paths and here not in above:
-                    raise UserError(f"{path} and {paths[here]} are one folder (a link): its images would count twice.")
+                    raise UserError(
+                        f"{path} and {paths[here]} are the same folder (a link), so images would count twice; remove "
+                        "one."
+                    )
                 paths[here] = path
                 found.files += scanned.files
                 others += scanned.others
@@ -194,22 +204,23 @@ def list_folder(folder: Path) -> Listing:
 
 
 def refuse_doubles(files: Iterable[str | Path], where: str | Path) -> None:
-    """Refuse files that are one, by a link: an image could be in two classes or splits."""
+    """Refuse paths to the same file (links): an image could be in two classes or splits."""
     seen: dict[_Identity, str] = {}
     for path in map(str, files):
         if (first := seen.setdefault(_identity(path), path)) != path:
             raise UserError(
-                f"{where}: {first} and {path} are one file (a link), so one image could be in two splits; remove one."
+                f"{where}: {first} and {path} are the same file (a link), so an image could be in two splits; remove "
+                "one."
             )
 
 
 def existing(root: str, names: Sequence[str], where: str) -> Sequence[str]:
-    """The files that a list names under `root`, each of which is there, once, by whatever path or link; a folder is
-    scanned once, whatever the number of its files."""
+    """The listed files under `root`; raises `UserError` if one is missing or listed twice, under any path or link. Each
+    folder is scanned once."""
     known: dict[str, tuple[str, dict[str, bool]]] = {}
 
     def located(name: str) -> str | None:
-        """The path of a file without links, or None where it is not there."""
+        """The path of a file with links resolved, or None if it does not exist."""
         folder, last = os.path.split(os.path.join(root, name))
         if folder not in known:
             known[folder] = "", {}
@@ -230,69 +241,65 @@ def existing(root: str, names: Sequence[str], where: str) -> Sequence[str]:
         elif (first := seen.setdefault(place, number)) != number:
             also = f" (as {names[first]})" if names[first] != name else ""
             raise UserError(
-                f"{where} lists {name} in rows {first}{also} and {number} (counted from 0); leave one of them, or one "
-                "image could be in two splits."
+                f"{where} lists {name} in rows {first}{also} and {number} (counted from 0), so it could be in two "
+                "splits; remove one."
             )
     if missing:
-        more = f", nor do {len(missing) - 1} others" if missing[1:] else ""
+        more = f" (nor do {len(missing) - 1} others)" if missing[1:] else ""
         raise UserError(
-            f"{where} lists {missing[0]}, which does not exist{root and ' in '}{root}{more}: paths are absolute or "
-            "relative to the file's folder."
+            f"{where} lists {missing[0]}, which does not exist{root and ' in '}{root}{more}; give paths that are "
+            "absolute or relative to the folder of the list."
         )
     return names
 
 
+def _above(name: str) -> set[str]:
+    """The folders that contain a file or folder: of "a/b/c" "a/b/" and "a/"."""
+    levels = name.rstrip("/").split("/")
+    return {"/".join(levels[:depth]) + "/" for depth in range(1, len(levels))}
+
+
 def _account(found: Listing, others: Iterable[str], folders: Sequence[str]) -> None:
-    """Count what is no image, and find the folders that hold none."""
-    with_images = {name[: name.rfind("/") + 1] for name, _ in found.files}
-    for folder in list(with_images):
-        while folder:
-            folder = folder[: folder.rstrip("/").rfind("/") + 1]
-            with_images.add(folder)
+    """Count files that are not images, and find the folders without images."""
+    holders = {name[: name.rfind("/") + 1] for name, _ in found.files}
+    with_images = holders.union(*map(_above, holders))
     found.folders = {folder: Counter() for folder in folders if folder not in with_images}
     for name in others:
         found.left_out[_suffix(name)] += 1
-        folder = name[: name.rfind("/") + 1]
-        while folder:
-            if folder in found.folders:
-                found.folders[folder][_suffix(name)] += 1
-            folder = folder[: folder.rstrip("/").rfind("/") + 1]
+        for folder in found.folders.keys() & _above(name):
+            found.folders[folder][_suffix(name)] += 1
 
 
 def list_archive(archive: Path) -> Listing:
-    """Every member, in the archive's order; names are made plain, so that "./a\\0.png" is "a/0.png"."""
+    """List every member, in the archive's order; names are normalised: "./a\\0.png" becomes "a/0.png"."""
     found = Listing()
     others, folders = [], []
     seen: set[str] = set()
-    open_regular(archive).close()  # a device would be read for ever
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            check_zip(opened, archive)
-            for info in opened.infolist():
-                # Windows programs write backslashes, others begin with "./"
-                name = "/".join(
-                    part for part in info.filename.replace("\\", "/").split("/") if part not in ("", ".", "..")
-                )
-                if any(map(is_clutter, name.split("/"))):
-                    continue
-                if info.is_dir() or info.filename.endswith("\\"):
-                    folders.append(f"{name}/")
-                elif not is_image(name):
-                    others.append(name)
-                else:
-                    _check_member(archive, info)
-                    if name in seen:
-                        raise UserError(f"{archive} contains {name} twice; pack it again with one of them.")
-                    seen.add(name)
-                    found.files.append((name, info.CRC))
-                    if name != info.filename:
-                        found.names[name] = info.filename
-    except UserError:
-        raise
-    except Exception as error:  # zipfile raises errors of many kinds for damaged directories
-        raise UserError(
-            f"{archive} is not a whole zip archive ({first_line(error)}); copy or download it again."
-        ) from error
+    open_regular(archive).close()  # reading a device might never end
+    # zipfile raises many types for damaged archives
+    with (
+        explained(f"{archive} is not a complete zip archive", "copy or download it again"),
+        zipfile.ZipFile(archive) as opened,
+    ):
+        check_zip(opened, archive)
+        for info in opened.infolist():
+            # Windows programs write backslashes, others prepend "./"
+            parts = info.filename.replace("\\", "/").split("/")
+            name = "/".join(part for part in parts if part not in ("", ".", ".."))
+            if any(map(is_clutter, name.split("/"))):
+                continue
+            if info.is_dir() or info.filename.endswith("\\"):
+                folders.append(f"{name}/")
+            elif not is_image(name):
+                others.append(name)
+            else:
+                _check_member(archive, info)
+                if name in seen:
+                    raise UserError(f"{archive} contains {name} twice; recreate it with only one of them.")
+                seen.add(name)
+                found.files.append((name, info.CRC))
+                if name != info.filename:
+                    found.names[name] = info.filename
     _account(found, others, folders)
     return found
 
@@ -304,11 +311,12 @@ def _check_member(archive: Path, info: zipfile.ZipInfo) -> None:
         )
     if info.file_size > MAX_BYTES:
         raise UserError(
-            f"{archive} declares {info.file_size:,} bytes for {info.filename}, but an image has {MAX_BYTES:,} at most."
+            f"{archive} declares {info.file_size:,} bytes for {info.filename}, but at most {MAX_BYTES:,} per image are "
+            "read; remove it."
         )
     if info.compress_type not in ZIP_METHODS:
         method = ZIP_NAMES.get(info.compress_type, f"method {info.compress_type}")
         raise UserError(
-            f"{archive} is compressed with {method} (the first image: {info.filename}), which is not read; "
-            "unpack it into a folder, or pack it again with Deflate."
+            f"{archive} is compressed with {method} (the first image: {info.filename}), which is not supported; "
+            "extract it into a folder, or compress it again with Deflate."
         )

@@ -1,8 +1,8 @@
 """The token arrays released with iGPT: {imagenet,cifar10}_{tr,va,te}{X,Y}.npy and kmeans_centers.npy.
 
-X: palette indices (N, 1024) in raster order; Y: one-hot labels (N, K); centres (512, 3) in [-1, 1]. Tokens are turned
-into the RGB pictures of their palette colours, so that any encoder can read them; the palette that made them gives the
-same tokens back. Row ids: the position in the array. Letters: N images, T tokens, K classes.
+X: palette indices (N, 1024) in raster order; Y: one-hot labels (N, K); centres (512, 3) in [-1, 1]. Tokens are decoded
+to RGB images of their palette colours, so that any encoder can read them; encoding with the same palette restores the
+tokens. Row ids: the position in the array. Letters: N images, T tokens, K classes.
 """
 
 from functools import partial
@@ -14,13 +14,12 @@ from igpt_model.hashing import hash_json
 from igpt_model.palette import Palette
 from igpt_model.whole_files import load_npy
 from probekit.datasets.images import MadeImages
+from probekit.datasets.published import CIFAR10_CLASSES, fetch_command, not_found
 from probekit.datasets.records import Dataset, Split, build
-from probekit.datasets.sources import fetch_command, not_found
 from probekit.runtime.errors import UserError
 
 SOURCE = "OpenAI, image-gpt, released data (2020): tokens of centre-cropped 32 x 32 images, for evaluation"
 BASE = "https://openaipublic.blob.core.windows.net/image-gpt/"
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def _decoded(palette: Palette, tokens: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
@@ -30,7 +29,7 @@ def _decoded(palette: Palette, tokens: np.ndarray, rows: np.ndarray) -> list[np.
 def load(name: str, root: str | Path | None = None, part: str = "cifar10", split_seed: int = 0) -> Dataset:
     """Read the released token arrays, of `part` cifar10 or imagenet, and the kmeans_centers.npy of their palette."""
     if part not in ("cifar10", "imagenet"):
-        raise UserError(f"part={part!r} was given, but the released arrays are cifar10 and imagenet.")
+        raise UserError(f"part={part!r} was given; choose cifar10 or imagenet.")
     if root is None:
         raise not_found(name)
     place = Path(root)
@@ -41,7 +40,8 @@ def load(name: str, root: str | Path | None = None, part: str = "cifar10", split
         tokens = _array(place / f"{part}_{split}X.npy")
         if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or round(tokens.shape[1] ** 0.5) ** 2 != tokens.shape[1]:
             raise UserError(
-                f"{part}_{split}X.npy contains {tokens.dtype} {tokens.shape}, not the tokens of square images."
+                f"{part}_{split}X.npy contains {tokens.dtype} {tokens.shape}, not tokens of square images; download it "
+                "again."
             )
         return Split.of(
             MadeImages(tokens, partial(_decoded, palette)),
@@ -74,8 +74,8 @@ def load(name: str, root: str | Path | None = None, part: str = "cifar10", split
 def _array(path: Path) -> np.ndarray:
     if not path.is_file():
         raise UserError(
-            f"There is no {path}; {fetch_command('openai-tokens', path.parent)} gets the palette and "
-            f"the arrays of CIFAR-10, and those of ImageNet are at {BASE}."
+            f"{path} does not exist; run {fetch_command('openai-tokens', path.parent)} for the palette and "
+            f"the arrays of CIFAR-10, or download those of ImageNet from {BASE}."
         )
     return load_npy(path, "r")
 

@@ -1,6 +1,6 @@
-"""Parquet files of encoded images, as Hugging Face `datasets` writes them; read by pyarrow alone, a few rows at a time.
+"""Parquet files of encoded images, as Hugging Face `datasets` writes them, read with pyarrow a few rows at a time.
 
-Row ids: the position among the rows of the split, its files in the order of their names.
+Row ids: the position among the rows of the split, with its files sorted by name.
 """
 
 import os
@@ -15,13 +15,14 @@ import numpy as np
 from igpt_model.checked_json import Text, mismatch, parse_json, read_bytes
 from igpt_model.hashing import hash_json
 from probekit.datasets.images import EncodedImages, FileImages, Images, PackedNames
-from probekit.datasets.labels import label_array, object_labels
+from probekit.datasets.labels import label_array
 from probekit.datasets.listing import existing, is_clutter, is_image, shards
 from probekit.datasets.parts import Found, Part, by_column, by_split, column, split_of
 from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.imports import library
 
 BATCH = 64
-"""Rows of encoded images held at a time: pages of a column are read as they are needed, not a row group at once."""
+"""Rows of encoded images in memory at a time: pages of a column are read when needed, not whole row groups."""
 BUFFER_BYTES = 1 << 20
 MOST_ROWS = 100_000_000
 LABEL_NAMES = ("label", "labels", "target", "class", "cls")
@@ -29,10 +30,10 @@ LABEL_NAMES = ("label", "labels", "target", "class", "cls")
 
 @dataclass(eq=False)
 class ParquetImages(EncodedImages):
-    """A column of encoded images (bytes, or a struct with the field `bytes`) in parquet files; ascending rows are read
-    once.
+    """A column of encoded images (bytes, or a struct with the field `bytes`) in parquet files, for reading rows in
+    ascending order.
 
-    Of each row group: its file, its number there, and the row after its last.
+    Each row group has its file, its index in the file, and the end of its rows (exclusive).
     """
 
     files: tuple[str, ...]
@@ -47,26 +48,28 @@ class ParquetImages(EncodedImages):
     random_access = False
 
     def order(self, rows: np.ndarray) -> Iterable[int]:
-        """Ascending: a row group is streamed forwards."""
+        """Ascending order, since row groups are streamed forwards."""
         return np.argsort(rows, kind="stable").tolist()
 
     def encoded(self, row: int) -> tuple[bytes, str]:
-        """The column's bytes, or the file that it names."""
+        """The bytes in the column, or the content of the file that it names."""
         number = int(np.searchsorted(self.group_end, row, side="right"))
         start = int(self.group_end[number - 1]) if number else 0
         reader = self._opened
         if reader is None or reader.owner != (os.getpid(), number) or row < reader.first:
             file = self.files[self.group_file[number]]
             reader = self._opened = GroupReader(file, int(self.group[number]), self.column, start, number)
-        value = reader.value(row)
         name = f"{reader.file}, row {row - start} of row group {int(self.group[number])}"
-        content = value.get("bytes") if isinstance(value, dict) else value
-        return (content, name) if content is not None else _beside(value, reader.file, name)
+        return encoded_image(reader.value(row), name, Path(reader.file).parent)
 
 
-def _beside(value: Any, file: str, name: str) -> tuple[bytes, str]:
-    """The file that a value without bytes names: `to_parquet` leaves local images where they are."""
-    path = Path(file).parent / str((value or {}).get("path"))
+def encoded_image(value: Any, name: str, folder: Path) -> tuple[bytes, str]:
+    """The bytes in a column's value, or those of the file that it names: `to_parquet` stores only the paths of local
+    images."""
+    content = value.get("bytes") if isinstance(value, dict) else value
+    if content is not None:
+        return content, name
+    path = folder / str((value or {}).get("path"))
     if not path.is_file():
         raise UserError(
             f"{name} contains no encoded image, and its file {path} does not exist; write the images into it."
@@ -96,29 +99,21 @@ class GroupReader:
 
 @contextmanager
 def _as_sentence(file: str | Path) -> Iterator[None]:
-    """Errors of pyarrow in one sentence that names the file."""
+    """Convert pyarrow's exceptions to a `UserError` that names the file."""
     try:
         yield
     except Exception as error:
         if not isinstance(error, OSError | UnicodeError) and not type(error).__module__.startswith("pyarrow"):
             raise
-        raise UserError(f"{file} is not a whole parquet file ({first_line(error)}); copy it again.") from None
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow.parquet as parquet
-    except ModuleNotFoundError:
-        raise UserError("Parquet files need pyarrow: pip install pyarrow.") from None
-    return parquet
+        raise UserError(f"{file} is not a complete parquet file ({first_line(error)}); copy it again.") from None
 
 
 def _open(file: str | Path) -> Any:
-    return _pyarrow().ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
+    return library("pyarrow.parquet", "A parquet file").ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
 
 
 def declared_features(schema: Any) -> dict[str, dict[str, Any]]:
-    """The features that `datasets` writes into a file's schema, by column; empty for files of other origin."""
+    """The features that `datasets` stores in a file's schema, by column; empty for files from other writers."""
     text = (schema.metadata or {}).get(b"huggingface")
     try:
         found = parse_json(text, "the schema", {"info": {"features": dict}})["info"]["features"] if text else {}
@@ -128,7 +123,7 @@ def declared_features(schema: Any) -> dict[str, dict[str, Any]]:
 
 
 def _column(file: Path, name: str) -> Any:
-    """A whole column of a file, as Arrow holds it."""
+    """A whole column of a file, as an Arrow array."""
     with _as_sentence(file):
         return _open(file).read([name]).column(0)
 
@@ -136,12 +131,12 @@ def _column(file: Path, name: str) -> Any:
 def choose_columns(
     features: dict[str, dict[str, Any]], schema: Any, image: str | None, label: str | None, where: str
 ) -> tuple[str, str, list[str] | None]:
-    """The image column, the label column and the class names, from declared features, else from types and names."""
+    """The image column, the label column and the class names, from declared features or else from types and names."""
     import pyarrow.types as kinds
 
     names = list(schema.names)
-    if twice := [name for name in names if names.count(name) > 1]:  # Arrow then finds none of them by its name
-        raise UserError(f"{where} has several columns of the one name {twice[0]}; give each its own.")
+    if twice := [name for name in names if names.count(name) > 1]:  # Arrow cannot select any of them by name
+        raise UserError(f"{where} has several columns named {twice[0]}; rename them.")
 
     def declared(name: str, kind: str) -> bool:
         return features.get(name, {}).get("_type") == kind
@@ -159,7 +154,7 @@ def choose_columns(
     label = column(label, labels, names, "label", where)
     if kinds.is_list(schema.field(label).type) or kinds.is_large_list(schema.field(label).type):
         raise UserError(
-            f"{where}: the column {label} contains several labels per row, but a probe needs one class per row."
+            f"{where}: the column {label} contains several labels per row, but one class is needed; name another."
         )
     classes = features.get(label, {}).get("names")
     if problem := mismatch(classes, ([Text(10_000)], None)):
@@ -168,15 +163,15 @@ def choose_columns(
 
 
 def read(path: str, image: str | None = None, label: str | None = None, split: str | None = None) -> Found:
-    """Read a .parquet file, a quoted glob, or a folder of them, whose rows hold one encoded image and one label each.
+    """Read a .parquet file, a quoted glob, or a folder of them; each row contains one encoded image and one label.
 
-    The word train, val or test in a path says its split. `image`, `label` and `split` name columns; without them those
-    are taken that `datasets` declared, or the one of bytes, the one called label, and the one of splits.
+    The word train, val or test in a path determines its split. `image`, `label` and `split` name columns; the defaults
+    are those that `datasets` declared, or else the column of bytes, the one named label, and the one of splits.
     """
     files = shards(path, ".parquet")
     folders = sorted({str(file.parent) for file in files if not split_of(file.parent.name)})
     if len(folders) > 1:
-        raise UserError(f"{path} contains parquet files in several folders ({', '.join(folders)}): name one of them.")
+        raise UserError(f"{path} contains parquet files in several folders ({', '.join(folders)}); give one of them.")
     parts: dict[str, Part] = {}
     classes: list[str] | None = None
     for part, members in by_split(files, path).items():
@@ -202,7 +197,7 @@ def read(path: str, image: str | None = None, label: str | None = None, split: s
 def _part(
     files: Sequence[Path], image: str | None, label: str | None, where: str, classes: list[str] | None
 ) -> tuple[Part, list[str] | None, str, str]:
-    """The rows of a split's files, the class names that they declare, and the columns of images and labels."""
+    """The rows of a split's files, their declared class names, and the names of the image and label columns."""
     labels, groups = [], []
     for number, file in enumerate(files):
         with _as_sentence(file):
@@ -210,17 +205,19 @@ def _part(
             schema = opened.schema_arrow
             image, label, names = choose_columns(declared_features(schema), schema, image, label, where)
             rows = [opened.metadata.row_group(k).num_rows for k in range(opened.metadata.num_row_groups)]
-            if opened.metadata.num_rows > MOST_ROWS:  # which a file of a few bytes may claim
-                raise UserError(f"{file} declares {opened.metadata.num_rows:,} rows; at most {MOST_ROWS:,} are read.")
+            if opened.metadata.num_rows > MOST_ROWS:  # a damaged or malicious file may declare any number
+                raise UserError(
+                    f"{file} declares {opened.metadata.num_rows:,} rows, but at most {MOST_ROWS:,} are read; split it."
+                )
         if classes is not None and names is not None and names != classes:
-            raise UserError(f"{file} names other classes than the files before it; give files of one data set.")
+            raise UserError(f"{file} has different classes from the files before it; give files of one data set.")
         classes = names or classes
         labels.append(arrow_labels(_column(file, label), f"The labels of {file}"))
         groups += [(number, k, count) for k, count in enumerate(rows) if count]
     assert image is not None
     assert label is not None
     if len({array.dtype.kind for array in labels}) > 1:
-        raise UserError(f"{where}: the labels of some files are numbers and of others names; give them alike.")
+        raise UserError(f"{where}: some files have integer labels and others names; use one kind.")
     images: Images
     if str(schema.field(image).type) in ("string", "large_string"):
         paths = [os.path.join(f.parent, name or "") for f in files for name in _column(f, image).to_pylist()]
@@ -232,14 +229,14 @@ def _part(
 
 
 def arrow_labels(column: Any, where: str) -> np.ndarray:
-    """The labels of an Arrow column; where some are missing, NumPy would make floats of whole numbers."""
-    return object_labels(column.to_pylist(), where) if column.null_count else label_array(column.to_numpy(), where)
+    """The labels of an Arrow column; missing values are kept, for which NumPy would convert integers to float."""
+    return label_array(column.to_pylist(), where) if column.null_count else label_array(column.to_numpy(), where)
 
 
 def in_folder(folder: str) -> bool:
-    """Whether a folder holds parquet files, at its top or one below.
+    """Whether a folder or one of its subfolders contains parquet files.
 
-    The first images met decide against it: a folder of a million images is not listed to find out.
+    Stops at the first image found, so that a folder of a million images is not listed.
     """
     with os.scandir(folder) as entries:
         top = [entry for entry in entries if not is_clutter(entry.name)]

@@ -1,6 +1,6 @@
-"""From labelled parts, one a split, to a data set: what every source of a user's own images shares.
+"""Build a data set from one labelled part per split: the steps shared by all sources of a user's own images.
 
-Here is the one home of what a split is called, of which column holds what, and of the options that all sources take.
+Determines the split of files and rows, chooses columns, and handles the options common to all sources.
 Shape legend: N rows of a part.
 """
 
@@ -8,6 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -16,26 +17,27 @@ from typing import Any
 
 import numpy as np
 
-from probekit.datasets.corrupt import without_corrupt
 from probekit.datasets.images import Decoding, EncodedImages, Images, as_range, hash_image, remarks
 from probekit.datasets.labels import negative, numbers_as_names
-from probekit.datasets.listing import refuse_doubles
+from probekit.datasets.listing import THREADS, refuse_doubles
 from probekit.datasets.records import Dataset, Split, build
 from probekit.datasets.splits import SPLIT_NAMES
 from probekit.runtime.errors import UserError
 
-# a column of one of these names whose values are names of splits says the split of each row
+# columns that are used as the split of each row if their values are names of splits
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "phase", "usage", "fold", "dataset")
-# columns that speak of splits in words of their own
+# columns that may define splits with other values
 UNUSED = ("fold", "set", "subset", "partition", "phase", "is_train", "is_test", "is_val", "is_valid", "is_training")
-# images of the training part that are opened at once, to say what decoding drops
+# training images that are opened at the start, to warn about what decoding discards
 OPENED = 8
+# limits for corrupt images: how many are named in the provenance, and how many are left out
+NAMES_KEPT, MOST_CORRUPT = 100, 5000
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """The images of one split and their labels: numbers, or names (str); `classes` names the numbers, `rows` are
-    positions in `images` (all of them without it)."""
+    """The images of one split and their labels: integers, or names (str). `classes` names the integers; `rows` are
+    positions in `images` (default: all)."""
 
     images: Images
     labels: np.ndarray
@@ -49,8 +51,8 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What a source holds: parts called train, val and test; what the provenance says of it; names of the labels 0, 1,
-    ...; how often a pool holds the same images; whether val, where there is no test part, is the test split."""
+    """Contents of a source: parts named train, val and test; its provenance; names of the labels 0, 1, ...; how many
+    versions of each image a pool has; whether val becomes the test split if there is no test part."""
 
     parts: Mapping[str, Part]
     about: Mapping[str, Any]
@@ -60,7 +62,7 @@ class Found:
 
 
 def split_of(name: str) -> str:
-    """The split that a file name speaks of ("data/val-00001.tar": "val"), or "" when it names none."""
+    """The split named in a path ("data/val-00001.tar": "val"), or ""."""
     words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
     words = [re.sub(r"(?<=.)(set|data|images?|imgs?)$", "", word) for word in words]
     return next((SPLIT_NAMES[word] for word in reversed(words) if word in SPLIT_NAMES), "")
@@ -74,20 +76,20 @@ def by_column(
     where: str,
     always: Sequence[str] = (),
 ) -> tuple[dict[str, Part], str | None]:
-    """A pool of rows by the column that says their splits (by its name and what it holds), and that column, if any."""
+    """Divide a pool of rows by its split column, which is recognised by name and values; also returns that column."""
     if set(parts) != {"train"}:
         if split is not None:
-            raise UserError(f"{where} has {', '.join(parts)} apart already; leave out split={split}.")
+            raise UserError(f"{where} is already divided into {', '.join(parts)}; leave out split={split}.")
         return parts, None
 
     def says_splits(name: str) -> bool:
-        # one word of them is enough: others, such as "dev", are refused below
+        # one name of a split is enough: other values, such as "dev", are refused below
         return name.lower() in SPLIT_COLUMNS and any(str(v).strip().lower() in SPLIT_NAMES for v in values(name))
 
     found = [name for name in names if name.lower() in always or says_splits(name)]
     if split is None and not found:
         if ignored := [name for name in names if name.lower() in UNUSED]:
-            warnings.warn(f"{where}: the column {ignored[0]} is not used: all rows are one pool.", stacklevel=4)
+            warnings.warn(f"{where}: the column {ignored[0]} is not used; all rows are one pool.", stacklevel=4)
         return parts, None
     split = column(split, found, names, "split", where)
     written = list(values(split))
@@ -104,21 +106,21 @@ def by_column(
 
 
 def column(given: str | None, candidates: Sequence[str], every: Sequence[str], what: str, where: str) -> str:
-    """The one column that holds images or labels; several candidates are never resolved in silence."""
+    """The column of images, labels or splits; raises `UserError` if there are several candidates or none."""
     if given is not None:
         if given not in every:
-            raise UserError(f"{where} has no column {given!r}; it has {', '.join(every)}.")
+            raise UserError(f"{where} has no column {given!r}; choose one of {', '.join(every)}.")
         candidates = [name for name in every if name == given]
     if len(candidates) == 1:
         return candidates[0]
     if len({*candidates}) == 1:
-        raise UserError(f"{where} has several columns of the one name {candidates[0]}; give each its own.")
-    found = f"several could hold the {what} ({', '.join(candidates)})" if candidates else f"none looks like {what}s"
-    raise UserError(f"{where} has the columns {', '.join(every)}, and {found}: name it, as in {where}#{what}=COLUMN.")
+        raise UserError(f"{where} has several columns named {candidates[0]}; rename them.")
+    found = f"several could be the {what} ({', '.join(candidates)})" if candidates else f"none looks like {what}s"
+    raise UserError(f"{where} has the columns {', '.join(every)}, but {found}; name it, as in {where}#{what}=COLUMN.")
 
 
 def by_split(files: Sequence[Path], where: str) -> dict[str, list[Path]]:
-    """Files by the split their names speak of; one split alone, or no names of splits, is a training pool."""
+    """Group files by the split in their names; files without one are a single training pool."""
     refuse_doubles(files, where)
     parts: dict[str, list[Path]] = {}
     common = Path(os.path.commonpath([where if Path(where).is_dir() else file.parent for file in files]))
@@ -126,13 +128,13 @@ def by_split(files: Sequence[Path], where: str) -> dict[str, list[Path]]:
         parts.setdefault(split_of(str(file.relative_to(common).with_suffix(""))), []).append(file)
     if "" in parts and len(parts) > 1:
         raise UserError(
-            f"{where} mixes files that name a split and files that do not (the first: {parts[''][0].name}): "
+            f"{where} mixes files with and without a split in their name (the first without: {parts[''][0].name}); "
             "name each train, val or test, as in train-0000.tar."
         )
     stems = {re.split(r"\d", file.stem)[0]: file for file in parts.get("", [])}
     if len(stems) > 1:
         shown = " and ".join(file.name for file in list(stems.values())[:2])
-        warnings.warn(f"{where}: files of several names ({shown}) are one pool of rows.", stacklevel=4)
+        warnings.warn(f"{where}: files with different names ({shown}) are used as one pool of rows.", stacklevel=4)
     return {"train": parts[""]} if "" in parts else parts
 
 
@@ -146,22 +148,22 @@ def assemble(
     exif: str | None = None,
     value_range: Sequence[float] | str | None = None,
 ) -> Dataset:
-    """The data set of what a source holds; `where` is its path for messages, the options are those of every source.
+    """Build a data set from the contents of a source; `where` is its path for messages, the options apply to all.
 
-    A part whose labels are all negative has none and is left out with a warning; without train, the data set can only
-    be tested on. Without names of classes these are the labels' own names in sorted order, or the numbers themselves.
+    A part whose labels are all negative is unlabelled and left out with a warning; without train, the data set serves
+    only as a test set. Without class names, they are the sorted names among the labels, or the numbers themselves.
 
     Parameters
     ----------
     skip_corrupt : bool
-        Decode every image of a split when it is first asked for, leave out those that fail, and list their row ids
-        and names in the provenance. Off: a corrupt image is an error that names it, when it is read.
+        Decode every image of a split when it is first used, leave out those that fail, and list their row ids and
+        names in the provenance. If False, reading a corrupt image raises an error that names it.
     split_seed : int
-        Seed of held-out parts.
+        Seed for held-out parts.
     exif, value_range : see `probekit.datasets.images.Decoding`
     """
     parts = _labelled(found, where)
-    without_train = f"{where} has {' and '.join(sorted(parts))}, but a train part is needed."
+    without_train = f"{where} has only {' and '.join(sorted(parts))}; add a train part, or use it with --test."
     if moved := "val" in parts and "test" not in parts and (found.val_is_test or "train" not in parts):
         parts["test"] = parts.pop("val")
     first = parts.get("train") or parts["test"]
@@ -171,18 +173,18 @@ def assemble(
         decoding = {"decoding": how.to_dict()}
         for part in parts.values():
             part.images.how = how  # type: ignore[attr-defined]
-        _say_what_is_dropped(first, where)
+        _warn_of_discarded(first, where)
     elif skip_corrupt or exif or value_range is not None:
         raise UserError(
-            f"skip_corrupt, exif and value_range are for image files, and {where} contains none; leave them out."
+            f"skip_corrupt, exif and value_range apply to image files, but {where} contains none; leave them out."
         )
     _refuse_equal_parts(parts, where)
     names = found.classes or first.classes or numbers_as_names([part.labels for part in parts.values()], where)
     classes = tuple(names)
     if {name.lower() for name in classes} <= set(SPLIT_NAMES) and classes:
         raise UserError(
-            f"{where} has the classes {' and '.join(classes)}, which are splits: give each as a part of its own (a "
-            "dict with train and test), or the folder or column that holds the classes."
+            f"{where} has the classes {' and '.join(classes)}, which are splits; give a dict of splits, or the "
+            "folder or column that contains the classes."
         )
     skipped: dict[str, Any] = {}
 
@@ -201,25 +203,25 @@ def assemble(
 
 
 def _labelled(found: Found, where: str) -> dict[str, Part]:
-    """The parts whose labels are not all negative (which the hub writes where labels are withheld), all labels as
-    numbers: where they are text, positions in the part's own classes."""
+    """The parts whose labels are not all negative (as for unpublished labels on the hub), with names converted to
+    positions in the part's own classes."""
     kept = {}
     for split, part in found.parts.items():
         below = negative(part.labels)
         if below.any() and not below.all():
             row = int(np.argmax(below))
             raise UserError(
-                f"{where}: {int(below.sum())} of {len(below)} labels of the {split} part are negative (row {row}"
-                f", counted from 0, has {part.labels[row]}), which means no label; leave those rows out, or give names."
+                f"{where}: {int(below.sum())} of {len(below)} labels of the {split} part are negative (the first: "
+                f"{part.labels[row]} in row {row}, counted from 0), so not labels; remove those rows, or give names."
             )
         if below.any():
             warnings.warn(f"{where}: the {split} part has no labels (all are negative) and is left out.", stacklevel=4)
         else:
             kept[split] = part
     if not kept:
-        raise UserError(f"{where} has no labelled rows, but a train part is needed.")
+        raise UserError(f"{where} has no labelled rows; add a train part.")
     if found.classes is None and len({part.labels.dtype.kind for part in kept.values()}) > 1:
-        raise UserError(f"{where}: the labels of one part are numbers and those of another names; give them alike.")
+        raise UserError(f"{where}: some parts have integer labels and others names; use one kind.")
     for split, part in kept.items():
         if part.labels.dtype.kind == "U":
             classes, labels = np.unique(part.labels, return_inverse=True)
@@ -228,23 +230,23 @@ def _labelled(found: Found, where: str) -> dict[str, Part]:
 
 
 def _by_name(part: Part, classes: tuple[str, ...], whose: str, is_first: bool) -> np.ndarray:
-    """A part's labels as positions in the data set's classes, matched by name where the part has names of its own."""
+    """A part's labels as positions in the data set's classes, matched by name if the part has class names."""
     if part.classes is None:
         return part.labels
     present = np.unique(part.labels)
     if len(present) and present[-1] >= len(part.classes):
-        raise UserError(f"{whose} the label {present[-1]}, which its classes do not name.")
+        raise UserError(f"{whose} the label {present[-1]}, but names for only {len(part.classes)} classes; add names.")
     if strange := sorted({part.classes[k] for k in present} - set(classes)):
-        lacks = "are not named" if is_first else "train lacks"
-        raise UserError(f"{whose} classes that {lacks} ({', '.join(strange[:5])}).")
-    if part.classes == classes:  # of which two may have one name
+        lacks, advice = ("classes= lacks", "add") if is_first else ("train lacks", "rename or remove")
+        raise UserError(f"{whose} classes that {lacks} ({', '.join(strange[:5])}); {advice} them.")
+    if part.classes == classes:  # even if two classes have the same name
         return part.labels
     place = {label: k for k, label in reversed(list(enumerate(classes)))}
     return np.array([place.get(label, -1) for label in part.classes], np.int64)[part.labels]
 
 
 def _refuse_equal_parts(parts: Mapping[str, Part], where: str) -> None:
-    """Refuse two splits that are one: as many rows with the same labels, which begin with the same (several) images."""
+    """Refuse identical splits: the same labels, and the same first images (unless all of these are equal)."""
 
     def begins(part: Part) -> list[int]:
         return [hash_image(image) for image in part.images.read(part.places()[:OPENED])]
@@ -252,16 +254,55 @@ def _refuse_equal_parts(parts: Mapping[str, Part], where: str) -> None:
     for (one, a), (other, b) in combinations(parts.items(), 2):
         if a.classes == b.classes and np.array_equal(a.labels, b.labels):
             seen: list[list[int]] = []
-            with suppress(UserError):  # an image that cannot be read is reported when its row is
+            with suppress(UserError):  # an unreadable image is reported when its row is read
                 seen = [begins(a), begins(b)]
             if seen and seen[0] == seen[1] and len(set(seen[0])) > 1:
                 raise UserError(f"{where}: {one} and {other} are the same images; leave one of them out.")
 
 
-def _say_what_is_dropped(part: Part, where: str) -> None:
+def _warn_of_discarded(part: Part, where: str) -> None:
     assert isinstance(part.images, EncodedImages)
     rows = part.places()
     if part.images.random_access and len(rows):
         rows = rows[np.linspace(0, len(rows) - 1, OPENED).astype(int)]
     for remark in remarks(part.images, rows[:OPENED]):
-        warnings.warn(f"{where}: {remark}; convert the images first if that is not meant.", stacklevel=4)
+        warnings.warn(f"{where}: {remark}; convert the images first if this is not intended.", stacklevel=4)
+
+
+def without_corrupt(rows: Split, part: str, skipped: dict[str, Any]) -> Split:
+    """The rows that can be decoded; row ids and names of the others are stored in `skipped[part]`.
+
+    Every image is decoded once, by several threads.
+    """
+
+    def fails(row: int) -> bool:
+        try:
+            rows.images(row, row + 1)
+        except UserError:
+            return True
+        return False
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        # in blocks: the pool would otherwise queue a million rows at once
+        blocks = (range(start, min(start + 1024, len(rows))) for start in range(0, len(rows), 1024))
+        bad = np.flatnonzero([failed for block in blocks for failed in pool.map(fails, block)])
+    if not len(bad):
+        return rows
+    names = getattr(rows.source, "names", None)
+    found = [names[row] if names is not None else f"row {row}" for row in rows.source_rows[bad[:NAMES_KEPT]]]
+    if len(bad) > MOST_CORRUPT or len(bad) == len(rows):
+        raise UserError(
+            f"{len(bad):,} of the {len(rows):,} images of {part} cannot be decoded (the first: {found[0]}); at most "
+            f"{MOST_CORRUPT:,}, and never all, are skipped: copy or download the data again."
+        )
+    skipped[part] = {"count": len(bad), "row_ids": rows.row_ids[bad].tolist(), "names": found}
+    return rows.take(np.setdiff1d(np.arange(len(rows)), bad))
+
+
+def skipped_lines(provenance: dict[str, Any]) -> list[str]:
+    """One line per split from which corrupt images were left out, for printing."""
+    lines = []
+    for part, entry in (provenance.get("skipped") or {}).items():
+        shown = ", ".join(entry["names"][:5]) + (", ..." if entry["count"] > 5 else "")
+        lines.append(f"{entry['count']} corrupt image(s) of {part} left out: {shown}")
+    return lines

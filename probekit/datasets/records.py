@@ -1,4 +1,4 @@
-"""Dataset and Split: labelled images that are decoded when they are asked for.
+"""Dataset and Split: labelled images, decoded when they are read.
 
 Shape legend: N rows of a split; H, W image sides; images are HWC uint8 RGB.
 """
@@ -19,7 +19,7 @@ from probekit.datasets.splits import stratified_holdout, stratified_subset
 from probekit.runtime.errors import UserError
 
 HASH_BLOCK = 1024
-VAL, TEST = 0.1, 0.2  # shares that are held out
+VAL, TEST = 0.1, 0.2  # fractions that are held out
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +29,10 @@ class Split:
     Parameters
     ----------
     source : Images
-        Where the pixels come from.
+        Source of the pixels.
     labels : int64 (N,)
     row_ids : int64 (N,)
-        Position of each row in the published source: what a paired test or a mask seed refers to.
+        Position of each row in the published source; identifies rows in paired tests and mask seeds.
     source_rows : int64 (N,)
         Position of each row in `source`.
     """
@@ -64,7 +64,7 @@ class Split:
             )
         images = len(source) if source_rows is None else len(source_rows)
         if images != len(labels):
-            raise UserError(f"There are {images} images but {len(labels)} labels; give one label per image.")
+            raise UserError(f"{images} images but {len(labels)} labels were given; give one label per image.")
         rows = np.arange(len(labels))
         ids = rows if row_ids is None else np.asarray(row_ids, dtype=np.int64)
         return cls(source, labels.astype(np.int64), ids, rows if source_rows is None else np.asarray(source_rows))
@@ -86,7 +86,7 @@ class Split:
         return taken
 
     def limit(self, size: int | None, seed: int = 0) -> "Split":
-        """At most `size` rows, classes in proportion, seeded (`--limit`); all rows when `size` is None."""
+        """A stratified, seeded subset of at most `size` rows (`--limit`); all rows if `size` is None."""
         check_at_least(limit=(size, 1))
         return self if size is None or size >= len(self) else self.take(stratified_subset(self.labels, size, seed))
 
@@ -106,7 +106,7 @@ class Split:
 
 
 class Splits(Mapping[str, Split]):
-    """Splits by name, each made when first asked for: nobody reads the test images by accident."""
+    """Splits by name, each created on first access, so that test images are not read by accident."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Split]]) -> None:
         self._makers = dict(makers)
@@ -114,7 +114,7 @@ class Splits(Mapping[str, Split]):
 
     def __getitem__(self, name: str) -> Split:
         if name not in self._makers:
-            raise UserError(f"There is no split {name!r}; this data set has {', '.join(self._makers)}.")
+            raise UserError(f"The data set has no split {name!r}; choose one of {', '.join(self._makers)}.")
         if name not in self._made:
             self._made[name] = self._makers[name]()
         return self._made[name]
@@ -139,10 +139,10 @@ class Dataset:
     classes : tuple of str
         Name of each label.
     provenance : dict
-        JSON: name, source, split rule, checksums, options.
+        JSON-serialisable: name, source, split rule, checksums, options.
     splits : Mapping of Split
     everything : callable, optional
-        All rows of a source that has no test part of its own; it becomes a further test set as a whole.
+        All rows of a source without a test part, used when the data set serves as a further test set.
     """
 
     name: str
@@ -169,17 +169,17 @@ def build(
     split_seed: int = 0,
     versions: int = 1,
 ) -> Dataset:
-    """A Dataset from a training pool and, where the source has them, its own val and test parts.
+    """A Dataset from a training pool and, if the source has them, its val and test parts.
 
-    Without `val`, a stratified tenth of the pool is held out; without `test`, first a stratified fifth. Of a pool that
-    holds the same images in several `versions`, one block of rows after the other, all versions of an image are in one
-    split. The rule used is written into the provenance.
+    Without `test`, a stratified fifth of the pool is held out; without `val`, a stratified tenth of the rest. If the
+    pool contains the same images in several `versions` (consecutive blocks of rows), all versions of an image go to the
+    same split. The rule used is written to the provenance.
     """
     check_classes(name, classes)
 
     def checked(rows: Split) -> Split:
         if (largest := int(rows.labels.max(initial=-1))) >= len(classes):
-            raise UserError(f"{name} has the label {largest}, but only {len(classes)} classes are named.")
+            raise UserError(f"{name} has the label {largest}, but names for only {len(classes)} classes; add names.")
         return rows
 
     def held_out(rows: Split, fraction: float) -> tuple[Split, Split]:
@@ -193,7 +193,7 @@ def build(
         rows = checked(pool())
         if (found := len(np.unique(rows.labels))) < 2:
             raise UserError(
-                f"The training labels of {name} are of {found} class, but a probe needs at least two classes."
+                f"The training labels of {name} have {found} class, but a probe needs two; add rows of another."
             )
         return (rows, None) if test else held_out(rows, TEST)
 
@@ -219,19 +219,19 @@ def build(
 
 
 def check_classes(name: str, classes: Sequence[str]) -> None:
-    """Warn of class names that a reader takes for one another; refuse those that cannot be written."""
+    """Warn about class names that are easily confused; refuse those that cannot be encoded as text."""
     alike: dict[str, list[str]] = {}
     for label in classes:
         try:
             label.encode()
         except UnicodeEncodeError:
-            raise UserError(f"The class name {label!a} of {name} is not a valid text; rename its folder.") from None
+            raise UserError(f"The class name {label!a} of {name} is not valid Unicode; rename its folder.") from None
         shown = "".join(c for c in unicodedata.normalize("NFKC", label) if unicodedata.category(c) != "Cf")
         alike.setdefault(" ".join(shown.casefold().split()).lstrip("0") or "0", []).append(label)
     for group in alike.values():
         if len(group) > 1:
             warnings.warn(
-                f"{name} has {len(group)} classes of the names {', '.join(map(repr, group))}, which differ in case, "
-                "spaces, zeros in front, invisible characters or not at all; they are kept apart.",
+                f"{name} has {len(group)} classes named {', '.join(map(repr, group))}, which differ at most in case, "
+                "spaces, leading zeros or invisible characters; they remain separate classes.",
                 stacklevel=4,
             )

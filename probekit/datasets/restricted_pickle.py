@@ -1,8 +1,8 @@
-"""Read the pickles that data sets were published as, without running what a pickle may contain.
+"""Read data sets that were published as pickles, without executing code from them.
 
-A pickle can name any function to call. This reader calls none: it knows numbers, text, lists, tuples, dictionaries, and
-the few names with which NumPy describes a plain array, each answered by code of this module. (NumPy's own functions
-take what a pickle says of memory on trust, and CPython's reader in C allocates for any number it is given.)
+A pickle can name any function to call. This reader supports only numbers, text, lists, tuples, dictionaries, and the
+few names that describe a plain NumPy array, which this module implements itself. (NumPy's functions trust the sizes in
+a pickle, and CPython's C unpickler allocates memory for any size it reads.)
 """
 
 import io
@@ -14,27 +14,27 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import explained
 
 _Wrong = pickle.UnpicklingError
 
 
 class _DType:
-    """A type of plain numbers or texts; the byte order comes with the state."""
+    """A dtype of plain numbers or strings; `set_state` adds the byte order."""
 
     def __init__(self, code: Any, *_: Any) -> None:
         if not isinstance(code, str) or not re.fullmatch(r"[biuf][1248]|[SU][1-9]\d{0,3}", code):
-            raise _Wrong("it asks for an array of other values than numbers")
+            raise _Wrong("it contains an array of values that are not numbers")
         self.dtype = np.dtype(code)
 
     def set_state(self, state: Any) -> None:
         if state[1] not in ("<", ">", "|", "=") or tuple(state[2:5]) != (None, None, None):
-            raise _Wrong("it asks for an array of records")
+            raise _Wrong("it contains a structured array")
         self.dtype = self.dtype.newbyteorder(state[1])
 
 
 class _Array:
-    """An array, known once its state has been set."""
+    """An array, complete once `set_state` has been called."""
 
     value: np.ndarray
 
@@ -45,7 +45,7 @@ class _Array:
 
 @cache
 def _latin1(text: str) -> bytes:
-    """Made once of each text: a pickle of a few MB may name one thousands of times, and would fill the memory."""
+    """Cached: a small pickle may refer to one string thousands of times, and the copies would fill the memory."""
     return text.encode("latin1")
 
 
@@ -60,7 +60,7 @@ def _frombuffer(content: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
 _NAMES = {
     ("numpy", "ndarray"): None,
     ("numpy", "dtype"): _DType,
-    ("__builtin__", "bytes"): lambda: b"",  # as protocols 0 to 2 write no bytes at all
+    ("__builtin__", "bytes"): lambda: b"",  # how protocols 0 to 2 write empty bytes
     ("_codecs", "encode"): lambda text, *_: _latin1(text),
     ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
     ("numpy._core.multiarray", "scalar"): lambda dtype, content: _frombuffer(content, dtype, (), "C")[()],
@@ -68,27 +68,27 @@ _NAMES = {
 }
 
 
-_InPython: Any = vars(pickle)["_Unpickler"]  # the reader that allocates nothing by a pickle's numbers
+_InPython: Any = vars(pickle)["_Unpickler"]  # the pure Python reader does not preallocate sizes from the pickle
 
 
 class _Restricted(_InPython):
     dispatch: ClassVar[dict[int, Any]] = dict(_InPython.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
-        # NumPy 2 moved its core; files from before still name the old place
+        # NumPy 2 renamed numpy.core; older files use the old name
         key = module.replace("numpy.core.", "numpy._core."), name
         if key not in _NAMES:
-            raise _Wrong(f"it asks for {module}.{name}")
+            raise _Wrong(f"it refers to {module}.{name}")
         return _NAMES[key]
 
     def set_state(self) -> None:
         state = self.stack.pop()
         if not isinstance(self.stack[-1], _DType | _Array):
-            raise _Wrong("it changes something else than an array")
+            raise _Wrong("it sets the state of something other than an array")
         self.stack[-1].set_state(state)
 
     def put(self, found: dict[Any, Any], items: list[Any]) -> None:
-        # the hash of tuples in tuples may take for ever
+        # hashing deeply nested tuples could take exponential time
         if not isinstance(found, dict) or not all(isinstance(key, str | bytes | int) for key in items[::2]):
             raise _Wrong("a key is neither text nor a number")
         found.update(zip(items[::2], items[1::2], strict=True))
@@ -126,23 +126,20 @@ def loads(content: bytes, name: str) -> Any:
     Python 2's strings become str (latin-1).
     """
     try:
-        stream = io.BytesIO(content)
-        value = _Restricted(stream, encoding="latin1").load()
-        if stream.read(1):
-            raise _Wrong("another value, or damage, follows the first")
-        if isinstance(value, dict):
-            return {key: one.value if isinstance(one, _Array) else one for key, one in value.items()}
-        return value.value if isinstance(value, _Array) else value
-    except Exception as error:
-        raise UserError(
-            f"{name} is not a pickle of plain arrays ({first_line(error)}); download it again from the source."
-        ) from error
+        with explained(f"{name} is not a pickle of plain arrays", "download it again from the source"):
+            stream = io.BytesIO(content)
+            value = _Restricted(stream, encoding="latin1").load()
+            if stream.read(1):
+                raise _Wrong("extra data follows the first value")
+            if isinstance(value, dict):
+                return {key: one.value if isinstance(one, _Array) else one for key, one in value.items()}
+            return value.value if isinstance(value, _Array) else value
     finally:
         _latin1.cache_clear()
 
 
 def whole_numbers(value: Any) -> np.ndarray | None:
-    """A list of whole numbers, or such an array, as int64 (N,); None for anything else."""
+    """A list or 1-d array of integers as int64 (N,); None for anything else."""
     if isinstance(value, list) and all(isinstance(one, int | np.integer) for one in value):
         value = np.array(value)
     plain = isinstance(value, np.ndarray) and value.ndim == 1 and (value.dtype.kind in "iu" or not len(value))

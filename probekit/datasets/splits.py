@@ -1,5 +1,4 @@
-"""The one rule by which rows are split: stratified, seeded, and the same on every machine and NumPy version; and the
-names that splits go by.
+"""Splitting rows: stratified, seeded, and identical on every machine and NumPy version; and the names of splits.
 
 Shape legend: N rows.
 """
@@ -17,8 +16,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 def random_bits(seed: int, ids_N: np.ndarray) -> np.ndarray:
     """uint64 (N,): 64 random bits for each (seed, id), by the SplitMix64 mixer (Steele, Lea and Flood, OOPSLA 2014).
 
-    A written-down integer function, because the streams of `numpy.random.Generator` may change between releases and a
-    split must not.
+    Implemented here because the streams of `numpy.random.Generator` may change between releases, and splits must not.
     """
 
     def mix(z: np.ndarray) -> np.ndarray:
@@ -34,9 +32,9 @@ def random_bits(seed: int, ids_N: np.ndarray) -> np.ndarray:
 def stratified_holdout(labels: np.ndarray, fraction: float = 0.1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Split rows into a kept and a held-out part with the same class proportions.
 
-    `round(fraction * N)` rows are held out, dealt to the classes by largest remainder (ties: the lower label); a class
-    with two rows or more gives at least one and keeps at least one. Inside a class the rows with the smallest
-    `random_bits(seed, row)` go.
+    `round(fraction * N)` rows are held out, allocated to the classes by largest remainder (ties: the lower label); a
+    class with two rows or more has at least one held out and one kept. Within a class, the rows with the smallest
+    `random_bits(seed, row)` are held out.
 
     Parameters
     ----------
@@ -56,40 +54,37 @@ def stratified_holdout(labels: np.ndarray, fraction: float = 0.1, seed: int = 0)
         `fraction` is not strictly between 0 and 1.
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"fraction is {fraction}, but a held-out part needs a number between 0 and 1.")
-    labels = np.asarray(labels)
-    _, class_N, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+        raise ValueError(f"fraction={fraction} was given; give a number between 0 and 1.")
+    class_N, sizes, rank_N = _ranked(labels, random_bits(seed, np.arange(len(labels))))
     quota = round(fraction * len(labels)) * sizes / max(len(labels), 1)
     counts = np.floor(quota).astype(np.int64)
     left = round(fraction * len(labels)) - int(counts.sum())
-    # rounding first: 0.1 * 90 in binary must not outrank an exact remainder
+    # rounded, so that floating-point error in 0.1 * 90 does not outrank an exact remainder
     counts[np.argsort(-np.round(quota - counts, 9), kind="stable")[:left]] += 1
     counts = np.clip(counts, np.where(sizes >= 2, 1, 0), sizes - 1)
-    bits = random_bits(seed, np.arange(len(labels)))
-    order = np.lexsort((bits, class_N))
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    rank_in_class = np.empty(len(labels), dtype=np.int64)
-    rank_in_class[order] = np.arange(len(labels)) - np.repeat(starts, sizes)
-    held = rank_in_class < counts[class_N]
+    held = rank_N < counts[class_N]
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def stratified_subset(labels: np.ndarray, size: int, seed: int = 0) -> np.ndarray:
-    """At most `size` row positions (ascending), with the classes in proportion: what `--limit` keeps.
+def _ranked(labels: np.ndarray, bits_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The class of each row, the size of each class, and each row's rank by its bits in its class."""
+    _, class_N, sizes = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+    rank_N = np.empty(len(bits_N), dtype=np.int64)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    rank_N[np.lexsort((bits_N, class_N))] = np.arange(len(bits_N)) - np.repeat(starts, sizes)
+    return class_N, sizes, rank_N
 
-    A class may drop out only when `size` is smaller than the number of classes.
+
+def stratified_subset(labels: np.ndarray, size: int, seed: int = 0) -> np.ndarray:
+    """At most `size` row positions (ascending), stratified by class; used by `--limit`.
+
+    A class can be missing only if `size` is smaller than the number of classes.
     """
-    labels = np.asarray(labels)
     if size >= len(labels):
         return np.arange(len(labels))
     if size < 1:
-        raise ValueError(f"A subset of {size} rows was requested, but at least 1 row is needed.")
-    _, class_N = np.unique(labels, return_inverse=True)
-    bits = random_bits(seed, np.arange(len(labels)))
-    order = np.lexsort((bits, class_N))
-    sizes = np.bincount(class_N)
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    place_in_class = np.empty(len(labels))
-    place_in_class[order] = (np.arange(len(labels)) - np.repeat(starts, sizes) + 0.5) / np.repeat(sizes, sizes)
-    # every class's rows spread evenly over (0, 1): the `size` first of the merged order are proportional
-    return np.sort(np.lexsort((bits, place_in_class))[:size])
+        raise ValueError(f"A subset of {size} rows was requested; request at least 1.")
+    bits_N = random_bits(seed, np.arange(len(labels)))
+    class_N, sizes, rank_N = _ranked(labels, bits_N)
+    # the rows of every class are spread evenly over (0, 1), so the first `size` of the merged order are proportional
+    return np.sort(np.lexsort((bits_N, (rank_N + 0.5) / sizes[class_N]))[:size])

@@ -1,7 +1,8 @@
-"""Tar files in webdataset's layout: tarfile makes an index of offsets once, then images are read in place.
+"""Tar files in webdataset's layout: offsets are indexed once with tarfile, then images are read directly.
 
-A sample is the run of members with one key, the path up to the first dot of its last component ("train/0001.jpg" and
-"train/0001.cls" have the key "train/0001"). Row ids: the position of the sample in the shards of its split, in order.
+A sample consists of consecutive members with the same key, the path up to the first dot of its last component
+("train/0001.jpg" and "train/0001.cls" have the key "train/0001"). Row ids: the position of the sample in the shards of
+its split.
 
 References
 ----------
@@ -21,10 +22,10 @@ import numpy as np
 from igpt_model.checked_json import parse_json
 from igpt_model.hashing import hash_json
 from probekit.datasets.images import EncodedImages
-from probekit.datasets.labels import object_labels
-from probekit.datasets.listing import is_clutter, is_image, shards
+from probekit.datasets.labels import label_array
+from probekit.datasets.listing import flat, is_clutter, is_image, shards
 from probekit.datasets.parts import Found, Part, by_split
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained
 
 LABEL_FIELDS = ("cls", "cls.txt", "label", "label.txt")
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -33,7 +34,7 @@ AFTER_END = 1 << 16  # bytes after the last member that must be zero: tar fills 
 
 @dataclass(eq=False)
 class TarImages(EncodedImages):
-    """Image members of uncompressed tars: in which file, and which of its bytes."""
+    """Image members of uncompressed tars: the file, offset and size of each."""
 
     files: tuple[str, ...]
     shards: np.ndarray
@@ -44,7 +45,6 @@ class TarImages(EncodedImages):
         return len(self.shards)
 
     def encoded(self, row: int) -> tuple[bytes, str]:
-        """The member's content."""
         file = self.files[self.shards[row]]
         try:
             with open(file, "rb") as opened:
@@ -62,7 +62,7 @@ def _key(name: str) -> tuple[str, str]:
 
 @dataclass
 class _Sample:
-    """The fields of one sample that matter here."""
+    """One sample: position of its image, its labels, and the names of all its fields."""
 
     key: str
     image: tuple[int, int] | None = None
@@ -73,63 +73,59 @@ class _Sample:
 def _samples(file: Path, label: str | None) -> list[_Sample]:
     samples: dict[str, _Sample] = {}
     last = ""
-    try:
+    # tarfile raises many types for damaged headers, even RecursionError
+    hint = "copy it again" if file.suffix.lower() == ".tar" else "decompress it first, as random access is needed"
+    with explained(f"{file} is not a complete uncompressed tar file", hint):
         size = file.stat().st_size
         with tarfile.open(file, "r:") as tar:
             for member in tar:
-                tar.members = []  # type: ignore[attr-defined]  # it keeps every header; a shard may have a million
+                tar.members = []  # type: ignore[attr-defined]  # frees the headers; a shard may have a million
                 if member.issparse() or member.size < 0 or member.offset_data + member.size > size:
-                    # its size is a claim, and reading would fill the memory with what is not there
+                    # reading would allocate the declared size
                     raise UserError(
-                        f"{file}: {member.name} is larger than what the archive holds of it; copy it again."
+                        f"{file}: {member.name} declares more bytes than the archive has; copy the archive again."
                     )
                 if any(is_clutter(level) for level in member.name.split("/") if level != "."):
                     continue
                 if member.isfile():
                     key, field = _key(member.name)
                     if key != last and key in samples:
-                        raise UserError(f"{file} contains the sample {key} twice, or its members stand apart.")
+                        raise UserError(
+                            f"{file} contains the sample {key} twice, or members are not consecutive; pack it again."
+                        )
                     last = key
                     _enter(samples.setdefault(key, _Sample(key)), field, tar, member, f"{file}: ", label)
                 elif is_image(member.name) and not member.isdir():
                     is_link = member.islnk() or member.issym()
-                    what = f"a link to {member.linkname}, which is not followed" if is_link else "no regular file"
+                    what = f"a link to {member.linkname}, which is not followed" if is_link else "not a regular file"
                     raise UserError(
                         f"{file}: {member.name} is {what}; pack the files themselves (tar --dereference "
                         "--hard-dereference), each once."
                     )
-            # tarfile takes a damaged header for the end
+            # tarfile treats a damaged header as the end
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(AFTER_END).strip(b"\0"):
                 raise UserError(
-                    f"{file} has data after byte {tar.offset:,}, where its members end: a header is damaged, or "
-                    "archives were joined; copy or pack it again."
+                    f"{file} has data after byte {tar.offset:,}, where its members end (a damaged header, or "
+                    "concatenated archives); copy or pack it again."
                 )
-    except UserError:
-        raise
-    except Exception as error:  # a damaged header leads tarfile to errors of many kinds, RecursionError among them
-        packed = file.suffix.lower() != ".tar"
-        hint = "decompress it first: a compressed one cannot be entered in the middle" if packed else "copy it again"
-        raise UserError(f"{file} is not a whole uncompressed tar file ({first_line(error)}); {hint}.") from None
     return list(samples.values())
 
 
 def _enter(sample: _Sample, field: str, tar: tarfile.TarFile, member: Any, where: str, label: str | None) -> None:
-    """One member of a sample: its image, a label, or another field."""
+    """Add one member to a sample: its image, a label, or another field."""
     if field in sample.fields:
-        raise UserError(f"{where}the sample {sample.key} has the field {field} twice.")
+        raise UserError(f"{where}the sample {sample.key} has the field {field} twice; keep only one of them.")
     sample.fields += (field,)
     if is_image(f".{field}"):
         if sample.image is not None:
-            raise UserError(f"{where}the sample {sample.key} has more than one image ({', '.join(sample.fields)}).")
+            raise UserError(f"{where}the sample {sample.key} has two images ({', '.join(sample.fields)}); remove one.")
         sample.image = (member.offset_data, member.size)
     elif field == label or (label is None and field in LABEL_FIELDS):
         try:
             sample.labels[field] = tar.extractfile(member).read().decode("utf-8-sig").strip()  # type: ignore[union-attr]
         except UnicodeDecodeError:
-            raise UserError(
-                f"{where}{member.name} is not text in UTF-8; write the label as a number or a name."
-            ) from None
+            raise UserError(f"{where}{member.name} is not UTF-8 text; write the label as a number or a name.") from None
     elif field == "json":
         key = label or "label"
         value = parse_json(tar.extractfile(member).read(), member.name)  # type: ignore[union-attr]
@@ -138,24 +134,23 @@ def _enter(sample: _Sample, field: str, tar: tarfile.TarFile, member: Any, where
 
 
 def _label(sample: _Sample, file: Path) -> tuple[str, Any]:
-    """The one label of a sample, and its field."""
+    """The name of a sample's label field, and the label."""
     if len({str(value).strip() for value in sample.labels.values()}) > 1:
         found = " and ".join(f"{field} {value}" for field, value in sample.labels.items())
         raise UserError(
-            f"{file}: the sample {sample.key} has several labels ({found}); name the field that is meant, as "
-            f"in {file}#label=FIELD."
+            f"{file}: the sample {sample.key} has several labels ({found}); name the field to use, as in "
+            f"{file}#label=FIELD."
         )
     if not sample.labels:
         raise UserError(
-            f"{file}: the sample {sample.key} has the fields {', '.join(sample.fields)} but no label; expected "
-            f".cls (or a key of .json): name it, as in {file}#label=FIELD (images in folders of classes are "
-            "read from a folder or zip)."
+            f"{file}: the sample {sample.key} has {', '.join(sample.fields)} but no label; add .cls or label "
+            f"of .json, or name the field, as in {file}#label=FIELD (for CLASS/NAME folders, extract the tar)."
         )
     return next(iter(sample.labels.items()))
 
 
 def _part(files: list[Path], label: str | None) -> tuple[Part, int]:
-    """The samples of a split's shards that have an image, and how many have none."""
+    """The samples with an image in a split's shards, and the number of samples without."""
     places, labels, skipped = [], [], 0
     fields: dict[str, str] = {}
     for number, file in enumerate(files):
@@ -169,8 +164,10 @@ def _part(files: list[Path], label: str | None) -> tuple[Part, int]:
             labels.append(value)
     if len(fields) > 1:
         (one, first), (other, second) = list(fields.items())[:2]
-        raise UserError(f"{first} has its label in the field {one}, but {second} in {other}; give shards of one form.")
-    values = object_labels(labels, f"The labels of {files[0]}")
+        raise UserError(
+            f"{first} has its label in the field {one}, but {second} in {other}; use the same field in all."
+        )
+    values = label_array(labels, f"The labels of {files[0]}")
     if values.dtype.kind == "U" and all(re.fullmatch(r"[+-]?\d{1,18}", name) for name in np.unique(values)):
         values = values.astype(np.int64)
     return Part(TarImages(tuple(map(str, files)), *np.array(places, np.int64).reshape(-1, 3).T), values), skipped
@@ -179,8 +176,8 @@ def _part(files: list[Path], label: str | None) -> tuple[Part, int]:
 def read(path: str, label: str | None = None) -> Found:
     """Read webdataset shards: a .tar, a quoted glob or brace range ('train-{0000..0012}.tar'), or a folder of tars.
 
-    The word train, val or test in a file's name says its split. `label` is the field that holds the label, or a key of
-    the .json field; whole numbers are labels as they are, text names a class.
+    The word train, val or test in a file's name determines its split. `label` is the field of the label, or a key of
+    the .json field; integers are used directly as labels, other text as class names.
     """
     files = shards(path, ".tar")
     found = {split: _part(members, label) for split, members in by_split(files, path).items()}
@@ -200,7 +197,5 @@ def read(path: str, label: str | None = None) -> Found:
 
 
 def in_folder(folder: str) -> bool:
-    """Whether the only data of a folder are tars."""
-    with os.scandir(folder) as entries:
-        shown = [entry for entry in entries if not is_clutter(entry.name)]
-    return any(e.name.lower().endswith(SUFFIXES) for e in shown) and not any(e.is_dir() for e in shown)
+    """Whether a folder contains tars and no subfolders."""
+    return bool(flat(folder, SUFFIXES))

@@ -1,15 +1,18 @@
-"""What an encoder is: images in, the pooled features of every layer out.
+"""What an encoder is: images in, the pooled features of every layer out; and where it computes, in which format.
 
 Letters: B images, H and W sides, C channels.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from igpt_model.devices import find_device, send
 from probekit.runtime.errors import UserError
 
 
@@ -67,3 +70,36 @@ def select_layers(names: Sequence[str], wanted: str | Sequence[str] | None) -> l
             raise UserError(f"No layer matches {pattern!r}; there are {shown}.")
         chosen |= found
     return sorted(chosen)
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device and a number format: bfloat16 and float16 run under autocast, so that norms, sums and pooled features
+    stay in float32; TF32 stays as PyTorch has it (off)."""
+
+    device: torch.device
+    dtype: str
+
+    def context(self) -> AbstractContextManager:
+        """Inside it, matrix products run in the number format."""
+        if self.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=DTYPES[self.dtype])
+
+    def send(self, values: Any) -> torch.Tensor:
+        """An array or tensor of the host as a tensor on the device."""
+        return send(values, self.device)
+
+    def to_dict(self) -> dict[str, str]:
+        """For the provenance; the kind of device counts, not its number."""
+        return {"device": self.device.type, "dtype": self.dtype}
+
+
+def compute(device: str | torch.device = "cpu", dtype: str = "float32") -> Compute:
+    """The place and format for an encoder; "auto" takes a CUDA device when there is one."""
+    if dtype not in DTYPES:
+        raise UserError(f"The dtype {dtype!r} is not known; choose {', '.join(DTYPES)}.")
+    return Compute(find_device(device), dtype)

@@ -22,6 +22,7 @@ from probekit.encoders.hf_states import AFTER_NORM, find_hidden_states
 from probekit.encoders.hooks import ModuleEncoder, match_modules
 from probekit.encoders.igpt import IGPTEncoder
 from probekit.encoders.preparation import (
+    DescribedPreparation,
     known_kernel,
     largest_difference,
     odd_pictures,
@@ -31,30 +32,22 @@ from probekit.encoders.preparation import (
     sides,
 )
 from probekit.encoders.weights import Loaded, load_weights_of
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained, first_line
+from probekit.runtime.imports import library
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 IMAGE_TOWERS = ("vision_model", "image_model", "vision_tower", "visual")
 
 
 def _transformers() -> Any:
-    try:
-        import transformers
-        import transformers.image_processing_utils
-    except ImportError as error:
-        raise UserError("hf: needs transformers; install it with: pip install transformers.") from error
-    except Exception as error:  # an installed torchvision of another build than torch breaks its import
-        raise UserError(
-            f"hf: transformers cannot be imported ({first_line(error)}); if torchvision is named, install the build "
-            "that belongs to this torch, or remove it."
-        ) from error
-    return transformers
+    library("transformers.image_processing_utils", "hf:")
+    return library("transformers", "hf:")
 
 
 def load_hf(name: str, revision: str | None = None, **options: Any) -> Encoder:
     """`hf:FOLDER_OR_NAME`: a local folder, or a model of the hub (downloaded by transformers, at `revision`).
 
-    A weights file may take the place of the model's own (`load_weights_of`); other `options` are those of `HFEncoder`.
+    A weights file may take the place of the model's own (`load_weights_of`); options are those of `from_transformers`.
     """
     transformers = _transformers()
     config, written = _config(name, revision)
@@ -63,13 +56,10 @@ def load_hf(name: str, revision: str | None = None, **options: Any) -> Encoder:
             f"hf:{name} contains an adapter (adapter_config.json), which only peft can apply: pip install peft, or "
             "merge it into the weights (merge_and_unload)."
         )
-    kind = transformers.ImageGPTForCausalImageModeling if config.model_type == "imagegpt" else transformers.AutoModel
-    try:
-        model, info = kind.from_pretrained(
+    with explained(f"hf:{name} cannot be loaded", "check the folder or name"):
+        model, info = _class(transformers, config).from_pretrained(
             name, config=config, revision=revision, dtype=torch.float32, output_loading_info=True
         )
-    except Exception as error:
-        raise UserError(f"hf:{name} cannot be loaded ({first_line(error)}); check the folder or name.") from error
     loaded = load_weights_of(model, options)
     if loaded is None:
         loaded = Loaded(f"hf:{name}", tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])))
@@ -77,11 +67,15 @@ def load_hf(name: str, revision: str | None = None, **options: Any) -> Encoder:
     return _encoder(model, name, revision, written, about, loaded, options)
 
 
+def _class(transformers: Any, config: Any) -> Any:
+    return transformers.ImageGPTForCausalImageModeling if config.model_type == "imagegpt" else transformers.AutoModel
+
+
 def load_random_hf(name: str, weights_seed: int = 0, **options: Any) -> Encoder:
     """`random:hf:NAME`: the architecture of a folder or name with fresh weights."""
     transformers = _transformers()
     config, written = _config(name, None)
-    kind = transformers.ImageGPTForCausalImageModeling if config.model_type == "imagegpt" else transformers.AutoModel
+    kind = _class(transformers, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(weights_seed)
         model = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
@@ -92,12 +86,8 @@ def load_random_hf(name: str, weights_seed: int = 0, **options: Any) -> Encoder:
 def _config(name: str, revision: str | None) -> tuple[Any, dict[str, Any]]:
     """A model's configuration, and what its processor file says; nothing where it has none."""
     transformers = _transformers()
-    try:
+    with explained(f"hf:{name} is neither a folder with a config.json nor a model that can be fetched"):
         config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except Exception as error:
-        raise UserError(
-            f"hf:{name} is neither a folder with a config.json nor a model that can be fetched ({first_line(error)})."
-        ) from error
     folder = Path(name)
     if folder.is_dir() and not (folder / PROCESSOR_FILES[0]).is_file() and not _nested_settings(folder):
         return config, {}
@@ -150,7 +140,7 @@ def _encoder(
         about["pictures"] = note
     if model.config.model_type == "imagegpt":
         return from_imagegpt(model, processor, about, **options)
-    return HFEncoder(model, processor, about, loaded=loaded, **options)
+    return from_transformers(model, processor, about, loaded=loaded, **options)
 
 
 def _of_timm(
@@ -178,86 +168,70 @@ def _of_timm(
     return encoder
 
 
-class HFEncoder(ModuleEncoder):
-    """A transformers vision model; of CLIP-like pairs the vision part.
+def from_transformers(
+    model: Any,
+    processor: Any,
+    about: dict[str, Any],
+    layers: str | Sequence[str] | None = None,
+    prefix_tokens: int | None = None,
+    loaded: Loaded | None = None,
+    **options: Any,
+) -> ModuleEncoder:
+    """A transformers vision model that is already made; of CLIP-like pairs the vision part.
 
     Without `layers`, every hidden state (0 is the embedding), the blocks inside stages and, if it is another tensor,
     the last state after the final norm; otherwise names or globs of submodules ("encoder.layers.*.blocks.*").
-    `processor` is None where resolution, mean and std are given; `about` are entries for the provenance.
+    `processor` is None where resolution, mean and std are given; `about` are entries for the provenance; `options` are
+    those of `ModuleEncoder`.
     """
-
-    def __init__(
-        self,
-        model: Any,
-        processor: Any,
-        about: dict[str, Any],
-        layers: str | Sequence[str] | None = None,
-        pool: str = "mean",
-        resolution: int | None = None,
-        resize: Any = None,
-        crop: Any = None,
-        interpolation: str | None = None,
-        mean: Any = None,
-        std: Any = None,
-        prefix_tokens: int | None = None,
-        device: str = "cpu",
-        dtype: str = "float32",
-        loaded: Loaded | None = None,
-    ) -> None:
-        model, loaded = _image_tower(model, loaded or Loaded())
-        model.eval()
-        whose = f"hf:{about.get('source')}"
-        before = preparation(resolution, resize, crop, interpolation or _kernel(processor))
-        prepare, mean, std = _prepared(processor, whose, before, interpolation, mean, std)
-        size = sides(np.asarray(prepare(odd_pictures()[0])))
-        if prefix_tokens is None and model.config.model_type == "dinov3_convnext":
-            prefix_tokens = 1  # its last_hidden_state begins with the mean of the map
-        forward, input_rule = _forward(model, size)
-        states = find_hidden_states(model, forward, size)
-        named = states
-        if layers is not None:
-            named = {name: states[name] for name in match_modules(model, layers) if name in states}
-        normed = next(
-            (f", but {name} is the last one after the final norm" for name in named if named[name] == AFTER_NORM), ""
+    model, loaded = _image_tower(model, loaded or Loaded())
+    model.eval()
+    whose = f"hf:{about.get('source')}"
+    resolution, resize, crop, interpolation, mean, std = (
+        options.pop(key, None) for key in ("resolution", "resize", "crop", "interpolation", "mean", "std")
+    )
+    prepare: DescribedPreparation | None
+    prepare = before = preparation(resolution, resize, crop, interpolation or _kernel(processor))
+    if processor is not None:
+        if interpolation is not None:
+            if not hasattr(processor, "resample"):
+                raise UserError(f"{whose}: {type(processor).__name__} takes no interpolation; leave it out.")
+            processor.resample = Image.Resampling[known_kernel(interpolation).upper()]
+        prepare, left = prepare_with(processor, whose, before, mean, std)
+        mean, std = (mean, std) if left is None else (left.mean, left.std)
+    elif prepare is None or mean is None or std is None:
+        raise UserError(
+            f"{whose} has no preprocessor_config.json that says how images are prepared, and transformers knows no "
+            "image processor for it; give resolution, mean and std (--resolution --mean --std)."
         )
-        super().__init__(
-            model,
-            list(states) if layers is None else layers,
-            pool,
-            prepare,
-            mean=mean,
-            std=std,
-            prefix_tokens=prefix_tokens,
-            device=device,
-            dtype=dtype,
-            forward=forward,
-            loaded=loaded,
-            provenance={
-                "kind": "hf",
-                "config": model.config.to_dict(),
-                "norm": f"raw hidden states{normed}",
-                "hidden_states": named,
-                "input": input_rule,
-                **about,
-            },
-        )
-
-
-def _prepared(processor: Any, whose: str, before: Any, interpolation: str | None, mean: Any, std: Any) -> Any:
-    """`prepare`, and the mean and deviation that are left for the batch."""
-    if processor is None:
-        if before is None or mean is None or std is None:
-            raise UserError(
-                f"{whose} has no preprocessor_config.json that says how images are prepared, and transformers knows no "
-                "image processor for it; give resolution, mean and std (--resolution --mean --std)."
-            )
-        return before, mean, std
-    if interpolation is not None:
-        if not hasattr(processor, "resample"):
-            raise UserError(f"{whose}: {type(processor).__name__} takes no interpolation; leave it out.")
-        processor.resample = Image.Resampling[known_kernel(interpolation).upper()]
-    prepare, left = prepare_with(processor, whose, before, mean, std)
-    return (prepare, mean, std) if left is None else (prepare, left.mean, left.std)
+    size = sides(np.asarray(prepare(odd_pictures()[0])))
+    if prefix_tokens is None and model.config.model_type == "dinov3_convnext":
+        prefix_tokens = 1  # its last_hidden_state begins with the mean of the map
+    forward, input_rule = _forward(model, size)
+    states = named = find_hidden_states(model, forward, size)
+    if layers is not None:
+        named = {name: states[name] for name in match_modules(model, layers) if name in states}
+    last = [f", but {name} is the last one after the final norm" for name in named if named[name] == AFTER_NORM]
+    provenance = {
+        "kind": "hf",
+        "config": model.config.to_dict(),
+        "norm": f"raw hidden states{''.join(last)}",
+        "hidden_states": named,
+        "input": input_rule,
+        **about,
+    }
+    return ModuleEncoder(
+        model,
+        list(states) if layers is None else layers,
+        prepare=prepare,
+        mean=mean,
+        std=std,
+        prefix_tokens=prefix_tokens,
+        forward=forward,
+        loaded=loaded,
+        provenance=provenance,
+        **options,
+    )
 
 
 def _kernel(processor: Any) -> str | None:

@@ -23,7 +23,7 @@ from probekit.encoders.preparation import (
     sides,
     triple,
 )
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained, first_line
 
 # written into processor files, without effect on a picture
 ABOUT = {
@@ -51,7 +51,6 @@ class ProcessorPreparation(DescribedPreparation):
     pixels: bool
 
     def __call__(self, image_HWC: np.ndarray) -> np.ndarray:
-        """One image, HWC uint8."""
         if self.before is not None:
             image_HWC = self.before(image_HWC)
         picture = Image.fromarray(np.ascontiguousarray(image_HWC))
@@ -64,7 +63,6 @@ class ProcessorPreparation(DescribedPreparation):
         return np.ascontiguousarray(x_CHW, np.float32)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
         return {
             "processor": type(self.processor).__name__,
             "settings": plain(self.processor.to_dict()),
@@ -187,12 +185,8 @@ def _check_settings(processor: Any, written: Mapping[str, Any], name: str) -> No
 
 
 def _make(kind: Any, settings: dict[str, Any], name: str) -> Any:
-    try:
+    with explained(f"hf:{name}: {kind.__name__} cannot be made", "give --resolution, --mean and --std"):
         return kind.from_dict(settings)
-    except Exception as error:
-        raise UserError(
-            f"hf:{name}: {kind.__name__} cannot be made ({first_line(error)}); give --resolution, --mean and --std."
-        ) from error
 
 
 def _plain_name(kind: str) -> str:
@@ -232,12 +226,8 @@ def _at_image_size(kind: Any, config: Any) -> dict[str, Any]:
     side = getattr(getattr(config, "vision_config", config), "image_size", None)
     if isinstance(side, list | tuple):
         side = side[0] if len(set(side)) == 1 else None
-    try:
+    with explained(f"{kind.__name__} cannot be made without settings", "add a preprocessor_config.json", TypeError):
         default = kind()
-    except TypeError as error:  # a class without defaults
-        raise UserError(
-            f"{kind.__name__} cannot be made without settings ({first_line(error)}); add a preprocessor_config.json."
-        ) from error
     size = plain(dict(getattr(default, "size", None) or {}))
     crop = plain(dict(getattr(default, "crop_size", None) or {})) if getattr(default, "do_center_crop", False) else {}
     size, crop = ({k: v for k, v in part.items() if v} for part in (size, crop))

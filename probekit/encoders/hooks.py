@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from igpt_model.arguments import check_kind
-from probekit.encoders.compute import compute
-from probekit.encoders.encoder import encoder_repr, layer_patterns
+from probekit.encoders.encoder import compute, encoder_repr, layer_patterns
 from probekit.encoders.pooling import Layout, count_special_tokens, decide, first_tensor, has_class_token
 from probekit.encoders.preparation import (
     DescribedPreparation,
@@ -28,7 +27,7 @@ from probekit.encoders.preparation import (
 )
 from probekit.encoders.row_checks import check_features, check_prepare
 from probekit.encoders.weights import Loaded, hash_weights, load_weights_of
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained, first_line
 from probekit.runtime.imports import import_object
 
 Forward = Callable[[torch.nn.Module, torch.Tensor], Any]
@@ -244,16 +243,10 @@ class ModuleEncoder:
             pictures = list(odd_pictures()[:3])
         else:
             pictures = list(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8))
-        try:
+        noise = "" if data is not None else "give data=, the data set, so that it is tried on real pictures"
+        what = f"prepare failed on an image of {pictures[0].shape[0]} x {pictures[0].shape[1]}"
+        with explained(what, noise, named=True):
             made = [np.asarray(self.prepare(picture)) for picture in pictures]
-        except UserError:
-            raise
-        except Exception as error:  # whatever the user's own code raises
-            noise = "" if data is not None else "; give data=, the data set, so that it is tried on real pictures"
-            raise UserError(
-                f"prepare failed on an image of {pictures[0].shape[0]} x {pictures[0].shape[1]} "
-                f"({type(error).__name__}: {first_line(error)}){noise}."
-            ) from error
         example = made[0]
         self._scales = example.dtype == np.uint8
         known = example.dtype in (np.uint8, np.float32) and example.ndim == 3
@@ -380,13 +373,10 @@ def load_function(spec: str, **options: Any) -> ModuleEncoder:
     module (`load_weights_of`), the other options are those of `ModuleEncoder`, of which `layers` is needed."""
     made = import_object(spec)
     if callable(made) and not isinstance(made, torch.nn.Module):
-        try:
+        needed = "a function that returns a torch module, or (module, prepare), is needed"
+        advice = f"{needed} (--debug shows where it failed)"
+        with explained(f"{spec}, called without arguments, failed", advice, named=True):
             made = made()
-        except Exception as error:  # whatever the user's own code raises
-            raise UserError(
-                f"{spec}, called without arguments, failed ({type(error).__name__}: {first_line(error)}); a function "
-                "that returns a torch module, or (module, prepare), is needed (--debug shows where it failed)."
-            ) from error
     module, prepare = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(module, torch.nn.Module):
         raise UserError(f"{spec} returned {type(made).__name__}, but a torch module, or (module, prepare), is needed.")

@@ -13,15 +13,14 @@ import torch
 
 from igpt_model.config import PRESETS, ModelConfig
 from igpt_model.devices import check_compiler
-from igpt_model.features import encode, layer_names
+from igpt_model.features import encode, layer_names, pool
 from igpt_model.hashing import hash_arrays
 from igpt_model.images import ImageTransform
 from igpt_model.model import IGPT
 from igpt_model.objectives import draw_masks
 from igpt_model.palette import Palette
 from igpt_model.training.checkpoint import latest_checkpoint, load_checkpoint
-from probekit.encoders.compute import compute
-from probekit.encoders.encoder import encoder_repr, select_layers
+from probekit.encoders.encoder import compute, encoder_repr, select_layers
 from probekit.runtime.errors import UserError
 
 
@@ -31,7 +30,9 @@ class IGPTEncoder:
     Images are prepared by `transform`, the model's own, without its augmentation. `norm` applies the norm that reads a
     layer next (False: the raw residual stream); of the chosen `layers` nothing deeper is computed than the deepest one.
     A BERT model gets `masked` inputs, as in training and as the paper probes it; masks depend on (`seed`, row id).
-    `compile` compiles each block: worth its minute for many images on a GPU; the last digits differ.
+    `compile` compiles each block: worth its minute for many images on a GPU; the last digits differ. With `tokens` a
+    row is every position's features, T * n_embd columns, each through the norm that reads it, instead of their mean:
+    what an attentive probe reads.
     """
 
     __repr__ = encoder_repr
@@ -49,6 +50,7 @@ class IGPTEncoder:
         device: str = "cpu",
         dtype: str = "float32",
         compile: bool = False,
+        tokens: bool = False,
         provenance: dict[str, Any] | None = None,
     ) -> None:
         config = model.config
@@ -73,7 +75,8 @@ class IGPTEncoder:
         names = layer_names(config)
         self._chosen = select_layers(names, layers)
         self.layers = tuple(names[k] for k in self._chosen)
-        self.widths = (config.n_embd,) * len(self.layers)
+        self.tokens = tokens
+        self.widths = (config.n_embd * (config.n_positions if tokens else 1),) * len(self.layers)
         self.provenance: dict[str, Any] = {
             "name": name,
             "kind": "igpt",
@@ -93,6 +96,12 @@ class IGPTEncoder:
             **({"depths": self._chosen, "last_depth": len(names) - 1} if len(self._chosen) < len(names) else {}),
             **(provenance or {}),
         }
+        if tokens:
+            self.provenance |= {
+                "pooling": "none: all positions, one after the other",
+                "tokens": config.n_positions,
+                "depths": self._chosen,
+            }
 
     def inputs(self, images_BHWC: np.ndarray, row_ids_B: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Tokens (B, T) of prepared images, and their masks where inputs are masked."""
@@ -104,10 +113,18 @@ class IGPTEncoder:
 
     @torch.no_grad()
     def __call__(self, images_BHWC: np.ndarray, row_ids_B: np.ndarray) -> list[torch.Tensor]:
-        """One (B, n_embd) float32 tensor a layer, from uint8 (B, P, P, 3)."""
+        """One (B, n_embd) float32 tensor a layer, from uint8 (B, P, P, 3); (B, T * n_embd) with `tokens`."""
         tokens_BT, mask_BT = self.inputs(images_BHWC, row_ids_B)
         with self._compute.context():
-            return [X.float() for X in encode(self.model, tokens_BT, self.norm, mask_BT, self._chosen)]
+            if not self.tokens:
+                return [X.float() for X in encode(self.model, tokens_BT, self.norm, mask_BT, self._chosen)]
+            states = zip(range(self._chosen[-1] + 1), self.model.hidden_states(tokens_BT, mask_BT), strict=False)
+            # each position as a picture of one: its mean is itself, so "layer k" stays where it is defined
+            return [
+                pool(self.model, k, h_BTD.reshape(-1, 1, h_BTD.shape[2]), self.norm).reshape(len(h_BTD), -1).float()
+                for k, h_BTD in states
+                if k in self._chosen
+            ]
 
 
 def _input_rule(causal: bool, masked: bool, mask_prob: float, seed: int) -> str:
@@ -166,3 +183,12 @@ def load_random(
         raise UserError(f"random:{source} is neither a preset ({', '.join(PRESETS)}) nor a run folder.")
     model = IGPT(config, seed=weights_seed)
     return IGPTEncoder(model, palette, transform, "random", provenance=about, **options)
+
+
+def load_tokens(spec: str, **options: Any) -> IGPTEncoder:
+    """`tokens:igpt:RUN[@STEP]`, `tokens:random:RUN` or `tokens:random:PRESET`: every position's features."""
+    scheme, _, rest = spec.partition(":")
+    loaders: dict[str, Callable[..., IGPTEncoder]] = {"igpt": load_run, "random": load_random}
+    if scheme not in loaders or not rest or rest.startswith(("hf:", "timm:")):
+        raise UserError(f"tokens:{spec} is not known; write tokens:igpt:RUN or tokens:random:RUN.")
+    return loaders[scheme](rest, tokens=True, **options)

@@ -24,7 +24,7 @@ SCHEMES = {
     "timm": "timm_models:load_timm",
     "torch": "hooks:load_function",
     "random": "igpt:load_random",
-    "tokens": "tokens:load_tokens",
+    "tokens": "igpt:load_tokens",
     "random:hf": "hf:load_random_hf",
     "random:timm": "timm_models:load_random_timm",
     "pixels": "pixels:PixelEncoder",

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from probekit.encoders.compute import compute
-from probekit.encoders.encoder import encoder_repr
+from probekit.encoders.encoder import compute, encoder_repr
 from probekit.encoders.preparation import Preparation
 from probekit.runtime.errors import UserError
 

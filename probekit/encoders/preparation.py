@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from igpt_model.devices import send
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained
 
 KERNELS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 # of (height, width): both orientations, smaller and larger than common inputs, sides that no patch or stride divides
@@ -110,7 +110,6 @@ class Preparation(DescribedPreparation):
         return np.ascontiguousarray(image_HWC[top : top + self.crop[0], left : left + self.crop[1]])
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
         resize = list(self.resize) if isinstance(self.resize, tuple) else self.resize
         return {"resize": resize, "crop": list(self.crop), "interpolation": self.interpolation}
 
@@ -138,7 +137,6 @@ class Normalisation:
         return (x - mean) / std
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
         return {"mean": list(self.mean), "std": list(self.std)}
 
 
@@ -171,42 +169,30 @@ def settle(
     `normalisations`: the first that agrees on all `odd_pictures` is taken. The user's `mean` and `std` take its place,
     each alone too. A `UserError` where it fails, or its pictures have no one size.
     """
-    made: tuple[DescribedPreparation, Normalisation | None] = finished, None
-    if pixels is not None and mean is not None and std is not None:
-        if odd_results(whose, pixels)[0].dtype == np.uint8:
-            made = pixels, Normalisation()
-    else:
-        made = _separated(whose, finished, pixels, normalisations)
-    prepare, left = made
-    if mean is None and std is None:
-        return made
-    if left is None:
-        raise UserError(
-            f"{whose}: the last step of its preparation is not a scale and shift of integers, so --mean and --std "
-            "cannot take its place; leave them out."
-        )
-    return prepare, Normalisation(left.mean if mean is None else triple(mean), left.std if std is None else triple(std))
-
-
-def _separated(
-    whose: str,
-    finished: DescribedPreparation,
-    pixels: DescribedPreparation | None,
-    normalisations: Sequence[Normalisation],
-) -> tuple[DescribedPreparation, Normalisation | None]:
-    whole = odd_results(whose, finished)
-    if not all(np.isfinite(x).all() for x in whole):
-        raise UserError(
-            f"{whose} prepares images with values that are not finite; give --resolution, --mean and --std."
-        )
+    replaced = mean is not None and std is not None
     grey: list[np.ndarray] = []
     if pixels is not None:
         with suppress(UserError):  # its steps may not be separable
             grey = odd_results(whose, pixels)
     if pixels is not None and grey and all(x.dtype == np.uint8 for x in grey):
-        for normalise in normalisations:
-            if all(largest_difference(normalise, g, x) <= 0 for g, x in zip(grey, whole, strict=True)):
-                return pixels, normalise
+        if replaced:
+            return pixels, Normalisation(triple(mean), triple(std))
+    else:
+        normalisations = ()
+    whole = odd_results(whose, finished)
+    if not all(np.isfinite(x).all() for x in whole):
+        raise UserError(
+            f"{whose} prepares images with values that are not finite; give --resolution, --mean and --std."
+        )
+    for left in normalisations:
+        if all(largest_difference(left, g, x) <= 0 for g, x in zip(grey, whole, strict=True)):
+            own = left.mean if mean is None else triple(mean), left.std if std is None else triple(std)
+            return pixels or finished, Normalisation(*own)
+    if mean is not None or std is not None:
+        raise UserError(
+            f"{whose}: the last step of its preparation is not a scale and shift of integers, so --mean and --std "
+            "cannot take its place; leave them out."
+        )
     return finished, None
 
 
@@ -229,7 +215,11 @@ def preparation(resolution: int | None, resize: Any, crop: Any, interpolation: s
 
 def odd_results(whose: str, prepare: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
     """What a preparation makes of the `odd_pictures`; a `UserError` where that is not one picture of one size."""
-    made = [_attempt(whose, prepare, picture) for picture in odd_pictures()]
+    made = []
+    for picture in odd_pictures():
+        what = f"{whose} cannot prepare an image of {picture.shape[0]} x {picture.shape[1]}"
+        with explained(what, "give --resolution, --mean and --std, which replace it"):
+            made.append(np.asarray(prepare(picture)))
     shapes = list(dict.fromkeys(x.shape for x in made))
     if any(
         len(shape) != 3 or shape[-1 if x.dtype == np.uint8 else 0] != 3 for shape, x in zip(shapes, made, strict=False)
@@ -254,18 +244,6 @@ def largest_difference(normalise: Normalisation, pixels_HWC: np.ndarray, finishe
     # rounding grows with what is subtracted, so each channel's largest value sets its scale
     scale = ROUNDING * np.maximum(np.abs(finished_CHW).max((1, 2), keepdims=True), 1.0)
     return float(np.maximum(np.abs(x - finished_CHW) - scale, 0).max())
-
-
-def _attempt(whose: str, prepare: Callable[[np.ndarray], np.ndarray], picture: np.ndarray) -> np.ndarray:
-    try:
-        return np.asarray(prepare(picture))
-    except UserError:
-        raise
-    except Exception as error:  # whatever the other library raises
-        raise UserError(
-            f"{whose} cannot prepare an image of {picture.shape[0]} x {picture.shape[1]} ({first_line(error)}); "
-            "give --resolution, --mean and --std, which replace it."
-        ) from error
 
 
 def triple(values: Any) -> tuple[float, float, float]:

@@ -23,7 +23,8 @@ from probekit.encoders.preparation import (
     triple,
 )
 from probekit.encoders.weights import load_weights_of
-from probekit.runtime.errors import UserError, first_line
+from probekit.runtime.errors import UserError, explained
+from probekit.runtime.imports import library
 
 # the steps with which timm's evaluation transform ends; they are left to `Normalisation`
 LAST_STEPS = (("ToTensor", "MaybeToTensor"), ("Normalize",))
@@ -48,28 +49,10 @@ def load_random_timm(name: str, weights_seed: int = 0, **options: Any) -> Module
     return from_timm(model, {"name": "random", "source": name, "weights_seed": weights_seed}, **options)
 
 
-def _timm() -> Any:
-    try:
-        import timm
-        import timm.data
-    except ImportError as error:
-        raise UserError("timm: needs timm; install it with: pip install timm.") from error
-    except Exception as error:  # a torchvision of another build than torch breaks timm's import
-        raise UserError(
-            f"timm: timm cannot be imported ({first_line(error)}); install the build of torchvision that belongs "
-            "to this torch."
-        ) from error
-    return timm
-
-
 def _create(name: str, pretrained: bool) -> Any:
-    timm = _timm()
-    try:
+    timm = library("timm", "timm:")
+    with explained(f"timm:{name} cannot be made", "`timm.list_models()` lists the names"):
         return timm.create_model(name, pretrained=pretrained)
-    except Exception as error:
-        raise UserError(
-            f"timm:{name} cannot be made ({first_line(error)}); `timm.list_models()` lists the names."
-        ) from error
 
 
 def from_timm(
@@ -146,9 +129,8 @@ def resolve(settings: Mapping[str, Any], asked: Mapping[str, Any] | None = None)
     size = settings.get("input_size")
     if size is not None and size[0] != 3:
         raise UserError(f"The model takes images of {size[0]} channel, but RGB is given; write the call with torch:.")
-    timm = _timm()
-    config = timm.data.resolve_data_config(dict(asked or {}), pretrained_cfg=dict(settings), use_test_size=True)
-    return dict(config)
+    data = library("timm.data", "timm:")
+    return dict(data.resolve_data_config(dict(asked or {}), pretrained_cfg=dict(settings), use_test_size=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +147,6 @@ class TimmPreparation(DescribedPreparation):
         return made.numpy() if isinstance(made, torch.Tensor) else np.array(made)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
         return {"transform": "timm.data.create_transform", "settings": plain(self.config)}
 
 
@@ -173,14 +154,9 @@ def prepare_with(
     config: Mapping[str, Any], whose: str, mean: Any = None, std: Any = None
 ) -> tuple[DescribedPreparation, Normalisation | None]:
     """`prepare` and what is left for `Normalisation` (None: nothing), from timm's data configuration."""
-    timm = _timm()
-    try:
-        transform = timm.data.create_transform(**config, is_training=False)
-    except Exception as error:  # "interpolation: random" and other settings that evaluation does not take
-        raise UserError(
-            f"{whose}: timm cannot make its transform ({type(error).__name__}: {first_line(error)}); "
-            "give --interpolation, or --resolution."
-        ) from error
+    # "interpolation: random" and other settings that evaluation does not take
+    with explained(f"{whose}: timm cannot make its transform", "give --interpolation, or --resolution", named=True):
+        transform = library("timm.data", "timm:").create_transform(**config, is_training=False)
     steps = list(transform.transforms)
     pixels = None
     if all(type(s).__name__ in names for s, names in zip(steps[-2:], LAST_STEPS, strict=True)):

@@ -20,8 +20,8 @@ from probekit.results.record import Record, read_records
 from probekit.runtime.errors import UserError
 from probekit.runtime.escape import csv_text
 from probekit.runtime.progress import Progress
+from probekit.selection.choose_C import make_settings
 from probekit.selection.protocol import Protocol
-from probekit.selection.settings import make_settings
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -3,7 +3,8 @@
 Every choice is made on held-out training rows; the test split is read when all sets of layers are chosen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -11,9 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from igpt_model.arguments import checked
-from igpt_model.checked_json import Real
-from probekit.evaluate.runner import Job, Runner, check_kinds, warn_unconverged
-from probekit.evaluate.training_rows import seed_list
+from igpt_model.checked_json import Real, check_schema
+from probekit.evaluate.runner import Job, Runner, check_kinds, seed_list, warn_unconverged
 from probekit.features.readable import Features
 from probekit.probes.probe import PROBES
 from probekit.results.curve import choose_layer
@@ -24,10 +24,10 @@ from probekit.runtime.errors import UserError
 from probekit.runtime.progress import Progress
 from probekit.runtime.progress_bar import shown
 from probekit.runtime.workers import worker_processes
-from probekit.selection.choose_C import Selection, choose_C
-from probekit.selection.layers import greedy, windows
+from probekit.selection.choose_C import Selection, choose_C, make_settings
 from probekit.selection.protocol import Protocol, subsample_grid
-from probekit.selection.settings import make_settings
+
+_CANDIDATE = {"score": float, "val_accuracy": Real(0, 1)}
 
 
 @checked
@@ -176,7 +176,7 @@ def search(
     # a step compares layers on few penalties; the final probe is fitted on the whole grid
     coarse = runner.protocol.with_(Cs=subsample_grid(runner.protocol.Cs), refine=0)
     scout = Runner(runner.store, runner.out, coarse, None, runner.series, runner.settings)
-    journal = Journal(runner.out / "candidates.jsonl", {"score": float, "val_accuracy": Real(0, 1)})
+    journal = Journal(runner.out / "candidates.jsonl", partial(check_schema, schema=_CANDIDATE))
     scores: dict[tuple[int, ...], dict[str, Any]] = {
         (runner.store.layers.index(record.layers[0]),): _score_of(record, scout.protocol.Cs) for record in singles
     }
@@ -222,3 +222,40 @@ def _score_of(record: Record, Cs: Sequence[float]) -> dict[str, Any]:
     names = ("val_accuracy", "val_log_loss", "n_iter", "grad_rel", "gap", "converged")
     selection = Selection(np.asarray(record.Cs)[among], *(np.asarray(getattr(record, name))[among] for name in names))
     return {"score": selection.score, "val_accuracy": float(selection.accuracy[selection.index])}
+
+
+def windows(n_layers: int, centre: int, width: int = 5) -> tuple[int, ...]:
+    """The `width` consecutive layers around `centre`, moved inwards at the ends (the paper's five, section 4.3)."""
+    if width < 1:
+        raise UserError(f"a window must hold at least one layer, but width {width} was given.")
+    width = min(width, n_layers)
+    start = min(max(centre - width // 2, 0), n_layers - width)
+    return tuple(range(start, start + width))
+
+
+def greedy(
+    widths: Sequence[int], score: Callable[[list[tuple[int, ...]]], list[float]], max_width: int | None = None
+) -> list[tuple[tuple[int, ...], float]]:
+    """Add the layer that raises a held-out score most, until the budget of columns is spent or no layer gains.
+
+    `widths` are the columns of each layer, `max_width` those allowed together (None: no limit). `score` gives held-out
+    scores of sorted tuples of layers, all that a step compares at once; never the test split's. Returned is (layers,
+    score) of every step, the first being the best single layer; ties go to the shallower layer.
+    """
+    chosen: tuple[int, ...] = ()
+    steps: list[tuple[tuple[int, ...], float]] = []
+    while True:
+        left = np.inf if max_width is None else max_width - sum(widths[layer] for layer in chosen)
+        candidates = [layer for layer, width in enumerate(widths) if layer not in chosen and width <= left]
+        if not candidates:
+            break
+        scores = score([tuple(sorted((*chosen, layer))) for layer in candidates])
+        scored = dict(zip(candidates, scores, strict=True))
+        best = max(candidates, key=lambda layer: (scored[layer], -layer))
+        if steps and scored[best] <= steps[-1][1]:
+            break
+        chosen = tuple(sorted((*chosen, best)))
+        steps.append((chosen, scored[best]))
+    if not steps:
+        raise UserError(f"no layer fits a budget of {max_width} columns (the narrowest has {min(widths)}); raise it.")
+    return steps

@@ -7,10 +7,10 @@ reads the test split, once, and writes the record. Nothing is tested before ever
 import os
 import platform
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
@@ -24,8 +24,10 @@ from sklearn.exceptions import ConvergenceWarning
 from igpt_model.checked_json import Text, check_json
 from igpt_model.devices import find_device, to_device
 from igpt_model.differences import differ
+from igpt_model.hashing import hash_arrays
 from igpt_model.process_group import current_ranks
-from probekit.evaluate.training_rows import training_rows
+from igpt_model.ranges import SEEDS, check_range
+from probekit.datasets.splits import random_bits, stratified_holdout, stratified_subset
 from probekit.features.inspect import rankme
 from probekit.features.lazy_features import BLOCK_ROWS, fits, read_features, training_features
 from probekit.features.readable import Features
@@ -39,16 +41,15 @@ from probekit.results.record import (
     SCHEMA,
     Identity,
     Record,
-    check_record,
     check_recordable,
-    migrate,
+    read_line,
     test_file,
 )
 from probekit.runtime.errors import UserError, did_you_mean
 from probekit.runtime.progress import FitProgress, Progress
+from probekit.selection.choose_C import FitSettings
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol, grid_words, resolve_protocol
-from probekit.selection.settings import FitSettings
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,12 @@ class Runner:
     @cached_property
     def choices(self) -> Journal:
         """Lines of all fitted probes, tested or not."""
-        return Journal(self.out / "choices.jsonl")
+        return Journal(self.out / "choices.jsonl", partial(read_line, tested=False))
 
     @cached_property
     def results(self) -> Journal:
         """The records."""
-        return Journal(self.out / RESULTS_NAME)
+        return Journal(self.out / RESULTS_NAME, read_line)
 
     @property
     def is_rank0(self) -> bool:
@@ -183,21 +184,13 @@ class Runner:
     def _own_series(self, name: str) -> str:
         """The series' name: the encoder's, followed by the penalties where the folder has it with other penalties."""
         mine = self.protocol.resolved()
-        for line in self._whole(self.results.lines(), self.results):
+        for line in self.results.lines():
             theirs = line["protocol"]
             if line.get("series") == name and line["identity"]["feature_id"] == self.store.id:
                 differing = [key for key in mine if key not in ("name", "source") and mine[key] != theirs.get(key)]
                 if differing == ["Cs"]:
                     return f"{name}, {grid_words(self.protocol.Cs)}"
         return name
-
-    def _whole(
-        self, lines: Sequence[Mapping[str, Any]], journal: Journal, first: int = 0
-    ) -> Iterator[Mapping[str, Any]]:
-        """Lines of results.jsonl or choices.jsonl after the first ones, each checked: others may have damaged them."""
-        for number, line in enumerate(lines, start=first + 1):
-            check_record(line, f"Record {number} of {journal.path}", tested=journal is self.results)
-            yield migrate(line)
 
     def refuse_other_settings(self, jobs: Sequence[Job]) -> None:
         """Refuse a folder whose series of the same name was made with other settings, naming what differs.
@@ -209,29 +202,21 @@ class Runner:
         about["solver"] = self.probe(jobs[0]).version(self.settings)
         mine = {"feature file": self.store.id, **about, "protocol": _without_name(self.protocol.resolved())}
 
-        def check(lines: Iterable[Mapping[str, Any]]) -> None:
-            for line in lines:
-                if line.get("series") != self.series or (line["reads"] == "tokens") not in reads_tokens:
-                    continue
-                identity, names = line["identity"], ("feature_id", "dtype", "backend", "solver_version", "protocol")
-                theirs = {new: identity.get(old) for new, old in zip(mine, names, strict=True)}
-                differing = differ(theirs | {"protocol": _without_name(line["protocol"])}, mine)
-                if differing:
-                    raise UserError(
-                        f"{self.results.path} contains series {self.series!r} made otherwise ({differing}): "
-                        "use the same settings, another series name or another output folder."
-                    )
+        def check(line: Mapping[str, Any]) -> None:
+            if line.get("series") != self.series or (line["reads"] == "tokens") not in reads_tokens:
+                return
+            identity, names = line["identity"], ("feature_id", "dtype", "backend", "solver_version", "protocol")
+            theirs = {new: identity.get(old) for new, old in zip(mine, names, strict=True)}
+            if differing := differ(theirs | {"protocol": _without_name(line["protocol"])}, mine):
+                raise UserError(
+                    f"{self.results.path} contains series {self.series!r} made otherwise ({differing}): "
+                    "use the same settings, another series name or another output folder."
+                )
 
-        seen = 0
-
-        def check_new(chosen: Sequence[Mapping[str, Any]]) -> None:
-            nonlocal seen
-            check(self._whole(chosen[seen:], self.choices, seen))
-            seen = len(chosen)
-
-        check(self._whole(self.results.lines(), self.results))
-        check_new(self.choices.lines())
-        self.choices.check = check_new  # another process may begin the series otherwise at the same moment
+        for journal in (self.results, self.choices):
+            for line in journal.lines():
+                check(line)
+            journal.check = check  # another process may begin the series otherwise at the same moment
 
     def layer_widths(self, layers: Sequence[str]) -> list[int]:
         """Columns of each layer."""
@@ -313,7 +298,9 @@ class Runner:
     def test(self, key: str) -> dict[str, Any]:
         """Read the test splits for a chosen probe; writes its per-row files and returns the record's line."""
         start = perf_counter()
-        line = next(line for line in self.choices.lines() if line["key"] == key)
+        line = next((line for line in self.choices.lines() if line["key"] == key), None)
+        if line is None:
+            raise UserError(f"{self.choices.path} has lost a line that was in it: run the same command again.")
         layers, normalize = line["identity"]["layers"], self.protocol.normalize
         path = self.out / line["probe_file"]
         arrays = load_probe(path)
@@ -409,3 +396,90 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             versions[name] = "source"
     return versions
+
+
+def training_rows(
+    store: Features, seed: int = 0, train_rows: int | None = None, per_class: int | None = None
+) -> TrainingRows:
+    """The training rows of one seed.
+
+    Parameters
+    ----------
+    store : FeatureStore; without a "val" split a tenth of "train" is held out
+    seed : 0 takes the stored split; another seed redraws val and resamples the rows within each class (bootstrap)
+    train_rows : use only so many labelled rows, val included, in class proportion; each seed draws its own
+    per_class : use only so many labelled rows of each class instead (few-shot); each seed draws its own
+    """
+    if "train" not in store.splits or "test" not in store.splits:
+        raise UserError(f"{_name(store)} has splits {', '.join(store.splits)}; probing needs train and test.")
+    parts = ["train", "val"] if "val" in store.splits else ["train"]
+    labels = np.concatenate([store.labels(part) for part in parts])
+    ids = np.concatenate([store.row_ids(part) for part in parts])
+    if len(np.unique(labels)) < 2:
+        raise UserError(f"The training labels of {_name(store)} are all {labels[0]}, but a probe needs two classes.")
+    is_val = np.arange(len(labels)) >= len(store.labels("train"))
+    if seed > 0 or not is_val.any():
+        fraction = is_val.mean() if is_val.any() else 0.1
+        is_val = np.isin(np.arange(len(labels)), stratified_holdout(labels, float(fraction), seed)[1])
+    if per_class is not None:
+        counts = np.zeros(len(labels))
+        counts[_rows_of_each_class(store, labels, per_class, seed)] = 1
+    elif train_rows is None:
+        counts = _bootstrap_counts(labels, is_val, seed) if seed > 0 else np.ones(len(labels))
+    else:
+        if not 2 <= train_rows <= len(labels):
+            raise UserError(
+                f"{train_rows} training rows were requested, but {_name(store)} has {len(labels)} (least: 2)."
+            )
+        counts = np.zeros(len(labels))
+        counts[stratified_subset(labels, train_rows, seed)] = 1
+    positions = np.flatnonzero(counts)
+    return TrainingRows(
+        seed=seed,
+        positions=positions,
+        y=labels[positions],
+        weights=counts[positions],
+        is_val=is_val[positions],
+        split_hash=hash_arrays({"train": ids[~is_val], "val": ids[is_val], "test": store.row_ids("test")}),
+        subset_hash=hash_arrays({"positions": positions, "weights": counts[positions]}),
+    )
+
+
+def seed_list(seeds: int | Sequence[int]) -> list[int]:
+    """0 to n-1 for a count n, else the seeds themselves."""
+    if isinstance(seeds, int) and seeds > SEEDS.most:
+        check_range("seeds", seeds, SEEDS)
+    listed = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    if not listed or min(listed) < 0:
+        raise UserError(f"seeds is {seeds}, but a count of at least 1 or a list of seeds from 0 up is needed.")
+    return listed
+
+
+def _rows_of_each_class(store: Features, labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
+    """Positions of `per_class` rows of each class: those with the smallest random bits of this seed."""
+    found, sizes = np.unique(labels, return_counts=True)
+    if per_class < 1 or sizes.min() < per_class:
+        raise UserError(
+            f"{per_class} rows of each class were requested, but {_name(store)} has 1 to {sizes.min()} of every class "
+            f"(fewest: label {found[sizes.argmin()]})."
+        )
+    bits = random_bits(seed + (1 << 33), np.arange(len(labels)))
+    order = np.lexsort((bits, labels))
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    return np.sort(np.concatenate([order[start : start + per_class] for start in starts]))
+
+
+def _bootstrap_counts(labels: np.ndarray, is_val: np.ndarray, seed: int) -> np.ndarray:
+    """How often each row is drawn when each class is resampled, in train and in val, with replacement: (N,)."""
+    counts = np.zeros(len(labels))
+    for label in np.unique(labels):
+        for held in (False, True):
+            rows = np.flatnonzero((labels == label) & (is_val == held))
+            # the integer rule of the splits, the same on every machine, with a seed the splits do not use
+            draws = random_bits(seed + (1 << 32), rows) % np.uint64(max(len(rows), 1))
+            np.add.at(counts, rows[draws.astype(np.int64)], 1)
+    return counts
+
+
+def _name(store: Features) -> str:
+    return str(store.path or "the feature file")

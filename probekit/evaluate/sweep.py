@@ -12,8 +12,7 @@ from numpy.typing import ArrayLike
 
 from igpt_model.arguments import checked
 from probekit.datasets.splits import stratified_holdout
-from probekit.evaluate.runner import Job, Runner, check_kinds, warn_unconverged
-from probekit.evaluate.training_rows import seed_list
+from probekit.evaluate.runner import Job, Runner, check_kinds, seed_list, warn_unconverged
 from probekit.features.memory_store import MemoryStore
 from probekit.features.readable import Features
 from probekit.probes.probe import PROBES
@@ -23,8 +22,8 @@ from probekit.runtime.progress import Progress
 from probekit.runtime.progress_bar import shown
 from probekit.runtime.temporary import temporary_folder
 from probekit.runtime.workers import worker_processes
+from probekit.selection.choose_C import make_settings
 from probekit.selection.protocol import Protocol, resolve_protocol
-from probekit.selection.settings import make_settings
 
 DRAWS = 5  # draws of a few labelled rows a class, unless seeds says how many
 

@@ -1,1 +1,1 @@
-"""Features of every layer, in one HDF5 file: made in one pass, resumed after any crash, verified byte by byte."""
+"""Features of every layer in one HDF5 file: extracted in one pass, resumable after a crash, checksummed throughout."""

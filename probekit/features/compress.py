@@ -1,4 +1,4 @@
-"""Smaller feature files: a rewrite of a complete file in compressed chunks, checked, then renamed over the original."""
+"""Compress a complete feature file: rewrite it in compressed chunks, verify the copy, then replace the original."""
 
 from pathlib import Path
 
@@ -26,13 +26,13 @@ def compress(path: str | Path, out: str | Path | None = None) -> FeatureStore:
     Raises
     ------
     UserError
-        The file is incomplete, `out` is there with other features, or the disk is full; the original is untouched.
+        The file is incomplete, `out` exists with different features, or the disk is full; the original is untouched.
     """
     store = FeatureStore(path)
     target = store.path if out is None else Path(out)
-    # the same features may be there: an earlier call was interrupted at its very end
+    # a target with the same features is left over from a call interrupted just before it finished
     if target.exists() and FeatureStore(target).id != store.id:
-        raise UserError(f"{target} exists already; choose another name or delete it.")
+        raise UserError(f"{target} already exists with different features; choose another name or delete it.")
 
     def check(partial: Path) -> None:
         report = verify(partial)
@@ -50,7 +50,7 @@ def compress(path: str | Path, out: str | Path | None = None) -> FeatureStore:
                 rows = max(1, min(n, CHUNK_BYTES // (4 * width)))
                 options = {"chunks": (rows, width), "compression": "gzip", "shuffle": True, "track_times": False}
                 made = file.create_dataset(layout.layer_path(split, layer), (n, width), store.dtype, **options)
-                # a chunk at a time: a layer may be larger than memory
+                # one chunk at a time, because a layer may be larger than memory
                 for start in range(0, n, rows):
                     made[start : start + rows] = store.stored(split, layer, slice(start, start + rows))
         layout.set_id(file, store.id)

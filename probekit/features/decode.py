@@ -1,4 +1,4 @@
-"""Decoded, prepared and hashed batches of images, made in this process or ahead of time in worker processes."""
+"""Batches of decoded, preprocessed and hashed images, made in this process or prefetched by worker processes."""
 
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from igpt_model.arguments import plain_array
 from probekit.datasets.images import hash_image
 from probekit.runtime.errors import UserError
 
 AT_ONCE = 8
-"""Images of full size that a process holds decoded at a time: a photograph may take 50 MB."""
+"""Number of full-size decoded images that a process keeps in memory; one photograph can take 50 MB."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Batch:
 
 
 class _Batches(Dataset[Any]):
-    """Batch number i of a list of row ranges; a user error is returned, so that it keeps its type across processes."""
+    """Item i is the batch of the i-th row range; a `UserError` is returned so that it keeps its type."""
 
     def __init__(self, parts: Mapping[str, Any], prepare: Callable, ranges: Sequence[tuple[str, int, slice]]):
         self.parts, self.prepare, self.ranges = parts, prepare, ranges
@@ -45,7 +46,7 @@ class _Batches(Dataset[Any]):
             last = min(first + AT_ONCE, count)
             try:
                 images = self.parts[split].images(rows.start + first, rows.start + last)
-                made = [np.asarray(self.prepare(image)) for image in images]
+                made = [plain_array(self.prepare(image), "a prepared image") for image in images]
             except UserError as error:
                 return error
             if prepared is None:
@@ -53,7 +54,7 @@ class _Batches(Dataset[Any]):
             for place, (image, ready) in enumerate(zip(images, made, strict=True), start=first):
                 if ready.shape != prepared.shape[1:]:
                     return UserError(
-                        f"prepare gave the shapes {prepared.shape[1:]} and {ready.shape}; all must have one size."
+                        f"prepare returned the shapes {prepared.shape[1:]} and {ready.shape}; return a single size."
                     )
                 prepared[place] = ready
                 hashes[place] = hash_image(image)
@@ -64,7 +65,7 @@ class _Batches(Dataset[Any]):
 def prepared_batches(
     parts: Mapping[str, Any], prepare: Callable, ranges: Sequence[tuple[str, int, slice]], workers: int
 ) -> Generator[Batch]:
-    """The batches of `ranges` in order; with workers, at most two batches a worker are ready ahead of time.
+    """The batches of `ranges` in order; each worker prefetches at most two batches.
 
     Workers are forked by this call, not by the first `next`, so that the caller may start threads afterwards.
     """
@@ -73,7 +74,7 @@ def prepared_batches(
     if workers > 0:
         loader = DataLoader(
             batches, batch_size=None, num_workers=min(workers, len(ranges)), prefetch_factor=2,
-            # from Python 3.14 on the system's default would import the caller's script again
+            # the default of Python 3.14 (forkserver) would import the caller's script again
             multiprocessing_context="fork" if sys.platform == "linux" else None,
         )  # fmt: skip
         made = iter(loader)

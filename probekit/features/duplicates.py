@@ -1,6 +1,6 @@
-"""Images of one split that nearly repeat an image of another, which exact hashes miss.
+"""Near-duplicate images between two splits, which exact hashes miss.
 
-N and M rows of two splits, P pixels a row after shrinking.
+N and M rows of the two splits, P pixels per row after downscaling.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ BLOCK = 1024
 class NearDuplicates:
     """Pairs of rows, nearest first: `queries` and `matches` int64 (pairs,) are row positions, `distances` float32.
 
-    Distances: one minus the correlation of grey pictures in pixel space, one minus the cosine in feature space.
-    What is found is near, and worth a look (`plot_pairs`); whether it is a repeat only a look can tell.
+    Distances are one minus the correlation of greyscale images in pixel space, one minus the cosine in feature space.
+    The pairs are candidates only: look at them (`plot_pairs`) to decide which are duplicates.
     """
 
     query_split: str
@@ -31,23 +31,23 @@ class NearDuplicates:
 
 
 def nearest(X: np.ndarray, Z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each row of X (N, P) the nearest row of Z (M, P): index int64 (N,) and Euclidean distance float64 (N,)."""
+    """Nearest row of Z (M, P) for each row of X (N, P): index int64 (N,) and Euclidean distance float64 (N,)."""
     from sklearn.metrics import pairwise_distances_argmin
 
-    # centring first: the expanded square cancels badly far from the origin
+    # centre first: scikit-learn expands the square, which loses precision far from the origin
     centre = Z.mean(axis=0, dtype=np.float64)
     found = pairwise_distances_argmin(X - centre, Z - centre)
-    # the winner's distance by subtraction, exact for equal rows
+    # recompute the distance by subtraction, which is exactly 0 for equal rows
     return found, np.linalg.norm(X.astype(np.float64) - Z[found], axis=1)
 
 
 def near_duplicates_in_pixels(
     data: Any, query: str = "test", match: str = "train", threshold: float = 0.04
 ) -> NearDuplicates:
-    """Rows of `query` whose shrunken grey image correlates with one of `match` to more than 1 - `threshold`.
+    """Rows of `query` whose downscaled greyscale image has a correlation above 1 - `threshold` with a row of `match`.
 
-    Brightness and contrast do not count. On CIFAR-10 nearly all pairs below 0.04 are repeats to the eye; plain
-    differences of grey levels instead rank pictures of blue sky first.
+    Correlation ignores brightness and contrast. On CIFAR-10 nearly all pairs below 0.04 look like duplicates; plain
+    differences of grey levels would rank images of blue sky first.
     """
     X, Z = (_shrunken(data.splits[split]) for split in (query, match))
     X, Z = (_unit(part - part.mean(axis=1, keepdims=True)) for part in (X, Z))
@@ -58,17 +58,17 @@ def near_duplicates_in_pixels(
 def near_duplicates_in_features(
     store: FeatureStore, layer: str | int, query: str = "test", match: str = "train", threshold: float = 0.1
 ) -> NearDuplicates:
-    """Rows of `query` far nearer to a row of `match` than is usual, in the standardised features of `layer`.
+    """Rows of `query` unusually close to a row of `match` in the standardised features of `layer`.
 
-    Distances are one minus the cosine; `threshold` is a share of their median, because what is near differs from
-    encoder to encoder.
+    Distances are one minus the cosine; `threshold` is a fraction of their median, because the typical distance
+    differs between encoders.
     """
     X, Z = (store.read(split, layer)[0] for split in (query, match))
-    # without this the mean, which all rows share, would make all of them alike
+    # otherwise the mean, common to all rows, would dominate every cosine
     centre, scale = Z.mean(axis=0, dtype=np.float64), Z.std(axis=0, dtype=np.float64)
     X, Z = (_unit((part - centre) / np.where(scale > 0, scale, 1)) for part in (X, Z))
     matches, distances = nearest(X, Z)
-    # between unit vectors the squared distance is twice one minus the cosine
+    # for unit vectors, squared distance = 2 (1 - cosine)
     cosine = distances**2 / 2
     space = f"features of {store.layer(layer)}"
     return _within(query, match, space, matches, cosine, threshold * float(np.median(cosine)))
@@ -88,7 +88,7 @@ def _unit(X: np.ndarray) -> np.ndarray:
 
 
 def _shrunken(split: Any) -> np.ndarray:
-    """Grey pictures of SIDE x SIDE between 0 and 1, float32 (N, P)."""
+    """Greyscale images of SIDE x SIDE pixels in [0, 1], float32 (N, P)."""
     from PIL import Image
 
     rows = np.empty((len(split), SIDE * SIDE), dtype=np.float32)
@@ -100,7 +100,7 @@ def _shrunken(split: Any) -> np.ndarray:
 
 
 def plot_pairs(data: Any, found: NearDuplicates, shown: int = 12) -> Any:
-    """Draw the nearest pairs, one column a pair, the query above; returns the matplotlib Figure."""
+    """Draw the nearest pairs, one per column with the query above; returns the matplotlib Figure."""
     import matplotlib.pyplot as plt
 
     count = max(1, min(shown, len(found.queries)))

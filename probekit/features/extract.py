@@ -1,6 +1,6 @@
-"""The streaming loop: images in, the pooled features of every layer out, one pass, resumable at every block.
+"""Extraction loop: compute the pooled features of every layer in one pass over the images, resumable at every block.
 
-N rows of a split, B rows of a block (one batch), H, W, C an image.
+N rows of a split, B rows of a block (one batch), images of shape (H, W, C).
 """
 
 import contextlib
@@ -9,13 +9,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from igpt_model.arguments import checked
+from igpt_model.arguments import check_kind, checked
 from igpt_model.devices import cpu_threads
 from igpt_model.process_group import Ranks, current_ranks
 from igpt_model.ranges import WORKERS, check_at_least, check_range
@@ -29,14 +30,14 @@ from probekit.features.provenance import refuse_other, versions
 from probekit.features.shards import join, shard_path, share
 from probekit.features.store import FeatureStore
 from probekit.features.transfer import Transfer
-from probekit.features.validate import read_header
+from probekit.features.validate import read_header, reading
 from probekit.features.writer import FeatureWriter, create_skeleton, write_lock
 from probekit.runtime.errors import UserError
 from probekit.runtime.progress_bar import shown
 from probekit.runtime.temporary import temporary_folder
 
 BATCH_SIZE = 128
-WAITING = 2  # batches that wait to be written: their features are in memory
+WAITING = 2  # number of batches that may wait to be written, with their features in memory
 Progress = Callable[[int, int], Any]
 
 
@@ -55,15 +56,15 @@ def extract(
 ) -> FeatureStore:
     """Write every layer's pooled features of a data set to one feature file, and open it.
 
-    Interrupted at any moment and called again with the same arguments it resumes; the file ends identical to that of
-    an undisturbed run. A complete file of the same provenance is only opened.
+    An interrupted extraction resumes when called again with the same arguments, and the resulting file is identical to
+    that of an uninterrupted run. A complete file with the same provenance is only opened.
 
     Parameters
     ----------
     encoder : Encoder or str
-        An encoder, or what `load_encoder` takes.
+        An encoder, or any argument of `load_encoder`.
     data : Dataset or str
-        A data set, or what `load_dataset` takes.
+        A data set, or any argument of `load_dataset`.
     out : str or Path
         The feature file (HDF5); by default one in a temporary folder, removed when Python ends.
     splits : sequence of str
@@ -75,12 +76,12 @@ def extract(
     dtype : str
         Precision of the stored features.
     limit : int
-        At most this many images of each split, classes in proportion.
+        At most this many images of each split, keeping the class proportions.
     progress : callable or bool
-        Called with (rows done, rows in all) after every batch. True shows a bar, as in a notebook.
+        Called with (rows done, total rows) after every batch. True shows a progress bar.
     ranks : Ranks
-        This process among several that share the work, by default torchrun's: each writes the shard of its rows, and
-        rank 0 joins them by virtual datasets.
+        Rank of this process in a distributed extraction, by default torchrun's: each rank writes the shard of its
+        rows, and rank 0 joins the shards by virtual datasets.
 
     Returns
     -------
@@ -89,14 +90,12 @@ def extract(
     Raises
     ------
     UserError
-        The file there has another provenance (the message says what differs), another process writes it, the disk is
-        full, an image cannot be decoded, or a feature is not finite.
+        `out` exists with a different provenance (the message says what differs), another process is writing it, the
+        disk is full, an image cannot be decoded, or a feature is not finite.
     """
     data = load_dataset(data)
     encoder = load_encoder(encoder, data=data) if isinstance(encoder, str) else encoder
     path = temporary_folder() / "features.h5" if out is None else Path(out)
-    if dtype not in layout.DTYPES:
-        raise UserError(f"Features cannot be stored as {dtype!r}; choose {' or '.join(layout.DTYPES)}.")
     check_at_least(batch_size=(batch_size, 1), limit=(limit, 1))
     check_range("workers", workers, WORKERS)
     parts = {name: data.splits[name] for name in list(() if splits is None else splits) or data.splits}
@@ -116,7 +115,7 @@ def write_part(
     path: Path, header: Header, ranks: Ranks, encoder: Any, parts: dict[str, Any], classes: Sequence[str],
     batch_size: int | None = None, workers: int = 0, progress: Progress | None = None,
 ) -> None:  # fmt: skip
-    """Write this rank's share of the file that `header` describes: all of it, a shard, or nothing."""
+    """Write this rank's part of the file described by `header`: the whole file, a shard, or nothing."""
     if ranks.size > 1:
         parts, first = share(parts, header.batch_size, ranks)
         if not parts:
@@ -135,8 +134,7 @@ def write_part(
 
 
 def _checked_pictures(store: FeatureStore) -> FeatureStore:
-    """Warn where one picture fills a split: decoded to black or white, most likely, which nothing else would show; and
-    of other pictures that two splits share."""
+    """Warn about an image that fills most of a split (probably a decoding error), and about images shared by splits."""
     hashes = {split: store.image_hashes(split) for split in store.splits}
     filling = []
     for split, own in hashes.items():
@@ -144,8 +142,8 @@ def _checked_pictures(store: FeatureStore) -> FeatureStore:
         if len(counts) and counts.sum() > 2 and counts.max() > counts.sum() / 2:
             filling.append(different[counts.argmax()])
             warnings.warn(
-                f"{counts.max():,} of the {counts.sum():,} images of split {split} are identical; look at some "
-                "(are they decoded as they should be?).",
+                f"{counts.max():,} of the {counts.sum():,} images of split {split} are identical; "
+                "look at some of them to check that they are decoded correctly.",
                 stacklevel=3,
             )
     usual: dict[str, np.ndarray] = {split: hashes[split] for split in ("train", "val", "test") if split in hashes}
@@ -153,8 +151,8 @@ def _checked_pictures(store: FeatureStore) -> FeatureStore:
         shared = int((in_both & ~np.isin(hashes[other], filling)).sum())
         if shared > max(2, len(in_both) // 100):
             warnings.warn(
-                f"{shared:,} of the {len(in_both):,} images of split {other} are in {one} too, to the pixel; a test on "
-                "them measures memory (`probekit verify` lists rows).",
+                f"{shared:,} of the {len(in_both):,} images of split {other} are also in {one}, pixel for pixel, which "
+                "inflates test accuracy; `probekit verify` lists their rows.",
                 stacklevel=3,
             )
     return store
@@ -163,9 +161,11 @@ def _checked_pictures(store: FeatureStore) -> FeatureStore:
 def declare(
     encoder: Any, data: Any, parts: dict[str, Any], batch_size: int | None, dtype: str, limit: int | None
 ) -> Header:
-    """The header of the file that `extract` is asked for."""
+    """The header of the file that `extract` was called for."""
     if not parts:
         raise UserError("There are no rows to extract; ask for a split that contains images.")
+    for name, hint in get_annotations(Encoder).items():
+        check_kind(name, getattr(encoder, name, None), hint, "Encoder")
     dataset = {**data.provenance, "name": data.name, "limit": limit}
     return Header(
         encoder=dict(encoder.provenance),
@@ -173,7 +173,7 @@ def declare(
         dtype=dtype,
         layers=file_layer_names(encoder.layers),
         layer_names=tuple(encoder.layers),
-        widths=tuple(int(width) for width in encoder.widths),
+        widths=tuple(map(int, encoder.widths)),
         splits={name: len(part) for name, part in parts.items()},
         batch_size=batch_size or BATCH_SIZE,
         threads=torch.get_num_threads(),
@@ -182,8 +182,8 @@ def declare(
 
 
 def _resumable(path: Path, asked: Header, parts: dict[str, Any], batch_size: int | None) -> bool:
-    """Refuse unless the file on disk is the one asked for, down to labels and row ids; False if it has no block yet."""
-    with layout.open_hdf5(path) as file:
+    """Raise unless the file on disk has the requested provenance, labels and row ids; False if it has no block yet."""
+    with reading(path) as file:
         there = read_header(file)
         begun = any(file[layout.ledger_path(split)][()].any() for split in there.splits)
         reused = {**vars(asked), "threads": there.threads, "batch_size": batch_size or there.batch_size}
@@ -193,7 +193,7 @@ def _resumable(path: Path, asked: Header, parts: dict[str, Any], batch_size: int
                 for column in ("labels", "row_ids"):
                     if not np.array_equal(file[layout.column_path(name, column)][()], getattr(part, column)):
                         raise UserError(
-                            f"{path} was started with other {column} of split {name} than the data set has now: "
+                            f"{path} was started with different {column} for split {name} than the data set has now: "
                             "choose another --out or delete the file."
                         )
         except UserError:
@@ -218,8 +218,8 @@ def _fill(writer: FeatureWriter, encoder: Any, parts: dict[str, Any], workers: i
     def write(batch: Batch, features: Transfer) -> None:
         writer.write(batch.split, batch.block, batch.image_hashes, features.arrays())
 
-    # a thread takes features to the host and writes them while the next batch is computed; the number of threads is
-    # that with which the file was begun, since the bits of a matrix product depend on it
+    # a thread copies features to the host and writes them while the next batch is computed; torch uses as many threads
+    # as when the file was created, because the bits of a matrix product depend on their number
     with (
         cpu_threads(header.threads),
         ThreadPoolExecutor(1, "probekit-writer") as thread,
@@ -229,14 +229,14 @@ def _fill(writer: FeatureWriter, encoder: Any, parts: dict[str, Any], workers: i
         try:
             for batch in batches:
                 if len(waiting) > WAITING:
-                    waiting[0].result()  # one that failed stays there: below, its error is raised and no later one
+                    waiting[0].result()  # a failed write stays queued, so that its error is raised below
                     waiting.popleft()
                 waiting.append(thread.submit(write, batch, Transfer(encoder(batch.images, batch.row_ids))))
                 done += len(batch.row_ids)
                 if progress:
                     progress(done, total)
         finally:
-            # what was computed before an interruption is kept too
+            # also keep what was computed before an interruption
             for written in waiting:
                 written.result()
             writer.commit()

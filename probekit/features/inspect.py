@@ -1,6 +1,6 @@
-"""Label-free looks at a feature file: norms, effective rank, dead columns, similarity of layers.
+"""Label-free statistics of a feature file: norms, effective rank, dead columns, similarity of layers.
 
-N rows, n of them looked at, D width, L layers.
+N rows, n of them sampled, D width, L layers.
 """
 
 from pathlib import Path
@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from igpt_model.arguments import checked
 from igpt_model.devices import to_device
+from igpt_model.ranges import check_at_least
+from probekit.features.readable import Features
 from probekit.features.store import FeatureStore
 from probekit.runtime.errors import UserError
 from probekit.runtime.escape import mathtext
@@ -19,25 +22,26 @@ if TYPE_CHECKING:
 
 ROWS = 4096
 PIECE = 1 << 26
-"""Bytes of a layer read at a time."""
+"""Number of bytes of a layer read at a time."""
 TILES = 1 << 28
-"""Bytes of the Gram matrices' tiles that are held at a time."""
-WIDEST = 8192  # a matrix larger than this both ways would cost more than the probe
+"""Number of bytes of Gram matrix tiles kept in memory."""
+WIDEST = 8192  # the SVD of a larger matrix would cost more than the probe
 RANK_ROWS = 1 << 14
 
 
-def inspect(path: str | Path | FeatureStore, split: str | None = None, rows: int = ROWS) -> "pandas.DataFrame":
-    """One line a layer, over evenly spaced rows of a split (the first split when None).
+@checked
+def inspect(path: str | Path | Features, split: str | None = None, rows: int = ROWS) -> "pandas.DataFrame":
+    """Statistics of every layer over evenly spaced rows of a split (the first split when None).
 
     Returns
     -------
     frame with the columns
         layer, width; mean and std of all values; norm_mean and norm_std (Euclidean norm of a row); rankme;
-        dead_columns (constant over these rows).
+        dead_columns (columns constant over these rows).
     """
     import pandas
 
-    store = path if isinstance(path, FeatureStore) else FeatureStore(path)
+    store = path if isinstance(path, Features) else FeatureStore(path)
     lines = []
     name, chosen = _rows(store, split, rows)
     for layer in store.layers:
@@ -72,22 +76,21 @@ def rankme(X: Any, device: str = "cpu") -> float | None:
         block = to_device(X[start : start + RANK_ROWS] if tall else X[:], device, torch.float64)
         gram = gram + (block.T @ block if tall else block @ block.T)
     values = torch.linalg.eigvalsh(gram).clamp_min(0.0).sqrt()
-    shares = values / values.sum() + 1e-7  # the paper's epsilon
-    # all-zero features have no shares: rank 0
+    shares = values / values.sum() + 1e-7  # epsilon of the paper
+    # all-zero features have rank 0
     return float((-(shares * shares.log()).sum()).exp().nan_to_num(0.0))
 
 
-def cka(
-    path: str | Path | FeatureStore, split: str | None = None, rows: int = ROWS, tile_bytes: int = TILES
-) -> np.ndarray:
+@checked
+def cka(path: str | Path | Features, split: str | None = None, rows: int = ROWS, tile_bytes: int = TILES) -> np.ndarray:
     """Linear centred kernel alignment of every pair of layers, (L, L), symmetric with ones on the diagonal.
 
-    From inner products of the layers' centred Gram matrices (n, n) over n evenly spaced rows (Kornblith et al. 2019,
-    section 3). They are added up tile by tile, all layers' tiles together taking `tile_bytes`, so memory does not grow
-    with the number of layers; each layer is read once for its mean and once for every tile along a side. A constant
-    layer is like no other: 0.
+    Computed from inner products of the layers' centred Gram matrices (n, n) over n evenly spaced rows (Kornblith et al.
+    2019, section 3), accumulated tile by tile. The tiles of all layers together take `tile_bytes`, so memory does not
+    grow with the number of layers; each layer is read once for its mean and once per tile along a side. The similarity
+    of a constant layer to any other is 0.
     """
-    store = path if isinstance(path, FeatureStore) else FeatureStore(path)
+    store = path if isinstance(path, Features) else FeatureStore(path)
     name, chosen = _rows(store, split, rows)
     means = [_mean(read_rows(store, name, layer, chosen)) for layer in store.layers]
     side = max(1, int((tile_bytes / 8 / len(means)) ** 0.5))
@@ -101,7 +104,7 @@ def cka(
                 Z = X if across is down else read_rows(store, name, layer, across) - mean
                 np.matmul(X, Z.T, out=tile)
             flat = tiles.reshape(len(means), -1)
-            # a Gram matrix is symmetric: a tile off the diagonal stands for its mirror image too
+            # Gram matrices are symmetric, so an off-diagonal tile counts twice
             products += (1 if across is down else 2) * (flat @ flat.T)
             del tiles, flat
     norms = np.sqrt(np.diag(products))
@@ -126,23 +129,24 @@ def plot_cka(similar: np.ndarray, layers: tuple[str, ...], ax: Any = None) -> An
     return ax
 
 
-def _rows(store: FeatureStore, split: str | None, rows: int) -> tuple[str, np.ndarray]:
-    """The split (the first one when None) and evenly spaced rows of it, int64, at most `rows`."""
+def _rows(store: Features, split: str | None, rows: int) -> tuple[str, np.ndarray]:
+    """The split (the first one when None) and at most `rows` evenly spaced row indices of it, int64."""
+    check_at_least(rows=(rows, 1))
     name = split or store.splits[0]
     n = store.header.splits[store.named_split(name)]
     return name, np.unique(np.linspace(0, n - 1, min(n, rows)).astype(np.int64))
 
 
 def _mean(X: np.ndarray) -> np.ndarray:
-    """The mean of X (n, D) over rows, (D,); of a constant column exactly that constant, so that it is centred to 0."""
+    """Column means of X (n, D), (D,); exact for a constant column, so that centring makes it 0."""
     return X[0] + (X - X[0]).mean(axis=0)
 
 
-def read_rows(store: FeatureStore, split: str, layer: str, rows: np.ndarray, piece: int = PIECE) -> np.ndarray:
-    """Ascending rows of a layer, float64 (n, D), read in pieces of so many bytes."""
+def read_rows(store: Features, split: str, layer: str, rows: np.ndarray, piece: int = PIECE) -> np.ndarray:
+    """Rows of a layer at ascending positions, float64 (n, D), read `piece` bytes at a time."""
     width = store.widths[store.layers.index(layer)]
     X = np.empty((len(rows), width))
-    # the rows in between are read too, in pieces: a layer may be larger than memory
+    # also read the rows in between, a piece at a time, because a layer may be larger than memory
     step = max(1, piece // (4 * width))
     for at in range(int(rows[0]), int(rows[-1]) + 1, step):
         first, last = np.searchsorted(rows, (at, at + step))
@@ -150,6 +154,6 @@ def read_rows(store: FeatureStore, split: str, layer: str, rows: np.ndarray, pie
             X[first:last] = store.stored(split, layer, slice(at, int(rows[last - 1]) + 1))[rows[first:last] - at]
     if not np.isfinite(X).all():
         raise UserError(
-            f"Layer {layer} of {store.path} contains NaN or infinity in {split}; `probekit verify` lists all."
+            f"Layer {layer} of {store.path} contains NaN or infinity in {split}; list all with `probekit verify`."
         )
     return X

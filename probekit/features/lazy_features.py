@@ -1,4 +1,4 @@
-"""The features a probe reads: checked, of one layer or several concatenated, in memory or a slice at a time.
+"""Features for a probe, of one layer or several concatenated, checked, in memory or read a slice at a time.
 
 n rows, D columns of all layers together.
 """
@@ -13,20 +13,20 @@ from probekit.features.readable import Features
 from probekit.runtime.errors import UserError
 from probekit.runtime.memory import SHARE, free_memory
 
-BLOCK_ROWS = 8192  # of a pass over them
-COPIES = 3  # the layer as read, the rows of a round, and the solver's own
+BLOCK_ROWS = 8192  # bytes read at a time in a pass over the rows
+COPIES = 3  # the layer as read, the rows of one fold, and the solver's copy
 
 
 class LazyFeatures:
-    """Chosen rows of several splits, one after another: an array (n, D) that stays in its file.
+    """Selected rows of several concatenated splits, as an array (n, D) that is read on demand.
 
-    A slice is read; an index array or a mask chooses among the rows and reads nothing.
+    Indexing with a slice reads rows; an index array or a mask selects rows without reading.
 
     Parameters
     ----------
     read : (split, first row, last row + 1) -> float32 (m, D)
-    splits : each split's name and number of rows, in the order in which they are joined
-    positions : int64 (n,), ascending: the rows among all splits joined
+    splits : each split's name and number of rows, in the order of concatenation
+    positions : int64 (n,), ascending: the rows within the concatenated splits
     width : D
     """
 
@@ -54,13 +54,13 @@ class LazyFeatures:
             mine = (positions >= offset) & (positions < offset + count)
             own = positions[mine] - offset
             if len(own):
-                # one read over the gaps: a tenth held out, or rows drawn twice, cost less than many reads would
+                # read the gaps too: with a tenth of the rows left out, one long read is cheaper than many short ones
                 X[mine] = self._read(split, int(own[0]), int(own[-1]) + 1)[own - own[0]]
             offset += count
         return X
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """All rows in memory, for what cannot do without."""
+        """All rows in memory, float32 (n, D)."""
         X = np.empty(self.shape, np.float32)
         for start in range(0, len(self), BLOCK_ROWS):
             X[start : start + BLOCK_ROWS] = self[start : start + BLOCK_ROWS]
@@ -68,7 +68,7 @@ class LazyFeatures:
 
 
 def fits(n_rows: int, width: int, device: torch.device = torch.device("cpu")) -> bool:  # noqa: B008  (immutable)
-    """Whether float32 rows fit in memory, with the copies that choosing C makes of them."""
+    """Whether float32 rows fit in memory together with the copies made while choosing C."""
     return 4 * COPIES * n_rows * width <= SHARE * free_memory(device)
 
 
@@ -85,7 +85,7 @@ def read_features(
     Raises
     ------
     UserError
-        A value is NaN or infinite.
+        A feature is NaN or infinite.
     """
     parts = [store.stored(split, layer, rows) for layer in layers]
     X = np.asarray(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1), np.float32)
@@ -104,11 +104,11 @@ def read_features(
 def training_features(
     store: Features, layers: Sequence[str], positions: np.ndarray, normalize: bool = False, lazy: bool = False
 ) -> Any:
-    """Features (n, D) of rows given by their ascending positions among train and val joined.
+    """Features (n, D) of rows given by ascending positions in train and val concatenated.
 
     Parameters
     ----------
-    lazy : leave them in the file, as `LazyFeatures`
+    lazy : return `LazyFeatures`, which reads them on demand
     """
     splits = tuple((split, len(store.labels(split))) for split in ("train", "val") if split in store.splits)
     width, total = sum(store.widths[store.layers.index(layer)] for layer in layers), sum(n for _, n in splits)

@@ -1,4 +1,4 @@
-"""Features that somebody else made: arrays in memory, or files of NumPy and PyTorch.
+"""Features given as arrays: kept in memory for probing, or written to a feature file.
 
 N rows of a split, D width of a layer.
 """
@@ -24,19 +24,19 @@ ROWS_A_BLOCK = 4096
 
 
 class MemoryStore(Features):
-    """Features in memory, to be probed like those of a file.
+    """Features in memory, with the same interface as a feature file.
 
     Parameters
     ----------
     splits : {"train": (features, y), ...}, as in `write_arrays`
     encoder, dataset : provenance; their "name" is shown in tables
-    row_ids : per split, where known; counted from 0 through all splits when not given
+    row_ids : per split, if known; by default numbered from 0 through all splits
     classes : names of the labels
 
     Raises
     ------
     UserError
-        Lengths or layers that do not agree, or labels that are not integers.
+        Lengths or layers do not agree, or labels are not integers.
     """
 
     @checked
@@ -53,8 +53,9 @@ class MemoryStore(Features):
         self.encoder, self.dataset = dict(encoder or {}), dict(dataset or {})
         self.header = _header(self._X, self._y, self.encoder, self.dataset, "float32", ROWS_A_BLOCK)
         self.layers, self.widths = self.header.layer_names, self.header.widths
+        layout.check_classes(classes)
         self.splits, self.classes = tuple(self._X), tuple(classes)
-        self._row_ids = _row_ids(self._y, row_ids)
+        self._row_ids = _row_column("row_ids", self._y, row_ids)
         arrays = {f"{split}/{name}": X for split, layers in self._X.items() for name, X in layers.items()}
         arrays |= {f"{split}/y": y for split, y in self._y.items()}
         arrays |= {f"{split}/row_ids": rows for split, rows in self._row_ids.items()}
@@ -63,11 +64,14 @@ class MemoryStore(Features):
 
     def column(self, split: str, column: str) -> np.ndarray:
         """`labels` or `row_ids` of a split."""
-        return {"labels": self._y, "row_ids": self._row_ids}[column][self.named_split(split)]
+        columns = {"labels": self._y, "row_ids": self._row_ids}
+        if column not in columns:
+            raise UserError(f"Unknown column {column!r}; choose one of {', '.join(columns)}.")
+        return columns[column][self.named_split(split)]
 
     @checked
     def stored(self, split: str, layer: str | int, rows: slice = slice(None)) -> np.ndarray:
-        """Rows of one layer of one split as they were given, (N, D)."""
+        """Rows of one layer of one split in the dtype that was passed, (N, D)."""
         return self._X[self.named_split(split)][self.layer(layer)][rows]
 
 
@@ -89,20 +93,17 @@ def write_arrays(
     ----------
     splits : {"train": (features, y), ...}
         Features are a dict of layer name to (N, D), a list of (N, D), shallow to deep, or one (N, D); y is (N,) int.
-    row_ids, image_hashes : per split, where known; row ids are counted from 0 through all splits when not given
+    row_ids, image_hashes : per split, if known; row ids are numbered from 0 through all splits by default
 
     Raises
     ------
     UserError
-        Lengths or layers that do not agree, labels that are not integers, features that are not finite, or a file that
-        is there already and holds something else.
+        Lengths or layers do not agree, labels are not integers, features are not finite, or `path` already contains
+        different features.
     """
     path = Path(path)
     layers, labels = {split: _layers(features) for split, (features, _) in splits.items()}, _labels(splits)
-    ids, hashes = _row_ids(labels, row_ids), {}
-    for split, y in labels.items():
-        given = (image_hashes or {}).get(split, np.zeros(len(y), np.uint64))
-        hashes[split] = _whole_numbers(given, "image_hashes", split, len(y))
+    ids, hashes = _row_column("row_ids", labels, row_ids), _row_column("image_hashes", labels, image_hashes)
     header = _header(layers, labels, encoder, dataset, dtype, batch_size)
     with write_lock(path):
         there = None
@@ -118,7 +119,7 @@ def write_arrays(
                     writer.write(split, block, hashes[split][rows], [X[rows] for X in layers[split].values()])
                 identity = writer.finish()
                 if there not in (None, identity):
-                    raise UserError(f"{path} contains other features: choose another --out or delete the file.")
+                    raise UserError(f"{path} contains different features: choose another --out or delete the file.")
 
         create_skeleton(path, header, labels, ids, classes, fill)
 
@@ -144,31 +145,36 @@ def _labels(splits: Mapping[str, tuple[Any, Any]]) -> dict[str, np.ndarray]:
 
 
 def check_rows(split: str, layers: Mapping[str, np.ndarray], y: np.ndarray) -> None:
-    """Refuse layers whose number of rows is not the number of labels."""
+    """Raise unless every layer has as many rows as there are labels."""
     for name, X in layers.items():
         if len(X) != len(y):
-            raise UserError(f"Layer {name} of {split} has {len(X)} rows and {len(y)} labels; expected one row a label.")
+            raise UserError(f"Layer {name} of {split} has {len(X)} rows and {len(y)} labels; give one label per row.")
 
 
 def _whole_numbers(values: Any, column: str, split: str, n: int | None = None) -> np.ndarray:
-    """One whole number per row (n,) in the column's type; refused where they are others, or beyond that type."""
+    """One integer per row (n,) in the column's dtype; `UserError` for other values or integers that do not fit."""
     what, kind = f"{column.replace('_', ' ')} of {split}", layout.ROW_COLUMNS[column]
     array = plain_array(values, what)
     if array.ndim != 1 or array.dtype.kind not in "iu" or n not in (None, len(array)):
         rows = "per row" if n is None else f"for each of {n} rows"
-        raise UserError(f"The {what} have shape {array.shape} and type {array.dtype}; expected one integer {rows}.")
+        raise UserError(f"The {what} have shape {array.shape} and dtype {array.dtype}; expected one integer {rows}.")
     if array.max(initial=0) > np.iinfo(kind).max:
-        raise UserError(f"The {what} hold {array.max()}, which is beyond 64-bit integers; give smaller ones.")
+        raise UserError(f"The {what} contain {array.max()}, which exceeds 64-bit integers; give smaller ones.")
     return array.astype(kind)
 
 
-def _row_ids(labels: Mapping[str, np.ndarray], given: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
-    ids, first = {}, 0
+def _row_column(
+    column: str, labels: Mapping[str, np.ndarray], given: Mapping[str, Any] | None
+) -> dict[str, np.ndarray]:
+    """The column of each split: as given, else row ids counted through all splits, and hashes that are unknown."""
+    if unknown := sorted((given or {}).keys() - labels):
+        raise UserError(f"{column} has the split {unknown[0]!r}, which has no features.")
+    values, first = {}, 0
     for split, y in labels.items():
-        values = (given or {}).get(split, np.arange(first, first + len(y)))
-        ids[split] = _whole_numbers(values, "row_ids", split, len(y))
+        usual = np.arange(first, first + len(y)) if column == "row_ids" else np.zeros(len(y), np.uint64)
+        values[split] = _whole_numbers((given or {}).get(split, usual), column, split, len(y))
         first += len(y)
-    return ids
+    return values
 
 
 def _header(
@@ -183,14 +189,10 @@ def _header(
         raise UserError("There are no rows to write; give at least one split with rows.")
     first = next(iter(layers))
     widths = {name: X.shape[1] for name, X in layers[first].items()}
-    if not widths or not all(widths.values()):
-        raise UserError(f"Split {first} has no layer, or one of width 0; give arrays of shape (rows, width).")
     for split, arrays in layers.items():
         if {name: X.shape[1] for name, X in arrays.items()} != widths:
-            raise UserError(f"Split {split} has other layers or widths than split {first}; give every split the same.")
+            raise UserError(f"Split {split} has different layers or widths from split {first}; give both the same.")
         check_rows(split, arrays, labels[split])
-    if dtype not in layout.DTYPES:
-        raise UserError(f"Features cannot be stored as {dtype!r}; choose {' or '.join(layout.DTYPES)}.")
     return Header(
         encoder=dict(encoder),
         dataset=dict(dataset),

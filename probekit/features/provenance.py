@@ -1,4 +1,4 @@
-"""What made a file, and what differs when somebody asks for another one under the same name."""
+"""Provenance of a feature file, and how it differs from the provenance of a requested one."""
 
 import platform
 from dataclasses import asdict
@@ -16,7 +16,7 @@ from probekit.runtime.errors import UserError
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the bits of a feature depend on."""
+    """Versions of the packages that computed the features."""
     return {
         "probekit": import_module("probekit").__version__,
         "python": platform.python_version(),
@@ -27,17 +27,17 @@ def versions() -> dict[str, str]:
 
 
 def refuse_other(path: Path, there: Header, asked: Header) -> None:
-    """Raise unless the file on disk is the one that is asked for; the message says what differs."""
+    """Raise `UserError` unless the file on disk has the requested provenance; the message lists the differences."""
     found = differ(_comparable(there), _comparable(asked))
     if found:
-        raise UserError(f"{path} contains other features ({found}): choose another --out or delete the file.")
+        raise UserError(f"{path} contains different features ({found}): choose another --out or delete the file.")
 
 
 def _comparable(header: Header) -> dict[str, Any]:
     fields = asdict(header)
-    # of the versions only torch's changes the bits of a feature
+    # torch is the only package whose version changes the bits of a feature
     fields["versions"] = {"torch": header.versions.get("torch")}
-    # weights are known by their hash wherever they lie; a data set's listing alone does not tell one from another
+    # a weights hash identifies an encoder wherever it is stored; a data set has no such hash, so its paths count
     if "weights_hash" in header.encoder:
         fields["encoder"] = content(header.encoder)
     return fields

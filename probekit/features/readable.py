@@ -1,4 +1,4 @@
-"""What features of several layers and splits offer to those that probe them, in a file or in memory.
+"""Common interface of features of several layers and splits, in a file or in memory.
 
 N rows of a split, D width of a layer.
 """
@@ -18,14 +18,7 @@ from probekit.runtime.errors import UserError
 class Features:
     """Features of several layers and splits, in a file (`FeatureStore`) or in memory (`MemoryStore`).
 
-    Attributes
-    ----------
-    layers, widths : names, shallow to deep, and columns of each
-    splits : names
-    id : identity of data and provenance
-    encoder, dataset : provenance
-    classes : names of the labels; empty where unknown
-    path : of the file; None in memory
+    The attributes are those of `FeatureStore`; `path` is None in memory, and `classes` is empty if unknown.
     """
 
     header: Header
@@ -40,7 +33,7 @@ class Features:
 
     @checked
     def layer(self, layer: str | int) -> str:
-        """The name of a layer given by that name, the encoder's name, or its index (-1: the deepest)."""
+        """The name of a layer given by its name here, the encoder's name, or an index (-1: the deepest)."""
         if isinstance(layer, int) and -len(self.layers) <= layer < len(self.layers):
             return self.layers[layer]
         if layer in self.layers:
@@ -51,7 +44,7 @@ class Features:
 
     @checked
     def named_split(self, split: str) -> str:
-        """The name itself; `UserError` where there is no such split."""
+        """Return the name; `UserError` if there is no such split."""
         if split not in self.header.splits:
             raise UserError(f"{self._title()} has no split {split!r}; it has {', '.join(self.splits)}.")
         return split
@@ -66,11 +59,11 @@ class Features:
 
     @property
     def tests(self) -> tuple[str, ...]:
-        """The splits that probes are tested on: "test", then the further test sets."""
+        """The splits that probes are tested on: "test", then any further test sets."""
         return tuple(split for split in self.splits if split not in ("train", "val"))
 
     def read(self, split: str, layer: str | int) -> tuple[np.ndarray, np.ndarray]:
-        """One layer of one split, read in one piece into the array that is returned.
+        """One layer of one split, read at once.
 
         Returns
         -------
@@ -81,19 +74,14 @@ class Features:
 
     @checked
     def read_many(self, split: str, layers: Sequence[str | int]) -> tuple[np.ndarray, np.ndarray]:
-        """Several layers side by side, in the given order: X float32 (N, sum of D), y int64 (N,)."""
-        names = [self.layer(layer) for layer in layers]
-        widths = [self.widths[self.layers.index(name)] for name in names]
-        X = np.empty((self.header.splits[self.named_split(split)], sum(widths)), dtype=np.float32)
-        column = 0
-        for name, width in zip(names, widths, strict=True):
-            X[:, column : column + width] = self.stored(split, name)
-            column += width
+        """Several layers concatenated in the given order: X float32 (N, sum of D), y int64 (N,)."""
+        none = np.empty((self.header.splits[self.named_split(split)], 0))
+        X = np.concatenate([none, *(self.stored(split, layer) for layer in layers)], axis=1, dtype=np.float32)
         return X, self.labels(split)
 
     @checked
     def sweep(self, out: str | Path | None = None, **options: Any) -> Any:
-        """Probe every layer: `probekit.sweep(self, out=out, ...)`, whose folder of results is the default."""
+        """Probe every layer: `probekit.sweep(self, out=out, ...)` with the same default for `out`."""
         return import_module("probekit").sweep(self, out=out, **options)
 
     def column(self, split: str, column: str) -> np.ndarray:
@@ -101,7 +89,7 @@ class Features:
         raise NotImplementedError
 
     def stored(self, split: str, layer: str | int, rows: slice = slice(None)) -> np.ndarray:
-        """Rows of one layer of one split in the type they are stored as, (N, D)."""
+        """Rows of one layer of one split in the dtype they are stored in, (N, D)."""
         raise NotImplementedError
 
     def _title(self) -> str:

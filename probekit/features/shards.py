@@ -1,6 +1,6 @@
-"""One file from several: each rank writes a shard, the parent joins them by HDF5 virtual datasets.
+"""Sharded feature files: each rank writes a shard, and a parent file joins them by HDF5 virtual datasets.
 
-HDF5 returns zeros, silently, where a virtual dataset's source is missing; so the parent stores each shard's name, id
+HDF5 silently returns zeros if the source of a virtual dataset is missing, so the parent stores each shard's name, id
 and row ranges, and `FeatureStore` checks them before every read.
 """
 
@@ -26,11 +26,11 @@ def shard_path(path: Path, ranks: Ranks) -> Path:
 
 
 def share(parts: Mapping[str, Any], batch_size: int, ranks: Ranks) -> tuple[dict[str, Any], dict[str, int]]:
-    """The rows of a rank, in whole batches of the undivided run, so that its features have the same bits.
+    """The rows of a rank, in whole batches of a single-process run, so that the features are bit-identical.
 
     Returns
     -------
-    parts : the rank's part of each split it has rows of
+    parts : the rank's part of each split in which it has rows
     first : the first row of each of these parts
     """
     own, first = {}, {}
@@ -43,25 +43,27 @@ def share(parts: Mapping[str, Any], batch_size: int, ranks: Ranks) -> tuple[dict
 
 
 def join(path: str | Path, ranks_or_world: Ranks | int) -> FeatureStore:
-    """Write the parent file of complete shards, and open it; the shards stay where they are and are needed for reading.
+    """Write the parent file of complete shards and open it; reading it needs the shards, which stay in place.
 
     Raises
     ------
     UserError
-        A shard is missing or incomplete (it is named), or shards do not cover the rows of a split once each.
+        A shard is missing or incomplete (the message names it), or the shards do not cover every row exactly once.
     """
     path = Path(path)
     world = ranks_or_world.size if isinstance(ranks_or_world, Ranks) else ranks_or_world
     found = [shard_path(path, Ranks(rank, world)) for rank in range(world)]
-    # a rank that was given no block writes no file; coverage is checked below
+    # a rank without blocks writes no file; coverage is checked below
     shards = [FeatureStore(shard) for shard in found if shard.exists()]
     if not shards:
-        raise UserError(
-            f"There is no shard of {path}; expected {found[0].name} and its like: run the extraction first."
-        )
+        raise UserError(f"{path} has no shards such as {found[0].name}; run the extraction first.")
     header = _whole_header(path, shards, found)
     with write_lock(path), new_hdf5(path) as file:
-        layout.write_header(file, header, [_entry(shard) for shard in shards])
+        entries = [
+            {"file": shard.path.name, "id": shard.id, "first": _place(shard, "first"), "rows": shard.header.splits}
+            for shard in shards
+        ]
+        layout.write_header(file, header, entries)
         ledgers = {split: _join_split(file, header, split, shards) for split in header.splits}
         with layout.open_hdf5(shards[0].path) as first:
             if "classes" in first:
@@ -71,14 +73,10 @@ def join(path: str | Path, ranks_or_world: Ranks | int) -> FeatureStore:
     return FeatureStore(path)
 
 
-def _entry(shard: FeatureStore) -> dict[str, Any]:
-    return {"file": shard.path.name, "id": shard.id, "first": _place(shard, "first"), "rows": shard.header.splits}
-
-
 def _place(shard: FeatureStore, key: str) -> dict[str, int]:
-    """`splits` (rows of the whole) or `first` (first row of this shard), by split."""
+    """`splits` (total rows) or `first` (first row of this shard), by split."""
     if shard.header.shard is None:
-        raise UserError(f"{shard.path} is a whole feature file, no shard; only shards are joined.")
+        raise UserError(f"{shard.path} is an ordinary feature file, not a shard; delete it and extract again.")
     return shard.header.shard[key]
 
 
@@ -88,14 +86,14 @@ def _whole_header(path: Path, shards: list[FeatureStore], found: list[Path]) -> 
     for shard in shards:
         if dataclasses.replace(shard.header, splits=whole, shard=None) != header:
             raise UserError(
-                f"{shard.path.name} was made with other settings than {shards[0].path.name}; extract it again."
+                f"{shard.path.name} and {shards[0].path.name} were made with different settings; extract again."
             )
     for split, n in whole.items():
         ranges = ((_place(s, "first")[split], s.header.splits[split]) for s in shards if split in s.splits)
         if (at := first_gap(ranges, n)) is not None:
             missing = [shard.name for shard in found if not shard.exists()]
             raise UserError(
-                f"Rows {at} on of {split} are in no shard of {path.name} (missing: {', '.join(missing) or 'none'}); "
+                f"The shards of {path.name} lack {split} row {at} (missing: {', '.join(missing) or 'none'}); "
                 "run the same `probekit extract` again."
             )
     return header

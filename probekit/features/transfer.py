@@ -1,35 +1,41 @@
-"""Features from where they are computed to the host, beside the next batch's computation."""
+"""Copy features from the device to the host while the next batch is computed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
+from igpt_model.arguments import plain_array
+from igpt_model.devices import is_plain
+from probekit.runtime.errors import UserError
+
 
 class Transfer:
-    """The features of one batch on their way to the host.
+    """Transfer of the features of one batch, a tensor or array per layer, to the host.
 
-    Made by the thread that computes; `arrays` is called by the one that writes. From a GPU the copies run in a stream
-    of their own, which waits for this batch only: in the computing stream they would queue up behind the batches that
-    follow. They land in pinned memory, so that they and the computation really overlap.
-
-    Parameters
-    ----------
-    features : tensors or arrays, one a layer
+    Created by the computing thread; the writing thread calls `arrays`. Copies from a GPU run in a separate stream that
+    waits only for this batch, because in the computing stream they would queue behind the following batches. They go to
+    pinned memory, without which a copy does not overlap with computation.
     """
 
-    def __init__(self, features: Sequence[Any]):
-        self._features = [torch.as_tensor(feature) for feature in features]
+    def __init__(self, features: Iterable[Any]):
+        if isinstance(features, Mapping | str) or not isinstance(features, Iterable):
+            kind = type(features).__name__
+            raise UserError(f"The encoder returned a {kind}; expected a list with one array or tensor per layer.")
+        self._features = [
+            one.detach() if is_plain(one) else torch.as_tensor(plain_array(one, f"features of layer {index}"))
+            for index, one in enumerate(features)
+        ]
         self._computed: torch.cuda.Event | None = None
         if self._features and self._features[0].device.type == "cuda":
             self._computed = torch.cuda.current_stream(self._features[0].device).record_event()
 
     def arrays(self) -> list[np.ndarray]:
-        """The features as float32 arrays; on a GPU's features the caller waits until they are there."""
+        """The features as float32 arrays; blocks until a GPU's copies have finished."""
         if self._computed is None:
             return [feature.to("cpu", torch.float32).numpy() for feature in self._features]
-        stream = torch.cuda.Stream(self._features[0].device)  # taken from a pool: no new one for each batch
+        stream = torch.cuda.Stream(self._features[0].device)  # from CUDA's pool of streams
         stream.wait_event(self._computed)
         with torch.cuda.stream(stream):
             landed = [
@@ -37,6 +43,6 @@ class Transfer:
                 for feature in self._features
             ]
         stream.synchronize()
-        # only now may their memory on the device be used again
+        # only now may their device memory be reused
         self._features = []
         return [tensor.numpy() for tensor in landed]

@@ -1,9 +1,8 @@
-"""The one way to open a feature file: everything that it declares is checked before anything of it is read.
+"""Validate a feature file before reading it; every feature file is opened through this module.
 
-Types, shapes against the file's size, names, and that nothing but the shards that a parent names is outside the file:
-no external storage, no links. Virtual datasets, the layers of a parent, are never opened. A file that passes has a
-fixed depth of groups, so that no cycle can be followed, and no array larger than what is stored is ever allocated for
-its rows.
+Checks types, names and shapes against the file's size, and rejects data stored outside the file (external storage,
+links) except for the shards that a parent names. The virtual datasets of a parent's layers are never opened. In a valid
+file groups have a fixed depth, so there are no cycles, and reading rows never allocates more than is stored.
 """
 
 import math
@@ -19,41 +18,29 @@ import numpy as np
 
 from igpt_model.checked_json import open_regular, parse_json
 from probekit.features import format as layout
-from probekit.features.format import DTYPES, FORMAT, SCHEMAS, VERSION, Header
-from probekit.runtime.errors import UserError, first_line
+from probekit.features.format import FORMAT, SCHEMAS, VERSION, Header
+from probekit.runtime.errors import UserError, explained
 
-# damaged metadata make HDF5 and h5py fail in many ways
-DAMAGE = (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError, ArithmeticError, struct.error)
+# what HDF5 and h5py raise for damaged metadata
+_DAMAGE = (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError, ArithmeticError, struct.error)
 MOST_BYTES = 1 << 16
-"""Largest attribute: what HDF5 stores in an object's header."""
-# those that h5py has: deflate, shuffle, fletcher32, lzf
+"""Maximum size of an attribute that HDF5 stores in an object header."""
+# the filters built into h5py: deflate, shuffle, fletcher32, lzf
 _FILTERS = {1, 2, 3, 32000}
 MOST_CHUNK = 1 << 27
-"""Largest chunk in memory, to which HDF5 unpacks it whole: a row of the widest layer takes half of it."""
+"""Maximum uncompressed chunk size, because HDF5 decompresses whole chunks: two rows of the widest layer."""
 _SHAPE, _LAYOUT, _CONTINUATION = 1, 8, 16  # types of the messages in an object's header
 
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[h5py.File]:
-    """Open a feature file that has been checked, to read from it; what fails now says that the file is damaged."""
-    with layout.open_hdf5(path) as file, _damage_named(file):
+    """Open a feature file for reading; errors of HDF5 become a `UserError` that says the file is damaged."""
+    with layout.open_hdf5(path) as file, explained(f"{path} is damaged", "copy or extract it again", *_DAMAGE):
         yield file
 
 
-@contextmanager
-def _damage_named(file: h5py.File) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except RecursionError:
-        raise _damaged(file, "it is nested too deeply.") from None
-    except DAMAGE as error:
-        raise UserError(f"{file.filename} is damaged ({first_line(error)}): copy or extract it again.") from error
-
-
 def attribute(file: h5py.File, name: str) -> Any:
-    """A root attribute, JSON decoded and checked; None where there is none."""
+    """A root attribute, with JSON decoded and checked; None if it is missing."""
     if name not in file.attrs:
         return None
     stored = h5py.h5a.open(file.id, name.encode())
@@ -69,78 +56,46 @@ def attribute(file: h5py.File, name: str) -> Any:
     if isinstance(value, np.integer):
         return int(value)
     if not isinstance(value, str):
-        raise _damaged(file, f"its attribute {name} is neither a text nor a whole number.")
+        raise _damaged(file, f"its attribute {name} is neither text nor an integer.")
     return value
 
 
 def read_header(file: h5py.File) -> Header:
-    """The header of an open file, after a check of the whole file's structure.
+    """The header of an open file, after checking the structure of the whole file.
 
     Raises
     ------
     UserError
-        It is no feature file of this version, it is damaged, or it points elsewhere; the message says where.
+        The file is not a feature file of this version, is damaged, or refers to other files; the message says where.
     """
-    with _damage_named(file):
-        return _header(file)
-
-
-def read_classes(file: h5py.File) -> tuple[str, ...]:
-    """The names of the labels; empty where nobody gave any."""
-    if "classes" not in file:
-        return ()
-    names = _dataset(file, "classes")
-    kind = h5py.check_string_dtype(names.dtype)
-    # of variable length, a few bytes could point to one long name a million times
-    if names.ndim != 1 or kind is None or kind.length is None or names.shape[0] > 1 << 24:
-        raise _damaged(file, "classes are not a list of names of a fixed length.")
-    _check_storage(file, names, "classes")
-    return tuple(names.asstr()[()])
-
-
-def _header(file: h5py.File) -> Header:
     if attribute(file, "format") != FORMAT:
-        raise UserError(f"{file.filename} is HDF5 but no feature file (no attribute format = {FORMAT!r}).")
-    version = _number(file, "version", 1, 1 << 31)
+        raise UserError(f"{file.filename} is HDF5 but not a feature file (no attribute format = {FORMAT!r}).")
+    version = attribute(file, "version")
+    if not isinstance(version, int) or version < 1:
+        raise _damaged(file, f"its version is {repr(version)[:60]}.")
     if version > VERSION:
         raise UserError(
-            f"{file.filename} is feature file version {version}, "
-            f"but this probekit reads up to version {VERSION}: upgrade it."
+            f"{file.filename} has feature file version {version}, "
+            f"but this probekit reads versions up to {VERSION}: upgrade probekit."
         )
-    values = {name: attribute(file, name) for name in SCHEMAS}
+    stored = (*SCHEMAS, "dtype", "batch_size", "threads", "complete", "id")
+    values = {name: attribute(file, name) for name in stored}
     for name, value in values.items():
         if value is None and name not in ("shard", "shards"):
             raise _damaged(file, f"it has no attribute {name}.")
     splits: dict[str, int] = values["splits"]
     layout.check_splits(splits, f"{file.filename} is damaged")
-    if attribute(file, "dtype") not in DTYPES:
-        raise _damaged(file, f"its dtype is {repr(attribute(file, 'dtype'))[:60]}.")
-    for name in ("complete", "id"):
-        if attribute(file, name) is None:
-            raise _damaged(file, f"it has no attribute {name}.")
-    if attribute(file, "complete") == 1:
-        open_regular(file.filename).close()  # refuses what is nearly all holes, and would be read for hours
+    if values["complete"] == 1:
+        open_regular(file.filename).close()  # rejects a sparse file of mostly holes, which would take hours to read
     seen: dict[int, str] = {}
     _names(file, "/", seen)
     parent = bool(values["shards"])
     layers = tuple(sorted(_names(file, f"{next(iter(splits))}/layers", seen)))
-    if not layers or len(layers) != len(values["layer_names"]):
-        raise _damaged(file, f"it has {len(layers)} layers and {len(values['layer_names'])} names of layers.")
     widths = tuple(_width(file, layout.layer_path(next(iter(splits)), layer), parent) for layer in layers)
-    batch_size, threads = _number(file, "batch_size", 1, 1 << 40), _number(file, "threads", 1, 1 << 20)
     try:
         header = Header(
-            encoder=values["encoder"],
-            dataset=values["dataset"],
-            dtype=attribute(file, "dtype"),
-            layers=layers,
-            layer_names=tuple(values["layer_names"]),
-            widths=widths,
-            splits=splits,
-            batch_size=batch_size,
-            threads=threads,
-            versions=values["versions"],
-            shard=values["shard"],
+            **{name: value for name, value in values.items() if name not in ("shards", "complete", "id")}
+            | {"layers": layers, "layer_names": tuple(values["layer_names"]), "widths": widths}
         )
     except UserError as error:  # two of its values contradict one another
         raise _damaged(file, str(error)) from None
@@ -150,12 +105,25 @@ def _header(file: h5py.File) -> Header:
     return header
 
 
+def read_classes(file: h5py.File) -> tuple[str, ...]:
+    """The names of the labels; empty if none were given."""
+    if "classes" not in file:
+        return ()
+    names = _dataset(file, "classes")
+    kind = h5py.check_string_dtype(names.dtype)
+    # a few bytes of variable-length strings, or of compressed ones, could unfold to a million long names
+    if names.ndim != 1 or kind is None or kind.length is None or names.chunks or names.shape[0] > 1 << 24:
+        raise _damaged(file, "its classes are not a list of fixed-length strings, stored in one piece.")
+    _check_storage(file, names, "classes")
+    return tuple(names.asstr()[()])
+
+
 def _check_split(file: h5py.File, header: Header, split: str, parent: bool, seen: dict[int, str]) -> None:
     n = header.splits[split]
     if set(members := _names(file, split, seen)) != {*layout.ROW_COLUMNS, "ledger", "layers"}:
         raise _damaged(file, f"split {split} contains {', '.join(members)[:200]}.")
     if sorted(_names(file, f"{split}/layers", seen)) != list(header.layers):
-        raise _damaged(file, f"split {split} has other layers than the first split.")
+        raise _damaged(file, f"the layers of split {split} differ from the first split's.")
     expected: dict[str, tuple[tuple[int, ...], Any]] = {
         layout.column_path(split, column): ((n,), kind) for column, kind in layout.ROW_COLUMNS.items()
     }
@@ -169,52 +137,52 @@ def _check_split(file: h5py.File, header: Header, split: str, parent: bool, seen
             raise _damaged(file, f"{name} is {shape}, not {(n, width)}.")
     for name, (shape, kind) in expected.items():
         found = _dataset(file, name)
-        # NumPy's type alone leaves out enumerations, and numbers of fewer bits, in other places or of another bias
+        # NumPy's dtype alone does not tell enumerations or numbers with unusual precision, offset or exponent bias
         exact = found.id.get_type() == h5py.h5t.py_create(np.dtype(kind))
         if found.shape != shape or found.dtype != np.dtype(kind) or not exact:
-            stored = f"{found.dtype} {found.shape}{'' if exact else ' in a form of its own'}"
+            stored = f"{found.dtype} {found.shape}{'' if exact else ' in a non-standard representation'}"
             raise _damaged(file, f"{name} is {stored}, expected {np.dtype(kind)} {shape}.")
         if name in columns and found.id.get_create_plist().get_layout() != h5py.h5d.CONTIGUOUS:
-            raise _damaged(file, f"{name} is not stored in one piece.")
+            raise _damaged(file, f"{name} is not stored contiguously.")
         _check_storage(file, found, name)
 
 
 def _check_storage(file: h5py.File, dataset: h5py.Dataset, name: str) -> None:
-    """Refuse data that are stored elsewhere, or declared but not stored."""
+    """Raise if data are stored in another file, or declared but not stored."""
     plan = dataset.id.get_create_plist()
     if plan.get_external_count():
         where = os.fsdecode(plan.get_external(0)[0])
-        raise UserError(f"{file.filename} keeps {name} in another file ({where}), which is not read.")
+        raise UserError(f"{file.filename} stores {name} in another file ({where}), which is unsupported.")
     need, size = math.prod(dataset.shape) * dataset.dtype.itemsize, os.path.getsize(file.filename)
     if dataset.chunks is None:
         offset = dataset.id.get_offset()
         if plan.get_layout() == h5py.h5d.COMPACT and need <= MOST_BYTES:
             return
         if offset is None or offset + need > size:
-            raise _damaged(file, f"{name} declares {need:,} bytes, which a file of {size:,} does not hold.")
+            raise _damaged(file, f"{name} declares {need:,} bytes, but the file has {size:,}.")
         return
     if math.prod(dataset.chunks) * dataset.dtype.itemsize > MOST_CHUNK:
-        raise UserError(f"{file.filename} has chunks of more than {MOST_CHUNK:,} bytes in {name}, which are not read.")
+        raise UserError(f"{file.filename} has chunks of more than {MOST_CHUNK:,} bytes in {name}, unsupported here.")
     filters = {plan.get_filter(number)[0] for number in range(plan.get_nfilters())}
     if filters - _FILTERS:
         raise UserError(
-            f"{file.filename} stores {name} by HDF5 filter {min(filters - _FILTERS)}, which is not read; rewrite it "
+            f"{file.filename} stores {name} with HDF5 filter {min(filters - _FILTERS)}, not supported here; rewrite it "
             "with gzip or without compression (h5repack)."
         )
     n_chunks = math.prod(-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True))
     fits = all(c <= n for n, c in zip(dataset.shape, dataset.chunks, strict=True))
-    # a chunk takes at least a byte: a number of chunks beyond the file's size need not be counted
+    # a chunk takes at least one byte, so more chunks than bytes need not be counted
     if not fits or n_chunks > size or dataset.id.get_num_chunks() != n_chunks:
-        raise _damaged(file, f"not every chunk of {name} is stored.")
+        raise _damaged(file, f"some chunks of {name} are not stored.")
     if dataset.id.get_storage_size() > size:
-        raise _damaged(file, f"the chunks of {name} take more bytes than the file has.")
+        raise _damaged(file, f"the chunks of {name} are larger than the file.")
 
 
 def _messages(file: h5py.File, name: str) -> dict[int, bytes]:
-    """The messages of an object's header by their types, from the file's own bytes.
+    """The messages in an object header by type, parsed from the raw bytes of the file.
 
-    HDF5 (2.0) writes beyond its memory when it opens a virtual dataset whose mapping is damaged, so that the kind of a
-    dataset must be known before it is opened. The layout is that of the HDF5 file format specification, section IV.A.
+    HDF5 2.0 writes out of bounds when it opens a virtual dataset with a damaged mapping, so the kind of a dataset must
+    be known before it is opened. The layout is in section IV.A of the HDF5 file format specification.
     """
     if file.id.get_create_plist().get_sizes() != (8, 8):
         raise ValueError("its addresses are not of eight bytes")
@@ -236,7 +204,7 @@ def _messages(file: h5py.File, name: str) -> dict[int, bytes]:
         else:
             begin, size, head = 16, int.from_bytes(start[8:12], "little"), "<HHB3x"
         pieces = [(address + begin, size)]
-        for address, size in pieces:  # grows while it is read
+        for address, size in pieces:  # the list grows during the loop
             if len(pieces) > 100 or size > MOST_BYTES:
                 raise ValueError(f"the header of {name} is too long")
             block, at, length = read(address, size), 0, struct.calcsize(head)
@@ -258,45 +226,45 @@ def _is_virtual(messages: dict[int, bytes]) -> bool:
 
 
 def _names(file: h5py.File, group: str, seen: dict[int, str]) -> list[str]:
-    """The members of a group; one that is elsewhere or has two names is refused.
+    """The members of a group; `UserError` for links out of the file and objects with two names.
 
-    `seen` has the names of all members so far, by their addresses in the file.
+    `seen` maps the file address of every member found so far to its name.
     """
     parent, _, own = group.rstrip("/").rpartition("/")
     if own and not isinstance(file[parent or "/"].get(own, getlink=True), h5py.HardLink):
-        raise UserError(f"{file.filename} has a link in the place of {group}, which is not followed.")
+        raise UserError(f"{file.filename} has a link instead of {group}, which is unsupported.")
     found = None if own and _LAYOUT in _messages(file, group) else file[group]
     if not isinstance(found, h5py.Group) or len(found) > 100_000:
-        raise _damaged(file, f"{group} is not a group of a feature file.")
+        raise _damaged(file, f"{group} is not a group.")
     names = list(found)
     for name in names:
         link, path = found.get(name, getlink=True), f"{group.rstrip('/')}/{name}"
         if not isinstance(link, h5py.HardLink):
             where = getattr(link, "filename", "") or "the same file"
             raise UserError(
-                f"{file.filename} has a link in the place of {path} (to {link.path} in {where}), which is not followed."
+                f"{file.filename} has a link instead of {path} (to {link.path} in {where}), which is unsupported."
             )
-        # thousands of splits that are one group would take hours to check
+        # thousands of names for a single group would take hours to check
         first = seen.setdefault(found.id.links.get_info(name.encode()).u, path)
         if first != path:
-            raise _damaged(file, f"{path} is {first}, under another name.")
+            raise _damaged(file, f"{path} is another name of {first}.")
     return names
 
 
 def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
     if _is_virtual(_messages(file, name)):
-        raise UserError(f"{file.filename} takes {name} from elsewhere (a virtual dataset), which is not read.")
+        raise UserError(f"{file.filename} has a virtual dataset {name}, which is unsupported.")
     found = file[name]
     if not isinstance(found, h5py.Dataset):
-        raise _damaged(file, f"{name} is not a data set.")
+        raise _damaged(file, f"{name} is not a dataset.")
     return found
 
 
 def _virtual_shape(file: h5py.File, name: str) -> tuple[int, ...]:
-    """The shape of a parent's layer, which is never opened: rows are read from the shards."""
+    """The shape of a parent's layer, read without opening its virtual dataset; rows are read from the shards."""
     messages = _messages(file, name)
     if not _is_virtual(messages):
-        raise _damaged(file, f"{name} is not taken from its shards.")
+        raise _damaged(file, f"{name} is not a virtual dataset of its shards.")
     message = messages[_SHAPE]
     first = 8 if message[0] == 1 else 4
     return struct.unpack_from(f"<{message[1]}Q", message, first)
@@ -307,13 +275,6 @@ def _width(file: h5py.File, name: str, parent: bool) -> int:
     if shape is None or len(shape) != 2 or not 1 <= shape[1] <= layout.MOST_COLUMNS:
         raise _damaged(file, f"{name} has shape {shape}, expected (rows, width).")
     return int(shape[1])
-
-
-def _number(file: h5py.File, name: str, least: int, most: int) -> int:
-    value = attribute(file, name)
-    if not isinstance(value, int) or not least <= value <= most:
-        raise _damaged(file, f"its attribute {name} is {repr(value)[:60]}, expected {least} or more.")
-    return value
 
 
 def _damaged(file: h5py.File, what: str) -> UserError:

@@ -1,8 +1,8 @@
-"""Writing a feature file so that no kill, crash or full disk loses what was complete.
+"""Write a feature file such that a kill, crash or full disk never loses a complete block.
 
-The skeleton (every dataset allocated, every attribute at its final size, labels and an empty ledger in place) is built
-in a temporary file, fsynced and renamed. From then on only raw bytes change, at offsets that never move: the blocks,
-fsync, their ledger rows, fsync. HDF5 metadata are touched once more, to set `id` and `complete`.
+The skeleton (every dataset allocated, every attribute at its final size, labels and an empty ledger) is written to a
+temporary file, fsynced and renamed. After that only raw bytes change, at fixed offsets: blocks, fsync, their ledger
+rows, fsync. HDF5 metadata change only once more, to set `id` and `complete`.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from igpt_model.atomic import check_target, sync
 from igpt_model.locks import file_lock
 from probekit.features import format as layout
 from probekit.features.format import Header
-from probekit.features.validate import attribute, read_classes, read_header
+from probekit.features.validate import attribute, read_classes, read_header, reading
 from probekit.runtime.errors import UserError
 
 COMMIT_BYTES = 32 << 20
@@ -32,12 +32,12 @@ COMMIT_SECONDS = 1.0
 
 @contextlib.contextmanager
 def write_lock(path: Path) -> Iterator[None]:
-    """Hold the right to write `path`; a second writer is refused at once. A killed process loses the lock by itself.
+    """Lock `path` for writing; a second writer raises at once. The lock is released if the process is killed.
 
     Raises
     ------
     UserError
-        Another process holds it, or `path` or its lock is no regular file.
+        Another process has the lock, or `path` or its lock is not a regular file.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder, but a feature file is needed, such as {path / 'features.h5'}.")
@@ -51,7 +51,7 @@ def write_lock(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def full_disk_as_sentence(path: Path) -> Iterator[None]:
-    """Turn the system's "no space left" into what to do about it; its other errors inside HDF5's stay the system's."""
+    """Turn a full disk or quota into a `UserError`, and other system errors inside HDF5's errors into `OSError`."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -59,7 +59,7 @@ def full_disk_as_sentence(path: Path) -> Iterator[None]:
         if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(
                 f"The disk (or quota) of {path.parent} is full while writing {path.name}: free some space and run the "
-                "same command again; an extraction goes on from its last finished block."
+                "same command again; an extraction resumes after its last finished block."
             ) from None
         if number:
             raise OSError(number, os.strerror(number), str(path)) from None
@@ -67,7 +67,7 @@ def full_disk_as_sentence(path: Path) -> Iterator[None]:
 
 
 def _error_number(error: BaseException | None) -> int | None:
-    """The system's number of an error, or of one that it followed on; HDF5 repeats it only inside its own message."""
+    """The errno of an error or of its context; HDF5 gives it only in its message."""
     while error is not None:
         inside = re.search(r"errno = (\d+),", str(error))
         if number := getattr(error, "errno", None) or (inside and int(inside[1])):
@@ -78,7 +78,7 @@ def _error_number(error: BaseException | None) -> int | None:
 
 @contextlib.contextmanager
 def _nothing_ignored() -> Iterator[None]:
-    """Raise what h5py only prints: its objects are closed, and their last bytes written, where Python frees them."""
+    """Raise errors that h5py only prints, because it writes the last bytes when Python frees its objects."""
     ignored: list[BaseException] = []
     before = sys.unraisablehook, sys.excepthook
 
@@ -89,7 +89,7 @@ def _nothing_ignored() -> Iterator[None]:
             before[0](failure)
 
     sys.unraisablehook = note
-    sys.excepthook = lambda *_: None  # Cython prints it by this one too
+    sys.excepthook = lambda *_: None  # Cython also prints through this hook
     try:
         yield
     finally:
@@ -99,7 +99,7 @@ def _nothing_ignored() -> Iterator[None]:
 
 
 def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -> h5py.h5d.DatasetID:
-    """A contiguous dataset whose place in the file is fixed now; its bytes are never filled by HDF5."""
+    """Create a contiguous dataset, allocated now at its final offset and never filled by HDF5."""
     plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plan.set_layout(h5py.h5d.CONTIGUOUS)
     plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -113,9 +113,9 @@ def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) ->
 
 @contextlib.contextmanager
 def new_hdf5(path: Path, check: Callable[[Path], None] = lambda partial: None) -> Iterator[h5py.File]:
-    """An HDF5 file under a temporary name that becomes `path` once it is whole and `check` has not raised.
+    """Write an HDF5 file under a temporary name; rename it to `path` when it is complete and `check` has not raised.
 
-    The lock is held by the caller; what a killed process left under that name is removed first.
+    The caller has the lock. A temporary file left by a killed process is removed first.
     """
     partial = path.parent / f".{path.name}.partial"
     partial.unlink(missing_ok=True)
@@ -140,15 +140,16 @@ def create_skeleton(
     classes: Sequence[str] = (),
     fill: Callable[[Path], None] = lambda partial: None,
 ) -> None:
-    """Build the whole file but its features, under a temporary name, then rename it into place (the lock is held).
+    """Write the file without its features under a temporary name, then rename it to `path` (the caller has the lock).
 
-    `fill` may write the features before the file has its name.
+    `fill` may write the features before the file is renamed.
     """
-    need = sum(n * header.bytes_per_row for n in header.splits.values())
+    layout.check_classes(classes)
+    need = sum(header.splits.values()) * (sum(header.widths) * np.dtype(header.dtype).itemsize + 24)
     free = shutil.disk_usage(path.parent).free
     if need > free:
         raise UserError(
-            f"{path.name} needs {need / 1e6:,.1f} MB and {path.parent} has {free / 1e6:,.1f} MB free: "
+            f"{path.name} needs {need / 1e6:,.1f} MB but {path.parent} has {free / 1e6:,.1f} MB free; "
             "free some space, choose another --out, or store float16 (--store float16)."
         )
     with new_hdf5(path, fill) as file:
@@ -171,7 +172,7 @@ def create_skeleton(
 
 
 def _try_to_write(partial: Path) -> None:
-    """Meet a full disk or quota here: inside HDF5 it would end in a screen of secondary errors."""
+    """Detect a full disk or quota here, because inside HDF5 it would cause a long list of secondary errors."""
     with open(partial, "wb") as file:
         file.write(bytes(1 << 18))
         file.flush()
@@ -179,7 +180,7 @@ def _try_to_write(partial: Path) -> None:
 
 
 class FeatureWriter:
-    """Writes the blocks of a skeleton; blocks already checksummed in the ledger are not written again.
+    """Writes the blocks of a skeleton that are not yet in its ledger.
 
     Attributes
     ----------
@@ -189,14 +190,14 @@ class FeatureWriter:
 
     def __init__(self, path: Path):
         self.path = path
-        with layout.open_hdf5(path) as file:
+        with reading(path) as file:
             self.header = read_header(file)
             self._classes = read_classes(file)
             self.complete = attribute(file, "complete") == 1
             self._offsets: dict[str, int] = {}
             self._ledgers: dict[str, np.ndarray] = {}
             self._columns: dict[str, dict[str, np.ndarray]] = {}
-            refusal = UserError(f"{path} is compressed or joined from shards, so that no rows can be added.")
+            refusal = UserError(f"{path} is compressed or has shards, so it cannot grow; choose another --out.")
             if attribute(file, "shards"):
                 raise refusal
             for split in self.header.splits:
@@ -214,14 +215,16 @@ class FeatureWriter:
         self._committed_at = time.monotonic()
 
     def todo(self) -> list[tuple[str, int]]:
-        """(split, block) of every block that is not durable yet, in file order."""
+        """(split, block) of every block not yet durable, in file order."""
         return [(split, int(block)) for split, done in self.done.items() for block in np.flatnonzero(~done)]
 
     def write(self, split: str, block: int, image_hashes: np.ndarray, features: Sequence[np.ndarray]) -> None:
-        """Write one block: image_hashes uint64 (B,), one (B, D) array a layer; durable after the next commit."""
+        """Write one block: image_hashes uint64 (B,), one (B, D) array per layer; durable after the next commit."""
         rows = self.header.rows(split, block)
         columns = self._columns[split]
         columns["image_hashes"][rows] = image_hashes
+        if len(features) != len(self.header.layers):
+            raise UserError(f"The encoder returned features of {len(features)} layers, not {len(self.header.layers)}.")
         sums = np.empty(len(features) + 2, dtype=np.uint64)
         with full_disk_as_sentence(self.path):
             self._put(layout.column_path(split, "image_hashes"), rows.start, columns["image_hashes"][rows])
@@ -241,14 +244,13 @@ class FeatureWriter:
         layer, width = self.header.layers[index], self.header.widths[index]
         shape = (rows.stop - rows.start, width)
         if X.shape != shape:
-            raise UserError(f"The encoder gave layer {layer} the shape {X.shape} where {shape} was expected.")
+            raise UserError(f"The encoder returned shape {X.shape} for layer {layer}; expected {shape}.")
         with np.errstate(over="ignore"):
             stored = np.ascontiguousarray(X, dtype=self.header.dtype)
         if not np.isfinite(stored).all():
             bad = rows.start + int(np.flatnonzero(~np.isfinite(stored).all(axis=1))[0])
-            hint = (
-                "; it overflows float16: store float32" if np.isfinite(X).all() else ": check the encoder and its input"
-            )
+            advice = {"float16": " in float16; store float32", "float32": " in float32; scale it down"}
+            hint = advice[self.header.dtype] if np.isfinite(X).all() else "; check the encoder and its input"
             raise UserError(f"Layer {layer} is not finite at row {bad} of {split}{hint}.")
         return stored
 
@@ -264,7 +266,7 @@ class FeatureWriter:
         if not self._pending:
             return
         self._still_there()
-        # if this fails they stay undone: the system reports lost bytes once, and the next fsync succeeds without them
+        # if fsync fails the blocks stay undone, because the next fsync succeeds even though their bytes were lost
         pending, self._pending, self._pending_bytes = self._pending, [], 0
         with full_disk_as_sentence(self.path):
             os.fsync(self._descriptor)
@@ -276,7 +278,7 @@ class FeatureWriter:
         self._committed_at = time.monotonic()
 
     def _still_there(self) -> None:
-        """Refuse to go on writing into a file that nobody can open any more, or beside one put in its place."""
+        """Raise if the file being written was deleted, moved or replaced."""
         try:
             named = os.stat(self.path)
         except OSError:
@@ -299,7 +301,7 @@ class FeatureWriter:
         with full_disk_as_sentence(self.path):
             with layout.open_hdf5(self.path, "r+") as file:
                 layout.set_id(file, identity)
-                # one attribute a flush: were both dirty at once, a kill could leave `complete` without the id
+                # flush one attribute at a time: if both were dirty, a kill could leave `complete` set without the id
                 os.fsync(self._descriptor)
                 layout.set_complete(file)
             os.fsync(self._descriptor)

@@ -9,21 +9,18 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from igpt_model.devices import find_device, to_device
 from probekit.probes.probe import FittedProbe, Probe, ReadRows
-from probekit.probes.sgd import cosine, end_of_schedule, without_certificate
-from probekit.probes.sgd_batches import array_batches, count_steps
+from probekit.probes.sgd import array_batches, cosine, count_steps, end_of_schedule, without_certificate
 from probekit.runtime.errors import UserError
-from probekit.selection.choose_C import HeldOut, cross_validate, score_log_proba
+from probekit.selection.choose_C import Array, FitSettings, HeldOut, cross_validate, score_log_proba
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol, SGDConfig
-from probekit.selection.settings import FitSettings
 from probekit.solver.objective import log_probabilities
 
-Array = NDArray[np.float64]
 PREFIX = "attentive."  # of the module's arrays in a probe file
 
 

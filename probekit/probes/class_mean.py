@@ -9,17 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from igpt_model.devices import to_device
 from probekit.probes.probe import EXACT, FittedProbe, Probe
-from probekit.selection.choose_C import HeldOut, cross_validate, score_log_proba
+from probekit.selection.choose_C import Array, FitSettings, HeldOut, cross_validate, score_log_proba
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol
-from probekit.selection.settings import FitSettings
-
-Array = NDArray[np.float64]
 
 # of the squared distance inside the softmax: probabilities depend on it, the nearest mean does not
 SCALES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)

@@ -1,16 +1,22 @@
-"""The linear probe of the depth curve: multinomial logistic regression, C chosen on held-out rows, certified."""
+"""Multinomial logistic regression, C chosen on held-out rows, certified: plain, or with a penalty for each layer.
 
-from collections.abc import Sequence
+`1/2 sum_g ||W_g||^2 / gamma_g^2 + C sum_i ce_i`, with a penalty for each layer, is the plain problem on columns
+multiplied by gamma_g, so that every solver solves it exactly; only the gammas must be searched for, on held-out rows.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
-from probekit.probes.probe import FittedLinear, Probe
-from probekit.selection.choose_C import choose_C, score_path
+from igpt_model.devices import to_device
+from probekit.probes.probe import FittedLinear, Probe, standardized
+from probekit.runtime.errors import UserError
+from probekit.selection.choose_C import Array, FitSettings, choose_C, score_path
 from probekit.selection.folds import TrainingRows
-from probekit.selection.protocol import Protocol
-from probekit.selection.settings import FitSettings
+from probekit.selection.protocol import Protocol, subsample_grid
 from probekit.solver.objective import C_to_l2
 from probekit.solver.path import ProbePath
 
@@ -47,3 +53,72 @@ def certificate_of(path: ProbePath) -> dict[str, Any]:
     """The certificate of a final fit, from a path of one penalty; `kind` is the kind of bound of `gap`."""
     names = ("n_iter", "grad_rel", "gap", "kind", "stop_reason")
     return {"converged": bool(path.converged[0])} | {name: path.certificates[name][0].item() for name in names}
+
+
+class BandedProbe(Probe):
+    """One penalty a layer: factors searched on a subsampled grid of C, then the whole grid with the best factors.
+
+    Columns are standardised (under protocols that do) by all training rows at once, so that the factors stay the same.
+    """
+
+    kind = "banded"
+    reads = "layers"
+
+    def fit(
+        self, X: Any, widths: Sequence[int], split: TrainingRows, protocol: Protocol, settings: FitSettings
+    ) -> FittedLinear:
+        Z, shift, scale = standardized(X, split, protocol, settings.device)
+        plain = protocol.with_(standardize=False)
+        coarse = plain.with_(Cs=subsample_grid(protocol.Cs), refine=0)
+
+        def scaled(gammas: Sequence[float]) -> torch.Tensor:
+            return Z * to_device(spread(gammas, widths), Z.device, Z.dtype)
+
+        steps = search_gammas(len(widths), lambda gammas: choose_C(scaled(gammas), split, coarse, settings).score)
+        gammas = steps[-1][0]
+        fitted = LogisticProbe().fit(scaled(gammas), widths, split, plain, settings)
+        assert fitted.selection is not None
+        coef = fitted.coef * spread(gammas, widths) / scale
+        info = {
+            "rule": "one penalty a layer",
+            "gammas": list(gammas),
+            "C_by_layer": [fitted.selection.chosen * gamma**2 for gamma in gammas],
+            "steps": [{"gammas": list(g), "score": value} for g, value in steps],
+        }
+        return replace(fitted, coef=coef, intercept=fitted.intercept - coef @ shift, search_info=info)
+
+
+def spread(gammas: Sequence[float], widths: Sequence[int]) -> Array:
+    """The factor of every column (sum of widths,) from the factor of every band."""
+    if len(gammas) != len(widths) or not all(0 <= gamma < np.inf for gamma in gammas):
+        raise UserError(f"{len(widths)} bands need as many finite factors of at least 0, but got {list(gammas)}.")
+    return np.repeat(np.asarray(gammas, np.float64), widths)
+
+
+def search_gammas(n_bands: int, score: Callable[[tuple[float, ...]], float]) -> list[tuple[tuple[float, ...], float]]:
+    """Search for the bands' factors by a held-out score, a band at a time: stronger or weaker, coarse steps, then fine.
+
+    Parameters
+    ----------
+    score : held-out score of the gammas, never the test split's; it may choose C anew each time
+
+    Returns
+    -------
+    list of (gammas, score)
+        The equal start and every step that gained.
+    """
+    steps = [((1.0,) * n_bands, score((1.0,) * n_bands))]
+    for factor in (4.0, 2.0):  # with each, bands are gone through until none gains
+        gained = True
+        while gained:
+            gained = False
+            for band in range(n_bands):
+                for change in (factor, 1 / factor):
+                    trial = tuple(g * change if i == band else g for i, g in enumerate(steps[-1][0]))
+                    if max(trial) / min(trial) > 2**10:  # a band with a factor this small has no effect
+                        continue
+                    if (value := score(trial)) > steps[-1][1]:
+                        steps.append((trial, value))
+                        gained = True
+                        break
+    return steps

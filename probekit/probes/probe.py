@@ -14,10 +14,9 @@ from torch import Tensor
 
 from igpt_model.devices import to_device
 from probekit.runtime.errors import UserError, first_line
-from probekit.selection.choose_C import HeldOut, Selection, cross_validate
+from probekit.selection.choose_C import FitSettings, HeldOut, Selection, cross_validate
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import Protocol
-from probekit.selection.settings import FitSettings
 from probekit.solver.inputs import standardizer
 from probekit.solver.objective import log_probabilities
 

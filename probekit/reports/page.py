@@ -12,21 +12,20 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from markupsafe import Markup
 
 from igpt_model.checked_json import read_json
-from probekit.reports.convergence import doubtful_fits, failed_fits, fit_map, fit_sentence
-from probekit.reports.figures.depth import depth_figure, looks_of
-from probekit.reports.figures.metric_grid import metric_figure
+from probekit.reports.figures.depth import depth_figure
 from probekit.reports.figures.penalty_paths import path_figure
-from probekit.reports.figures.style import CSS_NAME, DARK, inline_svg, style
-from probekit.reports.panels import Panel, PanelKey, Series, series_margin, short_range
+from probekit.reports.figures.style import CSS_NAME, DARK, NARROW, FigureOptions, inline_svg, style
+from probekit.reports.panels import C_AT_EDGE, Panel, PanelKey, Series, series_margin, short_range
 from probekit.reports.published import comparison_table
 from probekit.results.curve import layer_name, layer_words
 from probekit.results.paired import PairedDifference, p_value
@@ -51,13 +50,11 @@ def render_page(
     sources: Sequence[Path],
     files: Mapping[PanelKey, Mapping[str, Sequence[Path]]],
     figures: Mapping[str, Callable[[Panel], Figure]] = MappingProxyType({}),
-    metrics: Mapping[PanelKey, Sequence[Panel]] = MappingProxyType({}),
 ) -> str:
     """The report as one HTML page without scripts or network requests: images and style are inside.
 
     `sources` are the results that were read: sample pictures and `config.json` are looked for beside them. `files` are
-    those of the report, to be linked: panel's key -> what they belong to -> paths. `figures` are further ones by name;
-    `metrics` has the same panels of other metrics by key.
+    those of the report, to be linked: panel's key -> what they belong to -> paths. `figures` are further ones by name.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -73,14 +70,11 @@ def render_page(
     page = environment.get_template("page.html.jinja").render(
         title=_title(panels),
         colours=[(name, light, DARK[light]) for light, name in CSS_NAME.items()],
-        panels=[
-            _panel(panel, f"p{number}", files.get(panel.key, {}), figures, metrics.get(panel.key, ()))
-            for number, panel in enumerate(panels)
-        ],
+        panels=[_panel(panel, f"p{number}", files.get(panel.key, {}), figures) for number, panel in enumerate(panels)],
         samples=list(_samples([*sources, *_runs(panels)])),
         sources=[str(source) for source in sources],
         command=command("report", *sources),
-        version=_version(),
+        version=import_module("probekit").__version__,
     )
     return visible_lines(page)  # names are shown without control characters
 
@@ -91,25 +85,16 @@ def _title(panels: Sequence[Panel]) -> str:
     return f"Linear probes by depth: {', '.join(names) or 'controls'} on {'; '.join(datasets)}"
 
 
-def _version() -> str:
-    try:
-        return version("igpt-probekit")
-    except PackageNotFoundError:
-        return "(not installed)"
-
-
 def _panel(
     panel: Panel,
     prefix: str,
     files: Mapping[str, Sequence[Path]],
     figures: Mapping[str, Callable[[Panel], Figure]],
-    metrics: Sequence[Panel],
 ) -> dict[str, Any]:
     layered = [series for series in panel.models if not series.is_flat]
     controls = list(_controls(panel))
     low, high = panel.extent
     high = max([high, *(joint.high for series in panel.series for joint in series.concatenated)])
-    words = f"{', '.join(one.metric.words for one in metrics)} on {panel.title} by layer"
     return {
         "id": prefix,
         "of": panel,
@@ -123,7 +108,6 @@ def _panel(
         "scale": (low, max(high - low, 1e-9), f"{low:.0f} to {high:.0f} %"),
         "concatenated": [(series, joint) for series in panel.series for joint in series.concatenated],
         "controls": controls,
-        "metrics": _two_widths(partial(metric_figure, metrics), f"{prefix}m", words) if metrics else None,
         # the fits do not depend on the test set, so they are shown once
         "fits": _fits(panel, layered, prefix) if panel.is_own_test else None,
         "published": _published(panel),
@@ -189,12 +173,11 @@ def _svg(
 
 
 def _two_widths(
-    draw: Callable[[bool], Figure], prefix: str, label: str, tooltips: Mapping[str, str] = MappingProxyType({})
+    draw: Callable[[FigureOptions], Figure], prefix: str, label: str, tooltips: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, Markup]:
     """A figure as SVG for a desktop ("wide") and for a phone ("narrow")."""
-    return {
-        name: _svg(partial(draw, name == "narrow"), prefix + name[0], label, tooltips) for name in ("wide", "narrow")
-    }
+    sizes = {"wide": FigureOptions(), "narrow": FigureOptions(width=NARROW)}
+    return {name: _svg(partial(draw, size), prefix + name[0], label, tooltips) for name, size in sizes.items()}
 
 
 def _curve(panel: Panel, prefix: str) -> dict[str, Markup]:
@@ -221,16 +204,67 @@ def _curve(panel: Panel, prefix: str) -> dict[str, Markup]:
 def _fits(panel: Panel, layered: Sequence[Series], prefix: str) -> dict[str, Any]:
     paths = []
     for number, series in enumerate(layered):
-        label = f"Held-out accuracy of {series.label} along the penalty path, one panel per layer"
-        draw = partial(path_figure, series, looks_of(panel)[series.label]["color"])
-        paths.append((series.label, _two_widths(draw, f"{prefix}c{number}", label)))
+        label = f"Held-out accuracy of every fit of {series.label} by layer and penalty"
+        paths.append((series, _two_widths(partial(path_figure, series), f"{prefix}c{number}", label)))
     return {
-        "sentence": fit_sentence(panel),
-        "maps": [fit_map(series) for series in layered],
-        "failed": list(failed_fits(panel)),
-        "doubtful": list(doubtful_fits(panel)),
+        "sentence": _fit_sentence(panel),
+        "failed": list(_failed_fits(panel)),
+        "doubtful": list(_doubtful_fits(panel)),
         "paths": paths,
     }
+
+
+def _fit_sentence(panel: Panel) -> str:
+    """How many fits there were and how many are certified."""
+    records = [record for series in panel.series if series.role != "readout" for record in series.fitted]
+    path = np.concatenate([np.asarray(record.converged, dtype=bool) for record in records])
+    refits = np.array([bool(record.refit["converged"]) for record in records])
+    edge = sum(record.at_grid_edge for record in records)
+    tolerance = records[0].protocol.get("tol")
+    if path.all() and refits.all():
+        along, at = f"All {len(path):,}", f"all {len(refits)}"
+    else:
+        along, at = f"{path.sum():,} of {len(path):,}", f"{refits.sum()} of {len(refits)}"
+    sentence = f"{along} fits along the penalty paths and {at} refits at the chosen C are certified converged"
+    sentence += f" to a relative objective gap of {tolerance:g}." if isinstance(tolerance, float) else "."
+    if edge:
+        sentence += f" In {edge} of them C is at the end of its grid, so a better one may exist beyond it."
+    return sentence
+
+
+def _failed_fits(panel: Panel) -> Iterator[tuple[Any, ...]]:
+    """For each layer with fits that did not converge: series, layer, count, largest known gap, their C."""
+    for series in panel.series:
+        for record in series.fitted:
+            failed = np.flatnonzero(~np.asarray(record.converged, dtype=bool))
+            if len(failed):
+                worst = max((gap for k in failed if (gap := record.gap[k]) is not None), default=None)
+                which = ", ".join(f"{record.Cs[k]:.3g}" for k in failed)
+                count = f"{len(failed)} of {len(record.Cs)}"
+                yield series.label, _layers_of(series, record), count, _scientific(worst), which
+
+
+def _doubtful_fits(panel: Panel) -> Iterator[tuple[Any, ...]]:
+    """Chosen fits that did not converge or whose C is at the end of the grid: series, layer, numbers, reason."""
+    for series in panel.series:
+        for record in series.fitted:
+            if record.is_converged and not record.at_grid_edge:
+                continue
+            where = "refit" if record.converged[record.chosen_index] else "path"
+            why = f"not converged ({where}; stopped by {record.refit.get('stop_reason', 'unknown')})"
+            figures = _scientific(record.refit.get("gap")), _scientific(record.refit.get("grad_rel"))
+            about = (series.label, _layers_of(series, record), f"{record.chosen_C:.3g}", record.refit["n_iter"])
+            yield *about, *figures, C_AT_EDGE if record.is_converged else why
+
+
+def _layers_of(series: Series, record: Record) -> str:
+    """The layers of a record, with its run and seed where the series has several."""
+    run = f", {record.series}" if len(series.curve.runs) > 1 else ""
+    return "+".join(record.layers) + run + (f", seed {record.seed}" if len(series.curve.seeds) > 1 else "")
+
+
+def _scientific(value: float | None) -> str:
+    return "" if value is None else f"{value:.1e}"
 
 
 def _published(panel: Panel) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ Accuracies are converted to percent here, differences to percentage points. n la
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -146,11 +146,15 @@ class Series:
 
     @property
     def role(self) -> str:
-        """One of `ROLES`: "readout" (another kind of probe of a model), "random" (not trained), "flat" (no depth)."""
+        """One of `ROLES`: "readout" (another kind of probe of a model), "random" (not trained), "flat" (no depth).
+
+        Untrained encoders have a seed of their weights; features from elsewhere can be called "random".
+        """
         if self.host:
             return "readout"
         first = self.records[0]
-        return "random" if first.series.startswith("random") else "flat" if first.n_layers == 1 else "model"
+        is_random = "weights_seed" in first.encoder or first.series == "random"
+        return "random" if is_random else "flat" if first.n_layers == 1 else "model"
 
     @property
     def is_flat(self) -> bool:
@@ -171,6 +175,12 @@ class Series:
     def best(self) -> Point:
         """The probe of the layer chosen on held-out rows."""
         return Point(self.curve, self.peak)
+
+    @property
+    def fitted(self) -> list[Record]:
+        """Records of its layers and concatenations, of all runs and seeds; other kinds of probes are in tables only."""
+        every = [*self.curve.every, *(record for joint in self.concatenated for record in joint.curve.every)]
+        return list({record.key: record for record in every}.values())
 
     @property
     def minus_last(self) -> np.ndarray:
@@ -279,23 +289,6 @@ def slugs(panels: Sequence[Panel]) -> list[str]:
     alike = [plain.count(name) > 1 for name in plain]
     hashes = [f"-{panel.short_hash}" * twin for panel, twin in zip(panels, alike, strict=True)]
     return file_names([text + own for text, own in zip(texts, hashes, strict=True)])
-
-
-def curve_rows(panel: Panel) -> Iterator[dict[str, Any]]:
-    """The points of a panel's curves, one row per layer, in the units of records."""
-    for series in panel.series:
-        curve = series.curve
-        for k, depth in enumerate(curve.depths):
-            yield {
-                "series": series.label,
-                "depth": int(depth),
-                "value": curve.values[k],
-                "low": curve.low[k],
-                "high": curve.high[k],
-                "sd": curve.spread[k],
-                "n_draws": curve.n_draws,
-                "per_class": series.records[0].per_class,
-            }
 
 
 def value_range(values: np.ndarray, form: str) -> str:

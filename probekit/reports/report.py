@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from igpt_model import atomic
 from igpt_model.arguments import WrongType, checked
 from probekit.reports.figures.depth import depth_figure
-from probekit.reports.figures.metric_grid import metric_frame, metric_panels
 from probekit.reports.figures.style import FORMATS, save_figure, style
 from probekit.reports.page import render_page
 from probekit.reports.panels import Panel, PanelKey, build_panels, collect_records, slugs
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-OWN_FILES = ("depth_curve", "table", "comparison", "without_near_duplicates", "penalty_paths", "metrics", "index")
+OWN_FILES = ("depth_curve", "table", "comparison", "without_near_duplicates", "penalty_paths", "index")
 """Names that no further figure may take."""
 
 
@@ -37,9 +36,8 @@ def write_report(
 ) -> Path:
     """Write `index.html`, `depth_curve.{svg,png,pdf,csv}`, `table.{md,csv,tex}` and `comparison.{md,csv,tex}`.
 
-    `penalty_paths.csv` and `metrics.csv` hold the points of the page's other figures. Where
-    `probekit verify --near-duplicates` has left a row set beside a feature file, also
-    `without_near_duplicates.{md,csv,tex}`.
+    `penalty_paths.csv` holds every fit of the maps of held-out accuracy. Where `probekit verify --near-duplicates` has
+    left a row set beside a feature file, also `without_near_duplicates.{md,csv,tex}`.
 
     With several data sets, protocols or sizes of the training set, each has its own files (`depth_curve-NAME.svg` and
     so on), since their numbers are not comparable; the page shows them one below the other.
@@ -67,13 +65,11 @@ def write_report(
         There are no records, none of a single layer, or `out` cannot be written.
     """
     sources = [Path(results)] if isinstance(results, str | Path) else [Path(path) for path in results]
-    records = collect_records(sources)
-    panels = build_panels(records, runs=runs)
+    panels = build_panels(collect_records(sources), runs=runs)
     if not panels:
         raise UserError(
             "The results hold no probe of a single layer, so there is no depth curve: run `probekit sweep`."
         )
-    metrics = metric_panels(records, runs=runs)
     out = Path(out)
     stems = file_names([*OWN_FILES, *figures])[len(OWN_FILES) :]
     try:
@@ -93,8 +89,6 @@ def write_report(
             if panel.is_own_test:
                 layered = [series for series in panel.series if not series.is_flat]
                 own["paths"] = [write_points(path_frame(layered or panel.series), out / f"penalty_paths{suffix}.csv")]
-            if panel.key in metrics:
-                own["metrics"] = [write_points(metric_frame(metrics[panel.key]), out / f"metrics{suffix}.csv")]
             for (name, draw), stem in zip(figures.items(), stems, strict=True):
                 with style():
                     figure = draw(panel)
@@ -104,7 +98,7 @@ def write_report(
                     written = save_figure(figure, out / f"{stem}{suffix}")
                 own[f"figure {name}"] = [*written, write_points(line_frame(figure), out / f"{stem}{suffix}.csv")]
         page = out / "index.html"
-        atomic.write_text(page, render_page(panels, sources, files, figures, metrics))
+        atomic.write_text(page, render_page(panels, sources, files, figures))
     except OSError as error:
         raise UserError(f"The report cannot be written to {out} ({error.strerror}): choose another --out.") from None
     return page

@@ -247,13 +247,7 @@ WIDE_COLUMNS = ("C", "Converged", "RankMe", "Protocol", "Record", "Note", "Data 
 
 
 def choose_columns(printed: pd.DataFrame, columns: Sequence[str] | None, form: str) -> pd.DataFrame:
-    """The given columns, by name or its beginning, in any case; None: all, in LaTeX without `WIDE_COLUMNS`.
-
-    Raises
-    ------
-    UserError
-        A column is not there, or its beginning fits several.
-    """
+    """The given columns, by name or its beginning, in any case; None: all, in LaTeX without `WIDE_COLUMNS`."""
     if columns is None:
         return printed.drop(columns=[*WIDE_COLUMNS], errors="ignore") if form == "tex" else printed
     chosen = []

@@ -6,19 +6,17 @@ Two locks, both the operating system's (flock), which lets go of a lock when its
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from time import sleep
 from typing import Any
 
 from igpt_model.atomic import write_all
-from igpt_model.checked_json import Text, mismatch, parse_json, read_bytes
+from igpt_model.checked_json import Text, mismatch, read_bytes
 from igpt_model.locks import file_lock, open_lock_file
-from probekit.results.record import MOST_BYTES, parse_lines
+from probekit.results.record import MOST_BYTES, figures, parse_lines
 from probekit.runtime.errors import UserError
-
-_LINE = {"key": Text(64)}
 
 
 class Journal:
@@ -27,16 +25,18 @@ class Journal:
     Parameters
     ----------
     path : path of the .jsonl file; its folder is made when missing
-    more : schema of what each line holds besides its key
+    read : called once with each line and its place for messages; it gives the line to use, or raises `UserError`
 
     Attributes
     ----------
-    check : called under the lock with the lines that are there, before one is appended
+    check : called with each line that is read from now on, also when one is about to be appended
     """
 
-    def __init__(self, path: str | Path, more: Mapping[str, Any] | None = None):
-        self.path, self._schema = Path(path), {**_LINE, **(more or {})}
-        self.check: Callable[[Sequence[Mapping[str, Any]]], None] | None = None
+    def __init__(self, path: str | Path, read: Callable[[dict[str, Any], str], dict[str, Any]] | None = None):
+        self.path, self._read_line = Path(path), read or (lambda line, where: line)
+        self.check: Callable[[Mapping[str, Any]], None] | None = None
+        self._content = b""  # what has been read: of a file that begins so, only the rest is parsed
+        self._lines: dict[str, tuple[str, dict[str, Any]]] = {}  # its lines by their keys, with their places
         try:
             self._claims = self.path.parent / ".claims" / self.path.stem
             for folder in (self._claims.parent, self._claims):
@@ -53,7 +53,8 @@ class Journal:
 
     def lines(self) -> list[dict[str, Any]]:
         """All whole lines, oldest first; a `UserError` if the file is none of ours."""
-        return _keyed(read_bytes(self.path, MOST_BYTES), self.path, self._schema) if self.path.exists() else []
+        self._take(read_bytes(self.path, MOST_BYTES) if self.path.exists() else b"")
+        return [line for _, line in self._lines.values()]
 
     def keys(self) -> set[str]:
         """Keys of all finished work."""
@@ -71,16 +72,14 @@ class Journal:
             descriptor = open_lock_file(self.path)
             try:
                 content = _read_all(descriptor)
-                known = _keyed(content, self.path, self._schema)
-                end = whole_length(content)
-                if line["key"] in {before["key"] for before in known}:
+                end = self._take(content)
+                if line["key"] in self._lines:
                     return False
-                if self.check is not None:
-                    self.check(known)
                 os.ftruncate(descriptor, end)
                 os.lseek(descriptor, end, os.SEEK_SET)
                 try:
-                    write_all(descriptor, payload)
+                    # an editor may have left the last line without its end
+                    write_all(descriptor, payload if content[:end][-1:] in (b"", b"\n") else b"\n" + payload)
                 except OSError as error:
                     os.ftruncate(descriptor, end)
                     raise OSError(error.errno, error.strerror, str(self.path)) from None
@@ -88,6 +87,28 @@ class Journal:
             finally:
                 os.close(descriptor)
         return True
+
+    def _take(self, content: bytes) -> int:
+        """Take in what the file holds now; where its whole lines end."""
+        if not content.startswith(self._content):  # lines were removed, or it is another file
+            self._content, self._lines = b"", {}
+        start, found = len(self._content), dict(self._lines)
+        parsed, end = parse_lines(content[start:], self.path, 1 + self._content.count(b"\n"))
+        # a torn line of ours begins as a whole one and may be cut; another program's file may not
+        ours = content.lstrip(b"\0 \r\n")[:1] in (b"", b"{")
+        if not ours or any(mismatch(line, {"key": Text(64)}) for _, line in parsed):
+            raise UserError(
+                f"{self.path} contains lines that are not records of probekit's: choose another output folder."
+            )
+        for where, line in parsed:
+            line = self._read_line(line, where)
+            first, same = found.setdefault(line["key"], (where, line))
+            if figures(same) != figures(line):
+                raise UserError(f"{first} and {where} have the same key and other figures: remove one.")
+            if self.check is not None:
+                self.check(line)
+        self._content, self._lines = content[: start + end], found
+        return start + end
 
     @contextmanager
     def claim(self, key: str) -> Iterator[bool]:
@@ -108,28 +129,6 @@ class Journal:
                 if key in self.keys():
                     # safe while we hold it: a process that still has the unlinked file locked sees the key done
                     file.unlink(missing_ok=True)
-
-
-def _keyed(content: bytes, path: Path, schema: Mapping[str, Any]) -> list[dict[str, Any]]:
-    lines = parse_lines(content, path)
-    # a torn line of ours begins as a whole one and may be cut; another program's file may not
-    ours = content.lstrip(b"\0 \r\n")[:1] in (b"", b"{")
-    if ours and all(mismatch(line, schema) is None for line in lines):
-        return lines
-    raise UserError(f"{path} contains lines that are not records of probekit's: choose another output folder.")
-
-
-def whole_length(content: bytes) -> int:
-    """Length of the part of a journal that ends with a whole, readable line."""
-    end = content.rfind(b"\n") + 1
-    while end:
-        start = content.rfind(b"\n", 0, end - 1) + 1
-        try:
-            parse_json(content[start:end], "the line")
-            return end
-        except UserError:
-            end = start
-    return 0
 
 
 def _read_all(descriptor: int) -> bytes:

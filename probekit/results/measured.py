@@ -52,13 +52,7 @@ def metric_names() -> list[str]:
 
 
 def find_metric(name: str) -> Metric:
-    """A metric by name; `_scaled` is after the temperature of `calibrate`.
-
-    Raises
-    ------
-    UserError
-        There is none; the message lists the names.
-    """
+    """A metric by name (`_scaled`: after the temperature of `calibrate`), or a `UserError` that lists the names."""
     known = METRICS | LABEL_FREE
     if name not in metric_names():
         hint = did_you_mean(name, metric_names()) or (" Accuracy is top1." if re.search("acc|cur", name, re.I) else "")
@@ -70,13 +64,7 @@ def find_metric(name: str) -> Metric:
 
 
 def measured(record: Record, metric: Metric) -> Measured:
-    """The value of a metric, and what intervals and tests resample.
-
-    Raises
-    ------
-    UserError
-        It is not available: too few classes, or `calibrate` or `geometry` has not been run.
-    """
+    """The value of a metric, and what intervals and tests resample."""
     if metric.label_free:
         return Measured(_of_features(record, metric.name), None, None)
     is_scaled = metric.name.endswith(SCALED)

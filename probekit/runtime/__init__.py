@@ -1,1 +1,1 @@
-"""What every part of probekit needs from the machine: errors, devices, ranks, workers, progress, imports."""
+"""Utilities for all of probekit: errors, escaping, imports, memory, progress, worker processes."""

@@ -1,15 +1,37 @@
-"""probekit's user error is igpt_model's: one class, one exit code."""
+"""The error classes of igpt_model, which probekit shares."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 from igpt_model.errors import UserError, first_line, shortened
 
-__all__ = ["UserError", "did_you_mean", "first_line", "shortened"]
+__all__ = ["UserError", "did_you_mean", "explained", "first_line", "shortened", "some"]
+
+
+@contextmanager
+def explained(what: str, advice: str = "", *kinds: type[Exception], named: bool = False) -> Iterator[None]:
+    """Raise errors of other code (of `kinds`, or of any kind) as a `UserError`: "`what` (first line); `advice`.".
+
+    With `named`, the kind of the error stands before its first line. A `UserError` is passed on as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not isinstance(error, kinds or Exception):
+            raise
+        kind = f"{type(error).__name__}: " if named else ""
+        raise UserError(f"{what} ({kind}{first_line(error)}){advice and '; '}{advice}.") from error
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """`" Did you mean knn?"` for a name that resembles a known one, whatever its case; else ""."""
+    """`" Did you mean knn?"` for a name that resembles a known one, ignoring case; otherwise ""."""
     by_lower = {name.lower(): name for name in known}
     near = get_close_matches(given.lower(), by_lower, n=1)
     return f" Did you mean {by_lower[near[0]]}?" if near else ""
+
+
+def some(names: Sequence[object], most: int = 4) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more

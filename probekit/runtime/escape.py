@@ -1,7 +1,7 @@
-"""Text that comes from files or from the user, put into an output so that it stays text: one function a format.
+"""Escape text from files or the user for an output format: one function per format.
 
-Names of series, layers, data sets and classes travel into tables, figures, pages and the terminal. (HTML is escaped by
-Jinja's autoescape and by `html.escape`.)
+Names of series, layers, data sets and classes appear in tables, figures, pages and the terminal. HTML is escaped by
+Jinja's autoescape and by `html.escape`.
 """
 
 import hashlib
@@ -26,23 +26,22 @@ _LATEX = {
     "\N{EN DASH}": r"\textendash{}",
     **{plain: f"\\{plain}" for plain in "&%$#_{}"},
 }
-# the colon, dot and @ of what GitHub would make a link or a mention
+# the colon, dot or @ of text that GitHub would turn into a link or a mention
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~#&$!@]|:(?=//)|(?<=[wW]{3})\.)")
-_BLANK = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # letters and signs without a glyph
-_FORMULA = "=+\\-@\uff1d\uff0b\uff0d\uff20"  # of full width too, which spreadsheets in East Asia take
+_BLANK = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # letters and symbols without a glyph
+_FORMULA = "=+\\-@\uff1d\uff0b\uff0d\uff20"  # includes full-width forms, which East Asian spreadsheets accept
 
 
 def visible(text: Any) -> str:
-    r"""The text with control characters, line breaks and half surrogates written out: ESC becomes "\x1b".
+    r"""The text with control characters, line breaks and lone surrogates escaped: ESC becomes "\x1b".
 
-    Characters that are displayed as nothing, or that reorder what is displayed, are written out too, and those that
-    XML (SVG, HTML) does not allow.
+    Also escapes characters that are invisible, that reorder the displayed text, or that XML (SVG, HTML) does not allow.
     """
     return "".join(f"\\x{ord(c):02x}" if _hidden(c) else c for c in str(text))
 
 
 def _hidden(character: str) -> bool:
-    # U+200C and U+200D belong to the spelling of Persian and of languages of India
+    # U+200C and U+200D are needed to spell Persian and some Indian languages
     hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in "\u200c\u200d"
     return hidden or character in _BLANK or ord(character) & 0xFFFE == 0xFFFE
 
@@ -53,33 +52,33 @@ def visible_lines(text: Any) -> str:
 
 
 def command(*words: Any) -> str:
-    """A command of ours, to be typed in a shell as it is printed."""
+    """A probekit command, quoted so that it can be pasted into a shell."""
     return shlex.join(["probekit", *map(str, words)])
 
 
 def csv_cell(text: Any) -> str:
-    """For a cell of a CSV file: a spreadsheet takes no formula from it.
+    """Escape a CSV cell so that a spreadsheet does not evaluate it as a formula.
 
-    An apostrophe is put before text that begins like a formula, also behind a semicolon, which separates cells where
-    the comma is the decimal sign. Spreadsheets show it as that text.
+    Text that begins like a formula gets an apostrophe in front, also after a semicolon, which separates cells in
+    locales with a decimal comma. Spreadsheets display such a cell as text.
     """
     return re.sub(rf"(^|;)(?=[\s']*[{_FORMULA}])", r"\1'", visible(text))
 
 
 def csv_text(frame: "pd.DataFrame", float_format: str | None = None) -> str:
-    """A whole frame as CSV, each text in it, the names of columns among them, by `csv_cell`."""
+    """A frame as CSV, with all text, including the column names, escaped by `csv_cell`."""
     cells = frame.map(lambda cell: csv_cell(cell) if isinstance(cell, str) else cell).rename(columns=csv_cell)
     return cells.to_csv(index=False, lineterminator="\n", float_format=float_format)
 
 
 def file_name(text: Any) -> str:
-    """For a part of a file's name: letters, digits, "-", "_" and "." only; "" where nothing is left."""
+    """Escape a part of a file name to letters, digits, "-", "_" and "."; "" if nothing is left."""
     plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in str(text))
     return plain.encode()[:100].decode(errors="ignore").strip("-.")
 
 
 def file_names(texts: Sequence[str]) -> list[str]:
-    """`file_name` of each; those that would be empty or alike, also where case is ignored, get a hash of their text."""
+    """`file_name` of each text; names that would be empty or equal, ignoring case, get a hash of their text."""
     plain = [file_name(text) for text in texts]
     folded = [name.casefold() for name in plain]
     for at, text in enumerate(texts):
@@ -90,23 +89,23 @@ def file_names(texts: Sequence[str]) -> list[str]:
 
 
 def latex(text: Any) -> str:
-    """For LaTeX in text mode."""
+    """Escape text for LaTeX in text mode."""
     escaped = "".join(_LATEX.get(c, c) for c in visible(text))
-    # two of a kind would become one longer dash, and a cell that begins so an argument of the line break before it
+    # two in a row would become one longer dash, and a cell that begins so an argument of the preceding line break
     escaped = re.sub(r"-(?=-)|[?!](?=\\textasciigrave)|,(?=,)|'(?=')", r"\g<0>{}", escaped)
     return re.sub(r"^(\s*)([\[*])", r"\1{\2}", escaped)
 
 
 def markdown(text: Any) -> str:
-    """For Markdown, inside a line or a cell of a table."""
+    """Escape text for Markdown, within a line or a table cell."""
     return _MARKDOWN.sub(r"\\\1", visible(text))
 
 
 def mathtext(text: Any) -> str:
-    """For matplotlib, which reads what stands between two dollar signs as a formula."""
+    """Escape text for matplotlib, which renders text between two dollar signs as a formula."""
     return visible(text).replace("$", r"\$")
 
 
 def three_figures(value: float) -> str:
-    """A number in three significant figures, from a thousand on whole: never with an exponent for being large."""
+    """A number with three significant figures, or as an integer from 1,000, never with an exponent for being large."""
     return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"

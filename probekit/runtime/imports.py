@@ -1,25 +1,25 @@
-"""Find a Python object by its written name, `package.module:name`."""
+"""Import a Python object by name, `package.module:name`."""
 
 import importlib
 import os
 import sys
 from typing import Any
 
-from probekit.runtime.errors import UserError
+from probekit.runtime.errors import UserError, explained
 
 
 def import_object(spec: str) -> Any:
-    """The object that `package.module:name` names; modules in the current folder are found too.
+    """The object called `package.module:name`; modules in the current folder can be imported too.
 
     Raises
     ------
     UserError
-        The text is not of that form, the module cannot be found, or it has no such name. An error inside the user's
-        module itself is passed on as it is: its traceback is what the user needs.
+        The text does not have that form, the module cannot be found, or it has no such name. Errors raised inside the
+        user's module are not caught, because the user needs their traceback.
     """
     module_name, _, name = spec.partition(":")
     if not (module_name and name and all(part.isidentifier() for part in [*module_name.split("."), *name.split(".")])):
-        raise UserError(f"{spec!r} does not name a Python object; write package.module:name.")
+        raise UserError(f"{spec!r} is not a Python object's name; write package.module:name.")
     # the console script, unlike `python -m`, does not look in the current folder
     sys.path.insert(0, os.getcwd())
     try:
@@ -27,7 +27,7 @@ def import_object(spec: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
-        raise UserError(f"There is no module {error.name!r} (from {spec!r}); install it or check the name.") from None
+        raise UserError(f"Module {error.name!r} (from {spec!r}) was not found; install it or check the name.") from None
     finally:
         sys.path.remove(os.getcwd())
     for part in name.split("."):
@@ -35,3 +35,11 @@ def import_object(spec: str) -> Any:
             raise UserError(f"{module_name} has no {name!r} (from {spec!r}); check the name.")
         value = getattr(value, part)
     return value
+
+
+def library(module: str, user: str) -> Any:
+    """The module of an optional package, imported for `user`; a `UserError` where that cannot be done."""
+    package = module.partition(".")[0]
+    advice = f"pip install {package}, and packages that it names in the builds that belong together"
+    with explained(f"{user} needs {package}, which cannot be imported", advice):
+        return importlib.import_module(module)

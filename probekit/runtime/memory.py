@@ -1,4 +1,4 @@
-"""How much memory there is to use."""
+"""Free memory of the host and of GPUs."""
 
 import os
 from typing import TYPE_CHECKING
@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-SHARE = 0.6  # of the free memory that a computation may take
+SHARE = 0.6  # fraction of the free memory that a computation may use
 
 
 def free_memory(device: "torch.device | None" = None) -> int:
-    """Bytes free on a CUDA device, blocks that torch caches for itself included, or on the host."""
+    """Free bytes on a CUDA device, including blocks cached by torch, or on the host."""
     if device is not None and device.type == "cuda":
         import torch
 

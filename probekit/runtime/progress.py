@@ -1,4 +1,4 @@
-"""How many fits of a sweep are done, for its progress: whole probes by anybody, and fits within the one at hand."""
+"""Count the finished fits of a sweep, for its progress bar."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ Progress = Callable[[int, int], None]
 
 
 class FitProgress:
-    """Fits done of all that a call asks for: by finished probes, whoever made them, and within the one at hand.
+    """Number of finished fits in a call: those of finished probes, by any process, and those of the current probe.
 
     Parameters
     ----------
@@ -20,11 +20,11 @@ class FitProgress:
         self.finished = self.at_hand = 0
 
     def finish(self, keys: set[str]) -> None:
-        """Tell that these probes are finished."""
+        """Mark these probes as finished."""
         self.finished, self.at_hand = sum(self.sizes[key] for key in self.done | keys), 0
         self.progress(self.finished, self.total)
 
     def count(self, fits: int) -> None:
-        """Tell that the probe at hand has so many fits more."""
+        """Add finished fits of the current probe."""
         self.at_hand += fits
         self.progress(min(self.finished + self.at_hand, self.total), self.total)

@@ -1,4 +1,4 @@
-"""How far long work has come: a bar with rate and time left on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work: a bar with rate and time left on a terminal, an occasional plain line elsewhere."""
 
 import sys
 import time
@@ -13,13 +13,13 @@ from probekit.runtime.escape import three_figures, visible
 from probekit.runtime.stderr import losable
 
 SECONDS_BETWEEN_LINES = 10.0
-LONGEST_NAME = 40  # characters in front of a bar
+LONGEST_NAME = 40  # characters before the bar
 FIRST_LINE = 0.2
-"""The first line comes after this share of that time, so that nobody wonders whether the work has begun."""
+"""The first line is printed after this fraction of the interval, to show that the work has begun."""
 
 
 class Show(Protocol):
-    """Called with how much is done, of how much, and a few words on how it goes."""
+    """Called with (done, total, short status text)."""
 
     def __call__(self, done: int, total: int, note: str = "") -> None: ...
 
@@ -31,7 +31,7 @@ def progress_bar(
     seconds_between_lines: float = SECONDS_BETWEEN_LINES,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Show]:
-    """Show progress until the block ends: a bar in a terminal or notebook, elsewhere a line on stderr now and then.
+    """Show progress until the block ends: a bar in a terminal or notebook, otherwise an occasional line on stderr.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def progress_bar(
     unit : str
         What is counted, for example "steps".
     seconds_between_lines : float
-        How often a line is printed where there is no terminal.
+        Interval between lines if there is no terminal.
     """
     terminal, what = sys.stderr.isatty() or in_notebook(), visible(what)
     with _bar(what, unit, clock) if terminal else _lines(what, unit, seconds_between_lines, clock) as show:
@@ -56,7 +56,7 @@ def in_notebook() -> bool:
 def shown(progress: Any, what: str, unit: str) -> Iterator[Any]:
     """The `progress` argument of a public function as a callable or None.
 
-    A callable is passed on; True shows a bar, None does so in a notebook, and False shows nothing.
+    A callable is returned as is; True shows a bar, None shows one in a notebook only, and False shows nothing.
     """
     if progress is True or (progress is None and in_notebook()):
         with progress_bar(what, unit) as show:
@@ -117,7 +117,7 @@ def _lines(what: str, unit: str, seconds: float, clock: Callable[[], float]) -> 
 
 
 class _Rate:
-    """Units a second since the first report: what an earlier, interrupted run has done is not counted."""
+    """Units per second since the first report, which excludes the work of an earlier, interrupted run."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock

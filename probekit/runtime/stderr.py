@@ -1,4 +1,4 @@
-"""Remarks on stderr, which nobody may be able to take."""
+"""Optional messages on stderr, which may not be writable."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def losable() -> Iterator[None]:
-    """Within it, a remark on stderr that cannot be written (`2> log` on a full disk) is lost, and the work goes on."""
+    """Ignore a failure to write to stderr within the block (`2> log` on a full disk), so that the work continues."""
     try:
         yield
     except BrokenPipeError:

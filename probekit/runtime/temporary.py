@@ -1,4 +1,4 @@
-"""Folders for results and features that the user gave no place: they are removed when Python ends."""
+"""Temporary folders for results and features without an `out`, removed when Python exits."""
 
 import tempfile
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""More processes at the same work: small fits leave a processor's other cores idle, and a journal can be shared.
+"""Worker processes that share a sweep, because small fits use only one core.
 
-A helper runs the caller's own call again, with one worker, in a new process; the journal hands each key to one of them.
+Each runs the caller's call again with workers=1 in a new process; the journal assigns every key to one process.
 """
 
 import multiprocessing
@@ -20,36 +20,36 @@ from probekit.runtime.errors import UserError
 
 @contextmanager
 def worker_processes(workers: int, work: Callable[..., Any], *args: Any, **settings: Any) -> Iterator[None]:
-    """While the body runs, `workers` - 1 other processes run `work(*args, **settings)`; the cores are shared out.
+    """Run `work(*args, **settings)` in `workers` - 1 other processes during the body, dividing the cores among them.
 
-    The body must do the same work under the same journal: a helper that dies costs time, not results.
+    The body must do the same work with the same journal, so that a worker that dies costs time but no results.
 
     Parameters
     ----------
-    workers : processes in all, this one included; 1 starts none
-    work : a function that another process can import
+    workers : number of processes including this one; 1 starts none
+    work : an importable function
 
     Raises
     ------
     UserError
-        `workers` is below 1, or above what a machine runs.
+        `workers` is below 1 or above the largest supported number.
     """
     if workers < 1:
-        raise UserError(f"workers is {workers}, but at least 1 is needed.")
+        raise UserError(f"workers is {workers}; expected at least 1.")
     check_range("workers", workers, WORKERS)
     if workers == 1:
         yield
         return
     threads = torch.get_num_threads()
     each = max(threads // workers, 1)
-    # a fresh interpreter: a fork would inherit the thread pools of torch and HDF5's locks
+    # start a new interpreter, because a fork would inherit torch's thread pools and HDF5's locks
     context = multiprocessing.get_context("spawn")
     helpers = [
         context.Process(target=_help, args=(each, work, args, settings), daemon=True) for _ in range(workers - 1)
     ]
     inherited = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(each)
-    # helpers inherit the blocked signal: none is interrupted, above all not during its imports; the caller ends them
+    # workers inherit the blocked signal, so that only the caller interrupts them
     resource_tracker.ensure_running()  # its start would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -72,7 +72,7 @@ def worker_processes(workers: int, work: Callable[..., Any], *args: Any, **setti
 
 
 def _end_with_the_caller() -> None:
-    """A caller killed outright cannot end its helpers: they see to it themselves."""
+    """End this worker when its caller has been killed."""
     caller = multiprocessing.parent_process()
     if caller is not None:
         caller.join()
@@ -80,7 +80,7 @@ def _end_with_the_caller() -> None:
 
 
 def _help(threads: int, work: Callable[..., Any], args: tuple[Any, ...], settings: dict[str, Any]) -> None:
-    """Work silently: what goes wrong here goes wrong in the caller's process too, which reports it."""
+    """Run without output or errors, because the caller's process meets the same errors and reports them."""
     import sys
     import warnings
 

@@ -1,4 +1,4 @@
-"""Data sets and encoders as text with options after it: NAME#option=value#option=value."""
+"""Parse data sets and encoders given as text with options: NAME#option=value#option=value."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from probekit.runtime.errors import UserError
 
 
 def split_options(text: str) -> tuple[str, dict[str, str]]:
-    """Return the name and the options after it; a path in it that exists is itself, whatever its characters."""
+    """Return the name and its options; an existing path is taken literally, whatever characters it contains."""
     name, *written = re.split(r"#(?=[\w-]+=)", text)
     for count in range(len(written), 0, -1):
         if _names_a_path(longer := "#".join([name, *written[:count]])):
@@ -20,14 +20,14 @@ def split_options(text: str) -> tuple[str, dict[str, str]]:
     well_formed = all(key.isidentifier() and value for key, value in options.items()) and len(options) == len(pairs)
     if not well_formed or ("#" in name and not _names_a_path(name)):
         raise UserError(
-            f"{text!r} is no path that exists, and its options are of another form; write each once, as in "
+            f"{text!r} is not an existing path, and its options cannot be parsed; write each once, as in "
             "NAME#option=value."
         )
     return name, options
 
 
 def _names_a_path(text: str) -> bool:
-    """Whether the text, or what follows a colon before any option, exists: PATH, hf:PATH, tokens:igpt:PATH@STEP."""
+    """Whether a path in the text exists: PATH, hf:PATH, tokens:igpt:PATH@STEP."""
     rests = [text, *(text[colon.end() :] for colon in re.finditer(":", text.partition("#")[0]))]
     paths = (path for rest in rests for path in (rest, re.sub("@[^@#]*$", "", rest)))
     return any(os.path.exists(os.path.expanduser(path)) for path in paths)
@@ -54,11 +54,11 @@ _TYPES: dict[str, tuple[Callable[[str], Any], str]] = {
     ),
     **dict.fromkeys(("layers", "ignore"), (_several(str), "0,2")),
 }
-"""Options that are no text: how they are read, and an example."""
+"""Parser and example of each option that is not text."""
 
 
 def read_values(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options with values in the place of texts, where they are of another type."""
+    """Return the options, with those that are not text parsed."""
     values = dict(options)
     for name in options.keys() & _TYPES.keys():
         read, example = _TYPES[name]
@@ -67,6 +67,6 @@ def read_values(options: Mapping[str, Any]) -> dict[str, Any]:
                 values[name] = read(options[name])
             except (ValueError, KeyError):
                 raise UserError(
-                    f"#{name}={options[name]} is no value of {name}; write for example #{name}={example}."
+                    f"#{name}={options[name]} is not a valid value; write for example #{name}={example}."
                 ) from None
     return values

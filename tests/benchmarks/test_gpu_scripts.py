@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from igpt_model.training.optim import learning_rate
+from igpt_model.training.engine import learning_rate
 from tests.benchmarks.scripts import GPU, ROOT, rows, start
 
 SPOILT = ("losses", "features", "path", "sweep")

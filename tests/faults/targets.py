@@ -316,7 +316,7 @@ def _idx(folder: Path) -> None:
 
 
 def _use_idx(folder: Path) -> None:
-    from probekit.datasets.idx import read_idx
+    from probekit.datasets.published import read_idx
 
     for name in ("images-idx3-ubyte", "images-idx3-ubyte.gz"):
         read_idx(folder / name)
@@ -330,10 +330,10 @@ def _cifar(folder: Path) -> None:
 
 def _use_cifar(folder: Path) -> None:
     from igpt_model.checked_json import read_bytes
-    from probekit.datasets.cifar import _from_binary, _from_pickle
+    from probekit.datasets.published import from_binary, from_pickle
 
-    _from_pickle(read_bytes(folder / "data_batch_1"), "data_batch_1", False, "fine")
-    _from_binary(read_bytes(folder / "data_batch_1.bin"), "data_batch_1.bin", False, "fine")
+    from_pickle(read_bytes(folder / "data_batch_1"), "data_batch_1", 32, "labels")
+    from_binary(read_bytes(folder / "data_batch_1.bin"), "data_batch_1.bin", 1, 0)
 
 
 # weights and features of others

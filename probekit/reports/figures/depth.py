@@ -47,8 +47,8 @@ LEAST_HEIGHT = 1.6  # inches of both axes together
 BESIDE = 0.5  # of a layer: how far from its tick something of it may stand
 
 
-def depth_figure(panel: Panel, narrow: bool = False, options: FigureOptions = FigureOptions()) -> Figure:  # noqa: B008
-    """Accuracy by layer over its difference to the last layer; `narrow` is for the width of a phone.
+def depth_figure(panel: Panel, options: FigureOptions = FigureOptions()) -> Figure:  # noqa: B008  (frozen)
+    """Accuracy by layer over its difference to the last layer.
 
     Upper axes: test accuracy with pointwise Wilson bars; flat baselines as a line with a band; concatenations as
     diamonds in their own columns; the layer chosen on validation rows ringed. Lower axes: accuracy minus the last
@@ -56,8 +56,8 @@ def depth_figure(panel: Panel, narrow: bool = False, options: FigureOptions = Fi
     Draw under `style(font_size=options.font_size)`.
     """
     panel, scale = relabelled(panel, options.labels), options.scale
-    width = options.width or (4.0 if narrow else 7.4)
-    narrow = narrow or width / scale < 5.5
+    width = options.width or 7.4
+    narrow = width / scale < 5.5
     key = _key_entries(panel)
     columns = 1 if width / scale < 7 else 2  # two columns of the longest words
     below = scale * (0.56 + 0.17 * -(-len(key) // columns))

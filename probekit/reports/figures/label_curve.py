@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from probekit.reports.figures.depth import looks_of
 from probekit.reports.figures.style import QUIET, FigureOptions, brief
-from probekit.reports.panels import curve_rows, relabelled
+from probekit.reports.panels import relabelled
 from probekit.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,9 +32,23 @@ def label_frame(panels: Sequence[Panel]) -> pd.DataFrame:
             f"A label curve needs at least two numbers of training rows, and the results have {len(sizes)}: run "
             "`probekit sweep --per-class K` (or --train-rows N) with several, into one folder."
         )
-    frame = pd.DataFrame({**row, "train_rows": panel.train_rows} for panel in sizes for row in curve_rows(panel))
-    columns = ["series", "depth", "train_rows", "per_class", "n_draws", "value", "sd", "low", "high"]
-    return frame[columns].rename(columns={"value": sizes[0].metric.column})
+    return pd.concat(
+        pd.DataFrame(
+            {
+                "series": series.label,
+                "depth": series.depths,
+                "train_rows": panel.train_rows,
+                "per_class": series.records[0].per_class,
+                "n_draws": series.curve.n_draws,
+                panel.metric.column: series.curve.values,
+                "sd": series.curve.spread,
+                "low": series.curve.low,
+                "high": series.curve.high,
+            }
+        )
+        for panel in sizes
+        for series in panel.series
+    )
 
 
 def label_figure(panels: Sequence[Panel], options: FigureOptions = FigureOptions()) -> Figure:  # noqa: B008  (frozen)

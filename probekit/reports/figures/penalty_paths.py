@@ -1,70 +1,52 @@
-"""Held-out accuracy along the grid of C, one small axes per layer."""
+"""Held-out accuracy of every fit of a series: layers by penalties."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from probekit.reports.figures.style import MODELS, PAPER, QUIET, RULE, FigureOptions, points
+from probekit.reports.figures.style import INK, PAPER, FigureOptions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from probekit.reports.panels import Series
 
-MOST_LAYERS = 16
 
+def path_figure(series: Series, options: FigureOptions = FigureOptions()) -> Figure:  # noqa: B008  (frozen)
+    """A map of held-out accuracy, layers from top to bottom and log10 C from left (strong penalty) to right.
 
-def path_figure(
-    series: Series,
-    color: str = MODELS[0][0],
-    narrow: bool = False,
-    options: FigureOptions = FigureOptions(),  # noqa: B008  (frozen)
-) -> Figure:
-    """Validation accuracy along the penalty path, one small axes per layer, the other layers faint behind it.
-
-    Of more than `MOST_LAYERS` layers, evenly spaced ones are drawn, with the first, the best and the last. `color` is
-    that of the layer in front; narrow figures have two columns instead of four.
+    Dots mark the chosen C, crosses fits that did not converge. Draw under `style(font_size=options.font_size)`.
     """
     from matplotlib.ticker import MaxNLocator
 
-    shown = list(range(len(series.depths)))
-    if len(shown) > MOST_LAYERS:
-        shown = sorted({*np.linspace(0, shown[-1], MOST_LAYERS - 1).round().astype(int).tolist(), series.peak})
-    columns = min(2 if narrow else 4, len(shown))
-    rows, scale = -(-len(shown) // columns), options.scale
-    top = (0.5 if options.title else 0.21) * scale
+    scale, every = options.scale, [100 * np.asarray(record.val_accuracy) for record in series.records]
+    low, high = options.limits(percent=True) or (min(map(np.min, every)), max(map(np.max, every)))
     figure, inside = options.new_figure(
-        4.0 if narrow else 7.4, 1.25 * rows + 0.5, left=0.62 * scale, right=0.12, top=top, bottom=0.42 * scale
-    )
-    width = figure.get_figwidth()
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    figure.subplots_adjust(**inside, hspace=0.5, wspace=0.12)
-    figure.supylabel("Held-out accuracy (%)", x=0.1 * scale / width, fontsize=points(8.5), color=QUIET)
+        7.4, (min(1.2 + 0.17 * len(every), 6.0) - 0.4) + 0.4 * scale,
+        left=0.62 * scale, right=0.12, top=(0.35 if options.title else 0.12) * scale, bottom=0.46 * scale,
+    )  # fmt: skip
+    axes = figure.subplots(gridspec_kw=inside)
+    for record, accuracy, depth in zip(series.records, every, series.depths, strict=True):
+        order = np.argsort(record.Cs)
+        log_C, converged = np.log10(record.Cs)[order], np.asarray(record.converged, dtype=bool)[order]
+        half = np.diff(log_C) / 2 if len(log_C) > 1 else np.array([0.5])
+        edges = [log_C[0] - half[0], *(log_C[:-1] + half[: len(log_C) - 1]), log_C[-1] + half[-1]]
+        cells = axes.pcolormesh(
+            edges, [depth - 0.5, depth + 0.5], accuracy[order][None], vmin=low, vmax=high, edgecolors="face",
+            linewidth=0.2,
+        )  # fmt: skip
+        failed = log_C[~converged]
+        mark: Any = {"color": INK, "linestyle": "", "markeredgewidth": 0.8, "markerfacecolor": PAPER}
+        axes.plot(failed, np.full(len(failed), depth), marker="X", markersize=4.5, **mark)
+        axes.plot(np.log10(record.chosen_C), depth, marker="o", markersize=4.5, **mark)
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=max(int(figure.get_figheight() * 4), 1), integer=True))
+    axes.set_ylabel("layer")
+    axes.set_xlabel("log10 C")
+    figure.colorbar(cells, ax=axes, pad=0.02, label="Held-out accuracy (%)")
     if options.title:
-        figure.suptitle(options.title, x=0.62 * scale / width, ha="left", fontsize=points(9.5), fontweight="bold")
-    if limits := options.limits(percent=True):
-        grid.flat[0].set_ylim(limits)
-    paths = [(np.log10(record.Cs), 100 * np.asarray(record.val_accuracy)) for record in series.records]
-    for axes in grid.flat[len(shown) :]:
-        axes.set_axis_off()
-    for position, (axes, index) in enumerate(zip(grid.flat, shown, strict=False)):
-        record = series.records[index]
-        for log_C, val in paths:
-            axes.plot(log_C, val, color=RULE, linewidth=0.8, zorder=1)
-        log_C, val = paths[index]
-        converged = np.asarray(record.converged, dtype=bool)
-        axes.plot(log_C, val, color=color, linewidth=1.5, zorder=3)
-        axes.plot(log_C[~converged], val[~converged], "o", color=color, markerfacecolor=PAPER, markersize=3.5, zorder=4)
-        chosen = record.chosen_index
-        axes.plot(log_C[chosen], val[chosen], "o", color=color, markersize=5.5, zorder=5)
-        axes.set_title(
-            f"layer {series.depths[index]}" + (" (best)" if index == series.peak else ""), fontsize=points(8)
-        )
-        axes.tick_params(labelsize=points(7))
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-        if len(shown) - position <= columns:
-            axes.tick_params(labelbottom=True)
-            axes.set_xlabel("log10 C", fontsize=points(7.5))
+        axes.set_title(options.title)
     return figure

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("svg", "png", "pdf")
 LONGEST_TITLE = 160  # characters
+NARROW = 4.0  # inches: the width of a phone
 BASE_SIZE = 9.0
 """Points of ordinary type in a figure of the usual size; other sizes are in proportion to it."""
 

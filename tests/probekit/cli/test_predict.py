@@ -66,7 +66,7 @@ def test_a_probe_of_joined_layers_finds_its_own_encoder(tmp_path, capsys):
     assert 'norm: "none" there' in capsys.readouterr().err
     (tmp_path / "0.png").write_bytes(b"no picture")
     assert main(["predict", str(probe), words[0]]) == 2
-    assert "0.png is not an image" in capsys.readouterr().err
+    assert "0.png cannot be decoded as an image" in capsys.readouterr().err
 
 
 def test_pictures_are_decoded_as_those_of_the_features_were(tmp_path):

@@ -102,7 +102,7 @@ class Floats(Torch):
 
 def test_torch_dataset_equals_arrays():
     assert load_dataset(Torch()).splits["test"].id == load_dataset((IMAGES, LABELS)).splits["test"].id
-    with pytest.raises(UserError, match="leave out transforms"):
+    with pytest.raises(UserError, match="remove transforms"):
         load_dataset(Floats()).splits["train"].images(0, 1)
 
 
@@ -113,7 +113,7 @@ def test_own_function_by_name(tmp_path, monkeypatch):
     assert load_dataset("pictures_made_here:make").classes == ("0", "1", "2")
     with pytest.raises(UserError, match="no 'nothing'"):
         load_dataset("pictures_made_here:nothing")
-    with pytest.raises(UserError, match="no module 'no_such_module'"):
+    with pytest.raises(UserError, match="'no_such_module'"):
         load_dataset("no_such_module:make")
 
 
@@ -123,7 +123,7 @@ def test_own_function_by_name(tmp_path, monkeypatch):
         ((IMAGES, LABELS[:-1]), "50 images but 49 labels"),
         ((IMAGES.astype(float), LABELS), "uint8"),
         ((IMAGES, LABELS - 1), "10 of 50 labels"),
-        ((IMAGES, np.zeros(50, int)), "two classes"),
+        ((IMAGES, np.zeros(50, int)), "needs two"),
         ({"tset": (IMAGES, LABELS)}, "tset"),
     ],
 )

@@ -48,7 +48,7 @@ def test_tables_of_other_programs(tmp_path, form):
     [
         (["a", "b", ""] * 4, r"4 of 12 rows have no label \(the first: row 2"),
         (["a", "b", "NaN"] * 4, "4 of 12 rows have no label"),
-        ([i * 0.37 for i in range(12)], "hold 0.37, but a probe needs classes"),
+        ([i * 0.37 for i in range(12)], "contain 0.37, but must be classes"),
     ],
 )
 def test_labels_that_are_missing_or_fractions_are_refused(tmp_path, labels, words):
@@ -70,12 +70,15 @@ def test_whole_numbers_are_one_class_however_they_are_written(tmp_path):
         (rows("ab" * 6).partition("\n")[2], "names neither images nor labels"),
         (rows("ab" * 6).replace("7.png", "../d/1.png"), "in rows 1 .as 1.png. and 7"),
         ("", "is empty"),
-        (rows("ab" * 6).encode("utf-16-le").decode(), "UTF-16 without its mark"),
+        (rows("ab" * 6).encode("utf-16-le").decode(), "UTF-16 without a byte order mark"),
         (rows([0, 1, -1] * 4), "4 of 12 labels of the train part are negative"),
-        (rows([*"ababab", '"a', *"babab"]), r"a quote in the row that begins on line 8 is not closed"),
-        (rows([f'{x},"note' for x in "ab" * 6], head="path,label,note"), "the row that begins on line 2 is not closed"),
-        (rows([*"ab", '"a', *"babab", 'a"', *"bab"]), r"hold 'a\\n3\.png,b.*, which is no single class"),
-        (rows(["a,x", "b,y"] * 6, head="path,label,class"), r"several could hold the label \(label, class\)"),
+        (rows([*"ababab", '"a', *"babab"]), "the row that begins on line 8 cannot be read"),
+        (
+            rows([f'{x},"note' for x in "ab" * 6], head="path,label,note"),
+            "the row that begins on line 2 cannot be read",
+        ),
+        (rows([*"ab", '"a', *"babab", 'a"', *"bab"]), r"contain 'a\\n3\.png,b.*, which is not a single class"),
+        (rows(["a,x", "b,y"] * 6, head="path,label,class"), r"several could be the label \(label, class\)"),
     ],
 )
 def test_tables_that_could_be_meant_in_two_ways_are_refused(tmp_path, text, words):
@@ -109,7 +112,7 @@ def test_an_image_listed_by_its_path_or_a_link_is_the_same_image(tmp_path):
 def test_signs_of_missing_labels_are_said_and_two_signs_are_classes(tmp_path):
     assert load_dataset(listed(tmp_path / "d", rows([-1, 1] * 6))).classes == ("-1", "1")
     for number, name in enumerate(["NA", "None", "null", "<NA>"]):
-        with pytest.warns(UserWarning, match=f"the name {name!r}, which is a class here"):
+        with pytest.warns(UserWarning, match=f"{name!r}, which is used as a class name"):
             load_dataset(listed(tmp_path / str(number), rows(["a", "b", name] * 4)))
     labels = [f"{i % 2 if i < 8 else -1},{'train' if i < 8 else 'test'}" for i in range(12)]
     with pytest.warns(UserWarning, match="the test part has no labels"):
@@ -121,7 +124,7 @@ def test_columns_of_one_name_are_refused_where_one_is_read(tmp_path):
     lines = [f"{i}.png,{'ab'[i % 2]},{i % 2}" for i in range(12)]
     table = listed(tmp_path / "d", "\n".join(["path,label,label", *lines]))
     for source in (table, f"{table}#label=label"):
-        with pytest.raises(UserError, match="several columns of the one name label"):
+        with pytest.raises(UserError, match="several columns named label"):
             load_dataset(source)
     assert load_dataset(listed(tmp_path / "d", "\n".join(["path,label,x", *lines]))).classes == ("a", "b")
     for option in ("path", "name", "root"):

@@ -119,7 +119,7 @@ def test_errors_are_one_sentence(server, tmp_path):
         download(Remote(server.url, "f"), tmp_path / "f")
     with pytest.raises(UserError, match="could not be fetched"):
         download(Remote("http://127.0.0.1:9/nothing", "f"), tmp_path / "f")
-    with pytest.raises(UserError, match="cannot be fetched; cifar10"):
+    with pytest.raises(UserError, match="cannot be fetched, but cifar10"):
         fetch("imagenet32", tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="could not be written"):

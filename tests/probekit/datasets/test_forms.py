@@ -253,7 +253,7 @@ def test_tars_labelled_by_json_and_named_fields(pictures, tmp_path):
     ("members", "words"),
     [
         ([("a.png", b""), ("a.txt", b"x")], "no label"),
-        ([("a.png", b""), ("a.jpg", b""), ("a.cls", b"1")], "more than one image"),
+        ([("a.png", b""), ("a.jpg", b""), ("a.cls", b"1")], "has two images"),
         ([("a.png", b""), ("a.cls", b"1"), ("b.cls", b"1"), ("a.txt", b"1")], "twice"),
     ],
 )
@@ -265,7 +265,7 @@ def test_tars_of_another_layout_are_refused(tmp_path, members, words):
 def test_a_compressed_or_cut_tar_is_refused(pictures, tmp_path):
     whole = as_tars(*pictures) / "train-0000.tar"
     (tmp_path / "cut.tar").write_bytes(whole.read_bytes()[:3000])
-    with pytest.raises(UserError, match="not a whole uncompressed tar"):
+    with pytest.raises(UserError, match="not a complete uncompressed tar"):
         load_dataset(tmp_path / "cut.tar")
 
 
@@ -305,10 +305,10 @@ def test_a_test_part_without_labels_is_left_out(pictures, tmp_path):
     ("text", "words"),
     [
         ("path,label\nnone.png,a\n", "does not exist"),
-        ("path,label\n", "no labelled rows|two classes|train part"),
+        ("path,label\n", "no labelled rows|needs two|train part"),
         ("a,b\nx,y\n", "names neither images nor labels"),
         ("path,label,split\nlist.csv,a,holdout\n", "'holdout'"),
-        ("path,label\nlist.csv\n", "Line 2"),
+        ("path,label\nlist.csv\n", "Row 2"),
     ],
 )
 def test_csv_lists_of_another_form_are_refused(tmp_path, text, words):

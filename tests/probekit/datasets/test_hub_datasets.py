@@ -16,7 +16,7 @@ def test_splits_of_saved_data_that_name_other_classes_are_refused(tmp_path):
         features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
         parts[split] = datasets.Dataset.from_dict(rows_of, features=features)
     datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
-    with pytest.raises(UserError, match="the split test names other classes"):
+    with pytest.raises(UserError, match="the split test has different classes"):
         load_dataset(tmp_path / "saved")
 
 
@@ -29,7 +29,7 @@ def test_saved_splits_are_each_there_once(tmp_path, splits):
     rows_of = {"image": [{"bytes": content, "path": None}] * 4, "label": [0, 1] * 2}
     parts = {split: datasets.Dataset.from_dict(rows_of, features=features) for split in splits}
     datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
-    with pytest.raises(UserError, match="is expected, each once"):
+    with pytest.raises(UserError, match="each once"):
         load_dataset(tmp_path / "saved")
 
 
@@ -44,5 +44,5 @@ def test_one_split_with_class_names_and_one_without_are_refused(tmp_path, declar
         features = datasets.Features({"image": datasets.Image(), "label": label})
         parts[split] = datasets.Dataset.from_dict(rows_of, features=features)
     datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
-    with pytest.raises(UserError, match="the split test names other classes"):
+    with pytest.raises(UserError, match="the split test has different classes"):
         load_dataset(tmp_path / "saved")

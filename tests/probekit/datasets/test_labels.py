@@ -22,7 +22,7 @@ X, Y = RNG.integers(0, 256, (60, 8, 8), dtype=np.uint8), np.arange(60) % 3
 @pytest.mark.parametrize("extra", ["unlabeled", "dev", "annotations", "extra/cat", "holdout/cat", "images"])
 def test_a_folder_beside_the_splits_that_is_none_is_refused(tmp_path, extra):
     image_folder(tmp_path, "train/cat", "train/dog", "test/cat", "test/dog", extra)
-    with pytest.raises(UserError, match=r"contains test, train and next to them \w+, which is not a split"):
+    with pytest.raises(UserError, match=r"contains test, train next to \w+, which is not a split"):
         load_dataset(tmp_path)
     assert load_dataset(tmp_path / "train").classes == ("cat", "dog")
 
@@ -77,15 +77,15 @@ def test_a_class_that_would_vanish_is_refused(tmp_path, held, level):
     (tmp_path / f"{level}owl").mkdir()
     for name in held:
         (tmp_path / f"{level}owl" / name).touch()
-    counted = {0: "nothing", 1: r"1 \.txt", 2: r"2 \.heic"}[len(held)]
-    with pytest.raises(UserError, match=rf"the folder {level}owl contains no image that is read \({counted}\)"):
+    counted = {0: "empty", 1: r"1 \.txt", 2: r"2 \.heic"}[len(held)]
+    with pytest.raises(UserError, match=rf"the folder {level}owl contains no readable image \({counted}\)"):
         load_dataset(tmp_path)
 
 
 def test_a_test_split_may_lack_a_class(tmp_path):
     image_folder(tmp_path, "train/cat", "train/dog", "test/cat")
     (tmp_path / "test" / "dog").mkdir()
-    with pytest.warns(UserWarning, match=r"the folder test/dog contains no image that is read \(nothing\)"):
+    with pytest.warns(UserWarning, match=r"the folder test/dog contains no readable image \(empty\)"):
         assert load_dataset(tmp_path).classes == ("cat", "dog")
 
 
@@ -136,7 +136,7 @@ def test_links_that_lead_nowhere_or_back(tmp_path):
         load_dataset(tmp_path / "d")
     (tmp_path / "d" / "a" / "up").unlink()
     (tmp_path / "d" / "a" / "9.png").symlink_to("nothing.png")
-    with pytest.raises(UserError, match="link to nothing"):
+    with pytest.raises(UserError, match="broken link"):
         load_dataset(tmp_path / "d")
     (tmp_path / "d" / "a" / "9.png").unlink()
     image_folder(tmp_path / "elsewhere", "c")
@@ -205,8 +205,8 @@ def test_more_than_one_label_an_image_is_refused(tmp_path, labels, form):
     [
         (("train_images", "train_labels", "x_train", "y_train"), "which both mean the train split"),
         (("train_images", "train_labels", "images", "labels"), "which both mean the train split"),
-        (("train_images", "train_labels", "test_images"), "test_images without its partner"),
-        (("train_images", "train_labels", "y_val"), "y_val without its partner"),
+        (("train_images", "train_labels", "test_images"), "test_images but no labels for the test split"),
+        (("train_images", "train_labels", "y_val"), "y_val but no images for the val split"),
     ],
 )
 def test_arrays_of_an_npz_that_could_be_meant_in_two_ways(tmp_path, keys, words):
@@ -217,7 +217,7 @@ def test_arrays_of_an_npz_that_could_be_meant_in_two_ways(tmp_path, keys, words)
 
 def test_arrays_of_an_npz_that_are_not_used_are_named(tmp_path):
     np.savez(tmp_path / "a.npz", train_images=X, train_labels=Y, dev_images=X, ids=Y)
-    with pytest.warns(UserWarning, match="left out: dev_images, ids"):
+    with pytest.warns(UserWarning, match="are ignored: dev_images, ids"):
         assert load_dataset(tmp_path / "a.npz").provenance["left_out"] == ["dev_images", "ids"]
 
 
@@ -245,7 +245,7 @@ def test_targets_that_are_not_the_items_labels_are_refused():
         # one class alone is renamed, which a sample of items may miss but the transform shows
         (lambda i, y: y, lambda y: 3 if y == 1 else y),
     ):
-        with pytest.raises(UserError, match=r"has the label .* but \.targets says"):
+        with pytest.raises(UserError, match=r"has the label .* but \.targets has"):
             load_dataset(Listed(change, transform))
 
 
@@ -254,8 +254,8 @@ def test_dictionaries_as_items():
     assert load_dataset({"train": rows}).splits["test"].id == load_dataset((X, Y)).splits["test"].id
     for item, words in (
         ({"image": X[0], "fine_label": 1, "coarse_label": 0}, "several could be the label"),
-        ({"image": X[0], "caption": "a"}, "none is called label"),
-        ({"a": X[0], "label": 0}, "none is called image"),
+        ({"image": X[0], "caption": "a"}, "none is named label"),
+        ({"a": X[0], "label": 0}, "none is named image"),
         (X[0], r"Item 0 is a ndarray"),
         ({"image": X[0], "label": [1, 0]}, "one non-negative integer"),
     ):
@@ -268,6 +268,6 @@ def test_a_folder_that_may_not_be_read(tmp_path):
         pytest.skip("root reads everything")
     image_folder(tmp_path, "a", "b")
     (tmp_path / "a").chmod(0)
-    with pytest.raises(UserError, match="check its rights"):
+    with pytest.raises(UserError, match="check permissions"):
         load_dataset(tmp_path)
     (tmp_path / "a").chmod(0o755)

@@ -62,19 +62,19 @@ def test_a_missing_label_is_never_a_class(names, missing, at):
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        (Y + 0.5, "hold 0.5"),
+        (Y + 0.5, "contain 0.5"),
         (np.where(Y == 1, np.nan, 0), "12 of 24 rows have no label"),
         (np.ma.array(Y, mask=[True] + [False] * 23), "1 of 24 rows have no label"),
-        ([["a", "b"]] * 24, "have the shape"),
+        ([["a", "b"]] * 24, "have shape"),
         ([["a"], ["a", "b"]] * 12, "lists"),
-        (["a", 1] * 12, "of the types int, str"),
-        (np.arange(24) - 1, "1 of 24 labels of the train part are negative .row 0"),
+        (["a", 1] * 12, "have the types int, str"),
+        (np.arange(24) - 1, "1 of 24 labels of the train part are negative .the first: -1 in row 0"),
         (Y + 1j, "complex"),
         (np.where(Y == 0, 10**12, Y), "at most 1,000,000 classes"),
     ],
 )
 def test_labels_of_arrays(labels, words):
-    if words == "of the types int, str":
+    if words == "have the types int, str":
         labels = np.array(labels, object)
     with pytest.raises(UserError, match=words):
         _ = load_dataset((X, labels)).splits["train"]
@@ -96,7 +96,7 @@ def test_names_of_classes_in_every_form():
     ):
         with pytest.raises(UserError, match=words):
             load_dataset((X, Y), classes=classes)
-    with pytest.raises(UserError, match="that are not named"):
+    with pytest.raises(UserError, match="that classes= lacks"):
         _ = load_dataset((X, ["dog", "cat"] * 12), classes=["dog", "cow"]).splits["train"]
 
 
@@ -151,8 +151,8 @@ def test_items_that_fail_are_one_sentence():
     for source, words in (
         (Items(fails), r"Item 5 of the Items cannot be read \(RuntimeError: disk"),
         (Items(lambda i: None), "Item 0 is a NoneType"),
-        (Items(lambda i: (X[i % 24], i % 2), classes=["a", "b"], class_to_idx={"a": 1, "b": 0}), "another order"),
-        ("", "An empty name"),
+        (Items(lambda i: (X[i % 24], i % 2), classes=["a", "b"], class_to_idx={"a": 1, "b": 0}), "different order"),
+        ("", "An empty data set name"),
     ):
         with pytest.raises(UserError, match=words):
             load_dataset(source)

@@ -34,7 +34,7 @@ def test_texts_and_numbers_are_read():
 
 
 def test_a_value_after_the_first_is_not_left_out():
-    with pytest.raises(UserError, match="another value, or damage, follows the first"):
+    with pytest.raises(UserError, match="extra data follows"):
         loads(pickle.dumps({"n": 1}) + pickle.dumps({"n": 2}), "b")
 
 

@@ -203,10 +203,10 @@ def _side(config) -> int:
 
 
 def _layers_of(model, config) -> dict:
-    from probekit.encoders.hf import HFEncoder
+    from probekit.encoders.hf import from_transformers
 
     side = _side(config)
-    encoder = HFEncoder(model, None, {"name": "x", "source": "x"}, resolution=side, mean=0.5, std=0.5)
+    encoder = from_transformers(model, None, {"name": "x", "source": "x"}, resolution=side, mean=0.5, std=0.5)
     images = np.stack([encoder.prepare(picture) for picture in odd_pictures()[:2]])
     x = torch.tensor(images).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():

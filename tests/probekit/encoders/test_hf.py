@@ -257,13 +257,13 @@ ODD = {
 
 @pytest.mark.parametrize("name", ODD)
 def test_states_of_unusual_models(name):
-    from probekit.encoders.hf import HFEncoder
+    from probekit.encoders.hf import from_transformers
 
     make, settings = ODD[name]
     torch.manual_seed(0)
     build = transformers.BlipVisionModel if name == "BLIP" else transformers.AutoModel.from_config
     model = build(make(**settings)).eval()
-    encoder = HFEncoder(model, None, {"name": name, "source": name}, resolution=64, mean=0.5, std=0.5)
+    encoder = from_transformers(model, None, {"name": name, "source": name}, resolution=64, mean=0.5, std=0.5)
     images = pictures(64)
     x = torch.tensor(images).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():

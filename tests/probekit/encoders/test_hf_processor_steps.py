@@ -58,12 +58,12 @@ def unknown_processor(step):
 
 def hf_encoder(processor, **options):
     T = pytest.importorskip("transformers", reason="transformers is not installed")
-    from probekit.encoders.hf import HFEncoder
+    from probekit.encoders.hf import from_transformers
 
     torch.manual_seed(0)
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     model = T.ViTModel(T.ViTConfig(**small, patch_size=16, image_size=32))
-    return HFEncoder(model, processor, {"name": "x", "source": "x"}, **options)
+    return from_transformers(model, processor, {"name": "x", "source": "x"}, **options)
 
 
 @pytest.mark.parametrize("step", [*UNKNOWN, *AT_THE_END, "do_count"])

@@ -8,8 +8,7 @@ import torch
 
 from probekit.datasets import load_dataset
 from probekit.encoders import Preparation, load_encoder
-from probekit.encoders.compute import compute
-from probekit.encoders.encoder import select_layers
+from probekit.encoders.encoder import compute, select_layers
 from probekit.encoders.preparation import Normalisation, triple
 from probekit.runtime.errors import UserError
 
@@ -134,7 +133,7 @@ def test_options_in_the_text_are_those_of_the_call():
     assert load_encoder("pixels#resolution=6", resolution=4).widths == (48,)  # the call's own come first
     with pytest.raises(UserError, match="takes no option resolutoin"):
         load_encoder("pixels#resolutoin=6")
-    with pytest.raises(UserError, match="#resolution=six is no value of resolution"):
+    with pytest.raises(UserError, match="#resolution=six is not a valid value"):
         load_encoder("pixels#resolution=six")
 
 

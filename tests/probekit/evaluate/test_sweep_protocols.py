@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from probekit.evaluate.sweep import sweep
 from probekit.features.store import FeatureStore
 from probekit.probes import get_protocol
-from probekit.probes.sgd_batches import epoch_order
+from probekit.probes.sgd import epoch_order
 from probekit.results.predictions import load_probe
 
 GRID_45 = 10.0 ** np.linspace(-6, 5, 45)

@@ -12,7 +12,7 @@ from probekit.features.store import FeatureStore
 from probekit.results.predictions import row_predictions
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError
-from probekit.selection.settings import make_settings
+from probekit.selection.choose_C import make_settings
 from tests.probekit.feature_doubles import MemoryStore
 
 CS = [0.01, 0.1, 1.0]

@@ -46,7 +46,7 @@ def test_only_a_file_of_the_same_features_is_replaced(store, tmp_path):
     assert compress(store.path, out).id == store.id
     assert out.read_bytes() == before
     other = FeatureStore.from_arrays(tmp_path / "g.h5", {"train": ([np.ones((4, 2))], np.arange(4) % 2)})
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         compress(other.path, out)
     (tmp_path / "notes.h5").write_text("notes")
     with pytest.raises(UserError, match="is not an HDF5 file"):
@@ -84,5 +84,12 @@ def test_other_filters_are_refused_by_name(store):
         plan.set_filter(32015, h5py.h5z.FLAG_OPTIONAL, (3,))
         space = h5py.h5s.create_simple((2000, 16))
         h5py.h5d.create(file.id, b"train/layers/01", h5py.h5t.NATIVE_FLOAT, space, plan)
-    with pytest.raises(UserError, match="stores train/layers/01 by HDF5 filter 32015, which is not read"):
+    with pytest.raises(UserError, match="stores train/layers/01 with HDF5 filter 32015, not supported"):
         FeatureStore.open(store.path)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_a_name_that_no_file_can_have(tmp_path, name):
+    store = FeatureStore.from_arrays(tmp_path / "f.h5", {"train": (np.ones((4, 2)), [0, 1, 0, 1])})
+    with pytest.raises(UserError, match="cannot be the name of a file"):
+        compress(store.path, tmp_path / name)

@@ -81,7 +81,7 @@ def test_a_corrupt_picture_is_named_also_from_a_worker(tmp_path, workers):
     (tmp_path / "dog" / "3.png").write_bytes(b"cut")
     source = load_dataset(tmp_path).splits["train"].source
     rows = Split.of(source, np.arange(len(source)) % 2)
-    with pytest.raises(UserError, match=r"dog/3.png is not an image .* --skip-corrupt"):
+    with pytest.raises(UserError, match=r"dog/3.png cannot be decoded as an image .* --skip-corrupt"):
         list(prepared_batches({"train": rows}, small, [("train", 0, slice(0, len(rows)))], workers))
 
 
@@ -91,5 +91,5 @@ def test_pictures_prepared_to_different_sizes_are_refused():
     batches = prepared_batches(
         {"train": split}, lambda picture: np.array(picture)[: next(uneven)], [("train", 0, slice(0, 10))], 0
     )
-    with pytest.raises(UserError, match=r"prepare gave the shapes \(2, 64, 3\) and \(3, 64, 3\)"):
+    with pytest.raises(UserError, match=r"prepare returned the shapes \(2, 64, 3\) and \(3, 64, 3\)"):
         list(batches)

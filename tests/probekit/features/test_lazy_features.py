@@ -13,7 +13,7 @@ from probekit.probes.sgd import SGDConfig
 from probekit.results.predictions import load_probe, row_predictions
 from probekit.results.results import Results
 from probekit.runtime.errors import UserError
-from probekit.selection.settings import FitSettings
+from probekit.selection.choose_C import FitSettings
 from tests.probekit.feature_doubles import MemoryStore
 
 CS = np.logspace(-3, 0, 4)

@@ -59,7 +59,7 @@ def test_a_vanished_foreign_or_damaged_shard_is_found_before_reading(tmp_path):
     first, second = (shard_path(path, Ranks(rank, 2)) for rank in range(2))
     content = second.read_bytes()
     second.unlink()
-    with pytest.raises(UserError, match=r"needs its shard .*00001-of-00002.h5, which is missing"):
+    with pytest.raises(UserError, match=r"Shard .*00001-of-00002.h5 of .* is missing"):
         parent.read("train", 0)
     assert verify(path).errors
     second.write_bytes(first.read_bytes())
@@ -110,7 +110,7 @@ def test_a_mapping_that_is_damaged_is_refused_without_opening_it(tmp_path):
         path.write_bytes(content[: at + offset] + b"\xff" + content[at + offset + 1 :])
         np.testing.assert_array_equal(FeatureStore(path).read("train", 0)[0], X)
     path.write_bytes(content[: at + 16] + b"\xff" * 16 + content[at + 32 :])
-    assert "virtual dataset, does not show" in " ".join(verify(path).errors)
+    assert "does not match the shards" in " ".join(verify(path).errors)
 
 
 def test_a_refusal_of_the_join_reaches_every_rank_in_its_sentence(tmp_path):
@@ -121,4 +121,4 @@ def test_a_refusal_of_the_join_reaches_every_rank_in_its_sentence(tmp_path):
 
 def test_pictures_that_are_shared_are_reported_by_one_rank(tmp_path):
     printed = run_ranks([HERE / "shard_worker.py", tmp_path / "f.h5", "shared"], folders=[HERE])
-    assert [text.count("are in train too") for text in printed] == [1, 0], printed
+    assert [text.count("are also in train") for text in printed] == [1, 0], printed

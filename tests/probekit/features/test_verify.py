@@ -14,6 +14,7 @@ from probekit.features.extract import extract
 from probekit.features.store import FeatureStore
 from probekit.features.validate import read_header
 from probekit.features.verify import verify
+from probekit.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_an_unfinished_file_says_what_is_missing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         extract(LinearEncoder(fail_after=8), dataset(), tmp_path / "f.h5", batch_size=8)
     errors = verify(tmp_path / "f.h5").errors
-    assert errors[0] == "2 of 3 blocks of test are missing or unsealed, the first from row 8 on."
+    assert errors[0] == "2 of 3 blocks of test are missing or incomplete; the first begins at row 8."
     assert "not marked complete" in errors[1]
 
 
@@ -120,9 +121,9 @@ def test_warnings_do_not_make_a_file_unusable(tmp_path):
     FeatureStore.from_arrays(tmp_path / "f.h5", splits, image_hashes=hashes)
     report = verify(tmp_path / "f.h5")
     assert report.ok
-    assert "Layer 02_c of train has 1 constant of 3 columns." in report.warnings
+    assert "Layer 02_c of train has 1 constant columns of 3." in report.warnings
     assert "Layers 00_a and 01_b of train are equal." in report.warnings
-    assert any(text.startswith("1 images of test are in train too") for text in report.warnings)
+    assert any(text.startswith("1 images of test are also in train") for text in report.warnings)
 
 
 def test_nan_with_a_right_checksum_is_an_error(tmp_path):
@@ -136,4 +137,9 @@ def test_nan_with_a_right_checksum_is_an_error(tmp_path):
         ledger[0, -1] = layout.row_checksum(0, ledger[0, :-1])
         file["train/ledger"][...] = ledger
         layout.set_id(file, layout.file_id(header, {"train": ledger}))
-    assert verify(tmp_path / "f.h5").errors == ["Layer 00 of train, rows 0 to 3, holds values that are not finite."]
+    assert verify(tmp_path / "f.h5").errors == ["Layer 00 of train, rows 0 to 3, contains NaN or infinity."]
+
+
+def test_what_is_no_data_set_is_refused_instead_of_blaming_the_file(sound):
+    with pytest.raises(UserError, match="data is 5; verify expected a Dataset"):
+        verify(sound[0], 5)

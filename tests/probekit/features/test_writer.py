@@ -63,6 +63,6 @@ def test_blocks_whose_bytes_a_disk_lost_stay_undone(tmp_path, monkeypatch):
 def test_too_small_a_disk_is_said_before_anything_is_computed(tmp_path, monkeypatch):
     monkeypatch.setattr("probekit.features.writer.shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
     encoder = LinearEncoder(fail_after=0)
-    with pytest.raises(UserError, match=r"needs [0-9.,]+ MB and .* has [0-9.,]+ MB free: .*--store float16"):
+    with pytest.raises(UserError, match=r"needs [0-9.,]+ MB but .* has [0-9.,]+ MB free; .*--store float16"):
         extract(encoder, dataset(), tmp_path / "f.h5")
     assert not (tmp_path / "f.h5").exists()

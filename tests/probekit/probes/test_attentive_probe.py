@@ -11,7 +11,6 @@ from igpt_model import IGPT, ImageTransform, ModelConfig, Palette
 from probekit import FeatureStore, load_encoder
 from probekit.cli.main import main
 from probekit.encoders.igpt import IGPTEncoder
-from probekit.encoders.tokens import TokenEncoder
 from probekit.evaluate.predict import find_record
 from probekit.evaluate.sweep import sweep
 from probekit.probes import PROBES
@@ -123,8 +122,10 @@ def test_pooled_features_and_idle_options_are_refused(tmp_path):
 def test_tokens_are_the_states_whose_mean_is_pooled(causal, norm):
     config = ModelConfig(n_layer=3, n_embd=12, n_head=2, vocab_size=8, n_positions=16, causal=causal)
     model = IGPT(config, seed=1)
-    plain = IGPTEncoder(model, Palette.rgb_grid(8), ImageTransform(4), norm=norm, layers=["01", "03"])
-    encoder = TokenEncoder(plain)
+    plain, encoder = (
+        IGPTEncoder(model, Palette.rgb_grid(8), ImageTransform(4), norm=norm, layers=["01", "03"], tokens=tokens)
+        for tokens in (False, True)
+    )
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
     ids = np.arange(5)
     assert encoder.widths == (16 * 12,) * 2

@@ -53,7 +53,7 @@ def test_one_row_a_class_is_enough(tmp_path):
 
 @pytest.mark.parametrize("k", [1, 5])
 def test_rows_of_a_class_are_drawn_by_seed(tmp_path, k):
-    from probekit.evaluate.training_rows import training_rows
+    from probekit.evaluate.runner import training_rows
 
     store = MemoryStore()
     draws = [training_rows(store, seed, per_class=k) for seed in range(3)]

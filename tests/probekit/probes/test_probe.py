@@ -14,7 +14,7 @@ from probekit.evaluate.concat import concat
 from probekit.evaluate.sweep import sweep
 from probekit.features.inspect import rankme
 from probekit.probes import fit_path, get_protocol
-from probekit.probes.banded import spread
+from probekit.probes.logistic import spread
 from probekit.probes.sgd import SGDConfig
 from probekit.reports.panels import build_panels
 from probekit.reports.tables import layer_frame, printed_frame

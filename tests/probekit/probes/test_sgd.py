@@ -6,8 +6,7 @@ import torch
 from torch.nn import functional
 
 from probekit.probes import fit_path
-from probekit.probes.sgd import SGDConfig, train_sgd
-from probekit.probes.sgd_batches import array_batches, count_steps
+from probekit.probes.sgd import SGDConfig, array_batches, count_steps, train_sgd
 from probekit.runtime.errors import UserError
 from probekit.solver.objective import l2_to_C
 

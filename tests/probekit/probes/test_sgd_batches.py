@@ -6,8 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from probekit.probes.sgd import SGDConfig
-from probekit.probes.sgd_batches import array_batches, count_steps, epoch_order
+from probekit.probes.sgd import SGDConfig, array_batches, count_steps, epoch_order
 
 CONFIG = SGDConfig(learning_rates=(1.0, 0.1), epochs=2, batch_size=48)
 N, WIDTH = 1000, 5

@@ -9,12 +9,10 @@ import re
 import shutil
 import subprocess
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from probekit.reports import write_report
-from probekit.reports.convergence import _ticks
 from probekit.reports.figures.depth import depth_figure
 from probekit.reports.page import _controls, _model, p_value
 from probekit.reports.published import comparison_table
@@ -68,7 +66,7 @@ class Reader(html.parser.HTMLParser):
 
 def test_every_file_is_there(report):
     expected = {f"depth_curve.{end}" for end in ("svg", "png", "pdf", "csv")}
-    expected |= {"index.html", "metrics.csv", "penalty_paths.csv"}
+    expected |= {"index.html", "penalty_paths.csv"}
     expected |= {f"{name}.{end}" for name in ("table", "comparison") for end in ("md", "csv", "tex")}
     assert {path.name for path in report.iterdir()} == expected
 
@@ -100,6 +98,7 @@ def test_the_two_sentences_come_first(page, panel):
 def test_colours_follow_the_theme(page):
     assert "prefers-color-scheme: dark" in page
     inside = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
+    inside = re.sub(r'<g id="[^"]*QuadMesh.*?</g>', "", inside, flags=re.DOTALL)  # cells stand for numbers in both
     assert "var(--c" in inside
     assert not re.search(r"(?:fill|stroke): ?#(?!000000)[0-9a-f]{6}", inside)
 
@@ -262,20 +261,3 @@ def test_a_sweep_that_left_out_the_last_layers_never_speaks_of_them(make_panel):
     ours = comparison_table([part]).frame.query("method == 'igpt' and source.str.startswith('record')")
     assert "8, best layer (on val)" in set(ours["layers"])
     assert not ours["layers"].str.contains("last").any()
-
-
-@pytest.mark.parametrize(
-    ("Cs", "named"),
-    [
-        (np.logspace(-6, 5, 45), {0: "-6", 4 * 4.0: "-2", 4 * 10.0: "4"}),
-        ([0.5, 0.02, 3.0], {0: "-0.3", 2: "0.48"}),  # no ascending grid: its ends
-        ([2.0], {0: "0.3"}),
-        ([0.1, 0.3, 1.0], {0: "-1", 2: "0"}),
-        ([0.1**0.5, 10**0.5, 10.0**1.5], {0.5: "0", 1.5: "1"}),
-    ],
-)
-def test_the_map_of_fits_names_whole_powers_of_ten_at_their_cells(Cs, named):
-    ticks = _ticks(np.log10(Cs))
-    assert len(ticks) <= 8
-    found = {round(place, 6): text for place, text in ticks}
-    assert {place: found.get(place) for place in named} == named

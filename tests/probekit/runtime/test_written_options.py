@@ -39,7 +39,7 @@ def test_a_data_set_in_a_folder_with_a_hash_takes_options(tmp_path):
 
 @pytest.mark.parametrize("text", ["x#label", "x#label=", "x#1=a", "x#a=1#a=2", "#"])
 def test_other_forms_are_refused(text):
-    with pytest.raises(UserError, match=r"options are of another form"):
+    with pytest.raises(UserError, match=r"options cannot be parsed"):
         split_options(text)
 
 
@@ -65,5 +65,5 @@ def test_values_of_other_types(name, text, value):
 )
 def test_values_that_are_none(written):
     name, value = written.split("=")
-    with pytest.raises(UserError, match=f"#{written} is no value of {name}; write for example #{name}="):
+    with pytest.raises(UserError, match=f"#{written} is not a valid value; write for example #{name}="):
         read_values({name: value})

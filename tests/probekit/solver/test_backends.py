@@ -15,9 +15,9 @@ from sklearn.neighbors import NearestNeighbors as SklearnNeighbors
 from probekit.probes import fit_path
 from probekit.probes.knn import KNNProbe
 from probekit.runtime.errors import UserError
+from probekit.selection.choose_C import FitSettings
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import get_protocol
-from probekit.selection.settings import FitSettings
 from probekit.solver.cuml_backend import fit_cuml, gpu_index, nearest_by_cuml
 from probekit.solver.objective import C_to_l2
 from tests.probekit.solver.reference import loss_and_gradient

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
 from probekit.reports.figures.depth import depth_figure, looks_of, spread
-from probekit.reports.figures.style import DARK, MODELS, PAPER, FigureOptions, save_figure, style
+from probekit.reports.figures.style import DARK, MODELS, NARROW, PAPER, FigureOptions, save_figure, style
 from probekit.runtime.errors import UserError
 
 
@@ -135,20 +135,20 @@ def test_the_lower_axis_shows_the_top_of_the_band_whole(figure, panel):
 
 
 @pytest.mark.parametrize(
-    ("narrow", "options"),
+    "options",
     [
-        (False, FigureOptions()),
-        (True, FigureOptions()),
-        (False, FigureOptions(width=3.3, font_size=7, title="", labels={"igpt": "iGPT-S, CIFAR-10"})),
-        (False, FigureOptions(width=5.5, height=3.6, font_size=8, title="A title of some length")),
-        (False, FigureOptions(width=12, font_size=16)),
+        FigureOptions(),
+        FigureOptions(width=NARROW),
+        FigureOptions(width=3.3, font_size=7, title="", labels={"igpt": "iGPT-S, CIFAR-10"}),
+        FigureOptions(width=5.5, height=3.6, font_size=8, title="A title of some length"),
+        FigureOptions(width=12, font_size=16),
     ],
 )
-def test_nothing_is_cut_off_at_the_figure_edge(panel, narrow, options):
+def test_nothing_is_cut_off_at_the_figure_edge(panel, options):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     with style(font_size=options.font_size):
-        drawn = depth_figure(panel, narrow, options)
+        drawn = depth_figure(panel, options)
         canvas = FigureCanvasAgg(drawn)
         canvas.draw()
     width, height = canvas.get_width_height()

@@ -6,9 +6,7 @@ from xml.etree import ElementTree
 import pytest
 from matplotlib.figure import Figure
 
-from probekit.reports.figures.metric_grid import metric_figure
 from probekit.reports.figures.style import FigureOptions, brief, inline_svg, save_figure, style
-from probekit.reports.panels import relabelled
 from probekit.runtime.escape import visible
 
 
@@ -37,10 +35,3 @@ def test_texts_of_the_command_line_are_text(name, tmp_path):
     ElementTree.parse(tmp_path / "f.svg")
     assert shown.strip().removesuffix("...") == visible(name)[:80]
     assert len(name) < 80 or shown.endswith("...")
-
-
-def test_a_key_shows_names_that_begin_with_an_underscore(panel):
-    hidden = relabelled(panel, {"igpt": "_igpt"})
-    with style():
-        (legend,) = metric_figure([hidden]).legends
-    assert [text.get_text().strip() for text in legend.get_texts()] == ["_igpt", "random weights", "raw pixels"]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from igpt_model import IGPT, ModelConfig
-from igpt_model.training.optim import (
+from igpt_model.training.engine import (
     learning_rate,
     make_optimizer,
     optimizer_tensors,

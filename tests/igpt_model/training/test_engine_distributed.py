@@ -20,7 +20,7 @@ from igpt_model.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,
 )
-from igpt_model.training.distributed import find_ranks
+from igpt_model.training.engine import find_ranks
 from igpt_model.training.run_log import read_metrics
 from probekit.encoders.igpt import load_run
 from tests.igpt_model.training.test_pretrain import of_kind, pictures

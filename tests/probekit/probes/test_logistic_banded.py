@@ -5,11 +5,11 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from probekit.probes.banded import BandedProbe, search_gammas, spread
+from probekit.probes.logistic import BandedProbe, search_gammas, spread
 from probekit.runtime.errors import UserError
+from probekit.selection.choose_C import FitSettings
 from probekit.selection.folds import TrainingRows
 from probekit.selection.protocol import get_protocol
-from probekit.selection.settings import FitSettings
 
 
 def test_the_final_fit_has_one_penalty_a_band(rows):
