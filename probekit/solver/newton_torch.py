@@ -13,8 +13,10 @@ from torch import Tensor
 from probekit.solver.certificate import GapBound
 from probekit.solver.continuation import RTOL, STEP_SHARE
 from probekit.solver.mean_loss import Evaluation, MeanLoss
-from probekit.solver.preconditioners import Preconditioner
+from probekit.solver.preconditioners import Kronecker
+from probekit.solver.sampled import Factor
 
+Preconditioner = Factor | Kronecker
 NEAR = 10.0  # a step may be certified if its decrement is below this multiple of the tolerance
 LEAST_FORCING = {torch.float64: 1e-24, torch.float32: 1e-9}  # reduction of r' M r below which products are rounding
 WAIT = 4  # products on a GPU between checks for stopped problems, each of which synchronises
