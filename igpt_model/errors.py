@@ -1,11 +1,11 @@
-"""The one exception that means "the user's input cannot be used"."""
+"""The exception for input that cannot be used."""
 
 import re
 import unicodedata
 from typing import Any
 
-LENGTH = 300  # characters of another library's message: it may quote a whole damaged file
-LONGEST = 2_400  # characters of a sentence of ours, which may quote a name from such a file
+LENGTH = 300  # maximum characters of another library's message, which may quote a whole damaged file
+LONGEST = 2_400  # maximum characters of our message, which may quote a name from such a file
 _BLANK = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # letters and symbols without a glyph
 
 
@@ -35,13 +35,13 @@ def _hidden(character: str) -> bool:
 
 
 def shortened(message: str) -> str:
-    """Return the message, or the two ends of one of more than `LONGEST` characters."""
+    """Return the message, shortened in the middle to about `LONGEST` characters."""
     return message if len(message) <= LONGEST else f"{message[: LONGEST // 2]} ... {message[-LONGEST // 3 :]}"
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of another library's error, to be quoted in a sentence, or its class's name."""
-    # without the codes that colour a terminal
+    """Return the first line of another library's error, for use within a sentence, or the name of its class."""
+    # remove terminal colour codes
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)[: 2 * LENGTH])
     line = (text.strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
     return line if len(line) <= LENGTH else f"{line[:LENGTH]}..."

@@ -31,7 +31,7 @@ def study(
     on : list of str
         Names of `probekit datasets`, folders of images, or archives.
     out : Path
-        Folder for features, results and report; one that holds another study is refused.
+        Folder for features, results and report; it must not contain a different study.
     tests : tuple of str
         An additional test set as NAME=DATASET, repeatable, for example fog=CIFAR-10-C#corruption=fog. The same probes
         are tested on it; it takes no part in any choice. Its curves and verdicts are shown next to those of the data

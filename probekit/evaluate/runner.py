@@ -1,7 +1,7 @@
 """Runs probe jobs on one feature file and records their results; `sweep` and `concat` both use it.
 
-A key has two phases. `choose` reads train and val, chooses, fits, writes the probe and a line of choices.jsonl. `test`
-reads the test split, once, and writes the record. Nothing is tested before every key of the call has been chosen.
+A job has two phases. `choose` reads train and val, chooses the penalty, fits, and writes the probe and a line of
+choices.jsonl. `test` reads the test split once and writes the record. Testing starts after all choices of the call.
 """
 
 import os
@@ -55,7 +55,7 @@ from probekit.selection.protocol import Protocol, grid_words, resolve_protocol
 
 @dataclass(frozen=True)
 class Job:
-    """One probe to fit: which layers, which draw of the training rows, which kind ("" for the protocol's own)."""
+    """One probe to fit: its layers, its draw of training rows, and its kind ("" for the protocol's)."""
 
     layers: tuple[str, ...]
     seed: int = 0
@@ -66,12 +66,12 @@ class Job:
 
     @property
     def draw(self) -> tuple[int, int | None, int | None]:
-        """What the training rows depend on."""
+        """The fields that determine the training rows."""
         return self.seed, self.train_rows, self.per_class
 
 
 class Runner:
-    """State of a sweep or concatenation: the features, where results go, and how probes are fitted (see `sweep`)."""
+    """State of a sweep or concatenation: features, output folder, and how probes are fitted (see `sweep`)."""
 
     def __init__(
         self,
@@ -84,38 +84,38 @@ class Runner:
     ):
         self.store: Features = FeatureStore.open(store) if isinstance(store, str | Path) else store
         if results_dir is None and self.store.path is None:
-            raise UserError("These features are in no file; give the folder of the results with out.")
+            raise UserError("These features were not read from a file; give a folder for the results with out.")
         self.out = Path(results_dir if results_dir is not None else Path(self.store.path or "").parent)
         self.protocol = resolve_protocol(protocol, Cs)
         if series == "":
-            raise UserError("series is empty; give the curve a name, or leave it out.")
+            raise UserError("series is empty; give a name for the curve, or omit it.")
         self.series = series or self._own_series(str(self.store.encoder.get("name", "encoder")))
         check_json(self.series, "The name of the series", Text(1000))
         self.settings = settings
         self._rows: dict[tuple[int, int | None, int | None], TrainingRows] = {}
 
-    block_rows = BLOCK_ROWS  # of features that do not fit in memory
+    block_rows = BLOCK_ROWS  # read at a time from features that do not fit in memory
 
     @cached_property
     def choices(self) -> Journal:
-        """Lines of all fitted probes, tested or not."""
+        """Journal of all fitted probes, tested or not."""
         return Journal(self.out / "choices.jsonl", partial(read_line, tested=False))
 
     @cached_property
     def results(self) -> Journal:
-        """The records."""
+        """Journal of the records."""
         return Journal(self.out / RESULTS_NAME, read_line)
 
     @property
     def is_rank0(self) -> bool:
-        """Whether this process writes: where rows are sharded, only rank 0 does."""
+        """Whether this process writes results; with sharded rows only rank 0 does."""
         return not self.settings.sharded or current_ranks().first
 
     def path_for(self, workers: int) -> Path | None:
-        """The feature file for other processes; features in memory are refused where there are several."""
+        """The feature file for worker processes; `UserError` for several workers and features in memory."""
         path = self.store.path
         if workers > 1 and (path is None or not Path(path).is_file()):
-            raise UserError(f"workers is {workers}, but these features are in no file that another process could open.")
+            raise UserError(f"workers is {workers}, but these features were not read from a file; use workers=1.")
         return None if path is None else Path(path)
 
     def probe(self, job: Job) -> Probe:
@@ -129,7 +129,7 @@ class Runner:
         return self._rows[job.draw]
 
     def identity(self, job: Job) -> Identity:
-        """What the job's numbers depend on."""
+        """Everything that the job's results depend on."""
         rows = self.rows(job)
         return Identity(
             feature_id=self.store.id,
@@ -145,7 +145,7 @@ class Runner:
         )
 
     def run(self, jobs: Sequence[Job], progress: Progress | None = None) -> None:
-        """Record every job in results.jsonl: every choice first, then the tests; other processes may share the work."""
+        """Record every job in results.jsonl: first all choices, then all tests; other processes may share the work."""
         check_recordable(self.store)
         self.refuse_other_settings(jobs)
         by_key = {self.identity(job).key: job for job in jobs}
@@ -163,7 +163,7 @@ class Runner:
         if self.is_rank0:
             share_work(self.results, open_keys, self.test)
         if self.settings.sharded:
-            self.settings.agree(None)  # the other ranks wait for the tests
+            self.settings.agree(None)  # the other ranks wait until the tests are done
 
     def share(
         self,
@@ -172,7 +172,7 @@ class Runner:
         work: Callable[[str], Mapping[str, Any]],
         progress: Callable[[set[str]], None] | None = None,
     ) -> None:
-        """`share_work`; with rows sharded, all ranks work on each key together, and rank 0 has the journal."""
+        """`share_work`; with sharded rows, all ranks work on each key together and rank 0 keeps the journal."""
         if not self.settings.sharded:
             share_work(journal, keys, work, progress)
         elif self.is_rank0:
@@ -183,7 +183,7 @@ class Runner:
                 work(key)
 
     def _own_series(self, name: str) -> str:
-        """The series' name: the encoder's, followed by the penalties where the folder has it with other penalties."""
+        """Name of the series: the encoder's, followed by the penalties if the folder has it with different ones."""
         mine = self.protocol.resolved()
         for line in self.results.lines():
             theirs = line["protocol"]
@@ -194,9 +194,9 @@ class Runner:
         return name
 
     def refuse_other_settings(self, jobs: Sequence[Job]) -> None:
-        """Refuse a folder whose series of the same name was made with other settings, naming what differs.
+        """Raise if the folder has a series of this name made with different settings, which the message lists.
 
-        Probes that read tokens have a feature file of their own and are compared among themselves.
+        Probes that read tokens have a separate feature file and are compared only with each other.
         """
         reads_tokens = {self.probe(job).reads == "tokens" for job in jobs}
         about: dict[str, Any] = {"dtype": self.settings.dtype, "backend": self.settings.backend}
@@ -210,17 +210,17 @@ class Runner:
             theirs = {new: identity.get(old) for new, old in zip(mine, names, strict=True)}
             if differing := differ(theirs | {"protocol": _without_name(line["protocol"])}, mine):
                 raise UserError(
-                    f"{self.results.path} contains series {self.series!r} made otherwise ({differing}): "
+                    f"{self.results.path} contains series {self.series!r} with different settings ({differing}); "
                     "use the same settings, another series name or another output folder."
                 )
 
         for journal in (self.results, self.choices):
             for line in journal.lines():
                 check(line)
-            journal.check = check  # another process may begin the series otherwise at the same moment
+            journal.check = check  # another process may start the series with different settings at the same time
 
     def layer_widths(self, layers: Sequence[str]) -> list[int]:
-        """Columns of each layer."""
+        """Number of columns of each layer."""
         return [self.store.widths[self.store.layers.index(layer)] for layer in layers]
 
     def fits(self, n_rows: int, width: int, device: torch.device = torch.device("cpu")) -> bool:  # noqa: B008
@@ -228,21 +228,21 @@ class Runner:
         return fits(n_rows, width, device)
 
     def widths(self, job: Job) -> list[int]:
-        """Columns of each layer of a job, or of each token where its probe reads tokens."""
+        """Number of columns of each layer of a job, or of each token if its probe reads tokens."""
         widths = self.layer_widths(job.layers)
         return token_widths(self.store.encoder, sum(widths)) if self.probe(job).reads == "tokens" else widths
 
     def features(self, job: Job) -> Any:
-        """Features (n, D) of a job's training rows; left in their file where memory is too small.
+        """Features (n, D) of a job's training rows, streamed from their file if memory is too small.
 
-        On a GPU with enough memory they are a tensor there, moved once for all rounds.
+        On a GPU with enough memory they are copied once to the device as a tensor.
         """
         rows, probe, width = self.rows(job), self.probe(job), sum(self.layer_widths(job.layers))
         lazy = self.settings.sharded or not self.fits(len(rows.y), width)
         if lazy and not probe.streams:
             raise UserError(
-                f"{len(rows.y):,} rows of layer {'+'.join(job.layers)} with {width:,} columns do not fit in "
-                f"memory, as a {probe.kind} probe needs them: leave that out, or set train_rows."
+                f"A {probe.kind} probe needs all {len(rows.y):,} rows of layer {'+'.join(job.layers)} in memory, "
+                f"where their {width:,} columns do not fit; omit this probe, or set train_rows."
             )
         X = training_features(self.store, job.layers, rows.positions, self.protocol.normalize, lazy)
         device = find_device(self.settings.device)
@@ -250,13 +250,13 @@ class Runner:
         return to_device(X, device) if moved else X
 
     def choose(self, job: Job) -> dict[str, Any]:
-        """Choose and fit a job's probe; returns its line of choices.jsonl."""
+        """Choose and fit a job's probe; return its line of choices.jsonl."""
         start, X = perf_counter(), self.features(job)
         fitted = self.probe(job).fit(X, self.widths(job), self.rows(job), self.protocol, self.settings)
         return self._line(job, fitted, X, perf_counter() - start)
 
     def _line(self, job: Job, fitted: FittedProbe, X: Any, seconds: float) -> dict[str, Any]:
-        """Write the file of a probe fitted on X (n, D); returns the record without test metrics."""
+        """Write the file of a probe fitted on X (n, D); return the record without test metrics."""
         identity, probe = self.identity(job), self.probe(job)
         assert fitted.selection is not None
         probe_file = f"probes/{identity.key}.safetensors"
@@ -264,7 +264,7 @@ class Runner:
             save_probe(self.out / probe_file, fitted.arrays() | {"classes": fitted.classes.astype(np.int64)})
         found_by = [*job.found_by, *([fitted.search_info] if fitted.search_info else [])]
         kind, depth = job.probe or ("layer" if len(job.layers) == 1 else "concat"), None
-        if len(job.layers) == 1:  # a file of some of a network's layers records their depths
+        if len(job.layers) == 1:  # a feature file with a subset of the layers records their depths
             depths = self.store.encoder.get("depths", range(len(self.store.layers)))
             depth = int(depths[self.store.layers.index(job.layers[0])])
         return {
@@ -297,7 +297,7 @@ class Runner:
         }
 
     def test(self, key: str) -> dict[str, Any]:
-        """Read the test splits for a chosen probe; writes its per-row files and returns the record's line."""
+        """Read the test splits for a chosen probe, write its per-row files and return the line of its record."""
         start = perf_counter()
         line = next((line for line in self.choices.lines() if line["key"] == key), None)
         if line is None:
@@ -322,17 +322,15 @@ class Runner:
         return line | {"metrics": metrics.pop("test"), **other_tests, "seconds": seconds}
 
     def _predict(self, split: str, layers: Sequence[str], fitted: FittedProbe) -> tuple[RowPredictions, dict[str, Any]]:
-        """What a probe predicts for a test split, and its scores.
+        """Predictions of a probe for a test split, and their scores.
 
-        If a test set has only some of the classes, the probe chooses among these, as ImageNet-R and -A are scored.
+        For a test set with a subset of the classes, only these can be predicted, as ImageNet-R and -A are scored.
         """
         y, classes, normalize = self.store.labels(split), fitted.classes, self.protocol.normalize
         columns = np.minimum(np.searchsorted(classes, y), len(classes) - 1)
         if not np.array_equal(classes[columns], y):
             unseen = y[classes[columns] != y][0]
-            raise UserError(
-                f"The {split} split contains label {unseen}, which no training row has: split the rows anew."
-            )
+            raise UserError(f"Label {unseen} of the {split} split has no training row; split the rows differently.")
         step = len(y) if self.fits(len(y), sum(self.layer_widths(layers))) else self.block_rows
         blocks = [slice(at, min(at + step, len(y))) for at in range(0, len(y), step)]
         log_proba = np.concatenate(
@@ -348,38 +346,36 @@ class Runner:
 
 
 def check_kinds(kinds: Sequence[str], reads: Sequence[str], protocol: Protocol) -> None:
-    """Refuse kinds of probes that are unknown, read what a call does not offer, or do not go with the protocol."""
+    """Raise for kinds of probes that are unknown or do not fit the features or the protocol."""
     for kind in kinds:
         if kind not in PROBES or PROBES[kind].reads not in reads:
             known = sorted(k for k, probe in PROBES.items() if probe.reads in reads and probe().grid(protocol))
             hint = did_you_mean(kind, known)
-            raise UserError(
-                f"There is no probe {kind!r} of {' or '.join(reads)}: choose one of {', '.join(known)}.{hint}"
-            )
+            raise UserError(f"Unknown probe {kind!r} of {' or '.join(reads)}; choose one of {', '.join(known)}.{hint}")
         PROBES[kind]().check(protocol)
     if len(kinds) > 1 and (protocol.sgd is not None or len({PROBES[kind].reads for kind in kinds}) > 1):
         raise UserError(
-            f"{', '.join(kinds)} cannot be probed in one call: checks go with an exact protocol and pooled features."
+            f"{', '.join(kinds)} cannot be fitted in one call; checks need an exact protocol and pooled features."
         )
 
 
 def warn_unconverged(records: Sequence[Record]) -> None:
-    """One `ConvergenceWarning` that names the records whose chosen fit or refit is not certified."""
+    """Issue one `ConvergenceWarning` that names the records whose chosen fit or refit is not certified."""
     doubtful = [f"{'+'.join(r.layers)} (seed {r.seed})" for r in records if not r.is_converged]
     if doubtful:
         warnings.warn(
-            f"Not certified converged: {', '.join(doubtful)}; tables mark them: raise max_iter or use float64.",
+            f"Not certified as converged (marked in tables): {', '.join(doubtful)}; raise max_iter or use float64.",
             ConvergenceWarning,
             stacklevel=3,
         )
 
 
 def token_widths(encoder: Mapping[str, Any], width: int) -> list[int]:
-    """The columns of each token (T entries of D) of a layer of `width` columns; pooled features are refused."""
+    """The number of columns of each token (T entries of D) in `width` columns; `UserError` for pooled features."""
     n_tokens = encoder.get("tokens")
     if not n_tokens or width % n_tokens:
         raise UserError(
-            "An attentive probe needs every token's features, but these are pooled; "
+            "An attentive probe needs the features of every token, but these are pooled; "
             "extract with `probekit extract tokens:igpt:RUN DATASET --layers 05 --out tokens.h5`."
         )
     return [width // n_tokens] * n_tokens
@@ -407,9 +403,9 @@ def training_rows(
     Parameters
     ----------
     store : FeatureStore; without a "val" split a tenth of "train" is held out
-    seed : 0 takes the stored split; another seed redraws val and resamples the rows within each class (bootstrap)
-    train_rows : use only so many labelled rows, val included, in class proportion; each seed draws its own
-    per_class : use only so many labelled rows of each class instead (few-shot); each seed draws its own
+    seed : 0 uses the stored split; other seeds redraw val and resample the rows within each class (bootstrap)
+    train_rows : use only this many labelled rows, including val, in class proportion; each seed draws different ones
+    per_class : use only this many labelled rows of each class instead (few-shot); each seed draws different ones
     """
     if "train" not in store.splits or "test" not in store.splits:
         raise UserError(f"{_name(store)} has splits {', '.join(store.splits)}; probing needs train and test.")
@@ -430,7 +426,7 @@ def training_rows(
     else:
         if not 2 <= train_rows <= len(labels):
             raise UserError(
-                f"{train_rows} training rows were requested, but {_name(store)} has {len(labels)} (least: 2)."
+                f"train_rows is {train_rows}; give 2 to {len(labels)}, the number of training rows in {_name(store)}."
             )
         counts = np.zeros(len(labels))
         counts[stratified_subset(labels, train_rows, seed)] = 1
@@ -457,12 +453,12 @@ def seed_list(seeds: int | Sequence[int]) -> list[int]:
 
 
 def _rows_of_each_class(store: Features, labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
-    """Positions of `per_class` rows of each class: those with the smallest random bits of this seed."""
+    """Positions of `per_class` rows of each class: those with the smallest random numbers for this seed."""
     found, sizes = np.unique(labels, return_counts=True)
     if per_class < 1 or sizes.min() < per_class:
         raise UserError(
-            f"{per_class} rows of each class were requested, but {_name(store)} has 1 to {sizes.min()} of every class "
-            f"(fewest: label {found[sizes.argmin()]})."
+            f"per_class is {per_class}; give 1 to {sizes.min()}, the rows of the rarest class in {_name(store)} "
+            f"(label {found[sizes.argmin()]})."
         )
     bits = random_bits(seed + (1 << 33), np.arange(len(labels)))
     order = np.lexsort((bits, labels))
@@ -471,12 +467,12 @@ def _rows_of_each_class(store: Features, labels: np.ndarray, per_class: int, see
 
 
 def _bootstrap_counts(labels: np.ndarray, is_val: np.ndarray, seed: int) -> np.ndarray:
-    """How often each row is drawn when each class is resampled, in train and in val, with replacement: (N,)."""
+    """Bootstrap counts (N,) of the rows when each class is resampled with replacement within train and within val."""
     counts = np.zeros(len(labels))
     for label in np.unique(labels):
         for held in (False, True):
             rows = np.flatnonzero((labels == label) & (is_val == held))
-            # the integer rule of the splits, the same on every machine, with a seed the splits do not use
+            # integer hashing as for the splits, identical on every machine, with a seed that the splits do not use
             draws = random_bits(seed + (1 << 32), rows) % np.uint64(max(len(rows), 1))
             np.add.at(counts, rows[draws.astype(np.int64)], 1)
     return counts

@@ -25,7 +25,7 @@ from probekit.runtime.workers import worker_processes
 from probekit.selection.choose_C import make_settings
 from probekit.selection.protocol import Protocol, resolve_protocol
 
-DRAWS = 5  # draws of a few labelled rows a class, unless seeds says how many
+DRAWS = 5  # default number of draws for per_class
 
 
 @checked
@@ -49,69 +49,68 @@ def sweep(
     parallel: Literal["layers", "rows"] = "layers",
     progress: Progress | bool | None = None,
 ) -> Results:
-    """Probe every layer: choose C on held-out training rows, refit, test once, and append a record each.
+    """Probe every layer: choose C on held-out training rows, refit, test once, and append one record per probe.
 
-    The same call again resumes after an interruption; several processes may run it at once on the same folder.
+    Repeat the call to resume after an interruption; several processes may run it at once on the same folder.
 
     Parameters
     ----------
     features : FeatureStore, str, Path, or mapping from layer name to array (N, D)
         The feature file, or features of every layer in memory, shallow to deep.
     y : array of int (N,)
-        Labels of features in memory. A stratified 20 % of the rows is the test split (`probekit.datasets.splits`); for
-        other splits see `MemoryStore`.
+        Labels of features in memory. A stratified 20 % of the rows becomes the test split (`probekit.datasets.splits`);
+        for other splits see `MemoryStore`.
     out : str or Path
         Folder of results.jsonl and probes/; by default that of the feature file, and for arrays a temporary one.
     protocol : Protocol or str
         igpt, dinov2-45, clip-coarse-fine, kornblith or sgd-imagenet.
     Cs : sequence of float
-        Penalties in place of the protocol's, as scikit-learn's C.
+        Penalties that replace the protocol's, in scikit-learn's convention for C.
     layers : str or sequence of str or int
         Names or globs of layers, for example 04 or '0*'; by default all.
     series : str
         Name of the curve in figures and tables; by default the encoder's name.
     seeds : int or sequence of int
-        Number of repetitions, by default 1: seed 0 is the stored split, the others redraw the validation split and
-        resample the training rows. With per_class or train_rows each seed draws rows of its own; with per_class by
-        default 5.
+        Number of repetitions, by default 1, or 5 with per_class. Seed 0 is the stored split; the others redraw the
+        validation split and resample the training rows. With per_class or train_rows each seed draws different rows.
     train_rows : int or sequence of int
-        Use only this many labelled rows, train and validation together, drawn by class. Several numbers: each in turn,
-        for a curve of accuracy over labels.
+        Use only this many labelled rows, train and validation together, in class proportion. With several numbers, each
+        in turn, for a curve of accuracy against labels.
     per_class : int or sequence of int
-        Use only this many labelled rows of each class (few-shot), drawn anew by each seed; several numbers as for
-        train_rows. Not with train_rows.
+        Use only this many labelled rows of each class (few-shot), drawn separately by each seed; several numbers as for
+        train_rows. Cannot be combined with train_rows.
     backend : str
         Solver backend. Every solution is checked against our objective.
     device : str
         Device of the solver: cpu, cuda, cuda:1.
     dtype : str
-        Precision of the solver; auto is float64 where that costs nothing.
+        Precision of the solver; auto uses float64 if that costs nothing.
     checks : sequence of str
-        Cheap probes of every layer besides the protocol's: knn (nearest neighbours), ridge, or another kind of
+        Additional cheap probes of every layer: knn (nearest neighbours), ridge, or another kind of
         `probekit.probes.PROBES` that reads a layer.
     probe : str
-        Kind of probe instead of the protocol's own; attentive, AIM's, needs a file extracted from tokens:igpt:RUN.
+        Kind of probe instead of the protocol's; attentive (AIM) needs a file extracted from tokens:igpt:RUN.
     workers : int
         Processes that share the work and the cores. One per core speeds up small fits (thousands of rows, hundreds of
-        columns); a large fit uses all cores by itself.
+        columns); a large fit already uses all cores.
     parallel : str
-        What processes started by torchrun share: layers (each fits different ones), or the rows of one layer that is
-        too large for one process.
+        How processes started by torchrun divide the work: by layers (each fits different ones), or by the rows of one
+        layer that is too large for one process.
     progress : callable or bool
-        Called with (fits done, fits in all); for an SGD protocol with steps. True shows a bar, as in a notebook.
+        Called with (fits done, total fits), or for an SGD protocol with steps. True shows a progress bar.
 
     Returns
     -------
     Results
-        The records of this call. `Results(folder)` has all of the folder.
+        The records of this call. `Results(folder)` contains all records of the folder.
 
     Raises
     ------
     UserError
-        Unusable features, labels, layers or penalties, or a folder whose series of this name was made otherwise.
+        Features, labels, layers or penalties are unusable, or `out` has a series of this name with different settings.
     """
     if per_class is not None and train_rows is not None:
-        raise UserError("per_class and train_rows were both given: give one of the two.")
+        raise UserError("per_class and train_rows were both given; give only one of them.")
     sizes: list[tuple[int | None, int | None]] = [(rows, None) for rows in _listed("train_rows", train_rows)]
     if per_class is not None:
         sizes = [(None, few) for few in _listed("per_class", per_class)]
@@ -125,16 +124,16 @@ def sweep(
         if out is not None:
             raise UserError(f"Two folders for results were given, {y} and {out}; write out=FOLDER once.")
         y, out = None, y
-    if isinstance(features, Sequence | np.ndarray) and not isinstance(features, str):  # of arrays, shallow to deep
+    if isinstance(features, Sequence | np.ndarray) and not isinstance(features, str):  # arrays, shallow to deep
         features = {f"{number:02d}": X for number, X in enumerate(features)}
     if isinstance(features, Mapping) and not features:
-        raise UserError("No layer was given; give a dict or list of one or more arrays (rows, width).")
+        raise UserError("features has no layers; give a dict or list of one or more arrays (rows, width).")
     if isinstance(features, Mapping):
         features = from_arrays(features, y)
     elif not isinstance(features, Features | str | Path):
         raise UserError(f"features is a {type(features).__name__}; give a feature file, or a dict or list of arrays.")
     elif y is not None:
-        raise UserError("y was given with a feature file, which contains its own labels; leave y out.")
+        raise UserError("y was given with a feature file, which already contains labels; omit y.")
     if out is None and isinstance(features, MemoryStore):
         out = temporary_folder()
     runner = Runner(features, out, resolved, None, series, make_settings(backend, device, dtype, parallel))
@@ -148,7 +147,7 @@ def sweep(
         for layer in names
     ]
     for job in jobs:
-        runner.widths(job)  # refuses pooled features for a probe that reads tokens
+        runner.widths(job)  # raises if a probe reads tokens but the features are pooled
     again = {"Cs": Cs, "layers": layers, "series": runner.series, "seeds": seeds, "train_rows": train_rows}
     again |= {"per_class": per_class, "checks": checks, "probe": probe}
     again |= {"backend": backend, "device": device, "dtype": dtype}
@@ -159,8 +158,8 @@ def sweep(
     results = Results(runner.out).only(keys)
     if others := sorted({record.series for record in results} - {runner.series}):
         warnings.warn(
-            f"{runner.out} holds these probes as series {', '.join(others)}, so {runner.series!r} was not recorded; "
-            "give another out to name them so.",
+            f"{runner.out} contains these probes as series {', '.join(others)}, so {runner.series!r} was not recorded; "
+            "use another out for the new name.",
             stacklevel=3,
         )
     warn_unconverged([record for record in results if record.tunes == "C"])
@@ -169,11 +168,11 @@ def sweep(
 
 def _listed(name: str, sizes: Sequence[int] | int | None) -> list[int | None]:
     if isinstance(sizes, Sequence) and not sizes:
-        raise UserError(f"{name} is empty; give one or more numbers of rows, or leave it out.")
+        raise UserError(f"{name} is empty; give one or more numbers of rows, or omit it.")
     return list(sizes) if isinstance(sizes, Sequence) else [sizes]
 
 
-TEST_SHARE = 0.2  # of arrays without a split of their own
+TEST_SHARE = 0.2  # of arrays given without a test split
 
 
 def from_arrays(layers: Mapping[str, ArrayLike], y: ArrayLike | None) -> MemoryStore:
@@ -182,12 +181,12 @@ def from_arrays(layers: Mapping[str, ArrayLike], y: ArrayLike | None) -> MemoryS
     Raises
     ------
     UserError
-        There are no labels, or their number or kind does not fit.
+        Labels are missing, or their number or type is wrong.
     """
     if y is None:
         raise UserError("Arrays were given without labels; write sweep({'layer1': X1, 'layer2': X2}, y).")
     labels, arrays = plain_array(y, "y"), {name: plain_array(X, f"layer {name}") for name, X in layers.items()}
-    MemoryStore({"train": (arrays, labels)})  # shapes and types are checked before anything is split
+    MemoryStore({"train": (arrays, labels)})  # check shapes and dtypes before splitting
     rows = dict(zip(("train", "test"), stratified_holdout(labels, TEST_SHARE, 0), strict=True))
     splits = {name: ({key: X[row] for key, X in arrays.items()}, labels[row]) for name, row in rows.items()}
     return MemoryStore(splits, {"name": "features"}, {"name": "arrays"}, rows)
@@ -199,20 +198,20 @@ def choose_names(store: Features, layers: str | Sequence[str | int] | None) -> l
     Raises
     ------
     UserError
-        A layer is not there.
+        A layer does not exist.
     """
     if layers is None:
         return list(store.layers)
     if not isinstance(layers, str | Sequence) or not layers:
-        raise UserError(f"layers is {layers!r}; give one or more of {', '.join(store.layers)}, or leave it out.")
+        raise UserError(f"layers is {layers!r}; give one or more of {', '.join(store.layers)}, or omit it.")
     found = set()
     for layer in [layers] if isinstance(layers, str) else layers:
         matched: list[str] = []
         if isinstance(layer, str):
             matched = [name for name in store.layers if fnmatch.fnmatchcase(name, layer)]
-            if not matched and re.fullmatch("[0-9]{1,9}", layer):  # names begin with the depth, in two digits or more
+            if not matched and re.fullmatch("[0-9]{1,9}", layer):  # names begin with the depth, in at least two digits
                 matched = [name for name in store.layers if re.fullmatch(f"0*{int(layer)}(_.*)?", name)]
             if not matched and set("*?[") & set(layer):
-                raise UserError(f"No layer matches {layer!r}; there are {', '.join(store.layers)}.")
+                raise UserError(f"No layer matches {layer!r}; choose from {', '.join(store.layers)}.")
         found |= set(matched or [store.layer(layer)])
     return [name for name in store.layers if name in found]
