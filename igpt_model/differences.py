@@ -63,7 +63,7 @@ def claim(
         try:
             there = read_json(path, dict) if path.exists() else {}
         except UserError as error:
-            raise UserError(f"{str(error).rstrip('.')}; delete it, and run the same command again.") from None
+            raise UserError(f"{str(error).rstrip('.')}; restore it, or give another --out.") from None
         if not there or not begun(there):
             write_json(path, as_json(settings))
             return {}

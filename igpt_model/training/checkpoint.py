@@ -398,7 +398,7 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
         They cannot be read.
     """
     file, shards = folder / f"{name}.safetensors", folder / name
-    if not shards.is_dir():
+    if file.exists() or not shards.is_dir():
         try:
             open_regular(file).close()  # a pipe or a device would be waited for
             tensors = load_file(file)

@@ -28,15 +28,22 @@ def open_run(out: str | Path, settings: Mapping[str, Any], free: Iterable[str] =
         `out` can't be written, or holds a run with other settings; the message names those that differ.
     """
 
+    path = Path(out) / "config.json"
+    checkpoints = any(Path(out).glob("checkpoints/*[0-9]*"))
+    if checkpoints and not path.exists():
+        raise UserError(
+            f"{out} contains checkpoints, but no config.json that says what they are; restore it, or give another --out."
+        )
+
     def begun(there: Mapping[str, Any]) -> bool:
         ours = {"train", "finetune"} & there.keys()
-        if ours and not any(Path(out).glob("checkpoints/*[0-9]*")):
+        if ours and not checkpoints:
             return False
         if other := ours - settings.keys():
             raise UserError(f"{out} contains a run of `probekit {other.pop()}`; give another --out.")
         return True
 
-    return claim(Path(out) / "config.json", settings, begun, "a run", free)
+    return claim(path, settings, begun, "a run", free)
 
 
 class MetricsLog:
