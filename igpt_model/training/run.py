@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from igpt_model.devices import cpu_threads
-from igpt_model.differences import changes, differ
+from igpt_model.differences import differ
 from igpt_model.errors import UserError
 from igpt_model.images import ImageTransform
 from igpt_model.locks import RUN_LOCK, run_lock
@@ -194,9 +194,7 @@ class Run(ABC):
         if found is None:
             self.palette = self.ranks.once(self.first_palette)
         else:
-            there, here = self.recorded(found.provenance)
-            if fixed := {name: pair for name, pair in changes(there, here).items() if name not in self.free}:
-                differing = differ(*({name: pair[side] for name, pair in fixed.items()} for side in (0, 1)))
+            if differing := differ(*self.recorded(found.provenance), self.free):
                 raise UserError(
                     f"The checkpoint {found.path} was made with other settings than the run's config.json has now: "
                     f"{differing}; restore config.json, or give another --out."

@@ -32,7 +32,7 @@ def open_run(out: str | Path, settings: Mapping[str, Any], free: Iterable[str] =
     checkpoints = any(Path(out).glob("checkpoints/*[0-9]*"))
     if checkpoints and not path.exists():
         raise UserError(
-            f"{out} contains checkpoints, but no config.json that says what they are; restore it, or give another --out."
+            f"{out} contains checkpoints, but no config.json that names their run; restore it, or give another --out."
         )
 
     def begun(there: Mapping[str, Any]) -> bool:
