@@ -51,8 +51,8 @@ def claim(
 ) -> dict[str, Any]:
     """Write the settings of what begins in a folder, or compare them with those that it was begun with.
 
-    Settings of which `begun` says that nothing was made with them yet are replaced. Names in `free` may differ; those
-    that do are returned with their new values.
+    Settings of which `begun` says that nothing was made with them yet, {} where there are none, are replaced. Names in
+    `free` may differ; those that do are returned with their new values.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def claim(
             there = read_json(path, dict) if path.exists() else {}
         except UserError as error:
             raise UserError(f"{str(error).rstrip('.')}; restore it, or give another --out.") from None
-        if not there or not begun(there):
+        if not begun(there):
             write_json(path, as_json(settings))
             return {}
     except OSError as error:

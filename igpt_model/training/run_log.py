@@ -27,18 +27,18 @@ def open_run(out: str | Path, settings: Mapping[str, Any], free: Iterable[str] =
     UserError
         `out` can't be written, or holds a run with other settings; the message names those that differ.
     """
-
     path = Path(out) / "config.json"
     checkpoints = any(Path(out).glob("checkpoints/*[0-9]*"))
-    if checkpoints and not path.exists():
-        raise UserError(
-            f"{out} contains checkpoints, but no config.json that names their run; restore it, or give another --out."
-        )
 
     def begun(there: Mapping[str, Any]) -> bool:
         ours = {"train", "finetune"} & there.keys()
-        if ours and not checkpoints:
+        if not checkpoints and (ours or not there):
             return False
+        if not there:
+            raise UserError(
+                f"{out} contains checkpoints, but no config.json that names their run; restore it, or give another "
+                "--out."
+            )
         if other := ours - settings.keys():
             raise UserError(f"{out} contains a run of `probekit {other.pop()}`; give another --out.")
         return True

@@ -350,9 +350,10 @@ def test_settings_that_were_edited_to_those_of_another_command(run):
         list(train(replace(TINY, lr=0.5), PICTURES, PICTURES, folder))
 
 
-def test_checkpoints_without_the_settings_of_their_run_are_left_alone(run):
+@pytest.mark.parametrize("gone", [True, False])
+def test_checkpoints_without_the_settings_of_their_run_are_left_alone(run, gone):
     folder, checkpoint = run
-    (folder / "config.json").unlink()
+    (folder / "config.json").unlink() if gone else (folder / "config.json").write_text("{}")
     before = sorted(folder.rglob("*"))
     images, tuned = Labelled(PICTURES, np.arange(20) % 2), FinetuneConfig(steps=1, batch_size=4)
     for start in (lambda: go(folder), lambda: list(finetune(tuned, checkpoint, images, images, "ab", folder))):
