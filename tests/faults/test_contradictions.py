@@ -356,7 +356,7 @@ def test_checkpoints_without_the_settings_of_their_run_are_left_alone(run, gone)
     (folder / "config.json").unlink() if gone else (folder / "config.json").write_text("{}")
     before = sorted(folder.rglob("*"))
     images, tuned = Labelled(PICTURES, np.arange(20) % 2), FinetuneConfig(steps=1, batch_size=4)
-    for start in (lambda: go(folder), lambda: list(finetune(tuned, checkpoint, images, images, "ab", folder))):
+    for start in (lambda: go(folder), lambda: list(finetune(tuned, checkpoint, images, images, ["a", "b"], folder))):
         with pytest.raises(UserError, match=r"no config\.json"):
             start()
         assert sorted(folder.rglob("*")) == before
@@ -365,16 +365,16 @@ def test_checkpoints_without_the_settings_of_their_run_are_left_alone(run, gone)
 def test_settings_of_fine_tuning_that_were_edited(run, tmp_path):
     images, out = Labelled(PICTURES, np.arange(20) % 2), tmp_path / "tuned"
     tuned = FinetuneConfig(steps=1, batch_size=4, threads=1)
-    first = [one["kind"] for one in finetune(tuned, run[1], images, images, "ab", out)]
+    first = [one["kind"] for one in finetune(tuned, run[1], images, images, ["a", "b"], out)]
     assert first[-1] == "end"
     settings = json.loads((out / "config.json").read_text())
     edited(settings, "finetune.seed", 5)
     (out / "config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=r"config\.seed: 0 there, 5 here"):
-        list(finetune(replace(tuned, seed=5), run[1], images, images, "ab", out))
+        list(finetune(replace(tuned, seed=5), run[1], images, images, ["a", "b"], out))
     edited(settings, "finetune.seed", 0)
     (out / "config.json").write_text(json.dumps(settings))
-    again = list(finetune(replace(tuned, threads=2), run[1], images, images, "ab", out))
+    again = list(finetune(replace(tuned, threads=2), run[1], images, images, ["a", "b"], out))
     assert [one["kind"] for one in again] == ["start", "end"]
 
 
