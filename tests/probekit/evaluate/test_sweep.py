@@ -107,6 +107,16 @@ def test_again_repeats_nothing(tmp_path):
     assert seen == [(63, 63)]  # three layers of 4 penalties x 5 folds and a refit
 
 
+def test_choices_that_vanish_before_the_tests_are_a_sentence(tmp_path):
+    def remove(done, total):
+        if done == total:
+            (tmp_path / "choices.jsonl").unlink(missing_ok=True)
+
+    with pytest.raises(UserError, match=r"choices\.jsonl has lost a line"):
+        sweep(MemoryStore(), tmp_path, Cs=CS, progress=remove)
+    assert len(sweep(MemoryStore(), tmp_path, Cs=CS)) == 3
+
+
 def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path):
     def stop_within_the_third(done, total):
         if done > 2 * total / 3:
