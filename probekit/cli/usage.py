@@ -84,7 +84,7 @@ def read_config(path: Path) -> dict[str, Any]:
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             names = Counter(key.value for key, _ in node.value if key.id == "scalar")
             if twice := [name for name, times in names.items() if times > 1]:
-                raise yaml.YAMLError(f"the key {twice[0]!r} is there twice")
+                raise yaml.YAMLError(f"the key {twice[0]!r} occurs twice")
             return super().construct_mapping(node, deep)
 
     Plain.add_implicit_resolver(

@@ -153,7 +153,7 @@ def test_a_choice_of_another_kind_than_its_probe(results):
     chosen = lines(results / "choices.jsonl")
     chosen[0] |= {"probe": "knn", "width": 3}
     put(results / "choices.jsonl", chosen)
-    with pytest.raises(UserError, match="is no knn probe of 3 columns"):
+    with pytest.raises(UserError, match="is not of kind knn with 3 columns"):
         sweep(results / "f.h5", results, Cs=[0.1, 1.0])
 
 
@@ -400,7 +400,7 @@ def test_tensors_that_no_training_writes(run, what):
     folder, checkpoint = run
     TENSORS[what](checkpoint)
     fit_manifest(checkpoint)
-    with pytest.raises(UserError, match=r"does not hold what a checkpoint's float32 tensors may"):
+    with pytest.raises(UserError, match=r"has values that are not valid in a checkpoint's float32 tensors"):
         go(folder)
 
 
