@@ -41,7 +41,7 @@ _TEST = {"dataset": str, "finetune": {"seed?": int}}
 def read_run(folder: Path) -> Tested:
     """What a folder of `probekit finetune` says about the test rows."""
     if not (folder / TEST_FILE).is_file():
-        raise UserError(f"{folder} has no {TEST_FILE}: run `probekit finetune` to its end, without --no-test.")
+        raise UserError(f"{folder} has no {TEST_FILE}; run `probekit finetune` to the end, without --no-test.")
     about: dict[str, Any] = read_json(folder / TEST_FILE, _TEST)
     rows = load_probe(folder / PREDICTIONS_FILE)
     right = rows["test_predictions"] == rows["test_labels"]

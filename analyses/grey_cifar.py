@@ -29,7 +29,7 @@ def dataset() -> Dataset:
     """Return the data set of three splits, each read when it is first asked for."""
     if "CIFAR10" not in os.environ:
         raise UserError(
-            "Set the environment variable CIFAR10 to the place of CIFAR-10, for example 'data/cifar10-*.zip'."
+            "Set the environment variable CIFAR10 to the path of CIFAR-10, for example 'data/cifar10-*.zip'."
         )
     colour = load_dataset(os.environ["CIFAR10"])
     splits = Splits({name: partial(_read, colour, name) for name in colour.splits})

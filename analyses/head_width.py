@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name = f"igpt:{options.run}"
     encoder = load_encoder(name, layers=load_encoder(name).layers[-1])
     if not isinstance(encoder, IGPTEncoder):
-        raise UserError(f"{name} is a {type(encoder).__name__}, not an iGPT: give a run of `probekit train`.")
+        raise UserError(f"{name} is a {type(encoder).__name__}, not an iGPT; give a run of `probekit train`.")
     parts = HeadParts(encoder, options.seeds)
     store = extract(parts, load_dataset(options.dataset), out=options.out / "features.h5", limit=options.limit)
     sweep(store, options.out, Cs=CS)

@@ -72,7 +72,7 @@ def study(results: Results, model: str, random: str, pixels: str) -> dict[str, A
     """Every seed, and the seeds together (mean, 95 % over runs, then rows; two or more of them)."""
     models, controls = role(results, model), [*role(results, pixels), *role(results, random)]
     if not models:
-        raise UserError(f"No series begins with {model!r}; there are {', '.join(results.series)}.")
+        raise UserError(f"No series name begins with {model!r}; there are {', '.join(results.series)}.")
     seeds = [seed_verdict(results, name, controls) for name in models]
     found: dict[str, Any] = {"seeds": seeds, "controls": {}, "all count": all(seed["counts"] for seed in seeds)}
     for control in controls:

@@ -31,7 +31,7 @@ def training_frame(run: Path) -> "pd.DataFrame":
     import pandas as pd
 
     if not (run / "metrics.jsonl").is_file():
-        raise UserError(f"{run} contains no metrics.jsonl; give folders that `probekit train` or `finetune` wrote.")
+        raise UserError(f"{run} contains no metrics.jsonl; give folders written by `probekit train` or `finetune`.")
     config = read_json(run / "config.json", {"finetune?": dict, "train?": dict})
     settings = config.get("finetune") or config.get("train") or {}
     words = arm(settings) if "finetune" in config else settings.get("objective", "")

@@ -13,7 +13,7 @@ def picture_grid(images_NPP3: np.ndarray, columns: int | None = None, scale: int
 
     Parameters
     ----------
-    columns : pictures a row; about a square unless given.
+    columns : images per row; by default about a square.
     """
     n, side = images_NPP3.shape[:2]
     columns = columns or int(np.ceil(np.sqrt(n)))

@@ -1,4 +1,4 @@
-"""`probekit sample`: pictures drawn from a trained iGPT, in one PNG."""
+"""`probekit sample`: images sampled from a trained iGPT, in one PNG file."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def sample(
     temperature
         Sampling temperature: 1 samples from the model's distribution, 0 takes the most likely colour.
     top_k
-        Sample among the k most likely colours only.
+        Sample only from the k most likely colours.
     seed
         Random seed; image i does not depend on the number of images.
     scale
@@ -48,7 +48,7 @@ def sample(
     each
         Completions per image.
     keep
-        Share of each image, from the top, that is given.
+        Fraction of each image, from the top, that is given.
     root
         Folder of that data set, if it is not embedded.
     device
@@ -74,7 +74,9 @@ def sample(
     side = checkpoint.transform.resolution
     given = round(keep * side) * side
     if not 0 < given < side * side:
-        raise UserError(f"keep is {keep}, which leaves no row of {side} pixels to give, or none to draw.")
+        raise UserError(
+            f"keep is {keep}, which leaves no row of {side} to give or to complete; give a value further from 0 and 1."
+        )
     plain = ImageTransform(side, checkpoint.transform.resize)
     pictures = load_dataset(complete, root=root).splits["val"].limit(n)
     tokens_NT = checkpoint.palette.encode(np.stack([plain(image) for image in pictures.images(0, len(pictures))]))

@@ -1,4 +1,4 @@
-"""Looking into a run while it trains: a cheap depth curve and sample pictures at checkpoints.
+"""Monitor a run during training: a quick depth curve and samples at checkpoints.
 
 Letters: N images, T tokens, L + 1 layers.
 """
@@ -25,7 +25,7 @@ WATCHING = "Watching"
 
 @dataclass(frozen=True)
 class WatchConfig:
-    """Probes and samples of a model while it trains; they change nothing in the training itself."""
+    """Probes and samples of a model during training, which do not affect the training."""
 
     probe_every: int = option(0, "Probe every layer at checkpoints of these steps' multiples; 0: never.", WATCHING)
     probe_images: int = option(2000, "Training images for those probes; a quarter is held out for testing.", WATCHING)
@@ -45,9 +45,9 @@ class DepthWatch:
     ----------
     config : WatchConfig
     train : Split
-        Rows for the probes are taken from it; validation and test rows stay unread.
+        Split from which rows for the probes are drawn; validation and test rows are not used.
     out : the run folder
-    steps : the last step, which is always looked at
+    steps : the last step, which is always probed
     device : where features are computed
     """
 
@@ -57,13 +57,13 @@ class DepthWatch:
         self.rows = train.limit(config.probe_images) if config.probe_every else train
 
     def due(self, every: int, step: int) -> bool:
-        """Whether a checkpoint of this step is looked at."""
+        """Whether a checkpoint of this step is probed or sampled."""
         return every > 0 and (step % every == 0 or step == self.steps)
 
     def probe_checkpoint(self, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the records that one of train()'s records gives rise to: "probe", "samples", or none.
 
-        What a kill lost between a checkpoint and its probe or pictures is made when the run goes on.
+        If a run is killed between a checkpoint and its probe or samples, they are made when it resumes.
         """
         if record["kind"] != "checkpoint" and not (record["kind"] == "start" and record["resumed"]):
             return
@@ -79,11 +79,11 @@ class DepthWatch:
             yield from self.sample(folder, step)
 
     def picture(self, step: int) -> Path:
-        """Where the pictures drawn from a checkpoint lie."""
+        """Path of the samples from a checkpoint."""
         return self.out / "samples" / f"{step:07d}.png"
 
     def probe(self, folder: Path, step: int) -> dict[str, Any]:
-        """Fit one probe a layer of a checkpoint; append the record to metrics.jsonl and return it."""
+        """Fit one probe per layer of a checkpoint; append the record to metrics.jsonl and return it."""
         from igpt_model.objectives import draw_masks
         from igpt_model.training.checkpoint import load_checkpoint
         from probekit.datasets.splits import stratified_holdout
@@ -128,7 +128,7 @@ class DepthWatch:
 def layer_accuracies(
     model: Any, tokens_NT: np.ndarray, labels_N: np.ndarray, masks_NT: Any, kept: np.ndarray, held: np.ndarray
 ) -> list[float]:
-    """Accuracy on the rows `held` of a probe a layer that was fitted on the rows `kept`: L + 1 values."""
+    """Accuracy of one probe per layer, fitted on the rows `kept`, on the rows `held`: L + 1 values."""
     from igpt_model.features import encode
     from probekit.solver.path import fit_path
 
@@ -146,7 +146,7 @@ def layer_accuracies(
 
 
 def read_probes(out: Path) -> list[dict[str, Any]]:
-    """The probe records of a run, by step; of a step that was probed twice the later one."""
+    """The probe records of a run, by step; if a step was probed twice, the later one."""
     from igpt_model.training.run_log import read_metrics
 
     found = {r["step"]: r for r in read_metrics(out / "metrics.jsonl") if r["kind"] == "probe"}
@@ -154,7 +154,7 @@ def read_probes(out: Path) -> list[dict[str, Any]]:
 
 
 def probe_line(record: dict[str, Any]) -> str:
-    """One line a probe: the layer with the highest accuracy, and the last one."""
+    """One line per probe record: the layer with the highest accuracy, and the last one."""
     accuracy, peak = record["accuracy"], record["peak"]
     best = f"best layer {peak} of {len(accuracy) - 1}: {100 * accuracy[peak]:.1f} %"
     return f"step {record['step']}, probes on held-out training images: {best}, last {100 * accuracy[-1]:.1f} %"

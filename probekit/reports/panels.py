@@ -296,10 +296,10 @@ def collect_records(results: str | Path | Iterable[str | Path]) -> list[Record]:
     """
     paths = [results] if isinstance(results, str | Path) else list(results)
     if not paths:
-        raise UserError("No results were given; give folders with a results.jsonl, as `probekit sweep` makes.")
+        raise UserError("No results were given; give folders with a results.jsonl, as written by `probekit sweep`.")
     records = read_records(*paths)
     if not records:
-        raise UserError(f"{', '.join(map(str, paths))} contains no finished probe yet: run `probekit sweep` first.")
+        raise UserError(f"{', '.join(map(str, paths))} contains no finished probes; run `probekit sweep` first.")
     return records
 
 
@@ -334,12 +334,12 @@ def build_panels(
     singles = [r for r in records if len(r.layers) == 1 and r.kind != "layer"]
     if readout is not None:
         if shown.label_free:
-            raise UserError(f"{metric} is of the features, whatever the probe: leave out readout {readout!r}.")
+            raise UserError(f"{metric} describes features, not probes; leave out readout {readout!r}.")
         known = list(dict.fromkeys(r.kind for r in singles))
         if readout not in known:
             more = did_you_mean(readout, known) or " `probekit sweep --checks KIND` adds others."
             there = ", ".join(known) or "the protocol's alone"
-            raise UserError(f"The results hold no probe of kind {readout!r}; they have {there}.{more}")
+            raise UserError(f"The results contain no probe of kind {readout!r}; choose from {there}.{more}")
         records = [replace(r, kind="layer") for r in singles if r.kind == readout]
     groups: dict[PanelKey, list[Record]] = {}
     for record in records:
@@ -502,7 +502,7 @@ def find_series(panel: Panel, name: str) -> Series:
         if len(found) == 1:
             return found[0]
     known = [series.label for series in panel.series]
-    raise UserError(f"There is no series {name!r}; there are {'; '.join(known)}.{did_you_mean(name, known)}")
+    raise UserError(f"There is no series {name!r}; choose from {'; '.join(known)}.{did_you_mean(name, known)}")
 
 
 def relabelled(panel: Panel, labels: Mapping[str, str]) -> Panel:
@@ -513,7 +513,7 @@ def relabelled(panel: Panel, labels: Mapping[str, str]) -> Panel:
             new[series.label] = new[series.host] + series.label.removeprefix(series.host)
     names = [new.get(series.label, series.label) for series in panel.series]
     if len(set(names)) < len(names):
-        raise UserError(f"Two series would be called {max(names, key=names.count)!r}: give each a name of its own.")
+        raise UserError(f"Two series would be called {max(names, key=names.count)!r}; give each a different name.")
     renamed = (
         replace(series, label=name, host=new.get(series.host, series.host))
         for series, name in zip(panel.series, names, strict=True)

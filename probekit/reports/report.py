@@ -67,9 +67,7 @@ def write_report(
     sources = [Path(results)] if isinstance(results, str | Path) else [Path(path) for path in results]
     panels = build_panels(collect_records(sources), runs=runs)
     if not panels:
-        raise UserError(
-            "The results hold no probe of a single layer, so there is no depth curve: run `probekit sweep`."
-        )
+        raise UserError("The results contain no probe of a single layer for a depth curve; run `probekit sweep`.")
     out = Path(out)
     stems = file_names([*OWN_FILES, *figures])[len(OWN_FILES) :]
     try:
@@ -94,13 +92,13 @@ def write_report(
                     figure = draw(panel)
                     if not hasattr(figure, "savefig"):
                         got = type(figure).__name__
-                        raise WrongType(f"figures[{name!r}] returned {got}; write_report expected a matplotlib Figure.")
+                        raise WrongType(f"figures[{name!r}] returned {got}; give a matplotlib Figure.")
                     written = save_figure(figure, out / f"{stem}{suffix}")
                 own[f"figure {name}"] = [*written, write_points(line_frame(figure), out / f"{stem}{suffix}.csv")]
         page = out / "index.html"
         atomic.write_text(page, render_page(panels, sources, files, figures))
     except OSError as error:
-        raise UserError(f"The report cannot be written to {out} ({error.strerror}): choose another --out.") from None
+        raise UserError(f"The report cannot be written to {out} ({error.strerror}); choose another --out.") from None
     return page
 
 

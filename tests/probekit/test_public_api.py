@@ -252,7 +252,7 @@ def test_objects_are_pickled_and_copied(calls):
 
 MISUSED = {
     "no path": (lambda results: Results(), "Results needs a results file or folder"),
-    "no records": (lambda results: Results.from_records([]).curve(), "These results hold no records"),
+    "no records": (lambda results: Results.from_records([]).curve(), "These results contain no records"),
     "no results": (lambda results: probekit.write_report([]), "No results were given"),
     "axes": (lambda results: results.plot_depth(ax=5), "ax is of type int"),
     "metric": (lambda results: results.curves(metric=5), "metric is 5"),

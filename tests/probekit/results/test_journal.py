@@ -56,9 +56,9 @@ def test_damage_inside_is_refused_not_cut(tmp_path):
 def test_a_file_of_something_else_is_refused_and_left_as_it_is(tmp_path, content):
     path = tmp_path / "results.jsonl"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"results.jsonl contains lines that are not records"):
+    with pytest.raises(UserError, match=r"results.jsonl contains lines that are not probekit records"):
         Journal(path).keys()
-    with pytest.raises(UserError, match=r"results.jsonl contains lines that are not records"):
+    with pytest.raises(UserError, match=r"results.jsonl contains lines that are not probekit records"):
         Journal(path).append({"key": "a"})
     assert path.read_bytes() == content
 
