@@ -12,13 +12,13 @@ from probekit.results.record import Record
 
 
 def records_of(series: Series) -> list[Record]:
-    """Records that the figures of a series show, of all runs and seeds; other kinds of probes are in tables only."""
+    """Records shown in the figures of a series, for all runs and seeds; other kinds of probes are in tables only."""
     every = [*series.curve.every, *(record for joint in series.concatenated for record in joint.curve.every)]
     return list({record.key: record for record in every}.values())
 
 
 def fit_sentence(panel: Panel) -> str:
-    """How many fits there were and how many are certified."""
+    """Number of fits, and number of certified ones."""
     records = [record for series in panel.series if series.role != "readout" for record in records_of(series)]
     path = np.concatenate([np.asarray(record.converged, dtype=bool) for record in records])
     refits = np.array([bool(record.refit["converged"]) for record in records])
@@ -61,7 +61,7 @@ def doubtful_fits(panel: Panel) -> Iterator[tuple[Any, ...]]:
 
 
 def _which(series: Series, record: Record) -> str:
-    """The layers of a record, with its run and seed where the series has several."""
+    """The layers of a record, with its run and seed if the series has several."""
     run = f", {record.series}" if len(series.curve.runs) > 1 else ""
     return "+".join(record.layers) + run + (f", seed {record.seed}" if len(series.curve.seeds) > 1 else "")
 

@@ -36,8 +36,8 @@ def write_report(
 ) -> Path:
     """Write `index.html`, `depth_curve.{svg,png,pdf,csv}`, `table.{md,csv,tex}` and `comparison.{md,csv,tex}`.
 
-    `penalty_paths.csv` holds every fit of the maps of held-out accuracy. Where `probekit verify --near-duplicates` has
-    left a row set beside a feature file, also `without_near_duplicates.{md,csv,tex}`.
+    `penalty_paths.csv` contains every fit of the maps of held-out accuracy. If `probekit verify --near-duplicates` has
+    written a row set next to a feature file, also writes `without_near_duplicates.{md,csv,tex}`.
 
     With several data sets, protocols or sizes of the training set, each has its own files (`depth_curve-NAME.svg` and
     so on), since their numbers are not comparable; the page shows them one below the other.
@@ -50,7 +50,7 @@ def write_report(
         Folder for the report; files in it are replaced.
     figures
         Further figures: name -> function that draws a panel. Each is written as the depth curve is, and shown on the
-        page; its CSV file holds the points of its lines.
+        page; its CSV file contains the points of its lines.
     runs
         Name -> series that are pre-training runs of one model: one curve with mean and interval.
 
