@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from igpt_model.differences import differ
-from igpt_model.voting import modal_vote
+from igpt_model.objectives import modal_vote
 from probekit.evaluate.predict import load_fitted
 from probekit.features.lazy_features import read_features
 from probekit.features.store import FeatureStore

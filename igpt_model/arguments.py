@@ -121,6 +121,10 @@ def plain_array(value: Any, what: str) -> "np.ndarray":
         # NumPy has no bfloat16
         value = value.detach().float() if value.is_floating_point() else value.detach()
         return value.cpu().resolve_neg().numpy()
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise UserError(
+            f"A masked array is given as {what}, but every value is needed: fill or leave out what is masked."
+        )
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:

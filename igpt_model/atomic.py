@@ -38,6 +38,8 @@ def check_target(path: str | Path) -> None:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
+    except ValueError:
+        raise UserError(f"{str(path)!r} cannot be the name of a file; give another one.") from None
     if stat.S_ISLNK(mode):
         raise UserError(f"{path} is a link to {os.readlink(path)}; give that path itself, or remove the link.")
     if not stat.S_ISREG(mode):
@@ -150,22 +152,9 @@ def _same_files(a: Path, b: Path) -> bool:
     return names[0] == names[1] and all(filecmp.cmp(a / name, b / name, shallow=False) for name in names[0])
 
 
-def replace_folder(partial: str | Path, target: str | Path) -> None:
-    """Rename the finished folder `partial` to `target`, after flushing every file in it to disk.
-
-    Raises
-    ------
-    FileExistsError
-        `target` is there already: a finished folder is never overwritten.
-    """
-    partial, target = Path(partial), Path(target)
-    if target.exists():
-        raise FileExistsError(f"{target} exists already and finished folders are never overwritten.")
-    for file in partial.rglob("*"):
-        if file.is_file():
-            with open(file, "rb+") as opened:
-                os.fsync(opened.fileno())
-    for folder in [p for p in partial.rglob("*") if p.is_dir()] + [partial]:
-        sync(folder)
+def replace_folder(partial: Path, target: Path) -> None:
+    """Rename the finished folder `partial` to `target`, which is not there; all in it is flushed to disk first."""
+    for path in [*partial.rglob("*"), partial]:
+        sync(path)
     os.rename(partial, target)
     sync(target.parent)

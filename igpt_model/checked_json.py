@@ -146,9 +146,7 @@ def parse_json(content: bytes | str, where: str | Path, schema: Any = None) -> A
         raise UserError(f"{where} is not UTF-8 text ({getattr(error, 'reason', error)}): JSON was expected.") from None
     except ValueError as error:
         raise UserError(f"{where} is not valid JSON ({first_line(error)}).") from None
-    if schema is not None:
-        _check(value, where, schema)
-    return value
+    return value if schema is None else check_schema(value, where, schema)
 
 
 def check_json(value: Any, what: str, schema: Any = dict) -> None:
@@ -166,12 +164,14 @@ def check_json(value: Any, what: str, schema: Any = dict) -> None:
         raise UserError(
             f"{what} cannot be stored as JSON ({first_line(error)}); give texts, finite numbers, lists and mappings."
         ) from None
-    _check(json.loads(text), what, schema)
+    check_schema(json.loads(text), what, schema)
 
 
-def _check(value: Any, where: str | Path, schema: Any) -> None:
+def check_schema(value: Any, where: str | Path, schema: Any) -> Any:
+    """Return the value, which comes from `where` (a name for messages); `UserError` if it is not as the schema says."""
     if problem := mismatch(value, schema):
         raise UserError(f"{where} cannot be used: {problem}.")
+    return value
 
 
 def as_json(value: Any, default: Callable[[Any], Any] | None = None) -> Any:
@@ -183,12 +183,14 @@ def mismatch(value: Any, schema: Any, key: str = "") -> str | None:
     """Say where a JSON value departs from a schema, or None where it agrees."""
     name = key or "the whole"
     if isinstance(schema, tuple):
-        problems = [mismatch(value, option, key) for option in schema]
-        if None in problems:
-            return None
-        # the alternative of the same kind knows best what is wrong inside
-        inside = [p for p, option in zip(problems, schema, strict=True) if type(value) is type(option)]
-        return next(iter(inside), None) or f"{name} is {_short(value)}, expected {_named(schema)}"
+        problem = None
+        for option in schema:
+            found = mismatch(value, option, key)
+            if found is None:
+                return None
+            # the alternative of the same kind knows best what is wrong inside
+            problem = problem or (found if type(value) is type(option) else None)
+        return problem or f"{name} is {_short(value)}, expected {_named(schema)}"
     if isinstance(schema, dict):
         if not isinstance(value, dict):
             return f"{name} is {_short(value)}, expected an object"

@@ -1,9 +1,13 @@
 """Differences between the settings that a file or folder was made with and those of this call."""
 
 import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from igpt_model.checked_json import as_json
+from igpt_model.atomic import write_json
+from igpt_model.checked_json import as_json, read_json
+from igpt_model.errors import UserError
 
 SHOWN = 6
 LENGTH = 80  # characters of a value
@@ -36,6 +40,44 @@ def differ(there: Any, here: Any) -> str:
     found = differences(there, here)
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return "; ".join(found[:SHOWN]) + more
+
+
+def claim(
+    path: Path,
+    settings: Mapping[str, Any],
+    begun: Callable[[Mapping[str, Any]], bool],
+    what: str,
+    free: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Write the settings of what begins in a folder, or compare them with those that it was begun with.
+
+    Settings of which `begun` says that nothing was made with them yet are replaced. Names in `free` may differ; those
+    that do are returned with their new values.
+
+    Raises
+    ------
+    UserError
+        The folder can't be written, or holds `what` with other settings; the message names those that differ.
+    """
+    try:
+        try:
+            there = read_json(path, dict) if path.exists() else {}
+        except UserError as error:
+            raise UserError(f"{str(error).rstrip('.')}; delete it, and run the same command again.") from None
+        if not there or not begun(there):
+            write_json(path, as_json(settings))
+            return {}
+    except OSError as error:
+        raise UserError(
+            f"The folder {path.parent} cannot be written or read ({error.strerror}); give another --out."
+        ) from error
+    changed = changes(there, settings)
+    if fixed := {name: pair for name, pair in changed.items() if name not in free}:
+        differing = differ(*({name: pair[side] for name, pair in fixed.items()} for side in (0, 1)))
+        raise UserError(
+            f"{path.parent} contains {what} with other settings: {differing}; use the same ones or another --out."
+        )
+    return {name: new for name, (_, new) in changed.items()}
 
 
 def _short(*values: Any) -> tuple[str, ...]:

@@ -5,14 +5,15 @@ Letters in shapes: B images, P pixels per side.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from igpt_model.arguments import check_fields, checked, from_json, plain_array
+from igpt_model.arguments import checked, from_json, plain_array
 from igpt_model.errors import UserError
+from igpt_model.ranges import Range, check_settings
 
 MAX_RESOLUTION = 4096  # 17 million tokens an image
 KERNELS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
@@ -36,16 +37,12 @@ class ImageTransform:
         fine-tuning).
     """
 
-    resolution: int
+    resolution: int = field(metadata={"range": Range(1, MAX_RESOLUTION)})
     resize: str = "bilinear"
     augment: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        if not 1 <= self.resolution <= MAX_RESOLUTION:
-            raise UserError(
-                f"A resolution of {self.resolution} was given; give 1 to {MAX_RESOLUTION:,} pixels per side."
-            )
+        check_settings(self)
         if self.resize not in KERNELS:
             raise UserError(f"Unknown resize kernel {self.resize!r}; choose one of {', '.join(KERNELS)}.")
         for name in self.augment:

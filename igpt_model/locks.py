@@ -65,23 +65,20 @@ def open_lock_file(path: Path) -> int:
     OSError
         It cannot be opened.
     """
+    other = UserError(f"{path} must be a regular file of probekit's, and it is something else: remove it.")
     try:
         # O_NONBLOCK and O_NOFOLLOW: nothing is waited for, and no file elsewhere is opened for writing
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o666)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise UserError(
-                f"{path} must be a regular file of probekit's, and it is something else: remove it."
-            ) from None
-        raise
+        raise other if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO) else error from None
     found = os.fstat(descriptor)
     if stat.S_ISREG(found.st_mode) and found.st_nlink < 2:
         return descriptor
     os.close(descriptor)
     if found.st_nlink > 1:
         raise UserError(f"{path} has another name too (a hard link), and both would change: put a copy in its place.")
-    raise UserError(f"{path} must be a regular file of probekit's, and it is something else: remove it.")
+    raise other
 
 
 @contextmanager

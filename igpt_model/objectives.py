@@ -1,6 +1,6 @@
-"""The two pre-training losses, in nats per predicted pixel, and the seeded masks of BERT.
+"""The two pre-training losses, in nats per predicted pixel, the seeded masks of BERT, and votes among several masks.
 
-Letters: B images, T positions, D width, M masked positions of a batch.
+Letters: B images, T positions, D width, K classes; M masked positions of a batch, or masks of the same images.
 """
 
 import numpy as np
@@ -69,6 +69,35 @@ def draw_masks(keys_B: ArrayLike, n_positions: int, prob: float, seed: int) -> T
         mask_BT[empty] = (bits >> np.uint64(11)) < np.uint64(prob * 2**53)
         empty = empty[~mask_BT[empty].any(1)]
     return torch.from_numpy(mask_BT)
+
+
+_TIES = 3  # a stream of randomness of its own under one seed
+
+
+def modal_vote(predicted_MN: ArrayLike, keys_N: ArrayLike, seed: int = 0) -> np.ndarray:
+    """Return each image's most frequent prediction (N,); ties are broken at random from (seed, the image's key).
+
+    Parameters
+    ----------
+    predicted_MN : integers (M, N)
+        Class of every image under every mask.
+    keys_N : integers (N,)
+        Row ids: the result for a row depends neither on other rows nor on their order.
+    """
+    predicted_MN, keys_N = np.asarray(predicted_MN), np.asarray(keys_N, dtype=np.int64)
+    if predicted_MN.ndim != 2 or predicted_MN.shape[1:] != keys_N.shape or len(predicted_MN) == 0:
+        raise UserError(
+            f"Predictions {predicted_MN.shape} and row ids {keys_N.shape} were given, but (masks, images) and "
+            "(images,) are needed."
+        )
+    classes = np.unique(predicted_MN)
+    votes_NK = (predicted_MN[:, :, None] == classes).sum(0)
+    most_NK = votes_NK == votes_NK.max(1, keepdims=True)
+    voted = classes[most_NK.argmax(1)].astype(np.int64)
+    for row in np.flatnonzero(most_NK.sum(1) > 1):
+        rng = np.random.default_rng([seed, _TIES, int(keys_N[row]) % 2**63])
+        voted[row] = rng.choice(classes[most_NK[row]])
+    return voted
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -265,19 +265,14 @@ def _count_colours(images: Any, n_colours: int, seed: int, sample: int) -> tuple
     given = [plain_array(image, "an image of a palette") for image in several]
     if not given or any(image.dtype != np.uint8 or image.shape[-1:] != (3,) for image in given):
         raise UserError("A palette is fitted to uint8 RGB images, at least one of them.")
-    seen = np.zeros(1 << 24, bool)
-    packed_parts = []
-    for image in given:
-        pixels = image.reshape(-1, 3).astype(np.int32)
-        packed = (pixels[:, 0] << 16) | (pixels[:, 1] << 8) | pixels[:, 2]
-        seen[packed] = True
-        packed_parts.append(packed)
-    packed = np.concatenate(packed_parts)
+    place = np.array([1 << 16, 1 << 8, 1], np.int32)
+    packed = np.concatenate([image.reshape(-1, 3).astype(np.int32) @ place for image in given])
     if len(packed) == 0:
         raise UserError("A palette is fitted to uint8 RGB images, at least one of them.")
-    if seen.sum() > n_colours and len(packed) > sample:
-        packed = packed[rng.choice(len(packed), sample, replace=False, shuffle=False)]
-        if len(np.unique(packed)) <= n_colours:  # rare colours left out of the sample: cluster all of them instead
-            packed = np.concatenate(packed_parts)
-    colours, counts = np.unique(packed, return_counts=True)
-    return colours, counts.astype(np.float64)
+    counts = np.bincount(packed)
+    if np.count_nonzero(counts) > n_colours and len(packed) > sample:
+        drawn = np.bincount(packed[rng.choice(len(packed), sample, replace=False, shuffle=False)])
+        if np.count_nonzero(drawn) > n_colours:  # else rare colours were left out: cluster all of them instead
+            counts = drawn
+    colours = np.flatnonzero(counts)
+    return colours, counts[colours].astype(np.float64)

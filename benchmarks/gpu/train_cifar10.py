@@ -42,7 +42,7 @@ from rows import record
 from analyses import training_log
 from igpt_model import TrainConfig, atomic
 from igpt_model.sample import sample
-from igpt_model.training.checkpoint import latest_checkpoint, load_checkpoint, read_weights
+from igpt_model.training.checkpoint import latest_checkpoint, load_checkpoint
 from probekit import Results, extract, load_dataset, load_encoder, sweep
 from probekit.datasets import Dataset
 from probekit.reports import write_report
@@ -139,7 +139,7 @@ def keep_run(run):
     training_log.main([str(run.folder / "run"), "--out", str(keep)])
     for name in ("plan.json", "run/config.json"):
         shutil.copy(run.folder / name, keep / Path(name).name)
-    weights = read_weights(latest_checkpoint(run.folder / "run"))
+    weights = load_checkpoint(run.folder / "run").model.state_dict()
     if sum(value.numel() for value in weights.values()) <= MOST_WEIGHTS:
         save_file({name: value.to(torch.bfloat16) for name, value in weights.items()}, keep / "weights.safetensors")
 

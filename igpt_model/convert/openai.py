@@ -39,45 +39,42 @@ def from_openai(variables: Mapping[str, np.ndarray], causal: bool = True) -> IGP
     """
     found = {name.removeprefix("model/").removesuffix(":0"): np.asarray(value) for name, value in variables.items()}
     found = {name: value for name, value in found.items() if not any(word in name.lower() for word in _NOT_WEIGHTS)}
-    n_layer = len({match[0] for match in map(re.compile(r"h\d+/").match, found) if match})
-    expected = {"wpe", "wte", "wtet", "ln_f/g"} | ({"sos"} if causal else set())
-    for i in range(n_layer):
-        expected |= {f"h{i}/attn/{part}_proj" for part in "qkvc"}
-        expected |= {f"h{i}/{name}" for name in ("ln_1/g", "ln_2/g", "mlp/c_fc/w", "mlp/c_proj/w")}
-    wrong = sorted(expected ^ (set(found) - ({"sos"} - expected)))
-    if wrong or not n_layer:
-        raise UserError(f"These are not variables of OpenAI's iGPT: missing or unknown are {', '.join(wrong[:6])}.")
     try:
-        return _from_variables(found, n_layer, causal)
+        model = _from_variables(found, causal)
+    except KeyError as error:
+        raise UserError(f"These are not variables of OpenAI's iGPT: {error} is missing.") from None
     except (IndexError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
             f"The variables do not have the shapes and types of a model's ({first_line(error)})."
         ) from error
+    if unknown := sorted(found.keys() - {"sos"}):
+        raise UserError(f"These are not variables of OpenAI's iGPT: unknown are {', '.join(unknown[:6])}.")
+    return model
 
 
-def _from_variables(found: Mapping[str, np.ndarray], n_layer: int, causal: bool) -> IGPT:
-    heads = found["h0/attn/q_proj"].shape[0]
-    (n_positions, d), n_colours = found["wpe"].shape, len(found["wte"])
-    config = ModelConfig(n_layer, d, heads, n_colours, n_positions, causal)
+def _from_variables(found: dict[str, np.ndarray], causal: bool) -> IGPT:
+    """Build the model; the variables that it takes are removed from `found`."""
+    n_layer = len({match[0] for match in map(re.compile(r"h\d+/").match, found) if match})
+    (n_positions, d), heads = found["wpe"].shape, found["h0/attn/q_proj"].shape[0]
+    config = ModelConfig(n_layer, d, heads, len(found["wte"]), n_positions, causal)
     state = {
-        "wte.weight": found["wte"],
-        "wpe.weight": found["wpe"],
-        "ln_f.g": found["ln_f/g"],
-        "head.weight": found["wtet"],
+        "wte.weight": found.pop("wte"),
+        "wpe.weight": found.pop("wpe"),
+        "ln_f.g": found.pop("ln_f/g"),
+        "head.weight": found.pop("wtet"),
     }
     if causal:
-        state["sos"] = found["sos"].reshape(d)
+        state["sos"] = found.pop("sos").reshape(d)
     for i in range(n_layer):
-        attn, mlp = f"h{i}/attn", f"h{i}/mlp"
         # rows (h, e) are outputs of q, k and v (`bsf,hef->bhse`), but inputs of the last projection (`bhse,hef->bsf`)
-        state[f"h.{i}.attn.c_attn.weight"] = np.concatenate([found[f"{attn}/{x}_proj"].reshape(d, d) for x in "qkv"])
-        state[f"h.{i}.attn.c_proj.weight"] = found[f"{attn}/c_proj"].reshape(d, d).T
-        state[f"h.{i}.mlp.c_fc.weight"] = found[f"{mlp}/c_fc/w"].reshape(d, 4 * d).T
-        state[f"h.{i}.mlp.c_proj.weight"] = found[f"{mlp}/c_proj/w"].reshape(4 * d, d).T
+        q, k, v, c = (found.pop(f"h{i}/attn/{part}_proj").reshape(d, d) for part in "qkvc")
+        state[f"h.{i}.attn.c_attn.weight"], state[f"h.{i}.attn.c_proj.weight"] = np.concatenate([q, k, v]), c.T
+        state[f"h.{i}.mlp.c_fc.weight"] = found.pop(f"h{i}/mlp/c_fc/w").reshape(d, 4 * d).T
+        state[f"h.{i}.mlp.c_proj.weight"] = found.pop(f"h{i}/mlp/c_proj/w").reshape(4 * d, d).T
         for norm in ("ln_1", "ln_2"):
-            state[f"h.{i}.{norm}.g"] = found[f"h{i}/{norm}/g"]
+            state[f"h.{i}.{norm}.g"] = found.pop(f"h{i}/{norm}/g")
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()}
     return IGPT.from_state(config, tensors, "The variables")
 

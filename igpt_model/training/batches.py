@@ -20,7 +20,7 @@ from igpt_model.palette import Palette
 from igpt_model.training.config import TrainConfig
 
 PALETTE_IMAGES = 50_000  # images, evenly spaced, whose pixels the palette is fitted to
-_ORDER, _AUGMENT, _CROP = 1, 2, 4  # streams of randomness under one seed (3: igpt_model.voting)
+_ORDER, _AUGMENT, _CROP = 1, 2, 4  # streams of randomness under one seed (3: objectives)
 
 
 @lru_cache(maxsize=2)

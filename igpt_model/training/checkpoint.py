@@ -62,6 +62,7 @@ class Checkpoint:
     weights_hash: str
     provenance: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
+    trainer: dict[str, Any] | None = None  # the values of trainer.json, where a run is resumed
 
 
 def checkpoint_path(run_dir: str | Path, step: int) -> Path:
@@ -164,32 +165,30 @@ def latest_checkpoint(run_dir: str | Path, step: int | None = None) -> Path:
     return chosen
 
 
-def newest_good(run_dir: str | Path, schema: Any = dict) -> tuple[Path | None, list[dict[str, Any]]]:
-    """Return the newest good checkpoint that can be resumed, and a record for each damaged one.
+def newest_good(run_dir: str | Path, trainer: Any = dict) -> tuple[Checkpoint | None, list[dict[str, Any]]]:
+    """Return the newest good checkpoint that can be resumed, without weights, and a record for each damaged one.
 
     Damaged ones, of which `trainer.json` is not as the schema says among them, are renamed; those without optimiser
     state are skipped.
     """
     events: list[dict[str, Any]] = []
     for candidate in reversed(list_checkpoints(run_dir)):
-        trainer = candidate / "trainer.json"
         try:
-            check_checkpoint(candidate)
-            if trainer.is_file():
-                read_json(trainer, schema)
-                return candidate, events
-        except UserError as error:
+            found = check_checkpoint(candidate, trainer)
+        except DamagedCheckpoint as error:
             aside = candidate.with_name(f"damaged-{candidate.name}-{time.time_ns()}")
             candidate.rename(aside)
             events.append({"kind": "damaged", "step": int(candidate.name), "path": str(aside), "reason": str(error)})
+        else:
+            if found.trainer is not None:
+                return found, events
     return None, events
 
 
-def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu", weights: bool = True) -> Checkpoint:
+def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
     """Load a checkpoint's model (in evaluation mode), palette and transform.
 
-    `folder` is a checkpoint, or a run, whose newest one is loaded. With `weights=False` the model stays on the meta
-    device.
+    `folder` is a checkpoint, or a run, whose newest one is loaded.
 
     Raises
     ------
@@ -197,32 +196,21 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu", weig
         Nothing there, damaged, written by a newer version, or its palette is not the one it was trained with.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file() or (folder / "checkpoints").is_dir():
-        folder = latest_checkpoint(folder)
-    else:
-        check_checkpoint(folder)
-    about = read_about(folder)
-    if about["format"] != FORMAT:
-        raise UserError(f"{folder} has checkpoint format {about['format']}; this version reads {FORMAT}.")
-    config, palette, transform = _check_parts(folder, about)
-    weights_hash = about["weights_hash"]
-    if weights:
-        state = read_weights(folder)
-        weights_hash = weights_hash or hash_arrays(state)
-        model = IGPT.from_state(config, state, str(folder)).to(device).eval()
-    else:
-        with torch.device("meta"):
-            model = IGPT(config)
-    provenance = {**about["provenance"], "weights_hash": weights_hash, "palette_hash": about["palette_hash"]}
-    return Checkpoint(model, config, palette, transform, about["step"], weights_hash, provenance, folder)
+    is_run = not (folder / "config.json").is_file() or (folder / "checkpoints").is_dir()
+    found = check_checkpoint(latest_checkpoint(folder) if is_run else folder)
+    state = read_weights(found)
+    found.weights_hash = found.provenance["weights_hash"] = found.weights_hash or hash_arrays(state)
+    found.model = IGPT.from_state(found.config, state, str(found.path)).to(device).eval()
+    return found
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Return a checkpoint's whole weights; `DamagedCheckpoint` where they are not those that `config.json` names."""
-    state, expected = read_tensors(folder, "weights"), read_about(folder)["weights_hash"]
-    if expected is not None and hash_arrays(state) != expected:
+    assert checkpoint.path is not None
+    state = read_tensors(checkpoint.path, "weights")
+    if checkpoint.weights_hash and hash_arrays(state) != checkpoint.weights_hash:
         raise DamagedCheckpoint(
-            f"The checkpoint {folder} is damaged: its weights are not those that config.json names."
+            f"The checkpoint {checkpoint.path} is damaged: its weights are not those that config.json names."
         )
     return state
 
@@ -260,13 +248,17 @@ def prune_checkpoints(run_dir: str | Path, keep_last: int, keep: set[int]) -> li
     return removed
 
 
-def check_checkpoint(folder: str | Path) -> None:
-    """Compare every file with the manifest, and the manifest with what a checkpoint needs; read its JSON files.
+def check_checkpoint(folder: str | Path, trainer: Any = None) -> Checkpoint:
+    """Compare every file with the manifest, and the files with one another; return all but the weights.
+
+    The model stays on the meta device. `trainer.json`, which only resuming needs, is read by the schema `trainer`.
 
     Raises
     ------
     DamagedCheckpoint
         A file is missing, cut short, altered or not as it must be; the message names it.
+    UserError
+        A newer version wrote it.
     """
     folder = Path(folder)
     try:
@@ -278,11 +270,11 @@ def check_checkpoint(folder: str | Path) -> None:
             if hash_file(folder / name) != expected:
                 raise UserError(f"{name} is not the file that was written.")
         about = read_about(folder)
-        if about["format"] == FORMAT:  # else `load_checkpoint` refuses the version
-            config, _, _ = _check_parts(folder, about)
-            _check_tensors(folder, config, about)
+        if about["format"] == FORMAT:
+            return _read_parts(folder, about, trainer)
     except (OSError, UserError, SafetensorError) as error:
         raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: {str(error).rstrip('.')}.") from error
+    raise UserError(f"{folder} has checkpoint format {about['format']}; this version reads {FORMAT}.")
 
 
 def _check_listed(folder: Path, manifest: Mapping[str, str]) -> None:
@@ -299,19 +291,21 @@ def _check_listed(folder: Path, manifest: Mapping[str, str]) -> None:
         raise UserError(f"its manifest does not list {missing[0]}.")
 
 
-def _check_parts(folder: Path, about: Mapping[str, Any]) -> tuple[ModelConfig, Palette, ImageTransform]:
-    """Return a checkpoint's model configuration, palette and transform; refuse what cannot be of one model."""
+def _read_parts(folder: Path, about: Mapping[str, Any], trainer: Any) -> Checkpoint:
+    """Return a checkpoint without its weights; refuse parts that cannot be of one model."""
     config, palette = ModelConfig.from_dict(about["model"]), Palette.load(folder / "palette.safetensors")
     transform = ImageTransform.from_dict(read_json(folder / "transform.json"))
     if palette.hash != about["palette_hash"] or len(palette) != config.vocab_size:
         raise UserError(
             f"The palette in {folder} is not the one its model was trained with; restore the original file."
         )
-    trained = about["provenance"].get("train")
-    given = {**(trained if isinstance(trained, dict) else {}), **about}
-    own = {**config.to_dict(), "n_colours": config.vocab_size}
-    for name in ("n_layer", "n_embd", "n_head", "n_colours"):  # a preset's are None
-        if given.get(name) not in (None, own[name]):
+    trained, tuned = (about["provenance"].get(name) for name in ("train", "finetune"))
+    settings = (trained, tuned.get("config") if isinstance(tuned, dict) else None)
+    given = {name: value for one in settings if isinstance(one, dict) for name, value in one.items()} | dict(about)
+    own = {**config.to_dict(), **transform.to_dict(), "n_colours": config.vocab_size}
+    own["objective"] = "autoregressive" if config.causal else "bert"
+    for name in sorted(own.keys() & given.keys()):
+        if given[name] not in (None, 0, own[name]):  # None is a preset's size, 0 the resolution of pre-training
             raise UserError(f"{folder / 'config.json'} contradicts itself on {name}; restore the original file.")
     if transform.resolution**2 != config.n_positions:
         raise UserError(
@@ -322,17 +316,25 @@ def _check_parts(folder: Path, about: Mapping[str, Any]) -> tuple[ModelConfig, P
         raise UserError(f"{folder} names another step than its config.json ({about['step']}): rename it.")
     if about["weights_hash"] is None and not (folder / "weights").is_dir():
         raise UserError(f"{folder / 'config.json'} has no weights_hash; restore the original file.")
-    return config, palette, transform
-
-
-def _check_tensors(folder: Path, config: ModelConfig, about: Mapping[str, Any]) -> None:
-    """Refuse tensor files whose headers cannot be read, or are not those of the configured model and its optimiser."""
     with torch.device("meta"):
-        expected = {"weights": {name: list(value.shape) for name, value in IGPT(config).state_dict().items()}}
+        model = IGPT(config)
+    _check_tensors(folder, model, about)
+    hashes = {"weights_hash": about["weights_hash"], "palette_hash": about["palette_hash"]}
+    resumable = trainer is not None and (folder / "trainer.json").is_file()
+    state = read_json(folder / "trainer.json", trainer) if resumable else None
+    provenance = {**about["provenance"], **hashes}
+    return Checkpoint(
+        model, config, palette, transform, about["step"], hashes["weights_hash"], provenance, folder, state
+    )
+
+
+def _check_tensors(folder: Path, model: IGPT, about: Mapping[str, Any]) -> None:
+    """Refuse tensor files whose headers cannot be read, or are not those of the configured model and its optimiser."""
+    expected = {"weights": {name: list(value.shape) for name, value in model.state_dict().items()}}
     tuned = about["provenance"].get("finetune")
     classes = tuned.get("classes") if isinstance(tuned, dict) else None
     if isinstance(classes, list):
-        expected[HEAD] = {"clf.weight": [len(classes), config.n_embd]}
+        expected[HEAD] = {"clf.weight": [len(classes), model.config.n_embd]}
     owners = {**expected["weights"], **{f"igpt.{name}": shape for name, shape in expected["weights"].items()}}
     owners |= expected.get(HEAD, {})
     for file in folder.glob("*.safetensors"):

@@ -26,38 +26,23 @@ CHECKPOINT_BYTES, KEPT_BYTES = 12, 4  # of a parameter, with Adam's moments and 
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Cost of one run.
+    """Cost of one run; reading images, the palette and writing checkpoints are not counted."""
 
-    Attributes
-    ----------
-    rate : FLOP/s that a rank reaches
-    step : seconds of an update
-    seconds : of all updates and evaluations; reading images, the palette and checkpoints are not counted
-    memory : bytes that a rank holds beside the process itself: state, activations, temporary gradients
-    disk : bytes of the tensors in the checkpoints that are left at the end
-    note : how the rate is known, "" where whole updates were timed
-    """
-
-    rate: float
-    step: float
-    seconds: float
-    memory: int
-    disk: int
-    note: str
+    rate: float  # FLOP/s that a rank reaches
+    step: float  # seconds of an update
+    seconds: float  # of all updates and evaluations
+    memory: int  # bytes that a rank holds beside the process itself: state, activations, temporary gradients
+    disk: int  # bytes of the tensors in the checkpoints that are left at the end
+    note: str  # how the rate is known, "" where whole updates were timed
 
 
 def training_cost(
     config: TrainConfig, val_images: int = 0, ranks: int = 1, seconds: float = 4.0, rate: float | None = None
 ) -> TrainingCost:
-    """Time three updates of a run's settings and count what the run consists of.
+    """Time three updates of a run's settings, in about so many seconds, and count what the run consists of.
 
-    Parameters
-    ----------
-    config : TrainConfig
-    val_images : validation images that the data set has
-    ranks : processes that would share the work; exchanging gradients is not counted
-    seconds : about how long to measure
-    rate : FLOP/s that each rank will reach, for another machine: updates are then counted, not timed
+    With `rate`, the FLOP/s that each rank will reach on another machine, updates are counted, not timed. Exchanging
+    gradients among `ranks` processes is not counted.
     """
     model, images = config.model_config, math.ceil(config.batch_size / ranks)
     if rate is None:
@@ -135,13 +120,8 @@ def rank_memory(
 ) -> dict[str, int]:
     """Return the bytes of the rank that holds the most, by arithmetic alone.
 
-    Allocator waste, CUDA's own workspace (about 1 GB) and NCCL's buffers are not counted.
-
-    Parameters
-    ----------
-    images : B, images that a rank passes through the model at a time
-    parallel : "none", "ddp" or "fsdp" (as `TrainConfig.parallel`)
-    dtype : "float32", or "bfloat16" for autocast
+    Of B `images` that pass through the model at a time; allocator waste, CUDA's own workspace (about 1 GB) and NCCL's
+    buffers are not counted.
 
     Returns
     -------

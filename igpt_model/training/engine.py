@@ -10,7 +10,6 @@ Letters in shapes: N images, B images of a batch (over all ranks), T positions.
 import math
 import os
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,22 +22,14 @@ from igpt_model.devices import send
 from igpt_model.errors import UserError
 from igpt_model.model import IGPT
 from igpt_model.process_group import Ranks, join_group, launched
-from igpt_model.training.checkpoint import HEAD, fill_from_shards, read_tensors, read_weights
+from igpt_model.training.checkpoint import HEAD, Checkpoint, fill_from_shards, read_tensors, read_weights
 from igpt_model.training.config import FinetuneConfig, TrainConfig
 
 
 def find_ranks(parallel: str, device: torch.device, batch_size: int = 0) -> Ranks:
-    """Join the processes that torchrun started, if it did.
-
-    Raises
-    ------
-    UserError
-        Several processes without `parallel`, which would write over one another, `parallel` without torchrun, "fsdp" on
-        a CPU with a PyTorch (2.6) whose FSDP2 cannot, or a batch that the processes cannot share evenly.
-    """
-    _, size = launched()
+    """Join the processes that torchrun started, if any; `UserError` where they do not fit `parallel` or the batch."""
     if parallel == "none":
-        if size > 1:
+        if (size := launched()[1]) > 1:
             raise UserError(f"torchrun started {size} processes, but parallel is none; choose ddp or fsdp.")
         return Ranks(device=device)
     if "RANK" not in os.environ and not dist.is_initialized():
@@ -104,18 +95,11 @@ class Objective(nn.Module):
 
 
 class Engine:
-    """A model in training, with its optimiser.
+    """A model in training, with its optimiser, on the ranks that share each batch.
 
-    Parameters
-    ----------
-    config : TrainConfig or FinetuneConfig
-    ranks : Ranks
-        The processes that share each batch.
-    objective : module, optional
-        Returns (loss, reported parts of the loss) from `(tokens_BT, mask_BT)`, and labels if `update` gets any. Its
-        `model` is trained: an IGPT, or a module with one as `igpt` and a head. Default: a new IGPT's own loss.
-    some_unused : bool
-        Not every parameter has a part in the loss.
+    `objective`, by default a new IGPT's own loss, returns (loss, reported parts of the loss) from `(tokens_BT,
+    mask_BT)`, and labels if `update` gets any. Its `model` is trained: an IGPT, or a module with one as `igpt` and a
+    head. With `some_unused` not every parameter has a part in the loss.
     """
 
     def __init__(
@@ -140,22 +124,11 @@ class Engine:
     def update(
         self, tokens_BT: np.ndarray, masks_BT: Tensor | None, rate: float, labels_B: np.ndarray | None = None
     ) -> tuple[Tensor, Tensor]:
-        """One step of the optimiser: forward, backward, clip, AdamW.
+        """One step of the optimiser at learning rate `rate`: forward, backward, clip, AdamW.
 
-        Parameters
-        ----------
-        tokens_BT : int64 array
-            The whole batch; each rank takes its part.
-        rate : float
-            The learning rate.
-        labels_B : int64 array, optional
-            Passed to the objective after the masks.
-
-        Returns
-        -------
-        parts, norm : tensors on the device
-            This rank's share of what the objective reports (the sum over ranks is the batch's mean); the norm of the
-            gradient before clipping.
+        Each rank takes its part of the whole batch that is given (int64); labels are passed to the objective after the
+        masks. Returns, as tensors on the device, this rank's share of what the objective reports (the sum over ranks
+        is the batch's mean), and the norm of the gradient before clipping.
         """
         config, ranks = self.config, self.ranks
         mine = ranks.part(0, len(tokens_BT))
@@ -219,13 +192,15 @@ class Engine:
         """Return the optimiser's state as tensors by name."""
         return optimizer_tensors(self.trained, self.optimizer)
 
-    def restore(self, folder: Path) -> None:
+    def restore(self, checkpoint: Checkpoint) -> None:
         """Take weights and optimiser state from a checkpoint that any number of ranks wrote."""
+        folder = checkpoint.path
+        assert folder is not None
         if self.ranks.parallel == "fsdp" and (folder / "weights").is_dir():
             fill_from_shards(folder / "weights", self.model.state_dict())
             fill_from_shards(folder / "trainer", start_optimizer(self.model, self.optimizer))
             return
-        weights = read_weights(folder)
+        weights = read_weights(checkpoint)
         head = read_tensors(folder, HEAD) if self.head else {}
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():

@@ -18,13 +18,13 @@ from igpt_model.classifier import Classifier, at_resolution, predict_proba
 from igpt_model.devices import find_device
 from igpt_model.errors import UserError
 from igpt_model.model import IGPT
+from igpt_model.objectives import modal_vote
 from igpt_model.process_group import Ranks
 from igpt_model.training.batches import check_images, encode_data
 from igpt_model.training.checkpoint import Checkpoint, load_checkpoint
 from igpt_model.training.config import FinetuneConfig
 from igpt_model.training.engine import Engine, find_ranks
 from igpt_model.training.run import LossWatch, Record, Run, records_of
-from igpt_model.voting import modal_vote
 
 __all__ = ["FinetuneConfig", "Labelled", "finetune"]
 

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from igpt_model.checked_json import read_json
 from igpt_model.devices import cpu_threads
 from igpt_model.errors import UserError
 from igpt_model.images import ImageTransform
@@ -32,7 +31,6 @@ from igpt_model.training.checkpoint import (
     check_checkpoint,
     checkpoint_path,
     list_checkpoints,
-    load_checkpoint,
     newest_good,
     prune_checkpoints,
     save_checkpoint,
@@ -90,14 +88,9 @@ class LossWatch:
         return self.bad_records == 0
 
     def check(self, step: int, loss: float, norm: float, last: bool, good: int | None) -> None:
-        """Take in the loss and the largest gradient norm since the last record.
+        """Take in the loss and the largest gradient norm since the last record; raise `TrainingDiverged` if unsound.
 
         `last` says that no record follows; `good` is the step of the newest checkpoint, for the message.
-
-        Raises
-        ------
-        TrainingDiverged
-            The loss or the gradient is not finite, or the loss has risen and stays high.
         """
         advice = f"the last good checkpoint is of step {good}; start again in another folder with a lower lr"
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -149,8 +142,6 @@ class Run(ABC):
         # what each update since the last record returned, on the device: the host need not wait for every step
         self.updates: list[tuple[Tensor, Tensor]] = []
 
-    # what pre-training and fine-tuning do in their own ways
-
     @abstractmethod
     def provenance(self) -> dict[str, Any]:
         """Return the JSON values that a checkpoint records about its origin."""
@@ -187,25 +178,22 @@ class Run(ABC):
         """Return what a "start" or "end" record contains beyond the fields of every run."""
         return {}
 
-    # what they share
-
     def open(self, changed: dict[str, Any]) -> Iterator[Record]:
         """Restore the newest good checkpoint, or start; encode the images."""
         schema = {**self.state_schema, "data_hash": str}
-        folder, damaged = self.ranks.once(lambda: newest_good(self.out, schema))
+        found, damaged = self.ranks.once(lambda: newest_good(self.out, schema))
         yield from damaged
-        self.new = folder is None
-        if folder is None:
-            self.palette, state = self.ranks.once(self.first_palette), None
+        self.new = found is None
+        state: Any = found.trainer if found else None
+        if found is None:
+            self.palette = self.ranks.once(self.first_palette)
         else:
-            loaded = load_checkpoint(folder, weights=False)
-            self.palette, self.step = loaded.palette, loaded.step
-            state = read_json(folder / "trainer.json", schema)
-            self.engine.restore(folder)
+            self.palette, self.step = found.palette, found.step
+            self.engine.restore(found)
             for name in self.state_schema:
                 setattr(self.progress, name, state[name])
         self.data = self.encode(self.palette)
-        if state is not None and state["data_hash"] != self.data.hash:
+        if state and state["data_hash"] != self.data.hash:
             raise UserError(
                 f"The images or labels are not those that the run in {self.out} was started with, although their "
                 "number and name agree; give the same data or another --out."
@@ -214,12 +202,12 @@ class Run(ABC):
         steps = range(self.step, self.config.steps)
         self.batches = read_ahead(steps, self.draw, ahead=self.ranks.device.type == "cuda")
         log = self.out / "metrics.jsonl"
-        self.metrics = MetricsLog(log, None if folder is None else self.step) if self.ranks.first else None
+        self.metrics = MetricsLog(log, None if self.new else self.step) if self.ranks.first else None
         yield {
             "kind": "start",
             "step": self.step,
             "steps": self.config.steps,
-            "resumed": folder is not None,
+            "resumed": not self.new,
             "changed": changed,
             "n_params": sum(p.numel() for p in self.engine.parameters),
             "n_train": len(self.data.train),

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from igpt_model.atomic import check_target, write_json, write_text
-from igpt_model.checked_json import Int, Real, as_json, parse_json, read_bytes, read_json
-from igpt_model.differences import changes, differ
+from igpt_model.atomic import check_target, write_text
+from igpt_model.checked_json import Int, Real, parse_json, read_bytes
+from igpt_model.differences import claim
 from igpt_model.errors import UserError
 
 _RECORD = {"kind": str, "step": Int(0)}
@@ -27,23 +27,16 @@ def open_run(out: str | Path, settings: Mapping[str, Any], free: Iterable[str] =
     UserError
         `out` can't be written, or holds a run with other settings; the message names those that differ.
     """
-    path = Path(out) / "config.json"
-    try:
-        there = read_json(path, dict) if path.exists() else {}
+
+    def begun(there: Mapping[str, Any]) -> bool:
         ours = {"train", "finetune"} & there.keys()
-        if not there or (ours and not any(Path(out).glob("checkpoints/*[0-9]*"))):
-            write_json(path, as_json(settings))
-            return {}
-    except OSError as error:
-        raise UserError(f"The run folder {out} cannot be used: {error}; give another --out.") from error
-    changed = changes(there, settings)
-    fixed = {name: pair for name, pair in changed.items() if name not in free}
-    if other := ours - settings.keys():
-        raise UserError(f"{out} contains a run of `probekit {other.pop()}`; give another --out.")
-    if fixed:
-        differing = differ(*({name: pair[side] for name, pair in fixed.items()} for side in (0, 1)))
-        raise UserError(f"{out} contains a run with other settings: {differing}; use the same ones or another --out.")
-    return {name: new for name, (_, new) in changed.items()}
+        if ours and not any(Path(out).glob("checkpoints/*[0-9]*")):
+            return False
+        if other := ours - settings.keys():
+            raise UserError(f"{out} contains a run of `probekit {other.pop()}`; give another --out.")
+        return True
+
+    return claim(Path(out) / "config.json", settings, begun, "a run", free)
 
 
 class MetricsLog:

@@ -43,13 +43,13 @@ def show_curves(*results: Path, runs: Sequence[str] = (), keys: Container[str] |
 
     With `keys`, only figures in which a record has one of them.
     """
-    from probekit.cli.plot import read_panels
-    from probekit.reports.convergence import records_of
     from probekit.reports.figures.terminal import print_panel
+    from probekit.reports.panels import build_panels, collect_records
+    from probekit.results.runs import read_runs
 
-    panels = [] if wants_json() else read_panels(results, runs=runs)
+    panels = [] if wants_json() else build_panels(collect_records(results), runs=read_runs(runs))
     if keys is not None:
-        panels = [panel for panel in panels if any(r.key in keys for one in panel.series for r in records_of(one))]
+        panels = [panel for panel in panels if any(r.key in keys for one in panel.series for r in one.fitted)]
     for panel in panels:
         print_panel(panel, rich_console())
     return bool(panels)

@@ -2,9 +2,10 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from probekit.runtime.escape import visible
@@ -102,49 +103,28 @@ def _print(text: Any, style: str | None, stderr: bool) -> None:
 def progress(what: str, unit: str) -> Iterator[Any]:
     """Show progress on stderr until the block ends; under torchrun on rank 0 only, with -q not at all.
 
-    Parameters
-    ----------
-    what : str
-        What is being done, for example "train".
-    unit : str
-        What is counted, for example "steps". "" for work in named stages with separate bars: the yielded
-        function then takes (stage, unit, done, total, note).
+    `unit` is what is counted, for example "steps". "" is for work in named stages with separate bars: the
+    yielded function then takes (stage, unit, done, total, note). How far the work is, Ctrl-C reports.
     """
-    if not unit:
-        with _stages() as stages:
-            yield stages
-    elif not shows_progress():
-        yield _counted(what, unit, lambda done, total, note="": None)
-    else:
-        from probekit.runtime.progress_bar import progress_bar
-
-        with progress_bar(what, unit) as show:
-            yield _counted(what, unit, show)
-
-
-def _counted(what: str, unit: str, show: Callable[..., None]) -> Callable[..., None]:
-    """Also store the progress for the message after Ctrl-C."""
-
-    def counted(done: int, total: int, note: str = "") -> None:
-        reached(f"{what} {done:,} of {total:,} {unit}")
-        show(done, total, note)
-
-    return counted
-
-
-@contextmanager
-def _stages() -> Iterator[Callable[..., None]]:
-    """One progress bar per stage; a call with another stage starts the next bar."""
     with ExitStack() as bars:
         current: list[tuple[str, Any]] = []
 
-        def show(what: str, unit: str, done: int, total: int, note: str = "") -> None:
-            if not current or current[0][0] != what:
-                bars.close()
-                current[:] = [(what, bars.enter_context(progress(what, unit)))]
-            current[0][1](done, total, note)
+        def begin(what: str, unit: str) -> None:
+            if shows_progress() and not (current and current[0][0] == what):
+                from probekit.runtime.progress_bar import progress_bar
 
-        yield show
+                bars.close()
+                current[:] = [(what, bars.enter_context(progress_bar(what, unit)))]
+
+        def show(what: str, unit: str, done: int, total: int, note: str = "") -> None:
+            begin(what, unit)
+            reached(f"{what} {done:,} of {total:,} {unit}")
+            for _, bar in current:
+                bar(done, total, note)
+
+        if unit:
+            begin(what, unit)
+        yield partial(show, what, unit) if unit else show
 
 
 def table(frame: Any) -> Any:

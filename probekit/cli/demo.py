@@ -9,8 +9,7 @@ from time import perf_counter
 from typing import Any, Literal
 
 from igpt_model import atomic
-from igpt_model.checked_json import read_json
-from igpt_model.differences import differ
+from igpt_model.differences import claim
 from igpt_model.ranges import check_at_least, option
 from igpt_model.training.config import TrainConfig
 from probekit.cli.console import note, progress
@@ -40,23 +39,9 @@ class DemoRecipe:
 
     def train_config(self) -> TrainConfig:
         """The training run: wandering digits fit 12 x 12 pixels and four grey levels without loss."""
-        return TrainConfig(
-            n_layer=self.n_layer,
-            n_embd=self.n_embd,
-            n_head=3,
-            resolution=12,
-            n_colours=4,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            warmup_steps=min(100, self.steps // 5),
-            seed=self.seed,
-            eval_every=300,
-            eval_images=512,
-            checkpoint_every=50,
-            keep_last=2,
-            keep_at=(),
-        )
+        own: dict[str, Any] = {name: value for name, value in asdict(self).items() if name != "limit"}
+        own |= {"n_head": 3, "resolution": 12, "n_colours": 4, "warmup_steps": min(100, self.steps // 5)}
+        return TrainConfig(**own, eval_every=300, eval_images=512, checkpoint_every=50, keep_last=2, keep_at=())
 
     def check(self, on: str, pretrained: bool) -> None:
         """Raise `UserError` for impossible sizes, and for flags that would change nothing."""
@@ -164,14 +149,9 @@ def _open(out: Path, settings: dict[str, Any]) -> None:
     """Write the demo's configuration; refuse a folder with another demo's results or other files."""
     path = out / "demo.json"
     begun = any(out.glob("checkpoints/*[0-9]*")) or any(out.glob("*.h5"))
-    if path.exists() and begun:
-        there = read_json(path, dict)
-        if differing := differ(there, settings):
-            raise UserError(f"{out} contains another demo ({differing}); give another --out, or delete that folder.")
-    elif not path.exists() and out.is_dir() and any(not file.name.startswith(".demo.json.") for file in out.iterdir()):
+    if not path.exists() and out.is_dir() and any(not file.name.startswith(".demo.json.") for file in out.iterdir()):
         raise UserError(f"{out} is not empty and does not contain a demo; give another --out.")
-    else:
-        atomic.write_json(path, settings)
+    claim(path, settings, lambda _: begun, "a demo")
 
 
 def pretrained_files(on: str = "wandering-digits") -> Any:

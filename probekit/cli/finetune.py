@@ -86,7 +86,7 @@ def run_finetuning(
 def measure_on_test(config: FinetuneConfig, data: Dataset, out: Path, *, limit: int | None = None) -> dict[str, Any]:
     """Measure the best checkpoint on the test split; write `test.json` and the predictions of every row."""
     from igpt_model.classifier import load_classifier, predict_proba
-    from igpt_model.voting import modal_vote
+    from igpt_model.objectives import modal_vote
     from probekit.results.metrics import wilson_interval
     from probekit.results.predictions import RowPredictions, save_probe
 

@@ -6,6 +6,7 @@ Exit codes: 0 done; 2 invalid input; 1 an error in probekit; 130 interrupted, wi
 import errno
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -164,22 +165,13 @@ _USERS_OS_ERRORS = {
 
 
 def main(argv: Sequence[str] | None = None, run: Callable[[list[str]], object] | None = None) -> int:
-    """Run the command line.
+    """Run the command line `argv` (by default the process's) and return the exit code; 141 if stdout was closed.
 
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        The arguments after the program's name; by default those of the process.
-    run : callable, optional
-        Called with them instead of the command.
-
-    Returns
-    -------
-    int
-        The exit code: 0, 1, 2, 130, or 141 if stdout was closed by the reader.
+    `run` is called with the words in place of the verb.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     _open_closed_streams()
+    _bound_terminal_size()
     debug = "--debug" in words
     warnings.showwarning = _show_warning
     console.settle(quiet=bool({"-q", "--quiet"} & set(words)))
@@ -204,6 +196,15 @@ def _open_closed_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
+def _bound_terminal_size() -> None:
+    """Limit the output width to 20 to 1000 columns: rich uses any value of COLUMNS and LINES, even 0."""
+    columns = shutil.get_terminal_size().columns
+    if "COLUMNS" in os.environ or columns < 20:
+        os.environ["COLUMNS"] = str(min(max(columns, 20), 1000))
+    if not re.fullmatch("[0-9]{1,4}", os.environ.get("LINES", "24")):
+        del os.environ["LINES"]
 
 
 def _written(code: int) -> int:

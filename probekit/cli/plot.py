@@ -126,22 +126,6 @@ def check_ending(out: Path, formats: Sequence[str]) -> str:
     return form
 
 
-def read_panels(
-    results: Sequence[Path], metric: str = "top1", readout: str | None = None, runs: Sequence[str] = ()
-) -> "list[Panel]":
-    """The panels of some results, none if they contain no single layers; `runs` as on the command line.
-
-    Raises
-    ------
-    UserError
-        They do not have the requested metric, readout or runs.
-    """
-    from probekit.reports.panels import build_panels, collect_records
-    from probekit.results.runs import read_runs
-
-    return build_panels(collect_records(list(results)), metric, readout, read_runs(runs))
-
-
 def choose_panels(
     results: Sequence[Path],
     dataset: str | None = None,
@@ -180,7 +164,10 @@ def choose_panels(
     UserError
         There are no single layers, the metric, readout or runs do not exist, or nothing matches.
     """
-    panels = read_panels(results, metric, readout, runs)
+    from probekit.reports.panels import build_panels, collect_records
+    from probekit.results.runs import read_runs
+
+    panels = build_panels(collect_records(results), metric, readout, read_runs(runs))
     if not panels:
         raise UserError("The results contain no probe of a single layer; run `probekit sweep`.")
     fitting = [

@@ -1,7 +1,10 @@
 """`probekit sample`: images sampled from a trained iGPT, in one PNG file."""
 
+import io
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from igpt_model.images import ImageTransform
 from probekit.cli.console import say
@@ -55,13 +58,10 @@ def sample(
         cpu, cuda, cuda:1.
     """
     check_ending(out, ("png",))
-    import numpy as np
-
     from igpt_model import atomic
     from igpt_model.devices import find_device
     from igpt_model.sample import sample as draw
     from igpt_model.training.checkpoint import load_checkpoint
-    from probekit.cli.pictures import picture_grid, png_bytes
     from probekit.encoders.igpt import checkpoint_folder
 
     checkpoint = load_checkpoint(checkpoint_folder(run), find_device(device))
@@ -90,3 +90,29 @@ def sample(
     atomic.write_bytes(out, png_bytes(picture_grid(rows.reshape(-1, side, side, 3), each + 2, scale)))
     say(f"{out}: {len(original)} images of {complete}; left to right the given part, {each} completions, the original")
     return {"image": str(out), "n": len(original), "step": checkpoint.step}
+
+
+def picture_grid(images_NPP3: np.ndarray, columns: int | None = None, scale: int = 4) -> np.ndarray:
+    """Arrange images row by row, one white pixel apart, each pixel enlarged to `scale`: uint8 (H, W, 3).
+
+    Parameters
+    ----------
+    columns : images per row; by default about a square.
+    """
+    n, side = images_NPP3.shape[:2]
+    columns = columns or int(np.ceil(np.sqrt(n)))
+    rows = -(-n // columns)
+    grid = np.full((rows * (side + 1) - 1, columns * (side + 1) - 1, 3), 255, dtype=np.uint8)
+    for index, image in enumerate(images_NPP3):
+        top, left = (index // columns) * (side + 1), (index % columns) * (side + 1)
+        grid[top : top + side, left : left + side] = image
+    return grid.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def png_bytes(image_HW3: np.ndarray) -> bytes:
+    """An image encoded as PNG."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image_HW3).save(buffer, format="PNG")
+    return buffer.getvalue()

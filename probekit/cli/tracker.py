@@ -52,11 +52,14 @@ class _Wandb(Tracker):
 
 class _Mlflow(Tracker):
     def __init__(self, module: Any, name: str, config: dict[str, Any], out: Path, run_id: str | None) -> None:
+        import pandas as pd
+
         self.module = module
         module.set_experiment(experiment_name=PROJECT)
         if run_id is None:
             self.id = str(module.start_run(run_name=name).info.run_id)
-            module.log_params(params=_flat(config))
+            flat = pd.json_normalize(config).iloc[0].items()  # dotted names; mlflow takes 500 characters of each value
+            module.log_params(params={str(name): str(value)[:500] for name, value in flat})
         else:
             self.id = str(module.start_run(run_id=run_id).info.run_id)
 
@@ -71,26 +74,9 @@ class _Mlflow(Tracker):
         self.module.end_run(status="FAILED" if failed else "FINISHED")
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted names, as mlflow needs, with at most 500 characters each."""
-    found: dict[str, str] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = str(value)[:500]
-    return found
-
-
 @contextmanager
 def open_tracker(kind: Kind | None, name: str, config: Mapping[str, Any], out: Path) -> Iterator[Tracker]:
-    """Open a run of the tracker for the duration of the block; without a kind, a tracker that does nothing.
-
-    Raises
-    ------
-    UserError
-        The package is not installed, or `out` was tracked elsewhere.
-    """
+    """Open a run of the tracker for the duration of the block; without a kind, a tracker that does nothing."""
     if kind is None:
         yield Tracker()
         return

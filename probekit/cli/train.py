@@ -13,7 +13,7 @@ from igpt_model.images import ImageTransform, SourceImages
 from igpt_model.training.config import TrainConfig
 from probekit.cli.console import is_rank0, note, progress, say
 from probekit.cli.tracker import Kind, open_tracker, training_scalars
-from probekit.cli.watch import DepthWatch, WatchConfig, probe_line, read_probes
+from probekit.cli.watch import WatchConfig, probe_line, read_probes, watch_checkpoint
 from probekit.datasets import Dataset, Split, load_dataset
 from probekit.runtime.escape import command
 from probekit.runtime.progress_bar import Show
@@ -80,21 +80,21 @@ def run_training(
 ) -> dict[str, Any]:
     """Train on the train split of `data`, evaluate on val, show progress; resumes the run in `out`.
 
-    Returns
-    -------
-    dict
-        The last step and, if it was evaluated in this call, its validation loss.
+    Returns the last step and, where it was evaluated in this call, its validation loss.
     """
     from igpt_model.training.pretrain import train as train_model
 
     transform, split = config.transform, data.splits["train"].limit(limit)
     provenance = {**data.provenance, "limit": limit}
-    looks = DepthWatch(watch, split, out, config.steps, config.device)
+    seen_split = split.limit(watch.probe_images)
     writes = tensorboard_writer(out, tensorboard and is_rank0())
     tracked = open_tracker(tracker if is_rank0() else None, out.name, {**vars(config), "data": provenance}, out)
     last: dict[str, Any] = {}
     with writes as write, tracked as track, progress("train", "") as stages:
         train_images = training_images(split, transform, partial(stages, "prepare train", "images"))
+        seen_images = None
+        if watch.probe_every and is_rank0():
+            seen_images = PreparedImages(seen_split, transform, partial(stages, "prepare probe", "images"))
         val = data.splits["val"].limit(limit)
         val_images = PreparedImages(val, transform, partial(stages, "prepare val", "images"))
         records = train_model(config, train_images, val_images, out, data_provenance=provenance, palette=palette)
@@ -102,7 +102,8 @@ def run_training(
         for record in records:
             last |= {name: record[name] for name in ("step", "val_loss") if name in record}
             # the other processes of torchrun only train
-            for seen in chain([record], looks.probe_checkpoint(record)) if is_rank0() else ():
+            looks = watch_checkpoint(watch, record, seen_images, seen_split, out, config.steps, config.device)
+            for seen in chain([record], looks) if is_rank0() else ():
                 write(seen)
                 track.log(training_scalars(seen), seen["step"])
                 print_record(seen)

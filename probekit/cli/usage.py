@@ -69,13 +69,7 @@ def _without_config(words: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file.
-
-    Raises
-    ------
-    UserError
-        The file does not exist or is not a mapping.
-    """
+    """The mapping in a YAML or JSON file; raises `UserError` if the file does not exist or is not a mapping."""
     import yaml
 
     class Plain(yaml.SafeLoader):

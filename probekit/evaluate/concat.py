@@ -4,6 +4,7 @@ Every choice is made on held-out training rows; the test split is read when all 
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from igpt_model.arguments import checked
-from igpt_model.checked_json import Real
+from igpt_model.checked_json import Real, check_schema
 from probekit.evaluate.runner import Job, Runner, check_kinds, seed_list, warn_unconverged
 from probekit.features.readable import Features
 from probekit.probes.probe import PROBES
@@ -25,6 +26,8 @@ from probekit.runtime.progress_bar import shown
 from probekit.runtime.workers import worker_processes
 from probekit.selection.choose_C import Selection, choose_C, make_settings
 from probekit.selection.protocol import Protocol, subsample_grid
+
+_CANDIDATE = {"score": float, "val_accuracy": Real(0, 1)}
 
 
 @checked
@@ -173,7 +176,7 @@ def search(
     # a step compares layers on few penalties; the final probe is fitted on the whole grid
     coarse = runner.protocol.with_(Cs=subsample_grid(runner.protocol.Cs), refine=0)
     scout = Runner(runner.store, runner.out, coarse, None, runner.series, runner.settings)
-    journal = Journal(runner.out / "candidates.jsonl", {"score": float, "val_accuracy": Real(0, 1)})
+    journal = Journal(runner.out / "candidates.jsonl", partial(check_schema, schema=_CANDIDATE))
     scores: dict[tuple[int, ...], dict[str, Any]] = {
         (runner.store.layers.index(record.layers[0]),): _score_of(record, scout.protocol.Cs) for record in singles
     }

@@ -57,22 +57,10 @@ def plan_extract(
     ranks: int = 1,
     batch_size: int = 128,
 ) -> tuple[Estimate, FeatureStore]:
-    """Estimate an extraction by really extracting as many images as the time allows.
+    """Estimate an extraction by really extracting into `folder` as many images as the time allows.
 
-    Parameters
-    ----------
-    encoder : Encoder
-    data : Dataset
-    folder : where the feature files go
-    seconds : about how long to measure; the largest split of a small data set is extracted whole
-    rows : images in all, where `data` is only a sample of them
-    ranks : processes that share the rows
-
-    Returns
-    -------
-    estimate : Estimate
-    store : FeatureStore
-        The extracted images as split "train", the first of them also as "test".
+    `rows` are the images in all, where `data` is only a sample of them, `ranks` the processes that share them. Also
+    returned are the extracted images, as split "train", the first of them also as "test".
     """
     part = max(data.splits.values(), key=len)
     total = rows or sum(len(split) for split in data.splits.values())
@@ -105,12 +93,8 @@ def plan_sweep(
 ) -> Estimate:
     """Estimate a sweep by probing three layers of the features, on as many rows as the time allows.
 
-    Parameters
-    ----------
-    store : FeatureStore
-    seconds : about how long to measure; small files are probed whole
-    rows, test_rows, classes : of the features that will be swept, where `store` is only a sample of them
-    **options : of `probekit.evaluate.sweep.sweep`: protocol, Cs, backend, device, dtype
+    `rows`, `test_rows` and `classes` are those of the features that will be swept, where `store` is only a sample of
+    them; `options` those of `sweep`: protocol, Cs, backend, device, dtype.
     """
     # shallow, middle and deep layers cost differently
     tried = [store.layers[at] for at in dict.fromkeys(len(store.layers) * share // 6 for share in (1, 3, 5))]

@@ -7,10 +7,10 @@ reads the test split, once, and writes the record. Nothing is tested before ever
 import os
 import platform
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
@@ -41,9 +41,8 @@ from probekit.results.record import (
     SCHEMA,
     Identity,
     Record,
-    check_record,
     check_recordable,
-    migrate,
+    read_line,
     test_file,
 )
 from probekit.runtime.errors import UserError, did_you_mean
@@ -99,12 +98,12 @@ class Runner:
     @cached_property
     def choices(self) -> Journal:
         """Lines of all fitted probes, tested or not."""
-        return Journal(self.out / "choices.jsonl")
+        return Journal(self.out / "choices.jsonl", partial(read_line, tested=False))
 
     @cached_property
     def results(self) -> Journal:
         """The records."""
-        return Journal(self.out / RESULTS_NAME)
+        return Journal(self.out / RESULTS_NAME, read_line)
 
     @property
     def is_rank0(self) -> bool:
@@ -185,21 +184,13 @@ class Runner:
     def _own_series(self, name: str) -> str:
         """The series' name: the encoder's, followed by the penalties where the folder has it with other penalties."""
         mine = self.protocol.resolved()
-        for line in self._whole(self.results.lines(), self.results):
+        for line in self.results.lines():
             theirs = line["protocol"]
             if line.get("series") == name and line["identity"]["feature_id"] == self.store.id:
                 differing = [key for key in mine if key not in ("name", "source") and mine[key] != theirs.get(key)]
                 if differing == ["Cs"]:
                     return f"{name}, {grid_words(self.protocol.Cs)}"
         return name
-
-    def _whole(
-        self, lines: Sequence[Mapping[str, Any]], journal: Journal, first: int = 0
-    ) -> Iterator[Mapping[str, Any]]:
-        """Lines of results.jsonl or choices.jsonl after the first ones, each checked: others may have damaged them."""
-        for number, line in enumerate(lines, start=first + 1):
-            check_record(line, f"Record {number} of {journal.path}", tested=journal is self.results)
-            yield migrate(line)
 
     def refuse_other_settings(self, jobs: Sequence[Job]) -> None:
         """Refuse a folder whose series of the same name was made with other settings, naming what differs.
@@ -211,29 +202,21 @@ class Runner:
         about["solver"] = self.probe(jobs[0]).version(self.settings)
         mine = {"feature file": self.store.id, **about, "protocol": _without_name(self.protocol.resolved())}
 
-        def check(lines: Iterable[Mapping[str, Any]]) -> None:
-            for line in lines:
-                if line.get("series") != self.series or (line["reads"] == "tokens") not in reads_tokens:
-                    continue
-                identity, names = line["identity"], ("feature_id", "dtype", "backend", "solver_version", "protocol")
-                theirs = {new: identity.get(old) for new, old in zip(mine, names, strict=True)}
-                differing = differ(theirs | {"protocol": _without_name(line["protocol"])}, mine)
-                if differing:
-                    raise UserError(
-                        f"{self.results.path} contains series {self.series!r} made otherwise ({differing}): "
-                        "use the same settings, another series name or another output folder."
-                    )
+        def check(line: Mapping[str, Any]) -> None:
+            if line.get("series") != self.series or (line["reads"] == "tokens") not in reads_tokens:
+                return
+            identity, names = line["identity"], ("feature_id", "dtype", "backend", "solver_version", "protocol")
+            theirs = {new: identity.get(old) for new, old in zip(mine, names, strict=True)}
+            if differing := differ(theirs | {"protocol": _without_name(line["protocol"])}, mine):
+                raise UserError(
+                    f"{self.results.path} contains series {self.series!r} made otherwise ({differing}): "
+                    "use the same settings, another series name or another output folder."
+                )
 
-        seen = 0
-
-        def check_new(chosen: Sequence[Mapping[str, Any]]) -> None:
-            nonlocal seen
-            check(self._whole(chosen[seen:], self.choices, seen))
-            seen = len(chosen)
-
-        check(self._whole(self.results.lines(), self.results))
-        check_new(self.choices.lines())
-        self.choices.check = check_new  # another process may begin the series otherwise at the same moment
+        for journal in (self.results, self.choices):
+            for line in journal.lines():
+                check(line)
+            journal.check = check  # another process may begin the series otherwise at the same moment
 
     def layer_widths(self, layers: Sequence[str]) -> list[int]:
         """Columns of each layer."""
@@ -315,7 +298,9 @@ class Runner:
     def test(self, key: str) -> dict[str, Any]:
         """Read the test splits for a chosen probe; writes its per-row files and returns the record's line."""
         start = perf_counter()
-        line = next(line for line in self.choices.lines() if line["key"] == key)
+        line = next((line for line in self.choices.lines() if line["key"] == key), None)
+        if line is None:
+            raise UserError(f"{self.choices.path} has lost a line that was in it: run the same command again.")
         layers, normalize = line["identity"]["layers"], self.protocol.normalize
         path = self.out / line["probe_file"]
         arrays = load_probe(path)

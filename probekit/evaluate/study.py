@@ -11,10 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from igpt_model import atomic
 from igpt_model.arguments import checked
-from igpt_model.checked_json import as_json, read_json
-from igpt_model.differences import differ
+from igpt_model.differences import claim
 from igpt_model.ranges import check_at_least
 from probekit.datasets import Dataset, load_dataset
 from probekit.datasets.catalogue import written_tests
@@ -228,26 +226,9 @@ def _asked_for(given: Any, data: Dataset) -> str:
 
 
 def _open(out: Path, settings: Mapping[str, Any]) -> None:
-    """Write study.json, or refuse a folder of a study with other settings, naming what differs.
-
-    That of a study which failed before its first features is overwritten.
-    """
-    path, mine = out / SETTINGS_NAME, as_json(settings)
+    """Write study.json, also over that of a study which failed before its first features; refuse another study."""
     begun = any(out.glob("features/*.h5")) or any(out.glob("*/features/*.h5"))
-    try:
-        there = read_json(path, dict)
-    except (FileNotFoundError, NotADirectoryError):
-        there = None
-    except UserError as error:
-        raise UserError(f"{str(error).rstrip('.')}: delete it, and run the same command again.") from None
-    differing = "" if there is None else differ(there, mine)
-    if begun and differing:
-        raise UserError(f"{out} contains another study ({differing}): choose another --out.")
-    if there is None or differing:
-        try:
-            atomic.write_json(path, mine)
-        except OSError as error:
-            raise UserError(f"{out} cannot be written ({error.strerror}): choose another --out.") from None
+    claim(out / SETTINGS_NAME, settings, lambda _: begun, "a study")
 
 
 def _by_name(loaded: Sequence[tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:

@@ -29,7 +29,7 @@ from probekit.features.provenance import refuse_other, versions
 from probekit.features.shards import join, shard_path, share
 from probekit.features.store import FeatureStore
 from probekit.features.transfer import Transfer
-from probekit.features.validate import read_header
+from probekit.features.validate import read_header, reading
 from probekit.features.writer import FeatureWriter, create_skeleton, write_lock
 from probekit.runtime.errors import UserError
 from probekit.runtime.progress_bar import shown
@@ -95,8 +95,6 @@ def extract(
     data = load_dataset(data)
     encoder = load_encoder(encoder, data=data) if isinstance(encoder, str) else encoder
     path = temporary_folder() / "features.h5" if out is None else Path(out)
-    if dtype not in layout.DTYPES:
-        raise UserError(f"Features cannot be stored as {dtype!r}; choose {' or '.join(layout.DTYPES)}.")
     check_at_least(batch_size=(batch_size, 1), limit=(limit, 1))
     check_range("workers", workers, WORKERS)
     parts = {name: data.splits[name] for name in list(() if splits is None else splits) or data.splits}
@@ -182,7 +180,7 @@ def declare(
 
 def _resumable(path: Path, asked: Header, parts: dict[str, Any], batch_size: int | None) -> bool:
     """Raise unless the file on disk has the requested provenance, labels and row ids; False if it has no block yet."""
-    with layout.open_hdf5(path) as file:
+    with reading(path) as file:
         there = read_header(file)
         begun = any(file[layout.ledger_path(split)][()].any() for split in there.splits)
         reused = {**vars(asked), "threads": there.threads, "batch_size": batch_size or there.batch_size}

@@ -18,6 +18,7 @@ import xxhash
 
 from igpt_model.checked_json import Int, Text, check_json
 from igpt_model.hashing import hash_json
+from igpt_model.ranges import Range, check_range
 from probekit.runtime.errors import UserError, first_line
 
 FORMAT = "probekit.features"
@@ -89,9 +90,13 @@ class Header:
     def __post_init__(self) -> None:
         # raise before anything is computed, because neither a file nor a record could store it
         check_splits(self.splits)
+        if self.dtype not in DTYPES:
+            raise UserError(f"Features cannot be stored as {str(self.dtype)[:60]!r}; choose {' or '.join(DTYPES)}.")
         for name, schema in SCHEMAS.items():
             if name != "shards":  # which only the parent of shards has
                 check_json(getattr(self, name), f"The description of the {name.replace('_', ' ')}", schema)
+        check_range("batch_size", self.batch_size, Range(1, 1 << 40))
+        check_range("threads", self.threads, Range(1, 1 << 12))
         if wrong := [width for width in self.widths if not 1 <= width <= MOST_COLUMNS]:
             raise UserError(f"A layer has {wrong[0]:,} columns; expected 1 to {MOST_COLUMNS:,}.")
         depths: Sequence[int] = self.encoder.get("depths", range(len(self.layers)))
@@ -141,12 +146,17 @@ def shared_images(hashes: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str, 
         yield one, other, np.isin(hashes[other], hashes[one][hashes[one] != 0])
 
 
+def check_classes(classes: Sequence[str]) -> None:
+    """Raise unless the names of the labels can be stored and read back."""
+    check_json(list(classes), "The list of classes", [Text(10_000)])
+
+
 def file_layer_names(names: Sequence[str]) -> tuple[str, ...]:
     """Names that sort from shallow to deep: "blocks.3" at index 4 becomes "04_blocks.3"; "04" stays."""
     digits = max(2, len(str(len(names) - 1)))
     numbered = []
     for index, name in enumerate(names):
-        number, clean = f"{index:0{digits}d}", name.replace("/", ".")
+        number, clean = f"{index:0{digits}d}", str(name).replace("/", ".")
         numbered.append(clean if clean == number or clean.startswith(f"{number}_") else f"{number}_{clean}")
     return tuple(numbered)
 

@@ -84,7 +84,9 @@ def import_features(
     target: Any = out
     if isinstance(out, Mapping):
         # in Python the first argument may be the files by split, and the second the file to write
-        target, train, val, test = train, out.get("train"), out.get("val"), out.get("test")
+        if unknown := [name for name in out if name not in ("train", "val", "test")]:
+            raise UserError(f"There is no split {unknown[0]!r} to import; give train, val and test.")
+        target, train, val, test = train, out.get("train"), out.get("val", val), out.get("test", test)
     if target is None:
         raise UserError("No feature file to write was given; give out= (--out).")
     given = {"train": (train, train_labels), "val": (val, val_labels), "test": (test, test_labels)}
@@ -94,13 +96,17 @@ def import_features(
         raise UserError(
             "No feature file was given to import; give one per split, as in --train train.npz --test test.npz."
         )
+    if alone := sorted(labels.keys() - files):
+        raise UserError(f"{alone[0]}_labels is given without {alone[0]}, the features that they belong to.")
     splits: dict[str, Any] = {}
     hashes: dict[str, str] = {}
     options: dict[str, Any] = {}
     for split, path in files.items():
         layers, y = _layers_and_labels(Path(path), _load(Path(path)))
         if split in labels:
-            y = _labels_alone(Path(labels[split]))
+            own, y = y, _labels_alone(Path(labels[split]))
+            if own is not None and not np.array_equal(own, y):
+                raise UserError(f"{path} contains other labels than {labels[split]}: leave one of them out.")
         if y is None:
             raise UserError(f"{path} contains no labels ({', '.join(LABEL_KEYS)}); give their file as {split}_labels.")
         splits[split] = (layers, label_array(y, f"{path}: its labels"))
@@ -257,6 +263,10 @@ def _layers_and_labels(path: Path, content: Any) -> tuple[dict[str, np.ndarray],
 def _labels_alone(path: Path) -> np.ndarray:
     content = _load(path)
     if isinstance(content, Mapping):
-        found = [content[name] for name in LABEL_KEYS if name in content] or list(content.values())
-        content = found[0] if found else np.empty(0)
+        found = [name for name in LABEL_KEYS if name in content] or list(content)
+        if len(found) != 1:
+            raise UserError(
+                f"{path} contains {', '.join(map(str, found)) or 'nothing'}, but one entry of labels was expected."
+            )
+        content = content[found[0]]
     return plain_array(content, f"the labels of {path}")

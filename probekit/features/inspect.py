@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from igpt_model.arguments import checked
 from igpt_model.devices import to_device
+from igpt_model.ranges import check_at_least
+from probekit.features.readable import Features
 from probekit.features.store import FeatureStore
 from probekit.runtime.errors import UserError
 from probekit.runtime.escape import mathtext
@@ -26,7 +29,8 @@ WIDEST = 8192  # the SVD of a larger matrix would cost more than the probe
 RANK_ROWS = 1 << 14
 
 
-def inspect(path: str | Path | FeatureStore, split: str | None = None, rows: int = ROWS) -> "pandas.DataFrame":
+@checked
+def inspect(path: str | Path | Features, split: str | None = None, rows: int = ROWS) -> "pandas.DataFrame":
     """Statistics of every layer over evenly spaced rows of a split (the first split when None).
 
     Returns
@@ -37,7 +41,7 @@ def inspect(path: str | Path | FeatureStore, split: str | None = None, rows: int
     """
     import pandas
 
-    store = path if isinstance(path, FeatureStore) else FeatureStore(path)
+    store = path if isinstance(path, Features) else FeatureStore(path)
     lines = []
     name, chosen = _rows(store, split, rows)
     for layer in store.layers:
@@ -77,9 +81,8 @@ def rankme(X: Any, device: str = "cpu") -> float | None:
     return float((-(shares * shares.log()).sum()).exp().nan_to_num(0.0))
 
 
-def cka(
-    path: str | Path | FeatureStore, split: str | None = None, rows: int = ROWS, tile_bytes: int = TILES
-) -> np.ndarray:
+@checked
+def cka(path: str | Path | Features, split: str | None = None, rows: int = ROWS, tile_bytes: int = TILES) -> np.ndarray:
     """Linear centred kernel alignment of every pair of layers, (L, L), symmetric with ones on the diagonal.
 
     Computed from inner products of the layers' centred Gram matrices (n, n) over n evenly spaced rows (Kornblith et al.
@@ -87,7 +90,7 @@ def cka(
     grow with the number of layers; each layer is read once for its mean and once per tile along a side. The similarity
     of a constant layer to any other is 0.
     """
-    store = path if isinstance(path, FeatureStore) else FeatureStore(path)
+    store = path if isinstance(path, Features) else FeatureStore(path)
     name, chosen = _rows(store, split, rows)
     means = [_mean(read_rows(store, name, layer, chosen)) for layer in store.layers]
     side = max(1, int((tile_bytes / 8 / len(means)) ** 0.5))
@@ -126,8 +129,9 @@ def plot_cka(similar: np.ndarray, layers: tuple[str, ...], ax: Any = None) -> An
     return ax
 
 
-def _rows(store: FeatureStore, split: str | None, rows: int) -> tuple[str, np.ndarray]:
+def _rows(store: Features, split: str | None, rows: int) -> tuple[str, np.ndarray]:
     """The split (the first one when None) and at most `rows` evenly spaced row indices of it, int64."""
+    check_at_least(rows=(rows, 1))
     name = split or store.splits[0]
     n = store.header.splits[store.named_split(name)]
     return name, np.unique(np.linspace(0, n - 1, min(n, rows)).astype(np.int64))
@@ -138,7 +142,7 @@ def _mean(X: np.ndarray) -> np.ndarray:
     return X[0] + (X - X[0]).mean(axis=0)
 
 
-def read_rows(store: FeatureStore, split: str, layer: str, rows: np.ndarray, piece: int = PIECE) -> np.ndarray:
+def read_rows(store: Features, split: str, layer: str, rows: np.ndarray, piece: int = PIECE) -> np.ndarray:
     """Rows of a layer at ascending positions, float64 (n, D), read `piece` bytes at a time."""
     width = store.widths[store.layers.index(layer)]
     X = np.empty((len(rows), width))

@@ -53,8 +53,9 @@ class MemoryStore(Features):
         self.encoder, self.dataset = dict(encoder or {}), dict(dataset or {})
         self.header = _header(self._X, self._y, self.encoder, self.dataset, "float32", ROWS_A_BLOCK)
         self.layers, self.widths = self.header.layer_names, self.header.widths
+        layout.check_classes(classes)
         self.splits, self.classes = tuple(self._X), tuple(classes)
-        self._row_ids = _row_ids(self._y, row_ids)
+        self._row_ids = _row_column("row_ids", self._y, row_ids)
         arrays = {f"{split}/{name}": X for split, layers in self._X.items() for name, X in layers.items()}
         arrays |= {f"{split}/y": y for split, y in self._y.items()}
         arrays |= {f"{split}/row_ids": rows for split, rows in self._row_ids.items()}
@@ -63,7 +64,10 @@ class MemoryStore(Features):
 
     def column(self, split: str, column: str) -> np.ndarray:
         """`labels` or `row_ids` of a split."""
-        return {"labels": self._y, "row_ids": self._row_ids}[column][self.named_split(split)]
+        columns = {"labels": self._y, "row_ids": self._row_ids}
+        if column not in columns:
+            raise UserError(f"Unknown column {column!r}; choose one of {', '.join(columns)}.")
+        return columns[column][self.named_split(split)]
 
     @checked
     def stored(self, split: str, layer: str | int, rows: slice = slice(None)) -> np.ndarray:
@@ -99,10 +103,7 @@ def write_arrays(
     """
     path = Path(path)
     layers, labels = {split: _layers(features) for split, (features, _) in splits.items()}, _labels(splits)
-    ids, hashes = _row_ids(labels, row_ids), {}
-    for split, y in labels.items():
-        given = (image_hashes or {}).get(split, np.zeros(len(y), np.uint64))
-        hashes[split] = _whole_numbers(given, "image_hashes", split, len(y))
+    ids, hashes = _row_column("row_ids", labels, row_ids), _row_column("image_hashes", labels, image_hashes)
     header = _header(layers, labels, encoder, dataset, dtype, batch_size)
     with write_lock(path):
         there = None
@@ -162,13 +163,18 @@ def _whole_numbers(values: Any, column: str, split: str, n: int | None = None) -
     return array.astype(kind)
 
 
-def _row_ids(labels: Mapping[str, np.ndarray], given: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
-    ids, first = {}, 0
+def _row_column(
+    column: str, labels: Mapping[str, np.ndarray], given: Mapping[str, Any] | None
+) -> dict[str, np.ndarray]:
+    """The column of each split: as given, else row ids counted through all splits, and hashes that are unknown."""
+    if unknown := sorted((given or {}).keys() - labels):
+        raise UserError(f"{column} has the split {unknown[0]!r}, which has no features.")
+    values, first = {}, 0
     for split, y in labels.items():
-        values = (given or {}).get(split, np.arange(first, first + len(y)))
-        ids[split] = _whole_numbers(values, "row_ids", split, len(y))
+        usual = np.arange(first, first + len(y)) if column == "row_ids" else np.zeros(len(y), np.uint64)
+        values[split] = _whole_numbers((given or {}).get(split, usual), column, split, len(y))
         first += len(y)
-    return ids
+    return values
 
 
 def _header(
@@ -189,8 +195,6 @@ def _header(
         if {name: X.shape[1] for name, X in arrays.items()} != widths:
             raise UserError(f"Split {split} has different layers or widths from split {first}; give both the same.")
         check_rows(split, arrays, labels[split])
-    if dtype not in layout.DTYPES:
-        raise UserError(f"Features cannot be stored as {dtype!r}; choose {' or '.join(layout.DTYPES)}.")
     return Header(
         encoder=dict(encoder),
         dataset=dict(dataset),

@@ -59,7 +59,11 @@ def join(path: str | Path, ranks_or_world: Ranks | int) -> FeatureStore:
         raise UserError(f"{path} has no shards such as {found[0].name}; run the extraction first.")
     header = _whole_header(path, shards, found)
     with write_lock(path), new_hdf5(path) as file:
-        layout.write_header(file, header, [_entry(shard) for shard in shards])
+        entries = [
+            {"file": shard.path.name, "id": shard.id, "first": _place(shard, "first"), "rows": shard.header.splits}
+            for shard in shards
+        ]
+        layout.write_header(file, header, entries)
         ledgers = {split: _join_split(file, header, split, shards) for split in header.splits}
         with layout.open_hdf5(shards[0].path) as first:
             if "classes" in first:
@@ -67,10 +71,6 @@ def join(path: str | Path, ranks_or_world: Ranks | int) -> FeatureStore:
         layout.set_id(file, layout.file_id(header, ledgers, shards[0].classes))
         layout.set_complete(file)
     return FeatureStore(path)
-
-
-def _entry(shard: FeatureStore) -> dict[str, Any]:
-    return {"file": shard.path.name, "id": shard.id, "first": _place(shard, "first"), "rows": shard.header.splits}
 
 
 def _place(shard: FeatureStore, key: str) -> dict[str, int]:

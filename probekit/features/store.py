@@ -121,11 +121,14 @@ class FeatureStore(Features):
     def stored(self, split: str, layer: str | int, rows: slice = slice(None)) -> np.ndarray:
         """Rows of one layer of one split in the dtype they are stored in, (N, D)."""
         name = self.layer(layer)
+        start, stop, step = rows.indices(self.header.splits[self.named_split(split)])
+        if step != 1:
+            return self.stored(split, name)[rows]
+        stop = max(start, stop)
         if not self._shards:
             with self._opened() as file:
-                return layout.read_rows(file, layout.layer_path(self.named_split(split), name), rows)
-        start, stop, _ = rows.indices(self.header.splits[self.named_split(split)])
-        X = np.empty((max(0, stop - start), self.widths[self.layers.index(name)]), dtype=self.dtype)
+                return layout.read_rows(file, layout.layer_path(split, name), slice(start, stop))
+        X = np.empty((stop - start, self.widths[self.layers.index(name)]), dtype=self.dtype)
         for shard, first in self.shards():
             if split in first:
                 begin, end = first[split], first[split] + shard.header.splits[split]

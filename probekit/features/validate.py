@@ -18,11 +18,11 @@ import numpy as np
 
 from igpt_model.checked_json import open_regular, parse_json
 from probekit.features import format as layout
-from probekit.features.format import DTYPES, FORMAT, SCHEMAS, VERSION, Header
+from probekit.features.format import FORMAT, SCHEMAS, VERSION, Header
 from probekit.runtime.errors import UserError, first_line
 
 # what HDF5 and h5py raise for damaged metadata
-DAMAGE = (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError, ArithmeticError, struct.error)
+_DAMAGE = (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError, ArithmeticError, struct.error)
 MOST_BYTES = 1 << 16
 """Maximum size of an attribute that HDF5 stores in an object header."""
 # the filters built into h5py: deflate, shuffle, fletcher32, lzf
@@ -34,21 +34,14 @@ _SHAPE, _LAYOUT, _CONTINUATION = 1, 8, 16  # types of the messages in an object'
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[h5py.File]:
-    """Open a validated feature file for reading; HDF5 errors become a `UserError` that says the file is damaged."""
-    with layout.open_hdf5(path) as file, _damage_named(file):
-        yield file
-
-
-@contextmanager
-def _damage_named(file: h5py.File) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except RecursionError:
-        raise _damaged(file, "it is nested too deeply.") from None
-    except DAMAGE as error:
-        raise UserError(f"{file.filename} is damaged ({first_line(error)}): copy or extract it again.") from error
+    """Open a feature file for reading; errors of HDF5 become a `UserError` that says the file is damaged."""
+    with layout.open_hdf5(path) as file:
+        try:
+            yield file
+        except UserError:
+            raise
+        except _DAMAGE as error:
+            raise UserError(f"{path} is damaged ({first_line(error)}): copy or extract it again.") from error
 
 
 def attribute(file: h5py.File, name: str) -> Any:
@@ -80,44 +73,24 @@ def read_header(file: h5py.File) -> Header:
     UserError
         The file is not a feature file of this version, is damaged, or refers to other files; the message says where.
     """
-    with _damage_named(file):
-        return _header(file)
-
-
-def read_classes(file: h5py.File) -> tuple[str, ...]:
-    """The names of the labels; empty if none were given."""
-    if "classes" not in file:
-        return ()
-    names = _dataset(file, "classes")
-    kind = h5py.check_string_dtype(names.dtype)
-    # with variable-length strings, a few bytes could refer to one long name a million times
-    if names.ndim != 1 or kind is None or kind.length is None or names.shape[0] > 1 << 24:
-        raise _damaged(file, "its classes are not a list of fixed-length strings.")
-    _check_storage(file, names, "classes")
-    return tuple(names.asstr()[()])
-
-
-def _header(file: h5py.File) -> Header:
     if attribute(file, "format") != FORMAT:
         raise UserError(f"{file.filename} is HDF5 but not a feature file (no attribute format = {FORMAT!r}).")
-    version = _number(file, "version", 1, 1 << 31)
+    version = attribute(file, "version")
+    if not isinstance(version, int) or version < 1:
+        raise _damaged(file, f"its version is {repr(version)[:60]}.")
     if version > VERSION:
         raise UserError(
             f"{file.filename} has feature file version {version}, "
             f"but this probekit reads versions up to {VERSION}: upgrade probekit."
         )
-    values = {name: attribute(file, name) for name in SCHEMAS}
+    stored = (*SCHEMAS, "dtype", "batch_size", "threads", "complete", "id")
+    values = {name: attribute(file, name) for name in stored}
     for name, value in values.items():
         if value is None and name not in ("shard", "shards"):
             raise _damaged(file, f"it has no attribute {name}.")
     splits: dict[str, int] = values["splits"]
     layout.check_splits(splits, f"{file.filename} is damaged")
-    if attribute(file, "dtype") not in DTYPES:
-        raise _damaged(file, f"its dtype is {repr(attribute(file, 'dtype'))[:60]}.")
-    for name in ("complete", "id"):
-        if attribute(file, name) is None:
-            raise _damaged(file, f"it has no attribute {name}.")
-    if attribute(file, "complete") == 1:
+    if values["complete"] == 1:
         open_regular(file.filename).close()  # rejects a sparse file of mostly holes, which would take hours to read
     seen: dict[int, str] = {}
     _names(file, "/", seen)
@@ -126,20 +99,10 @@ def _header(file: h5py.File) -> Header:
     if not layers or len(layers) != len(values["layer_names"]):
         raise _damaged(file, f"it has {len(layers)} layers but {len(values['layer_names'])} layer names.")
     widths = tuple(_width(file, layout.layer_path(next(iter(splits)), layer), parent) for layer in layers)
-    batch_size, threads = _number(file, "batch_size", 1, 1 << 40), _number(file, "threads", 1, 1 << 20)
     try:
         header = Header(
-            encoder=values["encoder"],
-            dataset=values["dataset"],
-            dtype=attribute(file, "dtype"),
-            layers=layers,
-            layer_names=tuple(values["layer_names"]),
-            widths=widths,
-            splits=splits,
-            batch_size=batch_size,
-            threads=threads,
-            versions=values["versions"],
-            shard=values["shard"],
+            **{name: value for name, value in values.items() if name not in ("shards", "complete", "id")}
+            | {"layers": layers, "layer_names": tuple(values["layer_names"]), "widths": widths}
         )
     except UserError as error:  # two of its values contradict one another
         raise _damaged(file, str(error)) from None
@@ -147,6 +110,19 @@ def _header(file: h5py.File) -> Header:
         _check_split(file, header, split, parent, seen)
     read_classes(file)
     return header
+
+
+def read_classes(file: h5py.File) -> tuple[str, ...]:
+    """The names of the labels; empty if none were given."""
+    if "classes" not in file:
+        return ()
+    names = _dataset(file, "classes")
+    kind = h5py.check_string_dtype(names.dtype)
+    # a few bytes of variable-length strings, or of compressed ones, could unfold to a million long names
+    if names.ndim != 1 or kind is None or kind.length is None or names.chunks or names.shape[0] > 1 << 24:
+        raise _damaged(file, "its classes are not a list of fixed-length strings, stored in one piece.")
+    _check_storage(file, names, "classes")
+    return tuple(names.asstr()[()])
 
 
 def _check_split(file: h5py.File, header: Header, split: str, parent: bool, seen: dict[int, str]) -> None:
@@ -306,13 +282,6 @@ def _width(file: h5py.File, name: str, parent: bool) -> int:
     if shape is None or len(shape) != 2 or not 1 <= shape[1] <= layout.MOST_COLUMNS:
         raise _damaged(file, f"{name} has shape {shape}, expected (rows, width).")
     return int(shape[1])
-
-
-def _number(file: h5py.File, name: str, least: int, most: int) -> int:
-    value = attribute(file, name)
-    if not isinstance(value, int) or not least <= value <= most:
-        raise _damaged(file, f"its attribute {name} is {repr(value)[:60]}, expected {least} or more.")
-    return value
 
 
 def _damaged(file: h5py.File, what: str) -> UserError:

@@ -18,10 +18,11 @@ import numpy as np
 from igpt_model.arguments import checked
 from igpt_model.checked_json import parse_json
 from igpt_model.differences import differences
+from probekit.datasets import Dataset
 from probekit.features import format as layout
 from probekit.features.format import Header
 from probekit.features.store import FeatureStore
-from probekit.features.validate import DAMAGE, attribute, read_classes, read_header
+from probekit.features.validate import attribute, read_classes, read_header, reading
 from probekit.runtime.errors import UserError
 
 READ_BYTES = 64 << 20
@@ -41,7 +42,7 @@ class VerifyReport:
 
 
 @checked
-def verify(path: str | Path, data: Any = None) -> VerifyReport:
+def verify(path: str | Path, data: Dataset | None = None) -> VerifyReport:
     """Check a feature file, a parent of shards, or an unfinished file.
 
     Parameters
@@ -59,7 +60,7 @@ def verify(path: str | Path, data: Any = None) -> VerifyReport:
     if not path.is_file():
         raise UserError(f"Feature file {path} does not exist; give the path of a file made by `probekit extract`.")
     try:
-        with layout.open_hdf5(path) as file:
+        with reading(path) as file:
             header = read_header(file)
             _check_identity(file, header, report)
             for split in header.splits:
@@ -73,17 +74,17 @@ def verify(path: str | Path, data: Any = None) -> VerifyReport:
                 _look_for_leaks(file, header, report)
                 if data is not None:
                     _compare_with(file, header, data, report)
-    except (UserError, *DAMAGE) as error:
-        report.errors.append(str(error) if isinstance(error, UserError) else f"{path} is damaged: {error}.")
+    except UserError as error:
+        report.errors.append(str(error))
     return report
 
 
 def skipped_corrupt(path: str | Path) -> bool:
     """Whether undecodable images were skipped when a feature file, complete or not, was made."""
     try:
-        with layout.open_hdf5(path) as file:
+        with reading(path) as file:
             return bool(read_header(file).dataset.get("skipped"))
-    except (UserError, *DAMAGE):
+    except UserError:
         return False  # `verify` reports what is wrong with the file
 
 

@@ -23,7 +23,7 @@ from igpt_model.atomic import check_target, sync
 from igpt_model.locks import file_lock
 from probekit.features import format as layout
 from probekit.features.format import Header
-from probekit.features.validate import attribute, read_classes, read_header
+from probekit.features.validate import attribute, read_classes, read_header, reading
 from probekit.runtime.errors import UserError
 
 COMMIT_BYTES = 32 << 20
@@ -144,6 +144,7 @@ def create_skeleton(
 
     `fill` may write the features before the file is renamed.
     """
+    layout.check_classes(classes)
     need = sum(n * header.bytes_per_row for n in header.splits.values())
     free = shutil.disk_usage(path.parent).free
     if need > free:
@@ -189,7 +190,7 @@ class FeatureWriter:
 
     def __init__(self, path: Path):
         self.path = path
-        with layout.open_hdf5(path) as file:
+        with reading(path) as file:
             self.header = read_header(file)
             self._classes = read_classes(file)
             self.complete = attribute(file, "complete") == 1
@@ -246,7 +247,8 @@ class FeatureWriter:
             stored = np.ascontiguousarray(X, dtype=self.header.dtype)
         if not np.isfinite(stored).all():
             bad = rows.start + int(np.flatnonzero(~np.isfinite(stored).all(axis=1))[0])
-            hint = " in float16; store float32" if np.isfinite(X).all() else "; check the encoder and its input"
+            advice = {"float16": " in float16; store float32", "float32": " in float32; scale it down"}
+            hint = advice[self.header.dtype] if np.isfinite(X).all() else "; check the encoder and its input"
             raise UserError(f"Layer {layer} is not finite at row {bad} of {split}{hint}.")
         return stored
 

@@ -98,20 +98,10 @@ def knn_proba(
     sample_weight: ArrayLike | None = None,
     device: str = "cpu",
 ) -> Array:
-    """Share of the votes of each class: every neighbour votes with exp(cosine similarity / temperature).
+    """Share of the votes of each class (n_k, M, K): every neighbour votes with exp(cosine similarity / temperature).
 
-    Parameters
-    ----------
-    X, y : (N, D) training features and (N,) class indices 0 to K-1
-    queries : (M, D)
-    ks : numbers of neighbours; one above N means all
-    sample_weight : (N,) how much each vote counts, None for ones
-    device : where similarities are computed, in float32; the votes are counted in float64
-
-    Returns
-    -------
-    (n_k, M, K)
-        Ties in similarity at the edge of a neighbourhood are broken arbitrarily.
+    X is (N, D), y (N,) class indices 0 to K-1, queries (M, D), sample_weight (N,) how much each vote counts; more
+    neighbours than N means all. Similarities are float32, votes float64; ties at the edge are broken arbitrarily.
     """
     weights = np.ones(len(np.asarray(y))) if sample_weight is None else np.asarray(sample_weight, np.float64)
     rows, asked = _unit(X, device), _unit(queries, device)

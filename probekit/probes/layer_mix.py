@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 
 from igpt_model.devices import to_device
 from probekit.probes.logistic import certificate_of
@@ -91,43 +90,20 @@ class LayerMix:
 
 
 def fit_layer_mix(
-    layers: Any,
-    y: ArrayLike,
-    C: float,
-    sample_weight: ArrayLike | None = None,
-    max_iter: int = 200,
-    device: str = "cpu",
-    **options: Any,
+    layers_LND: Any, y: np.ndarray, C: float, weights: Array, device: str = "cpu", **options: Any
 ) -> LayerMix:
     """Minimise `1/2 ||W||^2 + C sum_i s_i ce_i(W sum_l softmax(a)_l x_il + b)` over W, b and a, from equal shares.
 
-    All are fitted together by L-BFGS in float64; then W and b are solved exactly for that mix and certified.
-
-    Parameters
-    ----------
-    layers : L arrays (N, D), or one tensor (L, N, D); standardise them first if their scales differ
-    y : (N,) labels
-    C : inverse penalty
-    sample_weight : (N,), None for ones
-    device : where it is computed
-    options : of the final `fit_path`
-
-    Raises
-    ------
-    UserError
-        The layers differ in width.
+    All are fitted together by L-BFGS in float64; then W and b are solved exactly for that mix and certified, with the
+    `options` of `fit_path`. Standardise the layers first if their scales differ; y (N,) are labels, weights (N,).
     """
-    stacked = [to_device(layer, device, torch.float64) for layer in layers]
-    if len({layer.shape for layer in stacked}) != 1:
-        raise UserError(f"A mix needs layers of one width, but got {', '.join(str(x.shape[1]) for x in stacked)}.")
-    x_LND = torch.stack(stacked)
-    classes, columns = np.unique(np.asarray(y), return_inverse=True)
+    x_LND = to_device(layers_LND, device, torch.float64)
+    classes, columns = np.unique(y, return_inverse=True)
     target = to_device(columns, device)
-    weights = np.ones(len(columns)) if sample_weight is None else np.asarray(sample_weight, np.float64)
     share = to_device(weights / weights.sum(), device)
     l2 = float(C_to_l2(C, weights.sum()))
     n_rows = len(classes) if len(classes) > 2 else 1
-    shapes = ((len(stacked),), (n_rows, x_LND.shape[2]), (n_rows,))
+    shapes = ((len(x_LND),), (n_rows, x_LND.shape[2]), (n_rows,))
     logits_L, coef, intercept = (x_LND.new_zeros(shape).requires_grad_() for shape in shapes)
 
     def objective() -> torch.Tensor:
@@ -140,7 +116,7 @@ def fit_layer_mix(
         return share @ losses + 0.5 * l2 * coef.square().sum()
 
     optimiser = torch.optim.LBFGS(
-        [logits_L, coef, intercept], max_iter=max_iter, history_size=20, tolerance_grad=1e-9, tolerance_change=1e-14,
+        [logits_L, coef, intercept], max_iter=200, history_size=20, tolerance_grad=1e-9, tolerance_change=1e-14,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
 
@@ -153,7 +129,7 @@ def fit_layer_mix(
     optimiser.step(closure)
     mix = logits_L.detach().softmax(dim=0)
     mixed = torch.einsum("l,lnd->nd", mix, x_LND)
-    path = fit_path(mixed, np.asarray(y), [C], sample_weight=sample_weight, device=device, **options)
+    path = fit_path(mixed, y, [C], sample_weight=weights, device=device, **options)
     with torch.no_grad():
         coef.copy_(to_device(path.coef[0], device))
         intercept.copy_(to_device(path.intercept[0], device))

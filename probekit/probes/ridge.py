@@ -62,19 +62,8 @@ def fit_ridge(
 ) -> tuple[Array, Array]:
     """Minimise `1/2 ||W||^2 + C/2 sum_i s_i ||t_i - W x_i - b||^2`, targets +1 for the class and -1 for the others.
 
-    scikit-learn's `Ridge(alpha=1/C)`; the intercept is free.
-
-    Parameters
-    ----------
-    X : (N, D) features
-    y : (N,) class indices 0 to K-1
-    Cs : (n_C,) inverse penalties
-    sample_weight : (N,) non-negative weights, None for ones
-    device : where it is computed, in float64
-
-    Returns
-    -------
-    coef (n_C, K, D), intercept (n_C, K)
+    scikit-learn's `Ridge(alpha=1/C)`; the intercept is free. y (N,) are class indices 0 to K-1. Returns, in float64,
+    coef (n_C, K, D) and intercept (n_C, K).
     """
     features, labels = to_device(X, device, torch.float64), to_device(y, device, torch.int64)
     weights = to_device(np.ones(len(labels)) if sample_weight is None else sample_weight, device, torch.float64)

@@ -163,24 +163,10 @@ def train_sgd(
     device: str = "cpu",
     on_fit: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Train every learning rate in one pass over the batches, from zero (the problem is convex).
+    """Train every learning rate in one pass over the batches (X (B, D), y (B,)), from zero (the problem is convex).
 
-    Parameters
-    ----------
-    batches : (X (B, D), y (B,)) of each step, augmented or not; `array_batches` makes them from arrays or files
-    width, n_classes, n_steps : D, K (labels are 0 to K-1), and the length of the schedule
-    config : learning rates, momentum, weight decay
-    device : of the heads; batches are moved there
-    on_fit : called with 1 after each step
-
-    Returns
-    -------
-    coef (G, K, D), intercept (G, K) : float32 tensors on the device
-
-    Raises
-    ------
-    UserError
-        The batches end early.
+    Returns coef (G, K, D) and intercept (G, K), float32 on the device; `on_fit` is called with 1 after each step.
+    Batches that end early raise `UserError`.
     """
     target, n_rates = find_device(device), len(config.learning_rates)
     rates_G1 = torch.tensor(config.learning_rates, dtype=torch.float32, device=target)[:, None]

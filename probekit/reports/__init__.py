@@ -1,6 +1,6 @@
 """Figures, tables and a self-contained HTML page, created from records alone."""
 
-from probekit.reports.figures.terminal import print_panel, terminal_curve
+from probekit.reports.figures.terminal import print_panel
 from probekit.reports.panels import Panel, Series, build_panels, collect_records
 from probekit.reports.published import comparison_table, published
 from probekit.reports.report import write_report
@@ -17,6 +17,5 @@ __all__ = [
     "layer_table",
     "print_panel",
     "published",
-    "terminal_curve",
     "write_report",
 ]

@@ -12,20 +12,20 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from markupsafe import Markup
 
 from igpt_model.checked_json import read_json
-from probekit.reports.convergence import doubtful_fits, failed_fits, fit_sentence
 from probekit.reports.figures.depth import depth_figure
 from probekit.reports.figures.penalty_paths import path_figure
 from probekit.reports.figures.style import CSS_NAME, DARK, NARROW, FigureOptions, inline_svg, style
-from probekit.reports.panels import Panel, PanelKey, Series, series_margin, short_range
+from probekit.reports.panels import C_AT_EDGE, Panel, PanelKey, Series, series_margin, short_range
 from probekit.reports.published import comparison_table
 from probekit.results.curve import layer_name, layer_words
 from probekit.results.paired import PairedDifference, p_value
@@ -74,7 +74,7 @@ def render_page(
         samples=list(_samples([*sources, *_runs(panels)])),
         sources=[str(source) for source in sources],
         command=command("report", *sources),
-        version=_version(),
+        version=import_module("probekit").__version__,
     )
     return visible_lines(page)  # escapes control characters in names
 
@@ -83,13 +83,6 @@ def _title(panels: Sequence[Panel]) -> str:
     names = list(dict.fromkeys(series.label for panel in panels for series in panel.models))
     datasets = list(dict.fromkeys(panel.title for panel in panels))
     return f"Linear probes by depth: {', '.join(names) or 'controls'} on {'; '.join(datasets)}"
-
-
-def _version() -> str:
-    try:
-        return version("igpt-probekit")
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 def _panel(
@@ -214,11 +207,64 @@ def _fits(panel: Panel, layered: Sequence[Series], prefix: str) -> dict[str, Any
         label = f"Held-out accuracy of every fit of {series.label} by layer and penalty"
         paths.append((series, _two_widths(partial(path_figure, series), f"{prefix}c{number}", label)))
     return {
-        "sentence": fit_sentence(panel),
-        "failed": list(failed_fits(panel)),
-        "doubtful": list(doubtful_fits(panel)),
+        "sentence": _fit_sentence(panel),
+        "failed": list(_failed_fits(panel)),
+        "doubtful": list(_doubtful_fits(panel)),
         "paths": paths,
     }
+
+
+def _fit_sentence(panel: Panel) -> str:
+    """Number of fits, and number of certified ones."""
+    records = [record for series in panel.series if series.role != "readout" for record in series.fitted]
+    path = np.concatenate([np.asarray(record.converged, dtype=bool) for record in records])
+    refits = np.array([bool(record.refit["converged"]) for record in records])
+    edge = sum(record.at_grid_edge for record in records)
+    tolerance = records[0].protocol.get("tol")
+    if path.all() and refits.all():
+        along, at = f"All {len(path):,}", f"all {len(refits)}"
+    else:
+        along, at = f"{path.sum():,} of {len(path):,}", f"{refits.sum()} of {len(refits)}"
+    sentence = f"{along} fits along the penalty paths and {at} refits at the chosen C are certified converged"
+    sentence += f" to a relative objective gap of {tolerance:g}." if isinstance(tolerance, float) else "."
+    if edge:
+        sentence += f" In {edge} of them C is at the end of its grid, so a better one may exist beyond it."
+    return sentence
+
+
+def _failed_fits(panel: Panel) -> Iterator[tuple[Any, ...]]:
+    """For each layer with fits that did not converge: series, layer, count, largest known gap, their C."""
+    for series in panel.series:
+        for record in series.fitted:
+            failed = np.flatnonzero(~np.asarray(record.converged, dtype=bool))
+            if len(failed):
+                worst = max((gap for k in failed if (gap := record.gap[k]) is not None), default=None)
+                which = ", ".join(f"{record.Cs[k]:.3g}" for k in failed)
+                count = f"{len(failed)} of {len(record.Cs)}"
+                yield series.label, _layers_of(series, record), count, _scientific(worst), which
+
+
+def _doubtful_fits(panel: Panel) -> Iterator[tuple[Any, ...]]:
+    """Chosen fits that did not converge or whose C is at the end of the grid: series, layer, numbers, reason."""
+    for series in panel.series:
+        for record in series.fitted:
+            if record.is_converged and not record.at_grid_edge:
+                continue
+            where = "refit" if record.converged[record.chosen_index] else "path"
+            why = f"not converged ({where}; stopped by {record.refit.get('stop_reason', 'unknown')})"
+            figures = _scientific(record.refit.get("gap")), _scientific(record.refit.get("grad_rel"))
+            about = (series.label, _layers_of(series, record), f"{record.chosen_C:.3g}", record.refit["n_iter"])
+            yield *about, *figures, C_AT_EDGE if record.is_converged else why
+
+
+def _layers_of(series: Series, record: Record) -> str:
+    """The layers of a record, with its run and seed if the series has several."""
+    run = f", {record.series}" if len(series.curve.runs) > 1 else ""
+    return "+".join(record.layers) + run + (f", seed {record.seed}" if len(series.curve.seeds) > 1 else "")
+
+
+def _scientific(value: float | None) -> str:
+    return "" if value is None else f"{value:.1e}"
 
 
 def _published(panel: Panel) -> dict[str, Any] | None:

@@ -146,11 +146,15 @@ class Series:
 
     @property
     def role(self) -> str:
-        """One of `ROLES`: "readout" (another kind of probe of a model), "random" (not trained), "flat" (no depth)."""
+        """One of `ROLES`: "readout" (another kind of probe of a model), "random" (not trained), "flat" (no depth).
+
+        Untrained encoders have a seed of their weights; features from elsewhere can be called "random".
+        """
         if self.host:
             return "readout"
         first = self.records[0]
-        return "random" if first.series.startswith("random") else "flat" if first.n_layers == 1 else "model"
+        is_random = "weights_seed" in first.encoder or first.series == "random"
+        return "random" if is_random else "flat" if first.n_layers == 1 else "model"
 
     @property
     def is_flat(self) -> bool:
@@ -171,6 +175,12 @@ class Series:
     def best(self) -> Point:
         """The probe of the layer chosen on held-out rows."""
         return Point(self.curve, self.peak)
+
+    @property
+    def fitted(self) -> list[Record]:
+        """Records of its layers and concatenations, of all runs and seeds; other kinds of probes are in tables only."""
+        every = [*self.curve.every, *(record for joint in self.concatenated for record in joint.curve.every)]
+        return list({record.key: record for record in every}.values())
 
     @property
     def minus_last(self) -> np.ndarray:

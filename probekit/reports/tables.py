@@ -247,13 +247,7 @@ WIDE_COLUMNS = ("C", "Converged", "RankMe", "Protocol", "Record", "Note", "Data 
 
 
 def choose_columns(printed: pd.DataFrame, columns: Sequence[str] | None, form: str) -> pd.DataFrame:
-    """Select columns by name or prefix, ignoring case; None: all, in LaTeX without `WIDE_COLUMNS`.
-
-    Raises
-    ------
-    UserError
-        A column does not exist, or a prefix is ambiguous.
-    """
+    """Select columns by name or prefix, ignoring case; None: all, in LaTeX without `WIDE_COLUMNS`."""
     if columns is None:
         return printed.drop(columns=[*WIDE_COLUMNS], errors="ignore") if form == "tex" else printed
     chosen = []

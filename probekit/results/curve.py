@@ -13,7 +13,7 @@ from scipy.special import stdtrit
 
 from probekit.results.measured import Measured, find_metric, measured
 from probekit.results.metrics import METRICS, Metric, bootstrap_runs, not_below, simultaneous_band, wilson_interval
-from probekit.results.paired import PairedDifference, p_greater, p_words, paired_difference, record_label
+from probekit.results.paired import PairedDifference, p_greater, p_words, pair_labels, paired_correct, paired_difference
 from probekit.results.predictions import row_predictions
 from probekit.results.record import Record
 from probekit.results.runs import model_name, model_names
@@ -243,7 +243,7 @@ def curve_of_draws(draws: Mapping[tuple[str, int], Sequence[Record]], metric: Me
         high=np.array([high for _, high in limits]),
         by_draw=by_draw,
         spread=by_draw.std(axis=0, ddof=1) if len(by_draw) > 1 else np.full(len(first), np.nan),
-        metrics={n: np.array([[r.metrics.get(n, np.nan) for r in draw] for draw in each]).mean(axis=0) for n in names},
+        metrics={n: np.array([[r.metrics.get(n) for r in d] for d in each], float).mean(axis=0) for n in names},
         converged=np.all([[r.is_converged for r in draw] for draw in each], axis=0),
         at_grid_edge=np.any([[r.at_grid_edge for r in draw] for draw in each], axis=0),
         rows_SMn=rows,
@@ -321,7 +321,7 @@ def paired_curves(a: Curve, b: Curve) -> PairedDifference:
         As `paired_difference`; or the per-row files are missing, or both have several draws and not as many.
     """
     best_a, best_b = a.records[a.peak], b.records[b.peak]
-    labels = record_label(best_a), record_label(best_b)
+    labels = pair_labels(best_a, best_b)
     if a.n_draws == b.n_draws == 1:
         return paired_difference(best_a, best_b)
     if min(a.n_draws, b.n_draws) > 1 and a.n_draws != b.n_draws:
@@ -329,6 +329,7 @@ def paired_curves(a: Curve, b: Curve) -> PairedDifference:
             f"{a.series} has {a.over} and {b.series} {b.over}, but a paired comparison needs as many of one as of the "
             "other: sweep both with the same --seeds."
         )
+    paired_correct(best_a, best_b)  # refuses different data sets and labels
     if not np.array_equal(row_predictions(best_a).row_ids, row_predictions(best_b).row_ids):
         raise UserError(f"{' and '.join(labels)} were tested on different rows: extract both from one data set.")
     return PairedDifference.from_rows(a.draws()[..., a.peak], b.draws()[..., b.peak], *labels, a.over or b.over)

@@ -6,19 +6,17 @@ Two locks, both the operating system's (flock), which lets go of a lock when its
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from time import sleep
 from typing import Any
 
 from igpt_model.atomic import write_all
-from igpt_model.checked_json import Text, mismatch, parse_json, read_bytes
+from igpt_model.checked_json import Text, mismatch, read_bytes
 from igpt_model.locks import file_lock, open_lock_file
-from probekit.results.record import MOST_BYTES, parse_lines
+from probekit.results.record import MOST_BYTES, figures, parse_lines
 from probekit.runtime.errors import UserError
-
-_LINE = {"key": Text(64)}
 
 
 class Journal:
@@ -27,16 +25,18 @@ class Journal:
     Parameters
     ----------
     path : path of the .jsonl file; its folder is created if missing
-    more : schema of the fields of each line other than its key
+    read : called once with each line and its location for messages; returns the line to use, or raises `UserError`
 
     Attributes
     ----------
-    check : called under the lock with the existing lines, before one is appended
+    check : called with each line read from then on, also before one is appended
     """
 
-    def __init__(self, path: str | Path, more: Mapping[str, Any] | None = None):
-        self.path, self._schema = Path(path), {**_LINE, **(more or {})}
-        self.check: Callable[[Sequence[Mapping[str, Any]]], None] | None = None
+    def __init__(self, path: str | Path, read: Callable[[dict[str, Any], str], dict[str, Any]] | None = None):
+        self.path, self._read_line = Path(path), read or (lambda line, where: line)
+        self.check: Callable[[Mapping[str, Any]], None] | None = None
+        self._content = b""  # what has been read: of a file that begins so, only the rest is parsed
+        self._lines: dict[str, tuple[str, dict[str, Any]]] = {}  # its lines by their keys, with their places
         try:
             self._claims = self.path.parent / ".claims" / self.path.stem
             for folder in (self._claims.parent, self._claims):
@@ -53,7 +53,8 @@ class Journal:
 
     def lines(self) -> list[dict[str, Any]]:
         """All complete lines, oldest first; raises `UserError` if the file is not a journal of probekit."""
-        return _keyed(read_bytes(self.path, MOST_BYTES), self.path, self._schema) if self.path.exists() else []
+        self._take(read_bytes(self.path, MOST_BYTES) if self.path.exists() else b"")
+        return [line for _, line in self._lines.values()]
 
     def keys(self) -> set[str]:
         """Keys of all finished work."""
@@ -71,16 +72,14 @@ class Journal:
             descriptor = open_lock_file(self.path)
             try:
                 content = _read_all(descriptor)
-                known = _keyed(content, self.path, self._schema)
-                end = whole_length(content)
-                if line["key"] in {before["key"] for before in known}:
+                end = self._take(content)
+                if line["key"] in self._lines:
                     return False
-                if self.check is not None:
-                    self.check(known)
                 os.ftruncate(descriptor, end)
                 os.lseek(descriptor, end, os.SEEK_SET)
                 try:
-                    write_all(descriptor, payload)
+                    # an editor may have removed the last newline
+                    write_all(descriptor, payload if content[:end][-1:] in (b"", b"\n") else b"\n" + payload)
                 except OSError as error:
                     os.ftruncate(descriptor, end)
                     raise OSError(error.errno, error.strerror, str(self.path)) from None
@@ -88,6 +87,26 @@ class Journal:
             finally:
                 os.close(descriptor)
         return True
+
+    def _take(self, content: bytes) -> int:
+        """Read new lines of the file; returns the end of its last complete line."""
+        if not content.startswith(self._content):  # lines were removed, or it is another file
+            self._content, self._lines = b"", {}
+        start, found = len(self._content), dict(self._lines)
+        parsed, end = parse_lines(content[start:], self.path, 1 + self._content.count(b"\n"))
+        # an incomplete line may be removed only if it begins like one of ours
+        ours = content.lstrip(b"\0 \r\n")[:1] in (b"", b"{")
+        if not ours or any(mismatch(line, {"key": Text(64)}) for _, line in parsed):
+            raise UserError(f"{self.path} contains lines that are not probekit records; choose another output folder.")
+        for where, line in parsed:
+            line = self._read_line(line, where)
+            first, same = found.setdefault(line["key"], (where, line))
+            if figures(same) != figures(line):
+                raise UserError(f"{first} and {where} have the same key but differ; remove one.")
+            if self.check is not None:
+                self.check(line)
+        self._content, self._lines = content[: start + end], found
+        return start + end
 
     @contextmanager
     def claim(self, key: str) -> Iterator[bool]:
@@ -108,28 +127,6 @@ class Journal:
                 if key in self.keys():
                     # safe under the lock: a process that then locks the unlinked file finds the key done
                     file.unlink(missing_ok=True)
-
-
-def _keyed(content: bytes, path: Path, schema: Mapping[str, Any]) -> list[dict[str, Any]]:
-    lines = parse_lines(content, path)
-    # an incomplete line may be removed only if it begins like one of ours
-    ours = content.lstrip(b"\0 \r\n")[:1] in (b"", b"{")
-    if ours and all(mismatch(line, schema) is None for line in lines):
-        return lines
-    raise UserError(f"{path} contains lines that are not probekit records; choose another output folder.")
-
-
-def whole_length(content: bytes) -> int:
-    """Length of the journal up to the end of its last complete line."""
-    end = content.rfind(b"\n") + 1
-    while end:
-        start = content.rfind(b"\n", 0, end - 1) + 1
-        try:
-            parse_json(content[start:end], "the line")
-            return end
-        except UserError:
-            end = start
-    return 0
 
 
 def _read_all(descriptor: int) -> bytes:

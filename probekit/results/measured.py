@@ -52,13 +52,7 @@ def metric_names() -> list[str]:
 
 
 def find_metric(name: str) -> Metric:
-    """A metric by name; the suffix `_scaled` means after temperature scaling by `calibrate`.
-
-    Raises
-    ------
-    UserError
-        The name is unknown; the message lists all names.
-    """
+    """A metric by name (`_scaled`: after temperature scaling by `calibrate`); raises `UserError` with all names."""
     known = METRICS | LABEL_FREE
     if name not in metric_names():
         hint = did_you_mean(name, metric_names()) or (" Accuracy is top1." if re.search("acc|cur", name, re.I) else "")
@@ -70,13 +64,7 @@ def find_metric(name: str) -> Metric:
 
 
 def measured(record: Record, metric: Metric) -> Measured:
-    """The value of a metric, and the values that intervals and tests resample.
-
-    Raises
-    ------
-    UserError
-        It is not available: too few classes, or `calibrate` or `geometry` has not been run.
-    """
+    """The value of a metric, and the values that intervals and tests resample."""
     if metric.label_free:
         return Measured(_of_features(record, metric.name), None, None)
     is_scaled = metric.name.endswith(SCALED)

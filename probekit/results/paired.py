@@ -107,14 +107,8 @@ def p_words(p: float, test: str) -> str:
 
 
 def paired_difference(a: Record, b: Record) -> PairedDifference:
-    """Paired comparison of two records on the test rows they share.
-
-    Raises
-    ------
-    UserError
-        The two have no test rows in common, or different labels for one.
-    """
-    return PairedDifference.from_rows(*paired_correct(a, b), record_label(a), record_label(b))
+    """Paired comparison of two records on the test rows they share."""
+    return PairedDifference.from_rows(*paired_correct(a, b), *pair_labels(a, b))
 
 
 def paired_correct(a: Record, b: Record) -> tuple[np.ndarray, np.ndarray]:
@@ -122,7 +116,7 @@ def paired_correct(a: Record, b: Record) -> tuple[np.ndarray, np.ndarray]:
     if a.dataset.get("name") != b.dataset.get("name"):
         names = f"{a.dataset.get('name')} and {b.dataset.get('name')}"
         raise UserError(f"A paired comparison needs the same test rows, but the records are of {names}.")
-    rows_a, rows_b, both = row_predictions(a), row_predictions(b), f"{record_label(a)} and {record_label(b)}"
+    rows_a, rows_b, both = row_predictions(a), row_predictions(b), " and ".join(pair_labels(a, b))
     if any(len(np.unique(rows.row_ids)) < len(rows.row_ids) for rows in (rows_a, rows_b)):
         raise UserError(f"{both} cannot be paired: several test rows have the same row id; make row ids unique.")
     _, at_a, at_b = np.intersect1d(rows_a.row_ids, rows_b.row_ids, return_indices=True)
@@ -133,6 +127,10 @@ def paired_correct(a: Record, b: Record) -> tuple[np.ndarray, np.ndarray]:
     return rows_a.correct[at_a], rows_b.correct[at_b]
 
 
-def record_label(record: Record) -> str:
-    """Label of a record in comparisons: its series and layers."""
-    return f"{record.series} {'+'.join(record.layers)}"
+def pair_labels(a: Record, b: Record) -> tuple[str, str]:
+    """Labels of both records in comparisons: series and layers, and if these are equal, what else distinguishes them."""
+    labels = [f"{one.series} {'+'.join(one.layers)}" for one in (a, b)]
+    for name in ("folder", "feature_file", "probe", "seed", "key"):
+        if labels[0] == labels[1] and getattr(a, name) != getattr(b, name):
+            labels = [f"{label} ({name} {getattr(one, name)})" for label, one in zip(labels, (a, b), strict=True)]
+    return labels[0], labels[1]

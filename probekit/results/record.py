@@ -169,9 +169,9 @@ class Record:
     train_rows: Rows | None = None
     per_class: Rows | None = None
     candidates: Annotated[dict[str, Any] | None, (None, {"found_by?": [{"rule": str}]})] = None
-    rankme: float | None = None
+    rankme: Positive | None = None
     plan: Annotated[str, Text(10_000)] = ""
-    seconds: float = 0.0
+    seconds: Positive = 0.0
     created: Annotated[str, Text(100)] = ""
     versions: dict[str, str] = field(default_factory=dict)
     folder: Path | None = field(default=None, compare=False)
@@ -237,10 +237,9 @@ class Record:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], folder: str | Path | None = None, where: str = "A record") -> "Record":
         """Read a line back; one of another schema, or whose key does not fit the identity, raises `UserError`."""
-        identity = check_record(value, where)
-        known = {f.name for f in fields(cls)} - _NOT_STORED
-        body = {name: item for name, item in migrate(value).items() if name in known}
-        return cls(identity=identity, folder=Path(folder) if folder else None, **body)
+        line, known = read_line(value, where), {f.name for f in fields(cls)} - _NOT_STORED
+        body = {name: item for name, item in line.items() if name in known}
+        return cls(Identity.from_dict(line["identity"]), folder=Path(folder) if folder else None, **body)
 
 
 _IN_MEMORY = {"folder", "test"}
@@ -291,8 +290,10 @@ def check_recordable(store: Any) -> None:
             )
 
 
-def check_record(line: Mapping[str, Any], where: str, tested: bool = True) -> Identity:
-    """The identity of a line of results.jsonl, or of choices.jsonl, whose probes are not `tested` yet.
+def read_line(line: Mapping[str, Any], where: str, tested: bool = True) -> dict[str, Any]:
+    """Check and upgrade a line of results.jsonl, or of choices.jsonl, whose probes are not `tested` yet.
+
+    Older ones lack `probe`, `reads` and `tunes`.
 
     Raises
     ------
@@ -307,10 +308,11 @@ def check_record(line: Mapping[str, Any], where: str, tested: bool = True) -> Id
     problem = mismatch(line, _RECORD if tested else _CHOICE) or _inconsistency(line)
     if problem:
         raise UserError(f"{where} is not a valid record ({problem}); remove it and run the sweep again.")
-    identity = Identity.from_dict(line["identity"])
-    if identity.key != line["key"]:
-        raise UserError(f"Record {line['key']} was edited: its contents have the hash {identity.key}; restore it.")
-    return identity
+    own = "sgd" if line["protocol"].get("solver") == "sgd" else "linear"
+    probe = own if line["kind"] in ("layer", "concat") else line["kind"]
+    reads = {"banded": "layers", "mix": "layers", "attentive": "tokens"}.get(probe, "layer")
+    tunes = {"knn": "k", "attentive": "lr", "sgd": "lr"}.get(probe, "C")
+    return {"probe": probe, "reads": reads, "tunes": tunes, **line}
 
 
 def _inconsistency(line: Mapping[str, Any]) -> str | None:
@@ -336,9 +338,14 @@ def _inconsistency(line: Mapping[str, Any]) -> str | None:
         # Wilson's limits for all rows or none have rounding errors
         if not low - 1e-9 <= top1 <= high + 1e-9 or (top5 is not None and top5 < top1 - 1e-9):
             return f"{place} has top1 {top1:g} with limits {low:g} and {high:g} and top5 {top5}, out of their order"
+    if (key := Identity.from_dict(line["identity"]).key) != line["key"]:
+        return f"its key is {line['key']}, but its contents have the key {key}: it was edited"
     if not 1 <= len(layers) <= MOST_LAYERS:
         return f"identity.layers has {len(layers)} entries, expected 1 to {MOST_LAYERS:,}"
-    if line["kind"] == "layer" and (line["depth"] is None or len(layers) > 1):
+    kind = line["identity"].get("method") or ("layer" if len(layers) == 1 else "concat")
+    if line["kind"] != kind:
+        return f"kind is {line['kind'][:60]!r}, expected {kind[:60]!r}, by its identity"
+    if (line["depth"] is None) == (len(layers) == 1):
         return f"depth is {line['depth']} and identity.layers has {len(layers)} entries, expected one layer's depth"
     depths = line["encoder"].get("depths", range(line["n_layers"]))
     last = line["encoder"].get("last_depth", max(depths, default=0))
@@ -357,21 +364,6 @@ def test_file(probe_file: str, test: str) -> str:
     return f"{probe_file.removesuffix('.safetensors')}.{test}.safetensors"
 
 
-def migrate(line: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A line of results.jsonl or choices.jsonl with `probe`, `reads` and `tunes`, which older ones lack."""
-    if "probe" in line:
-        return line
-    own = "sgd" if line["protocol"].get("solver") == "sgd" else "linear"
-    probe = own if line["kind"] in ("layer", "concat") else line["kind"]
-    reads = {"banded": "layers", "mix": "layers", "attentive": "tokens"}.get(probe, "layer")
-    return {
-        **line,
-        "probe": probe,
-        "reads": reads,
-        "tunes": {"knn": "k", "attentive": "lr", "sgd": "lr"}.get(probe, "C"),
-    }
-
-
 def results_path(path: str | Path) -> Path:
     """The path of a results file, given as the file or its folder."""
     if not isinstance(path, str | PathLike):
@@ -380,24 +372,28 @@ def results_path(path: str | Path) -> Path:
     return path / RESULTS_NAME if path.is_dir() or not path.suffix else path
 
 
-def parse_lines(content: bytes, name: str | Path = RESULTS_NAME) -> list[dict[str, Any]]:
-    """The JSON lines of a journal, without an incomplete last line."""
-    lines = content.split(b"\n")
-    parsed = []
-    for number, line in enumerate(lines):
-        if not line.strip():
-            continue
+def parse_lines(content: bytes, name: str | Path = RESULTS_NAME, first: int = 1) -> tuple[list[tuple[str, Any]], int]:
+    """The JSON lines of a journal, each with its location, and the end of the last complete one.
+
+    A last line that a kill or power cut has torn is left out. `first` is the number of the first line.
+    """
+    parsed: list[tuple[str, Any]] = []
+    end = 0
+    for number, line in enumerate(content.split(b"\n"), first):
         try:
-            parsed.append(parse_json(line, f"Line {number + 1} of {name}"))
+            if line.strip():
+                parsed.append((f"Line {number} of {name}", parse_json(line, f"Line {number} of {name}")))
         except UserError as error:
-            if any(rest.strip(b"\0 \r") for rest in lines[number + 1 :]):
-                if not parsed:
-                    raise UserError(
-                        f"{name} is not a results file (its first line is not JSON): "
-                        f"give a folder that contains {RESULTS_NAME}."
-                    ) from None
-                raise UserError(f"{str(error).rstrip('.')}, and lines follow it: remove or repair it.") from None
-    return parsed
+            if not content[end + len(line) :].strip(b"\0 \r\n"):
+                return parsed, end
+            if first == 1 and not parsed:
+                raise UserError(
+                    f"{name} is not a results file (its first line is not JSON): "
+                    f"give a folder that contains {RESULTS_NAME}."
+                ) from None
+            raise UserError(f"{str(error).rstrip('.')}, and more lines follow; remove or repair it.") from None
+        end += len(line) + 1
+    return parsed, len(content)
 
 
 def _study_folders(path: str | Path) -> Sequence[str | Path]:
@@ -429,16 +425,12 @@ def read_records(*paths: str | Path) -> list[Record]:
             beside = Path(path).parent / RESULTS_NAME
             found_at = f"give {beside.parent}, which does" if beside.is_file() else "make it with `probekit sweep`"
             raise UserError(f"{path} contains no {RESULTS_NAME}; {found_at}.")
-        for number, line in enumerate(parse_lines(read_bytes(file, MOST_BYTES), file), start=1):
-            where = f"Record {number} of {file}"
+        for where, line in parse_lines(read_bytes(file, MOST_BYTES), file)[0]:
             record = Record.from_dict(line, file.parent, where)
             first, same = found.setdefault(record.key, (where, record))
-            agrees = _figures if same.folder == record.folder else _scores
-            if agrees(same) != agrees(record):
-                raise UserError(
-                    f"{first} and record {number} of {file} have the same key {record.key} and other figures: "
-                    "remove one."
-                )
+            here = same.folder == record.folder
+            if _scores(same) != _scores(record) or (here and figures(same.to_dict()) != figures(record.to_dict())):
+                raise UserError(f"{first} and {where} have the same key {record.key} but differ; remove one.")
     return [record for _, record in found.values()]
 
 
@@ -447,6 +439,6 @@ def _scores(record: Record) -> list[Any]:
     return [record.chosen_C, *((name, on["top1"], on["n_test"]) for name, on in record.tests.items()), record.accuracy]
 
 
-def _figures(record: Record) -> dict[str, Any]:
-    """The values that must be equal in two records with the same key: all except times."""
-    return {name: value for name, value in record.to_dict().items() if name not in ("created", "seconds", "versions")}
+def figures(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that must be equal in two lines with the same key: all except times and versions."""
+    return {name: value for name, value in line.items() if name not in ("created", "seconds", "versions")}

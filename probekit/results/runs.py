@@ -31,18 +31,8 @@ def model_names(records: Iterable[Record]) -> dict[str, str]:
 def join_runs(records: Sequence[Record], runs: Mapping[str, Sequence[str]]) -> list[Record]:
     """Rename the series of records so that they are runs of one model.
 
-    Parameters
-    ----------
-    records
-        Of any series.
-    runs
-        Name of the model -> series that are its runs; none: the series of that name, each of whose feature files is a
-        run.
-
-    Raises
-    ------
-    UserError
-        A series does not exist, or a model has fewer than two runs.
+    `runs` maps the name of the model to the series that are its runs; to none: the series of that name, each of whose
+    feature files is a run.
     """
     known = list(dict.fromkeys(record.series for record in records))
     new: dict[tuple[str, str], str] = {}

@@ -198,7 +198,7 @@ def test_the_same_key_with_other_figures(results):
     assert len(Results(results)) == 2  # the same figures again count once
     first["metrics"] |= {"top1": 0.9999, "top1_high": 1.0}
     file.write_text(file.read_text() + json.dumps(first) + "\n")
-    with pytest.raises(UserError, match=r"Record 1 of .* and record 4 of .* have the same key"):
+    with pytest.raises(UserError, match=r"Line 1 of .* and Line 4 of .* have the same key"):
         Results(results)
 
 
@@ -217,7 +217,7 @@ def test_two_folders_with_the_same_key(results, tmp_path):
     ):
         code, printed = verb(*words)
         assert code == 2
-        assert f"Record 1 of {results / 'results.jsonl'} and record 1 of {other} have the same key" in printed
+        assert f"Line 1 of {results / 'results.jsonl'} and Line 1 of {other} have the same key" in printed
 
 
 HOSTILE = (
@@ -284,7 +284,7 @@ def test_a_record_of_wrong_types_names_the_key(results, change, message):
     file = results / "results.jsonl"
     lines = file.read_text().splitlines()
     file.write_text("\n".join([lines[0], json.dumps({**json.loads(lines[1]), **change})]) + "\n")
-    with pytest.raises(UserError, match=f"Record 2 of .*{message}"):
+    with pytest.raises(UserError, match=f"Line 2 of .*{message}"):
         Results(results)
 
 

@@ -106,7 +106,7 @@ def test_records_that_contradict_themselves(results, what, name):
     for path, value in changes.items():
         edited(written[0], path, value)
     put(results / name, written)
-    with pytest.raises(UserError, match=rf"[Rr]ecord 1 of .*{name}") as found:
+    with pytest.raises(UserError, match=rf"Line 1 of .*{name}") as found:
         Results(results) if name == "results.jsonl" else sweep(results / "f.h5", results, Cs=[0.1, 1.0])
     assert str(found.value).count(". ") == 0
 
@@ -120,7 +120,7 @@ def test_further_test_rows_without_numbers_or_that_are_called_as_the_field_of_th
         (good | {"log_loss": -3.0}, good, "log_loss"),
     ):
         put(results / "results.jsonl", [{**written[0], "metrics": own, "tests": {name: further}}])
-        with pytest.raises(UserError, match=rf"Record 1 of .*{problem}"):
+        with pytest.raises(UserError, match=rf"Line 1 of .*{problem}"):
             Results(results)
 
 
@@ -128,7 +128,7 @@ def test_further_test_rows_without_numbers_or_that_are_called_as_the_field_of_th
 @pytest.mark.parametrize("name", ["results.jsonl", "choices.jsonl"])
 def test_lines_that_are_no_records_are_named_by_verbs_that_add_some(results, line, name):
     put(results / name, [*lines(results / name), line])
-    with pytest.raises(UserError, match=rf"Record 3 of .*{name} is not a probekit record"):
+    with pytest.raises(UserError, match=rf"Line 3 of .*{name} is not a record"):
         sweep(results / "f.h5", results, Cs=[0.1, 1.0])
 
 
@@ -305,6 +305,10 @@ CHECKPOINTS = {
     "a smaller palette": palette(2),
     "a larger picture": value("transform.json", "resolution", 8),
     "a smaller picture": value("transform.json", "resolution", 2),
+    "another kernel": value("transform.json", "resize", "nearest"),
+    "another augmentation": value("transform.json", "augment", ["flip"]),
+    "another objective": value("config.json", "provenance.train.objective", "bert"),
+    "another share of masks": value("config.json", "model.mask_prob", 0.5),
     "another step": value("config.json", "step", 3),
     "no hash of weights": value("config.json", "weights_hash", None),
     "an optimiser of another size": tensors("trainer.safetensors", one("ln_f.g/exp_avg", lambda t: torch.zeros(3, 3))),
@@ -528,5 +532,5 @@ def test_shards_in_another_place(joined, change):
 @pytest.mark.parametrize("line", [{"key": "a"}, {"key": "a", "score": "x", "val_accuracy": 1.0}])
 def test_candidates_without_a_score(results, line):
     put(results / "candidates.jsonl", [line])
-    with pytest.raises(UserError, match=r"candidates\.jsonl contains lines that are not records"):
+    with pytest.raises(UserError, match=r"Line 1 of .*candidates\.jsonl cannot be used: (score|the whole)"):
         concat(results / "f.h5", results, Cs=[0.1, 1.0], greedy_width=8)

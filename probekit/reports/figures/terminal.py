@@ -9,9 +9,10 @@ from probekit.reports.panels import NAMES, Panel, Series
 from probekit.runtime.escape import visible
 
 if TYPE_CHECKING:
-    from rich.console import Console, Group
+    from rich.console import Console
     from rich.text import Text
 
+HEIGHT = 16  # lines
 MARKS = "●■▲◆★"
 ASCII = str.maketrans("●■▲◆★○◦▿│┤─└╌↑", "o#^*xO.v||-+-^") | {ord("\N{EN DASH}"): "-", ord("±"): "+-"}
 MODEL_COLOURS = ("bright_blue", "dark_orange", "green3", "magenta", "yellow")
@@ -20,6 +21,8 @@ MODEL_COLOURS = ("bright_blue", "dark_orange", "green3", "magenta", "yellow")
 def print_panel(panel: Panel, console: Console | None = None) -> None:
     """Print the curve and, below it, each model's two sentences.
 
+    One mark per layer, the chosen layer in reverse, hollow where not converged.
+
     Parameters
     ----------
     panel
@@ -27,31 +30,12 @@ def print_panel(panel: Panel, console: Console | None = None) -> None:
     console
         Where to print; a new rich console otherwise.
     """
-    from rich.console import Console
-
-    console = console or Console()
-    curve = terminal_curve(panel, width=min(console.width, 100))
-    if not console.encoding.startswith("utf"):
-        for line in curve.renderables:
-            line.plain = line.plain.translate(ASCII)  # type: ignore[union-attr]
-    console.print(curve)
-
-
-def terminal_curve(panel: Panel, width: int = 80, height: int = 16) -> Group:
-    """The curve as a rich renderable: one mark per layer, the chosen layer in reverse, hollow where not converged.
-
-    Parameters
-    ----------
-    panel
-        From `build_panels`.
-    width, height
-        Characters that the whole picture and its plotting area may take.
-    """
-    from rich.console import Group
+    from rich.console import Console, Group
     from rich.text import Text
 
+    console = console or Console()
     lines: list[Text] = [Text(f"{panel.measured}, {visible(panel.title)}", style="bold")]
-    lines += _canvas(panel, width, height)
+    lines += _canvas(panel, min(console.width, 100))
     lines.append(_legend(panel))
     for series in panel.models:
         for joint in series.concatenated:
@@ -64,14 +48,17 @@ def terminal_curve(panel: Panel, width: int = 80, height: int = 16) -> Group:
             best, gain = series.verdict.sentences()
             lines += [Text(), Text(visible(best), style="bold"), Text(visible(gain))]
             lines += [Text(visible(warning), style="yellow") for warning in series.verdict.warnings]
-    return Group(*lines)
+    if not console.encoding.startswith("utf"):
+        for line in lines:
+            line.plain = line.plain.translate(ASCII)
+    console.print(Group(*lines))
 
 
-def _canvas(panel: Panel, width: int, height: int) -> list[Text]:
+def _canvas(panel: Panel, width: int) -> list[Text]:
     from rich.text import Text
 
     last = max(panel.last_depth, 1)
-    ticks, height = round_ticks(*panel.extent, height)
+    ticks, height = round_ticks(*panel.extent, HEIGHT)
     low, high = min(ticks.values()), max(ticks.values())
     beside = len("  100 ┤") + len(str(last)) - 1 + len("  layer")
     columns = max(min(width - beside, 6 * last + 1), last + 1)

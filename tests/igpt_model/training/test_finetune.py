@@ -11,7 +11,7 @@ from igpt_model.config import ModelConfig
 from igpt_model.features import encode
 from igpt_model.hashing import hash_arrays
 from igpt_model.model import IGPT
-from igpt_model.objectives import draw_masks, loss
+from igpt_model.objectives import draw_masks, loss, modal_vote
 from igpt_model.process_group import Ranks
 from igpt_model.training.checkpoint import (
     Checkpoint,
@@ -24,7 +24,6 @@ from igpt_model.training.engine import Engine
 from igpt_model.training.finetune import FinetuneConfig, Finetuning, Labelled, finetune
 from igpt_model.training.run import TrainingDiverged
 from igpt_model.training.run_log import open_run, read_metrics
-from igpt_model.voting import modal_vote
 from tests.killing import killed_in
 
 CLASSES = ("left", "right", "none")

@@ -189,6 +189,16 @@ def test_an_environment_variable_that_is_no_number(name, value, monkeypatch, cap
     assert f"the environment variable {name} is {value!r}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", ["", "0", "1", "5", "-3", "abc", "\u00b2", "9e9", "10" * 10, "1" * 5000])
+def test_any_width_of_the_terminal(value, monkeypatch, capsys):
+    for name in ("COLUMNS", "LINES"):
+        monkeypatch.setenv(name, value)
+    assert main(["train", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "--checkpoint-every" in "".join(re.findall(r"[\w-]+", printed))  # folded where it is narrow, and complete
+    assert max(map(len, printed.splitlines())) <= 1000
+
+
 def test_a_backend_of_matplotlib_that_is_none(tmp_path):
     code = "from probekit.reports.figures.style import style\nwith style(): pass"
     done = subprocess.run(

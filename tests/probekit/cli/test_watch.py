@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -13,9 +14,10 @@ from igpt_model.features import encode
 from igpt_model.training.checkpoint import load_checkpoint
 from igpt_model.training.run_log import read_metrics
 from probekit.cli.main import main
-from probekit.cli.pictures import picture_grid
+from probekit.cli.sample import picture_grid
 from probekit.cli.watch import C, layer_accuracies, probe_line, read_probes
-from probekit.datasets import load_dataset
+from probekit.datasets import Split, load_dataset
+from probekit.datasets.images import ArrayImages
 from probekit.datasets.splits import stratified_holdout
 
 SIZES = ["--n-layer", "2", "--n-embd", "16", "--n-head", "2", "--resolution", "12", "--n-colours", "4"]
@@ -45,7 +47,6 @@ def test_the_accuracies_are_those_of_scikit_learns_probe(run):
     rows = load_dataset("wandering-digits").splits["train"].limit(300).limit(200)
     tokens = loaded.palette.encode(np.stack([loaded.transform(image) for image in rows.images(0, len(rows))]))
     kept, held = stratified_holdout(rows.labels, 0.25, 0)
-    assert (record["n_fit"], record["n_held_out"]) == (len(kept), len(held))
     for k, X in enumerate(encode(loaded.model, tokens.astype(np.int64))):
         scaler = StandardScaler().fit(X[kept].numpy())
         oracle = LogisticRegression(C=C, tol=1e-8, max_iter=5000).fit(scaler.transform(X[kept]), rows.labels[kept])
@@ -54,13 +55,15 @@ def test_the_accuracies_are_those_of_scikit_learns_probe(run):
 
 
 def test_the_peak_is_found_where_the_signal_is():
-    from igpt_model.config import ModelConfig
-    from igpt_model.model import IGPT
-
-    model = IGPT(ModelConfig(n_layer=2, n_embd=16, n_head=2, vocab_size=4, n_positions=9))
     labels = np.arange(80) % 2
-    tokens = np.repeat(labels[:, None] * 3, 9, 1)
-    assert layer_accuracies(model, tokens, labels, None, np.arange(60), np.arange(60, 80)) == [1.0, 1.0, 1.0]
+    split = Split.of(ArrayImages(np.zeros((80, 3, 3, 3), np.uint8)), labels)
+    noise = torch.from_numpy(np.random.default_rng(0).normal(size=(80, 4)))
+
+    def encoder(images, rows):
+        return [noise[rows], torch.from_numpy(labels[rows, None] * 2.0), noise[rows]]
+
+    first, middle, last = layer_accuracies(encoder, np.zeros((80, 3, 3, 3)), split)
+    assert middle == 1 > max(first, last)
 
 
 def test_watching_changes_nothing_and_a_lost_probe_is_made_again(run, tmp_path):

@@ -86,3 +86,10 @@ def test_other_filters_are_refused_by_name(store):
         h5py.h5d.create(file.id, b"train/layers/01", h5py.h5t.NATIVE_FLOAT, space, plan)
     with pytest.raises(UserError, match="stores train/layers/01 with HDF5 filter 32015, not supported"):
         FeatureStore.open(store.path)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_a_name_that_no_file_can_have(tmp_path, name):
+    store = FeatureStore.from_arrays(tmp_path / "f.h5", {"train": (np.ones((4, 2)), [0, 1, 0, 1])})
+    with pytest.raises(UserError, match="cannot be the name of a file"):
+        compress(store.path, tmp_path / name)

@@ -99,6 +99,22 @@ def test_what_is_missing_is_said(tmp_path, arrays):
         import_features(tmp_path / "f.h5", train=tmp_path / "flat.npy")
 
 
+def test_nothing_that_is_given_is_left_out(tmp_path, arrays):
+    np.savez(tmp_path / "x.npz", a=arrays["conv"], y=Y)
+    np.save(tmp_path / "y.npy", Y[::-1].copy())
+    np.savez(tmp_path / "two.npz", first=Y, second=Y)
+    train = {"train": tmp_path / "x.npz"}
+    with pytest.raises(UserError, match="test_labels is given without test, the features"):
+        import_features(tmp_path / "f.h5", **train, test_labels=tmp_path / "y.npy")
+    with pytest.raises(UserError, match=r"x.npz contains other labels than .*y.npy"):
+        import_features(tmp_path / "f.h5", **train, train_labels=tmp_path / "y.npy")
+    with pytest.raises(UserError, match=r"two.npz contains first, second, but one entry of labels"):
+        import_features(tmp_path / "f.h5", **train, train_labels=tmp_path / "two.npz")
+    with pytest.raises(UserError, match="no split 'tets' to import"):
+        import_features({**train, "tets": tmp_path / "x.npz"}, tmp_path / "f.h5")
+    assert not (tmp_path / "f.h5").exists()
+
+
 def test_a_split_of_its_own_keeps_its_rows(tmp_path, arrays):
     for name, rows in (("train", slice(0, 9)), ("val", slice(9, 12))):
         np.savez(tmp_path / f"{name}.npz", x=arrays["conv"][rows], y=Y[rows])

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from probekit.features.inspect import cka, inspect, plot_cka, read_rows
+from probekit.features.memory_store import MemoryStore
 from probekit.features.store import FeatureStore
+from probekit.runtime.errors import UserError
 
 
 @pytest.fixture
@@ -91,3 +93,12 @@ def test_the_picture_names_the_layers(store):
     mpl.use("Agg")
     ax = plot_cka(cka(store), store.layers)
     assert [text.get_text() for text in ax.get_yticklabels()] == ["00", "01", "02"]
+
+
+@pytest.mark.parametrize("rows", [0, -5, 10**30, "3", 2.5])
+def test_rows_that_cannot_be_looked_at(tmp_path, rows):
+    store = MemoryStore({"train": (np.ones((4, 2)), [0, 1, 0, 1])})
+    for function in (inspect, cka):
+        with pytest.raises(UserError, match="rows is"):
+            function(store, None, rows)
+    assert len(inspect(store)) == 1

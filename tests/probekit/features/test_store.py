@@ -70,12 +70,39 @@ def test_the_same_arrays_again_are_the_same_file_and_others_are_refused(tmp_path
         ({"train": (np.zeros(3), [0, 1, 0])}, r"shape \(rows, width\)"),
         ({"train": (np.zeros((2, 2)), [0, 1]), "test": (np.zeros((2, 3)), [0, 1])}, "different layers or widths"),
         ({"train": (np.array([[np.nan, 0]]), [0])}, "not finite at row 0"),
+        ({"train": (np.ma.array([[1.0, 2.0]], mask=[[True, False]]), [0])}, "masked array is given as layer 00"),
+        ({"train": (np.ones((2, 2)), np.ma.array([0, 1], mask=[0, 1]))}, "masked array is given as labels of train"),
+        ({"train": ({0: np.ones((2, 2))}, [0, 1])}, r"\[0\] is 0, expected a text"),
+        ({"train": (np.full((2, 2), 1e300), [0, 1])}, "not finite at row 0 of train in float32; scale it down"),
         ({}, "no rows"),
     ],
 )
 def test_arrays_that_do_not_fit(tmp_path, splits, message):
     with pytest.raises(UserError, match=message):
         FeatureStore.from_arrays(tmp_path / "f.h5", splits)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"batch_size": 0}, "batch_size is 0; expected"), ({"batch_size": -1}, "batch_size is -1"),
+     ({"batch_size": 10**30}, "batch_size is a number of more than 30"), ({"batch_size": 2**41}, "batch_size is"),
+     ({"classes": ("\ud800", "b")}, "list of classes"), ({"classes": ("a\0", "b")}, "list of classes"),
+     ({"classes": ("a" * 20_000, "b")}, "list of classes")],
+)  # fmt: skip
+def test_options_that_no_file_could_hold(tmp_path, arrays, options, message):
+    with pytest.raises(UserError, match=message):
+        FeatureStore.from_arrays(tmp_path / "f.h5", arrays, **options)
+    if "classes" in options:
+        with pytest.raises(UserError, match=message):
+            MemoryStore(arrays, **options)
+    assert not [name for name in tmp_path.iterdir() if name.name != ".f.h5.lock"]
+
+
+@pytest.mark.parametrize("column", ["row_ids", "image_hashes"])
+def test_a_column_of_a_split_that_is_not_there_is_refused(tmp_path, arrays, column):
+    with pytest.raises(UserError, match=f"{column} has the split 'tets', which has no features"):
+        FeatureStore.from_arrays(tmp_path / "f.h5", arrays, **{column: {"tets": np.arange(11)}})
+    assert not list(tmp_path.glob("*.h5"))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +133,7 @@ def test_layer_names_sort_from_shallow_to_deep():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("rows", [slice(None), slice(3, 8), slice(5, 5), slice(-2, None)])
+@pytest.mark.parametrize("rows", [slice(None), slice(3, 8), slice(5, 5), slice(-2, None), slice(1, 9, 3), slice(8, 3)])
 def test_rows_are_those_that_plain_h5py_reads(tmp_path, arrays, dtype, rows):
     store = FeatureStore.from_arrays(tmp_path / "f.h5", arrays, dtype=dtype)
     for layer in store.layers:
@@ -191,6 +218,9 @@ def test_a_store_is_swept_beside_its_file_or_where_one_says(tmp_path):
 def test_features_in_memory_are_read_and_swept_like_those_of_a_file(tmp_path, arrays):
     store, memory = FeatureStore.from_arrays(tmp_path / "f.h5", arrays), MemoryStore(arrays)
     assert memory.tests == store.tests
+    for either in (memory, store):
+        with pytest.raises(UserError, match="Unknown column 'x'"):
+            either.column("train", "x")
     for split in store.splits:
         for one, other in zip(memory.read_many(split, [-1, 0]), store.read_many(split, [-1, 0]), strict=True):
             np.testing.assert_array_equal(one, other)

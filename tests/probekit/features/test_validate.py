@@ -93,6 +93,7 @@ CHANGES = {
     "split under two names": lambda f: f.__setitem__("more", f["train"]),
     "layer under two names": replaced("test/layers/01", lambda f, n: f.__setitem__(n, f["test/layers/00"])),
     "classes of numbers": put("classes", (3,), "i8"),
+    "classes that unfold": put("classes", (3,), "S100000", chunks=(3,), compression="gzip", data=["a", "b", "c"]),
     **{f"{name} {value!r}"[:40]: text(name, value) for name in ("splits", "layer_names", "encoder", "dataset")
        for value in ({}, [], None, 5, "x", {"train": "24"}, {"train": -1}, {"train": 2**62}, {"../x": 24}, [5, 5])},
     "splits that are no JSON": lambda f: f.attrs.__setitem__("splits", b"{"),

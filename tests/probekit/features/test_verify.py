@@ -14,6 +14,7 @@ from probekit.features.extract import extract
 from probekit.features.store import FeatureStore
 from probekit.features.validate import read_header
 from probekit.features.verify import verify
+from probekit.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +138,8 @@ def test_nan_with_a_right_checksum_is_an_error(tmp_path):
         file["train/ledger"][...] = ledger
         layout.set_id(file, layout.file_id(header, {"train": ledger}))
     assert verify(tmp_path / "f.h5").errors == ["Layer 00 of train, rows 0 to 3, contains NaN or infinity."]
+
+
+def test_what_is_no_data_set_is_refused_instead_of_blaming_the_file(sound):
+    with pytest.raises(UserError, match="data is 5; verify expected a Dataset"):
+        verify(sound[0], 5)

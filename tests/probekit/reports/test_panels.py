@@ -16,6 +16,21 @@ def test_series_are_ordered_model_control_baseline(panel):
     assert panel.series[2].is_flat
 
 
+@pytest.mark.parametrize(
+    ("name", "encoder", "role"),
+    [
+        ("random", {}, "random"),
+        ("randaugment", {}, "model"),
+        ("random crops, seed 1", {"weights_hash": "ab"}, "model"),
+        ("before training", {"weights_seed": 0}, "random"),
+        ("random igpt", {"weights_seed": 7}, "random"),
+    ],
+)
+def test_a_control_is_an_untrained_encoder_whatever_it_is_called(run_folder, name, encoder, role):
+    own = [replace(r, series=name, encoder=encoder) for r in collect_records(run_folder) if r.series == "igpt"]
+    assert [series.role for series in build_panels(own)[0].series] == [role]
+
+
 def test_points_are_the_records_in_percent(panel):
     series = panel.models[0]
     for place, record in enumerate(series.records):

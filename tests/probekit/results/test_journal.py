@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from probekit.results.journal import Journal, share_work, whole_length
+from probekit.results.journal import Journal, share_work
 from probekit.runtime.errors import UserError
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -49,7 +49,6 @@ def test_damage_inside_is_refused_not_cut(tmp_path):
     path.write_bytes(b'{"key": "a"}\n{"ke\n{"key": "c"}\n')
     with pytest.raises(UserError, match="Line 2"):
         Journal(path).lines()
-    assert whole_length(b'{"a": 1}\n{"b"') == 9
 
 
 @pytest.mark.parametrize("content", [b"notes of mine\n", b'{"loss": 1.5}\n', b"[1, 2]\n"])
@@ -152,3 +151,42 @@ def test_locks_are_kept_in_no_folder_that_a_link_leads_to(folder, tmp_path):
     with pytest.raises(UserError, match="is a link"):
         Journal(tmp_path / "own" / "results.jsonl")
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_last_line_without_its_end_is_kept(tmp_path):
+    """An editor may leave the last line without a line break; it was cut when the next line came."""
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(b'{"key": "a"}\n{"key": "b"}')
+    journal = Journal(path)
+    assert journal.keys() == {"a", "b"}
+    assert journal.append({"key": "c"})
+    assert path.read_bytes() == b'{"key": "a"}\n{"key": "b"}\n{"key": "c"}\n'
+    assert journal.keys() == {"a", "b", "c"}
+
+
+def test_each_line_is_read_once_and_what_others_change_is_seen(tmp_path):
+    path, places = tmp_path / "r.jsonl", []
+    journal = Journal(path, lambda line, where: places.append(where) or line)
+    other = Journal(path)
+    other.append({"key": "a"})
+    for key in "bcd":
+        journal.append({"key": key})
+        assert key in journal.keys()  # noqa: SIM118 (a method)
+    other.append({"key": "e"})
+    assert journal.keys() == set("abcde")
+    assert places == [f"Line {number} of {path}" for number in range(1, 6)]
+    path.write_text('{"key": "x"}\n')  # another file in its place
+    assert journal.keys() == {"x"}
+    path.unlink()
+    assert journal.keys() == set()
+
+
+def test_two_lines_of_one_key_must_agree(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"key": "a", "C": 1, "seconds": 1}\n\n{"key": "a", "C": 1, "seconds": 2}\n')
+    assert Journal(path).lines() == [{"key": "a", "C": 1, "seconds": 1}]
+    with open(path, "a") as file:
+        file.write('{"key": "a", "C": 2, "seconds": 1}\n')
+    for call in (Journal(path).keys, lambda: Journal(path).append({"key": "b"})):
+        with pytest.raises(UserError, match=r"Line 1 of .* and Line 4 of .* have the same key and other figures"):
+            call()

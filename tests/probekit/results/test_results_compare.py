@@ -34,6 +34,7 @@ def test_files_are_compared_too(results, tmp_path):
     sweep(store, tmp_path, Cs=[0.1], series="a")
     same = compare(results, tmp_path, series_a="a")
     assert (same.difference, same.p) == (0.0, 1.0)
+    assert (same.a, same.b) == (f"a 01 (folder {results.path.parent})", f"a 01 (folder {tmp_path})")
 
 
 def test_other_test_rows_and_labels_are_refused(results, tmp_path):
@@ -45,6 +46,8 @@ def test_other_test_rows_and_labels_are_refused(results, tmp_path):
     relabelled.y["test"] = (relabelled.y["test"] + 1) % 3
     with pytest.raises(UserError, match="have different labels"):
         compare(results.best("a"), sweep(relabelled, tmp_path / "labels", Cs=[0.1]))
+    with pytest.raises(UserError, match="disagree about labels"):  # over several draws too
+        compare(results, sweep(relabelled, tmp_path / "seeds", Cs=[0.1], seeds=2), series_a="a")
 
 
 def test_plot_and_unknown_series(results):

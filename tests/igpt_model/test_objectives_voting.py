@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from igpt_model.errors import UserError
-from igpt_model.voting import modal_vote
+from igpt_model.objectives import modal_vote
 
 
 @given(
