@@ -128,7 +128,7 @@ def test_further_test_rows_without_numbers_or_that_are_called_as_the_field_of_th
 @pytest.mark.parametrize("name", ["results.jsonl", "choices.jsonl"])
 def test_lines_that_are_no_records_are_named_by_verbs_that_add_some(results, line, name):
     put(results / name, [*lines(results / name), line])
-    with pytest.raises(UserError, match=rf"Line 3 of .*{name} is not a record"):
+    with pytest.raises(UserError, match=rf"Line 3 of .*{name} is not a probekit record"):
         sweep(results / "f.h5", results, Cs=[0.1, 1.0])
 
 

@@ -188,5 +188,5 @@ def test_two_lines_of_one_key_must_agree(tmp_path):
     with open(path, "a") as file:
         file.write('{"key": "a", "C": 2, "seconds": 1}\n')
     for call in (Journal(path).keys, lambda: Journal(path).append({"key": "b"})):
-        with pytest.raises(UserError, match=r"Line 1 of .* and Line 4 of .* have the same key and other figures"):
+        with pytest.raises(UserError, match=r"Line 1 of .* and Line 4 of .* have the same key but differ"):
             call()
